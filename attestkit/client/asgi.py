@@ -12,14 +12,12 @@ private keys must not leave it. The app must not attest report data that a clien
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
 from typing import Any, TypeAlias, final
 
-from attestkit.attestation.evidence_maker import EvidenceMaker
-from attestkit.client.document import PATH, SigningKey
+from attestkit.client.document import PATH
 from attestkit.client.middleware.document_endpoint import DocumentEndpoint
-from attestkit.client.middleware.tls_keys import TlsSource
 
 __all__ = ["Attested"]
 
@@ -31,7 +29,7 @@ AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @final
-class Attested:
+class Attested(DocumentEndpoint[AsgiApp]):
     """An ASGI application with the document of attested TLS.
 
     Args:
@@ -49,25 +47,12 @@ class Attested:
         FormatError: If a file of `tls` is malformed.
     """
 
-    def __init__(
-        self,
-        app: AsgiApp,
-        tee: EvidenceMaker,
-        *,
-        tls: TlsSource,
-        name: str | None = None,
-        hpke: bytes | None = None,
-        signing: Sequence[SigningKey] = (),
-    ) -> None:
-        self._app = app
-        self._endpoint = DocumentEndpoint(tee, tls, name=name, hpke=hpke, signing=signing)
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for the document, or call the app."""
         if scope["type"] != "http" or _path(scope) != PATH:
             await self._app(scope, receive, send)
             return
-        found = self._endpoint.answer(scope["method"], scope["query_string"])
+        found = self._answer(scope["method"], scope["query_string"])
         reply = await asyncio.wrap_future(found) if isinstance(found, Future) else found
         headers = [(name.encode(), value.encode()) for name, value in reply.headers]
         start = {"type": "http.response.start", "status": reply.status, "headers": headers}

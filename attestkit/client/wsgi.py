@@ -10,40 +10,25 @@ request goes to the app unchanged. TLS must end in this TEE, and the private key
 A server that forks its workers opens the TEE in each worker.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, final
 
-from attestkit.attestation.evidence_maker import EvidenceMaker
-from attestkit.client.document import PATH, SigningKey
+from attestkit.client.document import PATH
 from attestkit.client.middleware.document_endpoint import DocumentEndpoint
-from attestkit.client.middleware.tls_keys import TlsSource
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment  # noqa: F401 - a base
 
 __all__ = ["Attested"]
 
 
 @final
-class Attested:
+class Attested(DocumentEndpoint["WSGIApplication"]):
     """A WSGI application with the document of attested TLS.
 
     Arguments and errors are those of `attestkit.client.asgi.Attested`.
     """
-
-    def __init__(
-        self,
-        app: "WSGIApplication",
-        tee: EvidenceMaker,
-        *,
-        tls: TlsSource,
-        name: str | None = None,
-        hpke: bytes | None = None,
-        signing: Sequence[SigningKey] = (),
-    ) -> None:
-        self._app = app
-        self._endpoint = DocumentEndpoint(tee, tls, name=name, hpke=hpke, signing=signing)
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
@@ -52,7 +37,7 @@ class Attested:
         if environ.get("PATH_INFO") != PATH:
             return self._app(environ, start_response)
         query = environ.get("QUERY_STRING", "").encode("latin-1")  # PEP 3333
-        reply = self._endpoint.answer_blocking(environ["REQUEST_METHOD"], query)
+        reply = self._answer_blocking(environ["REQUEST_METHOD"], query)
         status = HTTPStatus(reply.status)
         start_response(f"{status.value} {status.phrase}", list(reply.headers))
         return [reply.body]

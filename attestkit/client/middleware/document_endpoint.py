@@ -12,7 +12,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from attestkit._argument_checks import wrong_type
 from attestkit.attestation import Attestation
@@ -33,6 +33,9 @@ WAITING: Final = 16
 
 _NONCE: Final = re.compile(rb"nonce=([0-9a-f]{64})")
 _RETRY_SECONDS: Final = 1
+App = TypeVar("App")
+"""Application of the server's interface."""
+
 _logger = logging.getLogger("attestkit.client")
 
 
@@ -44,10 +47,11 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class DocumentEndpoint:
-    """Answers requests for the document. Thread-safe.
+class DocumentEndpoint(Generic[App]):
+    """Base of the middlewares, which answers requests for the document. Thread-safe.
 
     Args:
+        app: The application.
         tee: The TEE; the caller keeps it open.
         tls: Certificates or keys of the server, see `TlsKeys`.
         name: Name of the server in the statement.
@@ -61,9 +65,10 @@ class DocumentEndpoint:
 
     def __init__(
         self,
+        app: App,
         tee: EvidenceMaker,
-        tls: TlsSource,
         *,
+        tls: TlsSource,
         name: str | None = None,
         hpke: bytes | None = None,
         signing: Sequence[SigningKey] = (),
@@ -71,14 +76,14 @@ class DocumentEndpoint:
         attest = getattr(tee, "attest", None)
         if not callable(attest) or inspect.iscoroutinefunction(attest):
             raise wrong_type("tee", "an Attester", tee)
-        self._tee = tee
+        self._app, self._tee = app, tee
         self._keys = TlsKeys(tls)
         self._name, self._hpke, self._signing = name, hpke, tuple(signing)
         self._admitted = threading.BoundedSemaphore(AT_ONCE + WAITING)
         self._at_once = threading.BoundedSemaphore(AT_ONCE)
         self._statement(bytes(32))  # raises for arguments that are not valid
 
-    def answer(self, method: str, query: bytes) -> "Reply | Future[Reply]":
+    def _answer(self, method: str, query: bytes) -> "Reply | Future[Reply]":
         """Answer a request; a document is made in a thread.
 
         Cancelling the future of a request that waits gives its place to another.
@@ -98,7 +103,7 @@ class DocumentEndpoint:
             return _overloaded()
         return future
 
-    def answer_blocking(self, method: str, query: bytes) -> Reply:
+    def _answer_blocking(self, method: str, query: bytes) -> Reply:
         """Answer a request in the calling thread."""
         nonce = self._admit(method, query)
         if isinstance(nonce, Reply):

@@ -7,7 +7,7 @@ import json
 import os
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Final
@@ -35,22 +35,6 @@ MAX_ANSWERS: Final = 16
 
 MAX_CERTIFICATE: Final = 16 << 20
 """Maximum size of a certificate in bytes, as evidence may be in it."""
-
-_NAMES: Final = frozenset(
-    {
-        "answers",
-        "at",
-        "certificate",
-        "collateral",
-        "host",
-        "model",
-        "nonce",
-        "port",
-        "sealed",
-        "service",
-        "version",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +134,9 @@ class ProofBundle:
         """
         unwritable = partial(UsageError, reason="cannot_write")
         save_document(path, self.to_json().encode("ascii"), unwritable, mode=0o600)
+
+
+_NAMES: Final = frozenset({"version", *(one.name for one in fields(ProofBundle))})
 
 
 def _base64(data: bytes) -> str:

@@ -1,9 +1,8 @@
-"""Chutes: instances with a key for sealing each, and the form in which RedPill relays them.
+"""Chutes: instances with a key for sealing each.
 
 Source: attested-client.md, 2.6.
 """
 
-import hmac
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,6 @@ from attestkit._crypto.mlkem import PUBLIC_SIZE
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
-from attestkit.attestation.wire.evidence_parts import td_body
 from attestkit.client.sealing.kem import KemSealing
 from attestkit.client.services.service import (
     MAX_MACHINES,
@@ -28,9 +26,7 @@ from attestkit.client.services.service import (
 )
 from attestkit.client.services.strict_answer import (
     base64_member,
-    constant_member,
     list_member,
-    lower_hex,
     read_answer_object,
     text_of,
 )
@@ -48,10 +44,8 @@ MAX_POOLS: Final = 256
 
 _EVIDENCE: Final = "Chutes evidence"
 _INSTANCES: Final = "Chutes instances"
-_RELAYED: Final = "relayed Chutes report"
 _ID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NONCE: Final = re.compile("[A-Za-z0-9_-]{1,128}")
-_HALF: Final = 32  # bytes of report data
 _MAX_LIFE: Final = 3600  # seconds
 _NOT_PROVEN: Final = (
     "which program runs: there is no event log, and the values to compare are the operator's",
@@ -172,7 +166,7 @@ class ChutesService:
         machines, bindings = [], []
         for instance, entry in entries.items():
             if (key := keys.get(instance)) is not None:
-                machines.append(_machine(instance, entry, nonce, key, is_relayed=False))
+                machines.append(_machine(instance, entry, nonce, key))
                 bindings.append(Binding("kem", key.raw, instance))
         if not machines:
             message = f"{_EVIDENCE}: no instance has both evidence and a key"
@@ -243,39 +237,6 @@ class ChutesService:
         return keys, pools
 
 
-def read_relayed_chutes(answer: bytes | Mapping[str, Any], nonce: bytes) -> Claims:
-    """Return the claims of instances that another service relays, such as RedPill.
-
-    Half of the report data is a hash of a key that is not in the answer; it may be any.
-
-    Args:
-        answer: JSON, or its decoded object, with `attestation_type` "chutes".
-        nonce: That was sent, 32 bytes.
-
-    Raises:
-        FormatError: If the answer is malformed.
-        ServiceError: If it is to another nonce (`nonce_echo`), or has no instance.
-    """
-    members = read_answer_object(answer, _RELAYED) if isinstance(answer, bytes) else answer
-    constant_member(members, "attestation_type", _RELAYED, "chutes")
-    _check_echo(members, nonce)
-    machines, bindings = [], []
-    for instance, entry in _read_entries(members, "all_attestations", _RELAYED).items():
-        _check_echo(entry, nonce)
-        key = _read_key(entry, _RELAYED)
-        machines.append(_machine(instance, entry, nonce, key, is_relayed=True))
-        bindings.append(Binding("kem", key.raw, instance))
-    if not machines:
-        raise ServiceError(f"{_RELAYED}: no instance", reason="no_attestation")
-    return Claims(tuple(machines), tuple(bindings), "nonce", "operator", _NOT_PROVEN)
-
-
-def _check_echo(members: Mapping[str, Any], nonce: bytes) -> None:
-    if not hmac.compare_digest(lower_hex(members, "nonce", _RELAYED), nonce):
-        message = f"{_RELAYED}: nonce: the service chose its own, so that nothing shows the time"
-        raise ServiceError(message, reason="nonce_echo")
-
-
 def _read_entries(members: Mapping[str, Any], name: str, what: str) -> dict[str, dict[str, Any]]:
     """Return the objects of a list by `instance_id`."""
     found: dict[str, dict[str, Any]] = {}
@@ -301,16 +262,10 @@ def _read_key(entry: Mapping[str, Any], what: str) -> _Key:
     return _Key(text_of(entry, "e2e_pubkey", what), raw)
 
 
-def _machine(
-    instance: str, entry: Mapping[str, Any], nonce: bytes, key: _Key, *, is_relayed: bool
-) -> Machine:
+def _machine(instance: str, entry: Mapping[str, Any], nonce: bytes, key: _Key) -> Machine:
     """Return the machine of an instance, with the report data that bind nonce and key."""
-    what = _RELAYED if is_relayed else _EVIDENCE
-    quote = base64_member(entry, "intel_quote" if is_relayed else "quote", what)
-    if is_relayed and "certificate" not in entry:
-        half = td_body(quote).report_data[_HALF:]  # nothing to compare it with
-    else:
-        half = sha256(read_path_certificate(base64_member(entry, "certificate", what)).spki)
+    quote = base64_member(entry, "quote", _EVIDENCE)
+    half = sha256(read_path_certificate(base64_member(entry, "certificate", _EVIDENCE)).spki)
     if not entry.get("gpu_evidence"):
         return Machine(instance, quote, chutes_report_data(nonce, key.text, half))
     gpu = read_chutes(entry, nonce=nonce, e2e_pubkey=key.text, spki_sha256=half)

@@ -12,7 +12,6 @@ from attestkit._crypto.hashes import sha256, sha384
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
-from attestkit.event_log.event import runtime_digest
 from attestkit.verifier import ReferenceValues
 
 MAX_REGISTRY: Final = 4 << 20
@@ -90,27 +89,10 @@ def secretvm_rtmr3(compose: bytes, rootfs_data: bytes, docker_files: bytes | Non
     for part in parts:
         if len(part) != 32:
             raise UsageError("rootfs_data, docker_files: must be 32 bytes", reason="wrong_size")
-    return _extended(part.ljust(_REGISTER, b"\0") for part in parts)
-
-
-def secretvm_dstack_rtmr3(
-    compose: bytes, app_id: bytes, os_image_hash: bytes, docker_files: bytes | None = None
-) -> bytes:
-    """Return RTMR3, 48 bytes, of a SecretVM with a dstack app id: events of dstack's form.
-
-    Args:
-        compose: Bytes of the compose file.
-        app_id: The app id.
-        os_image_hash: Of the image, 32 bytes.
-        docker_files: SHA-256 of the archive of docker files, if the app has one.
-    """
-    events = [
-        ("app-id", app_id),
-        ("compose-hash", sha256(compose)),
-        ("os-image-hash", os_image_hash),
-        *([] if docker_files is None else [("docker-files-hash", docker_files)]),
-    ]
-    return _extended(runtime_digest(name, payload, 1) for name, payload in events)
+    register = bytes(_REGISTER)
+    for part in parts:
+        register = sha384(register + part.ljust(_REGISTER, b"\0"))
+    return register
 
 
 def secretvm_references(
@@ -134,10 +116,3 @@ def secretvm_references(
         rtmr2=[row.rtmr2 for row in rows],
         rtmr3=[secretvm_rtmr3(compose, row.rootfs_data, docker_files) for row in rows],
     )
-
-
-def _extended(digests: Iterable[bytes]) -> bytes:
-    register = bytes(_REGISTER)
-    for one in digests:
-        register = sha384(register + one)
-    return register

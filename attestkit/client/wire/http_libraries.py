@@ -28,22 +28,6 @@ _CORES: Final[Mapping[LibraryName, str]] = {"httpx": "httpcore", "httpx2": "http
 _OF_CONNECTIONS: Final = frozenset(
     {"cert", "http1", "http2", "mounts", "proxies", "proxy", "transport", "trust_env", "verify"}
 )
-# Names that both modules have; errors of httpcore are raised as those of httpx.
-_ERRORS: Final = (
-    "ConnectError",
-    "ConnectTimeout",
-    "LocalProtocolError",
-    "NetworkError",
-    "PoolTimeout",
-    "ProtocolError",
-    "ProxyError",
-    "ReadError",
-    "ReadTimeout",
-    "RemoteProtocolError",
-    "UnsupportedProtocol",
-    "WriteError",
-    "WriteTimeout",
-)
 
 
 class HttpLibrary(NamedTuple):
@@ -103,8 +87,11 @@ def load_library(name: LibraryName) -> HttpLibrary:
     except ImportError as error:
         message = f"{name}: not installed; pip install {name}"
         raise UsageError(message, reason="missing_dependency") from error
-    errors = {getattr(httpcore, kind): getattr(httpx, kind) for kind in _ERRORS}
-    errors[httpcore.TimeoutException] = httpx.TimeoutException
+    errors = {  # of the same names in both
+        kind: getattr(httpx, name)
+        for name, kind in vars(httpcore).items()
+        if isinstance(kind, type) and issubclass(kind, Exception) and hasattr(httpx, name)
+    }
     return HttpLibrary(httpx, httpcore, ErrorMapping(httpx, errors))
 
 

@@ -1,7 +1,6 @@
 """Reports of Attested Confidential Inference, as a service in a simulated TEE answers them."""
 
 import json
-from base64 import b64encode
 from functools import cache
 from typing import Any, Final
 
@@ -137,23 +136,6 @@ def report(
 def encoded(value: dict[str, Any]) -> bytes:
     """Return an answer's bytes."""
     return json.dumps(value).encode()
-
-
-def session_document(data: bytes = b"example-evidence", **changes: Any) -> dict[str, Any]:
-    """Return the record of a session."""
-    uri = f"data:text/plain;base64,{b64encode(data).decode()}"
-    found: dict[str, Any] = {
-        "api_version": "aci/1",
-        "channel_binding": [{"type": "tls_spki_sha256", "origin": "https://a.example"}],
-        "claims": {"tee_attested": {"status": "asserted", "source": "hardware_proven"}},
-        "endpoint": "https://a.example",
-        "established_at": 1_750_000_000,
-        "expires_at": 1_750_003_600,
-        "evidence": {"digest": f"sha256:{sha256(data).hex()}", "data": uri},
-        "upstream_name": "a",
-        "verifier_id": "example/1",
-    }
-    return {**found, **changes}
 
 
 def receipt(request: bytes, response: bytes, **changes: Any) -> dict[str, Any]:

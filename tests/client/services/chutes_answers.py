@@ -81,15 +81,3 @@ def instances(*names: str, **changes: Any) -> bytes:
         for one in names
     ]
     return json.dumps({"instances": listed, "nonce_expires_in": 60}).encode()
-
-
-def relayed(nonce: bytes = NONCE, said: bytes | None = None) -> dict[str, Any]:
-    """Return the answer in which another service relays two instances."""
-    text = (nonce if said is None else said).hex()
-    found = []
-    for one in INSTANCES:
-        members = entry(one, nonce)
-        del members["certificate"]
-        members["intel_quote"] = members.pop("quote")
-        found.append({**members, "nonce": text, "e2e_pubkey": key_text(one)})
-    return {"attestation_type": "chutes", "nonce": text, "all_attestations": found}

@@ -1,4 +1,4 @@
-"""Receipts and sessions of ACI: signed by an attested key, over the bytes on the wire."""
+"""Receipts of ACI: signed by an attested key, over the bytes on the wire."""
 
 import json
 from collections.abc import Callable
@@ -9,14 +9,12 @@ import pytest
 
 from attestkit._crypto.ed25519 import Ed25519Key
 from attestkit._crypto.hashes import sha256
-from attestkit._formats.canonical_json import canonical_json
 from attestkit.client.services.aci.aci import AciService
 from attestkit.client.services.aci.aci_keyset import read_keyset
 from attestkit.client.services.aci.aci_receipts import (
     ExpectedAnswer,
     Receipt,
     check_receipt,
-    read_session,
 )
 from attestkit.client.services.service import AnswerRecord, Claims
 from attestkit.errors import FormatError, ServiceError
@@ -29,7 +27,6 @@ from tests.client.services.aci_answers import (
     keyset,
     receipt,
     report,
-    session_document,
 )
 from tests.raising import raises
 from tests.vectors import SHARED, needs_shared
@@ -181,13 +178,11 @@ def test_every_member_is_signed() -> None:
 
 
 def test_every_cut_is_refused() -> None:
-    """A receipt or session that ends early is malformed."""
-    for document in (encoded(receipt(REQUEST, RESPONSE)), encoded(session_document())):
-        for size in range(len(document)):
-            with pytest.raises(FormatError):
-                check_receipt(document[:size], EXPECTED)
-            with pytest.raises(FormatError):
-                read_session(document[:size], "")
+    """A receipt that ends early is malformed."""
+    document = encoded(receipt(REQUEST, RESPONSE))
+    for size in range(len(document)):
+        with pytest.raises(FormatError):
+            check_receipt(document[:size], EXPECTED)
 
 
 def test_encoding_of_the_document_does_not_count() -> None:
@@ -226,65 +221,12 @@ def test_direct_service_needs_no_machine_behind() -> None:
         AciService().check_signature(document, answer, claims(), "m")
 
 
-# -- sessions --------------------------------------------------------------------------------------
-
-
-def session_id(document: dict[str, Any]) -> str:
-    """Return the id of a session."""
-    return sha256(canonical_json(document)).hex()
-
-
-def test_session() -> None:
-    """A session is what its id says, and has the evidence that the gateway verified."""
-    document = session_document()
-    found = read_session(encoded(document), session_id(document), check())
-    assert (found.evidence, found.media_type) == (b"example-evidence", "text/plain")
-    assert found.expires_at > found.established_at
-    assert found.document["upstream_name"] == "a"
-
-
-def test_session_of_another_time_or_id() -> None:
-    """The answer was served within the session's time, by the session that the receipt names."""
-    document = session_document()
-    late = check({"served_at": 1_750_003_601})
-    with raises(ServiceError, "signature"):
-        read_session(encoded(document), session_id(document), late)
-    for other in ("00" * 32, "", "é"):
-        with raises(ServiceError, "signature"):
-            read_session(encoded(document), other)
-
-
-@pytest.mark.parametrize(
-    ("changes", "kind", "reason"),
-    [
-        ({"api_version": "aci/2"}, FormatError, "unsupported"),
-        ({"established_at": None}, FormatError, "missing"),
-        ({"evidence": None}, FormatError, "wrong_type"),
-        ({"evidence": {"data": "data:a;base64,AA", "digest": ""}}, FormatError, "encoding"),
-        ({"evidence": {"data": "text", "digest": ""}}, FormatError, "encoding"),
-        ({"evidence": {"data": "data:a;base64,AAAA", "digest": "x"}}, FormatError, "encoding"),
-        (
-            {"evidence": {"data": "data:a;base64,AAAA", "digest": "sha256:" + "00" * 32}},
-            ServiceError,
-            "signature",
-        ),
-    ],
-)
-def test_malformed_session(
-    changes: dict[str, Any], kind: type[FormatError | ServiceError], reason: str
-) -> None:
-    """A record has a form, and its evidence the stated hash."""
-    document = session_document(**changes)
-    with raises(kind, reason):
-        read_session(encoded(document), session_id(document))
-
-
 # -- published vectors -----------------------------------------------------------------------------
 
 
 @needs_shared
 def test_published_vectors() -> None:
-    """The published receipt and session are accepted for the published bodies, and no others."""
+    """The published receipt is accepted for the published bodies, and no others."""
     vectors = json.loads(VECTORS.read_text())
     expected = ExpectedAnswer(
         keys=read_keyset(json.loads(vectors["keyset_jcs"])).receipt_keys,
@@ -299,7 +241,5 @@ def test_published_vectors() -> None:
     found = check_receipt(document, expected)
     assert found.session_id == vectors["session_id"]
     assert expected.keys["receipt-1"].hex() == vectors["receipt_public_key"]
-    session = read_session(vectors["session_jcs"].encode(), vectors["session_id"], found)
-    assert session.evidence == b"example-evidence"
     with raises(ServiceError, "signature"):
         check_receipt(document.replace(b"POST", b"PUT"), expected)

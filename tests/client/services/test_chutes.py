@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from attestkit.client.services.chutes import ChutesService, read_relayed_chutes
+from attestkit.client.services.chutes import ChutesService
 from attestkit.client.services.service import Claims
 from attestkit.collateral import Collateral
 from attestkit.errors import (
@@ -29,7 +29,6 @@ from tests.client.services.chutes_answers import (
     instances,
     key_of,
     machine,
-    relayed,
 )
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, SHARED, needs_shared
@@ -233,41 +232,6 @@ def test_nonces_of_another_key_are_not_taken() -> None:
         service.sealing(claims, unproven, CHUTE).seal("POST", "/", [], b"{}")
 
 
-# -- relayed by another service --------------------------------------------------------------------
-
-
-def test_relayed_instances() -> None:
-    """A relayed entry has no certificate, and its quote another name."""
-    claims = read_relayed_chutes(relayed(), NONCE)
-    assert claims == read_relayed_chutes(json.dumps(relayed()).encode(), NONCE)
-    for one in claims.machines:
-        assert one.gpu is not None
-        machine().verifier(policy=POLICY).verify(one.evidence, gpu=one.gpu)
-    assert [one.is_of for one in claims.bindings] == list(INSTANCES)
-
-
-def test_relayed_with_a_nonce_of_the_service() -> None:
-    """A service that chooses the nonce shows nothing about the time; if it lies, neither."""
-    for nonce, said in ((bytes(32), None), (NONCE, bytes(32))):
-        with raises(ServiceError, "nonce_echo"):
-            read_relayed_chutes(relayed(nonce, said), NONCE)
-    one = read_relayed_chutes(relayed(bytes(32), NONCE), NONCE).machines[0]
-    with pytest.raises(VerificationError):
-        machine().verifier(policy=POLICY).verify(one.evidence, report_data=one.report_data)
-
-
-def test_relayed_without_instances_or_of_another_kind() -> None:
-    """Another kind of report is not read as this one."""
-    with raises(ServiceError, "no_attestation"):
-        read_relayed_chutes({**relayed(), "all_attestations": []}, NONCE)
-    with raises(FormatError, "unsupported"):
-        read_relayed_chutes({**relayed(), "attestation_type": "other"}, NONCE)
-    inner = relayed()
-    inner["all_attestations"][1]["nonce"] = "00" * 32
-    with raises(ServiceError, "nonce_echo"):
-        read_relayed_chutes(inner, NONCE)
-
-
 # -- captures --------------------------------------------------------------------------------------
 
 
@@ -363,16 +327,3 @@ def test_altered_captures_are_refused(
     one = ChutesService().read(answers, nonce, None, CHUTE).machines[0]
     with pytest.raises(VerificationError):
         verifier.verify(one.evidence, report_data=one.report_data, now=at)
-
-
-@needs_shared
-def test_captured_relay_chose_its_own_nonce() -> None:
-    """The relayed answer is not to the nonce that was sent; for the one it names it is genuine."""
-    nonce, at, verifier = capture(REDPILL)
-    known = EXPECTED["redpill/2026-06-10"]
-    answer = (REDPILL / "report.json").read_bytes()
-    with raises(ServiceError, "nonce_echo"):
-        read_relayed_chutes(answer, nonce)
-    assert known["nonce_is_clients"] is False
-    own = bytes.fromhex(known["nonce_in_answer"])
-    compare(read_relayed_chutes(answer, own), known["reports"], at, verifier)

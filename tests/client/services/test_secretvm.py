@@ -14,14 +14,11 @@ from attestkit.client.services.secretvm_images import (
     MAX_REGISTRY,
     SecretVmImage,
     read_secretvm_registry,
-    secretvm_dstack_rtmr3,
     secretvm_references,
     secretvm_rtmr3,
 )
 from attestkit.client.services.service import Claims, ObservedPeer
 from attestkit.errors import FormatError, GpuEvidenceError, PolicyError, ServiceError, UsageError
-from attestkit.event_log import EventLog
-from attestkit.event_log.runtime_events import runtime_event
 from attestkit.quote import Quote
 from attestkit.testing import SimulatedTee
 from attestkit.verifier import AppraisalPolicy, ReferenceValues, TcbStatus
@@ -241,20 +238,6 @@ def test_register_of_an_app() -> None:
     assert len(values) == 4
     with raises(UsageError, "wrong_size"):
         secretvm_rtmr3(COMPOSE, b"\1")
-
-
-@pytest.mark.parametrize("docker", [None, b"\3" * 32])
-def test_register_of_a_dstack_app_is_that_of_its_events(docker: bytes | None) -> None:
-    """With a dstack app id, RTMR3 replays from events of dstack's form."""
-    events = [
-        ("app-id", b"\1" * 20),
-        ("compose-hash", sha256(COMPOSE)),
-        ("os-image-hash", b"\2" * 32),
-    ]
-    if docker is not None:
-        events.append(("docker-files-hash", docker))
-    log = EventLog([runtime_event(name, payload) for name, payload in events])
-    assert secretvm_dstack_rtmr3(COMPOSE, b"\1" * 20, b"\2" * 32, docker) == log.replay()[3]
 
 
 def test_policy_of_an_app() -> None:

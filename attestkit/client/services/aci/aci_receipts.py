@@ -1,8 +1,7 @@
-"""Receipts and sessions of Attested Confidential Inference (attested-client.md, 2.5).
+"""Receipts of Attested Confidential Inference (attested-client.md, 2.5).
 
 A receipt is a signed log of one request: hashes of the bytes that came in, went on and went out,
-and whether the machine behind a gateway was verified. A session is the gateway's record of that
-verification, addressed by its hash.
+and whether the machine behind a gateway was verified.
 """
 
 import hmac
@@ -12,7 +11,6 @@ from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 
 from attestkit._crypto.ed25519 import ed25519_verify_strict
-from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
 from attestkit._sanitize import shown
@@ -20,7 +18,6 @@ from attestkit.client.services.strict_answer import (
     constant_member,
     list_member,
     lower_hex,
-    object_member,
     read_answer_object,
     text_of,
 )
@@ -31,14 +28,12 @@ MAX_EVENTS: Final = 256
 
 _API_VERSION: Final = "aci/1"
 _RECEIPT: Final = "receipt"
-_SESSION: Final = "session"
 _RECEIVED: Final = "request.received"
 _FORWARDED: Final = "request.forwarded"
 _RETURNED: Final = "response.returned"
 _VERIFIED: Final = "upstream.verified"
 _ID: Final = re.compile("[0-9a-f]{64}")
 _DIGEST: Final = re.compile("sha256:([0-9a-f]{64})")
-_DATA: Final = re.compile(r"data:([!-+.-~]{1,128});base64,([A-Za-z0-9+/=]*)")
 _BITS: Final = 40  # of a Unix time
 
 
@@ -64,17 +59,6 @@ class Receipt(NamedTuple):
     was_rewritten: bool  # whether the gateway sent on another body than it received
 
 
-class AciSession(NamedTuple):
-    """A gateway's record of how it verified a machine; its claims are the gateway's word."""
-
-    session_id: str
-    established_at: datetime
-    expires_at: datetime
-    media_type: str
-    evidence: bytes  # what the gateway verified; can be verified again
-    document: Mapping[str, Any]
-
-
 def check_receipt(document: bytes, expected: ExpectedAnswer) -> Receipt:
     """Check the receipt of an answer.
 
@@ -86,7 +70,7 @@ def check_receipt(document: bytes, expected: ExpectedAnswer) -> Receipt:
     members = read_answer_object(document, _RECEIPT)
     _check_signature(members, expected.keys)
     constant_member(members, "api_version", _RECEIPT, _API_VERSION)
-    digest = _digest(members, "workload_keyset_digest", _RECEIPT)
+    digest = _digest(members, "workload_keyset_digest")
     _same(digest, expected.keyset_digest, "is about another keyset")
     receipt_id = text_of(members, "receipt_id", _RECEIPT)
     if expected.identifier not in (receipt_id, members.get("chat_id")):
@@ -98,11 +82,11 @@ def check_receipt(document: bytes, expected: ExpectedAnswer) -> Receipt:
         raise _refusal(f"is about the model {shown(str(model))}, not {shown(expected.model)}")
     events = _events(members)
     received = _check_hashes(events, expected)
-    forwarded = [_digest(e, "body_hash", _RECEIPT) for e in events if e["type"] == _FORWARDED]
+    forwarded = [_digest(e, "body_hash") for e in events if e["type"] == _FORWARDED]
     return Receipt(
         receipt_id,
         model,
-        _time(members, "served_at", _RECEIPT),
+        _served_at(members),
         _verified_session(events, required=expected.is_behind_gateway),
         any(one != received for one in forwarded),
     )
@@ -142,7 +126,7 @@ def _check_hashes(events: list[Mapping[str, Any]], expected: ExpectedAnswer) -> 
         if len(several) != 1:
             message = f"{_RECEIPT}: event_log: {kind} occurs {len(several)} times"
             raise FormatError(message, reason="duplicate" if several else "missing")
-        found.append(_digest(several[0], "body_hash", _RECEIPT))
+        found.append(_digest(several[0], "body_hash"))
         _same(found[-1], hashed, f"is about another {what} than the bytes on the wire")
     return found[0]
 
@@ -168,55 +152,22 @@ def _verified_session(events: list[Mapping[str, Any]], *, required: bool) -> str
     return session
 
 
-def read_session(document: bytes, session_id: str, receipt: Receipt | None = None) -> AciSession:
-    """Read the record of a session.
-
-    Args:
-        document: `GET /v1/aci/sessions/{session_id}`.
-        session_id: As a receipt names it.
-        receipt: A receipt whose time must be within the session's.
-
-    Raises:
-        FormatError: If the record is malformed.
-        ServiceError: If it has another id, or evidence of another hash, or is of another time
-            (`signature`).
-    """
-    members = read_answer_object(document, _SESSION)
-    found = sha256(canonical_json(members, _SESSION)).hex()
-    if not hmac.compare_digest(found.encode(), session_id.encode()):
-        raise ServiceError(f"{_SESSION}: its hash is not its id", reason="signature")
-    constant_member(members, "api_version", _SESSION, _API_VERSION)
-    begin, end = (_time(members, name, _SESSION) for name in ("established_at", "expires_at"))
-    evidence = object_member(members, "evidence", _SESSION)
-    parts = _DATA.fullmatch(text_of(evidence, "data", _SESSION))
-    if parts is None:
-        message = f"{_SESSION}: evidence: data: must be a data URI in base64"
-        raise FormatError(message, reason="encoding")
-    data = strict_json.from_base64(parts[2], f"{_SESSION}: evidence: data")
-    if not hmac.compare_digest(sha256(data), _digest(evidence, "digest", _SESSION)):
-        message = f"{_SESSION}: evidence: data have another hash than its digest"
-        raise ServiceError(message, reason="signature")
-    if receipt is not None and not begin <= receipt.served_at <= end:
-        message = f"{_SESSION}: the answer was served outside of its time"
-        raise ServiceError(message, reason="signature")
-    return AciSession(session_id, begin, end, parts[1], data, members)
-
-
-def _time(members: Mapping[str, Any], name: str, what: str) -> datetime:
-    """Return a member with a Unix time in seconds."""
+def _served_at(members: Mapping[str, Any]) -> datetime:
+    """Return the time of the answer, in Unix seconds."""
     try:
-        seconds = strict_json.number_field(members, name, _BITS)
+        seconds = strict_json.number_field(members, "served_at", _BITS)
         return datetime.fromtimestamp(seconds, timezone.utc)
     except FormatError as error:
-        raise FormatError(f"{what}: {error}", reason=error.reason) from error
+        raise FormatError(f"{_RECEIPT}: {error}", reason=error.reason) from error
     except (ValueError, OverflowError, OSError) as error:
-        raise FormatError(f"{what}: {name}: out of range", reason="wrong_value") from error
+        raise FormatError(f"{_RECEIPT}: served_at: out of range", reason="wrong_value") from error
 
 
-def _digest(members: Mapping[str, Any], name: str, what: str) -> bytes:
-    found = _DIGEST.fullmatch(text_of(members, name, what))
+def _digest(members: Mapping[str, Any], name: str) -> bytes:
+    found = _DIGEST.fullmatch(text_of(members, name, _RECEIPT))
     if found is None:
-        raise FormatError(f"{what}: {name}: must be sha256: and 64 hex digits", reason="encoding")
+        message = f"{_RECEIPT}: {name}: must be sha256: and 64 hex digits"
+        raise FormatError(message, reason="encoding")
     return bytes.fromhex(found[1])
 
 
