@@ -2,7 +2,6 @@
 
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from attestkit.client.proofs.appraisal import SEALED_KINDS, TLS_KINDS, Appraiser
@@ -62,7 +61,7 @@ class EndpointClients(ABC):
         name = choose_library(http)
         transport = self.transport(http=name, limits=options.pop("limits", None))
         made: httpx.Client = load_library(name).httpx.Client(
-            **self._client_options(transport, options)
+            **client_options(self.url, transport, options)
         )
         return made
 
@@ -73,7 +72,7 @@ class EndpointClients(ABC):
         name = choose_library(http)
         transport = self.async_transport(http=name, limits=options.pop("limits", None))
         made: httpx.AsyncClient = load_library(name).httpx.AsyncClient(
-            **self._client_options(transport, options)
+            **client_options(self.url, transport, options)
         )
         return made
 
@@ -105,9 +104,8 @@ class EndpointClients(ABC):
             UsageError: If requests is not installed.
         """
         made: requests.Session = _load_requests_adapter().requests_session(
-            **self._adapter_options()
+            **self._options(self._pinned_context())
         )
-        made.headers.update(self._own_headers())
         return made
 
     def adapter(self) -> "BaseAdapter":
@@ -118,7 +116,9 @@ class EndpointClients(ABC):
         Raises:
             UsageError: If requests is not installed.
         """
-        made: BaseAdapter = _load_requests_adapter().AttestedAdapter(**self._adapter_options())
+        made: BaseAdapter = _load_requests_adapter().AttestedAdapter(
+            **self._options(self._pinned_context())
+        )
         return made
 
     @property
@@ -152,9 +152,7 @@ class EndpointClients(ABC):
         """
         from attestkit.client.openai_client import open_openai  # lazy: of few users
 
-        made: OpenAI = open_openai(
-            self.url, self._transport_options(None), self._with_headers(options), asynchronous=False
-        )
+        made: OpenAI = open_openai(self.url, self._transport_options(), options, asynchronous=False)
         return made
 
     def async_openai(self, **options: object) -> "AsyncOpenAI":
@@ -162,51 +160,30 @@ class EndpointClients(ABC):
         from attestkit.client.openai_client import open_openai  # lazy: of few users
 
         made: AsyncOpenAI = open_openai(
-            self.url, self._transport_options(None), self._with_headers(options), asynchronous=True
+            self.url, self._transport_options(), options, asynchronous=True
         )
         return made
-
-    def _client_options(self, transport: object, options: dict[str, Any]) -> dict[str, Any]:
-        made = client_options(self.url, transport, options)
-        if own := self._own_headers():
-            given = made.get("headers") or {}
-            pairs = given.items() if isinstance(given, Mapping) else given
-            made["headers"] = [*own.items(), *pairs]
-        return made
-
-    def _with_headers(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return options of openai with the headers that the service wants."""
-        headers = {**self._own_headers(), **(options.get("default_headers") or {})}
-        return {**options, "default_headers": headers} if headers else options
-
-    def _own_headers(self) -> dict[str, str]:
-        """Return the headers that the service wants in every request."""
-        return dict(getattr(self._appraiser.service, "request_headers", ()))
 
     def _pinned_context(self) -> ssl.SSLContext:
         webpki = self._appraiser.service.where != "handshake"
         return pinned_context(self._prover, self._dialing.server_ca, webpki=webpki)
 
-    def _adapter_options(self) -> dict[str, Any]:
+    def _options(self, context: ssl.SSLContext, **more: object) -> dict[str, Any]:
+        """Return the arguments of what sends requests, of any HTTP library."""
         return {
             "prover": self._prover,
-            "context": self._pinned_context(),
+            "context": context,
             "sealing": self._changes_requests(),
             "renew_sealing": self._renew_sealing,
             "on_answer": None if self._answers is None else self._answers.note,
+            "headers": list(getattr(self._appraiser.service, "request_headers", ())),
             "proxy": self._dialing.proxy,
+            **more,
         }
 
-    def _transport_options(self, limits: object) -> dict[str, Any]:
-        return {
-            "prover": self._prover,
-            "context": self._dialing.context(self._appraiser.service),
-            "sealing": self._changes_requests(),
-            "renew_sealing": self._renew_sealing,
-            "on_answer": None if self._answers is None else self._answers.note,
-            "proxy": self._dialing.proxy,
-            "limits": limits,
-        }
+    def _transport_options(self, limits: object = None) -> dict[str, Any]:
+        context = self._dialing.context(self._appraiser.service)
+        return self._options(context, limits=limits)
 
     def _changes_requests(self) -> "Callable[[], Sealing] | None":
         """Return what makes the sealing of a request, or what a service adds to all of them."""

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.client.proofs.signed_answers import MAX_SEEN, SignedAnswers
-from attestkit.client.wire.answer_identifiers import MAX_IDENTIFIERS, IdentifierScan
-from attestkit.client.wire.exchange import WireRecord
+from attestkit.client.wire.exchange import MAX_IDENTIFIERS, IdentifierScan, WireRecord
 from attestkit.errors import ServiceError, UsageError
 from tests.client.proofs.test_signed_answers import Signing, record
 from tests.raising import raises

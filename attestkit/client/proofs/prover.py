@@ -20,10 +20,9 @@ from attestkit._crypto.hashes import sha256
 from attestkit.client.proofs.appraisal import TLS_KINDS, Appraiser
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.service import MAX_DOCUMENT, NONCE_SIZE, Question
-from attestkit.client.wire.drivers import ReconnectError
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.question import ask
-from attestkit.client.wire.steps import Run, Step, Steps, Wait
+from attestkit.client.wire.steps import ReconnectError, Run, Step, Steps, Wait
 from attestkit.errors import AttestKitError, ConfigError, ServiceError, UsageError
 from attestkit.ra_tls.connection import PeerRefusedError
 

@@ -13,7 +13,7 @@ from attestkit._crypto.aead import aes_gcm_decrypt
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.hpke import HpkeSender, sequence_nonce
 from attestkit._formats import strict_json
-from attestkit.client.sealing.event_stream_end import EventStreamEnd
+from attestkit.client.sealing.event_stream import EventStreamEnd
 from attestkit.client.sealing.protocol import (
     Headers,
     SealedRequest,

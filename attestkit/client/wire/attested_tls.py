@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attestkit._sanitize import one_line
 from attestkit.client.wire.blocking_connection import SocketChannel
-from attestkit.client.wire.drivers import drive
 from attestkit.client.wire.httpcore_streams import observe
 from attestkit.client.wire.observed_peer import ObservedPeer
-from attestkit.client.wire.proof_period import ProofPeriod, period
-from attestkit.client.wire.steps import ConnectionProver
+from attestkit.client.wire.pools import ProofPeriod, period
+from attestkit.client.wire.steps import ConnectionProver, drive
 from attestkit.client.wire.tls_context import tls_context
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.ra_tls.connection import AttestedObject, AttestedSocket, PeerRefusedError
@@ -115,13 +114,23 @@ class _Proven:
             )
             raise PeerRefusedError(message, reason="other_key")
 
-    def _before_write(self, data: "ReadableBuffer") -> None:
-        if self._period is not None:
-            self._period.before_write(data)
-
-    def _after_read(self) -> None:
+    def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
+        """Read, after the peer is accepted."""
+        data = super().read(len, buffer)  # type: ignore[misc] # of the other base
         if self._period is not None:
             self._period.after_read()
+        return data
+
+    def write(self, data: "ReadableBuffer") -> int:
+        """Write, after the peer is accepted, unless it begins a request after the proof's end."""
+        self._before_write(data)
+        sent: int = super().write(data)  # type: ignore[misc] # as above
+        return sent
+
+    def _before_write(self, data: "ReadableBuffer") -> None:
+        self._ready()  # type: ignore[attr-defined] # as above
+        if self._period is not None:
+            self._period.before_write(data)
 
 
 class PinnedObject(_Proven, AttestedObject):
@@ -140,18 +149,6 @@ class PinnedObject(_Proven, AttestedObject):
         except AttestKitError as error:
             raise PeerRefusedError(str(error), reason=error.reason) from error
 
-    def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
-        """Read, after the peer is accepted."""
-        data = super().read(len, buffer)
-        self._after_read()
-        return data
-
-    def write(self, data: "ReadableBuffer") -> int:
-        """Write, after the peer is accepted, unless it begins a request after the proof's end."""
-        self._ready()
-        self._before_write(data)
-        return super().write(data)
-
 
 class ProvenSocket(_Proven, AttestedSocket):
     """TLS on a socket, which is reset and closed if the peer is refused."""
@@ -164,20 +161,7 @@ class ProvenSocket(_Proven, AttestedSocket):
         drive(self._prover.steps(peer), SocketChannel(self))
         self.settimeout(timeout)
 
-    def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
-        """Read, after the peer is proven."""
-        data = super().read(len, buffer)
-        self._after_read()
-        return data
-
-    def write(self, data: "ReadableBuffer") -> int:
-        """Write, after the peer is proven, unless it begins a request after the proof's end."""
-        self._ready()
-        self._before_write(data)
-        return super().write(data)
-
     def send(self, data: "ReadableBuffer", flags: int = 0) -> int:
         """Send, after the peer is proven, unless it begins a request after the proof's end."""
-        self._ready()
         self._before_write(data)
         return super().send(data, flags)

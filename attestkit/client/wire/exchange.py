@@ -5,14 +5,63 @@ services sign them.
 """
 
 import hashlib
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from attestkit.client.wire.answer_identifiers import IdentifierScan
-from attestkit.errors import ServiceError
+from attestkit._sanitize import one_line
+from attestkit.client.wire.steps import ConnectionProver
+from attestkit.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.client.sealing.protocol import Headers, Opener, SealedRequest
+    from attestkit.client.sealing.protocol import Headers, Opener, SealedRequest, Sealing
+
+MAX_IDENTIFIERS: Final = 4096
+"""Identifiers of one answer that are kept."""
+
+_GAP: Final = 64  # bytes of space around the colon
+_LONGEST: Final = 200  # bytes of an identifier
+_WINDOW: Final = 512  # bytes; more than any match has
+_FOUND: Final = re.compile(
+    rb'"id"[ \t]{0,%d}:[ \t]{0,%d}"([^"\\\r\n]{1,%d})"' % (_GAP, _GAP, _LONGEST)
+)
+_HIDDEN: Final = re.compile(
+    rb'"id"[ \t]*(?:[\r\n]|:[ \t]*[\r\n])'  # lines of `data` may be joined
+    rb'|"id"(?:[ \t]{%d}|[ \t]*:[ \t]{%d})'
+    % (_GAP + 1, _GAP + 1)
+    + rb'|"id"[ \t]*:[ \t]*"[^"\\\r\n]*\\'
+    + rb'|"id"[ \t]*:[ \t]*"[^"\\\r\n]{%d}' % (_LONGEST + 1)
+    + rb'|"(?:\\u0069(?:d|\\u0064)|i\\u0064)"'
+)
+_UTF16_OR_32: Final = (b"\xfe\xff", b"\xff\xfe", b"\0")
+
+
+class IdentifierScan:
+    """Finds the identifiers of one answer while it is received.
+
+    Attributes:
+        found: The identifiers.
+        hides: Whether the answer may have others, which are not found.
+    """
+
+    __slots__ = ("_start", "_tail", "found", "hides")
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+        self.hides: bool = False
+        self._start, self._tail = b"", b""
+
+    def feed(self, data: bytes) -> None:
+        """Take some bytes of the body."""
+        if len(self._start) < 4:
+            self._start += data[: 4 - len(self._start)]
+            self.hides |= self._start.startswith(_UTF16_OR_32) or b"\0" in self._start
+        window = self._tail + data
+        for match in _FOUND.finditer(window):
+            self.found.add(match[1].decode("utf-8", "replace"))
+        self.hides |= _HIDDEN.search(window) is not None or len(self.found) > MAX_IDENTIFIERS
+        self._tail = window[-_WINDOW:]
+
 
 MAX_BEGINNING: Final = 1 << 16
 """Bytes of an answer that are kept, in which its identifier is found."""
@@ -186,3 +235,73 @@ def framed_headers(sealed: "SealedRequest") -> "Headers":
     if any(name.lower() == "transfer-encoding" for name, _ in sealed.headers):
         return sealed.headers
     return [*sealed.headers, ("Content-Length", str(len(sealed.body)))]
+
+
+class ProvenRequests:
+    """Common base of what sends requests to a server that is proven, of each HTTP library.
+
+    Args:
+        prover: Prover of the server.
+        sealing: Returns what seals a request; None, or if it returns None: sent as it is.
+        renew_sealing: Called when a server does not have the key to which a request was sealed;
+            proves it anew, and returns whether the request is sealed and sent once more.
+        on_answer: See `OnAnswer`.
+        headers: Headers of each request that does not have them.
+    """
+
+    def __init__(
+        self,
+        prover: ConnectionProver,
+        *,
+        sealing: "Callable[[], Sealing | None] | None" = None,
+        renew_sealing: Callable[[], bool] | None = None,
+        on_answer: OnAnswer | None = None,
+        headers: "Headers | None" = None,
+    ) -> None:
+        super().__init__()
+        self._prover, self._headers = prover, headers or []
+        self._sealing, self._renew_sealing = sealing, renew_sealing
+        self._on_answer = on_answer
+
+    def note(self, exchange: Exchange) -> None:
+        """Report an answer that was read to its end, or closed before."""
+        if self._on_answer is not None:
+            self._on_answer(exchange.record)
+
+
+MAX_CONNECTIONS: Final = 16
+"""Connections that are opened for one request, while servers close them after the evidence."""
+
+
+def check_origin(prover: ConnectionProver, scheme: str, host: str, port: int | None) -> None:
+    """Check scheme, host and port of a request's URL; HTTP clients follow redirects with them.
+
+    Args:
+        prover: Prover of the server.
+        scheme: Scheme of the URL.
+        host: Its host in ASCII, without brackets.
+        port: Its port; None: that of the scheme.
+
+    Raises:
+        UsageError: If the URL is not `https://` (reason `plain_http`).
+        ServiceError: If it is of another server (reason `other_origin`).
+    """
+    if scheme != "https":
+        message = f"URL: {one_line(scheme, 20)}:// is not attested; use https://"
+        raise UsageError(message, reason="plain_http")
+    port = 443 if port is None else port
+    if (host.lower(), port) != (prover.host.lower(), prover.port):
+        message = (
+            f"request to https://{one_line(host, 100)}:{port}: only {prover.host}:{prover.port} "
+            "is proven here; connect to the other server, with a policy of its own"
+        )
+        raise ServiceError(message, reason="other_origin")
+
+
+def no_connection(prover: ConnectionProver) -> ServiceError:
+    """Return the error for a server that keeps no connection."""
+    message = (
+        f"{prover.host}:{prover.port}: no connection could be kept after its evidence, "
+        f"{MAX_CONNECTIONS} in a row"
+    )
+    return ServiceError(message, reason="connection")

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn
 
-from attestkit.client.wire.drivers import ReconnectError
 from attestkit.client.wire.httpcore_streams import (
     AsyncProvingBackend,
     ConnectionRefusal,
@@ -15,6 +14,7 @@ from attestkit.client.wire.httpcore_streams import (
     ProvenOrigin,
     ProvingBackend,
 )
+from attestkit.client.wire.steps import ReconnectError
 from attestkit.errors import AttestKitError, UsageError
 
 if TYPE_CHECKING:

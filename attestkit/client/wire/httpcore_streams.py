@@ -5,14 +5,14 @@ Before that nothing is written to the server but its handshake and the questions
 """
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-from attestkit.client.wire.drivers import drive, drive_async
+from attestkit.client.wire.calls import AWAITED, BLOCKING, Calls, finish
 from attestkit.client.wire.observed_peer import ObservedPeer, observe_peer
-from attestkit.client.wire.proof_period import ProofPeriod, period
-from attestkit.client.wire.steps import ConnectionProver
+from attestkit.client.wire.pools import ProofPeriod, period
+from attestkit.client.wire.steps import ConnectionProver, drive_steps
 from attestkit.errors import AttestKitError
 from attestkit.ra_tls.connection import PeerRefusedError
 
@@ -89,7 +89,7 @@ def observe(connection: Any, prover: ConnectionProver) -> ObservedPeer:
 
 
 class _Delegating:
-    """Operations that a stream delegates to that of httpcore."""
+    """Common base of the streams: operations of httpcore's stream, and the start of TLS."""
 
     def __init__(
         self,
@@ -110,6 +110,29 @@ class _Delegating:
         elif not self._origin.proxied:  # to proxies, CONNECT travels before the tunnel is there
             message = "connection: nothing is sent to a server that is not proven"
             raise ConnectionError(message)
+
+    async def _start_tls(self, calls: Calls, context: ssl.SSLContext, *arguments: Any) -> Any:
+        """Start TLS as `ProvenStream.start_tls` does; return the new stream."""
+        origin, kind = self._origin, type(self)
+        if context is not origin.context:  # TLS to a proxy, which gets CONNECT
+            return kind(await calls.call(self._inner.start_tls, context, *arguments), origin)
+        opened = period(origin.prover)
+        secured = self._inner  # which httpcore leaves open, if the handshake is cancelled
+        try:
+            # The name is the server's, whatever the extension `sni_hostname` of a request says.
+            _, timeout = arguments
+            secured = await calls.call(self._inner.start_tls, context, origin.prover.host, timeout)
+            with carry_errors():
+                steps = origin.prover.steps(origin.observe(secured))
+                channel = _StreamChannel(secured.write, secured.read)
+                await drive_steps(steps, channel, calls, origin.os_errors)
+        except BaseException:
+            await self._abort(secured)
+            raise
+        return kind(secured, origin, ProofPeriod(origin.prover, opened))
+
+    async def _abort(self, stream: Any) -> None:
+        stream.close()
 
 
 class ProvenStream(_Delegating):
@@ -142,22 +165,9 @@ class ProvenStream(_Delegating):
         Raises:
             ConnectionRefusal: If the server is refused.
         """
-        origin = self._origin
-        if ssl_context is not origin.context:  # TLS to a proxy, which gets CONNECT
-            secured = self._inner.start_tls(ssl_context, server_hostname, timeout)
-            return ProvenStream(secured, origin)
-        opened = period(origin.prover)
-        secured = self._inner
-        try:
-            # The name is the server's, whatever the extension `sni_hostname` of a request says.
-            secured = self._inner.start_tls(ssl_context, origin.prover.host, timeout)
-            with carry_errors():
-                steps = origin.prover.steps(origin.observe(secured))
-                drive(steps, _StreamChannel(secured, origin))
-        except BaseException:
-            secured.close()
-            raise
-        return ProvenStream(secured, origin, ProofPeriod(origin.prover, opened))
+        started = self._start_tls(BLOCKING, ssl_context, server_hostname, timeout)
+        stream: ProvenStream = finish(started)
+        return stream
 
 
 class AsyncProvenStream(_Delegating):
@@ -185,61 +195,24 @@ class AsyncProvenStream(_Delegating):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> "AsyncProvenStream":
-        """Start TLS; with the context of the server, prove it.
+        """Start TLS as `ProvenStream.start_tls` does."""
+        stream: AsyncProvenStream = await self._start_tls(
+            AWAITED, ssl_context, server_hostname, timeout
+        )
+        return stream
 
-        Raises:
-            ConnectionRefusal: If the server is refused.
-        """
+    async def _abort(self, stream: Any) -> None:
         import anyio  # lazy: of httpcore
 
-        origin = self._origin
-        if ssl_context is not origin.context:  # see ProvenStream.start_tls
-            secured = await self._inner.start_tls(ssl_context, server_hostname, timeout)
-            return AsyncProvenStream(secured, origin)
-        opened = period(origin.prover)
-        secured = self._inner  # which httpcore leaves open, if the handshake is cancelled
-        try:
-            secured = await self._inner.start_tls(ssl_context, origin.prover.host, timeout)
-            with carry_errors():
-                steps = origin.prover.steps(origin.observe(secured))
-                await drive_async(steps, _AsyncStreamChannel(secured, origin))
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await secured.aclose()
-            raise
-        return AsyncProvenStream(secured, origin, ProofPeriod(origin.prover, opened))
+        with anyio.CancelScope(shield=True):
+            await stream.aclose()
 
 
-class _StreamChannel:
+class _StreamChannel(NamedTuple):
     """The I/O of a proof on a stream of httpcore."""
 
-    def __init__(self, stream: Any, origin: ProvenOrigin) -> None:
-        self._stream, self._origin = stream, origin
-
-    def send(self, data: bytes, seconds: float) -> None:
-        with self._origin.os_errors():
-            self._stream.write(data, seconds)
-
-    def receive(self, limit: int, seconds: float) -> bytes:
-        with self._origin.os_errors():
-            data: bytes = self._stream.read(limit, seconds)
-        return data
-
-
-class _AsyncStreamChannel:
-    """The I/O of a proof on an asynchronous stream of httpcore."""
-
-    def __init__(self, stream: Any, origin: ProvenOrigin) -> None:
-        self._stream, self._origin = stream, origin
-
-    async def send(self, data: bytes, seconds: float) -> None:
-        with self._origin.os_errors():
-            await self._stream.write(data, seconds)
-
-    async def receive(self, limit: int, seconds: float) -> bytes:
-        with self._origin.os_errors():
-            data: bytes = await self._stream.read(limit, seconds)
-        return data
+    send: Callable[[bytes, float], Any]
+    receive: Callable[[int, float], Any]
 
 
 class ProvingBackend:

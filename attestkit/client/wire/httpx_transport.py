@@ -11,30 +11,91 @@ not pass `mounts` or `proxy` to the client, which replace the transport.
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from attestkit.client.sealing.protocol import SealingKeyError
-from attestkit.client.wire.drivers import ReconnectError, in_thread
-from attestkit.client.wire.exchange import Exchange
-from attestkit.client.wire.http_libraries import LibraryName, load_library
-from attestkit.client.wire.httpx_requests import OutgoingRequest, ProvenTransport
+from attestkit.client.wire.calls import AWAITED, BLOCKING, Calls, finish
+from attestkit.client.wire.exchange import (
+    EXTENSION,
+    MAX_CONNECTIONS,
+    Exchange,
+    ProvenRequests,
+    check_origin,
+    framed_headers,
+    identity_encoding,
+    no_connection,
+    plain_headers,
+)
+from attestkit.client.wire.http_libraries import (
+    HttpLibrary,
+    LibraryName,
+    PoolOptions,
+    load_library,
+)
 from attestkit.client.wire.pools import PoolLease, PoolSet
-from attestkit.client.wire.request_origin import MAX_CONNECTIONS, no_connection
+from attestkit.client.wire.steps import ConnectionProver, ReconnectError
+from attestkit.client.wire.tls_context import require_plain_context
 from attestkit.errors import UsageError
 
+if TYPE_CHECKING:
+    from attestkit.client.sealing.protocol import Headers, Sealing
 
-class BlockingTransport(ProvenTransport):
-    """A transport for `Client`; see `ProvenTransport` for the arguments."""
+HTTPS_PORT: Final = 443
 
+
+class OutgoingRequest(NamedTuple):
+    """A request in the form in which it is sent."""
+
+    method: str
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | None  # None: that of the request, as it comes
+    extensions: dict[str, Any]
+    exchange: Exchange | None  # None: bodies pass as they are, and are not hashed
+
+
+class ProvenTransport(ProvenRequests):
+    """Common base of the transports.
+
+    Args:
+        prover: Prover of the server.
+        context: Context of `tls_context`, for this transport alone.
+        proxy: URL of a proxy of CONNECT or SOCKS 5, or Proxy of the library.
+        limits: Limits of the library; None: its defaults.
+        options: Options of `ProvenRequests`.
+
+    Raises:
+        UsageError: If an argument is not valid.
+    """
+
+    library: ClassVar[HttpLibrary]  # of the subclass
     body_class: ClassVar[Any]  # of the subclass
+    calls: ClassVar[Calls]
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._pools: PoolSet[Any] = PoolSet(self._prover, self._options.make)
+    def __init__(
+        self,
+        prover: ConnectionProver,
+        context: ssl.SSLContext,
+        *,
+        proxy: Any = None,
+        limits: Any = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(prover, **options)
+        require_plain_context(context)
+        self._options = pools = PoolOptions(self.library, prover, context, proxy, limits)
+        make = pools.make if self.calls is BLOCKING else pools.make_async
+        self._pools: PoolSet[Any] = PoolSet(prover, make)
+        self._added = _encoded(self._headers)
+        self._host = prover.host.encode("ascii")
+        port = None if prover.port == HTTPS_PORT else prover.port
+        self._own_url = b"https", self._host, port
+        self._last_url: Any = None  # most clients repeat a target
 
-    def handle_request(self, request: Any) -> Any:
+    async def _handle(self, request: Any) -> Any:
         """Send a request, after the server is proven.
 
         Raises:
@@ -42,77 +103,121 @@ class BlockingTransport(ProvenTransport):
             ServiceError: If it is of another server, or the request cannot be sealed.
             PeerRefusedError: If the server is refused.
         """
-        self._check(request)
+        url = request.url
+        if (url.raw_scheme, url.raw_host, url.port) != self._own_url:  # as most are written
+            check_origin(self._prover, url.scheme, url.raw_host.decode("ascii"), url.port)
         try:
-            return self._send(request)
+            return await self._send(request)
         except SealingKeyError:
-            if self._renew_sealing is None or not self._renew_sealing():
+            if self._renew_sealing is None or not await self.calls.run(self._renew_sealing):
                 raise
-        return self._send(request)
+        return await self._send(request)
 
-    def _send(self, request: Any) -> Any:
-        sealing = None if self._sealing is None else self._sealing()
-        body = None if sealing is None else request.read()
+    async def _send(self, request: Any) -> Any:
+        calls = self.calls
+        # It may prove the server first.
+        sealing = None if self._sealing is None else await calls.run(self._sealing)
+        body = None if sealing is None else await calls.read(request)
         outgoing = self._outgoing(request, sealing, body)
         for _ in range(MAX_CONNECTIONS):
             lease, idle = self._pools.acquire()
             for pool in idle:
-                pool.close()
+                await calls.close(pool)
             try:
                 with self.library.mapped_errors:
-                    answer = lease.pool.handle_request(self._request(request, outgoing))
+                    answer = await calls.send(lease.pool, self._core_request(request, outgoing))
             except ReconnectError:  # nothing of the request was sent
-                self.release(lease, failed=True)
+                await self.release(lease, failed=True)
                 continue
             except BaseException:
-                self.release(lease, failed=True)
+                await self.release(lease, failed=True)
                 raise
             stream = self.body_class(self, answer, lease, outgoing.exchange)
             try:
                 response = self._response(answer, outgoing.exchange, stream)
                 if outgoing.exchange is not None and outgoing.exchange.read_at_once:
-                    response.read()
+                    await calls.read(response)
             except BaseException:
-                stream.close()
+                await calls.close(stream)
                 raise
             return response
         raise no_connection(self._prover)
 
-    def _request(self, request: Any, outgoing: OutgoingRequest) -> Any:
-        body = request.stream if outgoing.body is None else [outgoing.body]
-        exchange = outgoing.exchange
-        return self._core_request(outgoing, body if exchange is None else exchange.sending(body))
+    def _outgoing(
+        self, request: Any, sealing: "Sealing | None", body: bytes | None
+    ) -> OutgoingRequest:
+        extensions, method = request.extensions, str(request.method)
+        target: bytes = extensions.get("target", request.url.raw_path)
+        raw: list[tuple[bytes, bytes]] = request.headers.raw
+        if self._added:
+            known = {name.lower() for name, _ in raw}
+            raw = [*raw, *(pair for pair in self._added if pair[0].lower() not in known)]
+        if self._sealing is None and self._on_answer is None:
+            return OutgoingRequest(method, target, raw, None, extensions, None)
+        headers, exchange = _decoded(raw), Exchange()
+        if sealing is not None:
+            assert body is not None
+            sealed = sealing.seal(method, target.decode("ascii"), plain_headers(headers), body)
+            method, target, body = sealed.method, sealed.target.encode("ascii"), sealed.body
+            headers, exchange = framed_headers(sealed), Exchange(sealed)
+        elif self._on_answer is not None:
+            headers = identity_encoding(headers)
+        extensions = {name: value for name, value in extensions.items() if name != "target"}
+        return OutgoingRequest(method, target, _encoded(headers), body, extensions, exchange)
 
-    def pieces(self, answer: Any, exchange: Exchange | None) -> Iterator[bytes]:
-        """Yield the body of an answer for the caller."""
-        with self.library.mapped_errors:
-            if exchange is None:
-                yield from answer.stream
-                return
-            for piece in answer.stream:
-                if data := exchange.feed(piece):
-                    yield data
-        if rest := self._finished(exchange):
-            yield rest
+    def _core_request(self, request: Any, outgoing: OutgoingRequest) -> Any:
+        method, target, headers, body, extensions, exchange = outgoing
+        content = request.stream if body is None else self._content(body)
+        if exchange is not None:
+            content = self._recorded(content, exchange)
+        httpcore, prover = self.library.httpcore, self._prover
+        # Host and port of the prover, which are those of the request's URL.
+        url = self._last_url
+        if url is None or (url.target, url.port) != (target, prover.port):
+            url = httpcore.URL(scheme=b"https", host=self._host, port=prover.port, target=target)
+            self._last_url = url
+        return httpcore.Request(
+            method, url, headers=headers, content=content, extensions=extensions
+        )
 
-    def release(self, lease: PoolLease[Any], *, failed: bool = False) -> None:
+    def _content(self, body: bytes) -> Any:
+        return [body]
+
+    def _recorded(self, content: Any, exchange: Exchange) -> Any:
+        return exchange.sending(content)
+
+    def _response(self, answer: Any, exchange: Exchange | None, stream: object) -> Any:
+        headers, extensions = answer.headers, answer.extensions
+        if exchange is not None:
+            headers = _encoded(exchange.start(answer.status, _decoded(headers)))
+            extensions = {**extensions, EXTENSION: exchange.record}
+        response = self.library.httpx.Response
+        return response(answer.status, headers=headers, stream=stream, extensions=extensions)
+
+    def finished(self, exchange: Exchange) -> bytes:
+        """Take the end of an answer, and return the rest for the caller."""
+        rest = exchange.finish()
+        self.note(exchange)
+        return rest
+
+    async def release(self, lease: PoolLease[Any], *, failed: bool = False) -> None:
         """Note the end of a request."""
         # The tunnel of a failed connection is never removed from httpcore's pool.
         for pool in self._pools.release(lease, retire=failed and self._options.proxied):
-            pool.close()
+            await self.calls.close(pool)
 
-    def close(self) -> None:
+    async def _close(self) -> None:
         """Close all connections."""
         for pool in self._pools.drain():
-            pool.close()
+            await self.calls.close(pool)
 
 
-class BlockingBody:
-    """The body of an answer of a `BlockingTransport`."""
+class _Body:
+    """Common base of the bodies of answers."""
 
     def __init__(
         self,
-        transport: BlockingTransport,
+        transport: ProvenTransport,
         answer: Any,
         lease: PoolLease[Any],
         exchange: Exchange | None,
@@ -120,138 +225,110 @@ class BlockingBody:
         self._transport, self._answer, self._exchange = transport, answer, exchange
         self._lease: PoolLease[Any] | None = lease
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self._transport.pieces(self._answer, self._exchange)
-
-    def close(self) -> None:
+    async def _close(self) -> None:
         """Close the answer, and let the connection be used again if it was read to its end."""
         lease, self._lease = self._lease, None
         if lease is None:
             return
+        transport, exchange = self._transport, self._exchange
         try:
-            self._transport.note_closed(self._exchange)
-            self._answer.close()
+            if exchange is not None and not exchange.record.has_ended:
+                transport.note(exchange)
+            await transport.calls.close(self._answer)
         finally:
-            self._transport.release(lease)
+            await transport.release(lease)
+
+
+class BlockingBody(_Body):
+    """The body of an answer of a `BlockingTransport`."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        transport, exchange = self._transport, self._exchange
+        with transport.library.mapped_errors:
+            if exchange is None:
+                yield from self._answer.stream
+                return
+            for piece in self._answer.stream:
+                if data := exchange.feed(piece):
+                    yield data
+        if rest := transport.finished(exchange):
+            yield rest
+
+    def close(self) -> None:
+        """Close the answer."""
+        finish(self._close())
+
+
+class BlockingTransport(ProvenTransport):
+    """A transport for `Client`; see `ProvenTransport` for the arguments."""
+
+    calls = BLOCKING
+
+    def handle_request(self, request: Any) -> Any:
+        """Send a request, after the server is proven; see `ProvenTransport`."""
+        return finish(self._handle(request))
+
+    def close(self) -> None:
+        """Close all connections."""
+        finish(self._close())
+
+
+class AsyncBody(_Body):
+    """The body of an answer of an `AsyncTransport`."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        transport, exchange = self._transport, self._exchange
+        with transport.library.mapped_errors:
+            if exchange is None:
+                async for piece in self._answer.stream:
+                    yield piece
+                return
+            async for piece in self._answer.stream:
+                if data := exchange.feed(piece):
+                    yield data
+        if rest := transport.finished(exchange):
+            yield rest
+
+    async def aclose(self) -> None:
+        """Close the answer."""
+        await self._close()
 
 
 class AsyncTransport(ProvenTransport):
     """A transport for `AsyncClient` on asyncio; see `ProvenTransport` for the arguments."""
 
-    body_class: ClassVar[Any]  # of the subclass
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._pools: PoolSet[Any] = PoolSet(self._prover, self._options.make_async)
+    calls = AWAITED
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request as `BlockingTransport.handle_request` does."""
-        _require_asyncio()
-        self._check(request)
         try:
-            return await self._send(request)
-        except SealingKeyError:
-            if self._renew_sealing is None or not await in_thread(self._renew_sealing):
-                raise
-        return await self._send(request)
-
-    async def _send(self, request: Any) -> Any:
-        # It may prove the server first.
-        sealing = None if self._sealing is None else await in_thread(self._sealing)
-        body = None if sealing is None else await request.aread()
-        outgoing = self._outgoing(request, sealing, body)
-        for _ in range(MAX_CONNECTIONS):
-            lease, idle = self._pools.acquire()
-            for pool in idle:
-                await pool.aclose()
-            try:
-                with self.library.mapped_errors:
-                    answer = await lease.pool.handle_async_request(self._request(request, outgoing))
-            except ReconnectError:  # nothing of the request was sent
-                await self.release(lease, failed=True)
-                continue
-            except BaseException:
-                await self.release(lease, failed=True)
-                raise
-            stream = self.body_class(self, answer, lease, outgoing.exchange)
-            try:
-                response = self._response(answer, outgoing.exchange, stream)
-                if outgoing.exchange is not None and outgoing.exchange.read_at_once:
-                    await response.aread()
-            except BaseException:
-                await stream.aclose()
-                raise
-            return response
-        raise no_connection(self._prover)
-
-    def _request(self, request: Any, outgoing: OutgoingRequest) -> Any:
-        body = request.stream if outgoing.body is None else _one(outgoing.body)
-        if outgoing.exchange is not None:
-            body = outgoing.exchange.sending_async(body)
-        return self._core_request(outgoing, body)
-
-    async def pieces(self, answer: Any, exchange: Exchange | None) -> AsyncIterator[bytes]:
-        """Yield the body of an answer for the caller."""
-        with self.library.mapped_errors:
-            if exchange is None:
-                async for piece in answer.stream:
-                    yield piece
-                return
-            async for piece in answer.stream:
-                if data := exchange.feed(piece):
-                    yield data
-        if rest := self._finished(exchange):
-            yield rest
-
-    async def release(self, lease: PoolLease[Any], *, failed: bool = False) -> None:
-        """Note the end of a request."""
-        for pool in self._pools.release(lease, retire=failed and self._options.proxied):
-            await pool.aclose()
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            message = "event loop: proven connections work with asyncio (or uvloop) alone"
+            raise UsageError(message, reason="not_applicable") from error
+        return await self._handle(request)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for pool in self._pools.drain():
-            await pool.aclose()
+        await self._close()
 
+    def _content(self, body: bytes) -> AsyncIterable[bytes]:
+        return _one(body)
 
-class AsyncBody:
-    """The body of an answer of an `AsyncTransport`."""
-
-    def __init__(
-        self,
-        transport: AsyncTransport,
-        answer: Any,
-        lease: PoolLease[Any],
-        exchange: Exchange | None,
-    ) -> None:
-        self._transport, self._answer, self._exchange = transport, answer, exchange
-        self._lease: PoolLease[Any] | None = lease
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._transport.pieces(self._answer, self._exchange)
-
-    async def aclose(self) -> None:
-        """Close the answer, and let the connection be used again if it was read to its end."""
-        lease, self._lease = self._lease, None
-        if lease is None:
-            return
-        try:
-            self._transport.note_closed(self._exchange)
-            await self._answer.aclose()
-        finally:
-            await self._transport.release(lease)
-
-
-def _require_asyncio() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError as error:
-        message = "event loop: proven connections work with asyncio (or uvloop) alone"
-        raise UsageError(message, reason="not_applicable") from error
+    def _recorded(self, content: Any, exchange: Exchange) -> Any:
+        return exchange.sending_async(content)
 
 
 async def _one(body: bytes) -> AsyncIterable[bytes]:
     yield body
+
+
+def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> "Headers":
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+
+
+def _encoded(headers: "Headers") -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
 class TransportClasses(NamedTuple):

@@ -4,13 +4,60 @@ The pool of an earlier period is closed once its requests have ended, streams in
 """
 
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from attestkit.client.wire.proof_period import period
-from attestkit.client.wire.steps import ConnectionProver
+from attestkit.client.wire.steps import ConnectionProver, ReconnectError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+# Method, target and version of HTTP/1.1 (RFC 9112, section 3).
+_REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [^ \r\n]+ HTTP/1\.[01]\r\n")
+
+
+def period(prover: ConnectionProver) -> tuple[int, int]:
+    """Return what identifies the current period: the prover's generation, and the process.
+
+    A forked process has copies of the connections, which it must not use beside their owner.
+    """
+    return prover.generation, os.getpid()
+
+
+class ProofPeriod:
+    """The period in which one connection was opened.
+
+    Attributes:
+        in_request: Whether what is written next continues a request.
+    """
+
+    __slots__ = ("_opened", "_prover", "in_request")
+
+    def __init__(self, prover: ConnectionProver, opened: tuple[int, int]) -> None:
+        """Take the period in which the connection was opened, before its proof began."""
+        self._prover, self._opened = prover, opened
+        self.in_request: bool = False
+
+    def before_write(self, data: "ReadableBuffer") -> None:
+        """Check that a request which begins with these bytes may be sent.
+
+        Raises:
+            ReconnectError: If it begins a request, and the period has ended.
+        """
+        if self.in_request:
+            return
+        if period(self._prover) != self._opened and _REQUEST_LINE.match(data):
+            message = "connection: its proof has ended; connect again"
+            raise ReconnectError(message)
+        self.in_request = True
+
+    def after_read(self) -> None:
+        """Note that the peer has answered, so that the next write may begin a request."""
+        self.in_request = False
+
 
 P = TypeVar("P")
 

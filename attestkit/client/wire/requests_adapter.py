@@ -1,7 +1,7 @@
 """An adapter of requests over connections that are proven before they carry a request."""
 
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
@@ -14,32 +14,33 @@ from urllib3.util import parse_url
 from attestkit._argument_checks import wrong_type
 from attestkit.client.sealing.protocol import SealingKeyError
 from attestkit.client.wire.attested_tls import ProvenSocket
-from attestkit.client.wire.drivers import ReconnectError
 from attestkit.client.wire.exchange import (
+    MAX_CONNECTIONS,
     Exchange,
-    OnAnswer,
+    ProvenRequests,
+    check_origin,
     framed_headers,
     identity_encoding,
+    no_connection,
     plain_headers,
 )
 from attestkit.client.wire.pools import PoolLease, PoolSet
-from attestkit.client.wire.request_origin import MAX_CONNECTIONS, check_origin, no_connection
 from attestkit.client.wire.requests_body import (
     RecordedResponse,
     read_body,
     record_body,
     with_whole_body,
 )
-from attestkit.client.wire.steps import ConnectionProver
+from attestkit.client.wire.steps import ConnectionProver, ReconnectError
 from attestkit.errors import AttestKitError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.client.sealing.protocol import Headers, Sealing
+    from attestkit.client.sealing.protocol import Headers
 
 _DEPTH: Final = 8  # of errors inside of errors
 
 
-class AttestedAdapter(BaseAdapter):
+class AttestedAdapter(ProvenRequests, BaseAdapter):
     """Sends requests to one server, after it is proven; others are refused before a connection.
 
     Neither `verify` of a session or request, nor REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE change what
@@ -49,11 +50,9 @@ class AttestedAdapter(BaseAdapter):
     Args:
         prover: Prover of the server.
         context: Context of `pinned_context` for the same prover.
-        sealing: Returns what seals a request; None, or if it returns None: sent as it is.
-        renew_sealing: As of the transports of httpx.
-        on_answer: See `OnAnswer`.
         proxy: URL of a proxy; None: that of the session, whose tunnels end at the proven server.
         connections: Idle connections that are kept.
+        options: Options of `ProvenRequests`.
 
     Raises:
         UsageError: If the context is another one.
@@ -64,16 +63,12 @@ class AttestedAdapter(BaseAdapter):
         prover: ConnectionProver,
         context: ssl.SSLContext,
         *,
-        sealing: "Callable[[], Sealing | None] | None" = None,
-        renew_sealing: Callable[[], bool] | None = None,
-        on_answer: OnAnswer | None = None,
         proxy: str | None = None,
         connections: int = 10,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(prover, **options)
         _require_proving_context(context)
-        self._prover, self._on_answer = prover, on_answer
-        self._sealing, self._renew_sealing = sealing, renew_sealing
         self._proxies = None if proxy is None else {"https": proxy}
         self._pools = PoolSet(prover, lambda: _PeriodAdapter(prover, context, connections))
 
@@ -142,8 +137,10 @@ class AttestedAdapter(BaseAdapter):
     ) -> tuple[requests.PreparedRequest, Exchange]:
         """Return the request in the form in which it is sent."""
         outgoing = request.copy()
+        for name, value in self._headers:
+            outgoing.headers.setdefault(name, value)
         sealing = None if self._sealing is None else self._sealing()
-        headers: Headers = [(_text(name), _text(value)) for name, value in request.headers.items()]
+        headers: Headers = [(_text(name), _text(value)) for name, value in outgoing.headers.items()]
         if sealing is None:
             exchange = Exchange()
             if self._on_answer is not None:
@@ -167,13 +164,12 @@ class AttestedAdapter(BaseAdapter):
         exchange: Exchange,
         lease: PoolLease["_PeriodAdapter"],
     ) -> requests.Response:
-        def ended() -> None:
-            if self._on_answer is not None:
-                self._on_answer(exchange.record)
-
         try:
             response.raw = RecordedResponse(
-                response.raw, exchange, ended, lambda: self._release(lease)
+                response.raw,
+                exchange,
+                lambda: self.note(exchange),
+                lambda: self._release(lease),
             )
         except BaseException:
             response.raw.close()

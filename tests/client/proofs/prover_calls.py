@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from attestkit.client.proofs.proof import Proof
-from attestkit.client.wire.drivers import drive
 from attestkit.client.wire.observed_peer import ObservedPeer
-from attestkit.client.wire.steps import Receive, Run, Send, Steps
+from attestkit.client.wire.steps import Receive, Run, Send, Steps, drive
 from attestkit.errors import VerificationError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.stub_proofs import (

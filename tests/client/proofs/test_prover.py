@@ -9,9 +9,8 @@ import pytest
 from attestkit._crypto.hashes import sha256
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.service import Question
-from attestkit.client.wire.drivers import ReconnectError, drive, drive_async
 from attestkit.client.wire.observed_peer import ObservedPeer
-from attestkit.client.wire.steps import Send, Wait
+from attestkit.client.wire.steps import ReconnectError, Send, Wait, drive, drive_async
 from attestkit.errors import VerificationError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.proofs.prover_calls import (

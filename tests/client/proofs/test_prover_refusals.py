@@ -11,9 +11,8 @@ import pytest
 
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.proofs.prover import MAX_KEYS, PAUSE_SECONDS, REFUSALS
-from attestkit.client.wire.drivers import drive, drive_async
 from attestkit.client.wire.observed_peer import ObservedPeer
-from attestkit.client.wire.steps import Run, Wait
+from attestkit.client.wire.steps import Run, Wait, drive, drive_async
 from attestkit.errors import ConfigError, UsageError, VerificationError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.proofs.prover_calls import (

@@ -4,7 +4,7 @@ from typing import Final
 
 import pytest
 
-from attestkit.client.sealing.event_stream_end import EventStreamEnd
+from attestkit.client.sealing.event_stream import EventStreamEnd
 
 CHAT: Final = b'data: {"choices": []}\n\ndata: [DONE]\n\n'
 RESPONSES: Final = (

@@ -11,8 +11,17 @@ from typing import Any
 
 import pytest
 
-from attestkit.client.wire.drivers import ReconnectError, drive, drive_async
-from attestkit.client.wire.steps import Receive, Run, Send, Step, Steps, Wait
+from attestkit.client.wire.steps import (
+    Receive,
+    ReconnectError,
+    Run,
+    Send,
+    Step,
+    Steps,
+    Wait,
+    drive,
+    drive_async,
+)
 from tests.client.wire.servers import TIMEOUT
 
 

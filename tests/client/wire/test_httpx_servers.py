@@ -5,7 +5,7 @@ import ssl
 
 import pytest
 
-from attestkit.client.wire.request_origin import MAX_CONNECTIONS
+from attestkit.client.wire.exchange import MAX_CONNECTIONS
 from attestkit.client.wire.tls_context import tls_context
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError

@@ -17,7 +17,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from attestkit import ra_tls
-from attestkit.client.wire.drivers import ReconnectError
+from attestkit.client.wire.steps import ReconnectError
 from attestkit.errors import UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.pinned_clients import (

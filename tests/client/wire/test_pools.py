@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.client.wire.drivers import ReconnectError
-from attestkit.client.wire.pools import PoolSet
-from attestkit.client.wire.proof_period import ProofPeriod, period
+from attestkit.client.wire.pools import PoolSet, ProofPeriod, period
+from attestkit.client.wire.steps import ReconnectError
 from tests.client.wire.servers import TIMEOUT
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from attestkit.client.wire.request_origin import MAX_CONNECTIONS
+from attestkit.client.wire.exchange import MAX_CONNECTIONS
 from attestkit.client.wire.requests_adapter import AttestedAdapter
 from attestkit.client.wire.tls_context import tls_context
 from attestkit.errors import ServiceError, UsageError
