@@ -26,17 +26,17 @@ class Calls(NamedTuple):
     read_name: str
     close_name: str
 
-    async def send(self, pool: Any, request: object) -> Any:
+    def send(self, pool: object, request: object) -> Awaitable[Any]:
         """Have a pool send a request; return the answer."""
-        return await self.call(getattr(pool, self.send_name), request)
+        return self.call(getattr(pool, self.send_name), request)
 
-    async def read(self, message: object) -> Any:
+    def read(self, message: object) -> Awaitable[Any]:
         """Read the whole body of a request or answer."""
-        return await self.call(getattr(message, self.read_name))
+        return self.call(getattr(message, self.read_name))
 
-    async def close(self, one: object) -> None:
+    def close(self, one: object) -> Awaitable[Any]:
         """Close a pool, an answer or a connection."""
-        await self.call(getattr(one, self.close_name))
+        return self.call(getattr(one, self.close_name))
 
 
 def finish(work: Coroutine[Any, Any, _R]) -> _R:

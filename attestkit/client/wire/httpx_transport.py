@@ -88,7 +88,7 @@ class ProvenTransport(ProvenRequests):
         require_plain_context(context)
         self._options = pools = PoolOptions(self.library, prover, context, proxy, limits)
         make = pools.make if self.calls is BLOCKING else pools.make_async
-        self._pools: PoolSet[Any] = PoolSet(prover, make)
+        self.pools: PoolSet[Any] = PoolSet(prover, make)
         self._added = _encoded(self._headers)
         self._host = prover.host.encode("ascii")
         port = None if prover.port == HTTPS_PORT else prover.port
@@ -120,17 +120,17 @@ class ProvenTransport(ProvenRequests):
         body = None if sealing is None else await calls.read(request)
         outgoing = self._outgoing(request, sealing, body)
         for _ in range(MAX_CONNECTIONS):
-            lease, idle = self._pools.acquire()
-            for pool in idle:
-                await calls.close(pool)
+            lease, idle = self.pools.acquire()
+            if idle:
+                await self.close_all(idle)
             try:
                 with self.library.mapped_errors:
                     answer = await calls.send(lease.pool, self._core_request(request, outgoing))
             except ReconnectError:  # nothing of the request was sent
-                await self.release(lease, failed=True)
+                await self._retire(lease)
                 continue
             except BaseException:
-                await self.release(lease, failed=True)
+                await self._retire(lease)
                 raise
             stream = self.body_class(self, answer, lease, outgoing.exchange)
             try:
@@ -200,15 +200,14 @@ class ProvenTransport(ProvenRequests):
         self.note(exchange)
         return rest
 
-    async def release(self, lease: PoolLease[Any], *, failed: bool = False) -> None:
-        """Note the end of a request."""
+    async def _retire(self, lease: PoolLease[Any]) -> None:
+        """Note the end of a request that failed."""
         # The tunnel of a failed connection is never removed from httpcore's pool.
-        for pool in self._pools.release(lease, retire=failed and self._options.proxied):
-            await self.calls.close(pool)
+        await self.close_all(self.pools.release(lease, retire=self._options.proxied))
 
-    async def _close(self) -> None:
-        """Close all connections."""
-        for pool in self._pools.drain():
+    async def close_all(self, pools: Iterable[Any]) -> None:
+        """Close pools."""
+        for pool in pools:
             await self.calls.close(pool)
 
 
@@ -236,7 +235,8 @@ class _Body:
                 transport.note(exchange)
             await transport.calls.close(self._answer)
         finally:
-            await transport.release(lease)
+            if idle := transport.pools.release(lease):
+                await transport.close_all(idle)
 
 
 class BlockingBody(_Body):
@@ -270,7 +270,7 @@ class BlockingTransport(ProvenTransport):
 
     def close(self) -> None:
         """Close all connections."""
-        finish(self._close())
+        finish(self.close_all(self.pools.drain()))
 
 
 class AsyncBody(_Body):
@@ -310,7 +310,7 @@ class AsyncTransport(ProvenTransport):
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._close()
+        await self.close_all(self.pools.drain())
 
     def _content(self, body: bytes) -> AsyncIterable[bytes]:
         return _one(body)

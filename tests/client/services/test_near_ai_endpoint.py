@@ -42,6 +42,7 @@ class Gateway:
         self.fingerprint = app.spki_sha256
         self.nonce: bytes | None = None  # in place of the client's
         self.models = 1
+        self.aliasing: list[str | None] = []
         self.prompts: list[str] = []
         self.signatures: dict[str, str] = {}
 
@@ -70,6 +71,7 @@ class Gateway:
     def chat(self, request: Request) -> Answer:
         """Answer a prompt, sealed if it is."""
         body = json.loads(request.body)
+        self.aliasing.append(request.headers.get("x-no-aliasing"))
         client = request.headers.get("x-client-pub-key")
         content = body["messages"][0]["content"]
         reply = f"reply to {self.model.open(content) if client else content}"
@@ -158,6 +160,24 @@ def test_without_sealing_the_channel_ends_at_the_gateway(gateway: Gateway) -> No
     with connect(gateway, **options) as endpoint, endpoint.client() as client:
         response = client.post(url, json=prompt())
         assert response.json()["choices"][0]["message"]["content"] == "reply to a secret"
+
+
+def test_every_way_of_requests_forbids_another_model(gateway: Gateway) -> None:
+    """Clients, transports and adapters add the header, unless the request has it."""
+    options: dict[str, Any] = {"encrypt": False, "require": Require(channel="gateway")}
+    url = gateway.app.url + CHAT
+    with connect(gateway, **options) as endpoint:
+        with endpoint.client(http="httpx") as client:
+            client.post(url, json=prompt())
+            client.post(url, json=prompt(), headers={"x-no-aliasing": "false"})
+        with httpx.Client(transport=endpoint.transport(http="httpx")) as client:
+            client.post(url, json=prompt())
+        with endpoint.requests_session() as session:
+            session.post(url, json=prompt())
+        with requests.Session() as session:
+            session.mount("https://", endpoint.adapter())
+            session.post(url, json=prompt())
+    assert gateway.aliasing == ["true", "false", "true", "true", "true"]
 
 
 @pytest.mark.parametrize("fault", ["relay", "stale", "no model"])

@@ -155,7 +155,7 @@ def test_httpx_checks_the_proof_when_the_request_is_written(kind: str) -> None:
         prover = SimpleProver(server)
         with calling(kind, prover) as caller:
             caller.get(server.url + "/first")
-            acquire = caller.transport._pools.acquire
+            acquire = caller.transport.pools.acquire
             ends = iter([prover.forget])
 
             def late() -> Any:
@@ -163,7 +163,7 @@ def test_httpx_checks_the_proof_when_the_request_is_written(kind: str) -> None:
                 next(ends, lambda: None)()
                 return chosen
 
-            caller.transport._pools.acquire = late
+            caller.transport.pools.acquire = late
             answer = caller.post(server.url + "/second", content=iter_of(caller, b"ab", b"cd"))
             assert answer.json()["body"] == "abcd"
         assert [one.requests for one in server.connections] == [[b"/first"], [b"/second"]]

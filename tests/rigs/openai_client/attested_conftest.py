@@ -125,7 +125,7 @@ def _open_connections(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     """Count the requests that use a connection, where the tests look into a pool of httpx."""
 
     def count(client: Any) -> int:
-        pools = client._client._transport._pools
+        pools = client._client._transport.pools
         current = pools._current
         return sum(
             lease.users for lease in (*pools._retired, *([] if current is None else [current]))
