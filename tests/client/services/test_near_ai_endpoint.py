@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+import httpx
 import pytest
+import requests
 from nacl.signing import SigningKey
 
 import attestkit
