@@ -14,8 +14,8 @@ from attestkit.attestation import AppInfo, Attestation
 from attestkit.attester.evidence_source import (
     EvidenceSource,
     HostApp,
-    NonceBinder,
     SourceContext,
+    TpmKeySource,
     app_info,
 )
 from attestkit.attester.tdx_source import TdSource
@@ -119,7 +119,7 @@ class Attester(Generic[B_co]):
         app = HostApp(self._host)
         if isinstance(backend, EvidenceCollector) and isinstance(backend, RegisterExtender):
             # lazy: only beside a TPM
-            from attestkit.attester.vtpm_td_source import VtpmTdSource
+            from attestkit.attester.vtpm_source import VtpmTdSource
 
             return VtpmTdSource(backend, backend, context, app)
         if isinstance(backend, EvidenceCollector) and isinstance(backend, EventPcr):
@@ -255,7 +255,7 @@ class Attester(Generic[B_co]):
         self._check_usable()
         if gpu:
             return self._attest_with_gpus(nonce)
-        if nonce is not None and isinstance(self._source, NonceBinder):
+        if nonce is not None and isinstance(self._source, TpmKeySource):
             bound = self._source.bind_nonce(nonce)
         return self._source.evidence(bound)
 
@@ -267,7 +267,7 @@ class Attester(Generic[B_co]):
             raise UsageError(message, reason="conflict")
         collected = collect_gpu_evidence(self._backend, gpu_nonce(nonce))
         bound = ReportData.for_nonce_and_gpu(nonce, collected.raw)
-        if isinstance(self._source, NonceBinder):
+        if isinstance(self._source, TpmKeySource):
             # With the key of a TPM, where the hardware's evidence does not name it.
             bound = self._source.bind_gpu(bound)
         return self._source.evidence(bound).with_gpu_evidence(collected)

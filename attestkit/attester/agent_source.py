@@ -1,13 +1,13 @@
 """Evidence from a guest agent, checked against the request and for consistency."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.attester.evidence_source import (
     NO_REGISTERS,
+    EvidenceSource,
     SourceContext,
     check_name,
     check_report_data,
@@ -29,7 +29,7 @@ from attestkit.quote import Quote
 T = TypeVar("T")
 
 
-class AgentSource:
+class AgentSource(EvidenceSource):
     """Evidence and description of an app whose event log and keys an agent holds."""
 
     has_quotes = True
@@ -42,10 +42,6 @@ class AgentSource:
         self._vm_config: str | None = None
 
     # -- evidence ------------------------------------------------------------------------------
-
-    def get_quote(self, report_data: bytes) -> Quote:
-        """Return a quote over exactly 64 bytes."""
-        return self.quote_and_log(report_data)[0]
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
         """Return a quote over exactly 64 bytes, and the event log that replays to it."""
@@ -162,10 +158,6 @@ class AgentSource:
     def keys(self) -> KeyDeriver:
         """The app's keys, which remain in the agent."""
         return self._agent.keys
-
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Wait for calls in progress and block further ones."""
-        return self._device
 
 
 def _parse(parse: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""Sources of an Attester's evidence: the protocol, and what its implementations share."""
+"""Sources of an Attester's evidence: the base class, and what its subclasses share."""
 
 import hmac
 from collections.abc import Callable
@@ -8,13 +8,14 @@ from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
-from attestkit.backends.base import AppHost
+from attestkit.backends.base import AppHost, EvidenceCollector
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import BackendError, ConfigError, FormatError, UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.runtime_events import RESERVED_NAMES
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
 from attestkit.quote import Quote
+from attestkit.report_data import ReportData
 
 T = TypeVar("T")
 
@@ -48,60 +49,85 @@ class App(Protocol):
         ...
 
 
-class EvidenceSource(Protocol):
-    """A thread-safe source of evidence from one backend; it raises the errors of `Attester`."""
+class EvidenceSource:
+    """A thread-safe source of evidence from one backend; it raises the errors of `Attester`.
 
-    has_quotes: bool  # whether evidence contains a TDX quote
+    Methods that a subclass does not define raise UnsupportedError.
+    """
+
+    has_quotes = False  # whether evidence contains a TDX quote
+    no_quote = "evidence of this platform is more than a TDX quote; use attest()"
+    no_registers = NO_REGISTERS
+
+    def __init__(self, context: SourceContext, app: "HostApp") -> None:
+        self._app = app
+        self._device, self._check_usable = context
 
     @property
     def app(self) -> App:
         """The app's description."""
-        ...
+        return self._app
 
     def get_quote(self, report_data: bytes) -> Quote:
         """Return a quote over exactly 64 bytes."""
-        ...
+        return self.quote_and_log(report_data)[0]
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
         """Return a quote over exactly 64 bytes, and the event log that replays to it."""
-        ...
+        del report_data
+        raise UnsupportedError(self.no_quote, reason="no_quote")
 
     def evidence(self, report_data: bytes) -> Attestation:
         """Return consistent evidence over exactly 64 bytes."""
-        ...
+        raise NotImplementedError
 
     def event_log(self) -> EventLog:
-        """Return the current event log."""
-        ...
+        """Return the current event log; empty if the platform has none."""
+        return EventLog()
 
     def registers(self) -> Rtmrs:
         """Return RTMR0 to RTMR3."""
-        ...
+        raise UnsupportedError(self.no_registers, reason="no_registers")
 
     def emit_event(self, name: str, payload: bytes) -> Event:
         """Extend RTMR3 by an event and append it to the log, atomically."""
-        ...
+        del name, payload
+        raise UnsupportedError(self.no_registers, reason="no_registers")
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
         """Measure the app as a dstack guest does at boot, unless that has been done."""
-        ...
+        del app_id
+        raise UnsupportedError(self.no_registers, reason="no_registers")
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Wait for calls in progress and block further ones."""
-        ...
+        return self._device
 
 
-@runtime_checkable
-class NonceBinder(Protocol):
-    """A source that binds a nonce in its own way, instead of by `ReportData.for_nonce`."""
+class TpmKeySource(EvidenceSource):
+    """A source beside a TPM: report data name the TPM's key, unless the evidence has it anyway."""
+
+    _collector: EvidenceCollector
 
     def bind_nonce(self, nonce: bytes) -> bytes:
         """Return the report data for a nonce of 8 to 64 bytes."""
-        ...
+        key = self._read_key()
+        return (
+            ReportData.for_nonce(nonce) if key is None else ReportData.for_nonce_and_ak(nonce, key)
+        )
 
     def bind_gpu(self, bound: bytes) -> bytes:
-        """Return the report data for those of `ReportData.for_nonce_and_gpu`."""
-        ...
+        """Return the report data for those of `ReportData.for_nonce_and_gpu`, 64 bytes."""
+        key = self._read_key()
+        return bound if key is None else ReportData.for_gpu_and_ak(bound, key)
+
+    def _read_key(self) -> bytes | None:
+        with self._device:
+            self._check_usable()
+            try:
+                return self._collector.read_attestation_key()
+            except UnsupportedError:
+                return None
 
 
 @runtime_checkable

@@ -5,8 +5,7 @@ document from the host, whose hash is HOST_DATA in the report.
 """
 
 import hmac
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import host_data
@@ -15,6 +14,7 @@ from attestkit.attestation.snp import SnpCertificates
 from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
 from attestkit.attester.evidence_source import (
     NO_REGISTERS,
+    EvidenceSource,
     HostApp,
     SourceContext,
     check_report_data,
@@ -28,39 +28,25 @@ from attestkit.errors import (
     ReplayError,
     UnsupportedError,
 )
-from attestkit.event_log import Event, EventLog, Rtmrs
-from attestkit.quote import Quote
+from attestkit.event_log import Event
 from attestkit.snp_report import SIZE, SnpReport
 
 if TYPE_CHECKING:
     from attestkit._reasons import BackendReason
 
-NO_QUOTE: Final = "SEV-SNP has no TDX quotes; use attest()"
 
-
-class SnpSource:
+class SnpSource(EvidenceSource):
     """Evidence from a backend with SNP reports."""
 
-    has_quotes = False
+    no_quote = "SEV-SNP has no TDX quotes; use attest()"
 
     def __init__(self, reporter: SnpReporter, context: SourceContext, app: HostApp) -> None:
-        self.app = app
+        super().__init__(context, app)
         self._reporter = reporter
-        self._device, self._check_usable = context
-
-    def get_quote(self, report_data: bytes) -> Quote:
-        """Raise UnsupportedError."""
-        del report_data
-        raise UnsupportedError(NO_QUOTE, reason="no_quote")
-
-    def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Raise UnsupportedError."""
-        del report_data
-        raise UnsupportedError(NO_QUOTE, reason="no_quote")
 
     def evidence(self, report_data: bytes) -> Attestation:
         """Return a report over exactly 64 bytes, with the host's certificates and documents."""
-        config, document = self.app.vm_config, _launch_document(self.app)
+        config, document = self._app.vm_config, _launch_document(self._app)
         with self._device:
             self._check_usable()
             raw, table = self._reporter.get_snp_report(report_data)
@@ -76,19 +62,6 @@ class SnpSource:
         platform = SevSnp(raw, _certificates(table), document)
         return Attestation(Evidence(platform, Stack(report_data, (), config)))
 
-    def event_log(self) -> EventLog:
-        """Return an empty log."""
-        return EventLog()
-
-    def registers(self) -> Rtmrs:
-        """Raise UnsupportedError."""
-        raise UnsupportedError(NO_REGISTERS, reason="no_registers")
-
-    def emit_event(self, name: str, payload: bytes) -> Event:
-        """Raise UnsupportedError."""
-        del name, payload
-        raise UnsupportedError(NO_REGISTERS, reason="no_registers")
-
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
         """Raise UnsupportedError: the app is measured at launch."""
         del app_id
@@ -96,10 +69,6 @@ class SnpSource:
             f"{NO_REGISTERS}; on SEV-SNP the host measures the app at launch",
             reason="no_registers",
         )
-
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Wait for calls in progress and block further ones."""
-        return self._device
 
 
 def parse_report(raw: bytes) -> SnpReport:

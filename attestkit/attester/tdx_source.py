@@ -1,55 +1,36 @@
 """Evidence of a TD: a quote, and an event log that replays to its registers."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager
 from typing import Final
 
-from attestkit.attestation import MAX_SIZE, Attestation
+from attestkit.attestation import Attestation
 from attestkit.attestation.tdx import WireLog
-from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.attester.evidence_source import (
-    NO_REGISTERS,
     HostApp,
     SourceContext,
-    check_name,
     check_report_data,
     parse_response,
 )
+from attestkit.attester.journal_source import EventRegister, JournalSource, LoggedSize
 from attestkit.backends.base import Backend, RegisterExtender
-from attestkit.errors import (
-    AttestKitError,
-    JournalError,
-    ReplayError,
-    UnsupportedError,
-    UsageError,
-    VerificationError,
-)
+from attestkit.errors import ReplayError, VerificationError
 from attestkit.event_log import Event, EventLog, Rtmrs
-from attestkit.event_log.journal_protocols import (
-    RuntimeLog,
-    mismatch_remedy,
-    replay_from,
-    size_in_evidence,
-)
-from attestkit.event_log.runtime_events import check_runtime_events, runtime_event
+from attestkit.event_log.journal_protocols import mismatch_remedy, replay_from, size_in_evidence
+from attestkit.event_log.runtime_events import check_runtime_events
 from attestkit.quote import Quote
 
-# Bytes of evidence reserved for the quote, which some encodings write as decimal numbers.
-_QUOTE_RESERVE: Final = 1 << 18
 _EVENT_OVERHEAD: Final = 256  # maximum size of an event without name and payload
 
 
-class TdSource:
+class TdSource(JournalSource):
     """Evidence from a backend with TDX quotes, and registers if it is a RegisterExtender."""
 
     has_quotes = True
 
     def __init__(self, backend: Backend, context: SourceContext, app: HostApp) -> None:
-        self.app = app
         self._backend = backend
-        self._extender = backend if isinstance(backend, RegisterExtender) else None
-        self._device, self._check_usable = context
-        self._journal: RuntimeLog | None = None
+        self._extender = extender = backend if isinstance(backend, RegisterExtender) else None
+        super().__init__(context, app, None if extender is None else _event_register(extender))
         # Cache of values that depend on the log alone.
         self._firmware_data: bytes | None = None
         self._firmware = EventLog()
@@ -122,7 +103,7 @@ class TdSource:
 
     def evidence(self, report_data: bytes) -> Attestation:
         """Return evidence over exactly 64 bytes."""
-        config = self.app.vm_config
+        config = self._app.vm_config
         quote, log = self.quote_and_log(report_data)
         self._wire_log = known = self._wire_log.extend_to(log)
         return Attestation.for_tdx(quote, log, config, known=known)
@@ -137,94 +118,23 @@ class TdSource:
 
     def registers(self) -> Rtmrs:
         """Return RTMR0 to RTMR3."""
-        extender = self._require_registers()
+        if self._extender is None:
+            return super().registers()
         with self._device:
-            zero, one, two, three = map(extender.read_rtmr, range(4))
+            zero, one, two, three = map(self._extender.read_rtmr, range(4))
         return zero, one, two, three
 
-    def emit_event(self, name: str, payload: bytes) -> Event:
-        """Extend RTMR3 by an event and append it to the log, atomically."""
-        self._require_registers()
-        check_name(name)
-        with self._lock_journal(), self._device:
-            self._check_usable()
-            journal = self._open_journal()
-            event = runtime_event(name, payload, journal.version)
-            self._check_room(event)
-            journal.emit(event)
-            return event
-
-    def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Measure the app as a dstack guest does at boot, unless that has been done."""
-        from attestkit.dstack.boot_sequence import measure_app  # lazy: rarely needed
-        from attestkit.dstack.host_shared_folder import HostShared
-
-        extender, host = self._require_registers(), self.app.host
-        if not isinstance(host, HostShared):
-            raise UnsupportedError(
-                "measure_app: not available with this backend, which measures the app at boot",
-                reason="feature",
-            )
-        events = host.boot_events(app_id)
-        with self._lock_journal(), self._device:
-            self._check_usable()
-            measure_app(self._open_journal(), lambda: extender.read_rtmr(3), events)
-        return events
-
-    def runtime_events(self) -> tuple[Event, ...]:
-        """Return the runtime events of this boot."""
-        self._require_registers()
-        with self._lock_journal(), self._device:
-            self._check_usable()
-            return self._open_journal().events()
-
-    def continue_boot(self, events: tuple[Event, ...]) -> None:
-        """Emit those of the first events of this boot that the log does not have yet."""
-        from attestkit.dstack.boot_sequence import continue_boot  # lazy: rarely needed
-
-        extender = self._require_registers()
-        with self._lock_journal(), self._device:
-            self._check_usable()
-            continue_boot(self._open_journal(), lambda: extender.read_rtmr(3), events)
-
-    def _require_registers(self) -> RegisterExtender:
-        if self._extender is None:
-            raise UnsupportedError(NO_REGISTERS, reason="no_registers")
-        return self._extender
-
-    def _check_room(self, event: Event) -> None:
-        """Raise an error if the event would make evidence exceed its limits."""
+    def _logged_size(self, events: tuple[Event, ...]) -> LoggedSize:
+        """Return the size of the log; its runtime events are `events`."""
+        del events  # which this object has, too
         self._read_log()
-        config = len(self.app.vm_config.encode(errors="surrogatepass"))
-        room = MAX_SIZE - _QUOTE_RESERVE - config - self._firmware_size
-        size = size_in_evidence(event)
-        if size > room:
-            raise UsageError(
-                f"event: too large, its payload of {len(event.payload)} bytes takes {size} bytes "
-                f"of evidence, which is limited to {MAX_SIZE}",
-                reason="too_large",
-            )
-        if self._events_size + size > room or len(self._log.events) >= MAX_ITEMS:
-            raise JournalError(
-                f"the runtime log is full: evidence is limited to {MAX_SIZE} bytes and "
-                f"{MAX_ITEMS} events; reboot to empty the log",
-                reason="too_large",
-            )
+        return LoggedSize(self._firmware_size, self._events_size, len(self._log.events))
 
     # -- locks and caches ----------------------------------------------------------------------
 
     def _lock_journal(self) -> AbstractContextManager[None]:
         """Prevent every process from emitting events; without registers, take the device lock."""
         return self._device if self._extender is None else self._open_journal().locked()
-
-    def _open_journal(self) -> RuntimeLog:
-        if self._journal is None:
-            version = self.app.event_version
-            with self._device:
-                self._check_usable()
-                assert self._extender is not None
-                self._journal = self._extender.open_journal(version)
-        return self._journal
 
     def _quote(self, report_data: bytes) -> Quote:
         """Return the backend's quote over `report_data`."""
@@ -270,12 +180,6 @@ class TdSource:
         # One statement: an interrupt in between would count the events twice.
         self._events, self._log, self._events_size = events, log, size
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Wait for calls in progress and block further ones."""
-        with ExitStack() as stack:
-            if self._journal is not None:
-                with suppress(AttestKitError):  # close even if the log cannot be locked
-                    stack.enter_context(self._journal.locked())
-            stack.enter_context(self._device)
-            yield
+
+def _event_register(extender: RegisterExtender) -> EventRegister:
+    return EventRegister("RTMR3", lambda: extender.read_rtmr(3), extender.open_journal)

@@ -1,33 +1,28 @@
 """Evidence of a machine with a TPM: the TPM's quote, and evidence of its hardware if it has some.
 
-Its logs are part of the evidence. Programs cannot emit events: PCRs that a program may extend have
-other uses, and no journal of attestkit belongs to them.
+Its logs are part of the evidence. Beside a TD, which measures events in its own register (Google's
+Confidential VMs), quotes of both and both logs are read under one lock, and are compared as those
+of any TD. Elsewhere programs cannot emit events: PCRs that a program may extend have other uses,
+and no journal of attestkit belongs to them.
 """
 
-from contextlib import AbstractContextManager
-from typing import Final
-
 from attestkit.attestation import Attestation
-from attestkit.attestation.wire.evidence_parts import Evidence, Stack
+from attestkit.attestation.wire.evidence_parts import Evidence, GcpTdx, Platform, Stack
 from attestkit.attester.evidence_source import (
-    NO_REGISTERS,
     HostApp,
     SourceContext,
+    TpmKeySource,
     parse_response,
 )
+from attestkit.attester.tdx_source import TdSource
 from attestkit.backends.base import Backend, EvidenceCollector
-from attestkit.errors import UnsupportedError
-from attestkit.event_log import Event, EventLog, Rtmrs
+from attestkit.errors import BackendError
+from attestkit.event_log import EventLog
 from attestkit.quote import Quote
-from attestkit.report_data import ReportData
-
-NO_QUOTE: Final = "evidence of this platform is more than a TDX quote; use attest()"
 
 
-class VtpmSource:
+class VtpmSource(TpmKeySource):
     """Evidence from a backend that is an `EvidenceCollector`."""
-
-    has_quotes = False
 
     def __init__(
         self,
@@ -36,36 +31,13 @@ class VtpmSource:
         context: SourceContext,
         app: HostApp,
     ) -> None:
-        self.app = app
+        super().__init__(context, app)
         self._backend = backend
         self._collector = collector
-        self._device, self._check_usable = context
-
-    def bind_nonce(self, nonce: bytes) -> bytes:
-        """Return report data over a nonce, and the TPM's key unless the evidence has it anyway."""
-        with self._device:
-            self._check_usable()
-            return bind_nonce(self._collector, nonce)
-
-    def bind_gpu(self, bound: bytes) -> bytes:
-        """Return report data over those of GPUs, and the TPM's key as for a nonce."""
-        with self._device:
-            self._check_usable()
-            return bind_gpu(self._collector, bound)
-
-    def get_quote(self, report_data: bytes) -> Quote:
-        """Raise UnsupportedError."""
-        del report_data
-        raise UnsupportedError(NO_QUOTE, reason="no_quote")
-
-    def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Raise UnsupportedError."""
-        del report_data
-        raise UnsupportedError(NO_QUOTE, reason="no_quote")
 
     def evidence(self, report_data: bytes) -> Attestation:
         """Return evidence over exactly 64 bytes."""
-        config = self.app.vm_config
+        config = self._app.vm_config
         with self._device:
             self._check_usable()
             platform = self._collector.collect_evidence(report_data)
@@ -78,43 +50,39 @@ class VtpmSource:
             raw = self._backend.read_event_log()
         return parse_response("boot log", EventLog.parse, raw) if raw else EventLog()
 
-    def registers(self) -> Rtmrs:
-        """Raise UnsupportedError."""
-        raise UnsupportedError(NO_REGISTERS, reason="no_registers")
 
-    def emit_event(self, name: str, payload: bytes) -> Event:
-        """Raise UnsupportedError."""
-        del name, payload
-        raise UnsupportedError(NO_REGISTERS, reason="no_registers")
+class VtpmTdSource(TdSource, TpmKeySource):
+    """Evidence from a TDX backend that is an `EvidenceCollector` with registers."""
 
-    def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Raise UnsupportedError."""
-        del app_id
-        raise UnsupportedError(NO_REGISTERS, reason="no_registers")
+    def __init__(
+        self,
+        backend: Backend,
+        collector: EvidenceCollector,
+        context: SourceContext,
+        app: HostApp,
+    ) -> None:
+        super().__init__(backend, context, app)
+        self._collector = collector
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Wait for calls in progress and block further ones."""
-        return self._device
+    def evidence(self, report_data: bytes) -> Attestation:
+        """Return evidence over exactly 64 bytes."""
+        config = self._app.vm_config
+        with self._lock_journal(), self._device:
+            self._check_usable()  # again, with the lock held
+            self._open_journal().events()  # completes an event that a crash has interrupted
+            platform = self._collector.collect_evidence(report_data)
+            quote = _parse_quote(platform)
+            log = self._matching_log(quote)
+            self._wire_log = known = self._wire_log.extend_to(log)
+        found = Attestation.for_tdx(quote, log, config, known=known).evidence
+        assert isinstance(platform, GcpTdx)  # `_parse_quote`
+        replaced = platform._replace(event_log=known.on_wire)
+        return Attestation(Evidence(replaced, found.stack))
 
 
-def bind_nonce(collector: EvidenceCollector, nonce: bytes) -> bytes:
-    """Return report data over a nonce, and the TPM's key unless the evidence has it anyway."""
-    try:
-        key = collector.read_attestation_key()
-    except UnsupportedError:
-        return ReportData.for_nonce(nonce)
-    return ReportData.for_nonce_and_ak(nonce, key)
-
-
-def bind_gpu(collector: EvidenceCollector, bound: bytes) -> bytes:
-    """Return report data over those of GPUs, and the TPM's key unless the evidence has it anyway.
-
-    Args:
-        collector: Of the machine's evidence.
-        bound: `ReportData.for_nonce_and_gpu`, 64 bytes.
-    """
-    try:
-        key = collector.read_attestation_key()
-    except UnsupportedError:
-        return bound
-    return ReportData.for_gpu_and_ak(bound, key)
+def _parse_quote(platform: Platform) -> Quote:
+    """Return the TDX quote in evidence; its report data are checked by the backend."""
+    if not isinstance(platform, GcpTdx):
+        text = f"the platform returned {type(platform).__name__} instead of a TD's evidence"
+        raise BackendError(text, reason="malformed_response")
+    return parse_response("the platform returned a malformed quote", Quote.parse, platform.quote)
