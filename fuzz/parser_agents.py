@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Callable
-from email.message import Message
 from typing import Final
 
 from attestkit._crypto.pem import encode_pem
-from attestkit._system.bounded_http import RawResponse
+from attestkit._system.bounded_http import Response
 from attestkit.backends.azure.imds import ImdsClient, ImdsRequest
 from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.dstack_agent.client import AgentClient
@@ -83,9 +82,9 @@ class _AnsweringImds(ImdsClient):
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(sleep=lambda _seconds: None)
-        self._answer = RawResponse(status, Message(), body)
+        self._answer = Response(status, {}, body)
 
-    def _send(self, request: ImdsRequest) -> RawResponse:
+    def _send(self, request: ImdsRequest) -> Response:
         del request
         return self._answer
 

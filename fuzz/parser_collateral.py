@@ -7,7 +7,8 @@ from urllib.parse import quote as percent_encode
 
 from attestkit.collateral import Collateral
 from attestkit.collateral.parts import part_window, split_signed
-from attestkit.collateral.pccs_client import Platform, Response, Service, base_url
+from attestkit.collateral.pccs_client import Platform, Service, base_url
+from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, FormatError, UsageError, VerificationError
 from attestkit.verifier.dcap.certificate_chains import CertificateChains
 from attestkit.verifier.dcap.qe_identity import QeIdentity, read_qe_identity

@@ -6,7 +6,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Final
 
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, CollateralExpiredError, FormatError, SignatureError
 from attestkit.gpu.rim import Rim, fetch_rim, verify_rim
 from attestkit.gpu.rim.canonical_xml import canonical_bytes

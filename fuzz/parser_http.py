@@ -4,13 +4,14 @@ import io
 import json
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from http.client import HTTPConnection
 from types import SimpleNamespace
 from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import SplitResult
 
+from attestkit._system.bounded_http import TimeLeft
 from attestkit.backends.dstack_agent.client import MAX_RESPONSE, AgentClient, AgentResponse
 from attestkit.collateral.http_getter import HttpGetter
-from attestkit.collateral.pccs_client import BODY_LIMIT, Response
+from attestkit.collateral.responses import BODY_LIMIT, Response
 from attestkit.errors import (
     BackendError,
     CollateralError,
@@ -105,8 +106,8 @@ class _Agent(AgentClient):
         super().__init__("/agent.sock", clock=lambda: 0.0)
         self._raw = raw
 
-    def _connect(self, deadline: float) -> Any:
-        del deadline
+    def _connect(self, time_left: TimeLeft) -> Any:
+        del time_left
         return _Socket(self._raw)
 
 
@@ -123,18 +124,6 @@ def _answered(raw: bytes, found: AgentResponse) -> None:
 # -- a PCCS ----------------------------------------------------------------------------------------
 
 
-class _Connection(HTTPConnection):
-    """A connection that is made already."""
-
-    def __init__(self, raw: bytes) -> None:
-        super().__init__("pccs")
-        self._raw = raw
-
-    def connect(self) -> None:
-        """Take the socket of ours."""
-        self.sock: Any = _Socket(self._raw)
-
-
 class _Getter(HttpGetter):
     """A getter that gets from bytes."""
 
@@ -142,9 +131,9 @@ class _Getter(HttpGetter):
         super().__init__(timeout=3600)
         self._raw = raw
 
-    def _connection(self, url: str) -> HTTPConnection:
-        del url
-        return _Connection(self._raw)
+    def _connect(self, parts: SplitResult, time_left: TimeLeft) -> Any:
+        del parts, time_left
+        return _Socket(self._raw)
 
 
 def _get(raw: bytes) -> Response:

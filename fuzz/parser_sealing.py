@@ -1,12 +1,11 @@
 """Targets: what is sealed to an application, and answers of a local key provider."""
 
 import json
-from email.message import Message
 from functools import cache
 from typing import Final
 
 from attestkit._crypto.ed25519 import x25519_public_key
-from attestkit._system.bounded_http import RawResponse
+from attestkit._system.bounded_http import Response
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.pki.sgx_quoting_enclave import (
@@ -100,9 +99,9 @@ class _AnsweringHost(HostApi):
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__("vsock://2:10086/api")
-        self._answer = RawResponse(status, Message(), body)
+        self._answer = Response(status, {}, body)
 
-    def _post(self, body: bytes) -> RawResponse:
+    def _post(self, body: bytes) -> Response:
         del body
         return self._answer
 

@@ -1,74 +1,146 @@
 """One HTTP/1.1 exchange with an untrusted server, with one deadline and limits of size.
 
-The limits of `http.client`, which is slow to import, are per line and per read.
+Redirects are not followed, and neither the proxies nor the keylog file of the environment are
+used. `http.client`, which is slow to import, parses the response; its own limits are per line and
+per read.
 """
 
+import contextlib
 import io
+import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, cast
+
+from attestkit._sanitize import one_line
+from attestkit.errors import AttestKitError
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from email.message import Message
-    from http.client import HTTPConnection, HTTPResponse
+    from http.client import HTTPResponse
 
     from _typeshed import WriteableBuffer
 
 _PIECE: Final = 1 << 16  # bytes per read
 _BUFFER: Final = 8192  # bytes that are read ahead
 _ADDRESSES: Final = 8  # of a host that are tried
+_SHORTEST: Final = 0.001  # seconds; 0 would make a socket non-blocking
+_LONGEST_TEXT: Final = 100  # characters of OpenSSL's text
+_HEADERS: Final = {
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+    "User-Agent": "attestkit",
+}
+JSON_POST: Final = {"Content-Type": "application/json", "Accept": "application/json"}
+"""Headers of a request with a JSON body."""
+
+ExchangeFailure: TypeAlias = Literal[
+    "too_large", "timed_out", "tls", "connection", "truncated", "malformed"
+]
+"""Why an exchange failed: `connection` is any other error of the operating system."""
+
+TimeLeft: TypeAlias = Callable[[], float]
+"""Function that returns the seconds that are left."""
 
 
-class TooLargeError(Exception):
-    """The response exceeds the limit that is the text of this error."""
+class ExchangeError(Exception):
+    """An exchange failed; the text is for the end of a message. It has no part of the response.
+
+    Its cause is the OSError, if there was one.
+    """
+
+    def __init__(self, kind: ExchangeFailure, text: str) -> None:
+        super().__init__(text)
+        self.kind: ExchangeFailure = kind
 
 
-class RawResponse(NamedTuple):
-    """A response of any status."""
+class Response(NamedTuple):
+    """HTTP response."""
 
     status: int
-    headers: "Message"
+    headers: Mapping[str, str]  # names in any case; repeated fields are joined
     body: bytes
 
 
+class Request(NamedTuple):
+    """A request; the headers Host, Accept, Accept-Encoding, Connection and User-Agent are added."""
+
+    method: str
+    host: str  # value of the header Host
+    target: str
+    headers: Mapping[str, str] = {}
+    body: bytes | None = None
+
+    def encode(self) -> bytes:
+        """Return the bytes of the request.
+
+        Raises:
+            ValueError: If a part has control or non-ASCII characters, or the target has spaces.
+        """
+        fields = {"Host": self.host, **_HEADERS, **self.headers}
+        if self.body is not None:
+            fields["Content-Length"] = str(len(self.body))
+        lines = [f"{self.method} {self.target} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in fields.items()]
+        if " " in self.target or not all(line.isascii() and line.isprintable() for line in lines):
+            raise ValueError("request: control or non-ASCII character, or space in the target")
+        return "\r\n".join([*lines, "\r\n"]).encode("ascii") + (self.body or b"")
+
+
 class ResponseLimits(NamedTuple):
-    """Limits of a response in bytes, and the time that is left for it."""
+    """Limits of a response in bytes, and of a whole exchange in seconds."""
 
     head: int  # before the body, including interim (1xx) responses; also of the chunk framing
     body: int
-    time_left: Callable[[], float]  # seconds
+    seconds: float  # without the time of name resolution
+    clock: Callable[[], float] = time.monotonic
 
 
 def exchange(
-    connection: "HTTPConnection",
-    sock: "socket.socket",
-    limits: ResponseLimits,
-    request: tuple[str, str, bytes | None, Mapping[str, str]],
-) -> RawResponse:
-    """Send a request on `sock`, which is connected and is not closed, and read the response.
+    connect: "Callable[[TimeLeft], socket.socket]", request: Request, limits: ResponseLimits
+) -> Response:
+    """Connect, send a request in one write, read the response of any status, and close.
+
+    A server may answer and close before it has read the request; the answer then explains more than
+    the failed write, and is returned.
 
     Args:
-        connection: Formats the request, and parses the response.
-        sock: The socket.
-        limits: Limits of the response.
-        request: Method, target, body and headers.
+        connect: Returns a connected socket.
+        request: The request.
+        limits: Limits of the response and of time.
 
     Raises:
-        TooLargeError: If the response exceeds a limit.
-        HTTPException: If the response is malformed or truncated.
-        OSError: If the connection fails; TimeoutError if the time is up.
+        ExchangeError: If there is no connection, no response in time, or one that exceeds a limit,
+            is malformed or truncated, or has an encoding, which was not requested.
+        AttestKitError: From `connect`.
     """
-    bounded = _BoundedSocket(sock, limits)
-    connection.sock = cast("socket.socket", bounded)  # has the methods that http.client uses
-    connection.request(*request)
-    with connection.getresponse() as response:
-        bounded.allow_body()
-        return RawResponse(response.status, response.headers, _read_body(response, limits.body))
+    from http.client import HTTPException
+
+    deadline = limits.clock() + limits.seconds
+
+    def time_left() -> float:
+        return deadline - limits.clock()
+
+    try:
+        data = request.encode()
+        with contextlib.closing(connect(time_left)) as sock:
+            return _exchange(_BoundedSocket(sock, limits, time_left), request.method, data)
+    except AttestKitError:  # some are ValueErrors
+        raise
+    except (_TooLargeError, OSError, HTTPException, ValueError) as error:
+        failed = _describe(error, limits.seconds)
+    # Outside of the handler: some of the errors contain the response.
+    raise failed
 
 
-def connect_tcp(
-    host: str, port: int, seconds: float, time_left: Callable[[], float]
-) -> "socket.socket":
+def host_header(host: str, port: int) -> str:
+    """Return the value of the header Host for a name or an address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def connect_tcp(host: str, port: int, seconds: float, time_left: TimeLeft) -> "socket.socket":
     """Return a socket that is connected to the first address of a host that accepts.
 
     Args:
@@ -100,45 +172,61 @@ def connect_tcp(
     raise failed
 
 
-def encode_json_post(host: str, target: str, body: bytes) -> bytes:
-    """Return a POST request of HTTP/1.1 with a JSON body, for `exchange_at_once`.
-
-    Args:
-        host: Value of the header Host, ASCII without control characters.
-        target: Request target, ASCII without spaces and control characters.
-        body: JSON text.
-    """
-    head = (
-        f"POST {target} HTTP/1.1\r\n"
-        f"Host: {host}\r\n"
-        "Content-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n"
-        "Accept: application/json\r\n"
-        "Accept-Encoding: identity\r\n"
-        "User-Agent: attestkit\r\n"
-        "Connection: close\r\n\r\n"
-    )
-    return head.encode("ascii") + body
-
-
-def exchange_at_once(sock: "socket.socket", limits: ResponseLimits, request: bytes) -> RawResponse:
-    """Send a whole POST request in one write, and read the response, also if sending failed.
-
-    A server may answer and close before it has read the request; the answer then explains more than
-    the failed write.
-
-    Args:
-        sock: Connected socket, which is not closed.
-        limits: Limits of the response.
-        request: Head and body.
+def start_tls(
+    sock: "socket.socket", host: str, context: "ssl.SSLContext", time_left: TimeLeft
+) -> "ssl.SSLSocket":
+    """Return a connected socket after the TLS handshake; it is closed if the handshake fails.
 
     Raises:
-        TooLargeError, HTTPException, OSError: As `exchange`. If neither sending succeeded nor an
-            answer came, the error of sending.
+        OSError: If the handshake fails.
     """
+    try:
+        sock.settimeout(max(time_left(), _SHORTEST))
+        return context.wrap_socket(sock, server_hostname=host, suppress_ragged_eofs=False)
+    except BaseException:
+        sock.close()
+        raise
+
+
+class _TooLargeError(Exception):
+    """The response exceeds the limit that is the text of this error."""
+
+
+def _describe(error: Exception, seconds: float) -> ExchangeError:
+    """Return the error of an exchange without the response that `error` may contain."""
+    from http.client import HTTPException, IncompleteRead, RemoteDisconnected
+
+    if isinstance(error, _TooLargeError):
+        return ExchangeError("too_large", f"response is over {error}")
+    if isinstance(error, RemoteDisconnected):
+        return ExchangeError("connection", "connection closed without a response")
+    if isinstance(error, IncompleteRead):
+        return ExchangeError("truncated", "the response is truncated")
+    if isinstance(error, OSError):
+        return _describe_os_error(error, seconds)
+    what = "response" if isinstance(error, HTTPException) else "request"
+    return ExchangeError("malformed", f"invalid HTTP {what} ({type(error).__name__})")
+
+
+def _describe_os_error(error: OSError, seconds: float) -> ExchangeError:
+    import ssl
+
+    if isinstance(error, TimeoutError):
+        failed = ExchangeError("timed_out", f"no response within {seconds:g} s")
+    elif isinstance(error, ssl.SSLCertVerificationError):
+        problem = one_line(error.verify_message, _LONGEST_TEXT)
+        failed = ExchangeError("tls", f"server certificate: {problem}")
+    elif isinstance(error, ssl.SSLError):
+        failed = ExchangeError("tls", f"TLS failed: {error.reason or type(error).__name__}")
+    else:
+        failed = ExchangeError("connection", error.strerror or type(error).__name__)
+    failed.__cause__ = error
+    return failed
+
+
+def _exchange(bounded: "_BoundedSocket", method: str, request: bytes) -> Response:
     from http.client import HTTPException, HTTPResponse
 
-    bounded = _BoundedSocket(sock, limits)
     failed: OSError | None = None
     try:
         bounded.sendall(request)
@@ -147,15 +235,33 @@ def exchange_at_once(sock: "socket.socket", limits: ResponseLimits, request: byt
     except OSError as error:
         failed = error
     try:
-        response = HTTPResponse(cast("socket.socket", bounded), method="POST")
-        with response:
+        with HTTPResponse(cast("socket.socket", bounded), method=method) as response:
             response.begin()
-            bounded.allow_body()
-            return RawResponse(response.status, response.headers, _read_body(response, limits.body))
+            headers = _read_headers(response.headers)
+            body = _read_body(response, bounded.allow_body())
+            return Response(response.status, headers, body)
     except (OSError, HTTPException) as error:
         if failed is None:
             raise
         raise failed from error
+
+
+def _read_headers(fields: "Message") -> dict[str, str]:
+    """Return header fields by their names in lower case; the values of repeated ones are joined.
+
+    Raises:
+        HTTPException: If the body has an encoding, which was not requested.
+    """
+    found: dict[str, str] = {}
+    for name, value in fields.items():
+        known = found.get(name.lower())
+        text = value.strip()
+        found[name.lower()] = text if known is None else f"{known}, {text}"
+    if found.get("content-encoding", "identity").lower() != "identity":
+        from http.client import HTTPException
+
+        raise HTTPException("content encoding not requested")
+    return found
 
 
 def _read_body(response: "HTTPResponse", limit: int) -> bytes:
@@ -168,7 +274,7 @@ def _read_body(response: "HTTPResponse", limit: int) -> bytes:
             break
         body += piece
     else:
-        raise TooLargeError(_size(limit))
+        raise _TooLargeError(_size(limit))
     if response.length:
         raise IncompleteRead(b"", response.length)
     return bytes(body)
@@ -181,9 +287,10 @@ def _size(limit: int) -> str:
 class _BoundedSocket(io.RawIOBase):
     """A connected socket for http.client with a deadline and a limit of received bytes."""
 
-    def __init__(self, sock: "socket.socket", limits: ResponseLimits) -> None:
+    def __init__(self, sock: "socket.socket", limits: ResponseLimits, time_left: TimeLeft) -> None:
         self._sock = sock
-        self._limits = limits
+        self._body = limits.body
+        self._time_left = time_left
         self._room = limits.head
         self._limit = f"{_size(limits.head)} before the body"
 
@@ -198,10 +305,11 @@ class _BoundedSocket(io.RawIOBase):
         # The buffer is small, because bytes read ahead count against the limit of the head.
         return io.BufferedReader(self, buffer_size=_BUFFER)
 
-    def allow_body(self) -> None:
-        """Raise the limit from that of a head to that of a response."""
-        self._room += self._limits.body
-        self._limit = _size(self._limits.body)
+    def allow_body(self) -> int:
+        """Raise the limit from that of a head to that of a response; return that of a body."""
+        self._room += self._body
+        self._limit = _size(self._body)
+        return self._body
 
     def readable(self) -> bool:
         """Return True."""
@@ -213,13 +321,10 @@ class _BoundedSocket(io.RawIOBase):
         size = self._sock.recv_into(buffer)
         self._room -= size
         if self._room < 0:
-            raise TooLargeError(self._limit)
+            raise _TooLargeError(self._limit)
         return size
 
-    def close(self) -> None:
-        """Do nothing: http.client closes the socket before it reads the body."""
-
     def _set_timeout(self) -> None:
-        if (seconds := self._limits.time_left()) <= 0:
+        if (seconds := self._time_left()) <= 0:
             raise TimeoutError("timed out")
         self._sock.settimeout(seconds)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from attestkit.collateral.cache import CollateralCache
-    from attestkit.collateral.pccs_client import Getter
+    from attestkit.collateral.responses import Getter
     from attestkit.quote import Quote
 
 __all__ = ["Collateral"]

@@ -27,13 +27,13 @@ from attestkit.collateral.cache import CollateralCache, Key
 from attestkit.collateral.intel_collateral import Collateral
 from attestkit.collateral.merge import merge_newest, root_key_id
 from attestkit.collateral.pccs_client import (
-    Getter,
     PckCertQuery,
     Platform,
     Service,
     base_url,
     platform_of,
 )
+from attestkit.collateral.responses import Getter
 from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.quote import TEE_SGX, Quote
 

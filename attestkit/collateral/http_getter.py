@@ -5,31 +5,42 @@ withhold them, or replay some that are still valid. Certificates are verified ag
 system's CAs.
 """
 
-import contextlib
+import socket
 import ssl
-import time
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
-from attestkit._system.bounded_http import ResponseLimits, TooLargeError, exchange
-from attestkit.collateral.pccs_client import BODY_LIMIT, Response
+from attestkit._system.bounded_http import (
+    ExchangeError,
+    ExchangeFailure,
+    Request,
+    Response,
+    ResponseLimits,
+    TimeLeft,
+    connect_tcp,
+    exchange,
+    start_tls,
+)
+from attestkit.collateral.responses import BODY_LIMIT
 from attestkit.errors import CollateralError, UsageError
 
 if TYPE_CHECKING:
-    from email.message import Message
-
     from attestkit._reasons import CollateralReason
 
 __all__ = ["HttpGetter"]
 
 HEAD_LIMIT: Final = 128 * 1024  # bytes of status line, header section and chunk framing
-_HEADERS: Final = {
-    "Accept": "*/*",
-    "Accept-Encoding": "identity",
-    "Connection": "close",
-    "User-Agent": "attestkit",
+_REASONS: "Final[Mapping[ExchangeFailure, CollateralReason]]" = {
+    "too_large": "too_large",
+    "truncated": "malformed",
+    "malformed": "malformed",
+}
+_ADVICE: Final[Mapping[ExchangeFailure, str]] = {
+    "timed_out": "check that the service runs",
+    "connection": "check the URL, and that the service runs",
+    "tls": "pass a private CA in the context of HttpGetter",
 }
 
 
@@ -41,8 +52,7 @@ class HttpGetter:
     a header section 128 KiB.
 
     Args:
-        timeout: Seconds for a whole response. The time for name resolution, and for addresses of
-            the host that do not accept the connection, does not count.
+        timeout: Seconds for a whole exchange, without name resolution.
         context: TLS context for https; None is the default context of `ssl`.
 
     Raises:
@@ -85,74 +95,44 @@ class HttpGetter:
     def _request(
         self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
     ) -> Response:
-        connection = self._connection(url)
-        deadline = time.monotonic() + self._timeout
-        limits = ResponseLimits(HEAD_LIMIT, BODY_LIMIT, lambda: deadline - time.monotonic())
-        request = (method, _target(urlsplit(url)), body, {**_HEADERS, **headers})
+        parts = _split_url(url)
         try:
-            with contextlib.closing(connection):
-                connection.connect()
-                with contextlib.closing(connection.sock) as sock:
-                    found = exchange(connection, sock, limits, request)
-            return Response(found.status, _read_headers(found.headers), found.body)
-        except (TooLargeError, OSError, HTTPException, ValueError) as error:
-            reason, problem = self._describe(error)
-            raise CollateralError(f"{url}: {problem}", reason=reason) from error
+            host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+            request = Request(method, host, _target(parts), headers, body)
+            limits = ResponseLimits(HEAD_LIMIT, BODY_LIMIT, self._timeout)
+            return exchange(partial(self._connect, parts), request, limits)
+        except UnicodeError as error:
+            raise CollateralError(f"{url}: not a valid URL", reason="malformed") from error
+        except ExchangeError as error:
+            message = f"{url}: {error}; {_ADVICE.get(error.kind, 'check the URL')}"
+            reason = _REASONS.get(error.kind, "fetch_failed")
+            raise CollateralError(message, reason=reason) from error
 
-    def _describe(self, error: Exception) -> "tuple[CollateralReason, str]":
-        """Return reason and text of an error of the exchange."""
-        if isinstance(error, TooLargeError):
-            return "too_large", f"response is over {error}; check the URL"
-        if isinstance(error, TimeoutError):
-            text = f"no response within {self._timeout:g} s; check that the service runs"
-            return "fetch_failed", text
-        if isinstance(error, ssl.SSLError):
-            problem = error.reason or type(error).__name__
-            text = f"TLS failed: {problem}; pass a private CA in the context of HttpGetter"
-            return "fetch_failed", text
-        if isinstance(error, OSError):
-            text = f"{error.strerror or error}; check the URL, and that the service runs"
-            return "fetch_failed", text
-        # HTTPException, or ValueError: invalid host name
-        return (
-            "malformed",
-            f"invalid HTTP response ({type(error).__name__}); check the URL",
-        )
+    def _connect(self, parts: SplitResult, time_left: TimeLeft) -> socket.socket:
+        host, is_https = parts.hostname or "", parts.scheme == "https"
+        port = parts.port or (443 if is_https else 80)
+        plain = connect_tcp(host, port, self._timeout, time_left)
+        if not is_https:
+            return plain
+        if self._context is None:
+            self._context = ssl.create_default_context()  # kept, because it is slow to create
+        return start_tls(plain, host, self._context, time_left)
 
-    def _connection(self, url: str) -> HTTPConnection:
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise CollateralError(f"{url}: not a valid URL", reason="fetch_failed") from error
-        if not host or "@" in parts.netloc:
-            text = f"{url}: must have a host and no user name"
-            raise CollateralError(text, reason="fetch_failed")
-        if parts.scheme == "http":
-            return HTTPConnection(host, port, timeout=self._timeout)
-        if parts.scheme == "https":
-            if self._context is None:
-                self._context = ssl.create_default_context()  # kept, because it is slow to create
-            return HTTPSConnection(host, port, timeout=self._timeout, context=self._context)
+
+def _split_url(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # an invalid port raises ValueError
+    except ValueError as error:
+        raise CollateralError(f"{url}: not a valid URL", reason="fetch_failed") from error
+    if not host or "@" in parts.netloc:
+        text = f"{url}: must have a host and no user name"
+        raise CollateralError(text, reason="fetch_failed")
+    if parts.scheme not in {"http", "https"}:
         raise CollateralError(f"{url}: scheme must be http or https", reason="fetch_failed")
+    return parts
 
 
 def _target(parts: SplitResult) -> str:
     path = parts.path or "/"
     return f"{path}?{parts.query}" if parts.query else path
-
-
-def _read_headers(fields: "Message") -> dict[str, str]:
-    """Return header fields by their names in lower case; the values of repeated ones are joined.
-
-    Raises:
-        HTTPException: If the body has an encoding, which was not requested.
-    """
-    found: dict[str, str] = {}
-    for name, value in fields.items():
-        known = found.get(name.lower())
-        text = value.strip()
-        found[name.lower()] = text if known is None else f"{known}, {text}"
-    if found.get("content-encoding", "identity").lower() != "identity":
-        raise HTTPException("content encoding not requested")
-    return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from attestkit._crypto.x509.simulated.certificate_encoder import Window
     from attestkit.collateral.cache import CollateralCache
-    from attestkit.collateral.pccs_client import Getter
+    from attestkit.collateral.responses import Getter
     from attestkit.quote import Quote
 
 _LIMIT: Final = 1 << 20  # bytes or characters of a field; Intel's largest is below 50 kB

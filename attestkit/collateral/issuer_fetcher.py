@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from attestkit._sanitize import shown
-from attestkit.collateral.pccs_client import Getter
+from attestkit.collateral.responses import Getter, read_body
 from attestkit.errors import CollateralError
 
 ALLOWED_HOSTS: Final = (".storage.googleapis.com", "pki.goog")
@@ -119,14 +119,7 @@ class IssuerFetcher:
             from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
 
             self._getter = HttpGetter()
-        status, _, body = self._getter(url)
-        if status != 200:
-            message = f"{url}: HTTP status {status}; check that the address is reachable"
-            raise CollateralError(message, reason="fetch_failed")
-        if len(body) > limit:
-            message = f"{url}: {len(body)} bytes, more than {limit}"
-            raise CollateralError(message, reason="too_large")
-        return body
+        return read_body(self._getter(url), url, limit)
 
     def _store(self, url: str, answer: _Answer) -> None:
         with self._lock:

@@ -6,9 +6,8 @@ limited in size, and their syntax and dates are checked here; a Verifier checks 
 Signed bodies are returned byte for byte.
 """
 
-from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 from urllib.parse import quote as percent_encode
 from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
@@ -19,11 +18,9 @@ from attestkit._crypto.x509.sgx_extension import read_sgx_extension
 from attestkit._reasons import CollateralReason
 from attestkit.collateral.intel_collateral import Collateral
 from attestkit.collateral.parts import part_window, split_signed
+from attestkit.collateral.responses import Getter, Response, read_body
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
 from attestkit.quote import Quote
-
-BODY_LIMIT: Final = 1 << 20
-"""Maximum size of a response body in bytes; Intel's largest is below 50 kB."""
 
 INTEL_URL: Final = "https://api.trustedservices.intel.com"
 """Intel's own service."""
@@ -43,21 +40,6 @@ _ADVICE: Final = {
     403: "the service requires credentials: pass a getter that sends them",
     404: "check the URL, and that the platform is registered with the PCCS",
 }
-
-
-class Response(NamedTuple):
-    """HTTP response."""
-
-    status: int
-    headers: Mapping[str, str]  # names in any case; repeated fields are joined
-    body: bytes
-
-
-Getter: TypeAlias = Callable[[str], Response]
-"""Function that gets a URL without following redirects; CollateralError if it fails."""
-
-Poster: TypeAlias = Callable[[str, bytes, Mapping[str, str]], Response]
-"""Function that posts a body with header fields to a URL; otherwise as a Getter."""
 
 
 def base_url(text: str) -> str:
@@ -205,22 +187,8 @@ class Service:
             raise CollateralError(f"{url}: fetch failed: {text}", reason="fetch_failed") from error
         if not isinstance(response, Response):
             raise wrong_type("result of the getter", "a Response", response)
-        checked = _PccsResponse(url, response)
-        if response.status != 200:
-            problem = f"HTTP status {response.status}; {_advice(response.status)}"
-            raise checked.error("fetch_failed", problem)
-        if len(response.body) > BODY_LIMIT:
-            problem = f"response over {BODY_LIMIT} bytes; check that the URL is a PCCS's"
-            raise checked.error("too_large", problem)
-        return checked
-
-
-def _advice(status: int) -> str:
-    if 300 <= status < 400:
-        return "redirects are not followed: use the URL of the redirect's target"
-    if status == 429 or status >= 500:
-        return "the service is overloaded or failing: retry later"
-    return _ADVICE.get(status, "check that the URL is that of a PCCS")
+        read_body(response, url, advice=_ADVICE)
+        return _PccsResponse(url, response)
 
 
 class _PccsResponse(NamedTuple):

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from attestkit.collateral.pccs_client import Getter, Poster
+from attestkit.collateral.responses import Getter, Poster
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain, verify_device_chain
 from attestkit.gpu.device.report import Report

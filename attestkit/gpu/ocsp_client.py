@@ -15,7 +15,7 @@ from attestkit._crypto.x509.ocsp import (
     write_ocsp_request,
 )
 from attestkit._reasons import CollateralReason
-from attestkit.collateral.pccs_client import Poster
+from attestkit.collateral.responses import Poster, read_body
 from attestkit.errors import CollateralError, FormatError
 
 NVIDIA_OCSP_URL: Final = "https://ocsp.ndis.nvidia.com/"
@@ -57,15 +57,9 @@ def fetch_ocsp(
     """
     request = write_ocsp_request(certificate, issuer, hash_name=hash_name, nonce=nonce)
     asked = cert_id(read_path_certificate(certificate), read_path_certificate(issuer), hash_name)
-    response = poster(url, request, _HEADERS)
-    if response.status != 200:
-        problem = f"status {response.status}; check the URL, or try again later"
-        raise _error(url, problem, "fetch_failed")
-    if len(response.body) > MAX_ANSWER:
-        problem = f"answer has {len(response.body)} bytes, at most {MAX_ANSWER}; check the URL"
-        raise _error(url, problem, "too_large")
+    body = read_body(poster(url, request, _HEADERS), f"OCSP responder {url}", MAX_ANSWER)
     try:
-        answer = read_ocsp_answer(response.body)
+        answer = read_ocsp_answer(body)
     except CollateralError as error:
         raise _error(url, str(error), error.reason) from error
     except FormatError as error:

@@ -4,27 +4,27 @@ The KMS and the network are untrusted: size and time are limited, redirects are 
 neither the proxies nor the keylog file of the environment are used.
 """
 
-import contextlib
 import json
 import ssl
-import time
 from collections.abc import Callable, Mapping
 from functools import cache
-from http.client import HTTPException, IncompleteRead
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
-from attestkit._sanitize import one_line
 from attestkit._system.bounded_http import (
-    RawResponse,
+    JSON_POST,
+    ExchangeError,
+    Request,
+    Response,
     ResponseLimits,
-    TooLargeError,
+    TimeLeft,
     connect_tcp,
-    encode_json_post,
-    exchange_at_once,
+    exchange,
+    host_header,
+    start_tls,
 )
-from attestkit.errors import AttestKitError, FormatError, KmsError, UsageError
+from attestkit.errors import FormatError, KmsError, UsageError
 from attestkit.kms.answers import MAX_ANSWER, read_refusal
 from attestkit.kms.url import KmsUrl
 from attestkit.ra_tls.key_loading import load_issued
@@ -116,29 +116,28 @@ def call_kms(
         KmsError: If the call fails or is refused (`connection`, `timeout`, `refused`, `malformed`,
             `expired`, `wrong_certificate`), and what `check_server` raises.
     """
-    deadline = time.monotonic() + limits.call
 
-    def time_left() -> float:
-        return deadline - time.monotonic()
+    def connect(time_left: TimeLeft) -> ssl.SSLSocket:
+        plain = connect_tcp(url.host, url.port, limits.connect, time_left)
+        sock = start_tls(plain, url.host, context, time_left)
+        if check_server is not None:
+            try:
+                check_server(sock.getpeercert(binary_form=True) or b"")
+            except BaseException:
+                sock.close()
+                raise
+        return sock
 
-    request = _request(url, method, arguments)
+    bounds = ResponseLimits(HEAD_LIMIT, MAX_ANSWER, limits.call)
     try:
-        with contextlib.closing(
-            connect_tcp(url.host, url.port, limits.connect, time_left)
-        ) as plain:
-            plain.settimeout(max(time_left(), 0.001))
-            with context.wrap_socket(
-                plain, server_hostname=url.host, suppress_ragged_eofs=False
-            ) as sock:
-                if check_server is not None:
-                    check_server(sock.getpeercert(binary_form=True) or b"")
-                bounds = ResponseLimits(HEAD_LIMIT, MAX_ANSWER, time_left)
-                answer = exchange_at_once(sock, bounds, request)
-    except AttestKitError:  # some are ValueErrors
-        raise
-    except (TooLargeError, OSError, HTTPException, ValueError) as error:
-        reason, problem = _describe(error, limits)
-        raise _failed(url, method, problem, reason) from error
+        answer = exchange(connect, _request(url, method, arguments), bounds)
+    except ExchangeError as error:
+        problem = f"{error}"
+        if error.kind == "timed_out":
+            problem += f", or no connection within {limits.connect:g} s"
+        elif isinstance(error.__cause__, ConnectionRefusedError):
+            problem += "; check the URL, and that the KMS runs"
+        raise _failed(url, method, problem, _reason(error)) from error
     return _successful(url, method, answer)
 
 
@@ -154,20 +153,18 @@ def _context() -> ssl.SSLContext:
     return context
 
 
-def _request(url: KmsUrl, method: str, arguments: Mapping[str, object]) -> bytes:
+def _request(url: KmsUrl, method: str, arguments: Mapping[str, object]) -> Request:
     try:
         body = json.dumps(arguments, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
         message = f"{method}: unpaired surrogate in an argument"
         raise UsageError(message, reason="encoding") from error
-    host = f"[{url.host}]" if ":" in url.host else url.host
-    return encode_json_post(f"{host}:{url.port}", f"{url.path}/{method}?json", body)
+    host = host_header(url.host, url.port)
+    return Request("POST", host, f"{url.path}/{method}?json", JSON_POST, body)
 
 
-def _successful(url: KmsUrl, method: str, answer: RawResponse) -> bytes:
-    status, encoding = answer.status, answer.headers.get("Content-Encoding", "identity")
-    if encoding.strip().lower() != "identity":
-        raise _failed(url, method, "content encoding was not requested", "malformed")
+def _successful(url: KmsUrl, method: str, answer: Response) -> bytes:
+    status = answer.status
     if status == 200:
         return answer.body
     text = read_refusal(answer.body)
@@ -185,29 +182,10 @@ def _failed(url: KmsUrl, method: str, problem: str, reason: "KmsReason") -> KmsE
     return KmsError(message, reason=reason, url=url.base)
 
 
-def _describe(error: Exception, limits: TimeLimits) -> "tuple[KmsReason, str]":
-    """Return reason and text of an error of the exchange."""
-    if isinstance(error, TooLargeError):
-        return "malformed", f"answer is over {error}"
-    if isinstance(error, TimeoutError):
-        text = f"no answer within {limits.call:g} s, or no connection within {limits.connect:g} s"
-        return "timeout", text
-    if isinstance(error, OSError):
-        return _describe_os_error(error)
-    if isinstance(error, IncompleteRead):
-        return "connection", "the answer is truncated"
-    # HTTPException; or ValueError, of http.client
-    return "malformed", f"invalid HTTP answer ({type(error).__name__})"
-
-
-def _describe_os_error(error: OSError) -> "tuple[KmsReason, str]":
-    if isinstance(error, ssl.SSLCertVerificationError):
-        problem = one_line(error.verify_message, 100)
-        is_expired = error.verify_code in _EXPIRED
-        return "expired" if is_expired else "wrong_certificate", f"server certificate: {problem}"
-    if isinstance(error, ssl.SSLError):
-        return "connection", f"TLS failed: {error.reason or type(error).__name__}"
-    problem = error.strerror or type(error).__name__
-    if isinstance(error, ConnectionRefusedError):
-        problem += "; check the URL, and that the KMS runs"
-    return "connection", problem
+def _reason(error: ExchangeError) -> "KmsReason":
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return "expired" if cause.verify_code in _EXPIRED else "wrong_certificate"
+    if error.kind == "timed_out":
+        return "timeout"
+    return "malformed" if error.kind in {"too_large", "malformed"} else "connection"

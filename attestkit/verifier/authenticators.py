@@ -35,7 +35,7 @@ from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.result import ANOTHER_ROOT, Authenticated, TcbStatus
 
 if TYPE_CHECKING:
-    from attestkit.collateral.pccs_client import Getter
+    from attestkit.collateral.responses import Getter
     from attestkit.verifier.dcap.engine import Dcap
     from attestkit.verifier.platforms.azure import AzureAuthenticator
     from attestkit.verifier.platforms.gcp import GcpAuthenticator

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from attestkit.collateral.cache import CollateralCache
     from attestkit.collateral.caching_source import CollateralSource
-    from attestkit.collateral.pccs_client import Getter
+    from attestkit.collateral.responses import Getter
     from attestkit.gpu.bound_evidence import GpuBinding
     from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.roots import GpuRoots

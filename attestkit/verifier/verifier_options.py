@@ -11,7 +11,7 @@ from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy,
 
 if TYPE_CHECKING:
     from attestkit.collateral.cache import CollateralCache
-    from attestkit.collateral.pccs_client import Getter
+    from attestkit.collateral.responses import Getter
     from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.roots import GpuRoots
     from attestkit.verifier.images import Images, ImageStore

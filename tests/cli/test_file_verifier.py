@@ -14,7 +14,7 @@ from attestkit.cli.file_verifier import FileVerifier
 from attestkit.cli.options.verification import VerificationOptions
 from attestkit.collateral import Collateral
 from attestkit.collateral.http_getter import HttpGetter
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import UsageError
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.evidence.bundle import EvidenceBundle

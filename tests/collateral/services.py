@@ -9,7 +9,7 @@ from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.collateral import Collateral
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.quote import Quote
 
 NOW: Final = 1790000000

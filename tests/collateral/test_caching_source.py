@@ -11,7 +11,7 @@ import pytest
 from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache
 from attestkit.collateral.caching_source import CollateralSource
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError
 from tests.collateral.services import (
     BASE,

@@ -12,7 +12,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import issue_leaf
 from attestkit.collateral import Collateral
 from attestkit.collateral.http_getter import HttpGetter
-from attestkit.collateral.pccs_client import BODY_LIMIT, Response
+from attestkit.collateral.responses import BODY_LIMIT, Response
 from attestkit.errors import CollateralError, UsageError
 from tests.collateral.http_server import (
     OK,

@@ -22,7 +22,8 @@ from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache
 from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
 from attestkit.collateral.merge import merge_newest, root_key_id
-from attestkit.collateral.pccs_client import Platform, Response
+from attestkit.collateral.pccs_client import Platform
+from attestkit.collateral.responses import Response
 from tests.certificates import name_of
 from tests.collateral.services import BASE, NOW, PKI, QUOTE, SERVED, Service, respond
 

@@ -12,7 +12,8 @@ import pytest
 
 from attestkit._crypto.pem import encode_pem
 from attestkit.collateral import Collateral
-from attestkit.collateral.pccs_client import BODY_LIMIT, Response, base_url
+from attestkit.collateral.pccs_client import base_url
+from attestkit.collateral.responses import BODY_LIMIT, Response
 from attestkit.errors import CollateralError, UsageError
 from attestkit.quote import Quote
 from tests.collateral.services import (
@@ -216,7 +217,7 @@ def test_fetch_does_not_verify_signatures() -> None:
         (302, "redirects are not followed: use the URL of the redirect's target"),
         (500, "the service is overloaded or failing: retry later"),
         (429, "the service is overloaded or failing: retry later"),
-        (204, "check that the URL is that of a PCCS"),
+        (204, "check the URL"),
     ],
 )
 def test_fetch_error_status_has_remedy(path: str, status: int, remedy: str) -> None:

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from attestkit._crypto.pem import encode_pem
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.quote import Quote
 from tests.collateral.services import (

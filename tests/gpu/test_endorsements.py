@@ -24,7 +24,7 @@ from attestkit._crypto.x509.ocsp import (
     read_ocsp_request,
     write_ocsp_error,
 )
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEndorsements, GpuEvidence, GpuRoots, GpuServices, Rim
 from attestkit.gpu.endorsement_fetcher import MAX_REQUESTS

@@ -2,94 +2,118 @@
 
 import socket
 import threading
-import time
-from http.client import HTTPException
 
 import pytest
 
 from attestkit._system.bounded_http import (
-    RawResponse,
+    ExchangeError,
+    Request,
+    Response,
     ResponseLimits,
-    TooLargeError,
     connect_tcp,
-    exchange_at_once,
+    exchange,
 )
 
-REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"
+REQUEST = Request("POST", "a", "/", {}, b"{}")
 ANSWER = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"
 
 
-def limits(body: int = 100, seconds: float = 20.0) -> ResponseLimits:
-    """Return limits that end after some seconds."""
-    deadline = time.monotonic() + seconds
-    return ResponseLimits(10_000, body, lambda: deadline - time.monotonic())
+def ask(sock: socket.socket, body: int = 100, seconds: float = 20.0) -> Response:
+    """Exchange the request on a connected socket, which is closed."""
+    return exchange(lambda _time_left: sock, REQUEST, ResponseLimits(10_000, body, seconds))
 
 
 def test_answer_of_closed_connection_is_read() -> None:
     """A server that answered and closed before the request has its answer read."""
     ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            theirs.sendall(ANSWER)
-        with pytest.raises(BrokenPipeError):
-            ours.sendall(b"x")
-        found = exchange_at_once(ours, limits(), REQUEST)
+    with theirs:
+        theirs.sendall(ANSWER)
+    with pytest.raises(BrokenPipeError):
+        ours.sendall(b"x")
+    found = ask(ours)
     assert (found.status, found.body) == (404, b"no")
+    assert ours.fileno() == -1
 
 
 def test_request_is_one_write() -> None:
     """Head and body arrive together, so that no later write of the body can fail."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    found: list[RawResponse] = []
-    with ours, theirs:
-        client = threading.Thread(
-            target=lambda: found.append(exchange_at_once(ours, limits(), REQUEST))
-        )
+    found: list[Response] = []
+    with theirs:
+        client = threading.Thread(target=lambda: found.append(ask(ours)))
         client.start()
-        assert theirs.recv(1000) == REQUEST
+        assert theirs.recv(1000) == REQUEST.encode()
         theirs.sendall(ANSWER)
         client.join(20)
     assert [one.status for one in found] == [404]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        REQUEST._replace(target="/a b"),
+        REQUEST._replace(target="/\r\nX: y"),
+        REQUEST._replace(host="a\nb"),
+        REQUEST._replace(headers={"X": "a\r\nb"}),
+        REQUEST._replace(headers={"\xe9": "a"}),
+    ],
+)
+def test_request_with_line_break_is_malformed(request_: Request) -> None:
+    """Line breaks, spaces in the target and non-ASCII characters are never sent."""
+    with pytest.raises(ExchangeError) as caught:
+        exchange(lambda _time_left: pytest.fail("connected"), request_, ResponseLimits(1, 1, 1))
+    assert caught.value.kind == "malformed"
 
 
 def test_failed_send_without_answer_is_its_error() -> None:
     """Without an answer the error is that of sending; a reset is one, too."""
     ours, theirs = socket.socketpair()
     theirs.close()
-    with ours, pytest.raises(BrokenPipeError) as caught:
-        exchange_at_once(ours, limits(), REQUEST)
-    assert caught.value.__cause__ is not caught.value
+    with pytest.raises(ExchangeError) as caught:
+        ask(ours)
+    assert caught.value.kind == "connection"
+    assert isinstance(caught.value.__cause__, BrokenPipeError)
+
+
+def answer_once(server: socket.socket, answer: bytes) -> None:
+    """Read the request, answer, and close."""
+    server.settimeout(20)
+    with server:
+        server.recv(1000)
+        server.sendall(answer)
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    ("answer", "kind"),
     [
-        (ANSWER[:-1], HTTPException),
-        (b"", HTTPException),
-        (b"x\r\n\r\n", HTTPException),
-        (ANSWER.replace(b": 2", b": 101"), TooLargeError),
-        (b"HTTP/1.1 200 OK\r\n" + 3000 * b"a: b\r\n", TooLargeError),
+        (ANSWER[:-1], "truncated"),
+        (b"", "connection"),
+        (b"x\r\n\r\n", "malformed"),
+        (ANSWER.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"), "malformed"),
+        (ANSWER.replace(b": 2", b": 101"), "too_large"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: " + 20_000 * b"b", "too_large"),
     ],
-    ids=["truncated", "nothing", "no HTTP", "large body", "large head"],
+    ids=["truncated", "nothing", "no HTTP", "encoded", "large body", "large head"],
 )
-def test_malformed_or_large_answer_is_refused(answer: bytes, error: type[Exception]) -> None:
-    """Truncated, malformed and too large answers are errors."""
+def test_malformed_or_large_answer_is_refused(answer: bytes, kind: str) -> None:
+    """Truncated, malformed and too large answers are errors, which have no part of the answer."""
     ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            theirs.sendall(answer)
-        with pytest.raises((error, ConnectionError)) as caught:
-            exchange_at_once(ours, limits(), REQUEST)
-    assert caught.value.__cause__ is not caught.value
+    with theirs:
+        threading.Thread(target=answer_once, args=(theirs, answer)).start()
+        with pytest.raises(ExchangeError) as caught:
+            ask(ours)
+    assert caught.value.kind == kind
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
 
 
 def test_silent_server_times_out() -> None:
     """No answer until the limit is a timeout."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs, pytest.raises(TimeoutError):
-        exchange_at_once(ours, limits(seconds=0.05), REQUEST)
-    with ours, theirs, pytest.raises(TimeoutError):
-        exchange_at_once(ours, limits(seconds=-1), REQUEST)
+    for seconds in (0.05, -1):
+        ours, theirs = socket.socketpair()
+        with theirs, pytest.raises(ExchangeError) as caught:
+            ask(ours, seconds=seconds)
+        assert caught.value.kind == "timed_out"
 
 
 def test_all_addresses_share_the_time_that_is_left() -> None:

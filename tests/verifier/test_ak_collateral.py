@@ -14,7 +14,7 @@ from attestkit._crypto.x509.ak_certificates.path import IssuerMissingError
 from attestkit._crypto.x509.cert_path import PathCertificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, Stack, Tpm
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import (
     CollateralExpiredError,
     FormatError,

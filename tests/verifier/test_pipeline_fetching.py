@@ -10,7 +10,7 @@ from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import PkiConfig
 from attestkit.collateral.cache import CollateralCache
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import (
     AttestKitError,
     CollateralError,

@@ -8,13 +8,24 @@ import contextlib
 import json
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final, NamedTuple
 
 from attestkit._crypto.pem import split_pem
 from attestkit._formats.base64url import to_base64url
 from attestkit._formats.strict_json import read_object, string
-from attestkit._system.bounded_http import RawResponse, ResponseLimits, TooLargeError, exchange
+from attestkit._reasons import BackendReason
+from attestkit._system.bounded_http import (
+    ExchangeError,
+    ExchangeFailure,
+    Request,
+    Response,
+    ResponseLimits,
+    connect_tcp,
+    exchange,
+    host_header,
+)
 from attestkit.errors import (
     BackendBusyError,
     BackendError,
@@ -36,15 +47,15 @@ _LONG: Final = 30.0  # of a quote
 _QUOTE_PATH: Final = "/acc/tdquote"
 _CERTIFICATES_PATH: Final = "/metadata/THIM/amd/certification"
 _MAX_CERTIFICATES: Final = 4
-_HEADERS: Final = {
-    "Accept-Encoding": "identity",
-    "Connection": "close",
-    "Metadata": "true",
-    "User-Agent": "attestkit",
-}
 _JSON: Final = {"Accept": "application/json"}
 # Exactly this type: IMDS answers 415 to one with `charset`.
 _POST: Final = _JSON | {"Content-Type": "application/json"}
+
+_REASONS: Final[Mapping[ExchangeFailure, BackendReason]] = {
+    "timed_out": "timed_out",
+    "connection": "cannot_connect",
+    "too_large": "too_large",
+}
 
 
 class ImdsRequest(NamedTuple):
@@ -126,7 +137,7 @@ class ImdsClient:
         host, port = self._address
         return f"IMDS: http://{host}:{port}{request.target}"
 
-    def _exchange(self, request: ImdsRequest) -> RawResponse:
+    def _exchange(self, request: ImdsRequest) -> Response:
         """Return the response of status 200; repeat while the service is overloaded or fails."""
         response = self._send(request)
         for seconds in _WAITS:
@@ -145,35 +156,21 @@ class ImdsClient:
         message = f"{name}; check that the VM is a confidential VM and that no proxy is between"
         raise QuoteUnavailableError(message, reason="request_failed")
 
-    def _send(self, request: ImdsRequest) -> RawResponse:
-        from http.client import HTTPConnection, HTTPException  # lazy: slow to import
-
-        deadline = self._clock() + request.seconds
-        limits = ResponseLimits(HEAD_LIMIT, BODY_LIMIT, lambda: deadline - self._clock())
-        connection = HTTPConnection(*self._address, timeout=request.seconds)
-        name = self._name(request)
+    def _send(self, request: ImdsRequest) -> Response:
+        limits = ResponseLimits(HEAD_LIMIT, BODY_LIMIT, request.seconds, self._clock)
+        host, port = self._address
+        headers = {"Metadata": "true", **request.headers}
+        name = host_header(host, port)
+        parts = Request(request.method, name, request.target, headers, request.body)
         try:
-            with contextlib.closing(connection):
-                connection.connect()
-                with contextlib.closing(connection.sock) as sock:
-                    parts = (request.method, request.target, request.body)
-                    return exchange(connection, sock, limits, (*parts, _HEADERS | request.headers))
-        except TooLargeError as error:
-            message = f"{name}: response is over {error}"
-            raise BackendError(message, reason="too_large") from error
-        except TimeoutError as error:
-            message = (
-                f"{name}: no response within {request.seconds:g} s; allow the link-local route"
-            )
-            raise QuoteUnavailableError(message, reason="timed_out") from error
-        except OSError as error:
-            message = (
-                f"{name}: {error.strerror or type(error).__name__}; allow the link-local route"
-            )
-            raise QuoteUnavailableError(message, reason="cannot_connect") from error
-        except (HTTPException, ValueError) as error:
-            message = f"{name}: invalid HTTP response ({type(error).__name__})"
-            raise BackendError(message, reason="malformed_response") from error
+            return exchange(partial(connect_tcp, host, port, request.seconds), parts, limits)
+        except ExchangeError as error:
+            message = f"{self._name(request)}: {error}"
+            reason = _REASONS.get(error.kind, "malformed_response")
+            if reason in {"timed_out", "cannot_connect"}:
+                message += "; allow the link-local route"
+                raise QuoteUnavailableError(message, reason=reason) from error
+            raise BackendError(message, reason=reason) from error
 
     @contextlib.contextmanager
     def _reading(self, request: ImdsRequest) -> Iterator[None]:

@@ -20,7 +20,18 @@ from attestkit._formats import strict_json
 from attestkit._formats.strict_json import check_depth
 from attestkit._reasons import BackendReason, BackendUnavailableReason
 from attestkit._sanitize import one_line
-from attestkit._system.bounded_http import ResponseLimits, TooLargeError, exchange
+from attestkit._system.bounded_http import (
+    JSON_POST,
+    ExchangeError,
+    ExchangeFailure,
+    Request,
+    ResponseLimits,
+    TimeLeft,
+    connect_tcp,
+    exchange,
+    host_header,
+    start_tls,
+)
 from attestkit.backends.dstack_agent.endpoint import (
     describe_wrong_file,
     parse_endpoint,
@@ -63,6 +74,12 @@ _RELEASES: Final = {  # of agents with a method
     "EmitEvent": "removed in release 0.6.0",
     "Sign": "added in release 0.5.6",
     "Version": "added in release 0.5.7",
+}
+_REASONS: Final[Mapping[ExchangeFailure, BackendReason]] = {
+    "too_large": "too_large",
+    "timed_out": "timed_out",
+    "truncated": "truncated",
+    "malformed": "malformed_response",
 }
 _CONNECT_ERRORS: Final[tuple[tuple[type[OSError], BackendUnavailableReason, str], ...]] = (
     (FileNotFoundError, "missing", "no such socket; start the agent"),
@@ -231,40 +248,20 @@ class AgentClient:
 
     def _exchange(self, method: str, target: str, body: bytes) -> tuple[int, str, bytes]:
         """Send a request on a new connection; return status, header field Server, and body."""
-        import http.client as http  # slow to import
-
-        deadline = self._clock() + self._timeout
         address = self._address
-        connection = http.HTTPConnection(address.host or "localhost", address.port or None)
-        limits = ResponseLimits(_MAX_HEAD, MAX_RESPONSE, lambda: deadline - self._clock())
-        headers = {"Content-Type": "application/json", "Connection": "close"}
-        request = ("POST", f"{address.prefix}/{target}", body, headers)
-        sock = self._connect(deadline)
+        limits = ResponseLimits(_MAX_HEAD, MAX_RESPONSE, self._timeout, self._clock)
+        path = f"{address.prefix}/{target}"
+        host = host_header(address.host, address.port) if address.host else "localhost"
+        request = Request("POST", host, path, JSON_POST, body)
         try:
-            found = exchange(connection, sock, limits, request)
-            return found.status, found.headers.get("Server", ""), found.body
-        except TimeoutError as error:
-            text = f"no response within {self._timeout:g} s"
-            if method in _NOT_IDEMPOTENT:
-                raise self._call_error("timed_out", method, text) from error
-            text = f"{self._name}: {method}: {text}; retry later"
-            raise BackendBusyError(text, reason="timed_out", path=self.endpoint) from error
-        except http.RemoteDisconnected:
-            problem = self._call_error("connection_lost", method, "connection closed, no response")
-        except http.IncompleteRead:
-            problem = self._call_error("truncated", method, "truncated response")
-        except TooLargeError as error:
-            problem = self._call_error("too_large", method, f"response of more than {error}")
-        except OSError as error:
-            text = f"connection lost: {error.strerror or error}"
-            raise self._call_error("connection_lost", method, text) from error
-        except (http.HTTPException, ValueError) as error:
-            text = f"malformed HTTP response: {type(error).__name__}"
-            problem = self._call_error("malformed_response", method, text)
-        finally:
-            sock.close()
-        # Outside of the handlers: some of these errors contain the response.
-        raise problem
+            found = exchange(self._connect, request, limits)
+        except ExchangeError as error:
+            if error.kind == "timed_out" and method not in _NOT_IDEMPOTENT:
+                text = f"{self._name}: {method}: {error}; retry later"
+                raise BackendBusyError(text, reason="timed_out", path=self.endpoint) from error
+            reason = _REASONS.get(error.kind, "connection_lost")
+            raise self._call_error(reason, method, str(error)) from error
+        return found.status, found.headers.get("server", ""), found.body
 
     def _call_error(self, reason: BackendReason, method: str, text: str) -> BackendError:
         """Return the error of a call whose request was sent, so an event may have been emitted."""
@@ -274,19 +271,18 @@ class AgentClient:
             reason = "outcome_unknown"
         return BackendError(text, reason=reason, path=self.endpoint)
 
-    def _connect(self, deadline: float) -> "socket.socket":
+    def _connect(self, time_left: TimeLeft) -> "socket.socket":
         address = self._address
         import socket  # slow to import
 
         sock = None
         try:
             if not address.path:
-                host_port = (address.host, address.port)
-                sock = socket.create_connection(host_port, deadline - self._clock())
+                sock = connect_tcp(address.host, address.port, self._timeout, time_left)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return self._start_tls(sock) if address.tls else sock
+                return self._start_tls(sock, time_left) if address.tls else sock
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.settimeout(deadline - self._clock())
+            sock.settimeout(time_left())
             sock.connect(address.path)
         except (OSError, ValueError) as error:
             if sock is not None:
@@ -294,11 +290,10 @@ class AgentClient:
             raise self._connect_error(error) from error
         return sock
 
-    def _start_tls(self, sock: "socket.socket") -> "socket.socket":
+    def _start_tls(self, sock: "socket.socket", time_left: TimeLeft) -> "socket.socket":
         import ssl  # slow to import
 
-        context = ssl.create_default_context()
-        return context.wrap_socket(sock, server_hostname=self._address.host)
+        return start_tls(sock, self._address.host, ssl.create_default_context(), time_left)
 
     def _connect_error(self, error: Exception) -> Exception:
         """Return the error for a connection that failed."""

@@ -10,9 +10,9 @@ from typing import Any, Final, Literal, get_args
 
 from attestkit._argument_checks import require_size
 from attestkit._formats import strict_json
-from attestkit._reasons import CollateralReason, UsageReason
+from attestkit._reasons import UsageReason
 from attestkit._sanitize import one_line
-from attestkit.collateral.pccs_client import Getter, Poster, Response
+from attestkit.collateral.responses import Getter, Poster, Response, read_body
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.gpu.architectures import Architecture
 from attestkit.gpu.evidence import DeviceEvidence
@@ -34,7 +34,6 @@ _ADVICE: Final = {
     400: "check that the nonce is that of the evidence",
     401: KEY_REQUIRED,
     403: KEY_REQUIRED,
-    429: "too many requests; try again later",
 }
 
 
@@ -142,18 +141,14 @@ def _base(url: str) -> str:
 
 def _body(response: Response, where: str, most: int, read: Callable[[bytes], object]) -> bytes:
     """Return the body of a successful response, which `read` accepts."""
-    if response.status != 200:
-        advice = _ADVICE.get(response.status, "check the URL, or try again later")
-        problem = f"status {response.status}{_message(response.body)}; {advice}"
-        raise _error(where, problem, "fetch_failed")
-    if len(response.body) > most:
-        problem = f"answer has {len(response.body)} bytes, at most {most}"
-        raise _error(where, problem, "too_large")
+    name = f"NRAS {where}"
+    detail = "" if response.status == 200 else _message(response.body)
+    body = read_body(response, name, most, _ADVICE, detail)
     try:
-        read(response.body)
+        read(body)
     except FormatError as error:
-        raise _error(where, str(error), "malformed") from error
-    return response.body
+        raise CollateralError(f"{name}: {error}", reason="malformed") from error
+    return body
 
 
 def _message(body: bytes) -> str:
@@ -171,7 +166,3 @@ def _message(body: bytes) -> str:
 
 def _misused(problem: str, reason: UsageReason) -> UsageError:
     return UsageError(f"NRAS: {problem}", reason=reason)
-
-
-def _error(where: str, problem: str, reason: CollateralReason) -> CollateralError:
-    return CollateralError(f"NRAS {where}: {problem}", reason=reason)

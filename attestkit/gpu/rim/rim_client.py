@@ -5,18 +5,16 @@ The service is untrusted: a RIM is verified after it was fetched.
 
 import hmac
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.strict_json import from_base64, from_hex, read_object, string
 from attestkit._reasons import CollateralReason
 from attestkit._sanitize import shown
+from attestkit.collateral.responses import Getter, read_body
 from attestkit.errors import CollateralError, FormatError
 from attestkit.gpu.rim.document import MAX_SIZE
 from attestkit.gpu.service_key import KEY_REQUIRED
-
-if TYPE_CHECKING:
-    from attestkit.collateral.pccs_client import Getter
 
 NVIDIA_RIM_URL: Final = "https://rim.attestation.nvidia.com"
 """NVIDIA's service."""
@@ -28,15 +26,10 @@ IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Identifier of a RIM."""
 
 _SHA256_SIZE: Final = 32
-_ADVICE: Final = {
-    401: KEY_REQUIRED,
-    403: KEY_REQUIRED,
-    404: "NVIDIA has no RIM for this version; check that it is a released one",
-    429: "too many requests; try again later",
-}
+_ADVICE: Final = {401: KEY_REQUIRED, 403: KEY_REQUIRED}
 
 
-def fetch_rim(identifier: str, getter: "Getter", url: str = NVIDIA_RIM_URL) -> bytes:
+def fetch_rim(identifier: str, getter: Getter, url: str = NVIDIA_RIM_URL) -> bytes:
     """Fetch a RIM; it is not verified.
 
     Args:
@@ -58,19 +51,15 @@ def fetch_rim(identifier: str, getter: "Getter", url: str = NVIDIA_RIM_URL) -> b
         problem = "not an identifier: letters, digits, '_', '-' and '.' are allowed"
         raise _error(shown(identifier), problem, "missing")
     response = getter(f"{url.rstrip('/')}/v1/rim/{identifier}")
-    if response.status != 200:
-        problem = f"the RIM service answered with status {response.status}"
-        advice = _ADVICE.get(response.status, "try again later")
-        reason: CollateralReason = "missing" if response.status == 404 else "fetch_failed"
-        raise _error(identifier, f"{problem}; {advice}", reason)
-    if len(response.body) > MAX_ANSWER:
-        problem = f"answer has {len(response.body)} bytes, more than {MAX_ANSWER}"
-        raise _error(identifier, problem, "too_large")
+    if response.status == 404:
+        problem = "HTTP status 404; check that NVIDIA has released this version"
+        raise _error(identifier, problem, "missing")
+    body = read_body(response, f"RIM {identifier}", MAX_ANSWER, _ADVICE)
     try:
-        return _read_answer(identifier, response.body)
+        return _read_answer(identifier, body)
     except FormatError as error:
         problem = f"invalid answer of the RIM service: {error.message}"
-        reason = "too_large" if error.reason == "too_large" else "malformed"
+        reason: CollateralReason = "too_large" if error.reason == "too_large" else "malformed"
         raise _error(identifier, problem, reason) from error
 
 

@@ -6,8 +6,8 @@ Host and network are untrusted: sizes and times are limited, and the answer prov
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
-from http.client import HTTPException
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from urllib.parse import SplitResult, urlsplit
 
@@ -15,12 +15,14 @@ from attestkit import _sanitize
 from attestkit._argument_checks import wrong_type
 from attestkit._formats.strict_json import from_hex, read_object
 from attestkit._system.bounded_http import (
-    RawResponse,
+    JSON_POST,
+    ExchangeError,
+    Request,
+    Response,
     ResponseLimits,
-    TooLargeError,
+    TimeLeft,
     connect_tcp,
-    encode_json_post,
-    exchange_at_once,
+    exchange,
 )
 from attestkit.errors import AttestKitError, ConfigError, FormatError, KmsError
 from attestkit.kms.local_provider.frames import (
@@ -41,6 +43,7 @@ _SECONDS: Final = 30.0  # of a whole exchange (kms.md, 7.1 and 7.2)
 _HEAD_LIMIT: Final = 64 << 10  # bytes of status line and header section
 _BODY_LIMIT: Final = 4 << 20  # bytes; the provider's quote has at most 1 MiB, 2 MiB in hex
 _LONGEST_TEXT: Final = 300  # characters of the host's error
+_REASONS: "Final[dict[str, KmsReason]]" = {"timed_out": "timeout", "connection": "connection"}
 _METHOD: Final = "GetSealingKey?json"
 _AF_VSOCK: Final[int] = getattr(socket, "AF_VSOCK", 40)  # Linux' number
 
@@ -109,12 +112,11 @@ class HostApi:
                 raise self._refusal(found.status, found.body)
             return _read_answer(found.body)
 
-    def _post(self, body: bytes) -> RawResponse:
-        deadline = time.monotonic() + self._timeout
-        limits = ResponseLimits(_HEAD_LIMIT, _BODY_LIMIT, lambda: deadline - time.monotonic())
-        request = encode_json_post(self._endpoint.host, self._endpoint.target, body)
-        with self._endpoint.connect(self._timeout, limits.time_left) as sock:
-            return exchange_at_once(sock, limits, request)
+    def _post(self, body: bytes) -> Response:
+        host, target = self._endpoint.host, self._endpoint.target
+        limits = ResponseLimits(_HEAD_LIMIT, _BODY_LIMIT, self._timeout)
+        connect = partial(self._endpoint.connect, self._timeout)
+        return exchange(connect, Request("POST", host, target, JSON_POST, body), limits)
 
     def _refusal(self, status: int, body: bytes) -> KmsError:
         try:
@@ -137,7 +139,7 @@ class _Endpoint(NamedTuple):
     address: tuple[int, int] | tuple[str, int]  # CID or name, port
     target: str  # of the request
 
-    def connect(self, timeout: float, time_left: Callable[[], float]) -> socket.socket:
+    def connect(self, timeout: float, time_left: TimeLeft) -> socket.socket:
         """Return a connected socket."""
         if self.family is None:
             host, port = cast("tuple[str, int]", self.address)
@@ -208,15 +210,13 @@ def _translate_errors(what: str) -> Iterator[None]:
         raise
     except TimeoutError as error:
         raise KmsError(f"{what}: no answer in time", reason="timeout") from error
-    except TooLargeError as error:
-        raise KmsError(f"{what}: answer over {error}", reason="malformed") from error
+    except ExchangeError as error:
+        reason = _REASONS.get(error.kind, "malformed")
+        raise KmsError(f"{what}: {error}", reason=reason) from error
     except FormatError as error:
         # A provider that refuses closes the connection without an answer.
         reason = "connection" if error.reason == "truncated" else "malformed"
         raise KmsError(f"{what}: {error.message}", reason=reason) from error
-    except HTTPException as error:
-        text = f"{what}: invalid HTTP response ({type(error).__name__})"
-        raise KmsError(text, reason="malformed") from error
     except (OSError, ValueError) as error:
         if isinstance(error, AttestKitError):
             raise

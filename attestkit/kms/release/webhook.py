@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 from attestkit._argument_checks import wrong_type
 from attestkit._formats import strict_json
 from attestkit._sanitize import printable
+from attestkit._system.bounded_http import ExchangeError
 from attestkit.collateral.http_getter import HttpGetter
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, ConfigError, FormatError, KmsError
 from attestkit.kms.release.authorization import AuthorityInfo, Decision, KmsAuthorization, Role
 from attestkit.kms.release.boot_info import BootInfo
@@ -134,7 +135,8 @@ def _malformed(url: str, answer: Response, error: FormatError) -> KmsError:
 
 
 def _unavailable(url: str, error: CollateralError) -> KmsError:
-    timed_out = isinstance(error.__cause__, TimeoutError)
+    cause = error.__cause__
+    timed_out = isinstance(cause, ExchangeError) and cause.kind == "timed_out"
     return KmsError(f"auth api {error}", reason="timeout" if timed_out else "connection", url=url)
 
 

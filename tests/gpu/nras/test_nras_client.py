@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, UsageError
 from attestkit.gpu.evidence import DeviceEvidence
 from attestkit.gpu.nras.client import NVIDIA_NRAS_URL, fetch_keys, request_tokens

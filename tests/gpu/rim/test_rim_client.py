@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from attestkit.collateral.http_getter import HttpGetter
-from attestkit.collateral.pccs_client import Getter, Response
+from attestkit.collateral.responses import Getter, Response
 from attestkit.errors import CollateralError, UsageError
 from attestkit.gpu import GpuServices
 from attestkit.gpu.rim import fetch_rim

@@ -17,7 +17,7 @@ from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.collateral import Collateral
-from attestkit.collateral.pccs_client import Getter, Response
+from attestkit.collateral.responses import Getter, Response
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.quote import Quote

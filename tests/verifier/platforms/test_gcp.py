@@ -20,7 +20,7 @@ from attestkit.attestation.wire.evidence_parts import (
     VtpmQuote,
 )
 from attestkit.collateral import Collateral
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import (
     FormatError,
     ReplayError,

@@ -11,7 +11,7 @@ from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import GcpTdx
 from attestkit.collateral.issuer_fetcher import MAX_REQUESTS, IssuerFetcher
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.responses import Response
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
