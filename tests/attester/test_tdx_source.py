@@ -10,8 +10,7 @@ import pytest
 
 import attestkit
 from attestkit.attestation import MAX_SIZE, Attestation, Encoding
-from attestkit.attester import Attester
-from attestkit.attester import journal_source
+from attestkit.attester import Attester, journal_source
 from attestkit.errors import (
     ConfigError,
     JournalError,
