@@ -11,8 +11,12 @@ from attestkit.measure.acpi.qemu.fw_cfg import FwCfgFile, parse_directory, parse
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
 from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.acpi.table_cache import decode_cache_file, encode_cache_file
-from attestkit.measure.acpi.table_entry import TableEntry, decode_entry, encode_entry
-from attestkit.measure.acpi.table_store import packaged_entries
+from attestkit.measure.acpi.table_entry import (
+    TableEntry,
+    decode_entry,
+    encode_entry,
+    packaged_entries,
+)
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 
 _SIZE: Final = 16_384  # bytes of an entry

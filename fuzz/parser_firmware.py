@@ -14,20 +14,21 @@ from attestkit.backends.simulator.sample_image.firmware_volume import (
     volume,
 )
 from attestkit.errors import FormatError
-from attestkit.measure.diagnosis.boot_option import BootOption, parse_boot_option
-from attestkit.measure.firmware import TdxFirmware, read_variables
 from attestkit.measure.firmware.bios_strings import find_bios_strings
 from attestkit.measure.firmware.firmware_volumes import FirmwareContents, read_contents
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+from attestkit.measure.firmware.uefi_variables import read_variables
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0 import (
-    FwCfgItems,
+from attestkit.measure.rtmr0.boot_events import expected_rtmr0
+from attestkit.measure.rtmr0.boot_options import (
+    BootOption,
     encode_load_option,
-    expected_rtmr0,
-    filter_smbios,
     firmware_boot_options,
-    publish_smbios,
+    parse_boot_option,
     virtio_disk_option,
 )
+from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
+from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.measure.firmware_images import (
     CRC32,

@@ -6,14 +6,11 @@ from typing import Final
 
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.image_folder import DstackImage, parse_checksums, read_dstack_archive
-from attestkit.measure.kernel import (
-    GptTable,
-    PeImage,
-    UnifiedKernelImage,
-    gpt_event,
-    patch_setup_header,
-)
-from attestkit.measure.sev_snp import SevMetadata, read_sev_metadata
+from attestkit.measure.kernel.gpt import GptTable, gpt_event
+from attestkit.measure.kernel.linux_kernel import patch_setup_header
+from attestkit.measure.kernel.pe_image import PeImage
+from attestkit.measure.kernel.unified_kernel_image import UnifiedKernelImage
+from attestkit.measure.sev_snp.sev_metadata import SevMetadata, read_sev_metadata
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.measure.image_samples import archive, image_files
 from tests.measure.kernel.samples import gpt_disk, linux_kernel, pe_image

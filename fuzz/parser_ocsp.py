@@ -9,16 +9,17 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from attestkit._crypto.der import OCTET_STRING, OID, UTF8_STRING, encode_element, encode_sequence
 from attestkit._crypto.p384 import P384Key
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.ocsp import (
-    OcspAnswer,
-    OcspRequest,
+from attestkit._crypto.x509.ocsp.answer import OcspAnswer, read_ocsp_answer
+from attestkit._crypto.x509.ocsp.answer_writer import (
     OcspResponder,
-    cert_id,
-    check_ocsp,
-    read_ocsp_answer,
-    read_ocsp_request,
     write_ocsp_answer,
     write_ocsp_error,
+)
+from attestkit._crypto.x509.ocsp.check import check_ocsp
+from attestkit._crypto.x509.ocsp.request import (
+    OcspRequest,
+    cert_id,
+    read_ocsp_request,
     write_ocsp_request,
 )
 from attestkit._crypto.x509.simulated.certificate_encoder import (

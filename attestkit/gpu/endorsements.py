@@ -9,7 +9,8 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from attestkit._crypto.x509.ocsp import MAX_ANSWER, MAX_ANSWERS, KeptStatuses
+from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER
+from attestkit._crypto.x509.ocsp.check import MAX_ANSWERS, KeptStatuses
 from attestkit._formats import strict_json
 from attestkit._reasons import CollateralReason
 from attestkit._sanitize import shown

@@ -7,13 +7,8 @@ import hmac
 from typing import Final
 
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.ocsp import (
-    MAX_ANSWER,
-    OcspHash,
-    cert_id,
-    read_ocsp_answer,
-    write_ocsp_request,
-)
+from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER, read_ocsp_answer
+from attestkit._crypto.x509.ocsp.request import OcspHash, cert_id, write_ocsp_request
 from attestkit._reasons import CollateralReason
 from attestkit.collateral.responses import Poster, read_body
 from attestkit.errors import CollateralError, FormatError

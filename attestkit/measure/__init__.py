@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
-    from attestkit.measure.diagnosis import (
-        Cause,
-        Difference,
-        GuestInputs,
+    from attestkit.measure.diagnosis.difference import Cause, Difference
+    from attestkit.measure.diagnosis.evidence_comparison import (
         LoggedBoot,
-        SnpInputs,
         explain,
         find_differences,
-        read_machine_shape,
     )
+    from attestkit.measure.diagnosis.guest_inputs import GuestInputs
+    from attestkit.measure.diagnosis.guest_shape import read_machine_shape
+    from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs
     from attestkit.measure.dstack_guest import dstack_image
     from attestkit.measure.expected import ExpectedMeasurements, NotProven
     from attestkit.measure.expected_event import Basis, ExpectedEvent
     from attestkit.measure.image_folder import DstackImage, read_dstack_image
-    from attestkit.measure.kernel import BootImage
+    from attestkit.measure.kernel.disk_boot import BootImage
     from attestkit.measure.machine_shape import MachineShape
-    from attestkit.measure.rtmr0 import FwCfgItems, virtio_disk_option
+    from attestkit.measure.rtmr0.boot_options import virtio_disk_option
+    from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
     from attestkit.measure.snp_guest import snp
     from attestkit.measure.tdx_guest import tdx
 
@@ -56,23 +56,19 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "diagnosis": [
-                "Cause",
-                "Difference",
-                "GuestInputs",
-                "LoggedBoot",
-                "SnpInputs",
-                "explain",
-                "find_differences",
-                "read_machine_shape",
-            ],
+            "diagnosis.difference": ["Cause", "Difference"],
+            "diagnosis.evidence_comparison": ["LoggedBoot", "explain", "find_differences"],
+            "diagnosis.guest_inputs": ["GuestInputs"],
+            "diagnosis.guest_shape": ["read_machine_shape"],
+            "diagnosis.launch_digest_causes": ["SnpInputs"],
             "dstack_guest": ["dstack_image"],
             "expected": ["ExpectedMeasurements", "NotProven"],
             "expected_event": ["Basis", "ExpectedEvent"],
             "image_folder": ["DstackImage", "read_dstack_image"],
-            "kernel": ["BootImage"],
+            "kernel.disk_boot": ["BootImage"],
             "machine_shape": ["MachineShape"],
-            "rtmr0": ["FwCfgItems", "virtio_disk_option"],
+            "rtmr0.boot_options": ["virtio_disk_option"],
+            "rtmr0.fw_cfg_items": ["FwCfgItems"],
             "snp_guest": ["snp"],
             "tdx_guest": ["tdx"],
         },

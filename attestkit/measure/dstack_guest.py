@@ -19,7 +19,8 @@ from attestkit.measure.acpi.table_sources import FoundTables
 from attestkit.measure.expected import ExpectedMeasurements
 from attestkit.measure.image_folder import DstackImage, read_dstack_image
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0 import AcpiBlobs, set_processor_id
+from attestkit.measure.rtmr0.boot_events import AcpiBlobs
+from attestkit.measure.rtmr0.smbios import set_processor_id
 from attestkit.measure.tdx_guest import measure_tdx
 from attestkit.measure.tdx_inputs import TdxBoot, TdxMachine, given_tables
 

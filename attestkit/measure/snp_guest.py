@@ -6,16 +6,15 @@ from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit.errors import UsageError
 from attestkit.measure.expected import ExpectedMeasurements
-from attestkit.measure.sev_snp import (
+from attestkit.measure.sev_snp.launch_digest import (
     KernelFiles,
     KernelHashes,
     SnpMachine,
-    Vmm,
     compute_launch_digest,
-    find_cpu_signature,
     launch_digest_basis,
     svsm_launch_digest,
 )
+from attestkit.measure.sev_snp.vcpu import Vmm, find_cpu_signature
 
 DEFAULT_VARIABLES_SIZE = 0x84000
 """Bytes of the variables of a 4 MiB build of OVMF."""

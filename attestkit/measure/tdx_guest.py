@@ -10,27 +10,23 @@ from attestkit.event_log.event_types import VARIABLE_AUTHORITY, VARIABLE_BOOT
 from attestkit.measure.acpi.table_sources import FoundTables
 from attestkit.measure.expected import ExpectedMeasurements, NotProven
 from attestkit.measure.expected_event import BootEvents, ExpectedEvent, weakest
-from attestkit.measure.firmware import TdxFirmware, compute_mrtds
-from attestkit.measure.kernel import (
+from attestkit.measure.firmware.mrtd import compute_mrtds
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+from attestkit.measure.kernel.boot_events import shim_variable_events
+from attestkit.measure.kernel.direct_boot import DirectBoot, FirmwareTraits, direct_boot_events
+from attestkit.measure.kernel.disk_boot import (
     BootImage,
-    DirectBoot,
-    FirmwareTraits,
-    GptTable,
     GrubBoot,
-    UnifiedKernelImage,
-    direct_boot_events,
-    direct_boot_options,
     disk_boot_events,
     grub_single_events,
-    shim_variable_events,
 )
+from attestkit.measure.kernel.gpt import GptTable
+from attestkit.measure.kernel.load_options import direct_boot_options
+from attestkit.measure.kernel.unified_kernel_image import UnifiedKernelImage
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0 import (
-    FwCfgItems,
-    expected_rtmr0,
-    needs_bios_strings,
-    publish_smbios,
-)
+from attestkit.measure.rtmr0.boot_events import expected_rtmr0
+from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
+from attestkit.measure.rtmr0.smbios import needs_bios_strings, publish_smbios
 from attestkit.measure.tdx_inputs import (
     GivenTables,
     TdxBoot,
@@ -92,7 +88,7 @@ def tdx(
             them their events have no digest.
         smbios: SMBIOS table of QEMU, for firmware that measures it. Without it its event has no
             digest; so it is if the strings that the firmware adds are not found in its image. Then
-            give the table of `attestkit.measure.rtmr0.publish_smbios`.
+            give the table of `attestkit.measure.rtmr0.smbios.publish_smbios`.
         fw_cfg: Items that recent firmware measures; by default those of the kind of boot.
         separator_in_rtmr1: Where firmware without `etc/boot/` has its second separator: in RTMR1
             (edk2-stable202411) or RTMR0 (before). None if unknown.

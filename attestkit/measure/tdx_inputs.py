@@ -11,10 +11,13 @@ from attestkit.attestation.launch.td_hob import MemoryRange
 from attestkit.errors import UsageError
 from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables
 from attestkit.measure.acpi.table_sources import FoundTables
-from attestkit.measure.firmware import PageOrder
-from attestkit.measure.kernel import BootImage, GptTable, QemuRelease
+from attestkit.measure.firmware.mrtd import PageOrder
+from attestkit.measure.kernel.disk_boot import BootImage
+from attestkit.measure.kernel.gpt import GptTable
+from attestkit.measure.kernel.linux_kernel import QemuRelease
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0 import AcpiBlobs, FwCfgItems
+from attestkit.measure.rtmr0.boot_events import AcpiBlobs
+from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
 
 GivenTables: TypeAlias = AcpiBlobs | FoundTables
 

@@ -18,12 +18,10 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.ocsp import (
-    check_ocsp,
-    read_ocsp_answer,
-    read_ocsp_request,
-    write_ocsp_error,
-)
+from attestkit._crypto.x509.ocsp.answer import read_ocsp_answer
+from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_error
+from attestkit._crypto.x509.ocsp.check import check_ocsp
+from attestkit._crypto.x509.ocsp.request import read_ocsp_request
 from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEndorsements, GpuEvidence, GpuRoots, GpuServices, Rim

@@ -8,13 +8,10 @@ from typing import Any
 
 import pytest
 
-from attestkit._crypto.x509.ocsp import (
-    MAX_ANSWER,
-    check_ocsp,
-    read_ocsp_request,
-    write_ocsp_answer,
-    write_ocsp_error,
-)
+from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER
+from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_answer, write_ocsp_error
+from attestkit._crypto.x509.ocsp.check import check_ocsp
+from attestkit._crypto.x509.ocsp.request import read_ocsp_request
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.errors import CollateralError, UsageError
 from attestkit.gpu.ocsp_client import fetch_ocsp

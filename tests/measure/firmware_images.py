@@ -17,8 +17,8 @@ from attestkit.backends.simulator.sample_image.firmware_volume import (
     pack_lzma,
     volume,
 )
-from attestkit.measure.firmware import BootLayout
 from attestkit.measure.firmware.bios_strings import SMBIOS_PLATFORM
+from attestkit.measure.firmware.boot_layout import BootLayout
 from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
 
 FOOTER = UUID("96b582de-1fb2-45f7-baea-a366c55a082d")

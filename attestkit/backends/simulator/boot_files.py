@@ -8,7 +8,7 @@ from attestkit.measure.machine_shape import MachineShape
 
 if TYPE_CHECKING:
     from attestkit.measure.acpi import FoundTables
-    from attestkit.measure.rtmr0 import AcpiBlobs
+    from attestkit.measure.rtmr0.boot_events import AcpiBlobs
 
 DEFAULT_SHAPE: Final = MachineShape(cpu_count=2, memory_size=2 << 30, qemu_version="10.0.13")
 """A machine whose ACPI tables are in the package."""

@@ -16,10 +16,11 @@ from attestkit.backends.simulator.os_image import Image
 from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.firmware import TdxFirmware
 from attestkit.measure.firmware.tdvf import CFV, TD_HOB, find_section
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.kernel.boot_events import ACTIONS, EXITS
-from attestkit.measure.rtmr0 import firmware_boot_options, measured_variables
+from attestkit.measure.rtmr0.boot_events import measured_variables
+from attestkit.measure.rtmr0.boot_options import firmware_boot_options
 
 AREA_SIZE: Final = 65536  # bytes, as OVMF reserves
 

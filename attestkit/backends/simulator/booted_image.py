@@ -28,7 +28,7 @@ from attestkit.measure import (
     tdx,
 )
 from attestkit.measure.acpi import find_tables
-from attestkit.measure.firmware import TdxFirmware
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 
 _DEFAULT_LAUNCH: Final = SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
 _NO_SMBIOS: Final = b""

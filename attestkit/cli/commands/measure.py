@@ -187,7 +187,7 @@ def _measure_tdx(
     against: Path | None,
     evidence: "Attestation | None",
 ) -> "_Measured":
-    from attestkit.measure.diagnosis import GuestInputs
+    from attestkit.measure.diagnosis.guest_inputs import GuestInputs
     from attestkit.measure.dstack_guest import dstack_image, measure_shape
 
     if machine.qemu_args is not None:
@@ -236,7 +236,7 @@ def _find_shape(
     given = machine.vm_config is not None or counts <= machine.fields.keys()
     if against is None or evidence is None or given:
         return machine.shape(), None
-    from attestkit.measure.diagnosis import read_machine_shape
+    from attestkit.measure.diagnosis.guest_shape import read_machine_shape
 
     with name_file_in_errors(against, "--against"):
         shape, source = read_machine_shape(evidence)
@@ -246,7 +246,7 @@ def _find_shape(
 def _measure_command(boot: BootFiles, machine: MachineOptions, qemu: Path | None) -> "_Measured":
     """Measure the machine of a QEMU command line, whose boot files are the default."""
     from attestkit.measure.command_guest import command_files, tdx_command
-    from attestkit.measure.diagnosis import GuestInputs
+    from attestkit.measure.diagnosis.guest_inputs import GuestInputs
 
     command = machine.command() or ""
     if qemu is None:
@@ -276,7 +276,8 @@ def _measure_command(boot: BootFiles, machine: MachineOptions, qemu: Path | None
 
 
 def _boot(files: "BootData", cmdline: str | None) -> "TdxBoot":
-    from attestkit.measure.kernel import BootImage, GptTable
+    from attestkit.measure.kernel.disk_boot import BootImage
+    from attestkit.measure.kernel.gpt import GptTable
     from attestkit.measure.tdx_inputs import TdxBoot
 
     return TdxBoot(
@@ -329,7 +330,10 @@ def _compare(
 ) -> int:
     """Compare evidence with expected values; return 2 if it differs."""
     from attestkit.cli.output.differences import describe_comparison, show_differences
-    from attestkit.measure.diagnosis import find_differences, uncompared_registers
+    from attestkit.measure.diagnosis.evidence_comparison import (
+        find_differences,
+        uncompared_registers,
+    )
 
     expected = measured.expected
     with name_file_in_errors(path, "--against"):

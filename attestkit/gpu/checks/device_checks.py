@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit._crypto.x509.ocsp import OcspStatus
+from attestkit._crypto.x509.ocsp.check import OcspStatus
 from attestkit.errors import (
     AttestKitError,
     CollateralError,

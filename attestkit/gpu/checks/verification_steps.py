@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from attestkit._crypto.x509.ocsp import CLOCK_SKEW
+from attestkit._crypto.x509.ocsp.check import CLOCK_SKEW
 from attestkit._verification_steps import StepCheck, VerificationStep
 from attestkit.gpu.checks.device_checks import CheckedDevice, DeviceChecks
 from attestkit.gpu.checks.rim_checks import ComparedDevice

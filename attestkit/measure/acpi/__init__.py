@@ -3,7 +3,7 @@
 A real QEMU makes them, stopped and without KVM; tables of common machines ship with the package.
 """
 
-from attestkit.measure.acpi.acpi_tables import AcpiTables
+from attestkit.measure.acpi.acpi_tables import AcpiTables, read_table_folder
 from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
 from attestkit.measure.acpi.qemu.chipset import ChipsetSetup
 from attestkit.measure.acpi.qemu.qemu_command import dstack_command
@@ -15,7 +15,6 @@ from attestkit.measure.acpi.qemu.qemu_machine import (
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
 from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.acpi.table_cache import TableCache, cache_folder
-from attestkit.measure.acpi.table_folder import read_table_folder
 from attestkit.measure.acpi.table_sources import FoundTables, describe_tables, find_tables
 
 __all__ = [

@@ -14,7 +14,7 @@ from attestkit.errors import FormatError
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs
 from attestkit.measure.acpi.acpi_tables import TABLES_NAME, AcpiTables, check_tables
 from attestkit.measure.acpi.loader_script import resize_table
-from attestkit.measure.acpi.table_store import packaged_entries
+from attestkit.measure.acpi.table_entry import packaged_entries
 
 BASE_LINE: Final = "10.0"
 """Line of QEMU whose tables are the base."""

@@ -12,7 +12,7 @@ from attestkit.measure.acpi.acpi_inputs import AcpiInputs
 from attestkit.measure.acpi.acpi_tables import AcpiTable, AcpiTables
 from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
 from attestkit.measure.acpi.loader_script import build_loader
-from attestkit.measure.acpi.table_store import PACKAGED_LINES, packaged_entries
+from attestkit.measure.acpi.table_entry import PACKAGED_LINES, packaged_entries
 
 _RSDP_HEAD: Final = b"RSD PTR \0BOCHS \0"  # with checksum 0 and revision 0
 _MAX_RSDT: Final = 1 << 17  # size of the tables' file

@@ -6,6 +6,7 @@ decimal numbers: the machine, the chipset's setup, the three sizes, and the two 
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from attestkit.errors import FormatError
@@ -130,3 +131,34 @@ def _decode_line(line: bytes, offset: int) -> tuple[QemuVersion, tuple[int, ...]
     if any(size > most for size, most in zip(sizes, limits, strict=True)):
         raise FormatError("ACPI table entry: size", reason="too_large", offset=offset)
     return QemuVersion.parse(words[2]), values[:_KEY_FIELDS], sizes
+
+
+PACKAGED_LINES: Final = ("8.2", "9.2", "10.0", "11.1")
+"""Lines of QEMU of which the package has tables."""
+
+_MAX_CONTENT: Final = 1 << 24  # bytes of a line's entries
+
+
+def packaged_tables(line: str, key: TableKey) -> TableEntry | None:
+    """Return the package's tables of a machine on a line of QEMU, or None."""
+    if line not in PACKAGED_LINES:
+        return None
+    content, places = _load_line(line)
+    place = places.get(key.numbers())
+    return None if place is None else decode_entry(content[place])
+
+
+def packaged_entries(line: str) -> Iterator[TableEntry]:
+    """Yield all of the package's tables of a line, one of `PACKAGED_LINES`."""
+    content, places = _load_line(line)
+    return (decode_entry(content[place]) for place in places.values())
+
+
+@lru_cache(len(PACKAGED_LINES))  # together 13 MB; a search for a machine reads all of them
+def _load_line(line: str) -> tuple[bytes, dict[tuple[int, ...], slice]]:
+    import lzma  # lazy: only needed here
+    from importlib.resources import files
+
+    compressed = (files("attestkit.measure.acpi") / "blobs" / f"qemu-{line}.xz").read_bytes()
+    content = lzma.LZMADecompressor().decompress(compressed, _MAX_CONTENT)
+    return content, dict(entry_spans(content))

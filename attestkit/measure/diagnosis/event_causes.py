@@ -8,8 +8,7 @@ from attestkit.event_log import Event
 from attestkit.event_log.event import ACPI_LABELS
 from attestkit.event_log.event_types import ACPI_CONFIG, IMAGE_TYPES, IPL, SEPARATOR
 from attestkit.measure.diagnosis.acpi_causes import find_acpi_cause
-from attestkit.measure.diagnosis.difference import Cause, CauseName
-from attestkit.measure.diagnosis.event_comparison import FirstDifference
+from attestkit.measure.diagnosis.difference import Cause, CauseName, FirstDifference
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
 from attestkit.measure.diagnosis.kernel_causes import find_kernel_cause, find_load_option_cause
 from attestkit.measure.diagnosis.logged_event import name_event

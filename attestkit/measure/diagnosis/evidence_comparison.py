@@ -11,9 +11,8 @@ from attestkit.attestation import Attestation
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.event import ACPI_LABELS, RUNTIME_REGISTER
 from attestkit.measure.diagnosis.acpi_causes import find_acpi_cause
-from attestkit.measure.diagnosis.difference import Cause, Difference
+from attestkit.measure.diagnosis.difference import Cause, Difference, first_difference
 from attestkit.measure.diagnosis.event_causes import find_cause
-from attestkit.measure.diagnosis.event_comparison import first_difference
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, GuestInputs
 from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs, find_launch_cause
 from attestkit.measure.diagnosis.logged_event import acpi_digests, name_event

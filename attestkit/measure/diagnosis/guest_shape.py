@@ -1,4 +1,4 @@
-"""The shape of a guest, found from digests of its RTMR0 alone.
+"""The shape of a guest: as the host states it, or found from digests of its RTMR0 alone.
 
 A digest is found by trying all values on which its data depend, so what is found is certain: 384
 bits agree.
@@ -6,12 +6,15 @@ bits agree.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
+from attestkit.attestation import Attestation
 from attestkit.attestation.launch.td_hob import SPLIT_MEMORY, memory_ranges
-from attestkit.errors import UsageError
+from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event
 from attestkit.event_log.event_types import HANDOFF_TABLES2
+from attestkit.measure.acpi.acpi_inputs import AcpiInputs
 from attestkit.measure.acpi.shape_search import (
     PackagedMachine,
     TableShape,
@@ -20,7 +23,9 @@ from attestkit.measure.acpi.shape_search import (
     find_table_shape,
 )
 from attestkit.measure.diagnosis.logged_event import acpi_digests
+from attestkit.measure.expected import events_of
 from attestkit.measure.firmware.tdvf import TD_HOB, TEMP_MEM, TdvfSection
+from attestkit.measure.machine_shape import OTHER_DEVICES, MachineShape
 from attestkit.measure.rtmr0.td_hob import build_td_hob
 
 _MIB: Final = 1 << 20
@@ -161,3 +166,55 @@ def _find_size(digest: bytes, sections: Sequence[TdvfSection]) -> int | None:
 def _large_sizes() -> Iterator[int]:
     yield from range(SPLIT_MEMORY, _FINE, _MIB)
     yield from range(_FINE, _MOST_MEMORY + 1, _GIB)
+
+
+ShapeSource = Literal["search", "vm_config"]
+"""`vm_config`: the host's word, which no signature confirms. `search`: found from digests of the
+log, so that events which depend on it are as expected."""
+
+
+def read_machine_shape(evidence: Attestation) -> tuple[MachineShape, ShapeSource]:
+    """Return the shape in the VM configuration of evidence, else the one that its log reveals.
+
+    Raises:
+        FormatError: If the configuration is malformed or unsupported, or if it is missing and the
+            log does not reveal memory and vCPUs.
+    """
+    fields = VmConfig.parse(evidence.config).fields
+    if "cpu_count" in fields or "memory_size" in fields:
+        return MachineShape.from_vm_config(fields), "vm_config"
+    shape = to_machine_shape(find_guest_shape(events_of(evidence.event_log, 0)))
+    if shape is None:
+        message = "evidence: no VM configuration, and its log does not reveal memory and vCPUs"
+        raise FormatError(message, reason="missing")
+    return shape, "search"
+
+
+def to_machine_shape(found: GuestShape) -> MachineShape | None:
+    """Return a shape with the same tables; None without memory or number of vCPUs.
+
+    Devices are counted, not known: those of PCI bus 0 count as network cards, root ports as GPUs.
+    """
+    if found.memory is None or found.acpi is None:
+        return None
+    size = found.memory.size
+    for machine in found.acpi.machines:
+        return _shape_of(machine.inputs, machine.line, size)
+    if found.acpi.tables is None:
+        return None
+    return MachineShape(cpu_count=found.acpi.tables.cpu_count, memory_size=size)
+
+
+def _shape_of(inputs: AcpiInputs, line: str, memory_size: int) -> MachineShape:
+    disk = inputs.endpoints > OTHER_DEVICES + 1
+    return MachineShape(
+        cpu_count=inputs.cpu_count,
+        memory_size=memory_size,
+        qemu_version=line,
+        pic=inputs.pic,
+        pci_hole64_size=inputs.pci_hole64_size,
+        hotplug_off=inputs.hotplug_off,
+        num_gpus=inputs.root_ports,
+        num_nics=inputs.endpoints - OTHER_DEVICES - disk,
+        root_disk=disk,
+    )

@@ -13,9 +13,9 @@ from attestkit.attestation.launch.snp import (
 )
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.diagnosis.difference import Cause, CauseName
-from attestkit.measure.sev_snp import KernelFiles, SnpMachine, Vmm, compute_launch_digest
+from attestkit.measure.sev_snp.launch_digest import KernelFiles, SnpMachine, compute_launch_digest
 from attestkit.measure.sev_snp.sev_metadata import read_sev_metadata
-from attestkit.measure.sev_snp.vcpu import IDENTITIES, initial_vmsa
+from attestkit.measure.sev_snp.vcpu import IDENTITIES, Vmm, initial_vmsa
 
 _MOST_VCPUS: Final = 512
 _FEATURES: Final = (0x1, 0x21)  # without and with debug swap

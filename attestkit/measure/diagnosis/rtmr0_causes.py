@@ -17,12 +17,12 @@ from attestkit.attestation.launch.uefi_variable import (
 )
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event
-from attestkit.measure.diagnosis.boot_option import parse_boot_option
 from attestkit.measure.diagnosis.difference import Cause
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
 from attestkit.measure.diagnosis.guest_shape import other_builds
 from attestkit.measure.diagnosis.logged_event import read_variable
 from attestkit.measure.firmware.boot_layout import read_boot_layout
+from attestkit.measure.rtmr0.boot_options import parse_boot_option
 from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios, set_processor_id
 

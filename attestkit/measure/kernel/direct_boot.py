@@ -7,8 +7,9 @@ from attestkit.measure.kernel.boot_events import (
     EXITS,
     before_images,
     image_event,
+    kernel_stub_events,
+    shim_variable_events,
 )
-from attestkit.measure.kernel.kernel_stub import kernel_stub_events, shim_variable_events
 from attestkit.measure.kernel.linux_kernel import (
     QemuRelease,
     loads_patched_kernel,

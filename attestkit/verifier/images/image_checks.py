@@ -9,7 +9,7 @@ from attestkit.errors import UnsupportedError, VerificationError
 from attestkit.event_log.event import ACPI_LABELS, WireEvent
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.measure.expected_event import ExpectedEvent, replay
-from attestkit.measure.kernel import QemuRelease
+from attestkit.measure.kernel.linux_kernel import QemuRelease
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.quote import TdQuoteBody
 from attestkit.verifier.images.measured_image import MeasuredImage

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from attestkit.attestation.launch.td_hob import LOW_END, SPLIT_MEMORY, memory_below_4g
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.firmware import Mrtds, TdxFirmware, compute_mrtds
+from attestkit.measure.firmware.mrtd import Mrtds, compute_mrtds
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.image_folder import DstackImage
-from attestkit.measure.kernel import (
-    DirectBoot,
-    FirmwareTraits,
+from attestkit.measure.kernel.direct_boot import DirectBoot, FirmwareTraits, direct_boot_events
+from attestkit.measure.kernel.linux_kernel import (
     QemuRelease,
-    direct_boot_events,
     loads_patched_kernel,
     measured_kernel_digest,
 )
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0 import FwCfgItems, expected_rtmr0
+from attestkit.measure.rtmr0.boot_events import expected_rtmr0
+from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason

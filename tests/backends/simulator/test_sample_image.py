@@ -9,9 +9,9 @@ from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
 from attestkit.backends.simulator.sample_image import sample_image_files, write_sample_image
 from attestkit.errors import UsageError
 from attestkit.measure import read_dstack_image
-from attestkit.measure.firmware import TdxFirmware
-from attestkit.measure.kernel import loads_patched_kernel, patch_setup_header
-from attestkit.measure.sev_snp import read_sev_metadata
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+from attestkit.measure.kernel.linux_kernel import loads_patched_kernel, patch_setup_header
+from attestkit.measure.sev_snp.sev_metadata import read_sev_metadata
 from tests.raising import raises
 
 

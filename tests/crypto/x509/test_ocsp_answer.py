@@ -20,11 +20,8 @@ from attestkit._crypto.der import (
     encode_element,
     encode_sequence,
 )
-from attestkit._crypto.x509.ocsp import (
-    MAX_ANSWER,
-    read_ocsp_answer,
-    write_ocsp_error,
-)
+from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER, read_ocsp_answer
+from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_error
 from attestkit.errors import CollateralError, FormatError, UsageError
 from tests.ocsp_pki import (
     DAY,

@@ -16,16 +16,16 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from attestkit._crypto.pem import split_pem
-from attestkit._crypto.x509.ocsp import (
+from attestkit._crypto.x509.ocsp import check as ocsp_check
+from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_error
+from attestkit._crypto.x509.ocsp.check import (
     CLOCK_SKEW,
     MAX_ANSWERS,
+    MAX_CHECKED,
     KeptStatuses,
     OcspStatus,
     check_ocsp,
-    write_ocsp_error,
 )
-from attestkit._crypto.x509.ocsp import check as ocsp_check
-from attestkit._crypto.x509.ocsp.check import MAX_CHECKED
 from attestkit.errors import (
     AttestKitError,
     CollateralError,

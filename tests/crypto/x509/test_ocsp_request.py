@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.ocsp import (
+from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_answer
+from attestkit._crypto.x509.ocsp.check import check_ocsp
+from attestkit._crypto.x509.ocsp.request import (
+    MAX_REQUEST,
     CertId,
+    OcspHash,
     cert_id,
-    check_ocsp,
     read_ocsp_request,
-    write_ocsp_answer,
     write_ocsp_request,
 )
-from attestkit._crypto.x509.ocsp.request import MAX_REQUEST, OcspHash
 from attestkit.errors import FormatError, SignatureError, UsageError
 from tests.ocsp_pki import (
     DAY,

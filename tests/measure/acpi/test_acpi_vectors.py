@@ -19,8 +19,7 @@ from attestkit.measure.acpi import (
 )
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.qemu_version import QemuVersion
-from attestkit.measure.acpi.table_entry import TableKey
-from attestkit.measure.acpi.table_store import packaged_tables
+from attestkit.measure.acpi.table_entry import TableKey, packaged_tables
 from tests.measure.acpi.machines import (
     installed_version,
     machine,

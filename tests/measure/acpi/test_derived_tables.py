@@ -14,8 +14,12 @@ from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables
 from attestkit.measure.acpi.derived_tables import BASE_LINE, can_derive, derive_tables
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM, inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
-from attestkit.measure.acpi.table_entry import TableEntry, TableKey
-from attestkit.measure.acpi.table_store import packaged_entries, packaged_tables
+from attestkit.measure.acpi.table_entry import (
+    TableEntry,
+    TableKey,
+    packaged_entries,
+    packaged_tables,
+)
 from tests.measure.acpi.machines import installed_version, needs_qemu, shape_of
 from tests.raising import raises
 from tests.vectors import data, needs_shared

@@ -18,7 +18,7 @@ from attestkit.measure.acpi.shape_search import (
     find_rsdt,
     find_table_shape,
 )
-from attestkit.measure.acpi.table_store import PACKAGED_LINES, packaged_entries
+from attestkit.measure.acpi.table_entry import PACKAGED_LINES, packaged_entries
 from tests.measure.acpi.machines import installed_version, machine, needs_qemu
 from tests.vectors import load, needs_shared
 

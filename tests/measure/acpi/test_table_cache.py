@@ -11,8 +11,7 @@ import pytest
 from attestkit.errors import ConfigError, UsageError
 from attestkit.measure.acpi.qemu_version import QemuBuild
 from attestkit.measure.acpi.table_cache import TableCache, cache_folder
-from attestkit.measure.acpi.table_entry import TableEntry, TableKey, encode_entry
-from attestkit.measure.acpi.table_store import packaged_entries
+from attestkit.measure.acpi.table_entry import TableEntry, TableKey, encode_entry, packaged_entries
 from tests.raising import raises
 
 ENTRY, OTHER, _ = packaged_entries("8.2")

@@ -5,8 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
-from attestkit.measure.diagnosis.boot_option import parse_boot_option
-from attestkit.measure.rtmr0 import encode_load_option, virtio_disk_option
+from attestkit.measure.rtmr0.boot_options import (
+    encode_load_option,
+    parse_boot_option,
+    virtio_disk_option,
+)
 from tests.raising import raises
 
 OPTION = virtio_disk_option(3)

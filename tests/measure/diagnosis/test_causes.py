@@ -21,23 +21,19 @@ from attestkit.measure import ExpectedMeasurements, tdx
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu.user_command import clean_command
 from attestkit.measure.acpi.shape_search import TableShape
-from attestkit.measure.acpi.table_store import packaged_entries
-from attestkit.measure.diagnosis import (
-    Cause,
-    CauseName,
-    DifferenceKind,
-    GuestInputs,
-    find_differences,
-)
+from attestkit.measure.acpi.table_entry import packaged_entries
 from attestkit.measure.diagnosis.acpi_causes import (
     _compare_shapes,
     _explain_growth,
     _from_lengths,
 )
+from attestkit.measure.diagnosis.difference import Cause, CauseName, DifferenceKind
+from attestkit.measure.diagnosis.evidence_comparison import find_differences
+from attestkit.measure.diagnosis.guest_inputs import GuestInputs
 from attestkit.measure.diagnosis.guest_shape import find_acpi_shape
 from attestkit.measure.diagnosis.logged_event import name_event, read_variable
 from attestkit.measure.kernel.load_options import encode_options
-from attestkit.measure.rtmr0 import virtio_disk_option
+from attestkit.measure.rtmr0.boot_options import virtio_disk_option
 from tests.cli import schemas
 from tests.measure.acpi.machines import installed_version, needs_qemu
 from tests.measure.diagnosis.guests import (

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 import attestkit
 from attestkit.event_log import Event, EventLog
 from attestkit.measure import ExpectedMeasurements, tdx
-from attestkit.measure.diagnosis import (
-    Difference,
+from attestkit.measure.diagnosis.difference import Difference
+from attestkit.measure.diagnosis.evidence_comparison import (
     LoggedBoot,
     explain,
     find_differences,
-    find_guest_shape,
     uncompared_registers,
 )
+from attestkit.measure.diagnosis.guest_shape import find_guest_shape
 from tests.measure.diagnosis.guests import (
     SHAPE,
     SMBIOS,

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.kernel import (
-    authenticode_digest,
+from attestkit.measure.kernel.linux_kernel import (
     loads_patched_kernel,
     measured_kernel_digest,
     patch_setup_header,
 )
+from attestkit.measure.kernel.pe_image import authenticode_digest
 from tests.measure.kernel.samples import linux_kernel, pe_image
 from tests.measure.rows import VECTORS, kernel_file
 from tests.vectors import HAVE_SHARED

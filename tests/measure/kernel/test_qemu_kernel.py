@@ -7,7 +7,7 @@ import pytest
 
 from attestkit.measure.acpi import read_version
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM as QEMU
-from attestkit.measure.kernel import patch_setup_header
+from attestkit.measure.kernel.linux_kernel import patch_setup_header
 from tests.measure.acpi.machines import needs_qemu, read_kernel
 from tests.measure.kernel.samples import linux_kernel, noise
 

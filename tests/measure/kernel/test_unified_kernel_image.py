@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.kernel import (
-    BootImage,
-    GptTable,
+from attestkit.measure.kernel.disk_boot import BootImage
+from attestkit.measure.kernel.gpt import GptTable
+from attestkit.measure.kernel.pe_image import authenticode_digest
+from attestkit.measure.kernel.unified_kernel_image import (
     UnifiedKernelImage,
-    authenticode_digest,
+    join_initrds,
+    pack_extra_file,
 )
-from attestkit.measure.kernel.initrd_archive import join_initrds, pack_extra_file
 from tests.measure.kernel.samples import gpt_disk, linux_kernel, noise, pe_image
 
 KERNEL = linux_kernel()

@@ -14,8 +14,10 @@ from attestkit.attestation.launch.uefi_variable import (
 )
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.firmware import TdxFirmware
-from attestkit.measure.rtmr0 import FwCfgItems, expected_rtmr0, virtio_disk_option
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+from attestkit.measure.rtmr0.boot_events import expected_rtmr0
+from attestkit.measure.rtmr0.boot_options import virtio_disk_option
+from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
 from tests.measure.firmware_images import (
     KEYS,
     MENU_APP,

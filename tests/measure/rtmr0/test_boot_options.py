@@ -5,7 +5,11 @@ from uuid import UUID
 import pytest
 
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.rtmr0 import encode_load_option, firmware_boot_options, virtio_disk_option
+from attestkit.measure.rtmr0.boot_options import (
+    encode_load_option,
+    firmware_boot_options,
+    virtio_disk_option,
+)
 from tests.measure.firmware_images import LAYOUT_202502, UI_VOLUME
 from tests.raising import raises
 

@@ -7,12 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.rtmr0 import (
-    BiosStrings,
-    filter_smbios,
-    publish_smbios,
-    set_processor_id,
-)
+from attestkit.measure.firmware.bios_strings import BiosStrings
+from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios, set_processor_id
 from tests.raising import raises
 
 END = bytes.fromhex("7f04fffe0000")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
-from attestkit.measure.sev_snp import read_sev_metadata
+from attestkit.measure.sev_snp.sev_metadata import read_sev_metadata
 from tests.measure.sev_snp.images import GUIDS, SECTIONS, sev_image
 
 

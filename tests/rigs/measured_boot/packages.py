@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from attestkit.measure.rtmr0 import BiosStrings
+from attestkit.measure.firmware.bios_strings import BiosStrings
 from tests.measure.debian_packages import package_sources
 from tests.rigs.unpacked_packages import unpacked_packages
 

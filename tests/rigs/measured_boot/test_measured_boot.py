@@ -16,8 +16,9 @@ from attestkit.event_log.tcg import TpmEvent
 from attestkit.measure import tdx
 from attestkit.measure.acpi import read_version
 from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.firmware import read_boot_layout
-from attestkit.measure.kernel import GptTable, UnifiedKernelImage
+from attestkit.measure.firmware.boot_layout import read_boot_layout
+from attestkit.measure.kernel.gpt import GptTable
+from attestkit.measure.kernel.unified_kernel_image import UnifiedKernelImage
 from tests.rigs.apt import MissingError
 from tests.rigs.kernel.packages import OWN, fetch
 from tests.rigs.measured_boot.disk import make_disk, make_uki

@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
-from attestkit._crypto.x509.ocsp import read_ocsp_request, write_ocsp_error
+from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_error
+from attestkit._crypto.x509.ocsp.request import read_ocsp_request
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus

@@ -13,7 +13,8 @@ from typing import Any, Final
 import pytest
 
 from attestkit._crypto.hashes import sha256
-from attestkit._crypto.x509.ocsp import check_ocsp, write_ocsp_request
+from attestkit._crypto.x509.ocsp.check import check_ocsp
+from attestkit._crypto.x509.ocsp.request import write_ocsp_request
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.snp import SnpSimulator

@@ -20,10 +20,11 @@ from attestkit.backends.simulator.sample_image.firmware import noise, sample_fir
 from attestkit.backends.simulator.sample_image.kernel import normalize_header, sample_kernel
 from attestkit.backends.simulator.snp_os_image import HASHES_TABLE_GPA, RESET_EIP, SNP_SECTIONS
 from attestkit.errors import UsageError
-from attestkit.measure.firmware import compute_mrtds, read_tdvf_sections
+from attestkit.measure.firmware.mrtd import compute_mrtds
+from attestkit.measure.firmware.tdvf import read_tdvf_sections
 from attestkit.measure.image_folder import CHECKSUMS, DIGEST, METADATA
-from attestkit.measure.kernel import authenticode_digest
-from attestkit.measure.sev_snp import firmware_digest
+from attestkit.measure.kernel.pe_image import authenticode_digest
+from attestkit.measure.sev_snp.launch_digest import firmware_digest
 
 _INITRD_SIZE: Final = 5000  # bytes
 _VERSIONS: Final[dict[int | None, str]] = {None: "0.5.5", 3: "0.6.0", 4: "0.6.6"}

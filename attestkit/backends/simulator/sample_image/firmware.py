@@ -16,14 +16,13 @@ from attestkit.backends.simulator.sample_image.firmware_volume import (
     volume,
 )
 from attestkit.backends.simulator.snp_os_image import HASHES_TABLE_GPA, RESET_EIP, SNP_SECTIONS
-from attestkit.measure.firmware import TdvfSection
 from attestkit.measure.firmware.guid_table import (
     SEV_ES_RESET,
     SEV_HASH_TABLE,
     SEV_METADATA,
     TDX_METADATA,
 )
-from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM
+from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
 
 _CFV_SIZE: Final = 0x84000  # bytes; as in images of 4 MiB
 _STORE_END: Final = 0x40000

@@ -5,7 +5,7 @@ from typing import Final
 
 from attestkit.attestation.launch.td_hob import SPLIT_MEMORY
 from attestkit.backends.simulator.sample_image.firmware import noise
-from attestkit.measure.kernel import patch_setup_header
+from attestkit.measure.kernel.linux_kernel import patch_setup_header
 
 _HEADERS: Final = 0x400  # bytes
 _SETUP: Final = 0x200

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from attestkit._crypto.x509.ocsp import check_ocsp, write_ocsp_request
+from attestkit._crypto.x509.ocsp.check import check_ocsp
+from attestkit._crypto.x509.ocsp.request import write_ocsp_request
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus

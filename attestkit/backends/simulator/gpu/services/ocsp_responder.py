@@ -7,14 +7,12 @@ from typing import Final, NamedTuple
 from attestkit._crypto.der import encode_integer, encode_sequence
 from attestkit._crypto.p384 import P384Key
 from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
-from attestkit._crypto.x509.ocsp import (
-    CertId,
+from attestkit._crypto.x509.ocsp.answer_writer import (
     OcspResponder,
-    cert_id,
-    read_ocsp_request,
     write_ocsp_answer,
     write_ocsp_error,
 )
+from attestkit._crypto.x509.ocsp.request import CertId, cert_id, read_ocsp_request
 from attestkit.backends.simulator.gpu.deviations import OcspFault
 from attestkit.backends.simulator.gpu.gpu_pki import CaCredentials, GpuPki
 from attestkit.errors import FormatError

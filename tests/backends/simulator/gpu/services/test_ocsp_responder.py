@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 
-from attestkit._crypto.x509.ocsp import (
-    check_ocsp,
-    read_ocsp_answer,
-    write_ocsp_error,
-    write_ocsp_request,
-)
+from attestkit._crypto.x509.ocsp.answer import read_ocsp_answer
+from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_error
+from attestkit._crypto.x509.ocsp.check import check_ocsp
+from attestkit._crypto.x509.ocsp.request import write_ocsp_request
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.gpu.rim.document import read_document
