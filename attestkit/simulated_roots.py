@@ -8,7 +8,8 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey, require_k256_public_key
+from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey
+from attestkit._crypto.k256_agreement import require_k256_public_key
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._formats.strict_json import from_base64, from_hex, read_object
 from attestkit._sanitize import key as shown_key

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from attestkit._argument_checks import require_size
+from attestkit._crypto.k256_agreement import COMPRESSED, UNCOMPRESSED, read_k256_point
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.zeroize import Secret, own_copy, wipe, wipe_field
 from attestkit.errors import FormatError, SignatureError, UsageError
@@ -102,41 +103,6 @@ def k256_public_key(secret: bytes, *, compressed: bool = True) -> bytes:
     return public
 
 
-def require_k256_public_key(public_key: bytes) -> None:
-    """Check a public key in compressed SEC1, 33 bytes.
-
-    Raises:
-        UsageError: If it is not the encoding of a point of the curve.
-    """
-    # 02 and 03 only, before libsecp256k1, which accepts other forms.
-    if len(public_key) != 33 or public_key[0] not in (2, 3):
-        message = "secp256k1 public key: must be 33 bytes of compressed SEC1"
-        raise UsageError(message, reason="invalid_key")
-    try:
-        PublicKey(public_key)
-    except ValueError as error:
-        message = "secp256k1 public key: not a point of the curve"
-        raise UsageError(message, reason="invalid_key") from error
-
-
-def k256_compressed(public_key: bytes) -> bytes:
-    """Return the compressed form, 33 bytes, of a SEC1 public key of 33 or 65 bytes.
-
-    Raises:
-        UsageError: If it is not the encoding of a point of the curve.
-    """
-    # libsecp256k1 also accepts the hybrid form (06, 07), which other implementations reject.
-    if (len(public_key), public_key[:1]) not in {(33, b"\2"), (33, b"\3"), (65, b"\4")}:
-        message = "secp256k1 public key: must be 33 or 65 bytes of SEC1"
-        raise UsageError(message, reason="invalid_key")
-    try:
-        compressed: bytes = PublicKey(public_key).format()
-    except ValueError as error:
-        message = "secp256k1 public key: not a point of the curve"
-        raise UsageError(message, reason="invalid_key") from error
-    return compressed
-
-
 def k256_recover(signature: bytes, digest: bytes) -> bytes:
     """Recover the public key (33 bytes, compressed) of a signature over a digest.
 
@@ -180,14 +146,8 @@ def k256_verify(public_key: bytes, signature: bytes, digest: bytes) -> bool:
         UsageError: If the key is not a point of the curve, r or s is not in 1..n-1, or an argument
             has another size.
     """
-    head = public_key[:1]
-    # libsecp256k1 also accepts the hybrid form (06, 07), which other implementations reject.
-    if (len(public_key), head) not in {(33, b"\x02"), (33, b"\x03"), (65, b"\x04")}:
-        raise UsageError("invalid public key: must be 33 or 65 bytes of SEC1", reason="invalid_key")
-    try:
-        key = PublicKey(public_key)
-    except ValueError as error:
-        raise UsageError("invalid public key: not on secp256k1", reason="invalid_key") from error
+    forms = COMPRESSED | UNCOMPRESSED
+    key = read_k256_point(public_key, forms, "33 or 65 bytes of SEC1", "invalid public key")
     r, s = _split(signature, K256_ORDER)
     require_size("digest", digest, 32)
     valid: bool = key.verify(encode_dss_signature(r, s), digest, hasher=None)

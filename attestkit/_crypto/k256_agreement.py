@@ -1,10 +1,19 @@
-"""Key agreement on secp256k1 (ECDH), and public keys in uncompressed SEC1."""
+"""Public keys of secp256k1 in SEC1, and key agreement with them (ECDH)."""
+
+from collections.abc import Collection
+from typing import Final
 
 from coincurve import PublicKey
 
 from attestkit._argument_checks import require_size
 from attestkit._crypto.hashes import keccak256
 from attestkit.errors import UsageError
+
+_K256_PUBLIC: Final = "secp256k1 public key"
+# Sizes and first bytes of SEC1.
+COMPRESSED: Final = frozenset({(33, b"\2"), (33, b"\3")})
+UNCOMPRESSED: Final = frozenset({(65, b"\4")})
+_FORM: Final = "65 bytes of uncompressed SEC1"
 
 
 def k256_shared_secret(secret: bytes, public_key: bytes) -> bytes:
@@ -19,7 +28,7 @@ def k256_shared_secret(secret: bytes, public_key: bytes) -> bytes:
             argument has another size.
     """
     require_size("secp256k1 secret", secret, 32)
-    key = _read(public_key)
+    key = read_k256_point(public_key, UNCOMPRESSED, _FORM)
     try:
         point: bytes = key.multiply(secret).format(compressed=False)
     except ValueError as error:
@@ -29,7 +38,7 @@ def k256_shared_secret(secret: bytes, public_key: bytes) -> bytes:
 
 def require_k256_point(public_key: bytes) -> None:
     """Check a public key in uncompressed SEC1, 65 bytes; UsageError if it is not valid."""
-    _read(public_key)
+    read_k256_point(public_key, UNCOMPRESSED, _FORM)
 
 
 def ethereum_address(public_key: bytes) -> bytes:
@@ -46,13 +55,46 @@ def ethereum_address(public_key: bytes) -> bytes:
     return keccak256(point[1:])[12:]
 
 
-def _read(public_key: bytes) -> PublicKey:
-    # libsecp256k1 also accepts the hybrid form (06, 07), which other implementations reject.
-    if len(public_key) != 65 or public_key[0] != 4:
-        message = "secp256k1 public key: must be 65 bytes of uncompressed SEC1"
-        raise UsageError(message, reason="invalid_key")
+def require_k256_public_key(public_key: bytes) -> None:
+    """Check a public key in compressed SEC1, 33 bytes.
+
+    Raises:
+        UsageError: If it is not the encoding of a point of the curve.
+    """
+    read_k256_point(public_key, COMPRESSED, "33 bytes of compressed SEC1")
+
+
+def k256_compressed(public_key: bytes) -> bytes:
+    """Return the compressed form, 33 bytes, of a SEC1 public key of 33 or 65 bytes.
+
+    Raises:
+        UsageError: If it is not the encoding of a point of the curve.
+    """
+    key = read_k256_point(public_key, COMPRESSED | UNCOMPRESSED, "33 or 65 bytes of SEC1")
+    compressed: bytes = key.format()
+    return compressed
+
+
+def read_k256_point(
+    public_key: bytes, forms: Collection[tuple[int, bytes]], expected: str, what: str = _K256_PUBLIC
+) -> PublicKey:
+    """Return the key of coincurve, for attestkit._crypto only.
+
+    libsecp256k1 also accepts the hybrid form (06, 07), which other implementations reject.
+
+    Args:
+        public_key: SEC1.
+        forms: Accepted sizes, with the first byte.
+        expected: Description of the forms, for errors.
+        what: Name of the key, for errors.
+
+    Raises:
+        UsageError: If it has another form, or is not the encoding of a point of the curve.
+    """
+    if (len(public_key), public_key[:1]) not in forms:
+        raise UsageError(f"{what}: must be {expected}", reason="invalid_key")
     try:
         return PublicKey(public_key)
     except ValueError as error:
-        message = "secp256k1 public key: not a point of the curve"
+        message = f"{what}: not a point of the curve"
         raise UsageError(message, reason="invalid_key") from error

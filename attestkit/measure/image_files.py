@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple, Protocol
+from typing import BinaryIO, Final, NamedTuple
 
 from attestkit._sanitize import shown
 from attestkit._system.untrusted_files import AnyPath, open_regular
@@ -26,16 +26,19 @@ class ImageFile(NamedTuple):
     content: bytes | None  # None if it was only hashed
 
 
-class ImageSource(Protocol):
-    """Source of the files of an image."""
+class FolderSource:
+    """Files in a folder; symbolic links are not followed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def read_small(self, names: tuple[str, ...], limit: int) -> dict[str, bytes]:
         """Return those of the files that exist, each of at most `limit` bytes.
 
         Raises:
-            FormatError: If a file is too large or unreadable, or the archive is damaged.
+            FormatError: If a file is too large or unreadable.
         """
-        ...
+        return contents(self.read_files(dict.fromkeys(names, limit)))
 
     def read_files(self, limits: Mapping[str, int | None]) -> dict[str, ImageFile]:
         """Hash files, and return those that exist.
@@ -45,23 +48,8 @@ class ImageSource(Protocol):
                 file that is only hashed.
 
         Raises:
-            FormatError: If a file is too large or unreadable, or the archive is damaged.
+            FormatError: If a file is too large or unreadable.
         """
-        ...
-
-
-class FolderSource:
-    """Files in a folder; symbolic links are not followed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def read_small(self, names: tuple[str, ...], limit: int) -> dict[str, bytes]:
-        """Return those of the files that exist; see `ImageSource`."""
-        return contents(self.read_files(dict.fromkeys(names, limit)))
-
-    def read_files(self, limits: Mapping[str, int | None]) -> dict[str, ImageFile]:
-        """Hash files; see `ImageSource`."""
         found = {}
         left = LARGEST_ARCHIVE
         for name, limit in limits.items():
@@ -89,6 +77,8 @@ class ArchiveSource:
 
     Args:
         file: The archive; seekable.
+
+    The methods raise FormatError as those of `FolderSource`, and if the archive is damaged.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -97,7 +87,7 @@ class ArchiveSource:
         self._first = ""  # name of that file
 
     def read_small(self, names: tuple[str, ...], limit: int) -> dict[str, bytes]:
-        """Return those of the files that exist; see `ImageSource`."""
+        """Return those of the files that exist; see `FolderSource`."""
         self._first = names[0]
         found: dict[str, dict[str, bytes]] = {}  # by folder
         for folder, name, member in self._members():
@@ -118,7 +108,7 @@ class ArchiveSource:
         return {}
 
     def read_files(self, limits: Mapping[str, int | None]) -> dict[str, ImageFile]:
-        """Hash files; see `ImageSource`."""
+        """Hash files; see `FolderSource`."""
         found: dict[str, ImageFile] = {}
         for folder, name, member in self._members():
             if folder != self._folder and name == self._first:
@@ -142,6 +132,10 @@ class ArchiveSource:
                 parts = _path_parts(member.name)
                 if 1 <= len(parts) <= 2:
                     yield "/".join(parts[:-1]), parts[-1], member
+
+
+ImageSource = FolderSource | ArchiveSource
+"""Source of the files of an image."""
 
 
 def open_source(path: AnyPath) -> tuple[ImageSource, BinaryIO | None]:

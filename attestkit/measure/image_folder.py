@@ -5,7 +5,7 @@ The hash that identifies an image is the SHA-256 of that list, `sha256sum.txt`.
 
 import re
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
@@ -21,6 +21,8 @@ from attestkit.measure.image_files import (
     contents,
     open_source,
 )
+
+_T = TypeVar("_T")
 
 CHECKSUMS: Final = "sha256sum.txt"
 METADATA: Final = "metadata.json"
@@ -203,17 +205,18 @@ def _cmdline(metadata: Mapping[str, Any]) -> str:
 
 
 def _text(metadata: Mapping[str, Any], key: str) -> str | None:
-    value = metadata.get(key)
-    if value is not None and not isinstance(value, str):
-        raise FormatError(f"{METADATA}: {key}: must be a string", reason="wrong_type")
-    return value
+    return _member(metadata, key, str, "a string")
 
 
 def _flag(metadata: Mapping[str, Any], key: str) -> bool:
+    return bool(_member(metadata, key, bool, "a boolean"))
+
+
+def _member(metadata: Mapping[str, Any], key: str, kind: type[_T], expected: str) -> _T | None:
     value = metadata.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise FormatError(f"{METADATA}: {key}: must be a boolean", reason="wrong_type")
-    return bool(value)
+    if value is not None and not isinstance(value, kind):
+        raise FormatError(f"{METADATA}: {key}: must be {expected}", reason="wrong_type")
+    return value
 
 
 def _missing(name: str) -> FormatError:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import UnionType
 from typing import Any, Final
 
 from attestkit._argument_checks import wrong_type
@@ -158,26 +159,20 @@ class MachineShape:
         return devices + self.num_gpus + self.num_nvswitches
 
 
-_BOOLEANS: Final = ("hotplug_off", "root_disk", "hugepages", "swtpm")
-_OPTIONAL_BOOLEANS: Final = ("pic", "two_pass")
-_TEXTS: Final = ("qemu_version", "host_share_mode")
+_TYPES: Final[dict[str, tuple[type | UnionType, str]]] = {
+    **dict.fromkeys(("pic", "two_pass"), (bool | None, "bool or None")),
+    **dict.fromkeys(("hotplug_off", "root_disk", "hugepages", "swtpm"), (bool, "bool")),
+    **dict.fromkeys(("qemu_version", "host_share_mode"), (str, "str")),
+}
 _IN_VM_CONFIG: Final = tuple(
     field.name for field in fields(MachineShape) if field.name not in {"root_disk", "two_pass"}
 )
 
 
 def _check_type(name: str, value: object) -> None:
-    if name in _OPTIONAL_BOOLEANS:
-        if not isinstance(value, bool | None):
-            raise wrong_type(name, "bool or None", value)
-    elif name in _BOOLEANS:
-        if not isinstance(value, bool):
-            raise wrong_type(name, "bool", value)
-    elif name in _TEXTS:
-        if not isinstance(value, str):
-            raise wrong_type(name, "str", value)
-    elif not isinstance(value, int) or isinstance(value, bool):
-        raise wrong_type(name, "int", value)
+    kind, expected = _TYPES.get(name, (int, "int"))
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise wrong_type(name, expected, value)
 
 
 def _check_range(name: str, value: int, lowest: int, highest: int) -> None:

@@ -1,8 +1,8 @@
 """Causes of other ACPI tables: what differs between two machines, from digests of their tables."""
 
 import struct
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.td_hob import SPLIT_MEMORY
@@ -49,14 +49,6 @@ _OF_FIELD: Final[dict[str, tuple[CauseName, str]]] = {
 }
 
 
-class _Property(NamedTuple):
-    """A property in which two machines differ."""
-
-    name: str
-    found: int | str
-    expected: int | str
-
-
 def find_acpi_cause(guest: ComparedGuest) -> Cause:
     """Return why the ACPI tables differ; takes up to 2 s."""
     logged, expected = guest.logged_acpi, guest.expected_acpi
@@ -82,60 +74,64 @@ def _compare_machines(
     """Compare machines whose tables are known; several have the same tables."""
     pairs = [_differing(want, found) for want in expected for found in logged]
     properties = min(pairs, key=len)
-    causes = []
-    for one in properties:
-        name, text = _OF_FIELD[one.name]
-        causes.append(Cause.found(name, text.format(one.found, one.expected), one.found))
+    return _joined([_cause_of(name, found, wanted) for name, found, wanted in properties])
+
+
+def _joined(causes: Sequence[Cause]) -> Cause:
     if len(causes) == 1:
         return causes[0]
-    text = "; ".join([cause.text for cause in causes])
-    return Cause.found("several_properties", text)
+    return Cause.found("several_properties", "; ".join([cause.text for cause in causes]))
 
 
-def _differing(expected: PackagedMachine, logged: PackagedMachine) -> list[_Property]:
-    wanted, found = _properties(expected), _properties(logged)
-    return [
-        _Property(name, found[name], wanted[name]) for name in wanted if wanted[name] != found[name]
-    ]
+def _cause_of(name: str, found: int | str, wanted: int | str) -> Cause:
+    cause, text = _OF_FIELD[name]
+    return Cause.found(cause, text.format(found, wanted), found)
 
 
-def _properties(machine: PackagedMachine) -> dict[str, int | str]:
-    properties: dict[str, int | str] = dict(machine.inputs._asdict())
-    properties["line"] = machine.line
-    properties["edge_triggered"] = machine.edge_triggered
-    return properties
+def _differing(
+    expected: PackagedMachine, logged: PackagedMachine
+) -> list[tuple[str, int | str, int | str]]:
+    """Return the properties in which two machines differ: name, found, expected."""
+    wanted, found = (
+        {**one.inputs._asdict(), "line": one.line, "edge_triggered": one.edge_triggered}
+        for one in (expected, logged)
+    )
+    return [(name, found[name], wanted[name]) for name in wanted if wanted[name] != found[name]]
 
 
 def _compare_shapes(expected: TableShape, logged: TableShape) -> Cause:
     """Compare lengths of tables; the loader script's digest is that of these lengths."""
     found = []
     if logged.cpu_count != expected.cpu_count:
-        text = f"the guest has {logged.cpu_count} vCPUs, expected {expected.cpu_count}"
-        found.append(Cause.found("cpu_count", text, logged.cpu_count))
+        found.append(_cause_of("cpu_count", logged.cpu_count, expected.cpu_count))
     if logged.hpet != expected.hpet:
         text = f"the guest has {'an' if logged.hpet else 'no'} HPET"
         found.append(Cause.found("hpet", text, int(logged.hpet)))
     if logged.edge_triggered != expected.edge_triggered:
-        name, text = _OF_FIELD["edge_triggered"]
-        text = text.format(logged.edge_triggered, expected.edge_triggered)
-        found.append(Cause.found(name, text, int(logged.edge_triggered)))
+        cause = _cause_of("edge_triggered", logged.edge_triggered, expected.edge_triggered)
+        found.append(cause._replace(value=int(logged.edge_triggered)))
     growth = logged.dsdt_length - expected.dsdt_length
     growth -= _VCPU_IN_DSDT * (logged.cpu_count - expected.cpu_count)
     if not found:
         return _explain_growth(growth)
-    text = "; ".join([cause.text for cause in found])
     if abs(growth) > _ROUNDING and logged.hpet == expected.hpet:
-        return Cause("several_properties", f"{text}; and other devices, or line of QEMU")
-    return found[0] if len(found) == 1 else Cause.found("several_properties", text)
+        text = f"{_joined(found).text}; and other devices, or line of QEMU"
+        return Cause("several_properties", text)
+    return _joined(found)
 
 
 def _explain_growth(growth: int) -> Cause:
     """Return what usually makes a DSDT longer by this number of bytes."""
+    return _of_slots(growth) or _unknown(
+        f"the DSDT differs by {growth} bytes: root ports, ACPI hotplug, or line of QEMU"
+    )
+
+
+def _of_slots(growth: int) -> Cause | None:
     slots, rest = divmod(growth, _SLOT)
-    if not rest and abs(slots) <= _MOST_SLOTS:
-        return Cause("pci_slots", f"{_count(slots, 'slots')} in use on PCI bus 0")
-    text = f"the DSDT differs by {growth} bytes: root ports, ACPI hotplug, or line of QEMU"
-    return Cause("acpi_tables", text)
+    if rest or abs(slots) > _MOST_SLOTS:
+        return None
+    return Cause("pci_slots", f"{_count(slots, 'slots')} in use on PCI bus 0")
 
 
 def _from_lengths(expected: AcpiShape, logged: AcpiShape) -> Cause:
@@ -151,10 +147,7 @@ def _from_lengths(expected: AcpiShape, logged: AcpiShape) -> Cause:
     vcpus, rest = divmod(growth, _VCPU)
     if not rest:
         return Cause("cpu_count", f"{_count(vcpus, 'vCPUs')}")
-    slots, rest = divmod(growth, _SLOT)
-    if not rest and abs(slots) <= _MOST_SLOTS:
-        return Cause("pci_slots", f"{_count(slots, 'slots')} in use on PCI bus 0")
-    return _unknown(
+    return _of_slots(growth) or _unknown(
         f"the tables before the RSDT differ by {growth} bytes: NUMA, TPM, other devices, vCPUs, "
         "or another line of QEMU"
     )

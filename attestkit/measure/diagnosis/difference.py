@@ -131,6 +131,18 @@ class Difference:
     logged_event: str | None
     cause: Cause
 
+    @classmethod
+    def of_value(
+        cls,
+        register: str,
+        expected: bytes | None,
+        actual: bytes | None,
+        cause: Cause,
+        kind: DifferenceKind = "value",
+    ) -> "Difference":
+        """Return the difference of a value without events."""
+        return cls(register, None, None, kind, expected, actual, None, cause)
+
     def __str__(self) -> str:
         """Return the difference and its cause in one line."""
         at = "" if self.position is None else f" event {self.position}"

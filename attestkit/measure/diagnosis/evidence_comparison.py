@@ -132,7 +132,7 @@ def _compare_mrtd(expected: ExpectedMeasurements, mrtd: bytes) -> tuple[Differen
     else:
         text = f"the host's kernel adds pages in the order {order}, expected was the other one"
         cause = Cause.found("page_order", text, order)
-    return (Difference("mrtd", None, None, "value", accepted[0], mrtd, None, cause),)
+    return (Difference.of_value("mrtd", accepted[0], mrtd, cause),)
 
 
 def _compare_registers(
@@ -148,10 +148,8 @@ def _compare_registers(
         if not accepted[register] or value in accepted[register]:
             continue
         difference = None if number else _compare_acpi(expected, value, log, inputs)
-        found.append(
-            difference
-            or Difference(register, None, None, "value", accepted[register][0], value, None, cause)
-        )
+        expected_value = accepted[register][0]
+        found.append(difference or Difference.of_value(register, expected_value, value, cause))
     return tuple(found)
 
 
@@ -269,9 +267,7 @@ def _check_log(rtmrs: Rtmrs, log: EventLog) -> Difference | None:
     else:
         text = f"the log has {after} more events than the quote: it was read later"
         cause = Cause.found("log_continues", text, after)
-    return Difference(
-        f"rtmr{number}", None, None, "log", replayed[number], rtmrs[number], None, cause
-    )
+    return Difference.of_value(f"rtmr{number}", replayed[number], rtmrs[number], cause, "log")
 
 
 def _events_after(log: EventLog, register: int, value: bytes) -> int | None:
@@ -300,7 +296,7 @@ def _compare_launch_digest(
     if wanted is None or wanted == actual:
         return ()
     cause = find_launch_cause(inputs if isinstance(inputs, SnpInputs) else None, actual)
-    return (Difference("launch_digest", None, None, "value", wanted, actual, None, cause),)
+    return (Difference.of_value("launch_digest", wanted, actual, cause),)
 
 
 def _other_platform(expected: ExpectedMeasurements) -> Difference:
@@ -308,4 +304,4 @@ def _other_platform(expected: ExpectedMeasurements) -> Difference:
     text = f"the evidence is not of {'a TD' if tdx else 'an SEV-SNP guest'}"
     register, value = ("mrtd", expected.mrtd) if tdx else ("launch_digest", expected.launch_digest)
     cause = Cause.found("other_platform", text)
-    return Difference(register, None, None, "value", value, None, None, cause)
+    return Difference.of_value(register, value, None, cause)

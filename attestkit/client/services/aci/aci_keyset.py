@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 
-from attestkit._crypto.ecdsa import k256_compressed
 from attestkit._crypto.ed25519 import ed25519_has_prime_order
 from attestkit._crypto.hashes import sha256
+from attestkit._crypto.k256_agreement import k256_compressed
 from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
 from attestkit._sanitize import shown
