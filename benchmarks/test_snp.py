@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Final
 
+from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -23,7 +24,6 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.snp_report import SnpReport
 from attestkit.verifier.platforms.snp.authenticator import Snp
-from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from benchmarks.cases import OURS, SEED
 from benchmarks.racing import Entry, Ledger, each, own_row, play
 

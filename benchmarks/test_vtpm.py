@@ -10,6 +10,7 @@ import secrets
 from itertools import cycle
 from typing import Any, Final, NamedTuple
 
+from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -26,7 +27,6 @@ from attestkit.tpm import TpmtPublic
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.chain_cache import ChainCache
 from attestkit.verifier.dcap.fact_cache import FactCache
-from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from attestkit.verifier.platforms.vtpm import ak_chain, pcr_logs
 from attestkit.verifier.platforms.vtpm import quote as vtpm_quote
 from benchmarks.cases import OURS, SEED

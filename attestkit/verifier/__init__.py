@@ -2,6 +2,15 @@
 
 from attestkit._verification_steps import StepCheck, StepOutcome, VerificationStep
 from attestkit.verifier.batch.task import VerificationItem
+from attestkit.verifier.claims import (
+    Authenticated,
+    Claims,
+    CollateralFacts,
+    IntelPlatform,
+    Tcb,
+    TcbStatus,
+    VtpmFacts,
+)
 from attestkit.verifier.evidence.bundle import EvidenceBundle
 from attestkit.verifier.pipeline import Evidence, Examination, Verifier
 from attestkit.verifier.policy.appraisal_policy import (
@@ -11,18 +20,8 @@ from attestkit.verifier.policy.appraisal_policy import (
     ReferenceValues,
     RequiredEvent,
 )
-from attestkit.verifier.result import (
-    AttestationResult,
-    Authenticated,
-    BoundTo,
-    Claims,
-    CollateralFacts,
-    IntelPlatform,
-    Tcb,
-    TcbStatus,
-)
+from attestkit.verifier.result import AttestationResult, BoundTo
 from attestkit.verifier.verify_function import verify
-from attestkit.verifier.vtpm_facts import VtpmFacts
 
 __all__ = [
     "AppraisalPolicy",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from attestkit._verification_steps import VerificationStep
-from attestkit.verifier.result import Claims, caution
+from attestkit.verifier.claims import Claims, caution
 
 # TDs whose firmware measures the tables into RTMR0; behind a paravisor it is zero.
 _TDS: Final = ("dstack-tdx", "dstack-gcp-tdx")

@@ -30,9 +30,9 @@ from attestkit.attestation.wire.evidence_parts import (
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, SignatureError, UsageError
 from attestkit.quote import Quote
+from attestkit.verifier.claims import ANOTHER_ROOT, Authenticated, TcbStatus
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.evidence.checks import ParsedEvidence
-from attestkit.verifier.result import ANOTHER_ROOT, Authenticated, TcbStatus
 
 if TYPE_CHECKING:
     from attestkit.collateral.responses import Getter

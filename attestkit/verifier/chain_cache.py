@@ -29,36 +29,21 @@ class ChainCache:
         issuer: NamedCertificate,
         reason: SignatureReason,
         rules: PathRules,
-    ) -> None:
-        """Check that a trusted issuer signed a certificate, as the function of this name does."""
-        self._check(named, issuer, reason, rules, store=True)
-
-    def check_candidate(
-        self,
-        named: NamedCertificate,
-        issuer: NamedCertificate,
-        reason: SignatureReason,
-        rules: PathRules,
-    ) -> None:
-        """Check that an issuer that is not trusted yet signed a certificate; store nothing."""
-        self._check(named, issuer, reason, rules, store=False)
-
-    def keep_path(self, path: Sequence[NamedCertificate]) -> None:
-        """Store the signatures of a valid path to a trusted root, which `check_issued` verified."""
-        for (_, certificate), (_, issuer) in pairwise(path):
-            self._issued.get((certificate.der, issuer.der), lambda: True)
-
-    def _check(
-        self,
-        named: NamedCertificate,
-        issuer: NamedCertificate,
-        reason: SignatureReason,
-        rules: PathRules,
         *,
-        store: bool,
+        store: bool = True,
     ) -> None:
+        """Check that an issuer signed a certificate, as the function of this name does.
+
+        `store` is false for an issuer that is not trusted yet.
+        """
+
         def check() -> bool:
             check_issued(named, issuer, reason, rules)
             return True
 
         self._issued.get((named[1].der, issuer[1].der), check, store=store)
+
+    def keep_path(self, path: Sequence[NamedCertificate]) -> None:
+        """Store the signatures of a valid path to a trusted root, which `check_issued` verified."""
+        for (_, certificate), (_, issuer) in pairwise(path):
+            self._issued.get((certificate.der, issuer.der), lambda: True)

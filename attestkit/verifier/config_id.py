@@ -24,7 +24,7 @@ from attestkit.attestation.launch.mr_config import (
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.dstack.app_compose import KEY_PROVIDERS
 from attestkit.errors import PolicyError, VerificationError
-from attestkit.verifier.result import Claims, passed, skipped
+from attestkit.verifier.claims import Claims, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo

@@ -19,6 +19,7 @@ from attestkit.errors import UsageError
 from attestkit.quote import Quote
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.batch.task import run_step
+from attestkit.verifier.claims import Authenticated, Claims, passed
 from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching
 from attestkit.verifier.evidence.checks import (
     ExpectedReportData,
@@ -37,14 +38,7 @@ from attestkit.verifier.gpu_join import GpuAppraisal, GpuCandidate, GpuJoin, Gpu
 from attestkit.verifier.hardware_join import HardwareJoin, join_hardware
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, policy_name, require_policy
-from attestkit.verifier.result import (
-    AttestationResult,
-    Authenticated,
-    Claims,
-    ResultContent,
-    create_result,
-    passed,
-)
+from attestkit.verifier.result import AttestationResult, ResultContent, create_result
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo

@@ -22,9 +22,9 @@ from attestkit.event_log.event import Event
 from attestkit.event_log.runtime_events import GPU_ATTESTATION
 from attestkit.gpu.rules import BINDINGS, GpuRules
 from attestkit.report_data import ReportData, gpu_nonce
+from attestkit.verifier.claims import caution, passed, skipped
 from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.policy.rules import BOOT_END
-from attestkit.verifier.result import caution, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit.gpu.bound_evidence import GpuBinding

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from attestkit._verification_steps import VerificationStep
 from attestkit.report_data import ReportData
+from attestkit.verifier.claims import VtpmFacts, passed, skipped
 from attestkit.verifier.evidence.checks import ExpectedReportData
-from attestkit.verifier.result import passed, skipped
-from attestkit.verifier.vtpm_facts import VtpmFacts
 
 
 class HardwareJoin(NamedTuple):

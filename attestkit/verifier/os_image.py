@@ -20,7 +20,7 @@ from attestkit.attestation.wire.evidence_parts import (
 )
 from attestkit.errors import UnsupportedError, VerificationError
 from attestkit.quote import Quote, TdQuoteBody
-from attestkit.verifier.result import caution, passed, skipped
+from attestkit.verifier.claims import caution, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit.verifier.images import ImageFacts, ImageStore

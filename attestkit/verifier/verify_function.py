@@ -1,26 +1,18 @@
 """The function `verify`: verification in one call, with a Verifier for this call only."""
 
-import os
-from collections.abc import Sequence
 from datetime import datetime
 from types import EllipsisType
 from typing import TYPE_CHECKING, overload
 
-from attestkit.collateral import Collateral
 from attestkit.verifier.evidence.formats import Evidence
 from attestkit.verifier.pipeline import Verifier
-from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
-    from attestkit.gpu.endorsements import GpuEndorsements
-    from attestkit.gpu.roots import GpuRoots
+    from typing_extensions import Unpack
+
     from attestkit.verifier.gpu_join import GpuInput
-    from attestkit.verifier.images import Images
-
-__all__ = ["verify"]
-
-_Path = str | os.PathLike[str]
+    from attestkit.verifier.verifier_options import VerifierOptions
 
 
 @overload
@@ -28,20 +20,9 @@ def verify(
     evidence: Evidence,
     *,
     nonce: bytes,
-    collateral: Collateral | _Path | None = None,
-    trust_anchor: bytes | str | None = None,
-    policy: AppraisalPolicy | _Path | None = None,
-    pccs_url: str | None = None,
     now: datetime | float | None = None,
-    snp_certificates: Sequence[bytes] = (),
-    amd_crls: Sequence[bytes] = (),
-    images: "Images | None" = None,
-    ak_roots: Sequence[bytes] = (),
-    ak_certificates: Sequence[bytes] = (),
-    fetch_ak_certificates: bool = False,
     gpu: "GpuInput" = None,
-    gpu_roots: "GpuRoots | None" = None,
-    gpu_endorsements: "GpuEndorsements | _Path | None" = None,
+    **options: "Unpack[VerifierOptions]",
 ) -> AttestationResult: ...
 
 
@@ -51,20 +32,9 @@ def verify(
     *,
     nonce: bytes | None = None,
     report_data: bytes | EllipsisType | None,
-    collateral: Collateral | _Path | None = None,
-    trust_anchor: bytes | str | None = None,
-    policy: AppraisalPolicy | _Path | None = None,
-    pccs_url: str | None = None,
     now: datetime | float | None = None,
-    snp_certificates: Sequence[bytes] = (),
-    amd_crls: Sequence[bytes] = (),
-    images: "Images | None" = None,
-    ak_roots: Sequence[bytes] = (),
-    ak_certificates: Sequence[bytes] = (),
-    fetch_ak_certificates: bool = False,
     gpu: "GpuInput" = None,
-    gpu_roots: "GpuRoots | None" = None,
-    gpu_endorsements: "GpuEndorsements | _Path | None" = None,
+    **options: "Unpack[VerifierOptions]",
 ) -> AttestationResult: ...
 
 
@@ -73,34 +43,10 @@ def verify(
     *,
     nonce: bytes | None = None,
     report_data: bytes | EllipsisType | None = ...,
-    collateral: Collateral | _Path | None = None,
-    trust_anchor: bytes | str | None = None,
-    policy: AppraisalPolicy | _Path | None = None,
-    pccs_url: str | None = None,
     now: datetime | float | None = None,
-    snp_certificates: Sequence[bytes] = (),
-    amd_crls: Sequence[bytes] = (),
-    images: "Images | None" = None,
-    ak_roots: Sequence[bytes] = (),
-    ak_certificates: Sequence[bytes] = (),
-    fetch_ak_certificates: bool = False,
     gpu: "GpuInput" = None,
-    gpu_roots: "GpuRoots | None" = None,
-    gpu_endorsements: "GpuEndorsements | _Path | None" = None,
+    **options: "Unpack[VerifierOptions]",
 ) -> AttestationResult:
     """Verify evidence; see `Verifier` and `Verifier.verify` for arguments and errors."""
-    verifier = Verifier(
-        trust_anchor=trust_anchor,
-        collateral=collateral,
-        pccs_url=pccs_url,
-        policy=policy,
-        snp_certificates=snp_certificates,
-        amd_crls=amd_crls,
-        images=images,
-        ak_roots=ak_roots,
-        ak_certificates=ak_certificates,
-        fetch_ak_certificates=fetch_ak_certificates,
-        gpu_roots=gpu_roots,
-        gpu_endorsements=gpu_endorsements,
-    )
+    verifier = Verifier(**options)
     return verifier.verify(evidence, nonce=nonce, report_data=report_data, now=now, gpu=gpu)

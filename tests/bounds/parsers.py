@@ -56,8 +56,8 @@ from attestkit.serve.rpc.messages import GetTlsKeyArgs
 from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.verifier.dcap.qe_identity import read_qe_identity
 from attestkit.verifier.dcap.tcb_info import read_tcb_info
+from attestkit.verifier.ear.envelope import MAX_TOKEN
 from attestkit.verifier.ear.keys import EarPublicKey
-from attestkit.verifier.ear.result_token import MAX_TOKEN
 from attestkit.verifier.evidence.bundle import EvidenceBundle
 from attestkit.verifier.policy.toml.reader import parse as parse_policy
 from benchmarks.quotes import eight_columns

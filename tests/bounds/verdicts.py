@@ -3,7 +3,8 @@
 from typing import Final
 
 from attestkit._formats.base64url import to_base64url
-from attestkit.verifier.ear.result_token import PROFILE, verify_ear
+from attestkit.verifier.ear.content import PROFILE
+from attestkit.verifier.ear.result_token import verify_ear
 from tests.bounds import shapes
 from tests.bounds.shapes import Shape, Shapes, numbered, repeated
 from tests.verifier.ear import ears

@@ -12,9 +12,9 @@ from msgspec import toml
 from attestkit.backends.recording import recording_file
 from attestkit.backends.recording.call_codec import CALLS
 from attestkit.testing import SimulatedTee
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.policy.appraisal_policy import PRESETS, VERIFIED_PLATFORMS
 from attestkit.verifier.policy.vtpm.vtpm_rules import VtpmRules
-from attestkit.verifier.result import TcbStatus
 from tests.docs.blocks import ROOT, read_blocks
 from tests.rigs.go_verifiers.verdicts import GO_SEV_GUEST, GO_TDX_GUEST
 from tests.rigs.nvidia_verifiers.verdicts import LAX, STRICT

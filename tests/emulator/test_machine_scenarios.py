@@ -14,7 +14,7 @@ from attestkit.collateral import Collateral
 from attestkit.emulator.machine import REPORTS, Machine, Setup
 from attestkit.event_log import EventLog
 from attestkit.quote import Quote, TdQuoteBody
-from attestkit.verifier.result import TcbStatus
+from attestkit.verifier.claims import TcbStatus
 from tests.backends.simulator.simulated_cases import NOW, SEED
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.untyped import untyped

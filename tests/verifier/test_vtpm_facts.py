@@ -2,8 +2,7 @@
 
 import pickle
 
-from attestkit.verifier.result import Claims
-from attestkit.verifier.vtpm_facts import VtpmFacts
+from attestkit.verifier.claims import Claims, VtpmFacts
 
 FACTS = VtpmFacts(
     attestation_key=b"key",

@@ -28,7 +28,8 @@ from attestkit.cli.output import console
 from attestkit.errors import ConfigError, FormatError, SignatureError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.verifier.ear.result_token import Ear, EarPublicKey
+    from attestkit.verifier.ear.content import Ear
+    from attestkit.verifier.ear.keys import EarPublicKey
 
 SIMULATED: Final = "SIMULATED: the root is not the vendor's; proves nothing about hardware."
 FRESHNESS: Final = "not checked; give the expected nonce with --nonce HEX"
@@ -109,7 +110,7 @@ def ear(
     now = datetime.now(timezone.utc) if at is None else read_instant(at)
     public = _read_keys(keys)
     found = _verify(read_file(file), public, expected, policy_id, now)
-    from attestkit.verifier.ear.result_token import Tier
+    from attestkit.verifier.ear.claims import Tier
 
     bad = found.status is Tier.CONTRAINDICATED
     code = set_exit_code(POLICY if bad else 0)
@@ -129,7 +130,7 @@ def ear(
 
 def _read_keys(path: Path) -> "tuple[EarPublicKey, ...]":
     from attestkit._formats import strict_json  # lazy: --help does not need it
-    from attestkit.verifier.ear.result_token import EarPublicKey
+    from attestkit.verifier.ear.keys import EarPublicKey
 
     try:
         data = read_file(path)
@@ -178,7 +179,7 @@ def _verify(
 
 
 def _show(file: Path, found: "Ear", expected: _Expected) -> None:
-    from attestkit.verifier.ear.result_token import Tier
+    from attestkit.verifier.ear.claims import Tier
 
     good = found.status in {Tier.AFFIRMING, Tier.NONE}
     unchecked = "; freshness not checked" if expected.nonce is None else ""

@@ -12,7 +12,7 @@ from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.verifier.ear.envelope import TokenFormat
-    from attestkit.verifier.ear.result_token import EarKey
+    from attestkit.verifier.ear.keys import EarKey
     from attestkit.verifier.result import AttestationResult
 
 FORMS: Final = ("jwt", "cose")

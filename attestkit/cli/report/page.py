@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from attestkit.attestation import AppInfo
-    from attestkit.verifier.result import AttestationResult, Claims
+    from attestkit.verifier.claims import Claims
+    from attestkit.verifier.result import AttestationResult
 
 LONGEST_CONFIG: Final = 6000  # characters
 LONGEST: Final = 6100  # characters of other values

@@ -10,8 +10,8 @@ from attestkit.errors import AttestKitError
 from attestkit.quote import Quote
 
 if TYPE_CHECKING:
+    from attestkit.verifier.claims import VtpmFacts
     from attestkit.verifier.result import AttestationResult
-    from attestkit.verifier.vtpm_facts import VtpmFacts
 
 MOST_PCRS: Final = 128  # rows of the table
 

@@ -21,7 +21,7 @@ from attestkit.kms.local_provider.frames import SealedKey
 from attestkit.kms.local_provider.sealing import open_seed, provider_report_data, td_report_data
 from attestkit.quote import EnclaveReport, Quote
 from attestkit.verifier import AppraisalPolicy, ReferenceValues, Verifier
-from attestkit.verifier.result import TcbStatus
+from attestkit.verifier.claims import TcbStatus
 
 __all__ = ["fetch_local_keys", "provider_policy"]
 

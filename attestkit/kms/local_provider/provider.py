@@ -34,7 +34,7 @@ from attestkit.kms.local_provider.sealing import (
 )
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.verifier import AppraisalPolicy, Verifier
-from attestkit.verifier.result import TcbStatus
+from attestkit.verifier.claims import TcbStatus
 
 if TYPE_CHECKING:
     from typing_extensions import Self

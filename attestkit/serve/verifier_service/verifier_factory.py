@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from attestkit.gpu.roots import GpuRoots
     from attestkit.serve.config.options import Options
     from attestkit.serve.config.verifier_settings import VerifierSettings
-    from attestkit.verifier.ear.result_token import EarKey
+    from attestkit.verifier.ear.keys import EarKey
 
 _Read = TypeVar("_Read")
 

@@ -18,10 +18,10 @@ from attestkit._crypto.x509.intel_certificates import (
 from attestkit._crypto.x509.pem_chain import split_strict_chain
 from attestkit._crypto.x509.sgx_extension import PckExtension
 from attestkit.errors import FormatError, SignatureError, UsageError
+from attestkit.verifier.claims import ANOTHER_ROOT
 from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.pck_certificate import read_pck
 from attestkit.verifier.dcap.reasons import FRESH, DcapReason, refuse
-from attestkit.verifier.result import ANOTHER_ROOT
 
 _CERTIFICATES: Final = 256
 _PLATFORMS: Final = 1024

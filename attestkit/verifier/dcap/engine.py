@@ -17,6 +17,14 @@ from attestkit._verification_steps import VerificationStep
 from attestkit.collateral import Collateral
 from attestkit.errors import SignatureError, UsageError
 from attestkit.quote import Certification, Quote, SignedParts, TdQuoteBody, signed_parts
+from attestkit.verifier.claims import (
+    Authenticated,
+    CollateralFacts,
+    IntelPlatform,
+    Tcb,
+    TcbStatus,
+    passed,
+)
 from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
 from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.reasons import LATEST, DcapReason, moment, refuse
@@ -27,14 +35,6 @@ from attestkit.verifier.dcap.verified_collateral import (
     CollateralVerifier,
     VerifiedCollateral,
     certificate_validity,
-)
-from attestkit.verifier.result import (
-    Authenticated,
-    CollateralFacts,
-    IntelPlatform,
-    Tcb,
-    TcbStatus,
-    passed,
 )
 
 PEM_CHAIN: Final = 5
@@ -51,7 +51,6 @@ _TDX_NAMES: Final = tuple(f"TDX {n}" for n in range(1, 17))
 class _Evaluation(NamedTuple):
     """Evaluation of collateral, platform, QE report and the SVNs of a quote; it has no time."""
 
-    status: TcbStatus
     advisory_ids: tuple[str, ...]
     tcb: Tcb
     steps: tuple[VerificationStep, ...]
@@ -112,13 +111,12 @@ class Dcap:
         evaluation = self._find_evaluation(quote, platform, verified, parts)
         check_attributes(body, behind_paravisor=behind_paravisor)
         return Authenticated(
-            evaluation.status,
-            evaluation.advisory_ids,
             body.report_data,
-            platform.extension.ppid,
+            evaluation.steps,
             evaluation.tcb,
             (platform.leaf.der, platform.authority.der, self._chains.anchor.der),
-            evaluation.steps,
+            evaluation.advisory_ids,
+            platform.extension.ppid,
         )
 
     def precheck(self, quote: Quote, pck_certificate_chain: str | None, now: int) -> None:
@@ -222,7 +220,7 @@ class Dcap:
             collateral=_collateral_facts(platform, verified, self._root_key_id),
         )
         steps = _steps(verified.end, found.status, found.advisory_ids, genuine=self.genuine)
-        return _Evaluation(found.status, found.advisory_ids, tcb, steps)
+        return _Evaluation(found.advisory_ids, tcb, steps)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the trust anchor only."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, CollateralError
 from attestkit.quote import Quote
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.reasons import is_independent_of_collateral
-from attestkit.verifier.result import Authenticated
 
 if TYPE_CHECKING:
     from attestkit.collateral.caching_source import CollateralLookup, CollateralSource

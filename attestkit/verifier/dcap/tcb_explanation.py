@@ -5,8 +5,8 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from attestkit._crypto.x509.sgx_extension import PckExtension
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.dcap.tcb_info import Component, PlatformLevel, SvnLevel, TcbInfo
-from attestkit.verifier.result import TcbStatus
 
 _SHOWN = 200  # characters of advisories
 

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.dcap.reasons import refuse
 from attestkit.verifier.dcap.signed_body import (
     TCB_INFO,
@@ -26,7 +27,6 @@ from attestkit.verifier.dcap.signed_body import (
     decode_body,
     seconds,
 )
-from attestkit.verifier.result import TcbStatus
 
 SGX: Final = 0x00
 """TEE type of SGX."""

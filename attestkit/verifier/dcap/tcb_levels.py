@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.sgx_extension import PckExtension
 from attestkit.quote import EnclaveReport, TdQuoteBody
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.dcap.qe_identity import QeIdentity, check_quoting_enclave
 from attestkit.verifier.dcap.reasons import refuse
 from attestkit.verifier.dcap.tcb_explanation import (
@@ -19,7 +20,6 @@ from attestkit.verifier.dcap.tcb_explanation import (
     explain_revoked,
 )
 from attestkit.verifier.dcap.tcb_info import PlatformLevel, SvnLevel, TcbInfo, TdxModule
-from attestkit.verifier.result import TcbStatus
 
 _UP_TO_DATE, _OUT_OF_DATE = TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE
 _REVOKED: Final = TcbStatus.REVOKED

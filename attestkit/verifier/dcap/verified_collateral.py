@@ -13,13 +13,13 @@ from attestkit._crypto.x509.crl import Crl, read_crl
 from attestkit._crypto.x509.intel_certificates import PCK_CAS, TCB_SIGNER, IntelCertificate
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError
+from attestkit.verifier.claims import ANOTHER_ROOT
 from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
 from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.qe_identity import QeIdentity, read_qe_identity
 from attestkit.verifier.dcap.reasons import FRESH, DcapReason, moment, refuse
 from attestkit.verifier.dcap.signed_body import QE_IDENTITY, TCB_INFO, check_signature
 from attestkit.verifier.dcap.tcb_info import TDX, TcbInfo, read_tcb_info
-from attestkit.verifier.result import ANOTHER_ROOT
 
 _PARTS: Final = 256
 _COLLATERALS: Final = 64

@@ -3,19 +3,11 @@
 `sign_ear` signs a result; `verify_ear` verifies a token.
 """
 
-from attestkit.verifier.ear.result_token import (
-    LEEWAY,
-    LIFETIME,
-    MAX_TOKEN,
-    PROFILE,
-    Ear,
-    EarKey,
-    EarPublicKey,
-    Tier,
-    policy_uri,
-    sign_ear,
-    verify_ear,
-)
+from attestkit.verifier.ear.claims import Tier
+from attestkit.verifier.ear.content import PROFILE, Ear
+from attestkit.verifier.ear.envelope import MAX_TOKEN
+from attestkit.verifier.ear.keys import EarKey, EarPublicKey
+from attestkit.verifier.ear.result_token import LEEWAY, LIFETIME, policy_uri, sign_ear, verify_ear
 
 __all__ = [
     "LEEWAY",

@@ -26,7 +26,8 @@ from enum import IntEnum
 from typing import Any, Final
 
 from attestkit.verifier import acpi
-from attestkit.verifier.result import AttestationResult, TcbStatus
+from attestkit.verifier.claims import TcbStatus
+from attestkit.verifier.result import AttestationResult
 
 RESULT: Final = "attestkit.result"
 """Private claim (RFC 7519, 4.3) with the attestation result, in both encodings."""

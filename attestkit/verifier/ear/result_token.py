@@ -37,27 +37,13 @@ from attestkit.verifier.ear.content import (
     Ear,
     read_claims,
 )
-from attestkit.verifier.ear.envelope import MAX_TOKEN, TokenFormat, sign_token, verify_token
+from attestkit.verifier.ear.envelope import TokenFormat, sign_token, verify_token
 from attestkit.verifier.ear.gpu_submodules import gpu_submodules
 from attestkit.verifier.ear.keys import EarKey, EarPublicKey
 from attestkit.verifier.result import AttestationResult, verified_evidence
 
 if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
-
-__all__ = [
-    "LEEWAY",
-    "LIFETIME",
-    "MAX_TOKEN",
-    "PROFILE",
-    "Ear",
-    "EarKey",
-    "EarPublicKey",
-    "Tier",
-    "policy_uri",
-    "sign_ear",
-    "verify_ear",
-]
 
 LIFETIME: Final = timedelta(minutes=5)
 """Default lifetime of an EAR."""

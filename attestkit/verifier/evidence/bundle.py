@@ -25,7 +25,7 @@ from attestkit._formats import strict_json
 from attestkit._system.saved_documents import load_document, save_document
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
-from attestkit.verifier.result import caution
+from attestkit.verifier.claims import caution
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason

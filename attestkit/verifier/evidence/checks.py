@@ -37,8 +37,9 @@ from attestkit.verifier.boot_identity import (
     check_key_time_events,
     check_sizes,
 )
+from attestkit.verifier.claims import caution, passed, skipped
 from attestkit.verifier.config_id import require_kms, sealed_configuration, sealed_for_kms
-from attestkit.verifier.result import BoundTo, caution, passed, skipped
+from attestkit.verifier.result import BoundTo
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo

@@ -5,11 +5,11 @@ from operator import attrgetter
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import AzureTdx, NitroEnclave, NitroTpm, SevSnp
 from attestkit.quote import Quote, TdQuoteBody, quoting_enclave_svn
+from attestkit.verifier.claims import Authenticated, Claims
 from attestkit.verifier.config_id import has_document
 from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.os_image import VerifiedImage
 from attestkit.verifier.platforms.snp.claims import Fields, launch_claims, report_claims
-from attestkit.verifier.result import Authenticated, Claims
 
 _TD_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _TD_ATTRIBUTES = (

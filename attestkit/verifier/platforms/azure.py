@@ -38,11 +38,11 @@ from attestkit.errors import (
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import parse_snp_report
 from attestkit.td_report import TdReport
+from attestkit.verifier.claims import Authenticated, passed, skipped
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
 from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key
 from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote
-from attestkit.verifier.result import Authenticated, passed, skipped
 
 _REPORT_DATA_SIZE: Final = 64
 _SCHEME: Final = ("rsassa", "sha256")  # of the paravisor's attestation key

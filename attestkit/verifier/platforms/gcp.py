@@ -31,6 +31,7 @@ from attestkit.tpm.pcrs import (
     format_pcrs,
     start_value,
 )
+from attestkit.verifier.claims import Authenticated, passed, skipped
 from attestkit.verifier.platforms.vtpm.ak_chain import (
     AkChains,
     VerifiedAk,
@@ -44,7 +45,6 @@ from attestkit.verifier.platforms.vtpm.attestation_key import (
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.vtpm.pcr_logs import further_step, unexplained_steps
 from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote
-from attestkit.verifier.result import Authenticated, passed, skipped
 
 _BANK: Final = "sha256"
 _TDX_PCRS: Final = (PcrSelection(_BANK, (0, 2, EVENT_PCR)),)

@@ -12,6 +12,7 @@ from attestkit._sanitize import shown
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.go_tpm_tools import GceInstanceInfo, GoTpmToolsMessage
 from attestkit.errors import FormatError, VerificationError
+from attestkit.verifier.claims import Authenticated, skipped
 from attestkit.verifier.platforms.tpm import (
     WITHOUT_TEE,
     Details,
@@ -30,7 +31,6 @@ from attestkit.verifier.platforms.vtpm.attestation_key import (
     read_attestation_key,
 )
 from attestkit.verifier.platforms.vtpm.quote import Pcrs, VerifiedQuote
-from attestkit.verifier.result import Authenticated, Tcb, skipped
 
 
 def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
@@ -60,11 +60,7 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
     quoted = [step for quote in quotes for step in quote.steps]
     facts = quotes[-1].facts(certified.trust, details=details)
     return Authenticated(
-        status=None,
-        advisory_ids=(),
         report_data=signed_report_data(extra, b""),
-        device=b"",
-        tcb=Tcb(),
         chain=certified.chain,
         steps=(*quoted, *certified.steps, *instance, WITHOUT_TEE, *_left_out(message)),
         simulated=certified.simulated or any(quote.attest.is_simulated for quote in quotes),

@@ -16,7 +16,7 @@ from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.nitro import NitroDocument, read_nitro_document
 from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.verifier.chain_cache import ChainCache
-from attestkit.verifier.result import NO_REVOCATION, Authenticated, Tcb, caution, passed
+from attestkit.verifier.claims import NO_REVOCATION, Authenticated, caution, passed
 
 _MAX_AGE: Final = timedelta(seconds=3600)
 _MAX_SKEW: Final = timedelta(seconds=300)
@@ -79,11 +79,8 @@ class Nitro:
         found = signed.content
         debug = not any(found.pcr(0) + found.pcr(1) + found.pcr(2))
         return Authenticated(
-            status=None,
-            advisory_ids=(),
             report_data=found.user_data,
             device=found.module_id.partition("-")[0].encode(),
-            tcb=Tcb(),
             chain=signed.chain,
             steps=(*signed.steps, _DEBUG) if debug else signed.steps,
         )

@@ -18,10 +18,9 @@ from attestkit.errors import ReplayError, VerificationError
 from attestkit.event_log.journal_protocols import ZERO, replay_from
 from attestkit.event_log.runtime_events import check_runtime_events
 from attestkit.tpm.pcrs import EVENT_PCR
+from attestkit.verifier.claims import Authenticated, VtpmFacts, passed, skipped
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.vtpm.pcr_logs import unexplained_steps
-from attestkit.verifier.result import Authenticated, Tcb, passed, skipped
-from attestkit.verifier.vtpm_facts import VtpmFacts
 
 BANK: Final = "sha384"
 WITHOUT_TEE: Final = skipped(
@@ -57,11 +56,8 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
         {(bank, index): value for bank, index, value in facts.pcrs}, facts.replayed
     )
     return Authenticated(
-        status=None,
-        advisory_ids=(),
         report_data=found.user_data,
         device=found.module_id.encode(),
-        tcb=Tcb(),
         chain=signed.chain,
         steps=(*signed.steps, user_data, WITHOUT_TEE, *rest, events),
         vtpm=facts,

@@ -17,13 +17,12 @@ from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.nitro import NitroDocument
 from attestkit.attestation.wire.evidence_parts import Tpm, VtpmQuote
 from attestkit.errors import FormatError, SignatureError, VerificationError
+from attestkit.verifier.claims import Authenticated, VtpmFacts, caution, passed
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.nitro_tpm import BANK, WITHOUT_TEE
 from attestkit.verifier.platforms.tpm import signed_report_data
 from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key
 from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote
-from attestkit.verifier.result import Authenticated, Tcb, caution, passed
-from attestkit.verifier.vtpm_facts import VtpmFacts
 
 _UNCOMPRESSED: Final = 0x04  # first byte of an uncompressed point
 _SPKI_HEADS: Final = {65: P256_SPKI_HEAD, 97: P384_SPKI_HEAD}  # by the size of a point
@@ -60,11 +59,8 @@ def authenticate_quote_with_document(
     signed = aws.verify_document(document, now, tpm=True)
     quote, step = _verify_quote(evidence, signed.content)
     return Authenticated(
-        status=None,
-        advisory_ids=(),
         report_data=signed_report_data(quote.attest.extra_data, report_data),
         device=signed.content.module_id.encode(),
-        tcb=Tcb(),
         chain=signed.chain,
         steps=(*signed.steps, *quote.steps, step, _KEY_STEP, WITHOUT_TEE),
         vtpm=_facts(quote, signed.content),

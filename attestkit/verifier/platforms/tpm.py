@@ -8,6 +8,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.errors import VerificationError
+from attestkit.verifier.claims import Authenticated, skipped
 from attestkit.verifier.platforms.vtpm.attestation_key import (
     AkTrust,
     CertifiedKey,
@@ -15,7 +16,6 @@ from attestkit.verifier.platforms.vtpm.attestation_key import (
 )
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote
-from attestkit.verifier.result import Authenticated, Tcb, skipped
 
 _REPORT_DATA: Final = 64  # bytes
 _CUT: Final = 32  # bytes of report data that Confidential Containers' attester quotes
@@ -50,11 +50,7 @@ def authenticate_tpm(platform: Tpm, report_data: bytes, trust: AkTrust) -> Authe
     certified = trust.verify_key(key, evidence.ak_certificates)
     details, instance = instance_facts(certified)
     return Authenticated(
-        status=None,
-        advisory_ids=(),
         report_data=signed_report_data(quote.attest.extra_data, report_data),
-        device=b"",
-        tcb=Tcb(),
         chain=certified.chain,
         steps=(*quote.steps, *certified.steps, *instance, WITHOUT_TEE),
         simulated=certified.simulated or quote.attest.is_simulated,

@@ -36,6 +36,7 @@ from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError, UsageError, VerificationError
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier import acpi
+from attestkit.verifier.claims import Authenticated, Claims, TcbStatus, caution, passed
 from attestkit.verifier.config_id import require_sealed_configuration
 from attestkit.verifier.policy.event_rules import EventRules, RequiredEvent
 from attestkit.verifier.policy.identity_rules import (
@@ -70,14 +71,7 @@ from attestkit.verifier.policy.snp.snp_rules import SnpRules
 from attestkit.verifier.policy.tcb_rules import Explain, TcbRules
 from attestkit.verifier.policy.td_rules import TdRules
 from attestkit.verifier.policy.vtpm.vtpm_rules import VtpmRules
-from attestkit.verifier.result import (
-    AttestationResult,
-    Authenticated,
-    Claims,
-    TcbStatus,
-    caution,
-    passed,
-)
+from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
     from attestkit.measure import ExpectedMeasurements

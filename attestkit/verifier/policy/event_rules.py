@@ -10,6 +10,7 @@ from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.event_log.event import DIGEST_SIZE, Event
 from attestkit.event_log.runtime_events import RESERVED_NAMES
+from attestkit.verifier.claims import Claims, passed
 from attestkit.verifier.policy.platforms import EVENT_PLATFORMS, SGX, measures_events
 from attestkit.verifier.policy.rules import (
     BOOT_END,
@@ -19,7 +20,6 @@ from attestkit.verifier.policy.rules import (
     matches_any,
     normalize_members,
 )
-from attestkit.verifier.result import Claims, passed
 
 Period: TypeAlias = Literal["boot", "app"]
 """Up to the event `system-ready`, or after it. Without that event all events are of the app."""

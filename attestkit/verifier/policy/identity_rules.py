@@ -7,6 +7,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError
+from attestkit.verifier.claims import Claims, passed
 from attestkit.verifier.policy.platforms import (
     EVENT_PLATFORMS,
     NITRO,
@@ -17,7 +18,6 @@ from attestkit.verifier.policy.platforms import (
     measures_events,
 )
 from attestkit.verifier.policy.rules import format_values, require_match
-from attestkit.verifier.result import Claims, passed
 
 # Platforms on which a field of AppInfo is measured: at boot, at launch, or as the image.
 _MEASURED_ON: Final = {

@@ -7,8 +7,8 @@ from attestkit._argument_checks import wrong_type
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier import acpi
+from attestkit.verifier.claims import Claims, passed
 from attestkit.verifier.policy.reference_values import ReferenceValues
-from attestkit.verifier.result import Claims, passed
 
 
 @dataclass(frozen=True, kw_only=True)

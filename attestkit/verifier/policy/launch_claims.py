@@ -1,7 +1,7 @@
 """Identity of a guest's launch: its measurement, and the provider whose key signed it."""
 
+from attestkit.verifier.claims import Claims
 from attestkit.verifier.policy.platforms import is_td
-from attestkit.verifier.result import Claims
 
 
 def is_signed_by_vlek(claims: Claims) -> bool:

@@ -6,13 +6,14 @@ from attestkit.attestation import AppInfo
 from attestkit.errors import FormatError
 from attestkit.event_log.event import RUNTIME_REGISTER
 from attestkit.gpu.rules import GpuRules, driver_key
+from attestkit.verifier.claims import Claims
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.platforms import AZURE, HCL_PLATFORMS, NITRO, is_snp
 from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
 from attestkit.verifier.policy.rules import BOOT_END, BitMask, KeyProvider, read_key_provider
 from attestkit.verifier.policy.snp.snp_rules import is_provisional
 from attestkit.verifier.policy.vtpm.pinned_vtpm_rules import pinned_vtpm
-from attestkit.verifier.result import AttestationResult, Claims
+from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
     from attestkit.gpu.result import GpuResult

@@ -9,7 +9,7 @@ from typing import Final
 from attestkit.errors import PolicyError
 from attestkit.event_log.event import RUNTIME_REGISTER
 from attestkit.tpm.pcrs import EVENT_PCR
-from attestkit.verifier.result import Claims
+from attestkit.verifier.claims import Claims
 
 TDX: Final = "dstack-tdx"
 SNP: Final = "dstack-amd-sev-snp"

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
+from attestkit.verifier.claims import Claims, passed
 from attestkit.verifier.policy.platforms import (
     GCP_SNP,
     HCL_PLATFORMS,
@@ -24,7 +25,6 @@ from attestkit.verifier.policy.rules import (
     format_values,
     require_match,
 )
-from attestkit.verifier.result import Claims, passed
 
 
 class Register(NamedTuple):

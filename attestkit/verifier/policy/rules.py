@@ -14,7 +14,7 @@ from attestkit._formats import strict_json
 from attestkit._reasons import PolicyReason
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import FormatError, PolicyError, UsageError
-from attestkit.verifier.result import Claims, passed
+from attestkit.verifier.claims import Claims, passed
 
 Values = Collection[bytes] | None
 """Accepted values; None accepts any. Normalised to a frozenset."""

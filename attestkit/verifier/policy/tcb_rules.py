@@ -8,6 +8,7 @@ from typing import Final, TypeAlias, cast
 from attestkit._reasons import PolicyReason
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
+from attestkit.verifier.claims import Authenticated, TcbStatus, caution, passed, skipped
 from attestkit.verifier.policy.platforms import (
     GO_TPM_TOOLS,
     NITRO,
@@ -24,7 +25,6 @@ from attestkit.verifier.policy.snp.minimum_tcb import (
     check_minimum_tcb,
     normalize_minimum_tcb,
 )
-from attestkit.verifier.result import Authenticated, TcbStatus, caution, passed, skipped
 
 Explain: TypeAlias = Callable[[], str]
 """Function that returns a sentence on an outdated component; empty if there is none."""

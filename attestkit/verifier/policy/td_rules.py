@@ -10,9 +10,9 @@ from attestkit._argument_checks import wrong_type
 from attestkit._reasons import PolicyReason
 from attestkit._verification_steps import StepCheck, VerificationStep
 from attestkit.errors import PolicyError, UsageError
+from attestkit.verifier.claims import Authenticated, Claims, passed
 from attestkit.verifier.policy.platforms import HCL_PLATFORMS, is_td
 from attestkit.verifier.policy.rules import BIT_NAMES, BitMask, bit_names
-from attestkit.verifier.result import Authenticated, Claims, passed
 
 _BITS: Final = (1 << 64) - 1
 _SEPT_VE_DISABLE: Final = 1 << 28

@@ -35,7 +35,7 @@ from attestkit.errors import (
 from attestkit.report_data import ReportData
 from attestkit.testing.contract import BackendContract
 from attestkit.tpm import TpmsAttest
-from attestkit.verifier.result import Authenticated
+from attestkit.verifier.claims import Authenticated
 from tests.attestation.hcl import hcl_bytes
 from tests.backends.azure.confidential_vm import ConfidentialVm
 from tests.backends.azure.imds_server import json_response, status_response

@@ -33,12 +33,12 @@ from attestkit.event_log.pcr_journal import event_digest, replay_events
 from attestkit.report_data import ReportData
 from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.verifier import Verifier
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.hardware_join import join_hardware
 from attestkit.verifier.platforms.gcp import GcpAuthenticator
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.pcr_logs import with_replayed_logs
-from attestkit.verifier.result import Authenticated, Tcb
 from tests.backends.gcp.machine import ECC, INDICES, RSA, Machine, certify, make_machine
 from tests.vectors import needs_shared
 
@@ -267,7 +267,7 @@ def test_a_report_is_quoted_with_all_pcrs(machine: Machine) -> None:
     assert quote.boot_log == machine.paths.tpm_boot_log.read_bytes()
     assert TpmtPublic.parse(quote.ak_public).spki == opened.read_attestation_key()
     chains = AkChains(machine.hardware.trust_anchor, certificates=[machine.ca.intermediate_der])
-    signed = Authenticated(None, (), data, b"", Tcb(), (), ())
+    signed = Authenticated(data)
     evidence = Attestation(Evidence(platform, Stack(data, (), "")))
     found = GcpAuthenticator(chains).authenticate(evidence, signed, NOW).vtpm
     assert found is not None
@@ -297,7 +297,7 @@ def test_an_snp_guest_attests(software_tpm: TpmClient, tmp_path: Path) -> None:
     evidence = Attester(opened, host=hardware).attest(nonce=NONCE)
     assert evidence.platform == "gcp-snp"
     chains = AkChains(found.hardware.trust_anchor, certificates=[found.ca.intermediate_der])
-    signed = Authenticated(None, (), evidence.report_data, b"", Tcb(), (), ())
+    signed = Authenticated(evidence.report_data)
     vtpm = GcpAuthenticator(chains).authenticate(evidence, signed, NOW)
     assert [(step.check, step.outcome) for step in vtpm.steps] == [
         ("tpm_quote", "passed"),

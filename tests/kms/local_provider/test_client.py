@@ -32,7 +32,7 @@ from attestkit.kms.local_provider.sealing import (
 )
 from attestkit.quote import Quote
 from attestkit.verifier import AppraisalPolicy, KeyProvider, Verifier
-from attestkit.verifier.result import TcbStatus
+from attestkit.verifier.claims import TcbStatus
 from tests.kms.local_provider.machine import (
     ENCLAVE,
     NOW,

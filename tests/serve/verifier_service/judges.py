@@ -9,18 +9,11 @@ from attestkit.attestation import AppInfo, Attestation
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.verifier import AppraisalPolicy
+from attestkit.verifier.claims import Authenticated, Claims, Tcb, TcbStatus
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.os_image import VerifiedImage
-from attestkit.verifier.result import (
-    AttestationResult,
-    Authenticated,
-    Claims,
-    ResultContent,
-    Tcb,
-    TcbStatus,
-    create_result,
-)
+from attestkit.verifier.result import AttestationResult, ResultContent, create_result
 from tests.serve.guests import NOW, SEED
 
 if TYPE_CHECKING:
@@ -40,7 +33,9 @@ def create_evidence(report_data: bytes = b"nonce") -> Attestation:
 
 def create_authenticated(status: TcbStatus | None = TcbStatus.OUT_OF_DATE) -> Authenticated:
     """Return the result of the step `authenticate`."""
-    return Authenticated(status, ("INTEL-SA-1",), create_evidence().report_data, b"", Tcb(), (), ())
+    return Authenticated(
+        create_evidence().report_data, tcb=Tcb(status=status), advisory_ids=("INTEL-SA-1",)
+    )
 
 
 def create_attestation_result(

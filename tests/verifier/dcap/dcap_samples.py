@@ -23,8 +23,8 @@ from attestkit.backends.simulator.scenarios.config import (
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError
 from attestkit.quote import Quote
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.result import Authenticated
 from tests.vectors import SHARED
 
 NOW: Final = 1790000000

@@ -21,8 +21,8 @@ from attestkit.backends.simulator.scenarios.config import (
     TcbInfoConfig,
 )
 from attestkit.collateral import Collateral
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.result import Authenticated
 from tests.backends.simulator.simulated_cases import flip_bit
 from tests.docs.blocks import ROOT as REPOSITORY
 from tests.verifier.dcap.dcap_samples import (

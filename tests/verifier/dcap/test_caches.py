@@ -14,9 +14,9 @@ from attestkit.backends.simulator.scenarios.config import QuoteConfig
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.quote import Quote
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
 from attestkit.verifier.dcap.fact_cache import FactCache
-from attestkit.verifier.result import Authenticated
 from tests.backends.simulator.simulated_cases import flip_bit
 from tests.raising import raises
 from tests.thorough import slow

@@ -22,8 +22,8 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.quote import Quote
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.result import TcbStatus
 from tests.raising import raises
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (

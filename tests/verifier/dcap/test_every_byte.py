@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 import pytest
 
 from attestkit.collateral import Collateral
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.result import Authenticated
 from tests.backends.simulator.simulated_cases import flip_bit
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (

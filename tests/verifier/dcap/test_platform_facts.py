@@ -16,8 +16,8 @@ from attestkit._crypto.x509.vendor_roots import INTEL_ROOT_DER
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import CrlConfig
 from attestkit.verifier import CollateralFacts, IntelPlatform, Verifier
+from attestkit.verifier.claims import Tcb
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.result import Tcb
 from tests.cli.schemas import read
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (

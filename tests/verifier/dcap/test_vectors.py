@@ -9,8 +9,8 @@ import pytest
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.quote import Quote
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.result import Authenticated
 from tests.vectors import SHARED, needs_shared
 
 VECTORS: Final = SHARED / "vectors"

@@ -14,9 +14,12 @@ from attestkit._crypto.ed25519 import Ed25519Key
 from attestkit._formats.base64url import to_base64url
 from attestkit.errors import VerificationError
 from attestkit.verifier import AppraisalPolicy
+from attestkit.verifier.claims import Claims, TcbStatus
 from attestkit.verifier.ear.claims import LABELS
-from attestkit.verifier.ear.result_token import Ear, EarKey, sign_ear, verify_ear
-from attestkit.verifier.result import AttestationResult, BoundTo, Claims, TcbStatus
+from attestkit.verifier.ear.content import Ear
+from attestkit.verifier.ear.keys import EarKey
+from attestkit.verifier.ear.result_token import sign_ear, verify_ear
+from attestkit.verifier.result import AttestationResult, BoundTo
 from tests.verifier.policy import policy_samples
 
 NOW: Final = policy_samples.NOW

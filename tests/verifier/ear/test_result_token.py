@@ -15,15 +15,11 @@ from attestkit._formats.base64url import to_base64url
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier import AppraisalPolicy, AttestationResult, EvidenceBundle, VerificationItem
-from attestkit.verifier.ear.result_token import (
-    MAX_TOKEN,
-    EarKey,
-    Tier,
-    policy_uri,
-    sign_ear,
-    verify_ear,
-)
-from attestkit.verifier.result import TcbStatus
+from attestkit.verifier.claims import TcbStatus
+from attestkit.verifier.ear.claims import Tier
+from attestkit.verifier.ear.envelope import MAX_TOKEN
+from attestkit.verifier.ear.keys import EarKey
+from attestkit.verifier.ear.result_token import policy_uri, sign_ear, verify_ear
 from tests.ra_tls import tds
 from tests.raising import raises
 from tests.untyped import untyped

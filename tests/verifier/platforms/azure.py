@@ -21,8 +21,8 @@ from attestkit.attestation.wire.evidence_parts import (
 from attestkit.backends.simulator.pki.quoting_enclave import TdBody
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtSignature, pcr_digest
 from attestkit.verifier import Verifier
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.examination import Examination
-from attestkit.verifier.result import Authenticated
 from tests.attestation.hcl import jwk, runtime_json
 from tests.verifier.platforms import amd, intel
 

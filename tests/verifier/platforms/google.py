@@ -10,9 +10,9 @@ from attestkit._crypto.pem import split_pem
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import GcpTdx
 from attestkit.errors import AttestKitError
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.gcp import GcpAuthenticator
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
-from attestkit.verifier.result import Authenticated, Tcb
 from tests.vectors import HAVE_SHARED, data
 
 NOW = datetime(2026, 6, 29, 12, tzinfo=timezone.utc)  # the collateral's and the certificates'
@@ -20,7 +20,7 @@ COMPOSED = "vtpm/composed/gcp-tdx/"
 EXPECTED: Any = json.loads(data("vtpm/expected.json"))[COMPOSED[5:-1]] if HAVE_SHARED else {}
 CASES = EXPECTED.get("cases", {})
 FACTS = EXPECTED.get("facts", {})
-HARDWARE = Authenticated(None, (), bytes(64), b"", Tcb(), (), ())
+HARDWARE = Authenticated(bytes(64))
 
 
 def chains() -> AkChains:

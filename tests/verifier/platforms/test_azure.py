@@ -19,7 +19,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.tpm import PcrSelection, TpmtPublic, TpmtSignature
-from attestkit.verifier.result import VtpmFacts
+from attestkit.verifier.claims import VtpmFacts
 from tests.attestation.hcl import CLAIMS
 from tests.raising import raises
 from tests.vectors import data, needs_shared

@@ -13,10 +13,10 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.wire.evidence_parts import AzureSnp
 from attestkit.errors import SignatureError
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.azure import AzureAuthenticator, snp_evidence_of
 from attestkit.verifier.platforms.snp.authenticator import Snp
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
-from attestkit.verifier.result import Authenticated
 from tests.raising import raises
 from tests.verifier.platforms import amd, azure
 

@@ -26,12 +26,12 @@ from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 from attestkit.tpm import TpmsAttest, TpmtSignature
 from attestkit.verifier import Verifier
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
 from attestkit.verifier.dcap.td_attributes import check_attributes
 from attestkit.verifier.platforms.azure import AzureAuthenticator
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.quote import verify_tpm_quote
-from attestkit.verifier.result import Authenticated, Tcb
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.tpm_samples import vtpm_json
@@ -90,7 +90,7 @@ def quoted(td_quote: bytes) -> Authenticated:
     """Return the content of a TD quote whose signatures are valid; its TCB is not evaluated."""
     quote = Quote.parse(td_quote)
     Dcap().precheck(quote, None, int(NOW.timestamp()))
-    return Authenticated(None, (), quote.report_data, b"", Tcb(), (), ())
+    return Authenticated(quote.report_data)
 
 
 def check_quote(found: Any, expected: dict[str, Any]) -> None:

@@ -19,10 +19,10 @@ from attestkit.errors import (
     SignatureError,
     VerificationError,
 )
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.go_tpm_tools import authenticate_go_tpm_tools
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust
-from attestkit.verifier.result import Authenticated
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.made_tpm import (

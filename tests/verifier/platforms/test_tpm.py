@@ -16,6 +16,7 @@ from attestkit.errors import (
     SignatureError,
     VerificationError,
 )
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.tpm import authenticate_tpm, restore_report_data
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.attestation_key import (
@@ -23,7 +24,6 @@ from attestkit.verifier.platforms.vtpm.attestation_key import (
     is_listed,
     read_attestation_key,
 )
-from attestkit.verifier.result import Authenticated
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.made_tpm import (

@@ -13,6 +13,7 @@ from attestkit.event_log.event import Event
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier import VerificationStep
+from attestkit.verifier.claims import Authenticated, Claims, Tcb, TcbStatus, VtpmFacts
 from attestkit.verifier.policy.appraisal_policy import (
     VERIFIED_PLATFORMS,
     AppraisalPolicy,
@@ -21,17 +22,7 @@ from attestkit.verifier.policy.appraisal_policy import (
     ReferenceValues,
     RequiredEvent,
 )
-from attestkit.verifier.result import (
-    AttestationResult,
-    Authenticated,
-    BoundTo,
-    Claims,
-    ResultContent,
-    Tcb,
-    TcbStatus,
-    create_result,
-)
-from attestkit.verifier.vtpm_facts import VtpmFacts
+from attestkit.verifier.result import AttestationResult, BoundTo, ResultContent, create_result
 
 NOW: Final = datetime(2026, 9, 21, 14, 13, 20, tzinfo=timezone.utc)
 APP_ID: Final = b"\x0a" * 20
@@ -206,8 +197,6 @@ SNP_LEVELS: Final = Tcb(
 def authenticated(platform: str = TDX, **changes: Any) -> Authenticated:
     """Return the authenticated claims of a platform that is up to date; Nitro has no status."""
     found = Authenticated(
-        status=None if platform in NO_STATUS else TcbStatus.UP_TO_DATE,
-        advisory_ids=(),
         report_data=bytes(64),
         device=PPID,
         tcb=Tcb(
@@ -222,7 +211,9 @@ def authenticated(platform: str = TDX, **changes: Any) -> Authenticated:
     )
     if platform == SNP:
         found = found._replace(tcb=SNP_LEVELS)
-    return found._replace(**changes)
+    status = changes.pop("status", None if platform in NO_STATUS else TcbStatus.UP_TO_DATE)
+    found = found._replace(**changes)
+    return found._replace(tcb=replace(found.tcb, status=status))
 
 
 def app_info(**changes: Any) -> AppInfo:

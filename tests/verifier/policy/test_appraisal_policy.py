@@ -10,6 +10,7 @@ import pytest
 
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier import VerificationStep
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.policy.appraisal_policy import (
     PRESETS,
     VERIFIED_PLATFORMS,
@@ -20,7 +21,6 @@ from attestkit.verifier.policy.appraisal_policy import (
     RequiredEvent,
 )
 from attestkit.verifier.policy.tcb_rules import TcbRules
-from attestkit.verifier.result import TcbStatus
 from tests.raising import raises
 from tests.untyped import untyped, with_false_length
 from tests.verifier.policy.policy_samples import (

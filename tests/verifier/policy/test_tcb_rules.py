@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
-from attestkit.verifier.result import Authenticated, Tcb, TcbStatus
 from tests.verifier.policy.policy_samples import (
     NITRO,
     NOW,

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from attestkit.errors import PolicyError, UsageError
+from attestkit.verifier.claims import Claims
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy, ReferenceValues
 from attestkit.verifier.policy.rules import BIT_NAMES
 from attestkit.verifier.policy.td_rules import FIXED_BITS
-from attestkit.verifier.result import Claims
 from tests.raising import raises
 from tests.verifier.platforms import intel
 from tests.verifier.policy.policy_samples import (

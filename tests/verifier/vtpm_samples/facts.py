@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from cryptography import x509
 
 from attestkit._crypto.hashes import sha256
@@ -21,7 +22,6 @@ from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 from attestkit.tpm import TpmsAttest, TpmtPublic
 from attestkit.tpm.algorithms import ALG_ECC, ALG_RSA, CURVE_IDS, HASH_IDS, SIGNATURE_IDS, hash_size
-from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from tests.vectors import data
 
 Facts = dict[str, Any]

@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from attestkit._crypto.p384 import P384PublicKey
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
 from attestkit._verification_steps import StepOutcome, VerificationStep
@@ -23,27 +24,23 @@ from attestkit.errors import (
     SignatureError,
 )
 from attestkit.snp_report import SnpReport, SnpTcb, parse_snp_report
+from attestkit.verifier.chain_cache import ChainCache
+from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus, caution, passed, skipped
+from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.platforms.snp.chain import (
     Endorsement,
     Signer,
     find_signer,
     read_endorsements,
 )
-from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from attestkit.verifier.platforms.snp.revocation import SnpRevocation
-from attestkit.verifier.result import (
-    Authenticated,
-    Tcb,
-    TcbStatus,
-    caution,
-    passed,
-    skipped,
-)
 
 if TYPE_CHECKING:
     from attestkit._reasons import PolicyReason
 
 _TCBS: Final = ("reported_tcb", "current_tcb", "committed_tcb", "launch_tcb")
+_CHIPS: Final = 1024  # in caches, with about 10 kB each
+_LARGEST_KEPT: Final = 12_288  # bytes of certificates that are kept parsed; a table has about 6,000
 _MAX_CERTIFICATES: Final = 8  # in the evidence, of which two are needed
 
 _POLICY_STEP: Final = passed(
@@ -79,7 +76,10 @@ class Snp:
         self._anchor = None if trust_anchor is None else read_path_certificate(trust_anchor)
         self._endorsements = read_endorsements(certificates)
         self._revocation = SnpRevocation(crls)
-        self._facts = SnpChainCache()
+        self._issued = ChainCache(2 * _CHIPS)
+        # The same for the same bytes: keys of valid paths, and certificates of authentic evidence.
+        self._keys: FactCache[bytes, P384PublicKey] = FactCache(_CHIPS)
+        self._parsed: FactCache[tuple[bytes, ...], tuple[Endorsement, ...]] = FactCache(_CHIPS)
 
     def with_bundled_crls(self, crls: Sequence[bytes]) -> "Snp":
         """Return an authenticator that uses CRLs of an evidence bundle; it shares the caches.
@@ -120,20 +120,30 @@ class Snp:
             UnsupportedError: If the processor is not known, or its root is not built in.
         """
         report = parse_snp_report(platform.report)
-        facts, chain = self._facts, platform.cert_chain
-        known = facts.find_parsed(chain)
-        found = _evidence_certificates(chain) if known is None else known
+        chain = tuple(platform.cert_chain)
+        found = self._parsed.find(chain)
+        if found is None:
+            found = _evidence_certificates(chain)
         endorsements = (*self._endorsements, *found)
-        signer = find_signer(report, endorsements, self._anchor, now, facts.check_issued)
+        signer = find_signer(report, endorsements, self._anchor, now, self._issued.check_issued)
         revocation = self._revocation.check(signer, now)
-        _check_signature(report, signer, facts)
-        if known is None:
-            facts.keep_parsed(chain, found)
+        self._check_signature(report, signer)
+        if sum(map(len, chain)) <= _LARGEST_KEPT:
+            self._parsed.get(chain, lambda: found)
         signed = _signed_steps(report, signer, revocation)
         _check_policy(report, signed)
         host = _check_host_data(report, platform.mr_config, signed)
         steps = (*signed, _POLICY_STEP, host, _status_step(report))
         return _authenticated(report, signer, steps)
+
+    def _check_signature(self, report: SnpReport, signer: Signer) -> None:
+        spki = signer.spki
+        try:
+            key = self._keys.get(spki, lambda: P384PublicKey(spki))
+            key.verify(report.signature, report.signed_region)
+        except SignatureError as error:
+            message = f"SEV-SNP report: {error}"
+            raise SignatureError(message, reason="report_bad_signature") from error
 
 
 @lru_cache(maxsize=1)
@@ -149,13 +159,6 @@ def _evidence_certificates(cert_chain: Sequence[bytes]) -> tuple[Endorsement, ..
     except FormatError as error:
         message = f"certificates in the evidence: malformed: {error}"
         raise SignatureError(message, reason="cert_malformed") from error
-
-
-def _check_signature(report: SnpReport, signer: Signer, facts: SnpChainCache) -> None:
-    try:
-        facts.key(signer.spki).verify(report.signature, report.signed_region)
-    except SignatureError as error:
-        raise SignatureError(f"SEV-SNP report: {error}", reason="report_bad_signature") from error
 
 
 def _signed_steps(
@@ -283,10 +286,7 @@ def _authenticated(
 ) -> Authenticated:
     tcb = _tcb_of(*[getattr(report, name) for name in _TCBS], signer.product)
     return Authenticated(
-        status=tcb.status,
-        advisory_ids=(),
         report_data=report.report_data,
-        device=b"",
         tcb=tcb,
         chain=signer.chain,
         steps=steps,

@@ -28,7 +28,7 @@ from attestkit._sanitize import shown
 from attestkit.attestation.snp import SnpCertificates
 from attestkit.errors import CollateralError, FormatError, SignatureError, UnsupportedError
 from attestkit.snp_report import SnpReport, SnpTcb
-from attestkit.verifier.result import ANOTHER_ROOT
+from attestkit.verifier.claims import ANOTHER_ROOT
 
 KDS: Final = "https://kdsintf.amd.com"
 """Address of AMD's key distribution service."""

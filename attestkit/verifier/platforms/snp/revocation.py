@@ -15,9 +15,9 @@ from attestkit._crypto.x509.cert_path import VENDOR_RULES, PathCertificate
 from attestkit._crypto.x509.crl import AmdCrl, check_crl_signature, read_amd_crls
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import CollateralExpiredError, SignatureError
+from attestkit.verifier.claims import NO_REVOCATION, passed
 from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.platforms.snp.chain import KDS, Signer
-from attestkit.verifier.result import NO_REVOCATION, passed
 
 _SIGNED: Final = 256  # pairs of CRL and root
 

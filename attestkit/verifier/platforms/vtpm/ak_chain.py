@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from copy import copy
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, CRL_LABEL, split_der_or_pem
@@ -45,8 +45,8 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.verifier.chain_cache import ChainCache
+from attestkit.verifier.claims import ANOTHER_ROOT, passed, skipped
 from attestkit.verifier.dcap.fact_cache import FactCache
-from attestkit.verifier.result import ANOTHER_ROOT, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit._reasons import CollateralReason
@@ -236,7 +236,7 @@ class AkChains:
         kept = self._paths.find(given) if session is None else None
         if kept is not None and kept.is_valid_at(now):
             return kept
-        check = self._cache.check_candidate
+        check = partial(self._cache.check_issued, store=False)
         try:
             path = _find(
                 lambda: find_ak_path(key, known, roots, now, usages=usages, check=check),

@@ -16,6 +16,7 @@ from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import CollateralError, FormatError, SignatureError
 from attestkit.tpm import PcrSelection, TpmtPublic
+from attestkit.verifier.claims import KeyTrust, caution, passed, skipped
 from attestkit.verifier.platforms.vtpm.ak_chain import (
     AkChains,
     VerifiedAk,
@@ -26,7 +27,6 @@ from attestkit.verifier.platforms.vtpm.quote import (
     quote_scheme,
     verify_tpm_quote,
 )
-from attestkit.verifier.result import KeyTrust, caution, passed, skipped
 
 _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC begins with 0
 _USAGES: Final = frozenset({EK_USAGE, AK_USAGE})

@@ -3,7 +3,7 @@
 from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
 from attestkit._sanitize import one_line
 from attestkit._verification_steps import VerificationStep
-from attestkit.verifier.result import caution, passed, skipped
+from attestkit.verifier.claims import caution, passed, skipped
 
 _LONGEST = 128  # characters of a name in a step
 

@@ -25,7 +25,7 @@ from attestkit.tpm.pcrs import (
     format_pcrs,
     start_value,
 )
-from attestkit.verifier.result import VtpmFacts, caution, passed, skipped
+from attestkit.verifier.claims import VtpmFacts, caution, passed, skipped
 
 # Bytes of logs whose replay is kept; a log of three banks has about 100,000.
 _LARGEST_KEPT: Final = 262_144

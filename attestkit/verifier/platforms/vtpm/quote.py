@@ -22,7 +22,7 @@ from attestkit.errors import SignatureError, VerificationError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size
 from attestkit.tpm.pcrs import EVERY_PCR, format_pcrs
-from attestkit.verifier.result import Join, KeyTrust, VtpmFacts, caution, passed
+from attestkit.verifier.claims import Join, KeyTrust, VtpmFacts, caution, passed
 
 ALL_PCRS: Final = PcrSelection("sha256", EVERY_PCR)
 """The selection of most formats: PCRs 0 to 23 of the SHA-256 bank."""

@@ -11,8 +11,8 @@ from attestkit._argument_checks import wrong_type
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.snp_report import TCB_COMPONENTS
+from attestkit.verifier.claims import Tcb, passed
 from attestkit.verifier.policy.rules import normalize_members
-from attestkit.verifier.result import Tcb, passed
 
 _Svns: TypeAlias = Mapping[str, int] | Collection[tuple[str, int]]
 

@@ -12,9 +12,9 @@ from attestkit._reasons import PolicyReason
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.launch.snp import CPU_TYPES, canonical_cpu_type
 from attestkit.errors import FormatError, PolicyError, UsageError
+from attestkit.verifier.claims import Claims, passed
 from attestkit.verifier.policy.platforms import SNP, is_snp
 from attestkit.verifier.policy.rules import BitMask, normalize_members, require_members
-from attestkit.verifier.result import Claims, passed
 
 SNP_FEATURES: Final = (0x01, 0x21)
 """SEV_FEATURES that are accepted by default: SNP, and SNP with debug swap."""

@@ -22,6 +22,7 @@ from attestkit._native import unhex
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, UsageError
 from attestkit.gpu.rules import GpuRules
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
 from attestkit.verifier.policy.rules import (
@@ -32,7 +33,6 @@ from attestkit.verifier.policy.rules import (
     accepted_values,
 )
 from attestkit.verifier.policy.vtpm.pcr_rules import BANK_SIZES, PcrRule
-from attestkit.verifier.result import TcbStatus
 
 __all__ = ["ANY", "LARGEST", "PRESET_NAMES", "UNITS", "config_errors", "parse", "read_file"]
 

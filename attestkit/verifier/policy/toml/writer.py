@@ -7,12 +7,12 @@ from textwrap import wrap
 from typing import Any, Final
 
 from attestkit.gpu.rules import GpuRules
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from attestkit.verifier.policy.reference_values import REGISTERS
 from attestkit.verifier.policy.rules import BitMask, KeyProvider, bit_names
 from attestkit.verifier.policy.toml.reader import ANY, UNITS
-from attestkit.verifier.result import TcbStatus
 
 _ALL_BITS: Final = (1 << 64) - 1
 _ALWAYS: Final = {"accepted_advisories", "sev_features"}  # rules whose default is not None

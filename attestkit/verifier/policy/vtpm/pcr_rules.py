@@ -7,9 +7,8 @@ from typing import Final, TypeAlias
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.tpm.pcrs import LOGGED_PCRS, format_pcrs, start_value
+from attestkit.verifier.claims import VtpmFacts, passed, skipped
 from attestkit.verifier.policy.rules import accepted_values, format_values, matches_any
-from attestkit.verifier.result import passed, skipped
-from attestkit.verifier.vtpm_facts import VtpmFacts
 
 PcrRule: TypeAlias = tuple[str, Collection[bytes]]
 """Bank and index of a PCR, such as `sha256:7`, and its accepted values."""

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit.tpm.pcrs import EVENT_PCR, IMA_PCR
+from attestkit.verifier.claims import PARAVISOR_CLAIMS, Claims, VtpmFacts
 from attestkit.verifier.policy.launch_claims import (
     is_signed_by_vlek,
     launch_measurement,
@@ -18,8 +19,6 @@ from attestkit.verifier.policy.platforms import (
     measures_events,
 )
 from attestkit.verifier.policy.vtpm.pcr_rules import BANK_SIZES
-from attestkit.verifier.result import Claims
-from attestkit.verifier.vtpm_facts import PARAVISOR_CLAIMS, VtpmFacts
 
 _AT_GOOGLE: Final = frozenset({GCP_TDX, GCP_SNP, GO_TPM_TOOLS})
 

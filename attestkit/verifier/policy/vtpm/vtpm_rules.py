@@ -11,6 +11,15 @@ from attestkit._reasons import PolicyReason
 from attestkit._sanitize import shown
 from attestkit._verification_steps import StepCheck, VerificationStep
 from attestkit.errors import PolicyError, SignatureError, UsageError
+from attestkit.verifier.claims import (
+    GOOGLE_CLAIMS,
+    PARAVISOR_CLAIMS,
+    Claims,
+    Join,
+    VtpmFacts,
+    caution,
+    passed,
+)
 from attestkit.verifier.policy.launch_claims import (
     is_signed_by_vlek,
     launch_measurement,
@@ -39,8 +48,6 @@ from attestkit.verifier.policy.rules import (
     require_members,
 )
 from attestkit.verifier.policy.vtpm.pcr_rules import PcrRule, appraise_pcrs, normalize_pcrs
-from attestkit.verifier.result import Claims, caution, passed
-from attestkit.verifier.vtpm_facts import GOOGLE_CLAIMS, PARAVISOR_CLAIMS, Join, VtpmFacts
 
 PcrRules: TypeAlias = Mapping[str, bytes | Collection[bytes]] | Collection[PcrRule]
 """Accepted values by bank and index: `{"sha256:7": value}`."""

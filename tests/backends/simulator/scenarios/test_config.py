@@ -34,8 +34,8 @@ from attestkit.factory import open as open_attester
 from attestkit.quote import Quote
 from attestkit.serve.services.pccs import make_pccs
 from attestkit.verifier import AppraisalPolicy, Verifier
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.result import TcbStatus
 from tests.backends.simulator.simulated_cases import CASES, NOW, SEED
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.raising import raises

@@ -4,8 +4,8 @@ from typing import Any, Final, NamedTuple
 
 from attestkit.errors import AttestKitError
 from attestkit.quote import Quote
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.result import Authenticated
 from tests.clients.python_dcap_qvl import (
     REJECT,
     Verdict,

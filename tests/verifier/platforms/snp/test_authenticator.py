@@ -22,8 +22,8 @@ from attestkit.errors import (
     UnsupportedError,
     VerificationError,
 )
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.platforms.snp.authenticator import Snp
-from attestkit.verifier.result import TcbStatus
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd

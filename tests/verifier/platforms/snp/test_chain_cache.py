@@ -9,7 +9,7 @@ from attestkit._crypto.x509 import cert_path
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import AttestKitError, SignatureError
 from attestkit.verifier import Verifier, chain_cache
-from attestkit.verifier.platforms.snp import chain_cache as snp_facts
+from attestkit.verifier.platforms.snp import authenticator
 from attestkit.verifier.platforms.snp.authenticator import Snp
 from tests.raising import raises
 from tests.verifier.platforms import amd
@@ -95,7 +95,7 @@ def test_nothing_refused_is_stored() -> None:
 
 def test_caches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest entries are removed first."""
-    monkeypatch.setattr(snp_facts, "_CHIPS", 2)
+    monkeypatch.setattr(authenticator, "_CHIPS", 2)
     snp = Snp(amd.ark())
     for day in range(1, 6):
         leaf = amd.leaf(amd.extensions(), valid_until=amd.NOW + timedelta(days=day))

@@ -25,8 +25,8 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.verifier import EvidenceBundle, Verifier
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.snp.authenticator import Snp
-from attestkit.verifier.result import Authenticated
 from tests.raising import raises
 from tests.verifier.platforms import amd
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from attestkit.report_data import ReportData
+from attestkit.verifier.claims import VtpmFacts
 from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.hardware_join import join_hardware
-from attestkit.verifier.vtpm_facts import VtpmFacts
 
 NONCE = b"a nonce of a challenger"
 FOUND = VtpmFacts(b"key", "certificate", ("ak_to_hardware",), ())

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from attestkit.errors import PolicyError, UsageError
+from attestkit.verifier.claims import Tcb
 from attestkit.verifier.policy.appraisal_policy import (
     PRESETS,
     AppraisalPolicy,
     BitMask,
     ReferenceValues,
 )
-from attestkit.verifier.result import Tcb
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import PolicyError
+from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy, RequiredEvent
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
-from attestkit.verifier.result import AttestationResult, TcbStatus
+from attestkit.verifier.result import AttestationResult
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     APP_ID,

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
+from attestkit.verifier.claims import Claims, TcbStatus
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
-from attestkit.verifier.result import Claims, TcbStatus
 from tests.verifier.policy.policy_samples import (
     OF_SNP,
     OF_TDX,
