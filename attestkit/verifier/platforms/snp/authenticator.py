@@ -76,7 +76,7 @@ class Snp:
         self._anchor = None if trust_anchor is None else read_path_certificate(trust_anchor)
         self._endorsements = read_endorsements(certificates)
         self._revocation = SnpRevocation(crls)
-        self._issued = ChainCache(2 * _CHIPS)
+        self._cache = ChainCache(2 * _CHIPS)
         # The same for the same bytes: keys of valid paths, and certificates of authentic evidence.
         self._keys: FactCache[bytes, P384PublicKey] = FactCache(_CHIPS)
         self._parsed: FactCache[tuple[bytes, ...], tuple[Endorsement, ...]] = FactCache(_CHIPS)
@@ -125,7 +125,7 @@ class Snp:
         if found is None:
             found = _evidence_certificates(chain)
         endorsements = (*self._endorsements, *found)
-        signer = find_signer(report, endorsements, self._anchor, now, self._issued.check_issued)
+        signer = find_signer(report, endorsements, self._anchor, now, self._cache.check_issued)
         revocation = self._revocation.check(signer, now)
         self._check_signature(report, signer)
         if sum(map(len, chain)) <= _LARGEST_KEPT:

@@ -87,10 +87,9 @@ def test_nothing_refused_is_stored() -> None:
         forged = amd.leaf(amd.extensions(), signed_by=f"somebody {number}")
         assert outcome(snp, amd.evidence(chain=(amd.ask(), forged))) == "cert_bad_signature"
         assert outcome(snp, amd.evidence(chain=(amd.ask(), own))) == "report_bad_signature"
-    facts = snp._facts
-    assert len(facts._parsed) == 0
-    assert len(facts._issued) == 2  # of the ASK, and of the other chip's VCEK
-    assert len(facts._keys) == 1
+    assert len(snp._parsed) == 0
+    assert len(snp._cache._issued) == 2  # of the ASK, and of the other chip's VCEK
+    assert len(snp._keys) == 1
 
 
 def test_caches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +99,8 @@ def test_caches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for day in range(1, 6):
         leaf = amd.leaf(amd.extensions(), valid_until=amd.NOW + timedelta(days=day))
         assert outcome(snp, amd.evidence(chain=(amd.ask(), leaf))) == ""
-    facts = snp._facts
-    assert len(facts._parsed) == 2
-    assert len(facts._issued) <= 4
+    assert len(snp._parsed) == 2
+    assert len(snp._cache._issued) <= 4
     assert outcome(snp, amd.evidence()) == ""
 
 
