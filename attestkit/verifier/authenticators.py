@@ -28,11 +28,12 @@ from attestkit.attestation.wire.evidence_parts import (
     snp_report_of,
 )
 from attestkit.collateral import Collateral
-from attestkit.errors import CollateralError, FormatError, SignatureError, UsageError
+from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.quote import Quote
+from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.claims import ANOTHER_ROOT, Authenticated, TcbStatus
-from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.evidence.checks import ParsedEvidence
+from attestkit.verifier.platforms.tdx import FetchNeededError, authenticate_quote
 
 if TYPE_CHECKING:
     from attestkit.collateral.responses import Getter
@@ -58,7 +59,7 @@ class Authenticators:
 
     def __init__(
         self,
-        trust_anchor: bytes | str | None,
+        trust_anchor: bytes | str | SimulatedRoots | None,
         snp_certificates: Sequence[bytes] = (),
         ak_settings: AkSettings = AkSettings(),  # noqa: B008 - immutable
         amd_crls: Sequence[bytes] = (),
@@ -66,7 +67,8 @@ class Authenticators:
         """Set the trust anchor and the certificates of SEV-SNP keys and TPM keys.
 
         Args:
-            trust_anchor: Certificate in DER or PEM; None uses the vendors' roots.
+            trust_anchor: Certificate in DER or PEM, or the roots of a simulated machine; None uses
+                the vendors' roots.
             snp_certificates: VCEK, VLEK, ASK or ASVK certificates.
             ak_settings: Certificates of TPM keys.
             amd_crls: CRLs of AMD's roots, DER or PEM.
@@ -75,9 +77,13 @@ class Authenticators:
             UsageError: If `trust_anchor` is not a single certificate, or a certificate of a TPM key
                 is malformed.
         """
+        nitro: bytes | None = None
+        if isinstance(trust_anchor, SimulatedRoots):
+            nitro, trust_anchor = trust_anchor.nitro, trust_anchor.platform
         self.trust_anchor: bytes | None = (
             None if trust_anchor is None else _single_certificate(trust_anchor)
         )
+        self._nitro_anchor = self.trust_anchor if nitro is None else _single_certificate(nitro)
         self.snp_certificates: tuple[bytes, ...] = tuple(snp_certificates)
         self.ak_settings = ak_settings
         if ak_settings.roots or ak_settings.certificates:
@@ -167,15 +173,8 @@ class Authenticators:
     ) -> Authenticated:
         """Verify quote, report or document of the hardware."""
         if (quote := parsed.quote) is not None:
-            if collateral is None:
-                raise CollateralError(
-                    "collateral: missing, and required for an SGX or TDX quote; pass it, or a PCCS "
-                    "URL to fetch it from",
-                    reason="missing",
-                )
             nested = isinstance(parsed.wire_platform, AzureTdx)
-            time = int(now.timestamp())
-            return self._intel.authenticate(quote, collateral, time, behind_paravisor=nested)
+            return authenticate_quote(self._intel, quote, collateral, now, behind_paravisor=nested)
         assert parsed.attestation is not None
         platform = parsed.attestation.evidence.platform
         if (report := _snp_evidence(platform)) is not None:
@@ -203,10 +202,10 @@ class Authenticators:
         assert isinstance(platform, Tpm)
         if _has_nitro_document(platform):
             # lazy: only for a TPM of AWS
-            from attestkit.verifier.platforms import nitro_tpm_quote
+            from attestkit.verifier.platforms import nitro_tpm
 
             self._require_root_of_aws()
-            return nitro_tpm_quote.authenticate_quote_with_document(
+            return nitro_tpm.authenticate_quote_with_document(
                 self._aws, platform, stack.report_data, now
             )
         return authenticate_tpm(platform, stack.report_data, trust)
@@ -273,7 +272,7 @@ class Authenticators:
     def _aws(self) -> "Nitro":
         from attestkit.verifier.platforms.nitro import Nitro  # lazy: only for Nitro
 
-        return Nitro(self.trust_anchor)
+        return Nitro(self._nitro_anchor)
 
     @cached_property
     def _google(self) -> "GcpAuthenticator":

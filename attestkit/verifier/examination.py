@@ -20,7 +20,6 @@ from attestkit.quote import Quote
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.batch.task import run_step
 from attestkit.verifier.claims import Authenticated, Claims, passed
-from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching
 from attestkit.verifier.evidence.checks import (
     ExpectedReportData,
     KeyRequest,
@@ -37,6 +36,7 @@ from attestkit.verifier.evidence.formats import Evidence, parse_evidence
 from attestkit.verifier.gpu_join import GpuAppraisal, GpuCandidate, GpuJoin, GpuTrust
 from attestkit.verifier.hardware_join import HardwareJoin, join_hardware
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
+from attestkit.verifier.platforms.tdx import authenticate_fetching
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, policy_name, require_policy
 from attestkit.verifier.result import AttestationResult, ResultContent, create_result
 

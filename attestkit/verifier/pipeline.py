@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, CollateralError, UsageError
+from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.authenticators import AkSettings, Authenticators
 from attestkit.verifier.batch.scheduler import WINDOW, verify_all, verify_each
 from attestkit.verifier.batch.task import VerificationItem, run_step
@@ -23,7 +24,12 @@ from attestkit.verifier.examination import Examination, Settings
 from attestkit.verifier.gpu_join import GpuTrust, expected_report_data
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, policy_name
 from attestkit.verifier.result import AttestationResult
-from attestkit.verifier.verifier_options import check_collateral, open_images, open_policy
+from attestkit.verifier.verifier_options import (
+    check_collateral,
+    open_images,
+    open_policy,
+    simulated_gpu_roots,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -53,6 +59,7 @@ class Verifier:
     Args:
         trust_anchor: Certificate in DER or PEM that replaces the roots of Intel, AMD, AWS, Google
             and Azure on every platform. The result is `simulated` unless it has the vendor's key.
+            `SimulatedRoots` are all trust anchors of a simulated machine, with those of its GPUs.
         collateral: Collateral for the platforms of the evidence, or the path of its file; required
             for TDX and SGX.
         pccs_url: PCCS or Intel's PCS, from which collateral is fetched instead.
@@ -86,8 +93,8 @@ class Verifier:
     Thread-safe; it pickles without its caches.
 
     Raises:
-        UsageError: If `trust_anchor` is not a certificate, if both collateral and `pccs_url` are
-            given, or if an argument has the wrong type.
+        UsageError: If `trust_anchor` is not a certificate, if both collateral and `pccs_url`, or
+            roots beside `SimulatedRoots` are given, or if an argument has the wrong type.
         CollateralError: If the collateral's file cannot be read or is malformed.
         ConfigError: If the policy's file cannot be read or is malformed, or the folder of images
             cannot be read.
@@ -96,7 +103,7 @@ class Verifier:
     def __init__(
         self,
         *,
-        trust_anchor: bytes | str | None = None,
+        trust_anchor: bytes | str | SimulatedRoots | None = None,
         collateral: Collateral | _Path | None = None,
         pccs_url: str | None = None,
         policy: AppraisalPolicy | _Path | None = None,
@@ -118,6 +125,9 @@ class Verifier:
             collateral = Collateral.load(collateral)
         check_collateral(collateral)
         self.policy: AppraisalPolicy = open_policy(policy)
+        self._roots = trust_anchor if isinstance(trust_anchor, SimulatedRoots) else None
+        if self._roots is not None:
+            gpu_roots = simulated_gpu_roots(self._roots, ak_roots, gpu_roots)
         certificates = tuple(ak_certificates)
         keys = AkSettings(tuple(ak_roots), certificates, fetch_ak_certificates, getter)
         self._authenticators = Authenticators(trust_anchor, snp_certificates, keys, amd_crls)
@@ -457,7 +467,7 @@ class Verifier:
 
     def __reduce__(self) -> tuple[object, ...]:
         options = {
-            "trust_anchor": self._authenticators.trust_anchor,
+            "trust_anchor": self._roots or self._authenticators.trust_anchor,
             "collateral": self._collateral,
             "pccs_url": self._pccs_url,
             "policy": self.policy,
@@ -470,7 +480,7 @@ class Verifier:
             "ak_roots": self._authenticators.ak_settings.roots,
             "ak_certificates": self._authenticators.ak_settings.certificates,
             "fetch_ak_certificates": self._authenticators.ak_settings.fetch,
-            "gpu_roots": self._gpu_trust.roots,
+            "gpu_roots": None if self._roots else self._gpu_trust.roots,
             "gpu_endorsements": self._gpu_trust.endorsements,
         }
         return _create_verifier, (type(self), options, self._bundle)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from attestkit._argument_checks import wrong_type
 from attestkit.collateral import Collateral
+from attestkit.errors import UsageError
+from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy, require_policy
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ _Path = str | os.PathLike[str]
 class VerifierSettings(TypedDict, total=False):
     """The arguments of `Verifier` beside its policy, of which each may be left out."""
 
-    trust_anchor: bytes | str | None
+    trust_anchor: bytes | str | SimulatedRoots | None
     collateral: "Collateral | _Path | None"
     pccs_url: str | None
     getter: "Getter | None"
@@ -77,3 +79,23 @@ def check_collateral(given: object) -> None:
     """Raise UsageError if an argument is neither collateral nor None."""
     if given is not None and not isinstance(given, Collateral):
         raise wrong_type("collateral", "a Collateral", given)
+
+
+def simulated_gpu_roots(
+    given: SimulatedRoots, ak_roots: Sequence[bytes], gpu_roots: "GpuRoots | None"
+) -> "GpuRoots | None":
+    """Return the roots of GPUs among those of a simulated machine.
+
+    Raises:
+        UsageError: If there are roots beside them.
+    """
+    if ak_roots or gpu_roots is not None:
+        raise UsageError(
+            "trust_anchor: SimulatedRoots have all roots; pass neither ak_roots nor gpu_roots",
+            reason="conflict",
+        )
+    if given.gpu is None:
+        return None
+    from attestkit.gpu.roots import GpuRoots  # lazy: only with GPUs
+
+    return GpuRoots(*given.gpu)

@@ -19,7 +19,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.verifier import TcbStatus, Verifier
-from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
+from attestkit.verifier.platforms.tdx import FetchNeededError
 from tests.collateral.services import (
     COLLATERAL,
     CRL,

@@ -37,7 +37,7 @@ from attestkit.serve.job_queue import JobQueue, JobRefusedError, JobThreads
 from attestkit.serve.verifier_service.query import MEDIA_TYPES, VerifyQuery
 from attestkit.serve.verifier_service.request import VerificationRequest, WrongTypeError
 from attestkit.serve.verifier_service.response import STEPS, Outcome, run_verification
-from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
+from attestkit.verifier.platforms.tdx import FetchNeededError
 
 if TYPE_CHECKING:
     from attestkit.verifier.ear.envelope import TokenFormat

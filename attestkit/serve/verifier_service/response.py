@@ -30,8 +30,9 @@ from attestkit.errors import (
 )
 from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.serve.verifier_service.request import VerificationRequest
-from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
-from attestkit.verifier.result import AttestationResult, Authenticated
+from attestkit.verifier.claims import Authenticated
+from attestkit.verifier.platforms.tdx import FetchNeededError
+from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo

@@ -39,7 +39,7 @@ from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import parse_snp_report
 from attestkit.td_report import TdReport
 from attestkit.verifier.claims import Authenticated, passed, skipped
-from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
+from attestkit.verifier.platforms.tdx import FetchNeededError
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
 from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key
 from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote

@@ -10,9 +10,9 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.claims import Authenticated, Claims, Tcb, TcbStatus
-from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.os_image import VerifiedImage
+from attestkit.verifier.platforms.tdx import FetchNeededError
 from attestkit.verifier.result import AttestationResult, ResultContent, create_result
 from tests.serve.guests import NOW, SEED
 

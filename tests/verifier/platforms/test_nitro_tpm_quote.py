@@ -20,9 +20,7 @@ from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.platforms.nitro import Nitro
-from attestkit.verifier.platforms.nitro_tpm_quote import (
-    authenticate_quote_with_document,
-)
+from attestkit.verifier.platforms.nitro_tpm import authenticate_quote_with_document
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import aws

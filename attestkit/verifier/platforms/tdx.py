@@ -1,11 +1,13 @@
-"""Authentication of a quote with collateral from a PCCS or its cache.
+"""Authentication of TDX and SGX quotes: with given collateral, or from a PCCS or its cache.
 
-Forged quotes with arbitrary FMSPCs could otherwise trigger PCCS requests. A request is therefore
-sent only for a quote whose checks without collateral pass (`Dcap.precheck`). Cached
-collateral is used at once, because the full verification includes these checks.
+`dcap` verifies a quote with its collateral. Forged quotes with arbitrary FMSPCs could otherwise
+trigger PCCS requests. A request is therefore sent only for a quote whose checks without collateral
+pass (`Dcap.precheck`). Cached collateral is used at once, because the full verification includes
+these checks.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from attestkit.collateral import Collateral
@@ -16,8 +18,32 @@ from attestkit.verifier.dcap.reasons import is_independent_of_collateral
 
 if TYPE_CHECKING:
     from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
+    from attestkit.verifier.dcap.engine import Dcap
 
 _NO_FETCH: Final = "collateral: must be fetched for this quote, but fetch is false"
+
+
+def authenticate_quote(
+    dcap: "Dcap",
+    quote: Quote,
+    collateral: Collateral | None,
+    now: datetime,
+    *,
+    behind_paravisor: bool = False,
+) -> Authenticated:
+    """Verify a quote, and return its signed content; arguments and errors are those of `Dcap`.
+
+    Raises:
+        CollateralError: If there is no collateral (`missing`).
+    """
+    if collateral is None:
+        raise CollateralError(
+            "collateral: missing, and required for an SGX or TDX quote; pass it, or a PCCS "
+            "URL to fetch it from",
+            reason="missing",
+        )
+    time = int(now.timestamp())
+    return dcap.authenticate(quote, collateral, time, behind_paravisor=behind_paravisor)
 
 
 class FetchNeededError(CollateralError):
@@ -54,24 +80,20 @@ def authenticate_fetching(
         if not fetch:
             raise FetchNeededError(_NO_FETCH, reason="fetch_needed")
 
+    def refetch(doubted: "CollateralLookup") -> "CollateralLookup | None":
+        try:
+            return source.refetch(doubted, before)
+        except FetchNeededError:
+            raise
+        except AttestKitError:  # the first verification's error is more useful
+            return None
+
     found = source.find(quote, before)
     try:
         authenticated = authenticate(found.collateral)
     except Exception as error:
-        again = None if is_independent_of_collateral(error) else _refetch(source, found, before)
-        if again is None:
+        if is_independent_of_collateral(error) or (again := refetch(found)) is None:
             raise
         found, authenticated = again, authenticate(again.collateral)
     source.mark_verified(found)
     return authenticated, found.collateral
-
-
-def _refetch(
-    source: "CollateralSource", doubted: "CollateralLookup", before: Callable[[str | None], None]
-) -> "CollateralLookup | None":
-    try:
-        return source.refetch(doubted, before)
-    except FetchNeededError:
-        raise
-    except AttestKitError:  # the first verification's error is more useful
-        return None
