@@ -13,7 +13,8 @@ from attestkit.backends.recording import recording_file
 from attestkit.backends.recording.call_codec import CALLS
 from attestkit.testing import SimulatedTee
 from attestkit.verifier.claims import TcbStatus
-from attestkit.verifier.policy.appraisal_policy import PRESETS, VERIFIED_PLATFORMS
+from attestkit.verifier.policy.appraisal_policy import PRESETS
+from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from attestkit.verifier.policy.vtpm.vtpm_rules import VtpmRules
 from tests.docs.blocks import ROOT, read_blocks
 from tests.rigs.go_verifiers.verdicts import GO_SEV_GUEST, GO_TDX_GUEST

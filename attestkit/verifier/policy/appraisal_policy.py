@@ -38,33 +38,35 @@ from attestkit.gpu.rules import GpuRules
 from attestkit.verifier import acpi
 from attestkit.verifier.claims import Authenticated, Claims, TcbStatus, caution, passed
 from attestkit.verifier.config_id import require_sealed_configuration
-from attestkit.verifier.policy.event_rules import EventRules, RequiredEvent
+from attestkit.verifier.policy.event_rules import EventRules
 from attestkit.verifier.policy.identity_rules import (
     IDENTITIES,
+    ImageRules,
     Summaries,
     appraise_device,
     appraise_os_image,
     appraise_summaries,
     measured_field,
 )
-from attestkit.verifier.policy.image_rules import ImageRules
-from attestkit.verifier.policy.platform_owners import require_common_platform
 from attestkit.verifier.policy.platforms import (
     AZURE,
     HCL,
     ONLY_IF_NAMED,
+    RTMR_PLATFORMS,
     SNP_PLATFORMS,
+    TD_PLATFORMS,
     VERIFIED_PLATFORMS,
     is_snp,
     refuse_debug,
 )
-from attestkit.verifier.policy.reference_values import ReferenceValues
+from attestkit.verifier.policy.reference_values import ReferenceValues, require_common_platform
 from attestkit.verifier.policy.rules import (
     SIZES,
     BitMask,
     KeyProvider,
     Values,
     accepted_values,
+    check_number,
     require_match,
 )
 from attestkit.verifier.policy.snp.snp_rules import SnpRules
@@ -75,19 +77,6 @@ from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
     from attestkit.measure import ExpectedMeasurements
-
-__all__ = [
-    "PRESETS",
-    "VERIFIED_PLATFORMS",
-    "AppraisalPolicy",
-    "BitMask",
-    "GpuRules",
-    "KeyProvider",
-    "ReferenceValues",
-    "RequiredEvent",
-    "policy_name",
-    "require_policy",
-]
 
 _DEFAULT: Final = (
     TcbStatus.UP_TO_DATE,
@@ -107,14 +96,19 @@ _PLATFORM_STEPS: Final = {
     platform: passed("platform", f"platform {platform} is accepted")
     for platform in VERIFIED_PLATFORMS
 }
-# Type of each rule that is a single value, and its name in error messages.
-_TYPES: Final = {
-    "refuse_simulated": (bool, "true or false"),
-    "require_mr_config": (bool, "true or false"),
-    "reference_values": (ReferenceValues, "ReferenceValues"),
-    "td_attributes": (BitMask | None, "a BitMask"),
-    "xfam": (BitMask | None, "a BitMask"),
-    "gpu": (GpuRules, "GpuRules"),
+# Types of rules that are a single value, and their names in error messages.
+_SINGLE: Final[dict[object, str]] = {
+    **dict.fromkeys((bool, bool | None), "true or false"),
+    BitMask | None: "a BitMask",
+    ReferenceValues: "ReferenceValues",
+    GpuRules: "GpuRules",
+}
+# Largest value of each rule that is a number.
+_NUMBERS: Final = {
+    **dict.fromkeys(("minimum_qe_svn", "minimum_pce_svn"), 0xFFFF),
+    "minimum_evaluation_data_number": 0xFFFF,
+    "minimum_measurement_version": 0xFF,
+    "minimum_guest_svn": 0xFFFFFFFF,
 }
 
 
@@ -148,21 +142,27 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     gpu: GpuRules = _ANY_GPU  # of GPUs, beside the evidence of the CPU
 
     def __post_init__(self) -> None:
+        self._check_types()
         super().__post_init__()
         self._normalize("platforms", str)
         self._normalize_events()
-        self._check_td_rules()
-        self._check_image_rules()
         if self.key_provider is not None:
             self._normalize("key_provider", KeyProvider)
         for name, size in SIZES.items():
             object.__setattr__(self, name, accepted_values(name, getattr(self, name), size))
-        for name, (kind, expected) in _TYPES.items():
-            if not isinstance(value := getattr(self, name), kind):
-                raise wrong_type(name, expected, value)
         self._check_snp_rules()
         self._check_vtpm_rules()
         self._check_conflicts()
+
+    def _check_types(self) -> None:
+        """Check the rules that are a single value."""
+        for one in fields(self):
+            kind: Any = one.type
+            if kind in _SINGLE and not isinstance(value := getattr(self, one.name), kind):
+                raise wrong_type(one.name, _SINGLE[kind], value)
+        for name, largest in _NUMBERS.items():
+            if (number := getattr(self, name)) is not None:
+                check_number(name, number, largest)
 
     def _check_conflicts(self) -> None:
         if self.td_attributes and self.td_attributes.must_be_set & _TD_DEBUG:
@@ -179,16 +179,12 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
                 "identified; set paravisor_measurement or id_key_digest, too",
                 reason="conflict",
             )
-        require_common_platform(
-            self.platforms,
-            self.reference_values,
-            td_rules=[name for name in ("td_attributes", "xfam") if getattr(self, name)],
-            image_rules=["minimum_measurement_version"]
-            if self.minimum_measurement_version is not None
-            else [],
-            snp_rules=self._snp_only,
-            vtpm_rules=self._vtpm_only,
-        )
+        owners = {
+            **dict.fromkeys(filter(self._is_set, ("td_attributes", "xfam")), TD_PLATFORMS),
+            **dict.fromkeys(self._snp_only, SNP_PLATFORMS),
+            **dict.fromkeys(filter(self._is_set, ["minimum_measurement_version"]), RTMR_PLATFORMS),
+        }
+        require_common_platform(self.platforms, self.reference_values, owners | self._vtpm_only)
 
     @classmethod
     def strict(cls) -> "AppraisalPolicy":
@@ -245,7 +241,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             parse,
         )
 
-        preset, rules = parse(text, source)
+        preset, rules = parse(text, source, cls)
         with config_errors(f"{source}: "):
             return cls(**rules) if preset is None else PRESETS[preset]().replace(**rules)
 
@@ -401,7 +397,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         yield from self._appraise_snp(claims)
         if self.os_image_hash is not None:
             yield appraise_os_image(claims, self.os_image_hash)
-        yield from self._appraise_image(claims, self.reference_values)
+        yield from self._appraise_image(claims, self.reference_values.rules)
         for name in IDENTITIES:
             if (wanted := getattr(self, name)) is not None:
                 have = measured_field(name, name, claims, info)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal, TypeAlias
 
-from attestkit._argument_checks import wrong_type
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.event_log.event import DIGEST_SIZE, Event
@@ -104,8 +103,6 @@ class EventRules:
         found: Collection[RequiredEvent] = normalize_members(
             "required_events", given, RequiredEvent
         )
-        if not isinstance(ordered, bool):
-            raise wrong_type("required_events_in_order", "true or false", ordered)
         if ordered:
             if not isinstance(given, Sequence):
                 raise UsageError(

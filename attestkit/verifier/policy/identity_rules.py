@@ -1,12 +1,17 @@
-"""Policy rules about the identity of an app: its fields in AppInfo, its OS image and its device."""
+"""Policy rules about the identity of an app: its fields in AppInfo, its OS image and its device.
+
+`ImageRules` are about the coverage of the verification of the OS image.
+"""
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from attestkit._crypto.hashes import sha256
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError
+from attestkit.verifier import acpi
 from attestkit.verifier.claims import Claims, passed
 from attestkit.verifier.policy.platforms import (
     EVENT_PLATFORMS,
@@ -115,3 +120,53 @@ def appraise_device(claims: Claims, device: bytes, wanted: Collection[bytes]) ->
     remedy = "run the app there, or accept this device in device_id"
     require_match("device_id", "device", have, wanted, remedy)
     return passed("device_id", f"device {have.hex()} is accepted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRules:
+    """Rules of an `AppraisalPolicy` about the verification of the OS image."""
+
+    require_acpi_tables: bool = False
+    """Whether the ACPI tables must be those of a reference value of RTMR0, or recomputed.
+
+    A verifier with `images` recomputes the tables of a TD. Rejects every SEV-SNP guest, because
+    nothing measures its tables. Enclaves have none.
+    """
+
+    minimum_measurement_version: int | None = None
+    """Minimum version of the measurement document of a TD's image, 0 to 255. TDs only.
+
+    dstack 0.6 accepts only version 4, which contains the kernel command line. Evidence whose image
+    is not verified is rejected.
+    """
+
+    def _appraise_image(
+        self, claims: Claims, pinned: Mapping[str, frozenset[bytes]]
+    ) -> Iterator[VerificationStep]:
+        """Yield the verification steps; PolicyError names the first rule that is not met.
+
+        `pinned` are the reference values by register.
+        """
+        if self.minimum_measurement_version is not None:
+            yield _require_version(claims.measurement_version, self.minimum_measurement_version)
+        if self.require_acpi_tables:
+            if not acpi.are_pinned(claims, pinned):
+                raise PolicyError(
+                    f"ACPI tables: those of this {claims.platform} evidence are not verified, "
+                    "because the host chose them; pin rtmr0 of a TD, verify with images, or drop "
+                    "require_acpi_tables from the policy",
+                    reason="acpi_tables",
+                )
+            yield passed("acpi_tables", "all ACPI tables are pinned or recomputed")
+
+
+def _require_version(version: int | None, minimum: int) -> VerificationStep:
+    if version is None or version < minimum:
+        found = "not verified" if version is None else f"version {version}"
+        raise PolicyError(
+            f"measurement document: {found}, must be at least {minimum}; launch a newer image, or "
+            "lower minimum_measurement_version of the policy",
+            reason="minimum_version",
+        )
+    text = f"the image's measurement document has version {version}, at least {minimum}"
+    return passed("minimum_version", text)

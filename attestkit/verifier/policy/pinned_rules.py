@@ -1,18 +1,32 @@
-"""Rules of a policy that pin image, app and configuration of known-good evidence."""
+"""Rules of a policy that pin image, app, TPM and configuration of known-good evidence."""
 
 from typing import TYPE_CHECKING, Any, Final
 
+from attestkit._crypto.hashes import sha256
 from attestkit.attestation import AppInfo
 from attestkit.errors import FormatError
 from attestkit.event_log.event import RUNTIME_REGISTER
 from attestkit.gpu.rules import GpuRules, driver_key
-from attestkit.verifier.claims import Claims
+from attestkit.tpm.pcrs import EVENT_PCR, IMA_PCR
+from attestkit.verifier.claims import PARAVISOR_CLAIMS, Claims, VtpmFacts
 from attestkit.verifier.policy.event_rules import RequiredEvent
-from attestkit.verifier.policy.platforms import AZURE, HCL_PLATFORMS, NITRO, is_snp
+from attestkit.verifier.policy.platforms import (
+    AZURE,
+    GCP_SNP,
+    GCP_TDX,
+    GO_TPM_TOOLS,
+    HCL_PLATFORMS,
+    NITRO,
+    is_signed_by_vlek,
+    is_snp,
+    launch_measurement,
+    measures_events,
+    vlek_provider,
+)
 from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
 from attestkit.verifier.policy.rules import BOOT_END, BitMask, KeyProvider, read_key_provider
 from attestkit.verifier.policy.snp.snp_rules import is_provisional
-from attestkit.verifier.policy.vtpm.pinned_vtpm_rules import pinned_vtpm
+from attestkit.verifier.policy.vtpm.pcr_rules import BANK_SIZES
 from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
@@ -25,6 +39,7 @@ _PINNED: Final = (
     *("pcr0", "pcr1", "pcr2", "pcr8"),
     *("mrenclave", "mrsigner"),
 )
+_AT_GOOGLE: Final = frozenset({GCP_TDX, GCP_SNP, GO_TPM_TOOLS})
 # Boot events without a rule of their own that are equal in every boot.
 _PINNED_EVENTS: Final = ("init-script-hash", "gpu-policy-hash", "storage-fs")
 
@@ -43,7 +58,7 @@ def pinned_rules(result: AttestationResult) -> dict[str, Any]:
         "required_events": _pinned_events(claims),
         **_pinned_app(claims, info),
         **_pinned_snp(claims),
-        **pinned_vtpm(claims),
+        **_pinned_vtpm(claims),
         **_pinned_gpus(result.gpu),
     }
 
@@ -107,7 +122,7 @@ def _pinned_registers(claims: Claims, info: AppInfo | None) -> ReferenceValues:
         names += ["mr_config_id", "host_data"]
     elif (config_id := claims.get("mr_config_id")) and config_id[0] != 3:
         names.append("mr_config_id")  # version 3 includes the instance id
-    if claims.platform in HCL_PLATFORMS:  # rules of their own; see `pinned_vtpm`
+    if claims.platform in HCL_PLATFORMS:  # rules of their own; see `_pinned_vtpm`
         names = [name for name in names if name not in {"mrtd", "measurement", "id_key_digest"}]
     found = {
         name: claims.get(name) for name in names if claims.platform in REGISTERS[name].platforms
@@ -141,3 +156,45 @@ def _pinned_app(claims: Claims, info: AppInfo | None) -> dict[str, Any]:
     if name or provider_id:
         found["key_provider"] = (KeyProvider(name=name or None, id=provider_id or None),)
     return found
+
+
+def _pinned_vtpm(claims: Claims) -> dict[str, Any]:
+    """Return the rules; PCRs are pinned if a log explains them."""
+    found: dict[str, Any] = {}
+    if is_snp(claims) and is_signed_by_vlek(claims):
+        found["vlek_providers"] = tuple(filter(None, [vlek_provider(claims)]))
+    if (vtpm := claims.vtpm) is None:
+        return found
+    found["pcrs"] = _pinned_pcrs(claims, vtpm)
+    found["require_joins"] = vtpm.joins
+    if vtpm.key_trust == "listed":
+        found["trusted_aks"] = (sha256(vtpm.attestation_key),)
+    details = dict(vtpm.details)
+    if claims.platform in _AT_GOOGLE and (project := details.get("gce_project")):
+        found["gce_project"] = (project,)
+    if claims.platform in HCL_PLATFORMS:
+        found |= _pinned_paravisor(claims, details)
+    return found
+
+
+def _pinned_pcrs(claims: Claims, vtpm: VtpmFacts) -> dict[str, tuple[bytes, ...]]:
+    # The programs that ran differ with every boot; runtime events have rules of their own.
+    left_out = {IMA_PCR, EVENT_PCR} if measures_events(claims) else {IMA_PCR}
+    return {
+        f"{bank}:{index}": (value,)
+        for bank, index, value in vtpm.pcrs
+        if bank in BANK_SIZES and index not in left_out and (bank, index) in vtpm.replayed
+    }
+
+
+def _pinned_paravisor(claims: Claims, details: dict[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    _, measurement = launch_measurement(claims)
+    if measurement:
+        found["paravisor_measurement"] = (measurement,)
+    signer = claims.get("id_key_digest") or b""
+    if any(signer):
+        found["id_key_digest"] = (signer,)
+    states = {"true": True, "false": False}
+    stated = {name: states.get(details.get(name, "")) for name in PARAVISOR_CLAIMS}
+    return found | {name: state for name, state in stated.items() if state is not None}

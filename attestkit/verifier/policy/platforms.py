@@ -1,4 +1,4 @@
-"""Platforms that a policy may name, and the groups of them to which rules apply.
+"""Platforms that a policy may name, the groups of them to which rules apply, and who launched.
 
 No rule about TDs or SEV-SNP guests applies to messages of go-tpm-tools: hardware evidence in them
 is not verified.
@@ -80,6 +80,23 @@ def measures_events(claims: Claims) -> bool:
     if claims.platform == NITRO_TPM:
         return claims.vtpm is not None and _NITRO_EVENTS in claims.vtpm.replayed
     return claims.platform in RTMR_PLATFORMS and RUNTIME_REGISTER in claims.event_registers
+
+
+def is_signed_by_vlek(claims: Claims) -> bool:
+    """Return whether an SEV-SNP report is signed with the key of a cloud provider."""
+    return bool(int.from_bytes(claims.get("key_info") or b"", "little") >> 2 & 7)
+
+
+def launch_measurement(claims: Claims) -> tuple[str, bytes | None]:
+    """Return the name and value of the register that measures what the host launched."""
+    if is_td(claims):
+        return "MRTD", claims.get("mrtd")
+    return "MEASUREMENT", claims.get("measurement")
+
+
+def vlek_provider(claims: Claims) -> str:
+    """Return the provider that the verified certificate of a VLEK names; else an empty string."""
+    return (claims.get("vlek_provider") or b"").decode("ascii")
 
 
 def refuse_debug(claims: Claims) -> None:

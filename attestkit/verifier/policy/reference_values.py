@@ -172,3 +172,32 @@ REGISTERS: Final[Mapping[str, Register]] = {
     one.name: one.metadata["register"] for one in fields(ReferenceValues)
 }
 """Registers that may have reference values."""
+
+
+def require_common_platform(
+    platforms: Collection[str],
+    reference_values: ReferenceValues,
+    rules: Mapping[str, frozenset[str]],
+) -> None:
+    """Check that one of the accepted platforms has the values of all rules that are set.
+
+    Args:
+        platforms: Platforms that the policy accepts.
+        reference_values: Its reference values.
+        rules: Platforms that have the value, of each other rule.
+
+    Raises:
+        UsageError: If no accepted platform has them all.
+    """
+    owners = {name: REGISTERS[name].platforms for name in reference_values.rules}
+    owners.update(rules)
+    left = frozenset(platforms)
+    for name, owner in owners.items():
+        left &= owner
+        if not left:
+            known = _first_of(owner)
+            raise UsageError(
+                f"{name}: applies only to {known}{' and others' * (len(owner) > 1)}, which another "
+                "rule excludes; add it to platforms, or make a policy for each platform",
+                reason="conflict",
+            )

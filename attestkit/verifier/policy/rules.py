@@ -32,8 +32,11 @@ SIZES: Final = {
     "device_id": 32,
     "mr_aggregated": 32,
     "mr_system": 32,
+    "paravisor_measurement": 48,
+    "id_key_digest": 48,
+    "init_data": 32,
 }
-"""Sizes of the identifiers that a policy may name, in bytes."""
+"""Sizes of the values that a policy may name, in bytes."""
 
 BOOT_END: Final = "system-ready"
 """Name of the last event of a boot."""
@@ -182,6 +185,18 @@ def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]
         return frozenset(found)
     except TypeError as error:  # a tuple with a list in it
         raise wanted from error
+
+
+def check_number(name: str, number: object, largest: int, least: int = 0) -> int:
+    """Return an integer.
+
+    Raises:
+        UsageError: If `number` is not an integer in the range.
+    """
+    if type(number) is not int or not least <= number <= largest:
+        message = f"{name}: must be an integer from {least} to {largest}"
+        raise UsageError(message, reason="out_of_range")
+    return number
 
 
 def check_text(name: str, value: object) -> str:

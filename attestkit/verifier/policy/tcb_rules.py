@@ -1,14 +1,20 @@
-"""Policy rules about the TCB: status, advisories, grace periods and minimum versions."""
+"""Policy rules about the TCB: status, advisories, grace periods and minimum versions.
 
-from collections.abc import Callable, Collection, Iterator
+Security version numbers (SVNs) of AMD's product lines are not comparable: a Genoa has SNP 21 where
+a Turin has 4. `minimum_tcb` has a minimum for each of them, `minimum_svns` one number for all.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias, cast
 
+from attestkit._argument_checks import wrong_type
 from attestkit._reasons import PolicyReason
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
-from attestkit.verifier.claims import Authenticated, TcbStatus, caution, passed, skipped
+from attestkit.snp_report import TCB_COMPONENTS
+from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus, caution, passed, skipped
 from attestkit.verifier.policy.platforms import (
     GO_TPM_TOOLS,
     NITRO,
@@ -18,16 +24,26 @@ from attestkit.verifier.policy.platforms import (
     TD_PLATFORMS,
     TPM,
 )
-from attestkit.verifier.policy.rules import check_text, normalize_members, require_members
-from attestkit.verifier.policy.snp.minimum_tcb import (
-    MinimumTcb,
-    NormalizedTcb,
-    check_minimum_tcb,
-    normalize_minimum_tcb,
+from attestkit.verifier.policy.rules import (
+    check_number,
+    check_text,
+    normalize_members,
+    require_members,
 )
 
 Explain: TypeAlias = Callable[[], str]
 """Function that returns a sentence on an outdated component; empty if there is none."""
+
+_Svns: TypeAlias = Mapping[str, int] | Collection[tuple[str, int]]
+
+MinimumTcb: TypeAlias = Mapping[str, _Svns] | Collection[tuple[str, _Svns]]
+"""Minimum SVN of each component of the firmware, by product line: a mapping of mappings.
+
+A policy has it as pairs in the order of their names.
+"""
+
+_NormalizedTcb: TypeAlias = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
+"""The rule as it is stored, hashable."""
 
 _NO_STATUS: Final = frozenset({NITRO, NITRO_TPM, TPM, GO_TPM_TOOLS})
 _STATUS_WITHOUT_AGE: Final = SNP_PLATFORMS  # TCB versions are only compared with each other
@@ -47,8 +63,11 @@ _ACCEPTED: Final = {
 }
 _NO_ADVISORY: Final = passed("advisory", "no security advisory applies")
 _OUT_OF_DATE: Final = {TcbStatus.OUT_OF_DATE, TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED}
+_RULE: Final = "minimum_tcb"
+_LARGEST_SVN: Final = 255  # of a component of AMD
 _LONGEST: Final = timedelta(days=36_525)  # a century
-_NUMBERS: Final = 1 << 16  # SVNs and evaluation data numbers have at most 2 bytes
+_LARGEST: Final = 0xFFFF  # SVNs have at most 2 bytes
+_OTHERS: Final = ("current", "committed", "launch")  # TCB versions beside the reported one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +95,9 @@ class TcbRules:
         object.__setattr__(self, "refused_advisories", refused)
         object.__setattr__(self, "accepted_advisories", accepted)
         object.__setattr__(self, "minimum_svns", _svns(self.minimum_svns))
-        object.__setattr__(self, "minimum_tcb", normalize_minimum_tcb(self.minimum_tcb))
+        object.__setattr__(self, "minimum_tcb", _normalize_minimum_tcb(self.minimum_tcb))
         _check_period("platform_grace_period", self.platform_grace_period)
         _check_period("qe_grace_period", self.qe_grace_period)
-        if (number := self.minimum_evaluation_data_number) is not None:
-            _check_number("minimum_evaluation_data_number", number)
         if TcbStatus.REVOKED in self.accepted_statuses:
             raise UsageError("accepted_statuses: Revoked is never accepted", reason="wrong_value")
         if self._has_grace and (both := _OUT_OF_DATE & set(self.accepted_statuses)):
@@ -112,8 +129,8 @@ class TcbRules:
         yield self._check_evaluation_number(authenticated)
         yield self._check_svns(authenticated, platform)
         if authenticated.tcb.product or platform in _STATUS_WITHOUT_AGE:
-            minimums = cast("NormalizedTcb", self.minimum_tcb)  # since `__post_init__`
-            yield check_minimum_tcb(minimums, authenticated.tcb)
+            minimums = cast("_NormalizedTcb", self.minimum_tcb)  # since `__post_init__`
+            yield _check_minimum_tcb(minimums, authenticated.tcb)
 
     def _check_status(
         self, authenticated: Authenticated, platform: str, now: datetime, explain: Explain
@@ -224,7 +241,7 @@ class TcbRules:
         tcb = authenticated.tcb
         self._check_components("", tcb.components)
         if platform in _STATUS_WITHOUT_AGE:
-            for which in ("current", "committed", "launch"):
+            for which in _OTHERS:
                 self._check_components(f" of the {which} TCB", getattr(tcb, which))
         text = f"SVN high enough: {', '.join(name for name, _ in self.minimum_svns)}"
         return passed("minimum_svn", text)
@@ -278,16 +295,11 @@ def _svns(given: object) -> tuple[tuple[str, int], ...]:
             message = "minimum_svns: must be pairs of a component name and its minimum SVN"
             raise UsageError(message, reason="wrong_type")
         component, least = check_text("minimum_svns", pair[0]), pair[1]
-        _check_number(f"minimum_svns: {component}", least)
+        check_number(f"minimum_svns: {component}", least, _LARGEST)
         if component in found:
             raise UsageError(f"minimum_svns: {component} occurs twice", reason="conflict")
         found[component] = least
     return tuple(sorted(found.items()))
-
-
-def _check_number(name: str, number: object) -> None:
-    if type(number) is not int or not 0 <= number < _NUMBERS:
-        raise UsageError(f"{name}: must be an integer from 0 to 65535", reason="out_of_range")
 
 
 def _check_period(name: str, period: object) -> None:
@@ -297,3 +309,80 @@ def _check_period(name: str, period: object) -> None:
         raise UsageError(f"{name}: must be a timedelta of whole seconds", reason="wrong_type")
     if not timedelta() <= period <= _LONGEST:
         raise UsageError(f"{name}: must be 0 to {_LONGEST.days} days", reason="out_of_range")
+
+
+def _normalize_minimum_tcb(given: object) -> _NormalizedTcb:
+    """Return the rule as ordered pairs; products may be in any case.
+
+    Raises:
+        UsageError: If a product or component is unknown, or an SVN is not in 0 to 255.
+    """
+    found: dict[str, tuple[tuple[str, int], ...]] = {}
+    for name, svns in _pairs(_RULE, given):
+        product = name.capitalize()
+        if product not in TCB_COMPONENTS:
+            known = ", ".join(TCB_COMPONENTS)
+            message = f"{_RULE}: unknown product {name!r}, must be one of {known}"
+            raise UsageError(message, reason="unknown_name")
+        if product in found:
+            raise UsageError(f"{_RULE}: {product} occurs twice", reason="conflict")
+        found[product] = _components(product, svns)
+    return tuple(sorted(found.items()))
+
+
+def _check_minimum_tcb(minimums: _NormalizedTcb, tcb: Tcb) -> VerificationStep | None:
+    """Return the step for a TCB of AMD, of which all four TCB versions must meet the minimum.
+
+    Raises:
+        PolicyError: If the rule has no minimum for the product line, or one is not met
+            (`minimum_svn`).
+    """
+    if not minimums:
+        return None
+    wanted = dict(minimums).get(tcb.product)
+    if wanted is None:
+        known = " or ".join(product for product, _ in minimums)
+        raise PolicyError(
+            f"{_RULE}: of a {tcb.product or 'processor of unknown product'}, must be {known}; add "
+            f"a minimum for this product to {_RULE}",
+            reason="minimum_svn",
+        )
+    versions = {"reported": tcb.components, **{which: getattr(tcb, which) for which in _OTHERS}}
+    for which, components in versions.items():
+        have = dict(components)
+        for name, minimum in wanted:
+            if have.get(name, -1) < minimum:
+                raise PolicyError(
+                    f"component {name} of the {which} TCB: SVN is {have.get(name, 'not known')}, "
+                    f"must be at least {minimum} on {tcb.product}; update the platform's firmware "
+                    f"(and launch the guest again), or lower it in {_RULE}",
+                    reason="minimum_svn",
+                )
+    names = ", ".join(name for name, _ in wanted)
+    return passed("minimum_svn", f"TCB of a {tcb.product} high enough: {names}")
+
+
+def _components(product: str, given: object) -> tuple[tuple[str, int], ...]:
+    known, where = TCB_COMPONENTS[product], f"{_RULE}.{product}"
+    found: dict[str, int] = {}
+    for name, svn in _pairs(where, given):
+        if name not in known:
+            message = f"{where}: unknown component {name!r}, must be one of {', '.join(known)}"
+            raise UsageError(message, reason="unknown_name")
+        if name in found:
+            raise UsageError(f"{where}: {name} occurs twice", reason="conflict")
+        found[name] = check_number(f"{where}.{name}", svn, _LARGEST_SVN)
+    if not found:
+        raise UsageError(f"{where}: empty; add a component, or leave it out", reason="missing")
+    return tuple(sorted(found.items()))
+
+
+def _pairs(name: str, given: object) -> list[tuple[str, object]]:
+    """Return the items of a mapping, or pairs as they are."""
+    pairs = list(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, list):
+        pairs = list(normalize_members(name, pairs, tuple))
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise wrong_type(name, "a mapping with text as keys", given)
+    return pairs

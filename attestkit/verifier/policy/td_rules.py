@@ -6,10 +6,9 @@ from functools import reduce
 from operator import or_
 from typing import Final, NamedTuple
 
-from attestkit._argument_checks import wrong_type
 from attestkit._reasons import PolicyReason
 from attestkit._verification_steps import StepCheck, VerificationStep
-from attestkit.errors import PolicyError, UsageError
+from attestkit.errors import PolicyError
 from attestkit.verifier.claims import Authenticated, Claims, passed
 from attestkit.verifier.policy.platforms import HCL_PLATFORMS, is_td
 from attestkit.verifier.policy.rules import BIT_NAMES, BitMask, bit_names
@@ -111,19 +110,6 @@ class TdRules:
 
     refuse_smt: bool = False
     """Whether simultaneous multithreading must be off, by the PCK certificate."""
-
-    def _check_td_rules(self) -> None:
-        for name in (
-            *("refuse_unnamed_td_bits", "require_fixed_td_bits"),
-            *(flag.rule for flag in _FLAGS),
-        ):
-            if not isinstance(value := getattr(self, name), bool):
-                raise wrong_type(name, "true or false", value)
-        for name in ("minimum_qe_svn", "minimum_pce_svn"):
-            number = getattr(self, name)
-            if number is not None and (type(number) is not int or not 0 <= number < 1 << 16):
-                message = f"{name}: must be an integer from 0 to 65535"
-                raise UsageError(message, reason="out_of_range")
 
     def _appraise_td(
         self, claims: Claims, authenticated: Authenticated

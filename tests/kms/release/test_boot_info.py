@@ -28,7 +28,7 @@ from attestkit.kms.release.roots import KmsRoots
 from attestkit.testing.tee import SimulatedTee
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.evidence.checks import KeyRequest, ParsedEvidence, key_time_app_info
-from attestkit.verifier.policy.appraisal_policy import VERIFIED_PLATFORMS
+from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from tests.kms.release.kms_vectors import row_id, rows
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd, intel

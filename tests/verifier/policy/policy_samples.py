@@ -14,14 +14,11 @@ from attestkit.event_log.runtime_events import runtime_event
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier import VerificationStep
 from attestkit.verifier.claims import Authenticated, Claims, Tcb, TcbStatus, VtpmFacts
-from attestkit.verifier.policy.appraisal_policy import (
-    VERIFIED_PLATFORMS,
-    AppraisalPolicy,
-    BitMask,
-    KeyProvider,
-    ReferenceValues,
-    RequiredEvent,
-)
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.policy.event_rules import RequiredEvent
+from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
+from attestkit.verifier.policy.reference_values import ReferenceValues
+from attestkit.verifier.policy.rules import BitMask, KeyProvider
 from attestkit.verifier.result import AttestationResult, BoundTo, ResultContent, create_result
 
 NOW: Final = datetime(2026, 9, 21, 14, 13, 20, tzinfo=timezone.utc)

@@ -11,15 +11,11 @@ import pytest
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier import VerificationStep
 from attestkit.verifier.claims import TcbStatus
-from attestkit.verifier.policy.appraisal_policy import (
-    PRESETS,
-    VERIFIED_PLATFORMS,
-    AppraisalPolicy,
-    BitMask,
-    KeyProvider,
-    ReferenceValues,
-    RequiredEvent,
-)
+from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
+from attestkit.verifier.policy.event_rules import RequiredEvent
+from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
+from attestkit.verifier.policy.reference_values import ReferenceValues
+from attestkit.verifier.policy.rules import BitMask, KeyProvider
 from attestkit.verifier.policy.tcb_rules import TcbRules
 from tests.raising import raises
 from tests.untyped import untyped, with_false_length

@@ -7,7 +7,8 @@ import pytest
 
 from attestkit.errors import UsageError
 from attestkit.event_log.runtime_events import RESERVED_NAMES, runtime_digest
-from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, RequiredEvent
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.policy.event_rules import RequiredEvent
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     NITRO,

@@ -6,12 +6,9 @@ from dataclasses import replace
 import pytest
 
 from attestkit.attestation.launch.mr_config import config_id_v2
-from attestkit.verifier.policy.appraisal_policy import (
-    PRESETS,
-    AppraisalPolicy,
-    KeyProvider,
-    ReferenceValues,
-)
+from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
+from attestkit.verifier.policy.reference_values import ReferenceValues
+from attestkit.verifier.policy.rules import KeyProvider
 from tests.verifier.policy.policy_samples import (
     APP_ID,
     COMPOSE_HASH,

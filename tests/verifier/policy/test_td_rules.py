@@ -7,7 +7,8 @@ import pytest
 
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier.claims import Claims
-from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy, ReferenceValues
+from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
+from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BIT_NAMES
 from attestkit.verifier.policy.td_rules import FIXED_BITS
 from tests.raising import raises

@@ -7,25 +7,24 @@ from functools import partial
 from operator import gt
 from typing import Any, Final
 
-from attestkit._argument_checks import wrong_type
 from attestkit._reasons import PolicyReason
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.launch.snp import CPU_TYPES, canonical_cpu_type
 from attestkit.errors import FormatError, PolicyError, UsageError
 from attestkit.verifier.claims import Claims, passed
 from attestkit.verifier.policy.platforms import SNP, is_snp
-from attestkit.verifier.policy.rules import BitMask, normalize_members, require_members
+from attestkit.verifier.policy.rules import (
+    BitMask,
+    check_number,
+    normalize_members,
+    require_members,
+)
 
 SNP_FEATURES: Final = (0x01, 0x21)
 """SEV_FEATURES that are accepted by default: SNP, and SNP with debug swap."""
 
 _VERSION: Final = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})(?:\.([0-9]{1,3}))?")
-# Range of each rule about numbers.
-_RANGES: Final = {
-    "sev_features": (1, (1 << 64) - 1),
-    "vcpus": (1, 512),
-    "minimum_guest_svn": (0, (1 << 32) - 1),
-}
+_LARGEST: Final = {"sev_features": (1 << 64) - 1, "vcpus": 512}
 _MASKS: Final = {"guest_policy": "policy", "platform_info": "platform_info"}  # rule: claim
 _NEVER_ALLOWED: Final = 0b11 << 18  # bits of POLICY: MIGRATE_MA and DEBUG
 # Claims of `_appraise_firmware`.
@@ -72,9 +71,6 @@ class SnpRules:
 
     def _check_snp_rules(self) -> None:
         """Normalise the rules; UsageError if one is not valid."""
-        for name, (kind, expected) in _TYPES.items():
-            if not isinstance(value := getattr(self, name), kind):
-                raise wrong_type(name, expected, value)
         if self.guest_policy and (never := self.guest_policy.must_be_set & _NEVER_ALLOWED):
             raise UsageError(
                 f"guest_policy: a guest with bit {never.bit_length() - 1} set is never accepted",
@@ -212,18 +208,10 @@ def is_provisional(claims: Mapping[str, object]) -> bool:
     )
 
 
-def _number(name: str, number: object) -> int:
-    least, largest = _RANGES[name]
-    if type(number) is not int or not least <= number <= largest:
-        message = f"{name}: must be an integer from {least} to {largest}"
-        raise UsageError(message, reason="out_of_range")
-    return number
-
-
 def _members(name: str, given: object) -> frozenset[int]:
     found = normalize_members(name, given, int)
     require_members(name, found)
-    return frozenset(_number(name, value) for value in found)
+    return frozenset(check_number(name, value, _LARGEST[name], least=1) for value in found)
 
 
 def _cpu_types(name: str, given: object) -> frozenset[str]:
@@ -246,16 +234,10 @@ def _version(parts: int, example: str, name: str, text: object) -> str:
     return ".".join(map(str, numbers[:parts]))
 
 
-_TYPES: Final = {
-    "guest_policy": (BitMask | None, "a BitMask"),
-    "platform_info": (BitMask | None, "a BitMask"),
-    "refuse_provisional_firmware": (bool, "true or false"),
-}
 _NORMALIZE: Final[dict[str, Callable[[str, object], object]]] = {
     "sev_features": _members,
     "vcpus": _members,
     "vcpu_type": _cpu_types,
-    "minimum_guest_svn": _number,
     "minimum_guest_abi": partial(_version, 2, "1.55"),
     "minimum_firmware": partial(_version, 3, "1.55.29"),
 }

@@ -8,13 +8,13 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from attestkit import _sanitize
 from attestkit._formats.toml import LARGEST, decode
@@ -34,8 +34,6 @@ from attestkit.verifier.policy.rules import (
 )
 from attestkit.verifier.policy.vtpm.pcr_rules import BANK_SIZES, PcrRule
 
-__all__ = ["ANY", "LARGEST", "PRESET_NAMES", "UNITS", "config_errors", "parse", "read_file"]
-
 PRESET_NAMES: Final = ("strict", "default", "development")
 ANY: Final = "any"
 """Value of `accepted_advisories` and `sev_features` that accepts any."""
@@ -49,6 +47,7 @@ _R = TypeVar("_R", KeyProvider, RequiredEvent)
 _SHOWN: Final = 64  # characters of a value in an error
 _MAX_SECONDS: Final = 10**11  # seconds; the limit is a century
 _HEX: Final = frozenset({"id", "payload", "digest"})  # keys of tables whose values are bytes
+_Read = Callable[[str, Any], Any]
 _PERIOD: Final = re.compile(r"([0-9]{1,10})([wdhs])")
 _FEW: Final = 20  # names that an error lists
 _LIST: Final = "docs/policy.md has the list of keys"
@@ -76,19 +75,31 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     return data
 
 
-def parse(text: str | bytes, source: str) -> Parsed:
+def parse(text: str | bytes, source: str, policy: type[Any]) -> Parsed:
     """Decode TOML of at most 1 MiB; contradictions between rules are not checked.
+
+    Args:
+        text: The TOML.
+        source: Its name for errors.
+        policy: The dataclass of the rules.
 
     Raises:
         ConfigError: If `text` is not TOML, or a key is unknown, missing, or of the wrong type. The
             message begins with `source` and the key.
     """
     with config_errors(f"{source}: "):
-        table = decode(text)
-        preset = _preset(table)
-        return Parsed(
-            preset, {key: _rule(key, value) for key, value in table.items() if key != "preset"}
-        )
+        table, readers = decode(text), _readers(policy)
+        preset = _preset(table, readers)
+        rules = {key: value for key, value in table.items() if key != "preset"}
+        return Parsed(preset, {key: _rule(key, value, readers) for key, value in rules.items()})
+
+
+@cache
+def _readers(rules: Hashable) -> Mapping[str, _Read]:
+    """Return the function that decodes each rule of a dataclass."""
+    return {
+        one.name: _BY_NAME.get(one.name) or _BY_TYPE[one.type] for one in fields(cast("Any", rules))
+    }
 
 
 @contextmanager
@@ -99,13 +110,12 @@ def config_errors(prefix: str) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}", reason=error.reason) from error
     except UsageError as error:
-        reason = _REASONS.get(error.reason, "wrong_value")
-        raise ConfigError(f"{prefix}{error}", reason=reason) from error
+        raise ConfigError(f"{prefix}{error}", reason=_config_reason(error)) from error
 
 
-def _preset(table: Mapping[str, Any]) -> str | None:
+def _preset(table: Mapping[str, Any], keys: Iterable[str]) -> str | None:
     """Check the keys of the file, and return its preset; an empty file is an error."""
-    _check_keys("", table, ("preset", *_KEYS))
+    _check_keys("", table, ("preset", *keys))
     if "preset" not in table:
         if "accepted_statuses" not in table:
             raise ConfigError(
@@ -119,10 +129,10 @@ def _preset(table: Mapping[str, Any]) -> str | None:
     return preset
 
 
-def _rule(key: str, value: object) -> object:
+def _rule(key: str, value: object, readers: Mapping[str, _Read]) -> object:
     if key in _NOT_EMPTY and value in ([], {}):  # probably a mistake
         raise ConfigError(f"{key}: empty; add a value, or leave it out", reason="missing")
-    return _KEYS[key](key, value)
+    return readers[key](key, value)
 
 
 def _check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -321,12 +331,13 @@ def _events(key: str, value: object) -> list[RequiredEvent]:
 
 
 def _gpu(key: str, value: object) -> GpuRules:
-    table = _table(key, value, _GPU_KEYS)
+    readers = _readers(GpuRules)
+    table = _table(key, value, readers)
     given = {}
     for name, one in table.items():
         if one == []:
             raise ConfigError(f"{key}.{name}: empty; add a value", reason="missing")
-        given[name] = _GPU_KEYS[name](f"{key}.{name}", one)
+        given[name] = readers[name](f"{key}.{name}", one)
     return _create(key, GpuRules, given)
 
 
@@ -336,99 +347,42 @@ def _create(key: str, kind: Callable[..., _T], given: dict[str, Any]) -> _T:
         return kind(**given)
     except UsageError as error:
         at = "." if str(error).partition(":")[0] in given else ": "
-        reason = _REASONS.get(error.reason, "wrong_value")
-        raise ConfigError(f"{key}{at}{error}", reason=reason) from error
+        raise ConfigError(f"{key}{at}{error}", reason=_config_reason(error)) from error
 
 
-# Reasons for rules that the policy's classes do not accept; any other is a wrong value.
-_REASONS: Final[dict[str, ConfigReason]] = {
-    "conflict": "conflict",
-    "encoding": "encoding",
-    "missing": "missing",
-    "wrong_size": "wrong_size",
-    "wrong_type": "wrong_type",
-}
+def _config_reason(error: UsageError) -> ConfigReason:
+    """Return the reason for a rule that the policy's classes do not accept."""
+    return cast("ConfigReason", error.reason) if error.reason in _REASONS else "wrong_value"
 
+
+_REASONS: Final = frozenset({"conflict", "encoding", "missing", "wrong_size", "wrong_type"})
 _NOT_EMPTY: Final = (
     *("refused_advisories", "minimum_svns", "minimum_tcb", "reference_values"),
     *("required_events", "vlek_providers", "pcrs", "require_joins", "gpu"),
 )
-_GPU_KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
-    "required": _boolean,
-    "chips": _texts,
-    "count": _integer,
-    "switch_count": _integer,
-    "drivers": _texts,
-    "min_driver": _text,
-    "vbios": _texts,
-    "min_vbios": _text,
-    "ready_state": _boolean,
-    "protected_pcie": _boolean,
-    "allow_mpt": _boolean,
-    "binding": _text,
-    "ocsp": _text,
-    "max_ocsp_age": _period,
-    "ocsp_grace": _period,
-    "allow_hold": _boolean,
-    "allow_absent_fwid": _boolean,
-    "allow_trailing_nul": _boolean,
-    "allow_runtime_event": _boolean,
-    "allow_boot_result": _boolean,
-    "accepted_mismatches": _integers,
-    "nras": _text,
+# How a rule is written follows from its type, except for those below.
+_BY_TYPE: Final[Mapping[object, _Read]] = {
+    **dict.fromkeys((bool, bool | None), _boolean),
+    int | None: _integer,
+    str | None: _text,
+    timedelta | None: _period,
+    BitMask | None: _mask,
+    **dict.fromkeys((Collection[str], Collection[str] | None), _texts),
+    **dict.fromkeys((Collection[int], Collection[int] | None), _integers),
+    ReferenceValues: _reference_values,
+    GpuRules: _gpu,
 }
-_KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+_BY_NAME: Final[Mapping[str, _Read]] = {
     "accepted_statuses": _statuses,
     "accepted_advisories": _accepted_advisories,
-    "refused_advisories": _texts,
-    "platform_grace_period": _period,
-    "qe_grace_period": _period,
-    "minimum_evaluation_data_number": _integer,
     "minimum_svns": _svns,
     "minimum_tcb": _minimum_tcb,
-    "platforms": _texts,
-    "refuse_simulated": _boolean,
-    "require_mr_config": _boolean,
-    "require_acpi_tables": _boolean,
-    "minimum_measurement_version": _integer,
-    "reference_values": _reference_values,
-    "td_attributes": _mask,
-    "xfam": _mask,
-    # SEV-SNP
     "sev_features": _sev_features,
-    "vcpus": _integers,
-    "vcpu_type": _texts,
-    "guest_policy": _mask,
-    "platform_info": _mask,
-    "minimum_guest_svn": _integer,
-    "minimum_guest_abi": _text,
-    "minimum_firmware": _text,
-    "refuse_provisional_firmware": _boolean,
-    "vlek_providers": _texts,
-    # TPM
     "pcrs": _pcrs,
     "trusted_aks": _keys,
     "require_joins": _texts,
-    "paravisor_measurement": partial(_values, 48),
-    "id_key_digest": partial(_values, 48),
-    "secure_boot": _boolean,
-    "console_enabled": _boolean,
-    "tpm_persisted": _boolean,
-    "init_data": partial(_values, 32),
-    "gce_project": _texts,
-    "gce_zone": _texts,
-    "gce_instance": _texts,
     **{name: partial(_values, size) for name, size in SIZES.items()},
     "key_provider": partial(_records, KeyProvider),
     "required_events": _events,
-    "required_events_in_order": _boolean,
-    "only_required_events": _text,
-    "refuse_unnamed_td_bits": _boolean,
-    "require_fixed_td_bits": _boolean,
-    "minimum_qe_svn": _integer,
-    "minimum_pce_svn": _integer,
-    "refuse_dynamic_platform": _boolean,
-    "refuse_cached_keys": _boolean,
-    "refuse_smt": _boolean,
-    "gpu": _gpu,
+    **dict.fromkeys(("only_required_events", "binding", "ocsp", "nras"), _text),
 }

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, TypeAlias, cast, get_args
 
-from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._reasons import PolicyReason
 from attestkit._sanitize import shown
@@ -20,11 +19,6 @@ from attestkit.verifier.claims import (
     caution,
     passed,
 )
-from attestkit.verifier.policy.launch_claims import (
-    is_signed_by_vlek,
-    launch_measurement,
-    vlek_provider,
-)
 from attestkit.verifier.policy.platforms import (
     AZURE,
     GCP_SNP,
@@ -35,11 +29,13 @@ from attestkit.verifier.policy.platforms import (
     NITRO_TPM,
     SNP_PLATFORMS,
     VTPM_PLATFORMS,
+    is_signed_by_vlek,
     is_snp,
+    launch_measurement,
+    vlek_provider,
 )
 from attestkit.verifier.policy.rules import (
     Values,
-    accepted_values,
     check_text,
     format_values,
     matches_any,
@@ -54,7 +50,6 @@ PcrRules: TypeAlias = Mapping[str, bytes | Collection[bytes]] | Collection[PcrRu
 
 _DIGEST: Final = 32  # bytes of SHA-256
 _PIN: Final = "pin paravisor_measurement or id_key_digest"
-_SIZES: Final = {"paravisor_measurement": 48, "id_key_digest": 48, "init_data": _DIGEST}
 _TEXTS: Final = GOOGLE_CLAIMS
 # Platforms that have the value of a rule.
 _APPLY: Final[Mapping[str, frozenset[str]]] = {
@@ -125,8 +120,6 @@ class VtpmRules:
         """Normalise the rules; UsageError if one is not valid."""
         object.__setattr__(self, "pcrs", normalize_pcrs(self.pcrs))
         object.__setattr__(self, "trusted_aks", _key_digests(self.trusted_aks))
-        for name, size in _SIZES.items():
-            object.__setattr__(self, name, accepted_values(name, getattr(self, name), size))
         if any(not any(value) for value in self.id_key_digest or ()):
             message = "id_key_digest: zero stands for a guest without ID block, not for a signer"
             raise UsageError(message, reason="wrong_value")
@@ -138,9 +131,6 @@ class VtpmRules:
                 reason="unknown_name",
             )
         object.__setattr__(self, "require_joins", joins)
-        for name in PARAVISOR_CLAIMS:
-            if not isinstance(value := getattr(self, name), bool | None):
-                raise wrong_type(name, "true or false", value)
         for name in (*_TEXTS, "vlek_providers"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _texts(name, value, empty=name == "vlek_providers"))

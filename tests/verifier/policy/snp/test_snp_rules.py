@@ -7,12 +7,9 @@ import pytest
 
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier.claims import Tcb
-from attestkit.verifier.policy.appraisal_policy import (
-    PRESETS,
-    AppraisalPolicy,
-    BitMask,
-    ReferenceValues,
-)
+from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
+from attestkit.verifier.policy.reference_values import ReferenceValues
+from attestkit.verifier.policy.rules import BitMask
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,

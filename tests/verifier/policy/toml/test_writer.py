@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from attestkit.errors import PolicyError
 from attestkit.verifier.claims import TcbStatus
-from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy, RequiredEvent
+from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
+from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
 from attestkit.verifier.result import AttestationResult
 from tests.raising import raises

@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 
 from attestkit.errors import PolicyError, UsageError
-from attestkit.verifier.policy.appraisal_policy import (
-    VERIFIED_PLATFORMS,
-    AppraisalPolicy,
-    BitMask,
-    ReferenceValues,
-    RequiredEvent,
-)
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.policy.event_rules import RequiredEvent
+from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
+from attestkit.verifier.policy.reference_values import ReferenceValues
+from attestkit.verifier.policy.rules import BitMask
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     APP_ID,
