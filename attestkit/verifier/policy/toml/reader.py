@@ -8,11 +8,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from datetime import timedelta
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
@@ -94,12 +94,9 @@ def parse(text: str | bytes, source: str, policy: type[Any]) -> Parsed:
         return Parsed(preset, {key: _rule(key, value, readers) for key, value in rules.items()})
 
 
-@cache
-def _readers(rules: Hashable) -> Mapping[str, _Read]:
+def _readers(rules: type[Any]) -> Mapping[str, _Read]:
     """Return the function that decodes each rule of a dataclass."""
-    return {
-        one.name: _BY_NAME.get(one.name) or _BY_TYPE[one.type] for one in fields(cast("Any", rules))
-    }
+    return {one.name: _BY_NAME.get(one.name) or _BY_TYPE[one.type] for one in fields(rules)}
 
 
 @contextmanager
