@@ -9,7 +9,6 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Final
 
-from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -19,10 +18,12 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.snp_report import SnpReport
+from attestkit.verifier.chain_cache import ChainCache
 from attestkit.verifier.platforms.snp.authenticator import Snp
 from benchmarks.cases import OURS, SEED
 from benchmarks.racing import Entry, Ledger, each, own_row, play
@@ -72,7 +73,8 @@ def authenticate() -> bool:
 
 def authenticate_anew() -> bool:
     """Verify the evidence of a chip that the verifier does not know."""
-    ENGINE._facts = SnpChainCache()
+    ENGINE._cache, ENGINE._keys = ChainCache(8), BoundedCache(8)
+    ENGINE._parsed = BoundedCache(8)
     return authenticate()
 
 

@@ -15,11 +15,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit import Verifier
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.attestation import Encoding
 from attestkit.quote import Quote
 from attestkit.verifier import VerificationItem
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.verified_collateral import CollateralVerifier
 from benchmarks.cases import OURS
 from benchmarks.racing import Entry, Ledger, each, own_row, play
@@ -63,20 +63,20 @@ def quote_after(forget: Callable[[], object]) -> Callable[[], object]:
 
 def forget_quoting_enclave() -> None:
     """Forget the QE report, as for a new attestation key; the evaluation of the enclave is kept."""
-    ENGINE._enclaves = FactCache(1024)
+    ENGINE._enclaves = BoundedCache(1024)
 
 
 def forget_platform() -> None:
     """Forget QE report, evaluation and PCK certificate; its CA is known."""
     forget_quoting_enclave()
-    ENGINE._evaluations = FactCache(1024)
-    ENGINE._chains._platforms = FactCache(1024)
+    ENGINE._evaluations = BoundedCache(1024)
+    ENGINE._chains._platforms = BoundedCache(1024)
 
 
 def forget_all() -> None:
     """Forget everything but the trust anchor."""
     forget_platform()
-    ENGINE._chains._issued = FactCache(256)
+    ENGINE._chains._issued = BoundedCache(256)
     ENGINE._collateral = CollateralVerifier(ENGINE._chains)
 
 

@@ -10,7 +10,6 @@ import secrets
 from itertools import cycle
 from typing import Any, Final, NamedTuple
 
-from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -20,13 +19,13 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.key_pairs import RsaKeyPair
 from attestkit._crypto.x509.ak_certificates import gce_extension
 from attestkit._crypto.x509.ak_certificates import path as ak_path
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.attestation import Attestation, hcl_report
 from attestkit.attestation.wire import v1_structs
 from attestkit.factory import open as open_attester
 from attestkit.tpm import TpmtPublic
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.chain_cache import ChainCache
-from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.platforms.vtpm import ak_chain, pcr_logs
 from attestkit.verifier.platforms.vtpm import quote as vtpm_quote
 from benchmarks.cases import OURS, SEED
@@ -102,7 +101,8 @@ def make_pieces(platform: str) -> list[Piece]:
 def forget(verifier: Verifier) -> None:
     """Empty the caches of a verifier, and those that all verifiers share."""
     amd, chains = verifier._authenticators._amd, verifier._authenticators.ak_chains
-    amd._facts, chains._cache, chains._paths = SnpChainCache(), ChainCache(8), FactCache(8)
+    amd._cache, amd._keys, amd._parsed = ChainCache(8), BoundedCache(8), BoundedCache(8)
+    chains._cache, chains._paths = ChainCache(8), BoundedCache(8)
     for function in SHARED:
         function.cache_clear()
 

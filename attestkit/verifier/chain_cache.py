@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from attestkit._crypto.x509.cert_path import NamedCertificate, PathRules, check_issued
 from attestkit._reasons import SignatureReason
-from attestkit.verifier.dcap.fact_cache import FactCache
+from attestkit._system.bounded_cache import BoundedCache
 
 
 class ChainCache:
@@ -21,7 +21,7 @@ class ChainCache:
 
     def __init__(self, size: int) -> None:
         """Create an empty cache of at most `size` signatures."""
-        self._issued: FactCache[tuple[bytes, bytes], bool] = FactCache(size)
+        self._issued = BoundedCache[tuple[bytes, bytes], bool](size)
 
     def check_issued(
         self,

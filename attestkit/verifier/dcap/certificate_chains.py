@@ -17,9 +17,9 @@ from attestkit._crypto.x509.intel_certificates import (
 )
 from attestkit._crypto.x509.pem_chain import split_strict_chain
 from attestkit._crypto.x509.sgx_extension import PckExtension
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier.claims import ANOTHER_ROOT
-from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.pck_certificate import read_pck
 from attestkit.verifier.dcap.reasons import FRESH, DcapReason, refuse
 
@@ -55,8 +55,8 @@ class CertificateChains:
         """
         self.anchor: IntelCertificate = _read_anchor(trust_anchor)
         # By certificate and issuer.
-        self._issued: FactCache[tuple[bytes, bytes], IntelCertificate] = FactCache(_CERTIFICATES)
-        self._platforms: FactCache[bytes, PckPlatform] = FactCache(_PLATFORMS)
+        self._issued = BoundedCache[tuple[bytes, bytes], IntelCertificate](_CERTIFICATES)
+        self._platforms = BoundedCache[bytes, PckPlatform](_PLATFORMS)
 
     def issuer_chain(
         self, text: str, what: str, *names: str

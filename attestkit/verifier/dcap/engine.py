@@ -13,6 +13,7 @@ from attestkit._crypto.ecdsa import P256PublicKey
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._crypto.x509.sgx_extension import PckExtension
 from attestkit._crypto.x509.vendor_roots import INTEL_ROOT, INTEL_ROOT_DER
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit._verification_steps import VerificationStep
 from attestkit.collateral import Collateral
 from attestkit.errors import SignatureError, UsageError
@@ -26,7 +27,6 @@ from attestkit.verifier.claims import (
     passed,
 )
 from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
-from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.reasons import LATEST, DcapReason, moment, refuse
 from attestkit.verifier.dcap.tcb_explanation import explain_status, shown_advisories
 from attestkit.verifier.dcap.tcb_levels import evaluate_tcb
@@ -77,8 +77,8 @@ class Dcap:
         self._root_key_id = sha384(b"\4" + anchor.key.point)
         self._collateral = CollateralVerifier(self._chains)
         # Attestation keys by PCK key, QE report, its signature, attestation key, and QE auth data.
-        self._enclaves: FactCache[tuple[bytes, ...], P256PublicKey] = FactCache(_ENTRIES)
-        self._evaluations: FactCache[tuple[object, ...], _Evaluation] = FactCache(_ENTRIES)
+        self._enclaves = BoundedCache[tuple[bytes, ...], P256PublicKey](_ENTRIES)
+        self._evaluations = BoundedCache[tuple[object, ...], _Evaluation](_ENTRIES)
 
     def authenticate(
         self, quote: Quote, collateral: Collateral, now: int, *, behind_paravisor: bool = False

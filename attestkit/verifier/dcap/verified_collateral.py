@@ -11,11 +11,12 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.crl import Crl, read_crl
 from attestkit._crypto.x509.intel_certificates import PCK_CAS, TCB_SIGNER, IntelCertificate
+from attestkit._crypto.x509.intel_crl import Crl, read_crl
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.verifier.claims import ANOTHER_ROOT
 from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
-from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.qe_identity import QeIdentity, read_qe_identity
 from attestkit.verifier.dcap.reasons import FRESH, DcapReason, moment, refuse
 from attestkit.verifier.dcap.signed_body import QE_IDENTITY, TCB_INFO, check_signature
@@ -157,11 +158,11 @@ class CollateralVerifier:
 
     def __init__(self, chains: CertificateChains) -> None:
         self._chains = chains
-        self._collaterals: FactCache[_Parts, VerifiedCollateral] = FactCache(_COLLATERALS)
+        self._collaterals = BoundedCache[_Parts, VerifiedCollateral](_COLLATERALS)
         # By CRL and issuer; by body, signature and signer.
-        self._crls: FactCache[tuple[bytes, bytes], Crl] = FactCache(_PARTS)
-        self._tcb_infos: FactCache[tuple[str, bytes, bytes], TcbInfo] = FactCache(_PARTS)
-        self._qe_identities: FactCache[tuple[str, bytes, bytes], QeIdentity] = FactCache(_PARTS)
+        self._crls = BoundedCache[tuple[bytes, bytes], Crl](_PARTS)
+        self._tcb_infos = BoundedCache[tuple[str, bytes, bytes], TcbInfo](_PARTS)
+        self._qe_identities = BoundedCache[tuple[str, bytes, bytes], QeIdentity](_PARTS)
 
     def verify(self, collateral: Collateral) -> VerifiedCollateral:
         """Verify the signatures of collateral.

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from struct import unpack
 
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.collateral import Collateral
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.dcap.fact_cache import FactCache
 
 NOW = 1790000000
 PLATFORMS = 1024  # entries of the cache
@@ -42,7 +42,7 @@ def entries(dcap: Dcap) -> dict[str, int]:
     found = {}
     for owner in (dcap, dcap._collateral, dcap._chains):
         for name, value in vars(owner).items():
-            if isinstance(value, FactCache):
+            if isinstance(value, BoundedCache):
                 found[name.strip("_")] = len(value)
     return found
 

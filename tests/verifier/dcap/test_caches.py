@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -12,13 +11,11 @@ from attestkit._crypto.ecdsa import P256PublicKey
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import QuoteConfig
 from attestkit.collateral import Collateral
-from attestkit.errors import AttestKitError, UsageError
+from attestkit.errors import AttestKitError
 from attestkit.quote import Quote
 from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.dcap.fact_cache import FactCache
 from tests.backends.simulator.simulated_cases import flip_bit
-from tests.raising import raises
 from tests.thorough import slow
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
@@ -222,25 +219,6 @@ def test_chains_have_same_outcome_warm_and_cold() -> None:
         assert outcome(dcap, quotes[name], COLLATERAL) == cold[name], name
     accepted = {name for name, found in cold.items() if found == outcome(dcap, RAW, COLLATERAL)}
     assert accepted == {"mixed", "blank line", "CRLF"}
-
-
-def test_fact_cache_is_bounded_and_forgets_the_oldest() -> None:
-    """The oldest entry is removed first; an exception is not cached."""
-    cache: FactCache[int, int] = FactCache(3)
-    for number in range(5):
-        assert cache.get(number, partial(int, number + 1)) == number + 1
-    assert len(cache) == 3
-    assert [cache.find(number) for number in range(5)] == [None, None, 3, 4, 5]
-    assert cache.get(9, lambda: 1, store=False) == 1
-    assert cache.find(9) is None
-
-    def fail() -> int:
-        raise UsageError("x", reason="missing")
-
-    for _ in range(2):
-        with raises(UsageError, "missing"):
-            cache.get(7, fail)
-    assert len(cache) == 3
 
 
 @needs_shared

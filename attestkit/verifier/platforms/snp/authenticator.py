@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from attestkit._crypto.p384 import P384PublicKey
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit._verification_steps import StepOutcome, VerificationStep
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.wire.evidence_parts import SevSnp
@@ -26,7 +27,6 @@ from attestkit.errors import (
 from attestkit.snp_report import SnpReport, SnpTcb, parse_snp_report
 from attestkit.verifier.chain_cache import ChainCache
 from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus, caution, passed, skipped
-from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.platforms.snp.chain import (
     Endorsement,
     Signer,
@@ -78,8 +78,8 @@ class Snp:
         self._revocation = SnpRevocation(crls)
         self._cache = ChainCache(2 * _CHIPS)
         # The same for the same bytes: keys of valid paths, and certificates of authentic evidence.
-        self._keys: FactCache[bytes, P384PublicKey] = FactCache(_CHIPS)
-        self._parsed: FactCache[tuple[bytes, ...], tuple[Endorsement, ...]] = FactCache(_CHIPS)
+        self._keys = BoundedCache[bytes, P384PublicKey](_CHIPS)
+        self._parsed = BoundedCache[tuple[bytes, ...], tuple[Endorsement, ...]](_CHIPS)
 
     def with_bundled_crls(self, crls: Sequence[bytes]) -> "Snp":
         """Return an authenticator that uses CRLs of an evidence bundle; it shares the caches.

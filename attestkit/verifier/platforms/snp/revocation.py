@@ -12,11 +12,11 @@ from datetime import datetime
 from typing import Final
 
 from attestkit._crypto.x509.cert_path import VENDOR_RULES, PathCertificate
-from attestkit._crypto.x509.crl import AmdCrl, check_crl_signature, read_amd_crls
+from attestkit._crypto.x509.crl import check_crl_signature
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import CollateralExpiredError, SignatureError
 from attestkit.verifier.claims import NO_REVOCATION, passed
-from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.platforms.snp.chain import KDS, Signer
 
 _SIGNED: Final = 256  # pairs of CRL and root
@@ -32,7 +32,7 @@ class SnpRevocation:
             FormatError: If a CRL is malformed.
         """
         self._groups: tuple[tuple[AmdCrl, ...], ...] = (_all_crls(crls),)
-        self._signed: FactCache[tuple[bytes, bytes], bool] = FactCache(_SIGNED)
+        self._signed = BoundedCache[tuple[bytes, bytes], bool](_SIGNED)
 
     def with_bundled(self, crls: Iterable[bytes]) -> "SnpRevocation":
         """Return one that also uses the CRLs of an evidence bundle; it shares the cache.

@@ -36,6 +36,7 @@ from attestkit._crypto.x509.cert_path import (
 )
 from attestkit._crypto.x509.crl import Crl, SignedCrl
 from attestkit._crypto.x509.vendor_roots import google_roots
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import (
     CollateralError,
@@ -46,7 +47,6 @@ from attestkit.errors import (
 )
 from attestkit.verifier.chain_cache import ChainCache
 from attestkit.verifier.claims import ANOTHER_ROOT, passed, skipped
-from attestkit.verifier.dcap.fact_cache import FactCache
 
 if TYPE_CHECKING:
     from attestkit._reasons import CollateralReason
@@ -132,8 +132,8 @@ class AkChains:
         self._fetched_before: tuple[SignedCrl, ...] = ()  # of a verifier of bundles
         self._fetcher = fetcher
         self._cache = ChainCache(_KEPT_SIGNATURES)
-        self._crls: FactCache[tuple[bytes, bytes], Crl] = FactCache(_KEPT_CRLS)
-        self._paths: FactCache[_PathFacts, AkPath] = FactCache(_KEPT_PATHS)
+        self._crls = BoundedCache[tuple[bytes, bytes], Crl](_KEPT_CRLS)
+        self._paths = BoundedCache[_PathFacts, AkPath](_KEPT_PATHS)
 
     def with_bundled(self, certificates: Iterable[bytes]) -> "AkChains":
         """Return chains that use the certificates and CRLs of an evidence bundle, and fetch none.
