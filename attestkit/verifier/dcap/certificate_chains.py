@@ -5,27 +5,31 @@ checked here (dcap-verification.md, sections 3.4 to 3.6).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from attestkit._crypto.ecdsa import P256PublicKey
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.intel_certificates import (
     PCK_CAS,
+    PCK_CERTIFICATE,
     ROOT,
     IntelCertificate,
+    check_issuer,
     read_intel_certificate,
 )
 from attestkit._crypto.x509.pem_chain import split_strict_chain
-from attestkit._crypto.x509.sgx_extension import PckExtension
+from attestkit._crypto.x509.sgx_extension import PckExtension, parse_sgx_extension
+from attestkit._native import PckCertificateFields, read_pck_certificate
 from attestkit._system.bounded_cache import BoundedCache
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier.claims import ANOTHER_ROOT
-from attestkit.verifier.dcap.pck_certificate import read_pck
 from attestkit.verifier.dcap.reasons import FRESH, DcapReason, refuse
 
 _CERTIFICATES: Final = 256
 _PLATFORMS: Final = 1024
 _LARGE_CHAIN: Final = 16 << 10  # bytes of PEM to cache at most; real chains have 4 KiB
+_PCK: Final = "PCK certificate"
 _CHAIN: Final = "PCK certificate chain"
 
 
@@ -120,7 +124,7 @@ class CertificateChains:
         root = self._root(chain[2], _CHAIN, malformed)
         authority = self._issued_by(root, chain[1], "PCK CA", PCK_CAS, malformed)
         try:
-            leaf, extension = read_pck(chain[0], authority)
+            leaf, extension = _read_pck(chain[0], authority)
         except FormatError as error:
             raise refuse(malformed, f"PCK certificate: malformed: {error.message}") from error
         return PckPlatform(
@@ -192,3 +196,47 @@ def _read(der: bytes, what: str, names: Sequence[str], malformed: DcapReason) ->
     except FormatError as error:
         remedy = f"; {FRESH}" if malformed == "cert_malformed" else ""
         raise refuse(malformed, f"{what}: malformed: {error.message}{remedy}") from error
+
+
+def _read_pck(der: bytes, issuer: IntelCertificate) -> tuple[IntelCertificate, PckExtension]:
+    """Verify that `issuer` signed a PCK certificate; return it and its SGX extension.
+
+    Raises:
+        FormatError: If the certificate or its extension is malformed, or the extension is missing.
+        SignatureError: If the certificate does not conform to Intel's profile, or `issuer` did not
+            sign it.
+    """
+    fields = read_pck_certificate(der)
+    if fields is not None:
+        certificate = _pck_certificate(der, fields)
+        check_issuer(certificate.issuer, fields.signature, fields.tbs, issuer, _PCK)
+        return certificate, PckExtension(*fields[8:])
+    certificate = read_intel_certificate(der, _PCK, (PCK_CERTIFICATE,))
+    certificate.check_issued_by(issuer, _PCK)
+    if certificate.sgx_extension is None:
+        raise FormatError("has no SGX extension", reason="missing")
+    extension = parse_sgx_extension(certificate.sgx_extension)
+    # Drop what only the verification needs, 1 KiB of each platform.
+    return replace(certificate, signed=b"", signature=b"", sgx_extension=None), extension
+
+
+def _pck_certificate(der: bytes, fields: PckCertificateFields) -> IntelCertificate:
+    """Return the certificate of these fields, without what only its verification needs."""
+    try:
+        key = P256PublicKey(fields.point[1:])
+    except SignatureError as error:
+        message = f"{_PCK}: public key is not on P-256"
+        raise SignatureError(message, reason="cert_constraints") from error
+    return IntelCertificate(
+        der=der,
+        common_name=PCK_CERTIFICATE,
+        subject=fields.subject,
+        issuer=fields.issuer,
+        serial_number=int.from_bytes(fields.serial, "big"),
+        start=fields.not_before,
+        end=fields.not_after + 1,
+        key=key,
+        signed=b"",
+        signature=b"",
+        sgx_extension=None,
+    )

@@ -1,15 +1,25 @@
-"""Claims of evidence: the authenticated fields, by the names that each platform uses."""
+"""Claims of evidence: the authenticated fields, by the names that each platform uses.
+
+Numbers are little-endian, as in quotes and reports.
+"""
 
 from operator import attrgetter
+from typing import Final
 
 from attestkit.attestation import Attestation
+from attestkit.attestation.launch.os_image import read_snp_launch
+from attestkit.attestation.launch.snp import canonical_cpu_type
+from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import AzureTdx, NitroEnclave, NitroTpm, SevSnp
 from attestkit.quote import Quote, TdQuoteBody, quoting_enclave_svn
+from attestkit.snp_report import SnpReport
 from attestkit.verifier.claims import Authenticated, Claims
 from attestkit.verifier.config_id import has_document
 from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.os_image import VerifiedImage
-from attestkit.verifier.platforms.snp.claims import Fields, launch_claims, report_claims
+
+Fields = tuple[tuple[str, bytes], ...]
+"""Pairs of name and value."""
 
 _TD_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _TD_ATTRIBUTES = (
@@ -24,6 +34,32 @@ _TD_ATTRIBUTES = (
     "tee_tcb_svn",
 )
 _TD_15_ATTRIBUTES = ("tee_tcb_svn2", "mr_service_td")  # TDX 1.5
+# Bytes of each attribute in the report: ATTESTATION_REPORT, as parsed by `snp_report`.
+_SNP_ATTRIBUTES: Final = {
+    "report_version": slice(0x000, 0x004),
+    "policy": slice(0x008, 0x010),
+    "platform_info": slice(0x040, 0x048),
+    "guest_svn": slice(0x004, 0x008),
+    "vmpl": slice(0x030, 0x034),
+    "key_info": slice(0x048, 0x04C),
+    "launch_mit_vector": slice(0x1F8, 0x200),
+    "current_mit_vector": slice(0x200, 0x208),
+    "family_id": slice(0x010, 0x020),
+    "image_id": slice(0x020, 0x030),
+    "id_key_digest": slice(0x0E0, 0x110),
+    "report_id": slice(0x140, 0x160),
+    "report_id_ma": slice(0x160, 0x180),
+    "chip_id": slice(0x1A0, 0x1E0),
+    "current_tcb": slice(0x038, 0x040),
+    "reported_tcb": slice(0x180, 0x188),
+    "committed_tcb": slice(0x1E0, 0x1E8),
+    "launch_tcb": slice(0x1F0, 0x1F8),
+    "author_key_digest": slice(0x110, 0x140),
+    # Build, minor and major in the report.
+    "current_version": slice(0x1EA, 0x1E7, -1),
+    "committed_version": slice(0x1EE, 0x1EB, -1),
+    "cpuid": slice(0x188, 0x18B),
+}
 _td_registers = attrgetter(*_TD_REGISTERS)
 _td_attributes = attrgetter(*_TD_ATTRIBUTES)
 _td_15_attributes = attrgetter(*_TD_15_ATTRIBUTES)
@@ -77,7 +113,7 @@ def verified_launch(parsed: ParsedEvidence, image_hash: bytes) -> Fields:
     attestation = parsed.attestation
     if attestation is None or not isinstance(attestation.evidence.platform, SevSnp):
         return ()
-    return launch_claims(attestation.config) if image_hash else ()
+    return _launched(attestation.config) if image_hash else ()
 
 
 def _has_mr_config(parsed: ParsedEvidence) -> bool:
@@ -101,7 +137,7 @@ def _fields(parsed: ParsedEvidence) -> tuple[Fields, Fields]:
         return named, attributes
     assert attestation is not None
     if (report := attestation.snp_report) is not None:
-        return report_claims(report)
+        return _reported(report)
     if not isinstance(attestation.evidence.platform, NitroEnclave):
         return (), ()
     document = attestation.nitro_document
@@ -135,3 +171,36 @@ def _enclave_svns(quote: Quote) -> tuple[tuple[str, bytes], ...]:
     header = quote.header
     svns = {"header_qe_svn": header.qe_svn or 0, "header_pce_svn": header.pce_svn or 0}
     return (found, *((name, svn.to_bytes(2, "little")) for name, svn in svns.items()))
+
+
+def _reported(report: SnpReport) -> tuple[Fields, Fields]:
+    """Return registers and attributes of a report.
+
+    `current_version` and `committed_version` of the firmware are major, minor and build, one byte
+    each; `cpuid` is family, model and stepping of the processor, zero before version 3.
+    `author_key_digest` is zero unless AUTHOR_KEY_EN is set. `report_version` tells whether the
+    report has the fields that versions added: `cpuid` in 3, the mitigation vectors in 5.
+    """
+    raw = report.raw
+    attributes = {name: raw[where] for name, where in _SNP_ATTRIBUTES.items()}
+    if not report.author_key_enabled:
+        attributes["author_key_digest"] = bytes(48)
+    registers = (("measurement", report.measurement), ("host_data", report.host_data))
+    return registers, tuple(attributes.items())
+
+
+def _launched(config: str) -> Fields:
+    """Return the launch parameters in a VM configuration whose launch measurement is the report's.
+
+    `sev_features` has 8 bytes, `vcpus` 4. `vcpu_type` is QEMU's name of a CPU in ASCII, the same
+    one for all types that are measured alike.
+
+    Raises:
+        FormatError: If the configuration is malformed.
+    """
+    launch = read_snp_launch(VmConfig.parse(config))
+    return (
+        ("sev_features", launch.guest_features.to_bytes(8, "little")),
+        ("vcpus", launch.vcpus.to_bytes(4, "little")),
+        ("vcpu_type", canonical_cpu_type(launch.vcpu_type).encode()),
+    )

@@ -1,20 +1,29 @@
-"""Comparison of a TD's registers with those of an image at hand."""
+"""Comparison of a TD's registers and ACPI tables with those of an image at hand, and of QEMU.
+
+The digests of the tables are those of the tables that ship with attestkit: no QEMU is run for
+evidence.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from attestkit._formats import strict_json
 from attestkit.attestation.wire.evidence_parts import is_acpi_data
-from attestkit.errors import UnsupportedError, VerificationError
+from attestkit.errors import FormatError, UnsupportedError, UsageError, VerificationError
 from attestkit.event_log.event import ACPI_LABELS, WireEvent
 from attestkit.event_log.event_types import NO_ACTION
+from attestkit.measure.acpi import find_tables
 from attestkit.measure.expected_event import ExpectedEvent, replay
 from attestkit.measure.kernel.linux_kernel import QemuRelease
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.quote import TdQuoteBody
 from attestkit.verifier.images.measured_image import MeasuredImage
-from attestkit.verifier.images.recomputed_tables import AcpiDigests, recompute_tables
 
+AcpiDigests: TypeAlias = tuple[bytes, bytes, bytes]
+"""SHA-384 of loader script, RSDP and tables, in the order of measurement."""
+
+_MOST_SHAPES: Final = 256  # whose digests stay in memory
 _FILES: Final = {  # what an event measures, for errors
     "td-hob": "memory_size of vm_config, and the image's firmware",
     "cfv": "the image's firmware",
@@ -222,3 +231,46 @@ def _other_tables() -> VerificationError:
         "them, or states another shape",
         reason="os_image",
     )
+
+
+class RecomputedTables(NamedTuple):
+    """ACPI tables of a VM's shape.
+
+    Attributes:
+        digests: Digests with and without a root disk, which the shape in evidence does not state.
+            Empty if no source has tables of the shape.
+        conclusive: Whether a TD of the shape has these tables and no others: those of a machine
+            with a root disk are of QEMU's own release line, and guests were seen to measure those
+            of that line.
+    """
+
+    digests: tuple[AcpiDigests, ...]
+    conclusive: bool
+
+
+_UNKNOWN: Final = RecomputedTables((), conclusive=False)
+
+
+def recompute_tables(vm_config: Mapping[str, Any]) -> RecomputedTables:
+    """Return the ACPI tables of the shape that a VM configuration states.
+
+    Args:
+        vm_config: `fields` of a `VmConfig`, which are the host's word.
+    """
+    try:
+        shapes = [MachineShape.from_vm_config(vm_config, root_disk=disk) for disk in (True, False)]
+        found = [_digests_of(shape) for shape in shapes]
+    except (FormatError, UsageError):  # a shape whose tables are not known
+        return _UNKNOWN
+    with_disk, without_disk = found
+    digests = [each[0] for each in found if each is not None]
+    conclusive = with_disk is not None and with_disk[1] and without_disk is not None
+    return RecomputedTables(tuple(digests), conclusive=conclusive)
+
+
+@lru_cache(_MOST_SHAPES)
+def _digests_of(shape: MachineShape) -> tuple[AcpiDigests, bool] | None:
+    found = find_tables(shape)
+    if found is None:
+        return None
+    return found.files.digests(), found.exact and found.basis != "source"

@@ -40,9 +40,10 @@ from attestkit.verifier.platforms.vtpm.ak_chain import (
 from attestkit.verifier.platforms.vtpm.attestation_key import (
     AttestationKey,
     form_steps,
+    gce_details,
+    instance_step,
     read_attestation_key,
 )
-from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.vtpm.pcr_logs import further_step, unexplained_steps
 from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote
 

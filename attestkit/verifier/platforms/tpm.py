@@ -12,9 +12,10 @@ from attestkit.verifier.claims import Authenticated, skipped
 from attestkit.verifier.platforms.vtpm.attestation_key import (
     AkTrust,
     CertifiedKey,
+    gce_details,
+    instance_step,
     read_attestation_key,
 )
-from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote
 
 _REPORT_DATA: Final = 64  # bytes

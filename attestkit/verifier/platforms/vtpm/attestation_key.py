@@ -10,8 +10,10 @@ from typing import Final, NamedTuple, Protocol
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import load_verification_key
+from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
 from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE
-from attestkit._crypto.x509.simulated.simulated_mark import names_simulator
+from attestkit._crypto.x509.simulated_mark import names_simulator
+from attestkit._sanitize import one_line
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import CollateralError, FormatError, SignatureError
@@ -28,6 +30,7 @@ from attestkit.verifier.platforms.vtpm.quote import (
     verify_tpm_quote,
 )
 
+_LONGEST_NAME: Final = 128  # characters of a name in a step
 _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC begins with 0
 _USAGES: Final = frozenset({EK_USAGE, AK_USAGE})
 _FATAL: Final = frozenset({"fetch_needed", "cert_revoked"})  # also for a listed key
@@ -195,3 +198,33 @@ def form_steps(key: AttestationKey) -> tuple[VerificationStep, ...]:
         return ()
     text = "the evidence lacks the key's public area, so its attributes were not checked"
     return (caution("attestation_key", text),)
+
+
+def gce_details(gce: GceInstance | None) -> tuple[tuple[str, str], ...]:
+    """Return the details of `VtpmFacts` that a certificate names; empty without the extension."""
+    if gce is None:
+        return ()
+    found = [
+        ("gce_project", gce.project_id),
+        ("gce_zone", gce.zone),
+        ("gce_instance", gce.instance_name),
+        ("gce_project_number", str(gce.project_number)),
+        ("gce_instance_id", str(gce.instance_id)),
+    ]
+    if gce.security_version is not None:
+        found.append(("gce_security_version", str(gce.security_version)))
+    if gce.is_production is not None:
+        found.append(("gce_is_production", "true" if gce.is_production else "false"))
+    return tuple(found)
+
+
+def instance_step(gce: GceInstance | None) -> VerificationStep:
+    """Return the step about the instance that a certificate names."""
+    if gce is None:
+        return skipped("instance", "the AK certificate names no instance of Google Compute Engine")
+    names = (gce.instance_name, gce.zone, gce.project_id)
+    name, zone, project = (one_line(text, _LONGEST_NAME) for text in names)
+    text = f"the AK is of instance {name} in zone {zone} of project {project}"
+    if gce.is_production is False:
+        return caution("instance", f"{text}, on a host that is not for production")
+    return passed("instance", text)

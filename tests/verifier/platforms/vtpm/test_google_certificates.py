@@ -14,7 +14,7 @@ from attestkit.attestation.wire.evidence_parts import (
     TpmQuote,
 )
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
-from attestkit.verifier.platforms.vtpm.gce_instance import gce_details
+from attestkit.verifier.platforms.vtpm.attestation_key import gce_details
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.google import NOW, composed, refused
 
