@@ -67,6 +67,10 @@ class BoundedCache(Generic[_Key, _Value]):
                 continue
             entries.pop(oldest, None)
 
+    def discard(self, key: _Key) -> None:
+        """Remove the value of `key`, if there is one."""
+        self._entries.pop(key, None)
+
     def values(self) -> list[_Value]:
         """Return the values that are not too old, oldest first."""
         now = self._timer()

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from attestkit._system.atomic_file import replace_file
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit._system.untrusted_files import make_folder, make_private, open_regular, read_regular
 from attestkit.collateral.intel_collateral import Collateral
 from attestkit.collateral.merge import issue_time
@@ -116,11 +117,14 @@ class CollateralCache:
         self._max_age = max_age
         self._limit = limit
         self._clock = clock
-        self._lock = threading.Lock()
-        self._entries: dict[Key, _CacheEntry] = {}  # oldest first
-        self._verified: dict[Key, _CacheEntry] = {}
+        self._create_memory()
         if self._folder is not None:
             _make_private(self._folder)
+
+    def _create_memory(self) -> None:
+        self._lock = threading.Lock()  # of writers of the memory
+        self._entries = BoundedCache[Key, _CacheEntry](self._limit)
+        self._verified = BoundedCache[Key, _CacheEntry](self._limit)
 
     def get(self, key: Key, *, max_age: timedelta | None = None) -> Collateral | None:
         """Return the fetched collateral of `key`, or None if missing, expired or too old.
@@ -131,8 +135,7 @@ class CollateralCache:
         ages = [age for age in (max_age, self._max_age) if age is not None]
         limit = min(ages) if ages else None
         now = self._clock()
-        with self._lock:
-            known = self._entries.get(key)
+        known = self._entries.find(key)
         if known is not None and known.is_usable(now, limit):
             return known.collateral
         # Another process may have fetched it since.
@@ -140,8 +143,8 @@ class CollateralCache:
         if entry is None or not entry.is_usable(now, limit):
             return None
         with self._lock:
-            if self._entries.get(key) is known:  # otherwise another thread stored a newer one
-                self._remember(self._entries, key, entry)
+            if self._entries.find(key) is known:  # otherwise another thread stored a newer one
+                self._entries.put(key, entry)
         return entry.collateral
 
     def get_verified(self, key: Key) -> Collateral | None:
@@ -151,8 +154,7 @@ class CollateralCache:
         """
         entry = self._read(key, ".kept")
         if entry is None:
-            with self._lock:
-                entry = self._verified.get(key)
+            entry = self._verified.find(key)
         if entry is None or self._clock() < max(entry.fetched_at, issue_time(entry.collateral)):
             return None
         return entry.collateral
@@ -183,8 +185,7 @@ class CollateralCache:
             `collateral`, or None if it is expired or too old, or another thread has replaced the
             entry.
         """
-        with self._lock:
-            known = self._entries.get(key)
+        known = self._entries.find(key)
         if known is None or known.collateral is not held:  # replaced by another thread
             return None
         entry = self._entry(collateral)._replace(fetched_at=known.fetched_at)
@@ -203,10 +204,10 @@ class CollateralCache:
         return _CacheEntry(collateral, self._clock(), collateral.valid_from, collateral.valid_until)
 
     def _put(
-        self, memory: dict[Key, _CacheEntry], suffix: str, key: Key, entry: _CacheEntry
+        self, memory: BoundedCache[Key, _CacheEntry], suffix: str, key: Key, entry: _CacheEntry
     ) -> None:
         with self._lock:
-            self._remember(memory, key, entry)
+            memory.put(key, entry)
         if self._folder is None:
             return
         path = self._path(self._folder, key, suffix)
@@ -259,13 +260,6 @@ class CollateralCache:
             return None
         return handle
 
-    def _remember(self, memory: dict[Key, _CacheEntry], key: Key, entry: _CacheEntry) -> None:
-        """Store an entry in memory; the caller holds the lock."""
-        memory.pop(key, None)  # so that it moves to the end
-        memory[key] = entry
-        while len(memory) > self._limit:
-            del memory[next(iter(memory))]
-
     def _read(self, key: Key, suffix: str) -> _CacheEntry | None:
         if self._folder is None:
             return None
@@ -302,8 +296,7 @@ class CollateralCache:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._folder, self._max_age, self._limit, self._clock = state
-        self._lock = threading.Lock()
-        self._entries, self._verified = {}, {}
+        self._create_memory()
 
 
 def _lock(handle: int, deadline: float) -> None:

@@ -21,8 +21,9 @@ from dataclasses import replace
 from datetime import timedelta
 from threading import Lock
 from time import monotonic
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeAlias
 
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.collateral.cache import CollateralCache, Key
 from attestkit.collateral.intel_collateral import Collateral
 from attestkit.collateral.merge import merge_newest, root_key_id
@@ -38,10 +39,8 @@ from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.quote import TEE_SGX, Quote
 
 _PAUSE: Final = 60.0  # seconds between two repeated fetches for one platform
-_REMEMBERED: Final = 256  # entries of each dictionary
+_REMEMBERED: Final = 256  # entries of each cache
 _STORE_SECONDS: Final = 1.0  # wait for another process that stores verified collateral
-_Name = TypeVar("_Name")
-_Value = TypeVar("_Value")
 _logger = logging.getLogger("attestkit.collateral")
 
 
@@ -92,13 +91,11 @@ class CollateralSource:
         """
         self._base = base_url(pccs_url)
         self._getter, self._cache, self._max_age = getter, cache, max_age
-        self._timer = timer
         self._lock, self._storing = Lock(), Lock()
         self._running: dict[Key, Future[Collateral | None]] = {}
-        # Verified collateral by key; all dictionaries are ordered, oldest first.
-        self._verified: dict[Key, Collateral] = {}
-        self._certificates: dict[PckCertQuery, tuple[Platform, str]] = {}
-        self._refetched_at: dict[Key, float] = {}
+        self._verified = BoundedCache[Key, Collateral](_REMEMBERED)
+        self._certificates = BoundedCache[PckCertQuery, tuple[Platform, str]](_REMEMBERED)
+        self._refetched = BoundedCache[Key, Key](_REMEMBERED, timer=timer)  # a minute ago at most
 
     def find(self, quote: Quote, before: BeforeFetch = _allow) -> CollateralLookup:
         """Return the collateral for `quote`, from the cache or the service.
@@ -124,7 +121,7 @@ class CollateralSource:
         platform, query, chain = platform_of(quote), None, None
         if isinstance(platform, PckCertQuery):
             query = platform
-            known = self._certificates.get(query)
+            known = self._certificates.find(query)
             if known is None:
                 before(None)
             platform, chain = known or self._service().find(query)
@@ -154,9 +151,8 @@ class CollateralSource:
         """
         key, old = doubted.key, doubted.shared
         if doubted.query is not None:
-            with self._lock:  # another thread may be removing the oldest entry
-                self._certificates.pop(doubted.query, None)
-        if not doubted.cached or self._verified.get(key) == old:
+            self._certificates.discard(doubted.query)
+        if not doubted.cached or self._verified.find(key) == old:
             return None
         _, tee, *names = key
 
@@ -165,14 +161,14 @@ class CollateralSource:
             return None if held == old else held
 
         def ask() -> Collateral | None:
-            if self._refetched_recently(key):
+            if self._refetched.find(key):
                 return None
-            self._remember(self._refetched_at, key, self._timer())
+            self._refetched.put(key, key, _PAUSE)
             return self._fetch(key, tee, Platform(*names))
 
         shared = newer()
         if shared is None:
-            if self._refetched_recently(key) and key not in self._running:
+            if self._refetched.find(key) and key not in self._running:
                 return None
             before(doubted.collateral.pck_certificate_chain)
             try:
@@ -186,26 +182,22 @@ class CollateralSource:
 
     def mark_verified(self, found: CollateralLookup) -> None:
         """Remember the collateral of a successful verification."""
-        if self._verified.get(found.key) is not found.shared and self._store_verified(
+        if self._verified.find(found.key) is not found.shared and self._store_verified(
             found.key, found.shared
         ):
-            self._remember(self._verified, found.key, found.shared)
+            self._verified.put(found.key, found.shared)
         chain = found.collateral.pck_certificate_chain
-        if found.query is not None and found.query not in self._certificates and chain:
-            self._remember(self._certificates, found.query, (Platform(*found.key[2:]), chain))
+        if found.query is not None and chain and self._certificates.find(found.query) is None:
+            self._certificates.put(found.query, (Platform(*found.key[2:]), chain))
 
     def _find_cached(self, key: Key) -> Collateral | None:
         if self._cache is None:
             return None
         held = self._cache.get(key, max_age=self._max_age)
-        if held is None or self._verified.get(key) is held:
+        if held is None or self._verified.find(key) is held:
             return held
         newer = self._replace_older_parts(key, held, self._cache)  # cached before the verified one
         return held if newer is held else self._cache.replace(key, held, newer, self._max_age)
-
-    def _refetched_recently(self, key: Key) -> bool:
-        last = self._refetched_at.get(key)
-        return last is not None and self._timer() - last < _PAUSE
 
     def _fetch(self, key: Key, tee: str, platform: Platform) -> Collateral:
         fetched = self._service().collateral(tee, platform)
@@ -284,13 +276,6 @@ class CollateralSource:
 
     def _fetch_lock(self, key: Key) -> AbstractContextManager[object]:
         return nullcontext() if self._cache is None else self._cache.fetch_lock(key)
-
-    def _remember(self, memory: dict[_Name, _Value], name: _Name, value: _Value) -> None:
-        with self._lock:
-            memory.pop(name, None)  # so that it moves to the end
-            memory[name] = value
-            while len(memory) > _REMEMBERED:
-                del memory[next(iter(memory))]
 
 
 def _verified_key(key: Key, collateral: Collateral) -> Key:

@@ -9,12 +9,12 @@ answer that was altered in transit is soon replaced.
 
 import re
 from collections.abc import Callable, Sequence
-from threading import Lock
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import urlsplit
 
 from attestkit._sanitize import shown
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.collateral.responses import Getter, read_body
 from attestkit.errors import CollateralError
 
@@ -31,13 +31,6 @@ _VERIFIED_AGE: Final = 3600.0  # seconds; Google issues CRLs daily
 _UNVERIFIED_AGE: Final = 60.0
 _REMEMBERED: Final = 256  # URLs
 _NETLOC: Final = re.compile(r"[A-Za-z0-9.-]+")
-
-
-class _Answer(NamedTuple):
-    body: bytes
-    error: CollateralError | None
-    at: float  # of the fetch, by the timer
-    verified: bool = False
 
 
 class IssuerFetcher:
@@ -59,8 +52,8 @@ class IssuerFetcher:
         """
         self._getter, self._timer = getter, timer
         self._hosts = tuple(hosts)
-        self._lock = Lock()
-        self._answers: dict[str, _Answer] = {}  # oldest first
+        self._answers = BoundedCache[str, bytes | CollateralError](_REMEMBERED, timer=timer)
+        self._verified = BoundedCache[str, bytes](_REMEMBERED, timer=timer)
 
     def session(self, before: Callable[[], object]) -> "IssuerSession":
         """Return the requests of one verification.
@@ -76,16 +69,12 @@ class IssuerFetcher:
         Raises:
             CollateralError: If the last request failed less than a minute ago.
         """
-        with self._lock:
-            found = self._answers.get(url)
+        found = self._answers.find(url)
         if found is None:
-            return None
-        age = self._timer() - found.at
-        if not 0 <= age < (_VERIFIED_AGE if found.verified else _UNVERIFIED_AGE):
-            return None
-        if found.error is not None:
-            raise CollateralError(found.error.args[0], reason=found.error.reason)
-        return found.body
+            found = self._verified.find(url)
+        if isinstance(found, CollateralError):
+            raise CollateralError(found.args[0], reason=found.reason)
+        return found
 
     def get(self, url: str, limit: int) -> bytes:
         """Request `url`, and store the answer.
@@ -94,24 +83,22 @@ class IssuerFetcher:
             CollateralError: If it is not the URL of an allowed host, or the request fails.
         """
         try:
-            answer = _Answer(self._request(url, limit), None, self._timer())
+            body = self._request(url, limit)
         except CollateralError as error:
-            self._store(url, _Answer(b"", error, self._timer()))
+            self._answers.put(url, error, _UNVERIFIED_AGE)
             raise
-        self._store(url, answer)
-        return answer.body
+        self._answers.put(url, body, _UNVERIFIED_AGE)
+        return body
 
     def mark_verified(self, url: str, body: bytes) -> None:
         """Keep an answer for longer, because it has been verified."""
-        with self._lock:
-            found = self._answers.get(url)
-            if found is not None and found.body == body:
-                self._answers[url] = found._replace(verified=True)
+        if self._answers.find(url) == body:
+            self._answers.discard(url)
+            self._verified.put(url, body, _VERIFIED_AGE)
 
     def verified(self) -> tuple[bytes, ...]:
         """Return the bodies of the cached answers that were verified."""
-        with self._lock:
-            return tuple([answer.body for answer in self._answers.values() if answer.verified])
+        return tuple(self._verified.values())
 
     def _request(self, url: str, limit: int) -> bytes:
         _check_url(url, self._hosts)
@@ -120,13 +107,6 @@ class IssuerFetcher:
 
             self._getter = HttpGetter()
         return read_body(self._getter(url), url, limit)
-
-    def _store(self, url: str, answer: _Answer) -> None:
-        with self._lock:
-            self._answers.pop(url, None)  # so that it moves to the end
-            self._answers[url] = answer
-            while len(self._answers) > _REMEMBERED:
-                del self._answers[next(iter(self._answers))]
 
 
 class IssuerSession:
