@@ -61,11 +61,11 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
         options: `kms`, `kms_roots` and `kms_verifier`, and options of the backend. `kms` has the
             URLs of a KMS, as text or a list, which is asked for the keys of the app while it is
             booted; see `attestkit.kms.boot_with_kms`. `kms_roots` has the `KmsRoot` of each trusted
-            KMS, or is "first-use", which trusts any KMS; it may be missing only if the app's
-            `key_provider_id` pins the KMS. `kms_verifier` verifies the KMS's own evidence, which
-            is then required. The simulator has `seed`, `platform`, `scenario`, `faults`,
-            `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config`, `app_id`, `gpus`
-            and `tpm`. The classes of the other backends document their options.
+            KMS, or is `SimulatedRoots`, or "first-use", which trusts any KMS; it may be missing
+            only if the app's `key_provider_id` pins the KMS. `kms_verifier` verifies the KMS's own
+            evidence, which is then required. The simulator has `seed`, `platform`, `scenario`,
+            `faults`, `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config`,
+            `app_id`, `gpus` and `tpm`. The classes of the other backends document their options.
 
     Raises:
         BackendUnavailableError: If the backend, or without a name every backend, is unusable here.

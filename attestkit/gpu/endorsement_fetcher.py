@@ -20,6 +20,7 @@ from attestkit.gpu.rim.manifest import Rim
 from attestkit.gpu.rim.rim_client import NVIDIA_RIM_URL, fetch_rim
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.service_key import key_header
+from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
     from attestkit.gpu.architectures import Architecture
@@ -89,12 +90,15 @@ class _Question(NamedTuple):
 
 
 def fetch_parts(
-    evidence: GpuEvidence, services: GpuServices | None, now: datetime, roots: GpuRoots | None
+    evidence: GpuEvidence,
+    services: GpuServices | None,
+    now: datetime,
+    roots: GpuRoots | SimulatedRoots | None,
 ) -> tuple[dict[str, bytes], tuple[bytes, ...]]:
     """Return RIMs by identifiers, and OCSP answers; see `GpuEndorsements.fetch`."""
     services = services or GpuServices()
     poster, get_rim = services.open()[1], services.open_rim()
-    root = (roots or GpuRoots.nvidia()).device
+    root = GpuRoots.select(roots).device
     identifiers: dict[str, None] = {}  # as the next one: each once, in order
     questions: dict[_Question, None] = {}
     for index, device in enumerate(evidence.devices):

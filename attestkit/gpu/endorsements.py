@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attestkit.gpu.endorsement_fetcher import GpuServices
     from attestkit.gpu.evidence import GpuEvidence
     from attestkit.gpu.roots import GpuRoots
+    from attestkit.simulated_roots import SimulatedRoots
 
 MAX_JSON: Final = 32 << 20
 """Maximum size of the JSON in bytes."""
@@ -148,7 +149,7 @@ class GpuEndorsements:
         services: "GpuServices | None" = None,
         *,
         now: datetime,
-        roots: "GpuRoots | None" = None,
+        roots: "GpuRoots | SimulatedRoots | None" = None,
     ) -> "GpuEndorsements":
         """Fetch RIMs and OCSP answers for evidence.
 
@@ -159,7 +160,7 @@ class GpuEndorsements:
             evidence: Evidence of the devices.
             services: Where to fetch from; None is NVIDIA's services.
             now: Time of the verification of the device chains, aware.
-            roots: Trusted roots; None is NVIDIA's.
+            roots: Trusted roots, or those of a simulated machine; None is NVIDIA's.
 
         Raises:
             GpuEvidenceError: If a report or a chain is malformed or not valid (`format`,

@@ -3,6 +3,7 @@
 from functools import cache, lru_cache
 from typing import NamedTuple
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
@@ -11,7 +12,8 @@ from attestkit._crypto.x509.vendor_roots import (
     NVIDIA_RIM_ROOT,
     nvidia_roots,
 )
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, UsageError
+from attestkit.simulated_roots import SimulatedRoots
 
 
 class GpuRoots(NamedTuple):
@@ -42,6 +44,24 @@ class GpuRoots(NamedTuple):
         for der in found:
             read_path_certificate(der)
         return cls(*found)
+
+    @classmethod
+    def select(cls, roots: "GpuRoots | SimulatedRoots | None") -> "GpuRoots":
+        """Return the roots of an argument: NVIDIA's for None, those of simulated GPUs.
+
+        Raises:
+            UsageError: If it has another type, or simulated roots are of a machine without GPUs.
+        """
+        if roots is None:
+            return _nvidia()
+        if isinstance(roots, SimulatedRoots):
+            if roots.gpu is None:
+                message = "roots: the simulated machine has no GPUs"
+                raise UsageError(message, reason="not_applicable")
+            return cls(*roots.gpu)
+        if not isinstance(roots, cls):
+            raise wrong_type("roots", "GpuRoots or SimulatedRoots", roots)
+        return roots
 
     @property
     def is_nvidia(self) -> bool:

@@ -27,6 +27,7 @@ from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 from attestkit.gpu.result import DeviceResult, GpuResult
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import DEFAULT_RULES, GpuRules
+from attestkit.simulated_roots import SimulatedRoots
 
 _NONCE_SIZE: Final = 32
 _DEVICE_CERTIFICATES: Final = ("the device's boot ROM", "the provisioner's CA", "the product's CA")
@@ -38,7 +39,7 @@ def verify(
     nonce: bytes,
     now: datetime | None = None,
     endorsements: GpuEndorsements | None = None,
-    roots: GpuRoots | None = None,
+    roots: GpuRoots | SimulatedRoots | None = None,
     rules: GpuRules | None = None,
 ) -> GpuResult:
     """Verify evidence of GPUs and switches offline, and return the result.
@@ -50,7 +51,7 @@ def verify(
         nonce: The nonce that the verifier chose and all reports must have, 32 bytes.
         now: Time of the verification, with a time zone; None is the current time.
         endorsements: Reference manifests, OCSP answers and tokens.
-        roots: Trust anchors; None are NVIDIA's.
+        roots: Trust anchors, or those of a simulated machine; None are NVIDIA's.
         rules: Rules for the verification and the appraisal; None are the defaults.
 
     Raises:
@@ -68,7 +69,7 @@ def verify(
         nonce,
         moment,
         _given("endorsements", endorsements, GpuEndorsements) or GpuEndorsements(),
-        _given("roots", roots, GpuRoots) or GpuRoots.nvidia(),
+        GpuRoots.select(roots),
         _given("rules", rules, GpuRules) or DEFAULT_RULES,
     )
     appraised = _check_all(found.devices, checks)

@@ -45,6 +45,7 @@ from attestkit.kms.fetched_keys import FetchedKeys, not_proven
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.sealed_provider import check_sealed_provider
 from attestkit.ra_tls.issued import current_time
+from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
     from attestkit.verifier import Verifier
@@ -55,7 +56,7 @@ FIRST_USE: Final = "first-use"
 _PROVIDER_AT: Final = 1  # position of `key-provider` after `boot-mr-done`
 _logger = logging.getLogger("attestkit.kms")
 
-PinnedRoots = Iterable[KmsRoot] | Literal["first-use"] | None
+PinnedRoots = Iterable[KmsRoot] | SimulatedRoots | Literal["first-use"] | None
 _Pins = tuple[KmsRoot, ...] | Literal["first-use"]
 
 

@@ -51,6 +51,7 @@ from attestkit.kms.url import KmsUrl, parse_kms_url
 from attestkit.ra_tls.issued import Issued, current_time
 
 if TYPE_CHECKING:
+    from attestkit.simulated_roots import SimulatedRoots
     from attestkit.verifier import AttestationResult, Verifier
 
 MAX_URLS: Final = 16
@@ -75,9 +76,9 @@ class KmsClient:
 
     Args:
         urls: URLs of the KMS; `/prpc` is appended if missing.
-        roots: Roots of the trusted KMSs, from a source that is neither the host nor the KMS. The
-            string "first-use" accepts any KMS, so host and network can choose one; a warning is
-            logged.
+        roots: Roots of the trusted KMSs, from a source that is neither the host nor the KMS, or
+            `SimulatedRoots`. The string "first-use" accepts any KMS, so host and network can choose
+            one; a warning is logged.
         attester: Attests this guest; only `get_app_keys` needs it.
         app_id: Expected id of this app, 20 bytes; None is that in the guest's own evidence.
         vm_config: Text of the member `vm_config` of the sys-config; if it is empty, the KMS uses
@@ -97,7 +98,7 @@ class KmsClient:
         self,
         urls: str | Iterable[str],
         *,
-        roots: Iterable[KmsRoot] | Literal["first-use"],
+        roots: "Iterable[KmsRoot] | SimulatedRoots | Literal['first-use']",
         attester: EvidenceMaker | None = None,
         app_id: bytes | None = None,
         vm_config: str = "",

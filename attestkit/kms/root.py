@@ -17,6 +17,7 @@ from attestkit._sanitize import key as shown_key
 from attestkit._system.atomic_file import replace_file
 from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, FormatError, SignatureError, UsageError
+from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
     from attestkit._reasons import ConfigReason
@@ -176,11 +177,16 @@ class KmsRoot:
 
 
 def require_roots(roots: object) -> tuple[KmsRoot, ...]:
-    """Return the roots of an argument as a tuple.
+    """Return the roots of an argument as a tuple; of `SimulatedRoots`, that of its KMS.
 
     Raises:
         UsageError: If it is not a collection of KmsRoot, or empty.
     """
+    if isinstance(roots, SimulatedRoots):
+        if roots.kms is None:
+            message = "roots: have no keys of a KMS; pass those of a SimulatedKms"
+            raise UsageError(message, reason="not_applicable")
+        return (KmsRoot(*roots.kms),)
     if isinstance(roots, (KmsRoot, str, bytes)) or not isinstance(roots, Iterable):
         raise wrong_type("roots", "a collection of KmsRoot", roots)
     found = tuple(roots)

@@ -3,7 +3,7 @@
 import hmac
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._argument_checks import require_bytes, require_size, require_time_zone, wrong_type
 from attestkit._crypto.pem import split_pem
@@ -13,6 +13,9 @@ from attestkit._crypto.x509.path_rules import P256_RULES, require_p256_spki
 from attestkit.errors import FormatError, SignatureError, UsageError, VerificationError
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.ra_tls.certificate import OID_APP_ID, OID_CERT_USAGE
+
+if TYPE_CHECKING:
+    from attestkit.simulated_roots import SimulatedRoots
 
 MAX_LEAF: Final = 1 << 20
 """Maximum size of an end-entity certificate in bytes (1 MiB); one with evidence has about 5,600."""
@@ -39,7 +42,7 @@ def verify_app_certificate(
     chain: str | Sequence[str],
     *,
     app_id: bytes,
-    kms_roots: Iterable[KmsRoot],
+    kms_roots: "Iterable[KmsRoot] | SimulatedRoots",
     now: datetime | float,
 ) -> AppCertificate:
     """Verify that a KMS issued a certificate for an app.
@@ -51,7 +54,7 @@ def verify_app_certificate(
     Args:
         chain: The certificate, that of the app's CA and that of the root, in PEM.
         app_id: Id of the expected app, 20 bytes, from the verifier's own records.
-        kms_roots: Roots of trusted KMSs, whose CA keys are compared.
+        kms_roots: Roots of trusted KMSs, whose CA keys are compared; or `SimulatedRoots`.
         now: Time of the verification: an aware datetime, or seconds since 1970.
 
     Raises:

@@ -7,7 +7,8 @@ import pytest
 from attestkit import gpu
 from attestkit._crypto.x509.cert_path import check_path, read_path_certificate
 from attestkit._crypto.x509.vendor_roots import NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT, nvidia_roots
-from attestkit.errors import SignatureError
+from attestkit.backends.simulator import simulated_roots
+from attestkit.errors import SignatureError, UsageError
 from attestkit.gpu import GpuRoots
 from attestkit.gpu.architectures import Chip, chip_of, find_architecture
 from tests.gpu.gpu_samples import read_pem
@@ -93,3 +94,13 @@ def test_public_names_are_loaded() -> None:
     for name in gpu.__all__:
         assert getattr(gpu, name).__name__ == name
     assert set(gpu.__all__) <= set(dir(gpu))
+
+
+def test_simulated_roots_are_those_of_their_gpus() -> None:
+    """SimulatedRoots stand for the roots of their GPUs, and are refused without any."""
+    simulated = simulated_roots(bytes(32))
+    assert simulated.gpu
+    assert GpuRoots.select(simulated) == GpuRoots(*simulated.gpu)
+    assert GpuRoots.select(None).is_nvidia
+    with raises(UsageError, "not_applicable"):
+        GpuRoots.select(simulated._replace(gpu=None))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca
+from attestkit.backends.simulator import simulated_roots
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.kms import KmsRoot
 from attestkit.kms.root import MAX_ROOT_FILE, find_root, require_roots
@@ -156,3 +157,12 @@ def test_collection_of_roots_is_required(roots: object, reason: str) -> None:
     """An argument of roots is a collection with at least one KmsRoot."""
     with raises(UsageError, reason):
         require_roots(roots)
+
+
+def test_simulated_roots_are_those_of_their_kms() -> None:
+    """SimulatedRoots stand for the one root of their KMS, and are refused without keys of one."""
+    simulated = simulated_roots(bytes(32))
+    assert simulated.kms
+    assert require_roots(simulated) == (KmsRoot(*simulated.kms),)
+    with raises(UsageError, "not_applicable"):
+        require_roots(simulated._replace(kms=None))
