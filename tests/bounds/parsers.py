@@ -59,7 +59,7 @@ from attestkit.verifier.dcap.tcb_info import read_tcb_info
 from attestkit.verifier.ear.envelope import MAX_TOKEN
 from attestkit.verifier.ear.keys import EarPublicKey
 from attestkit.verifier.evidence.bundle import EvidenceBundle
-from attestkit.verifier.policy.toml.reader import parse as parse_policy
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from benchmarks.quotes import eight_columns
 from tests.bounds import shapes, verdicts
 from tests.bounds.shapes import Shape, Shapes, json_event, repeated
@@ -388,7 +388,9 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "keys of signed verdicts": Parser(EarPublicKey.from_jwks, verdicts.KEY_SET, 45, 4, 65_536),
     "TCB info": Parser(text(read_tcb_info), inside(b'{"id":"TDX","x":'), 45, 4),
     "QE identity": Parser(text(read_qe_identity), inside(b'{"id":"QE","x":'), 45, 4),
-    "policy": Parser(lambda data: parse_policy(data, "policy"), shapes.TOML, 560, 240),
+    "policy": Parser(
+        lambda data: parse_policy(data, "policy", AppraisalPolicy), shapes.TOML, 560, 240
+    ),
     "TOML": Parser(toml.decode, shapes.TOML, 560, 240),
     "server's configuration": Parser(
         lambda data: parse_config(data, "a.json"), inside(b'{"x":'), 45, 8

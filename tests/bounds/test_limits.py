@@ -41,6 +41,7 @@ from attestkit.verifier.ear.envelope import MAX_TOKEN
 from attestkit.verifier.ear.keys import EarPublicKey
 from attestkit.verifier.ear.result_token import verify_ear
 from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.policy.toml.reader import parse as parse_policy
 from benchmarks import growth_hostile
 from tests.bounds.counting import peak
@@ -278,7 +279,7 @@ COMPOSE = {"manifest_version": 1, "name": "", "runner": "bash", "key_provider_id
             json.dumps({"ca_cert": "", "key_provider": {"Kms": {"pubkey": DIGITS}}}).encode(),
         ),
         (
-            lambda data: parse_policy(data, "policy"),
+            lambda data: parse_policy(data, "policy", AppraisalPolicy),
             f'preset="strict"\napp_id="{DIGITS}"'.encode(),
         ),
     ],

@@ -137,7 +137,7 @@ def _fields(parsed: ParsedEvidence) -> tuple[Fields, Fields]:
         return named, attributes
     assert attestation is not None
     if (report := attestation.snp_report) is not None:
-        return _reported(report)
+        return report_claims(report)
     if not isinstance(attestation.evidence.platform, NitroEnclave):
         return (), ()
     document = attestation.nitro_document
@@ -173,7 +173,7 @@ def _enclave_svns(quote: Quote) -> tuple[tuple[str, bytes], ...]:
     return (found, *((name, svn.to_bytes(2, "little")) for name, svn in svns.items()))
 
 
-def _reported(report: SnpReport) -> tuple[Fields, Fields]:
+def report_claims(report: SnpReport) -> tuple[Fields, Fields]:
     """Return registers and attributes of a report.
 
     `current_version` and `committed_version` of the firmware are major, minor and build, one byte
