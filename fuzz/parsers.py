@@ -325,7 +325,6 @@ READERS: Final[dict[str, str]] = {
     "verifier.ear.keys": "ear",
     "verifier.ear.envelope": "ear",
     "verifier.dcap.certificate_chains": "pck_chain",
-    "verifier.dcap.pck_certificate": "pck_chain",
     "verifier.dcap.qe_identity": "tcb_info",
     "verifier.dcap.signed_body": "tcb_info",
     "verifier.policy.appraisal_policy": "policy",

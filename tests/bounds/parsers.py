@@ -388,9 +388,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "keys of signed verdicts": Parser(EarPublicKey.from_jwks, verdicts.KEY_SET, 45, 4, 65_536),
     "TCB info": Parser(text(read_tcb_info), inside(b'{"id":"TDX","x":'), 45, 4),
     "QE identity": Parser(text(read_qe_identity), inside(b'{"id":"QE","x":'), 45, 4),
-    "policy": Parser(
-        lambda data: parse_policy(data, "policy", AppraisalPolicy), shapes.TOML, 560, 240
-    ),
+    "policy": Parser(AppraisalPolicy.from_toml, shapes.TOML, 560, 240),
     "TOML": Parser(toml.decode, shapes.TOML, 560, 240),
     "server's configuration": Parser(
         lambda data: parse_config(data, "a.json"), inside(b'{"x":'), 45, 8

@@ -5,10 +5,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from cryptography import x509
 
 from attestkit._crypto.hashes import sha256
+from attestkit._crypto.p384 import P384PublicKey
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.amd_extension import AmdExtension, read_amd_extension
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
@@ -240,7 +240,7 @@ def amd_facts(leaf: bytes, report: SnpReport, chain: str) -> Facts:
     path = [("leaf", certificate), ("authority", read_path_certificate(authority)), ("root", root)]
     tcb = report.tcb("reported", key.product)
     levels = (key.boot_loader, key.tee, key.snp, key.microcode)
-    public = SnpChainCache().key(certificate.spki)
+    public = P384PublicKey(certificate.spki)
     return {
         **certificate_facts(leaf),
         "product": key.product,
