@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from attestkit.quote import Quote
     from attestkit.report_data import ReportData
+    from attestkit.simulated_roots import SimulatedRoots
     from attestkit.snp_report import SnpReport
     from attestkit.td_report import TdReport
     from attestkit.verifier import (
@@ -54,6 +55,7 @@ __all__ = [
     "Quote",
     "ReportData",
     "Require",
+    "SimulatedRoots",
     "SnpReport",
     "TdReport",
     "TpmEventLog",
@@ -94,6 +96,7 @@ if not TYPE_CHECKING:
             "quote": ["Quote"],
             "ra_tls": ["ra_tls"],
             "report_data": ["ReportData"],
+            "simulated_roots": ["SimulatedRoots"],
             "snp_report": ["SnpReport"],
             "td_report": ["TdReport"],
             "verifier": [

@@ -8,7 +8,14 @@ from types import ModuleType
 import pytest
 
 from attestkit.cli import COMMANDS
-from tests.cli import schemas
+from attestkit.serve.config import command_line
+from tests.cli.command_table import (
+    BEGIN,
+    exit_codes,
+    find_command,
+    list_programs,
+    replace_table,
+)
 from tests.serve.server import ROOT
 
 GUIDE = ROOT / "docs" / "cli.md"
@@ -17,26 +24,21 @@ RECORDER = ROOT / "docs" / "terminal" / "record.py"
 pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/cli.md is not here")
 
 
-def _rows() -> dict[str, list[str]]:
-    """Return the cells of each command's row by command."""
-    rows = {}
-    for line in GUIDE.read_text().splitlines():
-        if found := re.match(r"\| `attestkit ([\w-]+)", line):
-            cells = re.split(r"(?<!\\)\|", line.strip("|"))
-            rows[found[1]] = [cell.strip() for cell in cells]
-    return rows
+def test_cli_page_describes_every_command() -> None:
+    """Each command is described, and the table has its summary, schema and exit codes."""
+    page = GUIDE.read_text(encoding="utf-8")
+    described = re.findall(r"^\| `attestkit ([\w-]+)", page.partition(BEGIN)[0], re.MULTILINE)
+    assert set(described) == COMMANDS.keys()
+    assert page == replace_table(page), "run python -m tests.cli.command_table"
 
 
-def test_cli_page_has_row_for_every_command() -> None:
-    """Each command has a row with its schema and exit codes."""
-    rows = _rows()
-    assert rows.keys() == COMMANDS.keys()
-    for name, cells in rows.items():
-        linked = cells[2] == f"[schema](schemas/{name}.json)"
-        assert linked == (name in schemas.read()), name
-        codes = {int(code) for code in cells[3].split()}
-        assert codes <= {0, 1, 2, 3, 4, 5, 22, 130}
-        assert codes >= {0, 1}
+def test_exit_codes_are_those_of_the_program() -> None:
+    """A command has 0 and 1, and only documented codes; the server's help has the same ones."""
+    for words, command in list_programs():
+        codes = exit_codes(command)
+        assert {0, 1} <= codes.keys() <= {0, 1, 2, 3, 4, 5, 22, 130}, words
+    listed = re.findall(r"^  (\d+) ", command_line._parser().epilog or "", re.MULTILINE)
+    assert [int(code) for code in listed] == sorted(exit_codes(find_command("serve")))
 
 
 @pytest.fixture

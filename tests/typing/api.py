@@ -30,6 +30,7 @@ from attestkit import (
     Quote,
     ReportData,
     Require,
+    SimulatedRoots,
     SnpReport,
     TdReport,
     TpmEventLog,
@@ -72,6 +73,7 @@ def open_by_name(name: str | None) -> None:
     with attestkit.open("simulator", seed=bytes(32)) as tee:
         assert_type(tee, Attester[Simulator])
         assert_type(tee.backend.trust_anchor, bytes)
+        assert_type(tee.backend.roots, SimulatedRoots)
         assert_type(tee.backend.collateral(), Collateral)
     assert_type(attestkit.open("simulator", platform="snp"), Attester[SnpSimulator])
     assert_type(attestkit.open("configfs_tsm"), Attester[ConfigfsTdx | ConfigfsSnp])

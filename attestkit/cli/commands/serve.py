@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from attestkit.cli.options.click_types import Command
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 
-class _Serve(click.Command):
+class _Serve(Command):
     """A command whose options are parsed by the server."""
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
@@ -26,6 +28,13 @@ class _Serve(click.Command):
 
 @click.command(
     cls=_Serve,
+    example="serve --backend simulator",
+    codes="01235",
+    meanings={
+        0: "stopped by a signal",
+        2: "the KMS refused the app, or was rejected",
+        130: "SIGINT during startup",
+    },
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)

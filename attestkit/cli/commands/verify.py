@@ -84,9 +84,9 @@ def verify(
 ) -> int:
     """Verify evidence files.
 
-    FILE is evidence in any encoding, a quote, an agent's response, an RA-TLS certificate or a
-    bundle; - is stdin. Endorsements of options replace those of a bundle. But for a certificate,
-    expected report data or --any-freshness is required.
+    FILE is evidence, a quote, an agent's response, an RA-TLS certificate or a bundle; - is stdin.
+    Endorsements of options replace those of a bundle. But for a certificate, expected report data
+    or --any-freshness is required.
     """
     _check_saving(save_bundle, signing, files, options)
     outcomes = _verify_files(files, options, any_freshness=any_freshness)

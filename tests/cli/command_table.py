@@ -1,0 +1,63 @@
+"""The table of commands in docs/cli.md, made from the commands themselves.
+
+`python -m tests.cli.command_table` writes it; a test compares it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+
+from attestkit.cli import COMMANDS, command_tree
+from tests.cli import schemas
+
+PAGE: Final = Path(__file__).parents[2] / "docs" / "cli.md"
+BEGIN: Final = "<!-- table of commands, by tests/cli/command_table.py -->\n"
+END: Final = "<!-- end of the table -->\n"
+
+
+def find_command(name: str) -> click.Command:
+    """Return a command of the program."""
+    found = command_tree.get_command(click.Context(command_tree), name)
+    assert isinstance(found, click.Command)
+    return found
+
+
+def list_programs() -> Iterator[tuple[str, click.Command]]:
+    """Yield every command with its words, also those of groups."""
+    for name in COMMANDS:
+        command = find_command(name)
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {one}", inner) for one, inner in command.commands.items())
+        else:
+            yield name, command
+
+
+def exit_codes(command: click.Command) -> dict[int, str]:
+    """Return the meanings of a command's exit codes."""
+    found: dict[int, str] = command.exit_codes
+    return found
+
+
+def make_table() -> str:
+    """Return the table, with the lines around it."""
+    rows = ["| command | does | `--json` | exit codes |", "|---|---|---|---|"]
+    for words, command in list_programs():
+        name = words.split()[0]
+        schema = f"[schema](schemas/{name}.json)" if name in schemas.read() else ""
+        text = command.get_short_help_str(limit=200).removesuffix(".")
+        codes = "; ".join(f"{code} {meaning}" for code, meaning in exit_codes(command).items())
+        rows.append(f"| `attestkit {words}` | {text} | {schema} | {codes} |")
+    return "".join(f"{row}\n" for row in [BEGIN, *rows, "", END.rstrip()]).replace("\n\n|", "\n\n|")
+
+
+def replace_table(page: str) -> str:
+    """Return the page with the present table."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{make_table()}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(replace_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
