@@ -24,7 +24,7 @@ LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.10 --gene
 	--no-annotate --no-header --upgrade
 
 .PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak chaos fleet \
-	docs lock audit promises devmode interleave dist matrix clean help
+	docs lock audit promises judges devmode interleave dist matrix clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -42,6 +42,7 @@ help:
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
 	@echo "make chaos   let disk, clock, device and network break around the server; docs/records/chaos.json"
 	@echo "make promises  run the tests that hold the promises of docs/threat-model.md"
+	@echo "make judges  run every independent program over what attestkit makes; docs/records/judges.json"
 	@echo "make devmode  run every test in Python's development mode"
 	@echo "make interleave  explore schedules of threads and sequences of clients, for longer"
 	@echo "make matrix  run with other Pythons, dependencies, clients and frameworks; docs/records/matrix.json"
@@ -184,6 +185,9 @@ fleet: $(VENV)/.dev
 # The tests that hold the promises of docs/threat-model.md; one that skips is a failure.
 promises: $(VENV)/.dev $(JS)/node_modules/.made
 	$(BIN)/python -m tests.docs.promises $(ARGS)
+
+judges: $(VENV)/.dev $(JS)/node_modules/.made
+	$(BIN)/python -m tests.judges $(ARGS)
 
 # Every test in Python's development mode, its own and all programs', with warnings as errors.
 devmode: $(VENV)/.dev $(JS)/node_modules/.made

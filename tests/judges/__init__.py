@@ -1,0 +1,1 @@
+"""Independent programs that verify or use what attestkit makes; `make judges` runs them."""
