@@ -36,7 +36,7 @@ def list_programs() -> Iterator[tuple[str, click.Command]]:
 
 def exit_codes(command: click.Command) -> dict[int, str]:
     """Return the meanings of a command's exit codes."""
-    found: dict[int, str] = command.exit_codes
+    found: dict[int, str] = command.exit_codes  # type: ignore[attr-defined]
     return found
 
 
