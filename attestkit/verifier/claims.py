@@ -60,7 +60,7 @@ class ValueMapping(Mapping[str, Any]):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Half the time of the state of a frozen dataclass, in both processes of a batch.
-        return type(self), _values_of(type(self))(self)
+        return type(self), values_of(type(self))(self)
 
     def to_dict(self) -> dict[str, object]:
         """Return the items for JSON: bytes in hex, times in ISO 8601, pairs as objects."""
@@ -68,7 +68,7 @@ class ValueMapping(Mapping[str, Any]):
 
 
 @cache
-def _values_of(kind: type[Any]) -> Callable[[object], tuple[Any, ...]]:
+def values_of(kind: type[Any]) -> Callable[[object], tuple[Any, ...]]:
     """Return the function that returns the values of the fields of a dataclass."""
     return attrgetter(*(one.name for one in fields(kind)))
 
@@ -350,7 +350,7 @@ class Claims(ValueMapping):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Plain tuples of the events, which pickle in less time.
-        values = _values_of(Claims)(self)
+        values = values_of(Claims)(self)
         return _restore_claims, (*values[:4], tuple(map(tuple, self.events)), *values[5:])
 
 

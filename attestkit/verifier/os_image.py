@@ -1,6 +1,6 @@
 """Verification step of the OS image: from its measurement document, or from its files."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._sanitize import shown
 from attestkit._verification_steps import VerificationStep
@@ -47,6 +47,13 @@ class VerifiedImage(NamedTuple):
 
 
 _Steps = tuple[VerificationStep, ...]
+_NO_IMAGE: Final = {
+    **dict.fromkeys((AzureSnp, AzureTdx), "behind a paravisor, the evidence names none"),
+    **dict.fromkeys(
+        (Tpm, GoTpmTools), "nothing measures a known image into the PCRs of this evidence"
+    ),
+    GcpSnp: "nothing measures that of an SEV-SNP guest of Google at launch",
+}
 
 
 def check_os_image(
@@ -69,9 +76,7 @@ def check_os_image(
     """
     if attestation is None:
         return _without_image("a bare quote names none")
-    if isinstance(attestation.evidence.platform, (AzureSnp, AzureTdx)):
-        return _without_image("behind a paravisor, the evidence names none")
-    if quote is None and (reason := _find_no_image(attestation)):
+    if reason := _find_no_image(attestation, quote):
         return _without_image(reason)
     try:
         found = verify_os_image(attestation.evidence, quote=quote)
@@ -161,19 +166,19 @@ def _describe_missing(image_hash: bytes) -> str:
     )
 
 
-def _find_no_image(attestation: Attestation) -> str:
-    """Return why evidence without a quote does not name an OS image; empty if it does."""
-    platform, config = attestation.evidence.platform, VmConfig.parse(attestation.config)
-    if isinstance(platform, (Tpm, GoTpmTools)):
-        return "nothing measures a known image into the PCRs of this evidence"
-    if isinstance(platform, GcpSnp):
-        return "nothing measures that of an SEV-SNP guest of Google at launch"
+def _find_no_image(attestation: Attestation, quote: Quote | None) -> str:
+    """Return why evidence does not name an OS image; empty if it does, or has a quote of a TD."""
+    platform = attestation.evidence.platform
+    if (reason := _NO_IMAGE.get(type(platform))) is not None:
+        return reason
+    if quote is not None:
+        return ""
+    config = VmConfig.parse(attestation.config)
     if isinstance(platform, SevSnp) and config.find("sev_snp_measurement") is None:
         return "the evidence has no measurement of it"
-    if isinstance(platform, NitroTpm) and not config.os_image_hash:
-        return "the evidence names none"
-    if isinstance(platform, NitroEnclave) and not config.os_image_hash:
-        _check_not_debug(attestation)
+    if isinstance(platform, (NitroTpm, NitroEnclave)) and not config.os_image_hash:
+        if isinstance(platform, NitroEnclave):
+            _check_not_debug(attestation)
         return "the evidence names none"
     return ""
 

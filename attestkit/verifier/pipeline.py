@@ -5,7 +5,6 @@ Collateral is fetched only if a PCCS is configured.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from datetime import datetime, timezone
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, overload
@@ -318,9 +317,8 @@ class Verifier:
 
         It shares the caches of this one, and fetches no certificates or CRLs of TPM keys.
         """
-        found = copy(self)
         authenticators = self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates)
-        found._authenticators, found._bundle = authenticators, bundle  # noqa: SLF001 - own class
+        found = self._with(_authenticators=authenticators, _bundle=bundle)
         return found.with_gpu_endorsements(bundle.gpu_endorsements)
 
     def with_gpu_endorsements(self, endorsements: "GpuEndorsements | None") -> "Verifier":
@@ -331,9 +329,13 @@ class Verifier:
         own = self._gpu_trust.endorsements
         if endorsements is None or (own is not None and (own.rims or own.ocsp or own.nras)):
             return self
-        found = object.__new__(type(self))  # `copy` would create new caches
         trust = self._gpu_trust.with_unauthenticated(endorsements)
-        vars(found).update(vars(self), _gpu_trust=trust)
+        return self._with(_gpu_trust=trust)
+
+    def _with(self, **changes: object) -> "Verifier":
+        """Return a verifier with other attributes, which shares the caches."""
+        found = object.__new__(type(self))  # `copy` would create new caches
+        vars(found).update(vars(self), **changes)
         return found
 
     def fetched_ak_certificates(self) -> tuple[bytes, ...]:

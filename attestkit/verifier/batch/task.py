@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import lru_cache
 from secrets import token_hex
 from types import EllipsisType
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from attestkit._argument_checks import wrong_type
 from attestkit._verification_steps import VerificationStep
@@ -16,6 +16,7 @@ from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, UsageError, VerificationError, return_error
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
+from attestkit.verifier.claims import values_of
 from attestkit.verifier.result import AttestationResult, without_evidence
 
 if TYPE_CHECKING:
@@ -37,32 +38,16 @@ class VerificationItem:
     gpu: "GpuInput" = None
 
     def __reduce__(self) -> tuple[object, ...]:
-        if type(self) is not VerificationItem:  # it may have more fields
-            state = {one.name: getattr(self, one.name) for one in fields(self)}
-            return _restore_subclass, (type(self), state)
         # Half the time of the state of a frozen dataclass.
-        values = self.evidence, self.nonce, self.report_data, self.collateral, self.gpu
-        return _restore_item, values
+        kind: Any = type(self)
+        return _restore_item, (kind, values_of(kind)(self))
 
 
-def _restore_item(
-    evidence: bytes | Attestation | Quote | SnpReport,
-    nonce: bytes | None,
-    report_data: bytes | EllipsisType | None,
-    collateral: Collateral | None,
-    gpu: "GpuInput",
-) -> VerificationItem:
-    """Return a pickled item."""
-    return VerificationItem(
-        evidence, nonce=nonce, report_data=report_data, collateral=collateral, gpu=gpu
-    )
-
-
-def _restore_subclass(kind: type[VerificationItem], values: dict[str, object]) -> VerificationItem:
-    """Return a pickled item of a subclass."""
+def _restore_item(kind: type[VerificationItem], values: tuple[object, ...]) -> VerificationItem:
+    """Return a pickled item, also of a subclass, which may have more fields."""
     item = object.__new__(kind)
-    for name, value in values.items():
-        object.__setattr__(item, name, value)
+    for one, value in zip(fields(kind), values, strict=True):
+        object.__setattr__(item, one.name, value)
     return item
 
 

@@ -8,7 +8,7 @@ sections 5.1 and 5.2).
 import re
 from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Annotated, Final, NoReturn, TypeVar
+from typing import Annotated, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
@@ -45,18 +45,13 @@ Uint16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Uint32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 
 
-class BodyKind:
+class BodyKind(NamedTuple):
     """Name and reasons of TCB info or QE identity."""
 
-    __slots__ = ("bad_signature", "malformed", "name", "wrong_type")
-
-    def __init__(
-        self, name: str, malformed: DcapReason, wrong_type: DcapReason, bad_signature: DcapReason
-    ) -> None:
-        self.name: str = name
-        self.malformed: DcapReason = malformed
-        self.wrong_type: DcapReason = wrong_type
-        self.bad_signature: DcapReason = bad_signature
+    name: str
+    malformed: DcapReason
+    wrong_type: DcapReason
+    bad_signature: DcapReason
 
     def refuse(self, problem: str) -> Exception:
         """Return the CollateralError for a malformed body."""

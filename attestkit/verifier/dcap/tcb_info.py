@@ -118,20 +118,20 @@ class _IsvSvn(msgspec.Struct):
     isvsvn: Uint16
 
 
-class _PlatformLevel(msgspec.Struct, rename="camel"):
-    tcb: _Svns
+class _Level(msgspec.Struct, rename="camel", kw_only=True):
     tcb_date: Date
     tcb_status: str
     advisory_ids: list[str] = msgspec.field(name="advisoryIDs", default_factory=list)
 
 
-class EncodedSvnLevel(msgspec.Struct, rename="camel"):
+class _PlatformLevel(_Level, rename="camel", kw_only=True):
+    tcb: _Svns
+
+
+class EncodedSvnLevel(_Level, rename="camel", kw_only=True):
     """A level of a TDX module or a quoting enclave, as in the JSON."""
 
     tcb: _IsvSvn
-    tcb_date: Date
-    tcb_status: str
-    advisory_ids: list[str] = msgspec.field(name="advisoryIDs", default_factory=list)
 
 
 class _Module(msgspec.Struct, rename="camel"):

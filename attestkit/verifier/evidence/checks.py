@@ -217,10 +217,8 @@ def app_info(
         FormatError: If a document is malformed.
     """
     attestation, quote = parsed
-    if attestation is None:
-        return None, _without_app("a bare quote does not name its app")
-    if reason := _nameless(attestation):
-        return None, _without_app(reason)
+    if attestation is None or _nameless(attestation):
+        return None, _without_app(_nameless(attestation))
     platform = attestation.evidence.platform
     if isinstance(platform, SevSnp):
         MrConfig.parse(platform.mr_config).check_lengths()
@@ -261,10 +259,8 @@ def key_time_app_info(
         FormatError: If a document is malformed.
     """
     attestation, quote = parsed
-    if attestation is None:
-        raise _no_identity("a bare quote does not name its app")
-    if reason := _nameless(attestation):
-        raise _no_identity(reason)
+    if attestation is None or _nameless(attestation):
+        raise _no_identity(_nameless(attestation))
     platform, spki = attestation.evidence.platform, request.ca_spki
     if isinstance(platform, NitroEnclave):
         raise _no_identity("the app id of a Nitro enclave is not measured")
@@ -307,20 +303,23 @@ def _enclave_identity(info: "AppInfo", image_hash: bytes) -> "AppInfo":
     )
 
 
-def _nameless(attestation: Attestation) -> str:
+_NAMELESS: Final = {
+    **dict.fromkeys(_PARAVISOR, "behind a paravisor, evidence does not name its app"),
+    GcpSnp: "nothing measures the app of an SEV-SNP guest of Google",
+    **dict.fromkeys((Tpm, GoTpmTools), "evidence of a TPM does not name its app"),
+}
+
+
+def _nameless(attestation: Attestation | None) -> str:
     """Return why evidence does not name its app; empty if it may."""
+    if attestation is None:
+        return "a bare quote does not name its app"
     platform = attestation.evidence.platform
     if isinstance(platform, SevSnp) and not platform.mr_config:
         return "the evidence has no configuration document, so it does not name its app"
-    if isinstance(platform, _PARAVISOR):
-        return "behind a paravisor, evidence does not name its app"
-    if isinstance(platform, GcpSnp):
-        return "nothing measures the app of an SEV-SNP guest of Google"
-    if isinstance(platform, (Tpm, GoTpmTools)):
-        return "evidence of a TPM does not name its app"
     if isinstance(platform, NitroTpm) and attestation.is_bare:
         return "a bare document does not name its app"
-    return ""
+    return _NAMELESS.get(type(platform), "")
 
 
 def _without_app(text: str) -> tuple[VerificationStep, ...]:

@@ -7,15 +7,14 @@ checksums, before anything is computed from them; what stays in memory are diges
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit._system.untrusted_files import AnyPath, path_exists, read_regular
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
 from attestkit.measure.image_folder import CHECKSUMS, DstackImage, read_dstack_image
@@ -42,14 +41,6 @@ _LARGEST_LIST: Final = 1 << 20  # bytes of a list of checksums
 _ARCHIVES: Final = ("{}.tar.gz", "mr_{}.tar.gz")
 
 
-class _Damage(NamedTuple):
-    """Why an image cannot be used, and until when it is not read again."""
-
-    until: float  # seconds of the monotonic clock
-    text: str
-    reason: "ConfigReason"
-
-
 class ImageStore:
     """OS images by hash; thread-safe.
 
@@ -74,10 +65,10 @@ class ImageStore:
             self._listed = _read_single(self._folder)
         else:
             raise wrong_type("images", "a path or a mapping", images)
-        self._reading = threading.Lock()  # held while an image is in memory; of the damaged ones
-        self._damaged: dict[bytes, _Damage] = {}
-        self._lock = threading.Lock()  # of the images below; acquired last
-        self._known: OrderedDict[bytes, MeasuredImage] = OrderedDict()
+        self._reading = threading.Lock()  # held while an image is in memory
+        self._known = BoundedCache[bytes, MeasuredImage](_MOST_KNOWN)
+        # Text and reason why an image cannot be used.
+        self._damaged = BoundedCache[bytes, tuple[str, "ConfigReason"]](_MOST_KNOWN)
 
     def find_facts(self, os_image_hash: bytes) -> ImageFacts | None:
         """Return the metadata of an image whose files are intact; None if it is not at hand.
@@ -95,26 +86,17 @@ class ImageStore:
         Raises:
             ConfigError: As for `find_facts`.
         """
-        if (known := self._recall(os_image_hash)) is not None:
+        if (known := self._known.find(os_image_hash)) is not None:
             return known
         with self._reading:
-            if (known := self._recall(os_image_hash)) is not None:  # read meanwhile
+            if (known := self._known.find(os_image_hash)) is not None:  # read meanwhile
                 return known
             if (source := self._locate(os_image_hash)) is None:
                 return None
             image = self._read(os_image_hash, source)
             known = MeasuredImage(image, partial(self._read_again, os_image_hash, source))
-        with self._lock:
-            self._known[os_image_hash] = known
-            if len(self._known) > _MOST_KNOWN:
-                self._known.popitem(last=False)
+        self._known.put(os_image_hash, known)
         return known
-
-    def _recall(self, os_image_hash: bytes) -> MeasuredImage | None:
-        with self._lock:
-            if (known := self._known.get(os_image_hash)) is not None:
-                self._known.move_to_end(os_image_hash)
-            return known
 
     def _read_again(self, os_image_hash: bytes, source: ImageSource) -> DstackImage:
         with self._reading:
@@ -122,16 +104,13 @@ class ImageStore:
 
     def _read(self, os_image_hash: bytes, source: ImageSource) -> DstackImage:
         """Read an image, unless that failed lately: any evidence may name a damaged one."""
-        found = self._damaged.get(os_image_hash)
-        if found is not None and monotonic() < found.until:
-            raise ConfigError(found.text, reason=found.reason)
+        if (found := self._damaged.find(os_image_hash)) is not None:
+            text, reason = found
+            raise ConfigError(text, reason=reason)
         try:
             return _read_image(os_image_hash, source)
         except ConfigError as error:
-            if len(self._damaged) >= _MOST_KNOWN:
-                self._damaged.clear()
-            until = monotonic() + _RETRY_SECONDS
-            self._damaged[os_image_hash] = _Damage(until, str(error), error.reason)
+            self._damaged.put(os_image_hash, (str(error), error.reason), _RETRY_SECONDS)
             raise
 
     def _locate(self, os_image_hash: bytes) -> ImageSource | None:

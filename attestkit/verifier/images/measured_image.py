@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.attestation.launch.td_hob import LOW_END, SPLIT_MEMORY, memory_below_4g
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.measure.expected_event import ExpectedEvent
@@ -60,7 +61,7 @@ class MeasuredImage:
         self._normalized = image.kernel_header_normalized
         self._read = read
         self._lock = threading.Lock()  # of the kernels
-        self._kernels: dict[int, bytes] = {}  # digests, by RAM below 4 GiB
+        self._kernels = BoundedCache[int, bytes](_MOST_KERNELS)  # digests, by RAM below 4 GiB
         self._problem: tuple[str, FormatReason] | None = None
         self._files: _TdxFiles | None = None
         try:
@@ -168,17 +169,10 @@ class MeasuredImage:
         if low == LOW_END:
             return files.patched_kernel
         with self._lock:
-            if (known := self._kernels.get(low)) is not None:
-                return known
-            image = self._read()
             try:
-                digest = _patched_digest(image, memory_size)
+                return self._kernels.get(low, lambda: _patched_digest(self._read(), memory_size))
             except UsageError as error:
                 raise FormatError(f"vm_config: {error}", reason="wrong_value") from error
-            if len(self._kernels) >= _MOST_KERNELS:
-                self._kernels.clear()
-            self._kernels[low] = digest
-            return digest
 
 
 def _patched_digest(image: DstackImage, memory_size: int) -> bytes:

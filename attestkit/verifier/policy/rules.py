@@ -259,6 +259,15 @@ class BitMask:
             )
         return cls(must_be_set=bits, must_be_clear=rules & ~bits)
 
+    def find_wrong(self, name: str, have: bytes) -> list[str]:
+        """Return which bits of the field `name` are not as required, for an error message."""
+        bits = int.from_bytes(have, "little")
+        wrong = (
+            ("must be set", self.must_be_set & ~bits),
+            ("must be clear", self.must_be_clear & bits),
+        )
+        return [f"{bit_names(name, those)} {must}" for must, those in wrong if those]
+
     def appraise(self, name: str, claims: Claims, claim: str | None = None) -> VerificationStep:
         """Return the verification step for the field `name`; PolicyError names the wrong bits.
 
@@ -274,13 +283,7 @@ class BitMask:
                 f"for {claims.platform}",
                 reason="attributes",
             )
-        bits = int.from_bytes(have, "little")
-        wrong = (
-            ("must be set", self.must_be_set & ~bits),
-            ("must be clear", self.must_be_clear & bits),
-        )
-        found = [f"{bit_names(name, those)} {must}" for must, those in wrong if those]
-        if found:
+        if found := self.find_wrong(name, have):
             raise PolicyError(
                 f"{name}: {have.hex()}, but {' and '.join(found)}; launch the guest so, or "
                 f"change the policy's {name}",

@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, cast
 
-from attestkit._reasons import PolicyReason
 from attestkit._verification_steps import StepCheck, VerificationStep
 from attestkit.errors import PolicyError
 from attestkit.verifier.claims import Authenticated, Claims, passed
 from attestkit.verifier.policy.platforms import HCL_PLATFORMS, is_td
-from attestkit.verifier.policy.rules import BIT_NAMES, BitMask, bit_names
+from attestkit.verifier.policy.rules import BIT_NAMES, BitMask
+
+if TYPE_CHECKING:
+    from attestkit._reasons import PolicyReason
 
 _BITS: Final = (1 << 64) - 1
 _SEPT_VE_DISABLE: Final = 1 << 28
@@ -47,29 +49,13 @@ _HCL_FIXED_BITS: Final = FIXED_BITS | {
 }
 
 
-class _Flag(NamedTuple):
-    """A platform flag of the SGX extension of the PCK certificate, which a rule requires off."""
-
-    rule: str
-    field: str  # of Tcb
-    reason: PolicyReason
-    check: StepCheck
-    text: str
-
-
-_FLAGS: Final = (
-    _Flag(
-        "refuse_dynamic_platform",
-        "dynamic_platform",
-        "dynamic_platform",
-        "dynamic_platform",
-        "dynamic platform (packages can be added)",
-    ),
-    _Flag(
-        "refuse_cached_keys", "cached_keys", "cached_keys", "cached_keys", "platform keys at Intel"
-    ),
-    _Flag("refuse_smt", "smt_enabled", "smt", "smt", "simultaneous multithreading"),
-)
+# Flags of the platform in the PCK certificate, which a rule requires off: the field of Tcb, and its
+# name in texts. Reason and check have the name of the rule without `refuse_`.
+_FLAGS: Final = {
+    "refuse_dynamic_platform": ("dynamic_platform", "dynamic platform (packages can be added)"),
+    "refuse_cached_keys": ("cached_keys", "platform keys at Intel"),
+    "refuse_smt": ("smt_enabled", "simultaneous multithreading"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +104,9 @@ class TdRules:
         if is_td(claims):
             yield from self._appraise_bits(claims)
         yield from self._appraise_enclaves(claims, authenticated)
-        for flag in _FLAGS:
-            if getattr(self, flag.rule):
-                yield _require_off(flag, value=getattr(authenticated.tcb, flag.field))
+        for rule, (field, text) in _FLAGS.items():
+            if getattr(self, rule):
+                yield _require_off(rule, text, value=getattr(authenticated.tcb, field))
 
     def _appraise_bits(self, claims: Claims) -> Iterator[VerificationStep]:
         fixed = _HCL_FIXED_BITS if claims.platform in HCL_PLATFORMS else FIXED_BITS
@@ -148,9 +134,7 @@ class TdRules:
 def _require_bits(rule: str, field: str, mask: BitMask, claims: Claims) -> None:
     """Raise PolicyError if the field has another size, or bits that the mask does not allow."""
     have = claims.get(field) or b""
-    bits = int.from_bytes(have, "little")
-    wrong = (mask.must_be_set & ~bits, "must be set"), (mask.must_be_clear & bits, "must be clear")
-    found = [f"{bit_names(field, those)} {must}" for those, must in wrong if those]
+    found = mask.find_wrong(field, have)
     if len(have) != 8 or found:
         raise PolicyError(
             f"{field}: {have.hex() or 'not in the evidence'}, but "
@@ -177,12 +161,12 @@ def _number(claims: Claims, name: str) -> int | None:
     return None if value is None else int.from_bytes(value, "little")
 
 
-def _require_off(flag: _Flag, *, value: bool | None) -> VerificationStep:
+def _require_off(rule: str, text: str, *, value: bool | None) -> VerificationStep:
+    name = rule.removeprefix("refuse_")
     if value is not False:
         state = "on" if value else "not known (no PCK certificate of a Platform CA)"
         raise PolicyError(
-            f"{flag.text}: {state}, must be off; configure the platform, or drop {flag.rule} from "
-            "the policy",
-            reason=flag.reason,
+            f"{text}: {state}, must be off; configure the platform, or drop {rule} from the policy",
+            reason=cast("PolicyReason", name),
         )
-    return passed(flag.check, f"{flag.text} is off")
+    return passed(cast("StepCheck", name), f"{text} is off")

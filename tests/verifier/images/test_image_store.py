@@ -192,7 +192,7 @@ def test_threads_read_an_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_number_of_remembered_images_is_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The least recently used image is forgotten, and read again."""
+    """The oldest image is forgotten, and read again."""
     monkeypatch.setattr(image_store, "_MOST_KNOWN", 1)
     other = boot_files(version="0.5.5")
     folder = store(tmp_path, FILES)
@@ -216,11 +216,11 @@ def test_damaged_image_is_not_read_for_each_request(
         return read_dstack_image(source)
 
     monkeypatch.setattr(image_store, "read_dstack_image", read)
-    monkeypatch.setattr(image_store, "monotonic", lambda: now[0])
     path = store(tmp_path, FILES) / "bzImage"
     content = path.read_bytes()
     path.write_bytes(b"damaged")
     images = ImageStore(tmp_path)
+    monkeypatch.setattr(images._damaged, "_timer", lambda: now[0])
     for _ in range(3):
         with raises(ConfigError, "wrong_value", part="bzImage"):
             images.find_facts(HASH)

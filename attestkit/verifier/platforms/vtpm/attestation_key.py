@@ -6,7 +6,7 @@ vtpm.md, section 3.4, step 6, and section 10. Evidence of a key that neither cer
 import hmac
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import load_verification_key
@@ -15,7 +15,6 @@ from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE
 from attestkit._crypto.x509.simulated_mark import names_simulator
 from attestkit._sanitize import one_line
 from attestkit._verification_steps import VerificationStep
-from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import CollateralError, FormatError, SignatureError
 from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.verifier.claims import KeyTrust, caution, passed, skipped
@@ -30,6 +29,12 @@ from attestkit.verifier.platforms.vtpm.quote import (
     verify_tpm_quote,
 )
 
+if TYPE_CHECKING:
+    from attestkit.attestation.go_tpm_tools import GoTpmToolsQuote
+    from attestkit.attestation.wire.evidence_parts import TpmQuote, VtpmQuote
+
+    QuoteParts = GoTpmToolsQuote | TpmQuote | VtpmQuote  # a quote in any form of evidence
+
 _LONGEST_NAME: Final = 128  # characters of a name in a step
 _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC begins with 0
 _USAGES: Final = frozenset({EK_USAGE, AK_USAGE})
@@ -42,25 +47,6 @@ _UNCERTIFIED: Final = skipped(
 )
 
 
-class QuoteParts(Protocol):
-    """A quote in any form of evidence."""
-
-    @property
-    def message(self) -> bytes:
-        """TPMS_ATTEST."""
-        ...
-
-    @property
-    def signature(self) -> bytes:
-        """TPMT_SIGNATURE."""
-        ...
-
-    @property
-    def pcr_values(self) -> tuple[PcrValue, ...]:
-        """The delivered values."""
-        ...
-
-
 class AttestationKey(NamedTuple):
     """An attestation key as evidence states it, not yet trusted."""
 
@@ -68,7 +54,9 @@ class AttestationKey(NamedTuple):
     scheme: tuple[str, str] | None  # algorithm and hash of its TPMT_PUBLIC; None if not known
     is_restricted: bool = False  # its TPMT_PUBLIC says that it signs only what the TPM made
 
-    def verify_quote(self, quote: QuoteParts, wanted: Sequence[PcrSelection] = ()) -> VerifiedQuote:
+    def verify_quote(
+        self, quote: "QuoteParts", wanted: Sequence[PcrSelection] = ()
+    ) -> VerifiedQuote:
         """Verify a quote by this key; arguments and errors are those of `verify_tpm_quote`."""
         return verify_tpm_quote(
             quote.message,

@@ -161,12 +161,20 @@ class VtpmRules:
 
     def _has_paravisor(self, claims: Claims) -> bool:
         """Return whether the rules about the paravisor that are set accept these claims."""
-        pairs = (
-            (self.paravisor_measurement, launch_measurement(claims)[1]),
-            (self.id_key_digest, claims.get("id_key_digest")),
+        return all(
+            have is not None and matches_any(have, wanted)
+            for _, wanted, _, have in self._paravisor_rules(claims)
         )
-        rules = [(wanted, have) for wanted, have in pairs if wanted is not None]
-        return all(have is not None and matches_any(have, wanted) for wanted, have in rules)
+
+    def _paravisor_rules(
+        self, claims: Claims
+    ) -> Iterator[tuple[str, Collection[bytes], str, bytes | None]]:
+        """Yield the rules about the paravisor that are set: name, values, register, its value."""
+        if self.paravisor_measurement is not None:
+            yield "paravisor_measurement", self.paravisor_measurement, *launch_measurement(claims)
+        if self.id_key_digest is not None:
+            have = claims.get("id_key_digest")
+            yield "id_key_digest", self.id_key_digest, "ID key digest", have
 
     def _lists(self, key: bytes) -> bool:
         return bool(key) and matches_any(sha256(key), self.trusted_aks or ())
@@ -209,18 +217,8 @@ class VtpmRules:
             pass
 
     def _match_paravisor(self, claims: Claims) -> Iterator[VerificationStep]:
-        if not self._identifies_paravisor:
-            return
         remedy = "run the VM under that paravisor, or accept this one in "
-        register, measured = launch_measurement(claims)
-        rows: tuple[tuple[str, str, bytes | None], ...] = (
-            ("paravisor_measurement", register, measured),
-            ("id_key_digest", "ID key digest", claims.get("id_key_digest")),
-        )
-        for name, what, have in rows:
-            wanted = getattr(self, name)
-            if wanted is None:
-                continue
+        for name, wanted, what, have in self._paravisor_rules(claims):
             if have is None:
                 raise _missing(name, claims.platform)
             require_match(_reason(name), f"{name} ({what})", have, wanted, remedy + name)
