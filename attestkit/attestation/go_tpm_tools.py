@@ -16,14 +16,7 @@ from attestkit._formats.protobuf import (
     encode_number_field,
 )
 from attestkit.attestation.nitro import is_nitro_document
-from attestkit.attestation.wire.evidence_parts import (
-    Evidence,
-    GoTpmTools,
-    PcrValue,
-    Stack,
-    Tpm,
-    VtpmQuote,
-)
+from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm import TpmsAttest
 from attestkit.tpm.algorithms import HASH_IDS, HASH_NAMES
@@ -46,7 +39,7 @@ class GoTpmToolsQuote(NamedTuple):
 
     message: bytes  # TPMS_ATTEST
     signature: bytes  # TPMT_SIGNATURE
-    pcr_values: tuple[PcrValue, ...]
+    pcr_values: tuple[parts.PcrValue, ...]
 
     @classmethod
     def parse(cls, data: bytes) -> "GoTpmToolsQuote":
@@ -173,7 +166,7 @@ class GoTpmToolsMessage(NamedTuple):
         return b"".join(encoded)
 
 
-def decode_evidence(data: bytes) -> Evidence:
+def decode_evidence(data: bytes) -> parts.Evidence:
     """Decode a message `attest.Attestation` as evidence, which keeps the message as it is.
 
     The report data are the qualifying data of the first quote, zero-padded to 64 bytes.
@@ -189,10 +182,12 @@ def decode_evidence(data: bytes) -> Evidence:
     if len(extra) > _REPORT_DATA:
         problem = f"attest.Attestation: {len(extra)} bytes of qualifying data, over {_REPORT_DATA}"
         raise FormatError(problem, reason="too_large")
-    return Evidence(GoTpmTools(data), Stack(extra.ljust(_REPORT_DATA, b"\0"), (), ""))
+    return parts.Evidence(
+        parts.GoTpmTools(data), parts.Stack(extra.ljust(_REPORT_DATA, b"\0"), (), "")
+    )
 
 
-def encode_evidence(evidence: Evidence) -> bytes:
+def encode_evidence(evidence: parts.Evidence) -> bytes:
     """Return the message of evidence of a TPM alone, or the one that was received.
 
     The message has neither the IMA log nor the report data. go-tpm-tools compares the qualifying
@@ -206,14 +201,14 @@ def encode_evidence(evidence: Evidence) -> bytes:
     platform, stack = evidence
     if stack.runtime_events or stack.config or stack.report_data_payload is not None:
         raise _not_applicable("it has no runtime events and no configuration")
-    if isinstance(platform, Tpm):
+    if isinstance(platform, parts.Tpm):
         return _make_message(platform.vtpm_quote).encode()
-    if not isinstance(platform, GoTpmTools):
+    if not isinstance(platform, parts.GoTpmTools):
         raise _not_applicable("it is for a TPM without hardware evidence")
     return platform.message
 
 
-def _make_message(quote: VtpmQuote) -> GoTpmToolsMessage:
+def _make_message(quote: parts.VtpmQuote) -> GoTpmToolsMessage:
     if quote.ak_public[:1] != b"\0":  # of a TPMT_PUBLIC; a SubjectPublicKeyInfo begins with 0x30
         raise _not_applicable("the evidence lacks the TPMT_PUBLIC of the key")
     if len({one.algorithm for one in quote.pcr_values}) != 1:
@@ -268,7 +263,7 @@ def _repeated(fields: list[ProtobufField], number: int, name: str, limit: int) -
     return found
 
 
-def _read_pcrs(data: bytes) -> tuple[PcrValue, ...]:
+def _read_pcrs(data: bytes) -> tuple[parts.PcrValue, ...]:
     """Read a message `tpm.PCRs`: a bank, and a map from PCR index to value."""
     fields = _read(data)
     single = _unique("tpm.PCRs", [one for one in fields if one.number != 2], (1,))
@@ -288,10 +283,10 @@ def _read_pcrs(data: bytes) -> tuple[PcrValue, ...]:
     return tuple(values)
 
 
-def _read_pcr(data: bytes, bank: str) -> PcrValue:
+def _read_pcr(data: bytes, bank: str) -> parts.PcrValue:
     fields = _unique("tpm.PCRs: entry", _read(data), (1, 2))
     number = fields[1].number_value("tpm.PCRs: index", 32) if 1 in fields else 0
-    return PcrValue(number, bank, _bytes(fields, 2, "tpm.PCRs: value"))
+    return parts.PcrValue(number, bank, _bytes(fields, 2, "tpm.PCRs: value"))
 
 
 def _read_instance(data: bytes) -> GceInstanceInfo:

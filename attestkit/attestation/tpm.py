@@ -2,14 +2,7 @@
 
 from typing import NamedTuple
 
-from attestkit.attestation.wire.evidence_parts import (
-    AzureSnp,
-    AzureTdx,
-    GcpSnp,
-    GoTpmTools,
-    Platform,
-    Tpm,
-)
+from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.tpm.pcrs import INIT_DATA_PCR
 
 
@@ -21,18 +14,18 @@ class PcrLogs(NamedTuple):
     extended_later: tuple[int, ...] = ()  # PCRs that the platform extends without a record
 
 
-def find_pcr_logs(platform: Platform | None) -> PcrLogs | None:
+def find_pcr_logs(platform: parts.Platform | None) -> PcrLogs | None:
     """Return the logs of a platform; None if its evidence has no place for them.
 
     Raises:
         FormatError: If a message of go-tpm-tools is malformed.
     """
-    if isinstance(platform, GoTpmTools):
+    if isinstance(platform, parts.GoTpmTools):
         from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage  # lazy: only for these
 
         return PcrLogs(GoTpmToolsMessage.parse(platform.message).event_log)
-    if isinstance(platform, (Tpm, GcpSnp, AzureSnp, AzureTdx)):
+    if isinstance(platform, (parts.Tpm, parts.GcpSnp, parts.AzureSnp, parts.AzureTdx)):
         quote = platform.vtpm_quote
-        later = (INIT_DATA_PCR,) if isinstance(platform, (AzureSnp, AzureTdx)) else ()
+        later = (INIT_DATA_PCR,) if isinstance(platform, (parts.AzureSnp, parts.AzureTdx)) else ()
         return PcrLogs(quote.boot_log, quote.ima_log, later)
     return None

@@ -5,24 +5,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.der import BIT_STRING, SEQUENCE, encode_element
 from attestkit._crypto.public_key import encode_rsa_spki
 from attestkit.errors import FormatError, SignatureError, UsageError
-from attestkit.tpm.algorithms import (
-    ALG_AES,
-    ALG_CFB,
-    ALG_ECC,
-    ALG_ECDSA,
-    ALG_NULL,
-    ALG_OAEP,
-    ALG_RSA,
-    ALG_RSAES,
-    ALG_RSAPSS,
-    ALG_RSASSA,
-    CURVE_IDS,
-    CURVE_NAMES,
-    CURVE_SIZES,
-    HASH_IDS,
-    compute_digest,
-    hash_size,
-)
+from attestkit.tpm import algorithms as alg
 from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
 
 FIXED_TPM: Final = 1 << 1
@@ -36,15 +19,15 @@ DECRYPT: Final = 1 << 17
 SIGN: Final = 1 << 18
 
 _RESERVED_BITS: Final = 0xFFF0_F009  # not in TPMA_OBJECT up to version 1.83 of the library
-_TYPE_NAMES: Final = {ALG_RSA: "rsa", ALG_ECC: "ecc"}
+_TYPE_NAMES: Final = {alg.ALG_RSA: "rsa", alg.ALG_ECC: "ecc"}
 _TYPE_IDS: Final = {name: number for number, name in _TYPE_NAMES.items()}
 _RSA_SCHEMES: Final = {
-    ALG_RSASSA: "rsassa",
-    ALG_RSAES: "rsaes",
-    ALG_RSAPSS: "rsapss",
-    ALG_OAEP: "oaep",
+    alg.ALG_RSASSA: "rsassa",
+    alg.ALG_RSAES: "rsaes",
+    alg.ALG_RSAPSS: "rsapss",
+    alg.ALG_OAEP: "oaep",
 }
-_ECC_SCHEMES: Final = {ALG_ECDSA: "ecdsa"}
+_ECC_SCHEMES: Final = {alg.ALG_ECDSA: "ecdsa"}
 _SCHEME_IDS: Final = {name: number for number, name in (_RSA_SCHEMES | _ECC_SCHEMES).items()}
 _RSA_BITS: Final = (1024, 2048, 3072, 4096)
 _AES_BITS: Final = (128, 192, 256)
@@ -130,7 +113,7 @@ class TpmtPublic(NamedTuple):
     @property
     def name(self) -> bytes:
         """The name of the key: nameAlg and the digest of the public area."""
-        return _hash_id(self.name_alg) + compute_digest(self.name_alg, self.encode())
+        return _hash_id(self.name_alg) + alg.compute_digest(self.name_alg, self.encode())
 
     def qualified_name(self, hierarchy: int) -> bytes:
         """Return the qualified name of this key as a primary key of a hierarchy.
@@ -139,7 +122,7 @@ class TpmtPublic(NamedTuple):
         0x4000000B (endorsement).
         """
         content = encode_number(hierarchy, 4) + self.name
-        return _hash_id(self.name_alg) + compute_digest(self.name_alg, content)
+        return _hash_id(self.name_alg) + alg.compute_digest(self.name_alg, content)
 
     @property
     def public_exponent(self) -> int:
@@ -162,7 +145,7 @@ class TpmtPublic(NamedTuple):
             raise FormatError("TPMT_PUBLIC: template without a key", reason="missing")
         if self.type == "rsa":
             return encode_rsa_spki(self.modulus, self.public_exponent)
-        size = CURVE_SIZES[self.curve]
+        size = alg.CURVE_SIZES[self.curve]
         point = b"\x04" + self.x.rjust(size, b"\0") + self.y.rjust(size, b"\0")
         key = encode_element(BIT_STRING, b"\0" + point)
         return encode_element(SEQUENCE, _EC_ALGORITHMS[self.curve] + key)
@@ -187,12 +170,12 @@ class TpmtPublic(NamedTuple):
 
     def _encode_symmetric(self) -> bytes:
         if not self.symmetric:
-            return _u16(ALG_NULL)
-        return _u16(ALG_AES) + _u16(self.symmetric) + _u16(ALG_CFB)
+            return _u16(alg.ALG_NULL)
+        return _u16(alg.ALG_AES) + _u16(self.symmetric) + _u16(alg.ALG_CFB)
 
     def _encode_scheme(self) -> bytes:
         if not self.scheme:
-            return _u16(ALG_NULL)
+            return _u16(alg.ALG_NULL)
         if self.scheme not in _SCHEME_IDS:
             message = f"TPMT_PUBLIC: unknown scheme {self.scheme!r}"
             raise UsageError(message, reason="unsupported_algorithm")
@@ -203,31 +186,33 @@ class TpmtPublic(NamedTuple):
         return _u16(self.bits) + encode_number(self.exponent, 4) + encode_sized(self.modulus)
 
     def _encode_ecc(self) -> bytes:
-        if self.curve not in CURVE_IDS:
+        if self.curve not in alg.CURVE_IDS:
             message = f"TPMT_PUBLIC: unknown curve {self.curve!r}"
             raise UsageError(message, reason="unsupported_algorithm")
-        head = _u16(CURVE_IDS[self.curve]) + _u16(ALG_NULL)  # without a key derivation
+        head = _u16(alg.CURVE_IDS[self.curve]) + _u16(alg.ALG_NULL)  # without a key derivation
         return head + encode_sized(self.x) + encode_sized(self.y)
 
 
 def _read_digest(reader: TpmReader, name_alg: str) -> bytes:
     start = reader.at
-    policy = reader.sized("authPolicy", hash_size(name_alg))
-    if len(policy) not in (0, hash_size(name_alg)):
-        problem = f"authPolicy must be empty or have {hash_size(name_alg)} bytes, not {len(policy)}"
+    policy = reader.sized("authPolicy", alg.hash_size(name_alg))
+    if len(policy) not in (0, alg.hash_size(name_alg)):
+        problem = (
+            f"authPolicy must be empty or have {alg.hash_size(name_alg)} bytes, not {len(policy)}"
+        )
         raise reader.error(problem, "wrong_size", start)
     return policy
 
 
 def _read_symmetric(reader: TpmReader) -> int:
     start = reader.at
-    if (number := reader.u16()) == ALG_NULL:
+    if (number := reader.u16()) == alg.ALG_NULL:
         return 0
-    if number != ALG_AES:
+    if number != alg.ALG_AES:
         problem = f"unsupported symmetric algorithm 0x{number:04x}"
         raise reader.error(problem, "unsupported_algorithm", start)
     bits, mode = reader.u16(), reader.u16()
-    if bits not in _AES_BITS or mode != ALG_CFB:
+    if bits not in _AES_BITS or mode != alg.ALG_CFB:
         problem = f"unsupported AES: {bits} bits, mode 0x{mode:04x}"
         raise reader.error(problem, "unsupported_algorithm", start)
     return bits
@@ -236,12 +221,12 @@ def _read_symmetric(reader: TpmReader) -> int:
 def _read_scheme(reader: TpmReader, names: dict[int, str]) -> tuple[str, str]:
     """Read a scheme; return its name and that of its hash."""
     start = reader.at
-    if (number := reader.u16()) == ALG_NULL:
+    if (number := reader.u16()) == alg.ALG_NULL:
         return "", ""
     if number not in names:
         problem = f"unsupported scheme 0x{number:04x}"
         raise reader.error(problem, "unsupported_algorithm", start)
-    return names[number], "" if number == ALG_RSAES else reader.hash_name("scheme")
+    return names[number], "" if number == alg.ALG_RSAES else reader.hash_name("scheme")
 
 
 def _read_rsa(reader: TpmReader, found: TpmtPublic) -> TpmtPublic:
@@ -261,15 +246,15 @@ def _read_rsa(reader: TpmReader, found: TpmtPublic) -> TpmtPublic:
 
 def _read_ecc(reader: TpmReader, found: TpmtPublic) -> TpmtPublic:
     start = reader.at
-    curve = CURVE_NAMES.get(number := reader.u16())
+    curve = alg.CURVE_NAMES.get(number := reader.u16())
     if curve is None:
         problem = f"unsupported curve 0x{number:04x}"
         raise reader.error(problem, "unsupported_algorithm", start)
     start = reader.at
-    if (kdf := reader.u16()) != ALG_NULL:
+    if (kdf := reader.u16()) != alg.ALG_NULL:
         problem = f"unsupported key derivation 0x{kdf:04x}"
         raise reader.error(problem, "unsupported_algorithm", start)
-    size = CURVE_SIZES[curve]
+    size = alg.CURVE_SIZES[curve]
     return found._replace(curve=curve, x=reader.sized("x", size), y=reader.sized("y", size))
 
 
@@ -278,5 +263,5 @@ def _u16(number: int) -> bytes:
 
 
 def _hash_id(name: str) -> bytes:
-    hash_size(name)  # raises for an unknown hash
-    return _u16(HASH_IDS[name])
+    alg.hash_size(name)  # raises for an unknown hash
+    return _u16(alg.HASH_IDS[name])

@@ -22,15 +22,7 @@ from attestkit.attestation.launch.snp import SnpImage, SnpLaunch
 from attestkit.attestation.launch.tdx import TdxImage, TdxLaunch, TdxRegisters
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.nitro import read_nitro_document
-from attestkit.attestation.wire.evidence_parts import (
-    Evidence,
-    GcpTdx,
-    NitroEnclave,
-    NitroTpm,
-    SevSnp,
-    Tdx,
-    td_body,
-)
+from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.errors import FormatError, UnsupportedError, VerificationError
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import SnpReport
@@ -39,7 +31,7 @@ _SNP_KEYS = {"checksum_file", "measurement", "vcpus", "vcpu_type", "guest_featur
 _CACHED_SIZE = 16_384  # characters of a configuration; longer ones are not cached
 
 
-def verify_os_image(evidence: Evidence, *, quote: Quote | None = None) -> bytes:
+def verify_os_image(evidence: parts.Evidence, *, quote: Quote | None = None) -> bytes:
     """Verify that the evidence is of the OS image in the VM configuration; return its hash.
 
     Args:
@@ -58,19 +50,19 @@ def verify_os_image(evidence: Evidence, *, quote: Quote | None = None) -> bytes:
     """
     platform = evidence.platform
     text = evidence.stack.config
-    if isinstance(platform, Tdx):
+    if isinstance(platform, parts.Tdx):
         image_hash, launch = _read_tdx_launch(text)
         expected = launch.registers(platform.event_log)
-        _compare(expected, td_body(platform.quote if quote is None else quote))
+        _compare(expected, parts.td_body(platform.quote if quote is None else quote))
         return image_hash
     found = VmConfig.parse(text)
-    if isinstance(platform, SevSnp):
+    if isinstance(platform, parts.SevSnp):
         return _check_snp(platform, found)
-    if isinstance(platform, NitroEnclave):
+    if isinstance(platform, parts.NitroEnclave):
         return _check_nitro_enclave(platform, found)
-    if isinstance(platform, GcpTdx):
+    if isinstance(platform, parts.GcpTdx):
         return _check_gcp(platform, found)
-    if isinstance(platform, NitroTpm):
+    if isinstance(platform, parts.NitroTpm):
         return _check_nitro_tpm(platform, found)
     message = "OS image: needs verification of a TPM quote, which is not supported"
     raise UnsupportedError(message, reason="os_image")
@@ -107,7 +99,7 @@ def _compare(expected: TdxRegisters, body: TdQuoteBody) -> None:
             raise VerificationError(message, reason="os_image")
 
 
-def _check_snp(platform: SevSnp, config: VmConfig) -> bytes:
+def _check_snp(platform: parts.SevSnp, config: VmConfig) -> bytes:
     expected = expected_snp_measurement(config)
     report = SnpReport.parse(platform.report)
     if report.measurement != expected:
@@ -121,7 +113,7 @@ def _check_snp(platform: SevSnp, config: VmConfig) -> bytes:
     return strict_json.from_hex(config.find("os_image_hash"), "os_image_hash", 32)
 
 
-def _check_nitro_enclave(platform: NitroEnclave, config: VmConfig) -> bytes:
+def _check_nitro_enclave(platform: parts.NitroEnclave, config: VmConfig) -> bytes:
     document = read_nitro_document(platform.nsm_quote, tpm=False)
     registers = document.pcr(0) + document.pcr(1) + document.pcr(2)
     if not any(registers):
@@ -134,7 +126,7 @@ def _check_nitro_enclave(platform: NitroEnclave, config: VmConfig) -> bytes:
     return actual
 
 
-def _check_gcp(platform: GcpTdx, config: VmConfig) -> bytes:
+def _check_gcp(platform: parts.GcpTdx, config: VmConfig) -> bytes:
     fields = config.fields.get("gcp_measurement")
     if fields is None:
         message = "gcp tdx attestation requires vm_config.gcp_measurement"
@@ -147,7 +139,7 @@ def _check_gcp(platform: GcpTdx, config: VmConfig) -> bytes:
     return config.os_image_hash
 
 
-def _check_nitro_tpm(platform: NitroTpm, config: VmConfig) -> bytes:
+def _check_nitro_tpm(platform: parts.NitroTpm, config: VmConfig) -> bytes:
     """Check PCRs 4 (boot application), 7 (Secure Boot) and 12 (kernel command line)."""
     measurement = config.find("aws_measurement")
     if measurement is None:

@@ -19,18 +19,7 @@ from msgspec import Meta, Struct
 
 from attestkit._formats.cbor import read_canonical
 from attestkit._native import unhex
-from attestkit.attestation.wire.evidence_parts import (
-    Evidence,
-    PcrValue,
-    Platform,
-    RuntimeEvent,
-    SevSnp,
-    Stack,
-    Tdx,
-    TpmEventDigest,
-    TpmQuote,
-    VtpmQuote,
-)
+from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError
 from attestkit.event_log.event import WireEvent
@@ -42,7 +31,7 @@ _PCR_VALUES: Final = b"\x6apcr_values"  # the key of the PCR values in CBOR
 
 _U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 _Version = Literal[1, 2]
-_Pcrs: TypeAlias = tuple[tuple[PcrValue, ...], tuple[bytes, ...]]
+_Pcrs: TypeAlias = tuple[tuple[parts.PcrValue, ...], tuple[bytes, ...]]
 
 
 # Unknown fields are forbidden, because msgspec skips them recursively, whatever their depth.
@@ -173,7 +162,7 @@ _JSON_DECODER: Final = msgspec.json.Decoder(_JsonEvents)
 _JSON_ENCODER: Final = msgspec.json.Encoder()
 
 
-def decode_cbor(data: bytes, start: int) -> Evidence | None:
+def decode_cbor(data: bytes, start: int) -> parts.Evidence | None:
     """Decode evidence; return None if it needs the full reader.
 
     Args:
@@ -188,7 +177,7 @@ def decode_cbor(data: bytes, start: int) -> Evidence | None:
         return None
     platform, stack = found.platform.data, found.stack.data
     payload = stack.report_data_payload if isinstance(stack, _CborPodData) else None
-    return Evidence(_platform(platform), _stack(stack, payload))
+    return parts.Evidence(_platform(platform), _stack(stack, payload))
 
 
 def decode_json_log(text: bytes) -> tuple[WireEvent, ...] | None:
@@ -210,7 +199,7 @@ def decode_json_log(text: bytes) -> tuple[WireEvent, ...] | None:
     return tuple(events)
 
 
-def decode_runtime_events(data: bytes) -> tuple[RuntimeEvent, ...] | None:
+def decode_runtime_events(data: bytes) -> tuple[parts.RuntimeEvent, ...] | None:
     """Decode runtime events of a CMW, CBOR; return None if they need the full reader."""
     found: list[_RuntimeEvent] | None = _convert(data, _RuntimeEvents)
     return None if found is None else _runtime_events(found)
@@ -227,31 +216,31 @@ def _certificates(data: bytes) -> tuple[bytes, ...] | None:
     return None if found is None else tuple(found)
 
 
-def decode_tpm_quote(data: bytes) -> TpmQuote | None:
+def decode_tpm_quote(data: bytes) -> parts.TpmQuote | None:
     """Decode the quote of Google's TPM of a CMW, CBOR; None if it needs the full reader."""
     before, rest = _split_quote(data, 6)
     found: _CborTpmQuote | None = _convert(before, _CborTpmQuote)
     if found is None or (pcrs := _decode_pcrs(rest)) is None:
         return None
     fields, make = msgspec.structs.astuple, tuple.__new__
-    return TpmQuote(
+    return parts.TpmQuote(
         found.message,
         found.signature,
         pcrs[0],
         found.ak_cert,
         found.platform,
-        tuple([make(TpmEventDigest, fields(one)) for one in found.event_log]),
+        tuple([make(parts.TpmEventDigest, fields(one)) for one in found.event_log]),
     )
 
 
-def decode_vtpm_quote(data: bytes) -> VtpmQuote | None:
+def decode_vtpm_quote(data: bytes) -> parts.VtpmQuote | None:
     """Decode a TPM's quote of a CMW, CBOR; return None if it needs the full reader."""
     before, rest = _split_quote(data, 7)
     found: _CborVtpmQuote | None = _convert(before, _CborVtpmQuote)
     if found is None or (pcrs := _decode_pcrs(rest)) is None:
         return None
     values, certificates = pcrs
-    return VtpmQuote(
+    return parts.VtpmQuote(
         found.message,
         found.signature,
         values,
@@ -286,7 +275,7 @@ def _pcrs(data: bytes) -> _Pcrs | None:
     if found is None:
         return None
     fields, make = msgspec.structs.astuple, tuple.__new__
-    values = tuple([make(PcrValue, fields(one)) for one in found.pcr_values])
+    values = tuple([make(parts.PcrValue, fields(one)) for one in found.pcr_values])
     return values, tuple(found.ak_certificates)
 
 
@@ -299,10 +288,10 @@ def _convert(data: bytes, kind: object) -> Any:  # noqa: ANN401 - of type `kind`
         return None
 
 
-def _platform(data: _CborTdxData | _CborSnpData) -> Platform:
+def _platform(data: _CborTdxData | _CborSnpData) -> parts.Platform:
     if isinstance(data, _CborTdxData):
-        return Tdx(data.quote, _log(data.event_log))
-    return SevSnp(data.report, tuple(data.cert_chain), data.mr_config)
+        return parts.Tdx(data.quote, _log(data.event_log))
+    return parts.SevSnp(data.report, tuple(data.cert_chain), data.mr_config)
 
 
 def _log(events: list[_Event]) -> tuple[WireEvent, ...]:
@@ -310,10 +299,10 @@ def _log(events: list[_Event]) -> tuple[WireEvent, ...]:
     return tuple([make(WireEvent, fields(event)) for event in events])
 
 
-def _stack(data: _CborStackData, payload: str | None = None) -> Stack:
-    return Stack(data.report_data, _runtime_events(data.runtime_events), data.config, payload)
+def _stack(data: _CborStackData, payload: str | None = None) -> parts.Stack:
+    return parts.Stack(data.report_data, _runtime_events(data.runtime_events), data.config, payload)
 
 
-def _runtime_events(events: list[_RuntimeEvent]) -> tuple[RuntimeEvent, ...]:
+def _runtime_events(events: list[_RuntimeEvent]) -> tuple[parts.RuntimeEvent, ...]:
     fields, make = msgspec.structs.astuple, tuple.__new__
-    return tuple([make(RuntimeEvent, fields(event)) for event in events])
+    return tuple([make(parts.RuntimeEvent, fields(event)) for event in events])

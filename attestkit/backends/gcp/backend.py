@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from attestkit import backends
 from attestkit._crypto.hashes import sha256
-from attestkit.attestation.wire.evidence_parts import (
-    GcpSnp,
-    GcpTdx,
-    TpmEventDigest,
-    TpmQuote,
-    VtpmQuote,
-)
+from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.backends.base import Backend, RegisterExtender, SnpReporter, check_bytes
 from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.backends.gcp.firmware_log import BANK, read_digests, read_firmware_log
@@ -165,7 +159,7 @@ class GcpBackend:
 
     def _quote(
         self, evidence: bytes, pcrs: tuple[int, ...], read_logs: Callable[[], TpmLogs]
-    ) -> VtpmQuote:
+    ) -> parts.VtpmQuote:
         """Return the vTPM's quote over the SHA-256 of the hardware's evidence."""
         client, own = self._client, self._google_key
         with client.lock, client.primary_key(ENDORSEMENT, own.template) as key:
@@ -194,7 +188,7 @@ class GcpTdGuest(GcpBackend):
 
     _journal: PcrJournal | None = None
 
-    def collect_evidence(self, report_data: bytes) -> GcpTdx:
+    def collect_evidence(self, report_data: bytes) -> parts.GcpTdx:
         """Return a TDX quote over exactly 64 bytes, and the vTPM's quote over it.
 
         The event log of the TD is not part of it; the Attester adds it.
@@ -213,8 +207,10 @@ class GcpTdGuest(GcpBackend):
         made = self._quote(raw, _TDX_PCRS, lambda: TpmLogs(self._read_boot_log()))
         digests = read_digests(self._paths, made.boot_log)
         (certificate,) = made.ak_certificates
-        quote = TpmQuote(made.message, made.signature, made.pcr_values, certificate, "gcp", digests)
-        return GcpTdx(raw, (), quote)
+        quote = parts.TpmQuote(
+            made.message, made.signature, made.pcr_values, certificate, "gcp", digests
+        )
+        return parts.GcpTdx(raw, (), quote)
 
     def read_rtmr(self, register: int) -> bytes:
         """Return a register, 0 to 3: 48 bytes."""
@@ -243,7 +239,7 @@ class GcpTdGuest(GcpBackend):
     @cached_property
     def _pcr_start(self) -> bytes:
         """PCR 14 as the firmware and shim left it."""
-        log: tuple[TpmEventDigest, ...] = read_digests(self._paths, self._read_boot_log())
+        log: tuple[parts.TpmEventDigest, ...] = read_digests(self._paths, self._read_boot_log())
         return extend(BANK, bytes(32), [e.digest for e in log if e.pcr_index == EVENT_PCR])
 
     def _read_pcr(self) -> bytes:
@@ -260,7 +256,7 @@ class GcpTdGuest(GcpBackend):
 class GcpSnpGuest(GcpBackend):
     """An SEV-SNP guest of Google."""
 
-    def collect_evidence(self, report_data: bytes) -> GcpSnp:
+    def collect_evidence(self, report_data: bytes) -> parts.GcpSnp:
         """Return an SNP report over exactly 64 bytes, and the vTPM's quote over it.
 
         Raises:
@@ -277,7 +273,7 @@ class GcpSnpGuest(GcpBackend):
         quote = self._quote(
             raw, EVERY_PCR, lambda: TpmLogs(self._read_boot_log(), read_ima_log(self._paths))
         )
-        return GcpSnp(raw, (table,) if table else (), quote)
+        return parts.GcpSnp(raw, (table,) if table else (), quote)
 
 
 def _kind(hardware: Backend) -> type[GcpBackend]:

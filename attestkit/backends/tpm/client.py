@@ -10,23 +10,8 @@ from attestkit.backends.tpm.nv_commands import LARGEST_NAME, NvCommands
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.backends.tpm.transports import malformed
 from attestkit.errors import AttestKitError, BackendError, FormatError
+from attestkit.tpm import command_codes as cc
 from attestkit.tpm.algorithms import ALG_NULL, HASH_IDS, LARGEST_DIGEST, hash_size
-from attestkit.tpm.command_codes import (
-    CAP_COMMANDS,
-    CAP_HANDLES,
-    CAP_PROPERTIES,
-    CODE_MASK,
-    CREATE_PRIMARY,
-    EVICT_CONTROL,
-    FLUSH_CONTEXT,
-    GET_CAPABILITY,
-    PCR_EXTEND,
-    PCR_READ,
-    QUOTE,
-    READ_PUBLIC,
-    START_AUTH_SESSION,
-    STARTUP,
-)
 from attestkit.tpm.handles import NULL, OWNER
 from attestkit.tpm.pcr_selection import PcrSelection, encode_selections, read_selections
 from attestkit.tpm.public_area import TpmtPublic
@@ -71,7 +56,7 @@ class TpmClient(NvCommands):
     def startup(self) -> None:
         """Start the TPM, if the firmware or the kernel has not done so."""
         try:
-            self.execute(STARTUP, parameters=b"\0\0")
+            self.execute(cc.STARTUP, parameters=b"\0\0")
         except TpmError as error:
             if error.code != RC_INITIALIZE:
                 raise
@@ -80,7 +65,7 @@ class TpmClient(NvCommands):
         """Return whether more items follow, and the capability data after the kind."""
         parameters = b"".join(encode_number(number, 4) for number in (kind, first, count))
         reader = ParameterReader(
-            self.execute(GET_CAPABILITY, parameters=parameters), "GetCapability"
+            self.execute(cc.GET_CAPABILITY, parameters=parameters), "GetCapability"
         )
         try:
             more, found = reader.u8(), reader.u32()
@@ -94,7 +79,7 @@ class TpmClient(NvCommands):
         """Return the handles from `first` to `last` that exist, ascending."""
         handles: list[int] = []
         for _ in range(_MOST_PAGES):
-            more, data = self.get_capability(CAP_HANDLES, first, _PAGE)
+            more, data = self.get_capability(cc.CAP_HANDLES, first, _PAGE)
             page = self._numbers(data, 1)
             handles += [number for (number,) in page if first <= number <= last]
             if not more or not page or page[-1][0] >= last:
@@ -107,8 +92,8 @@ class TpmClient(NvCommands):
         commands: set[int] = set()
         first = 0
         for _ in range(_MOST_PAGES):
-            more, data = self.get_capability(CAP_COMMANDS, first, _PAGE)
-            page = [number & CODE_MASK for (number,) in self._numbers(data, 1)]
+            more, data = self.get_capability(cc.CAP_COMMANDS, first, _PAGE)
+            page = [number & cc.CODE_MASK for (number,) in self._numbers(data, 1)]
             commands.update(page)
             if not more or not page:
                 return frozenset(commands)
@@ -117,7 +102,7 @@ class TpmClient(NvCommands):
 
     def read_property(self, tag: int) -> int | None:
         """Return a property, such as FAMILY; None if the TPM does not have it."""
-        _, data = self.get_capability(CAP_PROPERTIES, tag, 1)
+        _, data = self.get_capability(cc.CAP_PROPERTIES, tag, 1)
         return next((value for found, value in self._numbers(data, 2) if found == tag), None)
 
     def _numbers(self, data: bytes, width: int) -> list[tuple[int, ...]]:
@@ -161,7 +146,7 @@ class TpmClient(NvCommands):
     def _pcr_read_some(self, selections: tuple[PcrSelection, ...]) -> PcrValues:
         """Return the values of one PCR_Read; others than the selected ones are refused."""
         selected = {(one.bank, pcr) for one in selections for pcr in one.pcrs}
-        response = self.execute(PCR_READ, parameters=encode_selections(selections))
+        response = self.execute(cc.PCR_READ, parameters=encode_selections(selections))
         reader = ParameterReader(response, "PCR_Read")
         try:
             reader.u32()  # update counter
@@ -189,7 +174,7 @@ class TpmClient(NvCommands):
         parameters = encode_number(len(digests), 4) + b"".join(
             encode_number(HASH_IDS[bank], 2) + digest for bank, digest in digests.items()
         )
-        self.execute(PCR_EXTEND, (pcr,), parameters, [password()])
+        self.execute(cc.PCR_EXTEND, (pcr,), parameters, [password()])
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -208,7 +193,7 @@ class TpmClient(NvCommands):
             + encode_number(0, 4)  # no creation PCRs
         )
         response = self.execute(
-            CREATE_PRIMARY, (hierarchy,), parameters, [password()], returns_handle=True
+            cc.CREATE_PRIMARY, (hierarchy,), parameters, [password()], returns_handle=True
         )
         handle = response.handle
         assert handle is not None  # `returns_handle`
@@ -230,7 +215,7 @@ class TpmClient(NvCommands):
 
     def read_public(self, handle: int) -> LoadedKey:
         """Return the public area and the names of a key."""
-        reader = ParameterReader(self.execute(READ_PUBLIC, (handle,)), "ReadPublic")
+        reader = ParameterReader(self.execute(cc.READ_PUBLIC, (handle,)), "ReadPublic")
         try:
             raw = reader.sized("public area")
             names = reader.sized("name", LARGEST_NAME), reader.sized("qualified name", LARGEST_NAME)
@@ -250,11 +235,11 @@ class TpmClient(NvCommands):
 
     def evict_control(self, handle: int, persistent: int) -> None:
         """Make a loaded key persistent, or remove a persistent key, if both handles are equal."""
-        self.execute(EVICT_CONTROL, (OWNER, handle), encode_number(persistent, 4), [password()])
+        self.execute(cc.EVICT_CONTROL, (OWNER, handle), encode_number(persistent, 4), [password()])
 
     def flush_context(self, handle: int) -> None:
         """Unload a key or a session."""
-        self.execute(FLUSH_CONTEXT, parameters=encode_number(handle, 4))
+        self.execute(cc.FLUSH_CONTEXT, parameters=encode_number(handle, 4))
 
     @contextmanager
     def flushed(self, handle: int) -> Iterator[None]:
@@ -278,7 +263,7 @@ class TpmClient(NvCommands):
             + encode_number(ALG_NULL, 2)  # no parameter encryption
             + encode_number(HASH_IDS[hash_name], 2)
         )
-        return self.execute(START_AUTH_SESSION, (key, NULL), parameters, returns_handle=True)
+        return self.execute(cc.START_AUTH_SESSION, (key, NULL), parameters, returns_handle=True)
 
     # -- quotes --------------------------------------------------------------------------------
 
@@ -298,7 +283,7 @@ class TpmClient(NvCommands):
             + encode_number(ALG_NULL, 2)  # the key's own scheme
             + encode_selections(selections)
         )
-        response = self.execute(QUOTE, (key,), parameters, [password()])
+        response = self.execute(cc.QUOTE, (key,), parameters, [password()])
         reader = ParameterReader(response, "Quote")
         try:
             message = reader.sized("quote")

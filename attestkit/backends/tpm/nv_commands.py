@@ -7,14 +7,8 @@ from attestkit.backends.tpm.frames import password
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.backends.tpm.transports import malformed
 from attestkit.errors import FormatError
+from attestkit.tpm import command_codes as cc
 from attestkit.tpm.algorithms import HASH_IDS, hash_size
-from attestkit.tpm.command_codes import (
-    NV_DEFINE_SPACE,
-    NV_READ,
-    NV_READ_PUBLIC,
-    NV_UNDEFINE_SPACE,
-    NV_WRITE,
-)
 from attestkit.tpm.handles import OWNER
 from attestkit.tpm.nv_attributes import OWNER_READ, OWNER_WRITE
 from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
@@ -74,7 +68,7 @@ class NvCommands(CommandChannel):
             TpmError: If the index is absent (`is_absent`).
             BackendError: As for `execute`.
         """
-        response = self.execute(NV_READ_PUBLIC, (index,))
+        response = self.execute(cc.NV_READ_PUBLIC, (index,))
         try:
             reader = ParameterReader(response, "NV_ReadPublic")
             area, name = reader.sized("public area"), reader.sized("name", LARGEST_NAME)
@@ -126,7 +120,7 @@ class NvCommands(CommandChannel):
         for start in range(offset, offset + size, PIECE):
             length = min(PIECE, offset + size - start)
             parameters = encode_number(length, 2) + encode_number(start, 2)
-            response = self.execute(NV_READ, (authority, index), parameters, [password(secret)])
+            response = self.execute(cc.NV_READ, (authority, index), parameters, [password(secret)])
             pieces.append(self._nv_piece(ParameterReader(response, "NV_Read"), length))
         return b"".join(pieces)
 
@@ -195,7 +189,7 @@ class NvCommands(CommandChannel):
         """
         area = NvPublic(index, name_alg, attributes, b"", size).encode()
         parameters = encode_sized(secret) + encode_sized(area)
-        self.execute(NV_DEFINE_SPACE, (OWNER,), parameters, [password()])
+        self.execute(cc.NV_DEFINE_SPACE, (OWNER,), parameters, [password()])
 
     def nv_write(
         self,
@@ -215,7 +209,7 @@ class NvCommands(CommandChannel):
         for start in range(0, len(data), PIECE):
             piece = data[start : start + PIECE]
             parameters = encode_sized(piece) + encode_number(offset + start, 2)
-            self.execute(NV_WRITE, (authority, index), parameters, [password(secret)])
+            self.execute(cc.NV_WRITE, (authority, index), parameters, [password(secret)])
 
     def nv_undefine(self, index: int) -> None:
         """Remove an index by the owner's authorization, whose password must be empty.
@@ -224,4 +218,4 @@ class NvCommands(CommandChannel):
             TpmError: If the index is absent (`is_absent`).
             BackendError: As for `execute`.
         """
-        self.execute(NV_UNDEFINE_SPACE, (OWNER, index), b"", [password()])
+        self.execute(cc.NV_UNDEFINE_SPACE, (OWNER, index), b"", [password()])

@@ -3,117 +3,63 @@
 from typing import Final
 
 from attestkit.errors import BackendBusyError, BackendError
-from attestkit.tpm.response_codes import (
-    FORMAT_1,
-    PARAMETER,
-    RC_ASYMMETRIC,
-    RC_ATTRIBUTES,
-    RC_AUTH_FAIL,
-    RC_BAD_AUTH,
-    RC_COMMAND_CODE,
-    RC_COMMAND_SIZE,
-    RC_CURVE,
-    RC_DISABLED,
-    RC_ECC_POINT,
-    RC_EXCLUSIVE,
-    RC_FAILURE,
-    RC_HANDLE,
-    RC_HASH,
-    RC_HIERARCHY,
-    RC_INITIALIZE,
-    RC_INSUFFICIENT,
-    RC_INTEGRITY,
-    RC_KEY_SIZE,
-    RC_LOCKOUT,
-    RC_MEMORY,
-    RC_NONCE,
-    RC_NV_AUTHORIZATION,
-    RC_NV_DEFINED,
-    RC_NV_LOCKED,
-    RC_NV_RANGE,
-    RC_NV_SIZE,
-    RC_NV_SPACE,
-    RC_NV_UNAVAILABLE,
-    RC_NV_UNINITIALIZED,
-    RC_OBJECT_HANDLES,
-    RC_OBJECT_MEMORY,
-    RC_PCR,
-    RC_PCR_CHANGED,
-    RC_POLICY,
-    RC_POLICY_FAIL,
-    RC_REFERENCE_H0,
-    RC_REFERENCE_H6,
-    RC_REFERENCE_S0,
-    RC_RESMGR_COMMAND_CODE,
-    RC_RETRY,
-    RC_SCHEME,
-    RC_SELECTOR,
-    RC_SESSION_HANDLES,
-    RC_SESSION_MEMORY,
-    RC_SIZE,
-    RC_SYMMETRIC,
-    RC_TESTING,
-    RC_TYPE,
-    RC_VALUE,
-    RC_YIELDED,
-    SESSION,
-)
+from attestkit.tpm import response_codes as rc
 
-BUSY: Final = frozenset({RC_RETRY, RC_TESTING, RC_YIELDED})
-_NOT_LOADED: Final = range(RC_REFERENCE_H0, RC_REFERENCE_H6 + 1)
+BUSY: Final = frozenset({rc.RC_RETRY, rc.RC_TESTING, rc.RC_YIELDED})
+_NOT_LOADED: Final = range(rc.RC_REFERENCE_H0, rc.RC_REFERENCE_H6 + 1)
 
 # Name without TPM_RC_, and meaning or remedy.
 _MEANINGS: Final = {
-    RC_INITIALIZE: ("INITIALIZE", "the TPM is not started, or already started"),
-    RC_FAILURE: ("FAILURE", "the TPM is in failure mode; restart the machine"),
-    RC_DISABLED: ("DISABLED", "the command is disabled"),
-    RC_EXCLUSIVE: ("EXCLUSIVE", "another session is exclusive"),
-    RC_POLICY: ("POLICY", "a policy is not satisfied"),
-    RC_PCR: ("PCR", "the PCR check failed"),
-    RC_PCR_CHANGED: ("PCR_CHANGED", "a PCR changed"),
-    RC_COMMAND_CODE: ("COMMAND_CODE", "the TPM does not have the command"),
-    RC_COMMAND_SIZE: ("COMMAND_SIZE", "the command has a wrong size"),
-    RC_NV_RANGE: ("NV_RANGE", "offset and size are outside of the NV index"),
-    RC_NV_SIZE: ("NV_SIZE", "the data do not fit in the NV index"),
-    RC_NV_LOCKED: ("NV_LOCKED", "the NV index is locked"),
-    RC_NV_AUTHORIZATION: ("NV_AUTHORIZATION", "the NV index does not permit this authorization"),
-    RC_NV_UNINITIALIZED: ("NV_UNINITIALIZED", "the NV index was never written"),
-    RC_NV_SPACE: ("NV_SPACE", "no room for another NV index"),
-    RC_NV_DEFINED: ("NV_DEFINED", "the NV index or persistent handle is already defined"),
-    RC_OBJECT_MEMORY: ("OBJECT_MEMORY", "no room for another key; flush one"),
-    RC_SESSION_MEMORY: ("SESSION_MEMORY", "no room for another session; flush one"),
-    RC_MEMORY: ("MEMORY", "the TPM is out of memory"),
-    RC_SESSION_HANDLES: ("SESSION_HANDLES", "no free handle of a session; flush one"),
-    RC_OBJECT_HANDLES: ("OBJECT_HANDLES", "no free handle of a key; flush one"),
-    RC_YIELDED: ("YIELDED", "the TPM is busy"),
-    RC_TESTING: ("TESTING", "the TPM is testing itself"),
-    RC_REFERENCE_H0: ("REFERENCE_H0", "the first handle is not loaded"),
-    RC_REFERENCE_S0: ("REFERENCE_S0", "the session is not loaded"),
-    RC_LOCKOUT: ("LOCKOUT", "too many wrong passwords: the TPM is locked out"),
-    RC_RETRY: ("RETRY", "the TPM is busy"),
-    RC_NV_UNAVAILABLE: ("NV_UNAVAILABLE", "the NV memory is not accessible"),
+    rc.RC_INITIALIZE: ("INITIALIZE", "the TPM is not started, or already started"),
+    rc.RC_FAILURE: ("FAILURE", "the TPM is in failure mode; restart the machine"),
+    rc.RC_DISABLED: ("DISABLED", "the command is disabled"),
+    rc.RC_EXCLUSIVE: ("EXCLUSIVE", "another session is exclusive"),
+    rc.RC_POLICY: ("POLICY", "a policy is not satisfied"),
+    rc.RC_PCR: ("PCR", "the PCR check failed"),
+    rc.RC_PCR_CHANGED: ("PCR_CHANGED", "a PCR changed"),
+    rc.RC_COMMAND_CODE: ("COMMAND_CODE", "the TPM does not have the command"),
+    rc.RC_COMMAND_SIZE: ("COMMAND_SIZE", "the command has a wrong size"),
+    rc.RC_NV_RANGE: ("NV_RANGE", "offset and size are outside of the NV index"),
+    rc.RC_NV_SIZE: ("NV_SIZE", "the data do not fit in the NV index"),
+    rc.RC_NV_LOCKED: ("NV_LOCKED", "the NV index is locked"),
+    rc.RC_NV_AUTHORIZATION: ("NV_AUTHORIZATION", "the NV index does not permit this authorization"),
+    rc.RC_NV_UNINITIALIZED: ("NV_UNINITIALIZED", "the NV index was never written"),
+    rc.RC_NV_SPACE: ("NV_SPACE", "no room for another NV index"),
+    rc.RC_NV_DEFINED: ("NV_DEFINED", "the NV index or persistent handle is already defined"),
+    rc.RC_OBJECT_MEMORY: ("OBJECT_MEMORY", "no room for another key; flush one"),
+    rc.RC_SESSION_MEMORY: ("SESSION_MEMORY", "no room for another session; flush one"),
+    rc.RC_MEMORY: ("MEMORY", "the TPM is out of memory"),
+    rc.RC_SESSION_HANDLES: ("SESSION_HANDLES", "no free handle of a session; flush one"),
+    rc.RC_OBJECT_HANDLES: ("OBJECT_HANDLES", "no free handle of a key; flush one"),
+    rc.RC_YIELDED: ("YIELDED", "the TPM is busy"),
+    rc.RC_TESTING: ("TESTING", "the TPM is testing itself"),
+    rc.RC_REFERENCE_H0: ("REFERENCE_H0", "the first handle is not loaded"),
+    rc.RC_REFERENCE_S0: ("REFERENCE_S0", "the session is not loaded"),
+    rc.RC_LOCKOUT: ("LOCKOUT", "too many wrong passwords: the TPM is locked out"),
+    rc.RC_RETRY: ("RETRY", "the TPM is busy"),
+    rc.RC_NV_UNAVAILABLE: ("NV_UNAVAILABLE", "the NV memory is not accessible"),
 }
 _FORMAT_1_MEANINGS: Final = {
-    RC_ASYMMETRIC: ("ASYMMETRIC", "unsupported asymmetric algorithm"),
-    RC_ATTRIBUTES: ("ATTRIBUTES", "inconsistent attributes"),
-    RC_HASH: ("HASH", "unsupported hash algorithm"),
-    RC_VALUE: ("VALUE", "a value is out of range"),
-    RC_HIERARCHY: ("HIERARCHY", "the hierarchy is not enabled or not correct"),
-    RC_KEY_SIZE: ("KEY_SIZE", "unsupported size of a key"),
-    RC_TYPE: ("TYPE", "wrong type"),
-    RC_HANDLE: ("HANDLE", "no such handle or NV index"),
-    RC_AUTH_FAIL: ("AUTH_FAIL", "wrong password or HMAC"),
-    RC_NONCE: ("NONCE", "wrong size of a nonce"),
-    RC_SCHEME: ("SCHEME", "unsupported scheme"),
-    RC_SIZE: ("SIZE", "wrong size"),
-    RC_SYMMETRIC: ("SYMMETRIC", "unsupported symmetric algorithm"),
-    RC_SELECTOR: ("SELECTOR", "unsupported selector"),
-    RC_INSUFFICIENT: ("INSUFFICIENT", "the command is truncated"),
-    RC_POLICY_FAIL: ("POLICY_FAIL", "a policy is not satisfied"),
-    RC_INTEGRITY: ("INTEGRITY", "an integrity check failed"),
-    RC_BAD_AUTH: ("BAD_AUTH", "wrong password or HMAC"),
-    RC_CURVE: ("CURVE", "unsupported curve"),
-    RC_ECC_POINT: ("ECC_POINT", "not a point of the curve"),
+    rc.RC_ASYMMETRIC: ("ASYMMETRIC", "unsupported asymmetric algorithm"),
+    rc.RC_ATTRIBUTES: ("ATTRIBUTES", "inconsistent attributes"),
+    rc.RC_HASH: ("HASH", "unsupported hash algorithm"),
+    rc.RC_VALUE: ("VALUE", "a value is out of range"),
+    rc.RC_HIERARCHY: ("HIERARCHY", "the hierarchy is not enabled or not correct"),
+    rc.RC_KEY_SIZE: ("KEY_SIZE", "unsupported size of a key"),
+    rc.RC_TYPE: ("TYPE", "wrong type"),
+    rc.RC_HANDLE: ("HANDLE", "no such handle or NV index"),
+    rc.RC_AUTH_FAIL: ("AUTH_FAIL", "wrong password or HMAC"),
+    rc.RC_NONCE: ("NONCE", "wrong size of a nonce"),
+    rc.RC_SCHEME: ("SCHEME", "unsupported scheme"),
+    rc.RC_SIZE: ("SIZE", "wrong size"),
+    rc.RC_SYMMETRIC: ("SYMMETRIC", "unsupported symmetric algorithm"),
+    rc.RC_SELECTOR: ("SELECTOR", "unsupported selector"),
+    rc.RC_INSUFFICIENT: ("INSUFFICIENT", "the command is truncated"),
+    rc.RC_POLICY_FAIL: ("POLICY_FAIL", "a policy is not satisfied"),
+    rc.RC_INTEGRITY: ("INTEGRITY", "an integrity check failed"),
+    rc.RC_BAD_AUTH: ("BAD_AUTH", "wrong password or HMAC"),
+    rc.RC_CURVE: ("CURVE", "unsupported curve"),
+    rc.RC_ECC_POINT: ("ECC_POINT", "not a point of the curve"),
 }
 
 
@@ -133,14 +79,14 @@ class TpmError(BackendError):
     @property
     def is_unknown_command(self) -> bool:
         """Whether the TPM, or the kernel's resource manager, does not have the command."""
-        return self.code in (RC_COMMAND_CODE, RC_RESMGR_COMMAND_CODE)
+        return self.code in (rc.RC_COMMAND_CODE, rc.RC_RESMGR_COMMAND_CODE)
 
     @property
     def is_denied(self) -> bool:
         """Whether the NV index cannot be used with this authorization."""
-        return self.code == RC_NV_AUTHORIZATION or base_code(self.code) in (
-            RC_AUTH_FAIL,
-            RC_BAD_AUTH,
+        return self.code == rc.RC_NV_AUTHORIZATION or base_code(self.code) in (
+            rc.RC_AUTH_FAIL,
+            rc.RC_BAD_AUTH,
         )
 
 
@@ -156,30 +102,30 @@ class TpmBusyError(BackendBusyError):
 
 def base_code(code: int) -> int:
     """Return a code of format 1 without the number of its parameter, session or handle."""
-    return code & 0xBF if code & FORMAT_1 and code < 0x1000 else code
+    return code & 0xBF if code & rc.FORMAT_1 and code < 0x1000 else code
 
 
 def is_absent(code: int) -> bool:
     """Return whether a code means an absent handle or an NV index that was never written."""
-    wrong_handle = base_code(code) == RC_HANDLE and not code & (PARAMETER | SESSION)
-    return wrong_handle or code == RC_NV_UNINITIALIZED or code in _NOT_LOADED
+    wrong_handle = base_code(code) == rc.RC_HANDLE and not code & (rc.PARAMETER | rc.SESSION)
+    return wrong_handle or code == rc.RC_NV_UNINITIALIZED or code in _NOT_LOADED
 
 
 def describe(code: int) -> str:
     """Return a code with its name and meaning, such as "0x18b, TPM_RC_HANDLE of handle 1: ..."."""
-    if code == RC_RESMGR_COMMAND_CODE:
+    if code == rc.RC_RESMGR_COMMAND_CODE:
         return f"{code:#x}: the kernel's resource manager refused the command as unknown"
     if code >> 16:
         return f"{code:#x}, layer {code >> 16:#x}: {describe(code & 0xFFFF)}"
-    if not code & FORMAT_1:
+    if not code & rc.FORMAT_1:
         name, meaning = _MEANINGS.get(code, ("", "see TPM 2.0 Library, Part 2, section 6.6"))
         return f"{code:#x}{f', TPM_RC_{name}' if name else ''}: {meaning}"
     name, meaning = _FORMAT_1_MEANINGS.get(
         base_code(code), ("", "see TPM 2.0 Library, Part 2, section 6.6")
     )
-    if code & PARAMETER:
+    if code & rc.PARAMETER:
         place = f"parameter {code >> 8 & 0xF}"
-    elif code & SESSION:
+    elif code & rc.SESSION:
         place = f"session {code >> 8 & 7}"
     else:
         place = f"handle {code >> 8 & 7}"
