@@ -9,7 +9,7 @@ replace a map.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args, get_origin
 
 from attestkit._formats.cbor import CborReader
 from attestkit._formats.msgpack import MsgpackReader
@@ -228,21 +228,6 @@ def _array(item: Callable[[Reader], T]) -> Callable[[Reader], tuple[T, ...]]:
     return read_items
 
 
-def _value(make: Callable[..., T], fields: Mapping[str, _Field]) -> Callable[[Reader], T]:
-    def read_value(reader: Reader) -> T:
-        return make(**_struct(reader, fields))
-
-    return read_value
-
-
-def _text(reader: Reader) -> str:
-    return reader.text()
-
-
-def _blob(reader: Reader) -> bytes:
-    return reader.blob()
-
-
 def _u32(reader: Reader) -> int:
     at = reader.at
     value = reader.integer()
@@ -275,81 +260,55 @@ def _tpm_platform(reader: Reader) -> str:
     return name
 
 
-def _pcr_value(index: int, algorithm: str, value: bytes) -> parts.PcrValue:
-    return parts.PcrValue(index, algorithm, value)
-
-
 def _preimage(reader: Reader) -> str | None:
     return None if reader.nil() else reader.text()
 
 
-_VERSION_FIELD = _Field(_event_version, 1, optional=True)
-_TDX_EVENT = _value(
-    WireEvent,
-    {
-        "imr": _Field(_u32),
-        "event_type": _Field(_u32),
-        "digest": _Field(_blob, b"", optional=True),
-        "event": _Field(_text),
-        "event_payload": _Field(_blob),
-        "version": _VERSION_FIELD,
-        "preimage": _Field(_preimage, None, optional=True),
-    },
-)
-_RUNTIME_EVENT = _value(
-    parts.RuntimeEvent,
-    {"event": _Field(_text), "payload": _Field(_blob), "version": _VERSION_FIELD},
-)
-_PCR_VALUE = _value(
-    _pcr_value, {"index": _Field(_u32), "algorithm": _Field(_text), "value": _Field(_blob)}
-)
-_TPM_QUOTE = _value(
-    parts.TpmQuote,
-    {
-        "message": _Field(_blob),
-        "signature": _Field(_blob),
-        "pcr_values": _Field(_array(_PCR_VALUE)),
-        "ak_cert": _Field(_blob),
-        "platform": _Field(_tpm_platform),
-        "event_log": _Field(
-            _array(
-                _value(parts.TpmEventDigest, {"pcr_index": _Field(_u32), "digest": _Field(_blob)})
-            )
-        ),
-    },
-)
-_VTPM_QUOTE = _value(
-    parts.VtpmQuote,
-    {
-        "message": _Field(_blob),
-        "signature": _Field(_blob),
-        "pcr_values": _Field(_array(_PCR_VALUE)),
-        "ak_public": _Field(_blob, b"", optional=True),
-        "ak_certificates": _Field(_array(_blob), (), optional=True),
-        "boot_log": _Field(_blob, b"", optional=True),
-        "ima_log": _Field(_blob, b"", optional=True),
-    },
-)
-# The fields of all platforms and of the stack; no two have the same name.
+# Readers of fields that need more than their type says.
+_FIELD_READERS: dict[tuple[type, str], Callable[[Reader], Any]] = {
+    (WireEvent, "version"): _event_version,
+    (WireEvent, "preimage"): _preimage,
+    (parts.RuntimeEvent, "version"): _event_version,
+    (parts.TpmQuote, "platform"): _tpm_platform,
+}
+_SCALARS: dict[type, Callable[[Reader], Any]] = {
+    int: _u32,
+    str: lambda reader: reader.text(),
+    bytes: lambda reader: reader.blob(),
+}
+_NAMES = {"number": "index"}  # of fields on the wire, where they differ
+
+
+def _reader_of(kind: Any) -> Callable[[Reader], Any]:  # noqa: ANN401 - a type
+    """Return the function that reads values of a type: that of a field of evidence."""
+    if get_origin(kind) is tuple:
+        return _array(_reader_of(get_args(kind)[0]))
+    if scalar := _SCALARS.get(kind):
+        return scalar
+    defaults: dict[str, Any] = {"digest": b""} if kind is WireEvent else {}
+    defaults |= kind._field_defaults
+    fields = {}
+    for name, of in kind.__annotations__.items():
+        read = _FIELD_READERS.get((kind, name)) or _reader_of(of)
+        fields[_NAMES.get(name, name)] = _Field(read, defaults.get(name), name in defaults)
+    return _struct_reader(kind, fields)
+
+
+def _struct_reader(make: Callable[..., T], fields: Mapping[str, _Field]) -> Callable[[Reader], T]:
+    """Return the function that reads a struct, and calls `make` with its fields in their order."""
+
+    def read_struct(reader: Reader) -> T:
+        found = _struct(reader, fields)
+        return make(*[found[name] for name in fields])
+
+    return read_struct
+
+
+# The fields of all platforms and of the stack; no two with the same name have different types.
 _PARTS: dict[str, Callable[[Reader], Any]] = {
-    "quote": _blob,
-    "event_log": _array(_TDX_EVENT),
-    "tpm_quote": _TPM_QUOTE,
-    "nsm_quote": _blob,
-    "attestation_doc": _blob,
-    "report": _blob,
-    "cert_chain": _array(_blob),
-    "mr_config": _text,
-    # Not of version 1, but of CMW collections only.
-    "hcl_report": _blob,
-    "vtpm_quote": _VTPM_QUOTE,
-    "td_quote": _blob,
-    "message": _blob,
-    # The stack.
-    "report_data": _blob,
-    "runtime_events": _array(_RUNTIME_EVENT),
-    "config": _text,
-    "report_data_payload": _text,
+    name: _SCALARS[str] if name == "report_data_payload" else _reader_of(of)
+    for kind in (*parts.PLATFORM_NAMES, Stack)
+    for name, of in kind.__annotations__.items()
 }
 # The platforms that dstack defines; the others have no form in version 1.
 _PLATFORM_KINDS: dict[str, type[Platform]] = {
@@ -362,7 +321,7 @@ _PLATFORM_KINDS: dict[str, type[Platform]] = {
 
 
 def _parts(make: Callable[..., T], names: Sequence[str]) -> Callable[[Reader], T]:
-    return _value(make, {name: _Field(_PARTS[name]) for name in names})
+    return _struct_reader(make, {name: _Field(_PARTS[name]) for name in names})
 
 
 _PLATFORMS = {kind: _parts(make, make._fields) for kind, make in _PLATFORM_KINDS.items()}
