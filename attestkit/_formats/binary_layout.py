@@ -1,10 +1,13 @@
-"""Binary structures of fixed size: checks of their input, and their fields as JSON values."""
+"""Binary structures: checks of those of fixed size, and a cursor over untrusted bytes."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from attestkit._argument_checks import wrong_type
+from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
+
+_MAX_SKIPPED: Final = 1 << 20  # skipped values create no objects, so many are allowed
 
 
 def check_size(subject: str, data: bytes, *sizes: int) -> None:
@@ -37,3 +40,101 @@ def fields_to_dict(structure: NamedTuple) -> dict[str, object]:
         for name, value in structure._asdict().items()
         if name != "raw"
     }
+
+
+class Cursor:
+    """Cursor over `data`; every method reads one value and advances past it.
+
+    It is the base of the readers of CBOR, msgpack, SCALE, protobuf and structures of a TPM. All
+    methods raise FormatError, with the offset of the invalid value.
+    """
+
+    __slots__ = ("_skipped", "at", "data")
+
+    CODEC: ClassVar[str]  # name in errors
+    NIL: ClassVar[bytes] = b""
+    WHOLE: ClassVar[frozenset[int]] = frozenset()
+    """Initial bytes that are a complete value, for `skip`."""
+
+    def __init__(self, data: bytes, at: int = 0) -> None:
+        self.data: bytes = data
+        self.at: int = at
+        self._skipped = 0
+
+    @property
+    def remaining(self) -> int:
+        """Number of bytes that are not read yet."""
+        return len(self.data) - self.at
+
+    def error(self, problem: str, reason: FormatReason, offset: int) -> FormatError:
+        """Return the error for a value at `offset`."""
+        return FormatError(f"{self.CODEC}: {problem}", reason=reason, offset=offset)
+
+    def wrong_type(self, expected: str, offset: int) -> FormatError:
+        """Return the error for a value of another type."""
+        return self.error(f"expected {expected}", "wrong_type", offset)
+
+    def take(self, size: int) -> bytes:
+        """Read exactly `size` bytes."""
+        end = self.at + size
+        if end > len(self.data):
+            problem = f"truncated: {size} bytes expected, {self.remaining} left"
+            raise self.error(problem, "truncated", self.at)
+        found = self.data[self.at : end]
+        self.at = end
+        return found
+
+    def take_text(self, size: int, start: int) -> str:
+        """Read `size` bytes of UTF-8; errors have the offset `start`, where the value begins."""
+        try:
+            return self.take(size).decode()
+        except UnicodeDecodeError as error:
+            raise self.error("text is not UTF-8", "encoding", start) from error
+
+    def truncated(self, count: int, start: int) -> FormatError:
+        """Return the error for an array or map at `start` whose items cannot all be in the data."""
+        problem = f"truncated: {count} items, {self.remaining} bytes left"
+        return self.error(problem, "truncated", start)
+
+    def finish(self, subject: str) -> None:
+        """Raise FormatError unless all bytes were read."""
+        if left := self.remaining:
+            message = f"{subject}: {left} bytes after its end"
+            raise FormatError(message, reason="trailing_data", offset=self.at)
+
+    def nil(self) -> bool:
+        """Return whether the next value is nil, and read it if so."""
+        found = self.data[self.at : self.at + 1] == self.NIL
+        self.at += found
+        return found
+
+    def skip(self) -> None:
+        """Skip one value of any depth; a reader skips at most 1,048,576 values in all."""
+        data, whole, left = self.data, self.WHOLE, 1
+        while left:
+            self._skipped += 1
+            if self._skipped > _MAX_SKIPPED:
+                raise self.error(f"more than {_MAX_SKIPPED} unknown values", "too_many", self.at)
+            if self.at < len(data) and data[self.at] in whole:
+                self.at += 1
+                left -= 1
+            else:
+                left += self.skip_head() - 1
+
+    def check_depth(self, limit: int) -> None:
+        """Skip one value; raise FormatError if it contains more than `limit` levels of items."""
+        left = [1]  # items that follow, by level
+        while left:
+            if not left[-1]:
+                left.pop()
+                continue
+            left[-1] -= 1
+            start = self.at
+            if count := self.skip_head():
+                if len(left) > limit:
+                    raise self.error(f"nested deeper than {limit} levels", "too_deep", start)
+                left.append(count)
+
+    def skip_head(self) -> int:
+        """Skip a value without the items that it contains; return the number of these items."""
+        raise NotImplementedError  # each format has its own

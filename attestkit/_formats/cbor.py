@@ -11,7 +11,7 @@ shared and cyclic values, takes the last of duplicate keys, and ignores bytes af
 
 from typing import ClassVar, TypeAlias
 
-from attestkit._formats.cursor import Cursor
+from attestkit._formats.binary_layout import Cursor
 from attestkit._native import cbor_check
 from attestkit.errors import FormatError
 

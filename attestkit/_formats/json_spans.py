@@ -1,6 +1,6 @@
 """Positions of the members of a JSON object in its text, for hashes over parts as sent."""
 
-from attestkit._formats.strict_json import check_depth, decode_at
+from attestkit._formats.strict_json import byte_offset, check_depth, decode_at
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
@@ -52,5 +52,4 @@ def _expect(text: str, at: int, mark: str) -> int:
 
 
 def _bad(text: str, at: int, problem: str, reason: FormatReason) -> FormatError:
-    offset = len(text[:at].encode(errors="surrogatepass"))
-    return FormatError(f"JSON: {problem}", reason=reason, offset=offset)
+    return FormatError(f"JSON: {problem}", reason=reason, offset=byte_offset(text, at))

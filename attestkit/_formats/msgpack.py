@@ -5,7 +5,7 @@ Byte strings have two representations: the type bin, and arrays of integers. Bot
 
 from typing import ClassVar
 
-from attestkit._formats.cursor import Cursor
+from attestkit._formats.binary_layout import Cursor
 from attestkit.errors import FormatError
 
 # Tables of the bytes that are the prefix cc (uint 8), and of those that need a prefix.

@@ -7,7 +7,7 @@ no current schema uses, are refused.
 
 from typing import Final, NamedTuple
 
-from attestkit._formats.cursor import Cursor
+from attestkit._formats.binary_layout import Cursor
 from attestkit.errors import FormatError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5

@@ -100,8 +100,12 @@ def decode_at(text: str, at: int) -> tuple[object, int]:
     except (ValueError, RecursionError) as error:
         reason, problem = _problem(error)
         place = error.pos if isinstance(error, json.JSONDecodeError) else at
-    offset = len(text[:place].encode(errors="surrogatepass"))
-    raise FormatError(problem, reason=reason, offset=offset)
+    raise FormatError(problem, reason=reason, offset=byte_offset(text, place))
+
+
+def byte_offset(text: str, at: int) -> int:
+    """Return the offset in UTF-8 of the character at an index; a lone surrogate has 3 bytes."""
+    return len(text[:at].encode(errors="surrogatepass"))
 
 
 def _problem(error: Exception) -> tuple[FormatReason, str]:

@@ -6,14 +6,13 @@ duplicate key is an error, because JSON readers differ in which of the two they 
 """
 
 from collections.abc import Iterable
-from json import JSONDecodeError, JSONDecoder, loads
+from json import loads
 from typing import NamedTuple, NoReturn
 
 from attestkit._argument_checks import utf8, wrong_type
-from attestkit._formats.strict_json import check_depth
+from attestkit._formats.strict_json import byte_offset, check_depth, decode_at
 from attestkit._native import AGENT_ROW, unhex
 from attestkit._reasons import FormatReason
-from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
@@ -22,6 +21,8 @@ MAX_TEXT = 1 << 24
 """Maximum number of characters."""
 
 MAX_EVENTS = 65536
+
+_BLANKS = " \t\r\n"
 
 CEL_KEYS = frozenset({"recnum", "digests", "content_type"})
 """Members of a record of a Canonical Event Log that an agent event does not have."""
@@ -70,12 +71,6 @@ class AgentJsonSource(NamedTuple):
         return ()
 
 
-class _DuplicateMember(NamedTuple):
-    """Marker for an object in which a member occurs twice."""
-
-    name: str
-
-
 def parse(text: str | bytes) -> list[WireEvent]:
     """Parse the array; registers, types and digests are not checked here.
 
@@ -95,17 +90,15 @@ def parse(text: str | bytes) -> list[WireEvent]:
     if len(text) > MAX_TEXT:
         raise FormatError("event log: longer than 16 MiB", reason="too_long")
     check_depth(text)
+    start = len(text) - len(text.lstrip(_BLANKS))
     try:
-        items = _DECODER.decode(text)
-    except JSONDecodeError as error:
-        # A lone surrogate, which is not valid UTF-8, counts as three bytes.
-        offset = len(text[: error.pos].encode(errors="surrogatepass"))
-        message = f"event log: not JSON: {error.msg}"
-        raise FormatError(message, offset=offset, reason="syntax") from error
-    except RecursionError as error:
-        raise FormatError("event log: nested too deeply", reason="too_deep") from error
-    except ValueError as error:  # a number of thousands of digits, or NaN
-        raise FormatError(f"event log: not JSON: {error}", reason="syntax") from error
+        items, end = decode_at(text, start)
+    except FormatError as error:
+        message = f"event log: {error.message}"
+        raise FormatError(message, offset=error.offset, reason=error.reason) from error
+    if text[end:].strip(_BLANKS):
+        message = "event log: not JSON: Extra data"
+        raise FormatError(message, reason="syntax", offset=byte_offset(text, end))
     if not isinstance(items, list):
         raise FormatError("event log: must be a JSON array", reason="wrong_type")
     if len(items) > MAX_EVENTS:
@@ -114,8 +107,6 @@ def parse(text: str | bytes) -> list[WireEvent]:
 
 
 def _event(item: object, index: int) -> WireEvent:
-    if isinstance(item, _DuplicateMember):
-        _refuse(index, f"{shown(item.name)} occurs twice", "duplicate")
     if not isinstance(item, dict):
         _refuse(index, "must be a JSON object", "wrong_type")
     if not CEL_KEYS.isdisjoint(item):
@@ -193,22 +184,3 @@ _VERSION_1, _UNNAMED = "", '""'
 def _version_2(name: str, payload: bytes, *, preimages: bool) -> str:
     preimage = f',"preimage":"{runtime_preimage(name, payload, 2).hex()}"' if preimages else ""
     return f',"version":2{preimage}'
-
-
-def _members(pairs: list[tuple[str, object]]) -> "dict[str, object] | _DuplicateMember":
-    members = dict(pairs)
-    if len(members) == len(pairs):
-        return members
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen:
-            return _DuplicateMember(name)
-        seen.add(name)
-    return members
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = JSONDecoder(object_pairs_hook=_members, parse_constant=_refuse_constant)

@@ -4,7 +4,7 @@ import cbor2
 import pytest
 from hypothesis import strategies as st
 
-from attestkit._formats import cbor, cursor
+from attestkit._formats import binary_layout, cbor
 from attestkit._formats.cbor import CborReader, read_value
 from attestkit.errors import FormatError
 from tests.attestation.samples import is_rejected
@@ -131,8 +131,8 @@ MOST_SKIPPED = 1 << 17  # in the tests; over the recursion limit of Python
 @pytest.mark.parametrize("nested", [True, False])
 def test_skip_over_value_limit_fails(monkeypatch: pytest.MonkeyPatch, *, nested: bool) -> None:
     """More than 1,048,576 skipped values are rejected, whether nested or in sequence."""
-    assert cursor._MAX_SKIPPED == 1 << 20
-    monkeypatch.setattr(cursor, "_MAX_SKIPPED", MOST_SKIPPED)
+    assert binary_layout._MAX_SKIPPED == 1 << 20
+    monkeypatch.setattr(binary_layout, "_MAX_SKIPPED", MOST_SKIPPED)
     few = b"\x81" * (MOST_SKIPPED - 1) + b"\0"
     many = b"\x81" + few
     if not nested:
@@ -147,7 +147,7 @@ def test_skip_over_value_limit_fails(monkeypatch: pytest.MonkeyPatch, *, nested:
 
 def test_skip_counts_values_over_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit of skipped values applies to the document, not to one call."""
-    monkeypatch.setattr(cursor, "_MAX_SKIPPED", 5)
+    monkeypatch.setattr(binary_layout, "_MAX_SKIPPED", 5)
     reader = CborReader(bytes(6))
     for _ in range(5):
         reader.skip()

@@ -155,7 +155,7 @@ CONSTANT_TIME = {
     "client/services/vllm/vllm_report.py": 2,
     "client/wire/observed_peer.py": 1,
     "event_log/ima.py": 1,
-    "event_log/pcr_journal.py": 3,
+    "backends/gcp/pcr_journal.py": 3,
     "gpu/checks/device_checks.py": 2,
     "gpu/checks/topology.py": 1,
     "gpu/collection.py": 1,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from attestkit._formats.cursor import Cursor
+from attestkit._formats.binary_layout import Cursor
 from attestkit._formats.strict_json import from_hex
 from attestkit.attestation.wire.evidence_parts import PcrValue, VtpmQuote
 from attestkit.errors import FormatError, UsageError

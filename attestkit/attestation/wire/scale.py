@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import ClassVar, TypeVar
 
 from attestkit._argument_checks import utf8
-from attestkit._formats.cursor import Cursor
+from attestkit._formats.binary_layout import Cursor
 from attestkit.errors import UsageError
 
 T = TypeVar("T")

@@ -17,6 +17,7 @@ from attestkit.backends.base import Backend, RegisterExtender, SnpReporter, chec
 from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.backends.gcp.firmware_log import BANK, read_digests, read_firmware_log
 from attestkit.backends.gcp.google_key import GoogleKey, find_google_key, require_template
+from attestkit.backends.gcp.pcr_journal import PcrAccess, PcrJournal
 from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.linux.dmi import require_cloud
 from attestkit.backends.linux.paths import KernelPaths
@@ -26,7 +27,6 @@ from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.backends.tpm.tpm_logs import TpmLogs, read_ima_log
 from attestkit.errors import BackendError, FormatError, UsageError
 from attestkit.event_log.journal import RuntimeLog
-from attestkit.event_log.pcr_journal import PcrAccess, PcrJournal
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.tpm import PcrSelection
@@ -198,12 +198,7 @@ class GcpTdGuest(GcpBackend):
         """
         check_bytes("report_data", report_data, 64)
         raw = self._hardware.get_quote(report_data)
-        try:
-            found = Quote.parse(raw).report_data
-        except FormatError as error:
-            text = f"the platform returned a malformed quote: {error}"
-            raise BackendError(text, reason="malformed_response") from error
-        _check_report_data(found, report_data)
+        _check_report_data("quote", Quote.parse, raw, report_data)
         made = self._quote(raw, _TDX_PCRS, lambda: TpmLogs(self._read_boot_log()))
         digests = read_digests(self._paths, made.boot_log)
         (certificate,) = made.ak_certificates
@@ -264,12 +259,7 @@ class GcpSnpGuest(GcpBackend):
         """
         check_bytes("report_data", report_data, 64)
         raw, table = cast("SnpReporter", self._hardware).get_snp_report(report_data)
-        try:
-            found = SnpReport.parse(raw).report_data
-        except FormatError as error:
-            text = f"the platform returned a malformed report: {error}"
-            raise BackendError(text, reason="malformed_response") from error
-        _check_report_data(found, report_data)
+        _check_report_data("report", SnpReport.parse, raw, report_data)
         quote = self._quote(
             raw, EVERY_PCR, lambda: TpmLogs(self._read_boot_log(), read_ima_log(self._paths))
         )
@@ -285,6 +275,13 @@ def _kind(hardware: Backend) -> type[GcpBackend]:
     raise UsageError(text, reason="wrong_type")
 
 
-def _check_report_data(found: bytes, requested: bytes) -> None:
+def _check_report_data(
+    what: str, parse: Callable[[bytes], Quote | SnpReport], raw: bytes, requested: bytes
+) -> None:
+    try:
+        found = parse(raw).report_data
+    except FormatError as error:
+        text = f"the platform returned a malformed {what}: {error}"
+        raise BackendError(text, reason="malformed_response") from error
     if not hmac.compare_digest(found, requested):
         raise BackendError(_WRONG_REPORT_DATA, reason="wrong_report_data")

@@ -6,7 +6,6 @@ hypervisor signs the PCRs, and is trusted.
 
 import hmac
 import os
-import threading
 from typing import Final
 
 from attestkit import backends
@@ -14,9 +13,9 @@ from attestkit.attestation.nitro import read_nitro_document
 from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.attestation.wire.evidence_parts import NitroTpm
 from attestkit.backends.base import check_bytes
-from attestkit.backends.linux.boot_id import read_boot_id
 from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.linux.dmi import require_cloud
+from attestkit.backends.linux.guest_journal import GuestJournal
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.nitro_tpm.document_command import (
     has_document_command,
@@ -26,9 +25,8 @@ from attestkit.backends.nitro_tpm.document_command import (
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.device_nodes import open_tpm
 from attestkit.backends.tpm.tpm_guest import TpmGuest
-from attestkit.errors import FormatError, UnsupportedError, UsageError
-from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
-from attestkit.event_log.journal_files import OsFolder
+from attestkit.errors import FormatError, UnsupportedError
+from attestkit.event_log.journal import RegisterAccess, RuntimeLog
 from attestkit.tpm.pcr_selection import PcrSelection
 from attestkit.tpm.pcrs import EVENT_PCR
 
@@ -67,10 +65,8 @@ class NitroTpmBackend(TpmGuest):
     ) -> None:
         paths = backends.find_kernel_paths(root) if paths is None else paths
         super().__init__(open_tpm(device, paths) if client is None else client, paths)
-        self._process = os.getpid()
-        self._mutex = threading.Lock()
-        self._journal: Journal | None = None
-        self._closed = False
+        register = RegisterAccess(self.read_event_pcr, self._extend_event_pcr, f"PCR {EVENT_PCR}")
+        self._runtime_log = GuestJournal(paths, register)
 
     @classmethod
     def probe(cls, paths: KernelPaths | None = None) -> None:
@@ -163,31 +159,9 @@ class NitroTpmBackend(TpmGuest):
             UsageError: If the backend is closed or was created before a fork.
             BackendError: If the boot id cannot be read or is malformed.
         """
-        self._check_open()
-        with self._mutex:
-            if self._journal is None:
-                folder = OsFolder(self._paths.runtime_log, LOCK)
-                register = RegisterAccess(
-                    self.read_event_pcr, self._extend_event_pcr, f"PCR {EVENT_PCR}"
-                )
-                boot_id = read_boot_id(self._paths)
-                self._journal = Journal(folder, register, boot_id=boot_id, version=version)
-            return self._journal
-
-    def _check_open(self) -> None:
-        if self._process != os.getpid():  # a child process would share the journal and its lock
-            text = "NitroTPM: not usable after a fork; create another backend"
-            raise UsageError(text, reason="wrong_process")
-        if self._closed:
-            raise UsageError("NitroTPM: closed", reason="closed")
+        return self._runtime_log.open(version)
 
     def close(self) -> None:
         """Close the TPM and the journal. A second call has no effect."""
-        if self._process != os.getpid():
-            return  # both belong to the parent process
-        with self._mutex:
-            self._closed = True
-            journal, self._journal = self._journal, None
-        if journal is not None:
-            journal.close()
+        self._runtime_log.close()
         super().close()

@@ -1,20 +1,16 @@
 """Base class of the TDX backends: RTMRs, boot log and runtime events."""
 
-import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
-from attestkit.backends.linux.boot_id import read_boot_id
 from attestkit.backends.linux.ccel import read_boot_log
+from attestkit.backends.linux.guest_journal import GuestJournal
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls
 from attestkit.backends.tdx.device import TdxDevice
 from attestkit.backends.tdx.rtmr import RtmrAccess
-from attestkit.errors import UsageError
-from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
-from attestkit.event_log.journal_files import OsFolder
+from attestkit.event_log.journal import RegisterAccess, RuntimeLog
 
 _RUNTIME_REGISTER: Final = 3
 
@@ -42,10 +38,11 @@ class TdGuest:
         self._calls = calls
         self._device = TdxDevice(paths.tdx_guest, paths.old_nodes, calls=calls, sleep=sleep)
         self._rtmrs = RtmrAccess(paths, self._device)
-        self._process = os.getpid()
-        self._mutex = threading.Lock()
-        self._journal: Journal | None = None
-        self._closed = False
+        register = RegisterAccess(
+            lambda: self._rtmrs.read_fresh(_RUNTIME_REGISTER),
+            lambda digest: self._rtmrs.extend(_RUNTIME_REGISTER, digest),
+        )
+        self._runtime_log = GuestJournal(paths, register, calls=calls)
 
     def read_rtmr(self, register: int) -> bytes:
         """Return a register, 0 to 3: 48 bytes.
@@ -92,31 +89,8 @@ class TdGuest:
             UsageError: If the backend is closed or was created before a fork.
             BackendError: If the boot id cannot be read or is malformed.
         """
-        if self._process != os.getpid():  # a child process would share the lock
-            text = "journal: not usable after a fork; create another backend"
-            raise UsageError(text, reason="wrong_process")
-        with self._mutex:
-            if self._closed:
-                raise UsageError("backend: closed", reason="closed")
-            if self._journal is None:
-                folder = OsFolder(self._paths.runtime_log, LOCK)
-                register = RegisterAccess(self._read_fresh, self._extend_runtime)
-                boot_id = read_boot_id(self._paths, calls=self._calls)
-                self._journal = Journal(folder, register, boot_id=boot_id, version=version)
-            return self._journal
-
-    def _read_fresh(self) -> bytes:
-        return self._rtmrs.read_fresh(_RUNTIME_REGISTER)
-
-    def _extend_runtime(self, digest: bytes) -> None:
-        self._rtmrs.extend(_RUNTIME_REGISTER, digest)
+        return self._runtime_log.open(version)
 
     def close(self) -> None:
         """Close the journal and release its lock. A second call has no effect."""
-        if self._process != os.getpid():
-            return  # the journal belongs to the parent process
-        with self._mutex:
-            self._closed = True
-            if self._journal is not None:
-                self._journal.close()
-                self._journal = None
+        self._runtime_log.close()

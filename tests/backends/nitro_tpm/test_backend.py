@@ -135,11 +135,11 @@ def test_nitro_tpm_backend_is_closed_once(backend: NitroTpmBackend) -> None:
 
 def test_nitro_tpm_backend_is_refused_after_a_fork(backend: NitroTpmBackend) -> None:
     """A child process must not use the journal of its parent; the device has a check of its own."""
-    backend._process = os.getpid() + 1
+    backend._runtime_log._process = os.getpid() + 1
     with raises(UsageError, "wrong_process"):
         backend.open_journal()
     backend.close()
-    backend._process = os.getpid()
+    backend._runtime_log._process = os.getpid()
     backend.open_journal()
 
 

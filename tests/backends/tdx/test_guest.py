@@ -138,7 +138,7 @@ def test_forked_child_does_not_share_the_journal(td: FakeTd) -> None:
     """
     backend = make_guest(td)
     journal = backend.open_journal()
-    with journal.locked(), backend._mutex:
+    with journal.locked(), backend._runtime_log._mutex:
         child = os.fork()
         if not child:
             signal.alarm(20)  # end the child if it waits for the lock

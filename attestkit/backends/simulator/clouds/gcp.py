@@ -16,6 +16,7 @@ from attestkit.attestation.wire.evidence_parts import (
     Platform,
 )
 from attestkit.backends.gcp import GcpBackend
+from attestkit.backends.gcp.pcr_journal import event_digest
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.firmware_log import (
     BootRecord,
@@ -38,7 +39,6 @@ from attestkit.backends.simulator.tdx import Simulator
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.event_log.journal import RuntimeLog
-from attestkit.event_log.pcr_journal import event_digest
 from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.key_templates import ECC_AK, ECC_EK, RSA_AK, RSA_EK

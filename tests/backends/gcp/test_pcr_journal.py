@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from attestkit._crypto.hashes import sha256
-from attestkit.errors import AttestKitError, BackendError, JournalError
-from attestkit.event_log.event import Event
-from attestkit.event_log.journal import LOCK, ZERO, Journal, RegisterAccess, replay_from
-from attestkit.event_log.journal_files import OsFolder
-from attestkit.event_log.pcr_journal import (
+from attestkit.backends.gcp.pcr_journal import (
     PcrAccess,
     PcrJournal,
     event_digest,
     replay_events,
 )
+from attestkit.errors import AttestKitError, BackendError, JournalError
+from attestkit.event_log.event import Event
+from attestkit.event_log.journal import LOCK, ZERO, Journal, RegisterAccess, replay_from
+from attestkit.event_log.journal_files import OsFolder
 from attestkit.event_log.runtime_events import runtime_event
 
 START = b"\7" * 32

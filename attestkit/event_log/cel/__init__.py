@@ -15,8 +15,8 @@ from attestkit._formats.strict_json import decode_strictly
 from attestkit._native import unhex
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
-from attestkit.event_log import cel_cbor, cel_json, cel_tlv
-from attestkit.event_log.cel_record import SHA384, STATE_CHANGE, TIMESTAMP, CelRecord, record_error
+from attestkit.event_log.cel import cbor, json, tlv
+from attestkit.event_log.cel.record import SHA384, STATE_CHANGE, TIMESTAMP, CelRecord, record_error
 from attestkit.event_log.event import (
     RUNTIME_REGISTER,
     Event,
@@ -32,9 +32,9 @@ MAX_SIZE: Final = 1 << 24
 MAX_RECORDS: Final = 65_536
 
 ENCODINGS: Final[dict[str, Callable[[Iterable[CelRecord]], bytes]]] = {
-    "tlv": cel_tlv.write,
-    "cbor": cel_cbor.write,
-    "json": cel_json.write,
+    "tlv": tlv.write,
+    "cbor": cbor.write,
+    "json": json.write,
 }
 """Functions that encode a log, by encoding."""
 
@@ -57,7 +57,7 @@ def detect_encoding(data: bytes) -> str | None:
         return "json"
     if _CBOR_START.match(data):
         return "cbor"
-    return "tlv" if cel_tlv.starts_with_record(data) and _CCEL_START not in data[:64] else None
+    return "tlv" if tlv.starts_with_record(data) and _CCEL_START not in data[:64] else None
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -95,18 +95,18 @@ def read(data: bytes | str) -> tuple[list[WireEvent], tuple[str, ...]]:
 
 def _records(data: bytes | str) -> Iterator[CelRecord]:
     if isinstance(data, str):
-        return cel_json.read(data)
+        return json.read(data)
     first = data[:1]
     if not first:
         raise FormatError("CEL: must not be empty", offset=0, reason="missing")
     if first == b"\0":
-        return cel_tlv.read(data)
+        return tlv.read(data)
     if b"\x80" <= first < b"\xc0":  # an array, or a map of a sequence
-        return cel_cbor.read(data)
+        return cbor.read(data)
     if first not in b"[\x1e \t\r\n":
         raise FormatError("CEL: neither TLV, CBOR nor JSON", offset=0, reason="unrecognized")
     try:
-        return cel_json.read(data.decode())
+        return json.read(data.decode())
     except UnicodeDecodeError as error:
         raise FormatError("CEL: not UTF-8", offset=error.start, reason="encoding") from error
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from attestkit.errors import FormatError
-from attestkit.event_log import cel_record as cel
-from attestkit.event_log.cel_record import CelRecord
+from attestkit.event_log.cel import record as cel
+from attestkit.event_log.cel.record import CelRecord
 
 _NUMBER, _PCR, _NV_INDEX, _DIGESTS = 0, 1, 2, 3
 _GOOGLE_INDEX: Final = 108  # registers of a TD, in Google's writer

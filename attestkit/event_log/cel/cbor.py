@@ -9,8 +9,8 @@ from typing import Final
 
 from attestkit._formats.cbor import CborReader
 from attestkit.errors import FormatError
-from attestkit.event_log import cel_record as cel
-from attestkit.event_log.cel_record import CelRecord
+from attestkit.event_log.cel import record as cel
+from attestkit.event_log.cel.record import CelRecord
 
 _NUMBER, _PCR, _NV_INDEX, _DIGESTS, _CONTENT_TYPE, _CONTENT = 0, 1, 2, 3, 9, 10
 _FIRST_MAP: Final = 0xA0  # the lowest initial byte of a map

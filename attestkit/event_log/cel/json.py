@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from attestkit._formats.strict_json import check_depth, decode_at
+from attestkit._formats.strict_json import byte_offset, check_depth, decode_at
 from attestkit._native import unhex
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
-from attestkit.event_log import cel_record as cel
-from attestkit.event_log.cel_record import CelRecord
+from attestkit.event_log.cel import record as cel
+from attestkit.event_log.cel.record import CelRecord
 from attestkit.event_log.event_types import tcg_name
 
 RECORD_MARK: Final = "\x1e"
@@ -41,7 +41,7 @@ def read(text: str) -> Iterator[CelRecord]:
     cursor.skip_pattern(_BLANKS)
     starts = _sequence if text.startswith(RECORD_MARK, cursor.at) else _array
     for position, start in enumerate(starts(cursor)):
-        offset += _bytes_of(text[behind:start])
+        offset += byte_offset(text[behind:start], start)
         behind = start
         try:
             value, cursor.at = decode_at(text, start)
@@ -81,7 +81,7 @@ class _Cursor:
     def error(self, position: int, message: str, reason: FormatReason = "syntax") -> FormatError:
         """Return an error at this position of the text, for the record number `position`."""
         error = FormatError(message, reason=reason)
-        return cel.record_error(error, position, _bytes_of(self.text[: self.at]))
+        return cel.record_error(error, position, byte_offset(self.text, self.at))
 
 
 def _array(cursor: _Cursor) -> Iterator[int]:
@@ -113,10 +113,6 @@ def _sequence(cursor: _Cursor) -> Iterator[int]:
             raise cursor.error(position, "expected U+001E before the record")
         yield cursor.at
         position += 1
-
-
-def _bytes_of(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def _record(value: object) -> CelRecord:
