@@ -326,7 +326,7 @@ def _start_simulator(settings: "Settings", seed: bytes | None) -> "Attester":
 
 def _is_cloud(settings: "Settings") -> bool:
     """Return whether the simulated guest is one of a cloud, or has a TPM alone."""
-    from attestkit.backends.simulator.scenarios.named import chosen_scenario
+    from attestkit.backends.simulator.scenarios.registry import chosen_scenario
 
     chosen = settings.simulation.get
     return chosen_scenario(chosen("scenario"), chosen("platform")).platform not in {"tdx", "snp"}

@@ -9,7 +9,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.os_image import ImageConfig
 from attestkit.backends.simulator.scenarios.config import Scenario
-from attestkit.backends.simulator.scenarios.named import NAMED, chosen_scenario
+from attestkit.backends.simulator.scenarios.registry import SCENARIOS, chosen_scenario
 from attestkit.collateral import Collateral
 from attestkit.emulator.machine import REPORTS, Machine, Setup
 from attestkit.event_log import EventLog
@@ -20,8 +20,8 @@ from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.untyped import untyped
 
 REPORT_DATA = bytes(range(64))
-TDX = [name for name, named in NAMED.items() if named.scenario.platform == "tdx"]
-SNP = [name for name, named in NAMED.items() if named.scenario.platform == "snp"]
+TDX = [name for name, named in SCENARIOS.items() if named.subject == "tdx"]
+SNP = [name for name, named in SCENARIOS.items() if named.subject == "snp"]
 GAPS = ("pceid-mismatch", "tcb-info-wrong-signer")  # dcap-qvl accepts these
 
 
@@ -68,7 +68,7 @@ def test_td_scenario_has_documented_outcome(name: str) -> None:
     verdict = verify_with_dcap_qvl(
         request_report(made), collateral, read_file(made, "/attestkit/trust-anchor.der"), NOW
     )
-    outcome = "UpToDate" if name in GAPS else NAMED[name].outcome
+    outcome = "UpToDate" if name in GAPS else SCENARIOS[name].outcome
     assert verdict.status == (outcome if outcome in frozenset(TcbStatus) else REJECT), verdict.text
 
 

@@ -51,6 +51,7 @@ EXCEPTIONS = {
     "_package.py sys.modules": "the package whose names are imported on first use",
     "backends/__init__.py importlib.import_module": _FROM_TABLE,
     "backends/simulator/tdx.py importlib.import_module": _FROM_TABLE,
+    "backends/simulator/scenarios/registry.py importlib.import_module": _FROM_TABLE,
     "cli/__init__.py importlib.import_module": _FROM_TABLE,
     "serve/lazy_import.py importlib.import_module": _FROM_TABLE,
     "client/services/registry.py importlib.import_module": _FROM_TABLE,

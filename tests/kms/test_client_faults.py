@@ -6,6 +6,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit._crypto.ecdsa import P256Key
+from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
 from attestkit.errors import KmsError, SignatureError
 from attestkit.kms import (
     CertRequest,
@@ -14,7 +15,6 @@ from attestkit.kms import (
     TimeLimits,
     verify_app_certificate,
 )
-from attestkit.kms.release.kms_faults import KMS_FAULTS
 from attestkit.ra_tls.issued import current_time
 from attestkit.report_data import ReportData
 from attestkit.testing import SimulatedTee

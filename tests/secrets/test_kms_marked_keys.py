@@ -19,12 +19,12 @@ import pytest
 import attestkit
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.attester import Attester
+from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
 from attestkit.errors import AttestKitError, KmsError
 from attestkit.kms import KmsClient, SimulatedKms
 from attestkit.kms.connection import TimeLimits
 from attestkit.kms.release.authorization import Decision, FunctionAuthorization
 from attestkit.kms.release.key_release import derive_app_ca, release_app_keys
-from attestkit.kms.release.kms_faults import KMS_FAULTS
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import KmsStateFolder, create_state
 from attestkit.ra_tls.issued import current_time

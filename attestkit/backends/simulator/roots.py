@@ -8,7 +8,7 @@ from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.pki.kms_keys import public_kms_keys
 from attestkit.backends.simulator.platform_identity import find_intel_root
 from attestkit.backends.simulator.scenarios.config import Scenario
-from attestkit.backends.simulator.scenarios.named import chosen_scenario
+from attestkit.backends.simulator.scenarios.registry import chosen_scenario
 from attestkit.simulated_roots import SimulatedRoots
 
 

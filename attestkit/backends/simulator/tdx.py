@@ -29,7 +29,7 @@ from attestkit.backends.simulator.platform_identity import (
 from attestkit.backends.simulator.platforms import PLATFORMS
 from attestkit.backends.simulator.roots import roots_of
 from attestkit.backends.simulator.scenarios.config import Scenario, value_or
-from attestkit.backends.simulator.scenarios.named import chosen_scenario
+from attestkit.backends.simulator.scenarios.registry import chosen_scenario
 from attestkit.backends.simulator.simulated_app import SimulatedApp
 from attestkit.backends.simulator.soft_td import BootPlan, SoftTd
 from attestkit.backends.simulator.state_folder import StateFolder
@@ -69,7 +69,7 @@ class Simulator(SimulatedApp):
         scenario: A deviation of the platform or its endorsements: a name (see `scenarios.named`) or
             a `Scenario`. None: an up-to-date platform.
         faults: Faults to inject, such as "ebusy:3 slow:2s", a list of them, or a Faults; see
-            docs/faults.md. More can be armed later with `faults`.
+            docs/scenarios.md. More can be armed later with `faults`.
         state_dir: A folder that preserves seed, registers and runtime events, used by one process
             at a time. With another seed, app or VM configuration the TD reboots. None: in memory.
         app_compose: The content of app-compose.json. None: that of a default app.

@@ -118,10 +118,11 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> object:
         # Lazy: only these commands need it.
         from attestkit.backends.simulator.faults import fault_specs
+        from attestkit.backends.simulator.scenarios.registry import describe_scenarios
 
         if list_faults or list_scenarios:
             kind = "faults" if list_faults else "scenarios"
-            lines = fault_specs.named_faults() if list_faults else _scenarios()
+            lines = fault_specs.named_faults() if list_faults else describe_scenarios()
             _print_names(kind, lines, as_json=given.get("as_json", False))
             return None
         if state_dir == "":
@@ -156,18 +157,10 @@ _SETUP: Final = (
 )
 
 
-def _scenarios() -> tuple[str, ...]:
-    # Lazy: long tables.
-    from attestkit.backends.simulator.gpu.gpu_scenarios import named_gpu_scenarios
-    from attestkit.backends.simulator.scenarios.named import named_scenarios
-
-    return (*named_scenarios(), *named_gpu_scenarios())
-
-
 def _setup(given: dict[str, Any]) -> "Setup":
     """Return the configuration of the emulated machine."""
     from attestkit.backends.simulator.platforms import CLOUDS, PLATFORMS
-    from attestkit.backends.simulator.scenarios.named import chosen_scenario
+    from attestkit.backends.simulator.scenarios.registry import chosen_scenario
     from attestkit.emulator.machine import Setup
 
     platform, provider = given.pop("platform"), given["provider"]

@@ -52,10 +52,9 @@ def _kernel_faults() -> Iterable[str]:
 
 
 def _simulator_faults() -> Iterable[str]:
-    from attestkit.backends.simulator.faults.injection import simulator_faults
+    from attestkit.backends.simulator.faults.injection import fault_names
 
-    words = (line.split()[0] for line in simulator_faults())
-    return [word for word in words if "=" not in word]
+    return fault_names()
 
 
 def _simulator_platforms() -> Iterable[str]:
@@ -65,10 +64,9 @@ def _simulator_platforms() -> Iterable[str]:
 
 
 def _scenarios() -> Iterable[str]:
-    from attestkit.backends.simulator.gpu.gpu_scenarios import GPU_SCENARIOS
-    from attestkit.backends.simulator.scenarios.named import NAMED
+    from attestkit.backends.simulator.scenarios.registry import SCENARIOS, gpu_scenarios
 
-    return (*NAMED, *GPU_SCENARIOS)
+    return (*SCENARIOS, *gpu_scenarios())
 
 
 complete_backend: Complete = _words(_backends)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
+    from attestkit.backends.simulator.faults.kms_faults import KmsFaults
     from attestkit.kms.release.auth_simple import AuthSimpleConfig, AuthSimpleFile
     from attestkit.kms.release.authorization import (
         AuthorityInfo,
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
         authorize_guest,
     )
     from attestkit.kms.release.boot_info import BootInfo, VerifiedGuest, verify_guest
-    from attestkit.kms.release.kms_faults import KmsFaults
     from attestkit.kms.release.roots import KmsRoots
     from attestkit.kms.release.state_folder import KmsState, KmsStateFolder
     from attestkit.kms.release.webhook import AuthWebhook
@@ -29,13 +29,13 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "attestkit.backends.simulator.faults.kms_faults": ["KmsFaults"],
             "auth_simple": ["AuthSimpleConfig", "AuthSimpleFile"],
             "authorization": [
                 *("AuthorityInfo", "KmsAuthorization", "Decision", "DevAuthorization"),
                 *("FunctionAuthorization", "PolicyAuthorization", "authorize_guest"),
             ],
             "boot_info": ["BootInfo", "VerifiedGuest", "verify_guest"],
-            "kms_faults": ["KmsFaults"],
             "roots": ["KmsRoots"],
             "state_folder": ["KmsState", "KmsStateFolder"],
             "webhook": ["AuthWebhook"],

@@ -306,7 +306,7 @@ def _simulation(options: Options) -> dict[str, object]:
     if options.gpus is not None:
         found["gpus"] = _count_gpus(options, options.gpus)
     if options.scenario is not None:
-        from attestkit.backends.simulator.scenarios.named import scenario  # lazy
+        from attestkit.backends.simulator.scenarios.registry import scenario  # lazy
 
         _check(options, "scenario", options.scenario, scenario)
         found["scenario"] = options.scenario

@@ -69,16 +69,16 @@ def _version() -> str:
 
 def _faults() -> str:
     from attestkit.backends.simulator.faults import injection  # lazy: only with --list-faults
-    from attestkit.kms.release.kms_faults import describe_kms_faults
+    from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
+    from attestkit.backends.simulator.scenarios.named_case import describe_cases
 
-    return "\n".join((*injection.simulator_faults(), *describe_kms_faults()))
+    return "\n".join((*injection.simulator_faults(), *describe_cases(KMS_FAULTS)))
 
 
 def _scenarios() -> str:
-    from attestkit.backends.simulator.gpu.gpu_scenarios import named_gpu_scenarios  # lazy
-    from attestkit.backends.simulator.scenarios import named as named_scenarios  # lazy, as above
+    from attestkit.backends.simulator.scenarios.registry import describe_scenarios  # lazy
 
-    return "\n".join((*named_scenarios.named_scenarios(), *named_gpu_scenarios()))
+    return "\n".join(describe_scenarios())
 
 
 _SHOWS: Final = {

@@ -5,7 +5,7 @@ import logging
 from collections.abc import MutableMapping, Sequence
 from typing import Any, Final
 
-from attestkit.kms.release.kms_faults import DELAY, REQUEST, ROLLOVER
+from attestkit.backends.simulator.faults.kms_faults import DELAY, REQUEST, ROLLOVER
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import CONTENT_TYPE, Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send

@@ -12,7 +12,7 @@ from attestkit.serve.config.options import KMS_OPTIONS
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
-    from attestkit.kms.release.kms_faults import KmsFaults
+    from attestkit.backends.simulator.faults.kms_faults import KmsFaults
     from attestkit.kms.root import KmsRoot
     from attestkit.serve.config.agent_settings import Settings
     from attestkit.serve.config.options import Options
@@ -135,7 +135,7 @@ def _read_domain(options: "Options") -> str:
 
 
 def _read_faults(options: "Options") -> "KmsFaults":
-    from attestkit.kms.release.kms_faults import KmsFaults
+    from attestkit.backends.simulator.faults.kms_faults import KmsFaults
 
     with prefix_errors(f"{options.named('kms_fault')}:"):
         return KmsFaults.of(options.kms_fault)

@@ -5,9 +5,9 @@ import logging
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from attestkit.backends.simulator.faults.kms_faults import KmsFaults
 from attestkit.errors import AttestKitError
 from attestkit.kms.release.authorization import KmsAuthorization
-from attestkit.kms.release.kms_faults import KmsFaults
 from attestkit.kms.release.state_folder import KmsState, KmsStateFolder
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.option_values import Address

@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._sanitize import one_line, shown
 from attestkit.attestation import Attestation
-from attestkit.errors import AttestKitError, UsageError
-from attestkit.kms.cert_request import CertRequest, verify_cert_request
-from attestkit.kms.release.authorization import Decision, KmsAuthorization, Role, authorize_guest
-from attestkit.kms.release.boot_info import VerifiedGuest
-from attestkit.kms.release.certificates import LeafProfile, sign_app_certificate
-from attestkit.kms.release.key_release import release_app_keys, sign_env_public_key
-from attestkit.kms.release.kms_faults import (
+from attestkit.backends.simulator.faults.kms_faults import (
     CERTIFICATE,
     DECISION,
     KEYS,
@@ -26,6 +20,12 @@ from attestkit.kms.release.kms_faults import (
     TEMP_CA,
     KmsFaults,
 )
+from attestkit.errors import AttestKitError, UsageError
+from attestkit.kms.cert_request import CertRequest, verify_cert_request
+from attestkit.kms.release.authorization import Decision, KmsAuthorization, Role, authorize_guest
+from attestkit.kms.release.boot_info import VerifiedGuest
+from attestkit.kms.release.certificates import LeafProfile, sign_app_certificate
+from attestkit.kms.release.key_release import release_app_keys, sign_env_public_key
 from attestkit.kms.release.state_folder import KmsState
 from attestkit.report_data import ReportData
 from attestkit.serve.kms_service.client_evidence import ClientEvidence

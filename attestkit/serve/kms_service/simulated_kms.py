@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from attestkit._argument_checks import wrong_type
+from attestkit.backends.simulator.faults.kms_faults import ROLLOVER, KmsFaults
 from attestkit.errors import UsageError
 from attestkit.kms.release.auth_simple import AuthSimpleFile
 from attestkit.kms.release.authorization import (
@@ -15,7 +16,6 @@ from attestkit.kms.release.authorization import (
     KmsAuthorization,
     PolicyAuthorization,
 )
-from attestkit.kms.release.kms_faults import ROLLOVER, KmsFaults
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.root import KmsRoot
 from attestkit.ra_tls.issued import current_time

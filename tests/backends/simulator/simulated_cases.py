@@ -15,7 +15,7 @@ from attestkit.backends.simulator.scenarios.config import (
     Scenario,
     TcbInfoConfig,
 )
-from attestkit.backends.simulator.scenarios.named import scenario
+from attestkit.backends.simulator.scenarios.registry import scenario
 from attestkit.collateral import Collateral
 from tests.vectors import SHARED, load, td_fields
 

@@ -33,7 +33,7 @@ from attestkit.backends.simulator.scenarios.config import (
     SnpProduct,
     SnpSigningKey,
 )
-from attestkit.backends.simulator.scenarios.named import NAMED
+from attestkit.backends.simulator.scenarios.registry import SCENARIOS
 from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.errors import (
     AttestKitError,
@@ -53,7 +53,7 @@ from tests.untyped import untyped
 SEED = bytes(range(32))
 NOW = 1_790_000_000
 REPORT_DATA = b"a nonce".ljust(64, b"\0")
-SNP = [name for name, named in NAMED.items() if named.scenario.platform == "snp"]
+SNP = [name for name, named in SCENARIOS.items() if named.subject == "snp"]
 POLICIES = (AppraisalPolicy.strict(), AppraisalPolicy.default(), AppraisalPolicy.development())
 
 
@@ -130,7 +130,7 @@ def test_snp_scenario_has_documented_outcome(name: str, policy: AppraisalPolicy)
         evidence = tee.attest(report_data=REPORT_DATA).to_bytes()
         assert isinstance(tee.backend, Simulator)
         verifier = Verifier(trust_anchor=tee.backend.trust_anchor, policy=policy)
-    expected = NAMED[name].outcome
+    expected = SCENARIOS[name].outcome
     if expected == "UpToDate":
         result = verifier.verify(evidence, report_data=REPORT_DATA, now=NOW)
         assert str(result.tcb.status) == expected
@@ -171,7 +171,7 @@ def test_snp_scenarios_hold_from_2020_to_2049(name: str) -> None:
         except AttestKitError as error:
             return str(untyped(error).reason)
 
-    expected = NAMED[name].outcome
+    expected = SCENARIOS[name].outcome
     start = first + 31 * 86400 + 1 if name == "snp-vcek-expired" else first
     assert verify_at(start) == verify_at(last) == expected
     if expected == "UpToDate":

@@ -7,8 +7,8 @@ from typing import Any, Final
 import pytest
 
 from attestkit.__main__ import main
-from attestkit.backends.simulator.scenarios.clouds import CLOUDS
-from attestkit.backends.simulator.scenarios.named_scenario import NO_STATUS
+from attestkit.backends.simulator.scenarios.cloud_scenarios import CLOUDS
+from attestkit.backends.simulator.scenarios.named_case import NO_STATUS
 from attestkit.verifier import AppraisalPolicy
 from tests.cli import schemas
 from tests.software_tpm import needs_swtpm
@@ -95,7 +95,7 @@ def verify_scenario(files: Files, name: str, capsys: Capture) -> tuple[int, Any]
 def test_scenario_has_named_outcome_by_cli(name: str, tmp_path: Path, capsys: Capture) -> None:
     """Exit code and reason of `attestkit verify` are those of the scenario's outcome."""
     expected = CLOUDS[name].outcome
-    files = Files(tmp_path, CLOUDS[name].scenario.platform)
+    files = Files(tmp_path, CLOUDS[name].subject)
     code, found = verify_scenario(files, name, capsys)
     if expected in {"UpToDate", NO_STATUS}:
         assert code == 0, found
@@ -165,7 +165,7 @@ def test_unknown_tpm_by_cli_is_a_usage_error(tmp_path: Path, capsys: Capture) ->
     assert not files.evidence.exists()
 
 
-@pytest.mark.parametrize("platform", sorted({one.scenario.platform for one in CLOUDS.values()}))
+@pytest.mark.parametrize("platform", sorted({one.subject for one in CLOUDS.values()}))
 def test_quote_by_cli_is_one_report_or_an_error(platform: str, capsys: Capture) -> None:
     """`attestkit quote` has the hardware's quote if it is all that signs the report data."""
     code = main(["quote", *simulated(platform=platform), "--text", "a", "--json"])

@@ -10,7 +10,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.pki.quoting_enclave import TdBody
 from attestkit.backends.simulator.scenarios.config import QuoteConfig
-from attestkit.backends.simulator.scenarios.named import NAMED
+from attestkit.backends.simulator.scenarios.registry import SCENARIOS
 from tests.rigs.go_programs import missing_for_go
 from tests.rigs.go_verifiers.verdicts import (
     GO_TDX_GUEST,
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(bool(_MISSING), reason=_MISSING or "available"),
 ]
 
-TDX: Final = [name for name, one in NAMED.items() if one.scenario.platform == "tdx"]
+TDX: Final = [name for name, one in SCENARIOS.items() if one.subject == "tdx"]
 TARGETS: Final = (
     "/tdx/certification/v4/tcb?fmspc=507757000000",
     "/tdx/certification/v4/qe/identity",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attestkit._crypto.x509 import vendor_roots
-from attestkit.backends.simulator.scenarios.named import NAMED
+from attestkit.backends.simulator.scenarios.registry import SCENARIOS
 from tests.rigs.go_programs import build_go
 
 SEED = bytes(range(32))
@@ -52,6 +52,6 @@ def check_verdicts(errors: dict[str, str], differences: frozenset[str]) -> None:
     differing = {
         name
         for name, error in errors.items()
-        if (error == "") != (NAMED[name].outcome == "UpToDate")
+        if (error == "") != (SCENARIOS[name].outcome == "UpToDate")
     }
     assert differing == differences, {name: errors[name] for name in differing}

@@ -8,7 +8,7 @@ import pytest
 
 import attestkit
 from attestkit import Attestation, Collateral, Quote
-from attestkit.backends.simulator.scenarios.named import NAMED
+from attestkit.backends.simulator.scenarios.registry import SCENARIOS
 from attestkit.errors import BackendError, VerificationError
 from attestkit.quote import TdQuoteBody
 from attestkit.verifier import AppraisalPolicy, Verifier
@@ -45,7 +45,7 @@ def test_scenario_determines_dcap_qvl_result(name: str) -> None:
         collateral = Collateral.fetch(quote, server.ready["pccs"])
         now = int(datetime.now(timezone.utc).timestamp())
         verdict = verify_with_dcap_qvl(quote.raw, collateral, read_trust_anchor(server), now)
-        outcome = NAMED[name].outcome
+        outcome = SCENARIOS[name].outcome
         accepted = outcome[
             :1
         ].isupper()  # a TCB status of Intel; reasons for a refusal are lower case

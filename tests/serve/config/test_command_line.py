@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from attestkit.backends.simulator.faults.injection import simulator_faults
-from attestkit.backends.simulator.gpu.gpu_scenarios import named_gpu_scenarios
-from attestkit.backends.simulator.scenarios.named import named_scenarios
+from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
+from attestkit.backends.simulator.scenarios.named_case import describe_cases
+from attestkit.backends.simulator.scenarios.registry import describe_scenarios
 from attestkit.errors import UsageError
-from attestkit.kms.release.kms_faults import describe_kms_faults
 from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.options import CHOICES, FLAGS, REPEATED, Config, Options, with_config
@@ -94,8 +94,8 @@ def test_parse_options_fault_is_repeatable() -> None:
 @pytest.mark.parametrize(
     ("option", "lines"),
     [
-        ("--list-faults", (*simulator_faults(), *describe_kms_faults())),
-        ("--list-scenarios", (*named_scenarios(), *named_gpu_scenarios())),
+        ("--list-faults", (*simulator_faults(), *describe_cases(KMS_FAULTS))),
+        ("--list-scenarios", describe_scenarios()),
     ],
 )
 def test_parse_options_list_prints_and_exits(

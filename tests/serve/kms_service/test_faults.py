@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
 from attestkit.backends.simulator.scenarios.config import PkiConfig, Scenario
 from attestkit.errors import KmsError, UsageError
 from attestkit.kms import CertRequest, KmsClient, SimulatedKms
 from attestkit.kms.connection import TimeLimits
-from attestkit.kms.release.kms_faults import KMS_FAULTS
 from attestkit.report_data import ReportData
 from attestkit.testing import SimulatedTee
 from tests.raising import raises

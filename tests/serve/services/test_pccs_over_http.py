@@ -14,7 +14,7 @@ from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import QuoteConfig
-from attestkit.backends.simulator.scenarios.named import NAMED
+from attestkit.backends.simulator.scenarios.registry import SCENARIOS
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError
 from attestkit.quote import Quote
@@ -29,7 +29,7 @@ SGX, TDX = "/sgx/certification/v4", "/tdx/certification/v4"
 PKI: Final = SimulatedPki(SEED, config=VECTOR_PKI)
 PLATFORMS: Final = [PKI.platform(name) for name in ("0", "1", "2")]
 REPORT_DATA: Final = bytes(64)
-_TDX_SCENARIOS: Final = [name for name, one in NAMED.items() if one.scenario.platform == "tdx"]
+_TDX_SCENARIOS: Final = [name for name, one in SCENARIOS.items() if one.subject == "tdx"]
 # Scenarios whose quote contains no platform id, so no collateral can be requested.
 _UNREADABLE: Final = {"truncated"}
 

@@ -1,4 +1,4 @@
 """Faults of a simulated TEE: their specification, by name and count, and their injection.
 
-docs/faults.md lists them.
+docs/scenarios.md lists them.
 """

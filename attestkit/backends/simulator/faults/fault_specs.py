@@ -16,67 +16,106 @@ from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias
 from weakref import WeakMethod
 
 from attestkit._sanitize import near, shown
+from attestkit.backends.simulator.scenarios.named_case import Cases, NamedCase, describe_cases
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_READ: Final = "read:outblob"
-_REPORT: Final = "report"
+_QGS: Final = "the quote generation service"
+_IMDS: Final = "Azure's metadata service"
 
 
-class FaultType(NamedTuple):
-    """A named fault: its operation and effect."""
-
-    operation: str
-    text: str  # one line of help
-    number: int = 0  # errno of the failed operation
-    argument: str = ""  # kind of the argument after the name: none, or "seconds"
+def _fault(subject: str, operation: str, outcome: str, text: str, number: int = 0) -> NamedCase:
+    return NamedCase(subject, outcome, text, operation=operation, number=number)
 
 
-NAMED: Final[dict[str, FaultType]] = {
-    "ebusy": FaultType(_READ, "reading outblob fails with EBUSY", errno.EBUSY),
-    "eintr": FaultType(_READ, "reading outblob fails with EINTR", errno.EINTR),
-    "eio": FaultType(_READ, "reading outblob fails with EIO", errno.EIO),
-    "etimedout": FaultType(_READ, "reading outblob fails with ETIMEDOUT", errno.ETIMEDOUT),
-    "slow": FaultType(
-        "delay", "the host needs this time for a report (slow:2s)", argument="seconds"
+def _read_fails(name: str, outcome: str) -> NamedCase:
+    text = f"reading outblob fails with {name}"
+    return _fault("tee", "read:outblob", outcome, text, getattr(errno, name))
+
+
+NAMED: Final[Cases] = {
+    "ebusy": _read_fails("EBUSY", "BackendBusyError"),
+    "eintr": _read_fails("EINTR", "BackendBusyError"),
+    "eio": _read_fails("EIO", "QuoteUnavailableError"),
+    "etimedout": _read_fails("ETIMEDOUT", "QuoteUnavailableError"),
+    "slow": NamedCase(
+        "tee",
+        "evidence",
+        "the host needs this time for a report (slow:2s)",
+        operation="delay",
+        argument="seconds",
     ),
-    "quote_fails": FaultType(
-        _REPORT, "the host returns no quote: outblob is empty, since Linux 7.1 EIO"
+    "quote_fails": _fault(
+        *("tee", "report", "QuoteUnavailableError"),
+        "the host returns no quote: outblob is empty, since Linux 7.1 EIO",
     ),
-    "empty_outblob": FaultType(_REPORT, "outblob is empty, on every kernel"),
-    "short_outblob": FaultType(_REPORT, "outblob has only the first 1000 bytes"),
-    "oversized_outblob": FaultType(
-        _REPORT, "the host returns a length beyond the buffer: EFBIG, or zeros in older kernels"
+    "empty_outblob": _fault(
+        "tee", "report", "QuoteUnavailableError", "outblob is empty, on every kernel"
     ),
-    "wrong_report_data": FaultType(_REPORT, "the report is over other report data"),
-    "foreign_extend": FaultType(
-        "foreign", "another process extends RTMR3 just before a report (outblob or ioctl)"
+    "short_outblob": _fault(
+        "tee", "report", "QuoteUnavailableError", "outblob has only the first 1000 bytes"
     ),
-    "generation_race": FaultType("commit", "another process writes to the entry at the same time"),
-    "provider_changes": FaultType("provider", "the provider file names the other platform"),
-    "provider_leaves": FaultType(
-        "unload", "the provider's module is unloaded before an entry is created"
+    "oversized_outblob": _fault(
+        *("tdx", "report", "BackendError"),
+        "the host returns a length beyond the buffer: EFBIG, or zeros in older kernels",
     ),
-    "rtmr_extend_fails": FaultType(
-        "extend", "an extend fails with EIO and leaves the register unchanged"
+    "wrong_report_data": _fault(
+        "tee", "report", "BackendError", "the report is over other report data"
     ),
-    "rtmr_extend_lies": FaultType("extend", "an extend fails with EIO, but extends the register"),
-    "torn_journal": FaultType(
-        "tear", "an extend of RTMR3 fails with EIO, but half of the event is in the runtime log"
+    "foreign_extend": _fault(
+        *("tdx", "foreign", "ReplayError until a reboot"),
+        "another process extends RTMR3 just before a report (outblob or ioctl)",
     ),
-    "qgs_error": FaultType("qgs", "the quote generation service returns error 0x12001"),
-    "qgs_closes": FaultType("qgs", "the quote generation service disconnects without a response"),
-    "qgs_truncates": FaultType("qgs", "the quote generation service sends half of its response"),
-    "tpm_busy": FaultType("tpm:busy", "the TPM answers a command with TPM_RC_RETRY"),
-    "tpm_failure": FaultType("tpm:quote", "the TPM is in failure mode when a quote is requested"),
-    "pcr_race": FaultType("tpm:pcr", "a program extends PCR 10 between quote and PCR values"),
-    "imds_unavailable": FaultType("imds", "Azure's metadata service answers 503"),
-    "imds_slow": FaultType("imds", "Azure's metadata service needs longer than a client waits"),
-    "imds_huge": FaultType("imds", "Azure's metadata service answers with 1 MiB"),
-    "imds_redirect": FaultType("imds", "Azure's metadata service redirects to another host"),
+    "generation_race": _fault(
+        *("tee", "commit", "BackendBusyError"),
+        "another process writes to the entry at the same time",
+    ),
+    "provider_changes": _fault(
+        "tee", "provider", "BackendError", "the provider file names the other platform"
+    ),
+    "provider_leaves": _fault(
+        *("tee", "unload", "BackendUnavailableError"),
+        "the provider's module is unloaded before an entry is created",
+    ),
+    "rtmr_extend_fails": _fault(
+        *("tdx", "extend", "BackendError, nothing is logged"),
+        "an extend fails with EIO and leaves the register unchanged",
+    ),
+    "rtmr_extend_lies": _fault(
+        "tdx", "extend", "an event", "an extend fails with EIO, but extends the register"
+    ),
+    "torn_journal": _fault(
+        *("tdx", "tear", "JournalError"),
+        "an extend of RTMR3 fails with EIO, but half of the event is in the runtime log",
+    ),
+    "qgs_error": _fault("qgs", "qgs", "QuoteUnavailableError", f"{_QGS} returns error 0x12001"),
+    "qgs_closes": _fault(
+        "qgs", "qgs", "QuoteUnavailableError", f"{_QGS} disconnects without a response"
+    ),
+    "qgs_truncates": _fault("qgs", "qgs", "BackendError", f"{_QGS} sends half of its response"),
+    "tpm_busy": _fault(
+        "tpm", "tpm:busy", "evidence", "the TPM answers a command with TPM_RC_RETRY"
+    ),
+    "tpm_failure": _fault(
+        *("tpm_quote", "tpm:quote", "BackendError"),
+        "the TPM is in failure mode when a quote is requested",
+    ),
+    "pcr_race": _fault(
+        *("tpm_quote", "tpm:pcr", "evidence"),
+        "a program extends PCR 10 between quote and PCR values",
+    ),
+    "imds_unavailable": _fault("imds", "imds", "QuoteUnavailableError", f"{_IMDS} answers 503"),
+    "imds_slow": _fault(
+        "imds", "imds", "QuoteUnavailableError", f"{_IMDS} needs longer than a client waits"
+    ),
+    "imds_huge": _fault("imds", "imds", "BackendError", f"{_IMDS} answers with 1 MiB"),
+    "imds_redirect": _fault(
+        "imds", "imds", "QuoteUnavailableError", f"{_IMDS} redirects to another host"
+    ),
 }
+"""Faults of a simulated TEE by name; the outcome is that of its backend, for one failure."""
 
 _READABLE: Final = (
     "outblob",
@@ -142,7 +181,7 @@ class Fault(NamedTuple):
     def parse(
         cls,
         text: str,
-        named: Mapping[str, FaultType] = NAMED,
+        named: Cases = NAMED,
         operations: Collection[str] = OPERATIONS,
     ) -> "Fault":
         """Parse a fault.
@@ -182,13 +221,6 @@ class Fault(NamedTuple):
         return f"{self.name}{seconds}:{times}{skip}"
 
 
-def describe_faults(faults: Mapping[str, FaultType], width: int = 0) -> tuple[str, ...]:
-    """Return help: a line for each named fault, whose text begins in column `width` or later."""
-    examples = {name: f"{name}:2s" if one.argument else name for name, one in faults.items()}
-    width = max(width, *map(len, examples.values()))
-    return tuple(f"{examples[name]:<{width}}  {one.text}" for name, one in faults.items())
-
-
 def named_faults(names: Collection[str] = tuple(NAMED)) -> tuple[str, ...]:
     """Return help: a line for each named fault in `names`, and three for the general form."""
     chosen = {name: NAMED[name] for name in names}
@@ -197,16 +229,14 @@ def named_faults(names: Collection[str] = tuple(NAMED)) -> tuple[str, ...]:
     )
     width = max([width, *map(len, names)])
     return (
-        *describe_faults(chosen, width),
+        *describe_cases(chosen, width),
         f"{'OPERATION=ERRNO':<{width}}  a system call fails, such as write:rtmr3=EIO",
         f"{'OPERATION':<{width}}  {', '.join(OPERATIONS)}",
         f"{'ERRNO':<{width}}  {', '.join(_ERRNOS)}",
     )
 
 
-def _unknown_fault(
-    text: str, named: Mapping[str, FaultType], operations: Collection[str]
-) -> UsageError:
+def _unknown_fault(text: str, named: Cases, operations: Collection[str]) -> UsageError:
     name, sign, number = text.strip().partition("=")
     if not sign:
         name = _NAME_END.split(name)[0]
@@ -231,7 +261,7 @@ class Faults:
     A subclass may have other faults than those of a simulated TEE.
     """
 
-    named: ClassVar[Mapping[str, FaultType]] = NAMED
+    named: ClassVar[Cases] = NAMED
     operations: ClassVar[Collection[str]] = OPERATIONS
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:

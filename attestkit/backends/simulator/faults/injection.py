@@ -33,28 +33,17 @@ _REGISTERS: Final = tuple(
     for what, numbers in (("open", (0, 1, 2, 3)), ("read", (0, 1, 2, 3)), ("write", (2, 3)))
     for number in numbers
 )
-_OF_REPORTS: Final = (
-    *("ebusy", "eintr", "eio", "etimedout", "slow", "quote_fails", "empty_outblob"),
-    *("short_outblob", "wrong_report_data", "generation_race", "provider_changes"),
-    "provider_leaves",
-)
-_OF_TDX: Final = (
-    *("oversized_outblob", "foreign_extend", "rtmr_extend_fails", "rtmr_extend_lies"),
-    "torn_journal",
-)
-_OF_TPMS: Final = ("tpm_busy", "tpm_failure", "pcr_race")
-_OF_IMDS: Final = ("imds_unavailable", "imds_slow", "imds_huge", "imds_redirect")
-# By platform, in the order of the help.
-_NAMES: Final = {
-    "tdx": tuple(name for name in NAMED if name in _OF_REPORTS + _OF_TDX),
-    "snp": tuple(name for name in NAMED if name in _OF_REPORTS),
-    "aws-snp": tuple(name for name in NAMED if name in (*_OF_REPORTS, "tpm_busy")),
-    "azure-snp": _OF_TPMS + _OF_IMDS,
-    "azure-tdx": _OF_TPMS + _OF_IMDS,
-    "gcp-snp": _OF_TPMS,
-    "gcp-tdx": _OF_TPMS,
-    "aws-nitro-tpm": _OF_TPMS[:1],
-    "tpm": _OF_TPMS,
+# Subjects of the faults of each platform.
+_SUBJECTS: Final = {
+    "tdx": ("tee", "tdx"),
+    "snp": ("tee",),
+    "aws-snp": ("tee", "tpm"),
+    "azure-snp": ("tpm", "tpm_quote", "imds"),
+    "azure-tdx": ("tpm", "tpm_quote", "imds"),
+    "gcp-snp": ("tpm", "tpm_quote"),
+    "gcp-tdx": ("tpm", "tpm_quote"),
+    "aws-nitro-tpm": ("tpm",),
+    "tpm": ("tpm", "tpm_quote"),
 }
 _OPERATIONS: Final[dict[str, tuple[str, ...]]] = {
     "tdx": (*_REQUEST, *_REGISTERS),
@@ -82,7 +71,7 @@ class FaultInjector:
 
     def check(self, fault: Fault) -> None:
         """Raise UsageError unless the fault applies to the simulator."""
-        names, operations = _NAMES[self.platform], _OPERATIONS.get(self.platform, ())
+        names, operations = fault_names(self.platform), _OPERATIONS.get(self.platform, ())
         if fault.name not in names and fault.operation not in operations:
             raise UsageError(
                 f"fault {fault.name}: needs an emulated kernel (attestkit mount); here, use "
@@ -233,10 +222,15 @@ class TearingFolder(OsFolder):
         raise OSError(errno.EIO, f"{_prefix(fault)}: {os.strerror(errno.EIO)}")
 
 
+def fault_names(platform: str | None = None) -> tuple[str, ...]:
+    """Return the faults of a simulated platform; None: of all of them."""
+    subjects = {one for name in _SUBJECTS if platform in (None, name) for one in _SUBJECTS[name]}
+    return tuple([name for name, fault in NAMED.items() if fault.subject in subjects])
+
+
 def simulator_faults(platform: str | None = None) -> tuple[str, ...]:
     """Return the help on the faults of a simulated platform; None: of all of them."""
-    known = {name for one in (_NAMES if platform is None else (platform,)) for name in _NAMES[one]}
-    return named_faults(tuple(name for name in NAMED if name in known))
+    return named_faults(fault_names(platform))
 
 
 def _prefix(fault: Fault) -> str:

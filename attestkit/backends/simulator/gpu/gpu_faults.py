@@ -34,6 +34,8 @@ from attestkit.backends.simulator.gpu.deviations import (
     zero_r,
 )
 from attestkit.backends.simulator.gpu.device_models import PROTECTED_GPUS
+from attestkit.backends.simulator.scenarios.config import Scenario
+from attestkit.backends.simulator.scenarios.named_case import GPU_PREFIX, Cases, NamedCase
 from attestkit.errors import UsageError
 from attestkit.gpu.architectures import NVDEC_INDEX
 from attestkit.gpu.device import opaque_data as fields
@@ -294,6 +296,14 @@ GPU_FAULTS: Final[dict[str, GpuFault]] = {
     **_MACHINES,
 }
 """All faults by name."""
+
+GPU_SCENARIOS: Final[Cases] = {
+    f"{GPU_PREFIX}{name}": NamedCase(
+        "gpu", fault.check or "UpToDate", fault.text, Scenario(gpu_fault=name)
+    )
+    for name, fault in GPU_FAULTS.items()
+}
+"""Rows of the registry of scenarios."""
 
 
 def find_gpu_fault(name: str) -> GpuFault:

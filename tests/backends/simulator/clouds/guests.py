@@ -5,14 +5,14 @@ from typing import Any, Final
 
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.scenarios.clouds import CLOUDS
+from attestkit.backends.simulator.scenarios.cloud_scenarios import CLOUDS
 from attestkit.errors import UnsupportedError
 from attestkit.factory import open as open_attester
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.result import AttestationResult
 
 SEED: Final = bytes(32)
-PLATFORMS: Final = sorted({named.scenario.platform for named in CLOUDS.values()})
+PLATFORMS: Final = sorted({named.subject for named in CLOUDS.values()})
 
 
 def open_cloud(**options: Any) -> Attester[Simulator]:

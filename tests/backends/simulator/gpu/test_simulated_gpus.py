@@ -12,9 +12,9 @@ from attestkit._crypto.x509.simulated.simulated_mark import names_simulator
 from attestkit.backends.simulator.gpu.device_models import MODELS
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
-from attestkit.backends.simulator.gpu.gpu_scenarios import named_gpu_scenarios
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.backends.simulator.platforms import PLATFORMS
+from attestkit.backends.simulator.scenarios.registry import gpu_scenarios
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.gpu import GpuEvidence, Report
 from attestkit.gpu.architectures import ARCHITECTURES
@@ -142,8 +142,7 @@ def test_faults_have_names_and_checks_of_fabricated_cases() -> None:
 
 def test_faults_are_listed_with_a_line_each() -> None:
     """The help has one line for each scenario with a fault."""
-    names = [line.split()[0] for line in named_gpu_scenarios()]
-    assert names == [f"gpu-{name}" for name in GPU_FAULTS]
+    assert list(gpu_scenarios()) == [f"gpu-{name}" for name in GPU_FAULTS]
 
 
 @pytest.mark.parametrize(

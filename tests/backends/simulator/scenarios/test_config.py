@@ -9,7 +9,6 @@ from typing import Any, Final
 import pytest
 
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.gpu.gpu_scenarios import GPU_SCENARIOS
 from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
     CrlConfig,
@@ -20,7 +19,8 @@ from attestkit.backends.simulator.scenarios.config import (
     SnpConfig,
     TcbInfoConfig,
 )
-from attestkit.backends.simulator.scenarios.named import NAMED, named_scenarios, scenario
+from attestkit.backends.simulator.scenarios.named_case import describe_cases
+from attestkit.backends.simulator.scenarios.registry import SCENARIOS, scenario
 from attestkit.errors import (
     AttestKitError,
     BackendError,
@@ -44,7 +44,7 @@ from tests.vectors import needs_shared
 
 REPORT_DATA: Final = b"a nonce".ljust(64, b"\0")
 STATUSES: Final = frozenset(TcbStatus)
-TDX: Final = [name for name, named in NAMED.items() if named.scenario.platform == "tdx"]
+TDX: Final = [name for name, named in SCENARIOS.items() if named.subject == "tdx"]
 # dcap-qvl accepts these; attestkit's additional checks reject them.
 GAPS: Final = ("pceid-mismatch", "tcb-info-wrong-signer")
 NO_EVIDENCE: Final = {
@@ -92,7 +92,7 @@ def test_scenario_equals_vector(case: dict[str, Any]) -> None:
     quote, collateral = simulator.get_quote(REPORT_DATA), simulator.collateral()
     verdict = verify_with_dcap_qvl(quote, collateral, simulator.trust_anchor, now)
     outcome, advisories = verify_dcap(simulator, now)
-    assert outcome == NAMED[case["id"]].outcome
+    assert outcome == SCENARIOS[case["id"]].outcome
     if expect["outcome"] == "accept":
         expected = (expect["status"], tuple(expect["advisory_ids"]))
         assert verdict[:2] == (outcome, advisories) == expected
@@ -108,7 +108,7 @@ def test_scenario_equals_vector(case: dict[str, Any]) -> None:
 def test_scenario_has_documented_outcome(name: str, now: int) -> None:
     """At any time from 2020 to 2049, at midnight, and with another seed."""
     simulator = Simulator(seed=b"\7" * 32, scenario=name, now=lambda: now)
-    expected = NAMED[name].outcome
+    expected = SCENARIOS[name].outcome
     assert verify_dcap(simulator, now)[0] == expected
     quote, anchor = simulator.get_quote(REPORT_DATA), simulator.trust_anchor
     verdict = verify_with_dcap_qvl(quote, simulator.collateral(), anchor, now)
@@ -129,8 +129,8 @@ def test_valid_scenarios_expire_outside_2020_to_2049(now: int) -> None:
 
 def test_named_scenarios_have_one_line_of_help() -> None:
     """The list includes the 42 cases, and unknown names get a suggestion."""
-    assert {case["id"] for case in CASES} <= NAMED.keys()
-    for line, (name, named) in zip(named_scenarios(), NAMED.items(), strict=True):
+    assert {case["id"] for case in CASES} <= SCENARIOS.keys()
+    for line, (name, named) in zip(describe_cases(SCENARIOS), SCENARIOS.items(), strict=True):
         assert line.split(maxsplit=1) == [name, named.text]
         assert "\n" not in line
         assert scenario(name) is named.scenario
@@ -252,7 +252,7 @@ def verify_outcome(name: str, policy: AppraisalPolicy) -> str:
 @pytest.mark.parametrize("name", TDX)
 def test_policies_accept_by_tcb_status(name: str) -> None:
     """Strict accepts UpToDate, default current statuses, development each status."""
-    outcome = NAMED[name].outcome
+    outcome = SCENARIOS[name].outcome
     policies = (AppraisalPolicy.strict(), AppraisalPolicy.default(), AppraisalPolicy.development())
     strict, default, development = (verify_outcome(name, policy) for policy in policies)
     if outcome not in STATUSES:
@@ -267,7 +267,7 @@ def test_policies_accept_by_tcb_status(name: str) -> None:
 def test_attester_rejects_invalid_evidence_of_scenarios() -> None:
     """These five give raw quotes only; all other scenarios give evidence."""
     refused = set()
-    for name in NAMED:
+    for name in SCENARIOS:
         with open_attester("simulator", seed=SEED, scenario=name) as tee:
             try:
                 tee.attest(report_data=REPORT_DATA)
@@ -287,17 +287,3 @@ def test_pccs_serves_the_scenario(name: str) -> None:
     with contextlib.suppress(FormatError):
         quote = Quote.parse(simulator.get_quote(REPORT_DATA))
         assert (quote.header.user_data[:16], quote.pck_chain[0]) == (qe_id, pck_der)
-
-
-# -- docs/scenarios.md -------------------------------------------------------------------------
-
-GUIDE: Final = Path(__file__).parents[4] / "docs" / "scenarios.md"
-needs_guide = pytest.mark.skipif(not GUIDE.exists(), reason="docs/scenarios.md is missing")
-
-
-@needs_guide
-def test_guide_lists_each_scenario() -> None:
-    """Its tables equal the code's, in order."""
-    rows = re.findall(r"^\| `(.+)` \| (.+) \| (.+) \|$", GUIDE.read_text(), re.MULTILINE)
-    listed = {**NAMED, **GPU_SCENARIOS}
-    assert rows == [(name, named.outcome, named.text) for name, named in listed.items()]

@@ -1,10 +1,10 @@
-"""docs/faults.md describes the effect of every fault: each row is executed where it applies."""
+"""docs/scenarios.md is made from the registry, whose faults are executed where they apply."""
 
 import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -13,75 +13,73 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults import injection
 from attestkit.backends.simulator.faults.fault_specs import NAMED
+from attestkit.backends.simulator.scenarios.named_case import NamedCase
+from attestkit.backends.simulator.scenarios.registry import all_cases
 from attestkit.errors import AttestKitError, UsageError
+from tests.docs import scenario_tables
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 from tests.serve.client import Answer, call
 from tests.serve.server import Server, refusal, running_server
 from tests.untyped import untyped
 
-ROOT = Path(__file__).resolve().parents[2]
-GUIDE = ROOT / "docs" / "faults.md"
 REFUSED = "refused"
 ASKED = bytes(range(64))
-
-pytestmark = [
-    pytest.mark.skipif(not GUIDE.exists(), reason="docs/faults.md is not here"),
-    pytest.mark.slow,
-]
+# Results of attestkit's backends on the kernel's files that are not those of the simulator.
+ON_KERNEL_FILES = {
+    **dict.fromkeys(("ebusy", "eintr", "generation_race"), "evidence"),  # retried
+    "provider_leaves": "BackendUnavailableError until a reboot",
+}
 
 
 class Row(NamedTuple):
-    """A row of the table of names."""
+    """A fault of a simulated TEE, and what its registry says."""
 
-    fault: str
-    strikes: str
-    what: str
-    kernel: str
-    simulator: str
-    server: str
-
-    @property
-    def name(self) -> str:
-        """The fault's name."""
-        return self.fault.partition(":")[0]
+    name: str
+    case: NamedCase
 
     @property
     def armed(self) -> str:
-        """The fault to arm, with its seconds shortened."""
-        return self.fault.replace("2s", "50ms")
+        """The fault to arm."""
+        return f"{self.name}:50ms" if self.case.argument else self.name
+
+    @property
+    def is_event(self) -> bool:
+        """Whether it affects an event, not a report."""
+        return self.case.operation in {"extend", "tear"}
+
+    @property
+    def simulator(self) -> str:
+        """The result of the simulator."""
+        return REFUSED if self.case.subject == "qgs" else self.case.outcome
+
+    @property
+    def kernel(self) -> str:
+        """The result of a backend on the kernel's files."""
+        return ON_KERNEL_FILES.get(self.name, self.case.outcome)
+
+    @property
+    def status(self) -> int:
+        """The status of the server."""
+        return 500 if "Error" in self.case.outcome else 200
 
 
-def text() -> str:
-    """Return the guide; without the file, an empty text."""
-    return GUIDE.read_text() if GUIDE.exists() else ""
-
-
-def rows() -> list[Row]:
-    """Return the table of names."""
-    found = re.findall(r"^\| `([\w:]+)` \|(.*)\|$", text(), re.MULTILINE)
-    cells = [(name, *(cell.strip() for cell in rest.split("|"))) for name, rest in found]
-    return [Row(*row) for row in cells if len(row) == len(Row._fields)]
-
-
-ROWS = rows()
+ROWS = [Row(name, case) for name, case in NAMED.items() if case.subject in {"tee", "tdx", "qgs"}]
 ATTESTER_ERRORS = {"wrong_report_data", "foreign_extend"}  # raised by the Attester
 each_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 
 
-def error_of(cell: str) -> type[AttestKitError] | None:
-    """Return the error class at the start of a cell; None if the call succeeds."""
-    if re.match(r"evidence|an event", cell):
+def error_of(outcome: str) -> type[AttestKitError] | None:
+    """Return the error class at the start of an outcome; None if the call succeeds."""
+    if re.match(r"evidence|an event", outcome):
         return None
-    found = re.match(r"(?:the same: )?`(\w+Error)`", cell)
-    assert found, cell
-    kind: type[AttestKitError] = getattr(attestkit.errors, found[1])
+    kind: type[AttestKitError] = getattr(attestkit.errors, outcome.split(maxsplit=1)[0].rstrip(","))
     assert issubclass(kind, AttestKitError)
     return kind
 
 
 def act(tee: Attester, row: Row) -> None:
     """Call the operation that the fault affects."""
-    if row.strikes == "event":
+    if row.is_event:
         tee.emit_event("event", b"")
     else:
         tee.attest(report_data=ASKED, pad=True)
@@ -101,26 +99,26 @@ def check(tee: Attester, row: Row, cell: str) -> None:
         act(tee, row)
     if expected is None or "until" not in cell:
         names = [event.name for event in tee.attest(report_data=ASKED, pad=True).event_log.runtime]
-        lost = row.strikes == "event" and "nothing is logged" in cell
-        assert names.count("event") == (row.strikes == "event") * (1 if lost else 2)
+        lost = row.is_event and "nothing is logged" in cell
+        assert names.count("event") == (row.is_event) * (1 if lost else 2)
 
 
-# -- contents of the table -------------------------------------------------------------------------
+# -- contents of the page --------------------------------------------------------------------------
 
 
-def test_every_fault_has_a_row() -> None:
-    """The rows have the order of --list-faults, and name no unknown fault."""
-    clouds = re.findall(r"^\| `(\w+)` \|(?: [^|]+\|){3}$", text(), re.MULTILINE)
-    assert [*(row.name for row in ROWS), *clouds] == list(NAMED)
-    assert {row.strikes for row in ROWS} == {"report", "event"}
+def test_page_has_the_rows_of_the_registry() -> None:
+    """`python -m tests.docs.scenario_tables` would change nothing, and no subject is left out."""
+    assert scenario_tables.make_page() == scenario_tables.PAGE.read_text()
+    found = {(case.kind, case.subject) for case in all_cases().values()}
+    assert sorted(scenario_tables.subjects()) == sorted(found)
 
 
 def test_operations_match_table() -> None:
     """The table lists the operations that the simulator lets fail."""
-    table = text().partition("## By operation")[2]
+    table = scenario_tables.PAGE.read_text().partition("### Faults by operation")[2]
     found = [
         operation
-        for cells in re.findall(r"^\| (`.*`) \|", table, re.MULTILINE)
+        for cells in re.findall(r"^\| (`[a-z:0-9` ]*`) \| [^|]* \|$", table, re.MULTILINE)
         for operation in re.findall(r"`([^`]+)`", cells)
     ]
     assert sorted(found) == sorted(injection._OPERATIONS["tdx"])
@@ -128,14 +126,16 @@ def test_operations_match_table() -> None:
 
 def test_snp_unsupported_faults_are_named() -> None:
     """The sentence about SEV-SNP names the faults that are unsupported there."""
-    [sentence] = re.findall(r"SEV-SNP has no registers: (.*?) are refused", text(), re.DOTALL)
-    missing = set(injection._NAMES["tdx"]) - set(injection._NAMES["snp"])
+    text = scenario_tables.PAGE.read_text()
+    [sentence] = re.findall(r"SEV-SNP has no registers: (.*?) are refused", text, re.DOTALL)
+    missing = set(injection.fault_names("tdx")) - set(injection.fault_names("snp"))
     assert set(re.findall(r"`(\w+)`", sentence)) == missing
 
 
 # -- each row where it applies ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each_row
 def test_simulator_fault_matches_row(row: Row, tmp_path: Path) -> None:
     """The error's class, the result of the next call, and the log match the row."""
@@ -151,35 +151,23 @@ def test_simulator_fault_matches_row(row: Row, tmp_path: Path) -> None:
         tee.attest(report_data=ASKED, pad=True)
 
 
-def quick_and_slow() -> list[Any]:
-    """Return the rows; of those with equal effects on a server, only the first is quick.
-
-    A server takes 0.25 s; the simulator's test above covers the differences of the others.
-    """
-    first = {(row.strikes, row.server, row.name in ATTESTER_ERRORS): row for row in reversed(ROWS)}
-    quick = first.values()
-    return [
-        pytest.param(row, id=row.name, marks=() if row in quick else pytest.mark.slow)
-        for row in ROWS
-    ]
-
-
 def ask(server: Server, row: Row, method: str) -> Answer:
     """Call the affected operation over HTTP."""
-    if row.strikes == "event":
+    if row.is_event:
         return call(server.dstack, "EmitEvent", {"event": "event", "payload": ""})
     return call(server.dstack, method, {"report_data": "00"})
 
 
-@pytest.mark.parametrize("row", quick_and_slow())
+@pytest.mark.slow
+@each_row
 def test_server_fault_matches_row(row: Row, tmp_path: Path) -> None:
     """The status, the fixed text, and the result of the next request match the row."""
-    if row.server == REFUSED:
+    if row.simulator == REFUSED:
         options = ("--backend", "simulator", "--dir", str(tmp_path), "--http", "none")
         refused = refusal(*options, "--fault", row.armed, folder=tmp_path, code=1)
         assert row.name in refused
         return
-    status = int(row.server[:3])
+    status = row.status
     with running_server("--fault", row.armed) as server:
         answer = ask(server, row, "GetQuote")
         assert answer.status == status, answer.body
@@ -187,7 +175,7 @@ def test_server_fault_matches_row(row: Row, tmp_path: Path) -> None:
             assert list(answer.json()) == ["error"]
             if row.name not in ATTESTER_ERRORS:
                 assert f"simulated fault {row.name}" in answer.json()["error"]
-        until = "until" in row.server
+        until = "until" in row.simulator
         assert ask(server, row, "Attest").status == (status if until else 200)
         server.check_log()
 
@@ -212,12 +200,13 @@ def machines() -> Iterator[Callable[[str], Emulator]]:
         yield get
 
 
+@pytest.mark.slow
 @pytest.mark.rig
 @requires_fuse
 @each_row
 def test_kernel_files_fault_matches_row(row: Row, machines: Callable[[str], Emulator]) -> None:
     """The error's class, the next call and the log match the row with both backends."""
-    kind = "tdx_ioctl" if "tdx_ioctl" in row.kernel else "configfs_tsm"
+    kind = "tdx_ioctl" if row.case.subject == "qgs" else "configfs_tsm"
     machine = machines(kind)
     qgs = {"qgs": machine.qgs} if kind == "tdx_ioctl" else {}
     with attestkit.open(kind, root=machine.root, **qgs) as tee:

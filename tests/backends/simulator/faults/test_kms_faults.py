@@ -1,18 +1,16 @@
 """Faults of a simulated KMS: names, grammar and documentation."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults.fault_specs import NAMED, Faults
+from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS, KmsFaults
+from attestkit.backends.simulator.scenarios.named_case import describe_cases
 from attestkit.errors import UsageError
-from attestkit.kms.release.kms_faults import KMS_FAULTS, KmsFaults, describe_kms_faults
 from tests.untyped import untyped
 from tests.vectors import SHARED, needs_shared
-
-GUIDE = Path(__file__).resolve().parents[3] / "docs" / "faults.md"
 
 
 @needs_shared
@@ -23,13 +21,6 @@ def test_names_are_those_of_the_specification() -> None:
     names = re.findall(r"^\| (kms_\w+)", table, re.MULTILINE)
     assert names == list(KMS_FAULTS)
     assert len(names) == 16
-
-
-@pytest.mark.skipif(not GUIDE.exists(), reason="docs/faults.md is not here")
-def test_guide_has_a_row_for_every_fault() -> None:
-    """docs/faults.md lists the faults in the order of the help."""
-    rows = re.findall(r"^\| `(kms_\w+)(?::2s)?` \|", GUIDE.read_text(), re.MULTILINE)
-    assert rows == list(KMS_FAULTS)
 
 
 @pytest.mark.parametrize("name", KMS_FAULTS)
@@ -45,7 +36,7 @@ def test_fault_is_armed_and_injected_once(name: str) -> None:
     assert found.name == name
     assert found.seconds == (2.0 if KMS_FAULTS[name].argument else 0.0)
     assert faults.strike(operation) is None
-    [line] = [line for line in describe_kms_faults() if line.split()[0] == text]
+    [line] = [line for line in describe_cases(KMS_FAULTS) if line.split()[0] == text]
     assert line.endswith(KMS_FAULTS[name].text)
 
 

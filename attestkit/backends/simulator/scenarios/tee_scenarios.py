@@ -1,4 +1,4 @@
-"""Named scenarios: deviations of a simulated platform and its endorsements.
+"""Scenarios of TDs and SEV-SNP guests: deviations of a platform and its endorsements.
 
 For each of them a strict verifier has the named outcome, if the simulator's clock is within the
 validity of its certificates, 2020 to 2049 (UTC); `snp-vcek-expired` from February 2020. Most names
@@ -8,9 +8,7 @@ are those of the simulated PKI's published test vectors.
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal
 
-from attestkit._sanitize import near, shown
 from attestkit.backends.simulator.os_image import ImageConfig
-from attestkit.backends.simulator.scenarios.clouds import CLOUDS
 from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
     CrlConfig,
@@ -21,41 +19,7 @@ from attestkit.backends.simulator.scenarios.config import (
     SnpConfig,
     TcbInfoConfig,
 )
-from attestkit.backends.simulator.scenarios.named_scenario import NamedScenario
-from attestkit.errors import UsageError
-
-
-def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
-    """Return the scenario of an argument: a name, a Scenario, or None for an up-to-date guest.
-
-    Raises:
-        UsageError: If the argument has another type, the name is unknown, or the scenario is not
-            for `platform`: one of `PLATFORMS`, or None for any.
-    """
-    if platform is not None and not isinstance(platform, str):
-        raise UsageError(f"platform: must be a str, not {platform!r}", reason="wrong_type")
-    if chosen is None:
-        return Scenario() if platform is None else Scenario(platform=platform)
-    if isinstance(chosen, str):
-        chosen = _on_platform(scenario(chosen), platform)
-    if not isinstance(chosen, Scenario):
-        raise UsageError("scenario: must be a name or a Scenario", reason="wrong_type")
-    if platform not in (None, chosen.platform):
-        text = f"scenario: for the platform {chosen.platform}, not {platform}"
-        raise UsageError(text, reason="conflict")
-    return chosen
-
-
-GPU_PREFIX: Final = "gpu-"
-"""Begin of the names of scenarios with a fault of GPUs; `gpu.gpu_faults` has the rest."""
-
-
-def _on_platform(chosen: Scenario, platform: str | None) -> Scenario:
-    """Return the scenario of a name; faults of GPUs apply to every platform."""
-    if chosen.gpu_fault is None or platform is None:
-        return chosen
-    return Scenario(platform=platform, gpu_fault=chosen.gpu_fault)
-
+from attestkit.backends.simulator.scenarios.named_case import Cases, NamedCase
 
 _DAY: Final = timedelta(days=1)
 # Collateral is issued at the midnight before the last one, so this ended at least 12 hours ago.
@@ -64,7 +28,8 @@ _UNRELATED: Final = "stranger"  # label of a key or PKI without relation to the 
 _SVN: Final = bytes(13)  # the unused bytes of the 16 bytes of TEE_TCB_SVN
 
 
-_row = NamedScenario  # of the table below
+def _row(scenario: Scenario, outcome: str, text: str) -> NamedCase:
+    return NamedCase(scenario.platform, outcome, text, scenario)
 
 
 def _collateral(**parts: Any) -> Scenario:
@@ -95,12 +60,12 @@ def _snp(anchor: str | None = None, **fields: Any) -> Scenario:
     return Scenario(platform="snp", snp=SnpConfig(**fields), trust_anchor=anchor)
 
 
-def _status(status: str, outcome: str | None = None) -> NamedScenario:
+def _status(status: str, outcome: str | None = None) -> NamedCase:
     text = f"the platform's TCB level is {status}"
-    return NamedScenario(_tcb(status=status), outcome or status, text)
+    return _row(_tcb(status=status), outcome or status, text)
 
 
-NAMED: Final[dict[str, NamedScenario]] = {
+TEES: Final[Cases] = {
     # Up to date.
     "ok-v4": _row(Scenario(quote_version=4), "UpToDate", "an up-to-date TD, quotes of version 4"),
     "ok-v5-td10": _row(
@@ -350,26 +315,4 @@ NAMED: Final[dict[str, NamedScenario]] = {
         "untrusted_root",
         "the trust anchor is not the root of the report's certificates",
     ),
-    **CLOUDS,
 }
-
-
-def named_scenarios() -> tuple[str, ...]:
-    """Return one line of help for each scenario, without faults of GPUs."""
-    width = max(map(len, NAMED))
-    return tuple([f"{name:<{width}}  {named.text}" for name, named in NAMED.items()])
-
-
-def scenario(name: str) -> Scenario:
-    """Return the scenario of that name.
-
-    Raises:
-        UsageError: If the name is unknown; the text suggests similar names.
-    """
-    if name.startswith(GPU_PREFIX):  # the simulator checks the rest when it attaches the GPUs
-        return Scenario(gpu_fault=name.removeprefix(GPU_PREFIX))
-    named = NAMED.get(name)
-    if named is None:
-        text = f"unknown scenario {shown(name)}{near(name, NAMED)}; for a list run attestkit serve"
-        raise UsageError(f"{text} --list-scenarios", reason="unknown_name")
-    return named.scenario

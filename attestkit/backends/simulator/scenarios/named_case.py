@@ -1,0 +1,55 @@
+"""The row of the registry: a scenario of a machine or a fault of its calls."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.scenarios.config import Scenario
+
+GPU_PREFIX: Final = "gpu-"
+"""Begin of the names of scenarios with a fault of GPUs."""
+
+NO_STATUS: Final = "accepted"
+"""Outcome of scenarios that a policy accepts on a platform without a TCB status."""
+
+
+class NamedCase(NamedTuple):
+    """A scenario, which is chosen when a machine is made, or a fault, which is armed later."""
+
+    subject: str
+    """Of a scenario: its platform, or `gpu`. Of a fault: `tee`, `tdx`, `qgs`, `tpm`, `tpm_quote`,
+    `imds` or `kms`."""
+
+    outcome: str
+    """Of a scenario: the TCB status if a strict verifier accepts it, else the reason of its error.
+    Of a fault: what the call returns or raises; of a KMS what its client does."""
+
+    text: str
+    """One line of help."""
+
+    scenario: "Scenario | None" = None
+
+    operation: str = ""
+    """Operation that a fault affects."""
+
+    number: int = 0
+    """Of a fault: errno of the failed operation."""
+
+    argument: Literal["", "seconds"] = ""
+    """Of a fault: kind of the argument after its name."""
+
+    @property
+    def kind(self) -> Literal["scenario", "fault"]:
+        """How it is applied: as `scenario=`, or as `faults=`."""
+        return "fault" if self.scenario is None else "scenario"
+
+
+Cases = Mapping[str, NamedCase]
+"""Rows by name."""
+
+
+def describe_cases(cases: Cases, width: int = 0) -> tuple[str, ...]:
+    """Return help: a line for each name, whose text begins in column `width` or later."""
+    examples = {name: f"{name}:2s" if one.argument else name for name, one in cases.items()}
+    width = max(width, *map(len, examples.values()))
+    return tuple([f"{examples[name]:<{width}}  {one.text}" for name, one in cases.items()])
