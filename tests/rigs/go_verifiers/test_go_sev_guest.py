@@ -11,7 +11,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, SnpSigningKey
-from attestkit.backends.simulator.scenarios.registry import SCENARIOS
+from attestkit.backends.simulator.scenarios.registry import SCENARIOS, scenario
 from attestkit.backends.simulator.snp import SnpSimulator
 from tests.rigs.go_programs import missing_for_go
 from tests.rigs.go_verifiers.verdicts import (
@@ -78,7 +78,7 @@ def make_case(scenario: Scenario) -> dict[str, Any]:
 
 def test_go_sev_guest_agrees(program: Path) -> None:
     """With revocation, policy, VMPL, TCB and chip; the differences are known."""
-    cases = [make_case(SCENARIOS[name].scenario) for name in SNP]
+    cases = [make_case(scenario(name)) for name in SNP]
     errors = verify_with_go(program, cases)
     check_verdicts(dict(zip(SNP, errors, strict=True)), GO_SEV_GUEST)
 
