@@ -131,18 +131,6 @@ class Difference:
     logged_event: str | None
     cause: Cause
 
-    @classmethod
-    def of_value(
-        cls,
-        register: str,
-        expected: bytes | None,
-        actual: bytes | None,
-        cause: Cause,
-        kind: DifferenceKind = "value",
-    ) -> "Difference":
-        """Return the difference of a value without events."""
-        return cls(register, None, None, kind, expected, actual, None, cause)
-
     def __str__(self) -> str:
         """Return the difference and its cause in one line."""
         at = "" if self.position is None else f" event {self.position}"
@@ -157,6 +145,17 @@ class Difference:
             "actual": None if self.actual is None else self.actual.hex(),
             "cause": self.cause._asdict(),
         }
+
+
+def value_difference(
+    register: str,
+    expected: bytes | None,
+    actual: bytes | None,
+    cause: Cause,
+    kind: DifferenceKind = "value",
+) -> Difference:
+    """Return the difference of a value without events."""
+    return Difference(register, None, None, kind, expected, actual, None, cause)
 
 
 EventDifference = Literal["changed", "cut", "extra", "missing"]

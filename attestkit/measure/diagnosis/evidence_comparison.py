@@ -11,7 +11,12 @@ from attestkit.attestation import Attestation
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.event import ACPI_LABELS, RUNTIME_REGISTER
 from attestkit.measure.diagnosis.acpi_causes import find_acpi_cause
-from attestkit.measure.diagnosis.difference import Cause, Difference, first_difference
+from attestkit.measure.diagnosis.difference import (
+    Cause,
+    Difference,
+    first_difference,
+    value_difference,
+)
 from attestkit.measure.diagnosis.event_causes import find_cause
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, GuestInputs
 from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs, find_launch_cause
@@ -132,7 +137,7 @@ def _compare_mrtd(expected: ExpectedMeasurements, mrtd: bytes) -> tuple[Differen
     else:
         text = f"the host's kernel adds pages in the order {order}, expected was the other one"
         cause = Cause.found("page_order", text, order)
-    return (Difference.of_value("mrtd", accepted[0], mrtd, cause),)
+    return (value_difference("mrtd", accepted[0], mrtd, cause),)
 
 
 def _compare_registers(
@@ -149,7 +154,7 @@ def _compare_registers(
             continue
         difference = None if number else _compare_acpi(expected, value, log, inputs)
         expected_value = accepted[register][0]
-        found.append(difference or Difference.of_value(register, expected_value, value, cause))
+        found.append(difference or value_difference(register, expected_value, value, cause))
     return tuple(found)
 
 
@@ -267,7 +272,7 @@ def _check_log(rtmrs: Rtmrs, log: EventLog) -> Difference | None:
     else:
         text = f"the log has {after} more events than the quote: it was read later"
         cause = Cause.found("log_continues", text, after)
-    return Difference.of_value(f"rtmr{number}", replayed[number], rtmrs[number], cause, "log")
+    return value_difference(f"rtmr{number}", replayed[number], rtmrs[number], cause, "log")
 
 
 def _events_after(log: EventLog, register: int, value: bytes) -> int | None:
@@ -296,7 +301,7 @@ def _compare_launch_digest(
     if wanted is None or wanted == actual:
         return ()
     cause = find_launch_cause(inputs if isinstance(inputs, SnpInputs) else None, actual)
-    return (Difference.of_value("launch_digest", wanted, actual, cause),)
+    return (value_difference("launch_digest", wanted, actual, cause),)
 
 
 def _other_platform(expected: ExpectedMeasurements) -> Difference:
@@ -304,4 +309,4 @@ def _other_platform(expected: ExpectedMeasurements) -> Difference:
     text = f"the evidence is not of {'a TD' if tdx else 'an SEV-SNP guest'}"
     register, value = ("mrtd", expected.mrtd) if tdx else ("launch_digest", expected.launch_digest)
     cause = Cause.found("other_platform", text)
-    return Difference.of_value(register, value, None, cause)
+    return value_difference(register, value, None, cause)
