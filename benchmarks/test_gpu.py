@@ -112,7 +112,7 @@ def forget(found: list[Any], machine: Machine) -> None:
     """Empty caches, that of verified manifests, and what the endorsements keep."""
     for one in found:
         one.cache_clear()
-    rim_verification._VERIFIED._kept.clear()
+    rim_verification._VERIFIED._entries.clear()
     machine.endorsements = replace(machine.endorsements)
 
 

@@ -19,20 +19,23 @@ _FIELD: Final = re.compile(r"Object (missing required|contains unknown) field `(
 _LONGEST: Final = 200  # characters of a path or a problem, which may contain untrusted text
 
 
-def decode_typed(data: bytes | str, schema: type[_T], where: str = "") -> _T:
+def decode_typed(
+    data: bytes | str, schema: type[_T], where: str = "", *, limit: int = _LARGEST
+) -> _T:
     """Decode JSON into a value of `schema`; duplicate keys are refused.
 
     Args:
         data: The document.
         schema: A type that msgspec supports.
         where: Key of the member of another file that contains the document; a prefix of errors.
+        limit: Maximum size in bytes or characters.
 
     Raises:
-        ConfigError: If the document is malformed, over 16 MiB, or does not match the schema.
+        ConfigError: If the document is malformed, over the limit, or does not match the schema.
     """
     prefix = f"{where}: " if where else ""
-    if len(data) > _LARGEST:
-        raise ConfigError(f"{prefix}longer than {_LARGEST} bytes", reason="too_large")
+    if len(data) > limit:
+        raise ConfigError(f"{prefix}longer than {limit} bytes", reason="too_large")
     try:
         data = data.decode() if isinstance(data, bytes) else data
         check_depth(data)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from attestkit.collateral.responses import Getter, Poster
 from attestkit.errors import CollateralError, FormatError, UsageError
-from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain, verify_device_chain
+from attestkit.gpu.checks.device_checks import verify_device
+from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.device_label import DeviceLabel
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
@@ -102,7 +103,11 @@ def fetch_parts(
     identifiers: dict[str, None] = {}  # as the next one: each once, in order
     questions: dict[_Question, None] = {}
     for index, device in enumerate(evidence.devices):
-        report, chain = _verify_device(index, device, root, now)
+        label = DeviceLabel(device.kind, index)
+        # Whether a NUL is accepted is a rule of the verification.
+        report, chain = verify_device(device, label, root, now, strip_nul=True)
+        with label.refused_as("report_signature"):
+            report.verify_signature(chain.leaf_spki)
         identifiers |= dict.fromkeys(_rim_identifiers(report, chain))
         questions |= dict.fromkeys(_questions(chain.certificates[1:]))
     names = tuple(identifiers)
@@ -139,21 +144,6 @@ def fetch_answers(
         for architecture, devices in groups.items()
     )
     return answers, fetch_keys(getter, services.nras_url)
-
-
-def _verify_device(
-    index: int, device: DeviceEvidence, root: bytes, now: datetime
-) -> tuple[Report, DeviceChain]:
-    """Return report and chain of a device, whose signatures are valid."""
-    label = DeviceLabel(device.kind, index)
-    with label.refused_as("format"):
-        # Whether a NUL is accepted is a rule of the verification.
-        report = Report.parse(device.report, strip_nul=True)
-    with label.refused_as("device_chain"):
-        chain = verify_device_chain(read_device_chain(device.certificates), root, now)
-    with label.refused_as("report_signature"):
-        report.verify_signature(chain.leaf_spki)
-    return report, chain
 
 
 def _rim_identifiers(report: Report, chain: DeviceChain) -> Iterator[str]:

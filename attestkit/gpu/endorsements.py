@@ -1,21 +1,20 @@
 """Endorsements of GPU evidence: RIMs, OCSP answers, and keys of the attestation service."""
 
-import json
 import os
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER
-from attestkit._crypto.x509.ocsp.check import MAX_ANSWERS, KeptStatuses
-from attestkit._formats import strict_json
+import msgspec
+
+from attestkit._crypto.x509.ocsp import MAX_ANSWER, MAX_ANSWERS, KeptStatuses
+from attestkit._formats.typed_json import decode_typed
 from attestkit._reasons import CollateralReason
 from attestkit._sanitize import shown
 from attestkit._system.saved_documents import load_document, save_document
-from attestkit.errors import CollateralError, FormatError
+from attestkit.errors import CollateralError, ConfigError
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE
 from attestkit.gpu.nras.jwks import MAX_JWKS
 from attestkit.gpu.rim.document import MAX_SIZE as MAX_RIM
@@ -39,7 +38,6 @@ MAX_BUNDLES: Final = 16
 _SUBJECT: Final = "GPU endorsements"
 _FORMAT: Final = "attestkit GPU endorsements"
 _VERSION: Final = 1
-_KEYS: Final = frozenset({"format", "version", "rims", "ocsp", "jwks", "nras"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +99,16 @@ class GpuEndorsements:
         if len(data) > MAX_JSON:
             raise _bad(f"over {MAX_JSON} bytes", "too_large")
         try:
-            return cls(**_read_members(strict_json.read_object(data, _SUBJECT)))
-        except FormatError as error:
-            raise CollateralError(str(error), reason="malformed") from error
+            found = decode_typed(data, _Document, limit=MAX_JSON)
+        except ConfigError as error:
+            raise _bad(str(error), "malformed") from error
+        return cls(found.rims, found.ocsp, found.jwks, found.nras)
 
     def to_json(self) -> bytes:
         """Return JSON with all values in base64."""
-        members: dict[str, Any] = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "rims": {name: _to_base64(rim) for name, rim in sorted(self.rims.items())},
-            "ocsp": [_to_base64(answer) for answer in self.ocsp],
-        }
-        if self.jwks is not None:
-            members["jwks"] = _to_base64(self.jwks)
-        if self.nras:
-            members["nras"] = [_to_base64(answer) for answer in self.nras]
-        return json.dumps(members, indent=1).encode("ascii") + b"\n"
+        rims = dict(sorted(self.rims.items()))
+        found = _Document(_FORMAT, _VERSION, rims, self.ocsp, self.jwks, self.nras)
+        return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "GpuEndorsements":
@@ -210,42 +201,15 @@ class GpuEndorsements:
         )
 
 
-def _read_members(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes that the JSON has."""
-    if fields.get("format") != _FORMAT:
-        raise FormatError(f"{_SUBJECT}: format must be {_FORMAT!r}", reason="unrecognized")
-    version = fields.get("version")
-    if version != _VERSION or isinstance(version, bool):
-        message = f"{_SUBJECT}: version must be {_VERSION}; update attestkit"
-        raise FormatError(message, reason="unsupported_version")
-    if unknown := fields.keys() - _KEYS:
-        message = f"{_SUBJECT}: unknown member {shown(min(unknown))}"
-        raise FormatError(message, reason="unknown_field")
-    rims = fields.get("rims", {})
-    if not isinstance(rims, dict):
-        raise FormatError(f"{_SUBJECT}: rims: must be an object", reason="wrong_type")
-    jwks = fields.get("jwks")
-    return {
-        "rims": {name: _from_base64(rim, "rims") for name, rim in rims.items()},
-        "ocsp": _read_list(fields, "ocsp"),
-        "jwks": None if jwks is None else _from_base64(jwks, "jwks"),
-        "nras": _read_list(fields, "nras"),
-    }
+class _Document(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """The JSON, with bytes in base64."""
 
-
-def _read_list(fields: Mapping[str, Any], name: str) -> tuple[bytes, ...]:
-    values = fields.get(name, [])
-    if not isinstance(values, list):
-        raise FormatError(f"{_SUBJECT}: {name}: must be a list", reason="wrong_type")
-    return tuple([_from_base64(value, name) for value in values])
-
-
-def _from_base64(value: object, name: str) -> bytes:
-    return strict_json.from_base64(value, f"{_SUBJECT}: {name}")
-
-
-def _to_base64(data: bytes) -> str:
-    return b64encode(data).decode("ascii")
+    format: Literal["attestkit GPU endorsements"]
+    version: Literal[1]
+    rims: dict[str, bytes] = {}
+    ocsp: tuple[bytes, ...] = ()
+    jwks: bytes | None = None
+    nras: tuple[bytes, ...] = ()
 
 
 def _check_size(what: str, data: bytes, most: int) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from attestkit.kms.cert_request import CertRequest
     from attestkit.kms.client import KmsClient
     from attestkit.kms.connection import TimeLimits
-    from attestkit.kms.fetched_keys import FetchedKeys
+    from attestkit.kms.key_checks import FetchedKeys
     from attestkit.kms.root import KmsRoot
     from attestkit.kms.sealed_env import Epochs, open_env, seal_env
     from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
@@ -29,7 +29,7 @@ else:
             "boot": ["KmsBoot", "boot_with_kms"],
             "cert_request": ["CertRequest"],
             "client": ["KmsClient"],
-            "fetched_keys": ["FetchedKeys"],
+            "key_checks": ["FetchedKeys"],
             "connection": ["TimeLimits"],
             "root": ["KmsRoot"],
             "sealed_env": ["Epochs", "open_env", "seal_env"],

@@ -4,13 +4,19 @@ Unknown members are ignored, because newer versions have more. Errors contain no
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from attestkit._crypto.zeroize import Secret, wipe_field
 from attestkit._formats.protobuf import ProtobufReader
-from attestkit._formats.strict_json import decode_strictly, from_hex, has_surrogate
+from attestkit._formats.strict_json import (
+    decode_strictly,
+    from_hex,
+    has_surrogate,
+    number_field,
+    string,
+)
 from attestkit._sanitize import one_line
-from attestkit.errors import FormatError, UsageError
+from attestkit.errors import FormatError
 
 MAX_ANSWER: Final = 1 << 20
 """Maximum size of the body of an answer in bytes (1 MiB)."""
@@ -24,7 +30,6 @@ MAX_GATEWAY: Final = 1024
 _T = TypeVar("_T")
 
 _MAX_ERROR: Final = 300  # characters of a refusal that are shown
-_U64: Final = 64
 _NAMES: Final = frozenset(  # of members; errors contain no others
     [
         *("ca_cert", "temp_ca_cert", "temp_ca_key", "certificate_chain", "error"),
@@ -77,32 +82,6 @@ class KmsMeta(NamedTuple):
             chain_id=_optional(fields, "chain_id", _number),
             app_auth_implementation=_optional(fields, "app_auth_implementation", _text),
         )
-
-
-class TemporaryCa(NamedTuple):
-    """The answer to GetTempCaCert: a CA for clients, and the certificate of the root CA."""
-
-    temp_ca_cert: str  # PEM
-    temp_ca_key: str  # PEM; every client gets it
-    ca_cert: str  # PEM
-
-    def __repr__(self) -> str:
-        return "TemporaryCa()"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse to pickle, because of the private key."""
-        message = "TemporaryCa: contains a private key and cannot be pickled"
-        raise UsageError(message, reason="not_picklable")
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "TemporaryCa":
-        """Decode the answer to GetTempCaCert.
-
-        Raises:
-            FormatError: If it is malformed, too large, or a member is missing.
-        """
-        fields = _read_object(data)
-        return cls(*(_text(fields, name) for name in cls._fields))
 
 
 class ReceivedKeys(Secret):
@@ -179,6 +158,23 @@ class SignedEnvKey(NamedTuple):
         )
 
 
+def read_temporary_ca(data: bytes) -> tuple[str, str, str]:
+    """Decode the answer to GetTempCaCert: certificate and key of a CA for clients, and of the root.
+
+    Returns:
+        Certificate, key and root certificate in PEM; every client gets the key.
+
+    Raises:
+        FormatError: If it is malformed, too large, or a member is missing.
+    """
+    fields = _read_object(data)
+    return (
+        _text(fields, "temp_ca_cert"),
+        _text(fields, "temp_ca_key"),
+        _text(fields, "ca_cert"),
+    )
+
+
 def read_certificate_chain(data: bytes) -> tuple[str, ...]:
     """Decode the answer to SignCert: certificates in PEM, not verified.
 
@@ -221,10 +217,7 @@ def _read_object(data: bytes) -> dict[str, Any]:
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
-    value = fields.get(name)
-    if not isinstance(value, str):
-        problem = "missing" if value is None else "must be a string"
-        raise FormatError(f"{name}: {problem}", reason="missing" if value is None else "wrong_type")
+    value = string(fields, name)
     if has_surrogate(value):
         raise FormatError(f"{name}: unpaired surrogate in text", reason="encoding")
     return value
@@ -242,12 +235,7 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
 
 
 def _number(fields: Mapping[str, Any], name: str) -> int:
-    value = fields.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise FormatError(f"{name}: must be an integer", reason="wrong_type")
-    if not 0 <= value < 1 << _U64:
-        raise FormatError(f"{name}: must be 0 to 2**64 - 1", reason="wrong_value")
-    return value
+    return number_field(fields, name, 64)
 
 
 def _optional(

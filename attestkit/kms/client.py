@@ -32,7 +32,6 @@ from attestkit.kms.answers import (
     read_certificate_chain,
 )
 from attestkit.kms.cert_request import CertRequest, sign_cert_request
-from attestkit.kms.check_errors import APP_CHAIN
 from attestkit.kms.client_certificate import AttestedKey, ClientCa
 from attestkit.kms.connection import (
     TimeLimits,
@@ -42,10 +41,9 @@ from attestkit.kms.connection import (
     rooted_context,
 )
 from attestkit.kms.failover import malformed_answer, try_each_url
-from attestkit.kms.fetched_keys import FetchedKeys, not_proven
-from attestkit.kms.key_checks import check_received_keys
+from attestkit.kms.key_checks import FetchedKeys, check_received_keys, not_proven
 from attestkit.kms.root import KmsRoot, find_root, require_roots
-from attestkit.kms.server_checks import check_usage, verify_evidence
+from attestkit.kms.server_checks import APP_CHAIN, check_usage, verify_evidence
 from attestkit.kms.tls_chain import verify_app_certificate
 from attestkit.kms.url import KmsUrl, parse_kms_url
 from attestkit.ra_tls.issued import Issued, current_time

@@ -10,7 +10,7 @@ from attestkit._crypto.x509.agent_validity import TEN_YEARS, YEAR_1975
 from attestkit._crypto.x509.app_certificates import Certificate, certificate_pem, issue_leaf
 from attestkit.errors import KmsError, UsageError
 from attestkit.keys.hkdf import derive_p256
-from attestkit.kms.answers import TemporaryCa
+from attestkit.kms.answers import read_temporary_ca
 from attestkit.kms.connection import read_only_certificate
 from attestkit.ra_tls.certificate import OID_ATTESTATION
 from attestkit.ra_tls.issued import AttestFunction, Issued
@@ -38,11 +38,9 @@ class ClientCa(NamedTuple):
         Raises:
             FormatError: If it is malformed, or a member is not one certificate, or not a P-256 key.
         """
-        found = TemporaryCa.from_json(data)
+        certificate, key, root = read_temporary_ca(data)
         return cls(
-            read_only_certificate(found.temp_ca_cert),
-            P256Key.from_pem(found.temp_ca_key),
-            read_only_certificate(found.ca_cert),
+            read_only_certificate(certificate), P256Key.from_pem(key), read_only_certificate(root)
         )
 
 

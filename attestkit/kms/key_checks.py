@@ -1,16 +1,20 @@
-"""Checks of the keys that a KMS released, before a guest uses them (kms.md, section 1.4.3, 5)."""
+"""Keys that a KMS released, and their checks before a guest uses them (kms.md, 1.4.3, 5)."""
 
 import hmac
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.ecdsa import k256_public_key
 from attestkit._crypto.x509.app_certificates import Certificate
 from attestkit.errors import FormatError, KmsError, SignatureError, UsageError
+from attestkit.keys import AppKeys
 from attestkit.keys.key_chain import recover_kms_root
 from attestkit.kms.answers import ReceivedKeys
 from attestkit.kms.connection import read_only_certificate
 from attestkit.kms.root import KmsRoot
+
+if TYPE_CHECKING:
+    from attestkit.verifier import AttestationResult
 
 _SIZES: Final = (
     ("disk_crypt_key", (32,)),
@@ -19,6 +23,19 @@ _SIZES: Final = (
     ("k256_signature", (65,)),
     ("os_image_hash", (0, 32)),
 )
+
+
+class FetchedKeys(NamedTuple):
+    """Keys of a KMS that passed all checks."""
+
+    app_keys: AppKeys
+    os_image_hash: bytes  # payload of the event `os-image-hash`; 32 bytes or empty
+    root: KmsRoot  # both root keys of the KMS
+    url: str  # base URL that released them
+    evidence: "AttestationResult | None"  # of the KMS; None without a verifier, or if kept
+    not_proven: tuple[str, ...]
+    """`kms_root` if the KMS was trusted on first use, `kms_k256_root` if no k256 key is pinned."""
+    is_kept: bool = False  # from the key file; the KMS was not asked
 
 
 def check_received_keys(
@@ -90,3 +107,15 @@ def _check_signature(keys: ReceivedKeys, app_id: bytes, roots: Sequence[KmsRoot]
         )
         raise KmsError(message, reason="bad_signature")
     return k256_root
+
+
+def not_proven(root: KmsRoot, pins: Sequence[KmsRoot] | None) -> tuple[str, ...]:
+    """Return what pins do not prove about accepted root keys, as in `FetchedKeys`.
+
+    Args:
+        root: Both root keys of the KMS.
+        pins: The pinned roots; None if the KMS was trusted on first use.
+    """
+    if pins is None:
+        return ("kms_root", "kms_k256_root")
+    return () if root in pins else ("kms_k256_root",)  # accepted by a pin of the CA alone

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from attestkit._argument_checks import require_bytes, require_size, wrong_type
-from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey
-from attestkit._crypto.k256_agreement import require_k256_public_key
-from attestkit._formats.strict_json import config_reason, decode_strictly
-from attestkit._native import unhex
+from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey, require_k256_public_key
+from attestkit._formats.strict_json import config_reason, decode_strictly, from_hex
 from attestkit._sanitize import key as shown_key
 from attestkit._system.atomic_file import replace_file
 from attestkit._system.untrusted_files import read_regular
@@ -108,9 +106,11 @@ class KmsRoot:
                 raise ConfigError(message, reason="unknown_key")
         if _CA not in fields:
             raise ConfigError(f"KMS root: {_CA}: missing", reason="missing")
-        k256 = fields.get(_K256)
+        given = {name: value for name, value in fields.items() if name == _CA or value is not None}
         try:
-            return cls(_unhex(_CA, fields[_CA]), None if k256 is None else _unhex(_K256, k256))
+            return cls(**{name: from_hex(value, name) for name, value in given.items()})
+        except FormatError as error:
+            raise ConfigError(f"KMS root: {error}", reason=config_reason(error)) from error
         except UsageError as error:
             wrong_size = error.reason == "wrong_size"
             reason: ConfigReason = "wrong_size" if wrong_size else "wrong_value"
@@ -202,11 +202,3 @@ def require_roots(roots: object) -> tuple[KmsRoot, ...]:
 def find_root(roots: Iterable[KmsRoot], spki: bytes) -> tuple[KmsRoot, ...]:
     """Return the roots whose CA has this key; all are compared."""
     return tuple([root for root in roots if root.is_of_ca(spki)])
-
-
-def _unhex(name: str, value: object) -> bytes:
-    if not isinstance(value, str):
-        raise ConfigError(f"KMS root: {name}: must be a string", reason="wrong_type")
-    if (found := unhex(value)) is None:
-        raise ConfigError(f"KMS root: {name}: not hex", reason="encoding")
-    return found

@@ -7,7 +7,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import config_id_v2, nitro_tpm_pcr8
 from attestkit.attestation.wire.evidence_parts import NitroTpm
 from attestkit.errors import FormatError, UsageError, VerificationError
-from attestkit.kms.check_errors import SEALED_CONFIGURATION
+from attestkit.kms.server_checks import SEALED_CONFIGURATION
 from attestkit.quote import TdQuoteBody
 from attestkit.verifier.config_id import sealed_for_kms
 

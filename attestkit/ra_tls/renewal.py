@@ -39,21 +39,18 @@ class RenewingContext(ssl.SSLContext):
     one of a day from the moment at which it was loaded.
     """
 
-    _renewal: "Renewal | None" = None
+    _issued: Issued | None = None  # the loaded certificate
 
     def renew_from(self, issued: Issued, now: Callable[[], float]) -> None:
         """Renew the loaded key and certificate with `issued.renew`, which must not be None.
 
         `now` returns the time in seconds since 1970.
         """
-
-        def check(renewed: Issued) -> None:
-            load_issued(ssl.SSLContext(self.protocol), renewed)
-
-        def load(renewed: Issued) -> None:
-            load_issued(self, renewed)
-
-        self._renewal = Renewal(issued, check, load, now)
+        self._now = now
+        self._lock = threading.Lock()  # while the context is changed, or a connection is created
+        self._thread: threading.Thread | None = None  # dead after a fork, as all other threads
+        self._due, self._end = _dates(issued, now())
+        self._issued = issued
 
     # SSLSocket and SSLObject create the TLS connection with these, also for a later `connect`.
 
@@ -65,36 +62,12 @@ class RenewingContext(ssl.SSLContext):
         with self._hold_certificate():
             return cast("Any", super())._wrap_bio(*args, **named)  # noqa: SLF001
 
-    def _hold_certificate(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._renewal is None else self._renewal.hold()
-
-
-class Renewal:
-    """State of a context's renewals. Thread-safe.
-
-    Args:
-        issued: The certificate in use, with `renew`.
-        check: Raises an exception if a certificate cannot be loaded.
-        load: Loads a certificate into the context.
-        now: Returns the time in seconds since 1970.
-    """
-
-    def __init__(
-        self,
-        issued: Issued,
-        check: Callable[[Issued], None],
-        load: Callable[[Issued], None],
-        now: Callable[[], float],
-    ) -> None:
-        assert issued.renew is not None
-        self._renew, self._check, self._load, self._now = issued.renew, check, load, now
-        self._lock = threading.Lock()  # while the context is changed, or a connection is created
-        self._thread: threading.Thread | None = None  # dead after a fork, as all other threads
-        self._due, self._end = _dates(issued, now())
-
     @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
+    def _hold_certificate(self) -> Iterator[None]:
         """Renew the certificate if that is due; then hold it, for the creation of a connection."""
+        if self._issued is None:
+            yield
+            return
         if self._now() >= self._due:
             self._renew_now()
         with self._lock:
@@ -125,11 +98,14 @@ class Renewal:
 
     def _run(self) -> None:
         try:
-            renewed = self._renew()
-            self._check(renewed)  # apart, because a failure would leave the context half changed
+            assert self._issued is not None
+            assert self._issued.renew is not None
+            renewed = self._issued.renew()
+            # Apart, because a failure would leave the context half changed.
+            load_issued(ssl.SSLContext(self.protocol), renewed)
             due, end = _dates(renewed, self._now())
             with self._lock:
-                self._load(renewed)
+                load_issued(self, renewed)
                 self._due, self._end = max(due, self._now() + RETRY), end
         except Exception as error:  # noqa: BLE001 - the old certificate stays in use
             self._failed(error)

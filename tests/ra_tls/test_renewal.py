@@ -122,9 +122,8 @@ def presented(
 def thread_of(context: ssl.SSLContext) -> threading.Thread:
     """Return the thread of the last renewal."""
     assert isinstance(context, RenewingContext)
-    assert context._renewal is not None
-    assert context._renewal._thread is not None
-    return context._renewal._thread
+    assert context._thread is not None
+    return context._thread
 
 
 # -- renewal --------------------------------------------------------------------------------------

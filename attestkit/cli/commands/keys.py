@@ -17,7 +17,7 @@ from attestkit.cli.output.write_output import check_outputs, is_stdout
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from attestkit.kms.fetched_keys import FetchedKeys
+    from attestkit.kms.key_checks import FetchedKeys
 
 _FIRST_USE: Final = "first-use"
 

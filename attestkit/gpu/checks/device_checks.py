@@ -50,6 +50,16 @@ class CheckedDevice(NamedTuple):
     report: Report
 
 
+def verify_device(
+    device: "DeviceEvidence", label: DeviceLabel, root: bytes, now: datetime, *, strip_nul: bool
+) -> tuple[Report, DeviceChain]:
+    """Parse a report, and verify certificates up to a root; the report is not verified."""
+    with label.refused_as("format"):
+        report = Report.parse(device.report, strip_nul=strip_nul)
+    with label.refused_as("device_chain"):
+        return report, verify_device_chain(read_device_chain(device.certificates), root, now)
+
+
 def check_device(index: int, device: "DeviceEvidence", checks: DeviceChecks) -> CheckedDevice:
     """Check format, certificates, keys, signature and nonce of a device.
 
@@ -57,11 +67,11 @@ def check_device(index: int, device: "DeviceEvidence", checks: DeviceChecks) -> 
         GpuEvidenceError: If a check fails.
     """
     label = DeviceLabel(device.kind, index)
-    with label.refused_as("format"):
-        report = Report.parse(device.report, strip_nul=checks.rules.allow_trailing_nul)
+    report, chain = verify_device(
+        *(device, label, checks.roots.device, checks.now),
+        strip_nul=checks.rules.allow_trailing_nul,
+    )
     with label.refused_as("device_chain"):
-        chain = read_device_chain(device.certificates)
-        chain = verify_device_chain(chain, checks.roots.device, checks.now)
         _check_chip(device, chain, report)
     label = DeviceLabel(chain.chip.kind, index)  # signed, unlike the stated one
     if not chain.has_device_key:

@@ -10,12 +10,11 @@ from attestkit.gpu.checks.device_checks import (
     check_revocation,
 )
 from attestkit.gpu.result import OcspFacts, RimFacts
-from attestkit.gpu.rim.identity import RimSource, check_rim_identity
+from attestkit.gpu.rim.identity import RimSource, check_rim_identity, rim_reason
 from attestkit.gpu.rim.measurements import MeasurementComparison, compare_measurements
 from attestkit.gpu.rim.verification import VerifiedRim, verify_rim
 
 if TYPE_CHECKING:
-    from attestkit._gpu_reasons import GpuReason
     from attestkit.gpu.rim.manifest import Rim
 
 
@@ -45,7 +44,7 @@ def compare_device(device: CheckedDevice, checks: DeviceChecks) -> ComparedDevic
     for source, (identifier, version) in wanted.items():
         data = _find_rim(identifier, device, checks)
         found = _verify(source, data, device, checks)
-        with device.label.refused_as(_identity(source)):
+        with device.label.refused_as(rim_reason(source, "identity")):
             check_rim_identity(found.rim, source, version=version, product=chip.name)
         answers += _check_signer(source, found, device, checks)
         rims[source] = found.rim
@@ -67,30 +66,25 @@ def _find_rim(identifier: str, device: CheckedDevice, checks: DeviceChecks) -> b
 def _verify(
     source: RimSource, data: bytes, device: CheckedDevice, checks: DeviceChecks
 ) -> VerifiedRim:
-    form: GpuReason = "driver_rim_format" if source == "driver" else "vbios_rim_format"
-    chain: GpuReason = "driver_rim_chain" if source == "driver" else "vbios_rim_chain"
-    signature: GpuReason = "driver_rim_signature" if source == "driver" else "vbios_rim_signature"
+    chain = rim_reason(source, "chain")
     with device.label.refused_as(chain):
         try:
             return verify_rim(data, checks.roots.rim, checks.now)
         except FormatError as error:
+            form = rim_reason(source, "format")
             raise GpuEvidenceError(f"{source} RIM: {error}", reason=form) from error
         except SignatureError as error:
-            reason = signature if error.reason == "bad_signature" else chain
+            is_signature = error.reason == "bad_signature"
+            reason = rim_reason(source, "signature") if is_signature else chain
             raise GpuEvidenceError(f"{source} RIM: {error}", reason=reason) from error
-
-
-def _identity(source: RimSource) -> "GpuReason":
-    return "driver_rim_identity" if source == "driver" else "vbios_rim_identity"
 
 
 def _check_signer(
     source: RimSource, found: VerifiedRim, device: CheckedDevice, checks: DeviceChecks
 ) -> tuple[OcspFacts, ...]:
-    reason: GpuReason = "driver_rim_ocsp" if source == "driver" else "vbios_rim_ocsp"
     path = found.path.certificates
     names = _certificate_names(source, len(path))
-    return check_revocation(device.label, path, names, reason, checks)
+    return check_revocation(device.label, path, names, rim_reason(source, "ocsp"), checks)
 
 
 @lru_cache(maxsize=16)

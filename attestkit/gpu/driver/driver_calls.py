@@ -76,3 +76,19 @@ def call_driver(subject: str, limit: float, function: Callable[..., T], *argumen
     if call.error is not None:
         raise call.error
     return call.result
+
+
+class DriverSession:
+    """Calls of a driver library with a time limit; notes whether one of them hangs."""
+
+    def __init__(self, time_limit: float) -> None:
+        """Create a session whose calls take at most `time_limit` seconds each."""
+        self._limit = time_limit
+        self._hangs = False
+
+    def _call(self, subject: str, function: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return call_driver(subject, self._limit, function, *arguments)
+        except BackendBusyError:
+            self._hangs = True
+            raise

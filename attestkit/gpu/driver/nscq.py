@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
-from attestkit.gpu.driver.driver_calls import call_driver
+from attestkit.gpu.driver.driver_calls import DriverSession
 
 T = TypeVar("T")
 
@@ -150,13 +150,12 @@ def _check_complete(labels: Iterable[str], *values: Container[str]) -> None:
             raise _malformed(f"switch {label}", "a value is missing")
 
 
-class _Session:
+class _Session(DriverSession):
     """A session of the library."""
 
     def __init__(self, time_limit: float) -> None:
-        self._limit = time_limit
+        super().__init__(time_limit)
         self._library = _load_library()
-        self._hangs = False
         created: _SessionResult = self._call(
             "NVSwitch session", self._library.nscq_session_create, c_uint32(_MOUNT_DEVICES)
         )
@@ -173,13 +172,6 @@ class _Session:
             destroy = self._library.nscq_session_destroy
             with contextlib.suppress(BackendBusyError):
                 self._call("NVSwitch session", destroy, self._session)
-
-    def _call(self, subject: str, function: Callable[..., T], *arguments: Any) -> T:
-        try:
-            return call_driver(subject, self._limit, function, *arguments)
-        except BackendBusyError:
-            self._hangs = True
-            raise
 
     def set_nonce(self, nonce: bytes) -> None:
         """Set the nonce of the following reports."""

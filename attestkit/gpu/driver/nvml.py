@@ -7,17 +7,15 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from attestkit._sanitize import one_line
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
 from attestkit.gpu.architectures import Architecture
-from attestkit.gpu.driver.driver_calls import call_driver
-
-if TYPE_CHECKING:
-    from attestkit._reasons import BackendBusyReason, BackendUnavailableReason
+from attestkit.gpu.driver.driver_calls import DriverSession
 
 T = TypeVar("T")
 
@@ -63,59 +61,40 @@ class GpuDescription:
     vbios_version: str
 
 
-# Makes the error of a subject and a code.
-_Make = Callable[[str, int], BackendError]
-
-
-def _text(subject: str, meaning: str, code: int) -> str:
-    return f"{subject}: {meaning} (NVML error {code})"
-
-
-def _failed(meaning: str) -> _Make:
-    return lambda subject, code: BackendError(
-        _text(subject, meaning, code), reason="gpu_error", path=_LIBRARY
-    )
-
-
-def _unavailable(reason: "BackendUnavailableReason", meaning: str) -> _Make:
-    return lambda subject, code: BackendUnavailableError(
-        _text(subject, meaning, code), reason=reason, path=_LIBRARY
-    )
-
-
-def _busy(reason: "BackendBusyReason", meaning: str) -> _Make:
-    return lambda subject, code: BackendBusyError(
-        _text(subject, meaning, code), reason=reason, path=_LIBRARY
-    )
-
-
-_UNDOCUMENTED: Final = _failed("undocumented error; see the kernel log")
-_ERRORS: Final[Mapping[int, _Make]] = {
-    1: _failed("the library was shut down meanwhile; retry"),
-    2: _failed("invalid argument; reboot if the state of the GPUs is final"),
-    3: _unavailable(
-        "wrong_platform",
+_FAILED: Final = partial(BackendError, reason="gpu_error", path=_LIBRARY)
+_MISSING: Final = partial(BackendUnavailableError, reason="missing", path=_LIBRARY)
+_DENIED: Final = partial(BackendUnavailableError, reason="permission_denied", path=_LIBRARY)
+_OTHER_VERSION: Final = partial(BackendUnavailableError, reason="unsupported_driver", path=_LIBRARY)
+_ERRORS: Final[Mapping[int, tuple[Callable[[str], BackendError], str]]] = {
+    1: (_FAILED, "the library was shut down meanwhile; retry"),
+    2: (_FAILED, "invalid argument; reboot if the state of the GPUs is final"),
+    3: (
+        partial(BackendUnavailableError, reason="wrong_platform", path=_LIBRARY),
         f"not supported: confidential computing is off or the GPU is older than Hopper; {_CC_ON}",
     ),
-    4: _unavailable("permission_denied", "permission denied; run as root"),
-    6: _failed("no such device; check nvidia-smi -L"),
-    9: _unavailable("missing", f"the driver is not loaded; {_DRIVER} (modprobe nvidia)"),
-    10: _busy("timed_out", "timeout in the driver; retry"),
-    12: _unavailable("missing", f"{_LIBRARY}: not found; {_DRIVER}"),
-    13: _unavailable("unsupported_driver", f"the driver is too old; {_DRIVER}"),
-    15: _failed(f"the GPU is lost; {_RESET}"),
-    16: _failed(f"the GPU has to be reset; {_RESET}"),
-    17: _unavailable("permission_denied", "blocked by the operating system; check /dev/nvidia*"),
-    18: _unavailable("unsupported_driver", "driver and library have two versions; reboot"),
-    19: _busy("device", "the GPU is in use; retry"),
-    25: _unavailable("unsupported_driver", f"the driver has another interface; {_DRIVER}"),
-    999: _failed("internal error of the driver; see the kernel log"),
+    4: (_DENIED, "permission denied; run as root"),
+    6: (_FAILED, "no such device; check nvidia-smi -L"),
+    9: (_MISSING, f"the driver is not loaded; {_DRIVER} (modprobe nvidia)"),
+    10: (
+        partial(BackendBusyError, reason="timed_out", path=_LIBRARY),
+        "timeout in the driver; retry",
+    ),
+    12: (_MISSING, f"{_LIBRARY}: not found; {_DRIVER}"),
+    13: (_OTHER_VERSION, f"the driver is too old; {_DRIVER}"),
+    15: (_FAILED, f"the GPU is lost; {_RESET}"),
+    16: (_FAILED, f"the GPU has to be reset; {_RESET}"),
+    17: (_DENIED, "blocked by the operating system; check /dev/nvidia*"),
+    18: (_OTHER_VERSION, "driver and library have two versions; reboot"),
+    19: (partial(BackendBusyError, reason="device", path=_LIBRARY), "the GPU is in use; retry"),
+    25: (_OTHER_VERSION, f"the driver has another interface; {_DRIVER}"),
+    999: (_FAILED, "internal error of the driver; see the kernel log"),
 }
 
 
 def driver_error(subject: str, code: int) -> BackendError:
     """Return the error for an error code of NVML."""
-    return _ERRORS.get(code, _UNDOCUMENTED)(subject, code)
+    create, meaning = _ERRORS.get(code, (_FAILED, "undocumented error; see the kernel log"))
+    return create(f"{subject}: {meaning} (NVML error {code})")
 
 
 def _load_binding() -> ModuleType:
@@ -131,7 +110,7 @@ def _load_binding() -> ModuleType:
     return pynvml
 
 
-class Nvml:
+class Nvml(DriverSession):
     """NVML from its initialisation to its shutdown.
 
     Methods raise BackendError, BackendUnavailableError or BackendBusyError by the code that the
@@ -142,9 +121,8 @@ class Nvml:
     """
 
     def __init__(self, time_limit: float = TIME_LIMIT) -> None:
-        self._limit = time_limit
+        super().__init__(time_limit)
         self._nvml = _load_binding()
-        self._hangs = False
         self._call("GPU driver", self._nvml.nvmlInit)
 
     def close(self) -> None:
@@ -155,10 +133,7 @@ class Nvml:
 
     def _call(self, subject: str, function: Callable[..., T], *arguments: Any) -> T:
         try:
-            return call_driver(subject, self._limit, function, *arguments)
-        except BackendBusyError:
-            self._hangs = True
-            raise
+            return super()._call(subject, function, *arguments)
         except self._nvml.NVMLError as error:
             raise driver_error(subject, error.value) from error
 

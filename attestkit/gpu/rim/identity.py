@@ -1,6 +1,6 @@
 """Identity of a reference integrity manifest (RIM): that it is of the device (section 4.4)."""
 
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from attestkit._gpu_reasons import GpuReason
 from attestkit._sanitize import shown
@@ -10,10 +10,12 @@ from attestkit.gpu.rim.manifest import Rim
 RimSource: TypeAlias = Literal["driver", "vbios"]
 """Which of a device's two manifests it is; the one of a switch is that of its VBIOS."""
 
-_REASONS: Final[dict[RimSource, GpuReason]] = {
-    "driver": "driver_rim_identity",
-    "vbios": "vbios_rim_identity",
-}
+_Check: TypeAlias = Literal["format", "chain", "signature", "identity", "ocsp"]
+
+
+def rim_reason(source: RimSource, check: _Check) -> GpuReason:
+    """Return the reason of a refusal of a manifest, such as `driver_rim_chain`."""
+    return cast("GpuReason", f"{source}_rim_{check}")
 
 
 def check_rim_identity(rim: Rim, source: RimSource, *, version: str, product: str) -> None:
@@ -36,5 +38,5 @@ def check_rim_identity(rim: Rim, source: RimSource, *, version: str, product: st
         if found.lower() != expected.lower():
             raise GpuEvidenceError(
                 f"{source} RIM: {what} is {shown(found)}, that of the device {shown(expected)}",
-                reason=_REASONS[source],
+                reason=rim_reason(source, "identity"),
             )

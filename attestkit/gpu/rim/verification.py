@@ -1,11 +1,10 @@
 """Verification of a reference integrity manifest (RIM): certificates and XML signature."""
 
-from collections import OrderedDict
 from datetime import datetime
-from threading import Lock
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.gpu.rim.document import read_document
 from attestkit.gpu.rim.manifest import Rim, read_manifest, read_signed_manifest
 from attestkit.gpu.rim.rim_path import RimPath, common_name, verify_rim_path
@@ -53,7 +52,7 @@ def verify_rim(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
             known.path.check_time(now)
         return known
     found = _verify(rim_bytes, root, now)
-    _VERIFIED.keep(key, found)
+    _VERIFIED.put(key, found)
     return found
 
 
@@ -73,26 +72,4 @@ def _verify(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
     )
 
 
-class _VerifiedRims:
-    """The last verified RIMs, by document and root."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._kept: OrderedDict[tuple[bytes, bytes], VerifiedRim] = OrderedDict()
-
-    def find(self, key: tuple[bytes, bytes]) -> VerifiedRim | None:
-        """Return a verified RIM."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def keep(self, key: tuple[bytes, bytes], rim: VerifiedRim) -> None:
-        """Keep a RIM, in place of the one that was not used for longest."""
-        with self._lock:
-            self._kept[key] = rim
-            if len(self._kept) > KEPT_RIMS:
-                self._kept.popitem(last=False)
-
-
-_VERIFIED: Final = _VerifiedRims()
+_VERIFIED: Final = BoundedCache[tuple[bytes, bytes], VerifiedRim](KEPT_RIMS)  # by document and root
