@@ -230,6 +230,7 @@ READERS: Final[dict[str, str]] = {
     "collateral.http_getter": "pccs_http",
     "collateral.parts": "part_window",
     "collateral.pccs_client": "pccs",
+    "collateral.responses": "pccs",
     "dstack.env_encryption": "environment",
     "event_log": "event_log",
     "event_log.agent_json": "agent_json",

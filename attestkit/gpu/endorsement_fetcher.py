@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from attestkit.collateral.responses import Getter, Poster
 from attestkit.errors import CollateralError, FormatError, UsageError
-from attestkit.gpu.checks.device_checks import verify_device
 from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.device_label import DeviceLabel
-from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
+from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence, verify_device
 from attestkit.gpu.nras.client import NVIDIA_NRAS_URL, NrasVersion, fetch_keys, request_tokens
 from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL, fetch_ocsp
 from attestkit.gpu.rim.manifest import Rim

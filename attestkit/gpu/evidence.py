@@ -9,6 +9,7 @@ import json
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -25,8 +26,15 @@ from attestkit.gpu.architectures import (
     find_architecture,
     kind_of,
 )
-from attestkit.gpu.device.device_chain import MAX_CERTIFICATES
+from attestkit.gpu.device.device_chain import (
+    MAX_CERTIFICATES,
+    DeviceChain,
+    read_device_chain,
+    verify_device_chain,
+)
 from attestkit.gpu.device.report import MAX_SIZE as MAX_REPORT
+from attestkit.gpu.device.report import Report
+from attestkit.gpu.device_label import DeviceLabel
 
 MAX_SIZE: Final = 4 << 20
 """Maximum size of the JSON in bytes."""
@@ -247,3 +255,17 @@ def _check_length(text: object, most: int, subject: str) -> None:
 
 def _bad(problem: str, reason: FormatReason) -> FormatError:
     return FormatError(f"{_SUBJECT}: {problem}", reason=reason)
+
+
+def verify_device(
+    device: DeviceEvidence, label: DeviceLabel, root: bytes, now: datetime, *, strip_nul: bool
+) -> tuple[Report, DeviceChain]:
+    """Parse a report, and verify certificates up to a root; the report is not verified.
+
+    Raises:
+        GpuEvidenceError: If one is malformed or the chain not valid (`format`, `device_chain`).
+    """
+    with label.refused_as("format"):
+        report = Report.parse(device.report, strip_nul=strip_nul)
+    with label.refused_as("device_chain"):
+        return report, verify_device_chain(read_device_chain(device.certificates), root, now)

@@ -15,16 +15,16 @@ from attestkit.errors import (
     SignatureError,
     VerificationError,
 )
-from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain, verify_device_chain
+from attestkit.gpu.device.device_chain import DeviceChain
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.device_label import DeviceLabel
+from attestkit.gpu.evidence import DeviceEvidence, verify_device
 from attestkit.gpu.result import OcspFacts
 
 if TYPE_CHECKING:
     from attestkit._crypto.x509.cert_path import PathCertificate
     from attestkit._gpu_reasons import GpuReason
     from attestkit.gpu.endorsements import GpuEndorsements
-    from attestkit.gpu.evidence import DeviceEvidence
     from attestkit.gpu.roots import GpuRoots
     from attestkit.gpu.rules import GpuRules
 
@@ -48,16 +48,6 @@ class CheckedDevice(NamedTuple):
     label: DeviceLabel
     chain: DeviceChain
     report: Report
-
-
-def verify_device(
-    device: "DeviceEvidence", label: DeviceLabel, root: bytes, now: datetime, *, strip_nul: bool
-) -> tuple[Report, DeviceChain]:
-    """Parse a report, and verify certificates up to a root; the report is not verified."""
-    with label.refused_as("format"):
-        report = Report.parse(device.report, strip_nul=strip_nul)
-    with label.refused_as("device_chain"):
-        return report, verify_device_chain(read_device_chain(device.certificates), root, now)
 
 
 def check_device(index: int, device: "DeviceEvidence", checks: DeviceChecks) -> CheckedDevice:
