@@ -403,8 +403,7 @@ class Attestation:
         require_size("report data", report_data, 64)
         platform, stack = self._evidence
         replaced = Evidence(
-            parts.with_report_data(platform, report_data),
-            stack._replace(report_data=report_data),
+            parts.with_report_data(platform, report_data), stack._replace(report_data=report_data)
         )
         return Attestation(replaced, self._encoding, self._collateral, self._gpu)
 

@@ -288,10 +288,7 @@ def _registers(
 
 
 def _tdx_registers(
-    platform: parts.Tdx,
-    identity: AppInfo,
-    events: Sequence[RuntimeEvent],
-    parsed: ParsedParts,
+    platform: parts.Tdx, identity: AppInfo, events: Sequence[RuntimeEvent], parsed: ParsedParts
 ) -> tuple[bytes, bytes]:
     body = parts.td_body(platform.quote if parsed.quote is None else parsed.quote)
     launch = body.mrtd + body.rtmr0 + body.rtmr1 + body.rtmr2

@@ -16,11 +16,7 @@ from attestkit.attester.evidence_source import (
 from attestkit.attester.snp_source import check_host_data, parse_report
 from attestkit.backends.base import Backend, GuestAgent
 from attestkit.dstack.app_compose import AppCompose
-from attestkit.errors import (
-    AttestKitError,
-    BackendError,
-    UnsupportedError,
-)
+from attestkit.errors import AttestKitError, BackendError, UnsupportedError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.keys import KeyDeriver

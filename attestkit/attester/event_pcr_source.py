@@ -4,12 +4,7 @@ from typing import Protocol
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Stack
-from attestkit.attester.evidence_source import (
-    HostApp,
-    SourceContext,
-    TpmKeySource,
-    parse_response,
-)
+from attestkit.attester.evidence_source import HostApp, SourceContext, TpmKeySource, parse_response
 from attestkit.attester.journal_source import EventRegister, JournalSource
 from attestkit.backends.base import Backend, EventPcr, EvidenceCollector
 from attestkit.errors import BackendError, JournalError, ReplayError

@@ -21,13 +21,7 @@ from attestkit.attester.evidence_source import (
     parse_response,
 )
 from attestkit.backends.base import LaunchRecord, SnpReporter
-from attestkit.errors import (
-    BackendError,
-    ConfigError,
-    FormatError,
-    ReplayError,
-    UnsupportedError,
-)
+from attestkit.errors import BackendError, ConfigError, FormatError, ReplayError, UnsupportedError
 from attestkit.event_log import Event
 from attestkit.snp_report import SIZE, SnpReport
 
@@ -66,8 +60,7 @@ class SnpSource(EvidenceSource):
         """Raise UnsupportedError: the app is measured at launch."""
         del app_id
         raise UnsupportedError(
-            f"{NO_REGISTERS}; on SEV-SNP the host measures the app at launch",
-            reason="no_registers",
+            f"{NO_REGISTERS}; on SEV-SNP the host measures the app at launch", reason="no_registers"
         )
 
 

@@ -8,12 +8,7 @@ and no journal of attestkit belongs to them.
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, GcpTdx, Platform, Stack
-from attestkit.attester.evidence_source import (
-    HostApp,
-    SourceContext,
-    TpmKeySource,
-    parse_response,
-)
+from attestkit.attester.evidence_source import HostApp, SourceContext, TpmKeySource, parse_response
 from attestkit.attester.tdx_source import TdSource
 from attestkit.backends.base import Backend, EvidenceCollector
 from attestkit.errors import BackendError
@@ -25,11 +20,7 @@ class VtpmSource(TpmKeySource):
     """Evidence from a backend that is an `EvidenceCollector`."""
 
     def __init__(
-        self,
-        backend: Backend,
-        collector: EvidenceCollector,
-        context: SourceContext,
-        app: HostApp,
+        self, backend: Backend, collector: EvidenceCollector, context: SourceContext, app: HostApp
     ) -> None:
         super().__init__(context, app)
         self._backend = backend
@@ -55,11 +46,7 @@ class VtpmTdSource(TdSource, TpmKeySource):
     """Evidence from a TDX backend that is an `EvidenceCollector` with registers."""
 
     def __init__(
-        self,
-        backend: Backend,
-        collector: EvidenceCollector,
-        context: SourceContext,
-        app: HostApp,
+        self, backend: Backend, collector: EvidenceCollector, context: SourceContext, app: HostApp
     ) -> None:
         super().__init__(backend, context, app)
         self._collector = collector

@@ -121,10 +121,7 @@ def _selected_source(generation: object, qgs: object) -> Endpoint | Generation |
 
 
 def _check(
-    device: TdxDevice,
-    paths: KernelPaths,
-    source: Endpoint | Generation | None,
-    calls: DeviceCalls,
+    device: TdxDevice, paths: KernelPaths, source: Endpoint | Generation | None, calls: DeviceCalls
 ) -> None:
     with device.open():
         pass

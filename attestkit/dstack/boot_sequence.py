@@ -13,12 +13,7 @@ from typing import NamedTuple
 from attestkit.dstack.app_compose import KEY_PROVIDERS, AppCompose
 from attestkit.errors import JournalError
 from attestkit.event_log import Event
-from attestkit.event_log.journal_protocols import (
-    ZERO,
-    RuntimeLog,
-    mismatch_error,
-    replay_from,
-)
+from attestkit.event_log.journal_protocols import ZERO, RuntimeLog, mismatch_error, replay_from
 from attestkit.event_log.runtime_events import GPU_ATTESTATION, runtime_event
 from attestkit.keys import AppKeys
 

@@ -53,15 +53,7 @@ class RtmrSource(Protocol):
 class EventLog:
     """The event log of a TD: events of firmware and boot loader, then runtime events."""
 
-    __slots__ = (
-        "_columns",
-        "_events",
-        "_regular",
-        "_runtime",
-        "_source",
-        "_v2_error",
-        "_warnings",
-    )
+    __slots__ = ("_columns", "_events", "_regular", "_runtime", "_source", "_v2_error", "_warnings")
 
     # Register numbers and digests of the events that extend, packed for the native core.
     _columns: tuple[bytes, bytes]

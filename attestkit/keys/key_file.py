@@ -179,11 +179,7 @@ class _Reader:
         return key
 
     def _hex(
-        self,
-        key: str,
-        fields: Mapping[str, object],
-        where: str = "",
-        sizes: tuple[int, ...] = (),
+        self, key: str, fields: Mapping[str, object], where: str = "", sizes: tuple[int, ...] = ()
     ) -> bytes:
         text = self._text(key, fields, where, default="" if not sizes or 0 in sizes else None)
         where = f"{where}.{key}" if where else key
@@ -196,11 +192,7 @@ class _Reader:
         return data
 
     def _text(
-        self,
-        key: str,
-        fields: Mapping[str, object],
-        where: str = "",
-        default: str | None = None,
+        self, key: str, fields: Mapping[str, object], where: str = "", default: str | None = None
     ) -> str:
         value = fields.get(key, default)
         if not isinstance(value, str):

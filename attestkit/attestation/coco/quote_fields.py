@@ -70,12 +70,7 @@ def read_bincode_quote(data: bytes) -> VtpmQuote:
 
 
 def _quote(
-    message: bytes,
-    signature: bytes,
-    values: list[bytes],
-    *,
-    bare_signature: bool,
-    ak_public: bytes,
+    message: bytes, signature: bytes, values: list[bytes], *, bare_signature: bool, ak_public: bytes
 ) -> VtpmQuote:
     if not signature or len(signature) > _MAX_SIGNATURE:
         raise FormatError(f"signature: must have 1 to {_MAX_SIGNATURE} bytes", reason="wrong_size")

@@ -29,11 +29,7 @@ from attestkit.attestation.launch.td_hob import (
     encode_td_hob,
     subtract_range,
 )
-from attestkit.attestation.launch.uefi_variable import (
-    SECURE_BOOT,
-    SECURE_BOOT_KEYS,
-    variable_data,
-)
+from attestkit.attestation.launch.uefi_variable import SECURE_BOOT, SECURE_BOOT_KEYS, variable_data
 from attestkit.attestation.wire.evidence_parts import is_acpi_data
 from attestkit.errors import FormatError
 from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS, WireEvent

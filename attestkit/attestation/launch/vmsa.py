@@ -35,9 +35,7 @@ class CpuState(NamedTuple):
 def reset_state(eip: int, cpu_signature: int) -> CpuState:
     """Return the state of a virtual CPU of QEMU that starts at `eip` in real mode."""
     return CpuState(
-        rip=eip & 0xFFFF,
-        code=Segment(0xF000, 0x9B, base=eip & 0xFFFF0000),
-        rdx=cpu_signature,
+        rip=eip & 0xFFFF, code=Segment(0xF000, 0x9B, base=eip & 0xFFFF0000), rdx=cpu_signature
     )
 
 

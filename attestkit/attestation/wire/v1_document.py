@@ -325,10 +325,7 @@ def _parts(make: Callable[..., T], names: Sequence[str]) -> Callable[[Reader], T
 
 
 _PLATFORMS = {kind: _parts(make, make._fields) for kind, make in _PLATFORM_KINDS.items()}
-_STACKS = {
-    "dstack": _parts(Stack, Stack._fields[:-1]),
-    "dstack-pod": _parts(Stack, Stack._fields),
-}
+_STACKS = {"dstack": _parts(Stack, Stack._fields[:-1]), "dstack-pod": _parts(Stack, Stack._fields)}
 _DOCUMENT = {
     "version": _Field(_document_version),
     "platform": _Field(lambda reader: _tagged(reader, _PLATFORMS)),

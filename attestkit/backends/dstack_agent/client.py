@@ -32,11 +32,7 @@ from attestkit._system.bounded_http import (
     host_header,
     start_tls,
 )
-from attestkit.backends.dstack_agent.endpoint import (
-    describe_wrong_file,
-    parse_endpoint,
-    printable,
-)
+from attestkit.backends.dstack_agent.endpoint import describe_wrong_file, parse_endpoint, printable
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,

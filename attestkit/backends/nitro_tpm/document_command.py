@@ -13,12 +13,7 @@ from attestkit.attestation.nitro_tpm import BUFFER_SIZE, DocumentRequest, read_d
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
 from attestkit.backends.tpm.hmac_session import RandomBytes, SessionCommand, hmac_session
 from attestkit.backends.tpm.response_codes import TpmError
-from attestkit.errors import (
-    AttestKitError,
-    BackendError,
-    BackendUnavailableError,
-    FormatError,
-)
+from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError, FormatError
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from attestkit.tpm.handles import ENDORSEMENT, FIRST_NV_INDEX, LAST_NV_INDEX
 from attestkit.tpm.key_templates import RSA_EK

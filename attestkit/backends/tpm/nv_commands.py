@@ -95,13 +95,7 @@ class NvCommands(CommandChannel):
             raise
 
     def nv_read(
-        self,
-        index: int,
-        size: int,
-        offset: int = 0,
-        *,
-        authority: int = OWNER,
-        secret: bytes = b"",
+        self, index: int, size: int, offset: int = 0, *, authority: int = OWNER, secret: bytes = b""
     ) -> bytes:
         """Read `size` bytes of an index, in pieces of at most 1024.
 

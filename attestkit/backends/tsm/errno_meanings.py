@@ -82,10 +82,10 @@ _OF_STEP: Final[dict[Step, _Meanings]] = {
         errno.EEXIST: (failed, "io_error", "all random names are taken; remove entries with rmdir"),
     },
     Step.IDENTIFY: {
-        errno.ENOENT: (unavailable, "missing", "missing in a new entry; mount configfs"),
+        errno.ENOENT: (unavailable, "missing", "missing in a new entry; mount configfs")
     },
     Step.REPORT_DATA: {
-        errno.EFBIG: (failed, "io_error", "64 bytes rejected; check that this is configfs-tsm"),
+        errno.EFBIG: (failed, "io_error", "64 bytes rejected; check that this is configfs-tsm")
     },
     Step.REPORT: {
         errno.EBUSY: (busy, "request_in_flight", _PENDING),
