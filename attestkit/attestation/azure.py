@@ -247,8 +247,7 @@ def _parse_runtime_data(text: bytes) -> RuntimeData:
         keys = _keys(fields)
         return RuntimeData(keys[0], keys[1], _configuration(fields), _user_data(fields))
     except FormatError as error:
-        message = f"HCL runtime data: {error.message}"
-        raise FormatError(message, reason=error.reason) from error
+        raise FormatError(f"HCL runtime data: {error.message}", reason=error.reason) from error
 
 
 _kept_runtime_data = lru_cache(maxsize=16)(_parse_runtime_data)

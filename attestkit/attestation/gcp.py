@@ -32,11 +32,9 @@ def read_uki_hash(document: Mapping[Value, Value]) -> bytes:
         raise FormatError(message, reason="unknown_field")
     version, found = document["version"], document["uki_auth"]
     if version != 1 or isinstance(version, bool):
-        message = "measurement.gcp.cbor: version must be 1"
-        raise FormatError(message, reason="unsupported_version")
+        raise FormatError("measurement.gcp.cbor: version must be 1", reason="unsupported_version")
     if not isinstance(found, bytes) or len(found) != 32:
-        message = "measurement.gcp.cbor: uki_auth must be 32 bytes"
-        raise FormatError(message, reason="wrong_value")
+        raise FormatError("measurement.gcp.cbor: uki_auth must be 32 bytes", reason="wrong_value")
     return found
 
 

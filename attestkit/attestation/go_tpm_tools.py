@@ -226,8 +226,7 @@ def _make_message(quote: parts.VtpmQuote) -> GoTpmToolsMessage:
 
 
 def _not_applicable(problem: str) -> UsageError:
-    message = f"encoding go-tpm-tools: {problem}; use cbor"
-    return UsageError(message, reason="not_applicable")
+    return UsageError(f"encoding go-tpm-tools: {problem}; use cbor", reason="not_applicable")
 
 
 def _read(data: bytes) -> list[ProtobufField]:

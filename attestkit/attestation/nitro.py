@@ -210,8 +210,7 @@ def _certificate(value: Value, name: str) -> bytes:
     if not isinstance(value, bytes):
         raise _wrong_type(name)
     if not 1 <= len(value) <= _MAX_CERTIFICATE:
-        problem = f"{len(value)} bytes, must be 1 to {_MAX_CERTIFICATE}"
-        raise _problem(name, problem, "wrong_size")
+        raise _problem(name, f"{len(value)} bytes, must be 1 to {_MAX_CERTIFICATE}", "wrong_size")
     return value
 
 

@@ -107,8 +107,7 @@ def check_runtime_events(events: Sequence[Event]) -> None:
         elif event.version == 1 and ":" in event.name:
             problem = "a version 1 name must not have a colon, which makes its digest ambiguous"
         if problem:
-            message = f"event {index} {shown(event.name)}: {problem}"
-            raise VerificationError(message, reason="event")
+            raise VerificationError(f"event {index} {shown(event.name)}: {problem}", reason="event")
 
 
 def check_v2(wire: WireEvent, index: int) -> None:

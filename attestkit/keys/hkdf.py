@@ -56,8 +56,7 @@ def encode_v1_names(domain: str, algorithm: str) -> tuple[bytes, bytes]:
     """
     encoded = utf8("algorithm", algorithm)
     if not algorithm:
-        text = "algorithm is required, use `secp256k1` or `ed25519`"
-        raise UsageError(text, reason="missing")
+        raise UsageError("algorithm is required, use `secp256k1` or `ed25519`", reason="missing")
     if algorithm not in _V1_ALGORITHMS:
         text = f"unsupported algorithm `{shorten(algorithm)}`, use `secp256k1` or `ed25519`"
         raise UsageError(text, reason="unsupported_algorithm")

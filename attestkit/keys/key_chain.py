@@ -194,8 +194,7 @@ def _trusted_keys(
             raise UsageError("app_root: excludes app_id and kms_roots", reason="conflict")
         return (_check_root("app_root", app_root),)
     if app_id is None or kms_roots is None:
-        text = "key chain: pass app_id and kms_roots, or app_root"
-        raise UsageError(text, reason="missing")
+        raise UsageError("key chain: pass app_id and kms_roots, or app_root", reason="missing")
     check_app_id(app_id)
     roots = _items("kms_roots", kms_roots)
     if not roots:

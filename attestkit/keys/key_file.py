@@ -187,8 +187,7 @@ class _Reader:
             raise self._error(where, "encoding", "not hex")
         if sizes and len(data) not in sizes:
             expected = " or ".join(map(str, sizes))
-            problem = f"must be {expected} bytes, not {len(data)}"
-            raise self._error(where, "wrong_size", problem)
+            raise self._error(where, "wrong_size", f"must be {expected} bytes, not {len(data)}")
         return data
 
     def _text(

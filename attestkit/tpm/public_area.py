@@ -224,8 +224,7 @@ def _read_scheme(reader: TpmReader, names: dict[int, str]) -> tuple[str, str]:
     if (number := reader.u16()) == alg.ALG_NULL:
         return "", ""
     if number not in names:
-        problem = f"unsupported scheme 0x{number:04x}"
-        raise reader.error(problem, "unsupported_algorithm", start)
+        raise reader.error(f"unsupported scheme 0x{number:04x}", "unsupported_algorithm", start)
     return names[number], "" if number == alg.ALG_RSAES else reader.hash_name("scheme")
 
 
@@ -248,8 +247,7 @@ def _read_ecc(reader: TpmReader, found: TpmtPublic) -> TpmtPublic:
     start = reader.at
     curve = alg.CURVE_NAMES.get(number := reader.u16())
     if curve is None:
-        problem = f"unsupported curve 0x{number:04x}"
-        raise reader.error(problem, "unsupported_algorithm", start)
+        raise reader.error(f"unsupported curve 0x{number:04x}", "unsupported_algorithm", start)
     start = reader.at
     if (kdf := reader.u16()) != alg.ALG_NULL:
         problem = f"unsupported key derivation 0x{kdf:04x}"

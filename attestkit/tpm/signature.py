@@ -31,8 +31,7 @@ class TpmtSignature(NamedTuple):
         reader = TpmReader(data, "TPMT_SIGNATURE")
         algorithm = SIGNATURE_NAMES.get(number := reader.u16())
         if algorithm is None:
-            problem = f"unsupported algorithm 0x{number:04x}"
-            raise reader.error(problem, "unsupported_algorithm", 0)
+            raise reader.error(f"unsupported algorithm 0x{number:04x}", "unsupported_algorithm", 0)
         hash_name = reader.hash_name("signature")
         if algorithm == "ecdsa":
             r, s = _read_number(reader, "r"), _read_number(reader, "s")

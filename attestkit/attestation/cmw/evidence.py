@@ -283,8 +283,7 @@ def _wrong_labels(found: KeysView[str]) -> FormatError:
     """Return the error for missing labels, or for those of several platforms."""
     key_labels = next((labels for labels in _PLATFORMS if found >= {*labels}), None)
     if key_labels is None:
-        message = "CMW collection: no quote, report or document in it"
-        return FormatError(message, reason="missing")
+        return FormatError("CMW collection: no quote, report or document in it", reason="missing")
     required = (*_PLATFORMS[key_labels]._fields, *_STACK)
     if missing := [label for label in required if label not in found]:
         return FormatError(f"CMW collection: {missing[0]} missing", reason="missing")

@@ -35,8 +35,7 @@ def decode_evidence(data: bytes) -> Evidence:
     try:
         return read(fields)
     except FormatError as error:
-        message = f"CoCo evidence: {error.message}"
-        raise FormatError(message, reason=error.reason) from error
+        raise FormatError(f"CoCo evidence: {error.message}", reason=error.reason) from error
 
 
 def encode_evidence(evidence: Evidence) -> bytes:

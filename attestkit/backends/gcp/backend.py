@@ -271,8 +271,7 @@ def _kind(hardware: Backend) -> type[GcpBackend]:
         return GcpTdGuest
     if isinstance(hardware, SnpReporter):
         return GcpSnpGuest
-    text = "hardware: must be a backend of a TDX or SEV-SNP guest"
-    raise UsageError(text, reason="wrong_type")
+    raise UsageError("hardware: must be a backend of a TDX or SEV-SNP guest", reason="wrong_type")
 
 
 def _check_report_data(

@@ -32,8 +32,7 @@ def read_firmware_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) ->
         )
         raise unavailable(path, text, "missing") from error
     except OSError as error:
-        problem = "TPM event log: cannot be read"
-        raise access_error(path, problem, error, "; run as root") from error
+        raise access_error(path, "TPM event log: cannot be read", error, "; run as root") from error
     if len(log) > LARGEST_LOG:
         raise failed(path, f"TPM event log: more than {LARGEST_LOG} bytes", "too_large")
     return log

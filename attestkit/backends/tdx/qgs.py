@@ -129,8 +129,7 @@ def _port_in(data: bytes, path: Path) -> int:
             continue
         setting = _LINE.fullmatch(content)
         if setting is None or setting[1] != b"port":
-            problem = f"line {number}: not `port = N`: {content[:40]!r}"
-            raise _bad_configuration(path, problem)
+            raise _bad_configuration(path, f"line {number}: not `port = N`: {content[:40]!r}")
         if port is not None:
             raise _bad_configuration(path, f"line {number}: a second port")
         port = int(setting[2])

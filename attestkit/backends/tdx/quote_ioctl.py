@@ -158,8 +158,7 @@ def _check_status(status: int, path: Path) -> None:
 def _response(pages: mmap, path: Path) -> bytes:
     length = _OUT_LENGTH.unpack_from(pages, _OUT_LENGTH_AT)[0]
     if length > len(pages) - _HEADER.size:
-        text = f"length (byte 20) {length} in a buffer of {len(pages)} bytes"
-        raise malformed(path, text)
+        raise malformed(path, f"length (byte 20) {length} in a buffer of {len(pages)} bytes")
     if not length:
         text = "GET_QUOTE: empty response; see the log of the host's quoting service"
         raise no_quote(path, text, "empty")

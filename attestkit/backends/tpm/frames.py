@@ -166,8 +166,7 @@ def _read_header(reader: TpmReader) -> tuple[int, int]:
     """Read the header, whose size must be that of the frame; return tag and code."""
     tag, size, code = reader.u16(), reader.u32(), reader.u32()
     if size > MAX_FRAME:
-        problem = f"must have at most {MAX_FRAME} bytes, not {size}"
-        raise reader.error(problem, "too_large", 2)
+        raise reader.error(f"must have at most {MAX_FRAME} bytes, not {size}", "too_large", 2)
     found = len(reader.data)
     if size > found:
         raise reader.error(f"truncated: {size} bytes expected, {found} found", "truncated", 2)
@@ -188,8 +187,7 @@ def _read_authorizations(reader: TpmReader) -> tuple[Authorization, ...]:
     while reader.at < end:
         start = reader.at
         if len(found) == _MAX_AUTHORIZATIONS:
-            problem = f"more than {_MAX_AUTHORIZATIONS} authorizations"
-            raise reader.error(problem, "too_many", start)
+            raise reader.error(f"more than {_MAX_AUTHORIZATIONS} authorizations", "too_many", start)
         session, nonce = reader.u32(), reader.sized("nonce", _LARGEST_NONCE)
         attributes, secret = reader.u8(), reader.sized("authorization", _LARGEST_NONCE)
         if reader.at > end:

@@ -123,8 +123,7 @@ class NvCommands(CommandChannel):
             piece = reader.sized("data", length)
             reader.end()
             if len(piece) != length:
-                problem = f"{len(piece)} bytes instead of {length}"
-                raise reader.error(problem, "wrong_size", 0)
+                raise reader.error(f"{len(piece)} bytes instead of {length}", "wrong_size", 0)
         except FormatError as error:
             raise malformed(self.path, error) from error
         return piece

@@ -303,8 +303,7 @@ def check_response(path: str, response: bytes) -> bytes:
     size = _frame_size(path, response[:HEADER_SIZE])
     if size != len(response):
         reason: BackendReason = "truncated" if len(response) < size else "malformed_response"
-        text = f"response has {len(response)} bytes, but {size} in its header"
-        raise failed(path, text, reason)
+        raise failed(path, f"response has {len(response)} bytes, but {size} in its header", reason)
     return response
 
 
