@@ -131,10 +131,7 @@ def _check_gcp(platform: parts.GcpTdx, config: VmConfig) -> bytes:
     if fields is None:
         message = "gcp tdx attestation requires vm_config.gcp_measurement"
         raise UnsupportedError(message, reason="os_image")
-    if not isinstance(fields, dict):
-        raise FormatError("vm_config: gcp_measurement: must be an object", reason="wrong_type")
-    texts = fields.get("checksum_file"), fields.get("measurement")
-    document = _document(*texts, config.os_image_hash, "measurement.gcp.cbor")
+    document = _document("gcp", fields, config.os_image_hash)
     gcp.check_boot(platform.tpm_quote, gcp.read_uki_hash(document))
     return config.os_image_hash
 
@@ -145,10 +142,7 @@ def _check_nitro_tpm(platform: parts.NitroTpm, config: VmConfig) -> bytes:
     if measurement is None:
         message = "OS image: vm_config.aws_measurement is missing, and required on AWS NitroTPM"
         raise VerificationError(message, reason="os_image")
-    if not isinstance(measurement, dict):
-        raise FormatError("vm_config: aws_measurement: must be an object", reason="wrong_type")
-    texts = measurement.get("checksum_file"), measurement.get("measurement")
-    document = _document(*texts, config.os_image_hash, "measurement.aws.cbor")
+    document = _document("aws", measurement, config.os_image_hash)
     expected = document.get("boot_pcr_digest")
     if not isinstance(expected, bytes) or len(expected) != 32:
         message = "measurement.aws.cbor: boot_pcr_digest: must be 32 bytes"
@@ -174,9 +168,7 @@ def _snp_launch(config: VmConfig) -> tuple[SnpImage, SnpLaunch]:
     fields = _snp_fields(config)
     launch = _read_launch(fields)
     os_image_hash = strict_json.from_hex(config.find("os_image_hash"), "os_image_hash", 32)
-    texts = fields.get("checksum_file"), fields.get("measurement")
-    document = _document(*texts, os_image_hash, "measurement.snp.cbor")
-    return SnpImage.read(document), launch
+    return SnpImage.read(_document("snp", fields, os_image_hash)), launch
 
 
 def _snp_fields(config: VmConfig) -> dict[str, Any]:
@@ -220,17 +212,17 @@ def _tdx_launch(config: VmConfig) -> TdxLaunch:
     measurement = fields.get("tdx_measurement")
     if not isinstance(measurement, dict):
         raise FormatError("vm_config: tdx_measurement missing", reason="missing")
-    texts = measurement.get("checksum_file"), measurement.get("measurement")
-    document = _document(*texts, config.os_image_hash, "measurement.tdx.cbor")
+    document = _document("tdx", measurement, config.os_image_hash)
     return tdx.read_launch(TdxImage.read(document), fields)
 
 
-def _document(
-    checksum_file: object, measurement_text: object, os_image_hash: bytes, name: str
-) -> dict[Value, Value]:
+def _document(kind: str, fields: object, os_image_hash: bytes) -> dict[Value, Value]:
     """Verify the measurement document against the hash of the image, and decode it."""
-    checksums = strict_json.from_base64(checksum_file, "checksum_file")
-    measurement = strict_json.from_base64(measurement_text, "measurement")
+    name = f"measurement.{kind}.cbor"
+    if not isinstance(fields, dict):
+        raise FormatError(f"vm_config: {kind}_measurement: must be an object", reason="wrong_type")
+    checksums = strict_json.from_base64(fields.get("checksum_file"), "checksum_file")
+    measurement = strict_json.from_base64(fields.get("measurement"), "measurement")
     if (actual := sha256(checksums)) != os_image_hash:
         raise VerificationError(
             f"os_image_hash mismatch: expected sha256(sha256sum.txt)={os_image_hash.hex()}, "

@@ -48,19 +48,9 @@ def _record(reader: CborReader) -> CelRecord:
     _map(reader, 5, "record")
     _key(reader, _NUMBER)
     number = reader.integer()
-    start = reader.at
-    key = reader.integer()
-    if key == _NV_INDEX:
-        raise FormatError(cel.NV_INDEX, offset=start, reason="other_log")
-    if key != _PCR:
-        raise cel.bad(f"expected the register (key 1), found key {key}", "missing", start)
+    _key(reader, _PCR, cel.bad(cel.NV_INDEX, "other_log", reader.at))
     index = reader.integer()
-    start = reader.at
-    key = reader.integer()
-    if key == _NV_INDEX:
-        raise FormatError(cel.TWO_REGISTERS, offset=start, reason="inconsistent")
-    if key != _DIGESTS:
-        raise cel.bad(f"expected the digests (key 3), found key {key}", "missing", start)
+    _key(reader, _DIGESTS, cel.bad(cel.TWO_REGISTERS, "inconsistent", reader.at))
     digests = _digests(reader)
     _key(reader, _CONTENT_TYPE)
     start = reader.at
@@ -136,9 +126,12 @@ def _map(reader: CborReader, entries: int, subject: str) -> None:
         raise FormatError(message, offset=start, reason="wrong_size" if is_map else "wrong_type")
 
 
-def _key(reader: CborReader, expected: int) -> None:
+def _key(reader: CborReader, expected: int, if_nv: FormatError | None = None) -> None:
+    """Parse a key; `if_nv` is the error for that of an NV index."""
     start = reader.at
     key = reader.integer()
+    if if_nv is not None and key == _NV_INDEX:
+        raise if_nv
     if key != expected:
         raise cel.bad(f"expected key {expected}, found key {key}", "missing", start)
 
