@@ -76,18 +76,15 @@ _GCP = b"g\xa2\x67version\x01\x68uki_auth\x58\x20" + bytes(32)
 def _os_image(raw: bytes) -> object:
     """Read a measurement document under the hash that names it; the first byte chooses which."""
     kind, document = raw[:1], raw[1:]
-    if kind == b"g":
-        checksums = f"{sha256(document).hexdigest()}  measurement.gcp.cbor\n".encode()
-        texts_of_gcp = b64encode(checksums).decode(), b64encode(document).decode()
-        found = _document(*texts_of_gcp, sha256(checksums).digest(), "measurement.gcp.cbor")
-        return read_uki_hash(found)
     snp = kind == b"s"
-    name = "measurement.snp.cbor" if snp else "measurement.tdx.cbor"
-    checksums = f"{sha256(document).hexdigest()}  {name}\n".encode()
+    platform = "gcp" if kind == b"g" else "snp" if snp else "tdx"
+    checksums = f"{sha256(document).hexdigest()}  measurement.{platform}.cbor\n".encode()
     texts = {
         "checksum_file": b64encode(checksums).decode(),
         "measurement": b64encode(document).decode(),
     }
+    if kind == b"g":
+        return read_uki_hash(_document("gcp", texts, sha256(checksums).digest()))
     fields: dict[str, Any] = {"os_image_hash": sha256(checksums).hexdigest()}
     if snp:
         launch = {**texts, "vcpus": 1, "vcpu_type": "EPYC-v4", "guest_features": 1}

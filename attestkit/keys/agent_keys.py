@@ -9,8 +9,7 @@ from attestkit._crypto.hashes import keccak256
 from attestkit._native import unhex
 from attestkit.errors import BackendError, SignatureError, UnsupportedError, UsageError
 from attestkit.keys.hkdf import encode_purpose, encode_v1_names, separated_path, utf8
-from attestkit.keys.key_claims import v1_claim
-from attestkit.keys.key_epoch import require_key_epoch_0
+from attestkit.keys.key_claims import require_key_epoch_0, v1_claim
 from attestkit.keys.local_keys import ALGORITHMS, DerivedKey, Signature, compute_public_key
 from attestkit.keys.signatures import prepare_message, verify_signature
 

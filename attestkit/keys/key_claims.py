@@ -1,4 +1,4 @@
-"""Claims: the messages by which one root key certifies another key.
+"""Claims, by which one root key certifies another key, and epochs, the versions of root keys.
 
 Each is signed with secp256k1 over its Keccak-256 hash. No message of one kind equals one of another
 kind: a v0 claim ends in 64 or 66 hex digits, where a v1 claim has zero bytes of its last length.
@@ -7,6 +7,8 @@ kind: a v0 claim ends in 64 or 66 hex digits, where a v1 claim has zero bytes of
 from typing import Final
 
 from attestkit._argument_checks import require_bytes, require_size
+from attestkit._sanitize import shown
+from attestkit.errors import UsageError
 from attestkit.keys.hkdf import encode_v1_names, length_prefixed, utf8
 
 _V1_TAG: Final = b"dstack-guest-v1-key-claim"
@@ -45,3 +47,14 @@ def check_app_id(app_id: bytes) -> None:
     """Raise UsageError unless an app id has 20 bytes, because claims do not contain its length."""
     require_bytes("app_id", app_id)
     require_size("app_id", app_id, 20)
+
+
+def require_key_epoch_0(epoch: object) -> None:
+    """Raise UsageError (`key_epoch`) unless an epoch of a key is 0, or None, which names none.
+
+    Keys of other epochs cannot be derived here, and ignoring the number would return a wrong key.
+    """
+    if epoch is None or (type(epoch) is int and epoch == 0):
+        return
+    number = shown(epoch) if type(epoch) is int else f"of type {type(epoch).__name__}"
+    raise UsageError(f"key epoch {number} is not available", reason="key_epoch")

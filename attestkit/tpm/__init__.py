@@ -9,8 +9,7 @@ from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
     from attestkit.tpm.attest import TpmsAttest
-    from attestkit.tpm.pcr_selection import PcrSelection
-    from attestkit.tpm.pcr_values import pcr_digest
+    from attestkit.tpm.pcr_selection import PcrSelection, pcr_digest
     from attestkit.tpm.public_area import TpmtPublic
     from attestkit.tpm.signature import TpmtSignature
 else:
@@ -19,8 +18,7 @@ else:
         __name__,
         {
             "attest": ["TpmsAttest"],
-            "pcr_selection": ["PcrSelection"],
-            "pcr_values": ["pcr_digest"],
+            "pcr_selection": ["PcrSelection", "pcr_digest"],
             "public_area": ["TpmtPublic"],
             "signature": ["TpmtSignature"],
         },

@@ -1,10 +1,14 @@
-"""Selections of PCRs: TPML_PCR_SELECTION (TPM 2.0 Library, Part 2, section 10.9.7)."""
+"""Selections of PCRs: TPML_PCR_SELECTION (TPM 2.0 Library, Part 2, section 10.9.7).
 
+The digest of quoted values, pcrDigest, is that of section 10.12.1.
+"""
+
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from attestkit.errors import UsageError
-from attestkit.tpm.algorithms import HASH_IDS, hash_size
+from attestkit.errors import FormatError, UsageError
+from attestkit.tpm.algorithms import HASH_IDS, compute_digest, hash_size
 from attestkit.tpm.reader import TpmReader
 
 MAX_BANKS: Final = 16
@@ -95,3 +99,36 @@ def encode_selections(selections: tuple[PcrSelection, ...]) -> bytes:
     if len({selection.bank for selection in selections}) != len(selections):
         raise UsageError("PCR selection: a bank occurs twice", reason="conflict")
     return len(selections).to_bytes(4, "big") + b"".join(one.encode() for one in selections)
+
+
+def pcr_digest(
+    selections: Iterable[PcrSelection], values: Mapping[tuple[str, int], bytes], hash_name: str
+) -> bytes:
+    """Return the digest of PCR values in the order of their selection.
+
+    Args:
+        selections: Banks in their order; the values of each count by ascending number.
+        values: Values by bank and number, such as `("sha256", 7)`: exactly those selected.
+        hash_name: Hash of the signature, which need not be that of the bank.
+
+    Raises:
+        FormatError: If a selected value is missing, a value was not selected, or a value does not
+            have the size of its bank's digests.
+        UsageError: If a hash is unknown.
+    """
+    selected: dict[tuple[str, int], bytes] = {}
+    for selection in selections:
+        bank, size = selection.bank, hash_size(selection.bank)
+        for pcr in selection.pcrs:
+            value = values.get((bank, pcr))
+            if value is None:
+                raise FormatError(f"PCR values: {bank} PCR {pcr} is missing", reason="missing")
+            if len(value) != size:
+                message = f"PCR values: {bank} PCR {pcr} must have {size} bytes"
+                raise FormatError(f"{message}, not {len(value)}", reason="wrong_size")
+            selected[bank, pcr] = value
+    if len(values) != len(selected):
+        bank, pcr = min(values.keys() - selected.keys())
+        message = f"PCR values: {bank} PCR {pcr} is not in the selection of the quote"
+        raise FormatError(message, reason="inconsistent")
+    return compute_digest(hash_name, b"".join(selected.values()))

@@ -11,7 +11,7 @@ from attestkit import verify_key_chain, verify_signature
 from attestkit._crypto.ecdsa import K256Key
 from attestkit.errors import AttestKitError, SignatureError, UsageError
 from attestkit.keys import AppKeys, LocalKeys, recover_issuers
-from attestkit.keys.key_epoch import require_key_epoch_0
+from attestkit.keys.key_claims import require_key_epoch_0
 from tests.keys import independent_chain
 from tests.raising import raises
 from tests.untyped import untyped

@@ -1,14 +1,37 @@
-"""The runtime log of this boot's events, for a guest whose register the caller provides."""
+"""The boot id of Linux, and the runtime log of this boot, whose register the caller provides."""
 
 import os
+import re
 import threading
+from typing import Final
 
-from attestkit.backends.linux.boot_id import read_boot_id
+from attestkit.backends.linux.device_errors import error_name, failed, unavailable
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
 from attestkit.errors import UsageError
 from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
 from attestkit.event_log.journal_files import OsFolder
+
+_BOOT_ID: Final = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n?", re.ASCII)
+_BOOT_ID_SIZE: Final = 37  # bytes, its newline included
+
+
+def read_boot_id(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> str:
+    """Return the boot id of the kernel, a UUID.
+
+    Raises:
+        BackendUnavailableError: If the file cannot be read.
+        BackendError: If the file does not contain a UUID.
+    """
+    path = paths.boot_id
+    try:
+        data = read_file(path, _BOOT_ID_SIZE, calls=calls)
+    except OSError as error:
+        text = f"boot id: cannot be read ({error_name(error)}); mount /proc"
+        raise unavailable(path, text, "unreadable") from error
+    if not _BOOT_ID.fullmatch(data):
+        raise failed(path, f"boot id: not a UUID: {data[:16]!r}", "malformed_response")
+    return data.decode().strip()
 
 
 class GuestJournal:

@@ -16,8 +16,8 @@ from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError, FormatError
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from attestkit.tpm.handles import ENDORSEMENT, FIRST_NV_INDEX, LAST_NV_INDEX
-from attestkit.tpm.key_templates import RSA_EK
 from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE
+from attestkit.tpm.public_area import RSA_EK
 from attestkit.tpm.response_codes import RC_NV_DEFINED, RC_RESMGR_COMMAND_CODE
 
 _SECRET_SIZE: Final = 64  # bytes

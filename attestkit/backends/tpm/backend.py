@@ -23,8 +23,8 @@ from attestkit.errors import BackendUnavailableError, SignatureError, UsageError
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.algorithms import HASH_IDS
 from attestkit.tpm.handles import ENDORSEMENT, FIRST_PERSISTENT, LAST_PERSISTENT
-from attestkit.tpm.key_templates import RSA_AK
 from attestkit.tpm.pcrs import EVERY_PCR
+from attestkit.tpm.public_area import RSA_AK
 
 __all__ = ["TpmBackend"]
 

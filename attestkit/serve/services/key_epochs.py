@@ -4,7 +4,7 @@ Their protobuf numbers are not known, so they exist in JSON and queries only. An
 refused: a client that ignores the epoch in the response would use another key than it requested.
 """
 
-from attestkit.keys.key_epoch import require_key_epoch_0
+from attestkit.keys.key_claims import require_key_epoch_0
 from attestkit.serve.rpc import messages, messages_v1
 
 

@@ -19,7 +19,7 @@ from attestkit.errors import (
 )
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from attestkit.tpm.handles import ENDORSEMENT
-from attestkit.tpm.key_templates import RSA_EK
+from attestkit.tpm.public_area import RSA_EK
 from tests.backends.nitro_tpm.nitro_proxy import (
     ATTEST,
     NV_DEFINE,

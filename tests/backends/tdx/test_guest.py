@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from attestkit.backends.base import RegisterExtender
-from attestkit.backends.linux.boot_id import read_boot_id
+from attestkit.backends.linux.guest_journal import read_boot_id
 from attestkit.backends.tdx.guest import TdGuest
 from attestkit.errors import BackendError, BackendUnavailableError, JournalError, UsageError
 from attestkit.event_log.journal import replay_from

@@ -30,9 +30,9 @@ from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.handles import ENDORSEMENT, OWNER
-from attestkit.tpm.key_templates import RSA_AK, RSA_EK, RSA_SRK
 from attestkit.tpm.nv_attributes import OWNER_READ
 from attestkit.tpm.pcrs import EVERY_PCR
+from attestkit.tpm.public_area import RSA_AK, RSA_EK, RSA_SRK
 
 PARAVISOR_SNP: Final = sha384(b"attestkit simulated paravisor, SEV-SNP")
 """MEASUREMENT of the simulated paravisor."""

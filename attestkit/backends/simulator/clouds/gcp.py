@@ -41,10 +41,9 @@ from attestkit.collateral import Collateral
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.tpm.handles import ENDORSEMENT
-from attestkit.tpm.key_templates import ECC_AK, ECC_EK, RSA_AK, RSA_EK
 from attestkit.tpm.nv_attributes import OWNER_READ
 from attestkit.tpm.pcrs import EVENT_PCR
-from attestkit.tpm.public_area import SIGN
+from attestkit.tpm.public_area import ECC_AK, ECC_EK, RSA_AK, RSA_EK, SIGN
 
 UKI: Final = b"attestkit simulated unified kernel image"
 """Content of the simulated UKI, whose hashes take the place of Authenticode hashes."""

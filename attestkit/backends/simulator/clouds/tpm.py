@@ -11,7 +11,7 @@ from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.backend import DEFAULT_HANDLE
 from attestkit.tpm.handles import ENDORSEMENT
-from attestkit.tpm.key_templates import ECC_AK
+from attestkit.tpm.public_area import ECC_AK
 
 _MACHINE: Final = "machine"
 

@@ -34,8 +34,7 @@ from attestkit.event_log.tcg import TpmEventLog
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic
 from attestkit.tpm.algorithms import hash_size
 from attestkit.tpm.handles import ENDORSEMENT
-from attestkit.tpm.key_templates import ECC_AK, ECC_EK, RSA_AK, RSA_EK
-from attestkit.tpm.public_area import DECRYPT, RESTRICTED, SIGN
+from attestkit.tpm.public_area import DECRYPT, ECC_AK, ECC_EK, RESTRICTED, RSA_AK, RSA_EK, SIGN
 from attestkit.verifier import AppraisalPolicy, Verifier
 from tests.backends.simulator.clouds.guests import PLATFORMS, open_cloud, verifier_of, verify_once
 from tests.raising import raises
