@@ -17,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from attestkit._crypto import public_key
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.key_pairs import RsaKeyPair
+from attestkit._crypto.x509 import cert_path
 from attestkit._crypto.x509.ak_certificates import gce_extension
 from attestkit._crypto.x509.ak_certificates import path as ak_path
 from attestkit._system.bounded_cache import BoundedCache
@@ -57,7 +58,7 @@ SHARED: Final[tuple[Any, ...]] = (
     v1_structs._pcrs,
     gce_extension._parse_instance,
     ak_path._common_name,
-    ak_path._read_usages,
+    cert_path.read_usages,
     ak_path._parse_authority_key_id,
     ak_path._parse_subject_key_id,
     ak_chain._parsed,

@@ -5,7 +5,8 @@ import io
 from typing import Final
 
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.image_folder import DstackImage, parse_checksums, read_dstack_archive
+from attestkit.measure.image_files import ArchiveSource
+from attestkit.measure.image_folder import DstackImage, parse_checksums, read_image
 from attestkit.measure.kernel.gpt import GptTable, gpt_event
 from attestkit.measure.kernel.linux_kernel import patch_setup_header
 from attestkit.measure.kernel.pe_image import PeImage
@@ -62,7 +63,7 @@ def _gpt(raw: bytes, table: GptTable) -> None:
 
 def _dstack_archive(raw: bytes) -> DstackImage:
     """Read an archive, which the target compresses so that a fuzzer sees its content."""
-    return read_dstack_archive(io.BytesIO(gzip.compress(raw, 1)))
+    return read_image(ArchiveSource(io.BytesIO(gzip.compress(raw, 1))))
 
 
 def archive_samples() -> list[bytes]:

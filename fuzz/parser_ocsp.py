@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from attestkit._crypto.der import OCTET_STRING, OID, UTF8_STRING, encode_element, encode_sequence
 from attestkit._crypto.p384 import P384Key
 from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._crypto.x509.names import encode_attribute
 from attestkit._crypto.x509.ocsp.answer import OcspAnswer, read_ocsp_answer
 from attestkit._crypto.x509.ocsp.answer_writer import (
     OcspResponder,
@@ -23,7 +24,6 @@ from attestkit._crypto.x509.ocsp.request import (
     write_ocsp_request,
 )
 from attestkit._crypto.x509.simulated.certificate_encoder import (
-    encode_attribute,
     encode_basic_constraints,
     encode_certificate,
 )

@@ -206,7 +206,6 @@ cpuid: "Callable[[int, int], CpuRegisters | None]"  # arguments: leaf, subleaf; 
 
 if CORE == "compiled":
     lib.ak_cpu_limit(_limit)
-    _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
     cbor_check = _objects.cbor_checker(refuse)
     quote_layout = _compiled_quote_layout
     quote_rows = _objects.quote_checker(refuse_one)

@@ -77,14 +77,8 @@ def _fw_cfg(machine: QemuMachine, *, direct: bool) -> FwCfgItems:
     """Return the items of a machine that was read without `-kernel`."""
     # QEMU puts the loader of -kernel before all devices.
     first = DIRECT_BOOT_ORDER if direct else b""
-    return FwCfgItems(
-        extra_pci_roots=machine.extra_pci_roots,
-        boot_menu=machine.boot_menu,
-        boot_menu_wait=machine.boot_menu_wait,
-        reserved_memory_end=machine.reserved_memory_end,
-        pci_mmio64_mb=machine.pci_mmio64_mb,
-        boot_order=first + machine.boot_order,
-    )
+    items = FwCfgItems(*(getattr(machine, name) for name in FwCfgItems._fields))
+    return items._replace(boot_order=first + machine.boot_order)
 
 
 def command_files(command: str | Sequence[str]) -> dict[str, str]:

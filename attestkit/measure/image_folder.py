@@ -5,7 +5,7 @@ The hash that identifies an image is the SHA-256 of that list, `sha256sum.txt`.
 
 import re
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
@@ -15,7 +15,6 @@ from attestkit.attestation.launch.kernel_cmdline import MAX_CMDLINE, has_rootfs_
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.guid_table import MAX_IMAGE
 from attestkit.measure.image_files import (
-    ArchiveSource,
     ImageFile,
     ImageSource,
     contents,
@@ -74,14 +73,9 @@ def read_dstack_image(path: AnyPath) -> DstackImage:
     """
     source, file = open_source(path)
     if file is None:
-        return _read(source)
+        return read_image(source)
     with file:
-        return _read(source)
-
-
-def read_dstack_archive(file: BinaryIO) -> DstackImage:
-    """Read an image from an archive in a seekable file; see `read_dstack_image`."""
-    return _read(ArchiveSource(file))
+        return read_image(source)
 
 
 def parse_checksums(text: bytes) -> dict[str, bytes]:
@@ -113,7 +107,8 @@ def parse_checksums(text: bytes) -> dict[str, bytes]:
     return found
 
 
-def _read(source: ImageSource) -> DstackImage:
+def read_image(source: ImageSource) -> DstackImage:
+    """Read an image from its source; see `read_dstack_image`."""
     small = source.read_small((CHECKSUMS, METADATA, DIGEST), _SMALL_FILE)
     checksums_text = _required(small, CHECKSUMS)
     metadata_text = _required(small, METADATA)

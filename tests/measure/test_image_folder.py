@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from attestkit.attestation.launch import os_image
 from attestkit.errors import FormatError, UsageError
+from attestkit.measure.image_files import ArchiveSource
 from attestkit.measure.image_folder import (
     DstackImage,
     parse_checksums,
-    read_dstack_archive,
     read_dstack_image,
+    read_image,
 )
 from tests.measure.image_samples import (
     METADATA,
@@ -37,7 +38,7 @@ FILES = image_files()
 
 def read_archive(data: bytes) -> DstackImage:
     """Read an image from the bytes of an archive."""
-    return read_dstack_archive(io.BytesIO(data))
+    return read_image(ArchiveSource(io.BytesIO(data)))
 
 
 def reason_of(data: bytes) -> str:

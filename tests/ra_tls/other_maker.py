@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestkit._crypto.der import BOOLEAN, OCTET_STRING, OID, encode_element, encode_sequence
+from attestkit._crypto.x509.names import encode_attribute
 from attestkit._crypto.x509.simulated.certificate_encoder import (
-    encode_attribute,
     encode_certificate,
 )
 

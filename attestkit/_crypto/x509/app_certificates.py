@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from attestkit._crypto.der import OCTET_STRING, DerReader, encode_element
-from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256Key, P256PublicKey, p256_verify_der
+from attestkit._crypto.ecdsa import P256Key, P256PublicKey
 from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509.names import subject_and_key
 from attestkit.errors import FormatError, UsageError
@@ -124,19 +124,6 @@ class Certificate:
             FormatError: If the extension does not contain exactly one OCTET STRING.
         """
         return read_extension_content(self.extensions, oid)
-
-    def check_signed_by(self, spki_der: bytes) -> None:
-        """Verify the signature with a P-256 key and SHA-256.
-
-        Issuer name, validity and extensions are not checked. `spki_der` is the public key as
-        SubjectPublicKeyInfo in DER.
-
-        Raises:
-            SignatureError: If the signature is not valid, or the key is not a P-256 key.
-        """
-        point = spki_der.removeprefix(P256_SPKI_HEAD)
-        signed = self._certificate.tbs_certificate_bytes
-        p256_verify_der(point, self._certificate.signature, signed)
 
     def __eq__(self, other: object) -> bool:
         return self.der == other.der if isinstance(other, Certificate) else NotImplemented

@@ -209,11 +209,16 @@ def _check_time(named: NamedCertificate, now: datetime) -> None:
     name, certificate = named
     first, last = certificate.valid_from, certificate.valid_until
     if not first <= now <= last:
-        raise CollateralExpiredError(
-            f"{name} is valid from {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC, "
-            f"not at {now.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}",
-            reason="cert_expired",
-        )
+        message = f"{name} is valid {describe_period(first, last, now)}"
+        raise CollateralExpiredError(message, reason="cert_expired")
+
+
+def describe_period(start: datetime, end: datetime, now: datetime) -> str:
+    """Return the text of an error about a period in which `now` is not; all times are aware."""
+    first, last, at = (
+        f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}" for time in (start, end, now)
+    )
+    return f"from {first} to {last} UTC, not at {at}"
 
 
 def may(certificate: PathCertificate, bit: int) -> bool:

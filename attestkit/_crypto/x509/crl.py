@@ -16,7 +16,13 @@ from attestkit._crypto.der import INTEGER, SEQUENCE, DerReader
 from attestkit._crypto.ecdsa import ECDSA_SHA256
 from attestkit._crypto.pem import CRL_LABEL, split_der_or_pem
 from attestkit._crypto.x509.app_certificates import reading_x509
-from attestkit._crypto.x509.cert_path import CRL_SIGN, PathCertificate, PathRules, may
+from attestkit._crypto.x509.cert_path import (
+    CRL_SIGN,
+    PathCertificate,
+    PathRules,
+    describe_period,
+    may,
+)
 from attestkit._crypto.x509.intel_certificates import IntelCertificate
 from attestkit.errors import FormatError, SignatureError
 
@@ -43,11 +49,8 @@ class Crl(NamedTuple):
 
     def validity(self, now: datetime) -> str:
         """Return the text of an error about a list that is not valid at `now`."""
-        start, end, at = (
-            f"{datetime.fromtimestamp(time, timezone.utc):%Y-%m-%d %H:%M:%S}"
-            for time in (self.start, self.end, now.timestamp())
-        )
-        return f"is valid from {start} to {end} UTC, not at {at}"
+        start, end = (datetime.fromtimestamp(time, timezone.utc) for time in (self.start, self.end))
+        return f"is valid {describe_period(start, end, now)}"
 
 
 class SignedCrl(NamedTuple):

@@ -13,9 +13,19 @@ from typing import Final
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
-from attestkit._crypto.der import INTEGER, OID, SEQUENCE, DerReader, context, encode_element
+from attestkit._crypto.der import (
+    INTEGER,
+    OID,
+    PRINTABLE_STRING,
+    SEQUENCE,
+    SET,
+    UTF8_STRING,
+    DerReader,
+    context,
+)
 from attestkit._crypto.ecdsa import ECDSA_SHA256, P256_SPKI_HEAD, P256PublicKey
 from attestkit._crypto.x509.app_certificates import reading_x509
+from attestkit._crypto.x509.names import INTEL_ATTRIBUTES, encode_intel_name
 from attestkit._crypto.x509.sgx_extension import SGX_EXTENSION
 from attestkit.errors import FormatError, SignatureError
 
@@ -24,7 +34,7 @@ TCB_SIGNER: Final = "Intel SGX TCB Signing"
 PCK_CERTIFICATE: Final = "Intel SGX PCK Certificate"
 PCK_CAS: Final = ("Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA")
 
-_UTF8, _PRINTABLE, _SET = 0x0C, 0x13, 0x31
+_STRINGS: Final = frozenset({UTF8_STRING, PRINTABLE_STRING})
 _SERIAL_SIZE: Final = 20  # bytes (RFC 5280, 4.1.2.2)
 _SPKI_SIZE: Final = len(P256_SPKI_HEAD) + 64
 _MAX_SIZE: Final = 16_384  # bytes; Intel's have 1,300
@@ -35,12 +45,9 @@ _PATH_LENGTHS: Final = {ROOT: 1, **dict.fromkeys(PCK_CAS, 0)}
 _NAMES: Final = frozenset({ROOT, TCB_SIGNER, PCK_CERTIFICATE, *PCK_CAS})
 # The attributes that all names have beside the common name, in the order of real certificates.
 _COMMON_NAME: Final = b"\x55\x04\x03"
-_ATTRIBUTES: Final = (
-    (b"\x55\x04\x0a", _UTF8, b"Intel Corporation"),
-    (b"\x55\x04\x07", _UTF8, b"Santa Clara"),
-    (b"\x55\x04\x08", _UTF8, b"CA"),
-    (b"\x55\x04\x06", _PRINTABLE, b"US"),
-)
+_ATTRIBUTES: Final = {
+    bytes([0x55, 0x04, arc]): value.encode() for arc, _, value in INTEL_ATTRIBUTES
+}
 _REQUIRED: Final = frozenset(
     {
         ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
@@ -251,18 +258,7 @@ def _dotted(oid: x509.ObjectIdentifier) -> str:
     return oid.dotted_string
 
 
-def _encode_name(common_name: str) -> bytes:
-    """Return a name in the encoding of all real certificates."""
-    attributes = ((_COMMON_NAME, _UTF8, common_name.encode()), *_ATTRIBUTES)
-    return encode_element(SEQUENCE, b"".join(_relative_name(*one) for one in attributes))
-
-
-def _relative_name(oid: bytes, kind: int, value: bytes) -> bytes:
-    attribute = encode_element(OID, oid) + encode_element(kind, value)
-    return encode_element(_SET, encode_element(SEQUENCE, attribute))
-
-
-_ENCODED: Final = {_encode_name(name): name for name in _NAMES}
+_ENCODED: Final = {encode_intel_name(name): name for name in _NAMES}
 
 
 def _common_name(encoded: bytes) -> str:
@@ -275,8 +271,7 @@ def _common_name(encoded: bytes) -> str:
         return known
     values = _attributes(encoded)
     name = values.pop(_COMMON_NAME, b"").decode("utf-8", "replace")
-    expected = {oid: value for oid, _, value in _ATTRIBUTES}
-    return name if values == expected and name in _NAMES else ""
+    return name if values == _ATTRIBUTES and name in _NAMES else ""
 
 
 def _attributes(encoded: bytes) -> dict[bytes, bytes]:
@@ -284,10 +279,10 @@ def _attributes(encoded: bytes) -> dict[bytes, bytes]:
     values: dict[bytes, bytes] = {}
     names = DerReader(encoded).enter(SEQUENCE)
     while names.tag() is not None:
-        attribute_set = names.enter(_SET)
+        attribute_set = names.enter(SET)
         attribute = attribute_set.enter(SEQUENCE)
         oid, kind = attribute.content(OID), attribute.tag()
-        if attribute_set.tag() is not None or oid in values or kind not in {_UTF8, _PRINTABLE}:
+        if attribute_set.tag() is not None or oid in values or kind not in _STRINGS:
             return {}
         values[oid] = attribute.content(kind)
     return values

@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from typing import Final
 
-from attestkit._crypto.der import OID, SEQUENCE, SET, DerReader, context, dotted_oid
+from attestkit._crypto.der import (
+    OID,
+    PRINTABLE_STRING,
+    SEQUENCE,
+    SET,
+    UTF8_STRING,
+    DerReader,
+    context,
+    dotted_oid,
+    encode_element,
+    encode_sequence,
+)
 from attestkit.errors import FormatError
 
 _ENCODINGS: Final[Mapping[int, str]] = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}
@@ -85,3 +96,25 @@ def public_key_bits(spki: bytes) -> bytes:
     if unused:
         raise FormatError("public key: has unused bits", reason="wrong_value")
     return bits
+
+
+def encode_attribute(kind: int, tag: int, value: str) -> bytes:
+    """Return an attribute of a name; `kind` is the last arc of its OID, after 2.5.4."""
+    oid = encode_element(OID, bytes([0x55, 0x04, kind]))
+    return encode_element(SET, encode_sequence(oid, encode_element(tag, value.encode())))
+
+
+def encode_intel_name(common_name: str) -> bytes:
+    """Return a name of Intel's SGX PKI: the common name, and the attributes of all its names."""
+    return encode_sequence(encode_attribute(3, UTF8_STRING, common_name), _OF_INTEL)
+
+
+INTEL_ATTRIBUTES: Final = (
+    (10, UTF8_STRING, "Intel Corporation"),
+    (7, UTF8_STRING, "Santa Clara"),
+    (8, UTF8_STRING, "CA"),
+    (6, PRINTABLE_STRING, "US"),
+)
+"""Last arc of the OID, type and value, in the order of real certificates."""
+
+_OF_INTEL: Final = b"".join(encode_attribute(*one) for one in INTEL_ATTRIBUTES)

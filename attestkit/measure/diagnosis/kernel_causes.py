@@ -13,7 +13,7 @@ from attestkit.event_log import Event
 from attestkit.measure.diagnosis.difference import Cause, CauseName
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest
 from attestkit.measure.kernel.linux_kernel import measured_kernel_digest
-from attestkit.measure.kernel.load_options import encode_options
+from attestkit.measure.kernel.load_options import encode_options, options_text
 
 _MOST_HASHED: Final = 768 << 20  # bytes of kernels, 2 s
 _CLASSES: Final = (SPLIT_MEMORY, *(size << 20 for size in range(256, 2816, 256)))
@@ -45,8 +45,7 @@ class _OptionForm(NamedTuple):
     shim: bool
 
     def encode(self, cmdline: str) -> bytes:
-        text = "kernel " * self.shim + "initrd=initrd " * (self.initrd == "first") + cmdline
-        text += " initrd=initrd" * (self.initrd == "last")
+        text = options_text(cmdline, self.initrd, shim=self.shim)
         return encode_options(text, terminated=self.terminated)
 
 

@@ -27,13 +27,15 @@ def direct_boot_options(
         UsageError: If the command line is not ASCII, contains a NUL or is too long.
     """
     check_cmdline(cmdline)
-    text = "kernel " if shim else ""
-    if has_initrd and initrd_first:
-        text += "initrd=initrd "
-    text += cmdline
-    if has_initrd and not initrd_first:
-        text += " initrd=initrd"
+    initrd = ("first" if initrd_first else "last") if has_initrd else "none"
+    text = options_text(cmdline, initrd, shim=shim)
     return encode_options(text) if text else b""
+
+
+def options_text(cmdline: str, initrd: str, *, shim: bool) -> str:
+    """Return the load options as text; `initrd` is where `initrd=initrd` stands, or `none`."""
+    before = "kernel " * shim + "initrd=initrd " * (initrd == "first")
+    return before + cmdline + " initrd=initrd" * (initrd == "last")
 
 
 def encode_options(text: str, *, terminated: bool = True) -> bytes:

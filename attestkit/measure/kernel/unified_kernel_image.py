@@ -89,11 +89,7 @@ _PROFILE: Final = ".profile"
 _KNOWN: Final = frozenset({*_MEASURED, *dict(EXTRA_FILES)})
 
 
-class UkiEvents(NamedTuple):
-    """Events of RTMR2 of one image, by how its stub was built."""
-
-    with_tpm_support: list[ExpectedEvent]
-    without_tpm_support: list[ExpectedEvent]
+_Events = list[ExpectedEvent]
 
 
 class UnifiedKernelImage(NamedTuple):
@@ -188,8 +184,8 @@ class UnifiedKernelImage(NamedTuple):
             *EXITS,
         ]
 
-    def rtmr2_events(self, passed_cmdline: str = "") -> UkiEvents:
-        """Return both possible lists of events of RTMR2.
+    def rtmr2_events(self, passed_cmdline: str = "") -> tuple[_Events, _Events]:
+        """Return the events of RTMR2 by a stub with support of TPMs, and by one without.
 
         Args:
             passed_cmdline: Command line that the boot loader, or QEMU's `-kernel`, passes to the
@@ -204,7 +200,7 @@ class UnifiedKernelImage(NamedTuple):
         cmdline = passed or self.cmdline
         options = encode_options(cmdline) if ".cmdline" in self.sections or passed else b""
         kernel = kernel_stub_events(options, self.initrd, "independent")
-        return UkiEvents([*self._stub_events(passed), *kernel], kernel)
+        return [*self._stub_events(passed), *kernel], kernel
 
     def _stub_events(self, passed_cmdline: str) -> list[ExpectedEvent]:
         events = []

@@ -44,7 +44,7 @@ def digests(events: list[ExpectedEvent]) -> dict[str, bytes | None]:
 
 def test_stub_measures_names_and_contents_in_its_order() -> None:
     """Sections are in the stub's order, not that of the file, each after its name."""
-    events = uki((".pcrpkey", b"key")).rtmr2_events().with_tpm_support
+    events = uki((".pcrpkey", b"key")).rtmr2_events()[0]
     names = [event.name for event in events]
     order = [".linux", ".osrel", ".cmdline", ".initrd", ".pcrpkey"]
     expected = [name for section in order for name in (f"{section} name", section)]
@@ -60,15 +60,15 @@ def test_stub_measures_names_and_contents_in_its_order() -> None:
 def test_stub_without_tpm_support_leaves_the_kernels_events() -> None:
     """Only the load options and the initrd are measured then."""
     found = uki().rtmr2_events()
-    assert found.without_tpm_support == found.with_tpm_support[-2:]
-    assert [event.name for event in found.without_tpm_support] == ["load-options", "initrd"]
+    assert found[1] == found[0][-2:]
+    assert [event.name for event in found[1]] == ["load-options", "initrd"]
 
 
 def test_command_line_is_cleaned() -> None:
     """White space at the ends is cut, and control characters become spaces."""
     image = uki()
     assert image.cmdline == "quiet ro"
-    found = digests(image.rtmr2_events().without_tpm_support)
+    found = digests(image.rtmr2_events()[1])
     assert found["load-options"] == sha384("quiet ro\0".encode("utf-16-le"))
 
 
@@ -76,14 +76,14 @@ def test_passed_command_line_is_measured_and_replaces_that_of_the_image() -> Non
     """The command line of the boot loader is one more event of the stub."""
     found = uki().rtmr2_events(" single ")
     options = "single\0".encode("utf-16-le")
-    assert digests(found.with_tpm_support)["passed-cmdline"] == sha384(options)
-    assert digests(found.without_tpm_support)["load-options"] == sha384(options)
+    assert digests(found[0])["passed-cmdline"] == sha384(options)
+    assert digests(found[1])["load-options"] == sha384(options)
 
 
 def test_image_without_command_line_and_initrd() -> None:
     """A kernel without load options has no event of them."""
     image = UnifiedKernelImage.parse(pe_image([(".linux", KERNEL)]))
-    assert image.rtmr2_events().without_tpm_support == []
+    assert image.rtmr2_events()[1] == []
     assert image.cmdline == ""
     assert image.initrd == b""
 
@@ -99,7 +99,7 @@ def test_initrd_contains_microcode_and_files_of_sections() -> None:
         pack_extra_file("os-release", OS_RELEASE),
     ]
     assert image.initrd == b"".join(parts)
-    assert digests(image.rtmr2_events().without_tpm_support)["initrd"] == sha384(image.initrd)
+    assert digests(image.rtmr2_events()[1])["initrd"] == sha384(image.initrd)
 
 
 def test_single_initrd_is_not_padded() -> None:
@@ -190,7 +190,7 @@ def test_command_line_has_only_characters_of_16_bits() -> None:
     text = "a\xe9\u20ac\U0001f512b"
     image = uki((".cmdline", text.encode()), leave_out=".cmdline")
     assert image.cmdline == "a\xe9\u20acb"
-    found = digests(image.rtmr2_events().without_tpm_support)
+    found = digests(image.rtmr2_events()[1])
     assert found["load-options"] == sha384("a\xe9\u20acb\0".encode("utf-16-le"))
 
 

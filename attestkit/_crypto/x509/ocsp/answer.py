@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from attestkit._crypto.der import (
     ENUMERATED,
@@ -50,18 +50,9 @@ RevocationReason = Literal[
 CertStatus = Literal["good", "revoked", "unknown"]
 """Status of a certificate in an answer."""
 
-REASONS: Final[Mapping[int, RevocationReason]] = {
-    0: "unspecified",
-    1: "key_compromise",
-    2: "ca_compromise",
-    3: "affiliation_changed",
-    4: "superseded",
-    5: "cessation_of_operation",
-    6: "certificate_hold",
-    8: "remove_from_crl",
-    9: "privilege_withdrawn",
-    10: "aa_compromise",
-}
+REASONS: Final[Mapping[int, RevocationReason]] = dict(
+    zip((0, 1, 2, 3, 4, 5, 6, 8, 9, 10), get_args(RevocationReason), strict=True)
+)
 """Numbers of CRLReason; 7 is not used."""
 
 ERRORS: Final[Mapping[int, str]] = {

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
@@ -11,6 +11,7 @@ from attestkit._crypto.p384 import ECDSA_SHA384, load_p384_key
 from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     check_issued,
+    describe_period,
     may,
     read_usages,
 )
@@ -285,27 +286,20 @@ def _check_times(answer: OcspAnswer, expected: _Expected) -> None:
     now, _, max_age, skew, grace = expected
     responder = answer.responder
     if not responder.valid_from <= now <= responder.valid_until:
-        period = _period(responder.valid_from, responder.valid_until, now)
-        raise CollateralExpiredError(f"OCSP responder: {period}", reason="cert_expired")
+        period = describe_period(responder.valid_from, responder.valid_until, now)
+        raise CollateralExpiredError(f"OCSP responder: valid {period}", reason="cert_expired")
     first, last = answer.this_update, answer.next_update
     # Differences, because a time plus or minus skew and grace can overflow.
     if first - now > skew:
-        message = f"OCSP answer: {_period(first, last, now)}"
+        message = f"OCSP answer: valid {describe_period(first, last, now)}"
         raise CollateralExpiredError(message, reason="ocsp_not_yet_valid")
     if now - last - skew > grace or last < first:
-        message = f"OCSP answer: {_period(first, last, now)}"
+        message = f"OCSP answer: valid {describe_period(first, last, now)}"
         raise CollateralExpiredError(message, reason="ocsp_expired")
     if max_age is not None and now - first > max_age:
-        period = _period(first, last, now)
-        message = f"OCSP answer: older than {max_age}: {period}; fetch a new one"
+        period = describe_period(first, last, now)
+        message = f"OCSP answer: older than {max_age}: valid {period}; fetch a new one"
         raise CollateralExpiredError(message, reason="ocsp_expired")
-
-
-def _period(start: datetime, end: datetime, now: datetime) -> str:
-    first, last, at = (
-        f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}" for time in (start, end, now)
-    )
-    return f"valid from {first} to {last} UTC, checked at {at}"
 
 
 @lru_cache(maxsize=512)

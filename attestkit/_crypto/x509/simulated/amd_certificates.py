@@ -19,13 +19,13 @@ from attestkit._crypto.der import (
     encode_sequence,
 )
 from attestkit._crypto.key_pairs import RsaKey
+from attestkit._crypto.x509.names import encode_attribute
 from attestkit._crypto.x509.simulated.certificate_encoder import (
     CERT_AND_CRL_SIGN,
     CERTIFICATE_SIGN,
     CRL_NUMBER,
     Issuer,
     Window,
-    encode_attribute,
     encode_authority_key_id,
     encode_basic_constraints,
     encode_distribution_point,

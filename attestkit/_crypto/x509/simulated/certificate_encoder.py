@@ -12,7 +12,6 @@ from attestkit._crypto.der import (
     GENERALIZED_TIME,
     OCTET_STRING,
     OID,
-    SET,
     UTC_TIME,
     context,
     encode_element,
@@ -158,12 +157,6 @@ def encode_certificate(
         encode_element(context(3), encode_sequence(*extensions)),
     )
     return encode_signed(fields, algorithm, sign)
-
-
-def encode_attribute(kind: int, tag: int, value: str) -> bytes:
-    """Return an attribute of a name; `kind` is the last arc of its OID, after 2.5.4."""
-    oid = encode_element(OID, bytes([0x55, 0x04, kind]))
-    return encode_element(SET, encode_sequence(oid, encode_element(tag, value.encode())))
 
 
 def encode_time(moment: datetime) -> bytes:

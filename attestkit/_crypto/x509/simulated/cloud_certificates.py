@@ -14,11 +14,11 @@ from attestkit._crypto.der import (
     encode_element,
     encode_sequence,
 )
+from attestkit._crypto.x509.names import encode_attribute
 from attestkit._crypto.x509.simulated.certificate_encoder import (
     CERT_AND_CRL_SIGN,
     Issuer,
     Window,
-    encode_attribute,
     encode_authority_key_id,
     encode_basic_constraints,
     encode_extension,

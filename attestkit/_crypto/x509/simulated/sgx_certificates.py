@@ -14,20 +14,18 @@ from attestkit._crypto.der import (
     ENUMERATED,
     OCTET_STRING,
     OID,
-    PRINTABLE_STRING,
-    UTF8_STRING,
 )
 from attestkit._crypto.der import encode_element as _tlv
 from attestkit._crypto.der import encode_integer as _integer
 from attestkit._crypto.der import encode_sequence as _sequence
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.names import encode_intel_name
 from attestkit._crypto.x509.simulated.certificate_encoder import (
     CERT_AND_CRL_SIGN,
     CRL_NUMBER,
     Issuer,
     Window,
-    encode_attribute,
     encode_authority_key_id,
     encode_basic_constraints,
     encode_distribution_point,
@@ -51,7 +49,7 @@ class Authority(NamedTuple):
     @property
     def issuer(self) -> Issuer:
         """The authority with all attributes of its name."""
-        return Issuer(_name(self.name), self.key)
+        return Issuer(encode_intel_name(self.name), self.key)
 
 
 class SgxPlatform(NamedTuple):
@@ -180,25 +178,9 @@ def crl_window(der: bytes) -> Window:
     return Window(start, end)
 
 
-def _name(common_name: str) -> bytes:
-    """Return a name: the common name, followed by the attributes of Intel's names."""
-    return _sequence(encode_attribute(3, UTF8_STRING, common_name), _COMMON_TO_ALL)
-
-
 def _entry(suffix: bytes, value: bytes) -> bytes:
     """Return an entry of the SGX extension; its OID is the OID of the extension and `suffix`."""
     return _sequence(_tlv(OID, _SGX_OID + suffix), value)
 
 
 _BOOLEANS: Final = (_tlv(BOOLEAN, b"\x00"), _tlv(BOOLEAN, b"\xff"))
-
-
-_COMMON_TO_ALL: Final = b"".join(
-    encode_attribute(kind, tag, value)
-    for kind, tag, value in (
-        (10, UTF8_STRING, "Intel Corporation"),
-        (7, UTF8_STRING, "Santa Clara"),
-        (8, UTF8_STRING, "CA"),
-        (6, PRINTABLE_STRING, "US"),
-    )
-)

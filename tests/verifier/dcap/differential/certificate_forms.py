@@ -22,6 +22,7 @@ from attestkit._crypto.der import (
     encode_sequence,
 )
 from attestkit._crypto.ecdsa import ECDSA_SHA256, P256Key
+from attestkit._crypto.x509.names import encode_intel_name
 from attestkit._crypto.x509.simulated.certificate_encoder import (
     CRL_NUMBER,
     KEY_USAGE,
@@ -33,7 +34,7 @@ from attestkit._crypto.x509.simulated.certificate_encoder import (
     encode_signed,
     encode_time,
 )
-from attestkit._crypto.x509.simulated.sgx_certificates import _SGX_OID, _entry, _name
+from attestkit._crypto.x509.simulated.sgx_certificates import _SGX_OID, _entry
 from tests.verifier.dcap.dcap_samples import PKI
 
 SGX_EXTENSION: Final = 0  # number in `left_out`; the others are the last arcs of 2.5.29
@@ -116,9 +117,9 @@ def issue_certificate(form: CertificateForm, issuer: CertificateForm, sgx: SgxFo
         encode_element(context(0), _integer(form.version)),
         _integer(form.serial),
         ECDSA_SHA256,
-        _name(issuer.name),
+        encode_intel_name(issuer.name),
         encode_sequence(start, end),
-        _name(form.name),
+        encode_intel_name(form.name),
         key(form.key).spki_der,
         encode_element(context(3), encode_sequence(*_extensions(form, signing_key, sgx))),
     )
@@ -182,7 +183,7 @@ def issue_crl(form: CrlForm, issuer: CertificateForm) -> bytes:
     fields = (
         b"" if form.version is None else _integer(form.version),
         ECDSA_SHA256,
-        _name(issuer.name),
+        encode_intel_name(issuer.name),
         start,
         b"" if form.end is None else _time(form.end),
         *([_entries(form.revoked, start)] if form.revoked else ()),
