@@ -14,15 +14,7 @@ from typing import Final
 from attestkit.backends.simulator.software_tpm.device_file import HEADER, TpmDeviceFile
 from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor
 from attestkit.backends.simulator.software_tpm.model.tpm_model import NO_SESSIONS, encode_error
-from attestkit.tpm.command_codes import (
-    CAP_COMMANDS,
-    CAP_HANDLES,
-    CODE_MASK,
-    CONTEXT_LOAD,
-    CONTEXT_SAVE,
-    FLUSH_CONTEXT,
-    GET_CAPABILITY,
-)
+from attestkit.tpm import command_codes as commands
 from attestkit.tpm.handles import LAST_TRANSIENT
 from attestkit.tpm.response_codes import RC_RESMGR_COMMAND_CODE
 
@@ -56,16 +48,19 @@ class ResourceManager:
         found: dict[int, int] = {}
         first = 0
         for _ in range(_MOST_PAGES):
-            body = b"".join(n.to_bytes(4, "big") for n in (CAP_COMMANDS, first, 256))
-            response = self.run(GET_CAPABILITY, body)
+            body = b"".join(n.to_bytes(4, "big") for n in (commands.CAP_COMMANDS, first, 256))
+            response = self.run(commands.GET_CAPABILITY, body)
             words = [
                 int.from_bytes(response[at : at + 4], "big") for at in range(19, len(response), 4)
             ]
-            found |= {word & CODE_MASK: word for word in words}
+            found |= {word & commands.CODE_MASK: word for word in words}
             if not words or not response[HEADER]:
                 break
-            first = (words[-1] & CODE_MASK) + 1
-        for code in (FLUSH_CONTEXT, CONTEXT_SAVE):  # their handle counts as one of the header
+            first = (words[-1] & commands.CODE_MASK) + 1
+        for code in (
+            commands.FLUSH_CONTEXT,
+            commands.CONTEXT_SAVE,
+        ):  # their handle counts as one of the header
             if code in found:
                 found[code] = found[code] & ~(7 << 25) | 1 << 25
         return found
@@ -115,24 +110,24 @@ class ManagedFile(TpmDeviceFile):
         """Load the opener's keys and sessions; forget those that the TPM refuses."""
         for slot, context in enumerate(self._contexts):
             if context is not None:
-                response = self._manager.run(CONTEXT_LOAD, context)
+                response = self._manager.run(commands.CONTEXT_LOAD, context)
                 loaded = not any(response[6:10])
                 self._loaded[slot] = int.from_bytes(response[10:14], "big") if loaded else 0
                 self._contexts[slot] = context if loaded else None
         for handle, context in tuple(self._sessions.items()):
-            if any(self._manager.run(CONTEXT_LOAD, context)[6:10]):
+            if any(self._manager.run(commands.CONTEXT_LOAD, context)[6:10]):
                 del self._sessions[handle]
 
     def _save_all(self) -> None:
         """Save keys and sessions; those that the command flushed are forgotten."""
         for slot, handle in enumerate(self._loaded):
             if handle:
-                response = self._manager.run(CONTEXT_SAVE, handle.to_bytes(4, "big"))
+                response = self._manager.run(commands.CONTEXT_SAVE, handle.to_bytes(4, "big"))
                 self._contexts[slot] = None if any(response[6:10]) else response[10:]
                 self._flush([handle])
         self._loaded = [0] * _SLOTS
         for handle in tuple(self._sessions):
-            response = self._manager.run(CONTEXT_SAVE, handle.to_bytes(4, "big"))
+            response = self._manager.run(commands.CONTEXT_SAVE, handle.to_bytes(4, "big"))
             if any(response[6:10]):
                 del self._sessions[handle]
             else:
@@ -140,7 +135,7 @@ class ManagedFile(TpmDeviceFile):
 
     def _flush(self, handles: Iterable[int]) -> None:
         for handle in handles:
-            self._manager.run(FLUSH_CONTEXT, handle.to_bytes(4, "big"))
+            self._manager.run(commands.FLUSH_CONTEXT, handle.to_bytes(4, "big"))
 
     def _map_handles(self, command: bytes, count: int) -> bytes:
         """Replace virtual handles in the handle area by those of the TPM."""
@@ -159,8 +154,8 @@ class ManagedFile(TpmDeviceFile):
             handle = int.from_bytes(response[10:14], "big")
             virtual = self._add(handle)
             return response[:10] + virtual.to_bytes(4, "big") + response[14:]
-        is_handles = int.from_bytes(response[11:15], "big") == CAP_HANDLES
-        if code == GET_CAPABILITY and is_handles:
+        is_handles = int.from_bytes(response[11:15], "big") == commands.CAP_HANDLES
+        if code == commands.GET_CAPABILITY and is_handles:
             return self._map_list(response)
         return response
 

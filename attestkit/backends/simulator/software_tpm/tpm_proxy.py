@@ -22,26 +22,8 @@ from attestkit.backends.simulator.software_tpm.model.tpm_model import (
 from attestkit.backends.tpm.response_codes import BUSY
 from attestkit.errors import BackendError
 from attestkit.tpm import PcrSelection
+from attestkit.tpm import command_codes as commands
 from attestkit.tpm.algorithms import HASH_IDS, hash_size
-from attestkit.tpm.command_codes import (
-    CAP_COMMANDS,
-    CODE_MASK,
-    CONTEXT_LOAD,
-    CONTEXT_SAVE,
-    CREATE_PRIMARY,
-    EVICT_CONTROL,
-    FLUSH_CONTEXT,
-    GET_CAPABILITY,
-    NV_DEFINE_SPACE,
-    NV_READ,
-    NV_READ_PUBLIC,
-    NV_UNDEFINE_SPACE,
-    NV_WRITE,
-    PCR_EXTEND,
-    PCR_READ,
-    READ_PUBLIC,
-    START_AUTH_SESSION,
-)
 from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.pcr_selection import encode_selections
 from attestkit.tpm.public_area import DECRYPT, RESTRICTED
@@ -51,16 +33,16 @@ _SWTPM_LARGEST: Final = 2048  # bytes of an NV index
 
 # Offset of the handle that decides, the same with and without authorizations.
 _DECIDING: Final = {
-    EVICT_CONTROL: 14,
-    NV_UNDEFINE_SPACE: 14,
-    NV_WRITE: 14,
-    NV_READ: 14,
-    CONTEXT_LOAD: 18,
-    CONTEXT_SAVE: 10,
-    FLUSH_CONTEXT: 10,
-    NV_READ_PUBLIC: 10,
-    READ_PUBLIC: 10,
-    START_AUTH_SESSION: 10,
+    commands.EVICT_CONTROL: 14,
+    commands.NV_UNDEFINE_SPACE: 14,
+    commands.NV_WRITE: 14,
+    commands.NV_READ: 14,
+    commands.CONTEXT_LOAD: 18,
+    commands.CONTEXT_SAVE: 10,
+    commands.FLUSH_CONTEXT: 10,
+    commands.NV_READ_PUBLIC: 10,
+    commands.READ_PUBLIC: 10,
+    commands.START_AUTH_SESSION: 10,
 }
 _PASSWORD: Final = bytes.fromhex("00000009 40000009 0000 00 0000")
 _MOST_RETRIES: Final = 1000
@@ -105,7 +87,7 @@ class TpmProxy:
             code = _u32(command, 6)
             if self.hooks.fault is not None and (injected := self.hooks.fault(code)):
                 return encode_error(injected)
-            if code == GET_CAPABILITY:
+            if code == commands.GET_CAPABILITY:
                 return self._merge(command)
             if self._is_for_model(code, command):
                 return self._model.execute(command)
@@ -131,7 +113,7 @@ class TpmProxy:
         """
         body = b"".join(HASH_IDS[bank].to_bytes(2, "big") + one for bank, one in digests.items())
         body = len(digests).to_bytes(4, "big") + body
-        self._send_own(SESSIONS, PCR_EXTEND, pcr.to_bytes(4, "big") + _PASSWORD + body)
+        self._send_own(SESSIONS, commands.PCR_EXTEND, pcr.to_bytes(4, "big") + _PASSWORD + body)
 
     def read_pcr(self, bank: str, pcr: int) -> bytes:
         """Return a PCR's value.
@@ -140,7 +122,7 @@ class TpmProxy:
             BackendError: If swtpm cannot be reached, or does not have the PCR.
         """
         response = self._send_own(
-            NO_SESSIONS, PCR_READ, encode_selections((PcrSelection(bank, (pcr,)),))
+            NO_SESSIONS, commands.PCR_READ, encode_selections((PcrSelection(bank, (pcr,)),))
         )
         value = response[-hash_size(bank) :]
         if len(response) != 10 + 4 + 10 + 4 + 2 + len(value):
@@ -170,10 +152,10 @@ class TpmProxy:
     def _is_for_model(self, code: int, command: bytes) -> bool:
         if code in self.hooks.vendor_commands:
             return True
-        if code == NV_DEFINE_SPACE:
+        if code == commands.NV_DEFINE_SPACE:
             index, size = _find_definition(command)
             return size > _SWTPM_LARGEST or self._model.owns(index)
-        if code == CREATE_PRIMARY and self.hooks.vendor_commands:
+        if code == commands.CREATE_PRIMARY and self.hooks.vendor_commands:
             return _is_storage_key(command)
         at = _DECIDING.get(code)
         return at is not None and self._model.owns(_u32(command, at))
@@ -186,7 +168,7 @@ class TpmProxy:
             return response
         ours = self._model.execute(command)
         mask = (
-            CODE_MASK if what == CAP_COMMANDS else 0xFFFFFFFF
+            commands.CODE_MASK if what == commands.CAP_COMMANDS else 0xFFFFFFFF
         )  # commands are sorted by their codes
         vendor = self.hooks.vendor_commands
         found = {word & mask: word for word in _words(response)}

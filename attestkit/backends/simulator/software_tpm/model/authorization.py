@@ -7,33 +7,21 @@ SessionProcess.
 import hmac
 from typing import Final, NamedTuple
 
-from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader, sized, u32
-from attestkit.backends.simulator.software_tpm.model.response_error import (
+from attestkit.backends.simulator.software_tpm.model.command_reader import (
+    CommandReader,
     TpmResponseError,
     session_error,
+    sized,
+    u32,
 )
 from attestkit.backends.simulator.software_tpm.model.sessions import (
     CONTINUE,
     SimulatedSession,
 )
 from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity, TpmState
+from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import LARGEST_DIGEST, compute_digest
 from attestkit.tpm.handles import PASSWORD_SESSION
-from attestkit.tpm.response_codes import (
-    RC_ATTRIBUTES,
-    RC_AUTH_FAIL,
-    RC_AUTH_MISSING,
-    RC_AUTH_UNAVAILABLE,
-    RC_BAD_AUTH,
-    RC_HANDLE,
-    RC_INSUFFICIENT,
-    RC_LOCKOUT,
-    RC_NONCE,
-    RC_REFERENCE_S0,
-    RC_RESERVED_BITS,
-    RC_SIZE,
-    RC_VALUE,
-)
 
 _MOST_SESSIONS: Final = 3
 _SMALLEST_AREA: Final = 9
@@ -66,18 +54,18 @@ def read_authorizations(reader: CommandReader, state: TpmState) -> list[GivenAut
     size = reader.u32()
     end = reader.at + size
     if size < _SMALLEST_AREA or end > len(reader.data):
-        raise TpmResponseError(RC_SIZE)
+        raise TpmResponseError(codes.RC_SIZE)
     area = CommandReader(reader.data[reader.at : end])
     reader.at = end
     found: list[GivenAuthorization] = []
     while area.at < len(area.data):
         number = len(found) + 1
         if number > _MOST_SESSIONS:
-            raise session_error(RC_SIZE, number)
+            raise session_error(codes.RC_SIZE, number)
         try:
             found.append(_read_entry(area, state, number))
         except TpmResponseError as error:
-            if error.code in (RC_INSUFFICIENT, RC_SIZE):
+            if error.code in (codes.RC_INSUFFICIENT, codes.RC_SIZE):
                 raise session_error(error.code, number) from error
             raise
     return found
@@ -87,19 +75,19 @@ def _read_entry(area: CommandReader, state: TpmState, number: int) -> GivenAutho
     handle = area.u32()
     is_session = state.sessions.is_session(handle)
     if handle != PASSWORD_SESSION and not is_session:
-        raise session_error(RC_VALUE, number)
+        raise session_error(codes.RC_VALUE, number)
     nonce = area.sized(LARGEST_DIGEST)
     attributes = area.u8()
     if attributes & _RESERVED:
-        raise session_error(RC_RESERVED_BITS, number)
+        raise session_error(codes.RC_RESERVED_BITS, number)
     proof = area.sized(LARGEST_DIGEST)
     session = state.sessions.loaded.get(handle)
     if is_session and session is None:
-        raise TpmResponseError(RC_REFERENCE_S0 + number - 1)
+        raise TpmResponseError(codes.RC_REFERENCE_S0 + number - 1)
     if attributes & _OTHER_USES:
-        raise session_error(RC_ATTRIBUTES, number)
+        raise session_error(codes.RC_ATTRIBUTES, number)
     if not is_session and nonce:
-        raise session_error(RC_NONCE, number)
+        raise session_error(codes.RC_NONCE, number)
     return GivenAuthorization(handle, nonce, attributes, proof, session)
 
 
@@ -111,22 +99,26 @@ def check_authorizations(
 ) -> list[GivenAuthorization]:
     """Check passwords and HMACs of a command; return them as the response needs them."""
     if len(given) < command.authorized:
-        raise TpmResponseError(RC_AUTH_MISSING)
+        raise TpmResponseError(codes.RC_AUTH_MISSING)
     checked = []
     for number, one in enumerate(given, 1):
         if number > command.authorized:
             # Only sessions for audit and encryption may follow, which this model does not have.
-            raise session_error(RC_HANDLE if one.session is None else RC_ATTRIBUTES, number)
+            raise session_error(
+                codes.RC_HANDLE if one.session is None else codes.RC_ATTRIBUTES, number
+            )
         entity = command.entities[number - 1]
         if command.role & ~entity.auth_roles:
-            raise TpmResponseError(RC_AUTH_UNAVAILABLE)
+            raise TpmResponseError(codes.RC_AUTH_UNAVAILABLE)
         if entity.dictionary and state.locked_out:
-            raise TpmResponseError(RC_LOCKOUT)
+            raise TpmResponseError(codes.RC_LOCKOUT)
         auth = _auth_of(entity, one.session)
         if not hmac.compare_digest(_expected(one, auth, command, parameters), _given(one)):
             if entity.dictionary:
                 state.count_failure()
-            raise session_error(RC_AUTH_FAIL if entity.dictionary else RC_BAD_AUTH, number)
+            raise session_error(
+                codes.RC_AUTH_FAIL if entity.dictionary else codes.RC_BAD_AUTH, number
+            )
         checked.append(one._replace(auth=auth))
     return checked
 

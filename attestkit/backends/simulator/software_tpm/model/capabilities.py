@@ -16,14 +16,8 @@ from attestkit.backends.simulator.software_tpm.model.key_objects import (
 )
 from attestkit.backends.simulator.software_tpm.model.sessions import MOST_ACTIVE, MOST_LOADED
 from attestkit.backends.simulator.software_tpm.model.tpm_state import TpmState
+from attestkit.tpm import command_codes
 from attestkit.tpm.algorithms import CURVE_NAMES
-from attestkit.tpm.command_codes import (
-    CAP_COMMANDS,
-    CAP_HANDLES,
-    CAP_PCRS,
-    CAP_PROPERTIES,
-    CODE_MASK,
-)
 from attestkit.tpm.handles import ENDORSEMENT, LOCKOUT, NULL, OWNER, PASSWORD_SESSION, PLATFORM
 from attestkit.tpm.pcrs import PCR_COUNT
 from attestkit.tpm.response_codes import RC_HANDLE, RC_VALUE
@@ -57,21 +51,21 @@ def answer_capability(call: CommandCall, commands: Iterable[int]) -> CommandRepl
     first, count = reader.next().u32(), reader.next().u32()
     reader.finish()
     reader.number = 1 if what == _VENDOR else 2
-    if what == CAP_PCRS:
+    if what == command_codes.CAP_PCRS:
         if first:
             raise reader.error(RC_VALUE)
         everything = (1 << PCR_COUNT) - 1
         banks = [(bank, everything) for bank in call.state.pcrs.values]
         return CommandReply(b"\0" + u32(what) + encode_pcr_selections(banks))
     state = call.state
-    if what == CAP_HANDLES:
+    if what == command_codes.CAP_HANDLES:
         handles = _list_handles(state, first >> 24)
         if handles is None:
             raise reader.error(RC_HANDLE)
         items = {key: u32(handle) for key, handle in handles.items()}
-    elif what == CAP_COMMANDS:
-        items = {attributes & CODE_MASK: u32(attributes) for attributes in commands}
-    elif what == CAP_PROPERTIES:
+    elif what == command_codes.CAP_COMMANDS:
+        items = {attributes & command_codes.CODE_MASK: u32(attributes) for attributes in commands}
+    elif what == command_codes.CAP_PROPERTIES:
         found = _fixed_properties(state) if first < 0x200 else _variable_properties(state)
         items = {tag: u32(tag) + u32(value) for tag, value in found.items()}
     elif (others := _other_items(what)) is not None:

@@ -1,14 +1,13 @@
-"""Cursor over the parameters of a command; errors are the response codes that a TPM gives."""
+"""Cursor over the parameters of a command; errors are the response codes that a TPM gives.
+
+`TpmModel.execute` returns the response codes.
+"""
 
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from attestkit.backends.simulator.software_tpm.model.response_error import (
-    TpmResponseError,
-    parameter_error,
-)
+from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import HASH_NAMES, LARGEST_DIGEST, hash_size
-from attestkit.tpm.response_codes import RC_HASH, RC_INSUFFICIENT, RC_SIZE, RC_VALUE
 
 MAX_BANKS: Final = 4  # HASH_COUNT
 MAX_NV_BUFFER: Final = 1024
@@ -19,6 +18,31 @@ Selection = tuple[str, int]
 """A bank and its PCRs as a bitmap; PCR p is the bit 1 << p."""
 
 _T = TypeVar("_T")
+
+
+class TpmResponseError(Exception):
+    """A command failed with a response code; `TpmModel.execute` returns it as a response."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"0x{code:03x}")
+        self.code = code
+
+
+def parameter_error(code: int, number: int) -> TpmResponseError:
+    """Return the error of a parameter, counted from 1; 0 adds none."""
+    if not number or not code & codes.FORMAT_1:
+        return TpmResponseError(code)
+    return TpmResponseError(code | codes.PARAMETER | number << 8)
+
+
+def handle_error(code: int, number: int) -> TpmResponseError:
+    """Return the error of a handle, counted from 1."""
+    return TpmResponseError(code | number << 8)
+
+
+def session_error(code: int, number: int) -> TpmResponseError:
+    """Return the error of a session, counted from 1."""
+    return TpmResponseError(code | codes.SESSION | number << 8)
 
 
 class CommandReader:
@@ -44,7 +68,7 @@ class CommandReader:
         """Read exactly `size` bytes."""
         end = self.at + size
         if end > len(self.data):
-            raise self.error(RC_INSUFFICIENT)
+            raise self.error(codes.RC_INSUFFICIENT)
         found = self.data[self.at : end]
         self.at = end
         return found
@@ -69,7 +93,7 @@ class CommandReader:
         """Read a TPM2B of at most `largest` bytes."""
         size = self.u16()
         if size > largest:
-            raise self.error(RC_SIZE)
+            raise self.error(codes.RC_SIZE)
         return self.take(size)
 
     def sized_structure(self, read: Callable[["CommandReader"], _T]) -> _T:
@@ -77,35 +101,35 @@ class CommandReader:
         size = self.u16()
         start = self.at
         if not size:
-            raise self.error(RC_SIZE)
+            raise self.error(codes.RC_SIZE)
         found = read(self)
         if self.at - start != size:
-            raise self.error(RC_SIZE)
+            raise self.error(codes.RC_SIZE)
         return found
 
     def hash_name(self) -> str:
         """Read TPMI_ALG_HASH; return the name."""
         name = HASH_NAMES.get(self.u16())
         if name is None:
-            raise self.error(RC_HASH)
+            raise self.error(codes.RC_HASH)
         return name
 
     def selections(self) -> list[Selection]:
         """Read TPML_PCR_SELECTION."""
         if (count := self.u32()) > MAX_BANKS:
-            raise self.error(RC_SIZE)
+            raise self.error(codes.RC_SIZE)
         return [self._selection() for _ in range(count)]
 
     def _selection(self) -> Selection:
         bank = self.hash_name()
         if self.u8() != _BITMAP_SIZE:
-            raise self.error(RC_VALUE)
+            raise self.error(codes.RC_VALUE)
         return bank, int.from_bytes(self.take(_BITMAP_SIZE), "little")
 
     def tagged_digests(self) -> list[tuple[str, bytes]]:
         """Read TPML_DIGEST_VALUES: digests with their hashes."""
         if (count := self.u32()) > MAX_BANKS:
-            raise self.error(RC_SIZE)
+            raise self.error(codes.RC_SIZE)
         found = []
         for _ in range(count):
             name = self.hash_name()
@@ -115,7 +139,7 @@ class CommandReader:
     def finish(self) -> None:
         """Check that no bytes follow the parameters."""
         if self.at != len(self.data):
-            raise TpmResponseError(RC_SIZE)
+            raise TpmResponseError(codes.RC_SIZE)
 
 
 def encode_pcr_selections(selections: list[Selection]) -> bytes:

@@ -6,8 +6,7 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.key_pairs import EcKeyPair, RsaKeyPair
-from attestkit.backends.simulator.software_tpm.model.command_reader import u32
-from attestkit.backends.simulator.software_tpm.model.response_error import TpmResponseError
+from attestkit.backends.simulator.software_tpm.model.command_reader import TpmResponseError, u32
 from attestkit.tpm import TpmtPublic
 from attestkit.tpm.handles import FIRST_TRANSIENT, NULL
 from attestkit.tpm.response_codes import RC_OBJECT_MEMORY

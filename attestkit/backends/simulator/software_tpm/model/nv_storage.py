@@ -4,21 +4,15 @@ from typing import Final
 
 from attestkit.backends.simulator.software_tpm.model.command_reader import (
     CommandReader,
+    TpmResponseError,
     sized,
     u16,
     u32,
 )
-from attestkit.backends.simulator.software_tpm.model.response_error import TpmResponseError
+from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import HASH_IDS, LARGEST_DIGEST, compute_digest
 from attestkit.tpm.handles import FIRST_NV_INDEX, LAST_NV_INDEX
 from attestkit.tpm.nv_attributes import RESERVED, WRITTEN
-from attestkit.tpm.response_codes import (
-    RC_NV_DEFINED,
-    RC_NV_SPACE,
-    RC_RESERVED_BITS,
-    RC_SIZE,
-    RC_VALUE,
-)
 
 _MOST_INDICES: Final = 256  # a bound of the model; a TPM has less space
 
@@ -69,9 +63,9 @@ class NvStorage:
     def define(self, index: NvIndex) -> None:
         """Add an index; TpmResponseError if it is defined already, or storage is full."""
         if index.index in self.indices:
-            raise TpmResponseError(RC_NV_DEFINED)
+            raise TpmResponseError(codes.RC_NV_DEFINED)
         if len(self.indices) >= _MOST_INDICES:
-            raise TpmResponseError(RC_NV_SPACE)
+            raise TpmResponseError(codes.RC_NV_SPACE)
         self.indices[index.index] = index
 
 
@@ -79,12 +73,12 @@ def read_nv_public(reader: CommandReader, largest: int) -> NvIndex:
     """Read TPMS_NV_PUBLIC of an index of at most `largest` bytes."""
     index = reader.u32()
     if not FIRST_NV_INDEX <= index <= LAST_NV_INDEX:
-        raise reader.error(RC_VALUE)
+        raise reader.error(codes.RC_VALUE)
     name_alg = reader.hash_name()
     attributes = reader.u32()
     if attributes & RESERVED:
-        raise reader.error(RC_RESERVED_BITS)
+        raise reader.error(codes.RC_RESERVED_BITS)
     policy = reader.sized(LARGEST_DIGEST)
     if (size := reader.u16()) > largest:
-        raise reader.error(RC_SIZE)
+        raise reader.error(codes.RC_SIZE)
     return NvIndex(index, name_alg, attributes, policy, size)

@@ -3,10 +3,10 @@
 import hmac
 from typing import Final, NamedTuple
 
-from attestkit.backends.simulator.software_tpm.model.command_reader import u32
-from attestkit.backends.simulator.software_tpm.model.response_error import (
+from attestkit.backends.simulator.software_tpm.model.command_reader import (
     TpmResponseError,
     parameter_error,
+    u32,
 )
 from attestkit.tpm.algorithms import compute_digest, hash_size
 from attestkit.tpm.handles import FIRST_HMAC_SESSION, FIRST_POLICY_SESSION

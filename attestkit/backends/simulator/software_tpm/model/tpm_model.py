@@ -23,16 +23,17 @@ from attestkit.backends.simulator.software_tpm.model.command_call import (
     CommandDefinition,
     CommandReply,
 )
-from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader, u32
+from attestkit.backends.simulator.software_tpm.model.command_reader import (
+    CommandReader,
+    TpmResponseError,
+    handle_error,
+    u32,
+)
 from attestkit.backends.simulator.software_tpm.model.commands.command_table import (
     build_command_table,
 )
 from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex
 from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
-from attestkit.backends.simulator.software_tpm.model.response_error import (
-    TpmResponseError,
-    handle_error,
-)
 from attestkit.backends.simulator.software_tpm.model.tpm_state import (
     Entity,
     TpmIdentity,
@@ -40,18 +41,11 @@ from attestkit.backends.simulator.software_tpm.model.tpm_state import (
 )
 from attestkit.errors import UsageError
 from attestkit.tpm import TpmtPublic
+from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import hash_size
 from attestkit.tpm.command_codes import GET_CAPABILITY, STARTUP
 from attestkit.tpm.handles import FIRST_NV_INDEX, LAST_NV_INDEX
 from attestkit.tpm.nv_attributes import WRITTEN
-from attestkit.tpm.response_codes import (
-    RC_AUTH_MISSING,
-    RC_BAD_TAG,
-    RC_COMMAND_CODE,
-    RC_COMMAND_SIZE,
-    RC_INITIALIZE,
-    RC_VALUE,
-)
 
 NO_SESSIONS: Final = 0x8001
 SESSIONS: Final = 0x8002
@@ -211,13 +205,13 @@ class TpmModel:
         reader = CommandReader(data)
         tag = reader.u16()
         if tag not in (NO_SESSIONS, SESSIONS):
-            raise TpmResponseError(RC_BAD_TAG if tag in _OTHER_TAGS else RC_VALUE)
+            raise TpmResponseError(codes.RC_BAD_TAG if tag in _OTHER_TAGS else codes.RC_VALUE)
         if reader.u32() != len(data) or len(data) > LARGEST_FRAME:
-            raise TpmResponseError(RC_COMMAND_SIZE)
+            raise TpmResponseError(codes.RC_COMMAND_SIZE)
         code = reader.u32()
         command = self._find_command(code)
         if (code == STARTUP) == self._state.started:
-            raise TpmResponseError(RC_INITIALIZE)
+            raise TpmResponseError(codes.RC_INITIALIZE)
         if self.hooks.fault is not None and (injected := self.hooks.fault(code)):
             raise TpmResponseError(injected)
         entities = self._read_handles(reader, command)
@@ -234,7 +228,7 @@ class TpmModel:
             return CommandDefinition(code, partial(answer_capability, commands=listed))
         command = table.get(code)
         if command is None:
-            raise TpmResponseError(RC_COMMAND_CODE)
+            raise TpmResponseError(codes.RC_COMMAND_CODE)
         return command
 
     def _read_handles(
@@ -248,7 +242,7 @@ class TpmModel:
             except TpmResponseError as error:
                 raise handle_error(error.code, number) from error
             if not is_of_type(handle) or self._state.is_impossible(handle):
-                raise handle_error(RC_VALUE, number)
+                raise handle_error(codes.RC_VALUE, number)
             handles.append(handle)
         return tuple(
             self._state.find_entity(handle, number) for number, handle in enumerate(handles, 1)
@@ -263,7 +257,7 @@ class TpmModel:
     ) -> list[GivenAuthorization]:
         if tag == NO_SESSIONS:
             if command.authorized:
-                raise TpmResponseError(RC_AUTH_MISSING)
+                raise TpmResponseError(codes.RC_AUTH_MISSING)
             return []
         given = read_authorizations(reader, self._state)
         checked = AuthorizedCommand(command.code, entities, command.authorized, command.role)

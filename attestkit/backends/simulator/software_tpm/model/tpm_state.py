@@ -3,26 +3,16 @@
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from attestkit.backends.simulator.software_tpm.model.command_reader import u32
+from attestkit.backends.simulator.software_tpm.model.command_reader import (
+    TpmResponseError,
+    handle_error,
+    u32,
+)
 from attestkit.backends.simulator.software_tpm.model.key_objects import PrimaryKey, PrimaryKeys
 from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex, NvStorage
 from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
-from attestkit.backends.simulator.software_tpm.model.response_error import (
-    TpmResponseError,
-    handle_error,
-)
 from attestkit.backends.simulator.software_tpm.model.sessions import Sessions
-from attestkit.tpm.handles import (
-    FIRST_HMAC_SESSION,
-    FIRST_NV_INDEX,
-    FIRST_PERMANENT,
-    FIRST_PERSISTENT,
-    FIRST_POLICY_SESSION,
-    FIRST_TRANSIENT,
-    HIERARCHIES,
-    LAST_NV_INDEX,
-    LAST_PERSISTENT,
-)
+from attestkit.tpm import handles
 from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE, CLEAR_AT_STARTUP, NO_DA, WRITTEN
 from attestkit.tpm.pcrs import PCR_COUNT
 from attestkit.tpm.public_area import NO_DA as KEY_NO_DA
@@ -135,20 +125,20 @@ class TpmState:
     def is_impossible(self, handle: int) -> bool:
         """Return whether a handle is outside of the transient or session handles of this TPM."""
         kind = handle >> 24
-        if kind == FIRST_TRANSIENT >> 24:
+        if kind == handles.FIRST_TRANSIENT >> 24:
             return handle not in self.keys.slots
-        sessions = (FIRST_HMAC_SESSION >> 24, FIRST_POLICY_SESSION >> 24)
+        sessions = (handles.FIRST_HMAC_SESSION >> 24, handles.FIRST_POLICY_SESSION >> 24)
         return kind in sessions and not self.sessions.is_session(handle)
 
     def find_entity(self, handle: int, number: int) -> Entity:
         """Return what a handle names; `number` counts the command's handles from 1."""
-        if handle < PCR_COUNT or handle in HIERARCHIES:
+        if handle < PCR_COUNT or handle in handles.HIERARCHIES:
             return Entity(handle, u32(handle))
-        if FIRST_HMAC_SESSION <= handle < FIRST_PERMANENT:
+        if handles.FIRST_HMAC_SESSION <= handle < handles.FIRST_PERMANENT:
             if handle not in self.sessions.loaded:
                 raise TpmResponseError(RC_REFERENCE_H0 + number - 1)
             return Entity(handle, u32(handle))
-        if FIRST_NV_INDEX <= handle <= LAST_NV_INDEX:
+        if handles.FIRST_NV_INDEX <= handle <= handles.LAST_NV_INDEX:
             index = self.nv.indices.get(handle)
             if index is None:
                 raise handle_error(RC_HANDLE, number)
@@ -158,7 +148,7 @@ class TpmState:
         return self._find_key(handle, number)
 
     def _find_key(self, handle: int, number: int) -> Entity:
-        if FIRST_PERSISTENT <= handle <= LAST_PERSISTENT:
+        if handles.FIRST_PERSISTENT <= handle <= handles.LAST_PERSISTENT:
             self.keys.require_slot()  # a TPM loads the key for the command
             key = self.keys.persistent.get(handle)
             if key is None:

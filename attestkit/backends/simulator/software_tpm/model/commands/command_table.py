@@ -36,58 +36,27 @@ from attestkit.backends.simulator.software_tpm.model.commands.session_commands i
     run_start_auth_session,
 )
 from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, READ_AND_WRITE, WRITE
-from attestkit.tpm.command_codes import (
-    CONTEXT_LOAD,
-    CONTEXT_SAVE,
-    CREATE_PRIMARY,
-    EVICT_CONTROL,
-    FLUSH_CONTEXT,
-    GET_RANDOM,
-    NV_DEFINE_SPACE,
-    NV_READ,
-    NV_READ_PUBLIC,
-    NV_UNDEFINE_SPACE,
-    NV_WRITE,
-    PCR_EXTEND,
-    PCR_READ,
-    PCR_RESET,
-    QUOTE,
-    READ_CLOCK,
-    READ_PUBLIC,
-    SELF_TEST,
-    SHUTDOWN,
-    START_AUTH_SESSION,
-    STARTUP,
-)
-from attestkit.tpm.handles import (
-    FIRST_NV_INDEX,
-    FIRST_TRANSIENT,
-    HIERARCHIES,
-    LAST_NV_INDEX,
-    LAST_PERSISTENT,
-    NULL,
-    OWNER,
-    PLATFORM,
-)
+from attestkit.tpm import command_codes as commands
+from attestkit.tpm import handles
 from attestkit.tpm.pcrs import PCR_COUNT
 
 _CONTEXT_TYPES: Final = (0x02, 0x03, 0x80)  # HMAC and policy sessions, transient keys
 
 
 def _is_pcr(handle: int) -> bool:
-    return handle < PCR_COUNT or handle == NULL
+    return handle < PCR_COUNT or handle == handles.NULL
 
 
 def _is_hierarchy(handle: int) -> bool:
-    return handle in HIERARCHIES
+    return handle in handles.HIERARCHIES
 
 
 def _is_provision(handle: int) -> bool:
-    return handle in (OWNER, PLATFORM)
+    return handle in (handles.OWNER, handles.PLATFORM)
 
 
 def _is_index(handle: int) -> bool:
-    return FIRST_NV_INDEX <= handle <= LAST_NV_INDEX
+    return handles.FIRST_NV_INDEX <= handle <= handles.LAST_NV_INDEX
 
 
 def _is_nv_auth(handle: int) -> bool:
@@ -95,11 +64,11 @@ def _is_nv_auth(handle: int) -> bool:
 
 
 def _is_object(handle: int) -> bool:
-    return FIRST_TRANSIENT <= handle <= LAST_PERSISTENT
+    return handles.FIRST_TRANSIENT <= handle <= handles.LAST_PERSISTENT
 
 
 def _is_object_or_null(handle: int) -> bool:
-    return _is_object(handle) or handle == NULL
+    return _is_object(handle) or handle == handles.NULL
 
 
 def _is_context(handle: int) -> bool:
@@ -113,35 +82,47 @@ def _is_entity(handle: int) -> bool:
 # Codes: TPM 2.0 Library, Part 2, section 6.5.2. GetCapability is not here: it lists them.
 _COMMANDS: Final = (
     CommandDefinition(
-        EVICT_CONTROL, run_evict_control, (_is_provision, _is_object), 1, changes_nv=True
+        commands.EVICT_CONTROL, run_evict_control, (_is_provision, _is_object), 1, changes_nv=True
     ),
     CommandDefinition(
-        NV_UNDEFINE_SPACE, run_nv_undefine_space, (_is_provision, _is_index), 1, changes_nv=True
+        commands.NV_UNDEFINE_SPACE,
+        run_nv_undefine_space,
+        (_is_provision, _is_index),
+        1,
+        changes_nv=True,
     ),
-    CommandDefinition(NV_DEFINE_SPACE, run_nv_define_space, (_is_provision,), 1, changes_nv=True),
-    CommandDefinition(CREATE_PRIMARY, run_create_primary, (_is_hierarchy,), 1, returns_handle=True),
-    CommandDefinition(NV_WRITE, run_nv_write, (_is_nv_auth, _is_index), 1, WRITE, changes_nv=True),
-    CommandDefinition(PCR_RESET, run_pcr_reset, (_is_pcr,), 1, changes_nv=True),
-    CommandDefinition(SELF_TEST, run_self_test, changes_nv=True),
-    CommandDefinition(STARTUP, run_startup, changes_nv=True, takes_session=False),
-    CommandDefinition(SHUTDOWN, run_shutdown, changes_nv=True),
-    CommandDefinition(NV_READ, run_nv_read, (_is_nv_auth, _is_index), 1, READ),
-    CommandDefinition(QUOTE, run_quote, (_is_object_or_null,), 1),
-    CommandDefinition(CONTEXT_LOAD, run_context_load, returns_handle=True, takes_session=False),
-    CommandDefinition(CONTEXT_SAVE, run_context_save, (_is_context,), takes_session=False),
-    CommandDefinition(FLUSH_CONTEXT, run_flush_context, takes_session=False),
-    CommandDefinition(NV_READ_PUBLIC, run_nv_read_public, (_is_index,)),
-    CommandDefinition(READ_PUBLIC, run_read_public, (_is_object,)),
     CommandDefinition(
-        START_AUTH_SESSION,
+        commands.NV_DEFINE_SPACE, run_nv_define_space, (_is_provision,), 1, changes_nv=True
+    ),
+    CommandDefinition(
+        commands.CREATE_PRIMARY, run_create_primary, (_is_hierarchy,), 1, returns_handle=True
+    ),
+    CommandDefinition(
+        commands.NV_WRITE, run_nv_write, (_is_nv_auth, _is_index), 1, WRITE, changes_nv=True
+    ),
+    CommandDefinition(commands.PCR_RESET, run_pcr_reset, (_is_pcr,), 1, changes_nv=True),
+    CommandDefinition(commands.SELF_TEST, run_self_test, changes_nv=True),
+    CommandDefinition(commands.STARTUP, run_startup, changes_nv=True, takes_session=False),
+    CommandDefinition(commands.SHUTDOWN, run_shutdown, changes_nv=True),
+    CommandDefinition(commands.NV_READ, run_nv_read, (_is_nv_auth, _is_index), 1, READ),
+    CommandDefinition(commands.QUOTE, run_quote, (_is_object_or_null,), 1),
+    CommandDefinition(
+        commands.CONTEXT_LOAD, run_context_load, returns_handle=True, takes_session=False
+    ),
+    CommandDefinition(commands.CONTEXT_SAVE, run_context_save, (_is_context,), takes_session=False),
+    CommandDefinition(commands.FLUSH_CONTEXT, run_flush_context, takes_session=False),
+    CommandDefinition(commands.NV_READ_PUBLIC, run_nv_read_public, (_is_index,)),
+    CommandDefinition(commands.READ_PUBLIC, run_read_public, (_is_object,)),
+    CommandDefinition(
+        commands.START_AUTH_SESSION,
         run_start_auth_session,
         (_is_object_or_null, _is_entity),
         returns_handle=True,
     ),
-    CommandDefinition(GET_RANDOM, run_get_random),
-    CommandDefinition(PCR_READ, run_pcr_read),
-    CommandDefinition(READ_CLOCK, run_read_clock),
-    CommandDefinition(PCR_EXTEND, run_pcr_extend, (_is_pcr,), 1, changes_nv=True),
+    CommandDefinition(commands.GET_RANDOM, run_get_random),
+    CommandDefinition(commands.PCR_READ, run_pcr_read),
+    CommandDefinition(commands.READ_CLOCK, run_read_clock),
+    CommandDefinition(commands.PCR_EXTEND, run_pcr_extend, (_is_pcr,), 1, changes_nv=True),
 )
 
 

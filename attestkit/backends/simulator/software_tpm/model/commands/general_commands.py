@@ -4,6 +4,7 @@ from typing import Final
 
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
 from attestkit.backends.simulator.software_tpm.model.command_reader import (
+    TpmResponseError,
     encode_pcr_selections,
     sized,
     u32,
@@ -15,7 +16,6 @@ from attestkit.backends.simulator.software_tpm.model.pcr_banks import (
     DYNAMIC_PCRS,
     MAX_DIGESTS,
 )
-from attestkit.backends.simulator.software_tpm.model.response_error import TpmResponseError
 from attestkit.backends.simulator.software_tpm.model.tpm_state import TpmState
 from attestkit.tpm.handles import NULL
 from attestkit.tpm.response_codes import RC_LOCALITY, RC_VALUE

@@ -9,7 +9,10 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     LARGEST_DATA,
     CommandReader,
     Selection,
+    TpmResponseError,
     encode_pcr_selections,
+    handle_error,
+    parameter_error,
     sized,
     u16,
     u32,
@@ -22,51 +25,27 @@ from attestkit.backends.simulator.software_tpm.model.public_template import (
     check_template,
     read_template,
 )
-from attestkit.backends.simulator.software_tpm.model.response_error import (
-    TpmResponseError,
-    handle_error,
-    parameter_error,
-)
 from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity, TpmState
-from attestkit.tpm import TpmtSignature
-from attestkit.tpm.algorithms import (
-    ALG_ECDSA,
-    ALG_HMAC,
-    ALG_NULL,
-    ALG_RSAPSS,
-    ALG_RSASSA,
-    LARGEST_DIGEST,
-    compute_digest,
-    hash_size,
-)
-from attestkit.tpm.handles import (
-    FIRST_PERSISTENT,
-    FIRST_PLATFORM_PERSISTENT,
-    LAST_PERSISTENT,
-    NULL,
-    OWNER,
-    PLATFORM,
-)
+from attestkit.tpm import TpmtSignature, handles
+from attestkit.tpm import algorithms as alg
+from attestkit.tpm import response_codes as codes
 from attestkit.tpm.public_area import SIGN
-from attestkit.tpm.response_codes import (
-    RC_ATTRIBUTES,
-    RC_HANDLE,
-    RC_HIERARCHY,
-    RC_KEY,
-    RC_NV_DEFINED,
-    RC_NV_SPACE,
-    RC_RANGE,
-    RC_SCHEME,
-    RC_SIZE,
-    RC_VALUE,
-)
 
 _LARGEST_SENSITIVE: Final = 128  # MAX_SYM_DATA
 _CREATION_TICKET: Final = 0x8021
 _QUOTE: Final = 0xFF544347_8018  # magic and type of TPMS_ATTEST
 _ALG_ECDAA: Final = 0x001A
-_SCHEMES: Final = {ALG_RSASSA: "rsassa", ALG_RSAPSS: "rsapss", ALG_ECDSA: "ecdsa"}
-_OTHER_SCHEMES: Final = (ALG_HMAC, _ALG_ECDAA, 0x001B, 0x001C)  # with a hash; no key here has them
+_SCHEMES: Final = {
+    alg.ALG_RSASSA: "rsassa",
+    alg.ALG_RSAPSS: "rsapss",
+    alg.ALG_ECDSA: "ecdsa",
+}
+_OTHER_SCHEMES: Final = (
+    alg.ALG_HMAC,
+    _ALG_ECDAA,
+    0x001B,
+    0x001C,
+)  # with a hash; no key here has them
 _LOCALITY_0: Final = b"\1"
 
 
@@ -83,12 +62,12 @@ def run_create_primary(call: CommandCall) -> CommandReply:
     check_template(found)
     template = found.public
     auth = auth.rstrip(b"\0")
-    if len(auth) > hash_size(template.name_alg):
-        raise parameter_error(RC_SIZE, 1)
+    if len(auth) > alg.hash_size(template.name_alg):
+        raise parameter_error(codes.RC_SIZE, 1)
     hierarchy = call.entities[0].handle
     key = keys.create(hierarchy, template, data, auth)
     creation = _encode_creation(call.state, key, creation_pcrs, outside)
-    digest = compute_digest(template.name_alg, creation)
+    digest = alg.compute_digest(template.name_alg, creation)
     ticket = keys.mac(hierarchy, u16(_CREATION_TICKET) + key.public.name + digest)
     parts = (
         sized(key.public.encode()),
@@ -101,7 +80,7 @@ def run_create_primary(call: CommandCall) -> CommandReply:
 
 
 def _read_sensitive(reader: CommandReader) -> tuple[bytes, bytes]:
-    return reader.sized(LARGEST_DIGEST), reader.sized(_LARGEST_SENSITIVE)
+    return reader.sized(alg.LARGEST_DIGEST), reader.sized(_LARGEST_SENSITIVE)
 
 
 def _encode_creation(
@@ -112,7 +91,7 @@ def _encode_creation(
     parts = (
         encode_pcr_selections(state.pcrs.filter(pcrs)),
         sized(state.pcrs.digest(pcrs, key.public.name_alg)),
-        _LOCALITY_0 + u16(ALG_NULL),
+        _LOCALITY_0 + u16(alg.ALG_NULL),
         parent + parent + sized(outside),
     )
     return b"".join(parts)
@@ -134,30 +113,30 @@ def run_read_public(call: CommandCall) -> CommandReply:
 def run_evict_control(call: CommandCall) -> CommandReply:
     """TPM2_EvictControl: make a key persistent, or remove a persistent one."""
     handle = call.reader.next().u32()
-    if not FIRST_PERSISTENT <= handle <= LAST_PERSISTENT:
-        raise call.reader.error(RC_VALUE)
+    if not handles.FIRST_PERSISTENT <= handle <= handles.LAST_PERSISTENT:
+        raise call.reader.error(codes.RC_VALUE)
     call.reader.finish()
-    by_platform = call.entities[0].handle == PLATFORM
+    by_platform = call.entities[0].handle == handles.PLATFORM
     subject = call.entities[1]
     key = _key_of(subject)
     persistent = call.state.keys.persistent
-    if key.hierarchy == NULL or key.public.attributes & ST_CLEAR:
-        raise handle_error(RC_ATTRIBUTES, 2)
-    if subject.handle >= FIRST_PERSISTENT:
+    if key.hierarchy == handles.NULL or key.public.attributes & ST_CLEAR:
+        raise handle_error(codes.RC_ATTRIBUTES, 2)
+    if subject.handle >= handles.FIRST_PERSISTENT:
         if subject.handle != handle:
-            raise handle_error(RC_HANDLE, 2)
-        if key.hierarchy == PLATFORM and not by_platform:
-            raise handle_error(RC_HIERARCHY, 2)
+            raise handle_error(codes.RC_HANDLE, 2)
+        if key.hierarchy == handles.PLATFORM and not by_platform:
+            raise handle_error(codes.RC_HIERARCHY, 2)
         del persistent[handle]
         return CommandReply()
-    if by_platform != (key.hierarchy == PLATFORM):
-        raise handle_error(RC_HIERARCHY, 2)
-    if by_platform != (handle >= FIRST_PLATFORM_PERSISTENT):
-        raise parameter_error(RC_RANGE, 1)
+    if by_platform != (key.hierarchy == handles.PLATFORM):
+        raise handle_error(codes.RC_HIERARCHY, 2)
+    if by_platform != (handle >= handles.FIRST_PLATFORM_PERSISTENT):
+        raise parameter_error(codes.RC_RANGE, 1)
     if handle in persistent:
-        raise TpmResponseError(RC_NV_DEFINED)
+        raise TpmResponseError(codes.RC_NV_DEFINED)
     if len(persistent) >= PERSISTENT_SLOTS:
-        raise TpmResponseError(RC_NV_SPACE)
+        raise TpmResponseError(codes.RC_NV_SPACE)
     persistent[handle] = key
     return CommandReply()
 
@@ -170,23 +149,23 @@ def run_quote(call: CommandCall) -> CommandReply:
     selections = reader.next().selections()
     reader.finish()
     if call.entities[0].key is None:  # the null handle
-        raise parameter_error(RC_SCHEME, 2)
+        raise parameter_error(codes.RC_SCHEME, 2)
     key = call.entities[0].key
     if not key.public.attributes & SIGN:
-        raise handle_error(RC_KEY, 1)
+        raise handle_error(codes.RC_KEY, 1)
     scheme, hash_name = _choose_scheme(key, wanted)
     message = _encode_attest(call.state, key, extra_data, selections, hash_name)
-    signature = _sign(call.state, key, scheme, hash_name, compute_digest(hash_name, message))
+    signature = _sign(call.state, key, scheme, hash_name, alg.compute_digest(hash_name, message))
     return CommandReply(sized(message) + signature.encode())
 
 
 def _read_scheme(reader: CommandReader) -> tuple[str, str] | None:
     """Read TPMT_SIG_SCHEME; None for that of the key. Schemes without a name fit no key."""
     scheme = reader.u16()
-    if scheme == ALG_NULL:
+    if scheme == alg.ALG_NULL:
         return None
     if scheme not in _SCHEMES and scheme not in _OTHER_SCHEMES:
-        raise reader.error(RC_SCHEME)
+        raise reader.error(codes.RC_SCHEME)
     hash_name = reader.hash_name()
     if scheme == _ALG_ECDAA:
         reader.u16()
@@ -199,7 +178,7 @@ def _choose_scheme(key: PrimaryKey, wanted: tuple[str, str] | None) -> tuple[str
     chosen = wanted or own
     fits = ("ecdsa",) if key.public.type == "ecc" else ("rsassa", "rsapss")
     if chosen is None or own not in (None, chosen) or chosen[0] not in fits:
-        raise parameter_error(RC_SCHEME, 2)
+        raise parameter_error(codes.RC_SCHEME, 2)
     return chosen
 
 
@@ -212,9 +191,9 @@ def _encode_attest(
     """
     clock = encode_clock(state)
     firmware = state.identity.firmware_version
-    if key.hierarchy in (OWNER, NULL):
+    if key.hierarchy in (handles.OWNER, handles.NULL):
         content = b"OBFUSCATE\0" + key.qualified_name
-        mask = hmac.digest(state.keys.proof(OWNER), content, "sha512")
+        mask = hmac.digest(state.keys.proof(handles.OWNER), content, "sha512")
         version, resets, restarts = struct.unpack(">QII", mask[:16])
         firmware = (firmware + version) & (1 << 64) - 1
         head = u64(state.clock_ms), state.reset_count + resets, state.restart_count + restarts

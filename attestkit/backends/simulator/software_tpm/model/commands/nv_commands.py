@@ -4,45 +4,23 @@ from functools import partial
 from typing import Final
 
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
-from attestkit.backends.simulator.software_tpm.model.command_reader import MAX_NV_BUFFER, sized
-from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex, read_nv_public
-from attestkit.backends.simulator.software_tpm.model.response_error import (
+from attestkit.backends.simulator.software_tpm.model.command_reader import (
+    MAX_NV_BUFFER,
     TpmResponseError,
     handle_error,
     parameter_error,
+    sized,
 )
+from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex, read_nv_public
 from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity
+from attestkit.tpm import nv_attributes as nv
+from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import LARGEST_DIGEST, hash_size
 from attestkit.tpm.handles import OWNER, PLATFORM
-from attestkit.tpm.nv_attributes import (
-    AUTH_READ,
-    AUTH_WRITE,
-    OWNER_READ,
-    OWNER_WRITE,
-    PLATFORM_CREATE,
-    POLICY_DELETE,
-    POLICY_READ,
-    POLICY_WRITE,
-    PP_READ,
-    PP_WRITE,
-    READ_LOCKED,
-    TYPE,
-    WRITE_ALL,
-    WRITE_LOCKED,
-    WRITTEN,
-)
-from attestkit.tpm.response_codes import (
-    RC_ATTRIBUTES,
-    RC_NV_AUTHORIZATION,
-    RC_NV_RANGE,
-    RC_NV_UNINITIALIZED,
-    RC_SIZE,
-    RC_VALUE,
-)
 
-_READERS: Final = PP_READ | OWNER_READ | AUTH_READ | POLICY_READ
-_WRITERS: Final = PP_WRITE | OWNER_WRITE | AUTH_WRITE | POLICY_WRITE
-_SET_BY_THE_TPM: Final = WRITTEN | WRITE_LOCKED | READ_LOCKED
+_READERS: Final = nv.PP_READ | nv.OWNER_READ | nv.AUTH_READ | nv.POLICY_READ
+_WRITERS: Final = nv.PP_WRITE | nv.OWNER_WRITE | nv.AUTH_WRITE | nv.POLICY_WRITE
+_SET_BY_THE_TPM: Final = nv.WRITTEN | nv.WRITE_LOCKED | nv.READ_LOCKED
 
 
 def run_nv_define_space(call: CommandCall) -> CommandReply:
@@ -53,18 +31,18 @@ def run_nv_define_space(call: CommandCall) -> CommandReply:
     reader.finish()
     size = hash_size(index.name_alg)
     if len(auth) > size:
-        raise parameter_error(RC_SIZE, 1)
+        raise parameter_error(codes.RC_SIZE, 1)
     if len(index.policy) not in (0, size):
-        raise parameter_error(RC_SIZE, 2)
+        raise parameter_error(codes.RC_SIZE, 2)
     attributes = index.attributes
     if (
-        attributes & (TYPE | _SET_BY_THE_TPM | POLICY_DELETE)
+        attributes & (nv.TYPE | _SET_BY_THE_TPM | nv.POLICY_DELETE)
         or not attributes & _READERS
         or not attributes & _WRITERS
     ):
-        raise parameter_error(RC_ATTRIBUTES, 2)
-    if bool(attributes & PLATFORM_CREATE) != (call.entities[0].handle == PLATFORM):
-        raise handle_error(RC_ATTRIBUTES, 1)
+        raise parameter_error(codes.RC_ATTRIBUTES, 2)
+    if bool(attributes & nv.PLATFORM_CREATE) != (call.entities[0].handle == PLATFORM):
+        raise handle_error(codes.RC_ATTRIBUTES, 1)
     index.auth = auth
     call.state.nv.define(index)
     return CommandReply()
@@ -74,8 +52,8 @@ def run_nv_undefine_space(call: CommandCall) -> CommandReply:
     """TPM2_NV_UndefineSpace."""
     call.reader.finish()
     index = _index_of(call.entities[1])
-    if index.attributes & PLATFORM_CREATE and call.entities[0].handle != PLATFORM:
-        raise TpmResponseError(RC_NV_AUTHORIZATION)
+    if index.attributes & nv.PLATFORM_CREATE and call.entities[0].handle != PLATFORM:
+        raise TpmResponseError(codes.RC_NV_AUTHORIZATION)
     del call.state.nv.indices[index.index]
     return CommandReply()
 
@@ -92,16 +70,16 @@ def run_nv_read(call: CommandCall) -> CommandReply:
     size, offset = call.reader.next().u16(), call.reader.next().u16()
     call.reader.finish()
     index = _index_of(call.entities[1])
-    _check_way(call, index, OWNER_READ, PP_READ)
+    _check_way(call, index, nv.OWNER_READ, nv.PP_READ)
     call.hooks.refresh(index.index, offset, index.content)
-    if not index.attributes & WRITTEN:
-        raise TpmResponseError(RC_NV_UNINITIALIZED)
+    if not index.attributes & nv.WRITTEN:
+        raise TpmResponseError(codes.RC_NV_UNINITIALIZED)
     if size > MAX_NV_BUFFER:
-        raise parameter_error(RC_VALUE, 1)
+        raise parameter_error(codes.RC_VALUE, 1)
     if offset > len(index.content):
-        raise parameter_error(RC_VALUE, 2)
+        raise parameter_error(codes.RC_VALUE, 2)
     if offset + size > len(index.content):
-        raise TpmResponseError(RC_NV_RANGE)
+        raise TpmResponseError(codes.RC_NV_RANGE)
     return CommandReply(sized(bytes(index.content[offset : offset + size])))
 
 
@@ -110,13 +88,13 @@ def run_nv_write(call: CommandCall) -> CommandReply:
     data, offset = call.reader.next().sized(MAX_NV_BUFFER), call.reader.next().u16()
     call.reader.finish()
     index = _index_of(call.entities[1])
-    _check_way(call, index, OWNER_WRITE, PP_WRITE)
+    _check_way(call, index, nv.OWNER_WRITE, nv.PP_WRITE)
     if offset > len(index.content):
-        raise parameter_error(RC_VALUE, 2)
+        raise parameter_error(codes.RC_VALUE, 2)
     if offset + len(data) > len(index.content):
-        raise TpmResponseError(RC_NV_RANGE)
-    if index.attributes & WRITE_ALL and len(data) < len(index.content):
-        raise TpmResponseError(RC_NV_RANGE)
+        raise TpmResponseError(codes.RC_NV_RANGE)
+    if index.attributes & nv.WRITE_ALL and len(data) < len(index.content):
+        raise TpmResponseError(codes.RC_NV_RANGE)
     index.write(offset, data)
     return CommandReply()
 
@@ -129,12 +107,12 @@ def run_vendor(call: CommandCall, code: int) -> CommandReply:
     call.reader.finish()
     index = _index_of(call.entities[1])
     if call.entities[0].handle != index.index:
-        raise TpmResponseError(RC_NV_AUTHORIZATION)
-    if not index.attributes & WRITTEN:
-        raise TpmResponseError(RC_NV_UNINITIALIZED)
+        raise TpmResponseError(codes.RC_NV_AUTHORIZATION)
+    if not index.attributes & nv.WRITTEN:
+        raise TpmResponseError(codes.RC_NV_UNINITIALIZED)
     answer = call.hooks.vendor_commands[code](bytes(index.content))
     if len(answer) > len(index.content):
-        raise TpmResponseError(RC_NV_RANGE)
+        raise TpmResponseError(codes.RC_NV_RANGE)
     index.write(0, answer)
     return CommandReply()
 
@@ -149,7 +127,7 @@ def _check_way(call: CommandCall, index: NvIndex, owner: int, platform: int) -> 
     else:
         allowed = handle == index.index  # its attributes were checked with its password
     if not allowed:
-        raise TpmResponseError(RC_NV_AUTHORIZATION)
+        raise TpmResponseError(codes.RC_NV_AUTHORIZATION)
 
 
 def _index_of(entity: Entity) -> NvIndex:

@@ -6,17 +6,15 @@ from typing import Final
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
 from attestkit.backends.simulator.software_tpm.model.command_reader import (
     CommandReader,
+    TpmResponseError,
+    handle_error,
+    parameter_error,
     sized,
     u32,
     u64,
 )
 from attestkit.backends.simulator.software_tpm.model.key_objects import PrimaryKey
 from attestkit.backends.simulator.software_tpm.model.public_template import ST_CLEAR, read_template
-from attestkit.backends.simulator.software_tpm.model.response_error import (
-    TpmResponseError,
-    handle_error,
-    parameter_error,
-)
 from attestkit.backends.simulator.software_tpm.model.sessions import (
     SMALLEST_NONCE,
     SessionStart,
@@ -25,18 +23,10 @@ from attestkit.backends.simulator.software_tpm.model.sessions import (
 )
 from attestkit.backends.simulator.software_tpm.model.tpm_state import TpmState
 from attestkit.errors import SignatureError
+from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import ALG_AES, ALG_CFB, ALG_NULL, LARGEST_DIGEST, hash_size
 from attestkit.tpm.handles import FIRST_TRANSIENT, HIERARCHIES, NULL
 from attestkit.tpm.public_area import DECRYPT
-from attestkit.tpm.response_codes import (
-    RC_ATTRIBUTES,
-    RC_HANDLE,
-    RC_INTEGRITY,
-    RC_MODE,
-    RC_SIZE,
-    RC_SYMMETRIC,
-    RC_VALUE,
-)
 
 _HMAC_SESSION: Final = 0
 _SESSION_TYPES: Final = (0, 1, 3)
@@ -52,17 +42,17 @@ def run_start_auth_session(call: CommandCall) -> CommandReply:
     nonce = reader.next().sized(LARGEST_DIGEST)
     salt = reader.next().sized(_LARGEST_SECRET)
     if (kind := reader.next().u8()) not in _SESSION_TYPES:
-        raise reader.error(RC_VALUE)
+        raise reader.error(codes.RC_VALUE)
     _read_symmetric(reader.next())
     hash_name = reader.next().hash_name()
     reader.finish()
     size = hash_size(hash_name)
     if not SMALLEST_NONCE <= len(nonce) <= size:
-        raise parameter_error(RC_SIZE, 1)
+        raise parameter_error(codes.RC_SIZE, 1)
     salt_key, bind = call.entities
     secret = _decrypt_salt(call.state, salt_key.key, salt)
     if kind != _HMAC_SESSION:  # policy and trial sessions are not simulated
-        raise parameter_error(RC_VALUE, 3)
+        raise parameter_error(codes.RC_VALUE, 3)
     bound = None if bind.handle == NULL else bind.name + bind.auth
     nonce_tpm = call.state.random(len(nonce))
     start = SessionStart(hash_name, bind.auth + secret, nonce_tpm, nonce)
@@ -77,23 +67,23 @@ def _read_symmetric(reader: CommandReader) -> None:
         reader.hash_name()
     elif algorithm == ALG_AES:
         if reader.u16() not in (128, 256):
-            raise reader.error(RC_VALUE)
+            raise reader.error(codes.RC_VALUE)
         if reader.u16() != ALG_CFB:
-            raise reader.error(RC_MODE)
+            raise reader.error(codes.RC_MODE)
     elif algorithm != ALG_NULL:
-        raise reader.error(RC_SYMMETRIC)
+        raise reader.error(codes.RC_SYMMETRIC)
 
 
 def _decrypt_salt(state: TpmState, key: PrimaryKey | None, salt: bytes) -> bytes:
     """Return the salt of a session (Part 1, B.10.2 and C.6.1); empty without a key."""
     if key is None:
         if salt:
-            raise parameter_error(RC_VALUE, 2)
+            raise parameter_error(codes.RC_VALUE, 2)
         return b""
     if not salt:
-        raise parameter_error(RC_VALUE, 2)
+        raise parameter_error(codes.RC_VALUE, 2)
     if not key.public.attributes & DECRYPT:
-        raise handle_error(RC_ATTRIBUTES, 1)
+        raise handle_error(codes.RC_ATTRIBUTES, 1)
     hash_name = key.public.name_alg
     try:
         if key.public.type == "rsa":
@@ -101,9 +91,9 @@ def _decrypt_salt(state: TpmState, key: PrimaryKey | None, salt: bytes) -> bytes
         else:
             secret = _exchange(state, key, salt)
     except (SignatureError, TpmResponseError) as error:
-        raise parameter_error(RC_VALUE, 2) from error
+        raise parameter_error(codes.RC_VALUE, 2) from error
     if len(secret) > hash_size(hash_name):
-        raise parameter_error(RC_VALUE, 2)
+        raise parameter_error(codes.RC_VALUE, 2)
     return secret
 
 
@@ -120,12 +110,12 @@ def run_flush_context(call: CommandCall) -> CommandReply:
     """TPM2_FlushContext; the handle is a parameter."""
     handle = call.reader.next().u32()
     if not call.state.is_context(handle):
-        raise call.reader.error(RC_VALUE)
+        raise call.reader.error(codes.RC_VALUE)
     call.reader.finish()
     if handle < FIRST_TRANSIENT:
         call.state.sessions.flush(handle)
     elif call.state.keys.transient.pop(handle, None) is None:
-        raise parameter_error(RC_HANDLE, 1)
+        raise parameter_error(codes.RC_HANDLE, 1)
     return CommandReply()
 
 
@@ -161,19 +151,19 @@ def run_context_load(call: CommandCall) -> CommandReply:
     start = reader.at
     number, handle = reader.u64(), reader.u32()
     if not call.state.is_context(handle):
-        raise reader.error(RC_VALUE)
+        raise reader.error(codes.RC_VALUE)
     if (hierarchy := reader.u32()) not in HIERARCHIES:
-        raise reader.error(RC_VALUE)
+        raise reader.error(codes.RC_VALUE)
     head = reader.data[start : reader.at]
     blob = reader.sized(_LARGEST_CONTEXT)
     reader.finish()
     parts = CommandReader(blob)
     mac = parts.sized(_MAC_SIZE)
     if len(mac) != _MAC_SIZE:
-        raise parameter_error(RC_SIZE, 1)
+        raise parameter_error(codes.RC_SIZE, 1)
     content = blob[parts.at :]
     if not hmac.compare_digest(mac, _context_mac(call.state, head, content)):
-        raise parameter_error(RC_INTEGRITY, 1)
+        raise parameter_error(codes.RC_INTEGRITY, 1)
     if handle < FIRST_TRANSIENT:
         call.state.sessions.load(handle, number)
         return CommandReply(handle=handle)
