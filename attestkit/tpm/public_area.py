@@ -23,16 +23,16 @@ DECRYPT: Final = 1 << 17
 SIGN: Final = 1 << 18
 
 _RESERVED_BITS: Final = 0xFFF0_F009  # not in TPMA_OBJECT up to version 1.83 of the library
-_TYPE_NAMES: Final = {alg.ALG_RSA: "rsa", alg.ALG_ECC: "ecc"}
-_TYPE_IDS: Final = {name: number for number, name in _TYPE_NAMES.items()}
-_RSA_SCHEMES: Final = {
-    alg.ALG_RSASSA: "rsassa",
-    alg.ALG_RSAES: "rsaes",
-    alg.ALG_RSAPSS: "rsapss",
-    alg.ALG_OAEP: "oaep",
+TYPE_NAMES: Final = {ALG_RSA: "rsa", ALG_ECC: "ecc"}
+_TYPE_IDS: Final = {name: number for number, name in TYPE_NAMES.items()}
+RSA_SCHEMES: Final = {
+    ALG_RSASSA: "rsassa",
+    ALG_RSAES: "rsaes",
+    ALG_RSAPSS: "rsapss",
+    ALG_OAEP: "oaep",
 }
-_ECC_SCHEMES: Final = {alg.ALG_ECDSA: "ecdsa"}
-_SCHEME_IDS: Final = {name: number for number, name in (_RSA_SCHEMES | _ECC_SCHEMES).items()}
+_ECC_SCHEMES: Final = {ALG_ECDSA: "ecdsa"}
+_SCHEME_IDS: Final = {name: number for number, name in (RSA_SCHEMES | _ECC_SCHEMES).items()}
 _RSA_BITS: Final = (1024, 2048, 3072, 4096)
 _AES_BITS: Final = (128, 192, 256)
 
@@ -76,7 +76,7 @@ class TpmtPublic(NamedTuple):
             UsageError: If `data` is not `bytes`.
         """
         reader = TpmReader(data, "TPMT_PUBLIC")
-        kind = _TYPE_NAMES.get(number := reader.u16())
+        kind = TYPE_NAMES.get(number := reader.u16())
         if kind is None:
             problem = f"type must be RSA or ECC, not 0x{number:04x}"
             raise reader.error(problem, "unsupported_algorithm", 0)
@@ -88,7 +88,7 @@ class TpmtPublic(NamedTuple):
         policy = _read_digest(reader, name_alg)
         symmetric = _read_symmetric(reader)
         is_rsa = kind == "rsa"
-        scheme, scheme_hash = _read_scheme(reader, _RSA_SCHEMES if is_rsa else _ECC_SCHEMES)
+        scheme, scheme_hash = _read_scheme(reader, RSA_SCHEMES if is_rsa else _ECC_SCHEMES)
         found = cls(kind, name_alg, attributes, policy, symmetric, scheme, scheme_hash)
         found = _read_rsa(reader, found) if is_rsa else _read_ecc(reader, found)
         reader.end()

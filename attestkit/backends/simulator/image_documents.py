@@ -120,17 +120,36 @@ def tdx_vm_config(
         "ovmf_variant": ovmf,
     }
     if measurement is not None:
-        texts = [base64.b64encode(part).decode() for part in measurement]
         fields["tdx_attestation_variant"] = "lite"
-        fields["tdx_measurement"] = {"checksum_file": texts[0], "measurement": texts[1]}
-    return json.dumps({**fields, "spec_version": 1}, separators=(",", ":"))
+        fields["tdx_measurement"] = _encode_parts(*measurement)
+    return encode_json({**fields, "spec_version": 1})
+
+
+def measured_vm_config(cloud: str, document: Mapping[str, object]) -> str:
+    """Return the VM configuration of a cloud's guest with the measurement document of its image.
+
+    Args:
+        cloud: `gcp` or `aws`.
+        document: Content of the document.
+    """
+    encoded = encode_cbor(document)
+    checksums = checksum_list({f"measurement.{cloud}.cbor": encoded})
+    measurement = _encode_parts(checksums, encoded)
+    return encode_json(
+        {"os_image_hash": sha256(checksums).hex(), f"{cloud}_measurement": measurement}
+    )
 
 
 def sev_snp_measurement(launch: "SnpLaunch", checksums: bytes, document: bytes) -> str:
     """Return the member `sev_snp_measurement` of the VM configuration of an SEV-SNP guest: JSON."""
-    fields = {
-        **launch._asdict(),
-        "checksum_file": base64.b64encode(checksums).decode(),
-        "measurement": base64.b64encode(document).decode(),
-    }
+    return encode_json({**launch._asdict(), **_encode_parts(checksums, document)})
+
+
+def encode_json(fields: Mapping[str, object]) -> str:
+    """Return compact JSON; members keep their order."""
     return json.dumps(fields, separators=(",", ":"))
+
+
+def _encode_parts(checksums: bytes, document: bytes) -> dict[str, str]:
+    parts = (("checksum_file", checksums), ("measurement", document))
+    return {name: base64.b64encode(part).decode() for name, part in parts}

@@ -1,10 +1,12 @@
 """Trust anchors of a simulated machine, all derived from its seed."""
 
+from collections.abc import Callable
+
 from attestkit.backends.base import check_bytes
-from attestkit.backends.simulator.pki.amd_chip import find_amd_root
+from attestkit.backends.simulator.pki.amd_chip import find_amd_root, issue_chip
 from attestkit.backends.simulator.pki.aws_nitro_ca import make_nitro_root
-from attestkit.backends.simulator.pki.cloud_root import make_own_root
-from attestkit.backends.simulator.pki.intel_pki import derive
+from attestkit.backends.simulator.pki.cloud_root import CloudRoot, Derive, make_own_root
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki, derive
 from attestkit.backends.simulator.pki.kms_keys import public_kms_keys
 from attestkit.backends.simulator.platform_identity import find_intel_root
 from attestkit.backends.simulator.scenarios.config import Scenario
@@ -35,20 +37,32 @@ def roots_of(seed: bytes, scenario: Scenario) -> SimulatedRoots:
     """Return every trust anchor of a seed in a scenario."""
     from attestkit.backends.simulator.gpu.gpu_pki import make_gpu_pki  # lazy: rarely needed
 
-    nitro = None
-    if scenario.platform == "aws-snp":
-        nitro = make_nitro_root(lambda label, size: derive(seed, label, size)).der
+    nitro = _make_root(seed, make_nitro_root).der if scenario.platform == "aws-snp" else None
     return SimulatedRoots(
         platform_anchor(seed, scenario), nitro, make_gpu_pki(seed).roots, public_kms_keys(seed)
     )
 
 
-def platform_anchor(seed: bytes, scenario: Scenario) -> bytes:
-    """Return the root certificate (DER) of a platform's quotes, reports or documents."""
+def platform_root(seed: bytes, scenario: Scenario) -> CloudRoot:
+    """Return the root of a platform's hardware, under which its cloud issues certificates."""
     name = scenario.platform
     if name.endswith("tdx"):
-        return find_intel_root(seed, scenario)
+        pki = SimulatedPki(seed, config=scenario.pki)
+        return CloudRoot.of(pki.root_der, pki.root_key)
     if name.endswith("snp"):
+        chip = issue_chip(seed, scenario)
+        return CloudRoot.of(chip.ark_der, chip.root_key)
+    return _make_root(seed, make_nitro_root if name == "aws-nitro-tpm" else make_own_root)
+
+
+def platform_anchor(seed: bytes, scenario: Scenario) -> bytes:
+    """Return the root certificate (DER) that verifiers of a platform's evidence trust."""
+    if scenario.platform.endswith("tdx"):
+        return find_intel_root(seed, scenario)
+    if scenario.platform.endswith("snp"):
         return find_amd_root(seed, scenario)
-    make_root = make_nitro_root if name == "aws-nitro-tpm" else make_own_root
-    return make_root(lambda label, size: derive(seed, label, size)).der
+    return platform_root(seed, scenario).der
+
+
+def _make_root(seed: bytes, make: Callable[[Derive], CloudRoot]) -> CloudRoot:
+    return make(lambda label, size: derive(seed, label, size))

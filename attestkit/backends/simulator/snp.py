@@ -5,7 +5,6 @@ comes from the VM configuration, or is generated.
 """
 
 import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attestkit.attestation.launch.mr_config import host_data
@@ -49,22 +48,14 @@ class SnpSimulator(Simulator):
             raise UsageError(text, reason="not_applicable")
         return 0
 
-    def _launch(
-        self,
-        seed: bytes,
-        app_id: bytes,
-        vm_config: str | None,
-        image: "BootSource | None",
-        random: Callable[[int], bytes],
-    ) -> None:
+    def _launch(self, app_id: bytes, vm_config: str | None, image: "BootSource | None") -> None:
         """Set the values that are fixed at launch."""
-        del random
         booted = _choose_image(image, vm_config)
         self._measurement = booted.measurement
         self.mr_config = _find_document(vm_config) or self._make_document(app_id)
         self.vm_config: str = value_or(vm_config, snp_vm_config(self.mr_config, booted))
         self._host_data = host_data(self.mr_config) if self.seals_app else bytes(32)
-        self._chip = issue_chip(seed, self._scenario)
+        self._chip = issue_chip(self._seed, self._scenario)
 
     def crl(self, now: float | None = None) -> bytes:
         """Return the revocation list (DER) of the simulated AMD at a Unix time; None: at present.

@@ -132,7 +132,7 @@ class Simulator(SimulatedApp):
         _check_types(seed, vm_config, app_keys, state_dir)
         self._scenario = self._own_scenario(scenario, platform)
         self._arm_faults(faults, wait, has_log=state_dir is not None)
-        self._now = now
+        self._now, self._random = now, random
         self._quote_version = self._chosen_version(quote_version)
         self._choose_tpm(tpm)
         self._choose_boot(app_keys, kms_boot=kms_boot)
@@ -147,7 +147,7 @@ class Simulator(SimulatedApp):
             self._keys_are_ours = app_keys is None
             if not kms_boot:
                 self._app_keys = AppKeys.from_seed(seed) if app_keys is None else app_keys
-            self._launch(seed, app_id, vm_config, image, random)
+            self._launch(app_id, vm_config, image)
         except BaseException:
             if self._folder is not None:
                 self._folder.close()
@@ -222,22 +222,15 @@ class Simulator(SimulatedApp):
             raise UsageError(text, reason="not_applicable")
         self.kms_boot = kms_boot
 
-    def _launch(
-        self,
-        seed: bytes,
-        app_id: bytes,
-        vm_config: str | None,
-        image: "BootSource | None",
-        random: Callable[[int], bytes],
-    ) -> None:
+    def _launch(self, app_id: bytes, vm_config: str | None, image: "BootSource | None") -> None:
         """Issue certificates and boot; the state folder is locked and the app's keys exist."""
         del app_id  # of platforms without boot events
         booted = self._image = self._choose_image(image, vm_config)
         self.vm_config: str = value_or(vm_config, booted.vm_config)
         self._body_head, self._body_rest = self._split_body()
-        self._pki, self._enclave = issue_platform(seed, self._scenario)
+        self._pki, self._enclave = issue_platform(self._seed, self._scenario)
         self._event_log = boot_log(booted)
-        self._td = SoftTd(self._plan_boot(), self._folder, random, self._calls)
+        self._td = SoftTd(self._plan_boot(), self._folder, self._random, self._calls)
 
     def _choose_image(self, source: "BootSource | None", vm_config: str | None) -> Image:
         """Return the image that is booted."""

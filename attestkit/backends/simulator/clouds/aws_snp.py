@@ -1,6 +1,5 @@
 """A simulated EC2 instance on SEV-SNP: `Simulator(platform="aws-snp")` (vtpm.md, section 8.3)."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -34,16 +33,8 @@ class AwsSnpSimulator(SnpSimulator, NitroGuest):
         signed = msgspec.structs.replace(found.snp, signing_key="VLEK")
         return msgspec.structs.replace(found, snp=signed)
 
-    def _launch(
-        self,
-        seed: bytes,
-        app_id: bytes,
-        vm_config: str | None,
-        image: "BootSource | None",
-        random: Callable[[int], bytes],
-    ) -> None:
-        super()._launch(seed, app_id, vm_config, image, random)
-        self._prepare(random)
+    def _launch(self, app_id: bytes, vm_config: str | None, image: "BootSource | None") -> None:
+        super()._launch(app_id, vm_config, image)
         try:
             self._start_nitro_tpm()
         except BaseException:

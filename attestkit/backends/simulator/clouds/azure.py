@@ -22,7 +22,6 @@ from attestkit.backends.simulator.clouds.imds import (
 from attestkit.backends.simulator.clouds.paravisor import ParavisorConfig, make_runtime_data
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
-from attestkit.backends.simulator.pki.cloud_root import CloudRoot
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
@@ -87,9 +86,6 @@ class _AzureVm(CloudSimulator):
     def _make_imds(self) -> SimulatedImds:
         raise NotImplementedError  # each kind of VM has its own
 
-    def _root(self) -> CloudRoot:
-        raise NotImplementedError  # each kind of VM has its own
-
     def _provision(self) -> None:
         """Make the keys, and define the NV indices, as the paravisor does at boot."""
         tpm, client = self.vtpm.tpm, self._tpm_client
@@ -102,7 +98,7 @@ class _AzureVm(CloudSimulator):
             client.evict_control(key.handle, STORAGE_ROOT)
         tpm.provision_index(HCL_REPORT, bytes(_HCL_SIZE), OWNER_READ)
         certificate = issue_azure_certificate(
-            self._root(),
+            self._root,
             self._ak.spki,
             f"{self._paravisor_config.vm_unique_id}.TrustedVM.Azure.windows.net",
             self._derive,
@@ -183,9 +179,6 @@ class AzureSnpSimulator(_AzureVm):
     def _start_hardware(self) -> None:
         self._chip = issue_chip(self._seed, self._scenario)
 
-    def _root(self) -> CloudRoot:
-        return CloudRoot.of(self._chip.ark_der, self._chip.root_key)
-
     def _hardware_report(self, report_data: bytes) -> bytes:
         return self._chip.report(
             report_data, vmpl=self._scenario.cloud.vmpl, measurement=PARAVISOR_SNP
@@ -216,9 +209,6 @@ class AzureTdxSimulator(_AzureVm):
             scenario=self._scenario,
             paravisor=PARAVISOR_TDX,
         )
-
-    def _root(self) -> CloudRoot:
-        return CloudRoot.of(self._pki.root_der, self._pki.root_key)
 
     def _hardware_report(self, report_data: bytes) -> bytes:
         return self._paravisor_td.report(report_data)

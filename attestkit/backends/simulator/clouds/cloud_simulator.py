@@ -1,11 +1,13 @@
 """Base of simulated guests behind a vTPM: the real backend of a cloud over a simulated machine."""
 
-from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attestkit.attestation.wire.evidence_parts import Platform
 from attestkit.backends.base import Backend, EvidenceCollector, check_bytes
 from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
+from attestkit.backends.simulator.pki.cloud_root import CloudRoot
+from attestkit.backends.simulator.roots import platform_root
 from attestkit.collateral import Collateral
 from attestkit.errors import UnsupportedError, UsageError
 
@@ -36,26 +38,21 @@ class CloudSimulator(VtpmGuest):
             raise UsageError(text, reason="not_applicable")
         return self._scenario.quote_version or 4
 
-    def _launch(
-        self,
-        seed: bytes,
-        app_id: bytes,
-        vm_config: str | None,
-        image: "BootSource | None",
-        random: Callable[[int], bytes],
-    ) -> None:
+    def _launch(self, app_id: bytes, vm_config: str | None, image: "BootSource | None") -> None:
         for name, value in (("state_dir", self._folder), ("image", image)):
             if value is not None:
                 text = f"{name}: does not apply to {self.platform}, which keeps no state"
                 raise UsageError(text, reason="not_applicable")
-        del seed
-        self._prepare(random)
         self.vm_config: str = vm_config or ""
         try:
             self._start(app_id)
         except BaseException:
             self._stop_vtpm()
             raise
+
+    @cached_property
+    def _root(self) -> CloudRoot:
+        return platform_root(self._seed, self._scenario)
 
     def _start(self, app_id: bytes) -> None:
         """Set the hardware, `_vtpm` and `_guest`."""

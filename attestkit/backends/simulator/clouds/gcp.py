@@ -1,7 +1,5 @@
 """Simulated Google Confidential VMs: TDX or SEV-SNP beside a vTPM with a certified key."""
 
-import base64
-import json
 from collections.abc import Callable, Iterable
 from functools import cache, cached_property, partial
 from typing import Any, Final
@@ -24,15 +22,13 @@ from attestkit.backends.simulator.clouds.firmware_log import (
     measured,
     uefi_records,
 )
-from attestkit.backends.simulator.image_documents import checksum_list, encode_cbor
-from attestkit.backends.simulator.pki.amd_chip import issue_chip
+from attestkit.backends.simulator.image_documents import measured_vm_config
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot, p256_key
 from attestkit.backends.simulator.pki.google_ak import (
     EK_CERTIFICATE,
     issue_google_certificate,
     issue_google_intermediates,
 )
-from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.tdx import Simulator
@@ -64,7 +60,6 @@ _CERTIFICATES: Final = {
     0x01C0000A: ECC_EK,
 }
 _CERTIFICATE_SIZE: Final = 2048  # of the index, zero-padded
-_DOCUMENT: Final = "measurement.gcp.cbor"
 
 
 class _GoogleVm(CloudSimulator):
@@ -72,11 +67,21 @@ class _GoogleVm(CloudSimulator):
 
     _hardware: Any  # the simulated guest without a TPM: Simulator or SnpSimulator
 
-    def _make_hardware(self, app_id: bytes) -> Simulator:
-        raise NotImplementedError  # each kind of VM has its own
+    _hardware_kind: type[Simulator]
 
     def _start(self, app_id: bytes) -> None:
-        self._hardware = self._make_hardware(app_id)
+        kind = self._hardware_kind
+        self._hardware = kind(
+            seed=self._seed,
+            quote_version=self._quote_version if kind is Simulator else None,
+            scenario=msgspec.structs.replace(self._scenario, platform=kind.platform),
+            app_compose=self.app_compose.raw,
+            app_keys=self._app_keys,
+            kms_boot=self.kms_boot,
+            vm_config=self.vm_config or None,
+            app_id=app_id,
+            now=self._now,
+        )
         contents = {
             index: cache(partial(self._read_certificate, template))
             for index, template in _CERTIFICATES.items()
@@ -87,9 +92,6 @@ class _GoogleVm(CloudSimulator):
         self._guest = GcpBackend(
             hardware=self._hardware, client=self.vtpm.connect(), paths=self.vtpm.paths
         )
-
-    def _root(self) -> CloudRoot:
-        raise NotImplementedError  # each kind of VM has its own
 
     def _provision(self, contents: Iterable[Callable[[], bytes]]) -> None:
         """Define the NV indices; keys and certificates are made when they are first read."""
@@ -111,7 +113,7 @@ class _GoogleVm(CloudSimulator):
 
     @cached_property
     def _intermediates(self) -> tuple[CloudRoot, CloudRoot]:
-        return issue_google_intermediates(self._root(), self._derive)
+        return issue_google_intermediates(self._root, self._derive)
 
     @property
     def ak_intermediates(self) -> tuple[bytes, bytes]:
@@ -123,7 +125,7 @@ class _GoogleVm(CloudSimulator):
 
     def _certify(self, spki: bytes, usages: tuple[bytes, ...] = ()) -> bytes:
         is_direct = not self._scenario.cloud.intermediate
-        issuer = self._root() if is_direct else self._intermediates[1]
+        issuer = self._root if is_direct else self._intermediates[1]
         return issue_google_certificate(issuer, spki, self._derive, usages)
 
     def _other_key(self) -> bytes:
@@ -186,20 +188,7 @@ class GcpSnpSimulator(_GoogleVm):
 
     platform = "gcp-snp"
 
-    def _make_hardware(self, app_id: bytes) -> Simulator:
-        return _SnpGuest(
-            seed=self._seed,
-            scenario=msgspec.structs.replace(self._scenario, platform="snp"),
-            app_compose=self.app_compose.raw,
-            app_keys=self.app_keys,
-            vm_config=self.vm_config or None,
-            app_id=app_id,
-            now=self._now,
-        )
-
-    def _root(self) -> CloudRoot:
-        chip = issue_chip(self._seed, self._scenario)
-        return CloudRoot.of(chip.ark_der, chip.root_key)
+    _hardware_kind = _SnpGuest
 
 
 class GcpTdSimulator(_GoogleVm):
@@ -208,31 +197,16 @@ class GcpTdSimulator(_GoogleVm):
     platform = "gcp-tdx"
     has_kms_boot = True
 
-    def _make_hardware(self, app_id: bytes) -> Simulator:
-        if self._scenario.cloud.loader == "stub":  # an image of dstack boots without shim
-            self.vm_config: str = self.vm_config or _vm_config()
-        return Simulator(
-            seed=self._seed,
-            quote_version=self._quote_version,
-            scenario=msgspec.structs.replace(self._scenario, platform="tdx"),
-            app_compose=self.app_compose.raw,
-            app_keys=self._app_keys,
-            kms_boot=self.kms_boot,
-            vm_config=self.vm_config or None,
-            app_id=app_id,
-            now=self._now,
-        )
+    _hardware_kind = Simulator
 
     def _start(self, app_id: bytes) -> None:
+        if self._scenario.cloud.loader == "stub":  # an image of dstack boots without shim
+            self.vm_config: str = self.vm_config or _vm_config()
         super()._start(app_id)
         if self.emulated:
             return
         for event in self._hardware.open_journal().events():  # those of the boot
             self.vtpm.tpm.provision_pcr(EVENT_PCR, {"sha256": event_digest(event)})
-
-    def _root(self) -> CloudRoot:
-        pki, _ = issue_platform(self._seed, self._scenario)
-        return CloudRoot.of(pki.root_der, pki.root_key)
 
     @property
     def served_platform(self) -> tuple[bytes, bytes]:
@@ -265,11 +239,4 @@ def _records() -> tuple[BootRecord, ...]:
 
 def _vm_config() -> str:
     """Return the VM configuration with the measurement document of the simulated UKI."""
-    document = encode_cbor({"version": 1, "uki_auth": sha256(UKI)})
-    checksums = checksum_list({_DOCUMENT: document})
-    encoded = {
-        "checksum_file": base64.b64encode(checksums).decode(),
-        "measurement": base64.b64encode(document).decode(),
-    }
-    fields = {"os_image_hash": sha256(checksums).hex(), "gcp_measurement": encoded}
-    return json.dumps(fields, separators=(",", ":"))
+    return measured_vm_config("gcp", {"version": 1, "uki_auth": sha256(UKI)})

@@ -1,7 +1,5 @@
 """A simulated EC2 instance with a NitroTPM: `Simulator(platform="aws-nitro-tpm")`."""
 
-import base64
-import json
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
@@ -9,14 +7,13 @@ from attestkit.attestation.launch.mr_config import config_id_v2
 from attestkit.backends.nitro_tpm import BANK, NitroTpmBackend
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.nitro_guest import NitroGuest
-from attestkit.backends.simulator.image_documents import checksum_list, encode_cbor
+from attestkit.backends.simulator.image_documents import measured_vm_config
 from attestkit.dstack.boot_sequence import boot_events
 from attestkit.event_log.event import Event
 from attestkit.event_log.journal import MemoryJournal, RegisterAccess, RuntimeLog
 from attestkit.keys import AppKeys
 from attestkit.tpm.pcrs import EVENT_PCR
 
-_DOCUMENT: Final = "measurement.aws.cbor"
 _CONFIG_PCR: Final = 8  # attestation-format.md, section 11
 _BOOT_PCRS: Final = (4, 7, 12)
 
@@ -40,14 +37,7 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         """Return the VM configuration with the measurement document of what was booted."""
         read = self.vtpm.tpm.read_pcr
         digest = sha256(b"".join(read(BANK, pcr) for pcr in _BOOT_PCRS))
-        document = encode_cbor({"version": 1, "boot_pcr_digest": digest})
-        checksums = checksum_list({_DOCUMENT: document})
-        encoded = {
-            "checksum_file": base64.b64encode(checksums).decode(),
-            "measurement": base64.b64encode(document).decode(),
-        }
-        fields = {"os_image_hash": sha256(checksums).hex(), "aws_measurement": encoded}
-        return json.dumps(fields, separators=(",", ":"))
+        return measured_vm_config("aws", {"version": 1, "boot_pcr_digest": digest})
 
     def _begin_journal(self, app_id: bytes | None) -> MemoryJournal:
         """Measure the app, if there is one: its configuration in PCR 8, and the boot events."""

@@ -6,7 +6,7 @@ from attestkit.attestation.wire.evidence_parts import Platform, Tpm
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
 from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
-from attestkit.backends.simulator.pki.cloud_root import make_own_root, p256_key
+from attestkit.backends.simulator.pki.cloud_root import p256_key
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.backend import DEFAULT_HANDLE
@@ -25,7 +25,6 @@ class TpmSimulator(CloudSimulator):
         del app_id
         records = uefi_records("plain", boot_application(b"unified kernel image"))
         self._start_vtpm(records, TpmHooks())
-        self._own_root = make_own_root(self._derive)
         client = self.vtpm.connect()
         with client.primary_key(ENDORSEMENT, ECC_AK) as key:
             client.evict_control(key.handle, DEFAULT_HANDLE)
@@ -43,7 +42,7 @@ class TpmSimulator(CloudSimulator):
         )
 
     def _certify(self, spki: bytes) -> bytes:
-        return issue_azure_certificate(self._own_root, spki, _MACHINE, self._derive)
+        return issue_azure_certificate(self._root, spki, _MACHINE, self._derive)
 
     def _collect(self, report_data: bytes) -> Platform:
         found = super()._collect(report_data)

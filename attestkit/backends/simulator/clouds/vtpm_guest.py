@@ -1,7 +1,8 @@
 """A simulated guest that has a virtual TPM, into whose commands faults are injected."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Final
 
 from attestkit.backends.simulator.clouds.firmware_log import BootRecord, shim_and_grub_records
@@ -59,10 +60,9 @@ class VtpmGuest(Simulator):
             raise UsageError(text, reason="wrong_value")
         self._tpm_kind = kind
 
-    def _prepare(self, random: Callable[[int], bytes]) -> None:
-        """Set what `_start_vtpm` needs."""
-        self._random = random
-        self._clock = RealClock() if self.emulated else SimulatedClock()
+    @cached_property
+    def _clock(self) -> SimulatedClock:
+        return RealClock() if self.emulated else SimulatedClock()
 
     def _start_vtpm(self, records: Sequence[BootRecord], hooks: TpmHooks) -> None:
         """Start the TPM, into which the firmware measures records; its faults are injected."""

@@ -50,41 +50,34 @@ class DeviceModel(NamedTuple):
         return f"{kind}_{self.project}_{self.project_sku}_{self.chip_sku}_{version}"
 
 
-_DRIVER: Final = (7, *range(21, 41))
-_VBIOS: Final = (*range(7), *range(8, 13))
+_HOPPER: Final = DeviceModel(
+    "HOPPER",
+    product="GH100",
+    chip="GH100",
+    processor="GSP",
+    identity="GH100",
+    provisioner="1",
+    serial_prefix=0x41,
+    blocks=64,
+    vbios="96.00.9F.00.01",
+    project="SIM0",
+    project_sku="0200",
+    chip_sku="882",
+    driver_indexes=(7, *range(21, 41)),
+    vbios_indexes=(*range(7), *range(8, 13)),
+)
 
 MODELS: Final[dict[Architecture, DeviceModel]] = {
-    "HOPPER": DeviceModel(
-        "HOPPER",
-        product="GH100",
-        chip="GH100",
-        processor="GSP",
-        identity="GH100",
-        provisioner="1",
-        serial_prefix=0x41,
-        blocks=64,
-        vbios="96.00.9F.00.01",
-        project="SIM0",
-        project_sku="0200",
-        chip_sku="882",
-        driver_indexes=_DRIVER,
-        vbios_indexes=_VBIOS,
-    ),
-    "BLACKWELL": DeviceModel(
-        "BLACKWELL",
+    "HOPPER": _HOPPER,
+    "BLACKWELL": _HOPPER._replace(
+        architecture="BLACKWELL",
         product="GB100",
         chip="GB100",
-        processor="GSP",
         identity="GB100",
         provisioner="00000",
-        serial_prefix=0x41,
-        blocks=64,
         vbios="97.00.88.00.0F",
-        project="SIM0",
         project_sku="0220",
         chip_sku="886",
-        driver_indexes=_DRIVER,
-        vbios_indexes=_VBIOS,
     ),
     "LS10": DeviceModel(
         "LS10",

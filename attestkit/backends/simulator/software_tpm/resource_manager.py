@@ -57,10 +57,8 @@ class ResourceManager:
             if not words or not response[HEADER]:
                 break
             first = (words[-1] & commands.CODE_MASK) + 1
-        for code in (
-            commands.FLUSH_CONTEXT,
-            commands.CONTEXT_SAVE,
-        ):  # their handle counts as one of the header
+        # Their handle counts as one of the header.
+        for code in (commands.FLUSH_CONTEXT, commands.CONTEXT_SAVE):
             if code in found:
                 found[code] = found[code] & ~(7 << 25) | 1 << 25
         return found

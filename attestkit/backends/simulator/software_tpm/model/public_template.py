@@ -22,12 +22,6 @@ _LARGEST_COORDINATE: Final = 80  # MAX_ECC_KEY_BYTES of libtpms
 _KDFS: Final = (0x07, 0x20, 0x21, 0x22)  # with a hash; no primary key here has one
 _AES_BITS: Final = (128, 256)
 _AES_MODES: Final = range(0x40, 0x45)
-_RSA_SCHEMES: Final = {
-    alg.ALG_RSASSA: "rsassa",
-    alg.ALG_RSAES: "rsaes",
-    alg.ALG_RSAPSS: "rsapss",
-    alg.ALG_OAEP: "oaep",
-}
 _SIGNING: Final = ("rsassa", "rsapss", "ecdsa")
 _DECRYPTING: Final = ("rsaes", "oaep")
 _TEMPLATE: Final = 2  # number of the parameter
@@ -42,8 +36,7 @@ class KeyTemplate(NamedTuple):
 
 def read_template(reader: CommandReader) -> KeyTemplate:
     """Read TPMT_PUBLIC of a template."""
-    kinds = {alg.ALG_RSA: "rsa", alg.ALG_ECC: "ecc"}
-    kind = kinds.get(reader.u16())
+    kind = public_area.TYPE_NAMES.get(reader.u16())
     if kind is None:
         raise reader.error(codes.RC_TYPE)
     name_alg = reader.hash_name()
@@ -74,7 +67,7 @@ def _read_symmetric(reader: CommandReader) -> int:
 
 def _read_rsa(reader: CommandReader, found: TpmtPublic) -> KeyTemplate:
     scheme, scheme_hash = reader.u16(), ""
-    if scheme != alg.ALG_NULL and scheme not in _RSA_SCHEMES:
+    if scheme != alg.ALG_NULL and scheme not in public_area.RSA_SCHEMES:
         raise reader.error(codes.RC_VALUE)
     if scheme not in (alg.ALG_NULL, alg.ALG_RSAES):
         scheme_hash = reader.hash_name()
@@ -83,7 +76,7 @@ def _read_rsa(reader: CommandReader, found: TpmtPublic) -> KeyTemplate:
         raise reader.error(codes.RC_VALUE)
     exponent = reader.u32()
     modulus = reader.sized(_LARGEST_RSA)
-    name = _RSA_SCHEMES.get(scheme, "")
+    name = public_area.RSA_SCHEMES.get(scheme, "")
     public = found._replace(
         scheme=name, scheme_hash=scheme_hash, bits=bits, exponent=exponent, modulus=modulus
     )
