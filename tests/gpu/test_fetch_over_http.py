@@ -10,7 +10,7 @@ import pytest
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.service_routes import SimulatedGpuServices
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-from attestkit.backends.simulator.pki.pccs import PccsResponse
+from attestkit.backends.simulator.service_response import ServiceResponse
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.errors import CollateralError
 from attestkit.gpu import GpuEndorsements, GpuRules, GpuServices, verify
@@ -54,9 +54,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self._answer(self.server.services.post(self.path, body))
 
-    def _answer(self, found: PccsResponse | None) -> None:
+    def _answer(self, found: ServiceResponse | None) -> None:
         self.server.paths.append(self.path)
-        status, headers, body = found or PccsResponse(404, (), b"")
+        status, headers, body = found or ServiceResponse(404, (), b"")
         self.send_response(status)
         for name, value in (*headers, ("Content-Length", str(len(body)))):
             self.send_header(name, value)

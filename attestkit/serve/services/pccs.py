@@ -7,7 +7,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.pki.pccs import PccsResponse, ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.service_response import ServiceResponse
 from attestkit.serve.counters import Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.views import Header
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
 _MAX_BODY: Final = 1 << 20  # bytes of a request: those to NRAS have evidence of several GPUs
 _PLAIN: Final = ("Content-Type", "text/plain")
-_NOT_ALLOWED: Final = PccsResponse(405, (_PLAIN, ("Allow", "GET")), b"Only GET is served.")
-_NOT_FOUND: Final = PccsResponse(404, (_PLAIN,), b"Not found.")
-_TOO_LARGE: Final = PccsResponse(413, (_PLAIN,), b"Request too large.")
-_FAILED: Final = PccsResponse(500, (_PLAIN,), b"Internal error.")
-_Response = TypeVar("_Response", PccsResponse, PccsResponse | None)
+_NOT_ALLOWED: Final = ServiceResponse(405, (_PLAIN, ("Allow", "GET")), b"Only GET is served.")
+_NOT_FOUND: Final = ServiceResponse(404, (_PLAIN,), b"Not found.")
+_TOO_LARGE: Final = ServiceResponse(413, (_PLAIN,), b"Request too large.")
+_FAILED: Final = ServiceResponse(500, (_PLAIN,), b"Internal error.")
+_Response = TypeVar("_Response", ServiceResponse, ServiceResponse | None)
 _logger = logging.getLogger("attestkit.serve")
 
 
@@ -73,7 +74,7 @@ class PccsApp:
         start = [(name.encode("ascii"), value.encode("ascii")) for name, value in answer.headers]
         await send_response(scope, send, answer.status, [*start, *self.headers], answer.body)
 
-    def _answer_get(self, scope: Scope) -> PccsResponse:
+    def _answer_get(self, scope: Scope) -> ServiceResponse:
         if scope["method"] != "GET":
             return _NOT_ALLOWED
         path, query = (scope[name].decode("latin-1") for name in ("raw_path", "query_string"))
@@ -83,7 +84,7 @@ class PccsApp:
 
     async def _answer_post(
         self, gpus: "SimulatedGpuServices", scope: Scope, receive: Receive
-    ) -> PccsResponse:
+    ) -> ServiceResponse:
         body = await _read(receive)
         if body is None:
             return _TOO_LARGE
@@ -105,7 +106,7 @@ async def _read(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-def _call(respond: Callable[[], _Response]) -> "_Response | PccsResponse":
+def _call(respond: Callable[[], _Response]) -> "_Response | ServiceResponse":
     try:
         return respond()
     except Exception:  # log it; the client gets a generic text

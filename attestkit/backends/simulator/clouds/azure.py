@@ -13,7 +13,6 @@ from attestkit.backends.azure.paravisor import AK_CERTIFICATE, AK_HANDLE, HCL_RE
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
 from attestkit.backends.simulator.clouds.imds import (
-    ImdsResponse,
     ImdsServer,
     Respond,
     SimulatedImds,
@@ -23,6 +22,7 @@ from attestkit.backends.simulator.clouds.paravisor import ParavisorConfig, make_
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
 from attestkit.backends.simulator.platform_identity import issue_platform
+from attestkit.backends.simulator.service_response import ServiceResponse
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
 from attestkit.backends.tpm.quote_reader import collect_quote
@@ -151,7 +151,7 @@ class _AzureVm(CloudSimulator):
 
     def _respond(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
-    ) -> ImdsResponse:
+    ) -> ServiceResponse:
         """Return the response of the metadata service, as altered by faults."""
         if fault := self.faults.strike("imds"):
             if fault.name == "imds_slow":

@@ -12,7 +12,13 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, final
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+from attestkit.backends.simulator.service_response import (
+    ServiceResponse,
+    content_response,
+    json_response,
+)
 
 if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
@@ -25,24 +31,15 @@ _METHODS: Final = {TD_QUOTE_PATH: "POST", CERTIFICATION_PATH: "GET", LOCATION_PA
 _TD_REPORT_SIZE: Final = 1024
 _MAX_BODY: Final = 16_384
 _HTTP: Final = 80
-_MOST_WAITING: Final = 2  # threads
-_CLOSING_S: Final = 1.0  # most seconds to wait for them
+_CLOSING_S: Final = 1.0  # most seconds to wait for the thread
 _LONG: Final = 40_000  # bytes
 _HUGE: Final = 1 << 20
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
-_TEXT: Final = {"Content-Type": "text/plain; charset=utf-8"}
-_JSON: Final = {"Content-Type": "application/json; charset=utf-8"}
+_TEXT: Final = "text/plain; charset=utf-8"
+_JSON: Final = "application/json; charset=utf-8"
 
 
-class ImdsResponse(NamedTuple):
-    """Response of the service."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str] = _JSON
-
-
-Respond: TypeAlias = Callable[[str, str, Mapping[str, str], bytes], ImdsResponse]
+Respond: TypeAlias = Callable[[str, str, Mapping[str, str], bytes], ServiceResponse]
 """Returns the response for method, target, headers with lower-case names and body."""
 
 
@@ -67,7 +64,7 @@ class SimulatedImds:
 
     def handle(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
-    ) -> ImdsResponse:
+    ) -> ServiceResponse:
         """Return the response to a request; `headers` has lower-case names."""
         path, _, query = target.partition("?")
         if headers.get("metadata", "").lower() != "true":
@@ -80,12 +77,12 @@ class SimulatedImds:
             return self._td_quote(headers, body)
         return self._location(query) if path == LOCATION_PATH else self._amd_certification()
 
-    def _location(self, query: str) -> ImdsResponse:
+    def _location(self, query: str) -> ServiceResponse:
         if "api-version=" not in query:
             return _error(400, "Bad request. api-version was not specified in the request")
-        return ImdsResponse(200, self._region.encode(), _TEXT)
+        return content_response(_TEXT, self._region.encode())
 
-    def _td_quote(self, headers: Mapping[str, str], body: bytes) -> ImdsResponse:
+    def _td_quote(self, headers: Mapping[str, str], body: bytes) -> ServiceResponse:
         if headers.get("content-type") != "application/json":
             return _error(415, "Unsupported media type")
         if self._quote is None:
@@ -93,9 +90,9 @@ class SimulatedImds:
         if (report := _read_report(body)) is None:
             return _error(400, "Bad request. The report is not valid")
         quote = urlsafe_b64encode(self._quote(report)).rstrip(b"=").decode()
-        return ImdsResponse(200, json.dumps({"quote": quote}).encode())
+        return json_response({"quote": quote}, content_type=_JSON)
 
-    def _amd_certification(self) -> ImdsResponse:
+    def _amd_certification(self) -> ServiceResponse:
         if self._certification is None:
             return _error(404, "Not found")
         vcek, tcb, chain = self._certification()
@@ -105,10 +102,10 @@ class SimulatedImds:
             "certificateChain": chain,
             "cacheControl": "86400",
         }
-        return ImdsResponse(200, json.dumps(fields).encode())
+        return json_response(fields, content_type=_JSON)
 
 
-def faulty_response(fault: str) -> ImdsResponse:
+def faulty_response(fault: str) -> ServiceResponse:
     """Return the response of a service with a fault: imds_unavailable, _redirect, _huge or _slow.
 
     That of `imds_slow` is long, so that a client notices between two reads that its time is up.
@@ -116,8 +113,8 @@ def faulty_response(fault: str) -> ImdsResponse:
     if fault == "imds_unavailable":
         return _error(503, "Service unavailable")
     if fault == "imds_redirect":
-        return ImdsResponse(302, b"", {"Location": "http://attestkit.invalid/"})
-    return ImdsResponse(200, b" " * (_HUGE if fault == "imds_huge" else _LONG))
+        return ServiceResponse(302, (("Location", "http://attestkit.invalid/"),), b"")
+    return content_response(_JSON, b" " * (_HUGE if fault == "imds_huge" else _LONG))
 
 
 def _read_report(body: bytes) -> bytes | None:
@@ -135,16 +132,15 @@ def _read_report(body: bytes) -> bytes | None:
     return None
 
 
-def _error(status: int, text: str) -> ImdsResponse:
-    return ImdsResponse(status, json.dumps({"error": text}).encode())
+def _error(status: int, text: str) -> ServiceResponse:
+    return json_response({"error": text}, status, _JSON)
 
 
 @final
 class ImdsServer:
     """The service on a TCP port of the loopback interface, for programs; a context manager.
 
-    The threads that wait for connections handle them, too. A new thread for each would often start
-    on another processor, which takes milliseconds on a busy machine. One thread always waits.
+    A thread waits for connections, and each has a thread of its own.
     """
 
     def __init__(self, respond: Respond, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
@@ -157,13 +153,11 @@ class ImdsServer:
         Raises:
             OSError: If the address cannot be bound.
         """
-        from http.server import HTTPServer  # lazy: rarely needed
+        from http.server import ThreadingHTTPServer  # lazy: rarely needed
 
-        self._server = HTTPServer(address, _make_handler(respond))
-        self._changed = threading.Condition()
-        self._waiting = 0  # threads
-        with self._changed:
-            self._add_thread()
+        self._server = ThreadingHTTPServer(address, _make_handler(respond))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -181,40 +175,14 @@ class ImdsServer:
         """Stop the server. A second call has no effect."""
         with suppress(OSError):
             self._server.socket.shutdown(socket.SHUT_RDWR)  # on Linux, this ends each `accept`
-        with self._changed:
-            self._changed.wait_for(lambda: not self._waiting, _CLOSING_S)
+        self._thread.join(_CLOSING_S)
         self._server.server_close()
 
-    def _add_thread(self) -> None:
-        self._waiting += 1
-        threading.Thread(target=self._serve, daemon=True).start()
-
     def _serve(self) -> None:
-        """Handle connections until the server is closed, or enough other threads wait for them."""
-        while (connection := self._accept()) is not None:
-            try:
-                self._server.process_request(*connection)
-            except Exception:  # noqa: BLE001 - of a handler; it must not end the service
-                self._server.handle_error(*connection)
-                self._server.shutdown_request(connection[0])
-            with self._changed:
-                if self._waiting >= _MOST_WAITING:
-                    return
-                self._waiting += 1
-                self._changed.notify_all()
-
-    def _accept(self) -> "tuple[socket.socket, Any] | None":
-        """Return the next connection, for which another thread waits then; None at the end."""
-        try:
-            connection = self._server.get_request()
-        except OSError:
-            connection = None
-        with self._changed:
-            self._waiting -= 1
-            if connection is not None and not self._waiting:
-                self._add_thread()
-            self._changed.notify_all()
-        return connection
+        """Handle connections until the server is closed."""
+        with suppress(OSError):
+            while True:
+                self._server.process_request(*self._server.get_request())
 
     def __enter__(self) -> "ImdsServer":
         return self
@@ -247,7 +215,7 @@ def _make_handler(respond: Respond) -> "type[BaseHTTPRequestHandler]":
             headers = {name.lower(): value for name, value in self.headers.items()}
             response = respond(self.command, self.path, headers, body)
             self.send_response(response.status)
-            for name, value in response.headers.items():
+            for name, value in response.headers:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(response.body)))
             self.end_headers()

@@ -3,7 +3,6 @@
 `attestkit.serve` provides the sockets, beside the simulator's PCCS.
 """
 
-import json
 from base64 import b64encode
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -11,14 +10,17 @@ from typing import Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-from attestkit.backends.simulator.pki.pccs import PccsResponse
+from attestkit.backends.simulator.service_response import (
+    JSON,
+    ServiceResponse,
+    content_response,
+    json_response,
+)
 
 _RIM: Final = "/v1/rim/"
 _IDS: Final = "ids"
 _OCSP: Final = "/ocsp"
 _JWKS: Final = "/.well-known/jwks.json"
-_JSON: Final = (("Content-Type", "application/json"),)
-_OCSP_TYPE: Final = (("Content-Type", "application/ocsp-response"),)
 
 
 class SimulatedGpuServices:
@@ -32,32 +34,29 @@ class SimulatedGpuServices:
     def __init__(self, gpus: SimulatedGpus, now: Callable[[], float]) -> None:
         self._gpus, self._now = gpus, now
 
-    def get(self, path: str) -> PccsResponse | None:
+    def get(self, path: str) -> ServiceResponse | None:
         """Return the response to a GET request; None if the path is not of these services."""
         if path.startswith(_RIM):
             return self._rim(path.removeprefix(_RIM))
         if path == _JWKS:
-            return PccsResponse(200, _JSON, self._gpus.nras.jwks(self._moment()))
+            return content_response(JSON, self._gpus.nras.jwks(self._moment()))
         return None
 
-    def post(self, path: str, body: bytes) -> PccsResponse | None:
+    def post(self, path: str, body: bytes) -> ServiceResponse | None:
         """Return the response to a POST request; None if the path is not of these services."""
         if path.rstrip("/") == _OCSP:
             answer = self._gpus.ocsp.respond(body, self._moment())
-            return PccsResponse(200, _OCSP_TYPE, answer)
-        answered = self._gpus.nras.attest(path, body, self._moment())
-        if answered.status == 404:
-            return None
-        return PccsResponse(answered.status, _JSON, answered.body)
+            return content_response("application/ocsp-response", answer)
+        answer = self._gpus.nras.attest(path, body, self._moment())
+        return None if answer.status == 404 else answer
 
-    def _rim(self, identifier: str) -> PccsResponse:
+    def _rim(self, identifier: str) -> ServiceResponse:
         rims = self._gpus.rims
         if identifier == _IDS:
-            return PccsResponse(200, _JSON, json.dumps({"ids": sorted(rims)}).encode())
+            return json_response({"ids": sorted(rims)})
         rim = rims.get(identifier)
         if rim is None:
-            body = {"message": "RIM not found", "id": identifier[:256]}
-            return PccsResponse(404, _JSON, json.dumps(body).encode())
+            return json_response({"message": "RIM not found", "id": identifier[:256]}, 404)
         body = {
             "id": identifier,
             "rim": b64encode(rim).decode("ascii"),
@@ -66,7 +65,7 @@ class SimulatedGpuServices:
             "rim_format": "TCG",
             "request_id": sha256(identifier.encode()).hex()[:32],
         }
-        return PccsResponse(200, _JSON, json.dumps(body).encode())
+        return json_response(body)
 
     def _moment(self) -> datetime:
         return datetime.fromtimestamp(int(self._now()), timezone.utc)

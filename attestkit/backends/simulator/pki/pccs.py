@@ -12,25 +12,18 @@ from urllib.parse import quote as percent_encode
 
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.sgx_extension import read_sgx_extension
+from attestkit.backends.simulator.service_response import JSON, ServiceResponse, content_response
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 
 _SGX: Final = "/sgx/certification/v4"
 _TDX: Final = "/tdx/certification/v4"
 _CRL, _PEM = "application/pkix-crl", "application/x-pem-file"
-_JSON, _TEXT = "application/json", "text/plain"
+_TEXT: Final = "text/plain"
 _FMSPC: Final = re.compile(r"[0-9A-Fa-f]{12}")
 _FIELDS: Final = 32  # maximum number in a query; real ones have up to five
 # Without such a header Intel's client caches a response for a week, by its URL alone.
 _CACHING: Final = ("Cache-Control", "max-age=60")
-
-
-class PccsResponse(NamedTuple):
-    """A response without Content-Length, which the server adds."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
 
 
 class ServedPlatform(NamedTuple):
@@ -40,10 +33,8 @@ class ServedPlatform(NamedTuple):
     pck_der: bytes
 
 
-_BAD_REQUEST: Final = PccsResponse(400, (("Content-Type", _TEXT),), b"Invalid request parameters.")
-_NOT_FOUND: Final = PccsResponse(
-    404, (("Content-Type", _TEXT),), b"No cache data for this platform."
-)
+_BAD_REQUEST: Final = content_response(_TEXT, b"Invalid request parameters.", 400)
+_NOT_FOUND: Final = content_response(_TEXT, b"No cache data for this platform.", 404)
 
 
 class SimulatedPccs:
@@ -72,7 +63,7 @@ class SimulatedPccs:
         self._platforms = {platform.qe_id.hex(): platform.pck_der for platform in platforms}
         self._default = platforms[0].pck_der
         self._fmspc = read_sgx_extension(self._default).fmspc.hex()
-        self._routes: dict[str, Callable[[Mapping[str, str]], PccsResponse]] = {
+        self._routes: dict[str, Callable[[Mapping[str, str]], ServiceResponse]] = {
             f"{_SGX}/pckcrl": self._pck_crl,
             f"{_SGX}/rootcacrl": lambda _: _ok(_CRL, self._collateral().root_ca_crl.hex().encode()),
             f"{_SGX}/crl": self._crl_of_uri,
@@ -87,7 +78,7 @@ class SimulatedPccs:
                 f"{_SGX}/qe/identity": lambda fields: _qe_identity(fields, sgx_collateral),
             }
 
-    def respond(self, path: str, query: str) -> PccsResponse:
+    def respond(self, path: str, query: str) -> ServiceResponse:
         """Return the response to a GET request with this path, not decoded, and query."""
         route = self._routes.get(path)
         if route is None:
@@ -98,7 +89,7 @@ class SimulatedPccs:
             return _BAD_REQUEST
         return route(fields)
 
-    def _pck_crl(self, fields: Mapping[str, str]) -> PccsResponse:
+    def _pck_crl(self, fields: Mapping[str, str]) -> ServiceResponse:
         # Some clients always request the CRL of the processor CA. One CA serves for both.
         if fields.get("ca", "").lower() not in {"platform", "processor"}:
             return _BAD_REQUEST
@@ -108,7 +99,7 @@ class SimulatedPccs:
             return _ok(_CRL, collateral.pck_crl, chain)
         return _ok(_PEM, collateral.pck_crl.hex().encode(), chain)
 
-    def _crl_of_uri(self, fields: Mapping[str, str]) -> PccsResponse:
+    def _crl_of_uri(self, fields: Mapping[str, str]) -> ServiceResponse:
         if not fields.get("uri"):
             return _BAD_REQUEST
         try:
@@ -121,7 +112,7 @@ class SimulatedPccs:
 
     def _tcb_info(
         self, fields: Mapping[str, str], current: Callable[[], Collateral]
-    ) -> PccsResponse:
+    ) -> ServiceResponse:
         if not (_is_valid_update(fields) and _FMSPC.fullmatch(fields.get("fmspc", ""))):
             return _BAD_REQUEST
         if fields["fmspc"].lower() != self._fmspc:
@@ -130,9 +121,9 @@ class SimulatedPccs:
         # For newer and for older clients.
         names = ("TCB-Info-Issuer-Chain", "SGX-TCB-Info-Issuer-Chain")
         body = _signed_body("tcbInfo", collateral.tcb_info, collateral.tcb_info_signature)
-        return _ok(_JSON, body, dict.fromkeys(names, collateral.tcb_info_issuer_chain))
+        return _ok(JSON, body, dict.fromkeys(names, collateral.tcb_info_issuer_chain))
 
-    def _pck_certificate(self, fields: Mapping[str, str]) -> PccsResponse:
+    def _pck_certificate(self, fields: Mapping[str, str]) -> ServiceResponse:
         qe_id = fields.get("qeid")
         der = self._default if qe_id is None else self._platforms.get(qe_id.lower())
         if der is None:
@@ -148,13 +139,13 @@ class SimulatedPccs:
         return _ok(_PEM, encode_pem("CERTIFICATE", der).encode(), headers)
 
 
-def _qe_identity(fields: Mapping[str, str], current: Callable[[], Collateral]) -> PccsResponse:
+def _qe_identity(fields: Mapping[str, str], current: Callable[[], Collateral]) -> ServiceResponse:
     if not _is_valid_update(fields):
         return _BAD_REQUEST
     collateral = current()
     chain = {"SGX-Enclave-Identity-Issuer-Chain": collateral.qe_identity_issuer_chain}
     signature = collateral.qe_identity_signature
-    return _ok(_JSON, _signed_body("enclaveIdentity", collateral.qe_identity, signature), chain)
+    return _ok(JSON, _signed_body("enclaveIdentity", collateral.qe_identity, signature), chain)
 
 
 def _is_valid_update(fields: Mapping[str, str]) -> bool:
@@ -166,7 +157,10 @@ def _signed_body(name: str, body: str, signature: bytes) -> bytes:
     return f'{{"{name}":{body},"signature":"{signature.hex()}"}}'.encode()
 
 
-def _ok(content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> PccsResponse:
+def _ok(
+    content_type: str, body: bytes, headers: Mapping[str, str] | None = None
+) -> ServiceResponse:
     """Return a response of status 200; header values are percent-encoded, space as %20 (10.3)."""
+    response = content_response(content_type, body)
     encoded = [(name, percent_encode(value, safe="")) for name, value in (headers or {}).items()]
-    return PccsResponse(200, (("Content-Type", content_type), _CACHING, *encoded), body)
+    return response._replace(headers=(*response.headers, _CACHING, *encoded))

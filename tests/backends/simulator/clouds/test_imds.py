@@ -15,10 +15,10 @@ from attestkit.backends.simulator.clouds.imds import (
     CERTIFICATION_PATH,
     LOCATION_PATH,
     TD_QUOTE_PATH,
-    ImdsResponse,
     ImdsServer,
     SimulatedImds,
 )
+from attestkit.backends.simulator.service_response import ServiceResponse
 
 REPORT = bytes(range(256)) * 4
 METADATA = {"metadata": "true"}
@@ -114,18 +114,19 @@ def test_client_that_resets_the_connection_is_no_error(
 ) -> None:
     """Nothing is printed if a client resets the connection in a response, or in a request."""
 
-    def respond(*_: object) -> ImdsResponse:
-        return ImdsResponse(200, bytes(1 << 25))  # more than the buffers of sockets
+    def respond(*_: object) -> ServiceResponse:
+        return ServiceResponse(200, (), bytes(1 << 25))  # more than the buffers of sockets
 
+    known = set(threading.enumerate())
     with ImdsServer(respond) as server, socket.create_connection(server.address) as client:
         client.sendall(f"POST / HTTP/1.1\r\n{headers}\r\n".encode())
         assert client.recv(1)  # of the response, or of status 100, which asks for the body
-        assert server._waiting == 1
         # SO_LINGER with 0 s: close sends RST.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
-        with server._changed:  # the thread of the request waits for the next one
-            assert server._changed.wait_for(lambda: server._waiting == 2, 60)
+        for thread in set(threading.enumerate()) - known - {server._thread}:
+            thread.join(60)  # of the request
+            assert not thread.is_alive()
     assert capfd.readouterr().err == ""
 
 
@@ -149,10 +150,10 @@ def test_imds_server_survives_a_response_that_fails(capfd: pytest.CaptureFixture
     """An exception of a handler is printed, and ends its connection only."""
     failing = iter([True, False])
 
-    def respond(*_: object) -> ImdsResponse:
+    def respond(*_: object) -> ServiceResponse:
         if next(failing):
             raise RuntimeError("of this test")
-        return ImdsResponse(200, b"second")
+        return ServiceResponse(200, (), b"second")
 
     with ImdsServer(respond) as server:
         assert request(server) == b""

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.pem import split_pem
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.backends.simulator.pki.pccs import PccsResponse, ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.service_response import ServiceResponse
 from attestkit.errors import FormatError, UsageError
 from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
 from tests.raising import raises
@@ -27,13 +28,13 @@ NOT_FOUND: Final = (404, b"No cache data for this platform.")
 SGX, TDX = "/sgx/certification/v4", "/tdx/certification/v4"
 
 
-def request(target: str) -> PccsResponse:
+def request(target: str) -> ServiceResponse:
     """Return the response to GET of a request target."""
     path, _, query = target.partition("?")
     return PCCS.respond(path, query)
 
 
-def headers_of(response: PccsResponse) -> dict[str, str]:
+def headers_of(response: ServiceResponse) -> dict[str, str]:
     """Return the headers, each once, without the Cache-Control that the vectors omit."""
     found = dict(response.headers)
     assert len(found) == len(response.headers)

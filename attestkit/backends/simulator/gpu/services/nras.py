@@ -32,6 +32,7 @@ from attestkit.backends.simulator.gpu.services.tokens import (
     token_digests,
 )
 from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
+from attestkit.backends.simulator.service_response import ServiceResponse, json_response
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
 from attestkit.gpu.device.device_chain import read_device_chain
@@ -46,13 +47,6 @@ _DAY: Final = 86400  # seconds
 _PATH: Final = re.compile(r"/v([234])/attest/(gpu|switch)")
 _SUBJECT: Final = "NRAS request"
 _MISMATCH: Final[GpuReason] = "measurements"
-
-
-class NrasAnswer(NamedTuple):
-    """An answer of the service."""
-
-    status: int
-    body: bytes  # JSON
 
 
 class _Request(NamedTuple):
@@ -100,7 +94,7 @@ class SimulatedNras:
         day = int(now.timestamp()) // _DAY
         return json.dumps({"keys": [self._jwk(one) for one in (day, day - 1)]}).encode()
 
-    def attest(self, path: str, body: bytes, now: datetime) -> NrasAnswer:
+    def attest(self, path: str, body: bytes, now: datetime) -> ServiceResponse:
         """Return the answer to a POST of a request (JSON), with tokens."""
         match = _PATH.fullmatch(path)
         if match is None:
@@ -111,7 +105,7 @@ class SimulatedNras:
             return _refuse(400, error.message)
         claims = [self._device(device, request, now) for device in request.devices]
         stated = "4.0" if match[1] == "4" else request.version
-        return NrasAnswer(200, self._bundle(claims, request, stated, now))
+        return json_response(self._bundle(claims, request, stated, now))
 
     def _device(self, device: DeviceEvidence, request: "_Request", now: datetime) -> dict[str, Any]:
         """Return the claims about a device."""
@@ -127,8 +121,8 @@ class SimulatedNras:
 
     def _bundle(
         self, claims: list[dict[str, Any]], request: "_Request", version: str, now: datetime
-    ) -> bytes:
-        """Return the detached EAT bundle (JSON) with the fault of the service."""
+    ) -> list[object]:
+        """Return the detached EAT bundle with the fault of the service."""
         nonce, kind = request.nonce.hex(), request.kind
         fault = self._fault
         if fault == "expired":
@@ -149,7 +143,7 @@ class SimulatedNras:
         overall = self._sign(stated, now)
         if fault == "signature":
             overall = overall[:-2] + ("AA" if overall[-2:] != "AA" else "BA")
-        return json.dumps([["JWT", overall], tokens]).encode()
+        return [["JWT", overall], tokens]
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -205,5 +199,5 @@ def _kid(day: int) -> str:
     return f"attestkit-simulated-eat-kid-{day}"
 
 
-def _refuse(status: int, message: str) -> NrasAnswer:
-    return NrasAnswer(status, json.dumps({"message": message, "httpStatus": status}).encode())
+def _refuse(status: int, message: str) -> ServiceResponse:
+    return json_response({"message": message, "httpStatus": status}, status)
