@@ -24,8 +24,11 @@ from attestkit.backends.simulator.faults.kms_faults import KmsFaults
 from attestkit.kms import KmsClient, SimulatedKms
 from attestkit.kms.client_certificate import AttestedKey, ClientCa
 from attestkit.kms.connection import anonymous_context, rooted_context
+from attestkit.kms.release.authorization import DevAuthorization
+from attestkit.kms.release.kms_faults import KmsFaults
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import create_state
+from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.server_identity import ServerIdentity
 from benchmarks.cases import OURS, SEED
 from benchmarks.racing import Entry, Ledger, each, own_row, play
@@ -74,7 +77,8 @@ def bare_handshakes(tee: "attestkit.Attester") -> Callable[[], bool]:
     """Return both handshakes of a release of keys, without sockets."""
     now = int(time.time())
     state = create_state(KmsRoots.from_seed(SEED), HOST, now)
-    server = ServerIdentity(state, None, KmsFaults.of(None), time.time).next_context()
+    parts = KmsParts(tee.verifier(), DevAuthorization(), None, KmsFaults.of(None), time.time)
+    server = ServerIdentity(state, parts).next_context()
     root = read_certificate(state.root_pem)
     temp_ca = ClientCa(read_certificate(state.temp_ca_pem), state.roots.temp_ca_key, root)
     issued = AttestedKey(tee.attest).certify(temp_ca, now)

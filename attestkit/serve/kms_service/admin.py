@@ -17,7 +17,7 @@ from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.kms_service.app import HEADERS
 from attestkit.serve.kms_service.errors import KmsRefusalError
-from attestkit.serve.kms_service.methods import NoContext
+from attestkit.serve.kms_service.request_queue import NoContext
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.messages_kms import PACKAGE, ClearImageCacheRequest
 from attestkit.serve.rpc.service import Method, Service

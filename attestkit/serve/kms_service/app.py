@@ -13,12 +13,8 @@ from attestkit.serve.http.errors import encode_error
 from attestkit.serve.http.tls import SERVER_CONTEXT, TRANSPORT
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.kms_service.client_evidence import EvidenceAccess
-from attestkit.serve.kms_service.methods import (
-    ATTESTED_METHODS,
-    SERVICE,
-    KmsMethodContext,
-    current_state,
-)
+from attestkit.serve.kms_service.release_engine import ATTESTED_METHODS, SERVICE, ReleaseEngine
+from attestkit.serve.kms_service.server_identity import current_state
 from attestkit.serve.rpc.dispatcher import RpcApp
 
 HEADERS: Final[tuple[Header, ...]] = (
@@ -42,37 +38,31 @@ class KmsApp:
     """Application of the HTTPS listener; injects the faults of requests.
 
     Args:
-        context: Context of the methods.
+        engine: Answers the requests.
         limits: Limits of the listener.
         traffic: Counters of the requests.
-        run_id: Prefix of request ids.
     """
 
-    def __init__(
-        self, context: KmsMethodContext, limits: Limits, traffic: Traffic, run_id: str
-    ) -> None:
-        self._engine = context.engine
-        self._access = EvidenceAccess(context.run)
+    def __init__(self, engine: ReleaseEngine, limits: Limits, traffic: Traffic) -> None:
+        self._engine = engine
+        self._access = EvidenceAccess(engine.run)
         self._traffic = traffic
         self._rpc = RpcApp(
-            context,
+            engine,
             (SERVICE,),
             views={"/health": View(_show_health), "/metrics": View(self._show_metrics)},
             headers=(*HEADERS, _VERSION),
             limits=limits,
             traffic=traffic,
-            run_id=run_id,
+            run_id="kms",
         )
         self._rpc.access = self._access
         self.headers: Sequence[Header] = self._rpc.headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or inject a fault."""
-        tls, identity, faults = (
-            scope["extensions"]["tls"],
-            self._engine.identity,
-            self._engine.faults,
-        )
+        tls, identity = scope["extensions"]["tls"], self._engine.identity
+        faults = self._engine.faults
         if (delay := faults.strike(DELAY)) is not None:
             await asyncio.sleep(delay.seconds)
         if faults.strike(ROLLOVER) is not None:
@@ -105,7 +95,7 @@ class KmsApp:
         body = b"".join(piece["body"] for piece in pieces)
         return b"\r\n".join([*head, b"", body[: len(body) // 2]])
 
-    async def _show_metrics(self, _: KmsMethodContext, __: ViewRequest) -> ViewResponse:
+    async def _show_metrics(self, _: ReleaseEngine, __: ViewRequest) -> ViewResponse:
         """Return the counters of the methods that need evidence (kms.md, section 1.2)."""
         refused = sum(self._access.refused[name] for name in ATTESTED_METHODS)
         counted = [
@@ -122,7 +112,7 @@ class KmsApp:
         return ViewResponse(CONTENT_TYPE, "".join(lines).encode())
 
 
-async def _show_health(_: KmsMethodContext, __: ViewRequest) -> ViewResponse:
+async def _show_health(_: ReleaseEngine, __: ViewRequest) -> ViewResponse:
     return ViewResponse(CONTENT_TYPE, b"OK")
 
 

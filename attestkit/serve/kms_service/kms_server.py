@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit.backends.simulator.faults.kms_faults import KmsFaults
 from attestkit.errors import AttestKitError
-from attestkit.kms.release.authorization import KmsAuthorization
 from attestkit.kms.release.state_folder import KmsState, KmsStateFolder
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.option_values import Address
@@ -16,47 +15,17 @@ from attestkit.serve.event_loop_thread import start_listeners, stop_listeners
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.kms_service.admin import AdminApp
 from attestkit.serve.kms_service.app import KmsApp
-from attestkit.serve.kms_service.methods import KmsMethodContext
+from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.onboarding import Onboarding, make_onboarding_app
-from attestkit.serve.kms_service.release_engine import ReleaseEngine, ReleaseOptions
+from attestkit.serve.kms_service.release_engine import ReleaseEngine
 from attestkit.serve.kms_service.server_identity import ServerIdentity
-from attestkit.serve.kms_service.take_over import SourceChecks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from socket import socket
 
-    from attestkit.attester import Attester
-    from attestkit.kms.root import KmsRoot
     from attestkit.serve.http.server import Listener
-    from attestkit.verifier import Verifier
 
 _logger = logging.getLogger("attestkit.kms")
-
-
-class KmsParts(NamedTuple):
-    """Parts of a KMS besides its keys."""
-
-    verifier: "Verifier"
-    authorization: KmsAuthorization
-    options: ReleaseOptions
-    attester: "Attester | None"
-    faults: KmsFaults
-    now: "Callable[[], float]"
-    on_keys: "Callable[[KmsRoot], object] | None" = None
-
-    def make_engine(self, state: KmsState) -> ReleaseEngine:
-        """Return the engine of a KMS with these keys."""
-        identity = ServerIdentity(state, self.attester, self.faults, self.now)
-        return ReleaseEngine(
-            identity,
-            self.verifier,
-            self.authorization,
-            self.options,
-            attester=self.attester,
-            faults=self.faults,
-            now=self.now,
-        )
 
 
 class KmsSockets(NamedTuple):
@@ -111,13 +80,12 @@ class KmsServer:
         """Serve HTTPS; return when the listeners accept connections."""
         from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
 
-        engine = self._parts.make_engine(state)
-        self.identity = engine.identity
-        engine.identity.prepare()  # reports errors before anything listens
+        self.identity = identity = ServerIdentity(state, self._parts)
+        engine = ReleaseEngine(identity, self._parts, self._threads)
+        identity.prepare()  # reports errors before anything listens
         traffic = self._stats.of("kms")
-        context = KmsMethodContext(engine, self._threads)
-        app = KmsApp(context, self._limits, traffic, "kms")
-        contexts = engine.identity.next_context
+        app = KmsApp(engine, self._limits, traffic)
+        contexts = identity.next_context
         rpc = Listener(app, self._sockets.rpc, self._limits, "kms", traffic, tls=contexts)
         if self._parts.on_keys is not None:
             self._parts.on_keys(state.roots.public_root)
@@ -128,11 +96,7 @@ class KmsServer:
         """Serve the setup over HTTP; after it is finished, serve HTTPS on the same socket."""
         from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
 
-        parts, traffic = self._parts, self._stats.of("kms_setup")
-        checks = SourceChecks(
-            parts.verifier, parts.authorization, parts.options.use_claimed_image, parts.now
-        )
-        setup = Onboarding(folder, parts.attester, checks, self._threads)
+        setup, traffic = Onboarding(folder, self._parts, self._threads), self._stats.of("kms_setup")
         limits = self._limits._replace(drain_seconds=1.0)  # for the answer to Finish
         app = make_onboarding_app(setup, limits, traffic)
         sock = self._sockets.rpc.dup()

@@ -14,29 +14,18 @@ from attestkit.kms.release.boot_info import verify_guest
 from attestkit.kms.release.certificates import check_domain
 from attestkit.kms.release.key_release import bootstrap_report_data
 from attestkit.kms.release.roots import KmsRoots
-from attestkit.kms.release.state_folder import (
-    BootstrapInfo,
-    KmsState,
-    KmsStateFolder,
-    create_state,
-)
+from attestkit.kms.release.state_folder import BootstrapInfo, KmsState, KmsStateFolder, create_state
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import CONTENT_TYPE, Traffic
 from attestkit.serve.http.views import View, ViewRequest, ViewResponse
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.kms_service.app import HEADERS
 from attestkit.serve.kms_service.errors import KmsFailureError, KmsRefusalError, refusal
-from attestkit.serve.kms_service.methods import RequestQueue
-from attestkit.serve.kms_service.take_over import SourceChecks, take_over_roots
+from attestkit.serve.kms_service.kms_parts import KmsParts
+from attestkit.serve.kms_service.request_queue import RequestQueue, queued
+from attestkit.serve.kms_service.take_over import take_over_roots
+from attestkit.serve.rpc import messages_kms as m
 from attestkit.serve.rpc.dispatcher import RpcApp
-from attestkit.serve.rpc.messages_kms import (
-    PACKAGE,
-    AttestationInfoResponse,
-    BootstrapRequest,
-    BootstrapResponse,
-    OnboardRequest,
-    OnboardResponse,
-)
 from attestkit.serve.rpc.service import Method, Service
 
 if TYPE_CHECKING:
@@ -59,8 +48,7 @@ class Onboarding(RequestQueue):
 
     Args:
         folder: Stores the keys; None: in memory.
-        attester: Attests the KMS.
-        checks: Decide about another KMS.
+        parts: What else the KMS consists of.
         threads: Threads of the requests.
 
     Attributes:
@@ -68,45 +56,39 @@ class Onboarding(RequestQueue):
         finish: Called in the event loop when the setup is finished.
     """
 
-    def __init__(
-        self,
-        folder: KmsStateFolder | None,
-        attester: "Attester | None",
-        checks: SourceChecks,
-        threads: JobThreads,
-    ) -> None:
+    def __init__(self, folder: KmsStateFolder | None, parts: KmsParts, threads: JobThreads) -> None:
         super().__init__(threads)
         self.state: KmsState | None = None
         self.finish: Callable[[], None] = lambda: None
-        self._folder, self._attester, self._checks = folder, attester, checks
+        self._folder, self._parts = folder, parts
         self._lock = Lock()
 
-    def bootstrap(self, domain: str) -> BootstrapResponse:
+    def bootstrap(self, domain: str) -> m.BootstrapResponse:
         """Create new keys."""
         with self._creating("bootstrapped"):
             _check_domain(domain)
             roots = KmsRoots.generate()
             info = BootstrapInfo(roots.ca_spki, roots.k256_public_key, b"")
-            if self._attester is not None:
+            if self._parts.attester is not None:
                 bound = bootstrap_report_data(info.ca_pubkey, info.k256_pubkey)
                 info = info._replace(attestation=self._attest(bound))
             state = create_state(roots, domain, self._now())
             self._keep(state._replace(bootstrap_info=info))
-            return BootstrapResponse(*info)
+            return m.BootstrapResponse(*info)
 
-    def onboard(self, source_url: str, domain: str) -> OnboardResponse:
+    def onboard(self, source_url: str, domain: str) -> m.OnboardResponse:
         """Take over the keys of another KMS."""
         with self._creating("onboarded"):
             _check_domain(domain)
             attester = self._require_attester()
             try:
-                roots = take_over_roots(source_url, attester, self._checks)
+                roots = take_over_roots(source_url, attester, self._parts)
             except AttestKitError as error:
                 # Also a failure of the other KMS, which this caller has named.
                 raise KmsRefusalError(f"Failed to onboard: {error}") from error
             # The evidence of the first KMS is not that of this one.
             self._keep(create_state(roots, domain, self._now())._replace(bootstrap_info=None))
-            return OnboardResponse(roots.k256_public_key)
+            return m.OnboardResponse(roots.k256_public_key)
 
     @contextmanager
     def _creating(self, done: str) -> Iterator[None]:
@@ -123,22 +105,22 @@ class Onboarding(RequestQueue):
         finally:
             self._lock.release()
 
-    def describe(self) -> AttestationInfoResponse:
+    def describe(self) -> m.AttestationInfoResponse:
         """Return the identity of this KMS in its own evidence."""
         report_data = bytes(64)
         try:
             guest = verify_guest(
-                self._checks.verifier,
+                self._parts.verifier,
                 self._require_attester().attest(report_data=report_data),
                 report_data=report_data,
                 ca_spki=None,
-                use_claimed_image=self._checks.use_claimed_image,
-                now=self._checks.now(),
+                use_claimed_image=self._parts.use_claimed_image,
+                now=self._parts.now(),
             )
         except AttestKitError as error:
             raise KmsFailureError(str(error)) from error
         boot = guest.boot_info
-        return AttestationInfoResponse(
+        return m.AttestationInfoResponse(
             device_id=boot.device_id,
             mr_aggregated=boot.mr_aggregated,
             os_image_hash=boot.os_image_hash,
@@ -147,7 +129,7 @@ class Onboarding(RequestQueue):
         )
 
     def _now(self) -> int:
-        return int(self._checks.now())
+        return int(self._parts.now())
 
     def _attest(self, report_data: bytes) -> bytes:
         try:
@@ -156,9 +138,9 @@ class Onboarding(RequestQueue):
             raise refusal(error, is_own=True) from error
 
     def _require_attester(self) -> "Attester":
-        if self._attester is None:
+        if self._parts.attester is None:
             raise KmsFailureError("simulated KMS: has no TEE to attest it; pass an attester")
-        return self._attester
+        return self._parts.attester
 
     def _keep(self, state: KmsState) -> None:
         if self._folder is not None:
@@ -173,21 +155,6 @@ def _check_domain(domain: str) -> None:
         raise KmsRefusalError("domain contains an invalid DNS label") from error
 
 
-async def bootstrap(setup: Onboarding, request: BootstrapRequest) -> BootstrapResponse:
-    """Create the keys of this KMS."""
-    return await setup.run(lambda: setup.bootstrap(request.domain))
-
-
-async def onboard(setup: Onboarding, request: OnboardRequest) -> OnboardResponse:
-    """Take over the keys of another KMS."""
-    return await setup.run(lambda: setup.onboard(*request))
-
-
-async def get_attestation_info(setup: Onboarding, _: None) -> AttestationInfoResponse:
-    """Return the identity of this KMS, for its authorization."""
-    return await setup.run(setup.describe)
-
-
 async def finish(setup: Onboarding, _: None) -> None:
     """Finish the setup: the KMS then serves HTTPS on this address."""
     _finish(setup)
@@ -195,15 +162,15 @@ async def finish(setup: Onboarding, _: None) -> None:
 
 SERVICE: Final = Service(
     {
-        "Bootstrap": Method(bootstrap, BootstrapRequest, waits=True, post_only=True),
-        "Onboard": Method(onboard, OnboardRequest, waits=True, post_only=True),
-        "GetAttestationInfo": Method(get_attestation_info, waits=True),
+        "Bootstrap": queued(Onboarding.bootstrap, m.BootstrapRequest, post_only=True),
+        "Onboard": queued(Onboarding.onboard, m.OnboardRequest, post_only=True),
+        "GetAttestationInfo": queued(Onboarding.describe),
         "Finish": Method(finish, waits=True),
     },
     mount="/prpc/",
     prefix="Onboard.",
     name="Onboard",
-    package=PACKAGE,
+    package=m.PACKAGE,
 )
 """The service while the KMS has no keys."""
 

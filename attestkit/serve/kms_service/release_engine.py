@@ -1,50 +1,32 @@
 """Answers of the KMS's methods: checks in the order of kms.md, section 1.5, then keys.
 
-Its functions block: they verify evidence, and may call an authorization server. `methods` calls
-them in threads.
+Its methods block: they verify evidence, and may call an authorization server. They run in threads.
 """
 
 import hmac
 import logging
-from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final
 
 from attestkit._sanitize import one_line, shown
 from attestkit.attestation import Attestation
-from attestkit.backends.simulator.faults.kms_faults import (
-    CERTIFICATE,
-    DECISION,
-    KEYS,
-    REFUSAL,
-    TEMP_CA,
-    KmsFaults,
-)
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.kms.cert_request import CertRequest, verify_cert_request
-from attestkit.kms.release.authorization import Decision, KmsAuthorization, Role, authorize_guest
+from attestkit.kms.release.authorization import Decision, Role, authorize_guest
 from attestkit.kms.release.boot_info import VerifiedGuest
 from attestkit.kms.release.certificates import LeafProfile, sign_app_certificate
 from attestkit.kms.release.key_release import release_app_keys, sign_env_public_key
+from attestkit.kms.release.kms_faults import CERTIFICATE, DECISION, KEYS, REFUSAL, TEMP_CA
 from attestkit.kms.release.state_folder import KmsState
 from attestkit.report_data import ReportData
-from attestkit.serve.kms_service.client_evidence import ClientEvidence
+from attestkit.serve.job_queue import JobThreads
+from attestkit.serve.kms_service.client_evidence import ClientEvidence, current_client
 from attestkit.serve.kms_service.errors import KmsFailureError, KmsRefusalError, refusal
-from attestkit.serve.kms_service.server_identity import ServerIdentity
-from attestkit.serve.rpc.messages_kms import (
-    AppKeyResponse,
-    BootstrapResponse,
-    GetMetaResponse,
-    GetTempCaCertResponse,
-    KmsKeyResponse,
-    KmsKeys,
-    PublicKeyResponse,
-    SignCertResponse,
-)
-
-if TYPE_CHECKING:
-    from attestkit.attester import Attester
-    from attestkit.verifier import Verifier
+from attestkit.serve.kms_service.kms_parts import KmsParts
+from attestkit.serve.kms_service.request_queue import RequestQueue, queued
+from attestkit.serve.kms_service.server_identity import ServerIdentity, current_state
+from attestkit.serve.rpc import messages_kms as m
+from attestkit.serve.rpc.service import Service
 
 _MAX_API_VERSION: Final = 1
 _APP_ID_SIZE: Final = 20
@@ -59,64 +41,40 @@ _GATES: Final = {
 _logger = logging.getLogger("attestkit.kms")
 
 
-class ReleaseOptions(NamedTuple):
-    """Conditions of a release, besides verifier and authorization."""
-
-    allow_any_upgrade: bool = False  # reported by GetMeta, without effect
-    use_claimed_image: bool = False  # a hash of an OS image that was not verified
-    enforce_self_authorization: bool = False  # requires an attester
-    released_platforms: frozenset[str] = frozenset()  # of those that need to be enabled
-
-
-class ReleaseEngine:
-    """Decides about requests, and derives the answers. Thread-safe.
+class ReleaseEngine(RequestQueue):
+    """Decides about requests, and derives the answers. Thread-safe; context of the methods.
 
     Args:
         identity: Keys and certificates of the KMS.
-        verifier: Verifies the evidence of clients.
-        authorization: Decides about clients whose evidence was verified.
-        options: See `ReleaseOptions`.
-        attester: Attests the KMS itself.
-        faults: Faults to inject.
-        now: Returns the time in seconds since 1970.
+        parts: What else it consists of.
+        threads: Threads of the requests; not shut down by this object.
     """
 
-    def __init__(
-        self,
-        identity: ServerIdentity,
-        verifier: "Verifier",
-        authorization: KmsAuthorization,
-        options: ReleaseOptions,
-        *,
-        attester: "Attester | None",
-        faults: KmsFaults,
-        now: Callable[[], float],
-    ) -> None:
-        if options.enforce_self_authorization and attester is None:
+    def __init__(self, identity: ServerIdentity, parts: KmsParts, threads: JobThreads) -> None:
+        super().__init__(threads)
+        if parts.enforce_self_authorization and parts.attester is None:
             text = "enforce_self_authorization: requires an attester of the KMS"
             raise UsageError(text, reason="missing")
-        if unknown := options.released_platforms - _GATES.keys():
+        if unknown := parts.released_platforms - _GATES.keys():
             text = f"released_platforms: must be of {', '.join(_GATES)}: {shown(min(unknown))}"
             raise UsageError(text, reason="unknown_name")
-        self.identity = identity
-        self.faults = faults
-        self._verifier, self._authorization, self._options = verifier, authorization, options
-        self._attester, self._now = attester, now
+        self.identity, self.faults, self._parts = identity, parts.faults, parts
         self._own_lock = Lock()
         self._own_answer: tuple[float, AttestKitError | None] = (float("-inf"), None)
 
-    def get_meta(self, state: KmsState) -> GetMetaResponse:
+    def get_meta(self) -> m.GetMetaResponse:
         """Describe the KMS, to any client."""
+        state = current_state.get()
         try:
-            info = self._authorization.describe()
+            info = self._parts.authorization.describe()
         except AttestKitError as error:
             raise refusal(error) from error
         created = state.bootstrap_info
-        return GetMetaResponse(
+        return m.GetMetaResponse(
             ca_cert=state.root_pem,
-            allow_any_upgrade=self._options.allow_any_upgrade,
+            allow_any_upgrade=self._parts.allow_any_upgrade,
             k256_pubkey=state.roots.k256_public_key,
-            bootstrap_info=None if created is None else BootstrapResponse(*created),
+            bootstrap_info=None if created is None else m.BootstrapResponse(*created),
             is_dev=True,  # it is simulated
             gateway_app_id=info.gateway_app_id,
             kms_contract_address=info.kms_contract_address,
@@ -124,33 +82,34 @@ class ReleaseEngine:
             app_auth_implementation=info.app_auth_implementation,
         )
 
-    def get_temp_ca(self, state: KmsState) -> GetTempCaCertResponse:
+    def get_temp_ca(self) -> m.GetTempCaCertResponse:
         """Return the temporary CA with its key, to any client."""
         self._authorize_self()
+        state = current_state.get()
         temp_ca, root = state.temp_ca_pem, state.root_pem
         fault = self.faults.strike(TEMP_CA)
         if fault is not None and fault.name == "kms_wrong_root":
             root = self.identity.other.root_pem
         elif fault is not None:
             temp_ca = self.identity.expire_temp_ca()
-        return GetTempCaCertResponse(temp_ca, state.roots.temp_ca_key.pkcs8_pem, root)
+        return m.GetTempCaCertResponse(temp_ca, state.roots.temp_ca_key.pkcs8_pem, root)
 
-    def get_env_key(self, state: KmsState, app_id: bytes) -> PublicKeyResponse:
+    def get_env_key(self, app_id: bytes) -> m.PublicKeyResponse:
         """Return the public key for an app's encrypted environment, to any client."""
         self._authorize_self()
         if len(app_id) != _APP_ID_SIZE:
             raise KmsRefusalError("app_id must be 20 bytes")
-        return PublicKeyResponse(*sign_env_public_key(state.roots, app_id, int(self._now())))
+        roots = current_state.get().roots
+        return m.PublicKeyResponse(*sign_env_public_key(roots, app_id, int(self._parts.now())))
 
-    def release_app_keys(
-        self, state: KmsState, client: ClientEvidence | None, api_version: int, vm_config: str
-    ) -> AppKeyResponse:
+    def release_app_keys(self, api_version: int, vm_config: str) -> m.AppKeyResponse:
         """Release the keys of the app whose evidence the client has presented."""
         if api_version > _MAX_API_VERSION:
             raise KmsRefusalError(f"Unsupported API version: {api_version}")
         self._authorize_self()
+        state = current_state.get()
         try:
-            guest, decision = self._authorize_client(state, "app", client, vm_config)
+            guest, decision = self._authorize_client("app", current_client.get(), vm_config)
         except AttestKitError as error:
             failure = refusal(error, _NOT_ALLOWED)
             _log_failure("GetAppKey", failure)
@@ -158,7 +117,7 @@ class ReleaseEngine:
         boot = guest.boot_info
         keys = release_app_keys(state.roots, boot.app_id, boot.instance_id)
         _log("GetAppKey", boot.app_id)
-        answer = AppKeyResponse(
+        answer = m.AppKeyResponse(
             ca_cert=state.root_pem,
             disk_crypt_key=keys.disk_crypt_key,
             env_crypt_key=keys.env_crypt_key,
@@ -170,48 +129,47 @@ class ReleaseEngine:
         )
         return self._spoil(answer, state, boot.app_id)
 
-    def release_roots(
-        self, state: KmsState, client: ClientEvidence | None, vm_config: str
-    ) -> KmsKeyResponse:
+    def release_roots(self, vm_config: str) -> m.KmsKeyResponse:
         """Release the roots to another KMS."""
         self._authorize_self()
         try:
-            guest, _ = self._authorize_client(state, "kms", client, vm_config)
+            guest, _ = self._authorize_client("kms", current_client.get(), vm_config)
         except AttestKitError as error:
             failure = refusal(error)
             _log_failure("GetKmsKey", failure)
             raise failure from error
         _log("GetKmsKey", guest.boot_info.app_id)
-        roots = state.roots
-        keys = KmsKeys(roots.ca_key.pkcs8_pem, roots.k256_secret)
-        return KmsKeyResponse(roots.temp_ca_key.pkcs8_pem, (keys,))
+        roots = current_state.get().roots
+        keys = m.KmsKeys(roots.ca_key.pkcs8_pem, roots.k256_secret)
+        return m.KmsKeyResponse(roots.temp_ca_key.pkcs8_pem, (keys,))
 
     def sign_certificate(
-        self, state: KmsState, api_version: int, csr: bytes, signature: bytes, vm_config: str
-    ) -> SignCertResponse:
+        self, api_version: int, csr: bytes, signature: bytes, vm_config: str
+    ) -> m.SignCertResponse:
         """Sign a certificate of the app whose evidence is in the request (kms.md, section 5)."""
         self._authorize_self()
+        state = current_state.get()
         try:
             request = verify_cert_request(csr, signature, api_version)
             evidence = request.attested()
-            guest = self._authorize_request(state, request, evidence, vm_config)
+            guest = self._authorize_request(request, evidence, vm_config)
             app_id = guest.boot_info.app_id
             leaf = _leaf_profile(request, evidence, app_id)
             if self.faults.strike(CERTIFICATE) is not None:
                 leaf = leaf._replace(spki=state.roots.rpc_key.spki_der)
                 app_id = _other_app(app_id)
             chain = sign_app_certificate(
-                state.roots, state.root_pem, app_id, leaf, now=int(self._now())
+                state.roots, state.root_pem, app_id, leaf, now=int(self._parts.now())
             )
         except AttestKitError as error:
             failure = refusal(error)
             _log_failure("SignCert", failure)
             raise failure from error
         _log("SignCert", guest.boot_info.app_id)
-        return SignCertResponse(chain)
+        return m.SignCertResponse(chain)
 
     def _authorize_request(
-        self, state: KmsState, request: CertRequest, evidence: Attestation, vm_config: str
+        self, request: CertRequest, evidence: Attestation, vm_config: str
     ) -> VerifiedGuest:
         """Verify the evidence in a certificate request, and decide about its app."""
         start = "Quote verification failed: "
@@ -219,11 +177,10 @@ class ReleaseEngine:
         if not hmac.compare_digest(evidence.report_data, bound):
             raise KmsRefusalError(f"{start}report data mismatch")
         client = ClientEvidence(evidence, bound)
-        return self._authorize_client(state, "app", client, vm_config, start, boottime=True)[0]
+        return self._authorize_client("app", client, vm_config, start, boottime=True)[0]
 
     def _authorize_client(
         self,
-        state: KmsState,
         role: Role,
         client: ClientEvidence | None,
         vm_config: str,
@@ -236,16 +193,16 @@ class ReleaseEngine:
             raise KmsRefusalError("No attestation provided")
         try:
             guest, decision = authorize_guest(
-                self._verifier,
-                self._authorization,
+                self._parts.verifier,
+                self._parts.authorization,
                 role,
                 client.attestation,
                 report_data=client.report_data,
-                ca_spki=state.roots.ca_spki,
+                ca_spki=current_state.get().roots.ca_spki,
                 vm_config=vm_config,
                 boottime=boottime,
-                use_claimed_image=self._options.use_claimed_image,
-                now=self._now(),
+                use_claimed_image=self._parts.use_claimed_image,
+                now=self._parts.now(),
             )
         except AttestKitError as error:
             raise refusal(error, prefix) from error
@@ -254,7 +211,7 @@ class ReleaseEngine:
         if not decision.is_allowed:
             raise KmsRefusalError(f"Boot denied: {decision.reason}", guest.boot_info.app_id)
         platform = guest.boot_info.tee_variant
-        if platform in _GATES and platform not in self._options.released_platforms:
+        if platform in _GATES and platform not in self._parts.released_platforms:
             raise KmsRefusalError(_GATES[platform], guest.boot_info.app_id)
         return guest, decision
 
@@ -263,29 +220,29 @@ class ReleaseEngine:
 
         The answer is kept for a second.
         """
-        if not self._options.enforce_self_authorization:
+        if not self._parts.enforce_self_authorization:
             return
         with self._own_lock:
             at, failure = self._own_answer
-            if not 0 <= self._now() - at < _OWN_ANSWER_SECONDS:
+            if not 0 <= self._parts.now() - at < _OWN_ANSWER_SECONDS:
                 failure = self._ask_about_self()
-                self._own_answer = (self._now(), failure)
+                self._own_answer = (self._parts.now(), failure)
         if failure is not None:
             raise refusal(failure, _SELF, is_own=True) from failure
 
     def _ask_about_self(self) -> AttestKitError | None:
-        assert self._attester is not None
+        assert self._parts.attester is not None
         try:
             decision = authorize_guest(
-                self._verifier,
-                self._authorization,
+                self._parts.verifier,
+                self._parts.authorization,
                 "kms",
-                self._attester.attest(report_data=bytes(64)),
+                self._parts.attester.attest(report_data=bytes(64)),
                 report_data=bytes(64),
                 ca_spki=self.identity.state.roots.ca_spki,
-                use_claimed_image=self._options.use_claimed_image,
+                use_claimed_image=self._parts.use_claimed_image,
                 is_self=True,
-                now=self._now(),
+                now=self._parts.now(),
             )[1]
         except AttestKitError as error:
             return error
@@ -293,7 +250,7 @@ class ReleaseEngine:
             return KmsRefusalError(f"KMS is not allowed: {decision.reason}")
         return None
 
-    def _spoil(self, answer: AppKeyResponse, state: KmsState, app_id: bytes) -> AppKeyResponse:
+    def _spoil(self, answer: m.AppKeyResponse, state: KmsState, app_id: bytes) -> m.AppKeyResponse:
         """Inject a fault into an answer of GetAppKey."""
         fault = self.faults.strike(KEYS)
         if fault is None:
@@ -350,3 +307,23 @@ def _log_failure(method: str, failure: KmsRefusalError | KmsFailureError) -> Non
     reason = one_line(str(failure), _MAX_LOGGED)
     text = "simulated KMS: %s for app %s: refused: %s"
     _logger.warning(text, method, app_id or "unknown", reason)
+
+
+SERVICE: Final = Service(
+    {
+        "GetAppKey": queued(ReleaseEngine.release_app_keys, m.GetAppKeyRequest),
+        "GetKmsKey": queued(ReleaseEngine.release_roots, m.GetKmsKeyRequest),
+        "GetAppEnvEncryptPubKey": queued(ReleaseEngine.get_env_key, m.AppId),
+        "GetMeta": queued(ReleaseEngine.get_meta),
+        "GetTempCaCert": queued(ReleaseEngine.get_temp_ca),
+        "SignCert": queued(ReleaseEngine.sign_certificate, m.SignCertRequest),
+    },
+    mount="/prpc/",
+    prefix="KMS.",
+    name="KMS",
+    package=m.PACKAGE,
+)
+"""The service on the HTTPS listener."""
+
+ATTESTED_METHODS: Final = ("GetAppKey", "GetKmsKey", "SignCert")
+"""Methods whose requests the metrics count."""

@@ -1,9 +1,9 @@
 """The keys and certificates that the simulated KMS shows, and its TLS contexts (kms.md, 1.6)."""
 
 import ssl
-from collections.abc import Callable
+from contextvars import ContextVar
 from threading import Lock
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.agent_validity import YEAR_1975
 from attestkit.backends.simulator.faults.kms_faults import CONNECTION, ROOTS, KmsFaults
@@ -13,17 +13,19 @@ from attestkit.kms.release.certificates import (
     issue_rpc,
     issue_temp_ca,
 )
+from attestkit.kms.release.kms_faults import CONNECTION, ROOTS
 from attestkit.kms.release.state_folder import KmsState, create_state
 from attestkit.kms.tls_chain import USAGE_APP_CUSTOM, USAGE_KMS_RPC
 from attestkit.ra_tls.issued import Issued
 from attestkit.ra_tls.key_loading import load_issued
 from attestkit.report_data import ReportData
-
-if TYPE_CHECKING:
-    from attestkit.attester import Attester
+from attestkit.serve.kms_service.kms_parts import KmsParts
 
 _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
 _PAST: Final = ValidityPeriod(YEAR_1975, 1_577_836_799)  # 1975 to the end of 2019
+
+current_state: Final[ContextVar[KmsState]] = ContextVar("current_state")
+"""State of the KMS that the connection of the current request shows."""
 
 
 class ServerContext(ssl.SSLContext):
@@ -53,20 +55,11 @@ class ServerIdentity:
 
     Args:
         state: Keys and certificates.
-        attester: Attests the server's TLS key; None: the certificate has no evidence.
-        faults: Faults to inject.
-        now: Returns the time in seconds since 1970.
+        parts: What else the KMS consists of.
     """
 
-    def __init__(
-        self,
-        state: KmsState,
-        attester: "Attester | None",
-        faults: KmsFaults,
-        now: Callable[[], float],
-    ) -> None:
-        self._lock = Lock()
-        self._attester, self._faults, self._now = attester, faults, now
+    def __init__(self, state: KmsState, parts: KmsParts) -> None:
+        self._lock, self._parts = Lock(), parts
         self._evidence: bytes | None = None
         self._is_temp_ca_over = False
         self._set_state(state)
@@ -85,7 +78,7 @@ class ServerIdentity:
     def _make_other(self) -> KmsState:
         if self._other is None:
             roots = self.state.roots.successor()
-            self._other = create_state(roots, self.state.domain, int(self._now()))
+            self._other = create_state(roots, self.state.domain, int(self._parts.now()))
         return self._other
 
     def replace_roots(self) -> None:
@@ -106,8 +99,8 @@ class ServerIdentity:
 
     def next_context(self) -> ServerContext:
         """Return the context of the next connection; injects the faults of handshakes."""
-        shows_other = self._faults.strike(ROOTS) is not None
-        struck = self._faults.strike(CONNECTION)
+        shows_other = self._parts.faults.strike(ROOTS) is not None
+        struck = self._parts.faults.strike(CONNECTION)
         certificate = _Certificate() if struck is None else _BY_FAULT[struck.name]
         with self._lock:
             is_over, self._is_temp_ca_over = self._is_temp_ca_over, False
@@ -129,7 +122,7 @@ class ServerIdentity:
             roots,
             state.root_pem,
             state.domain,
-            default_window(roots, int(self._now())),
+            default_window(roots, int(self._parts.now())),
             usage=certificate.usage,
             evidence=self._attest(roots.rpc_key.spki_der) if certificate.is_attested else None,
         )
@@ -149,7 +142,7 @@ class ServerIdentity:
 
     def _attest(self, spki: bytes) -> bytes | None:
         """Return stripped evidence over the TLS key, which stays the same while the KMS runs."""
-        if self._attester is not None and self._evidence is None:
+        if self._parts.attester is not None and self._evidence is None:
             bound = ReportData.bind(ReportData.RATLS_CERT, spki)
-            self._evidence = self._attester.attest(report_data=bound).stripped().to_bytes()
+            self._evidence = self._parts.attester.attest(report_data=bound).stripped().to_bytes()
         return self._evidence

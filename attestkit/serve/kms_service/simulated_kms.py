@@ -24,10 +24,9 @@ from attestkit.serve.config.option_values import Address
 from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.serve.http.sockets import bind_tcp
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.kms_service.key_source import KeySource
-from attestkit.serve.kms_service.kms_server import KmsParts, KmsServer, KmsSockets
-from attestkit.serve.kms_service.methods import WORKERS
-from attestkit.serve.kms_service.release_engine import ReleaseOptions
+from attestkit.serve.kms_service.kms_parts import KmsParts
+from attestkit.serve.kms_service.kms_server import KmsServer, KmsSockets
+from attestkit.serve.kms_service.request_queue import WORKERS
 from attestkit.serve.kms_service.server_identity import ServerIdentity
 
 if TYPE_CHECKING:
@@ -126,14 +125,18 @@ class SimulatedKms:
         self.faults: KmsFaults = KmsFaults.of(faults)
         if state_dir is not None:
             self.faults.watch(self._check_fault)
-        authorization = _make_authorization(auth, policies, kms_policy)
-        options = ReleaseOptions(
+        parts = KmsParts(
+            verifier,
+            _make_authorization(auth, policies, kms_policy),
+            attester,
+            self.faults,
+            now,
+            on_keys,
             allow_any_upgrade=allow_any_upgrade,
             use_claimed_image=not image_verify,
             enforce_self_authorization=enforce_self_authorization,
             released_platforms=frozenset(released_platforms),
         )
-        parts = KmsParts(verifier, authorization, options, attester, self.faults, now, on_keys)
         self._process, self._domain, self._now = os.getpid(), domain, now
         with ExitStack() as stack:
             keys = stack.enter_context(closing(KeySource(seed, roots, state_dir)))

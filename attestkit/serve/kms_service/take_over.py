@@ -6,48 +6,33 @@ Each side verifies the other's evidence, and its own authorization decides about
 import os
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._formats import strict_json
-from attestkit._formats.strict_json import from_hex
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.keys.hkdf import derive_p256
 from attestkit.kms.client_certificate import AttestedKey, ClientCa
-from attestkit.kms.connection import (
-    TimeLimits,
-    anonymous_context,
-    call_kms,
-    rooted_context,
-)
-from attestkit.kms.release.authorization import KmsAuthorization, authorize_guest
+from attestkit.kms.connection import TimeLimits, anonymous_context, call_kms, rooted_context
+from attestkit.kms.release.authorization import authorize_guest
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.server_checks import check_usage
 from attestkit.kms.url import KmsUrl, parse_kms_url
 from attestkit.serve.kms_service.client_evidence import read_client_evidence
 from attestkit.serve.kms_service.errors import KmsRefusalError
+from attestkit.serve.kms_service.kms_parts import KmsParts
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
-    from attestkit.verifier import Verifier
 
 _K256_SIZE: Final = 32
 _LIMITS: Final = TimeLimits(connect=5.0, call=30.0)  # seconds
 
 
-class SourceChecks(NamedTuple):
-    """Checks of another KMS before keys are taken from it."""
-
-    verifier: "Verifier"
-    authorization: KmsAuthorization
-    use_claimed_image: bool
-    now: Callable[[], float]
-
-
 def take_over_roots(
     source_url: str,
     attester: "Attester",
-    checks: SourceChecks,
+    parts: KmsParts,
     random: Callable[[int], bytes] = os.urandom,
 ) -> KmsRoots:
     """Return the keys of a running KMS, with a new TLS key.
@@ -55,7 +40,7 @@ def take_over_roots(
     Args:
         source_url: URL of the running KMS.
         attester: Attests this KMS.
-        checks: Verify and authorize the running KMS.
+        parts: Verify and authorize the running KMS.
         random: Returns a number of random bytes.
 
     Raises:
@@ -66,11 +51,11 @@ def take_over_roots(
     answer = call_kms(url, "GetTempCaCert", {}, anonymous_context(), limits=_LIMITS)
     temp_ca = ClientCa.from_json(answer)
     root = temp_ca.root.spki_der
-    issued = AttestedKey(attester.attest, random).certify(temp_ca, checks.now())
+    issued = AttestedKey(attester.attest, random).certify(temp_ca, parts.now())
 
     def check_source(certificate: bytes) -> None:
         check_usage(certificate)
-        _check_evidence(url, certificate, root, checks)
+        _check_evidence(url, certificate, root, parts)
 
     context = rooted_context(temp_ca.root, issued)
     arguments = {"vm_config": ""}
@@ -80,7 +65,7 @@ def take_over_roots(
     return read_roots(received, root, derive_p256(random(32)))
 
 
-def _check_evidence(url: KmsUrl, certificate: bytes, root: bytes, checks: SourceChecks) -> None:
+def _check_evidence(url: KmsUrl, certificate: bytes, root: bytes, parts: KmsParts) -> None:
     """Verify and authorize the evidence in the certificate (DER) of a running KMS."""
     start = f"failed to validate the server attestation of {url.base}: "
     found = read_client_evidence(ssl.DER_cert_to_PEM_cert(certificate))
@@ -88,14 +73,14 @@ def _check_evidence(url: KmsUrl, certificate: bytes, root: bytes, checks: Source
         raise KmsRefusalError(f"{start}Source KMS certificate does not contain attestation")
     try:
         decision = authorize_guest(
-            checks.verifier,
-            checks.authorization,
+            parts.verifier,
+            parts.authorization,
             "kms",
             found.attestation,
             report_data=found.report_data,
             ca_spki=root,
-            use_claimed_image=checks.use_claimed_image,
-            now=checks.now(),
+            use_claimed_image=parts.use_claimed_image,
+            now=parts.now(),
         )[1]
     except AttestKitError as error:
         raise KmsRefusalError(f"{start}{error}") from error
@@ -128,7 +113,7 @@ def read_roots(data: bytes, root: bytes, rpc_key: P256Key) -> KmsRoots:
         raise FormatError(message, reason="wrong_value")
     return KmsRoots(
         ca_key=ca_key,
-        k256_secret=from_hex(entry.get("k256_key"), "k256_key", _K256_SIZE),
+        k256_secret=strict_json.from_hex(entry.get("k256_key"), "k256_key", _K256_SIZE),
         temp_ca_key=_read_key(fields, "temp_ca_key"),
         rpc_key=rpc_key,
     )
