@@ -14,18 +14,7 @@ from urllib.parse import quote
 from markupsafe import Markup, escape
 
 from attestkit._formats.html_templates import style, templates
-from attestkit.serve.api_docs.api_model import (
-    ENCODINGS,
-    ERRORS,
-    JSON_ONLY,
-    STATUSES,
-    Api,
-    Call,
-    Message,
-    list_calls,
-    read_docstring,
-    title_of,
-)
+from attestkit.serve.api_docs import api_model as model
 from attestkit.serve.api_docs.openapi import example, is_required, pages
 from attestkit.serve.rpc.message_fields import Field, fields_of
 
@@ -43,15 +32,15 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-def render_page(api: Api) -> str:
+def render_page(api: model.Api) -> str:
     """Return the HTML page about a listener."""
     return _template().render(
         api=api,
         css=_CSS,
-        encodings=ENCODINGS,
-        errors=ERRORS,
-        json_only=JSON_ONLY,
-        statuses=STATUSES,
+        encodings=model.ENCODINGS,
+        errors=model.ERRORS,
+        json_only=model.JSON_ONLY,
+        statuses=model.STATUSES,
         pages=pages(api),
     )
 
@@ -64,10 +53,10 @@ def _template() -> "Template":
     environment.filters["bounds"] = _bounds
     environment.filters["is_required"] = is_required
     environment.globals.update(
-        list_calls=list_calls,
-        title_of=title_of,
+        list_calls=model.list_calls,
+        title_of=model.title_of,
         fields_of=fields_of,
-        read_docstring=read_docstring,
+        read_docstring=model.read_docstring,
         curl_post=curl_post,
         curl_get=curl_get,
         example_answer=_example_answer,
@@ -82,7 +71,7 @@ def _words(text: str) -> Markup:
     return escape(plain) + Markup("").join(Markup("<code>%s</code>%s") % pair for pair in pairs)
 
 
-def _example_answer(message: Message | None) -> str:
+def _example_answer(message: model.Message | None) -> str:
     return json.dumps(None if message is None else example(message, answer=True), indent=2)
 
 
@@ -106,11 +95,11 @@ def _bounds(field: Field) -> str:
     return f"{least} to {most} {unit}." if least else f"At most {most} {unit}."
 
 
-def _example_request(call: Call) -> dict[str, Any]:
+def _example_request(call: model.Call) -> dict[str, Any]:
     return {} if call.request is None else example(call.request, answer=False)
 
 
-def curl_post(api: Api, call: Call) -> str:
+def curl_post(api: model.Api, call: model.Call) -> str:
     """Return the curl command of a POST with the example request."""
     return (
         f"curl {api.curl}{call.path} \\\n  -H 'Content-Type: application/json' \\\n"
@@ -118,7 +107,7 @@ def curl_post(api: Api, call: Call) -> str:
     )
 
 
-def curl_get(api: Api, call: Call) -> str:
+def curl_get(api: model.Api, call: model.Call) -> str:
     """Return the curl command of a GET; with -g, because curl expands brackets."""
     options, _, host = f"-g {api.curl}".rpartition(" ")
     return f"curl {options} '{host}{call.path}{_query(_example_request(call))}'"

@@ -5,20 +5,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
-from attestkit.serve.api_docs.api_model import (
-    ENCODINGS,
-    ERRORS,
-    JSON_ONLY,
-    STATUSES,
-    Api,
-    Call,
-    Message,
-    list_calls,
-    list_messages,
-    read_docstring,
-    schema_name,
-    title_of,
-)
+from attestkit.serve.api_docs import api_model as model
 from attestkit.serve.api_docs.examples import example_of
 from attestkit.serve.rpc import json_codec
 from attestkit.serve.rpc.message_fields import UNNUMBERED, Field, fields_of, package_of
@@ -27,9 +14,9 @@ from attestkit.serve.rpc.messages import Error
 # JSON Schema of messages, for bodies, queries and responses.
 
 
-def schema(message: Message, *, answer: bool) -> dict[str, Any]:
+def schema(message: model.Message, *, answer: bool) -> dict[str, Any]:
     """Return the schema of a message; in a response all fields are present and hex is lowercase."""
-    words, fields = read_docstring(message), fields_of(message)
+    words, fields = model.read_docstring(message), fields_of(message)
     found: dict[str, Any] = {
         "type": "object",
         "description": f"{words.summary}.",
@@ -57,7 +44,7 @@ def is_required(field: Field) -> bool:
 
 def _field_schema(field: Field, *, answer: bool) -> dict[str, Any]:
     one = (
-        _ref("schemas", schema_name(field.kind))
+        _ref("schemas", model.schema_name(field.kind))
         if field.nested
         else value_schema(field, answer=answer)
     )
@@ -85,7 +72,7 @@ def value_schema(field: Field, *, answer: bool = False) -> dict[str, Any]:
     return {"type": "string", **{name: limit for name, limit in limits.items() if limit}}
 
 
-def example(message: Message, *, answer: bool) -> dict[str, Any]:
+def example(message: model.Message, *, answer: bool) -> dict[str, Any]:
     """Return an example in JSON; for a request without the fields at their default."""
     shown = example_of(message)
     found: dict[str, Any] = json.loads(b"".join(json_codec.encode(shown)))
@@ -148,7 +135,7 @@ _PAGES: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
 )
 
 
-def pages(api: Api) -> dict[str, dict[str, Any]]:
+def pages(api: model.Api) -> dict[str, dict[str, Any]]:
     """Return the operations of the listener's views by path.
 
     The member `content` of an operation describes the body of the 200 response.
@@ -177,7 +164,7 @@ _JSON, _BINARY = "application/json", "application/octet-stream"
 _ABOUT = "\n".join(
     (
         "A method can be called in three ways, unless its description restricts them.\n",
-        *(f"* **{n}** {t}" for n, t in ENCODINGS.items()),
+        *(f"* **{n}** {t}" for n, t in model.ENCODINGS.items()),
     )
 )
 _OF_LISTENER = frozenset({"408", "431", "503"})  # sent before a request is parsed
@@ -193,14 +180,14 @@ _APP_VERSION = {
 }
 
 
-def make_document(api: Api) -> Json:
+def make_document(api: model.Api) -> Json:
     """Return the OpenAPI 3.1 document of a listener."""
     headers = {"X-Request-Id": _REQUEST_ID}
     if api.names_version:
         headers["X-App-Version"] = _APP_VERSION
     paths: Json = {}
     for service in api.services:
-        for call in list_calls(service):
+        for call in model.list_calls(service):
             paths[call.path] = {"post": _post(call, headers)}
             if not call.json_only:
                 paths[call.path]["get"] = _get(call, headers)
@@ -214,28 +201,28 @@ def make_document(api: Api) -> Json:
         "info": {
             "title": api.title,
             "version": api.version,
-            "description": f"{_ABOUT}\n\n{ERRORS}",
+            "description": f"{_ABOUT}\n\n{model.ERRORS}",
         },
         "servers": [{"url": "/", "description": f"curl {api.curl}/..."}],
         "tags": [
-            *({"name": title_of(service)} for service in api.services),
+            *({"name": model.title_of(service)} for service in api.services),
             {"name": "pages", "description": "Pages and other views."},
         ],
         "paths": paths,
         "components": {
             "headers": headers,
-            "responses": {_name(status): _error(status, headers) for status in STATUSES},
+            "responses": {_name(status): _error(status, headers) for status in model.STATUSES},
             "schemas": _schemas(api),
         },
     }
 
 
-def _schemas(api: Api) -> Json:
-    requests = {call.request for service in api.services for call in list_calls(service)}
+def _schemas(api: model.Api) -> Json:
+    requests = {call.request for service in api.services for call in model.list_calls(service)}
     return {
         **{
-            schema_name(message): schema(message, answer=message not in requests)
-            for message in list_messages(api.services)
+            model.schema_name(message): schema(message, answer=message not in requests)
+            for message in model.list_messages(api.services)
         },
         "Error": {
             "type": "object",
@@ -254,15 +241,15 @@ def _error(status: str, headers: Json) -> Json:
     """
     content: Json = {_JSON: {"schema": _ref("schemas", "Error")}}
     if status in _OF_LISTENER:
-        return {"description": STATUSES[status], "content": content}
+        return {"description": model.STATUSES[status], "content": content}
     return {
-        "description": STATUSES[status],
+        "description": model.STATUSES[status],
         "headers": _refs(headers),
         "content": {**content, _BINARY: _binary(Error)},
     }
 
 
-def _post(call: Call, headers: Json) -> Json:
+def _post(call: model.Call, headers: Json) -> Json:
     content: Json = {_JSON: {"schema": {}}}
     if call.request is not None:
         content[_JSON] = _media_type(call.request, answer=False)
@@ -278,7 +265,7 @@ def _post(call: Call, headers: Json) -> Json:
     }
 
 
-def _get(call: Call, headers: Json) -> Json:
+def _get(call: model.Call, headers: Json) -> Json:
     return {
         **_operation(call, "_get"),
         "parameters": [] if call.request is None else list(_parameters(call.request)),
@@ -286,10 +273,10 @@ def _get(call: Call, headers: Json) -> Json:
     }
 
 
-def _operation(call: Call, ending: str) -> Json:
+def _operation(call: model.Call, ending: str) -> Json:
     others = ", ".join([f"`{path}`" for path in call.other_paths])
     also = f" Other paths with the same response: {others}." if others else ""
-    also += f" {JSON_ONLY}" if call.json_only else ""
+    also += f" {model.JSON_ONLY}" if call.json_only else ""
     return {
         "tags": [call.service],
         "operationId": call.id.replace(".", "_").replace("-", "_") + ending,
@@ -298,7 +285,7 @@ def _operation(call: Call, ending: str) -> Json:
     }
 
 
-def _parameters(message: Message) -> Iterator[Json]:
+def _parameters(message: model.Message) -> Iterator[Json]:
     properties = schema(message, answer=False)["properties"]
     shown = example(message, answer=False)
     for field in fields_of(message):
@@ -318,15 +305,15 @@ def _parameters(message: Message) -> Iterator[Json]:
         yield found
 
 
-def _answer(call: Call) -> Json:
+def _answer(call: model.Call) -> Json:
     if call.response is None:
         return {_JSON: {"schema": {"type": "null"}}}
     return {_JSON: _media_type(call.response, answer=True)}
 
 
-def _media_type(message: Message, *, answer: bool) -> Json:
+def _media_type(message: model.Message, *, answer: bool) -> Json:
     return {
-        "schema": _ref("schemas", schema_name(message)),
+        "schema": _ref("schemas", model.schema_name(message)),
         "example": example(message, answer=answer),
     }
 
@@ -334,7 +321,7 @@ def _media_type(message: Message, *, answer: bool) -> Json:
 def _responses(content: Json, headers: Json) -> Json:
     return {
         "200": {"description": "Done.", "headers": _refs(headers), "content": content},
-        **{status: _ref("responses", _name(status)) for status in STATUSES},
+        **{status: _ref("responses", _name(status)) for status in model.STATUSES},
     }
 
 
@@ -342,7 +329,7 @@ def _name(status: str) -> str:
     return HTTPStatus(int(status)).phrase.replace(" ", "")
 
 
-def _binary(message: Message | None) -> Json:
+def _binary(message: model.Message | None) -> Json:
     """Return the media type of a protobuf message, whose contents a schema cannot describe."""
     name = (
         "google.protobuf.Empty" if message is None else f"{package_of(message)}.{message.__name__}"

@@ -3,14 +3,7 @@
 import textwrap
 from collections.abc import Iterator
 
-from attestkit.serve.api_docs.api_model import (
-    Api,
-    Call,
-    Message,
-    list_calls,
-    list_messages,
-    read_docstring,
-)
+from attestkit.serve.api_docs import api_model as model
 from attestkit.serve.rpc.message_fields import UNNUMBERED, Field, fields_of
 from attestkit.serve.rpc.messages import Error
 
@@ -28,33 +21,35 @@ package {package};
 _IMPORT = 'import "google/protobuf/empty.proto";\n'
 
 
-def proto_file(api: Api, package: str) -> str:
+def proto_file(api: model.Api, package: str) -> str:
     """Return a package's services of a listener, and their messages, in the proto3 language."""
     services = [service for service in api.services if service.package == package]
     parts = [_HEAD.format(title=api.title, package=package)]
-    calls = [call for service in services for call in list_calls(service)]
+    calls = [call for service in services for call in model.list_calls(service)]
     if any(None in {call.request, call.response} for call in calls):
         parts.append(_IMPORT)
     for service in services:
-        lines = "\n".join(line for call in list_calls(service) for line in _call(call))
+        lines = "\n".join(line for call in model.list_calls(service) for line in _call(call))
         parts.append(f"service {service.name} {{\n{lines}\n}}\n")
-    parts += ["\n".join(_message(message)) + "\n" for message in (*list_messages(services), Error)]
+    parts += [
+        "\n".join(_message(message)) + "\n" for message in (*model.list_messages(services), Error)
+    ]
     return "\n".join(parts)
 
 
-def _call(call: Call) -> Iterator[str]:
+def _call(call: model.Call) -> Iterator[str]:
     yield from _comment(f"{call.summary}. {call.details}", "  ")
     yield f"  // POST {call.path}"
     request, response = _name(call.request), _name(call.response)
     yield f"  rpc {call.name}({request}) returns ({response});"
 
 
-def _name(message: Message | None) -> str:
+def _name(message: model.Message | None) -> str:
     return _EMPTY if message is None else message.__name__
 
 
-def _message(message: Message) -> Iterator[str]:
-    words = read_docstring(message)
+def _message(message: model.Message) -> Iterator[str]:
+    words = model.read_docstring(message)
     yield from _comment(f"{words.summary}.")
     yield f"message {message.__name__} {{"
     for field in fields_of(message):

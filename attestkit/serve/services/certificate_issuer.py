@@ -10,7 +10,7 @@ from attestkit.errors import FormatError, KmsError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys
 from attestkit.keys.hkdf import derive_p256
 from attestkit.report_data import ReportData
-from attestkit.serve.rpc.messages import GetTlsKeyArgs, GetTlsKeyResponse
+from attestkit.serve.rpc import messages as m
 from attestkit.serve.services.backend_errors import backend_error
 from attestkit.serve.services.tls_validity import choose_validity
 
@@ -77,8 +77,8 @@ class CertificateIssuer:
             self._own_ca()
 
     def issue(
-        self, args: GetTlsKeyArgs, key: P256Key | None, encoding: Encoding | None
-    ) -> GetTlsKeyResponse:
+        self, args: m.GetTlsKeyArgs, key: P256Key | None, encoding: Encoding | None
+    ) -> m.GetTlsKeyResponse:
         """Return a key and its certificate; with a KMS this waits for the network.
 
         Args:
@@ -121,7 +121,7 @@ class CertificateIssuer:
             )
         except FormatError as error:  # of the evidence or the CA, so not the client's fault
             raise backend_error(_FAILED, error) from error
-        return GetTlsKeyResponse(issued.key_pem, issued.certificate_chain)
+        return m.GetTlsKeyResponse(issued.key_pem, issued.certificate_chain)
 
     def _own_ca(self) -> tuple[str, P256Key]:
         if self._app_keys is None or self._app_keys.ca_key is None:
@@ -129,8 +129,8 @@ class CertificateIssuer:
         return self._app_keys.ca_cert, self._app_keys.ca_key
 
     def _request(
-        self, args: GetTlsKeyArgs, key: P256Key | None, encoding: Encoding | None
-    ) -> GetTlsKeyResponse:
+        self, args: m.GetTlsKeyArgs, key: P256Key | None, encoding: Encoding | None
+    ) -> m.GetTlsKeyResponse:
         """Have the KMS sign a certificate; the client checks its chain, key and app."""
         from attestkit.kms.cert_request import CertRequest  # lazy: only with a KMS
 
@@ -155,7 +155,7 @@ class CertificateIssuer:
             chain = client.sign_certificate(request, pair)
         except (FormatError, KmsError) as error:
             raise backend_error(_FAILED, error) from error
-        return GetTlsKeyResponse(pair.pkcs8_pem, chain)
+        return m.GetTlsKeyResponse(pair.pkcs8_pem, chain)
 
     def _client(self) -> "KmsClient":
         if self._kms is None:

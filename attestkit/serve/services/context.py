@@ -27,14 +27,10 @@ from attestkit.serve.gpu_sampler import GpuSampler
 from attestkit.serve.health.app_health import make_monitor
 from attestkit.serve.health.verdict import HEALTHY, HealthVerdict
 from attestkit.serve.machine_info import DATA_DISKS, Machine
+from attestkit.serve.rpc import messages, messages_v1
+from attestkit.serve.rpc import messages as m
 from attestkit.serve.rpc.event_log_json import INDENTED, EventLogJson, tcb_info
 from attestkit.serve.rpc.json_codec import PreparedResponse
-from attestkit.serve.rpc.messages import (
-    AppInfo,
-    GetQuoteResponse,
-    GetTlsKeyArgs,
-    GetTlsKeyResponse,
-)
 from attestkit.serve.rpc.messages_v1 import AttestResponse
 from attestkit.serve.rpc.response_template import EscapedText, ResponseTemplate
 from attestkit.serve.rpc.statuses import NotImplementedHereError
@@ -87,17 +83,17 @@ class AppMeasurements(NamedTuple):
 class AppIdentity(NamedTuple):
     """Identity of the app, and the response of Info."""
 
-    app: AppInfo  # without certificate and TCB info
+    app: m.AppInfo  # without certificate and TCB info
     platform: str  # `Attestation.platform`
     measured: AppMeasurements | None  # None if hidden
-    response: PreparedResponse[AppInfo]
+    response: PreparedResponse[m.AppInfo]
 
 
 class DecodedEvidence(NamedTuple):
     """Evidence, and the app's identity in it."""
 
     attestation: Attestation
-    info: AppInfo  # without certificate and TCB info
+    info: m.AppInfo  # without certificate and TCB info
 
 
 class Guest:
@@ -159,7 +155,7 @@ class Guest:
         self.run_id: str = random(4).hex()
         self._executor: Executor | None = None
         self._writes = 0  # pending calls that wait for a disk
-        self._no_quote = GetQuoteResponse(vm_config=vm_config)
+        self._no_quote = m.GetQuoteResponse(vm_config=vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self._issuer = self._make_issuer(kms)
         self._signing: SigningQueue | None = None
@@ -249,7 +245,7 @@ class Guest:
         """Return `answer` with a quote over 64 bytes; see `QuoteResponses.quote`."""
         return self._quotes.quote(report_data, answer, **varying)
 
-    def quote_response(self, report_data: bytes) -> PreparedResponse[GetQuoteResponse]:
+    def quote_response(self, report_data: bytes) -> PreparedResponse[m.GetQuoteResponse]:
         """Return the response of GetQuote for up to 64 bytes; UsageError if there are more."""
         report_data = _pad(report_data)
         return self.quote(report_data, self._no_quote, report_data=report_data)
@@ -317,8 +313,8 @@ class Guest:
             raise
 
     def certificate(
-        self, args: GetTlsKeyArgs, key: P256Key | None = None, encoding: Encoding | None = None
-    ) -> GetTlsKeyResponse:
+        self, args: m.GetTlsKeyArgs, key: P256Key | None = None, encoding: Encoding | None = None
+    ) -> m.GetTlsKeyResponse:
         """Return a key and its certificate, issued by the app's CA, or by its KMS.
 
         Args:
@@ -341,7 +337,7 @@ class Guest:
         evidence = self.attest(report_data, failure)
         return _require_v1(evidence, failure) if encoding == "v1" else evidence
 
-    def info(self, *, hidden: bool = False) -> PreparedResponse[AppInfo]:
+    def info(self, *, hidden: bool = False) -> PreparedResponse[m.AppInfo]:
         """Return the response of Info; `hidden` leaves out values that only the app may see."""
         return self.identity(hidden=hidden).response
 
@@ -364,7 +360,7 @@ class Guest:
             app = app_info(attestation)
         except AttestKitError as error:
             raise backend_error("Failed to decode app info", error) from error
-        info = AppInfo(
+        info = m.AppInfo(
             app_id=app.app_id,
             instance_id=app.instance_id,
             app_name=self.app_compose.name,
@@ -388,7 +384,7 @@ class Guest:
         template = ResponseTemplate(info, app_cert=self._demo_certificate(), tcb_info=text)
         return AppIdentity(info, attestation.platform, measured, template.render())
 
-    def _measured(self, attestation: Attestation, info: AppInfo) -> AppMeasurements:
+    def _measured(self, attestation: Attestation, info: m.AppInfo) -> AppMeasurements:
         quote, log = attestation.quote, attestation.event_log
         if isinstance(self.attester.backend, EventPcr):  # its events are not in a TD's log
             log = EventLog(attestation.runtime_events)
@@ -418,7 +414,7 @@ class Guest:
         return self._issue_demo()
 
     def _issue_demo(self) -> EscapedText:
-        args = GetTlsKeyArgs(subject="demo-cert", usage_ra_tls=True, usage_client_auth=True)
+        args = m.GetTlsKeyArgs(subject="demo-cert", usage_ra_tls=True, usage_client_auth=True)
         try:
             chain = self.certificate(args).certificate_chain
         except AttestKitError as error:

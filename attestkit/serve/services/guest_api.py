@@ -10,20 +10,7 @@ from attestkit.serve.http.asgi import Scope, is_unix_peer
 from attestkit.serve.lazy_import import load
 from attestkit.serve.machine_info import Figures, read_figures
 from attestkit.serve.network_info import read_network
-from attestkit.serve.rpc.messages_guest_api import (
-    PACKAGE,
-    ContainerInfo,
-    ContainerList,
-    DiskInfo,
-    Gateway,
-    Gpu,
-    GpuInfo,
-    GuestInfo,
-    Interface,
-    IpAddress,
-    NetworkInfo,
-    SystemInfo,
-)
+from attestkit.serve.rpc import messages_guest_api as m
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.rpc.statuses import MethodRefusedError
 from attestkit.serve.services.context import Guest
@@ -35,10 +22,10 @@ _HOST_CID: Final = "2"  # VMADDR_CID_HOST (vsock(7))
 _logger = logging.getLogger("attestkit.serve")
 
 
-def _info(guest: Guest, _: None) -> GuestInfo:
+def _info(guest: Guest, _: None) -> m.GuestInfo:
     """Return the app's identity, without its measurements if the app hides them."""
     app = guest.info(hidden=not guest.app_compose.public_tcbinfo).message
-    return GuestInfo(
+    return m.GuestInfo(
         guest.release.version,
         app.app_id,
         app.instance_id,
@@ -48,15 +35,15 @@ def _info(guest: Guest, _: None) -> GuestInfo:
     )
 
 
-async def _sys_info(guest: Guest, _: None) -> SystemInfo:
+async def _sys_info(guest: Guest, _: None) -> m.SystemInfo:
     """Return current system information."""
     await load("psutil")
     return _system_info(read_figures(guest.data_disks))
 
 
-def _system_info(found: Figures) -> SystemInfo:
+def _system_info(found: Figures) -> m.SystemInfo:
     memory, swap = found.memory, found.swap
-    return SystemInfo(
+    return m.SystemInfo(
         os_name=found.os_name,
         os_version=found.os_version,
         kernel_version=found.kernel,
@@ -74,17 +61,17 @@ def _system_info(found: Figures) -> SystemInfo:
         loadavg_five=found.load.five,
         loadavg_fifteen=found.load.fifteen,
         disks=tuple(
-            [DiskInfo(disk.name, disk.mount_point, disk.total, disk.free) for disk in found.disks]
+            [m.DiskInfo(disk.name, disk.mount_point, disk.total, disk.free) for disk in found.disks]
         ),
     )
 
 
-async def _gpu_info(guest: Guest, _: None) -> GpuInfo:
+async def _gpu_info(guest: Guest, _: None) -> m.GpuInfo:
     """Return the GPUs, as the driver or the simulator reports them; empty without GPUs."""
     found = await guest.gpus.sample()
     if found is None or not (found.gpus or found.error):
-        return GpuInfo()
-    return GpuInfo(
+        return m.GpuInfo()
+    return m.GpuInfo(
         tuple([_gpu(gpu) for gpu in found.gpus]),
         found.error,
         found.ready,
@@ -93,10 +80,10 @@ async def _gpu_info(guest: Guest, _: None) -> GpuInfo:
     )
 
 
-def _gpu(found: "GpuTelemetry") -> Gpu:
+def _gpu(found: "GpuTelemetry") -> m.Gpu:
     busy, memory_busy = found.utilization or (None, None)
     total, used, free = found.memory or (None, None, None)
-    return Gpu(
+    return m.Gpu(
         found.position,
         found.uuid,
         found.pci_bus_id,
@@ -111,28 +98,30 @@ def _gpu(found: "GpuTelemetry") -> Gpu:
     )
 
 
-def _network_info(_: Guest, __: None) -> NetworkInfo:
+def _network_info(_: Guest, __: None) -> m.NetworkInfo:
     """Return the network configuration, without the state of WireGuard."""
     found = read_network()
-    return NetworkInfo(
+    return m.NetworkInfo(
         found.dns_servers,
-        tuple([Gateway(address) for address in found.gateways]),
+        tuple([m.Gateway(address) for address in found.gateways]),
         tuple(
             [
-                Interface(name, tuple([IpAddress(*address) for address in addresses]), *counters)
+                m.Interface(
+                    name, tuple([m.IpAddress(*address) for address in addresses]), *counters
+                )
                 for name, addresses, *counters in found.interfaces
             ]
         ),
     )
 
 
-async def _list_containers(guest: Guest, _: None) -> ContainerList:
+async def _list_containers(guest: Guest, _: None) -> m.ContainerList:
     """Return all containers of the engine."""
     found = await guest.containers.list_containers()
-    return ContainerList(
+    return m.ContainerList(
         tuple(
             [
-                ContainerInfo(
+                m.ContainerInfo(
                     one.id,
                     one.names or (),
                     one.image,
@@ -197,5 +186,5 @@ def make_service(*, shutdown: bool) -> Service:
         },
         mount="/api/",
         name="GuestApi",
-        package=PACKAGE,
+        package=m.PACKAGE,
     )

@@ -2,24 +2,10 @@
 
 from typing import Final
 
-from attestkit.errors import UsageError
+from attestkit.attester.gpu_source import collect_gpu_evidence
+from attestkit.errors import BackendUnavailableError, UnsupportedError, UsageError
+from attestkit.serve.rpc import messages_v1 as m1
 from attestkit.serve.rpc.json_codec import PreparedResponse
-from attestkit.serve.rpc.messages_v1 import (
-    PACKAGE,
-    AttestGpuRequest,
-    AttestGpuResponse,
-    AttestRequest,
-    AttestResponse,
-    GetKeyRequest,
-    GetKeyResponse,
-    GpuEvidenceBundle,
-    InfoRequest,
-    InfoResponse,
-    IssueCertRequest,
-    IssueCertResponse,
-    VersionRequest,
-    VersionResponse,
-)
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.services import gpu_evidence
 from attestkit.serve.services.context import Guest
@@ -32,15 +18,15 @@ _BOOTTIME_FORMAT: Final = "nvidia-nvattest-boottime-json-v1"
 _COLLECTED_FORMAT: Final = "nvidia-nvattest-collect-evidence-json-v1"
 
 
-def _issue_cert(guest: Guest, request: IssueCertRequest) -> IssueCertResponse:
+def _issue_cert(guest: Guest, request: m1.IssueCertRequest) -> m1.IssueCertResponse:
     """Return a new TLS key and a certificate for it, issued by the app's CA.
 
     Each call makes a new key. With `usage_ra_tls` the certificate carries evidence.
     """
-    return IssueCertResponse(*guest.certificate(request, encoding="v1"))
+    return m1.IssueCertResponse(*guest.certificate(request, encoding="v1"))
 
 
-def _get_key(guest: Guest, request: GetKeyRequest) -> GetKeyResponse:
+def _get_key(guest: Guest, request: m1.GetKeyRequest) -> m1.GetKeyResponse:
     """Derive the key of a domain and an algorithm, with its signature chain.
 
     The same app gets the same key on every machine that has the app's keys. It differs from every
@@ -48,10 +34,10 @@ def _get_key(guest: Guest, request: GetKeyRequest) -> GetKeyResponse:
     """
     check_epochs(request)
     derived = guest.keys.derive_v1(request.domain, request.algorithm)
-    return GetKeyResponse(derived.key, derived.public_key, derived.signature_chain)
+    return m1.GetKeyResponse(derived.key, derived.public_key, derived.signature_chain)
 
 
-def _attest(guest: Guest, request: AttestRequest) -> PreparedResponse[AttestResponse]:
+def _attest(guest: Guest, request: m1.AttestRequest) -> PreparedResponse[m1.AttestResponse]:
     """Return encoded evidence over the report data; `Verifier.verify` accepts it unchanged.
 
     GPU evidence is returned only if it is requested and the machine has some; it is not bound to
@@ -63,13 +49,13 @@ def _attest(guest: Guest, request: AttestRequest) -> PreparedResponse[AttestResp
     if request.include_boottime_gpu_evidence:
         evidence = gpu_evidence.boot_output(guest)
         if evidence is not None:
-            bundle = GpuEvidenceBundle(_VENDOR, _BOOTTIME_FORMAT, evidence)
+            bundle = m1.GpuEvidenceBundle(_VENDOR, _BOOTTIME_FORMAT, evidence)
             found = response.message._replace(boottime_gpu_evidence=(bundle,))
             return PreparedResponse.of(found)
     return response
 
 
-def _attest_gpu(guest: Guest, request: AttestGpuRequest) -> AttestGpuResponse:
+def _attest_gpu(guest: Guest, request: m1.AttestGpuRequest) -> m1.AttestGpuResponse:
     """Return new GPU evidence over a nonce; 501 without GPUs whose driver can be asked.
 
     The evidence is not verified, and not bound to the guest.
@@ -77,24 +63,24 @@ def _attest_gpu(guest: Guest, request: AttestGpuRequest) -> AttestGpuResponse:
     if (size := len(request.nonce)) != _NONCE_SIZE:
         text = f"GPU attestation failed: nonce must be exactly {_NONCE_SIZE} bytes, got {size}"
         raise UsageError(text, reason="wrong_size")
-    evidence = gpu_evidence.collect_output(guest, request.nonce)
-    return AttestGpuResponse((GpuEvidenceBundle(_VENDOR, _COLLECTED_FORMAT, evidence),))
+    evidence = _collect_output(guest, request.nonce)
+    return m1.AttestGpuResponse((m1.GpuEvidenceBundle(_VENDOR, _COLLECTED_FORMAT, evidence),))
 
 
-def _info(guest: Guest, _: InfoRequest) -> PreparedResponse[InfoResponse]:
+def _info(guest: Guest, _: m1.InfoRequest) -> PreparedResponse[m1.InfoResponse]:
     """Return the app's identity."""
     return get_info(guest)
 
 
-def get_info(guest: Guest, *, hidden: bool = False) -> PreparedResponse[InfoResponse]:
+def get_info(guest: Guest, *, hidden: bool = False) -> PreparedResponse[m1.InfoResponse]:
     """Return the response of Info; `hidden` leaves out values that only the app may see."""
     name = "hidden info of v1" if hidden else "info of v1"
     return guest.cached(name, lambda: _make_info(guest, hidden=hidden))
 
 
-def _make_info(guest: Guest, *, hidden: bool) -> PreparedResponse[InfoResponse]:
+def _make_info(guest: Guest, *, hidden: bool) -> PreparedResponse[m1.InfoResponse]:
     info = guest.decode_evidence().info
-    found = InfoResponse(
+    found = m1.InfoResponse(
         app_id=info.app_id,
         app_name=info.app_name,
         compose_hash=info.compose_hash,
@@ -113,22 +99,22 @@ def _make_info(guest: Guest, *, hidden: bool) -> PreparedResponse[InfoResponse]:
     return PreparedResponse.of(found)
 
 
-def version(guest: Guest, _: VersionRequest) -> VersionResponse:
+def version(guest: Guest, _: m1.VersionRequest) -> m1.VersionResponse:
     """Return the release of the API and the revision of the server."""
-    return VersionResponse(guest.release.version_v1, guest.release.rev)
+    return m1.VersionResponse(guest.release.version_v1, guest.release.rev)
 
 
 SERVICE: Final = Service(
     {
-        "IssueCert": Method(_issue_cert, IssueCertRequest, device=True, signs=True),
-        "GetKey": Method(_get_key, GetKeyRequest),
-        "Attest": Method(_attest, AttestRequest, device=True),
-        "AttestGpu": Method(_attest_gpu, AttestGpuRequest, device=True),
-        "Info": Method(_info, InfoRequest, device=True),
-        "Version": Method(version, VersionRequest),
+        "IssueCert": Method(_issue_cert, m1.IssueCertRequest, device=True, signs=True),
+        "GetKey": Method(_get_key, m1.GetKeyRequest),
+        "Attest": Method(_attest, m1.AttestRequest, device=True),
+        "AttestGpu": Method(_attest_gpu, m1.AttestGpuRequest, device=True),
+        "Info": Method(_info, m1.InfoRequest, device=True),
+        "Version": Method(version, m1.VersionRequest),
     },
     mount="/v1/",
     name="DstackGuest",
-    package=PACKAGE,
+    package=m1.PACKAGE,
 )
 """DstackGuest of v1: `/v1/<Method>`."""

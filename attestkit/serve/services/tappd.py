@@ -3,17 +3,8 @@
 from attestkit.keys import derive_p256
 from attestkit.keys.hkdf import utf8
 from attestkit.report_data import ReportData
+from attestkit.serve.rpc import messages as m
 from attestkit.serve.rpc.json_codec import PreparedResponse
-from attestkit.serve.rpc.messages import (
-    DeriveK256KeyResponse,
-    DeriveKeyArgs,
-    GetKeyArgs,
-    GetTlsKeyArgs,
-    GetTlsKeyResponse,
-    RawQuoteArgs,
-    TdxQuoteArgs,
-    TdxQuoteResponse,
-)
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.services import dstack_guest
 from attestkit.serve.services.context import Guest
@@ -23,9 +14,9 @@ _DEFAULT_ALGORITHM = "sha512"
 _DEFAULT_TAG = "app-data"
 
 
-def _derive_key(guest: Guest, args: DeriveKeyArgs) -> GetTlsKeyResponse:
+def _derive_key(guest: Guest, args: m.DeriveKeyArgs) -> m.GetTlsKeyResponse:
     """Derive a P-256 key from a path, and issue a certificate for it."""
-    request = GetTlsKeyArgs(
+    request = m.GetTlsKeyArgs(
         subject=args.subject,
         alt_names=args.alt_names,
         usage_ra_tls=args.usage_ra_tls,
@@ -39,33 +30,33 @@ def _derive_key(guest: Guest, args: DeriveKeyArgs) -> GetTlsKeyResponse:
     return guest.certificate(request, key)
 
 
-def _derive_k256_key(guest: Guest, args: GetKeyArgs) -> DeriveK256KeyResponse:
+def _derive_k256_key(guest: Guest, args: m.GetKeyArgs) -> m.DeriveK256KeyResponse:
     """Derive the key of a path, with its signature chain."""
     check_epochs(args)
     derived = guest.keys.derive_compat(args.path, args.purpose, args.algorithm)
-    return DeriveK256KeyResponse(derived.key, derived.signature_chain)
+    return m.DeriveK256KeyResponse(derived.key, derived.signature_chain)
 
 
-def _tdx_quote(guest: Guest, args: TdxQuoteArgs) -> PreparedResponse[TdxQuoteResponse]:
+def _tdx_quote(guest: Guest, args: m.TdxQuoteArgs) -> PreparedResponse[m.TdxQuoteResponse]:
     """Return a TDX quote over the hash of some content."""
     algorithm = args.hash_algorithm or _DEFAULT_ALGORITHM
     tag = args.prefix or _DEFAULT_TAG
     report_data = ReportData.bind(tag, args.report_data, algorithm)
-    answer = TdxQuoteResponse(hash_algorithm=algorithm, prefix="" if algorithm == "raw" else tag)
+    answer = m.TdxQuoteResponse(hash_algorithm=algorithm, prefix="" if algorithm == "raw" else tag)
     return guest.quote(report_data, answer)
 
 
-def _raw_quote(guest: Guest, args: RawQuoteArgs) -> PreparedResponse[TdxQuoteResponse]:
+def _raw_quote(guest: Guest, args: m.RawQuoteArgs) -> PreparedResponse[m.TdxQuoteResponse]:
     """Return a TDX quote over 64 bytes of report data."""
-    return _tdx_quote(guest, TdxQuoteArgs(args.report_data, "raw"))
+    return _tdx_quote(guest, m.TdxQuoteArgs(args.report_data, "raw"))
 
 
 SERVICE = Service(
     {
-        "DeriveKey": Method(_derive_key, DeriveKeyArgs, device=True, signs=True),
-        "DeriveK256Key": Method(_derive_k256_key, GetKeyArgs),
-        "TdxQuote": Method(_tdx_quote, TdxQuoteArgs, device=True),
-        "RawQuote": Method(_raw_quote, RawQuoteArgs, device=True),
+        "DeriveKey": Method(_derive_key, m.DeriveKeyArgs, device=True, signs=True),
+        "DeriveK256Key": Method(_derive_k256_key, m.GetKeyArgs),
+        "TdxQuote": Method(_tdx_quote, m.TdxQuoteArgs, device=True),
+        "RawQuote": Method(_raw_quote, m.RawQuoteArgs, device=True),
         **{name: dstack_guest.SERVICE.methods[name] for name in ("Info", "Version")},
     },
     mount="/prpc/",
