@@ -4,20 +4,18 @@ All content comes from the code: names and numbers from the messages, types of r
 responses from the service table and annotations, and descriptions from docstrings.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import cache
-from inspect import cleandoc, getdoc
+from inspect import getdoc
 from types import NoneType
 from typing import Final, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
+from attestkit.serve.docstrings import describe_attributes
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.message_fields import fields_of, package_of, version_of
 from attestkit.serve.rpc.service import Method, Service
 
 Message: TypeAlias = type[NamedTuple]
-
-_ATTRIBUTE = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 ENCODINGS: Final = {
@@ -159,10 +157,7 @@ def read_docstring(message: Message) -> Documentation:
     """Return the descriptions in the docstrings of a message and its base classes."""
     descriptions: dict[str, str] = {}
     for kind in reversed(message.__mro__):
-        _, _, attributes = cleandoc(kind.__doc__ or "").partition("Attributes:\n")
-        descriptions |= {
-            name: " ".join(words.split()) for name, words in _ATTRIBUTE.findall(attributes)
-        }
+        descriptions |= describe_attributes(kind)
     fields = {field.name: descriptions.get(field.name, "") for field in fields_of(message)}
     return Documentation(_split(getdoc(message) or "")[0], fields)
 

@@ -26,6 +26,7 @@ from attestkit.serve.config.option_values import HTTP_PORT, Address
 from attestkit.serve.config.options import (
     CHOICES,
     FLAGS,
+    INTERNAL,
     REPEATED,
     Config,
     Options,
@@ -53,9 +54,7 @@ _LEVELS: Final = {
     "normal": "info",
     "trace": "debug",
 }
-_OWN: Final = frozenset(Options._fields) - {
-    *("config", "ident", "data_disks", "limited_sockets", "sources")
-}
+_OWN: Final = frozenset(Options._fields) - INTERNAL - {"config"}
 _NUMBERS: Final = frozenset({"gpus", "quote_version", "workers"})  # may also be whole numbers
 _LONGEST: Final = 4096  # characters of a string
 _IDENT: Final = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # valid in a header

@@ -4,14 +4,22 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, NoReturn, get_origin, get_type_hints
+from typing import Any, Final, NoReturn
 
 from attestkit._package import own_version
 from attestkit._sanitize import without_hex
 from attestkit.errors import UsageError
-from attestkit.serve.config.limits import parse_limit
-from attestkit.serve.config.option_values import prefix_errors
-from attestkit.serve.config.options import CHOICES, FLAGS, REPEATED, Options, split_sockets
+from attestkit.serve.config.limits import Limits, parse_limit
+from attestkit.serve.config.option_values import HTTP_PORT, prefix_errors
+from attestkit.serve.config.options import (
+    CHOICES,
+    FLAGS,
+    INTERNAL,
+    REPEATED,
+    Options,
+    split_sockets,
+)
+from attestkit.serve.docstrings import describe_attributes
 
 _EPILOG: Final = """\
 Environment: $ATTESTKIT_BACKEND, $ATTESTKIT_EMIT_EVENT and $PCCS_URL stand for --backend,
@@ -97,12 +105,18 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    for name, kind in get_type_hints(Options, include_extras=True).items():
+    values = {
+        "port": HTTP_PORT,
+        "platforms": ", ".join(CHOICES["platform"]),
+        "limits": ", ".join(Limits._fields),
+    }
+    texts = describe_attributes(Options)  # empty with -OO
+    for name in Options._fields:
         if name in _GROUPS:
             add = parser.add_argument_group(_GROUPS[name]).add_argument
-        if get_origin(kind) is Annotated:
-            *metavar, text = kind.__metadata__
-            add(*_names(name), dest=name, help=text, **_argument(name, metavar))
+        if name not in INTERNAL:
+            text = texts.get(name, "").format_map(values)
+            add(*_names(name), dest=name, help=text, **_argument(name))
     add = parser.add_argument_group("information").add_argument
     for option, (get_text, text) in _SHOWS.items():
         add(option, dest="show", action="store_const", const=get_text, help=text)
@@ -115,16 +129,17 @@ def _names(field: str) -> list[str]:
     return [*short, "--limit" if field == "limits" else f"--{field.replace('_', '-')}"]
 
 
-def _argument(field: str, metavar: list[str]) -> dict[str, Any]:
+def _argument(field: str) -> dict[str, Any]:
     """Return the settings of an option for argparse."""
     if field == "access_log":
         return {"action": argparse.BooleanOptionalAction}
     if field in FLAGS:
         return {"action": "store_true"}
+    metavar = getattr(Options.__annotations__[field], "__metadata__", (None,))[0]
     if field in CHOICES:
-        return {"choices": CHOICES[field], "metavar": metavar[0] if metavar else None}
+        return {"choices": CHOICES[field], "metavar": metavar}
     action = "append" if field in {*REPEATED, "limits", "socket"} else "store"
-    return {"action": action, "metavar": metavar[0]}
+    return {"action": action, "metavar": metavar}
 
 
 def option_names() -> tuple[str, ...]:

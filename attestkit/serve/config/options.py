@@ -7,11 +7,10 @@ environment, and keeps the source of each value for errors.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from attestkit.errors import ConfigError, UsageError
-from attestkit.serve.config.limits import Limits
-from attestkit.serve.config.option_values import HTTP_PORT, OFF, Address, parse_address
+from attestkit.serve.config.option_values import OFF, Address, parse_address
 
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "emit_event": ("on", "removed"),
@@ -25,26 +24,10 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Values of the options that have a fixed set of them."""
 
-FLAGS: Final = frozenset(
-    {
-        "access_log",
-        "guest_api_shutdown",
-        "json",
-        "kms_onboarding",
-        "measure_app",
-        "reset",
-        "verifier_fetch_ak_certificates",
-        "watchdog",
-    }
-)
-"""Boolean options."""
-
 KMS_OPTIONS: Final = (
     *("kms", "kms_auth", "kms_policy", "kms_domain", "kms_onboarding", "kms_admin", "kms_fault"),
 )
 """Options of the simulated KMS."""
-REPEATED: Final = frozenset({"auth_key", "fault", "kms_fault", "kms_policy", "kms_root", "kms_url"})
-"""Options with a list of values; a text is a list of one."""
 
 SIMULATOR_OPTIONS: Final = (
     *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
@@ -54,6 +37,10 @@ SIMULATOR_OPTIONS: Final = (
 """Options that are refused on hardware."""
 
 _Text: TypeAlias = str | None
+_Texts: TypeAlias = tuple[str, ...] | None
+INTERNAL: Final = frozenset({"ident", "data_disks", "limited_sockets", "sources"})
+"""Fields that a configuration file or another option sets."""
+
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 # Alternatives: one of them on a higher level overrides all of them on a lower one.
 _RIVALS: Final = (
@@ -71,231 +58,175 @@ _VARIABLES: Final = {
 class Options(NamedTuple):
     """Options of the command line and the configuration file; None if not given.
 
-    The annotation of a field contains the type, the option's metavar (the placeholder of its value
-    in --help; omitted for options without a value and for those in CHOICES), and the help text.
-    Fields without help text are not options: a configuration file or another option sets them.
-    `sources` has file and key of each value from a configuration file.
+    The annotation of a field contains the type and the option's metavar: the placeholder of its
+    value in --help, omitted for options without a value and for those in CHOICES. The texts below
+    are those of --help. Fields in INTERNAL have no option. `sources` has file and key of each value
+    from a configuration file.
+
+    Attributes:
+        config: configuration file of the agent, TOML or JSON
+        backend: backend, auto (default), or none for a verifier
+        watchdog: send WATCHDOG=1 to the service manager every half of $WATCHDOG_USEC
+        json: write the ready message as JSON
+        dir: folder of the unix sockets
+        socket: default: DIR/dstack.sock; none: off; with a list of methods, such as
+            quote-only.sock=GetQuote,Info,Version, one more socket that serves nothing else; may be
+            repeated
+        tappd_socket: default: DIR/tappd.sock; none: off
+        socket_mode: default: 600 for the simulator, 660 on hardware
+        socket_group: name or number
+        http: external listener; port 0 selects a free one, unix:PATH is a socket, none is off;
+            default: 127.0.0.1:{port} for the simulator, 0.0.0.0:{port} on hardware; a simulator on
+            loopback accepts loopback names in the Host header only
+        auth_key: require a JWT on the external listener, signed with this Ed25519 key: 64 hex
+            digits, or a file in PEM; may be repeated; default: no token is required
+        anonymous_scopes: scopes that need no token, such as version,health; default: none
+        guest_api: GuestApi for the host, such as vsock:8000, vsock:CID:PORT or unix:PATH; default:
+            off
+        guest_api_shutdown: let the host power off this machine by GuestApi.Shutdown
+        limits: limit of the listeners, such as body=4MiB or idle_seconds=30s; may be repeated;
+            names: {limits}
+        app_keys: the agent's .appkeys.json
+        app_compose: the agent's app-compose.json
+        sys_config: the agent's .sys-config.json
+        app_id: app id to measure, 20 bytes; default: of the compose hash
+        measure_app: on hardware without a boot sequence: measure the app into RTMR3 first; the
+            simulator always does
+        kms_url: KMS that releases the app's keys while the app boots, and signs its certificates;
+            may be repeated: they are tried in order
+        kms_root: root keys of a trusted KMS: JSON of KmsRoot; may be repeated; first-use trusts any
+            KMS; may be missing only if the app's key_provider_id pins the KMS
+        emit_event: method EmitEvent: on (default), or removed, which refuses it as agents since
+            dstack 0.6.0 do
+        seed: seed of 32 bytes from which everything is derived
+        seed_file: file with the seed, raw or in hex
+        state_dir: folder of the seed and the registers
+        reset: reboot the TD, which resets registers and events
+        dev_http: all methods over TCP, on loopback only
+        pccs: serve the simulator's collateral as a PCCS
+        platform: simulated platform: {platforms}; those of clouds keep no state but the seed;
+            default: tdx
+        quote_version: default: 4, with a TD 1.0 body
+        boot_image: dstack image (folder or archive) that the simulated guest boots
+        gpus: simulated NVIDIA GPUs, 1 to 16; 8 come with NVSwitches
+        scenario: simulate a named defect of the TEE or its collateral
+        fault: fault to inject, and how often, such as ebusy:3 or slow:2s; may be repeated
+        kms: serve a simulated KMS over HTTPS, which releases keys to guests of simulators with this
+            seed; it protects nothing
+        kms_auth: what decides who gets keys: dev (default) allows every verified guest; a file of
+            auth-simple; or the URL of a webhook
+        kms_policy: instead of --kms-auth, the appraisal policy of an app that gets keys; may be
+            repeated
+        kms_domain: DNS name or IP address in its certificate; default: localhost
+        kms_onboarding: a KMS without keys waits for Bootstrap or Onboard over plain HTTP; not with
+            --seed
+        kms_admin: ClearImageCache over HTTP, with the token in $DSTACK_KMS_ADMIN_TOKEN; default:
+            off
+        kms_fault: fault of the KMS, such as kms_refuses:3 or kms_slow:2s; may be repeated
+        verifier: verifier service; port 0 selects a free one; default: off; see --backend
+        verifier_pccs: PCCS for collateral; default: $PCCS_URL, else nothing is fetched
+        verifier_collateral: collateral instead of a PCCS
+        verifier_certificates: AMD certificates (PEM or DER) for SEV-SNP evidence without them
+        verifier_crls: revocation lists of AMD (PEM or DER); SEV-SNP evidence is then rejected
+            without a current one of its product
+        verifier_ak_certificates: certificates and CRLs of CAs that certify keys of TPMs (PEM or
+            DER)
+        verifier_ak_roots: roots of keys of TPMs (PEM or DER), instead of Google's and AWS's for
+            evidence of a TPM alone
+        verifier_fetch_ak_certificates: fetch missing ones, and their CRLs, from the addresses that
+            Google's certificates name
+        verifier_gpu_roots: roots of GPUs to trust in place of NVIDIA's: that of devices, then that
+            of reference manifests (PEM)
+        verifier_gpu_endorsements: reference manifests, OCSP answers and keys of NVIDIA's
+            attestation service for GPUs: JSON of GpuEndorsements
+        verifier_policy: appraisal policy: strict, default or development, or a file
+        trust_anchor: root certificate, DER or PEM, instead of the vendors'; a simulator writes its
+            own to DIR/trust-anchor.pem
+        images: folder of dstack OS images, each in a folder or .tar.gz named by its hash, that
+            prove the OS image and the ACPI tables of TDs
+        ear_key: private key that signs results (/verify?format=ear): Ed25519 or P-256 in PEM, or 32
+            raw bytes of Ed25519, in a file with mode 0600
+        verifier_cache: folder of cached collateral, shared by processes; default: in memory
+        verifier_metrics: GET /metrics of a verifier without an agent, for all its workers; default:
+            off
+        workers: number of worker processes; only with --backend none
+        log_format: default: text, one line per record
+        log_level: minimum level; default: info
+        access_log: log every request, without its query; default: off
     """
 
-    config: Annotated[_Text, "FILE", "configuration file of the agent, TOML or JSON"] = None
-    backend: Annotated[_Text, "NAME", "backend, auto (default), or none for a verifier"] = None
-    watchdog: Annotated[
-        bool, "send WATCHDOG=1 to the service manager every half of $WATCHDOG_USEC"
-    ] = False
-    json: Annotated[bool, "write the ready message as JSON"] = False
+    config: Annotated[_Text, "FILE"] = None
+    backend: Annotated[_Text, "NAME"] = None
+    watchdog: bool = False
+    json: bool = False
 
-    dir: Annotated[_Text, "DIR", "folder of the unix sockets"] = None
-    socket: Annotated[
-        _Text,
-        "PATH[=METHODS]",
-        "default: DIR/dstack.sock; none: off; with a list of methods, such as "
-        "quote-only.sock=GetQuote,Info,Version, one more socket that serves nothing else; may be "
-        "repeated",
-    ] = None
-    tappd_socket: Annotated[_Text, "PATH", "default: DIR/tappd.sock; none: off"] = None
-    socket_mode: Annotated[_Text, "OCTAL", "default: 600 for the simulator, 660 on hardware"] = None
-    socket_group: Annotated[_Text, "GROUP", "name or number"] = None
-    http: Annotated[
-        _Text,
-        "HOST:PORT",
-        "external listener; port 0 selects a free one, unix:PATH is a socket, none is off; "
-        f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware; a "
-        "simulator on loopback accepts loopback names in the Host header only",
-    ] = None
-    auth_key: Annotated[
-        tuple[str, ...] | None,
-        "KEY",
-        "require a JWT on the external listener, signed with this Ed25519 key: 64 hex digits, or a "
-        "file in PEM; may be repeated; default: no token is required",
-    ] = None
-    anonymous_scopes: Annotated[
-        _Text, "SCOPES", "scopes that need no token, such as version,health; default: none"
-    ] = None
-    guest_api: Annotated[
-        _Text,
-        "vsock:PORT",
-        "GuestApi for the host, such as vsock:8000, vsock:CID:PORT or unix:PATH; default: off",
-    ] = None
-    guest_api_shutdown: Annotated[
-        bool, "let the host power off this machine by GuestApi.Shutdown"
-    ] = False
-    limits: Annotated[
-        Mapping[str, Any],
-        "NAME=VALUE",
-        "limit of the listeners, such as body=4MiB or idle_seconds=30s; may be repeated; "
-        f"names: {', '.join(Limits._fields)}",
-    ] = _NOTHING
+    dir: Annotated[_Text, "DIR"] = None
+    socket: Annotated[_Text, "PATH[=METHODS]"] = None
+    tappd_socket: Annotated[_Text, "PATH"] = None
+    socket_mode: Annotated[_Text, "OCTAL"] = None
+    socket_group: Annotated[_Text, "GROUP"] = None
+    http: Annotated[_Text, "HOST:PORT"] = None
+    auth_key: Annotated[_Texts, "KEY"] = None
+    anonymous_scopes: Annotated[_Text, "SCOPES"] = None
+    guest_api: Annotated[_Text, "vsock:PORT"] = None
+    guest_api_shutdown: bool = False
+    limits: Annotated[Mapping[str, Any], "NAME=VALUE"] = _NOTHING
 
-    app_keys: Annotated[_Text, "FILE", "the agent's .appkeys.json"] = None
-    app_compose: Annotated[_Text, "FILE", "the agent's app-compose.json"] = None
-    sys_config: Annotated[_Text, "FILE", "the agent's .sys-config.json"] = None
-    app_id: Annotated[_Text, "HEX", "app id to measure, 20 bytes; default: of the compose hash"] = (
-        None
-    )
-    measure_app: Annotated[
-        bool,
-        "on hardware without a boot sequence: measure the app into RTMR3 first; the simulator "
-        "always does",
-    ] = False
-    kms_url: Annotated[
-        tuple[str, ...] | None,
-        "URL",
-        "KMS that releases the app's keys while the app boots, and signs its certificates; may be "
-        "repeated: they are tried in order",
-    ] = None
-    kms_root: Annotated[
-        tuple[str, ...] | None,
-        "FILE",
-        "root keys of a trusted KMS: JSON of KmsRoot; may be repeated; first-use trusts any KMS; "
-        "may be missing only if the app's key_provider_id pins the KMS",
-    ] = None
-    emit_event: Annotated[
-        _Text,
-        "method EmitEvent: on (default), or removed, which refuses it as agents since dstack 0.6.0 "
-        "do",
-    ] = None
+    app_keys: Annotated[_Text, "FILE"] = None
+    app_compose: Annotated[_Text, "FILE"] = None
+    sys_config: Annotated[_Text, "FILE"] = None
+    app_id: Annotated[_Text, "HEX"] = None
+    measure_app: bool = False
+    kms_url: Annotated[_Texts, "URL"] = None
+    kms_root: Annotated[_Texts, "FILE"] = None
+    emit_event: _Text = None
 
-    seed: Annotated[_Text, "HEX", "seed of 32 bytes from which everything is derived"] = None
-    seed_file: Annotated[_Text, "FILE", "file with the seed, raw or in hex"] = None
-    state_dir: Annotated[_Text, "DIR", "folder of the seed and the registers"] = None
-    reset: Annotated[bool, "reboot the TD, which resets registers and events"] = False
-    dev_http: Annotated[_Text, "HOST:PORT", "all methods over TCP, on loopback only"] = None
-    pccs: Annotated[_Text, "HOST:PORT", "serve the simulator's collateral as a PCCS"] = None
-    platform: Annotated[
-        _Text,
-        "PLATFORM",
-        f"simulated platform: {', '.join(CHOICES['platform'])}; those of clouds keep no state "
-        "but the seed; default: tdx",
-    ] = None
-    quote_version: Annotated[_Text, "default: 4, with a TD 1.0 body"] = None
-    boot_image: Annotated[
-        _Text, "PATH", "dstack image (folder or archive) that the simulated guest boots"
-    ] = None
-    gpus: Annotated[_Text, "N", "simulated NVIDIA GPUs, 1 to 16; 8 come with NVSwitches"] = None
-    scenario: Annotated[_Text, "NAME", "simulate a named defect of the TEE or its collateral"] = (
-        None
-    )
-    fault: Annotated[
-        tuple[str, ...] | None,
-        "SPEC",
-        "fault to inject, and how often, such as ebusy:3 or slow:2s; may be repeated",
-    ] = None
+    seed: Annotated[_Text, "HEX"] = None
+    seed_file: Annotated[_Text, "FILE"] = None
+    state_dir: Annotated[_Text, "DIR"] = None
+    reset: bool = False
+    dev_http: Annotated[_Text, "HOST:PORT"] = None
+    pccs: Annotated[_Text, "HOST:PORT"] = None
+    platform: Annotated[_Text, "PLATFORM"] = None
+    quote_version: _Text = None
+    boot_image: Annotated[_Text, "PATH"] = None
+    gpus: Annotated[_Text, "N"] = None
+    scenario: Annotated[_Text, "NAME"] = None
+    fault: Annotated[_Texts, "SPEC"] = None
 
-    kms: Annotated[
-        _Text,
-        "HOST:PORT",
-        "serve a simulated KMS over HTTPS, which releases keys to guests of simulators with this "
-        "seed; it protects nothing",
-    ] = None
-    kms_auth: Annotated[
-        _Text,
-        "AUTH",
-        "what decides who gets keys: dev (default) allows every verified guest; a file of "
-        "auth-simple; or the URL of a webhook",
-    ] = None
-    kms_policy: Annotated[
-        tuple[str, ...] | None,
-        "FILE",
-        "instead of --kms-auth, the appraisal policy of an app that gets keys; may be repeated",
-    ] = None
-    kms_domain: Annotated[
-        _Text, "NAME", "DNS name or IP address in its certificate; default: localhost"
-    ] = None
-    kms_onboarding: Annotated[
-        bool, "a KMS without keys waits for Bootstrap or Onboard over plain HTTP; not with --seed"
-    ] = False
-    kms_admin: Annotated[
-        _Text,
-        "HOST:PORT",
-        "ClearImageCache over HTTP, with the token in $DSTACK_KMS_ADMIN_TOKEN; default: off",
-    ] = None
-    kms_fault: Annotated[
-        tuple[str, ...] | None,
-        "SPEC",
-        "fault of the KMS, such as kms_refuses:3 or kms_slow:2s; may be repeated",
-    ] = None
+    kms: Annotated[_Text, "HOST:PORT"] = None
+    kms_auth: Annotated[_Text, "AUTH"] = None
+    kms_policy: Annotated[_Texts, "FILE"] = None
+    kms_domain: Annotated[_Text, "NAME"] = None
+    kms_onboarding: bool = False
+    kms_admin: Annotated[_Text, "HOST:PORT"] = None
+    kms_fault: Annotated[_Texts, "SPEC"] = None
 
-    verifier: Annotated[
-        _Text,
-        "HOST:PORT",
-        "verifier service; port 0 selects a free one; default: off; see --backend",
-    ] = None
-    verifier_pccs: Annotated[
-        _Text, "URL", "PCCS for collateral; default: $PCCS_URL, else nothing is fetched"
-    ] = None
-    verifier_collateral: Annotated[_Text, "FILE", "collateral instead of a PCCS"] = None
-    verifier_certificates: Annotated[
-        _Text, "FILE", "AMD certificates (PEM or DER) for SEV-SNP evidence without them"
-    ] = None
-    verifier_crls: Annotated[
-        _Text,
-        "FILE",
-        "revocation lists of AMD (PEM or DER); SEV-SNP evidence is then rejected without a current "
-        "one of its product",
-    ] = None
-    verifier_ak_certificates: Annotated[
-        _Text, "FILE", "certificates and CRLs of CAs that certify keys of TPMs (PEM or DER)"
-    ] = None
-    verifier_ak_roots: Annotated[
-        _Text,
-        "FILE",
-        "roots of keys of TPMs (PEM or DER), instead of Google's and AWS's for evidence of a TPM "
-        "alone",
-    ] = None
-    verifier_fetch_ak_certificates: Annotated[
-        bool,
-        "fetch missing ones, and their CRLs, from the addresses that Google's certificates name",
-    ] = False
-    verifier_gpu_roots: Annotated[
-        _Text,
-        "FILE",
-        "roots of GPUs to trust in place of NVIDIA's: that of devices, then that of reference "
-        "manifests (PEM)",
-    ] = None
-    verifier_gpu_endorsements: Annotated[
-        _Text,
-        "FILE",
-        "reference manifests, OCSP answers and keys of NVIDIA's attestation service for GPUs: JSON "
-        "of GpuEndorsements",
-    ] = None
-    verifier_policy: Annotated[
-        _Text, "NAME|FILE", "appraisal policy: strict, default or development, or a file"
-    ] = None
-    trust_anchor: Annotated[
-        _Text,
-        "FILE",
-        "root certificate, DER or PEM, instead of the vendors'; a simulator writes its own to "
-        "DIR/trust-anchor.pem",
-    ] = None
-    images: Annotated[
-        _Text,
-        "DIR",
-        "folder of dstack OS images, each in a folder or .tar.gz named by its hash, that prove the "
-        "OS image and the ACPI tables of TDs",
-    ] = None
-    ear_key: Annotated[
-        _Text,
-        "FILE",
-        "private key that signs results (/verify?format=ear): Ed25519 or P-256 in PEM, or 32 raw "
-        "bytes of Ed25519, in a file with mode 0600",
-    ] = None
-    verifier_cache: Annotated[
-        _Text, "DIR", "folder of cached collateral, shared by processes; default: in memory"
-    ] = None
-    verifier_metrics: Annotated[
-        _Text,
-        "HOST:PORT",
-        "GET /metrics of a verifier without an agent, for all its workers; default: off",
-    ] = None
-    workers: Annotated[_Text, "N", "number of worker processes; only with --backend none"] = None
+    verifier: Annotated[_Text, "HOST:PORT"] = None
+    verifier_pccs: Annotated[_Text, "URL"] = None
+    verifier_collateral: Annotated[_Text, "FILE"] = None
+    verifier_certificates: Annotated[_Text, "FILE"] = None
+    verifier_crls: Annotated[_Text, "FILE"] = None
+    verifier_ak_certificates: Annotated[_Text, "FILE"] = None
+    verifier_ak_roots: Annotated[_Text, "FILE"] = None
+    verifier_fetch_ak_certificates: bool = False
+    verifier_gpu_roots: Annotated[_Text, "FILE"] = None
+    verifier_gpu_endorsements: Annotated[_Text, "FILE"] = None
+    verifier_policy: Annotated[_Text, "NAME|FILE"] = None
+    trust_anchor: Annotated[_Text, "FILE"] = None
+    images: Annotated[_Text, "DIR"] = None
+    ear_key: Annotated[_Text, "FILE"] = None
+    verifier_cache: Annotated[_Text, "DIR"] = None
+    verifier_metrics: Annotated[_Text, "HOST:PORT"] = None
+    workers: Annotated[_Text, "N"] = None
 
-    log_format: Annotated[_Text, "default: text, one line per record"] = None
-    log_level: Annotated[_Text, "minimum level; default: info"] = None
-    access_log: Annotated[bool | None, "log every request, without its query; default: off"] = None
+    log_format: _Text = None
+    log_level: _Text = None
+    access_log: bool | None = None
 
     ident: _Text = None
-    data_disks: tuple[str, ...] | None = None
-    limited_sockets: tuple[str, ...] | None = None  # values of --socket with methods
+    data_disks: _Texts = None
+    limited_sockets: _Texts = None  # values of --socket with methods
     sources: Mapping[str, str] = _NOTHING
 
     def named(self, field: str) -> str:
@@ -347,6 +278,17 @@ class Options(NamedTuple):
             return None if text == OFF else parse_address(text)
         except UsageError as error:
             raise self.wrong_value(field, str(error)) from error
+
+
+FLAGS: Final = frozenset(
+    {name for name, kind in Options.__annotations__.items() if kind in {bool, bool | None}}
+)
+"""Boolean options."""
+
+REPEATED: Final = frozenset(
+    {name for name, kind in Options.__annotations__.items() if get_args(kind)[:1] == (_Texts,)}
+)
+"""Options with a list of values; a text is a list of one."""
 
 
 class Config(NamedTuple):

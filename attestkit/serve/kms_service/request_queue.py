@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from attestkit.serve.job_queue import JobQueue, JobRefusedError, JobThreads
 from attestkit.serve.kms_service.errors import KmsBusyError
@@ -73,7 +73,7 @@ def queued(
 ) -> Method:
     """Return a method that calls `answer` of its context in a thread, with the request's fields."""
 
-    def run(context: RequestQueue, arguments: NamedTuple | None) -> Awaitable[object]:
+    def run(context: RequestQueue, arguments: tuple[Any, ...] | None) -> Awaitable[object]:
         return context.run(partial(answer, context, *(arguments or ())))
 
     return Method(run, request, waits=True, post_only=post_only)

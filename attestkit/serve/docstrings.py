@@ -1,0 +1,13 @@
+"""Texts of docstrings that users see: in --help, and in the API documents."""
+
+import re
+from inspect import cleandoc
+from typing import Final
+
+_ATTRIBUTE: Final = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
+
+
+def describe_attributes(kind: type) -> dict[str, str]:
+    """Return the description of each attribute that the docstring of a class lists."""
+    _, _, attributes = cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    return {name: " ".join(words.split()) for name, words in _ATTRIBUTE.findall(attributes)}
