@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 from attestkit._sanitize import one_line
@@ -20,12 +21,18 @@ _clock = time.monotonic
 
 
 @runtime_checkable
-class _SimulatedMachine(Protocol):
+class SimulatedMachine(Protocol):
     """A simulator that may have GPUs."""
 
     has_gpus: bool
 
-    def gpu_telemetry(self) -> "MachineTelemetry": ...
+    def gpu_telemetry(self) -> "MachineTelemetry":
+        """Return the values of its GPUs."""
+        ...
+
+    def gpu_boot_evidence(self) -> bytes:
+        """Return the output of `nvattest attest` at boot."""
+        ...
 
 
 class GpuSample(NamedTuple):
@@ -43,6 +50,7 @@ class GpuSample(NamedTuple):
         return max(0.0, _clock() - self.taken)
 
 
+@dataclass(eq=False)
 class GpuSampler:
     """Reads the GPUs at most once a second, in a thread, one reading at a time.
 
@@ -54,19 +62,13 @@ class GpuSampler:
         on_bus: Returns whether the PCI bus has a GPU of NVIDIA; None: unknown.
     """
 
-    def __init__(
-        self,
-        backend: object,
-        *,
-        simulated: bool,
-        on_bus: Callable[[], bool | None] = has_nvidia_gpu,
-    ) -> None:
-        self._backend = backend
-        self._simulated = simulated
-        self._on_bus = on_bus
-        self._lock = threading.Lock()
-        self._last: GpuSample | None = None
-        self._until: float | None = None  # time of the next reading; None before the first
+    backend: object
+    _: KW_ONLY
+    simulated: bool
+    on_bus: Callable[[], bool | None] = has_nvidia_gpu
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _last: GpuSample | None = field(default=None, init=False)
+    _until: float | None = field(default=None, init=False)  # time of the next reading
 
     async def sample(self, wait: float | None = None) -> GpuSample | None:
         """Return the GPUs; None if the machine has no GPU of NVIDIA.
@@ -77,7 +79,7 @@ class GpuSampler:
             wait: Seconds to wait for a reading; then the previous values are returned, or None
                 before the first reading has ended. None: wait for it.
         """
-        if self._simulated:
+        if self.simulated:
             return self._simulation()
         is_first = self._until is None
         if self._is_fresh() or (self._lock.locked() and not (is_first and wait is None)):
@@ -87,8 +89,8 @@ class GpuSampler:
         return reading.result() if reading.done() else self._last
 
     def _simulation(self) -> GpuSample | None:
-        backend = self._backend
-        if not isinstance(backend, _SimulatedMachine) or not backend.has_gpus:
+        backend = self.backend
+        if not isinstance(backend, SimulatedMachine) or not backend.has_gpus:
             return None
         found = backend.gpu_telemetry()
         return GpuSample(_clock(), found.gpus, found.enabled, found.ready)
@@ -110,7 +112,7 @@ class GpuSampler:
             found = read_telemetry()
         except BackendError as error:
             is_absent = isinstance(error, BackendUnavailableError) and error.reason in _ABSENT
-            if is_absent and self._on_bus() is False:
+            if is_absent and self.on_bus() is False:
                 return None
             return GpuSample(_clock(), error=one_line(str(error), _MAX_TEXT))
         return GpuSample(_clock(), found.gpus, found.enabled, found.ready)

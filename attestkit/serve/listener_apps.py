@@ -12,7 +12,7 @@ from attestkit.serve.api_docs.api_model import Api
 from attestkit.serve.config.option_values import HTTP_PORT
 from attestkit.serve.container_logs import view
 from attestkit.serve.endpoints import LimitedSocket
-from attestkit.serve.http.asgi import App, Guard, Scope
+from attestkit.serve.http.asgi import App, Guard, Scope, security_headers
 from attestkit.serve.http.request_checks import has_loopback_host
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.metrics.agent import AgentMetrics
@@ -284,13 +284,8 @@ def _rpc_app(
     )
 
 
-def _headers(guest: Guest) -> list[Header]:
-    return [
-        (b"server", guest.release.ident.encode("ascii")),
-        (b"x-content-type-options", b"nosniff"),
-        (b"x-frame-options", b"SAMEORIGIN"),
-        (b"permissions-policy", b"interest-cohort=()"),
-    ]
+def _headers(guest: Guest) -> tuple[Header, ...]:
+    return security_headers(guest.release.ident.encode("ascii"))
 
 
 def _refuse(text: str) -> UsageError:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -88,6 +89,7 @@ def assign_scopes(routes: Collection[str], documents: Collection[str]) -> dict[s
     return {route: scopes[route] for route in routes}
 
 
+@dataclass(eq=False)
 class AccessControl:
     """Check of the requests to the external listener.
 
@@ -102,18 +104,13 @@ class AccessControl:
         UsageError: As `check_auth`.
     """
 
-    def __init__(
-        self,
-        auth: ExternalAuth,
-        scopes: Mapping[str, str],
-        app_id: Callable[[], Awaitable[bytes]],
-        now: Callable[[], float],
-    ) -> None:
-        check_auth(auth)
-        self._auth = auth
-        self._scopes = scopes
-        self._read_app_id = app_id
-        self._now = now
+    auth: ExternalAuth
+    scopes: Mapping[str, str]
+    app_id: Callable[[], Awaitable[bytes]]
+    now: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        check_auth(self.auth)
 
     async def check(self, request: Scope, route: str | None) -> None:
         """Check a request.
@@ -127,14 +124,14 @@ class AccessControl:
             TokenError: If the route needs a token, and the request has no valid one.
             ScopeError: If its token does not have the scope of the route.
         """
-        scope = None if route is None else self._scopes[route]
-        if scope in self._auth.anonymous_scopes:
+        scope = None if route is None else self.scopes[route]
+        if scope in self.auth.anonymous_scopes:
             return
         if route in _VERSIONS and _is_local(request):
             return
-        claims = verify_signature(_find_token(request), self._auth.keys)
-        app_id = await self._read_app_id()
-        granted = check_claims(claims, app_id.hex(), self._now())
+        claims = verify_signature(_find_token(request), self.auth.keys)
+        app_id = await self.app_id()
+        granted = check_claims(claims, app_id.hex(), self.now())
         if scope is not None and scope not in granted:
             raise ScopeError(scope)
 

@@ -6,6 +6,7 @@ Any client may request the result, so a request only reads it.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, TypeAlias
 
 from attestkit.errors import AttestKitError
@@ -24,6 +25,7 @@ _INTERNAL: Final = "internal error of the health check; see the server's log"
 _logger = logging.getLogger("attestkit.serve")
 
 
+@dataclass(eq=False)
 class HealthMonitor:
     """Repeated health check.
 
@@ -36,37 +38,31 @@ class HealthMonitor:
         verdict: The last verdict.
     """
 
-    def __init__(
-        self,
-        check: Check,
-        *,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        seconds: float = RUN_SECONDS,
-    ) -> None:
-        self.verdict: HealthVerdict = NOT_DETERMINED
-        self._check = check
-        self._sleep = sleep
-        self._seconds = seconds
-        self._failures = 0
+    check: Check
+    _: KW_ONLY
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    seconds: float = RUN_SECONDS
+    verdict: HealthVerdict = field(default=NOT_DETERMINED, init=False)
+    _failures: int = field(default=0, init=False)
 
     async def run(self) -> None:
         """Check every five seconds until the task is cancelled; no failure ends it."""
         while True:
             await self.refresh()
-            await self._sleep(INTERVAL)
+            await self.sleep(INTERVAL)
 
     async def refresh(self) -> None:
         """Run the check once, and update the verdict."""
         # In a task of its own, so that a check that raises or cancels itself does not end run().
-        task = asyncio.create_task(self._check())
+        task = asyncio.create_task(self.check())
         try:
-            await asyncio.wait({task}, timeout=self._seconds)
+            await asyncio.wait({task}, timeout=self.seconds)
         finally:
             if not task.done():
                 task.cancel()
                 task.add_done_callback(_retrieve_exception)
         if not task.done():
-            self._fail(f"health refresh timed out after {self._seconds:g}s")
+            self._fail(f"health refresh timed out after {self.seconds:g}s")
         elif task.cancelled():
             self._fail(_INTERNAL)
         elif (error := task.exception()) is None:

@@ -68,6 +68,16 @@ def is_unix_peer(scope: Scope) -> bool:
     return scope.get("client") is None and (server is None or server[1] is None)
 
 
+def security_headers(server: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers of every response of a server with this name."""
+    return (
+        (b"server", server),
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-frame-options", b"SAMEORIGIN"),
+        (b"permissions-policy", b"interest-cohort=()"),
+    )
+
+
 async def send_response(
     scope: Scope, send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
 ) -> None:

@@ -8,8 +8,7 @@ from typing import Any, Final
 from attestkit.backends.simulator.faults.kms_faults import DELAY, REQUEST, ROLLOVER
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import CONTENT_TYPE, Traffic
-from attestkit.serve.http.asgi import Receive, Scope, Send
-from attestkit.serve.http.errors import encode_error
+from attestkit.serve.http.asgi import Receive, Scope, Send, encode_error, security_headers
 from attestkit.serve.http.tls import SERVER_CONTEXT, TRANSPORT
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.kms_service.client_evidence import EvidenceAccess
@@ -17,12 +16,7 @@ from attestkit.serve.kms_service.release_engine import ATTESTED_METHODS, SERVICE
 from attestkit.serve.kms_service.server_identity import current_state
 from attestkit.serve.rpc.dispatcher import RpcApp
 
-HEADERS: Final[tuple[Header, ...]] = (
-    (b"server", b"attestkit (simulated KMS)"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"SAMEORIGIN"),
-    (b"permissions-policy", b"interest-cohort=()"),
-)
+HEADERS: Final = security_headers(b"attestkit (simulated KMS)")
 """Of every response on all listeners of the KMS."""
 
 _VERSION: Final[Header] = (b"x-app-version", b"v0.6.0 (attestkit, simulated)")

@@ -66,21 +66,13 @@ class ReleaseEngine(RequestQueue):
         """Describe the KMS, to any client."""
         state = current_state.get()
         try:
-            info = self._parts.authorization.describe()
+            info = self._parts.authorization.describe()._replace(is_dev=True)  # it is simulated
         except AttestKitError as error:
             raise refusal(error) from error
-        created = state.bootstrap_info
-        return m.GetMetaResponse(
-            ca_cert=state.root_pem,
-            allow_any_upgrade=self._parts.allow_any_upgrade,
-            k256_pubkey=state.roots.k256_public_key,
-            bootstrap_info=None if created is None else m.BootstrapResponse(*created),
-            is_dev=True,  # it is simulated
-            gateway_app_id=info.gateway_app_id,
-            kms_contract_address=info.kms_contract_address,
-            chain_id=info.chain_id,
-            app_auth_implementation=info.app_auth_implementation,
-        )
+        created, key = state.bootstrap_info, state.roots.k256_public_key
+        bootstrap = None if created is None else m.BootstrapResponse(*created)
+        upgrade = self._parts.allow_any_upgrade
+        return m.GetMetaResponse(state.root_pem, upgrade, key, bootstrap, *info)
 
     def get_temp_ca(self) -> m.GetTempCaCertResponse:
         """Return the temporary CA with its key, to any client."""

@@ -1,6 +1,7 @@
 """Certificates of the app: issued by its own CA, or by its KMS (kms.md, section 5)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from attestkit import ra_tls
@@ -38,6 +39,7 @@ class AttestForCertificate(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class CertificateIssuer:
     """Issues certificates of the app.
 
@@ -51,23 +53,15 @@ class CertificateIssuer:
         app_info_array: Form of the app info in certificates; None: a map.
     """
 
-    def __init__(
-        self,
-        app_keys: AppKeys | None,
-        kms: "KmsClient | None",
-        *,
-        attest: AttestForCertificate,
-        now: Callable[[], float],
-        random: Callable[[int], bytes],
-        app_info_array: Literal[8, 9] | None,
-    ) -> None:
-        self._app_keys = app_keys
-        self._kms = kms
-        self._attest = attest
-        self._now = now
-        self._random = random
-        self._app_info_array: Final = app_info_array
-        self.is_remote: bool = app_keys is not None and app_keys.ca_key is None
+    app_keys: AppKeys | None = field(repr=False)
+    kms: "KmsClient | None"
+    attest: AttestForCertificate
+    now: Callable[[], float]
+    random: Callable[[int], bytes]
+    app_info_array: Literal[8, 9] | None
+
+    def __post_init__(self) -> None:
+        self.is_remote: bool = self.app_keys is not None and self.app_keys.ca_key is None
 
     def check(self) -> None:
         """Raise UnsupportedError if no certificates can be issued."""
@@ -92,13 +86,13 @@ class CertificateIssuer:
                 evidence of the platform.
             BackendError: If the platform produces no evidence, or the KMS no valid certificate.
         """
-        begin, end = choose_validity(args.not_before, args.not_after, self._now())
+        begin, end = choose_validity(args.not_before, args.not_after, self.now())
         if self.is_remote:
             return self._request(args, key, encoding)
         ca_cert, ca_key = self._own_ca()
 
         def attest(*, report_data: bytes) -> Attestation:
-            return self._attest(report_data, encoding)
+            return self.attest(report_data, encoding)
 
         try:
             issued = ra_tls.issue(
@@ -115,18 +109,18 @@ class CertificateIssuer:
                 not_after=end,
                 with_app_info=args.with_app_info,
                 encoding=encoding,
-                app_info_array=self._app_info_array if encoding is None else None,
-                now=self._now,
-                random=self._random,
+                app_info_array=self.app_info_array if encoding is None else None,
+                now=self.now,
+                random=self.random,
             )
         except FormatError as error:  # of the evidence or the CA, so not the client's fault
             raise backend_error(_FAILED, error) from error
         return m.GetTlsKeyResponse(issued.key_pem, issued.certificate_chain)
 
     def _own_ca(self) -> tuple[str, P256Key]:
-        if self._app_keys is None or self._app_keys.ca_key is None:
+        if self.app_keys is None or self.app_keys.ca_key is None:
             raise UnsupportedError(f"{_FAILED}: {NO_KEYS}", reason="no_keys")
-        return self._app_keys.ca_cert, self._app_keys.ca_key
+        return self.app_keys.ca_cert, self.app_keys.ca_key
 
     def _request(
         self, args: m.GetTlsKeyArgs, key: P256Key | None, encoding: Encoding | None
@@ -136,9 +130,9 @@ class CertificateIssuer:
 
         if args.not_before and args.not_after and args.not_before >= args.not_after:
             raise UsageError("not_before must be earlier than not_after", reason="conflict")
-        client, pair = self._client(), key or derive_p256(self._random(32))
+        client, pair = self._client(), key or derive_p256(self.random(32))
         bound = ReportData.bind(ReportData.RATLS_CERT, pair.spki_der)
-        evidence = self._attest(bound, encoding).stripped()
+        evidence = self.attest(bound, encoding).stripped()
         try:
             request = CertRequest(
                 pubkey=pair.spki_der,
@@ -158,12 +152,12 @@ class CertificateIssuer:
         return m.GetTlsKeyResponse(pair.pkcs8_pem, chain)
 
     def _client(self) -> "KmsClient":
-        if self._kms is None:
+        if self.kms is None:
             from attestkit.kms.client import KmsClient  # lazy: only with a KMS
             from attestkit.kms.connection import TimeLimits
             from attestkit.kms.root import KmsRoot
 
-            keys = self._app_keys
+            keys = self.app_keys
             provider = None if keys is None else keys.kms_provider
             if keys is None or provider is None or not provider.url:
                 raise UnsupportedError(_NO_URL, reason="no_certificates")
@@ -172,11 +166,23 @@ class CertificateIssuer:
             except UsageError as error:
                 message = f"{_FAILED}: KMS of the key file: {error}"
                 raise UnsupportedError(message, reason="no_certificates") from error
-            self._kms = KmsClient(
+            self.kms = KmsClient(
                 provider.url,
                 roots=[root],
                 limits=TimeLimits(call=SIGN_SECONDS),
-                now=self._now,
-                random=self._random,
+                now=self.now,
+                random=self.random,
             )
-        return self._kms
+        return self.kms
+
+
+def choose_validity(not_before: int | None, not_after: int | None, now: float) -> tuple[int, int]:
+    """Return start and end, in seconds since 1970; None and 0 mean 1975 and ten years from now.
+
+    Raises:
+        ConfigError: If the clock `now` is before 1970 and determines the end.
+    """
+    if now < 0 and not not_after:
+        message = f"system clock: {int(now)} seconds since 1970; set the clock, or pass not_after"
+        raise ConfigError(message, reason="clock")
+    return not_before or YEAR_1975, not_after or int(now) + TEN_YEARS

@@ -361,17 +361,12 @@ class Guest:
         except AttestKitError as error:
             raise backend_error("Failed to decode app info", error) from error
         info = m.AppInfo(
-            app_id=app.app_id,
-            instance_id=app.instance_id,
             app_name=self.app_compose.name,
-            device_id=app.device_id,
-            mr_aggregated=app.mr_aggregated,
-            os_image_hash=app.os_image_hash,
             key_provider_info=_utf8(app.key_provider_info),
-            compose_hash=app.compose_hash,
             vm_config=self.vm_config,
             cloud_vendor=self.machine.cloud_vendor,
             cloud_product=self.machine.cloud_product,
+            **{name: getattr(app, name) for name in ("app_id", "instance_id", *_HASHES)},
         )
         return DecodedEvidence(attestation, info)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from attestkit._system.power_off import power_off
 from attestkit.errors import UsageError
+from attestkit.serve.docker.responses import Container
 from attestkit.serve.http.asgi import Scope, is_unix_peer
 from attestkit.serve.lazy_import import load
 from attestkit.serve.machine_info import Figures, read_figures
@@ -42,28 +43,11 @@ async def _sys_info(guest: Guest, _: None) -> m.SystemInfo:
 
 
 def _system_info(found: Figures) -> m.SystemInfo:
-    memory, swap = found.memory, found.swap
-    return m.SystemInfo(
-        os_name=found.os_name,
-        os_version=found.os_version,
-        kernel_version=found.kernel,
-        cpu_model=found.cpu,
-        num_cpus=found.cpus,
-        total_memory=memory.total,
-        available_memory=memory.available,
-        used_memory=memory.used,
-        free_memory=memory.free,
-        total_swap=swap.total,
-        used_swap=swap.used,
-        free_swap=swap.free,
-        uptime=found.uptime,
-        loadavg_one=found.load.one,
-        loadavg_five=found.load.five,
-        loadavg_fifteen=found.load.fifteen,
-        disks=tuple(
-            [m.DiskInfo(disk.name, disk.mount_point, disk.total, disk.free) for disk in found.disks]
-        ),
-    )
+    main, swap = found.memory, found.swap
+    memory = (main.total, main.available, main.used, main.free, swap.total, swap.used, swap.free)
+    system = (found.os_name, found.os_version, found.kernel, found.cpu, found.cpus)
+    disks = [m.DiskInfo(one.name, one.mount_point, one.total, one.free) for one in found.disks]
+    return m.SystemInfo(*system, *memory, found.uptime, *found.load, tuple(disks))
 
 
 async def _gpu_info(guest: Guest, _: None) -> m.GpuInfo:
@@ -81,59 +65,33 @@ async def _gpu_info(guest: Guest, _: None) -> m.GpuInfo:
 
 
 def _gpu(found: "GpuTelemetry") -> m.Gpu:
-    busy, memory_busy = found.utilization or (None, None)
-    total, used, free = found.memory or (None, None, None)
-    return m.Gpu(
-        found.position,
-        found.uuid,
-        found.pci_bus_id,
-        busy,
-        memory_busy,
-        total,
-        used,
-        free,
-        found.temperature,
-        found.power_usage,
-        found.errors,
+    busy: tuple[int | None, int | None] = found.utilization or (None, None)
+    memory: tuple[int | None, int | None, int | None] = found.memory or (None, None, None)
+    known = m.Gpu(found.position, found.uuid, found.pci_bus_id, *busy, *memory)
+    return known._replace(
+        temperature_c=found.temperature, power_usage_mw=found.power_usage, errors=found.errors
     )
 
 
 def _network_info(_: Guest, __: None) -> m.NetworkInfo:
     """Return the network configuration, without the state of WireGuard."""
     found = read_network()
-    return m.NetworkInfo(
-        found.dns_servers,
-        tuple([m.Gateway(address) for address in found.gateways]),
-        tuple(
-            [
-                m.Interface(
-                    name, tuple([m.IpAddress(*address) for address in addresses]), *counters
-                )
-                for name, addresses, *counters in found.interfaces
-            ]
-        ),
-    )
+    interfaces = [
+        m.Interface(name, tuple([m.IpAddress(*one) for one in addresses]), *counters)
+        for name, addresses, *counters in found.interfaces
+    ]
+    gateways = tuple(map(m.Gateway, found.gateways))
+    return m.NetworkInfo(found.dns_servers, gateways, tuple(interfaces))
 
 
 async def _list_containers(guest: Guest, _: None) -> m.ContainerList:
     """Return all containers of the engine."""
-    found = await guest.containers.list_containers()
-    return m.ContainerList(
-        tuple(
-            [
-                m.ContainerInfo(
-                    one.id,
-                    one.names or (),
-                    one.image,
-                    one.image_id,
-                    max(0, one.created),
-                    one.state,
-                    one.status,
-                )
-                for one in found
-            ]
-        )
-    )
+    return m.ContainerList(tuple(map(_container, await guest.containers.list_containers())))
+
+
+def _container(found: Container) -> m.ContainerInfo:
+    image, names, created = (found.image, found.image_id), found.names or (), max(0, found.created)
+    return m.ContainerInfo(found.id, names, *image, created, found.state, found.status)
 
 
 def _shutdown(guest: Guest, _: None, *, enabled: bool) -> None:

@@ -1,9 +1,11 @@
 """Service DstackGuest of package dstack.guest.v1, on dstack.sock: one function per method."""
 
-from typing import Final
+import json
+from typing import TYPE_CHECKING, Final
 
 from attestkit.attester.gpu_source import collect_gpu_evidence
 from attestkit.errors import BackendUnavailableError, UnsupportedError, UsageError
+from attestkit.serve.gpu_sampler import SimulatedMachine
 from attestkit.serve.rpc import messages_v1 as m1
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.service import Method, Service
@@ -80,20 +82,8 @@ def get_info(guest: Guest, *, hidden: bool = False) -> PreparedResponse[m1.InfoR
 
 def _make_info(guest: Guest, *, hidden: bool) -> PreparedResponse[m1.InfoResponse]:
     info = guest.decode_evidence().info
-    found = m1.InfoResponse(
-        app_id=info.app_id,
-        app_name=info.app_name,
-        compose_hash=info.compose_hash,
-        app_compose=guest.app_compose.raw.decode("utf-8"),
-        instance_id=info.instance_id,
-        device_id=info.device_id,
-        os_image_hash=info.os_image_hash,
-        mr_aggregated=info.mr_aggregated,
-        vm_config=info.vm_config,
-        key_provider_info=info.key_provider_info,
-        cloud_vendor=info.cloud_vendor,
-        cloud_product=info.cloud_product,
-    )
+    same = {name: getattr(info, name) for name in m1.InfoResponse._fields if name != "app_compose"}
+    found = m1.InfoResponse(**same, app_compose=guest.app_compose.raw.decode("utf-8"))
     if hidden:
         found = found._replace(app_compose="", vm_config="", key_provider_info="")
     return PreparedResponse.of(found)
@@ -102,6 +92,36 @@ def _make_info(guest: Guest, *, hidden: bool) -> PreparedResponse[m1.InfoRespons
 def version(guest: Guest, _: m1.VersionRequest) -> m1.VersionResponse:
     """Return the release of the API and the revision of the server."""
     return m1.VersionResponse(guest.release.version_v1, guest.release.rev)
+
+
+_UNAVAILABLE: Final = "GPU attestation failed: GPU attestation is not available in this image"
+
+
+def _collect_output(guest: Guest, nonce: bytes) -> bytes:
+    """Return evidence over a nonce of 32 bytes, as the JSON of `nvattest collect-evidence`.
+
+    Raises:
+        NotImplementedHereError: If the machine has no GPU whose driver can be asked.
+        BackendError: If the driver fails.
+    """
+    devices = [device.to_object() for device in _collect(guest, nonce).devices]
+    output = {"evidences": devices, "result_code": 0, "result_message": "Ok"}
+    return json.dumps(output).encode("ascii")
+
+
+def _collect(guest: Guest, nonce: bytes) -> "GpuEvidence":
+    try:
+        return collect_gpu_evidence(guest.attester.backend, nonce)
+    except (BackendUnavailableError, UnsupportedError) as error:
+        raise NotImplementedHereError(_UNAVAILABLE) from error
+
+
+def _boot_output(guest: Guest) -> bytes | None:
+    """Return the output of `nvattest attest` at boot; None if there is none."""
+    machine: object = guest.attester.backend
+    if guest.attester.simulated and isinstance(machine, SimulatedMachine) and machine.has_gpus:
+        return machine.gpu_boot_evidence()
+    return guest.machine.boot_gpu_evidence()
 
 
 SERVICE: Final = Service(

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -42,6 +43,7 @@ def make_gpu_services(simulator: Simulator) -> "SimulatedGpuServices | None":
     return SimulatedGpuServices(simulator.gpus, simulator.unix_time)
 
 
+@dataclass(eq=False)
 class PccsApp:
     """ASGI application of a PCCS: GET and HEAD only, but POST for the services of GPUs.
 
@@ -52,25 +54,19 @@ class PccsApp:
         gpus: Produces the responses about GPUs; None: there are none.
     """
 
-    def __init__(
-        self,
-        pccs: SimulatedPccs | None,
-        headers: Sequence[Header] = (),
-        traffic: Traffic | None = None,
-        gpus: "SimulatedGpuServices | None" = None,
-    ) -> None:
-        self.headers = headers
-        self._pccs, self._gpus = pccs, gpus
-        self._traffic = traffic or Traffic()
+    pccs: SimulatedPccs | None
+    headers: Sequence[Header] = ()
+    traffic: Traffic = field(default_factory=Traffic)
+    gpus: "SimulatedGpuServices | None" = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
         begin = perf_counter()
-        if scope["method"] == "POST" and self._gpus is not None:
-            answer = await self._answer_post(self._gpus, scope, receive)
+        if scope["method"] == "POST" and self.gpus is not None:
+            answer = await self._answer_post(self.gpus, scope, receive)
         else:
             answer = _call(lambda: self._answer_get(scope))
-        self._traffic.done("pccs", answer.status, perf_counter() - begin)
+        self.traffic.done("pccs", answer.status, perf_counter() - begin)
         start = [(name.encode("ascii"), value.encode("ascii")) for name, value in answer.headers]
         await send_response(scope, send, answer.status, [*start, *self.headers], answer.body)
 
@@ -78,9 +74,9 @@ class PccsApp:
         if scope["method"] != "GET":
             return _NOT_ALLOWED
         path, query = (scope[name].decode("latin-1") for name in ("raw_path", "query_string"))
-        if self._gpus is not None and (found := self._gpus.get(path)) is not None:
+        if self.gpus is not None and (found := self.gpus.get(path)) is not None:
             return found
-        return _NOT_FOUND if self._pccs is None else self._pccs.respond(path, query)
+        return _NOT_FOUND if self.pccs is None else self.pccs.respond(path, query)
 
     async def _answer_post(
         self, gpus: "SimulatedGpuServices", scope: Scope, receive: Receive

@@ -16,13 +16,7 @@ _DEFAULT_TAG = "app-data"
 
 def _derive_key(guest: Guest, args: m.DeriveKeyArgs) -> m.GetTlsKeyResponse:
     """Derive a P-256 key from a path, and issue a certificate for it."""
-    request = m.GetTlsKeyArgs(
-        subject=args.subject,
-        alt_names=args.alt_names,
-        usage_ra_tls=args.usage_ra_tls,
-        usage_server_auth=args.usage_server_auth,
-        usage_client_auth=args.usage_client_auth,
-    )
+    request = m.GetTlsKeyArgs(*args[1:6])  # subject to usage_client_auth
     if args.random_seed:
         key = derive_p256(guest.random(32), utf8("path", args.path))
     else:

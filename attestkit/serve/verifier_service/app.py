@@ -30,8 +30,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
-from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
-from attestkit.serve.http.errors import encode_error
+from attestkit.serve.http.asgi import (
+    Receive,
+    Scope,
+    Send,
+    encode_error,
+    security_headers,
+    send_response,
+)
 from attestkit.serve.http.views import Header
 from attestkit.serve.job_queue import JobQueue, JobRefusedError, JobThreads
 from attestkit.serve.verifier_service.query import MEDIA_TYPES, VerifyQuery
@@ -65,12 +71,6 @@ SECONDS: Final = 60.0
 
 _LONGEST: Final = 500  # characters of an error about untrusted evidence in the log
 _HEALTH: Final = '{"service":"dstack-verifier","status":"ok","policy":"%s"}'
-_HEADERS: Final = (
-    (b"server", b"attestkit"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"SAMEORIGIN"),
-    (b"permissions-policy", b"interest-cohort=()"),
-)
 _NO_KEY: Final = "signed results: this verifier has no key; start it with --ear-key FILE"
 _ACCEPTED: Final = ("accepted", "")
 _VERDICTS: Final = (
@@ -109,7 +109,7 @@ class VerifierApp:
     verdicts: "Counter[tuple[str, str]]" = field(default_factory=Counter)  # see `Stats`
     ear_key: "EarKey | None" = field(default=None, repr=False)  # signs results on request
 
-    headers = _HEADERS
+    headers = security_headers(b"attestkit")
     """Sent with every response, including the listener's own errors."""
 
     def __post_init__(self) -> None:

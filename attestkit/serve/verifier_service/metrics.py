@@ -9,10 +9,23 @@ from dataclasses import KW_ONLY, dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
-from attestkit.serve.counters import CONTENT_TYPE, OTHER, Stats, Traffic, traffic_families
-from attestkit.serve.exposition import build_info, encode_metrics
-from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
-from attestkit.serve.http.errors import encode_error
+from attestkit.serve.counters import (
+    CONTENT_TYPE,
+    OTHER,
+    Stats,
+    Traffic,
+    build_info,
+    encode_metrics,
+    traffic_families,
+)
+from attestkit.serve.http.asgi import (
+    Receive,
+    Scope,
+    Send,
+    encode_error,
+    security_headers,
+    send_response,
+)
 from attestkit.serve.http.request_checks import has_loopback_host
 from attestkit.serve.lazy_import import load
 
@@ -43,10 +56,7 @@ class Processes(Protocol):
 class VerifierMetricsApp:
     """ASGI application of the metrics."""
 
-    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = (
-        (b"server", b"attestkit"),
-        (b"x-content-type-options", b"nosniff"),
-    )
+    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = security_headers(b"attestkit")[:2]
     """Sent with every response, including the listener's own errors."""
 
     get_stats: Callable[[], Stats]  # returns the counters of the verifiers

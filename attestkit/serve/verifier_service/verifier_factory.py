@@ -1,7 +1,7 @@
 """The Verifier and the signing key of the verifier service, from its settings."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from attestkit.serve.config.verifier_settings import VerifierSettings
     from attestkit.verifier.ear.keys import EarKey
 
-_Read = TypeVar("_Read")
-
 
 def open_verifier(settings: "VerifierSettings") -> "Verifier":
     """Build the Verifier. Without a policy, TCB status is reported but not enforced."""
@@ -34,9 +32,6 @@ def open_verifier(settings: "VerifierSettings") -> "Verifier":
     if (folder := options.path("verifier_cache")) is not None:
         with prefix_errors(options.prefix("verifier_cache")):
             cache = CollateralCache(folder)
-    anchor = _read_option_file(
-        options, "trust_anchor", lambda data: Authenticators(data).trust_anchor
-    )
     policy = AppraisalPolicy.development()
     if options.verifier_policy is not None:
         policy = read_policy(options.prefix("verifier_policy"), options.verifier_policy)
@@ -46,24 +41,16 @@ def open_verifier(settings: "VerifierSettings") -> "Verifier":
 
         with prefix_errors(options.prefix("images")):
             images = ImageStore(folder)
-    certificates = _read_option_file(options, "verifier_certificates", _amd_certificates)
-    crls = _read_option_file(options, "verifier_crls", _amd_crls)
-    ak_certificates = _read_option_file(options, "verifier_ak_certificates", _ak_certificates)
-    ak_roots = _read_option_file(options, "verifier_ak_roots", _ak_roots)
+    files = {
+        name: _read_option_file(options, field, parse) for name, (field, parse) in _FILES.items()
+    }
     return Verifier(
-        trust_anchor=anchor,
-        snp_certificates=certificates or (),
-        amd_crls=crls or (),
-        collateral=_read_option_file(options, "verifier_collateral", Collateral.from_json),
         pccs_url=settings.pccs_url,
         policy=policy,
-        ak_roots=ak_roots or (),
-        ak_certificates=ak_certificates or (),
         cache=cache,
         images=images,
         fetch_ak_certificates=options.verifier_fetch_ak_certificates,
-        gpu_roots=_read_option_file(options, "verifier_gpu_roots", _gpu_roots),
-        gpu_endorsements=_read_option_file(options, "verifier_gpu_endorsements", _gpu_endorsements),
+        **{name: found for name, found in files.items() if found is not None},
     )
 
 
@@ -72,6 +59,10 @@ def load_ear_key(settings: "VerifierSettings") -> "EarKey | None":
     if (path := settings.options.path("ear_key")) is None:
         return None
     return read_ear_key(settings.options.prefix("ear_key"), path)
+
+
+def _trust_anchor(data: bytes) -> bytes | None:
+    return Authenticators(data).trust_anchor
 
 
 def _amd_certificates(data: bytes) -> tuple[bytes, ...]:
@@ -119,9 +110,20 @@ def _gpu_endorsements(data: bytes) -> "GpuEndorsements":
     return GpuEndorsements.from_json(data)
 
 
-def _read_option_file(
-    options: "Options", field: str, parse: Callable[[bytes], _Read]
-) -> _Read | None:
+# Arguments of Verifier that are in files: the option, and the reader of the content.
+_FILES: Final[Mapping[str, tuple[str, Callable[[bytes], Any]]]] = {
+    "trust_anchor": ("trust_anchor", _trust_anchor),
+    "collateral": ("verifier_collateral", Collateral.from_json),
+    "snp_certificates": ("verifier_certificates", _amd_certificates),
+    "amd_crls": ("verifier_crls", _amd_crls),
+    "ak_certificates": ("verifier_ak_certificates", _ak_certificates),
+    "ak_roots": ("verifier_ak_roots", _ak_roots),
+    "gpu_roots": ("verifier_gpu_roots", _gpu_roots),
+    "gpu_endorsements": ("verifier_gpu_endorsements", _gpu_endorsements),
+}
+
+
+def _read_option_file(options: "Options", field: str, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401
     """Return the parsed content of an option's file; None if it is not given.
 
     Raises:
