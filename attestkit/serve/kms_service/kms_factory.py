@@ -1,8 +1,7 @@
 """The simulated KMS of a server, from its options."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from attestkit.errors import UsageError
@@ -12,8 +11,7 @@ from attestkit.serve.config.options import KMS_OPTIONS
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
-    from attestkit.backends.simulator.faults.kms_faults import KmsFaults
-    from attestkit.kms.root import KmsRoot
+    from attestkit.kms.release.kms_faults import KmsFaults
     from attestkit.serve.config.agent_settings import Settings
     from attestkit.serve.config.options import Options
     from attestkit.serve.kms_service.simulated_kms import SimulatedKms
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE: Final = "DSTACK_KMS_ADMIN_TOKEN"  # noqa: S105 - the name of a variable
 """Environment variable with the token of the listener for administration."""
 
+_ROOT_FILE: Final = "kms-root.json"
 _AFTER_SETUP: Final = ", after Bootstrap or Onboard, and /finish"
 
 
@@ -33,28 +32,34 @@ def serve_kms(
     limits: Limits,
     environ: Mapping[str, str],
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """Serve the simulated KMS during the block; write the roots to pin to the server's folder.
+    """Serve the simulated KMS of a simulator during the block.
 
-    Arguments and errors are those of `open_kms`.
+    It verifies evidence under the simulator's root, and has evidence of the simulator in its own
+    certificate. The roots to pin are written to the server's folder.
+
+    Args:
+        settings: Options of the server, and its folders; that of the keys is in the state folder.
+        attester: The simulator.
+        seed: Seed of the simulator, of which the keys are derived too; None: they are in a folder.
+        limits: Limits of the listeners.
+        environ: Environment variables.
 
     Yields:
         The URLs of its listeners by name, and lines of the banner; both are empty if it is off.
+
+    Raises:
+        UsageError: If an option is not valid, or requires another one.
+        ConfigError: If a file or the folder is not usable, or an option of a file is not valid.
+        BackendBusyError: If another process listens on an address.
     """
-    kms, path = None, settings.folder / "kms-root.json"
-    if settings.options.first_given(KMS_OPTIONS) is not None:
-        kms = open_kms(
-            settings.options,
-            attester,
-            seed=seed,
-            state_folder=settings.state_folder,
-            limits=limits,
-            environ=environ,
-            on_keys=lambda root: root.save(path),
-        )
-    if kms is None:
+    options = settings.options
+    if options.address("kms") is None:
+        if name := options.first_given(KMS_OPTIONS[1:]):
+            raise options.error(name, "requires --kms HOST:PORT")
         yield {}, []
         return
-    with kms:
+    path = settings.folder / _ROOT_FILE
+    with _open_kms(settings, attester, seed, limits, environ) as kms:
         addresses = {"kms": kms.url, "kms_admin": kms.admin_url}
         lines = [
             f"  simulated KMS, whose keys protect nothing: {kms.url}",
@@ -63,43 +68,18 @@ def serve_kms(
         yield {name: url for name, url in addresses.items() if url}, lines
 
 
-def open_kms(
-    options: "Options",
+def _open_kms(
+    settings: "Settings",
     attester: "Attester",
-    *,
     seed: bytes | None,
-    state_folder: Path,
     limits: Limits,
     environ: Mapping[str, str],
-    on_keys: "Callable[[KmsRoot], object] | None" = None,
-) -> "SimulatedKms | None":
-    """Start the simulated KMS of a simulator; None if it is off.
-
-    It verifies evidence under the simulator's root, and has evidence of the simulator in its own
-    certificate.
-
-    Args:
-        options: Options of the server.
-        attester: The simulator.
-        seed: Seed of the simulator, of which the keys are derived too; None: they are in a folder.
-        state_folder: Folder of the simulator; that of the keys is below.
-        limits: Limits of the listeners.
-        environ: Environment variables.
-        on_keys: As for `SimulatedKms`.
-
-    Raises:
-        UsageError: If an option is not valid, or requires another one.
-        ConfigError: If a file or the folder is not usable, or an option of a file is not valid.
-        BackendBusyError: If another process listens on an address.
-    """
-    address, admin = options.address("kms"), options.address("kms_admin")
-    if address is None:
-        if name := options.first_given(KMS_OPTIONS[1:]):
-            raise options.error(name, "requires --kms HOST:PORT")
-        return None
+) -> "SimulatedKms":
     from attestkit.serve.kms_service.simulated_kms import SimulatedKms  # lazy: rarely needed
 
-    token = environ.get(TOKEN_VARIABLE, "")
+    options, token = settings.options, environ.get(TOKEN_VARIABLE, "")
+    address, admin = options.address("kms"), options.address("kms_admin")
+    assert address is not None
     if admin is not None and not token:
         raise options.error("kms_admin", f"requires a token in ${TOKEN_VARIABLE}")
     if options.kms_onboarding and seed is not None:
@@ -111,7 +91,7 @@ def open_kms(
             auth=None if policies is not None else options.kms_auth,
             policies=policies,
             seed=seed,
-            state_dir=None if seed is not None else state_folder / "kms",
+            state_dir=None if seed is not None else settings.state_folder / "kms",
             onboarding=options.kms_onboarding,
             domain=domain,
             address=address,
@@ -120,7 +100,7 @@ def open_kms(
             attester=attester,
             faults=faults,
             limits=limits,
-            on_keys=on_keys,
+            on_keys=lambda root: root.save(settings.folder / _ROOT_FILE),
         )
 
 

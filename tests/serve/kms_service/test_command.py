@@ -11,9 +11,10 @@ import pytest
 import attestkit
 from attestkit.errors import AttestKitError, KmsError, UsageError
 from attestkit.kms import KmsClient, KmsRoot
+from attestkit.serve.config.agent_settings import decide_settings
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.options import Options
-from attestkit.serve.kms_service.kms_factory import open_kms
+from attestkit.serve.kms_service.kms_factory import serve_kms
 from attestkit.verifier import AppraisalPolicy
 from tests.serve.client import Connection
 from tests.serve.kms_service.kms_clients import SECONDS
@@ -38,31 +39,26 @@ def test_guest_gets_keys_of_the_command(tmp_path: Path) -> None:
 
 
 def open_for(tmp_path: Path, environ: dict[str, str] | None = None, **options: Any) -> Any:
-    """Start the KMS of these options."""
-    with attestkit.open("simulator", seed=bytes(32)) as tee:
-        kms = open_kms(
-            Options(**options),
-            tee,
-            seed=bytes(32),
-            state_folder=tmp_path,
-            limits=Limits(drain_seconds=0),
-            environ=environ or {},
-        )
-        if kms is not None:
-            kms.close()
-        return kms
+    """Start the KMS of these options; return the URLs of its listeners by name."""
+    given = Options(seed=SEED, dir=str(tmp_path), backend="simulator", **options)
+    settings, limits = decide_settings(given, {}, list), Limits(drain_seconds=0)
+    with (
+        attestkit.open("simulator", seed=bytes(32)) as tee,
+        serve_kms(settings, tee, bytes(32), limits, environ or {}) as (addresses, _),
+    ):
+        return addresses
 
 
 def test_kms_is_off_by_default(tmp_path: Path) -> None:
     """Without options there is none."""
-    assert open_for(tmp_path) is None
+    assert open_for(tmp_path) == {}
 
 
 def test_policy_of_an_app(tmp_path: Path) -> None:
     """--kms-policy takes files of appraisal policies that name their app."""
     path = tmp_path / "policy.toml"
     path.write_text(AppraisalPolicy.default().replace(app_id=(bytes(20),)).to_toml())
-    assert open_for(tmp_path, kms=ADDRESS, kms_policy=(str(path),)) is not None
+    assert open_for(tmp_path, kms=ADDRESS, kms_policy=(str(path),)).keys() == {"kms"}
 
 
 def test_setup_of_the_command(tmp_path: Path) -> None:
@@ -96,7 +92,7 @@ def test_setup_of_the_command(tmp_path: Path) -> None:
 def test_administration_needs_a_token(tmp_path: Path) -> None:
     """The token is in the environment, not on the command line."""
     token = {"DSTACK_KMS_ADMIN_TOKEN": "0123456789abcdef"}
-    assert open_for(tmp_path, token, kms=ADDRESS, kms_admin=ADDRESS).admin_url
+    assert open_for(tmp_path, token, kms=ADDRESS, kms_admin=ADDRESS).keys() == {"kms", "kms_admin"}
 
 
 @pytest.mark.parametrize(

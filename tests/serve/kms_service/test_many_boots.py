@@ -20,7 +20,7 @@ from attestkit.kms.release.authorization import Decision
 from attestkit.serve import job_queue
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.kms_service import client_evidence, methods
+from attestkit.serve.kms_service import client_evidence, request_queue
 from tests.kms.replayed_kms import BOOT
 from tests.serve.kms_service.kms_clients import (
     SECONDS,
@@ -122,7 +122,7 @@ def _boot_of(instance_id: bytes) -> tuple[tuple[str, bytes], ...]:
 
 def test_full_queue_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that is turned away may retry; that is no refusal."""
-    monkeypatch.setattr(methods, "LIMIT", 1)
+    monkeypatch.setattr(request_queue, "LIMIT", 1)
     begun, go_on = threading.Event(), threading.Event()
 
     def decide(_: Any) -> Decision:
@@ -158,7 +158,7 @@ def test_evidence_is_read_in_a_thread_of_the_queue(
 
 def test_late_request_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decision that takes too long is given up."""
-    monkeypatch.setattr(methods, "SECONDS", 0.05)
+    monkeypatch.setattr(request_queue, "SECONDS", 0.05)
     go_on = threading.Event()
     with make_kms(auth=lambda _: Decision(go_on.wait(SECONDS))) as kms:
         client = guest(kms)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from attestkit.errors import FormatError
-from attestkit.serve.kms_service import admin, methods, onboarding
+from attestkit.serve.kms_service import admin, onboarding, release_engine
 from attestkit.serve.rpc import json_codec, messages_kms, protobuf_codec, query_codec
 from attestkit.serve.rpc.message_fields import Field, fields_of
 from attestkit.serve.rpc.service import Service
@@ -32,8 +32,8 @@ RESPONSES: dict[str, type[NamedTuple] | None] = {
 
 def service_of(row: dict[str, Any]) -> Service:
     """Return the service of a row's method."""
-    found = SERVICES.get(row.get("what", ""), methods.SERVICE)
-    return found if row["method"] in found.methods else methods.SERVICE
+    found = SERVICES.get(row.get("what", ""), release_engine.SERVICE)
+    return found if row["method"] in found.methods else release_engine.SERVICE
 
 
 def message_of(kind: type[NamedTuple], fields: dict[str, Any]) -> NamedTuple:
@@ -86,7 +86,7 @@ def test_response_is_encoded(row: dict[str, Any]) -> None:
 
 def test_every_method_has_a_response() -> None:
     """The vectors and the services have the same methods."""
-    services = (methods.SERVICE, admin.SERVICE, onboarding.SERVICE)
+    services = (release_engine.SERVICE, admin.SERVICE, onboarding.SERVICE)
     assert {name for service in services for name in service.methods} == set(RESPONSES)
 
 
