@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from attestkit._argument_checks import wrong_type
+from attestkit.backends.base import SimulatedBackend
 from attestkit.backends.simulator.faults.kms_faults import ROLLOVER, KmsFaults
 from attestkit.errors import UsageError
 from attestkit.kms.release.auth_simple import AuthSimpleFile
@@ -28,6 +29,7 @@ from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.kms_server import KmsServer, KmsSockets
 from attestkit.serve.kms_service.request_queue import WORKERS
 from attestkit.serve.kms_service.server_identity import ServerIdentity
+from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -138,6 +140,7 @@ class SimulatedKms:
             released_platforms=frozenset(released_platforms),
         )
         self._process, self._domain, self._now = os.getpid(), domain, now
+        self._attester = attester
         with ExitStack() as stack:
             keys = stack.enter_context(closing(KeySource(seed, roots, state_dir)))
             sockets = _bind(address, admin, stack)
@@ -188,6 +191,21 @@ class SimulatedKms:
     def root(self) -> KmsRoot:
         """The root keys, for clients to pin. The fault `kms_rollover` changes them."""
         return self._identity.state.roots.public_root
+
+    @property
+    def roots(self) -> SimulatedRoots:
+        """The trust anchors of the attester, with the root keys of this KMS.
+
+        Raises:
+            UsageError: If it has no attester, or one on hardware; pin `root` then.
+        """
+        backend: object = None if self._attester is None else self._attester.backend
+        if not isinstance(backend, SimulatedBackend):
+            text = "simulated KMS: roots: requires a simulated attester; pin root"
+            raise UsageError(text, reason="missing")
+        found = self.root
+        assert found.k256_public_key is not None
+        return backend.roots._replace(kms=(found.ca_spki, found.k256_public_key))
 
     @property
     def root_cert(self) -> str:

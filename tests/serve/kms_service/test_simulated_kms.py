@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from attestkit.backends.simulator import simulated_roots
 from attestkit.errors import KmsError, UsageError
 from attestkit.kms import KmsClient, SimulatedKms
 from attestkit.kms.release.authorization import Decision
@@ -54,3 +55,15 @@ def test_seed_and_folder_exclude_each_other(
     with pytest.raises(UsageError) as caught:
         kms_factory(seed=SEED, state_dir=tmp_path)
     assert caught.value.reason == "conflict"
+
+
+def test_roots_are_those_of_attester_and_kms(
+    kms: SimulatedKms, kms_factory: Callable[..., SimulatedKms], tee: SimulatedTee
+) -> None:
+    """A client pins the KMS by them; a KMS that nothing attests has only `root`."""
+    roots = kms_factory(attester=tee.attester).roots
+    assert roots == simulated_roots(SEED)
+    found = KmsClient(kms.url, roots=roots, attester=tee.attester)
+    assert found.get_app_keys().key_provider_id == kms.root.provider_id
+    with pytest.raises(UsageError, match="requires a simulated attester"):
+        _ = kms.roots
