@@ -117,7 +117,7 @@ def build_server(
     apps: dict[str, App] = {}
     guest = None
     if options.verifier is not None:
-        apps["verifier"] = _verifier_app(options.verifier, options.ear_key, stats, limits, stack)
+        apps["verifier"] = _verifier_app(options.verifier, options, stats, stack)
     if attester is not None:
         guest = _guest(attester, options, stats, limits)
         stack.callback(guest.close)
@@ -126,35 +126,18 @@ def build_server(
         apps["verifier_metrics"] = _metrics_app(stats, bound.sockets["verifier_metrics"])
     if guest is not None:
         apps.update(_agent_apps(guest, addresses, bound.sockets, options))
-    listeners = _make_listeners(apps, bound, options, stats, limits)
+    from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
+
+    given, log = options.handed_over, options.access_log
+    listeners = [
+        Listener(apps[name], sock, limits, name, stats.of(name), log, handed_over=name in given)
+        for name, sock in bound.sockets.items()
+    ]
     methods = {one.listener: one.methods for one in addresses.limited}
     monitor = guest.health_monitor if guest is not None and "http" in bound.sockets else None
     background = [] if monitor is None else [monitor.run]
     ready = BoundAddresses(bound.bound_addresses, methods)
     return BoundServer(ready, listeners, bound.paths, background)
-
-
-def _make_listeners(
-    apps: "Mapping[str, App]",
-    bound: "_BoundSockets",
-    options: ServerOptions,
-    stats: Stats,
-    limits: Limits,
-) -> "list[Listener]":
-    from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
-
-    return [
-        Listener(
-            apps[name],
-            sock,
-            limits,
-            name,
-            stats.of(name),
-            options.access_log,
-            handed_over=name in options.handed_over,
-        )
-        for name, sock in bound.sockets.items()
-    ]
 
 
 def _check_arguments(
@@ -346,11 +329,7 @@ def _metrics_app(stats: Stats, sock: "socket") -> "App":
 
 
 def _verifier_app(
-    verifier: "Verifier",
-    ear_key: "EarKey | None",
-    stats: Stats,
-    limits: Limits,
-    stack: ExitStack,
+    verifier: "Verifier", options: ServerOptions, stats: Stats, stack: ExitStack
 ) -> "App":
     """Return the application of the verifier service; its threads end with `stack`."""
     from attestkit.serve.job_queue import JobThreads
@@ -363,8 +342,8 @@ def _verifier_app(
         verifier,
         executor,
         fetcher,
-        max_body=limits.verifier_body,
+        max_body=(options.limits or Limits()).verifier_body,
         traffic=stats.of("verifier"),
         verdicts=stats.verdicts,
-        ear_key=ear_key,
+        ear_key=options.ear_key,
     )

@@ -12,7 +12,7 @@ from attestkit.serve.api_docs.api_model import Api
 from attestkit.serve.config.option_values import HTTP_PORT
 from attestkit.serve.container_logs import view
 from attestkit.serve.endpoints import LimitedSocket
-from attestkit.serve.http.asgi import App, Guard, Scope, security_headers
+from attestkit.serve.http.asgi import App, Scope, security_headers
 from attestkit.serve.http.request_checks import has_loopback_host
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.metrics.agent import AgentMetrics
@@ -176,8 +176,8 @@ def external_app(
     version = f"v{release.version} ({release.rev})".encode("ascii")
     headers = [(b"x-app-version", version)]
     views = make_views(guest, view.make_views(guest), linked=docs.list_paths(EXTERNAL_SERVICES))
-    guard = refuse_rebound_host if only_local else None
-    app = _app("http", guest, EXTERNAL_SERVICES, headers, views=views, guard=guard)
+    app = _app("http", guest, EXTERNAL_SERVICES, headers, views)
+    app.guard = refuse_rebound_host if only_local else None
     if auth is not None:
         from attestkit.serve.external_auth import access_control  # lazy: needs libsodium
 
@@ -217,7 +217,9 @@ def dev_app(guest: Guest) -> App:
     send are refused: by their headers, and for `EmitEvent` and every method that returns or uses a
     key also unless they are POST with `Content-Type: application/json`.
     """
-    return _app("dev_http", guest, DEV_SERVICES, guard=refuse_web_pages)
+    app = _app("dev_http", guest, DEV_SERVICES)
+    app.guard = refuse_web_pages
+    return app
 
 
 def collateral_app(guest: Guest) -> App:
@@ -245,39 +247,28 @@ def _app(
     guest: Guest,
     services: Sequence[Service],
     headers: Sequence[Header] = (),
-    *,
-    views: Mapping[str, View] | None = None,
-    guard: Guard | None = None,
+    views: Mapping[str, View] = _NOTHING,
 ) -> RpcApp:
-    pages = views or {}
+    """Return an application with the documents of its API."""
     title, curl = _CURL_TARGETS[listener]
     api = Api(
         f"The guest agent API on {title}",
         guest.release.version,
         curl,
         services,
-        docs.list_paths(services) | pages.keys(),
+        docs.list_paths(services) | views.keys(),
         names_version=any(name == b"x-app-version" for name, _ in headers),
     )
-    views = {**docs.make_views(api), **pages}
-    return _rpc_app(listener, guest, services, headers, views=views, guard=guard)
+    app = _rpc_app(listener, guest, services)
+    app.headers, app.views = [*app.headers, *headers], {**docs.make_views(api), **views}
+    return app
 
 
-def _rpc_app(
-    listener: str,
-    guest: Guest,
-    services: Sequence[Service],
-    headers: Sequence[Header] = (),
-    *,
-    views: Mapping[str, View] = _NOTHING,
-    guard: Guard | None = None,
-) -> RpcApp:
+def _rpc_app(listener: str, guest: Guest, services: Sequence[Service]) -> RpcApp:
     return RpcApp(
         guest,
         services,
-        views=views,
-        headers=[*_headers(guest), *headers],
-        guard=guard,
+        headers=_headers(guest),
         limits=guest.limits,
         traffic=guest.stats.of(listener),
         run_id=guest.run_id,
