@@ -59,7 +59,7 @@ def serve_kms(
         yield {}, []
         return
     path = settings.folder / _ROOT_FILE
-    with _open_kms(settings, attester, seed, limits, environ) as kms:
+    with _start_kms(settings, attester, seed, limits, environ) as kms:
         addresses = {"kms": kms.url, "kms_admin": kms.admin_url}
         lines = [
             f"  simulated KMS, whose keys protect nothing: {kms.url}",
@@ -68,7 +68,7 @@ def serve_kms(
         yield {name: url for name, url in addresses.items() if url}, lines
 
 
-def _open_kms(
+def _start_kms(
     settings: "Settings",
     attester: "Attester",
     seed: bytes | None,

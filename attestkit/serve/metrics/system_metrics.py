@@ -15,6 +15,26 @@ from attestkit.serve.metrics.gpu_metrics import gpu_families
 from attestkit.serve.metrics.text_format import MetricFamily, encode_family
 
 _SEPARATOR: Final = "# The metrics below are deprecated; their help names the replacements.\n"
+_INFO: Final = "dstack_guest_info"
+_INFO_TEXT: Final = "Static system information: OS, kernel and CPU model."
+
+
+class _Family(NamedTuple):
+    """A family and the deprecated one: their names, without prefix, and HELP texts."""
+
+    name: str
+    text: str
+    old_name: str
+    old_text: str
+
+
+def _make_families(table: str) -> dict[str, _Family]:
+    """Return the families by attribute; by default the old text is the new one without its dot."""
+    found = {}
+    for line in table.strip().splitlines():
+        attribute, name, text, old_name, *old_text = line.split(" | ")
+        found[attribute] = _Family(name, text, old_name, *(old_text or [text.removesuffix(".")]))
+    return found
 
 
 _INFO: Final = MetricFamily(
@@ -97,6 +117,32 @@ _DISK: Final = {
         MetricFamily("usage_percentage", "Disk usage percentage"),
     ),
 }
+# By attribute of Figures.
+_SYSTEM: Final = _make_families("""
+cpus | cpus | Number of logical CPUs. | num_cpus
+memory.total | memory_total_bytes | Total memory in bytes. | memory_total
+memory.available | memory_available_bytes | Available memory in bytes. | memory_available
+memory.used | memory_used_bytes | Used memory in bytes. | memory_used
+memory.free | memory_free_bytes | Free memory in bytes. | memory_free
+swap.total | swap_total_bytes | Total swap in bytes. | swap_total | Total swap memory in bytes
+swap.used | swap_used_bytes | Used swap in bytes. | swap_used | Used swap memory in bytes
+swap.free | swap_free_bytes | Free swap in bytes. | swap_free | Free swap memory in bytes
+uptime | uptime_seconds | System uptime in seconds. | uptime
+load.one | load1 | System load average over 1 minute. | load_average_1m | \
+System load average (1 minute)
+load.five | load5 | System load average over 5 minutes. | load_average_5m | \
+System load average (5 minutes)
+load.fifteen | load15 | System load average over 15 minutes. | load_average_15m | \
+System load average (15 minutes)
+""")
+# By attribute of Disk.
+_DISK: Final = _make_families("""
+total | total_bytes | Disk size in bytes. | total_size | Disk total size in bytes
+free | free_bytes | Free disk space in bytes. | free_size | Disk free size in bytes
+used | used_bytes | Used disk space in bytes. | used_size | Disk used size in bytes
+percentage | used_ratio | Used fraction of the disk, 0 to 1. | usage_percentage | \
+Disk usage percentage
+""")
 
 
 def encode_system_metrics(figures: Figures, gpus: GpuSample | None = None) -> bytes:
