@@ -9,7 +9,7 @@ import hmac
 from typing import Final, NamedTuple
 
 from attestkit._argument_checks import require_bytes
-from attestkit._reasons import FormatReason
+from attestkit._formats.binary_layout import Cursor
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm.algorithms import HASH_SIZES, compute_digest, hash_function
 from attestkit.tpm.pcrs import IMA_PCR, PCR_COUNT, extend
@@ -76,23 +76,24 @@ class ImaLog(NamedTuple):
             UsageError: If `data` is not `bytes`.
         """
         require_bytes("IMA log", data)
+        reader = _ImaReader(data)
         if len(data) > MAX_SIZE:
-            raise _bad(f"{len(data)} bytes, more than {MAX_SIZE}", "too_large", None)
+            message = f"IMA log: {len(data)} bytes, more than {MAX_SIZE}"
+            raise FormatError(message, reason="too_large")
         if not data:
             return cls("sha1", ())
         bank, size = _detect_bank(data)
         records: list[ImaRecord] = []
         digest_of = hash_function(bank)
-        at = 0
-        while at < len(data):
+        while reader.remaining:
+            at = reader.at
             if len(records) == MAX_RECORDS:
-                raise _bad(f"more than {MAX_RECORDS} records", "too_many", at)
-            record, end = _read_record(data, at, size)
+                raise reader.error(f"more than {MAX_RECORDS} records", "too_many", at)
+            record = _read_record(reader, size)
             if not record.is_violation and digest_of(_measured(record)) != record.digest:
                 problem = f"record {len(records)}: digest is not that of its template data"
-                raise _bad(problem, "inconsistent", at)
+                raise reader.error(problem, "inconsistent", at)
             records.append(record)
-            at = end
         return cls(bank, tuple(records))
 
     @property
@@ -179,34 +180,49 @@ def _detect_bank(data: bytes) -> tuple[str, int]:
         name = data[at + 4 : at + 4 + length] if 0 < length <= _MAX_NAME else b""
         if name and len(name) == length and _is_name(name):
             return bank, size
-    problem = "the first record has no template name; the log may be cut or of another endianness"
-    raise _bad(problem, "unrecognized", 0)
+    raise FormatError(
+        "IMA log: the first record has no template name; the log may be cut or of another "
+        "endianness",
+        reason="unrecognized",
+        offset=0,
+    )
 
 
-def _read_record(data: bytes, at: int, size: int) -> tuple[ImaRecord, int]:
-    """Return the record at an offset, and the offset after it."""
-    pcr = _number(data, at)
+def _read_record(reader: "_ImaReader", size: int) -> ImaRecord:
+    """Read a record whose digest has a size."""
+    start = reader.at
+    pcr = reader.number()
     if pcr >= PCR_COUNT:
-        raise _bad(f"PCR index {pcr}, more than {PCR_COUNT - 1}", "index", at)
-    digest = _take(data, at + 4, size)
-    at += 4 + size
-    length = _number(data, at)
+        raise reader.error(f"PCR index {pcr}, more than {PCR_COUNT - 1}", "index", start)
+    digest, start = reader.take(size), reader.at
+    length = reader.number()
     if not 0 < length <= _MAX_NAME:
-        raise _bad(f"template name of {length} bytes, must be 1 to {_MAX_NAME}", "wrong_size", at)
-    name = _take(data, at + 4, length)
+        problem = f"template name of {length} bytes, must be 1 to {_MAX_NAME}"
+        raise reader.error(problem, "wrong_size", start)
+    name, start = reader.take(length), reader.at
     if not _is_name(name):
-        raise _bad("template name is not printable ASCII", "encoding", at + 4)
-    at += 4 + length
+        raise reader.error("template name is not printable ASCII", "encoding", start - length)
     template = name.decode("ascii")
     if template == _OLD_TEMPLATE:
         # Without a size: 20 bytes of a digest, then size and text of a file name.
-        start, length = at, _OLD_DIGEST + 4 + _number(data, at + _OLD_DIGEST)
+        reader.take(_OLD_DIGEST)
+        length, reader.at = _OLD_DIGEST + 4 + reader.number(), start
     else:
-        start, length = at + 4, _number(data, at)
+        length = reader.number()
     if length > _MAX_DATA:
-        raise _bad(f"template data of {length} bytes, over {_MAX_DATA}", "event_size", at)
-    found = _take(data, start, length)
-    return ImaRecord(pcr, digest, template, found), start + length
+        raise reader.error(
+            f"template data of {length} bytes, over {_MAX_DATA}", "event_size", start
+        )
+    return ImaRecord(pcr, digest, template, reader.take(length))
+
+
+class _ImaReader(Cursor):
+    __slots__ = ()
+    CODEC = "IMA log"
+
+    def number(self) -> int:
+        """Read a number of 4 bytes."""
+        return int.from_bytes(self.take(4), "little")
 
 
 def _measured(record: ImaRecord) -> bytes:
@@ -236,23 +252,9 @@ def _is_name(name: bytes) -> bool:
     return all(0x20 < byte < 0x7F for byte in name)
 
 
-def _number(data: bytes, at: int) -> int:
-    return int.from_bytes(_take(data, at, 4), "little")
-
-
-def _take(data: bytes, at: int, size: int) -> bytes:
-    if size > len(data) - at:
-        raise _bad(f"truncated: {size} bytes expected", "truncated", min(at, len(data)))
-    return data[at : at + size]
-
-
 def _bank_size(bank: str) -> int:
     size = HASH_SIZES.get(bank)
     if size is None:
         message = f"PCR bank: unknown: {bank}; use one of {', '.join(HASH_SIZES)}"
         raise UsageError(message, reason="unknown_name")
     return size
-
-
-def _bad(problem: str, reason: FormatReason, at: int | None) -> FormatError:
-    return FormatError(f"IMA log: {problem}", reason=reason, offset=at)

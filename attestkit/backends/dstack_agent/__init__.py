@@ -10,7 +10,8 @@ because its evidence is not verified here. A simulated agent is used only if sel
 
 import hmac
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from attestkit._crypto.ecdsa import p256_verify
@@ -198,18 +199,14 @@ class DstackAgent:
             BackendError: As `get_quote`.
         """
         text = _request_evidence(self._client, bytes(_REPORT_DATA)).text
-        try:
+        with _reading("body"):
             fields = strict_json.read_object(text, "body")
-        except FormatError as error:
-            raise _malformed("body", error) from error
         if "quote" in fields or "event_log" in fields:
             return _text(fields, "event_log").encode()
         evidence = _decode_evidence(text)
-        try:
+        with _reading("attestation"):
             log = EventLog() if evidence is None else evidence.event_log
-        except FormatError as error:
-            raise _malformed("attestation", error) from error
-        return log.to_json().encode() if log.events else b""
+            return log.to_json().encode() if log.events else b""
 
     def emit_event(self, name: str, payload: bytes) -> None:
         """Emit an event through the agent, which extends RTMR3 and logs it.
@@ -244,10 +241,8 @@ class DstackAgent:
         tcb_info = _text(self._client.call("Info"), "tcb_info")
         if not tcb_info:
             raise UnsupportedError("response to Info: the agent hides tcb_info", reason="no_app")
-        try:
+        with _reading("tcb_info"):
             found = _text(strict_json.read_object(tcb_info, "tcb_info"), "app_compose")
-        except FormatError as error:
-            raise _malformed("tcb_info", error) from error
         if not found:
             raise UnsupportedError("response to Info: no app_compose in tcb_info", reason="no_app")
         return found.encode()
@@ -283,20 +278,16 @@ def _request_evidence(client: AgentClient, report_data: object) -> AgentResponse
 
 def _decode_evidence(response: str) -> Attestation | None:
     """Return the evidence in a response to Attest; None without evidence."""
-    try:
+    with _reading("attestation"):
         data = _bytes(strict_json.read_object(response, "body"), "attestation")
         return Attestation.from_bytes(data) if data else None
-    except FormatError as error:
-        raise _malformed("attestation", error) from error
 
 
 def _attested_quote(response: str) -> bytes:
     """Return the quote in a response to Attest; empty on a platform without TDX quotes."""
     evidence = _decode_evidence(response)
-    try:
+    with _reading("attestation"):
         quote = None if evidence is None else evidence.quote
-    except FormatError as error:
-        raise _malformed("attestation", error) from error
     return b"" if quote is None else quote.raw
 
 
@@ -369,19 +360,21 @@ def _check_origin(response: AgentResponse, report_data: bytes) -> None:
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
     """Return the text of the field `name`; empty if it is missing."""
-    try:
-        return strict_json.string(dict(fields), name, "")
-    except FormatError as error:
-        raise _malformed(name, error) from error
+    with _reading(name):
+        return strict_json.string(fields, name, "")
 
 
 def _bytes(fields: Mapping[str, Any], name: str) -> bytes:
     """Return the bytes of the hex field `name`; empty if it is missing."""
+    with _reading(name):
+        return strict_json.hex_field(fields, name)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Raise BackendError for a FormatError in a block that reads a field of a response."""
     try:
-        return strict_json.hex_field(dict(fields), name)
+        yield
     except FormatError as error:
-        raise _malformed(name, error) from error
-
-
-def _malformed(name: str, error: FormatError) -> BackendError:
-    return BackendError(f"response of the agent: {name}: {error}", reason="malformed_response")
+        text = f"response of the agent: {name}: {error}"
+        raise BackendError(text, reason="malformed_response") from error

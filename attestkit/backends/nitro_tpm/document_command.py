@@ -13,7 +13,8 @@ from attestkit.attestation.nitro_tpm import BUFFER_SIZE, DocumentRequest, read_d
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
 from attestkit.backends.tpm.hmac_session import RandomBytes, SessionCommand, hmac_session
 from attestkit.backends.tpm.response_codes import TpmError
-from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError, FormatError
+from attestkit.backends.tpm.transports import reading
+from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from attestkit.tpm.handles import ENDORSEMENT, FIRST_NV_INDEX, LAST_NV_INDEX
 from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE
@@ -53,11 +54,8 @@ def request_document(
         client.nv_write(index, content, authority=index, secret=secret)
         _run_command(client, key, index, secret, random)
         response = client.nv_read(index, BUFFER_SIZE, authority=index, secret=secret)
-    try:
+    with reading(client.path):
         return read_document(response)
-    except FormatError as error:
-        text = f"{client.path}: {error}"
-        raise BackendError(text, reason="malformed_response", path=client.path) from error
 
 
 def _run_command(

@@ -8,7 +8,7 @@ from attestkit.backends.tpm.command_channel import ParameterReader
 from attestkit.backends.tpm.frames import TpmResponse, password
 from attestkit.backends.tpm.nv_commands import LARGEST_NAME, NvCommands
 from attestkit.backends.tpm.response_codes import TpmError
-from attestkit.backends.tpm.transports import malformed
+from attestkit.backends.tpm.transports import malformed, reading
 from attestkit.errors import AttestKitError, BackendError, FormatError
 from attestkit.tpm import command_codes as cc
 from attestkit.tpm.algorithms import ALG_NULL, HASH_IDS, LARGEST_DIGEST, hash_size
@@ -67,12 +67,10 @@ class TpmClient(NvCommands):
         reader = ParameterReader(
             self.execute(cc.GET_CAPABILITY, parameters=parameters), "GetCapability"
         )
-        try:
+        with reading(self.path):
             more, found = reader.u8(), reader.u32()
             if found != kind:
                 raise reader.error(f"capability {found} instead of {kind}", "wrong_value", 1)
-        except FormatError as error:
-            raise malformed(self.path, error) from error
         return bool(more), reader.take(reader.remaining)
 
     def list_handles(self, first: int, last: int) -> tuple[int, ...]:
@@ -108,14 +106,12 @@ class TpmClient(NvCommands):
     def _numbers(self, data: bytes, width: int) -> list[tuple[int, ...]]:
         """Return a list of tuples of `width` numbers after its count."""
         reader = TpmReader(data, "GetCapability")
-        try:
+        with reading(self.path):
             count = reader.u32()
             if count > reader.remaining // (4 * width):
                 raise reader.truncated(count, 0)
             found = [tuple([reader.u32() for _ in range(width)]) for _ in range(count)]
             reader.end()
-        except FormatError as error:
-            raise malformed(self.path, error) from error
         return found
 
     def _endless(self, what: str) -> BackendError:
@@ -148,7 +144,7 @@ class TpmClient(NvCommands):
         selected = {(one.bank, pcr) for one in selections for pcr in one.pcrs}
         response = self.execute(cc.PCR_READ, parameters=encode_selections(selections))
         reader = ParameterReader(response, "PCR_Read")
-        try:
+        with reading(self.path):
             reader.u32()  # update counter
             start = reader.at
             read = [(one.bank, pcr) for one in read_selections(reader) for pcr in one.pcrs]
@@ -165,8 +161,6 @@ class TpmClient(NvCommands):
                     problem = f"{len(found[bank, pcr])} bytes in the bank {bank}"
                     raise reader.error(problem, "wrong_size", reader.at)
             reader.end()
-        except FormatError as error:
-            raise malformed(self.path, error) from error
         return found
 
     def pcr_extend(self, pcr: int, digests: dict[str, bytes]) -> None:
@@ -216,13 +210,11 @@ class TpmClient(NvCommands):
     def read_public(self, handle: int) -> LoadedKey:
         """Return the public area and the names of a key."""
         reader = ParameterReader(self.execute(cc.READ_PUBLIC, (handle,)), "ReadPublic")
-        try:
+        with reading(self.path):
             raw = reader.sized("public area")
             names = reader.sized("name", LARGEST_NAME), reader.sized("qualified name", LARGEST_NAME)
             reader.end()
             return LoadedKey(handle, TpmtPublic.parse(raw), raw, *names)
-        except FormatError as error:
-            raise malformed(self.path, error) from error
 
     def find_key(self, handle: int) -> LoadedKey | None:
         """Return the public area and the names of a key; None if it is absent."""
@@ -285,8 +277,6 @@ class TpmClient(NvCommands):
         )
         response = self.execute(cc.QUOTE, (key,), parameters, [password()])
         reader = ParameterReader(response, "Quote")
-        try:
+        with reading(self.path):
             message = reader.sized("quote")
-        except FormatError as error:
-            raise malformed(self.path, error) from error
         return QuoteResponse(message, reader.take(reader.remaining))

@@ -15,8 +15,8 @@ from attestkit._crypto.public_key import rsa_oaep_encrypt
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
 from attestkit.backends.tpm.command_channel import ParameterReader
 from attestkit.backends.tpm.frames import CONTINUE_SESSION, Authorization, TpmResponse
-from attestkit.backends.tpm.transports import malformed
-from attestkit.errors import BackendError, FormatError, UsageError
+from attestkit.backends.tpm.transports import reading
+from attestkit.errors import BackendError, UsageError
 from attestkit.tpm.algorithms import hash_size
 from attestkit.tpm.reader import encode_number
 
@@ -145,11 +145,9 @@ def hmac_session(
     assert handle is not None  # StartAuthSession returns one
     with client.flushed(handle):
         reader = ParameterReader(response, "StartAuthSession")
-        try:
+        with reading(client.path):
             nonce_tpm = reader.sized("nonceTPM", _LARGEST_NONCE)
             reader.end()
-        except FormatError as error:
-            raise malformed(client.path, error) from error
         key = session_key(salt, nonce_tpm, nonce, hash_name)
         yield HmacSession(client, SessionSecrets(handle, key, nonce_tpm), hash_name, random)
 

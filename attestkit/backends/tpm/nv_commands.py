@@ -5,8 +5,7 @@ from typing import Final, NamedTuple
 from attestkit.backends.tpm.command_channel import CommandChannel, ParameterReader
 from attestkit.backends.tpm.frames import password
 from attestkit.backends.tpm.response_codes import TpmError
-from attestkit.backends.tpm.transports import malformed
-from attestkit.errors import FormatError
+from attestkit.backends.tpm.transports import reading
 from attestkit.tpm import command_codes as cc
 from attestkit.tpm.algorithms import HASH_IDS, hash_size
 from attestkit.tpm.handles import OWNER
@@ -69,7 +68,7 @@ class NvCommands(CommandChannel):
             BackendError: As for `execute`.
         """
         response = self.execute(cc.NV_READ_PUBLIC, (index,))
-        try:
+        with reading(self.path):
             reader = ParameterReader(response, "NV_ReadPublic")
             area, name = reader.sized("public area"), reader.sized("name", LARGEST_NAME)
             reader.end()
@@ -77,8 +76,6 @@ class NvCommands(CommandChannel):
             if found.handle != index:
                 problem = f"index {found.handle:#x} instead of {index:#x}"
                 raise reader.error(problem, "wrong_value", 2)
-        except FormatError as error:
-            raise malformed(self.path, error) from error
         return found
 
     def find_nv(self, index: int) -> NvPublic | None:
@@ -119,13 +116,11 @@ class NvCommands(CommandChannel):
         return b"".join(pieces)
 
     def _nv_piece(self, reader: ParameterReader, length: int) -> bytes:
-        try:
+        with reading(self.path):
             piece = reader.sized("data", length)
             reader.end()
             if len(piece) != length:
                 raise reader.error(f"{len(piece)} bytes instead of {length}", "wrong_size", 0)
-        except FormatError as error:
-            raise malformed(self.path, error) from error
         return piece
 
     def read_nv_index(self, index: int) -> bytes | None:

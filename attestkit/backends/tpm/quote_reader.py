@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 from attestkit.attestation.wire.evidence_parts import PcrValue, VtpmQuote
 from attestkit.backends.tpm.client import PcrValues, TpmClient
 from attestkit.backends.tpm.tpm_logs import TpmLogs
-from attestkit.backends.tpm.transports import malformed
-from attestkit.errors import BackendError, FormatError, UnsupportedError
+from attestkit.backends.tpm.transports import reading
+from attestkit.errors import BackendError, UnsupportedError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtSignature, pcr_digest
 
 ATTEMPTS: Final = 5
@@ -80,13 +80,11 @@ def collect_quote(
             message, signature = client.quote(key, qualifying_data, selections)
             values = client.pcr_read(selections)
             logs = read_logs()
-            try:
+            with reading(client.path):
                 quote = TpmsAttest.parse(message)
                 _check_quote(client.path, quote, qualifying_data, selections)
                 hash_name = TpmtSignature.parse(signature).hash_name
                 found = pcr_digest(quote.selections, values, hash_name)
-            except FormatError as error:
-                raise malformed(client.path, error) from error
             if hmac.compare_digest(found, quote.pcr_digest):
                 return CollectedQuote(message, signature, quote, values, logs)
     raise _always_extended(client.path)

@@ -9,7 +9,8 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from attestkit._system.fifo_lock import FifoLock
@@ -308,15 +309,22 @@ def check_response(path: str, response: bytes) -> bytes:
 
 
 def _frame_size(path: str, header: bytes) -> int:
-    try:
+    with reading(path):
         return frame_size(header)
-    except FormatError as error:
-        raise malformed(path, error) from error
 
 
 def malformed(path: str, error: FormatError) -> BackendError:
     """Return the error of a malformed response."""
     return failed(path, str(error), "malformed_response")
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Raise BackendError for a FormatError in a block that reads a response."""
+    try:
+        yield
+    except FormatError as error:
+        raise malformed(path, error) from error
 
 
 def _timed_out(path: str, seconds: float) -> BackendError:
