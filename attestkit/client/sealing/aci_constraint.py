@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from attestkit._formats import strict_json
-from attestkit.client.sealing.protocol import Headers, SealedRequest
+from attestkit.client.sealing.protocol import Headers, OpenAnswer, SealedRequest
 from attestkit.errors import FormatError
 
 _HEADER: Final = "x-aci-keyset-digest"
@@ -21,7 +21,7 @@ _ENDPOINTS: Final = (
 )
 
 
-class AciConstraint:
+class AciConstraint(OpenAnswer):
     """Adds the demand to the JSON of prompts, unless the caller has decided about it; no sealing.
 
     The gateway then refuses, with status 503, rather than have an unverified machine serve.
@@ -50,14 +50,6 @@ class AciConstraint:
         if self._digest is not None and any(one != self._digest for one in named):
             self._changed()
         return headers
-
-    def feed(self, data: bytes) -> bytes:
-        """Return the bytes of the answer."""
-        return data
-
-    def finish(self) -> bytes:
-        """Return nothing more."""
-        return b""
 
 
 def require_verified(body: bytes) -> bytes:

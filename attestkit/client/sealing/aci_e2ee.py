@@ -13,32 +13,35 @@ from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
 from attestkit.client.sealing.aci_constraint import require_verified
 from attestkit.client.sealing.field_cipher import FieldCipher
-from attestkit.client.sealing.field_walk import FieldKind, FieldTable, Path
+from attestkit.client.sealing.field_tables import in_answers
+from attestkit.client.sealing.field_walk import FieldTable, Path
 from attestkit.client.sealing.fields import (
+    OPEN,
     EndpointTables,
     FieldProtocol,
     FieldSealing,
     RequestContext,
 )
-from attestkit.client.sealing.protocol import Headers, Opener, SealedRequest, SealingKeyError
-from attestkit.errors import FormatError, ServiceError
+from attestkit.client.sealing.protocol import (
+    MAX_PROBLEM,
+    Headers,
+    Opener,
+    SealedRequest,
+    key_problem,
+    read_problem,
+    sealing_errors,
+)
+from attestkit.errors import ServiceError
 
 X25519_SUITE: Final = "x25519-aes-256-gcm-hkdf-sha256"
 SECP256K1_SUITE: Final = "secp256k1-aes-256-gcm-hkdf-sha256"
-
-MAX_PROBLEM: Final = 1 << 16
-"""Maximum size of an error that is looked at, in bytes."""
 
 _BAD_REQUEST: Final = 400
 _KEY_PROBLEM: Final = "e2ee_model_key_mismatch"
 _REQUEST: Final = "aci.e2ee.request.v2"
 _ANSWER: Final = "aci.e2ee.response.v2"
-_OPEN: Final = (
-    "that these are hidden: headers such as Authorization, model, roles, ids, options, counts, "
-    "sizes, and requests without a body"
-)
 _NOT_PROVEN: Final = (
-    _OPEN,
+    OPEN,
     "that no part of a streamed answer was left out or moved; receipts show it",
 )
 _WORDS: Final = frozenset(
@@ -76,10 +79,8 @@ class AciAssociatedData:
 
 
 def _encoded(bound: Mapping[str, str | int]) -> bytes:
-    try:
+    with sealing_errors():
         return canonical_json(dict(bound), "associated data")
-    except FormatError as error:
-        raise ServiceError(str(error), reason="sealing") from error
 
 
 def _bound(context: RequestContext, purpose: str, path: Path) -> dict[str, str | int]:
@@ -104,18 +105,14 @@ def _indexed(answer: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-def _answer_fields(*names: str) -> FieldTable:
-    parts = ("message", "delta")
-    sealed: dict[str, FieldKind] = {
-        f"choices[].{part}.{name}": "text" for part in parts for name in names
-    }
-    return FieldTable(sealed, _ANSWER_WORDS, _STRICT)
-
-
 _ENDPOINTS: Final = {
     "chat/completions": EndpointTables(
         FieldTable({"messages[].content": "text or json"}, _WORDS, (), _OPEN_ANSWER),
-        _answer_fields("content", "reasoning", "reasoning_content", "audio.data"),
+        FieldTable(
+            in_answers("content", "reasoning", "reasoning_content", "audio.data"),
+            _ANSWER_WORDS,
+            _STRICT,
+        ),
     ),
     "completions": EndpointTables(
         FieldTable({"prompt": "text", "prompt[]": "text"}, _WORDS, (), _OPEN_ANSWER),
@@ -228,23 +225,10 @@ class AciOpener:
             SealingKeyError: If the server says that it does not have the key.
             ServiceError: If the answer is incomplete, or cannot be opened (`sealing`).
         """
-        if self.read_at_once and _is_key_problem(bytes(self._problem)):
-            message = (
-                "ACI: the server does not have the key to which the request was sealed, as an "
-                "answer says that is not sealed; prove the server anew"
-            )
-            raise SealingKeyError(message)
+        error = read_problem(bytes(self._problem)).get("error") if self.read_at_once else None
+        if isinstance(error, dict) and error.get("type") == _KEY_PROBLEM:
+            raise key_problem("ACI")
         return self._fields.finish()
-
-
-def _is_key_problem(body: bytes) -> bool:
-    if len(body) > MAX_PROBLEM:
-        return False
-    try:
-        error = strict_json.read_object(body, "error").get("error")
-    except FormatError:
-        return False
-    return isinstance(error, dict) and error.get("type") == _KEY_PROBLEM
 
 
 def _restored(body: bytes) -> bytes:
@@ -252,10 +236,8 @@ def _restored(body: bytes) -> bytes:
 
     Text that is itself a JSON array would be restored as a list: it becomes the text of a part.
     """
-    try:
+    with sealing_errors():
         members = strict_json.read_object(require_verified(body), "request")
-    except FormatError as error:
-        raise ServiceError(str(error), reason="sealing") from error
     if not isinstance(members.get("model"), str):
         raise ServiceError("request: model: must be text", reason="sealing")
     messages = members.get("messages")

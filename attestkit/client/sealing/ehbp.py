@@ -12,21 +12,19 @@ from typing import Final
 from attestkit._crypto.aead import aes_gcm_decrypt
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.hpke import HpkeSender, sequence_nonce
-from attestkit._formats import strict_json
 from attestkit.client.sealing.event_stream import EventStreamEnd
 from attestkit.client.sealing.protocol import (
+    MAX_PROBLEM,
     Headers,
     SealedRequest,
-    SealingKeyError,
     UnsealedAnswer,
+    key_problem,
+    read_problem,
 )
-from attestkit.errors import FormatError, ServiceError, UsageError, VerificationError
+from attestkit.errors import ServiceError, UsageError, VerificationError
 
 MAX_CHUNK: Final = 64 << 20
 """Maximum size of a chunk of an answer in bytes, as of Tinfoil's own programs."""
-
-MAX_PROBLEM: Final = 1 << 16
-"""Maximum size of a problem document in bytes."""
 
 KEY_CONFIG_PROBLEM: Final = "urn:ietf:params:ehbp:error:key-config"
 """Type of the problem that the server does not have the key."""
@@ -166,12 +164,8 @@ class EhbpOpener:
         if self._opened is not None:
             for part in self._opened:
                 part.finish()
-        elif self.read_at_once and _is_key_problem(bytes(self._problem)):
-            raise SealingKeyError(
-                "EHBP: the server does not have the key to which the request was sealed, as an "
-                "unauthenticated answer states; prove the server anew, and send the request "
-                "again if it may be repeated"
-            )
+        elif read_problem(bytes(self._problem)).get("type") == KEY_CONFIG_PROBLEM:
+            raise key_problem("EHBP")
         return b""
 
 
@@ -260,17 +254,6 @@ def _is_of_ehbp(name: str) -> bool:
 
 def _frames(name: str) -> bool:
     return name.lower() in _FRAMING
-
-
-def _is_key_problem(body: bytes) -> bool:
-    """Return whether a body is the problem document about an unknown key."""
-    if len(body) > MAX_PROBLEM:
-        return False
-    try:
-        problem = strict_json.read(body)
-    except FormatError:
-        return False
-    return isinstance(problem, dict) and problem.get("type") == KEY_CONFIG_PROBLEM
 
 
 def _refusal(problem: str) -> ServiceError:

@@ -6,9 +6,11 @@ HKDF-SHA256 of the shared secret, without salt; boxes of NaCl derive theirs othe
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Literal
 
+from attestkit._argument_checks import require_size
 from attestkit._crypto.aead import IV_SIZE, aes_gcm_decrypt, aes_gcm_encrypt
 from attestkit._crypto.ecdsa import k256_public_key
 from attestkit._crypto.ed25519 import (
@@ -28,7 +30,8 @@ from attestkit._crypto.sodium_ciphers import (
     xchacha20_encrypt,
 )
 from attestkit._crypto.zeroize import Secret, wipe, wipe_field
-from attestkit.errors import ServiceError, UsageError, VerificationError
+from attestkit.client.sealing.protocol import sealing_errors
+from attestkit.errors import ServiceError, UsageError
 
 Curve = Literal["ed25519", "x25519", "secp256k1"]
 """Curve of the keys that the parties publish.
@@ -43,6 +46,10 @@ Aead = Literal["aes-256-gcm", "xchacha20-poly1305", "box"]
 TAG_SIZE: Final = 16
 """Bytes of the tag of each cipher."""
 
+_AEADS: Final = {
+    "aes-256-gcm": (aes_gcm_encrypt, aes_gcm_decrypt),
+    "xchacha20-poly1305": (xchacha20_encrypt, xchacha20_decrypt),
+}
 _X25519_SIZE: Final = 32
 _K256_SIZE: Final = 65
 _KEY_SIZE: Final = 32  # of the cipher
@@ -96,19 +103,13 @@ class FieldCipher:
         Raises:
             ServiceError: If it is not a valid key of the curve (`sealing`).
         """
-        try:
-            self._check_key(public_key)
-        except UsageError as error:
-            raise ServiceError(f"key for sealing: {error}", reason="sealing") from error
-
-    def _check_key(self, public_key: bytes) -> None:
-        if self._curve == "ed25519":
-            ed25519_to_x25519(public_key)
-        elif self._curve == "secp256k1":
-            require_k256_point(public_key)
-        elif len(public_key) != _X25519_SIZE:
-            message = f"X25519 public key: must have {_X25519_SIZE} bytes, not {len(public_key)}"
-            raise UsageError(message, reason="wrong_size")
+        with sealing_errors("key for sealing: "):
+            if self._curve == "ed25519":
+                ed25519_to_x25519(public_key)
+            elif self._curve == "secp256k1":
+                require_k256_point(public_key)
+            else:
+                require_size("X25519 public key", public_key, _X25519_SIZE)
 
     def seal(self, public_key: bytes, plaintext: bytes, associated: bytes = b"") -> bytes:
         """Return a text sealed to a public key, with a new ephemeral key.
@@ -118,12 +119,19 @@ class FieldCipher:
         """
         ephemeral = secrets.token_bytes(_KEY_SIZE)
         nonce = secrets.token_bytes(self._nonce_size)
+        peer = public_key
         try:
             if self._curve == "secp256k1":
-                published, peer = k256_public_key(ephemeral, compressed=False), public_key
+                published = k256_public_key(ephemeral, compressed=False)
             else:
-                published, peer = x25519_public_key(ephemeral), self._x25519_key(public_key)
-            return published + nonce + self._encrypt(ephemeral, peer, nonce, plaintext, associated)
+                published = x25519_public_key(ephemeral)
+            if self._curve == "ed25519":
+                peer = ed25519_to_x25519(public_key)
+            if self._aead == "box":
+                return published + nonce + box_encrypt(ephemeral, peer, nonce, plaintext)
+            encrypt, _ = _AEADS[self._aead]
+            with self._shared_key(ephemeral, peer) as key:
+                return published + nonce + encrypt(key, nonce, plaintext, associated)
         except UsageError as error:
             raise ServiceError(f"key for sealing: {error}", reason="sealing") from error
         finally:
@@ -141,47 +149,24 @@ class FieldCipher:
             raise ServiceError(message, reason="sealing")
         at = self.key_size + self._nonce_size
         peer, nonce = sealed[: self.key_size], sealed[self.key_size : at]
-        try:
-            return self._decrypt(key.secret, peer, nonce, sealed[at:], associated)
-        except (UsageError, VerificationError) as error:
-            raise ServiceError(f"sealed text: {error}", reason="sealing") from error
+        with sealing_errors("sealed text: "):
+            if self._aead == "box":
+                return box_decrypt(key.secret, peer, nonce, sealed[at:])
+            _, decrypt = _AEADS[self._aead]
+            with self._shared_key(key.secret, peer) as shared:
+                return decrypt(shared, nonce, sealed[at:], associated)
 
-    def _x25519_key(self, public_key: bytes) -> bytes:
-        return ed25519_to_x25519(public_key) if self._curve == "ed25519" else public_key
-
-    def _encrypt(
-        self, secret: bytes, peer: bytes, nonce: bytes, plaintext: bytes, associated: bytes
-    ) -> bytes:
-        if self._aead == "box":
-            return box_encrypt(secret, peer, nonce, plaintext)
-        key = self._derive(secret, peer)
-        try:
-            if self._aead == "aes-256-gcm":
-                return aes_gcm_encrypt(key, nonce, plaintext, associated)
-            return xchacha20_encrypt(key, nonce, plaintext, associated)
-        finally:
-            wipe(key)
-
-    def _decrypt(
-        self, secret: bytes, peer: bytes, nonce: bytes, ciphertext: bytes, associated: bytes
-    ) -> bytes:
-        if self._aead == "box":
-            return box_decrypt(secret, peer, nonce, ciphertext)
-        key = self._derive(secret, peer)
-        try:
-            if self._aead == "aes-256-gcm":
-                return aes_gcm_decrypt(key, nonce, ciphertext, associated)
-            return xchacha20_decrypt(key, nonce, ciphertext, associated)
-        finally:
-            wipe(key)
-
-    def _derive(self, secret: bytes, peer: bytes) -> bytes:
+    @contextmanager
+    def _shared_key(self, secret: bytes, peer: bytes) -> Iterator[bytes]:
+        """Provide the key of both parties, and wipe it."""
         agree = k256_shared_secret if self._curve == "secp256k1" else x25519
-        shared = agree(secret, peer)
+        shared, key = agree(secret, peer), b""
         try:
-            return hkdf_sha256(shared, self._info, _KEY_SIZE, b"")
+            key = hkdf_sha256(shared, self._info, _KEY_SIZE, b"")
+            yield key
         finally:
             wipe(shared)
+            wipe(key)
 
     def __repr__(self) -> str:
         return f"FieldCipher({self._curve}, {self._aead})"

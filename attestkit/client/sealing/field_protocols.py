@@ -10,20 +10,16 @@ from attestkit.client.sealing.field_cipher import FieldCipher
 from attestkit.client.sealing.field_tables import ALL_ENDPOINTS, CONTENTS_CHAT, PARTS_CHAT
 from attestkit.client.sealing.field_walk import Path
 from attestkit.client.sealing.fields import (
+    OPEN,
     AssociatedData,
     EndpointTables,
     FieldProtocol,
     MakeHeaders,
-    NoAssociatedData,
     RequestContext,
 )
 from attestkit.client.sealing.protocol import Headers
 from attestkit.errors import ServiceError
 
-_OPEN: Final = (
-    "that these are hidden: headers such as Authorization, model, roles, ids, options, counts, "
-    "sizes, and requests without a body"
-)
 _MOVED: Final = "that a relay has not moved sealed texts between fields or requests"
 _STREAM: Final = "that no part of a streamed answer was left out or moved"
 _SCORES: Final = "that scores and relevance in answers are hidden and unchanged"
@@ -133,14 +129,14 @@ def _protocol(
     endpoints: Mapping[str, EndpointTables] = _CHAT,
     associated: AssociatedData | None = None,
 ) -> FieldProtocol:
-    limits = [_OPEN, *([_MOVED] if associated is None else []), _STREAM]
+    limits = [OPEN, *([_MOVED] if associated is None else []), _STREAM]
     return FieldProtocol(
         name,
         algorithm,
         cipher,
         endpoints,
         headers,
-        associated or NoAssociatedData(),
+        associated,
         # Only Phala's version 2 decrypts empty text; the others have it unsealed.
         seal_empty=associated is not None,
         not_proven=tuple(limits if endpoints is not ALL_ENDPOINTS else [*limits, _SCORES]),

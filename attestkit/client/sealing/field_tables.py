@@ -52,13 +52,14 @@ def _request(sealed: Mapping[str, FieldKind], forbidden: frozenset[str] = _TOKEN
     return FieldTable(sealed, _REQUEST_WORDS, (), forbidden)
 
 
-def _in_answers(*names: str) -> dict[str, FieldKind]:
+def in_answers(*names: str) -> dict[str, FieldKind]:
+    """Return these fields of messages and of the pieces of streams, as text."""
     return {f"choices[].{part}.{name}": "text" for part in ("message", "delta") for name in names}
 
 
 CONTENTS_CHAT: Final = EndpointTables(
     _request({"messages[].content": "text"}, _LOGPROBS),
-    _answer(_in_answers("content", "reasoning_content", "reasoning")),
+    _answer(in_answers("content", "reasoning_content", "reasoning")),
 )
 """Chat with the contents of messages as text; lists of parts are refused."""
 
@@ -69,7 +70,7 @@ PARTS_CHAT: Final = EndpointTables(
         (),
         _LOGPROBS,
     ),
-    _answer(_in_answers("content", "reasoning_content")),
+    _answer(in_answers("content", "reasoning_content")),
 )
 """Chat of Phala's proxy: contents as text, or the texts of their parts; images are refused."""
 
@@ -105,7 +106,7 @@ ALL_CHAT: Final = EndpointTables(
     ),
     _answer(
         {
-            **_in_answers(
+            **in_answers(
                 *("content", "content[].text", "reasoning_content", "reasoning", "refusal", "name"),
                 *("audio.data", "function_call.name", "function_call.arguments"),
                 *("tool_calls[].function.name", "tool_calls[].function.arguments"),

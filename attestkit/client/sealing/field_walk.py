@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
-from attestkit.errors import FormatError, ServiceError
+from attestkit.client.sealing.protocol import sealing_errors
+from attestkit.errors import ServiceError
 
 Path = tuple[str | int, ...]
 """Members and indices from the document to a field."""
@@ -198,10 +199,8 @@ def check_name(name: str) -> str:
 
 
 def _decode(text: str, pattern: str) -> object:
-    try:
+    with sealing_errors("field "):
         return strict_json.read(text, pattern)
-    except FormatError as error:
-        raise ServiceError(f"field {error}", reason="sealing") from error
 
 
 def _refusal(pattern: str, problem: str) -> ServiceError:

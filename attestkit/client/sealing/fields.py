@@ -25,11 +25,22 @@ from attestkit.client.sealing.field_walk import (
     RequestWalk,
     is_word,
 )
-from attestkit.client.sealing.protocol import Headers, SealedRequest, UnsealedAnswer
+from attestkit.client.sealing.protocol import (
+    Headers,
+    SealedRequest,
+    UnsealedAnswer,
+    sealing_errors,
+)
 from attestkit.errors import FormatError, ServiceError
 
 MAX_BODY: Final = 64 << 20
 """Maximum size of the JSON of a request or an answer in bytes."""
+
+OPEN: Final = (
+    "that these are hidden: headers such as Authorization, model, roles, ids, options, counts, "
+    "sizes, and requests without a body"
+)
+"""What every protocol leaves open."""
 
 _DONE: Final = "[DONE]"
 # Headers of the caller that describe the body, or could choose another protocol.
@@ -67,20 +78,6 @@ class AssociatedData(Protocol):
         ...
 
 
-class NoAssociatedData:
-    """None at all: a relay can move sealed texts between fields and requests."""
-
-    def of_request(self, context: RequestContext, path: Path) -> bytes:
-        """Return no bytes."""
-        del context, path
-        return b""
-
-    def of_answer(self, context: RequestContext, answer: Mapping[str, Any], path: Path) -> bytes:
-        """Return no bytes."""
-        del context, answer, path
-        return b""
-
-
 class EndpointTables(NamedTuple):
     """Fields of the requests to an endpoint, and of its answers."""
 
@@ -101,7 +98,7 @@ class FieldProtocol:
     cipher: FieldCipher
     endpoints: Mapping[str, EndpointTables]  # by the end of the path, such as `chat/completions`
     headers: MakeHeaders
-    associated: AssociatedData
+    associated: AssociatedData | None  # None: a relay can move sealed texts between fields
     seal_empty: bool
     not_proven: tuple[str, ...]
 
@@ -164,8 +161,9 @@ class FieldSealing:
         key = protocol.cipher.new_key()
 
         def seal_text(path: Path, text: str) -> str:
-            associated = protocol.associated.of_request(context, path)
-            return protocol.cipher.seal(self._key, text.encode(), associated).hex()
+            data = protocol.associated
+            bound = b"" if data is None else data.of_request(context, path)
+            return protocol.cipher.seal(self._key, text.encode(), bound).hex()
 
         walk = RequestWalk(tables.request, self._allowed, seal_empty=protocol.seal_empty)
         sealed = walk.seal(document, seal_text)
@@ -293,7 +291,9 @@ class FieldOpener:
         associated, cipher = self._protocol.associated, self._protocol.cipher
 
         def open_text(path: Path, text: str) -> str:
-            bound = associated.of_answer(self._context, document, path)
+            bound = b""
+            if associated is not None:
+                bound = associated.of_answer(self._context, document, path)
             try:
                 sealed = strict_json.from_hex(text, "sealed text")
                 return cipher.open(self._key, sealed, bound).decode()
@@ -336,10 +336,8 @@ def _read_request(headers: Headers, body: bytes) -> dict[str, Any]:
 def _read_json(data: bytes, what: str) -> dict[str, Any]:
     if json_depth(data, MAX_LEVELS) >= 0:
         raise _refusal(f"{what}: nests over {MAX_LEVELS} levels")
-    try:
+    with sealing_errors():
         return strict_json.read_object(data, what)
-    except FormatError as error:
-        raise _refusal(str(error)) from error
 
 
 def _refusal(message: str) -> ServiceError:

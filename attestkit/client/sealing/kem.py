@@ -16,14 +16,8 @@ from attestkit._crypto.mlkem import CIPHERTEXT_SIZE, MlKemKey, mlkem_encapsulate
 from attestkit._formats import strict_json
 from attestkit._formats.bounded_gzip import gunzip
 from attestkit._sanitize import one_line
-from attestkit.client.sealing.protocol import Headers, SealedRequest
-from attestkit.errors import (
-    FormatError,
-    ServiceError,
-    UnsupportedError,
-    UsageError,
-    VerificationError,
-)
+from attestkit.client.sealing.protocol import Headers, SealedRequest, sealing_errors
+from attestkit.errors import ServiceError
 
 MAX_ANSWER: Final = 64 << 20
 """Maximum size of an answer in bytes, sealed and opened."""
@@ -31,6 +25,7 @@ MAX_ANSWER: Final = 64 << 20
 MAX_EVENT: Final = 4 << 20
 """Maximum size of an event of a streamed answer in bytes."""
 
+_ANSWER: Final = "sealed answer: "  # begins the text of errors
 _TARGET: Final = "/e2e/invoke"
 _RESPONSE_KEY: Final = "e2e_response_pk"
 _REQUEST: Final = b"e2e-req-v1"
@@ -77,11 +72,9 @@ class KemSealing:
         """Seal a request; see `Sealing.seal`. It becomes a POST to the service's entry."""
         members = _check_request(method, target, headers, body)
         streamed = members.get("stream") is True
-        try:
+        with sealing_errors():
             response_key = MlKemKey()
             secret, encapsulated = mlkem_encapsulate(self._key)
-        except (UnsupportedError, UsageError) as error:
-            raise ServiceError(str(error), reason="sealing") from error
         plaintext = _with_response_key(body, response_key.public_key, is_first=not members)
         nonce = secrets.token_bytes(IV_SIZE)
         key = hkdf_sha256(secret, _REQUEST, 32, encapsulated[:_SALT])
@@ -109,10 +102,8 @@ def _check_request(method: str, target: str, headers: Headers, body: bytes) -> d
     if any(name.lower() == "content-encoding" for name, _ in headers):
         message = "request: its body must not be compressed before it is sealed"
         raise ServiceError(message, reason="sealing")
-    try:
+    with sealing_errors():
         members = strict_json.read_object(body, "request")
-    except FormatError as error:
-        raise ServiceError(str(error), reason="sealing") from error
     if _RESPONSE_KEY in members:
         message = f"request: {_RESPONSE_KEY}: is the client's to set"
         raise ServiceError(message, reason="sealing")
@@ -202,10 +193,8 @@ class KemOpener:
             if not self._ended:
                 raise _refusal("ended before the end that the API marks")
             return b"" if self._done_inside else b"data: [DONE]\n\n"
-        try:
+        with sealing_errors(_ANSWER):
             event = strict_json.read_object(text, "event")
-        except FormatError as error:
-            raise _refusal(str(error)) from error
         return self._event(event)
 
     def _event(self, event: dict[str, Any]) -> bytes:
@@ -215,8 +204,7 @@ class KemOpener:
         if "e2e_init" in event:
             if self._stream_key is not None:
                 raise _refusal("has a second e2e_init")
-            encapsulated = _decoded(event, "e2e_init")
-            self._stream_key = self._derive(encapsulated, _STREAM)
+            self._stream_key = self._derive(_decoded(event, "e2e_init"), _STREAM)
             return b""
         if "e2e" not in event:
             return b""  # such as counts of the gateway's: not sealed, and left out
@@ -237,38 +225,26 @@ class KemOpener:
         if len(body) < CIPHERTEXT_SIZE + IV_SIZE + TAG_SIZE:
             raise _refusal(f"truncated: {len(body)} bytes")
         key = self._derive(body[:CIPHERTEXT_SIZE], _RESPONSE)
-        return _unpacked(_decrypt(key, body[CIPHERTEXT_SIZE:]))
+        packed = _decrypt(key, body[CIPHERTEXT_SIZE:])
+        with sealing_errors(_ANSWER):
+            return gunzip(packed, MAX_ANSWER, "content")
 
     def _derive(self, encapsulated: bytes, info: bytes) -> bytes:
-        try:
+        with sealing_errors(_ANSWER):
             secret = self._key.decapsulate(encapsulated)
-        except UsageError as error:
-            raise _refusal(str(error)) from error
         return hkdf_sha256(secret, info, 32, encapsulated[:_SALT])
 
 
 def _decoded(event: dict[str, Any], name: str) -> bytes:
-    try:
+    with sealing_errors(_ANSWER):
         return strict_json.from_base64(event[name], name)
-    except FormatError as error:
-        raise _refusal(str(error)) from error
 
 
 def _decrypt(key: bytes, sealed: bytes) -> bytes:
     """Return the plaintext behind a nonce."""
-    try:
+    with sealing_errors(_ANSWER):
         return chacha20_decrypt(key, sealed[:IV_SIZE], sealed[IV_SIZE:])
-    except (UsageError, VerificationError) as error:
-        raise _refusal(str(error)) from error
-
-
-def _unpacked(data: bytes) -> bytes:
-    """Return the content of gzip, of one member and bounded size."""
-    try:
-        return gunzip(data, MAX_ANSWER, "content")
-    except FormatError as error:
-        raise _refusal(str(error)) from error
 
 
 def _refusal(problem: str) -> ServiceError:
-    return ServiceError(f"sealed answer: {problem}", reason="sealing")
+    return ServiceError(f"{_ANSWER}{problem}", reason="sealing")

@@ -1,8 +1,17 @@
 """`Sealing` and `Opener`: interfaces that seal requests, and open their answers."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, Protocol
 
-from attestkit.errors import ServiceError
+from attestkit._formats import strict_json
+from attestkit.errors import (
+    FormatError,
+    ServiceError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
 
 Headers = list[tuple[str, str]]
 """Names and values in the order of the message; names in any case."""
@@ -56,10 +65,45 @@ class SealedRequest(NamedTuple):
     is_sealed: bool = True  # False if it was only amended, and travels open otherwise
 
 
-class UnsealedAnswer:
-    """The answer to a request that had nothing to seal."""
+MAX_PROBLEM: Final = 1 << 16
+"""Maximum size of an error that is looked at, in bytes."""
 
-    authenticated: bool = False
+_ERRORS: Final = (FormatError, UnsupportedError, UsageError, VerificationError)
+
+
+@contextmanager
+def sealing_errors(subject: str = "") -> Iterator[None]:
+    """Raise errors of decoding and decryption as ServiceError (`sealing`), after a subject."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise ServiceError(f"{subject}{error}", reason="sealing") from error
+
+
+def read_problem(body: bytes) -> Mapping[str, Any]:
+    """Return the members of an error; none if it is over 64 KiB, or no JSON object."""
+    if len(body) > MAX_PROBLEM:
+        return {}
+    try:
+        return strict_json.read_object(body, "error")
+    except FormatError:
+        return {}
+
+
+def key_problem(protocol: str) -> SealingKeyError:
+    """Return the error that the server does not have the key."""
+    message = (
+        f"{protocol}: the server does not have the key to which the request was sealed, as an "
+        "unauthenticated answer states; prove the server anew, and send the request again if it "
+        "may be repeated"
+    )
+    return SealingKeyError(message)
+
+
+class OpenAnswer:
+    """An answer that passes as it is, to a request that was amended only."""
+
+    authenticated: bool = True
 
     def start(self, status: int, headers: Headers) -> Headers:
         """Return the headers."""
@@ -73,6 +117,12 @@ class UnsealedAnswer:
     def finish(self) -> bytes:
         """Return nothing more."""
         return b""
+
+
+class UnsealedAnswer(OpenAnswer):
+    """The answer to a request that had nothing to seal."""
+
+    authenticated: bool = False
 
 
 class Sealing(Protocol):
