@@ -29,11 +29,10 @@ from attestkit.client.endpoint import Endpoint
 from attestkit.client.origin import Origin
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.services.service import MAX_DOCUMENT
-from attestkit.client.wire.blocking_connection import SocketChannel, open_tls
 from attestkit.client.wire.http_libraries import LibraryName
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import Steps, drive
-from attestkit.client.wire.tls_context import tls_context
+from attestkit.client.wire.tls import SocketChannel, open_tls, tls_context
 from attestkit.errors import FormatError
 from benchmarks.attested_app import ANCHOR, COLLATERAL
 from benchmarks.cases import OURS

@@ -10,8 +10,11 @@ from attestkit.client.sealing.protocol import SealedRequest, SealingKeyError
 from attestkit.client.services.aci.aci import AciService
 from attestkit.client.services.aci.aci_receipts import Receipt, check_receipt
 from attestkit.client.services.chutes import ChutesService
-from attestkit.client.services.secretvm import SecretVmService
-from attestkit.client.services.secretvm_images import SecretVmImage, read_secretvm_registry
+from attestkit.client.services.secretvm import (
+    SecretVmImage,
+    SecretVmService,
+    read_secretvm_registry,
+)
 from attestkit.client.services.service import Claims
 from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from attestkit.client.services.bound import bound
     from attestkit.client.services.chutes import ChutesService
     from attestkit.client.services.registry import service_names
-    from attestkit.client.services.secretvm import SecretVmService
-    from attestkit.client.services.secretvm_images import (
+    from attestkit.client.services.secretvm import (
         SecretVmImage,
+        SecretVmService,
         read_secretvm_registry,
         secretvm_references,
     )
@@ -73,9 +73,9 @@ if not TYPE_CHECKING:
             "services.bound": ["bound"],
             "services.chutes": ["ChutesService"],
             "services.registry": ["service_names"],
-            "services.secretvm": ["SecretVmService"],
-            "services.secretvm_images": [
-                *("SecretVmImage", "read_secretvm_registry", "secretvm_references"),
+            "services.secretvm": [
+                *("SecretVmImage", "SecretVmService"),
+                *("read_secretvm_registry", "secretvm_references"),
             ],
             "services.service": [
                 *("Binding", "Claims", "Machine", "ObservedPeer", "Question", "Service"),

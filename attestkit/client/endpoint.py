@@ -31,10 +31,10 @@ from attestkit.client.proofs.signed_answers import MAX_SIGNATURE, SignatureReply
 from attestkit.client.proofs.trust import FIRST_USE, Policy, Trust
 from attestkit.client.service_choice import AUTO, Dialing, choose_service
 from attestkit.client.services.service import MAX_DOCUMENT, Question, Service, Signer
-from attestkit.client.wire.blocking_connection import NoChannel, SocketChannel
 from attestkit.client.wire.observed_peer import observe_peer
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import ReconnectError, Steps, drive
+from attestkit.client.wire.tls import NoChannel, SocketChannel
 from attestkit.errors import AttestKitError, ServiceError, UsageError
 
 if TYPE_CHECKING:

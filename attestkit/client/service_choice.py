@@ -14,8 +14,7 @@ from attestkit.client.services.registry import (
     open_service,
 )
 from attestkit.client.services.service import Service
-from attestkit.client.wire.blocking_connection import open_tls
-from attestkit.client.wire.tls_context import tls_context
+from attestkit.client.wire.tls import open_tls, tls_context
 from attestkit.errors import FormatError, ServiceError
 from attestkit.ra_tls.certificate import has_evidence
 from attestkit.ra_tls.other_certificates import has_other_evidence

@@ -248,7 +248,7 @@ def warn_of_weak_policy(proof: "Proof") -> None:
 
 def _authorities(data: bytes) -> bytes:
     """Return CA certificates unchanged, if they are PEM."""
-    from attestkit.client.wire.tls_context import tls_context  # lazy: loads X.509
+    from attestkit.client.wire.tls import tls_context  # lazy: loads X.509
 
     if len(data) > _MAX_CA:
         raise FormatError(f"over {_MAX_CA} bytes", reason="too_large")

@@ -1,4 +1,6 @@
-"""Field encryption of ACI, version 2: texts of a request are sealed to a key of the keyset.
+"""Requests of ACI: the demand for a verified machine, and field encryption, version 2.
+
+Texts of a request are sealed to a key of the keyset.
 
 Associated data tie each text to its field, model and request, in canonical JSON
 (attested-client.md, 2.5). Gateways support this version until February 2027.
@@ -11,9 +13,8 @@ from typing import Any, Final
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
-from attestkit.client.sealing.aci_constraint import require_verified
 from attestkit.client.sealing.field_cipher import FieldCipher
-from attestkit.client.sealing.field_tables import in_answers
+from attestkit.client.sealing.field_protocols import in_answers
 from attestkit.client.sealing.field_walk import FieldTable, Path
 from attestkit.client.sealing.fields import (
     OPEN,
@@ -25,13 +26,68 @@ from attestkit.client.sealing.fields import (
 from attestkit.client.sealing.protocol import (
     MAX_PROBLEM,
     Headers,
+    OpenAnswer,
     Opener,
     SealedRequest,
     key_problem,
     read_problem,
     sealing_errors,
 )
-from attestkit.errors import ServiceError
+from attestkit.errors import FormatError, ServiceError
+
+_HEADER: Final = "x-aci-keyset-digest"
+_PROVIDER: Final = "provider"
+_MEMBER: Final = "aci_verified"
+_TEXT: Final = b'"provider":{"aci_verified":true}'
+_PROMPTS: Final = ("/chat/completions", "/completions", "/embeddings", "/messages", "/responses")
+
+
+class AciConstraint(OpenAnswer):
+    """Adds the demand to the JSON of prompts, unless the caller has decided about it; no sealing.
+
+    The gateway then refuses, with status 503, rather than have an unverified machine serve.
+
+    Args:
+        keyset_digest: Digest of the proven keyset, as the protocol writes it; None if unknown.
+        changed: Called once an answer names another keyset; the service has to be proven again.
+    """
+
+    def __init__(
+        self, keyset_digest: str | None = None, changed: Callable[[], object] = lambda: None
+    ) -> None:
+        self._digest, self._changed = keyset_digest, changed
+
+    def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
+        """Return the request with the demand."""
+        path = target.partition("?")[0]
+        if method.upper() == "POST" and path.endswith(_PROMPTS):
+            body = require_verified(body)
+        return SealedRequest(method, target, headers, body, self, is_sealed=False)
+
+    def start(self, status: int, headers: Headers) -> Headers:
+        """Return the headers of the answer, after a look at the keyset that they name."""
+        del status
+        named = [value.strip() for name, value in headers if name.lower() == _HEADER]
+        if self._digest is not None and any(one != self._digest for one in named):
+            self._changed()
+        return headers
+
+
+def require_verified(body: bytes) -> bytes:
+    """Return a JSON object with `provider.aci_verified`; another body, or one with it, as it is."""
+    try:
+        members = strict_json.read_object(body, "request")
+    except FormatError:
+        return body  # the gateway refuses it
+    provider: Any = members.get(_PROVIDER, {})
+    if not isinstance(provider, dict) or _MEMBER in provider:
+        return body
+    if _PROVIDER in members:
+        members[_PROVIDER] = {**provider, _MEMBER: True}
+        return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
+    text = body.rstrip(b" \t\r\n")[:-1]
+    return text + (b"," if members else b"") + _TEXT + b"}"
+
 
 X25519_SUITE: Final = "x25519-aes-256-gcm-hkdf-sha256"
 SECP256K1_SUITE: Final = "secp256k1-aes-256-gcm-hkdf-sha256"

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.mlkem import PUBLIC_SIZE
@@ -24,13 +24,8 @@ from attestkit.client.services.service import (
     Question,
     Where,
 )
-from attestkit.client.services.strict_answer import (
-    base64_member,
-    list_member,
-    read_answer_object,
-    text_of,
-)
-from attestkit.errors import FormatError, ServiceError, UsageError
+from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
+from attestkit.errors import ServiceError, UsageError
 from attestkit.gpu.bindings import read_chutes
 from attestkit.gpu.bindings.chutes import chutes_report_data
 
@@ -42,8 +37,6 @@ MAX_NONCES: Final = 256
 MAX_POOLS: Final = 256
 """Maximum number of instances whose nonces are kept; the oldest are forgotten."""
 
-_EVIDENCE: Final = "Chutes evidence"
-_INSTANCES: Final = "Chutes instances"
 _ID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NONCE: Final = re.compile("[A-Za-z0-9_-]{1,128}")
 _MAX_LIFE: Final = 3600  # seconds
@@ -162,14 +155,14 @@ class ChutesService:
         API counts for nothing.
         """
         keys, pools = self._read_instances(answers[1])
-        entries = _read_entries(read_answer_object(answers[0], _EVIDENCE), "evidence", _EVIDENCE)
+        entries = _read_entries(read_answer_object(answers[0], "Chutes evidence"), "evidence")
         machines, bindings = [], []
         for instance, entry in entries.items():
             if (key := keys.get(instance)) is not None:
                 machines.append(_machine(instance, entry, nonce, key))
                 bindings.append(Binding("kem", key.raw, instance))
         if not machines:
-            message = f"{_EVIDENCE}: no instance has both evidence and a key"
+            message = f"{self.name}: no instance has both evidence and a key"
             raise ServiceError(message, reason="no_attestation")
         with self._lock:
             for one in bindings:
@@ -223,49 +216,44 @@ class ChutesService:
         return pool.take(self._now())
 
     def _read_instances(self, answer: bytes) -> tuple[dict[str, _Key], dict[str, NoncePool]]:
-        members = read_answer_object(answer, _INSTANCES)
+        members = read_answer_object(answer, "Chutes instances")
         life = strict_json.number_field(members, "nonce_expires_in", 32)
         ends = self._now() + min(life, _MAX_LIFE)
         keys, pools = {}, {}
-        for instance, entry in _read_entries(members, "instances", _INSTANCES).items():
-            keys[instance] = _read_key(entry, _INSTANCES)
-            nonces = list_member(entry, "nonces", _INSTANCES, MAX_NONCES)
+        for instance, entry in _read_entries(members, "instances").items():
+            keys[instance] = _read_key(entry)
+            nonces = entry.array("nonces", MAX_NONCES)
             if not all(isinstance(one, str) and _NONCE.fullmatch(one) for one in nonces):
-                message = f"{_INSTANCES}: nonces: must be texts of base64url"
-                raise FormatError(message, reason="encoding")
+                raise entry.error("nonces", "must be texts of base64url", "encoding")
             pools[instance] = NoncePool(instance, nonces, ends)
         return keys, pools
 
 
-def _read_entries(members: Mapping[str, Any], name: str, what: str) -> dict[str, dict[str, Any]]:
+def _read_entries(members: AnswerObject, name: str) -> dict[str, AnswerObject]:
     """Return the objects of a list by `instance_id`."""
-    found: dict[str, dict[str, Any]] = {}
-    for entry in list_member(members, name, what, MAX_MACHINES):
-        if not isinstance(entry, dict):
-            raise FormatError(f"{what}: {name}: must be objects", reason="wrong_type")
-        instance = text_of(entry, "instance_id", what)
+    found: dict[str, AnswerObject] = {}
+    for entry in members.objects(name, MAX_MACHINES):
+        instance = entry.text("instance_id")
         if _ID.fullmatch(instance) is None:
-            message = f"{what}: instance_id: {shown(instance)}: not a UUID"
-            raise FormatError(message, reason="wrong_value")
+            raise entry.error("instance_id", f"{shown(instance)}: not a UUID", "wrong_value")
         if instance in found:
-            message = f"{what}: instance_id: {instance} occurs twice"
-            raise FormatError(message, reason="duplicate")
+            raise entry.error("instance_id", f"{instance} occurs twice", "duplicate")
         found[instance] = entry
     return found
 
 
-def _read_key(entry: Mapping[str, Any], what: str) -> _Key:
-    raw = base64_member(entry, "e2e_pubkey", what)
+def _read_key(entry: AnswerObject) -> _Key:
+    raw = entry.base64("e2e_pubkey")
     if len(raw) != PUBLIC_SIZE:
-        message = f"{what}: e2e_pubkey: {len(raw)} bytes, must be {PUBLIC_SIZE}"
-        raise FormatError(message, reason="wrong_size")
-    return _Key(text_of(entry, "e2e_pubkey", what), raw)
+        problem = f"{len(raw)} bytes, must be {PUBLIC_SIZE}"
+        raise entry.error("e2e_pubkey", problem, "wrong_size")
+    return _Key(entry.text("e2e_pubkey"), raw)
 
 
-def _machine(instance: str, entry: Mapping[str, Any], nonce: bytes, key: _Key) -> Machine:
+def _machine(instance: str, entry: AnswerObject, nonce: bytes, key: _Key) -> Machine:
     """Return the machine of an instance, with the report data that bind nonce and key."""
-    quote = base64_member(entry, "quote", _EVIDENCE)
-    half = sha256(read_path_certificate(base64_member(entry, "certificate", _EVIDENCE)).spki)
+    quote = entry.base64("quote")
+    half = sha256(read_path_certificate(entry.base64("certificate")).spki)
     if not entry.get("gpu_evidence"):
         return Machine(instance, quote, chutes_report_data(nonce, key.text, half))
     gpu = read_chutes(entry, nonce=nonce, e2e_pubkey=key.text, spki_sha256=half)

@@ -1,11 +1,21 @@
-"""RA-TLS: the certificate of the server has the evidence (attested-client.md, 2.1 A)."""
+"""RA-TLS: the certificate of the server has the evidence (attested-client.md, 2.1 A and 2.11)."""
 
+import hmac
 from typing import Final
 
 from attestkit._crypto.x509.app_certificates import read_certificate
-from attestkit.client.services.service import Binding, Claims, Machine, ObservedPeer, Question
-from attestkit.errors import ServiceError
+from attestkit.client.services.service import (
+    Binding,
+    Claims,
+    Machine,
+    ObservedPeer,
+    Question,
+    Where,
+)
+from attestkit.errors import FormatError, ServiceError
+from attestkit.quote import Quote
 from attestkit.ra_tls import certificate as ra_tls
+from attestkit.ra_tls.other_certificates import OtherCertificate, read_other
 from attestkit.report_data import ReportData
 
 NO_NAME: Final = (
@@ -64,4 +74,70 @@ class RaTls:
         )
 
 
-SERVICES: Final = (RaTls(),)
+_WHAT: Final = "ra-tls-other"
+_NO_AGE: Final = "how old the evidence is: the certificate's dates are its maker's word"
+_NO_LABEL: Final = (
+    "that the evidence was made for TLS: it has no label, which counts if the program attests "
+    "other data of its callers"
+)
+
+
+class OtherRaTls:
+    """A server whose certificate has evidence in a form of another maker; nothing is asked.
+
+    The service "auto" never selects it, because the evidence is over 32 bytes and zeros, without a
+    label. If a program attests nonces of its callers as they are, an attacker can get evidence over
+    the hash of another key, and put it into a certificate of that key.
+    """
+
+    name: str = "ra-tls-other"
+    where: Where = "handshake"
+
+    def recognizes(self, host: str) -> bool:
+        """Return False: it must be asked for."""
+        return False
+
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
+        """Return nothing."""
+        return ()
+
+    def read(
+        self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
+    ) -> Claims:
+        """Return the claims of the certificate; see `Service.read`.
+
+        Raises:
+            FormatError: If certificate, evidence or claims are malformed.
+            VerificationError: If evidence is missing, or it is claimed for another key.
+            UnsupportedError: If the evidence is of a kind that is not supported.
+            ServiceError: If no connection was observed, or its key is another one.
+        """
+        if seen is None:
+            message = f"{_WHAT}: the evidence is in the handshake, and none was observed"
+            raise ServiceError(message, reason="no_attestation")
+        found = read_other(seen.certificate)
+        if not hmac.compare_digest(found.spki, seen.spki):
+            message = f"{_WHAT}: the certificate's key is not that of the connection"
+            raise ServiceError(message, reason="other_key")
+        _check_kind(found)
+        return Claims(
+            machines=(Machine("server", found.evidence, found.report_data),),
+            bindings=(Binding("ra-tls", seen.spki_sha256, "server"),),
+            freshness="key possession",
+            not_proven=(_NO_AGE, _NO_LABEL, NO_NAME),
+        )
+
+
+def _check_kind(found: OtherCertificate) -> None:
+    """Check that Gramine's older form has a quote of SGX, as Gramine makes it.
+
+    Raises:
+        FormatError: If the quote is malformed, or of a TD.
+    """
+    if found.form == "gramine" and Quote.parse(found.evidence).tee_type != 0:
+        message = f"{_WHAT}: the older form of Gramine must have a quote of SGX"
+        raise FormatError(message, reason="unsupported")
+
+
+SERVICES: Final = (RaTls(), OtherRaTls())
+"""Services of this module, for the registry."""

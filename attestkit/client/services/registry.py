@@ -23,7 +23,7 @@ _MODULES: Final = {
     "aci": "aci.aci",
     "attestkit": "own_document",
     "ra-tls": "ra_tls",
-    "ra-tls-other": "other_ra_tls",
+    "ra-tls-other": "ra_tls",
 }
 
 OWN_DOCUMENT: Final = "attestkit"

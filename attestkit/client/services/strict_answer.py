@@ -19,7 +19,119 @@ MAX_LEVELS: Final = 64
 _LOWER_HEX: Final = re.compile("(?:[0-9a-f]{2})+")
 
 
-def read_answer_object(answer: bytes, what: str) -> dict[str, Any]:
+class AnswerObject(dict[str, Any]):
+    """Members of a JSON object in an answer.
+
+    Methods return a member that has the type of their name. Each raises FormatError if it is
+    missing (`missing`), or has another type (`wrong_type`).
+
+    Attributes:
+        what: Name of the object, with which errors begin.
+    """
+
+    __slots__ = ("what",)
+
+    def __init__(self, members: Mapping[str, Any], what: str) -> None:
+        super().__init__(members)
+        self.what: str = what
+
+    def has(self, name: str) -> bool:
+        """Return whether a member is there, and not null."""
+        return self.get(name) is not None
+
+    def check(self, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+        """Check that all required members are there, and no unknown ones.
+
+        Raises:
+            FormatError: If not (`missing`, `unknown_field`).
+        """
+        for name in required:
+            if name not in self:
+                raise self.error(name, "missing", "missing")
+        for name in self:
+            if name not in required and name not in optional:
+                message = f"{self.what}: unknown member: {shown(name)}"
+                raise FormatError(message, reason="unknown_field")
+
+    def object(self, name: str) -> "AnswerObject":
+        """Return a member that is an object."""
+        return AnswerObject(self._typed(name, dict, "an object"), f"{self.what}: {name}")
+
+    def array(self, name: str, most: int) -> list[Any]:
+        """Return a member that is a list of at most `most` items; else FormatError (`too_many`)."""
+        value: list[Any] = self._typed(name, list, "a list")
+        if len(value) > most:
+            raise self.error(name, f"{len(value)} items, over {most}", "too_many")
+        return value
+
+    def objects(self, name: str, most: int) -> "list[AnswerObject]":
+        """Return a member that is a list of at most `most` objects."""
+        found = []
+        for at, item in enumerate(self.array(name, most)):
+            if not isinstance(item, dict):
+                raise self.error(f"{name}[{at}]", "must be an object", "wrong_type")
+            found.append(AnswerObject(item, f"{self.what}: {name}[{at}]"))
+        return found
+
+    def text(self, name: str) -> str:
+        """Return a member that is text."""
+        value: str = self._typed(name, str, "text")
+        return value
+
+    def optional_text(self, name: str) -> str | None:
+        """Return a member that is text, null or missing."""
+        return self.text(name) if self.has(name) else None
+
+    def constant(self, name: str, *values: str) -> str:
+        """Return a member that is one of these texts; FormatError (`unsupported`) if another."""
+        value = self.text(name)
+        if value not in values:
+            problem = f"must be {' or '.join(values)}, not {shown(value)}"
+            raise self.error(name, problem, "unsupported")
+        return value
+
+    def hex(self, name: str, size: int | None = None) -> bytes:
+        """Return a member in lowercase hex, of exactly `size` bytes if given, else at least one.
+
+        Raises:
+            FormatError: If it is not lowercase hex (`encoding`), or has another size.
+        """
+        text = self.text(name)
+        if _LOWER_HEX.fullmatch(text) is None:
+            raise self.error(name, "not lowercase hex", "encoding")
+        return strict_json.from_hex(text, f"{self.what}: {name}", size)
+
+    def prefixed_hex(self, name: str, *sizes: int) -> bytes:
+        """Return a member in hex, which may begin with 0x, of one of the sizes, if any is given."""
+        if not self.has(name):
+            raise self.error(name, "missing", "missing")
+        found = strict_json.from_hex(self.text(name).removeprefix("0x"), f"{self.what}: {name}")
+        if sizes and len(found) not in sizes:
+            wanted = " or ".join(map(str, sizes))
+            raise self.error(name, f"{len(found)} bytes, must be {wanted}", "wrong_size")
+        return found
+
+    def base64(self, name: str) -> bytes:
+        """Return a member in canonical base64, which is not empty."""
+        found = strict_json.from_base64(self.text(name), f"{self.what}: {name}")
+        if not found:
+            raise self.error(name, "empty", "wrong_size")
+        return found
+
+    def error(self, name: str, problem: str, reason: "FormatReason") -> FormatError:
+        """Return the error about a member."""
+        return FormatError(f"{self.what}: {name}: {problem}", reason=reason)
+
+    def _typed(self, name: str, kind: type, expected: str) -> Any:  # noqa: ANN401 - of the kind
+        value = self.get(name)
+        if isinstance(value, kind):
+            return value
+        if name in self:
+            raise self.error(name, f"must be {expected}", "wrong_type")
+        raise self.error(name, "missing", "missing")
+
+
+def read_answer_object(answer: bytes, what: str) -> AnswerObject:
     """Return the members of an answer, a JSON object of at most 16 MiB and 64 levels.
 
     Args:
@@ -35,7 +147,7 @@ def read_answer_object(answer: bytes, what: str) -> dict[str, Any]:
     if (offset := json_depth(answer, MAX_LEVELS)) >= 0:
         message = f"{what}: JSON nests over {MAX_LEVELS} levels"
         raise FormatError(message, reason="too_deep", offset=offset)
-    return strict_json.read_object(answer, what)
+    return AnswerObject(strict_json.read_object(answer, what), what)
 
 
 def only_answer(answers: tuple[bytes, ...]) -> bytes:
@@ -44,85 +156,3 @@ def only_answer(answers: tuple[bytes, ...]) -> bytes:
         message = f"answers: must be one, not {len(answers)}"
         raise UsageError(message, reason="wrong_size")
     return answers[0]
-
-
-def check_members(
-    members: Mapping[str, Any], what: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> None:
-    """Check that all required members are there, and no unknown ones.
-
-    Raises:
-        FormatError: If not (`missing`, `unknown_field`).
-    """
-    for name in required:
-        if name not in members:
-            raise FormatError(f"{what}: {name}: missing", reason="missing")
-    for name in members:
-        if name not in required and name not in optional:
-            raise FormatError(f"{what}: unknown member: {shown(name)}", reason="unknown_field")
-
-
-def object_member(members: Mapping[str, Any], name: str, what: str) -> dict[str, Any]:
-    """Return a member that is an object; FormatError if it is missing or has another type."""
-    value = members.get(name)
-    if not isinstance(value, dict):
-        raise _wrong(members, name, what, "an object")
-    return value
-
-
-def list_member(members: Mapping[str, Any], name: str, what: str, most: int) -> list[Any]:
-    """Return a member that is a list of at most `most` items.
-
-    Raises:
-        FormatError: If it is missing, has another type, or more items.
-    """
-    value = members.get(name)
-    if not isinstance(value, list):
-        raise _wrong(members, name, what, "a list")
-    if len(value) > most:
-        message = f"{what}: {name}: {len(value)} items, over {most}"
-        raise FormatError(message, reason="too_many")
-    return value
-
-
-def text_of(members: Mapping[str, Any], name: str, what: str) -> str:
-    """Return a member that is text; FormatError if it is missing or has another type."""
-    value = members.get(name)
-    if not isinstance(value, str):
-        raise _wrong(members, name, what, "text")
-    return value
-
-
-def constant_member(members: Mapping[str, Any], name: str, what: str, *values: str) -> str:
-    """Return a member that is one of these texts; FormatError (`unsupported`) if it is another."""
-    value = text_of(members, name, what)
-    if value not in values:
-        message = f"{what}: {name}: must be {' or '.join(values)}, not {shown(value)}"
-        raise FormatError(message, reason="unsupported")
-    return value
-
-
-def lower_hex(members: Mapping[str, Any], name: str, what: str, size: int | None = None) -> bytes:
-    """Return a member in lowercase hex, of exactly `size` bytes if given, else of at least one.
-
-    Raises:
-        FormatError: If it is missing, not lowercase hex, or has another size.
-    """
-    text = text_of(members, name, what)
-    if _LOWER_HEX.fullmatch(text) is None:
-        raise FormatError(f"{what}: {name}: not lowercase hex", reason="encoding")
-    return strict_json.from_hex(text, f"{what}: {name}", size)
-
-
-def base64_member(members: Mapping[str, Any], name: str, what: str) -> bytes:
-    """Return a member in canonical base64, not empty; FormatError if it is missing or is not."""
-    found = strict_json.from_base64(text_of(members, name, what), f"{what}: {name}")
-    if not found:
-        raise FormatError(f"{what}: {name}: empty", reason="wrong_size")
-    return found
-
-
-def _wrong(members: Mapping[str, Any], name: str, what: str, expected: str) -> FormatError:
-    reason: FormatReason = "wrong_type" if name in members else "missing"
-    problem = f"must be {expected}" if name in members else "missing"
-    return FormatError(f"{what}: {name}: {problem}", reason=reason)

@@ -17,12 +17,11 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attestkit._sanitize import one_line
-from attestkit.client.wire.blocking_connection import SocketChannel
 from attestkit.client.wire.httpcore_streams import observe
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.pools import ProofPeriod, period
 from attestkit.client.wire.steps import ConnectionProver, drive
-from attestkit.client.wire.tls_context import tls_context
+from attestkit.client.wire.tls import SocketChannel, tls_context
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.ra_tls.connection import AttestedObject, AttestedSocket, PeerRefusedError
 

@@ -37,7 +37,7 @@ from attestkit.client.wire.http_libraries import (
 )
 from attestkit.client.wire.pools import PoolLease, PoolSet
 from attestkit.client.wire.steps import ConnectionProver, ReconnectError
-from attestkit.client.wire.tls_context import require_plain_context
+from attestkit.client.wire.tls import require_plain_context
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from attestkit.client.sealing.aci_constraint import AciConstraint, require_verified
+from attestkit.client.sealing.aci_e2ee import AciConstraint, require_verified
 
 DEMAND: Any = {"aci_verified": True}
 

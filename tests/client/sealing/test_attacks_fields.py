@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import pytest
 
-from attestkit.client.sealing.field_tables import ALL_ENDPOINTS
+from attestkit.client.sealing.field_protocols import ALL_ENDPOINTS
 from attestkit.client.sealing.field_walk import AnswerWalk
 from attestkit.errors import ServiceError
 from tests.raising import raises

@@ -14,6 +14,7 @@ from attestkit.client.proofs.require import Require
 from attestkit.client.services.aci.aci import KEYSET_DIGEST, AciService
 from attestkit.client.services.aci.aci_keyset import read_keyset
 from attestkit.client.services.service import Claims, ObservedPeer
+from attestkit.client.services.strict_answer import AnswerObject
 from attestkit.errors import FormatError, PolicyError, ServiceError, VerificationError
 from tests.client.services import aci_answers
 from tests.client.services.aci_answers import (
@@ -271,7 +272,7 @@ def test_unknown_algorithms_are_skipped() -> None:
     keys = keyset()
     keys["receipt_signing_keys"].append({"algo": "ml-dsa-65"})
     keys["e2ee_public_keys"].insert(0, {"algo": "unknown"})
-    found = read_keyset(keys)
+    found = read_keyset(AnswerObject(keys, "keyset"))
     assert set(found.receipt_keys) == {"r1"}
     assert len(found.e2ee_keys) == 1
 
@@ -282,7 +283,7 @@ def test_forms_of_secp256k1_keys(head: str, cut: int) -> None:
     point = k256_public_key(K256_SECRET, compressed=False)
     suite = "secp256k1-aes-256-gcm-hkdf-sha256"
     entry = {"algo": suite, "key_id": "e", "public_key": head + point[cut:].hex()}
-    found = read_keyset(keyset(e2ee_public_keys=[entry]))
+    found = read_keyset(AnswerObject(keyset(e2ee_public_keys=[entry]), "keyset"))
     assert found.e2ee_keys == {suite: point}
 
 
@@ -294,16 +295,20 @@ def test_invalid_secp256k1_key(key: str, reason: str) -> None:
     """A key has to be an uncompressed point of the curve."""
     entry = {"algo": "secp256k1-aes-256-gcm-hkdf-sha256", "key_id": "e", "public_key": key}
     with raises(FormatError, reason):
-        read_keyset(keyset(e2ee_public_keys=[entry]))
+        read_keyset(AnswerObject(keyset(e2ee_public_keys=[entry]), "keyset"))
 
 
 def test_invalid_signing_keys() -> None:
     """Key ids occur once, and keys of low order, whose signatures fit many texts, are refused."""
     [entry] = keyset()["receipt_signing_keys"]
     with raises(FormatError, "duplicate"):
-        read_keyset(keyset(receipt_signing_keys=[entry, entry]))
+        read_keyset(AnswerObject(keyset(receipt_signing_keys=[entry, entry]), "keyset"))
     with raises(FormatError, "wrong_value"):
-        read_keyset(keyset(receipt_signing_keys=[{**entry, "public_key": "01" + "00" * 31}]))
+        read_keyset(
+            AnswerObject(
+                keyset(receipt_signing_keys=[{**entry, "public_key": "01" + "00" * 31}]), "keyset"
+            )
+        )
 
 
 def test_custody_by_a_trusted_kms() -> None:
@@ -358,7 +363,7 @@ def test_custody_by_an_unknown_kms_or_without_log() -> None:
 def test_published_vectors() -> None:
     """Digest and report data are those of the protocol's vectors."""
     vectors = json.loads((FOLDER / "vectors.json").read_text())
-    found = read_keyset(json.loads(vectors["keyset_jcs"]))
+    found = read_keyset(AnswerObject(json.loads(vectors["keyset_jcs"]), "keyset"))
     assert found.digest_text == vectors["keyset_digest"]
     nonce = bytes.fromhex(vectors["nonce"])
     assert found.report_data(nonce).hex() == vectors["report_data"] + "00" * 32
@@ -371,7 +376,7 @@ def test_published_vectors() -> None:
 def test_stub_of_a_quote_is_refused() -> None:
     """A development gateway's report has the digest of its keyset, and no evidence."""
     answer = json.loads((FOLDER / "report-stub.json").read_text())
-    found = read_keyset(answer["attestation"]["workload_keyset"])
+    found = read_keyset(AnswerObject(answer["attestation"]["workload_keyset"], "keyset"))
     assert found.digest_text == EXPECTED["keyset_digest"] == answer["workload_keyset_digest"]
     with raises(ServiceError, "nonce_echo"):
         AciService().read((encoded(answer),), NONCE, PEER, None)

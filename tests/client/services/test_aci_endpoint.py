@@ -10,7 +10,7 @@ import pytest
 
 import attestkit
 from attestkit import Require
-from attestkit.client.sealing.aci_constraint import AciConstraint
+from attestkit.client.sealing.aci_e2ee import AciConstraint
 from attestkit.client.sealing.protocol import SealedRequest
 from attestkit.errors import ServiceError
 from attestkit.ra_tls import PeerRefusedError

@@ -17,6 +17,7 @@ from attestkit.client.services.aci.aci_receipts import (
     check_receipt,
 )
 from attestkit.client.services.service import AnswerRecord, Claims
+from attestkit.client.services.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError
 from tests.client.services.aci_answers import (
     NONCE,
@@ -229,7 +230,7 @@ def test_published_vectors() -> None:
     """The published receipt is accepted for the published bodies, and no others."""
     vectors = json.loads(VECTORS.read_text())
     expected = ExpectedAnswer(
-        keys=read_keyset(json.loads(vectors["keyset_jcs"])).receipt_keys,
+        keys=read_keyset(AnswerObject(json.loads(vectors["keyset_jcs"]), "keyset")).receipt_keys,
         keyset_digest=bytes.fromhex(vectors["keyset_digest"][7:]),
         request_sha256=sha256(vectors["request_body"].encode()),
         response_sha256=sha256(vectors["response_body"].encode()),

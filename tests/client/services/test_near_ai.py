@@ -485,4 +485,7 @@ def test_questions_ask_for_the_tls_key_and_ed25519() -> None:
 def test_services_are_recognized_by_their_hosts(host: str, names: list[str]) -> None:
     """The gateway is one host, models have one label before the domain."""
     assert [service.name for service in SERVICES if service.recognizes(host)] == names
-    assert [repr(service) for service in SERVICES] == ["NearAiCloud()", "NearAiDirect()"]
+    assert [repr(service) for service in SERVICES] == [
+        "NearAiCloud('near-ai')",
+        "NearAiDirect('near-ai-direct')",
+    ]

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 import attestkit
 from attestkit import AppraisalPolicy, Require
 from attestkit._crypto.pem import encode_pem, split_pem
-from attestkit.client.services.other_ra_tls import OtherRaTls
+from attestkit.client.services.ra_tls import OtherRaTls
 from attestkit.client.services.service import ObservedPeer
 from attestkit.client.wire.observed_peer import read_spki
 from attestkit.errors import FormatError, ServiceError, VerificationError

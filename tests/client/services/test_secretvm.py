@@ -8,11 +8,12 @@ from typing import Any, Final
 import pytest
 
 from attestkit._crypto.hashes import sha256
-from attestkit.client.services.secretvm import MAX_CPU_ANSWER, SecretVmService
-from attestkit.client.services.secretvm_images import (
+from attestkit.client.services.secretvm import (
+    MAX_CPU_ANSWER,
     MAX_IMAGES,
     MAX_REGISTRY,
     SecretVmImage,
+    SecretVmService,
     read_secretvm_registry,
     secretvm_references,
     secretvm_rtmr3,

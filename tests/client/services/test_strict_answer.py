@@ -1,22 +1,15 @@
 """Answers of services are read strictly: bounded, with exact members and canonical encodings."""
 
-import json
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
 from attestkit.client.services.service import MAX_DOCUMENT
 from attestkit.client.services.strict_answer import (
     MAX_LEVELS,
-    base64_member,
-    check_members,
-    constant_member,
-    list_member,
-    lower_hex,
-    object_member,
+    AnswerObject,
     read_answer_object,
-    text_of,
 )
 from attestkit.errors import FormatError
 
@@ -59,39 +52,46 @@ def test_malformed_json_is_refused(answer: bytes, reason: str) -> None:
     assert reason_of(lambda: read_answer_object(answer, "answer")) == reason
 
 
-MEMBERS: Final[dict[str, Any]] = json.loads(
-    '{"hex":"0aff","upper":"0AFF","odd":"0","none":"","base64":"AAE=","bits":"AAF=",'
-    '"object":{},"list":[1,2],"null":null}'
+MEMBERS: Final = read_answer_object(
+    b'{"hex":"0aff","upper":"0AFF","odd":"0","none":"","base64":"AAE=","bits":"AAF=",'
+    b'"object":{},"objects":[{"a":1}],"list":[1,2],"null":null}',
+    "x",
 )
 
 
 def test_members_of_the_right_form_are_read() -> None:
     """Each helper returns the decoded value."""
-    assert lower_hex(MEMBERS, "hex", "x", 2) == b"\x0a\xff"
-    assert base64_member(MEMBERS, "base64", "x") == b"\0\1"
-    assert object_member(MEMBERS, "object", "x") == {}
-    assert list_member(MEMBERS, "list", "x", 2) == [1, 2]
-    assert constant_member(MEMBERS, "hex", "x", "y", "0aff") == text_of(MEMBERS, "hex", "x")
-    check_members({"a": 1}, "x", ("a",), ("b",))
+    assert MEMBERS.hex("hex", 2) == b"\x0a\xff"
+    assert MEMBERS.base64("base64") == b"\0\1"
+    assert MEMBERS.object("object") == {}
+    assert MEMBERS.array("list", 2) == [1, 2]
+    assert [one.what for one in MEMBERS.objects("objects", 1)] == ["x: objects[0]"]
+    assert MEMBERS.prefixed_hex("upper", 1, 2) == MEMBERS.prefixed_hex("hex")
+    assert (MEMBERS.optional_text("null"), MEMBERS.optional_text("odd")) == (None, "0")
+    assert MEMBERS.constant("hex", "y", "0aff") == MEMBERS.text("hex")
+    AnswerObject({"a": 1}, "x").check(("a",), ("b",))
 
 
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (lambda: lower_hex(MEMBERS, "upper", "x"), "encoding"),
-        (lambda: lower_hex(MEMBERS, "odd", "x"), "encoding"),
-        (lambda: lower_hex(MEMBERS, "none", "x"), "encoding"),
-        (lambda: lower_hex(MEMBERS, "hex", "x", 3), "wrong_size"),
-        (lambda: lower_hex(MEMBERS, "other", "x"), "missing"),
-        (lambda: base64_member(MEMBERS, "bits", "x"), "encoding"),
-        (lambda: base64_member(MEMBERS, "none", "x"), "wrong_size"),
-        (lambda: object_member(MEMBERS, "null", "x"), "wrong_type"),
-        (lambda: list_member(MEMBERS, "list", "x", 1), "too_many"),
-        (lambda: list_member(MEMBERS, "object", "x", 1), "wrong_type"),
-        (lambda: text_of(MEMBERS, "list", "x"), "wrong_type"),
-        (lambda: constant_member(MEMBERS, "hex", "x", "y"), "unsupported"),
-        (lambda: check_members({}, "x", ("a",)), "missing"),
-        (lambda: check_members({"a": 1, "c": 1}, "x", ("a",), ("b",)), "unknown_field"),
+        (lambda: MEMBERS.hex("upper"), "encoding"),
+        (lambda: MEMBERS.hex("odd"), "encoding"),
+        (lambda: MEMBERS.hex("none"), "encoding"),
+        (lambda: MEMBERS.hex("hex", 3), "wrong_size"),
+        (lambda: MEMBERS.hex("other"), "missing"),
+        (lambda: MEMBERS.base64("bits"), "encoding"),
+        (lambda: MEMBERS.base64("none"), "wrong_size"),
+        (lambda: MEMBERS.object("null"), "wrong_type"),
+        (lambda: MEMBERS.array("list", 1), "too_many"),
+        (lambda: MEMBERS.array("object", 1), "wrong_type"),
+        (lambda: MEMBERS.text("list"), "wrong_type"),
+        (lambda: MEMBERS.objects("list", 2), "wrong_type"),
+        (lambda: MEMBERS.optional_text("list"), "wrong_type"),
+        (lambda: MEMBERS.prefixed_hex("hex", 1, 3), "wrong_size"),
+        (lambda: MEMBERS.constant("hex", "y"), "unsupported"),
+        (lambda: AnswerObject({}, "x").check(("a",)), "missing"),
+        (lambda: AnswerObject({"a": 1, "c": 1}, "x").check(("a",), ("b",)), "unknown_field"),
     ],
 )
 def test_members_of_another_form_are_refused(call: Callable[[], object], reason: str) -> None:

@@ -187,7 +187,7 @@ def test_replicas_are_machines_of_their_own() -> None:
 def test_replica_with_a_contradiction_is_refused() -> None:
     """A replica is read as strictly as the first report."""
     first = report()
-    with raises(ServiceError, "nonce_echo", start="all_attestations[0]"):
+    with raises(ServiceError, "nonce_echo", start="attestation report: all_attestations[0]"):
         read({**first, "all_attestations": [{**first, "request_nonce": OTHER.hex()}]})
     with raises(FormatError, "wrong_type"):
         read({**first, "all_attestations": [[]]})
@@ -361,10 +361,10 @@ def test_services_are_recognized_by_their_hosts() -> None:
     for host, name in hosts.items():
         found = [service.name for service in SERVICES if service.recognizes(host)]
         assert found == ([name] if name else [])
-    assert {service.name: (service.where, service.needs_key) for service in SERVICES} == {
-        "vllm-proxy": ("wire", False),
-        "redpill": ("apart", True),
-        "nano-gpt": ("apart", True),
-        "venice": ("apart", True),
+    assert {service.name: service.where for service in SERVICES} == {
+        "vllm-proxy": "wire",
+        "redpill": "apart",
+        "nano-gpt": "apart",
+        "venice": "apart",
     }
     assert repr(DIRECT) == "VllmProxy('vllm-proxy')"

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit.client.wire.httpx_transport import http_transports
-from attestkit.client.wire.tls_context import tls_context
+from attestkit.client.wire.tls import tls_context
 from tests.client.wire.authority import authority
 from tests.client.wire.servers import TIMEOUT
 

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from attestkit.client.wire.httpx_transport import http_transports
-from attestkit.client.wire.tls_context import tls_context
+from attestkit.client.wire.tls import tls_context
 from attestkit.errors import UsageError
 from tests.client.wire.authority import authority
 from tests.client.wire.provers import SimpleProver

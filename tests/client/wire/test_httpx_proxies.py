@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from attestkit.client.wire.httpx_transport import http_transports
-from attestkit.client.wire.tls_context import tls_context
+from attestkit.client.wire.tls import tls_context
 from attestkit.errors import UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority

@@ -6,7 +6,7 @@ import ssl
 import pytest
 
 from attestkit.client.wire.exchange import MAX_CONNECTIONS
-from attestkit.client.wire.tls_context import tls_context
+from attestkit.client.wire.tls import tls_context
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.httpx_clients import calling, every_client, iter_of

@@ -15,7 +15,7 @@ import requests
 
 from attestkit.client.wire.exchange import MAX_CONNECTIONS
 from attestkit.client.wire.requests_adapter import AttestedAdapter
-from attestkit.client.wire.tls_context import tls_context
+from attestkit.client.wire.tls import tls_context
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority, identity

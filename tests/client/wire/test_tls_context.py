@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from attestkit.client.wire.attested_tls import pinned_context
-from attestkit.client.wire.tls_context import tls_context
+from attestkit.client.wire.tls import tls_context
 from attestkit.errors import FormatError
 from tests.client.wire.authority import authority
 from tests.client.wire.provers import SimpleProver

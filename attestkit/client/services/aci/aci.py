@@ -1,14 +1,13 @@
 """Attested Confidential Inference, `aci/1`: gateways and servers (attested-client.md, 2.5)."""
 
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from threading import Lock
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from urllib.parse import quote
 
 from attestkit.attestation import Attestation
-from attestkit.client.sealing.aci_constraint import AciConstraint
-from attestkit.client.sealing.aci_e2ee import AciSealing
+from attestkit.client.sealing.aci_e2ee import AciConstraint, AciSealing
 from attestkit.client.services.aci.aci_keyset import Keyset, check_custody, read_keyset
 from attestkit.client.services.aci.aci_receipts import ExpectedAnswer, check_receipt
 from attestkit.client.services.dstack_evidence import (
@@ -26,14 +25,7 @@ from attestkit.client.services.service import (
     Signer,
     Where,
 )
-from attestkit.client.services.strict_answer import (
-    constant_member,
-    list_member,
-    lower_hex,
-    object_member,
-    read_answer_object,
-    text_of,
-)
+from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
 from attestkit.errors import FormatError, ServiceError
 
 API_VERSION: Final = "aci/1"
@@ -88,11 +80,11 @@ class AciService:
         Digest and statement are computed from the keyset; those in the report are only compared.
         """
         report = read_answer_object(answers[0], _WHAT)
-        constant_member(report, "api_version", _WHAT, API_VERSION)
-        attestation = object_member(report, "attestation", _WHAT)
-        keyset = read_keyset(object_member(attestation, "workload_keyset", _WHAT))
+        report.constant("api_version", API_VERSION)
+        attestation = report.object("attestation")
+        keyset = read_keyset(attestation.object("workload_keyset"))
         report_data = _check_restated(report, attestation, keyset, nonce)
-        evidence = object_member(attestation, "evidence", _WHAT)
+        evidence = attestation.object("evidence")
         found = _read_evidence(attestation, evidence)
         if self._kms_roots:
             check_custody(evidence, keyset, app_id_of(found, _WHAT), self._kms_roots)
@@ -168,7 +160,7 @@ class AciService:
         return "gateway" if expected.is_behind_gateway else "model"
 
     def _not_proven(
-        self, attestation: Mapping[str, Any], evidence: Attestation | bytes, is_of: str
+        self, attestation: AnswerObject, evidence: Attestation | bytes, is_of: str
     ) -> tuple[str, ...]:
         found = []
         if is_of == "gateway":
@@ -177,44 +169,42 @@ class AciService:
             found.append("that a trusted KMS has the service's keys (kms_roots)")
         if isinstance(evidence, bytes):
             found.append("the app: the report has no event log")
-        if attestation.get("source_provenance") is not None:
+        if attestation.has("source_provenance"):
             found.append("the source that the report names, beyond the measured app")
         found.append("GPUs: the report has no evidence of them")
         return tuple(found)
 
 
 def _check_restated(
-    report: Mapping[str, Any], attestation: Mapping[str, Any], keyset: Keyset, nonce: bytes
+    report: AnswerObject, attestation: AnswerObject, keyset: Keyset, nonce: bytes
 ) -> bytes:
     """Return the report data; what the report says about them must agree."""
-    stated = text_of(report, "workload_keyset_digest", _WHAT)
+    stated = report.text("workload_keyset_digest")
     if not hmac.compare_digest(stated.encode(), keyset.digest_text.encode()):
         message = f"{_WHAT}: workload_keyset_digest: is not the digest of the keyset"
         raise FormatError(message, reason="inconsistent")
     expected = keyset.report_data(nonce)
-    if not hmac.compare_digest(lower_hex(attestation, "report_data", _WHAT, 32), expected[:32]):
+    if not hmac.compare_digest(attestation.hex("report_data", 32), expected[:32]):
         message = f"{_WHAT}: report_data: not of the nonce that was sent, with this keyset"
         raise ServiceError(message, reason="nonce_echo")
     return expected
 
 
-def _read_evidence(
-    attestation: Mapping[str, Any], evidence: Mapping[str, Any]
-) -> Attestation | bytes:
+def _read_evidence(attestation: AnswerObject, evidence: AnswerObject) -> Attestation | bytes:
     """Return the evidence of a dstack guest; others have no defined form."""
-    constant_member(attestation, "tee_type", _WHAT, "tdx")
-    raw = lower_hex(evidence, "quote", f"{_WHAT}: evidence")
+    attestation.constant("tee_type", "tdx")
+    raw = evidence.hex("quote")
     found = read_dstack_evidence(raw, evidence.get("event_log"), evidence.get("vm_config"), _WHAT)
     check_app_compose(found, evidence.get("app_compose"), _WHAT)
     return found
 
 
-def _capabilities(report: Mapping[str, Any]) -> tuple[list[object], Literal["direct", "gateway"]]:
+def _capabilities(report: AnswerObject) -> tuple[list[object], Literal["direct", "gateway"]]:
     """Return the supported versions of field encryption, and what serves."""
-    capabilities = object_member(report, "service_capabilities", _WHAT)
-    versions = list_member(capabilities, "supported_e2ee_versions", _WHAT, _MAX_VERSIONS)
+    capabilities = report.object("service_capabilities")
+    versions = capabilities.array("supported_e2ee_versions", _MAX_VERSIONS)
     # Any other value counts as an aggregator.
-    serving = text_of(capabilities, "serving", _WHAT)
+    serving = capabilities.text("serving")
     return versions, "direct" if serving == "direct" else "gateway"
 
 

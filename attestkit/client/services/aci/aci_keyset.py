@@ -6,7 +6,7 @@ Source: attested-client.md, 2.5.
 import hmac
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from attestkit._crypto.ed25519 import ed25519_has_prime_order
 from attestkit._crypto.hashes import sha256
@@ -15,13 +15,7 @@ from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
 from attestkit._sanitize import shown
 from attestkit.client.sealing.aci_e2ee import SECP256K1_SUITE, X25519_SUITE
-from attestkit.client.services.strict_answer import (
-    check_members,
-    list_member,
-    lower_hex,
-    object_member,
-    text_of,
-)
+from attestkit.client.services.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError, SignatureError, UsageError
 from attestkit.keys import verify_key_chain
 
@@ -72,7 +66,7 @@ class Keyset(NamedTuple):
         return f"sha256:{self.digest.hex()}"
 
 
-def read_keyset(members: Mapping[str, Any]) -> Keyset:
+def read_keyset(members: AnswerObject) -> Keyset:
     """Read the keyset of an answer.
 
     Raises:
@@ -80,9 +74,8 @@ def read_keyset(members: Mapping[str, Any]) -> Keyset:
             of a kind.
     """
     digest = sha256(canonical_json(members, _WHAT))
-    check_members(members, _WHAT, _MEMBERS)
-    if not isinstance(members["subject"], (str, type(None))):
-        raise FormatError(f"{_WHAT}: subject: must be text or null", reason="wrong_type")
+    members.check(_MEMBERS)
+    members.optional_text("subject")
     end = strict_json.number_field(members, "not_after", 53)
     if end > _LATEST:
         raise FormatError(f"{_WHAT}: not_after: after the year 9999", reason="wrong_value")
@@ -95,79 +88,63 @@ def read_keyset(members: Mapping[str, Any]) -> Keyset:
     )
 
 
-def _entries(members: Mapping[str, Any], name: str) -> list[tuple[Mapping[str, Any], str]]:
-    """Return the objects of a list, each with its name for errors."""
-    found: list[tuple[Mapping[str, Any], str]] = []
-    for number, entry in enumerate(list_member(members, name, _WHAT, MAX_KEYS)):
-        what = f"{_WHAT}: {name}: {number}"
-        if not isinstance(entry, dict):
-            raise FormatError(f"{what}: must be an object", reason="wrong_type")
-        found.append((entry, what))
-    return found
-
-
-def _receipt_keys(members: Mapping[str, Any]) -> dict[str, bytes]:
+def _receipt_keys(members: AnswerObject) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for entry, what in _entries(members, "receipt_signing_keys"):
-        if text_of(entry, "algo", what) != "ed25519":
+    for entry in members.objects("receipt_signing_keys", MAX_KEYS):
+        if entry.text("algo") != "ed25519":
             continue
-        key_id = text_of(entry, "key_id", what)
-        key = lower_hex(entry, "public_key", what, 32)
+        key_id = entry.text("key_id")
+        key = entry.hex("public_key", 32)
         if key_id in found:
-            raise FormatError(f"{what}: key_id: occurs twice", reason="duplicate")
+            raise entry.error("key_id", "occurs twice", "duplicate")
         if not ed25519_has_prime_order(key):
-            raise FormatError(f"{what}: public_key: not a point of Ed25519", reason="wrong_value")
+            raise entry.error("public_key", "not a point of Ed25519", "wrong_value")
         found[key_id] = key
     return found
 
 
-def _e2ee_keys(members: Mapping[str, Any]) -> dict[str, bytes]:
+def _e2ee_keys(members: AnswerObject) -> dict[str, bytes]:
     """Return the first key of each suite."""
     found: dict[str, bytes] = {}
-    for entry, what in _entries(members, "e2ee_public_keys"):
-        suite = text_of(entry, "algo", what)
+    for entry in members.objects("e2ee_public_keys", MAX_KEYS):
+        suite = entry.text("algo")
         if suite not in (X25519_SUITE, SECP256K1_SUITE):
             continue
-        key = strict_json.from_hex(
-            text_of(entry, "public_key", what).removeprefix("0x"), f"{what}: public_key"
-        )
-        if suite == SECP256K1_SUITE:
-            key = _k256_point(key, f"{what}: public_key")
-        elif len(key) != 32:
-            raise FormatError(f"{what}: public_key: must be 32 bytes", reason="wrong_size")
+        if suite == X25519_SUITE:
+            key = entry.prefixed_hex("public_key", 32)
+        else:
+            key = _k256_point(entry.prefixed_hex("public_key", 64, 65), entry)
         found.setdefault(suite, key)
     return found
 
 
-def _k256_point(key: bytes, what: str) -> bytes:
+def _k256_point(key: bytes, entry: AnswerObject) -> bytes:
     """Return an uncompressed key, 65 bytes; its first byte may be missing."""
     point = b"\4" + key if len(key) == 64 else key
-    if len(point) != 65 or point[:1] != b"\4":
-        raise FormatError(f"{what}: must be 65 bytes, uncompressed", reason="wrong_size")
-    _compressed(point, what)
+    if point[:1] != b"\4":
+        raise entry.error("public_key", "must be uncompressed", "wrong_size")
+    _compressed(point, entry, "public_key")
     return point
 
 
-def _compressed(key: bytes, what: str) -> bytes:
+def _compressed(key: bytes, entry: AnswerObject, name: str) -> bytes:
     try:
         return k256_compressed(key)
     except UsageError as error:
-        raise FormatError(f"{what}: not a point of secp256k1", reason="wrong_value") from error
+        raise entry.error(name, "not a point of secp256k1", "wrong_value") from error
 
 
-def _tls_keys(members: Mapping[str, Any]) -> tuple[TlsKey, ...]:
+def _tls_keys(members: AnswerObject) -> tuple[TlsKey, ...]:
     found = []
-    for entry, what in _entries(members, "tls_public_keys"):
-        domain = entry.get("domain")
-        if not isinstance(domain, (str, type(None))):
-            raise FormatError(f"{what}: domain: must be text", reason="wrong_type")
-        spki_sha256 = lower_hex(entry, "spki_sha256", what, 32)
+    for entry in members.objects("tls_public_keys", MAX_KEYS):
+        domain = entry.optional_text("domain")
+        spki_sha256 = entry.hex("spki_sha256", 32)
         found.append(TlsKey(spki_sha256, None if domain is None else domain.lower()))
     return tuple(found)
 
 
 def check_custody(
-    evidence: Mapping[str, Any], keyset: Keyset, app_id: bytes | None, kms_roots: Iterable[bytes]
+    evidence: AnswerObject, keyset: Keyset, app_id: bytes | None, kms_roots: Iterable[bytes]
 ) -> None:
     """Check that a trusted KMS derived the key from which a signing key of the keyset is made.
 
@@ -185,30 +162,29 @@ def check_custody(
         ServiceError: If it is of another key, or the chain does not lead to a trusted root
             (`signature`).
     """
-    custody = object_member(evidence, _CUSTODY, "evidence")
+    custody = evidence.object(_CUSTODY)
     if app_id is None or len(app_id) != 20:
         message = f"{_CUSTODY}: the evidence has no event log with an app id of 20 bytes"
         raise FormatError(message, reason="missing")
-    for entry in list_member(custody, "keys", _CUSTODY, MAX_KEYS):
+    for entry in custody.array("keys", MAX_KEYS):
         if isinstance(entry, dict) and entry.get("role") == "receipt":
-            return _check_chain(entry, keyset, app_id, kms_roots)
+            return _check_chain(AnswerObject(entry, _CUSTODY), keyset, app_id, kms_roots)
     raise FormatError(f"{_CUSTODY}: keys: none with the role receipt", reason="missing")
 
 
 def _check_chain(
-    entry: Mapping[str, Any], keyset: Keyset, app_id: bytes, kms_roots: Iterable[bytes]
+    entry: AnswerObject, keyset: Keyset, app_id: bytes, kms_roots: Iterable[bytes]
 ) -> None:
-    key = lower_hex(entry, "public_key", _CUSTODY, 32)
+    key = entry.hex("public_key", 32)
     if not any(hmac.compare_digest(key, known) for known in keyset.receipt_keys.values()):
         message = f"{_CUSTODY}: public_key: is not a signing key of the keyset"
         raise ServiceError(message, reason="signature")
-    if (purpose := text_of(entry, "purpose", _CUSTODY)) != _RECEIPT_PURPOSE:
+    if (purpose := entry.text("purpose")) != _RECEIPT_PURPOSE:
         message = f"{_CUSTODY}: purpose: must be {_RECEIPT_PURPOSE}, not {shown(purpose)}"
         raise ServiceError(message, reason="signature")
-    text = text_of(entry, "kms_public_key", _CUSTODY).removeprefix("0x")
-    name = f"{_CUSTODY}: kms_public_key"
-    derived = _compressed(strict_json.from_hex(text, name), name)
-    chain = list_member(entry, "signature_chain", _CUSTODY, 2)
+    name = "kms_public_key"
+    derived = _compressed(entry.prefixed_hex(name, 33, 65), entry, name)
+    chain = entry.array("signature_chain", 2)
     try:
         verify_key_chain(
             derived,

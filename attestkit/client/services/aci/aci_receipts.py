@@ -8,19 +8,13 @@ import hmac
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from attestkit._crypto.ed25519 import ed25519_verify_strict
 from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
 from attestkit._sanitize import shown
-from attestkit.client.services.strict_answer import (
-    constant_member,
-    list_member,
-    lower_hex,
-    read_answer_object,
-    text_of,
-)
+from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
 from attestkit.errors import FormatError, ServiceError
 
 MAX_EVENTS: Final = 256
@@ -69,15 +63,13 @@ def check_receipt(document: bytes, expected: ExpectedAnswer) -> Receipt:
     """
     members = read_answer_object(document, _RECEIPT)
     _check_signature(members, expected.keys)
-    constant_member(members, "api_version", _RECEIPT, _API_VERSION)
+    members.constant("api_version", _API_VERSION)
     digest = _digest(members, "workload_keyset_digest")
     _same(digest, expected.keyset_digest, "is about another keyset")
-    receipt_id = text_of(members, "receipt_id", _RECEIPT)
+    receipt_id = members.text("receipt_id")
     if expected.identifier not in (receipt_id, members.get("chat_id")):
         raise _refusal("is of another answer")
-    model = members.get("model")
-    if not isinstance(model, (str, type(None))):
-        raise FormatError(f"{_RECEIPT}: model: must be text or null", reason="wrong_type")
+    model = members.optional_text("model")
     if expected.model is not None and model != expected.model:
         raise _refusal(f"is about the model {shown(str(model))}, not {shown(expected.model)}")
     events = _events(members)
@@ -92,10 +84,10 @@ def check_receipt(document: bytes, expected: ExpectedAnswer) -> Receipt:
     )
 
 
-def _check_signature(members: Mapping[str, Any], keys: Mapping[str, bytes]) -> None:
+def _check_signature(members: AnswerObject, keys: Mapping[str, bytes]) -> None:
     """Check the signature over all other members, in canonical form."""
-    signature = lower_hex(members, "signature", _RECEIPT, 64)
-    key_id = text_of(members, "key_id", _RECEIPT)
+    signature = members.hex("signature", 64)
+    key_id = members.text("key_id")
     if (key := keys.get(key_id)) is None:
         raise _refusal(f"is signed by the key {shown(key_id)}, which is not in the keyset")
     signed = {name: value for name, value in members.items() if name != "signature"}
@@ -103,19 +95,14 @@ def _check_signature(members: Mapping[str, Any], keys: Mapping[str, bytes]) -> N
         raise _refusal("its signature is not valid")
 
 
-def _events(members: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    events = list_member(members, "event_log", _RECEIPT, MAX_EVENTS)
-    for event in events:
-        if not isinstance(event, dict):
-            raise FormatError(f"{_RECEIPT}: event_log: must be objects", reason="wrong_type")
-        text_of(event, "type", f"{_RECEIPT}: event_log")
-    if not events or events[0]["type"] != _RECEIVED:
-        message = f"{_RECEIPT}: event_log: must begin with {_RECEIVED}"
-        raise FormatError(message, reason="missing")
+def _events(members: AnswerObject) -> list[AnswerObject]:
+    events = members.objects("event_log", MAX_EVENTS)
+    if [event.text("type") for event in events][:1] != [_RECEIVED]:
+        raise members.error("event_log", f"must begin with {_RECEIVED}", "missing")
     return events
 
 
-def _check_hashes(events: list[Mapping[str, Any]], expected: ExpectedAnswer) -> bytes:
+def _check_hashes(events: list[AnswerObject], expected: ExpectedAnswer) -> bytes:
     """Compare the hashes of request and answer; return that of the request."""
     found = []
     for kind, hashed, what in (
@@ -131,7 +118,7 @@ def _check_hashes(events: list[Mapping[str, Any]], expected: ExpectedAnswer) -> 
     return found[0]
 
 
-def _verified_session(events: list[Mapping[str, Any]], *, required: bool) -> str | None:
+def _verified_session(events: list[AnswerObject], *, required: bool) -> str | None:
     """Return the session of the machine that served: that of the last verification.
 
     Those before it may have failed, of machines that were tried first.
@@ -146,13 +133,13 @@ def _verified_session(events: list[Mapping[str, Any]], *, required: bool) -> str
     last = checks[-1]
     if last.get("result") != "verified":
         raise _refusal("the machine behind the gateway was not verified")
-    session = text_of(last, "session_id", _RECEIPT)
+    session = last.text("session_id")
     if _ID.fullmatch(session) is None:
-        raise FormatError(f"{_RECEIPT}: session_id: not lowercase hex", reason="encoding")
+        raise last.error("session_id", "not lowercase hex", "encoding")
     return session
 
 
-def _served_at(members: Mapping[str, Any]) -> datetime:
+def _served_at(members: AnswerObject) -> datetime:
     """Return the time of the answer, in Unix seconds."""
     try:
         seconds = strict_json.number_field(members, "served_at", _BITS)
@@ -163,11 +150,10 @@ def _served_at(members: Mapping[str, Any]) -> datetime:
         raise FormatError(f"{_RECEIPT}: served_at: out of range", reason="wrong_value") from error
 
 
-def _digest(members: Mapping[str, Any], name: str) -> bytes:
-    found = _DIGEST.fullmatch(text_of(members, name, _RECEIPT))
+def _digest(members: AnswerObject, name: str) -> bytes:
+    found = _DIGEST.fullmatch(members.text(name))
     if found is None:
-        message = f"{_RECEIPT}: {name}: must be sha256: and 64 hex digits"
-        raise FormatError(message, reason="encoding")
+        raise members.error(name, "must be sha256: and 64 hex digits", "encoding")
     return bytes.fromhex(found[1])
 
 

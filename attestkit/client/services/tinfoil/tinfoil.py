@@ -27,15 +27,7 @@ from attestkit.client.services.service import (
     Question,
     Where,
 )
-from attestkit.client.services.strict_answer import (
-    base64_member,
-    check_members,
-    lower_hex,
-    object_member,
-    only_answer,
-    read_answer_object,
-    text_of,
-)
+from attestkit.client.services.strict_answer import only_answer, read_answer_object
 from attestkit.client.services.tinfoil.tinfoil_documents import (
     TinfoilDocument,
     read_tinfoil_document,
@@ -172,17 +164,15 @@ def read_tinfoil_bundle(answer: bytes) -> BundleContent:
     """
     members = read_answer_object(answer, _BUNDLE)
     required = ("domain", "enclaveAttestationReport", "digest", "sigstoreBundle", "enclaveCert")
-    check_members(members, _BUNDLE, required, ("vcek", "releaseTag"))
-    report = object_member(members, "enclaveAttestationReport", _BUNDLE)
+    members.check(required, ("vcek", "releaseTag"))
+    report = members.object("enclaveAttestationReport")
     document = read_v2(report)
-    object_member(members, "sigstoreBundle", _BUNDLE)
-    certificate = read_certificate(text_of(members, "enclaveCert", _BUNDLE))
-    domain = text_of(members, "domain", _BUNDLE)
+    members.object("sigstoreBundle")
+    certificate = read_certificate(members.text("enclaveCert"))
+    domain = members.text("domain")
     with reading_x509():
         names = certificate.alt_names
-    hashed = sha256(
-        (text_of(report, "format", _BUNDLE) + text_of(report, "body", _BUNDLE)).encode()
-    )
+    hashed = sha256((report.text("format") + report.text("body")).encode())
     if domain not in names:
         raise _differs("domain")
     if not hmac.compare_digest(sha256(certificate.spki_der), document.report_data[:32]):
@@ -191,9 +181,9 @@ def read_tinfoil_bundle(answer: bytes) -> BundleContent:
         raise _differs("HPKE key")
     if not hmac.compare_digest(_spelled(names, "hatt", domain), hashed.hex().encode()):
         raise _differs("hash of the document")
-    vcek = (base64_member(members, "vcek", _BUNDLE),) if members.get("vcek") else ()
+    vcek = (members.base64("vcek"),) if members.get("vcek") else ()
     document = document._replace(snp_certificates=vcek, valid_until=certificate.valid_until)
-    return BundleContent(domain, document, lower_hex(members, "digest", _BUNDLE, 32), certificate)
+    return BundleContent(domain, document, members.hex("digest", 32), certificate)
 
 
 def _spelled(names: Sequence[str], kind: str, domain: str) -> bytes:

@@ -8,27 +8,15 @@ June, by the key that its certificate shows.
 
 import hmac
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from attestkit._crypto.hashes import sha256
+from attestkit._crypto.pem import split_pem
 from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._formats.bounded_gzip import gunzip
 from attestkit._formats.json_spans import member_spans
-from attestkit.client.services.strict_answer import (
-    base64_member,
-    check_members,
-    constant_member,
-    lower_hex,
-    object_member,
-    read_answer_object,
-    text_of,
-)
-from attestkit.client.services.tinfoil.tinfoil_sections import (
-    read_collateral,
-    read_keys,
-    read_section,
-)
+from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
 from attestkit.errors import FormatError, ServiceError, SignatureError
 from attestkit.gpu.bindings.tinfoil import (
     REPORT_DATA_ALGORITHM,
@@ -41,6 +29,112 @@ from attestkit.gpu.bindings.tinfoil import (
 from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
+
+MAX_ITEMS: Final = 256
+"""Maximum number of items of a section, and of entries of the collateral."""
+
+_WHAT: Final = "Tinfoil document"
+_SECTIONS: Final = {
+    "crypto_material": ("https://tinfoil.sh/crypto-material/v1", ("id", "format", "data")),
+    "device_evidence": (
+        "https://tinfoil.sh/device-evidence/v1",
+        ("id", "kind", "vendor", "format", "evidence"),
+    ),
+}
+# Formats of the keys that are used, by their id; both have 32 bytes.
+_KEY_FORMATS: Final = {
+    "tls": "https://tinfoil.sh/key/spki-fp-sha256/v1",
+    "hpke": "https://tinfoil.sh/key/x25519-hpke/v1",
+}
+_VCEK: Final = "https://tinfoil.sh/collateral/amd-vcek/v1"
+_CPU: Final = "cpu"  # subject of collateral
+
+
+class DocumentKeys(NamedTuple):
+    """Keys of the section `crypto_material`."""
+
+    tls: bytes | None  # SHA-256 of the SPKI
+    hpke: bytes | None  # X25519 public key
+    others: tuple[tuple[str, bytes], ...]  # by their id
+
+
+def read_section(section: bytes, name: str) -> list[AnswerObject]:
+    """Return the items of a decoded section, whose ids are unique.
+
+    Args:
+        section: JSON, exactly as it is hashed.
+        name: crypto_material or device_evidence.
+
+    Raises:
+        FormatError: If the section is malformed, or an item has other members than its kind.
+    """
+    wanted, names = _SECTIONS[name]
+    members = read_answer_object(section, f"{_WHAT}: {name}")
+    members.check(("format", "items"))
+    members.constant("format", wanted)
+    return _unique_items(members, "items", names)
+
+
+def read_keys(section: bytes) -> DocumentKeys:
+    """Return the keys of the decoded section `crypto_material`.
+
+    Raises:
+        FormatError: If it is malformed, or the TLS or HPKE key has another format or size.
+    """
+    found: dict[str, bytes] = {}
+    for item in read_section(section, "crypto_material"):
+        name, form = item.text("id"), item.text("format")
+        if name in _KEY_FORMATS:
+            item.constant("format", _KEY_FORMATS[name])
+        size = 32 if form in _KEY_FORMATS.values() else None
+        found[name] = item.hex("data", size)
+    tls, hpke = found.pop("tls", None), found.pop("hpke", None)
+    return DocumentKeys(tls, hpke, tuple(found.items()))
+
+
+def read_collateral(members: AnswerObject) -> tuple[bytes, ...]:
+    """Return the certificates of SEV-SNP in a document's collateral in DER, VCEK first.
+
+    Collateral is not covered by the report data; each certificate is verified by its issuer.
+    Entries of other formats are not used.
+
+    Raises:
+        FormatError: If the collateral is malformed.
+    """
+    if "collateral" not in members:
+        return ()
+    names = ("id", "role", "format", "data")
+    found: tuple[bytes, ...] = ()
+    for entry in _unique_items(members, "collateral", names, ("subjects",)):
+        subjects = entry.get("subjects", [_CPU])
+        if entry.text("format") != _VCEK or subjects != [_CPU]:
+            continue
+        if found:
+            raise members.error("collateral", "two entries have a VCEK", "duplicate")
+        data = entry.object("data")
+        data.check(("vcek_der_base64",), ("cert_chain_pem",))
+        found = (data.base64("vcek_der_base64"),)
+        if "cert_chain_pem" in data:
+            found += tuple(split_pem(data.text("cert_chain_pem")))
+    return found
+
+
+def _unique_items(
+    members: AnswerObject, name: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> list[AnswerObject]:
+    """Return the objects of a list, with exact members and unique ids."""
+    items = members.objects(name, MAX_ITEMS)
+    seen: set[str] = set()
+    for item in items:
+        item.check(required, optional)
+        key = item.text("id")
+        if not key:
+            raise item.error("id", "empty", "missing")
+        if key in seen:
+            raise members.error(name, "two items have the same id", "duplicate")
+        seen.add(key)
+    return items
+
 
 Generation = Literal["v2", "june", "august"]
 """Format of a document; June and August are of 2026."""
@@ -60,7 +154,6 @@ _CPU_FORMATS: Final = {
     "https://tinfoil.sh/format/sev-snp-report/v1": "sev-snp",
     "https://tinfoil.sh/format/tdx-quote/v1": "tdx",
 }
-_WHAT: Final = "Tinfoil document"
 _TDX: Final = 0x81
 _NO_KEY: Final = bytes(32)
 
@@ -93,49 +186,47 @@ def read_tinfoil_document(answer: bytes, nonce: bytes) -> TinfoilDocument:
     members = read_answer_object(answer, _WHAT)
     if "body" in members:
         return read_v2(members)
-    constant_member(members, "format", _WHAT, _V3)
+    members.constant("format", _V3)
     if "challenge" in members:
         return _read_august(answer, members, nonce)
     return _read_june(answer, members, nonce)
 
 
-def read_v2(members: dict[str, Any]) -> TinfoilDocument:
+def read_v2(members: AnswerObject) -> TinfoilDocument:
     """Read the members of a document of v2, whose keys are in the report data themselves.
 
     Raises:
         FormatError: If the document or its evidence is malformed.
     """
-    check_members(members, _WHAT, ("format", "body"))
-    platform = V2_FORMATS[constant_member(members, "format", _WHAT, *V2_FORMATS)]
-    body = base64_member(members, "body", _WHAT)
+    members.check(("format", "body"))
+    platform = V2_FORMATS[members.constant("format", *V2_FORMATS)]
+    body = members.base64("body")
     evidence = gunzip(body, MAX_EVIDENCE, f"{_WHAT}: body")
     data = _report_data_of(evidence, platform)
     tls, hpke = data[:32], data[32:]
     return TinfoilDocument("v2", evidence, data, tls, None if hpke == _NO_KEY else hpke)
 
 
-def _read_june(answer: bytes, members: dict[str, Any], nonce: bytes) -> TinfoilDocument:
+def _read_june(answer: bytes, members: AnswerObject, nonce: bytes) -> TinfoilDocument:
     required = ("format", "report_data", "cpu", "certificate", "signature")
-    check_members(members, _WHAT, required, ("gpu", "nvswitch"))
-    stated = object_member(members, "report_data", _WHAT)
-    where = f"{_WHAT}: report_data"
+    members.check(required, ("gpu", "nvswitch"))
+    stated = members.object("report_data")
     optional = ("gpu_evidence_hash", "nvswitch_evidence_hash")
-    check_members(stated, where, ("tls_key_fp", "hpke_key", "nonce"), optional)
+    stated.check(("tls_key_fp", "hpke_key", "nonce"), optional)
     for name in stated:
-        lower_hex(stated, name, where, 32)
-    tls, hpke = lower_hex(stated, "tls_key_fp", where), lower_hex(stated, "hpke_key", where)
-    _check_echo(lower_hex(stated, "nonce", where), nonce)
-    cpu = object_member(members, "cpu", _WHAT)
-    check_members(cpu, f"{_WHAT}: cpu", ("platform", "report"))
-    platform = constant_member(cpu, "platform", f"{_WHAT}: cpu", *_PLATFORMS)
-    evidence = base64_member(cpu, "report", f"{_WHAT}: cpu")
+        stated.hex(name, 32)
+    tls, hpke = stated.hex("tls_key_fp"), stated.hex("hpke_key")
+    _check_echo(stated.hex("nonce"), nonce)
+    cpu = members.object("cpu")
+    cpu.check(("platform", "report"))
+    platform = cpu.constant("platform", *_PLATFORMS)
+    evidence = cpu.base64("report")
     _report_data_of(evidence, platform)
     parts = read_device_parts(answer, stated)
-    certificate = read_certificate(text_of(members, "certificate", _WHAT))
+    certificate = read_certificate(members.text("certificate"))
     if not hmac.compare_digest(sha256(certificate.spki_der), tls):
-        message = f"{_WHAT}: certificate: its key is not that of tls_key_fp"
-        raise FormatError(message, reason="inconsistent")
-    _check_signature(answer, certificate, base64_member(members, "signature", _WHAT))
+        raise members.error("certificate", "its key is not that of tls_key_fp", "inconsistent")
+    _check_signature(answer, certificate, members.base64("signature"))
     return TinfoilDocument(
         generation="june",
         evidence=evidence,
@@ -160,12 +251,12 @@ def _check_signature(answer: bytes, certificate: Certificate, signature: bytes) 
         raise ServiceError(message, reason="signature") from error
 
 
-def _read_august(answer: bytes, members: dict[str, Any], nonce: bytes) -> TinfoilDocument:
+def _read_august(answer: bytes, members: AnswerObject, nonce: bytes) -> TinfoilDocument:
     required = ("format", "challenge", "cpu_evidence", "crypto_material", "device_evidence")
-    check_members(members, _WHAT, required, ("collateral",))
+    members.check(required, ("collateral",))
     stated = _read_challenge(members, nonce)
-    material = base64_member(members, "crypto_material", _WHAT)
-    devices = base64_member(members, "device_evidence", _WHAT)
+    material = members.base64("crypto_material")
+    devices = members.base64("device_evidence")
     evidence = _read_cpu_evidence(members, material, devices)
     data = tinfoil_section_data(nonce, material, devices)
     if not hmac.compare_digest(stated, data):
@@ -185,30 +276,27 @@ def _read_august(answer: bytes, members: dict[str, Any], nonce: bytes) -> Tinfoi
     )
 
 
-def _read_challenge(members: dict[str, Any], nonce: bytes) -> bytes:
+def _read_challenge(members: AnswerObject, nonce: bytes) -> bytes:
     """Return the stated report data, after a look at algorithm and nonce."""
-    where = f"{_WHAT}: challenge"
-    challenge = object_member(members, "challenge", _WHAT)
-    check_members(challenge, where, ("nonce", "report_data", "report_data_algorithm"))
-    constant_member(challenge, "report_data_algorithm", where, REPORT_DATA_ALGORITHM)
-    _check_echo(lower_hex(challenge, "nonce", where, 32), nonce)
-    return lower_hex(challenge, "report_data", where, 64)
+    challenge = members.object("challenge")
+    challenge.check(("nonce", "report_data", "report_data_algorithm"))
+    challenge.constant("report_data_algorithm", REPORT_DATA_ALGORITHM)
+    _check_echo(challenge.hex("nonce", 32), nonce)
+    return challenge.hex("report_data", 64)
 
 
-def _read_cpu_evidence(members: dict[str, Any], material: bytes, devices: bytes) -> bytes:
+def _read_cpu_evidence(members: AnswerObject, material: bytes, devices: bytes) -> bytes:
     """Return the evidence, after a comparison of the hashes beside it with the sections."""
-    where = f"{_WHAT}: cpu_evidence"
-    cpu = object_member(members, "cpu_evidence", _WHAT)
-    check_members(cpu, where, ("format", "report_base64", "endorsed"))
-    platform = _CPU_FORMATS[constant_member(cpu, "format", where, *_CPU_FORMATS)]
-    endorsed = object_member(cpu, "endorsed", where)
+    cpu = members.object("cpu_evidence")
+    cpu.check(("format", "report_base64", "endorsed"))
+    platform = _CPU_FORMATS[cpu.constant("format", *_CPU_FORMATS)]
+    endorsed = cpu.object("endorsed")
     hashes = {"crypto_material_hash": material, "device_evidence_hash": devices}
-    check_members(endorsed, where, tuple(hashes))
+    endorsed.check(tuple(hashes))
     for name, section in hashes.items():
-        if not hmac.compare_digest(lower_hex(endorsed, name, where, 32), sha256(section)):
-            message = f"{where}: {name}: not the hash of the section"
-            raise FormatError(message, reason="inconsistent")
-    evidence = base64_member(cpu, "report_base64", where)
+        if not hmac.compare_digest(endorsed.hex(name, 32), sha256(section)):
+            raise endorsed.error(name, "not the hash of the section", "inconsistent")
+    evidence = cpu.base64("report_base64")
     _report_data_of(evidence, platform)
     return evidence
 

@@ -6,7 +6,7 @@ The signed text has the hashes of the bodies of request and answer as they were 
 import hmac
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote, urlencode
 
 from attestkit._argument_checks import utf8
@@ -16,9 +16,8 @@ from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.k256_agreement import ethereum_address
 from attestkit._sanitize import shown
 from attestkit.client.services.service import AnswerRecord, Claims, Question, Signer
-from attestkit.client.services.strict_answer import read_answer_object, text_of
-from attestkit.errors import FormatError, ServiceError, SignatureError
-from attestkit.gpu.bindings.answer_fields import hex_member
+from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
+from attestkit.errors import ServiceError, SignatureError
 
 MAX_TEXT: Final = 1024
 """Maximum number of characters of a signed text: two hashes, and the name of a model."""
@@ -68,17 +67,17 @@ def check_answer_signature(
             the claims, or not valid (`signature`).
     """
     members = read_answer_object(document, _WHAT)
-    text = text_of(members, "text", _WHAT)
+    text = members.text("text")
     if len(text) > MAX_TEXT:
-        raise FormatError(f"{_WHAT}: text: over {MAX_TEXT} characters", reason="too_large")
+        raise members.error("text", f"over {MAX_TEXT} characters", "too_large")
     signed = utf8(text, f"{_WHAT}: text")
     _check_text(text, answer, model)
-    algorithm = text_of(members, "signing_algo", _WHAT).lower()
+    algorithm = members.text("signing_algo").lower()
     if algorithm not in _SIZES:
-        message = f"{_WHAT}: signing_algo: must be ecdsa or ed25519, not {shown(algorithm)}"
-        raise FormatError(message, reason="unsupported_algorithm")
+        problem = f"must be ecdsa or ed25519, not {shown(algorithm)}"
+        raise members.error("signing_algo", problem, "unsupported_algorithm")
     signer = _signer(members)
-    signature = hex_member(members, "signature", _WHAT, _SIZES[algorithm])
+    signature = members.prefixed_hex("signature", _SIZES[algorithm])
     keys = _keys(claims, signer, algorithm)
     if algorithm == "ecdsa":
         _check_ecdsa(signed, signature, keys, signer)
@@ -100,13 +99,12 @@ def _check_text(text: str, answer: AnswerRecord, model: str | None) -> None:
         raise _refusal(f"is about the model {shown(front[0])}, not {shown(model)}")
 
 
-def _signer(members: Mapping[str, Any]) -> Signer:
-    if members.get("signature_kind") is None:
+def _signer(members: AnswerObject) -> Signer:
+    if not members.has("signature_kind"):
         return "model"
-    kind = text_of(members, "signature_kind", _WHAT)
+    kind = members.text("signature_kind")
     if kind not in _KINDS:
-        message = f"{_WHAT}: signature_kind: {shown(kind)} is unknown"
-        raise FormatError(message, reason="unsupported")
+        raise members.error("signature_kind", f"{shown(kind)} is unknown", "unsupported")
     return _KINDS[kind]
 
 

@@ -5,41 +5,30 @@ reached through it by sealing to the model's key (attested-client.md, 2.3).
 """
 
 import hmac
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlencode
 
+from attestkit._crypto.ed25519 import ed25519_verify_strict
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._sanitize import shown
-from attestkit.client.sealing.fields import FieldSealing
 from attestkit.client.services.service import (
     MAX_MACHINES,
-    AnswerRecord,
-    Binding,
     Claims,
     Machine,
     ObservedPeer,
     Question,
-    Signer,
-    Where,
 )
 from attestkit.client.services.strict_answer import (
-    list_member,
-    object_member,
+    AnswerObject,
     only_answer,
     read_answer_object,
-    text_of,
-)
-from attestkit.client.services.vllm.answer_signatures import (
-    check_answer_signature,
-    signature_question,
 )
 from attestkit.client.services.vllm.compose_manager import read_compose_manager
-from attestkit.client.services.vllm.field_sealing import NEARS, seal_fields
-from attestkit.client.services.vllm.ohttp_key import read_ohttp_key
 from attestkit.client.services.vllm.vllm_proxy import (
+    NEARS,
+    ReportService,
     channel_limits,
     check_kind,
     check_model,
@@ -57,9 +46,58 @@ from attestkit.client.services.vllm.vllm_report import (
 )
 from attestkit.errors import FormatError, ServiceError
 
+MAX_SUITES: Final = 8
+"""Maximum number of pairs of KDF and AEAD in a key configuration."""
+
+_X25519: Final = 0x0020  # DHKEM(X25519, HKDF-SHA256), RFC 9180
+_KEY_SIZE: Final = 32
+_HEAD: Final = 1 + 2 + _KEY_SIZE + 2  # key id, KEM, public key, bytes of the suites
+_SIZES: Final = tuple(_HEAD + 4 * count for count in range(1, MAX_SUITES + 1))
+
+
+def read_ohttp_key(members: AnswerObject, report: VllmReport) -> bytes | None:
+    """Return the key configuration (RFC 9458, section 3) that a report attests; None without one.
+
+    Args:
+        members: Members with `ohttp_attestation` and `ohttp_key_config`, both optional.
+        report: The report whose signing key must have signed it. Of an ECDSA report the key of the
+            signature, which is an Ed25519 key, is not attested, and the result is None.
+
+    Raises:
+        FormatError: If it is malformed, or the two configurations differ (`inconsistent`).
+        ServiceError: If its signature is not valid (`signature`).
+    """
+    if not members.has("ohttp_attestation"):
+        return None
+    found = members.object("ohttp_attestation")
+    found.constant("signing_algo", "ed25519")
+    key = found.prefixed_hex("signing_key", _KEY_SIZE)
+    config = found.prefixed_hex("key_config", *_SIZES)
+    _check_config(config, found)
+    if not ed25519_verify_strict(key, found.prefixed_hex("signature", 64), config):
+        message = f"{found.what}: signature: not valid for key_config and signing_key"
+        raise ServiceError(message, reason="signature")
+    if members.has("ohttp_key_config"):
+        stated = members.prefixed_hex("ohttp_key_config", *_SIZES)
+        if not hmac.compare_digest(stated, config):
+            raise members.error("ohttp_key_config", "differs from the signed one", "inconsistent")
+    attested = report.algorithm == "ed25519" and hmac.compare_digest(key, report.address)
+    return config if attested else None
+
+
+def _check_config(config: bytes, found: AnswerObject) -> None:
+    """Check a configuration whose size is one of `_SIZES`."""
+    kem = int.from_bytes(config[1:3], "big")
+    if kem != _X25519:
+        problem = f"KEM {kem:#06x}, must be {_X25519:#06x} (X25519)"
+        raise found.error("key_config", problem, "unsupported_algorithm")
+    if int.from_bytes(config[_HEAD - 2 : _HEAD], "big") != len(config) - _HEAD:
+        problem = "the stated size of the algorithms is not that of the rest"
+        raise found.error("key_config", problem, "wrong_size")
+
+
 _WHAT: Final = "attestation report"
 _PATH: Final = "/v1/attestation/report"
-_SIGNATURE: Final = "/v1/signature/{id}"
 _CLOUD: Final = "cloud-api.near.ai"
 _DIRECT: Final = ".completions.near.ai"
 _ROUTING: Final = (
@@ -68,65 +106,24 @@ _ROUTING: Final = (
 )
 
 
-class _NearAi:
+class _NearAi(ReportService):
     """Common base of the services of gateway and models. Immutable."""
 
     request_headers: Final = (("X-No-Aliasing", "true"),)
     """Headers for every request: the model that was asked for answers, or none."""
 
-    @property
-    def where(self) -> Where:
-        """On the wire."""
-        return "wire"
-
-    def sealing(
-        self,
-        claims: Claims,
-        binding: Binding,
-        model: str | None,
-        allow_open: frozenset[str] = frozenset(),
-    ) -> FieldSealing:
-        """Return what seals the fields of requests to the model's key; `allow_open` as there.
-
-        Raises:
-            ServiceError: If the key is of another kind (`sealing`).
-        """
-        return seal_fields(NEARS, binding, "NEAR AI", model, allow_open)
-
-    def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
-        """Return the request for the signature of an answer.
-
-        Raises:
-            ServiceError: If the answer has no valid identifier (`signature`).
-        """
-        query = {} if model is None else {"model": model}
-        return signature_question(_SIGNATURE, answer, {**query, "signing_algo": "ed25519"})
-
-    def check_signature(
-        self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
-    ) -> Signer:
-        """Check the signature of an answer, and return whose it is: the model's or the gateway's.
-
-        A gateway that changes a stream signs it itself; that does not show which model answered.
-
-        Raises:
-            FormatError: If the document is malformed.
-            ServiceError: If it is not a valid signature of this answer (`signature`).
-        """
-        return check_answer_signature(document, answer, claims, model)
+    algorithm = "ed25519"  # the only one that also attests keys of OHTTP
+    protocols = NEARS
 
     def _question(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         query = {
             "nonce": check_nonce(nonce).hex(),
-            "signing_algo": "ed25519",  # the only one that also attests keys of OHTTP
+            "signing_algo": self.algorithm,
             "include_tls_fingerprint": "true",
         }
         if model is not None:
             query["model"] = model
         return (Question(f"{_PATH}?{urlencode(query)}"),)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
 
 
 class NearAiCloud(_NearAi):
@@ -158,16 +155,15 @@ class NearAiCloud(_NearAi):
         """
         check_nonce(nonce)
         members = read_answer_object(only_answer(answers), _WHAT)
-        if members.get("gateway_attestation") is None:
+        if not members.has("gateway_attestation"):
             message = f"{_WHAT}: has no evidence of the gateway"
             raise ServiceError(message, reason="no_attestation")
-        what = "gateway_attestation"
-        own = object_member(members, what, _WHAT)
+        own = members.object("gateway_attestation")
         check_kind(own, nonce)
-        gateway = read_vllm_report(own, nonce, "gateway", what)
+        gateway = read_vllm_report(own, nonce, "gateway")
         _check_certificate(members, gateway)
         models, parts = _read_models(members, nonce, check_model(model, self.name))
-        ohttp = read_ohttp_key(members, gateway, _WHAT)
+        ohttp = read_ohttp_key(members, gateway)
         bindings = [
             *tls_bindings([gateway], seen, "gateway"),
             *report_bindings(models[0], "model"),
@@ -228,7 +224,7 @@ class NearAiDirect(_NearAi):
         for report in reports:
             _check_model_name(report, model)
         parts = _Parts()
-        parts.add(members, reports[0], nonce, _WHAT)
+        parts.add(members, reports[0], nonce)
         bindings = (
             *tls_bindings(reports, seen, "model"),
             *report_bindings(reports[0], "model"),
@@ -250,21 +246,21 @@ class _Parts:
         self.limits: list[str] = []
         self.keys: dict[str, bytes] = {}
 
-    def add(self, members: Mapping[str, Any], report: VllmReport, nonce: bytes, what: str) -> None:
+    def add(self, members: AnswerObject, report: VllmReport, nonce: bytes) -> None:
         """Read the parts beside one report."""
-        manager = read_compose_manager(members, report, nonce, what)
+        manager = read_compose_manager(members, report, nonce)
         if manager is not None:
             self.machines.append(manager.machine)
             self.limits.append(manager.limit())
-        config = read_ohttp_key(members, report, what)
+        config = read_ohttp_key(members, report)
         if config is not None:
             self.keys.setdefault("ohttp", config)
 
 
 def _read_models(
-    members: Mapping[str, Any], nonce: bytes, model: str
+    members: AnswerObject, nonce: bytes, model: str
 ) -> tuple[list[VllmReport], _Parts]:
-    items = list_member(members, "model_attestations", _WHAT, (MAX_MACHINES - 1) // 2)
+    items = members.objects("model_attestations", (MAX_MACHINES - 1) // 2)
     if not items:
         message = (
             f"{_WHAT}: has no evidence of a machine of {shown(model)}: another provider, which is "
@@ -273,17 +269,14 @@ def _read_models(
         raise ServiceError(message, reason="ends_at_gateway")
     found: list[VllmReport] = []
     parts = _Parts()
-    for at, item in enumerate(items):
-        what = f"model_attestations[{at}]"
-        if not isinstance(item, dict):
-            raise FormatError(f"{what}: must be an object", reason="wrong_type")
+    for item in items:
         check_kind(item, nonce)
-        report = read_vllm_report(item, nonce, "model", what)
+        report = read_vllm_report(item, nonce, "model")
         _check_model_name(report, model)
         if any(same_machine(report, one) for one in found):
             continue
         found.append(report)
-        parts.add(item, report, nonce, what)
+        parts.add(item, report, nonce)
     return found, parts
 
 
@@ -302,18 +295,17 @@ def _check_model_name(report: VllmReport, model: str | None) -> None:
     raise ServiceError(message, reason="no_attestation")
 
 
-def _check_certificate(members: Mapping[str, Any], gateway: VllmReport) -> None:
+def _check_certificate(members: AnswerObject, gateway: VllmReport) -> None:
     """Check that the stated certificate of the gateway, if any, has the key of its report."""
-    if members.get("tls_certificate") is None or gateway.fingerprint is None:
+    if not members.has("tls_certificate") or gateway.fingerprint is None:
         return
-    subject = f"{_WHAT}: tls_certificate"
     try:
-        leaf = read_path_certificate(split_pem(text_of(members, "tls_certificate", _WHAT))[0])
+        leaf = read_path_certificate(split_pem(members.text("tls_certificate"))[0])
     except FormatError as error:
-        raise FormatError(f"{subject}: {error}", reason=error.reason) from error
+        raise members.error("tls_certificate", str(error), error.reason) from error
     if not hmac.compare_digest(sha256(leaf.spki), gateway.fingerprint):
-        message = f"{subject}: does not have the key of tls_cert_fingerprint"
-        raise FormatError(message, reason="inconsistent")
+        problem = "does not have the key of tls_cert_fingerprint"
+        raise members.error("tls_certificate", problem, "inconsistent")
 
 
 SERVICES: Final = (NearAiCloud(), NearAiDirect())

@@ -5,13 +5,22 @@ relay passes such an answer on: TLS then ends at the relay, and only what is sea
 key is protected (attested-client.md, 2.2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import urlencode
 
 from attestkit._argument_checks import require_bytes, require_size
 from attestkit._sanitize import shown
-from attestkit.client.sealing.fields import FieldSealing
+from attestkit.client.sealing.field_protocols import (
+    ECDSA_V1,
+    ED25519_V1,
+    NEAR_ECDSA,
+    NEAR_ED25519,
+    PHALA_ECDSA,
+    PHALA_ED25519,
+    VENICE,
+)
+from attestkit.client.sealing.fields import FieldProtocol, FieldSealing
 from attestkit.client.services.service import (
     MAX_MACHINES,
     NONCE_SIZE,
@@ -24,7 +33,7 @@ from attestkit.client.services.service import (
     Where,
 )
 from attestkit.client.services.strict_answer import (
-    list_member,
+    AnswerObject,
     only_answer,
     read_answer_object,
 )
@@ -33,13 +42,6 @@ from attestkit.client.services.vllm.answer_signatures import (
     signature_question,
 )
 from attestkit.client.services.vllm.compose_manager import read_compose_manager
-from attestkit.client.services.vllm.field_sealing import (
-    PHALAS,
-    VENICES,
-    VERSION_1,
-    ProtocolsByKey,
-    seal_fields,
-)
 from attestkit.client.services.vllm.vllm_report import (
     SigningAlgorithm,
     VllmReport,
@@ -48,7 +50,16 @@ from attestkit.client.services.vllm.vllm_report import (
     report_bindings,
     signing_keys,
 )
-from attestkit.errors import FormatError, ServiceError, UsageError
+from attestkit.errors import ServiceError, UsageError
+
+ProtocolsByKey = Mapping[int, FieldProtocol]
+"""Protocols of a service by the bytes of the key: 32 of Ed25519, 65 of secp256k1."""
+
+VERSION_1: Final[ProtocolsByKey] = {32: ED25519_V1, 65: ECDSA_V1}
+VENICES: Final[ProtocolsByKey] = {65: VENICE}
+NEARS: Final[ProtocolsByKey] = {32: NEAR_ED25519, 65: NEAR_ECDSA}
+PHALAS: Final[ProtocolsByKey] = {32: PHALA_ED25519, 65: PHALA_ECDSA}
+
 
 MAX_MODEL: Final = 256
 """Maximum number of characters of a model's name."""
@@ -59,7 +70,66 @@ _GPUS: Final = "that the GPUs are part of the machine: their evidence has only t
 _WEIGHTS: Final = "which weights the model has"
 
 
-class VllmProxy:
+class ReportService:
+    """Common base of services with such reports: sealed requests, and signed answers."""
+
+    name: str
+    relay: bool = False  # whether TLS ends at another machine than the model's
+    algorithm: SigningAlgorithm = "ecdsa"  # of the signing key that is asked for
+    signature: str = "/v1/signature/{id}"  # path of the signature of an answer
+    protocols: ProtocolsByKey = PHALAS  # that seal fields to the model's key
+
+    @property
+    def where(self) -> Where:
+        """On the wire; a relay's connection proves nothing, so apart."""
+        return "apart" if self.relay else "wire"
+
+    def sealing(
+        self,
+        claims: Claims,
+        binding: Binding,
+        model: str | None,
+        allow_open: frozenset[str] = frozenset(),
+    ) -> FieldSealing:
+        """Return what seals the fields of requests to the model's key; `allow_open` as there.
+
+        Raises:
+            ServiceError: If the service has no protocol for such a key (`sealing`).
+        """
+        protocol = self.protocols.get(len(binding.key))
+        if binding.kind != "fields" or protocol is None:
+            message = f"{self.name}: has no protocol that seals to a {binding.kind} key of its size"
+            raise ServiceError(message, reason="sealing")
+        return FieldSealing(protocol, binding.key, model=model, allow_open=allow_open)
+
+    def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
+        """Return the request for the signature of an answer.
+
+        Raises:
+            ServiceError: If the answer has no valid identifier (`signature`).
+        """
+        query = {} if model is None else {"model": model}
+        return signature_question(self.signature, answer, {**query, "signing_algo": self.algorithm})
+
+    def check_signature(
+        self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
+    ) -> Signer:
+        """Check the signature of an answer, and return whose it is: the model's or the gateway's.
+
+        A gateway that changes a stream signs it itself; that does not show which model answered.
+
+        Raises:
+            FormatError: If the document is malformed.
+            ServiceError: If it is not a valid signature of this answer (`signature`).
+        """
+        # A relay has names of its own for models.
+        return check_answer_signature(document, answer, claims, None if self.relay else model)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+class VllmProxy(ReportService):
     """A proxy of this lineage, or a relay of its answers. Immutable."""
 
     def __init__(
@@ -69,7 +139,6 @@ class VllmProxy:
         path: str = "/v1/attestation/report",
         relay: bool = False,
         algorithm: SigningAlgorithm = "ecdsa",
-        needs_key: bool = False,
         signature: str = "/v1/signature/{id}",
         protocols: ProtocolsByKey = PHALAS,
     ) -> None:
@@ -81,23 +150,14 @@ class VllmProxy:
             path: Path of the report.
             relay: Whether TLS ends at another machine than the model's.
             algorithm: Of the signing key that is asked for.
-            needs_key: Whether the service gives the report only with an API key.
             signature: Path of the signature of an answer, with `{id}`.
             protocols: Protocols that seal fields to the model's key.
         """
-        self.name: str = name
+        self.name = name
         self.hosts: frozenset[str] = frozenset(hosts)
         self.path: str = path
-        self.relay: bool = relay
-        self.algorithm: SigningAlgorithm = algorithm
-        self.needs_key: bool = needs_key
-        self._signature: str = signature
-        self._protocols: ProtocolsByKey = protocols
-
-    @property
-    def where(self) -> Where:
-        """On the wire; a relay's connection proves nothing, so apart."""
-        return "apart" if self.relay else "wire"
+        self.relay, self.algorithm = relay, algorithm
+        self.signature, self.protocols = signature, protocols
 
     def recognizes(self, host: str) -> bool:
         """Return whether the host is one of the service's."""
@@ -130,7 +190,7 @@ class VllmProxy:
         members = read_answer_object(only_answer(answers), _WHAT)
         check_kind(members, nonce)
         reports = read_reports(members, nonce, "model")
-        manager = read_compose_manager(members, reports[0], nonce, _WHAT)
+        manager = read_compose_manager(members, reports[0], nonce)
         bindings = [
             *([] if self.relay else tls_bindings(reports, seen, "model")),
             *report_bindings(reports[0], "model"),
@@ -149,42 +209,6 @@ class VllmProxy:
             keys=signing_keys(reports),
         )
 
-    def sealing(
-        self,
-        claims: Claims,
-        binding: Binding,
-        model: str | None,
-        allow_open: frozenset[str] = frozenset(),
-    ) -> FieldSealing:
-        """Return what seals the fields of requests to the model's key; `allow_open` as there.
-
-        Raises:
-            ServiceError: If the service has no protocol for such a key (`sealing`).
-        """
-        return seal_fields(self._protocols, binding, self.name, model, allow_open)
-
-    def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
-        """Return the request for the signature of an answer.
-
-        Raises:
-            ServiceError: If the answer has no valid identifier (`signature`).
-        """
-        query = {} if model is None else {"model": model}
-        query["signing_algo"] = self.algorithm
-        return signature_question(self._signature, answer, query)
-
-    def check_signature(
-        self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
-    ) -> Signer:
-        """Check the signature of an answer, and return whose it is.
-
-        Raises:
-            FormatError: If the document is malformed.
-            ServiceError: If it is not a valid signature of this answer (`signature`).
-        """
-        # A relay has names of its own for models.
-        return check_answer_signature(document, answer, claims, None if self.relay else model)
-
     def _not_proven(self, reports: list[VllmReport], bindings: list[Binding]) -> tuple[str, ...]:
         found = list(model_limits(reports))
         if self.relay:
@@ -193,19 +217,15 @@ class VllmProxy:
             found += channel_limits(bindings)
         return tuple(found)
 
-    def __repr__(self) -> str:
-        return f"VllmProxy({self.name!r})"
-
 
 SERVICES: Final = (
     VllmProxy("vllm-proxy"),
-    VllmProxy("redpill", "api.redpill.ai", relay=True, needs_key=True),
+    VllmProxy("redpill", "api.redpill.ai", relay=True),
     VllmProxy(
         "nano-gpt",
         "nano-gpt.com",
         path="/api/v1/tee/attestation",
         relay=True,
-        needs_key=True,
         signature="/api/v1/tee/signature/{id}",
         protocols=VERSION_1,
     ),
@@ -214,7 +234,6 @@ SERVICES: Final = (
         "api.venice.ai",
         path="/api/v1/tee/attestation",
         relay=True,
-        needs_key=True,
         signature="/api/v1/tee/signature?request_id={id}",
         protocols=VENICES,
     ),
@@ -246,7 +265,7 @@ def check_nonce(nonce: bytes) -> bytes:
     return nonce
 
 
-def check_kind(members: dict[str, object], nonce: bytes) -> None:
+def check_kind(members: AnswerObject, nonce: bytes) -> None:
     """Refuse evidence of another kind that a relay passes on.
 
     Raises:
@@ -255,26 +274,23 @@ def check_kind(members: dict[str, object], nonce: bytes) -> None:
     kind = members.get("attestation_type")
     if kind is None:
         return
-    check_nonce_echo(members, nonce, f"{_WHAT} of {shown(str(kind))}")
+    check_nonce_echo(members, nonce)
     message = f"{_WHAT}: is of {shown(str(kind))}; connect to that service itself"
     raise ServiceError(message, reason="no_attestation")
 
 
-def read_reports(members: dict[str, object], nonce: bytes, role: str) -> list[VllmReport]:
+def read_reports(members: AnswerObject, nonce: bytes, role: str) -> list[VllmReport]:
     """Read a report and those of other replicas in `all_attestations`, which may repeat the first.
 
     Raises:
         FormatError: If a report is malformed, or there are more than 62 replicas.
         ServiceError: As `read_vllm_report`.
     """
-    found = [read_vllm_report(members, nonce, role, _WHAT)]
-    if members.get("all_attestations") is None:
+    found = [read_vllm_report(members, nonce, role)]
+    if not members.has("all_attestations"):
         return found
-    for at, item in enumerate(list_member(members, "all_attestations", _WHAT, _MAX_REPLICAS)):
-        what = f"all_attestations[{at}]"
-        if not isinstance(item, dict):
-            raise FormatError(f"{what}: must be an object", reason="wrong_type")
-        report = read_vllm_report(item, nonce, role, what)
+    for item in members.objects("all_attestations", _MAX_REPLICAS):
+        report = read_vllm_report(item, nonce, role)
         if all(not same_machine(report, one) for one in found):
             found.append(report)
     return found

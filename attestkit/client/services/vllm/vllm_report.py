@@ -21,10 +21,9 @@ from attestkit.client.services.dstack_evidence import (
     read_dstack_evidence,
 )
 from attestkit.client.services.service import Binding, Machine
-from attestkit.client.services.strict_answer import text_of
+from attestkit.client.services.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.gpu.bindings import read_vllm_proxy
-from attestkit.gpu.bindings.answer_fields import hex_member
 from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
 from attestkit.gpu.bound_evidence import GpuBinding
 
@@ -56,43 +55,42 @@ class VllmReport(NamedTuple):
         return evidence.quote.raw if evidence.quote is not None else b""
 
 
-def read_vllm_report(members: Mapping[str, Any], nonce: bytes, role: str, what: str) -> VllmReport:
+def read_vllm_report(members: AnswerObject, nonce: bytes, role: str) -> VllmReport:
     """Read a report.
 
     Args:
         members: Its decoded members.
         nonce: Nonce of the request, 32 bytes.
         role: Of the machine.
-        what: Name of the report, with which errors begin.
 
     Raises:
         FormatError: If it is malformed, or its parts contradict each other.
         ServiceError: If it has no quote (`no_attestation`), or states another nonce (`nonce_echo`).
     """
-    check_nonce_echo(members, nonce, what)
-    quote = _quote(members, what)
-    algorithm = _algorithm(members, what)
-    address = hex_member(members, "signing_address", what, _ADDRESS_SIZES[algorithm])
+    check_nonce_echo(members, nonce)
+    quote = _quote(members)
+    algorithm = _algorithm(members)
+    address = members.prefixed_hex("signing_address", _ADDRESS_SIZES[algorithm])
     fingerprint = None
-    if members.get("tls_cert_fingerprint") is not None:
-        fingerprint = hex_member(members, "tls_cert_fingerprint", what, _HASH_SIZE)
+    if members.has("tls_cert_fingerprint"):
+        fingerprint = members.prefixed_hex("tls_cert_fingerprint", _HASH_SIZE)
     machine = Machine(
         role,
-        _evidence(members, quote, what),
+        _evidence(members, quote),
         vllm_proxy_report_data(address, nonce, fingerprint),
-        _gpu(members, nonce, what),
+        _gpu(members, nonce),
     )
     return VllmReport(
         machine,
         algorithm,
         address,
-        _public_key(members, algorithm, address, what),
+        _public_key(members, algorithm, address),
         fingerprint,
-        _model_name(members, what),
+        members.optional_text("model_name"),
     )
 
 
-def check_nonce_echo(members: Mapping[str, Any], nonce: bytes, what: str) -> None:
+def check_nonce_echo(members: AnswerObject, nonce: bytes) -> None:
     """Check that a nonce which an answer states, if any, is that of the request.
 
     Only the nonce in the report data shows anything; another one is a reason to refuse.
@@ -102,13 +100,13 @@ def check_nonce_echo(members: Mapping[str, Any], nonce: bytes, what: str) -> Non
         ServiceError: If it is another one (`nonce_echo`).
     """
     for name in _ECHOES:
-        if members.get(name) is None:
+        if not members.has(name):
             continue
-        stated = strict_json.from_hex(members[name], f"{what}: {name}")
+        stated = strict_json.from_hex(members[name], f"{members.what}: {name}")
         if not hmac.compare_digest(stated, nonce):
             message = (
-                f"{what}: {name} {stated.hex()[:64]} is not the nonce of the request: the evidence "
-                "is not fresh"
+                f"{members.what}: {name} {stated.hex()[:64]} is not the nonce of the request: the "
+                "evidence is not fresh"
             )
             raise ServiceError(message, reason="nonce_echo")
 
@@ -135,89 +133,79 @@ def signing_keys(reports: list[VllmReport]) -> dict[str, bytes]:
     return found
 
 
-def _quote(members: Mapping[str, Any], what: str) -> bytes:
+def _quote(members: AnswerObject) -> bytes:
     texts = {members[name] for name in _QUOTES if isinstance(members.get(name), str)}
     if not texts:
         for name in _QUOTES:
-            if members.get(name) is not None:
-                raise FormatError(f"{what}: {name}: must be text", reason="wrong_type")
-        raise ServiceError(f"{what}: has no TDX quote", reason="no_attestation")
+            members.optional_text(name)
+        raise ServiceError(f"{members.what}: has no TDX quote", reason="no_attestation")
     if len(texts) > 1:
-        message = f"{what}: {' and '.join(_QUOTES)} differ"
-        raise FormatError(message, reason="inconsistent")
-    quote = strict_json.from_hex(texts.pop().removeprefix("0x"), f"{what}: {_QUOTES[0]}")
+        raise members.error(_QUOTES[0], f"differs from {_QUOTES[1]}", "inconsistent")
+    quote = strict_json.from_hex(texts.pop().removeprefix("0x"), f"{members.what}: {_QUOTES[0]}")
     try:
         td_body(quote)
     except FormatError as error:
-        raise FormatError(f"{what}: {error}", reason=error.reason) from error
+        raise FormatError(f"{members.what}: {error}", reason=error.reason) from error
     return quote
 
 
-def _algorithm(members: Mapping[str, Any], what: str) -> SigningAlgorithm:
-    name = text_of(members, "signing_algo", what).lower()
+def _algorithm(members: AnswerObject) -> SigningAlgorithm:
+    name = members.text("signing_algo").lower()
     if name == "ecdsa":
         return "ecdsa"
     if name == "ed25519":
         return "ed25519"
-    message = f"{what}: signing_algo: must be ecdsa or ed25519, not {shown(name)}"
-    raise FormatError(message, reason="unsupported_algorithm")
+    problem = f"must be ecdsa or ed25519, not {shown(name)}"
+    raise members.error("signing_algo", problem, "unsupported_algorithm")
 
 
-def _public_key(
-    members: Mapping[str, Any], algorithm: SigningAlgorithm, address: bytes, what: str
-) -> bytes | None:
-    stated = members.get("signing_public_key") is not None
-    subject = f"{what}: signing_public_key"
+def _public_key(members: AnswerObject, algorithm: SigningAlgorithm, address: bytes) -> bytes | None:
+    name = "signing_public_key"
+    stated = members.has(name)
     if algorithm == "ed25519":
         if not ed25519_has_prime_order(address):
-            message = f"{what}: signing_address: not an Ed25519 key of prime order"
-            raise FormatError(message, reason="wrong_value")
-        if stated and hex_member(members, "signing_public_key", what, 32) != address:
-            message = f"{subject}: differs from signing_address, which is the key"
-            raise FormatError(message, reason="inconsistent")
+            problem = "not an Ed25519 key of prime order"
+            raise members.error("signing_address", problem, "wrong_value")
+        if stated and members.prefixed_hex(name, 32) != address:
+            problem = "differs from signing_address, which is the key"
+            raise members.error(name, problem, "inconsistent")
         return address
     if not stated:
         return None
-    key = hex_member(members, "signing_public_key", what, 64, 65)
+    key = members.prefixed_hex(name, 64, 65)
     key = b"\4" + key if len(key) == 64 else key
     try:
         require_k256_point(key)
     except UsageError as error:
-        message = f"{subject}: not an uncompressed point of secp256k1"
-        raise FormatError(message, reason="wrong_value") from error
+        problem = "not an uncompressed point of secp256k1"
+        raise members.error(name, problem, "wrong_value") from error
     if not hmac.compare_digest(ethereum_address(key), address):
-        message = f"{subject}: is not the key whose hash is signing_address"
-        raise FormatError(message, reason="inconsistent")
+        problem = "is not the key whose hash is signing_address"
+        raise members.error(name, problem, "inconsistent")
     return key
 
 
-def _evidence(members: Mapping[str, Any], quote: bytes, what: str) -> Attestation | bytes:
+def _evidence(members: AnswerObject, quote: bytes) -> Attestation | bytes:
     """Return quote and event log; the app compose must be the measured one."""
-    info, tcb_info = _information(members, what)
-    config = members.get("vm_config")
-    if config is None:
-        config = info.get("vm_config")
-    log = members.get("event_log")
-    if log is None:
-        log = tcb_info.get("event_log")
-    evidence = read_dstack_evidence(quote, log, config, what)
-    check_app_compose(evidence, tcb_info.get("app_compose"), what)
+    info, tcb_info = _information(members)
+    config = members["vm_config"] if members.has("vm_config") else info.get("vm_config")
+    log = members["event_log"] if members.has("event_log") else tcb_info.get("event_log")
+    evidence = read_dstack_evidence(quote, log, config, members.what)
+    check_app_compose(evidence, tcb_info.get("app_compose"), members.what)
     return evidence
 
 
-def _information(
-    members: Mapping[str, Any], what: str
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _information(members: AnswerObject) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return `info` and its `tcb_info`, each empty if it is missing."""
-    if members.get("info") is None:
+    if not members.has("info"):
         return {}, {}
-    info = object_of_text(members["info"], f"{what}: info")
+    info = object_of_text(members["info"], f"{members.what}: info")
     if not info.get("tcb_info"):  # missing, or empty text
         return info, {}
-    return info, object_of_text(info["tcb_info"], f"{what}: tcb_info")
+    return info, object_of_text(info["tcb_info"], f"{members.what}: tcb_info")
 
 
-def _gpu(members: Mapping[str, Any], nonce: bytes, what: str) -> GpuBinding | None:
+def _gpu(members: AnswerObject, nonce: bytes) -> GpuBinding | None:
     payload = members.get("nvidia_payload")
     if not payload:  # missing, or empty on a machine without GPUs
         return None
@@ -226,10 +214,4 @@ def _gpu(members: Mapping[str, Any], nonce: bytes, what: str) -> GpuBinding | No
     try:
         return read_vllm_proxy({**members, "nvidia_payload": payload}, nonce=nonce)
     except FormatError as error:
-        raise FormatError(f"{what}: {error}", reason=error.reason) from error
-
-
-def _model_name(members: Mapping[str, Any], what: str) -> str | None:
-    if members.get("model_name") is None:
-        return None
-    return text_of(members, "model_name", what)
+        raise FormatError(f"{members.what}: {error}", reason=error.reason) from error
