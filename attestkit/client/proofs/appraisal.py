@@ -1,7 +1,7 @@
 """From answers and an observed peer to a proof: `Appraiser`, which does no I/O to the server."""
 
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import signature
@@ -27,12 +27,10 @@ from attestkit.client.services.service import (
 from attestkit.collateral import Collateral
 from attestkit.errors import (
     FormatError,
-    PolicyError,
     ServiceError,
     UsageError,
     VerificationError,
 )
-from attestkit.verifier import AppraisalPolicy
 
 TLS_KINDS: Final = ("tls-spki", "tls-certificate", "ra-tls")
 SEALED_KINDS: Final = ("fields", "hpke", "kem")
@@ -113,12 +111,7 @@ class Appraiser:
         bindings = self._enforced(claims)
         _check_observed(bindings, seen)
         self._require.check(claims, bindings, self.service.name)
-        machines = tuple(
-            self._verify(machine, now, own)
-            for machine, own in zip_longest(claims.machines, collateral[: len(claims.machines)])
-        )
-        if self._first_use is not None:
-            self._first_use.remember(machines)
+        machines = self._verify(claims.machines, now, collateral[: len(claims.machines)])
         return self._proof(claims, bindings, machines, (answers, nonce, seen), now)
 
     def _enforced(self, claims: Claims) -> tuple[Binding, ...]:
@@ -133,33 +126,16 @@ class Appraiser:
         return tuple(found)
 
     def _verify(
-        self, machine: Machine, now: datetime, collateral: Collateral | None
-    ) -> VerifiedMachine:
-        gpu = self._require.gpu and machine.gpu is not None
-        if self._first_use is None:
-            return self._trust.verify(machine, now, gpu=gpu, collateral=collateral)
-        policy = self._first_use.policy(machine.role)
-        verify = partial(self._trust.verify, machine, now, gpu=gpu, collateral=collateral)
-        if others := self._first_use.others(machine.role):
-            return self._verify_new_role(machine.role, others, verify)
-        with self._first_use.explain(machine.role):
-            return verify(policy=policy)
-
-    def _verify_new_role(
-        self,
-        role: str,
-        policies: Sequence[AppraisalPolicy],
-        verify: Callable[..., VerifiedMachine],
-    ) -> VerifiedMachine:
-        """Verify a machine whose role is new by the policies of those that are known."""
-        assert self._first_use is not None
-        failed: PolicyError | None = None
-        for policy in policies:
-            try:
-                return verify(policy=policy)
-            except PolicyError as error:
-                failed = error
-        raise self._first_use.other_program(role) from failed
+        self, machines: Sequence[Machine], now: datetime, collateral: Sequence[Collateral | None]
+    ) -> tuple[VerifiedMachine, ...]:
+        verifications = []
+        for machine, own in zip_longest(machines, collateral):
+            gpu = self._require.gpu and machine.gpu is not None
+            verify = partial(self._trust.verify, machine, now, gpu=gpu, collateral=own)
+            verifications.append((machine.role, verify))
+        if self._first_use is not None:
+            return self._first_use.verify(verifications)
+        return tuple([verify() for _, verify in verifications])
 
     def _proof(
         self,

@@ -4,9 +4,10 @@ As with ssh, the first server that answers is trusted. The file has a policy for
 each server, which later evidence must meet. It is for laptops and tests.
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,12 @@ _REASONS: Final[dict[str, "ConfigReason"]] = {
 _OF_PLATFORM: Final = frozenset({"advisory", "grace_period", "tcb_status"})
 
 
+Verification = tuple[str, Callable[..., VerifiedMachine]]
+"""Role of a machine, and a function that verifies it by its argument `policy`."""
+
+_unwritable: Final = partial(ConfigError, reason="unwritable")
+
+
 class FirstUse:
     """The kept policies of one service at one server.
 
@@ -53,26 +60,26 @@ class FirstUse:
     def __init__(self, path: str | os.PathLike[str], subject: str) -> None:
         self._path, self._subject = Path(path), subject
 
-    def policy(self, role: str) -> AppraisalPolicy | None:
-        """Return the policy of a role; None if it was not seen yet.
+    def verify(self, verifications: Sequence[Verification]) -> tuple[VerifiedMachine, ...]:
+        """Verify machines by the policies of their first use, and keep those of new ones.
+
+        If another process or thread keeps some of this subject meanwhile, they are verified by
+        those: of two that are first at the same time, one is.
+
+        Args:
+            verifications: Of each machine.
 
         Raises:
-            ConfigError: If the file cannot be read or is malformed.
+            ServiceError: If a machine runs another program than at first use (reason `identity`),
+                or its evidence does not tell which one (`no_app`).
+            ConfigError: If the file cannot be read or written, or is malformed.
+            AttestKitError: As the verifications.
         """
-        text = self._read().get(self._name(role))
-        return None if text is None else AppraisalPolicy.from_toml(text, str(self._path))
-
-    def others(self, role: str) -> tuple[AppraisalPolicy, ...]:
-        """Return the policies of all roles if this one was not seen yet, and others were.
-
-        A service, or who poses as it, chooses the names of roles, so that a new one has to run a
-        program that was accepted at the first use.
-        """
-        kept = self._read()
-        if self._name(role) in kept:
-            return ()
-        texts = {text for name, text in kept.items() if name.startswith(self._name(""))}
-        return tuple([AppraisalPolicy.from_toml(text, str(self._path)) for text in sorted(texts)])
+        while True:
+            kept = self._own(self._read())
+            machines = tuple([self._verify(role, verify, kept) for role, verify in verifications])
+            if self._remember(machines, kept):
+                return machines
 
     def check_guess(self, origin: str) -> None:
         """Check that a service which was guessed is one that was seen at an origin, if any was.
@@ -81,7 +88,7 @@ class FirstUse:
             ServiceError: If it is not (reason `identity`).
         """
         names = self._read()
-        if any(name.startswith(self._name("")) for name in names):
+        if self._own(names):
             return
         if any(name.startswith(f"{origin} ") for name in names):
             message = (
@@ -90,52 +97,77 @@ class FirstUse:
             )
             raise ServiceError(message, reason="identity")
 
-    def other_program(self, role: str) -> ServiceError:
-        """Return the error about a role that is new, and runs a program that is new, too."""
-        message = (
-            f"{self._subject}: {shown(role)} was not there at the first use, and runs none of the "
-            f"programs that were; if that is intended, remove the names of {self._subject} from "
-            f"{self._path}"
-        )
-        return ServiceError(message, reason="identity")
+    def _verify(
+        self, role: str, verify: Callable[..., VerifiedMachine], kept: Mapping[str, str]
+    ) -> VerifiedMachine:
+        """Verify one machine.
 
-    @contextmanager
-    def explain(self, role: str) -> Iterator[None]:
-        """Raise ServiceError in place of a PolicyError about another program than at first."""
-        try:
-            yield
-        except PolicyError as error:
-            if error.reason in _OF_PLATFORM or self._name(role) not in self._read():
-                raise
-            message = (
-                f"{self._subject}: differs from its first use: {error}; if the change is intended, "
-                f"remove {shown(self._name(role))} from {self._path}"
-            )
-            raise ServiceError(message, reason="identity") from error
-
-    def remember(self, machines: Sequence[VerifiedMachine]) -> None:
-        """Keep the policies of accepted machines that are not in the file yet.
-
-        Raises:
-            ServiceError: If evidence does not tell which program runs (reason `no_app`).
-            ConfigError: If the file cannot be read or written.
+        A service, or who poses as it, chooses the names of roles, so that a new one has to run a
+        program that was accepted at the first use.
         """
-        kept = self._read()
+        name = self._name(role)
+        if not kept:
+            return verify(policy=None)
+        texts = {kept[name]} if name in kept else set(kept.values())
+        failed: PolicyError | None = None
+        for text in sorted(texts):
+            try:
+                return verify(policy=AppraisalPolicy.from_toml(text, str(self._path)))
+            except PolicyError as error:
+                if name in kept and error.reason in _OF_PLATFORM:
+                    raise
+                failed = error
+        if name in kept:
+            message = (
+                f"{self._subject}: differs from its first use: {failed}; if the change is "
+                f"intended, remove {shown(name)} from {self._path}"
+            )
+        else:
+            message = (
+                f"{self._subject}: {shown(role)} was not there at the first use, and runs none of "
+                f"the programs that were; if that is intended, remove the names of {self._subject} "
+                f"from {self._path}"
+            )
+        raise ServiceError(message, reason="identity") from failed
+
+    def _remember(self, machines: Sequence[VerifiedMachine], known: Mapping[str, str]) -> bool:
+        """Keep the policies of machines that are new; return False if others were kept since."""
         new = {
             name: AppraisalPolicy.from_evidence(machine.result)
             for machine in machines
-            if (name := self._name(machine.role)) not in kept
+            if (name := self._name(machine.role)) not in known
         }
+        if not all(map(names_app, new.values())):
+            message = f"{self._subject}: the evidence does not tell which program runs"
+            raise ServiceError(message, reason="no_app")
         if not new:
-            return
-        for policy in new.values():
-            if not names_app(policy):
-                message = f"{self._subject}: the evidence does not tell which program runs"
-                raise ServiceError(message, reason="no_app")
-        kept.update({name: policy.to_toml() for name, policy in new.items()})
-        content = json.dumps({"version": _VERSION, "pins": kept}, indent=1) + "\n"
-        unwritable = partial(ConfigError, reason="unwritable")
-        save_document(self._path, content.encode(), unwritable, mode=0o600)
+            return True
+        with self._locked():
+            kept = self._read()
+            if self._own(kept) != known:
+                return False
+            kept.update({name: policy.to_toml() for name, policy in new.items()})
+            content = json.dumps({"version": _VERSION, "pins": kept}, indent=1) + "\n"
+            save_document(self._path, content.encode(), _unwritable, mode=0o600)
+        return True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the file between processes and threads, in a file beside it."""
+        name = f"{self._path}.lock"
+        try:
+            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise _unwritable(f"{name}: cannot be written: {error}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _own(self, kept: Mapping[str, str]) -> dict[str, str]:
+        """Return the policies of this subject."""
+        return {name: text for name, text in kept.items() if name.startswith(self._name(""))}
 
     def _name(self, role: str) -> str:
         return f"{self._subject} {role}"

@@ -1,8 +1,12 @@
 """First use: the program that was accepted first is required afterwards, as the file says."""
 
 import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -74,16 +78,27 @@ def test_another_program_is_refused(tmp_path: Path) -> None:
     assert pins.read_bytes() == before
 
 
+def use(first: FirstUse, *roles: str, error: PolicyError | None = None) -> list[Any]:
+    """Verify machines of these roles, or refuse them; return the policies that were asked for."""
+    asked: list[Any] = []
+
+    def verify(role: str, policy: Any) -> VerifiedMachine:
+        asked.append(policy)
+        if error is not None:
+            raise error
+        return machine(role)
+
+    first.verify([(role, partial(verify, role)) for role in roles or ("server",)])
+    return asked
+
+
 def test_origins_and_roles_are_apart(tmp_path: Path) -> None:
     """Each machine of each server has a policy of its own."""
     pins = tmp_path / "pins.json"
     first, second = FirstUse(pins, SUBJECT), FirstUse(pins, "https://b.example attestkit")
-    assert first.policy("gateway") is None
-    first.remember([machine("gateway"), machine("model a")])
-    assert first.policy("gateway") is not None
-    assert first.policy("model b") is None
-    assert second.policy("gateway") is None
-    second.remember([machine("gateway")])
+    assert use(first, "gateway", "model a") == [None, None]
+    assert None not in use(first, "gateway")
+    assert use(second, "gateway") == [None]
     assert set(json.loads(pins.read_text())["pins"]) == {
         f"{SUBJECT} gateway",
         f"{SUBJECT} model a",
@@ -95,9 +110,9 @@ def test_kept_policy_is_not_replaced(tmp_path: Path) -> None:
     """The first policy is kept; later calls change nothing."""
     pins = tmp_path / "pins.json"
     first = FirstUse(pins, SUBJECT)
-    first.remember([machine()])
+    use(first)
     content = pins.read_bytes()
-    first.remember([machine()])
+    use(first)
     assert pins.read_bytes() == content
 
 
@@ -107,13 +122,62 @@ def test_state_of_the_platform_is_no_change_of_program(tmp_path: Path) -> None:
     first = FirstUse(pins, SUBJECT)
     status = PolicyError("out of date", reason="tcb_status")
     app = PolicyError("another", reason="app_id")
-    with pytest.raises(PolicyError), first.explain("server"):
-        raise app
-    first.remember([machine()])
-    with pytest.raises(PolicyError), first.explain("server"):
-        raise status
-    with raises(ServiceError, "identity"), first.explain("server"):
-        raise app
+    with pytest.raises(PolicyError):
+        use(first, error=app)
+    use(first)
+    with pytest.raises(PolicyError):
+        use(first, error=status)
+    with raises(ServiceError, "identity"):
+        use(first, error=app)
+
+
+def test_uses_at_the_same_time_agree(tmp_path: Path) -> None:
+    """What another process keeps meanwhile is what a machine is verified by."""
+    pins = tmp_path / "pins.json"
+    asked: list[Any] = []
+
+    def verify(policy: Any) -> VerifiedMachine:
+        if not asked:  # another process is faster
+            use(FirstUse(pins, SUBJECT))
+        asked.append(policy)
+        return machine()
+
+    FirstUse(pins, SUBJECT).verify([("server", verify)])
+    assert asked[0] is None
+    assert asked[1] is not None
+
+    def refuse(policy: Any) -> VerifiedMachine:
+        if policy is None:
+            use(FirstUse(pins, "https://c.example attestkit"))
+            return machine()
+        raise PolicyError("another", reason="app_id")
+
+    with raises(ServiceError, "identity"):
+        FirstUse(pins, "https://c.example attestkit").verify([("server", refuse)])
+
+
+_MANY: Final = """
+import sys
+from pathlib import Path
+from attestkit.client.proofs.first_use import FirstUse
+from tests.client.saved_proofs import saved_proof
+
+found = saved_proof().proof.machines[0]
+for at in range(20):
+    FirstUse(Path(sys.argv[1]), f"https://{sys.argv[2]}-{at} x").verify(
+        [(found.role, lambda policy: found)]
+    )
+"""
+
+
+def test_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    """Several processes that write the file at once all find their pins in it."""
+    pins = tmp_path / "pins.json"
+    words = [sys.executable, "-c", _MANY, str(pins)]
+    with ExitStack() as stack:
+        running = [stack.enter_context(subprocess.Popen([*words, name])) for name in "abc"]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert len(read_pins(pins.read_bytes())) == 60
 
 
 @pytest.mark.parametrize(
@@ -137,18 +201,15 @@ def test_malformed_file(tmp_path: Path, content: bytes, reason: str) -> None:
     """It is an error of configuration that names the file, and never a first use."""
     pins = tmp_path / "pins.json"
     pins.write_bytes(content)
-    first = FirstUse(pins, SUBJECT)
     with raises(ConfigError, reason, start=str(pins)):
-        first.policy("server")
-    with raises(ConfigError, reason):
-        first.remember([machine()])
+        use(FirstUse(pins, SUBJECT))
     assert pins.read_bytes() == content
 
 
 def test_every_cut_is_refused(tmp_path: Path) -> None:
     """No beginning of a file is read as one with fewer pins."""
     pins = tmp_path / "pins.json"
-    FirstUse(pins, SUBJECT).remember([machine()])
+    use(FirstUse(pins, SUBJECT))
     content = pins.read_bytes().rstrip()
     assert read_pins(content)
     for length in range(len(content)):
@@ -165,13 +226,13 @@ def test_pins_survive(pins: dict[str, str]) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     """Neither a folder nor a policy that is malformed counts as no policy."""
     with raises(ConfigError, "unreadable"):
-        FirstUse(tmp_path, SUBJECT).policy("server")
+        use(FirstUse(tmp_path, SUBJECT))
     with raises(ConfigError, "unwritable"):
-        FirstUse(tmp_path / "missing" / "pins.json", SUBJECT).remember([machine()])
+        use(FirstUse(tmp_path / "missing" / "pins.json", SUBJECT))
     pins = tmp_path / "pins.json"
     pins.write_text(json.dumps({"version": 1, "pins": {f"{SUBJECT} server": "= nonsense"}}))
     with pytest.raises(ConfigError, match=r"pins\.json"):
-        FirstUse(pins, SUBJECT).policy("server")
+        use(FirstUse(pins, SUBJECT))
 
 
 @pytest.mark.parametrize(
