@@ -13,7 +13,13 @@ from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_certificates import pem_samples
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short
 from fuzz.parser_evidence import evidence_samples
-from tests.client.documents import NONCE, PEER, full_statement, with_members, with_statement
+from tests.client.middleware.documents import (
+    NONCE,
+    PEER,
+    full_statement,
+    with_members,
+    with_statement,
+)
 
 _SIZE: int = 16 << 10  # bytes of a document with a bare quote
 _PUBLIC_KEY: bytes = b"-----BEGIN PUBLIC KEY-----\nMAYwAAMCAAA=\n-----END PUBLIC KEY-----\n"

@@ -20,12 +20,8 @@ from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
 from tests.client.sealing import test_aci_e2ee
 from tests.client.sealing import test_kem as sealed_answers
-from tests.client.services import (
-    aci_answers,
-    chutes_answers,
-    test_aci_receipts,
-    test_secretvm,
-)
+from tests.client.services import chutes_answers, test_secretvm
+from tests.client.services.aci import aci_answers, test_aci_receipts
 
 _REPORT: Final = 16 << 10  # bytes of an answer with a bare quote
 _BETWEEN: Final = b"\n\0\n"  # two answers

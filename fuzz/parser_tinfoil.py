@@ -18,7 +18,7 @@ from attestkit.client.services.tinfoil.tinfoil_documents import (
 from attestkit.errors import FormatError, ServiceError
 from attestkit.testing import SimulatedTee
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
-from tests.client.services.tinfoil_maker import NONCE, Enclave
+from tests.client.services.tinfoil.tinfoil_maker import NONCE, Enclave
 
 _MOST = 4096  # bytes of a decompressed stream
 

@@ -25,7 +25,7 @@ from attestkit.client.document import (
 )
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.report_data import ReportData
-from tests.client.documents import (
+from tests.client.middleware.documents import (
     HPKE,
     NAME,
     NONCE,

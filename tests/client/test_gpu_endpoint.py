@@ -17,7 +17,7 @@ from attestkit.gpu import GpuEndorsements
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.verifier import AppraisalPolicy
 from tests.client.services.served import Answer, Request, ServedApp, served
-from tests.client.services.simulated_reports import report, td, verified
+from tests.client.services.vllm.simulated_reports import report, td, verified
 from tests.gpu.simulated_machine import machine as gpu_machine
 from tests.gpu.test_fetch_over_http import Server
 from tests.raising import raises

@@ -22,7 +22,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.testing import AttestedServer
-from tests.client.saved_proofs import saved_proof
+from tests.client.proofs.saved_proofs import saved_proof
 from tests.raising import raises
 
 NAME_AND_KEY = "that nonce, name and TLS key"

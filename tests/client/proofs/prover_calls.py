@@ -10,7 +10,7 @@ from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.steps import Receive, Run, Send, Steps, drive
 from attestkit.errors import VerificationError
 from attestkit.ra_tls import PeerRefusedError
-from tests.client.stub_proofs import (
+from tests.client.proofs.stub_proofs import (
     ANSWER,
     MAX_AGE,
     Channel,

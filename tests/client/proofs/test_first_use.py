@@ -18,7 +18,7 @@ from attestkit.client.proofs.trust import VerifiedMachine
 from attestkit.errors import ConfigError, FormatError, PolicyError, ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.testing import AttestedServer
-from tests.client.saved_proofs import saved_proof
+from tests.client.proofs.saved_proofs import saved_proof
 from tests.raising import raises
 
 OTHER_APP = b'{"manifest_version":2,"name":"other","runner":"bash"}'
@@ -160,7 +160,7 @@ _MANY: Final = """
 import sys
 from pathlib import Path
 from attestkit.client.proofs.first_use import FirstUse
-from tests.client.saved_proofs import saved_proof
+from tests.client.proofs.saved_proofs import saved_proof
 
 found = saved_proof().proof.machines[0]
 for at in range(20):

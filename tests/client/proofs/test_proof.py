@@ -8,7 +8,7 @@ import pytest
 
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.service import Binding
-from tests.client.saved_proofs import saved_proof
+from tests.client.proofs.saved_proofs import saved_proof
 from tests.untyped import untyped
 
 KEY = bytes(range(32))

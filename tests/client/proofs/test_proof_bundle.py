@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from attestkit.client.proofs.proof_bundle import MAX_ANSWERS, MAX_FILE, ProofBundle
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
-from tests.client.saved_proofs import saved_proof
+from tests.client.proofs.saved_proofs import saved_proof
 from tests.raising import raises
 from tests.untyped import untyped
 

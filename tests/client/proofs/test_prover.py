@@ -23,7 +23,7 @@ from tests.client.proofs.prover_calls import (
     refuse,
     refused,
 )
-from tests.client.stub_proofs import (
+from tests.client.proofs.stub_proofs import (
     CLOSING,
     SECONDS,
     TIMEOUT,

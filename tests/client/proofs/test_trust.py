@@ -19,7 +19,7 @@ from attestkit.errors import (
 )
 from attestkit.testing import AttestedServer
 from attestkit.verifier import AppraisalPolicy
-from tests.client.saved_proofs import saved_proof
+from tests.client.proofs.saved_proofs import saved_proof
 from tests.raising import raises
 from tests.untyped import untyped
 

@@ -17,7 +17,7 @@ from attestkit.testing import SimulatedTee
 from attestkit.testing.loopback_ca import LoopbackCa
 from attestkit.testing.tls_listener import ADDRESS, TlsListener
 from tests.client.sealing.ehbp_server import KEY_PROBLEM, EhbpServer
-from tests.client.services.tinfoil_maker import Enclave
+from tests.client.services.tinfoil.tinfoil_maker import Enclave
 
 pytest.importorskip("uvicorn")
 

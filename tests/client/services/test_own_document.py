@@ -14,7 +14,7 @@ from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.services.service import Claims, ObservedPeer
 from attestkit.errors import AttestKitError, FormatError, PolicyError, ServiceError, UsageError
 from tests.attestation.test_snp import ASK, VCEK, make_table
-from tests.client.documents import (
+from tests.client.middleware.documents import (
     HPKE,
     NONCE,
     OTHER_KEY,

@@ -17,7 +17,7 @@ from attestkit.client.wire.requests_adapter import requests_session
 from attestkit.errors import ServiceError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority
-from tests.client.wire.httpx_clients import KINDS, calling, every_client
+from tests.client.wire.httpx_transport.httpx_clients import KINDS, calling, every_client
 from tests.client.wire.provers import SimpleProver
 from tests.client.wire.sealings import END, ForgetfulSealing, ToySealing, masked
 from tests.client.wire.servers import TIMEOUT, http_answer, serving

@@ -20,7 +20,7 @@ from tests.client.services.captures import (
     roles,
     status,
 )
-from tests.client.services.simulated_reports import (
+from tests.client.services.vllm.simulated_reports import (
     ED25519,
     NONCE,
     TLS_KEY,

@@ -12,7 +12,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.testing import SimulatedTee
-from tests.client.services.tinfoil_maker import (
+from tests.client.services.tinfoil.tinfoil_maker import (
     LABEL,
     NONCE,
     Enclave,

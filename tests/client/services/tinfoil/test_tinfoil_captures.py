@@ -22,7 +22,7 @@ from attestkit.errors import (
 from attestkit.gpu.bindings.tinfoil import tinfoil_section_data
 from attestkit.verifier import ReferenceValues
 from attestkit.verifier.policy.app_pins import names_app
-from tests.client.services.tinfoil_maker import leaves, other_digit, replace_leaf
+from tests.client.services.tinfoil.tinfoil_maker import leaves, other_digit, replace_leaf
 from tests.vectors import HAVE_SHARED, SHARED, needs_shared
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from tests.client.services.captures import Capture, captures, check_machine, peer, status
-from tests.client.services.simulated_reports import (
+from tests.client.services.vllm.simulated_reports import (
     ED25519,
     K256,
     NONCE,

@@ -19,7 +19,7 @@ from attestkit.client.services.aci.aci_receipts import (
 from attestkit.client.services.service import AnswerRecord, Claims
 from attestkit.client.services.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError
-from tests.client.services.aci_answers import (
+from tests.client.services.aci.aci_answers import (
     NONCE,
     PEER,
     RECEIPT_KEY,

@@ -21,7 +21,7 @@ from attestkit.ra_tls import PeerRefusedError
 from attestkit.verifier import AppraisalPolicy
 from tests.client.sealing.field_server import FieldServer, event
 from tests.client.services.served import Answer, Request, ServedApp, served
-from tests.client.services.simulated_reports import NONCE, report, td, verified
+from tests.client.services.vllm.simulated_reports import NONCE, report, td, verified
 from tests.raising import raises
 from tests.verifier.platforms import intel
 

@@ -16,7 +16,7 @@ from attestkit.client.wire.tls import tls_context
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority, identity
-from tests.client.wire.httpx_clients import calling, every_client, iter_of
+from tests.client.wire.httpx_transport.httpx_clients import calling, every_client, iter_of
 from tests.client.wire.provers import SimpleProver
 from tests.client.wire.servers import (
     TIMEOUT,

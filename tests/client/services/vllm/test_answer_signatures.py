@@ -14,7 +14,7 @@ from attestkit.client.services.vllm.answer_signatures import MAX_TEXT
 from attestkit.client.services.vllm.near_ai import NearAiCloud
 from attestkit.client.services.vllm.vllm_proxy import SERVICES, VllmProxy
 from attestkit.errors import AttestKitError, FormatError, ServiceError
-from tests.client.services.simulated_reports import ED25519, K256, ethereum_address
+from tests.client.services.vllm.simulated_reports import ED25519, K256, ethereum_address
 from tests.raising import raises
 
 REQUEST: Final = sha256(b'{"model":"org/m"}').digest()

@@ -20,7 +20,7 @@ from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority, identity
 from tests.client.wire.provers import NeverRemembers, SimpleProver
-from tests.client.wire.requests_sessions import post, session_of
+from tests.client.wire.requests_adapter.requests_sessions import post, session_of
 from tests.client.wire.servers import TIMEOUT, http_answer, serving
 from tests.raising import raises
 

@@ -15,8 +15,8 @@ from attestkit.client.sealing.protocol import SealedRequest
 from attestkit.errors import ServiceError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.sealing.test_aci_e2ee import Server
-from tests.client.services import aci_answers
-from tests.client.services.aci_answers import encoded, keyset, pinned_verifier, report
+from tests.client.services.aci import aci_answers
+from tests.client.services.aci.aci_answers import encoded, keyset, pinned_verifier, report
 from tests.client.services.served import Answer, Request, ServedApp, served
 from tests.raising import raises
 

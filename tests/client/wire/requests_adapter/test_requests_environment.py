@@ -11,7 +11,7 @@ from attestkit.client.wire.requests_adapter import AttestedAdapter, requests_ses
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority
 from tests.client.wire.provers import SimpleProver
-from tests.client.wire.requests_sessions import post, session_of
+from tests.client.wire.requests_adapter.requests_sessions import post, session_of
 from tests.client.wire.servers import proxying, serving
 from tests.raising import raises
 

@@ -16,8 +16,8 @@ from attestkit.client.services.aci.aci_keyset import read_keyset
 from attestkit.client.services.service import Claims, ObservedPeer
 from attestkit.client.services.strict_answer import AnswerObject
 from attestkit.errors import FormatError, PolicyError, ServiceError, VerificationError
-from tests.client.services import aci_answers
-from tests.client.services.aci_answers import (
+from tests.client.services.aci import aci_answers
+from tests.client.services.aci.aci_answers import (
     E2EE_SECRET,
     HOST,
     K256_SECRET,

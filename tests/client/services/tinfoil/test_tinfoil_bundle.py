@@ -16,7 +16,7 @@ from attestkit.errors import (
     ServiceError,
 )
 from attestkit.testing import SimulatedTee
-from tests.client.services.tinfoil_maker import (
+from tests.client.services.tinfoil.tinfoil_maker import (
     DOMAIN,
     HPKE,
     NONCE,

@@ -15,8 +15,8 @@ from attestkit.client.document import PATH
 from attestkit.client.middleware.document_endpoint import AT_ONCE, WAITING
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.wsgi import Attested
-from tests.client.documents import NONCE, PEER, tee
-from tests.client.test_asgi import Failing, Held
+from tests.client.middleware.documents import NONCE, PEER, tee
+from tests.client.middleware.test_asgi import Failing, Held
 
 TLS: Final = [PEER.spki_sha256]
 QUERY: Final = f"nonce={NONCE.hex()}"

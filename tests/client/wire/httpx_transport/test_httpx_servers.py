@@ -9,7 +9,7 @@ from attestkit.client.wire.exchange import MAX_CONNECTIONS
 from attestkit.client.wire.tls import tls_context
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
-from tests.client.wire.httpx_clients import calling, every_client, iter_of
+from tests.client.wire.httpx_transport.httpx_clients import calling, every_client, iter_of
 from tests.client.wire.provers import NeverRemembers, SimpleProver
 from tests.client.wire.servers import (
     TIMEOUT,

@@ -10,7 +10,7 @@ from attestkit.client.wire.tls import tls_context
 from attestkit.errors import UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority
-from tests.client.wire.httpx_clients import calling, every_client
+from tests.client.wire.httpx_transport.httpx_clients import calling, every_client
 from tests.client.wire.provers import SimpleProver
 from tests.client.wire.servers import (
     WireServerLike,

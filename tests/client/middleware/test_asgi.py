@@ -19,7 +19,7 @@ from attestkit.client.middleware.document_endpoint import AT_ONCE, WAITING
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.errors import QuoteUnavailableError, UsageError
 from attestkit.testing import SimulatedTee
-from tests.client.documents import HPKE, NAME, NONCE, PEER, SIGNING, tee
+from tests.client.middleware.documents import HPKE, NAME, NONCE, PEER, SIGNING, tee
 from tests.raising import raises
 
 TLS: Final = [PEER.spki_sha256]
