@@ -72,7 +72,10 @@ def _sealed(raw: bytes, sealed: SealedRequest) -> None:
 def _sealed_answer(protocol_at: int, part: str) -> dict[str, object]:
     protocol = _PROTOCOLS[protocol_at]
     answer: dict[str, object] = {"id": "i", "model": "m"}
-    associated = protocol.associated.of_answer(_CONTEXT, answer, ("choices", 0, part, "content"))
+    associated = b""
+    if protocol.associated is not None:
+        path = ("choices", 0, part, "content")
+        associated = protocol.associated.of_answer(_CONTEXT, answer, path)
     content = protocol.cipher.seal(_KEY, b"text", associated).hex()
     return {**answer, "choices": [{"index": 0, part: {"role": "assistant", "content": content}}]}
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
     from attestkit.keys import KeyDeriver
     from attestkit.quote import Quote
+    from attestkit.simulated_roots import SimulatedRoots
     from attestkit.snp_report import SnpReport
     from attestkit.verifier import AttestationResult, Verifier
     from attestkit.verifier.verifier_options import VerifierOptions
@@ -223,6 +224,11 @@ class SimulatedTee:
         simulator.reset()
 
     # -- verification --------------------------------------------------------------------------
+
+    @property
+    def roots(self) -> "SimulatedRoots":
+        """Every trust anchor of this TEE, for the argument `trust_anchor` of verifiers."""
+        return self.simulator.roots
 
     @property
     def trust_anchor(self) -> bytes:

@@ -13,6 +13,7 @@ from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.client.services.service import Code, Machine
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls.certificate import check_certificate
+from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from attestkit.verifier.evidence.formats import parse_evidence
 from attestkit.verifier.gpu_join import expected_report_data
@@ -162,7 +163,8 @@ class Trust:
             return None
         from attestkit.gpu.endorsements import GpuEndorsements  # lazy: of GPUs only
 
-        roots = self._options.get("gpu_roots")
+        anchor: object = self._options.get("trust_anchor")
+        roots = anchor if isinstance(anchor, SimulatedRoots) else self._options.get("gpu_roots")
         return GpuEndorsements.fetch(binding.evidence, self._gpu_services, now=now, roots=roots)
 
     def _verifier(self, role: str) -> Verifier:
