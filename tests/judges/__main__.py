@@ -13,8 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
-
+from tests.long_runs.outcomes import Outcomes, run_tests
 from tests.long_runs.records import ROOT, write_record
 
 JUDGES: Final[list[dict[str, Any]]] = json.loads(
@@ -24,21 +23,6 @@ JUDGES: Final[list[dict[str, Any]]] = json.loads(
 
 A version is "python NAME" (a distribution), "npm NAME", or a command whose output has it.
 """
-
-
-class _Outcomes:
-    """Outcomes of tests, by their node ids."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[str, str] = {}
-        self.reasons: dict[str, str] = {}
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the outcome: of the call, or of what failed or was skipped before or after it."""
-        if report.when == "call" or report.outcome != "passed":
-            self.outcomes[report.nodeid] = report.outcome
-            if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
-                self.reasons[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
 
 
 def find_version(text: str) -> str:
@@ -62,7 +46,7 @@ def find_version(text: str) -> str:
     return found[0] if found and not done.returncode else "not here"
 
 
-def summarise(judge: dict[str, Any], outcomes: _Outcomes) -> dict[str, Any] | None:
+def summarise(judge: dict[str, Any], outcomes: Outcomes) -> dict[str, Any] | None:
     """Return the row of a judge; None if none of its tests was selected."""
     ids = [
         one
@@ -88,10 +72,8 @@ def summarise(judge: dict[str, Any], outcomes: _Outcomes) -> dict[str, Any] | No
 
 def main(arguments: list[str]) -> int:
     """Run them; return 1 if a program refused something."""
-    outcomes = _Outcomes()
     tests = sorted({test for judge in JUDGES for test in judge["tests"]})
-    options = ["-q", "-p", "no:benchmark", "-p", "no:cacheprovider", "-m", "slow or not slow"]
-    pytest.main([*options, *tests, *arguments], plugins=[outcomes])
+    outcomes = run_tests(*tests, *arguments)
     rows = [row for judge in JUDGES if (row := summarise(judge, outcomes)) is not None]
     for row in rows:
         counts = ", ".join(f"{count} {name}" for name, count in row["tests"].items())

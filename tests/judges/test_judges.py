@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from tests.docs.promises import read_tests
-from tests.judges.__main__ import JUDGES, _Outcomes, find_version, summarise
+from tests.judges.__main__ import JUDGES, find_version, summarise
+from tests.long_runs.outcomes import Outcomes
 from tests.long_runs.records import ROOT
 
 
@@ -29,7 +30,7 @@ def test_tests_of_a_judge_exist(judge: dict[str, Any]) -> None:
 )
 def test_outcome_of_a_judge(outcomes: tuple[str, str], expected: str) -> None:
     """One failure is a refusal, and a program none of whose tests ran is not here."""
-    kept = _Outcomes()
+    kept = Outcomes()
     kept.outcomes = {
         "a.py::test_a": outcomes[0],
         "a.py::test_b[1]": outcomes[1],
@@ -44,7 +45,7 @@ def test_outcome_of_a_judge(outcomes: tuple[str, str], expected: str) -> None:
 def test_judge_without_selected_tests_has_no_row() -> None:
     """A part of the run prints only the programs that it ran."""
     judge = {"name": "n", "given": "g", "version": "1.0", "tests": ["a.py"]}
-    assert summarise(judge, _Outcomes()) is None
+    assert summarise(judge, Outcomes()) is None
 
 
 def test_version_of_a_missing_program() -> None:

@@ -1,0 +1,5 @@
+"""Attempts on collateral and its caches."""
+
+from tests.attacks.attempts import Surfaces
+
+attacks = Surfaces("collateral")
