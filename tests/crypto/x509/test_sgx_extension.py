@@ -11,7 +11,7 @@ from attestkit._crypto.x509.sgx_extension import PckExtension, read_sgx_extensio
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
-from tests.crypto.x509.test_sgx_pki_writer import PLATFORM, make_certificate
+from tests.crypto.x509.test_sgx_certificates import PLATFORM, make_certificate
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 

@@ -1,14 +1,15 @@
-"""Derived RSA keys: signatures and decryption agree with OpenSSL, with every hash of a TPM."""
+"""Derived keys: signatures, decryption and exchange agree with OpenSSL, with each hash of a TPM."""
 
 import hashlib
 from hashlib import sha256
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from attestkit._crypto.key_pairs import RsaKeyPair
+from attestkit._crypto.key_pairs import EcKeyPair, RsaKeyPair
 from attestkit._crypto.public_key import rsa_oaep_encrypt
 from attestkit.errors import SignatureError, UsageError
 from tests.raising import raises
@@ -25,6 +26,8 @@ DATA = b"signed data"
 LABEL = b"SECRET\0"
 PINNED = "5a4f159f85316df9cfb73b9be5e023c04516771d5ad6e93cc5473168d92dfc68"
 
+CURVES: dict[str, ec.EllipticCurve] = {"p256": ec.SECP256R1(), "p384": ec.SECP384R1()}
+every_curve = pytest.mark.parametrize("curve", CURVES)
 every_hash = pytest.mark.parametrize("name", ALGORITHMS)
 
 
@@ -35,7 +38,7 @@ def public(pair: RsaKeyPair) -> rsa.RSAPublicKey:
     return key
 
 
-def test_key_is_a_function_of_its_seed() -> None:
+def test_rsa_key_is_a_function_of_its_seed() -> None:
     """A seed gives the same key on each machine; its modulus has exactly 2048 bits."""
     assert RsaKeyPair(b"\1" * 32, 2048).spki == PAIR.spki != OTHER.spki
     assert sha256(PAIR.spki).hexdigest() == PINNED
@@ -95,3 +98,38 @@ def test_other_ciphertext_is_refused() -> None:
     ):
         with raises(SignatureError, "bad_signature"):
             PAIR.decrypt_oaep(text, name, label)
+
+
+@every_curve
+def test_ec_key_is_a_function_of_its_seed(curve: str) -> None:
+    """A seed gives the same key; coordinates are as long as the curve's."""
+    pair = EcKeyPair(b"\1" * 32, curve)
+    assert (EcKeyPair(b"\1" * 32, curve).x, EcKeyPair(b"\2" * 32, curve).x != pair.x) == (
+        pair.x,
+        True,
+    )
+    assert len(pair.x) == len(pair.y) == CURVES[curve].key_size // 8
+    assert repr(pair) == f"EcKeyPair(curve='{curve}', x={pair.x.hex()})"
+
+
+@every_curve
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_ec_signature_is_valid(curve: str, name: str) -> None:
+    """Signatures are valid with each hash, also one longer than the order, and reproducible."""
+    pair = EcKeyPair(b"\1" * 32, curve)
+    r, s = pair.sign(hashlib.new(name, DATA).digest(), name)
+    assert len(r) == len(s) == pair.size
+    key = ec.EllipticCurvePublicKey.from_encoded_point(CURVES[curve], b"\4" + pair.x + pair.y)
+    der = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
+    key.verify(der, DATA, ec.ECDSA(ALGORITHMS[name]()))
+    assert pair.sign(hashlib.new(name, DATA).digest(), name) == (r, s)
+
+
+@every_curve
+def test_exchange_is_symmetric(curve: str) -> None:
+    """Both sides get the same point; coordinates may lack leading zeros."""
+    one, other = EcKeyPair(b"\1" * 32, curve), EcKeyPair(b"\2" * 32, curve)
+    shared = one.exchange(other.x, other.y)
+    assert shared == other.exchange(one.x.lstrip(b"\0"), one.y) != one.x
+    with raises(SignatureError, "invalid_key"):
+        one.exchange(other.x, other.x)
