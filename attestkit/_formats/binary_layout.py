@@ -102,6 +102,21 @@ class Cursor:
             message = f"{subject}: {left} bytes after its end"
             raise FormatError(message, reason="trailing_data", offset=self.at)
 
+    def header(self) -> tuple[bool, int]:
+        """Read the head of a map or array; return whether it is a map, and its number of entries.
+
+        A number of items of an array larger than the number of remaining bytes is an error.
+        """
+        raise NotImplementedError  # each format has its own
+
+    def count(self) -> int:
+        """Read the head of an array; return its number of items, at most that of the bytes left."""
+        start = self.at
+        is_map, count = self.header()
+        if is_map:
+            raise self.wrong_type("an array", start)
+        return count
+
     def nil(self) -> bool:
         """Return whether the next value is nil, and read it if so."""
         found = self.data[self.at : self.at + 1] == self.NIL

@@ -96,17 +96,6 @@ class CborReader(Cursor):
             raise self.truncated(count, start)
         return major == _MAP, count
 
-    def count(self) -> int:
-        """Read the head of an array; return its number of items.
-
-        A number of items larger than the number of remaining bytes is an error.
-        """
-        start = self.at
-        is_map, count = self.header()
-        if is_map:
-            raise self.wrong_type("an array", start)
-        return count
-
     def integer(self) -> int:
         """Read an unsigned integer of at most 64 bits."""
         start = self.at

@@ -44,16 +44,6 @@ class MsgpackReader(Cursor):
             return True, first & 0x0F
         if first in _MAP:
             return True, self._big_endian(_MAP[first])
-        self.at = start
-        return False, self.count()
-
-    def count(self) -> int:
-        """Read the head of an array; return its number of items.
-
-        A number of items larger than the number of remaining bytes is an error.
-        """
-        start = self.at
-        first = self._first()
         if first & 0xF0 == 0x90:
             count = first & 0x0F
         elif first in _ARRAY:
@@ -62,7 +52,7 @@ class MsgpackReader(Cursor):
             raise self.wrong_type("a map or an array", start)
         if count > len(self.data) - self.at:
             raise self.truncated(count, start)
-        return count
+        return False, count
 
     def integer(self) -> int:
         """Read an unsigned integer of at most 64 bits."""

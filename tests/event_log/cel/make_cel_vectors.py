@@ -1,4 +1,4 @@
-"""Generate `tests/data/cel`: `python -m tests.event_log.make_cel_vectors`.
+"""Generate `tests/data/cel`: `python -m tests.event_log.cel.make_cel_vectors`.
 
 The vectors are the log of a simulated TD in each encoding, and the registers of its quote. Firmware
 payloads are emptied to keep them small.
@@ -9,7 +9,7 @@ from pathlib import Path
 import attestkit
 from attestkit.event_log.cel import ENCODINGS
 
-FOLDER = Path(__file__).parent.parent / "data" / "cel"
+FOLDER = Path(__file__).parents[2] / "data" / "cel"
 
 
 def make_vectors() -> dict[str, bytes]:

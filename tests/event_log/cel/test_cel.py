@@ -10,8 +10,8 @@ from attestkit.event_log.cel import ENCODINGS
 from attestkit.event_log.event import ACPI_DATA
 from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, RUNTIME_EVENT_TYPE
 from attestkit.event_log.runtime_events import runtime_event
-from tests.event_log.cel_samples import DIGEST, EXAMPLE, FULL, number, record, text, tlv
-from tests.event_log.make_cel_vectors import FOLDER, make_vectors
+from tests.event_log.cel.cel_samples import DIGEST, EXAMPLE, FULL, number, record, text, tlv
+from tests.event_log.cel.make_cel_vectors import FOLDER, make_vectors
 from tests.raising import raises
 from tests.untyped import untyped
 

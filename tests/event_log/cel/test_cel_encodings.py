@@ -11,7 +11,7 @@ from attestkit.errors import FormatError
 from attestkit.event_log import EventLog, cel
 from attestkit.event_log.cel import ENCODINGS, detect_encoding
 from tests.attestation.samples import is_rejected
-from tests.event_log.cel_samples import (
+from tests.event_log.cel.cel_samples import (
     DIGEST,
     EXAMPLE,
     FULL,
