@@ -7,9 +7,10 @@ from typing import Final
 
 from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit.attestation.azure import HclReport, is_hcl_report
+from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.response_codes import TpmError
-from attestkit.errors import BackendError, BackendUnavailableError, FormatError
+from attestkit.errors import FormatError
 from attestkit.tpm.nv_attributes import OWNER_READ, OWNER_WRITE
 
 HCL_REPORT: Final = 0x01400001
@@ -28,6 +29,9 @@ USER_DATA_SIZE: Final = 64
 REFRESH_SECONDS: Final = 3.0
 """Time after which the paravisor makes a new report of the user data; it does so every 2 s."""
 
+_NOT_AZURE: Final = "this is not a confidential VM of Azure"
+_CREATE: Final = "create the VM with the security type ConfidentialVM"
+_RESTART: Final = "restart the VM, whose paravisor makes it"
 _ATTEMPTS: Final = 4  # reads of the report after the user data were written
 
 
@@ -58,21 +62,13 @@ class Paravisor:
         """
         raw = self._client.read_nv_index(HCL_REPORT)
         if raw is None or not is_hcl_report(raw):
-            raise BackendUnavailableError(
-                f"{self.path}: no HCL report in NV index {HCL_REPORT:#010x}; this is not a "
-                "confidential VM of Azure: create the VM with the security type ConfidentialVM",
-                reason="missing",
-                path=self.path,
-            )
+            text = f"no HCL report in NV index {HCL_REPORT:#010x}; {_NOT_AZURE}: {_CREATE}"
+            raise unavailable(self.path, text, "missing")
         try:
             return raw, HclReport.parse(raw)
         except FormatError as error:
-            raise BackendUnavailableError(
-                f"{self.path}: NV index {HCL_REPORT:#010x}: {error}; create the VM with the "
-                "security type ConfidentialVM",
-                reason="wrong_platform",
-                path=self.path,
-            ) from error
+            text = f"NV index {HCL_REPORT:#010x}: {error}; {_CREATE}"
+            raise unavailable(self.path, text, "wrong_platform") from error
 
     def request_report(self, user_data: bytes) -> tuple[bytes, HclReport]:
         """Write user data, and return a report with them, as `read_report`.
@@ -95,13 +91,11 @@ class Paravisor:
             found = report.content.user_data
             if found is None or hmac.compare_digest(found, user_data):
                 return raw, report
-        raise BackendError(
-            f"{self.path}: the HCL report has other user data than were written to NV index "
-            f"{USER_DATA:#010x}; another process may use it: retry, or open the backend with "
-            "user_data=False",
-            reason="wrong_report_data",
-            path=self.path,
+        text = (
+            f"the HCL report has other user data than were written to NV index {USER_DATA:#010x}; "
+            "another process may use it: retry, or open the backend with user_data=False"
         )
+        raise failed(self.path, text, "wrong_report_data")
 
     def _write_user_data(self, user_data: bytes) -> None:
         """Write the user data, after defining their index if it is absent or of another size."""
@@ -123,19 +117,11 @@ class Paravisor:
         """
         key = self._client.find_key(AK_HANDLE)
         if key is None:
-            raise BackendUnavailableError(
-                f"{self.path}: no attestation key at handle {AK_HANDLE:#010x}; restart the VM, "
-                "whose paravisor makes it",
-                reason="missing",
-                path=self.path,
-            )
+            text = f"no attestation key at handle {AK_HANDLE:#010x}; {_RESTART}"
+            raise unavailable(self.path, text, "missing")
         if key.public.spki != report.content.attestation_key.spki:
-            raise BackendError(
-                f"{self.path}: the key at handle {AK_HANDLE:#010x} is not that of the HCL report; "
-                "restart the VM",
-                reason="platform_changed",
-                path=self.path,
-            )
+            text = f"the key at handle {AK_HANDLE:#010x} is not that of the HCL report; {_RESTART}"
+            raise failed(self.path, text, "platform_changed")
 
     def read_certificates(self) -> tuple[bytes, ...]:
         """Return the certificate of the attestation key in DER; empty without one.

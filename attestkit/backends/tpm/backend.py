@@ -13,13 +13,14 @@ from attestkit import backends
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.backends.base import check_bytes
+from attestkit.backends.linux.device_errors import unavailable
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tpm.client import FAMILY, LoadedKey, TpmClient
 from attestkit.backends.tpm.device_nodes import open_tpm
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.backends.tpm.tpm_guest import TpmGuest
 from attestkit.backends.tpm.tpm_logs import TpmLogs, read_tpm_logs
-from attestkit.errors import BackendUnavailableError, SignatureError, UsageError
+from attestkit.errors import SignatureError, UsageError
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.algorithms import HASH_IDS
 from attestkit.tpm.handles import ENDORSEMENT, FIRST_PERSISTENT, LAST_PERSISTENT
@@ -157,10 +158,10 @@ class TpmBackend(TpmGuest):
             return
         if self._is_chosen:
             text = (
-                f"{self._client.path}: no key at handle {self._handle:#x}; make one persistent "
-                f"there (tpm2_evictcontrol), or set ak_handle or ${HANDLE_VARIABLE}"
+                f"no key at handle {self._handle:#x}; make one persistent there "
+                f"(tpm2_evictcontrol), or set ak_handle or ${HANDLE_VARIABLE}"
             )
-            raise BackendUnavailableError(text, reason="not_configured", path=self._client.path)
+            raise unavailable(self._client.path, text, "not_configured")
         with self._client.primary_key(ENDORSEMENT, RSA_AK) as key:
             yield key
 
@@ -170,12 +171,10 @@ class TpmBackend(TpmGuest):
             key.public.require_attestation_key()
         except SignatureError as error:
             text = (
-                f"{self._client.path}: key at handle {key.handle:#x}: {error}; set ak_handle or "
-                f"${HANDLE_VARIABLE} to another one"
+                f"key at handle {key.handle:#x}: {error}; set ak_handle or ${HANDLE_VARIABLE} to "
+                "another one"
             )
-            raise BackendUnavailableError(
-                text, reason="not_configured", path=self._client.path
-            ) from error
+            raise unavailable(self._client.path, text, "not_configured") from error
 
 
 def _qualifying_data(report_data: bytes) -> bytes:

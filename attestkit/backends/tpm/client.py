@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
+from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.tpm.command_channel import ParameterReader
 from attestkit.backends.tpm.frames import TpmResponse, password
 from attestkit.backends.tpm.nv_commands import LARGEST_NAME, NvCommands
@@ -115,8 +116,8 @@ class TpmClient(NvCommands):
         return found
 
     def _endless(self, what: str) -> BackendError:
-        text = f"{self.path}: GetCapability: more than {_MOST_PAGES} answers with {what}"
-        return BackendError(text, reason="malformed_response", path=self.path)
+        text = f"GetCapability: more than {_MOST_PAGES} answers with {what}"
+        return failed(self.path, text, "malformed_response")
 
     # -- PCRs ----------------------------------------------------------------------------------
 

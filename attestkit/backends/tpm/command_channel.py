@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from attestkit._system.fifo_lock import FifoLock
+from attestkit.backends.linux.device_errors import unavailable
 from attestkit.backends.tpm.frames import Authorization, TpmCommand, TpmResponse
 from attestkit.backends.tpm.response_codes import BUSY, TpmBusyError, TpmError
 from attestkit.backends.tpm.transports import TpmTransport, malformed
-from attestkit.errors import BackendUnavailableError, FormatError
+from attestkit.errors import FormatError
 from attestkit.tpm.command_codes import COMMAND_NAMES, CREATE_PRIMARY, SELF_TEST
 from attestkit.tpm.reader import TpmReader
 
@@ -123,10 +124,8 @@ class CommandChannel:
             return TpmResponse.parse(frame, returns_handle=returns_handle)
         except FormatError as error:
             if error.reason == "unsupported_version":
-                text = f"{self.path}: a TPM 1.2; a TPM 2.0 is required"
-                raise BackendUnavailableError(
-                    text, reason="wrong_platform", path=self.path
-                ) from error
+                text = "a TPM 1.2; a TPM 2.0 is required"
+                raise unavailable(self.path, text, "wrong_platform") from error
             raise malformed(self.path, error) from error
 
     def close(self) -> None:
