@@ -78,7 +78,10 @@ class Examination:
     ) -> None:
         self._settings = settings
         self._evidence, self._now, self._fetch = evidence, now, fetch
-        self._collateral = settings.collateral if collateral is None else collateral
+        # For an Intel quote, once `authenticate` has found it.
+        self.collateral: Collateral | None = (
+            settings.collateral if collateral is None else collateral
+        )
         self._steps = [*steps]
         self._authenticated: Authenticated | None = None
         self._replayed: tuple[int, ...] | None = None
@@ -94,19 +97,14 @@ class Examination:
         """Steps that passed so far, and steps that were skipped."""
         return tuple(self._steps)
 
-    @property
-    def collateral(self) -> Collateral | None:
-        """The collateral for an Intel quote, once `authenticate` has found it; else None."""
-        return self._collateral
-
     def authenticate(self) -> Authenticated:
         """Verify signatures and platform."""
         return run_step("signatures", self._steps, self._authenticate)
 
     def _authenticate(self) -> Authenticated:
         source, quote = self._settings.source, self.parsed.quote
-        if source is None or quote is None or self._collateral is not None:
-            found = self._authenticate_with(self._collateral)
+        if source is None or quote is None or self.collateral is not None:
+            found = self._authenticate_with(self.collateral)
         else:
             found = self._authenticate_fetching(source, quote)
         check_quoted_report_data(self.parsed, found.report_data)
@@ -117,7 +115,7 @@ class Examination:
     def _authenticate_fetching(self, source: "CollateralSource", quote: Quote) -> Authenticated:
         """Fetch collateral for the quote; what is wrong with a TPM's quote does not doubt it."""
         chosen, parsed, now = self._settings.authenticators, self.parsed, self._now
-        hardware, self._collateral = authenticate_fetching(
+        hardware, self.collateral = authenticate_fetching(
             source,
             quote,
             lambda collateral: chosen.authenticate_hardware(parsed, collateral, now),
@@ -318,9 +316,9 @@ class Examination:
     def _explain(self) -> str:
         """Return a sentence on the outdated component; computed only for an error."""
         authenticated, quote = _require(self._authenticated), self.parsed.quote
-        if quote is None or self._collateral is None:
+        if quote is None or self.collateral is None:
             return ""
-        return self._settings.authenticators.explain(authenticated, quote, self._collateral)
+        return self._settings.authenticators.explain(authenticated, quote, self.collateral)
 
 
 def _restore_report_data(

@@ -4,7 +4,7 @@ Results exist for accepted evidence only; rejected evidence raises an exception.
 """
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
 
 from attestkit._verification_steps import StepCheck, StepOutcome, VerificationStep
 from attestkit.attestation import AppInfo
@@ -180,7 +180,7 @@ class AttestationResult:
         return hash((self.claims, self.verified_at))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restore_result, tuple(self._content)
+        return create_result, (self._content,)
 
     def __repr__(self) -> str:
         simulated = ", simulated" if self.simulated else ""
@@ -200,11 +200,6 @@ def verified_evidence(result: AttestationResult) -> object:
 def without_evidence(result: AttestationResult) -> AttestationResult:
     """Return a result that does not refer to its evidence, for results that live long."""
     return create_result(result._content)  # noqa: SLF001 - of this module's class
-
-
-def _restore_result(*content: Any) -> AttestationResult:
-    """Return a pickled result."""
-    return create_result(ResultContent(*content))
 
 
 def add_step(result: AttestationResult, step: VerificationStep) -> AttestationResult:

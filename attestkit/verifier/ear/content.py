@@ -77,7 +77,7 @@ class _Appraisal(msgspec.Struct):
     policy_id: _Text | None = msgspec.field(name="ear.appraisal-policy-id", default=None)
 
 
-class _Claims(msgspec.Struct):
+class _TokenClaims(msgspec.Struct):
     """Claims of an EAR, before the byte strings of a JWT are decoded."""
 
     iat: _Seconds
@@ -119,14 +119,14 @@ def read_claims(form: TokenFormat, signed: dict[Any, Any]) -> Ear:
     fields = signed if form == "jwt" else _from_cbor(signed)
     _check_profile(fields)
     try:
-        claims = msgspec.convert(fields, _Claims)
+        claims = msgspec.convert(fields, _TokenClaims)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
     platform, appraisal, others = _split_submodules(claims.submods)
     result = appraisal.result
     simulated = _check_result(result, platform)
-    binding = _read_binding(form, claims.eat_nonce, result)
-    fresh = binding.nonce is not None
+    bound_to, nonce, report_data = _read_binding(form, claims.eat_nonce, result)
+    fresh = nonce is not None
     gpus = read_gpu_submodules(others, result, as_text=form == "jwt", fresh=fresh)
     status = _status(appraisal, form, simulated=simulated, fresh=fresh)
     return Ear(
@@ -138,9 +138,9 @@ def read_claims(form: TokenFormat, signed: dict[Any, Any]) -> Ear:
         result=result,
         issued_at=EPOCH + timedelta(seconds=claims.iat),
         expires_at=EPOCH + timedelta(seconds=claims.exp),
-        nonce=binding.nonce,
-        bound_to=binding.bound_to,
-        report_data=binding.report_data,
+        nonce=nonce,
+        bound_to=bound_to,
+        report_data=report_data,
         policy_id=appraisal.policy_id,
         raw_evidence=_bytes("ear.raw-evidence", claims.raw_evidence, form),
         build=claims.verifier_id.build,
@@ -180,16 +180,13 @@ def _rename(claims: dict[Any, Any], name: object, labels: Mapping[str, int]) -> 
         claims[name] = claims_by_name(value, labels)
 
 
-class _Binding(NamedTuple):
-    """Value that the evidence of an EAR is bound to."""
+def _read_binding(
+    form: TokenFormat, value: object, result: dict[str, Any]
+) -> tuple[BoundTo | None, bytes | None, bytes]:
+    """Return what the evidence is bound to, nonce and report data.
 
-    bound_to: BoundTo | None
-    nonce: bytes | None
-    report_data: bytes
-
-
-def _read_binding(form: TokenFormat, value: object, result: dict[str, Any]) -> _Binding:
-    """Return nonce and report data; the result must be bound to the nonce, if there is one."""
+    The result must be bound to the nonce, if there is one.
+    """
     nonce = _bytes("eat_nonce", value, form)
     if nonce is not None:
         try:
@@ -205,7 +202,7 @@ def _read_binding(form: TokenFormat, value: object, result: dict[str, Any]) -> _
         text = f"EAR: eat_nonce does not match bound_to and fresh of {RESULT}"
         raise FormatError(text, reason="inconsistent")
     report_data = strict_json.from_hex(result.get("report_data"), f"EAR: report_data of {RESULT}")
-    return _Binding(bound_to, nonce, report_data)
+    return bound_to, nonce, report_data
 
 
 def _invalid(problem: str) -> FormatError:

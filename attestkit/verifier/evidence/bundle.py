@@ -15,6 +15,7 @@ import json
 import os
 from base64 import b64encode
 from codecs import BOM_UTF8
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -45,7 +46,6 @@ _AK_LIMIT: Final = 1 << 20
 # Members that are left out if they are empty, as in files of older versions.
 _LISTS: Final = {"amd_crls": _CRL_LIMIT, "ak_certificates": _AK_LIMIT}
 _GPU_LIMIT: Final = 4 << 20  # bytes of evidence of GPUs
-_OPTIONAL: Final = frozenset({*_LISTS, "gpu_evidence", "gpu_endorsements"})
 
 BUNDLE_TIME: Final = caution(
     "verification_time",
@@ -113,20 +113,11 @@ class EvidenceBundle:
         if type(version) is not int or version != _VERSION:
             message = f"evidence bundle: version must be {_VERSION}"
             raise FormatError(message, reason="unsupported_version")
-        _check_keys("evidence bundle", values, _KEYS, _OPTIONAL)
-        report_data = values["report_data"]
-        if report_data is not None:
-            report_data = strict_json.from_hex(report_data, "report_data")
-        lists = {name: _list(name, values[name]) for name in _LISTS if name in values}
-        optional: dict[str, Any] = {**lists, **_gpu_members(values)}
+        _check_keys("evidence bundle", values, _KEYS, _READERS.keys())
+        del values["version"]
+        found = {name: _READERS[name](value, name) for name, value in values.items()}
         try:
-            return cls(
-                evidence=strict_json.from_base64(values["evidence"], "evidence"),
-                collateral=_collateral(values["collateral"]),
-                at=_moment(values["at"]),
-                report_data=report_data,
-                **optional,
-            )
+            return cls(**found)
         except UsageError as error:
             reason: FormatReason = "wrong_size" if error.reason == "wrong_size" else "wrong_value"
             raise FormatError(f"evidence bundle: {error}", reason=reason) from error
@@ -206,15 +197,15 @@ def _check_keys(
     what: str,
     values: dict[str, Any],
     required: frozenset[str],
-    optional: frozenset[str] = frozenset(),
+    optional: Collection[str] = (),
 ) -> None:
     if missing := required - values.keys():
         raise FormatError(f"{what}: missing member: {', '.join(sorted(missing))}", reason="missing")
-    if unknown := values.keys() - required - optional:
+    if unknown := values.keys() - required.union(optional):
         raise FormatError(f"{what}: unknown member: {min(unknown)[:40]!r}", reason="unknown_field")
 
 
-def _collateral(value: object) -> Collateral | None:
+def _collateral(value: object, _: str) -> Collateral | None:
     if value is None:
         return None
     if not isinstance(value, dict):
@@ -237,7 +228,7 @@ def _check_gpu_endorsements(value: object) -> None:
         raise wrong_type("gpu_endorsements", "GpuEndorsements", value)
 
 
-def _gpu_endorsements(value: object) -> "GpuEndorsements":
+def _gpu_endorsements(value: object, _: str) -> "GpuEndorsements":
     from attestkit.gpu.endorsements import GpuEndorsements  # lazy: only with GPUs
 
     try:
@@ -247,17 +238,11 @@ def _gpu_endorsements(value: object) -> "GpuEndorsements":
         raise FormatError(f"gpu_endorsements: {error}", reason=reason) from error
 
 
-def _gpu_members(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the members of a bundle about GPUs, decoded."""
-    found: dict[str, Any] = {}
-    if "gpu_evidence" in values:
-        found["gpu_evidence"] = strict_json.from_base64(values["gpu_evidence"], "gpu_evidence")
-    if "gpu_endorsements" in values:
-        found["gpu_endorsements"] = _gpu_endorsements(values["gpu_endorsements"])
-    return found
+def _report_data(value: object, name: str) -> bytes | None:
+    return None if value is None else strict_json.from_hex(value, name)
 
 
-def _list(name: str, value: object) -> tuple[bytes, ...]:
+def _list(value: object, name: str) -> tuple[bytes, ...]:
     if not isinstance(value, list) or not value:
         raise FormatError(f"{name}: not a list of one or more", reason="wrong_type")
     if len(value) > _MAX_ITEMS:
@@ -265,10 +250,21 @@ def _list(name: str, value: object) -> tuple[bytes, ...]:
     return tuple(strict_json.from_base64(one, name) for one in value)
 
 
-def _moment(value: object) -> datetime:
+def _moment(value: object, _: str) -> datetime:
     if not isinstance(value, str):
         raise FormatError("at: not a string", reason="wrong_type")
     try:
         return datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not accept Z
     except ValueError as error:
         raise FormatError("at: not an ISO 8601 time", reason="wrong_value") from error
+
+
+# Decoder of each member but the version, with the name of the member for errors.
+_READERS: Final[dict[str, Callable[[Any, str], Any]]] = {
+    **dict.fromkeys(("evidence", "gpu_evidence"), strict_json.from_base64),
+    "collateral": _collateral,
+    "at": _moment,
+    "report_data": _report_data,
+    **dict.fromkeys(_LISTS, _list),
+    "gpu_endorsements": _gpu_endorsements,
+}

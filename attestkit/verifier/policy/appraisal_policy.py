@@ -42,10 +42,9 @@ from attestkit.verifier.policy.event_rules import EventRules
 from attestkit.verifier.policy.identity_rules import (
     IDENTITIES,
     ImageRules,
-    Summaries,
     appraise_device,
     appraise_os_image,
-    appraise_summaries,
+    appraise_summary,
     measured_field,
 )
 from attestkit.verifier.policy.platforms import (
@@ -411,8 +410,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             yield KeyProvider.appraise(self.key_provider, measured)
         if self.device_id is not None:
             yield appraise_device(claims, authenticated.device, self.device_id)
-        summaries: Summaries = {"mr_aggregated": self.mr_aggregated, "mr_system": self.mr_system}
-        yield from appraise_summaries(claims, info, summaries)
+        yield appraise_summary("mr_aggregated", claims, info, self.mr_aggregated)
+        yield appraise_summary("mr_system", claims, info, self.mr_system)
         yield from self._appraise_events(claims)
 
     @cached_property

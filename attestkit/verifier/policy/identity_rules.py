@@ -32,9 +32,8 @@ _MEASURED_ON: Final = {
 
 _Identity: TypeAlias = Literal["app_id", "compose_hash", "instance_id"]
 _Named: TypeAlias = _Identity | Literal["key_provider"]
-_Summary: TypeAlias = Literal["mr_aggregated", "mr_system"]
-Summaries: TypeAlias = Mapping[_Summary, Collection[bytes] | None]
-"""Rules about hashes of the measurements; None accepts any."""
+Summary: TypeAlias = Literal["mr_aggregated", "mr_system"]
+"""Rules about hashes of the measurements."""
 _GCP: Final = "dstack-gcp-tdx"
 IDENTITIES: Final[tuple[_Identity, ...]] = ("app_id", "compose_hash", "instance_id")
 
@@ -75,19 +74,12 @@ def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | Non
     )
 
 
-def appraise_summaries(
-    claims: Claims, info: AppInfo | None, rules: Summaries
-) -> Iterator[VerificationStep]:
-    """Yield the steps for hashes of the measurements; PolicyError names the first other one."""
-    for name, wanted in rules.items():
-        if wanted is not None:
-            yield _appraise_summary(name, claims, info, wanted)
-
-
-def _appraise_summary(
-    name: _Summary, claims: Claims, info: AppInfo | None, wanted: Collection[bytes]
-) -> VerificationStep:
+def appraise_summary(
+    name: Summary, claims: Claims, info: AppInfo | None, wanted: Collection[bytes] | None
+) -> VerificationStep | None:
     """Return the step for a hash of the measurements; PolicyError if it is not one of `wanted`."""
+    if wanted is None:
+        return None
     have: bytes = b"" if info is None else getattr(info, name)
     if claims.platform in EVENT_PLATFORMS:
         is_measured = measures_events(claims)

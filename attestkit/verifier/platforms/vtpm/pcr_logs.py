@@ -62,12 +62,7 @@ def replay_pcr_logs(
             IMA log. The text has the quoted and the replayed value.
         UnsupportedError: If this Python's OpenSSL lacks the hash of a quoted bank.
     """
-    return _replay_logs(tuple(pcrs), boot_log, ima_log, frozenset(extended_later))
-
-
-def _replay_logs(
-    pcrs: tuple[tuple[str, int, bytes], ...], boot_log: bytes, ima_log: bytes, later: frozenset[int]
-) -> ReplayedPcrs:
+    later = frozenset(extended_later)
     values = {(bank, index): value for bank, index, value in pcrs}
     replayed, further, step = _replay_boot_log(values, boot_log, later)
     steps = [step]
@@ -85,17 +80,17 @@ def _replay_logs(
 
 
 def with_replayed_logs(
-    vtpm: VtpmFacts, boot_log: bytes, ima_log: bytes, extended_later: Iterable[int] = ()
+    vtpm: VtpmFacts, boot_log: bytes, ima_log: bytes, extended_later: tuple[int, ...] = ()
 ) -> tuple[VtpmFacts, tuple[VerificationStep, ...]]:
     """Return the facts of a TPM with the PCRs that its logs replay to; see `replay_pcr_logs`."""
-    later = frozenset(extended_later)
-    replay = _kept_replay if len(boot_log) + len(ima_log) <= _LARGEST_KEPT else _replay_logs
-    replayed, steps = replay(vtpm.pcrs, boot_log, ima_log, later)
+    is_small = len(boot_log) + len(ima_log) <= _LARGEST_KEPT
+    replay = _kept_replay if is_small else replay_pcr_logs
+    replayed, steps = replay(vtpm.pcrs, boot_log, ima_log, extended_later=extended_later)
     return replace(vtpm, replayed=replayed), steps
 
 
 # A machine's PCRs and logs seldom change after its boot.
-_kept_replay = lru_cache(16)(_replay_logs)
+_kept_replay = lru_cache(16)(replay_pcr_logs)
 
 
 def unexplained_steps(

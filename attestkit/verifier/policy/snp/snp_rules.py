@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import gt
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from attestkit._reasons import PolicyReason
 from attestkit._verification_steps import VerificationStep
@@ -121,18 +121,14 @@ class SnpRules:
         if features is not None:
             yield self.check_sev_features(int.from_bytes(features, "little"))
         elif claims.os_image_hash and self.sev_features is not None:
-            raise _missing("sev_features", "sev_features")
+            _launched(claims, "sev_features")
         if self.vcpus is not None:
-            if (have := claims.get("vcpus")) is None:
-                raise _missing("vcpus", "vcpus")
-            count = int.from_bytes(have, "little")
+            count = int.from_bytes(_launched(claims, "vcpus"), "little")
             if count not in self.vcpus:
                 raise _mismatch("vcpus", "virtual CPUs", str(count), _numbers(self.vcpus))
             yield passed("vcpus", f"{count} virtual CPUs are accepted")
         if self.vcpu_type is not None:
-            if (have := claims.get("vcpu_type")) is None:
-                raise _missing("vcpu_type", "vcpu_type")
-            name = have.decode("ascii", "replace")
+            name = _launched(claims, "vcpu_type").decode("ascii", "replace")
             if name not in self.vcpu_type:
                 wanted = " or ".join(sorted(self.vcpu_type))
                 raise _mismatch("vcpu_type", "CPU type", name, wanted)
@@ -267,12 +263,16 @@ def _claim(claims: Mapping[str, Any], name: str, reason: PolicyReason) -> bytes:
     return value
 
 
-def _missing(rule: str, reason: PolicyReason) -> PolicyError:
-    return PolicyError(
-        f"{rule}: required by the policy, but the OS image could not be verified: the evidence has "
-        "no launch parameters; include sev_snp_measurement, or pin measurement instead",
-        reason=reason,
-    )
+def _launched(claims: Claims, rule: Literal["sev_features", "vcpus", "vcpu_type"]) -> bytes:
+    """Return a launch parameter; PolicyError if the evidence does not prove it."""
+    found: bytes | None = claims.get(rule)
+    if found is None:
+        raise PolicyError(
+            f"{rule}: required by the policy, but the OS image could not be verified: the evidence "
+            "has no launch parameters; include sev_snp_measurement, or pin measurement instead",
+            reason=rule,
+        )
+    return found
 
 
 def _mismatch(reason: PolicyReason, subject: str, have: str, wanted: str) -> PolicyError:

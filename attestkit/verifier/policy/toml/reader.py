@@ -14,7 +14,7 @@ from dataclasses import MISSING, fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from attestkit import _sanitize
 from attestkit._formats.toml import LARGEST, decode
@@ -53,13 +53,6 @@ _FEW: Final = 20  # names that an error lists
 _LIST: Final = "docs/policy.md has the list of keys"
 
 
-class Parsed(NamedTuple):
-    """Content of a policy file: the preset, and the rules that replace its own."""
-
-    preset: str | None
-    rules: dict[str, Any]
-
-
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """Read a file, at most one byte more than 1 MiB; `parse` rejects a file over 1 MiB.
 
@@ -75,8 +68,10 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     return data
 
 
-def parse(text: str | bytes, source: str, policy: type[Any]) -> Parsed:
-    """Decode TOML of at most 1 MiB; contradictions between rules are not checked.
+def parse(text: str | bytes, source: str, policy: type[Any]) -> tuple[str | None, dict[str, Any]]:
+    """Return the preset of a file of at most 1 MiB, and the rules that replace its own.
+
+    Contradictions between rules are not checked.
 
     Args:
         text: The TOML.
@@ -91,7 +86,7 @@ def parse(text: str | bytes, source: str, policy: type[Any]) -> Parsed:
         table, readers = decode(text), _readers(policy)
         preset = _preset(table, readers)
         rules = {key: value for key, value in table.items() if key != "preset"}
-        return Parsed(preset, {key: _rule(key, value, readers) for key, value in rules.items()})
+        return preset, {key: _rule(key, value, readers) for key, value in rules.items()}
 
 
 def _readers(rules: type[Any]) -> Mapping[str, _Read]:
