@@ -38,7 +38,7 @@ from attestkit.verifier.hardware_join import HardwareJoin, join_hardware
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
 from attestkit.verifier.platforms.tdx import authenticate_fetching
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, policy_name, require_policy
-from attestkit.verifier.result import AttestationResult, ResultContent, create_result
+from attestkit.verifier.result import AttestationResult, create_result
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
@@ -245,21 +245,19 @@ class Examination:
         accepted = f"accepted by {settings.policy_name}"
         self._steps.append(passed("policy", accepted))
         return create_result(
-            ResultContent(
-                claims=found,
-                advisory_ids=authenticated.advisory_ids,
-                tcb=authenticated.tcb,
-                simulated=simulated,
-                bound_to=expected.bound_to,
-                nonce=expected.nonce,
-                app_info=self._app_info,
-                verified_at=self._now,
-                certificate_chain=authenticated.chain,
-                policy=settings.policy,
-                steps=self.steps,
-                gpu=gpu,
-            ),
-            self._evidence,
+            claims=found,
+            advisory_ids=authenticated.advisory_ids,
+            tcb=authenticated.tcb,
+            simulated=simulated,
+            bound_to=expected.bound_to,
+            nonce=expected.nonce,
+            app_info=self._app_info,
+            verified_at=self._now,
+            certificate_chain=authenticated.chain,
+            policy=settings.policy,
+            steps=self.steps,
+            gpu=gpu,
+            _evidence=self._evidence,
         )
 
     def _is_simulated(self, authenticated: Authenticated) -> bool:

@@ -3,13 +3,15 @@
 Results exist for accepted evidence only; rejected evidence raises an exception.
 """
 
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attestkit._verification_steps import StepCheck, StepOutcome, VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.event_log import Rtmrs
-from attestkit.verifier.claims import Claims, Tcb
+from attestkit.verifier.claims import Claims, Tcb, values_of
 
 if TYPE_CHECKING:
     from attestkit.gpu.result import GpuResult
@@ -23,75 +25,52 @@ evidence to nothing.
 """
 
 
-class ResultContent(NamedTuple):
-    """Content of an attestation result; not proof of a verification by itself."""
+_STATUS_CHECKS: Final = frozenset({"tcb", "tcb_status", "advisory"})
+_PROOF: Final = object()
 
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AttestationResult:
+    """Result for accepted evidence. Immutable; only a Verifier creates results.
+
+    A result of `Verifier.verify` refers to its evidence, for `sign_ear`.
+
+    Attributes:
+        claims: Authenticated fields of the evidence.
+        advisory_ids: Security advisories of the vendor that apply to the platform.
+        tcb: TCB status, dates, evaluation number and component SVNs.
+        simulated: Whether the trust anchor is not the root of the platform's vendor, or of the
+            GPUs'.
+        bound_to: Whether report data was compared with a nonce or with expected report data. None
+            if any report data was accepted, or empty report data was expected.
+        nonce: The nonce that the evidence is bound to; None unless a nonce was compared.
+        app_info: Identity of the app; unauthenticated fields are empty. None if it is not known.
+        verified_at: Time of the verification, with a time zone.
+        certificate_chain: Certificate chain of the signing key: DER, leaf first, trust anchor last.
+        policy: The policy that accepted the evidence.
+        steps: Checks that passed, checks that were skipped, and cautions.
+        gpu: Result for the GPUs, with what binds them to this evidence; None without GPUs.
+    """
+
+    proof: InitVar[object]
     claims: Claims
     advisory_ids: tuple[str, ...]
     tcb: Tcb
     simulated: bool
     bound_to: BoundTo | None
-    nonce: bytes | None  # that the evidence is bound to
+    nonce: bytes | None
     app_info: AppInfo | None
     verified_at: datetime
     certificate_chain: tuple[bytes, ...]
-    policy: "AppraisalPolicy"  # that accepted the evidence
+    policy: "AppraisalPolicy"
     steps: tuple[VerificationStep, ...]
     gpu: "GpuResult | None" = None
+    # As given to the verifier; None after pickling, and in a batch.
+    _evidence: object = field(default=None, compare=False)
 
-
-_STATUS_CHECKS: Final = frozenset({"tcb", "tcb_status", "advisory"})
-_PROOF: Final = object()
-
-
-class AttestationResult:
-    """Result for accepted evidence. Immutable; only a Verifier creates results.
-
-    A result of `Verifier.verify` refers to its evidence, for `sign_ear`.
-    """
-
-    __slots__ = ("_content", "_evidence")
-    _content: ResultContent
-    _evidence: object  # as given to the verifier; None after pickling, and in a batch
-
-    def __init__(self, proof: object, content: ResultContent, evidence: object = None) -> None:
+    def __post_init__(self, proof: object) -> None:
         if proof is not _PROOF:
             raise TypeError("AttestationResult: can only be created by a Verifier")
-        object.__setattr__(self, "_content", content)
-        object.__setattr__(self, "_evidence", evidence)
-
-    @property
-    def claims(self) -> Claims:
-        """Authenticated fields of the evidence."""
-        return self._content.claims
-
-    @property
-    def advisory_ids(self) -> tuple[str, ...]:
-        """Security advisories of the vendor that apply to the platform."""
-        return self._content.advisory_ids
-
-    @property
-    def tcb(self) -> Tcb:
-        """TCB status, dates, evaluation number and component SVNs."""
-        return self._content.tcb
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the trust anchor is not the root of the platform's vendor, or of the GPUs'."""
-        return self._content.simulated
-
-    @property
-    def bound_to(self) -> BoundTo | None:
-        """Whether report data was compared with a nonce or with expected report data.
-
-        None if any report data was accepted, or empty report data was expected.
-        """
-        return self._content.bound_to
-
-    @property
-    def nonce(self) -> bytes | None:
-        """The nonce that the evidence is bound to; None unless a nonce was compared."""
-        return self._content.nonce
 
     @property
     def fresh(self) -> bool:
@@ -102,42 +81,12 @@ class AttestationResult:
         return self.bound_to == "nonce"
 
     @property
-    def app_info(self) -> AppInfo | None:
-        """Identity of the app; unauthenticated fields are empty. None if it is not known."""
-        return self._content.app_info
-
-    @property
     def registers(self) -> Rtmrs | None:
         """RTMR0 to RTMR3, 48 bytes each. None on other platforms: see `claims` for registers."""
         named = dict(self.claims.registers)
         if "rtmr0" not in named:
             return None
         return named["rtmr0"], named["rtmr1"], named["rtmr2"], named["rtmr3"]
-
-    @property
-    def verified_at(self) -> datetime:
-        """Time of the verification, with a time zone."""
-        return self._content.verified_at
-
-    @property
-    def certificate_chain(self) -> tuple[bytes, ...]:
-        """Certificate chain of the signing key: DER, leaf first, trust anchor last."""
-        return self._content.certificate_chain
-
-    @property
-    def policy(self) -> "AppraisalPolicy":
-        """The policy that accepted the evidence."""
-        return self._content.policy
-
-    @property
-    def gpu(self) -> "GpuResult | None":
-        """Result for the GPUs, with what binds them to this evidence; None without GPUs."""
-        return self._content.gpu
-
-    @property
-    def steps(self) -> tuple[VerificationStep, ...]:
-        """Checks that passed, checks that were skipped, and cautions."""
-        return self._content.steps
 
     @property
     def not_proven(self) -> tuple[StepCheck, ...]:
@@ -168,28 +117,24 @@ class AttestationResult:
             "steps": [step._asdict() for step in self.steps],
         }
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("AttestationResult: immutable")
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, AttestationResult):
-            return NotImplemented
-        return self._content == other._content
-
     def __hash__(self) -> int:
         return hash((self.claims, self.verified_at))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return create_result, (self._content,)
+        return _restore_result, values_of(AttestationResult)(self)[:-1]
 
     def __repr__(self) -> str:
         simulated = ", simulated" if self.simulated else ""
         return f"<AttestationResult {self.claims.platform}, {self.tcb.status}{simulated}>"
 
 
-def create_result(content: ResultContent, evidence: object = None) -> AttestationResult:
-    """Return the result for accepted evidence; for the pipeline only."""
-    return AttestationResult(_PROOF, content, evidence)
+create_result: Final = partial(AttestationResult, _PROOF)
+"""Return the result for accepted evidence; for the pipeline only."""
+
+
+def _restore_result(*content: Any) -> AttestationResult:
+    """Return a pickled result."""
+    return AttestationResult(_PROOF, *content)
 
 
 def verified_evidence(result: AttestationResult) -> object:
@@ -199,7 +144,7 @@ def verified_evidence(result: AttestationResult) -> object:
 
 def without_evidence(result: AttestationResult) -> AttestationResult:
     """Return a result that does not refer to its evidence, for results that live long."""
-    return create_result(result._content)  # noqa: SLF001 - of this module's class
+    return replace(result, proof=_PROOF, _evidence=None)
 
 
 def add_step(result: AttestationResult, step: VerificationStep) -> AttestationResult:
@@ -207,5 +152,4 @@ def add_step(result: AttestationResult, step: VerificationStep) -> AttestationRe
 
     It does not refer to the evidence.
     """
-    content = result._content  # noqa: SLF001 - of this module's class
-    return create_result(content._replace(steps=(*result.steps, step)))
+    return replace(result, proof=_PROOF, steps=(*result.steps, step), _evidence=None)

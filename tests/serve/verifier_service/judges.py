@@ -13,7 +13,7 @@ from attestkit.verifier.claims import Authenticated, Claims, Tcb, TcbStatus
 from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.os_image import VerifiedImage
 from attestkit.verifier.platforms.tdx import FetchNeededError
-from attestkit.verifier.result import AttestationResult, ResultContent, create_result
+from attestkit.verifier.result import AttestationResult, create_result
 from tests.serve.guests import NOW, SEED
 
 if TYPE_CHECKING:
@@ -44,19 +44,17 @@ def create_attestation_result(
     """Return the result of evidence that passed."""
     expected = ExpectedReportData.of(nonce, ... if nonce is not None else report_data)
     return create_result(
-        ResultContent(
-            claims=Claims("dstack-tdx", create_evidence().report_data, (), (), (), (), IMAGE),
-            advisory_ids=(),
-            tcb=Tcb(status=TcbStatus.OUT_OF_DATE),
-            simulated=simulated,
-            bound_to=expected.bound_to,
-            nonce=nonce,
-            app_info=None,
-            verified_at=datetime.fromtimestamp(NOW, timezone.utc),
-            certificate_chain=(),
-            policy=POLICY,
-            steps=(),
-        )
+        claims=Claims("dstack-tdx", create_evidence().report_data, (), (), (), (), IMAGE),
+        advisory_ids=(),
+        tcb=Tcb(status=TcbStatus.OUT_OF_DATE),
+        simulated=simulated,
+        bound_to=expected.bound_to,
+        nonce=nonce,
+        app_info=None,
+        verified_at=datetime.fromtimestamp(NOW, timezone.utc),
+        certificate_chain=(),
+        policy=POLICY,
+        steps=(),
     )
 
 

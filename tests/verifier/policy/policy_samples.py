@@ -19,7 +19,7 @@ from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
-from attestkit.verifier.result import AttestationResult, BoundTo, ResultContent, create_result
+from attestkit.verifier.result import AttestationResult, BoundTo, create_result
 
 NOW: Final = datetime(2026, 9, 21, 14, 13, 20, tzinfo=timezone.utc)
 APP_ID: Final = b"\x0a" * 20
@@ -278,20 +278,18 @@ def result(
     """Return the attestation result for such evidence."""
     evidence_claims, verified = evidence_claims or claims(), verified or authenticated()
     return create_result(
-        ResultContent(
-            claims=evidence_claims,
-            advisory_ids=verified.advisory_ids,
-            tcb=replace(verified.tcb, status=verified.status),
-            simulated=simulated,
-            bound_to=bound_to if nonce is None else "nonce",
-            nonce=nonce,
-            app_info=info,
-            verified_at=verified_at,
-            certificate_chain=verified.chain,
-            policy=policy or AppraisalPolicy.default(),
-            steps=(),
-        ),
-        evidence,
+        claims=evidence_claims,
+        advisory_ids=verified.advisory_ids,
+        tcb=replace(verified.tcb, status=verified.status),
+        simulated=simulated,
+        bound_to=bound_to if nonce is None else "nonce",
+        nonce=nonce,
+        app_info=info,
+        verified_at=verified_at,
+        certificate_chain=verified.chain,
+        policy=policy or AppraisalPolicy.default(),
+        steps=(),
+        _evidence=evidence,
     )
 
 
