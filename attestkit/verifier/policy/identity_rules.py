@@ -15,11 +15,11 @@ from attestkit.verifier import acpi
 from attestkit.verifier.claims import Claims, passed
 from attestkit.verifier.policy.platforms import (
     EVENT_PLATFORMS,
+    INTEL_PLATFORMS,
     NITRO,
     SGX,
     SNP,
     SNP_PLATFORMS,
-    TD_PLATFORMS,
     measures_events,
 )
 from attestkit.verifier.policy.rules import format_values, require_match
@@ -61,7 +61,7 @@ def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | Non
         return value
     if claims.platform not in {*_MEASURED_ON["compose_hash"], SGX}:
         why = "this platform does not measure it; pin pcrs instead"
-    elif info is None and claims.platform in TD_PLATFORMS | {SGX}:
+    elif info is None and claims.platform in INTEL_PLATFORMS:
         why = "a bare quote has no event log; request complete evidence from the attester"
     elif info is None:
         why = "the evidence has no configuration document; include it"

@@ -12,9 +12,7 @@ from attestkit.verifier.claims import PARAVISOR_CLAIMS, Claims, VtpmFacts
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.platforms import (
     AZURE,
-    GCP_SNP,
-    GCP_TDX,
-    GO_TPM_TOOLS,
+    GOOGLE_PLATFORMS,
     HCL_PLATFORMS,
     NITRO,
     is_signed_by_vlek,
@@ -39,7 +37,6 @@ _PINNED: Final = (
     *("pcr0", "pcr1", "pcr2", "pcr8"),
     *("mrenclave", "mrsigner"),
 )
-_AT_GOOGLE: Final = frozenset({GCP_TDX, GCP_SNP, GO_TPM_TOOLS})
 # Boot events without a rule of their own that are equal in every boot.
 _PINNED_EVENTS: Final = ("init-script-hash", "gpu-policy-hash", "storage-fs")
 
@@ -170,7 +167,7 @@ def _pinned_vtpm(claims: Claims) -> dict[str, Any]:
     if vtpm.key_trust == "listed":
         found["trusted_aks"] = (sha256(vtpm.attestation_key),)
     details = dict(vtpm.details)
-    if claims.platform in _AT_GOOGLE and (project := details.get("gce_project")):
+    if claims.platform in GOOGLE_PLATFORMS and (project := details.get("gce_project")):
         found["gce_project"] = (project,)
     if claims.platform in HCL_PLATFORMS:
         found |= _pinned_paravisor(claims, details)

@@ -51,6 +51,10 @@ SNP_PLATFORMS: Final = frozenset({SNP, GCP_SNP, "hcl-snp", "azure-snp"})
 HCL_PLATFORMS: Final = frozenset({*AZURE, *HCL})
 VTPM_PLATFORMS: Final = HCL_PLATFORMS | {GCP_TDX, GCP_SNP, NITRO_TPM, TPM, GO_TPM_TOOLS}
 
+INTEL_PLATFORMS: Final = TD_PLATFORMS | {SGX}
+GOOGLE_PLATFORMS: Final = frozenset({GCP_TDX, GCP_SNP, GO_TPM_TOOLS})
+NO_STATUS: Final = frozenset({NITRO, NITRO_TPM, TPM, GO_TPM_TOOLS})  # no TCB status
+
 RTMR_PLATFORMS: Final = frozenset({TDX, GCP_TDX})
 """Platforms whose guest extends the RTMRs. Behind a paravisor they are zero (vtpm.md, 6.3)."""
 

@@ -15,15 +15,7 @@ from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.snp_report import TCB_COMPONENTS
 from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus, caution, passed, skipped
-from attestkit.verifier.policy.platforms import (
-    GO_TPM_TOOLS,
-    NITRO,
-    NITRO_TPM,
-    SGX,
-    SNP_PLATFORMS,
-    TD_PLATFORMS,
-    TPM,
-)
+from attestkit.verifier.policy.platforms import INTEL_PLATFORMS, NO_STATUS, SNP_PLATFORMS
 from attestkit.verifier.policy.rules import (
     check_number,
     check_text,
@@ -45,9 +37,7 @@ A policy has it as pairs in the order of their names.
 _NormalizedTcb: TypeAlias = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 """The rule as it is stored, hashable."""
 
-_NO_STATUS: Final = frozenset({NITRO, NITRO_TPM, TPM, GO_TPM_TOOLS})
 _STATUS_WITHOUT_AGE: Final = SNP_PLATFORMS  # TCB versions are only compared with each other
-_INTEL: Final = TD_PLATFORMS | {SGX}  # platforms with signed advisories
 _ANY_AGE: Final = caution(
     "minimum_svn",
     "the TCB status of SEV-SNP compares the report's TCB versions with each other only, so "
@@ -136,7 +126,7 @@ class TcbRules:
         self, authenticated: Authenticated, platform: str, now: datetime, explain: Explain
     ) -> VerificationStep:
         status = authenticated.status
-        if status is None and platform in _NO_STATUS:
+        if status is None and platform in NO_STATUS:
             text = "there is no TCB status on this platform"
             return skipped("tcb_status", text)
         if status is None:
@@ -215,7 +205,7 @@ class TcbRules:
         if advisory_ids:
             text = f"security advisories {', '.join(advisory_ids)} are accepted"
             return caution("advisory", text)
-        if platform in _INTEL:
+        if platform in INTEL_PLATFORMS:
             return _NO_ADVISORY
         return skipped("advisory", "the platform's vendor names no advisories")
 
