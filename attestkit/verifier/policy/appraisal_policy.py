@@ -64,9 +64,9 @@ from attestkit.verifier.policy.rules import (
     BitMask,
     KeyProvider,
     Values,
+    accept_match,
     accepted_values,
     check_number,
-    require_match,
 )
 from attestkit.verifier.policy.snp.snp_rules import SnpRules
 from attestkit.verifier.policy.tcb_rules import Explain, TcbRules
@@ -401,8 +401,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             if (wanted := getattr(self, name)) is not None:
                 have = measured_field(name, name, claims, info)
                 remedy = f"check the address of the app, or accept this one in {name}"
-                require_match(name, name, have, wanted, remedy)
-                yield passed(name, f"{name} {have.hex()} is accepted")
+                yield accept_match(name, name, have, wanted, remedy)
         if self.require_mr_config:
             require_sealed_configuration(claims, info)
         if self.key_provider is not None:

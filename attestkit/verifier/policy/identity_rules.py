@@ -22,7 +22,7 @@ from attestkit.verifier.policy.platforms import (
     SNP_PLATFORMS,
     measures_events,
 )
-from attestkit.verifier.policy.rules import format_values, require_match
+from attestkit.verifier.policy.rules import accept_match, format_values
 
 # Platforms on which a field of AppInfo is measured: at boot, at launch, or as the image.
 _MEASURED_ON: Final = {
@@ -48,9 +48,7 @@ def appraise_os_image(claims: Claims, wanted: Collection[bytes]) -> Verification
             reason="os_image_hash",
         )
     remedy = "launch that image, or accept this one in os_image_hash"
-    require_match("os_image_hash", "OS image", claims.os_image_hash, wanted, remedy)
-    text = f"OS image {claims.os_image_hash.hex()} is accepted"
-    return passed("os_image_hash", text)
+    return accept_match("os_image_hash", "OS image", claims.os_image_hash, wanted, remedy)
 
 
 def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | None) -> bytes:
@@ -95,8 +93,7 @@ def appraise_summary(
             reason=name,
         )
     remedy = f"launch what has this value, or accept this one in {name}"
-    require_match(name, name, have, wanted, remedy)
-    return passed(name, f"{name} {have.hex()} is accepted")
+    return accept_match(name, name, have, wanted, remedy)
 
 
 def appraise_device(claims: Claims, device: bytes, wanted: Collection[bytes]) -> VerificationStep:
@@ -108,10 +105,8 @@ def appraise_device(claims: Claims, device: bytes, wanted: Collection[bytes]) ->
             "name it; drop device_id from the policy, or have the host unmask the chip id",
             reason="device_id",
         )
-    have = sha256(named)
     remedy = "run the app there, or accept this device in device_id"
-    require_match("device_id", "device", have, wanted, remedy)
-    return passed("device_id", f"device {have.hex()} is accepted")
+    return accept_match("device_id", "device", sha256(named), wanted, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,12 @@ verification step for the result, or raises PolicyError.
 import hmac
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from attestkit._argument_checks import utf8
 from attestkit._formats import strict_json
 from attestkit._reasons import PolicyReason
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import StepCheck, VerificationStep
 from attestkit.errors import FormatError, PolicyError, UsageError
 from attestkit.verifier.claims import Claims, passed
 
@@ -143,6 +143,14 @@ def require_match(
     if not matches_any(have, wanted):
         message = f"{name}: {format_values([have])}, must be {format_values(wanted)}; {remedy}"
         raise PolicyError(message, reason=reason)
+
+
+def accept_match(
+    rule: str, subject: str, have: bytes, wanted: Iterable[bytes], remedy: str
+) -> VerificationStep:
+    """Return the step of a rule, whose reason and check have its name, as `require_match`."""
+    require_match(cast("PolicyReason", rule), subject, have, wanted, remedy)
+    return passed(cast("StepCheck", rule), f"{subject} {have.hex()} is accepted")
 
 
 def accepted_values(name: str, values: object, size: int) -> frozenset[bytes] | None:

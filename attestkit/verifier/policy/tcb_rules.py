@@ -228,29 +228,37 @@ class TcbRules:
         if not self.minimum_svns:
             any_age = platform in _STATUS_WITHOUT_AGE and not self.minimum_tcb
             return _ANY_AGE if any_age else None
-        tcb = authenticated.tcb
-        self._check_components("", tcb.components)
-        if platform in _STATUS_WITHOUT_AGE:
-            for which in _OTHERS:
-                self._check_components(f" of the {which} TCB", getattr(tcb, which))
+        others = _OTHERS if platform in _STATUS_WITHOUT_AGE else ()
+        _require_svns("minimum_svns", self.minimum_svns, authenticated.tcb, others)
         text = f"SVN high enough: {', '.join(name for name, _ in self.minimum_svns)}"
         return passed("minimum_svn", text)
 
-    def _check_components(self, of: str, components: tuple[tuple[str, int], ...]) -> None:
-        """Compare components with their minimum SVNs; PolicyError if one is below."""
+
+def _require_svns(
+    rule: str, wanted: Collection[tuple[str, int]], tcb: Tcb, others: Collection[str]
+) -> None:
+    """Compare the components of a TCB, and of its other versions, with their minimum SVNs.
+
+    Raises:
+        PolicyError: If one is below, or missing.
+    """
+    versions = {" of the reported TCB" if others else "": tcb.components}
+    versions |= {f" of the {which} TCB": getattr(tcb, which) for which in others}
+    for of, components in versions.items():
         have = dict(components)
-        for name, minimum in self.minimum_svns:
+        for name, minimum in wanted:
             if (svn := have.get(name)) is None:
                 known = ", ".join(have) or "none"
                 raise PolicyError(
                     f"component {name!r}{of}: SVN must be at least {minimum}, but the evidence has "
-                    f"no such component; use one of these in minimum_svns: {known}",
+                    f"no such component; use one of these in {rule}: {known}",
                     reason="minimum_svn",
                 )
             if svn < minimum:
                 raise PolicyError(
                     f"component {name}{of}: SVN is {svn}, must be at least {minimum}; update the "
-                    "platform's firmware (and launch the guest again), or lower the minimum",
+                    "platform's firmware (and launch the guest again), or lower the minimum in "
+                    f"{rule}",
                     reason="minimum_svn",
                 )
 
@@ -337,17 +345,7 @@ def _check_minimum_tcb(minimums: _NormalizedTcb, tcb: Tcb) -> VerificationStep |
             f"a minimum for this product to {_RULE}",
             reason="minimum_svn",
         )
-    versions = {"reported": tcb.components, **{which: getattr(tcb, which) for which in _OTHERS}}
-    for which, components in versions.items():
-        have = dict(components)
-        for name, minimum in wanted:
-            if have.get(name, -1) < minimum:
-                raise PolicyError(
-                    f"component {name} of the {which} TCB: SVN is {have.get(name, 'not known')}, "
-                    f"must be at least {minimum} on {tcb.product}; update the platform's firmware "
-                    f"(and launch the guest again), or lower it in {_RULE}",
-                    reason="minimum_svn",
-                )
+    _require_svns(f"{_RULE}.{tcb.product}", wanted, tcb, _OTHERS)
     names = ", ".join(name for name, _ in wanted)
     return passed("minimum_svn", f"TCB of a {tcb.product} high enough: {names}")
 
