@@ -206,8 +206,11 @@ def test_snp_without_minimum_svns_gives_caution() -> None:
     assert "minimum_svns" in cautions[0]
     with_minimum = policy.replace(minimum_svns=(("snp", 23),))
     assert not any(step.startswith(age) for step in appraise(with_minimum, claims(SNP), levels))
-    assert "component snp: SVN is 23, must be at least 24" in get_rejection_text(
-        "minimum_svn", policy.replace(minimum_svns=(("snp", 24),)), claims(SNP), levels
+    assert (
+        "component snp of the reported TCB: SVN is 23, must be at least 24"
+        in get_rejection_text(
+            "minimum_svn", policy.replace(minimum_svns=(("snp", 24),)), claims(SNP), levels
+        )
     )
     for platform in (TDX, SGX):
         intel = policy.replace(platforms=(platform,))
