@@ -9,13 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import split_pem
-from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.cert_path import check_issued, read_path_certificate
+from attestkit._crypto.x509.path_rules import P256_RULES, require_p256_spki
 from attestkit._reasons import SignatureReason
 from attestkit.errors import FormatError, SignatureError
 
@@ -24,6 +22,8 @@ def _root(name: str) -> bytes:
     """Return a certificate in DER, which is self-signed unless its name ends with `ca_NUMBER`."""
     return split_pem((Path(__file__).parent / "roots" / f"{name}.pem").read_text())[0]
 
+
+_PCK_CHAIN: Final = ("PCK certificate", "Intel's CA certificate", "Intel's root certificate")
 
 INTEL_ROOT: Final = bytes.fromhex(
     "a0af031289f5d5d4132f9186068a7fc13628633ba235777472e29b6b6c67a49e"
@@ -98,22 +98,17 @@ def pck_key(chain: Sequence[bytes]) -> bytes:
     if len(chain) != 3:
         raise _bad(f"must have 3 certificates, not {len(chain)}", "chain_length")
     try:
-        leaf, root = read_certificate(chain[0]), read_certificate(chain[2])
-        certificates = [x509.load_der_x509_certificate(der) for der in chain]
-    except (FormatError, ValueError, x509.InvalidVersion) as error:
+        leaf, authority, root = (
+            (name, read_path_certificate(der)) for name, der in zip(_PCK_CHAIN, chain, strict=True)
+        )
+    except FormatError as error:
         raise _bad("malformed certificate", "cert_malformed") from error
-    if sha256(root.spki_der) != INTEL_ROOT:
+    if sha256(root[1].spki) != INTEL_ROOT:
         raise _bad("the root is not Intel's SGX Root CA", "untrusted_root")
-    issuers = (*certificates[1:], certificates[2])
-    for certificate, issuer in zip(certificates, issuers, strict=True):
-        try:
-            certificate.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-            problem = "a certificate is not signed by the next one"
-            raise _bad(problem, "cert_bad_signature") from error
-    if not leaf.spki_der.startswith(P256_SPKI_HEAD):
-        raise _bad("the key is not P-256", "invalid_key")
-    return leaf.spki_der[len(P256_SPKI_HEAD) :]
+    for certificate, issuer in ((leaf, authority), (authority, root), (root, root)):
+        check_issued(certificate, issuer, "cert_bad_signature", P256_RULES)
+    require_p256_spki(leaf[1].spki)
+    return leaf[1].spki[len(P256_SPKI_HEAD) :]
 
 
 def _bad(problem: str, reason: SignatureReason) -> SignatureError:
