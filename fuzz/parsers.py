@@ -371,7 +371,6 @@ LEFT_OUT: Final[dict[str, str]] = {
     "backends.tdx.quote_ioctl": _OWNER,
     "measure.acpi.qemu.qemu_machine": "takes answers of the user's own QEMU; others parse them",
     "measure.acpi.acpi_tables": _DEVICE,
-    "measure.acpi.table_entry": "reads the package's own files, as the target acpi_entry does",
     "backends.tdx.rtmr": "cuts a register out of a TD report, which the kernel made",
     "emulator.socket_service": "passes bytes to the target qgs_request or to the stub drivers",
     "gpu.collection": "cuts the driver's structures, which test_collection.py makes wrong",

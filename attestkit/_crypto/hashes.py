@@ -5,7 +5,6 @@ import hmac
 from collections.abc import Callable
 from typing import Final
 
-from attestkit._native import keccak
 from attestkit.errors import UsageError
 
 _HKDF_LIMIT: Final = 255 * 32  # RFC 5869, 2.3
@@ -28,7 +27,13 @@ def sha512(data: bytes) -> bytes:
 
 def keccak256(data: bytes) -> bytes:
     """Return the 32-byte Keccak-256 of `data` (Ethereum's hash; its padding differs from SHA-3)."""
-    return keccak(data, 32)
+    return _keccak(data, 32)
+
+
+def _keccak(data: bytes, size: int) -> bytes:
+    from attestkit._native import keccak  # lazy: the core refuses an invalid ATTESTKIT_CPU
+
+    return keccak(data, size)
 
 
 _DIGESTS: Final[dict[str, Callable[[bytes], bytes]]] = {
@@ -39,8 +44,8 @@ _DIGESTS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "sha3-384": lambda data: hashlib.sha3_384(data).digest(),
     "sha3-512": lambda data: hashlib.sha3_512(data).digest(),
     "keccak256": keccak256,
-    "keccak384": lambda data: keccak(data, 48),
-    "keccak512": lambda data: keccak(data, 64),
+    "keccak384": lambda data: _keccak(data, 48),
+    "keccak512": lambda data: _keccak(data, 64),
 }
 
 ALGORITHMS: Final = tuple(_DIGESTS)

@@ -22,7 +22,7 @@ from attestkit._crypto.x509.simulated.sgx_certificates import (
 from attestkit._formats import toml
 from attestkit._formats.cbor import read_value
 from attestkit._formats.strict_json import check_depth
-from attestkit._native import _python, _python_json, _python_log
+from attestkit._native import _python, _python_log
 from attestkit.attestation import Attestation
 from attestkit.attestation.app_info import AppInfo
 from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
@@ -323,7 +323,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "CEL in JSON": Parser(lambda data: EventLog.from_cel(data).events, CEL_JSON, 45, 4),
     "JSON's depth": Parser(check_depth, shapes.JSON, 6, 2),
     "JSON's depth, plain Python": Parser(
-        lambda data: _python_json.json_depth(data, 200), shapes.JSON, 6, 8, least=4
+        lambda data: _python.json_depth(data, 200), shapes.JSON, 6, 8, least=4
     ),
     "runtime log": Parser(
         parse_runtime_lines,

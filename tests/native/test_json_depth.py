@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 
 from attestkit import _native
-from attestkit._native import _python_json as python_core
+from attestkit._native import _python as python_core
 from tests.thorough import thorough
 from tests.untyped import with_false_length
 
