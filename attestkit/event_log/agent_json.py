@@ -6,13 +6,13 @@ duplicate key is an error, because JSON readers differ in which of the two they 
 """
 
 from collections.abc import Iterable
-from json import loads
-from typing import NamedTuple, NoReturn
+from json import JSONDecodeError, JSONDecoder, loads
+from typing import Any, NamedTuple, NoReturn
 
 from attestkit._argument_checks import utf8, wrong_type
-from attestkit._formats.strict_json import byte_offset, check_depth, decode_at
+from attestkit._formats.strict_json import byte_offset, check_depth
 from attestkit._native import AGENT_ROW, unhex
-from attestkit._reasons import FormatReason
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
@@ -22,7 +22,6 @@ MAX_TEXT = 1 << 24
 
 MAX_EVENTS = 65536
 
-_BLANKS = " \t\r\n"
 
 CEL_KEYS = frozenset({"recnum", "digests", "content_type"})
 """Members of a record of a Canonical Event Log that an agent event does not have."""
@@ -71,6 +70,12 @@ class AgentJsonSource(NamedTuple):
         return ()
 
 
+class _DuplicateMember(NamedTuple):
+    """Marker for an object in which a member occurs twice."""
+
+    name: str
+
+
 def parse(text: str | bytes) -> list[WireEvent]:
     """Parse the array; registers, types and digests are not checked here.
 
@@ -90,15 +95,15 @@ def parse(text: str | bytes) -> list[WireEvent]:
     if len(text) > MAX_TEXT:
         raise FormatError("event log: longer than 16 MiB", reason="too_long")
     check_depth(text)
-    start = len(text) - len(text.lstrip(_BLANKS))
     try:
-        items, end = decode_at(text, start)
-    except FormatError as error:
-        message = f"event log: {error.message}"
-        raise FormatError(message, offset=error.offset, reason=error.reason) from error
-    if text[end:].strip(_BLANKS):
-        message = "event log: not JSON: Extra data"
-        raise FormatError(message, reason="syntax", offset=byte_offset(text, end))
+        items = _DECODER.decode(text)
+    except JSONDecodeError as error:
+        message, offset = f"event log: not JSON: {error.msg}", byte_offset(text, error.pos)
+        raise FormatError(message, offset=offset, reason="syntax") from error
+    except RecursionError as error:
+        raise FormatError("event log: nested too deeply", reason="too_deep") from error
+    except ValueError as error:  # a number of thousands of digits, or NaN
+        raise FormatError(f"event log: not JSON: {error}", reason="syntax") from error
     if not isinstance(items, list):
         raise FormatError("event log: must be a JSON array", reason="wrong_type")
     if len(items) > MAX_EVENTS:
@@ -107,59 +112,60 @@ def parse(text: str | bytes) -> list[WireEvent]:
 
 
 def _event(item: object, index: int) -> WireEvent:
+    if isinstance(item, _DuplicateMember):
+        raise FormatError(f"event {index}: {shown(item.name)} occurs twice", reason="duplicate")
     if not isinstance(item, dict):
-        _refuse(index, "must be a JSON object", "wrong_type")
+        raise FormatError(f"event {index}: must be a JSON object", reason="wrong_type")
     if not CEL_KEYS.isdisjoint(item):
         message = "event log: the input is a Canonical Event Log (CEL); read it with from_cel"
         raise FormatError(message, reason="other_log")
-    event_type = _number(item, "event_type", index)
-    runtime = event_type == RUNTIME_EVENT_TYPE
-    return WireEvent(
-        _number(item, "imr", index),
-        event_type,
-        b"" if runtime and "digest" not in item else _hex(item, "digest", index),
-        _text(item, "event", index),
-        _hex(item, "event_payload", index),
-        _number(item, "version", index) if "version" in item else 1,
-        _preimage(item, index),
-    )
+    try:
+        event_type = number_member(item, "event_type")
+        runtime = event_type == RUNTIME_EVENT_TYPE
+        return WireEvent(
+            number_member(item, "imr"),
+            event_type,
+            b"" if runtime and "digest" not in item else hex_member(item, "digest"),
+            _text(item, "event"),
+            hex_member(item, "event_payload"),
+            number_member(item, "version") if "version" in item else 1,
+            None if item.get("preimage") is None else hex_member(item, "preimage").hex(),
+        )
+    except FormatError as error:
+        raise FormatError(f"event {index}: {error.message}", reason=error.reason) from error
 
 
-def _number(item: dict[str, object], key: str, index: int) -> int:
-    value = item.get(key)
+def number_member(members: dict[str, Any], key: str) -> int:
+    """Return a member of an object that is an integer; FormatError for another or none."""
+    value = members.get(key)
     if type(value) is not int:  # bool is an int to isinstance
-        _refuse_value(item, key, index, "an integer")
+        raise member_error(members, key, "an integer")
     return value
 
 
-def _text(item: dict[str, object], key: str, index: int) -> str:
-    value = item.get(key)
-    if not isinstance(value, str):
-        _refuse_value(item, key, index, "a string")
-    utf8(value, f"event {index}: {key}")
-    return value
-
-
-def _hex(item: dict[str, object], key: str, index: int) -> bytes:
-    text = item.get(key)
+def hex_member(members: dict[str, Any], key: str) -> bytes:
+    """Return the bytes of a member of an object in hex; FormatError for another or none."""
+    text = members.get(key)
     if not isinstance(text, str):
-        _refuse_value(item, key, index, "a string of hex digits")
-    value = unhex(text)
-    if value is None:
-        _refuse(index, f"{key} must be a string of hex digits", "encoding")
+        raise member_error(members, key, "a string of hex digits")
+    if (value := unhex(text)) is None:
+        raise FormatError(f"{key} must be a string of hex digits", reason="encoding")
     return value
 
 
-def _preimage(item: dict[str, object], index: int) -> str | None:
-    return None if item.get("preimage") is None else _hex(item, "preimage", index).hex()
+def _text(members: dict[str, Any], key: str) -> str:
+    value = members.get(key)
+    if not isinstance(value, str):
+        raise member_error(members, key, "a string")
+    utf8(value, key)
+    return value
 
 
-def _refuse_value(item: dict[str, object], key: str, index: int, expected: str) -> NoReturn:
-    _refuse(index, f"{key} must be {expected}", "wrong_type" if key in item else "missing")
-
-
-def _refuse(index: int, message: str, reason: FormatReason) -> NoReturn:
-    raise FormatError(f"event {index}: {message}", reason=reason)
+def member_error(members: dict[str, Any], key: str, expected: str) -> FormatError:
+    """Return the error for a member that is missing or of another type."""
+    return FormatError(
+        f"{key} must be {expected}", reason="wrong_type" if key in members else "missing"
+    )
 
 
 def dump(events: Iterable[Event], *, preimages: bool) -> str:
@@ -184,3 +190,22 @@ _VERSION_1, _UNNAMED = "", '""'
 def _version_2(name: str, payload: bytes, *, preimages: bool) -> str:
     preimage = f',"preimage":"{runtime_preimage(name, payload, 2).hex()}"' if preimages else ""
     return f',"version":2{preimage}'
+
+
+def _members(pairs: list[tuple[str, object]]) -> "dict[str, object] | _DuplicateMember":
+    members = dict(pairs)
+    if len(members) == len(pairs):
+        return members
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            return _DuplicateMember(name)
+        seen.add(name)
+    return members
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = JSONDecoder(object_pairs_hook=_members, parse_constant=_refuse_constant)

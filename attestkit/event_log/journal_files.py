@@ -8,6 +8,7 @@ import errno
 import fcntl
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -158,36 +159,25 @@ class OsFolder:
         self._put(name, data, os.O_APPEND)
 
     def _put(self, name: str, data: bytes, flag: int) -> None:
-        path = self._name(name)
-        fd = self._open(name, os.O_WRONLY | os.O_CREAT | flag)
-        try:
+        with _closing(self._open(name, os.O_WRONLY | os.O_CREAT | flag), self._name(name)) as fd:
             while data:  # a write may be partial
                 data = data[os.write(fd, data) :]
-        except OSError as error:
-            raise _with_path(error, path) from error
-        finally:
-            os.close(fd)
 
     def cut(self, name: str, size: int) -> None:
         """Truncate a file to `size` bytes."""
-        path = self._name(name)
-        fd = self._open(name, os.O_WRONLY)
-        try:
+        with _closing(self._open(name, os.O_WRONLY), self._name(name)) as fd:
             os.ftruncate(fd, size)
-        except OSError as error:
-            raise _with_path(error, path) from error
-        finally:
-            os.close(fd)
 
     def sync(self, name: str) -> None:
         """Wait until the content of a file is on disk."""
-        path = self._name(name)
-        _sync_and_close(self._open(name, os.O_RDWR), path)
+        with _closing(self._open(name, os.O_RDWR), self._name(name)) as fd:
+            os.fsync(fd)
 
     def sync_folder(self) -> None:
         """Wait until the names in the folder are on disk."""
         fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        _sync_and_close(fd, self._path)
+        with _closing(fd, self._path):
+            os.fsync(fd)
 
     def rename(self, old: str, new: str) -> None:
         """Rename a file atomically, replacing a file with the new name."""
@@ -208,9 +198,11 @@ class OsFolder:
             self._lock_fd = None
 
 
-def _sync_and_close(fd: int, path: str) -> None:
+@contextlib.contextmanager
+def _closing(fd: int, path: str) -> Iterator[int]:
+    """Return a file descriptor, and close it after the block; errors of calls get the path."""
     try:
-        os.fsync(fd)
+        yield fd
     except OSError as error:
         raise _with_path(error, path) from error
     finally:

@@ -12,8 +12,8 @@ previous one had no effect.
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from attestkit.backends.linux.device_errors import (
@@ -98,18 +98,15 @@ class RtmrAccess:
             BackendError: If the value is malformed.
         """
         _check_register(register, READABLE, "must be 0 to 3")
-        folder = self._open_folder()
-        if folder is None:
-            try:
-                report = self._device.get_report(_ANY_DATA)
-            except BackendUnavailableError as error:
-                text = f"{_NO_FILES}, and {error}"
-                raise BackendUnavailableError(text, reason=error.reason, path=error.path) from error
-            return _from_report(report, register)
+        with self._opened_folder() as folder:
+            if folder is not None:
+                return self._from_file(folder, register)
         try:
-            return self._from_file(folder, register)
-        finally:
-            os.close(folder)
+            report = self._device.get_report(_ANY_DATA)
+        except BackendUnavailableError as error:
+            text = f"{_NO_FILES}, and {error}"
+            raise BackendUnavailableError(text, reason=error.reason, path=error.path) from error
+        return _from_report(report, register)
 
     def read_fresh(self, register: int) -> bytes:
         """Return a register from a new TD report; from its file if the device is not accessible.
@@ -127,14 +124,21 @@ class RtmrAccess:
                 return self.read(register)
             return _from_report(self._device.report(fd, _ANY_DATA), register)
 
-    def _open_folder(self) -> int | None:
-        """Open the directory of the files; return None if it is missing and not configured."""
+    @contextmanager
+    def _opened_folder(self) -> Iterator[int | None]:
+        """Open the directory of the files for a block; None if it is missing and not configured."""
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        folder = None
         try:
-            return self._device.calls.open_file(self._folder, os.O_RDONLY | os.O_DIRECTORY, None)
+            folder = self._device.calls.open_file(self._folder, flags, None)
         except OSError as error:
-            if error.errno == errno.ENOENT and not self._configured:
-                return None
-            raise self._folder_error(error) from error
+            if error.errno != errno.ENOENT or self._configured:
+                raise self._folder_error(error) from error
+        try:
+            yield folder
+        finally:
+            if folder is not None:
+                os.close(folder)
 
     def _folder_error(self, error: OSError) -> BackendError:
         text = "RTMR directory: cannot be opened"
@@ -179,15 +183,12 @@ class RtmrAccess:
         _check_register(register, EXTENDABLE, "must be 2 or 3")
         if type(digest) is not bytes or len(digest) != SIZE:
             raise UsageError(f"digest: must be {SIZE} bytes", reason="wrong_size")
-        folder = self._open_folder()
-        if folder is None:
-            with self._device.open() as fd:
-                self._extend_by_ioctl(fd, register, digest)
-            return
-        try:
-            self._extend_by_file(folder, register, digest)
-        finally:
-            os.close(folder)
+        with self._opened_folder() as folder:
+            if folder is not None:
+                self._extend_by_file(folder, register, digest)
+                return
+        with self._device.open() as fd:
+            self._extend_by_ioctl(fd, register, digest)
 
     def _extend_by_file(self, folder: int, register: int, digest: bytes) -> None:
         name = _file_name(register)

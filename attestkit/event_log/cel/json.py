@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from attestkit._formats.strict_json import byte_offset, check_depth, decode_at
-from attestkit._native import unhex
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
+from attestkit.event_log.agent_json import hex_member, member_error, number_member
 from attestkit.event_log.cel import record as cel
 from attestkit.event_log.cel.record import CelRecord
 from attestkit.event_log.event_types import tcg_name
@@ -131,7 +131,7 @@ def _record(value: object) -> CelRecord:
     for item in _list(members, "digests"):
         digest = _members(item, "digest", {"hashAlg", "digest"})
         algorithm = _number(digest, "hashAlg", cel.ALGORITHMS, "digest algorithm")
-        cel.add_digest(digests, algorithm, _hex(digest, "digest"), None)
+        cel.add_digest(digests, algorithm, hex_member(digest, "digest"), None)
     content = members.get("content")
     if content_type == cel.MANAGEMENT:
         return CelRecord(number, index, digests, 0, b"", _management(content))
@@ -141,7 +141,7 @@ def _record(value: object) -> CelRecord:
         event_type = cel.event_type_named(event_type, None)
     else:
         event_type = cel.check_event_type(_number(event, "event_type"), None)
-    return CelRecord(number, index, digests, event_type, _hex(event, "event_data"))
+    return CelRecord(number, index, digests, event_type, hex_member(event, "event_data"))
 
 
 def _management(content: object) -> frozenset[int]:
@@ -177,14 +177,10 @@ def _members(value: object, subject: str, keys: set[str] | None = None) -> dict[
     return value
 
 
-def _type_reason(members: dict[str, Any], key: str) -> FormatReason:
-    return "wrong_type" if key in members else "missing"
-
-
 def _list(members: dict[str, Any], key: str) -> list[Any]:
     value = members.get(key)
     if not isinstance(value, list):
-        raise FormatError(f"{key} must be an array", reason=_type_reason(members, key))
+        raise member_error(members, key, "an array")
     return value
 
 
@@ -196,22 +192,10 @@ def _number(
     if isinstance(value, str) and names is not None:
         reason: FormatReason = "unsupported_algorithm" if names is cel.ALGORITHMS else "wrong_value"
         return cel.number_of(value, names, subject, None, reason)
-    if type(value) is not int:  # bool is an int to isinstance
-        raise FormatError(f"{key} must be an integer", reason=_type_reason(members, key))
-    if not 0 <= value <= cel.MOST_NUMBER:
+    number = number_member(members, key)
+    if not 0 <= number <= cel.MOST_NUMBER:
         raise FormatError(f"{key} must be 0 to 2^64-1", reason="wrong_value")
-    return value
-
-
-def _hex(members: dict[str, Any], key: str) -> bytes:
-    text = members.get(key)
-    if not isinstance(text, str):
-        message = f"{key} must be a string of hex digits"
-        raise FormatError(message, reason=_type_reason(members, key))
-    value = unhex(text)
-    if value is None:
-        raise FormatError(f"{key} must be a string of hex digits", reason="encoding")
-    return value
+    return number
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
