@@ -325,7 +325,7 @@ READERS: Final[dict[str, str]] = {
     "verifier.dcap.qe_identity": "tcb_info",
     "verifier.dcap.signed_body": "tcb_info",
     "verifier.policy.appraisal_policy": "policy",
-    "verifier.policy.vtpm.pcr_rules": "policy",
+    "verifier.policy.pcr_rules": "policy",
     "verifier.policy.rules": "policy",
     "verifier.policy.toml.reader": "policy",
     "verifier.platforms.snp.chain": "snp_endorsements",

@@ -15,7 +15,7 @@ from attestkit.testing import SimulatedTee
 from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.policy.appraisal_policy import PRESETS
 from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
-from attestkit.verifier.policy.vtpm.vtpm_rules import VtpmRules
+from attestkit.verifier.policy.vtpm_rules import VtpmRules
 from tests.docs.blocks import ROOT, read_blocks
 from tests.rigs.go_verifiers.verdicts import GO_SEV_GUEST, GO_TDX_GUEST
 from tests.rigs.nvidia_verifiers.verdicts import LAX, STRICT

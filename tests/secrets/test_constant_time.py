@@ -83,8 +83,8 @@ PUBLIC_BY_REASON = {
     "lengths": {
         ("backends/dstack_agent/__init__.py", "len(report_data) != _REPORT_DATA"),
         ("collateral/intel_collateral.py", "len(value) != _SIGNATURE"),
-        ("verifier/policy/vtpm/vtpm_rules.py", "len(one) == _DIGEST"),
-        ("verifier/policy/vtpm/vtpm_rules.py", "len(one) != _DIGEST"),
+        ("verifier/policy/vtpm_rules.py", "len(one) == _DIGEST"),
+        ("verifier/policy/vtpm_rules.py", "len(one) != _DIGEST"),
     },
     "a quote that this process requested, a public file, or values after the verification": {
         ("backends/azure/backend.py", "signed != report.report_data"),

@@ -85,7 +85,7 @@ def _verified(result: "AttestationResult", vtpm: "VtpmFacts") -> TpmSection:
     }
     facts |= {name: f"{n}{unit}" for name, (n, unit) in counts.items() if n is not None}
     facts |= {name.replace("_", " "): value for name, value in vtpm.details}
-    from attestkit.verifier.policy.vtpm.pcr_rules import normalize_pcrs  # lazy: loads the verifier
+    from attestkit.verifier.policy.pcr_rules import normalize_pcrs  # lazy: loads the verifier
 
     expected = frozenset(name for name, _ in normalize_pcrs(result.policy.pcrs))
     rows = _rows(vtpm.pcrs, frozenset(vtpm.replayed), expected)

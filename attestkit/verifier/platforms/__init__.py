@@ -1,4 +1,4 @@
-"""Verification of SEV-SNP reports and AWS Nitro documents, with their certificate chains.
+"""Verification of the evidence of each platform: signatures, certificates, and logs of PCRs.
 
-The result has the same type as that of DCAP verification.
+One module or package for each kind of evidence; `vtpm` has what platforms behind a TPM share.
 """

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Final
 
+from attestkit.verifier.policy.pcr_rules import normalize_pcrs
 from attestkit.verifier.policy.platforms import AZURE
-from attestkit.verifier.policy.vtpm.pcr_rules import normalize_pcrs
 
 if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy

@@ -68,10 +68,10 @@ from attestkit.verifier.policy.rules import (
     accepted_values,
     check_number,
 )
-from attestkit.verifier.policy.snp.snp_rules import SnpRules
+from attestkit.verifier.policy.snp_rules import SnpRules
 from attestkit.verifier.policy.tcb_rules import Explain, TcbRules
 from attestkit.verifier.policy.td_rules import TdRules
-from attestkit.verifier.policy.vtpm.vtpm_rules import VtpmRules
+from attestkit.verifier.policy.vtpm_rules import VtpmRules
 from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from attestkit.gpu.rules import GpuRules, driver_key
 from attestkit.tpm.pcrs import EVENT_PCR, IMA_PCR
 from attestkit.verifier.claims import PARAVISOR_CLAIMS, Claims, VtpmFacts
 from attestkit.verifier.policy.event_rules import RequiredEvent
+from attestkit.verifier.policy.pcr_rules import BANK_SIZES
 from attestkit.verifier.policy.platforms import (
     AZURE,
     GOOGLE_PLATFORMS,
@@ -23,8 +24,7 @@ from attestkit.verifier.policy.platforms import (
 )
 from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
 from attestkit.verifier.policy.rules import BOOT_END, BitMask, KeyProvider, read_key_provider
-from attestkit.verifier.policy.snp.snp_rules import is_provisional
-from attestkit.verifier.policy.vtpm.pcr_rules import BANK_SIZES
+from attestkit.verifier.policy.snp_rules import is_provisional
 from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:

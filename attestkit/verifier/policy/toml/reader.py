@@ -24,6 +24,7 @@ from attestkit.errors import ConfigError, UsageError
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.policy.event_rules import RequiredEvent
+from attestkit.verifier.policy.pcr_rules import BANK_SIZES, PcrRule
 from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
 from attestkit.verifier.policy.rules import (
     BIT_NAMES,
@@ -32,7 +33,6 @@ from attestkit.verifier.policy.rules import (
     KeyProvider,
     accepted_values,
 )
-from attestkit.verifier.policy.vtpm.pcr_rules import BANK_SIZES, PcrRule
 
 PRESET_NAMES: Final = ("strict", "default", "development")
 ANY: Final = "any"
@@ -190,20 +190,16 @@ _integer = partial(_typed, int, "an integer")
 _boolean = partial(_typed, bool, "true or false")
 
 
-def _texts(key: str, value: object) -> tuple[str, ...]:
-    return tuple(_text(key, one) for one in _as_list(value))
+def _each(read: Callable[[str, object], _T], key: str, value: object) -> tuple[_T, ...]:
+    return tuple(read(key, one) for one in _as_list(value))
 
 
-def _accepted_advisories(key: str, value: object) -> tuple[str, ...] | None:
-    return None if value == ANY else _texts(key, value)
+_texts = partial(_each, _text)
+_integers = partial(_each, _integer)
 
 
-def _integers(key: str, value: object) -> tuple[int, ...]:
-    return tuple(_integer(key, one) for one in _as_list(value))
-
-
-def _sev_features(key: str, value: object) -> tuple[int, ...] | None:
-    return None if value == ANY else _integers(key, value)
+def _unless_any(read: "_Read", key: str, value: object) -> object:
+    return None if value == ANY else read(key, value)
 
 
 def _period(key: str, value: object) -> timedelta:
@@ -366,10 +362,10 @@ _BY_TYPE: Final[Mapping[object, _Read]] = {
 }
 _BY_NAME: Final[Mapping[str, _Read]] = {
     "accepted_statuses": _statuses,
-    "accepted_advisories": _accepted_advisories,
+    "accepted_advisories": partial(_unless_any, _texts),
     "minimum_svns": _svns,
     "minimum_tcb": _minimum_tcb,
-    "sev_features": _sev_features,
+    "sev_features": partial(_unless_any, _integers),
     "pcrs": _pcrs,
     "trusted_aks": _keys,
     "require_joins": _texts,

@@ -7,8 +7,8 @@ import pytest
 from attestkit._crypto.hashes import sha256
 from attestkit.errors import SignatureError
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
+from attestkit.verifier.policy.pcr_rules import BANK_SIZES
 from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
-from attestkit.verifier.policy.vtpm.pcr_rules import BANK_SIZES
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.policy.policy_samples import (

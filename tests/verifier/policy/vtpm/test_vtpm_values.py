@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from attestkit._crypto.hashes import sha256
 from attestkit.errors import ConfigError, UsageError
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.policy.pcr_rules import BANK_SIZES, normalize_pcrs
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask
-from attestkit.verifier.policy.vtpm.pcr_rules import BANK_SIZES, normalize_pcrs
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.policy.policy_samples import (

@@ -19,6 +19,7 @@ from attestkit.verifier.claims import (
     caution,
     passed,
 )
+from attestkit.verifier.policy.pcr_rules import PcrRule, appraise_pcrs, normalize_pcrs
 from attestkit.verifier.policy.platforms import (
     AZURE,
     GCP_SNP,
@@ -43,7 +44,6 @@ from attestkit.verifier.policy.rules import (
     require_match,
     require_members,
 )
-from attestkit.verifier.policy.vtpm.pcr_rules import PcrRule, appraise_pcrs, normalize_pcrs
 
 PcrRules: TypeAlias = Mapping[str, bytes | Collection[bytes]] | Collection[PcrRule]
 """Accepted values by bank and index: `{"sha256:7": value}`."""
