@@ -6,9 +6,15 @@ for each evidence.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
-from attestkit._crypto.x509.cert_path import NamedCertificate, PathRules, check_issued
+from attestkit._crypto.x509.cert_path import (
+    NamedCertificate,
+    PathRules,
+    check_issued,
+    read_path_certificate,
+)
 from attestkit._reasons import SignatureReason
 from attestkit._system.bounded_cache import BoundedCache
 
@@ -47,3 +53,9 @@ class ChainCache:
         """Store the signatures of a valid path to a trusted root, which `check_issued` verified."""
         for (_, certificate), (_, issuer) in pairwise(path):
             self._issued.get((certificate.der, issuer.der), lambda: True)
+
+
+@lru_cache(maxsize=32)
+def root_key(root: bytes) -> bytes:
+    """Return the key of a vendor's root, whose certificate never changes."""
+    return read_path_certificate(root).spki

@@ -238,7 +238,8 @@ class GpuJoin:
         if chosen.kind == "report_data" and nonce is not None:
             return "report_data", gpu_nonce(nonce)
         stated = stated_nonce(self.evidence.devices[0].report)
-        measured = _measured_hash(events) == sha256(self.evidence.raw).hex()
+        hashed = _gpu_event(events).get("evidence_sha256")
+        measured = hashed == sha256(self.evidence.raw).hex()
         if measured and rules.allow_runtime_event:
             return "runtime_event", stated
         if nonce is None and measured:
@@ -316,10 +317,6 @@ def _gpu_event(events: Sequence[Event]) -> dict[str, Any]:
         return strict_json.read_object(found[0], GPU_ATTESTATION)
     except FormatError:
         return {}
-
-
-def _measured_hash(events: Sequence[Event]) -> object:
-    return _gpu_event(events).get("evidence_sha256")
 
 
 def _with_binding(

@@ -60,10 +60,6 @@ PUBLIC_BY_REASON = {
             "report_data != sha256(key + data[auth:auth + auth_size]).digest() + bytes(32)",
         ),
         ("attestation/launch/os_image.py", "(actual := sha256(checksums)) != os_image_hash"),
-        (
-            "verifier/gpu_join.py",
-            "_measured_hash(events) == sha256(self.evidence.raw).hex()",
-        ),
         ("verifier/os_image.py", "images.find(image_hash)"),
         ("attestation/coco/azure.py", "user_data == report_data"),
         ("event_log/ima.py", "digest_of(_measured(record)) != record.digest"),

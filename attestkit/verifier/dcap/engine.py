@@ -187,7 +187,9 @@ class Dcap:
     ) -> _Evaluation:
         """Return the evaluation, which is made once if platform and collateral are kept."""
         body = quote.body
-        svns = _module_fields(body) if isinstance(body, TdQuoteBody) else ()
+        svns: tuple[bytes | None, ...] = ()
+        if isinstance(body, TdQuoteBody):  # what the evaluation depends on
+            svns = body.tee_tcb_svn, body.tee_tcb_svn2, body.mr_signer_seam, body.seam_attributes
         return self._evaluations.get(
             (platform.handle, verified.handle, parts.qe_report[_QE_IDENTITY], svns),
             lambda: self._evaluate(quote, platform, verified),
@@ -250,11 +252,6 @@ def _select_chain(
             f"{PEM_CHAIN}), and the collateral has no pck_certificate_chain; get it from a PCCS",
         )
     return pck_certificate_chain.encode("utf-8", "replace"), "cert_malformed"
-
-
-def _module_fields(body: TdQuoteBody) -> tuple[bytes | None, ...]:
-    """Return the fields of the TDX module that the evaluation depends on."""
-    return body.tee_tcb_svn, body.tee_tcb_svn2, body.mr_signer_seam, body.seam_attributes
 
 
 def _check_platform_time(platform: PckPlatform, now: int) -> None:

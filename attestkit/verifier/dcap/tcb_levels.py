@@ -21,7 +21,7 @@ from attestkit.verifier.dcap.tcb_explanation import (
 )
 from attestkit.verifier.dcap.tcb_info import PlatformLevel, SvnLevel, TcbInfo, TdxModule
 
-_UP_TO_DATE, _OUT_OF_DATE = TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE
+_OUT_OF_DATE: Final = TcbStatus.OUT_OF_DATE
 _REVOKED: Final = TcbStatus.REVOKED
 # Status of a platform whose TDX module or quoting enclave is out of date.
 _WITH_OUTDATED_PART: Final = {

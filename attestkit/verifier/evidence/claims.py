@@ -6,7 +6,6 @@ Numbers are little-endian, as in quotes and reports.
 from operator import attrgetter
 from typing import Final
 
-from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import read_snp_launch
 from attestkit.attestation.launch.snp import canonical_cpu_type
 from attestkit.attestation.launch.vm_config import VmConfig
@@ -84,8 +83,10 @@ def claims(
     if vtpm is not None:
         named = (*named, *vtpm.registers())
     attestation = parsed.attestation
-    replayed = registers or (attestation is not None and _measures_events_in_pcr(attestation))
-    events = attestation.runtime_events if attestation is not None and replayed else ()
+    # A NitroTPM measures runtime events in a PCR, which then replays.
+    in_pcr = isinstance(parsed.wire_platform, NitroTpm)
+    has_events = attestation is not None and (registers or (in_pcr and not attestation.is_bare))
+    events = attestation.runtime_events if attestation is not None and has_events else ()
     return Claims(
         platform=parsed.platform,
         report_data=report_data,
@@ -101,11 +102,6 @@ def claims(
         os_image_is_dev=image.is_dev,
         vtpm=vtpm,
     )
-
-
-def _measures_events_in_pcr(attestation: Attestation) -> bool:
-    """Return whether the platform measures runtime events in a PCR, which then replays."""
-    return isinstance(attestation.evidence.platform, NitroTpm) and not attestation.is_bare
 
 
 def verified_launch(parsed: ParsedEvidence, image_hash: bytes) -> Fields:

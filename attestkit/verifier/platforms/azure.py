@@ -145,7 +145,9 @@ class AzureAuthenticator:
         """
         report = read_azure_report(platform)
         steps = [_check_binding(report, platform, hardware, quote)]
-        proven, evidence = _proven_by_hardware(hardware), platform.vtpm_quote
+        # HOST_DATA are zero, and no document of a paravisor is hashed.
+        proven = tuple([step for step in hardware.steps if step.check != "host_data"])
+        evidence = platform.vtpm_quote
         try:
             verified, extra = _verify_tpm(report, evidence, steps, is_stated=states_user_data)
             certificate, subject = self._check_certificate(evidence, verified, now, before_fetch)
@@ -195,11 +197,6 @@ class AzureAuthenticator:
             return (skipped("ak_certificate", text),), ""
         # The common name, such as ID.TrustedVM.Azure.windows.net.
         return found.steps, name_of(found.path.leaf).strip("'")
-
-
-def _proven_by_hardware(hardware: Authenticated) -> Steps:
-    """Return the hardware's steps; HOST_DATA are zero, and no document of a paravisor is hashed."""
-    return tuple([step for step in hardware.steps if step.check != "host_data"])
 
 
 def _check_binding(

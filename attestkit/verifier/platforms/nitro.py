@@ -5,7 +5,6 @@ same for the documents of enclaves and of NitroTPM. `nitro_tpm` has what concern
 """
 
 from datetime import datetime, timedelta, timezone
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from attestkit._crypto.p384 import p384_verify
@@ -15,7 +14,7 @@ from attestkit._formats.cbor import read_value
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.nitro import NitroDocument, read_nitro_document
 from attestkit.errors import FormatError, SignatureError, VerificationError
-from attestkit.verifier.chain_cache import ChainCache
+from attestkit.verifier.chain_cache import ChainCache, root_key
 from attestkit.verifier.claims import NO_REVOCATION, Authenticated, caution, passed
 
 _MAX_AGE: Final = timedelta(seconds=3600)
@@ -62,7 +61,7 @@ class Nitro:
     @property
     def genuine(self) -> bool:
         """Whether the trust anchor has the key of AWS's root."""
-        return self._anchor.spki == _root_key()
+        return self._anchor.spki == root_key(AWS_ROOT)
 
     def authenticate(self, document: bytes, now: datetime) -> Authenticated:
         """Verify the document of an enclave, and return its signed content.
@@ -125,12 +124,6 @@ class Nitro:
             passed("signature", "the Nitro document's signature is valid (ECDSA P-384, SHA-384)"),
         )
         return SignedDocument(found, chain, steps)
-
-
-@lru_cache(maxsize=1)
-def _root_key() -> bytes:
-    """Return the key of AWS's root; it never changes."""
-    return read_path_certificate(AWS_ROOT).spki
 
 
 def _check_algorithm(document: NitroDocument) -> None:

@@ -25,7 +25,7 @@ from attestkit.errors import (
     SignatureError,
 )
 from attestkit.snp_report import SnpReport, SnpTcb, parse_snp_report
-from attestkit.verifier.chain_cache import ChainCache
+from attestkit.verifier.chain_cache import ChainCache, root_key
 from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus, caution, passed, skipped
 from attestkit.verifier.platforms.snp.chain import (
     Endorsement,
@@ -98,7 +98,7 @@ class Snp:
     @property
     def genuine(self) -> bool:
         """Whether the trust anchor has the key of one of AMD's roots."""
-        return self._anchor is None or self._anchor.spki in _root_keys()
+        return self._anchor is None or self._anchor.spki in map(root_key, AMD_ROOTS.values())
 
     def authenticate(self, platform: SevSnp, now: datetime) -> Authenticated:
         """Verify the evidence of an SEV-SNP guest, and return its signed content.
@@ -144,12 +144,6 @@ class Snp:
         except SignatureError as error:
             message = f"SEV-SNP report: {error}"
             raise SignatureError(message, reason="report_bad_signature") from error
-
-
-@lru_cache(maxsize=1)
-def _root_keys() -> frozenset[bytes]:
-    """Return the keys of AMD's roots; they never change."""
-    return frozenset([read_path_certificate(root).spki for root in AMD_ROOTS.values()])
 
 
 def _evidence_certificates(cert_chain: Sequence[bytes]) -> tuple[Endorsement, ...]:
@@ -241,14 +235,10 @@ def _check_host_data(
     )
 
 
-def _differing_tcbs(report: SnpReport) -> list[str]:
-    """Return the names of the TCB versions that differ from the reported one."""
-    others = ("current", "committed", "launch")
-    return [name for name in others if getattr(report, f"{name}_tcb") != report.reported_tcb]
-
-
 def _status_step(report: SnpReport) -> VerificationStep:
-    if not (found := _differing_tcbs(report)):
+    others = ("current", "committed", "launch")
+    found = [name for name in others if getattr(report, f"{name}_tcb") != report.reported_tcb]
+    if not found:
         return passed("tcb", "current, committed and launch TCB are equal to the reported one")
     return caution(
         "tcb",

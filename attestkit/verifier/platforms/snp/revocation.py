@@ -6,13 +6,13 @@ certificates of the product line, without the names of issuers, so each certific
 looked up.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from copy import copy
 from datetime import datetime
 from typing import Final
 
-from attestkit._crypto.x509.cert_path import VENDOR_RULES, PathCertificate
-from attestkit._crypto.x509.crl import check_crl_signature
+from attestkit._crypto.x509.cert_path import VENDOR_RULES
+from attestkit._crypto.x509.crl import AmdCrl, check_crl_signature, read_amd_crls
 from attestkit._system.bounded_cache import BoundedCache
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import CollateralExpiredError, SignatureError
@@ -58,7 +58,10 @@ class SnpRevocation:
         if not any(self._groups):
             return NO_REVOCATION
         root_name, root = signer.path[-1]
-        used = next(filter(None, (_of_issuer(group, root) for group in self._groups)), ())
+        of_root = (
+            [crl for crl in group if crl.envelope.issuer == root.subject] for group in self._groups
+        )
+        used = next(filter(None, of_root), [])
         if not used:
             message = f"CRL of {root_name}: missing among those given; get it from {_url(signer)}"
             raise SignatureError(message, reason="crl_missing")
@@ -91,10 +94,6 @@ class SnpRevocation:
 
 def _all_crls(crls: Iterable[bytes]) -> tuple[AmdCrl, ...]:
     return tuple([crl for data in crls for crl in read_amd_crls(data)])
-
-
-def _of_issuer(crls: Sequence[AmdCrl], issuer: PathCertificate) -> tuple[AmdCrl, ...]:
-    return tuple([crl for crl in crls if crl.envelope.issuer == issuer.subject])
 
 
 def _url(signer: Signer) -> str:

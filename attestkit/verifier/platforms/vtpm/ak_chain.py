@@ -45,7 +45,7 @@ from attestkit.errors import (
     SignatureError,
     UsageError,
 )
-from attestkit.verifier.chain_cache import ChainCache
+from attestkit.verifier.chain_cache import ChainCache, root_key
 from attestkit.verifier.claims import ANOTHER_ROOT, passed, skipped
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ class AkChains:
     @property
     def genuine(self) -> bool:
         """Whether the trust anchor has the key of one of Google's roots."""
-        return all(root.spki in _google_keys() for _, root in self.google)
+        keys = {root_key(root) for root in google_roots()}
+        return all(root.spki in keys for _, root in self.google)
 
     def verify(
         self,
@@ -331,12 +332,6 @@ def _revocation_step(
     missing = f" for {', '.join(rest)}" if rest else ""
     text = f"revocation of AK certificates was not checked: no CRL{missing}"
     return skipped("ak_revocation", f"{text}; {checked}" if found.checked else text)
-
-
-@lru_cache(maxsize=1)
-def _google_keys() -> frozenset[bytes]:
-    """Return the keys of Google's roots; they never change."""
-    return frozenset([read_path_certificate(root).spki for root in google_roots()])
 
 
 def _find(
