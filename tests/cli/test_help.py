@@ -20,7 +20,7 @@ def _options(name: str) -> Iterator[tuple[str, click.Option]]:
                 yield words, parameter
 
 
-@pytest.mark.parametrize("words", PROGRAMS.keys() - {"serve"})
+@pytest.mark.parametrize("words", sorted(PROGRAMS.keys() - {"serve"}))
 def test_help_fits_screen(words: str) -> None:
     """Help has at most 80 columns, and but for `measure` at most 50 lines; options have a text."""
     command = PROGRAMS[words]

@@ -63,7 +63,7 @@ def attest(
     outputs = ((_ROOTS, save_gpu_roots), (_ENDORSEMENTS, save_gpu_endorsements))
     for option, path in outputs:
         require_file(option, path)
-    check_outputs((("-o", request.output), *outputs), request.report_data.inputs)
+    check_outputs((("-o", request.out.output), *outputs), request.report_data.inputs)
     with request.open() as attester:
         nonce = request.report_data.nonce
         if nonce is not None:  # so that the report data can name the key of a TPM

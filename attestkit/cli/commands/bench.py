@@ -46,7 +46,7 @@ def bench(*, seconds: float, as_json: bool) -> None:
     """
     rows: list[dict[str, Any]] = []
     cases = list(_cases())
-    with console.progress("measuring", len(cases)) as advance:
+    with console.progress("measuring", len(cases), least=1) as advance:
         for case in cases:
             taken = _measure(case.call, seconds / len(cases))
             row = {"row": case.row, "what": case.what, "seconds": median(taken)}

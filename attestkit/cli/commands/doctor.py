@@ -179,4 +179,6 @@ def doctor(*, as_json: bool, quote: bool, root: Path | None) -> None:
         return
     from attestkit.cli.doctor.page import show_page
 
-    show_page(*_diagnose(root, quote=quote))
+    with console.progress("inspecting"):
+        found = _diagnose(root, quote=quote)
+    show_page(*found)

@@ -16,13 +16,10 @@ from attestkit.cli.options.click_types import (
     Group,
     file_option,
     group_options,
-    json_option,
-    output_option,
     read_hex,
     value_option,
 )
-from attestkit.cli.output import console
-from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
+from attestkit.cli.options.output import Output, output_options
 from attestkit.errors import FormatError, UsageError, VerificationError
 
 _KEY_FILE: Final = 1 << 20  # bytes
@@ -84,37 +81,33 @@ _recipient_options: Final = group_options(
 @click.argument("file", type=PATH)
 @_recipient_options
 @_epochs_option("Seal as SealedEnv version 1 to these epochs. Default: the legacy form.")
-@output_option("Write the sealed variables to FILE. Default: stdout.")
-@json_option
+@output_options("Write the sealed variables to FILE. Default: stdout.")
 def seal(
     *,
     file: Path,
     recipient: _Recipient,
     epochs: tuple[int, int] | None,
-    output: Path | None,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """Seal environment variables to an app.
 
     FILE has lines NAME=VALUE, as docker's --env-file, or a JSON object of strings; - is stdin.
     """
-    refuse_stdout(output, as_json=as_json)
-    check_output("-o", output, [file, *([recipient.signed_key] if recipient.signed_key else [])])
+    out.check(filter(None, (file, recipient.signed_key)))
     from attestkit.kms.sealed_env import seal_env  # lazy: --help does not need it
 
     public_key = _find_public_key(recipient)
     variables = read_variables(read_file(file, MAX_FILE), str(file))
     sealed = seal_env(variables, public_key, epochs=epochs)
-    written = output is not None and write_output("-o", output, f"{sealed}\n")
     names = list(dict(variables))
-    if as_json:
-        fields = {"public_key": public_key.hex(), "epochs": epochs, "variables": names}
-        shown = {"sealed": None if written else sealed, "output": output and str(output)}
-        console.as_json({**fields, **shown})
-    elif written:
-        console.verdict(f"{output}: {len(names)} variables for {public_key.hex()}", good=True)
-    elif output is None:
-        click.echo(sealed)
+    fields = {
+        "public_key": public_key.hex(),
+        "epochs": epochs,
+        "variables": names,
+        "sealed": None if out.output else sealed,
+        "output": out.name,
+    }
+    out.write(f"{sealed}\n", fields, f"{len(names)} variables for {public_key.hex()}")
 
 
 def _find_public_key(recipient: _Recipient) -> bytes:
@@ -172,24 +165,21 @@ def _verify_key(file: Path, app_id: bytes, roots: list[bytes]) -> bytes:
 @file_option("--key", "Secret X25519 key, in hex, or .appkeys.json.", required=True)
 @_epochs_option("Accept only a SealedEnv to these epochs.")
 @value_option("--allow", "NAME", "Accept only these variables.", many=True, parameter="allow")
-@output_option("Write the variables to FILE as JSON, mode 0600. Default: stdout.")
-@json_option
+@output_options("Write the variables to FILE as JSON, mode 0600. Default: stdout.")
 def open_(
     *,
     file: Path,
     key: Path,
     epochs: tuple[int, int] | None,
     allow: tuple[str, ...],
-    output: Path | None,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """Open environment variables that were sealed to an app.
 
     FILE is a SealedEnv (JSON), or the legacy form, raw or in hex; - is stdin. The variables are
     printed as a JSON object. They are secrets, and their origin is not authenticated.
     """
-    refuse_stdout(output, as_json=as_json)
-    check_output("-o", output, (file, key))
+    out.check((file, key))
     from attestkit._crypto.zeroize import wipe  # lazy: --help does not need them
     from attestkit.kms.sealed_env import LARGEST_SEALED, open_env
 
@@ -201,15 +191,10 @@ def open_(
         raise FormatError(message, offset=error.offset, reason=error.reason) from error
     finally:
         wipe(secret)
+    variables = None if out.output else found
+    fields = {"variables": variables, "names": list(found), "output": out.name}
     text = json.dumps(found, indent=2)
-    written = output is not None and write_output("-o", output, f"{text}\n", mode=0o600)
-    if as_json:
-        shown = {"variables": None if written else found, "names": list(found)}
-        console.as_json({**shown, "output": output and str(output)})
-    elif written:
-        console.verdict(f"{output}: {len(found)} variables", good=True)
-    elif output is None:
-        click.echo(text)
+    out.write(f"{text}\n", fields, f"{len(found)} variables", mode=0o600)
 
 
 def _read_secret(path: Path) -> bytes:

@@ -9,12 +9,11 @@ from attestkit.cli.options.backend import Device, device_options
 from attestkit.cli.options.click_types import (
     Command,
     flag_option,
-    json_option,
-    output_option,
     value_option,
 )
+from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.output import console
-from attestkit.cli.output.write_output import check_outputs, refuse_stdout, write_output
+from attestkit.cli.output.write_output import write_output
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,9 +36,8 @@ _SEPARATED: Final = ("p256", "x25519")
 @flag_option("--separated", text="Another key for each algorithm, unlike the guest agent.")
 @flag_option("--v1", text="Key of the v1 API (dstack 0.6), with PATH as its domain.")
 @flag_option("--public", text="Print only the public key, in hex.")
-@output_option("Write the key in hex, mode 0600; - is stdout, key only.")
+@output_options("Write the key in hex, mode 0600; - is stdout, key only.")
 @device_options
-@json_option
 def key(
     *,
     path: str,
@@ -48,9 +46,8 @@ def key(
     separated: bool,
     v1: bool,
     public: bool,
-    output: Path | None,
+    out: Output,
     device: Device,
-    as_json: bool,
 ) -> None:
     """Derive an app key.
 
@@ -59,24 +56,23 @@ def key(
     """
     if not path:  # often an unset variable
         raise UsageError("PATH: the value is empty", reason="missing")
+    output = out.output
     if public and output is not None:
         raise UsageError(
             "--public and -o: -o writes the secret key, which --public omits", reason="conflict"
         )
-    refuse_stdout(output, as_json=as_json)
-    check_outputs((("-o", output), ("--record", device.record)), device.inputs)
+    out.check(device.inputs, [("--record", device.record)])
     with device.open() as attester:
         derived = _derive(attester.keys, path, purpose, algorithm, separated=separated, v1=v1)
         fields = {"backend": attester.backend.name, "simulated": attester.simulated}
     secret = derived.key.hex()
     written = output is not None and write_output("-o", output, f"{secret}\n", mode=0o600)
-    if as_json:
+    if out.as_json:
         request = {"path": path, "purpose": purpose or "", "separated": separated, "v1": v1}
         algorithm_field = {"algorithm": "secp256k1" if algorithm == "k256" else algorithm}
         hidden = public or output is not None
         found = {"key": None if hidden else secret, **_public_fields(derived)}
-        written_to = None if output is None else str(output)
-        console.as_json({**request, **algorithm_field, **fields, **found, "output": written_to})
+        console.as_json({**request, **algorithm_field, **fields, **found, "output": out.name})
     else:
         _show(derived, output, public=public, written=written)
 

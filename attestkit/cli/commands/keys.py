@@ -8,12 +8,11 @@ import click
 from attestkit.cli.options.backend import Device, device_options
 from attestkit.cli.options.click_types import (
     Group,
-    json_option,
-    output_option,
     value_option,
 )
+from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.output import console
-from attestkit.cli.output.write_output import check_outputs, is_stdout
+from attestkit.cli.output.write_output import is_stdout
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,28 +42,27 @@ def keys() -> None:
     parameter="roots",
     required=True,
 )
-@output_option("Write all keys, mode 0600, in the form of .appkeys.json.")
+@output_options("Write all keys, mode 0600, in the form of .appkeys.json.")
 @device_options
-@json_option
 def fetch(
     *,
     urls: tuple[str, ...],
     roots: tuple[str, ...],
-    output: Path | None,
+    out: Output,
     device: Device,
-    as_json: bool,
 ) -> None:
     """Request the keys of this app, and check them.
 
     The evidence of this machine is sent to the KMS, whose root must be a pinned one. No event is
     emitted. Public keys are printed; secret keys are only written to -o.
     """
+    output = out.output
     if output is not None and is_stdout(output):
         raise UsageError("-o: secret keys are not written to stdout", reason="conflict")
     if _FIRST_USE in roots and len(roots) > 1:
         raise UsageError(f"--kms-root: {_FIRST_USE} excludes other values", reason="conflict")
     files = [Path(text) for text in roots if text != _FIRST_USE]
-    check_outputs((("-o", output), ("--record", device.record)), (*device.inputs, *files))
+    out.check((*device.inputs, *files), [("--record", device.record)])
     from attestkit.kms.client import KmsClient  # lazy, like the import below: not for --help
     from attestkit.kms.root import KmsRoot
 
@@ -73,15 +71,15 @@ def fetch(
         client = KmsClient(
             urls, roots=pins or "first-use", attester=attester, vm_config=attester.vm_config
         )
-        fetched = client.fetch_app_keys()
+        with console.progress("fetching keys"):
+            fetched = client.fetch_app_keys()
         fields = {"backend": attester.backend.name, "simulated": attester.simulated}
     with fetched.app_keys as found:
         if output is not None:
             found.save(output)
         public = _public_fields(fetched)
-    if as_json:
-        written = None if output is None else str(output)
-        console.as_json({**public, **fields, "output": written})
+    if out.as_json:
+        console.as_json({**public, **fields, "output": out.name})
         return
     shown = {name.replace("_", " "): _text(value) for name, value in public.items()}
     console.fields(None, shown)

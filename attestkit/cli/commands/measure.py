@@ -5,7 +5,6 @@ With `--against`, what differs in evidence, and why.
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -19,8 +18,6 @@ from attestkit.cli.options.click_types import (
     Command,
     file_option,
     group_options,
-    json_option,
-    output_option,
     section,
 )
 from attestkit.cli.options.guest import (
@@ -31,8 +28,9 @@ from attestkit.cli.options.guest import (
     machine_options,
     snp_options,
 )
+from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.output import console
-from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
+from attestkit.cli.output.write_output import print_content, write_output
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -115,8 +113,7 @@ table_options: Final = group_options(
     default="table",
     help="Table (default), policy, or all values.",
 )
-@output_option("Write to FILE, with --format toml or json.")
-@json_option
+@output_options("Write to FILE, with --format toml or json.")
 def measure(
     *,
     boot: BootFiles,
@@ -126,21 +123,21 @@ def measure(
     log: Path | None,
     against: Path | None,
     form: str,
-    output: Path | None,
-    as_json: bool,
+    out: Output,
 ) -> int:
     """Compute the expected registers of a guest, from what it boots and the machine's shape.
 
     No evidence is needed. The policy that --format toml writes is for attestkit verify --policy;
     its comments say what confirms each value, and what is not proven.
     """
-    form = "json" if as_json else form
-    _check_output(form, output, as_json=as_json)
+    form, output = "json" if out.as_json else form, out.output
+    if output is not None and form == "table":
+        raise UsageError("-o: needs --format toml or json", reason="missing")
     if against is not None and (log is not None or form == "toml"):
         raise UsageError("--against: not with --log or --format toml", reason="conflict")
     extra = tuple(path for path in (tables.smbios, log) if path is not None)
     more = () if against is None else (against,)
-    check_output("-o", output, (*boot.inputs, *machine.inputs, *snp.inputs, *extra, *more))
+    out.check((*boot.inputs, *machine.inputs, *snp.inputs, *extra, *more))
     evidence = None if against is None else _read_evidence(against)
     if snp.snp:
         if machine.given or extra or tables.qemu is not None or tables.acpi is not None:
@@ -148,7 +145,8 @@ def measure(
             raise UsageError(message, reason="not_applicable")
         measured = _measure_snp(boot, snp)
     else:
-        measured = _measure_tdx(boot, machine, tables, against, evidence)
+        with console.progress("measuring"):
+            measured = _measure_tdx(boot, machine, tables, against, evidence)
     if against is not None and evidence is not None:
         return _compare(measured, against, evidence, form, output)
     expected = measured.expected
@@ -156,12 +154,6 @@ def measure(
         expected = expected.with_log_digests(_read_log(log))
     _write(expected, form, output)
     return 0
-
-
-def _check_output(form: str, output: Path | None, *, as_json: bool) -> None:
-    refuse_stdout(output, as_json=as_json)
-    if output is not None and form == "table":
-        raise UsageError("-o: needs --format toml or json", reason="missing")
 
 
 def _measure_snp(boot: BootFiles, snp: SnpOptions) -> "_Measured":
@@ -358,7 +350,7 @@ def _write(expected: "ExpectedMeasurements", form: str, output: Path | None) -> 
 def _write_text(text: str, output: Path | None) -> None:
     text = text if text.endswith("\n") else f"{text}\n"
     if output is None:
-        sys.stdout.write(text)
+        print_content(text)
     elif write_output("-o", output, text):
         console.verdict(f"{output}: expected measurements", good=True)
 

@@ -1,6 +1,5 @@
 """`attestkit policy FROM-EVIDENCE`: a policy with reference values from known-good evidence."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,9 @@ from attestkit.cli.options.click_types import (
     PATH,
     Command,
     flag_option,
-    json_option,
-    output_option,
 )
+from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.options.verification import VerificationOptions, verification_options
-from attestkit.cli.output import console
-from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
 
 if TYPE_CHECKING:
     from attestkit.cli.file_outcome import FileOutcome
@@ -26,15 +22,13 @@ if TYPE_CHECKING:
 @click.argument("file", metavar="FROM-EVIDENCE", type=PATH)
 @verification_options
 @flag_option("--pin-svns", text="Require firmware as new as that of the evidence.")
-@output_option("Write the policy to FILE. Default: stdout.")
-@json_option
+@output_options("Write the policy to FILE. Default: stdout.")
 def policy(
     *,
     file: Path,
     options: VerificationOptions,
     pin_svns: bool,
-    output: Path | None,
-    as_json: bool,
+    out: Output,
 ) -> int:
     """Write a policy from the values of known-good evidence.
 
@@ -42,8 +36,7 @@ def policy(
     --policy. The evidence (- is stdin) is verified first, with the same options as attestkit
     verify; no policy is written if that fails.
     """
-    refuse_stdout(output, as_json=as_json)
-    check_output("-o", output, (file, *options.inputs))
+    out.check((file, *options.inputs))
     from attestkit.cli.file_verifier import FileVerifier  # lazy: loads the verifier
     from attestkit.verifier import AppraisalPolicy
 
@@ -54,12 +47,7 @@ def policy(
         return outcome.code
     text = AppraisalPolicy.from_evidence(outcome.result, pin_svns=pin_svns).to_toml()
     _warn(outcome)
-    if as_json:
-        console.as_json({"policy": text, "evidence": outcome.to_dict()})
-    elif output is None:
-        sys.stdout.write(text)
-    if output is not None and write_output("-o", output, text) and not as_json:
-        console.verdict(f"{output}: policy from {file}", good=True)
+    out.write(text, {"policy": text, "evidence": outcome.to_dict()}, f"policy from {file}")
     return 0
 
 

@@ -26,6 +26,7 @@ from attestkit.cli.options.option_files import (
     read_option_file,
     read_option_files,
 )
+from attestkit.cli.output import console
 from attestkit.errors import FormatError, ServiceError, UsageError
 
 if TYPE_CHECKING:
@@ -76,22 +77,19 @@ class ConnectionOptions(NamedTuple):
         """
         from attestkit.client import connect  # lazy: not for --help
 
-        return connect(
-            url,
-            policy=self._policy(),
-            service=self.service,
-            model=self.model,
-            encrypt=self.encrypt,
-            allow_open=self.allow_open,
-            evidence_headers=dict(read_headers("--evidence-header", self.evidence_headers)) or None,
-            require=self._require(),
-            pins=self.pins,
-            server_ca=read_option_file("--server-ca", self.server_ca, _authorities),
-            proxy=self.proxy,
-            max_age=timedelta(seconds=self.max_age),
-            timeout=self.timeout,
+        headers = dict(read_headers("--evidence-header", self.evidence_headers))
+        options: dict[str, Any] = {
+            "policy": self._policy(),
+            "evidence_headers": headers or None,
+            "require": self._require(),
+            "server_ca": read_option_file("--server-ca", self.server_ca, _authorities),
+            "max_age": timedelta(seconds=self.max_age),
             **self._verifier_options(),
-        )
+        }
+        for name in ("service", "model", "encrypt", "allow_open", "pins", "proxy", "timeout"):
+            options[name] = getattr(self, name)
+        with console.progress(f"proving {shown(url)}"):
+            return connect(url, **options)
 
     def verify(self, bundle: "ProofBundle", now: datetime | None) -> "Proof":
         """Verify a saved proof, offline.

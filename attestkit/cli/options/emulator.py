@@ -42,35 +42,11 @@ class MountServer:
         """Whether the machine has simulated GPUs."""
         return self._setup.has_gpus
 
-    def __call__(
-        self,
-        folder: str,
-        *,
-        ready: Callable[[], bool | None],
-        runtime_log: str | None = None,
-        metadata_address: tuple[str, int] = ("127.0.0.1", 0),
-        gpu_driver: str | None = None,
-    ) -> None:
-        """Mount the emulated files on a folder until a signal ends the mount.
-
-        Args:
-            folder: An empty folder.
-            ready: Called after the mount; if it returns False, the mount ends immediately.
-            runtime_log: A folder for `/run/log/dstack`. None: that of --state-dir, or temporary.
-            metadata_address: IPv4 address and port of the metadata service; port 0: a free one.
-            gpu_driver: A folder for the stub driver of simulated GPUs. None: temporary.
-        """
+    def __call__(self, folder: str, **more: Any) -> None:
+        """Mount the emulated files on a folder until a signal ends it; see `fuse_mount.serve`."""
         from attestkit.emulator.fuse_mount import serve  # lazy: only these commands need it
 
-        serve(
-            folder,
-            setup=self._setup,
-            ready=ready,
-            runtime_log=runtime_log,
-            metadata_address=metadata_address,
-            gpu_driver=gpu_driver,
-            **self._options,
-        )
+        serve(folder, setup=self._setup, **self._options, **more)
 
 
 _OPTIONS: Final = (

@@ -9,19 +9,11 @@ from attestkit.cli.options.backend import Device, device_options
 from attestkit.cli.options.click_types import (
     file_option,
     group_options,
-    json_option,
-    output_option,
     section,
 )
+from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.options.report_data import ReportDataInput, report_data_options
-from attestkit.cli.output import console
-from attestkit.cli.output.write_output import (
-    check_outputs,
-    print_bytes,
-    refuse_stdout,
-    require_file,
-    write_output,
-)
+from attestkit.cli.output.write_output import require_file, write_output
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,11 +28,10 @@ class EvidenceRequest(NamedTuple):
     """Report data, backend and outputs of a quote or of evidence."""
 
     report_data: ReportDataInput
-    output: Path | None
+    out: Output
     device: Device
     save_trust_anchor: Path | None
     save_collateral: Path | None
-    as_json: bool
 
     @contextlib.contextmanager
     def open(self) -> "Iterator[Attester]":
@@ -55,12 +46,11 @@ class EvidenceRequest(NamedTuple):
             UnsupportedError: If the platform has no collateral, such as SEV-SNP.
             AttestKitError: If `Device.open` fails.
         """
-        refuse_stdout(self.output, as_json=self.as_json)
         trust = ((_ANCHOR, self.save_trust_anchor), (_COLLATERAL, self.save_collateral))
         for option, path in trust:
             require_file(option, path)
-        outputs = (("-o", self.output), *trust, ("--record", self.device.record))
-        check_outputs(outputs, (*self.report_data.inputs, *self.device.inputs))
+        inputs = (*self.report_data.inputs, *self.device.inputs)
+        self.out.check(inputs, (*trust, ("--record", self.device.record)))
         with self.device.open() as attester:
             yield attester
             self._write_trust(attester.backend)
@@ -93,32 +83,22 @@ class EvidenceRequest(NamedTuple):
             fields: Other members of the object; `report_data` replaces that of the options.
             description: A description of the bytes, printed if they are written to a file.
         """
-        output = self.output
-        written = output is not None and write_output("-o", output, raw)
-        if self.as_json:
-            own = {"size": len(raw), name: raw.hex()}
-            bound = {"report_data": self.report_data.value.hex()}
-            console.as_json(
-                {**bound, **fields, **own, "output": None if output is None else str(output)}
-            )
-        elif written:
-            console.verdict(f"{output}: {description}, {len(raw)} bytes", good=True)
-        elif output is None:
-            print_bytes(raw)
+        own = {"size": len(raw), name: raw.hex(), "output": self.out.name}
+        bound = {"report_data": self.report_data.value.hex()}
+        self.out.write(raw, {**bound, **fields, **own}, f"{description}, {len(raw)} bytes")
 
 
 request_options: Final = group_options(
     "request",
     (
         report_data_options,
-        output_option("Write raw bytes to FILE."),
+        output_options("Write raw bytes to FILE."),
         device_options,
         *section(
             "Simulator",
             file_option(_ANCHOR, "Write its root, for verify --trust-anchor."),
             file_option(_COLLATERAL, "Write its collateral, for verify --collateral."),
         ),
-        json_option,
     ),
     EvidenceRequest,
 )

@@ -92,16 +92,19 @@ def warning(text: str) -> None:
 
 
 @contextmanager
-def progress(label: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on stderr, on a terminal only, and not for fewer than 10 items.
+def progress(
+    label: str, total: int | None = None, least: int = MANY
+) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on stderr, on a terminal only, and not for fewer than `least` items.
 
     Yields a function to be called after each item. The bar is removed at the end.
 
     Args:
         label: Text beside the bar.
         total: Number of items, or None if unknown.
+        least: Least number of items that take long enough.
     """
-    if (total is not None and total < MANY) or not sys.stderr.isatty():
+    if (total is not None and total < least) or not sys.stderr.isatty():
         yield lambda: None
         return
     from attestkit.cli.output.terminal import show_progress

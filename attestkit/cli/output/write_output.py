@@ -129,6 +129,14 @@ def print_bytes(data: bytes) -> None:
     sys.stdout.buffer.write(data)
 
 
+def print_content(content: str | bytes) -> None:
+    """Write text to stdout, or bytes as `print_bytes`."""
+    if isinstance(content, bytes):
+        print_bytes(content)
+    else:
+        sys.stdout.write(content)
+
+
 def write_output(option: str, path: Path, content: str | bytes, *, mode: int = 0o644) -> bool:
     """Write UTF-8 text or bytes: replace a file atomically, or write to a pipe or device.
 
@@ -139,10 +147,7 @@ def write_output(option: str, path: Path, content: str | bytes, *, mode: int = 0
         UsageError: If the file cannot be written; the text names `option`.
     """
     if is_stdout(path):
-        if isinstance(content, bytes):
-            print_bytes(content)
-        else:
-            sys.stdout.write(content)
+        print_content(content)
         return False
     data = content.encode() if isinstance(content, str) else content
     try:

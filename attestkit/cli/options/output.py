@@ -1,0 +1,62 @@
+"""The options `-o` and `--json` of commands that write one thing."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from attestkit.cli.options.click_types import group_options, json_option, output_option
+from attestkit.cli.output import console
+from attestkit.cli.output.write_output import (
+    check_outputs,
+    print_content,
+    refuse_stdout,
+    write_output,
+)
+
+
+class Output(NamedTuple):
+    """Where a command writes its content, and whether it prints JSON."""
+
+    output: Path | None  # None: stdout
+    as_json: bool
+
+    @property
+    def name(self) -> str | None:
+        """The name of the file."""
+        return None if self.output is None else str(self.output)
+
+    def check(self, inputs: Iterable[Path], others: Iterable[tuple[str, Path | None]] = ()) -> None:
+        """Check that the file is not an input, or another output.
+
+        Raises:
+            UsageError: If it is, or both options write to stdout.
+        """
+        refuse_stdout(self.output, as_json=self.as_json)
+        check_outputs((("-o", self.output), *others), inputs)
+
+    def write(
+        self, content: str | bytes, fields: Mapping[str, object], text: str, *, mode: int = 0o644
+    ) -> None:
+        """Write the content to the file; else print it, unless JSON is printed.
+
+        Args:
+            content: The content.
+            fields: The object of --json.
+            text: What the file has, printed after it is written.
+            mode: Mode of the file.
+
+        Raises:
+            UsageError: If the file cannot be written.
+        """
+        written = self.output is not None and write_output("-o", self.output, content, mode=mode)
+        if self.as_json:
+            console.as_json(fields)
+        elif written:
+            console.verdict(f"{self.output}: {text}", good=True)
+        elif self.output is None:
+            print_content(content)
+
+
+def output_options(text: str) -> Callable[[Any], Any]:
+    """Return both options, with the help text of `-o`, as the parameter `out`."""
+    return group_options("out", (output_option(text), json_option), Output)
