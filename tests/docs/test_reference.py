@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Final
 
 import attestkit
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import ROOT, read_blocks
 from tests.docs.public_api import LISTING, REFERENCE, documented_modules, list_interface
 
 MODULES: Final = documented_modules()
@@ -66,3 +66,13 @@ def test_listing_is_the_public_interface() -> None:
     """A change of a public name or signature shows in docs/reference/public-api.txt."""
     listed = LISTING.read_text(encoding="utf-8")
     assert listed == list_interface(), "run python -m tests.docs.public_api, and see its diff"
+
+
+def test_every_name_of_the_package_has_an_example() -> None:
+    """Each name of `attestkit` is in a block of the pages that runs, or in an example."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    blocks = [block for page in pages for block in read_blocks(page.read_text("utf-8"))]
+    texts = [block.text for block in blocks if block.is_run or block.is_test]
+    texts += [path.read_text("utf-8") for path in (ROOT / "docs" / "examples").rglob("*.py")]
+    used = set(re.findall(r"\w+", " ".join(texts)))
+    assert set(attestkit.__all__) - used == set()

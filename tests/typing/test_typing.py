@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ import pytest
 
 import attestkit
 import attestkit.testing
+from tests.docs.public_api import documented_modules
 from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
@@ -133,6 +135,23 @@ def test_mypy_rejects_every_wrong_line(installed: Path) -> None:
     """Exactly the marked lines are reported by mypy."""
     found = mypy(installed, "wrong.py")
     assert sorted({line for line, _ in found}) == expected(installed / "wrong.py"), found
+
+
+@pytest.fixture
+def importer(installed: Path) -> str:
+    """A program that imports every documented name from the module that documents it."""
+    lines = [
+        f"from {module} import {name} as {name}_{number}"
+        for number, module in enumerate(sorted(documented_modules()))
+        for name in import_module(module).__all__
+    ]
+    (installed / "names.py").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return "names.py"
+
+
+def test_mypy_finds_every_documented_name(installed: Path, importer: str) -> None:
+    """In strict mode each documented name is exported by the module that documents it."""
+    assert mypy(installed, importer) == []
 
 
 @needs_pyright

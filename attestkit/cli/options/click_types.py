@@ -75,7 +75,9 @@ class Command(click.Command):
         meanings: Mapping[int, str] | None = None,
         **settings: Any,
     ) -> None:
-        self.exit_codes = {int(code): MEANINGS[int(code)] for code in codes} | dict(meanings or {})
+        self.exit_codes: dict[int, str] = {int(code): MEANINGS[int(code)] for code in codes} | dict(
+            meanings or {}
+        )
         texts = ", ".join(f"{code} {text}" for code, text in self.exit_codes.items())
         first = example if example.startswith("\b") else f"Example: attestkit {example}"
         super().__init__(name, epilog=f"{first}\n\nExit codes: {texts}.", **settings)
@@ -98,7 +100,7 @@ class Command(click.Command):
 class Group(click.Group):
     """A group of commands of the same kind, whose help ends as that of its first command."""
 
-    command_class = Command
+    command_class: type[click.Command] | None = Command
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write example and exit codes."""
