@@ -75,9 +75,8 @@ class Command(click.Command):
         meanings: Mapping[int, str] | None = None,
         **settings: Any,
     ) -> None:
-        self.exit_codes: dict[int, str] = {int(code): MEANINGS[int(code)] for code in codes} | dict(
-            meanings or {}
-        )
+        self.exit_codes: dict[int, str] = {int(code): MEANINGS[int(code)] for code in codes}
+        self.exit_codes.update(meanings or {})
         texts = ", ".join(f"{code} {text}" for code, text in self.exit_codes.items())
         first = example if example.startswith("\b") else f"Example: attestkit {example}"
         super().__init__(name, epilog=f"{first}\n\nExit codes: {texts}.", **settings)

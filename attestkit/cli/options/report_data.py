@@ -68,10 +68,10 @@ expected_report_data_options: Final = _choices(
     "Nonce, 8 to 64 bytes; shows that FILE is fresh.",
     "Raw report data, up to 64 bytes; not for freshness.",
 )
-(any_freshness_option,) = section(
+any_freshness_option: Final = section(
     "Expected report data",
     flag_option("--any-freshness", text="Accept without any of these: FILE may be old."),
-)
+)[0]
 
 
 def require_expected(*, expected: bool, any_freshness: bool) -> None:
