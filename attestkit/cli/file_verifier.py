@@ -160,7 +160,7 @@ class FileVerifier:
         gpus, options = out.gpu_evidence or enclosed, self.options
         if isinstance(gpus, bytes):  # of the boot: nothing in it is compared with endorsements
             return out
-        fetched = fetch_gpu_endorsements(gpus, options.gpu_roots, out.at, options.gpu_services)
+        fetched = fetch_gpu_endorsements(gpus, options.roots_of_gpus, out.at, options.gpu_services)
         return out._replace(gpu_endorsements=fetched)
 
     def _verify_content(

@@ -327,7 +327,7 @@ connection_options: Final = group_options(
             value_option("--pccs", "URL", "PCCS to fetch it from; else from Intel."),
             flag_option("--offline", text="Fetch no collateral."),
             file_option("--certificate", "VCEK or VLEK of AMD and its issuer.", many=True),
-            file_option("--trust-anchor", "Root to trust in place of the vendors'."),
+            file_option("--trust-anchor", "Root, or JSON of simulated ones; not the vendors'."),
         ),
     ),
     ConnectionOptions,

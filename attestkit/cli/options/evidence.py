@@ -59,6 +59,8 @@ class EvidenceRequest(NamedTuple):
         """Write the simulator's trust anchor and collateral, for tests of verifiers."""
         if self.save_trust_anchor is None and self.save_collateral is None:
             return
+        from attestkit.backends.base import SimulatedBackend  # lazy: not for --help
+
         backend = getattr(backend, "of", None) or backend  # the recorded backend of --record
         anchor: bytes | None = getattr(backend, "trust_anchor", None)
         collateral = getattr(backend, "collateral", None)
@@ -68,7 +70,10 @@ class EvidenceRequest(NamedTuple):
         if self.save_trust_anchor is not None:
             from attestkit._crypto.pem import encode_pem  # lazy: few runs need it
 
-            write_output(_ANCHOR, self.save_trust_anchor, encode_pem("CERTIFICATE", anchor))
+            content: str | bytes = encode_pem("CERTIFICATE", anchor)
+            if self.save_trust_anchor.suffix == ".json" and isinstance(backend, SimulatedBackend):
+                content = backend.roots.to_json()
+            write_output(_ANCHOR, self.save_trust_anchor, content)
         if self.save_collateral is not None:
             write_output(_COLLATERAL, self.save_collateral, collateral().to_json())
 
@@ -96,7 +101,7 @@ request_options: Final = group_options(
         device_options,
         *section(
             "Simulator",
-            file_option(_ANCHOR, "Write its root, for verify --trust-anchor."),
+            file_option(_ANCHOR, "Write its root; NAME.json: all its roots."),
             file_option(_COLLATERAL, "Write its collateral, for verify --collateral."),
         ),
     ),

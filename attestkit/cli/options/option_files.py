@@ -17,6 +17,7 @@ from attestkit.errors import CollateralError, ConfigError, FormatError, UsageErr
 
 if TYPE_CHECKING:
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots, GpuServices
+    from attestkit.simulated_roots import SimulatedRoots
     from attestkit.verifier.images import ImageStore
 
 _Read = TypeVar("_Read")
@@ -57,10 +58,19 @@ def parse_collateral(data: bytes) -> Collateral:
         raise
 
 
-def parse_anchor(data: bytes) -> bytes | None:
-    """Return a root certificate in DER; UsageError if it is not valid."""
-    from attestkit.verifier.authenticators import Authenticators  # lazy: loads X.509
+def parse_anchor(data: bytes) -> "bytes | SimulatedRoots | None":
+    """Return a root certificate in DER, or the roots of a simulated machine.
 
+    Raises:
+        FormatError: If the JSON of the roots is malformed.
+        UsageError: If the certificate is not valid.
+    """
+    # lazy: loads X.509
+    from attestkit.simulated_roots import SimulatedRoots
+    from attestkit.verifier.authenticators import Authenticators
+
+    if data.lstrip()[:1] == b"{":
+        return SimulatedRoots.from_json(data)
     return Authenticators(data).trust_anchor
 
 
@@ -162,7 +172,7 @@ def choose_gpu_services(
 
 def fetch_gpu_endorsements(
     evidence: "GpuEvidence | None",
-    roots: "GpuRoots | None",
+    roots: "GpuRoots | SimulatedRoots | None",
     now: datetime,
     services: "GpuServices | None" = None,
 ) -> "GpuEndorsements | None":

@@ -26,6 +26,7 @@ from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots, GpuServices
+    from attestkit.simulated_roots import SimulatedRoots
     from attestkit.verifier.images import ImageStore
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
@@ -41,7 +42,7 @@ class VerificationOptions(NamedTuple):
     pccs_url: str | None
     pccs_named: bool  # by the option, not by the environment
     certificates: tuple[bytes, ...]  # AMD: DER, PEM or certificate table; untrusted
-    trust_anchor: bytes | None  # DER
+    trust_anchor: "bytes | SimulatedRoots | None"  # DER, or those of a simulated machine
     nonce: bytes | None
     report_data: bytes | None  # expected; None with a nonce
     policy: "AppraisalPolicy"
@@ -80,6 +81,12 @@ class VerificationOptions(NamedTuple):
             gpu_roots=self.gpu_roots,
             gpu_endorsements=self.gpu_endorsements,
         )
+
+    @property
+    def roots_of_gpus(self) -> "GpuRoots | SimulatedRoots | None":
+        """Roots of GPUs and of their manifests; None: NVIDIA's."""
+        anchor = self.trust_anchor
+        return self.gpu_roots if anchor is None or isinstance(anchor, bytes) else anchor
 
     @property
     def expects_report_data(self) -> bool:
@@ -210,7 +217,7 @@ verification_options: Final = group_options(
             ),
             file_option("--certificate", "VCEK or VLEK of AMD and its issuer.", many=True),
             file_option("--crl", "AMD's revocation list, then required.", many=True),
-            file_option("--trust-anchor", "Root to trust in place of the vendors'."),
+            file_option("--trust-anchor", "Root, or JSON of simulated ones; not the vendors'."),
             file_option("--ak-certificate", "Certificate or CRL of TPM keys.", many=True),
             file_option("--ak-root", "Root of TPM keys, for a TPM alone.", many=True),
             flag_option("--fetch-ak-certificates", text="Fetch what Google's certificates name."),

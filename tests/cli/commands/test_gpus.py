@@ -71,6 +71,25 @@ def test_attest_encloses_gpus_in_cbor(files: Path) -> None:
     assert evidence.gpu_evidence is not None
 
 
+def test_json_of_simulated_roots_is_one_trust_anchor(
+    files: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """--save-trust-anchor NAME.json writes every root, and --trust-anchor takes all of them."""
+    roots = tmp_path / "roots.json"
+    options = ("--backend", "simulator", "--option", "gpus=2", "--nonce", NONCE, "--gpu")
+    outputs = ["--save-trust-anchor", f"{roots}", "--save-collateral", f"{files / 'collateral'}"]
+    outputs += ["--save-gpu-endorsements", f"{files / 'gpu-endorsements'}"]
+    assert main(["attest", *options, *outputs, "-o", f"{files / 'evidence'}"]) == 0
+    words = ["verify", f"{files / 'evidence'}", "--nonce", NONCE, "--trust-anchor", f"{roots}"]
+    words += trusted(files, "--trust-anchor", "--gpu-roots")
+    [found] = run_json(capsys, *words)["results"]
+    assert found["simulated"]
+    assert len(found["gpu"]["devices"]) == 2
+    assert main([*words, "--gpu-roots", f"{files / 'gpu-roots'}"]) == 1
+    roots.write_bytes(b"{}")
+    assert main(words) == 1
+
+
 def test_attest_prints_warnings_about_gpus_on_stderr(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
