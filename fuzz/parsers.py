@@ -119,6 +119,7 @@ READERS: Final[dict[str, str]] = {
     "_formats.msgpack": "v1_msgpack",
     "_formats.strict_json": "app_keys",
     "_system.bounded_http": "agent_http",
+    "_system.cache_folder": "cache_file",
     "_formats.toml": "policy",
     "_formats.typed_json": "app_compose",
     "dstack.app_compose": "app_compose",

@@ -20,7 +20,6 @@ otherwise an attacker could construct keys that contend for one lock.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -31,18 +30,21 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from attestkit._system.atomic_file import replace_file
 from attestkit._system.bounded_cache import BoundedCache
-from attestkit._system.untrusted_files import make_folder, make_private, open_regular, read_regular
+from attestkit._system.cache_folder import (
+    MAX_TEMPORARY,
+    add_checksum,
+    open_cache_folder,
+    remove_checksum,
+    write_cache_file,
+)
+from attestkit._system.untrusted_files import open_regular, read_regular
 from attestkit.collateral.intel_collateral import Collateral
 from attestkit.collateral.merge import issue_time
 from attestkit.collateral.parts import json_object
-from attestkit.errors import CollateralError, ConfigError, UsageError
-
-if TYPE_CHECKING:
-    from attestkit._reasons import ConfigReason
+from attestkit.errors import CollateralError, UsageError
 
 __all__ = ["FETCH_LOCK_SECONDS", "CollateralCache", "Key"]
 
@@ -56,8 +58,6 @@ _POLL_SECONDS: Final = 0.02
 _SALT_SIZE: Final = 16  # bytes
 _VERSION: Final = 1
 _FILE_LIMIT: Final = 16 << 20  # bytes; real ones are about 40 kB
-_NOT_OWNED: Final = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP})  # of another user
-_MAX_TEMPORARY: Final = 16  # files of writers that are active or were killed
 _FETCHED_FILE: Final = re.compile(r"[0-9a-f]{64}\.json")
 _VERIFIED_FILE: Final = re.compile(r"[0-9a-f]{64}\.kept")
 _TEMPORARY_FILE: Final = re.compile(r"\.[0-9a-f]{64}\.(?:json|kept)\..+")
@@ -113,13 +113,11 @@ class CollateralCache:
         _check_age(max_age)
         if limit < 1:
             raise UsageError(f"limit: {limit}, must be at least 1", reason="out_of_range")
-        self._folder = None if folder is None else Path(folder).absolute()
+        self._folder = None if folder is None else open_cache_folder(folder)
         self._max_age = max_age
         self._limit = limit
         self._clock = clock
         self._create_memory()
-        if self._folder is not None:
-            _make_private(self._folder)
 
     def _create_memory(self) -> None:
         self._lock = threading.Lock()  # of writers of the memory
@@ -212,8 +210,9 @@ class CollateralCache:
             return
         path = self._path(self._folder, key, suffix)
         try:
-            replace_file(path, _encode(key, entry), mode=0o600)
-            self._prune(self._folder)
+            limits = {_FETCHED_FILE: self._limit, _VERIFIED_FILE: self._limit}
+            limits[_TEMPORARY_FILE] = MAX_TEMPORARY
+            write_cache_file(path, _encode(key, entry), limits)
         except OSError as error:
             _logger.warning("cannot store collateral in %s: %s", self._folder, error)
 
@@ -274,23 +273,6 @@ class CollateralCache:
         # Parts of a key are untrusted, and must not become parts of a path.
         return folder / f"{hashlib.sha256(_key_text(key)).hexdigest()}{suffix}"
 
-    def _prune(self, folder: Path) -> None:
-        """Remove the oldest entries over the limit, and temporary files of killed writers."""
-        kinds = (
-            (_FETCHED_FILE, self._limit),
-            (_VERIFIED_FILE, self._limit),
-            (_TEMPORARY_FILE, _MAX_TEMPORARY),
-        )
-        with os.scandir(folder) as found:
-            names = [entry.name for entry in found]
-        for pattern, limit in kinds:
-            ours = [folder / name for name in names if pattern.fullmatch(name)]
-            if len(ours) <= limit:
-                continue
-            for path in sorted(ours, key=_age_order)[:-limit]:
-                with contextlib.suppress(OSError):  # removed by another process
-                    path.unlink()
-
     def __getstate__(self) -> tuple[object, ...]:
         return self._folder, self._max_age, self._limit, self._clock
 
@@ -337,22 +319,6 @@ def _check_age(max_age: timedelta | None) -> None:
         raise UsageError(f"max_age: {max_age}, must not be negative", reason="out_of_range")
 
 
-def _make_private(folder: Path) -> None:
-    try:
-        make_folder(folder)
-        make_private(folder)
-    except OSError as error:
-        reason: ConfigReason = "permissions" if error.errno in _NOT_OWNED else "unwritable"
-        raise ConfigError(f"{folder}: {error.strerror or error}", reason=reason) from error
-
-
-def _age_order(path: Path) -> int:
-    try:
-        return path.lstat().st_mtime_ns
-    except OSError:
-        return 0
-
-
 def _key_text(key: Key) -> bytes:
     return json.dumps(key).encode("ascii")
 
@@ -364,16 +330,14 @@ def _encode(key: Key, entry: _CacheEntry) -> bytes:
         "fetched_at": entry.fetched_at.isoformat(),
         "collateral": json.loads(entry.collateral.to_json()),
     }
-    text = json.dumps(values).encode("ascii")
-    return hashlib.sha256(text).hexdigest().encode("ascii") + b"\n" + text
+    return add_checksum(json.dumps(values).encode("ascii"))
 
 
 def _decode(key: Key, content: bytes) -> _CacheEntry:
     """Decode a cache file; CollateralError, ValueError, KeyError or TypeError if invalid."""
-    checksum, _, text = content.partition(b"\n")
-    if len(content) > _FILE_LIMIT or checksum.decode("ascii") != hashlib.sha256(text).hexdigest():
-        raise CollateralError("cache file: checksum mismatch", reason="malformed")
-    values = json_object("the file", text)
+    if len(content) > _FILE_LIMIT:
+        raise CollateralError("cache file: too large", reason="malformed")
+    values = json_object("the file", remove_checksum(content))
     if values["version"] != _VERSION or values["key"] != list(key):
         raise CollateralError("cache file: of another version or key", reason="malformed")
     fetched_at = datetime.fromisoformat(values["fetched_at"])

@@ -6,7 +6,6 @@ zlib. Its name has a digest of machine and line, and that of the QEMU. A malform
 another machine, is ignored and overwritten.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -14,11 +13,17 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from attestkit._system.atomic_file import replace_file
-from attestkit._system.untrusted_files import make_folder, make_private, read_regular
-from attestkit.errors import ConfigError, FormatError, UsageError
+from attestkit._system.cache_folder import (
+    MAX_TEMPORARY,
+    add_checksum,
+    open_cache_folder,
+    remove_checksum,
+    write_cache_file,
+)
+from attestkit._system.untrusted_files import read_regular
+from attestkit.errors import FormatError, UsageError
 from attestkit.measure.acpi.qemu_version import QemuBuild
 from attestkit.measure.acpi.table_entry import (
     MAX_ENTRY,
@@ -28,13 +33,9 @@ from attestkit.measure.acpi.table_entry import (
     encode_entry,
 )
 
-if TYPE_CHECKING:
-    from attestkit._reasons import ConfigReason
-
 _MAX_FILE: Final = 1 << 20  # bytes; real ones have 3 kB
 _ENTRY_FILE: Final = re.compile(r"[0-9a-f]{64}-[0-9a-f]{64}\.acpi")
 _TEMPORARY_FILE: Final = re.compile(r"\.[0-9a-f]{64}-[0-9a-f]{64}\.acpi\..+")
-_MAX_TEMPORARY: Final = 16  # files of writers that are active or were killed
 _logger = logging.getLogger("attestkit.measure")
 
 
@@ -66,17 +67,8 @@ class TableCache:
         """
         if limit < 1:
             raise UsageError(f"limit: {limit}, must be at least 1", reason="out_of_range")
-        self._folder = Path(folder).absolute()
+        self._folder = open_cache_folder(folder)
         self._limit = limit
-        try:
-            make_folder(self._folder)
-            make_private(self._folder)
-        except OSError as error:
-            reason: ConfigReason = (
-                "permissions" if isinstance(error, PermissionError) else "unwritable"
-            )
-            message = f"{self._folder}: {error.strerror or error}"
-            raise ConfigError(message, reason=reason) from error
 
     def get(self, build: QemuBuild, key: TableKey) -> TableEntry | None:
         """Return the tables that a QEMU made of a machine, or None."""
@@ -112,24 +104,13 @@ class TableCache:
             return
         path = self._path(entry.qemu_version.line, entry.key, build.digest)
         try:
-            replace_file(path, encode_cache_file(entry), mode=0o600)
-            self._prune()
+            limits = {_ENTRY_FILE: self._limit, _TEMPORARY_FILE: MAX_TEMPORARY}
+            write_cache_file(path, encode_cache_file(entry), limits)
         except OSError as error:
             _logger.warning("cannot store ACPI tables in %s: %s", self._folder, error)
 
     def _path(self, line: str, numbers: tuple[int, ...], build: bytes) -> Path:
         return self._folder / f"{_machine_digest(line, numbers)}-{build.hex()}.acpi"
-
-    def _prune(self) -> None:
-        """Remove the oldest entries over the limit, and temporary files of killed writers."""
-        with os.scandir(self._folder) as found:
-            names = [entry.name for entry in found]
-        for pattern, limit in ((_ENTRY_FILE, self._limit), (_TEMPORARY_FILE, _MAX_TEMPORARY)):
-            ours = [self._folder / name for name in names if pattern.fullmatch(name)]
-            if len(ours) > limit:
-                for path in sorted(ours, key=_age_order)[:-limit]:
-                    with contextlib.suppress(OSError):  # removed by another process
-                        path.unlink()
 
 
 def _machine_digest(line: str, numbers: tuple[int, ...]) -> str:
@@ -145,17 +126,9 @@ def _read_entry(path: Path, line: str, numbers: tuple[int, ...]) -> TableEntry |
     return entry if entry.qemu_version.line == line and entry.key == numbers else None
 
 
-def _age_order(path: Path) -> int:
-    try:
-        return path.lstat().st_mtime_ns
-    except OSError:
-        return 0
-
-
 def encode_cache_file(entry: TableEntry) -> bytes:
     """Return the content of the cache file of an entry."""
-    content = zlib.compress(encode_entry(entry), 9)
-    return hashlib.sha256(content).hexdigest().encode("ascii") + b"\n" + content
+    return add_checksum(zlib.compress(encode_entry(entry), 9))
 
 
 def decode_cache_file(content: bytes) -> TableEntry:
@@ -164,10 +137,9 @@ def decode_cache_file(content: bytes) -> TableEntry:
     Raises:
         FormatError: If it is over 1 MiB, has another checksum, or is not one entry.
     """
-    checksum, _, compressed = content.partition(b"\n")
-    found = hashlib.sha256(compressed).hexdigest().encode("ascii")
-    if len(content) > _MAX_FILE or checksum != found:
-        raise FormatError("ACPI table cache: checksum", reason="inconsistent")
+    if len(content) > _MAX_FILE:
+        raise FormatError("ACPI table cache: too large", reason="inconsistent")
+    compressed = remove_checksum(content)
     expander = zlib.decompressobj()
     try:
         expanded = expander.decompress(compressed, MAX_ENTRY)
