@@ -8,9 +8,11 @@ from typing import Final
 
 from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, CollateralExpiredError, FormatError, SignatureError
-from attestkit.gpu.rim import Rim, fetch_rim, verify_rim
 from attestkit.gpu.rim.canonical_xml import canonical_bytes
 from attestkit.gpu.rim.document import XmlElement, read_document
+from attestkit.gpu.rim.manifest import Rim
+from attestkit.gpu.rim.rim_client import fetch_rim
+from attestkit.gpu.rim.verification import verify_rim
 from attestkit.gpu.rim.xml_signature import (
     XmlSignature,
     read_signature,

@@ -4,23 +4,26 @@ import json
 
 from attestkit._formats.strict_json import read_object
 from attestkit.errors import ConfigError, FormatError
+from attestkit.kms.answers import BootstrapStatement
 from attestkit.kms.release.auth_simple import AuthSimpleConfig
 from attestkit.kms.release.authorization import Decision
 from attestkit.kms.release.boot_info import BootInfo
-from attestkit.kms.release.state_folder import BootstrapInfo, read_bootstrap_info
+from attestkit.kms.release.state_folder import read_bootstrap_info
 from attestkit.kms.release.webhook import read_authority, read_decision
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
 
 
-def _bootstrap(_raw: bytes, found: BootstrapInfo) -> None:
-    check("sizes of keys", (len(found.ca_pubkey), len(found.k256_pubkey)) == (91, 33))
+def _bootstrap(_raw: bytes, found: BootstrapStatement) -> None:
+    check("sizes of keys", (len(found.ca_spki), len(found.k256_public_key)) == (91, 33))
     check_same("written and read again", read_bootstrap_info(found.to_json().encode()), found)
 
 
 def bootstrap_samples() -> list[bytes]:
     """Return the file of a KMS that attested itself, and of one that did not."""
     keys = bytes(91), bytes(33)
-    return [BootstrapInfo(*keys, evidence).to_json().encode() for evidence in (b"", b"evidence")]
+    return [
+        BootstrapStatement(*keys, evidence).to_json().encode() for evidence in (b"", b"evidence")
+    ]
 
 
 _BOOT = BootInfo(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
     from attestkit.gpu.result import DeviceResult, GpuResult
-    from attestkit.gpu.rim import Rim
+    from attestkit.gpu.rim.manifest import Rim
     from attestkit.gpu.roots import GpuRoots
     from attestkit.gpu.rules import GpuRules
     from attestkit.gpu.verification import verify
@@ -43,7 +43,7 @@ else:
             "driver.nvml": ["ConfComputeState", "GpuDescription"],
             "device.report": ["Report"],
             "result": ["DeviceResult", "GpuResult"],
-            "rim": ["Rim"],
+            "rim.manifest": ["Rim"],
             "roots": ["GpuRoots"],
             "rules": ["GpuRules"],
             "verification": ["verify"],

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from attestkit._gpu_reasons import GpuReason
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.architectures import chip_of
@@ -51,23 +52,11 @@ def appraise_boot_result(
             need tokens of NVIDIA's service: the output has neither.
     """
     if not rules.allow_boot_result:
-        message = (
-            "GPU evidence: a result of nvattest of the boot, without signatures; request evidence "
-            "of the GPUs, or set the policy's gpu.allow_boot_result"
-        )
-        raise GpuEvidenceError(message, reason="binding", by_policy=True)
+        raise _refused("without signatures", "binding", "gpu.allow_boot_result must be true")
     if not rules.allow_mpt:
-        message = (
-            "GPU evidence: a result of nvattest of the boot, which states no modes, but the "
-            "policy's gpu.allow_mpt is false; request evidence of the GPUs"
-        )
-        raise GpuEvidenceError(message, reason="modes", by_policy=True)
+        raise _refused("which states no modes", "modes", "gpu.allow_mpt is false")
     if rules.nras != "off":
-        message = (
-            "GPU evidence: a result of nvattest of the boot, whose tokens have no signature, but "
-            f"the policy's gpu.nras is {rules.nras}; request evidence of the GPUs, or set it to off"
-        )
-        raise GpuEvidenceError(message, reason="nras_result", by_policy=True)
+        raise _refused("without signed tokens", "nras_result", f"gpu.nras is {rules.nras}")
     count = event.get("devices")
     if type(count) is not int:
         message = "GPU evidence: the measured event has no number of devices"
@@ -82,6 +71,14 @@ def appraise_boot_result(
         verified_at=now,
         evidence_sha256=output.sha256,
     )
+
+
+def _refused(lack: str, reason: GpuReason, rule: str) -> GpuEvidenceError:
+    message = (
+        f"GPU evidence: a result of nvattest of the boot, {lack}, but in the policy {rule}; "
+        "request evidence of the GPUs, or change the policy"
+    )
+    return GpuEvidenceError(message, reason=reason, by_policy=True)
 
 
 def _device(position: int, claims: DeviceClaims) -> DeviceResult:

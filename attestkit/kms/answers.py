@@ -3,6 +3,7 @@
 Unknown members are ignored, because newer versions have more. Errors contain no value of an answer.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -40,6 +41,8 @@ _NAMES: Final = frozenset(  # of members; errors contain no others
     ]
 )
 
+_BOOTSTRAP: Final = ("ca_pubkey", "k256_pubkey", "attestation")  # as members
+
 
 class BootstrapStatement(NamedTuple):
     """Root keys of a KMS and its evidence over them (kms.md, section 1.7), not verified."""
@@ -47,6 +50,22 @@ class BootstrapStatement(NamedTuple):
     ca_spki: bytes
     k256_public_key: bytes
     attestation: bytes  # empty without attestation
+
+    def to_json(self) -> str:
+        """Return the compact JSON object of upstream's file: hex, members in order."""
+        fields = {name: value.hex() for name, value in zip(_BOOTSTRAP, self, strict=True)}
+        return json.dumps(fields, separators=(",", ":"))
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "BootstrapStatement":
+        """Read the members of the object; unknown ones are ignored.
+
+        Raises:
+            FormatError: If a member is missing or not hex, or a key has another size.
+        """
+        sizes = (91, 33, None)
+        named = zip(_BOOTSTRAP, sizes, strict=True)
+        return cls(*(from_hex(fields.get(name), name, size) for name, size in named))
 
 
 class KmsMeta(NamedTuple):
@@ -247,6 +266,4 @@ def _optional(
 def _bootstrap(value: object) -> BootstrapStatement:
     if not isinstance(value, dict):
         raise FormatError("bootstrap_info: must be an object or null", reason="wrong_type")
-    return BootstrapStatement(
-        *(_hex(value, name) for name in ("ca_pubkey", "k256_pubkey", "attestation"))
-    )
+    return BootstrapStatement.of(value)

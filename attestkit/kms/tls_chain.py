@@ -135,12 +135,9 @@ def _moment(now: object) -> datetime:
 
 def _require_usage(name: str, certificate: PathCertificate, usage: bytes) -> None:
     found = _extension(name, certificate, OID_CERT_USAGE)
-    if found is None:
-        message = f"{name}: missing usage, must be {usage.decode()}"
-        raise VerificationError(message, reason="cert_usage")
     if found != usage:
-        shown = found[:16].decode("ascii", "backslashreplace")
-        message = f"{name}: usage must be {usage.decode()}, not {shown!r}"
+        shown = "missing" if found is None else repr(found[:16].decode("ascii", "backslashreplace"))
+        message = f"{name}: usage must be {usage.decode()}, not {shown}"
         raise VerificationError(message, reason="cert_usage")
 
 

@@ -127,6 +127,10 @@ class _Attested:
             raise VerificationError(message, reason="session_reused")
         return verify(certificate, self._verifier, max_lifetime=self._max_lifetime)
 
+    def verify_client_post_handshake(self) -> None:
+        """Raise UsageError: another certificate would replace the verified one."""
+        raise UsageError(_NO_LATER_CERTIFICATE, reason="not_applicable")
+
     def _raise_if_refused(self) -> None:
         if self._refused is not None:
             text, reason = self._refused
@@ -179,10 +183,6 @@ class AttestedObject(_Attested, ssl.SSLObject):
         """Write, after the peer is verified."""
         self._ready()
         return super().write(data)
-
-    def verify_client_post_handshake(self) -> None:
-        """Raise UsageError: another certificate would replace the verified one."""
-        raise UsageError(_NO_LATER_CERTIFICATE, reason="not_applicable")
 
 
 class AttestedSocket(_Attested, ssl.SSLSocket):
@@ -288,10 +288,6 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
         plain = super().unwrap()
         self._is_plain = True
         return plain
-
-    def verify_client_post_handshake(self) -> None:
-        """Raise UsageError: another certificate would replace the verified one."""
-        raise UsageError(_NO_LATER_CERTIFICATE, reason="not_applicable")
 
 
 def _when_verified(name: str) -> Callable[..., Any]:

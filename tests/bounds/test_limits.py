@@ -32,8 +32,8 @@ from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
 from attestkit.event_log.runtime_events import check_runtime_events
 from attestkit.gpu import GpuEvidence
 from attestkit.gpu.evidence import MAX_SIZE as MAX_GPU_EVIDENCE
-from attestkit.gpu.rim import Rim
 from attestkit.gpu.rim.document import MAX_SIZE as XML_SIZE
+from attestkit.gpu.rim.manifest import Rim
 from attestkit.keys import AppKeys, key_file
 from attestkit.quote import Quote
 from attestkit.serve.docker import responses

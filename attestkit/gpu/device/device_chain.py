@@ -6,10 +6,10 @@ certificates limits the length of the path below it, so the number of certificat
 key of one BROM could otherwise certify another device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import lru_cache
-from typing import Final, NamedTuple
+from functools import lru_cache, partial
+from typing import Final, NamedTuple, TypeVar
 
 from attestkit._crypto.x509.cert_path import (
     PathCertificate,
@@ -22,7 +22,9 @@ from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, SignatureError
 from attestkit.gpu.architectures import PDI_SIZE, Chip, chip_of
-from attestkit.gpu.device.dice import Dice, read_dice
+from attestkit.gpu.device.dice import read_dice
+
+_T = TypeVar("_T")
 
 MAX_CERTIFICATES: Final = 6
 """Maximum number of certificates that are parsed."""
@@ -140,9 +142,12 @@ def parse_device_chain(certificates: tuple[bytes, ...]) -> DeviceChain:
         raise _bad(problem, "missing")
     if count > MAX_CERTIFICATES:
         raise _bad(f"{count} certificates, at most {MAX_CERTIFICATES}", "too_many")
-    path = tuple(_read_certificate(at, der) for at, der in enumerate(certificates))
+    path = tuple(
+        _in_certificate(at, partial(read_kept_certificate, der))
+        for at, der in enumerate(certificates)
+    )
     leaf, brom = path[:2]
-    dice = _read_dice(leaf)
+    dice = _in_certificate(0, partial(read_dice, leaf.extensions))
     chip, model = _read_chip(leaf, brom)
     serial = _hex_serial(brom)
     return DeviceChain(
@@ -163,18 +168,12 @@ def parse_device_chain(certificates: tuple[bytes, ...]) -> DeviceChain:
 _read_cached = lru_cache(maxsize=128)(parse_device_chain)
 
 
-def _read_certificate(at: int, der: bytes) -> PathCertificate:
+def _in_certificate(at: int, read: Callable[[], _T]) -> _T:
+    """Return what a function reads in a certificate; its errors name the certificate."""
     try:
-        return read_kept_certificate(der)
+        return read()
     except FormatError as error:
         raise _bad(f"certificate {at}: {error.message}", error.reason, error.offset) from error
-
-
-def _read_dice(leaf: PathCertificate) -> Dice:
-    try:
-        return read_dice(leaf.extensions)
-    except FormatError as error:
-        raise _bad(f"certificate 0: {error.message}", error.reason, error.offset) from error
 
 
 def _read_chip(leaf: PathCertificate, brom: PathCertificate) -> tuple[Chip, str]:
@@ -190,10 +189,7 @@ def _read_chip(leaf: PathCertificate, brom: PathCertificate) -> tuple[Chip, str]
 
 
 def _common_name(at: int, certificate: PathCertificate) -> str:
-    try:
-        name = read_name(certificate.subject).get(COMMON_NAME)
-    except FormatError as error:
-        raise _bad(f"certificate {at}: {error.message}", error.reason, error.offset) from error
+    name = _in_certificate(at, partial(read_name, certificate.subject)).get(COMMON_NAME)
     if name is None:
         raise _bad(f"certificate {at}: the subject has no common name", "missing")
     return name

@@ -75,7 +75,7 @@ class OpaqueData(NamedTuple):
     fwid: bytes | None  # 48 bytes: SHA-384 of the firmware that has the signing key
     chip_info: str | None  # GB100
     feature: int | None  # 0 single GPU, 1 multi-GPU passthrough, 2 protected PCIe
-    version: int | None  # of the opaque data: 0 or 1
+    opaque_version: int | None  # 0 or 1
     pdi: bytes | None  # own identifier of a switch, 8 bytes
     switch_pdis: tuple[bytes, ...]  # of a GPU: the switch of each NVLink in use
     gpu_pdis: tuple[bytes, ...]  # of a switch: the GPUs at its ports
@@ -157,7 +157,7 @@ def read_opaque_data(fields: OpaqueFields, kind: DeviceKind, offset: int = 0) ->
         fwid=fact.sized(FWID, 48),
         chip_info=fact.text(CHIP_INFO),
         feature=fact.number(FEATURE_FLAG),
-        version=_version(fact),
+        opaque_version=_version(fact),
         pdi=fact.sized(SWITCH_PDIS, PDI_SIZE) if kind == "switch" else None,
         switch_pdis=_switch_pdis(fact) if kind == "gpu" else (),
         gpu_pdis=_gpu_pdis(fact),

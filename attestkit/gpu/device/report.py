@@ -65,9 +65,23 @@ class Report(NamedTuple):
     responder_nonce: bytes  # 32 bytes, random, chosen by the device
     measurements: tuple[bytes, ...]  # SHA-384 digests; item i is index i of a RIM
     opaque: OpaqueFields  # types and values, in their order
-    facts: OpaqueData  # what the opaque data mean
     signed: bytes  # all bytes before the signature
     signature: bytes  # 96 bytes: r and s, big-endian
+    # What the opaque data mean, as in `OpaqueData`.
+    driver_version: str | None  # such as 550.90.07; None for a switch
+    vbios_version: str  # such as 96.00.9F.00.01, in upper case
+    project: str | None  # of the board, such as 1010; None for a switch
+    project_sku: str | None  # such as 0200; None for a switch
+    chip_sku: str | None  # such as 882; None for a switch
+    nvdec0: bool | None  # whether the video decoder 0 is on; None if not included, as others below
+    protected_pcie: bool | None  # whether protected PCIe is on
+    fwid: bytes | None  # 48 bytes, equal to that of the leaf; None in old drivers and of switches
+    chip_info: str | None  # name of the chip, such as GB100
+    feature: int | None  # 0 single GPU, 1 multi-GPU passthrough, 2 protected PCIe
+    opaque_version: int | None  # version of the opaque data, 0 or 1
+    pdi: bytes | None  # own identifier of a switch, 8 bytes; None for a GPU
+    switch_pdis: tuple[bytes, ...]  # of a GPU: the switch of each NVLink in use, in order
+    gpu_pdis: tuple[bytes, ...]  # of a switch: the GPUs at its ports
 
     @classmethod
     def parse(cls, data: bytes, *, strip_nul: bool = False) -> "Report":
@@ -87,76 +101,6 @@ class Report(NamedTuple):
             problem = f"{len(data)} bytes, more than {MAX_SIZE}"
             raise _bad(problem, "too_large", MAX_SIZE)
         return _parse(data, strip_nul=strip_nul)
-
-    @property
-    def driver_version(self) -> str | None:
-        """Version of the driver, such as 550.90.07; None for a switch."""
-        return self.facts.driver_version
-
-    @property
-    def vbios_version(self) -> str:
-        """Version of the VBIOS, such as 96.00.9F.00.01, in upper case."""
-        return self.facts.vbios_version
-
-    @property
-    def project(self) -> str | None:
-        """Project of the board, such as 1010; None for a switch."""
-        return self.facts.project
-
-    @property
-    def project_sku(self) -> str | None:
-        """SKU of the project, such as 0200; None for a switch."""
-        return self.facts.project_sku
-
-    @property
-    def chip_sku(self) -> str | None:
-        """SKU of the chip, such as 882; None for a switch."""
-        return self.facts.chip_sku
-
-    @property
-    def nvdec0(self) -> bool | None:
-        """Whether the video decoder 0 is on; None if the report does not include it."""
-        return self.facts.nvdec0
-
-    @property
-    def protected_pcie(self) -> bool | None:
-        """Whether protected PCIe is on; None if the report does not include it."""
-        return self.facts.protected_pcie
-
-    @property
-    def fwid(self) -> bytes | None:
-        """FWID, 48 bytes, equal to that of the leaf; None in old drivers and of switches."""
-        return self.facts.fwid
-
-    @property
-    def chip_info(self) -> str | None:
-        """Name of the chip, such as GB100; None if the report does not include it."""
-        return self.facts.chip_info
-
-    @property
-    def feature(self) -> int | None:
-        """0 single GPU, 1 multi-GPU passthrough, 2 protected PCIe; None if not included."""
-        return self.facts.feature
-
-    @property
-    def opaque_version(self) -> int | None:
-        """Version of the opaque data, 0 or 1; None if not included."""
-        return self.facts.version
-
-    @property
-    def pdi(self) -> bytes | None:
-        """Own identifier of a switch, 8 bytes; None for a GPU."""
-        return self.facts.pdi
-
-    @property
-    def switch_pdis(self) -> tuple[bytes, ...]:
-        """Identifier of the switch of each NVLink of a GPU, in order, without unused links."""
-        return self.facts.switch_pdis
-
-    @property
-    def gpu_pdis(self) -> tuple[bytes, ...]:
-        """Identifiers of the GPUs at the ports of a switch."""
-        return self.facts.gpu_pdis
 
     def driver_rim_id(self, chip: Chip) -> str:
         """Return the identifier of the driver's RIM (nvidia-gpu.md, section 4.1).
@@ -227,9 +171,9 @@ def _parse(data: bytes, *, strip_nul: bool) -> Report:
         data[at - 34 : at - 2],
         _measurements(data, blocks),
         opaque,
-        facts,
         data[:opaque_end],
         data[opaque_end:end],
+        *facts,
     )
 
 

@@ -4,7 +4,6 @@ A folder of an upstream KMS can be loaded, and an upstream KMS can load this one
 """
 
 import fcntl
-import json
 import os
 import stat
 from collections.abc import Callable
@@ -15,11 +14,12 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats import strict_json
-from attestkit._formats.strict_json import config_reason, from_hex
+from attestkit._formats.strict_json import config_reason
 from attestkit._reasons import ConfigReason
 from attestkit._system.atomic_file import remove_abandoned, replace_file
 from attestkit._system.untrusted_files import make_folder, open_regular, read_regular
 from attestkit.errors import ConfigError, FormatError, UsageError
+from attestkit.kms.answers import BootstrapStatement
 from attestkit.kms.release.certificates import (
     check_domain,
     default_window,
@@ -49,19 +49,6 @@ _REQUIRED: Final = (
 _PRIVATE: Final = frozenset((_ROOT_KEY, _TEMP_KEY, _RPC_KEY, _K256_KEY))
 
 
-class BootstrapInfo(NamedTuple):
-    """Public keys that a KMS created, and its evidence about them."""
-
-    ca_pubkey: bytes  # SubjectPublicKeyInfo of the root CA, 91 bytes
-    k256_pubkey: bytes  # 33 bytes, compressed SEC1
-    attestation: bytes  # empty if the KMS does not attest itself
-
-    def to_json(self) -> str:
-        """Return the compact JSON object of upstream's file: hex, members in order."""
-        fields = {name: value.hex() for name, value in self._asdict().items()}
-        return json.dumps(fields, separators=(",", ":"))
-
-
 class KmsState(NamedTuple):
     """Keys and CA certificates of a KMS."""
 
@@ -69,7 +56,7 @@ class KmsState(NamedTuple):
     root_pem: str
     temp_ca_pem: str
     domain: str  # of the server
-    bootstrap_info: BootstrapInfo | None = None  # None after onboarding
+    bootstrap_info: BootstrapStatement | None = None  # None after onboarding
 
 
 def create_state(roots: KmsRoots, domain: str, now: int) -> KmsState:
@@ -82,7 +69,7 @@ def create_state(roots: KmsRoots, domain: str, now: int) -> KmsState:
     """
     check_domain(domain)
     window = default_window(roots, now)
-    info = BootstrapInfo(roots.ca_spki, roots.k256_public_key, b"")
+    info = BootstrapStatement(roots.ca_spki, roots.k256_public_key, b"")
     return KmsState(roots, issue_root(roots, window), issue_temp_ca(roots, window), domain, info)
 
 
@@ -260,7 +247,7 @@ class KmsStateFolder:
             raise self._error(name, "conflict", "is of another key than the private key beside it")
         return certificate.pem
 
-    def _bootstrap_info(self, roots: KmsRoots) -> BootstrapInfo | None:
+    def _bootstrap_info(self, roots: KmsRoots) -> BootstrapStatement | None:
         if not os.path.lexists(self.path / _BOOTSTRAP):
             return None
         try:
@@ -298,16 +285,11 @@ class KmsStateFolder:
         return ConfigError(f"KMS folder {self.path / name}: {problem}", reason=reason)
 
 
-def read_bootstrap_info(data: bytes) -> BootstrapInfo:
+def read_bootstrap_info(data: bytes) -> BootstrapStatement:
     """Parse bootstrap-info.json; unknown members are ignored.
 
     Raises:
         FormatError: If the JSON is malformed, a member is missing or not hex, or a key has another
             size.
     """
-    fields = strict_json.read_object(data, "bootstrap info")
-    return BootstrapInfo(
-        from_hex(fields.get("ca_pubkey"), "ca_pubkey", 91),
-        from_hex(fields.get("k256_pubkey"), "k256_pubkey", 33),
-        from_hex(fields.get("attestation"), "attestation"),
-    )
+    return BootstrapStatement.of(strict_json.read_object(data, "bootstrap info"))

@@ -162,7 +162,7 @@ def test_read_of_wrong_value_is_refused(kind: int, value: bytes, reason: str) ->
         (21, b"\xaa", "protected_pcie", True),
         (3, b"1" * 32, "driver_version", "1" * 32),
         (15, b"886\0\0\0", "chip_sku", "886"),
-        (34, b"\0\0", "version", 0),
+        (34, b"\0\0", "opaque_version", 0),
         (36, b"\2\0", "feature", 2),
         (36, b"\2\1", "feature", 0x102),
         (35, b"GB100", "chip_info", "GB100"),

@@ -5,9 +5,9 @@ import pickle
 import pytest
 
 from attestkit.errors import FormatError
-from attestkit.gpu.rim import Rim, RimMeasurement, verify_rim
 from attestkit.gpu.rim.document import read_document
-from attestkit.gpu.rim.manifest import MAX_MEASUREMENTS, read_measurements
+from attestkit.gpu.rim.manifest import MAX_MEASUREMENTS, Rim, RimMeasurement, read_measurements
+from attestkit.gpu.rim.verification import verify_rim
 from tests.gpu.rim import samples
 from tests.gpu.rim.rims import HASHES, NOW, manifest, resource, sign, signer
 from tests.raising import raises

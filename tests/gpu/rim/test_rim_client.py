@@ -13,9 +13,8 @@ from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.responses import Getter, Response
 from attestkit.errors import CollateralError, UsageError
 from attestkit.gpu import GpuServices
-from attestkit.gpu.rim import fetch_rim
 from attestkit.gpu.rim.document import MAX_SIZE
-from attestkit.gpu.rim.rim_client import MAX_ANSWER
+from attestkit.gpu.rim.rim_client import MAX_ANSWER, fetch_rim
 from tests.gpu.rim.rims import manifest, sign
 from tests.raising import raises
 

@@ -17,7 +17,9 @@ from attestkit.errors import (
     FormatError,
     SignatureError,
 )
-from attestkit.gpu.rim import Rim, verification, verify_rim
+from attestkit.gpu.rim import verification
+from attestkit.gpu.rim.manifest import Rim
+from attestkit.gpu.rim.verification import verify_rim
 from tests.gpu.rim import samples
 from tests.gpu.rim.rims import (
     AUTHORITIES,

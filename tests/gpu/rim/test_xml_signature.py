@@ -11,8 +11,9 @@ import pytest
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.errors import FormatError, SignatureError
-from attestkit.gpu.rim import Rim, verify_rim
 from attestkit.gpu.rim.document import read_document
+from attestkit.gpu.rim.manifest import Rim
+from attestkit.gpu.rim.verification import verify_rim
 from attestkit.gpu.rim.xml_signature import (
     CANONICALIZATION,
     DIGEST_METHOD,

@@ -10,11 +10,11 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.errors import ConfigError, FormatError, UsageError
+from attestkit.kms.answers import BootstrapStatement
 from attestkit.kms.release.certificates import ValidityPeriod, issue_root, issue_temp_ca
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import (
     MAX_FILE_SIZE,
-    BootstrapInfo,
     KmsState,
     KmsStateFolder,
     create_state,
@@ -71,7 +71,7 @@ def test_first_start_creates_files_and_second_loads_them(tmp_path: Path) -> None
     assert second.roots.rpc_key == first.roots.rpc_key
     assert second[1:] == first[1:]
     assert second.domain == "localhost"
-    expected = BootstrapInfo(first.roots.ca_spki, first.roots.k256_public_key, b"")
+    expected = BootstrapStatement(first.roots.ca_spki, first.roots.k256_public_key, b"")
     assert second.bootstrap_info == expected
 
 
@@ -156,7 +156,7 @@ def test_key_of_another_certificate_is_refused(folder: Path, cert: str, key: str
 def test_bootstrap_info_of_other_keys_is_refused(folder: Path) -> None:
     """bootstrap-info.json names the keys of its folder."""
     other = KmsRoots.generate()
-    info = BootstrapInfo(other.ca_spki, other.k256_public_key, b"")
+    info = BootstrapStatement(other.ca_spki, other.k256_public_key, b"")
     (folder / "bootstrap-info.json").write_text(info.to_json())
     assert refusal(folder).reason == "conflict"
 
@@ -226,7 +226,7 @@ def test_create_state_is_deterministic_with_seed() -> None:
 
 def bootstrap_texts() -> Iterator[bytes]:
     """Yield malformed texts of bootstrap-info.json."""
-    valid = BootstrapInfo(bytes(91), bytes(33), b"evidence").to_json().encode()
+    valid = BootstrapStatement(bytes(91), bytes(33), b"evidence").to_json().encode()
     yield from (valid[:size] for size in range(len(valid)))
     yield valid.replace(b"ca_pubkey", b"ca_pubke")
     yield valid.replace(b'"00', b'"', 1)
@@ -247,6 +247,6 @@ def test_read_bootstrap_info_reads_upstream_file() -> None:
     info = read_bootstrap_info(data(f"{UPSTREAM}/kms_bootstrap.json"))
     chain = split_pem(data(f"{UPSTREAM}/kms_rpc.pem").decode())
     root = read_certificate(encode_pem("CERTIFICATE", chain[1]))
-    assert info.ca_pubkey == root.spki_der
+    assert info.ca_spki == root.spki_der
     assert len(info.attestation) > 1000
     assert read_bootstrap_info(info.to_json().encode()) == info
