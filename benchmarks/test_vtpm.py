@@ -21,7 +21,7 @@ from attestkit._crypto.x509 import cert_path
 from attestkit._crypto.x509.ak_certificates import gce_extension
 from attestkit._crypto.x509.ak_certificates import path as ak_path
 from attestkit._system.bounded_cache import BoundedCache
-from attestkit.attestation import Attestation, hcl_report
+from attestkit.attestation import Attestation, azure
 from attestkit.attestation.wire import v1_structs
 from attestkit.factory import open as open_attester
 from attestkit.tpm import TpmtPublic
@@ -52,8 +52,8 @@ SHARED: Final[tuple[Any, ...]] = (
     public_key.load_verification_key,
     public_key._load_authority,
     public_key.encode_rsa_spki,
-    hcl_report._numbers,
-    hcl_report._kept_runtime_data,
+    azure._numbers,
+    azure._kept_runtime_data,
     v1_structs._certificates,
     v1_structs._pcrs,
     gce_extension._parse_instance,
