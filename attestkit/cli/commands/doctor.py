@@ -24,6 +24,16 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "fleet": ("dask", "distributed", "pyarrow"),
 }
 
+# Members of the JSON, with the names that they have in HostInspection and Diagnosis.
+_OF_HOST: Final = (
+    *("cpu", "mounts", "old_nodes", "vsock", "container", "platforms"),
+    *("agent_sockets", "app_files"),
+)
+_OF_DIAGNOSIS: Final = (
+    *("signs", "backends", "by_name_only", "named_agent", "agent_api"),
+    *("boot_log", "runtime_log", "quotes"),
+)
+
 
 def _version(package: str) -> str | None:
     try:
@@ -110,30 +120,16 @@ def _as_json(found: "Diagnosis") -> dict[str, Any]:
         "kernel": kernel.text,
         "root": host.root,
         "tee": found.tee,
-        "signs": _plain(found.signs),
         "linux": {
             "number": list(kernel.number),
             "features": {name: kernel.has(name) for name in FEATURES},
             "cve_2026_31470_repaired": kernel.repaired,
         },
-        "cpu": _plain(host.cpu),
-        "mounts": _plain(host.mounts),
         "paths": _plain(statuses),
-        "old_nodes": _plain(host.old_nodes),
         "report_entries": list(host.entries),
         "quoting_service": _plain(found.service),
-        "vsock": _plain(host.vsock),
-        "container": list(host.container),
-        "platforms": _plain(host.platforms),
-        "agent_sockets": _plain(host.agent_sockets),
-        "app_files": _plain(host.app_files),
-        "backends": found.backends,
-        "by_name_only": found.by_name_only,
-        "named_agent": found.named_agent,
-        "agent_api": found.agent_api,
-        "boot_log": _plain(found.boot_log),
-        "runtime_log": _plain(found.runtime_log),
-        "quotes": _plain(found.quotes),
+        **{name: _plain(getattr(host, name)) for name in _OF_HOST},
+        **{name: _plain(getattr(found, name)) for name in _OF_DIAGNOSIS},
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from attestkit.cli.input.detect_format import name_file_in_errors
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.click_types import (
     PATH,
@@ -90,7 +91,9 @@ def verify_key(*, file: Path, expected: _Expected, as_json: bool) -> None:
     """
     from attestkit.keys import verify_key_chain  # lazy: --help does not need it
 
-    public_key, chain = _read_key(file)
+    data = read_file(file)
+    with name_file_in_errors(file):
+        public_key, chain = parse_key(data)
     verify: Any = verify_key_chain  # its overloads have no optional arguments
     verify(public_key, chain, **expected._asdict())
     found: dict[str, object] = {
@@ -124,20 +127,6 @@ def parse_key(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
         raise _wrong_field("signature_chain", "an array of hex", chain)
     links = tuple(_read_field(f"signature_chain[{n}]", link) for n, link in enumerate(chain))
     return _read_field("public_key", fields.get("public_key")), links
-
-
-def _read_key(path: Path) -> tuple[bytes, tuple[bytes, ...]]:
-    """Return the public key and the signature chain of a file.
-
-    Raises:
-        FormatError: If the file cannot be read, or as `parse_key`.
-    """
-    data = read_file(path)
-    try:
-        return parse_key(data)
-    except FormatError as error:
-        text = str(error).removeprefix(f"{path}: ")
-        raise FormatError(f"{path}: {text}", reason=error.reason) from error
 
 
 def _read_field(name: str, value: object) -> bytes:
