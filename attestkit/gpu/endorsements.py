@@ -69,21 +69,18 @@ class GpuEndorsements:
         object.__setattr__(self, "rims", dict(self.rims))
         object.__setattr__(self, "ocsp", tuple(self.ocsp))
         object.__setattr__(self, "nras", tuple(self.nras))
-        for what, found, most in (
-            ("RIMs", self.rims, MAX_RIMS),
-            ("OCSP answers", self.ocsp, MAX_ANSWERS),
-            ("NRAS answers", self.nras, MAX_BUNDLES),
-        ):
-            if len(found) > most:
-                raise _bad(f"{len(found)} {what}, at most {most}", "too_large")
-        for identifier, rim in self.rims.items():
+        for identifier in self.rims:
             if not IDENTIFIER.fullmatch(identifier):
                 raise _bad(f"invalid identifier of a RIM: {shown(identifier)}", "malformed")
-            _check_size(f"RIM {identifier}", rim, MAX_RIM)
-        for at, answer in enumerate(self.ocsp):
-            _check_size(f"OCSP answer {at}", answer, MAX_ANSWER)
-        for at, answer in enumerate(self.nras):
-            _check_size(f"NRAS answer {at}", answer, MAX_BUNDLE)
+        for what, found, most, largest in (
+            ("RIM", self.rims, MAX_RIMS, MAX_RIM),
+            ("OCSP answer", dict(enumerate(self.ocsp)), MAX_ANSWERS, MAX_ANSWER),
+            ("NRAS answer", dict(enumerate(self.nras)), MAX_BUNDLES, MAX_BUNDLE),
+        ):
+            if len(found) > most:
+                raise _bad(f"{len(found)} {what}s, at most {most}", "too_large")
+            for name, data in found.items():
+                _check_size(f"{what} {name}", data, largest)
         if self.jwks is not None:
             _check_size("keys", self.jwks, MAX_JWKS)
         object.__setattr__(self, "ocsp_statuses", KeptStatuses(self.ocsp))

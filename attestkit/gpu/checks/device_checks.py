@@ -81,17 +81,14 @@ def check_device(index: int, device: "DeviceEvidence", checks: DeviceChecks) -> 
 
 def _check_chip(device: "DeviceEvidence", chain: DeviceChain, report: Report) -> None:
     chip = chain.chip
-    if device.architecture is not None and device.architecture != chip.architecture:
-        message = (
-            f"the evidence states {device.architecture}, the certificates are of a {chip.name}"
-        )
-        raise SignatureError(message, reason="unexpected_subject")
-    if report.kind != chip.kind:
-        message = f"the report is of a {report.kind}, the certificates are of a {chip.name}"
-        raise SignatureError(message, reason="unexpected_subject")
-    if report.chip_info is not None and report.chip_info != chip.name:
-        message = f"the report is of another chip than the certificates, a {chip.name}"
-        raise SignatureError(message, reason="unexpected_subject")
+    for problem, stated, signed in (
+        (f"the evidence states {device.architecture}", device.architecture, chip.architecture),
+        (f"the report is of a {report.kind}", report.kind, chip.kind),
+        ("the report is of another chip", report.chip_info, chip.name),
+    ):
+        if stated is not None and stated != signed:
+            message = f"{problem}, the certificates are of a {chip.name}"
+            raise SignatureError(message, reason="unexpected_subject")
 
 
 def _check_fwid(label: DeviceLabel, chain: DeviceChain, report: Report, rules: "GpuRules") -> None:

@@ -2,8 +2,10 @@
 
 import re
 import ssl
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from attestkit._argument_checks import wrong_type
@@ -21,6 +23,7 @@ MAX_BODY: Final = 65_536
 MAX_REASON: Final = 1024
 """Largest number of characters of a reason or an id in an answer."""
 
+_T = TypeVar("_T")
 _URL: Final = re.compile(r"[!-~]{1,2048}")
 _SHOWN: Final = 512  # bytes of a body in an error
 _TIMEOUT: Final = 10.0  # seconds for an answer
@@ -64,27 +67,12 @@ class AuthWebhook(KmsAuthorization):
             KmsError: If the server fails, or its answer is malformed.
         """
         url = f"{self._url}/bootAuth/{role}"
-        try:
-            answer = self._client.post(url, boot_info.to_json().encode(), _HEADERS)
-        except CollateralError as error:
-            raise _unavailable(url, error) from error
-        fields = _read_fields(url, answer)
-        try:
-            return read_decision(fields)
-        except FormatError as error:
-            raise _malformed(url, answer, error) from error
+        body = boot_info.to_json().encode()
+        return _ask(url, partial(self._client.post, url, body, _HEADERS), read_decision)
 
     def describe(self) -> AuthorityInfo:
         """Request the description of the server; raises as `decide`."""
-        try:
-            answer = self._client(self._url)
-        except CollateralError as error:
-            raise _unavailable(self._url, error) from error
-        fields = _read_fields(self._url, answer)
-        try:
-            return read_authority(fields)
-        except FormatError as error:
-            raise _malformed(self._url, answer, error) from error
+        return _ask(self._url, partial(self._client, self._url), read_authority)
 
 
 def read_decision(fields: dict[str, Any]) -> Decision:
@@ -114,7 +102,12 @@ def read_authority(fields: dict[str, Any]) -> AuthorityInfo:
     )
 
 
-def _read_fields(url: str, answer: Response) -> dict[str, Any]:
+def _ask(url: str, request: Callable[[], Response], read: Callable[[dict[str, Any]], _T]) -> _T:
+    """Send a request, and return what `read` finds in the members of its answer."""
+    try:
+        answer = request()
+    except CollateralError as error:
+        raise _unavailable(url, error) from error
     if not 200 <= answer.status < 300:
         body = printable(answer.body[:_SHOWN].decode("utf-8", "replace"))
         message = f"auth api {url} returned {_status(answer.status)}: {body}"
@@ -123,7 +116,7 @@ def _read_fields(url: str, answer: Response) -> dict[str, Any]:
         text = f"auth api {url}: answer is over {MAX_BODY} bytes"
         raise KmsError(text, reason="malformed", url=url)
     try:
-        return strict_json.read_object(answer.body, "")
+        return read(strict_json.read_object(answer.body, ""))
     except FormatError as error:
         raise _malformed(url, answer, error) from error
 
