@@ -141,7 +141,7 @@ class Options(NamedTuple):
             attestation service for GPUs: JSON of GpuEndorsements
         verifier_policy: appraisal policy: strict, default or development, or a file
         trust_anchor: root certificate, DER or PEM, instead of the vendors'; a simulator writes its
-            own to DIR/trust-anchor.pem
+            own to DIR/trust-anchor.pem; or all roots of a simulated machine, JSON of SimulatedRoots
         images: folder of dstack OS images, each in a folder or .tar.gz named by its hash, that
             prove the OS image and the ACPI tables of TDs
         ear_key: private key that signs results (/verify?format=ear): Ed25519 or P-256 in PEM, or 32

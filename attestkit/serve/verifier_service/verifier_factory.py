@@ -10,6 +10,7 @@ from attestkit.dstack.host_shared_folder import read_file
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
 from attestkit.serve.config.option_values import prefix_errors, read_policy
 from attestkit.serve.verifier_service.ear import read_ear_key
+from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
@@ -61,7 +62,10 @@ def load_ear_key(settings: "VerifierSettings") -> "EarKey | None":
     return read_ear_key(settings.options.prefix("ear_key"), path)
 
 
-def _trust_anchor(data: bytes) -> bytes | None:
+def _trust_anchor(data: bytes) -> bytes | SimulatedRoots | None:
+    """Return the root certificate in a file, or all roots of a simulated machine, its JSON."""
+    if data.lstrip().startswith(b"{"):
+        return SimulatedRoots.from_json(data)
     return Authenticators(data).trust_anchor
 
 

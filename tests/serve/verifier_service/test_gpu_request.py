@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit._crypto.pem import encode_pem
+from attestkit.backends.simulator import simulated_roots
 from attestkit.errors import ConfigError, FormatError
 from attestkit.gpu.rules import GpuRules
 from attestkit.serve.config.option_values import Address
@@ -90,6 +91,20 @@ def test_service_has_roots_and_endorsements_of_its_own(tmp_path: Path) -> None:
             open_verifier(VerifierSettings(Options(**wrong), ANY_PORT, alone=True))
         assert caught.value.reason == "syntax"
         assert str(path) in str(caught.value)
+
+
+def test_service_takes_all_roots_of_a_simulated_machine(tmp_path: Path) -> None:
+    """--trust-anchor may be the JSON of SimulatedRoots, which has those of GPUs."""
+    path, roots = tmp_path / "roots.json", simulated_roots(bytes(32))
+    path.write_bytes(roots.to_json())
+    options = Options(trust_anchor=str(path))
+    verifier = open_verifier(VerifierSettings(options, ANY_PORT, alone=True))
+    assert verifier._authenticators.trust_anchor == roots.platform
+    assert verifier._gpu_trust[0] == roots.gpu
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match="--trust-anchor") as caught:
+        open_verifier(VerifierSettings(options, ANY_PORT, alone=True))
+    assert str(path) in str(caught.value)
 
 
 def test_evidence_without_gpus_is_refused_by_rule() -> None:
