@@ -41,7 +41,7 @@ class JobThreads:
     ) -> None:
         self._most, self._name, self._clock = most, name, clock
         self._lock = threading.Lock()  # of all attributes below
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], object]] = deque()
         self._idle: list[threading.Lock] = []  # one of each idle thread; release wakes it
         self._busy: dict[threading.Lock, float] = {}  # begin of the job of each busy thread
         self._threads: list[threading.Thread] = []
@@ -58,7 +58,7 @@ class JobThreads:
         """Whether jobs wait for a thread."""
         return bool(self._waiting) and not self._closed
 
-    def submit(self, work: Callable[[], None], /) -> None:
+    def submit(self, work: Callable[[], object], /) -> None:
         """Run `work`, which never raises, in a thread.
 
         It waits for a busy thread if one began its job less than `RELIEF_SECONDS` ago.
@@ -74,7 +74,7 @@ class JobThreads:
             self._waiting.append(work)
             self._relieve()
 
-    def cancel(self, work: Callable[[], None], /) -> bool:
+    def cancel(self, work: Callable[[], object], /) -> bool:
         """Remove a job for which no thread has begun; return whether there was one."""
         with self._lock:
             try:
@@ -131,7 +131,7 @@ class JobThreads:
             work()
             del work  # an idle thread must not hold the body of a request
 
-    def _next(self, wake: threading.Lock) -> Callable[[], None] | None:
+    def _next(self, wake: threading.Lock) -> Callable[[], object] | None:
         """Wait for the next job; None after shutdown."""
         while True:
             with self._lock:

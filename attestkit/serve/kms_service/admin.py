@@ -15,10 +15,9 @@ from attestkit.errors import UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
-from attestkit.serve.kms_service.app import HEADERS
+from attestkit.serve.kms_service.app import HEADERS, make_rpc_app
 from attestkit.serve.kms_service.errors import KmsRefusalError
 from attestkit.serve.kms_service.request_queue import NoContext
-from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.messages_kms import PACKAGE, ClearImageCacheRequest
 from attestkit.serve.rpc.service import Method, Service
 
@@ -69,14 +68,7 @@ class AdminApp:
             raise UsageError(text, reason="wrong_value")
         self._token = token.encode("ascii")
         self._traffic = traffic
-        self._rpc = RpcApp(
-            NoContext(),
-            (SERVICE,),
-            headers=HEADERS,
-            limits=limits,
-            traffic=traffic,
-            run_id="kms-admin",
-        )
+        self._rpc = make_rpc_app("kms-admin", NoContext(), SERVICE, limits, traffic)
         self.headers = HEADERS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -14,7 +14,8 @@ from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.kms_service.client_evidence import EvidenceAccess
 from attestkit.serve.kms_service.release_engine import ATTESTED_METHODS, SERVICE, ReleaseEngine
 from attestkit.serve.kms_service.server_identity import current_state
-from attestkit.serve.rpc.dispatcher import RpcApp
+from attestkit.serve.rpc.dispatcher import MethodContext, RpcApp
+from attestkit.serve.rpc.service import Service
 
 HEADERS: Final = security_headers(b"attestkit (simulated KMS)")
 """Of every response on all listeners of the KMS."""
@@ -41,15 +42,9 @@ class KmsApp:
         self._engine = engine
         self._access = EvidenceAccess(engine.run)
         self._traffic = traffic
-        self._rpc = RpcApp(
-            engine,
-            (SERVICE,),
-            views={"/health": View(_show_health), "/metrics": View(self._show_metrics)},
-            headers=(*HEADERS, _VERSION),
-            limits=limits,
-            traffic=traffic,
-            run_id="kms",
-        )
+        self._rpc = make_rpc_app("kms", engine, SERVICE, limits, traffic)
+        self._rpc.views = {"/health": View(_show_health), "/metrics": View(self._show_metrics)}
+        self._rpc.headers = (*HEADERS, _VERSION)
         self._rpc.access = self._access
         self.headers: Sequence[Header] = self._rpc.headers
 
@@ -104,6 +99,13 @@ class KmsApp:
             for (name, text), number in zip(_FAMILIES, (requests, failures), strict=True)
         ]
         return ViewResponse(CONTENT_TYPE, "".join(lines).encode())
+
+
+def make_rpc_app(
+    name: str, context: MethodContext, service: Service, limits: Limits, traffic: Traffic
+) -> RpcApp:
+    """Return the application of a service of the KMS; `name` is the prefix of request ids."""
+    return RpcApp(context, (service,), headers=HEADERS, limits=limits, traffic=traffic, run_id=name)
 
 
 async def _show_health(_: ReleaseEngine, __: ViewRequest) -> ViewResponse:

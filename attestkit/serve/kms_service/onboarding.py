@@ -24,7 +24,7 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import CONTENT_TYPE, Traffic
 from attestkit.serve.http.views import View, ViewRequest, ViewResponse
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.kms_service.app import HEADERS
+from attestkit.serve.kms_service.app import make_rpc_app
 from attestkit.serve.kms_service.errors import KmsFailureError, KmsRefusalError, refusal
 from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.request_queue import RequestQueue, queued
@@ -182,15 +182,9 @@ SERVICE: Final = Service(
 
 def make_onboarding_app(setup: Onboarding, limits: Limits, traffic: Traffic) -> RpcApp:
     """Return the application of the listener while the KMS has no keys."""
-    return RpcApp(
-        setup,
-        (SERVICE,),
-        views={"/": View(_show_page), "/finish": View(_finish_by_page)},
-        headers=HEADERS,
-        limits=limits,
-        traffic=traffic,
-        run_id="kms-setup",
-    )
+    app = make_rpc_app("kms-setup", setup, SERVICE, limits, traffic)
+    app.views = {"/": View(_show_page), "/finish": View(_finish_by_page)}
+    return app
 
 
 async def _show_page(_: Onboarding, __: ViewRequest) -> ViewResponse:

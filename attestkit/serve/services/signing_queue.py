@@ -45,11 +45,7 @@ class SigningQueue:
     def start(self, work: Callable[[], object]) -> None:
         """Run `work`, which never raises, without waiting for it; not during shutdown."""
         with suppress(JobRefusedError):
-            self._threads.submit(lambda: self._discard(work))
-
-    @staticmethod
-    def _discard(work: Callable[[], object]) -> None:
-        work()
+            self._threads.submit(work)
 
     def close(self) -> None:
         """Begin no more requests; those that run may take a second longer."""
