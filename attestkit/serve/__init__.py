@@ -54,6 +54,8 @@ def serve(
         ConfigError: If a socket cannot be created, or a host file or the engine's address is
             invalid.
     """
+    import uvloop  # lazy, as uvicorn
+
     from attestkit.serve.app_factory import ServerOptions, build_server
     from attestkit.serve.http import server  # lazy: imports uvicorn
 
@@ -67,9 +69,10 @@ def serve(
             on_stop()
 
         tasks = [partial(task, ready) for task in background]
-        cut_off = server.run(
+        serving = server.run_in_loop(
             bound.listeners, lambda: on_ready(ready), stop, [*tasks, *bound.background]
         )
+        cut_off = uvloop.run(serving)
         if cut_off:
             if options.access_log is not None:
                 options.access_log.flush(patience=1.0)

@@ -135,7 +135,7 @@ async def start_listeners(
 ) -> "asyncio.Task[int]":
     """Start servers; return their task when all listeners accept connections.
 
-    Arguments are those of `http.server.run`.
+    Arguments are those of `http.server.run_in_loop`.
     """
     from attestkit.serve.http import server  # lazy: imports uvicorn
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import uvicorn
-import uvloop
 
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
@@ -44,13 +43,13 @@ class Listener(NamedTuple):
     tls: TlsContexts | None = None
 
 
-def run(
+async def run_in_loop(
     listeners: Sequence[Listener],
     on_ready: Callable[[], None],
     on_stop: Callable[[], None] = lambda: None,
     background: Sequence[Work] = (),
 ) -> int:
-    """Serve until a signal arrives, then shut down gracefully.
+    """Serve until a signal arrives or a cancellation, then shut down gracefully.
 
     Args:
         listeners: Listeners to serve; their sockets are closed at the end.
@@ -61,16 +60,6 @@ def run(
     Returns:
         The number of connections that were closed because the time limit was exceeded.
     """
-    return uvloop.run(run_in_loop(listeners, on_ready, on_stop, background))
-
-
-async def run_in_loop(
-    listeners: Sequence[Listener],
-    on_ready: Callable[[], None],
-    on_stop: Callable[[], None] = lambda: None,
-    background: Sequence[Work] = (),
-) -> int:
-    """Do what `run` does in the running event loop; cancellation also shuts down gracefully."""
     servers = [_Server(listener) for listener in listeners]
     helpers: list[asyncio.Task[None]] = []
 
@@ -152,7 +141,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to run(), which stops all servers."""
+        """Leave the signals to run_in_loop(), which stops all servers."""
         yield
 
     def stop(self) -> None:
