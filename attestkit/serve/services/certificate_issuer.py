@@ -71,7 +71,7 @@ class CertificateIssuer:
             self._own_ca()
 
     def issue(
-        self, args: m.GetTlsKeyArgs, key: P256Key | None, encoding: Encoding | None
+        self, args: m.GetTlsKeyArgs, key: P256Key | None = None, encoding: Encoding | None = None
     ) -> m.GetTlsKeyResponse:
         """Return a key and its certificate; with a KMS this waits for the network.
 

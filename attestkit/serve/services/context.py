@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from attestkit._crypto.ecdsa import P256Key
 from attestkit.attestation import Attestation, Encoding
 from attestkit.attestation.wire.evidence_parts import is_of_dstack
 from attestkit.attester import Attester, app_info
@@ -157,7 +156,7 @@ class Guest:
         self._writes = 0  # pending calls that wait for a disk
         self._no_quote = m.GetQuoteResponse(vm_config=vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
-        self._issuer = self._make_issuer(kms)
+        self.issuer: CertificateIssuer = self._make_issuer(kms)
         self._signing: SigningQueue | None = None
         self._has_bare_quotes = _has_bare_quotes(attester)
         self._quotes = QuoteResponses(attester, self.stats)
@@ -207,7 +206,7 @@ class Guest:
     @property
     def signs_remotely(self) -> bool:
         """Whether certificates are signed by a KMS, over the network."""
-        return self._issuer.is_remote
+        return self.issuer.is_remote
 
     def _signing_queue(self) -> SigningQueue:
         if self._signing is None:
@@ -312,24 +311,6 @@ class Guest:
             self._failures[name] = now, failure
             raise
 
-    def certificate(
-        self, args: m.GetTlsKeyArgs, key: P256Key | None = None, encoding: Encoding | None = None
-    ) -> m.GetTlsKeyResponse:
-        """Return a key and its certificate, issued by the app's CA, or by its KMS.
-
-        Args:
-            args: Contents of the certificate.
-            key: The key; None: a new one.
-            encoding: Of the evidence; None: as v0 Attest chooses it.
-
-        Raises:
-            UsageError: If a value cannot be encoded in a certificate.
-            UnsupportedError: If the app has neither a CA nor a KMS, or the encoding does not define
-                evidence of the platform.
-            BackendError: If the platform produces no evidence, or the KMS no valid certificate.
-        """
-        return self._issuer.issue(args, key, encoding)
-
     def _attest_for_certificate(
         self, report_data: bytes, encoding: Encoding | None, /
     ) -> Attestation:
@@ -395,7 +376,7 @@ class Guest:
         if self._app_cert is not None:
             return self._app_cert
         try:
-            self._issuer.check()
+            self.issuer.check()
         except UnsupportedError:
             self._app_cert = EscapedText()
             return self._app_cert
@@ -411,7 +392,7 @@ class Guest:
     def _issue_demo(self) -> EscapedText:
         args = m.GetTlsKeyArgs(subject="demo-cert", usage_ra_tls=True, usage_client_auth=True)
         try:
-            chain = self.certificate(args).certificate_chain
+            chain = self.issuer.issue(args).certificate_chain
         except AttestKitError as error:
             _logger.warning("demo certificate: cannot be issued yet: %s", error)
             return EscapedText()

@@ -21,7 +21,7 @@ def _get_tls_key(guest: Guest, args: m.GetTlsKeyArgs) -> m.GetTlsKeyResponse:
 
     Each call makes a new key. With `usage_ra_tls` the certificate carries evidence.
     """
-    return guest.certificate(args)
+    return guest.issuer.issue(args)
 
 
 def _get_key(guest: Guest, args: m.GetKeyArgs) -> m.GetKeyResponse:

@@ -25,7 +25,7 @@ def _issue_cert(guest: Guest, request: m1.IssueCertRequest) -> m1.IssueCertRespo
 
     Each call makes a new key. With `usage_ra_tls` the certificate carries evidence.
     """
-    return m1.IssueCertResponse(*guest.certificate(request, encoding="v1"))
+    return m1.IssueCertResponse(*guest.issuer.issue(request, encoding="v1"))
 
 
 def _get_key(guest: Guest, request: m1.GetKeyRequest) -> m1.GetKeyResponse:

@@ -21,7 +21,7 @@ def _derive_key(guest: Guest, args: m.DeriveKeyArgs) -> m.GetTlsKeyResponse:
         key = derive_p256(guest.random(32), utf8("path", args.path))
     else:
         key = guest.keys.derive_p256(args.path)
-    return guest.certificate(request, key)
+    return guest.issuer.issue(request, key)
 
 
 def _derive_k256_key(guest: Guest, args: m.GetKeyArgs) -> m.DeriveK256KeyResponse:
