@@ -4,18 +4,18 @@ Neither SSLKEYLOGFILE nor the variables of HTTP clients that name CAs have an ef
 and SSL_CERT_DIR, which OpenSSL reads itself, do.
 """
 
+import errno
+import re
 import socket
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable
-from http.client import HTTPConnection, HTTPException
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import one_line
-from attestkit._system.bounded_http import connect_tcp
+from attestkit._system.bounded_http import TimeLeft, connect_tcp, host_header
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls.contexts import load_authorities
 
@@ -69,6 +69,8 @@ def require_plain_context(context: object) -> None:
 
 
 _SHORTEST: Final = 0.001  # seconds; 0 would make a socket non-blocking
+_MAX_PROXY_HEAD: Final = 1 << 16  # bytes of a proxy's answer
+_TUNNEL: Final = re.compile(rb"HTTP/1\.[01] 200[ \r\n]")
 
 
 class SocketChannel:
@@ -129,19 +131,19 @@ def open_tls(
     where = f"{host}:{port}"
 
     def time_left() -> float:
-        return max(deadline - time.monotonic(), _SHORTEST)
+        return deadline - time.monotonic()
 
     plain: socket.socket | None = None
     try:
         plain = _connect(host, port, proxy, time_left)
-        plain.settimeout(time_left())
+        plain.settimeout(max(time_left(), _SHORTEST))
         return context.wrap_socket(plain, server_hostname=host, suppress_ragged_eofs=False)
     except ssl.SSLCertVerificationError:
         raise
     except TimeoutError as error:
         message = f"{where}: no connection within {seconds:g} s"
         raise ServiceError(message, reason="timeout") from error
-    except (OSError, HTTPException) as error:
+    except OSError as error:
         text = getattr(error, "reason", None) or getattr(error, "strerror", None)
         problem = one_line(str(text or type(error).__name__), 100)
         raise ServiceError(f"{where}: no connection: {problem}", reason="connection") from error
@@ -150,23 +152,45 @@ def open_tls(
             plain.close()  # of a failed handshake; else wrap_socket has taken the descriptor
 
 
-def _connect(
-    host: str, port: int, proxy: str | None, time_left: Callable[[], float]
-) -> socket.socket:
+def _connect(host: str, port: int, proxy: str | None, time_left: TimeLeft) -> socket.socket:
     if proxy is None:
         direct = connect_tcp(host, port, time_left(), time_left)
         # Else the question waits until the server has acknowledged the end of the handshake.
         direct.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return direct
     proxy_host, proxy_port, headers = _proxy_address(proxy)
-    tunnel = HTTPConnection(proxy_host, proxy_port, timeout=time_left())
-    tunnel.set_tunnel(host, port, headers)
+    tunnel = connect_tcp(proxy_host, proxy_port, time_left(), time_left)
     try:
-        tunnel.connect()
+        _open_tunnel(tunnel, host_header(host, port), headers, time_left)
     except BaseException:
         tunnel.close()
         raise
-    return tunnel.sock
+    return tunnel
+
+
+def _open_tunnel(
+    tunnel: socket.socket, target: str, headers: dict[str, str], time_left: TimeLeft
+) -> None:
+    """Ask a proxy for a tunnel, and read its answer, in the time that is left.
+
+    Raises:
+        OSError: If the proxy refuses, or its answer has no end within 64 KiB; TimeoutError if the
+            time is up.
+    """
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    tunnel.sendall("\r\n".join([*lines, "\r\n"]).encode("ascii"))
+    head = bytearray()
+    while not head.endswith((b"\r\n\r\n", b"\n\n")):
+        if (seconds := time_left()) <= 0:
+            raise TimeoutError
+        tunnel.settimeout(seconds)
+        # Byte by byte: what follows the head is TLS.
+        if not (byte := tunnel.recv(1)) or len(head) == _MAX_PROXY_HEAD:
+            raise OSError(errno.ECONNRESET, "the proxy gives no answer with an end")
+        head += byte
+    if _TUNNEL.match(head) is None:
+        raise OSError(errno.ECONNREFUSED, "the proxy refuses the tunnel")
 
 
 def _proxy_address(proxy: str) -> tuple[str, int, dict[str, str]]:
