@@ -1,7 +1,7 @@
 """The table of attempts: who attacks what, how, and which refusal is the right one."""
 
 from collections.abc import Callable
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from attestkit.errors import AttestKitError
 
@@ -76,3 +76,11 @@ def succeeds(attempt: Attempt, **fixtures: Any) -> str:
             return ""
         return f"refused as {reason}, expected {', '.join(attempt.reasons)}: {error}"
     return f"accepted: {result!r:.200}"
+
+
+_Result = TypeVar("_Result")
+
+
+def bound(run: Callable[..., _Result], *args: Any, **options: Any) -> Callable[[], _Result]:
+    """Return a function without parameters, for an attempt of a loop."""
+    return lambda: run(*args, **options)
