@@ -136,7 +136,7 @@ def simulate_samples() -> Samples:
     """Return samples of the simulator, which needs no hardware."""
     # Lazy: most commands need neither.
     from attestkit.backends.simulator.boot_log import boot_log
-    from attestkit.backends.simulator.os_image import simulated_image
+    from attestkit.backends.simulator.images.os_image import simulated_image
 
     with attestkit.open("simulator", seed=SEED) as tee:
         quote, log = tee.get_quote(bytes(64)).raw, tee.event_log()

@@ -13,7 +13,7 @@ from attestkit.attestation.cmw import evidence as cmw_evidence
 from attestkit.attestation.wire import v0_scale, v1_cbor, v1_msgpack
 from attestkit.attestation.wire.evidence_parts import RuntimeEvent
 from attestkit.backends.simulator.boot_log import boot_log
-from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.images.os_image import simulated_image
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from tests.attestation.samples import KINDS, POD, STACK, V2

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from attestkit.backends.base import SnpEvidence
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
-from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.images.os_image import simulated_image
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody

@@ -18,7 +18,7 @@ from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.boot_log import AREA_SIZE, boot_log
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.backends.simulator.gpu.gpu_host import GpuHost
-from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.images.os_image import simulated_image
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, find_amd_root, issue_chip
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.platforms import CLOUDS, PLATFORMS

@@ -7,7 +7,7 @@ import pytest
 
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults.fault_specs import Faults
-from attestkit.backends.simulator.os_image import ImageConfig
+from attestkit.backends.simulator.images.os_image import ImageConfig
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.scenarios.registry import SCENARIOS, chosen_scenario
 from attestkit.collateral import Collateral

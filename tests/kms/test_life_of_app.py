@@ -13,7 +13,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend
-from attestkit.backends.simulator.os_image import ImageConfig
+from attestkit.backends.simulator.images.os_image import ImageConfig
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import events_before_keys

@@ -10,7 +10,7 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
-from attestkit.backends.simulator.os_image import Image, ImageConfig, simulated_image
+from attestkit.backends.simulator.images.os_image import Image, ImageConfig, simulated_image
 from attestkit.errors import FormatError, PolicyError, UsageError, VerificationError
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event

@@ -10,8 +10,8 @@ from attestkit._package import lazy_names
 from attestkit.backends.simulator.tdx import Simulator
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.boot_files import BootFiles
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
+    from attestkit.backends.simulator.images.boot_files import BootFiles
     from attestkit.backends.simulator.roots import simulated_roots
 
 __all__ = ["BootFiles", "GpuConfig", "Simulator", "simulated_roots"]
@@ -20,7 +20,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "boot_files": ["BootFiles"],
+            "images.boot_files": ["BootFiles"],
             "gpu.gpu_config": ["GpuConfig"],
             "roots": ["simulated_roots"],
         },

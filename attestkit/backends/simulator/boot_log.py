@@ -12,7 +12,7 @@ from uuid import UUID
 
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.uefi_variable import EFI_GLOBAL, VariableName, variable_data
-from attestkit.backends.simulator.os_image import Image
+from attestkit.backends.simulator.images.os_image import Image
 from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.measure.expected_event import ExpectedEvent

@@ -4,7 +4,7 @@ import json
 from typing import Final
 
 from attestkit._crypto.hashes import hkdf_sha256, sha256
-from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.images.os_image import simulated_image
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import Scenario

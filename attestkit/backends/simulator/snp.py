@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.base import SnpEvidence, check_bytes
+from attestkit.backends.simulator.images.snp_os_image import (
+    SnpImage,
+    simulated_snp_image,
+    snp_vm_config,
+)
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.scenarios.config import value_or
-from attestkit.backends.simulator.snp_os_image import SnpImage, simulated_snp_image, snp_vm_config
 from attestkit.backends.simulator.tdx import Simulator
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.boot_files import BootSource
+    from attestkit.backends.simulator.images.boot_files import BootSource
 
 _NO_INTEL: Final = "SEV-SNP has no Intel collateral; AMD's certificates come with each report"
 
@@ -132,7 +136,9 @@ def _choose_image(source: "BootSource | None", vm_config: str | None) -> SnpImag
     """Return the image that is booted."""
     if source is None:
         return simulated_snp_image()
-    from attestkit.backends.simulator.booted_image import boot_snp_image  # lazy: rarely needed
+    from attestkit.backends.simulator.images.booted_image import (
+        boot_snp_image,  # lazy: rarely needed
+    )
 
     return boot_snp_image(source, vm_config)
 

@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from attestkit.backends.simulator.boot_log import boot_records, replay_records
-from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.images.os_image import simulated_image
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.platform_identity import launch_body

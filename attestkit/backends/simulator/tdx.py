@@ -18,7 +18,7 @@ from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, FaultsLike
 from attestkit.backends.simulator.faults.injection import FaultInjector
-from attestkit.backends.simulator.os_image import Image, ImageConfig, simulated_image
+from attestkit.backends.simulator.images.os_image import Image, ImageConfig, simulated_image
 from attestkit.backends.simulator.platform_identity import (
     OWN_APP,
     OWN_APP_OF_KMS,
@@ -42,8 +42,8 @@ from attestkit.keys import AppKeys
 from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.boot_files import BootSource
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
+    from attestkit.backends.simulator.images.boot_files import BootSource
     from attestkit.event_log import Event
 
 _PACKAGE: Final = __name__.rpartition(".")[0]
@@ -240,7 +240,9 @@ class Simulator(SimulatedApp):
         if simulated != ImageConfig():
             text = "image: the scenario has another image; give only one"
             raise UsageError(text, reason="conflict")
-        from attestkit.backends.simulator.booted_image import boot_image  # lazy: rarely needed
+        from attestkit.backends.simulator.images.booted_image import (
+            boot_image,  # lazy: rarely needed
+        )
 
         return boot_image(source, vm_config)
 

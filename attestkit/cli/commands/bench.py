@@ -91,7 +91,7 @@ def _cases() -> Iterator[Case]:
     """Yield the cases, with quotes and logs of the simulator."""
     import attestkit
     from attestkit.backends.simulator.boot_log import boot_log
-    from attestkit.backends.simulator.os_image import simulated_image
+    from attestkit.backends.simulator.images.os_image import simulated_image
     from attestkit.columns import quote_columns
     from attestkit.event_log import EventLog
     from attestkit.quote import Quote

@@ -10,7 +10,7 @@ from attestkit.backends.simulator.boot_log import (
     boot_records,
     replay_records,
 )
-from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.images.os_image import simulated_image
 from attestkit.event_log import EventLog
 from attestkit.factory import open as open_attester
 from attestkit.quote import TdQuoteBody

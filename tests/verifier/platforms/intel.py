@@ -12,7 +12,7 @@ from attestkit.attestation.launch.mr_config import config_id_v1
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
-from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.images.os_image import simulated_image
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody

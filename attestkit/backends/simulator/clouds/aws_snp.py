@@ -10,7 +10,7 @@ from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.snp import SnpSimulator
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.boot_files import BootSource
+    from attestkit.backends.simulator.images.boot_files import BootSource
 
 
 class SimulatedNitroTpm(NitroTpmBackend):

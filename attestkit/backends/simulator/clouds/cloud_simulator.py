@@ -12,7 +12,7 @@ from attestkit.collateral import Collateral
 from attestkit.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.boot_files import BootSource
+    from attestkit.backends.simulator.images.boot_files import BootSource
 
 _STALE: Final = b"report data of an earlier request".ljust(64, b"\0")
 

@@ -22,7 +22,7 @@ from attestkit.backends.simulator.clouds.firmware_log import (
     measured,
     uefi_records,
 )
-from attestkit.backends.simulator.image_documents import measured_vm_config
+from attestkit.backends.simulator.images.image_documents import measured_vm_config
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot, p256_key
 from attestkit.backends.simulator.pki.google_ak import (
     EK_CERTIFICATE,

@@ -7,7 +7,7 @@ from attestkit.attestation.launch.mr_config import config_id_v2
 from attestkit.backends.nitro_tpm import BANK, NitroTpmBackend
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.nitro_guest import NitroGuest
-from attestkit.backends.simulator.image_documents import measured_vm_config
+from attestkit.backends.simulator.images.image_documents import measured_vm_config
 from attestkit.dstack.boot_sequence import boot_events
 from attestkit.event_log.event import Event
 from attestkit.event_log.journal import MemoryJournal, RegisterAccess, RuntimeLog

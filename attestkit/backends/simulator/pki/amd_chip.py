@@ -23,9 +23,9 @@ from attestkit._crypto.x509.simulated.amd_certificates import (
     issue_endorsement_key,
 )
 from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit.backends.simulator.images.snp_os_image import simulated_snp_image
 from attestkit.backends.simulator.pki.intel_pki import collateral_window, derive
 from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, value_or
-from attestkit.backends.simulator.snp_os_image import simulated_snp_image
 
 _BODY: Final = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8sBBB21x64s8sBBBxBBBx8s168x")
 _SIGNATURE: Final = 512  # bytes: r and s of 72 each, little-endian, and zeros

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit.attestation.launch.snp import SnpImage
-from attestkit.backends.simulator.image_documents import (
+from attestkit.backends.simulator.images.image_documents import (
     OVMF_VARIANT,
     SNP_DOCUMENT,
     TDX_DOCUMENT,
@@ -16,9 +16,13 @@ from attestkit.backends.simulator.image_documents import (
     encode_cbor,
     snp_document,
 )
+from attestkit.backends.simulator.images.snp_os_image import (
+    HASHES_TABLE_GPA,
+    RESET_EIP,
+    SNP_SECTIONS,
+)
 from attestkit.backends.simulator.sample_image.firmware import noise, sample_firmware
 from attestkit.backends.simulator.sample_image.kernel import normalize_header, sample_kernel
-from attestkit.backends.simulator.snp_os_image import HASHES_TABLE_GPA, RESET_EIP, SNP_SECTIONS
 from attestkit.errors import UsageError
 from attestkit.measure.firmware.mrtd import compute_mrtds
 from attestkit.measure.firmware.tdvf import read_tdvf_sections

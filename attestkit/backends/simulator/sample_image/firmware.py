@@ -6,6 +6,11 @@ from hashlib import shake_128
 from typing import Final
 from uuid import UUID
 
+from attestkit.backends.simulator.images.snp_os_image import (
+    HASHES_TABLE_GPA,
+    RESET_EIP,
+    SNP_SECTIONS,
+)
 from attestkit.backends.simulator.sample_image.firmware_volume import (
     FFS2,
     ffs_file,
@@ -15,7 +20,6 @@ from attestkit.backends.simulator.sample_image.firmware_volume import (
     variable_volume,
     volume,
 )
-from attestkit.backends.simulator.snp_os_image import HASHES_TABLE_GPA, RESET_EIP, SNP_SECTIONS
 from attestkit.measure.firmware.guid_table import (
     SEV_ES_RESET,
     SEV_HASH_TABLE,

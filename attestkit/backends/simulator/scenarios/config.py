@@ -13,7 +13,7 @@ import msgspec
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256
 from attestkit.backends.base import check_bytes
-from attestkit.backends.simulator.os_image import ImageConfig
+from attestkit.backends.simulator.images.os_image import ImageConfig
 from attestkit.backends.simulator.platforms import PLATFORMS
 from attestkit.errors import UsageError
 

@@ -8,7 +8,7 @@ are those of the simulated PKI's published test vectors.
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal
 
-from attestkit.backends.simulator.os_image import ImageConfig
+from attestkit.backends.simulator.images.os_image import ImageConfig
 from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
     CrlConfig,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attestkit.backends.simulator.boot_log import boot_log
-from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.images.os_image import simulated_image
 from tests.rigs.kernel.guest.machine import SHARE, SimulatedSnp, SimulatedTd, list_entries
 
 OUTCOMES = SHARE / "outcomes"

@@ -16,7 +16,7 @@ import msgspec
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit.attestation.launch.td_hob import memory_ranges
 from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
-from attestkit.backends.simulator.image_documents import (
+from attestkit.backends.simulator.images.image_documents import (
     TDX_DOCUMENT,
     TdxMeasurement,
     checksum_list,

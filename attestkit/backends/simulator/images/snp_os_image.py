@@ -6,14 +6,14 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit.attestation.launch import snp
-from attestkit.backends.simulator.image_documents import (
+from attestkit.backends.simulator.images.image_documents import (
     SNP_DOCUMENT,
     checksum_list,
     encode_cbor,
     sev_snp_measurement,
     snp_document,
 )
-from attestkit.backends.simulator.os_image import CMDLINE, MEMORY_SIZE, component_content
+from attestkit.backends.simulator.images.os_image import CMDLINE, MEMORY_SIZE, component_content
 
 # Sections of the firmware of an SEV-SNP guest that are measured specially, with OVMF's layout:
 # address, size and type. 1 is memory without content, 2 secrets, 3 CPUID, and 16 the hashes of
