@@ -9,30 +9,8 @@ from functools import partial
 from typing import Final
 
 from attestkit._sanitize import near, shown
-from attestkit.backends.simulator.gpu.deviations import (
-    GpuFault,
-    OcspFault,
-    activate,
-    add_alternatives,
-    add_field,
-    cut_blocks,
-    deactivate,
-    edit,
-    exchange_blocks,
-    exchange_certificates,
-    flip_signature,
-    make_raw,
-    measurement_without_nvdec,
-    other_nonce,
-    other_product,
-    other_version,
-    set_field,
-    set_measurement,
-    set_request_code,
-    set_response_code,
-    shorten_hash,
-    zero_r,
-)
+from attestkit.backends.simulator.gpu import deviations as change
+from attestkit.backends.simulator.gpu.deviations import GpuFault, OcspFault
 from attestkit.backends.simulator.gpu.device_models import PROTECTED_GPUS
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.scenarios.named_case import GPU_PREFIX, Cases, NamedCase
@@ -50,12 +28,14 @@ _DAY: Final = timedelta(days=1)
 _OCSP: Final = partial(OcspFault, "brom")
 
 _REPORTS: Final[dict[str, GpuFault]] = {
-    "nonce-other": GpuFault("nonce", "the report has another nonce", other_nonce),
+    "nonce-other": GpuFault("nonce", "the report has another nonce", change.other_nonce),
     "signature-bit": GpuFault(
-        "report_signature", "one bit of the report's signature is flipped", report=flip_signature
+        "report_signature",
+        "one bit of the report's signature is flipped",
+        report=change.flip_signature,
     ),
     "signature-r-zero": GpuFault(
-        "report_signature", "r of the report's signature is zero", report=zero_r
+        "report_signature", "r of the report's signature is zero", report=change.zero_r
     ),
     "signature-other-key": GpuFault(
         "report_signature", "another device signed the report", other_key=True
@@ -63,60 +43,66 @@ _REPORTS: Final[dict[str, GpuFault]] = {
     "fwid-other": GpuFault(
         "fwid",
         "the report has another FWID than the leaf",
-        partial(set_field, fields.FWID, bytes(48)),
+        partial(change.set_field, fields.FWID, bytes(48)),
     ),
     "fwid-absent": GpuFault(
         "fwid",
         "the report has no FWID, as those of old drivers",
-        partial(set_field, fields.FWID, None),
+        partial(change.set_field, fields.FWID, None),
     ),
-    "blocks-41": GpuFault("format", "the report has 41 measurements", cut_blocks),
-    "blocks-order": GpuFault("format", "the first two measurements are exchanged", exchange_blocks),
+    "blocks-41": GpuFault("format", "the report has 41 measurements", change.cut_blocks),
+    "blocks-order": GpuFault(
+        "format", "the first two measurements are exchanged", change.exchange_blocks
+    ),
     "block-type-raw": GpuFault(
         "format",
         "the measurements are raw values, not digests",
-        make_raw,
+        change.make_raw,
     ),
     "header-request-code": GpuFault(
-        "format", "the request is another SPDM request", partial(set_request_code, 0xE1)
+        "format", "the request is another SPDM request", partial(change.set_request_code, 0xE1)
     ),
     "header-response-code": GpuFault(
         "format",
         "the response is another SPDM response",
-        partial(set_response_code, 0x61),
+        partial(change.set_response_code, 0x61),
     ),
     "trailing-byte": GpuFault(
         "format", "a byte follows the signature of the report", report=lambda report: report + b"\1"
     ),
     "opaque-unknown-type": GpuFault(
-        None, "the report has an opaque field of unknown type", partial(add_field, 200, b"\1\2\3\4")
+        None,
+        "the report has an opaque field of unknown type",
+        partial(change.add_field, 200, b"\1\2\3\4"),
     ),
     "opaque-twice": GpuFault(
         "format",
         "the report has an opaque field twice",
-        partial(add_field, fields.NVDEC0_STATUS, OFF),
+        partial(change.add_field, fields.NVDEC0_STATUS, OFF),
     ),
     "opaque-version": GpuFault(
         "format",
         "the opaque data have an unknown version",
-        partial(add_field, fields.OPAQUE_VERSION, b"\2\0"),
+        partial(change.add_field, fields.OPAQUE_VERSION, b"\2\0"),
     ),
     "measurement-25": GpuFault(
-        "measurements", "a measurement is not in the driver RIM", partial(set_measurement, 25)
+        "measurements",
+        "a measurement is not in the driver RIM",
+        partial(change.set_measurement, 25),
     ),
     "measurement-9": GpuFault(
-        "measurements", "a measurement is not in the VBIOS RIM", partial(set_measurement, 9)
+        "measurements", "a measurement is not in the VBIOS RIM", partial(change.set_measurement, 9)
     ),
     "measurement-35": GpuFault(
         "measurements",
         "measurement 35 differs, with NVDEC0 on",
-        partial(set_measurement, NVDEC_INDEX),
+        partial(change.set_measurement, NVDEC_INDEX),
     ),
     "measurement-35-nvdec-off": GpuFault(
-        None, "measurement 35 differs, with NVDEC0 off", measurement_without_nvdec
+        None, "measurement 35 differs, with NVDEC0 off", change.measurement_without_nvdec
     ),
     "measurement-inactive": GpuFault(
-        None, "a measurement differs that no RIM has", partial(set_measurement, 50)
+        None, "a measurement differs that no RIM has", partial(change.set_measurement, 50)
     ),
 }
 
@@ -131,7 +117,7 @@ _CHAINS: Final[dict[str, GpuFault]] = {
         "device_chain", "the chain ends at another root", other_root="device"
     ),
     "chain-order": GpuFault(
-        "device_chain", "two certificates are exchanged", chain=exchange_certificates
+        "device_chain", "two certificates are exchanged", chain=change.exchange_certificates
     ),
     "chain-without-root": GpuFault(
         None, "the chain has no root certificate", chain=lambda chain: chain[:-1]
@@ -141,32 +127,37 @@ _CHAINS: Final[dict[str, GpuFault]] = {
 
 _RIMS: Final[dict[str, GpuFault]] = {
     "alternatives": GpuFault(
-        None, "the RIM has two hashes for each measurement", driver_rim=add_alternatives
+        None, "the RIM has two hashes for each measurement", driver_rim=change.add_alternatives
     ),
     "rim-driver-version": GpuFault(
-        "driver_rim_identity", "the driver RIM is of another version", driver_rim=other_version
+        "driver_rim_identity",
+        "the driver RIM is of another version",
+        driver_rim=change.other_version,
     ),
     "rim-vbios-version": GpuFault(
-        "vbios_rim_identity", "the VBIOS RIM is of another version", vbios_rim=other_version
+        "vbios_rim_identity", "the VBIOS RIM is of another version", vbios_rim=change.other_version
     ),
     "rim-product-gb100": GpuFault(
         "driver_rim_identity",
         "the driver RIM is of another product",
-        driver_rim=other_product,
+        driver_rim=change.other_product,
         only=True,
     ),
     "rim-index-in-both": GpuFault(
         "measurements",
         "both RIMs have the same measurement",
-        vbios_rim=partial(activate, 25),
+        vbios_rim=partial(change.activate, 25),
     ),
     "rim-none-active": GpuFault(
-        "measurements", "no measurement is active", driver_rim=deactivate, vbios_rim=deactivate
+        "measurements",
+        "no measurement is active",
+        driver_rim=change.deactivate,
+        vbios_rim=change.deactivate,
     ),
     "rim-altered": GpuFault(
         "driver_rim_signature",
         "the RIM was altered after it was signed",
-        rim_file=partial(edit, b'active="False"', b'active="True"'),
+        rim_file=partial(change.edit, b'active="False"', b'active="True"'),
     ),
     "rim-other-root": GpuFault(
         "driver_rim_chain", "the RIM's chain ends at another root", other_root="rim"
@@ -182,13 +173,13 @@ _RIMS: Final[dict[str, GpuFault]] = {
     "rim-resource-in-ds-object": GpuFault(
         "driver_rim_format",
         "a changed measurement is in the signature element, which is not signed",
-        partial(set_measurement, 25),
-        rim_file=partial(edit, _SIGNATURE_END, _RESOURCE + _SIGNATURE_END),
+        partial(change.set_measurement, 25),
+        rim_file=partial(change.edit, _SIGNATURE_END, _RESOURCE + _SIGNATURE_END),
     ),
     "rim-comment": GpuFault(
         "driver_rim_format",
         "the RIM has a comment, which is not signed",
-        rim_file=partial(edit, b"<ns0:Payload>", b"<!-- comment --><ns0:Payload>"),
+        rim_file=partial(change.edit, b"<ns0:Payload>", b"<!-- comment --><ns0:Payload>"),
     ),
     "rim-doctype": GpuFault(
         "driver_rim_format",
@@ -196,7 +187,7 @@ _RIMS: Final[dict[str, GpuFault]] = {
         rim_file=lambda rim: b'<!DOCTYPE SoftwareIdentity [<!ENTITY a "b">]>' + rim,
     ),
     "rim-short-hash": GpuFault(
-        "driver_rim_format", "a hash of the RIM has 47 bytes", driver_rim=shorten_hash
+        "driver_rim_format", "a hash of the RIM has 47 bytes", driver_rim=change.shorten_hash
     ),
 }
 
