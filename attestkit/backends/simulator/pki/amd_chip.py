@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from attestkit._crypto.key_pairs import RsaKey
-from attestkit._crypto.p384 import P384_ORDER, P384Key
+from attestkit._crypto.p384 import P384Key
 from attestkit._crypto.x509.simulated.amd_certificates import (
     AmdAuthority,
     EndorsementKey,
@@ -24,6 +24,7 @@ from attestkit._crypto.x509.simulated.amd_certificates import (
 )
 from attestkit._crypto.x509.simulated.certificate_encoder import Window
 from attestkit.backends.simulator.images.snp_os_image import simulated_snp_image
+from attestkit.backends.simulator.pki.cloud_root import p384_key
 from attestkit.backends.simulator.pki.intel_pki import collateral_window, derive
 from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, value_or
 
@@ -202,9 +203,7 @@ class SimulatedChip:
         return _issue_authority(subject, self._ark, serial=serial, validity=validity, crl_url=url)
 
     def _p384(self, label: str) -> P384Key:
-        # 72 bytes: the bias is negligible, so rejection sampling is not needed.
-        wide = int.from_bytes(self._derive(f"p384/snp/{label}", 72), "big")
-        return P384Key(wide % (P384_ORDER - 1) + 1)
+        return p384_key(self._derive, f"snp/{label}")
 
     def _hardware_id(self, label: str) -> bytes:
         return self._derive(label, 64)[: self._product.chip_id_size]

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
-from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window
 from attestkit._crypto.x509.simulated.cloud_certificates import (
     encode_name,
-    issue_cloud_authority,
     issue_cloud_leaf,
 )
 from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
@@ -20,6 +19,8 @@ from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
     CloudRoot,
     Derive,
+    issue_ca,
+    make_root,
     p384_key,
     serial_number,
     window_until,
@@ -35,16 +36,7 @@ _BREAK: Final = b"\xff"
 
 def make_nitro_root(derive: Derive) -> CloudRoot:
     """Return the root of a simulated machine without other hardware, named like AWS's."""
-    name = encode_name(CN="aws.nitro-enclaves", O=SIMULATED_MARK)
-    authority = Issuer(name, p384_key(derive, "aws/root"))
-    der = issue_cloud_authority(
-        authority,
-        authority,
-        serial=serial_number(derive, "aws/root"),
-        validity=VALIDITY,
-        path_length=None,
-    )
-    return CloudRoot(authority, der)
+    return make_root(derive, "aws/root", "aws.nitro-enclaves", p384_key(derive, "aws/root"))
 
 
 class NitroCa:
@@ -104,13 +96,8 @@ class NitroCa:
     def _issue_leaf(self, module_id: str, issued: float) -> tuple[bytes, bytes]:
         """Return certificates (DER) of the instance and of the document, issued at a Unix time."""
         instance = self._authority("instance", module_id)
-        instance_der = issue_cloud_authority(
-            instance,
-            self._zone,
-            serial=serial_number(self._derive, "aws/instance"),
-            validity=window_until(issued, _INSTANCE_LIFETIME),
-            path_length=0,
-        )
+        validity = window_until(issued, _INSTANCE_LIFETIME)
+        instance_der = self._issue_ca("instance", instance, self._zone, 0, validity)
         leaf_der = issue_cloud_leaf(
             (encode_name(CN=module_id, O=SIMULATED_MARK), self._keys["document"].spki),
             instance,
@@ -134,11 +121,13 @@ class NitroCa:
         name = encode_name(CN=common_name, O=SIMULATED_MARK)
         return Issuer(name, self._keys[label])
 
-    def _issue_ca(self, label: str, subject: Issuer, issuer: Issuer, path_length: int) -> bytes:
-        return issue_cloud_authority(
-            subject,
-            issuer,
-            serial=serial_number(self._derive, f"aws/{label}"),
-            validity=VALIDITY,
-            path_length=path_length,
-        )
+    def _issue_ca(
+        self,
+        label: str,
+        subject: Issuer,
+        issuer: Issuer,
+        path_length: int,
+        validity: Window = VALIDITY,
+    ) -> bytes:
+        fields = {"path_length": path_length, "validity": validity}
+        return issue_ca(subject, issuer, self._derive, f"aws/{label}", **fields).der

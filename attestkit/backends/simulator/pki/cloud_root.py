@@ -6,7 +6,7 @@ under the simulated root of Intel or AMD; without such hardware there is a root 
 
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256_ORDER, P256Key
 from attestkit._crypto.p384 import P384_ORDER, P384Key
@@ -67,14 +67,21 @@ class CloudRoot(NamedTuple):
         return cls(Issuer(certificate_subject(certificate), key), certificate)
 
 
+def issue_ca(
+    subject: Issuer, issuer: Issuer, derive: Derive, label: str, **fields: Any
+) -> CloudRoot:
+    """Return the CA of a label, with the fields of its certificate that are not the usual ones."""
+    fields = {"validity": VALIDITY, "path_length": None, **fields}
+    serial = serial_number(derive, label)
+    return CloudRoot(subject, issue_cloud_authority(subject, issuer, serial=serial, **fields))
+
+
+def make_root(derive: Derive, label: str, common_name: str, key: SigningKey) -> CloudRoot:
+    """Return the root of a label, with a name that says that it is simulated."""
+    subject = Issuer(encode_name(CN=common_name, O=SIMULATED_MARK), key)
+    return issue_ca(subject, subject, derive, label)
+
+
 def make_own_root(derive: Derive) -> CloudRoot:
     """Return a root for a machine without a simulated processor."""
-    authority = Issuer(encode_name(CN="TPM root", O=SIMULATED_MARK), p256_key(derive, "own/root"))
-    der = issue_cloud_authority(
-        authority,
-        authority,
-        serial=serial_number(derive, "own/root"),
-        validity=VALIDITY,
-        path_length=None,
-    )
-    return CloudRoot(authority, der)
+    return make_root(derive, "own/root", "TPM root", p256_key(derive, "own/root"))

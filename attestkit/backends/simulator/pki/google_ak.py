@@ -19,7 +19,6 @@ from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
 from attestkit._crypto.x509.simulated.cloud_certificates import (
     Extension,
     encode_name,
-    issue_cloud_authority,
     issue_cloud_leaf,
 )
 from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
@@ -27,6 +26,7 @@ from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
     CloudRoot,
     Derive,
+    issue_ca,
     p256_key,
     serial_number,
 )
@@ -50,19 +50,17 @@ INSTANCE: Final = GceInstance(
 def issue_google_intermediates(root: CloudRoot, derive: Derive) -> tuple[CloudRoot, CloudRoot]:
     """Return two intermediate CAs of one name, as Google has several."""
     name = encode_name(CN="EK/AK CA Intermediate", OU="Google Cloud", O=SIMULATED_MARK)
-    made = []
-    for label in ("google/intermediate/0", "google/intermediate/1"):
-        authority = Issuer(name, p256_key(derive, label))
-        der = issue_cloud_authority(
-            authority,
+    first, second = [
+        issue_ca(
+            Issuer(name, p256_key(derive, label)),
             root.authority,
-            serial=serial_number(derive, label),
-            validity=VALIDITY,
+            *(derive, label),
             path_length=0,
             usages=(EK_CERTIFICATE,),
         )
-        made.append(CloudRoot(authority, der))
-    return made[0], made[1]
+        for label in ("google/intermediate/0", "google/intermediate/1")
+    ]
+    return first, second
 
 
 def issue_google_certificate(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
-from attestkit._crypto.ecdsa import P256_ORDER, P256Key
+from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.simulated.certificate_encoder import Window
@@ -24,6 +24,7 @@ from attestkit._crypto.x509.simulated.sgx_certificates import (
     sgx_extension,
 )
 from attestkit.backends.base import check_bytes
+from attestkit.backends.simulator.pki.cloud_root import p256_key, serial_number
 from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
     CrlConfig,
@@ -105,9 +106,7 @@ class SimulatedPki:
 
     def key(self, label: str) -> P256Key:
         """Return the P-256 key of `label`."""
-        # 48 bytes: the bias is negligible, so rejection sampling is not needed.
-        wide = int.from_bytes(self.derive(f"p256/{label}", 48), "big")
-        return P256Key.from_scalar((wide % (P256_ORDER - 1) + 1).to_bytes(32, "big"))
+        return p256_key(self.derive, label)
 
     def resolve(self, key: P256Key | str | None, default: P256Key) -> P256Key:
         """Return the key of a configuration: a key, the key of a label, or `default`."""
@@ -115,8 +114,7 @@ class SimulatedPki:
 
     def serial(self, label: str) -> int:
         """Return the serial number of the certificate of `label`: 20 octets, the first 40 to 7F."""
-        octets = self.derive(f"serial/{label}", 20)
-        return int.from_bytes(bytes([octets[0] & 0x3F | 0x40]) + octets[1:], "big")
+        return serial_number(self.derive, label)
 
     def platform(self, platform_id: str = "0") -> "SimulatedPlatform":
         """Return a platform with a PCK certificate of this PKI.

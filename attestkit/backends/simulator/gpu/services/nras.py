@@ -14,10 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.p384 import P384_SPKI_HEAD, P384Key
-from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
 from attestkit._crypto.x509.simulated.cloud_certificates import (
     encode_name,
-    issue_cloud_authority,
     issue_cloud_leaf,
 )
 from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
@@ -31,7 +29,13 @@ from attestkit.backends.simulator.gpu.services.tokens import (
     overall_claims,
     token_digests,
 )
-from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
+from attestkit.backends.simulator.pki.cloud_root import (
+    VALIDITY,
+    Derive,
+    make_root,
+    p384_key,
+    serial_number,
+)
 from attestkit.backends.simulator.service_response import ServiceResponse, json_response
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
@@ -86,8 +90,8 @@ class SimulatedNras:
 
     def __init__(self, derive: Derive, appraise: Appraise, fault: NrasFault | None = None) -> None:
         self._derive, self._appraise, self._fault = derive, appraise, fault
-        name = encode_name(CN="attestkit simulated NRAS CA", O=SIMULATED_MARK)
-        self._authority = Issuer(name, p384_key(derive, "nras/ca"))
+        name = "attestkit simulated NRAS CA"
+        self._ca = make_root(derive, "nras/ca", name, p384_key(derive, "nras/ca"))
 
     def jwks(self, now: datetime) -> bytes:
         """Return the key set (JSON): the keys of today and yesterday."""
@@ -174,16 +178,9 @@ class SimulatedNras:
         point = key.spki[len(P384_SPKI_HEAD) :]
         leaf = issue_cloud_leaf(
             (encode_name(CN="Simulated Attestation Service GPU", O=SIMULATED_MARK), key.spki),
-            self._authority,
+            self._ca.authority,
             serial=serial_number(self._derive, f"nras/{day}"),
             validity=VALIDITY,
-        )
-        ca = issue_cloud_authority(
-            self._authority,
-            self._authority,
-            serial=serial_number(self._derive, "nras/ca"),
-            validity=VALIDITY,
-            path_length=None,
         )
         return {
             "kty": "EC",
@@ -191,7 +188,7 @@ class SimulatedNras:
             "kid": _kid(day),
             "x": to_base64url(point[:48]),
             "y": to_base64url(point[48:]),
-            "x5c": [b64encode(der).decode() for der in (leaf, ca)],
+            "x5c": [b64encode(der).decode() for der in (leaf, self._ca.der)],
         }
 
 
