@@ -9,16 +9,7 @@ from errno import EACCES, ENOTTY, EPERM
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from attestkit.emulator.kernel_files import (
-    ALWAYS_READY,
-    File,
-    Folder,
-    Ioctl,
-    Link,
-    Node,
-    OpenFile,
-    os_error,
-)
+from attestkit.emulator import kernel_files
 from attestkit.emulator.linux_calls import ClientMemory
 from attestkit.emulator.machine import Machine
 
@@ -62,7 +53,7 @@ class FuseOperations:
         self._ready = ready
         self._notify = notify
         self._waiting: dict[int, int] = {}  # by handle of a file: handle of poll(2)
-        self._files: dict[int, tuple[File, OpenFile]] = {}
+        self._files: dict[int, tuple[kernel_files.File, kernel_files.OpenFile]] = {}
         self._appended: dict[int, int] = {}  # by handle: offset of the next append
         self._folders: dict[int, str] = {}
         self._number = 0
@@ -77,17 +68,17 @@ class FuseOperations:
         node = self._tree.find(path) if path is not None else self._node_of(_handle(info))
         return self._attributes(node)
 
-    def _node_of(self, number: int) -> Node:
+    def _node_of(self, number: int) -> kernel_files.Node:
         """Return the node of a handle."""
         if number in self._folders:
             return self._tree.find(self._folders[number])
         return self._files[number][0]
 
-    def _attributes(self, node: Node) -> dict[str, int]:
+    def _attributes(self, node: kernel_files.Node) -> dict[str, int]:
         kind = stat.S_IFREG
-        if isinstance(node, Folder):
+        if isinstance(node, kernel_files.Folder):
             kind = stat.S_IFDIR
-        elif isinstance(node, Link):
+        elif isinstance(node, kernel_files.Link):
             kind = stat.S_IFLNK
         return {
             "st_mode": kind | node.mode,
@@ -100,7 +91,7 @@ class FuseOperations:
     def readlink(self, path: str) -> str:
         """Return the target of a link."""
         node = self._tree.find(path)
-        assert isinstance(node, Link)
+        assert isinstance(node, kernel_files.Link)
         return node.target
 
     def opendir(self, path: str) -> int:
@@ -131,11 +122,11 @@ class FuseOperations:
 
     def create(self, *_: object) -> int:
         """Raise EACCES: configfs and sysfs do not allow new files."""
-        raise os_error(EACCES)
+        raise kernel_files.os_error(EACCES)
 
     def _refuse(self, *_: object) -> int:
         """Raise EPERM: files are created and removed only together with their entry."""
-        raise os_error(EPERM)
+        raise kernel_files.os_error(EPERM)
 
     mknod: Callable[..., int] = _refuse
     unlink: Callable[..., int] = _refuse
@@ -201,7 +192,9 @@ class FuseOperations:
         self, _path: str | None, info: FileInfo, handle: int | None, events: "ctypes.Array[Any]"
     ) -> int:
         """Return the events that are ready, and keep the handle of a waiting program."""
-        events[0] = self._files[info.fh][1].poll() if info.fh in self._files else ALWAYS_READY
+        events[0] = (
+            self._files[info.fh][1].poll() if info.fh in self._files else kernel_files.ALWAYS_READY
+        )
         if handle:
             self._wake(info.fh)  # libfuse has one handle for each open file
             self._waiting[info.fh] = handle
@@ -223,11 +216,11 @@ class FuseOperations:
     ) -> int:
         """Execute an ioctl. FUSE copies data in and out according to the command number."""
         if info.fh not in self._files:  # a folder
-            raise os_error(ENOTTY)
+            raise kernel_files.os_error(ENOTTY)
         size, direction = command >> 16 & 0x3FFF, command >> 30
         content = ctypes.string_at(data, size) if data and direction & _WRITE else b""
         memory = ClientMemory(self._context()[2])
-        call = Ioctl(command, argument or 0, content, memory)
+        call = kernel_files.Ioctl(command, argument or 0, content, memory)
         answer = self._files[info.fh][1].ioctl(call)
         if data and direction & _READ:
             ctypes.memmove(data, answer, min(size, len(answer)))

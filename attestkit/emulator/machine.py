@@ -25,26 +25,9 @@ from attestkit.backends.simulator.platforms import CLOUDS, PLATFORMS
 from attestkit.backends.simulator.roots import platform_anchor
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
-from attestkit.emulator.kernel_files import (
-    File,
-    Link,
-    Snapshot,
-    Tree,
-    WriteOnly,
-    constant_file,
-    os_error,
-    text_file,
-)
+from attestkit.emulator import kernel_files, tdx_driver
 from attestkit.emulator.kernel_version import EmulatedKernel
 from attestkit.emulator.snp_driver import SnpProvider, snp_device
-from attestkit.emulator.tdx_driver import (
-    DRIVERS,
-    Host,
-    Registers,
-    TdxProvider,
-    measurement_files,
-    tdx_device,
-)
 from attestkit.emulator.tsm_entries import Provider, TsmReports
 from attestkit.errors import UsageError
 
@@ -104,7 +87,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         _check_name("provider", self.provider, PROVIDERS)
-        _check_name("driver", self.driver, DRIVERS)
+        _check_name("driver", self.driver, tdx_driver.DRIVERS)
         if (wanted := self.scenario.quote_version) not in {None, self.quote_version}:
             text = f"quote_version: {self.quote_version}, but the scenario has version {wanted}"
             raise UsageError(text, reason="conflict")
@@ -178,7 +161,7 @@ class Machine(GpuHost):
         random: Callable[[int], bytes] = os.urandom,
         metadata_address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
-        self.tree: Tree = Tree()
+        self.tree: kernel_files.Tree = kernel_files.Tree()
         self._faults = faults
         scenario = setup.hardware
         self._pki, enclave = issue_platform(seed, scenario)
@@ -191,7 +174,7 @@ class Machine(GpuHost):
         self.quoter: ReportQuoter = ReportQuoter(
             self._pki, version=setup.quote_version, enclave=enclave, td10=scenario.td10
         )
-        self._host = Host(self.quoter, faults, wait, clock)
+        self._host = tdx_driver.Host(self.quoter, faults, wait, clock)
         self._setup = setup
         self._cloud: CloudFiles | None = None
         if setup.scenario.platform in CLOUDS:
@@ -260,12 +243,15 @@ class Machine(GpuHost):
     def _add_common(self) -> None:
         add, faults, setup = self.tree.add, self._faults, self._setup
         boot_id = "/proc/sys/kernel/random/boot_id"
-        add(boot_id, text_file("boot_id", faults, self._boot_id))
+        add(boot_id, kernel_files.text_file("boot_id", faults, self._boot_id))
         if setup.qgs_port is not None:
             text = f"# Port of the quote generation service.\nport = {setup.qgs_port}\n"
-            add("/etc/tdx-attest.conf", constant_file("tdx_attest_conf", faults, text.encode()))
+            add(
+                "/etc/tdx-attest.conf",
+                kernel_files.constant_file("tdx_attest_conf", faults, text.encode()),
+            )
         if setup.runtime_log is not None:
-            add("/run/log/dstack", Link(setup.runtime_log))
+            add("/run/log/dstack", kernel_files.Link(setup.runtime_log))
         add("/attestkit/faults", faults_file(faults))
         if self._cloud is None:  # a TPM has no reset here
             add("/attestkit/reset", trigger_file(faults, self.reboot))
@@ -276,11 +262,14 @@ class Machine(GpuHost):
         add, faults, cloud = self.tree.add, self._faults, self._cloud
         anchor = "/attestkit/trust-anchor.der"
         if self._chip is None:
-            add(anchor, constant_file("", faults, self._find_root()))
+            add(anchor, kernel_files.constant_file("", faults, self._find_root()))
             if cloud is None or cloud.has_intel_collateral:
-                add("/attestkit/collateral.json", text_file("", faults, self._collateral))
+                add(
+                    "/attestkit/collateral.json",
+                    kernel_files.text_file("", faults, self._collateral),
+                )
         else:  # AMD's certificates come with the report; the root is derived when it is read
-            add(anchor, text_file("", faults, self._find_root))
+            add(anchor, kernel_files.text_file("", faults, self._find_root))
 
     def _find_root(self) -> bytes:
         if self._chip is not None:
@@ -294,11 +283,11 @@ class Machine(GpuHost):
 
     def _add_boot_log(self) -> None:
         faults = self._faults
-        table = constant_file("ccel_table", faults, ccel_table(AREA_SIZE), mode=0o400)
+        table = kernel_files.constant_file("ccel_table", faults, ccel_table(AREA_SIZE), mode=0o400)
         self.tree.add(f"{_ACPI}/CCEL", table)
         if self._release.has("ccel"):
             image = simulated_image(self._setup.hardware.image)
-            log = constant_file("ccel_data", faults, boot_log(image), mode=0o400)
+            log = kernel_files.constant_file("ccel_data", faults, boot_log(image), mode=0o400)
             self.tree.add(f"{_ACPI}/data/CCEL", log)
 
     def _add_driver(self, wait: Callable[[float], bool]) -> Provider | None:
@@ -306,7 +295,7 @@ class Machine(GpuHost):
         setup, faults = self._setup, self._faults
         if setup.provider == "tdx_guest":
             self._add_tdx()
-            return TdxProvider(self._td, self._host, self._release, faults)
+            return tdx_driver.TdxProvider(self._td, self._host, self._release, faults)
         if self._chip is not None:
             self.tree.add("/dev/sev-guest", snp_device(faults))
             return SnpProvider(
@@ -323,14 +312,18 @@ class Machine(GpuHost):
     def _add_tdx(self) -> None:
         if not self._release.has("tdx_guest") and self._setup.driver == "mainline":
             return
-        registers = Registers(self._td, self._faults, self._setup.runtime_log)
-        device = tdx_device(registers, self._host, self._setup.driver, self._faults)
+        registers = tdx_driver.Registers(self._td, self._faults, self._setup.runtime_log)
+        device = tdx_driver.tdx_device(registers, self._host, self._setup.driver, self._faults)
         self.tree.add("/dev/tdx_guest", device)
         misc = "/sys/devices/virtual/misc/tdx_guest"
-        self.tree.add(f"{misc}/dev", constant_file("", self._faults, b"10:126\n"))
-        self.tree.add("/sys/class/misc/tdx_guest", Link("../../devices/virtual/misc/tdx_guest"))
+        self.tree.add(f"{misc}/dev", kernel_files.constant_file("", self._faults, b"10:126\n"))
+        self.tree.add(
+            "/sys/class/misc/tdx_guest", kernel_files.Link("../../devices/virtual/misc/tdx_guest")
+        )
         if self._release.has("rtmr_files"):
-            self.tree.add(f"{misc}/measurements", measurement_files(registers, self._faults))
+            self.tree.add(
+                f"{misc}/measurements", tdx_driver.measurement_files(registers, self._faults)
+            )
 
     def _boot_id(self) -> bytes:
         return f"{self._td.boot_id}\n".encode()
@@ -375,19 +368,19 @@ def ccel_table(log_size: int) -> bytes:
     return head[:9] + bytes([-sum(head) & 0xFF]) + head[10:]
 
 
-def faults_file(faults: Faults) -> File:
+def faults_file(faults: Faults) -> kernel_files.File:
     """Return `/attestkit/faults`: the armed faults; each written line arms a fault.
 
     Truncation, as by the shell's `>`, disarms all. A write with an invalid line fails with EINVAL
     and arms nothing.
     """
-    return File("", faults, _OpenFaults, mode=0o600, truncate=faults.clear)
+    return kernel_files.File("", faults, _OpenFaults, mode=0o600, truncate=faults.clear)
 
 
-class _OpenFaults(Snapshot):
+class _OpenFaults(kernel_files.Snapshot):
     """The open list of faults, whose content is fixed at the first read."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: kernel_files.File) -> None:
         self._armed = file.faults
         super().__init__(file, self._show)
 
@@ -398,12 +391,14 @@ class _OpenFaults(Snapshot):
         try:
             new = [Fault.parse(line) for line in data.decode().splitlines() if line.strip()]
         except ValueError:  # UsageError is one
-            raise os_error(EINVAL) from None
+            raise kernel_files.os_error(EINVAL) from None
         for fault in new:
             self._armed.arm(fault)
         return len(data)
 
 
-def trigger_file(faults: Faults, action: Callable[[], None]) -> File:
+def trigger_file(faults: Faults, action: Callable[[], None]) -> kernel_files.File:
     """Return a file that executes an action at every write."""
-    return File("", faults, lambda _: WriteOnly(lambda _data: action()), mode=0o200)
+    return kernel_files.File(
+        "", faults, lambda _: kernel_files.WriteOnly(lambda _data: action()), mode=0o200
+    )

@@ -12,16 +12,7 @@ from errno import EACCES, ENOSPC, EPERM
 from pathlib import Path
 from typing import Final
 
-from attestkit.emulator.linux_calls import (
-    MS_BIND,
-    MS_NOSUID,
-    MS_REC,
-    MS_SLAVE,
-    NEW_MOUNTS,
-    NEW_USERS,
-    mount,
-    unshare,
-)
+from attestkit.emulator import linux_calls
 from attestkit.errors import BackendUnavailableError
 
 _OURS: Final = "attestkit"  # source name of covering mounts
@@ -40,9 +31,9 @@ def enter() -> bool:
     user, group, before = os.geteuid(), os.getegid(), current()
     try:
         if own_users := not _enter_as_root():
-            unshare(NEW_USERS | NEW_MOUNTS)
+            linux_calls.unshare(linux_calls.NEW_USERS | linux_calls.NEW_MOUNTS)
             _map_ids(_ROOT, _ROOT, user, group)
-        mount("none", "/", flags=MS_REC | MS_SLAVE)
+        linux_calls.mount("none", "/", flags=linux_calls.MS_REC | linux_calls.MS_SLAVE)
     except OSError as error:
         raise _forbidden(error) from error
     if current() == before:  # otherwise processes of the machine would be killed
@@ -59,7 +50,7 @@ def current() -> Path:
 def _enter_as_root() -> bool:
     """Create a mount namespace; return False without permission."""
     try:
-        unshare(NEW_MOUNTS)
+        linux_calls.unshare(linux_calls.NEW_MOUNTS)
     except PermissionError:
         return False
     return True
@@ -72,7 +63,7 @@ def leave_root(user: int, group: int) -> None:
         BackendUnavailableError: If the user namespace cannot be created.
     """
     try:
-        unshare(NEW_USERS)
+        linux_calls.unshare(linux_calls.NEW_USERS)
         _map_ids(user, group, _ROOT, _ROOT)
     except OSError as error:
         raise _forbidden(error) from error
@@ -161,7 +152,7 @@ class NamespaceMounts:
                 path.mkdir()
             else:
                 path.touch()
-        mount(str(source), str(path), flags=MS_BIND)
+        linux_calls.mount(str(source), str(path), flags=linux_calls.MS_BIND)
         self._shown.add(path)
 
     def link(self, target: str, path: Path) -> None:
@@ -209,7 +200,9 @@ class NamespaceMounts:
         self._covered[path] = path.stat()
         real = os.open(path, os.O_PATH | os.O_DIRECTORY)
         try:
-            mount(_OURS, str(path), kind="tmpfs", flags=MS_NOSUID, options="mode=755")
+            linux_calls.mount(
+                _OURS, str(path), kind="tmpfs", flags=linux_calls.MS_NOSUID, options="mode=755"
+            )
             for name in names:
                 if path / name not in self._paths or path / name in self._shown:
                     _copy_entry(Path(f"/proc/self/fd/{real}/{name}"), path / name)
@@ -239,4 +232,4 @@ def _copy_entry(source: Path, path: Path) -> None:
             path.touch()
         else:
             return
-        mount(str(source), str(path), flags=MS_BIND | MS_REC)
+        linux_calls.mount(str(source), str(path), flags=linux_calls.MS_BIND | linux_calls.MS_REC)

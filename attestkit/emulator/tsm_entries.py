@@ -11,16 +11,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from attestkit.backends.simulator.faults.fault_specs import Faults
-from attestkit.emulator.kernel_files import (
-    WRITE_LIMIT,
-    BinaryWriter,
-    File,
-    Folder,
-    OpenFile,
-    Snapshot,
-    os_error,
-    text_file,
-)
+from attestkit.emulator import kernel_files
 
 _INBLOB_LIMIT: Final = 64
 _PAGE: Final = 4096  # st_size of text files of configfs
@@ -66,7 +57,7 @@ class Provider:
         """Reset the driver at a reboot, but not at a kexec."""
 
 
-class TsmReports(Folder):
+class TsmReports(kernel_files.Folder):
     """`/sys/kernel/config/tsm/report`.
 
     Args:
@@ -81,7 +72,7 @@ class TsmReports(Folder):
         self.outblob_limit = outblob_limit
         self.faults = faults
 
-    def make(self, _name: str) -> Folder:
+    def make(self, _name: str) -> kernel_files.Folder:
         """Create an entry; raises ENXIO without a provider."""
         self.faults.check("mkdir")
         if self.faults.strike("unload"):
@@ -102,11 +93,11 @@ class TsmReports(Folder):
     def driver(self) -> Provider:
         """Return the provider; raises ENXIO without one."""
         if self.provider is None:
-            raise os_error(ENXIO)
+            raise kernel_files.os_error(ENXIO)
         return self.provider
 
 
-class _Entry(Folder):
+class _Entry(kernel_files.Folder):
     """An entry: a request and its report."""
 
     def __init__(self, reports: TsmReports, provider: Provider) -> None:
@@ -129,26 +120,26 @@ class _Entry(Folder):
             "service_guid": self._store_service_guid,
             "service_manifest_version": self._store_service_manifest_version,
         }
-        self.names["inblob"] = File("inblob", faults, self._open_inblob, mode=0o200)
+        self.names["inblob"] = kernel_files.File("inblob", faults, self._open_inblob, mode=0o200)
         for name in ("outblob", "provider", "generation", *provider.extras):
             if name in texts:
                 show = self.if_present(texts[name])
-                self.names[name] = text_file(name, faults, show, size=_PAGE)
+                self.names[name] = kernel_files.text_file(name, faults, show, size=_PAGE)
             elif name in stores:
                 opened = partial(_OptionWriter, self, stores[name])
-                self.names[name] = File(name, faults, opened, mode=0o200, size=_PAGE)
+                self.names[name] = kernel_files.File(name, faults, opened, mode=0o200, size=_PAGE)
             else:
-                self.names[name] = File(name, faults, partial(_BlobReader, self))
+                self.names[name] = kernel_files.File(name, faults, partial(_BlobReader, self))
 
-    def _open_inblob(self, file: File) -> OpenFile:
-        return BinaryWriter(file, _INBLOB_LIMIT, self.commit)
+    def _open_inblob(self, file: kernel_files.File) -> kernel_files.OpenFile:
+        return kernel_files.BinaryWriter(file, _INBLOB_LIMIT, self.commit)
 
     def if_present(self, show: Callable[[], bytes]) -> Callable[[], bytes]:
         """Wrap `show` with a check that the entry still exists."""
 
         def checked() -> bytes:
             if self.removed:
-                raise os_error(ENOENT)
+                raise kernel_files.os_error(ENOENT)
             return show()
 
         return checked
@@ -172,22 +163,22 @@ class _Entry(Folder):
     def blob(self, name: str) -> bytes:
         """Return outblob, auxblob or manifestblob of a report on the current attributes."""
         if self.removed:
-            raise os_error(ENOENT)
+            raise kernel_files.os_error(ENOENT)
         if not self._request.inblob:
-            raise os_error(EINVAL)
+            raise kernel_files.os_error(EINVAL)
         if self._blobs is None or self._read_generation != self._generation:
             self._blobs = None
             blobs = self.reports.driver().report(self._request)
             self._blobs, self._read_generation = blobs, self._generation
         blob: bytes = getattr(self._blobs, name)
         if len(blob) > self.reports.outblob_limit:
-            raise os_error(EFBIG)
+            raise kernel_files.os_error(EFBIG)
         return blob
 
     def _store_privlevel(self, data: bytes) -> None:
         level = _kstrtouint(data)
         if not self.reports.driver().privlevel_floor <= level <= _PRIVLEVEL_MAX:
-            raise os_error(EINVAL)
+            raise kernel_files.os_error(EINVAL)
         self._advance()
         self._request.privlevel = level
 
@@ -201,11 +192,11 @@ class _Entry(Folder):
         self._request.service_guid = bytes(16)
         text = data[:36]
         if len(text) != 36 or any(text[at] != 0x2D for at in (8, 13, 18, 23)):
-            raise os_error(EINVAL)
+            raise kernel_files.os_error(EINVAL)
         try:
             self._request.service_guid = UUID(text.decode("ascii")).bytes_le
         except ValueError:
-            raise os_error(EINVAL) from None
+            raise kernel_files.os_error(EINVAL) from None
 
     def _store_service_manifest_version(self, data: bytes) -> None:
         version = _kstrtouint(data)
@@ -223,21 +214,21 @@ def _kstrtouint(data: bytes) -> int:
         base, digits = 8, text
     try:
         if not digits.isalnum():
-            raise os_error(EINVAL)
+            raise kernel_files.os_error(EINVAL)
         number = int(digits, base)
     except ValueError:
-        raise os_error(EINVAL) from None
+        raise kernel_files.os_error(EINVAL) from None
     if number > _UINT_MAX:
-        raise os_error(ERANGE)
+        raise kernel_files.os_error(ERANGE)
     return number
 
 
-class _BlobReader(Snapshot):
+class _BlobReader(kernel_files.Snapshot):
     """An open blob. An empty blob is not cached, so the next read requests it again."""
 
     seekable = False
 
-    def __init__(self, entry: _Entry, file: File) -> None:
+    def __init__(self, entry: _Entry, file: kernel_files.File) -> None:
         super().__init__(file, lambda: entry.blob(file.label))
         self._reports = entry.reports
 
@@ -254,16 +245,16 @@ class _BlobReader(Snapshot):
 
 
 @dataclass(eq=False, repr=False)
-class _OptionWriter(OpenFile):
+class _OptionWriter(kernel_files.OpenFile):
     """An open option of an entry; each write is stored immediately."""
 
     entry: _Entry
     store: Callable[[bytes], None]
-    file: File
+    file: kernel_files.File
 
     def write(self, data: bytes, _offset: int) -> int:
         self.file.faults.check(f"write:{self.file.label}")
         if self.entry.removed:
-            raise os_error(ENOENT)
-        self.store(data[:WRITE_LIMIT])
-        return min(len(data), WRITE_LIMIT)
+            raise kernel_files.os_error(ENOENT)
+        self.store(data[: kernel_files.WRITE_LIMIT])
+        return min(len(data), kernel_files.WRITE_LIMIT)

@@ -15,16 +15,7 @@ from attestkit._crypto.x509.simulated.cloud_certificates import (
 )
 from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.attestation.nitro_tpm import DocumentRequest
-from attestkit.backends.simulator.pki.cloud_root import (
-    VALIDITY,
-    CloudRoot,
-    Derive,
-    issue_ca,
-    make_root,
-    p384_key,
-    serial_number,
-    window_until,
-)
+from attestkit.backends.simulator.pki import cloud_root
 
 _REGION: Final = "us-east-1"
 _LEAF_LIFETIME: Final = timedelta(hours=3)
@@ -34,15 +25,19 @@ _INDEFINITE_MAP: Final = b"\xbf"
 _BREAK: Final = b"\xff"
 
 
-def make_nitro_root(derive: Derive) -> CloudRoot:
+def make_nitro_root(derive: cloud_root.Derive) -> cloud_root.CloudRoot:
     """Return the root of a simulated machine without other hardware, named like AWS's."""
-    return make_root(derive, "aws/root", "aws.nitro-enclaves", p384_key(derive, "aws/root"))
+    return cloud_root.make_root(
+        derive, "aws/root", "aws.nitro-enclaves", cloud_root.p384_key(derive, "aws/root")
+    )
 
 
 class NitroCa:
     """CAs of region and zone under a root, which issue the certificates of an instance."""
 
-    def __init__(self, root: CloudRoot, derive: Derive, now: Callable[[], float]) -> None:
+    def __init__(
+        self, root: cloud_root.CloudRoot, derive: cloud_root.Derive, now: Callable[[], float]
+    ) -> None:
         """Derive the keys and issue the certificates of region and zone.
 
         Args:
@@ -52,7 +47,7 @@ class NitroCa:
         """
         self._derive, self._now, self._root = derive, now, root
         labels = ("zone", "region", "instance", "document")
-        self._keys = {label: p384_key(derive, f"aws/{label}") for label in labels}
+        self._keys = {label: cloud_root.p384_key(derive, f"aws/{label}") for label in labels}
         self._zone = self._authority("zone", f"zonal.{_REGION}.aws.nitro-enclaves")
         region = self._authority("region", f"{_REGION}.aws.nitro-enclaves")
         self._cas: tuple[bytes, ...] = (
@@ -96,13 +91,13 @@ class NitroCa:
     def _issue_leaf(self, module_id: str, issued: float) -> tuple[bytes, bytes]:
         """Return certificates (DER) of the instance and of the document, issued at a Unix time."""
         instance = self._authority("instance", module_id)
-        validity = window_until(issued, _INSTANCE_LIFETIME)
+        validity = cloud_root.window_until(issued, _INSTANCE_LIFETIME)
         instance_der = self._issue_ca("instance", instance, self._zone, 0, validity)
         leaf_der = issue_cloud_leaf(
             (encode_name(CN=module_id, O=SIMULATED_MARK), self._keys["document"].spki),
             instance,
-            serial=serial_number(self._derive, "aws/document"),
-            validity=window_until(issued, _LEAF_LIFETIME),
+            serial=cloud_root.serial_number(self._derive, "aws/document"),
+            validity=cloud_root.window_until(issued, _LEAF_LIFETIME),
         )
         return instance_der, leaf_der
 
@@ -127,7 +122,7 @@ class NitroCa:
         subject: Issuer,
         issuer: Issuer,
         path_length: int,
-        validity: Window = VALIDITY,
+        validity: Window = cloud_root.VALIDITY,
     ) -> bytes:
         fields = {"path_length": path_length, "validity": validity}
-        return issue_ca(subject, issuer, self._derive, f"aws/{label}", **fields).der
+        return cloud_root.issue_ca(subject, issuer, self._derive, f"aws/{label}", **fields).der

@@ -4,17 +4,14 @@ from typing import Final
 
 from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_leaf
 from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
-from attestkit.backends.simulator.pki.cloud_root import (
-    VALIDITY,
-    CloudRoot,
-    Derive,
-    serial_number,
-)
+from attestkit.backends.simulator.pki import cloud_root
 
 _AK_CERTIFICATE: Final = bytes.fromhex("6781050803")  # 2.23.133.8.3
 
 
-def issue_azure_certificate(root: CloudRoot, spki: bytes, name: str, derive: Derive) -> bytes:
+def issue_azure_certificate(
+    root: cloud_root.CloudRoot, spki: bytes, name: str, derive: cloud_root.Derive
+) -> bytes:
     """Return the certificate (DER) of an attestation key, issued by the root itself.
 
     A VM has this certificate alone: that of an intermediate CA would have to be fetched.
@@ -28,7 +25,7 @@ def issue_azure_certificate(root: CloudRoot, spki: bytes, name: str, derive: Der
     return issue_cloud_leaf(
         (encode_name(CN=name, O=SIMULATED_MARK), spki),
         root.authority,
-        serial=serial_number(derive, f"azure/ak/{spki.hex()}"),
-        validity=VALIDITY,
+        serial=cloud_root.serial_number(derive, f"azure/ak/{spki.hex()}"),
+        validity=cloud_root.VALIDITY,
         usages=(_AK_CERTIFICATE,),
     )

@@ -22,14 +22,7 @@ from attestkit._crypto.x509.simulated.cloud_certificates import (
     issue_cloud_leaf,
 )
 from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
-from attestkit.backends.simulator.pki.cloud_root import (
-    VALIDITY,
-    CloudRoot,
-    Derive,
-    issue_ca,
-    p256_key,
-    serial_number,
-)
+from attestkit.backends.simulator.pki import cloud_root
 
 EK_CERTIFICATE: Final = bytes.fromhex("6781050801")  # 2.23.133.8.1
 _INSTANCE: Final = bytes.fromhex("2b06010401d679020115")  # 1.3.6.1.4.1.11129.2.1.21
@@ -47,12 +40,14 @@ INSTANCE: Final = GceInstance(
 """The instance that simulated certificates name."""
 
 
-def issue_google_intermediates(root: CloudRoot, derive: Derive) -> tuple[CloudRoot, CloudRoot]:
+def issue_google_intermediates(
+    root: cloud_root.CloudRoot, derive: cloud_root.Derive
+) -> tuple[cloud_root.CloudRoot, cloud_root.CloudRoot]:
     """Return two intermediate CAs of one name, as Google has several."""
     name = encode_name(CN="EK/AK CA Intermediate", OU="Google Cloud", O=SIMULATED_MARK)
     first, second = [
-        issue_ca(
-            Issuer(name, p256_key(derive, label)),
+        cloud_root.issue_ca(
+            Issuer(name, cloud_root.p256_key(derive, label)),
             root.authority,
             *(derive, label),
             path_length=0,
@@ -64,7 +59,10 @@ def issue_google_intermediates(root: CloudRoot, derive: Derive) -> tuple[CloudRo
 
 
 def issue_google_certificate(
-    issuer: CloudRoot, spki: bytes, derive: Derive, usages: tuple[bytes, ...] = ()
+    issuer: cloud_root.CloudRoot,
+    spki: bytes,
+    derive: cloud_root.Derive,
+    usages: tuple[bytes, ...] = (),
 ) -> bytes:
     """Return the certificate (DER) of a key of a VM's TPM.
 
@@ -84,8 +82,8 @@ def issue_google_certificate(
     return issue_cloud_leaf(
         (subject, spki),
         issuer.authority,
-        serial=serial_number(derive, f"google/ak/{spki.hex()}"),
-        validity=VALIDITY,
+        serial=cloud_root.serial_number(derive, f"google/ak/{spki.hex()}"),
+        validity=cloud_root.VALIDITY,
         usages=usages,
         extensions=(Extension(_INSTANCE, _encode_instance(instance)),),
     )

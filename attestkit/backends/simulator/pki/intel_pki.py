@@ -25,15 +25,7 @@ from attestkit._crypto.x509.simulated.sgx_certificates import (
 )
 from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.pki.cloud_root import p256_key, serial_number
-from attestkit.backends.simulator.scenarios.config import (
-    CollateralConfig,
-    CrlConfig,
-    PkiConfig,
-    QeIdentityConfig,
-    TcbInfoConfig,
-    TcbLevel,
-    value_or,
-)
+from attestkit.backends.simulator.scenarios import config as configs
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 
@@ -71,7 +63,7 @@ class SimulatedPki:
     Any number of platforms share them. All attributes that end in `_der` are certificates.
     """
 
-    def __init__(self, seed: bytes, *, config: PkiConfig | None = None) -> None:
+    def __init__(self, seed: bytes, *, config: configs.PkiConfig | None = None) -> None:
         """Derive the keys and issue the certificates.
 
         Args:
@@ -83,7 +75,7 @@ class SimulatedPki:
         """
         check_bytes("seed", seed, 32)
         self._seed = seed
-        self.config: PkiConfig = config or PkiConfig()
+        self.config: configs.PkiConfig = config or configs.PkiConfig()
         self._root = Authority("Intel SGX Root CA", self.key(_ROOT))
         self._pck_ca = Authority("Intel SGX PCK Platform CA", self.key(_PCK_CA))
         self._tcb_signing = Authority("Intel SGX TCB Signing", self.key(_TCB_SIGNING))
@@ -110,7 +102,7 @@ class SimulatedPki:
 
     def resolve(self, key: P256Key | str | None, default: P256Key) -> P256Key:
         """Return the key of a configuration: a key, the key of a label, or `default`."""
-        return self.key(key) if isinstance(key, str) else value_or(key, default)
+        return self.key(key) if isinstance(key, str) else configs.value_or(key, default)
 
     def serial(self, label: str) -> int:
         """Return the serial number of the certificate of `label`: 20 octets, the first 40 to 7F."""
@@ -140,7 +132,7 @@ class SimulatedPki:
             sgx=sgx,
         )
 
-    def collateral(self, now: float, config: CollateralConfig | None = None) -> Collateral:
+    def collateral(self, now: float, config: configs.CollateralConfig | None = None) -> Collateral:
         """Return the collateral at a time; it is constant during a UTC day.
 
         Args:
@@ -151,7 +143,7 @@ class SimulatedPki:
             UsageError: If `now` is not in 1970-01-02 to 9999-12-02, or a `next_update` of `config`
                 is not in 1950 to 9999.
         """
-        config = config or CollateralConfig()
+        config = config or configs.CollateralConfig()
         issue, next_update = collateral_window(now - config.age.total_seconds())
         tcb_info = _to_json(_tcb_info(config.tcb_info, self.config, issue, next_update))
         qe_identity = _to_json(_qe_identity(config.qe_identity, self.config, issue, next_update))
@@ -185,13 +177,15 @@ class SimulatedPki:
             path_length=path_length,
         )
 
-    def _crl(self, issuer: Authority, config: CrlConfig, issue: int, next_update: int) -> bytes:
-        start = value_or(config.this_update, issue)
+    def _crl(
+        self, issuer: Authority, config: configs.CrlConfig, issue: int, next_update: int
+    ) -> bytes:
+        start = configs.value_or(config.this_update, issue)
         end = _next_update(config.next_update, start, next_update)
         return issue_crl(
             Authority(issuer.name, self.resolve(config.key, issuer.key)),
             window=Window(_to_datetime(start), _to_datetime(end)),
-            number=value_or(config.number, start // _DAY),
+            number=configs.value_or(config.number, start // _DAY),
             revoked=[self.serial(of) if isinstance(of, str) else of for of in config.revoked],
         )
 
@@ -256,14 +250,14 @@ def _next_update(end: int | timedelta | None, issue: int, default: int) -> int:
         default: Time if none is configured.
     """
     if not isinstance(end, timedelta):
-        return value_or(end, default)
+        return configs.value_or(end, default)
     moment = issue + int(end.total_seconds())
     if not _EARLIEST <= moment < (_LAST_DAY + 1) * _DAY:
         raise UsageError("next_update: must end in 1950 to 9999", reason="out_of_range")
     return moment
 
 
-def _apply_alterations(config: CollateralConfig, part: str, text: str) -> str:
+def _apply_alterations(config: configs.CollateralConfig, part: str, text: str) -> str:
     """Return a signed part with the configured alterations."""
     for name, old, new in config.altered:
         if name == part:
@@ -272,23 +266,23 @@ def _apply_alterations(config: CollateralConfig, part: str, text: str) -> str:
 
 
 def _dates(
-    config: TcbInfoConfig | QeIdentityConfig, issue: int, next_update: int
+    config: configs.TcbInfoConfig | configs.QeIdentityConfig, issue: int, next_update: int
 ) -> dict[str, str]:
-    start = value_or(config.issue, issue)
+    start = configs.value_or(config.issue, issue)
     end = _next_update(config.next_update, start, next_update)
     return {"issueDate": _format_date(start), "nextUpdate": _format_date(end)}
 
 
 def _tcb_info(
-    config: TcbInfoConfig, pki: PkiConfig, issue: int, next_update: int
+    config: configs.TcbInfoConfig, pki: configs.PkiConfig, issue: int, next_update: int
 ) -> dict[str, Any]:
     """Return the TCB info, with the members in the order of Intel's TCB info version 3."""
     return {
         "id": config.id,
         "version": config.version,
         **_dates(config, issue, next_update),
-        "fmspc": _hex(value_or(config.fmspc, pki.fmspc)),
-        "pceId": _hex(value_or(config.pceid, pki.pceid)),
+        "fmspc": _hex(configs.value_or(config.fmspc, pki.fmspc)),
+        "pceId": _hex(configs.value_or(config.pceid, pki.pceid)),
         "tcbType": 0,
         "tcbEvaluationDataNumber": config.evaluation_number,
         **(_tdx_modules(config) if config.tdx else {}),
@@ -296,7 +290,7 @@ def _tcb_info(
     }
 
 
-def _tdx_modules(config: TcbInfoConfig) -> dict[str, Any]:
+def _tdx_modules(config: configs.TcbInfoConfig) -> dict[str, Any]:
     module = {
         "mrsigner": _hex(config.module_mrsigner),
         "attributes": "00" * 8,
@@ -309,15 +303,15 @@ def _tdx_modules(config: TcbInfoConfig) -> dict[str, Any]:
     }
 
 
-def _platform_levels(config: TcbInfoConfig, pki: PkiConfig) -> list[dict[str, Any]]:
+def _platform_levels(config: configs.TcbInfoConfig, pki: configs.PkiConfig) -> list[dict[str, Any]]:
     """Return the two TCB levels of the platform, the higher one first."""
     advisories = config.advisories
     if advisories is None:
         advisories = () if config.status == "UpToDate" else ("INTEL-SA-99999",)
-    sgx = value_or(config.sgx_components, pki.cpusvn)
+    sgx = configs.value_or(config.sgx_components, pki.cpusvn)
     high: dict[str, Any] = {
         "sgxtcbcomponents": _components(sgx, _SGX_LABELS),
-        "pcesvn": value_or(config.pcesvn, pki.pcesvn),
+        "pcesvn": configs.value_or(config.pcesvn, pki.pcesvn),
     }
     low: dict[str, Any] = {
         "sgxtcbcomponents": _components([max(0, svn - 1) for svn in sgx], _SGX_LABELS),
@@ -333,14 +327,14 @@ def _platform_levels(config: TcbInfoConfig, pki: PkiConfig) -> list[dict[str, An
 
 
 def _qe_identity(
-    config: QeIdentityConfig, pki: PkiConfig, issue: int, next_update: int
+    config: configs.QeIdentityConfig, pki: configs.PkiConfig, issue: int, next_update: int
 ) -> dict[str, Any]:
     """Return the QE identity, with the members in the order of Intel's version 2."""
     levels = config.levels
     if levels is None:
         levels = (
-            TcbLevel(pki.qe_isvsvn, "2024-11-13T00:00:00Z", "UpToDate"),
-            TcbLevel(2, "2020-11-11T00:00:00Z", "OutOfDate", ("INTEL-SA-99996",)),
+            configs.TcbLevel(pki.qe_isvsvn, "2024-11-13T00:00:00Z", "UpToDate"),
+            configs.TcbLevel(2, "2020-11-11T00:00:00Z", "OutOfDate", ("INTEL-SA-99996",)),
         )
     return {
         "id": config.id,
@@ -351,13 +345,13 @@ def _qe_identity(
         "miscselectMask": "FFFFFFFF",
         "attributes": _hex(config.attributes),
         "attributesMask": _ATTRIBUTES_MASK,
-        "mrsigner": _hex(value_or(config.mrsigner, pki.qe_mrsigner)),
-        "isvprodid": value_or(config.isvprodid, pki.qe_isvprodid),
+        "mrsigner": _hex(configs.value_or(config.mrsigner, pki.qe_mrsigner)),
+        "isvprodid": configs.value_or(config.isvprodid, pki.qe_isvprodid),
         "tcbLevels": [_svn_level(level) for level in levels],
     }
 
 
-def _svn_level(level: TcbLevel) -> dict[str, Any]:
+def _svn_level(level: configs.TcbLevel) -> dict[str, Any]:
     return _level({"isvsvn": level.isvsvn}, level.date, level.status, level.advisories)
 
 

@@ -14,14 +14,7 @@ from attestkit.backends.simulator.pki.quoting_enclave import (
     SIGNATURE_SIZE,
     certified_qe_report,
 )
-from attestkit.backends.simulator.scenarios.config import (
-    CollateralConfig,
-    PkiConfig,
-    QeIdentityConfig,
-    QuoteConfig,
-    TcbInfoConfig,
-    value_or,
-)
+from attestkit.backends.simulator.scenarios import config as configs
 from attestkit.errors import UsageError
 
 _HEADER: Final = struct.Struct("<HHIHH16s20s")  # 48 bytes; QE and PCE SVN are of version 3 only
@@ -29,7 +22,7 @@ _VERSION: Final = 3
 _QE_MRSIGNER: Final = sha256(b"attestkit simulated QE signer")
 _QE_ISVPRODID: Final = 1  # of Intel's quoting enclave; that of TDX has 2
 
-SGX_QUOTES: Final = QuoteConfig(
+SGX_QUOTES: Final = configs.QuoteConfig(
     tee_type=0,
     qe_mrsigner=_QE_MRSIGNER,
     qe_mrenclave=sha256(b"attestkit simulated QE enclave"),
@@ -37,9 +30,9 @@ SGX_QUOTES: Final = QuoteConfig(
 )
 """Content of SGX quotes; `msgspec.structs.replace` makes deviations."""
 
-SGX_COLLATERAL: Final = CollateralConfig(
-    tcb_info=TcbInfoConfig(id="SGX", tdx=False),
-    qe_identity=QeIdentityConfig(id="QE", mrsigner=_QE_MRSIGNER, isvprodid=_QE_ISVPRODID),
+SGX_COLLATERAL: Final = configs.CollateralConfig(
+    tcb_info=configs.TcbInfoConfig(id="SGX", tdx=False),
+    qe_identity=configs.QeIdentityConfig(id="QE", mrsigner=_QE_MRSIGNER, isvprodid=_QE_ISVPRODID),
 )
 """Content of the collateral for SGX quotes, an argument of `SimulatedPki.collateral`."""
 
@@ -93,7 +86,7 @@ class SgxQuotingEnclave:
     """
 
     def __init__(
-        self, pki: SimulatedPki, platform_id: str = "0", *, config: QuoteConfig = SGX_QUOTES
+        self, pki: SimulatedPki, platform_id: str = "0", *, config: configs.QuoteConfig = SGX_QUOTES
     ) -> None:
         """Create the QE report.
 
@@ -128,13 +121,13 @@ class SgxQuotingEnclave:
         return quote[: len(quote) - self._cut]
 
 
-def _header(config: QuoteConfig, pki: PkiConfig, qe_id: bytes) -> bytes:
+def _header(config: configs.QuoteConfig, pki: configs.PkiConfig, qe_id: bytes) -> bytes:
     return _HEADER.pack(
-        value_or(config.version, _VERSION),
+        configs.value_or(config.version, _VERSION),
         config.attestation_key_type,
         config.tee_type,
-        value_or(config.qe_isvsvn, pki.qe_isvsvn),
+        configs.value_or(config.qe_isvsvn, pki.qe_isvsvn),
         pki.pcesvn,
         config.vendor_id,
-        value_or(config.user_data, qe_id + bytes(4)),
+        configs.value_or(config.user_data, qe_id + bytes(4)),
     )

@@ -9,16 +9,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal
 
 from attestkit.backends.simulator.images.os_image import ImageConfig
-from attestkit.backends.simulator.scenarios.config import (
-    CollateralConfig,
-    CrlConfig,
-    PkiConfig,
-    QeIdentityConfig,
-    QuoteConfig,
-    Scenario,
-    SnpConfig,
-    TcbInfoConfig,
-)
+from attestkit.backends.simulator.scenarios import config as configs
+from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.scenarios.named_case import Cases, NamedCase
 
 _DAY: Final = timedelta(days=1)
@@ -33,23 +25,23 @@ def _row(scenario: Scenario, outcome: str, text: str) -> NamedCase:
 
 
 def _collateral(**parts: Any) -> Scenario:
-    return Scenario(collateral=CollateralConfig(**parts))
+    return Scenario(collateral=configs.CollateralConfig(**parts))
 
 
 def _tcb(**fields: Any) -> Scenario:
-    return _collateral(tcb_info=TcbInfoConfig(**fields))
+    return _collateral(tcb_info=configs.TcbInfoConfig(**fields))
 
 
 def _qe(**fields: Any) -> Scenario:
-    return _collateral(qe_identity=QeIdentityConfig(**fields))
+    return _collateral(qe_identity=configs.QeIdentityConfig(**fields))
 
 
 def _crl(part: Literal["root_crl", "pck_crl"], **fields: Any) -> Scenario:
-    return _collateral(**{part: CrlConfig(**fields)})
+    return _collateral(**{part: configs.CrlConfig(**fields)})
 
 
 def _quote(version: int | None = None, **fields: Any) -> Scenario:
-    return Scenario(quote=QuoteConfig(**fields), quote_version=version)
+    return Scenario(quote=configs.QuoteConfig(**fields), quote_version=version)
 
 
 def _body(name: str, value: bytes, version: int | None = None) -> Scenario:
@@ -57,7 +49,7 @@ def _body(name: str, value: bytes, version: int | None = None) -> Scenario:
 
 
 def _snp(anchor: str | None = None, **fields: Any) -> Scenario:
-    return Scenario(platform="snp", snp=SnpConfig(**fields), trust_anchor=anchor)
+    return Scenario(platform="snp", snp=configs.SnpConfig(**fields), trust_anchor=anchor)
 
 
 def _status(status: str, outcome: str | None = None) -> NamedCase:
@@ -233,8 +225,10 @@ TEES: Final[Cases] = {
     ),
     "tcb-below-all-levels": _row(
         Scenario(
-            pki=PkiConfig(cpusvn=bytes(16)),
-            collateral=CollateralConfig(TcbInfoConfig(sgx_components=PkiConfig().cpusvn)),
+            pki=configs.PkiConfig(cpusvn=bytes(16)),
+            collateral=configs.CollateralConfig(
+                configs.TcbInfoConfig(sgx_components=configs.PkiConfig().cpusvn)
+            ),
         ),
         "tcb_not_supported",
         "the platform is below every TCB level",

@@ -29,13 +29,7 @@ from attestkit.backends.simulator.gpu.services.tokens import (
     overall_claims,
     token_digests,
 )
-from attestkit.backends.simulator.pki.cloud_root import (
-    VALIDITY,
-    Derive,
-    make_root,
-    p384_key,
-    serial_number,
-)
+from attestkit.backends.simulator.pki import cloud_root
 from attestkit.backends.simulator.service_response import ServiceResponse, json_response
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
@@ -88,10 +82,14 @@ class SimulatedNras:
         fault: Deviation of the tokens.
     """
 
-    def __init__(self, derive: Derive, appraise: Appraise, fault: NrasFault | None = None) -> None:
+    def __init__(
+        self, derive: cloud_root.Derive, appraise: Appraise, fault: NrasFault | None = None
+    ) -> None:
         self._derive, self._appraise, self._fault = derive, appraise, fault
         name = "attestkit simulated NRAS CA"
-        self._ca = make_root(derive, "nras/ca", name, p384_key(derive, "nras/ca"))
+        self._ca = cloud_root.make_root(
+            derive, "nras/ca", name, cloud_root.p384_key(derive, "nras/ca")
+        )
 
     def jwks(self, now: datetime) -> bytes:
         """Return the key set (JSON): the keys of today and yesterday."""
@@ -171,7 +169,7 @@ class SimulatedNras:
         return encode_token({"kid": kid, "alg": "ES384"}, content, sign)
 
     def _key(self, day: int) -> P384Key:
-        return p384_key(self._derive, f"nras/{day}")
+        return cloud_root.p384_key(self._derive, f"nras/{day}")
 
     def _jwk(self, day: int) -> dict[str, Any]:
         key = self._key(day)
@@ -179,8 +177,8 @@ class SimulatedNras:
         leaf = issue_cloud_leaf(
             (encode_name(CN="Simulated Attestation Service GPU", O=SIMULATED_MARK), key.spki),
             self._ca.authority,
-            serial=serial_number(self._derive, f"nras/{day}"),
-            validity=VALIDITY,
+            serial=cloud_root.serial_number(self._derive, f"nras/{day}"),
+            validity=cloud_root.VALIDITY,
         )
         return {
             "kty": "EC",
