@@ -66,8 +66,8 @@ class Simulator(SimulatedApp):
             in `state_dir` if there is one.
         quote_version: 4 (TD 1.0 body) or 5 (TD 1.5 body). None: that of the scenario, else 4.
         platform: "tdx" or "snp". None: that of the scenario, else "tdx".
-        scenario: A deviation of the platform or its endorsements: a name (see `scenarios.registry`) or
-            a `Scenario`. None: an up-to-date platform.
+        scenario: A deviation of the platform or its endorsements: a name (see
+            `scenarios.registry`) or a `Scenario`. None: an up-to-date platform.
         faults: Faults to inject, such as "ebusy:3 slow:2s", a list of them, or a Faults; see
             docs/scenarios.md. More can be armed later with `faults`.
         state_dir: A folder that preserves seed, registers and runtime events, used by one process
