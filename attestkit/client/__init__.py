@@ -25,14 +25,8 @@ if TYPE_CHECKING:
         read_secretvm_registry,
         secretvm_references,
     )
-    from attestkit.client.services.service import (
-        Binding,
-        Claims,
-        Machine,
-        ObservedPeer,
-        Question,
-        Service,
-    )
+    from attestkit.client.services.service import Binding, Claims, Machine, Question, Service
+    from attestkit.client.wire.observed_peer import ObservedPeer
 
 __all__ = [
     "AciService",
@@ -78,7 +72,8 @@ if not TYPE_CHECKING:
                 *("read_secretvm_registry", "secretvm_references"),
             ],
             "services.service": [
-                *("Binding", "Claims", "Machine", "ObservedPeer", "Question", "Service"),
+                *("Binding", "Claims", "Machine", "Question", "Service"),
             ],
+            "wire.observed_peer": ["ObservedPeer"],
         },
     )

@@ -10,14 +10,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterable,
-    MutableMapping,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 

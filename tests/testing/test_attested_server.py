@@ -15,7 +15,8 @@ from attestkit import ra_tls
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.client.document import PATH
 from attestkit.client.services.own_document import OwnDocument
-from attestkit.client.services.service import Claims, ObservedPeer
+from attestkit.client.services.service import Claims
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import (
     AttestKitError,
     PolicyError,

@@ -16,21 +16,10 @@ from attestkit.client.proofs.proof import Proof
 from attestkit.client.proofs.proof_bundle import ProofBundle
 from attestkit.client.proofs.require import Require
 from attestkit.client.proofs.trust import Trust, VerifiedMachine
-from attestkit.client.services.service import (
-    MAX_MACHINES,
-    Binding,
-    Claims,
-    Machine,
-    ObservedPeer,
-    Service,
-)
+from attestkit.client.services.service import MAX_MACHINES, Binding, Claims, Machine, Service
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.collateral import Collateral
-from attestkit.errors import (
-    FormatError,
-    ServiceError,
-    UsageError,
-    VerificationError,
-)
+from attestkit.errors import FormatError, ServiceError, UsageError, VerificationError
 
 TLS_KINDS: Final = ("tls-spki", "tls-certificate", "ra-tls")
 SEALED_KINDS: Final = ("fields", "hpke", "kem")

@@ -25,12 +25,7 @@ from attestkit.client.sealing.field_walk import (
     RequestWalk,
     is_word,
 )
-from attestkit.client.sealing.protocol import (
-    Headers,
-    SealedRequest,
-    UnsealedAnswer,
-    sealing_errors,
-)
+from attestkit.client.sealing.protocol import Headers, SealedRequest, UnsealedAnswer, sealing_errors
 from attestkit.errors import FormatError, ServiceError
 
 MAX_BODY: Final = 64 << 20

@@ -15,14 +15,8 @@ from typing import Final
 
 from attestkit._argument_checks import require_size
 from attestkit.attestation import Attestation
-from attestkit.client.services.service import (
-    Binding,
-    Claims,
-    Machine,
-    ObservedPeer,
-    Question,
-    Where,
-)
+from attestkit.client.services.service import Binding, Claims, Machine, Question, Where
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import AttestKitError, FormatError, ServiceError, UsageError
 
 ReadEvidence = Callable[[bytes], bytes | Attestation]

@@ -20,11 +20,11 @@ from attestkit.client.services.service import (
     Binding,
     Claims,
     Machine,
-    ObservedPeer,
     Question,
     Where,
 )
 from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import ServiceError, UsageError
 from attestkit.gpu.bindings import read_chutes
 from attestkit.gpu.bindings.chutes import chutes_report_data
@@ -143,11 +143,7 @@ class ChutesService:
         return found
 
     def read(
-        self,
-        answers: tuple[bytes, ...],
-        nonce: bytes,
-        seen: ObservedPeer | None,
-        model: str | None,
+        self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
         """Return the claims of evidence and instances; see `Service.read`.
 

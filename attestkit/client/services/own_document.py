@@ -5,14 +5,8 @@ from typing import ClassVar, Final, final
 
 from attestkit.attestation import Attestation
 from attestkit.client.document import PATH, AttestedDocument, read_document
-from attestkit.client.services.service import (
-    Binding,
-    Claims,
-    Machine,
-    ObservedPeer,
-    Question,
-    Where,
-)
+from attestkit.client.services.service import Binding, Claims, Machine, Question, Where
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError, UsageError
 
 _SERVER: Final = "server"

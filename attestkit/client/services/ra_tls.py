@@ -4,14 +4,8 @@ import hmac
 from typing import Final
 
 from attestkit._crypto.x509.app_certificates import read_certificate
-from attestkit.client.services.service import (
-    Binding,
-    Claims,
-    Machine,
-    ObservedPeer,
-    Question,
-    Where,
-)
+from attestkit.client.services.service import Binding, Claims, Machine, Question, Where
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError
 from attestkit.quote import Quote
 from attestkit.ra_tls import certificate as ra_tls
@@ -39,11 +33,7 @@ class RaTls:
         return ()
 
     def read(
-        self,
-        answers: tuple[bytes, ...],
-        nonce: bytes,
-        seen: ObservedPeer | None,
-        model: str | None,
+        self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
         """Return the claims of the certificate.
 

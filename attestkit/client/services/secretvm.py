@@ -13,16 +13,9 @@ from attestkit._crypto.hashes import sha256, sha384
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
 from attestkit.attestation.wire.evidence_parts import td_body
-from attestkit.client.services.service import (
-    Binding,
-    BindingKind,
-    Claims,
-    Machine,
-    ObservedPeer,
-    Question,
-    Where,
-)
+from attestkit.client.services.service import Binding, BindingKind, Claims, Machine, Question, Where
 from attestkit.client.services.strict_answer import read_answer_object
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.gpu.bindings import read_secretvm
 from attestkit.gpu.bound_evidence import GpuBinding
@@ -72,11 +65,7 @@ class SecretVmService:
         return tuple(Question(target, origin=self._origin) for target in targets)
 
     def read(
-        self,
-        answers: tuple[bytes, ...],
-        nonce: bytes,
-        seen: ObservedPeer | None,
-        model: str | None,
+        self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
         """Return the claims of the answers; see `Service.read`.
 

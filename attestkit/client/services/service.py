@@ -13,24 +13,6 @@ from attestkit.attestation import Attestation
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.gpu.bound_evidence import GpuBinding
 
-__all__ = [
-    "MAX_DOCUMENT",
-    "MAX_MACHINES",
-    "NONCE_SIZE",
-    "AnswerRecord",
-    "Binding",
-    "BindingKind",
-    "Claims",
-    "Code",
-    "Freshness",
-    "Machine",
-    "ObservedPeer",
-    "Question",
-    "Service",
-    "Signer",
-    "Where",
-]
-
 NONCE_SIZE: Final = 32
 """Bytes of a nonce of the client."""
 

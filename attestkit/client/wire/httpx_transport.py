@@ -29,12 +29,7 @@ from attestkit.client.wire.exchange import (
     no_connection,
     plain_headers,
 )
-from attestkit.client.wire.http_libraries import (
-    HttpLibrary,
-    LibraryName,
-    PoolOptions,
-    load_library,
-)
+from attestkit.client.wire.http_libraries import HttpLibrary, LibraryName, PoolOptions, load_library
 from attestkit.client.wire.pools import PoolLease, PoolSet
 from attestkit.client.wire.steps import ConnectionProver, ReconnectError
 from attestkit.client.wire.tls import require_plain_context

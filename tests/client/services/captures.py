@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from attestkit.client.services.service import Claims, Machine, ObservedPeer
+from attestkit.client.services.service import Claims, Machine
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.collateral import Collateral
 from attestkit.errors import VerificationError
 from attestkit.gpu.endorsements import GpuEndorsements

@@ -13,8 +13,7 @@ import attestkit
 from attestkit import AppraisalPolicy, Require
 from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit.client.services.ra_tls import OtherRaTls
-from attestkit.client.services.service import ObservedPeer
-from attestkit.client.wire.observed_peer import read_spki
+from attestkit.client.wire.observed_peer import ObservedPeer, read_spki
 from attestkit.errors import FormatError, ServiceError, VerificationError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.serve.event_loop_thread import EventLoopThread

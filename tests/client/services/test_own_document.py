@@ -11,7 +11,8 @@ from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.client.document import encode_document, encode_statement, read_document
 from attestkit.client.middleware.document_endpoint import snp_certificates
 from attestkit.client.services.own_document import OwnDocument
-from attestkit.client.services.service import Claims, ObservedPeer
+from attestkit.client.services.service import Claims
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import AttestKitError, FormatError, PolicyError, ServiceError, UsageError
 from tests.attestation.test_snp import ASK, VCEK, make_table
 from tests.client.middleware.documents import (

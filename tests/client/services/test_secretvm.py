@@ -18,7 +18,8 @@ from attestkit.client.services.secretvm import (
     secretvm_references,
     secretvm_rtmr3,
 )
-from attestkit.client.services.service import Claims, ObservedPeer
+from attestkit.client.services.service import Claims
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, GpuEvidenceError, PolicyError, ServiceError, UsageError
 from attestkit.quote import Quote
 from attestkit.testing import SimulatedTee

@@ -20,12 +20,12 @@ from attestkit.client.services.service import (
     Binding,
     Claims,
     Machine,
-    ObservedPeer,
     Question,
     Signer,
     Where,
 )
 from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError
 
 API_VERSION: Final = "aci/1"
@@ -69,11 +69,7 @@ class AciService:
         return (Question(f"/v1/aci/attestation?nonce={nonce.hex()}"),)
 
     def read(
-        self,
-        answers: tuple[bytes, ...],
-        nonce: bytes,
-        seen: ObservedPeer | None,
-        model: str | None,
+        self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
         """Return the claims of a report; see `Service.read`.
 

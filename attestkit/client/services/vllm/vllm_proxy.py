@@ -27,16 +27,11 @@ from attestkit.client.services.service import (
     AnswerRecord,
     Binding,
     Claims,
-    ObservedPeer,
     Question,
     Signer,
     Where,
 )
-from attestkit.client.services.strict_answer import (
-    AnswerObject,
-    only_answer,
-    read_answer_object,
-)
+from attestkit.client.services.strict_answer import AnswerObject, only_answer, read_answer_object
 from attestkit.client.services.vllm.answer_signatures import (
     check_answer_signature,
     signature_question,
@@ -50,6 +45,7 @@ from attestkit.client.services.vllm.vllm_report import (
     report_bindings,
     signing_keys,
 )
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import ServiceError, UsageError
 
 ProtocolsByKey = Mapping[int, FieldProtocol]

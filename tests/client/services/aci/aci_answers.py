@@ -9,7 +9,7 @@ from attestkit._crypto.ed25519 import Ed25519Key, x25519_public_key
 from attestkit._crypto.hashes import keccak256, sha256
 from attestkit._formats.canonical_json import canonical_json
 from attestkit.attestation import Attestation
-from attestkit.client.services.service import ObservedPeer
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.keys.key_claims import kms_claim, v0_claim
 from attestkit.testing import SimulatedTee
 from attestkit.verifier import AppraisalPolicy, TcbStatus, Verifier

@@ -9,9 +9,10 @@ import pytest
 
 from attestkit import AppraisalPolicy, Collateral, Verifier
 from attestkit._crypto.x509.app_certificates import read_certificate
-from attestkit.client.services.service import Claims, ObservedPeer
+from attestkit.client.services.service import Claims
 from attestkit.client.services.tinfoil.tinfoil import Tinfoil, TinfoilBundle, read_tinfoil_bundle
 from attestkit.client.services.tinfoil.tinfoil_documents import read_keys
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import (
     AttestKitError,
     FormatError,

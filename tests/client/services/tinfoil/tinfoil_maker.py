@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestkit.attestation.wire.evidence_parts import SevSnp
-from attestkit.client.services.service import Claims, ObservedPeer
+from attestkit.client.services.service import Claims
 from attestkit.client.services.tinfoil.tinfoil import Tinfoil
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import AttestKitError, FormatError, ServiceError, VerificationError
 from attestkit.testing import SimulatedTee
 from tests.certificates import name_of
