@@ -28,7 +28,7 @@ from attestkit.client.document import PATH
 from attestkit.client.endpoint import Endpoint
 from attestkit.client.origin import Origin
 from attestkit.client.services.own_document import OwnDocument
-from attestkit.client.services.service import MAX_DOCUMENT
+from attestkit.client.strict_answer import MAX_ANSWER
 from attestkit.client.wire.http_libraries import LibraryName
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import Steps, drive
@@ -89,7 +89,7 @@ def test_first_connection(server: Server, ledger: Ledger, *, quick: bool) -> Non
 
     def question() -> Steps:
         target = f"{PATH}?nonce={bytes(32).hex()}"
-        yield from ask(origin.authority, target, limit=MAX_DOCUMENT, seconds=10)
+        yield from ask(origin.authority, target, limit=MAX_ANSWER, seconds=10)
         return True
 
     def plain() -> None:
@@ -188,13 +188,13 @@ class Pieces:
 
 def test_memory_of_the_largest_document(ledger: Ledger, *, quick: bool) -> None:
     """An answer of 16 MiB, read and refused; what a hostile server can have a client hold."""
-    size = MAX_DOCUMENT >> 8 if quick else MAX_DOCUMENT
+    size = MAX_ANSWER >> 8 if quick else MAX_ANSWER
     shell = b'{"version":1,"statement":"","certificates":[],"evidence":""}'
     document = shell[:-2] + b"A" * (size - len(shell)) + shell[-2:]
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (size, document)
 
     def steps() -> Steps:
-        reply = yield from ask("a.example", PATH, limit=MAX_DOCUMENT, seconds=60)
+        reply = yield from ask("a.example", PATH, limit=MAX_ANSWER, seconds=60)
         with pytest.raises(FormatError):
             OwnDocument().read((reply.body,), bytes(32), None, None)
         return True

@@ -9,12 +9,12 @@ from attestkit._crypto.hpke import HpkeSender
 from attestkit._formats.bounded_gzip import gunzip
 from attestkit._formats.json_spans import member_spans
 from attestkit.client.sealing.ehbp import EhbpOpener, derive_answer_keys
-from attestkit.client.services.strict_answer import read_answer_object
 from attestkit.client.services.tinfoil.tinfoil import BundleContent, read_tinfoil_bundle
 from attestkit.client.services.tinfoil.tinfoil_documents import (
     TinfoilDocument,
     read_tinfoil_document,
 )
+from attestkit.client.strict_answer import read_answer_object
 from attestkit.errors import FormatError, ServiceError
 from attestkit.testing import SimulatedTee
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys

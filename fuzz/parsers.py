@@ -210,7 +210,6 @@ READERS: Final[dict[str, str]] = {
     "client.sealing.ehbp": "ehbp_answer",
     "client.services.strict_answer": "service_json",
     "client.middleware.tls_keys": "tls_keys",
-    "client.services.vllm.compose_manager": "vllm_report",
     "client.services.vllm.near_ai": "vllm_report",
     "client.services.tinfoil.tinfoil": "tinfoil_bundle",
     "client.services.tinfoil.tinfoil_documents": "tinfoil_document",
@@ -340,7 +339,6 @@ _OWNER: Final = "a short text from whoever starts the program"
 LEFT_OUT: Final[dict[str, str]] = {
     "cli.commands.curl": "opens a client of the server that the command names",
     "cli.options.connection": _OWNER,
-    "client.openai_client": "opens a client of openai",
     "client.sealing.protocol": "interfaces only",
     "client.services.bound": "passes an answer to functions of the caller",
     "client.services.ra_tls": "wraps readers of the targets ra_tls and other_certificate",

@@ -10,14 +10,14 @@ import binascii
 import hmac
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 from attestkit._argument_checks import require_bytes, require_size, wrong_type
 from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
-from attestkit._sanitize import key as shown_key
 from attestkit.attestation import MAX_SIZE as MAX_EVIDENCE
+from attestkit.client.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.report_data import ReportData
 
@@ -53,7 +53,6 @@ _PURPOSE: Final = "attestkit.attested-tls.v1"
 _TAG: Final = "attested-tls"
 _KEY_SIZE: Final = 32  # bytes: SHA-256 of a SubjectPublicKeyInfo; an X25519 key
 _SEQUENCE: Final = b"\x30"  # tag of a certificate in DER
-_HEX: Final = re.compile(r"(?:[0-9a-f]{2})+")
 _ALGORITHM: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -193,11 +192,11 @@ def read_document(body: bytes, nonce: bytes) -> AttestedDocument:
     require_bytes("nonce", nonce)
     if len(body) > MAX_SIZE:
         raise FormatError(f"document: over {MAX_SIZE} bytes", reason="too_large")
-    fields = strict_json.read_object(body, "document")
+    fields = AnswerObject(strict_json.read_object(body, "document"), "document")
     _check_version(fields)
-    _check_members(fields, "document", {"version", "statement", "evidence"}, {"certificates"})
+    fields.check(("evidence", "statement", "version"), ("certificates",))
     evidence = _bytes_of(fields["evidence"], "evidence", MAX_EVIDENCE)
-    certificates = _certificates(fields["certificates"]) if "certificates" in fields else ()
+    certificates = _certificates(fields) if "certificates" in fields else ()
     statement = _read_statement(_bytes_of(fields["statement"], "statement", MAX_STATEMENT))
     if not hmac.compare_digest(statement.nonce, nonce):
         message = "document: the statement is for another nonce than that of this client"
@@ -208,21 +207,18 @@ def read_document(body: bytes, nonce: bytes) -> AttestedDocument:
 def _read_statement(encoded: bytes) -> Statement:
     if len(encoded) > MAX_STATEMENT:
         raise FormatError(f"statement: over {MAX_STATEMENT} bytes", reason="too_large")
-    fields = strict_json.read_object(encoded, "statement")
-    _check_members(fields, "statement", {"keys", "nonce", "purpose"}, {"name"})
+    fields = AnswerObject(strict_json.read_object(encoded, "statement"), "statement")
+    fields.check(("keys", "nonce", "purpose"), ("name",))
     if fields["purpose"] != _PURPOSE:
-        raise FormatError(f"purpose: must be {_PURPOSE}", reason="wrong_value")
-    nonce = _hex(fields["nonce"], "nonce", NONCE_SIZE)
-    keys = fields["keys"]
-    if not isinstance(keys, dict):
-        raise FormatError("keys: must be a JSON object", reason="wrong_type")
-    _check_members(keys, "keys", {"tls"}, {"hpke", "signing"})
-    tls = tuple([_hex(key, "keys.tls", _KEY_SIZE) for key in _items(keys["tls"], "keys.tls")])
+        raise fields.error("purpose", f"must be {_PURPOSE}", "wrong_value")
+    nonce, keys = fields.hex("nonce", NONCE_SIZE), fields.object("keys")
+    keys.check(("tls",), ("hpke", "signing"))
+    tls = tuple([_tls_key(key) for key in keys.array("tls", MAX_KEYS, 1)])
     if len(set(tls)) != len(tls):
-        raise FormatError("keys.tls: a key occurs twice", reason="duplicate")
-    hpke = _hex(keys["hpke"], "keys.hpke", _KEY_SIZE) if "hpke" in keys else None
-    signing = _items(keys["signing"], "keys.signing") if "signing" in keys else ()
-    name = _name(fields["name"]) if "name" in fields else None
+        raise keys.error("tls", "a key occurs twice", "duplicate")
+    hpke = keys.hex("hpke", _KEY_SIZE) if "hpke" in keys else None
+    signing = keys.objects("signing", MAX_KEYS, 1) if "signing" in keys else ()
+    name = _name(fields) if "name" in fields else None
     found = Statement(encoded, nonce, tls, hpke, tuple(map(_signing_key, signing)), name)
     if canonical_json(fields, "statement") != encoded:
         message = "statement: not in canonical form (RFC 8785)"
@@ -239,62 +235,27 @@ def _check_version(fields: Mapping[str, object]) -> None:
         raise FormatError(f"version: must be {_VERSION}", reason="unsupported_version")
 
 
-def _check_members(
-    fields: Mapping[str, object], what: str, required: Collection[str], optional: Collection[str]
-) -> None:
-    for name in sorted(required):
-        if name not in fields:
-            raise FormatError(f"{what}: {name}: missing", reason="missing")
-    for name in fields:
-        if name not in required and name not in optional:
-            message = f"{what}: {shown_key(name)}: not a member of version {_VERSION}"
-            raise FormatError(message, reason="unknown_field")
+def _tls_key(value: object) -> bytes:
+    return AnswerObject({"tls": value}, "statement: keys").hex("tls", _KEY_SIZE)
 
 
-def _items(value: object, what: str, most: int = MAX_KEYS) -> list[Any]:
-    """Return a list of 1 to `most` values."""
-    if not isinstance(value, list):
-        raise FormatError(f"{what}: must be a list", reason="wrong_type")
-    if not value:
-        raise FormatError(f"{what}: empty", reason="missing")
-    if len(value) > most:
-        raise FormatError(f"{what}: {len(value)} values, at most {most}", reason="too_many")
-    return value
-
-
-def _signing_key(value: object) -> SigningKey:
-    what = "keys.signing"
-    if not isinstance(value, dict):
-        raise FormatError(f"{what}: must be a list of JSON objects", reason="wrong_type")
-    _check_members(value, what, {"algorithm", "public_key"}, ())
-    algorithm, public_key = value["algorithm"], _hex(value["public_key"], f"{what}.public_key")
-    if not isinstance(algorithm, str):
-        raise FormatError(f"{what}.algorithm: must be a string", reason="wrong_type")
+def _signing_key(fields: AnswerObject) -> SigningKey:
+    fields.check(("algorithm", "public_key"))
+    algorithm, public_key = fields.text("algorithm"), fields.hex("public_key")
     if not _ALGORITHM.fullmatch(algorithm):
-        message = f"{what}.algorithm: must be 1 to 64 lower-case letters, digits, '.', '_' or '-'"
-        raise FormatError(message, reason="wrong_value")
+        problem = "must be 1 to 64 lower-case letters, digits, '.', '_' or '-'"
+        raise fields.error("algorithm", problem, "wrong_value")
     if len(public_key) > MAX_SIGNING_KEY:
-        message = f"{what}.public_key: over {MAX_SIGNING_KEY} bytes"
-        raise FormatError(message, reason="too_large")
+        raise fields.error("public_key", f"over {MAX_SIGNING_KEY} bytes", "too_large")
     return SigningKey(algorithm, public_key)
 
 
-def _name(value: object) -> str:
-    if not isinstance(value, str):
-        raise FormatError("name: must be a string", reason="wrong_type")
+def _name(fields: AnswerObject) -> str:
+    value = fields.text("name")
     if not 1 <= len(value) <= MAX_NAME or _CONTROL.search(value):
-        message = f"name: must be 1 to {MAX_NAME} characters without control characters"
-        raise FormatError(message, reason="wrong_value")
+        problem = f"must be 1 to {MAX_NAME} characters without control characters"
+        raise fields.error("name", problem, "wrong_value")
     return value
-
-
-def _hex(value: object, what: str, size: int | None = None) -> bytes:
-    """Decode lower-case hex, of exactly `size` bytes if given."""
-    if not isinstance(value, str):
-        raise FormatError(f"{what}: must be a string", reason="wrong_type")
-    if not _HEX.fullmatch(value):
-        raise FormatError(f"{what}: must be lower-case hex", reason="encoding")
-    return strict_json.from_hex(value, what, size)
 
 
 def _bytes_of(value: object, what: str, most: int) -> bytes:
@@ -309,9 +270,9 @@ def _bytes_of(value: object, what: str, most: int) -> bytes:
     return found
 
 
-def _certificates(value: object) -> tuple[bytes, ...]:
+def _certificates(fields: AnswerObject) -> tuple[bytes, ...]:
     found = []
-    for item in _items(value, "certificates", MAX_CERTIFICATES):
+    for item in fields.array("certificates", MAX_CERTIFICATES, 1):
         der = _bytes_of(item, "certificates", MAX_CERTIFICATE)
         if not der.startswith(_SEQUENCE):
             raise FormatError("certificates: not DER", reason="syntax")

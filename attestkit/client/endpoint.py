@@ -30,7 +30,8 @@ from attestkit.client.proofs.require import REQUIRE_ALL, Require
 from attestkit.client.proofs.signed_answers import MAX_SIGNATURE, SignatureReply, SignedAnswers
 from attestkit.client.proofs.trust import FIRST_USE, Policy, Trust
 from attestkit.client.service_choice import AUTO, Dialing, choose_service
-from attestkit.client.services.service import MAX_DOCUMENT, Question, Service, Signer
+from attestkit.client.services.service import Question, Service, Signer
+from attestkit.client.strict_answer import MAX_ANSWER
 from attestkit.client.wire.observed_peer import observe_peer
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import ReconnectError, Steps, drive
@@ -317,7 +318,7 @@ class Endpoint(EndpointClients):
                 dialing.origin.authority,
                 question.target,
                 headers,
-                limit=MAX_DOCUMENT,
+                limit=MAX_ANSWER,
                 seconds=dialing.seconds,
             )
             replies.append(reply.body)

@@ -1,8 +1,13 @@
-"""The clients that an endpoint gives out, of each HTTP library: `EndpointClients`."""
+"""The clients that an endpoint gives out, of each HTTP library: `EndpointClients`.
+
+`openai` retries errors of connections that are not its own, and replaces them by one without their
+text. A refusal is therefore raised as a PeerRefusedError that is an `openai.OpenAIError`, too.
+"""
 
 import ssl
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit.client.proofs.appraisal import SEALED_KINDS, TLS_KINDS, Appraiser
 from attestkit.client.proofs.proof import Proof
@@ -13,7 +18,8 @@ from attestkit.client.services.service import Binding, Question
 from attestkit.client.wire.attested_tls import pinned_context
 from attestkit.client.wire.http_libraries import choose_library, client_options, load_library
 from attestkit.client.wire.httpx_transport import http_transports
-from attestkit.errors import ServiceError, UsageError
+from attestkit.errors import AttestKitError, ServiceError, UsageError
+from attestkit.ra_tls.connection import PeerRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,23 +156,32 @@ class EndpointClients(ABC):
         Raises:
             UsageError: If openai is not installed, or an option is not possible.
         """
-        from attestkit.client.openai_client import open_openai  # lazy: of few users
-
-        made: OpenAI = open_openai(self.url, self._transport_options(), options, asynchronous=False)
+        made: OpenAI = self._open_openai(options, asynchronous=False)
         return made
 
     def async_openai(self, **options: object) -> "AsyncOpenAI":
         """Return an `openai.AsyncOpenAI` as `openai` does."""
-        from attestkit.client.openai_client import open_openai  # lazy: of few users
-
-        made: AsyncOpenAI = open_openai(
-            self.url, self._transport_options(), options, asynchronous=True
-        )
+        made: AsyncOpenAI = self._open_openai(options, asynchronous=True)
         return made
 
     def _pinned_context(self) -> ssl.SSLContext:
         webpki = self._appraiser.service.where != "handshake"
         return pinned_context(self._prover, self._dialing.server_ca, webpki=webpki)
+
+    def _open_openai(self, options: dict[str, Any], *, asynchronous: bool) -> Any:  # noqa: ANN401 - of a package that need not be there
+        """Return a client of openai, which follows redirects within the server."""
+        openai = _load_openai()
+        if given := [name for name in _OWN if name in options]:
+            message = f"{given[0]}: is that of the endpoint; leave it out"
+            raise UsageError(message, reason="conflict")
+        classes = _openai_classes()
+        kind = classes.async_transport if asynchronous else classes.transport
+        prefix = "Async" if asynchronous else ""
+        client = getattr(openai, f"Default{prefix}HttpxClient")(
+            base_url=self.url, trust_env=False, transport=kind(**self._transport_options())
+        )
+        made = getattr(openai, f"{prefix}OpenAI")
+        return made(base_url=self.url, http_client=client, **options)
 
     def _options(self, context: ssl.SSLContext, **more: object) -> dict[str, Any]:
         """Return the arguments of what sends requests, of any HTTP library."""
@@ -245,3 +260,53 @@ def _load_requests_adapter() -> Any:  # noqa: ANN401 - a module
         message = "requests: not installed; pip install requests"
         raise UsageError(message, reason="missing_dependency") from error
     return requests_adapter
+
+
+_OWN: Final = ("base_url", "http_client")
+
+
+def _load_openai() -> Any:  # noqa: ANN401 - a module
+    try:
+        import openai  # lazy: a package of few users
+    except ImportError as error:
+        message = "openai: not installed; pip install openai"
+        raise UsageError(message, reason="missing_dependency") from error
+    return openai
+
+
+class _OpenAIClasses(NamedTuple):
+    transport: type[Any]
+    async_transport: type[Any]
+
+
+@cache
+def _openai_classes() -> _OpenAIClasses:
+    """Return transports of the library that openai uses, whose refusals openai passes on."""
+    openai = _load_openai()
+    parents = {base.__module__.partition(".")[0] for base in openai.DefaultHttpxClient.__mro__}
+    name: LibraryName = "httpx2" if "httpx2" in parents else "httpx"  # since openai 3
+    transports = http_transports(name)
+
+    # For mypy the base classes are values: both packages are loaded late.
+    class _OpenAIRefusedError(PeerRefusedError, openai.OpenAIError):  # type: ignore[misc,name-defined]
+        """A server was refused, or a request is not for it; also an `openai.OpenAIError`."""
+
+    def refused(error: AttestKitError) -> _OpenAIRefusedError:
+        text = getattr(error, "verify_message", None) or str(error)
+        return _OpenAIRefusedError(text, reason=error.reason)
+
+    class OpenAITransport(transports.blocking):  # type: ignore[misc,name-defined]
+        def handle_request(self, request: object) -> object:
+            try:
+                return super().handle_request(request)
+            except AttestKitError as error:
+                raise refused(error) from error
+
+    class OpenAIAsyncTransport(transports.asynchronous):  # type: ignore[misc,name-defined]
+        async def handle_async_request(self, request: object) -> object:
+            try:
+                return await super().handle_async_request(request)
+            except AttestKitError as error:
+                raise refused(error) from error
+
+    return _OpenAIClasses(OpenAITransport, OpenAIAsyncTransport)

@@ -6,7 +6,6 @@ The file is JSON. Nothing in it is secret: evidence, collateral, and a certifica
 import json
 import os
 from base64 import b64encode
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from functools import partial
@@ -15,7 +14,8 @@ from typing import Any, Final
 from attestkit._argument_checks import require_size, require_time_zone
 from attestkit._formats import strict_json
 from attestkit._system.saved_documents import load_document, save_document
-from attestkit.client.services.service import MAX_DOCUMENT, MAX_MACHINES, NONCE_SIZE
+from attestkit.client.services.service import MAX_MACHINES, NONCE_SIZE
+from attestkit.client.strict_answer import AnswerObject
 from attestkit.client.wire.observed_peer import ObservedPeer, read_spki
 from attestkit.collateral import Collateral
 from attestkit.errors import FormatError, UsageError
@@ -87,27 +87,23 @@ class ProofBundle:
         """
         if len(text) > MAX_FILE:
             raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes", reason="too_large")
-        values = strict_json.read_object(text, _WHAT)
+        values = AnswerObject(strict_json.read_object(text, _WHAT), _WHAT)
         if values.get("version") != _VERSION or isinstance(values["version"], bool):
             message = f"{_WHAT}: version must be {_VERSION}"
             raise FormatError(message, reason="unsupported_version")
-        if values.keys() != _NAMES:
-            odd = min(values.keys() ^ _NAMES)
-            known = odd in _NAMES
-            message = f"{_WHAT}: a member is {'missing' if known else 'unknown'}"
-            raise FormatError(message, reason="missing" if known else "unknown_field")
+        values.check(_NAMES)
         certificate = values["certificate"]
         return cls(
             service=_text(values, "service", 100),
             host=_text(values, "host", 253),
-            port=_port(values["port"]),
+            port=_port(values),
             model=None if values["model"] is None else _text(values, "model", 1000),
             nonce=strict_json.from_hex(values["nonce"], f"{_WHAT}: nonce", NONCE_SIZE),
-            answers=tuple(_bytes(one, MAX_DOCUMENT) for one in _list(values, "answers")),
+            answers=tuple(_bytes(one, MAX_ANSWER) for one in values.array("answers", MAX_ANSWERS)),
             certificate=None if certificate is None else _bytes(certificate, MAX_CERTIFICATE),
-            sealed=_flag(values["sealed"]),
+            sealed=_flag(values),
             at=_moment(values["at"]),
-            collateral=tuple(map(_collateral, _list(values, "collateral", MAX_MACHINES))),
+            collateral=tuple(map(_collateral, values.array("collateral", MAX_MACHINES))),
         )
 
     @classmethod
@@ -131,40 +127,32 @@ class ProofBundle:
         save_document(path, self.to_json().encode("ascii"), unwritable, mode=0o600)
 
 
-_NAMES: Final = frozenset({"version", *(one.name for one in fields(ProofBundle))})
+_NAMES: Final = ("version", *(one.name for one in fields(ProofBundle)))
 
 
 def _base64(data: bytes) -> str:
     return b64encode(data).decode("ascii")
 
 
-def _text(values: Mapping[str, Any], name: str, most: int) -> str:
+def _text(values: AnswerObject, name: str, most: int) -> str:
     found = strict_json.string(values, name)
     if not 0 < len(found) <= most:
-        message = f"{_WHAT}: {name}: must have 1 to {most} characters"
-        raise FormatError(message, reason="wrong_size")
+        raise values.error(name, f"must have 1 to {most} characters", "wrong_size")
     return found
 
 
-def _port(value: object) -> int:
+def _port(values: AnswerObject) -> int:
+    value: object = values["port"]
     if type(value) is not int or not 0 < value < 1 << 16:
-        raise FormatError(f"{_WHAT}: port: must be a number of a port", reason="wrong_value")
+        raise values.error("port", "must be a number of a port", "wrong_value")
     return value
 
 
-def _flag(value: object) -> bool:
+def _flag(values: AnswerObject) -> bool:
+    value: object = values["sealed"]
     if not isinstance(value, bool):
-        raise FormatError(f"{_WHAT}: sealed: must be a boolean", reason="wrong_type")
+        raise values.error("sealed", "must be a boolean", "wrong_type")
     return value
-
-
-def _list(values: Mapping[str, Any], name: str, most: int = MAX_ANSWERS) -> list[Any]:
-    found = values[name]
-    if not isinstance(found, list):
-        raise FormatError(f"{_WHAT}: {name}: must be a list", reason="wrong_type")
-    if len(found) > most:
-        raise FormatError(f"{_WHAT}: {name}: over {most} items", reason="too_many")
-    return found
 
 
 def _bytes(value: object, most: int) -> bytes:

@@ -19,7 +19,8 @@ from typing import Any, Final
 from attestkit._crypto.hashes import sha256
 from attestkit.client.proofs.appraisal import TLS_KINDS, Appraiser
 from attestkit.client.proofs.proof import Proof
-from attestkit.client.services.service import MAX_DOCUMENT, NONCE_SIZE, Question
+from attestkit.client.services.service import NONCE_SIZE, Question
+from attestkit.client.strict_answer import MAX_ANSWER
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import ReconnectError, Run, Step, Steps, Wait
@@ -245,7 +246,7 @@ class Prover:
                 origin.authority,
                 question.target,
                 (*question.headers, *self._appraiser.evidence_headers),
-                limit=MAX_DOCUMENT,
+                limit=MAX_ANSWER,
                 seconds=self._seconds,
                 clock=self._monotonic,
             )

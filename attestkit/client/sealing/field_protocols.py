@@ -61,9 +61,13 @@ def _request(sealed: Mapping[str, FieldKind], forbidden: frozenset[str] = _TOKEN
     return FieldTable(sealed, _REQUEST_WORDS, (), forbidden)
 
 
+def _texts(*names: str) -> dict[str, FieldKind]:
+    return dict.fromkeys(names, "text")
+
+
 def in_answers(*names: str) -> dict[str, FieldKind]:
     """Return these fields of messages and of the pieces of streams, as text."""
-    return {f"choices[].{part}.{name}": "text" for part in ("message", "delta") for name in names}
+    return _texts(*(f"choices[].{part}.{name}" for part in ("message", "delta") for name in names))
 
 
 CONTENTS_CHAT: Final = EndpointTables(
@@ -74,7 +78,7 @@ CONTENTS_CHAT: Final = EndpointTables(
 
 PARTS_CHAT: Final = EndpointTables(
     FieldTable(
-        {"messages[].content": "text", "messages[].content[].text": "text"},
+        _texts("messages[].content", "messages[].content[].text"),
         _REQUEST_WORDS | {"messages[].content[].type"},
         (),
         _LOGPROBS,
@@ -97,20 +101,16 @@ ALL_CHAT: Final = EndpointTables(
     _request(
         {
             "messages[].content": "text or json",
-            "messages[].reasoning_content": "text",
-            "messages[].reasoning": "text",
-            "messages[].refusal": "text",
-            "messages[].name": "text",
-            "messages[].audio.data": "text",
-            "messages[].tool_calls[].function.name": "text",
-            "messages[].tool_calls[].function.arguments": "text",
-            "messages[].function_call.name": "text",
-            "messages[].function_call.arguments": "text",
-            "tools[].function.name": "text",
-            "tools[].function.description": "text",
             "tools[].function.parameters": "json",
-            "tool_choice.function.name": "text",
-            "function_call.name": "text",
+            **_texts(
+                *("messages[].reasoning_content", "messages[].reasoning", "messages[].refusal"),
+                *("messages[].name", "messages[].audio.data", "messages[].function_call.name"),
+                "messages[].function_call.arguments",
+                "messages[].tool_calls[].function.name",
+                "messages[].tool_calls[].function.arguments",
+                *("tools[].function.name", "tools[].function.description"),
+                *("tool_choice.function.name", "function_call.name"),
+            ),
         }
     ),
     _answer(
@@ -147,14 +147,14 @@ ALL_ENDPOINTS: Final[Mapping[str, EndpointTables]] = {
     ),
     "images/generations": EndpointTables(
         _request({"prompt": "text"}),
-        _answer({"data[].b64_json": "text", "data[].revised_prompt": "text"}),
+        _answer(_texts("data[].b64_json", "data[].revised_prompt")),
     ),
     "rerank": EndpointTables(
-        _request({"query": "text", "documents[]": "text", "documents[].text": "text"}),
+        _request(_texts("query", "documents[]", "documents[].text")),
         _answer({"results[].document.text": "text"}),
     ),
     "score": EndpointTables(
-        _request({"text_1": "text", "text_2": "text"}),
+        _request(_texts("text_1", "text_2")),
         _answer({"score": "json"}, words=frozenset({"data[].score"})),
     ),
 }

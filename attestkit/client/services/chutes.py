@@ -23,7 +23,7 @@ from attestkit.client.services.service import (
     Question,
     Where,
 )
-from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
+from attestkit.client.strict_answer import AnswerObject, read_answer_object
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import ServiceError, UsageError
 from attestkit.gpu.bindings import read_chutes

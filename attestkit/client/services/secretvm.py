@@ -14,7 +14,7 @@ from attestkit._formats import strict_json
 from attestkit._sanitize import shown
 from attestkit.attestation.wire.evidence_parts import td_body
 from attestkit.client.services.service import Binding, BindingKind, Claims, Machine, Question, Where
-from attestkit.client.services.strict_answer import read_answer_object
+from attestkit.client.strict_answer import read_answer_object
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.gpu.bindings import read_secretvm

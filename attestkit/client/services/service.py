@@ -16,9 +16,6 @@ from attestkit.gpu.bound_evidence import GpuBinding
 NONCE_SIZE: Final = 32
 """Bytes of a nonce of the client."""
 
-MAX_DOCUMENT: Final = 16 << 20
-"""Maximum size of an answer in bytes."""
-
 MAX_MACHINES: Final = 64
 """Maximum number of machines, or instances, in the claims of an answer."""
 

@@ -18,7 +18,7 @@ from attestkit.errors import FormatError, ServiceError, VerificationError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.testing import SimulatedTee
-from attestkit.testing.document_faults import echo
+from attestkit.testing.attested_server import echo
 from attestkit.testing.tls_listener import ADDRESS, TlsListener
 from tests.ra_tls.other_maker import (
     GRAMINE,

@@ -24,7 +24,7 @@ from attestkit.client.services.service import (
     Signer,
     Where,
 )
-from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
+from attestkit.client.strict_answer import AnswerObject, read_answer_object
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError
 

@@ -15,7 +15,7 @@ from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
 from attestkit._sanitize import shown
 from attestkit.client.sealing.aci_e2ee import SECP256K1_SUITE, X25519_SUITE
-from attestkit.client.services.strict_answer import AnswerObject
+from attestkit.client.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError, SignatureError, UsageError
 from attestkit.keys import verify_key_chain
 

@@ -14,7 +14,7 @@ from attestkit._crypto.ed25519 import ed25519_verify_strict
 from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
 from attestkit._sanitize import shown
-from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
+from attestkit.client.strict_answer import AnswerObject, read_answer_object
 from attestkit.errors import FormatError, ServiceError
 
 MAX_EVENTS: Final = 256

@@ -19,12 +19,12 @@ from attestkit._crypto.x509.app_certificates import Certificate, read_certificat
 from attestkit._sanitize import shown
 from attestkit.client.sealing.ehbp import EhbpSealing
 from attestkit.client.services.service import NONCE_SIZE, Binding, Claims, Machine, Question, Where
-from attestkit.client.services.strict_answer import only_answer, read_answer_object
 from attestkit.client.services.tinfoil.tinfoil_documents import (
     TinfoilDocument,
     read_tinfoil_document,
     read_v2,
 )
+from attestkit.client.strict_answer import only_answer, read_answer_object
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError
 

@@ -16,7 +16,7 @@ from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.k256_agreement import ethereum_address
 from attestkit._sanitize import shown
 from attestkit.client.services.service import AnswerRecord, Claims, Question, Signer
-from attestkit.client.services.strict_answer import AnswerObject, read_answer_object
+from attestkit.client.strict_answer import AnswerObject, read_answer_object
 from attestkit.errors import ServiceError, SignatureError
 
 MAX_TEXT: Final = 1024

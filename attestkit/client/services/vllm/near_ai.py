@@ -14,8 +14,6 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._sanitize import shown
 from attestkit.client.services.service import MAX_MACHINES, Claims, Machine, Question
-from attestkit.client.services.strict_answer import AnswerObject, only_answer, read_answer_object
-from attestkit.client.services.vllm.compose_manager import read_compose_manager
 from attestkit.client.services.vllm.vllm_proxy import (
     NEARS,
     ReportService,
@@ -30,10 +28,12 @@ from attestkit.client.services.vllm.vllm_proxy import (
 )
 from attestkit.client.services.vllm.vllm_report import (
     VllmReport,
+    read_compose_manager,
     read_vllm_report,
     report_bindings,
     signing_keys,
 )
+from attestkit.client.strict_answer import AnswerObject, only_answer, read_answer_object
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError
 

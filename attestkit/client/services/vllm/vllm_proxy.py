@@ -31,20 +31,20 @@ from attestkit.client.services.service import (
     Signer,
     Where,
 )
-from attestkit.client.services.strict_answer import AnswerObject, only_answer, read_answer_object
 from attestkit.client.services.vllm.answer_signatures import (
     check_answer_signature,
     signature_question,
 )
-from attestkit.client.services.vllm.compose_manager import read_compose_manager
 from attestkit.client.services.vllm.vllm_report import (
     SigningAlgorithm,
     VllmReport,
     check_nonce_echo,
+    read_compose_manager,
     read_vllm_report,
     report_bindings,
     signing_keys,
 )
+from attestkit.client.strict_answer import AnswerObject, only_answer, read_answer_object
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import ServiceError, UsageError
 

@@ -14,7 +14,7 @@ from attestkit.client.proofs.require import Require
 from attestkit.client.services.aci.aci import KEYSET_DIGEST, AciService
 from attestkit.client.services.aci.aci_keyset import read_keyset
 from attestkit.client.services.service import Claims
-from attestkit.client.services.strict_answer import AnswerObject
+from attestkit.client.strict_answer import AnswerObject
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, PolicyError, ServiceError, VerificationError
 from tests.client.services.aci import aci_answers

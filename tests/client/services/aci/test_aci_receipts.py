@@ -17,7 +17,7 @@ from attestkit.client.services.aci.aci_receipts import (
     check_receipt,
 )
 from attestkit.client.services.service import AnswerRecord, Claims
-from attestkit.client.services.strict_answer import AnswerObject
+from attestkit.client.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError
 from tests.client.services.aci.aci_answers import (
     NONCE,

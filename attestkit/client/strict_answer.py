@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 from attestkit._formats import strict_json
 from attestkit._native import json_depth
 from attestkit._sanitize import shown
-from attestkit.client.services.service import MAX_DOCUMENT
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
+
+MAX_ANSWER: Final = 16 << 20
+"""Maximum size of an answer in bytes."""
 
 MAX_LEVELS: Final = 64
 """Maximum number of levels of JSON in an answer (attested-client.md, 1.7)."""
@@ -57,17 +59,23 @@ class AnswerObject(dict[str, Any]):
         """Return a member that is an object."""
         return AnswerObject(self._typed(name, dict, "an object"), f"{self.what}: {name}")
 
-    def array(self, name: str, most: int) -> list[Any]:
-        """Return a member that is a list of at most `most` items; else FormatError (`too_many`)."""
+    def array(self, name: str, most: int, least: int = 0) -> list[Any]:
+        """Return a member that is a list of `least` to `most` items.
+
+        Raises:
+            FormatError: If it has more (`too_many`), or fewer (`missing`).
+        """
         value: list[Any] = self._typed(name, list, "a list")
+        if len(value) < least:
+            raise self.error(name, "empty", "missing")
         if len(value) > most:
             raise self.error(name, f"{len(value)} items, over {most}", "too_many")
         return value
 
-    def objects(self, name: str, most: int) -> "list[AnswerObject]":
-        """Return a member that is a list of at most `most` objects."""
+    def objects(self, name: str, most: int, least: int = 0) -> "list[AnswerObject]":
+        """Return a member that is a list of objects; see `array`."""
         found = []
-        for at, item in enumerate(self.array(name, most)):
+        for at, item in enumerate(self.array(name, most, least)):
             if not isinstance(item, dict):
                 raise self.error(f"{name}[{at}]", "must be an object", "wrong_type")
             found.append(AnswerObject(item, f"{self.what}: {name}[{at}]"))
@@ -141,8 +149,8 @@ def read_answer_object(answer: bytes, what: str) -> AnswerObject:
     Raises:
         FormatError: If it is malformed, has a name twice, or exceeds a limit.
     """
-    if len(answer) > MAX_DOCUMENT:
-        message = f"{what}: {len(answer)} bytes, over {MAX_DOCUMENT}"
+    if len(answer) > MAX_ANSWER:
+        message = f"{what}: {len(answer)} bytes, over {MAX_ANSWER}"
         raise FormatError(message, reason="too_large")
     if (offset := json_depth(answer, MAX_LEVELS)) >= 0:
         message = f"{what}: JSON nests over {MAX_LEVELS} levels"

@@ -5,8 +5,8 @@ from typing import Final
 
 import pytest
 
-from attestkit.client.services.service import MAX_DOCUMENT
-from attestkit.client.services.strict_answer import (
+from attestkit.client.strict_answer import (
+    MAX_ANSWER,
     MAX_LEVELS,
     AnswerObject,
     read_answer_object,
@@ -31,7 +31,7 @@ def test_limits_of_size_and_depth() -> None:
     assert read_answer_object(nested(MAX_LEVELS), "answer")
     deep = nested(MAX_LEVELS + 1)
     assert reason_of(lambda: read_answer_object(deep, "answer")) == "too_deep"
-    large = b"{}".ljust(MAX_DOCUMENT + 1)
+    large = b"{}".ljust(MAX_ANSWER + 1)
     assert reason_of(lambda: read_answer_object(large, "answer")) == "too_large"
 
 
