@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from attestkit.backends.simulator.scenarios.config import Scenario
     from attestkit.collateral import Collateral
     from attestkit.event_log import Event, EventLog
-    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
+    from attestkit.gpu import GpuEndorsements, GpuEvidence
     from attestkit.keys import KeyDeriver
     from attestkit.quote import Quote
     from attestkit.simulated_roots import SimulatedRoots
@@ -280,11 +280,6 @@ class SimulatedTee:
             UnsupportedError: If the TEE has no GPU.
         """
         return self._open_simulator().gpu_evidence(nonce)
-
-    @property
-    def gpu_roots(self) -> "GpuRoots":
-        """The trust anchors of the GPUs' evidence; UnsupportedError without GPUs."""
-        return self.simulator.gpu_roots
 
     @property
     def gpu_endorsements(self) -> "GpuEndorsements":

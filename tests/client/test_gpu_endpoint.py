@@ -46,10 +46,10 @@ def connect(app: ServedApp, **options: Any) -> attestkit.Endpoint:
     """Return an endpoint of the service."""
     policy = AppraisalPolicy.from_evidence(verified(Machine("model", td(bytes(64)), bytes(64))))
     settings: dict[str, Any] = {"policy": policy, "service": "vllm-proxy", "server_ca": app.ca}
-    settings |= {"now": lambda: intel.NOW, "trust_anchor": intel.PKI.root_der}
+    settings |= {"now": lambda: intel.NOW, "trust_anchor": ROOTS}
     if "getter" not in options:
         settings["collateral"] = intel.collateral()
-    return attestkit.connect(app.url, **settings, gpu_roots=GPUS.roots, **options)
+    return attestkit.connect(app.url, **settings, **options)
 
 
 def endorsements() -> GpuEndorsements:

@@ -198,10 +198,10 @@ def test_endorsements_are_fetched_from_the_services(tee: SimulatedTee) -> None:
     url, now = tee.gpu_services_url, datetime.now(timezone.utc)
     services = GpuServices(rim_url=url, ocsp_url=f"{url}/ocsp", nras_url=url)
     evidence = tee.gpu_evidence(NONCE)
-    found = GpuEndorsements.fetch(evidence, services, now=now, roots=tee.gpu_roots)
+    found = GpuEndorsements.fetch(evidence, services, now=now, roots=tee.roots)
     found = found.fetch_tokens(evidence, NONCE, services)
     rules = GpuRules(nras="beside")
-    result = verify(evidence, nonce=NONCE, endorsements=found, roots=tee.gpu_roots, rules=rules)
+    result = verify(evidence, nonce=NONCE, endorsements=found, roots=tee.roots, rules=rules)
     assert result.simulated
     assert result.nras is not None
 
@@ -213,7 +213,7 @@ def test_nonce_of_ocsp_is_checked_when_fetching(name: str) -> None:
         url, now = tee.gpu_services_url, datetime.now(timezone.utc)
         services = GpuServices(rim_url=url, ocsp_url=f"{url}/ocsp")
         with pytest.raises(CollateralError) as caught:
-            GpuEndorsements.fetch(tee.gpu_evidence(NONCE), services, now=now, roots=tee.gpu_roots)
+            GpuEndorsements.fetch(tee.gpu_evidence(NONCE), services, now=now, roots=tee.roots)
     assert caught.value.reason == "malformed"
 
 
@@ -221,5 +221,5 @@ def test_simulated_tee_serves_its_gpus(tee: SimulatedTee) -> None:
     """The test support has evidence, roots and the address of the services."""
     [device] = tee.gpu_evidence(NONCE).devices
     assert device.architecture == "BLACKWELL"
-    assert device.certificates[-1] == tee.gpu_roots.device
+    assert device.certificates[-1] == (tee.roots.gpu or ())[0]
     assert tee.gpu_services_url == tee.pccs_url

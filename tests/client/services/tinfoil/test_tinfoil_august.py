@@ -138,7 +138,7 @@ def test_august_gpu_and_other_devices() -> None:
         gpu = {**item, "format": form, "evidence": device}
         [machine] = read(enclave, enclave.august(devices=[gpu, clock])).machines
         assert machine.gpu is not None
-        verifier = tee.verifier(gpu_roots=tee.gpu_roots, gpu_endorsements=tee.gpu_endorsements)
+        verifier = tee.verifier()
         assert verifier.verify(machine.evidence, gpu=machine.gpu).gpu is not None
         assert read(enclave, enclave.august(devices=[clock])).machines[0].gpu is None
         unknown = {**gpu, "format": "https://tinfoil.sh/format/nvidia-nvswitch-evidence/v1"}

@@ -86,7 +86,7 @@ def test_june_gpu_evidence_as_sent_is_bound() -> None:
         [machine] = read(enclave, answer).machines
         assert machine.gpu is not None
         assert machine.gpu.report_data == machine.report_data
-        verifier = tee.verifier(gpu_roots=tee.gpu_roots, gpu_endorsements=tee.gpu_endorsements)
+        verifier = tee.verifier()
         assert verifier.verify(machine.evidence, gpu=machine.gpu).gpu is not None
         spaced = answer.replace(b'"gpu":{', b'"gpu":{ ')
         assert refusal(enclave, spaced).reason == "inconsistent"
