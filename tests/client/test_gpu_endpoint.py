@@ -15,6 +15,7 @@ from attestkit.backends.simulator.gpu.service_routes import SimulatedGpuServices
 from attestkit.client.services.service import Machine
 from attestkit.gpu import GpuEndorsements
 from attestkit.ra_tls import PeerRefusedError
+from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier import AppraisalPolicy
 from tests.client.services.served import Answer, Request, ServedApp, served
 from tests.client.services.vllm.simulated_reports import report, td, verified
@@ -26,6 +27,7 @@ from tests.verifier.platforms import intel
 pytest.importorskip("uvicorn")
 
 GPUS = gpu_machine(2)
+ROOTS = SimulatedRoots(intel.PKI.root_der, gpu=GPUS.roots)
 
 
 @pytest.fixture
