@@ -35,7 +35,7 @@ from attestkit.client.strict_answer import MAX_ANSWER
 from attestkit.client.wire.observed_peer import observe_peer
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import ReconnectError, Steps, drive
-from attestkit.client.wire.tls import NoChannel, SocketChannel
+from attestkit.client.wire.tls import SocketChannel
 from attestkit.errors import AttestKitError, ServiceError, UsageError
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class Endpoint(EndpointClients):
         """
         self._prover.check_open()
         if self._appraiser.service.where == "apart":
-            drive(self._prover.steps(None, afresh=True), NoChannel())
+            drive(self._prover.steps(None, afresh=True))
             return self.proof
         with self._open(self._dialing) as connection:
             origin = self._dialing.origin

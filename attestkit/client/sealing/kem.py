@@ -123,7 +123,6 @@ class KemOpener:
     def __init__(self, key: MlKemKey, *, streamed: bool) -> None:
         self._key = key
         self._streamed = streamed
-        self._opens = True
         self._stream_key: bytes | None = None
         self._pending = bytearray()
         self._size = 0
@@ -135,9 +134,8 @@ class KemOpener:
 
     def start(self, status: int, headers: Headers) -> Headers:
         """Check the head of the answer; a refusal by the service is not sealed, and passed on."""
-        self._opens = 200 <= status < 300
-        self.authenticated = self._opens
-        if not self._opens:
+        self.authenticated = 200 <= status < 300
+        if not self.authenticated:
             return headers
         if any(
             name.lower() == "content-encoding" and value.strip().lower() != "identity"
@@ -150,7 +148,7 @@ class KemOpener:
 
     def feed(self, data: bytes) -> bytes:
         """Take some bytes of the body; of an answer that is not streamed nothing comes yet."""
-        if not self._opens:
+        if not self.authenticated:
             return data
         self._size += len(data)
         if self._size > MAX_ANSWER:
@@ -160,7 +158,7 @@ class KemOpener:
 
     def finish(self) -> bytes:
         """Return the rest; a stream must have had the end of the API's own."""
-        if not self._opens:
+        if not self.authenticated:
             return b""
         if not self._streamed:
             return self._open_whole(bytes(self._pending))

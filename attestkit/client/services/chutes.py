@@ -6,6 +6,7 @@ Source: attested-client.md, 2.6.
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Final, NamedTuple
 
@@ -60,14 +61,11 @@ class NoncePool:
 
     def __init__(self, instance: str, nonces: Sequence[str], ends: float) -> None:
         self.instance: Final = instance
-        self._nonces = list(nonces)
-        self._ends = ends
-        self._lock = Lock()
+        self._nonces, self._ends = list(nonces), ends
 
     def has_left(self, now: float) -> bool:
         """Return whether a nonce can be taken."""
-        with self._lock:
-            return now < self._ends and bool(self._nonces)
+        return now < self._ends and bool(self._nonces)
 
     def take(self, now: float) -> str:
         """Return the next nonce.
@@ -78,8 +76,8 @@ class NoncePool:
         Raises:
             ServiceError: If all nonces are used, or they are too old (`sealing`).
         """
-        with self._lock:
-            if now < self._ends and self._nonces:
+        if self.has_left(now):
+            with suppress(IndexError):  # another thread has taken the last one
                 return self._nonces.pop(0)
         message = f"instance {shown(self.instance)}: no nonce left; ask for the instances again"
         raise ServiceError(message, reason="sealing")

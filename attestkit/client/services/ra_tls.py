@@ -21,8 +21,8 @@ NO_NAME: Final = (
 class RaTls:
     """A server whose certificate has the evidence; nothing is asked."""
 
-    name = "ra-tls"
-    where = "handshake"
+    name: str = "ra-tls"
+    where: Where = "handshake"
 
     def recognizes(self, host: str) -> bool:
         """Return False: the certificate shows it."""
@@ -42,9 +42,7 @@ class RaTls:
             VerificationError: If evidence is missing, or it is bound to another key.
             ServiceError: If no connection was observed.
         """
-        if seen is None:
-            message = "ra-tls: the evidence is in the handshake, and none was observed"
-            raise ServiceError(message, reason="no_attestation")
+        seen = self._observed(seen)
         evidence = ra_tls.read(seen.certificate)
         machine = Machine(
             "server",
@@ -63,6 +61,12 @@ class RaTls:
             ),
         )
 
+    def _observed(self, seen: ObservedPeer | None) -> ObservedPeer:
+        if seen is None:
+            message = f"{self.name}: the evidence is in the handshake, and none was observed"
+            raise ServiceError(message, reason="no_attestation")
+        return seen
+
 
 _WHAT: Final = "ra-tls-other"
 _NO_AGE: Final = "how old the evidence is: the certificate's dates are its maker's word"
@@ -72,7 +76,7 @@ _NO_LABEL: Final = (
 )
 
 
-class OtherRaTls:
+class OtherRaTls(RaTls):
     """A server whose certificate has evidence in a form of another maker; nothing is asked.
 
     The service "auto" never selects it, because the evidence is over 32 bytes and zeros, without a
@@ -80,16 +84,7 @@ class OtherRaTls:
     the hash of another key, and put it into a certificate of that key.
     """
 
-    name: str = "ra-tls-other"
-    where: Where = "handshake"
-
-    def recognizes(self, host: str) -> bool:
-        """Return False: it must be asked for."""
-        return False
-
-    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return nothing."""
-        return ()
+    name = "ra-tls-other"
 
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
@@ -102,9 +97,7 @@ class OtherRaTls:
             UnsupportedError: If the evidence is of a kind that is not supported.
             ServiceError: If no connection was observed, or its key is another one.
         """
-        if seen is None:
-            message = f"{_WHAT}: the evidence is in the handshake, and none was observed"
-            raise ServiceError(message, reason="no_attestation")
+        seen = self._observed(seen)
         found = read_other(seen.certificate)
         if not hmac.compare_digest(found.spki, seen.spki):
             message = f"{_WHAT}: the certificate's key is not that of the connection"

@@ -112,8 +112,12 @@ class Channel(Protocol):
         ...
 
 
-def drive(steps: Steps, channel: Channel) -> None:
+def drive(steps: Steps, channel: Channel | None = None) -> None:
     """Perform steps until the peer is proven; the caller closes the connection at an exception.
+
+    Args:
+        steps: The steps.
+        channel: The connection; None for steps that neither send nor receive.
 
     Raises:
         PeerRefusedError: If the peer is refused.
@@ -129,7 +133,7 @@ async def drive_async(steps: Steps, channel: Channel) -> None:
 
 async def drive_steps(
     steps: Steps,
-    channel: Channel,
+    channel: Channel | None,
     calls: Calls,
     os_errors: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
@@ -159,11 +163,12 @@ async def drive_steps(
         steps.close()
 
 
-async def _perform(step: Step, channel: Channel, calls: Calls) -> Any:  # noqa: ANN401 - of the step
-    if isinstance(step, Send):
-        return await calls.call(channel.send, step.data, SEND_SECONDS)
-    if isinstance(step, Receive):
-        return await calls.call(channel.receive, step.limit, step.seconds)
+async def _perform(step: Step, channel: Channel | None, calls: Calls) -> Any:  # noqa: ANN401 - of the step
     if isinstance(step, Run):
         return await calls.run(step.work)
-    return await calls.wait(step.future, step.seconds)
+    if isinstance(step, Wait):
+        return await calls.wait(step.future, step.seconds)
+    assert channel is not None
+    if isinstance(step, Send):
+        return await calls.call(channel.send, step.data, SEND_SECONDS)
+    return await calls.call(channel.receive, step.limit, step.seconds)

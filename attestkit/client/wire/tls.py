@@ -96,20 +96,6 @@ class SocketChannel:
         return data
 
 
-class NoChannel:
-    """The I/O of steps that neither send nor receive."""
-
-    def send(self, data: bytes, seconds: float) -> None:
-        """Raise OSError."""
-        del data, seconds
-        raise OSError("no connection")
-
-    def receive(self, limit: int, seconds: float) -> bytes:
-        """Raise OSError."""
-        del limit, seconds
-        raise OSError("no connection")
-
-
 def open_tls(
     host: str, port: int, context: ssl.SSLContext, *, proxy: str | None, seconds: float
 ) -> ssl.SSLSocket:

@@ -46,7 +46,16 @@ _CHUNK: Final = re.compile(
 _NO_NONCE: Final = "that the evidence is recent: it has no nonce"
 
 
-class Tinfoil:
+class _SealedToEnclave:
+    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> EhbpSealing:
+        """Return what seals requests to the enclave's key; ServiceError for another binding."""
+        if binding.kind != "hpke":
+            message = f"{_WHAT}: requests are sealed to a key of HPKE, not of {binding.kind}"
+            raise ServiceError(message, reason="no_channel")
+        return EhbpSealing(binding.key)
+
+
+class Tinfoil(_SealedToEnclave):
     """An enclave of Tinfoil, whose document of any generation is read on its connection.
 
     Args:
@@ -86,12 +95,8 @@ class Tinfoil:
         names = (seen.host, *_names_of(seen.certificate))
         return _claims(document, seen.spki_sha256, ROUTER if ROUTER in names else seen.host)
 
-    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> EhbpSealing:
-        """Return what seals requests to the enclave's key; ServiceError for another binding."""
-        return _seal_to(binding)
 
-
-class TinfoilBundle:
+class TinfoilBundle(_SealedToEnclave):
     """An enclave whose document comes from atc.tinfoil.sh, beside its TLS certificate.
 
     Anybody can hand out the bundle, at any time later: it shows only which key is the enclave's.
@@ -130,10 +135,6 @@ class TinfoilBundle:
             raise ServiceError(message, reason="other_origin")
         key = None if seen is None else seen.spki_sha256
         return _claims(bundle.document, key, bundle.domain)
-
-    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> EhbpSealing:
-        """Return what seals requests to the enclave's key; ServiceError for another binding."""
-        return _seal_to(binding)
 
 
 class BundleContent(NamedTuple):
@@ -231,13 +232,6 @@ def _names_of(certificate: bytes) -> tuple[str, ...]:
             return found.alt_names
     except FormatError:
         return ()
-
-
-def _seal_to(binding: Binding) -> EhbpSealing:
-    if binding.kind != "hpke":
-        message = f"{_WHAT}: requests are sealed to a key of HPKE, not of {binding.kind}"
-        raise ServiceError(message, reason="no_channel")
-    return EhbpSealing(binding.key)
 
 
 def _claims(document: TinfoilDocument, seen: bytes | None, host: str) -> Claims:
