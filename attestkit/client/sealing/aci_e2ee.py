@@ -14,7 +14,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
 from attestkit.client.sealing.field_cipher import FieldCipher
-from attestkit.client.sealing.field_protocols import in_answers
+from attestkit.client.sealing.field_protocols import in_answers, make_headers
 from attestkit.client.sealing.field_walk import FieldTable, Path
 from attestkit.client.sealing.fields import (
     OPEN,
@@ -181,23 +181,13 @@ _ENDPOINTS: Final = {
 }
 
 
-def _headers(context: RequestContext, client: bytes, server: bytes) -> Headers:
-    return [
-        ("X-E2EE-Version", "2"),
-        ("X-Client-Pub-Key", client.hex()),
-        ("X-Model-Pub-Key", server.hex()),
-        ("X-E2EE-Nonce", context.nonce),
-        ("X-E2EE-Timestamp", str(context.timestamp)),
-    ]
-
-
 def _protocol(suite: str, cipher: FieldCipher) -> FieldProtocol:
     return FieldProtocol(
         name="ACI version 2",
         algorithm=suite,
         cipher=cipher,
         endpoints=_ENDPOINTS,
-        headers=_headers,
+        headers=make_headers(("X-E2EE-Version", "2"), algorithm=False, bound=True),
         associated=AciAssociatedData(),
         seal_empty=True,
         not_proven=_NOT_PROVEN,

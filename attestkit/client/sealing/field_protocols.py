@@ -226,36 +226,33 @@ def _unknown(path: Path) -> ServiceError:
     return ServiceError(message, reason="sealing")
 
 
-def _lineage(*more: tuple[str, str]) -> MakeHeaders:
-    """Return what makes the headers that the lineage shares, and some more."""
+def make_headers(
+    *fixed: tuple[str, str], prefix: str = "X-", algorithm: bool = True, bound: bool = False
+) -> MakeHeaders:
+    """Return what makes the headers of requests.
+
+    Args:
+        fixed: Headers that are always the same.
+        prefix: Prefix of those about algorithm and keys.
+        algorithm: Whether a header names the algorithm.
+        bound: Whether headers have nonce and time of the request.
+    """
 
     def make(context: RequestContext, client: bytes, server: bytes) -> Headers:
-        return [
-            ("X-Signing-Algo", context.algorithm),
-            ("X-Client-Pub-Key", client.hex()),
-            ("X-Model-Pub-Key", server.hex()),
-            *more,
+        made = [(f"{prefix}Signing-Algo", context.algorithm)] if algorithm else []
+        made += [
+            (f"{prefix}Client-Pub-Key", client.hex()),
+            (f"{prefix}Model-Pub-Key", server.hex()),
         ]
+        if bound:
+            made += [("X-E2EE-Nonce", context.nonce)]
+            made += [("X-E2EE-Timestamp", str(context.timestamp))]
+        return [*made, *fixed]
 
     return make
 
 
-def _phala_headers(context: RequestContext, client: bytes, server: bytes) -> Headers:
-    return [
-        *_lineage(("X-E2EE-Version", "2"))(context, client, server),
-        ("X-E2EE-Nonce", context.nonce),
-        ("X-E2EE-Timestamp", str(context.timestamp)),
-    ]
-
-
-def _venice_headers(context: RequestContext, client: bytes, server: bytes) -> Headers:
-    return [
-        ("X-Venice-TEE-Signing-Algo", context.algorithm),
-        ("X-Venice-TEE-Client-Pub-Key", client.hex()),
-        ("X-Venice-TEE-Model-Pub-Key", server.hex()),
-    ]
-
-
+_PHALA: Final = make_headers(("X-E2EE-Version", "2"), bound=True)
 _NEAR: Final = (("X-Encrypt-All-Fields", "true"), ("X-No-Aliasing", "true"))
 _CHAT: Final[Mapping[str, EndpointTables]] = {"chat/completions": CONTENTS_CHAT}
 _PARTS: Final[Mapping[str, EndpointTables]] = {"chat/completions": PARTS_CHAT}
@@ -284,26 +281,26 @@ def _protocol(
     )
 
 
-ED25519_V1: Final = _protocol("ed25519 version 1", "ed25519", _BOX, _lineage())
+ED25519_V1: Final = _protocol("ed25519 version 1", "ed25519", _BOX, make_headers())
 """Boxes of NaCl; only the contents of messages are sealed."""
 
-ECDSA_V1: Final = _protocol("ecdsa", "ecdsa", _K256_GCM, _lineage())
+ECDSA_V1: Final = _protocol("ecdsa", "ecdsa", _K256_GCM, make_headers())
 """ECDH on secp256k1 with AES-256-GCM; only the contents of messages are sealed."""
 
-VENICE: Final = _protocol("Venice", "ecdsa", _K256_GCM, _venice_headers)
+VENICE: Final = _protocol("Venice", "ecdsa", _K256_GCM, make_headers(prefix="X-Venice-TEE-"))
 """As `ECDSA_V1`, with headers of Venice's own."""
 
 NEAR_ED25519: Final = _protocol(
     "NEAR ed25519 version 2",
     "ed25519",
     _XCHACHA,
-    _lineage(("X-Encryption-Version", "2"), *_NEAR),
+    make_headers(("X-Encryption-Version", "2"), *_NEAR),
     endpoints=ALL_ENDPOINTS,
 )
 """XChaCha20-Poly1305; all fields are sealed."""
 
 NEAR_ECDSA: Final = _protocol(
-    "NEAR ecdsa", "ecdsa", _K256_GCM, _lineage(*_NEAR), endpoints=ALL_ENDPOINTS
+    "NEAR ecdsa", "ecdsa", _K256_GCM, make_headers(*_NEAR), endpoints=ALL_ENDPOINTS
 )
 """As `ECDSA_V1`, with all fields."""
 
@@ -311,7 +308,7 @@ PHALA_ED25519: Final = _protocol(
     "Phala version 2",
     "ed25519",
     _ED25519_GCM,
-    _phala_headers,
+    _PHALA,
     endpoints=_PARTS,
     associated=PhalaAssociatedData(),
 )
@@ -321,7 +318,7 @@ PHALA_ECDSA: Final = _protocol(
     "Phala version 2",
     "ecdsa",
     _K256_GCM,
-    _phala_headers,
+    _PHALA,
     endpoints=_PARTS,
     associated=PhalaAssociatedData(),
 )

@@ -60,7 +60,28 @@ class FieldTable:
         return not pattern or pattern in self._containers
 
 
-class RequestWalk:
+class _Walk:
+    """Common base of the walks: applies `_value` to each member and item."""
+
+    def _value(self, value: Any, pattern: str, path: Path, change: SealText) -> Any:  # noqa: ANN401 - of JSON
+        raise NotImplementedError
+
+    def _members(
+        self, value: Mapping[str, Any], pattern: str, path: Path, change: SealText
+    ) -> dict[str, Any]:
+        start = f"{pattern}." if pattern else ""
+        return {
+            name: self._value(item, f"{start}{check_name(name)}", (*path, name), change)
+            for name, item in value.items()
+        }
+
+    def _items(self, value: list[Any], pattern: str, path: Path, change: SealText) -> list[Any]:
+        return [
+            self._value(item, f"{pattern}[]", (*path, at), change) for at, item in enumerate(value)
+        ]
+
+
+class RequestWalk(_Walk):
     """Seals the fields of requests, and refuses what can neither be sealed nor be open."""
 
     def __init__(self, table: FieldTable, allowed: frozenset[str], *, seal_empty: bool) -> None:
@@ -86,33 +107,25 @@ class RequestWalk:
             if document.get(name) and name not in self._allowed:
                 raise _refusal(name, "would have the answer sent open")
         replaced = self._table.replaced
-        return {
-            name: self._value(replaced.get(name, value), check_name(name), (name,), seal)
-            for name, value in document.items()
-        }
+        changed = {name: replaced.get(name, value) for name, value in document.items()}
+        return self._members(changed, "", (), seal)
 
-    def _value(self, value: Any, pattern: str, path: Path, seal: SealText) -> Any:  # noqa: ANN401 - of JSON
+    def _value(self, value: Any, pattern: str, path: Path, change: SealText) -> Any:  # noqa: ANN401 - of JSON
         if value is None or pattern in self._allowed:
             return value
         kind = self._table.sealed.get(pattern)
         if kind is not None:
             if isinstance(value, str):
                 text = json.dumps(value) if kind == "json" else value
-                return seal(path, text) if text or self._seal_empty else value
+                return change(path, text) if text or self._seal_empty else value
             if kind == "json" or (kind == "text or json" and isinstance(value, list)):
-                return seal(path, json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+                return change(path, json.dumps(value, ensure_ascii=False, separators=(",", ":")))
         if isinstance(value, dict):
             self._check_container(value, pattern)
-            return {
-                name: self._value(item, f"{pattern}.{check_name(name)}", (*path, name), seal)
-                for name, item in value.items()
-            }
+            return self._members(value, pattern, path, change)
         if isinstance(value, list):
             self._check_container(value, f"{pattern}[]")
-            return [
-                self._value(item, f"{pattern}[]", (*path, at), seal)
-                for at, item in enumerate(value)
-            ]
+            return self._items(value, pattern, path, change)
         if kind is not None:
             raise _refusal(pattern, "must be text to be sealed")
         if isinstance(value, str) and not self._may_be_open(value, pattern):
@@ -128,7 +141,7 @@ class RequestWalk:
         return not value or (pattern in self._table.open and is_word(value))
 
 
-class AnswerWalk:
+class AnswerWalk(_Walk):
     """Opens the fields of answers, and refuses text that is not sealed."""
 
     def __init__(self, table: FieldTable, allowed: frozenset[str]) -> None:
@@ -142,28 +155,19 @@ class AnswerWalk:
         Raises:
             ServiceError: If a field cannot be opened, or text is not sealed (`sealing`).
         """
-        return {
-            name: self._value(value, check_name(name), (name,), open_text)
-            for name, value in document.items()
-        }
+        return self._members(document, "", (), open_text)
 
-    def _value(self, value: Any, pattern: str, path: Path, open_text: SealText) -> Any:  # noqa: ANN401 - of JSON
+    def _value(self, value: Any, pattern: str, path: Path, change: SealText) -> Any:  # noqa: ANN401 - of JSON
         if value is None or value == "" or pattern in self._allowed:
             return value
         kind = self._table.sealed.get(pattern)
         if kind is not None and isinstance(value, str):
-            text = open_text(path, value)
+            text = change(path, value)
             return _decode(text, pattern) if kind == "json" else text
         if isinstance(value, dict) and (kind is None or self._table.contains(pattern)):
-            return {
-                name: self._value(item, f"{pattern}.{check_name(name)}", (*path, name), open_text)
-                for name, item in value.items()
-            }
+            return self._members(value, pattern, path, change)
         if isinstance(value, list) and (not value or self._is_list(pattern)):
-            return [
-                self._value(item, f"{pattern}[]", (*path, at), open_text)
-                for at, item in enumerate(value)
-            ]
+            return self._items(value, pattern, path, change)
         if kind is not None or isinstance(value, list):
             raise _refusal(pattern, "is not sealed in the answer")
         if isinstance(value, str) and not self._may_be_open(value, pattern):

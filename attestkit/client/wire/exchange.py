@@ -69,7 +69,7 @@ MAX_BEGINNING: Final = 1 << 16
 MAX_AT_ONCE: Final = 1 << 20
 """Bytes of an answer that is read before the caller gets it: a problem document."""
 
-_OWN_HEADERS: Final = {"accept-encoding", "content-length", "transfer-encoding"}
+_FRAMING: Final = {"content-length", "transfer-encoding"}
 
 
 class WireRecord:
@@ -220,8 +220,9 @@ class Exchange:
 
 def plain_headers(headers: "Headers") -> "Headers":
     """Return a request's headers without those of its framing; the answer's body is not encoded."""
-    kept = [(name, value) for name, value in headers if name.lower() not in _OWN_HEADERS]
-    return [*kept, ("Accept-Encoding", "identity")]
+    return identity_encoding(
+        [(name, value) for name, value in headers if name.lower() not in _FRAMING]
+    )
 
 
 def identity_encoding(headers: "Headers") -> "Headers":
