@@ -64,23 +64,26 @@ class EndpointClients(ABC):
         Raises:
             UsageError: If an option is not possible, or no library is installed.
         """
-        name = choose_library(http)
-        transport = self.transport(http=name, limits=options.pop("limits", None))
-        made: httpx.Client = load_library(name).httpx.Client(
-            **client_options(self.url, transport, options)
-        )
+        made: httpx.Client = self._make("Client", self.transport, http, options)
         return made
 
     def async_client(
         self, *, http: "LibraryName | None" = None, **options: object
     ) -> "httpx.AsyncClient":
         """Return an AsyncClient as `client` does, for asyncio."""
-        name = choose_library(http)
-        transport = self.async_transport(http=name, limits=options.pop("limits", None))
-        made: httpx.AsyncClient = load_library(name).httpx.AsyncClient(
-            **client_options(self.url, transport, options)
-        )
+        made: httpx.AsyncClient = self._make("AsyncClient", self.async_transport, http, options)
         return made
+
+    def _make(
+        self,
+        kind: str,
+        transport: "Callable[..., object]",
+        http: "LibraryName | None",
+        options: dict[str, Any],
+    ) -> Any:  # noqa: ANN401 - of either library
+        name = choose_library(http)
+        made = transport(http=name, limits=options.pop("limits", None))
+        return getattr(load_library(name).httpx, kind)(**client_options(self.url, made, options))
 
     def transport(
         self, *, http: "LibraryName | None" = None, limits: object = None

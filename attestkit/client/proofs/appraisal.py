@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import signature
@@ -33,41 +34,36 @@ _ANY_PROGRAM: Final = "which program runs: any is accepted (hardware-only)"
 _FIRST: Final = "that the program is the intended one: it was accepted at its first use"
 
 
+@dataclass(frozen=True)
 class Appraiser:
     """Verifies what a service answered, under the requirements of the caller."""
 
-    def __init__(
-        self,
-        origin: Origin,
-        service: Service,
-        trust: Trust,
-        require: Require,
-        *,
-        model: str | None,
-        encrypt: bool,
-        max_age: timedelta,
-        evidence_headers: tuple[tuple[str, str], ...] = (),
-        allow_open: frozenset[str] = frozenset(),
-        first_use: FirstUse | None = None,
-        not_proven: Sequence[str] = (),
-    ) -> None:
-        self.origin: Origin = origin
-        self.service: Service = service
-        self.model: str | None = model
-        self.encrypt: bool = encrypt
-        self._trust, self._require, self._first_use = trust, require, first_use
-        self._max_age = max_age
-        self.evidence_headers = evidence_headers  # of the questions, before the server is proven
-        self.sealing_options: dict[str, Any] = {}
-        if allow_open:
-            _check_allow_open(service, encrypt=encrypt)
-            self.sealing_options["allow_open"] = allow_open
-        self._not_proven = tuple(not_proven)  # in any case
+    origin: Origin
+    service: Service
+    trust: Trust
+    require: Require
+    _: KW_ONLY
+    model: str | None
+    encrypt: bool
+    max_age: timedelta
+    evidence_headers: tuple[tuple[str, str], ...] = ()  # of the questions, before it is proven
+    allow_open: frozenset[str] = frozenset()
+    first_use: FirstUse | None = None
+    not_proven: Sequence[str] = ()  # in any case
+
+    def __post_init__(self) -> None:
+        if self.allow_open:
+            _check_allow_open(self.service, encrypt=self.encrypt)
+
+    @property
+    def sealing_options(self) -> dict[str, Any]:
+        """Further arguments of the service's `sealing`."""
+        return {"allow_open": self.allow_open} if self.allow_open else {}
 
     @property
     def signatures(self) -> bool:
         """Whether the service has to sign its answers."""
-        return self._require.response_signatures
+        return self.require.response_signatures
 
     def appraise(
         self,
@@ -99,7 +95,7 @@ class Appraiser:
             raise ServiceError(message, reason="no_attestation")
         bindings = self._enforced(claims)
         _check_observed(bindings, seen)
-        self._require.check(claims, bindings, self.service.name)
+        self.require.check(claims, bindings, self.service.name)
         machines = self._verify(claims.machines, now, collateral[: len(claims.machines)])
         return self._proof(claims, bindings, machines, (answers, nonce, seen), now)
 
@@ -119,11 +115,11 @@ class Appraiser:
     ) -> tuple[VerifiedMachine, ...]:
         verifications = []
         for machine, own in zip_longest(machines, collateral):
-            gpu = self._require.gpu and machine.gpu is not None
-            verify = partial(self._trust.verify, machine, now, gpu=gpu, collateral=own)
+            gpu = self.require.gpu and machine.gpu is not None
+            verify = partial(self.trust.verify, machine, now, gpu=gpu, collateral=own)
             verifications.append((machine.role, verify))
-        if self._first_use is not None:
-            return self._first_use.verify(verifications)
+        if self.first_use is not None:
+            return self.first_use.verify(verifications)
         return tuple([verify() for _, verify in verifications])
 
     def _proof(
@@ -155,8 +151,8 @@ class Appraiser:
             bindings=bindings,
             machines=machines,
             freshness=claims.freshness,
-            code=claims.code if self._trust.code == "policy" else self._trust.code,
-            policy=self._trust.source,
+            code=claims.code if self.trust.code == "policy" else self.trust.code,
+            policy=self.trust.source,
             not_proven=(*self._general(claims), *claims.not_proven),
             proven_at=now,
             valid_until=until,
@@ -168,7 +164,7 @@ class Appraiser:
         self, claims: Claims, machines: tuple[VerifiedMachine, ...], now: datetime
     ) -> datetime:
         """Return the end of a proof; VerificationError if it has passed."""
-        ends = [now + self._max_age]
+        ends = [now + self.max_age]
         ends += [] if claims.valid_until is None else [claims.valid_until]
         ends += [
             facts.earliest_expiration
@@ -183,14 +179,14 @@ class Appraiser:
 
     def _general(self, claims: Claims) -> list[str]:
         """Return what nothing shows, for any service."""
-        found = list(self._not_proven)
-        if self._trust.hardware_only:
+        found = list(self.not_proven)
+        if self.trust.hardware_only:
             found.append(_ANY_PROGRAM)
-        if self._first_use is not None:
+        if self.first_use is not None:
             found.append(_FIRST)
         if self.evidence_headers:
             found.append(_KEY_SENT)
-        if not self._require.gpu and any(machine.gpu is not None for machine in claims.machines):
+        if not self.require.gpu and any(machine.gpu is not None for machine in claims.machines):
             found.append(_NOT_VERIFIED)
         return [*found, *self._open_despite_sealing(claims)]
 

@@ -157,17 +157,10 @@ class PoolOptions:
         """Whether connections lead through a proxy."""
         return self._proxy is not None
 
-    def make(self) -> Any:
-        """Return a pool for blocking I/O."""
-        backend = ProvingBackend(self._origin, self.library.httpcore)
-        return self._make("", backend)
-
-    def make_async(self) -> Any:
-        """Return a pool for asyncio."""
-        backend = AsyncProvingBackend(self._origin, self.library.httpcore)
-        return self._make("Async", backend)
-
-    def _make(self, prefix: str, backend: object) -> Any:
+    def make(self, *, asynchronous: bool) -> Any:
+        """Return a pool for blocking I/O, or for asyncio."""
+        prefix = "Async" if asynchronous else ""
+        kind = AsyncProvingBackend if asynchronous else ProvingBackend
         httpcore, proxy = self.library.httpcore, self._proxy
         options: dict[str, Any] = {
             "ssl_context": self._origin.context,
@@ -176,7 +169,7 @@ class PoolOptions:
             "keepalive_expiry": self._limits.keepalive_expiry,
             "http1": True,
             "http2": False,
-            "network_backend": backend,
+            "network_backend": kind(self._origin, httpcore),
         }
         if proxy is None:
             return getattr(httpcore, f"{prefix}ConnectionPool")(**options)

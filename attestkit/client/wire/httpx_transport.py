@@ -13,7 +13,7 @@ not pass `mounts` or `proxy` to the client, which replace the transport.
 import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from attestkit.client.sealing.protocol import SealingKeyError
@@ -82,7 +82,7 @@ class ProvenTransport(ProvenRequests):
         super().__init__(prover, **options)
         require_plain_context(context)
         self._options = pools = PoolOptions(self.library, prover, context, proxy, limits)
-        make = pools.make if self.calls is BLOCKING else pools.make_async
+        make = partial(pools.make, asynchronous=self.calls is AWAITED)
         self.pools: PoolSet[Any] = PoolSet(prover, make)
         self._added = _encoded(self._headers)
         self._host = prover.host.encode("ascii")

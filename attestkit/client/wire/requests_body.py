@@ -65,17 +65,12 @@ class RecordedResponse(HTTPResponse):
         record: The record; complete once the answer was read to its end.
     """
 
-    def __init__(
-        self,
-        answer: Any,
-        exchange: Exchange,
-        ended: Callable[[], None],
-        release: Callable[[], None],
-    ) -> None:
+    def __init__(self, answer: Any, exchange: Exchange, *hooks: Callable[[], None]) -> None:
+        """Read `answer`; the hooks are those of `_AnswerReader`."""
         headers = exchange.start(answer.status, list(answer.headers.items()))
         self.record: WireRecord = exchange.record
         super().__init__(
-            body=cast("IO[bytes]", _AnswerReader(answer, exchange, ended, release)),
+            body=cast("IO[bytes]", _AnswerReader(answer, exchange, *hooks)),
             headers=HTTPHeaderDict(headers),
             status=answer.status,
             version=answer.version,
