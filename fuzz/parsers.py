@@ -208,7 +208,7 @@ READERS: Final[dict[str, str]] = {
     "client.document": "attested_document",
     "client.services.own_document": "attested_document",
     "client.sealing.ehbp": "ehbp_answer",
-    "client.services.strict_answer": "service_json",
+    "client.strict_answer": "service_json",
     "client.middleware.tls_keys": "tls_keys",
     "client.services.vllm.near_ai": "vllm_report",
     "client.services.tinfoil.tinfoil": "tinfoil_bundle",
@@ -339,7 +339,8 @@ _OWNER: Final = "a short text from whoever starts the program"
 LEFT_OUT: Final[dict[str, str]] = {
     "cli.commands.curl": "opens a client of the server that the command names",
     "cli.options.connection": _OWNER,
-    "client.sealing.protocol": "interfaces only",
+    "client.endpoint_clients": "opens clients of HTTP libraries",
+    "client.sealing.protocol": "reads errors for the targets ehbp_answer and aci_sealed",
     "client.services.bound": "passes an answer to functions of the caller",
     "client.services.ra_tls": "wraps readers of the targets ra_tls and other_certificate",
     "client.services.registry": "looks a name up",
