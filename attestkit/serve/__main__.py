@@ -26,11 +26,7 @@ if TYPE_CHECKING:
     from attestkit.serve.app_factory import ServerOptions
     from attestkit.serve.config.agent_settings import Settings
     from attestkit.serve.config.options import Options
-    from attestkit.serve.config.verifier_settings import VerifierSettings
-    from attestkit.serve.counters import Stats
-    from attestkit.serve.endpoints import BoundAddresses
-    from attestkit.serve.server_log.access_log import AccessLog
-    from attestkit.serve.systemd.service import ServiceEnvironment
+    from attestkit.serve.startup.banner import ServerContext
 
 _EXTRA_PACKAGES = frozenset({"httptools", "uvicorn", "uvloop"})
 _OPEN_FILES = 1024  # besides connections
@@ -66,6 +62,9 @@ def main(
     open_standard_streams()
     log = ServerLog()
     try:
+        # lazy: loads the native core, which reports an invalid $ATTESTKIT_CPU
+        from attestkit.serve.startup.banner import ServerContext
+
         arguments = sys.argv[1:] if arguments is None else arguments
         options = _build_options(arguments, log)
         shared = _ServerContext(
@@ -130,7 +129,17 @@ def _build_options(arguments: Sequence[str], log: ServerLog) -> "Options":
     return options
 
 
-def _serve(options: "Options", shared: _ServerContext, *, own_process: bool) -> None:
+def _serve(options: "Options", shared: "ServerContext", *, own_process: bool) -> None:
+    from attestkit.serve.config.verifier_settings import decide_verifier
+    from attestkit.serve.endpoints import LISTENERS
+
+    verifier = decide_verifier(options, os.environ)
+    _raise_file_limit(shared.limits, len(LISTENERS) + len(options.limited_sockets or ()))
+    if verifier is not None and verifier.alone:
+        from attestkit.serve.startup.verifier import serve_verifier
+
+        serve_verifier(verifier, shared, watchdog=options.watchdog)
+        return
     from attestkit.backends import detect_hardware
     from attestkit.serve.config.agent_settings import decide_settings
     from attestkit.serve.config.verifier_settings import decide_verifier
