@@ -190,7 +190,7 @@ class AttestedServer:
 
     def __init__(
         self,
-        app: AsgiApp | None = None,
+        app: "AsgiApp | None" = None,
         *,
         ra_tls: bool = False,
         name: str | None = None,

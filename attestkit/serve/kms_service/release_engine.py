@@ -10,6 +10,14 @@ from typing import Final
 
 from attestkit._sanitize import one_line, shown
 from attestkit.attestation import Attestation
+from attestkit.backends.simulator.faults.kms_faults import (
+    CERTIFICATE,
+    DECISION,
+    KEYS,
+    REFUSAL,
+    TEMP_CA,
+    KmsFaults,
+)
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.kms.cert_request import CertRequest, verify_cert_request
 from attestkit.kms.release.authorization import Decision, Role, authorize_guest
@@ -58,7 +66,9 @@ class ReleaseEngine(RequestQueue):
         if unknown := parts.released_platforms - _GATES.keys():
             text = f"released_platforms: must be of {', '.join(_GATES)}: {shown(min(unknown))}"
             raise UsageError(text, reason="unknown_name")
-        self.identity, self.faults, self._parts = identity, parts.faults, parts
+        self.identity: ServerIdentity = identity
+        self.faults: KmsFaults = parts.faults
+        self._parts = parts
         self._own_lock = Lock()
         self._own_answer: tuple[float, AttestKitError | None] = (float("-inf"), None)
 

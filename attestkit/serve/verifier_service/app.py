@@ -109,7 +109,7 @@ class VerifierApp:
     verdicts: "Counter[tuple[str, str]]" = field(default_factory=Counter)  # see `Stats`
     ear_key: "EarKey | None" = field(default=None, repr=False)  # signs results on request
 
-    headers = security_headers(b"attestkit")
+    headers: Sequence[Header] = security_headers(b"attestkit")
     """Sent with every response, including the listener's own errors."""
 
     def __post_init__(self) -> None:

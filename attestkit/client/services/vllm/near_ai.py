@@ -16,6 +16,7 @@ from attestkit._sanitize import shown
 from attestkit.client.services.service import MAX_MACHINES, Claims, Machine, Question
 from attestkit.client.services.vllm.vllm_proxy import (
     NEARS,
+    ProtocolsByKey,
     ReportService,
     channel_limits,
     check_kind,
@@ -27,6 +28,7 @@ from attestkit.client.services.vllm.vllm_proxy import (
     tls_bindings,
 )
 from attestkit.client.services.vllm.vllm_report import (
+    SigningAlgorithm,
     VllmReport,
     read_compose_manager,
     read_vllm_report,
@@ -103,8 +105,8 @@ class _NearAi(ReportService):
     request_headers: Final = (("X-No-Aliasing", "true"),)
     """Headers for every request: the model that was asked for answers, or none."""
 
-    algorithm = "ed25519"  # the only one that also attests keys of OHTTP
-    protocols = NEARS
+    algorithm: SigningAlgorithm = "ed25519"  # the only one that also attests keys of OHTTP
+    protocols: ProtocolsByKey = NEARS
 
     def _question(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         query = {
@@ -120,7 +122,7 @@ class _NearAi(ReportService):
 class NearAiCloud(_NearAi):
     """The gateway of NEAR AI Cloud, and the models behind it."""
 
-    name: Final = "near-ai"
+    name: str = "near-ai"
 
     def recognizes(self, host: str) -> bool:
         """Return whether the host is the gateway."""
@@ -184,7 +186,7 @@ class NearAiCloud(_NearAi):
 class NearAiDirect(_NearAi):
     """A model of NEAR AI at its own host, NAME.completions.near.ai."""
 
-    name: Final = "near-ai-direct"
+    name: str = "near-ai-direct"
 
     def recognizes(self, host: str) -> bool:
         """Return whether the host is of a model."""

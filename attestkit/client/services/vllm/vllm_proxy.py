@@ -152,8 +152,10 @@ class VllmProxy(ReportService):
         self.name = name
         self.hosts: frozenset[str] = frozenset(hosts)
         self.path: str = path
-        self.relay, self.algorithm = relay, algorithm
-        self.signature, self.protocols = signature, protocols
+        self.relay: bool = relay
+        self.algorithm: SigningAlgorithm = algorithm
+        self.signature: str = signature
+        self.protocols: ProtocolsByKey = protocols
 
     def recognizes(self, host: str) -> bool:
         """Return whether the host is one of the service's."""
