@@ -8,8 +8,11 @@ import pytest
 
 from tests.attacks.attempts import Attempt, succeeds
 
-MODULES = sorted(path.stem for path in Path(__file__).parent.glob("on_*.py"))
-"""Modules with attempts: `on_vtpm.py` and so on, each with `attacks = Surfaces(...)`."""
+_FOLDER = Path(__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(_FOLDER).with_suffix("").parts) for path in _FOLDER.rglob("on_*.py")
+)
+"""Modules with attempts: `on_gpu`, `vtpm.on_logs` ..., each with `attacks = Surfaces(...)`."""
 
 ATTEMPTS = [
     attempt

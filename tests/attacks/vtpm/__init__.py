@@ -1,0 +1,1 @@
+"""Attempts on evidence of guests with a TPM."""
