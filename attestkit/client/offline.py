@@ -96,10 +96,13 @@ def verify_proof(
 def _origin(bundle: ProofBundle) -> Origin:
     host = f"[{bundle.host}]" if ":" in bundle.host else bundle.host
     try:
-        return Origin.of(f"https://{host}:{bundle.port}")
-    except UsageError as error:
-        message = f"proof bundle: host: {shown(bundle.host)} is not the name of a server"
-        raise FormatError(message, reason="wrong_value") from error
+        found = Origin.of(f"https://{host}:{bundle.port}")
+        if found == Origin(bundle.host.lower(), bundle.port):  # a host with a slash is none
+            return found
+    except UsageError:
+        pass
+    message = f"proof bundle: host: {shown(bundle.host)} is not the name of a server"
+    raise FormatError(message, reason="wrong_value")
 
 
 def _check_complete(bundle: ProofBundle, service: Service) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
-from attestkit._system.saved_documents import load_document, save_document
+from attestkit._system.saved_documents import save_document
+from attestkit._system.untrusted_files import read_regular
 from attestkit.client.proofs.trust import VerifiedMachine
 from attestkit.errors import ConfigError, FormatError, PolicyError, ServiceError
 from attestkit.verifier import AppraisalPolicy
@@ -173,14 +174,17 @@ class FirstUse:
         return f"{self._subject} {role}"
 
     def _read(self) -> dict[str, str]:
-        if not self._path.exists():
-            return {}
-        unreadable = partial(ConfigError, reason="unreadable")
         try:
-            return load_document(self._path, MAX_FILE, read_pins, unreadable)
+            # Behind a link, too, it must be a regular file: a pipe would block all connections.
+            return read_pins(read_regular(os.path.realpath(self._path), MAX_FILE + 1))
+        except FileNotFoundError:
+            return {}
         except FormatError as error:
-            reason = error.reason
-            raise ConfigError(str(error), reason=_REASONS.get(reason, "syntax")) from error
+            reason = _REASONS.get(error.reason, "syntax")
+            raise ConfigError(f"{self._path}: {error}", reason=reason) from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            message = f"{self._path}: cannot be read: {error}"
+            raise ConfigError(message, reason="unreadable") from error
 
 
 def read_pins(content: bytes) -> dict[str, str]:
