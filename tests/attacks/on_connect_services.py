@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.serialization import Encoding
+from nacl.signing import SigningKey
 
 from attestkit.client.services.chutes import ChutesService
 from attestkit.client.services.secretvm import SecretVmService
@@ -191,7 +192,7 @@ def key_configuration_signed_for_another_configuration() -> None:
 def key_configuration_signed_by_a_key_that_is_not_attested() -> None:
     """It is not among the keys of the claims."""
     _genuine_reports()
-    mine = test_near_ai.ohttp(test_near_ai.SigningKey(b"\x0a" * 32))
+    mine = test_near_ai.ohttp(SigningKey(b"\x0a" * 32))
     answer = test_near_ai.cloud_answer(model_attestations=[test_near_ai.model_report(**mine)])
     assert "ohttp" not in test_near_ai.read_cloud(answer).keys
     assert "ohttp" in test_near_ai.read_cloud(test_near_ai.cloud_answer()).keys

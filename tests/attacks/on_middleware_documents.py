@@ -16,7 +16,7 @@ from attestkit.client.document import (
 )
 from attestkit.client.middleware.document_endpoint import snp_certificates
 from attestkit.client.services.own_document import OwnDocument
-from attestkit.client.services.service import ObservedPeer
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, PolicyError, ServiceError
 from attestkit.report_data import ReportData
 from tests.attacks.attempts import Surfaces
