@@ -16,6 +16,7 @@ from google.protobuf.descriptor_pb2 import (
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from attestkit.errors import FormatError
 from attestkit.serve.rpc.json_codec import PreparedResponse
@@ -30,6 +31,7 @@ _TYPES = {
     int: FieldDescriptorProto.TYPE_UINT64,
     bytes: FieldDescriptorProto.TYPE_BYTES,
 }
+_CHECKED = 4096  # bytes of a body whose unknown fields are compared
 _pool = DescriptorPool()
 
 
@@ -37,16 +39,26 @@ def decode(message: type[M], body: bytes) -> M:
     """Return the message in a binary `body`; an empty body is a message of defaults.
 
     Raises:
-        FormatError: If the body is truncated or malformed, or a string is not UTF-8.
+        FormatError: If the body is truncated or malformed, a string is not UTF-8, or a field has
+            another wire type, in a body of up to 4 KiB.
     """
     if not body:
         return defaults_of(message)
+    text = f"request body: not a protobuf message {message.__name__}"
     try:
         found = _class_of(message).FromString(body)
     except (DecodeError, ValueError) as error:  # ValueError: invalid UTF-8, in pure Python
-        text = f"request body: not a protobuf message {message.__name__}"
         raise FormatError(text, reason="syntax") from error
+    # The library takes a field of another wire type for an unknown one, and so for its default.
+    # Millions of unknown fields would take seconds.
+    if len(body) <= _CHECKED and _has_other_type(message, found):
+        raise FormatError(f"{text}: a field has another wire type", reason="wrong_type")
     return _read(message, found)
+
+
+def _has_other_type(message: type[NamedTuple], found: Message) -> bool:
+    unknown = {one.field_number for one in UnknownFieldSet(found)}
+    return any(field.number in unknown for field in fields_of(message))
 
 
 def _read(message: type[M], found: Message) -> M:

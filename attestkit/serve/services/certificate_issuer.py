@@ -27,6 +27,7 @@ _NO_URL: Final = (
     f"{_FAILED}: the app's certificates are issued by its KMS, whose URL is not in the key file; "
     "start the server with --kms-url URL"
 )
+_MAX_ALT_NAMES: Final = 4096
 SIGN_SECONDS: Final = 20.0
 """Time limit of each call of a KMS that signs a certificate, in seconds."""
 
@@ -87,6 +88,8 @@ class CertificateIssuer:
             BackendError: If the platform produces no evidence, or the KMS no valid certificate.
         """
         begin, end = choose_validity(args.not_before, args.not_after, self.now())
+        if len(args.alt_names) > _MAX_ALT_NAMES:  # each takes time, in which others wait
+            raise UsageError(f"alt_names: more than {_MAX_ALT_NAMES}", reason="too_many")
         if self.is_remote:
             return self._request(args, key, encoding)
         ca_cert, ca_key = self._own_ca()
