@@ -13,7 +13,7 @@ from attestkit.serve.config.option_values import HTTP_PORT
 from attestkit.serve.container_logs import view
 from attestkit.serve.endpoints import LimitedSocket
 from attestkit.serve.http.asgi import App, Scope, security_headers
-from attestkit.serve.http.request_checks import has_loopback_host
+from attestkit.serve.http.request_checks import has_loopback_host, refuse_other_sites
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.metrics.agent import AgentMetrics
 from attestkit.serve.pages.dashboard import Dashboard
@@ -293,12 +293,8 @@ def refuse_web_pages(scope: Scope) -> None:
         UsageError: If the request names another origin, or a host that is not loopback.
     """
     hosts = []
+    refuse_other_sites(scope["headers"])
     for name, value in scope["headers"]:
-        if name == b"origin":
-            raise _refuse("Origin header: the request comes from a web page, which is refused")
-        if name == b"sec-fetch-site" and value not in {b"none", b"same-origin"}:
-            text = "Sec-Fetch-Site header: the request comes from another site, which is refused"
-            raise _refuse(text)
         if name == b"referer" and not _OUR_PAGES.match(value):
             raise _refuse("Referer header: the request comes from another site, which is refused")
         if name == b"host":

@@ -1,9 +1,11 @@
-"""Checks of a request's header section: its size, and its host (against DNS rebinding)."""
+"""Checks of a request's header section: its size, its host (DNS rebinding), and its origin."""
 
 import re
 from collections.abc import Iterable
 from socket import socket
 from typing import Final
+
+from attestkit.errors import UsageError
 
 # DNS cannot redirect these names: browsers resolve localhost and its subdomains (RFC 6761) to the
 # loopback address themselves.
@@ -26,6 +28,21 @@ def with_named_host(target: bytes, headers: list[tuple[bytes, bytes]]) -> list[t
 def has_loopback_host(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Return whether every Host header is a loopback name, or absent (DNS-rebinding check)."""
     return all(name != b"host" or _LOOPBACK.fullmatch(value) for name, value in headers)
+
+
+def refuse_other_sites(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse requests that a web page of another site sends, by what its browser adds.
+
+    Raises:
+        UsageError: If the request names its origin, or its browser another site.
+    """
+    for name, value in headers:
+        if name == b"origin":
+            text = "Origin header: the request comes from a web page, which is refused"
+            raise UsageError(text, reason="refused_origin")
+        if name == b"sec-fetch-site" and value not in {b"none", b"same-origin"}:
+            text = "Sec-Fetch-Site header: the request comes from another site, which is refused"
+            raise UsageError(text, reason="refused_origin")
 
 
 def is_loopback(sock: socket) -> bool:

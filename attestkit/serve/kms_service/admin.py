@@ -15,7 +15,7 @@ from attestkit.errors import UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
-from attestkit.serve.kms_service.app import HEADERS, make_rpc_app
+from attestkit.serve.kms_service.app import HEADERS, make_rpc_app, refuse_web_pages
 from attestkit.serve.kms_service.errors import KmsRefusalError
 from attestkit.serve.kms_service.request_queue import NoContext
 from attestkit.serve.rpc.messages_kms import PACKAGE, ClearImageCacheRequest
@@ -69,6 +69,7 @@ class AdminApp:
         self._token = token.encode("ascii")
         self._traffic = traffic
         self._rpc = make_rpc_app("kms-admin", NoContext(), SERVICE, limits, traffic)
+        self._rpc.guard = refuse_web_pages  # whose browser may keep the token
         self.headers = HEADERS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

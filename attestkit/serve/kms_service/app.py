@@ -9,6 +9,7 @@ from attestkit.backends.simulator.faults.kms_faults import DELAY, REQUEST, ROLLO
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import CONTENT_TYPE, Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, encode_error, security_headers
+from attestkit.serve.http.request_checks import refuse_other_sites
 from attestkit.serve.http.tls import SERVER_CONTEXT, TRANSPORT
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.kms_service.client_evidence import EvidenceAccess
@@ -106,6 +107,15 @@ def make_rpc_app(
 ) -> RpcApp:
     """Return the application of a service of the KMS; `name` is the prefix of request ids."""
     return RpcApp(context, (service,), headers=HEADERS, limits=limits, traffic=traffic, run_id=name)
+
+
+def refuse_web_pages(scope: Scope) -> None:
+    """Refuse requests of web pages of other sites to a listener over plain HTTP.
+
+    Raises:
+        UsageError: If the request is refused.
+    """
+    refuse_other_sites(scope["headers"])
 
 
 async def _show_health(_: ReleaseEngine, __: ViewRequest) -> ViewResponse:

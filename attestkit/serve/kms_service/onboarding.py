@@ -1,7 +1,7 @@
 """Onboarding of the simulated KMS over plain HTTP, while it has no keys (kms.md, section 1.7).
 
 Anyone who reaches the listener can create the keys, or have them taken over from another KMS; it
-releases none.
+releases none. Web pages of other sites are refused: they could have it take over their own keys.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import CONTENT_TYPE, Traffic
 from attestkit.serve.http.views import View, ViewRequest, ViewResponse
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.kms_service.app import make_rpc_app
+from attestkit.serve.kms_service.app import make_rpc_app, refuse_web_pages
 from attestkit.serve.kms_service.errors import KmsFailureError, KmsRefusalError, refusal
 from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.request_queue import RequestQueue, queued
@@ -183,6 +183,7 @@ SERVICE: Final = Service(
 def make_onboarding_app(setup: Onboarding, limits: Limits, traffic: Traffic) -> RpcApp:
     """Return the application of the listener while the KMS has no keys."""
     app = make_rpc_app("kms-setup", setup, SERVICE, limits, traffic)
+    app.guard = refuse_web_pages
     app.views = {"/": View(_show_page), "/finish": View(_finish_by_page)}
     return app
 
