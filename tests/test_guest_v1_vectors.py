@@ -21,7 +21,7 @@ USED: Final = {
         20,
         ["serve/services/test_guest_v1.py", "serve/services/test_dstack_guest.py"],
     ),
-    "routes": (26, ["serve/test_mounts.py"]),
+    "routes": (26, ["serve/listeners/test_mounts.py"]),
     "app_info": (4, ["attestation/test_app_info.py", "ra_tls/test_certificate.py"]),
     "tdx_measurement": (4, ["attestation/launch/test_tdx.py"]),
     "health_file": (14, ["serve/health/test_status_file.py"]),

@@ -379,7 +379,7 @@ class _Collateral:
 
 @subject(
     "attestkit.collateral.cache",
-    guards=[("if self._entries.get(key) is known:", "if True:")],
+    guards=[("if self._entries.find(key) is known:", "if True:")],
 )
 def collateral_cache(world: World, stack: ExitStack) -> Run:
     """A stored entry is not replaced by an older one read before; the limit holds."""
@@ -430,25 +430,21 @@ def shared_fetch(world: World, _: ExitStack) -> Run:
 
 
 @subject(
-    "attestkit.collateral.caching_source",
-    guards=[("with self._lock:  # another thread", "if True:  # another thread")],
+    "attestkit._system.bounded_cache",
+    guards=[("entries.pop(oldest, None)", "del entries[oldest]")],
     fine=True,
 )
-def refetch(world: World, _: ExitStack) -> Run:
-    """A PCK chain is refetched while others are cached at the limit."""
-    module = world.first
-    module._REMEMBERED = 2
-    source = module.CollateralSource("https://pccs")
-    remember = partial(source._remember, source._certificates)
+def bounded_cache(world: World, _: ExitStack) -> Run:
+    """An entry is added at the limit while the oldest one is removed."""
+    cache = world.first.BoundedCache(2)
     for name in ("a", "b"):
-        remember(name, (None, ""))
-    found = module.CollateralLookup(None, ("k",), cached=False, shared=None, query="a")
+        cache.put(name, name)
 
     def check() -> None:
-        assert "c" in source._certificates
-        assert len(source._certificates) <= 2
+        assert cache.find("c") == "c"
+        assert len(cache) <= 2
 
-    return Run([partial(remember, "c", (None, "")), partial(source.refetch, found)], check)
+    return Run([partial(cache.put, "c", "c"), partial(cache.discard, "a")], check)
 
 
 @subject(

@@ -13,12 +13,14 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+import uvloop
+
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError
 from attestkit.serve import listener_apps
 from attestkit.serve.docker.engine import Container
-from attestkit.serve.http.server import Listener, run
+from attestkit.serve.http.server import Listener, run_in_loop
 from attestkit.serve.http.views import View, ViewRequest, ViewResponse
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services.context import Guest
@@ -102,7 +104,7 @@ def main() -> None:
         )
         listening = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        run([Listener(app, listening)], partial(_tell, url))
+        uvloop.run(run_in_loop([Listener(app, listening)], partial(_tell, url)))
 
 
 if __name__ == "__main__":

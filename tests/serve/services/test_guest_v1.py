@@ -215,7 +215,7 @@ def test_demo_certificate_is_requested_again_after_30_seconds(
     client = guest_client("dstack", guest)
     failing = Mock(side_effect=BackendError("not now", reason="io_error"))
     with monkeypatch.context() as patch:
-        patch.setattr(guest, "certificate", failing)
+        patch.setattr(guest.issuer, "issue", failing)
         for later in (0, 0, 29, 0):
             now[0] += later
             assert client.get("/Info").json()["app_cert"] == ""
