@@ -7,6 +7,7 @@ per read.
 
 import contextlib
 import io
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, cast
@@ -27,6 +28,7 @@ _BUFFER: Final = 8192  # bytes that are read ahead
 _ADDRESSES: Final = 8  # of a host that are tried
 _SHORTEST: Final = 0.001  # seconds; 0 would make a socket non-blocking
 _LONGEST_TEXT: Final = 100  # characters of OpenSSL's text
+_LENGTH: Final = re.compile(r"[0-9]{1,19}")  # of a body, stated once
 _HEADERS: Final = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",
@@ -250,17 +252,23 @@ def _read_headers(fields: "Message") -> dict[str, str]:
     """Return header fields by their names in lower case; the values of repeated ones are joined.
 
     Raises:
-        HTTPException: If the body has an encoding, which was not requested.
+        HTTPException: If the body has an encoding, which was not requested, or its length is
+            stated in a way that readers understand differently.
     """
+    from http.client import HTTPException
+
     found: dict[str, str] = {}
     for name, value in fields.items():
         known = found.get(name.lower())
         text = value.strip()
         found[name.lower()] = text if known is None else f"{known}, {text}"
     if found.get("content-encoding", "identity").lower() != "identity":
-        from http.client import HTTPException
-
         raise HTTPException("content encoding not requested")
+    length, coding = found.get("content-length"), found.get("transfer-encoding")
+    if length is not None and (coding is not None or not _LENGTH.fullmatch(length)):
+        raise HTTPException("ambiguous length")
+    if coding is not None and coding.lower() != "chunked":
+        raise HTTPException("transfer coding not supported")
     return found
 
 

@@ -1,0 +1,1 @@
+"""Attempts on collateral, its caches and services, bundles and trust anchors."""
