@@ -128,7 +128,7 @@ def raw(verb: str, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    event_loop().run_until_complete(dev.app(scope, receive, send))  # type: ignore[arg-type]
+    event_loop().run_until_complete(dev.app(scope, receive, send))
     data = b"".join(piece["body"] for piece in sent[1:])
     return Response(sent[0]["status"], {}, data)
 

@@ -57,8 +57,9 @@ def decode(message: type[M], body: bytes) -> M:
 
 
 def _has_other_type(message: type[NamedTuple], found: Message) -> bool:
-    unknown = {one.field_number for one in UnknownFieldSet(found)}
-    return any(field.number in unknown for field in fields_of(message))
+    unknown = UnknownFieldSet(found)
+    numbers = {unknown[at].field_number for at in range(len(unknown))}
+    return any(field.number in numbers for field in fields_of(message))
 
 
 def _read(message: type[M], found: Message) -> M:
