@@ -30,7 +30,7 @@ else:
             "cert_request": ["CertRequest"],
             "client": ["KmsClient"],
             "key_checks": ["FetchedKeys"],
-            "connection": ["TimeLimits"],
+            "https_call": ["TimeLimits"],
             "root": ["KmsRoot"],
             "sealed_env": ["Epochs", "open_env", "seal_env"],
             "tls_chain": ["AppCertificate", "verify_app_certificate"],
