@@ -80,7 +80,14 @@ def hidden_rollback(change: Callable[[Collateral], Collateral], tmp_path: Path) 
 CHAIN: Final = OLD.tcb_info_issuer_chain
 for title, change in HIDING.items():
     attacks.add(
-        "replay", f"older collateral {title}", partial(hidden_rollback, change), AttestKitError
+        "replay",
+        f"older collateral {title}",
+        partial(hidden_rollback, change),
+        AttestKitError,
+        "chain_length",
+        "untrusted_root",
+        "tcb_info_bad_signature",
+        "malformed",
     )
 
 
@@ -198,7 +205,7 @@ def cache_file_of_a_gigabyte(tmp_path: Path) -> None:
     assert time.process_time() - start < 1
 
 
-@attacks.attempt("confuse", ConfigError)
+@attacks.attempt("confuse", ConfigError, "permissions")
 def cache_folder_that_is_a_link_of_another_user(tmp_path: Path) -> object:
     """A folder of another user would be a cache that he writes."""
     if os.geteuid() != 0:

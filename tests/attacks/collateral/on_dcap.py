@@ -95,6 +95,8 @@ for part, names in PARTS.items():
         f"{part} of a PKI of the attacker with its chain",
         partial(mixed, names, FOREIGN),
         SignatureError,
+        "untrusted_root",
+        "crl_bad_signature",
     )
     if len(names) > 1:
         add(
@@ -102,6 +104,9 @@ for part, names in PARTS.items():
             f"{part} of a PKI of the attacker under the genuine chain",
             partial(mixed, names[:-1], FOREIGN),
             SignatureError,
+            "tcb_info_bad_signature",
+            "qe_identity_bad_signature",
+            "crl_bad_signature",
         )
 
 SWAPS: Final = {
@@ -125,7 +130,17 @@ SWAPS: Final = {
 }
 for title, changes in SWAPS.items():
     change: Any = changes
-    add("confuse", title, partial(replace, GOOD, **change), AttestKitError)
+    add(
+        "confuse",
+        title,
+        partial(replace, GOOD, **change),
+        VerificationError,
+        "tcb_info_bad_signature",
+        "tcb_info_wrong_type",
+        "qe_identity_wrong_type",
+        "crl_missing",
+        "unexpected_subject",
+    )
 
 CHAIN: Final = GOOD.tcb_info_issuer_chain
 EXTRA: Final = encode_pem("CERTIFICATE", ATTACKER.root_der)
@@ -175,9 +190,9 @@ CONTENTS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     ),
     "TCB info that a PCK key signed": (
         {"tcb_info": TcbInfoConfig(by_platform=True)},
-        "",
+        "chain_length",
     ),
-    "CRL of the root in place of the PCK CA's": ({"pck_crl_is_roots": True}, ""),
+    "CRL of the root in place of the PCK CA's": ({"pck_crl_is_roots": True}, "crl_missing"),
     "status raised after signing": (
         {
             "tcb_info": TcbInfoConfig(status="OutOfDate"),
@@ -199,7 +214,7 @@ for title, (config, reason) in CONTENTS.items():
         title,
         partial(made, **config),
         AttestKitError,
-        *([reason] if reason else []),
+        reason,
     )
 
 
@@ -217,6 +232,7 @@ add(
     "collateral at its next update",
     lambda: GOOD,
     CollateralExpiredError,
+    "crl_expired",
     now=GOOD.valid_until,
 )
 add(
@@ -224,6 +240,7 @@ add(
     "collateral of a year ago",
     lambda: PKI.collateral(NOW.timestamp() - 365 * 86400),
     CollateralExpiredError,
+    "crl_expired",
 )
 add(
     "replay", "collateral of tomorrow", lambda: made(age=-timedelta(days=2)), CollateralExpiredError
@@ -241,10 +258,13 @@ for part in PARTS:
         f"expired {part} beside current ones",
         partial(expired_part, part),
         CollateralExpiredError,
+        "tcb_info_expired",
+        "qe_identity_expired",
+        "crl_expired",
     )
 
 
-@attacks.attempt("replay", PolicyError)
+@attacks.attempt("replay", PolicyError, "evaluation_data_number")
 def tcb_info_from_before_a_recovery() -> object:
     """An older TCB info is still valid; the policy names the recovery that it must have."""
     accepted()
@@ -254,7 +274,7 @@ def tcb_info_from_before_a_recovery() -> object:
     return verify(old, policy=policy)
 
 
-@attacks.attempt("replay", PolicyError)
+@attacks.attempt("replay", PolicyError, "evaluation_data_number")
 def qe_identity_from_before_a_recovery() -> object:
     """The number of each of the two bodies counts."""
     accepted()
@@ -263,7 +283,7 @@ def qe_identity_from_before_a_recovery() -> object:
     return verify(old, policy=policy)
 
 
-@attacks.attempt("replay", UsageError)
+@attacks.attempt("replay", UsageError, "wrong_value")
 def time_of_the_verification_without_a_zone() -> object:
     """A naive time could be of any zone, and so hide an expiry."""
     accepted()
@@ -284,14 +304,14 @@ def field_of_over_a_mebibyte() -> None:
             replace(GOOD, **{name: value + padding * (1 << 20)})
 
 
-@attacks.attempt("exhaust", CollateralError)
+@attacks.attempt("exhaust", CollateralError, "malformed")
 def tcb_info_nested_without_end() -> object:
     """A recursive reader would exhaust the stack."""
     text = '{"issueDate":' + "[" * 200_000 + "]" * 200_000 + "}"
     return replace(GOOD, tcb_info=text).valid_until
 
 
-@attacks.attempt("exhaust", CollateralError)
+@attacks.attempt("exhaust", CollateralError, "malformed")
 def tcb_info_with_a_number_of_a_million_digits() -> object:
     """Python's conversion of such a number takes seconds, and is limited."""
     text = '{"tcbEvaluationDataNumber":' + "9" * 1_000_000 + "}"
@@ -329,7 +349,7 @@ def simulated_quote_under_a_policy_that_refuses_it() -> object:
     return verify(GOOD, policy=policy)
 
 
-@attacks.attempt("recombine", VerificationError)
+@attacks.attempt("recombine", SignatureError, "untrusted_root")
 def warm_verifier_of_another_root() -> object:
     """What one verifier found valid is unknown to a verifier with another root."""
     accepted()

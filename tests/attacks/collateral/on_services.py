@@ -137,6 +137,7 @@ add(
     QE,
     lambda _: Response(302, {"Location": "http://attacker.test/"}, b""),
     CollateralError,
+    "fetch_failed",
 )
 add(
     "confuse",
@@ -144,6 +145,7 @@ add(
     CRL,
     lambda _: Response(404, {}, b""),
     CollateralError,
+    "fetch_failed",
 )
 add("confuse", "PCCS with an empty CRL", CRL, body(lambda _: b""), CollateralError)
 add(
@@ -152,6 +154,7 @@ add(
     CRL,
     lambda response: response._replace(status=204, body=b""),
     CollateralError,
+    "malformed",
 )
 add(
     "recombine",
@@ -159,6 +162,7 @@ add(
     CRL,
     body(lambda _: NEW.root_ca_crl),
     SignatureError,
+    "crl_missing",
 )
 add(
     "recombine",
@@ -166,6 +170,7 @@ add(
     CRL,
     body(lambda _: ATTACKER.collateral(NOW.timestamp()).pck_crl),
     SignatureError,
+    "crl_bad_signature",
 )
 add(
     "forge",
@@ -173,6 +178,7 @@ add(
     CRL,
     body(lambda raw: raw[:-40]),
     CollateralError,
+    "malformed",
 )
 add(
     "replay",
@@ -180,6 +186,7 @@ add(
     CRL,
     body(lambda _: intel.PKI.collateral(NOW.timestamp() - 61 * 86400).pck_crl),
     CollateralExpiredError,
+    "crl_expired",
 )
 add(
     "confuse",
@@ -232,7 +239,7 @@ add(
 )
 
 
-@attacks.attempt("confuse", SignatureError)
+@attacks.attempt("confuse", SignatureError, "cert_bad_signature")
 def pck_certificate_of_another_platform_for_an_encrypted_ppid() -> object:
     """A service answers with the certificate of a machine of the attacker."""
     accepted()
@@ -306,7 +313,14 @@ def answer(raw: bytes) -> object:
 
 
 for title, raw in ANSWERS.items():
-    attacks.add("confuse", f"HTTP answer with {title}", partial(answer, raw), CollateralError)
+    attacks.add(
+        "confuse",
+        f"HTTP answer with {title}",
+        partial(answer, raw),
+        CollateralError,
+        "malformed",
+        "too_large",
+    )
 
 
 @attacks.attempt("exhaust")
@@ -344,4 +358,6 @@ def of_url(url: str) -> object:
 
 
 for title, url in URLS.items():
-    attacks.add("confuse", f"URL of a PCCS {title}", partial(of_url, url), UsageError)
+    attacks.add(
+        "confuse", f"URL of a PCCS {title}", partial(of_url, url), UsageError, "wrong_value"
+    )

@@ -285,7 +285,7 @@ def runtime_data_with_a_thousand_keys() -> object:
     return check(raw_snp(azure.runtime(BOUND, keys=[{"kid": ""}] * 1000)))
 
 
-@attacks.attempt("exhaust", FormatError)
+@attacks.attempt("exhaust", FormatError, "too_deep")
 def runtime_data_nested_without_end() -> object:
     """A recursive reader would exhaust the stack."""
     return check(raw_snp(azure.runtime(BOUND)[:-1] + b',"x":' + b"[" * 5000 + b"]" * 5000 + b"}"))
@@ -297,7 +297,7 @@ def hcl_report_of_ten_megabytes() -> object:
     return check(genuine("snp")._replace(hcl_report=genuine("snp").hcl_report.ljust(10**7, b"\0")))
 
 
-@attacks.attempt("confuse", FormatError)
+@attacks.attempt("confuse", FormatError, "wrong_value")
 def second_runtime_data_behind_the_first() -> object:
     """Bytes behind the hashed ones, for readers that search from the end."""
     report = HclReport.parse(genuine("snp").hcl_report).encode()

@@ -7,7 +7,6 @@ from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.backends.simulator.pki.cloud_root import make_own_root
 from attestkit.errors import (
-    AttestKitError,
     FormatError,
     PolicyError,
     ReplayError,
@@ -182,7 +181,7 @@ both(
 )
 
 
-@attacks.attempt("confuse", FormatError)
+@attacks.attempt("confuse", FormatError, "wrong_type")
 def certification_of_a_key_in_place_of_a_quote() -> object:
     """TPM2_Certify signs qualifying data of the caller, too, and no PCRs."""
     message = bytearray(genuine("snp").vtpm_quote.message)
@@ -191,7 +190,7 @@ def certification_of_a_key_in_place_of_a_quote() -> object:
     return check(with_quote("snp", message=bytes(message), signature=signed))
 
 
-@attacks.attempt("forge", FormatError)
+@attacks.attempt("forge", FormatError, "unrecognized")
 def quote_without_the_magic_of_the_tpm() -> object:
     """A restricted key signs any text that does not begin with this magic."""
     message = b"\0TCG" + genuine("snp").vtpm_quote.message[4:]
@@ -225,13 +224,13 @@ def policy_for_azure_that_identifies_no_paravisor() -> object:
     return check(genuine("snp"), AppraisalPolicy.default().replace(platforms=("azure-snp",)))
 
 
-@attacks.attempt("confuse", PolicyError)
+@attacks.attempt("confuse", PolicyError, "app_id")
 def policy_about_an_app_with_evidence_that_measures_none() -> object:
     """An app pin must not be met by silence."""
     return check(genuine("snp"), policy_of("snp").replace(app_id=[bytes(20)]))
 
 
-@attacks.attempt("confuse", PolicyError)
+@attacks.attempt("confuse", PolicyError, "reference_value")
 def zero_pinned_where_the_platform_leaves_zero() -> object:
     """RTMRs are zero behind a paravisor: a policy that asks for zero must not be met by design."""
     zero = ReferenceValues(rtmr3=[bytes(48)])
@@ -260,7 +259,7 @@ def certificate_of_an_own_ca_names_the_vm() -> None:
     assert "ak_certificate_name" not in dict(result.claims.vtpm.details)
 
 
-@attacks.attempt("exhaust", AttestKitError)
+@attacks.attempt("exhaust", SignatureError, "chain_length")
 def hundred_certificates_beside_the_key() -> object:
     """Each could be a step of a path."""
     spki = HclReport.parse(genuine("snp").hcl_report).content.attestation_key.spki

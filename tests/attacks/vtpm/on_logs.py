@@ -128,21 +128,21 @@ def log_of_a_bank_by_name_only() -> None:
     assert found.replayed == ()
 
 
-@attacks.attempt("exhaust", FormatError)
+@attacks.attempt("exhaust", FormatError, "event_size")
 def log_with_a_record_of_four_gigabytes() -> object:
     """The stated size of the data is not there."""
     genuine()
     return check(altered(boot_log=LOG[: -4 - len(POLICY)] + b"\xff" * 4 + POLICY))
 
 
-@attacks.attempt("exhaust", FormatError)
+@attacks.attempt("exhaust", FormatError, "digest_count")
 def log_with_four_billion_digests() -> object:
     """A record states 2^32 - 1 digests."""
     genuine()
     return check(altered(boot_log=boot_log() + b"\7\0\0\0\x0d\0\0\0\xff\xff\xff\xff" + bytes(64)))
 
 
-@attacks.attempt("exhaust", FormatError)
+@attacks.attempt("exhaust", FormatError, "too_many_records")
 def log_with_seventy_thousand_records() -> object:
     """Each extends a PCR."""
     genuine()
@@ -214,13 +214,13 @@ def claims_about_an_instance_without_a_certificate() -> object:
     return check_message(message()._replace(instance=claims), rules=rules)
 
 
-@attacks.attempt("exhaust", FormatError)
+@attacks.attempt("exhaust", FormatError, "too_many")
 def message_with_a_thousand_quotes() -> object:
     """Each costs a verification of a signature."""
     return check_message(message()._replace(quotes=(quote(),) * 1000))
 
 
-@attacks.attempt("confuse", FormatError)
+@attacks.attempt("confuse", FormatError, "duplicate")
 def message_with_two_public_areas() -> object:
     """A protobuf reader keeps the last one of a field that occurs twice."""
     own = GoTpmToolsMessage(public_area(key=OTHER)).encode()
@@ -228,7 +228,7 @@ def message_with_two_public_areas() -> object:
     return verifier.verify(own + message().encode(), nonce=NONCE, now=NOW)
 
 
-@attacks.attempt("confuse", FormatError)
+@attacks.attempt("confuse", FormatError, "duplicate")
 def message_whose_quote_is_merged_of_two() -> object:
     """A protobuf reader merges a sub-message that occurs twice in a quote."""
     one = quote().encode()

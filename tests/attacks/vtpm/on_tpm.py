@@ -111,7 +111,7 @@ def tpm_alone_under_a_policy_for_tees() -> object:
     return check(genuine(), AppraisalPolicy.default().replace(trusted_aks=[SPKI]))
 
 
-@attacks.attempt("confuse", UsageError)
+@attacks.attempt("confuse", UsageError, "conflict")
 def policy_for_a_tpm_alone_where_a_join_is_required() -> object:
     """No hardware evidence is there to be joined, so such a policy is not made."""
     genuine()
@@ -152,14 +152,14 @@ def certificate_without_its_issuer() -> object:
     return check_certified(altered(ak_certificates=certificates()[:1]))
 
 
-@attacks.attempt("recombine", SignatureError)
+@attacks.attempt("recombine", SignatureError, "tpm_quote_bad_signature")
 def certificate_of_another_key_beside_the_quote() -> object:
     """Without a public area, the key is that of the certificate."""
     certified()
     return check_certified(altered(ak_public=b"", ak_certificates=certificates(OTHER.spki_der)))
 
 
-@attacks.attempt("forge", AttestKitError)
+@attacks.attempt("forge", SignatureError, "cert_not_authority")
 def leaf_certificate_that_issues_another_one() -> object:
     """A tenant's key, certified by the CA, signs a certificate of a key outside of TPMs."""
     certified()
@@ -169,12 +169,12 @@ def leaf_certificate_that_issues_another_one() -> object:
     tenant = Issuer(name, OTHER)
     own = issue_cloud_leaf((encode_name(CN="x"), SPKI), tenant, serial=5, validity=VALIDITY)
     above = issue_cloud_leaf(
-        (name, OTHER.spki_der), authority()[1].authority, serial=6, validity=VALIDITY
+        (name, OTHER.spki_der), authority()[0].authority, serial=6, validity=VALIDITY
     )
-    return check_certified(altered(ak_certificates=(own, above, certificates()[1])))
+    return check_certified(altered(ak_certificates=(own, above)))
 
 
-@attacks.attempt("confuse", SignatureError)
+@attacks.attempt("confuse", SignatureError, "cert_constraints")
 def certificate_for_tls_servers_of_the_same_ca() -> object:
     """An extended key usage of another purpose; id-kp-serverAuth."""
     certified()
@@ -194,7 +194,11 @@ for title, start, end in (
         return check_certified(altered(ak_certificates=(edge, certificates()[1])))
 
     attacks.add(
-        "replay", f"certificate {title}", partial(at_edge, start, end), CollateralExpiredError
+        "replay",
+        f"certificate {title}",
+        partial(at_edge, start, end),
+        CollateralExpiredError,
+        "cert_expired",
     )
 
 
@@ -247,7 +251,13 @@ for title, r, s in (
         genuine()
         return check(resigned(r, s))
 
-    attacks.add("forge", f"TPM signature of {title}", partial(edge_signature, r, s), AttestKitError)
+    attacks.add(
+        "forge",
+        f"TPM signature of {title}",
+        partial(edge_signature, r, s),
+        SignatureError,
+        "tpm_quote_bad_signature",
+    )
 
 
 @attacks.attempt("forge", SignatureError, "tpm_quote_algorithm")
@@ -256,7 +266,7 @@ def signature_with_sha1() -> object:
     return check(resigned(numbers().r, numbers().s, hash_name="sha1"))
 
 
-@attacks.attempt("forge", AttestKitError)
+@attacks.attempt("forge", FormatError, "unsupported_algorithm")
 def null_signature() -> object:
     """TPM_ALG_NULL is a signature of no bytes."""
     genuine()

@@ -1,0 +1,1 @@
+"""Attempts on the measuring of images, and on the diagnosis."""
