@@ -147,14 +147,14 @@ add(
     CollateralError,
     "fetch_failed",
 )
-add("confuse", "PCCS with an empty CRL", CRL, body(lambda _: b""), CollateralError)
+add("confuse", "PCCS with an empty CRL", CRL, body(lambda _: b""), CollateralError, "malformed")
 add(
     "confuse",
     "PCCS with a status that is no error and no success",
     CRL,
     lambda response: response._replace(status=204, body=b""),
     CollateralError,
-    "malformed",
+    "fetch_failed",
 )
 add(
     "recombine",
