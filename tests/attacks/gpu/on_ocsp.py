@@ -20,7 +20,7 @@ from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.result import GpuResult
 from attestkit.gpu.rules import GpuRules
 from tests.attacks.attempts import Surfaces
-from tests.attacks.on_gpu_manifests import GOOD, GPUS, L3, MODEL, OWN, PKI, SIGNER, SIGNER_KEY
+from tests.attacks.gpu.on_manifests import GOOD, GPUS, L3, MODEL, OWN, PKI, SIGNER, SIGNER_KEY
 from tests.gpu.simulated_machine import NOW, verify_machine
 from tests.raising import raises
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from attestkit.serve import listener_apps
 from attestkit.serve.external_auth.access_control import ExternalAuth, check_scopes
 from tests.attacks.attempts import Surfaces, bound
-from tests.attacks.on_v1 import Refusal, event_loop, guest_of
+from tests.attacks.v1.on_methods import Refusal, event_loop, guest_of
 from tests.serve.asgi import Client
 from tests.serve.external_auth.tokens import HEADER, OTHER_KEY, make_token, sign_parts
 from tests.serve.external_auth.tokens import KEY as SIGNER

@@ -5,7 +5,7 @@ from typing import Final
 
 from attestkit.serve import listener_apps
 from tests.attacks.attempts import Surfaces, bound
-from tests.attacks.on_v1 import KEY, client, event_loop, guest_of
+from tests.attacks.v1.on_methods import KEY, client, event_loop, guest_of
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 
 attacks = Surfaces("v1")

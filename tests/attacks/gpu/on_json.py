@@ -11,7 +11,7 @@ from attestkit.errors import FormatError, GpuEvidenceError
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 from attestkit.gpu.result import GpuResult
 from tests.attacks.attempts import Surfaces, bound
-from tests.attacks.on_gpu import FIRST, GPUS, SECOND
+from tests.attacks.gpu.on_reports import FIRST, GPUS, SECOND
 from tests.gpu.simulated_machine import endorsements, verify_machine
 from tests.raising import raises
 

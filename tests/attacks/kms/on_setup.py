@@ -16,7 +16,7 @@ from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.onboarding import Onboarding, make_onboarding_app
 from attestkit.serve.kms_service.take_over import read_roots
 from tests.attacks.attempts import Surfaces, bound
-from tests.attacks.on_v1 import event_loop
+from tests.attacks.v1.on_methods import event_loop
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
 from tests.verifier.platforms import intel
 

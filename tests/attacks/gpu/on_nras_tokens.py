@@ -9,7 +9,7 @@ from attestkit.gpu.nras.tokens import verify_tokens
 from attestkit.gpu.result import GpuResult
 from attestkit.gpu.rules import GpuRules
 from tests.attacks.attempts import Surfaces, bound
-from tests.attacks.on_gpu_manifests import GPUS, MODEL, OWN
+from tests.attacks.gpu.on_manifests import GPUS, MODEL, OWN
 from tests.gpu.nras import nras_tokens as nras
 from tests.gpu.simulated_machine import NONCE, NOW, verify_machine
 

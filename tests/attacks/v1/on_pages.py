@@ -9,7 +9,7 @@ from attestkit.errors import UsageError
 from attestkit.serve import listener_apps
 from attestkit.serve.endpoints import LimitedSocket, ListenAddresses
 from tests.attacks.attempts import Surfaces, bound
-from tests.attacks.on_v1 import KEY, Refusal, client, event_loop, guest_of, key_of
+from tests.attacks.v1.on_methods import KEY, Refusal, client, event_loop, guest_of, key_of
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
 
 attacks = Surfaces("v1")

@@ -1,0 +1,1 @@
+"""Attempts on evidence of GPUs: reports, certificates, endorsements, tokens, and bindings."""
