@@ -27,7 +27,6 @@ from tests.attacks.attempts import Surfaces, bound
 from tests.kms.replayed_kms import WINDOW, make_roots, root_of
 from tests.kms.test_tls_chain import (
     APP_ID,
-    CA_KEY,
     CA_PEM,
     CHAIN,
     LEAF_KEY,
@@ -221,8 +220,6 @@ def certificate_chain_of_ten_thousand() -> object:
     return verify([CHAIN[0]] * 10_000)
 
 
-assert CA_KEY != LEAF_KEY
-
 # -- addresses ---------------------------------------------------------------------------------
 
 assert parse_kms_url("https://kms.example:8000/prpc/").base == "https://kms.example:8000/prpc"
@@ -256,13 +253,13 @@ PIN: Final = root_of(KMS)
 assert KmsRoot.from_json(PIN.to_json()) == PIN
 K256: Final = PIN.k256_public_key or b""
 PINS: Final[dict[str, str]] = {
-    "with a key twice": PIN.to_json().replace("{", '{"ca_pubkey": "00",', 1),
+    "with a key twice": PIN.to_json().replace("{", '{"ca_spki": "00",', 1),
     "with an unknown key": PIN.to_json().replace("{", '{"insecure": true,', 1),
-    "with a key in capitals": PIN.to_json().replace("ca_pubkey", "CA_PUBKEY"),
+    "with a key in capitals": PIN.to_json().replace("ca_spki", "CA_SPKI"),
     "in a list": f"[{PIN.to_json()}]",
     "with text behind": PIN.to_json() + "{}",
     "with a key that is not on its curve": PIN.to_json().replace(K256.hex(), "02" + "ff" * 32),
-    "with a key as nothing": '{"ca_pubkey": null}',
+    "with a key as nothing": '{"ca_spki": null}',
     "that is empty": "{}",
 }
 for _name, _text in PINS.items():

@@ -144,20 +144,15 @@ SERVERS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "with a usage in capitals": ({"usage": b"KMS:RPC"}, "wrong_usage"),
     "of another address": ({"domain": "127.0.0.2"}, "wrong_certificate"),
     "of the future": ({"window": ValidityPeriod(4_000_000_000, 4_100_000_000)}, "expired"),
-    "that is the temporary CA": (
-        {"chain": (issue_temp_ca(ROOTS, WINDOW),)},
-        "wrong_certificate",
-    ),
 }
 for _name, (_certificate, _reason) in SERVERS.items():
-    if "temporary" not in _name:
-        attacks.add(
-            "relay",
-            f"server with a certificate {_name}",
-            bound(fetch, certificate=_certificate),
-            KmsError,
-            _reason,
-        )
+    attacks.add(
+        "relay",
+        f"server with a certificate {_name}",
+        bound(fetch, certificate=_certificate),
+        KmsError,
+        _reason,
+    )
 
 ROOT_ANSWERS: Final[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "of another KMS": (temp_ca_of(OTHER), ("wrong_root",)),
@@ -204,9 +199,12 @@ def first_use_by_a_word_in_other_letters() -> FetchedKeys:
 def evidence_of_one_request_for_another_url() -> None:
     """Only the temporary CA changes between URLs, and refusals of one do not stop the other."""
     refusing = sound(ROOTS, GetAppKey=(400, b'{"error":"Boot denied: \\u001b[2J"}'))
-    with running(ROOTS, refusing) as first, running(OTHER, sound(OTHER)) as second:
-        with raises(KmsError, "refused", "wrong_root") as caught:
-            client_of(first, urls=[first.url, second.url]).get_app_keys()
+    with (
+        running(ROOTS, refusing) as first,
+        running(OTHER, sound(OTHER)) as second,
+        raises(KmsError, "refused", "wrong_root") as caught,
+    ):
+        client_of(first, urls=[first.url, second.url]).get_app_keys()
     assert "\x1b" not in str(caught.value)
     assert [one.reason for one in caught.value.failures] == ["refused", "wrong_root"]
 
