@@ -243,7 +243,11 @@ add(
     "crl_expired",
 )
 add(
-    "replay", "collateral of tomorrow", lambda: made(age=-timedelta(days=2)), CollateralExpiredError
+    "replay",
+    "collateral of tomorrow",
+    lambda: made(age=-timedelta(days=2)),
+    CollateralExpiredError,
+    "crl_expired",
 )
 
 
