@@ -16,7 +16,7 @@ from attestkit.errors import FormatError, ServiceError, UsageError
 from tests.attacks.attempts import Surfaces
 
 attacks = Surfaces("connect")
-LIMIT: Final = 1 << 20
+LIMIT: Final = 1 << 18
 SECONDS: Final = 10.0
 HEAD: Final = b"HTTP/1.1 200 OK\r\n"
 BODY: Final = b"Content-Length: 2\r\n\r\n{}"
@@ -200,7 +200,7 @@ def _is_bounded(start: bytes, unit: bytes) -> None:
         server.ask()
     finally:
         assert server.taken <= LIMIT + MAX_HEAD + 2 * PIECE
-        assert time.process_time() - before < 4
+        assert time.process_time() - before < 3
 
 
 _ENDLESS: Final[dict[str, tuple[bytes, bytes]]] = {
