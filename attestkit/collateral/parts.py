@@ -1,10 +1,9 @@
 """Decoding of the parts of collateral: JSON objects and validity periods."""
 
-import json
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
-from attestkit._formats.strict_json import check_depth, from_hex, read_object
+from attestkit._formats.strict_json import from_hex, read_object
 from attestkit.errors import CollateralError, FormatError
 
 if TYPE_CHECKING:
@@ -17,18 +16,15 @@ def json_object(name: str, text: str | bytes) -> dict[str, Any]:
     """Return the JSON object in `text`.
 
     Raises:
-        CollateralError: If `text` is not a JSON object; the message starts with `name`.
+        CollateralError: If `text` is not a JSON object, or has a key twice, of which readers take
+            one or the other; the message starts with `name`.
     """
     try:
-        # json.loads would also accept UTF-16, in which check_depth finds no brackets.
-        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        check_depth(text)
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return read_object(text.decode("utf-8-sig") if isinstance(text, bytes) else text, name)
+    except UnicodeDecodeError as error:
+        raise CollateralError(f"{name}: invalid JSON: not UTF-8", reason="malformed") from error
+    except FormatError as error:
         raise CollateralError(f"{name}: invalid JSON: {error}", reason="malformed") from error
-    if not isinstance(value, dict):
-        raise CollateralError(f"{name}: not a JSON object", reason="malformed")
-    return value
 
 
 def part_window(name: str, value: str | bytes) -> "Window":

@@ -145,7 +145,7 @@ def test_cache_unusable_folder_raises_config_error(
     [
         ("http://h/../../etc", "tdx", "../../../x", "platform"),
         ("a\0b", "/", "", "."),
-        ("é\ud800", "\n", "x" * 5000, ""),
+        ("é\ud7ff", "\n", "x" * 5000, ""),
         ("a", "b,c"),
         ("a", "b", "c"),
     ],

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from attestkit.backends.simulator import simulated_roots
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.collateral import Collateral
 from attestkit.collateral.issuer_fetcher import MAX_REQUESTS, IssuerFetcher
 from attestkit.collateral.responses import Response
 from attestkit.errors import (
@@ -136,6 +137,24 @@ for title, (text, reason) in JSONS.items():
         FormatError,
         reason,
     )
+
+
+TWICE: Final = intel.collateral().to_json().rstrip()[:-1] + ', "tcb_info": "{}"}'
+
+
+@attacks.attempt("confuse", CollateralError, "malformed")
+def file_of_collateral_with_two_tcb_infos() -> object:
+    """One reader verifies the first, the next one keeps the last."""
+    accepted()
+    return Collateral.from_json(TWICE)
+
+
+@attacks.attempt("confuse", CollateralError, "malformed")
+def tcb_info_with_two_next_updates() -> object:
+    """The second one, which is not signed, would keep the first one in the cache for years."""
+    accepted()
+    text = intel.collateral().tcb_info[:-1] + ',"nextUpdate":"2099-01-01T00:00:00Z"}'
+    return replace(intel.collateral(), tcb_info=text).valid_until
 
 
 # -- lists of TPM keys in bundles --------------------------------------------------------------
