@@ -25,6 +25,7 @@ from attestkit.errors import (
     SignatureError,
     VerificationError,
 )
+from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from tests.attacks.attempts import Kind, Surfaces
 from tests.verifier.platforms.vtpm.made_tpm import sign_quote
@@ -358,3 +359,15 @@ def snp_guest_with_a_quote_of_one_pcr() -> object:
     der = machine("snp")[0]._certify(OTHER.spki_der)
     parts = {"message": made.message, "signature": made.signature, "pcr_values": made.pcr_values}
     return check("snp", altered("snp", **parts, ak_public=b"", ak_certificates=(der,)))
+
+
+@attacks.attempt("confuse", ReplayError, "rtmr_mismatch")
+def boot_events_hidden_as_records_of_the_firmware() -> object:
+    """Without its configuration, an image of dstack may have records before the events in PCR 14.
+
+    A guest that later extends events of another app could so hide its own; RTMR3 has them all.
+    """
+    events = machine("tdx")[2].evidence.stack.runtime_events
+    first = TpmEventDigest(14, sha256(runtime_preimage(*events[0])))
+    found = altered("tdx", event_log=(*log_of(), first))
+    return check("tdx", found, config="{}", runtime_events=events[1:])

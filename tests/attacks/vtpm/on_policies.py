@@ -3,9 +3,16 @@
 from functools import partial
 from typing import Final
 
-from attestkit.errors import ConfigError
-from attestkit.verifier import AppraisalPolicy
+from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Stack
+from attestkit.attester import Attester
+from attestkit.errors import AttestKitError, ConfigError
+from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from tests.attacks.attempts import Surfaces
+from tests.attacks.vtpm import azure_vms, on_google, tpm_evidence
+from tests.verifier.platforms import azure
+from tests.verifier.platforms.test_azure_policy import BOUND, NONCE
+from tests.verifier.platforms.vtpm import made_tpm
 
 attacks = Surfaces("vtpm")
 
@@ -72,3 +79,47 @@ def join_that_is_text_and_no_list() -> None:
     """One name is a list of one, and not a collection of letters that match nothing."""
     text = GOOD.replace('["hardware_to_ak"]', '"hardware_to_ak"')
     assert AppraisalPolicy.from_toml(text).require_joins == {"hardware_to_ak"}
+
+
+# -- events that nothing measured --------------------------------------------------------------
+
+APP: Final = b"\x77" * 20
+EVENTS: Final = (
+    RuntimeEvent("app-id", APP),
+    RuntimeEvent("compose-hash", bytes(32)),
+    RuntimeEvent("system-ready", b""),
+)
+PINNED: Final = AppraisalPolicy.default().replace(
+    platforms=("gcp-snp", "hcl-snp", "hcl-tdx", "tpm"), app_id=[APP]
+)
+
+
+def unmeasured(name: str, policy: AppraisalPolicy) -> AttestationResult:
+    """Verify evidence of a guest that measures no app, beside events about the victim's app."""
+    if name == "gcp-snp":
+        simulator, _, good, _ = on_google.machine("snp")
+        evidence = good.evidence._replace(stack=good.evidence.stack._replace(runtime_events=EVENTS))
+        verifier = Attester(simulator).verifier(policy=policy)
+        return verifier.verify(Attestation(evidence), nonce=on_google.NONCE)
+    if name == "tpm":
+        stack = Stack(tpm_evidence.BOUND, EVENTS, "{}")
+        found = Attestation(Evidence(tpm_evidence.genuine(), stack))
+        listed = policy.replace(trusted_aks=[made_tpm.SPKI], platforms=("tpm",))
+        nonce, now = tpm_evidence.NONCE, tpm_evidence.NOW
+        return Verifier(policy=listed).verify(found, nonce=nonce, now=now)
+    platform = azure_vms.genuine(name[4:])
+    found = Attestation(Evidence(platform, Stack(BOUND, EVENTS, "{}")))
+    return azure.verifier(platform, policy=policy).verify(found, nonce=NONCE)
+
+
+def pinned_app(name: str) -> object:
+    """Verify under a policy that pins the app; without the pin, nothing is claimed of it."""
+    result = unmeasured(name, PINNED.replace(app_id=None))
+    assert result.claims.events == ()
+    assert "app" in result.not_proven
+    return unmeasured(name, PINNED)
+
+
+for name in ("gcp-snp", "hcl-snp", "hcl-tdx", "tpm"):
+    title = f"{name}: events of an app that nothing measured"
+    attacks.add("forge", title, partial(pinned_app, name), AttestKitError, "app_id", "conflict")
