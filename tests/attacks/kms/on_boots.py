@@ -180,7 +180,7 @@ def client_with_a_certificate_of_its_own_ca(kms: SimulatedKms) -> None:
     from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca
     from tests.kms.replayed_kms import WINDOW
 
-    window = {"not_before": WINDOW.not_before, "not_after": WINDOW.not_after}
+    window: Any = WINDOW._asdict()
     issued = issue_ca(key=KEY, subject="Dstack Client Temp CA", path_length=0, **window)
     own = (certificate_pem(issued), KEY)
     found = with_certificate(kms, own_evidence(), issuer=own)
