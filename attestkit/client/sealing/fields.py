@@ -297,7 +297,10 @@ class FieldOpener:
                 raise _refusal(f"field {shown(name, 128)} of the answer: {error}") from error
 
         opened = self._walk.open(document, open_text)
-        return json.dumps(opened, ensure_ascii=False, separators=(",", ":"))
+        try:
+            return json.dumps(opened, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        except ValueError as error:
+            raise _refusal("answer: has a number that is infinite") from error
 
 
 def _check_query(target: str) -> None:
