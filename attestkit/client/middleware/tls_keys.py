@@ -126,7 +126,8 @@ def _stamp(path: str) -> tuple[int, ...]:
 
 
 def _read_file(path: str) -> dict[bytes, float]:
-    data = read_regular(path, MAX_FILE + 1, follow=True)
+    # Behind a link, too, it must be a regular file: a pipe would block all documents.
+    data = read_regular(os.path.realpath(path), MAX_FILE + 1)
     if len(data) > MAX_FILE:
         raise FormatError(f"over {MAX_FILE} bytes", reason="too_large")
     return read_pem_keys(data)
