@@ -1,15 +1,20 @@
 """Attempts on the middleware by requests: methods, nonces, paths, headers, and floods."""
 
 import json
+import os
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from attestkit.attestation import Attestation
 from attestkit.client import wsgi
 from attestkit.client.document import PATH, read_document
 from attestkit.client.middleware.document_endpoint import AT_ONCE, WAITING
+from attestkit.client.middleware.tls_keys import TlsKeys
+from attestkit.testing.loopback_ca import LoopbackCa
 from tests.attacks.attempts import Surfaces
 from tests.attacks.on_middleware_documents import QUERY, Answer, check_genuine, get, verify
 from tests.client.middleware.documents import NONCE, PEER, tee
@@ -245,3 +250,32 @@ def quotes_that_fail_give_their_places_back() -> None:
         assert _call_wsgi(app) == 503
     app._tee = tee()
     assert _call_wsgi(app) == 200
+
+
+# -- the file of the certificate -------------------------------------------------------------------
+
+
+def _replaced(make: Callable[[Path], object], tmp_path: Path) -> None:
+    """Replace the file by something else: the last keys remain, and nothing waits."""
+    file = tmp_path / "leaf.pem"
+    file.write_text(LoopbackCa().issue().certificate_chain[0])
+    keys = TlsKeys(file)
+    before = keys.current()
+    file.unlink()
+    make(file)
+    found: list[tuple[bytes, ...]] = []
+    thread = threading.Thread(target=lambda: found.append(keys.current()), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert found == [before]
+
+
+_REPLACED: Final[dict[str, Callable[[Path], object]]] = {
+    "a pipe": os.mkfifo,
+    "a link to an endless device": lambda path: path.symlink_to("/dev/zero"),
+    "a folder": Path.mkdir,
+    "a link to itself": lambda path: path.symlink_to(path),
+    "2 MiB": lambda path: path.write_bytes(bytes(2 << 20)),
+}
+for _name, _make in _REPLACED.items():
+    attacks.add("exhaust", f"certificate file that becomes {_name}", partial(_replaced, _make))
