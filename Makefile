@@ -23,7 +23,7 @@ DIST := .tools/dist
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-annotate --no-header --upgrade
 
-.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak chaos fleet \
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak rotation kills chaos fleet \
 	docs lock audit promises judges devmode interleave dist matrix clean help
 
 help:
@@ -40,6 +40,8 @@ help:
 	@echo "make fuzz    run every fuzzer, for SECONDS=n or for hours; the record is docs/records/fuzz.json"
 	@echo "make differential  compare the DCAP engine with dcap-qvl; the record is docs/records/dcap.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
+	@echo "make rotation  let two services renew their keys and prove each other; docs/records/rotation.json"
+	@echo "make kills   kill boots and servers at random moments; the record is docs/records/kills.json"
 	@echo "make chaos   let disk, clock, device and network break around the server; docs/records/chaos.json"
 	@echo "make promises  run the tests that hold the promises of docs/threat-model.md"
 	@echo "make judges  run every independent program over what attestkit makes; docs/records/judges.json"
@@ -50,7 +52,7 @@ help:
 	@echo "make audit   ask for known vulnerabilities of what is locked"
 	@echo "make dist    make sources and wheels of this commit: dist/, with their SHA-256"
 	@echo "make fleet   verify 10,000 pieces of evidence on a cluster that loses a worker; docs/records/fleet.json"
-	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
+	@echo "make flake   run the tests 50 times; the record is docs/records/flake.json"
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -177,6 +179,14 @@ flake: $(VENV)/.dev $(JS)/node_modules/.made
 # An hour; `make soak ARGS='--seconds 60'` is the form that writes no record.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak $(ARGS)
+
+# Half an hour; `make rotation ARGS='--seconds 60'` is the form that writes no record.
+rotation: $(VENV)/.dev
+	$(BIN)/python -m tests.soak.rotation $(ARGS)
+
+# 1,000 kills; `make kills ARGS='--seconds 60'` and `--runs 50` are forms that write no record.
+kills: $(VENV)/.dev
+	$(BIN)/python -m tests.long_runs.kills $(ARGS)
 
 # Some minutes; `make fleet ARGS='--pieces 1000'` is the form that writes no record.
 fleet: $(VENV)/.dev

@@ -19,7 +19,7 @@ DEFAULT = ("-n", "auto", "-m", "not slow")  # the options of `make test`
 def main() -> int:
     """Return 0 if every run passed."""
     parser = argparse.ArgumentParser(description="Run the tests again and again.")
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seconds", type=float, help="stop after so many, and record nothing")
     parser.add_argument("pytest", nargs="*", help="what pytest is told; after --")
     options = parser.parse_args()

@@ -1,10 +1,10 @@
 """Load the server for an hour and record its resources: `make soak`.
 
-200 connections over both sockets and HTTP request everything that is served, in JSON, in protobuf
-and as pages. With a container engine, ten of them follow the logs of a container that writes and of
-a silent one. Every ten seconds memory, descriptors and latencies are written to
-docs/records/soak.json. The run fails if a request fails, or if memory or descriptors grow after the
-first five minutes. A run of less than ten minutes is not recorded.
+200 connections over both sockets and HTTP request everything that is served, `/v1` too, in JSON, in
+protobuf and as pages. With a container engine, ten of them follow the logs of a container that
+writes and of a silent one. Every ten seconds memory, descriptors, threads and latencies are written
+to docs/records/soak.json. The run fails if a request fails, or if memory, descriptors or threads
+grow after the first five minutes. A run of less than ten minutes is not recorded.
 """
 
 import argparse
@@ -13,8 +13,6 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
-from statistics import mean, quantiles
 from typing import Any
 
 import uvloop
@@ -24,15 +22,12 @@ from tests.rigs.docker.engine import missing_for_docker, running_engine
 from tests.serve.client import call
 from tests.serve.server import Server, environment, errors_in, running_server
 from tests.soak.load import LoadRecord, RequestKind, run_client, run_follower
+from tests.soak.resources import PERIOD, WARM, find_growth, has_grown, take_sample
 
 CONNECTIONS = {"dstack": 110, "tappd": 40, "http": 40}
 FOLLOWERS = {"writer": 7, "quiet": 3}
 WRITER = "while true; do echo $(seq 20); sleep 0.1; done"  # command of the writing container
 QUIET = "sleep 1000000"
-WARM = 300.0  # seconds of warm-up
-PERIOD = 10.0  # seconds between two samples
-MEMORY_SLACK = 2.0  # MB of noise, and the log of the emitted events
-DESCRIPTOR_SLACK = 20  # for short-lived connections
 
 
 def main() -> int:
@@ -50,7 +45,7 @@ def main() -> int:
         server = stack.enter_context(running_server("--access-log", environ=environ))
         samples = uvloop.run(_soak(server, ledger, options.seconds, follow=docker is not None))
         log = server.log()
-    growth = _growth(samples)
+    growth = find_growth(samples)
     figures = {
         "command": f"python -m tests.soak --seconds {options.seconds:g}",
         "connections": sum((CONNECTIONS | FOLLOWERS).values()),
@@ -70,8 +65,7 @@ def main() -> int:
     errors = errors_in(log)
     sys.stdout.write("\n".join([f"{len(errors)} errors in the log", *errors[:5], ""]))
     failed = ledger.failures or not ledger.requests or errors
-    grown = growth["rss_mb"] > MEMORY_SLACK or growth["descriptors"] > DESCRIPTOR_SLACK
-    return 1 if failed or grown else 0
+    return 1 if failed or has_grown(growth) else 0
 
 
 def _create_requests(server: Server) -> dict[str, Sequence[RequestKind]]:
@@ -91,6 +85,13 @@ def _create_requests(server: Server) -> dict[str, Sequence[RequestKind]]:
             RequestKind.post("/Attest", {"report_data": "1234"}, 5),
             RequestKind.post("/GetTlsKey", {"subject": "soak", "usage_ra_tls": True}, 2),
             RequestKind.get("/GetKey?path=my/key", 3),
+            RequestKind.post("/v1/Attest", {"report_data": "1234"}, 10),
+            RequestKind.post("/v1/Attest", None, 3, binary=b"\n\x02\x12\x34"),
+            RequestKind.post("/v1/GetKey", {"domain": "soak", "algorithm": "ed25519"}, 20),
+            RequestKind.post("/v1/IssueCert", {"subject": "soak", "usage_ra_tls": True}, 2),
+            RequestKind.post("/v1/Info", {}, 10),
+            RequestKind.post("/v1/Info", None, 3, binary=b""),
+            RequestKind.post("/v1/Version", {}, 10),
         ],
         "tappd": [
             RequestKind.post("/prpc/Tappd.TdxQuote", {"report_data": "1234"}, 5),
@@ -138,46 +139,13 @@ async def _samples(server: Server, ledger: LoadRecord, end: float) -> AsyncItera
     emitted = 0
     while (now := time.monotonic()) < end:
         await asyncio.sleep(min(PERIOD, end - now))
-        taken = ledger.take_durations() or [0.0, 0.0]
-        cuts = quantiles(taken, n=100, method="inclusive") if len(taken) > 1 else taken * 99
-        rss, descriptors = _read_resources(server.process.pid)
-        yield {
-            "seconds": round(time.monotonic() - begin),
-            "requests": len(taken),
-            "p50_ms": round(cuts[49], 3),
-            "p99_ms": round(cuts[98], 3),
-            "rss_mb": rss,
-            "descriptors": descriptors,
-        }
+        yield take_sample(server.process.pid, time.monotonic() - begin, ledger.take_durations())
         if (
             time.monotonic() - begin > 60 * emitted
         ):  # one event a minute, because the log grows with each
             emitted += 1
             event = {"event": f"soak-{emitted}", "payload": "00"}
             await asyncio.to_thread(call, server.dstack, "EmitEvent", event)
-
-
-def _read_resources(process: int) -> tuple[float, int]:
-    """Return a process's resident memory in MB and its number of descriptors."""
-    folder = Path(f"/proc/{process}")
-    lines = (folder / "status").read_text().splitlines()
-    [rss] = (int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
-    return round(rss / 1024, 2), sum(1 for _ in (folder / "fd").iterdir())
-
-
-def _growth(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the growth from the first five minutes after the warm-up to the last five.
-
-    In a short run the last third is compared with the second.
-    """
-    last = samples[-1]["seconds"]
-    window = min(WARM, last / 3)
-    early = [s for s in samples if window <= s["seconds"] <= 2 * window]
-    late = [s for s in samples if s["seconds"] >= last - window]
-    return {
-        name: round(mean(s[name] for s in late) - mean(s[name] for s in early), 2)
-        for name in ("rss_mb", "descriptors", "p50_ms")
-    }
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 _PAUSE = 0.3  # mean seconds between two requests of a connection
 _LIFE = 60  # mean number of requests of a connection
-_PATIENCE = 60  # timeout of a response
-_HEAD_PATIENCE = 10  # timeout of the head of an endless response
+_PATIENCE = 60  # timeout of a response, or of the head of an endless one
 _JSON = "application/json"
 
 
@@ -126,7 +125,7 @@ async def run_follower(endpoint: str, target: str, ledger: LoadRecord, end: floa
 async def _has_started(reader: asyncio.StreamReader, target: str, ledger: LoadRecord) -> bool:
     """Read the head of an endless response; return whether its status is 200."""
     try:
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _HEAD_PATIENCE)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _PATIENCE)
     except asyncio.TimeoutError:
         ledger.failures[f"{target}: no answer"] += 1
         return False

@@ -7,6 +7,7 @@ of the folder. Then, another process boots in it without being killed. A line of
 
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -53,14 +54,20 @@ def kill_at(step: int) -> None:
     sys.addaudithook(count)
 
 
-def run(work: Callable[[], object]) -> tuple[int, str]:
-    """Run `work` in a forked process; return its wait status and its result in JSON."""
+def run(work: Callable[[], object], kill_after: float | None = None) -> tuple[int, str]:
+    """Run `work` in a forked process; return its wait status and its result in JSON.
+
+    With `kill_after` the process is killed after so many seconds, unless it is done.
+    """
     reading, writing = os.pipe()
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         _report(work, writing)
     os.close(writing)
+    if kill_after is not None:
+        select.select([reading], [], [], kill_after)
+        os.kill(child, signal.SIGKILL)
     with os.fdopen(reading) as pipe:
         text = pipe.read()
     return os.waitpid(child, 0)[1], text
