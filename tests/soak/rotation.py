@@ -153,7 +153,7 @@ class Load:
             samples = await self._sample()
             await asyncio.gather(*work)
             for service in self._services:
-                await self._http.get(f"{service.url}/stop")
+                await self._get(f"{service.url}/stop", None)
                 service.take_events()
         return samples
 
