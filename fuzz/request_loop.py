@@ -46,7 +46,7 @@ class InlineThreads(JobThreads):
     def __init__(self) -> None:
         super().__init__(0)
 
-    def submit(self, work: Callable[[], None], /) -> None:
+    def submit(self, work: Callable[[], object], /) -> None:
         """Run the job, which never raises."""
         work()
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["HttpGetter"]
 
 HEAD_LIMIT: Final = 128 * 1024  # bytes of status line, header section and chunk framing
-_REASONS: "Final[Mapping[ExchangeFailure, CollateralReason]]" = {
+_REASONS: Final["Mapping[ExchangeFailure, CollateralReason]"] = {
     "too_large": "too_large",
     "truncated": "malformed",
     "malformed": "malformed",
@@ -105,7 +105,7 @@ class HttpGetter:
             raise CollateralError(f"{url}: not a valid URL", reason="malformed") from error
         except ExchangeError as error:
             message = f"{url}: {error}; {_ADVICE.get(error.kind, 'check the URL')}"
-            reason = _REASONS.get(error.kind, "fetch_failed")
+            reason: CollateralReason = _REASONS.get(error.kind, "fetch_failed")
             raise CollateralError(message, reason=reason) from error
 
     def _connect(self, parts: SplitResult, time_left: TimeLeft) -> socket.socket:

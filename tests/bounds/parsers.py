@@ -307,7 +307,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "CCEL, plain Python": Parser(_python_log.ccel_walk, shapes.CCEL, 10, 4),
     "TPM log": Parser(TpmEventLog.parse, shapes.TPM, 40, 4),
     "TPM log, plain Python": Parser(_python_log.tpm_walk, shapes.TPM, 16, 6),
-    "IMA log": Parser(lambda data: ImaLog.parse(data).replay(), shapes.IMA, 12, 2),
+    "IMA log": Parser(lambda data: ImaLog.parse(data).replay(), shapes.IMA, 12, 3),
     "message of go-tpm-tools": Parser(GoTpmToolsMessage.parse, shapes.GO_TPM_TOOLS, 120, 24),
     "agent's log": Parser(
         lambda data: EventLog.from_json(data).events,

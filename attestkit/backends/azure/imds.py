@@ -166,8 +166,8 @@ class ImdsClient:
             return exchange(partial(connect_tcp, host, port, request.seconds), parts, limits)
         except ExchangeError as error:
             message = f"{self._name(request)}: {error}"
-            reason = _REASONS.get(error.kind, "malformed_response")
-            if reason in {"timed_out", "cannot_connect"}:
+            reason: BackendReason = _REASONS.get(error.kind, "malformed_response")
+            if reason in ("timed_out", "cannot_connect"):
                 message += "; allow the link-local route"
                 raise QuoteUnavailableError(message, reason=reason) from error
             raise BackendError(message, reason=reason) from error

@@ -255,7 +255,7 @@ class AgentClient:
             if error.kind == "timed_out" and method not in _NOT_IDEMPOTENT:
                 text = f"{self._name}: {method}: {error}; retry later"
                 raise BackendBusyError(text, reason="timed_out", path=self.endpoint) from error
-            reason = _REASONS.get(error.kind, "connection_lost")
+            reason: BackendReason = _REASONS.get(error.kind, "connection_lost")
             raise self._call_error(reason, method, str(error)) from error
         return found.status, found.headers.get("server", ""), found.body
 

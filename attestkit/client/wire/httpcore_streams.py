@@ -7,7 +7,8 @@ Before that nothing is written to the server but its handshake and the questions
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from attestkit.client.wire.calls import AWAITED, BLOCKING, Calls, finish
 from attestkit.client.wire.observed_peer import ObservedPeer, observe_peer
@@ -208,7 +209,8 @@ class AsyncProvenStream(_Delegating):
             await stream.aclose()
 
 
-class _StreamChannel(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _StreamChannel:
     """The I/O of a proof on a stream of httpcore."""
 
     send: Callable[[bytes, float], Any]

@@ -103,11 +103,11 @@ class Channel(Protocol):
     Of an event loop, both methods have to be awaited.
     """
 
-    def send(self, data: bytes, seconds: float) -> Any:  # noqa: ANN401 - None, once awaited
+    def send(self, data: bytes, seconds: float, /) -> Any:  # noqa: ANN401 - None, once awaited
         """Send all of the bytes."""
         ...
 
-    def receive(self, limit: int, seconds: float) -> Any:  # noqa: ANN401 - bytes, once awaited
+    def receive(self, limit: int, seconds: float, /) -> Any:  # noqa: ANN401 - bytes, once awaited
         """Receive 1 to `limit` bytes; nothing at the end of the stream."""
         ...
 

@@ -43,7 +43,7 @@ _SECONDS: Final = 30.0  # of a whole exchange (kms.md, 7.1 and 7.2)
 _HEAD_LIMIT: Final = 64 << 10  # bytes of status line and header section
 _BODY_LIMIT: Final = 4 << 20  # bytes; the provider's quote has at most 1 MiB, 2 MiB in hex
 _LONGEST_TEXT: Final = 300  # characters of the host's error
-_REASONS: "Final[dict[str, KmsReason]]" = {"timed_out": "timeout", "connection": "connection"}
+_REASONS: Final["dict[str, KmsReason]"] = {"timed_out": "timeout", "connection": "connection"}
 _METHOD: Final = "GetSealingKey?json"
 _AF_VSOCK: Final[int] = getattr(socket, "AF_VSOCK", 40)  # Linux' number
 

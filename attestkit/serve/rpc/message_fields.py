@@ -104,9 +104,13 @@ def version_of(package: str) -> str:
     return package.rpartition(".")[2] if "." in package else ""
 
 
-@cache
 def fields_of(message: type[NamedTuple]) -> tuple[Field, ...]:
     """Return the fields of a message class, in JSON order."""
+    return _described(message)
+
+
+@cache
+def _described(message: type[NamedTuple]) -> tuple[Field, ...]:
     hints = get_type_hints(message, include_extras=True)
     defaults = message._field_defaults
     return tuple(_field(name, hint, defaults[name]) for name, hint in hints.items())

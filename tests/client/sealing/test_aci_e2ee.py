@@ -15,13 +15,12 @@ from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.k256_agreement import k256_shared_secret
 from attestkit.client.sealing.aci_e2ee import (
     ACI_X25519,
-    MAX_PROBLEM,
     AciAssociatedData,
     AciOpener,
     AciSealing,
 )
 from attestkit.client.sealing.fields import RequestContext
-from attestkit.client.sealing.protocol import SealedRequest, SealingKeyError
+from attestkit.client.sealing.protocol import MAX_PROBLEM, SealedRequest, SealingKeyError
 from attestkit.errors import ServiceError
 from tests.raising import raises
 

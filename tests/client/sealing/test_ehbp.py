@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from attestkit.client.sealing.ehbp import (
     KEY_CONFIG_PROBLEM,
     MAX_CHUNK,
-    MAX_PROBLEM,
     EhbpOpener,
     EhbpSealing,
     derive_answer_keys,
 )
-from attestkit.client.sealing.protocol import Opener, SealedRequest, Sealing, SealingKeyError
+from attestkit.client.sealing.protocol import (
+    MAX_PROBLEM,
+    Opener,
+    SealedRequest,
+    Sealing,
+    SealingKeyError,
+)
 from attestkit.client.services.service import Binding
 from attestkit.client.services.tinfoil.tinfoil import Tinfoil, TinfoilBundle
 from attestkit.errors import ServiceError

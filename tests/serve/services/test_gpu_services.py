@@ -221,5 +221,6 @@ def test_simulated_tee_serves_its_gpus(tee: SimulatedTee) -> None:
     """The test support has evidence, roots and the address of the services."""
     [device] = tee.gpu_evidence(NONCE).devices
     assert device.architecture == "BLACKWELL"
-    assert device.certificates[-1] == (tee.roots.gpu or ())[0]
+    assert tee.roots.gpu is not None
+    assert device.certificates[-1] == tee.roots.gpu[0]
     assert tee.gpu_services_url == tee.pccs_url

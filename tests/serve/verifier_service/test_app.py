@@ -265,7 +265,7 @@ class CountingThreads(JobThreads):
         super().__init__(threads)
         self.submitted = asyncio.Semaphore(0)
 
-    def submit(self, work: Callable[[], None], /) -> None:
+    def submit(self, work: Callable[[], object], /) -> None:
         """Submit a job."""
         self.submitted.release()
         super().submit(work)

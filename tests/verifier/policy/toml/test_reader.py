@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from attestkit._formats.toml import LARGEST
 from attestkit.errors import ConfigError
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.toml import reader as toml_reader
@@ -176,7 +177,7 @@ def test_load_unreadable_file_raises_config_error(tmp_path: Path, name: str) -> 
 def test_policy_file_over_1_mib_is_rejected(tmp_path: Path) -> None:
     """A file of 1 MiB is read; one byte more is rejected."""
     text = 'preset = "strict"\n# '
-    full = text + "x" * (toml_reader.LARGEST - len(text))
+    full = text + "x" * (LARGEST - len(text))
     assert AppraisalPolicy.from_toml(full) == AppraisalPolicy.strict()
     assert get_rejection_text(full + "x").reason == "too_large"
     path = tmp_path / "policy.toml"
