@@ -86,7 +86,8 @@ def test_server_makes_only_documented_calls() -> None:
     assert trace.connected != []
     if (sys.version_info[:2], platform.machine(), platform.libc_ver()[0]) == MEASURED_ON:
         more, fewer = OTHER_GLIBC.get(platform.libc_ver()[1], (set(), set()))
-        assert trace.names == documented_calls() - fewer | more
+        # The kernel makes restart_syscall itself, for a call that a stopped process was in.
+        assert trace.names - {"restart_syscall"} == documented_calls() - fewer | more
 
 
 # -- under the filters -----------------------------------------------------------------------------

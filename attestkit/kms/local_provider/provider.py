@@ -249,7 +249,9 @@ class _TcpServer:
             if self._is_closed:
                 connection.close()
                 return
-            self._connections[connection] = thread
+            # Those that ended are removed here: `close` waits for all that run, to their last line.
+            running = {one: other for one, other in self._connections.items() if other.is_alive()}
+            self._connections = {**running, connection: thread}
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -264,7 +266,5 @@ class _TcpServer:
         except OSError as error:
             _log.warning("local key provider: connection failed: %s", type(error).__name__)
         finally:
-            with self._lock:
-                self._connections.pop(connection, None)
             with suppress(ValueError):
                 self._slots.release()

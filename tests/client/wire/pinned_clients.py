@@ -27,6 +27,8 @@ def run(loop: str, program: Coroutine[Any, Any, None]) -> None:
     try:
         made.run_until_complete(asyncio.wait_for(program, TIMEOUT))
         made.run_until_complete(made.shutdown_asyncgens())
+        # A TLS transport ends once the peer has closed, for which aiohttp does not wait.
+        made.run_until_complete(asyncio.sleep(0.05))
     finally:
         made.close()
     assert errors == []
