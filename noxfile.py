@@ -19,7 +19,15 @@ PROJECT: Final = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
 PYTHONS: Final = nox.project.python_versions({"project": PROJECT})
 ENDS: Final = (PYTHONS[0], PYTHONS[-1])
 EXTRAS: Final = [name for name in PROJECT["optional-dependencies"] if name not in ("all", "dev")]
-TOOLS: Final = ("pytest>=9", "pytest-asyncio", "hypothesis", "httpx", "jsonschema-rs")
+# pycryptodome: another Keccak, with which tests compare ours.
+TOOLS: Final = (
+    "pytest>=9",
+    "pytest-asyncio",
+    "hypothesis",
+    "httpx",
+    "jsonschema-rs",
+    "pycryptodome",
+)
 # Official clients, all releases since 0.5.0, the newest last.
 PYTHON_CLIENTS: Final = ("0.5.0", "0.5.1", "0.5.2", "0.5.3", "0.5.4")
 JS_CLIENTS: Final = ("0.5.5", "0.5.7", "0.5.8")
