@@ -42,7 +42,7 @@ def check_lines(parser: Parser, case: Case, sizes: tuple[int, int, int]) -> None
     assert third <= parser.steps * c + 1000, case
     if a < b < c:
         earlier, later = (second - first) / (b - a), (third - second) / (c - b)
-        assert later <= FASTER * earlier + 1, f"{case}: {earlier:.2f}, then {later:.2f}"
+        assert later <= FASTER * max(earlier, 0) + 1, f"{case}: {earlier:.2f}, then {later:.2f}"
 
 
 def check_memory(parser: Parser, case: Case, size: int) -> None:
