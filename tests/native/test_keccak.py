@@ -28,7 +28,7 @@ VECTORS = [
 
 
 def expected(data: bytes, size: int) -> bytes:
-    """Return the digest of pycryptodome; under sanitizers, which do not load it, that of the twin."""
+    """Return the digest of pycryptodome, or of the twin under sanitizers, which do not load it."""
     if "libasan" in os.environ.get("LD_PRELOAD", ""):  # it needs RTLD_DEEPBIND
         twin: bytes = _python.keccak(data, size)
         return twin
