@@ -23,9 +23,8 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.backends.simulator.faults.kms_faults import KmsFaults
 from attestkit.kms import KmsClient, SimulatedKms
 from attestkit.kms.client_certificate import AttestedKey, ClientCa
-from attestkit.kms.connection import anonymous_context, rooted_context
+from attestkit.kms.https_call import anonymous_context, rooted_context
 from attestkit.kms.release.authorization import DevAuthorization
-from attestkit.kms.release.kms_faults import KmsFaults
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import create_state
 from attestkit.serve.kms_service.kms_parts import KmsParts

@@ -240,7 +240,7 @@ READERS: Final[dict[str, str]] = {
     "kms.answers": "kms_answer",
     "kms.cert_request": "cert_request",
     "kms.client_certificate": "kms_answer",
-    "kms.connection": "kms_answer",
+    "kms.https_call": "kms_answer",
     "kms.tls_chain": "app_chain",
     "kms.root": "kms_root",
     "kms.url": "kms_url",

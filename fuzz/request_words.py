@@ -13,7 +13,7 @@ from attestkit.serve.pages.static_files import ASSETS
 from attestkit.serve.rpc.message_fields import fields_of
 from attestkit.serve.rpc.protobuf_codec import encode
 from attestkit.serve.rpc.service import Method, Service
-from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api, worker_v1
+from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api
 from fuzz.request_rig import LISTENERS, head
 from tests.serve.http.attacks import ATTACKS
 
@@ -54,7 +54,7 @@ _PAGES: Final = ("/", "/metrics", "/logs/web", *(f"/assets/{name}" for name in A
 _SERVICES: Final = {
     "dstack": (dstack_guest.SERVICE, guest_v1.SERVICE),
     "tappd": (dstack_guest.SERVICE, tappd.SERVICE),
-    "http": (worker_api.SERVICE, worker_v1.SERVICE),
+    "http": (worker_api.SERVICE, worker_api.SERVICE_V1),
     "dev_http": (dstack_guest.SERVICE, guest_v1.SERVICE, tappd.SERVICE),
 }
 _ALL: Final = (*_SERVICES["dev_http"], *_SERVICES["http"])

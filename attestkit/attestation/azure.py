@@ -155,7 +155,7 @@ class HclReport(NamedTuple):
         Args:
             report_type: The kind of `hardware_report`.
             hardware_report: 1184 bytes for SEV-SNP, 1024 bytes for TDX.
-            runtime_data: JSON whose SHA-256 are the report data of `hardware_report`.
+            runtime_data: JSON whose SHA-256 is in the report data of `hardware_report`.
 
         Raises:
             UsageError: If the hardware report has another size.

@@ -33,8 +33,8 @@ class EventPcrSource(JournalSource, TpmKeySource):
     def evidence(self, report_data: bytes) -> Attestation:
         """Return evidence over exactly 64 bytes, with the events that replay to the PCR.
 
-        Without events and configuration it is the document alone, whatever the PCR is: shim
-        measures its keys there, too.
+        Without runtime events and VM configuration it is the bare document, and the PCR is not
+        compared with the log, because shim extends this PCR too.
         """
         config = self._app.vm_config
         with self._locked_journal() as journal:

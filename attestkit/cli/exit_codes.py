@@ -107,7 +107,7 @@ def write_stderr(text: str) -> None:
 
 
 def set_exit_code(code: int) -> int:
-    """Store the exit code of the running command, also for the case that stdout is closed later.
+    """Store the exit code of the running command, which also holds if stdout is a closed pipe.
 
     Returns:
         The exit code.

@@ -1,7 +1,8 @@
 """Event logs of firmware: the CCEL of a TD, and TPM event logs in the SHA-1 and agile formats.
 
 TCG PC Client Platform Firmware Profile, 10.2; for the CCEL, the CC measurement protocol of the UEFI
-specification. The native core walks over the records.
+specification. The native core walks over the records, and limits their number (`ak_log.h`,
+`_python_log.py`).
 """
 
 import hashlib

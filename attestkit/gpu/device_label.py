@@ -20,7 +20,7 @@ class DeviceLabel(NamedTuple):
     def error(
         self, problem: object, reason: GpuReason, *, by_policy: bool = False
     ) -> GpuEvidenceError:
-        """Return the error that refuses the device."""
+        """Return an error about this device; `by_policy` marks a violated rule of the policy."""
         message = f"{self}: {problem}"
         return GpuEvidenceError(message, reason=reason, device=self.number, by_policy=by_policy)
 

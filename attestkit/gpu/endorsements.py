@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from attestkit._crypto.x509.ocsp import MAX_ANSWER, MAX_ANSWERS, KeptStatuses
+from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER
+from attestkit._crypto.x509.ocsp.check import MAX_ANSWERS, KeptStatuses
 from attestkit._formats.typed_json import decode_typed
 from attestkit._reasons import CollateralReason
 from attestkit._sanitize import shown

@@ -1,6 +1,7 @@
 """Client of OCSP responders (RFC 6960, appendix A; nvidia-gpu.md, section 3.6).
 
-The responder is untrusted: an answer is verified after it was fetched, by `check_ocsp`.
+Requests, and the hashes in them, are encoded by `_crypto.x509.ocsp.request`. The responder is
+untrusted: an answer is verified after it was fetched, by `check_ocsp`.
 """
 
 import hmac

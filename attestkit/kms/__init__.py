@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from attestkit.kms.boot import KmsBoot, boot_with_kms
     from attestkit.kms.cert_request import CertRequest
     from attestkit.kms.client import KmsClient
-    from attestkit.kms.connection import TimeLimits
+    from attestkit.kms.https_call import TimeLimits
     from attestkit.kms.key_checks import FetchedKeys
     from attestkit.kms.root import KmsRoot
     from attestkit.kms.sealed_env import Epochs, open_env, seal_env

@@ -40,7 +40,7 @@ from attestkit.event_log import Event
 from attestkit.keys import AppKeys
 from attestkit.keys.key_chain import recover_kms_root
 from attestkit.kms.client import KmsClient
-from attestkit.kms.connection import TimeLimits
+from attestkit.kms.https_call import TimeLimits
 from attestkit.kms.key_checks import FetchedKeys, not_proven
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.sealed_provider import check_sealed_provider

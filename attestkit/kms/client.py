@@ -33,14 +33,14 @@ from attestkit.kms.answers import (
 )
 from attestkit.kms.cert_request import CertRequest, sign_cert_request
 from attestkit.kms.client_certificate import AttestedKey, ClientCa
-from attestkit.kms.connection import (
+from attestkit.kms.failover import malformed_answer, try_each_url
+from attestkit.kms.https_call import (
     TimeLimits,
     anonymous_context,
     call_kms,
     read_only_certificate,
     rooted_context,
 )
-from attestkit.kms.failover import malformed_answer, try_each_url
 from attestkit.kms.key_checks import FetchedKeys, check_received_keys, not_proven
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.server_checks import APP_CHAIN, check_usage, verify_evidence
@@ -82,7 +82,7 @@ class KmsClient:
         vm_config: Text of the member `vm_config` of the sys-config; if it is empty, the KMS uses
             the one in the evidence.
         verifier: Verifier of the KMS's own evidence, which is then required.
-        limits: Limits of time.
+        limits: Timeouts of connecting (5 s) and of a call (60 s).
         now: Returns the time in seconds since 1970.
         random: Returns a number of random bytes.
 

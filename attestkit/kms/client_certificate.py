@@ -11,7 +11,7 @@ from attestkit._crypto.x509.app_certificates import Certificate, certificate_pem
 from attestkit.errors import KmsError, UsageError
 from attestkit.keys.hkdf import derive_p256
 from attestkit.kms.answers import read_temporary_ca
-from attestkit.kms.connection import read_only_certificate
+from attestkit.kms.https_call import read_only_certificate
 from attestkit.ra_tls.certificate import OID_ATTESTATION
 from attestkit.ra_tls.issued import AttestFunction, Issued
 from attestkit.report_data import ReportData

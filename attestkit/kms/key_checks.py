@@ -10,7 +10,7 @@ from attestkit.errors import FormatError, KmsError, SignatureError, UsageError
 from attestkit.keys import AppKeys
 from attestkit.keys.key_chain import recover_kms_root
 from attestkit.kms.answers import ReceivedKeys
-from attestkit.kms.connection import read_only_certificate
+from attestkit.kms.https_call import read_only_certificate
 from attestkit.kms.root import KmsRoot
 
 if TYPE_CHECKING:

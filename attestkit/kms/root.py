@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from attestkit._argument_checks import require_bytes, require_size, wrong_type
-from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey, require_k256_public_key
+from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey
+from attestkit._crypto.k256_agreement import require_k256_public_key
 from attestkit._formats.strict_json import config_reason, decode_strictly, from_hex
 from attestkit._sanitize import key as shown_key
 from attestkit._system.atomic_file import replace_file

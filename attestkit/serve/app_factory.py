@@ -244,7 +244,7 @@ def _check_exposure(name: str, sock: "socket") -> None:
     """
     from socket import AF_UNIX
 
-    from attestkit.serve.http.vsock import is_vsock
+    from attestkit.serve.http.sockets import is_vsock
 
     is_unix = sock.family == AF_UNIX and not is_vsock(sock)
     problem = ""
@@ -270,7 +270,7 @@ def _bind(
     from attestkit.serve.http.sockets import UnixListener, bind_tcp
 
     if isinstance(address, VsockAddress):
-        from attestkit.serve.http.vsock import bind_vsock
+        from attestkit.serve.http.sockets import bind_vsock
 
         return bind_vsock("--guest-api", address)
     if not isinstance(address, Path):
@@ -284,7 +284,7 @@ def _bind(
 def _format_address(sock: "socket") -> Path | str:
     """Return the path of a listening socket, or its URL."""
     from attestkit.serve.config.option_values import Address
-    from attestkit.serve.http.vsock import is_vsock
+    from attestkit.serve.http.sockets import is_vsock
 
     where = sock.getsockname()
     if is_vsock(sock):

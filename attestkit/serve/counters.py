@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, get_args
 import msgspec
 
 from attestkit._formats.msgpack import MsgpackReader
+from attestkit._native import CORE
+from attestkit._package import own_version
 from attestkit.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from prometheus_client.core import Metric
+
 
 BOUNDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -213,3 +216,31 @@ def _verdicts(stats: Stats) -> "Metric":
     for (verdict, step), count in sorted(stats.verdicts.items()):
         verdicts.add_metric((verdict, step), count)
     return verdicts
+
+
+def build_info(description: str, **labels: str) -> "Metric":
+    """Return the metric family attestkit_build_info: its value is 1, its labels are constant.
+
+    The labels are the program's version, the native core and `labels`.
+    """
+    from prometheus_client.core import GaugeMetricFamily
+
+    labels = {"version": own_version(), "core": CORE, **labels}
+    build = GaugeMetricFamily("attestkit_build_info", description, labels=tuple(labels))
+    build.add_metric(tuple(labels.values()), 1)
+    return build
+
+
+def encode_metrics(families: "Iterable[Metric]") -> bytes:
+    """Return `families`, and metrics of this process, in the Prometheus text format."""
+    from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+    from prometheus_client.registry import Collector
+
+    class Families(Collector):
+        def collect(self) -> "Iterable[Metric]":
+            return families
+
+    registry = CollectorRegistry()  # the global one belongs to the whole program
+    registry.register(Families())
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)

@@ -21,7 +21,7 @@ from attestkit.serve.pages.static_files import ASSETS, get_asset
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.rpc.statuses import MethodRefusedError
-from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api, worker_v1
+from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.worker_api import SERVICE
 
@@ -82,7 +82,7 @@ DEV_SERVICES: Final[Sequence[Service]] = [
 ]
 """Services of the development listener."""
 
-EXTERNAL_SERVICES: Final[Sequence[Service]] = (worker_api.SERVICE, worker_v1.SERVICE)
+EXTERNAL_SERVICES: Final[Sequence[Service]] = (worker_api.SERVICE, worker_api.SERVICE_V1)
 """Services of the external listener."""
 
 _HOST = rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"

@@ -23,15 +23,15 @@ DECRYPT: Final = 1 << 17
 SIGN: Final = 1 << 18
 
 _RESERVED_BITS: Final = 0xFFF0_F009  # not in TPMA_OBJECT up to version 1.83 of the library
-TYPE_NAMES: Final = {ALG_RSA: "rsa", ALG_ECC: "ecc"}
+TYPE_NAMES: Final = {alg.ALG_RSA: "rsa", alg.ALG_ECC: "ecc"}
 _TYPE_IDS: Final = {name: number for number, name in TYPE_NAMES.items()}
 RSA_SCHEMES: Final = {
-    ALG_RSASSA: "rsassa",
-    ALG_RSAES: "rsaes",
-    ALG_RSAPSS: "rsapss",
-    ALG_OAEP: "oaep",
+    alg.ALG_RSASSA: "rsassa",
+    alg.ALG_RSAES: "rsaes",
+    alg.ALG_RSAPSS: "rsapss",
+    alg.ALG_OAEP: "oaep",
 }
-_ECC_SCHEMES: Final = {ALG_ECDSA: "ecdsa"}
+_ECC_SCHEMES: Final = {alg.ALG_ECDSA: "ecdsa"}
 _SCHEME_IDS: Final = {name: number for number, name in (RSA_SCHEMES | _ECC_SCHEMES).items()}
 _RSA_BITS: Final = (1024, 2048, 3072, 4096)
 _AES_BITS: Final = (128, 192, 256)

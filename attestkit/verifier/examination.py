@@ -33,7 +33,7 @@ from attestkit.verifier.evidence.checks import (
 )
 from attestkit.verifier.evidence.claims import claims, verified_launch
 from attestkit.verifier.evidence.formats import Evidence, parse_evidence
-from attestkit.verifier.gpu_join import GpuAppraisal, GpuCandidate, GpuJoin, GpuTrust
+from attestkit.verifier.gpu_join import GpuCandidate, GpuJoin, GpuSettings, GpuTrust
 from attestkit.verifier.hardware_join import HardwareJoin, join_hardware
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
 from attestkit.verifier.platforms.tdx import authenticate_fetching
@@ -296,7 +296,7 @@ class Examination:
         self, chosen: GpuCandidate, nonce: bytes | None, claims: Claims
     ) -> "GpuResult | None":
         settings = self._settings
-        appraisal = GpuAppraisal(settings.gpu_trust, settings.policy.gpu, self._now)
+        appraisal = GpuSettings(settings.gpu_trust, settings.policy.gpu, self._now)
         found = self._gpu.verify(chosen, nonce, claims.events, appraisal)
         self._steps.extend(self._gpu.skipped_steps() if found is None else found.steps)
         return found

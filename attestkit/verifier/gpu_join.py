@@ -103,8 +103,8 @@ class GpuTrust(NamedTuple):
         return GpuTrust(self.roots, replace(given, jwks=None if own is None else own.jwks))
 
 
-class GpuAppraisal(NamedTuple):
-    """Settings of a verification."""
+class GpuSettings(NamedTuple):
+    """Trust anchors, rules and time of a verification of GPU evidence."""
 
     trust: GpuTrust
     rules: GpuRules
@@ -185,7 +185,7 @@ class GpuJoin:
         chosen: GpuCandidate,
         nonce: bytes | None,
         events: Sequence[Event],
-        settings: GpuAppraisal,
+        settings: GpuSettings,
     ) -> "GpuResult | None":
         """Verify the GPU evidence, and return the result with the binding; None without GPUs.
 
@@ -289,7 +289,7 @@ def _read_boot_output(data: bytes) -> "NvattestOutput":
 
 
 def _verify_boot_output(
-    output: "NvattestOutput", events: Sequence[Event], settings: GpuAppraisal
+    output: "NvattestOutput", events: Sequence[Event], settings: GpuSettings
 ) -> "GpuResult":
     from attestkit.gpu.boot_result import appraise_boot_result  # lazy: only with GPUs
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.attestation import Attestation
 from attestkit.kms import KmsClient, KmsRoot
-from attestkit.kms.connection import TimeLimits
+from attestkit.kms.https_call import TimeLimits
 from attestkit.kms.release.certificates import (
     ValidityPeriod,
     issue_root,

@@ -15,7 +15,7 @@ from attestkit._crypto.ecdsa import K256Key
 from attestkit.errors import ConfigError, KmsError, UsageError
 from attestkit.kms import KmsClient, KmsRoot
 from attestkit.kms.client import MAX_URLS
-from attestkit.kms.connection import TimeLimits
+from attestkit.kms.https_call import TimeLimits
 from attestkit.kms.release.certificates import (
     ValidityPeriod,
     issue_root,

@@ -19,7 +19,7 @@ from attestkit.errors import KmsError
 from attestkit.keys.hkdf import derive_p256
 from attestkit.kms import CertRequest, KmsClient, SimulatedKms, boot_with_kms
 from attestkit.kms.client_certificate import SUBJECT
-from attestkit.kms.connection import TimeLimits, call_kms, rooted_context
+from attestkit.kms.https_call import TimeLimits, call_kms, rooted_context
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.url import parse_kms_url
 from attestkit.ra_tls.issued import Issued

@@ -30,7 +30,7 @@ from attestkit.kms import (
     seal_env,
     verify_app_certificate,
 )
-from attestkit.kms.connection import call_kms, rooted_context
+from attestkit.kms.https_call import call_kms, rooted_context
 from attestkit.kms.url import parse_kms_url
 from attestkit.report_data import ReportData
 from tests.kms.app_owner import APP_ID, Owner, app, assert_refused, boot, keys_of, machine

@@ -19,7 +19,7 @@ from attestkit._crypto.x509.app_certificates import (
 )
 from attestkit.errors import KmsError
 from attestkit.kms import CertRequest, KmsRoot
-from attestkit.kms.connection import anonymous_context, call_kms, rooted_context
+from attestkit.kms.https_call import anonymous_context, call_kms, rooted_context
 from attestkit.kms.release.certificates import issue_root
 from attestkit.kms.url import parse_kms_url
 from attestkit.ra_tls.issued import Issued

@@ -22,7 +22,7 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
 from attestkit.errors import AttestKitError, KmsError
 from attestkit.kms import KmsClient, SimulatedKms
-from attestkit.kms.connection import TimeLimits
+from attestkit.kms.https_call import TimeLimits
 from attestkit.kms.release.authorization import Decision, FunctionAuthorization
 from attestkit.kms.release.key_release import derive_app_ca, release_app_keys
 from attestkit.kms.release.roots import KmsRoots

@@ -85,7 +85,7 @@ def parse_certificate(data: bytes) -> bytes:
 
 def parse_crls(data: bytes) -> bytes:
     """Return CRLs of AMD unchanged, if they are well-formed."""
-    from attestkit._crypto.x509.amd_crl import read_amd_crls  # lazy: loads X.509
+    from attestkit._crypto.x509.crl import read_amd_crls  # lazy: loads X.509
 
     read_amd_crls(data)
     return data

@@ -51,6 +51,8 @@ Fetch = Callable[[Question], bytes]
 class Prover:
     """Proofs of one server; thread-safe. Implements `ConnectionProver`.
 
+    A proof ends at its `valid_until`, which `max_age` of the appraiser limits.
+
     Args:
         appraiser: Verifies what the service answers.
         fetch: Asks a question apart from the connections, for services that are proven so.

@@ -56,8 +56,8 @@ def call_driver(subject: str, limit: float, function: Callable[..., T], *argumen
         arguments: Its arguments.
 
     Raises:
-        BackendBusyError: If the time limit is exceeded, or was by `MAX_HANGING` calls which have
-            not ended yet.
+        BackendBusyError: If the call exceeds the time limit, or `MAX_HANGING` earlier calls still
+            hang.
     """
     global _hanging  # noqa: PLW0603 - threads of all sessions
     with _lock:

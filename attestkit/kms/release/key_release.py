@@ -114,7 +114,7 @@ def derive_app_root(roots: KmsRoots, app_id: bytes) -> bytes:
 
 
 def sign_env_public_key(roots: KmsRoots, app_id: bytes, timestamp: int) -> EnvPublicKey:
-    """Return the public key for encrypted environments of an app, with both signatures.
+    """Return the public key for an app's environments, signed without and with the timestamp.
 
     Args:
         roots: Keys of the KMS.

@@ -5,10 +5,10 @@ from functools import partial
 
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.serve.docker.engine import ContainerEngine
-from attestkit.serve.health.containers import check_docker
 from attestkit.serve.health.monitor import HealthMonitor
 from attestkit.serve.health.nerdctl import check_nerdctl
 from attestkit.serve.health.status_file import StatusFile
+from attestkit.serve.health.verdict import check_docker
 
 
 def make_monitor(

@@ -13,8 +13,7 @@ from attestkit.serve.docker.responses import (
     ContainerState,
     read_states,
 )
-from attestkit.serve.health.containers import appraise_containers
-from attestkit.serve.health.verdict import HealthVerdict
+from attestkit.serve.health.verdict import HealthVerdict, appraise_containers
 
 COMMAND: Final = ("nerdctl", "--namespace", "dstack")
 """The command; the namespace has the app's containers only."""

@@ -1,5 +1,6 @@
 """Types of ASGI applications, and of guards, which may refuse a request before the application."""
 
+import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -86,3 +87,8 @@ async def send_response(
     await send({"type": "http.response.start", "status": status, "headers": headers})
     content = b"" if scope["method"] == "HEAD" else body
     await send({"type": "http.response.body", "body": content})
+
+
+def encode_error(text: str) -> bytes:
+    """Return the JSON of an error, pretty-printed with two spaces."""
+    return json.dumps({"error": text}, indent=2).encode("ascii")

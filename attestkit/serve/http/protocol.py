@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from attestkit.serve.config.limits import Limits
-from attestkit.serve.http.errors import encode_error
+from attestkit.serve.http.asgi import encode_error
 from attestkit.serve.http.listener_state import (
     LINGER_LIMIT,
     LINGER_SECONDS,
@@ -410,7 +410,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._out_size = 0
 
     def on_response_complete(self) -> None:
-        """Continue with the next request; overrides uvicorn's timer."""
+        """Start the next pipelined request, or resume reading; sets no keep-alive timer."""
         self.server_state.total_requests += 1
         self._since = self.loop.time()
         if self.transport.is_closing() or self._lingers:  # this response was the last

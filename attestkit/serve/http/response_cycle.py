@@ -6,7 +6,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from attestkit.serve.http.errors import encode_error
+from attestkit.serve.http.asgi import encode_error
 from attestkit.serve.http.views import ENDLESS
 
 COPIED: Final = 4096
@@ -167,7 +167,7 @@ class ConnectionWriter(Protocol):
 
 
 class Response:
-    """Transport that sends earlier responses first."""
+    """Writing side of a connection for one response: earlier responses are sent first."""
 
     __slots__ = ("_connection", "_transport", "is_closing")
 

@@ -1,4 +1,4 @@
-"""Folders, lock, and listening sockets of the server.
+"""Folders, lock, and listening sockets of the server: unix, TCP, and vsock for the host (vsock(7)).
 
 A unix socket gets its mode and group after bind() and before listen(). Until then connect() fails,
 so that the socket is never open to other users than intended.
@@ -28,6 +28,7 @@ from attestkit._system.untrusted_files import (
 from attestkit._system.untrusted_files import make_folder as make_folder_at
 from attestkit.errors import BackendBusyError, ConfigError, UsageError
 from attestkit.serve.config.option_values import Address
+from attestkit.serve.endpoints import VsockAddress
 
 BACKLOG = 1024
 
@@ -303,3 +304,39 @@ class ListeningSocket(NamedTuple):
             except OSError:  # empty (EAGAIN; EINVAL after shutdown), or no free descriptor
                 break
         return accepted
+
+
+_BACKLOG: Final = 64  # the host is the only client
+
+
+def bind_vsock(option: str, address: VsockAddress) -> socket.socket:
+    """Return a socket listening at a vsock address; errors name `option`.
+
+    Its Python object has the family AF_UNIX: uvloop serves a listening socket of that family by its
+    descriptor alone, and does not support vsock. The kernel's object is a vsock socket.
+
+    Raises:
+        BackendBusyError: If the port is in use.
+        ConfigError: If the address cannot be bound, or the kernel has no vsock.
+    """
+    try:
+        listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    except OSError as error:
+        problem = f"{option} {address}: no vsock in this kernel: {error.strerror}"
+        raise ConfigError(problem, reason="wrong_value") from error
+    try:
+        listener.bind((address.cid, address.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            problem = f"{option} {address}: another process listens there"
+            raise BackendBusyError(problem, reason="address") from error
+        problem = f"{option} {address}: {error.strerror}"
+        raise ConfigError(problem, reason="wrong_value") from error
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=listener.detach())
+
+
+def is_vsock(sock: socket.socket) -> bool:
+    """Return whether the kernel's object is a vsock socket, of any Python family."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_VSOCK

@@ -11,7 +11,7 @@ from attestkit.serve.config.options import KMS_OPTIONS
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
-    from attestkit.kms.release.kms_faults import KmsFaults
+    from attestkit.backends.simulator.faults.kms_faults import KmsFaults
     from attestkit.serve.config.agent_settings import Settings
     from attestkit.serve.config.options import Options
     from attestkit.serve.kms_service.simulated_kms import SimulatedKms

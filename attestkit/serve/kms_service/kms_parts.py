@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from attestkit.backends.simulator.faults.kms_faults import KmsFaults
 from attestkit.kms.release.authorization import KmsAuthorization
-from attestkit.kms.release.kms_faults import KmsFaults
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester

@@ -5,7 +5,6 @@ import logging
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from attestkit.backends.simulator.faults.kms_faults import KmsFaults
 from attestkit.errors import AttestKitError
 from attestkit.kms.release.state_folder import KmsState, KmsStateFolder
 from attestkit.serve.config.limits import Limits

@@ -15,11 +15,7 @@ from attestkit.kms.release.boot_info import verify_guest
 from attestkit.kms.release.certificates import check_domain
 from attestkit.kms.release.key_release import bootstrap_report_data
 from attestkit.kms.release.roots import KmsRoots
-from attestkit.kms.release.state_folder import (
-    KmsState,
-    KmsStateFolder,
-    create_state,
-)
+from attestkit.kms.release.state_folder import KmsState, KmsStateFolder, create_state
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import CONTENT_TYPE, Traffic
 from attestkit.serve.http.views import View, ViewRequest, ViewResponse
@@ -74,7 +70,7 @@ class Onboarding(RequestQueue):
             _check_domain(domain)
             roots = KmsRoots.generate()
             info = BootstrapStatement(roots.ca_spki, roots.k256_public_key, b"")
-            if self._attester is not None:
+            if self._parts.attester is not None:
                 bound = bootstrap_report_data(info.ca_spki, info.k256_public_key)
                 info = info._replace(attestation=self._attest(bound))
             state = create_state(roots, domain, self._now())

@@ -24,7 +24,6 @@ from attestkit.kms.release.authorization import Decision, Role, authorize_guest
 from attestkit.kms.release.boot_info import VerifiedGuest
 from attestkit.kms.release.certificates import LeafProfile, sign_app_certificate
 from attestkit.kms.release.key_release import release_app_keys, sign_env_public_key
-from attestkit.kms.release.kms_faults import CERTIFICATE, DECISION, KEYS, REFUSAL, TEMP_CA
 from attestkit.kms.release.state_folder import KmsState
 from attestkit.report_data import ReportData
 from attestkit.serve.job_queue import JobThreads

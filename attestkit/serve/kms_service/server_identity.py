@@ -6,14 +6,13 @@ from threading import Lock
 from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.agent_validity import YEAR_1975
-from attestkit.backends.simulator.faults.kms_faults import CONNECTION, ROOTS, KmsFaults
+from attestkit.backends.simulator.faults.kms_faults import CONNECTION, ROOTS
 from attestkit.kms.release.certificates import (
     ValidityPeriod,
     default_window,
     issue_rpc,
     issue_temp_ca,
 )
-from attestkit.kms.release.kms_faults import CONNECTION, ROOTS
 from attestkit.kms.release.state_folder import KmsState, create_state
 from attestkit.kms.tls_chain import USAGE_APP_CUSTOM, USAGE_KMS_RPC
 from attestkit.ra_tls.issued import Issued

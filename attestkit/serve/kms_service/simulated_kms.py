@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from attestkit._argument_checks import wrong_type
@@ -18,6 +19,7 @@ from attestkit.kms.release.authorization import (
     PolicyAuthorization,
 )
 from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.release.state_folder import KmsState, KmsStateFolder, create_state
 from attestkit.kms.root import KmsRoot
 from attestkit.ra_tls.issued import current_time
 from attestkit.serve.config.limits import Limits
@@ -38,6 +40,60 @@ if TYPE_CHECKING:
     from attestkit.backends.simulator.faults.fault_specs import Fault, FaultsLike
     from attestkit.kms.release.boot_info import BootInfo
     from attestkit.verifier import AppraisalPolicy, Verifier
+
+
+class KeySource:
+    """Source of the keys: at most one of these arguments; without any, new keys in memory.
+
+    Args:
+        seed: 32 bytes from which all keys are derived.
+        roots: The keys.
+        state_dir: Folder that keeps them; it is locked until `close`.
+
+    Attributes:
+        folder: The folder; None without one.
+
+    Raises:
+        UsageError: If more than one argument is given.
+        ConfigError: If the folder is not usable.
+    """
+
+    def __init__(
+        self,
+        seed: bytes | None,
+        roots: KmsRoots | None,
+        state_dir: str | os.PathLike[str] | None,
+    ) -> None:
+        given = [name for name, value in (("seed", seed), ("roots", roots)) if value is not None]
+        if len(given) > 1 or (given and state_dir is not None):
+            text = "pass only one of seed, roots and state_dir"
+            raise UsageError(f"{given[0]}: conflict; {text}", reason="conflict")
+        self._seed, self._roots = seed, roots
+        self.folder: KmsStateFolder | None = None
+        if state_dir is not None:
+            self.folder = KmsStateFolder(Path(state_dir))
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there are keys, which need not be created."""
+        if self.folder is not None:
+            return not self.folder.is_empty
+        return self._seed is not None or self._roots is not None
+
+    def make_state(self, domain: str, now: int) -> KmsState:
+        """Return the keys with certificates for a domain; create them if there are none."""
+        if self.folder is not None:
+            return self.folder.load_or_create(domain, now)
+        roots = self._roots
+        if roots is None:
+            roots = KmsRoots.generate() if self._seed is None else KmsRoots.from_seed(self._seed)
+        return create_state(roots, domain, now)
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        if self.folder is not None:
+            self.folder.close()
+
 
 AuthorizationLike: TypeAlias = (
     "KmsAuthorization | str | os.PathLike[str] | Callable[[BootInfo], Decision] | None"

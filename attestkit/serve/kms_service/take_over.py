@@ -13,7 +13,7 @@ from attestkit._formats import strict_json
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.keys.hkdf import derive_p256
 from attestkit.kms.client_certificate import AttestedKey, ClientCa
-from attestkit.kms.connection import TimeLimits, anonymous_context, call_kms, rooted_context
+from attestkit.kms.https_call import TimeLimits, anonymous_context, call_kms, rooted_context
 from attestkit.kms.release.authorization import authorize_guest
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.server_checks import check_usage

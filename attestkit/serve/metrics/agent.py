@@ -7,8 +7,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from attestkit.errors import AttestKitError
-from attestkit.serve.counters import CONTENT_TYPE, traffic_families
-from attestkit.serve.exposition import build_info, encode_metrics
+from attestkit.serve.counters import CONTENT_TYPE, build_info, encode_metrics, traffic_families
 from attestkit.serve.http.views import ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
 from attestkit.serve.machine_info import read_figures

@@ -1,18 +1,21 @@
-"""System metrics with the names and the text format of dstack's guest agent.
+"""Metrics of the machine and its GPUs with the names and the text format of dstack's guest agent.
 
-First the families `dstack_guest_*` of agents since 0.6.0, then the older ones, which are deprecated
-there (guest-agent-v1.md, section 7.4). The format differs from prometheus-client's: integers
-without a fraction, a space after the comma between labels, an empty line between families.
+First the families `dstack_guest_*` of agents since 0.6.0, then `dstack_gpu_*` of machines with
+NVIDIA GPUs, then the older ones, which are deprecated there (guest-agent-v1.md, section 7.4). The
+format differs from prometheus-client's: integers without a fraction, a space after the comma
+between labels, an empty line between families. The specification has the names and labels; the
+HELP texts of GPUs are of attestkit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit.serve.gpu_sampler import GpuSample
 from attestkit.serve.machine_info import Disk, Figures
-from attestkit.serve.metrics.gpu_metrics import gpu_families
-from attestkit.serve.metrics.text_format import MetricFamily, encode_family
+
+if TYPE_CHECKING:
+    from attestkit.gpu.driver.telemetry import GpuTelemetry
 
 _SEPARATOR: Final = "# The metrics below are deprecated; their help names the replacements.\n"
 _INFO: Final = "dstack_guest_info"
@@ -37,85 +40,12 @@ def _make_families(table: str) -> dict[str, _Family]:
     return found
 
 
-_INFO: Final = MetricFamily(
-    "dstack_guest_info", "Static system information: OS, kernel and CPU model."
-)
 # Deprecated families, by attribute of Figures; their names are labels of `_INFO`.
 _LABELS: Final = {
-    "os_name": MetricFamily("os_name", "Operating system name"),
-    "os_version": MetricFamily("os_version", "Operating system version"),
-    "kernel": MetricFamily("kernel_version", "Kernel version"),
-    "cpu": MetricFamily("cpu_model", "CPU model information"),
-}
-# The family and the deprecated one of each value, by attribute of Figures.
-_SYSTEM: Final = {
-    "cpus": (
-        MetricFamily("cpus", "Number of logical CPUs."),
-        MetricFamily("num_cpus", "Number of logical CPUs"),
-    ),
-    "memory.total": (
-        MetricFamily("memory_total_bytes", "Total memory in bytes."),
-        MetricFamily("memory_total", "Total memory in bytes"),
-    ),
-    "memory.available": (
-        MetricFamily("memory_available_bytes", "Available memory in bytes."),
-        MetricFamily("memory_available", "Available memory in bytes"),
-    ),
-    "memory.used": (
-        MetricFamily("memory_used_bytes", "Used memory in bytes."),
-        MetricFamily("memory_used", "Used memory in bytes"),
-    ),
-    "memory.free": (
-        MetricFamily("memory_free_bytes", "Free memory in bytes."),
-        MetricFamily("memory_free", "Free memory in bytes"),
-    ),
-    "swap.total": (
-        MetricFamily("swap_total_bytes", "Total swap in bytes."),
-        MetricFamily("swap_total", "Total swap memory in bytes"),
-    ),
-    "swap.used": (
-        MetricFamily("swap_used_bytes", "Used swap in bytes."),
-        MetricFamily("swap_used", "Used swap memory in bytes"),
-    ),
-    "swap.free": (
-        MetricFamily("swap_free_bytes", "Free swap in bytes."),
-        MetricFamily("swap_free", "Free swap memory in bytes"),
-    ),
-    "uptime": (
-        MetricFamily("uptime_seconds", "System uptime in seconds."),
-        MetricFamily("uptime", "System uptime in seconds"),
-    ),
-    "load.one": (
-        MetricFamily("load1", "System load average over 1 minute."),
-        MetricFamily("load_average_1m", "System load average (1 minute)"),
-    ),
-    "load.five": (
-        MetricFamily("load5", "System load average over 5 minutes."),
-        MetricFamily("load_average_5m", "System load average (5 minutes)"),
-    ),
-    "load.fifteen": (
-        MetricFamily("load15", "System load average over 15 minutes."),
-        MetricFamily("load_average_15m", "System load average (15 minutes)"),
-    ),
-}
-# The same for each disk, by attribute of Disk.
-_DISK: Final = {
-    "total": (
-        MetricFamily("total_bytes", "Disk size in bytes."),
-        MetricFamily("total_size", "Disk total size in bytes"),
-    ),
-    "free": (
-        MetricFamily("free_bytes", "Free disk space in bytes."),
-        MetricFamily("free_size", "Disk free size in bytes"),
-    ),
-    "used": (
-        MetricFamily("used_bytes", "Used disk space in bytes."),
-        MetricFamily("used_size", "Disk used size in bytes"),
-    ),
-    "percentage": (
-        MetricFamily("used_ratio", "Used fraction of the disk, 0 to 1."),
-        MetricFamily("usage_percentage", "Disk usage percentage"),
-    ),
+    "os_name": ("os_name", "Operating system name"),
+    "os_version": ("os_version", "Operating system version"),
+    "kernel": ("kernel_version", "Kernel version"),
+    "cpu": ("cpu_model", "CPU model information"),
 }
 # By attribute of Figures.
 _SYSTEM: Final = _make_families("""
@@ -158,29 +88,28 @@ def encode_system_metrics(figures: Figures, gpus: GpuSample | None = None) -> by
 
 
 def _families(figures: Figures) -> Iterator[str]:
-    labels = {old.name: attrgetter(attribute)(figures) for attribute, old in _LABELS.items()}
-    yield encode_family(*_INFO, [(labels, 1)])
-    for attribute, (family, _) in _SYSTEM.items():
+    labels = {name: attrgetter(attribute)(figures) for attribute, (name, _) in _LABELS.items()}
+    yield encode_family(_INFO, _INFO_TEXT, [(labels, 1)])
+    for attribute, family in _SYSTEM.items():
         value = _in_unit(attribute, figures)
-        yield encode_family(f"dstack_guest_{family.name}", family.description, [({}, value)])
-    for attribute, (family, _) in _DISK.items():
-        samples = [(_labels(disk), _in_unit(attribute, disk)) for disk in figures.disks]
-        yield encode_family(f"dstack_guest_disk_{family.name}", family.description, samples)
+        yield encode_family(f"dstack_guest_{family.name}", family.text, [({}, value)])
+    for attribute, family in _DISK.items():
+        samples = [(_disk_labels(disk), _in_unit(attribute, disk)) for disk in figures.disks]
+        yield encode_family(f"dstack_guest_disk_{family.name}", family.text, samples)
 
 
 def _deprecated_families(figures: Figures) -> Iterator[str]:
-    for attribute, old in _LABELS.items():
-        sample = {old.name: attrgetter(attribute)(figures)}, 1
-        yield encode_family(f"system_{old.name}", _deprecated(old, _INFO.name), [sample])
-    for attribute, (family, old) in _SYSTEM.items():
-        description = _deprecated(old, f"dstack_guest_{family.name}")
-        yield encode_family(
-            f"system_{old.name}", description, [({}, attrgetter(attribute)(figures))]
-        )
-    for attribute, (family, old) in _DISK.items():
-        description = _deprecated(old, f"dstack_guest_disk_{family.name}")
-        samples = [(_labels(disk), getattr(disk, attribute)) for disk in figures.disks]
-        yield encode_family(f"disk_{old.name}", description, samples)
+    for attribute, (name, text) in _LABELS.items():
+        sample = {name: attrgetter(attribute)(figures)}, 1
+        yield encode_family(f"system_{name}", _deprecated(text, _INFO), [sample])
+    for attribute, family in _SYSTEM.items():
+        text = _deprecated(family.old_text, f"dstack_guest_{family.name}")
+        value = attrgetter(attribute)(figures)
+        yield encode_family(f"system_{family.old_name}", text, [({}, value)])
+    for attribute, family in _DISK.items():
+        text = _deprecated(family.old_text, f"dstack_guest_disk_{family.name}")
+        samples = [(_disk_labels(disk), getattr(disk, attribute)) for disk in figures.disks]
+        yield encode_family(f"disk_{family.old_name}", text, samples)
 
 
 def _in_unit(attribute: str, source: Figures | Disk) -> float | str:
@@ -191,9 +120,72 @@ def _in_unit(attribute: str, source: Figures | Disk) -> float | str:
     return value / 100 if attribute == "percentage" else value
 
 
-def _deprecated(family: MetricFamily, replacement: str) -> str:
-    return f"{family.description} (deprecated: use {replacement})"
+def _deprecated(text: str, replacement: str) -> str:
+    return f"{text} (deprecated: use {replacement})"
 
 
-def _labels(disk: Disk) -> dict[str, str]:
+def _disk_labels(disk: Disk) -> dict[str, str]:
     return {"name": disk.name, "mount_point": disk.mount_point}
+
+
+def gpu_families(sample: GpuSample) -> Iterator[str]:
+    """Yield the families in the text format; a value that could not be read has no sample."""
+    for name, text, value in (
+        ("nvml_up", "Whether NVIDIA's driver could be read.", not sample.error),
+        ("cc_ready", "Whether the GPUs accept work.", sample.ready),
+        ("cc_enabled", "Whether confidential computing of the GPUs is on.", sample.enabled),
+    ):
+        if value is not None:
+            yield encode_family(f"dstack_gpu_{name}", text, [({}, int(value))])
+    if sample.error:
+        return
+    text = "Seconds since the values of the GPUs were read."
+    yield encode_family("dstack_gpu_sample_age_seconds", text, [({}, f"{sample.age:.3f}")])
+    for name, text in _OF_GPU.items():
+        values = [(_gpu_labels(gpu), _gpu_values(gpu)[name]) for gpu in sample.gpus]
+        samples = [(labels, value) for labels, value in values if value is not None]
+        if samples:
+            yield encode_family(f"dstack_gpu_{name}", text, samples)
+
+
+# Families with a sample for each GPU.
+_OF_GPU: Final = {
+    "utilization_percent": "Busy time of the processors in percent.",
+    "memory_utilization_percent": "Busy time of the memory in percent.",
+    "memory_total_bytes": "Total memory of the GPU in bytes.",
+    "memory_used_bytes": "Used memory of the GPU in bytes.",
+    "memory_free_bytes": "Free memory of the GPU in bytes.",
+    "temperature_celsius": "Temperature in degrees Celsius.",
+    "power_usage_milliwatts": "Power in milliwatts.",
+    "query_errors": "Values that the driver did not return.",
+}
+
+
+def _gpu_values(gpu: "GpuTelemetry") -> dict[str, int | None]:
+    """Return the values of a GPU by family; None: it could not be read."""
+    values = (
+        *(gpu.utilization or (None, None)),
+        *(gpu.memory or (None, None, None)),
+        *(gpu.temperature, gpu.power_usage, len(gpu.errors)),
+    )
+    return dict(zip(_OF_GPU, values, strict=True))
+
+
+def _gpu_labels(gpu: "GpuTelemetry") -> dict[str, str]:
+    return {"index": str(gpu.position), "uuid": gpu.uuid, "pci_bus_id": gpu.pci_bus_id}
+
+
+def encode_family(
+    name: str, text: str, samples: Iterable[tuple[Mapping[str, str], float | str]]
+) -> str:
+    """Return a family of gauges with these labels and values in the text format."""
+    lines = [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
+    for labels, value in samples:
+        inside = ", ".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
+        whole = int(value) if isinstance(value, float) and value == int(value) else value
+        lines.append(f"{name}{{{inside}}} {whole}" if inside else f"{name} {whole}")
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

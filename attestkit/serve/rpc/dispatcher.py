@@ -20,8 +20,7 @@ from attestkit.errors import AttestKitError, NotFoundError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.external_auth.access_errors import AccessError
-from attestkit.serve.http import errors
-from attestkit.serve.http.asgi import Access, Guard, Receive, Scope, Send
+from attestkit.serve.http.asgi import Access, Guard, Receive, Scope, Send, encode_error
 from attestkit.serve.http.views import ENDLESS, Header, Pieces, View, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import is_loaded, load
 from attestkit.serve.rpc import json_codec, query_codec
@@ -49,7 +48,7 @@ class Codec(NamedTuple):
 _JSON = b"application/json"
 _BINARY = b"application/octet-stream"
 _DIRECT_TYPES = (None, _JSON)
-JSON = Codec(_JSON, json_codec.decode, json_codec.encode, errors.encode_error)
+JSON = Codec(_JSON, json_codec.decode, json_codec.encode, encode_error)
 QUERY = JSON._replace(decode=query_codec.decode)
 
 

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.agent_validity import TEN_YEARS, YEAR_1975
 from attestkit.attestation import Attestation, Encoding
-from attestkit.errors import FormatError, KmsError, UnsupportedError, UsageError
+from attestkit.errors import ConfigError, FormatError, KmsError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys
 from attestkit.keys.hkdf import derive_p256
 from attestkit.report_data import ReportData
 from attestkit.serve.rpc import messages as m
 from attestkit.serve.services.backend_errors import backend_error
-from attestkit.serve.services.tls_validity import choose_validity
 
 if TYPE_CHECKING:
     from attestkit.kms.client import KmsClient
+
 
 NO_KEYS: Final = (
     "this server has no app keys; start it with --app-keys FILE, or with .appkeys.json in the "
@@ -157,7 +158,7 @@ class CertificateIssuer:
     def _client(self) -> "KmsClient":
         if self.kms is None:
             from attestkit.kms.client import KmsClient  # lazy: only with a KMS
-            from attestkit.kms.connection import TimeLimits
+            from attestkit.kms.https_call import TimeLimits
             from attestkit.kms.root import KmsRoot
 
             keys = self.app_keys

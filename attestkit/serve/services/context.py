@@ -19,6 +19,7 @@ from attestkit.errors import (
 )
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import AppKeys, LocalKeys
+from attestkit.keys.key_claims import require_key_epoch_0
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
 from attestkit.serve.docker.engine import DOCKER, ContainerEngine
@@ -41,6 +42,7 @@ from attestkit.serve.services.signing_queue import SigningQueue
 if TYPE_CHECKING:
     from attestkit.kms.client import KmsClient
     from attestkit.serve.health.monitor import HealthMonitor
+
 
 T = TypeVar("T")
 M = TypeVar("M", bound=NamedTuple)
@@ -428,3 +430,20 @@ def _has_bare_quotes(attester: Attester) -> bool:
     """
     is_more = isinstance(attester.backend, (EvidenceCollector, GuestAgent))
     return attester.has_quotes and not is_more
+
+
+def check_epochs(request: messages.GetKeyArgs | messages_v1.GetKeyRequest) -> int | None:
+    """Return the epoch of the key if the request names an epoch, else None.
+
+    A request can name key epochs since dstack 0.6.4; this server's keys have epoch 0. Their
+    protobuf numbers are not known, so they exist in JSON and queries only. An unknown epoch is
+    refused: a client that ignores the epoch in the response would use another key than it
+    requested.
+
+    Raises:
+        UsageError: If the request names an epoch other than 0.
+    """
+    named = {request.root_epoch, request.app_epoch} - {None}
+    for epoch in named:
+        require_key_epoch_0(epoch)
+    return 0 if named else None

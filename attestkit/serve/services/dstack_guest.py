@@ -7,8 +7,7 @@ from attestkit.keys import verify_signature
 from attestkit.serve.rpc import messages as m
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.service import Method, Service
-from attestkit.serve.services.context import Guest
-from attestkit.serve.services.key_epochs import check_epochs
+from attestkit.serve.services.context import Guest, check_epochs
 
 _REMOVED: Final = (
     "EmitEvent was removed in dstack 0.6.0; runtime RTMR3 events are system-owned and cannot be "

@@ -9,9 +9,12 @@ from attestkit.serve.gpu_sampler import SimulatedMachine
 from attestkit.serve.rpc import messages_v1 as m1
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.service import Method, Service
-from attestkit.serve.services import gpu_evidence
-from attestkit.serve.services.context import Guest
-from attestkit.serve.services.key_epochs import check_epochs
+from attestkit.serve.rpc.statuses import NotImplementedHereError
+from attestkit.serve.services.context import Guest, check_epochs
+
+if TYPE_CHECKING:
+    from attestkit.gpu import GpuEvidence
+
 
 _REPORT_DATA_SIZE: Final = 64
 _NONCE_SIZE: Final = 32
@@ -49,7 +52,7 @@ def _attest(guest: Guest, request: m1.AttestRequest) -> PreparedResponse[m1.Atte
         raise UsageError("report data is too long", reason="too_large")
     response = guest.attest_v1(request.report_data.ljust(_REPORT_DATA_SIZE, b"\0"))
     if request.include_boottime_gpu_evidence:
-        evidence = gpu_evidence.boot_output(guest)
+        evidence = _boot_output(guest)
         if evidence is not None:
             bundle = m1.GpuEvidenceBundle(_VENDOR, _BOOTTIME_FORMAT, evidence)
             found = response.message._replace(boottime_gpu_evidence=(bundle,))

@@ -7,8 +7,7 @@ from attestkit.serve.rpc import messages as m
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.services import dstack_guest
-from attestkit.serve.services.context import Guest
-from attestkit.serve.services.key_epochs import check_epochs
+from attestkit.serve.services.context import Guest, check_epochs
 
 _DEFAULT_ALGORITHM = "sha512"
 _DEFAULT_TAG = "app-data"

@@ -1,11 +1,13 @@
-"""Service Worker of the external listener: methods for untrusted clients, without keys."""
+"""Services Worker (v0 and v1) of the external listener: for untrusted clients, without keys."""
+
+from typing import Final
 
 from attestkit.report_data import ReportData
 from attestkit.serve.rpc import messages as m
 from attestkit.serve.rpc import messages_v1 as m1
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.service import Method, Service
-from attestkit.serve.services import dstack_guest
+from attestkit.serve.services import dstack_guest, guest_v1
 from attestkit.serve.services.context import Guest
 
 _ALGORITHMS = {"k256": "secp256k1", "secp256k1_prehashed": "secp256k1"}  # other names of one key

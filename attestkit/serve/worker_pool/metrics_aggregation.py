@@ -1,11 +1,24 @@
-"""Aggregation of the counters of a pool's workers.
+"""Aggregation of the counters of a pool's workers, and the supervisor's endpoint for them.
 
 A worker sends all its counters with each heartbeat, and the last message counts. After its exit its
 counters stay in the sum, so that no counter decreases. At a graceful exit it sends them once more;
 a killed worker loses what it counted after its last heartbeat.
 """
 
+from socket import socket
+from typing import TYPE_CHECKING, Final
+
+from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats, decode_stats
+from attestkit.serve.http.request_checks import is_loopback
+from attestkit.serve.server_log.access_log import AccessLog
+from attestkit.serve.verifier_service.metrics import NAME, VerifierMetricsApp
+
+if TYPE_CHECKING:
+    from attestkit.serve.http.server import Listener
+
+_SECONDS: Final = 1.0  # drain time of the endpoint, after that of the workers
+_CONNECTIONS: Final = 64  # so that clients leave descriptors for starting workers
 
 
 class MetricsAggregator:
@@ -45,3 +58,37 @@ class MetricsAggregator:
         for stats in (self._ended, *self._last.values()):
             found.add(stats)
         return found
+
+
+def metrics_listener(
+    sock: socket,
+    aggregator: MetricsAggregator,
+    limits: Limits,
+    access_log: AccessLog | None,
+    *,
+    handed_over: bool,
+) -> "Listener":
+    """Return the listener that serves the metrics of all workers.
+
+    Args:
+        sock: Listening socket.
+        aggregator: Counters of the workers.
+        limits: Limits of the server; the listener gets smaller ones.
+        access_log: Log of the requests, if it is on.
+        handed_over: Whether the socket was inherited, so that it stays open for the next server.
+    """
+    from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
+
+    own = Stats()
+
+    def get_stats() -> Stats:
+        total = aggregator.total()
+        total.traffic[NAME] = own.of(NAME)
+        return total
+
+    app = VerifierMetricsApp(get_stats, own.of(NAME), aggregator, only_local=is_loopback(sock))
+    limits = limits._replace(
+        drain_seconds=min(limits.drain_seconds, _SECONDS),
+        connections=min(limits.connections, _CONNECTIONS),
+    )
+    return Listener(app, sock, limits, NAME, own.of(NAME), access_log, handed_over=handed_over)

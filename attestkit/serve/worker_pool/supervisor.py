@@ -75,10 +75,24 @@ _FLAGS: Final = {
 _logger = logging.getLogger("attestkit.serve")
 
 
-class WorkerPool(NamedTuple):
-    """Size, command line and time limits of the workers.
+class _Worker(NamedTuple):
+    """A running worker, and the supervisor's end of its control channel."""
 
-    `metrics` collects their counters, and `endpoint` serves them, if it is on.
+    process: "subprocess.Popen[bytes]"
+    channel: socket
+
+
+@dataclass(eq=False)
+class WorkerPool:
+    """Worker processes that share one listening socket.
+
+    Args:
+        size: Number of workers.
+        arguments: Their command line.
+        drain_seconds: Time limit of pending requests at shutdown.
+        metrics: Collects their counters.
+        endpoint: Serves the metrics, if it is on; its socket is closed at the end.
+        timeout_seconds: Time without a heartbeat after which a worker is killed.
     """
 
     size: int
@@ -87,46 +101,9 @@ class WorkerPool(NamedTuple):
     metrics: MetricsAggregator
     endpoint: "Listener | None" = None
     timeout_seconds: float = SILENT_SECONDS
-
-
-class _Worker(NamedTuple):
-    """A running worker, and the supervisor's end of its control channel."""
-
-    process: "subprocess.Popen[bytes]"
-    channel: socket
-
-
-def run_pool(
-    pool: WorkerPool,
-    listening: socket,
-    service: ServiceEnvironment,
-    on_ready: Callable[[BoundAddresses], None],
-) -> None:
-    """Run the worker pool until a signal arrives.
-
-    Args:
-        pool: The workers to run.
-        listening: Their listening socket. It is closed at the end, as is the metrics socket.
-        service: Notified when all workers are ready. Inherited sockets keep their queue.
-        on_ready: Called before that notification.
-
-    Raises:
-        ConfigError: If a worker exits with code 1 during startup; its log has the reason.
-        BackendError: If a worker exits otherwise during startup.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(listening)
-        if pool.endpoint is not None:
-            stack.enter_context(pool.endpoint.socket)
-        asyncio.run(_PoolSupervisor(pool, listening, service, on_ready).run())
-
-
-@dataclass(eq=False)
-class _PoolSupervisor:
-    _pool: WorkerPool
-    _listening: socket
-    _service: ServiceEnvironment
-    _on_ready: Callable[[BoundAddresses], None]
+    _listening: socket = field(init=False, repr=False)
+    _service: ServiceEnvironment = field(init=False, repr=False)
+    _on_ready: Callable[[BoundAddresses], None] = field(init=False, repr=False)
     # Slots whose worker accepts connections.
     _ready: set[int] = field(default_factory=set, init=False, repr=False)
     # By slot, from 1.
@@ -137,21 +114,45 @@ class _PoolSupervisor:
     # Slots with a logged warning about their metrics.
     _unread: set[int] = field(default_factory=set, init=False, repr=False)
 
-    async def run(self) -> None:
+    def run(
+        self,
+        listening: socket,
+        service: ServiceEnvironment,
+        on_ready: Callable[[BoundAddresses], None],
+    ) -> None:
+        """Run the worker pool until a signal arrives.
+
+        Args:
+            listening: The listening socket of the workers; it is closed at the end.
+            service: Notified when all workers are ready. Inherited sockets keep their queue.
+            on_ready: Called before that notification.
+
+        Raises:
+            ConfigError: If a worker exits with code 1 during startup; its log has the reason.
+            BackendError: If a worker exits otherwise during startup.
+        """
+        self._listening, self._service, self._on_ready = listening, service, on_ready
+        with ExitStack() as stack:
+            stack.enter_context(listening)
+            if self.endpoint is not None:
+                stack.enter_context(self.endpoint.socket)
+            asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
         """Run until a signal arrives or a worker fails to start."""
         with until_signalled(self._stopping.set, self._kill):
             async with AsyncExitStack() as stack:
-                if self._pool.endpoint is not None:
+                if self.endpoint is not None:
                     from attestkit.serve.http.server import beside  # lazy: imports uvicorn
 
-                    serving = beside(self._pool.endpoint, self._stopping.set)
+                    serving = beside(self.endpoint, self._stopping.set)
                     await stack.enter_async_context(serving)
                 await self._run()
         if self._failed is not None:
             raise self._failed
 
     async def _run(self) -> None:
-        slots = [asyncio.create_task(self._supervise_slot(at + 1)) for at in range(self._pool.size)]
+        slots = [asyncio.create_task(self._supervise_slot(at + 1)) for at in range(self.size)]
         for task in slots:  # stop if a task fails, instead of leaving its slot empty
             task.add_done_callback(lambda _: self._stopping.set())
         await self._stopping.wait()
@@ -172,7 +173,7 @@ class _PoolSupervisor:
                 self._abort_startup(outcome, 3)
             if self._stopping.is_set():
                 return
-            self._pool.metrics.restarts += 1
+            self.metrics.restarts += 1
             delay = _FIRST_DELAY if loop.time() - begin >= _STABLE_SECONDS else delay
             _logger.warning("worker %d %s; another starts in %g s", slot, outcome, delay)
             with suppress(asyncio.TimeoutError):
@@ -181,13 +182,13 @@ class _PoolSupervisor:
 
     async def _run_worker(self, slot: int) -> str:
         """Run a worker until it exits; return how it ended."""
-        process, channel = self._running[slot] = _start(self._pool.arguments, self._listening)
+        process, channel = self._running[slot] = _start(self.arguments, self._listening)
         try:
             await self._read_messages(slot, channel)
         finally:
             self._ready.discard(slot)
-            self._pool.metrics.workers = len(self._ready)
-            self._pool.metrics.retire(slot)
+            self.metrics.workers = len(self._ready)
+            self.metrics.retire(slot)
             self._unread.discard(slot)
             del self._running[slot]
             channel.close()
@@ -213,12 +214,12 @@ class _PoolSupervisor:
                 return
             self._record_metrics(slot, message)
             self._ready.add(slot)
-            self._pool.metrics.workers = len(self._ready)
+            self.metrics.workers = len(self._ready)
             self._announce_ready()
 
     def _record_metrics(self, slot: int, message: bytes) -> None:
         try:
-            self._pool.metrics.update(slot, message)
+            self.metrics.update(slot, message)
         except FormatError as error:  # after an upgrade of the files below a running service
             if slot not in self._unread:
                 _logger.warning("worker %d sent malformed metrics: %s", slot, error)
@@ -234,7 +235,7 @@ class _PoolSupervisor:
         loop = asyncio.get_running_loop()
         message = asyncio.ensure_future(loop.sock_recv(channel, MAX_ENCODED_STATS))
         try:
-            for seconds in (self._pool.timeout_seconds, _SUSPEND_SECONDS):
+            for seconds in (self.timeout_seconds, _SUSPEND_SECONDS):
                 # Not wait_for(), which may lose a message that arrives at the timeout.
                 await asyncio.wait({message}, timeout=seconds)
                 if message.done():
@@ -245,12 +246,12 @@ class _PoolSupervisor:
 
     def _announce_ready(self) -> None:
         """Report to systemd and the log that all workers are ready, but only the first time."""
-        if self._all_ready or len(self._ready) < self._pool.size or self._stopping.is_set():
+        if self._all_ready or len(self._ready) < self.size or self._stopping.is_set():
             return
         self._all_ready = True
         sockets = {"verifier": self._listening}
-        if self._pool.endpoint is not None:
-            sockets["verifier_metrics"] = self._pool.endpoint.socket
+        if self.endpoint is not None:
+            sockets["verifier_metrics"] = self.endpoint.socket
         ready = BoundAddresses(
             {name: f"http://{Address(*at.getsockname()[:2])}" for name, at in sockets.items()}
         )
@@ -287,7 +288,7 @@ class _PoolSupervisor:
                 worker.channel.shutdown(SHUT_WR)
             else:
                 worker.process.terminate()
-        _, late = await asyncio.wait(slots, timeout=self._pool.drain_seconds + _GRACE)
+        _, late = await asyncio.wait(slots, timeout=self.drain_seconds + _GRACE)
         for slot, worker in self._running.items():
             _logger.warning("worker %d did not exit; killing it", slot)
             worker.process.kill()

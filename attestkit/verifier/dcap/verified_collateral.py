@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.crl import Crl, read_crl
 from attestkit._crypto.x509.intel_certificates import PCK_CAS, TCB_SIGNER, IntelCertificate
-from attestkit._crypto.x509.intel_crl import Crl, read_crl
 from attestkit._system.bounded_cache import BoundedCache
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError

@@ -49,6 +49,7 @@ PcrRules: TypeAlias = Mapping[str, bytes | Collection[bytes]] | Collection[PcrRu
 """Accepted values by bank and index: `{"sha256:7": value}`."""
 
 _DIGEST: Final = 32  # bytes of SHA-256
+_SHOWN: Final = 3  # accepted values that an error lists
 _PIN: Final = "pin paravisor_measurement or id_key_digest"
 _TEXTS: Final = GOOGLE_CLAIMS
 # Platforms that have the value of a rule.
@@ -255,10 +256,11 @@ class VtpmRules:
             named = [details.get(name), details.get("gce_instance_id")]
             found = [one for one in named[: 1 + (name == "gce_instance")] if one is not None]
             if accepted.isdisjoint(found):
+                have = shown(found[0]) if found else "not in the certificate of the TPM's key"
+                more = "" if len(accepted) <= _SHOWN else f" or {len(accepted) - _SHOWN} more"
                 raise PolicyError(
-                    f"{name}: {shown(found[0]) if found else 'not in the certificate of the key'}, "
-                    f"must be {' or '.join(sorted(accepted)[:3])}; run the VM there, or accept "
-                    f"this in {name}",
+                    f"{name}: {have}, must be {' or '.join(sorted(accepted)[:_SHOWN])}{more}; run "
+                    f"the VM there, or change {name} in the policy",
                     reason=_reason(name),
                 )
             yield passed(_check(name), f"{name} {shown(found[0])} is accepted")

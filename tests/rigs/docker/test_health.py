@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from attestkit.serve.docker.engine import ContainerEngine
-from attestkit.serve.health.containers import LABEL, check_docker
 from attestkit.serve.health.monitor import HealthMonitor
-from attestkit.serve.health.verdict import HEALTHY, HealthVerdict, unhealthy
+from attestkit.serve.health.verdict import HEALTHY, LABEL, HealthVerdict, check_docker, unhealthy
 from tests.rigs.docker.engine import PATIENCE, DockerEngine
 from tests.serve.server import environment, running_server
 

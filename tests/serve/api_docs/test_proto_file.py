@@ -17,7 +17,7 @@ from attestkit.serve.api_docs.api_model import Api, list_calls
 from attestkit.serve.api_docs.proto_file import proto_file
 from attestkit.serve.rpc import messages, messages_v1, protobuf_codec
 from attestkit.serve.rpc.message_fields import package_of
-from attestkit.serve.services import dstack_guest, guest_v1, worker_api, worker_v1
+from attestkit.serve.services import dstack_guest, guest_v1, worker_api
 from tests.serve.asgi import Client
 from tests.serve.protobuf import MESSAGES, any_message
 
@@ -25,7 +25,7 @@ PROTOC: Final = shutil.which("protoc")
 needs_protoc = pytest.mark.skipif(PROTOC is None, reason="protoc is not installed")
 ALL: Final = [
     *(dstack_guest.SERVICE, listener_apps._OLD_CLIENTS, worker_api.SERVICE),
-    *(guest_v1.SERVICE, worker_v1.SERVICE),
+    *(guest_v1.SERVICE, worker_api.SERVICE_V1),
 ]
 PACKAGES: Final = (messages.PACKAGE, messages_v1.PACKAGE)
 EMPTY: Final = 'syntax = "proto3"; package google.protobuf; message Empty {}'

@@ -12,9 +12,15 @@ from attestkit.errors import BackendError, NotFoundError
 from attestkit.serve.docker import engine as containers
 from attestkit.serve.docker.engine import ContainerEngine
 from attestkit.serve.docker.responses import ContainerState
-from attestkit.serve.health.containers import appraise_containers, check_docker
 from attestkit.serve.health.monitor import HealthMonitor
-from attestkit.serve.health.verdict import HEALTHY, HealthProblem, HealthVerdict, unhealthy
+from attestkit.serve.health.verdict import (
+    HEALTHY,
+    HealthProblem,
+    HealthVerdict,
+    appraise_containers,
+    check_docker,
+    unhealthy,
+)
 from tests.raising import raises
 from tests.serve.docker.engine import NO_RESPONSE, VERSION, Engine, with_engine
 from tests.vectors import load, needs_shared

@@ -11,7 +11,7 @@ from attestkit.serve.app_factory import ServerOptions, build_server
 from attestkit.serve.config.agent_settings import decide_settings
 from attestkit.serve.config.options import Options
 from attestkit.serve.endpoints import ListenAddresses, VsockAddress
-from attestkit.serve.http.vsock import bind_vsock, is_vsock
+from attestkit.serve.http.sockets import bind_vsock, is_vsock
 from tests.raising import raises
 from tests.serve.client import call, get
 from tests.serve.http.vsock_client import check_guest_api_over_vsock, has_loopback

@@ -13,7 +13,7 @@ from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
 from attestkit.backends.simulator.scenarios.config import PkiConfig, Scenario
 from attestkit.errors import KmsError, UsageError
 from attestkit.kms import CertRequest, KmsClient, SimulatedKms
-from attestkit.kms.connection import TimeLimits
+from attestkit.kms.https_call import TimeLimits
 from attestkit.report_data import ReportData
 from attestkit.testing import SimulatedTee
 from tests.raising import raises

@@ -8,7 +8,7 @@ import pytest
 
 from attestkit.serve import listener_apps
 from attestkit.serve.rpc.dispatcher import RpcApp
-from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api, worker_v1
+from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api
 from attestkit.serve.services.context import Guest
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.serve.guests import GuestClient
@@ -143,7 +143,7 @@ def spellings(name: str) -> Iterator[str]:
     "name",
     sorted(
         ({*dstack_guest.SERVICE.methods, *tappd.SERVICE.methods, *guest_v1.SERVICE.methods})
-        - {*worker_api.SERVICE.methods, *worker_v1.SERVICE.methods}
+        - {*worker_api.SERVICE.methods, *worker_api.SERVICE_V1.methods}
     ),
 )
 def test_internal_methods_are_not_on_external_listener(
@@ -222,7 +222,7 @@ def test_services_of_listeners() -> None:
     """Only the sockets and the development listener have the services with keys."""
     internal = (dstack_guest.SERVICE, guest_v1.SERVICE, tappd.SERVICE)
     external = listener_apps.EXTERNAL_SERVICES
-    assert external == (worker_api.SERVICE, worker_v1.SERVICE)
+    assert external == (worker_api.SERVICE, worker_api.SERVICE_V1)
     assert not GUARDED & {name for service in external for name in service.methods}
     assert {name for service in internal for name in service.methods} >= GUARDED
 

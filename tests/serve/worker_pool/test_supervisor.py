@@ -20,7 +20,7 @@ from attestkit.serve.endpoints import BoundAddresses
 from attestkit.serve.systemd.notify_watchdog import ServiceManager
 from attestkit.serve.systemd.service import ServiceEnvironment
 from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
-from attestkit.serve.worker_pool.supervisor import WorkerPool, run_pool
+from attestkit.serve.worker_pool.supervisor import WorkerPool
 from tests.serve.server import (
     PATIENCE,
     ROOT,
@@ -195,9 +195,7 @@ def test_supervisor_hung_worker_is_replaced(caplog: pytest.LogCaptureFixture) ->
     def on_ready(_: BoundAddresses) -> None:
         thread.start()
 
-    run_pool(
-        pool, listening, ServiceEnvironment(ServiceManager(None), {}, watchdog=False), on_ready
-    )
+    pool.run(listening, ServiceEnvironment(ServiceManager(None), {}, watchdog=False), on_ready)
     thread.join()
     assert len(replaced) == 1
     assert "worker 1 hangs; killing it" in caplog.text
@@ -205,13 +203,13 @@ def test_supervisor_hung_worker_is_replaced(caplog: pytest.LogCaptureFixture) ->
 
 PAUSED: Final = """
 import socket, sys
-from attestkit.serve.worker_pool.supervisor import WorkerPool, run_pool
+from attestkit.serve.worker_pool.supervisor import WorkerPool
 from attestkit.serve.systemd.notify_watchdog import ServiceManager
 from attestkit.serve.systemd.service import ServiceEnvironment
 from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
 crew = WorkerPool(2, sys.argv[1:], 10.0, MetricsAggregator(), timeout_seconds=5.5)
 supervisor = ServiceEnvironment(ServiceManager(None), {}, watchdog=False)
-run_pool(crew, socket.create_server(("127.0.0.1", 0)), supervisor, lambda r: print(r, flush=True))
+crew.run(socket.create_server(("127.0.0.1", 0)), supervisor, lambda r: print(r, flush=True))
 """
 
 

@@ -45,8 +45,8 @@ class SimulatedGpuServices:
     def post(self, path: str, body: bytes) -> ServiceResponse | None:
         """Return the response to a POST request; None if the path is not of these services."""
         if path.rstrip("/") == _OCSP:
-            answer = self._gpus.ocsp.respond(body, self._moment())
-            return content_response("application/ocsp-response", answer)
+            status = self._gpus.ocsp.respond(body, self._moment())
+            return content_response("application/ocsp-response", status)
         answer = self._gpus.nras.attest(path, body, self._moment())
         return None if answer.status == 404 else answer
 

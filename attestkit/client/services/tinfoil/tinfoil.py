@@ -56,10 +56,10 @@ class _SealedToEnclave:
 
 
 class Tinfoil(_SealedToEnclave):
-    """An enclave of Tinfoil, whose document of any generation is read on its connection.
+    """A Tinfoil enclave with a document of any version, on the connection that is to be proven.
 
     Args:
-        host: Host of answers that are read without an observed peer.
+        host: Host that a document belongs to if it is read offline, without a TLS peer.
     """
 
     name: str = "tinfoil"
