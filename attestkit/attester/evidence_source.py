@@ -79,7 +79,7 @@ class EvidenceSource:
 
     def evidence(self, report_data: bytes) -> Attestation:
         """Return consistent evidence over exactly 64 bytes."""
-        raise NotImplementedError
+        raise NotImplementedError  # each platform has its own
 
     def event_log(self) -> EventLog:
         """Return the current event log; empty if the platform has none."""

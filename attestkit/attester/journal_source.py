@@ -26,7 +26,7 @@ class EventRegister(NamedTuple):
 
 
 class LoggedSize(NamedTuple):
-    """What evidence without a further event has: bytes of firmware and runtime events."""
+    """Contents of evidence without a further event: bytes of firmware and runtime events."""
 
     firmware: int
     events: int

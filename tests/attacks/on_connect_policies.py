@@ -167,7 +167,7 @@ def _machine(policy: AppraisalPolicy | None) -> Any:
 
 @attacks.attempt("exhaust", ConfigError)
 def pins_that_are_a_pipe(tmp_path: Path) -> None:
-    """Who reads it would wait for ever."""
+    """Reading the pipe would block for ever."""
     os.mkfifo(tmp_path / "pins")
     _first_use(tmp_path / "pins")
 
@@ -242,7 +242,7 @@ def _proven() -> Rig:
 
 @attacks.attempt("replay")
 def clock_that_is_set_back_prolongs_no_proof() -> None:
-    """The end is on a clock that nobody sets."""
+    """The end of a proof is measured by the monotonic clock."""
     rig = _proven()
     rig.clock.now = lambda: datetime(2000, 1, 1, tzinfo=timezone.utc)  # type: ignore[method-assign]
     rig.clock.seconds += 3600

@@ -107,7 +107,7 @@ def key_for_sealing_that_is_not_the_one_of_the_address() -> None:
 
 @attacks.attempt("forge", FormatError, "wrong_value")
 def key_for_sealing_of_low_order() -> None:
-    """Whatever is sealed to such a key, anybody can open."""
+    """Every network attacker can open a message that is sealed to such a key."""
     low = bytes([1]) + bytes(31)
     found = {**report(algorithm="ed25519"), "signing_address": low.hex()}
     vllm({**found, "signing_public_key": low.hex()})
@@ -164,7 +164,7 @@ def gateway_answer_through_another_gateway() -> None:
 
 @attacks.attempt("recombine", ServiceError, "ends_at_gateway")
 def gateway_that_leaves_the_models_out() -> None:
-    """It serves a model that nobody attests."""
+    """The gateway serves a model without evidence."""
     near(test_near_ai.cloud_answer(model_attestations=[]))
 
 
@@ -316,7 +316,7 @@ def gpus_over_a_nonce_of_zeros() -> None:
 
 @attacks.attempt("confuse", FormatError)
 def quote_in_hex_of_digits_that_are_base64_too() -> None:
-    """What is hex is a quote, and nothing else."""
+    """Evidence in hex is read as a quote only."""
     test_secretvm.read(test_secretvm.cpu())
     test_secretvm.read(test_secretvm.cpu()[:-1])
 

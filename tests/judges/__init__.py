@@ -1,1 +1,1 @@
-"""Independent programs that verify or use what attestkit makes; `make judges` runs them."""
+"""Independent programs that verify evidence of attestkit or use its server (`make judges`)."""

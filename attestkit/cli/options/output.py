@@ -15,7 +15,7 @@ from attestkit.cli.output.write_output import (
 
 
 class Output(NamedTuple):
-    """Where a command writes its content, and whether it prints JSON."""
+    """Output of a command: file of its content, and whether it prints JSON."""
 
     output: Path | None  # None: stdout
     as_json: bool

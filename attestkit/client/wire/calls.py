@@ -17,7 +17,7 @@ _R = TypeVar("_R")
 
 
 class Calls(NamedTuple):
-    """How functions are called, and the names of those that come in two kinds."""
+    """Kind of calls, blocking or awaited, and the names of functions that exist in both kinds."""
 
     call: Callable[..., Awaitable[Any]]  # a function of I/O, and its arguments
     run: Callable[[Callable[[], Any]], Awaitable[Any]]  # a function that may take long

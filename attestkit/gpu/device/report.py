@@ -67,7 +67,7 @@ class Report(NamedTuple):
     opaque: OpaqueFields  # types and values, in their order
     signed: bytes  # all bytes before the signature
     signature: bytes  # 96 bytes: r and s, big-endian
-    # What the opaque data mean, as in `OpaqueData`.
+    # Values of the opaque data, as in `OpaqueData`.
     driver_version: str | None  # such as 550.90.07; None for a switch
     vbios_version: str  # such as 96.00.9F.00.01, in upper case
     project: str | None  # of the board, such as 1010; None for a switch

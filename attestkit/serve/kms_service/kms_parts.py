@@ -1,4 +1,4 @@
-"""What a simulated KMS consists of besides its keys, and the conditions of a release."""
+"""Parts of a simulated KMS besides its keys, and the conditions of a release."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple

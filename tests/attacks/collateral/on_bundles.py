@@ -63,7 +63,7 @@ def bundle_of_last_year_at_its_own_time() -> object:
 
 @attacks.attempt("replay", PolicyError, "report_data")
 def bundle_with_its_own_report_data() -> object:
-    """What the bundle says of report data is no expectation."""
+    """Report data in a bundle are never the expected value."""
     accepted()
     evidence = intel.evidence(report_data=b"other".ljust(64, b"\0")).to_bytes()
     return verify(replace(GOOD, evidence=evidence, report_data=b"other"))
@@ -71,7 +71,7 @@ def bundle_with_its_own_report_data() -> object:
 
 @attacks.attempt("forge", SignatureError, "untrusted_root")
 def bundle_with_collateral_of_another_pki() -> object:
-    """Collateral in a bundle is no trust anchor."""
+    """Collateral in a bundle never serves as trust anchor."""
     accepted()
     other = SimulatedPki(bytes(32)).collateral(NOW.timestamp())
     return verify(replace(GOOD, collateral=other))
@@ -264,7 +264,7 @@ ROOTS: Final = simulated_roots(intel.SEED)
 
 @attacks.attempt("forge")
 def file_of_roots_makes_no_result_genuine() -> None:
-    """Whoever writes the file of simulated roots gets results that say so."""
+    """Results under roots from a file of simulated roots are marked as simulated."""
     found = Verifier(
         trust_anchor=SimulatedRoots.from_json(ROOTS.to_json()),
         collateral=intel.collateral(),

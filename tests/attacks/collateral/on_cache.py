@@ -37,7 +37,7 @@ ATTACKER: Final = SimulatedPki(bytes(32))
 
 @attacks.attempt("replay")
 def older_collateral_after_a_restart(tmp_path: Path) -> None:
-    """What was verified before is not replaced by what was valid earlier."""
+    """Verified collateral is not replaced by older collateral."""
     shared = SharedFolder(tmp_path)
     find_and_mark_verified(shared.process())
     shared.served = OLD
@@ -167,7 +167,7 @@ def fetched_file_under_the_name_of_a_verified_one(tmp_path: Path) -> None:
 
 @attacks.attempt("confuse")
 def cache_file_that_is_a_link(tmp_path: Path) -> None:
-    """A link to a file of somebody else is not followed, in reading and in writing."""
+    """A link to a file of another user is not followed, in reading and in writing."""
     folder = tmp_path / "cache"
     raw = entry(folder)
     [path] = folder.glob("*.json")

@@ -355,7 +355,7 @@ def simulated_quote_under_a_policy_that_refuses_it() -> object:
 
 @attacks.attempt("recombine", SignatureError, "untrusted_root")
 def warm_verifier_of_another_root() -> object:
-    """What one verifier found valid is unknown to a verifier with another root."""
+    """A verifier with another root does not reuse results of the first verifier."""
     accepted()
     other = intel.verifier(trust_anchor=ATTACKER.root_der, collateral=GOOD)
     return other.verify(RAW, report_data=NONCE)

@@ -146,7 +146,7 @@ def keys_of_the_service_by_the_sender() -> AttestationResult:
 
 @attacks.attempt("confuse", CollateralError, "missing")
 def no_endorsements_by_the_sender() -> AttestationResult:
-    """What is missing is not taken for what was checked."""
+    """Missing endorsements are an error, not a passed check."""
     return sent(None)
 
 

@@ -132,7 +132,7 @@ for _name, _run in OCSP.items():
 
 @attacks.attempt("replay", GpuEvidenceError, "device_ocsp")
 def answer_kept_by_a_policy_with_grace() -> GpuResult:
-    """What one policy accepts late, another one that shares the endorsements does not."""
+    """A policy without grace rejects a late answer that another policy accepted before."""
     found = replace(GOOD, ocsp=GOOD.ocsp)
     late, lenient = NOW + timedelta(hours=30), GpuRules(ocsp_grace=_DAY)
     for _ in range(2):

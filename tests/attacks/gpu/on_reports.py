@@ -266,7 +266,7 @@ def device_of_own_make_without_its_root() -> GpuResult:
 
 @attacks.attempt("replay", GpuEvidenceError, "device_chain")
 def chain_that_another_verifier_accepted() -> GpuResult:
-    """What is kept about a chain must not serve another trust anchor."""
+    """A chain that was verified under one trust anchor is rejected under another."""
     other = SimulatedGpus(b"\x66" * 32, 2)
     assert verify_machine(other).devices
     assert verify_machine(other).devices  # kept now

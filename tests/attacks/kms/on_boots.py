@@ -138,7 +138,7 @@ def app_that_names_another_provider() -> None:
 
 @attacks.attempt("confuse", UsageError, "missing")
 def boot_without_pins() -> None:
-    """Nobody is trusted by default."""
+    """No KMS is trusted by default."""
     with guest() as tee:
         boot_with_kms(tee, DEAD, roots=untyped(None))
 

@@ -28,7 +28,7 @@ def request(csr: bytes = CSR, signature: bytes | None = None, version: int = 2) 
 
 
 def signed_by_key_of(spki: bytes) -> CertRequest:
-    """Verify a request for another public key, which the stranger signs."""
+    """Verify a request for another public key, signed by that key."""
     csr = CSR.replace(REQUEST.pubkey, spki)
     assert csr != CSR
     return verify_cert_request(csr, STRANGER.sign_der(csr), 2)

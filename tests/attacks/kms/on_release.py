@@ -108,7 +108,7 @@ def launch_of_another_app() -> Decision:
 
 @attacks.attempt("confuse", UsageError, "conflict")
 def claimed_image_for_a_strict_policy() -> Decision:
-    """What a guest claims of its image counts in simulations only."""
+    """The image that a guest claims is accepted in simulations only."""
     policy = AppraisalPolicy.default().replace(refuse_simulated=True)
     return authorize(verifier=intel.verifier(policy=policy), use_claimed_image=True)
 

@@ -59,7 +59,7 @@ assert ask(new_kms()[1]).status == 200
 
 
 def creates_nothing(path: str = BOOTSTRAP, message: object = DOMAIN, **headers: str) -> None:
-    """Assert that a request is refused, and that there are no keys."""
+    """Assert that a request is refused and creates no keys."""
     setup, client = new_kms()
     answer = ask(client, path, message, **headers)
     assert 400 <= answer.status < 500, answer.body

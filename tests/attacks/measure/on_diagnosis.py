@@ -132,7 +132,7 @@ def log_with_twenty_thousand_events() -> None:
 
 @attacks.attempt("confuse")
 def policy_with_digests_of_an_unsigned_log() -> None:
-    """What was taken from a log is pinned only with a comment that says so."""
+    """A digest from an unsigned log is pinned only with a comment that says so."""
     unknown = tdx(**arguments(acpi=None))
     assert unknown.rtmrs[0] is None
     filled = unknown.with_log_digests(log())
@@ -143,7 +143,7 @@ def policy_with_digests_of_an_unsigned_log() -> None:
 
 @attacks.attempt("confuse", UsageError, "missing")
 def policy_that_would_accept_everything() -> object:
-    """Reference values without a value are no policy."""
+    """A policy needs at least one reference value."""
     return replace(
         expected(), mrtds=None, events=(), other_events=(), incomplete=(0, 1, 2)
     ).to_toml()
@@ -151,7 +151,7 @@ def policy_that_would_accept_everything() -> object:
 
 @attacks.attempt("confuse")
 def policy_of_a_td_with_evidence_of_snp() -> None:
-    """The policy names its platform, so that evidence without these registers is no match."""
+    """The policy names its platform, and so rejects evidence without these registers."""
     policy = AppraisalPolicy.from_toml(expected().to_toml())
     assert policy.platforms == {"dstack-tdx"}
     assert policy.reference_values.rtmr3 is None

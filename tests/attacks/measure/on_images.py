@@ -210,7 +210,7 @@ def archive_of_a_bomb() -> None:
 
 @attacks.attempt("confuse", FormatError, "truncated")
 def archive_cut_behind_the_files_that_are_needed() -> object:
-    """What is missing could be a second list."""
+    """The missing part could contain a second list."""
     accepted()
     raw = archive_of(of(("x/more", os.urandom(4096))))
     return read_image(ArchiveSource(io.BytesIO(raw[:-2048])))

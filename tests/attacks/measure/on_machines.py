@@ -176,7 +176,7 @@ def acpi_tables_that_are_a_pipe(tmp_path: Path) -> object:
 
 @attacks.attempt("confuse", ConfigError, "permissions")
 def cache_of_tables_in_a_folder_of_another_user(tmp_path: Path) -> object:
-    """Whoever writes the cache chooses the expected RTMR0."""
+    """A writer of the cache could choose the expected RTMR0."""
     folder = tmp_path / "acpi"
     TableCache(folder)
     if os.geteuid() != 0:

@@ -88,7 +88,7 @@ def key_that_was_imported() -> object:
 
 @attacks.attempt("forge", SignatureError, "ak_attributes")
 def key_that_also_decrypts() -> object:
-    """A storage key is no attestation key."""
+    """A storage key is rejected as attestation key."""
     return check(altered(ak_public=public_area(0x00070072)))
 
 

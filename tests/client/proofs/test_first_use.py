@@ -132,7 +132,7 @@ def test_state_of_the_platform_is_no_change_of_program(tmp_path: Path) -> None:
 
 
 def test_uses_at_the_same_time_agree(tmp_path: Path) -> None:
-    """What another process keeps meanwhile is what a machine is verified by."""
+    """A machine is verified by the policy that another process has stored meanwhile."""
     pins = tmp_path / "pins.json"
     asked: list[Any] = []
 

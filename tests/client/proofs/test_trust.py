@@ -79,7 +79,7 @@ def test_verifier_must_name_the_program() -> None:
 
 
 def test_hardware_only() -> None:
-    """Any program is accepted, and the proof has the code "nobody"."""
+    """Any program is accepted, and the proof states that no program was verified."""
     found = trust(HARDWARE_ONLY)
     found.verify(machine(), clock(), gpu=False)
     assert (found.code, found.hardware_only, found.first_use) == ("nobody", True, False)

@@ -30,7 +30,7 @@ MOST_KILLS: Final = 2  # of one guest, before its boot is repeated
 
 
 class Expected(NamedTuple):
-    """What each boot must end with."""
+    """State that each boot must end with."""
 
     result: list[object]  # of Job.boot: root public key, names of events
     keys: Any  # JSON of the key file

@@ -81,7 +81,7 @@ class Guest:
         self._start_seconds = 1.0
 
     def kill_once(self) -> None:
-        """Start the server, check what it has, and kill it; or kill it while it starts."""
+        """Start the server, check its log and keys, and kill it; or kill it during its start."""
         self._kills += 1
         if self._keys and random.random() < STARTS:
             self._kill_start()
@@ -95,7 +95,7 @@ class Guest:
         self.failures += errors_in(server.log())
 
     def check_again(self) -> None:
-        """Start the server after its last kill, check what it has, and stop it."""
+        """Start the server after its last kill, check its log and keys, and stop it."""
         with self._running() as server:
             self._check(server)
 

@@ -40,7 +40,7 @@ class NamedCase(NamedTuple):
 
     @property
     def kind(self) -> Literal["scenario", "fault"]:
-        """How it is applied: as `scenario=`, or as `faults=`."""
+        """Kind of the case: it is applied as `scenario=` or as `faults=`."""
         return "fault" if self.scenario is None else "scenario"
 
 

@@ -348,7 +348,7 @@ _NOT_EMPTY: Final = (
     *("refused_advisories", "minimum_svns", "minimum_tcb", "reference_values"),
     *("required_events", "vlek_providers", "pcrs", "require_joins", "gpu"),
 )
-# How a rule is written follows from its type, except for those below.
+# The type of a rule determines its TOML, except for those below.
 _BY_TYPE: Final[Mapping[object, _Read]] = {
     **dict.fromkeys((bool, bool | None), _boolean),
     int | None: _integer,
