@@ -45,6 +45,7 @@ _OF_CONNECTION: Final = frozenset(
 _logger = logging.getLogger("attestkit.client")
 _PORT: Final = re.compile("[0-9]{1,5}")
 _BAD_GATEWAY, _FORBIDDEN = 502, 403
+_IDLE_SECONDS: Final = 60  # clients close idle connections first: httpx after five seconds
 
 
 def listen_address(text: str) -> tuple[str, int]:
@@ -102,6 +103,7 @@ class LocalProxy:
             access_log=False,
             server_header=False,
             date_header=False,
+            timeout_keep_alive=_IDLE_SECONDS,
             timeout_graceful_shutdown=1,
         )
         with self._listen() as listener:

@@ -17,6 +17,7 @@ ADDRESS: Final = "127.0.0.1"
 
 _MAX_RECORDED: Final = 1 << 20  # bytes of a connection
 _CLOSE_SECONDS: Final = 5.0  # for the app's own shutdown
+_IDLE_SECONDS: Final = 60  # clients close idle connections first: httpx after five seconds
 
 
 class TlsListener:
@@ -66,7 +67,13 @@ class _UvicornServer:
         except ImportError as error:
             message = "AttestedServer: needs uvicorn; install attestkit[serve]"
             raise UsageError(message, reason="missing_dependency") from error
-        config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_IDLE_SECONDS,
+        )
         config.load()
         self._config = config
         self._state = ServerState()
