@@ -11,14 +11,13 @@ from attestkit._package import lazy_names
 if TYPE_CHECKING:
     from attestkit.client.endpoint import Endpoint, aconnect, connect
     from attestkit.client.offline import verify_proof
-    from attestkit.client.proofs.proof import Proof
-    from attestkit.client.proofs.proof_bundle import ProofBundle
+    from attestkit.client.proofs.appraisal import Require
+    from attestkit.client.proofs.proof import Proof, ProofBundle
     from attestkit.client.proofs.prover import OnProof
-    from attestkit.client.proofs.require import Require
+    from attestkit.client.service_choice import service_names
     from attestkit.client.services.aci.aci import AciService
     from attestkit.client.services.bound import bound
     from attestkit.client.services.chutes import ChutesService
-    from attestkit.client.services.registry import service_names
     from attestkit.client.services.secretvm import (
         SecretVmImage,
         SecretVmService,

@@ -19,7 +19,8 @@ from attestkit.cli.exit_codes import (
     set_exit_code,
 )
 from attestkit.cli.input.read_input import open_interruptible
-from attestkit.cli.options.click_types import PATH, Command, file_option, value_option
+from attestkit.cli.options import option
+from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, require_file
@@ -47,21 +48,21 @@ MOST_IN_FLIGHT: Final = 1_000_000
 )
 @click.argument("source", metavar="INPUT", type=PATH)
 @verification_options
-@value_option(
+@option.value(
     "--workers",
     "N",
     "Processes, 0 for none. Default: one per CPU.",
     type=click.IntRange(0, MOST_WORKERS),
 )
-@value_option("--scheduler", "URL", "That of a dask cluster, as tcp://HOST:PORT.")
-@value_option(
+@option.value("--scheduler", "URL", "That of a dask cluster, as tcp://HOST:PORT.")
+@option.value(
     "--window",
     "N",
     "Most entries read and not written. Default: 1024.",
     type=click.IntRange(1, MOST_IN_FLIGHT),
     default=1024,
 )
-@file_option("--parquet", "Also write the results as a Parquet table.")
+@option.file("--parquet", "Also write the results as a Parquet table.")
 def verify_many(
     *,
     source: Path,

@@ -11,14 +11,8 @@ import click
 
 from attestkit._sanitize import one_line, shown
 from attestkit.cli.exit_codes import print_error
-from attestkit.cli.options.click_types import (
-    FiniteRange,
-    file_option,
-    flag_option,
-    group_options,
-    section,
-    value_option,
-)
+from attestkit.cli.options import option
+from attestkit.cli.options.option import FiniteRange
 from attestkit.cli.options.option_files import (
     parse_anchor,
     parse_certificate,
@@ -254,10 +248,10 @@ def _authorities(data: bytes) -> bytes:
     return data
 
 
-connection_options: Final = group_options(
+connection_options: Final = option.group(
     "connection",
     (
-        value_option(
+        option.value(
             "--policy",
             "[ROLE=]FILE",
             "Policy; or hardware-only, or first-use.",
@@ -265,25 +259,25 @@ connection_options: Final = group_options(
             parameter="policies",
             required=True,
         ),
-        value_option(
+        option.value(
             "--service", "NAME", "Kind of service, as near-ai; else found.", default="auto"
         ),
-        value_option("--model", "NAME", "Model, for services that have several."),
-        flag_option("--encrypt", text="Seal requests to a key of the evidence."),
-        value_option(
+        option.value("--model", "NAME", "Model, for services that have several."),
+        option.flag("--encrypt", text="Seal requests to a key of the evidence."),
+        option.value(
             "--evidence-header",
             "HEADER",
             "NAME: VALUE or @FILE, for an API key.",
             many=True,
         ),
-        value_option(
+        option.value(
             "--allow-open",
             "FIELD",
             "Field left unsealed with --encrypt.",
             many=True,
             parameter="allow_open",
         ),
-        *section(
+        *option.section(
             "Required proof",
             click.option(
                 "--freshness",
@@ -299,9 +293,9 @@ connection_options: Final = group_options(
                 default="model",
                 help="Where TLS ends: model (default), gateway, any.",
             ),
-            flag_option("--gpu", text="Require and verify the evidence of GPUs."),
-            file_option("--pins", "File of --policy first-use."),
-            value_option(
+            option.flag("--gpu", text="Require and verify the evidence of GPUs."),
+            option.file("--pins", "File of --policy first-use."),
+            option.value(
                 "--max-age",
                 "SECONDS",
                 "For a new proof. Default: 3600.",
@@ -309,11 +303,11 @@ connection_options: Final = group_options(
                 default=3600,
             ),
         ),
-        *section(
+        *option.section(
             "Connection",
-            file_option("--server-ca", "CA certificates in PEM; else the system's."),
-            value_option("--proxy", "URL", "HTTP proxy that makes a tunnel (CONNECT)."),
-            value_option(
+            option.file("--server-ca", "CA certificates in PEM; else the system's."),
+            option.value("--proxy", "URL", "HTTP proxy that makes a tunnel (CONNECT)."),
+            option.value(
                 "--timeout",
                 "SECONDS",
                 "For a connection. Default: 10.",
@@ -321,13 +315,13 @@ connection_options: Final = group_options(
                 default=10,
             ),
         ),
-        *section(
+        *option.section(
             "Endorsements",
-            file_option("--collateral", "Collateral of Intel: JSON, or a CMW with it."),
-            value_option("--pccs", "URL", "PCCS to fetch it from; else from Intel."),
-            flag_option("--offline", text="Fetch no collateral."),
-            file_option("--certificate", "VCEK or VLEK of AMD and its issuer.", many=True),
-            file_option("--trust-anchor", "Root, or JSON of simulated ones; not the vendors'."),
+            option.file("--collateral", "Collateral of Intel: JSON, or a CMW with it."),
+            option.value("--pccs", "URL", "PCCS to fetch it from; else from Intel."),
+            option.flag("--offline", text="Fetch no collateral."),
+            option.file("--certificate", "VCEK or VLEK of AMD and its issuer.", many=True),
+            option.file("--trust-anchor", "Root, or JSON of simulated ones; not the vendors'."),
         ),
     ),
     ConnectionOptions,

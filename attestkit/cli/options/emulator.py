@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from attestkit.cli.options.click_types import (
-    file_option,
-    flag_option,
-    read_hex,
-    value_option,
-)
+from attestkit.cli.options import option
+from attestkit.cli.options.option import read_hex
 from attestkit.cli.options.shell_values import complete_fault, complete_folder, complete_scenario
 from attestkit.cli.output import console
 from attestkit.errors import UsageError
@@ -50,27 +46,27 @@ class MountServer:
 
 
 _OPTIONS: Final = (
-    value_option("--seed", "HEX", "Seed of all keys, 32 bytes, or @FILE. Default: random."),
-    file_option("--seed-file", "File with it, raw or hex; not in the process list."),
-    value_option("--platform", "NAME", "Cloud, as azure-snp, or tpm; else the scenario's."),
-    value_option("--provider", "NAME", "tdx_guest, sev_guest or none."),
-    value_option("--kernel", "RELEASE", "Linux release. Default: 6.18.", default="6.18"),
-    value_option("--driver", "NAME", "mainline, C, C', D, D' or dstack.", default="mainline"),
-    value_option("--quote-version", "N", "4, or 5 (TDX 1.5).", type=int),
-    value_option("--mr-config-id", "HEX", "TDX: MRCONFIGID, 48 bytes. Default: zeros."),
-    value_option("--host-data", "HEX", "SEV-SNP: HOST_DATA, 32 bytes. Default: zeros."),
-    value_option("--vmpl", "N", "SEV-SNP: VMPL, 0 to 3; above 0 with SVSM.", type=int, default=0),
-    flag_option("--no-certificates", text="SEV-SNP: the host provides none (auxblob)."),
-    value_option(
+    option.value("--seed", "HEX", "Seed of all keys, 32 bytes, or @FILE. Default: random."),
+    option.file("--seed-file", "File with it, raw or hex; not in the process list."),
+    option.value("--platform", "NAME", "Cloud, as azure-snp, or tpm; else the scenario's."),
+    option.value("--provider", "NAME", "tdx_guest, sev_guest or none."),
+    option.value("--kernel", "RELEASE", "Linux release. Default: 6.18.", default="6.18"),
+    option.value("--driver", "NAME", "mainline, C, C', D, D' or dstack.", default="mainline"),
+    option.value("--quote-version", "N", "4, or 5 (TDX 1.5).", type=int),
+    option.value("--mr-config-id", "HEX", "TDX: MRCONFIGID, 48 bytes. Default: zeros."),
+    option.value("--host-data", "HEX", "SEV-SNP: HOST_DATA, 32 bytes. Default: zeros."),
+    option.value("--vmpl", "N", "SEV-SNP: VMPL, 0 to 3; above 0 with SVSM.", type=int, default=0),
+    option.flag("--no-certificates", text="SEV-SNP: the host provides none (auxblob)."),
+    option.value(
         "--scenario", "NAME", "Scenario of the evidence.", shell_complete=complete_scenario
     ),
-    flag_option("--list-scenarios", text="List the scenarios and exit."),
-    value_option("--fault", "SPEC", "Fault, as ebusy:3.", many=True, shell_complete=complete_fault),
-    flag_option("--list-faults", text="List the faults and exit."),
-    value_option("--state-dir", "DIR", "For seed and runtime log.", shell_complete=complete_folder),
-    value_option("--qgs", "ADDRESS", "Quote generation service: socket, or vsock:PORT."),
-    value_option("--gpus", "N", "Simulated GPUs, 1 to 16; needs a C compiler.", type=int),
-    value_option("--qgs-port", "PORT", "Port in etc/tdx-attest.conf.", type=int),
+    option.flag("--list-scenarios", text="List the scenarios and exit."),
+    option.value("--fault", "SPEC", "Fault, as ebusy:3.", many=True, shell_complete=complete_fault),
+    option.flag("--list-faults", text="List the faults and exit."),
+    option.value("--state-dir", "DIR", "For seed and runtime log.", shell_complete=complete_folder),
+    option.value("--qgs", "ADDRESS", "Quote generation service: socket, or vsock:PORT."),
+    option.value("--gpus", "N", "Simulated GPUs, 1 to 16; needs a C compiler.", type=int),
+    option.value("--qgs-port", "PORT", "Port in etc/tdx-attest.conf.", type=int),
 )
 
 
@@ -112,9 +108,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         )
         return command(serve=machine, **given)
 
-    for option in reversed(_OPTIONS):
-        with_machine = option(with_machine)
-    return with_machine
+    return option.add(*_OPTIONS)(with_machine)
 
 
 def _print_names(kind: str, lines: Sequence[str], *, as_json: bool) -> None:

@@ -22,11 +22,10 @@ from attestkit.cli.report.endorsements import (
     describe_parts,
     format_minute,
     presented_chain,
+    tcb_table,
 )
-from attestkit.cli.report.events import build_timelines
 from attestkit.cli.report.gpu_section import build_gpu_section
-from attestkit.cli.report.tcb_levels import tcb_table
-from attestkit.cli.report.tpm_section import build_tpm_section
+from attestkit.cli.report.registers import build_timelines, build_tpm_section
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log.display import event_name, preview
 from attestkit.event_log.event_types import NO_ACTION

@@ -10,10 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from attestkit.client.wire.calls import AWAITED, BLOCKING, Calls, finish
 from attestkit.client.wire.observed_peer import ObservedPeer, observe_peer
 from attestkit.client.wire.pools import ProofPeriod, period
-from attestkit.client.wire.steps import ConnectionProver, drive_steps
+from attestkit.client.wire.steps import (
+    AWAITED,
+    BLOCKING,
+    Calls,
+    ConnectionProver,
+    drive_steps,
+    finish,
+)
 from attestkit.errors import AttestKitError
 from attestkit.ra_tls.connection import PeerRefusedError
 

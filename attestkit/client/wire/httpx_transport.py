@@ -17,7 +17,6 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from attestkit.client.sealing.protocol import SealingKeyError
-from attestkit.client.wire.calls import AWAITED, BLOCKING, Calls, finish
 from attestkit.client.wire.exchange import (
     EXTENSION,
     MAX_CONNECTIONS,
@@ -31,7 +30,14 @@ from attestkit.client.wire.exchange import (
 )
 from attestkit.client.wire.http_libraries import HttpLibrary, LibraryName, PoolOptions, load_library
 from attestkit.client.wire.pools import PoolLease, PoolSet
-from attestkit.client.wire.steps import ConnectionProver, ReconnectError
+from attestkit.client.wire.steps import (
+    AWAITED,
+    BLOCKING,
+    Calls,
+    ConnectionProver,
+    ReconnectError,
+    finish,
+)
 from attestkit.client.wire.tls import require_plain_context
 from attestkit.errors import UsageError
 

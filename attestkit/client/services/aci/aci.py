@@ -8,8 +8,13 @@ from urllib.parse import quote
 
 from attestkit.attestation import Attestation
 from attestkit.client.sealing.aci_e2ee import AciConstraint, AciSealing
-from attestkit.client.services.aci.aci_keyset import Keyset, check_custody, read_keyset
-from attestkit.client.services.aci.aci_receipts import ExpectedAnswer, check_receipt
+from attestkit.client.services.aci.aci_keyset import (
+    ExpectedAnswer,
+    Keyset,
+    check_custody,
+    check_receipt,
+    read_keyset,
+)
 from attestkit.client.services.dstack_evidence import (
     app_id_of,
     check_app_compose,
