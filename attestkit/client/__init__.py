@@ -58,21 +58,18 @@ if not TYPE_CHECKING:
         {
             "endpoint": ["Endpoint", "aconnect", "connect"],
             "offline": ["verify_proof"],
-            "proofs.proof": ["Proof"],
-            "proofs.proof_bundle": ["ProofBundle"],
+            "proofs.appraisal": ["Require"],
+            "proofs.proof": ["Proof", "ProofBundle"],
             "proofs.prover": ["OnProof"],
-            "proofs.require": ["Require"],
             "services.aci.aci": ["AciService"],
             "services.bound": ["bound"],
             "services.chutes": ["ChutesService"],
-            "services.registry": ["service_names"],
             "services.secretvm": [
                 *("SecretVmImage", "SecretVmService"),
                 *("read_secretvm_registry", "secretvm_references"),
             ],
-            "services.service": [
-                *("Binding", "Claims", "Machine", "Question", "Service"),
-            ],
+            "services.service": ["Binding", "Claims", "Machine", "Question", "Service"],
+            "service_choice": ["service_names"],
             "wire.observed_peer": ["ObservedPeer"],
         },
     )

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
+from attestkit._argument_checks import import_package
 from attestkit._sanitize import shown
 from attestkit.client.wire.http_libraries import choose_library, load_library
 from attestkit.errors import AttestKitError, ConfigError, UsageError
@@ -91,11 +92,9 @@ class LocalProxy:
             UsageError: If uvicorn is not installed.
             ConfigError: If the address is not free.
         """
-        try:
-            import uvicorn  # lazy: of the extra `serve`
-        except ImportError as error:
-            message = "--serve: uvicorn is not installed; pip install 'attestkit[serve]'"
-            raise UsageError(message, reason="missing_dependency") from error
+        uvicorn = import_package(  # of the extra `serve`
+            "uvicorn", "--serve: uvicorn is not installed; pip install 'attestkit[serve]'"
+        )
         config = uvicorn.Config(
             self,
             log_level="warning",

@@ -7,6 +7,7 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from attestkit._argument_checks import import_package
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
 from attestkit.errors import UsageError
@@ -134,14 +135,12 @@ class _UvicornServer:
     """uvicorn's protocol on a socket, without uvicorn's own server, which polls."""
 
     def __init__(self, app: "AsgiApp", received: list[bytearray]) -> None:
-        try:
-            # Lazy: imports uvicorn.
-            import uvicorn
-            from uvicorn.protocols.http.auto import AutoHTTPProtocol
-            from uvicorn.server import ServerState
-        except ImportError as error:
-            message = "AttestedServer: needs uvicorn; install attestkit[serve]"
-            raise UsageError(message, reason="missing_dependency") from error
+        uvicorn = import_package(
+            "uvicorn", "AttestedServer: needs uvicorn; install attestkit[serve]"
+        )
+        from uvicorn.protocols.http.auto import AutoHTTPProtocol  # lazy: as uvicorn
+        from uvicorn.server import ServerState
+
         config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
         config.load()
         self._config = config

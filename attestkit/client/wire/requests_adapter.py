@@ -12,6 +12,7 @@ from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.util import parse_url
 
 from attestkit._argument_checks import wrong_type
+from attestkit._system.bounded_http import host_header
 from attestkit.client.sealing.protocol import SealingKeyError
 from attestkit.client.wire.attested_tls import ProvenSocket
 from attestkit.client.wire.exchange import (
@@ -149,9 +150,9 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
             body, method = read_body(request.body), request.method or "GET"
             sealed = sealing.seal(method, request.path_url, plain_headers(headers), body)
             exchange = Exchange(sealed)
-            port = "" if self._prover.port == 443 else f":{self._prover.port}"
+            authority = host_header(self._prover.host, self._prover.port).removesuffix(":443")
             outgoing.method = sealed.method
-            outgoing.url = f"https://{_bracketed(self._prover.host)}{port}{sealed.target}"
+            outgoing.url = f"https://{authority}{sealed.target}"
             outgoing.headers = CaseInsensitiveDict(framed_headers(sealed))
             outgoing.body = sealed.body
         outgoing.body = record_body(outgoing.body, exchange.record)
@@ -322,7 +323,3 @@ def _read(response: requests.Response) -> None:
 
 def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -1,7 +1,6 @@
 """Bodies of requests and their answers, as requests and urllib3 have them, recorded on the way."""
 
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 from typing import IO, Any, Final, cast
 
 from requests import PreparedRequest
@@ -49,13 +48,10 @@ def _pieces(body: Any) -> Iterator[bytes]:
     if isinstance(body, str | bytes | bytearray):
         body = [body]
     elif hasattr(body, "read"):
-        body = iter(partial(_read, body), None)
+        file = body
+        body = iter(lambda: file.read(_PIECE) or None, None)
     for piece in body:
         yield piece.encode() if isinstance(piece, str) else bytes(piece)
-
-
-def _read(file: Any) -> Any:
-    return file.read(_PIECE) or None
 
 
 class RecordedResponse(HTTPResponse):

@@ -246,7 +246,7 @@ def drive(steps: Steps, channel: Channel | None = None) -> None:
 
 
 async def drive_async(steps: Steps, channel: Channel) -> None:
-    """Perform steps as `drive` does, on asyncio."""
+    """Run a generator of a Prover to its end on the event loop; as `drive`."""
     await drive_steps(steps, channel, AWAITED)
 
 

@@ -100,13 +100,14 @@ class AciService:
         if not bindings:
             message = f"{_WHAT}: the keyset has no key that binds a channel"
             raise ServiceError(message, reason="no_channel")
+        receipt_keys = {f"{RECEIPT_KEY}{name}": key for name, key in keyset.receipt_keys.items()}
         return Claims(
             machines=(Machine(is_of, found, report_data),),
             bindings=bindings,
             freshness="nonce",
             not_proven=self._not_proven(attestation, found, is_of),
             valid_until=keyset.not_after,
-            keys=_claimed_keys(keyset),
+            keys={KEYSET_DIGEST: keyset.digest, **receipt_keys},
         )
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> AciSealing:
@@ -221,11 +222,6 @@ def _tls_bindings(keyset: Keyset, seen: ObservedPeer | None, is_of: str) -> tupl
         message = f"{_WHAT}: the keyset does not list the key of this connection for this host"
         raise ServiceError(message, reason="other_key")
     return ()
-
-
-def _claimed_keys(keyset: Keyset) -> dict[str, bytes]:
-    keys = {f"{RECEIPT_KEY}{name}": key for name, key in keyset.receipt_keys.items()}
-    return {KEYSET_DIGEST: keyset.digest, **keys}
 
 
 SERVICES: Final = (AciService(),)
