@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
@@ -18,16 +19,12 @@ from attestkit.cli.options.connection import (
     ConnectionOptions,
     connection_options,
     http_errors,
+    read_at_file,
     read_headers,
     warn_of_weak_policy,
 )
 from attestkit.cli.options.option import Command
-from attestkit.cli.output.write_output import (
-    check_outputs,
-    check_writable,
-    is_stdout,
-    print_bytes,
-)
+from attestkit.cli.output.write_output import check_outputs, check_writable, is_stdout, print_bytes
 from attestkit.errors import AttestKitError, UsageError
 
 _HTTP_ERROR: Final = 22  # exit code of curl --fail
@@ -110,15 +107,7 @@ def _origin(url: str) -> str:
 def _body(data: str) -> bytes:
     if not data.startswith("@"):
         return os.fsencode(data)
-    try:
-        with _open(data[1:]) as file:
-            found = file.read(_MAX_BODY + 1)
-    except (OSError, ValueError) as error:
-        message = f"-d {data}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise UsageError(message, reason="cannot_read") from error
-    if len(found) > _MAX_BODY:
-        raise UsageError(f"-d {data}: over {_MAX_BODY} bytes", reason="too_large")
-    return found
+    return read_at_file("-d", data[1:], _MAX_BODY, partial(_open, data[1:]))
 
 
 def _open(name: str) -> AbstractContextManager[IO[bytes]]:

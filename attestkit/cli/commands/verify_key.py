@@ -118,22 +118,13 @@ def parse_key(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     fields = strict_json.read_object(data, "the key")
     chain = fields.get("signature_chain")
     if not isinstance(chain, list):
-        raise _wrong_field("signature_chain", "an array of hex", chain)
-    links = tuple(_read_field(f"signature_chain[{n}]", link) for n, link in enumerate(chain))
-    return _read_field("public_key", fields.get("public_key")), links
+        message = "signature_chain: must be an array of hex"
+        raise FormatError(message, reason="missing" if chain is None else "wrong_type")
+    links = tuple(_read_hex(f"signature_chain[{n}]", link) for n, link in enumerate(chain))
+    return _read_hex("public_key", fields.get("public_key")), links
 
 
-def _read_field(name: str, value: object) -> bytes:
-    from attestkit._native import unhex
+def _read_hex(name: str, value: object) -> bytes:
+    from attestkit._formats.strict_json import from_hex
 
-    if not isinstance(value, str):
-        raise _wrong_field(name, "hex", value)
-    if (found := unhex(value.removeprefix("0x"))) is None:
-        raise FormatError(f"{name}: not hex", reason="encoding")
-    return found
-
-
-def _wrong_field(name: str, expected: str, value: object) -> FormatError:
-    if value is None:
-        return FormatError(f"{name}: missing", reason="missing")
-    return FormatError(f"{name}: must be {expected}", reason="wrong_type")
+    return from_hex(value.removeprefix("0x") if isinstance(value, str) else value, name)

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -79,6 +79,9 @@ def verify_many(
     agent's response; optionally id, nonce or report_data in hex, and the path of collateral.
     Results have the order of the input and the same verification time.
     """
+    from attestkit.cli.batch.executors import open_executor  # lazy: only this command needs both
+    from attestkit.cli.batch.parquet import open_table
+
     _check_options(options)
     if workers is not None and scheduler is not None:
         raise UsageError("--workers and --scheduler: mutually exclusive", reason="conflict")
@@ -91,8 +94,9 @@ def verify_many(
         clean_up_on_signals(),
         _forward_warnings(),
         _open_input(source, options) as (entries, total),
-        _open_table_and_executor(parquet, processes, scheduler) as (store, executor),
-        _progress(total) as advance,
+        open_table(parquet) as store,
+        open_executor(processes, scheduler) as executor,
+        console.progress("verifying", total, shown=not sys.stdout.isatty()) as advance,
         contextlib.closing(
             _verify_entries(
                 options.verifier(options.collateral, options.pccs_url),
@@ -183,17 +187,6 @@ def _open_input(
     yield read_folder(source, names, defaults), len(names)
 
 
-@contextlib.contextmanager
-def _open_table_and_executor(
-    parquet: Path | None, processes: int, scheduler: str | None
-) -> "Iterator[tuple[Callable[[dict[str, Any]], None], Executor | None]]":
-    from attestkit.cli.batch.executors import open_executor
-    from attestkit.cli.batch.parquet import open_table  # lazy: only this command needs both
-
-    with open_table(parquet) as store, open_executor(processes, scheduler) as executor:
-        yield store, executor
-
-
 class _StderrHandler(logging.Handler):
     """Log handler that prints the verifier's warnings, such as a failed executor, to stderr."""
 
@@ -209,16 +202,6 @@ def _forward_warnings() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-@contextlib.contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[], None]]:
-    """Show progress, unless the results go to the terminal."""
-    if sys.stdout.isatty():
-        yield lambda: None
-        return
-    with console.progress("verifying", total) as advance:
-        yield advance
 
 
 def _verify_entries(

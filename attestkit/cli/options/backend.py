@@ -83,16 +83,12 @@ class _Names(dict[str, object]):
         return self._known.get(name, object)
 
 
-def _members(annotation: object) -> tuple[object, ...]:
-    """Return the members of a union, or the annotation itself."""
-    if get_origin(annotation) in {Union, types.UnionType}:
-        return get_args(annotation)
-    return (annotation,)
-
-
 def _kinds(annotation: object) -> tuple[object, ...]:
     """Return the members of an annotation that can be converted from text."""
-    return tuple(one for one in _members(annotation) if one in _READERS or _literals(one))
+    members: tuple[object, ...] = (annotation,)
+    if get_origin(annotation) in {Union, types.UnionType}:
+        members = get_args(annotation)
+    return tuple(one for one in members if one in _READERS or _literals(one))
 
 
 def _literals(annotation: object) -> dict[str, object]:
@@ -213,7 +209,11 @@ class Device(NamedTuple):
         try:
             cls = backends.detect() if name is None else backends.load(name)
         except BackendUnavailableError as error:
-            raise _no_backend_error() from error
+            message = (
+                "no usable TEE found; run attestkit doctor for what is missing, or use --backend "
+                "simulator for development"
+            )
+            raise BackendUnavailableError(message, reason="no_backend") from error
         options: dict[str, object] = convert_options(cls, self.given)
         opened = cls.name if name is None else name
         if self.record is not None:
@@ -234,14 +234,6 @@ class Device(NamedTuple):
         if attester.backend.name == "simulator" and keeps_state and "state_dir" not in self.given:
             text += "; --option state_dir=DIR keeps the state of this TD"
         print_error(text)
-
-
-def _no_backend_error() -> BackendUnavailableError:
-    return BackendUnavailableError(
-        "no usable TEE found; run attestkit doctor for what is missing, or use --backend simulator "
-        "for development",
-        reason="no_backend",
-    )
 
 
 def _device(*, backend: str | None, given: tuple[str, ...], record: Path | None) -> Device:

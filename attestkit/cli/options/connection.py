@@ -2,10 +2,11 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -218,16 +219,31 @@ def read_headers(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
 
 def _header_lines(option: str, path: Path) -> list[str]:
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_HEADERS + 1)
-        text = content.decode()
-    except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or "not UTF-8"
-        message = f"{option} @{path}: cannot be read: {problem}"
+        text = read_at_file(option, str(path), _MAX_HEADERS, lambda: path.open("rb")).decode()
+    except UnicodeDecodeError as error:
+        message = f"{option} @{path}: cannot be read: not UTF-8"
         raise UsageError(message, reason="cannot_read") from error
-    if len(content) > _MAX_HEADERS:
-        raise UsageError(f"{option} @{path}: over {_MAX_HEADERS} bytes", reason="too_large")
     return [line for line in text.splitlines() if line.strip()]
+
+
+def read_at_file(
+    option: str, name: str, most: int, opened: Callable[[], AbstractContextManager[IO[bytes]]]
+) -> bytes:
+    """Return the content of the file of an option's value `@FILE`.
+
+    Raises:
+        UsageError: If it cannot be read, or has over `most` bytes.
+    """
+    try:
+        with opened() as file:
+            found = file.read(most + 1)
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        message = f"{option} @{name}: cannot be read: {problem}"
+        raise UsageError(message, reason="cannot_read") from error
+    if len(found) > most:
+        raise UsageError(f"{option} @{name}: over {most} bytes", reason="too_large")
+    return found
 
 
 def warn_of_weak_policy(proof: "Proof") -> None:

@@ -95,16 +95,13 @@ def observe(connection: Any, prover: ConnectionProver) -> ObservedPeer:
         raise PeerRefusedError(str(error), reason=error.reason) from error
 
 
+@dataclass(eq=False, repr=False)
 class _Delegating:
     """Common base of the streams: operations of httpcore's stream, and the start of TLS."""
 
-    def __init__(
-        self,
-        inner: Any,
-        origin: ProvenOrigin,
-        proven: ProofPeriod | None = None,
-    ) -> None:
-        self._inner, self._origin, self._proven = inner, origin, proven
+    _inner: Any
+    _origin: ProvenOrigin
+    _proven: ProofPeriod | None = None
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)

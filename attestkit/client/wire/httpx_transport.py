@@ -13,6 +13,7 @@ not pass `mounts` or `proxy` to the client, which replace the transport.
 import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
@@ -212,18 +213,14 @@ class ProvenTransport(ProvenRequests):
             await self.calls.close(pool)
 
 
+@dataclass(eq=False, repr=False)
 class _Body:
     """Common base of the bodies of answers."""
 
-    def __init__(
-        self,
-        transport: ProvenTransport,
-        answer: Any,
-        lease: PoolLease[Any],
-        exchange: Exchange | None,
-    ) -> None:
-        self._transport, self._answer, self._exchange = transport, answer, exchange
-        self._lease: PoolLease[Any] | None = lease
+    _transport: ProvenTransport
+    _answer: Any
+    _lease: PoolLease[Any] | None
+    _exchange: Exchange | None
 
     async def _close(self) -> None:
         """Close the answer, and let the connection be used again if it was read to its end."""

@@ -1,6 +1,7 @@
 """Bodies of requests and their answers, as requests and urllib3 have them, recorded on the way."""
 
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from typing import IO, Any, Final, cast
 
 from requests import PreparedRequest
@@ -84,20 +85,17 @@ class RecordedResponse(HTTPResponse):
             yield data
 
 
+@dataclass(eq=False, repr=False)
 class _AnswerReader:
     """The body of an answer as a file, without decoding."""
 
-    def __init__(
-        self,
-        answer: Any,
-        exchange: Exchange,
-        ended: Callable[[], None],
-        release: Callable[[], None],
-    ) -> None:
-        self._answer, self._exchange = answer, exchange
-        self._ended, self._release = ended, release
-        self._ready = bytearray()
-        self._finished = self.closed = False
+    _answer: Any
+    _exchange: Exchange
+    _ended: Callable[[], None]
+    _release: Callable[[], None]
+    _ready: bytearray = field(default_factory=bytearray)
+    _finished: bool = False
+    closed: bool = False
 
     def read(self, size: int | None = None) -> bytes:
         """Read up to `size` bytes, or all."""
