@@ -393,7 +393,6 @@ LEFT_OUT: Final[dict[str, str]] = {
     "cli.commands.verify_many": "opens its input; lines are parsed by cli.batch.input_lines",
     "cli.commands.env": _OWNER,
     "cli.options.backend": _OWNER,
-    "cli.options.report_data": _OWNER,
     "cli.doctor.examine": _DEVICE,
     "cli.options.option": _OWNER,
     "cli.options.guest": _OWNER,

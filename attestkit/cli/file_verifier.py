@@ -57,12 +57,13 @@ class FileVerifier:
 
     def verify(self, path: Path) -> FileOutcome:
         """Verify a file; all errors are part of the outcome."""
-        options = self.options
+        options, nonce = self.options, self.options.nonce
+        expected = options.report_data if nonce is None else ReportData.for_nonce(nonce)
         out = FileOutcome(
             path=path,
             at=self._now,
             policy=options.policy_name,
-            report_data=_expected_report_data(options),
+            report_data=expected,
             certificates=options.certificates,
             crls=options.crls,
             ak_certificates=options.ak_certificates,
@@ -226,11 +227,6 @@ def _with_gpus_of_bundle(out: FileOutcome, bundle: "EvidenceBundle") -> FileOutc
     if out.gpu_endorsements is None:
         out = out._replace(gpu_endorsements=bundle.gpu_endorsements)
     return out
-
-
-def _expected_report_data(options: VerificationOptions) -> bytes | None:
-    """Return the report data that evidence must have, for a bundle; None if any is accepted."""
-    return options.report_data if options.nonce is None else ReportData.for_nonce(options.nonce)
 
 
 def _reject_usage_errors(step: Callable[[], _T]) -> _T:

@@ -56,10 +56,7 @@ def connect(
     proven before it carries a request.
     """
     if bundle is not None:
-        for name, value in (("URL", url), ("--save-bundle", save_bundle), ("--serve", listen)):
-            if value is not None:
-                raise UsageError(f"{name}: not with --bundle", reason="conflict")
-        connection.check_offline()
+        connection.check_offline({"URL": url, "--save-bundle": save_bundle, "--serve": listen})
         _show(_saved_proof(bundle, at, connection), as_json=as_json)
     elif url is None:
         raise UsageError("URL: missing; or pass --bundle", reason="missing")

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -108,15 +108,10 @@ class ConnectionOptions(NamedTuple):
             **options,
         )
 
-    def check_offline(self) -> None:
-        """Check that no option is given that is of connections only."""
-        given = {
-            "--pins": self.pins,
-            "--server-ca": self.server_ca,
-            "--proxy": self.proxy,
-            "--pccs": self.pccs,
-        }
-        for name, value in given.items():
+    def check_offline(self, given: Mapping[str, object]) -> None:
+        """Check that neither these options are given nor own ones that are of connections only."""
+        own = {"--pins": self.pins, "--server-ca": self.server_ca}
+        for name, value in {**given, **own, "--proxy": self.proxy, "--pccs": self.pccs}.items():
             if value is not None:
                 raise UsageError(f"{name}: not with --bundle", reason="conflict")
 
@@ -162,15 +157,10 @@ class ConnectionOptions(NamedTuple):
             )
         elif self.pccs is not None:
             found["pccs_url"] = self.pccs
-        if self.trust_anchor is not None:
-            found["trust_anchor"] = read_option_file(
-                "--trust-anchor", self.trust_anchor, parse_anchor
-            )
-        if self.certificates:
-            found["snp_certificates"] = read_option_files(
-                "--certificate", self.certificates, parse_certificate
-            )
-        return found
+        anchor = read_option_file("--trust-anchor", self.trust_anchor, parse_anchor)
+        certificates = read_option_files("--certificate", self.certificates, parse_certificate)
+        more = {"trust_anchor": anchor, "snp_certificates": certificates}
+        return found | {name: value for name, value in more.items() if value}
 
 
 @contextlib.contextmanager

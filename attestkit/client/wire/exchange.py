@@ -7,6 +7,7 @@ services sign them.
 import hashlib
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from attestkit._sanitize import one_line
@@ -72,6 +73,7 @@ MAX_AT_ONCE: Final = 1 << 20
 _FRAMING: Final = {"content-length", "transfer-encoding"}
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class WireRecord:
     """Record of one request and its answer on the wire.
 
@@ -86,27 +88,15 @@ class WireRecord:
             request whose answer came unsealed.
     """
 
-    __slots__ = (
-        "_beginning",
-        "_request",
-        "_response",
-        "authenticated",
-        "headers",
-        "identifiers",
-        "response_sha256",
-        "sealed",
-        "status",
-    )
-
-    def __init__(self, *, sealed: bool = False) -> None:
-        self._request, self._response = hashlib.sha256(), hashlib.sha256()
-        self._beginning = bytearray()
-        self.identifiers: IdentifierScan = IdentifierScan()
-        self.status: int = 0
-        self.headers: tuple[tuple[str, str], ...] = ()
-        self.response_sha256: bytes | None = None
-        self.sealed: bool = sealed
-        self.authenticated: bool = True
+    sealed: bool = False
+    status: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+    response_sha256: bytes | None = None
+    authenticated: bool = True
+    identifiers: IdentifierScan = field(default_factory=IdentifierScan)
+    _request: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _response: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _beginning: bytearray = field(default_factory=bytearray)
 
     @property
     def request_sha256(self) -> bytes:

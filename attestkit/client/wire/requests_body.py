@@ -93,9 +93,9 @@ class _AnswerReader:
     _exchange: Exchange
     _ended: Callable[[], None]
     _release: Callable[[], None]
-    _ready: bytearray = field(default_factory=bytearray)
-    _finished: bool = False
-    closed: bool = False
+    _ready: bytearray = field(default_factory=bytearray, init=False)
+    _finished: bool = field(default=False, init=False)
+    closed: bool = field(default=False, init=False)
 
     def read(self, size: int | None = None) -> bytes:
         """Read up to `size` bytes, or all."""
