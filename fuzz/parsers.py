@@ -390,7 +390,6 @@ LEFT_OUT: Final[dict[str, str]] = {
     "serve.systemd.socket_activation": _OWNER,
     "cli.options.option_files": "reads files, whose content other modules parse",
     "cli.batch.executors": _OWNER,
-    "cli.commands.verify_many": "opens its input; lines are parsed by cli.batch.input_lines",
     "cli.commands.env": _OWNER,
     "cli.options.backend": _OWNER,
     "cli.doctor.examine": _DEVICE,
