@@ -119,26 +119,6 @@ boot_options: Final = option.group(
 # -- the machine of a TD -------------------------------------------------------------------------
 
 
-class _Machine(NamedTuple):
-    """Values of the options, as click passes them."""
-
-    vm_config: Path | None
-    qemu_args: Path | None
-    processor_id: str | None
-    cpu_count: int | None
-    memory_size: str | None
-    qemu_version: str | None
-    pic: bool | None
-    pci_hole64_size: str | None
-    hotplug_off: bool | None
-    num_gpus: int | None
-    num_nvswitches: int | None
-    num_nics: int | None
-    num_verity_volumes: int | None
-    cdrom_root: bool | None
-    two_pass: bool | None
-
-
 class MachineOptions(NamedTuple):
     """Values of the options about the machine of a TD."""
 
@@ -189,21 +169,20 @@ class MachineOptions(NamedTuple):
         return None if self.qemu_args is None else _read_text(self.qemu_args)
 
 
-def _read_machine(given: _Machine) -> MachineOptions:
+def _read_machine(
+    *, vm_config: Path | None, qemu_args: Path | None, processor_id: str | None, **given: Any
+) -> MachineOptions:
     from attestkit.measure.acpi.qemu.qemu_options import parse_size
 
-    fields = {name: value for name, value in given._asdict().items() if value is not None}
-    for name in ("vm_config", "qemu_args", "processor_id"):
-        fields.pop(name, None)
+    fields = {name: value for name, value in given.items() if value is not None}
     if fields.pop("cdrom_root", False):
         fields["root_disk"] = False
     for name in fields.keys() & _SIZES:
         fields[name] = parse_size(f"--{name.replace('_', '-')}", fields[name], 1)
-    described = given.vm_config is not None or fields.keys() - {"qemu_version"}
-    if given.qemu_args is not None and described:
+    described = vm_config is not None or fields.keys() - {"qemu_version"}
+    if qemu_args is not None and described:
         raise UsageError("--qemu-args: already describes the machine", reason="conflict")
-    processor_id = _read_processor_id(given.processor_id)
-    return MachineOptions(given.vm_config, fields, given.qemu_args, processor_id)
+    return MachineOptions(vm_config, fields, qemu_args, _read_processor_id(processor_id))
 
 
 def _read_processor_id(text: str | None) -> tuple[int, int] | None:
@@ -247,7 +226,6 @@ machine_options: Final = option.group(
         option.value("--processor-id", "EAX,EDX", "CPUID leaf 1 in hex, for SMBIOS."),
     ),
     _read_machine,
-    _Machine,
 )
 
 

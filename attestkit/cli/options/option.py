@@ -216,10 +216,15 @@ def group(
     Args:
         name: Parameter of the command for that value.
         options: Click decorators, in the order of the help.
-        gather: Builds the value; its parameters have the names of the options.
+        gather: Builds the value; its parameters have the names of the options, or `**` takes all
+            others.
         fields: A NamedTuple whose fields have those names, which `gather` receives instead.
     """
-    option_names = tuple(inspect.signature(fields or gather).parameters)
+    parameters = inspect.signature(fields or gather).parameters.values()
+    option_names = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
+    if len(option_names) < len(parameters):
+        declared: Any = add(*options)(lambda: None)
+        option_names = [one.name for one in declared.__click_params__]
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)

@@ -18,17 +18,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from attestkit.client.sealing.protocol import SealingKeyError
-from attestkit.client.wire.exchange import (
-    EXTENSION,
-    MAX_CONNECTIONS,
-    Exchange,
-    ProvenRequests,
-    check_origin,
-    framed_headers,
-    identity_encoding,
-    no_connection,
-    plain_headers,
-)
+from attestkit.client.wire.exchange import EXTENSION, MAX_CONNECTIONS, Exchange, ProvenRequests
 from attestkit.client.wire.http_libraries import HttpLibrary, LibraryName, PoolOptions, load_library
 from attestkit.client.wire.pools import PoolLease, PoolSet
 from attestkit.client.wire.steps import (
@@ -107,7 +97,7 @@ class ProvenTransport(ProvenRequests):
         """
         url = request.url
         if (url.raw_scheme, url.raw_host, url.port) != self._own_url:  # as most are written
-            check_origin(self._prover, url.scheme, url.raw_host.decode("ascii"), url.port)
+            self._check_origin(url.scheme, url.raw_host.decode("ascii"), url.port)
         try:
             return await self._send(request)
         except SealingKeyError:
@@ -143,7 +133,7 @@ class ProvenTransport(ProvenRequests):
                 await calls.close(stream)
                 raise
             return response
-        raise no_connection(self._prover)
+        raise self._no_connection()
 
     def _outgoing(
         self, request: Any, sealing: "Sealing | None", body: bytes | None
@@ -159,11 +149,11 @@ class ProvenTransport(ProvenRequests):
         headers, exchange = _decoded(raw), Exchange()
         if sealing is not None:
             assert body is not None
-            sealed = sealing.seal(method, target.decode("ascii"), plain_headers(headers), body)
+            sealed = self._seal(sealing, method, target.decode("ascii"), headers, body)
             method, target, body = sealed.method, sealed.target.encode("ascii"), sealed.body
-            headers, exchange = framed_headers(sealed), Exchange(sealed)
-        elif self._on_answer is not None:
-            headers = identity_encoding(headers)
+            headers, exchange = sealed.headers, Exchange(sealed)
+        else:
+            headers = self._open_headers(headers)
         extensions = {name: value for name, value in extensions.items() if name != "target"}
         return OutgoingRequest(method, target, _encoded(headers), body, extensions, exchange)
 
