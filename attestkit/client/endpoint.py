@@ -173,7 +173,7 @@ class Endpoint(EndpointClients):
         self._appraiser, self._dialing = appraiser, dialing
         self._context = dialing.context(appraiser.service)
         self._answers: SignedAnswers | None = None
-        if appraiser.signatures:
+        if appraiser.require.response_signatures:
             self._answers = SignedAnswers(appraiser.service, appraiser.model)
         self._prover = Prover(
             appraiser,

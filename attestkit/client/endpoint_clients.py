@@ -225,12 +225,9 @@ class EndpointClients(ABC):
             if binding.kind in SEALED_KINDS:
                 self._renew(binding)
                 make: Any = getattr(self._appraiser.service, "sealing", None)
-                sealing: Sealing = make(
-                    proof.claims,
-                    binding,
-                    self._appraiser.model,
-                    **self._appraiser.sealing_options,
-                )
+                allowed = self._appraiser.allow_open
+                options = {"allow_open": allowed} if allowed else {}
+                sealing: Sealing = make(proof.claims, binding, self._appraiser.model, **options)
                 return sealing
         raise ServiceError("endpoint: no key to seal requests to", reason="sealing")
 

@@ -154,12 +154,6 @@ def _check_parquet(path: Path | None, source: Path, options: VerificationOptions
             )
 
 
-def _is_folder(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # reported by the later read
-        return path.is_dir()
-    return False
-
-
 @contextlib.contextmanager
 def _open_input(
     source: Path, options: VerificationOptions
@@ -173,7 +167,7 @@ def _open_input(
 
     own = options.collateral is None and not options.pccs_named
     defaults = EntryDefaults(options.nonce, options.report_data, own, options.at)
-    if str(source) == "-" or not _is_folder(source):
+    if str(source) == "-" or not os.path.isdir(source):  # noqa: PTH112 - no error if inaccessible
         with open_interruptible(source) as file:
             yield read_lines(file, source, defaults), None
         return

@@ -165,7 +165,8 @@ def tcb_table(collateral: Collateral, evidence: Attestation | Quote) -> TcbTable
         current = " ok" if rows[reached].status == "UpToDate" else ""
         rows[reached] = rows[reached]._replace(css=f"mine{current}")
     if own is not None:
-        rows.insert(0, _own_row(own))
+        svns = tuple(_column(column, None) for column in own.components)
+        rows.insert(0, TcbLevelRow("own", "This platform", "", svns, (own.pce, False), ()))
     return TcbTable(note, columns, tuple(rows))
 
 
@@ -212,8 +213,3 @@ def _column(required: Sequence[int], own: bytes | None) -> tuple[Svn, ...]:
 
 def _reached(row: TcbLevelRow) -> bool:
     return not row.pce[1] and not any(short for column in row.components for _, short in column)
-
-
-def _own_row(own: _Platform) -> TcbLevelRow:
-    columns = tuple(_column(column, None) for column in own.components)
-    return TcbLevelRow("own", "This platform", "", columns, (own.pce, False), ())

@@ -165,16 +165,6 @@ class Appraiser:
         if self.allow_open:
             _check_allow_open(self.service, encrypt=self.encrypt)
 
-    @property
-    def sealing_options(self) -> dict[str, Any]:
-        """Further arguments of the service's `sealing`."""
-        return {"allow_open": self.allow_open} if self.allow_open else {}
-
-    @property
-    def signatures(self) -> bool:
-        """Whether the service has to sign its answers."""
-        return self.require.response_signatures
-
     def appraise(
         self,
         answers: tuple[bytes, ...],
