@@ -1,9 +1,8 @@
 """Options of the commands that emulate a confidential VM."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -70,61 +69,52 @@ _OPTIONS: Final = (
 )
 
 
-def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add these options to a command, which gets the machine as its parameter `serve`.
+def _read_machine(
+    *,
+    seed: str | None,
+    seed_file: Path | None,
+    faults: tuple[str, ...],
+    list_faults: bool,
+    list_scenarios: bool,
+    state_dir: str | None,
+    qgs: str | None,
+    **given: Any,
+) -> MountServer:
+    # Lazy: only these commands need it.
+    from attestkit.backends.simulator.faults import fault_specs
+    from attestkit.backends.simulator.scenarios.registry import describe_scenarios
 
-    With --list-faults or --list-scenarios the command does not run.
-    """
-
-    @functools.wraps(command)
-    def with_machine(
-        *,
-        seed: str | None,
-        seed_file: Path | None,
-        faults: tuple[str, ...],
-        list_faults: bool,
-        list_scenarios: bool,
-        state_dir: str | None,
-        qgs: str | None,
-        **given: Any,
-    ) -> object:
-        # Lazy: only these commands need it.
-        from attestkit.backends.simulator.faults import fault_specs
-        from attestkit.backends.simulator.scenarios.registry import describe_scenarios
-
-        if list_faults or list_scenarios:
-            kind = "faults" if list_faults else "scenarios"
-            lines = fault_specs.named_faults() if list_faults else describe_scenarios()
-            _print_names(kind, lines, as_json=given.get("as_json", False))
-            return None
-        if state_dir == "":
-            raise UsageError("--state-dir: the value is empty", reason="missing")
-        machine = MountServer(
-            _setup({name: given.pop(name) for name in _SETUP}),
-            seed=_seed(seed, seed_file),
-            faults=fault_specs.Faults(map(fault_specs.Fault.parse, faults)),
-            state_dir=state_dir,
-            qgs=qgs,
-        )
-        return command(serve=machine, **given)
-
-    return option.add(*_OPTIONS)(with_machine)
+    if list_faults:
+        _print_names("faults", fault_specs.named_faults())
+    if list_scenarios:
+        _print_names("scenarios", describe_scenarios())
+    if state_dir == "":
+        raise UsageError("--state-dir: the value is empty", reason="missing")
+    return MountServer(
+        _setup(given),
+        seed=_seed(seed, seed_file),
+        faults=fault_specs.Faults(map(fault_specs.Fault.parse, faults)),
+        state_dir=state_dir,
+        qgs=qgs,
+    )
 
 
-def _print_names(kind: str, lines: Sequence[str], *, as_json: bool) -> None:
-    """Print names with their descriptions."""
-    if as_json:
+machine_options: Final = option.group("serve", _OPTIONS, _read_machine)
+"""Adds these options to a command, which gets the machine as its parameter `serve`.
+
+With --list-faults or --list-scenarios the command does not run.
+"""
+
+
+def _print_names(kind: str, lines: Sequence[str]) -> NoReturn:
+    """Print names with their descriptions, and end the command."""
+    context = click.get_current_context()
+    if context.params.get("as_json"):
         pairs = (line.split(maxsplit=1) for line in lines)
         console.as_json({kind: [{"name": name, "text": text} for name, text in pairs]})
-        return
-    click.echo("\n".join(lines))
-
-
-_SETUP: Final = (
-    *("provider", "kernel", "driver", "quote_version", "mr_config_id", "host_data", "vmpl"),
-    *("no_certificates", "qgs_port", "scenario", "platform"),
-    "gpus",
-)
+    else:
+        click.echo("\n".join(lines))
+    context.exit()
 
 
 def _setup(given: dict[str, Any]) -> "Setup":
