@@ -2,6 +2,8 @@
 
 A document is made for one request and never cached: its evidence is over the client's nonce. At
 most four are made at once, in threads, and 16 requests wait; further ones are refused with 503.
+
+The keys of the server's TLS certificates come from PEM files that are read again when they change.
 """
 
 import inspect

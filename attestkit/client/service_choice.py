@@ -1,4 +1,7 @@
-"""Which service a server is: `service="auto"` of `connect`; a guess weakens no requirement."""
+"""Which service a server is: `service="auto"` of `connect`; a guess weakens no requirement.
+
+Services are known by name; the module of one is imported when it is needed.
+"""
 
 import ssl
 from collections.abc import Callable

@@ -108,6 +108,10 @@ _logger = logging.getLogger("attestkit.ra_tls")
 class RenewingContext(ssl.SSLContext):
     """A context whose new connections present a fresh certificate.
 
+    ssl offers no lock: a context must not be changed while a connection is created from it, which
+    copies the certificate. Both happen under one lock here. A handshake uses the copy of its
+    connection, and needs no lock.
+
     The first connection that is created after half of the certificate's life starts the renewal in
     a thread, and waits for it at most `PATIENCE` seconds. Other threads meanwhile use the old
     certificate while it is valid. If the renewal fails or takes longer, the old certificate stays

@@ -18,6 +18,8 @@ Arguments of `issue`:
   mean five minutes ago, and one hour from now. If neither is given, the contexts of
   `server_context` and `client_context` renew the certificate, see `Issued.renew`.
 * `now`: returns the time in seconds since 1970. `random`: returns a number of random bytes.
+
+`load_issued` loads key and certificates into an ssl context, without a file on disk.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""An ASGI application over TLS on loopback, in the event loop of a test session."""
+"""An ASGI application over TLS on loopback, in the event loop of a test session; its authority."""
 
 import asyncio
 import os

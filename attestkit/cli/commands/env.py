@@ -1,4 +1,7 @@
-"""`attestkit env seal` and `attestkit env open`: environment variables sealed to an app."""
+"""`attestkit env seal` and `attestkit env open`: environment variables sealed to an app.
+
+A file of variables has lines NAME=VALUE, or a JSON object.
+"""
 
 import hmac
 import json

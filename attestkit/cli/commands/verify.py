@@ -1,4 +1,4 @@
-"""`attestkit verify FILE...`: verification of evidence files."""
+"""`attestkit verify FILE...`: verification of evidence files, and signed results (EAR)."""
 
 import sys
 from collections import Counter

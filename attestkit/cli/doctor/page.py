@@ -1,4 +1,9 @@
-"""The output of `attestkit doctor` for people."""
+"""The output of `attestkit doctor` for people, and the remedies, from the table in remedies.toml.
+
+A remedy names the path, the error of the kernel and the fix. Kernel interfaces come first, then
+logs and keys. Problems that do not matter on this machine are omitted: an unusable quote interface
+while another one works, and hardware interfaces without a TEE.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Commands with sections of options and exit codes, and the options that several commands have."""
+"""Commands with sections of options and exit codes, and the options that several commands have.
+
+Modules of options and commands use it by its name, as `option.file` and `option.group`.
+"""
 
 import functools
 import inspect

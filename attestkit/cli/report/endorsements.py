@@ -1,4 +1,7 @@
-"""The endorsements in the report: certificate chain, and validity of each part of collateral."""
+"""The endorsements in the report: certificate chain, and validity of each part of collateral.
+
+The table of TCB levels has Intel's levels, and the SVNs of the platform.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime, timezone

@@ -1,6 +1,7 @@
 """The registers in the report, each with its events.
 
 A log may have 65,536 events, so only the first and last events of a register are shown.
+The section on a TPM has its key, how it is joined, and the table of PCRs.
 """
 
 from collections.abc import Collection, Sequence

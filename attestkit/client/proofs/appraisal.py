@@ -1,4 +1,7 @@
-"""From answers and an observed peer to a proof: `Appraiser`, which does no I/O to the server."""
+"""From answers and an observed peer to a proof: `Appraiser`, which does no I/O to the server.
+
+`Require` has the requirements of a proof beside those of the policy for its evidence.
+"""
 
 import hmac
 from collections.abc import Sequence

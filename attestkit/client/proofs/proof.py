@@ -1,4 +1,8 @@
-"""`Proof`: the properties of a server that were verified, and those that were not."""
+"""`Proof`: the properties of a server that were verified, and those that were not.
+
+`ProofBundle` is everything that a proof was made from, so that it can be verified again, offline.
+Its file is JSON. Nothing in it is secret: evidence, collateral, and a certificate.
+"""
 
 import json
 import os

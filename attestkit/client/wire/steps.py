@@ -4,6 +4,10 @@ A prover is a generator of steps. Its driver performs each one on the connection
 result, or throws the error, into the generator, which ends when the peer is proven. A driver always
 ends the generator, so that it can let other connections go on: by `close` if the driver itself is
 interrupted, such as by the cancellation of a task.
+
+Functions of libraries block, or have to be awaited (`Calls`), and code above is written once for
+both. Such code is a coroutine. If its calls block it never waits, so that `finish` runs it to its
+end without an event loop.
 """
 
 import asyncio

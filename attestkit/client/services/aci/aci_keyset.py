@@ -1,5 +1,8 @@
 """Workload keyset of Attested Confidential Inference: a service's keys, which its evidence hashes.
 
+A receipt is a signed log of one request: hashes of the bytes that came in, went on and went out,
+and whether the machine behind a gateway was verified.
+
 Source: attested-client.md, 2.5.
 """
 
