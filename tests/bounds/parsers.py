@@ -48,8 +48,8 @@ from attestkit.keys import AppKeys
 from attestkit.keys.hkdf import derive_p256
 from attestkit.quote import Quote
 from attestkit.serve.config.agent_config_file import parse_config
-from attestkit.serve.container_logs.docker_frames import Frame, FrameSplitter, LineSplitter
 from attestkit.serve.container_logs.formatting import LogFormatter
+from attestkit.serve.container_logs.view import Frame, FrameSplitter, LineSplitter
 from attestkit.serve.docker.responses import read_list
 from attestkit.serve.rpc import json_codec, protobuf_codec, query_codec
 from attestkit.serve.rpc.messages import GetTlsKeyArgs

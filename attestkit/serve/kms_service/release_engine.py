@@ -29,9 +29,8 @@ from attestkit.report_data import ReportData
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.kms_service.client_evidence import ClientEvidence, current_client
 from attestkit.serve.kms_service.errors import KmsFailureError, KmsRefusalError, refusal
-from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.request_queue import RequestQueue, queued
-from attestkit.serve.kms_service.server_identity import ServerIdentity, current_state
+from attestkit.serve.kms_service.server_identity import KmsParts, ServerIdentity, current_state
 from attestkit.serve.rpc import messages_kms as m
 from attestkit.serve.rpc.service import Service
 

@@ -27,10 +27,9 @@ from attestkit.serve.config.option_values import Address
 from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.serve.http.sockets import bind_tcp
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.kms_server import KmsServer, KmsSockets
 from attestkit.serve.kms_service.request_queue import WORKERS
-from attestkit.serve.kms_service.server_identity import ServerIdentity
+from attestkit.serve.kms_service.server_identity import KmsParts, ServerIdentity
 from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:

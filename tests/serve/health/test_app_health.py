@@ -13,7 +13,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.serve.background_server import BackgroundServer
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve.health import app_health, monitor
-from attestkit.serve.health.verdict import HEALTHY, NOT_DETERMINED, HealthVerdict
+from attestkit.serve.health.monitor import HEALTHY, NOT_DETERMINED, HealthVerdict
 from tests.serve.client import get
 from tests.serve.docker.engine import run_with_timeout
 from tests.serve.guests import NOW, MakeGuest

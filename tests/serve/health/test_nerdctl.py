@@ -11,9 +11,9 @@ import pytest
 import uvloop
 
 from attestkit.errors import BackendError, BackendUnavailableError
-from attestkit.serve.health import nerdctl
-from attestkit.serve.health.nerdctl import COMMAND, check_nerdctl
-from attestkit.serve.health.verdict import HEALTHY, HealthVerdict, unhealthy
+from attestkit.serve.health import app_health as nerdctl
+from attestkit.serve.health.app_health import COMMAND, check_nerdctl
+from attestkit.serve.health.monitor import HEALTHY, HealthVerdict, unhealthy
 from tests.raising import raises
 from tests.serve.health.test_containers import NONE_CREATED, inspected
 from tests.untyped import untyped
