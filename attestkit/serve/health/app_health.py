@@ -19,48 +19,34 @@ from typing import Final
 from attestkit._system.untrusted_files import open_regular
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import BackendError, BackendUnavailableError, FormatError
+from attestkit.serve.docker import responses
 from attestkit.serve.docker.engine import ContainerEngine
-from attestkit.serve.docker.responses import (
-    MAX_INSPECTED,
-    MAX_LIST,
-    NAME,
-    ContainerState,
-    read_states,
-)
-from attestkit.serve.health.monitor import (
-    HEALTHY,
-    HealthMonitor,
-    HealthVerdict,
-    appraise_containers,
-    check_docker,
-    safe_text,
-    unhealthy,
-)
+from attestkit.serve.health import monitor
 
 COMMAND: Final = ("nerdctl", "--namespace", "dstack")
 """The command; the namespace has the app's containers only."""
 
 
-async def check_nerdctl(command: Sequence[str] = COMMAND) -> HealthVerdict:
+async def check_nerdctl(command: Sequence[str] = COMMAND) -> monitor.HealthVerdict:
     """Return the verdict on all containers of the namespace.
 
     Raises:
         BackendError: If nerdctl is missing or fails, or its output is malformed or too large.
     """
-    return appraise_containers(await _inspect(command))
+    return monitor.appraise_containers(await _inspect(command))
 
 
-async def _inspect(command: Sequence[str]) -> list[ContainerState]:
+async def _inspect(command: Sequence[str]) -> list[responses.ContainerState]:
     ids = (await _output(*command, "ps", "-a", "-q")).decode("ascii", "replace").split()
     if not ids:
         return []
-    if len(ids) > MAX_INSPECTED:
-        problem = f"nerdctl: {len(ids)} containers, more than {MAX_INSPECTED}"
+    if len(ids) > responses.MAX_INSPECTED:
+        problem = f"nerdctl: {len(ids)} containers, more than {responses.MAX_INSPECTED}"
         raise BackendError(problem, reason="too_large")
-    if not all(map(NAME.fullmatch, ids)):
+    if not all(map(responses.NAME.fullmatch, ids)):
         raise BackendError("nerdctl ps: not a list of ids", reason="malformed_response")
     try:
-        return read_states(await _output(*command, "inspect", *ids))
+        return responses.read_states(await _output(*command, "inspect", *ids))
     except FormatError as error:
         raise BackendError(f"nerdctl inspect: {error}", reason="malformed_response") from error
 
@@ -86,8 +72,8 @@ async def _output(program: str, *words: str) -> bytes:
     finally:
         transport.close()  # kills the program, if it has not ended
         await output.gone.wait()
-    if len(output.data) > MAX_LIST:
-        problem = f"nerdctl: output exceeds {MAX_LIST >> 20} MiB"
+    if len(output.data) > responses.MAX_LIST:
+        problem = f"nerdctl: output exceeds {responses.MAX_LIST >> 20} MiB"
         raise BackendError(problem, reason="too_large")
     if status:
         raise BackendError(f"nerdctl: exit status {status}", reason="io_error")
@@ -104,7 +90,7 @@ class _Output(asyncio.SubprocessProtocol):
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self.data += data
-        if fd == 1 and len(self.data) > MAX_LIST:
+        if fd == 1 and len(self.data) > responses.MAX_LIST:
             self.ended.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -142,29 +128,29 @@ class StatusFile:
         self._now = now
         self._reading: Future[bytes] | None = None
 
-    async def check(self) -> HealthVerdict:
+    async def check(self) -> monitor.HealthVerdict:
         """Read and appraise the file."""
         # On a file system that hangs, the thread outlives the time limit; wait for it again instead
         # of starting another one.
         if self._reading is None:
             self._reading = _read_in_thread(self._path)
-        shown = safe_text(self._path)
+        shown = monitor.safe_text(self._path)
         try:
             content = (await asyncio.wrap_future(self._reading)).decode()
         except FileNotFoundError:
-            return unhealthy(_NAME, f"{shown} has not been written yet")
+            return monitor.unhealthy(_NAME, f"{shown} has not been written yet")
         except (OSError, ValueError) as error:
-            return unhealthy(_NAME, f"cannot read {shown}: {_cause(error)}")
+            return monitor.unhealthy(_NAME, f"cannot read {shown}: {_cause(error)}")
         finally:
             if self._reading.done():
                 self._reading = None
         return appraise_status(content, self._now())
 
 
-def appraise_status(content: str, now: float) -> HealthVerdict:
+def appraise_status(content: str, now: float) -> monitor.HealthVerdict:
     """Return the verdict of a file's content at a Unix time."""
     problem = _problem(content, int(now))
-    return unhealthy(_NAME, problem) if problem else HEALTHY
+    return monitor.unhealthy(_NAME, problem) if problem else monitor.HEALTHY
 
 
 def _problem(content: str, now: int) -> str:
@@ -218,7 +204,7 @@ def _read(path: str) -> bytes:
 
 def make_monitor(
     app_compose: AppCompose, engine: ContainerEngine, now: Callable[[], float]
-) -> HealthMonitor | None:
+) -> monitor.HealthMonitor | None:
     """Return the monitor of an app; None if the app is always considered healthy.
 
     This is the case without `requirements.health_check`, or with the runner `bash` and no status
@@ -233,7 +219,7 @@ def make_monitor(
     if requirements is None or not requirements.health_check:
         return None
     if requirements.health_status_file is not None:
-        return HealthMonitor(StatusFile(requirements.health_status_file, now).check)
+        return monitor.HealthMonitor(StatusFile(requirements.health_status_file, now).check)
     if app_compose.runner == "docker-compose":
-        return HealthMonitor(partial(check_docker, engine))
-    return HealthMonitor(check_nerdctl) if app_compose.runner == "nerdctl-compose" else None
+        return monitor.HealthMonitor(partial(monitor.check_docker, engine))
+    return monitor.HealthMonitor(check_nerdctl) if app_compose.runner == "nerdctl-compose" else None

@@ -13,25 +13,9 @@ from socket import socket
 from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from attestkit.serve import counters
 from attestkit.serve.config.limits import Limits
-from attestkit.serve.counters import (
-    CONTENT_TYPE,
-    OTHER,
-    Stats,
-    Traffic,
-    build_info,
-    decode_stats,
-    encode_metrics,
-    traffic_families,
-)
-from attestkit.serve.http.asgi import (
-    Receive,
-    Scope,
-    Send,
-    encode_error,
-    security_headers,
-    send_response,
-)
+from attestkit.serve.http import asgi
 from attestkit.serve.http.request_checks import has_loopback_host, is_loopback
 from attestkit.serve.lazy_import import load
 from attestkit.serve.server_log.access_log import AccessLog
@@ -56,43 +40,43 @@ _READING: Final = frozenset({"GET", "HEAD"})
 class VerifierMetricsApp:
     """ASGI application of the metrics."""
 
-    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = security_headers(b"attestkit")[:2]
+    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = asgi.security_headers(b"attestkit")[:2]
     """Sent with every response, including the listener's own errors."""
 
-    get_stats: Callable[[], Stats]  # returns the counters of the verifiers
-    traffic: Traffic = field(default_factory=Traffic)  # counters of this listener
+    get_stats: Callable[[], counters.Stats]  # returns the counters of the verifiers
+    traffic: counters.Traffic = field(default_factory=counters.Traffic)  # counters of this listener
     aggregator: "MetricsAggregator | None" = None  # of a worker pool: the supervisor's numbers
     _: KW_ONLY
     only_local: bool = False  # accept loopback names in the Host header only (DNS rebinding)
 
-    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+    async def __call__(self, scope: asgi.Scope, _: asgi.Receive, send: asgi.Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"ASGI scope: unsupported type {scope['type']!r}")
-        begin, name = perf_counter(), OTHER
+        begin, name = perf_counter(), counters.OTHER
         if self.only_local and not has_loopback_host(scope["headers"]):
-            status, media_type, body = 400, _JSON, encode_error(_NOT_OURS)
+            status, media_type, body = 400, _JSON, asgi.encode_error(_NOT_OURS)
         elif scope["raw_path"] == b"/metrics" and scope["method"] in _READING:
             await load("prometheus_client")
-            name, status, media_type = "metrics", 200, CONTENT_TYPE
-            body = encode_metrics(self._families())
+            name, status, media_type = "metrics", 200, counters.CONTENT_TYPE
+            body = counters.encode_metrics(self._families())
         else:
             status, media_type = 404, _JSON
-            body = encode_error("No such path; use GET /metrics")
+            body = asgi.encode_error("No such path; use GET /metrics")
         self.traffic.done(name, status, perf_counter() - begin)
         headers = [(b"content-type", media_type), *self.headers]
-        await send_response(scope, send, status, headers, body)
+        await asgi.send_response(scope, send, status, headers, body)
 
     def _families(self) -> "Iterator[Metric]":
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        yield from traffic_families(self.get_stats())
+        yield from counters.traffic_families(self.get_stats())
         if (pool := self.aggregator) is not None:
             yield GaugeMetricFamily("attestkit_workers", "Workers that are ready", pool.workers)
             yield CounterMetricFamily(
                 "attestkit_worker_restarts", "Workers that exited and were restarted", pool.restarts
             )
-        yield build_info("Version; always 1")
+        yield counters.build_info("Version; always 1")
 
 
 _SECONDS: Final = 1.0  # drain time of the endpoint, after that of the workers
@@ -112,8 +96,8 @@ class MetricsAggregator:
     def __init__(self) -> None:
         self.workers: int = 0
         self.restarts: int = 0
-        self._ended = Stats()
-        self._last: dict[int, Stats] = {}  # by slot
+        self._ended = counters.Stats()
+        self._last: dict[int, counters.Stats] = {}  # by slot
 
     def update(self, slot: int, data: bytes) -> None:
         """Store the encoded counters of the current worker of a slot.
@@ -121,18 +105,18 @@ class MetricsAggregator:
         Raises:
             FormatError: If the message is malformed.
         """
-        self._last[slot] = decode_stats(data)
+        self._last[slot] = counters.decode_stats(data)
 
     def retire(self, slot: int) -> None:
         """Keep the counters of the worker of a slot, which has exited."""
-        last = self._last.pop(slot, Stats())
+        last = self._last.pop(slot, counters.Stats())
         for traffic in last.traffic.values():
             traffic.connections = 0  # closed by the exit
         self._ended.add(last)
 
-    def total(self) -> Stats:
+    def total(self) -> counters.Stats:
         """Return the sum as a new object."""
-        found = Stats()
+        found = counters.Stats()
         for stats in (self._ended, *self._last.values()):
             found.add(stats)
         return found
@@ -157,9 +141,9 @@ def metrics_listener(
     """
     from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
 
-    own = Stats()
+    own = counters.Stats()
 
-    def get_stats() -> Stats:
+    def get_stats() -> counters.Stats:
         total = aggregator.total()
         total.traffic[NAME] = own.of(NAME)
         return total

@@ -98,7 +98,7 @@ def test_server_checks_in_the_background(folder: Path, monkeypatch: pytest.Monke
             cancelled.set()
         return HEALTHY
 
-    monkeypatch.setattr(app_health, "check_docker", hang)
+    monkeypatch.setattr(monitor, "check_docker", hang)
     compose = {"name": "a", **required("docker-compose", health_check=True)}
     with Attester(Simulator(app_compose=json.dumps(compose).encode())) as attester:
         addresses = ListenAddresses(dstack=folder / "dstack.sock")
