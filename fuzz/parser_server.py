@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import starmap
 from typing import Any, Final, NamedTuple
 
 from attestkit.attestation import Attestation
@@ -196,7 +197,7 @@ def _shown(raw: bytes, frames: list[Frame]) -> None:
     text, bare = bool(raw and raw[0] & 0x40), bool(raw and raw[0] & 0x80)
     for ansi in (False, True):
         form = LogFormatter(text=text, bare=bare, ansi=ansi)
-        written = b"".join([*map(form.write, frames), form.end(), form.error("é\n")])
+        written = b"".join([*starmap(form.write, frames), form.end(), form.error("é\n")])
         lines = written.decode()  # an error here is a finding
         if text and bare and not ansi:
             check("no escape character", "\x1b" not in lines)
