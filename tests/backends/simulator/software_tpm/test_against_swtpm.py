@@ -26,7 +26,7 @@ from tests.backends.simulator.software_tpm.command_frames import (
     start_session,
 )
 from tests.backends.simulator.software_tpm.swtpm_cases import EVERY, Cases, capability
-from tests.software_tpm import needs_swtpm
+from tests.machines.software_tpm import needs_swtpm
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor

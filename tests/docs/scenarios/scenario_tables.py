@@ -1,7 +1,7 @@
 """Tables of docs/scenarios.md, made from the registry of scenarios and faults.
 
-`python -m tests.docs.scenario_tables` writes them into the page, which a test compares. A comment
-before each table lists the subjects of its rows.
+`python -m tests.docs.scenarios.scenario_tables` writes them into the page, which a test compares.
+A comment before each table lists the subjects of its rows.
 """
 
 import re

@@ -17,8 +17,8 @@ from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.serve.verifier_service.response import Outcome, run_verification
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.result import AttestationResult
-from tests.verifier import gpu_attacks as attacker
-from tests.verifier.gpu_attacks import ATTACKS, NONCE, Given
+from tests.verifier.gpu import gpu_attacks as attacker
+from tests.verifier.gpu.gpu_attacks import ATTACKS, NONCE, Given
 
 each_attack = pytest.mark.parametrize("name", ATTACKS)
 

@@ -16,7 +16,7 @@ from attestkit.client.middleware.document_endpoint import AT_ONCE, WAITING
 from attestkit.client.middleware.tls_keys import TlsKeys
 from attestkit.testing.loopback_ca import LoopbackCa
 from tests.attacks.attempts import Surfaces
-from tests.attacks.on_middleware_documents import QUERY, Answer, check_genuine, get, verify
+from tests.attacks.middleware.on_documents import QUERY, Answer, check_genuine, get, verify
 from tests.client.middleware.documents import NONCE, PEER, tee
 
 attacks = Surfaces("middleware")

@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.ocsp.answer_writer import OcspResponder, write_ocsp_answer
 from attestkit._crypto.x509.ocsp.request import cert_id
-from tests.certificates import name_of
+from tests.pki.certificates import name_of
 
 NOW = datetime(2026, 8, 1, tzinfo=timezone.utc)
 DAY = timedelta(days=1)

@@ -25,6 +25,7 @@ from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
 from tests.backends.simulator.simulated_cases import flip_bit
 from tests.docs.blocks import ROOT as REPOSITORY
+from tests.verifier.dcap.caches.test_caches import REVOKED, outcome
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
     NOW,
@@ -37,7 +38,6 @@ from tests.verifier.dcap.dcap_samples import (
     create_tcb_info,
     replace_collateral,
 )
-from tests.verifier.dcap.test_caches import REVOKED, outcome
 
 THREADS: Final = 8
 ROOTS: Final = (ROOT, OTHER.root_der, PKI.other("third").root_der)

@@ -55,6 +55,6 @@ def test_every_group_has_its_tests() -> None:
 def test_tests_of_group_read_it(group: str) -> None:
     """The named tests have the name of the group."""
     for name in USED[group][1]:
-        text = (Path(__file__).parent / name).read_text()
+        text = (Path(__file__).parents[1] / name).read_text()
         assert "guest_v1.json" in text
         assert f'"{group}"' in text

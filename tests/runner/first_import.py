@@ -19,7 +19,7 @@ from tests.untyped import untyped
 
 __all__ = ["import_share"]
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 
 LEFT_OUT: Final = ("tests/sample_project/", "tests/rigs/kernel/guest/")
 """Folders that are not collected: one is a project of its own, one is for a virtual machine."""

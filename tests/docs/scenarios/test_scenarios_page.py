@@ -16,7 +16,7 @@ from attestkit.backends.simulator.faults.fault_specs import NAMED
 from attestkit.backends.simulator.scenarios.named_case import NamedCase
 from attestkit.backends.simulator.scenarios.registry import all_cases
 from attestkit.errors import AttestKitError, UsageError
-from tests.docs import scenario_tables
+from tests.docs.scenarios import scenario_tables
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 from tests.serve.client import Answer, call
 from tests.serve.server import Server, refusal, running_server
@@ -107,7 +107,7 @@ def check(tee: Attester, row: Row, cell: str) -> None:
 
 
 def test_page_has_the_rows_of_the_registry() -> None:
-    """`python -m tests.docs.scenario_tables` would change nothing, and no subject is left out."""
+    """`python -m tests.docs.scenarios.scenario_tables` changes nothing; no subject is left out."""
     assert scenario_tables.make_page() == scenario_tables.PAGE.read_text()
     found = {(case.kind, case.subject) for case in all_cases().values()}
     assert sorted(scenario_tables.subjects()) == sorted(found)

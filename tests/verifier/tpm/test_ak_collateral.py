@@ -25,8 +25,8 @@ from attestkit.errors import (
 from attestkit.factory import open as open_attester
 from attestkit.verifier import AppraisalPolicy, Verifier, chain_cache
 from attestkit.verifier.evidence.bundle import EvidenceBundle
-from tests.certificates import name_of
 from tests.crypto.x509.test_ak_certificates import Authority
+from tests.pki.certificates import name_of
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.platforms.vtpm.made_tpm import EXTRA, SPKI, vtpm_quote
