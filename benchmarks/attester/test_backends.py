@@ -1,8 +1,8 @@
 """A quote through the kernel's files, beside a bare C client that makes the same system calls.
 
 The kernel is the simulator's (FUSE), whose own time is in both numbers: what is left between them
-is ours. Run `pytest benchmarks/test_backends.py -s`: the difference is printed. Needs FUSE and a C
-compiler.
+is ours. Run `pytest benchmarks/attester/test_backends.py -s`: the difference is printed. Needs FUSE
+and a C compiler.
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """A server for the benchmarks of clients: attested TLS, with a simulated TEE.
 
-`python -m benchmarks.attested_app FOLDER` writes trust anchor and collateral to the folder, and
-prints URL and CA as JSON; it ends with its standard input.
+`python -m benchmarks.serve.attested_app FOLDER` writes trust anchor and collateral to the folder,
+and prints URL and CA as JSON; it ends with its standard input.
 """
 
 import json

@@ -18,7 +18,7 @@ from benchmarks.cases import OURS
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 ROUNDS: Final = 15
 PLUGIN: Final = ("-p", "attestkit.testing.plugin")
 CONFTEST: Final = """

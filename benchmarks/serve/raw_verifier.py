@@ -1,7 +1,7 @@
 """The peer of the verifier service's benchmark: evidence is verified in the event loop.
 
-`python -m benchmarks.raw_verifier ANCHOR COLLATERAL LENGTH` prints its port and serves every path
-by a plain ASGI application under a plain uvicorn: it decodes the body, calls `Verifier.verify`, and
+`python -m benchmarks.serve.raw_verifier ANCHOR COLLATERAL LENGTH` prints its port and serves every
+path by a plain ASGI application under a plain uvicorn: it decodes the body, calls `Verifier.verify`, and
 responds with LENGTH bytes. It has no limits and no metrics, and other requests wait while it
 verifies.
 """
@@ -15,7 +15,7 @@ import uvloop
 
 from attestkit import Verifier
 from attestkit.verifier import AppraisalPolicy
-from benchmarks.raw_asgi import Application, Message, Receive, Send, plain_server
+from benchmarks.serve.raw_asgi import Application, Message, Receive, Send, plain_server
 
 
 def application(verifier: Verifier, length: int) -> Application:

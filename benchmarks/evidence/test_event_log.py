@@ -7,8 +7,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit._native import _python_log as twin
 from attestkit.event_log import EventLog
-from benchmarks import event_logs
 from benchmarks.cases import LONG, OURS, Case, Samples
+from benchmarks.evidence import event_logs
 from benchmarks.racing import Entry, Ledger, each, play
 from benchmarks.timing import Call
 

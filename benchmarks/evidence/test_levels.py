@@ -21,7 +21,7 @@ def test_lower_level(ledger: Ledger, level: str, *, quick: bool) -> None:
     if level not in LOWER.get(_native.CPU_LEVEL or "", ()):
         pytest.skip(f"kernels here: {_native.CPU_LEVEL or 'none, the core is plain Python'}")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.at_level", "0.01" if quick else "0.6"],
+        [sys.executable, "-m", "benchmarks.evidence.at_level", "0.01" if quick else "0.6"],
         env=environment(ATTESTKIT_CPU=level),
         cwd=ROOT,
         check=True,

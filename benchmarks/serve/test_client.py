@@ -34,10 +34,10 @@ from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import Steps, drive
 from attestkit.client.wire.tls import SocketChannel, open_tls, tls_context
 from attestkit.errors import FormatError
-from benchmarks.attested_app import ANCHOR, COLLATERAL
 from benchmarks.cases import OURS
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
+from benchmarks.serve.attested_app import ANCHOR, COLLATERAL
 
 CONNECTIONS: Final = 150
 ROUNDS: Final = 120
@@ -58,8 +58,8 @@ class Server(NamedTuple):
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server in a process of its own."""
     folder = tmp_path_factory.mktemp("client")
-    words = [sys.executable, "-m", "benchmarks.attested_app", str(folder)]
-    root = Path(__file__).parents[1]
+    words = [sys.executable, "-m", "benchmarks.serve.attested_app", str(folder)]
+    root = Path(__file__).parents[2]
     with subprocess.Popen(
         words, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

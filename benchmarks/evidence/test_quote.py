@@ -13,8 +13,8 @@ from attestkit import _native
 from attestkit._native import _python_pck as pck_twin
 from attestkit._native import _python_quote as twin
 from attestkit.quote import Quote
-from benchmarks import quotes as bench_quotes
 from benchmarks.cases import OURS, Case, Samples
+from benchmarks.evidence import quotes as bench_quotes
 from benchmarks.racing import Entry, Ledger, each, play
 from benchmarks.timing import Call
 

@@ -30,8 +30,8 @@ from attestkit.verifier.chain_cache import ChainCache
 from attestkit.verifier.platforms.vtpm import ak_chain, pcr_logs
 from attestkit.verifier.platforms.vtpm import quote as vtpm_quote
 from benchmarks.cases import OURS, SEED
+from benchmarks.evidence.vtpm_signatures import Check, left, run_all, whole_azure_snp
 from benchmarks.racing import Entry, Ledger, each, own_row, play
-from benchmarks.vtpm_signatures import Check, left, run_all, whole_azure_snp
 
 PEER: Final = "cryptography"
 PIECES: Final = 16  # of evidence of one machine, each over another nonce; caches of 8 do not help

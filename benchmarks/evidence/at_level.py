@@ -1,6 +1,6 @@
 """Replay with fewer of the CPU's features than it has: a program, as a process has one level.
 
-`ATTESTKIT_CPU=avx2 python -m benchmarks.at_level` prints the results as JSON.
+`ATTESTKIT_CPU=avx2 python -m benchmarks.evidence.at_level` prints the results as JSON.
 """
 
 import json
@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 
 from attestkit import _native
-from benchmarks import event_logs
 from benchmarks.cases import prepare_contenders
+from benchmarks.evidence import event_logs
 from benchmarks.racing import summary
 from benchmarks.results import Result
 from benchmarks.samples import samples

@@ -18,9 +18,9 @@ from statistics import median
 import pytest
 
 from benchmarks.cases import OURS
-from benchmarks.load import Contestant, generate, post
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
+from benchmarks.serve.load import Contestant, generate, post
 from tests.serve.server import PATIENCE, environment, running_server
 
 ROUNDS = 7

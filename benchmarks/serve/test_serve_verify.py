@@ -22,9 +22,9 @@ from attestkit import Attester
 from attestkit._crypto.pem import encode_pem
 from attestkit.backends.simulator import Simulator
 from benchmarks.cases import OURS
-from benchmarks.load import Contestant, post
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
+from benchmarks.serve.load import Contestant, post
 from tests.serve.server import SEED, command, environment, ready_server
 
 ROUNDS = 9
@@ -56,11 +56,11 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Race]:
         url = urlsplit(server.ready["verifier"])
         address = str(url.hostname), int(url.port or 0)
         length = response_length(address, body)
-        program = [sys.executable, "-m", "benchmarks.raw_verifier"]
+        program = [sys.executable, "-m", "benchmarks.serve.raw_verifier"]
         words = [*program, str(anchor), str(collateral), str(length)]
         with subprocess.Popen(
             words,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             env=environment(),
             stdout=subprocess.PIPE,
             text=True,
