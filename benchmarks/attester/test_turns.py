@@ -1,8 +1,8 @@
 """Taking turns, beside `threading.RLock`: what a turn costs, and who has to wait for whom.
 
 Run `pytest benchmarks/attester/test_turns.py -s`. Printed are nanoseconds per uncontended turn, and
-for 8 threads that ask in a loop how many turns of others lie between asking and one's own: 7 is what
-fair is. The last line is the queue of programs before the runtime log's lock.
+for 8 threads that ask in a loop how many turns of others lie between asking and one's own: 7 is
+what fair is. The last line is the queue of programs before the runtime log's lock.
 """
 
 import threading
