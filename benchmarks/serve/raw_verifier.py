@@ -1,8 +1,8 @@
 """The peer of the verifier service's benchmark: evidence is verified in the event loop.
 
 `python -m benchmarks.serve.raw_verifier ANCHOR COLLATERAL LENGTH` prints its port and serves every
-path by a plain ASGI application under a plain uvicorn: it decodes the body, calls `Verifier.verify`,
-and responds with LENGTH bytes. It has no limits and no metrics, and other requests wait while it
+path by a plain ASGI application under a plain uvicorn: it decodes the body, calls
+`Verifier.verify`, and responds with LENGTH bytes. It has no limits and no metrics, and other requests wait while it
 verifies.
 """
 
