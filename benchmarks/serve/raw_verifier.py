@@ -2,8 +2,8 @@
 
 `python -m benchmarks.serve.raw_verifier ANCHOR COLLATERAL LENGTH` prints its port and serves every
 path by a plain ASGI application under a plain uvicorn: it decodes the body, calls
-`Verifier.verify`, and responds with LENGTH bytes. It has no limits and no metrics, and other requests wait while it
-verifies.
+`Verifier.verify`, and responds with LENGTH bytes. It has no limits and no
+metrics, and other requests wait while it verifies.
 """
 
 import json
