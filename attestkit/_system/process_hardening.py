@@ -2,14 +2,19 @@
 
 Only attestkit's programs use this, never the library: it also prevents the user from debugging or
 profiling the process.
+
+Power-off of the machine by systemd, without running a program.
 """
 
 import contextlib
 import errno
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Final, TextIO
+
+from attestkit.errors import BackendError
 
 _PR_GET_DUMPABLE: Final = 3  # include/uapi/linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
@@ -84,3 +89,22 @@ def hide_seed() -> None:
     for first, end in found:
         if start:
             ctypes.memset(start + first, ord("x"), end - first)
+
+
+def power_off(booted: Path = Path("/run/systemd/system")) -> None:
+    """Start the power-off: SIGRTMIN+4 to systemd starts poweroff.target (systemd(1), SIGNALS).
+
+    Args:
+        booted: Folder that exists if systemd is the init of this system (sd_booted(3)).
+
+    Raises:
+        BackendError: If the first process is not systemd, or this process may not signal it.
+    """
+    if os.getpid() == 1 or not booted.is_dir():
+        problem = "power-off: systemd does not run here"
+        raise BackendError(problem, reason="missing")
+    try:
+        os.kill(1, signal.SIGRTMIN + 4)
+    except OSError as error:
+        problem = f"power-off: cannot signal systemd: {error.strerror}; run as root"
+        raise BackendError(problem, reason="permission_denied") from error

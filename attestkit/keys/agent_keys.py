@@ -9,9 +9,13 @@ from attestkit._crypto.hashes import keccak256
 from attestkit._native import unhex
 from attestkit.errors import BackendError, SignatureError, UnsupportedError, UsageError
 from attestkit.keys.hkdf import encode_purpose, encode_v1_names, separated_path, utf8
-from attestkit.keys.key_claims import require_key_epoch_0, v1_claim
+from attestkit.keys.key_claims import (
+    prepare_message,
+    require_key_epoch_0,
+    v1_claim,
+    verify_signature,
+)
 from attestkit.keys.local_keys import ALGORITHMS, DerivedKey, Signature, compute_public_key
-from attestkit.keys.signatures import prepare_message, verify_signature
 
 _V1_GET_KEY: Final = "v1/GetKey"
 

@@ -18,13 +18,12 @@ if TYPE_CHECKING:
     from attestkit.measure.diagnosis.guest_shape import read_machine_shape
     from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs
     from attestkit.measure.dstack_guest import dstack_image
-    from attestkit.measure.expected import ExpectedMeasurements, NotProven
-    from attestkit.measure.expected_event import Basis, ExpectedEvent
+    from attestkit.measure.expected import Basis, ExpectedEvent, ExpectedMeasurements, NotProven
     from attestkit.measure.image_folder import DstackImage, read_dstack_image
     from attestkit.measure.kernel.disk_boot import BootImage
     from attestkit.measure.machine_shape import MachineShape
+    from attestkit.measure.rtmr0.boot_events import FwCfgItems
     from attestkit.measure.rtmr0.boot_options import virtio_disk_option
-    from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
     from attestkit.measure.snp_guest import snp
     from attestkit.measure.tdx_guest import tdx
 

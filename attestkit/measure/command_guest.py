@@ -15,10 +15,9 @@ from attestkit.measure.acpi import (
     read_version,
 )
 from attestkit.measure.expected import ExpectedMeasurements
-from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER, FwCfgItems
+from attestkit.measure.rtmr0.boot_events import DIRECT_BOOT_ORDER, FwCfgItems
 from attestkit.measure.rtmr0.smbios import set_processor_id
-from attestkit.measure.tdx_guest import measure_tdx
-from attestkit.measure.tdx_inputs import TdxBoot, TdxMachine
+from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, measure_tdx
 
 
 def tdx_command(

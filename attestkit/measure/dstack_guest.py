@@ -21,8 +21,7 @@ from attestkit.measure.image_folder import DstackImage, read_dstack_image
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0.boot_events import AcpiBlobs
 from attestkit.measure.rtmr0.smbios import set_processor_id
-from attestkit.measure.tdx_guest import measure_tdx
-from attestkit.measure.tdx_inputs import TdxBoot, TdxMachine, given_tables
+from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, given_tables, measure_tdx
 
 VmConfiguration: TypeAlias = str | Mapping[str, Any] | MachineShape
 """JSON text of the evidence, its members, or a shape."""

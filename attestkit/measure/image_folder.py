@@ -14,12 +14,7 @@ from attestkit._system.untrusted_files import AnyPath
 from attestkit.attestation.launch.kernel_cmdline import MAX_CMDLINE, has_rootfs_hash
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.guid_table import MAX_IMAGE
-from attestkit.measure.image_files import (
-    ImageFile,
-    ImageSource,
-    contents,
-    open_source,
-)
+from attestkit.measure.image_files import ImageFile, ImageSource, contents, open_source
 
 _T = TypeVar("_T")
 

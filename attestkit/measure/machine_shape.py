@@ -12,7 +12,7 @@ from attestkit._reasons import FormatReason, UsageReason
 from attestkit.attestation.launch.td_hob import MemoryRange, memory_below_4g, memory_ranges
 from attestkit.attestation.launch.tdx import is_two_pass
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.firmware.mrtd import PageOrder
+from attestkit.measure.firmware.tdvf import PageOrder
 
 OTHER_DEVICES: Final = 3
 """Devices that every machine has: data disk, vsock, shared files."""

@@ -4,18 +4,20 @@ import os
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_inputs import acpi_inputs, host_version
+from attestkit.measure.acpi.acpi_inputs import QemuBuild, QemuVersion, acpi_inputs, host_version
 from attestkit.measure.acpi.acpi_tables import AcpiTables, read_table_folder
-from attestkit.measure.acpi.derived_tables import BASE_LINE, can_derive, derive_tables
-from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
+from attestkit.measure.acpi.derived_tables import (
+    BASE_LINE,
+    can_derive,
+    derive_tables,
+    to_edge_triggered,
+)
 from attestkit.measure.acpi.qemu.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_build, read_machine
 from attestkit.measure.acpi.qemu.qtest import DEFAULT_SECONDS
-from attestkit.measure.acpi.qemu_version import QemuBuild, QemuVersion
-from attestkit.measure.acpi.table_cache import TableCache
-from attestkit.measure.acpi.table_entry import TableEntry, TableKey, packaged_tables
-from attestkit.measure.expected_event import Basis
+from attestkit.measure.acpi.table_cache import TableCache, TableEntry, TableKey, packaged_tables
+from attestkit.measure.expected import Basis
 from attestkit.measure.machine_shape import MachineShape
 
 TableOrigin: TypeAlias = Literal["folder", "qemu", "cache", "package", "derived"]

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from attestkit.event_log import Event
-from attestkit.measure.expected import comparable_type, is_same_type
-from attestkit.measure.expected_event import ExpectedEvent
+from attestkit.measure.expected import ExpectedEvent, comparable_type, is_same_type
 
 DifferenceKind = Literal["changed", "cut", "extra", "log", "missing", "value"]
 """How evidence differs.

@@ -21,8 +21,7 @@ from attestkit.measure.diagnosis.event_causes import find_cause
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, GuestInputs
 from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs, find_launch_cause
 from attestkit.measure.diagnosis.logged_event import acpi_digests, name_event
-from attestkit.measure.expected import ExpectedMeasurements, events_of
-from attestkit.measure.expected_event import ExpectedEvent, replay
+from attestkit.measure.expected import ExpectedEvent, ExpectedMeasurements, events_of, replay
 
 _REGISTERS = (0, 1, 2)
 

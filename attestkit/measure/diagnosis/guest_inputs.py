@@ -19,10 +19,10 @@ from attestkit.measure.diagnosis.guest_shape import (
     ovmf_sections,
 )
 from attestkit.measure.diagnosis.logged_event import acpi_digests
-from attestkit.measure.expected_event import BootEvents, ExpectedEvent
+from attestkit.measure.expected import BootEvents, ExpectedEvent
 from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.td_hob import build_td_hob
+from attestkit.measure.rtmr0.boot_events import build_td_hob
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, get_args
 
 from attestkit._crypto.hashes import sha384
-from attestkit.attestation.launch.snp import (
-    VMSA_GPA,
-    VMSA_PAGE,
-    cpu_signature,
-    extend_page,
-)
+from attestkit.attestation.launch.snp import VMSA_GPA, VMSA_PAGE, cpu_signature, extend_page
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.diagnosis.difference import Cause, CauseName
-from attestkit.measure.sev_snp.launch_digest import KernelFiles, SnpMachine, compute_launch_digest
+from attestkit.measure.sev_snp.launch_digest import (
+    IDENTITIES,
+    KernelFiles,
+    SnpMachine,
+    Vmm,
+    compute_launch_digest,
+    initial_vmsa,
+)
 from attestkit.measure.sev_snp.sev_metadata import read_sev_metadata
-from attestkit.measure.sev_snp.vcpu import IDENTITIES, Vmm, initial_vmsa
 
 _MOST_VCPUS: Final = 512
 _FEATURES: Final = (0x1, 0x21)  # without and with debug swap

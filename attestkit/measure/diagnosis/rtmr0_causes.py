@@ -8,22 +8,22 @@ from typing import Final
 
 from attestkit._crypto.hashes import sha384
 from attestkit._sanitize import key
-from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
-from attestkit.attestation.launch.uefi_variable import (
+from attestkit.attestation.launch.td_hob import (
     SECURE_BOOT,
     SECURE_BOOT_KEYS,
     VariableName,
     variable_data,
 )
+from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event
 from attestkit.measure.diagnosis.difference import Cause
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
 from attestkit.measure.diagnosis.guest_shape import other_builds
 from attestkit.measure.diagnosis.logged_event import read_variable
-from attestkit.measure.firmware.boot_layout import read_boot_layout
+from attestkit.measure.firmware.tdx_firmware import read_boot_layout
+from attestkit.measure.rtmr0.boot_events import DIRECT_BOOT_ORDER
 from attestkit.measure.rtmr0.boot_options import parse_boot_option
-from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios, set_processor_id
 
 # Volumes of variables without variables, as edk2 builds them.

@@ -11,17 +11,17 @@ from typing import Final, NamedTuple
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import IPL
-from attestkit.measure.expected_event import ExpectedEvent
+from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.kernel.boot_events import (
     EXITS,
     before_images,
+    check_cmdline,
+    encode_options,
     event_of,
     image_event,
     kernel_stub_events,
 )
-from attestkit.measure.kernel.disk_boot import BootImage, disk_boot_events
-from attestkit.measure.kernel.gpt import GptTable
-from attestkit.measure.kernel.load_options import check_cmdline, encode_options
+from attestkit.measure.kernel.disk_boot import BootImage, GptTable, disk_boot_events
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
 
 EXTRA_FILES: Final = (

@@ -1,20 +1,30 @@
-"""The events of RTMR0: measurements by the firmware of a TD, up to the boot loader."""
+"""The events of RTMR0: measurements by the firmware of a TD, up to the boot loader.
+
+The TD HOB of a firmware's metadata: RAM, and the parts of it that the firmware accepts.
+
+Items of QEMU's fw_cfg device that firmware from edk2-stable202505 on measures.
+"""
 
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
+from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha384
 from attestkit._sanitize import shown
-from attestkit.attestation.launch.td_hob import MemoryRange
-from attestkit.attestation.launch.uefi_variable import (
+from attestkit.attestation.launch.td_hob import (
+    ACCEPTED,
     EFI_GLOBAL,
     IMAGE_SECURITY,
     SECURE_BOOT,
     SECURE_BOOT_KEYS,
+    UNACCEPTED,
+    MemoryRange,
     VariableName,
+    encode_td_hob,
+    subtract_range,
     variable_data,
 )
 from attestkit.errors import FormatError, UsageError
@@ -28,12 +38,87 @@ from attestkit.event_log.event_types import (
     VARIABLE_BOOT,
     VARIABLE_DRIVER_CONFIG,
 )
-from attestkit.measure.expected_event import Basis, ExpectedEvent
+from attestkit.measure.expected import Basis, ExpectedEvent
+from attestkit.measure.firmware.tdvf import TD_HOB, TEMP_MEM, TdvfSection, find_section
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.rtmr0.boot_options import firmware_boot_options
-from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER, FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios
-from attestkit.measure.rtmr0.td_hob import build_td_hob
+
+
+def build_td_hob(sections: Sequence[TdvfSection], memory: Iterable[MemoryRange]) -> bytes:
+    """Return the TD HOB as the firmware measures it, without its end block.
+
+    Args:
+        sections: Sections of the firmware; those without data are accepted memory.
+        memory: Ranges of RAM, from `memory_ranges` or QEMU's e820 table.
+
+    Raises:
+        FormatError: If there is not one section for the TD HOB.
+        UsageError: If a section is not inside of a range of RAM.
+    """
+    address = find_section(sections, TD_HOB).address
+    ranges = list(memory)
+    left = ranges
+    resources: list[tuple[int, int, int]] = []
+    for section in sections:
+        if section.kind not in {TD_HOB, TEMP_MEM}:
+            continue
+        start, end = section.address, section.end
+        if not any(low <= start and end <= high for low, high in ranges):
+            message = f"memory_size: too small: the firmware uses memory up to {end:#x}"
+            raise UsageError(message, reason="out_of_range")
+        left = subtract_range(left, start, end)
+        resources.append((ACCEPTED, start, end))
+    resources += [(UNACCEPTED, start, end) for start, end in left]
+    return encode_td_hob(address, sorted(resources, key=lambda resource: resource[1]))
+
+
+DIRECT_BOOT_ORDER: Final = b"/rom@genroms/linuxboot_dma.bin\0"
+"""File `bootorder` of a q35 machine with `-kernel`."""
+
+_MAX_SIZE: Final = 1 << 16
+# Names in the order in which they are measured, and sizes; an item of another size is not measured.
+_MEASURED: Final = (
+    ("etc/extra-pci-roots", 8),
+    ("BootMenu", 2),
+    ("etc/boot-menu-wait", 2),
+    ("etc/reserved-memory-end", 8),
+    ("opt/ovmf/X-PciMmio64Mb", None),
+    ("bootorder", None),
+)
+
+
+class FwCfgItems(NamedTuple):
+    """Contents of items, empty if QEMU does not have them."""
+
+    extra_pci_roots: bytes = b""
+    boot_menu: bytes = bytes(2)  # of key 0x0E; always present, and zero unless `-boot menu=on`
+    boot_menu_wait: bytes = b""
+    reserved_memory_end: bytes = b""
+    pci_mmio64_mb: bytes = b""
+    boot_order: bytes = b""
+
+    @classmethod
+    def direct_boot(cls) -> "FwCfgItems":
+        """Return the items of a machine with `-kernel`, and no options that add others."""
+        return cls(boot_order=DIRECT_BOOT_ORDER)
+
+    def measured(self) -> list[tuple[str, bytes]]:
+        """Return name and contents of each measured item, in order.
+
+        Raises:
+            UsageError: If an item has over 65,536 bytes.
+        """
+        found = []
+        for (name, size), contents in zip(_MEASURED, self, strict=True):
+            require_bytes(name, contents)
+            if len(contents) > _MAX_SIZE:
+                message = f"{name}: {len(contents)} bytes exceed the limit of {_MAX_SIZE}"
+                raise UsageError(message, reason="too_large")
+            if contents and size in {None, len(contents)}:
+                found.append((name, contents))
+        return found
+
 
 _SECURE_BOOT_ENABLE: Final = VariableName(
     UUID("f0a30bc7-af08-4556-99c4-001009c93a44"), "SecureBootEnable"

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.firmware.boot_layout import BOOT_MENU_APP, UI_APP, BootLayout
+from attestkit.measure.firmware.tdx_firmware import BOOT_MENU_APP, UI_APP, BootLayout
 
 _ACTIVE: Final = 0x01
 _CATEGORY_APP: Final = 0x100

@@ -15,10 +15,7 @@ from attestkit._crypto.der import (
     context,
     dotted_oid,
 )
-from attestkit._crypto.x509.cert_path import (
-    PathCertificate,
-    read_time,
-)
+from attestkit._crypto.x509.cert_path import PathCertificate, read_time
 from attestkit._crypto.x509.ocsp.request import (
     NONCE,
     CertId,

@@ -15,13 +15,7 @@ from attestkit._crypto.der import (
 )
 from attestkit._crypto.p384 import ECDSA_SHA384
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.ocsp.answer import (
-    BASIC,
-    ERRORS,
-    REASONS,
-    CertStatus,
-    RevocationReason,
-)
+from attestkit._crypto.x509.ocsp.answer import BASIC, ERRORS, REASONS, CertStatus, RevocationReason
 from attestkit._crypto.x509.ocsp.request import CertId, encode_cert_id, encode_nonce
 from attestkit._crypto.x509.simulated.certificate_encoder import key_id
 from attestkit.errors import UsageError

@@ -16,11 +16,7 @@ from attestkit._crypto.x509.cert_path import (
     read_usages,
 )
 from attestkit._crypto.x509.names import public_key_bits
-from attestkit._crypto.x509.ocsp.answer import (
-    OcspAnswer,
-    RevocationReason,
-    read_ocsp_answer,
-)
+from attestkit._crypto.x509.ocsp.answer import OcspAnswer, RevocationReason, read_ocsp_answer
 from attestkit._crypto.x509.ocsp.request import cert_id
 from attestkit._crypto.x509.path_rules import p384_rules, read_kept_certificate
 from attestkit.errors import (

@@ -13,11 +13,7 @@ from attestkit._crypto.der import (
     encode_integer,
     encode_sequence,
 )
-from attestkit._crypto.x509.cert_path import (
-    PathCertificate,
-    read_extensions,
-    read_path_certificate,
-)
+from attestkit._crypto.x509.cert_path import PathCertificate, read_extensions, read_path_certificate
 from attestkit._crypto.x509.names import public_key_bits
 from attestkit.errors import FormatError, UsageError
 
