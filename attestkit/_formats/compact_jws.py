@@ -31,8 +31,7 @@ def from_base64url(text: str, what: str) -> bytes:
         raise FormatError(problem, reason="encoding")
     try:
         # The decoder ignores invalid characters and unused bits; the comparison below does not.
-        padded = text.encode("ascii").translate(_FROM_URL) + b"=" * (-len(text) % 4)
-        found = a2b_base64(padded)
+        found = a2b_base64(text.encode("ascii").translate(_FROM_URL) + b"=" * (-len(text) % 4))
     except ValueError as error:
         raise FormatError(problem, reason="encoding") from error
     if to_base64url(found) != text:

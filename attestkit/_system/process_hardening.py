@@ -76,12 +76,10 @@ def hide_seed() -> None:
     a file. Does nothing on systems that do not report the address of the command line.
     """
     try:
-        line = Path("/proc/self/cmdline").read_bytes()
-        found = [match.span(1) for match in _SEED.finditer(line)]
+        found = [match.span(1) for match in _SEED.finditer(Path("/proc/self/cmdline").read_bytes())]
         if not found:
             return
-        stat = Path("/proc/self/stat").read_bytes().rpartition(b") ")[2].split()
-        start = int(stat[_ARG_START])
+        start = int(Path("/proc/self/stat").read_bytes().rpartition(b") ")[2].split()[_ARG_START])
     except (OSError, ValueError, IndexError):
         return
     import ctypes
@@ -101,8 +99,7 @@ def power_off(booted: Path = Path("/run/systemd/system")) -> None:
         BackendError: If the first process is not systemd, or this process may not signal it.
     """
     if os.getpid() == 1 or not booted.is_dir():
-        problem = "power-off: systemd does not run here"
-        raise BackendError(problem, reason="missing")
+        raise BackendError("power-off: systemd does not run here", reason="missing")
     try:
         os.kill(1, signal.SIGRTMIN + 4)
     except OSError as error:

@@ -237,8 +237,7 @@ def _require_proc(what: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:  # not the file, whose descriptor is open
-        problem = f"cannot set {what}: /proc is not mounted; mount it"
-        raise OSError(errno.ENOENT, problem) from error
+        raise OSError(errno.ENOENT, f"cannot set {what}: /proc is not mounted; mount it") from error
 
 
 def make_private(path: AnyPath) -> None:

@@ -294,8 +294,7 @@ def _tdx_registers(
     launch = body.mrtd + body.rtmr0 + body.rtmr1 + body.rtmr2
     owner = body.mr_config_id + body.mr_owner + body.mr_owner_config
     digests = None if parsed.digests is None else parsed.digests[: len(events)]
-    replayed = _replay_sha384(events, digests)
-    aggregated = launch + replayed + (owner if any(owner) else b"")
+    aggregated = launch + _replay_sha384(events, digests) + (owner if any(owner) else b"")
     return launch + _mr_key_provider(identity), aggregated
 
 

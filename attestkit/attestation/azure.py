@@ -165,8 +165,7 @@ class HclReport(NamedTuple):
         if len(hardware_report) != size:
             message = f"hardware report: must be {size} bytes, not {len(hardware_report)}"
             raise UsageError(message, reason="wrong_size")
-        content = RuntimeData.parse(runtime_data)
-        return cls(2, report_type, hardware_report, runtime_data, content)
+        return cls(2, report_type, hardware_report, runtime_data, RuntimeData.parse(runtime_data))
 
     def encode(self, size: int = 0) -> bytes:
         """Return the report, zero-padded to at least `size` bytes."""

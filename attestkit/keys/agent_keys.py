@@ -165,8 +165,7 @@ class AgentKeys:
         arguments = {"path": path, "purpose": purpose, "algorithm": key_type}
         response = self._client.call("GetKey", arguments)
         _check_epochs(response)
-        key = _field(response, "GetKey", "key", 32)
-        return key, _chain(response, "GetKey", 2)
+        return _field(response, "GetKey", "key", 32), _chain(response, "GetKey", 2)
 
     def _check_version(self, key_type: str) -> None:
         """Raise UnsupportedError for an old agent, which ignores the algorithm of GetKey.

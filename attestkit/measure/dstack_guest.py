@@ -115,8 +115,7 @@ def _smbios(
     host = host_version(shape)
     if host is None or read_version(os.fspath(qemu)).release != host.release:
         return None
-    table = read_machine(dstack_command(shape, qemu)).smbios_tables
-    return set_processor_id(table, *processor_id)
+    return set_processor_id(read_machine(dstack_command(shape, qemu)).smbios_tables, *processor_id)
 
 
 def _tables(shape: MachineShape, sources: TableSources) -> AcpiBlobs | FoundTables | None:

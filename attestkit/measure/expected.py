@@ -58,8 +58,7 @@ def replay(events: Iterable[ExpectedEvent], register: int) -> bytes | None:
 
 def weakest(bases: Iterable[Basis]) -> Basis:
     """Return the weakest basis; `hardware` for none."""
-    ranks = [_STRONGEST_FIRST.index(basis) for basis in bases]
-    return _STRONGEST_FIRST[max(ranks, default=0)]
+    return _STRONGEST_FIRST[max([_STRONGEST_FIRST.index(basis) for basis in bases], default=0)]
 
 
 NotProven = Literal[
@@ -228,8 +227,7 @@ class ExpectedMeasurements:
         if self.platform == "snp":
             return self
         logged = [events_of(log, number) for number in TDX_REGISTERS]
-        candidates = (self.events, *self.other_events)
-        events = max(candidates, key=lambda events: _common(events, logged))
+        events = max((self.events, *self.other_events), key=lambda events: _common(events, logged))
         return replace(self, events=_fill(events, logged), other_events=())
 
     def _register(self, number: int) -> bytes | None:

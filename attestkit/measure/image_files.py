@@ -164,8 +164,7 @@ def _extended_name(kind: bytes, content: bytes, at: int) -> bytes | None:
             continue
         known = _text(key, at)
         if known not in _HARMLESS and not known.startswith(_HARMLESS_PREFIXES):
-            problem = f"extended header {shown(known)} is not supported"
-            raise _error("unsupported", problem, at)
+            raise _error("unsupported", f"extended header {shown(known)} is not supported", at)
     return name
 
 
@@ -347,8 +346,7 @@ def _checked_chunks(
     name: str, size: int, chunks: Iterable[bytes], limit: int | None
 ) -> Iterable[bytes]:
     if limit is not None and size > limit:
-        message = f"{name}: {size} bytes, over {limit}"
-        raise FormatError(message, reason="too_large")
+        raise FormatError(f"{name}: {size} bytes, over {limit}", reason="too_large")
     return chunks
 
 

@@ -116,8 +116,7 @@ class MachineShape:
                 has what is not supported: huge pages with GPUs, NUMA nodes, a TPM.
         """
         if config.get("numa_nodes"):
-            message = "vm_config: numa_nodes: not supported"
-            raise FormatError(message, reason="unsupported")
+            raise FormatError("vm_config: numa_nodes: not supported", reason="unsupported")
         # Null is equivalent to a missing member.
         found = {name: value for name in _IN_VM_CONFIG if (value := config.get(name)) is not None}
         for name in ("cpu_count", "memory_size"):

@@ -148,8 +148,7 @@ def given_tables(acpi: GivenTables | None) -> FoundTables | None:
     """
     if acpi is None or isinstance(acpi, FoundTables):
         return acpi
-    files = check_tables(AcpiTables(*acpi))
-    return FoundTables(files, "folder", None, exact=False, basis="source")
+    return FoundTables(check_tables(AcpiTables(*acpi)), "folder", None, exact=False, basis="source")
 
 
 def choose_shape(shape: MachineShape | None, machine: Mapping[str, object]) -> MachineShape:
@@ -309,8 +308,7 @@ def _boot_lists(
     traits = FirmwareTraits(layout.named_blobs, layout.initrd_first, separator)
     if boot.uki is not None:
         image = UnifiedKernelImage.parse(boot.uki)
-        loaders = boot.boot_loaders
-        rtmr1 = image.rtmr1_events(boot.disk, separator=separator, boot_loaders=loaders)
+        rtmr1 = image.rtmr1_events(boot.disk, separator=separator, boot_loaders=boot.boot_loaders)
         by_shim = shim_variable_events() if boot.has_shim else []
         for rtmr2 in image.rtmr2_events(_passed_cmdline(boot, traits)):
             yield (*rtmr0, *rtmr1, *by_shim, *rtmr2)
@@ -350,8 +348,7 @@ def _rtmr0(
     found = []
     for event in events:
         if event.name in ACPI_LABELS and machine.acpi is not None:
-            basis = weakest([event.basis, machine.acpi.basis])
-            found.append(event._replace(basis=basis))
+            found.append(event._replace(basis=weakest([event.basis, machine.acpi.basis])))
         elif (unknown and event.event_type == VARIABLE_BOOT) or event.name == unknown_item:
             found.append(event._replace(digest=None))
         else:

@@ -49,8 +49,7 @@ def read_fields(fields: dict[str, Any]) -> Evidence:
     if _is_tdx(fields):
         td_quote = member(fields, "td_quote", bytes_of_base64url)
         return Evidence(AzureTdx(report, quote, td_quote), stack)
-    chain = (member(fields, "vcek", bytes_of_base64url),)
-    return Evidence(AzureSnp(report, quote, chain), stack)
+    return Evidence(AzureSnp(report, quote, (member(fields, "vcek", bytes_of_base64url),)), stack)
 
 
 def _read_first(fields: dict[str, Any]) -> Evidence:

@@ -290,8 +290,7 @@ def kernel_hash_table(cmdline: bytes, initrd: bytes, kernel: bytes) -> bytes:
         kernel: Hash of the kernel file.
     """
     entries = ((_CMDLINE, cmdline), (_INITRD, initrd), (_KERNEL, kernel))
-    listed = b"".join(guid + _le(50, 2) + hashed for guid, hashed in entries)
-    return _TABLE + _le(168, 2) + listed
+    return _TABLE + _le(168, 2) + b"".join(guid + _le(50, 2) + hashed for guid, hashed in entries)
 
 
 def cpu_signature(family: int, model: int, stepping: int) -> int:

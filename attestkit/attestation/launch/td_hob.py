@@ -62,8 +62,7 @@ def memory_ranges(memory_size: int) -> tuple[MemoryRange, ...]:
     """Return the ranges of RAM that QEMU's machine q35 has, unless max-ram-below-4g is set."""
     if memory_size < SPLIT_MEMORY:
         return (MemoryRange(0, memory_size),)
-    high = MemoryRange(HIGH_START, HIGH_START + memory_size - LOW_END)
-    return MemoryRange(0, LOW_END), high
+    return MemoryRange(0, LOW_END), MemoryRange(HIGH_START, HIGH_START + memory_size - LOW_END)
 
 
 def memory_below_4g(memory_size: int) -> int:

@@ -152,8 +152,7 @@ def _read(folder: Path, names: tuple[str, ...], most: int) -> bytes:
             return read_regular(path, most + 1, follow=True)
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: {error}", reason="cannot_read") from error
-    message = f"{folder}: no file {' or '.join(names[1:])}"
-    raise UsageError(message, reason="cannot_read")
+    raise UsageError(f"{folder}: no file {' or '.join(names[1:])}", reason="cannot_read")
 
 
 _FILE_NAME: Final = 56  # bytes in a command

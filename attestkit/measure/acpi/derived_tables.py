@@ -49,8 +49,7 @@ def to_edge_triggered(files: AcpiTables) -> AcpiTables:
     content = bytearray(files.tables)
     part = slice(dsdt.offset, dsdt.offset + dsdt.length)
     content[part] = _LEVEL_TRIGGERED.sub(lambda hit: hit[0][:-1] + _EDGE, content[part])
-    old = bytes(content[madt.offset : madt.offset + madt.length])
-    new = _override_all(old, madt.offset)
+    new = _override_all(bytes(content[madt.offset : madt.offset + madt.length]), madt.offset)
     return resize_table(files._replace(tables=bytes(content)), madt, new)
 
 
@@ -234,8 +233,7 @@ def _package_length(dsdt: bytes, at: int) -> tuple[int, int]:
     more = lead >> 6
     if not more:
         return lead, 1
-    rest = int.from_bytes(dsdt[at + 1 : at + 1 + more], "little")
-    return lead & 0xF | rest << 4, 1 + more
+    return lead & 0xF | int.from_bytes(dsdt[at + 1 : at + 1 + more], "little") << 4, 1 + more
 
 
 def _encode_length(content: int) -> bytes:

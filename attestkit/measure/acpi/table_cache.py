@@ -122,8 +122,7 @@ def entry_spans(content: bytes) -> Iterator[tuple[tuple[int, ...], slice]]:
     while offset < len(content):
         end = content.find(b"\n", offset, offset + _MAX_LINE)
         if end < 0:
-            message = "ACPI table entry: first line"
-            raise FormatError(message, reason="truncated", offset=offset)
+            raise FormatError("ACPI table entry: first line", reason="truncated", offset=offset)
         _, key, sizes = _decode_line(content[offset:end], offset)
         start, offset = offset, end + 1 + sum(_stored_sizes(sizes))
         if offset > len(content):

@@ -72,8 +72,7 @@ def _compare_machines(
 ) -> Cause:
     """Compare machines whose tables are known; several have the same tables."""
     pairs = [_differing(want, found) for want in expected for found in logged]
-    properties = min(pairs, key=len)
-    return _joined([_cause_of(name, found, wanted) for name, found, wanted in properties])
+    return _joined([_cause_of(name, found, wanted) for name, found, wanted in min(pairs, key=len)])
 
 
 def _joined(causes: Sequence[Cause]) -> Cause:

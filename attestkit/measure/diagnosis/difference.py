@@ -178,8 +178,7 @@ def first_difference(
     """
     for position, (event, found) in enumerate(zip(expected, logged, strict=False)):
         if not _is_same(event, found):
-            kind = _kind(expected, logged, position)
-            return FirstDifference(position, kind, event, found)
+            return FirstDifference(position, _kind(expected, logged, position), event, found)
     position = min(len(expected), len(logged))
     if len(logged) < len(expected):
         return FirstDifference(position, "cut", expected[position], None)

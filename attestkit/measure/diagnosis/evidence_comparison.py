@@ -307,5 +307,4 @@ def _other_platform(expected: ExpectedMeasurements) -> Difference:
     tdx = expected.platform == "tdx"
     text = f"the evidence is not of {'a TD' if tdx else 'an SEV-SNP guest'}"
     register, value = ("mrtd", expected.mrtd) if tdx else ("launch_digest", expected.launch_digest)
-    cause = Cause.found("other_platform", text)
-    return value_difference(register, value, None, cause)
+    return value_difference(register, value, None, Cause.found("other_platform", text))

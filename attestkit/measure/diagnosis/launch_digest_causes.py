@@ -99,8 +99,7 @@ def _find_vcpus(firmware: bytes, variant: _Variant, digest: bytes) -> int | None
         return 1
     if eip is None:
         return None
-    vmsa = initial_vmsa(eip, machine.cpu_signature, machine.guest_features, machine.vmm)
-    contents = sha384(vmsa)
+    contents = sha384(initial_vmsa(eip, machine.cpu_signature, machine.guest_features, machine.vmm))
     for count in range(2, _MOST_VCPUS + 1):
         current = extend_page(current, VMSA_PAGE, VMSA_GPA, contents)
         if current == digest:

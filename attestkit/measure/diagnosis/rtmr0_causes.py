@@ -56,8 +56,7 @@ def find_td_hob_cause(guest: ComparedGuest) -> Cause:
     """Return why the TD HOB differs: memory, or where the firmware has temporary memory."""
     expected, found = guest.expected_memory, guest.logged_memory
     if found is None:
-        text = "memory size, max-ram-below-4g, or another firmware build"
-        return Cause("memory_size", text)
+        return Cause("memory_size", "memory size, max-ram-below-4g, or another firmware build")
     if expected is None:
         text = f"the guest has {_size(found.size)} of memory"
         return Cause.found("memory_size", text, found.size)
@@ -92,8 +91,7 @@ def find_variable_cause(guest: ComparedGuest, event: Event, name: str) -> Cause:
                 return Cause.found("secure_boot", f"secure boot of the guest is {text}", text)
         return Cause("secure_boot", "secure boot on, off or not built in")
     if sha384(variable_data(variable)) == event.digest:
-        text = f"the guest's firmware has no {name}"
-        return Cause.found("secure_boot_keys", text, 0)
+        return Cause.found("secure_boot_keys", f"the guest's firmware has no {name}", 0)
     if guest.expected_digest(name) == sha384(variable_data(variable)):
         text = f"the guest's firmware has {name}: keys or revocations are enrolled"
         return Cause("secure_boot_keys", text, proven=_is_variable(event, variable))

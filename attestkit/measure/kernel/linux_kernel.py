@@ -165,8 +165,7 @@ def _video_mode(cmdline: str) -> int | None:
     if number is None:
         raise UsageError("command line: vga= is not a video mode", reason="wrong_value")
     digits = number[1]
-    base = 16 if digits[1:2] in {"x", "X"} else 8 if digits[0] == "0" else 10
-    mode = int(digits, base)
+    mode = int(digits, 16 if digits[1:2] in {"x", "X"} else 8 if digits[0] == "0" else 10)
     if mode > 0xFFFFFFFF:
         raise UsageError("command line: vga= is over 32 bits", reason="out_of_range")
     return mode & 0xFFFF

@@ -169,8 +169,7 @@ class UnifiedKernelImage(NamedTuple):
             UsageError: If there are over 62 boot loaders, or some without a disk.
         """
         if table is None and boot_loaders:
-            message = "boot loaders: not applicable without a disk"
-            raise UsageError(message, reason="not_applicable")
+            raise UsageError("boot loaders: not applicable without a disk", reason="not_applicable")
         kernel = self.sections[".linux"]
         _check_kernel(kernel)
         inner = BootImage("kernel", kernel)

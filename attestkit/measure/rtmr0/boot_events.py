@@ -175,8 +175,7 @@ def expected_rtmr0(
     events += _secure_boot_events(firmware)
     events.append(_event("separator", SEPARATOR, bytes(4)))
     if layout.acpi:
-        blobs = acpi or (None, None, None)
-        named = zip(ACPI_LABELS, blobs, strict=True)
+        named = zip(ACPI_LABELS, acpi or (None, None, None), strict=True)
         events += [_event(name, ACPI_CONFIG, blob) for name, blob in named]
     if layout.smbios:
         measured = None if smbios is None else filter_smbios(smbios)
@@ -250,5 +249,4 @@ def _is_boot_option(variable: VariableName) -> bool:
 def _event(
     name: str, event_type: int, data: bytes | None, basis: Basis = "hardware"
 ) -> ExpectedEvent:
-    digest = None if data is None else sha384(data)
-    return ExpectedEvent(0, name, event_type, digest, basis)
+    return ExpectedEvent(0, name, event_type, None if data is None else sha384(data), basis)

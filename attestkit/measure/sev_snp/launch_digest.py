@@ -209,8 +209,7 @@ def svsm_launch_digest(
     """
     _check_machine(machine)
     if machine.vmm != "qemu" or machine.guest_features != 1:
-        problem = "a service module needs QEMU and guest features 1"
-        raise _usage_error(problem, "not_applicable")
+        raise _usage_error("a service module needs QEMU and guest features 1", "not_applicable")
     start = _FOUR_GIB - len(firmware) - variables_size - len(svsm)
     if variables_size < 0 or variables_size % _PAGE or start < 0:
         raise _usage_error(f"size of variables: {variables_size}", "out_of_range")

@@ -62,8 +62,7 @@ def read_crl_urls(certificate: PathCertificate) -> tuple[str, ...]:
 def _read(what: str, value: bytes) -> tuple[str, ...]:
     read = _crl_names if what.startswith("CRL") else _issuer_names
     try:
-        names = read(value)
-        urls = tuple([_text(name) for name in names])
+        urls = tuple([_text(name) for name in read(value)])
     except FormatError as error:
         message = f"certificate: {what}: malformed: {error}"
         raise SignatureError(message, reason="cert_malformed") from error

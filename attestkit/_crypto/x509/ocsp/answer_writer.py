@@ -60,8 +60,7 @@ def write_ocsp_answer(
     spki = read_path_certificate(responder.certificate).spki
     if status == "revoked":
         cause = b"" if reason is None else encode_element(context(0), _enumerated(_number(reason)))
-        content = _generalized_time(revoked_at or this_update) + cause
-        encoded = encode_element(context(1), content)
+        encoded = encode_element(context(1), _generalized_time(revoked_at or this_update) + cause)
     else:
         encoded = encode_element(0x80 if status == "good" else 0x82, b"")
     single = encode_sequence(

@@ -119,8 +119,7 @@ def encode_signed(
 ) -> bytes:
     """Return a certificate or CRL: the signed fields, AlgorithmIdentifier and signature."""
     signed = encode_sequence(*fields)
-    signature = encode_element(BIT_STRING, b"\0" + sign(signed))
-    return encode_sequence(signed, algorithm, signature)
+    return encode_sequence(signed, algorithm, encode_element(BIT_STRING, b"\0" + sign(signed)))
 
 
 def encode_certificate(
@@ -177,8 +176,7 @@ def encode_time(moment: datetime) -> bytes:
 def encode_extension(number: int, value: bytes, *, critical: bool = False) -> bytes:
     """Return an extension; `number` is the last arc of its OID, after 2.5.29."""
     oid = encode_element(OID, bytes([0x55, 0x1D, number]))
-    flag = _TRUE if critical else b""
-    return encode_sequence(oid, flag, encode_element(OCTET_STRING, value))
+    return encode_sequence(oid, _TRUE if critical else b"", encode_element(OCTET_STRING, value))
 
 
 def encode_basic_constraints(*, authority: bool, path_length: int | None = None) -> bytes:
@@ -230,8 +228,7 @@ def encode_crl_fields(
         UsageError: If `window` starts or ends before 1950.
     """
     start, end = map(encode_time, window)
-    unspecified = encode_extension(CRL_REASON, encode_element(ENUMERATED, b"\0"))
-    reason = encode_sequence(unspecified)
+    reason = encode_sequence(encode_extension(CRL_REASON, encode_element(ENUMERATED, b"\0")))
     entries = [encode_sequence(encode_integer(serial), start, reason) for serial in revoked]
     listed = [encode_sequence(*entries)] if entries else []
     described = encode_element(context(0), encode_sequence(*extensions))

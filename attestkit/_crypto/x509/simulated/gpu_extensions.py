@@ -56,8 +56,7 @@ def encode_dice_fwid(device_key: bytes, fwid: bytes) -> Extension:
         device_key: SubjectPublicKeyInfo of the device: that of the leaf's issuer.
         fwid: SHA-384 of the firmware.
     """
-    value = encode_sequence(encode_integer(1), device_key, _encode_fwid(fwid))
-    return Extension(_DICE_FWID, value)
+    return Extension(_DICE_FWID, encode_sequence(encode_integer(1), device_key, _encode_fwid(fwid)))
 
 
 def encode_dice_tcb_info(vendor: str, model: str, fwid: bytes) -> Extension:

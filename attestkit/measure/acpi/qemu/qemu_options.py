@@ -83,8 +83,7 @@ def parse_properties(option: str, text: str, first: str) -> Properties:
     found: Properties = {}
     for name, value in list_properties(text, first):
         if name in found:
-            message = f"{option}: {shown(name)} occurs twice"
-            raise UsageError(message, reason="conflict")
+            raise UsageError(f"{option}: {shown(name)} occurs twice", reason="conflict")
         found[name] = value
     return found
 
@@ -202,8 +201,7 @@ def stand_in_options(found: Properties, number: int) -> list[str]:
 
 def has_unknown_boot_order(found: Properties) -> bool:
     """Return whether a device has a boot index that its stand-in does not have."""
-    driver = found.get("driver")
-    return "bootindex" in found and driver not in _BOOTABLE_DISKS | _BOOTABLE_NETWORKS
+    return "bootindex" in found and found.get("driver") not in _BOOTABLE_DISKS | _BOOTABLE_NETWORKS
 
 
 def _replace(driver: str, found: Properties, name: str) -> tuple[list[str], Properties]:
@@ -223,8 +221,7 @@ def _replace(driver: str, found: Properties, name: str) -> tuple[list[str], Prop
     if "bootindex" in found and not has_unknown_boot_order(found):
         same = {"driver": driver, **place, "bootindex": found["bootindex"]}
         if driver in _BOOTABLE_DISKS:
-            disk = f"null-co,node-name={name},size=1048576"
-            return ["-blockdev", disk], {**same, "drive": name}
+            return ["-blockdev", f"null-co,node-name={name},size=1048576"], {**same, "drive": name}
         network = f"hubport,id={name},hubid={name.removeprefix('attestkit')}"
         return ["-netdev", network], {**same, "netdev": name, "romfile": ""}
     return [], {"driver": STAND_IN, **place}

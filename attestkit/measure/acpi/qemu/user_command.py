@@ -234,8 +234,7 @@ class _Cleaner:
 
     def add_global(self, option: str, value: str) -> None:
         """Add a default of a device's property, but none that names a file for QEMU to open."""
-        found = parse_properties(option, value, "value")
-        check_safe(option, found)
+        check_safe(option, parse_properties(option, value, "value"))
         if _FILE_VALUE.search(value):
             raise UsageError(f"{option}: files are not supported", reason="wrong_value")
         self._options += [option, value]
