@@ -12,21 +12,8 @@ from attestkit._crypto.zeroize import Secret, wipe
 from attestkit._system.atomic_file import remove_abandoned, replace_file
 from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, UsageError
-from attestkit.keys.hkdf import (
-    derive_bytes,
-    derive_p256,
-    derive_v1_bytes,
-    derive_x25519,
-    encode_purpose,
-)
+from attestkit.keys import hkdf, key_file
 from attestkit.keys.key_claims import v0_claim, v1_claim
-from attestkit.keys.key_file import (
-    LARGEST,
-    KmsProvider,
-    ProviderName,
-    read_app_keys,
-    write_app_keys,
-)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,13 +40,13 @@ class AppKeys(Secret):
         k256_key: bytes,
         ca_cert: str | None,
         ca_key: P256Key | None,
-        key_provider: ProviderName = "none",
+        key_provider: key_file.ProviderName = "none",
         key_provider_id: str = "",
         k256_signature: bytes = b"",
         env_crypt_key: bytes = b"",
         disk_crypt_key: bytes = b"",
         gateway_app_id: str = "",
-        kms_provider: KmsProvider | None = None,
+        kms_provider: key_file.KmsProvider | None = None,
     ) -> None:
         """Store the fields of the file, secrets as bytes.
 
@@ -70,7 +57,7 @@ class AppKeys(Secret):
             UsageError: If `k256_key` is not a secp256k1 scalar.
         """
         self._ca_cert = ca_cert
-        self.key_provider: ProviderName = key_provider
+        self.key_provider: key_file.ProviderName = key_provider
         self.key_provider_id = key_provider_id
         self.k256_signature = k256_signature
         self.gateway_app_id = gateway_app_id
@@ -98,7 +85,9 @@ class AppKeys(Secret):
                 the JSON key, and never contains a value.
         """
         try:
-            data = read_regular(path, LARGEST + 1, follow=follow)  # detects files over the limit
+            data = read_regular(
+                path, key_file.LARGEST + 1, follow=follow
+            )  # detects files over the limit
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             problem = getattr(error, "strerror", None) or error
             raise ConfigError(f"{path}: {problem}", reason="unreadable") from error
@@ -115,7 +104,7 @@ class AppKeys(Secret):
             ConfigError: If the text is invalid. The message names the file and the JSON key, and
                 never contains a value.
         """
-        return read_app_keys(cls, text, name)
+        return key_file.read_app_keys(cls, text, name)
 
     def to_json(self) -> str:
         """Return the text of the key file, which contains the secrets and cannot be wiped.
@@ -125,7 +114,7 @@ class AppKeys(Secret):
         Raises:
             UsageError: If the AppKeys are closed, or a text has an unpaired surrogate.
         """
-        return write_app_keys(
+        return key_file.write_app_keys(
             provider=self.key_provider,
             provider_id=self.key_provider_id,
             kms=self.kms_provider,
@@ -152,8 +141,8 @@ class AppKeys(Secret):
         """
         content = self.to_json().encode()
         try:
-            if len(content) > LARGEST:
-                raise ConfigError(f"{path}: over {LARGEST} bytes", reason="too_large")
+            if len(content) > key_file.LARGEST:
+                raise ConfigError(f"{path}: over {key_file.LARGEST} bytes", reason="too_large")
             remove_abandoned(Path(path))  # those contain keys
             replace_file(Path(path), content, mode=0o600)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -175,9 +164,12 @@ class AppKeys(Secret):
         """
         if len(seed) != 32:
             raise UsageError(f"seed: must be 32 bytes, not {len(seed)}", reason="wrong_size")
-        root, disk = derive_bytes(seed, b"app-k256-key"), derive_x25519(seed, b"app-disk-key")
+        root, disk = (
+            hkdf.derive_bytes(seed, b"app-k256-key"),
+            hkdf.derive_x25519(seed, b"app-disk-key"),
+        )
         try:
-            ca_key = derive_p256(seed, b"app-key")
+            ca_key = hkdf.derive_p256(seed, b"app-key")
             return cls(k256_key=root, ca_cert=None, ca_key=ca_key, disk_crypt_key=disk)
         finally:
             wipe(root)
@@ -233,7 +225,7 @@ class AppKeys(Secret):
         return key
 
     @property
-    def kms_provider(self) -> KmsProvider | None:
+    def kms_provider(self) -> key_file.KmsProvider | None:
         """URL and temporary CA of the KMS; None if the keys are not of a KMS, or it is not known.
 
         The key of the temporary CA is no secret of the app: the KMS gives it to every client.
@@ -249,7 +241,7 @@ class AppKeys(Secret):
 
     def derive_bytes(self, path: bytes) -> bytes:
         """Derive 32 bytes from the root key, without copying the root key."""
-        derived = derive_bytes(self._secrets["k256_key"], path)
+        derived = hkdf.derive_bytes(self._secrets["k256_key"], path)
         self._root_key()  # after the access, see `close`
         return derived
 
@@ -259,7 +251,7 @@ class AppKeys(Secret):
         Raises:
             UsageError: If `encode_v1_names` rejects a name, or the AppKeys are closed.
         """
-        derived = derive_v1_bytes(self._secrets["k256_key"], domain, algorithm)
+        derived = hkdf.derive_v1_bytes(self._secrets["k256_key"], domain, algorithm)
         self._root_key()  # after the access, see `close`
         return derived
 
@@ -274,7 +266,7 @@ class AppKeys(Secret):
             UsageError: If the purpose has control characters or unpaired surrogates, or the
                 AppKeys are closed.
         """
-        encode_purpose(purpose)
+        hkdf.encode_purpose(purpose)
         return self._endorse(v0_claim(public_key, purpose))
 
     def endorse_v1(self, public_key: bytes, domain: str, algorithm: str) -> tuple[bytes, bytes]:

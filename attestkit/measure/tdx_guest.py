@@ -25,14 +25,8 @@ from attestkit.measure.expected import (
 )
 from attestkit.measure.firmware.tdvf import PageOrder, compute_mrtds
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+from attestkit.measure.kernel import disk_boot
 from attestkit.measure.kernel.boot_events import direct_boot_options, shim_variable_events
-from attestkit.measure.kernel.disk_boot import (
-    BootImage,
-    GptTable,
-    GrubBoot,
-    disk_boot_events,
-    grub_single_events,
-)
 from attestkit.measure.kernel.linux_kernel import (
     DirectBoot,
     FirmwareTraits,
@@ -95,8 +89,8 @@ class TdxBoot(NamedTuple):
     kernel_header_normalized: bool = False  # the firmware restores the header that QEMU changed
     shim: bytes | None = None  # of QEMU's `-shim`
     uki: bytes | None = None
-    disk: GptTable | None = None
-    boot_loaders: tuple[BootImage, ...] = ()  # from the disk, before kernel or image
+    disk: disk_boot.GptTable | None = None
+    boot_loaders: tuple[disk_boot.BootImage, ...] = ()  # from the disk, before kernel or image
     options: tuple[bytes, ...] | None = None  # EFI_LOAD_OPTIONs of devices; None if unknown
     option_order: tuple[int, ...] | None = None
 
@@ -192,7 +186,7 @@ def tdx(
     shim: bytes | None = None,
     uki: bytes | None = None,
     disk: bytes | None = None,
-    boot_loaders: Sequence[BootImage] = (),
+    boot_loaders: Sequence[disk_boot.BootImage] = (),
     boot_options: Sequence[bytes] | None = None,
     boot_order: Sequence[int] | None = None,
     shape: MachineShape | None = None,
@@ -242,7 +236,7 @@ def tdx(
         cmdline=cmdline or "",
         shim=shim,
         uki=uki,
-        disk=None if disk is None else GptTable.parse(disk),
+        disk=None if disk is None else disk_boot.GptTable.parse(disk),
         boot_loaders=tuple(boot_loaders),
         options=None if boot_options is None else tuple(boot_options),
         option_order=None if boot_order is None else tuple(boot_order),
@@ -315,8 +309,8 @@ def _boot_lists(
         return
     kernel = cast("bytes", boot.kernel)
     if boot.disk is not None:
-        images = [*boot.boot_loaders, BootImage("kernel", kernel)]
-        yield (*rtmr0, *disk_boot_events(boot.disk, images, separator=separator))
+        images = [*boot.boot_loaders, disk_boot.BootImage("kernel", kernel)]
+        yield (*rtmr0, *disk_boot.disk_boot_events(boot.disk, images, separator=separator))
         return
     direct = DirectBoot(kernel, boot.initrd, boot.cmdline, boot.shim)
     # From 10.1 on QEMU leaves the kernel as it is.
@@ -378,7 +372,9 @@ def _passed_cmdline(boot: TdxBoot, traits: FirmwareTraits) -> str:
 
 def _grub_events(boot: TdxBoot) -> list[ExpectedEvent]:
     initrds = () if boot.initrd is None else (boot.initrd,)
-    return grub_single_events(GrubBoot(cast("bytes", boot.kernel), initrds, boot.cmdline))
+    return disk_boot.grub_single_events(
+        disk_boot.GrubBoot(cast("bytes", boot.kernel), initrds, boot.cmdline)
+    )
 
 
 def _not_proven(

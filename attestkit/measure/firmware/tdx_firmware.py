@@ -18,15 +18,9 @@ from attestkit._crypto.hashes import sha384
 from attestkit._reasons import FormatReason
 from attestkit.attestation.launch.td_hob import VariableName
 from attestkit.errors import FormatError
+from attestkit.measure.firmware import tdvf
 from attestkit.measure.firmware.bios_strings import SMBIOS_PLATFORM, BiosStrings, find_bios_strings
 from attestkit.measure.firmware.firmware_volumes import read_contents
-from attestkit.measure.firmware.tdvf import (
-    CFV,
-    TdvfSection,
-    find_section,
-    read_tdvf_sections,
-    section_data,
-)
 
 BootOptionKind = Literal["none", "ui_app", "menu_and_setup"]
 """Boot options of the firmware itself: none (IntelTdxX64 from 202605), UiApp (until 202502), or
@@ -156,7 +150,7 @@ def _error(problem: str, reason: FormatReason, offset: int) -> FormatError:
 class TdxFirmware(NamedTuple):
     """A firmware image for TDX; `compute_mrtds` needs the image too."""
 
-    sections: tuple[TdvfSection, ...]
+    sections: tuple[tdvf.TdvfSection, ...]
     cfv_digest: bytes  # SHA-384 of the volume of variables
     variables: Mapping[VariableName, bytes]  # in the image, such as the keys of secure boot
     layout: BootLayout
@@ -168,9 +162,9 @@ class TdxFirmware(NamedTuple):
         Raises:
             FormatError: If it is not a firmware for TDX, is malformed, or exceeds a limit.
         """
-        sections = read_tdvf_sections(image)
-        section = find_section(sections, CFV)
-        cfv = section_data(image, section)
+        sections = tdvf.read_tdvf_sections(image)
+        section = tdvf.find_section(sections, tdvf.CFV)
+        cfv = tdvf.section_data(image, section)
         layout = read_boot_layout(image)
         try:
             variables = read_variables(cfv)

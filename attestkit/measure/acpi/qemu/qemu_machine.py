@@ -14,28 +14,9 @@ from typing import Final, NamedTuple
 from attestkit._sanitize import key as shown_key
 from attestkit._sanitize import shown
 from attestkit.errors import BackendError, ConfigError, FormatError
+from attestkit.measure.acpi import acpi_tables
 from attestkit.measure.acpi.acpi_inputs import QemuBuild, QemuVersion
-from attestkit.measure.acpi.acpi_tables import (
-    LOADER_NAME,
-    RSDP_NAME,
-    TABLES_NAME,
-    AcpiTables,
-    check_tables,
-)
-from attestkit.measure.acpi.qemu.chipset import (
-    DEFAULT_SETUP,
-    ChipsetSetup,
-    check_setup,
-    set_up_chipset,
-)
-from attestkit.measure.acpi.qemu.qtest import (
-    DEFAULT_SECONDS,
-    StoppedQemu,
-    find_program,
-    start_program,
-    stop_program,
-    wait_for_output,
-)
+from attestkit.measure.acpi.qemu import chipset, qtest
 
 BOOT_MENU: Final = 0x0E
 _DIRECTORY: Final = 0x19
@@ -66,7 +47,7 @@ class FwCfgFile(NamedTuple):
 class FwCfg:
     """Items and files of the device of a stopped QEMU."""
 
-    def __init__(self, qemu: StoppedQemu) -> None:
+    def __init__(self, qemu: qtest.StoppedQemu) -> None:
         self._qemu = qemu
 
     def read_item(self, key: int, size: int, most: int = MAX_ITEM) -> bytes:
@@ -182,7 +163,7 @@ class QemuMachine(NamedTuple):
     """
 
     ranges: tuple[tuple[int, int], ...]
-    acpi: AcpiTables
+    acpi: acpi_tables.AcpiTables
     boot_menu: bytes
     boot_menu_wait: bytes
     boot_order: bytes
@@ -194,9 +175,9 @@ class QemuMachine(NamedTuple):
 
 def read_machine(
     command: Sequence[str],
-    setup: ChipsetSetup = DEFAULT_SETUP,
+    setup: chipset.ChipsetSetup = chipset.DEFAULT_SETUP,
     *,
-    seconds: float = DEFAULT_SECONDS,
+    seconds: float = qtest.DEFAULT_SECONDS,
 ) -> QemuMachine:
     """Start QEMU, read the machine as OVMF would, and kill QEMU.
 
@@ -211,9 +192,9 @@ def read_machine(
         FormatError: If what it answers is malformed or too large.
         UsageError: If a value of `setup` is out of range.
     """
-    check_setup(setup)
-    with StoppedQemu(command, seconds=seconds) as qemu:
-        set_up_chipset(qemu, setup)
+    chipset.check_setup(setup)
+    with qtest.StoppedQemu(command, seconds=seconds) as qemu:
+        chipset.set_up_chipset(qemu, setup)
         device = FwCfg(qemu)
         directory = device.read_directory()
         # First the loader script: at this read QEMU builds all tables, with the chipset's registers
@@ -232,7 +213,7 @@ def read_machine(
         )
 
 
-def read_acpi_tables(device: FwCfg, directory: dict[str, FwCfgFile]) -> AcpiTables:
+def read_acpi_tables(device: FwCfg, directory: dict[str, FwCfgFile]) -> acpi_tables.AcpiTables:
     """Return the three ACPI files; the first read after the start has to be this one.
 
     Raises:
@@ -240,9 +221,10 @@ def read_acpi_tables(device: FwCfg, directory: dict[str, FwCfgFile]) -> AcpiTabl
         BackendError: As for `read_machine`.
     """
     loader, rsdp, tables = (
-        device.read_file(directory, name) for name in (LOADER_NAME, RSDP_NAME, TABLES_NAME)
+        device.read_file(directory, name)
+        for name in (acpi_tables.LOADER_NAME, acpi_tables.RSDP_NAME, acpi_tables.TABLES_NAME)
     )
-    return check_tables(AcpiTables(loader, rsdp, tables))
+    return acpi_tables.check_tables(acpi_tables.AcpiTables(loader, rsdp, tables))
 
 
 def read_version(program: str) -> QemuVersion:
@@ -269,7 +251,7 @@ def read_build(program: str) -> QemuBuild:
     version = _parse_version(program, printed)
     digest = hashlib.sha256(hashlib.sha256(printed).digest())
     try:
-        with Path(find_program(program)).open("rb") as file:
+        with Path(qtest.find_program(program)).open("rb") as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
     except OSError:
@@ -280,17 +262,17 @@ def read_build(program: str) -> QemuBuild:
 def _print_version(program: str) -> bytes:
     import subprocess  # lazy: only needed for a run
 
-    process = start_program(
+    process = qtest.start_program(
         program, ["-version"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     output = b""
     part: bytes | None = b""
     deadline = time.monotonic() + _VERSION_SECONDS
     try:
-        while len(output) < _MAX_VERSION and (part := wait_for_output(process, deadline)):
+        while len(output) < _MAX_VERSION and (part := qtest.wait_for_output(process, deadline)):
             output += part
     finally:
-        stop_program(process)
+        qtest.stop_program(process)
     if part is None:
         message = f"{program}: -version has not ended within {_VERSION_SECONDS:g} s"
         raise BackendError(message, reason="timed_out", path=program)
