@@ -8,7 +8,7 @@ Verification of signatures by an application's keys.
 
 from typing import Final
 
-from attestkit._argument_checks import require_bytes, require_size
+from attestkit._argument_checks import require_bytes, require_size, unsupported_algorithm
 from attestkit._crypto.ecdsa import k256_verify
 from attestkit._crypto.hashes import sha256
 from attestkit._sanitize import shown
@@ -107,4 +107,4 @@ def prepare_message(algorithm: str, data: bytes) -> tuple[str, bytes]:
         return "secp256k1", sha256(data)
     if algorithm == PREHASHED:
         return "secp256k1", data
-    raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
+    raise unsupported_algorithm(algorithm, ("ed25519", "secp256k1", "k256", PREHASHED))
