@@ -12,8 +12,15 @@ from attestkit._crypto.zeroize import Secret, wipe
 from attestkit._system.atomic_file import remove_abandoned, replace_file
 from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, UsageError
-from attestkit.keys import hkdf, key_file
+from attestkit.keys import hkdf
 from attestkit.keys.key_claims import v0_claim, v1_claim
+from attestkit.keys.key_file import (
+    LARGEST,
+    KmsProvider,
+    ProviderName,
+    read_app_keys,
+    write_app_keys,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,13 +47,13 @@ class AppKeys(Secret):
         k256_key: bytes,
         ca_cert: str | None,
         ca_key: P256Key | None,
-        key_provider: key_file.ProviderName = "none",
+        key_provider: ProviderName = "none",
         key_provider_id: str = "",
         k256_signature: bytes = b"",
         env_crypt_key: bytes = b"",
         disk_crypt_key: bytes = b"",
         gateway_app_id: str = "",
-        kms_provider: key_file.KmsProvider | None = None,
+        kms_provider: KmsProvider | None = None,
     ) -> None:
         """Store the fields of the file, secrets as bytes.
 
@@ -57,7 +64,7 @@ class AppKeys(Secret):
             UsageError: If `k256_key` is not a secp256k1 scalar.
         """
         self._ca_cert = ca_cert
-        self.key_provider: key_file.ProviderName = key_provider
+        self.key_provider: ProviderName = key_provider
         self.key_provider_id = key_provider_id
         self.k256_signature = k256_signature
         self.gateway_app_id = gateway_app_id
@@ -85,9 +92,7 @@ class AppKeys(Secret):
                 the JSON key, and never contains a value.
         """
         try:
-            data = read_regular(
-                path, key_file.LARGEST + 1, follow=follow
-            )  # detects files over the limit
+            data = read_regular(path, LARGEST + 1, follow=follow)  # detects files over the limit
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             problem = getattr(error, "strerror", None) or error
             raise ConfigError(f"{path}: {problem}", reason="unreadable") from error
@@ -104,7 +109,7 @@ class AppKeys(Secret):
             ConfigError: If the text is invalid. The message names the file and the JSON key, and
                 never contains a value.
         """
-        return key_file.read_app_keys(cls, text, name)
+        return read_app_keys(cls, text, name)
 
     def to_json(self) -> str:
         """Return the text of the key file, which contains the secrets and cannot be wiped.
@@ -114,7 +119,7 @@ class AppKeys(Secret):
         Raises:
             UsageError: If the AppKeys are closed, or a text has an unpaired surrogate.
         """
-        return key_file.write_app_keys(
+        return write_app_keys(
             provider=self.key_provider,
             provider_id=self.key_provider_id,
             kms=self.kms_provider,
@@ -141,8 +146,8 @@ class AppKeys(Secret):
         """
         content = self.to_json().encode()
         try:
-            if len(content) > key_file.LARGEST:
-                raise ConfigError(f"{path}: over {key_file.LARGEST} bytes", reason="too_large")
+            if len(content) > LARGEST:
+                raise ConfigError(f"{path}: over {LARGEST} bytes", reason="too_large")
             remove_abandoned(Path(path))  # those contain keys
             replace_file(Path(path), content, mode=0o600)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -225,7 +230,7 @@ class AppKeys(Secret):
         return key
 
     @property
-    def kms_provider(self) -> key_file.KmsProvider | None:
+    def kms_provider(self) -> KmsProvider | None:
         """URL and temporary CA of the KMS; None if the keys are not of a KMS, or it is not known.
 
         The key of the temporary CA is no secret of the app: the KMS gives it to every client.
