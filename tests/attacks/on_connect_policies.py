@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from attestkit.client.proofs.appraisal import Require
 from attestkit.client.proofs.first_use import FirstUse
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.proofs.prover import MAX_KEYS, REFUSALS
-from attestkit.client.proofs.require import Require
 from attestkit.client.proofs.trust import Trust
 from attestkit.client.services.service import Binding, Claims, Machine
 from attestkit.client.wire.steps import drive

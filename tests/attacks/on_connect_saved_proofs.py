@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.client.offline import verify_proof
-from attestkit.client.proofs.proof import Proof
-from attestkit.client.proofs.proof_bundle import ProofBundle
+from attestkit.client.proofs.proof import Proof, ProofBundle
 from attestkit.errors import (
     AttestKitError,
     FormatError,

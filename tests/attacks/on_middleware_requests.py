@@ -12,9 +12,8 @@ from typing import Any, Final
 from attestkit.attestation import Attestation
 from attestkit.client import wsgi
 from attestkit.client.document import PATH, read_document
-from attestkit.client.middleware.document_endpoint import AT_ONCE, WAITING
-from attestkit.client.middleware.tls_keys import TlsKeys
-from attestkit.testing.loopback_ca import LoopbackCa
+from attestkit.client.document_endpoint import AT_ONCE, WAITING, TlsKeys
+from attestkit.testing.tls_listener import LoopbackCa
 from tests.attacks.attempts import Surfaces
 from tests.attacks.on_middleware_documents import QUERY, Answer, check_genuine, get, verify
 from tests.client.middleware.documents import NONCE, PEER, tee

@@ -12,7 +12,7 @@ import pytest
 
 from attestkit import backends
 from attestkit.__main__ import main
-from attestkit.cli.options.backend_values import option_types
+from attestkit.cli.options.backend import option_types
 from attestkit.errors import UsageError
 from tests.cli.program import SIMULATED, WARNING
 from tests.tees import FakeSnp

@@ -1,4 +1,7 @@
-"""Commands with sections of options and exit codes, and the options that several commands have."""
+"""Commands with sections of options and exit codes, and the options that several commands have.
+
+Modules of options and commands use it by its name, as `option.file` and `option.group`.
+"""
 
 import functools
 import inspect
@@ -82,7 +85,7 @@ class Command(click.Command):
         super().__init__(name, epilog=f"{first}\n\nExit codes: {texts}.", **settings)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under the titles of their sections, which `group_options` sets."""
+        """Write the options under the titles of their sections, which `group` sets."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -106,7 +109,7 @@ class Group(click.Group):
         next(iter(self.commands.values())).format_epilog(ctx, formatter)
 
 
-def value_option(
+def value(
     name: str, metavar: str, text: str, *, many: bool = False, parameter: str = "", **settings: Any
 ) -> _Option:
     """Return an option with a text.
@@ -122,24 +125,24 @@ def value_option(
     return click.option(*names, metavar=metavar, multiple=many, help=text, **settings)
 
 
-def file_option(name: str, text: str, *, metavar: str = "FILE", **settings: Any) -> _Option:
-    """Return an option with a path, as `value_option`."""
-    return value_option(name, metavar, text, type=PATH, **settings)
+def file(name: str, text: str, *, metavar: str = "FILE", **settings: Any) -> _Option:
+    """Return an option with a path, as `value`."""
+    return value(name, metavar, text, type=PATH, **settings)
 
 
-def flag_option(*names: str, text: str) -> _Option:
+def flag(*names: str, text: str) -> _Option:
     """Return an option without a value."""
     return click.option(*names, is_flag=True, help=text)
 
 
-def output_option(text: str, *, required: bool = False) -> _Option:
+def output(text: str, *, required: bool = False) -> _Option:
     """Return the option -o, with its help text."""
     return click.option("-o", "--output", type=PATH, required=required, help=text)
 
 
-def at_option(text: str) -> _Option:
+def at(text: str) -> _Option:
     """Return the option --at, with its help text."""
-    return value_option("--at", "TIME", text)
+    return value("--at", "TIME", text)
 
 
 def read_instant(text: str, *words: str) -> datetime:
@@ -165,7 +168,7 @@ def read_instant(text: str, *words: str) -> datetime:
     return moment
 
 
-json_option: Final = flag_option("--json", "as_json", text="Write JSON to stdout.")
+json: Final = flag("--json", "as_json", text="Write JSON to stdout.")
 
 
 def read_hex(name: str, text: str, hint: str = "") -> bytes:
@@ -203,12 +206,12 @@ def section(title: str, *options: _Option) -> tuple[_Option, ...]:
     return tuple(map(add_title, options))
 
 
-def add_options(*options: _Option) -> Callable[[_Command], _Command]:
+def add(*options: _Option) -> Callable[[_Command], _Command]:
     """Return a decorator that adds options to a command, in the order of the help."""
     return lambda command: functools.reduce(lambda one, add: add(one), options[::-1], command)
 
 
-def group_options(
+def group(
     name: str, options: Sequence[_Option], gather: Callable[..., object], fields: type | None = None
 ) -> Callable[[_Command], _Command]:
     """Return a decorator that adds options to a command and passes them as one value.
@@ -216,10 +219,15 @@ def group_options(
     Args:
         name: Parameter of the command for that value.
         options: Click decorators, in the order of the help.
-        gather: Builds the value; its parameters have the names of the options.
+        gather: Builds the value; its parameters have the names of the options, or `**` takes all
+            others.
         fields: A NamedTuple whose fields have those names, which `gather` receives instead.
     """
-    option_names = tuple(inspect.signature(fields or gather).parameters)
+    parameters = inspect.signature(fields or gather).parameters.values()
+    option_names = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
+    if len(option_names) < len(parameters):
+        declared: Any = add(*options)(lambda: None)
+        option_names = [one.name for one in declared.__click_params__]
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)
@@ -228,7 +236,7 @@ def group_options(
             value = gather(**own) if fields is None else gather(fields(**own))
             return command(**{name: value}, **given)
 
-        decorated: Any = add_options(*options)(with_group)
+        decorated: Any = add(*options)(with_group)
         return cast("_Command", decorated)
 
     return decorate
