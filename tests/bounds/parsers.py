@@ -60,10 +60,10 @@ from attestkit.verifier.ear.envelope import MAX_TOKEN
 from attestkit.verifier.ear.keys import EarPublicKey
 from attestkit.verifier.evidence.bundle import EvidenceBundle
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
-from benchmarks.quotes import eight_columns
+from benchmarks.evidence.quotes import eight_columns
 from tests.bounds import shapes, verdicts
 from tests.bounds.shapes import Shape, Shapes, json_event, repeated
-from tests.quotes import made_quote
+from tests.samples.quotes import made_quote
 
 
 class Parser(NamedTuple):

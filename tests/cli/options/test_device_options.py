@@ -15,7 +15,7 @@ from attestkit.__main__ import main
 from attestkit.cli.options.backend import option_types
 from attestkit.errors import UsageError
 from tests.cli.program import SIMULATED, WARNING
-from tests.tees import FakeSnp
+from tests.machines.tees import FakeSnp
 from tests.untyped import untyped
 
 Capture = pytest.CaptureFixture[str]
