@@ -9,7 +9,7 @@ from attestkit import _native
 from attestkit._native import _python
 from attestkit._native._status import Status
 from tests.native.test_cpu import start_python
-from tests.quotes import made_quote
+from tests.samples.quotes import made_quote
 from tests.untyped import untyped
 
 compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)

@@ -17,7 +17,7 @@ from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.result import AttestationResult
 from tests.attacks.attempts import Surfaces, bound
 from tests.gpu.simulated_machine import machine
-from tests.verifier import test_gpu_join as join
+from tests.verifier.gpu import test_gpu_join as join
 from tests.verifier.platforms import intel
 
 attacks = Surfaces("gpu")

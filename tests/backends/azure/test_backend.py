@@ -41,8 +41,8 @@ from tests.backends.azure.confidential_vm import ConfidentialVm
 from tests.backends.azure.imds_server import json_response, status_response
 from tests.backends.tpm.templates import EVERY_PCR
 from tests.collateral.http_server import CreateServer
+from tests.machines.software_tpm import needs_swtpm
 from tests.raising import raises
-from tests.software_tpm import needs_swtpm
 from tests.verifier.platforms import azure
 
 pytestmark = needs_swtpm

@@ -32,7 +32,7 @@ from attestkit.errors import (
     FormatError,
     SignatureError,
 )
-from tests.certificates import key_usage, name_of
+from tests.pki.certificates import key_usage, name_of
 from tests.vectors import data, needs_shared
 
 NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)
