@@ -20,7 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from attestkit.measure import MachineShape, snp, tdx
 from attestkit.measure.acpi import find_tables
 from attestkit.measure.expected import ExpectedMeasurements
-from attestkit.measure.firmware.mrtd import Mrtds, compute_mrtds
+from attestkit.measure.firmware.tdvf import Mrtds, compute_mrtds
 from benchmarks.cases import OURS, Case, Samples
 from benchmarks.racing import Entry, Ledger, each, play
 from benchmarks.results import Result

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     )
     from attestkit.measure.acpi import AcpiTables, TableCache
     from attestkit.measure.dstack_guest import TableSources
-    from attestkit.measure.tdx_inputs import TdxBoot
+    from attestkit.measure.tdx_guest import TdxBoot
 
 _MAX_SMBIOS: Final = 1 << 20  # bytes
 
@@ -264,9 +264,8 @@ def _measure_command(boot: BootFiles, machine: MachineOptions, qemu: Path | None
 
 
 def _boot(files: "BootData", cmdline: str | None) -> "TdxBoot":
-    from attestkit.measure.kernel.disk_boot import BootImage
-    from attestkit.measure.kernel.gpt import GptTable
-    from attestkit.measure.tdx_inputs import TdxBoot
+    from attestkit.measure.kernel.disk_boot import BootImage, GptTable
+    from attestkit.measure.tdx_guest import TdxBoot
 
     return TdxBoot(
         kernel=files.kernel,

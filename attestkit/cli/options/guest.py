@@ -13,7 +13,7 @@ from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.measure import ExpectedMeasurements, MachineShape, SnpInputs
-    from attestkit.measure.sev_snp.vcpu import Vmm
+    from attestkit.measure.sev_snp.launch_digest import Vmm
 
 _MAX_FIRMWARE: Final = 64 << 20  # bytes
 _MAX_KERNEL: Final = 256 << 20
@@ -314,8 +314,11 @@ class SnpOptions(NamedTuple):
     ) -> "SnpInputs | None":
         """Return what `measure` uses, for a diagnosis; None with COCONUT-SVSM."""
         from attestkit.measure import SnpInputs
-        from attestkit.measure.sev_snp.launch_digest import KernelFiles, SnpMachine
-        from attestkit.measure.sev_snp.vcpu import find_cpu_signature
+        from attestkit.measure.sev_snp.launch_digest import (
+            KernelFiles,
+            SnpMachine,
+            find_cpu_signature,
+        )
 
         if self.svsm is not None or self.vcpus is None:
             return None

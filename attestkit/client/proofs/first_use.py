@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
-from attestkit._system.saved_documents import save_document
+from attestkit._system.atomic_file import save_document
 from attestkit._system.untrusted_files import read_regular
 from attestkit.client.proofs.trust import VerifiedMachine
 from attestkit.errors import ConfigError, FormatError, PolicyError, ServiceError

@@ -16,7 +16,7 @@ from typing import Any, Final
 from attestkit._argument_checks import require_size, require_time_zone
 from attestkit._formats import strict_json
 from attestkit._sanitize import one_line, shown
-from attestkit._system.saved_documents import load_document, save_document
+from attestkit._system.atomic_file import load_document, save_document
 from attestkit.client.proofs.trust import VerifiedMachine
 from attestkit.client.services.service import (
     MAX_MACHINES,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.attestation import Attestation
 from attestkit.errors import ConfigError, FormatError, GpuEvidenceError, PolicyError, UsageError
 from attestkit.gpu.endorsements import GpuEndorsements

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from attestkit._formats.base64url import from_base64url, to_base64url
+from attestkit._formats.compact_jws import from_base64url, to_base64url
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, PolicyError
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import GpuEvidence

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.attestation import Attestation
 from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Evidence, Stack
