@@ -1,10 +1,12 @@
 """Checks of arguments: type, size and encoding."""
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
 
@@ -12,6 +14,12 @@ def wrong_type(argument: str, expected: str, value: object) -> UsageError:
     """Return the error for an argument whose type is not `expected`."""
     message = f"{argument}: must be {expected}, not {type(value).__name__}"
     return UsageError(message, reason="wrong_type")
+
+
+def unsupported_algorithm(name: object, known: "Iterable[str]") -> UsageError:
+    """Return the error for a name of an algorithm that is not one of `known`."""
+    message = f"algorithm: unsupported: {ascii(name)[:40]}; use {' or '.join(known)}"
+    return UsageError(message, reason="unsupported_algorithm")
 
 
 def require_bytes(argument: str, value: object) -> None:
@@ -39,3 +47,15 @@ def utf8(text: str, subject: str, kind: type[FormatError | UsageError] = FormatE
         return text.encode()
     except UnicodeEncodeError as error:
         raise kind(f"{subject}: unpaired surrogate in text", reason="encoding") from error
+
+
+def import_package(module: str, message: str) -> Any:  # noqa: ANN401 - a module
+    """Return a module of a package that need not be installed.
+
+    Raises:
+        UsageError: With this message, if it is not.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UsageError(message, reason="missing_dependency") from error

@@ -54,8 +54,9 @@ EXCEPTIONS = {
     "backends/simulator/scenarios/registry.py importlib.import_module": _FROM_TABLE,
     "cli/__init__.py importlib.import_module": _FROM_TABLE,
     "serve/lazy_import.py importlib.import_module": _FROM_TABLE,
-    "client/services/registry.py importlib.import_module": _FROM_TABLE,
-    "client/wire/http_libraries.py importlib.import_module": _FROM_TABLE,
+    "client/service_choice.py importlib.import_module": _FROM_TABLE,
+    "_argument_checks.py importlib.import_module": "a package of an extra, a constant name",
+    "cli/options/shell_values.py importlib.import_module": _FROM_TABLE,
     "client/wire/http_libraries.py importlib.util": "whether httpx2 is installed",
     "_crypto/zeroize.py ctypes": "overwrites secrets with zeros",
     "_native/__init__.py importlib.machinery": _CORE,
@@ -70,13 +71,13 @@ EXCEPTIONS = {
     "gpu/driver/nvml.py importlib.import_module": "pynvml, a constant name",
     "gpu/driver/nscq.py ctypes": "NVIDIA's library of switches, a constant name",
     "emulator/nvml/stub_library.py subprocess": "the C compiler, without a shell",
-    "cli/options/backend_values.py sys.modules": "names in annotations of a class",
+    "cli/options/backend.py sys.modules": "names in annotations of a class",
     "emulator/linux_calls.py ctypes": "unshare and mount; and memory that an ioctl points to",
     "emulator/run_program.py os.fork": "`attestkit run`: a process that holds mounts",
     "emulator/run_program.py os.posix_spawnp": "`attestkit run` runs a command",
     "serve/worker_pool/supervisor.py subprocess": "--workers starts this program only",
-    "serve/health/nerdctl.py subprocess": "constants",
-    "serve/health/nerdctl.py ?.subprocess_exec": (
+    "serve/health/app_health.py subprocess": "constants",
+    "serve/health/app_health.py ?.subprocess_exec": (
         "nerdctl, if the app requires health checks and has that runner"
     ),
     "backends/simulator/software_tpm/swtpm_process.py subprocess": "swtpm, without a shell",

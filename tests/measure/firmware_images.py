@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
-from attestkit.attestation.launch.uefi_variable import EFI_GLOBAL, IMAGE_SECURITY, VariableName
+from attestkit.attestation.launch.td_hob import EFI_GLOBAL, IMAGE_SECURITY, VariableName
 from attestkit.backends.simulator.sample_image import firmware_volume
 from attestkit.backends.simulator.sample_image.firmware_volume import (
     FFS2,
@@ -18,8 +18,8 @@ from attestkit.backends.simulator.sample_image.firmware_volume import (
     volume,
 )
 from attestkit.measure.firmware.bios_strings import SMBIOS_PLATFORM
-from attestkit.measure.firmware.boot_layout import BootLayout
 from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
+from attestkit.measure.firmware.tdx_firmware import BootLayout
 
 FOOTER = UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
 TDX_METADATA = UUID("e47a6535-984a-4798-865e-4685a7bf8ec2")

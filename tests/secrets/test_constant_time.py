@@ -27,7 +27,7 @@ PUBLIC_BY_REASON = {
         ("_crypto/x509/app_certificates.py", "certificate.spki_der != spki_der"),
         ("kms/release/state_folder.py", "certificate.spki_der != key.spki_der"),
         ("kms/cert_request.py", "request.pubkey != key.spki_der"),
-        ("serve/kms_service/take_over.py", "ca_key.spki_der != root"),
+        ("serve/kms_service/onboarding.py", "ca_key.spki_der != root"),
         (
             "verifier/dcap/engine.py",
             (
@@ -134,8 +134,7 @@ CONSTANT_TIME = {
     "client/proofs/appraisal.py": 1,
     "client/document.py": 1,
     "client/services/aci/aci.py": 3,
-    "client/services/aci/aci_keyset.py": 1,
-    "client/services/aci/aci_receipts.py": 1,
+    "client/services/aci/aci_keyset.py": 2,
     "client/services/vllm/answer_signatures.py": 2,
     "client/services/vllm/vllm_report.py": 4,
     "client/services/dstack_evidence.py": 2,

@@ -14,20 +14,8 @@ import click
 from attestkit.cli.exit_codes import REJECTED
 from attestkit.cli.input.detect_format import identify_file, name_file_in_errors
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.click_types import (
-    Command,
-    file_option,
-    group_options,
-    section,
-)
-from attestkit.cli.options.guest import (
-    BootFiles,
-    MachineOptions,
-    SnpOptions,
-    boot_options,
-    machine_options,
-    snp_options,
-)
+from attestkit.cli.options import guest, option
+from attestkit.cli.options.option import Command
 from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import print_content, write_output
@@ -46,7 +34,7 @@ if TYPE_CHECKING:
     )
     from attestkit.measure.acpi import AcpiTables, TableCache
     from attestkit.measure.dstack_guest import TableSources
-    from attestkit.measure.tdx_inputs import TdxBoot
+    from attestkit.measure.tdx_guest import TdxBoot
 
 _MAX_SMBIOS: Final = 1 << 20  # bytes
 
@@ -80,13 +68,13 @@ class TableOptions(NamedTuple):
         return sources, None if found is None else found.files
 
 
-table_options: Final = group_options(
+table_options: Final = option.group(
     "tables",
-    section(
+    option.section(
         "Machine of a TD",
-        file_option("--qemu", "Program of QEMU, to make the ACPI tables."),
-        file_option("--acpi", "Folder with etc/table-loader and tables."),
-        file_option("--smbios", "SMBIOS table of QEMU (etc/smbios/smbios-tables)."),
+        option.file("--qemu", "Program of QEMU, to make the ACPI tables."),
+        option.file("--acpi", "Folder with etc/table-loader and tables."),
+        option.file("--smbios", "SMBIOS table of QEMU (etc/smbios/smbios-tables)."),
     ),
     TableOptions,
 )
@@ -101,12 +89,12 @@ table_options: Final = group_options(
         3: "QEMU does not answer",
     },
 )
-@boot_options
-@machine_options
+@guest.boot_options
+@guest.machine_options
 @table_options
-@snp_options
-@file_option("--log", "Event log or evidence, for what only it has.")
-@file_option("--against", "Evidence to compare: what differs, and why.")
+@guest.snp_options
+@option.file("--log", "Event log or evidence, for what only it has.")
+@option.file("--against", "Evidence to compare: what differs, and why.")
 @click.option(
     *("--format", "form"),
     type=click.Choice(["table", "toml", "json"]),
@@ -116,10 +104,10 @@ table_options: Final = group_options(
 @output_options("Write to FILE, with --format toml or json.")
 def measure(
     *,
-    boot: BootFiles,
-    machine: MachineOptions,
+    boot: guest.BootFiles,
+    machine: guest.MachineOptions,
     tables: TableOptions,
-    snp: SnpOptions,
+    snp: guest.SnpOptions,
     log: Path | None,
     against: Path | None,
     form: str,
@@ -156,7 +144,7 @@ def measure(
     return 0
 
 
-def _measure_snp(boot: BootFiles, snp: SnpOptions) -> "_Measured":
+def _measure_snp(boot: guest.BootFiles, snp: guest.SnpOptions) -> "_Measured":
     if boot.image is not None:
         image = _read_image(boot.image)
         firmware = image.firmware if image.firmware_snp is None else image.firmware_snp
@@ -173,8 +161,8 @@ def _measure_snp(boot: BootFiles, snp: SnpOptions) -> "_Measured":
 
 
 def _measure_tdx(
-    boot: BootFiles,
-    machine: MachineOptions,
+    boot: guest.BootFiles,
+    machine: guest.MachineOptions,
     tables: TableOptions,
     against: Path | None,
     evidence: "Attestation | None",
@@ -221,7 +209,7 @@ def _with_boot(
 
 
 def _find_shape(
-    machine: MachineOptions, against: Path | None, evidence: "Attestation | None"
+    machine: guest.MachineOptions, against: Path | None, evidence: "Attestation | None"
 ) -> "tuple[MachineShape, str | None]":
     """Return the shape of the options, else of the evidence, and where it is from."""
     counts = {"cpu_count", "memory_size"}
@@ -235,7 +223,9 @@ def _find_shape(
     return replace(shape, **machine.fields), source
 
 
-def _measure_command(boot: BootFiles, machine: MachineOptions, qemu: Path | None) -> "_Measured":
+def _measure_command(
+    boot: guest.BootFiles, machine: guest.MachineOptions, qemu: Path | None
+) -> "_Measured":
     """Measure the machine of a QEMU command line, whose boot files are the default."""
     from attestkit.measure.command_guest import command_files, tdx_command
     from attestkit.measure.diagnosis.guest_inputs import GuestInputs
@@ -268,9 +258,8 @@ def _measure_command(boot: BootFiles, machine: MachineOptions, qemu: Path | None
 
 
 def _boot(files: "BootData", cmdline: str | None) -> "TdxBoot":
-    from attestkit.measure.kernel.disk_boot import BootImage
-    from attestkit.measure.kernel.gpt import GptTable
-    from attestkit.measure.tdx_inputs import TdxBoot
+    from attestkit.measure.kernel.disk_boot import BootImage, GptTable
+    from attestkit.measure.tdx_guest import TdxBoot
 
     return TdxBoot(
         kernel=files.kernel,

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from attestkit._system.untrusted_files import path_exists
@@ -37,7 +37,7 @@ def check_output(option: str, path: Path | None, inputs: Iterable[Path]) -> None
     Raises:
         UsageError: If the output is the same file as one of `inputs`; the text names `option`.
     """
-    if path is None or is_stdout(path) or not _is_file(path):
+    if path is None or is_stdout(path) or not (path_exists(path) and path.is_file()):
         return
     for read in inputs:
         if _is_stdin(path) if str(read) == "-" else _is_same(path, read):
@@ -46,8 +46,15 @@ def check_output(option: str, path: Path | None, inputs: Iterable[Path]) -> None
             )
 
 
-def check_outputs(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[Path]) -> None:
+def check_outputs(
+    outputs: Sequence[tuple[str, Path | None]], inputs: Iterable[Path], *, writable: bool = False
+) -> None:
     """Check that outputs, each with its option, are not inputs and are different files.
+
+    Args:
+        outputs: Outputs with their options.
+        inputs: Files that are read.
+        writable: Check that the outputs can be written, too, as `_check_writable`.
 
     Raises:
         UsageError: As `check_output`, or if two outputs are the same file.
@@ -63,9 +70,11 @@ def check_outputs(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[P
                 text = f"{option} {path}: same file as {other_option} {other}; use another file"
                 raise UsageError(text, reason="conflict")
         before.append((option, path))
+    if writable:
+        _check_writable(outputs)
 
 
-def check_writable(outputs: Iterable[tuple[str, Path | None]]) -> None:
+def _check_writable(outputs: Iterable[tuple[str, Path | None]]) -> None:
     """Check that outputs can be created, before any work is done.
 
     Raises:
@@ -85,11 +94,6 @@ def check_writable(outputs: Iterable[tuple[str, Path | None]]) -> None:
 
 def _not_written(option: str, path: Path, reason: str) -> UsageError:
     return UsageError(f"{option} {path}: cannot write: {reason}", reason="cannot_write")
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether a path is a file; False on errors, which the later write reports."""
-    return path_exists(path) and path.is_file()
 
 
 def _is_device(path: Path) -> bool:

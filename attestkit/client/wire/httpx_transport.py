@@ -13,25 +13,15 @@ not pass `mounts` or `proxy` to the client, which replace the transport.
 import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from attestkit.client.sealing.protocol import SealingKeyError
-from attestkit.client.wire.calls import AWAITED, BLOCKING, Calls, finish
-from attestkit.client.wire.exchange import (
-    EXTENSION,
-    MAX_CONNECTIONS,
-    Exchange,
-    ProvenRequests,
-    check_origin,
-    framed_headers,
-    identity_encoding,
-    no_connection,
-    plain_headers,
-)
+from attestkit.client.wire import steps
+from attestkit.client.wire.exchange import EXTENSION, MAX_CONNECTIONS, Exchange, ProvenRequests
 from attestkit.client.wire.http_libraries import HttpLibrary, LibraryName, PoolOptions, load_library
 from attestkit.client.wire.pools import PoolLease, PoolSet
-from attestkit.client.wire.steps import ConnectionProver, ReconnectError
 from attestkit.client.wire.tls import require_plain_context
 from attestkit.errors import UsageError
 
@@ -68,11 +58,11 @@ class ProvenTransport(ProvenRequests):
 
     library: ClassVar[HttpLibrary]  # of the subclass
     body_class: ClassVar[Any]  # of the subclass
-    calls: ClassVar[Calls]
+    calls: ClassVar[steps.Calls]
 
     def __init__(
         self,
-        prover: ConnectionProver,
+        prover: steps.ConnectionProver,
         context: ssl.SSLContext,
         *,
         proxy: Any = None,
@@ -82,7 +72,7 @@ class ProvenTransport(ProvenRequests):
         super().__init__(prover, **options)
         require_plain_context(context)
         self._options = pools = PoolOptions(self.library, prover, context, proxy, limits)
-        make = partial(pools.make, asynchronous=self.calls is AWAITED)
+        make = partial(pools.make, asynchronous=self.calls is steps.AWAITED)
         self.pools: PoolSet[Any] = PoolSet(prover, make)
         self._added = _encoded(self._headers)
         self._host = prover.host.encode("ascii")
@@ -100,7 +90,7 @@ class ProvenTransport(ProvenRequests):
         """
         url = request.url
         if (url.raw_scheme, url.raw_host, url.port) != self._own_url:  # as most are written
-            check_origin(self._prover, url.scheme, url.raw_host.decode("ascii"), url.port)
+            self._check_origin(url.scheme, url.raw_host.decode("ascii"), url.port)
         try:
             return await self._send(request)
         except SealingKeyError:
@@ -121,7 +111,7 @@ class ProvenTransport(ProvenRequests):
             try:
                 with self.library.mapped_errors:
                     answer = await calls.send(lease.pool, self._core_request(request, outgoing))
-            except ReconnectError:  # nothing of the request was sent
+            except steps.ReconnectError:  # nothing of the request was sent
                 await self._retire(lease)
                 continue
             except BaseException:
@@ -136,7 +126,7 @@ class ProvenTransport(ProvenRequests):
                 await calls.close(stream)
                 raise
             return response
-        raise no_connection(self._prover)
+        raise self._no_connection()
 
     def _outgoing(
         self, request: Any, sealing: "Sealing | None", body: bytes | None
@@ -152,11 +142,11 @@ class ProvenTransport(ProvenRequests):
         headers, exchange = _decoded(raw), Exchange()
         if sealing is not None:
             assert body is not None
-            sealed = sealing.seal(method, target.decode("ascii"), plain_headers(headers), body)
+            sealed = self._seal(sealing, method, target.decode("ascii"), headers, body)
             method, target, body = sealed.method, sealed.target.encode("ascii"), sealed.body
-            headers, exchange = framed_headers(sealed), Exchange(sealed)
-        elif self._on_answer is not None:
-            headers = identity_encoding(headers)
+            headers, exchange = sealed.headers, Exchange(sealed)
+        else:
+            headers = self._open_headers(headers)
         extensions = {name: value for name, value in extensions.items() if name != "target"}
         return OutgoingRequest(method, target, _encoded(headers), body, extensions, exchange)
 
@@ -206,18 +196,14 @@ class ProvenTransport(ProvenRequests):
             await self.calls.close(pool)
 
 
+@dataclass(eq=False, repr=False)
 class _Body:
     """Common base of the bodies of answers."""
 
-    def __init__(
-        self,
-        transport: ProvenTransport,
-        answer: Any,
-        lease: PoolLease[Any],
-        exchange: Exchange | None,
-    ) -> None:
-        self._transport, self._answer, self._exchange = transport, answer, exchange
-        self._lease: PoolLease[Any] | None = lease
+    _transport: ProvenTransport
+    _answer: Any
+    _lease: PoolLease[Any] | None
+    _exchange: Exchange | None
 
     async def _close(self) -> None:
         """Close the answer, and let the connection be used again if it was read to its end."""
@@ -251,21 +237,21 @@ class BlockingBody(_Body):
 
     def close(self) -> None:
         """Close the answer."""
-        finish(self._close())
+        steps.finish(self._close())
 
 
 class BlockingTransport(ProvenTransport):
     """A transport for `Client`; see `ProvenTransport` for the arguments."""
 
-    calls = BLOCKING
+    calls = steps.BLOCKING
 
     def handle_request(self, request: Any) -> Any:
         """Send a request, after the server is proven; see `ProvenTransport`."""
-        return finish(self._handle(request))
+        return steps.finish(self._handle(request))
 
     def close(self) -> None:
         """Close all connections."""
-        finish(self.close_all(self.pools.drain()))
+        steps.finish(self.close_all(self.pools.drain()))
 
 
 class AsyncBody(_Body):
@@ -292,7 +278,7 @@ class AsyncBody(_Body):
 class AsyncTransport(ProvenTransport):
     """A transport for `AsyncClient` on asyncio; see `ProvenTransport` for the arguments."""
 
-    calls = AWAITED
+    calls = steps.AWAITED
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request as `BlockingTransport.handle_request` does."""

@@ -5,19 +5,14 @@ Its methods block: they verify evidence, and may call an authorization server. T
 
 import hmac
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Final
 
 from attestkit._sanitize import one_line, shown
 from attestkit.attestation import Attestation
-from attestkit.backends.simulator.faults.kms_faults import (
-    CERTIFICATE,
-    DECISION,
-    KEYS,
-    REFUSAL,
-    TEMP_CA,
-    KmsFaults,
-)
+from attestkit.backends.simulator.faults import kms_faults
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.kms.cert_request import CertRequest, verify_cert_request
 from attestkit.kms.release.authorization import Decision, Role, authorize_guest
@@ -28,10 +23,9 @@ from attestkit.kms.release.state_folder import KmsState
 from attestkit.report_data import ReportData
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.kms_service.client_evidence import ClientEvidence, current_client
-from attestkit.serve.kms_service.errors import KmsFailureError, KmsRefusalError, refusal
-from attestkit.serve.kms_service.kms_parts import KmsParts
+from attestkit.serve.kms_service.errors import KmsRefusalError, refusal
 from attestkit.serve.kms_service.request_queue import RequestQueue, queued
-from attestkit.serve.kms_service.server_identity import ServerIdentity, current_state
+from attestkit.serve.kms_service.server_identity import KmsParts, ServerIdentity, current_state
 from attestkit.serve.rpc import messages_kms as m
 from attestkit.serve.rpc.service import Service
 
@@ -66,7 +60,7 @@ class ReleaseEngine(RequestQueue):
             text = f"released_platforms: must be of {', '.join(_GATES)}: {shown(min(unknown))}"
             raise UsageError(text, reason="unknown_name")
         self.identity: ServerIdentity = identity
-        self.faults: KmsFaults = parts.faults
+        self.faults: kms_faults.KmsFaults = parts.faults
         self._parts = parts
         self._own_lock = Lock()
         self._own_answer: tuple[float, AttestKitError | None] = (float("-inf"), None)
@@ -88,7 +82,7 @@ class ReleaseEngine(RequestQueue):
         self._authorize_self()
         state = current_state.get()
         temp_ca, root = state.temp_ca_pem, state.root_pem
-        fault = self.faults.strike(TEMP_CA)
+        fault = self.faults.strike(kms_faults.TEMP_CA)
         if fault is not None and fault.name == "kms_wrong_root":
             root = self.identity.other.root_pem
         elif fault is not None:
@@ -109,12 +103,8 @@ class ReleaseEngine(RequestQueue):
             raise KmsRefusalError(f"Unsupported API version: {api_version}")
         self._authorize_self()
         state = current_state.get()
-        try:
+        with _logging_refusal("GetAppKey", _NOT_ALLOWED):
             guest, decision = self._authorize_client("app", current_client.get(), vm_config)
-        except AttestKitError as error:
-            failure = refusal(error, _NOT_ALLOWED)
-            _log_failure("GetAppKey", failure)
-            raise failure from error
         boot = guest.boot_info
         keys = release_app_keys(state.roots, boot.app_id, boot.instance_id)
         _log("GetAppKey", boot.app_id)
@@ -133,12 +123,8 @@ class ReleaseEngine(RequestQueue):
     def release_roots(self, vm_config: str) -> m.KmsKeyResponse:
         """Release the roots to another KMS."""
         self._authorize_self()
-        try:
+        with _logging_refusal("GetKmsKey"):
             guest, _ = self._authorize_client("kms", current_client.get(), vm_config)
-        except AttestKitError as error:
-            failure = refusal(error)
-            _log_failure("GetKmsKey", failure)
-            raise failure from error
         _log("GetKmsKey", guest.boot_info.app_id)
         roots = current_state.get().roots
         keys = m.KmsKeys(roots.ca_key.pkcs8_pem, roots.k256_secret)
@@ -150,22 +136,18 @@ class ReleaseEngine(RequestQueue):
         """Sign a certificate of the app whose evidence is in the request (kms.md, section 5)."""
         self._authorize_self()
         state = current_state.get()
-        try:
+        with _logging_refusal("SignCert"):
             request = verify_cert_request(csr, signature, api_version)
             evidence = request.attested()
             guest = self._authorize_request(request, evidence, vm_config)
             app_id = guest.boot_info.app_id
             leaf = _leaf_profile(request, evidence, app_id)
-            if self.faults.strike(CERTIFICATE) is not None:
+            if self.faults.strike(kms_faults.CERTIFICATE) is not None:
                 leaf = leaf._replace(spki=state.roots.rpc_key.spki_der)
                 app_id = _other_app(app_id)
             chain = sign_app_certificate(
                 state.roots, state.root_pem, app_id, leaf, now=int(self._parts.now())
             )
-        except AttestKitError as error:
-            failure = refusal(error)
-            _log_failure("SignCert", failure)
-            raise failure from error
         _log("SignCert", guest.boot_info.app_id)
         return m.SignCertResponse(chain)
 
@@ -207,8 +189,8 @@ class ReleaseEngine(RequestQueue):
             )
         except AttestKitError as error:
             raise refusal(error, prefix) from error
-        if role == "app" and self.faults.strike(DECISION) is not None:
-            decision = Decision.refuse(REFUSAL)
+        if role == "app" and self.faults.strike(kms_faults.DECISION) is not None:
+            decision = Decision.refuse(kms_faults.REFUSAL)
         if not decision.is_allowed:
             raise KmsRefusalError(f"Boot denied: {decision.reason}", guest.boot_info.app_id)
         platform = guest.boot_info.tee_variant
@@ -253,7 +235,7 @@ class ReleaseEngine(RequestQueue):
 
     def _spoil(self, answer: m.AppKeyResponse, state: KmsState, app_id: bytes) -> m.AppKeyResponse:
         """Inject a fault into an answer of GetAppKey."""
-        fault = self.faults.strike(KEYS)
+        fault = self.faults.strike(kms_faults.KEYS)
         if fault is None:
             return answer
         if fault.name == "kms_bad_signature":
@@ -302,12 +284,18 @@ def _log(method: str, app_id: bytes) -> None:
     _logger.info("simulated KMS: %s for app %s: released", method, app_id.hex())
 
 
-def _log_failure(method: str, failure: KmsRefusalError | KmsFailureError) -> None:
-    """Log the reason why nothing was released, without the VM configuration."""
-    app_id = failure.app_id.hex() if isinstance(failure, KmsRefusalError) else ""
-    reason = one_line(str(failure), _MAX_LOGGED)
-    text = "simulated KMS: %s for app %s: refused: %s"
-    _logger.warning(text, method, app_id or "unknown", reason)
+@contextmanager
+def _logging_refusal(method: str, prefix: str = "") -> Iterator[None]:
+    """Log the reason why nothing is released, without the VM configuration."""
+    try:
+        yield
+    except AttestKitError as error:
+        failure = refusal(error, prefix)
+        app_id = failure.app_id.hex() if isinstance(failure, KmsRefusalError) else ""
+        reason = one_line(str(failure), _MAX_LOGGED)
+        text = "simulated KMS: %s for app %s: refused: %s"
+        _logger.warning(text, method, app_id or "unknown", reason)
+        raise failure from error
 
 
 SERVICE: Final = Service(

@@ -25,7 +25,7 @@ from attestkit.serve.http.views import ENDLESS, Header, Pieces, View, ViewReques
 from attestkit.serve.lazy_import import is_loaded, load
 from attestkit.serve.rpc import json_codec, query_codec
 from attestkit.serve.rpc.service import Method, MethodRoute, Service
-from attestkit.serve.rpc.statuses import TooLargeError, TooManyBodiesError, status_of
+from attestkit.serve.rpc.statuses import TooLargeError, TooManyBodiesError, status_of, text_of
 
 T = TypeVar("T")
 _VERBS = frozenset({"GET", "HEAD", "POST"})
@@ -69,12 +69,10 @@ class MethodContext(Protocol):
     @property
     def executor(self) -> Executor | None:
         """The worker thread of the device; None while the device does not block."""
-        ...
 
     @property
     def signs_remotely(self) -> bool:
         """Whether methods that sign wait for the network."""
-        ...
 
     async def on_device(
         self, work: Callable[[], T], *, writes: bool = False, signs: bool = False
@@ -83,7 +81,6 @@ class MethodContext(Protocol):
 
         If it `signs`, and methods that sign wait for the network, it runs in another thread.
         """
-        ...
 
 
 class RpcResponse(NamedTuple):
@@ -407,7 +404,7 @@ def _below(mount: str, path: str) -> str:
 
 def _failed(error: Exception, codec: Codec, request_id: bytes) -> RpcResponse:
     if isinstance(error, AttestKitError):
-        status, text = status_of(error), str(error)
+        status, text = status_of(error), text_of(error)
     else:
         # An unexpected error may contain secrets: log it, and send only the request id.
         name = request_id.decode("ascii")

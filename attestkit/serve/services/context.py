@@ -11,22 +11,16 @@ from attestkit.attestation.wire.evidence_parts import is_of_dstack
 from attestkit.attester import Attester, app_info
 from attestkit.backends.base import EventPcr, EvidenceCollector, GuestAgent
 from attestkit.dstack.app_compose import AppCompose
-from attestkit.errors import (
-    AttestKitError,
-    BackendError,
-    UnsupportedError,
-    UsageError,
-)
+from attestkit.errors import AttestKitError, BackendError, UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import AppKeys, LocalKeys
 from attestkit.keys.key_claims import require_key_epoch_0
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
 from attestkit.serve.docker.engine import DOCKER, ContainerEngine
-from attestkit.serve.gpu_sampler import GpuSampler
 from attestkit.serve.health.app_health import make_monitor
-from attestkit.serve.health.verdict import HEALTHY, HealthVerdict
-from attestkit.serve.machine_info import DATA_DISKS, Machine
+from attestkit.serve.health.monitor import HEALTHY, HealthVerdict
+from attestkit.serve.machine_info import DATA_DISKS, GpuSampler, Machine
 from attestkit.serve.rpc import messages, messages_v1
 from attestkit.serve.rpc import messages as m
 from attestkit.serve.rpc.event_log_json import INDENTED, EventLogJson, tcb_info

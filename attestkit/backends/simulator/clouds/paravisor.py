@@ -3,7 +3,7 @@
 import json
 from typing import NamedTuple
 
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.attestation.azure import USER_DATA_SIZE
 from attestkit.tpm import TpmtPublic
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.kernel_cmdline import load_options_digest
-from attestkit.measure.firmware.mrtd import Mrtds
-from attestkit.measure.firmware.tdvf import PAGE, TD_HOB, TEMP_MEM, TdvfSection, find_section
+from attestkit.measure.firmware.tdvf import PAGE, TD_HOB, TEMP_MEM, Mrtds, TdvfSection, find_section
 
 if TYPE_CHECKING:
     from attestkit._formats.cbor import Value

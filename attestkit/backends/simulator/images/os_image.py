@@ -23,20 +23,25 @@ from attestkit.backends.simulator.images.image_documents import (
     tdx_vm_config,
 )
 from attestkit.errors import UsageError
-from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.firmware.boot_layout import BootLayout
-from attestkit.measure.firmware.mrtd import Mrtds
-from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
-from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.firmware.tdvf import (
+    BFV,
+    CFV,
+    MR_EXTEND,
+    TD_HOB,
+    TEMP_MEM,
+    Mrtds,
+    TdvfSection,
+)
+from attestkit.measure.firmware.tdx_firmware import BootLayout, TdxFirmware
 from attestkit.measure.kernel.boot_events import (
     EXITS,
     before_images,
+    direct_boot_options,
     image_event,
     kernel_stub_events,
 )
-from attestkit.measure.kernel.load_options import direct_boot_options
-from attestkit.measure.rtmr0.boot_events import expected_rtmr0
-from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
+from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
 
 MEMORY_SIZE: Final = 0x80000000  # bytes, 2 GiB
 # Like OVMF's in an image of 4 MiB, but with one section less.

@@ -24,8 +24,7 @@ from attestkit.backends.simulator.images.snp_os_image import (
 from attestkit.backends.simulator.sample_image.firmware import noise, sample_firmware
 from attestkit.backends.simulator.sample_image.kernel import normalize_header, sample_kernel
 from attestkit.errors import UsageError
-from attestkit.measure.firmware.mrtd import compute_mrtds
-from attestkit.measure.firmware.tdvf import read_tdvf_sections
+from attestkit.measure.firmware.tdvf import compute_mrtds, read_tdvf_sections
 from attestkit.measure.image_folder import CHECKSUMS, DIGEST, METADATA
 from attestkit.measure.kernel.pe_image import authenticode_digest
 from attestkit.measure.sev_snp.launch_digest import firmware_digest

@@ -2,14 +2,13 @@
 
 import hmac
 from collections.abc import Callable, Iterable
-from threading import Lock
 from typing import Final, Literal
 from urllib.parse import quote
 
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.attestation import Attestation
 from attestkit.client.sealing.aci_e2ee import AciConstraint, AciSealing
-from attestkit.client.services.aci.aci_keyset import Keyset, check_custody, read_keyset
-from attestkit.client.services.aci.aci_receipts import ExpectedAnswer, check_receipt
+from attestkit.client.services.aci import aci_keyset
 from attestkit.client.services.dstack_evidence import (
     app_id_of,
     check_app_compose,
@@ -57,8 +56,7 @@ class AciService:
 
     def __init__(self, *, kms_roots: Iterable[bytes] = ()) -> None:
         self._kms_roots = tuple(kms_roots)
-        self._restored: dict[bytes, bytes] = {}  # oldest first
-        self._lock = Lock()
+        self._restored: BoundedCache[bytes, bytes] = BoundedCache(MAX_RESTORED)
 
     def recognizes(self, host: str) -> bool:
         """Return False: anybody can deploy it, under any host name."""
@@ -78,12 +76,12 @@ class AciService:
         report = read_answer_object(answers[0], _WHAT)
         report.constant("api_version", API_VERSION)
         attestation = report.object("attestation")
-        keyset = read_keyset(attestation.object("workload_keyset"))
+        keyset = aci_keyset.read_keyset(attestation.object("workload_keyset"))
         report_data = _check_restated(report, attestation, keyset, nonce)
         evidence = attestation.object("evidence")
         found = _read_evidence(attestation, evidence)
         if self._kms_roots:
-            check_custody(evidence, keyset, app_id_of(found, _WHAT), self._kms_roots)
+            aci_keyset.check_custody(evidence, keyset, app_id_of(found, _WHAT), self._kms_roots)
         versions, serving = _capabilities(report)
         # `serving` is not measured; only the attested key of the connection authenticates it.
         is_direct = serving == "direct" and seen is not None and bool(keyset.tls_keys)
@@ -95,25 +93,19 @@ class AciService:
         if not bindings:
             message = f"{_WHAT}: the keyset has no key that binds a channel"
             raise ServiceError(message, reason="no_channel")
+        receipt_keys = {f"{RECEIPT_KEY}{name}": key for name, key in keyset.receipt_keys.items()}
         return Claims(
             machines=(Machine(is_of, found, report_data),),
             bindings=bindings,
             freshness="nonce",
             not_proven=self._not_proven(attestation, found, is_of),
             valid_until=keyset.not_after,
-            keys=_claimed_keys(keyset),
+            keys={KEYSET_DIGEST: keyset.digest, **receipt_keys},
         )
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> AciSealing:
         """Return what seals requests to the key of a binding."""
-        return AciSealing(binding.key, model=model, note=self._note_restored)
-
-    def _note_restored(self, sealed: bytes, restored: bytes) -> None:
-        """Keep the SHA-256 of a sealed body, and of the restored one, which its receipt has."""
-        with self._lock:
-            self._restored[sealed] = restored
-            while len(self._restored) > MAX_RESTORED:
-                del self._restored[next(iter(self._restored))]
+        return AciSealing(binding.key, model=model, note=self._restored.put)
 
     def amending(self, claims: Claims | None, changed: Callable[[], object]) -> AciConstraint:
         """Return what demands a verified machine behind a gateway, in any request.
@@ -141,9 +133,8 @@ class AciService:
             for name, key in claims.keys.items()
             if name.startswith(RECEIPT_KEY)
         }
-        with self._lock:
-            request = self._restored.get(answer.request_sha256, answer.request_sha256)
-        expected = ExpectedAnswer(
+        request = self._restored.find(answer.request_sha256) or answer.request_sha256
+        expected = aci_keyset.ExpectedAnswer(
             keys,
             claims.keys[KEYSET_DIGEST],
             request,
@@ -152,7 +143,7 @@ class AciService:
             model,
             is_behind_gateway=claims.bindings[0].is_of == "gateway",
         )
-        check_receipt(document, expected)
+        aci_keyset.check_receipt(document, expected)
         return "gateway" if expected.is_behind_gateway else "model"
 
     def _not_proven(
@@ -172,7 +163,7 @@ class AciService:
 
 
 def _check_restated(
-    report: AnswerObject, attestation: AnswerObject, keyset: Keyset, nonce: bytes
+    report: AnswerObject, attestation: AnswerObject, keyset: aci_keyset.Keyset, nonce: bytes
 ) -> bytes:
     """Return the report data; what the report says about them must agree."""
     stated = report.text("workload_keyset_digest")
@@ -204,7 +195,9 @@ def _capabilities(report: AnswerObject) -> tuple[list[object], Literal["direct",
     return versions, "direct" if serving == "direct" else "gateway"
 
 
-def _tls_bindings(keyset: Keyset, seen: ObservedPeer | None, is_of: str) -> tuple[Binding, ...]:
+def _tls_bindings(
+    keyset: aci_keyset.Keyset, seen: ObservedPeer | None, is_of: str
+) -> tuple[Binding, ...]:
     """Return the bindings to TLS keys; the observed one must be listed for its host."""
     if seen is None:
         return tuple(Binding("tls-spki", key.spki_sha256, is_of) for key in keyset.tls_keys)
@@ -216,11 +209,6 @@ def _tls_bindings(keyset: Keyset, seen: ObservedPeer | None, is_of: str) -> tupl
         message = f"{_WHAT}: the keyset does not list the key of this connection for this host"
         raise ServiceError(message, reason="other_key")
     return ()
-
-
-def _claimed_keys(keyset: Keyset) -> dict[str, bytes]:
-    keys = {f"{RECEIPT_KEY}{name}": key for name, key in keyset.receipt_keys.items()}
-    return {KEYSET_DIGEST: keyset.digest, **keys}
 
 
 SERVICES: Final = (AciService(),)

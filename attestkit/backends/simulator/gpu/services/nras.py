@@ -19,9 +19,9 @@ from attestkit._crypto.x509.simulated.cloud_certificates import (
     issue_cloud_leaf,
 )
 from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit._formats.strict_json import from_hex, read
-from attestkit._gpu_reasons import GpuReason
+from attestkit._verification_steps import GpuReason
 from attestkit.backends.simulator.gpu.deviations import NrasFault
 from attestkit.backends.simulator.gpu.services.nras_claims import device_claims, error_claims
 from attestkit.backends.simulator.gpu.services.tokens import (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from attestkit._crypto.hashes import sha256
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 
 
 def compact_json(value: object) -> bytes:
