@@ -32,7 +32,7 @@ from attestkit.tpm.algorithms import HASH_SIZES
 if TYPE_CHECKING:
     from attestkit.backends.recording.recording_file import RecordingFile
     from attestkit.cli.output.certificate_text import CertificateText
-    from attestkit.verifier.evidence.bundle import EvidenceBundle
+    from attestkit.verifier.evidence.formats import EvidenceBundle
 
 UNVERIFIED: Final = "Parsed, not verified: no signature was checked."
 CUT_OFF: Final = "Long values are truncated on a terminal; use a pipe or --json for all of them."

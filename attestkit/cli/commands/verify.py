@@ -21,8 +21,7 @@ from attestkit.quote import Quote
 
 if TYPE_CHECKING:
     from attestkit.cli.file_outcome import FileOutcome
-    from attestkit.verifier.ear.envelope import TokenFormat
-    from attestkit.verifier.ear.keys import EarKey
+    from attestkit.verifier.ear.signed_token import EarKey, TokenFormat
     from attestkit.verifier.result import AttestationResult
 
 FORMS: Final = ("jwt", "cose")

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -19,20 +18,19 @@ from attestkit._crypto.zeroize import Secret, own_copy, wipe
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.sgx_quoting_enclave import SgxQuotingEnclave, SimulatedEnclave
 from attestkit.errors import AttestKitError, UsageError, VerificationError
-from attestkit.kms.local_provider.frames import (
+from attestkit.kms.local_provider.sealed_key import (
     SealedKey,
     decode_request,
-    encode_response,
-    receive_message,
-    send_message,
-)
-from attestkit.kms.local_provider.sealing import (
     derive_seed,
+    encode_response,
     provider_report_data,
+    receive_message,
     seal_seed,
+    send_message,
     td_measurements,
 )
 from attestkit.quote import Quote, TdQuoteBody
+from attestkit.ra_tls.issued import current_time
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.claims import TcbStatus
 
@@ -54,10 +52,6 @@ _SEALING_KEY_SIZE: Final = 16  # bytes, of Gramine's `_sgx_mrenclave`
 _STATUSES: Final = frozenset(TcbStatus) - {TcbStatus.REVOKED}
 _ENCLAVE: Final = SimulatedEnclave()
 _log: Final = logging.getLogger("attestkit.kms")
-
-
-def _clock() -> float:
-    return datetime.now(timezone.utc).timestamp()
 
 
 class SimulatedLocalProvider(Secret):
@@ -88,7 +82,7 @@ class SimulatedLocalProvider(Secret):
         enclave: SimulatedEnclave = _ENCLAVE,
         sealing_key: bytes | None = None,
         verifier: Verifier | None = None,
-        now: Callable[[], float] = _clock,
+        now: Callable[[], float] = current_time,
         host: str = "127.0.0.1",
         port: int = 0,
         timeout: float = IO_SECONDS,

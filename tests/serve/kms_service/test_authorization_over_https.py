@@ -9,8 +9,7 @@ import pytest
 
 from attestkit.errors import UsageError
 from attestkit.kms import SimulatedKms
-from attestkit.kms.release.authorization import Decision, authorize_guest
-from attestkit.kms.release.boot_info import VerifiedGuest
+from attestkit.kms.release.authorization import Decision, VerifiedGuest, authorize_guest
 from attestkit.ra_tls.issued import current_time
 from attestkit.report_data import ReportData
 from attestkit.serve.kms_service import release_engine

@@ -12,6 +12,7 @@ from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.p384 import P384Key
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window, key_id
 from attestkit._crypto.x509.simulated.cloud_certificates import (
+    SIMULATED_MARK,
     Extension,
     encode_name,
     issue_cloud_authority,
@@ -25,7 +26,6 @@ from attestkit._crypto.x509.simulated.gpu_extensions import (
     encode_dice_tcb_info,
     encode_ocsp_access,
 )
-from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.backends.simulator.gpu.device_models import DeviceModel
 from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
 

@@ -18,7 +18,7 @@ from attestkit.backends.simulator.gpu.gpu_reports import (
 from attestkit.backends.simulator.pki.cloud_root import Derive
 from attestkit.gpu.device import opaque_data as fields
 from attestkit.gpu.device.opaque_data import OFF, ON
-from attestkit.gpu.driver.telemetry import GpuTelemetry
+from attestkit.gpu.driver.nvml import GpuTelemetry
 
 _LINKS: Final = 18  # NVLinks of a GPU
 _PDIS: Final = 8  # GPUs in the report of a switch

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window
 from attestkit._crypto.x509.simulated.cloud_certificates import (
+    SIMULATED_MARK,
     encode_name,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.simulator.pki import cloud_root
 

@@ -2,8 +2,11 @@
 
 from typing import Final
 
-from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_leaf
-from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.simulated.cloud_certificates import (
+    SIMULATED_MARK,
+    encode_name,
+    issue_cloud_leaf,
+)
 from attestkit.backends.simulator.pki import cloud_root
 
 _AK_CERTIFICATE: Final = bytes.fromhex("6781050803")  # 2.23.133.8.3

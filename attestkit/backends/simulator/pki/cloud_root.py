@@ -12,8 +12,11 @@ from attestkit._crypto.ecdsa import P256_ORDER, P256Key
 from attestkit._crypto.p384 import P384_ORDER, P384Key
 from attestkit._crypto.x509.names import certificate_subject
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, SigningKey, Window
-from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_authority
-from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.simulated.cloud_certificates import (
+    SIMULATED_MARK,
+    encode_name,
+    issue_cloud_authority,
+)
 
 Derive = Callable[[str, int], bytes]
 """Returns secret bytes for a label and a number of bytes."""

@@ -17,11 +17,11 @@ from attestkit._crypto.der import (
 from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
 from attestkit._crypto.x509.simulated.cloud_certificates import (
+    SIMULATED_MARK,
     Extension,
     encode_name,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.backends.simulator.pki import cloud_root
 
 EK_CERTIFICATE: Final = bytes.fromhex("6781050801")  # 2.23.133.8.1

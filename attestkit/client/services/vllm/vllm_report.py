@@ -21,8 +21,8 @@ from attestkit.client.services.service import Binding, Machine
 from attestkit.client.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.gpu.bindings import read_vllm_proxy
-from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
-from attestkit.gpu.bound_evidence import GpuBinding
+from attestkit.gpu.bindings.answer_formats import vllm_proxy_report_data
+from attestkit.gpu.evidence import GpuBinding
 
 SigningAlgorithm = Literal["ecdsa", "ed25519"]
 """Algorithm of a signing key: ECDSA over secp256k1 as of Ethereum, or Ed25519."""
