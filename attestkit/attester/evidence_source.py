@@ -1,14 +1,14 @@
-"""Sources of an Attester's evidence: the base class, and what its subclasses share."""
+"""Sources of an Attester's evidence: the base class, what its subclasses share, and GPUs."""
 
 import hmac
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
-from attestkit.backends.base import AppHost, EvidenceCollector
+from attestkit.backends.base import AppHost, Backend, EvidenceCollector, GpuCollector
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import BackendError, ConfigError, FormatError, UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
@@ -16,6 +16,9 @@ from attestkit.event_log.runtime_events import RESERVED_NAMES
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData
+
+if TYPE_CHECKING:
+    from attestkit.gpu.evidence import GpuEvidence
 
 T = TypeVar("T")
 
@@ -232,3 +235,24 @@ def check_name(name: object) -> None:
         raise UsageError("event name cannot be empty", reason="missing")
     if isinstance(name, str) and name in RESERVED_NAMES:
         raise UsageError(f"event name {name!r} is reserved for boot events", reason="reserved")
+
+
+def collect_gpu_evidence(backend: Backend, nonce: bytes) -> "GpuEvidence":
+    """Return evidence of all GPUs and switches over a nonce of 32 bytes.
+
+    It is requested from the backend if that has GPUs of its own, else from NVIDIA's driver.
+
+    Issues a `GpuModeWarning` if the driver's GPUs are in a mode without protection.
+
+    Raises:
+        UnsupportedError: If the backend is a simulator without GPUs.
+        BackendError: If the driver is missing, or returns an error or malformed evidence.
+    """
+    if isinstance(backend, GpuCollector):
+        return backend.gpu_evidence(nonce)
+    if backend.simulated:
+        message = f"GPUs: the backend {backend.name} has none; open the simulator with gpus=1"
+        raise UnsupportedError(message, reason="feature")
+    from attestkit.gpu import collect  # lazy: loads NVIDIA's library
+
+    return collect(nonce)

@@ -11,7 +11,7 @@ from attestkit.backends.base import SnpEvidence
 from attestkit.backends.linux.device_errors import no_quote, unavailable
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.snp import ReportOptions, check_report_size, report_options
-from attestkit.backends.tdx.guest import TdGuest
+from attestkit.backends.tdx.rtmr import TdGuest
 from attestkit.backends.tsm.configfs_files import TsmSystem
 from attestkit.backends.tsm.report import TsmClient, TsmRequest, TsmResponse
 from attestkit.errors import BackendUnavailableError, UsageError

@@ -31,10 +31,10 @@ from typing import Final
 
 from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.simulator.faults.fault_specs import Faults
-from attestkit.backends.simulator.state_folder import StateFolder
+from attestkit.backends.simulator.soft_td import StateFolder
 from attestkit.emulator.fuse_operations import FuseOperations, wait_unless_signalled
 from attestkit.emulator.machine import Machine, Setup
-from attestkit.emulator.namespaces.mount_namespace import is_in_covering_tmpfs
+from attestkit.emulator.namespaces import is_in_covering_tmpfs
 from attestkit.emulator.quote_service import QuoteService, listen
 from attestkit.errors import BackendUnavailableError, UsageError
 

@@ -23,13 +23,13 @@ from attestkit._system.untrusted_files import path_exists
 from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.emulator.fuse_mount import DEVICE, load_fuse
-from attestkit.emulator.namespaces.mount_namespace import (
+from attestkit.emulator.namespaces import (
     NamespaceMounts,
     current,
     enter,
+    enter_own_network,
     leave_root,
 )
-from attestkit.emulator.namespaces.network_namespace import enter_own_network
 from attestkit.errors import AttestKitError, BackendError
 
 FOLDER: Final = Path("/run/attestkit")  # control files of the emulator

@@ -10,7 +10,7 @@ import pytest
 
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.scenarios.config import CloudConfig, Scenario
-from attestkit.backends.simulator.software_tpm.device_file import RawNode
+from attestkit.backends.simulator.software_tpm.resource_manager import RawNode
 from attestkit.emulator.machine import REPORTS, Machine, Setup
 from attestkit.errors import UsageError
 from tests.backends.simulator.simulated_cases import NOW, SEED

@@ -69,7 +69,7 @@ EXCEPTIONS = {
     "gpu/driver/nvml.py ctypes": "structures of pynvml",
     "gpu/driver/nvml.py importlib.import_module": "pynvml, a constant name",
     "gpu/driver/nscq.py ctypes": "NVIDIA's library of switches, a constant name",
-    "emulator/nvml/stub_library.py subprocess": "the C compiler, without a shell",
+    "emulator/nvml/simulated_machine.py subprocess": "the C compiler, without a shell",
     "cli/options/backend_values.py sys.modules": "names in annotations of a class",
     "emulator/linux_calls.py ctypes": "unshare and mount; and memory that an ioctl points to",
     "emulator/run_program.py os.fork": "`attestkit run`: a process that holds mounts",

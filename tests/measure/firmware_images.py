@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from uuid import UUID
 
 from attestkit.attestation.launch.uefi_variable import EFI_GLOBAL, IMAGE_SECURITY, VariableName
-from attestkit.backends.simulator.sample_image import firmware_volume
-from attestkit.backends.simulator.sample_image.firmware_volume import (
+from attestkit.backends.simulator import sample_image as firmware_volume
+from attestkit.backends.simulator.sample_image import (
     FFS2,
     ffs_file,
     guid_table,

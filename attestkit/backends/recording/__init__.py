@@ -21,8 +21,12 @@ from attestkit import backends
 from attestkit._formats.strict_json import from_hex
 from attestkit._package import own_version
 from attestkit.backends.base import Backend, LaunchRecord
-from attestkit.backends.recording.recorded_host import host_from_json, host_to_json
-from attestkit.backends.recording.recorded_protocols import ABILITIES, RecordedCalls
+from attestkit.backends.recording.recorded_protocols import (
+    ABILITIES,
+    RecordedCalls,
+    host_from_json,
+    host_to_json,
+)
 from attestkit.backends.recording.recorder import Recorder, Replayer
 from attestkit.backends.recording.recording_file import (
     RecordingWriter,

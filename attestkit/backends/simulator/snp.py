@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.base import SnpEvidence, check_bytes
-from attestkit.backends.simulator.images.snp_os_image import (
+from attestkit.backends.simulator.images.os_image import (
     SnpImage,
     simulated_snp_image,
     snp_vm_config,
@@ -21,7 +21,7 @@ from attestkit.backends.simulator.tdx import Simulator
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.images.boot_files import BootSource
+    from attestkit.backends.simulator.images.image_documents import BootSource
 
 _NO_INTEL: Final = "SEV-SNP has no Intel collateral; AMD's certificates come with each report"
 

@@ -19,20 +19,19 @@ from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, FaultsLike
 from attestkit.backends.simulator.faults.injection import FaultInjector
 from attestkit.backends.simulator.images.os_image import Image, ImageConfig, simulated_image
-from attestkit.backends.simulator.platform_identity import (
+from attestkit.backends.simulator.platforms import PLATFORMS
+from attestkit.backends.simulator.roots import roots_of
+from attestkit.backends.simulator.scenarios.config import Scenario, value_or
+from attestkit.backends.simulator.scenarios.registry import chosen_scenario
+from attestkit.backends.simulator.simulated_app import SimulatedApp
+from attestkit.backends.simulator.soft_td import BootPlan, SoftTd, StateFolder
+from attestkit.backends.simulator.td_reports import (
     OWN_APP,
     OWN_APP_OF_KMS,
     instance_id,
     issue_platform,
     launch_body,
 )
-from attestkit.backends.simulator.platforms import PLATFORMS
-from attestkit.backends.simulator.roots import roots_of
-from attestkit.backends.simulator.scenarios.config import Scenario, value_or
-from attestkit.backends.simulator.scenarios.registry import chosen_scenario
-from attestkit.backends.simulator.simulated_app import SimulatedApp
-from attestkit.backends.simulator.soft_td import BootPlan, SoftTd
-from attestkit.backends.simulator.state_folder import StateFolder
 from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import boot_events, events_before_keys
@@ -43,7 +42,7 @@ from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
-    from attestkit.backends.simulator.images.boot_files import BootSource
+    from attestkit.backends.simulator.images.image_documents import BootSource
     from attestkit.event_log import Event
 
 _PACKAGE: Final = __name__.rpartition(".")[0]
@@ -291,7 +290,7 @@ class Simulator(SimulatedApp):
         if self.platform != "tdx":
             text = f"{self.platform}: enclaves of SGX are simulated beside a TD only"
             raise UnsupportedError(text, reason="feature")
-        from attestkit.backends.simulator.pki.sgx_quoting_enclave import SGX_COLLATERAL  # lazy
+        from attestkit.backends.simulator.pki.quoting_enclave import SGX_COLLATERAL  # lazy
 
         return self._pki.collateral(self._now() if now is None else now, SGX_COLLATERAL)
 

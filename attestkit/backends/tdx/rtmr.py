@@ -1,4 +1,4 @@
-"""Run-time measurement registers (RTMRs) of a TDX guest: read and extend.
+"""Run-time measurement registers (RTMRs) of a TDX guest, and the base class of the TDX backends.
 
 Linux 6.16 and later have a file for each (Documentation/ABI/testing, sysfs-devices-virtual-misc-
 tdx_guest): reading it returns the register, writing 48 bytes extends it. Some kernels of clouds and
@@ -12,6 +12,7 @@ previous one had no effect.
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Final
@@ -28,8 +29,9 @@ from attestkit.backends.linux.device_errors import (
     translate_errno,
     unavailable,
 )
+from attestkit.backends.linux.guest_logs import GuestJournal, read_boot_log
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import ior, iow, read_file
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, ior, iow, read_file
 from attestkit.backends.tdx.device import (
     BUSY_WAITS,
     MEANINGS,
@@ -38,6 +40,7 @@ from attestkit.backends.tdx.device import (
     TdxDevice,
 )
 from attestkit.errors import BackendError, BackendUnavailableError, UnsupportedError, UsageError
+from attestkit.event_log.journal import RegisterAccess, RuntimeLog
 
 SIZE: Final = 48  # bytes of a register and of a digest
 READABLE: Final = (0, 1, 2, 3)
@@ -277,3 +280,87 @@ def _file_name(register: int) -> str:
 def _check_register(register: int, known: tuple[int, ...], text: str) -> None:
     if type(register) is not int or register not in known:
         raise UsageError(f"register: {text}: {register!r}", reason="out_of_range")
+
+
+_RUNTIME_REGISTER: Final = 3
+
+
+class TdGuest:
+    """The registers and logs of the TDX guest that this process runs in.
+
+    Only the lock of the journal stays open between calls. It is thread-safe; after a fork all but
+    the journal works.
+
+    Args:
+        paths: The kernel's paths.
+        calls: The system calls.
+        sleep: Sleeps for the given number of seconds.
+    """
+
+    def __init__(
+        self,
+        paths: KernelPaths,
+        *,
+        calls: DeviceCalls = REAL_CALLS,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._paths = paths
+        self._calls = calls
+        self._device = TdxDevice(paths.tdx_guest, paths.old_nodes, calls=calls, sleep=sleep)
+        self._rtmrs = RtmrAccess(paths, self._device)
+        register = RegisterAccess(
+            lambda: self._rtmrs.read_fresh(_RUNTIME_REGISTER),
+            lambda digest: self._rtmrs.extend(_RUNTIME_REGISTER, digest),
+        )
+        self._runtime_log = GuestJournal(paths, register, calls=calls)
+
+    def read_rtmr(self, register: int) -> bytes:
+        """Return a register, 0 to 3: 48 bytes.
+
+        Raises:
+            UsageError: If `register` is not 0 to 3.
+            BackendUnavailableError: If neither the RTMR file nor the device is accessible.
+            BackendError: If reading failed for another reason.
+        """
+        return self._rtmrs.read(register)
+
+    def extend_rtmr(self, register: int, digest: bytes) -> None:
+        """Extend RTMR2 or RTMR3 by a digest of 48 bytes, once; nothing is logged.
+
+        Raises:
+            UsageError: If the register is not 2 or 3, or the digest is not 48 bytes.
+            UnsupportedError: If the kernel cannot extend registers.
+            BackendUnavailableError: If the register is not accessible; nothing was extended.
+            BackendBusyError: If the TDX module is busy; nothing was extended.
+            BackendError: If the extend failed for another reason; it may have taken effect.
+        """
+        self._rtmrs.extend(register, digest)
+
+    def read_event_log(self) -> bytes:
+        """Return the boot log: the whole area with its padding; empty without a log.
+
+        Raises:
+            BackendUnavailableError: If the log exists but is not accessible.
+            BackendError: If the CCEL table is invalid.
+        """
+        return read_boot_log(self._paths, calls=self._calls)
+
+    def open_journal(self, version: int | None = None) -> RuntimeLog:
+        """Return the log of runtime events of this boot; every call returns the same object.
+
+        The log reads RTMR3 from a new TD report or, if the device is not accessible, from the
+        register's file in sysfs.
+
+        Args:
+            version: Version of the event digests, 1 or 2. None uses that of this boot's events,
+                or 1 if there are none. Only the first call uses this argument; it creates the log.
+
+        Raises:
+            UsageError: If the backend is closed or was created before a fork.
+            BackendError: If the boot id cannot be read or is malformed.
+        """
+        return self._runtime_log.open(version)
+
+    def close(self) -> None:
+        """Close the journal and release its lock. A second call has no effect."""
+        self._runtime_log.close()

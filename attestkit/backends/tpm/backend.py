@@ -16,10 +16,8 @@ from attestkit.backends.base import check_bytes
 from attestkit.backends.linux.device_errors import unavailable
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tpm.client import FAMILY, LoadedKey, TpmClient
-from attestkit.backends.tpm.device_nodes import open_tpm
-from attestkit.backends.tpm.quote_reader import collect_quote
-from attestkit.backends.tpm.tpm_guest import TpmGuest
-from attestkit.backends.tpm.tpm_logs import TpmLogs, read_tpm_logs
+from attestkit.backends.tpm.quote_reader import TpmLogs, collect_quote, read_tpm_logs
+from attestkit.backends.tpm.tpm_device import TpmGuest, open_tpm
 from attestkit.errors import SignatureError, UsageError
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.algorithms import HASH_IDS

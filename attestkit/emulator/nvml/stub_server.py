@@ -14,7 +14,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final, Protocol
 
-from attestkit.emulator.socket_service import SocketService, open_listener, receive
+from attestkit.emulator.quote_service import SocketService, open_listener, receive
 from attestkit.errors import AttestKitError, FormatError
 
 _REQUEST: Final = struct.Struct("=III")

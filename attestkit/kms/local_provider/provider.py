@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.zeroize import Secret, own_copy, wipe
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.backends.simulator.pki.sgx_quoting_enclave import SgxQuotingEnclave, SimulatedEnclave
+from attestkit.backends.simulator.pki.quoting_enclave import SgxQuotingEnclave, SimulatedEnclave
 from attestkit.errors import AttestKitError, UsageError, VerificationError
 from attestkit.kms.local_provider.frames import (
     SealedKey,

@@ -7,7 +7,7 @@ from typing import Final
 from attestkit._argument_checks import require_bytes, require_size
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.zeroize import Secret, own_copy, wipe, wipe_field
-from attestkit.backends.simulator.pki.kms_keys import (
+from attestkit.backends.simulator.pki.cloud_pki import (
     CA_LABEL,
     K256_LABEL,
     derive_kms_bytes,

@@ -15,7 +15,7 @@ from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.views import Header
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.gpu.service_routes import SimulatedGpuServices
+    from attestkit.backends.simulator.gpu.gpu_host import SimulatedGpuServices
 
 _MAX_BODY: Final = 1 << 20  # bytes of a request: those to NRAS have evidence of several GPUs
 _PLAIN: Final = ("Content-Type", "text/plain")
@@ -38,7 +38,7 @@ def make_gpu_services(simulator: Simulator) -> "SimulatedGpuServices | None":
     """Return the services for the GPUs of a simulated machine; None without GPUs."""
     if not simulator.has_gpus:
         return None
-    from attestkit.backends.simulator.gpu.service_routes import SimulatedGpuServices  # lazy
+    from attestkit.backends.simulator.gpu.gpu_host import SimulatedGpuServices  # lazy
 
     return SimulatedGpuServices(simulator.gpus, simulator.unix_time)
 

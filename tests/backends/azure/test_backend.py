@@ -13,7 +13,7 @@ from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Eviden
 from attestkit.attester import Attester
 from attestkit.backends.azure import AzureBackend
 from attestkit.backends.azure import backend as backend_module
-from attestkit.backends.azure.paravisor import (
+from attestkit.backends.azure.backend import (
     AK_CERTIFICATE,
     AK_HANDLE,
     HCL_REPORT,

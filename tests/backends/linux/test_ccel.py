@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.backends.linux import ccel, syscalls
-from attestkit.backends.linux.ccel import read_boot_log
+from attestkit.backends.linux.guest_logs import read_boot_log
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.linux.syscalls import DeviceCalls
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError

@@ -11,7 +11,7 @@ from attestkit.backends.linux.device_errors import Meaning
 from attestkit.backends.linux.syscalls import DeviceCalls, size_of
 from attestkit.backends.tdx import device, qgs, quote_ioctl, rtmr
 from attestkit.backends.tdx.device import MEANINGS, TdxDevice
-from attestkit.backends.tdx.quote_ioctl import GENERATIONS
+from attestkit.backends.tdx_ioctl import GENERATIONS
 from attestkit.backends.tsm import errno_meanings
 from attestkit.errors import (
     BackendError,

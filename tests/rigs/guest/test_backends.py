@@ -92,7 +92,7 @@ TRY = """
 import sys
 from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.tdx.guest import TdGuest
+from attestkit.backends.tdx.rtmr import TdGuest
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import BackendUnavailableError
 

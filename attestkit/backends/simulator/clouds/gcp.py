@@ -14,7 +14,7 @@ from attestkit.attestation.wire.evidence_parts import (
     Platform,
 )
 from attestkit.backends.gcp import GcpBackend
-from attestkit.backends.gcp.pcr_journal import event_digest
+from attestkit.backends.gcp.event_logs import event_digest
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.firmware_log import (
     BootRecord,
@@ -23,11 +23,12 @@ from attestkit.backends.simulator.clouds.firmware_log import (
     uefi_records,
 )
 from attestkit.backends.simulator.images.image_documents import measured_vm_config
-from attestkit.backends.simulator.pki.cloud_root import CloudRoot, p256_key
-from attestkit.backends.simulator.pki.google_ak import (
+from attestkit.backends.simulator.pki.cloud_pki import (
     EK_CERTIFICATE,
+    CloudRoot,
     issue_google_certificate,
     issue_google_intermediates,
+    p256_key,
 )
 from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit.backends.simulator.gpu.services.nras_claims import device_claims
-from attestkit.backends.simulator.gpu.services.tokens import (
+from attestkit.backends.simulator.gpu.nras_service import (
+    device_claims,
     encode_token,
     overall_claims,
     token_digests,

@@ -11,7 +11,7 @@ from typing import Final
 from attestkit._sanitize import near, shown
 from attestkit.backends.simulator.gpu import deviations as change
 from attestkit.backends.simulator.gpu.deviations import GpuFault, OcspFault
-from attestkit.backends.simulator.gpu.device_models import PROTECTED_GPUS
+from attestkit.backends.simulator.gpu.gpu_reports import PROTECTED_GPUS
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.scenarios.named_case import GPU_PREFIX, Cases, NamedCase
 from attestkit.errors import UsageError

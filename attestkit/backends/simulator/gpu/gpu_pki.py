@@ -26,8 +26,8 @@ from attestkit._crypto.x509.simulated.gpu_extensions import (
     encode_ocsp_access,
 )
 from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
-from attestkit.backends.simulator.gpu.device_models import DeviceModel
-from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
+from attestkit.backends.simulator.gpu.gpu_reports import DeviceModel
+from attestkit.backends.simulator.pki.cloud_pki import VALIDITY, Derive, p384_key, serial_number
 
 OCSP_URL: Final = "http://ocsp.attestkit.invalid"
 """Address in certificates; the responder is beside the simulator's PCCS."""

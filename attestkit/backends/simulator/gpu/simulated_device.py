@@ -8,14 +8,14 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
 from attestkit.backends.simulator.gpu import gpu_reports as others
-from attestkit.backends.simulator.gpu.device_models import DeviceModel
 from attestkit.backends.simulator.gpu.gpu_pki import DeviceCredentials
 from attestkit.backends.simulator.gpu.gpu_reports import (
+    DeviceModel,
     ReportContent,
     encode_text,
     encode_vbios_version,
 )
-from attestkit.backends.simulator.pki.cloud_root import Derive
+from attestkit.backends.simulator.pki.cloud_pki import Derive
 from attestkit.gpu.device import opaque_data as fields
 from attestkit.gpu.device.opaque_data import OFF, ON
 from attestkit.gpu.driver.telemetry import GpuTelemetry

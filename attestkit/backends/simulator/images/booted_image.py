@@ -8,15 +8,16 @@ from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.os_image import read_snp_launch
 from attestkit.attestation.launch.snp import SnpLaunch
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.backends.simulator.images.boot_files import DEFAULT_SHAPE, BootFiles, BootSource
 from attestkit.backends.simulator.images.image_documents import (
+    DEFAULT_SHAPE,
     SNP_DOCUMENT,
     TDX_DOCUMENT,
+    BootFiles,
+    BootSource,
     sev_snp_measurement,
     tdx_vm_config,
 )
-from attestkit.backends.simulator.images.os_image import Image
-from attestkit.backends.simulator.images.snp_os_image import SnpImage
+from attestkit.backends.simulator.images.os_image import Image, SnpImage
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure import (
     DstackImage,

@@ -19,13 +19,13 @@ from attestkit.backends.simulator.software_tpm.model.tpm_model import (
     TpmModel,
     encode_error,
 )
-from attestkit.backends.tpm.response_codes import BUSY
+from attestkit.backends.tpm.command_channel import BUSY
 from attestkit.errors import BackendError
 from attestkit.tpm import PcrSelection
 from attestkit.tpm import command_codes as commands
 from attestkit.tpm.algorithms import HASH_IDS, hash_size
+from attestkit.tpm.attest import encode_selections
 from attestkit.tpm.handles import ENDORSEMENT
-from attestkit.tpm.pcr_selection import encode_selections
 from attestkit.tpm.public_area import DECRYPT, RESTRICTED
 
 _HANDLE_OFFSET: Final = 0x10000  # of the model's keys and sessions

@@ -8,14 +8,14 @@ import cbor2
 import pytest
 
 from attestkit.attestation.nitro_tpm import DocumentRequest
-from attestkit.backends.nitro_tpm.document_command import request_document
+from attestkit.backends.nitro_tpm import request_document
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel, VirtualIndex
 from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
 from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
 from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
 from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.hmac_session import SessionCommand, hmac_session
-from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import BackendError, QuoteUnavailableError
 from attestkit.tpm import PcrSelection, TpmsAttest
 from attestkit.tpm.command_codes import NITRO_ATTEST

@@ -32,10 +32,10 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
 from attestkit.backends.simulator.software_tpm.model.commands.command_table import (
     build_command_table,
 )
-from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex
-from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
 from attestkit.backends.simulator.software_tpm.model.tpm_state import (
     Entity,
+    NvIndex,
+    PcrBanks,
     TpmIdentity,
     TpmState,
 )

@@ -5,8 +5,8 @@ from typing import Final
 
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandDefinition
-from attestkit.backends.simulator.software_tpm.model.commands import general_commands as general
 from attestkit.backends.simulator.software_tpm.model.commands import key_commands as keys
+from attestkit.backends.simulator.software_tpm.model.commands import nv_commands as general
 from attestkit.backends.simulator.software_tpm.model.commands import nv_commands as nv
 from attestkit.backends.simulator.software_tpm.model.commands import session_commands as sessions
 from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, READ_AND_WRITE, WRITE

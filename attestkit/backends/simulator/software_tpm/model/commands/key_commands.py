@@ -18,10 +18,11 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     u32,
     u64,
 )
-from attestkit.backends.simulator.software_tpm.model.commands.general_commands import encode_clock
-from attestkit.backends.simulator.software_tpm.model.key_objects import PERSISTENT_SLOTS, PrimaryKey
-from attestkit.backends.simulator.software_tpm.model.public_template import (
+from attestkit.backends.simulator.software_tpm.model.commands.nv_commands import encode_clock
+from attestkit.backends.simulator.software_tpm.model.key_objects import (
+    PERSISTENT_SLOTS,
     ST_CLEAR,
+    PrimaryKey,
     check_template,
     read_template,
 )

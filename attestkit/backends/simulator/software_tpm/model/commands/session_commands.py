@@ -13,8 +13,11 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     u32,
     u64,
 )
-from attestkit.backends.simulator.software_tpm.model.key_objects import PrimaryKey
-from attestkit.backends.simulator.software_tpm.model.public_template import ST_CLEAR, read_template
+from attestkit.backends.simulator.software_tpm.model.key_objects import (
+    ST_CLEAR,
+    PrimaryKey,
+    read_template,
+)
 from attestkit.backends.simulator.software_tpm.model.sessions import (
     SMALLEST_NONCE,
     SessionStart,

@@ -1,7 +1,8 @@
-"""Device nodes of a TPM on Linux: which one to use, and what is wrong if it cannot be opened.
+"""TPM of this machine: its device node, and the base class of backends that use it.
 
 The resource manager (/dev/tpmrm0) has room for any number of keys and sessions and lets several
-processes use the TPM. The raw node (/dev/tpm0) has one opener.
+processes use the TPM. The raw node (/dev/tpm0) has one opener. Errors name what is wrong if a node
+cannot be opened.
 """
 
 import errno
@@ -26,7 +27,7 @@ from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.transports import DeviceTransport
-from attestkit.errors import BackendError, UsageError
+from attestkit.errors import BackendError, UnsupportedError, UsageError
 
 DEVICE_VARIABLE: Final = "TPM_DEVICE"  # as of AWS's and dstack's tools
 _GONE: Final = ABSENT | {errno.ENODEV, errno.ENXIO}
@@ -157,3 +158,41 @@ def _access_remedy(node: Path) -> str:
     except KeyError:
         group = str(found.st_gid)
     return f"the node belongs to the group {group}: add this user to it (usermod -aG {group} USER)"
+
+
+class TpmGuest:
+    """A machine with a TPM, which the backend owns; a subclass has `name` and `collect_evidence`.
+
+    Thread-safe. After a fork, create another backend.
+    """
+
+    name = ""
+    simulated = False
+    blocking = True
+
+    def __init__(self, client: TpmClient, paths: KernelPaths) -> None:
+        """Take ownership of a TPM."""
+        self._client = client
+        self._paths = paths
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Raise UnsupportedError: the evidence has several parts."""
+        del report_data
+        message = f"{self.name}: the evidence is no TDX quote or SEV-SNP report; use attest()"
+        raise UnsupportedError(message, reason="no_quote")
+
+    def read_event_log(self) -> bytes:
+        """Return no log of RTMRs; logs of the TPM are parts of the evidence."""
+        return b""
+
+    def read_attestation_key(self) -> bytes:
+        """Raise UnsupportedError: the evidence has the TPM's key, or needs none."""
+        message = f"{self.name}: report data need not bind the TPM's key"
+        raise UnsupportedError(message, reason="feature")
+
+    def close(self) -> None:
+        """Close the TPM. A second call has no effect."""
+        self._client.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self._client.path}>"
