@@ -1,4 +1,4 @@
-"""Commands of a TPM: codes, time limits, retries while it is busy, and errors of failed commands."""
+"""Commands of a TPM: codes, time limits, retries while it is busy, and errors of failures."""
 
 import time
 from collections.abc import Callable, Iterable

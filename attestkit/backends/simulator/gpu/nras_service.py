@@ -1,4 +1,4 @@
-"""Simulated NRAS: appraises evidence of simulated GPUs, and signs tokens (nvidia-gpu.md, section 5).
+"""Simulated NRAS: appraises evidence of simulated GPUs, and signs tokens (nvidia-gpu.md, 5).
 
 Tokens are JWTs, with those of the devices in a detached EAT bundle (sections 5.1, 5.3 and 5.4). The
 key is derived from the seed and the day; its certificate is in the key set, because NVIDIA's Python
