@@ -20,11 +20,7 @@ from attestkit.backends.simulator.clouds.vtpm_guest import SimulatedVtpm, boot_g
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.platforms import CLOUDS
 from attestkit.backends.simulator.scenarios.config import Scenario
-from attestkit.backends.simulator.software_tpm.resource_manager import (
-    RawNode,
-    ResourceManager,
-    TpmDeviceFile,
-)
+from attestkit.backends.simulator.software_tpm import resource_manager
 from attestkit.emulator.kernel_files import File, OpenFile, Tree, constant_file, text_file
 from attestkit.emulator.linux_calls import EmulatedKernel
 from attestkit.errors import BackendError
@@ -45,7 +41,7 @@ class OpenTpm(OpenFile):
 
     seekable = False
 
-    def __init__(self, file: TpmDeviceFile) -> None:
+    def __init__(self, file: resource_manager.TpmDeviceFile) -> None:
         self._file = file
 
     def read(self, size: int, _offset: int) -> bytes:
@@ -69,8 +65,8 @@ class OpenTpm(OpenFile):
 
 def add_tpm(tree: Tree, vtpm: SimulatedVtpm, release: EmulatedKernel, faults: Faults) -> None:
     """Add the files of a TPM."""
-    manager = ResourceManager(vtpm.tpm)
-    raw = RawNode(vtpm.tpm, manager.lock)
+    manager = resource_manager.ResourceManager(vtpm.tpm)
+    raw = resource_manager.RawNode(vtpm.tpm, manager.lock)
     tree.add("/dev/tpmrm0", _device(manager.open, faults))
     tree.add("/dev/tpm0", _device(raw.open, faults))
     log = Path(vtpm.paths.tpm_boot_log).read_bytes()
@@ -84,7 +80,7 @@ def add_tpm(tree: Tree, vtpm: SimulatedVtpm, release: EmulatedKernel, faults: Fa
                 tree.add(f"{_CLASS}/pcr-{bank}/{pcr}", text_file("", faults, show))
 
 
-def _device(opened: Callable[[], TpmDeviceFile], faults: Faults) -> File:
+def _device(opened: Callable[[], resource_manager.TpmDeviceFile], faults: Faults) -> File:
     return File("", faults, lambda _: OpenTpm(opened()), mode=0o660)
 
 

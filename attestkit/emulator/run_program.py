@@ -22,14 +22,8 @@ from attestkit._system.process_hardening import open_standard_streams
 from attestkit._system.untrusted_files import path_exists
 from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.linux.paths import KernelPaths
+from attestkit.emulator import namespaces
 from attestkit.emulator.fuse_mount import DEVICE, load_fuse
-from attestkit.emulator.namespaces import (
-    NamespaceMounts,
-    current,
-    enter,
-    enter_own_network,
-    leave_root,
-)
 from attestkit.errors import AttestKitError, BackendError
 
 FOLDER: Final = Path("/run/attestkit")  # control files of the emulator
@@ -111,11 +105,11 @@ def run(
         raise unavailable(DEVICE, text, "permission_denied")
     open_standard_streams()
     user, group = os.geteuid(), os.getegid()
-    own_users = enter()
+    own_users = namespaces.enter()
     if metadata_service:
-        enter_own_network(_METADATA[0])
+        namespaces.enter_own_network(_METADATA[0])
         serve = functools.partial(serve, metadata_address=_METADATA)
-    mounts = NamespaceMounts((*_SHOWN, *_OF_TPM, *_OF_CLOUD, FOLDER))
+    mounts = namespaces.NamespaceMounts((*_SHOWN, *_OF_TPM, *_OF_CLOUD, FOLDER))
     try:
         for folder, mode in (*_FOLDERS, *([(_GPU_DRIVER, 0o755)] if gpus else [])):
             mounts.folder(folder, mode)
@@ -129,7 +123,7 @@ def run(
         with contextlib.suppress(OSError):  # the working directory was deleted, or is inaccessible
             os.chdir(Path.cwd())  # change to the covering mount, if any
         if own_users:
-            leave_root(user, group)
+            namespaces.leave_root(user, group)
         if gpus:
             before = os.environ.get(_LIBRARIES)
             os.environ[_LIBRARIES] = f"{_GPU_DRIVER}:{before}" if before else str(_GPU_DRIVER)
@@ -151,7 +145,7 @@ def _paths() -> tuple[Path, ...]:
     return (*_SHOWN, *(_OF_TPM if has_tpm else ()), *(_OF_CLOUD if has_dmi else ()))
 
 
-def _mount_files(mounts: NamespaceMounts) -> None:
+def _mount_files(mounts: namespaces.NamespaceMounts) -> None:
     """Mount the machine's files at the kernel's paths, and hide files that it does not have."""
     try:
         for control in (_MACHINE / "attestkit").iterdir():
@@ -288,7 +282,7 @@ def _end_processes(*kept: int) -> None:
 
 
 def _processes() -> Iterator[int]:
-    here = current()
+    here = namespaces.current()
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
             with contextlib.suppress(OSError):  # ended, or of another user

@@ -21,6 +21,7 @@ from attestkit import backends
 from attestkit._formats.strict_json import from_hex
 from attestkit._package import own_version
 from attestkit.backends.base import Backend, LaunchRecord
+from attestkit.backends.recording import recording_file
 from attestkit.backends.recording.recorded_protocols import (
     ABILITIES,
     RecordedCalls,
@@ -28,11 +29,6 @@ from attestkit.backends.recording.recorded_protocols import (
     host_to_json,
 )
 from attestkit.backends.recording.recorder import Recorder, Replayer
-from attestkit.backends.recording.recording_file import (
-    RecordingWriter,
-    header_field,
-    read_recording,
-)
 from attestkit.errors import BackendUnavailableError, FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -110,7 +106,7 @@ class Recording(RecordedCalls):
             BackendUnavailableError: If no path is given, or the file cannot be read.
             FormatError: If the file is not a valid recording.
         """
-        read_recording(_recording_path(path))
+        recording_file.read_recording(_recording_path(path))
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return the quote or SNP report over `report_data`, exactly 64 bytes.
@@ -181,7 +177,7 @@ def _record(
     options: dict[str, object],
     now: Callable[[], float],
 ) -> R:
-    writer = RecordingWriter(path)
+    writer = recording_file.RecordingWriter(path)
     made = isinstance(of, str)
     backend: Any = None
     try:
@@ -253,12 +249,12 @@ def _abilities_of(backend: Backend) -> list[str]:
 
 
 def _replay(cls: type[R], path: Path) -> R:
-    recorded = read_recording(path)
+    recorded = recording_file.read_recording(path)
     header = recorded.header
     try:
-        name = header_field(header, "backend", str)
-        simulated = header_field(header, "simulated", bool)
-        abilities = header_field(header, "abilities", list)
+        name = recording_file.header_field(header, "backend", str)
+        simulated = recording_file.header_field(header, "simulated", bool)
+        abilities = recording_file.header_field(header, "abilities", list)
         kind = _class_with(cls, abilities)
         anchor = header.get("trust_anchor")
         anchor = None if anchor is None else from_hex(anchor, "trust_anchor")

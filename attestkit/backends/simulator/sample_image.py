@@ -29,6 +29,7 @@ from attestkit.backends.simulator.images.image_documents import (
 )
 from attestkit.backends.simulator.images.os_image import HASHES_TABLE_GPA, RESET_EIP, SNP_SECTIONS
 from attestkit.errors import UsageError
+from attestkit.measure.firmware import tdvf
 from attestkit.measure.firmware.guid_table import (
     SEV_ES_RESET,
     SEV_HASH_TABLE,
@@ -36,15 +37,6 @@ from attestkit.measure.firmware.guid_table import (
     TDX_METADATA,
 )
 from attestkit.measure.firmware.mrtd import compute_mrtds
-from attestkit.measure.firmware.tdvf import (
-    BFV,
-    CFV,
-    MR_EXTEND,
-    TD_HOB,
-    TEMP_MEM,
-    TdvfSection,
-    read_tdvf_sections,
-)
 from attestkit.measure.image_folder import CHECKSUMS, DIGEST, METADATA
 from attestkit.measure.kernel.linux_kernel import patch_setup_header
 from attestkit.measure.kernel.pe_image import authenticode_digest
@@ -208,15 +200,17 @@ def _code(seed: str) -> bytes:
     return stored + noise(f"{seed} code", _BFV_SIZE - len(stored))
 
 
-def _tdx_sections() -> Sequence[TdvfSection]:
+def _tdx_sections() -> Sequence[tdvf.TdvfSection]:
     base = (1 << 32) - _SIZE
     return (
-        TdvfSection(_CFV_SIZE, _BFV_SIZE, base + _CFV_SIZE, _BFV_SIZE, BFV, MR_EXTEND),
-        TdvfSection(0, _CFV_SIZE, base, _CFV_SIZE, CFV, 0),
-        TdvfSection(0, 0, 0x810000, 0x10000, TEMP_MEM, 0),
-        TdvfSection(0, 0, 0x80B000, 0x2000, TEMP_MEM, 0),
-        TdvfSection(0, 0, 0x809000, 0x2000, TD_HOB, 0),
-        TdvfSection(0, 0, 0x800000, 0x6000, TEMP_MEM, 0),
+        tdvf.TdvfSection(
+            _CFV_SIZE, _BFV_SIZE, base + _CFV_SIZE, _BFV_SIZE, tdvf.BFV, tdvf.MR_EXTEND
+        ),
+        tdvf.TdvfSection(0, _CFV_SIZE, base, _CFV_SIZE, tdvf.CFV, 0),
+        tdvf.TdvfSection(0, 0, 0x810000, 0x10000, tdvf.TEMP_MEM, 0),
+        tdvf.TdvfSection(0, 0, 0x80B000, 0x2000, tdvf.TEMP_MEM, 0),
+        tdvf.TdvfSection(0, 0, 0x809000, 0x2000, tdvf.TD_HOB, 0),
+        tdvf.TdvfSection(0, 0, 0x800000, 0x6000, tdvf.TEMP_MEM, 0),
     )
 
 
@@ -326,7 +320,7 @@ def _documents(
     contents: dict[str, bytes], cmdline: str, version: Literal[3, 4]
 ) -> dict[str, bytes]:
     firmware, kernel, initrd = contents.values()
-    sections = read_tdvf_sections(firmware)
+    sections = tdvf.read_tdvf_sections(firmware)
     tdx = TdxMeasurement(
         version=version,
         cmdline=cmdline,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v1
 from attestkit.backends.base import check_bytes
+from attestkit.backends.simulator import td_reports
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, FaultsLike
 from attestkit.backends.simulator.faults.injection import FaultInjector
@@ -25,13 +26,6 @@ from attestkit.backends.simulator.scenarios.config import Scenario, value_or
 from attestkit.backends.simulator.scenarios.registry import chosen_scenario
 from attestkit.backends.simulator.simulated_app import SimulatedApp
 from attestkit.backends.simulator.soft_td import BootPlan, SoftTd, StateFolder
-from attestkit.backends.simulator.td_reports import (
-    OWN_APP,
-    OWN_APP_OF_KMS,
-    instance_id,
-    issue_platform,
-    launch_body,
-)
 from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import boot_events, events_before_keys
@@ -162,13 +156,13 @@ class Simulator(SimulatedApp):
     def _set_ids(self, seed: bytes, app_id: bytes) -> None:
         """Set the ids of the app and of this instance of it."""
         self._app_id, platform_id = app_id, self._scenario.platform_id
-        self._instance_id = instance_id(seed, app_id, self.app_compose, platform_id)
+        self._instance_id = td_reports.instance_id(seed, app_id, self.app_compose, platform_id)
 
     def _choose_app(
         self, app_compose: bytes | None, app_id: bytes | None, *, kms_boot: bool
     ) -> bytes:
         """Parse the compose file of the app; return the app's id, by default that of the file."""
-        own_app = OWN_APP_OF_KMS if kms_boot else OWN_APP
+        own_app = td_reports.OWN_APP_OF_KMS if kms_boot else td_reports.OWN_APP
         self.app_compose: AppCompose = AppCompose.parse(
             own_app if app_compose is None else app_compose
         )
@@ -227,7 +221,7 @@ class Simulator(SimulatedApp):
         booted = self._image = self._choose_image(image, vm_config)
         self.vm_config: str = value_or(vm_config, booted.vm_config)
         self._body_head, self._body_rest = self._split_body()
-        self._pki, self._enclave = issue_platform(self._seed, self._scenario)
+        self._pki, self._enclave = td_reports.issue_platform(self._seed, self._scenario)
         self._event_log = boot_log(booted)
         self._td = SoftTd(self._plan_boot(), self._folder, self._random, self._calls)
 
@@ -268,7 +262,7 @@ class Simulator(SimulatedApp):
     def _split_body(self) -> tuple[bytes, bytes]:
         """Return the constant parts of a TD body: before the registers, after the report data."""
         config_id = config_id_v1(self.app_compose.compose_hash)
-        body = launch_body(self._scenario, config_id, mrtd=self._image.mrtd)
+        body = td_reports.launch_body(self._scenario, config_id, mrtd=self._image.mrtd)
         old = self._quote_version == 4 or self._scenario.td10
         whole = body.td10() if old else body.td15()
         return whole[:_RTMRS_AT], whole[_REST_AT:]

@@ -17,18 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from attestkit.backends.linux.device_errors import (
-    ABSENT,
-    DENIED,
-    FORBIDDEN_BY_POLICY,
-    INTERRUPTED,
-    Meaning,
-    access_error,
-    error_name,
-    failed,
-    translate_errno,
-    unavailable,
-)
+from attestkit.backends.linux import device_errors
 from attestkit.backends.linux.guest_logs import GuestJournal, read_boot_log
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, ior, iow, read_file
@@ -59,19 +48,19 @@ _NO_FILES: Final = "no RTMR files in sysfs (added in Linux 6.16)"
 _READ_ONLY: Final = "sysfs is read-only, as in a container; bind-mount the directory read-write"
 _NO_FILE: Final = "the directory exists, but without the file of Linux 6.16 and later"
 _RESERVED: Final = "the driver reserves this register, or a security policy forbids it"
-FILE_MEANINGS: Final[Mapping[int, Meaning]] = {
-    errno.EINVAL: (failed, "io_error", "not an RTMR file: those have 48 bytes"),
-    errno.EINTR: INTERRUPTED,
+FILE_MEANINGS: Final[Mapping[int, device_errors.Meaning]] = {
+    errno.EINVAL: (device_errors.failed, "io_error", "not an RTMR file: those have 48 bytes"),
+    errno.EINTR: device_errors.INTERRUPTED,
     errno.EBUSY: MODULE_BUSY,
     errno.EIO: MODULE_FAILED,
-    **dict.fromkeys(DENIED, FORBIDDEN_BY_POLICY),
-    errno.EROFS: (unavailable, "permission_denied", _READ_ONLY),
-    errno.ENOENT: (unavailable, "missing", _NO_FILE),
+    **dict.fromkeys(device_errors.DENIED, device_errors.FORBIDDEN_BY_POLICY),
+    errno.EROFS: (device_errors.unavailable, "permission_denied", _READ_ONLY),
+    errno.ENOENT: (device_errors.unavailable, "missing", _NO_FILE),
 }
-_EXTEND_MEANINGS: Final[Mapping[int, Meaning]] = {
+_EXTEND_MEANINGS: Final[Mapping[int, device_errors.Meaning]] = {
     **MEANINGS,
-    errno.EPERM: (unavailable, "permission_denied", _RESERVED),
-    errno.EINVAL: (failed, "io_error", "the driver has no such register"),
+    errno.EPERM: (device_errors.unavailable, "permission_denied", _RESERVED),
+    errno.EINVAL: (device_errors.failed, "io_error", "the driver has no such register"),
 }
 
 
@@ -145,11 +134,13 @@ class RtmrAccess:
 
     def _folder_error(self, error: OSError) -> BackendError:
         text = "RTMR directory: cannot be opened"
-        if self._configured and error.errno not in DENIED:
+        if self._configured and error.errno not in device_errors.DENIED:
             text += "; correct or unset DCAP_TDX_RTMR_SYSFS_PATH"
-        if error.errno in ABSENT:
-            return unavailable(self._folder, f"{text} ({error_name(error)})", "missing")
-        return access_error(self._folder, text, error)
+        if error.errno in device_errors.ABSENT:
+            return device_errors.unavailable(
+                self._folder, f"{text} ({device_errors.error_name(error)})", "missing"
+            )
+        return device_errors.access_error(self._folder, text, error)
 
     def _from_file(self, folder: int, register: int) -> bytes:
         name = _file_name(register)
@@ -160,16 +151,16 @@ class RtmrAccess:
         if len(value) != SIZE:
             found = f"more than {SIZE}" if len(value) > SIZE else str(len(value))
             text = f"wrong size: {found} bytes, expected {SIZE}"
-            raise failed(self._folder / name, text, "malformed_response")
+            raise device_errors.failed(self._folder / name, text, "malformed_response")
         return value
 
     def _file_error(self, what: str, name: str, error: OSError) -> BackendError:
         """Return the error for an RTMR file that cannot be read or extended (`what`)."""
         path, text = self._folder / name, f"cannot be {what}"
-        if error.errno in DENIED:
+        if error.errno in device_errors.DENIED:
             default = "root may extend" if what == "extended" else "every user may read"
-            return access_error(path, text, error, f"; by default, {default} it")
-        return translate_errno(path, text, error, FILE_MEANINGS)
+            return device_errors.access_error(path, text, error, f"; by default, {default} it")
+        return device_errors.translate_errno(path, text, error, FILE_MEANINGS)
 
     # -- extending -----------------------------------------------------------------------------
 
@@ -204,7 +195,7 @@ class RtmrAccess:
                 os.close(fd)
             if written != SIZE:
                 text = f"{written} of {SIZE} bytes written; {_UNKNOWN_OUTCOME}"
-                raise failed(self._folder / name, text, "outcome_unknown")
+                raise device_errors.failed(self._folder / name, text, "outcome_unknown")
 
         if error := self._extend_once(register, digest, write):
             raise self._file_error("extended", name, error) from error
@@ -217,7 +208,7 @@ class RtmrAccess:
             if error is None:
                 return
             if error.errno != errno.ENOTTY:
-                raise translate_errno(
+                raise device_errors.translate_errno(
                     self._device.path, "EXTEND_RTMR", error, _EXTEND_MEANINGS
                 ) from error
         raise UnsupportedError(
@@ -231,7 +222,7 @@ class RtmrAccess:
             result = self._device.calls.ioctl(fd, number, bytearray(digest) + bytes([register]))
             if result:
                 text = f"EXTEND_RTMR: unknown result: {result}; {_UNKNOWN_OUTCOME}"
-                raise failed(self._device.path, text, "outcome_unknown")
+                raise device_errors.failed(self._device.path, text, "outcome_unknown")
 
         return extend
 
@@ -263,7 +254,7 @@ class RtmrAccess:
                 raise BackendError(
                     f"RTMR{register}: extended by another process at the same time: from "
                     f"{before.hex()} to {now.hex()}; the extend by {digest.hex()} may be included "
-                    f"({error_name(error)})",
+                    f"({device_errors.error_name(error)})",
                     reason="register_conflict",
                 ) from error
         return error

@@ -15,14 +15,9 @@ from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Platfo
 from attestkit.backends.azure import AzureBackend
 from attestkit.backends.azure.backend import AK_CERTIFICATE, AK_HANDLE, HCL_REPORT, USER_DATA
 from attestkit.backends.azure.imds import ImdsClient
+from attestkit.backends.simulator.clouds import imds
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
-from attestkit.backends.simulator.clouds.imds import (
-    ImdsServer,
-    Respond,
-    SimulatedImds,
-    faulty_response,
-)
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.pki.cloud_pki import issue_azure_certificate
 from attestkit.backends.simulator.service_response import ServiceResponse
@@ -122,7 +117,7 @@ class _AzureVm(CloudSimulator):
         self._tpm_client = self.vtpm.connect()
         self._provision()
         self._imds = self._make_imds()
-        self._imds_server = ImdsServer(self._respond)
+        self._imds_server = imds.ImdsServer(self._respond)
         clock = self._clock
         self._guest = AzureBackend(
             client=self.vtpm.connect(),
@@ -137,7 +132,7 @@ class _AzureVm(CloudSimulator):
     def _hardware_report(self, report_data: bytes) -> bytes:
         raise NotImplementedError  # each kind of VM has its own
 
-    def _make_imds(self) -> SimulatedImds:
+    def _make_imds(self) -> imds.SimulatedImds:
         raise NotImplementedError  # each kind of VM has its own
 
     def _provision(self) -> None:
@@ -210,11 +205,11 @@ class _AzureVm(CloudSimulator):
         if fault := self.faults.strike("imds"):
             if fault.name == "imds_slow":
                 self._clock.sleep(_SLOW_S)
-            return faulty_response(fault.name)
+            return imds.faulty_response(fault.name)
         return self._imds.handle(method, target, headers, body)
 
     @property
-    def metadata_service(self) -> Respond:
+    def metadata_service(self) -> imds.Respond:
         """The metadata service, as altered by faults."""
         return self._respond
 
@@ -238,8 +233,8 @@ class AzureSnpSimulator(_AzureVm):
             report_data, vmpl=self._scenario.cloud.vmpl, measurement=PARAVISOR_SNP
         )
 
-    def _make_imds(self) -> SimulatedImds:
-        return SimulatedImds(certification=self._certification)
+    def _make_imds(self) -> imds.SimulatedImds:
+        return imds.SimulatedImds(certification=self._certification)
 
     def _certification(self) -> tuple[str, str, str]:
         chip = self._chip
@@ -267,8 +262,8 @@ class AzureTdxSimulator(_AzureVm):
     def _hardware_report(self, report_data: bytes) -> bytes:
         return self._paravisor_td.report(report_data)
 
-    def _make_imds(self) -> SimulatedImds:
-        return SimulatedImds(quote=self._quote_td)
+    def _make_imds(self) -> imds.SimulatedImds:
+        return imds.SimulatedImds(quote=self._quote_td)
 
     @property
     def served_platform(self) -> tuple[bytes, bytes]:

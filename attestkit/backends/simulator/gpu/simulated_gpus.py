@@ -14,16 +14,9 @@ from attestkit.backends.simulator.gpu.boot_attestation import boot_output
 from attestkit.backends.simulator.gpu.deviations import OcspFault
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_pki import SALT, CaCredentials, GpuPki, make_gpu_pki
-from attestkit.backends.simulator.gpu.gpu_reports import (
-    MODELS,
-    PROTECTED_SWITCHES,
-    DeviceModel,
-)
+from attestkit.backends.simulator.gpu.gpu_reports import MODELS, PROTECTED_SWITCHES, DeviceModel
 from attestkit.backends.simulator.gpu.nras_service import SimulatedNras
-from attestkit.backends.simulator.gpu.ocsp_responder import (
-    ServedCertificate,
-    SimulatedOcsp,
-)
+from attestkit.backends.simulator.gpu.ocsp_responder import ServedCertificate, SimulatedOcsp
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource, sign_rim
 from attestkit.backends.simulator.gpu.simulated_device import (
     MachineFacts,

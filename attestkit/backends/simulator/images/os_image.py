@@ -18,28 +18,14 @@ from attestkit._crypto.hashes import sha256, sha384
 from attestkit.attestation.launch import snp
 from attestkit.attestation.launch.td_hob import memory_ranges
 from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
-from attestkit.backends.simulator.images.image_documents import (
-    SNP_DOCUMENT,
-    TDX_DOCUMENT,
-    TdxMeasurement,
-    checksum_list,
-    encode_cbor,
-    sev_snp_measurement,
-    snp_document,
-    tdx_vm_config,
-)
+from attestkit.backends.simulator.images import image_documents
 from attestkit.errors import UsageError
 from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware.boot_layout import BootLayout
 from attestkit.measure.firmware.mrtd import Mrtds
 from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.kernel.boot_events import (
-    EXITS,
-    before_images,
-    image_event,
-    kernel_stub_events,
-)
+from attestkit.measure.kernel import boot_events
 from attestkit.measure.kernel.load_options import direct_boot_options
 from attestkit.measure.rtmr0.boot_events import expected_rtmr0
 from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
@@ -130,7 +116,7 @@ def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
     """Return the image of a simulated TD."""
     firmware = TdxFirmware(_SECTIONS, BLANK_CFV_DIGEST, MappingProxyType({}), _LAYOUT)
     names = "firmware", "firmware, two passes"
-    document = TdxMeasurement(
+    document = image_documents.TdxMeasurement(
         version=config.measurement_version,
         cmdline=CMDLINE,
         kernel=sha384(component_content("kernel")),
@@ -140,7 +126,7 @@ def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
         kernel_header_normalized=config.kernel_header_normalized,
     )
     measurement = document.encode()
-    checksums = checksum_list({TDX_DOCUMENT: measurement})
+    checksums = image_documents.checksum_list({image_documents.TDX_DOCUMENT: measurement})
     os_image_hash = sha256(checksums)
     machine = {
         "cpu_count": 1,
@@ -157,7 +143,9 @@ def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
         firmware=firmware,
         events=_expected_events(firmware, config.memory_size),
         os_image_hash=os_image_hash,
-        vm_config=tdx_vm_config(os_image_hash, machine, measurement=(checksums, measurement)),
+        vm_config=image_documents.tdx_vm_config(
+            os_image_hash, machine, measurement=(checksums, measurement)
+        ),
     )
 
 
@@ -174,10 +162,10 @@ def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedE
             FwCfgItems.direct_boot(),
             acpi=(loader, rsdp, tables),
         ),
-        image_event("kernel", sha384(component_content("kernel")), "source"),
-        *before_images(separator=True),
-        *EXITS,
-        *kernel_stub_events(options, component_content("initrd")),
+        boot_events.image_event("kernel", sha384(component_content("kernel")), "source"),
+        *boot_events.before_images(separator=True),
+        *boot_events.EXITS,
+        *boot_events.kernel_stub_events(options, component_content("initrd")),
     )
 
 
@@ -220,12 +208,12 @@ def simulated_snp_image() -> SnpImage:
         ovmf_sections=SNP_SECTIONS,
     )
     launch = snp.SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
-    measurement = encode_cbor(snp_document(launched))
-    checksums = checksum_list({SNP_DOCUMENT: measurement})
+    measurement = image_documents.encode_cbor(image_documents.snp_document(launched))
+    checksums = image_documents.checksum_list({image_documents.SNP_DOCUMENT: measurement})
     return SnpImage(
         measurement=snp.compute_measurement(launched, launch),
         os_image_hash=sha256(checksums),
-        sev_snp_measurement=sev_snp_measurement(launch, checksums, measurement),
+        sev_snp_measurement=image_documents.sev_snp_measurement(launch, checksums, measurement),
     )
 
 

@@ -14,10 +14,7 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     sized,
     u32,
 )
-from attestkit.backends.simulator.software_tpm.model.sessions import (
-    CONTINUE,
-    SimulatedSession,
-)
+from attestkit.backends.simulator.software_tpm.model.sessions import CONTINUE, SimulatedSession
 from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity, TpmState
 from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import LARGEST_DIGEST, compute_digest

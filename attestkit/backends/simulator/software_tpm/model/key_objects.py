@@ -10,12 +10,7 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.key_pairs import EcKeyPair, RsaKeyPair
-from attestkit.backends.simulator.software_tpm.model.command_reader import (
-    CommandReader,
-    TpmResponseError,
-    parameter_error,
-    u32,
-)
+from attestkit.backends.simulator.software_tpm.model import command_reader
 from attestkit.tpm import TpmtPublic, public_area
 from attestkit.tpm import algorithms as alg
 from attestkit.tpm import response_codes as codes
@@ -75,7 +70,7 @@ class PrimaryKeys:
 
     def _hierarchy_seed(self, hierarchy: int) -> bytes:
         seed = self.null_seed if hierarchy == NULL else self._seed
-        return hkdf_sha256(seed, b"hierarchy/" + u32(hierarchy), 32, _SALT)
+        return hkdf_sha256(seed, b"hierarchy/" + command_reader.u32(hierarchy), 32, _SALT)
 
     def create(self, hierarchy: int, template: TpmtPublic, data: bytes, auth: bytes) -> PrimaryKey:
         """Return the key of a template: the same each time.
@@ -114,7 +109,7 @@ class PrimaryKeys:
         for handle in self.slots:
             if handle not in self.transient:
                 return handle
-        raise TpmResponseError(RC_OBJECT_MEMORY)
+        raise command_reader.TpmResponseError(RC_OBJECT_MEMORY)
 
     def load(self, key: PrimaryKey) -> int:
         """Put a key into a transient slot; return its handle."""
@@ -147,7 +142,7 @@ class KeyTemplate(NamedTuple):
     has_kdf: bool = False  # a key derivation, which TpmtPublic does not have
 
 
-def read_template(reader: CommandReader) -> KeyTemplate:
+def read_template(reader: command_reader.CommandReader) -> KeyTemplate:
     """Read TPMT_PUBLIC of a template."""
     kind = public_area.TYPE_NAMES.get(reader.u16())
     if kind is None:
@@ -161,7 +156,7 @@ def read_template(reader: CommandReader) -> KeyTemplate:
     return _read_rsa(reader, found) if kind == "rsa" else _read_ecc(reader, found)
 
 
-def _read_symmetric(reader: CommandReader) -> int:
+def _read_symmetric(reader: command_reader.CommandReader) -> int:
     algorithm = reader.u16()
     if algorithm == alg.ALG_NULL:
         return 0
@@ -178,7 +173,7 @@ def _read_symmetric(reader: CommandReader) -> int:
     return bits
 
 
-def _read_rsa(reader: CommandReader, found: TpmtPublic) -> KeyTemplate:
+def _read_rsa(reader: command_reader.CommandReader, found: TpmtPublic) -> KeyTemplate:
     scheme, scheme_hash = reader.u16(), ""
     if scheme != alg.ALG_NULL and scheme not in public_area.RSA_SCHEMES:
         raise reader.error(codes.RC_VALUE)
@@ -196,7 +191,7 @@ def _read_rsa(reader: CommandReader, found: TpmtPublic) -> KeyTemplate:
     return KeyTemplate(public)
 
 
-def _read_ecc(reader: CommandReader, found: TpmtPublic) -> KeyTemplate:
+def _read_ecc(reader: command_reader.CommandReader, found: TpmtPublic) -> KeyTemplate:
     scheme, scheme_hash = reader.u16(), ""
     if scheme not in (alg.ALG_NULL, alg.ALG_ECDSA):
         raise reader.error(codes.RC_SCHEME)
@@ -223,9 +218,9 @@ def check_template(template: KeyTemplate) -> None:
     if code is None and template.has_kdf:
         code = codes.RC_KDF
     if code is not None:
-        raise parameter_error(code, _TEMPLATE)
+        raise command_reader.parameter_error(code, _TEMPLATE)
     if public.type == "rsa" and public.exponent not in (0, 65537):
-        raise TpmResponseError(codes.RC_RANGE)
+        raise command_reader.TpmResponseError(codes.RC_RANGE)
 
 
 def _template_problem(template: TpmtPublic) -> int | None:

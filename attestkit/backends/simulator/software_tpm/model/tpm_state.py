@@ -19,18 +19,10 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
 from attestkit.backends.simulator.software_tpm.model.key_objects import PrimaryKey, PrimaryKeys
 from attestkit.backends.simulator.software_tpm.model.sessions import Sessions
 from attestkit.errors import UsageError
-from attestkit.tpm import handles
+from attestkit.tpm import handles, nv_attributes
 from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import HASH_IDS, LARGEST_DIGEST, compute_digest, hash_size
 from attestkit.tpm.handles import FIRST_NV_INDEX, LAST_NV_INDEX
-from attestkit.tpm.nv_attributes import (
-    AUTH_READ,
-    AUTH_WRITE,
-    CLEAR_AT_STARTUP,
-    NO_DA,
-    RESERVED,
-    WRITTEN,
-)
 from attestkit.tpm.pcrs import PCR_COUNT
 from attestkit.tpm.public_area import NO_DA as KEY_NO_DA
 from attestkit.tpm.public_area import USER_WITH_AUTH
@@ -155,7 +147,7 @@ class NvIndex:
     def write(self, offset: int, data: bytes) -> None:
         """Write data that fits, and mark the index as written."""
         self.content[offset : offset + len(data)] = data
-        self.attributes |= WRITTEN
+        self.attributes |= nv_attributes.WRITTEN
 
 
 class NvStorage:
@@ -185,7 +177,7 @@ def read_nv_public(reader: CommandReader, largest: int) -> NvIndex:
         raise reader.error(codes.RC_VALUE)
     name_alg = reader.hash_name()
     attributes = reader.u32()
-    if attributes & RESERVED:
+    if attributes & nv_attributes.RESERVED:
         raise reader.error(codes.RC_RESERVED_BITS)
     policy = reader.sized(LARGEST_DIGEST)
     if (size := reader.u16()) > largest:
@@ -196,9 +188,9 @@ def read_nv_public(reader: CommandReader, largest: int) -> NvIndex:
 _MOST_FAILURES: Final = 3  # wrong passwords until lockout, as libtpms
 _RECOVERY_S: Final = 1000  # until one of them is forgotten
 
-READ: Final = AUTH_READ
-WRITE: Final = AUTH_WRITE
-READ_AND_WRITE: Final = AUTH_READ | AUTH_WRITE
+READ: Final = nv_attributes.AUTH_READ
+WRITE: Final = nv_attributes.AUTH_WRITE
+READ_AND_WRITE: Final = nv_attributes.AUTH_READ | nv_attributes.AUTH_WRITE
 
 
 class TpmIdentity(NamedTuple):
@@ -266,8 +258,8 @@ class TpmState:
         self.sessions.clear()
         self.keys.reset(self.random(32))
         for index in self.nv.indices.values():
-            if index.attributes & CLEAR_AT_STARTUP:
-                index.attributes &= ~WRITTEN
+            if index.attributes & nv_attributes.CLEAR_AT_STARTUP:
+                index.attributes &= ~nv_attributes.WRITTEN
         self.started = False
         self.reset_count += 1
         self.restart_count = 0
@@ -317,7 +309,7 @@ class TpmState:
             if index is None:
                 raise handle_error(RC_HANDLE, number)
             roles = index.attributes & READ_AND_WRITE
-            dictionary = not index.attributes & NO_DA
+            dictionary = not index.attributes & nv_attributes.NO_DA
             return Entity(handle, index.name, index.auth, roles, dictionary, nv_index=index)
         return self._find_key(handle, number)
 

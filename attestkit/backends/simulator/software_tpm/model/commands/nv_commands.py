@@ -6,6 +6,7 @@ The parts are those of the TPM 2.0 Library.
 from functools import partial
 from typing import Final
 
+from attestkit.backends.simulator.software_tpm.model import tpm_state
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
 from attestkit.backends.simulator.software_tpm.model.command_reader import (
     MAX_NV_BUFFER,
@@ -16,16 +17,6 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     sized,
     u32,
     u64,
-)
-from attestkit.backends.simulator.software_tpm.model.tpm_state import (
-    APPLICATION_PCR,
-    DEBUG_PCR,
-    DYNAMIC_PCRS,
-    MAX_DIGESTS,
-    Entity,
-    NvIndex,
-    TpmState,
-    read_nv_public,
 )
 from attestkit.tpm import nv_attributes as nv
 from attestkit.tpm import response_codes as codes
@@ -71,7 +62,7 @@ def run_get_random(call: CommandCall) -> CommandReply:
     return CommandReply(sized(call.state.random(min(count, _LARGEST_RANDOM))))
 
 
-def encode_clock(state: TpmState) -> bytes:
+def encode_clock(state: tpm_state.TpmState) -> bytes:
     """Return TPMS_CLOCK_INFO: it is safe, as nothing sets the clock back."""
     return u64(state.clock_ms) + u32(state.reset_count) + u32(state.restart_count) + b"\1"
 
@@ -87,7 +78,7 @@ def run_pcr_read(call: CommandCall) -> CommandReply:
     selections = call.reader.next().selections()
     call.reader.finish()
     pcrs = call.state.pcrs
-    found, values = pcrs.read(selections, MAX_DIGESTS)
+    found, values = pcrs.read(selections, tpm_state.MAX_DIGESTS)
     digests = u32(len(values)) + b"".join(map(sized, values))
     return CommandReply(u32(pcrs.updates) + encode_pcr_selections(found) + digests)
 
@@ -97,7 +88,7 @@ def run_pcr_extend(call: CommandCall) -> CommandReply:
     digests = call.reader.next().tagged_digests()
     call.reader.finish()
     pcr = call.entities[0].handle
-    if pcr in DYNAMIC_PCRS:
+    if pcr in tpm_state.DYNAMIC_PCRS:
         raise TpmResponseError(RC_LOCALITY)
     if pcr != NULL:
         for bank, digest in digests:
@@ -109,7 +100,7 @@ def run_pcr_reset(call: CommandCall) -> CommandReply:
     """TPM2_PCR_Reset, at locality 0."""
     call.reader.finish()
     pcr = call.entities[0].handle
-    if pcr not in (DEBUG_PCR, APPLICATION_PCR):
+    if pcr not in (tpm_state.DEBUG_PCR, tpm_state.APPLICATION_PCR):
         raise TpmResponseError(RC_LOCALITY)
     call.state.pcrs.reset(pcr)
     return CommandReply()
@@ -124,7 +115,9 @@ def run_nv_define_space(call: CommandCall) -> CommandReply:
     """TPM2_NV_DefineSpace of an ordinary index."""
     reader = call.reader
     auth = reader.next().sized(LARGEST_DIGEST).rstrip(b"\0")
-    index = reader.next().sized_structure(partial(read_nv_public, largest=call.state.nv.largest))
+    index = reader.next().sized_structure(
+        partial(tpm_state.read_nv_public, largest=call.state.nv.largest)
+    )
     reader.finish()
     size = hash_size(index.name_alg)
     if len(auth) > size:
@@ -214,7 +207,7 @@ def run_vendor(call: CommandCall, code: int) -> CommandReply:
     return CommandReply()
 
 
-def _check_way(call: CommandCall, index: NvIndex, owner: int, platform: int) -> None:
+def _check_way(call: CommandCall, index: tpm_state.NvIndex, owner: int, platform: int) -> None:
     """Check that the authorizing handle may use the index (Part 4, NvReadAccessChecks)."""
     handle = call.entities[0].handle
     if handle == OWNER:
@@ -227,6 +220,6 @@ def _check_way(call: CommandCall, index: NvIndex, owner: int, platform: int) -> 
         raise TpmResponseError(codes.RC_NV_AUTHORIZATION)
 
 
-def _index_of(entity: Entity) -> NvIndex:
+def _index_of(entity: tpm_state.Entity) -> tpm_state.NvIndex:
     assert entity.nv_index is not None  # the command's table says that it is an NV index
     return entity.nv_index

@@ -3,6 +3,7 @@
 import hmac
 from typing import Final
 
+from attestkit.backends.simulator.software_tpm.model import sessions
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
 from attestkit.backends.simulator.software_tpm.model.command_reader import (
     CommandReader,
@@ -17,12 +18,6 @@ from attestkit.backends.simulator.software_tpm.model.key_objects import (
     ST_CLEAR,
     PrimaryKey,
     read_template,
-)
-from attestkit.backends.simulator.software_tpm.model.sessions import (
-    SMALLEST_NONCE,
-    SessionStart,
-    SimulatedSession,
-    kdf_e,
 )
 from attestkit.backends.simulator.software_tpm.model.tpm_state import TpmState
 from attestkit.errors import SignatureError
@@ -50,7 +45,7 @@ def run_start_auth_session(call: CommandCall) -> CommandReply:
     hash_name = reader.next().hash_name()
     reader.finish()
     size = hash_size(hash_name)
-    if not SMALLEST_NONCE <= len(nonce) <= size:
+    if not sessions.SMALLEST_NONCE <= len(nonce) <= size:
         raise parameter_error(codes.RC_SIZE, 1)
     salt_key, bind = call.entities
     secret = _decrypt_salt(call.state, salt_key.key, salt)
@@ -58,8 +53,8 @@ def run_start_auth_session(call: CommandCall) -> CommandReply:
         raise parameter_error(codes.RC_VALUE, 3)
     bound = None if bind.handle == NULL else bind.name + bind.auth
     nonce_tpm = call.state.random(len(nonce))
-    start = SessionStart(hash_name, bind.auth + secret, nonce_tpm, nonce)
-    session = SimulatedSession(hash_name, start.derive_key(), nonce_tpm, bound)
+    start = sessions.SessionStart(hash_name, bind.auth + secret, nonce_tpm, nonce)
+    session = sessions.SimulatedSession(hash_name, start.derive_key(), nonce_tpm, bound)
     return CommandReply(sized(nonce_tpm), call.state.sessions.start(session))
 
 
@@ -106,7 +101,7 @@ def _exchange(state: TpmState, key: PrimaryKey, point: bytes) -> bytes:
     x, y = reader.sized(pair.size), reader.sized(pair.size)
     reader.finish()
     shared = pair.exchange(x, y)
-    return kdf_e(key.public.name_alg, shared, x.rjust(pair.size, b"\0") + pair.x)
+    return sessions.kdf_e(key.public.name_alg, shared, x.rjust(pair.size, b"\0") + pair.x)
 
 
 def run_flush_context(call: CommandCall) -> CommandReply:
