@@ -79,7 +79,7 @@ EXCEPTIONS = {
     "serve/health/nerdctl.py ?.subprocess_exec": (
         "nerdctl, if the app requires health checks and has that runner"
     ),
-    "backends/simulator/software_tpm/swtpm_process.py subprocess": "swtpm, without a shell",
+    "backends/simulator/software_tpm/swtpm.py subprocess": "swtpm, without a shell",
     "measure/acpi/qemu/qtest.py subprocess": "the QEMU that the user names, without a shell",
     "measure/acpi/qemu/qemu_machine.py subprocess": "the version of that QEMU",
     "cli/batch/executors.py multiprocessing": "`attestkit verify-many --workers`",

@@ -124,7 +124,7 @@ CONSTANT_TIME = {
     "backends/gcp/backend.py": 1,
     "backends/nitro_tpm.py": 1,
     "backends/simulator/software_tpm/model/authorization.py": 2,
-    "backends/simulator/software_tpm/model/commands/session_commands.py": 1,
+    "backends/simulator/software_tpm/model/commands/key_commands.py": 1,
     "backends/simulator/td_reports.py": 1,
     "backends/tdx/device.py": 1,
     "backends/tpm/hmac_session.py": 1,

@@ -306,9 +306,7 @@ class _Locked:
     __exit__ = _LockExit()
 
     def __init__(
-        self,
-        handler: Recorder | Replayer,
-        lock: "AbstractContextManager[object, bool | None]",
+        self, handler: Recorder | Replayer, lock: "AbstractContextManager[object, bool | None]"
     ) -> None:
         self._handler = handler
         self.lock = lock
@@ -353,11 +351,7 @@ ABILITIES: Final = {
     ),
     "event_pcr": Ability(
         lambda backend: isinstance(backend, EventPcr),
-        {
-            **_forward("read_event_pcr"),
-            "open_journal": _open_journal,
-            "event_pcr": EVENT_PCR,
-        },
+        {**_forward("read_event_pcr"), "open_journal": _open_journal, "event_pcr": EVENT_PCR},
     ),
     "agent": Ability(
         lambda backend: isinstance(backend, GuestAgent),

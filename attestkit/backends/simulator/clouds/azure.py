@@ -54,10 +54,7 @@ def make_runtime_data(
         user_data: Content of NV index 0x01400002, at most 64 bytes.
     """
     fields = {
-        "keys": [
-            _encode_key("HCLAkPub", "sign", ak),
-            _encode_key("HCLEkPub", "encrypt", ek),
-        ],
+        "keys": [_encode_key("HCLAkPub", "sign", ak), _encode_key("HCLEkPub", "encrypt", ek)],
         "vm-configuration": {
             "root-cert-thumbprint": "",
             "console-enabled": config.console_enabled,
@@ -179,10 +176,7 @@ class _AzureVm(CloudSimulator):
             found = self._with_own_report(found)
         if cloud.bank != "sha256":
             wrong = collect_quote(
-                self._tpm_client,
-                AK_HANDLE,
-                report_data,
-                (PcrSelection(cloud.bank, EVERY_PCR),),
+                self._tpm_client, AK_HANDLE, report_data, (PcrSelection(cloud.bank, EVERY_PCR),)
             )
             found = found._replace(vtpm_quote=wrong.to_vtpm_quote())
         return found

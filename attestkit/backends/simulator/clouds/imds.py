@@ -96,12 +96,7 @@ class SimulatedImds:
         if self._certification is None:
             return _error(404, "Not found")
         vcek, tcb, chain = self._certification()
-        fields = {
-            "vcekCert": vcek,
-            "tcbm": tcb,
-            "certificateChain": chain,
-            "cacheControl": "86400",
-        }
+        fields = {"vcekCert": vcek, "tcbm": tcb, "certificateChain": chain, "cacheControl": "86400"}
         return json_response(fields, content_type=_JSON)
 
 

@@ -20,8 +20,7 @@ from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.scenarios.config import CloudConfig, Scenario
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmIdentity, TpmModel
 from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
-from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
-from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
+from attestkit.backends.simulator.software_tpm.swtpm import SwtpmProcess, TpmProxy
 from attestkit.backends.simulator.tdx import Simulator, find_class
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.errors import UsageError

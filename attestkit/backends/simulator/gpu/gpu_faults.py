@@ -55,17 +55,13 @@ _REPORTS: Final[dict[str, GpuFault]] = {
         "format", "the first two measurements are exchanged", change.exchange_blocks
     ),
     "block-type-raw": GpuFault(
-        "format",
-        "the measurements are raw values, not digests",
-        change.make_raw,
+        "format", "the measurements are raw values, not digests", change.make_raw
     ),
     "header-request-code": GpuFault(
         "format", "the request is another SPDM request", partial(change.set_request_code, 0xE1)
     ),
     "header-response-code": GpuFault(
-        "format",
-        "the response is another SPDM response",
-        partial(change.set_response_code, 0x61),
+        "format", "the response is another SPDM response", partial(change.set_response_code, 0x61)
     ),
     "trailing-byte": GpuFault(
         "format", "a byte follows the signature of the report", report=lambda report: report + b"\1"

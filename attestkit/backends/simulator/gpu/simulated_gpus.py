@@ -13,10 +13,15 @@ from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.gpu.boot_attestation import boot_output
 from attestkit.backends.simulator.gpu.deviations import OcspFault
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
-from attestkit.backends.simulator.gpu.gpu_pki import SALT, CaCredentials, GpuPki, make_gpu_pki
+from attestkit.backends.simulator.gpu.gpu_pki import (
+    SALT,
+    GpuPki,
+    ServedCertificate,
+    SimulatedOcsp,
+    make_gpu_pki,
+)
 from attestkit.backends.simulator.gpu.gpu_reports import MODELS, PROTECTED_SWITCHES, DeviceModel
 from attestkit.backends.simulator.gpu.nras_service import SimulatedNras
-from attestkit.backends.simulator.gpu.ocsp_responder import ServedCertificate, SimulatedOcsp
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource, sign_rim
 from attestkit.backends.simulator.gpu.simulated_device import (
     MachineFacts,
@@ -302,7 +307,7 @@ class SimulatedGpus:
         self, found: dict[bytes, ServedCertificate], model: DeviceModel, fault: OcspFault | None
     ) -> None:
         pki = self._rim_pki
-        issuers: tuple[CaCredentials, ...] = (pki.rim_l3(model), pki.rim_ca(model), pki.rim_root)
+        issuers = (pki.rim_l3(model), pki.rim_ca(model), pki.rim_root)
         of_signer = fault if fault and fault.target == "rim_signer" else None
         for expired in {False, self._fault.rim_signer == "expired"}:
             _, (signer, l3, ca, _) = pki.rim_signer(model, expired=expired)

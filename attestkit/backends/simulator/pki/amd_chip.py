@@ -64,8 +64,7 @@ _PRODUCTS: Final = {
         bytes([9, 0, 0, 0, 0, 0, 21, 72]),
     ),
     "Turin": _Product(
-        *(0x30000, (0x1A, 0x02, 1), "Turin", 1, _FAMILY_1A, 8),
-        bytes([1, 1, 1, 4, 0, 0, 0, 72]),
+        *(0x30000, (0x1A, 0x02, 1), "Turin", 1, _FAMILY_1A, 8), bytes([1, 1, 1, 4, 0, 0, 0, 72])
     ),
 }
 

@@ -74,7 +74,7 @@ def window_until(now: float, duration: timedelta) -> Window:
 
 
 class CloudRoot(NamedTuple):
-    """A root certificate with its key, which issues the CAs of a simulated cloud."""
+    """A CA certificate with its subject and key, such as the root of a simulated cloud."""
 
     authority: Issuer
     der: bytes
@@ -94,9 +94,9 @@ def issue_ca(
     subject: Issuer, issuer: Issuer, derive: Derive, label: str, **fields: Any
 ) -> CloudRoot:
     """Return the CA of a label, with the fields of its certificate that are not the usual ones."""
-    fields = {"validity": VALIDITY, "path_length": None, **fields}
     serial = serial_number(derive, label)
-    return CloudRoot(subject, issue_cloud_authority(subject, issuer, serial=serial, **fields))
+    fields = {"serial": serial, "validity": VALIDITY, "path_length": None, **fields}
+    return CloudRoot(subject, issue_cloud_authority(subject, issuer, **fields))
 
 
 def make_root(derive: Derive, label: str, common_name: str, key: SigningKey) -> CloudRoot:
@@ -166,10 +166,7 @@ def issue_google_intermediates(root: CloudRoot, derive: Derive) -> tuple[CloudRo
 
 
 def issue_google_certificate(
-    issuer: CloudRoot,
-    spki: bytes,
-    derive: Derive,
-    usages: tuple[bytes, ...] = (),
+    issuer: CloudRoot, spki: bytes, derive: Derive, usages: tuple[bytes, ...] = ()
 ) -> bytes:
     """Return the certificate (DER) of a key of a VM's TPM.
 

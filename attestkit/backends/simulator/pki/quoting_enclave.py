@@ -13,8 +13,14 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki, SimulatedPlatform
-from attestkit.backends.simulator.scenarios import config as configs
-from attestkit.backends.simulator.scenarios.config import PkiConfig, QuoteConfig, value_or
+from attestkit.backends.simulator.scenarios.config import (
+    CollateralConfig,
+    PkiConfig,
+    QeIdentityConfig,
+    QuoteConfig,
+    TcbInfoConfig,
+    value_or,
+)
 from attestkit.errors import UsageError
 
 _TCB_SVN: Final = bytes([7, 1, 3]) + bytes(13)
@@ -73,11 +79,25 @@ _SIZES: Final = tuple(map(len, TdBody()))
 _OFFSETS: Final = dict(zip(TdBody._fields, accumulate(_SIZES, initial=0), strict=False))
 
 
-class QuotingEnclave:
-    """The quoting enclave of a platform. Immutable, and so thread-safe.
+class _Signer:
+    """The attestation key of a quoting enclave, and what follows the signature in its quotes.
 
     QE report and certification data are created once, so a quote takes one P-256 signature.
     """
+
+    def __init__(self, key: P256Key, certified: bytes, padding: int) -> None:
+        auth = key.public_point + certified
+        self._key = key
+        self._auth_size = struct.pack("<I", SIGNATURE_SIZE + len(auth))
+        self._tail = auth + bytes(padding)
+
+    def sign(self, signed: bytes) -> bytes:
+        """Return a quote with the given header and body."""
+        return b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
+
+
+class QuotingEnclave:
+    """The quoting enclave of a platform. Immutable, and so thread-safe."""
 
     def __init__(
         self, pki: SimulatedPki, platform_id: str = "0", *, config: QuoteConfig | None = None
@@ -99,14 +119,11 @@ class QuotingEnclave:
         platform = pki.platform(platform_id)
         self.qe_id: bytes = platform.qe_id  # 16 bytes, identifies the platform at a PCCS
         self.pck_der: bytes = platform.pck_der
-        self._key = pki.resolve(config.attestation_key, platform.attestation_key)
+        key = pki.resolve(config.attestation_key, platform.attestation_key)
         self._quote_heads = _quote_heads(config, platform)
-        report = certified_qe_report(config, pki, platform, self._key)
-        auth = b"".join(
-            (self._key.public_point, CERTIFICATION.pack(_QE_REPORT, len(report)), report)
-        )
-        self._auth_size = struct.pack("<I", SIGNATURE_SIZE + len(auth))
-        self._tail = auth + bytes(config.padding)
+        report = certified_qe_report(config, pki, platform, key)
+        head = CERTIFICATION.pack(_QE_REPORT, len(report))
+        self._signer = _Signer(key, head + report, config.padding)
         self._alter = bool(config.altered or config.cut)
         self._config = config
 
@@ -124,8 +141,7 @@ class QuotingEnclave:
         if head is None:
             text = f"body: wrong size for a quote of version {version}: {len(body)} bytes"
             raise UsageError(text, reason="wrong_size" if version in (4, 5) else "wrong_value")
-        signed = head + body
-        quote = b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
+        quote = self._signer.sign(head + body)
         return _apply_alterations(self._config, quote, len(head)) if self._alter else quote
 
 
@@ -215,7 +231,7 @@ _VERSION: Final = 3
 _QE_MRSIGNER: Final = sha256(b"attestkit simulated QE signer")
 _QE_ISVPRODID: Final = 1  # of Intel's quoting enclave; that of TDX has 2
 
-SGX_QUOTES: Final = configs.QuoteConfig(
+SGX_QUOTES: Final = QuoteConfig(
     tee_type=0,
     qe_mrsigner=_QE_MRSIGNER,
     qe_mrenclave=sha256(b"attestkit simulated QE enclave"),
@@ -223,9 +239,9 @@ SGX_QUOTES: Final = configs.QuoteConfig(
 )
 """Content of SGX quotes; `msgspec.structs.replace` makes deviations."""
 
-SGX_COLLATERAL: Final = configs.CollateralConfig(
-    tcb_info=configs.TcbInfoConfig(id="SGX", tdx=False),
-    qe_identity=configs.QeIdentityConfig(id="QE", mrsigner=_QE_MRSIGNER, isvprodid=_QE_ISVPRODID),
+SGX_COLLATERAL: Final = CollateralConfig(
+    tcb_info=TcbInfoConfig(id="SGX", tdx=False),
+    qe_identity=QeIdentityConfig(id="QE", mrsigner=_QE_MRSIGNER, isvprodid=_QE_ISVPRODID),
 )
 """Content of the collateral for SGX quotes, an argument of `SimulatedPki.collateral`."""
 
@@ -279,7 +295,7 @@ class SgxQuotingEnclave:
     """
 
     def __init__(
-        self, pki: SimulatedPki, platform_id: str = "0", *, config: configs.QuoteConfig = SGX_QUOTES
+        self, pki: SimulatedPki, platform_id: str = "0", *, config: QuoteConfig = SGX_QUOTES
     ) -> None:
         """Create the QE report.
 
@@ -295,12 +311,11 @@ class SgxQuotingEnclave:
         platform = pki.platform(platform_id)
         self.qe_id: bytes = platform.qe_id  # 16 bytes, identifies the platform at a PCCS
         default = pki.key(f"platform/{platform_id}/sgx-attestation")
-        self._key = pki.resolve(config.attestation_key, default)
+        key = pki.resolve(config.attestation_key, default)
         self._cpusvn = pki.config.cpusvn
-        self._header = _header(config, pki.config, platform.qe_id)
-        auth = self._key.public_point + certified_qe_report(config, pki, platform, self._key)
-        self._auth_size = struct.pack("<I", SIGNATURE_SIZE + len(auth))
-        self._tail = auth + bytes(config.padding)
+        self._header = _sgx_header(config, pki.config, platform.qe_id)
+        report = certified_qe_report(config, pki, platform, key)
+        self._signer = _Signer(key, report, config.padding)
         self._cut = config.cut
 
     def quote(self, enclave: SimulatedEnclave) -> bytes:
@@ -309,18 +324,17 @@ class SgxQuotingEnclave:
         Raises:
             UsageError: As `SimulatedEnclave.report`.
         """
-        signed = self._header + enclave.report(self._cpusvn)
-        quote = b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
+        quote = self._signer.sign(self._header + enclave.report(self._cpusvn))
         return quote[: len(quote) - self._cut]
 
 
-def _header(config: configs.QuoteConfig, pki: configs.PkiConfig, qe_id: bytes) -> bytes:
+def _sgx_header(config: QuoteConfig, pki: PkiConfig, qe_id: bytes) -> bytes:
     return _SGX_HEADER.pack(
-        configs.value_or(config.version, _VERSION),
+        value_or(config.version, _VERSION),
         config.attestation_key_type,
         config.tee_type,
-        configs.value_or(config.qe_isvsvn, pki.qe_isvsvn),
+        value_or(config.qe_isvsvn, pki.qe_isvsvn),
         pki.pcesvn,
         config.vendor_id,
-        configs.value_or(config.user_data, qe_id + bytes(4)),
+        value_or(config.user_data, qe_id + bytes(4)),
     )

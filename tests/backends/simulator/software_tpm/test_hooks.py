@@ -11,8 +11,7 @@ from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.nitro_tpm import request_document
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel, VirtualIndex
 from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
-from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
-from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
+from attestkit.backends.simulator.software_tpm.swtpm import SwtpmProcess, TpmProxy
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.hmac_session import SessionCommand, hmac_session

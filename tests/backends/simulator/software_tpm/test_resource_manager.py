@@ -10,7 +10,7 @@ import pytest
 
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
 from attestkit.backends.simulator.software_tpm.resource_manager import ManagedFile, ResourceManager
-from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
+from attestkit.backends.simulator.software_tpm.swtpm import SwtpmProcess
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from tests.backends.simulator.software_tpm.command_frames import (
     PERSISTENT,

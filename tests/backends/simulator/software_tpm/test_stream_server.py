@@ -9,7 +9,7 @@ import pytest
 
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
 from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
-from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
+from attestkit.backends.simulator.software_tpm.swtpm import SwtpmProcess
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.transports import StreamTransport
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError

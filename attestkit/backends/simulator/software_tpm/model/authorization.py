@@ -89,10 +89,7 @@ def _read_entry(area: CommandReader, state: TpmState, number: int) -> GivenAutho
 
 
 def check_authorizations(
-    state: TpmState,
-    command: AuthorizedCommand,
-    given: list[GivenAuthorization],
-    parameters: bytes,
+    state: TpmState, command: AuthorizedCommand, given: list[GivenAuthorization], parameters: bytes
 ) -> list[GivenAuthorization]:
     """Check passwords and HMACs of a command; return them as the response needs them."""
     if len(given) < command.authorized:
