@@ -75,7 +75,7 @@ class Attester(Generic[B_co]):
             UsageError: If `backend` is not a backend, or `$DSTACK_HOST_SHARED_DIR` is not an
                 absolute path.
         """
-        if not _is_backend(backend):
+        if not isinstance(backend, Backend) or isinstance(backend, type):
             raise UsageError(
                 f"backend: {backend!r} is not a backend (attestkit.backends.base.Backend)",
                 reason="wrong_type",
@@ -414,7 +414,3 @@ class Attester(Generic[B_co]):
     def __repr__(self) -> str:
         simulated = ", simulated" if self.simulated else ""
         return f"<Attester on {self._backend.name}{simulated}>"
-
-
-def _is_backend(value: object) -> bool:
-    return isinstance(value, Backend) and not isinstance(value, type)

@@ -242,7 +242,10 @@ class Machine(GpuHost):
     def _add_common(self) -> None:
         add, faults, setup = self.tree.add, self._faults, self._setup
         boot_id = "/proc/sys/kernel/random/boot_id"
-        add(boot_id, kernel_files.text_file("boot_id", faults, self._boot_id))
+        add(
+            boot_id,
+            kernel_files.text_file("boot_id", faults, self._boot_id),
+        )
         if setup.qgs_port is not None:
             text = f"# Port of the quote generation service.\nport = {setup.qgs_port}\n"
             add(
@@ -381,10 +384,9 @@ class _OpenFaults(kernel_files.Snapshot):
 
     def __init__(self, file: kernel_files.File) -> None:
         self._armed = file.faults
-        super().__init__(file, self._show)
-
-    def _show(self) -> bytes:
-        return "".join(f"{fault}\n" for fault in self._armed.armed()).encode()
+        super().__init__(
+            file, lambda: "".join(f"{fault}\n" for fault in self._armed.armed()).encode()
+        )
 
     def write(self, data: bytes, _offset: int) -> int:
         try:

@@ -7,6 +7,7 @@ import hmac
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from attestkit import backends
@@ -214,7 +215,8 @@ class AzureBackend(TpmGuest):
         super().__init__(open_tpm(device, paths) if client is None else client, paths)
         self._paravisor = Paravisor(self._client, sleep=sleep)
         self._imds = ImdsClient(IMDS_ADDRESS, sleep=sleep) if imds is None else imds
-        self._user_data, self._logs = user_data, logs
+        self._user_data = user_data
+        self._read_logs = partial(read_tpm_logs, paths) if logs else TpmLogs
 
     @classmethod
     def probe(cls, paths: KernelPaths | None = None) -> None:
@@ -318,6 +320,3 @@ class AzureBackend(TpmGuest):
         """
         check_bytes("digest", digest, 32)
         self._client.pcr_extend(INIT_DATA_PCR, {"sha256": digest})
-
-    def _read_logs(self) -> TpmLogs:
-        return read_tpm_logs(self._paths) if self._logs else TpmLogs()

@@ -129,14 +129,6 @@ class RecordedResult(NamedTuple):
 # -- codecs ------------------------------------------------------------------------------------
 
 
-def _decode_bytes(found: object, _: CodecState) -> bytes:
-    return from_hex(found, "answer")
-
-
-def _decode_text(found: object, _: CodecState) -> str:
-    return string({"answer": found}, "answer")
-
-
 def _decode_null(found: object, _: CodecState) -> None:
     if found is not None:
         raise FormatError("answer: must be null", reason="wrong_type")
@@ -204,8 +196,8 @@ def _decode_events(found: object, state: CodecState) -> EventHistory:
     return state.history
 
 
-BYTES: Final = Codec(lambda data, _: data.hex(), _decode_bytes)
-TEXT: Final = Codec(lambda text, _: text, _decode_text)
+BYTES: Final = Codec(lambda data, _: data.hex(), lambda found, _: from_hex(found, "answer"))
+TEXT: Final = Codec(lambda text, _: text, lambda found, _: string({"answer": found}, "answer"))
 NOTHING: Final = Codec(lambda _value, _: None, _decode_null)
 VERSION: Final = Codec(lambda version, _: version, _decode_version)
 SNP: Final = Codec(

@@ -6,7 +6,7 @@ record. Events and digests are those that `attestkit.measure` expects of the ima
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -21,10 +21,9 @@ from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.kernel.boot_events import ACTIONS, EXITS
 from attestkit.measure.rtmr0.boot_events import measured_variables
 from attestkit.measure.rtmr0.boot_options import firmware_boot_options
+from attestkit.tpm.algorithms import HASH_IDS, hash_size
 
 AREA_SIZE: Final = 65536  # bytes, as OVMF reserves
-
-_SHA384: Final = 0x000C
 
 _TD_HOB_TABLE: Final = UUID("93bb96af-b9f2-4eb8-9462-e0ba74564236")  # OVMF's own
 _SMBIOS_TABLE: Final = UUID("eb9d2d31-2d88-11d3-9a16-0090273fc14d")
@@ -49,7 +48,11 @@ class Record(NamedTuple):
 
 def boot_log(image: Image) -> bytes:
     """Return the log area, 64 KiB, of a TD that booted `image`."""
-    log = _header() + b"".join(map(_encode, boot_records(image)))
+    encoded = [
+        encode_record(one.register + 1, one.event_type, {"sha384": one.digest}, one.data)
+        for one in boot_records(image)
+    ]
+    log = encode_spec_id(1, ("sha384",)) + b"".join(encoded)
     return log.ljust(AREA_SIZE, b"\xff")
 
 
@@ -134,16 +137,20 @@ def _file_path(path: str) -> bytes:
     return b"\x04\x04" + struct.pack("<H", 4 + len(text)) + text
 
 
-def _header() -> bytes:
-    """Return the first record (format of TPM 1.2), which describes the format of the others."""
-    # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN, one algorithm.
-    spec_id = b"Spec ID Event03\0" + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 2, 1, _SHA384, 48, 0)
-    return struct.pack("<II20xI", 1, NO_ACTION, len(spec_id)) + spec_id
+def encode_spec_id(index: int, banks: Sequence[str]) -> bytes:
+    """Return the first record of a log, in the format of TPM 1.2: banks and their digest sizes."""
+    algorithms = b"".join(struct.pack("<HH", HASH_IDS[bank], hash_size(bank)) for bank in banks)
+    # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN.
+    head = struct.pack("<IBBBBI", 0, 0, 2, 0, 2, len(banks))
+    spec_id = b"Spec ID Event03\0" + head + algorithms + b"\0"
+    return struct.pack("<II20xI", index, NO_ACTION, len(spec_id)) + spec_id
 
 
-def _encode(record: Record) -> bytes:
-    head = struct.pack("<IIIH", record.register + 1, record.event_type, 1, _SHA384)
-    return head + record.digest + struct.pack("<I", len(record.data)) + record.data
+def encode_record(index: int, event_type: int, digests: Mapping[str, bytes], data: bytes) -> bytes:
+    """Return a record in the crypto-agile format; `digests` are by bank, in the banks' order."""
+    tagged = [struct.pack("<H", HASH_IDS[bank]) + digest for bank, digest in digests.items()]
+    head = struct.pack("<III", index, event_type, len(tagged)) + b"".join(tagged)
+    return head + struct.pack("<I", len(data)) + data
 
 
 def _u64(*values: int) -> bytes:

@@ -136,7 +136,8 @@ class Simulator(SimulatedApp):
                 seed = self._folder.seed(random) if self._folder else random(32)
             self._seed: bytes = seed
             self._attach_gpus(seed, gpus, self._scenario.gpu_fault)
-            self._set_ids(seed, app_id)
+            self._app_id, platform = app_id, self._scenario.platform_id
+            self._instance_id = td_reports.instance_id(seed, app_id, self.app_compose, platform)
             self._keys_are_ours = app_keys is None
             if not kms_boot:
                 self._app_keys = AppKeys.from_seed(seed) if app_keys is None else app_keys
@@ -152,11 +153,6 @@ class Simulator(SimulatedApp):
         self.faults: Faults = Faults.of(faults)
         self._calls = FaultInjector(self.faults, platform=self.platform, has_log=has_log, wait=wait)
         self.faults.watch(self._check_fault)
-
-    def _set_ids(self, seed: bytes, app_id: bytes) -> None:
-        """Set the ids of the app and of this instance of it."""
-        self._app_id, platform_id = app_id, self._scenario.platform_id
-        self._instance_id = td_reports.instance_id(seed, app_id, self.app_compose, platform_id)
 
     def _choose_app(
         self, app_compose: bytes | None, app_id: bytes | None, *, kms_boot: bool

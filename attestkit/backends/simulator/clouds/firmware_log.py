@@ -6,12 +6,10 @@ of simulated components.
 """
 
 import hashlib
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from attestkit.event_log.event_types import NO_ACTION
-from attestkit.tpm.algorithms import HASH_IDS, hash_size
+from attestkit.backends.simulator.boot_log import encode_record, encode_spec_id
 
 BANKS: Final = ("sha1", "sha256", "sha384")
 """Banks of the log, those of the simulated TPM."""
@@ -111,19 +109,5 @@ def shim_and_grub_records() -> tuple[BootRecord, ...]:
 
 def encode_log(records: Sequence[BootRecord]) -> bytes:
     """Return the log as Linux shows it in binary_bios_measurements, without padding."""
-    return _header() + b"".join(map(_encode, records))
-
-
-def _header() -> bytes:
-    """Return the first record, in the format of TPM 1.2: the banks and their digest sizes."""
-    algorithms = b"".join(struct.pack("<HH", HASH_IDS[bank], hash_size(bank)) for bank in BANKS)
-    # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN.
-    head = struct.pack("<IBBBBI", 0, 0, 2, 0, 2, len(BANKS))
-    spec_id = b"Spec ID Event03\0" + head + algorithms + b"\0"
-    return struct.pack("<II20xI", 0, NO_ACTION, len(spec_id)) + spec_id
-
-
-def _encode(record: BootRecord) -> bytes:
-    digests = b"".join(struct.pack("<H", HASH_IDS[bank]) + record.digests[bank] for bank in BANKS)
-    head = struct.pack("<III", record.pcr, record.event_type, len(BANKS))
-    return head + digests + struct.pack("<I", len(record.data)) + record.data
+    encoded = [encode_record(one.pcr, one.event_type, one.digests, one.data) for one in records]
+    return encode_spec_id(0, BANKS) + b"".join(encoded)

@@ -188,7 +188,9 @@ class GcpTdSimulator(_GoogleVm):
 
     def _start(self, app_id: bytes) -> None:
         if self._scenario.cloud.loader == "stub":  # an image of dstack boots without shim
-            self.vm_config: str = self.vm_config or _vm_config()
+            self.vm_config: str = self.vm_config or measured_vm_config(
+                "gcp", {"version": 1, "uki_auth": sha256(UKI)}
+            )
         super()._start(app_id)
         if self.emulated:
             return
@@ -222,8 +224,3 @@ def _records() -> tuple[firmware_log.BootRecord, ...]:
     version = firmware_log.measured(0, _CRTM_VERSION, _VERSION)
     host = firmware_log.measured(0, _NON_HOST, b"GCE NonHostInfo", sha256=_NON_HOST_INFO)
     return (version, host, *records[2:])
-
-
-def _vm_config() -> str:
-    """Return the VM configuration with the measurement document of the simulated UKI."""
-    return measured_vm_config("gcp", {"version": 1, "uki_auth": sha256(UKI)})

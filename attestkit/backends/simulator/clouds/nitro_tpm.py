@@ -23,7 +23,6 @@ from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.dstack.boot_sequence import boot_events
 from attestkit.event_log.event import Event
 from attestkit.event_log.journal import MemoryJournal, RegisterAccess, RuntimeLog
-from attestkit.keys import AppKeys
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from attestkit.tpm.pcrs import EVENT_PCR, EVERY_PCR
 
@@ -98,7 +97,9 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         """Seal the app's configuration in PCR 8, and emit the boot events unless a KMS is used."""
         launch = self.launch()
         keys = None if self.kms_boot else self.app_keys
-        provider = ("kms", b"") if keys is None else _provider(keys)
+        provider = ("kms", b"")
+        if keys is not None:
+            provider = keys.key_provider, bytes.fromhex(keys.key_provider_id)
         config_id = config_id_v2(launch.app_compose.compose_hash, launch.app_id, *provider)
         self.vtpm.tpm.provision_pcr(_CONFIG_PCR, {BANK: config_id})
         events = () if keys is None else boot_events(launch._replace(app_keys=keys))
@@ -117,10 +118,6 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         """Return the log of runtime events; their version is fixed at boot."""
         del version
         return self._journal
-
-
-def _provider(keys: AppKeys) -> tuple[str, bytes]:
-    return keys.key_provider, bytes.fromhex(keys.key_provider_id)
 
 
 class SimulatedNitroTpm(NitroTpmBackend):

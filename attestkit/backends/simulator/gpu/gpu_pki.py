@@ -333,7 +333,9 @@ class SimulatedOcsp:
             key, certificate = served.leaf
         else:
             key, certificate = self._pki.responder(served.issuer, may_sign=fault.may_sign)
-        return OcspResponder(certificate, lambda data: _sign(key, data))
+        return OcspResponder(
+            certificate, lambda data: encode_sequence(*map(encode_integer, key.sign(data)))
+        )
 
 
 def _identify(served: ServedCertificate, like: CertId | None = None) -> CertId:
@@ -347,10 +349,6 @@ def _nonce(fault: OcspFault, nonce: bytes | None) -> bytes | None:
     if nonce is None or fault.nonce == "missing":
         return None
     return nonce if fault.nonce == "echoed" else bytes([nonce[0] ^ 1]) + nonce[1:]
-
-
-def _sign(key: P384Key, data: bytes) -> bytes:
-    return encode_sequence(*map(encode_integer, key.sign(data)))
 
 
 def _alter(answer: bytes) -> bytes:

@@ -9,7 +9,7 @@ from attestkit.attestation.launch.os_image import read_snp_launch
 from attestkit.attestation.launch.snp import SnpLaunch
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.simulator.images import image_documents
-from attestkit.backends.simulator.images.os_image import Image, SnpImage
+from attestkit.backends.simulator.images.os_image import Image, SnpImage, component_content
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure import (
     DstackImage,
@@ -60,7 +60,7 @@ def boot_image(source: image_documents.BootSource, vm_config: str | None) -> Ima
         mrtd=expected.mrtd,
         firmware=TdxFirmware.parse(firmware),
         events=tuple(
-            event._replace(digest=event.digest or _stand_in(event.name))
+            event._replace(digest=event.digest or sha384(component_content(event.name)))
             for event in expected.events
         ),
         os_image_hash=expected.os_image_hash or b"",
@@ -123,10 +123,6 @@ def _measure_files(files: image_documents.BootFiles) -> ExpectedMeasurements:
         acpi=find_tables(files.shape) if files.acpi is None else files.acpi,
         smbios=_NO_SMBIOS if files.smbios is None else files.smbios,
     )
-
-
-def _stand_in(name: str) -> bytes:
-    return sha384(f"attestkit simulated {name}".encode())
 
 
 def _measure_snp(files: image_documents.BootFiles, launch: SnpLaunch) -> bytes:
