@@ -16,8 +16,14 @@ from attestkit.attestation.wire.evidence_parts import (
     RuntimeEvent,
     Stack,
 )
-from attestkit.attester.evidence_source import HostApp, SourceContext, TpmKeySource, parse_response
-from attestkit.attester.journal_source import EventRegister, JournalSource
+from attestkit.attester.evidence_source import (
+    EventRegister,
+    HostApp,
+    JournalSource,
+    SourceContext,
+    TpmKeySource,
+    parse_response,
+)
 from attestkit.attester.tdx_source import TdSource
 from attestkit.backends.base import Backend, EventPcr, EvidenceCollector
 from attestkit.errors import BackendError, JournalError, ReplayError

@@ -20,9 +20,8 @@ from attestkit.attestation.nitro_tpm import BUFFER_SIZE, DocumentRequest, read_d
 from attestkit.attestation.wire.evidence_parts import NitroTpm
 from attestkit.backends.base import check_bytes
 from attestkit.backends.linux.device_errors import failed
-from attestkit.backends.linux.dmi import require_cloud
 from attestkit.backends.linux.guest_logs import GuestJournal
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.kernel import KernelPaths, require_cloud
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
 from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.hmac_session import RandomBytes, SessionCommand, hmac_session

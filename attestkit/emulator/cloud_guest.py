@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from attestkit.backends.simulator.clouds.firmware_log import BANKS
+from attestkit.backends.simulator.boot_log import BANKS
 from attestkit.backends.simulator.clouds.imds import ImdsServer
 from attestkit.backends.simulator.clouds.nitro_tpm import AwsSnpSimulator
 from attestkit.backends.simulator.clouds.tpm import TpmSimulator

@@ -242,10 +242,7 @@ class Machine(GpuHost):
     def _add_common(self) -> None:
         add, faults, setup = self.tree.add, self._faults, self._setup
         boot_id = "/proc/sys/kernel/random/boot_id"
-        add(
-            boot_id,
-            kernel_files.text_file("boot_id", faults, self._boot_id),
-        )
+        add(boot_id, kernel_files.text_file("boot_id", faults, self._boot_id))
         if setup.qgs_port is not None:
             text = f"# Port of the quote generation service.\nport = {setup.qgs_port}\n"
             add(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from attestkit._formats.strict_json import decode_strictly
+from attestkit._system.clock import current_time
 from attestkit.attester import Attester
 from attestkit.attester.evidence_source import NO_REGISTERS, BootSource
 from attestkit.backends.base import Backend, BootHost
@@ -44,7 +45,6 @@ from attestkit.kms.https_call import TimeLimits
 from attestkit.kms.key_checks import FetchedKeys, not_proven
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.sealed_provider import check_sealed_provider
-from attestkit.ra_tls.issued import current_time
 from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ import pytest
 
 import attestkit
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._system.clock import current_time
 from attestkit.attester import Attester
 from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
 from attestkit.errors import AttestKitError, KmsError
@@ -27,7 +28,6 @@ from attestkit.kms.release.authorization import Decision, FunctionAuthorization
 from attestkit.kms.release.key_release import derive_app_ca, release_app_keys
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import KmsStateFolder, create_state
-from attestkit.ra_tls.issued import current_time
 from attestkit.report_data import ReportData
 from attestkit.testing import SimulatedTee
 from tests.secrets.marks import mark, search

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from attestkit import backends
 from attestkit._formats.strict_json import from_hex
 from attestkit._package import own_version
+from attestkit._system.clock import current_time
 from attestkit.backends.base import Backend, LaunchRecord
 from attestkit.backends.recording import recording_file
 from attestkit.backends.recording.recorded_protocols import (
@@ -37,10 +38,6 @@ else:
     Self = TypeVar("Self")  # for programs that evaluate the hints at run time
 
 __all__ = ["Recording"]
-
-
-def _clock() -> float:
-    return datetime.now(timezone.utc).timestamp()
 
 
 class Recording(RecordedCalls):
@@ -87,7 +84,7 @@ class Recording(RecordedCalls):
         *,
         of: str | Backend | None = None,
         options: Mapping[str, object] | None = None,
-        now: Callable[[], float] = _clock,
+        now: Callable[[], float] = current_time,
     ) -> "Self":
         """Create an object of a class with the protocols of the recorded backend."""
         file = _recording_path(path)

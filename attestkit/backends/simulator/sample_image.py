@@ -18,15 +18,7 @@ from uuid import UUID
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit.attestation.launch.snp import SnpImage
 from attestkit.attestation.launch.td_hob import SPLIT_MEMORY
-from attestkit.backends.simulator.images.image_documents import (
-    OVMF_VARIANT,
-    SNP_DOCUMENT,
-    TDX_DOCUMENT,
-    TdxMeasurement,
-    checksum_list,
-    encode_cbor,
-    snp_document,
-)
+from attestkit.backends.simulator.images import image_documents
 from attestkit.backends.simulator.images.os_image import HASHES_TABLE_GPA, RESET_EIP, SNP_SECTIONS
 from attestkit.errors import UsageError
 from attestkit.measure.firmware import tdvf
@@ -283,12 +275,12 @@ def sample_image_files(
     metadata: dict[str, object] = {**_NAMES, "cmdline": cmdline, "is_dev": False}
     metadata["version"] = _VERSIONS[document_version]
     if document_version is not None:
-        metadata["ovmf_variant"] = OVMF_VARIANT
+        metadata["ovmf_variant"] = image_documents.OVMF_VARIANT
         if document_version == 4:
             metadata["kernel_header_normalized"] = True
         files |= _documents(contents, cmdline, document_version)
     files[METADATA] = json.dumps(metadata, indent=2).encode() + b"\n"
-    checksums = checksum_list(files)
+    checksums = image_documents.checksum_list(files)
     return {**files, CHECKSUMS: checksums, DIGEST: f"{sha256(checksums).hex()}\n".encode()}
 
 
@@ -321,7 +313,7 @@ def _documents(
 ) -> dict[str, bytes]:
     firmware, kernel, initrd = contents.values()
     sections = tdvf.read_tdvf_sections(firmware)
-    tdx = TdxMeasurement(
+    tdx = image_documents.TdxMeasurement(
         version=version,
         cmdline=cmdline,
         kernel=authenticode_digest(kernel),
@@ -339,4 +331,9 @@ def _documents(
         reset_eip=RESET_EIP,
         ovmf_sections=SNP_SECTIONS,
     )
-    return {TDX_DOCUMENT: tdx.encode(), SNP_DOCUMENT: encode_cbor(snp_document(snp))}
+    return {
+        image_documents.TDX_DOCUMENT: tdx.encode(),
+        image_documents.SNP_DOCUMENT: image_documents.encode_cbor(
+            image_documents.snp_document(snp)
+        ),
+    }

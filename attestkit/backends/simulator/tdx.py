@@ -7,12 +7,12 @@ only on request, `simulated` is true, and it is used only by name.
 import os
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from attestkit._crypto.hashes import sha256
+from attestkit._system.clock import current_time
 from attestkit.attestation.launch.mr_config import config_id_v1
 from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator import td_reports
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
 _PACKAGE: Final = __name__.rpartition(".")[0]
 _RTMRS_AT: Final = 328  # offset of registers and report data in a TD body
 _REST_AT: Final = 584  # offset of the fields of TD 1.5
-
-
-def _clock() -> float:
-    return datetime.now(timezone.utc).timestamp()
 
 
 class Simulator(SimulatedApp):
@@ -118,7 +114,7 @@ class Simulator(SimulatedApp):
         app_id: bytes | None = None,
         tpm: str | None = None,
         gpus: "int | GpuConfig | None" = None,
-        now: Callable[[], float] = _clock,
+        now: Callable[[], float] = current_time,
         random: Callable[[int], bytes] = os.urandom,
         wait: Callable[[float], object] = time.sleep,
     ) -> None:

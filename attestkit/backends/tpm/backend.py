@@ -15,7 +15,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.backends.base import check_bytes
 from attestkit.backends.linux.device_errors import unavailable
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.tpm.client import FAMILY, LoadedKey, TpmClient
 from attestkit.backends.tpm.quote_reader import TpmLogs, collect_quote, read_tpm_logs
 from attestkit.backends.tpm.tpm_device import TpmGuest, open_tpm

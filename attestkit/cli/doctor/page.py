@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from attestkit.backends.linux.host_inspection import PathStatus
-from attestkit.backends.linux.release import FEATURES
+from attestkit.backends.linux.kernel import FEATURES
 from attestkit.cli.doctor.examine import Diagnosis
 from attestkit.cli.output import console
 from attestkit.cli.output.console import Check

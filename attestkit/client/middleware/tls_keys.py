@@ -12,10 +12,10 @@ from attestkit._crypto.der import BIT_STRING, SEQUENCE, DerReader
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import CERTIFICATE_LABEL, split_pem
 from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._system.clock import current_time
 from attestkit._system.untrusted_files import read_regular
 from attestkit.client.document import MAX_KEYS
 from attestkit.errors import FormatError, UsageError
-from attestkit.ra_tls.issued import current_time
 
 if TYPE_CHECKING:
     from attestkit._reasons import UsageReason

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -219,9 +220,7 @@ def _set_ready(_machine: StubMachine, state: StubState, ready: int) -> bytes:
 
 
 def _uuid_text(device: StubDevice, _index: int) -> bytes:
-    text = device.uuid.hex()
-    parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
-    return f"GPU-{'-'.join(parts)}".encode()
+    return f"GPU-{uuid.UUID(bytes=device.uuid)}".encode()
 
 
 def _memory(device: StubDevice, _index: int) -> bytes:

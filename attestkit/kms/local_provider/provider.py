@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.zeroize import Secret, own_copy, wipe
+from attestkit._system.clock import current_time
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import SgxQuotingEnclave, SimulatedEnclave
 from attestkit.errors import AttestKitError, UsageError, VerificationError
@@ -56,10 +56,6 @@ _ENCLAVE: Final = SimulatedEnclave()
 _log: Final = logging.getLogger("attestkit.kms")
 
 
-def _clock() -> float:
-    return datetime.now(timezone.utc).timestamp()
-
-
 class SimulatedLocalProvider(Secret):
     """A local key provider that runs in Python. A context manager; thread-safe.
 
@@ -88,7 +84,7 @@ class SimulatedLocalProvider(Secret):
         enclave: SimulatedEnclave = _ENCLAVE,
         sealing_key: bytes | None = None,
         verifier: Verifier | None = None,
-        now: Callable[[], float] = _clock,
+        now: Callable[[], float] = current_time,
         host: str = "127.0.0.1",
         port: int = 0,
         timeout: float = IO_SECONDS,

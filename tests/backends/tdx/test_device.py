@@ -12,7 +12,7 @@ from attestkit.backends.linux.syscalls import DeviceCalls, size_of
 from attestkit.backends.tdx import device, qgs, quote_ioctl, rtmr
 from attestkit.backends.tdx.device import MEANINGS, TdxDevice
 from attestkit.backends.tdx_ioctl import GENERATIONS
-from attestkit.backends.tsm import errno_meanings
+from attestkit.backends.tsm import configfs_files as errno_meanings
 from attestkit.errors import (
     BackendError,
     BackendUnavailableError,

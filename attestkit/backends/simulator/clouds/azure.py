@@ -15,12 +15,12 @@ from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Platfo
 from attestkit.backends.azure import AzureBackend
 from attestkit.backends.azure.backend import AK_CERTIFICATE, AK_HANDLE, HCL_REPORT, USER_DATA
 from attestkit.backends.azure.imds import ImdsClient
+from attestkit.backends.simulator.boot_log import boot_application, uefi_records
 from attestkit.backends.simulator.clouds import imds
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
-from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.pki.cloud_pki import issue_azure_certificate
-from attestkit.backends.simulator.service_response import ServiceResponse
+from attestkit.backends.simulator.pki.pccs import ServiceResponse
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter, issue_platform
 from attestkit.backends.tpm.quote_reader import collect_quote

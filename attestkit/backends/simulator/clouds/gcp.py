@@ -10,7 +10,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, PcrValue, Platform
 from attestkit.backends.gcp import GcpBackend
 from attestkit.backends.gcp.event_logs import event_digest
-from attestkit.backends.simulator.clouds import firmware_log
+from attestkit.backends.simulator import boot_log
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.images.image_documents import measured_vm_config
 from attestkit.backends.simulator.pki import cloud_pki
@@ -218,9 +218,9 @@ class GcpTdSimulator(_GoogleVm):
         return found
 
 
-def _records() -> tuple[firmware_log.BootRecord, ...]:
+def _records() -> tuple[boot_log.BootRecord, ...]:
     """Return the measurements of Google's firmware, whose loader measures the UKI into PCR 2."""
-    records = firmware_log.uefi_records("google", firmware_log.boot_application(UKI, pcr=2))
-    version = firmware_log.measured(0, _CRTM_VERSION, _VERSION)
-    host = firmware_log.measured(0, _NON_HOST, b"GCE NonHostInfo", sha256=_NON_HOST_INFO)
+    records = boot_log.uefi_records("google", boot_log.boot_application(UKI, pcr=2))
+    version = boot_log.measured(0, _CRTM_VERSION, _VERSION)
+    host = boot_log.measured(0, _NON_HOST, b"GCE NonHostInfo", sha256=_NON_HOST_INFO)
     return (version, host, *records[2:])

@@ -12,8 +12,8 @@ from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v2
 from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.nitro_tpm import BANK, NitroTpmBackend
+from attestkit.backends.simulator.boot_log import boot_application, uefi_records
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
-from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
 from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 from attestkit.backends.simulator.images.image_documents import measured_vm_config
 from attestkit.backends.simulator.pki.cloud_pki import NitroCa, make_nitro_root

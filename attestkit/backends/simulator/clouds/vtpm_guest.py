@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, cast, get_args
 
 from attestkit._crypto.hashes import hkdf_sha256
-from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.simulator.clouds import firmware_log
+from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.simulator import boot_log
 from attestkit.backends.simulator.clouds.imds import Respond
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.backends.simulator.pki.intel_pki import derive
@@ -59,7 +59,7 @@ class SimulatedVtpm:
     def __init__(
         self,
         seed: bytes,
-        records: Sequence[firmware_log.BootRecord],
+        records: Sequence[boot_log.BootRecord],
         *,
         kind: TpmKind,
         hooks: TpmHooks,
@@ -69,7 +69,7 @@ class SimulatedVtpm:
     ) -> None:
         own_seed = hkdf_sha256(seed, b"tpm", 32, _SALT)
         self._folder: TemporaryDirectory[str] = TemporaryDirectory(prefix="attestkit-vtpm-")
-        self.paths: KernelPaths = self._write_log(firmware_log.encode_log(records))
+        self.paths: KernelPaths = self._write_log(boot_log.encode_log(records))
         self.process: SwtpmProcess | None = None
         self.tpm: TpmModel | TpmProxy
         try:
@@ -168,11 +168,11 @@ class VtpmGuest(Simulator):
     def _clock(self) -> SimulatedClock:
         return RealClock() if self.emulated else SimulatedClock()
 
-    def _start_vtpm(self, records: Sequence[firmware_log.BootRecord], hooks: TpmHooks) -> None:
+    def _start_vtpm(self, records: Sequence[boot_log.BootRecord], hooks: TpmHooks) -> None:
         """Start the TPM, into which the firmware measures records; its faults are injected."""
         hooks.fault = self._tpm_fault
         if self._scenario.cloud.loader == "grub":
-            records = (*records, *firmware_log.shim_and_grub_records())
+            records = (*records, *boot_log.shim_and_grub_records())
         self._vtpm = SimulatedVtpm(
             self._seed,
             records,

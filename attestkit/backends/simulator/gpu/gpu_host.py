@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-from attestkit.backends.simulator.service_response import (
+from attestkit.backends.simulator.pki.pccs import (
     JSON,
     ServiceResponse,
     content_response,

@@ -19,19 +19,12 @@ from attestkit._crypto.x509.ocsp.answer_writer import (
     write_ocsp_error,
 )
 from attestkit._crypto.x509.ocsp.request import CertId, cert_id, read_ocsp_request
+from attestkit._crypto.x509.simulated import gpu_extensions
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window, key_id
 from attestkit._crypto.x509.simulated.cloud_certificates import (
     Extension,
     encode_name,
     issue_cloud_leaf,
-)
-from attestkit._crypto.x509.simulated.gpu_extensions import (
-    OCSP_NO_CHECK,
-    OCSP_SIGNING,
-    encode_device_name,
-    encode_dice_fwid,
-    encode_dice_tcb_info,
-    encode_ocsp_access,
 )
 from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.backends.simulator.gpu.deviations import OcspFault
@@ -57,7 +50,7 @@ _DEVICE_VALIDITY: Final = Window(
     datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc),
 )
 _EXPIRED: Final = Window(VALIDITY.start, datetime(2024, 6, 1, tzinfo=timezone.utc))
-_ACCESS: Final = encode_ocsp_access(OCSP_URL)
+_ACCESS: Final = gpu_extensions.encode_ocsp_access(OCSP_URL)
 _VENDOR: Final = "NVIDIA"  # in fields that devices of the vendor have, not in names of issuers
 
 
@@ -117,7 +110,9 @@ class GpuPki:
         key = p384_key(self._derive, f"{label}/leaf")
         fwid = self._derive(f"fwid/{model.product}", 48)
         extensions = (
-            encode_device_name(f"{_VENDOR}:{model.chip}:{self.pdi(label).hex().upper()}"),
+            gpu_extensions.encode_device_name(
+                f"{_VENDOR}:{model.chip}:{self.pdi(label).hex().upper()}"
+            ),
             _dice(model, other.authority.spki, fwid),
         )
         leaf = _issue_leaf(brom, key.spki, model, extensions)
@@ -195,8 +190,8 @@ class GpuPki:
             issuer.authority,
             serial=serial_number(self._derive, f"{label}/{may_sign}"),
             validity=VALIDITY,
-            usages=(OCSP_SIGNING,) if may_sign else (),
-            extensions=(OCSP_NO_CHECK,),
+            usages=(gpu_extensions.OCSP_SIGNING,) if may_sign else (),
+            extensions=(gpu_extensions.OCSP_NO_CHECK,),
         )
         self._signers[issuer, may_sign] = key, (certificate,)
         return key, certificate
@@ -254,8 +249,10 @@ def _issue_leaf(
 
 def _dice(model: DeviceModel, device_key: bytes, fwid: bytes) -> Extension:
     if model.architecture == "BLACKWELL":
-        return encode_dice_tcb_info(_VENDOR, f"{model.chip} A01 {model.processor}", fwid)
-    return encode_dice_fwid(device_key, fwid)
+        return gpu_extensions.encode_dice_tcb_info(
+            _VENDOR, f"{model.chip} A01 {model.processor}", fwid
+        )
+    return gpu_extensions.encode_dice_fwid(device_key, fwid)
 
 
 def _name(common_name: str, serial: str = "") -> bytes:

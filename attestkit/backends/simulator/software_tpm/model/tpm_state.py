@@ -12,7 +12,6 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     Selection,
     TpmResponseError,
     handle_error,
-    sized,
     u16,
     u32,
 )
@@ -26,6 +25,7 @@ from attestkit.tpm.handles import FIRST_NV_INDEX, LAST_NV_INDEX
 from attestkit.tpm.pcrs import PCR_COUNT
 from attestkit.tpm.public_area import NO_DA as KEY_NO_DA
 from attestkit.tpm.public_area import USER_WITH_AUTH
+from attestkit.tpm.reader import encode_sized
 from attestkit.tpm.response_codes import RC_HANDLE, RC_REFERENCE_H0
 
 MAX_DIGESTS: Final = 8  # of a TPML_DIGEST, so of one PCR_Read
@@ -137,7 +137,7 @@ class NvIndex:
     def public(self) -> bytes:
         """The public area, TPMS_NV_PUBLIC."""
         head = u32(self.index) + u16(HASH_IDS[self.name_alg]) + u32(self.attributes)
-        return head + sized(self.policy) + u16(len(self.content))
+        return head + encode_sized(self.policy) + u16(len(self.content))
 
     @property
     def name(self) -> bytes:

@@ -14,7 +14,6 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     encode_pcr_selections,
     handle_error,
     parameter_error,
-    sized,
     u16,
     u32,
     u64,
@@ -35,6 +34,7 @@ from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import ALG_AES, ALG_CFB, ALG_NULL, LARGEST_DIGEST, hash_size
 from attestkit.tpm.handles import FIRST_TRANSIENT, HIERARCHIES, NULL
 from attestkit.tpm.public_area import DECRYPT, SIGN
+from attestkit.tpm.reader import encode_sized
 
 _LARGEST_SENSITIVE: Final = 128  # MAX_SYM_DATA
 _CREATION_TICKET: Final = 0x8021
@@ -71,11 +71,11 @@ def run_create_primary(call: CommandCall) -> CommandReply:
     digest = alg.compute_digest(template.name_alg, creation)
     ticket = keys.mac(hierarchy, u16(_CREATION_TICKET) + key.public.name + digest)
     parts = (
-        sized(key.public.encode()),
-        sized(creation),
-        sized(digest),
-        u16(_CREATION_TICKET) + u32(hierarchy) + sized(ticket),
-        sized(key.public.name),
+        encode_sized(key.public.encode()),
+        encode_sized(creation),
+        encode_sized(digest),
+        u16(_CREATION_TICKET) + u32(hierarchy) + encode_sized(ticket),
+        encode_sized(key.public.name),
     )
     return CommandReply(b"".join(parts), keys.load(key))
 
@@ -88,12 +88,12 @@ def _encode_creation(
     state: TpmState, key: PrimaryKey, pcrs: list[Selection], outside: bytes
 ) -> bytes:
     """Return TPMS_CREATION_DATA of a primary key (Part 2, section 15.1)."""
-    parent = sized(u32(key.hierarchy))  # name, and qualified name
+    parent = encode_sized(u32(key.hierarchy))  # name, and qualified name
     parts = (
         encode_pcr_selections(state.pcrs.filter(pcrs)),
-        sized(state.pcrs.digest(pcrs, key.public.name_alg)),
+        encode_sized(state.pcrs.digest(pcrs, key.public.name_alg)),
         _LOCALITY_0 + u16(alg.ALG_NULL),
-        parent + parent + sized(outside),
+        parent + parent + encode_sized(outside),
     )
     return b"".join(parts)
 
@@ -107,8 +107,8 @@ def run_read_public(call: CommandCall) -> CommandReply:
     """TPM2_ReadPublic."""
     call.reader.finish()
     key = _key_of(call.entities[0])
-    names = sized(key.public.name) + sized(key.qualified_name)
-    return CommandReply(sized(key.public.encode()) + names)
+    names = encode_sized(key.public.name) + encode_sized(key.qualified_name)
+    return CommandReply(encode_sized(key.public.encode()) + names)
 
 
 def run_evict_control(call: CommandCall) -> CommandReply:
@@ -157,7 +157,7 @@ def run_quote(call: CommandCall) -> CommandReply:
     scheme, hash_name = _choose_scheme(key, wanted)
     message = _encode_attest(call.state, key, extra_data, selections, hash_name)
     signature = _sign(call.state, key, scheme, hash_name, alg.compute_digest(hash_name, message))
-    return CommandReply(sized(message) + signature.encode())
+    return CommandReply(encode_sized(message) + signature.encode())
 
 
 def _read_scheme(reader: CommandReader) -> tuple[str, str] | None:
@@ -201,12 +201,12 @@ def _encode_attest(
         clock = head[0] + b"".join(u32(n & 0xFFFFFFFF) for n in head[1:]) + clock[-1:]
     parts = (
         _QUOTE.to_bytes(6, "big"),
-        sized(key.qualified_name),
-        sized(extra),
+        encode_sized(key.qualified_name),
+        encode_sized(extra),
         clock,
         u64(firmware),
         encode_pcr_selections(state.pcrs.filter(selections)),
-        sized(state.pcrs.digest(selections, hash_name)),
+        encode_sized(state.pcrs.digest(selections, hash_name)),
     )
     return b"".join(parts)
 
@@ -251,7 +251,7 @@ def run_start_auth_session(call: CommandCall) -> CommandReply:
     nonce_tpm = call.state.random(len(nonce))
     start = sessions.SessionStart(hash_name, bind.auth + secret, nonce_tpm, nonce)
     session = sessions.SimulatedSession(hash_name, start.derive_key(), nonce_tpm, bound)
-    return CommandReply(sized(nonce_tpm), call.state.sessions.start(session))
+    return CommandReply(encode_sized(nonce_tpm), call.state.sessions.start(session))
 
 
 def _read_symmetric(reader: CommandReader) -> None:
@@ -328,9 +328,11 @@ def run_context_save(call: CommandCall) -> CommandReply:
         # The last of three kinds of handles is for keys with stClear (Part 2, section 14.5).
         saved = state.keys.slots[2 if key.public.attributes & ST_CLEAR else 0]
         head = u64(state.contexts) + u32(saved) + u32(key.hierarchy)
-        content = sized(key.origin) + sized(key.public.encode()) + sized(key.auth)
+        content = (
+            encode_sized(key.origin) + encode_sized(key.public.encode()) + encode_sized(key.auth)
+        )
     mac = _context_mac(state, head, content)
-    return CommandReply(head + sized(sized(mac) + content))
+    return CommandReply(head + encode_sized(encode_sized(mac) + content))
 
 
 def _context_mac(state: TpmState, head: bytes, content: bytes) -> bytes:

@@ -14,7 +14,6 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     encode_pcr_selections,
     handle_error,
     parameter_error,
-    sized,
     u32,
     u64,
 )
@@ -22,6 +21,7 @@ from attestkit.tpm import nv_attributes as nv
 from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import LARGEST_DIGEST, hash_size
 from attestkit.tpm.handles import NULL, OWNER, PLATFORM
+from attestkit.tpm.reader import encode_sized
 from attestkit.tpm.response_codes import RC_LOCALITY, RC_VALUE
 
 _CLEAR: Final = 0
@@ -59,7 +59,7 @@ def run_get_random(call: CommandCall) -> CommandReply:
     """TPM2_GetRandom."""
     count = call.reader.next().u16()
     call.reader.finish()
-    return CommandReply(sized(call.state.random(min(count, _LARGEST_RANDOM))))
+    return CommandReply(encode_sized(call.state.random(min(count, _LARGEST_RANDOM))))
 
 
 def encode_clock(state: tpm_state.TpmState) -> bytes:
@@ -79,7 +79,7 @@ def run_pcr_read(call: CommandCall) -> CommandReply:
     call.reader.finish()
     pcrs = call.state.pcrs
     found, values = pcrs.read(selections, tpm_state.MAX_DIGESTS)
-    digests = u32(len(values)) + b"".join(map(sized, values))
+    digests = u32(len(values)) + b"".join(map(encode_sized, values))
     return CommandReply(u32(pcrs.updates) + encode_pcr_selections(found) + digests)
 
 
@@ -152,7 +152,7 @@ def run_nv_read_public(call: CommandCall) -> CommandReply:
     """TPM2_NV_ReadPublic."""
     call.reader.finish()
     index = _index_of(call.entities[0])
-    return CommandReply(sized(index.public) + sized(index.name))
+    return CommandReply(encode_sized(index.public) + encode_sized(index.name))
 
 
 def run_nv_read(call: CommandCall) -> CommandReply:
@@ -170,7 +170,7 @@ def run_nv_read(call: CommandCall) -> CommandReply:
         raise parameter_error(codes.RC_VALUE, 2)
     if offset + size > len(index.content):
         raise TpmResponseError(codes.RC_NV_RANGE)
-    return CommandReply(sized(bytes(index.content[offset : offset + size])))
+    return CommandReply(encode_sized(bytes(index.content[offset : offset + size])))
 
 
 def run_nv_write(call: CommandCall) -> CommandReply:
