@@ -1,4 +1,4 @@
-"""attestkit: hardware abstraction over confidential VMs.
+"""attestkit: remote attestation of confidential VMs.
 
 `open()` returns an attester for the TEE that the program runs in, or for a simulated one. `verify`
 and `Verifier` appraise evidence, and `connect()` speaks with servers that have proven theirs. All

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
 
@@ -12,6 +13,12 @@ def wrong_type(argument: str, expected: str, value: object) -> UsageError:
     """Return the error for an argument whose type is not `expected`."""
     message = f"{argument}: must be {expected}, not {type(value).__name__}"
     return UsageError(message, reason="wrong_type")
+
+
+def unsupported_algorithm(name: object, known: "Iterable[str]") -> UsageError:
+    """Return the error for a name of an algorithm that is not one of `known`."""
+    message = f"algorithm: unsupported: {ascii(name)[:40]}; use {' or '.join(known)}"
+    return UsageError(message, reason="unsupported_algorithm")
 
 
 def require_bytes(argument: str, value: object) -> None:

@@ -10,7 +10,7 @@ import warnings
 from base64 import urlsafe_b64encode
 from typing import TYPE_CHECKING, Final
 
-from attestkit._argument_checks import require_bytes, require_size, utf8
+from attestkit._argument_checks import require_bytes, require_size, unsupported_algorithm, utf8
 from attestkit._crypto.hashes import digest, sha256
 from attestkit.errors import UsageError
 
@@ -193,7 +193,7 @@ class ReportData:
             UsageError: If the algorithm is unknown, or the key has another size.
         """
         if algorithm not in _APP_KEY_TEXTS:
-            raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
+            raise unsupported_algorithm(algorithm, _APP_KEY_TEXTS)
         head, size = _APP_KEY_TEXTS[algorithm]
         if len(public_key) != size:
             message = f"{algorithm} public key: must be {size} bytes, not {len(public_key)}"

@@ -226,7 +226,8 @@ def test_for_app_key_with_other_algorithm_fails(algorithm: str) -> None:
     """Only algorithms of signing keys are accepted."""
     with raises(UsageError, "unsupported_algorithm") as caught:
         ReportData.for_app_key(algorithm, bytes(32))
-    assert str(caught.value) == "Unsupported algorithm"
+    wanted = f"algorithm: unsupported: '{algorithm}'; use ed25519 or secp256k1 or k256"
+    assert str(caught.value) == wanted
 
 
 @pytest.mark.parametrize(("algorithm", "size"), [("ed25519", 33), ("secp256k1", 32), ("k256", 65)])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from attestkit._argument_checks import require_bytes
+from attestkit._argument_checks import require_bytes, unsupported_algorithm
 from attestkit._crypto.ecdsa import P256Key, k256_recover
 from attestkit._crypto.hashes import keccak256
 from attestkit._native import unhex
@@ -88,7 +88,7 @@ class AgentKeys:
         """
         key_type = ALGORITHMS.get(algorithm)
         if key_type is None:
-            raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
+            raise unsupported_algorithm(algorithm, filter(None, ALGORITHMS))
         key, chain = self._get_key(path, purpose, key_type)
         try:
             public = compute_public_key(key_type, key)

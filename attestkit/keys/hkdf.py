@@ -3,8 +3,8 @@
 import re
 from typing import Final
 
+from attestkit._argument_checks import unsupported_algorithm, wrong_type
 from attestkit._argument_checks import utf8 as check_utf8
-from attestkit._argument_checks import wrong_type
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.zeroize import wipe
@@ -106,7 +106,7 @@ def separated_path(path: str, algorithm: str) -> str:
     utf8("path", path)  # otherwise None and "None" would be one path
     utf8("algorithm", algorithm)
     if algorithm not in _SEPARATED:
-        raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
+        raise unsupported_algorithm(algorithm, _SEPARATED)
     return f"attestkit/v1/{_SEPARATED[algorithm]}/{path}"
 
 

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple, NoReturn, Protocol
 
-from attestkit._argument_checks import require_bytes
+from attestkit._argument_checks import require_bytes, unsupported_algorithm
 from attestkit._crypto.ecdsa import P256Key, k256_public_key
 from attestkit._crypto.zeroize import wipe
 from attestkit.errors import UsageError
@@ -120,7 +120,7 @@ class LocalKeys:
         """
         key_type = ALGORITHMS.get(algorithm)
         if key_type is None:
-            raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
+            raise unsupported_algorithm(algorithm, filter(None, ALGORITHMS))
         encode_purpose(purpose)  # before a secret exists
         key = self._app_keys.derive_bytes(utf8("path", path))
         public = compute_public_key(key_type, key)

@@ -2,9 +2,10 @@
 
 from typing import Final
 
+from attestkit._argument_checks import unsupported_algorithm
 from attestkit._crypto.ecdsa import k256_verify
 from attestkit._crypto.hashes import sha256
-from attestkit.errors import SignatureError, UsageError
+from attestkit.errors import SignatureError
 
 PREHASHED: Final = "secp256k1_prehashed"
 
@@ -49,4 +50,4 @@ def prepare_message(algorithm: str, data: bytes) -> tuple[str, bytes]:
         return "secp256k1", sha256(data)
     if algorithm == PREHASHED:
         return "secp256k1", data
-    raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
+    raise unsupported_algorithm(algorithm, ("ed25519", "secp256k1", "k256", PREHASHED))

@@ -8,10 +8,10 @@ trust-anchor.der  its root, instead of the vendors' (`--trust-anchor`)
 collateral.json   simulated Intel collateral (`--collateral`), instead of a PCCS
 policy.toml       image and app of this TEE (`--policy`); on hardware use `attestkit policy`
 
-With `--gpus` the policy also has the GPUs, and there are three more files:
+With `--gpus` the policy also has the GPUs, and there are two more files:
 
-gpu-device-root.der, gpu-rim-root.der  roots instead of NVIDIA's, of GPUs and of their manifests
-gpu-endorsements.json                  manifests and OCSP answers, instead of NVIDIA's services
+roots.json             all roots of the machine, also those of its GPUs (`--trust-anchor`)
+gpu-endorsements.json  manifests and OCSP answers, instead of NVIDIA's services
 """
 
 import argparse
@@ -32,8 +32,7 @@ def write_trust(folder: Path, app_compose: bytes | None, gpus: int | None) -> No
         evidence = tee.attest(nonce=nonce, gpu=gpus is not None)
         known_good = tee.verifier().verify(evidence, nonce=nonce)
         if gpus is not None:
-            (folder / "gpu-device-root.der").write_bytes(tee.backend.gpu_roots.device)
-            (folder / "gpu-rim-root.der").write_bytes(tee.backend.gpu_roots.rim)
+            (folder / "roots.json").write_bytes(tee.backend.roots.to_json())
             tee.backend.gpu_endorsements().save(folder / "gpu-endorsements.json")
     (folder / "trust-anchor.der").write_bytes(root)
     collateral.save(folder / "collateral.json")

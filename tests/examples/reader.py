@@ -50,11 +50,11 @@ class Reader:
         self._running: list[subprocess.Popen[str]] = []
 
     def commands(self) -> list[str]:
-        """Return the commands of the README's first shell block, one per line."""
+        """Return the commands of the README's first shell block, without waits for `ready`."""
         found = re.search(r"```sh\n(.*?)```", self.readme, re.DOTALL)
         assert found, "the README shows no commands"
-        lines = found[1].replace("\\\n", " ").splitlines()
-        return [line for line in lines if line and not line.startswith("#")]
+        lines = found[1].replace("\\\n", " ").replace(" > ready &", " &").splitlines()
+        return [line for line in lines if line and not line.startswith(("#", "until "))]
 
     def run_all(self) -> list[Done]:
         """Run all commands of the README; return the results of those in the foreground."""

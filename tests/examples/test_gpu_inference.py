@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 import attestkit
-from attestkit import Attestation, Attester
+from attestkit import Attestation, Attester, SimulatedRoots
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.gpu import DeviceEvidence, GpuEvidence
 from attestkit.report_data import gpu_nonce
@@ -292,12 +292,13 @@ def test_gpu_inference_policy_without_gpus_is_rejected(service: Service, tmp_pat
 
 def test_gpu_inference_vendors_roots_accept_no_simulator(service: Service) -> None:
     """Without the simulator's roots of GPUs, the same evidence is rejected."""
-    parts = service.command.partition("--gpu-roots")
-    service.command = parts[0] + " ".join(parts[2].split()[2:])
+    path = service.reader.folder / "sim" / "roots.json"
+    written = path.read_bytes()
+    path.write_bytes(SimulatedRoots.from_json(written)._replace(gpu=None).to_json())
     try:
         done = service.verify(service.guest.genuine)
     finally:
-        service.command = "".join(parts)
+        path.write_bytes(written)
     assert (done.code, done.printed.partition(":")[0]) == (1, "refused, device_chain")
 
 

@@ -120,7 +120,7 @@ def test_agent_keys_derive_of_other_algorithm_sends_no_request(algorithm: str) -
     ):
         with raises(UsageError, "unsupported_algorithm") as caught:
             call()
-        assert str(caught.value) == "Unsupported algorithm"
+        assert algorithm in str(caught.value)
     assert fake.requests == []
 
 

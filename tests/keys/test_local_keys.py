@@ -16,6 +16,7 @@ from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.zeroize import own_copy
 from attestkit.errors import UsageError
 from attestkit.keys import AppKeys, DerivedKey, KeyDeriver, LocalKeys
+from attestkit.serve.rpc.statuses import text_of
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
@@ -46,7 +47,7 @@ def test_local_keys_derive_of_other_algorithm_fails(keys: LocalKeys, case: dict[
     """Algorithm names are case-sensitive."""
     with raises(UsageError, "unsupported_algorithm") as caught:
         keys.derive_compat(**case["request"])
-    assert str(caught.value) == json.loads(case["body"])["error"]
+    assert text_of(caught.value) == json.loads(case["body"])["error"]
 
 
 def test_local_keys_derive_defaults(app_keys: AppKeys) -> None:

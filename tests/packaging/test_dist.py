@@ -24,7 +24,7 @@ from tests.packaging.environments import (
 pytestmark = pytest.mark.slow
 
 CORE = "attestkit/_native/_lib.abi3.so"
-NAME = "attestkit-0.1.0"
+NAME = "attestkit-0.2.0"
 IN_WHEELS = {
     ".c",
     ".h",

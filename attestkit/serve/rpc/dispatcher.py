@@ -25,7 +25,7 @@ from attestkit.serve.http.views import ENDLESS, Header, Pieces, View, ViewReques
 from attestkit.serve.lazy_import import is_loaded, load
 from attestkit.serve.rpc import json_codec, query_codec
 from attestkit.serve.rpc.service import Method, MethodRoute, Service
-from attestkit.serve.rpc.statuses import TooLargeError, TooManyBodiesError, status_of
+from attestkit.serve.rpc.statuses import TooLargeError, TooManyBodiesError, status_of, text_of
 
 T = TypeVar("T")
 _VERBS = frozenset({"GET", "HEAD", "POST"})
@@ -407,7 +407,7 @@ def _below(mount: str, path: str) -> str:
 
 def _failed(error: Exception, codec: Codec, request_id: bytes) -> RpcResponse:
     if isinstance(error, AttestKitError):
-        status, text = status_of(error), str(error)
+        status, text = status_of(error), text_of(error)
     else:
         # An unexpected error may contain secrets: log it, and send only the request id.
         name = request_id.decode("ascii")

@@ -56,3 +56,10 @@ _STATUSES = (
 def status_of(error: AttestKitError) -> int:
     """Return the HTTP status of an error: 400, 401, 403, 404, 413, 501, 503, else 500."""
     return next(status for kind, status in _STATUSES if isinstance(error, kind))
+
+
+def text_of(error: AttestKitError) -> str:
+    """Return the text of an error in a response, which is the agent's for an unknown algorithm."""
+    text = str(error)
+    is_algorithm = error.reason == "unsupported_algorithm" and text.startswith("algorithm: ")
+    return "Unsupported algorithm" if is_algorithm else text

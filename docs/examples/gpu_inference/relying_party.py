@@ -14,10 +14,10 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from attestkit import AttestationResult, Verifier
+from attestkit import AttestationResult, SimulatedRoots, Verifier
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError
-from attestkit.gpu import GpuEndorsements, GpuRoots
+from attestkit.gpu import GpuEndorsements
 
 LARGEST = 4 << 20  # bytes of an answer
 
@@ -45,7 +45,7 @@ def read(response: HTTPResponse) -> bytes:
 
 
 def endorsements(
-    evidence: bytes, path: Path | None, roots: GpuRoots | None
+    evidence: bytes, path: Path | None, roots: SimulatedRoots | None
 ) -> GpuEndorsements | None:
     """Return NVIDIA's statements about the GPUs: from a file, else from NVIDIA's services."""
     if path is not None:
@@ -58,13 +58,12 @@ def endorsements(
 
 def verify(evidence: bytes, nonce: bytes, args: argparse.Namespace) -> AttestationResult:
     """Verify evidence under the policy."""
-    roots = args.gpu_roots and GpuRoots(*[path.read_bytes() for path in args.gpu_roots])
+    roots = args.trust_anchor and SimulatedRoots.from_json(args.trust_anchor.read_bytes())
     verifier = Verifier(
-        trust_anchor=args.trust_anchor and args.trust_anchor.read_bytes(),
+        trust_anchor=roots,
         collateral=args.collateral,
         pccs_url=args.pccs,
         policy=args.policy,
-        gpu_roots=roots,
         gpu_endorsements=endorsements(evidence, args.gpu_endorsements, roots),
     )
     if not verifier.policy.gpu.needs_gpus:
@@ -90,16 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("url", help="the service's URL")
     parser.add_argument("--policy", type=Path, required=True, help="policy for CPU, app and GPUs")
-    parser.add_argument("--trust-anchor", type=Path, help="one root instead of the vendors'")
+    parser.add_argument("--trust-anchor", type=Path, help="SimulatedRoots (JSON)")
     parser.add_argument("--collateral", type=Path, help="collateral file; or use --pccs")
     parser.add_argument("--pccs", metavar="URL", help="service for collateral")
-    parser.add_argument(
-        "--gpu-roots",
-        type=Path,
-        nargs=2,
-        metavar=("DEVICES", "MANIFESTS"),
-        help="two roots instead of NVIDIA's",
-    )
     parser.add_argument(
         "--gpu-endorsements", type=Path, help="file; without it they are fetched from NVIDIA"
     )

@@ -52,9 +52,11 @@ def _snp(anchor: str | None = None, **fields: Any) -> Scenario:
     return Scenario(platform="snp", snp=configs.SnpConfig(**fields), trust_anchor=anchor)
 
 
+_TCB_LEVEL: Final = "the platform's TCB level has this status"
+
+
 def _status(status: str, outcome: str | None = None) -> NamedCase:
-    text = f"the platform's TCB level is {status}"
-    return _row(_tcb(status=status), outcome or status, text)
+    return _row(_tcb(status=status), outcome or status, _TCB_LEVEL)
 
 
 TEES: Final[Cases] = {
@@ -204,7 +206,7 @@ TEES: Final[Cases] = {
         "the certificate that signs TCB info and QE identity is revoked",
     ),
     # TCB levels.
-    "tcb-UpToDate": _row(Scenario(), "UpToDate", "the platform's TCB level is UpToDate"),
+    "tcb-UpToDate": _row(Scenario(), "UpToDate", _TCB_LEVEL),
     **{
         f"tcb-{status}": _status(status)
         for status in (
