@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Generic, NoReturn, final
 from attestkit import backends
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation import AppInfo, Attestation
-from attestkit.attester import evidence_source
+from attestkit.attester.evidence_source import (
+    EvidenceSource,
+    HostApp,
+    SourceContext,
+    TpmKeySource,
+    app_info,
+    collect_gpu_evidence,
+)
 from attestkit.attester.tdx_source import TdSource
 from attestkit.backends import base
 from attestkit.dstack.app_compose import AppCompose
@@ -90,16 +97,16 @@ class Attester(Generic[B_co]):
         self._shared = HostShared(backends.find_host_shared_folder())
         return self._shared
 
-    def _make_source(self) -> evidence_source.EvidenceSource:
+    def _make_source(self) -> EvidenceSource:
         """Return the source of evidence for this kind of backend."""
         backend: base.Backend = self._backend
-        context = evidence_source.SourceContext(self._device, self._check_usable)
+        context = SourceContext(self._device, self._check_usable)
         if isinstance(backend, base.GuestAgent):
             # lazy: only needed with an agent
             from attestkit.attester.agent_source import AgentSource
 
             return AgentSource(backend, backend, context)
-        app = evidence_source.HostApp(self._host)
+        app = HostApp(self._host)
         if isinstance(backend, base.EvidenceCollector) and isinstance(
             backend, base.RegisterExtender
         ):
@@ -145,7 +152,7 @@ class Attester(Generic[B_co]):
         return self._source.has_quotes
 
     @property
-    def evidence_source(self) -> evidence_source.EvidenceSource:
+    def evidence_source(self) -> EvidenceSource:
         """The source of evidence, for servers: its methods take exactly 64 bytes of report data.
 
         `quote_and_log` returns the same log object until an event is added.
@@ -240,19 +247,17 @@ class Attester(Generic[B_co]):
         self._check_usable()
         if gpu:
             return self._attest_with_gpus(nonce)
-        if nonce is not None and isinstance(self._source, evidence_source.TpmKeySource):
+        if nonce is not None and isinstance(self._source, TpmKeySource):
             bound = self._source.bind_nonce(nonce)
         return self._source.evidence(bound)
 
     def _attest_with_gpus(self, nonce: bytes | None) -> Attestation:
-        from attestkit.attester.evidence_source import collect_gpu_evidence  # lazy: only with GPUs
-
         if nonce is None:
             message = "gpu: evidence of GPUs needs a nonce, not report_data"
             raise UsageError(message, reason="conflict")
         collected = collect_gpu_evidence(self._backend, gpu_nonce(nonce))
         bound = ReportData.for_nonce_and_gpu(nonce, collected.raw)
-        if isinstance(self._source, evidence_source.TpmKeySource):
+        if isinstance(self._source, TpmKeySource):
             # With the key of a TPM, where the hardware's evidence does not name it.
             bound = self._source.bind_gpu(bound)
         return self._source.evidence(bound).with_gpu_evidence(collected)
@@ -276,7 +281,7 @@ class Attester(Generic[B_co]):
             UnsupportedError: If an SEV-SNP guest has no mr_config document.
             FormatError: If that document, or the VM configuration in the evidence, is malformed.
         """
-        return evidence_source.app_info(self.attest(report_data=bytes(64)))
+        return app_info(self.attest(report_data=bytes(64)))
 
     def verifier(self, **options: "Unpack[VerifierOptions]") -> "Verifier":
         """Return a verifier that trusts this simulated TEE, for tests.
