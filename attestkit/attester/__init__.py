@@ -20,7 +20,18 @@ from attestkit.attester.evidence_source import (
     collect_gpu_evidence,
 )
 from attestkit.attester.tdx_source import TdSource
-from attestkit.backends import base
+from attestkit.backends.base import (
+    AppHost,
+    Backend,
+    EventPcr,
+    EvidenceCollector,
+    GuestAgent,
+    RegisterExtender,
+    SimulatedBackend,
+    SnpReporter,
+    hosts_app,
+    simulates_gpus,
+)
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
@@ -36,12 +47,12 @@ if TYPE_CHECKING:
     from attestkit.verifier.verifier_options import VerifierOptions
 
     # `Attester` alone is an Attester[Backend].
-    B_co = TypeVar("B_co", bound=base.Backend, default=base.Backend, covariant=True)
-    B = TypeVar("B", bound=base.Backend)
+    B_co = TypeVar("B_co", bound=Backend, default=Backend, covariant=True)
+    B = TypeVar("B", bound=Backend)
 else:
     from typing import TypeVar
 
-    B_co = TypeVar("B_co", bound=base.Backend, covariant=True)
+    B_co = TypeVar("B_co", bound=Backend, covariant=True)
 
 __all__ = ["Attester", "app_info"]
 
@@ -58,7 +69,7 @@ class Attester(Generic[B_co]):
             first use, `kms_k256_root` without a pinned secp256k1 key. Empty without a KMS.
     """
 
-    def __init__(self, backend: B_co, host: base.AppHost | None = None) -> None:
+    def __init__(self, backend: B_co, host: AppHost | None = None) -> None:
         """Take ownership of `backend`; `close` closes it.
 
         Args:
@@ -71,7 +82,7 @@ class Attester(Generic[B_co]):
             UsageError: If `backend` is not a backend, or `$DSTACK_HOST_SHARED_DIR` is not an
                 absolute path.
         """
-        if not isinstance(backend, base.Backend) or isinstance(backend, type):
+        if not _is_backend(backend):
             raise UsageError(
                 f"backend: {backend!r} is not a backend (attestkit.backends.base.Backend)",
                 reason="wrong_type",
@@ -85,12 +96,12 @@ class Attester(Generic[B_co]):
         self._host = self._find_host() if host is None else host
         self._source = self._make_source()
 
-    def _find_host(self) -> base.AppHost | None:
+    def _find_host(self) -> AppHost | None:
         """Return the source of the app's description: the backend, or the host's shared folder."""
-        backend: base.Backend = self._backend
-        if base.hosts_app(backend):
+        backend: Backend = self._backend
+        if hosts_app(backend):
             return backend
-        if backend.simulated or isinstance(backend, base.GuestAgent):
+        if backend.simulated or isinstance(backend, GuestAgent):
             return None
         from attestkit.dstack.host_shared_folder import HostShared  # lazy: only needed on hardware
 
@@ -99,31 +110,29 @@ class Attester(Generic[B_co]):
 
     def _make_source(self) -> EvidenceSource:
         """Return the source of evidence for this kind of backend."""
-        backend: base.Backend = self._backend
+        backend: Backend = self._backend
         context = SourceContext(self._device, self._check_usable)
-        if isinstance(backend, base.GuestAgent):
+        if isinstance(backend, GuestAgent):
             # lazy: only needed with an agent
             from attestkit.attester.agent_source import AgentSource
 
             return AgentSource(backend, backend, context)
         app = HostApp(self._host)
-        if isinstance(backend, base.EvidenceCollector) and isinstance(
-            backend, base.RegisterExtender
-        ):
+        if isinstance(backend, EvidenceCollector) and isinstance(backend, RegisterExtender):
             # lazy: only beside a TPM
             from attestkit.attester.vtpm_source import VtpmTdSource
 
             return VtpmTdSource(backend, backend, context, app)
-        if isinstance(backend, base.EvidenceCollector) and isinstance(backend, base.EventPcr):
+        if isinstance(backend, EvidenceCollector) and isinstance(backend, EventPcr):
             # lazy: only with a TPM whose PCR has events
             from attestkit.attester.vtpm_source import EventPcrSource
 
             return EventPcrSource(backend, context, app)
-        if isinstance(backend, base.EvidenceCollector):
+        if isinstance(backend, EvidenceCollector):
             from attestkit.attester.vtpm_source import VtpmSource  # lazy: only with a TPM
 
             return VtpmSource(backend, backend, context, app)
-        if isinstance(backend, base.SnpReporter) and not isinstance(backend, base.RegisterExtender):
+        if isinstance(backend, SnpReporter) and not isinstance(backend, RegisterExtender):
             from attestkit.attester.snp_source import SnpSource  # lazy: only needed on SEV-SNP
 
             return SnpSource(backend, context, app)
@@ -161,7 +170,7 @@ class Attester(Generic[B_co]):
         return self._source
 
     @property
-    def host(self) -> base.AppHost | None:
+    def host(self) -> AppHost | None:
         """Source of the app's description and keys; None if there is none, or with an agent."""
         return self._host
 
@@ -297,8 +306,8 @@ class Attester(Generic[B_co]):
             ConfigError: If the file of an option cannot be read.
         """
         self._check_usable()
-        backend: base.Backend = self._backend
-        if not (backend.simulated and isinstance(backend, base.SimulatedBackend)):
+        backend: Backend = self._backend
+        if not (backend.simulated and isinstance(backend, SimulatedBackend)):
             raise UsageError(
                 f"verifier: {backend.name} is not a simulator; use attestkit.Verifier, which "
                 "trusts the vendors' roots",
@@ -310,7 +319,7 @@ class Attester(Generic[B_co]):
         if not ("collateral" in options or "pccs_url" in options):
             with contextlib.suppress(UnsupportedError):  # only Intel's platforms have collateral
                 options["collateral"] = backend.collateral()
-        if base.simulates_gpus(self._backend):
+        if simulates_gpus(self._backend):
             with contextlib.suppress(UnsupportedError):  # it has no GPUs
                 options.setdefault("gpu_roots", self._backend.gpu_roots)
                 options.setdefault("gpu_endorsements", self._backend.gpu_endorsements())
@@ -326,8 +335,8 @@ class Attester(Generic[B_co]):
     @property
     def event_register(self) -> str:
         """Name of the register that events extend: `RTMR3`, or `PCR 14` of a NitroTPM."""
-        backend: base.Backend = self._backend
-        return f"PCR {backend.event_pcr}" if isinstance(backend, base.EventPcr) else "RTMR3"
+        backend: Backend = self._backend
+        return f"PCR {backend.event_pcr}" if isinstance(backend, EventPcr) else "RTMR3"
 
     def emit_event(self, name: str, payload: bytes) -> Event:
         """Extend RTMR3, or PCR 14 of a NitroTPM, by an event, and append it to the log, atomically.
@@ -410,3 +419,7 @@ class Attester(Generic[B_co]):
     def __repr__(self) -> str:
         simulated = ", simulated" if self.simulated else ""
         return f"<Attester on {self._backend.name}{simulated}>"
+
+
+def _is_backend(value: object) -> bool:
+    return isinstance(value, Backend) and not isinstance(value, type)
