@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Final
 
 from attestkit.emulator import linux_calls
-from attestkit.emulator.linux_calls import NEW_NETWORK, unshare
 from attestkit.errors import BackendUnavailableError
 
 _OURS: Final = "attestkit"  # source name of covering mounts
@@ -258,7 +257,7 @@ def enter_own_network(address: str) -> None:
         BackendUnavailableError: If the namespace cannot be created or configured.
     """
     try:
-        unshare(NEW_NETWORK)
+        linux_calls.unshare(linux_calls.NEW_NETWORK)
     except OSError as error:
         raise _refused("cannot be created", error) from error
     try:

@@ -24,7 +24,6 @@ from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.emulator import namespaces
 from attestkit.emulator.fuse_mount import DEVICE, load_fuse
-from attestkit.errors import AttestKitError, BackendError
 
 FOLDER: Final = Path("/run/attestkit")  # control files of the emulator
 _MACHINE: Final = FOLDER / "machine"  # mount point of the emulator
@@ -132,7 +131,7 @@ def run(
         emulator.stop()
 
 
-def _mount_error(error: OSError) -> BackendError:
+def _mount_error(error: OSError) -> errors.BackendError:
     return failed(error.filename, f"cannot be mounted: {error.strerror}", "io_error")
 
 
@@ -190,8 +189,8 @@ class _Emulator:
             return
         self.stop()
         if not outcome:
-            raise BackendError("emulator: ended unexpectedly", reason="io_error")
-        kind: Any = getattr(errors, outcome, BackendError)
+            raise errors.BackendError("emulator: ended unexpectedly", reason="io_error")
+        kind: Any = getattr(errors, outcome, errors.BackendError)
         reason, _, text = rest.partition(" ")
         raise kind(text, reason=reason)
 
@@ -224,7 +223,7 @@ def _run_emulator(serve: _Serve, result: int, watched: int, parent: int) -> NoRe
     try:
         _serve_files(serve, result, watched, parent)
         code = 0
-    except AttestKitError as error:
+    except errors.AttestKitError as error:
         _write(result, f"{type(error).__name__} {error.reason} {error}")
     except BaseException as error:  # noqa: BLE001 - must not propagate into the code after the fork
         sys.excepthook(type(error), error, error.__traceback__)
@@ -318,7 +317,7 @@ def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], No
             return code if code >= 0 else 128 - code
         if emulator.ended():
             text = "emulator: terminated, and the program with it"
-            raise BackendError(text, reason="connection_lost")
+            raise errors.BackendError(text, reason="connection_lost")
 
 
 def _is_hangup(number: int) -> bool:

@@ -4,6 +4,7 @@ import os
 import select
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from errno import E2BIG, EACCES, EBUSY, EINVAL
 
 import pytest
@@ -132,9 +133,9 @@ def test_raw_node_has_one_opener(machine: Machine) -> None:
 def test_closed_file_releases_the_raw_node_once() -> None:
     """A second close of an old file does not release the node of the next opener."""
     node = RawNode(_NoTpm(), threading.RLock())
-    with node.open() as first:
+    with closing(node.open()) as first:
         pass
-    with node.open():
+    with closing(node.open()):
         first.close()
         with refusal(EBUSY):
             node.open()

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._formats import strict_json
-from attestkit._formats.strict_json import check_depth
 from attestkit._reasons import BackendReason, BackendUnavailableReason
 from attestkit._sanitize import one_line
 from attestkit._system import bounded_http
@@ -195,7 +194,7 @@ class AgentClient:
         if status != 200:
             raise self._status_error(method, status, _message(data), arguments=bool(arguments))
         try:
-            check_depth(data)
+            strict_json.check_depth(data)
             return AgentResponse(data.decode(), server)
         except FormatError as error:
             problem = str(error)
@@ -363,7 +362,7 @@ def _check_arguments(endpoint: object, timeout: object) -> None:
 def _read_error(data: bytes) -> object:
     """Return the member `error` of a JSON object; None if it is missing."""
     try:
-        check_depth(data)
+        strict_json.check_depth(data)
         return json.loads(data)["error"]
     except (FormatError, ValueError, RecursionError, LookupError, TypeError):
         return None

@@ -129,7 +129,7 @@ def _error(status: int, text: str) -> ServiceResponse:
 
 @final
 class ImdsServer:
-    """The service on a TCP port of the loopback interface, for programs; a context manager.
+    """The service on a TCP port of the loopback interface, for programs.
 
     A thread waits for connections, and each has a thread of its own.
     """
@@ -174,12 +174,6 @@ class ImdsServer:
         with suppress(OSError):
             while True:
                 self._server.process_request(*self._server.get_request())
-
-    def __enter__(self) -> "ImdsServer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _make_handler(respond: Respond) -> "type[BaseHTTPRequestHandler]":

@@ -17,7 +17,6 @@ from attestkit.backends.simulator.scenarios.named_case import GPU_PREFIX, Cases,
 from attestkit.errors import UsageError
 from attestkit.gpu.architectures import NVDEC_INDEX
 from attestkit.gpu.device import opaque_data as fields
-from attestkit.gpu.device.opaque_data import OFF
 
 _RESOURCE: Final = (
     b'<ds:Object><ns0:Resource active="True" alternatives="1" index="25" name="Measurement_25" '
@@ -74,7 +73,7 @@ _REPORTS: Final[dict[str, GpuFault]] = {
     "opaque-twice": GpuFault(
         "format",
         "the report has an opaque field twice",
-        partial(change.add_field, fields.NVDEC0_STATUS, OFF),
+        partial(change.add_field, fields.NVDEC0_STATUS, fields.OFF),
     ),
     "opaque-version": GpuFault(
         "format",

@@ -11,16 +11,13 @@ from collections.abc import Callable, Iterable
 from errno import E2BIG, EBUSY, EINVAL, ENOMEM
 from os import strerror
 from threading import RLock
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor
 from attestkit.backends.simulator.software_tpm.model.tpm_model import NO_SESSIONS, encode_error
 from attestkit.tpm import command_codes as commands
 from attestkit.tpm.handles import LAST_TRANSIENT
 from attestkit.tpm.response_codes import RC_RESMGR_COMMAND_CODE
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 HEADER: Final = 10
 _LARGEST: Final = 4096  # bytes of a write
@@ -89,12 +86,6 @@ class TpmDeviceFile:
             if not self._closed:
                 self._closed = True
                 self._release()
-
-    def __enter__(self) -> "Self":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _run(self, command: bytes) -> bytes:
         """Return the response to a command of the size in its header."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
 from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor
@@ -35,15 +35,12 @@ from attestkit.tpm.attest import encode_selections
 from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.public_area import DECRYPT, RESTRICTED
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 _EXIT_SECONDS: Final = 10.0
 _SECONDS: Final = 60.0  # of a command: RSA keys take long on a busy machine
 
 
 class SwtpmProcess:
-    """swtpm with its state in a folder. Thread-safe; a context manager.
+    """swtpm with its state in a folder. Thread-safe.
 
     Commands pass unchanged, so that busy codes (0x922) reach the client as from a raw TPM.
 
@@ -114,12 +111,6 @@ class SwtpmProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-    def __enter__(self) -> "Self":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 _HANDLE_OFFSET: Final = 0x10000  # of the model's keys and sessions

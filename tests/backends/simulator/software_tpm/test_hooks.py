@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import cbor2
@@ -92,7 +93,7 @@ def platform(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Platfor
         return
     if SWTPM is None:
         pytest.skip("swtpm is not installed")
-    with SwtpmProcess(tmp_path) as process:
+    with closing(SwtpmProcess(tmp_path)) as process:
         found.tpm = TpmProxy(process, SEED, hooks=found.hooks)
         found.tpm.provision_index(HCL_INDEX, bytes(2600), 0x00020002)
         yield found
@@ -245,7 +246,7 @@ def proxy(tmp_path: Path) -> Iterator[TpmProxy]:
     """Return a proxy before swtpm, with a vendor command."""
     if SWTPM is None:
         pytest.skip("swtpm is not installed")
-    with SwtpmProcess(tmp_path) as process:
+    with closing(SwtpmProcess(tmp_path)) as process:
         yield TpmProxy(process, SEED, hooks=TpmHooks(vendor_commands={NITRO_ATTEST: bytes}))
 
 
@@ -318,7 +319,7 @@ def test_proxy_passes_everything_without_hooks(tmp_path: Path) -> None:
     """Without hooks, storage keys are swtpm's as well."""
     if SWTPM is None:
         pytest.skip("swtpm is not installed")
-    with SwtpmProcess(tmp_path) as process:
+    with closing(SwtpmProcess(tmp_path)) as process:
         proxy = TpmProxy(process, SEED)
         storage = ecc(attributes=0x00030072, symmetric="000600800043", scheme="0010")
         assert handle_of(proxy.execute(create(storage))) == 0x80000000

@@ -15,7 +15,6 @@ from attestkit.tpm import TpmtPublic, public_area
 from attestkit.tpm import algorithms as alg
 from attestkit.tpm import response_codes as codes
 from attestkit.tpm.handles import FIRST_TRANSIENT, NULL
-from attestkit.tpm.response_codes import RC_OBJECT_MEMORY
 
 TRANSIENT_SLOTS: Final = 3  # as libtpms
 PERSISTENT_SLOTS: Final = 64
@@ -109,7 +108,7 @@ class PrimaryKeys:
         for handle in self.slots:
             if handle not in self.transient:
                 return handle
-        raise command_reader.TpmResponseError(RC_OBJECT_MEMORY)
+        raise command_reader.TpmResponseError(codes.RC_OBJECT_MEMORY)
 
     def load(self, key: PrimaryKey) -> int:
         """Put a key into a transient slot; return its handle."""

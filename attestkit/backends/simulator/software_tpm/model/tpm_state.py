@@ -21,12 +21,10 @@ from attestkit.errors import UsageError
 from attestkit.tpm import handles, nv_attributes
 from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import HASH_IDS, LARGEST_DIGEST, compute_digest, hash_size
-from attestkit.tpm.handles import FIRST_NV_INDEX, LAST_NV_INDEX
 from attestkit.tpm.pcrs import PCR_COUNT
 from attestkit.tpm.public_area import NO_DA as KEY_NO_DA
 from attestkit.tpm.public_area import USER_WITH_AUTH
 from attestkit.tpm.reader import encode_sized
-from attestkit.tpm.response_codes import RC_HANDLE, RC_REFERENCE_H0
 
 MAX_DIGESTS: Final = 8  # of a TPML_DIGEST, so of one PCR_Read
 DEBUG_PCR: Final = 16
@@ -173,7 +171,7 @@ class NvStorage:
 def read_nv_public(reader: CommandReader, largest: int) -> NvIndex:
     """Read TPMS_NV_PUBLIC of an index of at most `largest` bytes."""
     index = reader.u32()
-    if not FIRST_NV_INDEX <= index <= LAST_NV_INDEX:
+    if not handles.FIRST_NV_INDEX <= index <= handles.LAST_NV_INDEX:
         raise reader.error(codes.RC_VALUE)
     name_alg = reader.hash_name()
     attributes = reader.u32()
@@ -302,12 +300,12 @@ class TpmState:
             return Entity(handle, u32(handle))
         if handles.FIRST_HMAC_SESSION <= handle < handles.FIRST_PERMANENT:
             if handle not in self.sessions.loaded:
-                raise TpmResponseError(RC_REFERENCE_H0 + number - 1)
+                raise TpmResponseError(codes.RC_REFERENCE_H0 + number - 1)
             return Entity(handle, u32(handle))
         if handles.FIRST_NV_INDEX <= handle <= handles.LAST_NV_INDEX:
             index = self.nv.indices.get(handle)
             if index is None:
-                raise handle_error(RC_HANDLE, number)
+                raise handle_error(codes.RC_HANDLE, number)
             roles = index.attributes & READ_AND_WRITE
             dictionary = not index.attributes & nv_attributes.NO_DA
             return Entity(handle, index.name, index.auth, roles, dictionary, nv_index=index)
@@ -318,11 +316,11 @@ class TpmState:
             self.keys.require_slot()  # a TPM loads the key for the command
             key = self.keys.persistent.get(handle)
             if key is None:
-                raise handle_error(RC_HANDLE, number)
+                raise handle_error(codes.RC_HANDLE, number)
         else:
             key = self.keys.transient.get(handle)
             if key is None:
-                raise TpmResponseError(RC_REFERENCE_H0 + number - 1)
+                raise TpmResponseError(codes.RC_REFERENCE_H0 + number - 1)
         attributes = key.public.attributes
         roles = READ_AND_WRITE if attributes & USER_WITH_AUTH else 0
         dictionary = not attributes & KEY_NO_DA

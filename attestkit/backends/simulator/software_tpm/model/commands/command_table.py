@@ -15,28 +15,15 @@ from attestkit.tpm.pcrs import PCR_COUNT
 _CONTEXT_TYPES: Final = (0x02, 0x03, 0x80)  # HMAC and policy sessions, transient keys
 
 
-def _is_pcr(handle: int) -> bool:
-    return handle < PCR_COUNT or handle == handles.NULL
-
-
-def _is_hierarchy(handle: int) -> bool:
-    return handle in handles.HIERARCHIES
-
-
-def _is_provision(handle: int) -> bool:
-    return handle in (handles.OWNER, handles.PLATFORM)
-
-
-def _is_index(handle: int) -> bool:
-    return handles.FIRST_NV_INDEX <= handle <= handles.LAST_NV_INDEX
+_is_pcr: Final = frozenset({*range(PCR_COUNT), handles.NULL}).__contains__
+_is_hierarchy: Final = frozenset(handles.HIERARCHIES).__contains__
+_is_provision: Final = frozenset({handles.OWNER, handles.PLATFORM}).__contains__
+_is_index: Final = range(handles.FIRST_NV_INDEX, handles.LAST_NV_INDEX + 1).__contains__
+_is_object: Final = range(handles.FIRST_TRANSIENT, handles.LAST_PERSISTENT + 1).__contains__
 
 
 def _is_nv_auth(handle: int) -> bool:
     return _is_provision(handle) or _is_index(handle)
-
-
-def _is_object(handle: int) -> bool:
-    return handles.FIRST_TRANSIENT <= handle <= handles.LAST_PERSISTENT
 
 
 def _is_object_or_null(handle: int) -> bool:

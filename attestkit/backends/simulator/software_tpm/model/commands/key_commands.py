@@ -31,8 +31,6 @@ from attestkit.errors import SignatureError
 from attestkit.tpm import TpmtSignature, handles
 from attestkit.tpm import algorithms as alg
 from attestkit.tpm import response_codes as codes
-from attestkit.tpm.algorithms import ALG_AES, ALG_CFB, ALG_NULL, LARGEST_DIGEST, hash_size
-from attestkit.tpm.handles import FIRST_TRANSIENT, HIERARCHIES, NULL
 from attestkit.tpm.public_area import DECRYPT, SIGN
 from attestkit.tpm.reader import encode_sized
 
@@ -233,21 +231,21 @@ _MAC_SIZE: Final = 64
 def run_start_auth_session(call: CommandCall) -> CommandReply:
     """TPM2_StartAuthSession of an HMAC session."""
     reader = call.reader
-    nonce = reader.next().sized(LARGEST_DIGEST)
+    nonce = reader.next().sized(alg.LARGEST_DIGEST)
     salt = reader.next().sized(_LARGEST_SECRET)
     if (kind := reader.next().u8()) not in _SESSION_TYPES:
         raise reader.error(codes.RC_VALUE)
     _read_symmetric(reader.next())
     hash_name = reader.next().hash_name()
     reader.finish()
-    size = hash_size(hash_name)
+    size = alg.hash_size(hash_name)
     if not sessions.SMALLEST_NONCE <= len(nonce) <= size:
         raise parameter_error(codes.RC_SIZE, 1)
     salt_key, bind = call.entities
     secret = _decrypt_salt(call.state, salt_key.key, salt)
     if kind != _HMAC_SESSION:  # policy and trial sessions are not simulated
         raise parameter_error(codes.RC_VALUE, 3)
-    bound = None if bind.handle == NULL else bind.name + bind.auth
+    bound = None if bind.handle == handles.NULL else bind.name + bind.auth
     nonce_tpm = call.state.random(len(nonce))
     start = sessions.SessionStart(hash_name, bind.auth + secret, nonce_tpm, nonce)
     session = sessions.SimulatedSession(hash_name, start.derive_key(), nonce_tpm, bound)
@@ -259,12 +257,12 @@ def _read_symmetric(reader: CommandReader) -> None:
     algorithm = reader.u16()
     if algorithm == _ALG_XOR:
         reader.hash_name()
-    elif algorithm == ALG_AES:
+    elif algorithm == alg.ALG_AES:
         if reader.u16() not in (128, 256):
             raise reader.error(codes.RC_VALUE)
-        if reader.u16() != ALG_CFB:
+        if reader.u16() != alg.ALG_CFB:
             raise reader.error(codes.RC_MODE)
-    elif algorithm != ALG_NULL:
+    elif algorithm != alg.ALG_NULL:
         raise reader.error(codes.RC_SYMMETRIC)
 
 
@@ -286,7 +284,7 @@ def _decrypt_salt(state: TpmState, key: PrimaryKey | None, salt: bytes) -> bytes
             secret = _exchange(state, key, salt)
     except (SignatureError, TpmResponseError) as error:
         raise parameter_error(codes.RC_VALUE, 2) from error
-    if len(secret) > hash_size(hash_name):
+    if len(secret) > alg.hash_size(hash_name):
         raise parameter_error(codes.RC_VALUE, 2)
     return secret
 
@@ -306,7 +304,7 @@ def run_flush_context(call: CommandCall) -> CommandReply:
     if not call.state.is_context(handle):
         raise call.reader.error(codes.RC_VALUE)
     call.reader.finish()
-    if handle < FIRST_TRANSIENT:
+    if handle < handles.FIRST_TRANSIENT:
         call.state.sessions.flush(handle)
     elif call.state.keys.transient.pop(handle, None) is None:
         raise parameter_error(codes.RC_HANDLE, 1)
@@ -322,7 +320,7 @@ def run_context_save(call: CommandCall) -> CommandReply:
     state.contexts += 1
     if key is None:
         state.sessions.save(entity.handle, state.contexts)
-        head = u64(state.contexts) + u32(entity.handle) + u32(NULL)
+        head = u64(state.contexts) + u32(entity.handle) + u32(handles.NULL)
         content = b""
     else:
         # The last of three kinds of handles is for keys with stClear (Part 2, section 14.5).
@@ -348,7 +346,7 @@ def run_context_load(call: CommandCall) -> CommandReply:
     number, handle = reader.u64(), reader.u32()
     if not call.state.is_context(handle):
         raise reader.error(codes.RC_VALUE)
-    if (hierarchy := reader.u32()) not in HIERARCHIES:
+    if (hierarchy := reader.u32()) not in handles.HIERARCHIES:
         raise reader.error(codes.RC_VALUE)
     head = reader.data[start : reader.at]
     blob = reader.sized(_LARGEST_CONTEXT)
@@ -360,11 +358,11 @@ def run_context_load(call: CommandCall) -> CommandReply:
     content = blob[parts.at :]
     if not hmac.compare_digest(mac, _context_mac(call.state, head, content)):
         raise parameter_error(codes.RC_INTEGRITY, 1)
-    if handle < FIRST_TRANSIENT:
+    if handle < handles.FIRST_TRANSIENT:
         call.state.sessions.load(handle, number)
         return CommandReply(handle=handle)
     keys = call.state.keys
     keys.require_slot()
-    origin, found = parts.sized(2 * LARGEST_DIGEST), parts.sized_structure(read_template)
-    key = keys.restore(hierarchy, found.public, origin, parts.sized(LARGEST_DIGEST))
+    origin, found = parts.sized(2 * alg.LARGEST_DIGEST), parts.sized_structure(read_template)
+    key = keys.restore(hierarchy, found.public, origin, parts.sized(alg.LARGEST_DIGEST))
     return CommandReply(handle=keys.load(key))

@@ -22,7 +22,6 @@ from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import LARGEST_DIGEST, hash_size
 from attestkit.tpm.handles import NULL, OWNER, PLATFORM
 from attestkit.tpm.reader import encode_sized
-from attestkit.tpm.response_codes import RC_LOCALITY, RC_VALUE
 
 _CLEAR: Final = 0
 _STATE: Final = 1
@@ -33,7 +32,7 @@ def run_startup(call: CommandCall) -> CommandReply:
     """TPM2_Startup; resuming (1) is not possible, because no state is saved."""
     kind = call.reader.next().u16()
     if kind != _CLEAR:
-        raise call.reader.error(RC_VALUE)
+        raise call.reader.error(codes.RC_VALUE)
     call.reader.finish()
     call.state.started = True
     return CommandReply()
@@ -42,7 +41,7 @@ def run_startup(call: CommandCall) -> CommandReply:
 def run_shutdown(call: CommandCall) -> CommandReply:
     """TPM2_Shutdown: nothing to save."""
     if call.reader.next().u16() not in (_CLEAR, _STATE):
-        raise call.reader.error(RC_VALUE)
+        raise call.reader.error(codes.RC_VALUE)
     call.reader.finish()
     return CommandReply()
 
@@ -50,7 +49,7 @@ def run_shutdown(call: CommandCall) -> CommandReply:
 def run_self_test(call: CommandCall) -> CommandReply:
     """TPM2_SelfTest: always successful."""
     if call.reader.next().u8() > 1:
-        raise call.reader.error(RC_VALUE)
+        raise call.reader.error(codes.RC_VALUE)
     call.reader.finish()
     return CommandReply()
 
@@ -89,7 +88,7 @@ def run_pcr_extend(call: CommandCall) -> CommandReply:
     call.reader.finish()
     pcr = call.entities[0].handle
     if pcr in tpm_state.DYNAMIC_PCRS:
-        raise TpmResponseError(RC_LOCALITY)
+        raise TpmResponseError(codes.RC_LOCALITY)
     if pcr != NULL:
         for bank, digest in digests:
             call.state.pcrs.extend(pcr, bank, digest)
@@ -101,7 +100,7 @@ def run_pcr_reset(call: CommandCall) -> CommandReply:
     call.reader.finish()
     pcr = call.entities[0].handle
     if pcr not in (tpm_state.DEBUG_PCR, tpm_state.APPLICATION_PCR):
-        raise TpmResponseError(RC_LOCALITY)
+        raise TpmResponseError(codes.RC_LOCALITY)
     call.state.pcrs.reset(pcr)
     return CommandReply()
 
