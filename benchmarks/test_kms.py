@@ -27,8 +27,7 @@ from attestkit.kms.https_call import anonymous_context, rooted_context
 from attestkit.kms.release.authorization import DevAuthorization
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import create_state
-from attestkit.serve.kms_service.kms_parts import KmsParts
-from attestkit.serve.kms_service.server_identity import ServerIdentity
+from attestkit.serve.kms_service.server_identity import KmsParts, ServerIdentity
 from benchmarks.cases import OURS, SEED
 from benchmarks.racing import Entry, Ledger, each, own_row, play
 from benchmarks.results import Result

@@ -35,7 +35,7 @@ from attestkit.ra_tls import OID_APP_ID, OID_ATTESTATION, OID_CERT_USAGE
 from attestkit.report_data import ReportData
 from attestkit.serve.kms_service.client_evidence import ClientEvidence, read_client_evidence
 from attestkit.serve.kms_service.errors import KmsRefusalError
-from attestkit.serve.kms_service.take_over import read_roots
+from attestkit.serve.kms_service.onboarding import read_roots
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_settings import secrets
 from tests.quotes import made_quote

@@ -3,25 +3,26 @@
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import starmap
 from typing import Any, Final, NamedTuple
 
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, BackendError, FormatError
 from attestkit.event_log import EventLog
-from attestkit.serve.container_logs import query_parameters
-from attestkit.serve.container_logs.docker_frames import (
+from attestkit.serve.container_logs import view as query_parameters
+from attestkit.serve.container_logs.formatting import LogFormatter
+from attestkit.serve.container_logs.view import (
     Frame,
     FrameSplitter,
     LineSplitter,
     Splitter,
 )
-from attestkit.serve.container_logs.formatting import LogFormatter
 from attestkit.serve.counters import Stats, decode_stats, encode_stats, traffic_families
 from attestkit.serve.rpc import json_codec, messages, messages_v1, protobuf_codec, query_codec
 from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, EventLogJson, tcb_info
 from attestkit.serve.rpc.message_fields import UNNUMBERED, fields_of
+from attestkit.serve.verifier_service.metrics import MetricsAggregator
 from attestkit.serve.verifier_service.request import VerificationRequest
-from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
 from fuzz import seeds
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_evidence import evidence_samples, response_samples
@@ -196,7 +197,7 @@ def _shown(raw: bytes, frames: list[Frame]) -> None:
     text, bare = bool(raw and raw[0] & 0x40), bool(raw and raw[0] & 0x80)
     for ansi in (False, True):
         form = LogFormatter(text=text, bare=bare, ansi=ansi)
-        written = b"".join([*map(form.write, frames), form.end(), form.error("é\n")])
+        written = b"".join([*starmap(form.write, frames), form.end(), form.error("é\n")])
         lines = written.decode()  # an error here is a finding
         if text and bare and not ansi:
             check("no escape character", "\x1b" not in lines)

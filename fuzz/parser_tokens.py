@@ -7,9 +7,9 @@ from typing import Any, Final
 from attestkit._formats import strict_json
 from attestkit.cli.commands.verify_key import parse_key
 from attestkit.errors import ConfigError, FormatError
+from attestkit.serve.external_auth.access_control import check_claims, verify_signature
 from attestkit.serve.external_auth.access_errors import TokenError
-from attestkit.serve.external_auth.access_token import check_claims, verify_signature
-from attestkit.serve.external_auth.public_keys import parse_public_key
+from attestkit.serve.external_auth.settings import parse_public_key
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
 from tests.serve.external_auth.tokens import HEADER, KEY, OTHER_KEY, make_token, sign_parts
 

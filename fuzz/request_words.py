@@ -9,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from attestkit.serve.api_docs import views
-from attestkit.serve.pages.static_files import ASSETS
+from attestkit.serve.pages.dashboard import ASSETS
 from attestkit.serve.rpc.message_fields import fields_of
 from attestkit.serve.rpc.protobuf_codec import encode
 from attestkit.serve.rpc.service import Method, Service

@@ -16,7 +16,7 @@ from attestkit.emulator.linux_calls import EmulatedKernel
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
-from attestkit.serve.container_logs.docker_frames import FrameSplitter
+from attestkit.serve.container_logs.view import FrameSplitter
 
 HOSTILE = "\x1b[31m\n\x85\u202e"
 LONG = "x" * 5000

@@ -9,12 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attestkit._system.process_hardening import (
-    discard_output,
-    hide_memory,
-    hide_seed,
-    open_standard_streams,
-)
+from attestkit._system import process_hardening
 from attestkit.errors import AttestKitError, ConfigError, FormatError, KmsError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.server_log.log import ServerLog, one_line_traceback
@@ -42,8 +37,8 @@ def main(
     """
     own_process = own_process or arguments is None or inherited is not None
     if own_process:
-        hide_seed()
-    open_standard_streams()
+        process_hardening.hide_seed()
+    process_hardening.open_standard_streams()
     log = ServerLog()
     try:
         # lazy: loads the native core, which reports an invalid $ATTESTKIT_CPU
@@ -93,7 +88,7 @@ def _build_options(arguments: Sequence[str], log: ServerLog) -> "Options":
     try:
         options = parse_options(arguments)
     except BrokenPipeError:  # --help to a closed pipe; argparse of Python 3.11.2 lets it pass
-        discard_output(sys.stdout)
+        process_hardening.discard_output(sys.stdout)
         raise SystemExit(0) from None
     # Errors in the configuration file are logged in the format that the command line selects.
     log.configure(options.log_format or "text", options.log_level or "info")
@@ -138,7 +133,7 @@ def _serve(options: "Options", shared: "ServerContext", *, own_process: bool) ->
 def _hide_memory(*, simulated: bool) -> None:
     """Protect this process's memory before it has keys; mandatory unless simulated."""
     try:
-        hide_memory()
+        process_hardening.hide_memory()
     except OSError as error:
         text = f"process memory: cannot be protected from other processes: {error}"
         if not simulated:

@@ -7,16 +7,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit.errors import UnsupportedError, UsageError
+from attestkit.serve import endpoints
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
-from attestkit.serve.endpoints import (
-    AGENT_LISTENERS,
-    LIMITED_PREFIX,
-    LISTENERS,
-    BoundAddresses,
-    ListenAddresses,
-    VsockAddress,
-)
 from attestkit.serve.http.request_checks import is_loopback
 from attestkit.serve.machine_info import DATA_DISKS
 
@@ -85,7 +78,7 @@ class ServerOptions(NamedTuple):
 class BoundServer(NamedTuple):
     """Listeners that are bound and not served yet."""
 
-    ready: BoundAddresses
+    ready: endpoints.BoundAddresses
     listeners: "list[Listener]"
     paths: "list[UnixListener]"
     background: "Sequence[Work]" = ()  # to run beside the listeners
@@ -98,7 +91,7 @@ class BoundServer(NamedTuple):
 
 def build_server(
     attester: "Attester | None",
-    addresses: ListenAddresses,
+    addresses: endpoints.ListenAddresses,
     options: ServerOptions,
     stack: ExitStack,
 ) -> BoundServer:
@@ -136,14 +129,16 @@ def build_server(
     methods = {one.listener: one.methods for one in addresses.limited}
     monitor = guest.health_monitor if guest is not None and "http" in bound.sockets else None
     background = [] if monitor is None else [monitor.run]
-    ready = BoundAddresses(bound.bound_addresses, methods)
+    ready = endpoints.BoundAddresses(bound.bound_addresses, methods)
     return BoundServer(ready, listeners, bound.paths, background)
 
 
 def _check_arguments(
-    attester: "Attester | None", addresses: ListenAddresses, verifier: "Verifier | None"
+    attester: "Attester | None", addresses: endpoints.ListenAddresses, verifier: "Verifier | None"
 ) -> None:
-    agent = any(getattr(addresses, name) for name in AGENT_LISTENERS) or bool(addresses.limited)
+    agent = any(getattr(addresses, name) for name in endpoints.AGENT_LISTENERS) or bool(
+        addresses.limited
+    )
     if addresses.guest_api is not None and not agent:
         text = "guest_api: requires another listener of the agent; turn one on"
         raise UsageError(text, reason="conflict")
@@ -216,7 +211,7 @@ class _BoundSockets(NamedTuple):
 
 
 def _listen(
-    addresses: ListenAddresses, handed_over: "Mapping[str, socket]", stack: ExitStack
+    addresses: endpoints.ListenAddresses, handed_over: "Mapping[str, socket]", stack: ExitStack
 ) -> _BoundSockets:
     """Bind a socket for each address that has none in `handed_over`.
 
@@ -224,7 +219,7 @@ def _listen(
     """
     found = _BoundSockets({}, {}, [])
     configured = dict(addresses.listeners())
-    given = [name for name in LISTENERS if name in handed_over and name not in configured]
+    given = [name for name in endpoints.LISTENERS if name in handed_over and name not in configured]
     for name in (*configured, *given):
         sock = handed_over.get(name)
         if sock is None:
@@ -248,7 +243,7 @@ def _check_exposure(name: str, sock: "socket") -> None:
 
     is_unix = sock.family == AF_UNIX and not is_vsock(sock)
     problem = ""
-    if (name in {"dstack", "tappd"} or name.startswith(LIMITED_PREFIX)) and not is_unix:
+    if (name in {"dstack", "tappd"} or name.startswith(endpoints.LIMITED_PREFIX)) and not is_unix:
         problem = "keys are served on unix sockets only"
     elif name == "guest_api" and not (is_unix or is_vsock(sock)):
         problem = "must be a vsock address or a unix socket"
@@ -260,8 +255,8 @@ def _check_exposure(name: str, sock: "socket") -> None:
 
 def _bind(
     name: str,
-    address: tuple[str, int] | VsockAddress | Path,
-    addresses: ListenAddresses,
+    address: tuple[str, int] | endpoints.VsockAddress | Path,
+    addresses: endpoints.ListenAddresses,
     paths: "list[UnixListener]",
     stack: ExitStack,
 ) -> "socket":
@@ -269,7 +264,7 @@ def _bind(
     from attestkit.serve.config.option_values import Address
     from attestkit.serve.http.sockets import UnixListener, bind_tcp
 
-    if isinstance(address, VsockAddress):
+    if isinstance(address, endpoints.VsockAddress):
         from attestkit.serve.http.sockets import bind_vsock
 
         return bind_vsock("--guest-api", address)
@@ -289,13 +284,13 @@ def _format_address(sock: "socket") -> Path | str:
     where = sock.getsockname()
     if is_vsock(sock):
         cid, port = where
-        return str(VsockAddress(port, cid))
+        return str(endpoints.VsockAddress(port, cid))
     return Path(where) if isinstance(where, str) else f"http://{Address(*where[:2])}"
 
 
 def _agent_apps(
     guest: "Guest",
-    addresses: ListenAddresses,
+    addresses: endpoints.ListenAddresses,
     sockets: "Mapping[str, socket]",
     options: ServerOptions,
 ) -> "dict[str, App]":

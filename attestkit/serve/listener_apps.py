@@ -16,8 +16,7 @@ from attestkit.serve.http.asgi import App, Scope, security_headers
 from attestkit.serve.http.request_checks import has_loopback_host, refuse_other_sites
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.metrics.agent import AgentMetrics
-from attestkit.serve.pages.dashboard import Dashboard
-from attestkit.serve.pages.static_files import ASSETS, get_asset
+from attestkit.serve.pages.dashboard import ASSETS, Dashboard, get_asset
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.rpc.statuses import MethodRefusedError

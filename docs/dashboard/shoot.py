@@ -28,7 +28,7 @@ from attestkit.serve.docker.engine import Container, ContainerEngine
 from attestkit.serve.http.views import View, ViewRequest
 from attestkit.serve.machine_info import Disk, Figures, Load, Memory
 from attestkit.serve.pages import dashboard
-from attestkit.serve.pages.static_files import ASSETS, get_asset
+from attestkit.serve.pages.dashboard import ASSETS, get_asset
 from attestkit.serve.services.context import Guest
 
 __all__ = ["HEIGHT", "PICTURE", "WIDTH", "page", "shoot"]

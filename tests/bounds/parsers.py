@@ -48,8 +48,8 @@ from attestkit.keys import AppKeys
 from attestkit.keys.hkdf import derive_p256
 from attestkit.quote import Quote
 from attestkit.serve.config.agent_config_file import parse_config
-from attestkit.serve.container_logs.docker_frames import Frame, FrameSplitter, LineSplitter
 from attestkit.serve.container_logs.formatting import LogFormatter
+from attestkit.serve.container_logs.view import FrameSplitter, LineSplitter
 from attestkit.serve.docker.responses import read_list
 from attestkit.serve.rpc import json_codec, protobuf_codec, query_codec
 from attestkit.serve.rpc.messages import GetTlsKeyArgs
@@ -105,7 +105,7 @@ def format_output(pieces: Callable[[bytes], list[bytes]], data: bytes) -> None:
     """Format container output as plain text, in pieces."""
     form = LogFormatter(text=True, bare=True, ansi=False)
     for piece in pieces(data):
-        form.write(Frame("stdout", piece))
+        form.write("stdout", piece)
     form.end()
 
 

@@ -30,7 +30,7 @@ ELSEWHERE: Final = {
 SLOW: Final = (  # over a second of CPU time each; a folder stands for all of its pages
     *("README.md", "docs/cli.md", "docs/concepts/", "docs/guides/", "docs/index.md"),
     *("docs/run.md", "docs/scenarios.md", "docs/start.md", "docs/testing.md", "docs/tour.md"),
-    "docs/verifier.md",
+    *("docs/verifier.md", "docs/reference/kms.md", "docs/reference/verifier.md"),
 )
 BLOCKS: Final = {page: read_blocks((ROOT / page).read_text()) for page in pages()}
 

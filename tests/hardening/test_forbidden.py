@@ -75,8 +75,8 @@ EXCEPTIONS = {
     "emulator/run_program.py os.fork": "`attestkit run`: a process that holds mounts",
     "emulator/run_program.py os.posix_spawnp": "`attestkit run` runs a command",
     "serve/worker_pool/supervisor.py subprocess": "--workers starts this program only",
-    "serve/health/nerdctl.py subprocess": "constants",
-    "serve/health/nerdctl.py ?.subprocess_exec": (
+    "serve/health/app_health.py subprocess": "constants",
+    "serve/health/app_health.py ?.subprocess_exec": (
         "nerdctl, if the app requires health checks and has that runner"
     ),
     "backends/simulator/software_tpm/swtpm.py subprocess": "swtpm, without a shell",

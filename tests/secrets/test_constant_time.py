@@ -27,7 +27,7 @@ PUBLIC_BY_REASON = {
         ("_crypto/x509/app_certificates.py", "certificate.spki_der != spki_der"),
         ("kms/release/state_folder.py", "certificate.spki_der != key.spki_der"),
         ("kms/cert_request.py", "request.pubkey != key.spki_der"),
-        ("serve/kms_service/take_over.py", "ca_key.spki_der != root"),
+        ("serve/kms_service/onboarding.py", "ca_key.spki_der != root"),
         (
             "verifier/dcap/engine.py",
             (

@@ -10,8 +10,8 @@ from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
 from attestkit.gpu.driver import telemetry
 from attestkit.gpu.driver.telemetry import GpuTelemetry, MachineTelemetry
-from attestkit.serve import gpu_sampler
-from attestkit.serve.gpu_sampler import GpuSample, GpuSampler
+from attestkit.serve import machine_info as gpu_sampler
+from attestkit.serve.machine_info import GpuSample, GpuSampler
 
 FOUND = MachineTelemetry((GpuTelemetry(0, "GPU-0"),), enabled=True, ready=False)
 MISSING = BackendUnavailableError("libnvidia-ml.so.1: not found", reason="missing")

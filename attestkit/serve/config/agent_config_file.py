@@ -21,17 +21,9 @@ from attestkit._formats import toml
 from attestkit._formats.strict_json import config_reason, decode_strictly
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
+from attestkit.serve.config import options
 from attestkit.serve.config.limits import read_limit
 from attestkit.serve.config.option_values import HTTP_PORT, Address
-from attestkit.serve.config.options import (
-    CHOICES,
-    FLAGS,
-    INTERNAL,
-    REPEATED,
-    Config,
-    Options,
-    split_sockets,
-)
 
 _PROFILES: Final = ("default", "internal", "internal-v0", "external", "guest-api", "global")
 _LISTENERS: Final = {"internal": "socket", "internal-v0": "tappd_socket"}  # profile to option
@@ -47,14 +39,14 @@ _FILES: Final = {
     "sys_config_file": "sys_config",
 }
 _LEVELS: Final = {
-    **{level: level for level in CHOICES["log_level"]},
+    **{level: level for level in options.CHOICES["log_level"]},
     "off": "error",
     "critical": "error",
     "warn": "warning",
     "normal": "info",
     "trace": "debug",
 }
-_OWN: Final = frozenset(Options._fields) - INTERNAL - {"config"}
+_OWN: Final = frozenset(options.Options._fields) - options.INTERNAL - {"config"}
 _NUMBERS: Final = frozenset({"gpus", "quote_version", "workers"})  # may also be whole numbers
 _LONGEST: Final = 4096  # characters of a string
 _IDENT: Final = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # valid in a header
@@ -74,7 +66,7 @@ _KINDS: Final[Mapping[type, str]] = {
 }
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path) -> options.Config:
     """Return the configuration in a file.
 
     Raises:
@@ -86,7 +78,7 @@ def read_config(path: Path) -> Config:
     return parse_config(read_file(path), str(path))
 
 
-def parse_config(data: bytes, name: str) -> Config:
+def parse_config(data: bytes, name: str) -> options.Config:
     """Return the configuration in `data`; `name` is the file's name.
 
     The format is JSON if the name ends in .json or the data start with a brace, else TOML.
@@ -209,7 +201,7 @@ class _Reader:
         self._unused: list[str] = []
         self._unknown: list[str] = []
 
-    def read(self) -> Config:
+    def read(self) -> options.Config:
         """Return the configuration; attestkit's own table is read last and overrides the rest."""
         for profile, table in self._profiles.items():
             if profile in _PROFILES:
@@ -226,7 +218,7 @@ class _Reader:
         if "guest-api" in self._profiles:
             self._unused.append("guest-api (off by default; see --guest-api)")
         self._read_attestkit()
-        return Config(
+        return options.Config(
             self._values, self._sources, self._limits, tuple(self._unused), tuple(self._unknown)
         )
 
@@ -384,7 +376,7 @@ class _Reader:
     def _read_sockets(self, found: _Value) -> None:
         """Read the path of dstack.sock, or a list of it and limited sockets."""
         values = [found] if isinstance(found.value, str) else found.texts()
-        path, limited = split_sockets([value.text() for value in values])
+        path, limited = options.split_sockets([value.text() for value in values])
         for option, value in (("socket", path), ("limited_sockets", limited)):
             if value is not None:
                 self._set(option, found, value)
@@ -392,15 +384,15 @@ class _Reader:
 
 def _read_option(option: str, found: _Value) -> object:
     """Return the value of an option in attestkit's own table."""
-    if option in FLAGS:
+    if option in options.FLAGS:
         return found.flag()
-    if option in REPEATED:
+    if option in options.REPEATED:
         values = [found] if isinstance(found.value, str) else found.texts()
         if option == "auth_key" and not values:
             raise found.error("no key given", "missing")
         return tuple(item.text(lines=option == "auth_key") for item in values)
     if option in _NUMBERS and type(found.value) is int:
         found = found._replace(value=str(found.value))
-    if option in CHOICES:
-        return found.choice({choice: choice for choice in CHOICES[option]})
+    if option in options.CHOICES:
+        return found.choice({choice: choice for choice in options.CHOICES[option]})
     return found.text()

@@ -9,16 +9,9 @@ from typing import Any, Final, NoReturn
 from attestkit._package import own_version
 from attestkit._sanitize import without_hex
 from attestkit.errors import UsageError
+from attestkit.serve.config import options
 from attestkit.serve.config.limits import Limits, parse_limit
 from attestkit.serve.config.option_values import HTTP_PORT, prefix_errors
-from attestkit.serve.config.options import (
-    CHOICES,
-    FLAGS,
-    INTERNAL,
-    REPEATED,
-    Options,
-    split_sockets,
-)
 from attestkit.serve.docstrings import describe_attributes
 
 _EPILOG: Final = """\
@@ -107,14 +100,14 @@ def _parser() -> _Parser:
     add = parser.add_argument
     values = {
         "port": HTTP_PORT,
-        "platforms": ", ".join(CHOICES["platform"]),
+        "platforms": ", ".join(options.CHOICES["platform"]),
         "limits": ", ".join(Limits._fields),
     }
-    texts = describe_attributes(Options)  # empty with -OO
-    for name in Options._fields:
+    texts = describe_attributes(options.Options)  # empty with -OO
+    for name in options.Options._fields:
         if name in _GROUPS:
             add = parser.add_argument_group(_GROUPS[name]).add_argument
-        if name not in INTERNAL:
+        if name not in options.INTERNAL:
             text = texts.get(name, "").format_map(values)
             add(*_names(name), dest=name, help=text, **_argument(name))
     add = parser.add_argument_group("information").add_argument
@@ -133,12 +126,12 @@ def _argument(field: str) -> dict[str, Any]:
     """Return the settings of an option for argparse."""
     if field == "access_log":
         return {"action": argparse.BooleanOptionalAction}
-    if field in FLAGS:
+    if field in options.FLAGS:
         return {"action": "store_true"}
-    metavar = getattr(Options.__annotations__[field], "__metadata__", (None,))[0]
-    if field in CHOICES:
-        return {"choices": CHOICES[field], "metavar": metavar}
-    action = "append" if field in {*REPEATED, "limits", "socket"} else "store"
+    metavar = getattr(options.Options.__annotations__[field], "__metadata__", (None,))[0]
+    if field in options.CHOICES:
+        return {"choices": options.CHOICES[field], "metavar": metavar}
+    action = "append" if field in {*options.REPEATED, "limits", "socket"} else "store"
     return {"action": action, "metavar": metavar}
 
 
@@ -147,7 +140,7 @@ def option_names() -> tuple[str, ...]:
     return _parser().names()
 
 
-def parse_options(arguments: Sequence[str]) -> Options:
+def parse_options(arguments: Sequence[str]) -> options.Options:
     """Return the options of a command line.
 
     An empty value is refused: it often comes from an unset shell variable, and an empty path would
@@ -173,14 +166,14 @@ def parse_options(arguments: Sequence[str]) -> Options:
         with prefix_errors(f"--limit {text[:64]}:"):
             name, value = parse_limit(text)
         limits[name] = value
-    for name in REPEATED:
+    for name in options.REPEATED:
         said[name] = said[name] and tuple(said[name])
     said["limits"] = limits
-    said["socket"], said["limited_sockets"] = split_sockets(said["socket"] or ())
+    said["socket"], said["limited_sockets"] = options.split_sockets(said["socket"] or ())
     for name, value in said.items():
         if value == "" or (isinstance(value, tuple) and "" in value):
             raise UsageError(f"--{name.replace('_', '-')}: the value is empty", reason="missing")
-    return Options(**said)
+    return options.Options(**said)
 
 
 def _without_values(words: Sequence[str]) -> str:

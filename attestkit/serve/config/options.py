@@ -24,18 +24,6 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Values of the options that have a fixed set of them."""
 
-KMS_OPTIONS: Final = (
-    *("kms", "kms_auth", "kms_policy", "kms_domain", "kms_onboarding", "kms_admin", "kms_fault"),
-)
-"""Options of the simulated KMS."""
-
-SIMULATOR_OPTIONS: Final = (
-    *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
-    *("platform", "quote_version", "boot_image", "gpus", "scenario", "fault"),
-    *KMS_OPTIONS,
-)
-"""Options that are refused on hardware."""
-
 _Text: TypeAlias = str | None
 _Texts: TypeAlias = tuple[str, ...] | None
 INTERNAL: Final = frozenset({"ident", "data_disks", "limited_sockets", "sources"})
@@ -279,6 +267,17 @@ class Options(NamedTuple):
         except UsageError as error:
             raise self.wrong_value(field, str(error)) from error
 
+
+def list_options(first: str, end: str) -> tuple[str, ...]:
+    """Return the options in the order of `--help`, from `first` to the one before `end`."""
+    return Options._fields[Options._fields.index(first) : Options._fields.index(end)]
+
+
+KMS_OPTIONS: Final = list_options("kms", "verifier")
+"""Options of the simulated KMS."""
+
+SIMULATOR_OPTIONS: Final = list_options("seed", "verifier")
+"""Options that are refused on hardware."""
 
 FLAGS: Final = frozenset(
     {name for name, kind in Options.__annotations__.items() if kind in {bool, bool | None}}

@@ -8,22 +8,14 @@ from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
 from attestkit.serve.config.option_values import OFF, Address
-from attestkit.serve.config.options import SIMULATOR_OPTIONS, Options
+from attestkit.serve.config.options import Options, list_options
 
 MOST_WORKERS: Final = 64
 """Limit of --workers; more processes than processors gain nothing."""
 
-_FOR_VERIFIER = (
-    *("verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor"),
-    *("verifier_certificates", "verifier_crls", "verifier_ak_certificates", "verifier_ak_roots"),
-    *("verifier_fetch_ak_certificates", "verifier_gpu_roots", "verifier_gpu_endorsements"),
-    *("images", "ear_key", "verifier_cache", "verifier_metrics", "workers"),
-)
-_FOR_AGENT = (
-    *("dir", "socket", "limited_sockets", "tappd_socket", "socket_mode", "socket_group", "http"),
-    *("auth_key", "anonymous_scopes", "app_keys", "app_compose", "sys_config", "app_id"),
-    *("kms_url", "kms_root"),
-    *("guest_api", "guest_api_shutdown", "measure_app", "emit_event", *SIMULATOR_OPTIONS),
+_FOR_VERIFIER = list_options("verifier_pccs", "log_format")
+_FOR_AGENT = tuple(
+    name for name in (*list_options("dir", "verifier"), "limited_sockets") if name != "limits"
 )
 
 

@@ -8,8 +8,6 @@ from typing import Final
 
 import msgspec
 
-from attestkit.serve.container_logs.docker_frames import Frame
-
 _LONGEST_BEGUN: Final = 64 * 1024  # characters of an incomplete escape sequence
 _ESCAPE: Final = "\x1b"
 # Start of an escape sequence (ECMA-48) at the end of a frame, but not at the end of a line.
@@ -44,14 +42,14 @@ class LogFormatter:
         self._channels: dict[str, _Decoder] = {}
         self._in_line = False
 
-    def write(self, frame: Frame) -> bytes:
+    def write(self, channel: str, data: bytes) -> bytes:
         """Return a formatted frame, or nothing if it is incomplete."""
         if not self._text:
-            return self._message(frame.channel, b2a_base64(frame.data, newline=False))
-        channel = self._channels.get(frame.channel)
-        if channel is None:
-            channel = self._channels[frame.channel] = _Decoder(self._strip)
-        return self._message(frame.channel, self._encode(channel.feed(frame.data)))
+            return self._message(channel, b2a_base64(data, newline=False))
+        decoder = self._channels.get(channel)
+        if decoder is None:
+            decoder = self._channels[channel] = _Decoder(self._strip)
+        return self._message(channel, self._encode(decoder.feed(data)))
 
     def end(self) -> bytes:
         """Return the incomplete parts of all channels."""

@@ -3,29 +3,211 @@
 An error before the first byte is a status: 400 for an invalid name or parameter, 404 for an unknown
 container, 500 for an unreachable engine, 503 for too many open logs of a client. A later error is
 the last line of the response, `{"error":"..."}`.
+
+Without a terminal the log consists of frames (Docker's attach stream format): a header of one byte
+for the channel, three zero bytes and the length (32 bits, big-endian), then the data. Lines over
+16 KiB are split into several frames. With a terminal it is the raw output on a single channel.
 """
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from struct import Struct
+from typing import Any, Final, NamedTuple, TypeAlias
+from urllib.parse import parse_qsl
 
-from attestkit.errors import AttestKitError
+from attestkit._sanitize import one_line
+from attestkit.errors import AttestKitError, BackendError, FormatError
 from attestkit.serve.config.limits import LimitError
-from attestkit.serve.container_logs.docker_frames import (
-    Frame,
-    FrameSplitter,
-    LineSplitter,
-    Splitter,
-)
 from attestkit.serve.container_logs.formatting import LogFormatter
-from attestkit.serve.container_logs.query_parameters import Parameters, parse
 from attestkit.serve.docker.engine import ContainerLog
 from attestkit.serve.docker.responses import check_name
 from attestkit.serve.http.views import Pieces, View, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
 from attestkit.serve.services.context import Guest
+
+CHANNELS: Final = ("stdin", "stdout", "stderr")
+CONSOLE: Final = "console"
+
+LONGEST: Final = 1024 * 1024
+"""Limit of a frame in bytes; the engine itself splits lines at 16 KiB."""
+
+_LONGEST_LINE: Final = 64 * 1024  # of a terminal, before it is split
+_ENGINE: Final = 3  # channel of the engine's own errors
+_SHOWN: Final = 200  # characters of the engine's error
+_HEADER: Final = Struct(">B3sI")
+
+
+class Frame(NamedTuple):
+    """Output of a container on one channel."""
+
+    channel: str
+    data: bytes
+
+
+class FrameSplitter:
+    """Splitter for containers without a terminal."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._wanted = _HEADER.size  # bytes until the next frame is complete
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Return the non-empty frames that these bytes complete.
+
+        Raises:
+            BackendError: If a frame is malformed, or the engine reports an error.
+        """
+        self._rest += data
+        if len(self._rest) < self._wanted:
+            return
+        whole, at, end = bytes(self._rest), 0, 0
+        while (begin := at + _HEADER.size) <= len(whole):
+            kind, zeros, length = _HEADER.unpack_from(whole, at)
+            if kind > _ENGINE or zeros != b"\0\0\0" or length > LONGEST:
+                header = whole[at:begin].hex()
+                problem = f"container log: invalid frame header: {header}"
+                raise BackendError(problem, reason="malformed_response")
+            end = begin + length
+            if end > len(whole):
+                break
+            at = end
+            if kind == _ENGINE:
+                text = one_line(whole[begin:end].decode("utf-8", "replace"), _SHOWN)
+                raise BackendError(f"container engine: {text}", reason="agent_error")
+            if length:
+                yield Frame(CHANNELS[kind], whole[begin:end])
+        self._wanted = end - at if begin <= len(whole) else _HEADER.size
+        self._rest = bytearray(whole[at:])
+
+    def end(self) -> Iterator[Frame]:
+        """Return nothing.
+
+        Raises:
+            BackendError: If the last frame is incomplete.
+        """
+        if self._rest:
+            raise BackendError("container log: ends inside a frame", reason="truncated")
+        return iter(())
+
+
+class LineSplitter:
+    """Splitter for containers with a terminal, into lines."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Return the lines that these bytes complete, and an incomplete line over the limit."""
+        whole, at = self._rest + data, 0
+        while (end := whole.find(b"\n", at) + 1) > 0:
+            yield Frame(CONSOLE, whole[at:end])
+            at = end
+        self._rest = whole[at:]
+        if len(self._rest) > _LONGEST_LINE:
+            yield from self.end()
+
+    def end(self) -> Iterator[Frame]:
+        """Return the incomplete last line."""
+        rest, self._rest = self._rest, b""
+        if rest:
+            yield Frame(CONSOLE, rest)
+
+
+Splitter: TypeAlias = FrameSplitter | LineSplitter
+
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_TIME: Final = re.compile(r"0*(?P<number>[0-9]{1,20})|\+?0*(?P<count>[0-9]{1,20})(?P<unit>[smhd])")
+_TAIL: Final = re.compile(r"[0-9]{1,18}|all")
+_ON: Final = frozenset({"", "on", "yes", "true"})
+_OFF: Final = frozenset({"off", "no", "false"})
+_FIRST_UNIX_TIME: Final = 1_000_000_000  # smaller numbers are seconds before now
+_MAX_INT64: Final = 2**63 - 1
+_MAX_UINT64: Final = 2**64 - 1
+
+
+class Parameters(NamedTuple):
+    """Parameters of a container log."""
+
+    since: int = 0  # Unix time; 0 is unbounded
+    until: int = 0
+    follow: bool = False
+    text: bool = False
+    bare: bool = False
+    timestamps: bool = False
+    tail: str = "1000"
+    ansi: bool = False
+
+    def for_engine(self) -> dict[str, str]:
+        """Return the query parameters of the engine's API."""
+        times = {name: getattr(self, name) for name in ("since", "until")}
+        return {
+            "stdout": "1",
+            "stderr": "1",
+            "follow": "01"[self.follow],
+            "timestamps": "01"[self.timestamps],
+            "tail": self.tail,
+            **{name: str(time) for name, time in times.items() if time},
+        }
+
+
+def parse(query: bytes, now: float) -> Parameters:
+    """Return the parameters in a raw query string; unknown keys are ignored.
+
+    Raises:
+        FormatError: If a value is invalid or a parameter is repeated.
+    """
+    values: dict[str, Any] = {}
+    # Invalid UTF-8 becomes U+FFFD, which no value allows.
+    pairs = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True, errors="replace")
+    for name, text in pairs:
+        if name not in Parameters._fields:
+            continue
+        if name in values:
+            raise FormatError(f"{name}: given more than once", reason="duplicate")
+        values[name] = _value(name, text, int(now))
+    return Parameters(**values)
+
+
+def _value(name: str, text: str, now: int) -> int | str | bool:
+    if name in {"since", "until"}:
+        return parse_time(name, text, now)
+    if name == "tail":
+        if _TAIL.fullmatch(text) is None:
+            raise FormatError("Invalid tail: must be a number, or all", reason="wrong_value")
+        return text
+    word = text.lower()
+    if word in _ON:
+        return True
+    if word in _OFF:
+        return False
+    problem = f"Invalid {name}: must be on, yes, true, off, no or false"
+    raise FormatError(problem, reason="wrong_value")
+
+
+def parse_time(name: str, text: str, now: int) -> int:
+    """Return the Unix time in `text`, 0 for unbounded.
+
+    A number with a unit is a time before now; so is a number of at most nine digits, in seconds. A
+    larger number is a Unix time.
+
+    Raises:
+        FormatError: If `text` is invalid; the error names the parameter.
+    """
+    if not text:
+        return 0
+    match = _TIME.fullmatch(text)
+    number = int(match["number"] or match["count"]) if match else _MAX_UINT64 + 1
+    if match is None or number > (_MAX_UINT64 if match["unit"] else _MAX_INT64):
+        raise FormatError(f"Invalid {name}", reason="wrong_value")
+    if match["unit"]:
+        return max(0, now - number * _SECONDS[match["unit"]])
+    if 0 < number < _FIRST_UNIX_TIME:
+        return max(0, now - number)
+    return number
+
 
 # Limits of a piece. A frame may be a single byte and becomes 40: formatting takes milliseconds.
 _MOST_FRAMES: Final = 1000
@@ -118,7 +300,7 @@ class _LogStream:
                 await asyncio.sleep(0)  # let other tasks run
             size = 0
             for count, frame in enumerate(self._frames, 1):
-                parts.append(self._formatter.write(frame))
+                parts.append(self._formatter.write(*frame))
                 size += len(parts[-1])
                 if count == _MOST_FRAMES or size >= _MOST_BYTES:
                     return b"".join(parts)

@@ -1,19 +1,210 @@
-"""Choice of the health check by app-compose.json."""
+"""Health checks of an app, and the choice of one by app-compose.json.
 
-from collections.abc import Callable
+The checks are the states of the containers that nerdctl has created, for the runner
+`nerdctl-compose`, and a file that the app writes: a line with its state, and one with the time. The
+app chooses the path and the content of the file, which is never part of a verdict.
+"""
+
+import asyncio
+import errno
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
+from typing import Final
 
+from attestkit._system.untrusted_files import open_regular
 from attestkit.dstack.app_compose import AppCompose
+from attestkit.errors import BackendError, BackendUnavailableError, FormatError
+from attestkit.serve.docker import responses
 from attestkit.serve.docker.engine import ContainerEngine
-from attestkit.serve.health.monitor import HealthMonitor
-from attestkit.serve.health.nerdctl import check_nerdctl
-from attestkit.serve.health.status_file import StatusFile
-from attestkit.serve.health.verdict import check_docker
+from attestkit.serve.health import monitor
+
+COMMAND: Final = ("nerdctl", "--namespace", "dstack")
+"""The command; the namespace has the app's containers only."""
+
+
+async def check_nerdctl(command: Sequence[str] = COMMAND) -> monitor.HealthVerdict:
+    """Return the verdict on all containers of the namespace.
+
+    Raises:
+        BackendError: If nerdctl is missing or fails, or its output is malformed or too large.
+    """
+    return monitor.appraise_containers(await _inspect(command))
+
+
+async def _inspect(command: Sequence[str]) -> list[responses.ContainerState]:
+    ids = (await _output(*command, "ps", "-a", "-q")).decode("ascii", "replace").split()
+    if not ids:
+        return []
+    if len(ids) > responses.MAX_INSPECTED:
+        problem = f"nerdctl: {len(ids)} containers, more than {responses.MAX_INSPECTED}"
+        raise BackendError(problem, reason="too_large")
+    if not all(map(responses.NAME.fullmatch, ids)):
+        raise BackendError("nerdctl ps: not a list of ids", reason="malformed_response")
+    try:
+        return responses.read_states(await _output(*command, "inspect", *ids))
+    except FormatError as error:
+        raise BackendError(f"nerdctl inspect: {error}", reason="malformed_response") from error
+
+
+async def _output(program: str, *words: str) -> bytes:
+    """Return what a program prints, at most 4 MiB; it is killed if it does not end in time."""
+    loop = asyncio.get_running_loop()
+    try:
+        transport, output = await loop.subprocess_exec(
+            _Output,
+            program,
+            *words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError as error:
+        problem = f"nerdctl: cannot be run: {error.strerror}"
+        raise BackendUnavailableError(problem, reason="missing") from error
+    try:
+        await output.ended.wait()
+        status = transport.get_returncode()
+    finally:
+        transport.close()  # kills the program, if it has not ended
+        await output.gone.wait()
+    if len(output.data) > responses.MAX_LIST:
+        problem = f"nerdctl: output exceeds {responses.MAX_LIST >> 20} MiB"
+        raise BackendError(problem, reason="too_large")
+    if status:
+        raise BackendError(f"nerdctl: exit status {status}", reason="io_error")
+    return bytes(output.data)
+
+
+class _Output(asyncio.SubprocessProtocol):
+    """Output of a program; reading ends early if it is too large."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.ended = asyncio.Event()
+        self.gone = asyncio.Event()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.data += data
+        if fd == 1 and len(self.data) > responses.MAX_LIST:
+            self.ended.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Record that the program has ended, and that its output was received or closed."""
+        del exc
+        self.ended.set()
+        self.gone.set()
+
+
+MAX_BYTES: Final = 4096
+"""Limit of the bytes that are read."""
+
+MAX_AGE: Final = 60
+"""Seconds after which a written state is stale."""
+
+_NAME: Final = "<health_file>"
+_SECONDS: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
+_MAX_UINT64: Final = 2**64 - 1
+_STATES: Final = {"healthy": "", "unhealthy": "app reports unhealthy"}
+_WHITESPACE: Final = " \t\r\v\f"
+# Errors of opening a folder, a pipe or device, and a socket.
+_NOT_REGULAR: Final = frozenset({errno.EISDIR, errno.EINVAL, errno.ENXIO})
+
+
+class StatusFile:
+    """Check of one status file.
+
+    Args:
+        path: Path of the file.
+        now: Returns the Unix time.
+    """
+
+    def __init__(self, path: str, now: Callable[[], float]) -> None:
+        self._path = path
+        self._now = now
+        self._reading: Future[bytes] | None = None
+
+    async def check(self) -> monitor.HealthVerdict:
+        """Read and appraise the file."""
+        # On a file system that hangs, the thread outlives the time limit; wait for it again instead
+        # of starting another one.
+        if self._reading is None:
+            self._reading = _read_in_thread(self._path)
+        shown = monitor.safe_text(self._path)
+        try:
+            content = (await asyncio.wrap_future(self._reading)).decode()
+        except FileNotFoundError:
+            return monitor.unhealthy(_NAME, f"{shown} has not been written yet")
+        except (OSError, ValueError) as error:
+            return monitor.unhealthy(_NAME, f"cannot read {shown}: {_cause(error)}")
+        finally:
+            if self._reading.done():
+                self._reading = None
+        return appraise_status(content, self._now())
+
+
+def appraise_status(content: str, now: float) -> monitor.HealthVerdict:
+    """Return the verdict of a file's content at a Unix time."""
+    problem = _problem(content, int(now))
+    return monitor.unhealthy(_NAME, problem) if problem else monitor.HEALTHY
+
+
+def _problem(content: str, now: int) -> str:
+    """Return why the content does not state that the app is healthy; empty if it does."""
+    if not content:
+        return "health file is empty"
+    lines = content.removesuffix("\n").split("\n")
+    if len(lines) == 1:
+        return "health file must have two lines: state and unix timestamp"
+    state, written = (line.strip(_WHITESPACE) for line in lines[:2])
+    if _SECONDS.fullmatch(written) is None or int(written) > _MAX_UINT64:
+        return "health file line 2 is not a unix time in seconds"
+    if (age := now - int(written)) > MAX_AGE:
+        return f"health file is stale: written {age}s ago, limit is {MAX_AGE}s"
+    return _STATES.get(state.lower(), "health file line 1 is neither healthy nor unhealthy")
+
+
+def _cause(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        if error.errno in _NOT_REGULAR:
+            return "health file is not a regular file"
+        return error.strerror or "input/output error"
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "invalid path"
+
+
+def _read_in_thread(path: str) -> "Future[bytes]":
+    """Read the file in a daemon thread, for which the exit of the server does not wait."""
+    reading: Future[bytes] = Future()
+    reading.set_running_or_notify_cancel()  # so that a cancelled check does not cancel it
+
+    def run() -> None:
+        try:
+            reading.set_result(_read(path))
+        except Exception as error:  # noqa: BLE001 - raised by the check
+            reading.set_exception(error)
+
+    threading.Thread(target=run, name="attestkit-health", daemon=True).start()
+    return reading
+
+
+def _read(path: str) -> bytes:
+    fd = open_regular(path, os.O_RDONLY, follow=True)
+    try:
+        data = b""
+        while len(data) < MAX_BYTES and (piece := os.read(fd, MAX_BYTES - len(data))):
+            data += piece
+    finally:
+        os.close(fd)
+    return data
 
 
 def make_monitor(
     app_compose: AppCompose, engine: ContainerEngine, now: Callable[[], float]
-) -> HealthMonitor | None:
+) -> monitor.HealthMonitor | None:
     """Return the monitor of an app; None if the app is always considered healthy.
 
     This is the case without `requirements.health_check`, or with the runner `bash` and no status
@@ -28,7 +219,7 @@ def make_monitor(
     if requirements is None or not requirements.health_check:
         return None
     if requirements.health_status_file is not None:
-        return HealthMonitor(StatusFile(requirements.health_status_file, now).check)
+        return monitor.HealthMonitor(StatusFile(requirements.health_status_file, now).check)
     if app_compose.runner == "docker-compose":
-        return HealthMonitor(partial(check_docker, engine))
-    return HealthMonitor(check_nerdctl) if app_compose.runner == "nerdctl-compose" else None
+        return monitor.HealthMonitor(partial(monitor.check_docker, engine))
+    return monitor.HealthMonitor(check_nerdctl) if app_compose.runner == "nerdctl-compose" else None

@@ -1,16 +1,122 @@
-"""Background task that repeats a health check, and its last result.
+"""Verdict on the health of the app, and the task in the background that repeats a health check.
 
-Any client may request the result, so a request only reads it.
+Any client may request the verdict (guest-agent-v1.md, section 7.1), so a request only reads it.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from attestkit.errors import AttestKitError
-from attestkit.serve.health.verdict import NOT_DETERMINED, HealthVerdict, safe_text
+from attestkit.serve.docker.engine import ContainerEngine
+from attestkit.serve.docker.responses import ContainerState
+
+_MOST_BYTES: Final = 256  # of a text in a verdict
+_MOST_SHOWN: Final = 5  # entries in a line of the log
+_CUT: Final = "... (truncated)"
+_UNSAFE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+class HealthProblem(NamedTuple):
+    """An unhealthy container, or a failed check.
+
+    `name` is the name of the container, or `<health>`, `<health_file>` or `<compose>`.
+    """
+
+    name: str
+    status: str
+
+
+class HealthVerdict(NamedTuple):
+    """Health of the app; `error` is set after repeated failures to determine it."""
+
+    healthy: bool
+    unhealthy: tuple[HealthProblem, ...] = ()
+    error: str = ""
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        if self.healthy:
+            return "healthy"
+        entries = [f"{name}: {status}" for name, status in self.unhealthy[:_MOST_SHOWN]]
+        more = len(self.unhealthy) - len(entries)
+        return "unhealthy: " + "; ".join(
+            [*entries, *([f"{more} more"] if more else []), *([self.error] if self.error else [])]
+        )
+
+
+HEALTHY: Final = HealthVerdict(healthy=True)
+NOT_DETERMINED: Final = HealthVerdict(
+    healthy=False,
+    unhealthy=(HealthProblem("<health>", "health has not been determined yet"),),
+)
+"""Verdict before the first check."""
+
+
+def unhealthy(name: str, status: str) -> HealthVerdict:
+    """Return the verdict with one entry."""
+    return HealthVerdict(healthy=False, unhealthy=(HealthProblem(name, status),))
+
+
+def safe_text(text: str) -> str:
+    """Return untrusted text for a verdict, which is public and logged.
+
+    Control characters and characters that change lines or the direction of text become spaces. A
+    text of more than 256 bytes in UTF-8 is cut between two characters.
+    """
+    encoded = _UNSAFE.sub(" ", text).encode()
+    if len(encoded) <= _MOST_BYTES:
+        return encoded.decode()
+    return encoded[:_MOST_BYTES].decode(errors="ignore") + _CUT
+
+
+LABEL: Final = "com.docker.compose.project"
+"""Label of the containers of a Compose project.
+
+The name of the app's own project is not known to the server: Compose takes it from an option, the
+environment, the file or the folder. So containers of every project count.
+"""
+
+_NAME: Final = "<compose>"
+_NO_CHECK: Final = frozenset({"", "none"})
+
+
+async def check_docker(engine: ContainerEngine) -> HealthVerdict:
+    """Return the verdict on the containers that Docker Compose has created.
+
+    Raises:
+        NotFoundError: If a container is removed meanwhile.
+        BackendError: If the engine is unreachable, or a response is malformed or too large.
+    """
+    return appraise_containers(await engine.inspect_containers(LABEL))
+
+
+def appraise_containers(containers: Sequence[ContainerState]) -> HealthVerdict:
+    """Return the verdict on the app's containers (guest-agent-v1.md, section 7.1)."""
+    if not containers:
+        return unhealthy(_NAME, "no container has been created yet")
+    checked = [one for one in containers if one.health not in _NO_CHECK]
+    if not checked:
+        return unhealthy(_NAME, "no container declares a healthcheck")
+    found = tuple(
+        HealthProblem(safe_text(one.name.removeprefix("/") or one.id), safe_text(problem))
+        for one in checked
+        if (problem := _problem(one))
+    )
+    return HealthVerdict(healthy=False, unhealthy=found) if found else HEALTHY
+
+
+def _problem(container: ContainerState) -> str:
+    """Return why a container with a health check is not healthy; empty if it is."""
+    if container.run_state not in {"", "running"}:
+        return f"{container.run_state} (last health check: {container.health})"
+    return "" if container.health == "healthy" else container.health
+
 
 Check: TypeAlias = Callable[[], Coroutine[Any, Any, HealthVerdict]]
 

@@ -17,14 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from attestkit._crypto.pem import encode_pem
+from attestkit._system import untrusted_files
 from attestkit._system.atomic_file import replace_file
-from attestkit._system.untrusted_files import (
-    change_group,
-    change_mode,
-    make_private,
-    o_path_flag,
-    open_regular,
-)
 from attestkit._system.untrusted_files import make_folder as make_folder_at
 from attestkit.errors import BackendBusyError, ConfigError, UsageError
 from attestkit.serve.config.option_values import Address
@@ -70,7 +64,7 @@ def make_folder(folder: Path, *, private: bool, ignored: bool = False) -> None:
     with _writing(folder):
         new = make_folder_at(folder)
         if private:
-            make_private(folder)
+            untrusted_files.make_private(folder)
         ignore = folder / ".gitignore"
         if (new or ignored) and not ignore.exists():
             replace_file(ignore, b"*\n", mode=0o600)
@@ -108,7 +102,7 @@ class FolderLock:
         if path.is_dir():  # many distributions have a folder /var/run/lock
             path = folder / "attestkit.lock"
         with _writing(path):
-            self._handle = open_regular(path, os.O_RDWR | os.O_CREAT)
+            self._handle = untrusted_files.open_regular(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -185,15 +179,15 @@ def _set_permissions(path: Path, mode: int, group_id: int) -> _FileId:
 
     Uses one descriptor, because other writers of the folder could replace the path by a link.
     """
-    fd = os.open(path, o_path_flag() | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, untrusted_files.o_path_flag() | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
             text = f"{path}: replaced by another process during startup"
             raise ConfigError(text, reason="permissions")
         if group_id != -1:
-            change_group(fd, group_id)
-        change_mode(fd, mode)
+            untrusted_files.change_group(fd, group_id)
+        untrusted_files.change_mode(fd, mode)
     finally:
         os.close(fd)
     return found.st_dev, found.st_ino

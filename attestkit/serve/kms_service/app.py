@@ -8,7 +8,14 @@ from typing import Any, Final
 from attestkit.backends.simulator.faults.kms_faults import DELAY, REQUEST, ROLLOVER
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import CONTENT_TYPE, Traffic
-from attestkit.serve.http.asgi import Receive, Scope, Send, encode_error, security_headers
+from attestkit.serve.http.asgi import (
+    Receive,
+    Scope,
+    Send,
+    encode_error,
+    security_headers,
+    send_response,
+)
 from attestkit.serve.http.request_checks import refuse_other_sites
 from attestkit.serve.http.tls import SERVER_CONTEXT, TRANSPORT
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
@@ -65,7 +72,8 @@ class KmsApp:
         if fault is None:
             await self._rpc(scope, receive, send)
         elif fault.name == "kms_fails":
-            await _fail(send)
+            headers = [(b"content-type", b"application/json"), *HEADERS]
+            await send_response(scope, send, 500, headers, encode_error("internal error"))
         else:
             half = b""
             if fault.name == "kms_truncates":
@@ -120,15 +128,6 @@ def refuse_web_pages(scope: Scope) -> None:
 
 async def _show_health(_: ReleaseEngine, __: ViewRequest) -> ViewResponse:
     return ViewResponse(CONTENT_TYPE, b"OK")
-
-
-async def _fail(send: Send) -> None:
-    """Send status 500 without detail."""
-    body = encode_error("internal error")
-    length = (b"content-length", b"%d" % len(body))
-    headers = [(b"content-type", b"application/json"), *HEADERS, length]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 async def _close(transport: asyncio.Transport, last: bytes, receive: Receive) -> None:

@@ -14,10 +14,9 @@ from attestkit.serve.event_loop_thread import start_listeners, stop_listeners
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.kms_service.admin import AdminApp
 from attestkit.serve.kms_service.app import KmsApp
-from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.onboarding import Onboarding, make_onboarding_app
 from attestkit.serve.kms_service.release_engine import ReleaseEngine
-from attestkit.serve.kms_service.server_identity import ServerIdentity
+from attestkit.serve.kms_service.server_identity import KmsParts, ServerIdentity
 
 if TYPE_CHECKING:
     from socket import socket

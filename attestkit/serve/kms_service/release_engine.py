@@ -10,14 +10,7 @@ from typing import Final
 
 from attestkit._sanitize import one_line, shown
 from attestkit.attestation import Attestation
-from attestkit.backends.simulator.faults.kms_faults import (
-    CERTIFICATE,
-    DECISION,
-    KEYS,
-    REFUSAL,
-    TEMP_CA,
-    KmsFaults,
-)
+from attestkit.backends.simulator.faults import kms_faults
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.kms.cert_request import CertRequest, verify_cert_request
 from attestkit.kms.release.authorization import Decision, Role, authorize_guest
@@ -29,9 +22,8 @@ from attestkit.report_data import ReportData
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.kms_service.client_evidence import ClientEvidence, current_client
 from attestkit.serve.kms_service.errors import KmsFailureError, KmsRefusalError, refusal
-from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.request_queue import RequestQueue, queued
-from attestkit.serve.kms_service.server_identity import ServerIdentity, current_state
+from attestkit.serve.kms_service.server_identity import KmsParts, ServerIdentity, current_state
 from attestkit.serve.rpc import messages_kms as m
 from attestkit.serve.rpc.service import Service
 
@@ -66,7 +58,7 @@ class ReleaseEngine(RequestQueue):
             text = f"released_platforms: must be of {', '.join(_GATES)}: {shown(min(unknown))}"
             raise UsageError(text, reason="unknown_name")
         self.identity: ServerIdentity = identity
-        self.faults: KmsFaults = parts.faults
+        self.faults: kms_faults.KmsFaults = parts.faults
         self._parts = parts
         self._own_lock = Lock()
         self._own_answer: tuple[float, AttestKitError | None] = (float("-inf"), None)
@@ -88,7 +80,7 @@ class ReleaseEngine(RequestQueue):
         self._authorize_self()
         state = current_state.get()
         temp_ca, root = state.temp_ca_pem, state.root_pem
-        fault = self.faults.strike(TEMP_CA)
+        fault = self.faults.strike(kms_faults.TEMP_CA)
         if fault is not None and fault.name == "kms_wrong_root":
             root = self.identity.other.root_pem
         elif fault is not None:
@@ -156,7 +148,7 @@ class ReleaseEngine(RequestQueue):
             guest = self._authorize_request(request, evidence, vm_config)
             app_id = guest.boot_info.app_id
             leaf = _leaf_profile(request, evidence, app_id)
-            if self.faults.strike(CERTIFICATE) is not None:
+            if self.faults.strike(kms_faults.CERTIFICATE) is not None:
                 leaf = leaf._replace(spki=state.roots.rpc_key.spki_der)
                 app_id = _other_app(app_id)
             chain = sign_app_certificate(
@@ -207,8 +199,8 @@ class ReleaseEngine(RequestQueue):
             )
         except AttestKitError as error:
             raise refusal(error, prefix) from error
-        if role == "app" and self.faults.strike(DECISION) is not None:
-            decision = Decision.refuse(REFUSAL)
+        if role == "app" and self.faults.strike(kms_faults.DECISION) is not None:
+            decision = Decision.refuse(kms_faults.REFUSAL)
         if not decision.is_allowed:
             raise KmsRefusalError(f"Boot denied: {decision.reason}", guest.boot_info.app_id)
         platform = guest.boot_info.tee_variant
@@ -253,7 +245,7 @@ class ReleaseEngine(RequestQueue):
 
     def _spoil(self, answer: m.AppKeyResponse, state: KmsState, app_id: bytes) -> m.AppKeyResponse:
         """Inject a fault into an answer of GetAppKey."""
-        fault = self.faults.strike(KEYS)
+        fault = self.faults.strike(kms_faults.KEYS)
         if fault is None:
             return answer
         if fault.name == "kms_bad_signature":

@@ -1,27 +1,57 @@
-"""The keys and certificates that the simulated KMS shows, and its TLS contexts (kms.md, 1.6)."""
+"""Parts of the simulated KMS, its keys and certificates, and its TLS contexts (kms.md, 1.6)."""
 
 import ssl
+from collections.abc import Callable
 from contextvars import ContextVar
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.x509.agent_validity import YEAR_1975
-from attestkit.backends.simulator.faults.kms_faults import CONNECTION, ROOTS
-from attestkit.kms.release.certificates import (
-    ValidityPeriod,
-    default_window,
-    issue_rpc,
-    issue_temp_ca,
-)
+from attestkit.backends.simulator.faults.kms_faults import CONNECTION, ROOTS, KmsFaults
+from attestkit.kms.release import certificates
+from attestkit.kms.release.authorization import KmsAuthorization
 from attestkit.kms.release.state_folder import KmsState, create_state
 from attestkit.kms.tls_chain import USAGE_APP_CUSTOM, USAGE_KMS_RPC
 from attestkit.ra_tls.issued import Issued
 from attestkit.ra_tls.key_loading import load_issued
 from attestkit.report_data import ReportData
-from attestkit.serve.kms_service.kms_parts import KmsParts
+
+if TYPE_CHECKING:
+    from attestkit.attester import Attester
+    from attestkit.kms.root import KmsRoot
+    from attestkit.verifier import Verifier
+
+
+class KmsParts(NamedTuple):
+    """Parts of a KMS besides its keys, and the conditions of a release.
+
+    Attributes:
+        verifier: Verifies the evidence of clients.
+        authorization: Decides about clients whose evidence was verified.
+        attester: Attests the KMS itself; None: its certificate has no evidence.
+        faults: Faults to inject.
+        now: Returns the time in seconds since 1970.
+        on_keys: Called with the root keys before HTTPS is served.
+        allow_any_upgrade: Reported by GetMeta, without effect.
+        use_claimed_image: Accept a hash of an OS image that was not verified.
+        enforce_self_authorization: Request an authorization of the KMS itself.
+        released_platforms: Those that get keys, of the platforms that need to be enabled.
+    """
+
+    verifier: "Verifier"
+    authorization: KmsAuthorization
+    attester: "Attester | None"
+    faults: KmsFaults
+    now: Callable[[], float]
+    on_keys: "Callable[[KmsRoot], object] | None" = None
+    allow_any_upgrade: bool = False
+    use_claimed_image: bool = False
+    enforce_self_authorization: bool = False
+    released_platforms: frozenset[str] = frozenset()
+
 
 _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-_PAST: Final = ValidityPeriod(YEAR_1975, 1_577_836_799)  # 1975 to the end of 2019
+_PAST: Final = certificates.ValidityPeriod(YEAR_1975, 1_577_836_799)  # 1975 to the end of 2019
 
 current_state: Final[ContextVar[KmsState]] = ContextVar("current_state")
 """State of the KMS that the connection of the current request shows."""
@@ -89,7 +119,7 @@ class ServerIdentity:
         """Return an expired certificate of the temporary CA, which the next handshake uses too."""
         with self._lock:
             self._is_temp_ca_over = True
-        return issue_temp_ca(self.state.roots, _PAST)
+        return certificates.issue_temp_ca(self.state.roots, _PAST)
 
     def prepare(self) -> None:
         """Make the usual context; raises the errors of the attester."""
@@ -117,16 +147,16 @@ class ServerIdentity:
     def _make_context(self, state: KmsState, certificate: _Certificate) -> ServerContext:
         """Return a context with a new certificate, which is made anew at each start."""
         roots = state.roots
-        pem = issue_rpc(
+        pem = certificates.issue_rpc(
             roots,
             state.root_pem,
             state.domain,
-            default_window(roots, int(self._parts.now())),
+            certificates.default_window(roots, int(self._parts.now())),
             usage=certificate.usage,
             evidence=self._attest(roots.rpc_key.spki_der) if certificate.is_attested else None,
         )
         is_over = certificate.is_temp_ca_over
-        temp_ca = issue_temp_ca(roots, _PAST) if is_over else state.temp_ca_pem
+        temp_ca = certificates.issue_temp_ca(roots, _PAST) if is_over else state.temp_ca_pem
         context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
         context.state = state
         context.minimum_version = ssl.TLSVersion.TLSv1_3

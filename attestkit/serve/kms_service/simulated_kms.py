@@ -11,14 +11,8 @@ from attestkit._system.clock import current_time
 from attestkit.backends.base import SimulatedBackend
 from attestkit.backends.simulator.faults.kms_faults import ROLLOVER, KmsFaults
 from attestkit.errors import UsageError
+from attestkit.kms.release import authorization
 from attestkit.kms.release.auth_simple import AuthSimpleFile
-from attestkit.kms.release.authorization import (
-    Decision,
-    DevAuthorization,
-    FunctionAuthorization,
-    KmsAuthorization,
-    PolicyAuthorization,
-)
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import KmsState, KmsStateFolder, create_state
 from attestkit.kms.root import KmsRoot
@@ -27,10 +21,9 @@ from attestkit.serve.config.option_values import Address
 from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.serve.http.sockets import bind_tcp
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.kms_service.kms_parts import KmsParts
 from attestkit.serve.kms_service.kms_server import KmsServer, KmsSockets
 from attestkit.serve.kms_service.request_queue import WORKERS
-from attestkit.serve.kms_service.server_identity import ServerIdentity
+from attestkit.serve.kms_service.server_identity import KmsParts, ServerIdentity
 from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
@@ -96,7 +89,8 @@ class KeySource:
 
 
 AuthorizationLike: TypeAlias = (
-    "KmsAuthorization | str | os.PathLike[str] | Callable[[BootInfo], Decision] | None"
+    "authorization.KmsAuthorization | str | os.PathLike[str]"
+    " | Callable[[BootInfo], authorization.Decision] | None"
 )
 """What decides about verified guests; see `SimulatedKms`."""
 
@@ -308,16 +302,16 @@ def _make_authorization(
     auth: AuthorizationLike,
     policies: "Collection[AppraisalPolicy] | None",
     kms_policy: "AppraisalPolicy | None",
-) -> KmsAuthorization:
+) -> authorization.KmsAuthorization:
     if policies is not None:
         if auth is not None:
             raise UsageError("auth: excluded by policies; pass one of both", reason="conflict")
-        return PolicyAuthorization(policies, kms_policy=kms_policy)
+        return authorization.PolicyAuthorization(policies, kms_policy=kms_policy)
     if kms_policy is not None:
         raise UsageError("policies: missing, but kms_policy is given", reason="missing")
     if auth is None or auth == "dev":
-        return DevAuthorization()
-    if isinstance(auth, KmsAuthorization):
+        return authorization.DevAuthorization()
+    if isinstance(auth, authorization.KmsAuthorization):
         return auth
     if isinstance(auth, str) and auth.startswith(("http://", "https://")):
         from attestkit.kms.release.webhook import AuthWebhook  # lazy: an HTTP client
@@ -326,5 +320,5 @@ def _make_authorization(
     if isinstance(auth, (str, os.PathLike)):
         return AuthSimpleFile(auth)
     if callable(auth):
-        return FunctionAuthorization(auth)
+        return authorization.FunctionAuthorization(auth)
     raise wrong_type("auth", "dev, a path, a URL, a function or a KmsAuthorization", auth)

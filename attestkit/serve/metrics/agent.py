@@ -1,24 +1,206 @@
 """`/metrics`: system metrics with the guest agent's names, and the server's own counters.
 
-The server's counters are written by prometheus-client.
+The server's counters are written by prometheus-client, those of the machine and its GPUs with the
+names and the text format of dstack's guest agent.
+
+First the families `dstack_guest_*` of agents since 0.6.0, then `dstack_gpu_*` of machines with
+NVIDIA GPUs, then the older ones, which are deprecated there (guest-agent-v1.md, section 7.4). The
+format differs from prometheus-client's: integers without a fraction, a space after the comma
+between labels, an empty line between families. The specification has the names and labels; the
+HELP texts of GPUs are of attestkit.
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit.errors import AttestKitError
 from attestkit.serve.counters import CONTENT_TYPE, build_info, encode_metrics, traffic_families
 from attestkit.serve.http.views import ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
-from attestkit.serve.machine_info import read_figures
-from attestkit.serve.metrics.system_metrics import encode_system_metrics
+from attestkit.serve.machine_info import Disk, Figures, GpuSample, read_figures
 from attestkit.serve.services.backend_errors import backend_error
 from attestkit.serve.services.context import Guest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from prometheus_client.core import Metric
+
+    from attestkit.gpu.driver.telemetry import GpuTelemetry
+
+_SEPARATOR: Final = "# The metrics below are deprecated; their help names the replacements.\n"
+_INFO: Final = "dstack_guest_info"
+_INFO_TEXT: Final = "Static system information: OS, kernel and CPU model."
+
+
+class _Family(NamedTuple):
+    """A family and the deprecated one: their names, without prefix, and HELP texts."""
+
+    name: str
+    text: str
+    old_name: str
+    old_text: str
+
+
+def _make_families(table: str) -> dict[str, _Family]:
+    """Return the families by attribute; by default the old text is the new one without its dot."""
+    found = {}
+    for line in table.strip().splitlines():
+        attribute, name, text, old_name, *old_text = line.split(" | ")
+        found[attribute] = _Family(name, text, old_name, *(old_text or [text.removesuffix(".")]))
+    return found
+
+
+# Deprecated families, by attribute of Figures; their names are labels of `_INFO`.
+_LABELS: Final = {
+    "os_name": ("os_name", "Operating system name"),
+    "os_version": ("os_version", "Operating system version"),
+    "kernel": ("kernel_version", "Kernel version"),
+    "cpu": ("cpu_model", "CPU model information"),
+}
+# By attribute of Figures.
+_SYSTEM: Final = _make_families("""
+cpus | cpus | Number of logical CPUs. | num_cpus
+memory.total | memory_total_bytes | Total memory in bytes. | memory_total
+memory.available | memory_available_bytes | Available memory in bytes. | memory_available
+memory.used | memory_used_bytes | Used memory in bytes. | memory_used
+memory.free | memory_free_bytes | Free memory in bytes. | memory_free
+swap.total | swap_total_bytes | Total swap in bytes. | swap_total | Total swap memory in bytes
+swap.used | swap_used_bytes | Used swap in bytes. | swap_used | Used swap memory in bytes
+swap.free | swap_free_bytes | Free swap in bytes. | swap_free | Free swap memory in bytes
+uptime | uptime_seconds | System uptime in seconds. | uptime
+load.one | load1 | System load average over 1 minute. | load_average_1m | \
+System load average (1 minute)
+load.five | load5 | System load average over 5 minutes. | load_average_5m | \
+System load average (5 minutes)
+load.fifteen | load15 | System load average over 15 minutes. | load_average_15m | \
+System load average (15 minutes)
+""")
+# By attribute of Disk.
+_DISK: Final = _make_families("""
+total | total_bytes | Disk size in bytes. | total_size | Disk total size in bytes
+free | free_bytes | Free disk space in bytes. | free_size | Disk free size in bytes
+used | used_bytes | Used disk space in bytes. | used_size | Disk used size in bytes
+percentage | used_ratio | Used fraction of the disk, 0 to 1. | usage_percentage | \
+Disk usage percentage
+""")
+
+
+def encode_system_metrics(figures: Figures, gpus: GpuSample | None = None) -> bytes:
+    """Return the system metrics in the Prometheus text format, with an empty line at the end.
+
+    Args:
+        figures: The values of the machine.
+        gpus: Those of its GPUs; None: without families of GPUs.
+    """
+    new, old = _system_families(figures), _deprecated_families(figures)
+    of_gpus = () if gpus is None else gpu_families(gpus)
+    return "\n".join([*new, *of_gpus, _SEPARATOR, *old, ""]).encode()
+
+
+def _system_families(figures: Figures) -> Iterator[str]:
+    labels = {name: attrgetter(attribute)(figures) for attribute, (name, _) in _LABELS.items()}
+    yield encode_family(_INFO, _INFO_TEXT, [(labels, 1)])
+    for attribute, family in _SYSTEM.items():
+        value = _in_unit(attribute, figures)
+        yield encode_family(f"dstack_guest_{family.name}", family.text, [({}, value)])
+    for attribute, family in _DISK.items():
+        samples = [(_disk_labels(disk), _in_unit(attribute, disk)) for disk in figures.disks]
+        yield encode_family(f"dstack_guest_disk_{family.name}", family.text, samples)
+
+
+def _deprecated_families(figures: Figures) -> Iterator[str]:
+    for attribute, (name, text) in _LABELS.items():
+        sample = {name: attrgetter(attribute)(figures)}, 1
+        yield encode_family(f"system_{name}", _deprecated(text, _INFO), [sample])
+    for attribute, family in _SYSTEM.items():
+        text = _deprecated(family.old_text, f"dstack_guest_{family.name}")
+        value = attrgetter(attribute)(figures)
+        yield encode_family(f"system_{family.old_name}", text, [({}, value)])
+    for attribute, family in _DISK.items():
+        text = _deprecated(family.old_text, f"dstack_guest_disk_{family.name}")
+        samples = [(_disk_labels(disk), getattr(disk, attribute)) for disk in figures.disks]
+        yield encode_family(f"disk_{family.old_name}", text, samples)
+
+
+def _in_unit(attribute: str, source: Figures | Disk) -> float | str:
+    """Return a value in the unit of the new family: loads are hundredths in the old one."""
+    value: float = attrgetter(attribute)(source)
+    if attribute.startswith("load."):
+        return f"{value / 100:.2f}"
+    return value / 100 if attribute == "percentage" else value
+
+
+def _deprecated(text: str, replacement: str) -> str:
+    return f"{text} (deprecated: use {replacement})"
+
+
+def _disk_labels(disk: Disk) -> dict[str, str]:
+    return {"name": disk.name, "mount_point": disk.mount_point}
+
+
+def gpu_families(sample: GpuSample) -> Iterator[str]:
+    """Yield the families in the text format; a value that could not be read has no sample."""
+    for name, text, value in (
+        ("nvml_up", "Whether NVIDIA's driver could be read.", not sample.error),
+        ("cc_ready", "Whether the GPUs accept work.", sample.ready),
+        ("cc_enabled", "Whether confidential computing of the GPUs is on.", sample.enabled),
+    ):
+        if value is not None:
+            yield encode_family(f"dstack_gpu_{name}", text, [({}, int(value))])
+    if sample.error:
+        return
+    text = "Seconds since the values of the GPUs were read."
+    yield encode_family("dstack_gpu_sample_age_seconds", text, [({}, f"{sample.age:.3f}")])
+    for name, text in _OF_GPU.items():
+        values = [(_gpu_labels(gpu), _gpu_values(gpu)[name]) for gpu in sample.gpus]
+        samples = [(labels, value) for labels, value in values if value is not None]
+        if samples:
+            yield encode_family(f"dstack_gpu_{name}", text, samples)
+
+
+# Families with a sample for each GPU.
+_OF_GPU: Final = {
+    "utilization_percent": "Busy time of the processors in percent.",
+    "memory_utilization_percent": "Busy time of the memory in percent.",
+    "memory_total_bytes": "Total memory of the GPU in bytes.",
+    "memory_used_bytes": "Used memory of the GPU in bytes.",
+    "memory_free_bytes": "Free memory of the GPU in bytes.",
+    "temperature_celsius": "Temperature in degrees Celsius.",
+    "power_usage_milliwatts": "Power in milliwatts.",
+    "query_errors": "Values that the driver did not return.",
+}
+
+
+def _gpu_values(gpu: "GpuTelemetry") -> dict[str, int | None]:
+    """Return the values of a GPU by family; None: it could not be read."""
+    values = (
+        *(gpu.utilization or (None, None)),
+        *(gpu.memory or (None, None, None)),
+        *(gpu.temperature, gpu.power_usage, len(gpu.errors)),
+    )
+    return dict(zip(_OF_GPU, values, strict=True))
+
+
+def _gpu_labels(gpu: "GpuTelemetry") -> dict[str, str]:
+    return {"index": str(gpu.position), "uuid": gpu.uuid, "pci_bus_id": gpu.pci_bus_id}
+
+
+def encode_family(
+    name: str, text: str, samples: Iterable[tuple[Mapping[str, str], float | str]]
+) -> str:
+    """Return a family of gauges with these labels and values in the text format."""
+    lines = [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
+    for labels, value in samples:
+        inside = ", ".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
+        whole = int(value) if isinstance(value, float) and value == int(value) else value
+        lines.append(f"{name}{{{inside}}} {whole}" if inside else f"{name} {whole}")
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
 
 __all__ = ["CONTENT_TYPE", "AgentMetrics"]
 

@@ -1,13 +1,17 @@
-"""Dashboard at `/`: the app's identity, measurements and containers.
+"""Dashboard at `/`: the app's identity, measurements and containers, and its static files.
 
 All values are untrusted text: the template engine escapes them, and the content security policy
 lets a browser load only the server's own files.
+
+A log may have 65,536 events, and an event ten megabytes. The page shows the first and the last
+events with the start of their payloads; `/prpc/Worker.Info` returns the whole log.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
@@ -15,19 +19,104 @@ from attestkit._sanitize import printable
 from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.backends.base import GuestAgent
 from attestkit.errors import AttestKitError
+from attestkit.event_log import Event
 from attestkit.event_log.display import event_name, preview
+from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
 from attestkit.serve.docker.engine import Container
 from attestkit.serve.http.views import Header, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
 from attestkit.serve.machine_info import Figures, has_nvidia_gpu, read_figures
-from attestkit.serve.pages.event_timeline import measurements
-from attestkit.serve.pages.static_files import asset_path
 from attestkit.serve.services.backend_errors import backend_error
-from attestkit.serve.services.context import AppIdentity, Guest
+from attestkit.serve.services.context import AppIdentity, AppMeasurements, Guest
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
+
+ASSETS: Final = {
+    "dashboard.css": b"text/css; charset=utf-8",
+    "dashboard.js": b"text/javascript; charset=utf-8",
+    "icon.svg": b"image/svg+xml",
+}
+"""Names of the static files, and their content types."""
+
+
+class Asset(NamedTuple):
+    """A static file; its URL contains `digest`, so that browsers may cache it forever."""
+
+    content: bytes
+    digest: str
+
+
+@cache
+def get_asset(name: str) -> Asset:
+    """Return a static file, one of ASSETS."""
+    from hashlib import sha256
+    from importlib.resources import files
+
+    content = (files("attestkit.serve.pages") / "templates" / name).read_bytes()
+    return Asset(content, sha256(content).hexdigest()[:16])
+
+
+def asset_path(name: str) -> str:
+    """Return the cacheable URL of a static file."""
+    return f"/assets/{name}?v={get_asset(name).digest}"
+
+
+FIRST: Final = 100  # events shown at the start of a span
+LAST: Final = 100  # and at its end
+LONGEST_TEXT: Final = 128 * 1024  # characters of tcb_info
+
+
+class EventSpan(NamedTuple):
+    """A part of the log: all of its events, or the first and the last ones with a gap."""
+
+    total: int
+    entries: tuple[tuple[int, Event], ...]  # with the number in the whole log, from 0
+    gap_after: int = 0  # entries before the gap; 0 without a gap
+    gap: int = 0  # events in it
+
+
+class Measurements(NamedTuple):
+    """Measurements to show; empty if the app hides them."""
+
+    registers: Mapping[str, bytes] = MappingProxyType({})
+    boot: EventSpan = EventSpan(0, ())
+    runtime: EventSpan = EventSpan(0, ())
+    text: str = ""
+    length: int = 0  # characters of the whole text
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text is truncated."""
+        return len(self.text) < self.length
+
+
+def measurements(measured: AppMeasurements | None) -> Measurements:
+    """Return the measurements to show; None hides them."""
+    if measured is None:
+        return Measurements()
+    events, text = measured.log.events, measured.tcb_info
+    # Not by is_runtime, which is slower: 65,536 events would block the event loop.
+    runtime = [at for at, event in enumerate(events) if event.event_type == RUNTIME_EVENT_TYPE]
+    boot = [at for at, event in enumerate(events) if event.event_type != RUNTIME_EVENT_TYPE]
+    registers = measured.registers.items()
+    return Measurements(
+        {name: value for name, value in registers if value is not None},
+        _span(events, boot),
+        _span(events, runtime),
+        text.start(LONGEST_TEXT),
+        text.length,
+    )
+
+
+def _span(events: Sequence[Event], indexes: Sequence[int]) -> EventSpan:
+    """Return the events at `indexes` that are shown."""
+    gap = max(0, len(indexes) - FIRST - LAST)
+    shown = [*indexes[:FIRST], *indexes[-LAST:]] if gap else indexes
+    entries = tuple([(at, events[at]) for at in shown])
+    return EventSpan(len(indexes), entries, FIRST if gap else 0, gap)
+
 
 _POLICY: Final = (
     b"default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
@@ -33,14 +33,6 @@ SIGN_SECONDS: Final = 20.0
 """Time limit of each call of a KMS that signs a certificate, in seconds."""
 
 
-class AttestForCertificate(Protocol):
-    """Function that returns evidence over 64 bytes, which can be encoded as `encoding`."""
-
-    def __call__(self, report_data: bytes, encoding: Encoding | None, /) -> Attestation:
-        """Return the evidence."""
-        ...
-
-
 @dataclass(eq=False)
 class CertificateIssuer:
     """Issues certificates of the app.
@@ -57,7 +49,7 @@ class CertificateIssuer:
 
     app_keys: AppKeys | None = field(repr=False)
     kms: "KmsClient | None"
-    attest: AttestForCertificate
+    attest: Callable[[bytes, Encoding | None], Attestation]
     now: Callable[[], float]
     random: Callable[[int], bytes]
     app_info_array: Literal[8, 9] | None

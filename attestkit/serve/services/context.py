@@ -23,10 +23,9 @@ from attestkit.keys.key_claims import require_key_epoch_0
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
 from attestkit.serve.docker.engine import DOCKER, ContainerEngine
-from attestkit.serve.gpu_sampler import GpuSampler
 from attestkit.serve.health.app_health import make_monitor
-from attestkit.serve.health.verdict import HEALTHY, HealthVerdict
-from attestkit.serve.machine_info import DATA_DISKS, Machine
+from attestkit.serve.health.monitor import HEALTHY, HealthVerdict
+from attestkit.serve.machine_info import DATA_DISKS, GpuSampler, Machine
 from attestkit.serve.rpc import messages, messages_v1
 from attestkit.serve.rpc import messages as m
 from attestkit.serve.rpc.event_log_json import INDENTED, EventLogJson, tcb_info

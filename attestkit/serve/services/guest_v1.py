@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from attestkit.attester.evidence_source import collect_gpu_evidence
 from attestkit.errors import BackendUnavailableError, UnsupportedError, UsageError
-from attestkit.serve.gpu_sampler import SimulatedMachine
+from attestkit.serve.machine_info import SimulatedMachine
 from attestkit.serve.rpc import messages_v1 as m1
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.service import Method, Service

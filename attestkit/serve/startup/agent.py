@@ -20,7 +20,7 @@ from attestkit.serve.http.sockets import FolderLock, make_folder, write_trust_an
 from attestkit.serve.kms_service.kms_factory import serve_kms
 from attestkit.serve.machine_info import DATA_DISKS
 from attestkit.serve.startup.banner import ServerContext, announce
-from attestkit.serve.systemd.service import ServiceEnvironment
+from attestkit.serve.systemd.notify_watchdog import ServiceEnvironment
 
 if TYPE_CHECKING:
     from attestkit.kms.client import KmsClient

@@ -8,7 +8,7 @@ from attestkit.serve.config.verifier_settings import VerifierSettings
 from attestkit.serve.counters import Stats
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve.startup.banner import ServerContext, announce
-from attestkit.serve.systemd.service import ServiceEnvironment
+from attestkit.serve.systemd.notify_watchdog import ServiceEnvironment
 from attestkit.serve.verifier_service.verifier_factory import load_ear_key, open_verifier
 
 
@@ -58,7 +58,7 @@ def _serve_by_workers(
 ) -> None:
     """Serve the verifier by several worker processes, each of which runs this program."""
     from attestkit.serve.http.sockets import bind_tcp  # lazy, as the pool
-    from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator, metrics_listener
+    from attestkit.serve.verifier_service.metrics import MetricsAggregator, metrics_listener
     from attestkit.serve.worker_pool.supervisor import WorkerPool
 
     open_verifier(settings)  # report errors once, before anything listens

@@ -1,4 +1,4 @@
-"""Notification of the service manager (sd_notify protocol) and watchdog.
+"""Notification of the service manager (sd_notify protocol), watchdog, and serving under both.
 
 | event | message to `$NOTIFY_SOCKET` |
 |---|---|
@@ -23,13 +23,18 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from attestkit.serve.endpoints import LIMITED_PREFIX
-from attestkit.serve.systemd.socket_activation import read_number
+from attestkit.serve import serve
+from attestkit.serve.endpoints import LIMITED_PREFIX, BoundAddresses, ListenAddresses
+from attestkit.serve.systemd.socket_activation import read_number, take_sockets
+
+if TYPE_CHECKING:
+    from attestkit.attester import Attester
+    from attestkit.serve.app_factory import ServerOptions
 
 _VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 # Path of each listener that needs no work; the first listener that is on is probed, and limited
@@ -193,3 +198,56 @@ async def _connect(address: Path | str) -> tuple[asyncio.StreamReader, asyncio.S
         return await asyncio.open_unix_connection(address)
     url = urlsplit(address)  # the unspecified address connects to loopback
     return await asyncio.open_connection(url.hostname, url.port)
+
+
+class ServiceEnvironment(NamedTuple):
+    """Service manager (or supervisor), inherited sockets and watchdog of this process."""
+
+    manager: ServiceManager
+    handed_over: dict[str, socket.socket]
+    watchdog: bool
+
+    @classmethod
+    def from_environ(
+        cls, environ: MutableMapping[str, str], on: Collection[str], *, watchdog: bool
+    ) -> "ServiceEnvironment":
+        """Take the service manager and the sockets of the listeners from the environment.
+
+        Raises:
+            UsageError: If its variables are invalid.
+        """
+        manager = ServiceManager.from_environ(environ)
+        expected = manager.watchdog_seconds is not None
+        if expected and not watchdog:
+            _logger.warning("$WATCHDOG_USEC is ignored without --watchdog")
+        return cls(manager, take_sockets(environ, on), watchdog and expected)
+
+    def serve(
+        self,
+        attester: "Attester | None",
+        addresses: ListenAddresses,
+        options: "ServerOptions",
+        on_ready: Callable[[BoundAddresses], None],
+    ) -> None:
+        """Serve like `attestkit.serve.serve`; exit the process if requests had to be aborted.
+
+        Closing a hung device would block. An exit is safe: the sockets are removed, and the state
+        on disk survives a kill.
+        """
+
+        def ready(at: BoundAddresses) -> None:
+            on_ready(at)
+            self.manager.ready(str(at))
+
+        cut_off = serve(
+            attester,
+            addresses,
+            options._replace(handed_over=self.handed_over),
+            on_ready=ready,
+            on_stop=self.manager.stopping,
+            background=[lambda at: self.manager.watch(at.addresses)] if self.watchdog else [],
+        )
+        self.manager.ended()
+        if cut_off:
+            logging.shutdown()
+            os._exit(0)

@@ -30,14 +30,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
-from attestkit.serve.http.asgi import (
-    Receive,
-    Scope,
-    Send,
-    encode_error,
-    security_headers,
-    send_response,
-)
+from attestkit.serve.http import asgi
 from attestkit.serve.http.views import Header
 from attestkit.serve.job_queue import JobQueue, JobRefusedError, JobThreads
 from attestkit.serve.verifier_service.query import MEDIA_TYPES, VerifyQuery
@@ -109,7 +102,7 @@ class VerifierApp:
     verdicts: "Counter[tuple[str, str]]" = field(default_factory=Counter)  # see `Stats`
     ear_key: "EarKey | None" = field(default=None, repr=False)  # signs results on request
 
-    headers: Sequence[Header] = security_headers(b"attestkit")
+    headers: Sequence[Header] = asgi.security_headers(b"attestkit")
     """Sent with every response, including the listener's own errors."""
 
     def __post_init__(self) -> None:
@@ -120,7 +113,7 @@ class VerifierApp:
         for verdict in _VERDICTS:  # export zeros, so that a first increase is visible
             self.verdicts[verdict] += 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"ASGI scope: unsupported type {scope['type']!r}")
@@ -140,7 +133,7 @@ class VerifierApp:
         if answer.verdict is not None:
             self.verdicts[answer.verdict] += 1
         headers = [(b"content-type", answer.media_type), *self.headers, *answer.headers]
-        await send_response(scope, send, answer.status, headers, answer.body)
+        await asgi.send_response(scope, send, answer.status, headers, answer.body)
 
     def _health(self) -> _Response:
         """Return the upstream's answer, and the policy's preset: development enforces no TCB."""
@@ -156,7 +149,7 @@ class VerifierApp:
 
         return _Response(200, encode_key_set(self.ear_key), media_type=b"application/jwk-set+json")
 
-    async def _verify(self, scope: Scope, receive: Receive) -> _Response | None:
+    async def _verify(self, scope: asgi.Scope, receive: asgi.Receive) -> _Response | None:
         try:
             query = VerifyQuery.from_request(scope.get("query_string", b""), scope["headers"])
         except FormatError as error:
@@ -173,7 +166,7 @@ class VerifierApp:
         except asyncio.TimeoutError:
             return _busy(f"verification: not finished within {self.seconds:g} s; retry later")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | _Response | None:
+    async def _body(self, scope: asgi.Scope, receive: asgi.Receive) -> bytes | _Response | None:
         """Return the body of a request, or an error response; None if the client disconnected."""
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > self.max_body:
@@ -264,7 +257,7 @@ def _verdict(outcome: Outcome) -> tuple[str, str]:
 
 
 def _error(status: int, text: str, headers: Sequence[Header] = ()) -> _Response:
-    return _Response(status, encode_error(text), headers)
+    return _Response(status, asgi.encode_error(text), headers)
 
 
 def _too_large(limit: int) -> _Response:

@@ -35,8 +35,8 @@ from attestkit.serve.counters import MAX_ENCODED_STATS
 from attestkit.serve.endpoints import BoundAddresses
 from attestkit.serve.http.signals import until_signalled
 from attestkit.serve.http.sockets import HANDSHAKE_SECONDS, ListeningSocket
-from attestkit.serve.systemd.service import ServiceEnvironment
-from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
+from attestkit.serve.systemd.notify_watchdog import ServiceEnvironment
+from attestkit.serve.verifier_service.metrics import MetricsAggregator
 
 if TYPE_CHECKING:
     from attestkit.serve.http.server import Listener

@@ -12,9 +12,8 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.kms_service.admin import AdminApp
-from attestkit.serve.kms_service.kms_parts import KmsParts
-from attestkit.serve.kms_service.onboarding import Onboarding, make_onboarding_app
-from attestkit.serve.kms_service.take_over import read_roots
+from attestkit.serve.kms_service.onboarding import Onboarding, make_onboarding_app, read_roots
+from attestkit.serve.kms_service.server_identity import KmsParts
 from tests.attacks.attempts import Surfaces, bound
 from tests.attacks.v1.on_methods import event_loop
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response

@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 
 from attestkit.serve.docker.engine import ContainerEngine
-from attestkit.serve.health.monitor import HealthMonitor
-from attestkit.serve.health.verdict import HEALTHY, LABEL, HealthVerdict, check_docker, unhealthy
+from attestkit.serve.health.monitor import (
+    HEALTHY,
+    LABEL,
+    HealthMonitor,
+    HealthVerdict,
+    check_docker,
+    unhealthy,
+)
 from tests.rigs.docker.engine import PATIENCE, DockerEngine
 from tests.serve.server import environment, running_server
 

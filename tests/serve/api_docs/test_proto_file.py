@@ -14,7 +14,7 @@ from hypothesis import given
 
 from attestkit.serve import listener_apps
 from attestkit.serve.api_docs.api_model import Api, list_calls
-from attestkit.serve.api_docs.proto_file import proto_file
+from attestkit.serve.api_docs.views import proto_file
 from attestkit.serve.rpc import messages, messages_v1, protobuf_codec
 from attestkit.serve.rpc.message_fields import package_of
 from attestkit.serve.services import dstack_guest, guest_v1, worker_api

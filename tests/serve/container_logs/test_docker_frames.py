@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import BackendError
-from attestkit.serve.container_logs.docker_frames import (
+from attestkit.serve.container_logs.view import (
     CHANNELS,
     CONSOLE,
     LONGEST,

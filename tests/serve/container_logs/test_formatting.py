@@ -2,6 +2,7 @@
 
 import base64
 import json
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attestkit.serve.container_logs import formatting as form_module
-from attestkit.serve.container_logs.docker_frames import Frame
 from attestkit.serve.container_logs.formatting import LogFormatter
+from attestkit.serve.container_logs.view import Frame
 
 if TYPE_CHECKING:
     import re
@@ -22,7 +23,7 @@ ODD = "naïve €\n".encode() + b"\xff\x00\x80\n"
 def format_log(*frames: Frame, text: bool = False, bare: bool = False, ansi: bool = False) -> bytes:
     """Return a complete log as sent to the client."""
     formatter = LogFormatter(text=text, bare=bare, ansi=ansi)
-    return b"".join([*map(formatter.write, frames), formatter.end()])
+    return b"".join([*starmap(formatter.write, frames), formatter.end()])
 
 
 def format_bare(*pieces: bytes) -> str:
@@ -137,14 +138,14 @@ def test_format_removes_lone_escape() -> None:
 def test_format_unterminated_sequence_ends_with_line() -> None:
     """An unterminated sequence does not delay the next line."""
     formatter = LogFormatter(text=True, bare=True, ansi=False)
-    assert formatter.write(Frame("stdout", b"a\x1b]0;title\n")) == b"a0;title\n"
-    assert formatter.write(Frame("stdout", b"next\n")) == b"next\n"
+    assert formatter.write("stdout", b"a\x1b]0;title\n") == b"a0;title\n"
+    assert formatter.write("stdout", b"next\n") == b"next\n"
 
 
 def test_format_endless_sequence_is_bounded() -> None:
     """The buffer for an unterminated sequence is bounded."""
     formatter = LogFormatter(text=True, bare=True, ansi=False)
-    pieces = [formatter.write(Frame("stdout", b"\x1b]0;" + bytes([65]) * 16384)) for _ in range(8)]
+    pieces = [formatter.write("stdout", b"\x1b]0;" + bytes([65]) * 16384) for _ in range(8)]
     assert sum(map(len, pieces)) > 0
     assert all(len(channel._begun) <= 65536 for channel in formatter._channels.values())
 
@@ -165,7 +166,7 @@ def test_format_long_sequence_takes_linear_time(
     formatter = LogFormatter(text=True, bare=True, ansi=False)
     rest = "1" if "1" in begun or "0" in begun else "/"
     for piece in [begun.encode(), *[rest.encode()] * 1000]:
-        assert formatter.write(Frame("stdout", piece)) == b""
+        assert formatter.write("stdout", piece) == b""
     assert sum(searched) < 20
     assert formatter.end() == format_bare(begun.encode() + rest.encode() * 1000).encode()
 
@@ -192,7 +193,7 @@ def test_format_error_is_a_json_line() -> None:
         *((True, False, b"half", b""), (False, True, b"whole\n", b"\n"), (False, False, b"x", b"")),
     ):
         formatter = LogFormatter(text=text, bare=is_bare, ansi=False)
-        before = formatter.write(Frame("stdout", data)) if data else b""
+        before = formatter.write("stdout", data) if data else b""
         error = formatter.error('broke "off"')
         assert error == between + b'{"error":"broke \\"off\\""}\n'
         assert json.loads((before + error).splitlines()[-1]) == {"error": 'broke "off"'}

@@ -3,7 +3,7 @@
 import pytest
 
 from attestkit.errors import FormatError
-from attestkit.serve.container_logs.query_parameters import Parameters, parse, parse_time
+from attestkit.serve.container_logs.view import Parameters, parse, parse_time
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load

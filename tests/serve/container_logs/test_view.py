@@ -10,8 +10,7 @@ import pytest
 from attestkit.errors import FormatError, NotFoundError
 from attestkit.serve import listener_apps
 from attestkit.serve.config.limits import LimitError, Limits
-from attestkit.serve.container_logs.docker_frames import Frame
-from attestkit.serve.container_logs.view import make_views
+from attestkit.serve.container_logs.view import Frame, make_views
 from attestkit.serve.docker import engine as containers
 from attestkit.serve.http.views import Pieces, ViewRequest, ViewResponse
 from tests.raising import raises

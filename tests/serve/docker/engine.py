@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from attestkit.serve.container_logs.docker_frames import CHANNELS, Frame
+from attestkit.serve.container_logs.view import CHANNELS, Frame
 
 T = TypeVar("T")
 

@@ -14,13 +14,13 @@ from attestkit._crypto.ed25519 import ed25519_verify
 from attestkit._formats.base64url import from_base64url, to_base64url
 from attestkit._formats.compact_jws import read_compact_jws
 from attestkit.errors import FormatError
-from attestkit.serve.external_auth.access_errors import TokenError
-from attestkit.serve.external_auth.access_token import (
+from attestkit.serve.external_auth.access_control import (
     LEEWAY,
     MAX_TOKEN,
     check_claims,
     verify_signature,
 )
+from attestkit.serve.external_auth.access_errors import TokenError
 from tests.raising import raises
 from tests.serve.external_auth.tokens import HEADER, KEY, OTHER_KEY, make_token, sign_parts
 

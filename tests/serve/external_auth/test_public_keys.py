@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 from attestkit._formats.base64url import to_base64url
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError
-from attestkit.serve.external_auth.public_keys import read_public_keys
+from attestkit.serve.external_auth.settings import read_public_keys
 from tests.raising import raises
 from tests.serve.external_auth.tokens import KEY, OTHER_KEY
 

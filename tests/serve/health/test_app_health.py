@@ -13,7 +13,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.serve.background_server import BackgroundServer
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve.health import app_health, monitor
-from attestkit.serve.health.verdict import HEALTHY, NOT_DETERMINED, HealthVerdict
+from attestkit.serve.health.monitor import HEALTHY, NOT_DETERMINED, HealthVerdict
 from tests.serve.client import get
 from tests.serve.docker.engine import run_with_timeout
 from tests.serve.guests import NOW, MakeGuest
@@ -98,7 +98,7 @@ def test_server_checks_in_the_background(folder: Path, monkeypatch: pytest.Monke
             cancelled.set()
         return HEALTHY
 
-    monkeypatch.setattr(app_health, "check_docker", hang)
+    monkeypatch.setattr(monitor, "check_docker", hang)
     compose = {"name": "a", **required("docker-compose", health_check=True)}
     with Attester(Simulator(app_compose=json.dumps(compose).encode())) as attester:
         addresses = ListenAddresses(dstack=folder / "dstack.sock")

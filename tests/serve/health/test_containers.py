@@ -12,9 +12,9 @@ from attestkit.errors import BackendError, NotFoundError
 from attestkit.serve.docker import engine as containers
 from attestkit.serve.docker.engine import ContainerEngine
 from attestkit.serve.docker.responses import ContainerState
-from attestkit.serve.health.monitor import HealthMonitor
-from attestkit.serve.health.verdict import (
+from attestkit.serve.health.monitor import (
     HEALTHY,
+    HealthMonitor,
     HealthProblem,
     HealthVerdict,
     appraise_containers,

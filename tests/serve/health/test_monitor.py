@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 
 from attestkit.errors import BackendError
-from attestkit.serve.health.monitor import INTERVAL, HealthMonitor
-from attestkit.serve.health.verdict import HEALTHY, NOT_DETERMINED, HealthVerdict, unhealthy
+from attestkit.serve.health.monitor import (
+    HEALTHY,
+    INTERVAL,
+    NOT_DETERMINED,
+    HealthMonitor,
+    HealthVerdict,
+    unhealthy,
+)
 from tests.serve.docker.engine import run_with_timeout
 
 SICK = unhealthy("web", "starting")

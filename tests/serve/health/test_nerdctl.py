@@ -11,9 +11,9 @@ import pytest
 import uvloop
 
 from attestkit.errors import BackendError, BackendUnavailableError
-from attestkit.serve.health import nerdctl
-from attestkit.serve.health.nerdctl import COMMAND, check_nerdctl
-from attestkit.serve.health.verdict import HEALTHY, HealthVerdict, unhealthy
+from attestkit.serve.docker import responses
+from attestkit.serve.health.app_health import COMMAND, check_nerdctl
+from attestkit.serve.health.monitor import HEALTHY, HealthVerdict, unhealthy
 from tests.raising import raises
 from tests.serve.health.test_containers import NONE_CREATED, inspected
 from tests.untyped import untyped
@@ -89,7 +89,7 @@ def test_check_nerdctl_failures(
         runner(check_nerdctl([str(tmp_path / "nothing")]))
     with raises(BackendError, "io_error", part="exit status 3"):
         run(tmp_path, "echo 0123; exit 3", runner)
-    monkeypatch.setattr(nerdctl, "MAX_LIST", 100_000)
+    monkeypatch.setattr(responses, "MAX_LIST", 100_000)
     with raises(BackendError, "too_large"):
         run(tmp_path, "exec yes", runner)
 

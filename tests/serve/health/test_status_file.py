@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.serve.health import status_file
-from attestkit.serve.health.status_file import StatusFile, appraise_status
-from attestkit.serve.health.verdict import HEALTHY, HealthVerdict, unhealthy
+from attestkit.serve.health import app_health as status_file
+from attestkit.serve.health.app_health import StatusFile, appraise_status
+from attestkit.serve.health.monitor import HEALTHY, HealthVerdict, unhealthy
 from tests.serve.docker.engine import run_with_timeout
 from tests.vectors import load, needs_shared
 

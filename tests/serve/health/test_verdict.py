@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.serve.health.verdict import (
+from attestkit.serve.health.monitor import (
     HEALTHY,
     NOT_DETERMINED,
     HealthProblem,

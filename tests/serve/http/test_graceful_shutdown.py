@@ -17,7 +17,7 @@ import pytest
 import uvloop
 
 from attestkit.serve.config.limits import Limits
-from attestkit.serve.http import graceful_shutdown, signals
+from attestkit.serve.http import server, signals
 from attestkit.serve.http.asgi import Receive, Scope, Send
 from attestkit.serve.http.sockets import ListeningSocket
 from tests.serve.client import call
@@ -208,7 +208,7 @@ def test_idle_connection_may_send_last_request() -> None:
 
 def test_partial_request_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     """A partial head or body is an active request."""
-    monkeypatch.setattr(graceful_shutdown, "CLOSE_NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(server, "CLOSE_NOTICE_SECONDS", 0.0)
 
     async def test(served: RunningServer) -> None:
         post = b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody"
@@ -278,7 +278,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.app_factory import ServerOptions
-from attestkit.serve.systemd.service import ServiceEnvironment
+from attestkit.serve.systemd.notify_watchdog import ServiceEnvironment
 
 class Hanging(Simulator):
     blocking = True

@@ -17,8 +17,8 @@ from attestkit.kms import KmsRoot, SimulatedKms
 from attestkit.kms.release.authorization import Decision, FunctionAuthorization
 from attestkit.kms.release.key_release import bootstrap_report_data
 from attestkit.kms.release.roots import KmsRoots
+from attestkit.serve.kms_service.onboarding import read_roots
 from attestkit.serve.kms_service.request_queue import WORKERS
-from attestkit.serve.kms_service.take_over import read_roots
 from attestkit.testing import SimulatedTee
 from tests.serve.client import Answer, Connection
 from tests.serve.kms_service.kms_clients import SECONDS, anonymous

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from attestkit.serve.pages.static_files import ASSETS
+from attestkit.serve.pages.dashboard import ASSETS
 from tests.serve.asgi import Client
 from tests.serve.guests import MakeGuest
 from tests.serve.pages.page import Engine, Page, create_client, create_container, read_page

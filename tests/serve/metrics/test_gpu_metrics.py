@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from attestkit.backends.simulator import Simulator
 from attestkit.gpu.driver.telemetry import GpuTelemetry
-from attestkit.serve.gpu_sampler import GpuSample
-from attestkit.serve.metrics.system_metrics import gpu_families
+from attestkit.serve.machine_info import GpuSample
+from attestkit.serve.metrics.agent import gpu_families
 from tests.serve.guests import GuestClient, MakeGuest
 
 GPU: Final = GpuTelemetry(1, 'GPU-"1', "00000000:0A:00.0", (91, 17), (80, 30, 50), 61, 350_125)

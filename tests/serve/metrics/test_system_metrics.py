@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from attestkit.serve.machine_info import Disk, Figures, Load, Memory, read_figures
-from attestkit.serve.metrics.system_metrics import encode_system_metrics
+from attestkit.serve.metrics.agent import encode_system_metrics
 
 FIGURES: Final = Figures(
     os_name="DStack",

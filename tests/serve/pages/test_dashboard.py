@@ -13,8 +13,7 @@ from attestkit.errors import BackendUnavailableError
 from attestkit.serve.docker.engine import Container
 from attestkit.serve.machine_info import Disk, Figures, Load, Memory
 from attestkit.serve.pages import dashboard
-from attestkit.serve.pages.dashboard import duration_text, size_text
-from attestkit.serve.pages.event_timeline import FIRST, LAST
+from attestkit.serve.pages.dashboard import FIRST, LAST, duration_text, size_text
 from attestkit.serve.rpc.messages import AppInfo
 from attestkit.serve.services.context import AppIdentity, Guest
 from tests.serve.asgi import Client

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.display import event_name, preview
 from attestkit.event_log.runtime_events import runtime_event
-from attestkit.serve.pages.event_timeline import (
+from attestkit.serve.pages.dashboard import (
     FIRST,
     LAST,
     LONGEST_TEXT,

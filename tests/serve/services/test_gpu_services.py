@@ -118,8 +118,8 @@ def test_gpu_info_lists_gpus(guest: Guest, guest_client: GuestClient) -> None:
 
 _ON_STUB: Final = """
 import asyncio
-from attestkit.serve.gpu_sampler import GpuSampler
-from attestkit.serve.metrics.system_metrics import gpu_families
+from attestkit.serve.machine_info import GpuSampler
+from attestkit.serve.metrics.agent import gpu_families
 from attestkit.serve.services.guest_api import _gpu_info
 class Guest:
     gpus = GpuSampler(object(), simulated=False, on_bus=lambda: False)

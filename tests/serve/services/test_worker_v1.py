@@ -5,8 +5,7 @@ from typing import Any, Final
 
 import pytest
 
-from attestkit.serve.health.monitor import HealthMonitor
-from attestkit.serve.health.verdict import HealthProblem, HealthVerdict
+from attestkit.serve.health.monitor import HealthMonitor, HealthProblem, HealthVerdict
 from tests.serve.asgi import BINARY_TYPE
 from tests.serve.guests import Broken, GuestClient, MakeGuest
 from tests.vectors import load, needs_shared

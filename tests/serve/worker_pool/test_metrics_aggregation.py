@@ -11,7 +11,7 @@ from msgspec import msgpack
 
 from attestkit.errors import FormatError
 from attestkit.serve.counters import BOUNDS, MAX_ENCODED_STATS, Stats, decode_stats, encode_stats
-from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
+from attestkit.serve.verifier_service.metrics import MetricsAggregator
 from tests.raising import raises
 from tests.thorough import thorough
 

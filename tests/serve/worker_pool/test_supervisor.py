@@ -17,9 +17,8 @@ import pytest
 
 from attestkit.backends.simulator import Simulator
 from attestkit.serve.endpoints import BoundAddresses
-from attestkit.serve.systemd.notify_watchdog import ServiceManager
-from attestkit.serve.systemd.service import ServiceEnvironment
-from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
+from attestkit.serve.systemd.notify_watchdog import ServiceEnvironment, ServiceManager
+from attestkit.serve.verifier_service.metrics import MetricsAggregator
 from attestkit.serve.worker_pool.supervisor import WorkerPool
 from tests.serve.server import (
     PATIENCE,
@@ -205,8 +204,8 @@ PAUSED: Final = """
 import socket, sys
 from attestkit.serve.worker_pool.supervisor import WorkerPool
 from attestkit.serve.systemd.notify_watchdog import ServiceManager
-from attestkit.serve.systemd.service import ServiceEnvironment
-from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
+from attestkit.serve.systemd.notify_watchdog import ServiceEnvironment
+from attestkit.serve.verifier_service.metrics import MetricsAggregator
 crew = WorkerPool(2, sys.argv[1:], 10.0, MetricsAggregator(), timeout_seconds=5.5)
 supervisor = ServiceEnvironment(ServiceManager(None), {}, watchdog=False)
 crew.run(socket.create_server(("127.0.0.1", 0)), supervisor, lambda r: print(r, flush=True))
