@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from attestkit.backends.linux.device_errors import unavailable
-from attestkit.backends.linux.syscalls import read_file
 
 # Sockets of a guest agent, in the search order of the dstack clients.
 AGENT_SOCKETS: Final = (
@@ -147,6 +146,8 @@ def require_cloud(folder: Path, cloud: Cloud) -> None:
 
 def _read(path: Path) -> str:
     """Return a value; empty if it is missing or not readable."""
+    from attestkit.backends.linux.syscalls import read_file  # lazy: loads ctypes
+
     try:
         return read_file(path, _LONGEST).decode("utf-8", "replace").strip()
     except OSError:
