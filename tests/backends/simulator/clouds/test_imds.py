@@ -134,7 +134,7 @@ def test_imds_server_answers_beside_connections_that_send_nothing() -> None:
     """Idle clients occupy a thread each, and one more waits; few threads remain afterwards."""
     known = set(threading.enumerate())
     with ExitStack() as stack:
-        server = stack.enter_context(ImdsServer(snp().handle))
+        server = stack.enter_context(closing(ImdsServer(snp().handle)))
         for _ in range(5):
             stack.enter_context(socket.create_connection(server.address))
         assert request(server).endswith(b"westeurope")
