@@ -19,12 +19,7 @@ if TYPE_CHECKING:
     from attestkit.columns import quote_columns
     from attestkit.event_log import Event, EventLog, TpmEventLog
     from attestkit.factory import aopen, open
-    from attestkit.keys import (
-        AppKeys,
-        KeyDeriver,
-        verify_key_chain,
-        verify_signature,
-    )
+    from attestkit.keys import AppKeys, KeyDeriver, verify_key_chain, verify_signature
     from attestkit.quote import Quote
     from attestkit.report_data import ReportData
     from attestkit.simulated_roots import SimulatedRoots

@@ -1,6 +1,7 @@
 """Checks of arguments: type, size and encoding."""
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from attestkit.errors import FormatError, UsageError
 
@@ -46,3 +47,15 @@ def utf8(text: str, subject: str, kind: type[FormatError | UsageError] = FormatE
         return text.encode()
     except UnicodeEncodeError as error:
         raise kind(f"{subject}: unpaired surrogate in text", reason="encoding") from error
+
+
+def import_package(module: str, message: str) -> Any:  # noqa: ANN401 - a module
+    """Return a module of a package that need not be installed.
+
+    Raises:
+        UsageError: With this message, if it is not.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UsageError(message, reason="missing_dependency") from error

@@ -32,7 +32,6 @@ for people, and its wording may change.
 
 from typing import Final, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from attestkit._gpu_reasons import GpuReason
 from attestkit._reasons import (
     BackendBusyReason,
     BackendReason,
@@ -53,7 +52,7 @@ from attestkit._reasons import (
     UsageReason,
     VerificationReason,
 )
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import GpuReason, VerificationStep
 
 __all__ = [
     "AttestKitError",

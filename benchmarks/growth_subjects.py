@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 from attestkit import _native
 from attestkit.event_log import Event, EventLog
 from attestkit.quote import Quote
-from benchmarks.quotes import eight_columns
-from tests.quotes import made_quote
+from benchmarks.evidence.quotes import eight_columns
+from tests.samples.quotes import made_quote
 
 __all__ = ["CAP", "SUBJECTS", "Subject"]
 

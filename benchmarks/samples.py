@@ -12,7 +12,7 @@ from benchmarks.cases import (
     simulate_samples,
     without_padding,
 )
-from tests.quotes import sample
+from tests.samples.quotes import sample
 from tests.vectors import HAVE_SHARED, data
 
 __all__ = ["samples"]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Final
 
 from tests.native.pck_certificates import made_certificates
-from tests.quotes import made_quotes
+from tests.samples.quotes import made_quotes
 from tests.vectors import HAVE_SHARED, SHARED
 
 __all__ = ["has_borrowed_piece"]

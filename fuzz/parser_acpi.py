@@ -5,15 +5,16 @@ import zlib
 from typing import Final
 
 from attestkit.errors import FormatError, UsageError
+from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from attestkit.measure.acpi.acpi_tables import check_tables
-from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
-from attestkit.measure.acpi.qemu.fw_cfg import FwCfgFile, parse_directory, parse_e820
+from attestkit.measure.acpi.derived_tables import to_edge_triggered
+from attestkit.measure.acpi.qemu.qemu_machine import FwCfgFile, parse_directory, parse_e820
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
-from attestkit.measure.acpi.qemu_version import QemuVersion
-from attestkit.measure.acpi.table_cache import decode_cache_file, encode_cache_file
-from attestkit.measure.acpi.table_entry import (
+from attestkit.measure.acpi.table_cache import (
     TableEntry,
+    decode_cache_file,
     decode_entry,
+    encode_cache_file,
     encode_entry,
     packaged_entries,
 )

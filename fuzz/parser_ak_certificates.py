@@ -7,14 +7,19 @@ from typing import Final
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.x509.ak_certificates.crl import check_revocation, is_crl, read_ak_crl
+from attestkit._crypto.x509.ak_certificates.crl import (
+    check_revocation,
+    is_crl,
+    read_ak_crl,
+    read_crl_urls,
+    read_issuer_urls,
+)
 from attestkit._crypto.x509.ak_certificates.gce_extension import (
     GCE_EXTENSION,
     GceInstance,
     read_gce_extension,
 )
 from attestkit._crypto.x509.ak_certificates.path import AkPath, find_ak_path
-from attestkit._crypto.x509.ak_certificates.urls import read_crl_urls, read_issuer_urls
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.crl import SignedCrl
 from attestkit._crypto.x509.simulated.certificate_encoder import Window

@@ -44,7 +44,7 @@ from attestkit.verifier.dcap.certificate_chains import CertificateChains
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_evidence import evidence_samples
 from fuzz.parser_reports import PKI, chip
-from tests.quotes import made_quote
+from tests.samples.quotes import made_quote
 from tests.verifier.platforms import aws
 
 _CHAINS: Final = CertificateChains(PKI.root_der)

@@ -5,7 +5,7 @@ from base64 import b64encode
 from typing import Final
 
 from attestkit.client.proofs.first_use import read_pins
-from attestkit.client.proofs.proof_bundle import ProofBundle
+from attestkit.client.proofs.proof import ProofBundle
 from attestkit.client.wire.question import EvidenceReply, ask
 from attestkit.client.wire.steps import Receive
 from attestkit.errors import CollateralError, FormatError, ServiceError

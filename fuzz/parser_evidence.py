@@ -34,7 +34,7 @@ from attestkit.event_log import EventLog
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.attestation.coco import PCRS, azure_fields, message, tpm_fields
 from tests.attestation.samples import EVENTS, KINDS, POD, STACK, V2
-from tests.quotes import made_quote
+from tests.samples.quotes import made_quote
 from tests.vectors import data
 from tests.verifier.platforms import aws
 

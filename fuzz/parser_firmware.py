@@ -3,8 +3,7 @@
 import json
 from typing import Final
 
-from attestkit.attestation.launch.td_hob import memory_ranges
-from attestkit.attestation.launch.uefi_variable import VariableName
+from attestkit.attestation.launch.td_hob import VariableName, memory_ranges
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.simulator.sample_image import (
     FFS2,
@@ -16,10 +15,9 @@ from attestkit.backends.simulator.sample_image import (
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.bios_strings import find_bios_strings
 from attestkit.measure.firmware.firmware_volumes import FirmwareContents, read_contents
-from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.firmware.uefi_variables import read_variables
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware, read_variables
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.boot_events import expected_rtmr0
+from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
 from attestkit.measure.rtmr0.boot_options import (
     BootOption,
     encode_load_option,
@@ -27,7 +25,6 @@ from attestkit.measure.rtmr0.boot_options import (
     parse_boot_option,
     virtio_disk_option,
 )
-from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.measure.firmware_images import (

@@ -15,7 +15,7 @@ from attestkit.quote import Quote
 from fuzz.parser_collateral import GOOD, bundle_samples
 from fuzz.parser_contract import ParserTarget, check, check_error, check_same, obeys, short
 from fuzz.parser_evidence import evidence_samples, response_samples
-from tests.quotes import made_quote
+from tests.samples.quotes import made_quote
 
 # -- lines -----------------------------------------------------------------------------------------
 

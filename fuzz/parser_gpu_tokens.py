@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.p384 import P384_SPKI_HEAD, P384Key, P384PublicKey
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit._formats.strict_json import read_object
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError
 from attestkit.gpu.endorsements import GpuEndorsements

@@ -7,7 +7,7 @@ from typing import Final
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.image_files import ArchiveSource
 from attestkit.measure.image_folder import DstackImage, parse_checksums, read_image
-from attestkit.measure.kernel.gpt import GptTable, gpt_event
+from attestkit.measure.kernel.disk_boot import GptTable, gpt_event
 from attestkit.measure.kernel.linux_kernel import patch_setup_header
 from attestkit.measure.kernel.pe_image import PeImage
 from attestkit.measure.kernel.unified_kernel_image import UnifiedKernelImage

@@ -38,7 +38,7 @@ from attestkit.serve.kms_service.errors import KmsRefusalError
 from attestkit.serve.kms_service.onboarding import read_roots
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_settings import secrets
-from tests.quotes import made_quote
+from tests.samples.quotes import made_quote
 
 _ONE: Final = bytes(31) + b"\1"
 _KEY: Final = P256Key.from_scalar(_ONE)

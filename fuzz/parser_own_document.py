@@ -6,7 +6,7 @@ from attestkit.client.document import (
     encode_statement,
     read_document,
 )
-from attestkit.client.middleware.tls_keys import read_pem_keys
+from attestkit.client.document_endpoint import read_pem_keys
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.services.service import Claims
 from attestkit.errors import FormatError, ServiceError

@@ -23,7 +23,7 @@ from attestkit.verifier.evidence.formats import parse_evidence
 from attestkit.verifier.platforms.snp.chain import read_endorsements
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.attestation.hcl import hcl_bytes, jwk, runtime_json
-from tests.quotes import PATTERN, made_quote, made_quotes
+from tests.samples.quotes import PATTERN, made_quote, made_quotes
 from tests.vectors import data
 
 PKI: Final = SimulatedPki(bytes(range(32)))

@@ -8,7 +8,7 @@ from attestkit.client.sealing.aci_e2ee import AciOpener
 from attestkit.client.sealing.kem import KemOpener
 from attestkit.client.sealing.protocol import SealedRequest, SealingKeyError
 from attestkit.client.services.aci.aci import AciService
-from attestkit.client.services.aci.aci_receipts import Receipt, check_receipt
+from attestkit.client.services.aci.aci_keyset import Receipt, check_receipt
 from attestkit.client.services.chutes import ChutesService
 from attestkit.client.services.secretvm import (
     SecretVmImage,

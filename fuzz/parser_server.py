@@ -26,7 +26,7 @@ from attestkit.serve.verifier_service.request import VerificationRequest
 from fuzz import seeds
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_evidence import evidence_samples, response_samples
-from tests.quotes import made_quotes
+from tests.samples.quotes import made_quotes
 
 _MESSAGES: Final[tuple[type[NamedTuple], ...]] = (
     messages.GetTlsKeyArgs,

@@ -13,7 +13,8 @@ from attestkit.errors import FormatError
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from fuzz.parser_contract import ParserTarget, check, obeys
 from tests.backends.simulator.software_tpm.command_frames import create, start_session
-from tests.backends.simulator.software_tpm.swtpm_cases import AUTHORIZATIONS, KEYS, NV, SESSIONS
+from tests.backends.simulator.software_tpm.nv_cases import NV
+from tests.backends.simulator.software_tpm.swtpm_cases import AUTHORIZATIONS, KEYS, SESSIONS
 from tests.backends.simulator.software_tpm.tpm_connection import serve_connection
 from tests.backends.tpm.templates import EK
 

@@ -7,7 +7,7 @@ from attestkit._crypto.aead import aes_gcm_encrypt
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.hpke import HpkeSender
 from attestkit._formats.bounded_gzip import gunzip
-from attestkit._formats.json_spans import member_spans
+from attestkit._formats.strict_json import member_spans
 from attestkit.client.sealing.ehbp import EhbpOpener, derive_answer_keys
 from attestkit.client.services.tinfoil.tinfoil import BundleContent, read_tinfoil_bundle
 from attestkit.client.services.tinfoil.tinfoil_documents import (

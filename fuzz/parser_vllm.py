@@ -8,7 +8,7 @@ from attestkit.client.services.service import Claims
 from attestkit.client.services.vllm import near_ai, vllm_proxy
 from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
-from tests.quotes import made_quote
+from tests.samples.quotes import made_quote
 
 _NONCE: Final = bytes(range(32))
 _SERVICES: Final = (*vllm_proxy.SERVICES, *near_ai.SERVICES)

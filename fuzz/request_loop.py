@@ -14,7 +14,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attestkit.serve.job_queue import JobThreads
-from tests.keeping import Keeping
+from tests.concurrency.keeping import Keeping
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack  # typing has them from Python 3.11 on

@@ -5,7 +5,7 @@ from struct import pack
 
 from fuzz import seeds
 from tests.native.pck_certificates import made_certificates
-from tests.quotes import made_quote, made_quotes, starts_of
+from tests.samples.quotes import made_quote, made_quotes, starts_of
 
 LONGEST_QUOTE = 131072  # bytes, with the zeros behind it
 

@@ -17,7 +17,7 @@ from attestkit.backends.simulator.images.os_image import simulated_image
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from tests.attestation.samples import KINDS, POD, STACK, V2
-from tests.quotes import made_quotes, samples
+from tests.samples.quotes import made_quotes, samples
 from tests.vectors import data, load
 
 _SHORT_EVENT = 24  # bytes of event data that a shortened log keeps

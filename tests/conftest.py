@@ -58,7 +58,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     gc.disable()
     try:
         if hasattr(session.config, "workerinput"):  # set by pytest-xdist
-            from tests.first_import import import_share  # lazy: other runs do not need it
+            from tests.runner.first_import import import_share  # lazy: other runs do not need it
 
             import_share(session.config)
         yield
@@ -81,7 +81,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "Load
     """Start the tests of minutes first, unless an option chooses another distribution."""
     if config.getoption("dist") != "load":
         return None
-    from tests.scheduling import LongestFirst  # lazy: without pytest-xdist it cannot be imported
+    from tests.runner.scheduling import (
+        LongestFirst,  # lazy: without pytest-xdist it cannot be imported
+    )
 
     return LongestFirst(config, log)
 
@@ -151,7 +153,7 @@ def no_collector() -> Iterator[None]:
 @pytest.fixture
 def software_tpm(tmp_path: Path) -> "Iterator[TpmClient]":
     """Return a client of a new swtpm; skip the test without swtpm."""
-    from tests.software_tpm import SWTPM, opened_swtpm  # lazy: most tests need no TPM
+    from tests.machines.software_tpm import SWTPM, opened_swtpm  # lazy: most tests need no TPM
 
     if SWTPM is None:
         pytest.skip("swtpm is not installed")

@@ -15,8 +15,8 @@ from attestkit.aio import AsyncAttester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError, UnsupportedError, UsageError
 from attestkit.factory import aopen
+from tests.machines.tees import FakeAgent, FakeSnp, FakeTd, Machine
 from tests.raising import raises
-from tests.tees import FakeAgent, FakeSnp, FakeTd, Machine
 
 SEED = bytes(32)
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from attestkit._native import _python_columns as python_core
 from attestkit.columns import QuoteColumns, quote_columns
 from attestkit.errors import FormatError, UsageError
 from attestkit.quote import TEE_TDX, Quote, TdQuoteBody
-from tests.quotes import made_quote, made_quotes, samples, starts_of
 from tests.raising import raises
+from tests.samples.quotes import made_quote, made_quotes, samples, starts_of
 
 ALL = samples() + made_quotes()
 OF_TDS = [data for data in ALL if Quote.parse(data).tee_type == TEE_TDX]

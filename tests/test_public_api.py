@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import attestkit
-from tests.quotes import made_quote
+from tests.samples.quotes import made_quote
 
 ROOT = Path(__file__).parents[1]
 HEAVY = [

@@ -10,8 +10,8 @@ import pytest
 from attestkit.errors import FormatError, UsageError
 from attestkit.quote import TdQuoteBody
 from attestkit.td_report import TdReport
-from tests.quotes import PATTERN
 from tests.raising import raises
+from tests.samples.quotes import PATTERN
 from tests.untyped import untyped, with_false_length
 from tests.vectors import data, load, needs_shared, path_of
 

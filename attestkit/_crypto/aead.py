@@ -53,8 +53,7 @@ def chacha20_decrypt(key: bytes, nonce: bytes, ciphertext: bytes) -> bytes:
 
 def _check_sizes(cipher: str, key: bytes, nonce: bytes) -> None:
     if len(key) != 32 or len(nonce) != IV_SIZE:
-        message = f"{cipher}: key must be 32 bytes, nonce {IV_SIZE}"
-        raise UsageError(message, reason="wrong_size")
+        raise UsageError(f"{cipher}: key must be 32 bytes, nonce {IV_SIZE}", reason="wrong_size")
 
 
 def _not_authentic(cipher: str) -> VerificationError:

@@ -220,8 +220,7 @@ class P256Key(Secret):
     def scalar(self) -> bytes:
         """The secret scalar, 32 bytes, big-endian."""
         if not self._scalar:
-            number = self.private.private_numbers().private_value
-            self._scalar = number.to_bytes(32, "big")
+            self._scalar = self.private.private_numbers().private_value.to_bytes(32, "big")
         return own_copy(self._scalar)
 
     @property

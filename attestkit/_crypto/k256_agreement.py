@@ -96,5 +96,4 @@ def read_k256_point(
     try:
         return PublicKey(public_key)
     except ValueError as error:
-        message = f"{what}: not a point of the curve"
-        raise UsageError(message, reason="invalid_key") from error
+        raise UsageError(f"{what}: not a point of the curve", reason="invalid_key") from error

@@ -110,8 +110,7 @@ class RsaKeyPair(Secret):
             raise SignatureError("RSA-OAEP: ciphertext has a wrong size", reason="bad_signature")
         block = self._apply(ciphertext)
         masked_seed, masked = block[1 : 1 + width], block[1 + width :]
-        seed = _mask(masked_seed, masked, hash_name)
-        content = _mask(masked, seed, hash_name)
+        content = _mask(masked, _mask(masked_seed, masked, hash_name), hash_name)
         padding, one, plaintext = content[width:].partition(b"\1")
         expected = hashlib.new(hash_name, label).digest()
         if block[0] or any(padding) or not one or content[:width] != expected:

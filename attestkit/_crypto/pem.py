@@ -37,8 +37,7 @@ def split_pem(text: str, labels: Collection[str] = (CERTIFICATE_LABEL,)) -> list
     expected = sum(text.count(f"-----BEGIN {label}-----") for label in labels)
     if not bodies or len(bodies) != expected:
         what = " or ".join(labels)
-        message = f"PEM: must be one or more complete blocks of {what}"
-        raise FormatError(message, reason="syntax")
+        raise FormatError(f"PEM: must be one or more complete blocks of {what}", reason="syntax")
     return [_decode("".join(body.split())) for body in bodies]
 
 

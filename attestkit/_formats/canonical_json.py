@@ -28,8 +28,7 @@ def canonical_json(value: object, what: str = "value") -> bytes:
     """
     _check(value, what, 0)
     # Python escapes as RFC 8785 does: the short forms, and control characters in lower-case hex.
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _check(value: object, what: str, depth: int) -> None:

@@ -222,9 +222,17 @@ if CORE == "compiled":
     json_depth = _objects.json_depth
 else:
     # Lazy import: not needed with the compiled core.
-    from attestkit._native import _python
+    from attestkit._native import (
+        _python,
+        _python_cbor,
+        _python_columns,
+        _python_log,
+        _python_pck,
+        _python_quote,
+    )
 
-    globals().update({name: getattr(_python, name) for name in _python.__all__})
+    for _part in (_python, _python_cbor, _python_columns, _python_log, _python_pck, _python_quote):
+        globals().update({name: found for name, found in vars(_part).items() if name in __all__})
 
 if TYPE_CHECKING:
     from attestkit._native._objects import (

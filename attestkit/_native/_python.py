@@ -1,60 +1,15 @@
 """The native core in pure Python: the fallback without the C core, and the reference in tests.
 
-This module has the functions of agent_json.c, hex.c, json_depth.c, evidence_object.c and
-event_object.c, and collects those of the modules `_python_*`. What it leaves is decoded by
+This module has the functions of agent_json.c, hex.c, json_depth.c, evidence_object.c,
+event_object.c and keccak.c; the modules `_python_*` have the others. What it leaves is decoded by
 `event_log.agent_json`, `attestation.wire` and `EventLog.from_wire`.
 """
 
 import binascii
 import re
+import struct
 from collections.abc import Callable
 from typing import Literal
-
-from attestkit._native._pck_fields import PckCertificateFields
-from attestkit._native._python_cbor import cbor_check
-from attestkit._native._python_columns import Column, quote_rows
-from attestkit._native._python_keccak import keccak
-from attestkit._native._python_log import (
-    ccel_walk,
-    replay,
-    replay_many,
-    sha384,
-    sha384_many,
-    tpm_walk,
-)
-from attestkit._native._python_pck import read_pck_certificate
-from attestkit._native._python_quote import (
-    QuoteBase,
-    body_getter,
-    quote_layout,
-    quote_parsers,
-)
-
-__all__ = [
-    "Column",
-    "PckCertificateFields",
-    "QuoteBase",
-    "agent_json_walk",
-    "body_getter",
-    "cbor_check",
-    "ccel_walk",
-    "cpuid",
-    "event_maker",
-    "evidence_decoders",
-    "hexlify",
-    "json_depth",
-    "keccak",
-    "quote_layout",
-    "quote_parsers",
-    "quote_rows",
-    "read_pck_certificate",
-    "replay",
-    "replay_many",
-    "sha384",
-    "sha384_many",
-    "tpm_walk",
-    "unhex",
-]
 
 _Leave = Callable[[object], None]
 
@@ -120,3 +75,72 @@ def event_maker(_: type[tuple[object, ...]], /) -> _Leave:
 
 def _leave(_: object) -> None:
     """Return None."""
+
+
+_MASK = (1 << 64) - 1
+_STATE = 200  # bytes
+_LANES = struct.Struct("<25Q")
+
+
+def _round_constants() -> list[int]:
+    """Return the constants of the 24 rounds (FIPS 202, 3.2.5: a shift register of 8 bits)."""
+    constants, register = [], 1
+    for _ in range(24):
+        constant = 0
+        for power in range(7):
+            constant |= (register & 1) << ((1 << power) - 1)
+            register = register << 1 ^ (0x171 if register & 0x80 else 0)
+        constants.append(constant)
+    return constants
+
+
+def _moves() -> list[tuple[int, int, int]]:
+    """Return the steps rho and pi (FIPS 202, 3.2.2 and 3.2.3): source, target, rotation."""
+    moves, x, y = [(0, 0, 0)], 1, 0
+    for step in range(24):
+        target = y + 5 * ((2 * x + 3 * y) % 5)
+        moves.append((x + 5 * y, target, (step + 1) * (step + 2) // 2 % 64))
+        x, y = y, (2 * x + 3 * y) % 5
+    return moves
+
+
+_CONSTANTS = _round_constants()
+_MOVES = _moves()
+
+
+def _rotate(lane: int, bits: int) -> int:
+    return (lane << bits | lane >> (64 - bits)) & _MASK
+
+
+def _permute(lanes: list[int]) -> list[int]:
+    """Return the state after Keccak-f[1600]. Lane (x, y) is `lanes[x + 5 * y]`."""
+    for constant in _CONSTANTS:
+        column = [
+            lanes[x] ^ lanes[x + 5] ^ lanes[x + 10] ^ lanes[x + 15] ^ lanes[x + 20]
+            for x in range(5)
+        ]
+        theta = [column[(x + 4) % 5] ^ _rotate(column[(x + 1) % 5], 1) for x in range(5)]
+        moved = [0] * 25
+        for source, target, bits in _MOVES:
+            moved[target] = _rotate(lanes[source] ^ theta[source % 5], bits)
+        lanes = [
+            moved[i] ^ (~moved[i - i % 5 + (i + 1) % 5] & moved[i - i % 5 + (i + 2) % 5])
+            for i in range(25)
+        ]
+        lanes[0] ^= constant
+    return lanes
+
+
+def keccak(data: bytes, digest_size: int) -> bytes:
+    """Return the Keccak digest of `data`, with the padding before SHA-3: 32, 48 or 64 bytes."""
+    if digest_size not in {32, 48, 64}:
+        raise ValueError("Keccak: digests have 32, 48 or 64 bytes")
+    rate = _STATE - 2 * digest_size
+    padded = bytearray(data + bytes(rate - len(data) % rate))
+    padded[len(data)] = 0x01
+    padded[-1] |= 0x80
+    lanes = [0] * 25
+    for at in range(0, len(padded), rate):
+        block = _LANES.unpack(padded[at : at + rate] + bytes(_STATE - rate))
+        lanes = _permute([lane ^ word for lane, word in zip(lanes, block, strict=True)])
+    return _LANES.pack(*lanes)[:digest_size]

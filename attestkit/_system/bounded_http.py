@@ -240,8 +240,7 @@ def _exchange(bounded: "_BoundedSocket", method: str, request: bytes) -> Respons
         with HTTPResponse(cast("socket.socket", bounded), method=method) as response:
             response.begin()
             headers = _read_headers(response.headers)
-            body = _read_body(response, bounded.allow_body())
-            return Response(response.status, headers, body)
+            return Response(response.status, headers, _read_body(response, bounded.allow_body()))
     except (OSError, HTTPException) as error:
         if failed is None:
             raise

@@ -2,14 +2,19 @@
 
 Only attestkit's programs use this, never the library: it also prevents the user from debugging or
 profiling the process.
+
+Power-off of the machine by systemd, without running a program.
 """
 
 import contextlib
 import errno
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Final, TextIO
+
+from attestkit.errors import BackendError
 
 _PR_GET_DUMPABLE: Final = 3  # include/uapi/linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
@@ -71,12 +76,10 @@ def hide_seed() -> None:
     a file. Does nothing on systems that do not report the address of the command line.
     """
     try:
-        line = Path("/proc/self/cmdline").read_bytes()
-        found = [match.span(1) for match in _SEED.finditer(line)]
+        found = [match.span(1) for match in _SEED.finditer(Path("/proc/self/cmdline").read_bytes())]
         if not found:
             return
-        stat = Path("/proc/self/stat").read_bytes().rpartition(b") ")[2].split()
-        start = int(stat[_ARG_START])
+        start = int(Path("/proc/self/stat").read_bytes().rpartition(b") ")[2].split()[_ARG_START])
     except (OSError, ValueError, IndexError):
         return
     import ctypes
@@ -84,3 +87,21 @@ def hide_seed() -> None:
     for first, end in found:
         if start:
             ctypes.memset(start + first, ord("x"), end - first)
+
+
+def power_off(booted: Path = Path("/run/systemd/system")) -> None:
+    """Start the power-off: SIGRTMIN+4 to systemd starts poweroff.target (systemd(1), SIGNALS).
+
+    Args:
+        booted: Folder that exists if systemd is the init of this system (sd_booted(3)).
+
+    Raises:
+        BackendError: If the first process is not systemd, or this process may not signal it.
+    """
+    if os.getpid() == 1 or not booted.is_dir():
+        raise BackendError("power-off: systemd does not run here", reason="missing")
+    try:
+        os.kill(1, signal.SIGRTMIN + 4)
+    except OSError as error:
+        problem = f"power-off: cannot signal systemd: {error.strerror}; run as root"
+        raise BackendError(problem, reason="permission_denied") from error

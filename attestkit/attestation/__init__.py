@@ -174,8 +174,7 @@ class Attestation:
             raise UsageError(message, reason="unknown_name")
         if (count := len(self._wire_events())) > MAX_ITEMS:
             raise UsageError(f"evidence: {count} events, more than {MAX_ITEMS}", reason="too_many")
-        enclosed = Enclosed(self._collateral, self._gpu)
-        encoded = encodings.ENCODE[chosen](self._evidence, enclosed)
+        encoded = encodings.ENCODE[chosen](self._evidence, Enclosed(self._collateral, self._gpu))
         if len(encoded) > MAX_SIZE:
             raise UsageError(f"evidence: {len(encoded)} bytes, over {MAX_SIZE}", reason="too_large")
         return encoded
@@ -306,8 +305,7 @@ class Attestation:
 
         if not isinstance(collateral, Collateral):
             raise wrong_type("collateral", "a Collateral", collateral)
-        encoded = collateral.to_json().encode()
-        return Attestation(self._evidence, self._encoding, encoded, self._gpu)
+        return Attestation(self._evidence, self._encoding, collateral.to_json().encode(), self._gpu)
 
     @property
     def gpu_evidence(self) -> "GpuEvidence | None":

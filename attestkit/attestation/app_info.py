@@ -14,12 +14,7 @@ from attestkit import _native
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.msgpack import MsgpackReader
-from attestkit.attestation.launch.mr_config import (
-    MAX_INIT_SCRIPTS,
-    MrConfig,
-    host_data,
-    read_script_hashes,
-)
+from attestkit.attestation.launch import mr_config
 from attestkit.attestation.launch.vm_config import read_os_image_hash
 from attestkit.attestation.nitro import read_nitro_document
 from attestkit.attestation.wire import evidence_parts as parts
@@ -64,7 +59,7 @@ class AppInfo(NamedTuple):
             FormatError: If a field is missing or not hex.
         """
         values = [strict_json.from_hex(fields.get(name), name) for name in cls._fields[:-1]]
-        return cls._make([*values, read_script_hashes(fields)])
+        return cls._make([*values, mr_config.read_script_hashes(fields)])
 
     def to_msgpack(self, *, array: Literal[8, 9] | None = None) -> bytes:
         """Return the content of the certificate extension: a msgpack map of 9 entries.
@@ -129,9 +124,9 @@ def _read_field(reader: MsgpackReader, name: str) -> bytes | tuple[bytes, ...] |
         return None
     at, size = reader.at, reader.count()
     # Limit the number of objects before checking the count.
-    hashes = tuple([reader.blob() for _ in range(min(size, MAX_INIT_SCRIPTS))])
-    if size > MAX_INIT_SCRIPTS or any(len(found) != 32 for found in hashes):
-        message = f"init_script_hashes: must be at most {MAX_INIT_SCRIPTS} of 32 bytes"
+    hashes = tuple([reader.blob() for _ in range(min(size, mr_config.MAX_INIT_SCRIPTS))])
+    if size > mr_config.MAX_INIT_SCRIPTS or any(len(found) != 32 for found in hashes):
+        message = f"init_script_hashes: must be at most {mr_config.MAX_INIT_SCRIPTS} of 32 bytes"
         raise FormatError(message, reason="wrong_value", offset=at)
     return hashes
 
@@ -294,8 +289,7 @@ def _tdx_registers(
     launch = body.mrtd + body.rtmr0 + body.rtmr1 + body.rtmr2
     owner = body.mr_config_id + body.mr_owner + body.mr_owner_config
     digests = None if parsed.digests is None else parsed.digests[: len(events)]
-    replayed = _replay_sha384(events, digests)
-    aggregated = launch + replayed + (owner if any(owner) else b"")
+    aggregated = launch + _replay_sha384(events, digests) + (owner if any(owner) else b"")
     return launch + _mr_key_provider(identity), aggregated
 
 
@@ -351,14 +345,14 @@ def _nitro_enclave(
 
 def _sev_snp(platform: parts.SevSnp, os_image_hash: bytes) -> AppInfo:
     report = SnpReport.parse(platform.report)
-    expected = host_data(platform.mr_config)
+    expected = mr_config.host_data(platform.mr_config)
     if not hmac.compare_digest(report.host_data, expected):
         raise ReplayError(
             f"amd sev-snp HOST_DATA mismatch, quoted: {report.host_data.hex()}, "
             f"expected: {expected.hex()}",
             reason="host_data_mismatch",
         )
-    document = MrConfig.parse(platform.mr_config)
+    document = mr_config.MrConfig.parse(platform.mr_config)
     return AppInfo(
         app_id=document.app_id,
         compose_hash=document.compose_hash,

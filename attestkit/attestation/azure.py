@@ -17,8 +17,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import encode_rsa_spki
-from attestkit._formats.base64url import from_base64url
 from attestkit._formats.binary_layout import check_reserved
+from attestkit._formats.compact_jws import from_base64url
 from attestkit._formats.strict_json import from_hex, number_field, read_object, string
 from attestkit._native import unhex
 from attestkit._reasons import FormatReason
@@ -165,8 +165,7 @@ class HclReport(NamedTuple):
         if len(hardware_report) != size:
             message = f"hardware report: must be {size} bytes, not {len(hardware_report)}"
             raise UsageError(message, reason="wrong_size")
-        content = RuntimeData.parse(runtime_data)
-        return cls(2, report_type, hardware_report, runtime_data, content)
+        return cls(2, report_type, hardware_report, runtime_data, RuntimeData.parse(runtime_data))
 
     def encode(self, size: int = 0) -> bytes:
         """Return the report, zero-padded to at least `size` bytes."""

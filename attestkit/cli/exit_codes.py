@@ -12,21 +12,9 @@ from typing import Final
 
 import click
 
+from attestkit import errors
 from attestkit._sanitize import printable
 from attestkit._system.process_hardening import discard_output
-from attestkit.errors import (
-    AttestKitError,
-    BackendError,
-    CollateralError,
-    ConfigError,
-    FormatError,
-    GpuEvidenceError,
-    KmsError,
-    PolicyError,
-    ServiceError,
-    UsageError,
-    VerificationError,
-)
 
 USAGE, REJECTED, NETWORK, POLICY, UNREADABLE = 1, 2, 3, 4, 5
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
@@ -41,14 +29,14 @@ MEANINGS: Final = {
 """What the codes mean in every command, unless its help says more."""
 
 # The first match counts: PolicyError is a subclass of VerificationError.
-_EXIT_CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (
-    (PolicyError, POLICY),
-    (VerificationError, REJECTED),
-    (FormatError, UNREADABLE),
-    (UsageError, USAGE),
-    (ConfigError, USAGE),
-    (BackendError, NETWORK),
-    (CollateralError, NETWORK),
+_EXIT_CODES: Final[tuple[tuple[type[errors.AttestKitError], int], ...]] = (
+    (errors.PolicyError, POLICY),
+    (errors.VerificationError, REJECTED),
+    (errors.FormatError, UNREADABLE),
+    (errors.UsageError, USAGE),
+    (errors.ConfigError, USAGE),
+    (errors.BackendError, NETWORK),
+    (errors.CollateralError, NETWORK),
 )
 _NO_CONNECTION: Final = frozenset({"connection", "timeout"})
 # One forged piece of evidence among many must not be hidden by an unreadable one.
@@ -56,16 +44,16 @@ _MOST_SEVERE_FIRST: Final = (REJECTED, POLICY, NETWORK, UNREADABLE, USAGE)
 _EXIT_CODE_KEY: Final = "attestkit.exit_code"
 
 
-def exit_code(error: AttestKitError) -> int:
+def exit_code(error: errors.AttestKitError) -> int:
     """Return the exit code of an error: 1 usage, 2 rejected, 3 device, 4 policy, 5 unreadable."""
-    if isinstance(error, GpuEvidenceError) and error.by_policy:
+    if isinstance(error, errors.GpuEvidenceError) and error.by_policy:
         return POLICY
-    if isinstance(error, KmsError) and error.is_rejection:
+    if isinstance(error, errors.KmsError) and error.is_rejection:
         return REJECTED
-    if isinstance(error, ServiceError):
+    if isinstance(error, errors.ServiceError):
         return NETWORK if error.reason in _NO_CONNECTION else REJECTED
     if isinstance(error, OSError):  # PeerRefusedError, whose cause tells
-        if isinstance(cause := error.__cause__, AttestKitError):
+        if isinstance(cause := error.__cause__, errors.AttestKitError):
             return exit_code(cause)
         return NETWORK if error.reason in _NO_CONNECTION else REJECTED
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), NETWORK)

@@ -129,6 +129,7 @@ class FileOutcome(NamedTuple):
         has_tpm = self.result is not None and self.result.claims.vtpm is not None
         of_ak = tuple(dict.fromkeys(self.ak_certificates)) if has_tpm else ()
         gpu = self.gpu_evidence
+        raw_gpu = gpu if gpu is None or isinstance(gpu, bytes) else gpu.raw
         has_gpus = self.result is not None and self.result.gpu is not None
         return EvidenceBundle(
             raw,
@@ -137,7 +138,7 @@ class FileOutcome(NamedTuple):
             expected,
             crls,
             of_ak,
-            gpu_evidence=_bytes_of(gpu) if has_gpus else None,
+            gpu_evidence=raw_gpu if has_gpus else None,
             gpu_endorsements=self.gpu_endorsements if has_gpus else None,
         )
 
@@ -174,10 +175,6 @@ def error_fields(error: AttestKitError) -> dict[str, Any]:
 
 def _plain_steps(steps: tuple[VerificationStep, ...]) -> list[dict[str, str]]:
     return [step._asdict() for step in steps]
-
-
-def _bytes_of(gpu: "GpuEvidence | bytes | None") -> bytes | None:
-    return gpu if gpu is None or isinstance(gpu, bytes) else gpu.raw
 
 
 def _with_certificates(

@@ -9,11 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from attestkit import errors
 from attestkit.attestation import Attestation
-from attestkit.cli.exit_codes import (
-    REJECTED,
-    exit_code,
-)
+from attestkit.cli.exit_codes import REJECTED, exit_code
 from attestkit.cli.file_outcome import FileOutcome
 from attestkit.cli.input.detect_format import FileContent, identify
 from attestkit.cli.input.read_input import read_file
@@ -21,16 +19,6 @@ from attestkit.cli.options.option_files import fetch_gpu_endorsements, parse_gpu
 from attestkit.cli.options.report_data import require_expected
 from attestkit.cli.options.verification import VerificationOptions
 from attestkit.collateral import Collateral
-from attestkit.errors import (
-    AttestKitError,
-    CollateralError,
-    CollateralExpiredError,
-    FormatError,
-    PolicyError,
-    UnsupportedError,
-    UsageError,
-    VerificationError,
-)
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData
 from attestkit.snp_report import SnpReport
@@ -69,12 +57,13 @@ class FileVerifier:
 
     def verify(self, path: Path) -> FileOutcome:
         """Verify a file; all errors are part of the outcome."""
-        options = self.options
+        options, nonce = self.options, self.options.nonce
+        expected = options.report_data if nonce is None else ReportData.for_nonce(nonce)
         out = FileOutcome(
             path=path,
             at=self._now,
             policy=options.policy_name,
-            report_data=_expected_report_data(options),
+            report_data=expected,
             certificates=options.certificates,
             crls=options.crls,
             ak_certificates=options.ak_certificates,
@@ -95,7 +84,7 @@ class FileVerifier:
                 bound_to_key=content.in_certificate,
                 ak_certificates=(*out.ak_certificates, *fetched),
             )
-        except AttestKitError as error:
+        except errors.AttestKitError as error:
             return out._replace(error=error, code=evidence_exit_code(error))
         except Exception as error:  # noqa: BLE001 - any other error rejects the evidence
             return out._replace(error=_internal_error(error), code=REJECTED)
@@ -140,7 +129,7 @@ class FileVerifier:
         if bundled is not None and not options.pccs_named:
             return bundled
         if options.pccs_url is None:
-            raise CollateralError(
+            raise errors.CollateralError(
                 "collateral: missing, but required to verify the platform; use --collateral FILE, "
                 "or --pccs URL to fetch it",
                 reason="missing",
@@ -172,11 +161,13 @@ class FileVerifier:
 
         try:
             result = _reject_usage_errors(lambda: self._verify(out, content, evidence))
-        except CollateralExpiredError as error:
+        except errors.CollateralExpiredError as error:
             if content.kind != "evidence bundle" or out.own_instant:
                 raise
             text = f"{error}; use --at bundle for the time of the bundle"
-            raise CollateralExpiredError(text, steps=error.steps, reason=error.reason) from error
+            raise errors.CollateralExpiredError(
+                text, steps=error.steps, reason=error.reason
+            ) from error
         if out.bundle_report_data is not None:
             check_bundle_report_data(result, out.bundle_report_data)
         return add_step(result, BUNDLE_TIME) if out.own_instant else result
@@ -226,7 +217,7 @@ def check_applicable(options: VerificationOptions, content: FileContent) -> None
             "and GPUs over a nonce instead"
         )
     if text:
-        raise UsageError(text, reason="not_applicable")
+        raise errors.UsageError(text, reason="not_applicable")
 
 
 def _with_gpus_of_bundle(out: FileOutcome, bundle: "EvidenceBundle") -> FileOutcome:
@@ -238,11 +229,6 @@ def _with_gpus_of_bundle(out: FileOutcome, bundle: "EvidenceBundle") -> FileOutc
     return out
 
 
-def _expected_report_data(options: VerificationOptions) -> bytes | None:
-    """Return the report data that evidence must have, for a bundle; None if any is accepted."""
-    return options.report_data if options.nonce is None else ReportData.for_nonce(options.nonce)
-
-
 def _reject_usage_errors(step: Callable[[], _T]) -> _T:
     """Run a step that does not depend on options; raise its UsageError as VerificationError.
 
@@ -250,8 +236,8 @@ def _reject_usage_errors(step: Callable[[], _T]) -> _T:
     """
     try:
         return step()
-    except UsageError as error:
-        raise VerificationError(str(error), reason="unusable") from error
+    except errors.UsageError as error:
+        raise errors.VerificationError(str(error), reason="unusable") from error
 
 
 def check_bundle_report_data(result: "AttestationResult", report_data: bytes) -> None:
@@ -261,7 +247,7 @@ def check_bundle_report_data(result: "AttestationResult", report_data: bytes) ->
     """
     signed, expected = result.claims.report_data, ReportData.pad(report_data)
     if not hmac.compare_digest(signed.ljust(len(expected), b"\0"), expected):
-        raise PolicyError(
+        raise errors.PolicyError(
             f"report data: {signed.hex()}, but the bundle names {expected.hex()}; the evidence was "
             "created for another request",
             steps=result.steps,
@@ -269,21 +255,21 @@ def check_bundle_report_data(result: "AttestationResult", report_data: bytes) ->
         )
 
 
-def _internal_error(error: Exception) -> VerificationError:
+def _internal_error(error: Exception) -> errors.VerificationError:
     """Return a VerificationError for an unexpected error.
 
     It is created here and not in the caller's frame, which `error` refers to: a reference cycle.
     """
     text = f"verification failed with an internal error: {type(error).__name__}"
-    rejection = VerificationError(text, reason="internal")
+    rejection = errors.VerificationError(text, reason="internal")
     rejection.__cause__ = error
     return rejection
 
 
-def evidence_exit_code(error: AttestKitError) -> int:
+def evidence_exit_code(error: errors.AttestKitError) -> int:
     """Return the exit code for evidence that is not accepted."""
     # Evidence of an unsupported platform is rejected.
-    return REJECTED if isinstance(error, UnsupportedError) else exit_code(error)
+    return REJECTED if isinstance(error, errors.UnsupportedError) else exit_code(error)
 
 
 def _bundle(content: FileContent) -> "EvidenceBundle":
@@ -310,16 +296,16 @@ def extract_evidence(content: FileContent) -> Attestation | Quote:
     if content.kind == "evidence bundle":
         inner = identify(_bundle(content).evidence)
         if inner.kind not in {"evidence", "quote"}:
-            raise FormatError(
+            raise errors.FormatError(
                 f"evidence bundle: contains no evidence but another format: {inner.kind}",
                 reason="unrecognized",
             )
         return extract_evidence(inner)
     if content.kind == "certificate without evidence":
-        raise VerificationError(
+        raise errors.VerificationError(
             "certificate: contains no evidence, so its key is not attested", reason="no_evidence"
         )
-    raise FormatError(
+    raise errors.FormatError(
         f"{content.kind}: {_REMEDIES.get(content.kind, _LOG_REMEDY)}", reason="unsupported"
     )
 

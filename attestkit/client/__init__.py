@@ -11,14 +11,13 @@ from attestkit._package import lazy_names
 if TYPE_CHECKING:
     from attestkit.client.endpoint import Endpoint, aconnect, connect
     from attestkit.client.offline import verify_proof
-    from attestkit.client.proofs.proof import Proof
-    from attestkit.client.proofs.proof_bundle import ProofBundle
+    from attestkit.client.proofs.appraisal import Require
+    from attestkit.client.proofs.proof import Proof, ProofBundle
     from attestkit.client.proofs.prover import OnProof
-    from attestkit.client.proofs.require import Require
+    from attestkit.client.service_choice import service_names
     from attestkit.client.services.aci.aci import AciService
     from attestkit.client.services.bound import bound
     from attestkit.client.services.chutes import ChutesService
-    from attestkit.client.services.registry import service_names
     from attestkit.client.services.secretvm import (
         SecretVmImage,
         SecretVmService,
@@ -59,21 +58,18 @@ if not TYPE_CHECKING:
         {
             "endpoint": ["Endpoint", "aconnect", "connect"],
             "offline": ["verify_proof"],
-            "proofs.proof": ["Proof"],
-            "proofs.proof_bundle": ["ProofBundle"],
+            "proofs.appraisal": ["Require"],
+            "proofs.proof": ["Proof", "ProofBundle"],
             "proofs.prover": ["OnProof"],
-            "proofs.require": ["Require"],
             "services.aci.aci": ["AciService"],
             "services.bound": ["bound"],
             "services.chutes": ["ChutesService"],
-            "services.registry": ["service_names"],
             "services.secretvm": [
                 *("SecretVmImage", "SecretVmService"),
                 *("read_secretvm_registry", "secretvm_references"),
             ],
-            "services.service": [
-                *("Binding", "Claims", "Machine", "Question", "Service"),
-            ],
+            "services.service": ["Binding", "Claims", "Machine", "Question", "Service"],
+            "service_choice": ["service_names"],
             "wire.observed_peer": ["ObservedPeer"],
         },
     )

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from typing import Any, TypeAlias, final
 
 from attestkit.client.document import PATH
-from attestkit.client.middleware.document_endpoint import DocumentEndpoint
+from attestkit.client.document_endpoint import DocumentEndpoint
 
 __all__ = ["Attested"]
 

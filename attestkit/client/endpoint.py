@@ -22,11 +22,10 @@ from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import one_line
 from attestkit.client.endpoint_clients import EndpointClients
 from attestkit.client.origin import Origin, origin_of_question
-from attestkit.client.proofs.appraisal import Appraiser
+from attestkit.client.proofs.appraisal import REQUIRE_ALL, Appraiser, Require
 from attestkit.client.proofs.first_use import FirstUse
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.proofs.prover import OnProof, Prover
-from attestkit.client.proofs.require import REQUIRE_ALL, Require
 from attestkit.client.proofs.signed_answers import MAX_SIGNATURE, SignatureReply, SignedAnswers
 from attestkit.client.proofs.trust import FIRST_USE, Policy, Trust
 from attestkit.client.service_choice import AUTO, Dialing, choose_service
@@ -174,7 +173,7 @@ class Endpoint(EndpointClients):
         self._appraiser, self._dialing = appraiser, dialing
         self._context = dialing.context(appraiser.service)
         self._answers: SignedAnswers | None = None
-        if appraiser.signatures:
+        if appraiser.require.response_signatures:
             self._answers = SignedAnswers(appraiser.service, appraiser.model)
         self._prover = Prover(
             appraiser,

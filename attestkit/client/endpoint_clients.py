@@ -6,9 +6,10 @@ text. A refusal is therefore raised as a PeerRefusedError that is an `openai.Ope
 
 import ssl
 from abc import ABC, abstractmethod
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Final
 
+from attestkit._argument_checks import import_package
 from attestkit.client.proofs.appraisal import SEALED_KINDS, TLS_KINDS, Appraiser
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.proofs.prover import Prover
@@ -17,7 +18,7 @@ from attestkit.client.service_choice import Dialing
 from attestkit.client.services.service import Binding, Question
 from attestkit.client.wire.attested_tls import pinned_context
 from attestkit.client.wire.http_libraries import choose_library, client_options, load_library
-from attestkit.client.wire.httpx_transport import http_transports
+from attestkit.client.wire.httpx_transport import TransportClasses, http_transports
 from attestkit.errors import AttestKitError, ServiceError, UsageError
 from attestkit.ra_tls.connection import PeerRefusedError
 
@@ -112,7 +113,7 @@ class EndpointClients(ABC):
         Raises:
             UsageError: If requests is not installed.
         """
-        made: requests.Session = _load_requests_adapter().requests_session(
+        made: requests.Session = _load_requests().requests_session(
             **self._options(self._pinned_context())
         )
         return made
@@ -125,7 +126,7 @@ class EndpointClients(ABC):
         Raises:
             UsageError: If requests is not installed.
         """
-        made: BaseAdapter = _load_requests_adapter().AttestedAdapter(
+        made: BaseAdapter = _load_requests().AttestedAdapter(
             **self._options(self._pinned_context())
         )
         return made
@@ -178,7 +179,7 @@ class EndpointClients(ABC):
             message = f"{given[0]}: is that of the endpoint; leave it out"
             raise UsageError(message, reason="conflict")
         classes = _openai_classes()
-        kind = classes.async_transport if asynchronous else classes.transport
+        kind = classes.asynchronous if asynchronous else classes.blocking
         prefix = "Async" if asynchronous else ""
         client = getattr(openai, f"Default{prefix}HttpxClient")(
             base_url=self.url, trust_env=False, transport=kind(**self._transport_options())
@@ -224,12 +225,9 @@ class EndpointClients(ABC):
             if binding.kind in SEALED_KINDS:
                 self._renew(binding)
                 make: Any = getattr(self._appraiser.service, "sealing", None)
-                sealing: Sealing = make(
-                    proof.claims,
-                    binding,
-                    self._appraiser.model,
-                    **self._appraiser.sealing_options,
-                )
+                allowed = self._appraiser.allow_open
+                options = {"allow_open": allowed} if allowed else {}
+                sealing: Sealing = make(proof.claims, binding, self._appraiser.model, **options)
                 return sealing
         raise ServiceError("endpoint: no key to seal requests to", reason="sealing")
 
@@ -256,34 +254,18 @@ class EndpointClients(ABC):
             service.renew(self._fetch(question))
 
 
-def _load_requests_adapter() -> Any:  # noqa: ANN401 - a module
-    try:
-        from attestkit.client.wire import requests_adapter  # lazy: of an HTTP library
-    except ImportError as error:
-        message = "requests: not installed; pip install requests"
-        raise UsageError(message, reason="missing_dependency") from error
-    return requests_adapter
-
-
 _OWN: Final = ("base_url", "http_client")
-
-
-def _load_openai() -> Any:  # noqa: ANN401 - a module
-    try:
-        import openai  # lazy: a package of few users
-    except ImportError as error:
-        message = "openai: not installed; pip install openai"
-        raise UsageError(message, reason="missing_dependency") from error
-    return openai
-
-
-class _OpenAIClasses(NamedTuple):
-    transport: type[Any]
-    async_transport: type[Any]
+# Late: of packages that need not be there.
+_load_requests: Final = partial(
+    import_package,
+    "attestkit.client.wire.requests_adapter",
+    "requests: not installed; pip install requests",
+)
+_load_openai: Final = partial(import_package, "openai", "openai: not installed; pip install openai")
 
 
 @cache
-def _openai_classes() -> _OpenAIClasses:
+def _openai_classes() -> TransportClasses:
     """Return transports of the library that openai uses, whose refusals openai passes on."""
     openai = _load_openai()
     parents = {base.__module__.partition(".")[0] for base in openai.DefaultHttpxClient.__mro__}
@@ -312,4 +294,4 @@ def _openai_classes() -> _OpenAIClasses:
             except AttestKitError as error:
                 raise refused(error) from error
 
-    return _OpenAIClasses(OpenAITransport, OpenAIAsyncTransport)
+    return TransportClasses(OpenAITransport, OpenAIAsyncTransport)

@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
+from attestkit._argument_checks import import_package
 from attestkit._sanitize import shown
+from attestkit._system.bounded_http import host_header
 from attestkit.client.wire.http_libraries import choose_library, load_library
 from attestkit.errors import AttestKitError, ConfigError, UsageError
 
@@ -91,11 +93,9 @@ class LocalProxy:
             UsageError: If uvicorn is not installed.
             ConfigError: If the address is not free.
         """
-        try:
-            import uvicorn  # lazy: of the extra `serve`
-        except ImportError as error:
-            message = "--serve: uvicorn is not installed; pip install 'attestkit[serve]'"
-            raise UsageError(message, reason="missing_dependency") from error
+        uvicorn = import_package(  # of the extra `serve`
+            "uvicorn", "--serve: uvicorn is not installed; pip install 'attestkit[serve]'"
+        )
         config = uvicorn.Config(
             self,
             log_level="warning",
@@ -105,7 +105,7 @@ class LocalProxy:
             timeout_graceful_shutdown=1,
         )
         with self._listen() as listener:
-            on_ready(_url(listener))
+            on_ready(f"http://{host_header(*listener.getsockname()[:2])}")
             uvicorn.Server(config).run(sockets=[listener])
 
     def _listen(self) -> socket.socket:
@@ -164,11 +164,6 @@ class LocalProxy:
             content=_body(receive) if _has_body(scope) else None,
             extensions={"target": target, "timeout": {"connect": seconds, "pool": seconds}},
         )
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Final
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._sanitize import shown
 from attestkit.client.origin import Origin
-from attestkit.client.proofs.appraisal import Appraiser
-from attestkit.client.proofs.proof import Proof
-from attestkit.client.proofs.proof_bundle import ProofBundle
-from attestkit.client.proofs.require import REQUIRE_ALL, Require
+from attestkit.client.proofs.appraisal import REQUIRE_ALL, Appraiser, Require
+from attestkit.client.proofs.proof import Proof, ProofBundle
 from attestkit.client.proofs.trust import FIRST_USE, Policy, Trust
-from attestkit.client.services.registry import open_service
+from attestkit.client.service_choice import open_service
 from attestkit.client.services.service import Service
 from attestkit.errors import FormatError, UsageError
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from attestkit._argument_checks import wrong_type
 from attestkit._formats.host_names import is_host
 from attestkit._sanitize import shown
+from attestkit._system.bounded_http import host_header
 from attestkit.errors import UsageError
 
 MAX_URL: Final = 2048
@@ -26,8 +27,7 @@ class Origin(NamedTuple):
     @property
     def authority(self) -> str:
         """Host and port as in a URL, without the port 443: the value of the header Host."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _HTTPS_PORT else f"{host}:{self.port}"
+        return host_header(self.host, self.port).removesuffix(f":{_HTTPS_PORT}")
 
     @property
     def url(self) -> str:

@@ -1,23 +1,75 @@
-"""Which service a server is: `service="auto"` of `connect`; a guess weakens no requirement."""
+"""Which service a server is: `service="auto"` of `connect`; a guess weakens no requirement.
+
+Services are known by name; the module of one is imported when it is needed.
+"""
 
 import ssl
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cache
+from importlib import import_module
+from typing import Final, NamedTuple
 
 from attestkit._sanitize import one_line, shown
 from attestkit.client.origin import Origin
-from attestkit.client.services.registry import (
-    OTHER_RA_TLS,
-    OWN_DOCUMENT,
-    RA_TLS,
-    find_service,
-    open_service,
-)
 from attestkit.client.services.service import Service
 from attestkit.client.wire.tls import open_tls, tls_context
-from attestkit.errors import FormatError, ServiceError
+from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.ra_tls.certificate import has_evidence
 from attestkit.ra_tls.other_certificates import has_other_evidence
+
+# Module of each service, whose `SERVICES` has it; those with known hosts first.
+_MODULES: Final = {
+    "near-ai": "vllm.near_ai",
+    "near-ai-direct": "vllm.near_ai",
+    "tinfoil": "tinfoil.tinfoil",
+    "tinfoil-bundle": "tinfoil.tinfoil",
+    "redpill": "vllm.vllm_proxy",
+    "venice": "vllm.vllm_proxy",
+    "nano-gpt": "vllm.vllm_proxy",
+    "vllm-proxy": "vllm.vllm_proxy",
+    "secretvm": "secretvm",
+    "chutes": "chutes",
+    "aci": "aci.aci",
+    "attestkit": "own_document",
+    "ra-tls": "ra_tls",
+    "ra-tls-other": "ra_tls",
+}
+
+OWN_DOCUMENT: Final = "attestkit"
+"""Service that any other server may be."""
+
+RA_TLS: Final = "ra-tls"
+"""Service of a server with evidence in its certificate."""
+
+OTHER_RA_TLS: Final = "ra-tls-other"
+"""The same in the forms of other makers; the caller has to name it."""
+
+
+def service_names() -> tuple[str, ...]:
+    """Return the names of all services."""
+    return tuple(_MODULES)
+
+
+@cache
+def open_service(name: str) -> Service:
+    """Return a service.
+
+    Raises:
+        UsageError: If the name is unknown.
+    """
+    if name not in _MODULES:
+        message = f"service: {shown(name)} is unknown; known are {', '.join(_MODULES)}, and auto"
+        raise UsageError(message, reason="unknown_name")
+    module = import_module(f"attestkit.client.services.{_MODULES[name]}")
+    found: Service = next(one for one in module.SERVICES if one.name == name)
+    return found
+
+
+def find_service(host: str) -> Service | None:
+    """Return the service that a host is known to be of; None if it is unknown."""
+    services = map(open_service, _MODULES)
+    return next((service for service in services if service.recognizes(host)), None)
+
 
 AUTO = "auto"
 

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, final
 
 from attestkit.client.document import PATH
-from attestkit.client.middleware.document_endpoint import DocumentEndpoint
+from attestkit.client.document_endpoint import DocumentEndpoint
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment  # noqa: F401 - a base

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from attestkit._system.saved_documents import load_document, save_document
+from attestkit._system.atomic_file import load_document, save_document
 from attestkit.collateral.parts import json_object, part_window
 from attestkit.errors import CollateralError
 

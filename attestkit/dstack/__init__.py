@@ -14,8 +14,6 @@ if TYPE_CHECKING:
         PortRule,
         Requirements,
         VerityVolume,
-    )
-    from attestkit.dstack.compose_hashes import (
         compose_hash_deterministic,
         gpu_policy_hash,
         launch_token_hash,
@@ -60,8 +58,6 @@ if not TYPE_CHECKING:
                 "PortRule",
                 "Requirements",
                 "VerityVolume",
-            ],
-            "compose_hashes": [
                 "compose_hash_deterministic",
                 "gpu_policy_hash",
                 "launch_token_hash",

@@ -17,8 +17,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats import strict_json
 from attestkit._reasons import UnsupportedReason
-from attestkit._system.read_beneath import read_beneath
-from attestkit._system.untrusted_files import read_regular
+from attestkit._system.untrusted_files import read_beneath, read_regular
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.dstack.sys_config import SysConfig

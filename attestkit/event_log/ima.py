@@ -239,8 +239,7 @@ def _fields(record: ImaRecord) -> list[bytes]:
         return [record.data[:_OLD_DIGEST], record.data[_OLD_DIGEST + 4 :]]
     fields, at = [], 0
     while at < len(record.data):
-        size = int.from_bytes(record.data[at : at + 4], "little")
-        end = at + 4 + size
+        end = at + 4 + int.from_bytes(record.data[at : at + 4], "little")
         if end > len(record.data):
             return []
         fields.append(record.data[at + 4 : end])

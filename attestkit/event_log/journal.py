@@ -243,8 +243,7 @@ class Journal:
         if text is None or not self._is_this_boot():
             return None
         if text.strip() not in (b"1", b"2"):
-            path = self._folder.path_of(VERSION)
-            raise damaged(path, f"must be 1 or 2, not {text[:16]!r}")
+            raise damaged(self._folder.path_of(VERSION), f"must be 1 or 2, not {text[:16]!r}")
         return int(text)
 
     def _stored_boot(self) -> str | None:

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from attestkit._gpu_reasons import GpuReason
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import GpuReason, VerificationStep
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.architectures import chip_of
 from attestkit.gpu.nras.claims import DeviceClaims

@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import NamedTuple
 
-from attestkit._gpu_reasons import GpuReason
+from attestkit._verification_steps import GpuReason
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, VerificationError
 from attestkit.gpu.architectures import DeviceKind
 

@@ -14,7 +14,7 @@ from attestkit._crypto.x509.ocsp.check import MAX_ANSWERS, KeptStatuses
 from attestkit._formats.typed_json import decode_typed
 from attestkit._reasons import CollateralReason
 from attestkit._sanitize import shown
-from attestkit._system.saved_documents import load_document, save_document
+from attestkit._system.atomic_file import load_document, save_document
 from attestkit.errors import CollateralError, ConfigError
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE
 from attestkit.gpu.nras.jwks import MAX_JWKS

@@ -16,7 +16,7 @@ from attestkit.gpu.device_label import DeviceLabel
 from attestkit.gpu.result import GpuBindingKind
 
 if TYPE_CHECKING:
-    from attestkit._gpu_reasons import GpuReason
+    from attestkit._verification_steps import GpuReason
     from attestkit.gpu.result import DeviceResult
 
 OcspUse = Literal["required", "off"]

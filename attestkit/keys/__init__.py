@@ -13,9 +13,9 @@ from attestkit.keys.agent_keys import AgentApi, AgentKeys
 from attestkit.keys.app_keys import AppKeys
 from attestkit.keys.hkdf import derive_bytes, derive_p256, derive_x25519, separated_path
 from attestkit.keys.key_chain import recover_issuers, recover_root, verify_key_chain
+from attestkit.keys.key_claims import verify_signature
 from attestkit.keys.key_file import KmsProvider
 from attestkit.keys.local_keys import DerivedKey, KeyDeriver, LocalKeys, Signature
-from attestkit.keys.signatures import verify_signature
 
 __all__ = [
     "AgentApi",

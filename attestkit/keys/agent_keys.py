@@ -8,10 +8,9 @@ from attestkit._crypto.ecdsa import P256Key, k256_recover
 from attestkit._crypto.hashes import keccak256
 from attestkit._native import unhex
 from attestkit.errors import BackendError, SignatureError, UnsupportedError, UsageError
+from attestkit.keys import key_claims
 from attestkit.keys.hkdf import encode_purpose, encode_v1_names, separated_path, utf8
-from attestkit.keys.key_claims import require_key_epoch_0, v1_claim
 from attestkit.keys.local_keys import ALGORITHMS, DerivedKey, Signature, compute_public_key
-from attestkit.keys.signatures import prepare_message, verify_signature
 
 _V1_GET_KEY: Final = "v1/GetKey"
 
@@ -124,7 +123,7 @@ class AgentKeys:
         if public != expected:
             raise _malformed(_V1_GET_KEY, "public_key", "is not that of the key")
         try:
-            k256_recover(chain[0], keccak256(v1_claim(public, domain, algorithm)))
+            k256_recover(chain[0], keccak256(key_claims.v1_claim(public, domain, algorithm)))
         except SignatureError as error:
             raise _malformed(_V1_GET_KEY, "signature_chain[0]", str(error)) from error
         return DerivedKey(key, public, chain)
@@ -139,7 +138,7 @@ class AgentKeys:
             BackendError: If the response is malformed, or its signature is not valid.
         """
         require_bytes("data to sign", data)
-        key_type, _ = prepare_message(algorithm, data)
+        key_type, _ = key_claims.prepare_message(algorithm, data)
         algorithm = key_type if algorithm == "k256" else algorithm  # unknown to older agents
         response = self._client.call("Sign", {"algorithm": algorithm, "data": data.hex()})
         signature = _field(response, "Sign", "signature", 64)
@@ -148,7 +147,7 @@ class AgentKeys:
         if first != signature:
             raise _malformed("Sign", "signature_chain", "does not start with the signature")
         try:
-            verify_signature(public_key, signature, data, algorithm=algorithm)
+            key_claims.verify_signature(public_key, signature, data, algorithm=algorithm)
         except (SignatureError, UsageError) as error:
             raise _malformed("Sign", "signature", str(error)) from error
         return Signature(signature, (first, *chain), public_key)
@@ -161,8 +160,7 @@ class AgentKeys:
         arguments = {"path": path, "purpose": purpose, "algorithm": key_type}
         response = self._client.call("GetKey", arguments)
         _check_epochs(response)
-        key = _field(response, "GetKey", "key", 32)
-        return key, _chain(response, "GetKey", 2)
+        return _field(response, "GetKey", "key", 32), _chain(response, "GetKey", 2)
 
     def _check_version(self, key_type: str) -> None:
         """Raise UnsupportedError for an old agent, which ignores the algorithm of GetKey.
@@ -190,7 +188,7 @@ def _check_epochs(response: Mapping[str, object]) -> None:
     """
     for name in ("root_epoch", "app_epoch"):
         try:
-            require_key_epoch_0(response.get(name))
+            key_claims.require_key_epoch_0(response.get(name))
         except UsageError as error:
             text = f"guest agent: {name}: {error}; attestkit supports keys of epoch 0 only"
             raise UnsupportedError(text, reason="key_epoch") from error

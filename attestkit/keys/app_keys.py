@@ -12,13 +12,7 @@ from attestkit._crypto.zeroize import Secret, wipe
 from attestkit._system.atomic_file import remove_abandoned, replace_file
 from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, UsageError
-from attestkit.keys.hkdf import (
-    derive_bytes,
-    derive_p256,
-    derive_v1_bytes,
-    derive_x25519,
-    encode_purpose,
-)
+from attestkit.keys import hkdf
 from attestkit.keys.key_claims import v0_claim, v1_claim
 from attestkit.keys.key_file import (
     LARGEST,
@@ -175,9 +169,12 @@ class AppKeys(Secret):
         """
         if len(seed) != 32:
             raise UsageError(f"seed: must be 32 bytes, not {len(seed)}", reason="wrong_size")
-        root, disk = derive_bytes(seed, b"app-k256-key"), derive_x25519(seed, b"app-disk-key")
+        root, disk = (
+            hkdf.derive_bytes(seed, b"app-k256-key"),
+            hkdf.derive_x25519(seed, b"app-disk-key"),
+        )
         try:
-            ca_key = derive_p256(seed, b"app-key")
+            ca_key = hkdf.derive_p256(seed, b"app-key")
             return cls(k256_key=root, ca_cert=None, ca_key=ca_key, disk_crypt_key=disk)
         finally:
             wipe(root)
@@ -249,7 +246,7 @@ class AppKeys(Secret):
 
     def derive_bytes(self, path: bytes) -> bytes:
         """Derive 32 bytes from the root key, without copying the root key."""
-        derived = derive_bytes(self._secrets["k256_key"], path)
+        derived = hkdf.derive_bytes(self._secrets["k256_key"], path)
         self._root_key()  # after the access, see `close`
         return derived
 
@@ -259,7 +256,7 @@ class AppKeys(Secret):
         Raises:
             UsageError: If `encode_v1_names` rejects a name, or the AppKeys are closed.
         """
-        derived = derive_v1_bytes(self._secrets["k256_key"], domain, algorithm)
+        derived = hkdf.derive_v1_bytes(self._secrets["k256_key"], domain, algorithm)
         self._root_key()  # after the access, see `close`
         return derived
 
@@ -274,7 +271,7 @@ class AppKeys(Secret):
             UsageError: If the purpose has control characters or unpaired surrogates, or the
                 AppKeys are closed.
         """
-        encode_purpose(purpose)
+        hkdf.encode_purpose(purpose)
         return self._endorse(v0_claim(public_key, purpose))
 
     def endorse_v1(self, public_key: bytes, domain: str, algorithm: str) -> tuple[bytes, bytes]:

@@ -8,7 +8,7 @@ from attestkit._crypto.zeroize import wipe
 from attestkit.errors import UsageError
 from attestkit.keys.app_keys import AppKeys
 from attestkit.keys.hkdf import encode_purpose, separated_path, utf8
-from attestkit.keys.signatures import PREHASHED, prepare_message
+from attestkit.keys.key_claims import PREHASHED, prepare_message
 
 ALGORITHMS: Final = {
     "": "secp256k1",

@@ -27,7 +27,7 @@ from attestkit._system.bounded_http import (
 from attestkit.errors import FormatError, KmsError, UsageError
 from attestkit.kms.answers import MAX_ANSWER, read_refusal
 from attestkit.kms.url import KmsUrl
-from attestkit.ra_tls.key_loading import load_issued
+from attestkit.ra_tls.issued import load_issued
 
 if TYPE_CHECKING:
     from attestkit._reasons import KmsReason

@@ -18,13 +18,12 @@ if TYPE_CHECKING:
     from attestkit.measure.diagnosis.guest_shape import read_machine_shape
     from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs
     from attestkit.measure.dstack_guest import dstack_image
-    from attestkit.measure.expected import ExpectedMeasurements, NotProven
-    from attestkit.measure.expected_event import Basis, ExpectedEvent
+    from attestkit.measure.expected import Basis, ExpectedEvent, ExpectedMeasurements, NotProven
     from attestkit.measure.image_folder import DstackImage, read_dstack_image
     from attestkit.measure.kernel.disk_boot import BootImage
     from attestkit.measure.machine_shape import MachineShape
+    from attestkit.measure.rtmr0.boot_events import FwCfgItems
     from attestkit.measure.rtmr0.boot_options import virtio_disk_option
-    from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
     from attestkit.measure.snp_guest import snp
     from attestkit.measure.tdx_guest import tdx
 
@@ -62,13 +61,12 @@ if not TYPE_CHECKING:
             "diagnosis.guest_shape": ["read_machine_shape"],
             "diagnosis.launch_digest_causes": ["SnpInputs"],
             "dstack_guest": ["dstack_image"],
-            "expected": ["ExpectedMeasurements", "NotProven"],
-            "expected_event": ["Basis", "ExpectedEvent"],
+            "expected": ["Basis", "ExpectedEvent", "ExpectedMeasurements", "NotProven"],
             "image_folder": ["DstackImage", "read_dstack_image"],
             "kernel.disk_boot": ["BootImage"],
             "machine_shape": ["MachineShape"],
+            "rtmr0.boot_events": ["FwCfgItems"],
             "rtmr0.boot_options": ["virtio_disk_option"],
-            "rtmr0.fw_cfg_items": ["FwCfgItems"],
             "snp_guest": ["snp"],
             "tdx_guest": ["tdx"],
         },

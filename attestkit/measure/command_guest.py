@@ -6,19 +6,11 @@ from collections.abc import Sequence
 from attestkit.attestation.launch.td_hob import MemoryRange
 from attestkit.attestation.launch.tdx import is_two_pass
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.acpi import (
-    QemuMachine,
-    QemuVersion,
-    clean_command,
-    describe_tables,
-    read_machine,
-    read_version,
-)
+from attestkit.measure import acpi
 from attestkit.measure.expected import ExpectedMeasurements
-from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER, FwCfgItems
+from attestkit.measure.rtmr0.boot_events import DIRECT_BOOT_ORDER, FwCfgItems
 from attestkit.measure.rtmr0.smbios import set_processor_id
-from attestkit.measure.tdx_guest import measure_tdx
-from attestkit.measure.tdx_inputs import TdxBoot, TdxMachine
+from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, measure_tdx
 
 
 def tdx_command(
@@ -51,10 +43,10 @@ def tdx_command(
         BackendError: If QEMU does not answer.
     """
     program = os.fspath(qemu)
-    made_with = read_version(program)
+    made_with = acpi.read_version(program)
     wanted = _parse_version(qemu_version) if qemu_version else made_with
-    cleaned = clean_command(command, wanted, program)
-    machine = read_machine(cleaned.command)
+    cleaned = acpi.clean_command(command, wanted, program)
+    machine = acpi.read_machine(cleaned.command)
     smbios = None
     if processor_id is not None and made_with.release == wanted.release:
         smbios = set_processor_id(machine.smbios_tables, *processor_id)
@@ -64,7 +56,7 @@ def tdx_command(
         memory_size=cleaned.memory_size,
         qemu=wanted.release,
         page_order="two_pass" if two_pass else "single_pass",
-        acpi=describe_tables(machine.acpi, "qemu", made_with=made_with, wanted=wanted),
+        acpi=acpi.describe_tables(machine.acpi, "qemu", made_with=made_with, wanted=wanted),
         smbios=smbios,
         fw_cfg=_fw_cfg(machine, direct=boot.disk is None),
         qemu_version=str(wanted),
@@ -73,7 +65,7 @@ def tdx_command(
     return measure_tdx(firmware, boot, given)
 
 
-def _fw_cfg(machine: QemuMachine, *, direct: bool) -> FwCfgItems:
+def _fw_cfg(machine: acpi.QemuMachine, *, direct: bool) -> FwCfgItems:
     """Return the items of a machine that was read without `-kernel`."""
     # QEMU puts the loader of -kernel before all devices.
     first = DIRECT_BOOT_ORDER if direct else b""
@@ -87,7 +79,7 @@ def command_files(command: str | Sequence[str]) -> dict[str, str]:
     Raises:
         UsageError: As `clean_command`.
     """
-    found = clean_command(command, QemuVersion(10, 0))
+    found = acpi.clean_command(command, acpi.QemuVersion(10, 0))
     named = {
         "kernel": found.kernel,
         "initrd": found.initrd,
@@ -97,8 +89,8 @@ def command_files(command: str | Sequence[str]) -> dict[str, str]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _parse_version(text: str) -> QemuVersion:
+def _parse_version(text: str) -> acpi.QemuVersion:
     try:
-        return QemuVersion.parse(text)
+        return acpi.QemuVersion.parse(text)
     except FormatError as error:
         raise UsageError(str(error), reason="wrong_value") from error

@@ -21,8 +21,7 @@ from attestkit.measure.image_folder import DstackImage, read_dstack_image
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0.boot_events import AcpiBlobs
 from attestkit.measure.rtmr0.smbios import set_processor_id
-from attestkit.measure.tdx_guest import measure_tdx
-from attestkit.measure.tdx_inputs import TdxBoot, TdxMachine, given_tables
+from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, given_tables, measure_tdx
 
 VmConfiguration: TypeAlias = str | Mapping[str, Any] | MachineShape
 """JSON text of the evidence, its members, or a shape."""
@@ -116,8 +115,7 @@ def _smbios(
     host = host_version(shape)
     if host is None or read_version(os.fspath(qemu)).release != host.release:
         return None
-    table = read_machine(dstack_command(shape, qemu)).smbios_tables
-    return set_processor_id(table, *processor_id)
+    return set_processor_id(read_machine(dstack_command(shape, qemu)).smbios_tables, *processor_id)
 
 
 def _tables(shape: MachineShape, sources: TableSources) -> AcpiBlobs | FoundTables | None:

@@ -1,16 +1,65 @@
-"""Expected measurements of a guest, with what stands behind each value."""
+"""Expected measurements of a guest, with what stands behind each value.
+
+Events that a boot is expected to extend into registers, and what confirms them.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple, TypeAlias
 
+from attestkit import _native
 from attestkit.errors import UsageError
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.event_types import HANDOFF_TABLES, HANDOFF_TABLES2, NO_ACTION
-from attestkit.measure.expected_event import Basis, BootEvents, ExpectedEvent, replay, weakest
-from attestkit.measure.firmware.mrtd import Mrtds, PageOrder
+from attestkit.measure.firmware.tdvf import Mrtds, PageOrder
 from attestkit.measure.policy_text import PinnedValue, describe_gap, write_policy
+
+Basis = Literal["hardware", "published", "independent", "source"]
+"""What confirms the rule by which a value is computed, strongest first.
+
+- `hardware`: registers that hardware signed.
+- `published`: values that others captured in a live guest and published.
+- `independent`: another program computes the same.
+- `source`: only the source code of firmware, VMM or kernel was read.
+"""
+
+BootEvents: TypeAlias = "tuple[ExpectedEvent, ...]"
+
+_STRONGEST_FIRST: Final[tuple[Basis, ...]] = ("hardware", "published", "independent", "source")
+
+
+class ExpectedEvent(NamedTuple):
+    """One event that a boot extends into a register.
+
+    Attributes:
+        register: 0 to 3, of RTMR0 to RTMR3.
+        name: Short name, such as `td-hob` or `acpi-tables`.
+        event_type: TCG event type.
+        digest: SHA-384; None if it has to be taken from the event log.
+        basis: What confirms the rule.
+    """
+
+    register: int
+    name: str
+    event_type: int
+    digest: bytes | None
+    basis: Basis
+
+
+def replay(events: Iterable[ExpectedEvent], register: int) -> bytes | None:
+    """Return the value of a register after its events; None if one has no digest."""
+    digests = [event.digest for event in events if event.register == register]
+    known = [digest for digest in digests if digest is not None]
+    if len(known) < len(digests):
+        return None
+    return _native.replay(bytes([register] * len(known)), b"".join(known))[register]
+
+
+def weakest(bases: Iterable[Basis]) -> Basis:
+    """Return the weakest basis; `hardware` for none."""
+    return _STRONGEST_FIRST[max([_STRONGEST_FIRST.index(basis) for basis in bases], default=0)]
+
 
 NotProven = Literal[
     "acpi_tables_derived",  # from those of another line of QEMU, by a known rule
@@ -178,8 +227,7 @@ class ExpectedMeasurements:
         if self.platform == "snp":
             return self
         logged = [events_of(log, number) for number in TDX_REGISTERS]
-        candidates = (self.events, *self.other_events)
-        events = max(candidates, key=lambda events: _common(events, logged))
+        events = max((self.events, *self.other_events), key=lambda events: _common(events, logged))
         return replace(self, events=_fill(events, logged), other_events=())
 
     def _register(self, number: int) -> bytes | None:

@@ -14,12 +14,7 @@ from attestkit._system.untrusted_files import AnyPath
 from attestkit.attestation.launch.kernel_cmdline import MAX_CMDLINE, has_rootfs_hash
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.guid_table import MAX_IMAGE
-from attestkit.measure.image_files import (
-    ImageFile,
-    ImageSource,
-    contents,
-    open_source,
-)
+from attestkit.measure.image_files import ImageFile, ImageSource, contents, open_source
 
 _T = TypeVar("_T")
 
@@ -99,8 +94,7 @@ def parse_checksums(text: bytes) -> dict[str, bytes]:
             problem = "must be 64 hex digits and a file name"
             raise FormatError(f"{CHECKSUMS}: line {number}: {problem}", reason="syntax")
         if match[2] in found:
-            message = f"{CHECKSUMS}: {match[2]}: occurs twice"
-            raise FormatError(message, reason="duplicate")
+            raise FormatError(f"{CHECKSUMS}: {match[2]}: occurs twice", reason="duplicate")
         if len(found) == _MOST_LISTED:
             raise FormatError(f"{CHECKSUMS}: over {_MOST_LISTED} files", reason="too_many")
         found[match[2]] = bytes.fromhex(match[1])

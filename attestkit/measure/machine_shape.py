@@ -12,7 +12,7 @@ from attestkit._reasons import FormatReason, UsageReason
 from attestkit.attestation.launch.td_hob import MemoryRange, memory_below_4g, memory_ranges
 from attestkit.attestation.launch.tdx import is_two_pass
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.firmware.mrtd import PageOrder
+from attestkit.measure.firmware.tdvf import PageOrder
 
 OTHER_DEVICES: Final = 3
 """Devices that every machine has: data disk, vsock, shared files."""
@@ -116,8 +116,7 @@ class MachineShape:
                 has what is not supported: huge pages with GPUs, NUMA nodes, a TPM.
         """
         if config.get("numa_nodes"):
-            message = "vm_config: numa_nodes: not supported"
-            raise FormatError(message, reason="unsupported")
+            raise FormatError("vm_config: numa_nodes: not supported", reason="unsupported")
         # Null is equivalent to a missing member.
         found = {name: value for name in _IN_VM_CONFIG if (value := config.get(name)) is not None}
         for name in ("cpu_count", "memory_size"):

@@ -39,8 +39,7 @@ def published_images() -> Mapping[bytes, PublishedImage]:
     """Return all published images that are known, by hash."""
     from importlib.resources import files  # lazy: only needed here
 
-    text = (files("attestkit.measure") / "published_images.toml").read_bytes()
-    found = toml.decode(text)
+    found = toml.decode((files("attestkit.measure") / "published_images.toml").read_bytes())
     source, read = found["source"], found["read"]
     images = {
         bytes.fromhex(name): PublishedImage(row["version"], row.get("released"), source, read)

@@ -10,11 +10,12 @@ from attestkit.measure.sev_snp.launch_digest import (
     KernelFiles,
     KernelHashes,
     SnpMachine,
+    Vmm,
     compute_launch_digest,
+    find_cpu_signature,
     launch_digest_basis,
     svsm_launch_digest,
 )
-from attestkit.measure.sev_snp.vcpu import Vmm, find_cpu_signature
 
 DEFAULT_VARIABLES_SIZE = 0x84000
 """Bytes of the variables of a 4 MiB build of OVMF."""

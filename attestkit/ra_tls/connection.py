@@ -90,6 +90,24 @@ def peer(connection: object) -> "AttestationResult":
     return result
 
 
+def peer_certificate(connection: Any) -> bytes:
+    """Return the certificate (DER) whose key the peer has proven in this handshake.
+
+    Args:
+        connection: SSLSocket or SSLObject after its handshake; or an object of the `_ssl` module.
+
+    Raises:
+        VerificationError: If it sent none, or resumed a session.
+    """
+    certificate: bytes | None = connection.getpeercert(True)  # _SSLSocket takes no keyword
+    if not certificate:
+        raise VerificationError("TLS peer: sent no certificate", reason="no_certificate")
+    if connection.session_reused:  # the certificate is that of the original session
+        message = "TLS peer: resumed a session, which does not prove the key; connect anew"
+        raise VerificationError(message, reason="session_reused")
+    return certificate
+
+
 class _Attested:
     """State of the peer's verification: common base of AttestedObject and AttestedSocket."""
 
@@ -119,12 +137,7 @@ class _Attested:
             raise PeerRefusedError(text, reason=self._refused[1]) from error
 
     def _verify_peer(self, connection: ssl.SSLSocket | ssl.SSLObject) -> "AttestationResult":
-        certificate = connection.getpeercert(binary_form=True)
-        if not certificate:
-            raise VerificationError("TLS peer: sent no certificate", reason="no_certificate")
-        if connection.session_reused:  # the certificate is that of the original session
-            message = "TLS peer: resumed a session, which does not prove the key; connect anew"
-            raise VerificationError(message, reason="session_reused")
+        certificate = peer_certificate(connection)
         return verify(certificate, self._verifier, max_lifetime=self._max_lifetime)
 
     def verify_client_post_handshake(self) -> None:

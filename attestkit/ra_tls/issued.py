@@ -18,19 +18,24 @@ Arguments of `issue`:
   mean five minutes ago, and one hour from now. If neither is given, the contexts of
   `server_context` and `client_context` renew the certificate, see `Issued.renew`.
 * `now`: returns the time in seconds since 1970. `random`: returns a number of random bytes.
+
+`load_issued` loads key and certificates into an ssl context, without a file on disk.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf, read_certificate
 from attestkit._formats.strict_json import string
 from attestkit._system.clock import current_time
 from attestkit.attestation import AppInfo, Attestation, Encoding
-from attestkit.errors import ConfigError, FormatError, UsageError
+from attestkit.errors import ConfigError, FormatError, UnsupportedError, UsageError
 from attestkit.keys.hkdf import derive_p256
 from attestkit.ra_tls.certificate import OID_APP_INFO, OID_ATTESTATION, OID_CERT_USAGE
 from attestkit.report_data import ReportData
@@ -199,3 +204,45 @@ def _extensions(
     if evidence is not None:
         found.append((OID_ATTESTATION, evidence.stripped().to_bytes(encoding)))
     return found
+
+
+def load_issued(context: ssl.SSLContext, issued: object) -> None:
+    """Load key and certificates into a context.
+
+    Raises:
+        UsageError: If `issued` is not an `Issued`, or its key does not belong to its certificate.
+        UnsupportedError: If memfd_create or /proc is not available.
+    """
+    if not isinstance(issued, Issued):  # the text omits the value, which may be a key
+        raise wrong_type("issued", "a ra_tls.Issued", issued)
+    message = "issued: key or certificates are not PEM, or do not belong together"
+    invalid = UsageError(message, reason="invalid_key")
+    try:
+        content = "".join((issued.key_pem, *issued.certificate_chain)).encode()
+    except (TypeError, UnicodeError):
+        raise invalid from None  # the cause may contain the key
+    with _file_in_memory(content) as path:
+        try:
+            context.load_cert_chain(path, password="")
+        except OSError as error:
+            raise invalid from error
+
+
+@contextlib.contextmanager
+def _file_in_memory(content: bytes) -> Iterator[str]:
+    """Yield the path of an anonymous file in memory, because ssl loads keys from files only.
+
+    The key is not written to disk, and the file is removed in any case.
+    """
+    try:
+        descriptor = os.memfd_create("attestkit-tls-key", os.MFD_CLOEXEC)
+    except (AttributeError, OSError) as error:
+        message = "TLS key: memfd_create, which loading it requires, is not available"
+        raise UnsupportedError(message, reason="feature") from error
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        file.write(content)
+        path = f"/proc/self/fd/{descriptor}"
+        if not os.path.exists(path):  # noqa: PTH110 - three times as fast as Path
+            message = "TLS key: /proc/self/fd, which loading it requires, is not available"
+            raise UnsupportedError(message, reason="feature")
+        yield path

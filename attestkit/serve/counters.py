@@ -161,48 +161,40 @@ CONTENT_TYPE: Final = b"text/plain; charset=utf-8"
 def traffic_families(stats: Stats) -> "Iterator[Metric]":
     """Yield the metric families of requests and, if there are any, of verification results."""
     yield from _requests(stats)
-    yield _durations(stats)
     if stats.verdicts:
         yield _verdicts(stats)
 
 
 def _requests(stats: Stats) -> "Iterator[Metric]":
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # lazy
+    from prometheus_client import core  # lazy
 
-    requests = CounterMetricFamily(
+    requests = core.CounterMetricFamily(
         "attestkit_requests", "Requests answered", labels=("listener", "method", "status")
     )
-    refusals = CounterMetricFamily(
+    refusals = core.CounterMetricFamily(
         "attestkit_refusals",
         "Connections and messages refused before they were a request",
         labels=("listener", "status"),
     )
-    connections = GaugeMetricFamily(
+    connections = core.GaugeMetricFamily(
         "attestkit_open_connections", "Connections open now", labels=("listener",)
     )
-    for listener, traffic in sorted(stats.traffic.items()):
-        for (method, status), count in sorted(traffic.requests.items()):
-            requests.add_metric((listener, method, str(status)), count)
-        for status, count in sorted(traffic.refusals.items()):
-            refusals.add_metric((listener, str(status)), count)
-        connections.add_metric((listener,), traffic.connections)
-    yield from (requests, refusals, connections)
-
-
-def _durations(stats: Stats) -> "Metric":
-    from prometheus_client.core import HistogramMetricFamily
-
-    durations = HistogramMetricFamily(
+    durations = core.HistogramMetricFamily(
         "attestkit_request_duration_seconds",
         "Seconds from a request's headers to its response, of a stream to its first piece",
         labels=("listener", "method"),
     )
     bounds = [*map(str, BOUNDS), "+Inf"]
     for listener, traffic in sorted(stats.traffic.items()):
+        for (method, status), count in sorted(traffic.requests.items()):
+            requests.add_metric((listener, method, str(status)), count)
+        for status, count in sorted(traffic.refusals.items()):
+            refusals.add_metric((listener, str(status)), count)
+        connections.add_metric((listener,), traffic.connections)
         for method, latency in sorted(traffic.latencies.items()):
             buckets = list(zip(bounds, accumulate(latency.buckets), strict=True))
             durations.add_metric((listener, method), buckets, latency.seconds)
-    return durations
+    yield from (requests, refusals, connections, durations)
 
 
 def _verdicts(stats: Stats) -> "Metric":

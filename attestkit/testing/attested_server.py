@@ -22,16 +22,14 @@ from attestkit._system.atomic_file import replace_file
 from attestkit.client.asgi import AsgiApp, Attested, Message, Receive, Scope, Send
 from attestkit.client.document import PATH
 from attestkit.errors import UsageError
-from attestkit.ra_tls.issued import Issued
-from attestkit.ra_tls.key_loading import load_issued
-from attestkit.testing.loopback_ca import LoopbackCa, new_key
+from attestkit.ra_tls.issued import Issued, load_issued
 from attestkit.testing.tee import SharedResources, SimulatedTee, own_resources
-from attestkit.testing.tls_listener import ADDRESS, TlsListener
+from attestkit.testing.tls_listener import ADDRESS, LoopbackCa, TlsListener, new_key
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from attestkit.client.middleware.tls_keys import TlsSource
+    from attestkit.client.document_endpoint import TlsSource
     from attestkit.verifier import AttestationResult, Verifier
 
 

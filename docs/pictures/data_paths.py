@@ -237,7 +237,7 @@ DATA_PATHS: Final[dict[str, DataPath]] = {
             ),
             Step(
                 "the first pages",
-                "attestkit.measure.firmware.mrtd:compute_mrtds",
+                "attestkit.measure.firmware.tdvf:compute_mrtds",
                 "MRTD",
                 colours=MAKER,
             ),
@@ -249,7 +249,7 @@ DATA_PATHS: Final[dict[str, DataPath]] = {
             ),
             Step(
                 "kernel and initrd",
-                "attestkit.measure.kernel.direct_boot:direct_boot_events",
+                "attestkit.measure.kernel.linux_kernel:direct_boot_events",
                 "RTMR1, RTMR2",
             ),
             Step(

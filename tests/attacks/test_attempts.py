@@ -12,7 +12,7 @@ _FOLDER = Path(__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(_FOLDER).with_suffix("").parts) for path in _FOLDER.rglob("on_*.py")
 )
-"""Modules with attempts: `on_gpu`, `vtpm.on_logs` ..., each with `attacks = Surfaces(...)`."""
+"""Modules with attempts: `gpu.on_json`, `vtpm.on_logs` ..., each with `attacks = Surfaces(...)`."""
 
 ATTEMPTS = [
     attempt

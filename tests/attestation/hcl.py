@@ -3,7 +3,7 @@
 import json
 from typing import Any, Final
 
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.attestation.azure import HclReport
 
 MODULUS: Final = b"\xc1" + bytes(range(1, 255)) + b"\x01"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attestkit.attester import Attester
-from tests.tees import FakeTd, Machine
+from tests.machines.tees import FakeTd, Machine
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from attestkit.errors import (
 )
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import RESERVED_NAMES
+from tests.machines.tees import CHIP, ChangeAnswer, FakeAgent
 from tests.raising import raises
-from tests.tees import CHIP, ChangeAnswer, FakeAgent
 
 DATA = b"\1" * 64
 

@@ -30,7 +30,7 @@ from attestkit.event_log.runtime_events import RESERVED_NAMES
 from attestkit.factory import open as open_attester
 from attestkit.quote import Quote
 from attestkit.report_data import ReportDataWarning
-from tests.keeping import Keeping
+from tests.concurrency.keeping import Keeping
 from tests.raising import raises
 from tests.untyped import untyped
 

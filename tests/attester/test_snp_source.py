@@ -20,8 +20,8 @@ from attestkit.errors import (
 )
 from attestkit.event_log import EventLog
 from tests.attester.host_files import write_app_compose, write_sys_config
+from tests.machines.tees import CHIP, FakeSnp
 from tests.raising import raises
-from tests.tees import CHIP, FakeSnp
 from tests.untyped import untyped
 
 DOCUMENT = json.dumps(

@@ -25,8 +25,8 @@ from attestkit.event_log.runtime_events import runtime_event, runtime_line
 from attestkit.keys import AppKeys
 from attestkit.quote import Quote
 from tests.attester.host_files import write_app_compose, write_sys_config
+from tests.machines.tees import FIRMWARE_LOG, FakeTd, Machine
 from tests.raising import raises
-from tests.tees import FIRMWARE_LOG, FakeTd, Machine
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 

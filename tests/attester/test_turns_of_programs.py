@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from attestkit.attester import Attester
+from tests.machines.tees import FakeTd, Machine
 from tests.serve.server import environment
-from tests.tees import FakeTd, Machine
 
 RIG = Path(__file__).with_name("turns_rig.py")
 ROUNDS = 25

@@ -10,8 +10,8 @@ from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.report_data import ReportData
 from attestkit.testing.contract import BackendContract
+from tests.machines.tees import FIRMWARE_LOG
 from tests.raising import raises
-from tests.tees import FIRMWARE_LOG
 from tests.tpm.collector import KEY, FakeCollector
 
 

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from attestkit.attester import Attester
-from tests.tees import FakeTd, Machine
+from tests.machines.tees import FakeTd, Machine
 
 DEVICE_SECONDS = 0.001
 

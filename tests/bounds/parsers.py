@@ -22,7 +22,7 @@ from attestkit._crypto.x509.simulated.sgx_certificates import (
 from attestkit._formats import toml
 from attestkit._formats.cbor import read_value
 from attestkit._formats.strict_json import check_depth
-from attestkit._native import _python, _python_log
+from attestkit._native import _python, _python_log, _python_quote
 from attestkit.attestation import Attestation
 from attestkit.attestation.app_info import AppInfo
 from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
@@ -60,10 +60,10 @@ from attestkit.verifier.ear.envelope import MAX_TOKEN
 from attestkit.verifier.ear.keys import EarPublicKey
 from attestkit.verifier.evidence.bundle import EvidenceBundle
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
-from benchmarks.quotes import eight_columns
+from benchmarks.evidence.quotes import eight_columns
 from tests.bounds import shapes, verdicts
 from tests.bounds.shapes import Shape, Shapes, json_event, repeated
-from tests.quotes import made_quote
+from tests.samples.quotes import made_quote
 
 
 class Parser(NamedTuple):
@@ -300,7 +300,7 @@ LISTED: Final = b'{"Id":"","Image":"","State":"","Status":"","Created":0},'
 
 PARSERS: Final[Mapping[str, Parser]] = {
     "quote": Parser(Quote.parse, shapes.QUOTE, 4, 1, 131_072),
-    "quote, plain Python": Parser(_python.quote_layout, shapes.QUOTE, 4, 1, 131_072),
+    "quote, plain Python": Parser(_python_quote.quote_layout, shapes.QUOTE, 4, 1, 131_072),
     "certificates of a quote": Parser(lambda data: split_chain(data, 0), PEM, 4, 1, 131_072),
     "quotes in columns": Parser(eight_columns, {"quotes": repeated(made_quote())}, 4, 1),
     "CCEL": Parser(lambda data: EventLog.from_ccel(data).events, shapes.CCEL, 40, 2),

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from attestkit._formats.protobuf import encode_bytes_field
 from attestkit.attestation.wire import scale
-from tests.quotes import made_quote
+from tests.samples.quotes import made_quote
 
 Shape: TypeAlias = Callable[[int], bytes]
 Shapes: TypeAlias = Mapping[str, Shape]

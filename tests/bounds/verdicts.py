@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.verifier.ear.content import PROFILE
 from attestkit.verifier.ear.result_token import verify_ear
 from tests.bounds import shapes

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.chaos.all_scenarios import ALL
 from tests.chaos.scenarios import Form, Scenario
-from tests.keeping import Keeping
+from tests.concurrency.keeping import Keeping
 from tests.long_runs.records import write_record
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, final
 
 from attestkit import EventLog, Quote
-from tests.keeping import Keeping
+from tests.concurrency.keeping import Keeping
 from tests.serve.client import Answer, Connection
 from tests.serve.server import Server
 

@@ -293,7 +293,6 @@ def test_help_imports_no_command() -> None:
     ours = {name for name in loaded if name.startswith("attestkit.")}
     assert ours == {
         "attestkit.__main__",
-        "attestkit._gpu_reasons",
         "attestkit._package",
         "attestkit._reasons",
         "attestkit._sanitize",

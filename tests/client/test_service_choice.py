@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from attestkit.client.origin import Origin
-from attestkit.client.service_choice import Dialing, choose_service
+from attestkit.client.service_choice import Dialing, choose_service, open_service, service_names
 from attestkit.client.services.bound import bound
-from attestkit.client.services.registry import open_service, service_names
 from attestkit.errors import ServiceError, UsageError
 from attestkit.testing import AttestedServer
 from tests.client.wire.servers import proxying

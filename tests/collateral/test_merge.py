@@ -24,8 +24,8 @@ from attestkit.collateral.caching_source import CollateralLookup, CollateralSour
 from attestkit.collateral.merge import merge_newest, root_key_id
 from attestkit.collateral.pccs_client import Platform
 from attestkit.collateral.responses import Response
-from tests.certificates import name_of
 from tests.collateral.services import BASE, NOW, PKI, QUOTE, SERVED, Service, respond
+from tests.pki.certificates import name_of
 
 DAY: Final = timedelta(days=1)
 PARTS: Final = {

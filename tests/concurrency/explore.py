@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, TypeAlias
 
+from tests.concurrency.keeping import Keeping
 from tests.concurrency.stage import Stage
 from tests.concurrency.world import World
-from tests.keeping import Keeping
 
 
 def _nothing() -> None:

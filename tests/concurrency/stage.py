@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple, Protocol
 
-from tests.keeping import Keeping
+from tests.concurrency.keeping import Keeping
 
 _MOST_STEPS: Final = 50_000
 _TIMEOUT: Final = 60.0  # s, for a run of some milliseconds

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from attestkit._crypto.hashes import sha256
-from attestkit.dstack.app_compose import AppCompose
-from attestkit.dstack.compose_hashes import (
+from attestkit.dstack.app_compose import (
+    AppCompose,
     compose_hash_deterministic,
     gpu_policy_hash,
     launch_token_hash,

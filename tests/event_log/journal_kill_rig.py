@@ -18,7 +18,7 @@ from attestkit.event_log.journal_files import OsFolder
 from attestkit.event_log.journal_protocols import ZERO, replay_from
 from attestkit.event_log.runtime_events import runtime_event
 from tests.event_log.journal_rig import watch
-from tests.tees import Machine
+from tests.machines.tees import Machine
 
 FIRST, SECOND, NEXT = (runtime_event(name, name.encode() * 30) for name in ("a", "b", "c"))
 

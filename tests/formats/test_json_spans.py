@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit._formats.bounded_gzip import gunzip
-from attestkit._formats.json_spans import member_spans
+from attestkit._formats.strict_json import member_spans
 from attestkit.errors import FormatError
 
 SAMPLE = ' {"a" : [1, {"b": "}\\""}] ,\n"é": "€",\t"c":null , "d":-1.5e3}\r\n'

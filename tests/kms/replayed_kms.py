@@ -20,8 +20,7 @@ from attestkit.kms.release.certificates import (
 )
 from attestkit.kms.release.key_release import release_app_keys
 from attestkit.kms.release.roots import KmsRoots
-from attestkit.ra_tls.issued import Issued
-from attestkit.ra_tls.key_loading import load_issued
+from attestkit.ra_tls.issued import Issued, load_issued
 from tests.verifier.platforms import intel
 
 APP_ID: Final = bytes.fromhex("5bb4ff9a3837357f19dc176407a5709c62eb6c56")

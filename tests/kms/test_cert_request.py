@@ -20,8 +20,8 @@ from attestkit.kms.cert_request import (
     sign_cert_request,
     verify_cert_request,
 )
-from tests.quotes import made_quote
 from tests.raising import raises
+from tests.samples.quotes import made_quote
 from tests.vectors import SHARED, load, needs_shared
 
 GROUPS = load("kms.json").get("groups", {})

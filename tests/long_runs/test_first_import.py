@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests import first_import
-from tests.first_import import find_modules, import_share
 from tests.long_runs.records import ROOT
+from tests.runner import first_import
+from tests.runner.first_import import find_modules, import_share
 from tests.untyped import untyped
 
 NAMES = ("test_one", "test_two", "test_three", "test_wrong", "test_left")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("xdist")
-from tests.scheduling import LONGEST, SHARE, LongestFirst
+from tests.runner.scheduling import LONGEST, SHARE, LongestFirst
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = [f"tests/test_quick.py::test_{number}" for number in range(400)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from attestkit.measure.firmware.boot_layout import BootOptionKind
+from attestkit.measure.firmware.tdx_firmware import BootOptionKind
 from tests.measure.debian_packages import package_file
 from tests.measure.kernel.debian_files import release_file
 from tests.rigs.apt import MissingError

@@ -10,8 +10,7 @@ import pytest
 
 from attestkit.errors import PolicyError, UsageError
 from attestkit.measure import ExpectedMeasurements, MachineShape, dstack_image, snp, tdx
-from attestkit.measure.expected import TDX_REGISTERS
-from attestkit.measure.expected_event import ExpectedEvent, replay, weakest
+from attestkit.measure.expected import TDX_REGISTERS, ExpectedEvent, replay, weakest
 from attestkit.verifier import AppraisalPolicy
 from tests.measure.firmware_images import tdvf_image
 from tests.measure.image_samples import write_folder

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
-from attestkit.measure.tar_archive import TarArchive, _extended_name
+from attestkit.measure.image_files import TarArchive, _extended_name
 from tests.measure.image_samples import archive_of, member
 
 LIMIT = 1 << 24

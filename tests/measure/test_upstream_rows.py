@@ -15,13 +15,16 @@ import pytest
 from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
 from attestkit.measure import MachineShape
-from attestkit.measure.expected_event import ExpectedEvent, replay
+from attestkit.measure.expected import ExpectedEvent, replay
 from attestkit.measure.firmware.tdvf import TdvfSection
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.kernel.direct_boot import DirectBoot, FirmwareTraits, direct_boot_events
-from attestkit.measure.kernel.linux_kernel import patch_setup_header
-from attestkit.measure.rtmr0.boot_events import expected_rtmr0
-from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
+from attestkit.measure.kernel.linux_kernel import (
+    DirectBoot,
+    FirmwareTraits,
+    direct_boot_events,
+    patch_setup_header,
+)
+from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
 from tests.measure.firmware_images import LAYOUT_202502
 from tests.measure.rows import VECTORS, Row, firmware_row
 from tests.measure.test_guests import boot_files, tables_of

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from attestkit._crypto.der import encode_element
-from tests.quotes import PATTERN
+from tests.samples.quotes import PATTERN
 
 SGX: Final = bytes.fromhex("2a864886f84d010d01")
 ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")

@@ -25,7 +25,7 @@ from tests.native.pck_certificates import (
     places_of,
     read_generally,
 )
-from tests.quotes import samples
+from tests.samples.quotes import samples
 from tests.thorough import slow, thorough
 from tests.untyped import untyped, with_false_length
 

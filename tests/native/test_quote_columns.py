@@ -9,7 +9,7 @@ from attestkit import _native
 from attestkit._native import _python_columns as python_core
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
-from tests.quotes import made_quote, starts_of
+from tests.samples.quotes import made_quote, starts_of
 
 compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 

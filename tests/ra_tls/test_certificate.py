@@ -27,8 +27,8 @@ from attestkit.keys import AppKeys
 from attestkit.ra_tls.certificate import _event_log_text
 from attestkit.report_data import ReportData
 from tests.attestation.samples import FIXTURE, STACK
-from tests.nitro_documents import document
 from tests.raising import raises
+from tests.samples.nitro_documents import document
 from tests.vectors import data, load, needs_shared
 
 VECTORS: dict[str, Any] = load("ratls.json")

@@ -14,8 +14,8 @@ import pytest
 from attestkit import ra_tls
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit.errors import BackendError
-from attestkit.ra_tls import renewal
-from attestkit.ra_tls.renewal import RenewingContext
+from attestkit.ra_tls import contexts
+from attestkit.ra_tls.contexts import RenewingContext
 from tests.ra_tls import tds
 from tests.ra_tls.talks import TIMEOUT, MemoryPair, connected
 from tests.verifier.platforms import intel
@@ -76,7 +76,7 @@ class Source:
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let connections wait for a renewal on a busy machine, too."""
-    monkeypatch.setattr(renewal, "PATIENCE", float(TIMEOUT))
+    monkeypatch.setattr(contexts, "PATIENCE", float(TIMEOUT))
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_failed_renewal_keeps_certificate_and_is_repeated(
     assert [text in record.getMessage() for record in caplog.records] == [True]
     assert SECRET not in caplog.text
     source.error = None
-    clock.at += renewal.RETRY - 1
+    clock.at += contexts.RETRY - 1
     assert presented(server).der == old.der
     clock.at += 1
     assert presented(server).der != old.der
@@ -286,7 +286,7 @@ def test_thread_that_cannot_start_keeps_certificate(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         assert presented(server).der == old.der
-    clock.at += renewal.RETRY
+    clock.at += contexts.RETRY
     assert presented(server).der != old.der
 
 
@@ -308,7 +308,7 @@ def test_slow_renewal_does_not_delay_connections(
     clock: Clock, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a device is slow, connections get the old certificate; afterwards the new one."""
-    monkeypatch.setattr(renewal, "PATIENCE", 0.01)
+    monkeypatch.setattr(contexts, "PATIENCE", 0.01)
     server = serve(source)
     old = presented(server)
     source.proceed.clear()
@@ -342,7 +342,7 @@ def test_renewals_beside_many_connections(
     clock: Clock, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each connection has a certificate and its own key, while the context changes all the time."""
-    monkeypatch.setattr(renewal, "RETRY", 0.0)
+    monkeypatch.setattr(contexts, "RETRY", 0.0)
     server = serve(source)
 
     def connect(_: int) -> bytes | None:

@@ -23,7 +23,7 @@ from attestkit.errors import (
 from attestkit.factory import open as open_attester
 from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy, AttestationResult, VerificationStep, Verifier
-from tests.certificates import key_usage
+from tests.pki.certificates import key_usage
 from tests.ra_tls import tds
 from tests.ra_tls.tds import KEY
 from tests.raising import raises

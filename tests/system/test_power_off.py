@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit._system.power_off import power_off
+from attestkit._system.process_hardening import power_off
 from attestkit.errors import BackendError
 from tests.raising import raises
 

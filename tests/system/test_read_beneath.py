@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from attestkit._system import read_beneath as beneath
-from attestkit._system.read_beneath import read_beneath
+from attestkit._system import untrusted_files
+from attestkit._system.untrusted_files import read_beneath
 from attestkit.dstack.host_shared_folder import HostShared
 from attestkit.errors import ConfigError
 from attestkit.keys import AppKeys
@@ -171,7 +171,7 @@ def change_after_lookup(
     monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], None]
 ) -> None:
     """Call `change` right after `name` has been looked up."""
-    look_up = beneath._link_target
+    look_up = untrusted_files._link_target
 
     def look_up_and_change(part: str, folder: int) -> str | None:
         found = look_up(part, folder)
@@ -179,7 +179,7 @@ def change_after_lookup(
             change()
         return found
 
-    monkeypatch.setattr(beneath, "_link_target", look_up_and_change)
+    monkeypatch.setattr(untrusted_files, "_link_target", look_up_and_change)
 
 
 def test_read_beneath_file_replaced_by_link_is_not_followed(

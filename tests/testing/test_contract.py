@@ -11,8 +11,8 @@ from attestkit.backends.base import Backend, SnpEvidence
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import UnsupportedError
 from attestkit.testing import BackendContract
-from tests.keeping import Keeping
-from tests.tees import FakeAgent, FakeSnp, FakeTd, Machine
+from tests.concurrency.keeping import Keeping
+from tests.machines.tees import FakeAgent, FakeSnp, FakeTd, Machine
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from typing import Final
 
 from attestkit.attestation.wire.evidence_parts import GcpSnp, Platform, Tpm, VtpmQuote
 from attestkit.errors import BackendError, UnsupportedError, UsageError
-from tests.tees import CHIP
+from tests.machines.tees import CHIP
 from tests.tpm.samples import MADE_ATTEST, MADE_PUBLICS, MADE_SIGNATURES
 
 KEY: Final = MADE_PUBLICS[1].spki

@@ -14,8 +14,8 @@ from attestkit.errors import CollateralError, ConfigError, PolicyError, UsageErr
 from attestkit.keys import AppKeys
 from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy, Verifier
+from tests.machines.tees import FakeTd, Machine
 from tests.raising import raises
-from tests.tees import FakeTd, Machine
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
 

@@ -270,8 +270,7 @@ def issue_ca(
         builder = _builder(key, not_before, not_after, serial).subject_name(name)
         builder = builder.issuer_name(_issuer(ca_cert, ca_key.spki_der) if issuer else name)
         builder = builder.add_extension(_CA_USAGE, critical=True)
-        key_id = x509.SubjectKeyIdentifier(_key_id(key))
-        builder = builder.add_extension(key_id, critical=False)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier(_key_id(key)), critical=False)
         basic = x509.BasicConstraints(ca=True, path_length=path_length)
         builder = builder.add_extension(basic, critical=True)
         return _sign(_add_private(builder, extensions), ca_key)
@@ -360,8 +359,7 @@ def _add_private(
 
 
 def _sign(builder: x509.CertificateBuilder, key: P256Key) -> bytes:
-    signed = builder.sign(key.private, SHA256(), ecdsa_deterministic=True)
-    return signed.public_bytes(Encoding.DER)
+    return builder.sign(key.private, SHA256(), ecdsa_deterministic=True).public_bytes(Encoding.DER)
 
 
 @lru_cache(maxsize=8)  # parsing the CA certificate takes as long as signing

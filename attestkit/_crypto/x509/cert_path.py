@@ -295,8 +295,7 @@ def read_time(reader: DerReader) -> datetime:
         text = reader.content(GENERALIZED_TIME)
     if len(text) != 15 or not text[:14].isdigit() or text[14:] != b"Z":
         raise FormatError("time must be in UTC and with seconds", offset=at, reason="wrong_value")
-    parts = (int(text[start : start + 2]) for start in range(4, 14, 2))
-    month, day, hour, minute, second = parts
+    month, day, hour, minute, second = (int(text[start : start + 2]) for start in range(4, 14, 2))
     try:
         return datetime(int(text[:4]), month, day, hour, minute, second, tzinfo=timezone.utc)
     except ValueError as error:
@@ -373,7 +372,6 @@ def read_usages(value: bytes) -> frozenset[str]:
     found: set[str] = set()
     while entries.tag() is not None:
         if len(found) == _MAX_USAGES:
-            message = f"extended key usage: over {_MAX_USAGES} usages"
-            raise FormatError(message, reason="too_many")
+            raise FormatError(f"extended key usage: over {_MAX_USAGES} usages", reason="too_many")
         found.add(dotted_oid(entries.content(OID)))
     return frozenset(found)

@@ -15,14 +15,8 @@ from cryptography.x509.oid import ExtensionOID
 from attestkit._crypto.der import INTEGER, SEQUENCE, DerReader
 from attestkit._crypto.ecdsa import ECDSA_SHA256
 from attestkit._crypto.pem import CRL_LABEL, split_der_or_pem
+from attestkit._crypto.x509 import cert_path
 from attestkit._crypto.x509.app_certificates import reading_x509
-from attestkit._crypto.x509.cert_path import (
-    CRL_SIGN,
-    PathCertificate,
-    PathRules,
-    describe_period,
-    may,
-)
 from attestkit._crypto.x509.intel_certificates import IntelCertificate
 from attestkit.errors import FormatError, SignatureError
 
@@ -50,7 +44,7 @@ class Crl(NamedTuple):
     def validity(self, now: datetime) -> str:
         """Return the text of an error about a list that is not valid at `now`."""
         start, end = (datetime.fromtimestamp(time, timezone.utc) for time in (self.start, self.end))
-        return f"is valid {describe_period(start, end, now)}"
+        return f"is valid {cert_path.describe_period(start, end, now)}"
 
 
 class SignedCrl(NamedTuple):
@@ -84,7 +78,7 @@ def read_signed_crl(der: bytes) -> SignedCrl:
 
 
 def check_crl_signature(
-    crl: SignedCrl, issuer: PathCertificate, rules: PathRules, what: str
+    crl: SignedCrl, issuer: cert_path.PathCertificate, rules: cert_path.PathRules, what: str
 ) -> None:
     """Verify that the CA of a certificate signed a CRL.
 
@@ -100,7 +94,7 @@ def check_crl_signature(
     """
     if crl.algorithm != crl.inner_algorithm or crl.unused:
         problem = "signature and signatureAlgorithm differ, or the signature has unused bits"
-    elif not may(issuer, CRL_SIGN):
+    elif not cert_path.may(issuer, cert_path.CRL_SIGN):
         problem = "the key usage of its issuer does not allow it to sign CRLs"
     elif (verify := rules.algorithms.get(crl.algorithm)) is None:
         problem = f"signature algorithm must be {rules.names}"

@@ -180,8 +180,7 @@ def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> Intel
 
 def _check_name(what: str, common_name: str, subject: bytes, names: Sequence[str]) -> None:
     if common_name not in names:
-        found = _shown_name(subject)
-        message = f"{what}: the subject is {found}, must be {' or '.join(names)}"
+        message = f"{what}: the subject is {_shown_name(subject)}, must be {' or '.join(names)}"
         raise SignatureError(message, reason="unexpected_subject")
 
 

@@ -64,8 +64,7 @@ def parse_sgx_extension(value: bytes) -> PckExtension:
     entries = _entries("entries", _whole("value", value))
     tcb = _entries("TCB", _content("TCB", entries, _TCB, SEQUENCE))
     if len(tcb) != _TCB_ENTRIES:
-        message = f"must have {_TCB_ENTRIES} entries, not {len(tcb)}"
-        raise _bad("TCB", message, "wrong_size")
+        raise _bad("TCB", f"must have {_TCB_ENTRIES} entries, not {len(tcb)}", "wrong_size")
     found = PckExtension(
         ppid=_octets("PPID", entries, _PPID, 16),
         components=bytes(
@@ -84,8 +83,7 @@ def parse_sgx_extension(value: bytes) -> PckExtension:
         return found
     flags = _entries("configuration", _content("configuration", entries, _CONFIGURATION, SEQUENCE))
     if len(flags) != _FLAGS:
-        message = f"must have {_FLAGS} entries, not {len(flags)}"
-        raise _bad("configuration", message, "wrong_size")
+        raise _bad("configuration", f"must have {_FLAGS} entries, not {len(flags)}", "wrong_size")
     return found._replace(
         instance_id=_octets("instance ID", entries, _INSTANCE_ID, 16),
         dynamic_platform=_boolean("dynamic platform", flags, _DYNAMIC_PLATFORM),

@@ -5,7 +5,7 @@ A message is canonical base64url without padding (RFC 4648, section 5).
 
 import json
 
-from attestkit._formats.base64url import from_base64url, to_base64url
+from attestkit._formats.compact_jws import from_base64url, to_base64url
 from attestkit._formats.strict_json import decode_strictly
 from attestkit._sanitize import shown
 from attestkit.attestation.cmw import record as cmw

@@ -241,8 +241,7 @@ def _read(reader: CborReader, budget: Budget, depth: int, where: str) -> Cmw:
         raise FormatError(message, reason="wrong_size", offset=start)
     media_type = reader.number_or_text()
     value = reader.blob()
-    ind = reader.integer() if count == 3 else None
-    return make_record(media_type, value, ind, where, start)
+    return make_record(media_type, value, reader.integer() if count == 3 else None, where, start)
 
 
 def _read_collection(
@@ -268,8 +267,7 @@ def _read_collection(
 
 
 def _tree(message: Cmw, budget: Budget, depth: int) -> object:
-    is_map = isinstance(message, Collection)
-    budget.spend(depth, collection=is_map, where="CMW")
+    budget.spend(depth, collection=isinstance(message, Collection), where="CMW")
     if isinstance(message, Record):
         make_record(*message, "CMW")
         return [item for item in message if item is not None]

@@ -1,15 +1,19 @@
 """Evidence as Confidential Containers' attesters write it: JSON of guests with a TPM.
 
-`azure` has the members of Azure's guests, `generic_tpm` those of a TPM without hardware evidence,
-`quote_fields` the TPM quote in them.
+`azure` has the members of Azure's guests, `quote_fields` the TPM quote in them, and the members of
+a TPM without hardware evidence.
 """
 
 import json
 from typing import Final
 
 from attestkit._formats.strict_json import read_object
-from attestkit.attestation.coco import azure, generic_tpm
-from attestkit.attestation.coco.quote_fields import read_bincode_quote
+from attestkit.attestation.coco import azure
+from attestkit.attestation.coco.quote_fields import (
+    build_generic_tpm,
+    read_bincode_quote,
+    read_generic_tpm,
+)
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Evidence, Tpm
 from attestkit.errors import FormatError, UsageError
 
@@ -31,7 +35,7 @@ def decode_evidence(data: bytes) -> Evidence:
         message = f"CoCo evidence: {len(data)} bytes, more than {MAX_SIZE}"
         raise FormatError(message, reason="too_large")
     fields = read_object(data, "CoCo evidence")
-    read = generic_tpm.read_fields if "ak_public" in fields else azure.read_fields
+    read = read_generic_tpm if "ak_public" in fields else azure.read_fields
     try:
         return read(fields)
     except FormatError as error:
@@ -55,7 +59,7 @@ def encode_evidence(evidence: Evidence) -> bytes:
     if isinstance(platform, (AzureSnp, AzureTdx)):
         fields = azure.build_fields(platform, stack.report_data)
     elif isinstance(platform, Tpm):
-        fields = generic_tpm.build_fields(platform)
+        fields = build_generic_tpm(platform)
     else:
         message = "encoding coco: it is for Azure's guests and generic TPMs only; use cbor"
         raise UsageError(message, reason="not_applicable")

@@ -11,7 +11,7 @@ from typing import Any, Final
 from attestkit._crypto.pem import split_der_or_pem, split_pem
 from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._formats.base64url import from_base64url
+from attestkit._formats.compact_jws import from_base64url
 from attestkit._formats.strict_json import number_field, string
 from attestkit.attestation.azure import HclReport
 from attestkit.attestation.coco.quote_fields import (
@@ -49,8 +49,7 @@ def read_fields(fields: dict[str, Any]) -> Evidence:
     if _is_tdx(fields):
         td_quote = member(fields, "td_quote", bytes_of_base64url)
         return Evidence(AzureTdx(report, quote, td_quote), stack)
-    chain = (member(fields, "vcek", bytes_of_base64url),)
-    return Evidence(AzureSnp(report, quote, chain), stack)
+    return Evidence(AzureSnp(report, quote, (member(fields, "vcek", bytes_of_base64url),)), stack)
 
 
 def _read_first(fields: dict[str, Any]) -> Evidence:

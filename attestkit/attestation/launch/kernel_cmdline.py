@@ -19,8 +19,7 @@ def has_rootfs_hash(cmdline: str) -> bool:
 
     The kernel stops at a NUL, and separates words by ASCII whitespace.
     """
-    words = cmdline.partition("\0")[0].encode().split()
-    return any(map(_ROOTFS.fullmatch, words))
+    return any(map(_ROOTFS.fullmatch, cmdline.partition("\0")[0].encode().split()))
 
 
 def load_options_digest(options: str) -> bytes:

@@ -142,8 +142,7 @@ def _check_nitro_tpm(platform: parts.NitroTpm, config: VmConfig) -> bytes:
     if measurement is None:
         message = "OS image: vm_config.aws_measurement is missing, and required on AWS NitroTPM"
         raise VerificationError(message, reason="os_image")
-    document = _document("aws", measurement, config.os_image_hash)
-    expected = document.get("boot_pcr_digest")
+    expected = _document("aws", measurement, config.os_image_hash).get("boot_pcr_digest")
     if not isinstance(expected, bytes) or len(expected) != 32:
         message = "measurement.aws.cbor: boot_pcr_digest: must be 32 bytes"
         raise FormatError(message, reason="wrong_size")

@@ -1,10 +1,43 @@
 """The TD HOB: the list of memory ranges that QEMU hands to the firmware of a TD.
 
 The firmware measures it into RTMR0, without the block that ends the list (UEFI PI, volume 3).
+
+UEFI variables as firmware measures them (TCG PC Client Platform Firmware Profile, 10.2.6).
 """
 
 from collections.abc import Iterable
 from typing import Final, NamedTuple
+from uuid import UUID
+
+EFI_GLOBAL: Final = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
+"""Vendor of SecureBoot, PK and KEK."""
+IMAGE_SECURITY: Final = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
+"""Vendor of db, dbx and dbt."""
+
+
+class VariableName(NamedTuple):
+    """Identity of a variable."""
+
+    vendor: UUID
+    name: str
+
+
+SECURE_BOOT: Final = VariableName(EFI_GLOBAL, "SecureBoot")
+SECURE_BOOT_KEYS: Final = (
+    VariableName(EFI_GLOBAL, "PK"),
+    VariableName(EFI_GLOBAL, "KEK"),
+    VariableName(IMAGE_SECURITY, "db"),
+    VariableName(IMAGE_SECURITY, "dbx"),
+)
+"""Variables with keys, in the order in which they are measured; the first is the platform key."""
+
+
+def variable_data(variable: VariableName, data: bytes = b"") -> bytes:
+    """Return UEFI_VARIABLE_DATA; a missing variable is measured with no data."""
+    vendor, name = variable
+    sizes = len(name).to_bytes(8, "little") + len(data).to_bytes(8, "little")
+    return vendor.bytes_le + sizes + name.encode("utf-16-le") + data
+
 
 SPLIT_MEMORY: Final = 0xB0000000
 """From this size in bytes on, a part of the memory is above 4 GiB."""
@@ -29,8 +62,7 @@ def memory_ranges(memory_size: int) -> tuple[MemoryRange, ...]:
     """Return the ranges of RAM that QEMU's machine q35 has, unless max-ram-below-4g is set."""
     if memory_size < SPLIT_MEMORY:
         return (MemoryRange(0, memory_size),)
-    high = MemoryRange(HIGH_START, HIGH_START + memory_size - LOW_END)
-    return MemoryRange(0, LOW_END), high
+    return MemoryRange(0, LOW_END), MemoryRange(HIGH_START, HIGH_START + memory_size - LOW_END)
 
 
 def memory_below_4g(memory_size: int) -> int:

@@ -23,13 +23,15 @@ from attestkit.attestation.launch.td_hob import (
     ACCEPTED,
     HIGH_START,
     LOW_END,
+    SECURE_BOOT,
+    SECURE_BOOT_KEYS,
     SPLIT_MEMORY,
     UNACCEPTED,
     MemoryRange,
     encode_td_hob,
     subtract_range,
+    variable_data,
 )
-from attestkit.attestation.launch.uefi_variable import SECURE_BOOT, SECURE_BOOT_KEYS, variable_data
 from attestkit.attestation.wire.evidence_parts import is_acpi_data
 from attestkit.errors import FormatError
 from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS, WireEvent

@@ -18,11 +18,11 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from attestkit._crypto.hashes import sha384
-from attestkit.attestation.launch.uefi_variable import EFI_GLOBAL, VariableName, variable_data
+from attestkit.attestation.launch.td_hob import EFI_GLOBAL, VariableName, variable_data
 from attestkit.backends.simulator.images.os_image import Image
 from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS
 from attestkit.event_log.event_types import NO_ACTION
-from attestkit.measure.expected_event import ExpectedEvent
+from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware.tdvf import CFV, TD_HOB, find_section
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.kernel.boot_events import ACTIONS, EXITS

@@ -28,7 +28,7 @@ from attestkit.measure.firmware.guid_table import (
     SEV_METADATA,
     TDX_METADATA,
 )
-from attestkit.measure.firmware.mrtd import compute_mrtds
+from attestkit.measure.firmware.tdvf import compute_mrtds
 from attestkit.measure.image_folder import CHECKSUMS, DIGEST, METADATA
 from attestkit.measure.kernel.linux_kernel import patch_setup_header
 from attestkit.measure.kernel.pe_image import authenticode_digest

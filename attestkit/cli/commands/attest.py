@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from attestkit.cli.exit_codes import warnings_on_stderr
-from attestkit.cli.options.click_types import Command, file_option, flag_option, section
+from attestkit.cli.options import option
 from attestkit.cli.options.evidence import EvidenceRequest, request_options
+from attestkit.cli.options.option import Command
 from attestkit.cli.output.write_output import check_outputs, require_file, write_output
 from attestkit.errors import UsageError
 
@@ -22,10 +23,10 @@ _ENCODINGS: Final = (
     *("coco", "go-tpm-tools"),
 )
 
-_save_roots, _save_endorsements = section(
+_save_roots, _save_endorsements = option.section(
     "Simulator",
-    file_option(_ROOTS, "Write the roots of its GPUs, for --gpu-roots."),
-    file_option(_ENDORSEMENTS, "Write what --gpu-endorsements takes."),
+    option.file(_ROOTS, "Write the roots of its GPUs, for --gpu-roots."),
+    option.file(_ENDORSEMENTS, "Write what --gpu-endorsements takes."),
 )
 
 
@@ -41,7 +42,7 @@ _save_roots, _save_endorsements = section(
     metavar="NAME",
     help=f"{', '.join(_ENCODINGS)}. Default: v1, or cbor where dstack defines none.",
 )
-@flag_option("--gpu", text="Enclose evidence of the GPUs; requires --nonce.")
+@option.flag("--gpu", text="Enclose evidence of the GPUs; requires --nonce.")
 @request_options
 @_save_roots
 @_save_endorsements
@@ -61,8 +62,8 @@ def attest(
     """
     _check_gpu(encoding, request, gpu=gpu)
     outputs = ((_ROOTS, save_gpu_roots), (_ENDORSEMENTS, save_gpu_endorsements))
-    for option, path in outputs:
-        require_file(option, path)
+    for name, path in outputs:
+        require_file(name, path)
     check_outputs((("-o", request.out.output), *outputs), request.report_data.inputs)
     with request.open() as attester:
         nonce = request.report_data.nonce

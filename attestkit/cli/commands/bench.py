@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from attestkit.cli.options.click_types import Command, FiniteRange, json_option, value_option
+from attestkit.cli.options import option
+from attestkit.cli.options.option import Command, FiniteRange
 from attestkit.cli.output import console
 
 LEAST_ROUNDS: Final = 5
@@ -30,14 +31,14 @@ class Case(NamedTuple):
 
 
 @click.command(cls=Command, example="bench --seconds 2", codes="01")
-@value_option(
+@option.value(
     "--seconds",
     "N",
     "Approximate duration. Default: 10.",
     type=FiniteRange(0.1, 600),
     default=10,
 )
-@json_option
+@option.json
 def bench(*, seconds: float, as_json: bool) -> None:
     """Measure attestkit on this machine.
 

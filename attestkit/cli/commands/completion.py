@@ -12,7 +12,7 @@ from click.shell_completion import (
     get_completion_class,
 )
 
-from attestkit.cli.options.click_types import Command
+from attestkit.cli.options.option import Command
 
 _EXAMPLES: Final = (
     '\b\nbash: eval "$(attestkit completion bash)" in ~/.bashrc\n'

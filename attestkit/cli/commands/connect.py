@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from attestkit.cli.exit_codes import print_error
-from attestkit.cli.options.click_types import (
-    Command,
-    at_option,
-    file_option,
-    json_option,
-    read_instant,
-    value_option,
-)
+from attestkit.cli.options import option
 from attestkit.cli.options.connection import (
     ConnectionOptions,
     connection_options,
     warn_of_weak_policy,
 )
+from attestkit.cli.options.option import Command, read_instant
 from attestkit.cli.options.verification import OWN_INSTANT
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_outputs, check_writable, write_output
@@ -38,13 +32,13 @@ if TYPE_CHECKING:
 )
 @click.argument("url", metavar="[URL]", required=False)
 @connection_options
-@file_option("--save-bundle", "Write what was verified, for later.")
-@file_option("--bundle", "Verify this one, offline, instead of a URL.")
-@at_option(f"Time of this, else now; {OWN_INSTANT}: that of FILE.")
-@value_option(
+@option.file("--save-bundle", "Write what was verified, for later.")
+@option.file("--bundle", "Verify this one, offline, instead of a URL.")
+@option.at(f"Time of this, else now; {OWN_INSTANT}: that of FILE.")
+@option.value(
     "--serve", "HOST:PORT", "Then forward requests from this address.", parameter="listen"
 )
-@json_option
+@option.json
 def connect(
     *,
     url: str | None,
@@ -62,10 +56,7 @@ def connect(
     proven before it carries a request.
     """
     if bundle is not None:
-        for name, value in (("URL", url), ("--save-bundle", save_bundle), ("--serve", listen)):
-            if value is not None:
-                raise UsageError(f"{name}: not with --bundle", reason="conflict")
-        connection.check_offline()
+        connection.check_offline({"URL": url, "--save-bundle": save_bundle, "--serve": listen})
         _show(_saved_proof(bundle, at, connection), as_json=as_json)
     elif url is None:
         raise UsageError("URL: missing; or pass --bundle", reason="missing")

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
@@ -13,33 +14,24 @@ import click
 
 from attestkit._sanitize import printable, shown
 from attestkit.cli.exit_codes import set_exit_code, write_stderr
-from attestkit.cli.options.click_types import (
-    Command,
-    add_options,
-    flag_option,
-    output_option,
-    section,
-)
+from attestkit.cli.options import option
 from attestkit.cli.options.connection import (
     ConnectionOptions,
     connection_options,
     http_errors,
+    read_at_file,
     read_headers,
     warn_of_weak_policy,
 )
-from attestkit.cli.output.write_output import (
-    check_outputs,
-    check_writable,
-    is_stdout,
-    print_bytes,
-)
+from attestkit.cli.options.option import Command
+from attestkit.cli.output.write_output import check_outputs, check_writable, is_stdout, print_bytes
 from attestkit.errors import AttestKitError, UsageError
 
 _HTTP_ERROR: Final = 22  # exit code of curl --fail
 _METHOD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token of RFC 9110, 5.6.2
 _MAX_BODY: Final = 1 << 30  # bytes
 
-_request: Final = section(
+_request: Final = option.section(
     "Request",
     click.option("-X", "--request", "method", metavar="METHOD", help="Method; GET, with -d POST."),
     click.option("-d", "--data", metavar="TEXT|@FILE", help="Body; @FILE reads a file, @- stdin."),
@@ -49,10 +41,10 @@ _request: Final = section(
         multiple=True,
         help="NAME: VALUE, or @FILE with a line for each.",
     ),
-    flag_option("-i", "--include", text="Print status and headers, too."),
-    flag_option("-f", "--fail", text="Exit with 22 at a status of 400 or more."),
-    output_option("Write the body of the answer to FILE."),
-    flag_option("--show-proof", text="Print the proof on stderr."),
+    option.flag("-i", "--include", text="Print status and headers, too."),
+    option.flag("-f", "--fail", text="Exit with 22 at a status of 400 or more."),
+    option.output("Write the body of the answer to FILE."),
+    option.flag("--show-proof", text="Print the proof on stderr."),
 )
 
 
@@ -64,7 +56,7 @@ _request: Final = section(
 )
 @click.argument("url", metavar="URL")
 @connection_options
-@add_options(*_request)
+@option.add(*_request)
 def curl(
     *,
     url: str,
@@ -115,15 +107,7 @@ def _origin(url: str) -> str:
 def _body(data: str) -> bytes:
     if not data.startswith("@"):
         return os.fsencode(data)
-    try:
-        with _open(data[1:]) as file:
-            found = file.read(_MAX_BODY + 1)
-    except (OSError, ValueError) as error:
-        message = f"-d {data}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise UsageError(message, reason="cannot_read") from error
-    if len(found) > _MAX_BODY:
-        raise UsageError(f"-d {data}: over {_MAX_BODY} bytes", reason="too_large")
-    return found
+    return read_at_file("-d", data[1:], _MAX_BODY, partial(_open, data[1:]))
 
 
 def _open(name: str) -> AbstractContextManager[IO[bytes]]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from attestkit import _native
-from attestkit.cli.options.click_types import Command, file_option, flag_option, json_option
+from attestkit.cli.options import option
+from attestkit.cli.options.option import Command
 from attestkit.cli.output import console
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]
 
 def _diagnose(root: Path | None, *, quote: bool) -> tuple["Diagnosis", dict[str, Any], list[str]]:
     # Lazy: loads all backends.
-    from attestkit.cli.doctor.advice import advise
     from attestkit.cli.doctor.examine import examine
+    from attestkit.cli.doctor.page import advise
 
     found, package = examine(root, quote=quote), _package()
     return found, package, [*advise(found), *_package_advice(package)]
@@ -161,9 +162,9 @@ def _package_advice(package: dict[str, Any]) -> list[str]:
 @click.command(
     cls=Command, example="doctor --quote", codes="01", meanings={0: "whatever was found"}
 )
-@json_option
-@flag_option("--quote", text="Request and time one quote from each usable backend.")
-@file_option("--root", "Inspect DIR instead of /, as a mounted emulator.", metavar="DIR")
+@option.json
+@option.flag("--quote", text="Request and time one quote from each usable backend.")
+@option.file("--root", "Inspect DIR instead of /, as a mounted emulator.", metavar="DIR")
 def doctor(*, as_json: bool, quote: bool, root: Path | None) -> None:
     """Diagnose this machine and suggest remedies.
 

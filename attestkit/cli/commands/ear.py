@@ -2,26 +2,19 @@
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from attestkit.cli.exit_codes import POLICY, print_error, set_exit_code
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.click_types import (
-    PATH,
-    Command,
-    at_option,
-    file_option,
-    group_options,
-    json_option,
-    read_instant,
-    value_option,
-)
+from attestkit.cli.options import option
+from attestkit.cli.options.option import PATH, Command, read_instant
 from attestkit.cli.options.report_data import (
+    ExpectedData,
+    ReportDataOptions,
     any_freshness_option,
     expected_report_data_options,
-    read_expected,
     require_expected,
 )
 from attestkit.cli.output import console
@@ -36,44 +29,6 @@ FRESHNESS: Final = "not checked; give the expected nonce with --nonce HEX"
 CONSTANT: Final = "not checked: the report data is the expected one, which may be a constant"
 
 
-class _Expected(NamedTuple):
-    """Nonce or report data of the options, without both, any EAR is accepted."""
-
-    nonce: bytes | None
-    report_data: bytes | None
-
-    @property
-    def freshness(self) -> str:
-        if self.nonce is not None:
-            return "has the expected nonce"
-        return FRESHNESS if self.report_data is None else CONSTANT
-
-
-def _read_expected(
-    *,
-    nonce: str | None,
-    report_data: str | None,
-    text: str | None,
-    of_file: Path | None,
-    sha512: bool,
-    any_freshness: bool,
-) -> _Expected:
-    challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
-    found = _Expected(challenge, expected)
-    require_expected(expected=found != (None, None), any_freshness=any_freshness)
-    return found
-
-
-_expected_options: Final = group_options(
-    "expected",
-    (
-        *expected_report_data_options,
-        any_freshness_option,
-    ),
-    _read_expected,
-)
-
-
 @click.command(
     cls=Command,
     example="ear verdict.jwt --key keys.json --nonce $NONCE",
@@ -85,18 +40,20 @@ _expected_options: Final = group_options(
     },
 )
 @click.argument("file", type=PATH)
-@file_option(
+@option.file(
     "--key", "Trusted key of the verifier: JWK or JWK set.", parameter="keys", required=True
 )
-@_expected_options
-@value_option("--policy-id", "TEXT", "Expected policy id.")
-@at_option("Time of the verification, else now.")
-@json_option
+@expected_report_data_options
+@any_freshness_option
+@option.value("--policy-id", "TEXT", "Expected policy id.")
+@option.at("Time of the verification, else now.")
+@option.json
 def ear(
     *,
     file: Path,
     keys: Path,
-    expected: _Expected,
+    expected: ReportDataOptions,
+    any_freshness: bool,
     policy_id: str | None,
     at: str | None,
     as_json: bool,
@@ -107,22 +64,24 @@ def ear(
     is stdin. White space after a JWT is ignored. --nonce, other expected report data or
     --any-freshness is required.
     """
+    wanted = expected.read_expected()
+    require_expected(expected=wanted != (None, None), any_freshness=any_freshness)
     now = datetime.now(timezone.utc) if at is None else read_instant(at)
     public = _read_keys(keys)
-    found = _verify(read_file(file), public, expected, policy_id, now)
+    found = _verify(read_file(file), public, wanted, policy_id, now)
     from attestkit.verifier.ear.claims import Tier
 
     bad = found.status is Tier.CONTRAINDICATED
     code = set_exit_code(POLICY if bad else 0)
     if as_json:
-        more = {"status": str(found.status), "nonce_checked": expected.nonce is not None}
+        more = {"status": str(found.status), "nonce_checked": wanted.nonce is not None}
         gpus = {
             name: {"status": str(gpu.status), "vector": gpu.vector}
             for name, gpu in found.gpus.items()
         }
         console.as_json({**found._asdict(), "gpus": gpus, **more, "exit_code": code})
     else:
-        _show(file, found, expected)
+        _show(file, found, wanted)
     if bad:
         print_error(f"{file}: the EAR's status is contraindicated: do not trust the attester")
     return code
@@ -146,7 +105,7 @@ def _read_keys(path: Path) -> "tuple[EarPublicKey, ...]":
 def _verify(
     token: bytes,
     keys: "tuple[EarPublicKey, ...]",
-    expected: _Expected,
+    expected: ExpectedData,
     policy_id: str | None,
     now: datetime,
 ) -> "Ear":
@@ -178,10 +137,13 @@ def _verify(
     ) from refused
 
 
-def _show(file: Path, found: "Ear", expected: _Expected) -> None:
+def _show(file: Path, found: "Ear", expected: ExpectedData) -> None:
     from attestkit.verifier.ear.claims import Tier
 
     good = found.status in {Tier.AFFIRMING, Tier.NONE}
+    freshness = FRESHNESS if expected.report_data is None else CONSTANT
+    if expected.nonce is not None:
+        freshness = "has the expected nonce"
     unchecked = "; freshness not checked" if expected.nonce is None else ""
     console.verdict(f"{file}: valid; status {found.status}{unchecked}", good=good)
     if found.simulated:
@@ -205,6 +167,6 @@ def _show(file: Path, found: "Ear", expected: _Expected) -> None:
             "issued at": found.issued_at.isoformat(timespec="seconds"),
             "expires at": found.expires_at.isoformat(timespec="seconds"),
             "nonce": None if found.nonce is None else found.nonce.hex(),
-            "EAR freshness": expected.freshness,
+            "EAR freshness": freshness,
         },
     )

@@ -5,16 +5,9 @@ from pathlib import Path
 import click
 
 from attestkit.cli.input.read_input import read_file
+from attestkit.cli.options import option
 from attestkit.cli.options.backend import Device, device_options
-from attestkit.cli.options.click_types import (
-    TEXT_HINT,
-    Command,
-    file_option,
-    json_option,
-    read_hex,
-    read_text,
-    value_option,
-)
+from attestkit.cli.options.option import TEXT_HINT, Command, read_hex, read_text
 from attestkit.cli.output import console
 from attestkit.errors import UsageError
 
@@ -22,10 +15,10 @@ from attestkit.errors import UsageError
 @click.command(cls=Command, example="emit model-loaded --text llama-3", codes="0135")
 @click.argument("name")
 @click.argument("payload", metavar="[HEX]", required=False)
-@value_option("--text", "TEXT", "Payload as UTF-8 text.")
-@file_option("--file", "Payload as the bytes of a file; - is stdin.")
+@option.value("--text", "TEXT", "Payload as UTF-8 text.")
+@option.file("--file", "Payload as the bytes of a file; - is stdin.")
 @device_options
-@json_option
+@option.json
 def emit(
     *,
     name: str,

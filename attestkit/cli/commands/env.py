@@ -1,4 +1,7 @@
-"""`attestkit env seal` and `attestkit env open`: environment variables sealed to an app."""
+"""`attestkit env seal` and `attestkit env open`: environment variables sealed to an app.
+
+A file of variables has lines NAME=VALUE, or a JSON object.
+"""
 
 import hmac
 import json
@@ -9,16 +12,10 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from attestkit.cli.input.env_file import MAX_FILE, read_variables
+from attestkit._formats.strict_json import read_object
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.click_types import (
-    PATH,
-    Group,
-    file_option,
-    group_options,
-    read_hex,
-    value_option,
-)
+from attestkit.cli.options import option
+from attestkit.cli.options.option import PATH, Group, read_hex
 from attestkit.cli.options.output import Output, output_options
 from attestkit.errors import FormatError, UsageError, VerificationError
 
@@ -49,7 +46,7 @@ def _read_epochs(
 
 
 def _epochs_option(text: str) -> Callable[[Any], Any]:
-    return value_option("--epochs", "ROOT:APP", text, callback=_read_epochs)
+    return option.value("--epochs", "ROOT:APP", text, callback=_read_epochs)
 
 
 class _Recipient(NamedTuple):
@@ -61,13 +58,13 @@ class _Recipient(NamedTuple):
     kms_root_keys: tuple[str, ...]
 
 
-_recipient_options: Final = group_options(
+_recipient_options: Final = option.group(
     "recipient",
     (
-        value_option("--public-key", "HEX", "X25519 key of the app, from a trusted source."),
-        file_option("--signed-key", "The same, as a KMS signed it within 5 minutes."),
-        value_option("--app-id", "HEX", "With --signed-key: id of the app, 20 bytes."),
-        value_option("--kms-root-key", "HEX", "With it: root key of a KMS, 33 bytes.", many=True),
+        option.value("--public-key", "HEX", "X25519 key of the app, from a trusted source."),
+        option.file("--signed-key", "The same, as a KMS signed it within 5 minutes."),
+        option.value("--app-id", "HEX", "With --signed-key: id of the app, 20 bytes."),
+        option.value("--kms-root-key", "HEX", "With it: root key of a KMS, 33 bytes.", many=True),
     ),
     _Recipient,
 )
@@ -162,9 +159,9 @@ def _verify_key(file: Path, app_id: bytes, roots: list[bytes]) -> bytes:
     "open", example="env open sealed --key .appkeys.json", codes="0125", meanings=_MEANINGS
 )
 @click.argument("file", type=PATH)
-@file_option("--key", "Secret X25519 key, in hex, or .appkeys.json.", required=True)
+@option.file("--key", "Secret X25519 key, in hex, or .appkeys.json.", required=True)
 @_epochs_option("Accept only a SealedEnv to these epochs.")
-@value_option("--allow", "NAME", "Accept only these variables.", many=True, parameter="allow")
+@option.value("--allow", "NAME", "Accept only these variables.", many=True, parameter="allow")
 @output_options("Write the variables to FILE as JSON, mode 0600. Default: stdout.")
 def open_(
     *,
@@ -216,4 +213,52 @@ def _read_secret(path: Path) -> bytes:
     if found is None or len(found) != 32:
         text = f"{path}: no X25519 secret key: must be 64 hex digits, or a key file with one"
         raise FormatError(text, reason="wrong_size")
+    return found
+
+
+MAX_FILE: Final = 16 << 20
+"""Bytes of such a file; names and values have at most 1 MiB in all."""
+
+
+def read_variables(data: bytes, name: str) -> list[tuple[str, str]]:
+    """Return names and values in order.
+
+    A file that begins with `{` is a JSON object of strings. In lines, a value is all that follows
+    the first `=`, also quotes and spaces; empty lines and lines that begin with `#` are skipped.
+
+    Args:
+        data: Content of the file.
+        name: Name of the file, for errors, which contain no value.
+
+    Raises:
+        FormatError: If the file is not UTF-8 text, a line has no `=`, or a value is not a string.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        message, offset = f"{name}: not UTF-8 text", error.start
+    else:
+        if text.lstrip(" \t\r\n").startswith("{"):
+            return _read_json_variables(text, name)
+        return _read_variable_lines(text, name)
+    # Outside of the handler, because that error holds the values.
+    raise FormatError(message, reason="encoding", offset=offset)
+
+
+def _read_json_variables(text: str, name: str) -> list[tuple[str, str]]:
+    found = read_object(text, name)
+    if not all(isinstance(value, str) for value in found.values()):
+        raise FormatError(f"{name}: every value must be a string", reason="wrong_type")
+    return list(found.items())
+
+
+def _read_variable_lines(text: str, name: str) -> list[tuple[str, str]]:
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        variable, equals, value = line.removesuffix("\r").partition("=")
+        if not line.strip() or line.startswith("#"):
+            continue
+        if not equals:
+            raise FormatError(f"{name}: line {number}: must be NAME=VALUE", reason="syntax")
+        found.append((variable, value))
     return found

@@ -5,12 +5,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from attestkit.cli.options import option
 from attestkit.cli.options.backend import Device, device_options
-from attestkit.cli.options.click_types import (
-    Command,
-    flag_option,
-    value_option,
-)
+from attestkit.cli.options.option import Command
 from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import write_output
@@ -25,7 +22,7 @@ _SEPARATED: Final = ("p256", "x25519")
 
 @click.command(cls=Command, example="key wallet/eth -o key.hex", codes="0135")
 @click.argument("path")
-@value_option("--purpose", "TEXT", "Purpose in the signature chain.")
+@option.value("--purpose", "TEXT", "Purpose in the signature chain.")
 @click.option(
     "--algorithm",
     metavar="NAME",
@@ -33,9 +30,9 @@ _SEPARATED: Final = ("p256", "x25519")
     default="secp256k1",
     help="secp256k1 (default), k256 (the same), ed25519; with --separated p256, x25519.",
 )
-@flag_option("--separated", text="Another key for each algorithm, unlike the guest agent.")
-@flag_option("--v1", text="Key of the v1 API (dstack 0.6), with PATH as its domain.")
-@flag_option("--public", text="Print only the public key, in hex.")
+@option.flag("--separated", text="Another key for each algorithm, unlike the guest agent.")
+@option.flag("--v1", text="Key of the v1 API (dstack 0.6), with PATH as its domain.")
+@option.flag("--public", text="Print only the public key, in hex.")
 @output_options("Write the key in hex, mode 0600; - is stdout, key only.")
 @device_options
 def key(

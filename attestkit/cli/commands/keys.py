@@ -5,11 +5,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from attestkit.cli.options import option
 from attestkit.cli.options.backend import Device, device_options
-from attestkit.cli.options.click_types import (
-    Group,
-    value_option,
-)
+from attestkit.cli.options.option import Group
 from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import is_stdout
@@ -31,10 +29,10 @@ def keys() -> None:
     codes="01235",
     meanings={2: "the KMS refused, or its keys were rejected"},
 )
-@value_option(
+@option.value(
     "--kms", "URL", "https URL of a KMS, in order.", many=True, parameter="urls", required=True
 )
-@value_option(
+@option.value(
     "--kms-root",
     "FILE",
     "JSON of KmsRoot; or first-use: trust any.",

@@ -14,12 +14,7 @@ import click
 from attestkit.cli.exit_codes import REJECTED
 from attestkit.cli.input.detect_format import identify_file, name_file_in_errors
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.click_types import (
-    Command,
-    file_option,
-    group_options,
-    section,
-)
+from attestkit.cli.options import option
 from attestkit.cli.options.guest import (
     BootFiles,
     MachineOptions,
@@ -28,6 +23,7 @@ from attestkit.cli.options.guest import (
     machine_options,
     snp_options,
 )
+from attestkit.cli.options.option import Command
 from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import print_content, write_output
@@ -46,7 +42,7 @@ if TYPE_CHECKING:
     )
     from attestkit.measure.acpi import AcpiTables, TableCache
     from attestkit.measure.dstack_guest import TableSources
-    from attestkit.measure.tdx_inputs import TdxBoot
+    from attestkit.measure.tdx_guest import TdxBoot
 
 _MAX_SMBIOS: Final = 1 << 20  # bytes
 
@@ -80,13 +76,13 @@ class TableOptions(NamedTuple):
         return sources, None if found is None else found.files
 
 
-table_options: Final = group_options(
+table_options: Final = option.group(
     "tables",
-    section(
+    option.section(
         "Machine of a TD",
-        file_option("--qemu", "Program of QEMU, to make the ACPI tables."),
-        file_option("--acpi", "Folder with etc/table-loader and tables."),
-        file_option("--smbios", "SMBIOS table of QEMU (etc/smbios/smbios-tables)."),
+        option.file("--qemu", "Program of QEMU, to make the ACPI tables."),
+        option.file("--acpi", "Folder with etc/table-loader and tables."),
+        option.file("--smbios", "SMBIOS table of QEMU (etc/smbios/smbios-tables)."),
     ),
     TableOptions,
 )
@@ -105,8 +101,8 @@ table_options: Final = group_options(
 @machine_options
 @table_options
 @snp_options
-@file_option("--log", "Event log or evidence, for what only it has.")
-@file_option("--against", "Evidence to compare: what differs, and why.")
+@option.file("--log", "Event log or evidence, for what only it has.")
+@option.file("--against", "Evidence to compare: what differs, and why.")
 @click.option(
     *("--format", "form"),
     type=click.Choice(["table", "toml", "json"]),
@@ -268,9 +264,8 @@ def _measure_command(boot: BootFiles, machine: MachineOptions, qemu: Path | None
 
 
 def _boot(files: "BootData", cmdline: str | None) -> "TdxBoot":
-    from attestkit.measure.kernel.disk_boot import BootImage
-    from attestkit.measure.kernel.gpt import GptTable
-    from attestkit.measure.tdx_inputs import TdxBoot
+    from attestkit.measure.kernel.disk_boot import BootImage, GptTable
+    from attestkit.measure.tdx_guest import TdxBoot
 
     return TdxBoot(
         kernel=files.kernel,

@@ -7,8 +7,9 @@ import sys
 import click
 
 from attestkit._system.process_hardening import discard_output
-from attestkit.cli.options.click_types import Command, json_option
+from attestkit.cli.options import option
 from attestkit.cli.options.emulator import MountServer, machine_options
+from attestkit.cli.options.option import Command
 from attestkit.cli.options.shell_values import complete_folder
 from attestkit.errors import UsageError
 
@@ -21,7 +22,7 @@ from attestkit.errors import UsageError
 )
 @click.argument("folder", metavar="DIR", required=False, shell_complete=complete_folder)
 @machine_options
-@json_option
+@option.json
 def mount(*, folder: str | None, as_json: bool, serve: MountServer) -> None:
     """Mount the simulator as kernel files.
 

@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from attestkit.cli.exit_codes import print_error, set_exit_code
-from attestkit.cli.options.click_types import (
-    PATH,
-    Command,
-    flag_option,
-)
+from attestkit.cli.options import option
+from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 
@@ -21,7 +18,7 @@ if TYPE_CHECKING:
 @click.command(cls=Command, example="policy evidence --pccs URL -o policy.toml", codes="012345")
 @click.argument("file", metavar="FROM-EVIDENCE", type=PATH)
 @verification_options
-@flag_option("--pin-svns", text="Require firmware as new as that of the evidence.")
+@option.flag("--pin-svns", text="Require firmware as new as that of the evidence.")
 @output_options("Write the policy to FILE. Default: stdout.")
 def policy(
     *,

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attestkit.cli.options.click_types import Command, flag_option
+from attestkit.cli.options import option
 from attestkit.cli.options.evidence import EvidenceRequest, request_options
+from attestkit.cli.options.option import Command
 from attestkit.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, example="quote --nonce $NONCE -o quote.bin", codes="0135")
-@flag_option("--unchecked", text="Write the response even if it is malformed.")
+@option.flag("--unchecked", text="Write the response even if it is malformed.")
 @request_options
 def quote(*, unchecked: bool, request: EvidenceRequest) -> None:
     """Get a raw quote from the hardware.

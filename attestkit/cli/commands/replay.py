@@ -14,13 +14,8 @@ from attestkit.attestation import Attestation
 from attestkit.cli.exit_codes import REJECTED, print_error, set_exit_code
 from attestkit.cli.file_verifier import extract_evidence
 from attestkit.cli.input.detect_format import FileContent, identify_file, name_file_in_errors
-from attestkit.cli.options.click_types import (
-    PATH,
-    Command,
-    file_option,
-    json_option,
-    value_option,
-)
+from attestkit.cli.options import option
+from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.output import console
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log import EventLog, Rtmrs, TpmEventLog
@@ -44,8 +39,8 @@ class _Registers(NamedTuple):
     meanings={2: "a register differs, or an event is invalid"},
 )
 @click.argument("log", type=PATH)
-@file_option("--quote", "Quote, evidence or TD report to compare with.")
-@value_option(
+@option.file("--quote", "Quote, evidence or TD report to compare with.")
+@option.value(
     "--register",
     "N",
     "RTMR to compare; else those with events.",
@@ -53,7 +48,7 @@ class _Registers(NamedTuple):
     parameter="compared",
     type=click.IntRange(0, 3),
 )
-@json_option
+@option.json
 def replay(*, log: Path, quote: Path | None, compared: tuple[int, ...], as_json: bool) -> int:
     """Replay an event log into registers.
 
@@ -174,7 +169,7 @@ def _show(path: Path, log: EventLog, registers: dict[str, dict[str, Any]]) -> No
 
 def _replay_tpm(path: Path, log: TpmEventLog | ImaLog, *, as_json: bool) -> int:
     """Show the PCRs of each bank, or the reason why the bank cannot be replayed."""
-    from attestkit.cli.output.registers import ima_replay, tpm_replay
+    from attestkit.cli.output.tpm_evidence import ima_replay, tpm_replay
 
     if isinstance(log, ImaLog):
         banks = {bank: ima_replay(log, bank) for bank in HASH_SIZES}

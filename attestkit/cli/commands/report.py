@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from attestkit.cli.exit_codes import print_error, set_exit_code
-from attestkit.cli.options.click_types import PATH, Command, json_option, output_option
+from attestkit.cli.options import option
+from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
@@ -15,9 +16,9 @@ from attestkit.cli.output.write_output import check_output, refuse_stdout, write
     cls=Command, example="report evidence --pccs URL --nonce $NONCE -o page.html", codes="012345"
 )
 @click.argument("file", type=PATH)
-@output_option("HTML file to write; - is stdout.", required=True)
+@option.output("HTML file to write; - is stdout.", required=True)
 @verification_options
-@json_option
+@option.json
 def report(*, file: Path, output: Path, options: VerificationOptions, as_json: bool) -> int:
     """Write evidence and its verification result as one HTML page.
 

@@ -3,8 +3,8 @@
 import click
 
 from attestkit.cli.exit_codes import print_error
-from attestkit.cli.options.click_types import Command
 from attestkit.cli.options.emulator import MountServer, machine_options
+from attestkit.cli.options.option import Command
 from attestkit.cli.options.shell_values import complete_file
 from attestkit.errors import UsageError
 

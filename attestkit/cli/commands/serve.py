@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attestkit.cli.options.click_types import Command
+from attestkit.cli.options.option import Command
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

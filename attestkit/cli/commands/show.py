@@ -21,10 +21,10 @@ from attestkit.cli.input.detect_format import (
     identify_file,
     name_file_in_errors,
 )
-from attestkit.cli.options.click_types import PATH, Command, json_option
+from attestkit.cli.options import option
+from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.output import console
-from attestkit.cli.output.registers import ima_replay, tpm_replay
-from attestkit.cli.output.tpm_evidence import describe_tpm
+from attestkit.cli.output.tpm_evidence import describe_tpm, ima_replay, tpm_replay
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.event_log import EventLog, TpmEventLog
@@ -278,7 +278,7 @@ def _print(title: str, values: dict[str, Any], *, first: bool = True) -> None:
     meanings={2: "a certificate whose evidence is bound to another key"},
 )
 @click.argument("file", type=PATH)
-@json_option
+@option.json
 def show(*, file: Path, as_json: bool) -> None:
     """Show a quote, event log, evidence or certificate.
 

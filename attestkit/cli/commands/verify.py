@@ -1,23 +1,17 @@
-"""`attestkit verify FILE...`: verification of evidence files."""
+"""`attestkit verify FILE...`: verification of evidence files, and signed results (EAR)."""
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
 from attestkit._sanitize import key
 from attestkit.cli.exit_codes import most_severe_code, print_error, set_exit_code
-from attestkit.cli.options.click_types import (
-    PATH,
-    Command,
-    file_option,
-    flag_option,
-    json_option,
-)
-from attestkit.cli.options.ear_signing import Signing, signing_options
+from attestkit.cli.options import option
+from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.options.report_data import any_freshness_option
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
@@ -32,7 +26,91 @@ from attestkit.quote import Quote
 
 if TYPE_CHECKING:
     from attestkit.cli.file_outcome import FileOutcome
+    from attestkit.verifier.ear.envelope import TokenFormat
+    from attestkit.verifier.ear.keys import EarKey
     from attestkit.verifier.result import AttestationResult
+
+FORMS: Final = ("jwt", "cose")
+_SAVE, _KEYS = "--save-ear", "--save-ear-keys"
+
+
+class Signing(NamedTuple):
+    """The signing key, format and output files of an EAR."""
+
+    path: Path
+    keys: Path | None  # for the public key
+    key: "EarKey"
+    form: "TokenFormat"
+    inputs: tuple[Path, ...]
+
+    @property
+    def outputs(self) -> Iterable[tuple[str, Path | None]]:
+        """The output files, each with its option."""
+        return ((_SAVE, self.path), (_KEYS, self.keys))
+
+    def sign(self, result: "AttestationResult") -> bytes:
+        """Return a result as a signed EAR.
+
+        Raises:
+            UsageError: If the EAR is longer than 262,144 bytes.
+        """
+        from attestkit.verifier.ear.result_token import sign_ear  # lazy: few runs sign
+
+        return sign_ear(result, self.key, form=self.form)
+
+    def write(self, token: bytes) -> None:
+        """Write the public key, then the EAR, which cannot be verified without it.
+
+        Raises:
+            UsageError: If a file cannot be written.
+        """
+        from attestkit.serve.verifier_service.ear import encode_key_set
+
+        if self.keys is not None:
+            write_output(_KEYS, self.keys, encode_key_set(self.key) + b"\n")
+        write_output(_SAVE, self.path, token)
+
+
+def _signing(
+    *,
+    save_ear: Path | None,
+    ear_key: Path | None,
+    ear_format: str | None,
+    save_ear_keys: Path | None,
+) -> Signing | None:
+    if save_ear is None or ear_key is None:
+        given = {
+            _SAVE: save_ear,
+            "--ear-key": ear_key,
+            "--ear-format": ear_format,
+            _KEYS: save_ear_keys,
+        }
+        for name, value in given.items():
+            if value is not None:
+                text = f"{name}: an EAR needs both --save-ear and --ear-key"
+                raise UsageError(text, reason="missing")
+        return None
+    require_file(_SAVE, save_ear)
+    require_file(_KEYS, save_ear_keys)
+    from attestkit.serve.verifier_service.ear import read_ear_key  # lazy: loads cryptography
+
+    form: TokenFormat = "cose" if ear_format == "cose" else "jwt"
+    key = read_ear_key("--ear-key", ear_key)
+    return Signing(save_ear, save_ear_keys, key, form, (ear_key,))
+
+
+signing_options: Final = option.group(
+    "signing",
+    option.section(
+        "Signed result (EAR)",
+        option.file(_SAVE, "Write the result of one accepted file as an EAR."),
+        option.file("--ear-key", "Private key: Ed25519 or P-256 in PEM, or a seed."),
+        click.option("--ear-format", type=click.Choice(FORMS), help="JWT (default) or COSE_Sign1."),
+        option.file(_KEYS, "Also write the public key, as a JWK set."),
+    ),
+    _signing,
+)
+
 
 SIMULATED: Final = (
     "SIMULATED evidence: its root is the given trust anchor, not the vendor's; proves nothing about"
@@ -68,10 +146,10 @@ _GPU_BINDINGS: Final = {
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @verification_options
 @any_freshness_option
-@file_option("--save-bundle", "Write evidence, collateral and time for later.")
+@option.file("--save-bundle", "Write evidence, collateral and time for later.")
 @signing_options
-@flag_option("-v", "--verbose", text="Show the verification steps.")
-@json_option
+@option.flag("-v", "--verbose", text="Show the verification steps.")
+@option.json
 def verify(
     *,
     files: tuple[Path, ...],

@@ -7,14 +7,8 @@ import click
 
 from attestkit.cli.input.detect_format import name_file_in_errors
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.click_types import (
-    PATH,
-    Command,
-    group_options,
-    json_option,
-    read_hex,
-    value_option,
-)
+from attestkit.cli.options import option
+from attestkit.cli.options.option import PATH, Command, read_hex
 from attestkit.cli.output import console
 from attestkit.errors import FormatError, UsageError
 
@@ -58,15 +52,15 @@ def _read_expected(
     )
 
 
-_expected_options: Final = group_options(
+_expected_options: Final = option.group(
     "expected",
     (
-        value_option("--app-id", "HEX", "Id of the expected app, 20 bytes."),
-        value_option("--kms-root-key", "HEX", "Root key of a trusted KMS, 33 bytes.", many=True),
-        value_option("--app-root-key", "HEX", "Instead of both: root key of the app, 33 bytes."),
-        value_option("--purpose", "TEXT", "Expected purpose of a v0 key; may be empty."),
-        value_option("--domain", "TEXT", "Expected domain of a v1 key; may be empty."),
-        value_option("--algorithm", "NAME", "That of a v1 key: secp256k1 or ed25519."),
+        option.value("--app-id", "HEX", "Id of the expected app, 20 bytes."),
+        option.value("--kms-root-key", "HEX", "Root key of a trusted KMS, 33 bytes.", many=True),
+        option.value("--app-root-key", "HEX", "Instead of both: root key of the app, 33 bytes."),
+        option.value("--purpose", "TEXT", "Expected purpose of a v0 key; may be empty."),
+        option.value("--domain", "TEXT", "Expected domain of a v1 key; may be empty."),
+        option.value("--algorithm", "NAME", "That of a v1 key: secp256k1 or ed25519."),
     ),
     _read_expected,
 )
@@ -82,7 +76,7 @@ _expected_options: Final = group_options(
 )
 @click.argument("file", type=PATH)
 @_expected_options
-@json_option
+@option.json
 def verify_key(*, file: Path, expected: _Expected, as_json: bool) -> None:
     """Verify that a derived key is a key of an app.
 
@@ -124,22 +118,13 @@ def parse_key(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     fields = strict_json.read_object(data, "the key")
     chain = fields.get("signature_chain")
     if not isinstance(chain, list):
-        raise _wrong_field("signature_chain", "an array of hex", chain)
-    links = tuple(_read_field(f"signature_chain[{n}]", link) for n, link in enumerate(chain))
-    return _read_field("public_key", fields.get("public_key")), links
+        message = "signature_chain: must be an array of hex"
+        raise FormatError(message, reason="missing" if chain is None else "wrong_type")
+    links = tuple(_read_hex(f"signature_chain[{n}]", link) for n, link in enumerate(chain))
+    return _read_hex("public_key", fields.get("public_key")), links
 
 
-def _read_field(name: str, value: object) -> bytes:
-    from attestkit._native import unhex
+def _read_hex(name: str, value: object) -> bytes:
+    from attestkit._formats.strict_json import from_hex
 
-    if not isinstance(value, str):
-        raise _wrong_field(name, "hex", value)
-    if (found := unhex(value.removeprefix("0x"))) is None:
-        raise FormatError(f"{name}: not hex", reason="encoding")
-    return found
-
-
-def _wrong_field(name: str, expected: str, value: object) -> FormatError:
-    if value is None:
-        return FormatError(f"{name}: missing", reason="missing")
-    return FormatError(f"{name}: must be {expected}", reason="wrong_type")
+    return from_hex(value.removeprefix("0x") if isinstance(value, str) else value, name)

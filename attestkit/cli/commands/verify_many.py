@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +19,8 @@ from attestkit.cli.exit_codes import (
     set_exit_code,
 )
 from attestkit.cli.input.read_input import open_interruptible
-from attestkit.cli.options.click_types import PATH, Command, file_option, value_option
+from attestkit.cli.options import option
+from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, require_file
@@ -47,21 +48,21 @@ MOST_IN_FLIGHT: Final = 1_000_000
 )
 @click.argument("source", metavar="INPUT", type=PATH)
 @verification_options
-@value_option(
+@option.value(
     "--workers",
     "N",
     "Processes, 0 for none. Default: one per CPU.",
     type=click.IntRange(0, MOST_WORKERS),
 )
-@value_option("--scheduler", "URL", "That of a dask cluster, as tcp://HOST:PORT.")
-@value_option(
+@option.value("--scheduler", "URL", "That of a dask cluster, as tcp://HOST:PORT.")
+@option.value(
     "--window",
     "N",
     "Most entries read and not written. Default: 1024.",
     type=click.IntRange(1, MOST_IN_FLIGHT),
     default=1024,
 )
-@file_option("--parquet", "Also write the results as a Parquet table.")
+@option.file("--parquet", "Also write the results as a Parquet table.")
 def verify_many(
     *,
     source: Path,
@@ -78,6 +79,9 @@ def verify_many(
     agent's response; optionally id, nonce or report_data in hex, and the path of collateral.
     Results have the order of the input and the same verification time.
     """
+    from attestkit.cli.batch.executors import open_executor  # lazy: only this command needs both
+    from attestkit.cli.batch.parquet import open_table
+
     _check_options(options)
     if workers is not None and scheduler is not None:
         raise UsageError("--workers and --scheduler: mutually exclusive", reason="conflict")
@@ -90,8 +94,9 @@ def verify_many(
         clean_up_on_signals(),
         _forward_warnings(),
         _open_input(source, options) as (entries, total),
-        _open_table_and_executor(parquet, processes, scheduler) as (store, executor),
-        _progress(total) as advance,
+        open_table(parquet) as store,
+        open_executor(processes, scheduler) as executor,
+        console.progress("verifying", total, shown=not sys.stdout.isatty()) as advance,
         contextlib.closing(
             _verify_entries(
                 options.verifier(options.collateral, options.pccs_url),
@@ -149,12 +154,6 @@ def _check_parquet(path: Path | None, source: Path, options: VerificationOptions
             )
 
 
-def _is_folder(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # reported by the later read
-        return path.is_dir()
-    return False
-
-
 @contextlib.contextmanager
 def _open_input(
     source: Path, options: VerificationOptions
@@ -168,7 +167,7 @@ def _open_input(
 
     own = options.collateral is None and not options.pccs_named
     defaults = EntryDefaults(options.nonce, options.report_data, own, options.at)
-    if str(source) == "-" or not _is_folder(source):
+    if str(source) == "-" or not os.path.isdir(source):  # noqa: PTH112 - no error if inaccessible
         with open_interruptible(source) as file:
             yield read_lines(file, source, defaults), None
         return
@@ -180,17 +179,6 @@ def _open_input(
     if not names:
         raise FormatError(f"{source}: the directory has no files", reason="missing")
     yield read_folder(source, names, defaults), len(names)
-
-
-@contextlib.contextmanager
-def _open_table_and_executor(
-    parquet: Path | None, processes: int, scheduler: str | None
-) -> "Iterator[tuple[Callable[[dict[str, Any]], None], Executor | None]]":
-    from attestkit.cli.batch.executors import open_executor
-    from attestkit.cli.batch.parquet import open_table  # lazy: only this command needs both
-
-    with open_table(parquet) as store, open_executor(processes, scheduler) as executor:
-        yield store, executor
 
 
 class _StderrHandler(logging.Handler):
@@ -208,16 +196,6 @@ def _forward_warnings() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-@contextlib.contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[], None]]:
-    """Show progress, unless the results go to the terminal."""
-    if sys.stdout.isatty():
-        yield lambda: None
-        return
-    with console.progress("verifying", total) as advance:
-        yield advance
 
 
 def _verify_entries(

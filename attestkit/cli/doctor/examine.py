@@ -126,7 +126,7 @@ def examine(root: str | os.PathLike[str] | None, *, quote: bool = False) -> Diag
             paths.runtime_log,
             paths.boot_id,
             lambda: _read_event_register(paths, found),
-            _event_register_name(found),
+            "PCR 14" if found.get("nitro_tpm", "") is None else "RTMR3",
         ),
         quotes=try_quotes(paths, found) if quote else None,
     )
@@ -148,14 +148,10 @@ def _by_name_only(found: dict[str, str | None]) -> dict[str, str]:
     for name in backends.AUTO_ORDER:
         if name not in backends.HARDWARE and found.get(name, "") is None:
             try:
-                getattr(backends.load(name), "probe_for_detection", _no_probe)()
+                getattr(backends.load(name), "probe_for_detection", lambda: None)()
             except AttestKitError as error:
                 skipped[name] = str(error)
     return skipped
-
-
-def _no_probe() -> None:
-    pass
 
 
 def _named_agent() -> str | None:
@@ -200,11 +196,6 @@ def _boot_log(paths: KernelPaths) -> BootLog:
 def _open_backend(name: str, paths: KernelPaths) -> Backend:
     cls: Callable[..., Backend] = backends.load(name)
     return cls(**({"paths": paths} if name in backends.HARDWARE else {}))
-
-
-def _event_register_name(found: dict[str, str | None]) -> str:
-    """Return the name of the register that runtime events extend; EC2 has no guests of TDX."""
-    return "PCR 14" if found.get("nitro_tpm", "") is None else "RTMR3"
 
 
 def _read_event_register(paths: KernelPaths, found: dict[str, str | None]) -> bytes | None:

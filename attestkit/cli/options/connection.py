@@ -2,23 +2,18 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from attestkit._sanitize import one_line, shown
 from attestkit.cli.exit_codes import print_error
-from attestkit.cli.options.click_types import (
-    FiniteRange,
-    file_option,
-    flag_option,
-    group_options,
-    section,
-    value_option,
-)
+from attestkit.cli.options import option
+from attestkit.cli.options.option import FiniteRange
 from attestkit.cli.options.option_files import (
     parse_anchor,
     parse_certificate,
@@ -113,15 +108,10 @@ class ConnectionOptions(NamedTuple):
             **options,
         )
 
-    def check_offline(self) -> None:
-        """Check that no option is given that is of connections only."""
-        given = {
-            "--pins": self.pins,
-            "--server-ca": self.server_ca,
-            "--proxy": self.proxy,
-            "--pccs": self.pccs,
-        }
-        for name, value in given.items():
+    def check_offline(self, given: Mapping[str, object]) -> None:
+        """Check that neither these options are given nor own ones that are of connections only."""
+        own = {"--pins": self.pins, "--server-ca": self.server_ca}
+        for name, value in {**given, **own, "--proxy": self.proxy, "--pccs": self.pccs}.items():
             if value is not None:
                 raise UsageError(f"{name}: not with --bundle", reason="conflict")
 
@@ -167,15 +157,10 @@ class ConnectionOptions(NamedTuple):
             )
         elif self.pccs is not None:
             found["pccs_url"] = self.pccs
-        if self.trust_anchor is not None:
-            found["trust_anchor"] = read_option_file(
-                "--trust-anchor", self.trust_anchor, parse_anchor
-            )
-        if self.certificates:
-            found["snp_certificates"] = read_option_files(
-                "--certificate", self.certificates, parse_certificate
-            )
-        return found
+        anchor = read_option_file("--trust-anchor", self.trust_anchor, parse_anchor)
+        certificates = read_option_files("--certificate", self.certificates, parse_certificate)
+        more = {"trust_anchor": anchor, "snp_certificates": certificates}
+        return found | {name: value for name, value in more.items() if value}
 
 
 @contextlib.contextmanager
@@ -224,16 +209,31 @@ def read_headers(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
 
 def _header_lines(option: str, path: Path) -> list[str]:
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_HEADERS + 1)
-        text = content.decode()
-    except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or "not UTF-8"
-        message = f"{option} @{path}: cannot be read: {problem}"
+        text = read_at_file(option, str(path), _MAX_HEADERS, lambda: path.open("rb")).decode()
+    except UnicodeDecodeError as error:
+        message = f"{option} @{path}: cannot be read: not UTF-8"
         raise UsageError(message, reason="cannot_read") from error
-    if len(content) > _MAX_HEADERS:
-        raise UsageError(f"{option} @{path}: over {_MAX_HEADERS} bytes", reason="too_large")
     return [line for line in text.splitlines() if line.strip()]
+
+
+def read_at_file(
+    option: str, name: str, most: int, opened: Callable[[], AbstractContextManager[IO[bytes]]]
+) -> bytes:
+    """Return the content of the file of an option's value `@FILE`.
+
+    Raises:
+        UsageError: If it cannot be read, or has over `most` bytes.
+    """
+    try:
+        with opened() as file:
+            found = file.read(most + 1)
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        message = f"{option} @{name}: cannot be read: {problem}"
+        raise UsageError(message, reason="cannot_read") from error
+    if len(found) > most:
+        raise UsageError(f"{option} @{name}: over {most} bytes", reason="too_large")
+    return found
 
 
 def warn_of_weak_policy(proof: "Proof") -> None:
@@ -254,10 +254,10 @@ def _authorities(data: bytes) -> bytes:
     return data
 
 
-connection_options: Final = group_options(
+connection_options: Final = option.group(
     "connection",
     (
-        value_option(
+        option.value(
             "--policy",
             "[ROLE=]FILE",
             "Policy; or hardware-only, or first-use.",
@@ -265,25 +265,25 @@ connection_options: Final = group_options(
             parameter="policies",
             required=True,
         ),
-        value_option(
+        option.value(
             "--service", "NAME", "Kind of service, as near-ai; else found.", default="auto"
         ),
-        value_option("--model", "NAME", "Model, for services that have several."),
-        flag_option("--encrypt", text="Seal requests to a key of the evidence."),
-        value_option(
+        option.value("--model", "NAME", "Model, for services that have several."),
+        option.flag("--encrypt", text="Seal requests to a key of the evidence."),
+        option.value(
             "--evidence-header",
             "HEADER",
             "NAME: VALUE or @FILE, for an API key.",
             many=True,
         ),
-        value_option(
+        option.value(
             "--allow-open",
             "FIELD",
             "Field left unsealed with --encrypt.",
             many=True,
             parameter="allow_open",
         ),
-        *section(
+        *option.section(
             "Required proof",
             click.option(
                 "--freshness",
@@ -299,9 +299,9 @@ connection_options: Final = group_options(
                 default="model",
                 help="Where TLS ends: model (default), gateway, any.",
             ),
-            flag_option("--gpu", text="Require and verify the evidence of GPUs."),
-            file_option("--pins", "File of --policy first-use."),
-            value_option(
+            option.flag("--gpu", text="Require and verify the evidence of GPUs."),
+            option.file("--pins", "File of --policy first-use."),
+            option.value(
                 "--max-age",
                 "SECONDS",
                 "For a new proof. Default: 3600.",
@@ -309,11 +309,11 @@ connection_options: Final = group_options(
                 default=3600,
             ),
         ),
-        *section(
+        *option.section(
             "Connection",
-            file_option("--server-ca", "CA certificates in PEM; else the system's."),
-            value_option("--proxy", "URL", "HTTP proxy that makes a tunnel (CONNECT)."),
-            value_option(
+            option.file("--server-ca", "CA certificates in PEM; else the system's."),
+            option.value("--proxy", "URL", "HTTP proxy that makes a tunnel (CONNECT)."),
+            option.value(
                 "--timeout",
                 "SECONDS",
                 "For a connection. Default: 10.",
@@ -321,13 +321,13 @@ connection_options: Final = group_options(
                 default=10,
             ),
         ),
-        *section(
+        *option.section(
             "Endorsements",
-            file_option("--collateral", "Collateral of Intel: JSON, or a CMW with it."),
-            value_option("--pccs", "URL", "PCCS to fetch it from; else from Intel."),
-            flag_option("--offline", text="Fetch no collateral."),
-            file_option("--certificate", "VCEK or VLEK of AMD and its issuer.", many=True),
-            file_option("--trust-anchor", "Root, or JSON of simulated ones; not the vendors'."),
+            option.file("--collateral", "Collateral of Intel: JSON, or a CMW with it."),
+            option.value("--pccs", "URL", "PCCS to fetch it from; else from Intel."),
+            option.flag("--offline", text="Fetch no collateral."),
+            option.file("--certificate", "VCEK or VLEK of AMD and its issuer.", many=True),
+            option.file("--trust-anchor", "Root, or JSON of simulated ones; not the vendors'."),
         ),
     ),
     ConnectionOptions,

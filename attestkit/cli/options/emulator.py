@@ -1,18 +1,13 @@
 """Options of the commands that emulate a confidential VM."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from attestkit.cli.options.click_types import (
-    file_option,
-    flag_option,
-    read_hex,
-    value_option,
-)
+from attestkit.cli.options import option
+from attestkit.cli.options.option import read_hex
 from attestkit.cli.options.shell_values import complete_fault, complete_folder, complete_scenario
 from attestkit.cli.output import console
 from attestkit.errors import UsageError
@@ -50,87 +45,76 @@ class MountServer:
 
 
 _OPTIONS: Final = (
-    value_option("--seed", "HEX", "Seed of all keys, 32 bytes, or @FILE. Default: random."),
-    file_option("--seed-file", "File with it, raw or hex; not in the process list."),
-    value_option("--platform", "NAME", "Cloud, as azure-snp, or tpm; else the scenario's."),
-    value_option("--provider", "NAME", "tdx_guest, sev_guest or none."),
-    value_option("--kernel", "RELEASE", "Linux release. Default: 6.18.", default="6.18"),
-    value_option("--driver", "NAME", "mainline, C, C', D, D' or dstack.", default="mainline"),
-    value_option("--quote-version", "N", "4, or 5 (TDX 1.5).", type=int),
-    value_option("--mr-config-id", "HEX", "TDX: MRCONFIGID, 48 bytes. Default: zeros."),
-    value_option("--host-data", "HEX", "SEV-SNP: HOST_DATA, 32 bytes. Default: zeros."),
-    value_option("--vmpl", "N", "SEV-SNP: VMPL, 0 to 3; above 0 with SVSM.", type=int, default=0),
-    flag_option("--no-certificates", text="SEV-SNP: the host provides none (auxblob)."),
-    value_option(
+    option.value("--seed", "HEX", "Seed of all keys, 32 bytes, or @FILE. Default: random."),
+    option.file("--seed-file", "File with it, raw or hex; not in the process list."),
+    option.value("--platform", "NAME", "Cloud, as azure-snp, or tpm; else the scenario's."),
+    option.value("--provider", "NAME", "tdx_guest, sev_guest or none."),
+    option.value("--kernel", "RELEASE", "Linux release. Default: 6.18.", default="6.18"),
+    option.value("--driver", "NAME", "mainline, C, C', D, D' or dstack.", default="mainline"),
+    option.value("--quote-version", "N", "4, or 5 (TDX 1.5).", type=int),
+    option.value("--mr-config-id", "HEX", "TDX: MRCONFIGID, 48 bytes. Default: zeros."),
+    option.value("--host-data", "HEX", "SEV-SNP: HOST_DATA, 32 bytes. Default: zeros."),
+    option.value("--vmpl", "N", "SEV-SNP: VMPL, 0 to 3; above 0 with SVSM.", type=int, default=0),
+    option.flag("--no-certificates", text="SEV-SNP: the host provides none (auxblob)."),
+    option.value(
         "--scenario", "NAME", "Scenario of the evidence.", shell_complete=complete_scenario
     ),
-    flag_option("--list-scenarios", text="List the scenarios and exit."),
-    value_option("--fault", "SPEC", "Fault, as ebusy:3.", many=True, shell_complete=complete_fault),
-    flag_option("--list-faults", text="List the faults and exit."),
-    value_option("--state-dir", "DIR", "For seed and runtime log.", shell_complete=complete_folder),
-    value_option("--qgs", "ADDRESS", "Quote generation service: socket, or vsock:PORT."),
-    value_option("--gpus", "N", "Simulated GPUs, 1 to 16; needs a C compiler.", type=int),
-    value_option("--qgs-port", "PORT", "Port in etc/tdx-attest.conf.", type=int),
+    option.flag("--list-scenarios", text="List the scenarios and exit."),
+    option.value("--fault", "SPEC", "Fault, as ebusy:3.", many=True, shell_complete=complete_fault),
+    option.flag("--list-faults", text="List the faults and exit."),
+    option.value("--state-dir", "DIR", "For seed and runtime log.", shell_complete=complete_folder),
+    option.value("--qgs", "ADDRESS", "Quote generation service: socket, or vsock:PORT."),
+    option.value("--gpus", "N", "Simulated GPUs, 1 to 16; needs a C compiler.", type=int),
+    option.value("--qgs-port", "PORT", "Port in etc/tdx-attest.conf.", type=int),
 )
 
 
-def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add these options to a command, which gets the machine as its parameter `serve`.
+def _read_machine(
+    *,
+    seed: str | None,
+    seed_file: Path | None,
+    faults: tuple[str, ...],
+    list_faults: bool,
+    list_scenarios: bool,
+    state_dir: str | None,
+    qgs: str | None,
+    **given: Any,
+) -> MountServer:
+    # Lazy: only these commands need it.
+    from attestkit.backends.simulator.faults import fault_specs
+    from attestkit.backends.simulator.scenarios.registry import describe_scenarios
 
-    With --list-faults or --list-scenarios the command does not run.
-    """
-
-    @functools.wraps(command)
-    def with_machine(
-        *,
-        seed: str | None,
-        seed_file: Path | None,
-        faults: tuple[str, ...],
-        list_faults: bool,
-        list_scenarios: bool,
-        state_dir: str | None,
-        qgs: str | None,
-        **given: Any,
-    ) -> object:
-        # Lazy: only these commands need it.
-        from attestkit.backends.simulator.faults import fault_specs
-        from attestkit.backends.simulator.scenarios.registry import describe_scenarios
-
-        if list_faults or list_scenarios:
-            kind = "faults" if list_faults else "scenarios"
-            lines = fault_specs.named_faults() if list_faults else describe_scenarios()
-            _print_names(kind, lines, as_json=given.get("as_json", False))
-            return None
-        if state_dir == "":
-            raise UsageError("--state-dir: the value is empty", reason="missing")
-        machine = MountServer(
-            _setup({name: given.pop(name) for name in _SETUP}),
-            seed=_seed(seed, seed_file),
-            faults=fault_specs.Faults(map(fault_specs.Fault.parse, faults)),
-            state_dir=state_dir,
-            qgs=qgs,
-        )
-        return command(serve=machine, **given)
-
-    for option in reversed(_OPTIONS):
-        with_machine = option(with_machine)
-    return with_machine
+    if list_faults:
+        _print_names("faults", fault_specs.named_faults())
+    if list_scenarios:
+        _print_names("scenarios", describe_scenarios())
+    if state_dir == "":
+        raise UsageError("--state-dir: the value is empty", reason="missing")
+    return MountServer(
+        _setup(given),
+        seed=_seed(seed, seed_file),
+        faults=fault_specs.Faults(map(fault_specs.Fault.parse, faults)),
+        state_dir=state_dir,
+        qgs=qgs,
+    )
 
 
-def _print_names(kind: str, lines: Sequence[str], *, as_json: bool) -> None:
-    """Print names with their descriptions."""
-    if as_json:
+machine_options: Final = option.group("serve", _OPTIONS, _read_machine)
+"""Adds these options to a command, which gets the machine as its parameter `serve`.
+
+With --list-faults or --list-scenarios the command does not run.
+"""
+
+
+def _print_names(kind: str, lines: Sequence[str]) -> NoReturn:
+    """Print names with their descriptions, and end the command."""
+    context = click.get_current_context()
+    if context.params.get("as_json"):
         pairs = (line.split(maxsplit=1) for line in lines)
         console.as_json({kind: [{"name": name, "text": text} for name, text in pairs]})
-        return
-    click.echo("\n".join(lines))
-
-
-_SETUP: Final = (
-    *("provider", "kernel", "driver", "quote_version", "mr_config_id", "host_data", "vmpl"),
-    *("no_certificates", "qgs_port", "scenario", "platform"),
-    "gpus",
-)
+    else:
+        click.echo("\n".join(lines))
+    context.exit()
 
 
 def _setup(given: dict[str, Any]) -> "Setup":

@@ -5,12 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from attestkit.cli.options import option
 from attestkit.cli.options.backend import Device, device_options
-from attestkit.cli.options.click_types import (
-    file_option,
-    group_options,
-    section,
-)
 from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.options.report_data import ReportDataInput, report_data_options
 from attestkit.cli.output.write_output import require_file, write_output
@@ -47,8 +43,8 @@ class EvidenceRequest(NamedTuple):
             AttestKitError: If `Device.open` fails.
         """
         trust = ((_ANCHOR, self.save_trust_anchor), (_COLLATERAL, self.save_collateral))
-        for option, path in trust:
-            require_file(option, path)
+        for name, path in trust:
+            require_file(name, path)
         inputs = (*self.report_data.inputs, *self.device.inputs)
         self.out.check(inputs, (*trust, ("--record", self.device.record)))
         with self.device.open() as attester:
@@ -93,16 +89,16 @@ class EvidenceRequest(NamedTuple):
         self.out.write(raw, {**bound, **fields, **own}, f"{description}, {len(raw)} bytes")
 
 
-request_options: Final = group_options(
+request_options: Final = option.group(
     "request",
     (
         report_data_options,
         output_options("Write raw bytes to FILE."),
         device_options,
-        *section(
+        *option.section(
             "Simulator",
-            file_option(_ANCHOR, "Write its root; NAME.json: all its roots."),
-            file_option(_COLLATERAL, "Write its collateral, for verify --collateral."),
+            option.file(_ANCHOR, "Write its root; NAME.json: all its roots."),
+            option.file(_COLLATERAL, "Write its collateral, for verify --collateral."),
         ),
     ),
     EvidenceRequest,

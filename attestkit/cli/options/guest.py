@@ -7,19 +7,13 @@ import click
 
 from attestkit.cli.input.detect_format import name_file_in_errors
 from attestkit.cli.input.read_input import open_input, read_file
-from attestkit.cli.options.click_types import (
-    file_option,
-    flag_option,
-    group_options,
-    read_hex,
-    section,
-    value_option,
-)
+from attestkit.cli.options import option
+from attestkit.cli.options.option import read_hex
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.measure import ExpectedMeasurements, MachineShape, SnpInputs
-    from attestkit.measure.sev_snp.vcpu import Vmm
+    from attestkit.measure.sev_snp.launch_digest import Vmm
 
 _MAX_FIRMWARE: Final = 64 << 20  # bytes
 _MAX_KERNEL: Final = 256 << 20
@@ -103,19 +97,19 @@ def _loader_name(path: Path) -> str:
     return "shim" if path.name.lower().startswith("shim") else path.name
 
 
-boot_options: Final = group_options(
+boot_options: Final = option.group(
     "boot",
-    section(
+    option.section(
         "Boot files",
-        file_option("--image", "Folder or archive of a dstack image."),
-        file_option("--firmware", "Image of OVMF, with its variables."),
-        file_option("--kernel", "Linux kernel."),
-        file_option("--initrd", "Initrd of the kernel."),
-        value_option("--cmdline", "TEXT", "Command line of the kernel."),
-        file_option("--shim", "Shim of QEMU's -shim."),
-        file_option("--uki", "Unified kernel image."),
-        file_option("--disk", "Raw disk image; kernel or UKI are booted from it."),
-        file_option("--boot-loader", "Image that is loaded before, as GRUB.", many=True),
+        option.file("--image", "Folder or archive of a dstack image."),
+        option.file("--firmware", "Image of OVMF, with its variables."),
+        option.file("--kernel", "Linux kernel."),
+        option.file("--initrd", "Initrd of the kernel."),
+        option.value("--cmdline", "TEXT", "Command line of the kernel."),
+        option.file("--shim", "Shim of QEMU's -shim."),
+        option.file("--uki", "Unified kernel image."),
+        option.file("--disk", "Raw disk image; kernel or UKI are booted from it."),
+        option.file("--boot-loader", "Image that is loaded before, as GRUB.", many=True),
     ),
     BootFiles.check,
     BootFiles,
@@ -123,26 +117,6 @@ boot_options: Final = group_options(
 
 
 # -- the machine of a TD -------------------------------------------------------------------------
-
-
-class _Machine(NamedTuple):
-    """Values of the options, as click passes them."""
-
-    vm_config: Path | None
-    qemu_args: Path | None
-    processor_id: str | None
-    cpu_count: int | None
-    memory_size: str | None
-    qemu_version: str | None
-    pic: bool | None
-    pci_hole64_size: str | None
-    hotplug_off: bool | None
-    num_gpus: int | None
-    num_nvswitches: int | None
-    num_nics: int | None
-    num_verity_volumes: int | None
-    cdrom_root: bool | None
-    two_pass: bool | None
 
 
 class MachineOptions(NamedTuple):
@@ -195,21 +169,20 @@ class MachineOptions(NamedTuple):
         return None if self.qemu_args is None else _read_text(self.qemu_args)
 
 
-def _read_machine(given: _Machine) -> MachineOptions:
+def _read_machine(
+    *, vm_config: Path | None, qemu_args: Path | None, processor_id: str | None, **given: Any
+) -> MachineOptions:
     from attestkit.measure.acpi.qemu.qemu_options import parse_size
 
-    fields = {name: value for name, value in given._asdict().items() if value is not None}
-    for name in ("vm_config", "qemu_args", "processor_id"):
-        fields.pop(name, None)
+    fields = {name: value for name, value in given.items() if value is not None}
     if fields.pop("cdrom_root", False):
         fields["root_disk"] = False
     for name in fields.keys() & _SIZES:
         fields[name] = parse_size(f"--{name.replace('_', '-')}", fields[name], 1)
-    described = given.vm_config is not None or fields.keys() - {"qemu_version"}
-    if given.qemu_args is not None and described:
+    described = vm_config is not None or fields.keys() - {"qemu_version"}
+    if qemu_args is not None and described:
         raise UsageError("--qemu-args: already describes the machine", reason="conflict")
-    processor_id = _read_processor_id(given.processor_id)
-    return MachineOptions(given.vm_config, fields, given.qemu_args, processor_id)
+    return MachineOptions(vm_config, fields, qemu_args, _read_processor_id(processor_id))
 
 
 def _read_processor_id(text: str | None) -> tuple[int, int] | None:
@@ -232,28 +205,27 @@ def _read_text(path: Path) -> str:
         raise FormatError(f"{path}: not UTF-8", reason="encoding", offset=error.start) from error
 
 
-machine_options: Final = group_options(
+machine_options: Final = option.group(
     "machine",
-    section(
+    option.section(
         "Machine of a TD",
-        file_option("--vm-config", "VM configuration of the evidence (JSON)."),
-        value_option("--cpu-count", "N", "Virtual CPUs.", type=int),
-        value_option("--memory-size", "SIZE", "Memory in bytes, or such as 2G or 512M."),
-        value_option("--qemu-version", "VERSION", "Version of the host's QEMU."),
+        option.file("--vm-config", "VM configuration of the evidence (JSON)."),
+        option.value("--cpu-count", "N", "Virtual CPUs.", type=int),
+        option.value("--memory-size", "SIZE", "Memory in bytes, or such as 2G or 512M."),
+        option.value("--qemu-version", "VERSION", "Version of the host's QEMU."),
         click.option("--pic/--no-pic", default=None, help="Whether there is an 8259."),
-        value_option("--pci-hole64-size", "SIZE", "64-bit PCI window."),
+        option.value("--pci-hole64-size", "SIZE", "64-bit PCI window."),
         click.option("--hotplug-off", is_flag=True, default=None, help="No ACPI hotplug."),
-        value_option("--num-gpus", "N", "GPUs.", type=int),
-        value_option("--num-nvswitches", "N", "NVSwitches.", type=int),
-        value_option("--num-nics", "N", "Network cards. Default: 1.", type=int),
-        value_option("--num-verity-volumes", "N", "Read-only disks.", type=int),
+        option.value("--num-gpus", "N", "GPUs.", type=int),
+        option.value("--num-nvswitches", "N", "NVSwitches.", type=int),
+        option.value("--num-nics", "N", "Network cards. Default: 1.", type=int),
+        option.value("--num-verity-volumes", "N", "Read-only disks.", type=int),
         click.option("--cdrom-root", is_flag=True, default=None, help="Root is on a CD-ROM."),
         click.option("--two-pass/--single-pass", default=None, help="Order of pages in MRTD."),
-        file_option("--qemu-args", "Command line of QEMU, as /proc/PID/cmdline."),
-        value_option("--processor-id", "EAX,EDX", "CPUID leaf 1 in hex, for SMBIOS."),
+        option.file("--qemu-args", "Command line of QEMU, as /proc/PID/cmdline."),
+        option.value("--processor-id", "EAX,EDX", "CPUID leaf 1 in hex, for SMBIOS."),
     ),
     _read_machine,
-    _Machine,
 )
 
 
@@ -342,8 +314,11 @@ class SnpOptions(NamedTuple):
     ) -> "SnpInputs | None":
         """Return what `measure` uses, for a diagnosis; None with COCONUT-SVSM."""
         from attestkit.measure import SnpInputs
-        from attestkit.measure.sev_snp.launch_digest import KernelFiles, SnpMachine
-        from attestkit.measure.sev_snp.vcpu import find_cpu_signature
+        from attestkit.measure.sev_snp.launch_digest import (
+            KernelFiles,
+            SnpMachine,
+            find_cpu_signature,
+        )
 
         if self.svsm is not None or self.vcpus is None:
             return None
@@ -355,20 +330,20 @@ class SnpOptions(NamedTuple):
         return SnpInputs(firmware=firmware, machine=machine, kernel=files)
 
 
-snp_options: Final = group_options(
+snp_options: Final = option.group(
     "snp",
-    section(
+    option.section(
         "SEV-SNP",
-        flag_option("--snp", text="Measure an SEV-SNP guest, not a TD."),
-        value_option("--vcpus", "N", "Virtual CPUs.", type=int),
-        value_option("--cpu-type", "NAME", "CPU type of QEMU, as EPYC-v4."),
-        value_option("--cpu-signature", "NUMBER", "EAX of CPUID leaf 1.", type=_Number()),
-        value_option(
+        option.flag("--snp", text="Measure an SEV-SNP guest, not a TD."),
+        option.value("--vcpus", "N", "Virtual CPUs.", type=int),
+        option.value("--cpu-type", "NAME", "CPU type of QEMU, as EPYC-v4."),
+        option.value("--cpu-signature", "NUMBER", "EAX of CPUID leaf 1.", type=_Number()),
+        option.value(
             "--guest-features", "NUMBER", "SEV_FEATURES, as 0x21. Default: 0x1.", type=_Number()
         ),
         click.option("--vmm", type=click.Choice(["qemu", "ec2", "gce"]), help="Default: qemu."),
-        file_option("--svsm", "Image of COCONUT-SVSM."),
-        value_option("--vars-size", "BYTES", "Variables below the firmware.", type=_Number()),
+        option.file("--svsm", "Image of COCONUT-SVSM."),
+        option.value("--vars-size", "BYTES", "Variables below the firmware.", type=_Number()),
     ),
     SnpOptions.check,
     SnpOptions,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attestkit.cli.options.click_types import group_options, json_option, output_option
+from attestkit.cli.options import option
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import (
     check_outputs,
@@ -59,4 +59,4 @@ class Output(NamedTuple):
 
 def output_options(text: str) -> Callable[[Any], Any]:
     """Return both options, with the help text of `-o`, as the parameter `out`."""
-    return group_options("out", (output_option(text), json_option), Output)
+    return option.group("out", (option.output(text), option.json), Output)

@@ -1,10 +1,11 @@
-"""Shell completion of backend names, backend options and option values.
+"""Shell completion of option values.
 
-The imports of the functions are lazy, because only completion needs them.
+Modules with the values are imported late, because only completion needs them.
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 Complete: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
 
 
-def _words(list_words: Callable[[], Iterable[str]], otherwise: str = "") -> Complete:
+def complete_words(list_words: Callable[[], Iterable[str]], otherwise: str = "") -> Complete:
     """Return a function that completes one of the words that `list_words` returns.
 
     If no word matches, the shell completes a path of the type `otherwise`: `file` or `dir`.
@@ -33,74 +34,30 @@ def _words(list_words: Callable[[], Iterable[str]], otherwise: str = "") -> Comp
     return complete
 
 
-def _backends() -> Iterable[str]:
-    from attestkit import backends
+def words_of(module: str, name: str) -> Callable[[], Iterable[str]]:
+    """Return a function that returns the words of a module: a collection, or what returns one."""
 
-    return backends.names()
+    def find_words() -> Iterable[str]:
+        found: Any = getattr(import_module(f"attestkit.{module}"), name)
+        words: Iterable[str] = found() if callable(found) else found
+        return words
 
-
-def _policies() -> Iterable[str]:
-    from attestkit.verifier.policy.appraisal_policy import PRESETS
-
-    return PRESETS
-
-
-def _kernel_faults() -> Iterable[str]:
-    from attestkit.backends.simulator.faults.fault_specs import NAMED
-
-    return NAMED
+    return find_words
 
 
-def _simulator_faults() -> Iterable[str]:
-    from attestkit.backends.simulator.faults.injection import fault_names
-
-    return fault_names()
-
-
-def _simulator_platforms() -> Iterable[str]:
-    from attestkit.backends.simulator.platforms import PLATFORMS
-
-    return PLATFORMS
-
-
-def _scenarios() -> Iterable[str]:
+def scenarios() -> Iterable[str]:
+    """Return the names of the simulator's scenarios."""
     from attestkit.backends.simulator.scenarios.registry import SCENARIOS, gpu_scenarios
 
     return (*SCENARIOS, *gpu_scenarios())
 
 
-complete_backend: Complete = _words(_backends)
-complete_policy: Complete = _words(_policies, "file")
-complete_fault: Complete = _words(_kernel_faults)
-complete_scenario: Complete = _words(_scenarios)
-complete_file: Complete = _words(tuple, "file")
-complete_folder: Complete = _words(tuple, "dir")
-
-_SIMULATOR_VALUES: Final[dict[str, Callable[[], Iterable[str]]]] = {
-    "platform": _simulator_platforms,
-    "quote_version": lambda: ("4", "5"),
-    "scenario": _scenarios,
-    "faults": _simulator_faults,
-    "tpm": lambda: ("model", "swtpm"),
-}
-
-
-def complete_option(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> "list[CompletionItem]":
-    """Complete NAME= of a backend option, then NAME=VALUE if its values are known."""
-    from attestkit import backends
-    from attestkit.cli.options.backend_values import option_types
-    from attestkit.errors import AttestKitError
-
-    backend = ctx.params.get("backend") or backends.backend_from_environment() or "simulator"
-    try:
-        known = option_types(backends.load(backend))
-    except AttestKitError:
-        return []
-    words = [f"{name}=" for name in known]
-    name = incomplete.partition("=")[0]
-    if incomplete != name:
-        values = _SIMULATOR_VALUES.get(name, tuple) if backend == "simulator" else tuple
-        words = [f"{name}={value}" for value in values()]
-    return _words(lambda: words)(ctx, param, incomplete)
+complete_policy: Complete = complete_words(
+    words_of("verifier.policy.appraisal_policy", "PRESETS"), "file"
+)
+complete_fault: Complete = complete_words(
+    words_of("backends.simulator.faults.fault_specs", "NAMED")
+)
+complete_scenario: Complete = complete_words(scenarios)
+complete_file: Complete = complete_words(tuple, "file")
+complete_folder: Complete = complete_words(tuple, "dir")

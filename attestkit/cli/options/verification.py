@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 from click.core import ParameterSource
 
-from attestkit.cli.options import option_files
-from attestkit.cli.options.click_types import (
-    at_option,
-    file_option,
-    flag_option,
-    group_options,
-    read_instant,
-    section,
-    value_option,
-)
-from attestkit.cli.options.report_data import expected_report_data_options, read_expected
+from attestkit.cli.options import option, option_files
+from attestkit.cli.options.option import read_instant
+from attestkit.cli.options.report_data import ReportDataOptions, expected_report_data_options
 from attestkit.cli.options.shell_values import complete_policy
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
@@ -102,11 +94,7 @@ class _Given(NamedTuple):
     certificates: tuple[Path, ...]
     crls: tuple[Path, ...]
     trust_anchor: Path | None
-    nonce: str | None
-    report_data: str | None
-    text: str | None
-    of_file: Path | None
-    sha512: bool
+    expected: ReportDataOptions
     policy_name: str
     at: str | None
     images: Path | None
@@ -143,11 +131,9 @@ def _read_options(given: _Given) -> VerificationOptions:
         given.gpu_rim_url, given.gpu_ocsp_url, fetch=given.fetch_gpu_endorsements
     )
     paths = given._asdict()
-    named = [given.of_file, Path(given.policy_name), *(paths[name] for name in _FILES)]
-    nonce, report_data = read_expected(
-        given.nonce, given.report_data, given.text, given.of_file, sha512=given.sha512
-    )
-    found: dict[str, Any] = {
+    named = [given.expected.of_file, Path(given.policy_name), *(paths[name] for name in _FILES)]
+    found: dict[str, Any] = given.expected.read_expected()._asdict()
+    found |= {
         name: option_files.read_option_file(option, paths[name], parse)
         for name, (option, parse) in _FILES.items()
     }
@@ -158,8 +144,6 @@ def _read_options(given: _Given) -> VerificationOptions:
     return VerificationOptions(
         pccs_url=pccs_url,
         pccs_named=pccs_named,
-        nonce=nonce,
-        report_data=report_data,
         policy=_policy(given.policy_name),
         policy_name=given.policy_name,
         at=None if given.at in {None, OWN_INSTANT} else read_instant(given.at or "", OWN_INSTANT),
@@ -196,10 +180,10 @@ def _policy(name: str) -> "AppraisalPolicy":
     return read_policy("--policy", name)
 
 
-verification_options: Final = group_options(
+verification_options: Final = option.group(
     "options",
     (
-        value_option(
+        option.value(
             "--policy",
             "NAME|FILE",
             "strict, default, development, or a TOML file.",
@@ -207,30 +191,30 @@ verification_options: Final = group_options(
             shell_complete=complete_policy,
             default=DEFAULT,
         ),
-        at_option(f"Time of verification; or {OWN_INSTANT}: that of FILE."),
-        *expected_report_data_options,
-        *section(
+        option.at(f"Time of verification; or {OWN_INSTANT}: that of FILE."),
+        expected_report_data_options,
+        *option.section(
             "Endorsements",
-            file_option("--collateral", "Collateral of Intel: JSON, or a CMW with it."),
-            value_option(
+            option.file("--collateral", "Collateral of Intel: JSON, or a CMW with it."),
+            option.value(
                 "--pccs", "URL", "PCCS to fetch it from; else $PCCS_URL.", envvar="PCCS_URL"
             ),
-            file_option("--certificate", "VCEK or VLEK of AMD and its issuer.", many=True),
-            file_option("--crl", "AMD's revocation list, then required.", many=True),
-            file_option("--trust-anchor", "Root, or JSON of simulated ones; not the vendors'."),
-            file_option("--ak-certificate", "Certificate or CRL of TPM keys.", many=True),
-            file_option("--ak-root", "Root of TPM keys, for a TPM alone.", many=True),
-            flag_option("--fetch-ak-certificates", text="Fetch what Google's certificates name."),
-            file_option("--images", "Folder of dstack images, named by hash.", metavar="DIR"),
+            option.file("--certificate", "VCEK or VLEK of AMD and its issuer.", many=True),
+            option.file("--crl", "AMD's revocation list, then required.", many=True),
+            option.file("--trust-anchor", "Root, or JSON of simulated ones; not the vendors'."),
+            option.file("--ak-certificate", "Certificate or CRL of TPM keys.", many=True),
+            option.file("--ak-root", "Root of TPM keys, for a TPM alone.", many=True),
+            option.flag("--fetch-ak-certificates", text="Fetch what Google's certificates name."),
+            option.file("--images", "Folder of dstack images, named by hash.", metavar="DIR"),
         ),
-        *section(
+        *option.section(
             "GPUs",
-            file_option("--gpu-evidence", "Evidence of GPUs; else the enclosed one."),
-            file_option("--gpu-endorsements", "Manifests and OCSP answers, JSON."),
-            flag_option("--fetch-gpu-endorsements", text="Fetch them from NVIDIA if missing."),
-            value_option("--gpu-rim-url", "URL", "Service of manifests, not NVIDIA's."),
-            value_option("--gpu-ocsp-url", "URL", "OCSP responder, not NVIDIA's."),
-            file_option("--gpu-roots", "Roots of devices and of manifests, PEM."),
+            option.file("--gpu-evidence", "Evidence of GPUs; else the enclosed one."),
+            option.file("--gpu-endorsements", "Manifests and OCSP answers, JSON."),
+            option.flag("--fetch-gpu-endorsements", text="Fetch them from NVIDIA if missing."),
+            option.value("--gpu-rim-url", "URL", "Service of manifests, not NVIDIA's."),
+            option.value("--gpu-ocsp-url", "URL", "OCSP responder, not NVIDIA's."),
+            option.file("--gpu-roots", "Roots of devices and of manifests, PEM."),
         ),
     ),
     _read_options,

@@ -93,7 +93,7 @@ def warning(text: str) -> None:
 
 @contextmanager
 def progress(
-    label: str, total: int | None = None, least: int = MANY
+    label: str, total: int | None = None, least: int = MANY, *, shown: bool = True
 ) -> Iterator[Callable[[], None]]:
     """Show a progress bar on stderr, on a terminal only, and not for fewer than `least` items.
 
@@ -103,8 +103,9 @@ def progress(
         label: Text beside the bar.
         total: Number of items, or None if unknown.
         least: Least number of items that take long enough.
+        shown: Whether to show it at all.
     """
-    if (total is not None and total < least) or not sys.stderr.isatty():
+    if not shown or (total is not None and total < least) or not sys.stderr.isatty():
         yield lambda: None
         return
     from attestkit.cli.output.terminal import show_progress

@@ -37,7 +37,7 @@ def check_output(option: str, path: Path | None, inputs: Iterable[Path]) -> None
     Raises:
         UsageError: If the output is the same file as one of `inputs`; the text names `option`.
     """
-    if path is None or is_stdout(path) or not _is_file(path):
+    if path is None or is_stdout(path) or not (path_exists(path) and path.is_file()):
         return
     for read in inputs:
         if _is_stdin(path) if str(read) == "-" else _is_same(path, read):
@@ -85,11 +85,6 @@ def check_writable(outputs: Iterable[tuple[str, Path | None]]) -> None:
 
 def _not_written(option: str, path: Path, reason: str) -> UsageError:
     return UsageError(f"{option} {path}: cannot write: {reason}", reason="cannot_write")
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether a path is a file; False on errors, which the later write reports."""
-    return path_exists(path) and path.is_file()
 
 
 def _is_device(path: Path) -> bool:

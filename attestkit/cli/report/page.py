@@ -22,11 +22,10 @@ from attestkit.cli.report.endorsements import (
     describe_parts,
     format_minute,
     presented_chain,
+    tcb_table,
 )
-from attestkit.cli.report.events import build_timelines
 from attestkit.cli.report.gpu_section import build_gpu_section
-from attestkit.cli.report.tcb_levels import tcb_table
-from attestkit.cli.report.tpm_section import build_tpm_section
+from attestkit.cli.report.registers import build_timelines, build_tpm_section
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log.display import event_name, preview
 from attestkit.event_log.event_types import NO_ACTION
@@ -137,10 +136,12 @@ def _sections(outcome: FileOutcome, evidence: Attestation | Quote) -> dict[str, 
     """Return the content of the sections by name."""
     result, collateral = outcome.result, outcome.collateral
     claims = _claims(evidence, result)
+    of_tpm = () if claims.vtpm is None else claims.vtpm.registers()
+    registers = [register for register in claims.registers if register not in of_tpm]
     chain = presented_chain(evidence) if result is None else result.certificate_chain
     return {
         "identity": _identity(_app_info(evidence, result)),
-        "registers": build_timelines(evidence, _own_registers(claims)),
+        "registers": build_timelines(evidence, registers),
         "vtpm": build_tpm_section(evidence, result),
         "gpus": build_gpu_section(outcome),
         "attributes": {name: value.hex() for name, value in claims.attributes},
@@ -150,12 +151,6 @@ def _sections(outcome: FileOutcome, evidence: Attestation | Quote) -> dict[str, 
         "collateral": None if collateral is None else describe_parts(collateral, outcome.at),
         "config": _config(evidence),
     }
-
-
-def _own_registers(claims: "Claims") -> list[tuple[str, bytes]]:
-    """Return the registers without the PCRs of a TPM, which have a section of their own."""
-    of_tpm = () if claims.vtpm is None else claims.vtpm.registers()
-    return [register for register in claims.registers if register not in of_tpm]
 
 
 def _has_log(evidence: Attestation | Quote | None) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
-from attestkit._system.saved_documents import save_document
+from attestkit._system.atomic_file import save_document
 from attestkit._system.untrusted_files import read_regular
 from attestkit.client.proofs.trust import VerifiedMachine
 from attestkit.errors import ConfigError, FormatError, PolicyError, ServiceError
@@ -30,15 +30,10 @@ MAX_FILE: Final = 4 << 20
 """Maximum size of the file in bytes."""
 
 _WHAT: Final = "first-use pins"
-# Reasons of FormatError that ConfigError has under another name.
+# Reasons of FormatError, beside those of JSON, that ConfigError has under another name.
 _REASONS: Final[dict[str, "ConfigReason"]] = {
-    "duplicate": "duplicate",
-    "encoding": "encoding",
-    "too_deep": "too_deep",
-    "too_large": "too_large",
     "unknown_field": "unknown_key",
     "unsupported_version": "unsupported_version",
-    "wrong_type": "wrong_type",
 }
 # Reasons about the platform: the program can still be the same.
 _OF_PLATFORM: Final = frozenset({"advisory", "grace_period", "tcb_status"})
@@ -180,7 +175,7 @@ class FirstUse:
         except FileNotFoundError:
             return {}
         except FormatError as error:
-            reason = _REASONS.get(error.reason, "syntax")
+            reason = _REASONS.get(error.reason, strict_json.config_reason(error))
             raise ConfigError(f"{self._path}: {error}", reason=reason) from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             message = f"{self._path}: cannot be read: {error}"

@@ -1,15 +1,197 @@
-"""`Proof`: the properties of a server that were verified, and those that were not."""
+"""`Proof`: the properties of a server that were verified, and those that were not.
 
+`ProofBundle` is everything that a proof was made from, so that it can be verified again, offline.
+Its file is JSON. Nothing in it is secret: evidence, collateral, and a certificate.
+"""
+
+import json
+import os
+from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Final
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, Final
 
+from attestkit._argument_checks import require_size, require_time_zone
+from attestkit._formats import strict_json
 from attestkit._sanitize import one_line, shown
-from attestkit.client.proofs.proof_bundle import ProofBundle
+from attestkit._system.atomic_file import load_document, save_document
 from attestkit.client.proofs.trust import VerifiedMachine
-from attestkit.client.services.service import Binding, Claims, Code, Freshness
+from attestkit.client.services.service import (
+    MAX_MACHINES,
+    NONCE_SIZE,
+    Binding,
+    Claims,
+    Code,
+    Freshness,
+)
+from attestkit.client.strict_answer import MAX_ANSWER, AnswerObject
+from attestkit.client.wire.observed_peer import ObservedPeer, read_spki
+from attestkit.collateral import Collateral
+from attestkit.errors import FormatError, UsageError
 from attestkit.verifier import AttestationResult
+
+_WHAT: Final = "proof bundle"
+_VERSION: Final = 1
+MAX_FILE: Final = 64 << 20
+"""Maximum size of a bundle in bytes."""
+
+MAX_ANSWERS: Final = 16
+"""Maximum number of a service's answers in a bundle."""
+
+MAX_CERTIFICATE: Final = 16 << 20
+"""Maximum size of a certificate in bytes, as evidence may be in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProofBundle:
+    """The answers of a service, and what the client observed and sent."""
+
+    service: str  # its name
+    host: str
+    port: int
+    model: str | None
+    nonce: bytes = field(repr=False)  # 32 bytes
+    answers: tuple[bytes, ...] = field(repr=False)
+    certificate: bytes | None = field(repr=False)  # DER, as observed in the handshake
+    sealed: bool  # whether requests were sealed (`encrypt=True`)
+    at: datetime  # of the verification, aware
+    collateral: tuple[Collateral | None, ...] = field(repr=False)  # of each machine
+
+    def __post_init__(self) -> None:
+        require_size("nonce", self.nonce, NONCE_SIZE)
+        require_time_zone("at", self.at)
+
+    @property
+    def seen(self) -> ObservedPeer | None:
+        """The observed peer; None if the service was asked apart."""
+        if self.certificate is None:
+            return None
+        return ObservedPeer(self.host, self.port, self.certificate, read_spki(self.certificate))
+
+    def to_json(self) -> str:
+        """Return the JSON of this bundle."""
+        values: dict[str, Any] = {
+            "version": _VERSION,
+            "service": self.service,
+            "host": self.host,
+            "port": self.port,
+            "model": self.model,
+            "nonce": self.nonce.hex(),
+            "answers": [_base64(answer) for answer in self.answers],
+            "certificate": None if self.certificate is None else _base64(self.certificate),
+            "sealed": self.sealed,
+            "at": self.at.astimezone(timezone.utc).isoformat(),
+            "collateral": [
+                None if one is None else json.loads(one.to_json()) for one in self.collateral
+            ],
+        }
+        return json.dumps(values, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "ProofBundle":
+        """Decode the JSON of a bundle.
+
+        Raises:
+            FormatError: If it is malformed, over 64 MiB or of another version.
+            CollateralError: If collateral in it is malformed.
+        """
+        if len(text) > MAX_FILE:
+            raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes", reason="too_large")
+        values = AnswerObject(strict_json.read_object(text, _WHAT), _WHAT)
+        if values.get("version") != _VERSION or isinstance(values["version"], bool):
+            message = f"{_WHAT}: version must be {_VERSION}"
+            raise FormatError(message, reason="unsupported_version")
+        values.check(_NAMES)
+        certificate = values["certificate"]
+        return cls(
+            service=_read_text(values, "service", 100),
+            host=_read_text(values, "host", 253),
+            port=_port(values),
+            model=None if values["model"] is None else _read_text(values, "model", 1000),
+            nonce=strict_json.from_hex(values["nonce"], f"{_WHAT}: nonce", NONCE_SIZE),
+            answers=tuple(_bytes(one, MAX_ANSWER) for one in values.array("answers", MAX_ANSWERS)),
+            certificate=None if certificate is None else _bytes(certificate, MAX_CERTIFICATE),
+            sealed=_flag(values),
+            at=_moment(values["at"]),
+            collateral=tuple(map(_collateral, values.array("collateral", MAX_MACHINES))),
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ProofBundle":
+        """Read a file.
+
+        Raises:
+            UsageError: If the file cannot be read.
+            FormatError: As `from_json`; the message names the file.
+        """
+        unreadable = partial(UsageError, reason="cannot_read")
+        return load_document(path, MAX_FILE, cls.from_json, unreadable)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file with mode 0600, replacing an existing one atomically.
+
+        Raises:
+            UsageError: If the file cannot be written.
+        """
+        unwritable = partial(UsageError, reason="cannot_write")
+        save_document(path, self.to_json().encode("ascii"), unwritable, mode=0o600)
+
+
+_NAMES: Final = ("version", *(one.name for one in fields(ProofBundle)))
+
+
+def _base64(data: bytes) -> str:
+    return b64encode(data).decode("ascii")
+
+
+def _read_text(values: AnswerObject, name: str, most: int) -> str:
+    found = strict_json.string(values, name)
+    if not 0 < len(found) <= most:
+        raise values.error(name, f"must have 1 to {most} characters", "wrong_size")
+    return found
+
+
+def _port(values: AnswerObject) -> int:
+    value: object = values["port"]
+    if type(value) is not int or not 0 < value < 1 << 16:
+        raise values.error("port", "must be a number of a port", "wrong_value")
+    return value
+
+
+def _flag(values: AnswerObject) -> bool:
+    value: object = values["sealed"]
+    if not isinstance(value, bool):
+        raise values.error("sealed", "must be a boolean", "wrong_type")
+    return value
+
+
+def _bytes(value: object, most: int) -> bytes:
+    found = strict_json.from_base64(value, _WHAT)
+    if len(found) > most:
+        raise FormatError(f"{_WHAT}: an item is over {most} bytes", reason="too_large")
+    return found
+
+
+def _collateral(value: object) -> Collateral | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise FormatError(f"{_WHAT}: collateral: must be an object", reason="wrong_type")
+    return Collateral.from_json(json.dumps(value))
+
+
+def _moment(value: object) -> datetime:
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else None
+        if found is not None and found.tzinfo is not None:
+            return found.astimezone(timezone.utc)
+    except (ValueError, OverflowError):  # malformed; before or after all years in UTC
+        pass
+    message = f"{_WHAT}: at: must be a time with a time zone (ISO 8601)"
+    raise FormatError(message, reason="wrong_value")
+
 
 _LEFT: Final = 11  # width of the first column
 _HEX: Final = 16  # digits of a hash that are shown

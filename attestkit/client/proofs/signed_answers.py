@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import shown
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.client.services.service import AnswerRecord, Claims, Question, Service, Signer
 from attestkit.client.wire.exchange import WireRecord, record_of
 from attestkit.errors import FormatError, ServiceError, UsageError
@@ -79,8 +80,9 @@ class SignedAnswers:
         require_signing(service)
         self._service, self._model = service, model
         self._lock = threading.Lock()
-        self._records: dict[str, AnswerRecord] = {}  # oldest first
-        self._seen: dict[str, bool] = {}  # whether several answers have it; oldest first
+        self._records: BoundedCache[str, AnswerRecord] = BoundedCache(MAX_ANSWERS)
+        # Whether several answers have an identifier.
+        self._seen: BoundedCache[str, bool] = BoundedCache(MAX_SEEN)
         self._hidden = False  # whether an answer may have any identifier
 
     def note(self, record: WireRecord) -> None:
@@ -91,15 +93,9 @@ class SignedAnswers:
         with self._lock:
             self._hidden = self._hidden or _hides(record)
             for name in names:
-                self._seen[name] = self._seen.pop(name, None) is not None
-            while len(self._seen) > MAX_SEEN:
-                del self._seen[next(iter(self._seen))]
-            if found is None:
-                return
-            self._records.pop(found.identifier, None)
-            self._records[found.identifier] = found
-            while len(self._records) > MAX_ANSWERS:
-                del self._records[next(iter(self._records))]
+                self._seen.put(name, self._seen.find(name) is not None)
+            if found is not None:
+                self._records.put(found.identifier, found)
 
     def find(self, answer: object) -> AnswerRecord:
         """Return the hashes of an answer.
@@ -123,8 +119,8 @@ class SignedAnswers:
         if not isinstance(identifier, str):
             raise wrong_type("answer", "a response, an object with an id, or an id", answer)
         with self._lock:
-            known = self._records.get(identifier)
-            is_unique = not self._hidden and not self._seen.get(identifier, False)
+            known = self._records.find(identifier)
+            is_unique = not self._hidden and not self._seen.find(identifier)
         if known is None:
             message = f"answer {shown(identifier)}: not one of the last of this endpoint's clients"
             raise UsageError(message, reason="unknown_name")

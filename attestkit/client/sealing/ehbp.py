@@ -132,7 +132,11 @@ class EhbpOpener:
                 raise _refusal("Ehbp-Response-Nonce: must be once, 64 lowercase hex digits")
             chunks = _Chunks(sender, bytes.fromhex(nonces[0]))
             self._opened = chunks, _Content(status, events=kind == "text/event-stream")
-            return [pair for pair in headers if not _is_of_ehbp(pair[0]) and not _frames(pair[0])]
+            return [
+                pair
+                for pair in headers
+                if not _is_of_ehbp(pair[0]) and pair[0].lower() not in _FRAMING
+            ]
         if 200 <= status < 300:
             raise _refusal("the answer is not sealed, although it is a successful one")
         self.authenticated = False
@@ -250,10 +254,6 @@ def derive_answer_keys(secret: bytes, encapsulated: bytes, nonce: bytes) -> tupl
 
 def _is_of_ehbp(name: str) -> bool:
     return name.lower().startswith("ehbp-")
-
-
-def _frames(name: str) -> bool:
-    return name.lower() in _FRAMING
 
 
 def _refusal(problem: str) -> ServiceError:

@@ -7,7 +7,7 @@ Another protocol of this kind needs a `FieldProtocol` of its own.
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl
@@ -195,26 +195,19 @@ class FieldSealing:
         return RequestContext(self._protocol.algorithm, model, nonce, int(self._now()))
 
 
+@dataclass(eq=False, repr=False)
 class FieldOpener:
     """Opens the answer to one request: JSON, or a stream of events with JSON."""
 
-    def __init__(
-        self,
-        protocol: FieldProtocol,
-        walk: AnswerWalk,
-        context: RequestContext,
-        key: ClientKey,
-    ) -> None:
-        """Open answers that are sealed to `key`."""
-        self._protocol: FieldProtocol = protocol
-        self._walk: AnswerWalk = walk
-        self._context: RequestContext = context
-        self._key: ClientKey = key
-        self._splitter: EventSplitter | None = None
-        self._body = bytearray()
-        self._done = False
-        self.authenticated: bool = True
-        """Whether the answer is sealed; an error is not."""
+    _protocol: FieldProtocol
+    _walk: AnswerWalk
+    _context: RequestContext
+    _key: ClientKey
+    _splitter: EventSplitter | None = None
+    _body: bytearray = field(default_factory=bytearray)
+    _done: bool = False
+    authenticated: bool = True
+    """Whether the answer is sealed; an error is not."""
 
     def start(self, status: int, headers: Headers) -> Headers:
         """Check the head, and return the headers without those about the sealed body.

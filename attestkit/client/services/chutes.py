@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from threading import Lock
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
@@ -15,6 +14,7 @@ from attestkit._crypto.mlkem import PUBLIC_SIZE
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.client.sealing.kem import KemSealing
 from attestkit.client.services.service import (
     MAX_MACHINES,
@@ -105,8 +105,7 @@ class ChutesService:
         self._api_key = api_key
         self._chutes = dict(chutes or {})
         self._now = now
-        self._pools: dict[bytes, NoncePool] = {}
-        self._lock = Lock()
+        self._pools: BoundedCache[bytes, NoncePool] = BoundedCache(MAX_POOLS)
 
     def recognizes(self, host: str) -> bool:
         """Return whether a host is the service's API."""
@@ -158,12 +157,8 @@ class ChutesService:
         if not machines:
             message = f"{self.name}: no instance has both evidence and a key"
             raise ServiceError(message, reason="no_attestation")
-        with self._lock:
-            for one in bindings:
-                self._pools.pop(one.key, None)  # so that it moves to the end
-                self._pools[one.key] = pools[one.is_of]
-            for oldest in list(self._pools)[:-MAX_POOLS]:
-                del self._pools[oldest]
+        for one in bindings:
+            self._pools.put(one.key, pools[one.is_of])
         keyed = () if self._api_key is None else (_KEYED,)
         return Claims(
             machines=tuple(machines),
@@ -175,8 +170,7 @@ class ChutesService:
 
     def renewal(self, binding: Binding, model: str | None) -> Question | None:
         """Return the request for new nonces, if the instance of a binding has none left."""
-        with self._lock:
-            pool = self._pools.get(binding.key)
+        pool = self._pools.find(binding.key)
         if pool is not None and pool.has_left(self._now()):
             return None
         return self.pool_question(model)
@@ -188,10 +182,9 @@ class ChutesService:
             FormatError: If the answer is malformed.
         """
         keys, pools = self._read_instances(answer)
-        with self._lock:
-            for instance, key in keys.items():
-                if key.raw in self._pools:
-                    self._pools[key.raw] = pools[instance]
+        for instance, key in keys.items():
+            if self._pools.find(key.raw) is not None:
+                self._pools.put(key.raw, pools[instance])
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> KemSealing:
         """Return what seals requests to the instance whose key a binding has.
@@ -203,8 +196,7 @@ class ChutesService:
         return KemSealing(key, self.chute_id(model), instance, lambda: self._take_nonce(key))
 
     def _take_nonce(self, key: bytes) -> str:
-        with self._lock:
-            pool = self._pools.get(key)
+        pool = self._pools.find(key)
         if pool is None:
             raise ServiceError("instance: not among those read last", reason="sealing")
         return pool.take(self._now())

@@ -7,6 +7,7 @@ services sign them.
 import hashlib
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from attestkit._sanitize import one_line
@@ -72,6 +73,7 @@ MAX_AT_ONCE: Final = 1 << 20
 _FRAMING: Final = {"content-length", "transfer-encoding"}
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class WireRecord:
     """Record of one request and its answer on the wire.
 
@@ -86,27 +88,15 @@ class WireRecord:
             request whose answer came unsealed.
     """
 
-    __slots__ = (
-        "_beginning",
-        "_request",
-        "_response",
-        "authenticated",
-        "headers",
-        "identifiers",
-        "response_sha256",
-        "sealed",
-        "status",
-    )
-
-    def __init__(self, *, sealed: bool = False) -> None:
-        self._request, self._response = hashlib.sha256(), hashlib.sha256()
-        self._beginning = bytearray()
-        self.identifiers: IdentifierScan = IdentifierScan()
-        self.status: int = 0
-        self.headers: tuple[tuple[str, str], ...] = ()
-        self.response_sha256: bytes | None = None
-        self.sealed: bool = sealed
-        self.authenticated: bool = True
+    sealed: bool = False
+    status: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+    response_sha256: bytes | None = None
+    authenticated: bool = True
+    identifiers: IdentifierScan = field(default_factory=IdentifierScan)
+    _request: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _response: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _beginning: bytearray = field(default_factory=bytearray)
 
     @property
     def request_sha256(self) -> bytes:
@@ -218,24 +208,14 @@ class Exchange:
             yield piece
 
 
-def plain_headers(headers: "Headers") -> "Headers":
-    """Return a request's headers without those of its framing; the answer's body is not encoded."""
-    return identity_encoding(
-        [(name, value) for name, value in headers if name.lower() not in _FRAMING]
-    )
+MAX_CONNECTIONS: Final = 16
+"""Connections that are opened for one request, while servers close them after the evidence."""
 
 
-def identity_encoding(headers: "Headers") -> "Headers":
+def _identity_encoding(headers: "Headers") -> "Headers":
     """Return a request's headers which ask for a body that is not encoded."""
     kept = [(name, value) for name, value in headers if name.lower() != "accept-encoding"]
     return [*kept, ("Accept-Encoding", "identity")]
-
-
-def framed_headers(sealed: "SealedRequest") -> "Headers":
-    """Return the headers of a sealed request with the length of its body."""
-    if any(name.lower() == "transfer-encoding" for name, _ in sealed.headers):
-        return sealed.headers
-    return [*sealed.headers, ("Content-Length", str(len(sealed.body)))]
 
 
 class ProvenRequests:
@@ -269,40 +249,50 @@ class ProvenRequests:
         if self._on_answer is not None:
             self._on_answer(exchange.record)
 
+    def _seal(
+        self, sealing: "Sealing", method: str, target: str, headers: "Headers", body: bytes
+    ) -> "SealedRequest":
+        """Seal a request; its headers have the length of its body, and ask for no encoding."""
+        plain = [(name, value) for name, value in headers if name.lower() not in _FRAMING]
+        sealed = sealing.seal(method, target, _identity_encoding(plain), body)
+        if any(name.lower() == "transfer-encoding" for name, _ in sealed.headers):
+            return sealed
+        length = ("Content-Length", str(len(sealed.body)))
+        return sealed._replace(headers=[*sealed.headers, length])
 
-MAX_CONNECTIONS: Final = 16
-"""Connections that are opened for one request, while servers close them after the evidence."""
+    def _open_headers(self, headers: "Headers") -> "Headers":
+        """Return the headers of a request that is not sealed; a recorded answer is not encoded."""
+        return headers if self._on_answer is None else _identity_encoding(headers)
 
+    def _check_origin(self, scheme: str, host: str, port: int | None) -> None:
+        """Check scheme, host and port of a request's URL; HTTP clients follow redirects with them.
 
-def check_origin(prover: ConnectionProver, scheme: str, host: str, port: int | None) -> None:
-    """Check scheme, host and port of a request's URL; HTTP clients follow redirects with them.
+        Args:
+            scheme: Scheme of the URL.
+            host: Its host in ASCII, without brackets.
+            port: Its port; None: that of the scheme.
 
-    Args:
-        prover: Prover of the server.
-        scheme: Scheme of the URL.
-        host: Its host in ASCII, without brackets.
-        port: Its port; None: that of the scheme.
+        Raises:
+            UsageError: If the URL is not `https://` (reason `plain_http`).
+            ServiceError: If it is of another server (reason `other_origin`).
+        """
+        if scheme != "https":
+            message = f"URL: {one_line(scheme, 20)}:// is not attested; use https://"
+            raise UsageError(message, reason="plain_http")
+        port = 443 if port is None else port
+        own, own_port = self._prover.host, self._prover.port
+        if (host.lower(), port) != (own.lower(), own_port):
+            message = (
+                f"request to https://{one_line(host, 100)}:{port}: only {own}:{own_port} "
+                "is proven here; connect to the other server, with a policy of its own"
+            )
+            raise ServiceError(message, reason="other_origin")
 
-    Raises:
-        UsageError: If the URL is not `https://` (reason `plain_http`).
-        ServiceError: If it is of another server (reason `other_origin`).
-    """
-    if scheme != "https":
-        message = f"URL: {one_line(scheme, 20)}:// is not attested; use https://"
-        raise UsageError(message, reason="plain_http")
-    port = 443 if port is None else port
-    if (host.lower(), port) != (prover.host.lower(), prover.port):
+    def _no_connection(self) -> ServiceError:
+        """Return the error for a server that keeps no connection."""
+        host, port = self._prover.host, self._prover.port
         message = (
-            f"request to https://{one_line(host, 100)}:{port}: only {prover.host}:{prover.port} "
-            "is proven here; connect to the other server, with a policy of its own"
+            f"{host}:{port}: no connection could be kept after its evidence, "
+            f"{MAX_CONNECTIONS} in a row"
         )
-        raise ServiceError(message, reason="other_origin")
-
-
-def no_connection(prover: ConnectionProver) -> ServiceError:
-    """Return the error for a server that keeps no connection."""
-    message = (
-        f"{prover.host}:{prover.port}: no connection could be kept after its evidence, "
-        f"{MAX_CONNECTIONS} in a row"
-    )
-    return ServiceError(message, reason="connection")
+        return ServiceError(message, reason="connection")

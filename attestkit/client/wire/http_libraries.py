@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn
 
+from attestkit._argument_checks import import_package
 from attestkit.client.wire.httpcore_streams import (
     AsyncProvingBackend,
     ConnectionRefusal,
@@ -82,11 +82,8 @@ def load_library(name: LibraryName) -> HttpLibrary:
     Raises:
         UsageError: If it is not installed (reason `missing_dependency`).
     """
-    try:
-        httpx, httpcore = import_module(name), import_module(_CORES[name])
-    except ImportError as error:
-        message = f"{name}: not installed; pip install {name}"
-        raise UsageError(message, reason="missing_dependency") from error
+    message = f"{name}: not installed; pip install {name}"
+    httpx, httpcore = [import_package(one, message) for one in (name, _CORES[name])]
     errors = {  # of the same names in both
         kind: getattr(httpx, name)
         for name, kind in vars(httpcore).items()

@@ -10,10 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from attestkit.client.wire.calls import AWAITED, BLOCKING, Calls, finish
 from attestkit.client.wire.observed_peer import ObservedPeer, observe_peer
 from attestkit.client.wire.pools import ProofPeriod, period
-from attestkit.client.wire.steps import ConnectionProver, drive_steps
+from attestkit.client.wire.steps import (
+    AWAITED,
+    BLOCKING,
+    Calls,
+    ConnectionProver,
+    drive_steps,
+    finish,
+)
 from attestkit.errors import AttestKitError
 from attestkit.ra_tls.connection import PeerRefusedError
 
@@ -89,16 +95,13 @@ def observe(connection: Any, prover: ConnectionProver) -> ObservedPeer:
         raise PeerRefusedError(str(error), reason=error.reason) from error
 
 
+@dataclass(eq=False, repr=False)
 class _Delegating:
     """Common base of the streams: operations of httpcore's stream, and the start of TLS."""
 
-    def __init__(
-        self,
-        inner: Any,
-        origin: ProvenOrigin,
-        proven: ProofPeriod | None = None,
-    ) -> None:
-        self._inner, self._origin, self._proven = inner, origin, proven
+    _inner: Any
+    _origin: ProvenOrigin
+    _proven: ProofPeriod | None = None
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)

@@ -13,25 +13,22 @@ not pass `mounts` or `proxy` to the client, which replace the transport.
 import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from attestkit.client.sealing.protocol import SealingKeyError
-from attestkit.client.wire.calls import AWAITED, BLOCKING, Calls, finish
-from attestkit.client.wire.exchange import (
-    EXTENSION,
-    MAX_CONNECTIONS,
-    Exchange,
-    ProvenRequests,
-    check_origin,
-    framed_headers,
-    identity_encoding,
-    no_connection,
-    plain_headers,
-)
+from attestkit.client.wire.exchange import EXTENSION, MAX_CONNECTIONS, Exchange, ProvenRequests
 from attestkit.client.wire.http_libraries import HttpLibrary, LibraryName, PoolOptions, load_library
 from attestkit.client.wire.pools import PoolLease, PoolSet
-from attestkit.client.wire.steps import ConnectionProver, ReconnectError
+from attestkit.client.wire.steps import (
+    AWAITED,
+    BLOCKING,
+    Calls,
+    ConnectionProver,
+    ReconnectError,
+    finish,
+)
 from attestkit.client.wire.tls import require_plain_context
 from attestkit.errors import UsageError
 
@@ -100,7 +97,7 @@ class ProvenTransport(ProvenRequests):
         """
         url = request.url
         if (url.raw_scheme, url.raw_host, url.port) != self._own_url:  # as most are written
-            check_origin(self._prover, url.scheme, url.raw_host.decode("ascii"), url.port)
+            self._check_origin(url.scheme, url.raw_host.decode("ascii"), url.port)
         try:
             return await self._send(request)
         except SealingKeyError:
@@ -136,7 +133,7 @@ class ProvenTransport(ProvenRequests):
                 await calls.close(stream)
                 raise
             return response
-        raise no_connection(self._prover)
+        raise self._no_connection()
 
     def _outgoing(
         self, request: Any, sealing: "Sealing | None", body: bytes | None
@@ -152,11 +149,11 @@ class ProvenTransport(ProvenRequests):
         headers, exchange = _decoded(raw), Exchange()
         if sealing is not None:
             assert body is not None
-            sealed = sealing.seal(method, target.decode("ascii"), plain_headers(headers), body)
+            sealed = self._seal(sealing, method, target.decode("ascii"), headers, body)
             method, target, body = sealed.method, sealed.target.encode("ascii"), sealed.body
-            headers, exchange = framed_headers(sealed), Exchange(sealed)
-        elif self._on_answer is not None:
-            headers = identity_encoding(headers)
+            headers, exchange = sealed.headers, Exchange(sealed)
+        else:
+            headers = self._open_headers(headers)
         extensions = {name: value for name, value in extensions.items() if name != "target"}
         return OutgoingRequest(method, target, _encoded(headers), body, extensions, exchange)
 
@@ -206,18 +203,14 @@ class ProvenTransport(ProvenRequests):
             await self.calls.close(pool)
 
 
+@dataclass(eq=False, repr=False)
 class _Body:
     """Common base of the bodies of answers."""
 
-    def __init__(
-        self,
-        transport: ProvenTransport,
-        answer: Any,
-        lease: PoolLease[Any],
-        exchange: Exchange | None,
-    ) -> None:
-        self._transport, self._answer, self._exchange = transport, answer, exchange
-        self._lease: PoolLease[Any] | None = lease
+    _transport: ProvenTransport
+    _answer: Any
+    _lease: PoolLease[Any] | None
+    _exchange: Exchange | None
 
     async def _close(self) -> None:
         """Close the answer, and let the connection be used again if it was read to its end."""

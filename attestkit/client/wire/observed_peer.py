@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.x509.names import subject_and_key
-from attestkit.errors import FormatError, VerificationError
+from attestkit.errors import FormatError
+from attestkit.ra_tls.connection import peer_certificate
 
 
 class ObservedPeer(NamedTuple):
@@ -40,12 +41,7 @@ def observe_peer(connection: Any, host: str, port: int) -> ObservedPeer:  # noqa
             session (`session_reused`).
         FormatError: If the certificate is malformed.
     """
-    certificate = connection.getpeercert(True)  # noqa: FBT003 - _SSLSocket takes no keyword
-    if not certificate:
-        raise VerificationError("TLS peer: sent no certificate", reason="no_certificate")
-    if connection.session_reused:  # the certificate is that of the original session
-        message = "TLS peer: resumed a session, which does not prove the key; connect anew"
-        raise VerificationError(message, reason="session_reused")
+    certificate = peer_certificate(connection)
     return ObservedPeer(host, port, certificate, read_spki(certificate))
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from attestkit._argument_checks import import_package
 from attestkit._sanitize import one_line
 from attestkit.client.wire.steps import Receive, Send, Step
 from attestkit.errors import FormatError, ServiceError, UsageError
@@ -57,7 +58,7 @@ def ask(
             bytes.
         UsageError: If h11 is not installed, or the target is not valid.
     """
-    h11 = _load_h11()
+    h11 = import_package("h11", "connect: h11 is not installed; pip install 'attestkit[client]'")
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
     deadline = clock() + seconds
     what = f"{host}: {one_line(target.partition('?')[0], 100)}"
@@ -83,15 +84,6 @@ def ask(
         raise FormatError(f"{what}: bytes follow the answer", reason="trailing_data")
     closed = connection.trailing_data[1]  # the end of the stream may have ended the body
     return EvidenceReply(bytes(body), not closed and connection.our_state is h11.DONE)
-
-
-def _load_h11() -> Any:  # noqa: ANN401 - a module
-    try:
-        import h11  # lazy: of the extra
-    except ImportError as error:
-        message = "connect: h11 is not installed; pip install 'attestkit[client]'"
-        raise UsageError(message, reason="missing_dependency") from error
-    return h11
 
 
 def _encode(

@@ -12,18 +12,10 @@ from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.util import parse_url
 
 from attestkit._argument_checks import wrong_type
+from attestkit._system.bounded_http import host_header
 from attestkit.client.sealing.protocol import SealingKeyError
 from attestkit.client.wire.attested_tls import ProvenSocket
-from attestkit.client.wire.exchange import (
-    MAX_CONNECTIONS,
-    Exchange,
-    ProvenRequests,
-    check_origin,
-    framed_headers,
-    identity_encoding,
-    no_connection,
-    plain_headers,
-)
+from attestkit.client.wire.exchange import MAX_CONNECTIONS, Exchange, ProvenRequests
 from attestkit.client.wire.pools import PoolLease, PoolSet
 from attestkit.client.wire.requests_body import (
     RecordedResponse,
@@ -123,11 +115,11 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
                     raise inner from inner.__cause__
                 raise
             return self._response(request, response, exchange, lease)
-        raise no_connection(self._prover)
+        raise self._no_connection()
 
     def _check(self, request: requests.PreparedRequest, cert: object) -> None:
         url = parse_url(request.url or "")
-        check_origin(self._prover, url.scheme or "", (url.host or "").strip("[]"), url.port)
+        self._check_origin(url.scheme or "", (url.host or "").strip("[]"), url.port)
         if cert is not None:
             message = "cert: not available over a proven connection"
             raise UsageError(message, reason="not_applicable")
@@ -144,15 +136,15 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
         if sealing is None:
             exchange = Exchange()
             if self._on_answer is not None:
-                outgoing.headers = CaseInsensitiveDict(identity_encoding(headers))
+                outgoing.headers = CaseInsensitiveDict(self._open_headers(headers))
         else:
             body, method = read_body(request.body), request.method or "GET"
-            sealed = sealing.seal(method, request.path_url, plain_headers(headers), body)
+            sealed = self._seal(sealing, method, request.path_url, headers, body)
             exchange = Exchange(sealed)
-            port = "" if self._prover.port == 443 else f":{self._prover.port}"
+            authority = host_header(self._prover.host, self._prover.port).removesuffix(":443")
             outgoing.method = sealed.method
-            outgoing.url = f"https://{_bracketed(self._prover.host)}{port}{sealed.target}"
-            outgoing.headers = CaseInsensitiveDict(framed_headers(sealed))
+            outgoing.url = f"https://{authority}{sealed.target}"
+            outgoing.headers = CaseInsensitiveDict(sealed.headers)
             outgoing.body = sealed.body
         outgoing.body = record_body(outgoing.body, exchange.record)
         return outgoing, exchange
@@ -322,7 +314,3 @@ def _read(response: requests.Response) -> None:
 
 def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -1,7 +1,7 @@
 """Bodies of requests and their answers, as requests and urllib3 have them, recorded on the way."""
 
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
+from dataclasses import dataclass, field
 from typing import IO, Any, Final, cast
 
 from requests import PreparedRequest
@@ -49,13 +49,10 @@ def _pieces(body: Any) -> Iterator[bytes]:
     if isinstance(body, str | bytes | bytearray):
         body = [body]
     elif hasattr(body, "read"):
-        body = iter(partial(_read, body), None)
+        file = body
+        body = iter(lambda: file.read(_PIECE) or None, None)
     for piece in body:
         yield piece.encode() if isinstance(piece, str) else bytes(piece)
-
-
-def _read(file: Any) -> Any:
-    return file.read(_PIECE) or None
 
 
 class RecordedResponse(HTTPResponse):
@@ -88,20 +85,17 @@ class RecordedResponse(HTTPResponse):
             yield data
 
 
+@dataclass(eq=False, repr=False)
 class _AnswerReader:
     """The body of an answer as a file, without decoding."""
 
-    def __init__(
-        self,
-        answer: Any,
-        exchange: Exchange,
-        ended: Callable[[], None],
-        release: Callable[[], None],
-    ) -> None:
-        self._answer, self._exchange = answer, exchange
-        self._ended, self._release = ended, release
-        self._ready = bytearray()
-        self._finished = self.closed = False
+    _answer: Any
+    _exchange: Exchange
+    _ended: Callable[[], None]
+    _release: Callable[[], None]
+    _ready: bytearray = field(default_factory=bytearray, init=False)
+    _finished: bool = field(default=False, init=False)
+    closed: bool = field(default=False, init=False)
 
     def read(self, size: int | None = None) -> bytes:
         """Read up to `size` bytes, or all."""

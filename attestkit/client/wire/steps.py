@@ -4,15 +4,138 @@ A prover is a generator of steps. Its driver performs each one on the connection
 result, or throws the error, into the generator, which ends when the peer is proven. A driver always
 ends the generator, so that it can let other connections go on: by `close` if the driver itself is
 interrupted, such as by the cancellation of a task.
+
+Functions of libraries block, or have to be awaited (`Calls`), and code above is written once for
+both. Such code is a coroutine. If its calls block it never waits, so that `finish` runs it to its
+end without an event loop.
 """
 
-from collections.abc import Callable, Generator
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from attestkit.client.wire.calls import AWAITED, BLOCKING, Calls, finish
 from attestkit.client.wire.observed_peer import ObservedPeer
+
+_R = TypeVar("_R")
+
+
+class Calls(NamedTuple):
+    """Kind of calls, blocking or awaited, and the names of functions that exist in both kinds."""
+
+    call: Callable[..., Awaitable[Any]]  # a function of I/O, and its arguments
+    run: Callable[[Callable[[], Any]], Awaitable[Any]]  # a function that may take long
+    wait: Callable[["Future[Any]", float], Awaitable[Any]]  # for a future, TimeoutError if in vain
+    send_name: str
+    read_name: str
+    close_name: str
+
+    def send(self, pool: object, request: object) -> Awaitable[Any]:
+        """Have a pool send a request; return the answer."""
+        return self.call(getattr(pool, self.send_name), request)
+
+    def read(self, message: object) -> Awaitable[Any]:
+        """Read the whole body of a request or answer."""
+        return self.call(getattr(message, self.read_name))
+
+    def close(self, one: object) -> Awaitable[Any]:
+        """Close a pool, an answer or a connection."""
+        return self.call(getattr(one, self.close_name))
+
+
+def finish(work: Coroutine[Any, Any, _R]) -> _R:
+    """Return the result of a coroutine whose calls block."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: _R = end.value
+        return result
+    work.close()
+    raise AssertionError("a call that blocks has waited")
+
+
+async def in_thread(work: Callable[[], _R]) -> _R:
+    """Call a function in a thread of its own, and return its result.
+
+    Not in the loop's executor, whose few threads may all wait for what this function does. If the
+    task is cancelled, the function goes on, and its result is dropped.
+    """
+    future: Future[_R] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result = context.run(work)
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name="attestkit-client", daemon=True).start()
+    await _until_done(future, None)
+    return future.result()
+
+
+async def _call_blocking(function: Callable[..., Any], *arguments: object) -> Any:
+    return function(*arguments)
+
+
+async def _wait_blocking(future: "Future[Any]", seconds: float) -> Any:
+    try:
+        return future.result(seconds)
+    except concurrent.futures.TimeoutError as error:  # until Python 3.10 a class of its own
+        if future.done():  # meanwhile, or the error is the future's
+            return future.result()
+        raise _in_vain(seconds) from error
+
+
+async def _call_awaited(function: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
+    return await function(*arguments)
+
+
+async def _wait_on_loop(future: "Future[Any]", seconds: float) -> Any:
+    await _until_done(future, seconds)
+    if not future.done():
+        raise _in_vain(seconds)
+    return future.result()
+
+
+async def _until_done(future: "Future[Any]", seconds: float | None) -> None:
+    """Wait until a future is completed, or the time is up; never cancel it, as wrap_future does."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def complete() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def notify(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(complete)
+
+    future.add_done_callback(notify)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(done, seconds)
+
+
+def _in_vain(seconds: float) -> TimeoutError:
+    return TimeoutError(f"no proof by another connection within {seconds:g} s")
+
+
+BLOCKING: Final = Calls(
+    _call_blocking, _call_blocking, _wait_blocking, "handle_request", "read", "close"
+)
+"""Functions that block."""
+
+AWAITED: Final = Calls(
+    _call_awaited, in_thread, _wait_on_loop, "handle_async_request", "aread", "aclose"
+)
+"""Functions that are awaited, on asyncio."""
 
 
 class Send(NamedTuple):
@@ -103,11 +226,11 @@ class Channel(Protocol):
     Of an event loop, both methods have to be awaited.
     """
 
-    def send(self, data: bytes, seconds: float, /) -> Any:  # noqa: ANN401 - None, once awaited
+    def send(self, data: bytes, seconds: float, /) -> Any:
         """Send all of the bytes."""
         ...
 
-    def receive(self, limit: int, seconds: float, /) -> Any:  # noqa: ANN401 - bytes, once awaited
+    def receive(self, limit: int, seconds: float, /) -> Any:
         """Receive 1 to `limit` bytes; nothing at the end of the stream."""
         ...
 
@@ -127,7 +250,7 @@ def drive(steps: Steps, channel: Channel | None = None) -> None:
 
 
 async def drive_async(steps: Steps, channel: Channel) -> None:
-    """Perform steps as `drive` does, on asyncio."""
+    """Run a generator of a Prover to its end on the event loop; as `drive`."""
     await drive_steps(steps, channel, AWAITED)
 
 
@@ -163,7 +286,7 @@ async def drive_steps(
         steps.close()
 
 
-async def _perform(step: Step, channel: Channel | None, calls: Calls) -> Any:  # noqa: ANN401 - of the step
+async def _perform(step: Step, channel: Channel | None, calls: Calls) -> Any:
     if isinstance(step, Run):
         return await calls.run(step.work)
     if isinstance(step, Wait):

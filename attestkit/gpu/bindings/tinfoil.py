@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from attestkit._argument_checks import utf8
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
-from attestkit._formats.json_spans import member_spans
+from attestkit._formats.strict_json import member_spans
 from attestkit.errors import FormatError
 from attestkit.gpu.bindings.answer_fields import (
     HASH_SIZE,

@@ -23,7 +23,7 @@ from attestkit.gpu.result import OcspFacts
 
 if TYPE_CHECKING:
     from attestkit._crypto.x509.cert_path import PathCertificate
-    from attestkit._gpu_reasons import GpuReason
+    from attestkit._verification_steps import GpuReason
     from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.roots import GpuRoots
     from attestkit.gpu.rules import GpuRules

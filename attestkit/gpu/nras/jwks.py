@@ -11,7 +11,7 @@ from typing import Any, Final
 from attestkit._crypto.p384 import P384_SPKI_HEAD, P384PublicKey
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._formats import strict_json
-from attestkit._formats.base64url import from_base64url
+from attestkit._formats.compact_jws import from_base64url
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, SignatureError, UsageError
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from attestkit._argument_checks import require_size
 from attestkit._crypto.p384 import P384PublicKey
 from attestkit._formats.strict_json import from_hex
-from attestkit._gpu_reasons import GpuReason
 from attestkit._sanitize import shown
+from attestkit._verification_steps import GpuReason
 from attestkit.errors import FormatError, GpuEvidenceError, SignatureError
 from attestkit.gpu.nras.claims import DeviceClaims, read_claims
 from attestkit.gpu.nras.detached_eat import (

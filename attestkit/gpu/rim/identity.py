@@ -2,8 +2,8 @@
 
 from typing import Literal, TypeAlias, cast
 
-from attestkit._gpu_reasons import GpuReason
 from attestkit._sanitize import shown
+from attestkit._verification_steps import GpuReason
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.rim.manifest import Rim
 

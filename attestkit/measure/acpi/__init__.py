@@ -3,17 +3,13 @@
 A real QEMU makes them, stopped and without KVM; tables of common machines ship with the package.
 """
 
+from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from attestkit.measure.acpi.acpi_tables import AcpiTables, read_table_folder
-from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
+from attestkit.measure.acpi.derived_tables import to_edge_triggered
 from attestkit.measure.acpi.qemu.chipset import ChipsetSetup
 from attestkit.measure.acpi.qemu.qemu_command import dstack_command
-from attestkit.measure.acpi.qemu.qemu_machine import (
-    QemuMachine,
-    read_machine,
-    read_version,
-)
+from attestkit.measure.acpi.qemu.qemu_machine import QemuMachine, read_machine, read_version
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
-from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.acpi.table_cache import TableCache, cache_folder
 from attestkit.measure.acpi.table_sources import FoundTables, describe_tables, find_tables
 

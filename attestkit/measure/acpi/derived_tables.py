@@ -4,17 +4,82 @@ Between these lines two methods of the DSDT differ: CSCN, which scans vCPUs, and
 which names PCI devices. The older methods are taken from the measured tables that ship with the
 package. The result equals all measured tables of these lines, of machines with 2 to 64 vCPUs and up
 to 12 root ports. It was compared with no other machine, so it is not called exact.
+
+ACPI tables with edge-triggered interrupts, as QEMU's TDX branches before 9.2 made them for TDs.
+
+Those branches could not deliver level-triggered interrupts to a TD, so their tables declare all
+legacy interrupts as edge-triggered. Apart from that the tables are those of the upstream release,
+so they are derived from it; the result equals registers that hardware signed.
 """
 
 import re
+import struct
 from functools import lru_cache
 from typing import Final
 
 from attestkit.errors import FormatError
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs
-from attestkit.measure.acpi.acpi_tables import TABLES_NAME, AcpiTables, check_tables
-from attestkit.measure.acpi.loader_script import resize_table
-from attestkit.measure.acpi.table_entry import packaged_entries
+from attestkit.measure.acpi.acpi_tables import TABLES_NAME, AcpiTables, check_tables, resize_table
+from attestkit.measure.acpi.table_cache import packaged_entries
+
+# Extended interrupt descriptor (ACPI 6.4.3.6) of 1 or 3 level-triggered interrupts.
+_LEVEL_TRIGGERED: Final = re.compile(rb"\x89(?:\x06\x00\x09(?=\x01)|\x0e\x00\x09(?=\x03))")
+_EDGE: Final = b"\x0b"
+
+_MADT_HEADER: Final = 44  # bytes before the first interrupt controller structure
+_SOURCE_OVERRIDE: Final = 2  # type of an interrupt source override
+_EDGE_HIGH: Final = 5  # its flags
+_TIMER_GSI: Final = 2  # of IRQ 0
+
+
+def to_edge_triggered(files: AcpiTables) -> AcpiTables:
+    """Return the files with edge-triggered interrupts; files that have them are unchanged.
+
+    The sizes of the files stay the same: the padding shrinks.
+
+    Raises:
+        FormatError: If the files are malformed, have no DSDT or MADT, or no padding is left.
+    """
+    check_tables(files)
+    found = {table.signature: table for table in files.list_tables()}
+    for signature in ("DSDT", "APIC"):
+        if signature not in found:
+            raise FormatError(f"{TABLES_NAME}: no {signature} table", reason="missing")
+    dsdt, madt = found["DSDT"], found["APIC"]
+    content = bytearray(files.tables)
+    part = slice(dsdt.offset, dsdt.offset + dsdt.length)
+    content[part] = _LEVEL_TRIGGERED.sub(lambda hit: hit[0][:-1] + _EDGE, content[part])
+    new = _override_all(bytes(content[madt.offset : madt.offset + madt.length]), madt.offset)
+    return resize_table(files._replace(tables=bytes(content)), madt, new)
+
+
+def _override_all(madt: bytes, offset: int) -> bytes:
+    """Return a MADT whose first interrupt source override is replaced by 16, the others removed."""
+    entries: list[bytes] = []
+    place = None
+    position = _MADT_HEADER
+    while position < len(madt):
+        length = madt[position + 1] if position + 1 < len(madt) else 0
+        if length < 2 or position + length > len(madt):  # type and length
+            message = f"{TABLES_NAME}: MADT: structure with length {length} does not fit"
+            raise FormatError(message, reason="truncated", offset=offset + position)
+        if madt[position] != _SOURCE_OVERRIDE:
+            entries.append(madt[position : position + length])
+        elif place is None:
+            place = len(entries)
+        position += length
+    if place is None:
+        message = f"{TABLES_NAME}: MADT: no interrupt source override"
+        raise FormatError(message, reason="missing", offset=offset)
+    overrides = [
+        struct.pack("<BBBBIH", _SOURCE_OVERRIDE, 10, 0, irq, irq or _TIMER_GSI, _EDGE_HIGH)
+        for irq in range(16)
+    ]
+    entries[place:place] = overrides
+    body = b"".join(entries)
+    length = _MADT_HEADER + len(body)
+    return madt[:4] + length.to_bytes(4, "little") + madt[8:_MADT_HEADER] + body
+
 
 BASE_LINE: Final = "10.0"
 """Line of QEMU whose tables are the base."""
@@ -168,8 +233,7 @@ def _package_length(dsdt: bytes, at: int) -> tuple[int, int]:
     more = lead >> 6
     if not more:
         return lead, 1
-    rest = int.from_bytes(dsdt[at + 1 : at + 1 + more], "little")
-    return lead & 0xF | rest << 4, 1 + more
+    return lead & 0xF | int.from_bytes(dsdt[at + 1 : at + 1 + more], "little") << 4, 1 + more
 
 
 def _encode_length(content: int) -> bytes:

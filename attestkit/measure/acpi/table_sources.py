@@ -4,18 +4,15 @@ import os
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_inputs import acpi_inputs, host_version
+from attestkit.measure.acpi import derived_tables
+from attestkit.measure.acpi.acpi_inputs import QemuBuild, QemuVersion, acpi_inputs, host_version
 from attestkit.measure.acpi.acpi_tables import AcpiTables, read_table_folder
-from attestkit.measure.acpi.derived_tables import BASE_LINE, can_derive, derive_tables
-from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
 from attestkit.measure.acpi.qemu.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_build, read_machine
 from attestkit.measure.acpi.qemu.qtest import DEFAULT_SECONDS
-from attestkit.measure.acpi.qemu_version import QemuBuild, QemuVersion
-from attestkit.measure.acpi.table_cache import TableCache
-from attestkit.measure.acpi.table_entry import TableEntry, TableKey, packaged_tables
-from attestkit.measure.expected_event import Basis
+from attestkit.measure.acpi.table_cache import TableCache, TableEntry, TableKey, packaged_tables
+from attestkit.measure.expected import Basis
 from attestkit.measure.machine_shape import MachineShape
 
 TableOrigin: TypeAlias = Literal["folder", "qemu", "cache", "package", "derived"]
@@ -131,7 +128,7 @@ def describe_tables(
     exact = wanted is not None and wanted.line == made_with.line
     known = exact and setup == DEFAULT_SETUP
     return FoundTables(
-        to_edge_triggered(files) if edge else files,
+        derived_tables.to_edge_triggered(files) if edge else files,
         origin,
         made_with,
         exact=exact,
@@ -194,14 +191,14 @@ def _derive(
     line: str, key: TableKey, run: _Run | None, cache: TableCache | None
 ) -> tuple[TableOrigin, TableEntry] | None:
     """Return tables of an older line, from those of the line that they are derived from."""
-    if not can_derive(line, key.inputs):
+    if not derived_tables.can_derive(line, key.inputs):
         return None
     base_key = key._replace(inputs=key.inputs._replace(pic=False))  # as those of the package
-    base = _stored(BASE_LINE, base_key, cache)
-    if base is None and run is not None and run.line == BASE_LINE:
+    base = _stored(derived_tables.BASE_LINE, base_key, cache)
+    if base is None and run is not None and run.line == derived_tables.BASE_LINE:
         base = run.make(base_key)
     if base is None:
         return None
     entry = base[1]
-    files = derive_tables(line, key.inputs, entry.files)
+    files = derived_tables.derive_tables(line, key.inputs, entry.files)
     return "derived", TableEntry(entry.qemu_version, key.numbers(), files)

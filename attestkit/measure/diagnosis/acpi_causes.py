@@ -7,11 +7,10 @@ from typing import Final
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.td_hob import SPLIT_MEMORY
 from attestkit.measure.acpi.acpi_tables import AcpiTable, AcpiTables
-from attestkit.measure.acpi.shape_search import PackagedMachine, TableShape
-from attestkit.measure.acpi.table_entry import packaged_entries
+from attestkit.measure.acpi.table_cache import packaged_entries
 from attestkit.measure.diagnosis.difference import Cause, CauseName
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest
-from attestkit.measure.diagnosis.guest_shape import AcpiShape
+from attestkit.measure.diagnosis.guest_shape import AcpiShape, PackagedMachine, TableShape
 
 _SLOT: Final = 17  # bytes in the DSDT
 _VCPU: Final = 94  # in DSDT and MADT
@@ -73,8 +72,7 @@ def _compare_machines(
 ) -> Cause:
     """Compare machines whose tables are known; several have the same tables."""
     pairs = [_differing(want, found) for want in expected for found in logged]
-    properties = min(pairs, key=len)
-    return _joined([_cause_of(name, found, wanted) for name, found, wanted in properties])
+    return _joined([_cause_of(name, found, wanted) for name, found, wanted in min(pairs, key=len)])
 
 
 def _joined(causes: Sequence[Cause]) -> Cause:

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from attestkit.event_log import Event
-from attestkit.measure.expected import comparable_type, is_same_type
-from attestkit.measure.expected_event import ExpectedEvent
+from attestkit.measure.expected import ExpectedEvent, comparable_type, is_same_type
 
 DifferenceKind = Literal["changed", "cut", "extra", "log", "missing", "value"]
 """How evidence differs.
@@ -179,8 +178,7 @@ def first_difference(
     """
     for position, (event, found) in enumerate(zip(expected, logged, strict=False)):
         if not _is_same(event, found):
-            kind = _kind(expected, logged, position)
-            return FirstDifference(position, kind, event, found)
+            return FirstDifference(position, _kind(expected, logged, position), event, found)
     position = min(len(expected), len(logged))
     if len(logged) < len(expected):
         return FirstDifference(position, "cut", expected[position], None)

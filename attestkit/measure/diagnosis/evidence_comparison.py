@@ -21,8 +21,7 @@ from attestkit.measure.diagnosis.event_causes import find_cause
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, GuestInputs
 from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs, find_launch_cause
 from attestkit.measure.diagnosis.logged_event import acpi_digests, name_event
-from attestkit.measure.expected import ExpectedMeasurements, events_of
-from attestkit.measure.expected_event import ExpectedEvent, replay
+from attestkit.measure.expected import ExpectedEvent, ExpectedMeasurements, events_of, replay
 
 _REGISTERS = (0, 1, 2)
 
@@ -308,5 +307,4 @@ def _other_platform(expected: ExpectedMeasurements) -> Difference:
     tdx = expected.platform == "tdx"
     text = f"the evidence is not of {'a TD' if tdx else 'an SEV-SNP guest'}"
     register, value = ("mrtd", expected.mrtd) if tdx else ("launch_digest", expected.launch_digest)
-    cause = Cause.found("other_platform", text)
-    return value_difference(register, value, None, cause)
+    return value_difference(register, value, None, Cause.found("other_platform", text))

@@ -10,19 +10,13 @@ from attestkit.attestation.launch.td_hob import memory_ranges
 from attestkit.event_log import Event
 from attestkit.event_log.event import ACPI_LABELS
 from attestkit.measure.acpi.acpi_tables import AcpiTables
+from attestkit.measure.diagnosis import guest_shape
 from attestkit.measure.diagnosis.difference import Cause
-from attestkit.measure.diagnosis.guest_shape import (
-    AcpiShape,
-    FoundMemory,
-    find_acpi_shape,
-    find_memory,
-    ovmf_sections,
-)
 from attestkit.measure.diagnosis.logged_event import acpi_digests
-from attestkit.measure.expected_event import BootEvents, ExpectedEvent
+from attestkit.measure.expected import BootEvents, ExpectedEvent
 from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.td_hob import build_td_hob
+from attestkit.measure.rtmr0.boot_events import build_td_hob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,39 +64,39 @@ class ComparedGuest:
         return None if image is None else read_tdvf_sections(image)
 
     @cached_property
-    def expected_memory(self) -> FoundMemory | None:
+    def expected_memory(self) -> guest_shape.FoundMemory | None:
         """Memory of the expected machine."""
         digest = self.expected_digest("td-hob")
         if digest is None:
             return None
         if self.inputs.shape is not None:
             size = self.inputs.shape.memory_size
-            for sections in [self.sections] if self.sections else ovmf_sections():
+            for sections in [self.sections] if self.sections else guest_shape.ovmf_sections():
                 if sha384(build_td_hob(sections, memory_ranges(size))) == digest:
-                    return FoundMemory(size, sections)
-        return find_memory(digest, self.sections)
+                    return guest_shape.FoundMemory(size, sections)
+        return guest_shape.find_memory(digest, self.sections)
 
     @cached_property
-    def logged_memory(self) -> FoundMemory | None:
+    def logged_memory(self) -> guest_shape.FoundMemory | None:
         """Memory of the machine of the log, with the expected firmware or another build of it."""
         digest = next((event.digest for event in self.rtmr0), b"")  # the TD HOB is the first
         if digest == self.expected_digest("td-hob"):
             return self.expected_memory
-        return find_memory(digest, self.sections) or find_memory(digest)
+        return guest_shape.find_memory(digest, self.sections) or guest_shape.find_memory(digest)
 
     @cached_property
-    def expected_acpi(self) -> AcpiShape | None:
+    def expected_acpi(self) -> guest_shape.AcpiShape | None:
         """Shape that the expected digests of ACPI tables reveal."""
         loader, rsdp, tables = (self.expected_digest(name) for name in ACPI_LABELS)
         if loader is None or rsdp is None or tables is None:
             return None
-        return find_acpi_shape((loader, rsdp, tables))
+        return guest_shape.find_acpi_shape((loader, rsdp, tables))
 
     @cached_property
-    def logged_acpi(self) -> AcpiShape | None:
+    def logged_acpi(self) -> guest_shape.AcpiShape | None:
         """Shape that the digests of ACPI tables in the log reveal."""
         digests = acpi_digests(self.rtmr0)
-        return None if digests is None else find_acpi_shape(digests)
+        return None if digests is None else guest_shape.find_acpi_shape(digests)
 
     def expected_digest(self, name: str) -> bytes | None:
         """Return the digest of the first expected event of a name."""

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, get_args
 
 from attestkit._crypto.hashes import sha384
-from attestkit.attestation.launch.snp import (
-    VMSA_GPA,
-    VMSA_PAGE,
-    cpu_signature,
-    extend_page,
-)
+from attestkit.attestation.launch.snp import VMSA_GPA, VMSA_PAGE, cpu_signature, extend_page
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.diagnosis.difference import Cause, CauseName
-from attestkit.measure.sev_snp.launch_digest import KernelFiles, SnpMachine, compute_launch_digest
+from attestkit.measure.sev_snp.launch_digest import (
+    IDENTITIES,
+    KernelFiles,
+    SnpMachine,
+    Vmm,
+    compute_launch_digest,
+    initial_vmsa,
+)
 from attestkit.measure.sev_snp.sev_metadata import read_sev_metadata
-from attestkit.measure.sev_snp.vcpu import IDENTITIES, Vmm, initial_vmsa
 
 _MOST_VCPUS: Final = 512
 _FEATURES: Final = (0x1, 0x21)  # without and with debug swap
@@ -98,8 +99,7 @@ def _find_vcpus(firmware: bytes, variant: _Variant, digest: bytes) -> int | None
         return 1
     if eip is None:
         return None
-    vmsa = initial_vmsa(eip, machine.cpu_signature, machine.guest_features, machine.vmm)
-    contents = sha384(vmsa)
+    contents = sha384(initial_vmsa(eip, machine.cpu_signature, machine.guest_features, machine.vmm))
     for count in range(2, _MOST_VCPUS + 1):
         current = extend_page(current, VMSA_PAGE, VMSA_GPA, contents)
         if current == digest:

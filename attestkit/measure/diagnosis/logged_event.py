@@ -22,7 +22,7 @@ from attestkit.event_log.event_types import (
     VARIABLE_TYPES,
 )
 from attestkit.measure.kernel.boot_events import ACTIONS
-from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER
+from attestkit.measure.rtmr0.boot_events import DIRECT_BOOT_ORDER
 
 _VARIABLE_HEAD: Final = struct.Struct("<16sQQ")
 _MAX_NAME: Final = 256  # characters

@@ -8,22 +8,22 @@ from typing import Final
 
 from attestkit._crypto.hashes import sha384
 from attestkit._sanitize import key
-from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
-from attestkit.attestation.launch.uefi_variable import (
+from attestkit.attestation.launch.td_hob import (
     SECURE_BOOT,
     SECURE_BOOT_KEYS,
     VariableName,
     variable_data,
 )
+from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event
 from attestkit.measure.diagnosis.difference import Cause
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
 from attestkit.measure.diagnosis.guest_shape import other_builds
 from attestkit.measure.diagnosis.logged_event import read_variable
-from attestkit.measure.firmware.boot_layout import read_boot_layout
+from attestkit.measure.firmware.tdx_firmware import read_boot_layout
+from attestkit.measure.rtmr0.boot_events import DIRECT_BOOT_ORDER
 from attestkit.measure.rtmr0.boot_options import parse_boot_option
-from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios, set_processor_id
 
 # Volumes of variables without variables, as edk2 builds them.
@@ -56,8 +56,7 @@ def find_td_hob_cause(guest: ComparedGuest) -> Cause:
     """Return why the TD HOB differs: memory, or where the firmware has temporary memory."""
     expected, found = guest.expected_memory, guest.logged_memory
     if found is None:
-        text = "memory size, max-ram-below-4g, or another firmware build"
-        return Cause("memory_size", text)
+        return Cause("memory_size", "memory size, max-ram-below-4g, or another firmware build")
     if expected is None:
         text = f"the guest has {_size(found.size)} of memory"
         return Cause.found("memory_size", text, found.size)
@@ -92,8 +91,7 @@ def find_variable_cause(guest: ComparedGuest, event: Event, name: str) -> Cause:
                 return Cause.found("secure_boot", f"secure boot of the guest is {text}", text)
         return Cause("secure_boot", "secure boot on, off or not built in")
     if sha384(variable_data(variable)) == event.digest:
-        text = f"the guest's firmware has no {name}"
-        return Cause.found("secure_boot_keys", text, 0)
+        return Cause.found("secure_boot_keys", f"the guest's firmware has no {name}", 0)
     if guest.expected_digest(name) == sha384(variable_data(variable)):
         text = f"the guest's firmware has {name}: keys or revocations are enrolled"
         return Cause("secure_boot_keys", text, proven=_is_variable(event, variable))

@@ -84,8 +84,7 @@ def _volume_size(image: bytes, at: int) -> int:
     _, size, _, head, _, _ = _VOLUME.unpack_from(image, at)
     if not _VOLUME.size <= head <= min(size, _PAGE) or head % 2 or size > len(image) - at:
         return 0
-    words = struct.unpack_from(f"<{head // 2}H", image, at)
-    return 0 if sum(words) & 0xFFFF else int(size)
+    return 0 if sum(struct.unpack_from(f"<{head // 2}H", image, at)) & 0xFFFF else int(size)
 
 
 class _StringSearch:
@@ -284,8 +283,7 @@ class _Reader:
         if guid == _LZMA:
             self._read_lzma(stream, end, depth + 1)
         elif attributes & _PROCESSING_REQUIRED:
-            problem = f"section: encoding {UUID(bytes_le=guid)}"
-            raise stream.error(problem, "unsupported", start)
+            raise stream.error(f"section: encoding {UUID(bytes_le=guid)}", "unsupported", start)
         else:  # a checksum or signature precedes the sections
             self._read_sections(stream, end, depth + 1)
 

@@ -73,8 +73,7 @@ def _read_entries(image: bytes, start: int, end: int) -> dict[UUID, bytes]:
         size = int.from_bytes(image[tail : tail + 2], "little")
         if not _TAIL <= size <= end - start:
             raise _error(f"entry of {size} bytes", "wrong_value", tail)
-        guid = UUID(bytes_le=image[tail + 2 : end])
-        entries.setdefault(guid, image[end - size : tail])
+        entries.setdefault(UUID(bytes_le=image[tail + 2 : end]), image[end - size : tail])
         end -= size
     return entries
 

@@ -2,23 +2,79 @@
 
 The commands that GRUB runs depend on its environment block, on branches and on time-outs of its
 menu, so RTMR2 cannot be predicted; single events in a log can be compared.
+
+The event of the partition table of a disk (UEFI specification, 5.3; TCG PFP, UEFI_GPT_DATA).
 """
 
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from attestkit.errors import UsageError
-from attestkit.event_log.event_types import EVENT_TAG, IPL
-from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.kernel.boot_events import (
-    EXITS,
-    before_images,
-    event_of,
-    image_event,
-)
-from attestkit.measure.kernel.gpt import GptTable, gpt_event
-from attestkit.measure.kernel.load_options import check_cmdline, encode_options
+from attestkit._reasons import FormatReason
+from attestkit.errors import FormatError, UsageError
+from attestkit.event_log.event_types import EVENT_TAG, GPT_EVENT, IPL
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.kernel import boot_events
 from attestkit.measure.kernel.pe_image import authenticode_digest
+
+_HEADER: Final = 92  # bytes
+_BLOCK_SIZES: Final = (512, 4096)
+_MOST_BYTES: Final = 1 << 20  # bytes of the partition entries; usual are 16,384
+_SMALLEST_ENTRY: Final = 128  # bytes
+
+
+class GptTable(NamedTuple):
+    """Header and used entries of a partition table."""
+
+    header: bytes  # 92 bytes
+    entries: tuple[bytes, ...]  # those whose type is not zero
+
+    @classmethod
+    def parse(cls, disk: bytes, block_size: int = 512) -> "GptTable":
+        """Read the primary table.
+
+        Args:
+            disk: The disk from its first byte; the rest after the table may be missing.
+            block_size: Bytes of a logical block, 512 or 4096.
+
+        Raises:
+            FormatError: If the table is malformed or truncated.
+            UsageError: If the block size is not supported.
+        """
+        if block_size not in _BLOCK_SIZES:
+            message = f"block size: must be 512 or 4096, not {block_size}"
+            raise UsageError(message, reason="wrong_value")
+        header = disk[block_size : block_size + _HEADER]
+        if len(header) < _HEADER:
+            raise _error("truncated", "header: truncated", len(disk))
+        if header[:8] != b"EFI PART":
+            raise _error("unrecognized", "no signature in block 1", block_size)
+        first, count, size = struct.unpack_from("<QII", header, 72)
+        if size < _SMALLEST_ENTRY or size % _SMALLEST_ENTRY:
+            raise _error("wrong_size", f"entries of {size} bytes", block_size + 84)
+        if count * size > _MOST_BYTES:
+            problem = f"{count} entries of {size} bytes, over {_MOST_BYTES} bytes"
+            raise _error("too_large", problem, block_size + 80)
+        start = first * block_size
+        if start + count * size > len(disk):
+            raise _error("truncated", "entries: truncated", len(disk))
+        entries = (disk[at : at + size] for at in range(start, start + count * size, size))
+        return cls(header, tuple(entry for entry in entries if any(entry[:16])))
+
+    @property
+    def event_data(self) -> bytes:
+        """UEFI_GPT_DATA, which is measured."""
+        return self.header + struct.pack("<Q", len(self.entries)) + b"".join(self.entries)
+
+
+def gpt_event(table: GptTable) -> ExpectedEvent:
+    """Return the event of RTMR1 when the first image is loaded from the disk."""
+    return boot_events.event_of(1, "gpt", GPT_EVENT, table.event_data, "published")
+
+
+def _error(reason: FormatReason, problem: str, offset: int) -> FormatError:
+    return FormatError(f"GPT: {problem}", reason=reason, offset=offset)
+
 
 _MOST_IMAGES: Final = 64
 
@@ -57,10 +113,10 @@ def disk_boot_events(
         message = f"images: must be 1 to {_MOST_IMAGES}, not {len(images)}"
         raise UsageError(message, reason="out_of_range")
     return [
-        *before_images(separator=separator),
+        *boot_events.before_images(separator=separator),
         gpt_event(table),
         *_image_events(images),
-        *EXITS,
+        *boot_events.EXITS,
     ]
 
 
@@ -77,24 +133,28 @@ def grub_single_events(boot: GrubBoot) -> list[ExpectedEvent]:
         FormatError: If the kernel is not a valid PE image.
         UsageError: If the command line is not valid.
     """
-    check_cmdline(boot.cmdline)
+    boot_events.check_cmdline(boot.cmdline)
     command_line = boot.cmdline.encode()
-    options = encode_options(boot.cmdline, terminated=False)
+    options = boot_events.encode_options(boot.cmdline, terminated=False)
     events = [
-        image_event("kernel", authenticode_digest(boot.kernel), "source"),
-        event_of(2, "grub-kernel-file", IPL, boot.kernel, "source"),
-        event_of(2, "grub-cmdline", IPL, command_line, "published"),
-        event_of(2, "load-options", EVENT_TAG, options, "published"),
+        boot_events.image_event("kernel", authenticode_digest(boot.kernel), "source"),
+        boot_events.event_of(2, "grub-kernel-file", IPL, boot.kernel, "source"),
+        boot_events.event_of(2, "grub-cmdline", IPL, command_line, "published"),
+        boot_events.event_of(2, "load-options", EVENT_TAG, options, "published"),
     ]
-    events += [event_of(2, "grub-initrd-file", IPL, initrd, "source") for initrd in boot.initrds]
+    events += [
+        boot_events.event_of(2, "grub-initrd-file", IPL, initrd, "source")
+        for initrd in boot.initrds
+    ]
     if boot.initrds:
-        events.append(event_of(2, "initrd", EVENT_TAG, _joined(boot.initrds), "source"))
+        events.append(boot_events.event_of(2, "initrd", EVENT_TAG, _joined(boot.initrds), "source"))
     return events
 
 
 def _image_events(images: Iterable[BootImage]) -> list[ExpectedEvent]:
     return [
-        image_event(image.name, authenticode_digest(image.data), "independent") for image in images
+        boot_events.image_event(image.name, authenticode_digest(image.data), "independent")
+        for image in images
     ]
 
 

@@ -3,16 +3,19 @@
 For a kernel given with `-kernel`, QEMU fills in the setup header (Linux, "The Linux/x86 Boot
 Protocol") as a boot loader of a BIOS does. Firmware that reads the kernel's parts from fw_cfg
 measures the changed header.
+
+Events of RTMR1 and RTMR2 of a kernel that QEMU's `-kernel` boots.
 """
 
 import re
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from attestkit._reasons import FormatReason
 from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.kernel.load_options import check_cmdline
+from attestkit.measure.expected import Basis, ExpectedEvent
+from attestkit.measure.kernel import boot_events
 from attestkit.measure.kernel.pe_image import authenticode_digest
 
 QemuRelease = tuple[int, int]
@@ -59,7 +62,7 @@ def patch_setup_header(
         UsageError: If the initrd does not fit into the memory, or the command line is not ASCII or
             has an invalid `vga=`.
     """
-    check_cmdline(cmdline)
+    boot_events.check_cmdline(cmdline)
     if kernel[0x202:0x206] != b"HdrS":
         return kernel
     _check_header(kernel)
@@ -154,8 +157,7 @@ def _video_mode(cmdline: str) -> int | None:
     if number is None:
         raise UsageError("command line: vga= is not a video mode", reason="wrong_value")
     digits = number[1]
-    base = 16 if digits[1:2] in {"x", "X"} else 8 if digits[0] == "0" else 10
-    mode = int(digits, base)
+    mode = int(digits, 16 if digits[1:2] in {"x", "X"} else 8 if digits[0] == "0" else 10)
     if mode > 0xFFFFFFFF:
         raise UsageError("command line: vga= is over 32 bits", reason="out_of_range")
     return mode & 0xFFFF
@@ -163,3 +165,79 @@ def _video_mode(cmdline: str) -> int | None:
 
 def _error(reason: FormatReason, problem: str, offset: int) -> FormatError:
     return FormatError(f"Linux setup header: {problem}", reason=reason, offset=offset)
+
+
+class DirectBoot(NamedTuple):
+    """Values of QEMU's `-kernel`, `-initrd`, `-append` and `-shim`."""
+
+    kernel: bytes
+    initrd: bytes | None = None
+    cmdline: str = ""
+    shim: bytes | None = None
+
+
+class FirmwareTraits(NamedTuple):
+    """Traits of the firmware's kernel boot, found in its image."""
+
+    named_blobs: bool  # takes the unchanged kernel if QEMU offers it (edk2 from 202502)
+    initrd_first: bool  # `initrd=initrd` before the command line (edk2 from 202508)
+    boot_separator: bool = True  # separates in RTMR1 (edk2 from 202411), not in RTMR0
+
+
+def direct_boot_events(
+    boot: DirectBoot, firmware: FirmwareTraits, *, qemu: QemuRelease, memory_size: int
+) -> list[ExpectedEvent]:
+    """Return the events of RTMR1 and RTMR2 up to the start of the kernel, by register.
+
+    Args:
+        boot: Kernel, initrd, command line, shim.
+        firmware: Traits of the firmware.
+        qemu: Major and minor version of QEMU.
+        memory_size: Memory of the machine in bytes.
+
+    Raises:
+        FormatError: If kernel or shim are not valid images.
+        UsageError: If the initrd does not fit, or the command line is not valid.
+    """
+    return [
+        *_images(boot, firmware, qemu, memory_size),
+        *boot_events.before_images(separator=firmware.boot_separator),
+        *boot_events.EXITS,
+        *(boot_events.shim_variable_events() if boot.shim is not None else ()),
+        *boot_events.kernel_stub_events(
+            _options(boot, firmware), boot.initrd, _options_basis(boot)
+        ),
+    ]
+
+
+def _images(
+    boot: DirectBoot, firmware: FirmwareTraits, qemu: QemuRelease, memory_size: int
+) -> list[ExpectedEvent]:
+    patched = loads_patched_kernel(qemu, named_blobs=firmware.named_blobs)
+    digest = measured_kernel_digest(
+        boot.kernel,
+        patched=patched,
+        memory_size=memory_size,
+        initrd_size=None if boot.initrd is None else len(boot.initrd),
+        cmdline=boot.cmdline,
+    )
+    # That QEMU from 10.1 on leaves the kernel alone for older firmware too is known from source.
+    confirmed = patched or firmware.named_blobs
+    kernel = boot_events.image_event("kernel", digest, "independent" if confirmed else "source")
+    if boot.shim is None:
+        return [kernel]
+    return [boot_events.image_event("shim", authenticode_digest(boot.shim), "source"), kernel]
+
+
+def _options(boot: DirectBoot, firmware: FirmwareTraits) -> bytes:
+    return boot_events.direct_boot_options(
+        boot.cmdline,
+        has_initrd=bool(boot.initrd),
+        initrd_first=firmware.initrd_first,
+        shim=boot.shim is not None,
+    )
+
+
+def _options_basis(boot: DirectBoot) -> Basis:
+    """Return what confirms the load options; those of a shim or without initrd are from source."""
+    return "independent" if boot.initrd and boot.shim is None else "source"

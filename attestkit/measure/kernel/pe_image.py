@@ -153,8 +153,7 @@ def _optional_header(data: bytes, at: int, size: int) -> tuple[int, int, int]:
     if directories_at is None:
         raise _error("unsupported", f"optional header of type {magic:#x}", at)
     if size < directories_at:
-        problem = f"optional header of {size} bytes, under {directories_at}"
-        raise _error("wrong_size", problem, at)
+        raise _error("wrong_size", f"optional header of {size} bytes, under {directories_at}", at)
     (headers_size,) = struct.unpack_from("<I", data, at + 60)
     (directories,) = struct.unpack_from("<I", data, at + directories_at - 4)
     if directories > _MOST_DIRECTORIES:
@@ -174,8 +173,7 @@ def _section(data: bytes, at: int) -> PeSection:
         name.rstrip(b"\0").decode("latin-1"), memory_size, memory_at, raw_size, raw_at
     )
     if raw_size and raw_at + raw_size > len(data):
-        problem = f"section {shown(section.name)}: ends after the image"
-        raise _error("truncated", problem, at)
+        raise _error("truncated", f"section {shown(section.name)}: ends after the image", at)
     return section
 
 

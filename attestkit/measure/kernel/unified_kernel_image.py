@@ -11,17 +11,9 @@ from typing import Final, NamedTuple
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import IPL
-from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.kernel.boot_events import (
-    EXITS,
-    before_images,
-    event_of,
-    image_event,
-    kernel_stub_events,
-)
-from attestkit.measure.kernel.disk_boot import BootImage, disk_boot_events
-from attestkit.measure.kernel.gpt import GptTable
-from attestkit.measure.kernel.load_options import check_cmdline, encode_options
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.kernel import boot_events
+from attestkit.measure.kernel.disk_boot import BootImage, GptTable, disk_boot_events
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
 
 EXTRA_FILES: Final = (
@@ -169,8 +161,7 @@ class UnifiedKernelImage(NamedTuple):
             UsageError: If there are over 62 boot loaders, or some without a disk.
         """
         if table is None and boot_loaders:
-            message = "boot loaders: not applicable without a disk"
-            raise UsageError(message, reason="not_applicable")
+            raise UsageError("boot loaders: not applicable without a disk", reason="not_applicable")
         kernel = self.sections[".linux"]
         _check_kernel(kernel)
         inner = BootImage("kernel", kernel)
@@ -178,10 +169,10 @@ class UnifiedKernelImage(NamedTuple):
             images = [*boot_loaders, BootImage("uki", self.data), inner]
             return disk_boot_events(table, images, separator=separator)
         return [
-            image_event("uki", authenticode_digest(self.data), "independent"),
-            *before_images(separator=separator),
-            image_event("kernel", authenticode_digest(kernel), "independent"),
-            *EXITS,
+            boot_events.image_event("uki", authenticode_digest(self.data), "independent"),
+            *boot_events.before_images(separator=separator),
+            boot_events.image_event("kernel", authenticode_digest(kernel), "independent"),
+            *boot_events.EXITS,
         ]
 
     def rtmr2_events(self, passed_cmdline: str = "") -> tuple[_Events, _Events]:
@@ -195,11 +186,13 @@ class UnifiedKernelImage(NamedTuple):
             FormatError: If the image's command line is not UTF-8.
             UsageError: If the passed one is not ASCII, contains a NUL or is too long.
         """
-        check_cmdline(passed_cmdline)
+        boot_events.check_cmdline(passed_cmdline)
         passed = _clean(passed_cmdline)
         cmdline = passed or self.cmdline
-        options = encode_options(cmdline) if ".cmdline" in self.sections or passed else b""
-        kernel = kernel_stub_events(options, self.initrd, "independent")
+        options = (
+            boot_events.encode_options(cmdline) if ".cmdline" in self.sections or passed else b""
+        )
+        kernel = boot_events.kernel_stub_events(options, self.initrd, "independent")
         return [*self._stub_events(passed), *kernel], kernel
 
     def _stub_events(self, passed_cmdline: str) -> list[ExpectedEvent]:
@@ -207,12 +200,14 @@ class UnifiedKernelImage(NamedTuple):
         for name in _MEASURED:
             if name in self.sections:
                 events += [
-                    event_of(2, f"{name} name", IPL, f"{name}\0".encode(), "independent"),
-                    event_of(2, name, IPL, self.sections[name], "independent"),
+                    boot_events.event_of(
+                        2, f"{name} name", IPL, f"{name}\0".encode(), "independent"
+                    ),
+                    boot_events.event_of(2, name, IPL, self.sections[name], "independent"),
                 ]
         if passed_cmdline:
-            options = encode_options(passed_cmdline)
-            events.append(event_of(2, "passed-cmdline", IPL, options, "independent"))
+            options = boot_events.encode_options(passed_cmdline)
+            events.append(boot_events.event_of(2, "passed-cmdline", IPL, options, "independent"))
         return events
 
 

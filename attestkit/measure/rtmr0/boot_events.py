@@ -1,46 +1,111 @@
-"""The events of RTMR0: measurements by the firmware of a TD, up to the boot loader."""
+"""The events of RTMR0: measurements by the firmware of a TD, up to the boot loader.
+
+The TD HOB of a firmware's metadata: RAM, and the parts of it that the firmware accepts.
+
+Items of QEMU's fw_cfg device that firmware from edk2-stable202505 on measures.
+"""
 
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
+from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha384
 from attestkit._sanitize import shown
-from attestkit.attestation.launch.td_hob import MemoryRange
-from attestkit.attestation.launch.uefi_variable import (
-    EFI_GLOBAL,
-    IMAGE_SECURITY,
-    SECURE_BOOT,
-    SECURE_BOOT_KEYS,
-    VariableName,
-    variable_data,
-)
+from attestkit.attestation.launch import td_hob
 from attestkit.errors import FormatError, UsageError
+from attestkit.event_log import event_types
 from attestkit.event_log.event import ACPI_LABELS
-from attestkit.event_log.event_types import (
-    ACPI_CONFIG,
-    FIRMWARE_BLOB2,
-    HANDOFF_TABLES,
-    HANDOFF_TABLES2,
-    SEPARATOR,
-    VARIABLE_BOOT,
-    VARIABLE_DRIVER_CONFIG,
-)
-from attestkit.measure.expected_event import Basis, ExpectedEvent
+from attestkit.measure.expected import Basis, ExpectedEvent
+from attestkit.measure.firmware.tdvf import TD_HOB, TEMP_MEM, TdvfSection, find_section
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.rtmr0.boot_options import firmware_boot_options
-from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER, FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios
-from attestkit.measure.rtmr0.td_hob import build_td_hob
 
-_SECURE_BOOT_ENABLE: Final = VariableName(
+
+def build_td_hob(sections: Sequence[TdvfSection], memory: Iterable[td_hob.MemoryRange]) -> bytes:
+    """Return the TD HOB as the firmware measures it, without its end block.
+
+    Args:
+        sections: Sections of the firmware; those without data are accepted memory.
+        memory: Ranges of RAM, from `memory_ranges` or QEMU's e820 table.
+
+    Raises:
+        FormatError: If there is not one section for the TD HOB.
+        UsageError: If a section is not inside of a range of RAM.
+    """
+    address = find_section(sections, TD_HOB).address
+    ranges = list(memory)
+    left = ranges
+    resources: list[tuple[int, int, int]] = []
+    for section in sections:
+        if section.kind not in {TD_HOB, TEMP_MEM}:
+            continue
+        start, end = section.address, section.end
+        if not any(low <= start and end <= high for low, high in ranges):
+            message = f"memory_size: too small: the firmware uses memory up to {end:#x}"
+            raise UsageError(message, reason="out_of_range")
+        left = td_hob.subtract_range(left, start, end)
+        resources.append((td_hob.ACCEPTED, start, end))
+    resources += [(td_hob.UNACCEPTED, start, end) for start, end in left]
+    return td_hob.encode_td_hob(address, sorted(resources, key=lambda resource: resource[1]))
+
+
+DIRECT_BOOT_ORDER: Final = b"/rom@genroms/linuxboot_dma.bin\0"
+"""File `bootorder` of a q35 machine with `-kernel`."""
+
+_MAX_SIZE: Final = 1 << 16
+# Names in the order in which they are measured, and sizes; an item of another size is not measured.
+_MEASURED: Final = (
+    ("etc/extra-pci-roots", 8),
+    ("BootMenu", 2),
+    ("etc/boot-menu-wait", 2),
+    ("etc/reserved-memory-end", 8),
+    ("opt/ovmf/X-PciMmio64Mb", None),
+    ("bootorder", None),
+)
+
+
+class FwCfgItems(NamedTuple):
+    """Contents of items, empty if QEMU does not have them."""
+
+    extra_pci_roots: bytes = b""
+    boot_menu: bytes = bytes(2)  # of key 0x0E; always present, and zero unless `-boot menu=on`
+    boot_menu_wait: bytes = b""
+    reserved_memory_end: bytes = b""
+    pci_mmio64_mb: bytes = b""
+    boot_order: bytes = b""
+
+    @classmethod
+    def direct_boot(cls) -> "FwCfgItems":
+        """Return the items of a machine with `-kernel`, and no options that add others."""
+        return cls(boot_order=DIRECT_BOOT_ORDER)
+
+    def measured(self) -> list[tuple[str, bytes]]:
+        """Return name and contents of each measured item, in order.
+
+        Raises:
+            UsageError: If an item has over 65,536 bytes.
+        """
+        found = []
+        for (name, size), contents in zip(_MEASURED, self, strict=True):
+            require_bytes(name, contents)
+            if len(contents) > _MAX_SIZE:
+                message = f"{name}: {len(contents)} bytes exceed the limit of {_MAX_SIZE}"
+                raise UsageError(message, reason="too_large")
+            if contents and size in {None, len(contents)}:
+                found.append((name, contents))
+        return found
+
+
+_SECURE_BOOT_ENABLE: Final = td_hob.VariableName(
     UUID("f0a30bc7-af08-4556-99c4-001009c93a44"), "SecureBootEnable"
 )
-_TIMESTAMP_KEYS: Final = VariableName(IMAGE_SECURITY, "dbt")
+_TIMESTAMP_KEYS: Final = td_hob.VariableName(td_hob.IMAGE_SECURITY, "dbt")
 _SEEN_ITEMS: Final = {("BootMenu", bytes(2)), ("bootorder", DIRECT_BOOT_ORDER)}  # on hardware
-_PLATFORM_KEY: Final = SECURE_BOOT_KEYS[0]
+_PLATFORM_KEY: Final = td_hob.SECURE_BOOT_KEYS[0]
 _BOOT_OPTION: Final = re.compile(r"Boot(Order|[0-9A-Fa-f]{4})")
 
 AcpiBlobs = tuple[bytes, bytes, bytes]
@@ -49,7 +114,7 @@ AcpiBlobs = tuple[bytes, bytes, bytes]
 
 def expected_rtmr0(
     firmware: TdxFirmware,
-    memory: Iterable[MemoryRange],
+    memory: Iterable[td_hob.MemoryRange],
     fw_cfg: FwCfgItems,
     *,
     acpi: AcpiBlobs | None = None,
@@ -82,24 +147,23 @@ def expected_rtmr0(
     layout = firmware.layout
     _check_firmware(firmware, second_separator=second_separator)
     events = [
-        _event("td-hob", HANDOFF_TABLES2, build_td_hob(firmware.sections, memory)),
-        ExpectedEvent(0, "cfv", FIRMWARE_BLOB2, firmware.cfv_digest, "hardware"),
+        _event("td-hob", event_types.HANDOFF_TABLES2, build_td_hob(firmware.sections, memory)),
+        ExpectedEvent(0, "cfv", event_types.FIRMWARE_BLOB2, firmware.cfv_digest, "hardware"),
     ]
     if layout.fw_cfg:
         events += _fw_cfg_events(fw_cfg)
     events += _secure_boot_events(firmware)
-    events.append(_event("separator", SEPARATOR, bytes(4)))
+    events.append(_event("separator", event_types.SEPARATOR, bytes(4)))
     if layout.acpi:
-        blobs = acpi or (None, None, None)
-        named = zip(ACPI_LABELS, blobs, strict=True)
-        events += [_event(name, ACPI_CONFIG, blob) for name, blob in named]
+        named = zip(ACPI_LABELS, acpi or (None, None, None), strict=True)
+        events += [_event(name, event_types.ACPI_CONFIG, blob) for name, blob in named]
     if layout.smbios:
         measured = None if smbios is None else filter_smbios(smbios)
-        events.append(_event("smbios", HANDOFF_TABLES, measured))
+        events.append(_event("smbios", event_types.HANDOFF_TABLES, measured))
     options = (*firmware_boot_options(layout), *found_options)
     events += _boot_option_events(options, boot_order)
     if second_separator:
-        events.append(_event("separator", SEPARATOR, bytes(4), "source"))
+        events.append(_event("separator", event_types.SEPARATOR, bytes(4), "source"))
     return tuple(events)
 
 
@@ -120,17 +184,17 @@ def _check_firmware(firmware: TdxFirmware, *, second_separator: bool) -> None:
 def _fw_cfg_events(items: FwCfgItems) -> Iterator[ExpectedEvent]:
     for name, contents in items.measured():
         basis: Basis = "hardware" if (name, contents) in _SEEN_ITEMS else "source"
-        yield _event(f"fw_cfg {name}", ACPI_CONFIG, contents, basis)
+        yield _event(f"fw_cfg {name}", event_types.ACPI_CONFIG, contents, basis)
 
 
-def measured_variables(firmware: TdxFirmware) -> list[tuple[VariableName, bytes]]:
+def measured_variables(firmware: TdxFirmware) -> list[tuple[td_hob.VariableName, bytes]]:
     """Return SecureBoot and its keys in the order of measurement; a missing variable is empty."""
     variables, state = firmware.variables, b""
     if firmware.layout.secure_boot:
         has_keys = _PLATFORM_KEY in variables
         state = bytes((has_keys and variables.get(_SECURE_BOOT_ENABLE) != b"\0",))
-    measured = [(SECURE_BOOT, state)]
-    measured += [(name, variables.get(name, b"")) for name in SECURE_BOOT_KEYS]
+    measured = [(td_hob.SECURE_BOOT, state)]
+    measured += [(name, variables.get(name, b"")) for name in td_hob.SECURE_BOOT_KEYS]
     if _TIMESTAMP_KEYS in variables:
         measured.append((_TIMESTAMP_KEYS, variables[_TIMESTAMP_KEYS]))
     return measured
@@ -140,7 +204,9 @@ def _secure_boot_events(firmware: TdxFirmware) -> Iterator[ExpectedEvent]:
     has_keys = _PLATFORM_KEY in firmware.variables
     for name, value in measured_variables(firmware):
         basis: Basis = "source" if has_keys or name == _TIMESTAMP_KEYS else "hardware"
-        yield _event(name.name, VARIABLE_DRIVER_CONFIG, variable_data(name, value), basis)
+        yield _event(
+            name.name, event_types.VARIABLE_DRIVER_CONFIG, td_hob.variable_data(name, value), basis
+        )
 
 
 def _boot_option_events(
@@ -153,17 +219,16 @@ def _boot_option_events(
         raise UsageError(message, reason="out_of_range")
     if not order:
         return
-    yield _event("BootOrder", VARIABLE_BOOT, struct.pack(f"<{len(order)}H", *order))
+    yield _event("BootOrder", event_types.VARIABLE_BOOT, struct.pack(f"<{len(order)}H", *order))
     for number in order:
-        yield _event(f"Boot{number:04X}", VARIABLE_BOOT, options[number])
+        yield _event(f"Boot{number:04X}", event_types.VARIABLE_BOOT, options[number])
 
 
-def _is_boot_option(variable: VariableName) -> bool:
-    return variable.vendor == EFI_GLOBAL and bool(_BOOT_OPTION.fullmatch(variable.name))
+def _is_boot_option(variable: td_hob.VariableName) -> bool:
+    return variable.vendor == td_hob.EFI_GLOBAL and bool(_BOOT_OPTION.fullmatch(variable.name))
 
 
 def _event(
     name: str, event_type: int, data: bytes | None, basis: Basis = "hardware"
 ) -> ExpectedEvent:
-    digest = None if data is None else sha384(data)
-    return ExpectedEvent(0, name, event_type, digest, basis)
+    return ExpectedEvent(0, name, event_type, None if data is None else sha384(data), basis)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.firmware.boot_layout import BOOT_MENU_APP, UI_APP, BootLayout
+from attestkit.measure.firmware.tdx_firmware import BOOT_MENU_APP, UI_APP, BootLayout
 
 _ACTIVE: Final = 0x01
 _CATEGORY_APP: Final = 0x100
@@ -118,8 +118,7 @@ def parse_boot_option(option: bytes) -> BootOption:
     attributes, path_size = _HEAD.unpack_from(option)
     start = _HEAD.size
     last = min(len(option), start + 2 * _MAX_DESCRIPTION + 2) - 1
-    ends = (at for at in range(start, last, 2) if option[at : at + 2] == b"\0\0")
-    end = next(ends, None)
+    end = next((at for at in range(start, last, 2) if option[at : at + 2] == b"\0\0"), None)
     if end is None:
         raise _error("description without end", "truncated", start)
     path_at = end + 2
@@ -128,8 +127,7 @@ def parse_boot_option(option: bytes) -> BootOption:
     try:
         description = option[start:end].decode("utf-16-le")
     except UnicodeDecodeError as error:
-        message = "description is not UTF-16"
-        raise _error(message, "encoding", start + error.start) from error
+        raise _error("description is not UTF-16", "encoding", start + error.start) from error
     path_end = path_at + path_size
     return BootOption(attributes, description, option[path_at:path_end], option[path_end:])
 

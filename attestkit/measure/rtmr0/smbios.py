@@ -100,8 +100,7 @@ def set_processor_id(table: bytes, eax: int, edx: int) -> bytes:
         UsageError: If a register is not 0 to 2**32 - 1.
     """
     if not 0 <= eax < 1 << 32 or not 0 <= edx < 1 << 32:
-        message = "processor id: registers must be 0 to 2**32 - 1"
-        raise UsageError(message, reason="out_of_range")
+        raise UsageError("processor id: registers must be 0 to 2**32 - 1", reason="out_of_range")
     processor_id = struct.pack("<II", eax, edx)
     found = []
     for area, strings in _read_structures(table):

@@ -1,26 +1,35 @@
 """Launch digest of an SEV-SNP guest: pages of the firmware, of its metadata, and save areas.
 
 SEV Secure Nested Paging Firmware ABI, 8.17.2. VMMs differ in page types, order and registers.
+
+Virtual CPUs of SEV-SNP guests: types, and initial state by VMM.
 """
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._reasons import FormatReason, UsageReason
+from attestkit._sanitize import near, shown
 from attestkit.attestation.launch.snp import (
+    CPU_IDENTITIES,
     NORMAL_PAGE,
+    RESET_VECTOR,
     VMSA_GPA,
     VMSA_PAGE,
+    CpuState,
     OvmfSection,
+    Segment,
+    build_vmsa,
+    cpu_signature,
     extend_page,
     kernel_hash_table,
+    reset_state,
 )
-from attestkit.attestation.launch.vmsa import RESET_VECTOR
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.expected_event import Basis
+from attestkit.measure.expected import Basis
 from attestkit.measure.firmware.guid_table import MAX_IMAGE
-from attestkit.measure.kernel.load_options import check_cmdline
+from attestkit.measure.kernel.boot_events import check_cmdline
 from attestkit.measure.sev_snp.sev_metadata import (
     CPUID,
     KERNEL_HASHES,
@@ -29,7 +38,72 @@ from attestkit.measure.sev_snp.sev_metadata import (
     SevMetadata,
     read_sev_metadata,
 )
-from attestkit.measure.sev_snp.vcpu import Vmm, initial_vmsa, svsm_vmsa
+
+Vmm = Literal["qemu", "ec2", "gce"]
+"""QEMU, Amazon EC2, Google Compute Engine."""
+
+IDENTITIES: Final = CPU_IDENTITIES | {"epyc-turin": (26, 0, 0)}
+"""Family, model and stepping by CPU type of QEMU, in lower case."""
+
+_CLOUD_RDX: Final = 0x600  # EC2 and GCE set no CPU signature
+
+
+def find_cpu_signature(cpu_type: str) -> int:
+    """Return EAX of CPUID function 1 of a CPU type of QEMU, such as `EPYC-Milan-v2`.
+
+    Raises:
+        UsageError: If the type is unknown.
+    """
+    identity = IDENTITIES.get(cpu_type.strip().lower())
+    if identity is None:
+        hint = near(cpu_type, IDENTITIES)
+        raise UsageError(f"CPU type: unknown: {shown(cpu_type)}{hint}", reason="unknown_name")
+    return cpu_signature(*identity)
+
+
+def initial_vmsa(eip: int, signature: int, guest_features: int, vmm: Vmm = "qemu") -> bytes:
+    """Return the save area (4096 bytes) of a virtual CPU that starts in real mode.
+
+    Args:
+        eip: Start address: the reset vector for the first virtual CPU.
+        signature: EAX of CPUID function 1; EC2 and GCE do not use it.
+        guest_features: SEV_FEATURES, 64 bits.
+        vmm: The VMM.
+    """
+    state = reset_state(eip, signature)
+    if vmm == "ec2":
+        attributes = 0x9A if eip == RESET_VECTOR else 0x9B
+        state = state._replace(
+            code=state.code._replace(attributes=attributes),
+            stack=Segment(0, 0x92),
+            task_attributes=0x83,
+        )
+    elif vmm == "gce":
+        state = state._replace(pat=0x00070106)
+    if vmm != "qemu":
+        state = state._replace(rdx=_CLOUD_RDX, mxcsr=0, x87_control=0)
+    return build_vmsa(state, guest_features)
+
+
+def svsm_vmsa(entry: int, signature: int) -> bytes:
+    """Return the save area of a virtual CPU that starts COCONUT-SVSM in 32-bit protected mode.
+
+    Args:
+        entry: Guest physical address of the entry point.
+        signature: EAX of CPUID function 1.
+    """
+    flat = Segment(16, 0xC93, 0xFFFFFFFF)
+    state = CpuState(
+        rip=entry,
+        code=Segment(8, 0xC9B, 0xFFFFFFFF),
+        stack=flat,
+        data=flat,
+        cr0=0x11,
+        rdx=signature,
+        x87_control=0,
+    )
+    return build_vmsa(state, 1)
+
 
 _PAGE: Final = 4096
 _FOUR_GIB: Final = 1 << 32
@@ -135,8 +209,7 @@ def svsm_launch_digest(
     """
     _check_machine(machine)
     if machine.vmm != "qemu" or machine.guest_features != 1:
-        problem = "a service module needs QEMU and guest features 1"
-        raise _usage_error(problem, "not_applicable")
+        raise _usage_error("a service module needs QEMU and guest features 1", "not_applicable")
     start = _FOUR_GIB - len(firmware) - variables_size - len(svsm)
     if variables_size < 0 or variables_size % _PAGE or start < 0:
         raise _usage_error(f"size of variables: {variables_size}", "out_of_range")

@@ -8,14 +8,7 @@ from uuid import UUID
 from attestkit._reasons import FormatReason
 from attestkit.attestation.launch.snp import OvmfSection
 from attestkit.errors import FormatError
-from attestkit.measure.firmware.guid_table import (
-    SEV_ES_RESET,
-    SEV_HASH_TABLE,
-    SEV_METADATA,
-    SVSM_INFO,
-    read_end_offset,
-    read_guid_table,
-)
+from attestkit.measure.firmware import guid_table
 
 SEC_MEMORY: Final = 1
 SECRETS: Final = 2
@@ -47,17 +40,17 @@ def read_sev_metadata(image: bytes) -> SevMetadata:
     Raises:
         FormatError: If the image has no SEV metadata, or these are malformed or over 256 MiB.
     """
-    table = read_guid_table(image)
-    entry = table.get(SEV_METADATA)
+    table = guid_table.read_guid_table(image)
+    entry = table.get(guid_table.SEV_METADATA)
     if entry is None:
         message = "firmware: no SEV metadata in the GUID table; not a firmware for SEV-SNP"
         raise FormatError(message, reason="unrecognized")
-    at = read_end_offset(image, entry, "SEV metadata")
+    at = guid_table.read_end_offset(image, entry, "SEV metadata")
     return SevMetadata(
         _read_sections(image, at),
-        _first_number(table, SEV_ES_RESET, "reset vector"),
-        _first_number(table, SEV_HASH_TABLE, "table of kernel hashes"),
-        _first_number(table, SVSM_INFO, "entry point"),
+        _first_number(table, guid_table.SEV_ES_RESET, "reset vector"),
+        _first_number(table, guid_table.SEV_HASH_TABLE, "table of kernel hashes"),
+        _first_number(table, guid_table.SVSM_INFO, "entry point"),
     )
 
 

@@ -1,21 +1,28 @@
-"""Example of each message for the API documents; long values are abbreviated with dots."""
+"""Example of each message for the API documents; long values are abbreviated with dots.
 
+A field has the same example in all messages, unless `_OTHERS` has another one for a message. Fields
+without an example have their default.
+"""
+
+from collections.abc import Mapping
 from functools import cache
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 from attestkit.serve.rpc import messages as m
 from attestkit.serve.rpc import messages_v1 as m1
+from attestkit.serve.rpc.message_fields import defaults_of
 
-_PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----\n"
-_CERTIFICATE = "-----BEGIN CERTIFICATE-----\n...\n-----END CERTIFICATE-----\n"
-_EVENT_LOG = (
-    '[{"imr":3,"event_type":134217729,"digest":"...","event":"system-ready","event_payload":""}]'
+_CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----\n...\n-----END CERTIFICATE-----\n"
+_PRIVATE_KEY: Final = "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----\n"
+_KEY: Final = bytes.fromhex("866d0884686e5afdbdaace8bd77c0b4f69a30dbe9506d69270a07bf247c8f4f0")
+_HASH: Final = bytes.fromhex("ea549f02e1a25fabd1cb788380e033ec5461b2ffe4328d753642cf035452e48b")
+_APP_ID: Final = _HASH[:20]
+_DATA: Final = bytes.fromhex("deadbeef")
+_SIGNATURE: Final = bytes.fromhex(
+    "6fb88fa2d00510bad307acc1dc4ef0f30df0acd0ad188a19b05064f17652d635"
+    "623b5b6f31f1494e35aca3a3efd0234e99db3ef44f2030265db39258158ac201"
 )
-_QUOTE = bytes.fromhex("040002008100000000000000939a7233")  # start of every TDX quote of version 4
-_APP_ID = bytes.fromhex("ea549f02e1a25fabd1cb788380e033ec5461b2ff")
-_COMPOSE_HASH = bytes.fromhex("ea549f02e1a25fabd1cb788380e033ec5461b2ffe4328d753642cf035452e48b")
-_KEY = bytes.fromhex("866d0884686e5afdbdaace8bd77c0b4f69a30dbe9506d69270a07bf247c8f4f0")
-_CHAIN = (
+_CHAIN: Final = (
     bytes.fromhex(
         "bdcf39cde546877d89884b708d82470d866b8f1abc6e6e67e1cb37c243eb45aa"
         "20984c8943eae83091655125c339b94108e9c4ae800e463b7fbae44cea261673"
@@ -23,90 +30,72 @@ _CHAIN = (
     ),
     b"",
 )
-_DATA = bytes.fromhex("deadbeef")
-_SIGNATURE = bytes.fromhex(
-    "6fb88fa2d00510bad307acc1dc4ef0f30df0acd0ad188a19b05064f17652d635"
-    "623b5b6f31f1494e35aca3a3efd0234e99db3ef44f2030265db39258158ac201"
-)
-_PUBLIC_KEY = bytes.fromhex("698f56bd587d8ce3ca8db0e1c361ba9d190089f98dc4d9df800ff92ed073a65d")
 
-_GET_TLS_KEY = m.GetTlsKeyArgs(
-    "example.com",
-    ("www.example.com", "api.example.com"),
-    usage_ra_tls=True,
-    usage_server_auth=True,
-)
-
-_EXAMPLES: tuple[NamedTuple, ...] = (
-    _GET_TLS_KEY,
-    m.GetTlsKeyResponse(_PRIVATE_KEY, (_CERTIFICATE, _CERTIFICATE)),
-    m.DeriveKeyArgs("my/key/path", "example.com"),
-    m.GetKeyArgs("my/key/path", "signing", "ed25519"),
-    m.GetKeyResponse(_KEY, _CHAIN),
-    m.DeriveK256KeyResponse(_KEY, _CHAIN),
-    m.RawQuoteArgs(bytes(range(64))),
-    m.GetQuoteResponse(_QUOTE, _EVENT_LOG, bytes(range(64)), "{}"),
-    m.AttestResponse(bytes.fromhex("0001")),
-    m.TdxQuoteArgs(_DATA, "sha256", "my-app"),
-    m.TdxQuoteResponse(_QUOTE, _EVENT_LOG, "sha256", "my-app"),
-    m.EmitEventArgs("custom-event", _DATA),
-    m.AppInfo(
-        app_id=_APP_ID,
-        instance_id=_APP_ID[::-1],
-        app_cert=_CERTIFICATE,
-        tcb_info='{"mrtd": "...", "rtmr0": "...", "event_log": [], "app_compose": "..."}',
-        app_name="my-app",
-        device_id=_COMPOSE_HASH[::-1],
-        mr_aggregated=_COMPOSE_HASH[::-1],
-        os_image_hash=_COMPOSE_HASH[::-1],
-        key_provider_info='{"name":"none","id":""}',
-        compose_hash=_COMPOSE_HASH,
-        vm_config="{}",
+_EXAMPLES: Final[Mapping[str, Any]] = {
+    "alt_names": ("www.example.com", "api.example.com"),
+    "algorithm": "ed25519",
+    "app_cert": _CERTIFICATE,
+    "app_compose": '{"manifest_version":2,"name":"my-app"}',
+    "app_id": _APP_ID,
+    "app_name": "my-app",
+    "attestation": bytes.fromhex("0001"),
+    "bundles": (m1.GpuEvidenceBundle("nvidia", "nvidia-nvattest-collect-evidence-json-v1", b"{}"),),
+    "certificate_chain": (_CERTIFICATE, _CERTIFICATE),
+    "compose_hash": _HASH,
+    "data": _DATA,
+    "device_id": _HASH[::-1],
+    "domain": "wallet",
+    "event": "custom-event",
+    "event_log": (
+        '[{"imr":3,"event_type":134217729,"digest":"...","event":"system-ready",'
+        '"event_payload":""}]'
     ),
-    m.SignRequest("ed25519", _DATA),
-    m.SignResponse(_SIGNATURE, (_SIGNATURE, *_CHAIN), _PUBLIC_KEY),
-    m.VerifyRequest("ed25519", _DATA, _SIGNATURE, _PUBLIC_KEY),
-    m.VerifyResponse(valid=True),
-    m.WorkerVersion("0.5.11", "git:0123456789abcdef0123"),
-    m.GetAttestationForAppKeyRequest("ed25519"),
-    m.Error("Service not found: Nope"),
-    m1.IssueCertRequest(*_GET_TLS_KEY),
-    m1.IssueCertResponse(_PRIVATE_KEY, (_CERTIFICATE, _CERTIFICATE)),
-    m1.GetKeyRequest("wallet", "ed25519"),
-    m1.GetKeyResponse(_KEY, _PUBLIC_KEY, _CHAIN),
-    m1.AttestRequest(bytes(range(64))),
-    m1.AttestResponse(bytes.fromhex("83a776657273696f6e01")),
-    m1.GpuEvidenceBundle("nvidia", "nvidia-nvattest-boottime-json-v1", b"{}"),
-    m1.AttestGpuRequest(bytes(range(32))),
-    m1.AttestGpuResponse(
-        (m1.GpuEvidenceBundle("nvidia", "nvidia-nvattest-collect-evidence-json-v1", b"{}"),)
-    ),
-    m1.InfoRequest(),
-    m1.InfoResponse(
-        app_id=_APP_ID,
-        app_name="my-app",
-        compose_hash=_COMPOSE_HASH,
-        app_compose='{"manifest_version":2,"name":"my-app"}',
-        instance_id=_APP_ID[::-1],
-        device_id=_COMPOSE_HASH[::-1],
-        os_image_hash=_COMPOSE_HASH[::-1],
-        mr_aggregated=_COMPOSE_HASH[::-1],
-        vm_config="{}",
-        key_provider_info='{"name":"none","id":""}',
-    ),
-    m1.VersionRequest(),
-    m1.VersionResponse("0.6.0", "git:0123456789abcdef0123"),
-    m1.HealthRequest(),
-    m1.HealthResponse(healthy=True),
-    m1.ContainerHealth("app-web-1", "starting"),
-)
+    "evidence": b"{}",
+    "format": "nvidia-nvattest-boottime-json-v1",
+    "hash_algorithm": "sha256",
+    "healthy": True,
+    "instance_id": _APP_ID[::-1],
+    "k256_key": _KEY,
+    "k256_signature_chain": _CHAIN,
+    "key": _KEY,
+    "key_provider_info": '{"name":"none","id":""}',
+    "message": "Service not found: Nope",
+    "mr_aggregated": _HASH[::-1],
+    "name": "app-web-1",
+    "nonce": bytes(range(32)),
+    "os_image_hash": _HASH[::-1],
+    "path": "my/key/path",
+    "payload": _DATA,
+    "prefix": "my-app",
+    "public_key": bytes.fromhex("698f56bd587d8ce3ca8db0e1c361ba9d190089f98dc4d9df800ff92ed073a65d"),
+    "purpose": "signing",
+    "quote": bytes.fromhex("040002008100000000000000939a7233"),  # start of TDX quotes of version 4
+    "report_data": bytes(range(64)),
+    "rev": "git:0123456789abcdef0123",
+    "signature": _SIGNATURE,
+    "signature_chain": _CHAIN,
+    "status": "starting",
+    "subject": "example.com",
+    "tcb_info": '{"mrtd": "...", "rtmr0": "...", "event_log": [], "app_compose": "..."}',
+    "usage_ra_tls": True,
+    "usage_server_auth": True,
+    "valid": True,
+    "vendor": "nvidia",
+    "version": "0.5.11",
+    "vm_config": "{}",
+}
+_OTHERS: Final[Mapping[type, Mapping[str, Any]]] = {
+    m.GetTlsKeyResponse: {"key": _PRIVATE_KEY},
+    m.SignResponse: {"signature_chain": (_SIGNATURE, *_CHAIN)},
+    m.TdxQuoteArgs: {"report_data": _DATA},
+    m1.AttestResponse: {"attestation": bytes.fromhex("83a776657273696f6e01")},
+    m1.IssueCertResponse: {"key": _PRIVATE_KEY},
+    m1.VersionResponse: {"version": "0.6.0"},
+}
 
 
 @cache
-def _by_class() -> dict[type, NamedTuple]:
-    return {type(example): example for example in _EXAMPLES}
-
-
 def example_of(message: type[NamedTuple]) -> NamedTuple:
-    """Return an example of a message: a valid request, or a typical response."""
-    return _by_class()[message]
+    """Return the example of a message."""
+    values = {**defaults_of(message)._asdict(), **_EXAMPLES, **_OTHERS.get(message, {})}
+    return message._make([values[name] for name in message._fields])

@@ -22,7 +22,6 @@ class Access(Protocol):
             request: The ASGI scope.
             route: Name of the route that answers the request; None for an unknown path.
         """
-        ...
 
 
 @runtime_checkable
@@ -31,7 +30,6 @@ class DirectApp(Protocol[Call]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request (ASGI)."""
-        ...
 
     new_id: Callable[[], bytes]
     """Function that returns the id of the next request."""
@@ -43,11 +41,9 @@ class DirectApp(Protocol[Call]):
             target: Request target.
             content_type: Content type of the body; None without a body.
         """
-        ...
 
     def blocks(self, call: Call) -> bool:
         """Return whether the response would block at present."""
-        ...
 
     def respond(
         self, found: Call, target: bytes, content_type: bytes, body: bytes | None
@@ -57,7 +53,6 @@ class DirectApp(Protocol[Call]):
         Returns:
             The status, the header section, the body in pieces and its length, and the request id.
         """
-        ...
 
 
 def is_unix_peer(scope: Scope) -> bool:

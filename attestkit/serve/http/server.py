@@ -284,9 +284,7 @@ class _Server(uvicorn.Server):
 
         def protocol() -> asyncio.Protocol:
             return self._make_protocol(
-                config=self._config,
-                server_state=self.server_state,
-                app_state=self.lifespan.state,
+                config=self._config, server_state=self.server_state, app_state=self.lifespan.state
             )
 
         await asyncio.get_running_loop().connect_accepted_socket(protocol, accepted)

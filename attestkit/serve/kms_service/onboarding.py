@@ -266,9 +266,11 @@ def _check_domain(domain: str) -> None:
         raise KmsRefusalError("domain contains an invalid DNS label") from error
 
 
-async def finish(setup: Onboarding, _: None) -> None:
+async def finish(setup: Onboarding, _: None = None) -> None:
     """Finish the setup: the KMS then serves HTTPS on this address."""
-    _finish(setup)
+    if setup.state is None:
+        raise KmsRefusalError("KMS has no keys; call Onboard.Bootstrap or Onboard.Onboard first")
+    setup.finish()
 
 
 SERVICE: Final = Service(
@@ -299,12 +301,5 @@ async def _show_page(_: Onboarding, __: ViewRequest) -> ViewResponse:
 
 
 async def _finish_by_page(setup: Onboarding, _: ViewRequest) -> ViewResponse:
-    _finish(setup)
+    await finish(setup)
     return ViewResponse(CONTENT_TYPE, b"OK")
-
-
-def _finish(setup: Onboarding) -> None:
-    """Finish the setup, once there are keys."""
-    if setup.state is None:
-        raise KmsRefusalError("KMS has no keys; call Onboard.Bootstrap or Onboard.Onboard first")
-    setup.finish()

@@ -5,6 +5,8 @@ Its methods block: they verify evidence, and may call an authorization server. T
 
 import hmac
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Final
 
@@ -21,7 +23,7 @@ from attestkit.kms.release.state_folder import KmsState
 from attestkit.report_data import ReportData
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.kms_service.client_evidence import ClientEvidence, current_client
-from attestkit.serve.kms_service.errors import KmsFailureError, KmsRefusalError, refusal
+from attestkit.serve.kms_service.errors import KmsRefusalError, refusal
 from attestkit.serve.kms_service.request_queue import RequestQueue, queued
 from attestkit.serve.kms_service.server_identity import KmsParts, ServerIdentity, current_state
 from attestkit.serve.rpc import messages_kms as m
@@ -101,12 +103,8 @@ class ReleaseEngine(RequestQueue):
             raise KmsRefusalError(f"Unsupported API version: {api_version}")
         self._authorize_self()
         state = current_state.get()
-        try:
+        with _logging_refusal("GetAppKey", _NOT_ALLOWED):
             guest, decision = self._authorize_client("app", current_client.get(), vm_config)
-        except AttestKitError as error:
-            failure = refusal(error, _NOT_ALLOWED)
-            _log_failure("GetAppKey", failure)
-            raise failure from error
         boot = guest.boot_info
         keys = release_app_keys(state.roots, boot.app_id, boot.instance_id)
         _log("GetAppKey", boot.app_id)
@@ -125,12 +123,8 @@ class ReleaseEngine(RequestQueue):
     def release_roots(self, vm_config: str) -> m.KmsKeyResponse:
         """Release the roots to another KMS."""
         self._authorize_self()
-        try:
+        with _logging_refusal("GetKmsKey"):
             guest, _ = self._authorize_client("kms", current_client.get(), vm_config)
-        except AttestKitError as error:
-            failure = refusal(error)
-            _log_failure("GetKmsKey", failure)
-            raise failure from error
         _log("GetKmsKey", guest.boot_info.app_id)
         roots = current_state.get().roots
         keys = m.KmsKeys(roots.ca_key.pkcs8_pem, roots.k256_secret)
@@ -142,7 +136,7 @@ class ReleaseEngine(RequestQueue):
         """Sign a certificate of the app whose evidence is in the request (kms.md, section 5)."""
         self._authorize_self()
         state = current_state.get()
-        try:
+        with _logging_refusal("SignCert"):
             request = verify_cert_request(csr, signature, api_version)
             evidence = request.attested()
             guest = self._authorize_request(request, evidence, vm_config)
@@ -154,10 +148,6 @@ class ReleaseEngine(RequestQueue):
             chain = sign_app_certificate(
                 state.roots, state.root_pem, app_id, leaf, now=int(self._parts.now())
             )
-        except AttestKitError as error:
-            failure = refusal(error)
-            _log_failure("SignCert", failure)
-            raise failure from error
         _log("SignCert", guest.boot_info.app_id)
         return m.SignCertResponse(chain)
 
@@ -294,12 +284,18 @@ def _log(method: str, app_id: bytes) -> None:
     _logger.info("simulated KMS: %s for app %s: released", method, app_id.hex())
 
 
-def _log_failure(method: str, failure: KmsRefusalError | KmsFailureError) -> None:
-    """Log the reason why nothing was released, without the VM configuration."""
-    app_id = failure.app_id.hex() if isinstance(failure, KmsRefusalError) else ""
-    reason = one_line(str(failure), _MAX_LOGGED)
-    text = "simulated KMS: %s for app %s: refused: %s"
-    _logger.warning(text, method, app_id or "unknown", reason)
+@contextmanager
+def _logging_refusal(method: str, prefix: str = "") -> Iterator[None]:
+    """Log the reason why nothing is released, without the VM configuration."""
+    try:
+        yield
+    except AttestKitError as error:
+        failure = refusal(error, prefix)
+        app_id = failure.app_id.hex() if isinstance(failure, KmsRefusalError) else ""
+        reason = one_line(str(failure), _MAX_LOGGED)
+        text = "simulated KMS: %s for app %s: refused: %s"
+        _logger.warning(text, method, app_id or "unknown", reason)
+        raise failure from error
 
 
 SERVICE: Final = Service(

@@ -52,10 +52,7 @@ class KeySource:
     """
 
     def __init__(
-        self,
-        seed: bytes | None,
-        roots: KmsRoots | None,
-        state_dir: str | os.PathLike[str] | None,
+        self, seed: bytes | None, roots: KmsRoots | None, state_dir: str | os.PathLike[str] | None
     ) -> None:
         given = [name for name, value in (("seed", seed), ("roots", roots)) if value is not None]
         if len(given) > 1 or (given and state_dir is not None):

@@ -69,12 +69,10 @@ class MethodContext(Protocol):
     @property
     def executor(self) -> Executor | None:
         """The worker thread of the device; None while the device does not block."""
-        ...
 
     @property
     def signs_remotely(self) -> bool:
         """Whether methods that sign wait for the network."""
-        ...
 
     async def on_device(
         self, work: Callable[[], T], *, writes: bool = False, signs: bool = False
@@ -83,7 +81,6 @@ class MethodContext(Protocol):
 
         If it `signs`, and methods that sign wait for the network, it runs in another thread.
         """
-        ...
 
 
 class RpcResponse(NamedTuple):

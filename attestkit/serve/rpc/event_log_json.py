@@ -5,7 +5,7 @@ grows with the log, instead of being encoded again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -86,10 +86,7 @@ def _appended(text: EscapedText, more: str) -> EscapedText:
     return EscapedText((*pieces, more), (*json, last))
 
 
-Found: TypeAlias = Mapping[str, bytes | None]
-
-
-def tcb_info(found: Found, log: EscapedText, app_compose: str) -> EscapedText:
+def tcb_info(found: Mapping[str, bytes | None], log: EscapedText, app_compose: str) -> EscapedText:
     """Return the JSON text of tcb_info in Info: registers and hashes, event log, app-compose.json.
 
     It is not Intel's TCB info.

@@ -135,8 +135,7 @@ def _own_terminal(descriptor: int) -> int:
         return descriptor
     try:
         return os.open(
-            os.ttyname(descriptor),
-            os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC,
+            os.ttyname(descriptor), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
         )
     except OSError:  # owned by another user, as after su
         return descriptor

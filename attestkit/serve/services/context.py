@@ -11,12 +11,7 @@ from attestkit.attestation.wire.evidence_parts import is_of_dstack
 from attestkit.attester import Attester, app_info
 from attestkit.backends.base import EventPcr, EvidenceCollector, GuestAgent
 from attestkit.dstack.app_compose import AppCompose
-from attestkit.errors import (
-    AttestKitError,
-    BackendError,
-    UnsupportedError,
-    UsageError,
-)
+from attestkit.errors import AttestKitError, BackendError, UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import AppKeys, LocalKeys
 from attestkit.keys.key_claims import require_key_epoch_0

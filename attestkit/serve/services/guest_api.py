@@ -4,7 +4,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from attestkit._system.power_off import power_off
+from attestkit._system.process_hardening import power_off
 from attestkit.errors import UsageError
 from attestkit.serve.docker.responses import Container
 from attestkit.serve.http.asgi import Scope, is_unix_peer

@@ -74,7 +74,5 @@ def _serve_by_workers(
         pool = WorkerPool(workers, shared.arguments, seconds, metrics, endpoint)
         lines = [f"attestkit serves a verifier, by {workers} processes"]
         pool.run(
-            listening,
-            service,
-            lambda ready: announce(shared, ready, lines, verifier=settings),
+            listening, service, lambda ready: announce(shared, ready, lines, verifier=settings)
         )

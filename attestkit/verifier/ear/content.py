@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_args
 import msgspec
 
 from attestkit._formats import strict_json
-from attestkit._formats.base64url import from_base64url
+from attestkit._formats.compact_jws import from_base64url
 from attestkit._sanitize import one_line
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.report_data import check_nonce

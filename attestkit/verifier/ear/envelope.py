@@ -10,9 +10,8 @@ import hmac
 import json
 from typing import Any, Final, Literal, NamedTuple, cast
 
-from attestkit._formats.base64url import to_base64url
 from attestkit._formats.cbor import Value, read_value
-from attestkit._formats.compact_jws import read_compact_jws
+from attestkit._formats.compact_jws import read_compact_jws, to_base64url
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier.ear.keys import EarKey, EarPublicKey
 

@@ -14,7 +14,7 @@ from attestkit._crypto.ed25519 import Ed25519Key, ed25519_verify
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.zeroize import Secret
 from attestkit._formats import strict_json
-from attestkit._formats.base64url import from_base64url, to_base64url
+from attestkit._formats.compact_jws import from_base64url, to_base64url
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit._package import own_version
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, UsageError, VerificationError

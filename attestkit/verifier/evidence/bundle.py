@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._formats import strict_json
-from attestkit._system.saved_documents import load_document, save_document
+from attestkit._system.atomic_file import load_document, save_document
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.verifier.claims import caution

@@ -14,7 +14,7 @@ from attestkit.errors import FormatError, UnsupportedError, UsageError, Verifica
 from attestkit.event_log.event import ACPI_LABELS, WireEvent
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.measure.acpi import find_tables
-from attestkit.measure.expected_event import ExpectedEvent, replay
+from attestkit.measure.expected import ExpectedEvent, replay
 from attestkit.measure.kernel.linux_kernel import QemuRelease
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.quote import TdQuoteBody

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from attestkit._system.bounded_cache import BoundedCache
 from attestkit.attestation.launch.td_hob import LOW_END, SPLIT_MEMORY, memory_below_4g
 from attestkit.errors import AttestKitError, FormatError, UsageError
-from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.firmware.mrtd import Mrtds, compute_mrtds
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.firmware.tdvf import Mrtds, compute_mrtds
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.image_folder import DstackImage
-from attestkit.measure.kernel.direct_boot import DirectBoot, FirmwareTraits, direct_boot_events
 from attestkit.measure.kernel.linux_kernel import (
+    DirectBoot,
+    FirmwareTraits,
     QemuRelease,
+    direct_boot_events,
     loads_patched_kernel,
     measured_kernel_digest,
 )
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.boot_events import expected_rtmr0
-from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
+from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason

@@ -27,10 +27,10 @@ from attestkit.verifier.evidence.bundle import EvidenceBundle
 from tests.attacks.attempts import Surfaces
 from tests.crypto.x509.test_ak_certificates import Authority
 from tests.raising import raises
-from tests.verifier import test_ak_collateral as ak
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE, NOW
 from tests.verifier.platforms.vtpm.made_tpm import EXTRA
+from tests.verifier.tpm import test_ak_collateral as ak
 
 attacks = Surfaces("collateral")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.attestation import Attestation
 from attestkit.errors import ConfigError, FormatError, GpuEvidenceError, PolicyError, UsageError
 from attestkit.gpu.endorsements import GpuEndorsements
@@ -17,7 +17,7 @@ from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.result import AttestationResult
 from tests.attacks.attempts import Surfaces, bound
 from tests.gpu.simulated_machine import machine
-from tests.verifier import test_gpu_join as join
+from tests.verifier.gpu import test_gpu_join as join
 from tests.verifier.platforms import intel
 
 attacks = Surfaces("gpu")

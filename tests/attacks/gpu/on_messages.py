@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from attestkit._formats.base64url import from_base64url, to_base64url
+from attestkit._formats.compact_jws import from_base64url, to_base64url
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, PolicyError
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import GpuEvidence
 from attestkit.verifier.result import AttestationResult
 from tests.attacks.attempts import Surfaces, bound
 from tests.gpu.simulated_machine import machine
-from tests.verifier import test_gpu_join as join
+from tests.verifier.gpu import test_gpu_join as join
 from tests.verifier.platforms import intel
 
 attacks = Surfaces("gpu")

@@ -9,7 +9,7 @@ from attestkit.gpu.bindings import read_chutes, read_coco, read_secretvm, read_v
 from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.evidence import GpuEvidence
 from tests.attacks.attempts import Surfaces
-from tests.verifier import test_gpu_join as join
+from tests.verifier.gpu import test_gpu_join as join
 from tests.verifier.platforms import intel
 
 attacks = Surfaces("gpu")

@@ -8,7 +8,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.measure import snp
 from attestkit.measure.firmware.tdvf import TEMP_MEM, TdvfSection, read_tdvf_sections
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.kernel.gpt import GptTable
+from attestkit.measure.kernel.disk_boot import GptTable
 from attestkit.measure.kernel.pe_image import PeImage
 from attestkit.measure.kernel.unified_kernel_image import UnifiedKernelImage
 from tests.attacks.attempts import Surfaces

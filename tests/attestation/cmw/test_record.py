@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._formats.base64url import from_base64url, to_base64url
+from attestkit._formats.compact_jws import from_base64url, to_base64url
 from attestkit.attestation.cmw import record
 from attestkit.attestation.cmw.json_form import read_json, write_json
 from attestkit.attestation.cmw.record import (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import encode_pem
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.attestation.azure import HclReport
 from attestkit.backends.azure import AzureBackend, ImdsClient
 from attestkit.backends.azure.backend import AK_CERTIFICATE, AK_HANDLE, HCL_REPORT, USER_DATA

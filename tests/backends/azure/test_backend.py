@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.attestation import Attestation
 from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Evidence, Stack
@@ -41,8 +41,8 @@ from tests.backends.azure.confidential_vm import ConfidentialVm
 from tests.backends.azure.imds_server import json_response, status_response
 from tests.backends.tpm.templates import EVERY_PCR
 from tests.collateral.http_server import CreateServer
+from tests.machines.software_tpm import needs_swtpm
 from tests.raising import raises
-from tests.software_tpm import needs_swtpm
 from tests.verifier.platforms import azure
 
 pytestmark = needs_swtpm

@@ -14,8 +14,8 @@ import pytest
 
 from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import AttestKitError
-from tests.keeping import Keeping
-from tests.quotes import made_quote
+from tests.concurrency.keeping import Keeping
+from tests.samples.quotes import made_quote
 
 SECRET = "5ec2e7" * 10 + "5ec2"  # in responses, in place of a key
 PATIENCE = 60  # seconds before a step counts as hung

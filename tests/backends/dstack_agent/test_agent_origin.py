@@ -14,8 +14,8 @@ from tests.backends.dstack_agent.scripted_agent import (
     response,
     wait_for_close,
 )
-from tests.quotes import sample
 from tests.raising import raises
+from tests.samples.quotes import sample
 from tests.serve.server import Server
 from tests.vectors import HAVE_SHARED, needs_shared
 

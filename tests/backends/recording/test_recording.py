@@ -32,8 +32,8 @@ from attestkit.event_log import Event
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.testing import BackendContract
 from tests.backends.recording.recorded import record
+from tests.machines.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 from tests.raising import raises
-from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 from tests.tpm.collector import FakeCollector
 
 

@@ -33,8 +33,8 @@ from attestkit.event_log.runtime_events import runtime_event
 from attestkit.verifier import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.backends.recording.recorded import REPORT_DATA, record
+from tests.machines.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 from tests.raising import raises
-from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 from tests.untyped import untyped
 
 

@@ -27,9 +27,9 @@ from attestkit.errors import (
     UsageError,
 )
 from tests.backends.recording.recorded import REPORT_DATA, read_lines, record
-from tests.keeping import Keeping
+from tests.concurrency.keeping import Keeping
+from tests.machines.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 from tests.raising import raises
-from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 from tests.untyped import untyped
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -18,9 +18,9 @@ from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, UsageError
 from attestkit.event_log.runtime_events import runtime_event
-from tests.keeping import Keeping
+from tests.concurrency.keeping import Keeping
+from tests.machines.tees import SEED
 from tests.raising import raises
-from tests.tees import SEED
 from tests.untyped import untyped
 
 OURS = str(Path(attestkit.__file__).parent)

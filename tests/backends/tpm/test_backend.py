@@ -25,8 +25,8 @@ from attestkit.testing.contract import BackendContract
 from attestkit.tpm import TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.handles import ENDORSEMENT
 from tests.backends.tpm.templates import ECC_AK, EK, RSA_AK
+from tests.machines.software_tpm import needs_swtpm
 from tests.raising import raises
-from tests.software_tpm import needs_swtpm
 from tests.untyped import untyped
 
 AK = 0x81010002

@@ -19,8 +19,8 @@ from attestkit.tpm.handles import ENDORSEMENT, OWNER
 from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE, OWNER_READ, OWNER_WRITE, WRITTEN
 from attestkit.tpm.response_codes import RC_NV_DEFINED, RC_NV_RANGE, RC_OBJECT_MEMORY
 from tests.backends.tpm.templates import ECC_AK, EK, EVERY_PCR, P384_AK, RSA_AK, SHA256
+from tests.machines.software_tpm import needs_swtpm, opened_swtpm
 from tests.raising import raises
-from tests.software_tpm import needs_swtpm, opened_swtpm
 
 INDEX = 0x01500000
 

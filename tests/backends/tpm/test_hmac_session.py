@@ -23,8 +23,8 @@ from attestkit.tpm.handles import ENDORSEMENT, OWNER
 from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE
 from attestkit.tpm.reader import encode_number, encode_sized
 from tests.backends.tpm.templates import ECC_AK, EK
+from tests.machines.software_tpm import needs_swtpm
 from tests.raising import raises
-from tests.software_tpm import needs_swtpm
 
 INDEX = 0x01500000
 SECRET = bytes(range(1, 65))

@@ -27,8 +27,8 @@ from attestkit.backends.tpm.transports import StreamTransport
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.handles import ENDORSEMENT
 from tests.backends.tpm.templates import ECC_AK, EVERY_PCR, P384_AK, RSA_AK, SHA256
+from tests.machines.software_tpm import SWTPM, needs_swtpm
 from tests.processes import run_program
-from tests.software_tpm import SWTPM, needs_swtpm
 
 Connect: TypeAlias = Callable[[], AbstractContextManager[TpmClient]]
 

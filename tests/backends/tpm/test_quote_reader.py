@@ -14,8 +14,8 @@ from attestkit.tpm import PcrSelection, TpmsAttest, pcr_digest
 from attestkit.tpm.handles import ENDORSEMENT
 from tests.backends.tpm.templates import ECC_AK, EVERY_PCR, P384_AK, SHA256
 from tests.backends.tpm.tpm_peer import AnsweringTpm, exchange_with
+from tests.machines.software_tpm import needs_swtpm, opened_swtpm
 from tests.raising import raises
-from tests.software_tpm import needs_swtpm, opened_swtpm
 
 LOGS = TpmLogs(b"boot log", b"IMA list")
 PLATFORM = 0x4000000C

@@ -27,8 +27,8 @@ from attestkit.tpm.response_codes import RC_RESMGR_COMMAND_CODE
 from tests.backends.tpm.fake_node import DROPPED, FakeNode, Handler
 from tests.backends.tpm.templates import SHA256
 from tests.backends.tpm.tpm_peer import CLOSE, AnsweringTpm
+from tests.machines.software_tpm import needs_swtpm
 from tests.raising import raises
-from tests.software_tpm import needs_swtpm
 
 COMMAND = TpmCommand(0x144, (), b"\0\0").encode()
 RESPONSE = TpmResponse(0, None, b"parameters").encode()

@@ -11,7 +11,7 @@ from attestkit.backends.simulator.scenarios.named_case import NO_STATUS
 from attestkit.backends.simulator.scenarios.registry import CLOUDS
 from attestkit.verifier import AppraisalPolicy
 from tests.cli import schemas
-from tests.software_tpm import needs_swtpm
+from tests.machines.software_tpm import needs_swtpm
 
 Capture = pytest.CaptureFixture[str]
 NONCE: Final = bytes(range(32)).hex()

@@ -15,9 +15,9 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.client import ProofBundle
-from attestkit.ra_tls.key_loading import load_issued
+from attestkit.ra_tls.issued import load_issued
 from attestkit.testing import AttestedServer
-from attestkit.testing.loopback_ca import LoopbackCa
+from attestkit.testing.tls_listener import LoopbackCa
 from tests.cli import schemas
 from tests.cli.attested import options, trust
 

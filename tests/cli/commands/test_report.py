@@ -13,7 +13,7 @@ import pytest
 from attestkit.__main__ import main
 from attestkit._sanitize import printable
 from attestkit.attestation import Attestation
-from attestkit.cli.report.events import FIRST, LAST
+from attestkit.cli.report.registers import FIRST, LAST
 from attestkit.event_log import EventLog
 from attestkit.event_log.display import preview
 from tests.cli import evidence_files

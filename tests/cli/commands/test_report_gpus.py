@@ -8,7 +8,7 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.attestation import Attestation
-from attestkit.cli.report.gpu_picture import build_strip, draw_connections
+from attestkit.cli.report.gpu_section import build_strip, draw_connections
 from attestkit.gpu import GpuEvidence
 from tests.cli.commands.test_gpus import NONCE, trusted
 from tests.cli.commands.test_report import Reader, read

@@ -21,8 +21,8 @@ from attestkit.attester import Attester
 from attestkit.backends.recording import Recording
 from tests.cli import schemas
 from tests.cli.evidence_files import HOSTILE, Files
-from tests.quotes import made_quote
-from tests.tees import FakeSnp
+from tests.machines.tees import FakeSnp
+from tests.samples.quotes import made_quote
 from tests.verifier.platforms import amd, intel
 
 Capture = pytest.CaptureFixture[str]

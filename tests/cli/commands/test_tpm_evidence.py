@@ -11,7 +11,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.cli.output.tpm_evidence import describe_tpm
-from attestkit.cli.report.tpm_section import build_tpm_section
+from attestkit.cli.report.registers import build_tpm_section
 from attestkit.verifier import AppraisalPolicy
 from tests.attestation.vtpm_samples import VTPM_KINDS
 from tests.cli import schemas

@@ -17,7 +17,7 @@ from tests.cli import evidence_files
 from tests.cli.evidence_files import AT, HOSTILE, NONCE_HEX, REPORT_DATA, Files
 from tests.ra_tls import tds
 from tests.vectors import SHARED, data, needs_shared
-from tests.verifier import gpu_attacks as attacker
+from tests.verifier.gpu import gpu_attacks as attacker
 from tests.verifier.platforms import intel
 
 DCAP = SHARED / "data/quotes/dcap-qvl"

@@ -15,9 +15,9 @@ from attestkit.serve.verifier_service.verifier_factory import open_verifier
 from attestkit.verifier import Verifier
 from attestkit.verifier.evidence.bundle import EvidenceBundle
 from tests.raising import raises
-from tests.verifier import test_ak_collateral as keys
 from tests.verifier.platforms.snp import test_revocation as simulated
 from tests.verifier.platforms.vtpm.made_tpm import EXTRA
+from tests.verifier.tpm import test_ak_collateral as keys
 
 Capture = pytest.CaptureFixture[str]
 AT = str(simulated.NOW)

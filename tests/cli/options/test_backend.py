@@ -17,7 +17,7 @@ from attestkit.errors import FormatError
 from attestkit.quote import Quote
 from tests.cli import program
 from tests.cli.program import SEED, SIMULATED, WARNING
-from tests.tees import FakeSnp
+from tests.machines.tees import FakeSnp
 
 Capture = pytest.CaptureFixture[str]
 

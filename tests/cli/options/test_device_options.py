@@ -12,10 +12,10 @@ import pytest
 
 from attestkit import backends
 from attestkit.__main__ import main
-from attestkit.cli.options.backend_values import option_types
+from attestkit.cli.options.backend import option_types
 from attestkit.errors import UsageError
 from tests.cli.program import SIMULATED, WARNING
-from tests.tees import FakeSnp
+from tests.machines.tees import FakeSnp
 from tests.untyped import untyped
 
 Capture = pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ from attestkit.client.document import (
     encode_statement,
     statement_report_data,
 )
-from attestkit.client.middleware.document_endpoint import snp_certificates
+from attestkit.client.document_endpoint import snp_certificates
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.testing import SimulatedTee
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from attestkit.attestation import Attestation
 from attestkit.client.asgi import Attested
 from attestkit.client.document import PATH, SigningKey, read_document
-from attestkit.client.middleware.document_endpoint import AT_ONCE, WAITING
+from attestkit.client.document_endpoint import AT_ONCE, WAITING
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.errors import QuoteUnavailableError, UsageError
 from attestkit.testing import SimulatedTee

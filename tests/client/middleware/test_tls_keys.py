@@ -13,9 +13,9 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem, read_certificate
 from attestkit.client.document import MAX_KEYS
-from attestkit.client.middleware.tls_keys import MAX_FILE, TlsKeys, TlsSource, read_pem_keys
+from attestkit.client.document_endpoint import MAX_FILE, TlsKeys, TlsSource, read_pem_keys
 from attestkit.errors import FormatError, UsageError
-from attestkit.testing.loopback_ca import LoopbackCa, new_key
+from attestkit.testing.tls_listener import LoopbackCa, new_key
 from tests.raising import raises
 
 CA = LoopbackCa()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from attestkit.client.document import PATH
-from attestkit.client.middleware.document_endpoint import AT_ONCE, WAITING
+from attestkit.client.document_endpoint import AT_ONCE, WAITING
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.wsgi import Attested
 from tests.client.middleware.documents import NONCE, PEER, tee

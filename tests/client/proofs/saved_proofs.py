@@ -4,8 +4,8 @@ from functools import cache
 from typing import NamedTuple
 
 import attestkit
+from attestkit.client.proofs.appraisal import Require
 from attestkit.client.proofs.proof import Proof
-from attestkit.client.proofs.require import Require
 from attestkit.testing import AttestedServer
 from attestkit.verifier import Verifier
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.client.proofs.signed_answers import MAX_SEEN, SignedAnswers
 from attestkit.client.wire.exchange import MAX_IDENTIFIERS, IdentifierScan, WireRecord
 from attestkit.errors import ServiceError, UsageError
@@ -107,7 +108,7 @@ def test_many_ids(answers: SignedAnswers, monkeypatch: pytest.MonkeyPatch) -> No
     scan.feed(b"".join(b'{"id":"%d"}' % number for number in range(MAX_IDENTIFIERS + 1)))
     assert scan.hides
     assert MAX_SEEN >= MAX_IDENTIFIERS
-    monkeypatch.setattr("attestkit.client.proofs.signed_answers.MAX_SEEN", 2)
+    monkeypatch.setattr(answers, "_seen", BoundedCache(2))
     for number in range(3):
         answers.note(record(b"", b'{"id": "%d"}' % number))
     assert len(answers._seen) == 2

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.client.proofs.proof_bundle import MAX_ANSWERS, MAX_FILE, ProofBundle
+from attestkit.client.proofs.proof import MAX_ANSWERS, MAX_FILE, ProofBundle
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
 from tests.client.proofs.saved_proofs import saved_proof
 from tests.raising import raises

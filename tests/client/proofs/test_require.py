@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from attestkit.client.proofs.require import REQUIRE_ALL, Require
+from attestkit.client.proofs.appraisal import REQUIRE_ALL, Require
 from attestkit.client.services.service import Binding, Claims, Machine
 from attestkit.errors import ServiceError, UsageError
 from tests.raising import raises

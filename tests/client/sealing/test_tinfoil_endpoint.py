@@ -14,8 +14,7 @@ from attestkit import AppraisalPolicy, Require
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.testing import SimulatedTee
-from attestkit.testing.loopback_ca import LoopbackCa
-from attestkit.testing.tls_listener import ADDRESS, TlsListener
+from attestkit.testing.tls_listener import ADDRESS, LoopbackCa, TlsListener
 from tests.client.sealing.ehbp_server import KEY_PROBLEM, EhbpServer
 from tests.client.services.tinfoil.tinfoil_maker import Enclave
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.mlkem import MlKemKey
 from attestkit.testing import SimulatedTee
-from tests.certificates import name_of
+from tests.pki.certificates import name_of
 
 NONCE: Final = bytes(range(32))
 CHUTE: Final = "e51e818e-fa63-570d-9f68-49d7d1b4d12f"

@@ -11,8 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestkit._crypto.hashes import sha256
 from attestkit.serve.event_loop_thread import EventLoopThread
-from attestkit.testing.loopback_ca import LoopbackCa
-from attestkit.testing.tls_listener import ADDRESS, TlsListener
+from attestkit.testing.tls_listener import ADDRESS, LoopbackCa, TlsListener
 
 
 class Request(NamedTuple):

@@ -9,7 +9,7 @@ from attestkit._crypto.x509.app_certificates import certificate_pem
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.client.document import encode_document, encode_statement, read_document
-from attestkit.client.middleware.document_endpoint import snp_certificates
+from attestkit.client.document_endpoint import snp_certificates
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.services.service import Claims
 from attestkit.client.wire.observed_peer import ObservedPeer

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from attestkit._crypto.hashes import sha256
-from tests.certificates import key_usage, name_of
+from tests.pki.certificates import key_usage, name_of
 
 DAY: Final = dt.timedelta(days=1)
 NAMES: Final = ("localhost", "127.0.0.1", "other.example")

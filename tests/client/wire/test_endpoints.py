@@ -9,7 +9,7 @@ import pytest
 
 import attestkit
 from attestkit.client.endpoint import Endpoint
-from attestkit.client.proofs.require import Require
+from attestkit.client.proofs.appraisal import Require
 from attestkit.errors import UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.testing import AttestedServer

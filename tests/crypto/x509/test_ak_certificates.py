@@ -12,7 +12,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestkit._crypto.pem import split_pem
-from attestkit._crypto.x509.ak_certificates.crl import check_revocation, is_crl, read_ak_crl
+from attestkit._crypto.x509.ak_certificates.crl import (
+    check_revocation,
+    is_crl,
+    read_ak_crl,
+    read_crl_urls,
+    read_issuer_urls,
+)
 from attestkit._crypto.x509.ak_certificates.gce_extension import (
     GCE_EXTENSION,
     read_gce_extension,
@@ -23,7 +29,6 @@ from attestkit._crypto.x509.ak_certificates.path import (
     IssuerMissingError,
     find_ak_path,
 )
-from attestkit._crypto.x509.ak_certificates.urls import read_crl_urls, read_issuer_urls
 from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
 from attestkit._crypto.x509.vendor_roots import google_roots
 from attestkit.errors import (
@@ -32,7 +37,7 @@ from attestkit.errors import (
     FormatError,
     SignatureError,
 )
-from tests.certificates import key_usage, name_of
+from tests.pki.certificates import key_usage, name_of
 from tests.vectors import data, needs_shared
 
 NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)

@@ -22,7 +22,7 @@ from attestkit._crypto.x509.app_certificates import (
     read_certificate,
 )
 from attestkit.errors import FormatError, UsageError
-from tests.certificates import name_of
+from tests.pki.certificates import name_of
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 

@@ -23,7 +23,7 @@ from attestkit._crypto.der import (
 from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER, read_ocsp_answer
 from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_error
 from attestkit.errors import CollateralError, FormatError, UsageError
-from tests.ocsp_pki import (
+from tests.pki.ocsp_pki import (
     DAY,
     NOW,
     answer_about,

@@ -34,7 +34,7 @@ from attestkit.errors import (
     SignatureError,
     UsageError,
 )
-from tests.ocsp_pki import (
+from tests.pki.ocsp_pki import (
     AUTHORITY,
     DAY,
     END_ENTITY,

@@ -25,7 +25,7 @@ from attestkit._crypto.x509.ocsp.request import (
     write_ocsp_request,
 )
 from attestkit.errors import FormatError, SignatureError, UsageError
-from tests.ocsp_pki import (
+from tests.pki.ocsp_pki import (
     DAY,
     NOW,
     answer_about,

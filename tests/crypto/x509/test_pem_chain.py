@@ -6,8 +6,8 @@ import pytest
 
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit.errors import FormatError
-from tests.quotes import PATTERN
 from tests.raising import raises
+from tests.samples.quotes import PATTERN
 
 
 def der_sequence(size: int) -> bytes:

@@ -23,7 +23,7 @@ from attestkit._crypto.x509.simulated.sgx_certificates import (
     sgx_extension,
 )
 from attestkit.errors import FormatError, UsageError
-from tests.certificates import key_usage
+from tests.pki.certificates import key_usage
 from tests.raising import raises
 
 PLATFORM = SgxPlatform(

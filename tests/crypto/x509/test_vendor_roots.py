@@ -15,8 +15,8 @@ from attestkit.attestation import Attestation
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import SignatureError
 from attestkit.quote import Quote
-from tests.quotes import sample
 from tests.raising import raises
+from tests.samples.quotes import sample
 from tests.vectors import data, needs_shared
 
 GENUINE = "quotes/dcap-qvl/tdx_quote"

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from attestkit.gpu.nras.tokens import NRAS_ISSUER
-from tests.ocsp_pki import certificate_of, der, key_of
+from tests.pki.ocsp_pki import certificate_of, der, key_of
 
 NOW = datetime(2026, 8, 1, tzinfo=timezone.utc)
 NONCE = bytes(range(32))

@@ -14,7 +14,7 @@ from attestkit.gpu.nras.client import NVIDIA_NRAS_URL, fetch_keys, request_token
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE
 from attestkit.gpu.nras.jwks import MAX_JWKS
 from tests.gpu.nras.nras_tokens import NONCE, answer, jwks
-from tests.ocsp_pki import der, issuer_certificate, subject_certificate
+from tests.pki.ocsp_pki import der, issuer_certificate, subject_certificate
 from tests.raising import raises
 from tests.untyped import untyped
 

@@ -12,7 +12,7 @@ from attestkit._crypto.p384 import P384PublicKey
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.nras.jwks import MAX_JWKS, MAX_KEYS, read_jwks
 from tests.gpu.nras.nras_tokens import KEY_ID, b64, jwk, jwks
-from tests.ocsp_pki import certificate_of, der
+from tests.pki.ocsp_pki import certificate_of, der
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared

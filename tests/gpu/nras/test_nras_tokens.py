@@ -31,7 +31,7 @@ from tests.gpu.nras.nras_tokens import (
     overall_claims,
     sign,
 )
-from tests.ocsp_pki import key_of
+from tests.pki.ocsp_pki import key_of
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, data, needs_shared
 

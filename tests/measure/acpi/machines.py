@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from attestkit.measure.acpi.qemu.fw_cfg import FwCfg
+from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM
-from attestkit.measure.acpi.qemu.qemu_machine import read_version
+from attestkit.measure.acpi.qemu.qemu_machine import FwCfg, read_version
 from attestkit.measure.acpi.qemu.qtest import StoppedQemu
-from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.machine_shape import MachineShape
 
 _have_qemu = pytest.mark.skipif(

@@ -17,9 +17,8 @@ from attestkit.measure.acpi import (
     read_machine,
     to_edge_triggered,
 )
-from attestkit.measure.acpi.acpi_inputs import acpi_inputs
-from attestkit.measure.acpi.qemu_version import QemuVersion
-from attestkit.measure.acpi.table_entry import TableKey, packaged_tables
+from attestkit.measure.acpi.acpi_inputs import QemuVersion, acpi_inputs
+from attestkit.measure.acpi.table_cache import TableKey, packaged_tables
 from tests.measure.acpi.machines import (
     installed_version,
     machine,

@@ -14,7 +14,7 @@ from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables
 from attestkit.measure.acpi.derived_tables import BASE_LINE, can_derive, derive_tables
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM, inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
-from attestkit.measure.acpi.table_entry import (
+from attestkit.measure.acpi.table_cache import (
     TableEntry,
     TableKey,
     packaged_entries,

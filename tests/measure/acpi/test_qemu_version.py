@@ -3,7 +3,7 @@
 import pytest
 
 from attestkit.errors import FormatError
-from attestkit.measure.acpi.qemu_version import QemuVersion
+from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from tests.raising import raises
 
 

@@ -6,19 +6,18 @@ import pytest
 
 from attestkit._crypto.hashes import sha384
 from attestkit.measure.acpi import to_edge_triggered
-from attestkit.measure.acpi.acpi_inputs import acpi_inputs
-from attestkit.measure.acpi.loader_script import build_loader
+from attestkit.measure.acpi.acpi_inputs import QemuVersion, acpi_inputs
+from attestkit.measure.acpi.acpi_tables import build_loader
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu.user_command import clean_command
-from attestkit.measure.acpi.qemu_version import QemuVersion
-from attestkit.measure.acpi.shape_search import (
+from attestkit.measure.acpi.table_cache import PACKAGED_LINES, packaged_entries
+from attestkit.measure.diagnosis.guest_shape import (
     PackagedMachine,
     TableShape,
     find_packaged_machines,
     find_rsdt,
     find_table_shape,
 )
-from attestkit.measure.acpi.table_entry import PACKAGED_LINES, packaged_entries
 from tests.measure.acpi.machines import installed_version, machine, needs_qemu
 from tests.vectors import load, needs_shared
 

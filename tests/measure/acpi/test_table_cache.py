@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 
 from attestkit.errors import ConfigError, UsageError
-from attestkit.measure.acpi.qemu_version import QemuBuild
-from attestkit.measure.acpi.table_cache import TableCache, cache_folder
-from attestkit.measure.acpi.table_entry import TableEntry, TableKey, encode_entry, packaged_entries
+from attestkit.measure.acpi.acpi_inputs import QemuBuild
+from attestkit.measure.acpi.table_cache import (
+    TableCache,
+    TableEntry,
+    TableKey,
+    cache_folder,
+    encode_entry,
+    packaged_entries,
+)
 from tests.raising import raises
 
 ENTRY, OTHER, _ = packaged_entries("8.2")

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from attestkit._formats.toml import decode
 from attestkit.errors import FormatError
-from attestkit.measure.acpi import table_entry
-from attestkit.measure.acpi.acpi_inputs import acpi_inputs
+from attestkit.measure.acpi import table_cache
+from attestkit.measure.acpi.acpi_inputs import QemuVersion, acpi_inputs
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
-from attestkit.measure.acpi.qemu_version import QemuVersion
-from attestkit.measure.acpi.table_entry import (
+from attestkit.measure.acpi.table_cache import (
     PACKAGED_LINES,
     TableEntry,
     TableKey,
@@ -134,7 +133,7 @@ def test_packaged_files_are_those_of_their_sources() -> None:
 @pytest.mark.parametrize("line", PACKAGED_LINES)
 def test_packaged_tables_are_unpacked_in_little_memory(line: str) -> None:
     """A line is unpacked with a dictionary of 8 MiB."""
-    assert peak(lambda: table_entry._load_line.__wrapped__(line)) < 32 << 20
+    assert peak(lambda: table_cache._load_line.__wrapped__(line)) < 32 << 20
 
 
 def test_packaged_tables_of_other_line_or_machine_are_none() -> None:

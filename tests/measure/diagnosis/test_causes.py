@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit._crypto.hashes import sha384
-from attestkit.attestation.launch.uefi_variable import (
+from attestkit.attestation.launch.td_hob import (
     EFI_GLOBAL,
     VariableName,
     variable_data,
@@ -20,8 +20,7 @@ from attestkit.event_log import Event, EventLog
 from attestkit.measure import ExpectedMeasurements, tdx
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu.user_command import clean_command
-from attestkit.measure.acpi.shape_search import TableShape
-from attestkit.measure.acpi.table_entry import packaged_entries
+from attestkit.measure.acpi.table_cache import packaged_entries
 from attestkit.measure.diagnosis.acpi_causes import (
     _compare_shapes,
     _explain_growth,
@@ -30,9 +29,9 @@ from attestkit.measure.diagnosis.acpi_causes import (
 from attestkit.measure.diagnosis.difference import Cause, CauseName, DifferenceKind
 from attestkit.measure.diagnosis.evidence_comparison import find_differences
 from attestkit.measure.diagnosis.guest_inputs import GuestInputs
-from attestkit.measure.diagnosis.guest_shape import find_acpi_shape
+from attestkit.measure.diagnosis.guest_shape import TableShape, find_acpi_shape
 from attestkit.measure.diagnosis.logged_event import name_event, read_variable
-from attestkit.measure.kernel.load_options import encode_options
+from attestkit.measure.kernel.boot_events import encode_options
 from attestkit.measure.rtmr0.boot_options import virtio_disk_option
 from tests.cli import schemas
 from tests.measure.acpi.machines import installed_version, needs_qemu

@@ -7,11 +7,10 @@ import pytest
 
 from attestkit.event_log import Event, EventLog
 from attestkit.measure import ExpectedMeasurements
-from attestkit.measure.acpi.shape_search import find_rsdt
 from attestkit.measure.diagnosis.difference import CauseName
 from attestkit.measure.diagnosis.evidence_comparison import LoggedBoot, find_differences
-from attestkit.measure.diagnosis.guest_shape import find_guest_shape, find_memory
-from attestkit.measure.expected_event import ExpectedEvent
+from attestkit.measure.diagnosis.guest_shape import find_guest_shape, find_memory, find_rsdt
+from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware.tdvf import TdvfSection
 from attestkit.quote import Quote
 from tests.measure.diagnosis.guests import Quoted

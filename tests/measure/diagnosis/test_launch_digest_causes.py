@@ -9,8 +9,12 @@ from attestkit.attestation.wire import evidence_parts
 from attestkit.measure import ExpectedMeasurements
 from attestkit.measure.diagnosis.evidence_comparison import find_differences
 from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs, find_launch_cause
-from attestkit.measure.sev_snp.launch_digest import KernelFiles, SnpMachine, compute_launch_digest
-from attestkit.measure.sev_snp.vcpu import find_cpu_signature
+from attestkit.measure.sev_snp.launch_digest import (
+    KernelFiles,
+    SnpMachine,
+    compute_launch_digest,
+    find_cpu_signature,
+)
 from tests.measure.sev_snp.images import sev_image
 
 FIRMWARE = sev_image()

@@ -6,8 +6,7 @@ import pytest
 
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.bios_strings import BiosStrings
-from attestkit.measure.firmware.boot_layout import read_boot_layout
-from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware, read_boot_layout
 from tests.measure.firmware_images import (
     KEYS,
     MENU_APP,

@@ -7,8 +7,7 @@ import zlib
 import pytest
 
 from attestkit.errors import FormatError
-from attestkit.measure.firmware.mrtd import compute_mrtds
-from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
+from attestkit.measure.firmware.tdvf import TdvfSection, compute_mrtds, read_tdvf_sections
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from tests.measure.rows import BOOT_OPTIONS, VECTORS, Row, firmware_image, rows
 from tests.raising import raises

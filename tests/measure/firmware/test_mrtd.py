@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from attestkit.measure.firmware.mrtd import Mrtds, compute_mrtds
 from attestkit.measure.firmware.tdvf import (
     BFV,
     CFV,
     MR_EXTEND,
     TEMP_MEM,
+    Mrtds,
     TdvfSection,
+    compute_mrtds,
     read_tdvf_sections,
 )
 from tests.bounds.counting import lines, peak

@@ -5,9 +5,9 @@ from uuid import UUID
 
 import pytest
 
-from attestkit.attestation.launch.uefi_variable import EFI_GLOBAL, VariableName, variable_data
+from attestkit.attestation.launch.td_hob import EFI_GLOBAL, VariableName, variable_data
 from attestkit.errors import FormatError
-from attestkit.measure.firmware.uefi_variables import read_variables
+from attestkit.measure.firmware.tdx_firmware import read_variables
 from tests.measure.firmware_images import CFV_SIZE, KEYS, variable_entry, variable_volume
 from tests.raising import raises
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from attestkit._crypto.hashes import sha384
-from attestkit.measure.expected_event import ExpectedEvent
+from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.kernel.boot_events import kernel_stub_events
-from attestkit.measure.kernel.direct_boot import DirectBoot, FirmwareTraits, direct_boot_events
+from attestkit.measure.kernel.linux_kernel import DirectBoot, FirmwareTraits, direct_boot_events
 from attestkit.measure.kernel.pe_image import authenticode_digest
 from tests.measure.kernel.samples import linux_kernel, pe_image
 from tests.vectors import HAVE_SHARED, SHARED, data, load, needs_shared

@@ -7,11 +7,12 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.measure.kernel.disk_boot import (
     BootImage,
+    GptTable,
     GrubBoot,
     disk_boot_events,
+    gpt_event,
     grub_single_events,
 )
-from attestkit.measure.kernel.gpt import GptTable, gpt_event
 from attestkit.measure.kernel.pe_image import authenticode_digest
 from tests.measure.kernel.samples import gpt_disk, linux_kernel, pe_image
 from tests.vectors import data, needs_shared

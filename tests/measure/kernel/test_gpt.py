@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import EventLog
-from attestkit.measure.kernel.gpt import GptTable, gpt_event
+from attestkit.measure.kernel.disk_boot import GptTable, gpt_event
 from tests.measure.kernel.samples import gpt_disk
 from tests.vectors import HAVE_SHARED, SHARED, data, load, needs_shared
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
-from tests.certificates import name_of
 from tests.measure.kernel.debian_files import release_file
 from tests.measure.kernel.samples import noise, pe_image
 from tests.measure.rows import VECTORS, rows
+from tests.pki.certificates import name_of
 from tests.rigs.apt import MissingError
 from tests.rigs.unpacked_packages import unpacked_packages
 from tests.vectors import HAVE_SHARED, SHARED

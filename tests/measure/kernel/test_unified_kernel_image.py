@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.kernel.disk_boot import BootImage
-from attestkit.measure.kernel.gpt import GptTable
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.kernel.disk_boot import BootImage, GptTable
 from attestkit.measure.kernel.pe_image import authenticode_digest
 from attestkit.measure.kernel.unified_kernel_image import (
     UnifiedKernelImage,

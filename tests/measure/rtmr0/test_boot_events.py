@@ -5,19 +5,18 @@ from uuid import UUID
 import pytest
 
 from attestkit._crypto.hashes import sha384
-from attestkit.attestation.launch.td_hob import memory_ranges
-from attestkit.attestation.launch.uefi_variable import (
+from attestkit.attestation.launch.td_hob import (
     EFI_GLOBAL,
     IMAGE_SECURITY,
     VariableName,
+    memory_ranges,
     variable_data,
 )
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.expected_event import ExpectedEvent
+from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.rtmr0.boot_events import expected_rtmr0
+from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
 from attestkit.measure.rtmr0.boot_options import virtio_disk_option
-from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
 from tests.measure.firmware_images import (
     KEYS,
     MENU_APP,

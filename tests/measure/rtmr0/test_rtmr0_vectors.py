@@ -10,17 +10,14 @@ import pytest
 from attestkit import _native
 from attestkit.attestation.launch.td_hob import memory_ranges
 from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
-from attestkit.measure.expected_event import ExpectedEvent
+from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware.bios_strings import BiosStrings
-from attestkit.measure.firmware.mrtd import compute_mrtds
-from attestkit.measure.firmware.tdvf import TdvfSection
+from attestkit.measure.firmware.tdvf import TdvfSection, compute_mrtds
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.boot_events import AcpiBlobs, expected_rtmr0
+from attestkit.measure.rtmr0.boot_events import AcpiBlobs, FwCfgItems, build_td_hob, expected_rtmr0
 from attestkit.measure.rtmr0.boot_options import firmware_boot_options, virtio_disk_option
-from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
-from attestkit.measure.rtmr0.td_hob import build_td_hob
 from tests.measure.firmware_images import LAYOUT_202502
 from tests.measure.rows import BOOT_OPTIONS, VECTORS, Row, firmware_image, firmware_row, rows
 from tests.vectors import load, needs_shared

@@ -12,14 +12,15 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.measure.sev_snp.launch_digest import (
     KernelFiles,
     SnpMachine,
+    Vmm,
     _metadata_pages,
     compute_launch_digest,
+    find_cpu_signature,
     firmware_digest,
     launch_digest_basis,
     svsm_launch_digest,
 )
 from attestkit.measure.sev_snp.sev_metadata import read_sev_metadata
-from attestkit.measure.sev_snp.vcpu import Vmm, find_cpu_signature
 from tests.measure.kernel.samples import noise
 from tests.measure.rows import firmware_image, firmware_row, rows
 from tests.measure.sev_snp.images import SECTIONS, sev_image

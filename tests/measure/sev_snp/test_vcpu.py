@@ -6,7 +6,7 @@ import pytest
 
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import UsageError
-from attestkit.measure.sev_snp.vcpu import find_cpu_signature, initial_vmsa, svsm_vmsa
+from attestkit.measure.sev_snp.launch_digest import find_cpu_signature, initial_vmsa, svsm_vmsa
 from tests.vectors import HAVE_SHARED, load
 
 VECTORS: dict[str, Any] = load("measurement.json")

@@ -24,7 +24,7 @@ from attestkit.backends.configfs_tsm import ConfigfsTdx
 from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import AttestKitError
-from tests.keeping import Keeping
+from tests.concurrency.keeping import Keeping
 from tests.rigs.journal import upstream_agent
 
 LONGEST = 100  # seconds after which a child counts as hung

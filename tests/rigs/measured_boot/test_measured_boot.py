@@ -15,9 +15,9 @@ import pytest
 from attestkit.event_log.tcg import TpmEvent
 from attestkit.measure import tdx
 from attestkit.measure.acpi import read_version
-from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.firmware.boot_layout import read_boot_layout
-from attestkit.measure.kernel.gpt import GptTable
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.firmware.tdx_firmware import read_boot_layout
+from attestkit.measure.kernel.disk_boot import GptTable
 from attestkit.measure.kernel.unified_kernel_image import UnifiedKernelImage
 from tests.rigs.apt import MissingError
 from tests.rigs.kernel.packages import OWN, fetch

@@ -24,10 +24,10 @@ from attestkit.serve import listener_apps
 from attestkit.serve.services.context import Guest
 from attestkit.verifier import Verifier
 from tests.attester.host_files import write_app_compose, write_sys_config
+from tests.machines.tees import FakeSnp, FakeTd, Machine
 from tests.raising import raises
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW, GuestClient, MakeGuest
-from tests.tees import FakeSnp, FakeTd, Machine
 
 KEYS = AppKeys.from_seed(bytes(32))
 DOCUMENT = json.dumps({"app_id": "11" * 20, "compose_hash": "22" * 32, "key_provider": "none"})

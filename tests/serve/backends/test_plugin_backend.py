@@ -15,9 +15,9 @@ from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError
 from attestkit.serve import __main__ as program
 from tests.attester.host_files import write_app_compose, write_sys_config
+from tests.machines.tees import FakeTd, Machine
 from tests.serve.client import call, read_runtime_events
 from tests.serve.server import Server, environment, run_to_end, running_server
-from tests.tees import FakeTd, Machine
 from tests.vectors import SHARED, needs_shared
 
 pytestmark = pytest.mark.slow  # its tests start programs
@@ -29,7 +29,7 @@ MODULE = '''
 
 import os
 from pathlib import Path
-from tests.tees import FakeTd, Machine
+from tests.machines.tees import FakeTd, Machine
 
 
 class Device(FakeTd):

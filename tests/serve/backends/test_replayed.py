@@ -7,9 +7,9 @@ from attestkit import EventLog, Quote
 from attestkit.attester import Attester
 from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
+from tests.machines.tees import SEED
 from tests.serve.client import call
 from tests.serve.server import environment, refusal, running_server
-from tests.tees import SEED
 
 REPORT_DATA = b"nonce".ljust(64, b"\0")
 NOW = 1_764_000_000

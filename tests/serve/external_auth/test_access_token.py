@@ -11,8 +11,7 @@ import pytest
 
 from attestkit._crypto import ed25519
 from attestkit._crypto.ed25519 import ed25519_verify
-from attestkit._formats.base64url import from_base64url, to_base64url
-from attestkit._formats.compact_jws import read_compact_jws
+from attestkit._formats.compact_jws import from_base64url, read_compact_jws, to_base64url
 from attestkit.errors import FormatError
 from attestkit.serve.external_auth.access_control import (
     LEEWAY,

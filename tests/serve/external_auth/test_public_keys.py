@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError
 from attestkit.serve.external_auth.settings import read_public_keys

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from attestkit._crypto.ed25519 import Ed25519Key
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 
 KEY: Final = Ed25519Key(b"\x07" * 32)
 OTHER_KEY: Final = Ed25519Key(b"\x08" * 32)

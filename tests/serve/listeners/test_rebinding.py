@@ -16,11 +16,11 @@ from attestkit.serve import listener_apps
 from attestkit.serve.app_factory import ServerOptions, build_server
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve.http.request_checks import with_named_host
+from tests.machines.tees import FakeSnp
 from tests.serve.asgi import Client
 from tests.serve.client import connect, get
 from tests.serve.guests import SEED, MakeGuest
 from tests.serve.server import Server
-from tests.tees import FakeSnp
 
 COMPOSE = b'{"manifest_version": 2, "name": "an app", "runner": "bash"}'
 REBOUND = {"Host": "attacker.example"}

@@ -18,7 +18,7 @@ from attestkit.serve.verifier_service.request import VerificationRequest, WrongT
 from attestkit.serve.verifier_service.response import Outcome, run_verification
 from attestkit.serve.verifier_service.verifier_factory import open_verifier
 from attestkit.verifier import AppraisalPolicy, Verifier
-from tests.verifier import test_gpu_join as samples
+from tests.verifier.gpu import test_gpu_join as samples
 from tests.verifier.platforms import intel
 
 ANY_PORT: Final = Address("127.0.0.1", 0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from attestkit.backends.simulator.scenarios.config import TcbLevel
 from attestkit.errors import AttestKitError, CollateralError, SignatureError
 from attestkit.quote import Quote
-from tests.keeping import Keeping
+from tests.concurrency.keeping import Keeping
 from tests.raising import raises
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,

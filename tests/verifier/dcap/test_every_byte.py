@@ -11,6 +11,7 @@ from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
 from tests.backends.simulator.simulated_cases import flip_bit
 from tests.vectors import needs_shared
+from tests.verifier.dcap.caches.test_caches import outcome
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
     NOW,
@@ -21,7 +22,6 @@ from tests.verifier.dcap.dcap_samples import (
     load_hardware_quote,
     remove_pck_chain,
 )
-from tests.verifier.dcap.test_caches import outcome
 
 pytestmark = pytest.mark.slow
 

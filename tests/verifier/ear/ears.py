@@ -11,7 +11,7 @@ import pytest
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.ed25519 import Ed25519Key
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.errors import VerificationError
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.claims import Claims, TcbStatus

@@ -13,8 +13,8 @@ from attestkit.verifier.ear.gpu_submodules import gpu_submodules, read_gpu_submo
 from attestkit.verifier.ear.result_token import sign_ear, verify_ear
 from attestkit.verifier.result import AttestationResult
 from tests.gpu.simulated_machine import machine, verify_machine
-from tests.verifier import test_gpu_join as samples
 from tests.verifier.ear.ears import ED25519, every_form
+from tests.verifier.gpu import test_gpu_join as samples
 from tests.verifier.platforms import intel
 
 NAMES = {"nvidia-gpu-0", "nvidia-gpu-1"}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit import ra_tls
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier import AppraisalPolicy, AttestationResult, EvidenceBundle, VerificationItem

@@ -10,7 +10,7 @@ from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier import AppraisalPolicy, EvidenceBundle, Verifier
 from tests.untyped import untyped
-from tests.verifier import test_gpu_join as samples
+from tests.verifier.gpu import test_gpu_join as samples
 from tests.verifier.platforms import intel
 
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tests.certificates import key_usage, name_of
+from tests.pki.certificates import key_usage, name_of
 
 NOW: Final = datetime(2026, 8, 1, 12, 0, 0, tzinfo=timezone.utc)
 DAY: Final = timedelta(days=1)

@@ -15,10 +15,7 @@ from attestkit._crypto.der import (
     context,
     dotted_oid,
 )
-from attestkit._crypto.x509.cert_path import (
-    PathCertificate,
-    read_time,
-)
+from attestkit._crypto.x509.cert_path import PathCertificate, read_time
 from attestkit._crypto.x509.ocsp.request import (
     NONCE,
     CertId,
@@ -171,8 +168,7 @@ def _responder_id(fields: DerReader) -> tuple[bytes | None, bytes | None]:
     The version is optional before it; DER does not encode it, as version 1 is the default.
     """
     if fields.tag() == context(2):
-        key_hash = fields.enter(context(2)).only(OCTET_STRING)
-        return key_hash, None
+        return fields.enter(context(2)).only(OCTET_STRING), None
     wrapper = fields.enter(context(1))
     name = wrapper.whole(SEQUENCE)
     wrapper.finish()
@@ -224,6 +220,5 @@ def _revoked_info(fields: DerReader) -> _Status:
 
 def _generalized_time(fields: DerReader) -> datetime:
     if fields.tag() != GENERALIZED_TIME:
-        message = "time must be a GeneralizedTime"
-        raise FormatError(message, offset=fields.at, reason="wrong_type")
+        raise FormatError("time must be a GeneralizedTime", offset=fields.at, reason="wrong_type")
     return read_time(fields)

@@ -15,13 +15,7 @@ from attestkit._crypto.der import (
 )
 from attestkit._crypto.p384 import ECDSA_SHA384
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.ocsp.answer import (
-    BASIC,
-    ERRORS,
-    REASONS,
-    CertStatus,
-    RevocationReason,
-)
+from attestkit._crypto.x509.ocsp.answer import BASIC, ERRORS, REASONS, CertStatus, RevocationReason
 from attestkit._crypto.x509.ocsp.request import CertId, encode_cert_id, encode_nonce
 from attestkit._crypto.x509.simulated.certificate_encoder import key_id
 from attestkit.errors import UsageError
@@ -66,8 +60,7 @@ def write_ocsp_answer(
     spki = read_path_certificate(responder.certificate).spki
     if status == "revoked":
         cause = b"" if reason is None else encode_element(context(0), _enumerated(_number(reason)))
-        content = _generalized_time(revoked_at or this_update) + cause
-        encoded = encode_element(context(1), content)
+        encoded = encode_element(context(1), _generalized_time(revoked_at or this_update) + cause)
     else:
         encoded = encode_element(0x80 if status == "good" else 0x82, b"")
     single = encode_sequence(

@@ -16,11 +16,7 @@ from attestkit._crypto.x509.cert_path import (
     read_usages,
 )
 from attestkit._crypto.x509.names import public_key_bits
-from attestkit._crypto.x509.ocsp.answer import (
-    OcspAnswer,
-    RevocationReason,
-    read_ocsp_answer,
-)
+from attestkit._crypto.x509.ocsp.answer import OcspAnswer, RevocationReason, read_ocsp_answer
 from attestkit._crypto.x509.ocsp.request import cert_id
 from attestkit._crypto.x509.path_rules import p384_rules, read_kept_certificate
 from attestkit.errors import (
@@ -275,8 +271,7 @@ def _responder_problem(answer: OcspAnswer) -> str | None:
     if answer.name is not None and answer.name != responder.subject:
         return "its name is not that in the answer"
     if answer.key_hash is not None:
-        bits = public_key_bits(responder.spki)
-        expected = hashlib.sha1(bits, usedforsecurity=False).digest()
+        expected = hashlib.sha1(public_key_bits(responder.spki), usedforsecurity=False).digest()
         if not hmac.compare_digest(answer.key_hash, expected):
             return "its key is not that in the answer"
     return None

@@ -13,11 +13,7 @@ from attestkit._crypto.der import (
     encode_integer,
     encode_sequence,
 )
-from attestkit._crypto.x509.cert_path import (
-    PathCertificate,
-    read_extensions,
-    read_path_certificate,
-)
+from attestkit._crypto.x509.cert_path import PathCertificate, read_extensions, read_path_certificate
 from attestkit._crypto.x509.names import public_key_bits
 from attestkit.errors import FormatError, UsageError
 
@@ -132,11 +128,9 @@ def read_message(
         FormatError: If it is malformed or too large; the message begins with the subject.
     """
     if len(der) > most:
-        message = f"{subject}: {len(der)} bytes, at most {most}"
-        raise FormatError(message, reason="too_large")
+        raise FormatError(f"{subject}: {len(der)} bytes, at most {most}", reason="too_large")
     try:
-        outer = DerReader(der).enter_only(SEQUENCE)
-        return read(outer)
+        return read(DerReader(der).enter_only(SEQUENCE))
     except FormatError as error:
         message = f"{subject}: {error.message}"
         raise FormatError(message, offset=error.offset, reason=error.reason) from error
@@ -165,8 +159,7 @@ def read_optional_extensions(
         return {}
     found, critical = read_extensions(fields.enter(tag))
     if unknown := critical.difference(known):
-        message = f"unknown critical extension: {min(unknown)}"
-        raise FormatError(message, reason="unsupported")
+        raise FormatError(f"unknown critical extension: {min(unknown)}", reason="unsupported")
     return found
 
 
@@ -185,8 +178,7 @@ def read_cert_id(reader: DerReader) -> CertId:
     size = hashlib.new(hash_name, usedforsecurity=False).digest_size
     name_hash, key_hash = fields.content(OCTET_STRING), fields.content(OCTET_STRING)
     if {len(name_hash), len(key_hash)} != {size}:
-        message = f"CertID: hashes must have {size} bytes"
-        raise FormatError(message, offset=at, reason="wrong_size")
+        raise FormatError(f"CertID: hashes must have {size} bytes", offset=at, reason="wrong_size")
     serial = fields.integer()
     fields.finish()
     return CertId(hash_name, name_hash, key_hash, serial)

@@ -8,16 +8,7 @@ give equal bytes.
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from attestkit._crypto.der import (
-    IA5_STRING,
-    OCTET_STRING,
-    OID,
-    PRINTABLE_STRING,
-    UTF8_STRING,
-    encode_element,
-    encode_integer,
-    encode_sequence,
-)
+from attestkit._crypto import der
 from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.x509.names import encode_attribute
 from attestkit._crypto.x509.simulated.certificate_encoder import (
@@ -39,11 +30,11 @@ _OWN_OID: Final = bytes.fromhex("2b060104019c7801")  # 1.3.6.1.4.1.3704.1
 _COMMON_TO_ALL: Final = b"".join(
     encode_attribute(kind, tag, value)
     for kind, tag, value in (
-        (11, UTF8_STRING, "Engineering"),
-        (6, PRINTABLE_STRING, "US"),
-        (7, UTF8_STRING, "Santa Clara"),
-        (8, UTF8_STRING, "CA"),
-        (10, UTF8_STRING, "Advanced Micro Devices"),
+        (11, der.UTF8_STRING, "Engineering"),
+        (6, der.PRINTABLE_STRING, "US"),
+        (7, der.UTF8_STRING, "Santa Clara"),
+        (8, der.UTF8_STRING, "CA"),
+        (10, der.UTF8_STRING, "Advanced Micro Devices"),
     )
 )
 
@@ -111,12 +102,12 @@ def issue_endorsement_key(key: EndorsementKey, issuer: AmdAuthority, validity: W
         UsageError: If `validity` starts or ends before 1950.
     """
     values = {
-        "1": encode_integer(key.structure_version),
-        "2": encode_element(IA5_STRING, key.product.encode("ascii")),
-        **{suffix: encode_integer(level) for suffix, level in key.spls.items()},
+        "1": der.encode_integer(key.structure_version),
+        "2": der.encode_element(der.IA5_STRING, key.product.encode("ascii")),
+        **{suffix: der.encode_integer(level) for suffix, level in key.spls.items()},
     }
     if key.provider:
-        values["5"] = encode_element(IA5_STRING, key.provider.encode("ascii"))
+        values["5"] = der.encode_element(der.IA5_STRING, key.provider.encode("ascii"))
     else:
         values["4"] = key.hardware_id
     extensions = [_own_extension(*pair) for pair in values.items()]
@@ -139,15 +130,15 @@ def issue_amd_crl(
         UsageError: If `window` starts or ends before 1950.
     """
     issuer_key_id = encode_authority_key_id(key_id(issuer.key.spki))
-    extensions = issuer_key_id, encode_extension(CRL_NUMBER, encode_integer(number))
+    extensions = issuer_key_id, encode_extension(CRL_NUMBER, der.encode_integer(number))
     return issuer.issuer.issue_crl(window=window, revoked=revoked, extensions=extensions)
 
 
 def _name(common_name: str) -> bytes:
-    return encode_sequence(_COMMON_TO_ALL, encode_attribute(3, UTF8_STRING, common_name))
+    return der.encode_sequence(_COMMON_TO_ALL, encode_attribute(3, der.UTF8_STRING, common_name))
 
 
 def _own_extension(suffix: str, value: bytes) -> bytes:
     """Return one of AMD's extensions; `suffix` is the end of its OID, such as 3.1."""
-    oid = encode_element(OID, _OWN_OID + bytes(map(int, suffix.split("."))))
-    return encode_sequence(oid, encode_element(OCTET_STRING, value))
+    oid = der.encode_element(der.OID, _OWN_OID + bytes(map(int, suffix.split("."))))
+    return der.encode_sequence(oid, der.encode_element(der.OCTET_STRING, value))

@@ -5,19 +5,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Final, NamedTuple, TypeAlias
 
-from attestkit._crypto.der import (
-    BIT_STRING,
-    BOOLEAN,
-    ENUMERATED,
-    GENERALIZED_TIME,
-    OCTET_STRING,
-    OID,
-    UTC_TIME,
-    context,
-    encode_element,
-    encode_integer,
-    encode_sequence,
-)
+from attestkit._crypto import der
 from attestkit._crypto.ecdsa import ECDSA_SHA256, P256Key
 from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.p384 import ECDSA_SHA384, P384Key
@@ -42,7 +30,7 @@ AUTHORITY_KEY_ID: Final = 35
 CERTIFICATE_SIGN: Final = b"\x02\x04"
 CERT_AND_CRL_SIGN: Final = b"\x01\x06"
 
-_TRUE: Final = encode_element(BOOLEAN, b"\xff")
+_TRUE: Final = der.encode_element(der.BOOLEAN, b"\xff")
 _EARLIEST: Final = datetime(1950, 1, 1, tzinfo=timezone.utc)  # RFC 5280, 4.1.2.5.1
 
 
@@ -81,7 +69,7 @@ class Issuer(NamedTuple):
             return self.key.sign(data)
         if isinstance(self.key, P256Key):
             return self.key.sign_der(data)
-        return encode_sequence(*map(encode_integer, self.key.sign(data)))
+        return der.encode_sequence(*map(der.encode_integer, self.key.sign(data)))
 
     def issue(
         self,
@@ -118,9 +106,10 @@ def encode_signed(
     fields: tuple[bytes, ...], algorithm: bytes, sign: Callable[[bytes], bytes]
 ) -> bytes:
     """Return a certificate or CRL: the signed fields, AlgorithmIdentifier and signature."""
-    signed = encode_sequence(*fields)
-    signature = encode_element(BIT_STRING, b"\0" + sign(signed))
-    return encode_sequence(signed, algorithm, signature)
+    signed = der.encode_sequence(*fields)
+    return der.encode_sequence(
+        signed, algorithm, der.encode_element(der.BIT_STRING, b"\0" + sign(signed))
+    )
 
 
 def encode_certificate(
@@ -149,12 +138,12 @@ def encode_certificate(
     """
     fields = (
         _VERSION_3,
-        encode_integer(serial),
+        der.encode_integer(serial),
         algorithm,
         issuer,
-        encode_sequence(*map(encode_time, window)),
+        der.encode_sequence(*map(encode_time, window)),
         *subject,
-        encode_element(context(3), encode_sequence(*extensions)),
+        der.encode_element(der.context(3), der.encode_sequence(*extensions)),
     )
     return encode_signed(fields, algorithm, sign)
 
@@ -170,44 +159,45 @@ def encode_time(moment: datetime) -> bytes:
         raise UsageError(message, reason="out_of_range")
     text = moment.astimezone(timezone.utc).strftime("%Y%m%d%H%M%SZ").encode()
     if text < b"2050":
-        return encode_element(UTC_TIME, text[2:])
-    return encode_element(GENERALIZED_TIME, text)
+        return der.encode_element(der.UTC_TIME, text[2:])
+    return der.encode_element(der.GENERALIZED_TIME, text)
 
 
 def encode_extension(number: int, value: bytes, *, critical: bool = False) -> bytes:
     """Return an extension; `number` is the last arc of its OID, after 2.5.29."""
-    oid = encode_element(OID, bytes([0x55, 0x1D, number]))
-    flag = _TRUE if critical else b""
-    return encode_sequence(oid, flag, encode_element(OCTET_STRING, value))
+    oid = der.encode_element(der.OID, bytes([0x55, 0x1D, number]))
+    return der.encode_sequence(
+        oid, _TRUE if critical else b"", der.encode_element(der.OCTET_STRING, value)
+    )
 
 
 def encode_basic_constraints(*, authority: bool, path_length: int | None = None) -> bytes:
     """Return the critical extension of a CA certificate or an end-entity certificate."""
-    length = b"" if path_length is None else encode_integer(path_length)
-    content = encode_sequence(_TRUE, length) if authority else encode_sequence()
+    length = b"" if path_length is None else der.encode_integer(path_length)
+    content = der.encode_sequence(_TRUE, length) if authority else der.encode_sequence()
     return encode_extension(BASIC_CONSTRAINTS, content, critical=True)
 
 
 def encode_distribution_point(url: str) -> bytes:
     """Return the extension with one CRL distribution point."""
-    name = encode_element(0x86, url.encode("ascii"))  # uniformResourceIdentifier
-    point = encode_element(context(0), encode_element(context(0), name))
-    return encode_extension(DISTRIBUTION_POINTS, encode_sequence(encode_sequence(point)))
+    name = der.encode_element(0x86, url.encode("ascii"))  # uniformResourceIdentifier
+    point = der.encode_element(der.context(0), der.encode_element(der.context(0), name))
+    return encode_extension(DISTRIBUTION_POINTS, der.encode_sequence(der.encode_sequence(point)))
 
 
 def encode_key_usage(bits: bytes) -> bytes:
     """Return the critical extension with a key usage: number of unused bits, bits."""
-    return encode_extension(KEY_USAGE, encode_element(BIT_STRING, bits), critical=True)
+    return encode_extension(KEY_USAGE, der.encode_element(der.BIT_STRING, bits), critical=True)
 
 
 def encode_subject_key_id(spki: bytes) -> bytes:
     """Return the extension with the key id of a SubjectPublicKeyInfo."""
-    return encode_extension(SUBJECT_KEY_ID, encode_element(OCTET_STRING, key_id(spki)))
+    return encode_extension(SUBJECT_KEY_ID, der.encode_element(der.OCTET_STRING, key_id(spki)))
 
 
 def encode_authority_key_id(key_id: bytes) -> bytes:
     """Return the extension with the key id of the issuer."""
-    return encode_extension(AUTHORITY_KEY_ID, encode_sequence(encode_element(0x80, key_id)))
+    return encode_extension(AUTHORITY_KEY_ID, der.encode_sequence(der.encode_element(0x80, key_id)))
 
 
 def encode_crl_fields(
@@ -230,12 +220,13 @@ def encode_crl_fields(
         UsageError: If `window` starts or ends before 1950.
     """
     start, end = map(encode_time, window)
-    unspecified = encode_extension(CRL_REASON, encode_element(ENUMERATED, b"\0"))
-    reason = encode_sequence(unspecified)
-    entries = [encode_sequence(encode_integer(serial), start, reason) for serial in revoked]
-    listed = [encode_sequence(*entries)] if entries else []
-    described = encode_element(context(0), encode_sequence(*extensions))
-    return encode_integer(1), algorithm, issuer, start, end, *listed, described
+    reason = der.encode_sequence(
+        encode_extension(CRL_REASON, der.encode_element(der.ENUMERATED, b"\0"))
+    )
+    entries = [der.encode_sequence(der.encode_integer(serial), start, reason) for serial in revoked]
+    listed = [der.encode_sequence(*entries)] if entries else []
+    described = der.encode_element(der.context(0), der.encode_sequence(*extensions))
+    return der.encode_integer(1), algorithm, issuer, start, end, *listed, described
 
 
 def key_id(spki: bytes) -> bytes:

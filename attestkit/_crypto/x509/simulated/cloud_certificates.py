@@ -7,13 +7,7 @@ are deterministic, so equal arguments give equal bytes.
 
 from typing import Final, NamedTuple
 
-from attestkit._crypto.der import (
-    OCTET_STRING,
-    OID,
-    UTF8_STRING,
-    encode_element,
-    encode_sequence,
-)
+from attestkit._crypto.der import OCTET_STRING, OID, UTF8_STRING, encode_element, encode_sequence
 from attestkit._crypto.x509.names import encode_attribute
 from attestkit._crypto.x509.simulated.certificate_encoder import (
     CERT_AND_CRL_SIGN,

@@ -6,15 +6,7 @@ architecture: DiceFwid with the key of the device (Hopper, LS10), or DiceTcbInfo
 
 from typing import Final
 
-from attestkit._crypto.der import (
-    OCTET_STRING,
-    OID,
-    UTF8_STRING,
-    context,
-    encode_element,
-    encode_integer,
-    encode_sequence,
-)
+from attestkit._crypto import der
 from attestkit._crypto.x509.simulated.cloud_certificates import Extension
 
 OCSP_SIGNING: Final = bytes.fromhex("2b06010505070309")
@@ -29,7 +21,7 @@ _SUBJECT_ALT_NAME: Final = bytes.fromhex("551d11")
 _DEVICE_NAME: Final = bytes.fromhex("2b06010401831c821201")  # 1.3.6.1.4.1.412.274.1
 _DICE_FWID: Final = bytes.fromhex("678105050401")  # 2.23.133.5.4.1
 _DICE_TCB_INFO: Final = bytes.fromhex("67810505040101")
-_SHA384: Final = encode_element(OID, bytes.fromhex("608648016503040202"))
+_SHA384: Final = der.encode_element(der.OID, bytes.fromhex("608648016503040202"))
 _URI: Final = 0x86
 _CONTEXT: Final = 0x80  # primitive, context-specific
 _FWIDS: Final = 6  # number of the field of DiceTcbInfo with several FWIDs, which is constructed
@@ -37,16 +29,18 @@ _FWIDS: Final = 6  # number of the field of DiceTcbInfo with several FWIDs, whic
 
 def encode_ocsp_access(url: str) -> Extension:
     """Return the extension with the address of the issuer's OCSP responder."""
-    address = encode_element(_URI, url.encode("ascii"))
-    described = encode_sequence(encode_element(OID, _OCSP), address)
-    return Extension(_AUTHORITY_INFORMATION, encode_sequence(described))
+    address = der.encode_element(_URI, url.encode("ascii"))
+    described = der.encode_sequence(der.encode_element(der.OID, _OCSP), address)
+    return Extension(_AUTHORITY_INFORMATION, der.encode_sequence(described))
 
 
 def encode_device_name(text: str) -> Extension:
     """Return the extension with a name of DMTF's form, `VENDOR:PRODUCT:SERIAL` (DSP0274)."""
-    value = encode_element(context(0), encode_element(UTF8_STRING, text.encode("ascii")))
-    name = encode_element(context(0), encode_element(OID, _DEVICE_NAME) + value)
-    return Extension(_SUBJECT_ALT_NAME, encode_sequence(name))
+    value = der.encode_element(
+        der.context(0), der.encode_element(der.UTF8_STRING, text.encode("ascii"))
+    )
+    name = der.encode_element(der.context(0), der.encode_element(der.OID, _DEVICE_NAME) + value)
+    return Extension(_SUBJECT_ALT_NAME, der.encode_sequence(name))
 
 
 def encode_dice_fwid(device_key: bytes, fwid: bytes) -> Extension:
@@ -56,8 +50,9 @@ def encode_dice_fwid(device_key: bytes, fwid: bytes) -> Extension:
         device_key: SubjectPublicKeyInfo of the device: that of the leaf's issuer.
         fwid: SHA-384 of the firmware.
     """
-    value = encode_sequence(encode_integer(1), device_key, _encode_fwid(fwid))
-    return Extension(_DICE_FWID, value)
+    return Extension(
+        _DICE_FWID, der.encode_sequence(der.encode_integer(1), device_key, _encode_fwid(fwid))
+    )
 
 
 def encode_dice_tcb_info(vendor: str, model: str, fwid: bytes) -> Extension:
@@ -81,11 +76,11 @@ def encode_dice_tcb_info(vendor: str, model: str, fwid: bytes) -> Extension:
         b"\0",  # type
     )
     encoded = [
-        encode_element(context(number) if number == _FWIDS else _CONTEXT | number, value)
+        der.encode_element(der.context(number) if number == _FWIDS else _CONTEXT | number, value)
         for number, value in enumerate(fields)
     ]
-    return Extension(_DICE_TCB_INFO, encode_sequence(*encoded))
+    return Extension(_DICE_TCB_INFO, der.encode_sequence(*encoded))
 
 
 def _encode_fwid(fwid: bytes) -> bytes:
-    return encode_sequence(_SHA384, encode_element(OCTET_STRING, fwid))
+    return der.encode_sequence(_SHA384, der.encode_element(der.OCTET_STRING, fwid))

@@ -9,12 +9,7 @@ would take a fifth of a simulator's start.
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from attestkit._crypto.der import (
-    BOOLEAN,
-    ENUMERATED,
-    OCTET_STRING,
-    OID,
-)
+from attestkit._crypto.der import BOOLEAN, ENUMERATED, OCTET_STRING, OID
 from attestkit._crypto.der import encode_element as _tlv
 from attestkit._crypto.der import encode_integer as _integer
 from attestkit._crypto.der import encode_sequence as _sequence

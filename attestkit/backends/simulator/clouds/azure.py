@@ -9,7 +9,7 @@ from typing import ClassVar, Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._crypto.pem import encode_pem
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit.attestation.azure import USER_DATA_SIZE, HclReport, HclReportType
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Platform
 from attestkit.backends.azure import AzureBackend

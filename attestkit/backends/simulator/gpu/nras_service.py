@@ -18,9 +18,9 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.p384 import P384_SPKI_HEAD, P384Key
 from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_leaf
 from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
-from attestkit._formats.base64url import to_base64url
+from attestkit._formats.compact_jws import to_base64url
 from attestkit._formats.strict_json import from_hex, read
-from attestkit._gpu_reasons import GpuReason
+from attestkit._verification_steps import GpuReason
 from attestkit.backends.simulator.gpu.deviations import NrasFault
 from attestkit.backends.simulator.pki import cloud_pki
 from attestkit.backends.simulator.pki.pccs import ServiceResponse, json_response

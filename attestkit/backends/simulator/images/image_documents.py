@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.kernel_cmdline import load_options_digest
-from attestkit.measure.firmware.mrtd import Mrtds
-from attestkit.measure.firmware.tdvf import PAGE, TD_HOB, TEMP_MEM, TdvfSection, find_section
+from attestkit.measure.firmware.tdvf import PAGE, TD_HOB, TEMP_MEM, Mrtds, TdvfSection, find_section
 from attestkit.measure.machine_shape import MachineShape
 
 if TYPE_CHECKING:

@@ -20,15 +20,19 @@ from attestkit.attestation.launch.td_hob import memory_ranges
 from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
 from attestkit.backends.simulator.images import image_documents
 from attestkit.errors import UsageError
-from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.firmware.boot_layout import BootLayout
-from attestkit.measure.firmware.mrtd import Mrtds
-from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
-from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.firmware.tdvf import (
+    BFV,
+    CFV,
+    MR_EXTEND,
+    TD_HOB,
+    TEMP_MEM,
+    Mrtds,
+    TdvfSection,
+)
+from attestkit.measure.firmware.tdx_firmware import BootLayout, TdxFirmware
 from attestkit.measure.kernel import boot_events
-from attestkit.measure.kernel.load_options import direct_boot_options
-from attestkit.measure.rtmr0.boot_events import expected_rtmr0
-from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
+from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
 
 MEMORY_SIZE: Final = 0x80000000  # bytes, 2 GiB
 # Like OVMF's in an image of 4 MiB, but with one section less.
@@ -154,7 +158,7 @@ def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedE
     loader, rsdp, tables = map(
         component_content, ("ACPI loader script", "ACPI RSDP", "ACPI tables")
     )
-    options = direct_boot_options(CMDLINE, has_initrd=True, initrd_first=False)
+    options = boot_events.direct_boot_options(CMDLINE, has_initrd=True, initrd_first=False)
     return (
         *expected_rtmr0(
             firmware,

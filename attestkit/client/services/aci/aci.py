@@ -2,14 +2,19 @@
 
 import hmac
 from collections.abc import Callable, Iterable
-from threading import Lock
 from typing import Final, Literal
 from urllib.parse import quote
 
+from attestkit._system.bounded_cache import BoundedCache
 from attestkit.attestation import Attestation
 from attestkit.client.sealing.aci_e2ee import AciConstraint, AciSealing
-from attestkit.client.services.aci.aci_keyset import Keyset, check_custody, read_keyset
-from attestkit.client.services.aci.aci_receipts import ExpectedAnswer, check_receipt
+from attestkit.client.services.aci.aci_keyset import (
+    ExpectedAnswer,
+    Keyset,
+    check_custody,
+    check_receipt,
+    read_keyset,
+)
 from attestkit.client.services.dstack_evidence import (
     app_id_of,
     check_app_compose,
@@ -57,8 +62,7 @@ class AciService:
 
     def __init__(self, *, kms_roots: Iterable[bytes] = ()) -> None:
         self._kms_roots = tuple(kms_roots)
-        self._restored: dict[bytes, bytes] = {}  # oldest first
-        self._lock = Lock()
+        self._restored: BoundedCache[bytes, bytes] = BoundedCache(MAX_RESTORED)
 
     def recognizes(self, host: str) -> bool:
         """Return False: anybody can deploy it, under any host name."""
@@ -95,25 +99,19 @@ class AciService:
         if not bindings:
             message = f"{_WHAT}: the keyset has no key that binds a channel"
             raise ServiceError(message, reason="no_channel")
+        receipt_keys = {f"{RECEIPT_KEY}{name}": key for name, key in keyset.receipt_keys.items()}
         return Claims(
             machines=(Machine(is_of, found, report_data),),
             bindings=bindings,
             freshness="nonce",
             not_proven=self._not_proven(attestation, found, is_of),
             valid_until=keyset.not_after,
-            keys=_claimed_keys(keyset),
+            keys={KEYSET_DIGEST: keyset.digest, **receipt_keys},
         )
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> AciSealing:
         """Return what seals requests to the key of a binding."""
-        return AciSealing(binding.key, model=model, note=self._note_restored)
-
-    def _note_restored(self, sealed: bytes, restored: bytes) -> None:
-        """Keep the SHA-256 of a sealed body, and of the restored one, which its receipt has."""
-        with self._lock:
-            self._restored[sealed] = restored
-            while len(self._restored) > MAX_RESTORED:
-                del self._restored[next(iter(self._restored))]
+        return AciSealing(binding.key, model=model, note=self._restored.put)
 
     def amending(self, claims: Claims | None, changed: Callable[[], object]) -> AciConstraint:
         """Return what demands a verified machine behind a gateway, in any request.
@@ -141,8 +139,7 @@ class AciService:
             for name, key in claims.keys.items()
             if name.startswith(RECEIPT_KEY)
         }
-        with self._lock:
-            request = self._restored.get(answer.request_sha256, answer.request_sha256)
+        request = self._restored.find(answer.request_sha256) or answer.request_sha256
         expected = ExpectedAnswer(
             keys,
             claims.keys[KEYSET_DIGEST],
@@ -216,11 +213,6 @@ def _tls_bindings(keyset: Keyset, seen: ObservedPeer | None, is_of: str) -> tupl
         message = f"{_WHAT}: the keyset does not list the key of this connection for this host"
         raise ServiceError(message, reason="other_key")
     return ()
-
-
-def _claimed_keys(keyset: Keyset) -> dict[str, bytes]:
-    keys = {f"{RECEIPT_KEY}{name}": key for name, key in keyset.receipt_keys.items()}
-    return {KEYSET_DIGEST: keyset.digest, **keys}
 
 
 SERVICES: Final = (AciService(),)

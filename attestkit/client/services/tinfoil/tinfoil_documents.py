@@ -15,7 +15,7 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._formats.bounded_gzip import gunzip
-from attestkit._formats.json_spans import member_spans
+from attestkit._formats.strict_json import member_spans
 from attestkit.client.strict_answer import AnswerObject, read_answer_object
 from attestkit.errors import FormatError, ServiceError, SignatureError
 from attestkit.gpu.bindings.tinfoil import (

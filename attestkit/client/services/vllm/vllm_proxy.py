@@ -6,6 +6,7 @@ key is protected (attested-client.md, 2.2).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlencode
 
@@ -125,41 +126,31 @@ class ReportService:
         return f"{type(self).__name__}({self.name!r})"
 
 
+@dataclass(eq=False, repr=False)
 class VllmProxy(ReportService):
-    """A proxy of this lineage, or a relay of its answers. Immutable."""
+    """A proxy of this lineage, or a relay of its answers. Immutable.
 
-    def __init__(
-        self,
-        name: str,
-        *hosts: str,
-        path: str = "/v1/attestation/report",
-        relay: bool = False,
-        algorithm: SigningAlgorithm = "ecdsa",
-        signature: str = "/v1/signature/{id}",
-        protocols: ProtocolsByKey = PHALAS,
-    ) -> None:
-        """Describe a service.
+    Args:
+        name: Of the service.
+        host: Its host, in lower case; empty if only users name the service.
+        path: Path of the report.
+        relay: Whether TLS ends at another machine than the model's.
+        algorithm: Of the signing key that is asked for.
+        signature: Path of the signature of an answer, with `{id}`.
+        protocols: Protocols that seal fields to the model's key.
+    """
 
-        Args:
-            name: Of the service.
-            hosts: Its hosts, in lower case.
-            path: Path of the report.
-            relay: Whether TLS ends at another machine than the model's.
-            algorithm: Of the signing key that is asked for.
-            signature: Path of the signature of an answer, with `{id}`.
-            protocols: Protocols that seal fields to the model's key.
-        """
-        self.name = name
-        self.hosts: frozenset[str] = frozenset(hosts)
-        self.path: str = path
-        self.relay: bool = relay
-        self.algorithm: SigningAlgorithm = algorithm
-        self.signature: str = signature
-        self.protocols: ProtocolsByKey = protocols
+    name: str
+    host: str = ""
+    path: str = "/v1/attestation/report"
+    relay: bool = False
+    algorithm: SigningAlgorithm = "ecdsa"
+    signature: str = "/v1/signature/{id}"
+    protocols: ProtocolsByKey = field(default_factory=lambda: PHALAS)
 
     def recognizes(self, host: str) -> bool:
         """Return whether the host is one of the service's."""
-        return host.lower() in self.hosts
+        return bool(host) and host.lower() == self.host
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         """Return the request for the report; of a relay, which has many models, one is required.

@@ -141,8 +141,7 @@ class StoppedQemu:
 
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_SECONDS)
-        size = self._errors.seek(0, 2)
-        self._errors.seek(max(0, size - _TAIL))
+        self._errors.seek(max(0, self._errors.seek(0, 2) - _TAIL))
         text = one_line(self._errors.read(_TAIL).decode("utf-8", "replace"), _MAX_COMPLAINT)
         message = f"{self._program}: exited before the machine was read: {text or 'no message'}"
         return ConfigError(message, reason="wrong_value")
@@ -185,8 +184,7 @@ def start_program(
             bufsize=0,
         )
     except (OSError, ValueError) as error:
-        message = f"{program}: cannot be executed: {error}"
-        raise ConfigError(message, reason="unreadable") from error
+        raise ConfigError(f"{program}: cannot be executed: {error}", reason="unreadable") from error
 
 
 def wait_for_output(process: "subprocess.Popen[bytes]", deadline: float) -> bytes | None:

@@ -12,20 +12,21 @@ from typing import Final, NamedTuple
 
 from attestkit._sanitize import shown
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.qemu.device_stand_ins import has_unknown_boot_order, stand_in_options
+from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from attestkit.measure.acpi.qemu.qemu_command import CPU, DEFAULT_PROGRAM, STAND_IN
 from attestkit.measure.acpi.qemu.qemu_options import (
     Properties,
     check_safe,
     check_words,
     format_properties,
+    has_unknown_boot_order,
     list_properties,
     parse_properties,
     parse_size,
     select,
     split_command,
+    stand_in_options,
 )
-from attestkit.measure.acpi.qemu_version import QemuVersion
 
 _MEBIBYTE: Final = 1 << 20
 _BOOT_FILES: Final = ("-kernel", "-initrd", "-append", "-shim")
@@ -233,8 +234,7 @@ class _Cleaner:
 
     def add_global(self, option: str, value: str) -> None:
         """Add a default of a device's property, but none that names a file for QEMU to open."""
-        found = parse_properties(option, value, "value")
-        check_safe(option, found)
+        check_safe(option, parse_properties(option, value, "value"))
         if _FILE_VALUE.search(value):
             raise UsageError(f"{option}: files are not supported", reason="wrong_value")
         self._options += [option, value]

@@ -18,7 +18,9 @@ from attestkit._crypto.x509.ak_certificates.crl import (
     check_revocation,
     is_crl,
     read_ak_crl,
+    read_crl_urls,
     read_issued_crl,
+    read_issuer_urls,
 )
 from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance, read_gce_extension
 from attestkit._crypto.x509.ak_certificates.path import (
@@ -28,7 +30,6 @@ from attestkit._crypto.x509.ak_certificates.path import (
     IssuerMissingError,
     find_ak_path,
 )
-from attestkit._crypto.x509.ak_certificates.urls import read_crl_urls, read_issuer_urls
 from attestkit._crypto.x509.cert_path import (
     NamedCertificate,
     PathCertificate,

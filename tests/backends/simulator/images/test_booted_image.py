@@ -15,7 +15,7 @@ from attestkit.backends.simulator.images.image_documents import DEFAULT_SHAPE, B
 from attestkit.backends.simulator.images.os_image import ImageConfig
 from attestkit.backends.simulator.sample_image import sample_image_files, write_sample_image
 from attestkit.backends.simulator.scenarios.config import Scenario
-from attestkit.cli.options.backend_values import convert_options
+from attestkit.cli.options.backend import convert_options
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure import MachineShape, dstack_image, read_dstack_image, snp, tdx
 from attestkit.measure.acpi import find_tables

@@ -15,6 +15,9 @@ BANKS = ("sha1", "sha256", "sha384", "sha512")
 SEED = bytes(range(32))
 _BUSY = {0x922, 0x90A, 0x908}
 
+Cases = dict[str, tuple[bytes, ...]]
+"""Commands by name, one or several in order."""
+
 
 def handles(*values: int) -> bytes:
     """Return integers of four bytes."""

@@ -10,6 +10,7 @@ from tests.backends.simulator.software_tpm.command_frames import (
     OWNER,
     PERSISTENT,
     PLATFORM,
+    Cases,
     TpmPair,
     authorized,
     code_of,
@@ -25,8 +26,8 @@ from tests.backends.simulator.software_tpm.command_frames import (
     rsa,
     start_session,
 )
-from tests.backends.simulator.software_tpm.swtpm_cases import EVERY, Cases, capability
-from tests.software_tpm import needs_swtpm
+from tests.backends.simulator.software_tpm.swtpm_cases import EVERY, capability
+from tests.machines.software_tpm import needs_swtpm
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor

@@ -39,8 +39,8 @@ from tests.backends.simulator.software_tpm.command_frames import (
 )
 from tests.backends.simulator.software_tpm.swtpm_cases import capability
 from tests.backends.tpm.templates import ECC_AK, EK, EVERY_PCR, RSA_AK, SHA256
+from tests.machines.software_tpm import SWTPM
 from tests.raising import raises
-from tests.software_tpm import SWTPM
 
 AWS_INDEX = 0x01500000
 PASSWORD = os.urandom(63) + b"x"

@@ -25,7 +25,7 @@ from tests.backends.simulator.software_tpm.command_frames import (
     start_session,
 )
 from tests.backends.simulator.software_tpm.swtpm_cases import capability, evict
-from tests.software_tpm import SWTPM
+from tests.machines.software_tpm import SWTPM
 
 FIRST = 0x80FFFFFF
 AK = ecc(attributes=0x00050472)

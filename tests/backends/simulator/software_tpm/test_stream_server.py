@@ -17,8 +17,8 @@ from attestkit.errors import BackendError, BackendUnavailableError, UsageError
 from tests.backends.simulator.software_tpm.command_frames import SEED, code_of, frame, new_model
 from tests.backends.simulator.software_tpm.tpm_connection import serve_connection
 from tests.backends.tpm.templates import SHA256
+from tests.machines.software_tpm import needs_swtpm
 from tests.raising import raises
-from tests.software_tpm import needs_swtpm
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from attestkit._crypto.ecdsa import k256_public_key
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit.attestation import Attestation
-from attestkit.client.proofs.require import Require
+from attestkit.client.proofs.appraisal import Require
 from attestkit.client.services.aci.aci import KEYSET_DIGEST, AciService
 from attestkit.client.services.aci.aci_keyset import read_keyset
 from attestkit.client.services.service import Claims

@@ -10,11 +10,11 @@ import pytest
 from attestkit._crypto.ed25519 import Ed25519Key
 from attestkit._crypto.hashes import sha256
 from attestkit.client.services.aci.aci import AciService
-from attestkit.client.services.aci.aci_keyset import read_keyset
-from attestkit.client.services.aci.aci_receipts import (
+from attestkit.client.services.aci.aci_keyset import (
     ExpectedAnswer,
     Receipt,
     check_receipt,
+    read_keyset,
 )
 from attestkit.client.services.service import AnswerRecord, Claims
 from attestkit.client.strict_answer import AnswerObject

@@ -19,7 +19,7 @@ from attestkit.client.services.tinfoil.tinfoil import Tinfoil
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import AttestKitError, FormatError, ServiceError, VerificationError
 from attestkit.testing import SimulatedTee
-from tests.certificates import name_of
+from tests.pki.certificates import name_of
 
 NONCE: Final = bytes(range(32, 64))
 HPKE: Final = bytes(range(64, 96))

@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 
 from attestkit.errors import BackendError, FormatError, UsageError
 from attestkit.measure.acpi.qemu.chipset import ChipsetSetup
-from attestkit.measure.acpi.qemu.fw_cfg import FwCfg, FwCfgFile, parse_directory, parse_e820
 from attestkit.measure.acpi.qemu.qemu_command import dstack_command
-from attestkit.measure.acpi.qemu.qemu_machine import read_machine
+from attestkit.measure.acpi.qemu.qemu_machine import (
+    FwCfg,
+    FwCfgFile,
+    parse_directory,
+    parse_e820,
+    read_machine,
+)
 from attestkit.measure.acpi.qemu.qtest import StoppedQemu
 from tests.measure.acpi.machines import needs_qemu, read_kernel, shape_of
 from tests.measure.acpi.qemu.fake_qemu import write_answers

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import UsageError
+from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from attestkit.measure.acpi.qemu.qemu_command import CPU, dstack_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu.qemu_options import (
@@ -15,7 +16,6 @@ from attestkit.measure.acpi.qemu.qemu_options import (
     split_command,
 )
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
-from attestkit.measure.acpi.qemu_version import QemuVersion
 from tests.measure.acpi.machines import needs_qemu, shape_of
 from tests.raising import raises
 

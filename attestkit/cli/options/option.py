@@ -1,0 +1,242 @@
+"""Commands with sections of options and exit codes, and the options that several commands have.
+
+Modules of options and commands use it by its name, as `option.file` and `option.group`.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+
+import click
+
+from attestkit.cli.exit_codes import MEANINGS
+from attestkit.errors import UsageError
+
+TEXT_HINT: Final = "; text goes with --text"
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Option: TypeAlias = Callable[[Any], Any]
+
+_SECTION: Final = "section"  # attribute of a parameter
+
+if TYPE_CHECKING:
+    _Base = click.Path[Path]
+else:
+    _Base = click.Path  # not subscriptable in older releases
+
+
+class _Path(_Base):
+    """A path. The empty path, often an unset variable, is refused, not the current folder."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Return the path, or fail if it is empty."""
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(cast("str", value), param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers, without NaN, which passes comparisons with the limits."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number, or fail if it is not in the range."""
+        found = float(super().convert(cast("float", value), param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{found} is not in the range {self._describe_range()}.", param, ctx)
+        return found
+
+
+PATH: Final = _Path(path_type=Path)
+PATH.name = "FILE"  # in the help
+
+
+class Command(click.Command):
+    """A command whose help has options in sections, an example, and the exit codes.
+
+    Args:
+        name: Name of the command.
+        example: Words of a call, without `attestkit`; or a paragraph of click, kept as it is.
+        codes: The exit codes, each a digit.
+        meanings: What codes mean, where the command says more than `exit_codes.MEANINGS`.
+        settings: As for `click.Command`.
+    """
+
+    def __init__(
+        self,
+        name: str | None,
+        *,
+        example: str,
+        codes: str,
+        meanings: Mapping[int, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.exit_codes: dict[int, str] = {int(code): MEANINGS[int(code)] for code in codes}
+        self.exit_codes.update(meanings or {})
+        texts = ", ".join(f"{code} {text}" for code, text in self.exit_codes.items())
+        first = example if example.startswith("\b") else f"Example: attestkit {example}"
+        super().__init__(name, epilog=f"{first}\n\nExit codes: {texts}.", **settings)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the titles of their sections, which `group` sets."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                title = getattr(parameter, _SECTION, "Options")
+                sections.setdefault(title, []).append(record)
+        formatter.write_paragraph()
+        for title, records in sections.items():
+            formatter.write_heading(title)
+            with formatter.indentation():
+                formatter.write_dl(records)
+
+
+class Group(click.Group):
+    """A group of commands of the same kind, whose help ends as that of its first command."""
+
+    command_class: type[click.Command] | None = Command
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write example and exit codes."""
+        next(iter(self.commands.values())).format_epilog(ctx, formatter)
+
+
+def value(
+    name: str, metavar: str, text: str, *, many: bool = False, parameter: str = "", **settings: Any
+) -> _Option:
+    """Return an option with a text.
+
+    With `many` it may be repeated, and its parameter is the plural of its name.
+    """
+    names = [name]
+    if many:
+        text = f"{text.removesuffix('.')}; repeatable."
+        parameter = parameter or f"{name.lstrip('-').replace('-', '_')}s"
+    if parameter:
+        names.append(parameter)
+    return click.option(*names, metavar=metavar, multiple=many, help=text, **settings)
+
+
+def file(name: str, text: str, *, metavar: str = "FILE", **settings: Any) -> _Option:
+    """Return an option with a path, as `value`."""
+    return value(name, metavar, text, type=PATH, **settings)
+
+
+def flag(*names: str, text: str) -> _Option:
+    """Return an option without a value."""
+    return click.option(*names, is_flag=True, help=text)
+
+
+def output(text: str, *, required: bool = False) -> _Option:
+    """Return the option -o, with its help text."""
+    return click.option("-o", "--output", type=PATH, required=required, help=text)
+
+
+def at(text: str) -> _Option:
+    """Return the option --at, with its help text."""
+    return value("--at", "TIME", text)
+
+
+def read_instant(text: str, *words: str) -> datetime:
+    """Return the aware time of `--at`; the error text also lists `words` as valid values.
+
+    Raises:
+        UsageError: If it is not a time, or not in the years 1970 to 9998.
+    """
+    try:
+        if text.replace(".", "", 1).isdecimal() and text.isascii():
+            return datetime.fromtimestamp(float(text), timezone.utc)
+        # datetime of Python 3.10 does not accept Z.
+        moment = datetime.fromisoformat(text.upper().replace("Z", "+00:00"))
+    except (ValueError, OverflowError, OSError) as error:
+        others = "".join(f", or {word}" for word in words)
+        raise UsageError(
+            f"--at: not a valid time: {text}; use ISO 8601, seconds since 1970{others}",
+            reason="encoding",
+        ) from error
+    moment = moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment
+    if not 1970 <= moment.year <= 9998:  # in any zone it can be compared with X.509 times
+        raise UsageError(f"--at: not in the years 1970 to 9998: {text}", reason="out_of_range")
+    return moment
+
+
+json: Final = flag("--json", "as_json", text="Write JSON to stdout.")
+
+
+def read_hex(name: str, text: str, hint: str = "") -> bytes:
+    """Decode hex, with or without `0x`.
+
+    Raises:
+        UsageError: If the text is not hex; the error has `name` and `hint`, and not the text.
+    """
+    try:
+        return bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
+    except ValueError:
+        # The cause has digits of the text, which may be a secret.
+        raise UsageError(f"{name}: not hex{hint}", reason="encoding") from None
+
+
+def read_text(name: str, text: str) -> bytes:
+    """Encode text as UTF-8; raise UsageError if that is not possible."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name}: not UTF-8", reason="encoding") from error
+
+
+def section(title: str, *options: _Option) -> tuple[_Option, ...]:
+    """Return options that are under their own title in the help."""
+
+    def add_title(option: _Option) -> _Option:
+        def decorate(command: Callable[..., object]) -> object:
+            decorated = option(command)
+            setattr(decorated.__click_params__[-1], _SECTION, title)
+            return decorated
+
+        return decorate
+
+    return tuple(map(add_title, options))
+
+
+def add(*options: _Option) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds options to a command, in the order of the help."""
+    return lambda command: functools.reduce(lambda one, add: add(one), options[::-1], command)
+
+
+def group(
+    name: str, options: Sequence[_Option], gather: Callable[..., object], fields: type | None = None
+) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds options to a command and passes them as one value.
+
+    Args:
+        name: Parameter of the command for that value.
+        options: Click decorators, in the order of the help.
+        gather: Builds the value; its parameters have the names of the options, or `**` takes all
+            others.
+        fields: A NamedTuple whose fields have those names, which `gather` receives instead.
+    """
+    parameters = inspect.signature(fields or gather).parameters.values()
+    option_names = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
+    if len(option_names) < len(parameters):
+        declared: Any = add(*options)(lambda: None)
+        option_names = [one.name for one in declared.__click_params__]
+
+    def decorate(command: _Command) -> _Command:
+        @functools.wraps(command)
+        def with_group(**given: Any) -> object:
+            own = {one: given.pop(one) for one in option_names}
+            value = gather(**own) if fields is None else gather(fields(**own))
+            return command(**{name: value}, **given)
+
+        decorated: Any = add(*options)(with_group)
+        return cast("_Command", decorated)
+
+    return decorate

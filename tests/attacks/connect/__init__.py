@@ -1,0 +1,1 @@
+"""Attempts on `connect()`: what a client must refuse before it sends anything."""

@@ -1,0 +1,1 @@
+"""Attempts on the middleware of attested requests."""
