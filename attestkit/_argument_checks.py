@@ -1,13 +1,15 @@
 """Checks of arguments: type, size and encoding."""
 
+from collections.abc import Collection, Iterable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import datetime
+
+_T = TypeVar("_T")
 
 
 def wrong_type(argument: str, expected: str, value: object) -> UsageError:
@@ -16,16 +18,18 @@ def wrong_type(argument: str, expected: str, value: object) -> UsageError:
     return UsageError(message, reason="wrong_type")
 
 
-def unsupported_algorithm(name: object, known: "Iterable[str]") -> UsageError:
+def unsupported_algorithm(name: object, known: Iterable[str]) -> UsageError:
     """Return the error for a name of an algorithm that is not one of `known`."""
     message = f"algorithm: unsupported: {ascii(name)[:40]}; use {' or '.join(known)}"
     return UsageError(message, reason="unsupported_algorithm")
 
 
-def require_bytes(argument: str, value: object) -> None:
-    """Raise UsageError if an argument is not `bytes`."""
+def require_bytes(argument: str, value: object, size: int | None = None) -> None:
+    """Raise UsageError if an argument is not `bytes`, or does not have `size` bytes if given."""
     if not isinstance(value, bytes):
         raise wrong_type(argument, "bytes", value)
+    if size is not None:
+        require_size(argument, value, size)
 
 
 def require_size(argument: str, value: bytes, size: int) -> None:
@@ -47,6 +51,55 @@ def utf8(text: str, subject: str, kind: type[FormatError | UsageError] = FormatE
         return text.encode()
     except UnicodeEncodeError as error:
         raise kind(f"{subject}: unpaired surrogate in text", reason="encoding") from error
+
+
+def require_members(name: str, members: Collection[object]) -> None:
+    """Raise UsageError if a rule accepts nothing."""
+    if not members:
+        message = f"{name}: accepts nothing; add a value, or leave the rule out"
+        raise UsageError(message, reason="missing")
+
+
+def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]:
+    """Return the members of a collection as a frozenset.
+
+    Raises:
+        UsageError: If `given` is not a collection of `kind`.
+    """
+    wanted = UsageError(f"{name}: must be a collection of {kind.__name__}", reason="wrong_type")
+    if not isinstance(given, Collection) or isinstance(given, (str, bytes)):
+        raise wanted
+    found = [one for one in given if isinstance(one, kind)]
+    if len(found) != len(given):
+        raise wanted
+    try:
+        return frozenset(found)
+    except TypeError as error:  # a tuple with a list in it
+        raise wanted from error
+
+
+def check_number(name: str, number: object, largest: int, least: int = 0) -> int:
+    """Return an integer.
+
+    Raises:
+        UsageError: If `number` is not an integer in the range.
+    """
+    if type(number) is not int or not least <= number <= largest:
+        message = f"{name}: must be an integer from {least} to {largest}"
+        raise UsageError(message, reason="out_of_range")
+    return number
+
+
+def check_text(name: str, value: object) -> str:
+    """Return a non-empty string.
+
+    Raises:
+        UsageError: If `value` is not a string, is empty, or has an unpaired surrogate.
+    """
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{name}: must be a non-empty string", reason="wrong_type")
+    utf8(value, name, UsageError)
+    return value
 
 
 def import_package(module: str, message: str) -> Any:  # noqa: ANN401 - a module

@@ -151,3 +151,18 @@ class VerificationStep(NamedTuple):
 
     def __str__(self) -> str:
         return f"caution: {self.text}" if self.outcome == "caution" else self.text
+
+
+def passed(check: StepCheck, text: str) -> VerificationStep:
+    """Return the step of a check that passed."""
+    return VerificationStep(check, "passed", text)
+
+
+def skipped(check: StepCheck, text: str) -> VerificationStep:
+    """Return the step of a check that was skipped."""
+    return VerificationStep(check, "skipped", text)
+
+
+def caution(check: StepCheck, text: str) -> VerificationStep:
+    """Return the step of a check that passed with a caution."""
+    return VerificationStep(check, "caution", text)

@@ -6,15 +6,14 @@ from typing import Final
 from urllib.parse import quote as percent_encode
 
 from attestkit.collateral import Collateral
-from attestkit.collateral.parts import part_window, split_signed
+from attestkit.collateral.intel_collateral import part_window, split_signed
 from attestkit.collateral.pccs_client import Platform, Service, base_url
 from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, FormatError, UsageError, VerificationError
 from attestkit.verifier.dcap.certificate_chains import CertificateChains
-from attestkit.verifier.dcap.qe_identity import QeIdentity, read_qe_identity
-from attestkit.verifier.dcap.tcb_info import TcbInfo, read_tcb_info
+from attestkit.verifier.dcap.tcb_info import QeIdentity, TcbInfo, read_qe_identity, read_tcb_info
 from attestkit.verifier.dcap.verified_collateral import CollateralVerifier
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_reports import PKI
 

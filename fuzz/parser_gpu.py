@@ -8,8 +8,16 @@ from attestkit._crypto.der import DerReader
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
 from attestkit.gpu.architectures import Chip
-from attestkit.gpu.device.device_chain import DeviceChain, parse_device_chain, verify_device_chain
-from attestkit.gpu.device.dice import COMPOSITE_OID, FWID_SIZE, TCB_INFO_OID, Dice, read_dice
+from attestkit.gpu.device.device_chain import (
+    COMPOSITE_OID,
+    FWID_SIZE,
+    TCB_INFO_OID,
+    DeviceChain,
+    Dice,
+    parse_device_chain,
+    read_dice,
+    verify_device_chain,
+)
 from attestkit.gpu.device.opaque_data import encode_opaque_data
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, tried
 from tests.gpu.made_devices import (

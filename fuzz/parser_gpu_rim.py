@@ -8,13 +8,13 @@ from typing import Final
 
 from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, CollateralExpiredError, FormatError, SignatureError
-from attestkit.gpu.rim.canonical_xml import canonical_bytes
+from attestkit.gpu.endorsement_fetcher import fetch_rim
 from attestkit.gpu.rim.document import XmlElement, read_document
 from attestkit.gpu.rim.manifest import Rim
-from attestkit.gpu.rim.rim_client import fetch_rim
 from attestkit.gpu.rim.verification import verify_rim
 from attestkit.gpu.rim.xml_signature import (
     XmlSignature,
+    canonical_bytes,
     read_signature,
     verify_signature,
 )

@@ -14,9 +14,8 @@ from attestkit.errors import CollateralError, FormatError, GpuEvidenceError
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.nras.claims import DeviceClaims, read_claims
 from attestkit.gpu.nras.detached_eat import DetachedEat, read_detached_eat
-from attestkit.gpu.nras.jwks import read_jwks
 from attestkit.gpu.nras.nvattest_output import LOCAL_ISSUER, NvattestOutput, read_nvattest_output
-from attestkit.gpu.nras.tokens import NRAS_ISSUER, verify_tokens
+from attestkit.gpu.nras.tokens import NRAS_ISSUER, read_jwks, verify_tokens
 from fuzz.parser_contract import ParserTarget, check, obeys, tried
 
 _NOW: Final = datetime(2026, 6, 1, tzinfo=timezone.utc)

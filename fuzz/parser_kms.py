@@ -27,7 +27,7 @@ from attestkit.kms.cert_request import (
     sign_cert_request,
     verify_cert_request,
 )
-from attestkit.kms.client_certificate import ClientCa
+from attestkit.kms.https_call import ClientCa
 from attestkit.kms.root import KmsRoot
 from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
 from attestkit.kms.url import KmsUrl, kms_base_url, parse_kms_url

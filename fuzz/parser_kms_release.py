@@ -6,8 +6,7 @@ from attestkit._formats.strict_json import read_object
 from attestkit.errors import ConfigError, FormatError
 from attestkit.kms.answers import BootstrapStatement
 from attestkit.kms.release.auth_simple import AuthSimpleConfig
-from attestkit.kms.release.authorization import Decision
-from attestkit.kms.release.boot_info import BootInfo
+from attestkit.kms.release.authorization import BootInfo, Decision
 from attestkit.kms.release.state_folder import read_bootstrap_info
 from attestkit.kms.release.webhook import read_authority, read_decision
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys

@@ -17,13 +17,15 @@ from attestkit.backends.simulator.pki.quoting_enclave import (
 from attestkit.errors import CollateralError, FormatError, KmsError, VerificationError
 from attestkit.keys import AppKeys
 from attestkit.kms.local_provider import HostApi, SealedKey, fetch_local_keys, provider_policy
-from attestkit.kms.local_provider.frames import (
+from attestkit.kms.local_provider.sealed_key import (
     decode_request,
     decode_response,
     encode_request,
     encode_response,
+    open_seed,
+    provider_report_data,
+    seal_seed,
 )
-from attestkit.kms.local_provider.sealing import open_seed, provider_report_data, seal_seed
 from attestkit.kms.sealed_env import Epochs, open_env, seal_env
 from attestkit.verifier import Verifier
 from fuzz.parser_contract import ParserTarget, obeys, short

@@ -212,8 +212,12 @@ def from_base64(value: object, what: str) -> bytes:
     return found
 
 
-def string(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
+def string(
+    fields: Mapping[str, Any], name: str, default: str | None = None, *, what: str = ""
+) -> str:
     """Return a text field; `default` if it is missing or null.
+
+    Errors name the field, after `what` if given.
 
     Raises:
         FormatError: If the field is not text, or is missing or null and `default` is None.
@@ -221,7 +225,7 @@ def string(fields: Mapping[str, Any], name: str, default: str | None = None) -> 
     value = fields.get(name)
     if value is None and default is not None:
         return default
-    return _text(value, name)
+    return _text(value, f"{what}: {name}" if what else name)
 
 
 def has_surrogate(text: str) -> bool:

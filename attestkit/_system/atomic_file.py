@@ -98,7 +98,8 @@ def load_document(
     path: str | os.PathLike[str],
     limit: int,
     decode: Callable[[bytes], _Document],
-    unreadable: Callable[[str], AttestKitError],
+    kind: Callable[..., AttestKitError],
+    reason: str = "unreadable",
 ) -> _Document:
     """Read a file and return its document.
 
@@ -106,10 +107,11 @@ def load_document(
         path: Path of the file.
         limit: Maximum size in bytes; `decode` is given one byte more of a larger file.
         decode: Returns the document; it refuses content over the limit.
-        unreadable: Returns the error for a file that cannot be read.
+        kind: Class of the error for a file that cannot be read.
+        reason: Its reason.
 
     Raises:
-        AttestKitError: That of `unreadable`, or a CollateralError or FormatError of `decode` with
+        AttestKitError: That of `kind`, or a CollateralError or FormatError of `decode` with
             the path before its text.
     """
     name = os.fspath(path)
@@ -117,7 +119,7 @@ def load_document(
         with Path(path).open("rb") as file:
             content = file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise unreadable(f"{name}: cannot be read: {error}") from error
+        raise kind(f"{name}: cannot be read: {error}", reason=reason) from error
     try:
         return decode(content)
     except CollateralError as error:
@@ -129,16 +131,18 @@ def load_document(
 def save_document(
     path: str | os.PathLike[str],
     content: bytes,
-    unwritable: Callable[[str], AttestKitError],
+    kind: Callable[..., AttestKitError],
+    reason: str = "unwritable",
     *,
     mode: int,
 ) -> None:
     """Write a file, replacing an existing one atomically; see `replace_file`.
 
     Raises:
-        AttestKitError: That of `unwritable`, if the file cannot be written.
+        AttestKitError: One of `kind` with `reason`, if the file cannot be written.
     """
     try:
         replace_file(Path(path), content, mode=mode)
     except (OSError, ValueError) as error:
-        raise unwritable(f"{os.fspath(path)}: cannot be written: {error}") from error
+        message = f"{os.fspath(path)}: cannot be written: {error}"
+        raise kind(message, reason=reason) from error

@@ -15,7 +15,7 @@ from attestkit.quote import Quote
 
 if TYPE_CHECKING:
     from attestkit.gpu import GpuEndorsements, GpuEvidence
-    from attestkit.verifier.evidence.bundle import EvidenceBundle
+    from attestkit.verifier.evidence.formats import EvidenceBundle
     from attestkit.verifier.result import AttestationResult
 
 VERDICTS: Final = {
@@ -113,7 +113,7 @@ class FileOutcome(NamedTuple):
 
     def bundle(self) -> "EvidenceBundle":
         """Return an evidence bundle, for later verification without network access."""
-        from attestkit.verifier.evidence.bundle import EvidenceBundle  # lazy: rarely needed
+        from attestkit.verifier.evidence.formats import EvidenceBundle  # lazy: rarely needed
 
         evidence = self.evidence
         assert evidence is not None

@@ -25,7 +25,7 @@ from attestkit.snp_report import SnpReport
 
 if TYPE_CHECKING:
     from attestkit.collateral.cache import CollateralCache
-    from attestkit.verifier.evidence.bundle import EvidenceBundle
+    from attestkit.verifier.evidence.formats import EvidenceBundle
     from attestkit.verifier.result import AttestationResult
 
 _T = TypeVar("_T")
@@ -156,7 +156,7 @@ class FileVerifier:
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> "AttestationResult":
         """Verify evidence, and compare its report data with that of its bundle."""
-        from attestkit.verifier.evidence.bundle import BUNDLE_TIME  # lazy: loads the verifier
+        from attestkit.verifier.evidence.formats import BUNDLE_TIME  # lazy: loads the verifier
         from attestkit.verifier.result import add_step
 
         try:
@@ -273,7 +273,7 @@ def evidence_exit_code(error: errors.AttestKitError) -> int:
 
 
 def _bundle(content: FileContent) -> "EvidenceBundle":
-    from attestkit.verifier.evidence.bundle import EvidenceBundle
+    from attestkit.verifier.evidence.formats import EvidenceBundle
 
     assert isinstance(content.value, EvidenceBundle)
     return content.value

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import wrong_type
@@ -280,12 +279,7 @@ class Endpoint(EndpointClients):
     def __enter__(self) -> "Self":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

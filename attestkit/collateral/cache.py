@@ -41,9 +41,7 @@ from attestkit._system.cache_folder import (
     write_cache_file,
 )
 from attestkit._system.untrusted_files import open_regular, read_regular
-from attestkit.collateral.intel_collateral import Collateral
-from attestkit.collateral.merge import issue_time
-from attestkit.collateral.parts import json_object
+from attestkit.collateral.intel_collateral import Collateral, issue_time, json_object
 from attestkit.errors import CollateralError, UsageError
 
 __all__ = ["FETCH_LOCK_SECONDS", "CollateralCache", "Key"]

@@ -1,5 +1,9 @@
 """Collateral source of a verifier: a PCCS or Intel's PCS with a cache and rollback protection.
 
+Every part has its own signature and dates, so parts of two responses can be combined. A PCCS may
+be behind another one, and a network attacker may replay collateral of before the last TCB recovery
+or revocation. A verified part is therefore used until a newer one is fetched.
+
 Fetched collateral is not authenticated, so the cache may contain a response that was altered in
 transit, with a next update years ahead. If a verification fails with cached collateral, it is
 fetched again, unless the same collateral was verified before: then the evidence is at fault.
@@ -8,7 +12,7 @@ minute for a known platform.
 
 Rollback protection: verified collateral is stored in the cache apart from fetched collateral, for
 each root, even past its expiry. In collateral fetched later, by any process with the folder and
-after a restart, each part is replaced by the verified one if that is newer (`merge`). Unverified
+after a restart, each part is replaced by the verified one if that is newer. Unverified
 collateral is never compared: a forged part with a late date must not replace a genuine part.
 """
 
@@ -18,22 +22,18 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from threading import Lock
 from time import monotonic
 from typing import Final, NamedTuple, TypeAlias
 
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit._system.bounded_cache import BoundedCache
 from attestkit.collateral.cache import CollateralCache, Key
-from attestkit.collateral.intel_collateral import Collateral
-from attestkit.collateral.merge import merge_newest, root_key_id
-from attestkit.collateral.pccs_client import (
-    PckCertQuery,
-    Platform,
-    Service,
-    base_url,
-    platform_of,
-)
+from attestkit.collateral.intel_collateral import SIGNED_PARTS, Collateral, json_object, part_window
+from attestkit.collateral.pccs_client import PckCertQuery, Platform, Service, base_url, platform_of
 from attestkit.collateral.responses import Getter
 from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.quote import TEE_SGX, Quote
@@ -42,6 +42,58 @@ _PAUSE: Final = 60.0  # seconds between two repeated fetches for one platform
 _REMEMBERED: Final = 256  # entries of each cache
 _STORE_SECONDS: Final = 1.0  # wait for another process that stores verified collateral
 _logger = logging.getLogger("attestkit.collateral")
+
+
+def merge_newest(verified: Collateral, fetched: Collateral) -> Collateral:
+    """Return `fetched`; parts that are older than those in `verified` are replaced by the latter.
+
+    Args:
+        verified: Collateral of a successful verification.
+        fetched: Collateral that need not be authentic. A malformed part is not replaced: the
+            verifier will reject it.
+    """
+    newer = {
+        name: getattr(verified, name)
+        for names in SIGNED_PARTS
+        if _is_newer(names[0], verified, fetched)
+        for name in names
+    }
+    return replace(fetched, **newer) if newer else fetched
+
+
+def root_key_id(collateral: Collateral) -> str | None:
+    """Return the SHA-256 of the key of the root in the TCB info issuer chain, in hex.
+
+    The key is not authenticated. Collateral of different roots is never compared, and verifiers
+    reject a chain that its root did not sign. None if the chain is malformed.
+    """
+    try:
+        chain = split_chain(collateral.tcb_info_issuer_chain.encode("utf-8", "replace"), 0)
+        return sha256(read_certificate(chain[-1]).spki_der).hex()
+    except AttestKitError:
+        return None
+
+
+def _is_newer(part: str, verified: Collateral, fetched: Collateral) -> bool:
+    try:
+        return _version(part, verified) > _version(part, fetched)
+    except CollateralError:
+        return False
+
+
+def _version(part: str, collateral: Collateral) -> tuple[int, datetime]:
+    """Return the version of TCB info or QE identity, or of a CRL: its thisUpdate.
+
+    `tcbEvaluationDataNumber` grows with each TCB recovery; Intel issues the same evaluation again
+    with a new issue date.
+    """
+    value: str | bytes = getattr(collateral, part)
+    number: object = 0
+    if isinstance(value, str):
+        number = json_object(part, value).get("tcbEvaluationDataNumber")
+    if not isinstance(number, int):
+        raise CollateralError(f"{part}: tcbEvaluationDataNumber missing", reason="malformed")
+    return number, part_window(part, value).start
 
 
 class CollateralLookup(NamedTuple):

@@ -7,13 +7,12 @@ checked by the verifier. Its JSON has the nine fields that DCAP verification lib
 import json
 import os
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
-from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from attestkit._formats.strict_json import from_hex, read_object
 from attestkit._system.atomic_file import load_document, save_document
-from attestkit.collateral.parts import json_object, part_window
-from attestkit.errors import CollateralError
+from attestkit.errors import CollateralError, FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +25,82 @@ if TYPE_CHECKING:
 _LIMIT: Final = 1 << 20  # bytes or characters of a field; Intel's largest is below 50 kB
 _JSON_LIMIT: Final = 16 << 20  # nine such fields, with bytes in hex
 _SIGNATURE: Final = 64  # r then s
+
+
+def json_object(name: str, text: str | bytes) -> dict[str, Any]:
+    """Return the JSON object in `text`.
+
+    Raises:
+        CollateralError: If `text` is not a JSON object, or has a key twice, of which readers take
+            one or the other; the message starts with `name`.
+    """
+    try:
+        return read_object(text.decode("utf-8-sig") if isinstance(text, bytes) else text, name)
+    except UnicodeDecodeError as error:
+        raise CollateralError(f"{name}: invalid JSON: not UTF-8", reason="malformed") from error
+    except FormatError as error:
+        raise CollateralError(f"{name}: invalid JSON: {error}", reason="malformed") from error
+
+
+def part_window(name: str, value: str | bytes) -> "Window":
+    """Return the validity period of a part of collateral.
+
+    Args:
+        name: Field of the part; a name that ends in `_chain` is a PEM chain.
+        value: CRL in DER as bytes; PEM chain, TCB info or QE identity as text.
+
+    Raises:
+        CollateralError: If the part has no dates; the message starts with `name`.
+    """
+    from attestkit._crypto.x509.simulated.certificate_encoder import Window
+    from attestkit._crypto.x509.simulated.sgx_certificates import chain_window, crl_window
+
+    try:
+        if isinstance(value, bytes):
+            return crl_window(value)
+        if name.endswith("_chain"):
+            return chain_window(value)
+    except FormatError as error:
+        raise CollateralError(f"{name}: {error}", reason="malformed") from error
+    dates = json_object(name, value)
+    return Window(*(_date(name, key, dates.get(key)) for key in ("issueDate", "nextUpdate")))
+
+
+def _date(name: str, key: str, value: object) -> datetime:
+    try:
+        # fromisoformat of Python 3.10 does not accept Z.
+        moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+        if moment.tzinfo is not None:
+            return moment.astimezone(timezone.utc)
+    except (ValueError, OverflowError) as error:
+        raise CollateralError(f"{name}: {key} is not a valid date", reason="malformed") from error
+    raise CollateralError(f"{name}: {key} has no time zone", reason="malformed")
+
+
+def split_signed(response: bytes, name: str) -> tuple[str, bytes]:
+    """Return the member `name` of a JSON object, unchanged, and its signature.
+
+    Args:
+        response: UTF-8 text, `{"name":BODY,"signature":"HEX"}`; other members are ignored.
+        name: "tcbInfo" or "enclaveIdentity".
+
+    Returns:
+        The JSON text of the member, and the 64 bytes of the signature: r, then s.
+
+    Raises:
+        FormatError: If the response is not a JSON object, or the member or its signature is
+            missing, duplicate or of the wrong type; the message names the member.
+    """
+    import msgspec  # lazy: only for fetching
+
+    members = read_object(response, "response")
+    if name not in members:
+        raise FormatError(f"missing member: {name}", reason="missing")
+    if not isinstance(members[name], dict):
+        raise FormatError(f"{name}: not a JSON object", reason="wrong_type")
+    signature = from_hex(members.get("signature"), "signature", _SIGNATURE)
+    verbatim = msgspec.json.decode(response, type=dict[str, msgspec.Raw])
+    return bytes(verbatim[name]).decode(), signature
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -95,9 +170,7 @@ class Collateral:
             CollateralError: If the file cannot be read, or `from_json` rejects its content. The
                 message names the file.
         """
-        return load_document(
-            path, _JSON_LIMIT, cls.from_json, partial(CollateralError, reason="unreadable")
-        )
+        return load_document(path, _JSON_LIMIT, cls.from_json, CollateralError)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the nine-field JSON, replacing the file atomically.
@@ -106,9 +179,7 @@ class Collateral:
             CollateralError: If the file cannot be written.
         """
         # Collateral is public, so the file is readable by all.
-        save_document(
-            path, self.to_json().encode(), partial(CollateralError, reason="unwritable"), mode=0o644
-        )
+        save_document(path, self.to_json().encode(), CollateralError, mode=0o644)
 
     @classmethod
     def fetch(
@@ -202,3 +273,24 @@ def _from_hex(name: str, value: str) -> bytes:
         return bytes.fromhex(value)
     except (TypeError, ValueError) as error:  # TypeError: not a string in the JSON
         raise CollateralError(f"{name}: invalid hex", reason="malformed") from error
+
+
+def issue_time(collateral: Collateral) -> datetime:
+    """Return the latest issue date of TCB info, QE identity and CRLs.
+
+    The dates of the issuer chains do not count: the verifier does not check those of every
+    certificate, so that a network attacker could choose them.
+
+    Raises:
+        CollateralError: If a part has no dates.
+    """
+    return max(part_window(name, getattr(collateral, name)).start for name, *_ in SIGNED_PARTS)
+
+
+# Parts with a version, each followed by the fields that belong to it.
+SIGNED_PARTS: Final = (
+    ("tcb_info", "tcb_info_signature", "tcb_info_issuer_chain"),
+    ("qe_identity", "qe_identity_signature", "qe_identity_issuer_chain"),
+    ("pck_crl", "pck_crl_issuer_chain"),
+    ("root_ca_crl",),
+)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
-    from attestkit.gpu.bound_evidence import GpuBinding
     from attestkit.gpu.collection import (
         GpuCollection,
         GpuModeWarning,
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from attestkit.gpu.driver.nvml import ConfComputeState, GpuDescription
     from attestkit.gpu.endorsement_fetcher import GpuServices
     from attestkit.gpu.endorsements import GpuEndorsements
-    from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
+    from attestkit.gpu.evidence import DeviceEvidence, GpuBinding, GpuEvidence
     from attestkit.gpu.result import DeviceResult, GpuResult
     from attestkit.gpu.rim.manifest import Rim
     from attestkit.gpu.roots import GpuRoots
@@ -32,14 +31,13 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "bound_evidence": ["GpuBinding"],
             "collection": [
                 *("GpuCollection", "GpuModeWarning", "collect", "collect_with_state"),
                 *("read_state", "set_ready"),
             ],
             "endorsement_fetcher": ["GpuServices"],
             "endorsements": ["GpuEndorsements"],
-            "evidence": ["DeviceEvidence", "GpuEvidence"],
+            "evidence": ["DeviceEvidence", "GpuBinding", "GpuEvidence"],
             "driver.nvml": ["ConfComputeState", "GpuDescription"],
             "device.report": ["Report"],
             "result": ["DeviceResult", "GpuResult"],

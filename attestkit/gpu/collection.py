@@ -5,7 +5,7 @@ import hmac
 import warnings
 from typing import Final, NamedTuple
 
-from attestkit._argument_checks import require_bytes, require_size
+from attestkit._argument_checks import require_bytes
 from attestkit._crypto.pem import split_pem
 from attestkit.errors import BackendError, BackendUnavailableError, FormatError
 from attestkit.gpu.architectures import Architecture
@@ -77,8 +77,7 @@ def collect_with_state(
     Raises:
         AttestKitError: As for `collect`.
     """
-    require_bytes("nonce", nonce)
-    require_size("nonce", nonce, NONCE_SIZE)
+    require_bytes("nonce", nonce, NONCE_SIZE)
     with contextlib.closing(Nvml(time_limit)) as nvml:
         state = nvml.state()
         if not state.enabled and state.multi_gpu != "protected_pcie":

@@ -1,38 +1,176 @@
-"""Fetches endorsements for evidence: a few requests at a time, each question once."""
+"""Fetches endorsements for evidence: a few requests at a time, each question once.
 
+Client of the service of reference integrity manifests (RIMs) (nvidia-gpu.md, section 4.1).
+
+The service is untrusted: a RIM is verified after it was fetched.
+
+Client of OCSP responders (RFC 6960, appendix A; nvidia-gpu.md, section 3.6).
+
+Requests, and the hashes in them, are encoded by `_crypto.x509.ocsp.request`. The responder is
+untrusted: an answer is verified after it was fetched, by `check_ocsp`.
+"""
+
+import hmac
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from attestkit.collateral.responses import Getter, Poster
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER, read_ocsp_answer
+from attestkit._crypto.x509.ocsp.request import OcspHash, cert_id, write_ocsp_request
+from attestkit._formats.strict_json import from_base64, from_hex, read_object, string
+from attestkit._reasons import CollateralReason
+from attestkit._sanitize import shown
+from attestkit.collateral.responses import Getter, Poster, read_body
 from attestkit.errors import CollateralError, FormatError, UsageError
+from attestkit.gpu.architectures import DeviceLabel
 from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain
 from attestkit.gpu.device.report import Report
-from attestkit.gpu.device_label import DeviceLabel
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence, verify_device
-from attestkit.gpu.nras.client import NVIDIA_NRAS_URL, NrasVersion, fetch_keys, request_tokens
-from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL, fetch_ocsp
-from attestkit.gpu.rim.manifest import Rim
-from attestkit.gpu.rim.rim_client import NVIDIA_RIM_URL, fetch_rim
+from attestkit.gpu.nras.client import (
+    KEY_REQUIRED,
+    NVIDIA_NRAS_URL,
+    NrasVersion,
+    fetch_keys,
+    key_header,
+    request_tokens,
+)
+from attestkit.gpu.rim.document import MAX_SIZE
+from attestkit.gpu.rim.manifest import IDENTIFIER, Rim
 from attestkit.gpu.roots import GpuRoots
-from attestkit.gpu.service_key import key_header
 from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
     from attestkit.gpu.architectures import Architecture
 
+NVIDIA_RIM_URL: Final = "https://rim.attestation.nvidia.com"
+"""NVIDIA's service."""
+MAX_RIM_ANSWER: Final = 1 << 20
+"""Maximum size of an answer in bytes: JSON with the RIM in base64."""
+_SHA256_SIZE: Final = 32
+_RIM_ADVICE: Final = {401: KEY_REQUIRED, 403: KEY_REQUIRED}
+NVIDIA_OCSP_URL: Final = "https://ocsp.ndis.nvidia.com/"
+"""NVIDIA's responder."""
+_OCSP_HEADERS: Final = {
+    "Accept": "application/ocsp-response",
+    "Content-Type": "application/ocsp-request",
+}
 MAX_REQUESTS: Final = 8
 """Maximum number of simultaneous requests."""
-
 _ASKED: Final = (
     3  # certificates of a chain: of a device from the BROM's on, of a RIM from the first
 )
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+
+def fetch_rim(identifier: str, getter: Getter, url: str = NVIDIA_RIM_URL) -> bytes:
+    """Fetch a RIM; it is not verified.
+
+    Args:
+        identifier: Such as `NV_GPU_DRIVER_GH100_550.90.07`, from a report whose signature is
+            verified.
+        getter: Function that gets a URL, such as `HttpGetter`.
+        url: Base URL of the service, for a mirror.
+
+    Returns:
+        The XML document.
+
+    Raises:
+        CollateralError: If there is no such RIM (`missing`), the service cannot be reached or
+            returned an error (`fetch_failed`), or its answer is invalid (`malformed`,
+            `too_large`).
+    """
+    if not IDENTIFIER.fullmatch(identifier):
+        # Versions in a report are text of the device.
+        problem = "not an identifier: letters, digits, '_', '-' and '.' are allowed"
+        raise _rim_error(shown(identifier), problem, "missing")
+    response = getter(f"{url.rstrip('/')}/v1/rim/{identifier}")
+    if response.status == 404:
+        problem = "HTTP status 404; check that NVIDIA has released this version"
+        raise _rim_error(identifier, problem, "missing")
+    body = read_body(response, f"RIM {identifier}", MAX_RIM_ANSWER, _RIM_ADVICE)
+    try:
+        return _read_answer(identifier, body)
+    except FormatError as error:
+        problem = f"invalid answer of the RIM service: {error.message}"
+        reason: CollateralReason = "too_large" if error.reason == "too_large" else "malformed"
+        raise _rim_error(identifier, problem, reason) from error
+
+
+def _read_answer(identifier: str, body: bytes) -> bytes:
+    """Return the RIM of an answer."""
+    fields: dict[str, Any] = read_object(body, "answer")
+    named = string(fields, "id")
+    if named != identifier:
+        raise FormatError(f"id: is {shown(named)}", reason="inconsistent")
+    kind = string(fields, "rim_format", "TCG")
+    if kind != "TCG":
+        raise FormatError(f"rim_format: must be TCG: {shown(kind)}", reason="unsupported")
+    rim = from_base64(fields.get("rim"), "rim")
+    if len(rim) > MAX_SIZE:
+        raise FormatError(f"rim: {len(rim)} bytes, more than {MAX_SIZE}", reason="too_large")
+    digest = from_hex(fields.get("sha256"), "sha256", _SHA256_SIZE)
+    if not hmac.compare_digest(sha256(rim), digest):
+        raise FormatError("sha256: is not that of the RIM", reason="inconsistent")
+    return rim
+
+
+def _rim_error(identifier: str, problem: str, reason: CollateralReason) -> CollateralError:
+    return CollateralError(f"RIM {identifier}: {problem}", reason=reason)
+
+
+def fetch_ocsp(
+    certificate: bytes,
+    issuer: bytes,
+    poster: Poster,
+    url: str = NVIDIA_OCSP_URL,
+    *,
+    hash_name: OcspHash = "sha384",
+    nonce: bytes | None = None,
+) -> bytes:
+    """Ask a responder about a certificate; the signature of its answer is not verified.
+
+    Args:
+        certificate: In DER.
+        issuer: The certificate of its issuer in DER.
+        poster: Function that posts, such as `HttpGetter().post`.
+        url: URL of the responder.
+        hash_name: Hash that identifies the certificate.
+        nonce: At most 128 bytes, which the answer must contain.
+
+    Returns:
+        The answer in DER, about this certificate.
+
+    Raises:
+        FormatError: If a certificate is malformed.
+        UsageError: If the hash is not supported, or the nonce has another size.
+        CollateralError: If the responder cannot be reached or returned an error (`fetch_failed`),
+            or its answer is too large, malformed, about another certificate, or without the nonce.
+    """
+    request = write_ocsp_request(certificate, issuer, hash_name=hash_name, nonce=nonce)
+    asked = cert_id(read_path_certificate(certificate), read_path_certificate(issuer), hash_name)
+    body = read_body(poster(url, request, _OCSP_HEADERS), f"OCSP responder {url}", MAX_ANSWER)
+    try:
+        answer = read_ocsp_answer(body)
+    except CollateralError as error:
+        raise _ocsp_error(url, str(error), error.reason) from error
+    except FormatError as error:
+        raise _ocsp_error(url, f"{error}; check the URL", "malformed") from error
+    if answer.cert_id != asked:
+        raise _ocsp_error(url, "the answer is about another certificate", "malformed")
+    if nonce is not None and not hmac.compare_digest(answer.nonce or b"", nonce):
+        raise _ocsp_error(url, "the answer lacks the nonce of the request", "malformed")
+    return answer.der
+
+
+def _ocsp_error(url: str, problem: str, reason: CollateralReason) -> CollateralError:
+    return CollateralError(f"OCSP responder {url}: {problem}", reason=reason)
 
 
 class GpuServices(NamedTuple):

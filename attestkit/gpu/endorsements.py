@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -17,9 +16,9 @@ from attestkit._sanitize import shown
 from attestkit._system.atomic_file import load_document, save_document
 from attestkit.errors import CollateralError, ConfigError
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE
-from attestkit.gpu.nras.jwks import MAX_JWKS
+from attestkit.gpu.nras.tokens import MAX_JWKS
 from attestkit.gpu.rim.document import MAX_SIZE as MAX_RIM
-from attestkit.gpu.rim.rim_client import IDENTIFIER
+from attestkit.gpu.rim.manifest import IDENTIFIER
 
 if TYPE_CHECKING:
     from attestkit.gpu.endorsement_fetcher import GpuServices
@@ -116,9 +115,7 @@ class GpuEndorsements:
             CollateralError: If the file cannot be read, or `from_json` rejects its content. The
                 message names the file.
         """
-        return load_document(
-            path, MAX_JSON, cls.from_json, partial(CollateralError, reason="unreadable")
-        )
+        return load_document(path, MAX_JSON, cls.from_json, CollateralError)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON, replacing the file atomically.
@@ -127,9 +124,7 @@ class GpuEndorsements:
             CollateralError: If the file cannot be written.
         """
         # Endorsements are public, so the file is readable by all.
-        save_document(
-            path, self.to_json(), partial(CollateralError, reason="unwritable"), mode=0o644
-        )
+        save_document(path, self.to_json(), CollateralError, mode=0o644)
 
     @classmethod
     def fetch(

@@ -3,6 +3,8 @@
 NVIDIA's SDKs write a list of devices, alone or as `evidences` beside the result of the collection.
 Requests to NVIDIA's attestation service and several providers have it as `evidence_list`,
 Confidential Containers as `device_evidence_list`.
+
+GPU evidence with what it must have in common with the evidence of a CPU (section 6).
 """
 
 import json
@@ -13,16 +15,17 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from attestkit._argument_checks import utf8, wrong_type
+from attestkit._argument_checks import require_size, utf8, wrong_type
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem, split_pem
 from attestkit._formats.strict_json import from_base64, from_hex, read, string
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.architectures import (
     ARCHITECTURES,
     Architecture,
     DeviceKind,
+    DeviceLabel,
     find_architecture,
     kind_of,
 )
@@ -34,17 +37,14 @@ from attestkit.gpu.device.device_chain import (
 )
 from attestkit.gpu.device.report import MAX_SIZE as MAX_REPORT
 from attestkit.gpu.device.report import Report
-from attestkit.gpu.device_label import DeviceLabel
+from attestkit.gpu.result import GpuBindingKind
 
 MAX_SIZE: Final = 4 << 20
 """Maximum size of the JSON in bytes."""
-
 MAX_DEVICES: Final = 64
 """Maximum number of devices."""
-
 MAX_CHAIN: Final = 0x1400
 """Maximum size of the PEM text of a chain in bytes: that of NVML's structure."""
-
 _SUBJECT: Final = "GPU evidence"
 _LISTS: Final = ("evidences", "evidence_list", "device_evidence_list")
 _NONCE_SIZE: Final = 32
@@ -189,10 +189,7 @@ def read_device(value: object, index: int = 0, shared: Mapping[str, Any] = {}) -
 def _architecture(stated: Mapping[str, Any], what: str) -> Architecture | None:
     if stated["arch"] is None:
         return None
-    try:
-        word = string(stated, "arch")
-    except FormatError as error:
-        raise FormatError(f"{what}: {error.message}", reason=error.reason) from error
+    word = string(stated, "arch", what=what)
     found = find_architecture(word)
     if found is None:
         message = f"{what}: arch: {shown(word)} is not one of {', '.join(ARCHITECTURES)}"
@@ -269,3 +266,29 @@ def verify_device(
         report = Report.parse(device.report, strip_nul=strip_nul)
     with label.refused_as("device_chain"):
         return report, verify_device_chain(read_device_chain(device.certificates), root, now)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuBinding:
+    """GPU evidence of another system, as a reader of `attestkit.gpu.bindings` returns it.
+
+    Pass it to `Verifier.verify` as `gpu`, without `nonce` and `report_data`.
+
+    Raises:
+        UsageError: If a value has the wrong size, or `kind` is one of an event log.
+    """
+
+    system: str  # such as vllm-proxy
+    kind: GpuBindingKind  # `nonce` or `report_data`
+    evidence: GpuEvidence
+    nonce: bytes = field(repr=False)  # of the verifier
+    gpu_nonce: bytes = field(repr=False)  # that the reports of the GPUs must have, 32 bytes
+    report_data: bytes = field(repr=False)  # that the CPU's evidence must have, 64 bytes
+    # Other values that the report data commit to, by name: addresses and keys.
+    committed: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_size("gpu_nonce", self.gpu_nonce, 32)
+        require_size("report_data", self.report_data, 64)
+        if self.kind not in ("nonce", "report_data"):
+            raise UsageError("kind: must be nonce or report_data", reason="wrong_value")

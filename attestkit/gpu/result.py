@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from attestkit._verification_steps import StepCheck, StepOutcome, VerificationStep
-from attestkit.gpu.device.modes import DeviceMode
+from attestkit.gpu.device.topology import DeviceMode
 
 GpuBindingKind = Literal["nonce", "runtime_event", "report_data"]
 """What joins CPU and GPUs, from weak to strong.

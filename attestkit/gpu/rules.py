@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from attestkit._argument_checks import check_number, normalize_members, require_members
 from attestkit._sanitize import shown
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, passed
 from attestkit.errors import GpuEvidenceError, UsageError
-from attestkit.gpu.device_label import DeviceLabel
+from attestkit.gpu.architectures import DeviceLabel
 from attestkit.gpu.result import GpuBindingKind
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ class GpuRules:
                 raise UsageError(f"{name}: must be true or false", reason="wrong_type")
         for name in _TEXTS:
             self._set(name, _texts(name, getattr(self, name)))
-        for name in ("count", "switch_count"):
-            _check_number(name, getattr(self, name), 0 if name == "switch_count" else 1)
+        self._check_numbers()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 message = f"{name}: must be one of {', '.join(choices)}"
@@ -112,12 +112,20 @@ class GpuRules:
             driver_key(self.min_driver)
         if self.min_vbios is not None:
             vbios_key(self.min_vbios)
-        self._set("accepted_mismatches", _indexes(self.accepted_mismatches))
         for name in ("max_ocsp_age", "ocsp_grace"):
             _check_period(name, getattr(self, name))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _check_numbers(self) -> None:
+        for name, least in (("count", 1), ("switch_count", 0)):
+            if (number := getattr(self, name)) is not None:
+                check_number(name, number, _MAX_DEVICES, least)
+        accepted = normalize_members("accepted_mismatches", self.accepted_mismatches, int)
+        for index in self.accepted_mismatches:
+            check_number("accepted_mismatches", index, _MAX_INDEX)
+        self._set("accepted_mismatches", accepted)
 
     def _check_binding(self) -> None:
         allowed = self.allow_runtime_event or self.allow_boot_result
@@ -157,14 +165,10 @@ class GpuRules:
         self._appraise_count("switches", "switch_count", self.switch_count, switches)
         for device in devices:
             self._appraise_device(device)
-        met = self._met()
+        met = [name for name in _APPRAISED if getattr(self, name) != _DEFAULTS[name]]
         if not met:
             return ()
-        return (VerificationStep("gpu_rules", "passed", f"the GPUs meet the rules {met}"),)
-
-    def _met(self) -> str:
-        met = [name for name in _APPRAISED if getattr(self, name) != _DEFAULTS[name]]
-        return ", ".join(met)
+        return (passed("gpu_rules", f"the GPUs meet the rules {', '.join(met)}"),)
 
     def _appraise_count(self, what: str, rule: str, wanted: int | None, found: int) -> None:
         if wanted is not None and found != wanted:
@@ -250,46 +254,21 @@ def _refused(
 
 
 def _texts(name: str, values: object) -> frozenset[str] | None:
-    """Return names or versions in upper case."""
     if values is None:
         return None
-    if not isinstance(values, Collection) or isinstance(values, (str, bytes)):
-        raise UsageError(f"{name}: must be a collection of str", reason="wrong_type")
-    if not all(isinstance(one, str) and 0 < len(one) <= _MAX_TEXT for one in values):
+    found = normalize_members(name, values, str)
+    if not all(0 < len(one) <= _MAX_TEXT for one in found):
         message = f"{name}: each value must be text of 1 to {_MAX_TEXT} characters"
         raise UsageError(message, reason="wrong_type")
-    if not values:
-        message = f"{name}: accepts nothing; add a value, or leave the rule out"
-        raise UsageError(message, reason="missing")
-    return frozenset(one.upper() for one in values)
-
-
-def _indexes(values: object) -> frozenset[int]:
-    if not isinstance(values, Collection) or isinstance(values, (str, bytes)):
-        message = "accepted_mismatches: must be a collection of indexes"
-        raise UsageError(message, reason="wrong_type")
-    for one in values:
-        if type(one) is not int or not 0 <= one <= _MAX_INDEX:
-            message = f"accepted_mismatches: each index must be 0 to {_MAX_INDEX}"
-            raise UsageError(message, reason="out_of_range")
-    return frozenset(values)
+    require_members(name, found)
+    return frozenset(one.upper() for one in found)
 
 
 def _check_period(name: str, value: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, timedelta):
+    if not isinstance(value, timedelta | None):
         raise UsageError(f"{name}: must be a timedelta", reason="wrong_type")
-    if value < timedelta():
+    if value is not None and value < timedelta():
         raise UsageError(f"{name}: must not be negative", reason="out_of_range")
-
-
-def _check_number(name: str, value: object, least: int) -> None:
-    if value is None:
-        return
-    if type(value) is not int or not least <= value <= _MAX_DEVICES:
-        message = f"{name}: must be {least} to {_MAX_DEVICES}"
-        raise UsageError(message, reason="out_of_range")
 
 
 DEFAULT_RULES: Final = GpuRules()

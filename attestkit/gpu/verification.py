@@ -1,4 +1,4 @@
-"""Verification of the evidence of GPUs and switches (nvidia-gpu.md, section 8).
+"""Verification of the evidence of GPUs and switches, and its steps (nvidia-gpu.md, section 8).
 
 Each device is checked up to its first failure, and all devices are checked. Nothing of a report is
 used as true before its signature is verified.
@@ -6,31 +6,108 @@ used as true before its signature is verified.
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
-from attestkit._argument_checks import require_bytes, require_size, require_time_zone, wrong_type
+from attestkit._argument_checks import require_bytes, require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
-from attestkit._verification_steps import VerificationStep
+from attestkit._crypto.x509.ocsp.check import CLOCK_SKEW
+from attestkit._verification_steps import VerificationStep, caution, passed, skipped
 from attestkit.errors import AttestKitError, GpuEvidenceError, UsageError
 from attestkit.gpu.checks.device_checks import (
+    CheckedDevice,
     DeviceChecks,
     check_device,
     check_revocation,
+    check_tokens,
     join_errors,
 )
-from attestkit.gpu.checks.rim_checks import compare_device
-from attestkit.gpu.checks.topology import TopologyDevice, check_topology
-from attestkit.gpu.checks.verification_steps import AppraisedDevice, device_steps
-from attestkit.gpu.device.modes import check_modes, device_mode
+from attestkit.gpu.checks.rim_checks import ComparedDevice, compare_device
+from attestkit.gpu.device.topology import TopologyDevice, check_modes, check_topology, device_mode
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
-from attestkit.gpu.result import DeviceResult, GpuResult
+from attestkit.gpu.result import DeviceResult, GpuResult, OcspFacts
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import DEFAULT_RULES, GpuRules
 from attestkit.simulated_roots import SimulatedRoots
 
+_NAMED: Final = 3  # manifests that a step names
 _NONCE_SIZE: Final = 32
 _DEVICE_CERTIFICATES: Final = ("the device's boot ROM", "the provisioner's CA", "the product's CA")
+
+
+class AppraisedDevice(NamedTuple):
+    """A device that passed all checks of its own."""
+
+    device: CheckedDevice
+    ocsp: tuple[OcspFacts, ...]
+    compared: ComparedDevice | None  # None: tokens stand for manifests
+
+
+def device_steps(
+    appraised: Sequence[AppraisedDevice], checks: DeviceChecks
+) -> tuple[VerificationStep, ...]:
+    """Return the steps of the checks of single devices."""
+    gpus = [one.device.report.kind for one in appraised].count("gpu")
+    what = f"{gpus} GPUs" if gpus != 1 else "1 GPU"
+    if switches := len(appraised) - gpus:
+        what += f" and {switches} switches"
+    report = _report_step(appraised, what)
+    compared = [one.compared for one in appraised if one.compared is not None]
+    if not compared:
+        return (report, *_BY_TOKENS)
+    names = list(dict.fromkeys([rim.identifier for one in compared for rim in one.rims]))
+    named = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
+    rims = passed("gpu_rim", f"the reference manifests are valid: {named}")
+    return report, _revocation_step(appraised, checks), rims, _measurement_step(compared)
+
+
+def _report_step(appraised: Sequence[AppraisedDevice], what: str) -> VerificationStep:
+    """Return the step of the reports; those of switches have no FWID."""
+    reports = [one.device.report for one in appraised]
+    gpus = [report for report in reports if report.kind == "gpu"]
+    text = f"certificates, signature and nonce of {what} are valid"
+    if None in [report.fwid for report in gpus]:
+        text += "; a report lacks the firmware's identity (FWID), which the policy accepts"
+        return caution("gpu_report", text)
+    return passed("gpu_report", text + (", and the GPUs' firmware identity" if gpus else ""))
+
+
+def _revocation_step(
+    appraised: Sequence[AppraisedDevice], checks: DeviceChecks
+) -> VerificationStep:
+    if checks.rules.ocsp == "off":
+        text = "revocation of the GPUs' certificates was not checked: the policy turns it off"
+        return skipped("gpu_revocation", text)
+    answers = [answer for one in appraised for answer in one.ocsp]
+    answers += [answer for one in appraised if one.compared for answer in one.compared.ocsp]
+    if "hold" in {answer.status for answer in answers}:
+        text = "a certificate of a reference manifest's signer is on hold, which the policy accepts"
+        return caution("gpu_revocation", text)
+    until = min([answer.next_update for answer in answers])
+    if checks.now - until > CLOCK_SKEW:
+        text = f"an OCSP answer ended at {until.isoformat()}, which the policy's grace accepts"
+        return caution("gpu_revocation", text)
+    text = f"no certificate is revoked, by OCSP answers that are valid until {until.isoformat()}"
+    return passed("gpu_revocation", text)
+
+
+def _measurement_step(compared: Sequence[ComparedDevice]) -> VerificationStep:
+    wrong = sorted({index for one in compared for index in one.comparison.mismatched})
+    if wrong:
+        indexes = ", ".join(map(str, wrong))
+        text = f"measurements differ at indexes that the policy accepts: {indexes}"
+        return caution("gpu_measurements", text)
+    counts = sorted({len(one.comparison.matched) for one in compared})
+    number = " or ".join(map(str, counts))
+    text = f"{number} measurements of each device equal those of its reference manifests"
+    return passed("gpu_measurements", text)
+
+
+_BY_TOKENS: Final = (
+    skipped("gpu_revocation", "left to NVIDIA's service: the policy accepts its tokens"),
+    skipped("gpu_rim", "left to NVIDIA's service: no reference manifests were compared"),
+    skipped("gpu_measurements", "left to NVIDIA's service, whose tokens name no measurements"),
+)
 
 
 def verify(
@@ -62,8 +139,7 @@ def verify(
         UsageError: If an argument has the wrong type or size.
     """
     found = _as_evidence(evidence)
-    require_bytes("nonce", nonce)
-    require_size("nonce", nonce, _NONCE_SIZE)
+    require_bytes("nonce", nonce, _NONCE_SIZE)
     moment = datetime.now(timezone.utc) if now is None else _in_utc(now)
     checks = DeviceChecks(
         nonce,
@@ -76,8 +152,6 @@ def verify(
     steps = [*device_steps(appraised, checks), _check_machine(appraised, checks.rules)]
     nras: tuple[dict[str, object], ...] | None = None
     if checks.rules.nras != "off":
-        from attestkit.gpu.checks.nras_checks import check_tokens  # lazy: only with tokens
-
         step, nras = check_tokens([one.device for one in appraised], checks)
         steps.append(step)
     devices = tuple(map(_device_result, appraised))
@@ -153,7 +227,7 @@ def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> Ver
     devices = [TopologyDevice(one.device.chain, one.device.report) for one in appraised]
     if check_topology(devices):
         text = "every GPU is connected to exactly the switches of the evidence, and every switch "
-        return VerificationStep("gpu_topology", "passed", f"{text}to exactly the GPUs")
+        return passed("gpu_topology", f"{text}to exactly the GPUs")
     if rules.protected_pcie:
         message = (
             "GPU topology: the evidence has no switches; request their evidence, too, or drop the "
@@ -164,9 +238,9 @@ def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> Ver
     if first == "protected_pcie" or switches:
         missing = "GPUs" if switches else "switches"
         text = f"the connections of the devices were not checked: the evidence has no {missing}"
-        return VerificationStep("gpu_topology", "skipped", text)
+        return skipped("gpu_topology", text)
     text = "the devices are distinct, and have the same nonce"
-    return VerificationStep("gpu_topology", "passed", text)
+    return passed("gpu_topology", text)
 
 
 def _device_result(appraised: AppraisedDevice) -> DeviceResult:

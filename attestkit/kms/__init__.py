@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
-    from attestkit.kms.answers import KmsMeta
+    from attestkit.kms.answers import FetchedKeys, KmsMeta
     from attestkit.kms.boot import KmsBoot, boot_with_kms
     from attestkit.kms.cert_request import CertRequest
     from attestkit.kms.client import KmsClient
     from attestkit.kms.https_call import TimeLimits
-    from attestkit.kms.key_checks import FetchedKeys
     from attestkit.kms.root import KmsRoot
     from attestkit.kms.sealed_env import Epochs, open_env, seal_env
     from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
@@ -25,11 +24,10 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "answers": ["KmsMeta"],
+            "answers": ["FetchedKeys", "KmsMeta"],
             "boot": ["KmsBoot", "boot_with_kms"],
             "cert_request": ["CertRequest"],
             "client": ["KmsClient"],
-            "key_checks": ["FetchedKeys"],
             "https_call": ["TimeLimits"],
             "root": ["KmsRoot"],
             "sealed_env": ["Epochs", "open_env", "seal_env"],

@@ -1,12 +1,18 @@
 """Answers of a KMS in JSON, as values (kms.md, section 1.1); bytes are hex.
 
 Unknown members are ignored, because newer versions have more. Errors contain no value of an answer.
+
+Keys that a KMS released, and their checks before a guest uses them (kms.md, 1.4.3, 5).
 """
 
+import hmac
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from attestkit._crypto.ecdsa import k256_public_key
+from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._crypto.zeroize import Secret, wipe_field
 from attestkit._formats.protobuf import ProtobufReader
 from attestkit._formats.strict_json import (
@@ -17,19 +23,21 @@ from attestkit._formats.strict_json import (
     string,
 )
 from attestkit._sanitize import one_line
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, KmsError, SignatureError, UsageError
+from attestkit.keys import AppKeys
+from attestkit.keys.key_chain import recover_kms_root
+from attestkit.kms.root import KmsRoot
+
+if TYPE_CHECKING:
+    from attestkit.verifier import AttestationResult
 
 MAX_ANSWER: Final = 1 << 20
 """Maximum size of the body of an answer in bytes (1 MiB)."""
-
 MAX_CHAIN: Final = 8
 """Maximum number of certificates in the answer to SignCert, which has three."""
-
 MAX_GATEWAY: Final = 1024
 """Maximum number of characters of a gateway's app id, which has 40."""
-
 _T = TypeVar("_T")
-
 _MAX_ERROR: Final = 300  # characters of a refusal that are shown
 _NAMES: Final = frozenset(  # of members; errors contain no others
     [
@@ -40,8 +48,14 @@ _NAMES: Final = frozenset(  # of members; errors contain no others
         *("bootstrap_info", "kms_contract_address", "chain_id", "app_auth_implementation"),
     ]
 )
-
 _BOOTSTRAP: Final = ("ca_pubkey", "k256_pubkey", "attestation")  # as members
+_SIZES: Final = (
+    ("disk_crypt_key", (32,)),
+    ("env_crypt_key", (32,)),
+    ("k256_key", (32,)),
+    ("k256_signature", (65,)),
+    ("os_image_hash", (0, 32)),
+)
 
 
 class BootstrapStatement(NamedTuple):
@@ -210,6 +224,19 @@ def read_certificate_chain(data: bytes) -> tuple[str, ...]:
     return tuple(chain)
 
 
+def read_only_certificate(pem: str) -> Certificate:
+    """Parse the one certificate of a text; text around it is ignored.
+
+    Raises:
+        FormatError: If there is none, or more than one, or it is malformed.
+    """
+    found = split_pem(pem)
+    if len(found) != 1:
+        message = f"PEM: must have one certificate, not {len(found)}"
+        raise FormatError(message, reason="wrong_size")
+    return read_certificate(found[0])
+
+
 def read_refusal(body: bytes) -> str:
     """Return the text of an error, on one line and cut; empty if the body has no such text.
 
@@ -267,3 +294,95 @@ def _bootstrap(value: object) -> BootstrapStatement:
     if not isinstance(value, dict):
         raise FormatError("bootstrap_info: must be an object or null", reason="wrong_type")
     return BootstrapStatement.of(value)
+
+
+class FetchedKeys(NamedTuple):
+    """Keys of a KMS that passed all checks."""
+
+    app_keys: AppKeys
+    os_image_hash: bytes  # payload of the event `os-image-hash`; 32 bytes or empty
+    root: KmsRoot  # both root keys of the KMS
+    url: str  # base URL that released them
+    evidence: "AttestationResult | None"  # of the KMS; None without a verifier, or if kept
+    not_proven: tuple[str, ...]
+    """`kms_root` if the KMS was trusted on first use, `kms_k256_root` if no k256 key is pinned."""
+    is_kept: bool = False  # from the key file; the KMS was not asked
+
+
+def check_received_keys(
+    keys: ReceivedKeys,
+    *,
+    app_id: bytes,
+    root: Certificate,
+    roots: Sequence[KmsRoot],
+    image_hash: bytes,
+) -> bytes:
+    """Check released keys; return the secp256k1 root key of the KMS that signed them.
+
+    Args:
+        keys: The answer to GetAppKey.
+        app_id: Id of this app, 20 bytes.
+        root: Certificate of the root CA in the answer to GetTempCaCert.
+        roots: The pinned roots whose CA is that of this KMS; they differ in the secp256k1 key.
+        image_hash: Hash of the OS image in this VM's configuration; empty if it has none.
+
+    Raises:
+        KmsError: If a length is wrong (`wrong_size`), the app's root key is not a scalar
+            (`invalid_key`), its signature is not by a pinned key for this app (`bad_signature`),
+            the certificate is of another root (`wrong_root`) or malformed (`malformed`), or the
+            image is not that of the VM configuration (`wrong_image`).
+    """
+    for name, sizes in _SIZES:
+        if (size := len(getattr(keys, name))) not in sizes:
+            message = f"{name}: must have {sizes[-1]} bytes, not {size}"
+            raise KmsError(message, reason="wrong_size")
+    k256_root = _check_signature(keys, app_id, roots)
+    try:
+        known = keys.ca_cert == root.pem
+        spki = (root if known else read_only_certificate(keys.ca_cert)).spki_der
+    except FormatError as error:
+        raise KmsError(f"ca_cert: {error.message}", reason="malformed") from error
+    if not all(root.is_of_ca(spki) for root in roots):
+        message = (
+            "ca_cert: its key is not that of the root that certifies the server; use none of the "
+            "answers of this KMS, and ask its owner"
+        )
+        raise KmsError(message, reason="wrong_root")
+    if image_hash and not hmac.compare_digest(keys.os_image_hash, image_hash):
+        found = keys.os_image_hash.hex() or "none"
+        message = f"os_image_hash: {found}, but the VM configuration has {image_hash.hex()}"
+        raise KmsError(message, reason="wrong_image")
+    return k256_root
+
+
+def _check_signature(keys: ReceivedKeys, app_id: bytes, roots: Sequence[KmsRoot]) -> bytes:
+    public_key, problem = None, ""
+    try:
+        public_key = k256_public_key(keys.k256_key)
+    except UsageError as error:
+        problem = str(error)
+    if public_key is None:  # outside of the handler, because the frames of its error hold the key
+        raise KmsError(f"k256_key: {problem}", reason="invalid_key")
+    try:
+        k256_root = recover_kms_root(public_key, app_id, keys.k256_signature)
+    except SignatureError as error:
+        raise KmsError(f"k256_signature: {error}", reason="bad_signature") from error
+    if not any(root.may_be_k256(k256_root) for root in roots):
+        message = (
+            f"k256_signature: leads to {k256_root.hex()}, which is not the pinned key; it may be "
+            "the signature for another app"
+        )
+        raise KmsError(message, reason="bad_signature")
+    return k256_root
+
+
+def not_proven(root: KmsRoot, pins: Sequence[KmsRoot] | None) -> tuple[str, ...]:
+    """Return what pins do not prove about accepted root keys, as in `FetchedKeys`.
+
+    Args:
+        root: Both root keys of the KMS.
+        pins: The pinned roots; None if the KMS was trusted on first use.
+    """
+    if pins is None:
+        return ("kms_root", "kms_k256_root")
+    return () if root in pins else ("kms_k256_root",)  # accepted by a pin of the CA alone

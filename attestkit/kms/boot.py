@@ -14,6 +14,7 @@ file is gone, they are fetched with the whole log, and must be of the provider i
 """
 
 import hmac
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -21,43 +22,93 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from attestkit._formats.strict_json import decode_strictly
 from attestkit._system.clock import current_time
+from attestkit.attestation import Attestation
+from attestkit.attestation.launch.mr_config import config_id_v2, nitro_tpm_pcr8
+from attestkit.attestation.wire.evidence_parts import NitroTpm
 from attestkit.attester import Attester
 from attestkit.attester.evidence_source import NO_REGISTERS, BootSource
 from attestkit.backends.base import Backend, BootHost
-from attestkit.dstack.boot_sequence import (
-    Launch,
-    events_after_keys,
-    events_before_keys,
-    is_start,
-)
+from attestkit.dstack.boot_sequence import Launch, events_after_keys, events_before_keys, is_start
 from attestkit.errors import (
     ConfigError,
+    FormatError,
     KmsError,
     SignatureError,
     UnsupportedError,
     UsageError,
+    VerificationError,
 )
 from attestkit.event_log import Event
 from attestkit.keys import AppKeys
 from attestkit.keys.key_chain import recover_kms_root
+from attestkit.kms.answers import FetchedKeys, not_proven
 from attestkit.kms.client import KmsClient
 from attestkit.kms.https_call import TimeLimits
-from attestkit.kms.key_checks import FetchedKeys, not_proven
 from attestkit.kms.root import KmsRoot, find_root, require_roots
-from attestkit.kms.sealed_provider import check_sealed_provider
+from attestkit.kms.tls_chain import SEALED_CONFIGURATION
+from attestkit.quote import TdQuoteBody
 from attestkit.simulated_roots import SimulatedRoots
+from attestkit.verifier.app_identity import sealed_for_kms
 
 if TYPE_CHECKING:
     from attestkit.verifier import Verifier
 
+_CONFIG_PCR = 8  # attestation-format.md, section 11
 FIRST_USE: Final = "first-use"
 """Value of `roots` that trusts the first KMS that answers."""
-
 _PROVIDER_AT: Final = 1  # position of `key-provider` after `boot-mr-done`
 _logger = logging.getLogger("attestkit.kms")
-
 PinnedRoots = Iterable[KmsRoot] | SimulatedRoots | Literal["first-use"] | None
 _Pins = tuple[KmsRoot, ...] | Literal["first-use"]
+
+
+def check_sealed_provider(evidence: Attestation, ca_spki: bytes, document: str = "") -> None:
+    """Check that the guest was launched for this app, and for this KMS or any.
+
+    It is MR_CONFIG_ID of a TD, and PCR 8 of a NitroTPM. Zero seals nothing, and passes.
+
+    Args:
+        evidence: Fresh evidence of this guest, whose log has `boot-mr-done`.
+        ca_spki: SubjectPublicKeyInfo of the KMS's root CA in DER.
+        document: The mr_config document of the host; if empty, the one in the evidence.
+
+    Raises:
+        KmsError: If the guest was launched for another app or key provider, or this cannot be
+            decided (`wrong_provider`).
+        FormatError: If the configuration in the evidence is malformed.
+    """
+    if isinstance(evidence.evidence.platform, NitroTpm):
+        _check_pcr(evidence, ca_spki)
+        return
+    quote = evidence.quote
+    if quote is None or not isinstance(quote.body, TdQuoteBody):
+        return
+    config = json.dumps({"mr_config": document}) if document else evidence.config
+    info = evidence.read_app_info(key_time=True)
+    try:
+        step = sealed_for_kms(quote.body.mr_config_id, info, config, ca_spki)
+    except (FormatError, VerificationError) as error:
+        raise SEALED_CONFIGURATION.failed(error) from error
+    if step is not None and step.outcome != "passed":
+        raise SEALED_CONFIGURATION.failed(step.text)
+
+
+def _check_pcr(evidence: Attestation, ca_spki: bytes) -> None:
+    document = evidence.nitro_document
+    found = b"" if document is None else document.pcr(_CONFIG_PCR)
+    if not any(found):
+        return
+    info = evidence.read_app_info(key_time=True)
+    for provider_id in (ca_spki, b""):
+        try:
+            config_id = config_id_v2(info.compose_hash, info.app_id, "kms", provider_id)
+        except UsageError as error:
+            raise SEALED_CONFIGURATION.failed(error) from error
+        if hmac.compare_digest(found, nitro_tpm_pcr8(config_id)):
+            return
+    raise SEALED_CONFIGURATION.failed(
+        f"PCR {_CONFIG_PCR} is {found.hex()}, which is not of this app and this KMS"
+    )
 
 
 class KmsBoot(NamedTuple):

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from attestkit._argument_checks import require_bytes, require_size, utf8, wrong_type
+from attestkit._argument_checks import require_bytes, utf8, wrong_type
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem
@@ -27,26 +27,27 @@ from attestkit.dstack.env_encryption import verify_env_encrypt_public_key
 from attestkit.errors import FormatError, KmsError, UsageError, VerificationError
 from attestkit.keys import AppKeys, KmsProvider
 from attestkit.kms.answers import (
+    FetchedKeys,
     KmsMeta,
     ReceivedKeys,
     SignedEnvKey,
+    check_received_keys,
+    not_proven,
     read_certificate_chain,
+    read_only_certificate,
 )
 from attestkit.kms.cert_request import CertRequest, sign_cert_request
-from attestkit.kms.client_certificate import AttestedKey, ClientCa
-from attestkit.kms.failover import malformed_answer, try_each_url
 from attestkit.kms.https_call import (
+    AttestedKey,
+    ClientCa,
     TimeLimits,
     anonymous_context,
     call_kms,
-    read_only_certificate,
     rooted_context,
 )
-from attestkit.kms.key_checks import FetchedKeys, check_received_keys, not_proven
 from attestkit.kms.root import KmsRoot, find_root, require_roots
-from attestkit.kms.server_checks import APP_CHAIN, check_usage, verify_evidence
-from attestkit.kms.tls_chain import verify_app_certificate
-from attestkit.kms.url import KmsUrl, parse_kms_url
+from attestkit.kms.tls_chain import APP_CHAIN, check_usage, verify_app_certificate, verify_evidence
+from attestkit.kms.url import KmsUrl, malformed_answer, parse_kms_url, try_each_url
 from attestkit.ra_tls.issued import Issued
 
 if TYPE_CHECKING:
@@ -109,8 +110,7 @@ class KmsClient:
         self._urls = _checked_urls(urls)
         self._roots = None if roots == "first-use" else require_roots(roots)
         if app_id is not None:
-            require_bytes("app_id", app_id)
-            require_size("app_id", app_id, 20)
+            require_bytes("app_id", app_id, 20)
         if not isinstance(vm_config, str):
             raise wrong_type("vm_config", "a str", vm_config)
         utf8(vm_config, "vm_config", UsageError)
@@ -174,8 +174,7 @@ class KmsClient:
             KmsError: If no URL gave a valid answer.
             UsageError: If the app id has another size, or no root has a secp256k1 key.
         """
-        require_bytes("app_id", app_id)
-        require_size("app_id", app_id, 20)
+        require_bytes("app_id", app_id, 20)
         if not any(root.k256_public_key for root in self._roots or ()):
             message = "roots: no secp256k1 key is pinned, which must have signed the public key"
             raise UsageError(message, reason="missing")

@@ -2,16 +2,25 @@
 
 The KMS and the network are untrusted: size and time are limited, redirects are not followed, and
 neither the proxies nor the keylog file of the environment are used.
+
+The client's certificate for GetAppKey, by the KMS's temporary CA (kms.md, section 1.4.1, 3).
 """
 
 import json
+import os
 import ssl
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit._crypto.pem import split_pem
-from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.agent_validity import TEN_YEARS, YEAR_1975
+from attestkit._crypto.x509.app_certificates import (
+    Certificate,
+    certificate_pem,
+    issue_leaf,
+)
 from attestkit._system.bounded_http import (
     JSON_POST,
     ExchangeError,
@@ -25,22 +34,24 @@ from attestkit._system.bounded_http import (
     start_tls,
 )
 from attestkit.errors import FormatError, KmsError, UsageError
-from attestkit.kms.answers import MAX_ANSWER, read_refusal
+from attestkit.keys.hkdf import derive_p256
+from attestkit.kms.answers import MAX_ANSWER, read_only_certificate, read_refusal, read_temporary_ca
 from attestkit.kms.url import KmsUrl
-from attestkit.ra_tls.issued import load_issued
+from attestkit.ra_tls.certificate import OID_ATTESTATION
+from attestkit.ra_tls.issued import AttestFunction, Issued, load_issued
+from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:
     from attestkit._reasons import KmsReason
-    from attestkit.ra_tls.issued import Issued
+    from attestkit.attestation import Attestation
 
 HEAD_LIMIT: Final = 64 * 1024
 """Maximum size of status line, header section and chunk framing of an answer in bytes."""
-
 _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
 _EXPIRED: Final = {9, 10}  # X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED of OpenSSL
-
 CheckServer = Callable[[bytes], None]
 """Function that checks the server's certificate (DER) after the handshake, before the request."""
+SUBJECT: Final = "RA-TLS TEMP Cert"
 
 
 class TimeLimits(NamedTuple):
@@ -78,19 +89,6 @@ def rooted_context(root: Certificate, issued: "Issued | None" = None) -> ssl.SSL
     if issued is not None:
         load_issued(context, issued)
     return context
-
-
-def read_only_certificate(pem: str) -> Certificate:
-    """Parse the one certificate of a text; text around it is ignored.
-
-    Raises:
-        FormatError: If there is none, or more than one, or it is malformed.
-    """
-    found = split_pem(pem)
-    if len(found) != 1:
-        message = f"PEM: must have one certificate, not {len(found)}"
-        raise FormatError(message, reason="wrong_size")
-    return read_certificate(found[0])
 
 
 def call_kms(
@@ -189,3 +187,80 @@ def _reason(error: ExchangeError) -> "KmsReason":
     if error.kind == "timed_out":
         return "timeout"
     return "malformed" if error.kind in {"too_large", "malformed"} else "connection"
+
+
+class ClientCa(NamedTuple):
+    """The temporary CA of a KMS, and its root CA; the certificates are not verified."""
+
+    certificate: Certificate
+    key: P256Key  # every client gets it
+    root: Certificate
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "ClientCa":
+        """Decode the answer to GetTempCaCert, which a server that is not verified has sent.
+
+        Text around certificates and key is dropped, because they are written to the key file.
+
+        Raises:
+            FormatError: If it is malformed, or a member is not one certificate, or not a P-256 key.
+        """
+        certificate, key, root = read_temporary_ca(data)
+        return cls(
+            read_only_certificate(certificate), P256Key.from_pem(key), read_only_certificate(root)
+        )
+
+
+class AttestedKey:
+    """A new TLS key and evidence over it, for the certificates of one release of keys."""
+
+    def __init__(self, attest: AttestFunction, random: Callable[[int], bytes] = os.urandom) -> None:
+        """Generate a key and attest it; raises the errors of `attest`."""
+        self._key = derive_p256(random(32))
+        bound = ReportData.bind(ReportData.RATLS_CERT, self._key.spki_der)
+        self.evidence: Attestation = attest(report_data=bound)
+        self._encoded = self.evidence.stripped().to_bytes()
+
+    def certify(self, temp_ca: ClientCa, now: float) -> Issued:
+        """Issue a certificate with the evidence; only the certificate itself is presented.
+
+        The temporary CA proves nothing, because every client has its key; the KMS verifies the
+        evidence.
+
+        Args:
+            temp_ca: Temporary CA of the KMS.
+            now: Seconds since 1970.
+
+        Raises:
+            KmsError: If the CA's certificate is not valid now (`expired`), is not that of its key
+                (`wrong_certificate`), or cannot be used (`malformed`).
+        """
+        _check_time(temp_ca.certificate, now)
+        try:
+            leaf = issue_leaf(
+                public_key=self._key,
+                subject=SUBJECT,
+                not_before=YEAR_1975,
+                not_after=int(now) + TEN_YEARS,
+                extensions=[(OID_ATTESTATION, self._encoded)],
+                ca_cert=temp_ca.certificate,
+                ca_key=temp_ca.key,
+            )
+        except UsageError as error:
+            is_other_key = error.reason == "conflict"
+            raise KmsError(
+                f"temporary CA: {error}",
+                reason="wrong_certificate" if is_other_key else "malformed",
+            ) from error
+        return Issued(self._key.pkcs8_pem, (certificate_pem(leaf),))
+
+    def __repr__(self) -> str:
+        return f"AttestedKey({self.evidence!r})"
+
+
+def _check_time(certificate: Certificate, now: float) -> None:
+    moment = datetime.fromtimestamp(now, timezone.utc)
+    if not certificate.valid_from <= moment <= certificate.valid_until:
+        period = f"{certificate.valid_from:%Y-%m-%d} to {certificate.valid_until:%Y-%m-%d}"
+        message = f"temporary CA: its certificate is valid from {period} only"
+        raise KmsError(message, reason="expired")

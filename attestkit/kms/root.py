@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from attestkit._argument_checks import require_bytes, require_size, wrong_type
+from attestkit._argument_checks import require_bytes, wrong_type
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey
 from attestkit._crypto.k256_agreement import require_k256_public_key
 from attestkit._formats.strict_json import config_reason, decode_strictly, from_hex
@@ -52,8 +52,7 @@ class KmsRoot:
         Raises:
             UsageError: If a key is not `bytes`, has another size or is not a point of its curve.
         """
-        require_bytes(_CA, self.ca_spki)
-        require_size(_CA, self.ca_spki, _SPKI_SIZE)
+        require_bytes(_CA, self.ca_spki, _SPKI_SIZE)
         point = self.ca_spki.removeprefix(P256_SPKI_HEAD)
         try:
             P256PublicKey(point)
@@ -61,8 +60,7 @@ class KmsRoot:
             message = f"{_CA}: must be the SubjectPublicKeyInfo of a P-256 key"
             raise UsageError(message, reason="invalid_key") from error
         if self.k256_public_key is not None:
-            require_bytes(_K256, self.k256_public_key)
-            require_size(_K256, self.k256_public_key, _POINT_SIZE)
+            require_bytes(_K256, self.k256_public_key, _POINT_SIZE)
             require_k256_public_key(self.k256_public_key)
 
     @property

@@ -1,31 +1,43 @@
-"""Certificate chains of apps of a KMS, and the usage of its server (kms.md, 4.4 and 1.6)."""
+"""Certificate chains of apps of a KMS, and checks of its server certificate (kms.md, 4.4 and 1.6).
+
+The server is checked after the handshake and before a request.
+"""
 
 import hmac
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit._argument_checks import require_bytes, require_size, require_time_zone, wrong_type
+from attestkit._argument_checks import require_bytes, require_time_zone, wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import read_extension_content
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
 from attestkit._crypto.x509.path_rules import P256_RULES, require_p256_spki
-from attestkit.errors import FormatError, SignatureError, UsageError, VerificationError
+from attestkit._sanitize import one_line
+from attestkit.errors import (
+    AttestKitError,
+    FormatError,
+    KmsError,
+    SignatureError,
+    UsageError,
+    VerificationError,
+)
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.ra_tls.certificate import OID_APP_ID, OID_CERT_USAGE
 
 if TYPE_CHECKING:
+    from attestkit._reasons import KmsReason
     from attestkit.simulated_roots import SimulatedRoots
+    from attestkit.verifier import AttestationResult, Verifier
 
 MAX_LEAF: Final = 1 << 20
 """Maximum size of an end-entity certificate in bytes (1 MiB); one with evidence has about 5,600."""
-
 USAGE_APP_CA: Final = b"app:ca"
 USAGE_APP_CUSTOM: Final = b"app:custom"
 USAGE_KMS_RPC: Final = b"kms:rpc"
-
 _NAMES: Final = ("app certificate", "app CA", "KMS root")
 _MAX_TEXT: Final = 2 << 20  # characters of a chain in PEM, of which base64 is 4/3 of the leaf
+_MAX_SHOWN: Final = 600  # characters of an error
 
 
 class AppCertificate(NamedTuple):
@@ -65,8 +77,7 @@ def verify_app_certificate(
             (`cert_usage`), or is of another app (`identity`).
         UsageError: If an argument is malformed, or there are no roots.
     """
-    require_bytes("app_id", app_id)
-    require_size("app_id", app_id, 20)
+    require_bytes("app_id", app_id, 20)
     roots, moment = require_roots(kms_roots), _moment(now)
     leaf, app_ca, root = _read_chain(chain)
     pinned = find_root(roots, root.spki)
@@ -153,3 +164,61 @@ def _extension(name: str, certificate: PathCertificate, oid: str) -> bytes | Non
         return read_extension_content(certificate.extensions, oid)
     except FormatError as error:
         raise FormatError(f"{name}: {error}", reason="syntax") from error
+
+
+class KmsCheck(NamedTuple):
+    """A check, and the reasons of its errors."""
+
+    subject: str  # begin of the text; may be empty
+    reason: "KmsReason"
+    others: "tuple[tuple[str, KmsReason], ...]" = ()  # instead, for errors with these reasons
+
+    def failed(self, problem: Exception | str) -> KmsError:
+        """Return the error for a problem that the check found."""
+        reason = dict(self.others).get(getattr(problem, "reason", ""), self.reason)
+        start = f"{self.subject}: " if self.subject else ""
+        return KmsError(f"{start}{one_line(str(problem), _MAX_SHOWN)}", reason=reason)
+
+
+APP_CHAIN: Final = KmsCheck(
+    "SignCert",
+    "wrong_certificate",
+    (("untrusted_root", "wrong_root"), ("cert_expired", "expired")),
+)
+"""The chain in the answer to SignCert."""
+SERVER_USAGE: Final = KmsCheck("", "wrong_usage")
+"""The usage of the server's certificate."""
+SERVER_EVIDENCE: Final = KmsCheck(
+    "evidence of the KMS", "evidence_refused", (("no_evidence", "no_evidence"),)
+)
+"""The evidence in the server's certificate."""
+SEALED_CONFIGURATION: Final = KmsCheck("configuration sealed at launch", "wrong_provider")
+"""What a guest's launch has sealed about its key provider."""
+
+
+def check_usage(certificate: bytes) -> None:
+    """Check that a certificate (DER) is that of a KMS.
+
+    Raises:
+        KmsError: If its usage is another one (`wrong_usage`).
+        FormatError: If it is malformed.
+    """
+    try:
+        require_kms_usage(certificate)
+    except VerificationError as error:
+        raise SERVER_USAGE.failed(error) from error
+
+
+def verify_evidence(certificate: bytes, verifier: "Verifier") -> "AttestationResult":
+    """Verify the evidence in a certificate (DER), and that it is over the certificate's key.
+
+    Raises:
+        KmsError: If there is none (`no_evidence`), or it is not accepted (`evidence_refused`).
+    """
+    from attestkit.ra_tls import verify  # lazy: not every client verifies
+
+    try:
+        # No date limits the age of this evidence: the KMS makes its certificate at each start.
+        return verify(certificate, verifier, max_lifetime=None)
+    except AttestKitError as error:
+        raise SERVER_EVIDENCE.failed(error) from error

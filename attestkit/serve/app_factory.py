@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from attestkit.serve.http.sockets import UnixListener
     from attestkit.serve.server_log.access_log import AccessLog
     from attestkit.serve.services.context import Guest
-    from attestkit.verifier.ear.keys import EarKey
+    from attestkit.verifier.ear.signed_token import EarKey
     from attestkit.verifier.pipeline import Verifier
 
 

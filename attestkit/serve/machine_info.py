@@ -21,7 +21,7 @@ from attestkit.errors import BackendError, BackendUnavailableError, ConfigError
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from attestkit.gpu.driver.telemetry import GpuTelemetry, MachineTelemetry
+    from attestkit.gpu.driver.nvml import GpuTelemetry, MachineTelemetry
 
 DATA_DISKS: Final = ("/",)
 """Default mount points."""
@@ -292,7 +292,7 @@ class GpuSampler:
             return self._last
 
     def _read(self) -> GpuSample | None:
-        from attestkit.gpu.driver.telemetry import read_telemetry  # lazy: loads NVIDIA's library
+        from attestkit.gpu.driver.nvml import read_telemetry  # lazy: loads NVIDIA's library
 
         try:
             found = read_telemetry()

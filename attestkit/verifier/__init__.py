@@ -11,7 +11,7 @@ from attestkit.verifier.claims import (
     TcbStatus,
     VtpmFacts,
 )
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from attestkit.verifier.pipeline import Evidence, Examination, Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.policy.event_rules import RequiredEvent

@@ -191,8 +191,7 @@ class Authenticators:
     ) -> Authenticated:
         """Verify the quotes of a TPM without hardware evidence."""
         # lazy: only for these platforms
-        from attestkit.verifier.platforms.go_tpm_tools import authenticate_go_tpm_tools
-        from attestkit.verifier.platforms.tpm import authenticate_tpm
+        from attestkit.verifier.platforms.tpm import authenticate_go_tpm_tools, authenticate_tpm
         from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust
 
         trust = AkTrust(self.ak_chains, trusted_aks, now, before_fetch)

@@ -13,24 +13,8 @@ from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, cast
 
-from attestkit._verification_steps import StepCheck, VerificationStep
+from attestkit._verification_steps import VerificationStep, skipped
 from attestkit.event_log.event import Event
-
-
-def passed(check: StepCheck, text: str) -> VerificationStep:
-    """Return the step of a check that passed."""
-    return VerificationStep(check, "passed", text)
-
-
-def skipped(check: StepCheck, text: str) -> VerificationStep:
-    """Return the step of a check that was skipped."""
-    return VerificationStep(check, "skipped", text)
-
-
-def caution(check: StepCheck, text: str) -> VerificationStep:
-    """Return the step of a check that passed with a caution."""
-    return VerificationStep(check, "caution", text)
-
 
 NO_REVOCATION: Final = skipped("revocation", "revocation was not checked: no CRL was consulted")
 

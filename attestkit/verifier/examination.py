@@ -11,7 +11,7 @@ from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, passed
 from attestkit.attestation.tpm import find_pcr_logs
 from attestkit.attestation.wire.evidence_parts import GoTpmTools, Platform, Tpm
 from attestkit.collateral import Collateral
@@ -19,22 +19,23 @@ from attestkit.errors import UsageError
 from attestkit.quote import Quote
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.batch.task import run_step
-from attestkit.verifier.claims import Authenticated, Claims, passed
+from attestkit.verifier.claims import Authenticated, Claims
 from attestkit.verifier.evidence.checks import (
     ExpectedReportData,
+    HardwareJoin,
     KeyRequest,
     ParsedEvidence,
     app_info,
     check_quoted_report_data,
     check_report_data,
     has_report_data,
+    join_hardware,
     key_time_app_info,
     replay_event_log,
 )
 from attestkit.verifier.evidence.claims import claims, verified_launch
 from attestkit.verifier.evidence.formats import Evidence, parse_evidence
 from attestkit.verifier.gpu_join import GpuCandidate, GpuJoin, GpuSettings, GpuTrust
-from attestkit.verifier.hardware_join import HardwareJoin, join_hardware
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
 from attestkit.verifier.platforms.tdx import authenticate_fetching
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, policy_name, require_policy
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from attestkit.collateral.caching_source import CollateralSource
     from attestkit.gpu.result import GpuResult
     from attestkit.verifier.gpu_join import GpuInput
-    from attestkit.verifier.images import ImageStore
+    from attestkit.verifier.images.image_store import ImageStore
 
 _Got = TypeVar("_Got")
 

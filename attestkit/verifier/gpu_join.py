@@ -15,21 +15,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, caution, passed, skipped
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, GpuEvidenceError, UsageError
 from attestkit.event_log.event import Event
 from attestkit.event_log.runtime_events import GPU_ATTESTATION
 from attestkit.gpu.rules import BINDINGS, GpuRules
 from attestkit.report_data import ReportData, gpu_nonce
-from attestkit.verifier.claims import caution, passed, skipped
 from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.policy.rules import BOOT_END
 
 if TYPE_CHECKING:
-    from attestkit.gpu.bound_evidence import GpuBinding
     from attestkit.gpu.endorsements import GpuEndorsements
-    from attestkit.gpu.evidence import GpuEvidence
+    from attestkit.gpu.evidence import GpuBinding, GpuEvidence
     from attestkit.gpu.nras.nvattest_output import NvattestOutput
     from attestkit.gpu.result import GpuBindingKind, GpuResult
     from attestkit.gpu.roots import GpuRoots
@@ -128,7 +126,7 @@ def expected_report_data(
     """
     if gpu is None or gpu is False or isinstance(gpu, bytes):
         return ExpectedReportData.of(nonce, report_data)
-    from attestkit.gpu.bound_evidence import GpuBinding  # lazy: only with GPUs
+    from attestkit.gpu.evidence import GpuBinding  # lazy: only with GPUs
 
     if not isinstance(gpu, GpuBinding):
         return ExpectedReportData.of(nonce, report_data)
@@ -256,8 +254,7 @@ class GpuJoin:
 
 def _read(given: object) -> "tuple[GpuBinding | None, GpuEvidence]":
     # lazy: only with GPUs
-    from attestkit.gpu.bound_evidence import GpuBinding
-    from attestkit.gpu.evidence import GpuEvidence
+    from attestkit.gpu.evidence import GpuBinding, GpuEvidence
 
     if isinstance(given, GpuBinding):
         return given, given.evidence
@@ -291,7 +288,7 @@ def _read_boot_output(data: bytes) -> "NvattestOutput":
 def _verify_boot_output(
     output: "NvattestOutput", events: Sequence[Event], settings: GpuSettings
 ) -> "GpuResult":
-    from attestkit.gpu.boot_result import appraise_boot_result  # lazy: only with GPUs
+    from attestkit.gpu.nras.nvattest_output import appraise_boot_result  # lazy: only with GPUs
 
     event, rules = _gpu_event(events), settings.rules
     if event.get("evidence_sha256") != output.sha256.hex():

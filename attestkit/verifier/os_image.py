@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._sanitize import shown
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, caution, passed, skipped
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import read_measurement_version, verify_os_image
 from attestkit.attestation.launch.vm_config import VmConfig
@@ -20,10 +20,9 @@ from attestkit.attestation.wire.evidence_parts import (
 )
 from attestkit.errors import UnsupportedError, VerificationError
 from attestkit.quote import Quote, TdQuoteBody
-from attestkit.verifier.claims import caution, passed, skipped
 
 if TYPE_CHECKING:
-    from attestkit.verifier.images import ImageFacts, ImageStore
+    from attestkit.verifier.images.image_store import ImageFacts, ImageStore
 
 
 class VerifiedImage(NamedTuple):
@@ -98,7 +97,7 @@ def _add_facts(
     attestation: Attestation, image: VerifiedImage, steps: _Steps, images: "ImageStore"
 ) -> tuple[VerifiedImage, _Steps]:
     """Add the metadata of an image whose document is verified, and the check of ACPI tables."""
-    from attestkit.verifier.images import check_acpi_tables  # lazy: only with images
+    from attestkit.verifier.images.image_checks import check_acpi_tables  # lazy: only with images
 
     platform = attestation.evidence.platform
     if isinstance(platform, Tdx):
@@ -115,7 +114,7 @@ def _check_files(
     attestation: Attestation, quote: Quote, images: "ImageStore"
 ) -> tuple[VerifiedImage, _Steps]:
     """Verify evidence of a TD that has no measurement document by the files of its image."""
-    from attestkit.verifier.images import check_tdx_image  # lazy: only with images
+    from attestkit.verifier.images.image_checks import check_tdx_image  # lazy: only with images
 
     platform, body = attestation.evidence.platform, quote.body
     assert isinstance(platform, Tdx)

@@ -16,9 +16,8 @@ from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.authenticators import AkSettings, Authenticators
 from attestkit.verifier.batch.scheduler import WINDOW, verify_all, verify_each
 from attestkit.verifier.batch.task import VerificationItem, run_step
-from attestkit.verifier.evidence.bundle import BUNDLE_TIME, EvidenceBundle
 from attestkit.verifier.evidence.checks import ExpectedReportData
-from attestkit.verifier.evidence.formats import Evidence
+from attestkit.verifier.evidence.formats import BUNDLE_TIME, Evidence, EvidenceBundle
 from attestkit.verifier.examination import Examination, Settings
 from attestkit.verifier.gpu_join import GpuTrust, expected_report_data
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, policy_name
@@ -37,11 +36,11 @@ if TYPE_CHECKING:
     from attestkit.collateral.cache import CollateralCache
     from attestkit.collateral.caching_source import CollateralSource
     from attestkit.collateral.responses import Getter
-    from attestkit.gpu.bound_evidence import GpuBinding
     from attestkit.gpu.endorsements import GpuEndorsements
+    from attestkit.gpu.evidence import GpuBinding
     from attestkit.gpu.roots import GpuRoots
     from attestkit.verifier.gpu_join import GpuInput
-    from attestkit.verifier.images import Images, ImageStore
+    from attestkit.verifier.images.image_store import Images, ImageStore
 
 __all__ = ["Evidence", "Examination", "Verifier"]
 

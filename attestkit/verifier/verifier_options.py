@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from attestkit.collateral.responses import Getter
     from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.roots import GpuRoots
-    from attestkit.verifier.images import Images, ImageStore
+    from attestkit.verifier.images.image_store import Images, ImageStore
 
 _Path = str | os.PathLike[str]
 
@@ -54,7 +54,7 @@ def open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
     """
     if images is None:
         return None
-    from attestkit.verifier.images import ImageStore  # lazy: loads `measure`
+    from attestkit.verifier.images.image_store import ImageStore  # lazy: loads `measure`
 
     return images if isinstance(images, ImageStore) else ImageStore(images)
 

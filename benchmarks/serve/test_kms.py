@@ -22,8 +22,7 @@ import attestkit
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.backends.simulator.faults.kms_faults import KmsFaults
 from attestkit.kms import KmsClient, SimulatedKms
-from attestkit.kms.client_certificate import AttestedKey, ClientCa
-from attestkit.kms.https_call import anonymous_context, rooted_context
+from attestkit.kms.https_call import AttestedKey, ClientCa, anonymous_context, rooted_context
 from attestkit.kms.release.authorization import DevAuthorization
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import create_state

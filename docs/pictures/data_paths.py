@@ -301,14 +301,14 @@ DATA_PATHS: Final[dict[str, DataPath]] = {
             ),
             Step(
                 "keys of this app",
-                "attestkit.kms.release.key_release:release_app_keys",
+                "attestkit.kms.release.roots:release_app_keys",
                 "disk, environment, k256",
                 colours=MAKER,
                 at_run_time=True,
             ),
             Step(
                 "checked: lengths, signature, root",
-                "attestkit.kms.key_checks:check_received_keys",
+                "attestkit.kms.answers:check_received_keys",
                 "event key-provider",
                 colours=SIGNED,
             ),

@@ -3,7 +3,8 @@
 A page links to a file by its path in the repository, so that it can be read there. Whatever is
 linked and lies outside docs/ is brought in under `project/`: a Markdown file as a page, any other
 as it is, a folder as its README. Comments in the sources of pages, which tell the tests how to run
-a block, stay out of the site.
+a block, stay out of the site. Long names in tables may break behind their parts, but for those in
+the first column.
 """
 
 import posixpath
@@ -27,6 +28,9 @@ OUTSIDE: Final = (
 
 _FENCE: Final = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(r"(?<=\]\()(?![a-z]+:)([^)\s#]+)(#[^)\s]*)?")
+_CELL: Final = re.compile(r"<td.*?</td>", re.DOTALL)
+_CODE: Final = re.compile(r"(?<=<code>).*?(?=</code>)")
+_PART: Final = re.compile(r"(::|[/_(]|(?<=\w)\.)(?=\w)")
 _COMMENT: Final = re.compile(r"^ *<!--.*?-->[ \t]*\n?", re.MULTILINE | re.DOTALL)
 
 
@@ -67,6 +71,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         text if is_code else _LINK.sub(moved, _COMMENT.sub("", text))
         for text, is_code in _parts(markdown)
     )
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Allow breaks in the names of tables, and remove backslashes before their bars."""
+    del page, config, files
+
+    def edit(cell: re.Match[str]) -> str:
+        text = _CODE.sub(lambda code: code[0].replace("\\|", "|"), cell[0])
+        is_first = not html.startswith("</td>", cell.start() - len("</td>\n"))
+        return text if is_first else _CODE.sub(lambda code: _PART.sub(r"\1<wbr>", code[0]), text)
+
+    return _CELL.sub(edit, html)
 
 
 def _parts(markdown: str) -> Iterator[tuple[str, bool]]:

@@ -7,7 +7,7 @@ import pytest
 
 import attestkit
 from attestkit.errors import GpuEvidenceError, PolicyError, UnsupportedError, UsageError
-from attestkit.gpu.bound_evidence import GpuBinding
+from attestkit.gpu.evidence import GpuBinding
 from attestkit.gpu.rules import GpuRules
 from attestkit.report_data import ReportData, gpu_nonce
 from attestkit.verifier import AppraisalPolicy

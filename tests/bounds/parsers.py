@@ -32,7 +32,7 @@ from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.snp import SnpCertificates
 from attestkit.backends.recording.recording_file import parse_recording
 from attestkit.collateral import Collateral
-from attestkit.collateral.parts import split_signed
+from attestkit.collateral.intel_collateral import split_signed
 from attestkit.dstack import env_encryption
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.sys_config import SysConfig
@@ -41,9 +41,9 @@ from attestkit.event_log import Event, EventLog, TpmEventLog, agent_json
 from attestkit.event_log.ima import ImaLog
 from attestkit.event_log.runtime_events import parse_runtime_lines
 from attestkit.gpu import GpuEvidence
-from attestkit.gpu.rim.canonical_xml import canonical_bytes
 from attestkit.gpu.rim.document import MAX_SIZE as XML_SIZE
 from attestkit.gpu.rim.document import read_document
+from attestkit.gpu.rim.xml_signature import canonical_bytes
 from attestkit.keys import AppKeys
 from attestkit.keys.hkdf import derive_p256
 from attestkit.quote import Quote
@@ -54,11 +54,9 @@ from attestkit.serve.docker.responses import read_list
 from attestkit.serve.rpc import json_codec, protobuf_codec, query_codec
 from attestkit.serve.rpc.messages import GetTlsKeyArgs
 from attestkit.serve.verifier_service.request import VerificationRequest
-from attestkit.verifier.dcap.qe_identity import read_qe_identity
-from attestkit.verifier.dcap.tcb_info import read_tcb_info
-from attestkit.verifier.ear.envelope import MAX_TOKEN
-from attestkit.verifier.ear.keys import EarPublicKey
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.dcap.tcb_info import read_qe_identity, read_tcb_info
+from attestkit.verifier.ear.signed_token import MAX_TOKEN, EarPublicKey
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from benchmarks.evidence.quotes import eight_columns
 from tests.bounds import shapes, verdicts

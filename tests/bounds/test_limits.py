@@ -37,10 +37,9 @@ from attestkit.gpu.rim.manifest import Rim
 from attestkit.keys import AppKeys, key_file
 from attestkit.quote import Quote
 from attestkit.serve.docker import responses
-from attestkit.verifier.ear.envelope import MAX_TOKEN
-from attestkit.verifier.ear.keys import EarPublicKey
 from attestkit.verifier.ear.result_token import verify_ear
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.ear.signed_token import MAX_TOKEN, EarPublicKey
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.policy.toml.reader import parse as parse_policy
 from benchmarks import growth_hostile

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Tdx
 from attestkit.report_data import ReportData
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from tests.ra_tls import tds
 from tests.verifier.platforms import intel
 

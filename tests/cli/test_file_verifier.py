@@ -17,7 +17,7 @@ from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.responses import Response
 from attestkit.errors import UsageError
 from attestkit.verifier import AppraisalPolicy, Verifier
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from tests.cli.evidence_files import AT, NONCE_HEX, Files
 from tests.vectors import SHARED, needs_shared
 from tests.verifier.platforms import intel

@@ -20,8 +20,12 @@ from attestkit.backends.simulator.scenarios.config import (
 )
 from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache
-from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
-from attestkit.collateral.merge import merge_newest, root_key_id
+from attestkit.collateral.caching_source import (
+    CollateralLookup,
+    CollateralSource,
+    merge_newest,
+    root_key_id,
+)
 from attestkit.collateral.pccs_client import Platform
 from attestkit.collateral.responses import Response
 from tests.collateral.services import BASE, NOW, PKI, QUOTE, SERVED, Service, respond

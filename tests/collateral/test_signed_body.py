@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.collateral.parts import split_signed
+from attestkit.collateral.intel_collateral import split_signed
 from attestkit.errors import FormatError
 from tests.raising import raises
 

@@ -3,7 +3,7 @@
 import pytest
 
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError
-from attestkit.gpu.device_label import DeviceLabel
+from attestkit.gpu.architectures import DeviceLabel
 
 
 def test_label_names_kind_and_index() -> None:

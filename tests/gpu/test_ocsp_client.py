@@ -14,7 +14,7 @@ from attestkit._crypto.x509.ocsp.check import check_ocsp
 from attestkit._crypto.x509.ocsp.request import read_ocsp_request
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.errors import CollateralError, UsageError
-from attestkit.gpu.ocsp_client import fetch_ocsp
+from attestkit.gpu.endorsement_fetcher import fetch_ocsp
 from tests.pki.ocsp_pki import (
     DAY,
     NOW,

@@ -18,8 +18,7 @@ from attestkit.kms.release.certificates import (
     issue_rpc,
     issue_temp_ca,
 )
-from attestkit.kms.release.key_release import release_app_keys
-from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.release.roots import KmsRoots, release_app_keys
 from attestkit.ra_tls.issued import Issued, load_issued
 from tests.verifier.platforms import intel
 

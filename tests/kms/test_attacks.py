@@ -24,9 +24,8 @@ from attestkit._crypto.x509.app_certificates import (
 from attestkit.errors import ConfigError, FormatError, KmsError, UsageError
 from attestkit.keys import AppKeys
 from attestkit.kms import CertRequest, KmsRoot
-from attestkit.kms.answers import MAX_GATEWAY, ReceivedKeys
-from attestkit.kms.client_certificate import ClientCa
-from attestkit.kms.key_checks import check_received_keys
+from attestkit.kms.answers import MAX_GATEWAY, ReceivedKeys, check_received_keys
+from attestkit.kms.https_call import ClientCa
 from attestkit.kms.release.certificates import LeafProfile, issue_root, sign_app_certificate
 from attestkit.ra_tls import OID_CERT_USAGE
 from attestkit.report_data import ReportData

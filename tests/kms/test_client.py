@@ -22,7 +22,7 @@ from attestkit.kms.release.certificates import (
     issue_root,
     issue_temp_ca,
 )
-from attestkit.kms.release.key_release import sign_env_public_key
+from attestkit.kms.release.roots import sign_env_public_key
 from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy
 from tests.kms.replayed_kms import (

@@ -11,7 +11,7 @@ from attestkit._system.clock import current_time
 from attestkit.errors import KmsError, UsageError
 from attestkit.kms import CertRequest
 from attestkit.kms.release.certificates import LeafProfile, issue_root, sign_app_certificate
-from attestkit.kms.release.key_release import derive_app_ca
+from attestkit.kms.release.roots import derive_app_ca
 from attestkit.report_data import ReportData
 from tests.kms.replayed_kms import (
     APP_ID,

@@ -18,8 +18,7 @@ from attestkit.dstack.boot_sequence import events_before_keys
 from attestkit.errors import KmsError
 from attestkit.keys.hkdf import derive_p256
 from attestkit.kms import CertRequest, KmsClient, SimulatedKms, boot_with_kms
-from attestkit.kms.client_certificate import SUBJECT
-from attestkit.kms.https_call import TimeLimits, call_kms, rooted_context
+from attestkit.kms.https_call import SUBJECT, TimeLimits, call_kms, rooted_context
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.url import parse_kms_url
 from attestkit.ra_tls.issued import Issued

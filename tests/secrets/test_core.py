@@ -85,7 +85,7 @@ USES = {
     "KmsRoots": """
     from attestkit._crypto.ecdsa import P256Key
     from attestkit.keys import derive_bytes
-    from attestkit.kms.release.key_release import release_app_keys
+    from attestkit.kms.release.roots import release_app_keys
     from attestkit.kms.release.roots import KmsRoots
     other = P256Key.from_scalar(bytes(range(1, 33)))
     given = take()

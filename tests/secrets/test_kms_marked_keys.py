@@ -25,8 +25,7 @@ from attestkit.errors import AttestKitError, KmsError
 from attestkit.kms import KmsClient, SimulatedKms
 from attestkit.kms.https_call import TimeLimits
 from attestkit.kms.release.authorization import Decision, FunctionAuthorization
-from attestkit.kms.release.key_release import derive_app_ca, release_app_keys
-from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.release.roots import KmsRoots, derive_app_ca, release_app_keys
 from attestkit.kms.release.state_folder import KmsStateFolder, create_state
 from attestkit.report_data import ReportData
 from attestkit.testing import SimulatedTee

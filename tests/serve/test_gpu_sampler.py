@@ -8,8 +8,8 @@ import pytest
 
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
-from attestkit.gpu.driver import telemetry
-from attestkit.gpu.driver.telemetry import GpuTelemetry, MachineTelemetry
+from attestkit.gpu.driver import nvml as telemetry
+from attestkit.gpu.driver.nvml import GpuTelemetry, MachineTelemetry
 from attestkit.serve import machine_info as gpu_sampler
 from attestkit.serve.machine_info import GpuSample, GpuSampler
 

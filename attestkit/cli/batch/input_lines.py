@@ -21,7 +21,7 @@ from attestkit.quote import Quote
 from attestkit.verifier.batch.task import run_step
 
 if TYPE_CHECKING:
-    from attestkit.verifier.evidence.bundle import EvidenceBundle
+    from attestkit.verifier.evidence.formats import EvidenceBundle
 
 LONGEST_LINE: Final = LARGEST  # bytes
 _LONGEST_ID: Final = 256  # characters

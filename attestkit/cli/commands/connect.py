@@ -17,7 +17,7 @@ from attestkit.cli.options.connection import (
 from attestkit.cli.options.option import Command, read_instant
 from attestkit.cli.options.verification import OWN_INSTANT
 from attestkit.cli.output import console
-from attestkit.cli.output.write_output import check_outputs, check_writable, write_output
+from attestkit.cli.output.write_output import check_outputs, write_output
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def _prove(
     *,
     as_json: bool,
 ) -> None:
-    check_outputs((("--save-bundle", save_bundle),), connection.inputs)
-    check_writable((("--save-bundle", save_bundle),))
+    check_outputs((("--save-bundle", save_bundle),), connection.inputs, writable=True)
     if listen is not None:  # before the network is used
         from attestkit.client.local_proxy import listen_address  # lazy: few serve
 

@@ -16,6 +16,7 @@ from attestkit._sanitize import printable, shown
 from attestkit.cli.exit_codes import set_exit_code, write_stderr
 from attestkit.cli.options import option
 from attestkit.cli.options.connection import (
+    TOKEN,
     ConnectionOptions,
     connection_options,
     http_errors,
@@ -24,11 +25,10 @@ from attestkit.cli.options.connection import (
     warn_of_weak_policy,
 )
 from attestkit.cli.options.option import Command
-from attestkit.cli.output.write_output import check_outputs, check_writable, is_stdout, print_bytes
+from attestkit.cli.output.write_output import check_outputs, is_stdout, print_bytes
 from attestkit.errors import AttestKitError, UsageError
 
 _HTTP_ERROR: Final = 22  # exit code of curl --fail
-_METHOD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token of RFC 9110, 5.6.2
 _MAX_BODY: Final = 1 << 30  # bytes
 
 _request: Final = option.section(
@@ -74,14 +74,14 @@ def curl(
     Nothing of the request is sent if the server is refused. Redirects are not followed.
     """
     body_file = Path(data[1:]) if data is not None and data[:1] == "@" and data != "@-" else None
-    check_outputs((("-o", output),), (*connection.inputs, *([body_file] if body_file else [])))
-    check_writable((("-o", output),))
+    inputs = (*connection.inputs, *([body_file] if body_file else []))
+    check_outputs((("-o", output),), inputs, writable=True)
     fields = read_headers("-H", headers)
     if not any(name.lower() == "accept-encoding" for name, _ in fields):
         fields.append(("Accept-Encoding", "identity"))  # the body is not decoded
     body = None if data is None else _body(data)
     chosen = ("GET" if body is None else "POST") if method is None else method
-    if not _METHOD.fullmatch(chosen) or chosen.upper() == "CONNECT":
+    if not TOKEN.fullmatch(chosen) or chosen.upper() == "CONNECT":
         raise UsageError(f"-X {shown(chosen)}: not a method of requests", reason="wrong_value")
     limits = (connection.timeout, None, None, None)  # of a connection alone, as curl's
     with connection.connect(_origin(url)) as endpoint, endpoint.client(timeout=limits) as client:

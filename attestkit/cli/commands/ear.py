@@ -22,7 +22,7 @@ from attestkit.errors import ConfigError, FormatError, SignatureError, UsageErro
 
 if TYPE_CHECKING:
     from attestkit.verifier.ear.content import Ear
-    from attestkit.verifier.ear.keys import EarPublicKey
+    from attestkit.verifier.ear.signed_token import EarPublicKey
 
 SIMULATED: Final = "SIMULATED: the root is not the vendor's; proves nothing about hardware."
 FRESHNESS: Final = "not checked; give the expected nonce with --nonce HEX"
@@ -89,7 +89,7 @@ def ear(
 
 def _read_keys(path: Path) -> "tuple[EarPublicKey, ...]":
     from attestkit._formats import strict_json  # lazy: --help does not need it
-    from attestkit.verifier.ear.keys import EarPublicKey
+    from attestkit.verifier.ear.signed_token import EarPublicKey
 
     try:
         data = read_file(path)

@@ -68,16 +68,12 @@ def key(
         request = {"path": path, "purpose": purpose or "", "separated": separated, "v1": v1}
         algorithm_field = {"algorithm": "secp256k1" if algorithm == "k256" else algorithm}
         hidden = public or output is not None
-        found = {"key": None if hidden else secret, **_public_fields(derived)}
+        chain = [signature.hex() for signature in derived.signature_chain]
+        public_fields = {"public_key": derived.public_key.hex(), "signature_chain": chain}
+        found = {"key": None if hidden else secret, **public_fields}
         console.as_json({**request, **algorithm_field, **fields, **found, "output": out.name})
     else:
         _show(derived, output, public=public, written=written)
-
-
-def _public_fields(derived: "DerivedKey") -> dict[str, object]:
-    """Return the public key and the signature chain."""
-    chain = [signature.hex() for signature in derived.signature_chain]
-    return {"public_key": derived.public_key.hex(), "signature_chain": chain}
 
 
 def _show(derived: "DerivedKey", output: Path | None, *, public: bool, written: bool) -> None:

@@ -14,7 +14,7 @@ from attestkit.cli.output.write_output import is_stdout
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from attestkit.kms.key_checks import FetchedKeys
+    from attestkit.kms.answers import FetchedKeys
 
 _FIRST_USE: Final = "first-use"
 

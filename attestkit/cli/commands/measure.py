@@ -14,15 +14,7 @@ import click
 from attestkit.cli.exit_codes import REJECTED
 from attestkit.cli.input.detect_format import identify_file, name_file_in_errors
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options import option
-from attestkit.cli.options.guest import (
-    BootFiles,
-    MachineOptions,
-    SnpOptions,
-    boot_options,
-    machine_options,
-    snp_options,
-)
+from attestkit.cli.options import guest, option
 from attestkit.cli.options.option import Command
 from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.output import console
@@ -97,10 +89,10 @@ table_options: Final = option.group(
         3: "QEMU does not answer",
     },
 )
-@boot_options
-@machine_options
+@guest.boot_options
+@guest.machine_options
 @table_options
-@snp_options
+@guest.snp_options
 @option.file("--log", "Event log or evidence, for what only it has.")
 @option.file("--against", "Evidence to compare: what differs, and why.")
 @click.option(
@@ -112,10 +104,10 @@ table_options: Final = option.group(
 @output_options("Write to FILE, with --format toml or json.")
 def measure(
     *,
-    boot: BootFiles,
-    machine: MachineOptions,
+    boot: guest.BootFiles,
+    machine: guest.MachineOptions,
     tables: TableOptions,
-    snp: SnpOptions,
+    snp: guest.SnpOptions,
     log: Path | None,
     against: Path | None,
     form: str,
@@ -152,7 +144,7 @@ def measure(
     return 0
 
 
-def _measure_snp(boot: BootFiles, snp: SnpOptions) -> "_Measured":
+def _measure_snp(boot: guest.BootFiles, snp: guest.SnpOptions) -> "_Measured":
     if boot.image is not None:
         image = _read_image(boot.image)
         firmware = image.firmware if image.firmware_snp is None else image.firmware_snp
@@ -169,8 +161,8 @@ def _measure_snp(boot: BootFiles, snp: SnpOptions) -> "_Measured":
 
 
 def _measure_tdx(
-    boot: BootFiles,
-    machine: MachineOptions,
+    boot: guest.BootFiles,
+    machine: guest.MachineOptions,
     tables: TableOptions,
     against: Path | None,
     evidence: "Attestation | None",
@@ -217,7 +209,7 @@ def _with_boot(
 
 
 def _find_shape(
-    machine: MachineOptions, against: Path | None, evidence: "Attestation | None"
+    machine: guest.MachineOptions, against: Path | None, evidence: "Attestation | None"
 ) -> "tuple[MachineShape, str | None]":
     """Return the shape of the options, else of the evidence, and where it is from."""
     counts = {"cpu_count", "memory_size"}
@@ -231,7 +223,9 @@ def _find_shape(
     return replace(shape, **machine.fields), source
 
 
-def _measure_command(boot: BootFiles, machine: MachineOptions, qemu: Path | None) -> "_Measured":
+def _measure_command(
+    boot: guest.BootFiles, machine: guest.MachineOptions, qemu: Path | None
+) -> "_Measured":
     """Measure the machine of a QEMU command line, whose boot files are the default."""
     from attestkit.measure.command_guest import command_files, tdx_command
     from attestkit.measure.diagnosis.guest_inputs import GuestInputs

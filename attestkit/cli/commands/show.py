@@ -15,12 +15,7 @@ import click
 from attestkit._formats.strict_json import check_depth
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp, is_of_dstack
-from attestkit.cli.input.detect_format import (
-    FileContent,
-    identify,
-    identify_file,
-    name_file_in_errors,
-)
+from attestkit.cli.input import detect_format
 from attestkit.cli.options import option
 from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.output import console
@@ -37,7 +32,7 @@ from attestkit.tpm.algorithms import HASH_SIZES
 if TYPE_CHECKING:
     from attestkit.backends.recording.recording_file import RecordingFile
     from attestkit.cli.output.certificate_text import CertificateText
-    from attestkit.verifier.evidence.bundle import EvidenceBundle
+    from attestkit.verifier.evidence.formats import EvidenceBundle
 
 UNVERIFIED: Final = "Parsed, not verified: no signature was checked."
 CUT_OFF: Final = "Long values are truncated on a terminal; use a pipe or --json for all of them."
@@ -179,7 +174,7 @@ def _bundle(bundle: "EvidenceBundle") -> dict[str, Any]:
     return {
         "at": bundle.at.isoformat(),
         "report_data": None if report_data is None else report_data.hex(),
-        "evidence": describe(identify(bundle.evidence)),
+        "evidence": describe(detect_format.identify(bundle.evidence)),
         "collateral": None if bundle.collateral is None else _collateral(bundle.collateral),
     }
 
@@ -235,7 +230,7 @@ DESCRIBE_LAZY: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
-def describe(found: FileContent) -> dict[str, Any]:
+def describe(found: detect_format.FileContent) -> dict[str, Any]:
     """Return the content of a file as plain values ready for JSON; bytes are hex."""
     for kind, description in DESCRIBE.items():
         if isinstance(found.value, kind):
@@ -286,8 +281,8 @@ def show(*, file: Path, as_json: bool) -> None:
     agent, or a report, evidence, a manifest (RIM) or endorsements of GPUs. Its format is detected
     by content: raw, hex or JSON; - is stdin. No signature is verified; use attestkit verify.
     """
-    found = identify_file(file)
-    with name_file_in_errors(file):
+    found = detect_format.identify_file(file)
+    with detect_format.name_file_in_errors(file):
         described = describe(found)
     if as_json:
         console.as_json(described)

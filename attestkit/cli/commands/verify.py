@@ -15,19 +15,13 @@ from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.options.report_data import any_freshness_option
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
-from attestkit.cli.output.write_output import (
-    check_outputs,
-    check_writable,
-    require_file,
-    write_output,
-)
+from attestkit.cli.output.write_output import check_outputs, require_file, write_output
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
 
 if TYPE_CHECKING:
     from attestkit.cli.file_outcome import FileOutcome
-    from attestkit.verifier.ear.envelope import TokenFormat
-    from attestkit.verifier.ear.keys import EarKey
+    from attestkit.verifier.ear.signed_token import EarKey, TokenFormat
     from attestkit.verifier.result import AttestationResult
 
 FORMS: Final = ("jwt", "cose")
@@ -210,8 +204,7 @@ def _check_saving(
         )
     outputs = (("--save-bundle", path), *(() if signing is None else signing.outputs))
     inputs = () if signing is None else signing.inputs
-    check_outputs(outputs, (*files, *options.inputs, *inputs))
-    check_writable(outputs)
+    check_outputs(outputs, (*files, *options.inputs, *inputs), writable=True)
 
 
 def _verify_files(

@@ -269,7 +269,7 @@ def _result(
     }
     if isinstance(outcome, AttestKitError):
         return {**fields, **error_fields(outcome)}
-    from attestkit.verifier.evidence.bundle import BUNDLE_TIME  # loaded, as there is a result
+    from attestkit.verifier.evidence.formats import BUNDLE_TIME  # loaded, as there is a result
 
     more = {BUNDLE_TIME: entry.own_instant, NAMED: entry.bundle_report_data is not None}
     steps = (*outcome.steps, *(step for step, applies in more.items() if applies))

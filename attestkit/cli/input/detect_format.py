@@ -180,7 +180,7 @@ def _heads_recording(line: bytes) -> bool:
 def _object(data: bytes, value: dict[str, Any]) -> FileContent | None:
     if value.keys() >= BUNDLE_KEYS:
         # Lazy: loads the verifier.
-        from attestkit.verifier.evidence.bundle import EvidenceBundle
+        from attestkit.verifier.evidence.formats import EvidenceBundle
 
         return FileContent("evidence bundle", EvidenceBundle.from_json(data))
     if RESPONSE_KEYS & value.keys():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _WORDS: Final = ("hardware-only", "first-use")
 _MAX_CA: Final = 1 << 20  # bytes
 _MAX_HEADERS: Final = 1 << 16  # bytes
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _VALUE: Final = re.compile(r"[\t -~]*")
 
 
@@ -200,7 +200,7 @@ def read_headers(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
         lines = _header_lines(option, Path(text[1:])) if text.startswith("@") else [text]
         for line in lines:
             name, colon, value = line.partition(":")
-            if not (colon and _TOKEN.fullmatch(name.strip()) and _VALUE.fullmatch(value.strip())):
+            if not (colon and TOKEN.fullmatch(name.strip()) and _VALUE.fullmatch(value.strip())):
                 message = f"{option}: must be NAME: VALUE, ASCII in one line"
                 raise UsageError(message, reason="wrong_value")
             found.append((name.strip(), value.strip()))

@@ -18,7 +18,7 @@ from attestkit.errors import CollateralError, ConfigError, FormatError, UsageErr
 if TYPE_CHECKING:
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots, GpuServices
     from attestkit.simulated_roots import SimulatedRoots
-    from attestkit.verifier.images import ImageStore
+    from attestkit.verifier.images.image_store import ImageStore
 
 _Read = TypeVar("_Read")
 
@@ -101,7 +101,7 @@ def parse_ak_certificate(data: bytes) -> bytes:
 
 def open_images(folder: Path) -> "ImageStore":
     """Return the OS images of --images."""
-    from attestkit.verifier.images import ImageStore  # lazy: loads `measure`
+    from attestkit.verifier.images.image_store import ImageStore  # lazy: loads `measure`
 
     try:
         return ImageStore(folder)

@@ -19,7 +19,7 @@ from attestkit.errors import UsageError
 if TYPE_CHECKING:
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots, GpuServices
     from attestkit.simulated_roots import SimulatedRoots
-    from attestkit.verifier.images import ImageStore
+    from attestkit.verifier.images.image_store import ImageStore
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from attestkit._system.untrusted_files import path_exists
@@ -46,8 +46,15 @@ def check_output(option: str, path: Path | None, inputs: Iterable[Path]) -> None
             )
 
 
-def check_outputs(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[Path]) -> None:
+def check_outputs(
+    outputs: Sequence[tuple[str, Path | None]], inputs: Iterable[Path], *, writable: bool = False
+) -> None:
     """Check that outputs, each with its option, are not inputs and are different files.
+
+    Args:
+        outputs: Outputs with their options.
+        inputs: Files that are read.
+        writable: Check that the outputs can be written, too, as `_check_writable`.
 
     Raises:
         UsageError: As `check_output`, or if two outputs are the same file.
@@ -63,9 +70,11 @@ def check_outputs(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[P
                 text = f"{option} {path}: same file as {other_option} {other}; use another file"
                 raise UsageError(text, reason="conflict")
         before.append((option, path))
+    if writable:
+        _check_writable(outputs)
 
 
-def check_writable(outputs: Iterable[tuple[str, Path | None]]) -> None:
+def _check_writable(outputs: Iterable[tuple[str, Path | None]]) -> None:
     """Check that outputs can be created, before any work is done.
 
     Raises:

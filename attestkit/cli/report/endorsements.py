@@ -12,7 +12,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import AzureSnp, GcpSnp, SevSnp
 from attestkit.cli.output.certificate_text import name_text, read_certificate_text
 from attestkit.collateral import Collateral
-from attestkit.collateral.parts import part_window
+from attestkit.collateral.intel_collateral import part_window
 from attestkit.errors import AttestKitError
 from attestkit.quote import Quote, TdQuoteBody
 

@@ -290,8 +290,8 @@ def _count(device: "DeviceResult") -> str:
 def _unverified(position: int, device: "DeviceEvidence", at: datetime) -> GpuCard:
     # lazy: only with GPUs
     from attestkit.cli.output.gpu_text import describe_device
-    from attestkit.gpu.device.modes import device_mode
     from attestkit.gpu.device.report import Report
+    from attestkit.gpu.device.topology import device_mode
 
     fields = describe_device(device)
     stated = {

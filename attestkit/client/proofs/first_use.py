@@ -144,7 +144,7 @@ class FirstUse:
                 return False
             kept.update({name: policy.to_toml() for name, policy in new.items()})
             content = json.dumps({"version": _VERSION, "pins": kept}, indent=1) + "\n"
-            save_document(self._path, content.encode(), _unwritable, mode=0o600)
+            save_document(self._path, content.encode(), ConfigError, mode=0o600)
         return True
 
     @contextmanager

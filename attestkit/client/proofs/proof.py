@@ -10,7 +10,6 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
-from functools import partial
 from typing import Any, Final
 
 from attestkit._argument_checks import require_size, require_time_zone
@@ -126,8 +125,7 @@ class ProofBundle:
             UsageError: If the file cannot be read.
             FormatError: As `from_json`; the message names the file.
         """
-        unreadable = partial(UsageError, reason="cannot_read")
-        return load_document(path, MAX_FILE, cls.from_json, unreadable)
+        return load_document(path, MAX_FILE, cls.from_json, UsageError, "cannot_read")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file with mode 0600, replacing an existing one atomically.
@@ -135,8 +133,8 @@ class ProofBundle:
         Raises:
             UsageError: If the file cannot be written.
         """
-        unwritable = partial(UsageError, reason="cannot_write")
-        save_document(path, self.to_json().encode("ascii"), unwritable, mode=0o600)
+        content = self.to_json().encode("ascii")
+        save_document(path, content, UsageError, "cannot_write", mode=0o600)
 
 
 _NAMES: Final = ("version", *(one.name for one in fields(ProofBundle)))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from attestkit.collateral import Collateral
     from attestkit.collateral.cache import CollateralCache
     from attestkit.gpu import GpuEndorsements, GpuServices
-    from attestkit.gpu.bound_evidence import GpuBinding
+    from attestkit.gpu.evidence import GpuBinding
 
 _Path = str | os.PathLike[str]
 _OnePolicy = AppraisalPolicy | Verifier | _Path

@@ -12,15 +12,8 @@ from typing import Final
 from attestkit._crypto.aead import aes_gcm_decrypt
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.hpke import HpkeSender, sequence_nonce
+from attestkit.client.sealing import protocol
 from attestkit.client.sealing.event_stream import EventStreamEnd
-from attestkit.client.sealing.protocol import (
-    MAX_PROBLEM,
-    Headers,
-    SealedRequest,
-    UnsealedAnswer,
-    key_problem,
-    read_problem,
-)
 from attestkit.errors import ServiceError, UsageError, VerificationError
 
 MAX_CHUNK: Final = 64 << 20
@@ -59,7 +52,9 @@ class EhbpSealing:
     def __init__(self, public_key: bytes) -> None:
         self._public_key = public_key
 
-    def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
+    def seal(
+        self, method: str, target: str, headers: protocol.Headers, body: bytes
+    ) -> protocol.SealedRequest:
         """Seal the body of a request.
 
         A request without body cannot be sealed, and its answer would come open, too: it is sent as
@@ -77,7 +72,7 @@ class EhbpSealing:
                 )
                 raise ServiceError(message, reason="sealing")
             opener = _AnswerWithoutRequestBody()
-            return SealedRequest(method, target, own, body, opener, is_sealed=False)
+            return protocol.SealedRequest(method, target, own, body, opener, is_sealed=False)
         try:
             sender = HpkeSender(self._public_key, _INFO)
         except UsageError as error:
@@ -88,11 +83,11 @@ class EhbpSealing:
         for at in range(0, len(body), _SEALED_CHUNK):
             chunk = sender.seal(body[at : at + _SEALED_CHUNK])
             sealed += len(chunk).to_bytes(_LENGTH, "big") + chunk
-        return SealedRequest(method, target, own, bytes(sealed), EhbpOpener(sender))
+        return protocol.SealedRequest(method, target, own, bytes(sealed), EhbpOpener(sender))
 
 
-class _AnswerWithoutRequestBody(UnsealedAnswer):
-    def start(self, status: int, headers: Headers) -> Headers:
+class _AnswerWithoutRequestBody(protocol.UnsealedAnswer):
+    def start(self, status: int, headers: protocol.Headers) -> protocol.Headers:
         """Return the headers; refuse an answer that claims to be sealed."""
         if any(name.lower() == _NONCE_HEADER for name, _ in headers):
             raise _refusal("the answer to a request without body claims to be sealed")
@@ -115,7 +110,7 @@ class EhbpOpener:
         self._opened: tuple[_Chunks, _Content] | None = None
         self._problem = bytearray()
 
-    def start(self, status: int, headers: Headers) -> Headers:
+    def start(self, status: int, headers: protocol.Headers) -> protocol.Headers:
         """Check the head of the answer, and return the headers for the caller.
 
         Raises:
@@ -154,7 +149,7 @@ class EhbpOpener:
             opened = chunks.feed(data)
             content.feed(opened)
             return opened
-        if self.read_at_once and len(self._problem) <= MAX_PROBLEM:
+        if self.read_at_once and len(self._problem) <= protocol.MAX_PROBLEM:
             self._problem += data
         return data
 
@@ -168,8 +163,8 @@ class EhbpOpener:
         if self._opened is not None:
             for part in self._opened:
                 part.finish()
-        elif read_problem(bytes(self._problem)).get("type") == KEY_CONFIG_PROBLEM:
-            raise key_problem("EHBP")
+        elif protocol.read_problem(bytes(self._problem)).get("type") == KEY_CONFIG_PROBLEM:
+            raise protocol.key_problem("EHBP")
         return b""
 
 

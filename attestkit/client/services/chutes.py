@@ -28,7 +28,7 @@ from attestkit.client.strict_answer import AnswerObject, read_answer_object
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import ServiceError, UsageError
 from attestkit.gpu.bindings import read_chutes
-from attestkit.gpu.bindings.chutes import chutes_report_data
+from attestkit.gpu.bindings.answer_formats import chutes_report_data
 
 ORIGIN: Final = "https://api.chutes.ai"
 

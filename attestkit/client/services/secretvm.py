@@ -18,7 +18,7 @@ from attestkit.client.strict_answer import read_answer_object
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.gpu.bindings import read_secretvm
-from attestkit.gpu.bound_evidence import GpuBinding
+from attestkit.gpu.evidence import GpuBinding
 from attestkit.snp_report import SnpReport
 from attestkit.verifier import ReferenceValues
 

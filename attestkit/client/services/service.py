@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 from attestkit.attestation import Attestation
 from attestkit.client.wire.observed_peer import ObservedPeer
-from attestkit.gpu.bound_evidence import GpuBinding
+from attestkit.gpu.evidence import GpuBinding
 
 NONCE_SIZE: Final = 32
 """Bytes of a nonce of the client."""

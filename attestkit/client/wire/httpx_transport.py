@@ -18,17 +18,10 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from attestkit.client.sealing.protocol import SealingKeyError
+from attestkit.client.wire import steps
 from attestkit.client.wire.exchange import EXTENSION, MAX_CONNECTIONS, Exchange, ProvenRequests
 from attestkit.client.wire.http_libraries import HttpLibrary, LibraryName, PoolOptions, load_library
 from attestkit.client.wire.pools import PoolLease, PoolSet
-from attestkit.client.wire.steps import (
-    AWAITED,
-    BLOCKING,
-    Calls,
-    ConnectionProver,
-    ReconnectError,
-    finish,
-)
 from attestkit.client.wire.tls import require_plain_context
 from attestkit.errors import UsageError
 
@@ -65,11 +58,11 @@ class ProvenTransport(ProvenRequests):
 
     library: ClassVar[HttpLibrary]  # of the subclass
     body_class: ClassVar[Any]  # of the subclass
-    calls: ClassVar[Calls]
+    calls: ClassVar[steps.Calls]
 
     def __init__(
         self,
-        prover: ConnectionProver,
+        prover: steps.ConnectionProver,
         context: ssl.SSLContext,
         *,
         proxy: Any = None,
@@ -79,7 +72,7 @@ class ProvenTransport(ProvenRequests):
         super().__init__(prover, **options)
         require_plain_context(context)
         self._options = pools = PoolOptions(self.library, prover, context, proxy, limits)
-        make = partial(pools.make, asynchronous=self.calls is AWAITED)
+        make = partial(pools.make, asynchronous=self.calls is steps.AWAITED)
         self.pools: PoolSet[Any] = PoolSet(prover, make)
         self._added = _encoded(self._headers)
         self._host = prover.host.encode("ascii")
@@ -118,7 +111,7 @@ class ProvenTransport(ProvenRequests):
             try:
                 with self.library.mapped_errors:
                     answer = await calls.send(lease.pool, self._core_request(request, outgoing))
-            except ReconnectError:  # nothing of the request was sent
+            except steps.ReconnectError:  # nothing of the request was sent
                 await self._retire(lease)
                 continue
             except BaseException:
@@ -244,21 +237,21 @@ class BlockingBody(_Body):
 
     def close(self) -> None:
         """Close the answer."""
-        finish(self._close())
+        steps.finish(self._close())
 
 
 class BlockingTransport(ProvenTransport):
     """A transport for `Client`; see `ProvenTransport` for the arguments."""
 
-    calls = BLOCKING
+    calls = steps.BLOCKING
 
     def handle_request(self, request: Any) -> Any:
         """Send a request, after the server is proven; see `ProvenTransport`."""
-        return finish(self._handle(request))
+        return steps.finish(self._handle(request))
 
     def close(self) -> None:
         """Close all connections."""
-        finish(self.close_all(self.pools.drain()))
+        steps.finish(self.close_all(self.pools.drain()))
 
 
 class AsyncBody(_Body):
@@ -285,7 +278,7 @@ class AsyncBody(_Body):
 class AsyncTransport(ProvenTransport):
     """A transport for `AsyncClient` on asyncio; see `ProvenTransport` for the arguments."""
 
-    calls = AWAITED
+    calls = steps.AWAITED
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request as `BlockingTransport.handle_request` does."""

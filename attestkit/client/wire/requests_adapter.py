@@ -14,15 +14,10 @@ from urllib3.util import parse_url
 from attestkit._argument_checks import wrong_type
 from attestkit._system.bounded_http import host_header
 from attestkit.client.sealing.protocol import SealingKeyError
+from attestkit.client.wire import requests_body
 from attestkit.client.wire.attested_tls import ProvenSocket
 from attestkit.client.wire.exchange import MAX_CONNECTIONS, Exchange, ProvenRequests
 from attestkit.client.wire.pools import PoolLease, PoolSet
-from attestkit.client.wire.requests_body import (
-    RecordedResponse,
-    read_body,
-    record_body,
-    with_whole_body,
-)
 from attestkit.client.wire.steps import ConnectionProver, ReconnectError
 from attestkit.errors import AttestKitError, UsageError
 
@@ -90,7 +85,7 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
         options: dict[str, Any] = {"stream": stream, "timeout": timeout}
         options["proxies"] = dict(proxies or {}) if self._proxies is None else self._proxies
         if self._sealing is not None:
-            request = with_whole_body(request)
+            request = requests_body.with_whole_body(request)
         try:
             return self._send(request, options)
         except SealingKeyError:
@@ -138,7 +133,7 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
             if self._on_answer is not None:
                 outgoing.headers = CaseInsensitiveDict(self._open_headers(headers))
         else:
-            body, method = read_body(request.body), request.method or "GET"
+            body, method = requests_body.read_body(request.body), request.method or "GET"
             sealed = self._seal(sealing, method, request.path_url, headers, body)
             exchange = Exchange(sealed)
             authority = host_header(self._prover.host, self._prover.port).removesuffix(":443")
@@ -146,7 +141,7 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
             outgoing.url = f"https://{authority}{sealed.target}"
             outgoing.headers = CaseInsensitiveDict(sealed.headers)
             outgoing.body = sealed.body
-        outgoing.body = record_body(outgoing.body, exchange.record)
+        outgoing.body = requests_body.record_body(outgoing.body, exchange.record)
         return outgoing, exchange
 
     def _response(
@@ -157,7 +152,7 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
         lease: PoolLease["_PeriodAdapter"],
     ) -> requests.Response:
         try:
-            response.raw = RecordedResponse(
+            response.raw = requests_body.RecordedResponse(
                 response.raw,
                 exchange,
                 lambda: self.note(exchange),

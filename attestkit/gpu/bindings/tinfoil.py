@@ -11,15 +11,13 @@ from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.strict_json import member_spans
 from attestkit.errors import FormatError
-from attestkit.gpu.bindings.answer_fields import (
+from attestkit.gpu.bindings.answer_formats import (
     HASH_SIZE,
     check_nonce_size,
     hex_member,
     read_answer,
-    text_member,
 )
-from attestkit.gpu.bound_evidence import GpuBinding
-from attestkit.gpu.evidence import GpuEvidence, read_devices
+from attestkit.gpu.evidence import GpuBinding, GpuEvidence, read_devices
 
 REPORT_DATA_ALGORITHM: Final = "https://tinfoil.sh/report-data/v1"
 """Name of the report data of version 3, which is hashed, too; an earlier draft lacked it."""
@@ -185,11 +183,11 @@ def _keys(material: bytes) -> dict[str, bytes]:
     """Return the data of the items by their identifiers."""
     found: dict[str, bytes] = {}
     for item in _items(material):
-        name = text_member(item, "id", f"{_WHAT}: crypto_material")
+        name = strict_json.string(item, "id", what=f"{_WHAT}: crypto_material")
         if name in found:
             message = f"{_WHAT}: crypto_material: two items have the same id"
             raise FormatError(message, reason="duplicate")
-        data = text_member(item, "data", f"{_WHAT}: crypto_material")
+        data = strict_json.string(item, "data", what=f"{_WHAT}: crypto_material")
         found[name] = utf8(data, f"{_WHAT}: crypto_material", FormatError)
     return found
 

@@ -1,4 +1,7 @@
-"""Certificate chains of devices, up to NVIDIA's device root (nvidia-gpu.md, sections 3.1 to 3.4).
+"""Certificate chains of devices, and DICE extensions of their leaves (nvidia-gpu.md, 3.1 to 3.4).
+
+Hopper and LS10 have the key of the layer below and one FWID, Blackwell has a DiceTcbInfo of TCG
+(DICE Attestation Architecture 1.1, section 6.1.1).
 
 A chain has the leaf, whose key signs reports; the certificate of the device's boot ROM (BROM), a
 provisioner's CA, the CA of the product, and the root, which may be left out. None of the CA
@@ -6,29 +9,39 @@ certificates limits the length of the path below it, so the number of certificat
 key of one BROM could otherwise certify another device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import Final, NamedTuple, TypeVar
 
-from attestkit._crypto.x509.cert_path import (
-    PathCertificate,
-    check_path,
-    check_times,
-)
+from attestkit._crypto.der import OCTET_STRING, OID, SEQUENCE, DerReader, context, dotted_oid
+from attestkit._crypto.x509.cert_path import PathCertificate, check_path, check_times
 from attestkit._crypto.x509.names import COMMON_NAME, read_name
 from attestkit._crypto.x509.path_rules import check_trusted_root, p384_rules, read_kept_certificate
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, SignatureError
 from attestkit.gpu.architectures import PDI_SIZE, Chip, chip_of
-from attestkit.gpu.device.dice import read_dice
 
+COMPOSITE_OID: Final = "2.23.133.5.4.1"
+"""The extension of Hopper and LS10."""
+TCB_INFO_OID: Final = "2.23.133.5.4.1.1"
+"""The extension of Blackwell."""
+FWID_SIZE: Final = 48
+"""Bytes of a FWID: SHA-384."""
+_SHA384: Final = "2.16.840.1.101.3.4.2.2"
+_DICE_VERSION: Final = 1
+_MAX_FWIDS: Final = 8
+_FWIDS: Final = 6  # tag number
+# Implicit tags of a DiceTcbInfo in their order; all are optional.
+_TCB_INFO: Final = (
+    *(0x80 | number for number in range(_FWIDS)),
+    context(_FWIDS),
+    *(0x80 | number for number in range(_FWIDS + 1, 10)),
+)
 _T = TypeVar("_T")
-
 MAX_CERTIFICATES: Final = 6
 """Maximum number of certificates that are parsed."""
-
 _NAMES: Final = (
     "the device's leaf certificate",
     "the device's BROM certificate",
@@ -38,6 +51,80 @@ _NAMES: Final = (
 )
 _BELOW_ROOT: Final = len(_NAMES) - 1
 _RULES: Final = p384_rules(1024)
+
+
+class Dice(NamedTuple):
+    """Content of a DICE extension."""
+
+    fwids: tuple[bytes, ...]  # 48 bytes each, at least one
+    key: bytes | None  # SubjectPublicKeyInfo in DER; None on Blackwell
+
+
+def read_dice(extensions: Mapping[str, bytes]) -> Dice:
+    """Read the DICE extension of a leaf.
+
+    Args:
+        extensions: Contents of extensions by dotted OID.
+
+    Raises:
+        FormatError: If there is not exactly one of the two extensions, or it is malformed.
+    """
+    found = [oid for oid in (COMPOSITE_OID, TCB_INFO_OID) if oid in extensions]
+    if len(found) != 1:
+        problem = f"must be exactly one, not {len(found)}"
+        raise _bad_dice(problem, "duplicate" if found else "missing")
+    value = extensions[found[0]]
+    return _composite(value) if found == [COMPOSITE_OID] else _tcb_info(value)
+
+
+def _composite(value: bytes) -> Dice:
+    fields = DerReader(value).enter_only(SEQUENCE)
+    at = fields.at
+    version = fields.integer()
+    if version != _DICE_VERSION:
+        raise _bad_dice(f"version must be {_DICE_VERSION}", "unsupported_version", at)
+    key = fields.whole(SEQUENCE)
+    fwid = _fwid(fields)
+    fields.finish()
+    return Dice((fwid,), key)
+
+
+def _tcb_info(value: bytes) -> Dice:
+    fields = DerReader(value).enter_only(SEQUENCE)
+    fwids: list[bytes] = []
+    for tag in _TCB_INFO:
+        if fields.tag() != tag:
+            continue
+        if tag != context(_FWIDS):
+            fields.content(tag)
+            continue
+        entries = fields.enter(tag)
+        while entries.tag() is not None:
+            if len(fwids) == _MAX_FWIDS:
+                raise _bad_dice(f"more than {_MAX_FWIDS} FWIDs", "too_many", entries.at)
+            fwids.append(_fwid(entries))
+    fields.finish()
+    if not fwids:
+        raise _bad_dice("has no FWID", "missing")
+    return Dice(tuple(fwids), None)
+
+
+def _fwid(reader: DerReader) -> bytes:
+    """Read a FWID: a SEQUENCE of the hash algorithm and the digest."""
+    at = reader.at
+    fields = reader.enter(SEQUENCE)
+    algorithm = dotted_oid(fields.content(OID))
+    digest = fields.content(OCTET_STRING)
+    fields.finish()
+    if algorithm != _SHA384:
+        raise _bad_dice("FWID must be SHA-384", "unsupported_algorithm", at)
+    if len(digest) != FWID_SIZE:
+        raise _bad_dice(f"FWID must have {FWID_SIZE} bytes, not {len(digest)}", "wrong_size", at)
+    return digest
+
+
+def _bad_dice(problem: str, reason: FormatReason, offset: int | None = None) -> FormatError:
+    return FormatError(f"DICE extension: {problem}", reason=reason, offset=offset)
 
 
 class DeviceChain(NamedTuple):

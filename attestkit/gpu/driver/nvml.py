@@ -1,6 +1,8 @@
 """NVIDIA's management library NVML, as far as evidence and telemetry of GPUs need it.
 
 It is called through nvidia-ml-py. Calls, structures and codes: nvidia-gpu.md, section 1.1.
+
+Telemetry of the GPUs of this machine, as their driver reports it; it is not evidence.
 """
 
 import contextlib
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from attestkit._sanitize import one_line
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
@@ -18,25 +20,24 @@ from attestkit.gpu.architectures import Architecture
 from attestkit.gpu.driver.driver_calls import DriverSession
 
 T = TypeVar("T")
-
 TIME_LIMIT: Final = 30.0  # seconds per call, as NVIDIA's tools
 MAX_DEVICES: Final = 64
 NONCE_SIZE: Final = 32
 _LIBRARY: Final = "libnvidia-ml.so.1"
 _MAX_TEXT: Final = 96  # characters; buffers of the library are shorter
-
 CpuCapability = Literal["none", "sev", "tdx", "sev-snp", "sev-snp-vtom"]
 MultiGpuMode = Literal["none", "protected_pcie", "nvle"]
 _CPUS: Final[tuple[CpuCapability, ...]] = ("none", "sev", "tdx", "sev-snp", "sev-snp-vtom")
 _MULTI_GPU_MODES: Final[tuple[MultiGpuMode, ...]] = ("none", "protected_pcie", "nvle")
 _ENVIRONMENTS: Final = ("unavailable", "simulation", "production")
 _ARCHITECTURES: Final[Mapping[int, Architecture]] = {9: "HOPPER", 10: "BLACKWELL"}
-
 _DRIVER: Final = "install NVIDIA's driver, 550 or later"
 _RESET: Final = "reset the GPU or reboot"
 _CC_ON: Final = "enable it on the host (nvtrust, gpu_admin_tools --set-cc-mode=on)"
 _SUCCESS: Final = 0
 _OLD_DRIVER: Final = frozenset({3, 13, 25})  # has no settings of several GPUs
+TELEMETRY_TIME_LIMIT: Final = 5.0  # seconds per call
+_MAX_PROBLEM: Final = 200  # characters of an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,3 +282,71 @@ def _named(subject: str, names: tuple[Name, ...], number: int) -> Name:
     if not 0 <= number < len(names):
         raise _malformed(subject, f"unknown value {number}")
     return names[number]
+
+
+class GpuTelemetry(NamedTuple):
+    """Values of one GPU; None, or an empty text, if the driver did not return the value."""
+
+    position: int  # the driver's index
+    uuid: str = ""
+    pci_bus_id: str = ""
+    utilization: tuple[int, int] | None = None  # of processors and memory, in percent
+    memory: tuple[int, int, int] | None = None  # total, used and free, in bytes
+    temperature: int | None = None  # degrees Celsius
+    power_usage: int | None = None  # milliwatts
+    errors: tuple[str, ...] = ()  # one for each value that could not be read
+
+
+class MachineTelemetry(NamedTuple):
+    """The GPUs of a machine, and the state of their confidential computing (None: unknown)."""
+
+    gpus: tuple[GpuTelemetry, ...]
+    enabled: bool | None = None  # as `collect` requires it, which includes protected PCIe
+    ready: bool | None = None  # whether the GPUs accept work
+
+
+def read_telemetry(*, time_limit: float = TELEMETRY_TIME_LIMIT) -> MachineTelemetry:
+    """Return the telemetry of all GPUs of this machine, of any architecture.
+
+    A value that a GPU does not have is an error of this GPU only.
+
+    Args:
+        time_limit: Seconds per call of the driver.
+
+    Raises:
+        BackendUnavailableError: If the driver, its library or nvidia-ml-py are missing.
+        BackendBusyError: If the driver does not answer in time.
+        BackendError: If the driver fails otherwise.
+    """
+    with contextlib.closing(Nvml(time_limit)) as nvml:
+        gpus = tuple([_read_telemetry(nvml, index) for index in range(nvml.device_count())])
+        try:
+            state = nvml.state()
+        except BackendUnavailableError:  # off, or GPUs and drivers that do not have it
+            return MachineTelemetry(gpus)
+    return MachineTelemetry(gpus, state.enabled or state.multi_gpu == "protected_pcie", state.ready)
+
+
+def _read_telemetry(nvml: Nvml, index: int) -> GpuTelemetry:
+    errors: list[str] = []
+    return GpuTelemetry(
+        index,
+        _value_of(nvml.uuid, index, errors) or "",
+        _value_of(nvml.pci_bus_id, index, errors) or "",
+        _value_of(nvml.utilization, index, errors),
+        _value_of(nvml.memory, index, errors),
+        _value_of(nvml.temperature, index, errors),
+        _value_of(nvml.power_usage, index, errors),
+        tuple(errors),
+    )
+
+
+def _value_of(read: Callable[[int], T], index: int, errors: list[str]) -> T | None:
+    """Return a value, or add its error; a driver that does not answer ends the reading."""
+    try:
+        return read(index)
+    except BackendBusyError:
+        raise
+    except BackendError as error:
+        errors.append(one_line(str(error), _MAX_PROBLEM))
+        return None

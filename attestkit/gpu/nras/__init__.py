@@ -7,9 +7,8 @@ section 5).
 from attestkit.gpu.nras.claims import CertificateClaims, DeviceClaims, RimClaims
 from attestkit.gpu.nras.client import NVIDIA_NRAS_URL, fetch_keys, request_tokens
 from attestkit.gpu.nras.detached_eat import DetachedEat, read_detached_eat
-from attestkit.gpu.nras.jwks import read_jwks
 from attestkit.gpu.nras.nvattest_output import NvattestOutput, read_nvattest_output
-from attestkit.gpu.nras.tokens import NRAS_ISSUER, NrasResult, verify_tokens
+from attestkit.gpu.nras.tokens import NRAS_ISSUER, NrasResult, read_jwks, verify_tokens
 
 __all__ = [
     "NRAS_ISSUER",

@@ -18,9 +18,10 @@ from attestkit.gpu.architectures import Architecture
 from attestkit.gpu.evidence import DeviceEvidence
 from attestkit.gpu.nras.claims import ClaimsVersion
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE, MAX_DEVICES, read_detached_eat
-from attestkit.gpu.nras.jwks import MAX_JWKS, read_jwks
-from attestkit.gpu.service_key import KEY_REQUIRED, key_header
+from attestkit.gpu.nras.tokens import MAX_JWKS, read_jwks
 
+KEY_REQUIRED: Final = "the service requires a key; set its key in GpuServices"
+"""Remedy for the statuses 401 and 403."""
 NVIDIA_NRAS_URL: Final = "https://nras.attestation.nvidia.com"
 """NVIDIA's service."""
 
@@ -35,6 +36,18 @@ _ADVICE: Final = {
     401: KEY_REQUIRED,
     403: KEY_REQUIRED,
 }
+
+
+def key_header(service_key: str) -> dict[str, str]:
+    """Return the header field of a key.
+
+    Raises:
+        UsageError: If the key is not printable ASCII text.
+    """
+    if not service_key.isascii() or not service_key.isprintable() or not service_key:
+        message = "NVIDIA service: the key must be printable ASCII text"
+        raise UsageError(message, reason="encoding")
+    return {"Authorization": f"Bearer {service_key}"}
 
 
 def fetch_keys(getter: Getter, url: str = NVIDIA_NRAS_URL) -> bytes:

@@ -3,18 +3,26 @@
 The program verifies the GPUs of its own machine, and its tokens have no signature (`alg` none):
 anybody can write such output. It proves something only where a measured guest recorded its hash, as
 dstack does.
+
+Result of the GPUs' verification by a dstack guest at boot (nvidia-gpu.md, section 6.1).
+
+The guest runs NVIDIA's nvattest, whose tokens have no signature, and measures the SHA-256 of its
+output. So it is a statement of the measured guest about itself, as of boot.
 """
 
 import hmac
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import one_line
+from attestkit._verification_steps import GpuReason, caution, skipped
 from attestkit.errors import FormatError, GpuEvidenceError
+from attestkit.gpu.architectures import chip_of
 from attestkit.gpu.nras.claims import DeviceClaims, read_claims
 from attestkit.gpu.nras.detached_eat import (
     LOCAL_DIGESTS,
@@ -24,17 +32,28 @@ from attestkit.gpu.nras.detached_eat import (
     read_bundle,
     read_token,
 )
+from attestkit.gpu.result import DeviceResult, GpuResult
+from attestkit.gpu.rules import GpuRules
 
 LOCAL_ISSUER: Final = "NVAT-LOCAL-VERIFIER"
 """Issuer of the tokens."""
-
 MAX_OUTPUT: Final = 1 << 20
 """Maximum size of the output in bytes."""
-
 _SUBJECT: Final = "nvattest output"
 _KEYS: Final = frozenset({"claims", "detached_eat", "result_code", "result_message"})
 _TOKEN_CLAIMS: Final = frozenset({"exp", "iat", "iss", "jti", "nbf", "sub"})
 _MAX_MESSAGE: Final = 200  # characters
+_BY_GUEST: Final = (
+    caution(
+        "gpu_report",
+        "the guest itself verified its GPUs at boot, with NVIDIA's nvattest; only its measured "
+        "software proves it",
+    ),
+    skipped("gpu_revocation", "left to the guest at boot: no OCSP answers"),
+    skipped("gpu_rim", "left to the guest at boot: no reference manifests"),
+    skipped("gpu_measurements", "left to the guest at boot: no measurements"),
+    skipped("gpu_topology", "modes and connections were not checked: nvattest does not state them"),
+)
 
 
 class NvattestOutput(NamedTuple):
@@ -100,7 +119,9 @@ def read_nvattest_output(data: bytes) -> NvattestOutput:
     code = fields.get("result_code")
     if not isinstance(code, int) or isinstance(code, bool) or not 0 <= code < 1 << 31:
         raise _bad("result_code: must be a number", "missing" if code is None else "wrong_value")
-    message = one_line(_message(fields), _MAX_MESSAGE)
+    message = one_line(
+        strict_json.string(fields, "result_message", "", what=_SUBJECT), _MAX_MESSAGE
+    )
     if code != 0 and fields.get("detached_eat") is None:
         problem = f"the verification failed: result {code}: {message}"
         raise GpuEvidenceError(f"{_SUBJECT}: {problem}", reason="nras_result")
@@ -110,7 +131,8 @@ def read_nvattest_output(data: bytes) -> NvattestOutput:
     payloads = {name: _payload(token, name) for name, token in eat.devices.items()}
     _check_claims(fields.get("claims"), payloads)
     devices = tuple(read_claims(claims, name) for name, claims in payloads.items())
-    nonces = {device.nonce for device in devices} | {_nonce(overall)}
+    nonce = strict_json.from_hex(overall.get("eat_nonce"), f"{_SUBJECT}: eat_nonce", 32)
+    nonces = {device.nonce for device in devices} | {nonce}
     if len(nonces) != 1 or None in nonces:
         raise _bad("the tokens have different nonces", "inconsistent")
     return NvattestOutput(data, code, message, _result(overall), overall, devices, eat)
@@ -144,10 +166,6 @@ def _sorted(items: list[Any]) -> list[str]:
     return sorted(json.dumps(item, sort_keys=True) for item in items)
 
 
-def _nonce(claims: Mapping[str, Any]) -> bytes:
-    return strict_json.from_hex(claims.get("eat_nonce"), f"{_SUBJECT}: eat_nonce", 32)
-
-
 def _result(claims: Mapping[str, Any]) -> bool:
     result = claims.get("x-nvidia-overall-att-result")
     if not isinstance(result, bool):
@@ -155,12 +173,73 @@ def _result(claims: Mapping[str, Any]) -> bool:
     return result
 
 
-def _message(fields: Mapping[str, Any]) -> str:
-    try:
-        return strict_json.string(fields, "result_message", "")
-    except FormatError as error:
-        raise _bad(error.message, error.reason) from error
-
-
 def _bad(problem: str, reason: FormatReason) -> FormatError:
     return FormatError(f"{_SUBJECT}: {problem}", reason=reason)
+
+
+def appraise_boot_result(
+    output: NvattestOutput, event: Mapping[str, Any], rules: GpuRules, now: datetime
+) -> GpuResult:
+    """Appraise output of nvattest whose hash is in the measured event log.
+
+    Args:
+        output: The output.
+        event: Payload of the event with the hash, which has the number of devices.
+        rules: Rules of the policy; `allow_boot_result` must be true.
+        now: Time of the verification.
+
+    Raises:
+        GpuEvidenceError: If the rules do not accept such results (`binding`) or a device, or
+            nvattest did not. `modes` if they forbid multi-GPU passthrough, `nras_result` if they
+            need tokens of NVIDIA's service: the output has neither.
+    """
+    if not rules.allow_boot_result:
+        raise _refused("without signatures", "binding", "gpu.allow_boot_result must be true")
+    if not rules.allow_mpt:
+        raise _refused("which states no modes", "modes", "gpu.allow_mpt is false")
+    if rules.nras != "off":
+        raise _refused("without signed tokens", "nras_result", f"gpu.nras is {rules.nras}")
+    count = event.get("devices")
+    if type(count) is not int:
+        message = "GPU evidence: the measured event has no number of devices"
+        raise GpuEvidenceError(message, reason="device_count")
+    output.check(devices=count)
+    devices = tuple(_device(at, claims) for at, claims in enumerate(output.devices))
+    return GpuResult(
+        devices=devices,
+        steps=(*_BY_GUEST, *rules.appraise(devices)),
+        nonce=devices[0].nonce,
+        simulated=False,  # the evidence of the CPU decides
+        verified_at=now,
+        evidence_sha256=output.sha256,
+    )
+
+
+def _refused(lack: str, reason: GpuReason, rule: str) -> GpuEvidenceError:
+    message = (
+        f"GPU evidence: a result of nvattest of the boot, {lack}, but in the policy {rule}; "
+        "request evidence of the GPUs, or change the policy"
+    )
+    return GpuEvidenceError(message, reason=reason, by_policy=True)
+
+
+def _device(position: int, claims: DeviceClaims) -> DeviceResult:
+    chip = chip_of(claims.hardware_model or "")
+    if chip is None:
+        message = f"GPU {position}: the claims name no known chip; update attestkit"
+        raise GpuEvidenceError(message, reason="chip", device=position)
+    return DeviceResult(
+        position=position,
+        kind=claims.kind,
+        chip=chip.name,
+        architecture=chip.architecture,
+        driver_version=claims.driver_version,
+        vbios_version=claims.vbios_version or "",
+        device_serial="",
+        pdi=b"",
+        ueid=claims.ueid or "",
+        mode=None,
+        nvdec0=None,
+        nonce=claims.nonce or b"",
+        matched=0,
+    )

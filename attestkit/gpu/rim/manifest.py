@@ -1,41 +1,42 @@
-"""Reference integrity manifest (RIM): its content (nvidia-gpu.md, section 4.2)."""
+"""Reference integrity manifest (RIM): content and identity (nvidia-gpu.md, 4.2 and 4.4)."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 from attestkit._crypto.x509.path_rules import read_kept_certificate
 from attestkit._formats.strict_json import from_hex
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
-from attestkit.errors import FormatError
+from attestkit._verification_steps import GpuReason
+from attestkit.errors import FormatError, GpuEvidenceError
 from attestkit.gpu.rim.document import WHITE_SPACE, XmlElement, read_document
 from attestkit.gpu.rim.xml_signature import XMLDSIG, XmlSignature, read_signature
 
 SWID: Final = "http://standards.iso.org/iso/19770/-2/2015/schema.xsd"
 """Namespace of the elements (ISO/IEC 19770-2)."""
-
 TCG_RIM: Final = (
     "https://trustedcomputinggroup.org/resource/"
     "tcg-reference-integrity-manifest-rim-information-model/"
 )
 """Namespace of attributes of Meta."""
-
 SHA384_HASH: Final = "http://www.w3.org/2001/04/xmlenc#sha384"
 """Namespace of the attributes with hashes."""
-
 MAX_MEASUREMENTS: Final = 254
 """Maximum number of measurements; index i is that of SPDM's block i + 1, and 255 is no block."""
-
 MAX_ALTERNATIVES: Final = 16
 """Maximum number of hashes of a measurement; NVIDIA's have up to 4."""
-
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""Identifier of a RIM."""
 _HASH_SIZE: Final = 48  # bytes of SHA-384
 _TEXT: Final = re.compile(r"[\x20-\x7e]{1,128}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,3}")
 _ACTIVE: Final = {"True": True, "False": False}
 _RESOURCE: Final = ("type", "index", "active", "alternatives", "name", "size")
+RimSource: TypeAlias = Literal["driver", "vbios"]
+"""Which of a device's two manifests it is; the one of a switch is that of its VBIOS."""
+_Check: TypeAlias = Literal["format", "chain", "signature", "identity", "ocsp"]
 
 
 class RimMeasurement(NamedTuple):
@@ -219,3 +220,32 @@ def _check_text(element: XmlElement) -> None:
 def _error(element: XmlElement, problem: str, reason: FormatReason) -> FormatError:
     message = f"RIM: {shown(element.local)} {problem}"
     return FormatError(message, reason=reason, offset=element.offset)
+
+
+def rim_reason(source: RimSource, check: _Check) -> GpuReason:
+    """Return the reason of a refusal of a manifest, such as `driver_rim_chain`."""
+    return cast("GpuReason", f"{source}_rim_{check}")
+
+
+def check_rim_identity(rim: Rim, source: RimSource, *, version: str, product: str) -> None:
+    """Check that a manifest is that of a version and a chip, regardless of case.
+
+    The service returns a valid manifest of another product for some identifiers, and NVIDIA's own
+    verifiers do not compare the product.
+
+    Args:
+        rim: The verified manifest.
+        source: Which manifest it is, for the error.
+        version: Version of the driver or VBIOS in the signed report.
+        product: The chip in the device's certificate, such as GH100.
+
+    Raises:
+        GpuEvidenceError: If one differs (`driver_rim_identity` or `vbios_rim_identity`).
+    """
+    pairs = (("version", rim.version, version), ("product", rim.product, product))
+    for what, found, expected in pairs:
+        if found.lower() != expected.lower():
+            raise GpuEvidenceError(
+                f"{source} RIM: {what} is {shown(found)}, that of the device {shown(expected)}",
+                reason=rim_reason(source, "identity"),
+            )

@@ -1,17 +1,99 @@
-"""Verification of a reference integrity manifest (RIM): certificates and XML signature."""
+"""Verification of a reference integrity manifest (RIM): certificates and XML signature.
 
+The path of the signer is that of nvidia-gpu.md, section 4.3. NVIDIA's have four certificates: the
+signer, two CAs and the root. `cryptography` rejects them, because dates before 2050 are written as
+GeneralizedTime.
+"""
+
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
+from attestkit._crypto.x509.cert_path import (
+    NamedCertificate,
+    PathCertificate,
+    check_path,
+    check_times,
+)
+from attestkit._crypto.x509.names import COMMON_NAME, read_name
+from attestkit._crypto.x509.path_rules import check_trusted_root, p384_rules, read_kept_certificate
 from attestkit._system.bounded_cache import BoundedCache
+from attestkit.errors import FormatError, SignatureError
 from attestkit.gpu.rim.document import read_document
 from attestkit.gpu.rim.manifest import Rim, read_manifest, read_signed_manifest
-from attestkit.gpu.rim.rim_path import RimPath, common_name, verify_rim_path
 from attestkit.gpu.rim.xml_signature import verify_signature
 
+_EXTENDED_KEY_USAGE: Final = "2.5.29.37"
+_RULES: Final = p384_rules(256)
+_SIGNER: Final = "RIM signer"
+_ROOT: Final = "RIM root"
 KEPT_RIMS: Final = 64
 """Maximum number of verified RIMs that are kept; each takes about 130 kB with its document."""
+
+
+class RimPath(NamedTuple):
+    """A path that leads from the signer of a RIM to the trusted root."""
+
+    certificates: tuple[PathCertificate, ...]  # signer first, trusted root last
+
+    @property
+    def spki(self) -> bytes:
+        """Return the signer's key: SubjectPublicKeyInfo in DER."""
+        return self.certificates[0].spki
+
+    def check_time(self, now: datetime) -> None:
+        """Check that all certificates are valid at `now`, an aware datetime.
+
+        Raises:
+            CollateralExpiredError: If one is not (`cert_expired`).
+        """
+        check_times(_named(self.certificates), now)
+
+
+def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -> RimPath:
+    """Verify the certificates of a RIM, from its signer up to the trusted root.
+
+    Revocation is not checked.
+
+    Args:
+        certificates: DER, signer first, root last.
+        root: The trusted root in DER. That of `certificates` must be the same, or signed by it with
+            its name and key.
+        now: An aware datetime.
+
+    Raises:
+        FormatError: If a certificate is malformed.
+        SignatureError: If the path is not valid, or has certificates that are not part of it.
+        CollateralExpiredError: If a certificate is not valid at `now`.
+    """
+    anchor = read_kept_certificate(root)
+    *below, last = [read_kept_certificate(der) for der in certificates]
+    named = ("RIM certificates: the last one", last)
+    check_trusted_root(named, ("the trusted RIM root", anchor), _RULES)
+    path = (*below, anchor)
+    if len({one.spki for one in path}) != len(path):
+        message = "RIM certificates: two have the same key"
+        raise SignatureError(message, reason="chain_length")
+    check_path(_named(path), now, _RULES)
+    if _EXTENDED_KEY_USAGE in path[0].extensions:
+        # Such as an OCSP responder, which the signer's issuer certifies, too.
+        message = f"{_SIGNER}: the extended key usage limits its key to other purposes"
+        raise SignatureError(message, reason="cert_not_authority")
+    return RimPath(path)
+
+
+def common_name(certificate: PathCertificate) -> str:
+    """Return the subject's common name; empty if it has none, or is malformed."""
+    try:
+        return read_name(certificate.subject).get(COMMON_NAME, "")
+    except FormatError:
+        return ""
+
+
+def _named(path: Sequence[PathCertificate]) -> tuple[NamedCertificate, ...]:
+    between = [f"RIM CA {number}" for number in range(1, len(path) - 1)]
+    return tuple(zip((_SIGNER, *between, _ROOT), path, strict=True))
 
 
 class VerifiedRim(NamedTuple):

@@ -1,4 +1,11 @@
-"""XML signature of a reference integrity manifest (RIM): its one form, and its verification.
+"""XML signature of a reference integrity manifest (RIM), and the canonical form that it covers.
+
+The form is Canonical XML 1.1 without comments, for documents that `document.read_document` accepts.
+
+Those have no attributes with the prefix `xml`, which 1.0 and 1.1 treat differently. The standard
+library has Canonical XML 2.0 only, which is another format.
+
+XML signature of a reference integrity manifest (RIM): its one form, and its verification.
 
 The signature is enveloped and covers the whole document (nvidia-gpu.md, section 4.3). Everything
 that XML Signature allows beyond this form is rejected: other algorithms and references, objects,
@@ -7,7 +14,7 @@ several signatures, and keys other than certificates.
 
 import binascii
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha384
@@ -15,23 +22,54 @@ from attestkit._crypto.p384 import P384_SIGNATURE_SIZE, p384_verify
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, SignatureError
-from attestkit.gpu.rim.canonical_xml import canonical_bytes
 from attestkit.gpu.rim.document import WHITE_SPACE, XmlElement
 
+_TEXT_ESCAPES: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#xD;"})
+_VALUE_ESCAPES: Final = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", '"': "&quot;", "\t": "&#x9;", "\n": "&#xA;", "\r": "&#xD;"}
+)
 XMLDSIG: Final = "http://www.w3.org/2000/09/xmldsig#"
 """Namespace of XML Signature."""
-
 CANONICALIZATION: Final = "http://www.w3.org/2006/12/xml-c14n11"
 SIGNATURE_METHOD: Final = "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384"
 DIGEST_METHOD: Final = "http://www.w3.org/2001/04/xmldsig-more#sha384"
 ENVELOPED: Final = "http://www.w3.org/2000/09/xmldsig#enveloped-signature"
-
 MAX_CERTIFICATES: Final = 6
 """Maximum number of certificates of a signature; NVIDIA's have four."""
-
 _MAX_CERTIFICATE: Final = 4096  # bytes; NVIDIA's have under 750
 _DIGEST_SIZE: Final = 48
 _REMOVED: Final = str.maketrans("", "", WHITE_SPACE)
+
+
+def canonical_bytes(element: XmlElement, *, without: XmlElement | None = None) -> bytes:
+    """Return an element with all in it in canonical form.
+
+    Args:
+        element: The root of a document, or the element that is signed. The latter is written with
+            all namespaces in scope, declared by it or not (Canonical XML 1.1, section 2.4).
+        without: Element that is left out; the text around it is kept.
+    """
+    return "".join(_write_element(element, {}, without)).encode()
+
+
+def _write_element(
+    element: XmlElement, outer: Mapping[str, str], without: XmlElement | None
+) -> Iterator[str]:
+    """Yield the parts of an element below one with the namespaces `outer` in scope."""
+    yield f"<{element.name}"
+    if element.scope is not outer:  # it declares a namespace, or is not below another element
+        for prefix, uri in sorted(element.scope.items()):
+            if uri != outer.get(prefix, ""):
+                yield f' xmlns{":" if prefix else ""}{prefix}="{uri.translate(_VALUE_ESCAPES)}"'
+    for attribute in sorted(element.attributes, key=lambda one: (one.namespace, one.local)):
+        yield f' {attribute.name}="{attribute.value.translate(_VALUE_ESCAPES)}"'
+    yield ">"
+    for child in element.children:
+        if isinstance(child, str):
+            yield child.translate(_TEXT_ESCAPES)
+        elif child is not without:
+            yield from _write_element(child, element.scope, without)
+    yield f"</{element.name}>"
 
 
 class XmlSignature(NamedTuple):

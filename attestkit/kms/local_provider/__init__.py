@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
-    from attestkit.kms.local_provider.client import fetch_local_keys, provider_policy
-    from attestkit.kms.local_provider.exchange import HostApi, TcpProvider
-    from attestkit.kms.local_provider.frames import SealedKey
+    from attestkit.kms.local_provider.client import (
+        HostApi,
+        TcpProvider,
+        fetch_local_keys,
+        provider_policy,
+    )
     from attestkit.kms.local_provider.provider import SimulatedLocalProvider
+    from attestkit.kms.local_provider.sealed_key import SealedKey
 else:
     # Lazy: most programs have no local key provider.
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "client": ["fetch_local_keys", "provider_policy"],
-            "exchange": ["HostApi", "TcpProvider"],
-            "frames": ["SealedKey"],
+            "client": ["HostApi", "TcpProvider", "fetch_local_keys", "provider_policy"],
+            "sealed_key": ["SealedKey"],
             "provider": ["SimulatedLocalProvider"],
         },
     )

@@ -19,20 +19,19 @@ from attestkit._system.clock import current_time
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import SgxQuotingEnclave, SimulatedEnclave
 from attestkit.errors import AttestKitError, UsageError, VerificationError
-from attestkit.kms.local_provider.frames import (
+from attestkit.kms.local_provider.sealed_key import (
     SealedKey,
     decode_request,
-    encode_response,
-    receive_message,
-    send_message,
-)
-from attestkit.kms.local_provider.sealing import (
     derive_seed,
+    encode_response,
     provider_report_data,
+    receive_message,
     seal_seed,
+    send_message,
     td_measurements,
 )
 from attestkit.quote import Quote, TdQuoteBody
+from attestkit.ra_tls.issued import current_time
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.claims import TcbStatus
 

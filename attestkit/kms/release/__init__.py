@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from attestkit.kms.release.auth_simple import AuthSimpleConfig, AuthSimpleFile
     from attestkit.kms.release.authorization import (
         AuthorityInfo,
+        BootInfo,
         Decision,
         DevAuthorization,
         FunctionAuthorization,
         KmsAuthorization,
         PolicyAuthorization,
+        VerifiedGuest,
         authorize_guest,
+        verify_guest,
     )
-    from attestkit.kms.release.boot_info import BootInfo, VerifiedGuest, verify_guest
     from attestkit.kms.release.roots import KmsRoots
     from attestkit.kms.release.state_folder import KmsState, KmsStateFolder
     from attestkit.kms.release.webhook import AuthWebhook
@@ -34,8 +36,8 @@ else:
             "authorization": [
                 *("AuthorityInfo", "KmsAuthorization", "Decision", "DevAuthorization"),
                 *("FunctionAuthorization", "PolicyAuthorization", "authorize_guest"),
+                *("BootInfo", "VerifiedGuest", "verify_guest"),
             ],
-            "boot_info": ["BootInfo", "VerifiedGuest", "verify_guest"],
             "roots": ["KmsRoots"],
             "state_folder": ["KmsState", "KmsStateFolder"],
             "webhook": ["AuthWebhook"],

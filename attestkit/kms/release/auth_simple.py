@@ -21,11 +21,11 @@ from attestkit.errors import ConfigError, UsageError
 from attestkit.kms.release.authorization import (
     NOT_REGISTERED,
     AuthorityInfo,
+    BootInfo,
     Decision,
     KmsAuthorization,
     Role,
 )
-from attestkit.kms.release.boot_info import BootInfo
 from attestkit.verifier import AppraisalPolicy, TcbStatus
 
 MAX_FILE_SIZE: Final = 1 << 20

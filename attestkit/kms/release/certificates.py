@@ -20,8 +20,7 @@ from attestkit._crypto.x509.app_certificates import (
 )
 from attestkit._sanitize import key as shorten
 from attestkit.errors import SignatureError, UsageError
-from attestkit.kms.release.key_release import derive_app_ca
-from attestkit.kms.release.roots import ROOT_CA, RPC, TEMP_CA, KmsRoots
+from attestkit.kms.release.roots import ROOT_CA, RPC, TEMP_CA, KmsRoots, derive_app_ca
 from attestkit.kms.tls_chain import USAGE_APP_CA, USAGE_APP_CUSTOM, USAGE_KMS_RPC
 from attestkit.ra_tls.certificate import (
     OID_APP_ID,

@@ -15,8 +15,13 @@ from attestkit._system.bounded_http import ExchangeError
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, ConfigError, FormatError, KmsError
-from attestkit.kms.release.authorization import AuthorityInfo, Decision, KmsAuthorization, Role
-from attestkit.kms.release.boot_info import BootInfo
+from attestkit.kms.release.authorization import (
+    AuthorityInfo,
+    BootInfo,
+    Decision,
+    KmsAuthorization,
+    Role,
+)
 
 MAX_BODY: Final = 65_536
 """Largest body of an answer in bytes; a real one has about 100."""

@@ -16,15 +16,19 @@ from attestkit._formats import strict_json
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.keys.hkdf import derive_p256
 from attestkit.kms.answers import BootstrapStatement
-from attestkit.kms.client_certificate import AttestedKey, ClientCa
-from attestkit.kms.https_call import TimeLimits, anonymous_context, call_kms, rooted_context
-from attestkit.kms.release.authorization import authorize_guest
-from attestkit.kms.release.boot_info import verify_guest
+from attestkit.kms.https_call import (
+    AttestedKey,
+    ClientCa,
+    TimeLimits,
+    anonymous_context,
+    call_kms,
+    rooted_context,
+)
+from attestkit.kms.release.authorization import authorize_guest, verify_guest
 from attestkit.kms.release.certificates import check_domain
-from attestkit.kms.release.key_release import bootstrap_report_data
-from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.release.roots import KmsRoots, bootstrap_report_data
 from attestkit.kms.release.state_folder import KmsState, KmsStateFolder, create_state
-from attestkit.kms.server_checks import check_usage
+from attestkit.kms.tls_chain import check_usage
 from attestkit.kms.url import KmsUrl, parse_kms_url
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import CONTENT_TYPE, Traffic

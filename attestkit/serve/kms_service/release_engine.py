@@ -15,10 +15,9 @@ from attestkit.attestation import Attestation
 from attestkit.backends.simulator.faults import kms_faults
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.kms.cert_request import CertRequest, verify_cert_request
-from attestkit.kms.release.authorization import Decision, Role, authorize_guest
-from attestkit.kms.release.boot_info import VerifiedGuest
+from attestkit.kms.release.authorization import Decision, Role, VerifiedGuest, authorize_guest
 from attestkit.kms.release.certificates import LeafProfile, sign_app_certificate
-from attestkit.kms.release.key_release import release_app_keys, sign_env_public_key
+from attestkit.kms.release.roots import release_app_keys, sign_env_public_key
 from attestkit.kms.release.state_folder import KmsState
 from attestkit.report_data import ReportData
 from attestkit.serve.job_queue import JobThreads

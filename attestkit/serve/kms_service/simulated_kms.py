@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from attestkit.attester import Attester
     from attestkit.backends.simulator.faults.fault_specs import Fault, FaultsLike
-    from attestkit.kms.release.boot_info import BootInfo
+    from attestkit.kms.release.authorization import BootInfo
     from attestkit.verifier import AppraisalPolicy, Verifier
 
 

@@ -26,7 +26,7 @@ from attestkit.serve.services.context import Guest
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-    from attestkit.gpu.driver.telemetry import GpuTelemetry
+    from attestkit.gpu.driver.nvml import GpuTelemetry
 
 _SEPARATOR: Final = "# The metrics below are deprecated; their help names the replacements.\n"
 _INFO: Final = "dstack_guest_info"

@@ -17,7 +17,7 @@ from attestkit.serve.rpc.statuses import MethodRefusedError
 from attestkit.serve.services.context import Guest
 
 if TYPE_CHECKING:
-    from attestkit.gpu.driver.telemetry import GpuTelemetry
+    from attestkit.gpu.driver.nvml import GpuTelemetry
 
 _HOST_CID: Final = "2"  # VMADDR_CID_HOST (vsock(7))
 _logger = logging.getLogger("attestkit.serve")

@@ -39,8 +39,7 @@ from attestkit.serve.verifier_service.response import STEPS, Outcome, run_verifi
 from attestkit.verifier.platforms.tdx import FetchNeededError
 
 if TYPE_CHECKING:
-    from attestkit.verifier.ear.envelope import TokenFormat
-    from attestkit.verifier.ear.keys import EarKey
+    from attestkit.verifier.ear.signed_token import EarKey, TokenFormat
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.result import AttestationResult
 

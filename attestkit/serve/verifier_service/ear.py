@@ -8,7 +8,7 @@ from typing import Final
 from attestkit._crypto.zeroize import wipe
 from attestkit._system.untrusted_files import open_regular
 from attestkit.errors import ConfigError, FormatError
-from attestkit.verifier.ear.keys import EarKey
+from attestkit.verifier.ear.signed_token import EarKey
 
 _LARGEST: Final = 65_536  # bytes of a key file
 

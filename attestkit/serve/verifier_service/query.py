@@ -20,7 +20,7 @@ from attestkit.report_data import check_nonce
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from attestkit.verifier.ear.envelope import TokenFormat
+    from attestkit.verifier.ear.signed_token import TokenFormat
 
 MEDIA_TYPES: Final = {"jwt": b"application/eat+jwt", "cose": b"application/eat+cwt"}
 """Media type of each encoding of an EAR (RFC 9782)."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from attestkit.gpu.roots import GpuRoots
     from attestkit.serve.config.options import Options
     from attestkit.serve.config.verifier_settings import VerifierSettings
-    from attestkit.verifier.ear.keys import EarKey
+    from attestkit.verifier.ear.signed_token import EarKey
 
 
 def open_verifier(settings: "VerifierSettings") -> "Verifier":
@@ -38,7 +38,7 @@ def open_verifier(settings: "VerifierSettings") -> "Verifier":
         policy = read_policy(options.prefix("verifier_policy"), options.verifier_policy)
     images = None
     if (folder := options.path("images")) is not None:
-        from attestkit.verifier.images import ImageStore  # lazy: loads `measure`
+        from attestkit.verifier.images.image_store import ImageStore  # lazy: loads `measure`
 
         with prefix_errors(options.prefix("images")):
             images = ImageStore(folder)

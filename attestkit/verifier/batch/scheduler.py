@@ -17,9 +17,9 @@ from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from attestkit.errors import AttestKitError, UsageError, VerificationError
-from attestkit.verifier.batch.input_queue import ItemReader
 from attestkit.verifier.batch.task import (
     BatchTask,
+    ItemReader,
     Outcome,
     SharedVerifier,
     VerificationItem,

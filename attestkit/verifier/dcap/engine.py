@@ -14,22 +14,14 @@ from attestkit._crypto.hashes import sha256, sha384
 from attestkit._crypto.x509.sgx_extension import PckExtension
 from attestkit._crypto.x509.vendor_roots import INTEL_ROOT, INTEL_ROOT_DER
 from attestkit._system.bounded_cache import BoundedCache
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, passed
 from attestkit.collateral import Collateral
 from attestkit.errors import SignatureError, UsageError
 from attestkit.quote import Certification, Quote, SignedParts, TdQuoteBody, signed_parts
-from attestkit.verifier.claims import (
-    Authenticated,
-    CollateralFacts,
-    IntelPlatform,
-    Tcb,
-    TcbStatus,
-    passed,
-)
+from attestkit.verifier.claims import Authenticated, CollateralFacts, IntelPlatform, Tcb, TcbStatus
 from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
 from attestkit.verifier.dcap.reasons import LATEST, DcapReason, moment, refuse
-from attestkit.verifier.dcap.tcb_explanation import explain_status, shown_advisories
-from attestkit.verifier.dcap.tcb_levels import evaluate_tcb
+from attestkit.verifier.dcap.tcb_levels import evaluate_tcb, explain_status, shown_advisories
 from attestkit.verifier.dcap.td_attributes import check_attributes
 from attestkit.verifier.dcap.verified_collateral import (
     CollateralVerifier,

@@ -16,10 +16,15 @@ from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.verifier.claims import ANOTHER_ROOT
 from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
-from attestkit.verifier.dcap.qe_identity import QeIdentity, read_qe_identity
 from attestkit.verifier.dcap.reasons import FRESH, DcapReason, moment, refuse
 from attestkit.verifier.dcap.signed_body import QE_IDENTITY, TCB_INFO, check_signature
-from attestkit.verifier.dcap.tcb_info import TDX, TcbInfo, read_tcb_info
+from attestkit.verifier.dcap.tcb_info import (
+    TDX,
+    QeIdentity,
+    TcbInfo,
+    read_qe_identity,
+    read_tcb_info,
+)
 
 _PARTS: Final = 256
 _COLLATERALS: Final = 64

@@ -5,9 +5,8 @@
 
 from attestkit.verifier.ear.claims import Tier
 from attestkit.verifier.ear.content import PROFILE, Ear
-from attestkit.verifier.ear.envelope import MAX_TOKEN
-from attestkit.verifier.ear.keys import EarKey, EarPublicKey
 from attestkit.verifier.ear.result_token import LEEWAY, LIFETIME, policy_uri, sign_ear, verify_ear
+from attestkit.verifier.ear.signed_token import MAX_TOKEN, EarKey, EarPublicKey
 
 __all__ = [
     "LEEWAY",

@@ -19,11 +19,12 @@ from attestkit.verifier.ear.claims import (
     TOP,
     VECTOR,
     VERIFIER,
+    EarSubmodule,
     Tier,
     claims_by_name,
+    read_gpu_submodules,
 )
-from attestkit.verifier.ear.envelope import TokenFormat
-from attestkit.verifier.ear.gpu_submodules import EarSubmodule, read_gpu_submodules
+from attestkit.verifier.ear.signed_token import TokenFormat
 from attestkit.verifier.result import BoundTo
 
 if TYPE_CHECKING:

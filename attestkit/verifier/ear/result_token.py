@@ -28,7 +28,13 @@ from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData, check_nonce
 from attestkit.snp_report import SnpReport
-from attestkit.verifier.ear.claims import LABELS, RESULT, Tier, trustworthiness_vector
+from attestkit.verifier.ear.claims import (
+    LABELS,
+    RESULT,
+    Tier,
+    gpu_submodules,
+    trustworthiness_vector,
+)
 from attestkit.verifier.ear.content import (
     EPOCH,
     LAST_SECOND,
@@ -37,9 +43,13 @@ from attestkit.verifier.ear.content import (
     Ear,
     read_claims,
 )
-from attestkit.verifier.ear.envelope import TokenFormat, sign_token, verify_token
-from attestkit.verifier.ear.gpu_submodules import gpu_submodules
-from attestkit.verifier.ear.keys import EarKey, EarPublicKey
+from attestkit.verifier.ear.signed_token import (
+    EarKey,
+    EarPublicKey,
+    TokenFormat,
+    sign_token,
+    verify_token,
+)
 from attestkit.verifier.result import AttestationResult, verified_evidence
 
 if TYPE_CHECKING:

@@ -2,13 +2,20 @@
 
 Each step takes evidence whose signatures are valid. It returns the verified values and a
 VerificationStep, or raises an exception.
+
+Whether hardware evidence commits to the key of a TPM beside it, by its report data.
+
+The quote of Google's TPM is over the hardware's evidence, but nothing in that evidence names the
+TPM: without more, both could be of different VMs (vtpm.md, section 7.4). attestkit's attester
+therefore binds a nonce together with the TPM's key.
 """
 
 import hmac
+from dataclasses import replace
 from types import EllipsisType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, caution, passed, skipped
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
 from attestkit.attestation.wire.evidence_parts import (
@@ -22,23 +29,19 @@ from attestkit.attestation.wire.evidence_parts import (
     SevSnp,
     Tpm,
 )
-from attestkit.errors import (
-    FormatError,
-    PolicyError,
-    ReplayError,
-    UsageError,
-    VerificationError,
-)
+from attestkit.errors import FormatError, PolicyError, ReplayError, UsageError, VerificationError
 from attestkit.event_log.event import Event
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.report_data import ReportData
-from attestkit.verifier.boot_identity import (
+from attestkit.verifier.app_identity import (
     check_boot_events,
     check_key_time_events,
     check_sizes,
+    require_kms,
+    sealed_configuration,
+    sealed_for_kms,
 )
-from attestkit.verifier.claims import caution, passed, skipped
-from attestkit.verifier.config_id import require_kms, sealed_configuration, sealed_for_kms
+from attestkit.verifier.claims import VtpmFacts
 from attestkit.verifier.result import BoundTo
 
 if TYPE_CHECKING:
@@ -351,3 +354,49 @@ def has_report_data(signed: bytes, expected: ExpectedReportData) -> bool:
     """Return whether signed report data are the expected ones; any are if none are expected."""
     value = expected.value
     return value is None or hmac.compare_digest(signed.ljust(len(value), b"\0"), value)
+
+
+class HardwareJoin(NamedTuple):
+    """Outcome of the comparison."""
+
+    expected: ExpectedReportData  # with the report data that bind the key, if the evidence has them
+    vtpm: VtpmFacts | None  # with the join, if it holds
+    steps: tuple[VerificationStep, ...]  # hardware_to_ak; empty where it is decided elsewhere
+
+
+def join_hardware(
+    expected: ExpectedReportData, signed: bytes, vtpm: VtpmFacts | None
+) -> HardwareJoin:
+    """Accept report data over nonce and key of the TPM, where the evidence may have them.
+
+    That is where the TPM's quote is over the hardware's evidence, and the hardware's evidence does
+    not contain the key. Report data over the nonce alone remain valid; the join is then not proven.
+
+    Args:
+        expected: What the caller expects.
+        signed: Report data of the hardware's evidence.
+        vtpm: Verified facts of the TPM; None without one.
+    """
+    if vtpm is None or vtpm.joins != ("ak_to_hardware",):
+        return HardwareJoin(expected, vtpm, ())
+    if expected.nonce is not None:
+        bound = _with_key(expected, expected.nonce, vtpm.attestation_key)
+        if hmac.compare_digest(signed, bound):
+            text = "the hardware's evidence is over the nonce and the TPM's key"
+            return HardwareJoin(
+                expected._replace(value=bound),
+                replace(vtpm, joins=("hardware_to_ak", *vtpm.joins)),
+                (passed("hardware_to_ak", text),),
+            )
+    text = (
+        "the hardware's evidence does not name the TPM's key, so the TPM could be another "
+        "VM's that relays this evidence"
+    )
+    return HardwareJoin(expected, vtpm, (skipped("hardware_to_ak", text),))
+
+
+def _with_key(expected: ExpectedReportData, nonce: bytes, spki: bytes) -> bytes:
+    """Return the report data that bind a TPM's key, too."""
+    if expected.commits_to_gpus and expected.value is not None:
+        return ReportData.for_gpu_and_ak(expected.value, spki)
+    return ReportData.for_nonce_and_ak(nonce, spki)

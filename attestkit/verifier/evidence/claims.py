@@ -12,8 +12,8 @@ from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import AzureTdx, NitroEnclave, NitroTpm, SevSnp
 from attestkit.quote import Quote, TdQuoteBody, quoting_enclave_svn
 from attestkit.snp_report import SnpReport
+from attestkit.verifier.app_identity import has_document
 from attestkit.verifier.claims import Authenticated, Claims
-from attestkit.verifier.config_id import has_document
 from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.os_image import VerifiedImage
 

@@ -1,20 +1,67 @@
-"""Forms of evidence that a verifier accepts: objects, and bytes recognised by content."""
+"""Forms of evidence that a verifier accepts: objects, bytes recognised by content, and bundles.
 
-from typing import Final
+A bundle has evidence and its collateral in one file, for verification offline and later. The file
+is JSON: `version` (1), `evidence` (base64), `collateral` (the nine fields of `Collateral`, or
+null), `at` (ISO 8601 with a time zone: the time of the verification), `report_data` (hex, or null),
+and, if there are any, `amd_crls` (base64 of each revocation list of AMD) and `ak_certificates`
+(base64 of certificates and revocation lists of the CAs of a TPM's key), `gpu_evidence` (base64; of
+GPUs, if the evidence does not enclose it) and `gpu_endorsements` (the object of
+`GpuEndorsements.to_json`). The file is not authenticated: evidence, collateral, certificates and
+lists have their own signatures, and the relying party chooses the expected report data and the time
+of the verification: now, unless it asks for the time of the bundle.
 
-from attestkit._argument_checks import wrong_type
+Forms of evidence that a verifier accepts: objects, and bytes recognised by content.
+"""
+
+import json
+import os
+from base64 import b64encode
+from codecs import BOM_UTF8
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Final
+
+from attestkit._argument_checks import require_time_zone, wrong_type
+from attestkit._formats import strict_json
 from attestkit._native import unhex
+from attestkit._system.atomic_file import load_document, save_document
+from attestkit._verification_steps import caution
 from attestkit.attestation import MAX_SIZE, Attestation
 from attestkit.attestation.nitro import is_nitro_document, read_nitro_document
 from attestkit.attestation.wire.evidence_parts import Evidence as EvidenceParts
 from attestkit.attestation.wire.evidence_parts import NitroEnclave, NitroTpm, SevSnp, Stack
-from attestkit.errors import FormatError, UsageError
+from attestkit.collateral import Collateral
+from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.quote import Quote
 from attestkit.snp_report import SIZE as SNP_REPORT_SIZE
 from attestkit.snp_report import SnpReport
-from attestkit.verifier.evidence.bundle import EvidenceBundle
 from attestkit.verifier.evidence.checks import ParsedEvidence
 
+if TYPE_CHECKING:
+    from attestkit._reasons import FormatReason
+    from attestkit.gpu.endorsements import GpuEndorsements
+
+_VERSION: Final = 1
+_EVIDENCE_LIMIT: Final = 10 << 20  # bytes
+_REPORT_DATA_LIMIT: Final = 64  # bytes
+# Evidence in base64, and nine fields of 1 MiB with bytes in hex.
+_FILE_LIMIT: Final = 32 << 20
+_MAX_ITEMS: Final = 32  # of one member
+_KEYS: Final = frozenset({"version", "evidence", "collateral", "at", "report_data"})
+# Bytes of all items of a list: AMD's CRLs have under 1,000 bytes each, certificates and CRLs of
+# TPM keys under 2,000.
+_CRL_LIMIT: Final = 1 << 18
+_AK_LIMIT: Final = 1 << 20
+# Members that are left out if they are empty, as in files of older versions.
+_LISTS: Final = {"amd_crls": _CRL_LIMIT, "ak_certificates": _AK_LIMIT}
+_GPU_LIMIT: Final = 4 << 20  # bytes of evidence of GPUs
+BUNDLE_TIME: Final = caution(
+    "verification_time",
+    "verified at the time that the bundle names, which its creator chose; later expiry and "
+    "revocation do not show",
+)
+"""The step of a verification at `EvidenceBundle.at`."""
 Evidence = bytes | Attestation | Quote | SnpReport
 """Evidence as bytes or as a parsed object.
 
@@ -22,13 +69,221 @@ Bytes are evidence in any encoding, a raw quote, a bare SEV-SNP report (also wit
 certificate table behind it), a bare AWS Nitro document (of an enclave or a NitroTPM), a guest
 agent's JSON response, or the hex digits of one of these.
 """
-
 _RAW_QUOTES: Final = (b"\3\0", b"\4\0", b"\5\0")  # quote versions; no evidence begins so
 _SNP_VERSIONS: Final = range(2, 16)  # later versions too, for the error
 _HEX_DIGITS: Final = frozenset(b"0123456789abcdefABCDEF")
 _CERTIFICATES: Final = (b"\x30\x82", b"-----BEGIN CERTIFICATE-----")  # DER and PEM
 _RESPONSE_KEYS: Final = (b'"attestation"', b'"quote"')
 _BUNDLE_KEYS: Final = (b'"evidence"', b'"at"')
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceBundle:
+    """Evidence with its collateral.
+
+    Raises:
+        UsageError: If a value has the wrong type or size, or `at` has no time zone.
+    """
+
+    evidence: bytes = field(repr=False)  # 1 byte to 10 MiB
+    collateral: Collateral | None
+    at: datetime  # aware
+    report_data: bytes | None = None  # at most 64 bytes, not padded
+    # Of AMD's roots: DER or PEM, at most 32 and 256 KiB in all.
+    amd_crls: tuple[bytes, ...] = field(default=(), repr=False)
+    # Of the CAs of a TPM's key, and their CRLs: DER or PEM, at most 32 and 1 MiB in all.
+    ak_certificates: tuple[bytes, ...] = field(default=(), repr=False)
+    # Evidence of GPUs as sent, at most 4 MiB; None if the evidence encloses it, or has none.
+    gpu_evidence: bytes | None = field(default=None, repr=False)
+    gpu_endorsements: "GpuEndorsements | None" = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_bytes("evidence", self.evidence, 1, _EVIDENCE_LIMIT)
+        if self.report_data is not None:
+            _check_bytes("report_data", self.report_data, 0, _REPORT_DATA_LIMIT)
+        if not isinstance(self.collateral, Collateral | None):
+            raise wrong_type("collateral", "a Collateral", self.collateral)
+        for name in _LISTS:
+            _check_list(name, getattr(self, name))
+        if self.gpu_evidence is not None:
+            _check_bytes("gpu_evidence", self.gpu_evidence, 1, _GPU_LIMIT)
+        if self.gpu_endorsements is not None:
+            _check_gpu_endorsements(self.gpu_endorsements)
+        _check_moment(self.at)
+
+    def names_time(self, moment: datetime) -> bool:
+        """Return whether an aware time is that of the bundle, to the second."""
+        return abs(moment - self.at) < timedelta(seconds=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "EvidenceBundle":
+        """Decode the JSON of a bundle.
+
+        Raises:
+            FormatError: If the text is over 32 MiB, not a JSON object or of another version, or a
+                member is unknown, missing, duplicate or malformed; the message names the member.
+        """
+        if len(text) > _FILE_LIMIT:
+            raise FormatError(
+                f"evidence bundle: too large: {len(text)} bytes, at most {_FILE_LIMIT}",
+                reason="too_large",
+            )
+        text = text.removeprefix(BOM_UTF8) if isinstance(text, bytes) else text
+        values = strict_json.read_object(text, "evidence bundle")
+        # Checked first, because another version may have other members.
+        version = values.get("version", _VERSION)  # _check_keys reports a missing one
+        if type(version) is not int or version != _VERSION:
+            message = f"evidence bundle: version must be {_VERSION}"
+            raise FormatError(message, reason="unsupported_version")
+        _check_keys("evidence bundle", values, _KEYS, _READERS.keys())
+        del values["version"]
+        found = {name: _READERS[name](value, name) for name, value in values.items()}
+        try:
+            return cls(**found)
+        except UsageError as error:
+            reason: FormatReason = "wrong_size" if error.reason == "wrong_size" else "wrong_value"
+            raise FormatError(f"evidence bundle: {error}", reason=reason) from error
+
+    def to_json(self) -> str:
+        """Return the JSON of this bundle."""
+        collateral = None if self.collateral is None else json.loads(self.collateral.to_json())
+        values = {
+            "version": _VERSION,
+            "evidence": b64encode(self.evidence).decode("ascii"),
+            "collateral": collateral,
+            "at": self.at.astimezone(timezone.utc).isoformat().replace("+00:00", "Z"),
+            "report_data": None if self.report_data is None else self.report_data.hex(),
+        }
+        for name in _LISTS:
+            if items := getattr(self, name):
+                values[name] = [b64encode(item).decode("ascii") for item in items]
+        if self.gpu_evidence is not None:
+            values["gpu_evidence"] = b64encode(self.gpu_evidence).decode("ascii")
+        if self.gpu_endorsements is not None:
+            values["gpu_endorsements"] = json.loads(self.gpu_endorsements.to_json())
+        return json.dumps(values, indent=1) + "\n"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "EvidenceBundle":
+        """Read a file.
+
+        Raises:
+            UsageError: If the file cannot be read.
+            FormatError: If `from_json` rejects the content; the message names the file.
+        """
+        return load_document(path, _FILE_LIMIT, cls.from_json, UsageError, "cannot_read")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file with mode 0600, replacing an existing one atomically.
+
+        Raises:
+            UsageError: If the file cannot be written.
+        """
+        content = self.to_json().encode("ascii")
+        save_document(path, content, UsageError, "cannot_write", mode=0o600)
+
+
+def _check_bytes(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, bytes):
+        raise wrong_type(name, "bytes", value)
+    if not least <= len(value) <= most:
+        message = f"{name}: {len(value)} bytes, must be {least} to {most}"
+        raise UsageError(message, reason="wrong_size")
+
+
+def _check_list(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(one, bytes) for one in value):
+        raise wrong_type(name, "a tuple of bytes", value)
+    if len(value) > _MAX_ITEMS:
+        raise UsageError(f"{name}: {len(value)}, at most {_MAX_ITEMS}", reason="too_many")
+    _check_bytes(name, b"".join(value), len(value), _LISTS[name])
+
+
+def _check_moment(value: object) -> None:
+    if not isinstance(value, datetime):
+        raise wrong_type("at", "a datetime", value)
+    require_time_zone("at", value)
+    try:
+        value.astimezone(timezone.utc)
+    except OverflowError as error:
+        raise UsageError("at: outside the years 1 to 9999", reason="out_of_range") from error
+
+
+def _check_keys(
+    what: str,
+    values: dict[str, Any],
+    required: frozenset[str],
+    optional: Collection[str] = (),
+) -> None:
+    if missing := required - values.keys():
+        raise FormatError(f"{what}: missing member: {', '.join(sorted(missing))}", reason="missing")
+    if unknown := values.keys() - required.union(optional):
+        raise FormatError(f"{what}: unknown member: {min(unknown)[:40]!r}", reason="unknown_field")
+
+
+def _collateral(value: object, _: str) -> Collateral | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise FormatError("collateral: neither an object nor null", reason="wrong_type")
+    try:
+        collateral = Collateral.from_json(json.dumps(value))
+    except CollateralError as error:
+        reasons: dict[str, FormatReason] = {"missing": "missing", "too_large": "too_large"}
+        reason = reasons.get(error.reason, "wrong_value")
+        raise FormatError(f"collateral: {error}", reason=reason) from error
+    # from_json ignores unknown members; to_json writes the known ones.
+    _check_keys("collateral", value, frozenset(json.loads(collateral.to_json())))
+    return collateral
+
+
+def _check_gpu_endorsements(value: object) -> None:
+    from attestkit.gpu.endorsements import GpuEndorsements  # lazy: only with GPUs
+
+    if not isinstance(value, GpuEndorsements):
+        raise wrong_type("gpu_endorsements", "GpuEndorsements", value)
+
+
+def _gpu_endorsements(value: object, _: str) -> "GpuEndorsements":
+    from attestkit.gpu.endorsements import GpuEndorsements  # lazy: only with GPUs
+
+    try:
+        return GpuEndorsements.from_json(json.dumps(value))
+    except CollateralError as error:
+        reason: FormatReason = "too_large" if error.reason == "too_large" else "wrong_value"
+        raise FormatError(f"gpu_endorsements: {error}", reason=reason) from error
+
+
+def _report_data(value: object, name: str) -> bytes | None:
+    return None if value is None else strict_json.from_hex(value, name)
+
+
+def _list(value: object, name: str) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or not value:
+        raise FormatError(f"{name}: not a list of one or more", reason="wrong_type")
+    if len(value) > _MAX_ITEMS:
+        raise FormatError(f"{name}: {len(value)}, at most {_MAX_ITEMS}", reason="too_many")
+    return tuple(strict_json.from_base64(one, name) for one in value)
+
+
+def _moment(value: object, _: str) -> datetime:
+    if not isinstance(value, str):
+        raise FormatError("at: not a string", reason="wrong_type")
+    try:
+        return datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not accept Z
+    except ValueError as error:
+        raise FormatError("at: not an ISO 8601 time", reason="wrong_value") from error
+
+
+# Decoder of each member but the version, with the name of the member for errors.
+_READERS: Final[dict[str, Callable[[Any, str], Any]]] = {
+    **dict.fromkeys(("evidence", "gpu_evidence"), strict_json.from_base64),
+    "collateral": _collateral,
+    "at": _moment,
+    "report_data": _report_data,
+    **dict.fromkeys(_LISTS, _list),
+    "gpu_endorsements": _gpu_endorsements,
+}
 
 
 def parse_evidence(evidence: object) -> ParsedEvidence:

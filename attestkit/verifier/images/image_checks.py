@@ -18,7 +18,7 @@ from attestkit.measure.expected import ExpectedEvent, replay
 from attestkit.measure.kernel.linux_kernel import QemuRelease
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.quote import TdQuoteBody
-from attestkit.verifier.images.measured_image import MeasuredImage
+from attestkit.verifier.images.image_store import MeasuredImage
 
 AcpiDigests: TypeAlias = tuple[bytes, bytes, bytes]
 """SHA-384 of loader script, RSDP and tables, in the order of measurement."""

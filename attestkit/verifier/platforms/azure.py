@@ -19,7 +19,7 @@ from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE, name_of
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import azure_authorities, azure_root
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, passed, skipped
 from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
@@ -38,7 +38,7 @@ from attestkit.errors import (
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import parse_snp_report
 from attestkit.td_report import TdReport
-from attestkit.verifier.claims import Authenticated, passed, skipped
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.tdx import FetchNeededError
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
 from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key

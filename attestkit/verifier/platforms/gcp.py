@@ -9,12 +9,12 @@ import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import load_verification_key
 from attestkit._sanitize import shown
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, passed, skipped
 from attestkit.attestation import Attestation
 from attestkit.attestation.gcp import pcr_value
 from attestkit.attestation.launch.vm_config import VmConfig
@@ -31,7 +31,7 @@ from attestkit.tpm.pcrs import (
     format_pcrs,
     start_value,
 )
-from attestkit.verifier.claims import Authenticated, passed, skipped
+from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.vtpm.ak_chain import (
     AkChains,
     VerifiedAk,
@@ -44,7 +44,7 @@ from attestkit.verifier.platforms.vtpm.attestation_key import (
     instance_step,
     read_attestation_key,
 )
-from attestkit.verifier.platforms.vtpm.pcr_logs import further_step, unexplained_steps
+from attestkit.verifier.platforms.vtpm.pcr_logs import ReplayedPcrs, further_step, unexplained_steps
 from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote
 
 _BANK: Final = "sha256"
@@ -209,14 +209,7 @@ def _check_join(quote: VerifiedQuote, evidence: bytes) -> VerificationStep:
     return passed("ak_to_hardware", "the TPM signed the SHA-256 of the hardware's evidence")
 
 
-class _LogReplay(NamedTuple):
-    """PCRs that the logs replay to, and the steps of the replay."""
-
-    replayed: tuple[tuple[str, int], ...]  # bank and index
-    steps: tuple[VerificationStep, ...]
-
-
-def _replay_log(tpm_quote: TpmQuote) -> _LogReplay:
+def _replay_log(tpm_quote: TpmQuote) -> ReplayedPcrs:
     """Replay the digests of the firmware's log, except to PCR 14; the PCR values are valid.
 
     Raises:
@@ -239,7 +232,7 @@ def _replay_log(tpm_quote: TpmQuote) -> _LogReplay:
         text = f"the digests of the firmware's log replay to {format_pcrs(replayed)}"
         step = passed("pcr_log", text)
     rest = unexplained_steps(values, {*replayed, *further})
-    return _LogReplay(tuple(replayed), (step, *further.values(), *rest))
+    return ReplayedPcrs(tuple(replayed), (step, *further.values(), *rest))
 
 
 def _replay_events(

@@ -18,7 +18,7 @@ from typing import Final
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD
 from attestkit._crypto.p384 import P384_SPKI_HEAD
 from attestkit._crypto.public_key import PublicVerificationKey
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, caution, passed, skipped
 from attestkit.attestation import Attestation
 from attestkit.attestation.nitro import NitroDocument
 from attestkit.attestation.wire.evidence_parts import NitroTpm, Tpm, VtpmQuote
@@ -26,7 +26,7 @@ from attestkit.errors import FormatError, ReplayError, SignatureError, Verificat
 from attestkit.event_log.journal_protocols import ZERO, replay_from
 from attestkit.event_log.runtime_events import check_runtime_events
 from attestkit.tpm.pcrs import EVENT_PCR
-from attestkit.verifier.claims import Authenticated, VtpmFacts, caution, passed, skipped
+from attestkit.verifier.claims import Authenticated, VtpmFacts
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.tpm import signed_report_data
 from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key

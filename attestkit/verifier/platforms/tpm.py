@@ -1,31 +1,39 @@
-"""Authentication of a TPM's quote without hardware evidence of a TEE (vtpm.md, section 10)."""
+"""Authentication of a TPM's quote without hardware evidence of a TEE (vtpm.md, 10 and 7.6).
+
+Every quote of a message of go-tpm-tools must verify, with the same key and qualifying data;
+go-tpm-tools accepts the first that does. Hardware evidence in a message, and its canonical event
+log, are not verified.
+"""
 
 import hmac
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit._verification_steps import VerificationStep
+from attestkit._sanitize import shown
+from attestkit._verification_steps import VerificationStep, skipped
+from attestkit.attestation.go_tpm_tools import GceInstanceInfo, GoTpmToolsMessage
 from attestkit.attestation.wire.evidence_parts import Tpm
-from attestkit.errors import VerificationError
-from attestkit.verifier.claims import Authenticated, skipped
+from attestkit.errors import FormatError, VerificationError
+from attestkit.verifier.claims import Authenticated
+from attestkit.verifier.platforms.vtpm.ak_chain import read_evidence_certificate, read_gce_instance
 from attestkit.verifier.platforms.vtpm.attestation_key import (
     AkTrust,
+    AttestationKey,
     CertifiedKey,
     gce_details,
     instance_step,
     read_attestation_key,
 )
-from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote
+from attestkit.verifier.platforms.vtpm.quote import Pcrs, VerifiedQuote
 
 _REPORT_DATA: Final = 64  # bytes
 _CUT: Final = 32  # bytes of report data that Confidential Containers' attester quotes
-
 WITHOUT_TEE: Final = skipped(
     "hardware_to_ak",
     "no report of a TEE was verified: the PCRs are a statement of the TPM, wherever it is",
 )
-
 Details = tuple[tuple[str, str], ...]
 
 
@@ -110,3 +118,122 @@ def require_strong_bank(quotes: Sequence[VerifiedQuote]) -> None:
     if all(bank == "sha1" for quote in quotes for bank, _, _ in quote.pcrs):
         message = "TPM quote: only SHA-1 PCRs; it must select PCRs of SHA-256 or a longer hash"
         raise VerificationError(message, reason="pcr_selection")
+
+
+def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
+    """Verify a message `attest.Attestation`, and return its content. Logs are not replayed.
+
+    Args:
+        data: The message.
+        trust: Roots and keys that the verifier trusts, and the time.
+
+    Raises:
+        FormatError: If the message or a structure in it is malformed.
+        SignatureError: If a signature is not valid, the key could sign data that the TPM did not
+            make (`ak_attributes`), or nothing certifies the key (`ak_unknown`).
+        VerificationError: If a quote is over other data than another one, its PCR values are not
+            those signed, two quotes have different values of a PCR, all quotes are of SHA-1
+            banks, or the claims about a VM are not those of the certificate (`instance_info`).
+        CollateralError: If a certificate is missing; CollateralExpiredError if it is not valid.
+    """
+    message = GoTpmToolsMessage.parse(data)
+    found = (message.ak_certificate, *message.intermediates)
+    certificates = found if message.ak_certificate else ()
+    key = read_attestation_key(message.ak_public, certificates)
+    quotes = _verify_quotes(message, key)
+    extra, pcrs = _common_extra(quotes), _merged_pcrs(quotes)
+    certified = trust.verify_key(key, certificates)
+    details, instance = _instance(message, certified)
+    quoted = [step for quote in quotes for step in quote.steps]
+    facts = quotes[-1].facts(certified.trust, details=details)
+    return Authenticated(
+        report_data=signed_report_data(extra, b""),
+        chain=certified.chain,
+        steps=(*quoted, *certified.steps, *instance, WITHOUT_TEE, *_left_out(message)),
+        simulated=certified.simulated or any(quote.attest.is_simulated for quote in quotes),
+        vtpm=replace(facts, pcrs=pcrs),
+    )
+
+
+def _verify_quotes(message: GoTpmToolsMessage, key: AttestationKey) -> list[VerifiedQuote]:
+    """Verify all quotes of a message, of which one must be over another bank than SHA-1."""
+    quotes = [key.verify_quote(one) for one in message.quotes]
+    if not quotes:
+        raise FormatError("attest.Attestation: no quote in it", reason="missing")
+    require_strong_bank(quotes)
+    return quotes
+
+
+def _common_extra(quotes: Sequence[VerifiedQuote]) -> bytes:
+    """Return the qualifying data, which all quotes must have."""
+    first = quotes[0].attest.extra_data
+    for quote in quotes[1:]:
+        if not hmac.compare_digest(quote.attest.extra_data, first):
+            raise VerificationError(
+                f"TPM quotes: qualifying data are {quote.attest.extra_data.hex()} in one and "
+                f"{first.hex()} in another, must be the same",
+                reason="tpm_qualifying_data",
+            )
+    return first
+
+
+def _merged_pcrs(quotes: Sequence[VerifiedQuote]) -> Pcrs:
+    """Return the PCR values of all quotes; several quotes of a bank must agree."""
+    found: dict[tuple[str, int], bytes] = {}
+    for quote in quotes:
+        for bank, index, value in quote.pcrs:
+            known = found.setdefault((bank, index), value)
+            if known != value:
+                raise VerificationError(
+                    f"TPM quotes: {bank} PCR {index} is {known.hex()} in one and {value.hex()} in "
+                    "another; request new evidence",
+                    reason="pcr_digest",
+                )
+    return tuple([(bank, index, value) for (bank, index), value in found.items()])
+
+
+def _instance(
+    message: GoTpmToolsMessage, certified: CertifiedKey
+) -> tuple[Details, tuple[VerificationStep, ...]]:
+    """Return what a verified certificate says of a VM, and compare the message's claims with it."""
+    if message.instance is not None:
+        if message.ak_certificate:
+            _check_claims(message.instance, message.ak_certificate)
+        if certified.certificate is None or certified.certificate.gce is None:
+            text = "claims about a VM were left out: no verified certificate confirms them"
+            return (), (skipped("instance", text),)
+    return instance_facts(certified)
+
+
+def _check_claims(claimed: GceInstanceInfo, ak_certificate: bytes) -> None:
+    """Compare claims about a VM with the extension of the key's certificate, verified or not."""
+    named = read_gce_instance(read_evidence_certificate("AK certificate", ak_certificate))
+    if named is None:
+        raise VerificationError(
+            "instance info: the AK certificate names no instance, which must confirm the claims",
+            reason="instance_info",
+        )
+    for name in claimed._fields:
+        found, stated = getattr(named, name), getattr(claimed, name)
+        if found != stated:
+            raise VerificationError(
+                f"instance info: {name} is {shown(stated)}, must be the certificate's "
+                f"{shown(found)}",
+                reason="instance_info",
+            )
+
+
+def _left_out(message: GoTpmToolsMessage) -> tuple[VerificationStep, ...]:
+    """Return steps for the parts of a message that are not verified."""
+    steps = []
+    if message.tee:
+        text = f"the {message.tee} evidence in the message was not verified"
+        steps.append(skipped("ak_to_hardware", f"{text}; verify it on its own"))
+    if message.canonical_event_log:
+        text = "the canonical event log in the message was not replayed"
+        steps.append(skipped("event_log", text))
+    if message.unknown_fields:
+        numbers = ", ".join(map(str, message.unknown_fields[:8]))
+        text = f"unknown fields of the message were ignored; no signature covers them: {numbers}"
+        steps.append(skipped("unknown_fields", text))
+    return tuple(steps)

@@ -30,14 +30,13 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from attestkit._argument_checks import require_time_zone, wrong_type
-from attestkit._verification_steps import VerificationStep
+from attestkit._argument_checks import check_number, require_time_zone, wrong_type
+from attestkit._verification_steps import VerificationStep, caution, passed
 from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError, UsageError, VerificationError
 from attestkit.gpu.rules import GpuRules
-from attestkit.verifier import acpi
-from attestkit.verifier.claims import Authenticated, Claims, TcbStatus, caution, passed
-from attestkit.verifier.config_id import require_sealed_configuration
+from attestkit.verifier.app_identity import require_sealed_configuration
+from attestkit.verifier.claims import Authenticated, Claims, TcbStatus
 from attestkit.verifier.policy.event_rules import EventRules
 from attestkit.verifier.policy.identity_rules import (
     IDENTITIES,
@@ -58,7 +57,11 @@ from attestkit.verifier.policy.platforms import (
     is_snp,
     refuse_debug,
 )
-from attestkit.verifier.policy.reference_values import ReferenceValues, require_common_platform
+from attestkit.verifier.policy.reference_values import (
+    ReferenceValues,
+    require_common_platform,
+    tables_caution,
+)
 from attestkit.verifier.policy.rules import (
     SIZES,
     BitMask,
@@ -66,7 +69,6 @@ from attestkit.verifier.policy.rules import (
     Values,
     accept_match,
     accepted_values,
-    check_number,
 )
 from attestkit.verifier.policy.snp_rules import SnpRules
 from attestkit.verifier.policy.tcb_rules import Explain, TcbRules
@@ -357,7 +359,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             found.append(self._appraise_vtpm(claims))
         if self._has_app_rules or is_snp(claims):
             found.append(self._appraise_app(claims, authenticated, app_info))
-        found.append((acpi.find_caution(claims, self.reference_values.rules), self._caution()))
+        found.append((tables_caution(claims, self.reference_values.rules), self._caution()))
         return found
 
     def _appraise_platform(

@@ -5,20 +5,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal, TypeAlias
 
-from attestkit._verification_steps import VerificationStep
+from attestkit._argument_checks import check_text, normalize_members
+from attestkit._verification_steps import VerificationStep, passed
 from attestkit.errors import PolicyError, UsageError
 from attestkit.event_log.event import DIGEST_SIZE, Event
 from attestkit.event_log.runtime_events import RESERVED_NAMES
-from attestkit.verifier.claims import Claims, passed
+from attestkit.verifier.claims import Claims
 from attestkit.verifier.policy.platforms import EVENT_PLATFORMS, SGX, measures_events
-from attestkit.verifier.policy.rules import (
-    BOOT_END,
-    accepted_values,
-    check_text,
-    format_values,
-    matches_any,
-    normalize_members,
-)
+from attestkit.verifier.policy.rules import BOOT_END, accepted_values, format_values, matches_any
 
 Period: TypeAlias = Literal["boot", "app"]
 """Up to the event `system-ready`, or after it. Without that event all events are of the app."""

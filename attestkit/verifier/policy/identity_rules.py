@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from attestkit._crypto.hashes import sha256
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, passed
 from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError
-from attestkit.verifier import acpi
-from attestkit.verifier.claims import Claims, passed
+from attestkit.verifier.claims import Claims
 from attestkit.verifier.policy.platforms import (
     EVENT_PLATFORMS,
     INTEL_PLATFORMS,
@@ -22,6 +21,7 @@ from attestkit.verifier.policy.platforms import (
     SNP_PLATFORMS,
     measures_events,
 )
+from attestkit.verifier.policy.reference_values import has_pinned_tables
 from attestkit.verifier.policy.rules import accept_match, format_values
 
 # Platforms on which a field of AppInfo is measured: at boot, at launch, or as the image.
@@ -137,7 +137,7 @@ class ImageRules:
         if self.minimum_measurement_version is not None:
             yield _require_version(claims.measurement_version, self.minimum_measurement_version)
         if self.require_acpi_tables:
-            if not acpi.are_pinned(claims, pinned):
+            if not has_pinned_tables(claims, pinned):
                 raise PolicyError(
                     f"ACPI tables: those of this {claims.platform} evidence are not verified, "
                     "because the host chose them; pin rtmr0 of a TD, verify with images, or drop "

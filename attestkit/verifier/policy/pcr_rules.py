@@ -4,10 +4,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final, TypeAlias
 
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, passed, skipped
 from attestkit.errors import PolicyError, UsageError
 from attestkit.tpm.pcrs import LOGGED_PCRS, format_pcrs, start_value
-from attestkit.verifier.claims import VtpmFacts, passed, skipped
+from attestkit.verifier.claims import VtpmFacts
 from attestkit.verifier.policy.rules import accepted_values, format_values, matches_any
 
 PcrRule: TypeAlias = tuple[str, Collection[bytes]]

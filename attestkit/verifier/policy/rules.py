@@ -7,19 +7,18 @@ verification step for the result, or raises PolicyError.
 import hmac
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar, cast
+from typing import Final, cast
 
-from attestkit._argument_checks import utf8
+from attestkit._argument_checks import check_text, normalize_members, require_members
 from attestkit._formats import strict_json
 from attestkit._reasons import PolicyReason
-from attestkit._verification_steps import StepCheck, VerificationStep
+from attestkit._verification_steps import StepCheck, VerificationStep, passed
 from attestkit.errors import FormatError, PolicyError, UsageError
-from attestkit.verifier.claims import Claims, passed
+from attestkit.verifier.claims import Claims
 
 Values = Collection[bytes] | None
 """Accepted values; None accepts any. Normalised to a frozenset."""
 
-_T = TypeVar("_T")
 
 _SHOWN: Final = 3  # values that an error lists
 _SHOWN_BYTES: Final = 64  # of each value
@@ -168,55 +167,6 @@ def accepted_values(name: str, values: object, size: int) -> frozenset[bytes] | 
         raise UsageError(f"{name}: each value must be {size} bytes", reason="wrong_size")
     require_members(name, found)
     return found
-
-
-def require_members(name: str, members: Collection[object]) -> None:
-    """Raise UsageError if a rule accepts nothing."""
-    if not members:
-        message = f"{name}: accepts nothing; add a value, or leave the rule out"
-        raise UsageError(message, reason="missing")
-
-
-def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]:
-    """Return the members of a collection as a frozenset.
-
-    Raises:
-        UsageError: If `given` is not a collection of `kind`.
-    """
-    wanted = UsageError(f"{name}: must be a collection of {kind.__name__}", reason="wrong_type")
-    if not isinstance(given, Collection) or isinstance(given, (str, bytes)):
-        raise wanted
-    found = [one for one in given if isinstance(one, kind)]
-    if len(found) != len(given):
-        raise wanted
-    try:
-        return frozenset(found)
-    except TypeError as error:  # a tuple with a list in it
-        raise wanted from error
-
-
-def check_number(name: str, number: object, largest: int, least: int = 0) -> int:
-    """Return an integer.
-
-    Raises:
-        UsageError: If `number` is not an integer in the range.
-    """
-    if type(number) is not int or not least <= number <= largest:
-        message = f"{name}: must be an integer from {least} to {largest}"
-        raise UsageError(message, reason="out_of_range")
-    return number
-
-
-def check_text(name: str, value: object) -> str:
-    """Return a non-empty string.
-
-    Raises:
-        UsageError: If `value` is not a string, is empty, or has an unpaired surrogate.
-    """
-    if not isinstance(value, str) or not value:
-        raise UsageError(f"{name}: must be a non-empty string", reason="wrong_type")
-    utf8(value, name, UsageError)
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,14 @@ from functools import partial
 from operator import gt
 from typing import Any, Final, Literal
 
+from attestkit._argument_checks import check_number, normalize_members, require_members
 from attestkit._reasons import PolicyReason
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, passed
 from attestkit.attestation.launch.snp import CPU_TYPES, canonical_cpu_type
 from attestkit.errors import FormatError, PolicyError, UsageError
-from attestkit.verifier.claims import Claims, passed
+from attestkit.verifier.claims import Claims
 from attestkit.verifier.policy.platforms import SNP, is_snp
-from attestkit.verifier.policy.rules import (
-    BitMask,
-    check_number,
-    normalize_members,
-    require_members,
-)
+from attestkit.verifier.policy.rules import BitMask
 
 SNP_FEATURES: Final = (0x01, 0x21)
 """SEV_FEATURES that are accepted by default: SNP, and SNP with debug swap."""

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias, cast
 
-from attestkit._argument_checks import wrong_type
-from attestkit._reasons import PolicyReason
-from attestkit._verification_steps import VerificationStep
-from attestkit.errors import PolicyError, UsageError
-from attestkit.snp_report import TCB_COMPONENTS
-from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus, caution, passed, skipped
-from attestkit.verifier.policy.platforms import INTEL_PLATFORMS, NO_STATUS, SNP_PLATFORMS
-from attestkit.verifier.policy.rules import (
+from attestkit._argument_checks import (
     check_number,
     check_text,
     normalize_members,
     require_members,
+    wrong_type,
 )
+from attestkit._reasons import PolicyReason
+from attestkit._verification_steps import VerificationStep, caution, passed, skipped
+from attestkit.errors import PolicyError, UsageError
+from attestkit.snp_report import TCB_COMPONENTS
+from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus
+from attestkit.verifier.policy.platforms import INTEL_PLATFORMS, NO_STATUS, SNP_PLATFORMS
 
 Explain: TypeAlias = Callable[[], str]
 """Function that returns a sentence on an outdated component; empty if there is none."""

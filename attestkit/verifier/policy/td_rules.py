@@ -6,9 +6,9 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Final, cast
 
-from attestkit._verification_steps import StepCheck, VerificationStep
+from attestkit._verification_steps import StepCheck, VerificationStep, passed
 from attestkit.errors import PolicyError
-from attestkit.verifier.claims import Authenticated, Claims, passed
+from attestkit.verifier.claims import Authenticated, Claims
 from attestkit.verifier.policy.platforms import HCL_PLATFORMS, is_td
 from attestkit.verifier.policy.rules import BIT_NAMES, BitMask
 

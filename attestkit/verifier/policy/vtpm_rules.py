@@ -5,20 +5,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, TypeAlias, cast, get_args
 
+from attestkit._argument_checks import check_text, normalize_members, require_members
 from attestkit._crypto.hashes import sha256
 from attestkit._reasons import PolicyReason
 from attestkit._sanitize import shown
-from attestkit._verification_steps import StepCheck, VerificationStep
+from attestkit._verification_steps import StepCheck, VerificationStep, caution, passed
 from attestkit.errors import PolicyError, SignatureError, UsageError
-from attestkit.verifier.claims import (
-    GOOGLE_CLAIMS,
-    PARAVISOR_CLAIMS,
-    Claims,
-    Join,
-    VtpmFacts,
-    caution,
-    passed,
-)
+from attestkit.verifier.claims import GOOGLE_CLAIMS, PARAVISOR_CLAIMS, Claims, Join, VtpmFacts
 from attestkit.verifier.policy.pcr_rules import PcrRule, appraise_pcrs, normalize_pcrs
 from attestkit.verifier.policy.platforms import (
     AZURE,
@@ -35,15 +28,7 @@ from attestkit.verifier.policy.platforms import (
     launch_measurement,
     vlek_provider,
 )
-from attestkit.verifier.policy.rules import (
-    Values,
-    check_text,
-    format_values,
-    matches_any,
-    normalize_members,
-    require_match,
-    require_members,
-)
+from attestkit.verifier.policy.rules import Values, format_values, matches_any, require_match
 
 PcrRules: TypeAlias = Mapping[str, bytes | Collection[bytes]] | Collection[PcrRule]
 """Accepted values by bank and index: `{"sha256:7": value}`."""

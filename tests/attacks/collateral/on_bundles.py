@@ -23,7 +23,7 @@ from attestkit.errors import (
 )
 from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from tests.attacks.attempts import Surfaces
 from tests.crypto.x509.test_ak_certificates import Authority
 from tests.raising import raises

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, cast
 
+from attestkit._crypto.p384 import P384Key
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window
 from attestkit._crypto.x509.simulated.cloud_certificates import (
     encode_name,

@@ -6,8 +6,7 @@ from typing import Any, Final
 
 from attestkit.errors import FormatError, GpuEvidenceError, PolicyError
 from attestkit.gpu.bindings import read_chutes, read_coco, read_secretvm, read_vllm_proxy
-from attestkit.gpu.bound_evidence import GpuBinding
-from attestkit.gpu.evidence import GpuEvidence
+from attestkit.gpu.evidence import GpuBinding, GpuEvidence
 from tests.attacks.attempts import Surfaces
 from tests.verifier.gpu import test_gpu_join as join
 from tests.verifier.platforms import intel

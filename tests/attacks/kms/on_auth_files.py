@@ -8,10 +8,10 @@ from attestkit.errors import (
 )
 from attestkit.kms.release.auth_simple import AuthSimpleConfig
 from attestkit.kms.release.authorization import (
+    BootInfo,
     Decision,
     Role,
 )
-from attestkit.kms.release.boot_info import BootInfo
 from tests.attacks.attempts import Surfaces, bound
 from tests.kms.release.boot_infos import APP, boot_info
 

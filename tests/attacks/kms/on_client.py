@@ -10,9 +10,9 @@ from typing import Any, Final
 from attestkit.errors import KmsError, UsageError
 from attestkit.keys import AppKeys
 from attestkit.kms import KmsRoot
-from attestkit.kms.key_checks import FetchedKeys
+from attestkit.kms.answers import FetchedKeys
 from attestkit.kms.release.certificates import ValidityPeriod, issue_root, issue_rpc, issue_temp_ca
-from attestkit.kms.release.key_release import release_app_keys, sign_env_public_key
+from attestkit.kms.release.roots import release_app_keys, sign_env_public_key
 from tests.attacks.attempts import Surfaces, bound
 from tests.kms.replayed_kms import (
     APP_ID,

@@ -21,8 +21,7 @@ from attestkit.kms.release.authorization import (
     Role,
     authorize_guest,
 )
-from attestkit.kms.release.key_release import release_app_keys
-from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.release.roots import KmsRoots, release_app_keys
 from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy
 from tests.attacks.attempts import Surfaces, bound

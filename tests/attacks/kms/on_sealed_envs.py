@@ -19,9 +19,10 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.kms.local_provider import SealedKey, SimulatedLocalProvider, fetch_local_keys
-from attestkit.kms.local_provider.frames import decode_response, read_size
-from attestkit.kms.local_provider.sealing import (
+from attestkit.kms.local_provider.sealed_key import (
+    decode_response,
     provider_report_data,
+    read_size,
     seal_seed,
     td_report_data,
 )

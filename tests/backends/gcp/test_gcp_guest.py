@@ -34,8 +34,7 @@ from attestkit.report_data import ReportData
 from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.verifier import Verifier
 from attestkit.verifier.claims import Authenticated
-from attestkit.verifier.evidence.checks import ExpectedReportData
-from attestkit.verifier.hardware_join import join_hardware
+from attestkit.verifier.evidence.checks import ExpectedReportData, join_hardware
 from attestkit.verifier.platforms.gcp import GcpAuthenticator
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.pcr_logs import with_replayed_logs

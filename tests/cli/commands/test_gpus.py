@@ -11,7 +11,7 @@ from attestkit.__main__ import main
 from attestkit.attestation import Attestation
 from attestkit.backends.simulator.gpu.gpu_host import GpuHost
 from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuModeWarning, GpuServices
-from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL
+from attestkit.gpu.endorsement_fetcher import NVIDIA_OCSP_URL
 from tests.cli import schemas
 from tests.vectors import SHARED, needs_shared
 

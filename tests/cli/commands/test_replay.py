@@ -6,7 +6,7 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.event_log import EventLog
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from tests.cli.evidence_files import Files
 from tests.vectors import SHARED, data, needs_shared
 from tests.verifier.platforms import intel

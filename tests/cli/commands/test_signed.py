@@ -14,10 +14,10 @@ from attestkit.__main__ import main
 from attestkit.cli.commands import ear as command
 from attestkit.serve.config.option_values import read_policy
 from attestkit.serve.verifier_service.ear import encode_key_set
-from attestkit.verifier.ear import envelope
+from attestkit.verifier.ear import signed_token as envelope
 from attestkit.verifier.ear.claims import RESULT
-from attestkit.verifier.ear.keys import EarKey
 from attestkit.verifier.ear.result_token import policy_uri, sign_ear, verify_ear
+from attestkit.verifier.ear.signed_token import EarKey
 from tests.cli import schemas
 from tests.cli.evidence_files import AT, HOSTILE, REPORT_DATA, Files
 from tests.verifier.ear import ears

@@ -11,7 +11,7 @@ from attestkit.attestation import Encoding
 from attestkit.cli.exit_codes import most_severe_code
 from attestkit.cli.input.detect_format import identify
 from attestkit.verifier import Verifier
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from tests.attestation.samples import DSTACK_ENCODINGS
 from tests.cli import evidence_files
 from tests.cli.evidence_files import AT, HOSTILE, NONCE_HEX, REPORT_DATA, Files

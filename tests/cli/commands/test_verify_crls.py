@@ -13,7 +13,7 @@ from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import decide_verifier
 from attestkit.serve.verifier_service.verifier_factory import open_verifier
 from attestkit.verifier import Verifier
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from tests.raising import raises
 from tests.verifier.platforms.snp import test_revocation as simulated
 from tests.verifier.platforms.vtpm.made_tpm import EXTRA

@@ -159,7 +159,7 @@ import pynvml as n
 from ctypes import byref
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.gpu import collection
-from attestkit.gpu.driver import nscq, nvml, telemetry
+from attestkit.gpu.driver import nscq, nvml
 def device(index):
     return n.nvmlDeviceGetHandleByIndex(index)
 def settings():

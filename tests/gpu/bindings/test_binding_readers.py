@@ -15,12 +15,10 @@ from attestkit.gpu.bindings import (
     read_tinfoil,
     read_vllm_proxy,
 )
-from attestkit.gpu.bindings.chutes import chutes_report_data
+from attestkit.gpu.bindings.answer_formats import chutes_report_data, vllm_proxy_report_data
 from attestkit.gpu.bindings.tinfoil import tinfoil_report_data
-from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
-from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.device.report import Report
-from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
+from attestkit.gpu.evidence import DeviceEvidence, GpuBinding, GpuEvidence
 from tests.untyped import untyped
 from tests.vectors import HAVE_SHARED, data, needs_shared
 

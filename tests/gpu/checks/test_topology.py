@@ -6,8 +6,8 @@ import pytest
 
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu import GpuEvidence, GpuRoots, Report
-from attestkit.gpu.checks.topology import TopologyDevice, check_topology
 from attestkit.gpu.device.device_chain import read_device_chain, verify_device_chain
+from attestkit.gpu.device.topology import TopologyDevice, check_topology
 from tests.gpu.gpu_samples import EXPECTED
 from tests.gpu.made_devices import GPU_FIELDS, NONCE, NOW, SWITCH_FIELDS, make_device, make_report
 from tests.raising import raises

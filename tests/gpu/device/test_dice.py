@@ -4,7 +4,7 @@ import pytest
 
 from attestkit._crypto.der import context, encode_element, encode_sequence
 from attestkit.errors import FormatError
-from attestkit.gpu.device.dice import COMPOSITE_OID, TCB_INFO_OID, read_dice
+from attestkit.gpu.device.device_chain import COMPOSITE_OID, TCB_INFO_OID, read_dice
 from tests.gpu.made_devices import FWID, composite, fwid_entry, key, tcb_info
 from tests.raising import raises
 

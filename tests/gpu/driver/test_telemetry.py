@@ -15,7 +15,7 @@ from tests.emulator.nvml.stub_programs import (
 
 pytestmark = [requires_binding, requires_compiler]
 
-READ = "telemetry.read_telemetry()"
+READ = "nvml.read_telemetry()"
 GPU_0 = "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
 GPU_1 = "GPU-10111213-1415-1617-1819-1a1b1c1d1e1f"
 

@@ -12,7 +12,7 @@ from attestkit.errors import CollateralError, UsageError
 from attestkit.gpu.evidence import DeviceEvidence
 from attestkit.gpu.nras.client import NVIDIA_NRAS_URL, fetch_keys, request_tokens
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE
-from attestkit.gpu.nras.jwks import MAX_JWKS
+from attestkit.gpu.nras.tokens import MAX_JWKS
 from tests.gpu.nras.nras_tokens import NONCE, answer, jwks
 from tests.pki.ocsp_pki import der, issuer_certificate, subject_certificate
 from tests.raising import raises

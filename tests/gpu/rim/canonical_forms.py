@@ -1,8 +1,7 @@
 """Canonical forms of a manifest that its signer signs: of the document and of SignedInfo."""
 
-from attestkit.gpu.rim.canonical_xml import canonical_bytes
 from attestkit.gpu.rim.document import XmlElement, read_document
-from attestkit.gpu.rim.xml_signature import XMLDSIG
+from attestkit.gpu.rim.xml_signature import XMLDSIG, canonical_bytes
 
 
 def canonical_document(xml: bytes) -> bytes:

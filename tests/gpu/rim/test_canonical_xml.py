@@ -7,9 +7,8 @@ import pytest
 from hypothesis import strategies
 
 from attestkit.errors import FormatError
-from attestkit.gpu.rim.canonical_xml import canonical_bytes
 from attestkit.gpu.rim.document import read_document
-from attestkit.gpu.rim.xml_signature import XMLDSIG
+from attestkit.gpu.rim.xml_signature import XMLDSIG, canonical_bytes
 from fuzz.havoc import havoc
 from tests.gpu.rim import samples
 from tests.gpu.rim.canonical_forms import canonical_document, canonical_signed_info

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 
 from attestkit.errors import GpuEvidenceError
+from attestkit.gpu.checks.rim_checks import MeasurementMismatch, compare_measurements
 from attestkit.gpu.device.report import Report
-from attestkit.gpu.rim.identity import RimSource, check_rim_identity
-from attestkit.gpu.rim.manifest import Rim, RimMeasurement
-from attestkit.gpu.rim.measurements import MeasurementMismatch, compare_measurements
+from attestkit.gpu.rim.manifest import Rim, RimMeasurement, RimSource, check_rim_identity
 from attestkit.gpu.rim.verification import verify_rim
 from tests.gpu.rim import samples
 from tests.raising import raises

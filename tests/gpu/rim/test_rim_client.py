@@ -13,8 +13,8 @@ from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.responses import Getter, Response
 from attestkit.errors import CollateralError, UsageError
 from attestkit.gpu import GpuServices
+from attestkit.gpu.endorsement_fetcher import MAX_RIM_ANSWER, fetch_rim
 from attestkit.gpu.rim.document import MAX_SIZE
-from attestkit.gpu.rim.rim_client import MAX_ANSWER, fetch_rim
 from tests.gpu.rim.rims import manifest, sign
 from tests.raising import raises
 
@@ -160,7 +160,7 @@ def test_every_prefix_of_an_answer_is_rejected() -> None:
 def test_large_answer_is_rejected() -> None:
     """An answer has at most 1 MiB, whatever the getter allows."""
     with raises(CollateralError, "too_large"):
-        fetch(b" " * (MAX_ANSWER + 1))
+        fetch(b" " * (MAX_RIM_ANSWER + 1))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from attestkit.backends.simulator.td_reports import OWN_APP_OF_KMS
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import events_before_keys
 from attestkit.errors import KmsError
+from attestkit.kms.boot import check_sealed_provider
 from attestkit.kms.release.roots import KmsRoots
-from attestkit.kms.sealed_provider import check_sealed_provider
 from tests.kms.boot.booting import guest
 from tests.raising import raises
 

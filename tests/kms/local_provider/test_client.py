@@ -22,7 +22,7 @@ from attestkit.backends.simulator.pki.quoting_enclave import (
 from attestkit.errors import AttestKitError, CollateralError, KmsError, PolicyError, UsageError
 from attestkit.keys import AppKeys
 from attestkit.kms.local_provider import SealedKey, fetch_local_keys, provider_policy
-from attestkit.kms.local_provider.sealing import (
+from attestkit.kms.local_provider.sealed_key import (
     derive_seed,
     open_seed,
     provider_report_data,

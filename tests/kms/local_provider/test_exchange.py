@@ -11,7 +11,7 @@ import pytest
 
 from attestkit.errors import ConfigError, KmsError, UsageError
 from attestkit.kms.local_provider import HostApi, SealedKey, TcpProvider, fetch_local_keys
-from attestkit.kms.local_provider.frames import encode_response
+from attestkit.kms.local_provider.sealed_key import encode_response
 from tests.kms.local_provider.machine import NOW, TD, make_provider, make_verifier
 from tests.raising import raises
 from tests.untyped import untyped

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
-from attestkit.kms.local_provider.frames import (
+from attestkit.kms.local_provider.sealed_key import (
     MAX_FRAME,
     MAX_QUOTE,
     SealedKey,

@@ -14,9 +14,13 @@ from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdB
 from attestkit.backends.simulator.scenarios.config import QuoteConfig
 from attestkit.errors import AttestKitError, KmsError, UsageError, VerificationError
 from attestkit.kms.local_provider import SimulatedLocalProvider, TcpProvider, fetch_local_keys
-from attestkit.kms.local_provider.frames import MAX_FRAME, encode_request
 from attestkit.kms.local_provider.provider import MAX_CONNECTIONS
-from attestkit.kms.local_provider.sealing import open_seed, td_report_data
+from attestkit.kms.local_provider.sealed_key import (
+    MAX_FRAME,
+    encode_request,
+    open_seed,
+    td_report_data,
+)
 from tests.kms.local_provider.machine import NOW, PKI, TD, make_provider, make_verifier
 from tests.raising import raises
 from tests.vectors import load, needs_shared

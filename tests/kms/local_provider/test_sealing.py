@@ -14,7 +14,7 @@ from attestkit._crypto.sodium_ciphers import open_box, seal_box
 from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.keys import AppKeys
-from attestkit.kms.local_provider.sealing import (
+from attestkit.kms.local_provider.sealed_key import (
     derive_seed,
     open_seed,
     provider_report_data,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from attestkit.kms.release.boot_info import BootInfo
+from attestkit.kms.release.authorization import BootInfo
 
 APP: bytes = bytes.fromhex("5bb4ff9a3837357f19dc176407a5709c62eb6c56")
 _HEX = {

@@ -10,6 +10,7 @@ from attestkit.attestation.launch.mr_config import config_id_v1, config_id_v2
 from attestkit.errors import AttestKitError, PolicyError, UsageError, VerificationError
 from attestkit.kms.release.authorization import (
     AuthorityInfo,
+    BootInfo,
     Decision,
     DevAuthorization,
     FunctionAuthorization,
@@ -18,7 +19,6 @@ from attestkit.kms.release.authorization import (
     Role,
     authorize_guest,
 )
-from attestkit.kms.release.boot_info import BootInfo
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.verifier import AppraisalPolicy
 from tests.kms.release.boot_infos import APP

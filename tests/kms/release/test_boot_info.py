@@ -23,7 +23,7 @@ from attestkit.errors import (
     UsageError,
     VerificationError,
 )
-from attestkit.kms.release.boot_info import BootInfo, VerifiedGuest, verify_guest
+from attestkit.kms.release.authorization import BootInfo, VerifiedGuest, verify_guest
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.testing.tee import SimulatedTee
 from attestkit.verifier import AppraisalPolicy, Verifier

@@ -27,8 +27,7 @@ from attestkit.kms.release.certificates import (
     needs_renewal,
     sign_app_certificate,
 )
-from attestkit.kms.release.key_release import derive_app_ca
-from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.release.roots import KmsRoots, derive_app_ca
 from attestkit.ra_tls.certificate import (
     OID_APP_ID,
     OID_APP_INFO,

@@ -9,7 +9,8 @@ from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.hashes import keccak256, sha384
 from attestkit.errors import UsageError
-from attestkit.kms.release.key_release import (
+from attestkit.kms.release.roots import (
+    KmsRoots,
     bootstrap_report_data,
     derive_app_ca,
     derive_app_root,
@@ -17,7 +18,6 @@ from attestkit.kms.release.key_release import (
     release_app_keys,
     sign_env_public_key,
 )
-from attestkit.kms.release.roots import KmsRoots
 from tests.kms.release.kms_vectors import VECTORS, roots_of, row_id, rows
 from tests.vectors import needs_shared
 

@@ -15,8 +15,7 @@ from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdB
 from attestkit.backends.simulator.scenarios.config import QuoteConfig
 from attestkit.kms import CertRequest, SimulatedKms
 from attestkit.kms.cert_request import sign_cert_request
-from attestkit.kms.release.key_release import release_app_keys
-from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.release.roots import KmsRoots, release_app_keys
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData
 from tests.kms.replayed_kms import APP_ID, BOOT, INSTANCE_ID, VM_CONFIG

@@ -10,8 +10,7 @@ import pytest
 from attestkit._system.clock import current_time
 from attestkit.errors import UsageError
 from attestkit.kms import SimulatedKms
-from attestkit.kms.release.authorization import Decision, authorize_guest
-from attestkit.kms.release.boot_info import VerifiedGuest
+from attestkit.kms.release.authorization import Decision, VerifiedGuest, authorize_guest
 from attestkit.report_data import ReportData
 from attestkit.serve.kms_service import release_engine
 from attestkit.testing import SimulatedTee

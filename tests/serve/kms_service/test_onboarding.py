@@ -15,8 +15,7 @@ from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, UsageError
 from attestkit.kms import KmsRoot, SimulatedKms
 from attestkit.kms.release.authorization import Decision, FunctionAuthorization
-from attestkit.kms.release.key_release import bootstrap_report_data
-from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.release.roots import KmsRoots, bootstrap_report_data
 from attestkit.serve.kms_service.onboarding import read_roots
 from attestkit.serve.kms_service.request_queue import WORKERS
 from attestkit.testing import SimulatedTee

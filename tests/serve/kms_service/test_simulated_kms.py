@@ -8,8 +8,7 @@ from attestkit.backends.simulator import simulated_roots
 from attestkit.errors import KmsError, UsageError
 from attestkit.kms import KmsClient, SimulatedKms
 from attestkit.kms.release.authorization import Decision
-from attestkit.kms.release.key_release import release_app_keys
-from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.release.roots import KmsRoots, release_app_keys
 from attestkit.testing import SimulatedTee
 from attestkit.testing.tee import SEED
 

@@ -7,7 +7,7 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from attestkit.backends.simulator import Simulator
-from attestkit.gpu.driver.telemetry import GpuTelemetry
+from attestkit.gpu.driver.nvml import GpuTelemetry
 from attestkit.serve.machine_info import GpuSample
 from attestkit.serve.metrics.agent import gpu_families
 from tests.serve.guests import GuestClient, MakeGuest

@@ -17,7 +17,7 @@ import pytest
 from attestkit.cli.input.read_input import open_interruptible
 from attestkit.errors import FormatError
 from attestkit.verifier import VerificationItem, Verifier
-from attestkit.verifier.batch.input_queue import ItemReader
+from attestkit.verifier.batch.task import ItemReader
 from tests.verifier.platforms.intel import NOW, PKI
 
 TIMEOUT = 60  # s

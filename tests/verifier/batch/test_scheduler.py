@@ -22,7 +22,8 @@ import pytest
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, UsageError
 from attestkit.verifier import AttestationResult, VerificationItem, Verifier
-from attestkit.verifier.batch import input_queue, scheduler
+from attestkit.verifier.batch import scheduler
+from attestkit.verifier.batch import task as batch_task
 from attestkit.verifier.batch.task import BatchTask, Outcome, SharedVerifier
 from tests.long_runs import fleet
 from tests.long_runs.records import ROOT
@@ -277,7 +278,7 @@ def test_batch_bounds_bytes_of_objects(kind: str, monkeypatch: pytest.MonkeyPatc
         kind
     ]
     item = VerificationItem(evidence, report_data=None, collateral=collateral)
-    size = input_queue.size_of(item)
+    size = batch_task.size_of(item)
     assert minimum <= size < 2 * len(repr(large)) + 100_000
     monkeypatch.setattr(scheduler, "_CHUNK_BYTES", size + 1)
     executor = ScriptedExecutor()

@@ -13,8 +13,8 @@ from pycose.messages.sign1message import Sign1Message
 
 from attestkit._crypto.hashes import sha256
 from attestkit.verifier.ear.content import PROFILE
-from attestkit.verifier.ear.keys import EarKey
 from attestkit.verifier.ear.result_token import sign_ear
+from attestkit.verifier.ear.signed_token import EarKey
 from tests.verifier.ear.ears import (
     ED25519,
     NONCE,

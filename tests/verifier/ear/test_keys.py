@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from attestkit.errors import FormatError, SignatureError, UsageError
-from attestkit.verifier.ear.keys import EarKey, EarPublicKey
+from attestkit.verifier.ear.signed_token import EarKey, EarPublicKey
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.ear.ears import ED25519, KEYS, P256

@@ -17,9 +17,8 @@ from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier import AppraisalPolicy, AttestationResult, EvidenceBundle, VerificationItem
 from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.ear.claims import Tier
-from attestkit.verifier.ear.envelope import MAX_TOKEN
-from attestkit.verifier.ear.keys import EarKey
 from attestkit.verifier.ear.result_token import policy_uri, sign_ear, verify_ear
+from attestkit.verifier.ear.signed_token import MAX_TOKEN, EarKey
 from tests.ra_tls import tds
 from tests.raising import raises
 from tests.untyped import untyped

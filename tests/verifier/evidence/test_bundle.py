@@ -23,7 +23,7 @@ from attestkit.errors import (
 )
 from attestkit.verifier import Verifier
 from attestkit.verifier.ear import sign_ear
-from attestkit.verifier.evidence.bundle import BUNDLE_TIME, EvidenceBundle
+from attestkit.verifier.evidence.formats import BUNDLE_TIME, EvidenceBundle
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.ear import ears

@@ -20,9 +20,8 @@ from attestkit.factory import open as open_attester
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.verifier import VerificationItem, Verifier, verify
-from attestkit.verifier.evidence.bundle import EvidenceBundle
 from attestkit.verifier.evidence.checks import ParsedEvidence
-from attestkit.verifier.evidence.formats import Evidence, parse_evidence
+from attestkit.verifier.evidence.formats import Evidence, EvidenceBundle, parse_evidence
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd

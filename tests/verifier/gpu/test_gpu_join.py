@@ -11,13 +11,12 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, GpuEvidenceError, PolicyError, UsageError
-from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.endorsements import GpuEndorsements
-from attestkit.gpu.evidence import GpuEvidence
+from attestkit.gpu.evidence import GpuBinding, GpuEvidence
 from attestkit.gpu.rules import GpuRules
 from attestkit.report_data import ReportData, gpu_nonce
 from attestkit.verifier import AppraisalPolicy, VerificationItem, Verifier
-from attestkit.verifier.ear.gpu_submodules import gpu_submodules
+from attestkit.verifier.ear.claims import gpu_submodules
 from attestkit.verifier.result import AttestationResult
 from tests.gpu.simulated_machine import machine
 from tests.untyped import untyped

@@ -7,14 +7,13 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, CollateralError, GpuEvidenceError, PolicyError
-from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.endorsements import GpuEndorsements
-from attestkit.gpu.evidence import GpuEvidence
+from attestkit.gpu.evidence import GpuBinding, GpuEvidence
 from attestkit.gpu.rules import GpuRules
 from attestkit.report_data import ReportData, gpu_nonce
 from attestkit.snp_report import SnpReport
 from attestkit.verifier import AppraisalPolicy, Verifier
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from tests.gpu.nras.nras_tokens import jwks
 from tests.gpu.simulated_machine import machine
 from tests.vectors import data, needs_shared

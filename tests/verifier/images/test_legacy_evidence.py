@@ -18,7 +18,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.verifier import AppraisalPolicy, AttestationResult
-from attestkit.verifier.images import ImageStore
+from attestkit.verifier.images.image_store import ImageStore
 from attestkit.verifier.os_image import check_os_image
 from tests.measure.firmware_images import SMBIOS_MEASUREMENT, TD_TCG2, UI_APP, tdvf_image
 from tests.raising import raises

@@ -11,7 +11,8 @@ from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import Tdx
 from attestkit.errors import ConfigError, VerificationError
 from attestkit.verifier import AttestationResult
-from attestkit.verifier.images import ImageStore, check_acpi_tables
+from attestkit.verifier.images.image_checks import check_acpi_tables
+from attestkit.verifier.images.image_store import ImageStore
 from attestkit.verifier.os_image import check_os_image
 from tests.raising import raises
 from tests.vectors import data, needs_shared

@@ -10,7 +10,7 @@ from attestkit.attestation import Attestation
 from attestkit.backends.simulator.sample_image import sample_image_files, write_sample_image
 from attestkit.errors import ConfigError, VerificationError
 from attestkit.verifier import AppraisalPolicy, AttestationResult
-from attestkit.verifier.images import ImageStore
+from attestkit.verifier.images.image_store import ImageStore
 from attestkit.verifier.os_image import check_os_image
 from tests.raising import raises
 from tests.verifier.platforms import intel

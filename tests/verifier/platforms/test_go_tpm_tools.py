@@ -20,7 +20,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.verifier.claims import Authenticated
-from attestkit.verifier.platforms.go_tpm_tools import authenticate_go_tpm_tools
+from attestkit.verifier.platforms.tpm import authenticate_go_tpm_tools
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust
 from tests.raising import raises

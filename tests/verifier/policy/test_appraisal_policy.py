@@ -4,7 +4,8 @@ import pickle
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, replace
 from datetime import datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
@@ -51,6 +52,7 @@ PRESET_TABLE = {
     | {"OutOfDate", "OutOfDateConfigurationNeeded"},
 }
 OTHER_20, OTHER_32 = b"\xee" * 20, b"\xee" * 32
+_REFERENCE: Final = Path(__file__).parents[3] / "docs/reference/verifier.md"
 
 
 # -- rules that are set ------------------------------------------------------------------------
@@ -340,3 +342,23 @@ def test_policy_is_immutable_value() -> None:
     )
     with pytest.raises(FrozenInstanceError):
         untyped(policy).app_id = None
+
+
+def test_every_integer_rule_rejects_other_types() -> None:
+    """A rule whose value is an integer has its limit in the policy's table of numbers."""
+    numbers = [one.name for one in fields(AppraisalPolicy) if one.type in {int, int | None}]
+    assert len(numbers) >= 5
+    for name in numbers:
+        for value in ("1", True, 1.0, -1, 1 << 64):
+            with pytest.raises(UsageError, match=f"^{name}: must be an integer"):
+                rules(**{name: value})
+
+
+def test_reference_lists_every_rule() -> None:
+    """The page about the verifier has every rule of a policy: its own ones, and inherited ones."""
+    page = _REFERENCE.read_text()
+    listed = {line.removeprefix("        - ") for line in page.splitlines()}
+    inherited = {
+        one.name for one in fields(AppraisalPolicy)
+    } - AppraisalPolicy.__annotations__.keys()
+    assert inherited <= listed

@@ -24,7 +24,7 @@ from attestkit.errors import (
 )
 from attestkit.factory import open as open_attester
 from attestkit.verifier import AppraisalPolicy, Verifier, chain_cache
-from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from tests.crypto.x509.test_ak_certificates import Authority
 from tests.pki.certificates import name_of
 from tests.raising import raises

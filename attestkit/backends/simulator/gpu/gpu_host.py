@@ -22,7 +22,7 @@ from attestkit.errors import UnsupportedError, UsageError
 if TYPE_CHECKING:
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
-    from attestkit.gpu.driver.telemetry import MachineTelemetry
+    from attestkit.gpu.driver.nvml import MachineTelemetry
 
 
 class GpuHost:
@@ -86,7 +86,7 @@ class GpuHost:
 
     def gpu_telemetry(self) -> "MachineTelemetry":
         """Return the telemetry of the idle GPUs; UnsupportedError if the machine has none."""
-        from attestkit.gpu.driver.telemetry import MachineTelemetry  # lazy
+        from attestkit.gpu.driver.nvml import MachineTelemetry  # lazy
 
         gpus = tuple([gpu.telemetry for gpu in self.gpus.gpus])
         return MachineTelemetry(gpus, enabled=True, ready=True)

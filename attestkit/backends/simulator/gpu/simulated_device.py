@@ -13,7 +13,7 @@ from attestkit.backends.simulator.gpu.gpu_pki import DeviceCredentials
 from attestkit.backends.simulator.pki.cloud_pki import Derive
 from attestkit.gpu.device import opaque_data as fields
 from attestkit.gpu.device.opaque_data import OFF, ON
-from attestkit.gpu.driver.telemetry import GpuTelemetry
+from attestkit.gpu.driver.nvml import GpuTelemetry
 
 _LINKS: Final = 18  # NVLinks of a GPU
 _PDIS: Final = 8  # GPUs in the report of a switch

@@ -8,13 +8,7 @@ from urllib.parse import quote
 from attestkit._system.bounded_cache import BoundedCache
 from attestkit.attestation import Attestation
 from attestkit.client.sealing.aci_e2ee import AciConstraint, AciSealing
-from attestkit.client.services.aci.aci_keyset import (
-    ExpectedAnswer,
-    Keyset,
-    check_custody,
-    check_receipt,
-    read_keyset,
-)
+from attestkit.client.services.aci import aci_keyset
 from attestkit.client.services.dstack_evidence import (
     app_id_of,
     check_app_compose,
@@ -82,12 +76,12 @@ class AciService:
         report = read_answer_object(answers[0], _WHAT)
         report.constant("api_version", API_VERSION)
         attestation = report.object("attestation")
-        keyset = read_keyset(attestation.object("workload_keyset"))
+        keyset = aci_keyset.read_keyset(attestation.object("workload_keyset"))
         report_data = _check_restated(report, attestation, keyset, nonce)
         evidence = attestation.object("evidence")
         found = _read_evidence(attestation, evidence)
         if self._kms_roots:
-            check_custody(evidence, keyset, app_id_of(found, _WHAT), self._kms_roots)
+            aci_keyset.check_custody(evidence, keyset, app_id_of(found, _WHAT), self._kms_roots)
         versions, serving = _capabilities(report)
         # `serving` is not measured; only the attested key of the connection authenticates it.
         is_direct = serving == "direct" and seen is not None and bool(keyset.tls_keys)
@@ -140,7 +134,7 @@ class AciService:
             if name.startswith(RECEIPT_KEY)
         }
         request = self._restored.find(answer.request_sha256) or answer.request_sha256
-        expected = ExpectedAnswer(
+        expected = aci_keyset.ExpectedAnswer(
             keys,
             claims.keys[KEYSET_DIGEST],
             request,
@@ -149,7 +143,7 @@ class AciService:
             model,
             is_behind_gateway=claims.bindings[0].is_of == "gateway",
         )
-        check_receipt(document, expected)
+        aci_keyset.check_receipt(document, expected)
         return "gateway" if expected.is_behind_gateway else "model"
 
     def _not_proven(
@@ -169,7 +163,7 @@ class AciService:
 
 
 def _check_restated(
-    report: AnswerObject, attestation: AnswerObject, keyset: Keyset, nonce: bytes
+    report: AnswerObject, attestation: AnswerObject, keyset: aci_keyset.Keyset, nonce: bytes
 ) -> bytes:
     """Return the report data; what the report says about them must agree."""
     stated = report.text("workload_keyset_digest")
@@ -201,7 +195,9 @@ def _capabilities(report: AnswerObject) -> tuple[list[object], Literal["direct",
     return versions, "direct" if serving == "direct" else "gateway"
 
 
-def _tls_bindings(keyset: Keyset, seen: ObservedPeer | None, is_of: str) -> tuple[Binding, ...]:
+def _tls_bindings(
+    keyset: aci_keyset.Keyset, seen: ObservedPeer | None, is_of: str
+) -> tuple[Binding, ...]:
     """Return the bindings to TLS keys; the observed one must be listed for its host."""
     if seen is None:
         return tuple(Binding("tls-spki", key.spki_sha256, is_of) for key in keyset.tls_keys)

@@ -19,11 +19,7 @@ from attestkit._crypto.x509.app_certificates import Certificate, read_certificat
 from attestkit._sanitize import shown
 from attestkit.client.sealing.ehbp import EhbpSealing
 from attestkit.client.services.service import NONCE_SIZE, Binding, Claims, Machine, Question, Where
-from attestkit.client.services.tinfoil.tinfoil_documents import (
-    TinfoilDocument,
-    read_tinfoil_document,
-    read_v2,
-)
+from attestkit.client.services.tinfoil import tinfoil_documents
 from attestkit.client.strict_answer import only_answer, read_answer_object
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError
@@ -89,7 +85,7 @@ class Tinfoil(_SealedToEnclave):
                 not valid.
         """
         require_size("nonce", nonce, NONCE_SIZE)
-        document = read_tinfoil_document(only_answer(answers), nonce)
+        document = tinfoil_documents.read_tinfoil_document(only_answer(answers), nonce)
         if seen is None:
             return _claims(document, None, self.host)
         names = (seen.host, *_names_of(seen.certificate))
@@ -141,7 +137,7 @@ class BundleContent(NamedTuple):
     """A bundle whose parts agree; nothing of it is verified."""
 
     domain: str
-    document: TinfoilDocument
+    document: tinfoil_documents.TinfoilDocument
     digest: bytes  # of the release, 32 bytes, as stated
     certificate: Certificate  # of the TLS key
 
@@ -160,7 +156,7 @@ def read_tinfoil_bundle(answer: bytes) -> BundleContent:
     required = ("domain", "enclaveAttestationReport", "digest", "sigstoreBundle", "enclaveCert")
     members.check(required, ("vcek", "releaseTag"))
     report = members.object("enclaveAttestationReport")
-    document = read_v2(report)
+    document = tinfoil_documents.read_v2(report)
     members.object("sigstoreBundle")
     certificate = read_certificate(members.text("enclaveCert"))
     domain = members.text("domain")
@@ -234,7 +230,7 @@ def _names_of(certificate: bytes) -> tuple[str, ...]:
         return ()
 
 
-def _claims(document: TinfoilDocument, seen: bytes | None, host: str) -> Claims:
+def _claims(document: tinfoil_documents.TinfoilDocument, seen: bytes | None, host: str) -> Claims:
     """Return the claims of a document; `seen` is the hash of the observed TLS key, if any."""
     if (
         seen is not None

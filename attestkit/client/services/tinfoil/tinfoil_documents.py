@@ -26,7 +26,7 @@ from attestkit.gpu.bindings.tinfoil import (
     tinfoil_report_data,
     tinfoil_section_data,
 )
-from attestkit.gpu.bound_evidence import GpuBinding
+from attestkit.gpu.evidence import GpuBinding
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 

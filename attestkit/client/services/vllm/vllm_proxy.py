@@ -12,15 +12,7 @@ from urllib.parse import urlencode
 
 from attestkit._argument_checks import require_bytes, require_size
 from attestkit._sanitize import shown
-from attestkit.client.sealing.field_protocols import (
-    ECDSA_V1,
-    ED25519_V1,
-    NEAR_ECDSA,
-    NEAR_ED25519,
-    PHALA_ECDSA,
-    PHALA_ED25519,
-    VENICE,
-)
+from attestkit.client.sealing import field_protocols
 from attestkit.client.sealing.fields import FieldProtocol, FieldSealing
 from attestkit.client.services.service import (
     MAX_MACHINES,
@@ -32,18 +24,10 @@ from attestkit.client.services.service import (
     Signer,
     Where,
 )
+from attestkit.client.services.vllm import vllm_report
 from attestkit.client.services.vllm.answer_signatures import (
     check_answer_signature,
     signature_question,
-)
-from attestkit.client.services.vllm.vllm_report import (
-    SigningAlgorithm,
-    VllmReport,
-    check_nonce_echo,
-    read_compose_manager,
-    read_vllm_report,
-    report_bindings,
-    signing_keys,
 )
 from attestkit.client.strict_answer import AnswerObject, only_answer, read_answer_object
 from attestkit.client.wire.observed_peer import ObservedPeer
@@ -52,10 +36,10 @@ from attestkit.errors import ServiceError, UsageError
 ProtocolsByKey = Mapping[int, FieldProtocol]
 """Protocols of a service by the bytes of the key: 32 of Ed25519, 65 of secp256k1."""
 
-VERSION_1: Final[ProtocolsByKey] = {32: ED25519_V1, 65: ECDSA_V1}
-VENICES: Final[ProtocolsByKey] = {65: VENICE}
-NEARS: Final[ProtocolsByKey] = {32: NEAR_ED25519, 65: NEAR_ECDSA}
-PHALAS: Final[ProtocolsByKey] = {32: PHALA_ED25519, 65: PHALA_ECDSA}
+VERSION_1: Final[ProtocolsByKey] = {32: field_protocols.ED25519_V1, 65: field_protocols.ECDSA_V1}
+VENICES: Final[ProtocolsByKey] = {65: field_protocols.VENICE}
+NEARS: Final[ProtocolsByKey] = {32: field_protocols.NEAR_ED25519, 65: field_protocols.NEAR_ECDSA}
+PHALAS: Final[ProtocolsByKey] = {32: field_protocols.PHALA_ED25519, 65: field_protocols.PHALA_ECDSA}
 
 
 MAX_MODEL: Final = 256
@@ -72,7 +56,7 @@ class ReportService:
 
     name: str
     relay: bool = False  # whether TLS ends at another machine than the model's
-    algorithm: SigningAlgorithm = "ecdsa"  # of the signing key that is asked for
+    algorithm: vllm_report.SigningAlgorithm = "ecdsa"  # of the signing key that is asked for
     signature: str = "/v1/signature/{id}"  # path of the signature of an answer
     protocols: ProtocolsByKey = PHALAS  # that seal fields to the model's key
 
@@ -144,7 +128,7 @@ class VllmProxy(ReportService):
     host: str = ""
     path: str = "/v1/attestation/report"
     relay: bool = False
-    algorithm: SigningAlgorithm = "ecdsa"
+    algorithm: vllm_report.SigningAlgorithm = "ecdsa"
     signature: str = "/v1/signature/{id}"
     protocols: ProtocolsByKey = field(default_factory=lambda: PHALAS)
 
@@ -179,10 +163,10 @@ class VllmProxy(ReportService):
         members = read_answer_object(only_answer(answers), _WHAT)
         check_kind(members, nonce)
         reports = read_reports(members, nonce, "model")
-        manager = read_compose_manager(members, reports[0], nonce)
+        manager = vllm_report.read_compose_manager(members, reports[0], nonce)
         bindings = [
             *([] if self.relay else tls_bindings(reports, seen, "model")),
-            *report_bindings(reports[0], "model"),
+            *vllm_report.report_bindings(reports[0], "model"),
         ]
         return Claims(
             machines=(
@@ -195,10 +179,12 @@ class VllmProxy(ReportService):
                 *self._not_proven(reports, bindings),
                 *((manager.limit(),) if manager is not None else ()),
             ),
-            keys=signing_keys(reports),
+            keys=vllm_report.signing_keys(reports),
         )
 
-    def _not_proven(self, reports: list[VllmReport], bindings: list[Binding]) -> tuple[str, ...]:
+    def _not_proven(
+        self, reports: list[vllm_report.VllmReport], bindings: list[Binding]
+    ) -> tuple[str, ...]:
         found = list(model_limits(reports))
         if self.relay:
             found.append(f"what {self.name} does with anything that is not sealed to the model")
@@ -263,35 +249,37 @@ def check_kind(members: AnswerObject, nonce: bytes) -> None:
     kind = members.get("attestation_type")
     if kind is None:
         return
-    check_nonce_echo(members, nonce)
+    vllm_report.check_nonce_echo(members, nonce)
     message = f"{_WHAT}: is of {shown(str(kind))}; connect to that service itself"
     raise ServiceError(message, reason="no_attestation")
 
 
-def read_reports(members: AnswerObject, nonce: bytes, role: str) -> list[VllmReport]:
+def read_reports(members: AnswerObject, nonce: bytes, role: str) -> list[vllm_report.VllmReport]:
     """Read a report and those of other replicas in `all_attestations`, which may repeat the first.
 
     Raises:
         FormatError: If a report is malformed, or there are more than 62 replicas.
         ServiceError: As `read_vllm_report`.
     """
-    found = [read_vllm_report(members, nonce, role)]
+    found = [vllm_report.read_vllm_report(members, nonce, role)]
     if not members.has("all_attestations"):
         return found
     for item in members.objects("all_attestations", _MAX_REPLICAS):
-        report = read_vllm_report(item, nonce, role)
+        report = vllm_report.read_vllm_report(item, nonce, role)
         if all(not same_machine(report, one) for one in found):
             found.append(report)
     return found
 
 
-def same_machine(report: VllmReport, other: VllmReport) -> bool:
+def same_machine(report: vllm_report.VllmReport, other: vllm_report.VllmReport) -> bool:
     """Return whether two reports have the same quote and keys."""
     same_data = report.machine.report_data == other.machine.report_data
     return same_data and report.quote() == other.quote()
 
 
-def tls_bindings(reports: list[VllmReport], seen: ObservedPeer | None, is_of: str) -> list[Binding]:
+def tls_bindings(
+    reports: list[vllm_report.VllmReport], seen: ObservedPeer | None, is_of: str
+) -> list[Binding]:
     """Return bindings to the TLS keys of reports, that of the observed one first.
 
     Raises:
@@ -316,7 +304,7 @@ def channel_limits(bindings: Sequence[Binding]) -> tuple[str, ...]:
     return ("that the connection ends in the machine: the report names no TLS key",)
 
 
-def model_limits(reports: list[VllmReport]) -> tuple[str, ...]:
+def model_limits(reports: list[vllm_report.VllmReport]) -> tuple[str, ...]:
     """Return what reports of a model never show."""
     has_gpus = any(report.machine.gpu is not None for report in reports)
     return (*([_GPUS] if has_gpus else []), _WEIGHTS)

@@ -16,17 +16,13 @@ from attestkit._formats import strict_json
 from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import td_body
-from attestkit.client.services.dstack_evidence import (
-    check_app_compose,
-    object_of_text,
-    read_dstack_evidence,
-)
+from attestkit.client.services import dstack_evidence
 from attestkit.client.services.service import Binding, Machine
 from attestkit.client.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.gpu.bindings import read_vllm_proxy
-from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
-from attestkit.gpu.bound_evidence import GpuBinding
+from attestkit.gpu.bindings.answer_formats import vllm_proxy_report_data
+from attestkit.gpu.evidence import GpuBinding
 
 SigningAlgorithm = Literal["ecdsa", "ed25519"]
 """Algorithm of a signing key: ECDSA over secp256k1 as of Ethereum, or Ed25519."""
@@ -191,8 +187,8 @@ def _evidence(members: AnswerObject, quote: bytes) -> Attestation | bytes:
     info, tcb_info = _information(members)
     config = members["vm_config"] if members.has("vm_config") else info.get("vm_config")
     log = members["event_log"] if members.has("event_log") else tcb_info.get("event_log")
-    evidence = read_dstack_evidence(quote, log, config, members.what)
-    check_app_compose(evidence, tcb_info.get("app_compose"), members.what)
+    evidence = dstack_evidence.read_dstack_evidence(quote, log, config, members.what)
+    dstack_evidence.check_app_compose(evidence, tcb_info.get("app_compose"), members.what)
     return evidence
 
 
@@ -200,10 +196,10 @@ def _information(members: AnswerObject) -> tuple[Mapping[str, Any], Mapping[str,
     """Return `info` and its `tcb_info`, each empty if it is missing."""
     if not members.has("info"):
         return {}, {}
-    info = object_of_text(members["info"], f"{members.what}: info")
+    info = dstack_evidence.object_of_text(members["info"], f"{members.what}: info")
     if not info.get("tcb_info"):  # missing, or empty text
         return info, {}
-    return info, object_of_text(info["tcb_info"], f"{members.what}: tcb_info")
+    return info, dstack_evidence.object_of_text(info["tcb_info"], f"{members.what}: tcb_info")
 
 
 def _gpu(members: AnswerObject, nonce: bytes) -> GpuBinding | None:
@@ -269,7 +265,7 @@ def read_compose_manager(
         if not hmac.compare_digest(stated, digest):
             raise found.error("actions_hash", "is not the hash of the actions", "inconsistent")
     log, config = found.get("event_log"), found.get("vm_config")
-    evidence = read_dstack_evidence(quote, log, config, found.what)
+    evidence = dstack_evidence.read_dstack_evidence(quote, log, config, found.what)
     # The same TD as that of the report, so that the same policy applies.
     machine = Machine(report.machine.role, evidence, digest + nonce, is_further=True)
     return ComposeManager(machine, len(actions))

@@ -1,24 +1,33 @@
-"""Authentication of an SEV-SNP attestation report, and checks of the guest policy.
+"""Authentication and revocation of an SEV-SNP attestation report, and checks of the guest policy.
+
+AMD publishes CRLs at its key distribution service; nothing is fetched here. A list is used if it
+has the name of the path's root, by which it must be signed. Its entries are serial numbers of
+certificates of the product line, without the names of issuers, so each certificate of the path is
+looked up.
+
+Authentication of an SEV-SNP attestation report, and checks of the guest policy.
 
 The rules are those of attestation-format.md, section 9. Reports signed by a cloud provider's key
 (VLEK) are authenticated too; the policy decides which providers it accepts.
 """
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from attestkit._crypto.p384 import P384PublicKey
-from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._crypto.x509.cert_path import VENDOR_RULES, read_path_certificate
+from attestkit._crypto.x509.crl import AmdCrl, check_crl_signature, read_amd_crls
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
 from attestkit._system.bounded_cache import BoundedCache
-from attestkit._verification_steps import StepOutcome, VerificationStep
+from attestkit._verification_steps import StepOutcome, VerificationStep, caution, passed, skipped
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import (
+    CollateralExpiredError,
     FormatError,
     PolicyError,
     ReplayError,
@@ -26,28 +35,106 @@ from attestkit.errors import (
 )
 from attestkit.snp_report import SnpReport, SnpTcb, parse_snp_report
 from attestkit.verifier.chain_cache import ChainCache, root_key
-from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus, caution, passed, skipped
+from attestkit.verifier.claims import NO_REVOCATION, Authenticated, Tcb, TcbStatus
 from attestkit.verifier.platforms.snp.chain import (
+    KDS,
     Endorsement,
     Signer,
     find_signer,
     read_endorsements,
 )
-from attestkit.verifier.platforms.snp.revocation import SnpRevocation
 
 if TYPE_CHECKING:
     from attestkit._reasons import PolicyReason
 
+_SIGNED: Final = 256  # pairs of CRL and root
 _TCBS: Final = ("reported_tcb", "current_tcb", "committed_tcb", "launch_tcb")
 _CHIPS: Final = 1024  # in caches, with about 10 kB each
 _LARGEST_KEPT: Final = 12_288  # bytes of certificates that are kept parsed; a table has about 6,000
 _MAX_CERTIFICATES: Final = 8  # in the evidence, of which two are needed
-
 _POLICY_STEP: Final = passed(
     "guest_policy",
     "the report is from VMPL 0, the guest policy allows neither debugging nor a migration agent, "
     "and the platform meets the guest policy",
 )
+
+
+class SnpRevocation:
+    """CRLs of AMD's roots, of one verifier. Thread-safe."""
+
+    def __init__(self, crls: Iterable[bytes] = ()) -> None:
+        """Parse CRLs: each item is DER, or PEM with one or more.
+
+        Raises:
+            FormatError: If a CRL is malformed.
+        """
+        self._groups: tuple[tuple[AmdCrl, ...], ...] = (_all_crls(crls),)
+        self._signed = BoundedCache[tuple[bytes, bytes], bool](_SIGNED)
+
+    def with_bundled(self, crls: Iterable[bytes]) -> "SnpRevocation":
+        """Return one that also uses the CRLs of an evidence bundle; it shares the cache.
+
+        They are used for roots of which the arguments have none, because the creator of the bundle
+        can choose older ones.
+
+        Raises:
+            FormatError: If a CRL is malformed.
+        """
+        found = copy(self)
+        found._groups = (*self._groups, _all_crls(crls))  # noqa: SLF001 - of this class
+        return found
+
+    def check(self, signer: Signer, now: datetime) -> VerificationStep:
+        """Return the step; it is skipped without any CRL.
+
+        Raises:
+            SignatureError: If a certificate is revoked (`cert_revoked`), no CRL is of the path's
+                root (`crl_missing`), or one is not signed by it (`crl_bad_signature`).
+            CollateralExpiredError: If a CRL is not valid at `now` (`crl_expired`).
+        """
+        if not any(self._groups):
+            return NO_REVOCATION
+        root_name, root = signer.path[-1]
+        of_root = (
+            [crl for crl in group if crl.envelope.issuer == root.subject] for group in self._groups
+        )
+        used = next(filter(None, of_root), [])
+        if not used:
+            message = f"CRL of {root_name}: missing among those given; get it from {_url(signer)}"
+            raise SignatureError(message, reason="crl_missing")
+        for crl in used:
+            self._check_list(crl, signer, now)
+        numbers = ", ".join(str(crl.content.number) for crl in used)
+        text = f"none of the certificates is revoked by CRL number {numbers} of {root_name}"
+        return passed("revocation", text)
+
+    def _check_list(self, crl: AmdCrl, signer: Signer, now: datetime) -> None:
+        root_name, root = signer.path[-1]
+        what = f"CRL of {root_name}"
+
+        def verify() -> bool:
+            check_crl_signature(crl.envelope, root, VENDOR_RULES, what)
+            return True
+
+        self._signed.get((crl.envelope.der, root.der), verify)
+        for name, certificate in signer.path:
+            if certificate.serial in crl.content.serial_numbers:
+                message = (
+                    f"{name} certificate: revoked: serial number {certificate.serial:#x} is in the "
+                    f"{what}; get a certificate of a newer issuer, or do not trust this platform"
+                )
+                raise SignatureError(message, reason="cert_revoked")
+        if not crl.content.is_current(now):
+            message = f"{what} {crl.content.validity(now)}; get the current one from {_url(signer)}"
+            raise CollateralExpiredError(message, reason="crl_expired")
+
+
+def _all_crls(crls: Iterable[bytes]) -> tuple[AmdCrl, ...]:
+    return tuple([crl for data in crls for crl in read_amd_crls(data)])
+
+
+def _url(signer: Signer) -> str:
+    return f"{KDS}/{signer.key.kind.lower()}/v1/{signer.product}/crl"
 
 
 class Snp:
@@ -230,9 +317,7 @@ def _check_host_data(
             reason="host_data_mismatch",
             steps=steps,
         )
-    return VerificationStep(
-        "host_data", "passed", "HOST_DATA is the hash of the configuration document"
-    )
+    return passed("host_data", "HOST_DATA is the hash of the configuration document")
 
 
 def _status_step(report: SnpReport) -> VerificationStep:

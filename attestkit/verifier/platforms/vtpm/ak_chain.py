@@ -38,7 +38,7 @@ from attestkit._crypto.x509.cert_path import (
 from attestkit._crypto.x509.crl import Crl, SignedCrl
 from attestkit._crypto.x509.vendor_roots import google_roots
 from attestkit._system.bounded_cache import BoundedCache
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, passed, skipped
 from attestkit.errors import (
     CollateralError,
     CollateralExpiredError,
@@ -47,7 +47,7 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.verifier.chain_cache import ChainCache, root_key
-from attestkit.verifier.claims import ANOTHER_ROOT, passed, skipped
+from attestkit.verifier.claims import ANOTHER_ROOT
 
 if TYPE_CHECKING:
     from attestkit._reasons import CollateralReason

@@ -14,10 +14,10 @@ from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
 from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE
 from attestkit._crypto.x509.simulated.simulated_mark import names_simulator
 from attestkit._sanitize import one_line
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, caution, passed, skipped
 from attestkit.errors import CollateralError, FormatError, SignatureError
 from attestkit.tpm import PcrSelection, TpmtPublic
-from attestkit.verifier.claims import KeyTrust, caution, passed, skipped
+from attestkit.verifier.claims import KeyTrust
 from attestkit.verifier.platforms.vtpm.ak_chain import (
     AkChains,
     VerifiedAk,

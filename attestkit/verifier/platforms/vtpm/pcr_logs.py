@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from attestkit._verification_steps import StepCheck, VerificationStep
+from attestkit._verification_steps import StepCheck, VerificationStep, caution, passed, skipped
 from attestkit.errors import ReplayError
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.event_log.ima import ImaLog, ImaMatch
@@ -25,7 +25,7 @@ from attestkit.tpm.pcrs import (
     format_pcrs,
     start_value,
 )
-from attestkit.verifier.claims import VtpmFacts, caution, passed, skipped
+from attestkit.verifier.claims import VtpmFacts
 
 # Bytes of logs whose replay is kept; a log of three banks has about 100,000.
 _LARGEST_KEPT: Final = 262_144

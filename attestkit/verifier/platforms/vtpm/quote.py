@@ -16,13 +16,13 @@ from attestkit._crypto.public_key import (
 )
 from attestkit._reasons import SignatureReason, VerificationReason
 from attestkit._sanitize import shown
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, caution, passed
 from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import SignatureError, VerificationError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size
 from attestkit.tpm.pcrs import EVERY_PCR, format_pcrs
-from attestkit.verifier.claims import Join, KeyTrust, VtpmFacts, caution, passed
+from attestkit.verifier.claims import Join, KeyTrust, VtpmFacts
 
 ALL_PCRS: Final = PcrSelection("sha256", EVERY_PCR)
 """The selection of most formats: PCRs 0 to 23 of the SHA-256 bank."""

@@ -26,13 +26,7 @@ from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.pcr_rules import BANK_SIZES, PcrRule
 from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
-from attestkit.verifier.policy.rules import (
-    BIT_NAMES,
-    SIZES,
-    BitMask,
-    KeyProvider,
-    accepted_values,
-)
+from attestkit.verifier.policy.rules import BIT_NAMES, SIZES, BitMask, KeyProvider, accepted_values
 
 PRESET_NAMES: Final = ("strict", "default", "development")
 ANY: Final = "any"

@@ -18,12 +18,12 @@ from attestkit.backends.simulator.scenarios.registry import gpu_scenarios
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.gpu import GpuEvidence, Report
 from attestkit.gpu.architectures import ARCHITECTURES
-from attestkit.gpu.checks.topology import TopologyDevice, check_topology
 from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain, verify_device_chain
+from attestkit.gpu.device.topology import TopologyDevice, check_topology
 from attestkit.gpu.evidence import MAX_CHAIN
-from attestkit.gpu.rim.canonical_xml import canonical_bytes
 from attestkit.gpu.rim.document import read_document
 from attestkit.gpu.rim.xml_signature import (
+    canonical_bytes,
     read_signature,
     verify_signature,
 )

@@ -17,8 +17,7 @@ from attestkit._crypto.x509.intel_certificates import (
 from attestkit._crypto.x509.pem_chain import split_strict_chain
 from attestkit._crypto.x509.simulated.certificate_encoder import encode_signed
 from attestkit.quote import Quote
-from attestkit.verifier.dcap.qe_identity import read_qe_identity
-from attestkit.verifier.dcap.tcb_info import read_tcb_info
+from attestkit.verifier.dcap.tcb_info import read_qe_identity, read_tcb_info
 from tests.verifier.dcap.differential.certificate_forms import key
 from tests.verifier.dcap.differential.forge import SGX, TDX, Evidence, Forge, encode_body
 from tests.verifier.dcap.differential.generators import alter_body

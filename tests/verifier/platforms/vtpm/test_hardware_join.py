@@ -6,8 +6,7 @@ import pytest
 
 from attestkit.report_data import ReportData
 from attestkit.verifier.claims import VtpmFacts
-from attestkit.verifier.evidence.checks import ExpectedReportData
-from attestkit.verifier.hardware_join import join_hardware
+from attestkit.verifier.evidence.checks import ExpectedReportData, join_hardware
 
 NONCE = b"a nonce of a challenger"
 FOUND = VtpmFacts(b"key", "certificate", ("ak_to_hardware",), ())

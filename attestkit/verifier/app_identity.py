@@ -1,4 +1,13 @@
-"""Comparison of a TD's event log with the configuration that was sealed at launch (MR_CONFIG_ID).
+"""Identity of an app: boot events, fields, and the configuration sealed at launch (MR_CONFIG_ID).
+
+The identity is read from the first event of a name before `system-ready` (attestation-format.md,
+section 8.1), and a policy or a program may look for any event of that name. A log in which two
+events name an app is therefore ambiguous, and rejected.
+
+A KMS reads it from the events before `boot-mr-done`, because a guest requests its keys before
+`system-ready` (kms.md, section 1.5).
+
+Comparison of a TD's event log with the configuration that was sealed at launch (MR_CONFIG_ID).
 
 MR_CONFIG_ID is signed and cannot be changed from inside the TD (attestation-format.md, section 11).
 If it identifies the app, the event log must be of the same app.
@@ -9,12 +18,13 @@ rejects that, and a TD without a sealed configuration.
 """
 
 import json
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._formats.strict_json import check_depth
 from attestkit._native import unhex
-from attestkit._verification_steps import VerificationStep
+from attestkit._verification_steps import VerificationStep, passed, skipped
 from attestkit.attestation.launch.mr_config import (
     MrConfig,
     config_id_v1,
@@ -24,14 +34,19 @@ from attestkit.attestation.launch.mr_config import (
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.dstack.app_compose import KEY_PROVIDERS
 from attestkit.errors import PolicyError, VerificationError
-from attestkit.verifier.claims import Claims, passed, skipped
+from attestkit.event_log.event import Event
+from attestkit.verifier.claims import Claims
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
 
+_BOOT_END: Final = "system-ready"
+_KEY_TIME: Final = "boot-mr-done"
+_ONCE: Final = frozenset({"app-id", "compose-hash", "instance-id", "key-provider"})
+_ONE_VALUE: Final = "os-image-hash"  # may be repeated with the same value
+_SIZES: Final = {"app_id": 20, "compose_hash": 32, "instance_id": 20}  # bytes, where not empty
 # The operator of these clouds does not let a VM's owner set MR_CONFIG_ID.
 _NOT_SEALED: Final = frozenset({"dstack-gcp-tdx", "hcl-tdx", "azure-tdx"})
-
 _SEALED = passed(
     "mr_config", "the app is that of the configuration sealed at launch (MR_CONFIG_ID)"
 )
@@ -40,6 +55,67 @@ _LONGEST = 65_536  # bytes of the key-provider event
 _logged = attrgetter(
     "app_id", "compose_hash", "instance_id", "key_provider_info", "init_script_hashes"
 )
+
+
+def check_boot_events(events: Sequence[Event]) -> None:
+    """Check that each event before `system-ready` that identifies an app occurs once.
+
+    Raises:
+        VerificationError: If `app-id`, `compose-hash`, `instance-id` or `key-provider` occurs
+            twice, or `os-image-hash` with two values.
+    """
+    _check_once(events, _BOOT_END)
+
+
+def check_key_time_events(events: Sequence[Event]) -> None:
+    """Check the events that identify an app which requests keys: those before `boot-mr-done`.
+
+    Raises:
+        VerificationError: If `boot-mr-done` is missing or follows `system-ready`, or an event
+            before it occurs twice, as in `check_boot_events`.
+    """
+    names = [event.name for event in events]
+    if _KEY_TIME not in names:
+        message = f"the evidence has no {_KEY_TIME}"
+        raise VerificationError(message, reason="identity")
+    if _BOOT_END in names[: names.index(_KEY_TIME)]:
+        message = f"event {_KEY_TIME!r}: follows {_BOOT_END}, so it is not of the boot"
+        raise VerificationError(message, reason="identity")
+    _check_once(events, _KEY_TIME)
+
+
+def _check_once(events: Sequence[Event], boundary: str) -> None:
+    """Check the events before the first event named `boundary`; without it there are none."""
+    names = [event.name for event in events]
+    end = names.index(boundary) if boundary in names else 0
+    if len(set(names[:end])) == end:
+        return  # no event of any name occurs twice
+    found: dict[str, bytes] = {}
+    for name, event in zip(names[:end], events, strict=False):
+        if name not in _ONCE and name != _ONE_VALUE:
+            continue
+        if (first := found.get(name)) is None:
+            found[name] = event.payload
+        elif name in _ONCE or first != event.payload:
+            raise VerificationError(
+                f"event {name!r}: occurs twice before {boundary}, with {first.hex()[:128]} and "
+                f"{event.payload.hex()[:128]}, so the app is ambiguous; boot with an agent that "
+                "measures it once",
+                reason="identity",
+            )
+
+
+def check_sizes(info: "AppInfo") -> None:
+    """Check the sizes of the identifiers of an app.
+
+    Raises:
+        VerificationError: If one that is not empty has another size.
+    """
+    for name, size in _SIZES.items():
+        value: bytes = getattr(info, name)
+        if value and len(value) != size:
+            message = f"{name}: {len(value)} bytes, must be {size}"
+            raise VerificationError(message, reason="identity")
 
 
 def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> VerificationStep | None:

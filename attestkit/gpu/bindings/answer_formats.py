@@ -1,0 +1,248 @@
+"""Readers of answers of other systems with evidence of GPUs (nvidia-gpu.md, sections 6 and 6.1).
+
+Answers of Phala's vllm-proxy, also RedPill's, NEAR's and Venice's (nvidia-gpu.md, 6.1).
+
+Answers of Chutes, and of RedPill for models of Chutes (nvidia-gpu.md, 6.1).
+
+Additional evidence of Confidential Containers (nvidia-gpu.md, 6 and 6.1).
+
+Evidence of SecretVM: a hash of the TLS key, and the nonce of the GPUs (nvidia-gpu.md, 6).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from attestkit._argument_checks import require_bytes
+from attestkit._crypto.hashes import digest, sha256
+from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._formats import strict_json
+from attestkit._formats.canonical_json import canonical_json
+from attestkit.errors import FormatError, UsageError
+from attestkit.gpu.device.report import Report
+from attestkit.gpu.evidence import DeviceEvidence, GpuBinding, GpuEvidence
+
+if TYPE_CHECKING:
+    from attestkit._reasons import UsageReason
+
+MAX_ANSWER: Final = 16 << 20
+"""Maximum size of an answer in bytes."""
+HASH_SIZE: Final = 32  # bytes of SHA-256, and of a nonce
+_VLLM_PROXY: Final = "vllm-proxy answer"
+_ADDRESS_SIZES: Final = (20, 32)  # ecdsa; the key of ed25519
+_FINGERPRINT: Final = "tls_cert_fingerprint"
+_CHUTES: Final = "Chutes answer"
+_MAX_KEY: Final = 8192  # characters of a public key
+_COCO: Final = "additional evidence"
+_REPORT_DATA: Final = 64  # bytes
+_HASHES: Final = ("sha256", "sha384", "sha512")
+
+
+def read_answer(answer: bytes | str | Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return the members of an answer: JSON, or an object that was decoded strictly.
+
+    Raises:
+        FormatError: If it is malformed, no object, or over 16 MiB.
+    """
+    if isinstance(answer, Mapping):
+        return dict(answer)
+    if len(answer) > MAX_ANSWER:
+        raise FormatError(f"{what}: over {MAX_ANSWER} bytes", reason="too_large")
+    return strict_json.read_object(answer, what)
+
+
+def check_nonce_size(nonce: bytes) -> None:
+    """Raise UsageError unless a nonce is 32 bytes."""
+    require_bytes("nonce", nonce, HASH_SIZE)
+
+
+def hex_member(members: Mapping[str, Any], name: str, what: str, *sizes: int) -> bytes:
+    """Return a member in hex, which may begin with 0x.
+
+    Raises:
+        FormatError: If it is missing, not hex, or has another size than one of `sizes`.
+    """
+    text = strict_json.string(members, name, what=what)
+    found = strict_json.from_hex(text.removeprefix("0x"), f"{what}: {name}")
+    if len(found) not in sizes:
+        wanted = " or ".join(map(str, sizes))
+        message = f"{what}: {name}: {len(found)} bytes, must be {wanted}"
+        raise FormatError(message, reason="wrong_size")
+    return found
+
+
+def read_vllm_proxy(answer: bytes | str | Mapping[str, Any], *, nonce: bytes) -> GpuBinding:
+    """Read the answer of a model to `/v1/attestation/report`.
+
+    Compare `committed`: `signing_address` with the key that signs completions, and
+    `tls_cert_fingerprint` (of the SubjectPublicKeyInfo), if there is one, with the TLS connection.
+
+    Args:
+        answer: JSON, or its decoded object.
+        nonce: Of the request, 32 bytes.
+
+    Raises:
+        FormatError: If the answer is malformed, or has no evidence of GPUs.
+        UsageError: If the nonce is not 32 bytes.
+    """
+    check_nonce_size(nonce)
+    members = read_answer(answer, _VLLM_PROXY)
+    payload = strict_json.string(members, "nvidia_payload", what=_VLLM_PROXY)
+    committed = {
+        "signing_address": hex_member(members, "signing_address", _VLLM_PROXY, *_ADDRESS_SIZES)
+    }
+    fingerprint = None
+    if members.get(_FINGERPRINT) is not None:
+        fingerprint = hex_member(members, _FINGERPRINT, _VLLM_PROXY, HASH_SIZE)
+        committed[_FINGERPRINT] = fingerprint
+    return GpuBinding(
+        system="vllm-proxy",
+        kind="nonce",
+        evidence=GpuEvidence.from_json(payload),
+        nonce=nonce,
+        gpu_nonce=nonce,
+        report_data=vllm_proxy_report_data(committed["signing_address"], nonce, fingerprint),
+        committed=committed,
+    )
+
+
+def vllm_proxy_report_data(address: bytes, nonce: bytes, fingerprint: bytes | None) -> bytes:
+    """Return the report data: an address, or its hash with a TLS key's, then the nonce."""
+    if fingerprint is None:
+        return address.ljust(HASH_SIZE, b"\0") + nonce
+    return sha256(address + fingerprint) + nonce
+
+
+def read_chutes(
+    entry: bytes | str | Mapping[str, Any],
+    *,
+    nonce: bytes,
+    e2e_pubkey: str,
+    spki_sha256: bytes | None = None,
+) -> GpuBinding:
+    """Read the evidence of one instance.
+
+    Args:
+        entry: An item of `evidence`, or of `all_attestations` of RedPill: JSON or its decoded
+            object.
+        nonce: Of the request, 32 bytes.
+        e2e_pubkey: The instance's key in base64, to which the caller will encrypt.
+        spki_sha256: SHA-256 of the key of the instance's certificate, 32 bytes; None takes the
+            certificate of the entry.
+
+    Raises:
+        FormatError: If the entry is malformed, or has no certificate and `spki_sha256` is None.
+        UsageError: If an argument has the wrong type or size.
+    """
+    check_nonce_size(nonce)
+    members = read_answer(entry, _CHUTES)
+    devices = members.get("gpu_evidence")
+    if not isinstance(devices, list):
+        raise FormatError(f"{_CHUTES}: gpu_evidence: must be a list", reason="wrong_type")
+    if spki_sha256 is None:
+        der = strict_json.from_base64(members.get("certificate"), f"{_CHUTES}: certificate")
+        spki_sha256 = sha256(read_path_certificate(der).spki)
+    require_bytes("spki_sha256", spki_sha256, HASH_SIZE)
+    report_data = chutes_report_data(nonce, e2e_pubkey, spki_sha256)
+    return GpuBinding(
+        system="chutes",
+        kind="nonce",
+        evidence=GpuEvidence.from_json(json.dumps(devices)),
+        nonce=nonce,
+        gpu_nonce=report_data[:HASH_SIZE],
+        report_data=report_data,
+        committed={"spki_sha256": spki_sha256},
+    )
+
+
+def chutes_report_data(nonce: bytes, e2e_pubkey: str, spki_sha256: bytes) -> bytes:
+    """Return the report data: a hash over nonce and key as text, then that of a certificate's key.
+
+    Raises:
+        FormatError: If the key is not ASCII text of up to 8,192 characters.
+    """
+    if len(e2e_pubkey) > _MAX_KEY or not e2e_pubkey.isascii():
+        raise FormatError(f"{_CHUTES}: e2e_pubkey: must be base64", reason="encoding")
+    return sha256((nonce.hex() + e2e_pubkey).encode("ascii")) + spki_sha256
+
+
+def read_coco(
+    additional_evidence: str,
+    *,
+    nonce: str,
+    tee_pubkey: Mapping[str, Any],
+    algorithm: str = "sha384",
+) -> GpuBinding:
+    """Read additional evidence with GPUs, which the CPU's report data commit to.
+
+    Args:
+        additional_evidence: The text as sent: JSON with a member `nvidia`.
+        nonce: Of the challenge, text as sent to the guest.
+        tee_pubkey: The guest's key, a JWK without fractional numbers.
+        algorithm: The negotiated hash: sha256, sha384 or sha512.
+
+    Raises:
+        FormatError: If the evidence is malformed.
+        UsageError: If the hash is unknown, or the key has a value that is not supported.
+    """
+    if algorithm not in _HASHES:
+        message = f"algorithm: must be one of {', '.join(_HASHES)}"
+        raise UsageError(message, reason="unsupported_algorithm")
+    members = read_answer(additional_evidence, _COCO)
+    devices = strict_json.string(members, "nvidia", what=_COCO)
+    challenge: dict[str, Any] = {"nonce": nonce, "tee-pubkey": dict(tee_pubkey)}
+    whole = {**challenge, "additional-evidence": additional_evidence}
+    found = GpuEvidence.from_json(devices)
+    return GpuBinding(
+        system="coco",
+        kind="report_data",
+        evidence=GpuEvidence(tuple(map(_without_padding, found.devices)), found.raw),
+        nonce=nonce.encode(),
+        gpu_nonce=digest(algorithm, _canonical(challenge))[:HASH_SIZE],
+        report_data=digest(algorithm, _canonical(whole)).ljust(_REPORT_DATA, b"\0"),
+        committed={"tee_pubkey": _canonical(dict(tee_pubkey))},
+    )
+
+
+def _without_padding(device: DeviceEvidence) -> DeviceEvidence:
+    """Remove the one NUL that a driver's buffer may have after the signature."""
+    try:
+        report = Report.parse(device.report, strip_nul=True)
+    except FormatError:
+        return device  # refused when it is verified
+    return replace(device, report=report.signed + report.signature)
+
+
+def _canonical(value: object) -> bytes:
+    """Return the canonical form of a value of the caller's; UsageError if it has none."""
+    try:
+        return canonical_json(value, "tee_pubkey")
+    except FormatError as error:
+        reason: UsageReason = "encoding" if error.reason == "encoding" else "wrong_value"
+        raise UsageError(error.message, reason=reason) from error
+
+
+def read_secretvm(evidence: bytes | str, *, nonce: bytes, tls_sha256: bytes) -> GpuBinding:
+    """Read GPU evidence of a SecretVM.
+
+    Args:
+        evidence: JSON of NVIDIA's SDKs.
+        nonce: Of the request, 32 bytes.
+        tls_sha256: SHA-256 of the TLS key or certificate of the connection, 32 bytes.
+
+    Raises:
+        FormatError: If the evidence is malformed.
+        UsageError: If an argument has the wrong type or size.
+    """
+    check_nonce_size(nonce)
+    require_bytes("tls_sha256", tls_sha256, HASH_SIZE)
+    return GpuBinding(
+        system="secretvm",
+        kind="nonce",
+        evidence=GpuEvidence.from_json(evidence),
+        nonce=nonce,
+        gpu_nonce=nonce,
+        report_data=tls_sha256 + nonce,
+        committed={"tls_sha256": tls_sha256},
+    )
