@@ -31,7 +31,6 @@ from attestkit.kms.local_provider.sealed_key import (
     td_measurements,
 )
 from attestkit.quote import Quote, TdQuoteBody
-from attestkit.ra_tls.issued import current_time
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.claims import TcbStatus
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final, cast
+from typing import Any, Final, cast, TYPE_CHECKING
 
-from attestkit._crypto.p384 import P384Key
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window
 from attestkit._crypto.x509.simulated.cloud_certificates import (
     encode_name,
@@ -23,6 +22,9 @@ from attestkit.gpu.rules import GpuRules
 from tests.attacks.attempts import Surfaces
 from tests.gpu.made_devices import key, make_device, report_bytes
 from tests.gpu.simulated_machine import NONCE, NOW, machine, verify_machine
+
+if TYPE_CHECKING:
+    from attestkit._crypto.p384 import P384Key
 
 attacks = Surfaces("gpu")
 GPUS: Final = machine(2)
