@@ -130,7 +130,6 @@ READERS: Final[dict[str, str]] = {
     "attestation.encodings": "attestation",
     "attestation.cmw.json_form": "cmw",
     "attestation.coco": "coco",
-    "attestation.coco.azure": "coco",
     "attestation.coco.quote_fields": "coco",
     "_formats.protobuf": "go_tpm_tools",
     "attestation.go_tpm_tools": "go_tpm_tools",

@@ -25,14 +25,8 @@ from attestkit.measure.expected import (
 )
 from attestkit.measure.firmware.tdvf import PageOrder, compute_mrtds
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.kernel import disk_boot
+from attestkit.measure.kernel import disk_boot, linux_kernel
 from attestkit.measure.kernel.boot_events import direct_boot_options, shim_variable_events
-from attestkit.measure.kernel.linux_kernel import (
-    DirectBoot,
-    FirmwareTraits,
-    QemuRelease,
-    direct_boot_events,
-)
 from attestkit.measure.kernel.unified_kernel_image import UnifiedKernelImage
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0.boot_events import AcpiBlobs, FwCfgItems, expected_rtmr0
@@ -46,7 +40,7 @@ class TdxMachine(NamedTuple):
 
     memory: tuple[MemoryRange, ...]
     memory_size: int  # bytes
-    qemu: QemuRelease
+    qemu: linux_kernel.QemuRelease
     page_order: PageOrder
     page_order_known: bool = False  # stated by the VM configuration
     acpi: FoundTables | None = None
@@ -299,7 +293,7 @@ def _boot_lists(
     """Yield the possible lists of events; `separator` is whether RTMR1 has the second one."""
     rtmr0 = _rtmr0(firmware, boot, machine, separator=separator)
     layout = firmware.layout
-    traits = FirmwareTraits(layout.named_blobs, layout.initrd_first, separator)
+    traits = linux_kernel.FirmwareTraits(layout.named_blobs, layout.initrd_first, separator)
     if boot.uki is not None:
         image = UnifiedKernelImage.parse(boot.uki)
         rtmr1 = image.rtmr1_events(boot.disk, separator=separator, boot_loaders=boot.boot_loaders)
@@ -312,10 +306,12 @@ def _boot_lists(
         images = [*boot.boot_loaders, disk_boot.BootImage("kernel", kernel)]
         yield (*rtmr0, *disk_boot.disk_boot_events(boot.disk, images, separator=separator))
         return
-    direct = DirectBoot(kernel, boot.initrd, boot.cmdline, boot.shim)
+    direct = linux_kernel.DirectBoot(kernel, boot.initrd, boot.cmdline, boot.shim)
     # From 10.1 on QEMU leaves the kernel as it is.
     qemu = max((10, 1), machine.qemu) if boot.kernel_header_normalized else machine.qemu
-    found = direct_boot_events(direct, traits, qemu=qemu, memory_size=machine.memory_size)
+    found = linux_kernel.direct_boot_events(
+        direct, traits, qemu=qemu, memory_size=machine.memory_size
+    )
     if not machine.qemu_version and not boot.kernel_header_normalized:
         # The kernel's digest is that for an assumed release.
         found = [one._replace(basis="source") if one.name == "kernel" else one for one in found]
@@ -362,7 +358,7 @@ def _published_smbios(firmware: TdxFirmware, machine: TdxMachine) -> bytes | Non
     return publish_smbios(table, strings)
 
 
-def _passed_cmdline(boot: TdxBoot, traits: FirmwareTraits) -> str:
+def _passed_cmdline(boot: TdxBoot, traits: linux_kernel.FirmwareTraits) -> str:
     """Return the command line that the firmware passes to a unified kernel image."""
     if boot.disk is not None:
         return boot.cmdline

@@ -14,11 +14,7 @@ from attestkit._formats import strict_json
 from attestkit._formats.cbor import Value
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
-from attestkit.attestation.launch.kernel_cmdline import (
-    MAX_CMDLINE,
-    has_rootfs_hash,
-    load_options_digest,
-)
+from attestkit.attestation.launch import kernel_cmdline
 from attestkit.attestation.launch.td_hob import (
     ACCEPTED,
     HIGH_START,
@@ -309,11 +305,11 @@ def _load_options(image: dict[Value, Value]) -> bytes:
     cmdline = image.get("cmdline")
     if not isinstance(cmdline, str):
         raise _error("wrong_type", "cmdline must be text")
-    if len(cmdline.encode()) > MAX_CMDLINE:
-        raise _error("too_large", f"cmdline must be at most {MAX_CMDLINE} bytes")
-    if not has_rootfs_hash(cmdline):
+    if len(cmdline.encode()) > kernel_cmdline.MAX_CMDLINE:
+        raise _error("too_large", f"cmdline must be at most {kernel_cmdline.MAX_CMDLINE} bytes")
+    if not kernel_cmdline.has_rootfs_hash(cmdline):
         raise _error("missing", "cmdline must have dstack.rootfs_hash=<64 hex digits>")
-    return load_options_digest(f"{cmdline} initrd=initrd")
+    return kernel_cmdline.load_options_digest(f"{cmdline} initrd=initrd")
 
 
 def _is_normalized(image: dict[Value, Value]) -> bool:

@@ -345,7 +345,7 @@ def _write_text(text: str, output: Path | None) -> None:
 
 
 def _show(expected: "ExpectedMeasurements") -> None:
-    from attestkit.measure.policy_text import describe_gap
+    from attestkit.measure.expected import describe_gap
 
     title = {"tdx": "TDX", "snp": "SEV-SNP"}[expected.platform]
     bases = expected.bases

@@ -39,7 +39,7 @@ def show_differences(
     shape_source: str | None,
 ) -> None:
     """Print a verdict, and each difference with its cause."""
-    from attestkit.measure.policy_text import describe_gap
+    from attestkit.measure.expected import describe_gap
 
     text = "differs from the expected measurements" if differences else "as expected"
     if uncompared:

@@ -27,7 +27,7 @@ from attestkit.cli.report.endorsements import (
 from attestkit.cli.report.gpu_section import build_gpu_section
 from attestkit.cli.report.registers import build_timelines, build_tpm_section
 from attestkit.errors import AttestKitError, UsageError
-from attestkit.event_log.display import event_name, preview
+from attestkit.event_log.event import event_name, preview
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.quote import Quote
 

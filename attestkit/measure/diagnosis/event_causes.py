@@ -15,15 +15,11 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event
 from attestkit.event_log.event import ACPI_LABELS
 from attestkit.event_log.event_types import ACPI_CONFIG, IMAGE_TYPES, IPL, SEPARATOR
+from attestkit.measure.diagnosis import rtmr0_causes
 from attestkit.measure.diagnosis.acpi_causes import find_acpi_cause
 from attestkit.measure.diagnosis.difference import Cause, CauseName, FirstDifference
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
 from attestkit.measure.diagnosis.logged_event import name_event
-from attestkit.measure.diagnosis.rtmr0_causes import (
-    NAMED_CAUSES,
-    find_boot_option_cause,
-    find_fw_cfg_cause,
-)
 from attestkit.measure.expected import is_same_type
 from attestkit.measure.kernel.boot_events import encode_options, options_text
 from attestkit.measure.kernel.linux_kernel import measured_kernel_digest
@@ -191,7 +187,7 @@ _UNKNOWN: Final = Cause("unknown", "an event that is not known to vary")
 
 # Changed events whose cause is searched for, and those whose cause is not.
 _SEARCHES: Final[dict[str, Search]] = {
-    **NAMED_CAUSES,
+    **rtmr0_causes.NAMED_CAUSES,
     **dict.fromkeys(ACPI_LABELS, lambda guest, _event, _name: find_acpi_cause(guest)),
     "kernel": lambda guest, event, _name: find_kernel_cause(guest, event),
     "load-options": lambda guest, event, _name: find_load_option_cause(guest, event),
@@ -284,9 +280,9 @@ def _changed_cause(guest: ComparedGuest, name: str, logged: Event) -> Cause:
 def _find_search(name: str) -> Search | None:
     """Return the function that finds the cause of a changed event."""
     if name.startswith("fw_cfg "):
-        return find_fw_cfg_cause
+        return rtmr0_causes.find_fw_cfg_cause
     if _BOOT_OPTION.fullmatch(name):
-        return find_boot_option_cause
+        return rtmr0_causes.find_boot_option_cause
     return _SEARCHES.get(name)
 
 

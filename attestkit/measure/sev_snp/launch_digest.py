@@ -30,14 +30,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected import Basis
 from attestkit.measure.firmware.guid_table import MAX_IMAGE
 from attestkit.measure.kernel.boot_events import check_cmdline
-from attestkit.measure.sev_snp.sev_metadata import (
-    CPUID,
-    KERNEL_HASHES,
-    SEC_MEMORY,
-    SECRETS,
-    SevMetadata,
-    read_sev_metadata,
-)
+from attestkit.measure.sev_snp import sev_metadata
 
 Vmm = Literal["qemu", "ec2", "gce"]
 """QEMU, Amazon EC2, Google Compute Engine."""
@@ -180,7 +173,7 @@ def compute_launch_digest(
             kernel hashes.
     """
     _check_machine(machine)
-    metadata = read_sev_metadata(firmware)
+    metadata = sev_metadata.read_sev_metadata(firmware)
     hashes = kernel.hashes() if isinstance(kernel, KernelFiles) else kernel
     table = None if hashes is None else _hashes_page(metadata, hashes)
     digest = firmware_digest(firmware)
@@ -213,7 +206,7 @@ def svsm_launch_digest(
     start = _FOUR_GIB - len(firmware) - variables_size - len(svsm)
     if variables_size < 0 or variables_size % _PAGE or start < 0:
         raise _usage_error(f"size of variables: {variables_size}", "out_of_range")
-    metadata = read_sev_metadata(svsm)
+    metadata = sev_metadata.read_sev_metadata(svsm)
     if metadata.svsm_entry is None:
         raise FormatError("service module: no entry point", reason="missing")
     digest = _extend_image(firmware_digest(firmware), svsm, start, "service module")
@@ -228,13 +221,15 @@ def launch_digest_basis(vmm: Vmm, *, hashes: bool, svsm: bool = False) -> Basis:
     return "hardware" if vmm == "qemu" and hashes and not svsm else "independent"
 
 
-def _metadata_pages(metadata: SevMetadata, vmm: Vmm, hashes: bytes | None) -> Iterator[_PageInfo]:
+def _metadata_pages(
+    metadata: sev_metadata.SevMetadata, vmm: Vmm, hashes: bytes | None
+) -> Iterator[_PageInfo]:
     """Yield the pages of all sections; EC2 adds CPUID pages last."""
     sections = list(metadata.sections)
     if vmm == "ec2":
-        sections.sort(key=lambda section: section.kind == CPUID)
+        sections.sort(key=lambda section: section.kind == sev_metadata.CPUID)
     for section in sections:
-        if section.kind == KERNEL_HASHES and hashes is not None:
+        if section.kind == sev_metadata.KERNEL_HASHES and hashes is not None:
             if section.size != _PAGE:
                 problem = f"section for kernel hashes: {section.size} bytes, not {_PAGE}"
                 raise _format_error(problem, "wrong_size")
@@ -244,20 +239,22 @@ def _metadata_pages(metadata: SevMetadata, vmm: Vmm, hashes: bytes | None) -> It
 
 
 def _section_pages(section: OvmfSection, vmm: Vmm) -> Iterator[_PageInfo]:
-    single = {SECRETS: _SECRETS_PAGE, CPUID: _CPUID_PAGE}
+    single = {sev_metadata.SECRETS: _SECRETS_PAGE, sev_metadata.CPUID: _CPUID_PAGE}
     if section.kind in single:
         yield single[section.kind], section.gpa, _NOTHING
         return
-    unmeasured = section.kind == SEC_MEMORY and vmm == "gce"
+    unmeasured = section.kind == sev_metadata.SEC_MEMORY and vmm == "gce"
     kind = _UNMEASURED_PAGE if unmeasured else _ZERO_PAGE
     for number in range(section.pages):
         yield kind, section.gpa + number * _PAGE, _NOTHING
 
 
-def _hashes_page(metadata: SevMetadata, hashes: KernelHashes) -> bytes:
+def _hashes_page(metadata: sev_metadata.SevMetadata, hashes: KernelHashes) -> bytes:
     """Return the page with the table of hashes."""
     address = metadata.hashes_table_gpa
-    if address is None or all(section.kind != KERNEL_HASHES for section in metadata.sections):
+    if address is None or all(
+        section.kind != sev_metadata.KERNEL_HASHES for section in metadata.sections
+    ):
         problem = "kernel: the firmware has no page for its hash; use an AmdSev build of OVMF"
         raise _usage_error(problem, "not_applicable")
     offset = address % _PAGE
@@ -266,7 +263,7 @@ def _hashes_page(metadata: SevMetadata, hashes: KernelHashes) -> bytes:
     return (bytes(offset) + hashes.hash_table()).ljust(_PAGE, b"\0")
 
 
-def _start_addresses(metadata: SevMetadata, vcpus: int) -> Iterator[tuple[int, int]]:
+def _start_addresses(metadata: sev_metadata.SevMetadata, vcpus: int) -> Iterator[tuple[int, int]]:
     """Yield start addresses, and how many virtual CPUs have them."""
     yield RESET_VECTOR, 1
     if vcpus > 1:

@@ -20,7 +20,7 @@ from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.backends.base import GuestAgent
 from attestkit.errors import AttestKitError
 from attestkit.event_log import Event
-from attestkit.event_log.display import event_name, preview
+from attestkit.event_log.event import event_name, preview
 from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
 from attestkit.serve.docker.engine import Container
 from attestkit.serve.http.views import Header, ViewRequest, ViewResponse

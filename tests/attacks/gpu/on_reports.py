@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final, cast, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window
 from attestkit._crypto.x509.simulated.cloud_certificates import (

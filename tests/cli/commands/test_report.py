@@ -15,7 +15,7 @@ from attestkit._sanitize import printable
 from attestkit.attestation import Attestation
 from attestkit.cli.report.registers import FIRST, LAST
 from attestkit.event_log import EventLog
-from attestkit.event_log.display import preview
+from attestkit.event_log.event import preview
 from tests.cli import evidence_files
 from tests.cli.evidence_files import HOSTILE, NONCE_HEX, Files
 from tests.vectors import SHARED, needs_shared

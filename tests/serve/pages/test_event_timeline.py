@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.event_log import Event, EventLog
-from attestkit.event_log.display import event_name, preview
+from attestkit.event_log.event import event_name, preview
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.serve.pages.dashboard import (
     FIRST,

@@ -16,14 +16,7 @@ from attestkit._crypto.der import (
     dotted_oid,
 )
 from attestkit._crypto.x509.cert_path import PathCertificate, read_time
-from attestkit._crypto.x509.ocsp.request import (
-    NONCE,
-    CertId,
-    read_cert_id,
-    read_message,
-    read_nonce,
-    read_optional_extensions,
-)
+from attestkit._crypto.x509.ocsp import request
 from attestkit._crypto.x509.path_rules import read_kept_certificate
 from attestkit.errors import CollateralError, FormatError
 
@@ -78,7 +71,7 @@ class OcspAnswer(NamedTuple):
     key_hash: bytes | None  # SHA-1 of the responder's public key, or
     name: bytes | None  # the responder's Name in DER
     produced_at: datetime  # aware, as all times
-    cert_id: CertId
+    cert_id: request.CertId
     status: CertStatus
     revoked_at: datetime | None
     revocation_reason: RevocationReason | None
@@ -96,7 +89,7 @@ def read_ocsp_answer(der: bytes) -> OcspAnswer:
         FormatError: If the answer is malformed, over 16 KiB, without nextUpdate, about several
             certificates, has another number of certificates than one, or a critical extension.
     """
-    return read_message(der, "OCSP answer", MAX_ANSWER, partial(_read_answer, der))
+    return request.read_message(der, "OCSP answer", MAX_ANSWER, partial(_read_answer, der))
 
 
 def _read_answer(der: bytes, outer: DerReader) -> OcspAnswer:
@@ -117,7 +110,9 @@ def _read_answer(der: bytes, outer: DerReader) -> OcspAnswer:
     responses = fields.enter(SEQUENCE)
     found, (status, revoked_at, reason), times = _single_response(responses.enter(SEQUENCE))
     responses.finish()
-    nonce = read_nonce(read_optional_extensions(fields, context(1), {NONCE}))
+    nonce = request.read_nonce(
+        request.read_optional_extensions(fields, context(1), {request.NONCE})
+    )
     fields.finish()
     return OcspAnswer(
         der,
@@ -178,9 +173,11 @@ def _responder_id(fields: DerReader) -> tuple[bytes | None, bytes | None]:
 _Status = tuple[CertStatus, "datetime | None", "RevocationReason | None"]
 
 
-def _single_response(fields: DerReader) -> tuple[CertId, _Status, tuple[datetime, datetime]]:
+def _single_response(
+    fields: DerReader,
+) -> tuple[request.CertId, _Status, tuple[datetime, datetime]]:
     """Return certificate, status, and the times thisUpdate and nextUpdate."""
-    found = read_cert_id(fields)
+    found = request.read_cert_id(fields)
     status = _cert_status(fields)
     this_update = _generalized_time(fields)
     if fields.tag() != context(0):
@@ -188,7 +185,7 @@ def _single_response(fields: DerReader) -> tuple[CertId, _Status, tuple[datetime
     wrapper = fields.enter(context(0))
     next_update = _generalized_time(wrapper)
     wrapper.finish()
-    read_optional_extensions(fields, context(1))
+    request.read_optional_extensions(fields, context(1))
     fields.finish()
     return found, status, (this_update, next_update)
 

@@ -3,23 +3,24 @@
 Google's and Azure's certificates for attestation keys of TPMs and AWS's Nitro chains have the
 profile of RFC 5280 with few extensions; vtpm.md, sections 6.6, 7.2 and 8.1, lists them. Signatures
 are deterministic, so equal arguments give equal bytes.
+
+The mark in certificates of simulated clouds and TPMs, whose roots a verifier may trust.
 """
 
 from typing import Final, NamedTuple
 
 from attestkit._crypto.der import OCTET_STRING, OID, UTF8_STRING, encode_element, encode_sequence
 from attestkit._crypto.x509.names import encode_attribute
-from attestkit._crypto.x509.simulated.certificate_encoder import (
-    CERT_AND_CRL_SIGN,
-    Issuer,
-    Window,
-    encode_authority_key_id,
-    encode_basic_constraints,
-    encode_extension,
-    encode_key_usage,
-    encode_subject_key_id,
-    key_id,
-)
+from attestkit._crypto.x509.simulated import certificate_encoder
+
+SIMULATED_MARK: Final = "attestkit-simulated"
+"""Part of the subject of each certificate that a simulated cloud or TPM issues for its keys."""
+
+
+def names_simulator(certificate: bytes) -> bool:
+    """Return whether a certificate (DER) has a name of attestkit's simulated authorities."""
+    return SIMULATED_MARK.encode() in certificate
+
 
 _DIGITAL_SIGNATURE: Final = b"\x07\x80"  # number of unused bits, bits
 _EXTENDED_KEY_USAGE: Final = 37  # last byte of 2.5.29.37
@@ -44,11 +45,11 @@ def encode_name(**attributes: str) -> bytes:
 
 
 def issue_cloud_authority(
-    subject: Issuer,
-    issuer: Issuer,
+    subject: certificate_encoder.Issuer,
+    issuer: certificate_encoder.Issuer,
     *,
     serial: int,
-    validity: Window,
+    validity: certificate_encoder.Window,
     path_length: int | None,
     usages: tuple[bytes, ...] = (),
     extensions: tuple[Extension, ...] = (),
@@ -68,9 +69,9 @@ def issue_cloud_authority(
         UsageError: If `validity` starts or ends before 1950.
     """
     encoded = [
-        encode_key_usage(CERT_AND_CRL_SIGN),
+        certificate_encoder.encode_key_usage(certificate_encoder.CERT_AND_CRL_SIGN),
         *_extended_key_usage(usages),
-        encode_basic_constraints(authority=True, path_length=path_length),
+        certificate_encoder.encode_basic_constraints(authority=True, path_length=path_length),
         *map(_encode, extensions),
     ]
     return _issue((subject.name, subject.spki), issuer, serial, validity, encoded)
@@ -78,10 +79,10 @@ def issue_cloud_authority(
 
 def issue_cloud_leaf(
     subject: tuple[bytes, bytes],
-    issuer: Issuer,
+    issuer: certificate_encoder.Issuer,
     *,
     serial: int,
-    validity: Window,
+    validity: certificate_encoder.Window,
     usages: tuple[bytes, ...] = (),
     extensions: tuple[Extension, ...] = (),
     constrained: bool = True,
@@ -101,9 +102,9 @@ def issue_cloud_leaf(
         UsageError: If `validity` starts or ends before 1950.
     """
     encoded = [
-        encode_key_usage(_DIGITAL_SIGNATURE),
+        certificate_encoder.encode_key_usage(_DIGITAL_SIGNATURE),
         *_extended_key_usage(usages),
-        *([encode_basic_constraints(authority=False)] if constrained else []),
+        *([certificate_encoder.encode_basic_constraints(authority=False)] if constrained else []),
         *map(_encode, extensions),
     ]
     return _issue(subject, issuer, serial, validity, encoded)
@@ -111,12 +112,15 @@ def issue_cloud_leaf(
 
 def _issue(
     subject: tuple[bytes, bytes],
-    issuer: Issuer,
+    issuer: certificate_encoder.Issuer,
     serial: int,
-    validity: Window,
+    validity: certificate_encoder.Window,
     extensions: list[bytes],
 ) -> bytes:
-    key_ids = encode_subject_key_id(subject[1]), encode_authority_key_id(key_id(issuer.spki))
+    key_ids = (
+        certificate_encoder.encode_subject_key_id(subject[1]),
+        certificate_encoder.encode_authority_key_id(certificate_encoder.key_id(issuer.spki)),
+    )
     return issuer.issue(subject, (*extensions, *key_ids), serial=serial, window=validity)
 
 
@@ -130,4 +134,4 @@ def _extended_key_usage(usages: tuple[bytes, ...]) -> tuple[bytes, ...]:
     if not usages:
         return ()
     oids = [encode_element(OID, usage) for usage in usages]
-    return (encode_extension(_EXTENDED_KEY_USAGE, encode_sequence(*oids)),)
+    return (certificate_encoder.encode_extension(_EXTENDED_KEY_USAGE, encode_sequence(*oids)),)

@@ -22,11 +22,11 @@ from attestkit._crypto.x509.ocsp.request import CertId, cert_id, read_ocsp_reque
 from attestkit._crypto.x509.simulated import gpu_extensions
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window, key_id
 from attestkit._crypto.x509.simulated.cloud_certificates import (
+    SIMULATED_MARK,
     Extension,
     encode_name,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.backends.simulator.gpu.deviations import OcspFault
 from attestkit.backends.simulator.gpu.gpu_reports import DeviceModel
 from attestkit.backends.simulator.pki.cloud_pki import (

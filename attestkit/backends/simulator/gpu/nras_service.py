@@ -16,8 +16,11 @@ from typing import Any, Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.p384 import P384_SPKI_HEAD, P384Key
-from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_leaf
-from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.simulated.cloud_certificates import (
+    SIMULATED_MARK,
+    encode_name,
+    issue_cloud_leaf,
+)
 from attestkit._formats.compact_jws import to_base64url
 from attestkit._formats.strict_json import from_hex, read
 from attestkit._verification_steps import GpuReason

@@ -29,12 +29,12 @@ from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
 from attestkit._crypto.x509.names import certificate_subject
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, SigningKey, Window
 from attestkit._crypto.x509.simulated.cloud_certificates import (
+    SIMULATED_MARK,
     Extension,
     encode_name,
     issue_cloud_authority,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit._crypto.zeroize import wipe
 from attestkit.attestation.nitro_tpm import DocumentRequest
 

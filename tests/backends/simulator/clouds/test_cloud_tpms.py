@@ -12,7 +12,7 @@ import pytest
 from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit._crypto.public_key import PublicVerificationKey
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.simulated.simulated_mark import names_simulator
+from attestkit._crypto.x509.simulated.cloud_certificates import names_simulator
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import config_id_v2, nitro_tpm_pcr8
 from attestkit.attestation.wire.evidence_parts import Tpm

@@ -14,8 +14,11 @@ from attestkit._crypto.x509.ak_certificates.path import find_ak_path
 from attestkit._crypto.x509.cert_path import check_path, read_path_certificate
 from attestkit._crypto.x509.names import certificate_subject
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, SigningKey
-from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_authority
-from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.simulated.cloud_certificates import (
+    SIMULATED_MARK,
+    encode_name,
+    issue_cloud_authority,
+)
 from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.simulator.pki.cloud_pki import (
     INSTANCE,
