@@ -13,8 +13,11 @@ from attestkit.attestation.launch.os_image import (
     expected_snp_measurement,
 )
 from attestkit.attestation.launch.vm_config import VmConfig, choose_config
-from attestkit.backends.simulator.images.os_image import ImageConfig, simulated_image
-from attestkit.backends.simulator.images.snp_os_image import simulated_snp_image
+from attestkit.backends.simulator.images.os_image import (
+    ImageConfig,
+    simulated_image,
+    simulated_snp_image,
+)
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.sys_config import SysConfig
 from attestkit.errors import ConfigError, FormatError

@@ -5,7 +5,7 @@ from typing import Final
 
 from attestkit.attestation.launch.td_hob import VariableName, memory_ranges
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.backends.simulator.sample_image.firmware_volume import (
+from attestkit.backends.simulator.sample_image import (
     FFS2,
     ffs_file,
     guided_section,

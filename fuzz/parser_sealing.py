@@ -7,11 +7,12 @@ from typing import Final
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._system.bounded_http import Response
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
-from attestkit.backends.simulator.pki.sgx_quoting_enclave import (
+from attestkit.backends.simulator.pki.quoting_enclave import (
     SGX_COLLATERAL,
+    QuotingEnclave,
     SgxQuotingEnclave,
     SimulatedEnclave,
+    TdBody,
 )
 from attestkit.errors import CollateralError, FormatError, KmsError, VerificationError
 from attestkit.keys import AppKeys

@@ -12,14 +12,14 @@ from typing import Final
 
 from attestkit._crypto.aead import aes_gcm_encrypt
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
-from attestkit.backends.linux.release import KernelRelease
-from attestkit.backends.recording.recorded_host import host_from_json
+from attestkit.backends.linux.kernel import KernelRelease
+from attestkit.backends.recording.recorded_protocols import host_from_json
 from attestkit.backends.recording.recording_file import RecordingFile, parse_recording
 from attestkit.backends.simulator import simulated_roots
 from attestkit.backends.simulator.faults.fault_specs import Fault
-from attestkit.backends.simulator.state_folder import REGISTERS, State, StateFolder, read_seed
+from attestkit.backends.simulator.soft_td import REGISTERS, State, StateFolder, read_seed
 from attestkit.dstack.env_encryption import decrypt_env_vars
-from attestkit.emulator.kernel_version import EmulatedKernel
+from attestkit.emulator.linux_calls import EmulatedKernel
 from attestkit.errors import (
     AttestKitError,
     BackendError,

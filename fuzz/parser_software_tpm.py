@@ -8,7 +8,7 @@ from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel, Virtua
 from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor
 from attestkit.backends.simulator.software_tpm.model.tpm_model import LARGEST_FRAME, encode_error
 from attestkit.backends.simulator.software_tpm.resource_manager import ResourceManager
-from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
+from attestkit.backends.simulator.software_tpm.swtpm import TpmProxy
 from attestkit.errors import FormatError
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from fuzz.parser_contract import ParserTarget, check, obeys

@@ -12,7 +12,7 @@ from attestkit.backends.recording.recording_file import parse_recording
 from attestkit.backends.simulator.faults.fault_specs import Fault
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.sys_config import CollateralUrls
-from attestkit.emulator.kernel_version import EmulatedKernel
+from attestkit.emulator.linux_calls import EmulatedKernel
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event

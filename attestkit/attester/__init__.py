@@ -17,6 +17,7 @@ from attestkit.attester.evidence_source import (
     SourceContext,
     TpmKeySource,
     app_info,
+    collect_gpu_evidence,
 )
 from attestkit.attester.tdx_source import TdSource
 from attestkit.backends.base import (
@@ -124,7 +125,7 @@ class Attester(Generic[B_co]):
             return VtpmTdSource(backend, backend, context, app)
         if isinstance(backend, EvidenceCollector) and isinstance(backend, EventPcr):
             # lazy: only with a TPM whose PCR has events
-            from attestkit.attester.event_pcr_source import EventPcrSource
+            from attestkit.attester.vtpm_source import EventPcrSource
 
             return EventPcrSource(backend, context, app)
         if isinstance(backend, EvidenceCollector):
@@ -260,8 +261,6 @@ class Attester(Generic[B_co]):
         return self._source.evidence(bound)
 
     def _attest_with_gpus(self, nonce: bytes | None) -> Attestation:
-        from attestkit.attester.gpu_source import collect_gpu_evidence  # lazy: only with GPUs
-
         if nonce is None:
             message = "gpu: evidence of GPUs needs a nonce, not report_data"
             raise UsageError(message, reason="conflict")

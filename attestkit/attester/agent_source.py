@@ -5,14 +5,7 @@ from typing import TypeVar
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
-from attestkit.attester.evidence_source import (
-    NO_REGISTERS,
-    EvidenceSource,
-    SourceContext,
-    check_name,
-    check_report_data,
-    parse_response,
-)
+from attestkit.attester import evidence_source
 from attestkit.attester.snp_source import check_host_data, parse_report
 from attestkit.backends.base import Backend, GuestAgent
 from attestkit.dstack.app_compose import AppCompose
@@ -25,12 +18,14 @@ from attestkit.quote import Quote
 T = TypeVar("T")
 
 
-class AgentSource(EvidenceSource):
+class AgentSource(evidence_source.EvidenceSource):
     """Evidence and description of an app whose event log and keys an agent holds."""
 
     has_quotes = True
 
-    def __init__(self, backend: Backend, agent: GuestAgent, context: SourceContext) -> None:
+    def __init__(
+        self, backend: Backend, agent: GuestAgent, context: evidence_source.SourceContext
+    ) -> None:
         self._backend = backend
         self._agent = agent
         self._device, self._check_usable = context
@@ -59,7 +54,7 @@ class AgentSource(EvidenceSource):
         response = self._agent.get_quote_response(report_data)
         evidence = _parse(lambda: Attestation.from_agent_response(response))
         for found in (_parse(lambda: _signed_report_data(evidence)), evidence.report_data):
-            check_report_data(
+            evidence_source.check_report_data(
                 found,
                 report_data,
                 "the agent returned evidence over other report data than requested",
@@ -81,12 +76,12 @@ class AgentSource(EvidenceSource):
         """Return RTMR0 to RTMR3 from a fresh quote."""
         quote = self.evidence(bytes(64)).quote
         if quote is None:
-            raise UnsupportedError(NO_REGISTERS, reason="no_registers")
+            raise UnsupportedError(evidence_source.NO_REGISTERS, reason="no_registers")
         return quote.rtmrs
 
     def emit_event(self, name: str, payload: bytes) -> Event:
         """Emit an event through the agent, and return it as found in fresh evidence."""
-        check_name(name)
+        evidence_source.check_name(name)
         with self._device:
             self._check_usable()
             before = self._runtime_events()
@@ -113,7 +108,7 @@ class AgentSource(EvidenceSource):
     def _runtime_events(self) -> tuple[Event, ...]:
         evidence = self._evidence(bytes(64))
         if evidence.quote is None:
-            raise UnsupportedError(NO_REGISTERS, reason="no_registers")
+            raise UnsupportedError(evidence_source.NO_REGISTERS, reason="no_registers")
         return evidence.event_log.runtime
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
@@ -157,7 +152,7 @@ class AgentSource(EvidenceSource):
 
 
 def _parse(parse: Callable[[], T]) -> T:
-    return parse_response("malformed response of the agent", parse)
+    return evidence_source.parse_response("malformed response of the agent", parse)
 
 
 def _find_events(events: tuple[Event, ...], name: str, payload: bytes) -> list[Event]:

@@ -1,21 +1,37 @@
-"""Sources of an Attester's evidence: the base class, and what its subclasses share."""
+"""Sources of an Attester's evidence: base classes, what their subclasses share, and GPUs.
+
+Runtime events extend a register of the machine, and are logged in a journal.
+"""
 
 import hmac
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from attestkit._system.fifo_lock import FifoLock
-from attestkit.attestation import AppInfo, Attestation
+from attestkit.attestation import MAX_SIZE, AppInfo, Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
-from attestkit.backends.base import AppHost, EvidenceCollector
+from attestkit.attestation.wire.scale import MAX_ITEMS
+from attestkit.backends.base import AppHost, Backend, EvidenceCollector, GpuCollector
 from attestkit.dstack.app_compose import AppCompose
-from attestkit.errors import BackendError, ConfigError, FormatError, UnsupportedError, UsageError
+from attestkit.errors import (
+    AttestKitError,
+    BackendError,
+    ConfigError,
+    FormatError,
+    JournalError,
+    UnsupportedError,
+    UsageError,
+)
 from attestkit.event_log import Event, EventLog, Rtmrs
-from attestkit.event_log.runtime_events import RESERVED_NAMES
+from attestkit.event_log.journal_protocols import RuntimeLog, size_in_evidence
+from attestkit.event_log.runtime_events import RESERVED_NAMES, runtime_event
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData
+
+if TYPE_CHECKING:
+    from attestkit.gpu.evidence import GpuEvidence
 
 T = TypeVar("T")
 
@@ -232,3 +248,156 @@ def check_name(name: object) -> None:
         raise UsageError("event name cannot be empty", reason="missing")
     if isinstance(name, str) and name in RESERVED_NAMES:
         raise UsageError(f"event name {name!r} is reserved for boot events", reason="reserved")
+
+
+def collect_gpu_evidence(backend: Backend, nonce: bytes) -> "GpuEvidence":
+    """Return evidence of all GPUs and switches over a nonce of 32 bytes.
+
+    It is requested from the backend if that has GPUs of its own, else from NVIDIA's driver.
+
+    Issues a `GpuModeWarning` if the driver's GPUs are in a mode without protection.
+
+    Raises:
+        UnsupportedError: If the backend is a simulator without GPUs.
+        BackendError: If the driver is missing, or returns an error or malformed evidence.
+    """
+    if isinstance(backend, GpuCollector):
+        return backend.gpu_evidence(nonce)
+    if backend.simulated:
+        message = f"GPUs: the backend {backend.name} has none; open the simulator with gpus=1"
+        raise UnsupportedError(message, reason="feature")
+    from attestkit.gpu import collect  # lazy: loads NVIDIA's library
+
+    return collect(nonce)
+
+
+# Bytes of evidence reserved for the quote or the document, which some encodings write as decimal
+# numbers.
+_SIGNED_RESERVE: Final = 1 << 18
+
+
+class EventRegister(NamedTuple):
+    """The register of SHA-384 that runtime events extend, and their journal."""
+
+    name: str
+    read: Callable[[], bytes]
+    open_journal: Callable[[int | None], RuntimeLog]  # argument: the version of digests
+
+
+class LoggedSize(NamedTuple):
+    """Contents of evidence without a further event: bytes of firmware and runtime events."""
+
+    firmware: int
+    events: int
+    total: int  # number of all events
+
+
+class JournalSource(EvidenceSource):
+    """A source whose backend has a register for runtime events; None: it has no registers."""
+
+    def __init__(
+        self, context: SourceContext, app: HostApp, register: EventRegister | None
+    ) -> None:
+        super().__init__(context, app)
+        self._register = register
+        self._journal: RuntimeLog | None = None
+
+    def emit_event(self, name: str, payload: bytes) -> Event:
+        """Extend the register by an event and append it to the log, atomically."""
+        self._require_register()
+        check_name(name)
+        with self._locked_journal() as journal:
+            before = journal.events()
+            self._check_start(before)
+            event = runtime_event(name, payload, journal.version)
+            self._check_room(event, before)
+            journal.emit(event)
+            return event
+
+    def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
+        """Measure the app as a dstack guest does at boot, unless that has been done."""
+        from attestkit.dstack.boot_sequence import measure_app  # lazy: rarely needed
+        from attestkit.dstack.host_shared_folder import HostShared
+
+        register, host = self._require_register(), self._app.host
+        if not isinstance(host, HostShared):
+            raise UnsupportedError(
+                "measure_app: not available with this backend, which measures the app at boot",
+                reason="feature",
+            )
+        events = host.boot_events(app_id)
+        with self._locked_journal() as journal:
+            self._check_start(journal.events())
+            measure_app(journal, register.read, events, register.name)
+        return events
+
+    def runtime_events(self) -> tuple[Event, ...]:
+        """Return the runtime events of this boot."""
+        self._require_register()
+        with self._locked_journal() as journal:
+            return journal.events()
+
+    def continue_boot(self, events: tuple[Event, ...]) -> None:
+        """Emit those of the first events of this boot that the log does not have yet."""
+        from attestkit.dstack.boot_sequence import continue_boot  # lazy: rarely needed
+
+        register = self._require_register()
+        with self._locked_journal() as journal:
+            self._check_start(journal.events())
+            continue_boot(journal, register.read, events, register.name)
+
+    def _require_register(self) -> EventRegister:
+        if self._register is None:
+            raise UnsupportedError(self.no_registers, reason="no_registers")
+        return self._register
+
+    def _check_start(self, events: tuple[Event, ...]) -> None:
+        """Raise JournalError if events cannot be emitted after those of this boot."""
+
+    def _logged_size(self, events: tuple[Event, ...]) -> LoggedSize:
+        """Return the size of the log; its runtime events are `events`."""
+        return LoggedSize(0, sum(map(size_in_evidence, events)), len(events))
+
+    def _check_room(self, event: Event, before: tuple[Event, ...]) -> None:
+        """Raise an error if the event would make evidence exceed its limits."""
+        logged = self._logged_size(before)
+        config = len(self._app.vm_config.encode(errors="surrogatepass"))
+        room = MAX_SIZE - _SIGNED_RESERVE - config - logged.firmware
+        size = size_in_evidence(event)
+        if size > room:
+            raise UsageError(
+                f"event: too large, its payload of {len(event.payload)} bytes takes {size} bytes "
+                f"of evidence, which is limited to {MAX_SIZE}",
+                reason="too_large",
+            )
+        if logged.events + size > room or logged.total >= MAX_ITEMS:
+            raise JournalError(
+                f"the runtime log is full: evidence is limited to {MAX_SIZE} bytes and "
+                f"{MAX_ITEMS} events; reboot to empty the log",
+                reason="too_large",
+            )
+
+    @contextmanager
+    def _locked_journal(self) -> Iterator[RuntimeLog]:
+        """Return the journal, with its lock and that of the device held."""
+        with self._open_journal().locked(), self._device:
+            self._check_usable()  # again, with the locks held
+            yield self._open_journal()
+
+    def _open_journal(self) -> RuntimeLog:
+        if self._journal is None:
+            version = self._app.event_version
+            with self._device:
+                self._check_usable()
+                self._journal = self._require_register().open_journal(version)
+        return self._journal
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Wait for calls in progress and block further ones."""
+        with ExitStack() as stack:
+            if self._journal is not None:
+                with suppress(AttestKitError):  # close even if the log cannot be locked
+                    stack.enter_context(self._journal.locked())
+            stack.enter_context(self._device)
+            yield

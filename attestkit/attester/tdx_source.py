@@ -6,12 +6,14 @@ from typing import Final
 from attestkit.attestation import Attestation
 from attestkit.attestation.tdx import WireLog
 from attestkit.attester.evidence_source import (
+    EventRegister,
     HostApp,
+    JournalSource,
+    LoggedSize,
     SourceContext,
     check_report_data,
     parse_response,
 )
-from attestkit.attester.journal_source import EventRegister, JournalSource, LoggedSize
 from attestkit.backends.base import Backend, RegisterExtender
 from attestkit.errors import ReplayError, VerificationError
 from attestkit.event_log import Event, EventLog, Rtmrs

@@ -1,33 +1,202 @@
 """Backend for a TDX guest without configfs-tsm: TD reports by ioctl, quotes from the host's QGS.
 
 Quotes come from the QGS over vsock, at the port in /etc/tdx-attest.conf; or, if an option selects
-the generation of an out-of-tree driver, from its ioctl. One is never a fallback for the other,
-because that would hide the error.
+the generation of an out-of-tree driver, from its ioctl GET_QUOTE. One is never a fallback for the
+other, because that would hide the error.
+
+attestkit's names of the driver generations: "C" is Intel's driver (DCAP 1.18 and later), "C'" the
+one that Intel's library calls V3, "D" that of Google's kernels, "D'" that of some patch series for
+Linux. All take the address and length of a buffer with this header:
+
+| Offset | Size | Field |
+|---:|---:|---|
+| 0 | 8 | version, 1 |
+| 8 | 8 | status, set by the host |
+| 16 | 4 | length of the request, at 24 |
+| 20 | 4 | length of the response, at 24; set by the host |
+
+C and C' exchange QGS messages with length prefix, D and D' the plain TD report and quote.
 """
 
+import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from mmap import PAGESIZE, mmap
+from pathlib import Path
+from struct import Struct
+from typing import Final, NamedTuple
 
 from attestkit.backends import find_kernel_paths
-from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls
-from attestkit.backends.tdx.device import TdxDevice
-from attestkit.backends.tdx.guest import TdGuest
+from attestkit.backends.linux.device_errors import Meaning, busy, failed, no_quote, unavailable
+from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, address_of, ior, iowr
+from attestkit.backends.tdx.device import MEANINGS, Command, TdxDevice
 from attestkit.backends.tdx.qgs import (
+    SHORTEST_QUOTE,
     Address,
     Deadlines,
     Endpoint,
     check_transport,
+    frame,
     get_quote,
     host_endpoint,
+    malformed,
     parse_endpoint,
+    parse_frame,
+    parse_quote_response,
+    quote_request,
     read_configured_port,
+    too_short,
 )
-from attestkit.backends.tdx.quote_ioctl import Generation, parse_generation, quote_by_ioctl
+from attestkit.backends.tdx.rtmr import TdGuest
 from attestkit.errors import BackendUnavailableError, UsageError
 
 __all__ = ["TdxIoctl"]
+
+_ARGUMENT: Final = Struct("=QQ")  # address and length of the buffer
+_HEADER: Final = Struct("<QQII")
+_VERSION: Final = 1
+_STATUS: Final = Struct("<Q")
+_STATUS_AT: Final = 8
+_OUT_LENGTH: Final = Struct("<I")
+_OUT_LENGTH_AT: Final = 20
+
+SUCCESS: Final = 0
+IN_FLIGHT: Final = 0xFFFFFFFFFFFFFFFF
+FAILED: Final = 0x8000000000000000
+NO_SERVICE: Final = 0x8000000000000001
+
+_BUFFER_SIZE: Final = 16 << 10  # bytes; expected by these drivers
+_DEADLINE: Final = 30.0  # seconds that a request may stay in flight
+_POLL: Final = 0.01  # seconds between reads of the status
+
+
+class Generation(NamedTuple):
+    """An out-of-tree driver with GET_QUOTE."""
+
+    number: int  # of its ioctl
+    framed: bool  # request and response are QGS messages
+
+
+GENERATIONS: Final[Mapping[str, Generation]] = {
+    "C": Generation(ior("T", 4, _ARGUMENT.size), framed=True),
+    "C'": Generation(iowr("T", 4, _ARGUMENT.size), framed=True),
+    "D": Generation(iowr("T", 2, _ARGUMENT.size), framed=False),
+    "D'": Generation(ior("T", 2, _ARGUMENT.size), framed=False),
+}
+
+_NO_QGS: Final = "the host has no working quoting service; check its QGS (qgsd)"
+_LATE: Final = "the host's quoting service did not respond in time; check its QGS (qgsd)"
+_OTHER: Final = "the driver has no such command; use another generation, or configfs_tsm"
+_QUOTE_MEANINGS: Final[Mapping[int, Meaning]] = {
+    **MEANINGS,
+    errno.EBUSY: (busy, "request_in_flight", "another request is in flight; retry later"),
+    errno.EINVAL: (failed, "io_error", "request rejected; check the option generation"),
+    errno.EIO: (no_quote, "quoting_service", _NO_QGS),
+    errno.ETIMEDOUT: (no_quote, "timed_out", _LATE),
+    errno.ENOTTY: (unavailable, "unsupported_kernel", _OTHER),
+}
+
+
+def parse_generation(name: object) -> Generation:
+    """Return the generation `name`.
+
+    Raises:
+        UsageError: If no generation has this name.
+    """
+    if isinstance(name, str) and (generation := GENERATIONS.get(name)) is not None:
+        return generation
+    known = ", ".join(GENERATIONS)
+    raise UsageError(f"generation: must be one of {known}: {name!r}", reason="unknown_name")
+
+
+def quote_by_ioctl(
+    device: TdxDevice,
+    generation: Generation,
+    report: bytes,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bytes:
+    """Request a quote for a TD report, 1024 bytes, by the ioctl of a driver.
+
+    Raises:
+        BackendUnavailableError: If the device is missing, not accessible, or of another generation.
+        BackendBusyError: If another request is in flight.
+        QuoteUnavailableError: If the host's quoting service is missing, too slow, or failed.
+        BackendError: If the response is malformed.
+    """
+    request = frame(quote_request(report)) if generation.framed else report
+    needed = _HEADER.size + len(request)
+    size = max(_BUFFER_SIZE, -(-needed // PAGESIZE) * PAGESIZE)
+    until = clock() + _DEADLINE
+    with mmap(-1, size) as pages, device.open() as fd:
+
+        def argument() -> bytearray:
+            pages[:needed] = _HEADER.pack(_VERSION, SUCCESS, len(request), 0) + request
+            return bytearray(_ARGUMENT.pack(address_of(pages), size))
+
+        # An interrupted request may still be in flight at the host, so it is retried only once.
+        command = Command("GET_QUOTE", generation.number, _QUOTE_MEANINGS, interruptions=1)
+        device.command(fd, command, argument)
+        while _status(pages) == IN_FLIGHT and clock() < until:  # the driver did not wait
+            sleep(_POLL)
+        _check_status(_status(pages), device.path)
+        response = _response(pages, device.path)
+    parse = _parse_message if generation.framed else _check_size
+    return parse(response, device.path)
+
+
+def _status(pages: mmap) -> int:
+    return int(_STATUS.unpack_from(pages, _STATUS_AT)[0])
+
+
+_IN_FLIGHT: Final = (
+    f"no response after {_DEADLINE:g} s; the driver may be busy until the host responds"
+)
+_NO_SERVICE: Final = "the host has no quoting service; start its QGS (qgsd)"
+_STATUSES: Final[Mapping[int, Meaning]] = {
+    IN_FLIGHT: (no_quote, "timed_out", _IN_FLIGHT),
+    FAILED: (no_quote, "quoting_service", "the host's quoting service failed; see its log"),
+    NO_SERVICE: (no_quote, "cannot_connect", _NO_SERVICE),
+}
+
+
+def _check_status(status: int, path: Path) -> None:
+    if status == SUCCESS:
+        return
+    if (meaning := _STATUSES.get(status)) is None:
+        text = f"GET_QUOTE: unknown status (byte 8): {status:#018x}"
+        raise failed(path, text, "malformed_response")
+    make, reason, text = meaning
+    raise make(path, f"GET_QUOTE: {text}", reason)
+
+
+def _response(pages: mmap, path: Path) -> bytes:
+    length = _OUT_LENGTH.unpack_from(pages, _OUT_LENGTH_AT)[0]
+    if length > len(pages) - _HEADER.size:
+        raise malformed(path, f"length (byte 20) {length} in a buffer of {len(pages)} bytes")
+    if not length:
+        text = "GET_QUOTE: empty response; see the log of the host's quoting service"
+        raise no_quote(path, text, "empty")
+    return pages[_HEADER.size : _HEADER.size + length]
+
+
+def _parse_message(response: bytes, path: Path) -> bytes:
+    if len(response) < 4:
+        text = f"response truncated: {len(response)} bytes, expected at least 4"
+        raise failed(path, text, "truncated")
+    length = parse_frame(response[:4], path)
+    if length != len(response) - 4:
+        raise malformed(path, f"length {length} with {len(response) - 4} bytes")
+    return parse_quote_response(response[4:], path)
+
+
+def _check_size(quote: bytes, path: Path) -> bytes:
+    if len(quote) < SHORTEST_QUOTE:
+        raise too_short(path, len(quote))
+    return quote
 
 
 class TdxIoctl(TdGuest):

@@ -23,6 +23,7 @@ from attestkit._crypto.der import BIT_STRING, SEQUENCE, DerReader
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import CERTIFICATE_LABEL, split_pem
 from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._system.clock import current_time
 from attestkit._system.untrusted_files import read_regular
 from attestkit.attestation import Attestation
 from attestkit.attestation.evidence_maker import EvidenceMaker
@@ -34,7 +35,6 @@ from attestkit.client.document import (
     statement_report_data,
 )
 from attestkit.errors import FormatError, UsageError
-from attestkit.ra_tls.issued import current_time
 
 if TYPE_CHECKING:
     from attestkit._reasons import UsageReason

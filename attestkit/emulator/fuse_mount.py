@@ -23,18 +23,18 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from errno import ENOTCONN
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from attestkit._system.clock import current_time
 from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.simulator.faults.fault_specs import Faults
-from attestkit.backends.simulator.state_folder import StateFolder
+from attestkit.backends.simulator.soft_td import StateFolder
 from attestkit.emulator.fuse_operations import FuseOperations, wait_unless_signalled
 from attestkit.emulator.machine import Machine, Setup
-from attestkit.emulator.namespaces.mount_namespace import is_in_covering_tmpfs
+from attestkit.emulator.namespaces import is_in_covering_tmpfs
 from attestkit.emulator.quote_service import QuoteService, listen
 from attestkit.errors import BackendUnavailableError, UsageError
 
@@ -53,10 +53,6 @@ _LOAD: Final = (
 )
 
 
-def _clock() -> float:
-    return datetime.now(timezone.utc).timestamp()
-
-
 def serve(
     folder: str | os.PathLike[str],
     *,
@@ -69,7 +65,7 @@ def serve(
     metadata_address: tuple[str, int] = ("127.0.0.1", 0),
     gpu_driver: str | os.PathLike[str] | None = None,
     ready: Callable[[], bool | None] = lambda: None,
-    now: Callable[[], float] = _clock,
+    now: Callable[[], float] = current_time,
     random: Callable[[int], bytes] = os.urandom,
 ) -> None:
     """Mount an emulated machine on `folder` until SIGTERM, SIGINT, SIGHUP or an unmount.

@@ -145,12 +145,7 @@ class WriteOnly(OpenFile):
 
 
 def text_file(
-    label: str,
-    faults: Faults,
-    content: Callable[[], bytes],
-    *,
-    mode: int = 0o444,
-    size: int = 0,
+    label: str, faults: Faults, content: Callable[[], bytes], *, mode: int = 0o444, size: int = 0
 ) -> File:
     """Return a read-only file whose content is computed at the first read after an open."""
     return File(label, faults, lambda file: Snapshot(file, content), mode=mode, size=size)

@@ -20,13 +20,12 @@ from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.backends.simulator.gpu.gpu_host import GpuHost
 from attestkit.backends.simulator.images.os_image import simulated_image
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, find_amd_root, issue_chip
-from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.platforms import CLOUDS, PLATFORMS
 from attestkit.backends.simulator.roots import platform_anchor
 from attestkit.backends.simulator.scenarios.config import Scenario
-from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
+from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter, issue_platform
 from attestkit.emulator import kernel_files, tdx_driver
-from attestkit.emulator.kernel_version import EmulatedKernel
+from attestkit.emulator.linux_calls import EmulatedKernel
 from attestkit.emulator.snp_driver import SnpProvider, snp_device
 from attestkit.emulator.tsm_entries import Provider, TsmReports
 from attestkit.errors import UsageError
@@ -382,10 +381,9 @@ class _OpenFaults(kernel_files.Snapshot):
 
     def __init__(self, file: kernel_files.File) -> None:
         self._armed = file.faults
-        super().__init__(file, self._show)
-
-    def _show(self) -> bytes:
-        return "".join(f"{fault}\n" for fault in self._armed.armed()).encode()
+        super().__init__(
+            file, lambda: "".join(f"{fault}\n" for fault in self._armed.armed()).encode()
+        )
 
     def write(self, data: bytes, _offset: int) -> int:
         try:

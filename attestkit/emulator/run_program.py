@@ -21,16 +21,9 @@ from attestkit import errors
 from attestkit._system.process_hardening import open_standard_streams
 from attestkit._system.untrusted_files import path_exists
 from attestkit.backends.linux.device_errors import failed, unavailable
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.emulator import namespaces
 from attestkit.emulator.fuse_mount import DEVICE, load_fuse
-from attestkit.emulator.namespaces.mount_namespace import (
-    NamespaceMounts,
-    current,
-    enter,
-    leave_root,
-)
-from attestkit.emulator.namespaces.network_namespace import enter_own_network
-from attestkit.errors import AttestKitError, BackendError
 
 FOLDER: Final = Path("/run/attestkit")  # control files of the emulator
 _MACHINE: Final = FOLDER / "machine"  # mount point of the emulator
@@ -111,11 +104,11 @@ def run(
         raise unavailable(DEVICE, text, "permission_denied")
     open_standard_streams()
     user, group = os.geteuid(), os.getegid()
-    own_users = enter()
+    own_users = namespaces.enter()
     if metadata_service:
-        enter_own_network(_METADATA[0])
+        namespaces.enter_own_network(_METADATA[0])
         serve = functools.partial(serve, metadata_address=_METADATA)
-    mounts = NamespaceMounts((*_SHOWN, *_OF_TPM, *_OF_CLOUD, FOLDER))
+    mounts = namespaces.NamespaceMounts((*_SHOWN, *_OF_TPM, *_OF_CLOUD, FOLDER))
     try:
         for folder, mode in (*_FOLDERS, *([(_GPU_DRIVER, 0o755)] if gpus else [])):
             mounts.folder(folder, mode)
@@ -129,7 +122,7 @@ def run(
         with contextlib.suppress(OSError):  # the working directory was deleted, or is inaccessible
             os.chdir(Path.cwd())  # change to the covering mount, if any
         if own_users:
-            leave_root(user, group)
+            namespaces.leave_root(user, group)
         if gpus:
             before = os.environ.get(_LIBRARIES)
             os.environ[_LIBRARIES] = f"{_GPU_DRIVER}:{before}" if before else str(_GPU_DRIVER)
@@ -138,7 +131,7 @@ def run(
         emulator.stop()
 
 
-def _mount_error(error: OSError) -> BackendError:
+def _mount_error(error: OSError) -> errors.BackendError:
     return failed(error.filename, f"cannot be mounted: {error.strerror}", "io_error")
 
 
@@ -151,7 +144,7 @@ def _paths() -> tuple[Path, ...]:
     return (*_SHOWN, *(_OF_TPM if has_tpm else ()), *(_OF_CLOUD if has_dmi else ()))
 
 
-def _mount_files(mounts: NamespaceMounts) -> None:
+def _mount_files(mounts: namespaces.NamespaceMounts) -> None:
     """Mount the machine's files at the kernel's paths, and hide files that it does not have."""
     try:
         for control in (_MACHINE / "attestkit").iterdir():
@@ -196,8 +189,8 @@ class _Emulator:
             return
         self.stop()
         if not outcome:
-            raise BackendError("emulator: ended unexpectedly", reason="io_error")
-        kind: Any = getattr(errors, outcome, BackendError)
+            raise errors.BackendError("emulator: ended unexpectedly", reason="io_error")
+        kind: Any = getattr(errors, outcome, errors.BackendError)
         reason, _, text = rest.partition(" ")
         raise kind(text, reason=reason)
 
@@ -230,7 +223,7 @@ def _run_emulator(serve: _Serve, result: int, watched: int, parent: int) -> NoRe
     try:
         _serve_files(serve, result, watched, parent)
         code = 0
-    except AttestKitError as error:
+    except errors.AttestKitError as error:
         _write(result, f"{type(error).__name__} {error.reason} {error}")
     except BaseException as error:  # noqa: BLE001 - must not propagate into the code after the fork
         sys.excepthook(type(error), error, error.__traceback__)
@@ -288,7 +281,7 @@ def _end_processes(*kept: int) -> None:
 
 
 def _processes() -> Iterator[int]:
-    here = current()
+    here = namespaces.current()
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
             with contextlib.suppress(OSError):  # ended, or of another user
@@ -324,7 +317,7 @@ def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], No
             return code if code >= 0 else 128 - code
         if emulator.ended():
             text = "emulator: terminated, and the program with it"
-            raise BackendError(text, reason="connection_lost")
+            raise errors.BackendError(text, reason="connection_lost")
 
 
 def _is_hangup(number: int) -> bool:

@@ -17,7 +17,7 @@ from typing import Final
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
 from attestkit.emulator.kernel_files import File, Folder, Ioctl, OpenFile, os_error
-from attestkit.emulator.kernel_version import EmulatedKernel
+from attestkit.emulator.linux_calls import EmulatedKernel
 from attestkit.emulator.quote_service import answer_request
 from attestkit.emulator.tsm_entries import Blobs, Provider, Request
 from attestkit.errors import AttestKitError

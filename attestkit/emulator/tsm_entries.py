@@ -120,7 +120,8 @@ class _Entry(kernel_files.Folder):
             "service_guid": self._store_service_guid,
             "service_manifest_version": self._store_service_manifest_version,
         }
-        self.names["inblob"] = kernel_files.File("inblob", faults, self._open_inblob, mode=0o200)
+        writer = partial(kernel_files.BinaryWriter, limit=_INBLOB_LIMIT, commit=self.commit)
+        self.names["inblob"] = kernel_files.File("inblob", faults, writer, mode=0o200)
         for name in ("outblob", "provider", "generation", *provider.extras):
             if name in texts:
                 show = self.if_present(texts[name])
@@ -130,9 +131,6 @@ class _Entry(kernel_files.Folder):
                 self.names[name] = kernel_files.File(name, faults, opened, mode=0o200, size=_PAGE)
             else:
                 self.names[name] = kernel_files.File(name, faults, partial(_BlobReader, self))
-
-    def _open_inblob(self, file: kernel_files.File) -> kernel_files.OpenFile:
-        return kernel_files.BinaryWriter(file, _INBLOB_LIMIT, self.commit)
 
     def if_present(self, show: Callable[[], bytes]) -> Callable[[], bytes]:
         """Wrap `show` with a check that the entry still exists."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from attestkit._formats.strict_json import decode_strictly
+from attestkit._system.clock import current_time
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import config_id_v2, nitro_tpm_pcr8
 from attestkit.attestation.wire.evidence_parts import NitroTpm
@@ -46,7 +47,6 @@ from attestkit.kms.https_call import TimeLimits
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.tls_chain import SEALED_CONFIGURATION
 from attestkit.quote import TdQuoteBody
-from attestkit.ra_tls.issued import current_time
 from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.app_identity import sealed_for_kms
 

@@ -19,6 +19,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem
 from attestkit._crypto.zeroize import wipe
+from attestkit._system.clock import current_time
 from attestkit.attestation import Attestation
 from attestkit.attestation.evidence_maker import EvidenceMaker
 from attestkit.attestation.launch.vm_config import read_os_image_hash
@@ -47,7 +48,7 @@ from attestkit.kms.https_call import (
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.tls_chain import APP_CHAIN, check_usage, verify_app_certificate, verify_evidence
 from attestkit.kms.url import KmsUrl, malformed_answer, parse_kms_url, try_each_url
-from attestkit.ra_tls.issued import Issued, current_time
+from attestkit.ra_tls.issued import Issued
 
 if TYPE_CHECKING:
     from attestkit.simulated_roots import SimulatedRoots

@@ -89,10 +89,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem, read_certificate
+from attestkit._system.clock import current_time
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.ra_tls.certificate import MAX_LIFETIME, check_max_lifetime
 from attestkit.ra_tls.connection import AttestedObject, AttestedSocket
-from attestkit.ra_tls.issued import Issued, current_time, load_issued
+from attestkit.ra_tls.issued import Issued, load_issued
 
 if TYPE_CHECKING:
     from attestkit.verifier import Verifier

@@ -27,13 +27,13 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf, read_certificate
 from attestkit._formats.strict_json import string
+from attestkit._system.clock import current_time
 from attestkit.attestation import AppInfo, Attestation, Encoding
 from attestkit.errors import ConfigError, FormatError, UnsupportedError, UsageError
 from attestkit.keys.hkdf import derive_p256
@@ -111,11 +111,6 @@ class AttestFunction(Protocol):
     def __call__(self, *, report_data: bytes) -> Attestation:
         """Return evidence over 64 bytes of report data."""
         ...
-
-
-def current_time() -> float:
-    """Return the time in seconds since 1970."""
-    return datetime.now(timezone.utc).timestamp()
 
 
 def issue(

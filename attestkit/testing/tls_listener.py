@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from attestkit._argument_checks import import_package
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
+from attestkit._system.clock import current_time
 from attestkit.errors import UsageError
 from attestkit.keys.hkdf import derive_p256
-from attestkit.ra_tls.issued import Issued, current_time, issue
+from attestkit.ra_tls.issued import Issued, issue
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:

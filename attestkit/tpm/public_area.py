@@ -110,7 +110,7 @@ class TpmtPublic(NamedTuple):
             encode_sized(self.policy),
             self._encode_symmetric(),
             self._encode_scheme(),
-            self._encode_rsa() if self.type == "rsa" else self._encode_ecc(),
+            self._encode_key(),
         ]
         return b"".join(parts)
 
@@ -186,10 +186,9 @@ class TpmtPublic(NamedTuple):
         number = _u16(_SCHEME_IDS[self.scheme])
         return number if self.scheme == "rsaes" else number + _hash_id(self.scheme_hash)
 
-    def _encode_rsa(self) -> bytes:
-        return _u16(self.bits) + encode_number(self.exponent, 4) + encode_sized(self.modulus)
-
-    def _encode_ecc(self) -> bytes:
+    def _encode_key(self) -> bytes:
+        if self.type == "rsa":
+            return _u16(self.bits) + encode_number(self.exponent, 4) + encode_sized(self.modulus)
         if self.curve not in alg.CURVE_IDS:
             message = f"TPMT_PUBLIC: unknown curve {self.curve!r}"
             raise UsageError(message, reason="unsupported_algorithm")

@@ -10,7 +10,7 @@ import pytest
 
 import attestkit
 from attestkit.attestation import MAX_SIZE, Attestation, Encoding
-from attestkit.attester import Attester, journal_source
+from attestkit.attester import Attester, evidence_source
 from attestkit.errors import (
     ConfigError,
     JournalError,
@@ -343,7 +343,7 @@ def test_emit_event_in_full_log_is_rejected(
 ) -> None:
     """The limit includes the firmware's events."""
     firmware = len(EventLog.from_ccel(FIRMWARE_LOG).events)
-    monkeypatch.setattr(journal_source, "MAX_ITEMS", firmware + 3)
+    monkeypatch.setattr(evidence_source, "MAX_ITEMS", firmware + 3)
     tee = start()
     for number in range(3):
         tee.emit_event(f"{number}", b"")

@@ -18,10 +18,10 @@ from attestkit._formats.typed_json import _LARGEST as LARGEST_FILE
 from attestkit.attestation import MAX_SIZE, Attestation
 from attestkit.attestation.launch import mr_config, vm_config
 from attestkit.attestation.wire import agent_response
-from attestkit.backends.linux import ccel
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux import guest_logs as ccel
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.recording import recording_file
-from attestkit.backends.simulator.state_folder import StateFolder
+from attestkit.backends.simulator.soft_td import StateFolder
 from attestkit.collateral import Collateral, cache
 from attestkit.dstack import env_encryption
 from attestkit.dstack.app_compose import AppCompose

@@ -11,7 +11,7 @@ import pytest
 
 import attestkit
 from attestkit import Require
-from attestkit.backends.simulator.gpu.service_routes import SimulatedGpuServices
+from attestkit.backends.simulator.gpu.gpu_host import SimulatedGpuServices
 from attestkit.client.services.service import Machine
 from attestkit.gpu import GpuEndorsements
 from attestkit.ra_tls import PeerRefusedError

@@ -5,11 +5,12 @@ from typing import Final
 import pytest
 
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
-from attestkit.backends.simulator.pki.sgx_quoting_enclave import (
+from attestkit.backends.simulator.pki.quoting_enclave import (
     SGX_COLLATERAL,
+    QuotingEnclave,
     SgxQuotingEnclave,
     SimulatedEnclave,
+    TdBody,
 )
 from attestkit.collateral import Collateral
 from tests.backends.simulator.simulated_cases import CASES, VECTORS

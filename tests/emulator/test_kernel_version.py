@@ -2,7 +2,7 @@
 
 import pytest
 
-from attestkit.emulator.kernel_version import EmulatedKernel
+from attestkit.emulator.linux_calls import EmulatedKernel
 from attestkit.errors import UsageError
 from tests.raising import raises
 

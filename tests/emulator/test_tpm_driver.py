@@ -4,13 +4,14 @@ import os
 import select
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from errno import E2BIG, EACCES, EBUSY, EINVAL
 
 import pytest
 
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.scenarios.config import CloudConfig, Scenario
-from attestkit.backends.simulator.software_tpm.device_file import RawNode
+from attestkit.backends.simulator.software_tpm.resource_manager import RawNode
 from attestkit.emulator.machine import REPORTS, Machine, Setup
 from attestkit.errors import UsageError
 from tests.backends.simulator.simulated_cases import NOW, SEED
@@ -132,9 +133,9 @@ def test_raw_node_has_one_opener(machine: Machine) -> None:
 def test_closed_file_releases_the_raw_node_once() -> None:
     """A second close of an old file does not release the node of the next opener."""
     node = RawNode(_NoTpm(), threading.RLock())
-    with node.open() as first:
+    with closing(node.open()) as first:
         pass
-    with node.open():
+    with closing(node.open()):
         first.close()
         with refusal(EBUSY):
             node.open()

@@ -12,8 +12,8 @@ from attestkit._crypto.pem import split_pem
 from attestkit.backends.simulator.gpu.deviations import OcspFault, add_field
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
-from attestkit.backends.simulator.gpu.gpu_pki import GpuPki
-from attestkit.backends.simulator.gpu.services.ocsp_responder import (
+from attestkit.backends.simulator.gpu.gpu_pki import (
+    GpuPki,
     ServedCertificate,
     SimulatedOcsp,
 )

@@ -70,7 +70,7 @@ EXCEPTIONS = {
     "gpu/driver/nvml.py ctypes": "structures of pynvml",
     "gpu/driver/nvml.py importlib.import_module": "pynvml, a constant name",
     "gpu/driver/nscq.py ctypes": "NVIDIA's library of switches, a constant name",
-    "emulator/nvml/stub_library.py subprocess": "the C compiler, without a shell",
+    "emulator/nvml/simulated_machine.py subprocess": "the C compiler, without a shell",
     "cli/options/backend.py sys.modules": "names in annotations of a class",
     "emulator/linux_calls.py ctypes": "unshare and mount; and memory that an ioctl points to",
     "emulator/run_program.py os.fork": "`attestkit run`: a process that holds mounts",
@@ -80,7 +80,7 @@ EXCEPTIONS = {
     "serve/health/app_health.py ?.subprocess_exec": (
         "nerdctl, if the app requires health checks and has that runner"
     ),
-    "backends/simulator/software_tpm/swtpm_process.py subprocess": "swtpm, without a shell",
+    "backends/simulator/software_tpm/swtpm.py subprocess": "swtpm, without a shell",
     "measure/acpi/qemu/qtest.py subprocess": "the QEMU that the user names, without a shell",
     "measure/acpi/qemu/qemu_machine.py subprocess": "the version of that QEMU",
     "cli/batch/executors.py multiprocessing": "`attestkit verify-many --workers`",

@@ -12,6 +12,7 @@ from cryptography import x509
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import K256Key
+from attestkit._system.clock import current_time
 from attestkit.errors import ConfigError, KmsError, UsageError
 from attestkit.kms import KmsClient, KmsRoot
 from attestkit.kms.client import MAX_URLS
@@ -92,7 +93,7 @@ def test_client_certificate_has_the_specified_form() -> None:
 
 def seconds_now() -> float:
     """Return the time."""
-    return ra_tls.issued.current_time()
+    return current_time()
 
 
 def with_keys(**changes: Any) -> Any:

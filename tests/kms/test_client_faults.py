@@ -6,6 +6,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._system.clock import current_time
 from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
 from attestkit.errors import KmsError, SignatureError
 from attestkit.kms import (
@@ -15,7 +16,6 @@ from attestkit.kms import (
     TimeLimits,
     verify_app_certificate,
 )
-from attestkit.ra_tls.issued import current_time
 from attestkit.report_data import ReportData
 from attestkit.testing import SimulatedTee
 from tests.raising import raises

@@ -7,11 +7,11 @@ import pytest
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf, read_certificate
+from attestkit._system.clock import current_time
 from attestkit.errors import KmsError, UsageError
 from attestkit.kms import CertRequest
 from attestkit.kms.release.certificates import LeafProfile, issue_root, sign_app_certificate
 from attestkit.kms.release.roots import derive_app_ca
-from attestkit.ra_tls.issued import current_time
 from attestkit.report_data import ReportData
 from tests.kms.replayed_kms import (
     APP_ID,

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from uuid import UUID
 
 from attestkit.attestation.launch.td_hob import EFI_GLOBAL, IMAGE_SECURITY, VariableName
-from attestkit.backends.simulator.sample_image import firmware_volume
-from attestkit.backends.simulator.sample_image.firmware_volume import (
+from attestkit.backends.simulator import sample_image
+from attestkit.backends.simulator.sample_image import (
     FFS2,
     ffs_file,
     guid_table,
@@ -74,7 +74,7 @@ def large_file(guid: UUID, kind: int, body: bytes) -> bytes:
 def section(kind: int, body: bytes, *, large: bool = False) -> bytes:
     """Return a section of a file, padded to 4 bytes, with the header of large sections if asked."""
     if not large:
-        return firmware_volume.section(kind, body)
+        return sample_image.section(kind, body)
     data = b"\xff" * 3 + bytes((kind,)) + struct.pack("<I", len(body) + 8) + body
     return data.ljust(-(-len(data) // 4) * 4, b"\0")
 
@@ -91,7 +91,7 @@ def variable_entry(name: VariableName, data: bytes, state: int = 0x3F) -> bytes:
 
 def variable_volume(entries: bytes, size: int = CFV_SIZE) -> bytes:
     """Return a volume with a variable store."""
-    return firmware_volume.variable_volume(entries, size)
+    return sample_image.variable_volume(entries, size)
 
 
 def bios_driver(*texts: str) -> bytes:
@@ -136,7 +136,7 @@ def code_volume(
     if dictionary is not None:
         packed = packed[:1] + struct.pack("<I", dictionary) + packed[5:]
     name = UUID("9e21fd93-9c72-4c15-8c4b-e77f1db2d792")
-    file = ffs_file(name, 0x0B, firmware_volume.guided_section(LZMA, packed))
+    file = ffs_file(name, 0x0B, sample_image.guided_section(LZMA, packed))
     return volume(FFS2, max(0x1800, -(-(len(file) + 200) // 0x1000) * 0x1000), file, MAIN_VOLUME)
 
 

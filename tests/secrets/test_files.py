@@ -23,7 +23,7 @@ from attestkit._system import untrusted_files
 from attestkit._system.atomic_file import replace_file
 from attestkit._system.untrusted_files import make_folder, make_private, open_regular, read_regular
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.state_folder import LOCK, REGISTERS, SEED, State, StateFolder
+from attestkit.backends.simulator.soft_td import LOCK, REGISTERS, SEED, State, StateFolder
 from attestkit.collateral.cache import CollateralCache
 from attestkit.dstack.host_shared_folder import HostShared, read_file
 from attestkit.errors import BackendError, ConfigError

@@ -18,6 +18,7 @@ import pytest
 
 import attestkit
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._system.clock import current_time
 from attestkit.attester import Attester
 from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
 from attestkit.errors import AttestKitError, KmsError
@@ -26,7 +27,6 @@ from attestkit.kms.https_call import TimeLimits
 from attestkit.kms.release.authorization import Decision, FunctionAuthorization
 from attestkit.kms.release.roots import KmsRoots, derive_app_ca, release_app_keys
 from attestkit.kms.release.state_folder import KmsStateFolder, create_state
-from attestkit.ra_tls.issued import current_time
 from attestkit.report_data import ReportData
 from attestkit.testing import SimulatedTee
 from tests.secrets.marks import mark, search

@@ -5,10 +5,8 @@ import json
 import struct
 from typing import Any, Final, NamedTuple
 
-from attestkit.tpm.attest import TpmsAttest
-from attestkit.tpm.pcr_selection import PcrSelection
+from attestkit.tpm.attest import PcrSelection, TpmsAttest, TpmtSignature
 from attestkit.tpm.public_area import TpmtPublic
-from attestkit.tpm.signature import TpmtSignature
 from tests.vectors import HAVE_SHARED, data
 
 EXPECTED: Final[dict[str, Any]] = json.loads(data("vtpm/expected.json") or b"{}")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.der import INTEGER, SEQUENCE, DerReader
 from attestkit.errors import FormatError, UsageError
-from attestkit.tpm.signature import TpmtSignature
+from attestkit.tpm.attest import TpmtSignature
 from tests.raising import raises
 from tests.tpm.samples import MADE_SIGNATURES, QUOTES, QuoteSample
 from tests.untyped import untyped

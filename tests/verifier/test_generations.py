@@ -14,7 +14,7 @@ from attestkit.attestation import AppInfo, Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, GcpTdx, Tdx
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.platform_identity import OWN_APP
+from attestkit.backends.simulator.td_reports import OWN_APP
 from attestkit.event_log import WireEvent
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_preimage
 from tests.attestation.samples import FIXTURE, TPM_QUOTE

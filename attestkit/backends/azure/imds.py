@@ -16,16 +16,7 @@ from attestkit._crypto.pem import split_pem
 from attestkit._formats.compact_jws import to_base64url
 from attestkit._formats.strict_json import read_object, string
 from attestkit._reasons import BackendReason
-from attestkit._system.bounded_http import (
-    ExchangeError,
-    ExchangeFailure,
-    Request,
-    Response,
-    ResponseLimits,
-    connect_tcp,
-    exchange,
-    host_header,
-)
+from attestkit._system import bounded_http
 from attestkit.errors import (
     BackendBusyError,
     BackendError,
@@ -51,7 +42,7 @@ _JSON: Final = {"Accept": "application/json"}
 # Exactly this type: IMDS answers 415 to one with `charset`.
 _POST: Final = _JSON | {"Content-Type": "application/json"}
 
-_REASONS: Final[Mapping[ExchangeFailure, BackendReason]] = {
+_REASONS: Final[Mapping[bounded_http.ExchangeFailure, BackendReason]] = {
     "timed_out": "timed_out",
     "connection": "cannot_connect",
     "too_large": "too_large",
@@ -137,7 +128,7 @@ class ImdsClient:
         host, port = self._address
         return f"IMDS: http://{host}:{port}{request.target}"
 
-    def _exchange(self, request: ImdsRequest) -> Response:
+    def _exchange(self, request: ImdsRequest) -> bounded_http.Response:
         """Return the response of status 200; repeat while the service is overloaded or fails."""
         response = self._send(request)
         for seconds in _WAITS:
@@ -156,15 +147,17 @@ class ImdsClient:
         message = f"{name}; check that the VM is a confidential VM and that no proxy is between"
         raise QuoteUnavailableError(message, reason="request_failed")
 
-    def _send(self, request: ImdsRequest) -> Response:
-        limits = ResponseLimits(HEAD_LIMIT, BODY_LIMIT, request.seconds, self._clock)
+    def _send(self, request: ImdsRequest) -> bounded_http.Response:
+        limits = bounded_http.ResponseLimits(HEAD_LIMIT, BODY_LIMIT, request.seconds, self._clock)
         host, port = self._address
         headers = {"Metadata": "true", **request.headers}
-        name = host_header(host, port)
-        parts = Request(request.method, name, request.target, headers, request.body)
+        name = bounded_http.host_header(host, port)
+        parts = bounded_http.Request(request.method, name, request.target, headers, request.body)
         try:
-            return exchange(partial(connect_tcp, host, port, request.seconds), parts, limits)
-        except ExchangeError as error:
+            return bounded_http.exchange(
+                partial(bounded_http.connect_tcp, host, port, request.seconds), parts, limits
+            )
+        except bounded_http.ExchangeError as error:
             message = f"{self._name(request)}: {error}"
             reason: BackendReason = _REASONS.get(error.kind, "malformed_response")
             if reason in ("timed_out", "cannot_connect"):

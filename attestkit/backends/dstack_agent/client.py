@@ -17,21 +17,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._formats import strict_json
-from attestkit._formats.strict_json import check_depth
 from attestkit._reasons import BackendReason, BackendUnavailableReason
 from attestkit._sanitize import one_line
-from attestkit._system.bounded_http import (
-    JSON_POST,
-    ExchangeError,
-    ExchangeFailure,
-    Request,
-    ResponseLimits,
-    TimeLeft,
-    connect_tcp,
-    exchange,
-    host_header,
-    start_tls,
-)
+from attestkit._system import bounded_http
 from attestkit.backends.dstack_agent.endpoint import describe_wrong_file, parse_endpoint, printable
 from attestkit.errors import (
     AttestKitError,
@@ -71,7 +59,7 @@ _RELEASES: Final = {  # of agents with a method
     "Sign": "added in release 0.5.6",
     "Version": "added in release 0.5.7",
 }
-_REASONS: Final[Mapping[ExchangeFailure, BackendReason]] = {
+_REASONS: Final[Mapping[bounded_http.ExchangeFailure, BackendReason]] = {
     "too_large": "too_large",
     "timed_out": "timed_out",
     "truncated": "truncated",
@@ -206,7 +194,7 @@ class AgentClient:
         if status != 200:
             raise self._status_error(method, status, _message(data), arguments=bool(arguments))
         try:
-            check_depth(data)
+            strict_json.check_depth(data)
             return AgentResponse(data.decode(), server)
         except FormatError as error:
             problem = str(error)
@@ -245,13 +233,13 @@ class AgentClient:
     def _exchange(self, method: str, target: str, body: bytes) -> tuple[int, str, bytes]:
         """Send a request on a new connection; return status, header field Server, and body."""
         address = self._address
-        limits = ResponseLimits(_MAX_HEAD, MAX_RESPONSE, self._timeout, self._clock)
+        limits = bounded_http.ResponseLimits(_MAX_HEAD, MAX_RESPONSE, self._timeout, self._clock)
         path = f"{address.prefix}/{target}"
-        host = host_header(address.host, address.port) if address.host else "localhost"
-        request = Request("POST", host, path, JSON_POST, body)
+        host = bounded_http.host_header(address.host, address.port) if address.host else "localhost"
+        request = bounded_http.Request("POST", host, path, bounded_http.JSON_POST, body)
         try:
-            found = exchange(self._connect, request, limits)
-        except ExchangeError as error:
+            found = bounded_http.exchange(self._connect, request, limits)
+        except bounded_http.ExchangeError as error:
             if error.kind == "timed_out" and method not in _NOT_IDEMPOTENT:
                 text = f"{self._name}: {method}: {error}; retry later"
                 raise BackendBusyError(text, reason="timed_out", path=self.endpoint) from error
@@ -267,14 +255,16 @@ class AgentClient:
             reason = "outcome_unknown"
         return BackendError(text, reason=reason, path=self.endpoint)
 
-    def _connect(self, time_left: TimeLeft) -> "socket.socket":
+    def _connect(self, time_left: bounded_http.TimeLeft) -> "socket.socket":
         address = self._address
         import socket  # slow to import
 
         sock = None
         try:
             if not address.path:
-                sock = connect_tcp(address.host, address.port, self._timeout, time_left)
+                sock = bounded_http.connect_tcp(
+                    address.host, address.port, self._timeout, time_left
+                )
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return self._start_tls(sock, time_left) if address.tls else sock
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -286,10 +276,14 @@ class AgentClient:
             raise self._connect_error(error) from error
         return sock
 
-    def _start_tls(self, sock: "socket.socket", time_left: TimeLeft) -> "socket.socket":
+    def _start_tls(
+        self, sock: "socket.socket", time_left: bounded_http.TimeLeft
+    ) -> "socket.socket":
         import ssl  # slow to import
 
-        return start_tls(sock, self._address.host, ssl.create_default_context(), time_left)
+        return bounded_http.start_tls(
+            sock, self._address.host, ssl.create_default_context(), time_left
+        )
 
     def _connect_error(self, error: Exception) -> Exception:
         """Return the error for a connection that failed."""
@@ -368,7 +362,7 @@ def _check_arguments(endpoint: object, timeout: object) -> None:
 def _read_error(data: bytes) -> object:
     """Return the member `error` of a JSON object; None if it is missing."""
     try:
-        check_depth(data)
+        strict_json.check_depth(data)
         return json.loads(data)["error"]
     except (FormatError, ValueError, RecursionError, LookupError, TypeError):
         return None

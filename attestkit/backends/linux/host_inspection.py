@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from attestkit import _native
-from attestkit.backends.linux import paths as linux_paths
-from attestkit.backends.linux.dmi import detect_cloud
-from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.release import KernelRelease
+from attestkit.backends.linux import kernel
+from attestkit.backends.linux.kernel import KernelPaths, KernelRelease, detect_cloud
 
 Cpuid = Callable[[int, int], tuple[int, int, int, int] | None]
 
@@ -378,7 +376,7 @@ def _agent_sockets(root: Path) -> list[Path]:
     """Return the agent sockets below `root`; without /var/run, a link that may leave `root`."""
     return [
         root / path.lstrip("/")
-        for path in linux_paths.AGENT_SOCKETS
+        for path in kernel.AGENT_SOCKETS
         if root == Path("/") or not path.startswith("/var/")
     ]
 

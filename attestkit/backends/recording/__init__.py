@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from attestkit import backends
 from attestkit._formats.strict_json import from_hex
 from attestkit._package import own_version
+from attestkit._system.clock import current_time
 from attestkit.backends.base import Backend, LaunchRecord
-from attestkit.backends.recording.recorded_host import host_from_json, host_to_json
-from attestkit.backends.recording.recorded_protocols import ABILITIES, RecordedCalls
-from attestkit.backends.recording.recorder import Recorder, Replayer
-from attestkit.backends.recording.recording_file import (
-    RecordingWriter,
-    header_field,
-    read_recording,
+from attestkit.backends.recording import recording_file
+from attestkit.backends.recording.recorded_protocols import (
+    ABILITIES,
+    RecordedCalls,
+    host_from_json,
+    host_to_json,
 )
+from attestkit.backends.recording.recorder import Recorder, Replayer
 from attestkit.errors import BackendUnavailableError, FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -37,10 +38,6 @@ else:
     Self = TypeVar("Self")  # for programs that evaluate the hints at run time
 
 __all__ = ["Recording"]
-
-
-def _clock() -> float:
-    return datetime.now(timezone.utc).timestamp()
 
 
 class Recording(RecordedCalls):
@@ -87,7 +84,7 @@ class Recording(RecordedCalls):
         *,
         of: str | Backend | None = None,
         options: Mapping[str, object] | None = None,
-        now: Callable[[], float] = _clock,
+        now: Callable[[], float] = current_time,
     ) -> "Self":
         """Create an object of a class with the protocols of the recorded backend."""
         file = _recording_path(path)
@@ -106,7 +103,7 @@ class Recording(RecordedCalls):
             BackendUnavailableError: If no path is given, or the file cannot be read.
             FormatError: If the file is not a valid recording.
         """
-        read_recording(_recording_path(path))
+        recording_file.read_recording(_recording_path(path))
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return the quote or SNP report over `report_data`, exactly 64 bytes.
@@ -177,7 +174,7 @@ def _record(
     options: dict[str, object],
     now: Callable[[], float],
 ) -> R:
-    writer = RecordingWriter(path)
+    writer = recording_file.RecordingWriter(path)
     made = isinstance(of, str)
     backend: Any = None
     try:
@@ -249,12 +246,12 @@ def _abilities_of(backend: Backend) -> list[str]:
 
 
 def _replay(cls: type[R], path: Path) -> R:
-    recorded = read_recording(path)
+    recorded = recording_file.read_recording(path)
     header = recorded.header
     try:
-        name = header_field(header, "backend", str)
-        simulated = header_field(header, "simulated", bool)
-        abilities = header_field(header, "abilities", list)
+        name = recording_file.header_field(header, "backend", str)
+        simulated = recording_file.header_field(header, "simulated", bool)
+        abilities = recording_file.header_field(header, "abilities", list)
         kind = _class_with(cls, abilities)
         anchor = header.get("trust_anchor")
         anchor = None if anchor is None else from_hex(anchor, "trust_anchor")

@@ -1,6 +1,7 @@
 """The recorded calls of a backend, and the encoding of their results and errors as JSON.
 
-Bytes are hex. Runtime events are encoded as the difference to the result before.
+Bytes are hex. Runtime events are encoded as the difference to the result before: a journal returns
+all events every time, so that complete copies would need memory quadratic in the size of the file.
 """
 
 import json
@@ -13,9 +14,69 @@ from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, Platform, Stack
 from attestkit.backends.base import SnpEvidence
-from attestkit.backends.recording.event_history import EventHistory
 from attestkit.errors import AttestKitError, BackendError, FormatError, QuoteUnavailableError
 from attestkit.event_log.event import Event
+
+
+class _Difference(NamedTuple):
+    """The first `keep` events of `before`, followed by `added`."""
+
+    before: "_Difference | None"
+    keep: int
+    added: tuple[Event, ...]
+
+
+class _Cache:
+    """The tuple returned last, by any of the histories of a file."""
+
+    last: "tuple[EventHistory | None, tuple[Event, ...]]" = None, ()  # one tuple, for thread safety
+
+
+class EventHistory:
+    """The events of one result; without arguments an empty history.
+
+    Every difference that it consists of, except the last, contributes at least one event. So
+    `events` takes time and memory linear in the events returned.
+    """
+
+    __slots__ = ("_cache", "_part", "size")
+
+    def __init__(self, part: _Difference | None = None, cache: _Cache | None = None) -> None:
+        self._part = part = part or _Difference(None, 0, ())
+        self._cache = cache or _Cache()
+        self.size: int = part.keep + len(part.added)
+
+    def then(self, keep: int, added: tuple[Event, ...]) -> "EventHistory":
+        """Return the next history: the first `keep` events of this one, followed by `added`.
+
+        If that changes nothing, it is this object, so that `events` returns the same tuple.
+        """
+        if not added and keep == self.size:
+            return self
+        before: _Difference | None = self._part
+        while before is not None and keep <= before.keep:
+            before = before.before  # none of its events is kept
+        return EventHistory(_Difference(before, keep, added), self._cache)
+
+    def events(self) -> tuple[Event, ...]:
+        """Return the events.
+
+        The histories of a file share a cache of one tuple. Repeated calls return the same tuple
+        until `events` of another history is called.
+        """
+        of, found = self._cache.last
+        if of is not self:
+            end, part, parts = self.size, self._part, []
+            while True:
+                parts.append(part.added[: end - part.keep])
+                end = part.keep
+                if part.before is None:
+                    break
+                part = part.before
+            found = tuple(event for own in reversed(parts) for event in own)
+            self._cache.last = self, found
+        return found
+
 
 Scalar: TypeAlias = str | int | None
 Key: TypeAlias = tuple[str, str]  # the call's name, its arguments as JSON
@@ -66,14 +127,6 @@ class RecordedResult(NamedTuple):
 
 
 # -- codecs ------------------------------------------------------------------------------------
-
-
-def _decode_bytes(found: object, _: CodecState) -> bytes:
-    return from_hex(found, "answer")
-
-
-def _decode_text(found: object, _: CodecState) -> str:
-    return string({"answer": found}, "answer")
 
 
 def _decode_null(found: object, _: CodecState) -> None:
@@ -143,8 +196,8 @@ def _decode_events(found: object, state: CodecState) -> EventHistory:
     return state.history
 
 
-BYTES: Final = Codec(lambda data, _: data.hex(), _decode_bytes)
-TEXT: Final = Codec(lambda text, _: text, _decode_text)
+BYTES: Final = Codec(lambda data, _: data.hex(), lambda found, _: from_hex(found, "answer"))
+TEXT: Final = Codec(lambda text, _: text, lambda found, _: string({"answer": found}, "answer"))
 NOTHING: Final = Codec(lambda _value, _: None, _decode_null)
 VERSION: Final = Codec(lambda version, _: version, _decode_version)
 SNP: Final = Codec(

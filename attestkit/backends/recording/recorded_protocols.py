@@ -1,29 +1,138 @@
-"""Methods of a recording: for each protocol of the recorded backend, by the name of the ability."""
+"""Methods of a recording: for each protocol of the recorded backend, by the name of the ability.
+
+The app of a recorded TEE comes from its backend or from the folder that its host shares. Its
+description does not change, so it is in the header. Keys are never written, because recordings are
+meant to be shared.
+"""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from threading import Lock
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar, cast
 
+from attestkit import backends
 from attestkit._system.fifo_lock import FifoLock
-from attestkit.backends.base import (
-    Backend,
-    EventPcr,
-    EvidenceCollector,
-    GuestAgent,
-    RegisterExtender,
-    SnpReporter,
-    check_bytes,
-    hosts_app,
-)
-from attestkit.backends.recording.call_codec import CALLS, Scalar, event_to_json
-from attestkit.backends.recording.recorded_host import UnavailableKeys
+from attestkit.backends import base
+from attestkit.backends.recording import call_codec
 from attestkit.backends.recording.recorder import Recorder, Replayer
-from attestkit.errors import UsageError
+from attestkit.backends.recording.recording_file import result_from_json
+from attestkit.dstack.app_compose import AppCompose
+from attestkit.errors import AttestKitError, ConfigError, FormatError, UnsupportedError, UsageError
 from attestkit.event_log import Event
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.keys import KeyDeriver
 from attestkit.tpm.pcrs import EVENT_PCR
+
+NO_KEYS: Final = "keys: never recorded, so a replay has none"
+
+
+class UnavailableKeys:
+    """The keys of a replayed agent: every method raises UnsupportedError."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise UnsupportedError(NO_KEYS, reason="no_keys")
+
+    derive: Callable[..., NoReturn] = _refuse
+    derive_compat: Callable[..., NoReturn] = _refuse
+    derive_v1: Callable[..., NoReturn] = _refuse
+    sign: Callable[..., NoReturn] = _refuse
+
+
+class RecordedHost:
+    """An `AppHost` from a recording; also a `LaunchRecord` if `mr_config` was recorded."""
+
+    mr_config: str
+
+    def __init__(
+        self, app_compose: call_codec.RecordedResult, vm_config: call_codec.RecordedResult
+    ) -> None:
+        self._app_compose = app_compose
+        self._vm_config = vm_config
+
+    @property
+    def app_compose(self) -> AppCompose:
+        """The app's compose file."""
+        return cast("AppCompose", self._app_compose.get())
+
+    @property
+    def vm_config(self) -> str:
+        """The configuration of the VM as JSON."""
+        return cast("str", self._vm_config.get())
+
+    @property
+    def app_keys(self) -> NoReturn:
+        """Raise UnsupportedError."""
+        raise UnsupportedError(NO_KEYS, reason="no_keys")
+
+
+def host_to_json(backend: base.Backend) -> dict[str, object]:
+    """Return the header fields about the app of `backend`.
+
+    For hardware, the app's files are read from the folder that the host shares.
+
+    A missing file is recorded as its error.
+
+    Raises:
+        UsageError: If `$DSTACK_HOST_SHARED_DIR` is not an absolute path.
+    """
+    if base.hosts_app(backend):
+        return {"host": _app_to_json(backend)}
+    if backend.simulated or isinstance(backend, base.GuestAgent):
+        return {}
+    from attestkit.dstack.host_shared_folder import HostShared  # lazy: only needed on hardware
+
+    with closing(HostShared(backends.find_host_shared_folder())) as shared:
+        return {"host": _app_to_json(shared)}
+
+
+def _app_to_json(host: base.AppHost) -> dict[str, dict[str, object]]:
+    app = {
+        "app_compose": _outcome(lambda: str(host.app_compose.raw, "utf-8")),
+        "vm_config": _outcome(lambda: host.vm_config),
+    }
+    if isinstance(host, base.LaunchRecord):
+        app["mr_config"] = _outcome(lambda: host.mr_config)
+    return app
+
+
+def _outcome(read: Callable[[], str]) -> dict[str, object]:
+    try:
+        return {"answer": read()}
+    except AttestKitError as error:
+        return call_codec.error_to_json(error)
+
+
+def host_from_json(header: Mapping[str, Any]) -> RecordedHost | None:
+    """Return the app in a header, or None.
+
+    Raises:
+        FormatError: If the description of the app is malformed.
+    """
+    app = header.get("host")
+    if app is None:
+        return None
+    if not isinstance(app, dict) or not {"app_compose", "vm_config"} <= app.keys():
+        text = "host: must be an object with app_compose and vm_config"
+        raise FormatError(text, reason="wrong_type")
+    found = {name: _result(name, app[name]) for name in app}
+    compose = found["app_compose"]
+    if compose.failure is None:
+        try:
+            parsed = AppCompose.parse(str(compose.value).encode())
+        except (ConfigError, UnicodeError) as error:
+            raise FormatError(f"host: app_compose: {error}", reason="wrong_value") from error
+        compose = call_codec.RecordedResult(parsed)
+    host = RecordedHost(compose, found["vm_config"])
+    if (document := found.get("mr_config")) is not None and isinstance(document.value, str):
+        host.mr_config = document.value
+    return host
+
+
+def _result(name: str, fields: object) -> call_codec.RecordedResult:
+    if not isinstance(fields, dict):
+        raise FormatError(f"host: {name}: must be an object", reason="wrong_type")
+    return result_from_json(fields, call_codec.TEXT, call_codec.CodecState())
+
 
 T = TypeVar("T")
 
@@ -45,8 +154,8 @@ class RecordedCalls:
             BackendError: If the call was not recorded.
             AttestKitError: If the backend fails or, in a replay, has failed.
         """
-        arguments: dict[str, Scalar] = {}
-        for parameter, value in zip(CALLS[name].parameters, values, strict=True):
+        arguments: dict[str, call_codec.Scalar] = {}
+        for parameter, value in zip(call_codec.CALLS[name].parameters, values, strict=True):
             _CHECKS[parameter](value)
             arguments[parameter] = value.hex() if isinstance(value, bytes) else cast("Any", value)
         return self._handler.call(name, arguments, lambda: getattr(self._backend, name)(*values))
@@ -54,7 +163,7 @@ class RecordedCalls:
 
 def _forwarded(name: str) -> Callable[..., Any]:
     """Return the method `name` of a recording; it takes the arguments by position or name."""
-    parameters = CALLS[name].parameters
+    parameters = call_codec.CALLS[name].parameters
 
     def method(self: RecordedCalls, *values: object, **named: object) -> object:
         rest = [named.pop(parameter) for parameter in parameters[len(values) :]]
@@ -80,8 +189,8 @@ def _check_type(kind: type) -> Callable[[object], None]:
 
 
 _CHECKS: Final[dict[str, Callable[[object], None]]] = {
-    "report_data": lambda value: check_bytes("report_data", value, 64),
-    "digest": lambda value: check_bytes("digest", value, 48),
+    "report_data": lambda value: base.check_bytes("report_data", value, 64),
+    "digest": lambda value: base.check_bytes("digest", value, 48),
     "register": _check_register,
     "name": _check_type(str),
     "payload": _check_type(bytes),
@@ -149,7 +258,9 @@ class RecordedLog:
         if not isinstance(event, Event):
             raise UsageError("event: must be an Event", reason="wrong_type")
         with self.locked():
-            self._handler.call("journal_emit", event_to_json(event), lambda: self._log.emit(event))
+            self._handler.call(
+                "journal_emit", call_codec.event_to_json(event), lambda: self._log.emit(event)
+            )
 
     def close(self) -> None:
         """Close the recorded journal."""
@@ -180,9 +291,7 @@ class _Locked:
     __exit__ = _LockExit()
 
     def __init__(
-        self,
-        handler: Recorder | Replayer,
-        lock: "AbstractContextManager[object, bool | None]",
+        self, handler: Recorder | Replayer, lock: "AbstractContextManager[object, bool | None]"
     ) -> None:
         self._handler = handler
         self.lock = lock
@@ -207,7 +316,7 @@ def _of_host(name: str) -> property:
 class Ability(NamedTuple):
     """A protocol of backends, and the methods with which a recording implements it."""
 
-    detect: Callable[[Backend], bool]
+    detect: Callable[[base.Backend], bool]
     members: Mapping[str, object]
 
 
@@ -217,31 +326,29 @@ def _forward(*names: str) -> dict[str, object]:
 
 ABILITIES: Final = {
     "registers": Ability(
-        lambda backend: isinstance(backend, RegisterExtender),
+        lambda backend: isinstance(backend, base.RegisterExtender),
         {**_forward("read_rtmr", "extend_rtmr"), "open_journal": _open_journal},
     ),
-    "snp": Ability(lambda backend: isinstance(backend, SnpReporter), _forward("get_snp_report")),
+    "snp": Ability(
+        lambda backend: isinstance(backend, base.SnpReporter), _forward("get_snp_report")
+    ),
     "collector": Ability(
-        lambda backend: isinstance(backend, EvidenceCollector),
+        lambda backend: isinstance(backend, base.EvidenceCollector),
         _forward("collect_evidence", "read_attestation_key"),
     ),
     "event_pcr": Ability(
-        lambda backend: isinstance(backend, EventPcr),
-        {
-            **_forward("read_event_pcr"),
-            "open_journal": _open_journal,
-            "event_pcr": EVENT_PCR,
-        },
+        lambda backend: isinstance(backend, base.EventPcr),
+        {**_forward("read_event_pcr"), "open_journal": _open_journal, "event_pcr": EVENT_PCR},
     ),
     "agent": Ability(
-        lambda backend: isinstance(backend, GuestAgent),
+        lambda backend: isinstance(backend, base.GuestAgent),
         {
             **_forward("get_quote_response", "emit_event", "read_app_compose"),
             "keys": property(_keys),
         },
     ),
     "host": Ability(
-        hosts_app, {name: _of_host(name) for name in ("app_compose", "vm_config", "app_keys")}
+        base.hosts_app, {name: _of_host(name) for name in ("app_compose", "vm_config", "app_keys")}
     ),
     "reset": Ability(lambda backend: hasattr(backend, "reset"), {"reset": _reset}),
 }

@@ -13,18 +13,7 @@ from threading import Lock
 from typing import TypeVar, cast
 
 from attestkit.backends.linux.device_errors import failed
-from attestkit.backends.recording.call_codec import (
-    CALLS,
-    LOCK,
-    CodecState,
-    Key,
-    RecordedResult,
-    Scalar,
-    describe,
-    describe_recorded,
-    error_to_json,
-    key_of,
-)
+from attestkit.backends.recording import call_codec
 from attestkit.backends.recording.recording_file import (
     RecordedCall,
     RecordingFile,
@@ -46,13 +35,15 @@ class Recorder:
     def __init__(self, writer: RecordingWriter) -> None:
         self.stopped: str = ""  # the reason why recording has stopped
         self._writer = writer
-        self._state = CodecState()
+        self._state = call_codec.CodecState()
         self._process = os.getpid()
         self._lock = Lock()
         self._attempts = 0  # number of attempts to lock the journal since the last change
         self._closed = False
 
-    def call(self, name: str, arguments: Mapping[str, Scalar], invoke: Callable[[], T]) -> T:
+    def call(
+        self, name: str, arguments: Mapping[str, call_codec.Scalar], invoke: Callable[[], T]
+    ) -> T:
         """Return the backend's result, or raise its error.
 
         Args:
@@ -62,7 +53,7 @@ class Recorder:
         """
         with self._lock:
             self._check_usable()
-            call = CALLS[name]
+            call = call_codec.CALLS[name]
             try:
                 value = invoke()
             except AttestKitError as error:
@@ -99,15 +90,17 @@ class Recorder:
             enter()
         except AttestKitError as error:
             with self._lock:
-                self._write_failure(LOCK, {"attempt": attempt}, error)
+                self._write_failure(call_codec.LOCK, {"attempt": attempt}, error)
             raise
 
     def _write_failure(
-        self, name: str, arguments: Mapping[str, Scalar], error: AttestKitError
+        self, name: str, arguments: Mapping[str, call_codec.Scalar], error: AttestKitError
     ) -> None:
         if not self.stopped and not self._closed:  # the descriptor may be reused after `close`
             try:
-                self._writer.write({**call_to_json(name, arguments), **error_to_json(error)})
+                self._writer.write(
+                    {**call_to_json(name, arguments), **call_codec.error_to_json(error)}
+                )
             except OSError as failure:
                 self._stop(str(failure.strerror or failure))
             except FormatError as failure:
@@ -149,7 +142,7 @@ class _Segment:
     """The results between two state changes, and the change at the end, if any."""
 
     def __init__(self) -> None:
-        self.answers: dict[Key, list[RecordedResult]] = {}
+        self.answers: dict[call_codec.Key, list[call_codec.RecordedResult]] = {}
         self.change: RecordedCall | None = None
 
 
@@ -160,10 +153,12 @@ class Replayer:
         self._path = path
         self._complete = recorded.complete
         self._segments = [_Segment()]
-        self._constants: dict[Key, RecordedResult] = {}
+        self._constants: dict[call_codec.Key, call_codec.RecordedResult] = {}
         for entry in recorded.entries:
             segment = self._segments[-1]
-            if CALLS[entry.key[0]].constant and entry.answer.failure is None:  # errors pass
+            if (
+                call_codec.CALLS[entry.key[0]].constant and entry.answer.failure is None
+            ):  # errors pass
                 self._constants.setdefault(entry.key, entry.answer)
             if entry.change:
                 segment.change = entry
@@ -172,18 +167,20 @@ class Replayer:
                 segment.answers.setdefault(entry.key, []).append(entry.answer)
         self._lock = Lock()
         self._at = 0  # index of the current segment
-        self._used: Counter[Key] = Counter()
+        self._used: Counter[call_codec.Key] = Counter()
         self._attempts = 0
         self._closed = False
 
-    def call(self, name: str, arguments: Mapping[str, Scalar], invoke: Callable[[], T]) -> T:
+    def call(
+        self, name: str, arguments: Mapping[str, call_codec.Scalar], invoke: Callable[[], T]
+    ) -> T:
         """Return the recorded result, or raise the recorded error.
 
         Raises:
             BackendError: If the call was not recorded here; the text lists the recorded calls.
         """
         del invoke
-        key, call = key_of(name, arguments), CALLS[name]
+        key, call = call_codec.key_of(name, arguments), call_codec.CALLS[name]
         with self._lock:
             if self._closed:
                 raise UsageError(f"{self._path}: the recording is closed", reason="closed")
@@ -193,14 +190,14 @@ class Replayer:
             raise call.not_recorded_error(text, reason="not_recorded")
         return cast("T", found.get())  # as the codec of the call guarantees
 
-    def _find(self, key: Key) -> RecordedResult | None:
+    def _find(self, key: call_codec.Key) -> call_codec.RecordedResult | None:
         answers = self._segments[self._at].answers.get(key)
         if answers is None:
             return self._constants.get(key)
         used, self._used[key] = self._used[key], self._used[key] + 1
         return answers[min(used, len(answers) - 1)]
 
-    def _change(self, key: Key) -> RecordedResult | None:
+    def _change(self, key: call_codec.Key) -> call_codec.RecordedResult | None:
         change = self._segments[self._at].change
         if change is None or change.key != key:
             return None
@@ -209,14 +206,14 @@ class Replayer:
         self._attempts = 0
         return change.answer
 
-    def _missing(self, key: Key, *, change: bool) -> str:
+    def _missing(self, key: call_codec.Key, *, change: bool) -> str:
         segment, changes = self._segments[self._at], len(self._segments) - 1
         where = f" after {self._at} of {changes} changes" if changes else ""
-        text = f"{self._path}: {describe(key)} was not recorded{where}; "
+        text = f"{self._path}: {call_codec.describe(key)} was not recorded{where}; "
         if not change:
-            text += f"recorded there: {describe_recorded(key, [*segment.answers])}"
+            text += f"recorded there: {call_codec.describe_recorded(key, [*segment.answers])}"
         elif segment.change is not None:
-            text += f"the next recorded change is {describe(segment.change.key)}"
+            text += f"the next recorded change is {call_codec.describe(segment.change.key)}"
         else:
             text += "no change is recorded there"
         if not self._complete and self._at == changes:
@@ -230,7 +227,7 @@ class Replayer:
         """
         with self._lock:
             self._attempts += 1
-            found = self._find(key_of(LOCK, {"attempt": self._attempts}))
+            found = self._find(call_codec.key_of(call_codec.LOCK, {"attempt": self._attempts}))
         if found is not None:
             found.get()
         enter()

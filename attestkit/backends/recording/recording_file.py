@@ -24,16 +24,7 @@ from attestkit._formats.strict_json import decode_strictly
 from attestkit._sanitize import shown
 from attestkit._system.untrusted_files import open_regular
 from attestkit.backends.linux.device_errors import unavailable
-from attestkit.backends.recording.call_codec import (
-    CALLS,
-    Codec,
-    CodecState,
-    Key,
-    RecordedResult,
-    Scalar,
-    error_from_json,
-    key_of,
-)
+from attestkit.backends.recording import call_codec
 from attestkit.errors import FormatError, UsageError
 
 FORMAT: Final = "attestkit recording"
@@ -58,7 +49,7 @@ class RecordingWriter:
         self.path = path
         self._put: Callable[[int, bytes], int] = os.write
         self._lines = self._size = 0
-        self._seen: dict[tuple[Codec, bytes], int] = {}
+        self._seen: dict[tuple[call_codec.Codec, bytes], int] = {}
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._fd = os.open(path, flags, 0o600)
@@ -77,7 +68,9 @@ class RecordingWriter:
         """
         self.write({"format": FORMAT, "version": VERSION, **fields})
 
-    def write_result(self, call: Mapping[str, object], codec: Codec, answer: object) -> None:
+    def write_result(
+        self, call: Mapping[str, object], codec: call_codec.Codec, answer: object
+    ) -> None:
         """Write a call and its answer.
 
         If an earlier line contains the same long answer, the number of that line is written instead
@@ -144,9 +137,9 @@ def _encode_line(value: object) -> bytes:
 class RecordedCall(NamedTuple):
     """A call and its result."""
 
-    key: Key
+    key: call_codec.Key
     change: bool
-    answer: RecordedResult
+    answer: call_codec.RecordedResult
 
 
 class RecordingFile(NamedTuple):
@@ -244,8 +237,8 @@ class _Parser:
         self.header: dict[str, Any] | None = None
         self.entries: list[RecordedCall] = []
         self.complete = False
-        self._state = CodecState()
-        self._answers: dict[int, tuple[Codec, object]] = {}
+        self._state = call_codec.CodecState()
+        self._answers: dict[int, tuple[call_codec.Codec, object]] = {}
 
     def feed(self, line: dict[str, Any]) -> None:
         """Process the next line; raises FormatError."""
@@ -276,16 +269,18 @@ class _Parser:
         kinds = line.keys() & {"ask", "change"}
         kind = _only(kinds, "must have either ask or change")
         name = line[kind]
-        call = CALLS.get(name) if isinstance(name, str) else None
+        call = call_codec.CALLS.get(name) if isinstance(name, str) else None
         if call is None or call.changes_state != (kind == "change"):
             raise FormatError(f"{kind}: unknown call {shown(str(name))}", reason="wrong_value")
         arguments = {key: line[key] for key in line.keys() - _ANSWERS - {kind}}
         if not {type(value) for value in arguments.values()} <= {str, int, type(None)}:
             raise FormatError("arguments: must be strings or integers", reason="wrong_type")
-        key = key_of(name, arguments)
+        key = call_codec.key_of(name, arguments)
         return RecordedCall(key, call.changes_state, self._parse_result(line, call.codec))
 
-    def _parse_result(self, line: dict[str, Any], codec: Codec) -> RecordedResult:
+    def _parse_result(
+        self, line: dict[str, Any], codec: call_codec.Codec
+    ) -> call_codec.RecordedResult:
         if "as" not in line:
             answer = result_from_json(line, codec, self._state)
             if answer.failure is None and codec.independent:
@@ -298,7 +293,7 @@ class _Parser:
         known, value = self._answers.get(line["as"], (None, None))
         if known is not codec:
             raise FormatError("as: no earlier line with such an answer", reason="wrong_value")
-        return RecordedResult(value)
+        return call_codec.RecordedResult(value)
 
 
 def _only(names: set[str], problem: str) -> str:
@@ -308,7 +303,9 @@ def _only(names: set[str], problem: str) -> str:
     return names.pop()
 
 
-def result_from_json(found: Mapping[str, Any], codec: Codec, state: CodecState) -> RecordedResult:
+def result_from_json(
+    found: Mapping[str, Any], codec: call_codec.Codec, state: call_codec.CodecState
+) -> call_codec.RecordedResult:
     """Return the answer or the error in an object of a recording.
 
     Args:
@@ -320,10 +317,10 @@ def result_from_json(found: Mapping[str, Any], codec: Codec, state: CodecState) 
         FormatError: If it has neither or both, or is malformed.
     """
     if _only(found.keys() & {"answer", "error"}, "must have either answer or error") == "error":
-        return RecordedResult(None, error_from_json(found))
-    return RecordedResult(codec.decode(found["answer"], state))
+        return call_codec.RecordedResult(None, call_codec.error_from_json(found))
+    return call_codec.RecordedResult(codec.decode(found["answer"], state))
 
 
-def call_to_json(name: str, arguments: Mapping[str, Scalar]) -> dict[str, object]:
+def call_to_json(name: str, arguments: Mapping[str, call_codec.Scalar]) -> dict[str, object]:
     """Return the fields that identify a call in a line of the recording."""
-    return {"change" if CALLS[name].changes_state else "ask": name, **arguments}
+    return {"change" if call_codec.CALLS[name].changes_state else "ask": name, **arguments}

@@ -11,7 +11,7 @@ from attestkit.backends.simulator.tdx import Simulator
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
-    from attestkit.backends.simulator.images.boot_files import BootFiles
+    from attestkit.backends.simulator.images.image_documents import BootFiles
     from attestkit.backends.simulator.roots import simulated_roots
 
 __all__ = ["BootFiles", "GpuConfig", "Simulator", "simulated_roots"]
@@ -20,7 +20,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "images.boot_files": ["BootFiles"],
+            "images.image_documents": ["BootFiles"],
             "gpu.gpu_config": ["GpuConfig"],
             "roots": ["simulated_roots"],
         },

@@ -1,12 +1,19 @@
-"""Firmware event log: the CCEL area of a TD whose OVMF boots a kernel directly.
+"""Firmware event logs of simulated guests, and the registers and PCRs that they explain.
 
-Records and event data follow the TCG PC Client Platform Firmware Profile, with the conventions of
-the ACPI CCEL table: index 1 to 4 is RTMR0 to RTMR3, one SHA-384 bank, and 0xFF after the last
-record. Events and digests are those that `attestkit.measure` expects of the image.
+Records and event data follow the TCG PC Client Platform Firmware Profile; the format is the
+crypto-agile one of its section 10.2.
+
+A TD's OVMF boots a kernel directly. Its CCEL area has the conventions of the ACPI table: index 1 to
+4 is RTMR0 to RTMR3, one SHA-384 bank, and 0xFF after the last record. Events and digests are those
+that `attestkit.measure` expects of the image.
+
+The log of a vTPM (vtpm.md, section 5) is that of a UEFI machine that boots a unified kernel image
+by systemd-boot's stub. Digests are of simulated components.
 """
 
+import hashlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -21,10 +28,9 @@ from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.kernel.boot_events import ACTIONS, EXITS
 from attestkit.measure.rtmr0.boot_events import measured_variables
 from attestkit.measure.rtmr0.boot_options import firmware_boot_options
+from attestkit.tpm.algorithms import HASH_IDS, hash_size
 
 AREA_SIZE: Final = 65536  # bytes, as OVMF reserves
-
-_SHA384: Final = 0x000C
 
 _TD_HOB_TABLE: Final = UUID("93bb96af-b9f2-4eb8-9462-e0ba74564236")  # OVMF's own
 _SMBIOS_TABLE: Final = UUID("eb9d2d31-2d88-11d3-9a16-0090273fc14d")
@@ -49,7 +55,11 @@ class Record(NamedTuple):
 
 def boot_log(image: Image) -> bytes:
     """Return the log area, 64 KiB, of a TD that booted `image`."""
-    log = _header() + b"".join(map(_encode, boot_records(image)))
+    encoded = [
+        encode_record(one.register + 1, one.event_type, {"sha384": one.digest}, one.data)
+        for one in boot_records(image)
+    ]
+    log = encode_spec_id(1, ("sha384",)) + b"".join(encoded)
     return log.ljust(AREA_SIZE, b"\xff")
 
 
@@ -123,27 +133,26 @@ def _boot_variable(name: str, value: bytes) -> bytes:
 
 def _loaded_image(name: str) -> bytes:
     """Return EFI_IMAGE_LOAD_EVENT of a file that QEMU passes; location and size are constant."""
-    path = b"\x04\x03" + struct.pack("<H", 20) + _KERNEL_LOADER.bytes_le + _file_path(name)
-    path += _END_OF_PATH
+    text = f"{name}\0".encode("utf-16-le")
+    file = b"\x04\x04" + struct.pack("<H", 4 + len(text)) + text  # UEFI, 10.3.5.4
+    path = b"\x04\x03" + struct.pack("<H", 20) + _KERNEL_LOADER.bytes_le + file + _END_OF_PATH
     return _u64(0x3CD94018, 0x502400, 0, len(path)) + path
 
 
-def _file_path(path: str) -> bytes:
-    """Return the media device path node of a file (UEFI, 10.3.5.4)."""
-    text = f"{path}\0".encode("utf-16-le")
-    return b"\x04\x04" + struct.pack("<H", 4 + len(text)) + text
+def encode_spec_id(index: int, banks: Sequence[str]) -> bytes:
+    """Return the first record of a log, in the format of TPM 1.2: banks and their digest sizes."""
+    algorithms = b"".join(struct.pack("<HH", HASH_IDS[bank], hash_size(bank)) for bank in banks)
+    # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN.
+    head = struct.pack("<IBBBBI", 0, 0, 2, 0, 2, len(banks))
+    spec_id = b"Spec ID Event03\0" + head + algorithms + b"\0"
+    return struct.pack("<II20xI", index, NO_ACTION, len(spec_id)) + spec_id
 
 
-def _header() -> bytes:
-    """Return the first record (format of TPM 1.2), which describes the format of the others."""
-    # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN, one algorithm.
-    spec_id = b"Spec ID Event03\0" + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 2, 1, _SHA384, 48, 0)
-    return struct.pack("<II20xI", 1, NO_ACTION, len(spec_id)) + spec_id
-
-
-def _encode(record: Record) -> bytes:
-    head = struct.pack("<IIIH", record.register + 1, record.event_type, 1, _SHA384)
-    return head + record.digest + struct.pack("<I", len(record.data)) + record.data
+def encode_record(index: int, event_type: int, digests: Mapping[str, bytes], data: bytes) -> bytes:
+    """Return a record in the crypto-agile format; `digests` are by bank, in the banks' order."""
+    tagged = [struct.pack("<H", HASH_IDS[bank]) + digest for bank, digest in digests.items()]
+    head = struct.pack("<III", index, event_type, len(tagged)) + b"".join(tagged)
+    return head + struct.pack("<I", len(data)) + data
 
 
 def _u64(*values: int) -> bytes:
@@ -161,3 +170,105 @@ def _pointer(table: UUID, address: int) -> bytes:
 
 def _tagged_event(tag: int, data: bytes) -> bytes:
     return struct.pack("<II", tag, len(data)) + data
+
+
+BANKS: Final = ("sha1", "sha256", "sha384")
+"""Banks of the log, those of the simulated TPM."""
+
+_SEPARATOR: Final = 0x00000004
+_CRTM_VERSION: Final = 0x00000008
+_IPL: Final = 0x0000000D
+_VARIABLE: Final = 0x80000001
+_VARIABLE_AUTHORITY: Final = 0x800000E0
+_APPLICATION: Final = 0x80000003
+_GPT: Final = 0x80000006
+_ACTION: Final = 0x80000007
+_FIRMWARE_BLOB: Final = 0x80000008
+_SEPARATOR_DATA: Final = bytes(4)
+_CALLING: Final = b"Calling EFI Application from Boot Option"
+_SECURE_BOOT_VARIABLES: Final = ("SecureBoot", "PK", "KEK", "db", "dbx")
+_SHIM_LISTS: Final = ("MokList", "MokListX", "MokListTrusted")
+_GRUB_COMMANDS: Final = ("grub_cmd: set root=hd0,gpt1", "kernel_cmdline: /vmlinuz console=ttyS0")
+_GRUB_FILES: Final = ("/boot/grub/grub.cfg", "/vmlinuz")
+_STUB_SECTIONS: Final = (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat")
+
+
+class BootRecord(NamedTuple):
+    """A record of the log, which extends a PCR in each bank."""
+
+    pcr: int
+    event_type: int
+    data: bytes  # the event's data, which are not measured themselves
+    digests: Mapping[str, bytes]  # by bank
+
+
+def measured(
+    pcr: int, event_type: int, content: bytes, data: bytes | None = None, **known: bytes
+) -> BootRecord:
+    """Return a record of content: its digest in each bank, or one in `known`."""
+    digests = {bank: known.get(bank) or hashlib.new(bank, content).digest() for bank in BANKS}
+    return BootRecord(pcr, event_type, content if data is None else data, digests)
+
+
+def uefi_records(
+    firmware: str, uki: BootRecord, *, version: BootRecord | None = None
+) -> tuple[BootRecord, ...]:
+    """Return the records of a boot, in order.
+
+    Args:
+        firmware: Name of the simulated firmware; another name gives other values of PCR 0.
+        uki: Record of the unified kernel image, in PCR 4 or, as by Google's loader, in PCR 2.
+        version: Record of the firmware's version; None: of the simulated firmware.
+    """
+    blob = measured(0, _FIRMWARE_BLOB, f"firmware {firmware}".encode())
+    variables = [
+        measured(7, _VARIABLE, f"{name} of {firmware}".encode()) for name in _SECURE_BOOT_VARIABLES
+    ]
+    separators = [measured(pcr, _SEPARATOR, _SEPARATOR_DATA) for pcr in range(8)]
+    sections = [
+        measured(11, _IPL, f"section {name}".encode(), name.encode() + b"\0")
+        for name in _STUB_SECTIONS
+    ]
+    return (
+        measured(0, _CRTM_VERSION, f"{firmware} 1".encode("utf-16-le") + b"\0\0"),
+        blob if version is None else version,
+        *variables,
+        measured(1, _VARIABLE, b"BootOrder"),
+        measured(4, _ACTION, _CALLING),
+        *separators,
+        measured(2 if uki.pcr == 2 else 5, _GPT, b"partition table"),
+        uki,
+        measured(9, _IPL, b"initrd", b"linux initrd\0"),
+        measured(12, _IPL, b"console=ttyS0", b"kernel command line\0"),
+        *sections,
+        measured(5, _ACTION, b"Exit Boot Services Invocation"),
+        measured(5, _ACTION, b"Exit Boot Services Returned with Success"),
+    )
+
+
+def boot_application(content: bytes, pcr: int = 4) -> BootRecord:
+    """Return the record of a boot application, whose data are not a real device path."""
+    return measured(pcr, _APPLICATION, content)
+
+
+def shim_and_grub_records() -> tuple[BootRecord, ...]:
+    """Return the records of shim and GRUB, which in many images run before the kernel.
+
+    shim measures its lists of keys into PCR 14, GRUB its commands into PCR 8 and the files that it
+    reads into PCR 9.
+    """
+    return (
+        measured(7, _VARIABLE_AUTHORITY, b"key of shim"),
+        boot_application(b"shim"),
+        *(measured(14, _IPL, f"{name} of shim".encode(), name.encode()) for name in _SHIM_LISTS),
+        measured(7, _VARIABLE_AUTHORITY, b"key of GRUB"),
+        boot_application(b"GRUB"),
+        *(measured(8, _IPL, command.encode()) for command in _GRUB_COMMANDS),
+        *(measured(9, _IPL, f"file {path}".encode(), path.encode()) for path in _GRUB_FILES),
+    )
+
+
+def encode_log(records: Sequence[BootRecord]) -> bytes:
+    """Return the log as Linux shows it in binary_bios_measurements, without padding."""
+    encoded = [encode_record(one.pcr, one.event_type, one.digests, one.data) for one in records]
+    return encode_spec_id(0, BANKS) + b"".join(encoded)

@@ -38,7 +38,7 @@ CLOUDS: Final = {
     "azure-tdx": SimulatedPlatform("clouds.azure:AzureTdxSimulator", dmi=_AZURE, has_imds=True),
     "gcp-snp": SimulatedPlatform("clouds.gcp:GcpSnpSimulator", "sev_guest", _GOOGLE),
     "gcp-tdx": SimulatedPlatform("clouds.gcp:GcpTdSimulator", "tdx_guest", _GOOGLE),
-    "aws-snp": SimulatedPlatform("clouds.aws_snp:AwsSnpSimulator", "sev_guest", _AMAZON),
+    "aws-snp": SimulatedPlatform("clouds.nitro_tpm:AwsSnpSimulator", "sev_guest", _AMAZON),
     "aws-nitro-tpm": SimulatedPlatform("clouds.nitro_tpm:NitroTpmSimulator", dmi=_AMAZON),
     "tpm": SimulatedPlatform("clouds.tpm:TpmSimulator", dmi=_OTHER),
 }

@@ -4,13 +4,17 @@ from collections.abc import Callable
 
 from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.pki.amd_chip import find_amd_root, issue_chip
-from attestkit.backends.simulator.pki.aws_nitro_ca import make_nitro_root
-from attestkit.backends.simulator.pki.cloud_root import CloudRoot, Derive, make_own_root
+from attestkit.backends.simulator.pki.cloud_pki import (
+    CloudRoot,
+    Derive,
+    make_nitro_root,
+    make_own_root,
+    public_kms_keys,
+)
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki, derive
-from attestkit.backends.simulator.pki.kms_keys import public_kms_keys
-from attestkit.backends.simulator.platform_identity import find_intel_root
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.scenarios.registry import chosen_scenario
+from attestkit.backends.simulator.td_reports import find_intel_root
 from attestkit.simulated_roots import SimulatedRoots
 
 

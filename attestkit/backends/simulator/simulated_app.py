@@ -14,7 +14,7 @@ from attestkit.keys import AppKeys
 from attestkit.keys.key_file import LARGEST
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.state_folder import StateFolder
+    from attestkit.backends.simulator.soft_td import StateFolder
 
 KEY_FILE: Final = ".appkeys.json"
 """Name of the key file in a state folder."""

@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.base import SnpEvidence, check_bytes
-from attestkit.backends.simulator.images.snp_os_image import (
-    SnpImage,
-    simulated_snp_image,
-    snp_vm_config,
-)
+from attestkit.backends.simulator.images import os_image
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.scenarios.config import value_or
 from attestkit.backends.simulator.tdx import Simulator
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.images.boot_files import BootSource
+    from attestkit.backends.simulator.images.image_documents import BootSource
 
 _NO_INTEL: Final = "SEV-SNP has no Intel collateral; AMD's certificates come with each report"
 
@@ -57,7 +53,7 @@ class SnpSimulator(Simulator):
         booted = _choose_image(image, vm_config)
         self._measurement = booted.measurement
         self.mr_config = _find_document(vm_config) or self._make_document(app_id)
-        self.vm_config: str = value_or(vm_config, snp_vm_config(self.mr_config, booted))
+        self.vm_config: str = value_or(vm_config, os_image.snp_vm_config(self.mr_config, booted))
         self._host_data = host_data(self.mr_config) if self.seals_app else bytes(32)
         self._chip = issue_chip(self._seed, self._scenario)
 
@@ -132,10 +128,10 @@ class SnpSimulator(Simulator):
         pass
 
 
-def _choose_image(source: "BootSource | None", vm_config: str | None) -> SnpImage:
+def _choose_image(source: "BootSource | None", vm_config: str | None) -> os_image.SnpImage:
     """Return the image that is booted."""
     if source is None:
-        return simulated_snp_image()
+        return os_image.simulated_snp_image()
     from attestkit.backends.simulator.images.booted_image import (
         boot_snp_image,  # lazy: rarely needed
     )

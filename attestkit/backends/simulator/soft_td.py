@@ -1,17 +1,187 @@
-"""State of a simulated TD: four registers, runtime events, and reboots."""
+"""State of a simulated TD: four registers, runtime events, and reboots.
 
+A folder preserves it between processes. Its registers survive a killed process, as registers of a
+CPU do; only a reboot clears them.
+"""
+
+import contextlib
+import errno
+import fcntl
 import hashlib
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from attestkit._formats.strict_json import decode_strictly
+from attestkit._system.untrusted_files import make_folder, open_regular, read_regular
 from attestkit.backends.base import check_bytes
+from attestkit.backends.linux.device_errors import busy, failed
 from attestkit.backends.simulator.faults.injection import FaultInjector, TearingFolder
-from attestkit.backends.simulator.state_folder import State, StateFolder
-from attestkit.errors import UsageError
+from attestkit.errors import BackendError, UsageError
 from attestkit.event_log import Event, Rtmrs
 from attestkit.event_log.journal import LOCK, Journal, MemoryJournal, RegisterAccess
+
+STATE_LOCK = "simulator.lock"
+SEED = "simulator.seed"
+REGISTERS = "simulator.registers"
+_LARGEST: Final = 4096  # maximum size of a file in bytes; typical are 600
+
+
+class State(NamedTuple):
+    """State of a running TD."""
+
+    boot_id: str  # changes with every boot
+    launch: str  # identity of the TD: hash of everything fixed at launch
+    rtmrs: Rtmrs
+
+
+class StateFolder:
+    """The files of a simulated TD, locked by one process at a time.
+
+    Args:
+        path: The folder; created with mode 0700 if missing.
+
+    Raises:
+        BackendBusyError: If another process runs this TD.
+        BackendError: If the folder cannot be used.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: Path = Path(path)
+        try:
+            make_folder(self.path)
+            self._lock = open_regular(self.path / STATE_LOCK, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise _io_error(self.path, error) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            text = "another process runs the simulated TD; stop it, or use another state directory"
+            raise busy(self.path, text, "state") from error
+        except OSError as error:
+            os.close(self._lock)
+            raise _io_error(self.path / STATE_LOCK, error) from error
+
+    def seed(self, random: Callable[[int], bytes]) -> bytes:
+        """Return the seed, 32 bytes, created and stored at the first call.
+
+        Raises:
+            BackendError: If the file cannot be used, or is damaged.
+        """
+        try:
+            text = _read_limited(self.path / SEED)
+        except FileNotFoundError:
+            seed = random(32)
+            self._replace_file(SEED, seed.hex().encode() + b"\n")
+            return seed
+        except OSError as error:
+            raise _io_error(self.path / SEED, error) from error
+        try:
+            return read_seed(text)
+        except UsageError as error:
+            raise failed(self.path / SEED, str(error), "state") from error
+
+    def load(self) -> State | None:
+        """Return the state of the running TD, or None.
+
+        Raises:
+            BackendError: If the file cannot be read, or is damaged.
+        """
+        path = self.path / REGISTERS
+        try:
+            fields: Any = decode_strictly(_read_limited(path))
+            zero, one, two, three = (bytes.fromhex(value) for value in fields["rtmrs"])
+            state = State(str(fields["boot_id"]), str(fields["launch"]), (zero, one, two, three))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _io_error(path, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damage_error(path) from error
+        if any(len(value) != 48 for value in state.rtmrs):
+            raise _damage_error(path)
+        return state
+
+    def save(self, state: State) -> None:
+        """Store the state of the TD atomically."""
+        fields = {**state._asdict(), "rtmrs": [value.hex() for value in state.rtmrs]}
+        self._replace_file(REGISTERS, json.dumps(fields).encode() + b"\n")
+
+    def forget(self) -> None:
+        """Delete the stored state, because the TD is off."""
+        try:
+            (self.path / REGISTERS).unlink(missing_ok=True)
+            self._sync_folder()
+        except OSError as error:
+            raise _io_error(self.path / REGISTERS, error) from error
+
+    def _replace_file(self, name: str, data: bytes) -> None:
+        """Replace a file atomically and sync it."""
+        new = self.path / f"{name}.new"
+        try:
+            fd = open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            try:
+                if os.write(fd, data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            new.replace(self.path / name)
+        except OSError as error:
+            raise _io_error(self.path / name, error) from error
+        with contextlib.suppress(OSError):  # the new file is in place and cannot be undone
+            self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Unlock the folder. Idempotent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def read_seed(data: bytes) -> bytes:
+    """Parse the content of a seed file: 32 bytes, or 64 hex digits with an optional newline.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    if len(data) == 32:
+        return data
+    try:
+        seed = bytes.fromhex(data.decode("ascii").strip())
+    except ValueError:
+        seed = b""
+    if len(seed) != 32:
+        raise UsageError("seed: must be 32 bytes or 64 hex digits", reason="wrong_size")
+    return seed
+
+
+def _read_limited(path: Path) -> bytes:
+    """Return the content of a file; BackendError if it is too long."""
+    data = read_regular(path, _LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise failed(path, f"longer than {_LARGEST} bytes", "state")
+    return data
+
+
+def _damage_error(path: Path) -> BackendError:
+    return failed(path, "damaged; remove it to boot the simulated TD again", "state")
+
+
+def _io_error(path: Path, error: OSError) -> BackendError:
+    return failed(path, f"cannot be used: {error.strerror or error}", "state")
 
 
 class BootPlan(NamedTuple):

@@ -7,32 +7,25 @@ only on request, `simulated` is true, and it is used only by name.
 import os
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from attestkit._crypto.hashes import sha256
+from attestkit._system.clock import current_time
 from attestkit.attestation.launch.mr_config import config_id_v1
 from attestkit.backends.base import check_bytes
+from attestkit.backends.simulator import td_reports
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, FaultsLike
 from attestkit.backends.simulator.faults.injection import FaultInjector
 from attestkit.backends.simulator.images.os_image import Image, ImageConfig, simulated_image
-from attestkit.backends.simulator.platform_identity import (
-    OWN_APP,
-    OWN_APP_OF_KMS,
-    instance_id,
-    issue_platform,
-    launch_body,
-)
 from attestkit.backends.simulator.platforms import PLATFORMS
 from attestkit.backends.simulator.roots import roots_of
 from attestkit.backends.simulator.scenarios.config import Scenario, value_or
 from attestkit.backends.simulator.scenarios.registry import chosen_scenario
 from attestkit.backends.simulator.simulated_app import SimulatedApp
-from attestkit.backends.simulator.soft_td import BootPlan, SoftTd
-from attestkit.backends.simulator.state_folder import StateFolder
+from attestkit.backends.simulator.soft_td import BootPlan, SoftTd, StateFolder
 from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import boot_events, events_before_keys
@@ -43,16 +36,12 @@ from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
-    from attestkit.backends.simulator.images.boot_files import BootSource
+    from attestkit.backends.simulator.images.image_documents import BootSource
     from attestkit.event_log import Event
 
 _PACKAGE: Final = __name__.rpartition(".")[0]
 _RTMRS_AT: Final = 328  # offset of registers and report data in a TD body
 _REST_AT: Final = 584  # offset of the fields of TD 1.5
-
-
-def _clock() -> float:
-    return datetime.now(timezone.utc).timestamp()
 
 
 class Simulator(SimulatedApp):
@@ -125,7 +114,7 @@ class Simulator(SimulatedApp):
         app_id: bytes | None = None,
         tpm: str | None = None,
         gpus: "int | GpuConfig | None" = None,
-        now: Callable[[], float] = _clock,
+        now: Callable[[], float] = current_time,
         random: Callable[[int], bytes] = os.urandom,
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
@@ -143,7 +132,8 @@ class Simulator(SimulatedApp):
                 seed = self._folder.seed(random) if self._folder else random(32)
             self._seed: bytes = seed
             self._attach_gpus(seed, gpus, self._scenario.gpu_fault)
-            self._set_ids(seed, app_id)
+            self._app_id, platform = app_id, self._scenario.platform_id
+            self._instance_id = td_reports.instance_id(seed, app_id, self.app_compose, platform)
             self._keys_are_ours = app_keys is None
             if not kms_boot:
                 self._app_keys = AppKeys.from_seed(seed) if app_keys is None else app_keys
@@ -160,16 +150,11 @@ class Simulator(SimulatedApp):
         self._calls = FaultInjector(self.faults, platform=self.platform, has_log=has_log, wait=wait)
         self.faults.watch(self._check_fault)
 
-    def _set_ids(self, seed: bytes, app_id: bytes) -> None:
-        """Set the ids of the app and of this instance of it."""
-        self._app_id, platform_id = app_id, self._scenario.platform_id
-        self._instance_id = instance_id(seed, app_id, self.app_compose, platform_id)
-
     def _choose_app(
         self, app_compose: bytes | None, app_id: bytes | None, *, kms_boot: bool
     ) -> bytes:
         """Parse the compose file of the app; return the app's id, by default that of the file."""
-        own_app = OWN_APP_OF_KMS if kms_boot else OWN_APP
+        own_app = td_reports.OWN_APP_OF_KMS if kms_boot else td_reports.OWN_APP
         self.app_compose: AppCompose = AppCompose.parse(
             own_app if app_compose is None else app_compose
         )
@@ -228,7 +213,7 @@ class Simulator(SimulatedApp):
         booted = self._image = self._choose_image(image, vm_config)
         self.vm_config: str = value_or(vm_config, booted.vm_config)
         self._body_head, self._body_rest = self._split_body()
-        self._pki, self._enclave = issue_platform(self._seed, self._scenario)
+        self._pki, self._enclave = td_reports.issue_platform(self._seed, self._scenario)
         self._event_log = boot_log(booted)
         self._td = SoftTd(self._plan_boot(), self._folder, self._random, self._calls)
 
@@ -269,7 +254,7 @@ class Simulator(SimulatedApp):
     def _split_body(self) -> tuple[bytes, bytes]:
         """Return the constant parts of a TD body: before the registers, after the report data."""
         config_id = config_id_v1(self.app_compose.compose_hash)
-        body = launch_body(self._scenario, config_id, mrtd=self._image.mrtd)
+        body = td_reports.launch_body(self._scenario, config_id, mrtd=self._image.mrtd)
         old = self._quote_version == 4 or self._scenario.td10
         whole = body.td10() if old else body.td15()
         return whole[:_RTMRS_AT], whole[_REST_AT:]
@@ -291,7 +276,7 @@ class Simulator(SimulatedApp):
         if self.platform != "tdx":
             text = f"{self.platform}: enclaves of SGX are simulated beside a TD only"
             raise UnsupportedError(text, reason="feature")
-        from attestkit.backends.simulator.pki.sgx_quoting_enclave import SGX_COLLATERAL  # lazy
+        from attestkit.backends.simulator.pki.quoting_enclave import SGX_COLLATERAL  # lazy
 
         return self._pki.collateral(self._now() if now is None else now, SGX_COLLATERAL)
 

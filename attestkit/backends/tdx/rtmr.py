@@ -1,4 +1,4 @@
-"""Run-time measurement registers (RTMRs) of a TDX guest: read and extend.
+"""Run-time measurement registers (RTMRs) of a TDX guest, and the base class of the TDX backends.
 
 Linux 6.16 and later have a file for each (Documentation/ABI/testing, sysfs-devices-virtual-misc-
 tdx_guest): reading it returns the register, writing 48 bytes extends it. Some kernels of clouds and
@@ -12,24 +12,15 @@ previous one had no effect.
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from attestkit.backends.linux.device_errors import (
-    ABSENT,
-    DENIED,
-    FORBIDDEN_BY_POLICY,
-    INTERRUPTED,
-    Meaning,
-    access_error,
-    error_name,
-    failed,
-    translate_errno,
-    unavailable,
-)
-from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import ior, iow, read_file
+from attestkit.backends.linux import device_errors
+from attestkit.backends.linux.guest_logs import GuestJournal, read_boot_log
+from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, ior, iow, read_file
 from attestkit.backends.tdx.device import (
     BUSY_WAITS,
     MEANINGS,
@@ -38,6 +29,7 @@ from attestkit.backends.tdx.device import (
     TdxDevice,
 )
 from attestkit.errors import BackendError, BackendUnavailableError, UnsupportedError, UsageError
+from attestkit.event_log.journal import RegisterAccess, RuntimeLog
 
 SIZE: Final = 48  # bytes of a register and of a digest
 READABLE: Final = (0, 1, 2, 3)
@@ -56,19 +48,19 @@ _NO_FILES: Final = "no RTMR files in sysfs (added in Linux 6.16)"
 _READ_ONLY: Final = "sysfs is read-only, as in a container; bind-mount the directory read-write"
 _NO_FILE: Final = "the directory exists, but without the file of Linux 6.16 and later"
 _RESERVED: Final = "the driver reserves this register, or a security policy forbids it"
-FILE_MEANINGS: Final[Mapping[int, Meaning]] = {
-    errno.EINVAL: (failed, "io_error", "not an RTMR file: those have 48 bytes"),
-    errno.EINTR: INTERRUPTED,
+FILE_MEANINGS: Final[Mapping[int, device_errors.Meaning]] = {
+    errno.EINVAL: (device_errors.failed, "io_error", "not an RTMR file: those have 48 bytes"),
+    errno.EINTR: device_errors.INTERRUPTED,
     errno.EBUSY: MODULE_BUSY,
     errno.EIO: MODULE_FAILED,
-    **dict.fromkeys(DENIED, FORBIDDEN_BY_POLICY),
-    errno.EROFS: (unavailable, "permission_denied", _READ_ONLY),
-    errno.ENOENT: (unavailable, "missing", _NO_FILE),
+    **dict.fromkeys(device_errors.DENIED, device_errors.FORBIDDEN_BY_POLICY),
+    errno.EROFS: (device_errors.unavailable, "permission_denied", _READ_ONLY),
+    errno.ENOENT: (device_errors.unavailable, "missing", _NO_FILE),
 }
-_EXTEND_MEANINGS: Final[Mapping[int, Meaning]] = {
+_EXTEND_MEANINGS: Final[Mapping[int, device_errors.Meaning]] = {
     **MEANINGS,
-    errno.EPERM: (unavailable, "permission_denied", _RESERVED),
-    errno.EINVAL: (failed, "io_error", "the driver has no such register"),
+    errno.EPERM: (device_errors.unavailable, "permission_denied", _RESERVED),
+    errno.EINVAL: (device_errors.failed, "io_error", "the driver has no such register"),
 }
 
 
@@ -142,11 +134,13 @@ class RtmrAccess:
 
     def _folder_error(self, error: OSError) -> BackendError:
         text = "RTMR directory: cannot be opened"
-        if self._configured and error.errno not in DENIED:
+        if self._configured and error.errno not in device_errors.DENIED:
             text += "; correct or unset DCAP_TDX_RTMR_SYSFS_PATH"
-        if error.errno in ABSENT:
-            return unavailable(self._folder, f"{text} ({error_name(error)})", "missing")
-        return access_error(self._folder, text, error)
+        if error.errno in device_errors.ABSENT:
+            return device_errors.unavailable(
+                self._folder, f"{text} ({device_errors.error_name(error)})", "missing"
+            )
+        return device_errors.access_error(self._folder, text, error)
 
     def _from_file(self, folder: int, register: int) -> bytes:
         name = _file_name(register)
@@ -157,16 +151,16 @@ class RtmrAccess:
         if len(value) != SIZE:
             found = f"more than {SIZE}" if len(value) > SIZE else str(len(value))
             text = f"wrong size: {found} bytes, expected {SIZE}"
-            raise failed(self._folder / name, text, "malformed_response")
+            raise device_errors.failed(self._folder / name, text, "malformed_response")
         return value
 
     def _file_error(self, what: str, name: str, error: OSError) -> BackendError:
         """Return the error for an RTMR file that cannot be read or extended (`what`)."""
         path, text = self._folder / name, f"cannot be {what}"
-        if error.errno in DENIED:
+        if error.errno in device_errors.DENIED:
             default = "root may extend" if what == "extended" else "every user may read"
-            return access_error(path, text, error, f"; by default, {default} it")
-        return translate_errno(path, text, error, FILE_MEANINGS)
+            return device_errors.access_error(path, text, error, f"; by default, {default} it")
+        return device_errors.translate_errno(path, text, error, FILE_MEANINGS)
 
     # -- extending -----------------------------------------------------------------------------
 
@@ -201,7 +195,7 @@ class RtmrAccess:
                 os.close(fd)
             if written != SIZE:
                 text = f"{written} of {SIZE} bytes written; {_UNKNOWN_OUTCOME}"
-                raise failed(self._folder / name, text, "outcome_unknown")
+                raise device_errors.failed(self._folder / name, text, "outcome_unknown")
 
         if error := self._extend_once(register, digest, write):
             raise self._file_error("extended", name, error) from error
@@ -214,7 +208,7 @@ class RtmrAccess:
             if error is None:
                 return
             if error.errno != errno.ENOTTY:
-                raise translate_errno(
+                raise device_errors.translate_errno(
                     self._device.path, "EXTEND_RTMR", error, _EXTEND_MEANINGS
                 ) from error
         raise UnsupportedError(
@@ -228,7 +222,7 @@ class RtmrAccess:
             result = self._device.calls.ioctl(fd, number, bytearray(digest) + bytes([register]))
             if result:
                 text = f"EXTEND_RTMR: unknown result: {result}; {_UNKNOWN_OUTCOME}"
-                raise failed(self._device.path, text, "outcome_unknown")
+                raise device_errors.failed(self._device.path, text, "outcome_unknown")
 
         return extend
 
@@ -260,7 +254,7 @@ class RtmrAccess:
                 raise BackendError(
                     f"RTMR{register}: extended by another process at the same time: from "
                     f"{before.hex()} to {now.hex()}; the extend by {digest.hex()} may be included "
-                    f"({error_name(error)})",
+                    f"({device_errors.error_name(error)})",
                     reason="register_conflict",
                 ) from error
         return error
@@ -277,3 +271,87 @@ def _file_name(register: int) -> str:
 def _check_register(register: int, known: tuple[int, ...], text: str) -> None:
     if type(register) is not int or register not in known:
         raise UsageError(f"register: {text}: {register!r}", reason="out_of_range")
+
+
+_RUNTIME_REGISTER: Final = 3
+
+
+class TdGuest:
+    """The registers and logs of the TDX guest that this process runs in.
+
+    Only the lock of the journal stays open between calls. It is thread-safe; after a fork all but
+    the journal works.
+
+    Args:
+        paths: The kernel's paths.
+        calls: The system calls.
+        sleep: Sleeps for the given number of seconds.
+    """
+
+    def __init__(
+        self,
+        paths: KernelPaths,
+        *,
+        calls: DeviceCalls = REAL_CALLS,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._paths = paths
+        self._calls = calls
+        self._device = TdxDevice(paths.tdx_guest, paths.old_nodes, calls=calls, sleep=sleep)
+        self._rtmrs = RtmrAccess(paths, self._device)
+        register = RegisterAccess(
+            lambda: self._rtmrs.read_fresh(_RUNTIME_REGISTER),
+            lambda digest: self._rtmrs.extend(_RUNTIME_REGISTER, digest),
+        )
+        self._runtime_log = GuestJournal(paths, register, calls=calls)
+
+    def read_rtmr(self, register: int) -> bytes:
+        """Return a register, 0 to 3: 48 bytes.
+
+        Raises:
+            UsageError: If `register` is not 0 to 3.
+            BackendUnavailableError: If neither the RTMR file nor the device is accessible.
+            BackendError: If reading failed for another reason.
+        """
+        return self._rtmrs.read(register)
+
+    def extend_rtmr(self, register: int, digest: bytes) -> None:
+        """Extend RTMR2 or RTMR3 by a digest of 48 bytes, once; nothing is logged.
+
+        Raises:
+            UsageError: If the register is not 2 or 3, or the digest is not 48 bytes.
+            UnsupportedError: If the kernel cannot extend registers.
+            BackendUnavailableError: If the register is not accessible; nothing was extended.
+            BackendBusyError: If the TDX module is busy; nothing was extended.
+            BackendError: If the extend failed for another reason; it may have taken effect.
+        """
+        self._rtmrs.extend(register, digest)
+
+    def read_event_log(self) -> bytes:
+        """Return the boot log: the whole area with its padding; empty without a log.
+
+        Raises:
+            BackendUnavailableError: If the log exists but is not accessible.
+            BackendError: If the CCEL table is invalid.
+        """
+        return read_boot_log(self._paths, calls=self._calls)
+
+    def open_journal(self, version: int | None = None) -> RuntimeLog:
+        """Return the log of runtime events of this boot; every call returns the same object.
+
+        The log reads RTMR3 from a new TD report or, if the device is not accessible, from the
+        register's file in sysfs.
+
+        Args:
+            version: Version of the event digests, 1 or 2. None uses that of this boot's events,
+                or 1 if there are none. Only the first call uses this argument; it creates the log.
+
+        Raises:
+            UsageError: If the backend is closed or was created before a fork.
+            BackendError: If the boot id cannot be read or is malformed.
+        """
+        return self._runtime_log.open(version)
+
+    def close(self) -> None:
+        """Close the journal and release its lock. A second call has no effect."""
+        self._runtime_log.close()

@@ -7,6 +7,7 @@ this backend is used only if it is selected by name.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from attestkit import backends
@@ -14,12 +15,10 @@ from attestkit._crypto.hashes import sha256
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.backends.base import check_bytes
 from attestkit.backends.linux.device_errors import unavailable
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.tpm.client import FAMILY, LoadedKey, TpmClient
-from attestkit.backends.tpm.device_nodes import open_tpm
-from attestkit.backends.tpm.quote_reader import collect_quote
-from attestkit.backends.tpm.tpm_guest import TpmGuest
-from attestkit.backends.tpm.tpm_logs import TpmLogs, read_tpm_logs
+from attestkit.backends.tpm.quote_reader import TpmLogs, collect_quote, read_tpm_logs
+from attestkit.backends.tpm.tpm_device import TpmGuest, open_tpm
 from attestkit.errors import SignatureError, UsageError
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.algorithms import HASH_IDS
@@ -78,8 +77,8 @@ class TpmBackend(TpmGuest):
         self._handle, self._is_chosen = _ak_handle(ak_handle)
         self._certificates = () if ak_certificate is None else (ak_certificate,)
         self._selections = (PcrSelection(bank, EVERY_PCR),)
-        self._logs = logs
         paths = backends.find_kernel_paths(root) if paths is None else paths
+        self._read_logs = partial(read_tpm_logs, paths) if logs else TpmLogs
         super().__init__(open_tpm(device, paths) if client is None else client, paths)
 
     @classmethod
@@ -144,9 +143,6 @@ class TpmBackend(TpmGuest):
             with client.primary_key(ENDORSEMENT, RSA_AK) as key:
                 client.evict_control(key.handle, self._handle)
         return self._handle
-
-    def _read_logs(self) -> TpmLogs:
-        return read_tpm_logs(self._paths) if self._logs else TpmLogs()
 
     @contextmanager
     def _attestation_key(self) -> Iterator[LoadedKey]:

@@ -2,9 +2,8 @@
 
 from typing import Final, NamedTuple
 
-from attestkit.backends.tpm.command_channel import CommandChannel, ParameterReader
+from attestkit.backends.tpm.command_channel import CommandChannel, ParameterReader, TpmError
 from attestkit.backends.tpm.frames import password
-from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.backends.tpm.transports import reading
 from attestkit.tpm import command_codes as cc
 from attestkit.tpm.algorithms import HASH_IDS, hash_size

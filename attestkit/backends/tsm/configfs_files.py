@@ -1,8 +1,9 @@
-"""File operations of configfs-tsm, and the rest of the system interface of a request.
+"""File operations on configfs-tsm, and the meanings of their errors.
 
-A read or write opens the file, transfers it completely and closes it: configfs commits a write at
-`close`, and caches a read per descriptor. Calls that may wait for the host release the GIL and are
-not retried after a signal.
+Sources: drivers/virt/coco of Linux (tsm, tdx-guest, sev-guest), fs/configfs, and mkdir(2). A read
+or write opens the file, transfers it completely and closes it: configfs commits a write at `close`,
+and caches a read per descriptor. Calls that may wait for the host release the GIL and are not
+retried after a signal.
 """
 
 import errno
@@ -10,10 +11,162 @@ import fcntl
 import os
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from enum import Enum
 from typing import Final, NamedTuple
 
+from attestkit._system.clock import current_time
 from attestkit.backends.linux import device_errors, syscalls
+from attestkit.backends.linux.device_errors import (
+    ABSENT,
+    INTERRUPTED,
+    OUT_OF_MEMORY,
+    UNKNOWN,
+    Meaning,
+    busy,
+    error_name,
+    failed,
+    no_quote,
+    permissions,
+    unavailable,
+)
+from attestkit.errors import AttestKitError, UsageError
+
+
+class Step(Enum):
+    """Operation on a TSM report entry that can fail."""
+
+    ANY = "any"
+    MAKE = "make"  # create the entry
+    IDENTIFY = "identify"  # read `provider` for the first time
+    REPORT_DATA = "report_data"  # write `inblob`
+    OPTION = "option"  # write an option such as `privlevel`
+    REPORT = "report"  # read `outblob`, `auxblob` or `manifestblob`
+
+
+_Meanings = dict[int, Meaning]
+
+_MODPROBE: Final = "modprobe tdx-guest, or on AMD modprobe sev-guest"
+_BIND: Final = "in a container, bind-mount /sys/kernel/config of the machine read-write"
+_LOG: Final = "see the kernel log (dmesg)"
+_DO_NOT_RETRY: Final = (
+    "do not retry: the driver wipes its key (VMPCK) after most failures, and every further request "
+    "fails; another process may try once, and if that fails, reboot the guest"
+)
+_KEY_LOST: Final = (
+    "the driver has wiped its key (VMPCK) after an earlier failure; reboot the guest, or load "
+    "sev-guest with another key (parameter vmpck_id)"
+)
+_PENDING: Final = "the host has not answered an earlier request yet; retry later"
+_NO_ANSWER: Final = "the host failed to create a quote, or did not answer within 30 s"
+_REJECTED: Final = "the host or the secure processor rejected the request"
+_PRIVLEVEL: Final = "above VMPL 0, use the option privlevel"
+_QGS: Final = "check on the host that the quoting service (QGS) runs and the VMM can connect to it"
+
+
+_DENIED: Final = "run as root (a container or a security module (LSM) can also deny it to root)"
+
+
+def _denied(what: str) -> _Meanings:
+    text = f"{what}: {{permissions}}; {_DENIED}"
+    return dict.fromkeys((errno.EACCES, errno.EPERM), (unavailable, "permission_denied", text))
+
+
+_COMMON: Final[_Meanings] = {
+    errno.ENXIO: (unavailable, "missing", f"the TEE driver was unloaded; {_MODPROBE}"),
+    errno.ENOENT: (failed, "missing", "another process removed the entry; retry"),
+    **_denied("no permission"),
+    errno.EROFS: (unavailable, "permission_denied", f"configfs is mounted read-only; {_BIND}"),
+    errno.EBUSY: (busy, "device", "in use; retry"),
+    errno.EINTR: (busy, "interrupted", "interrupted by a signal; retry"),
+    errno.ENOMEM: OUT_OF_MEMORY,
+    errno.EAGAIN: (failed, "io_error", "an internal error code, which is a kernel bug; retry"),
+    errno.EMFILE: (failed, "io_error", "too many open files; raise ulimit -n"),
+    errno.ENFILE: (failed, "io_error", "too many open files; close some"),
+}
+_OF_STEP: Final[dict[Step, _Meanings]] = {
+    Step.MAKE: {
+        errno.ENXIO: (unavailable, "missing", f"no TEE driver is registered; {_MODPROBE}"),
+        **_denied("no permission to create an entry"),
+        errno.EEXIST: (failed, "io_error", "all random names are taken; remove entries with rmdir"),
+    },
+    Step.IDENTIFY: {
+        errno.ENOENT: (unavailable, "missing", "missing in a new entry; mount configfs")
+    },
+    Step.REPORT_DATA: {
+        errno.EFBIG: (failed, "io_error", "64 bytes rejected; check that this is configfs-tsm")
+    },
+    Step.REPORT: {
+        errno.EBUSY: (busy, "request_in_flight", _PENDING),
+        errno.EINTR: INTERRUPTED,
+        errno.EFBIG: (failed, "too_large", "longer than this kernel allows; update it"),
+    },
+}
+_OF_REPORT: Final[dict[str, _Meanings]] = {
+    "tdx": {
+        errno.EINVAL: (failed, "io_error", f"the driver rejected the report data; {_LOG}"),
+        errno.ETIMEDOUT: (no_quote, "timed_out", f"the host did not answer in time; {_QGS}"),
+        errno.EIO: (no_quote, "quoting_service", f"{_NO_ANSWER}; {_QGS}"),
+    },
+    "snp": {
+        errno.EINVAL: (failed, "io_error", f"request rejected; {_PRIVLEVEL}"),
+        errno.ETIMEDOUT: (no_quote, "timed_out", f"throttled for 60 s; {_DO_NOT_RETRY}"),
+        errno.EIO: (no_quote, "request_failed", f"{_REJECTED}; {_DO_NOT_RETRY}"),
+        errno.ENOTTY: (no_quote, "key_lost", _KEY_LOST),
+        errno.ENXIO: (unavailable, "missing", f"{_REJECTED}, or sev-guest was unloaded; {_LOG}"),
+    },
+}
+
+# Errnos for a configured entry that does not exist.
+_NOT_THERE: Final = ABSENT | {errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
+
+
+def translate_error(
+    step: Step,
+    error: OSError,
+    path: str,
+    platform: str = "",
+    permissions: Callable[[str], str] = permissions,
+) -> AttestKitError:
+    """Return the AttestKitError for an OSError at `step`.
+
+    Args:
+        step: The operation that failed.
+        error: Its error.
+        path: The file.
+        platform: "tdx", "snp", or "" if it is not known yet.
+        permissions: Describes mode and owner of a path, and this process.
+    """
+    number = error.errno or 0
+    if step is Step.OPTION and number == errno.EINVAL:
+        text = f"{path}: value out of range for this guest; use another value ({error_name(error)})"
+        return UsageError(text, reason="out_of_range")
+    of_report = _OF_REPORT.get(platform, {}) if step is Step.REPORT else {}
+    meanings = {**_COMMON, **_OF_STEP.get(step, {}), **of_report}
+    make, reason, text = meanings.get(number, UNKNOWN)
+    if "{permissions}" in text:
+        text = text.format(permissions=permissions(path))
+    return make(path, f"{text} ({error_name(error)})", reason)
+
+
+def folder_missing_error(error: OSError, folder: str, *, mounted: bool) -> AttestKitError:
+    """Return the error for a missing report directory; `mounted`: configfs is mounted."""
+    if mounted:
+        text = (
+            "kernel module not loaded; modprobe tsm_report (Linux 6.7 to 6.15: tsm), then "
+            "tdx-guest, or on AMD sev-guest"
+        )
+    else:
+        text = f"configfs is not mounted; mount -t configfs none /sys/kernel/config; {_BIND}"
+    return unavailable(folder, f"{text} ({error_name(error)})", "missing")
+
+
+def entry_missing_error(error: OSError, path: str) -> AttestKitError | None:
+    """Return the error for a configured entry that does not exist; None for other errnos."""
+    if error.errno not in _NOT_THERE:
+        return None
+    text = "no such report entry; create it, or correct or unset DCAP_TDX_QUOTE_CONFIGFS_PATH"
+    return unavailable(path, f"{text} ({error_name(error)})", "missing")
+
 
 _CHUNK: Final = 1 << 16  # bytes per read: larger than current reports, so two reads suffice
 
@@ -77,10 +230,6 @@ class OsFiles:
         os.rmdir(path)  # noqa: PTH106 - as `make`
 
 
-def _now() -> float:
-    return datetime.now(timezone.utc).timestamp()
-
-
 def _alive(pid: int) -> bool:
     """Return whether the process exists in this PID namespace; True if unknown."""
     try:
@@ -112,7 +261,7 @@ class TsmSystem(NamedTuple):
     files: OsFiles = OsFiles()
     clock: Callable[[], float] = time.monotonic  # seconds, for timeouts
     sleep: Callable[[float], None] = time.sleep
-    now: Callable[[], float] = _now  # seconds since 1970, for the age of an entry
+    now: Callable[[], float] = current_time  # seconds since 1970, for the age of an entry
     random: Callable[[int], bytes] = os.urandom
     pid: Callable[[], int] = os.getpid  # called for every request, because of forks
     alive: Callable[[int], bool] = _alive

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
 
 from attestkit.backends.linux.device_errors import busy, failed, unavailable
-from attestkit.backends.tsm.configfs_files import TsmSystem
-from attestkit.backends.tsm.errno_meanings import (
+from attestkit.backends.tsm.configfs_files import (
     Step,
+    TsmSystem,
     entry_missing_error,
     folder_missing_error,
     translate_error,

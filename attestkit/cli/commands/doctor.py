@@ -110,7 +110,7 @@ def _package() -> dict[str, Any]:
 
 def _as_json(found: "Diagnosis") -> dict[str, Any]:
     from attestkit.backends.linux.host_inspection import PathStatus
-    from attestkit.backends.linux.release import FEATURES
+    from attestkit.backends.linux.kernel import FEATURES
 
     host = found.host
     kernel = host.kernel

@@ -8,13 +8,14 @@ import socket
 import struct
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, Protocol
 
-from attestkit.emulator.socket_service import SocketService, open_listener, receive
+from attestkit.emulator.quote_service import SocketService, open_listener, receive
 from attestkit.errors import AttestKitError, FormatError
 
 _REQUEST: Final = struct.Struct("=III")
@@ -219,9 +220,7 @@ def _set_ready(_machine: StubMachine, state: StubState, ready: int) -> bytes:
 
 
 def _uuid_text(device: StubDevice, _index: int) -> bytes:
-    text = device.uuid.hex()
-    parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
-    return f"GPU-{'-'.join(parts)}".encode()
+    return f"GPU-{uuid.UUID(bytes=device.uuid)}".encode()
 
 
 def _memory(device: StubDevice, _index: int) -> bytes:

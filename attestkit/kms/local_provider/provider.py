@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.zeroize import Secret, own_copy, wipe
+from attestkit._system.clock import current_time
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.backends.simulator.pki.sgx_quoting_enclave import SgxQuotingEnclave, SimulatedEnclave
+from attestkit.backends.simulator.pki.quoting_enclave import SgxQuotingEnclave, SimulatedEnclave
 from attestkit.errors import AttestKitError, UsageError, VerificationError
 from attestkit.kms.local_provider.sealed_key import (
     SealedKey,
@@ -30,7 +31,6 @@ from attestkit.kms.local_provider.sealed_key import (
     td_measurements,
 )
 from attestkit.quote import Quote, TdQuoteBody
-from attestkit.ra_tls.issued import current_time
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.claims import TcbStatus
 

@@ -15,7 +15,7 @@ from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.zeroize import Secret, own_copy, wipe, wipe_field
-from attestkit.backends.simulator.pki.kms_keys import (
+from attestkit.backends.simulator.pki.cloud_pki import (
     CA_LABEL,
     K256_LABEL,
     derive_kms_bytes,

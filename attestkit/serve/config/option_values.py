@@ -110,12 +110,12 @@ def read_seed(path: Path) -> bytes:
         ConfigError: If the file cannot be read or is malformed. A name that looks like a seed is
             not shown.
     """
-    from attestkit.backends.simulator import state_folder  # lazy: only with a seed file
+    from attestkit.backends.simulator import soft_td  # lazy: only with a seed file
 
     reason: ConfigReason
     try:
         data = read_file(path)
-        return state_folder.read_seed(data)
+        return soft_td.read_seed(data)
     except UsageError as error:
         text, reason = f"{path}: {error}", "wrong_size"
     except ConfigError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from attestkit._argument_checks import wrong_type
+from attestkit._system.clock import current_time
 from attestkit.backends.base import SimulatedBackend
 from attestkit.backends.simulator.faults.kms_faults import ROLLOVER, KmsFaults
 from attestkit.errors import UsageError
@@ -15,7 +16,6 @@ from attestkit.kms.release.auth_simple import AuthSimpleFile
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import KmsState, KmsStateFolder, create_state
 from attestkit.kms.root import KmsRoot
-from attestkit.ra_tls.issued import current_time
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.option_values import Address
 from attestkit.serve.event_loop_thread import EventLoopThread

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Final
 
-from attestkit.attester.gpu_source import collect_gpu_evidence
+from attestkit.attester.evidence_source import collect_gpu_evidence
 from attestkit.errors import BackendUnavailableError, UnsupportedError, UsageError
 from attestkit.serve.machine_info import SimulatedMachine
 from attestkit.serve.rpc import messages_v1 as m1

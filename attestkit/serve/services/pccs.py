@@ -8,14 +8,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
-from attestkit.backends.simulator.service_response import ServiceResponse
+from attestkit.backends.simulator.pki.pccs import ServedPlatform, ServiceResponse, SimulatedPccs
 from attestkit.serve.counters import Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.views import Header
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.gpu.service_routes import SimulatedGpuServices
+    from attestkit.backends.simulator.gpu.gpu_host import SimulatedGpuServices
 
 _MAX_BODY: Final = 1 << 20  # bytes of a request: those to NRAS have evidence of several GPUs
 _PLAIN: Final = ("Content-Type", "text/plain")
@@ -38,7 +37,7 @@ def make_gpu_services(simulator: Simulator) -> "SimulatedGpuServices | None":
     """Return the services for the GPUs of a simulated machine; None without GPUs."""
     if not simulator.has_gpus:
         return None
-    from attestkit.backends.simulator.gpu.service_routes import SimulatedGpuServices  # lazy
+    from attestkit.backends.simulator.gpu.gpu_host import SimulatedGpuServices  # lazy
 
     return SimulatedGpuServices(simulator.gpus, simulator.unix_time)
 

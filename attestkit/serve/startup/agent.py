@@ -123,7 +123,7 @@ def _is_cloud(settings: Settings) -> bool:
 
 def _stored_seed(folder: Path) -> bytes:
     """Return the seed in a state folder, created and stored at the first start."""
-    from attestkit.backends.simulator.state_folder import StateFolder
+    from attestkit.backends.simulator.soft_td import StateFolder
 
     with closing(StateFolder(folder)) as state:
         return state.seed(os.urandom)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from time import process_time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from attestkit._crypto.der import encode_integer, encode_sequence
 from attestkit._crypto.p384 import P384Key
@@ -15,7 +15,7 @@ from attestkit._crypto.x509.ocsp.answer_writer import (
     write_ocsp_error,
 )
 from attestkit._crypto.x509.ocsp.request import cert_id
-from attestkit.backends.simulator.gpu.gpu_pki import CaCredentials
+from attestkit.backends.simulator.pki.cloud_pki import CloudRoot
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.result import GpuResult
 from attestkit.gpu.rules import GpuRules
@@ -39,7 +39,7 @@ def ocsp(
     start: datetime = NOW,
     end: timedelta = _DAY,
     subject: bytes = BROM.der,
-    issuer: CaCredentials = PROVISIONER,
+    issuer: CloudRoot = PROVISIONER,
     **options: Any,
 ) -> bytes:
     """Return an answer about the certificate of the boot ROM, good by default."""
@@ -72,7 +72,9 @@ def with_ocsp(*answers: bytes, now: datetime = NOW, **rules: Any) -> GpuResult:
 
 assert with_ocsp(ocsp()).devices
 OCSP: Final[dict[str, Callable[[], GpuResult]]] = {
-    "answer by the certificate that it is about": lambda: with_ocsp(ocsp((BROM.key, BROM.der))),
+    "answer by the certificate that it is about": lambda: with_ocsp(
+        ocsp((cast("P384Key", BROM.authority.key), BROM.der))
+    ),
     "answer by the leaf of the device": lambda: with_ocsp(
         ocsp((OWN.device.key, OWN.device.chain[0]))
     ),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window
 from attestkit._crypto.x509.simulated.cloud_certificates import (
@@ -22,6 +22,9 @@ from attestkit.gpu.rules import GpuRules
 from tests.attacks.attempts import Surfaces
 from tests.gpu.made_devices import key, make_device, report_bytes
 from tests.gpu.simulated_machine import NONCE, NOW, machine, verify_machine
+
+if TYPE_CHECKING:
+    from attestkit._crypto.p384 import P384Key
 
 attacks = Surfaces("gpu")
 GPUS: Final = machine(2)
@@ -55,7 +58,8 @@ def with_content(
 def report_signed_by_the_boot_rom() -> GpuResult:
     """The CA of a device, not its leaf, signs the report."""
     own = GPUS.devices[0]
-    return with_first(report=own.content(NONCE).sign(PKI.brom("gpu/0", own.model).key))
+    key = cast("P384Key", PKI.brom("gpu/0", own.model).authority.key)
+    return with_first(report=own.content(NONCE).sign(key))
 
 
 @attacks.attempt("forge", GpuEvidenceError, "report_signature")
@@ -219,7 +223,7 @@ def own_leaf(issuer: Issuer, spki: bytes) -> bytes:
         issuer,
         serial=77,
         validity=VALID,
-        extensions=(encode_dice_fwid(brom.key.spki, own.fwid),),
+        extensions=(encode_dice_fwid(brom.authority.spki, own.fwid),),
         constrained=False,
     )
 
@@ -246,7 +250,7 @@ def leaf_in_place_of_the_boot_rom() -> GpuResult:
 def root_with_the_name_of_the_trusted_one() -> GpuResult:
     """The attacker's root has the subject and serial number of the trusted one."""
     root, mine = PKI.device_root, key("attacker")
-    fake = Issuer(root.name, mine)
+    fake = Issuer(root.authority.name, mine)
     der = issue_cloud_authority(fake, fake, serial=1, validity=VALID, path_length=None)
     return with_first(certificates=(*FIRST.certificates[:-1], der))
 

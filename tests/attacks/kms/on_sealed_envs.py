@@ -10,7 +10,7 @@ from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.hpke import hpke_seal
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.backends.simulator.pki.sgx_quoting_enclave import SgxQuotingEnclave
+from attestkit.backends.simulator.pki.quoting_enclave import SgxQuotingEnclave
 from attestkit.errors import (
     AttestKitError,
     FormatError,

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import PcrValue
-from attestkit.backends.simulator.pki.cloud_root import make_own_root
+from attestkit.backends.simulator.pki.cloud_pki import make_own_root
 from attestkit.errors import (
     FormatError,
     PolicyError,
@@ -247,7 +247,7 @@ def policy_that_requires_a_join_which_azure_lacks() -> object:
 @attacks.attempt("forge")
 def certificate_of_an_own_ca_names_the_vm() -> None:
     """A certificate under another root is left out, and so is every name in it."""
-    from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
+    from attestkit.backends.simulator.pki.cloud_pki import issue_azure_certificate
 
     spki = HclReport.parse(genuine("snp").hcl_report).content.attestation_key.spki
     top = make_own_root(made_tpm.secrets)

@@ -9,8 +9,11 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.x509.simulated.certificate_encoder import Window
 from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_leaf
 from attestkit.attestation.wire.evidence_parts import Tpm
-from attestkit.backends.simulator.pki.cloud_root import VALIDITY, make_own_root
-from attestkit.backends.simulator.pki.google_ak import issue_google_certificate
+from attestkit.backends.simulator.pki.cloud_pki import (
+    VALIDITY,
+    issue_google_certificate,
+    make_own_root,
+)
 from attestkit.errors import (
     AttestKitError,
     CollateralError,

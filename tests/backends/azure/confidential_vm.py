@@ -8,8 +8,8 @@ from attestkit._crypto.pem import encode_pem
 from attestkit._formats.compact_jws import to_base64url
 from attestkit.attestation.azure import HclReport
 from attestkit.backends.azure import AzureBackend, ImdsClient
+from attestkit.backends.azure.backend import AK_CERTIFICATE, AK_HANDLE, HCL_REPORT, USER_DATA
 from attestkit.backends.azure.imds import read_base64
-from attestkit.backends.azure.paravisor import AK_CERTIFICATE, AK_HANDLE, HCL_REPORT, USER_DATA
 from attestkit.backends.simulator.pki.quoting_enclave import TdBody
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.td_report import TdReport

@@ -13,14 +13,14 @@ from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Eviden
 from attestkit.attester import Attester
 from attestkit.backends.azure import AzureBackend
 from attestkit.backends.azure import backend as backend_module
-from attestkit.backends.azure.paravisor import (
+from attestkit.backends.azure.backend import (
     AK_CERTIFICATE,
     AK_HANDLE,
     HCL_REPORT,
     REFRESH_SECONDS,
     USER_DATA,
 )
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.frames import TpmResponse
 from attestkit.backends.tpm.transports import StreamTransport, TpmTransport

@@ -8,11 +8,15 @@ from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
 from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_authority
 from attestkit.backends.gcp import GcpBackend
-from attestkit.backends.gcp.pcr_journal import event_digest
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.gcp.event_logs import event_digest
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.pki.cloud_root import VALIDITY, CloudRoot, p256_key
-from attestkit.backends.simulator.pki.google_ak import issue_google_certificate
+from attestkit.backends.simulator.pki.cloud_pki import (
+    VALIDITY,
+    CloudRoot,
+    issue_google_certificate,
+    p256_key,
+)
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.event_log.tcg import TpmEventLog

@@ -16,9 +16,9 @@ from attestkit.attestation.wire.evidence_parts import Evidence, GcpSnp, GcpTdx, 
 from attestkit.attester import Attester
 from attestkit.backends.base import EvidenceCollector, RegisterExtender, SnpReporter
 from attestkit.backends.gcp import GcpBackend, GcpSnpGuest, GcpTdGuest
-from attestkit.backends.gcp.pcr_journal import event_digest, replay_events
+from attestkit.backends.gcp.event_logs import event_digest, replay_events
 from attestkit.backends.linux import host_inspection
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.errors import (

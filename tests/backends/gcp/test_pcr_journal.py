@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from attestkit._crypto.hashes import sha256
-from attestkit.backends.gcp.pcr_journal import (
+from attestkit.backends.gcp.event_logs import (
     PcrAccess,
     PcrJournal,
     event_digest,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.backends.linux import ccel, syscalls
-from attestkit.backends.linux.ccel import read_boot_log
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux import guest_logs, syscalls
+from attestkit.backends.linux.guest_logs import read_boot_log
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.linux.syscalls import DeviceCalls
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError
 from tests.backends.linux.machines import make_reading_calls
@@ -210,7 +210,7 @@ def test_boot_log_file_invalid_is_an_error(
     assert errno_of(folder.value) == errno.EISDIR
     with raises(BackendUnavailableError, "permission_denied", path=str(empty)):
         read_boot_log(paths._replace(ccel_file=empty), calls=failing_calls(empty, errno.EACCES))
-    monkeypatch.setattr(ccel, "_LARGEST", 10)
+    monkeypatch.setattr(guest_logs, "_LARGEST", 10)
     empty.write_bytes(bytes(11))
     with raises(BackendError, "too_large", path=str(empty)):
         read_boot_log(paths._replace(ccel_file=empty))

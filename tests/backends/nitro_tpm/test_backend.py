@@ -10,7 +10,7 @@ import pytest
 from attestkit import Attester, backends
 from attestkit.attestation.nitro import read_nitro_document
 from attestkit.backends.base import Backend, EventPcr, EvidenceCollector
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.nitro_tpm import NitroTpmBackend
 from attestkit.backends.recording import Recording
 from attestkit.backends.tpm.client import TpmClient
@@ -155,7 +155,7 @@ def test_nitro_tpm_probe_needs_the_command_and_detection_ec2(
     absent = paths._replace(tpm_nodes=(paths.dmi / "tpmrm0",))
     with raises(BackendUnavailableError, "missing"):
         NitroTpmBackend.probe(absent)
-    module = "attestkit.backends.nitro_tpm.backend.open_tpm"
+    module = "attestkit.backends.nitro_tpm.open_tpm"
     monkeypatch.setattr(module, lambda *_: TpmClient(proxy, seconds=60))
     monkeypatch.setattr(proxy, "close", lambda: None)
     NitroTpmBackend.probe(paths)

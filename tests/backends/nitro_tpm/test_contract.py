@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from attestkit.backends.base import Backend
-from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.nitro_tpm import NitroTpmBackend
-from attestkit.backends.nitro_tpm.document_command import has_document_command
+from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.nitro_tpm import NitroTpmBackend, has_document_command
 from attestkit.testing.contract import BackendContract
 from tests.backends.nitro_tpm.test_simulated_tpm import make_client
 

@@ -6,10 +6,10 @@ import cbor2
 import pytest
 
 from attestkit.attestation.nitro_tpm import DocumentRequest, read_document
-from attestkit.backends.nitro_tpm.document_command import has_document_command, request_document
+from attestkit.backends.nitro_tpm import has_document_command, request_document
 from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.hmac_session import SessionCommand, command_hash
-from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import (
     BackendError,
     BackendUnavailableError,

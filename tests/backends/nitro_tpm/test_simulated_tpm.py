@@ -7,15 +7,14 @@ import pytest
 
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation.nitro import read_nitro_document
-from attestkit.backends.nitro_tpm import NitroTpmBackend
-from attestkit.backends.nitro_tpm.document_command import has_document_command
+from attestkit.backends.nitro_tpm import NitroTpmBackend, has_document_command
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
 from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.nv_commands import NvPublic
-from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import BackendUnavailableError
+from attestkit.tpm.attest import PcrSelection
 from attestkit.tpm.command_codes import NITRO_ATTEST
-from attestkit.tpm.pcr_selection import PcrSelection
 from tests.raising import raises
 from tests.verifier.platforms import aws
 

@@ -25,8 +25,7 @@ from attestkit.backends.base import (
     hosts_app,
 )
 from attestkit.backends.recording import Recording
-from attestkit.backends.recording.call_codec import event_to_json
-from attestkit.backends.recording.event_history import EventHistory
+from attestkit.backends.recording.call_codec import EventHistory, event_to_json
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError, UnsupportedError
 from attestkit.event_log import Event

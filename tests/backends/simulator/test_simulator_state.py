@@ -14,7 +14,7 @@ import pytest
 
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.state_folder import StateFolder, read_seed
+from attestkit.backends.simulator.soft_td import StateFolder, read_seed
 from attestkit.errors import (
     BackendBusyError,
     BackendError,
@@ -207,7 +207,7 @@ def test_interrupted_boot_is_repeated(
 
     targets: dict[str, tuple[str, str]] = {
         "forget": ("attestkit.event_log.journal.Journal", "begin"),
-        "begin": ("attestkit.backends.simulator.state_folder.StateFolder", "save"),
+        "begin": ("attestkit.backends.simulator.soft_td.StateFolder", "save"),
         "save": ("attestkit.backends.simulator.soft_td.SoftTd", "_set"),
     }
     tee = open_attester("simulator", state_dir=tmp_path)

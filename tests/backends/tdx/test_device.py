@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from attestkit.backends import tdx_ioctl
 from attestkit.backends.linux.device_errors import Meaning
 from attestkit.backends.linux.syscalls import DeviceCalls, size_of
-from attestkit.backends.tdx import device, qgs, quote_ioctl, rtmr
+from attestkit.backends.tdx import device, qgs, rtmr
 from attestkit.backends.tdx.device import MEANINGS, TdxDevice
-from attestkit.backends.tdx.quote_ioctl import GENERATIONS
-from attestkit.backends.tsm import errno_meanings
+from attestkit.backends.tdx_ioctl import GENERATIONS
+from attestkit.backends.tsm import configfs_files
 from attestkit.errors import (
     BackendError,
     BackendUnavailableError,
@@ -64,11 +65,11 @@ def test_get_report_invalid_report_data_is_rejected(td: FakeTd, report_data: obj
         MEANINGS.values(),
         rtmr.FILE_MEANINGS.values(),
         rtmr._EXTEND_MEANINGS.values(),
-        quote_ioctl._QUOTE_MEANINGS.values(),
+        tdx_ioctl._QUOTE_MEANINGS.values(),
         qgs._CONNECT_MEANINGS.values(),
-        errno_meanings._COMMON.values(),
-        *[meanings.values() for meanings in errno_meanings._OF_STEP.values()],
-        *[meanings.values() for meanings in errno_meanings._OF_REPORT.values()],
+        configfs_files._COMMON.values(),
+        *[meanings.values() for meanings in configfs_files._OF_STEP.values()],
+        *[meanings.values() for meanings in configfs_files._OF_REPORT.values()],
     ],
 )
 def test_errno_reasons_belong_to_their_class(

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from attestkit.backends.base import RegisterExtender
-from attestkit.backends.linux.guest_journal import read_boot_id
-from attestkit.backends.tdx.guest import TdGuest
+from attestkit.backends.linux.guest_logs import read_boot_id
+from attestkit.backends.tdx.rtmr import TdGuest
 from attestkit.errors import BackendError, BackendUnavailableError, JournalError, UsageError
 from attestkit.event_log.journal import replay_from
 from attestkit.event_log.runtime_events import runtime_event

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.backends.tdx.device import TdxDevice
-from attestkit.backends.tdx.quote_ioctl import GENERATIONS, parse_generation, quote_by_ioctl
+from attestkit.backends.tdx_ioctl import GENERATIONS, parse_generation, quote_by_ioctl
 from attestkit.errors import (
     AttestKitError,
     BackendError,

@@ -12,7 +12,7 @@ from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.attester import Attester
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.client import TpmClient
-from attestkit.backends.tpm.tpm_logs import LARGEST_LOG
+from attestkit.backends.tpm.quote_reader import LARGEST_LOG
 from attestkit.errors import (
     BackendUnavailableError,
     PolicyError,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from attestkit.backends.tpm.client import FAMILY, TpmClient
+from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.nv_commands import NvPublic
-from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import UsageError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size

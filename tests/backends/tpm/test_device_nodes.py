@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.linux.syscalls import DeviceCalls
-from attestkit.backends.tpm.device_nodes import find_tpm_device, open_tpm
+from attestkit.backends.tpm.tpm_device import find_tpm_device, open_tpm
 from attestkit.errors import (
     BackendBusyError,
     BackendError,

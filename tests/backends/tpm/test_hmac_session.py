@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
+from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.frames import ResponseAuthorization, TpmResponse
 from attestkit.backends.tpm.hmac_session import (
     SessionCommand,
@@ -16,7 +17,6 @@ from attestkit.backends.tpm.hmac_session import (
     session_key,
 )
 from attestkit.backends.tpm.nv_commands import NvPublic
-from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import BackendError, UsageError
 from attestkit.tpm.command_codes import NV_READ, NV_WRITE
 from attestkit.tpm.handles import ENDORSEMENT, OWNER

@@ -8,8 +8,7 @@ import pytest
 from attestkit.attestation.wire.evidence_parts import VtpmQuote
 from attestkit.backends.tpm.client import QuoteResponse, TpmClient
 from attestkit.backends.tpm.frames import password
-from attestkit.backends.tpm.quote_reader import ATTEMPTS, collect_quote
-from attestkit.backends.tpm.tpm_logs import TpmLogs
+from attestkit.backends.tpm.quote_reader import ATTEMPTS, TpmLogs, collect_quote
 from attestkit.errors import BackendError, UnsupportedError
 from attestkit.tpm import PcrSelection, TpmsAttest, pcr_digest
 from attestkit.tpm.handles import ENDORSEMENT

@@ -5,8 +5,8 @@ import pickle
 import pytest
 
 from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.command_channel import BUSY, TpmBusyError, TpmError, describe
 from attestkit.backends.tpm.frames import TpmResponse
-from attestkit.backends.tpm.response_codes import BUSY, TpmBusyError, TpmError, describe
 from attestkit.errors import BackendBusyError, BackendError
 from attestkit.tpm.response_codes import RC_RETRY, RC_TESTING, RC_YIELDED
 from tests.backends.tpm.tpm_peer import AnsweringTpm

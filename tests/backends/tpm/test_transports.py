@@ -13,9 +13,9 @@ import pytest
 
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.client import TpmClient
-from attestkit.backends.tpm.device_nodes import open_tpm
+from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.frames import MAX_FRAME, TpmCommand, TpmResponse
-from attestkit.backends.tpm.response_codes import TpmError
+from attestkit.backends.tpm.tpm_device import open_tpm
 from attestkit.backends.tpm.transports import DeviceTransport, StreamTransport
 from attestkit.errors import (
     BackendBusyError,

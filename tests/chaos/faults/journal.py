@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from attestkit.backends.simulator.state_folder import REGISTERS
+from attestkit.backends.simulator.soft_td import REGISTERS
 from attestkit.event_log.journal import LOG, PENDING
 from tests.chaos.clients import app_events
 from tests.chaos.faults.corruptions import Corruption, corruptions

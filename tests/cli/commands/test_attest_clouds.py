@@ -11,7 +11,7 @@ from attestkit.__main__ import main
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import AzureSnp, Evidence, PcrValue, Stack
-from attestkit.backends.simulator.clouds.firmware_log import (
+from attestkit.backends.simulator.boot_log import (
     boot_application,
     encode_log,
     measured,

@@ -7,8 +7,8 @@ from typing import Any, Final
 import pytest
 
 from attestkit.__main__ import main
-from attestkit.backends.simulator.scenarios.cloud_scenarios import CLOUDS
 from attestkit.backends.simulator.scenarios.named_case import NO_STATUS
+from attestkit.backends.simulator.scenarios.registry import CLOUDS
 from attestkit.verifier import AppraisalPolicy
 from tests.cli import schemas
 from tests.machines.software_tpm import needs_swtpm

@@ -13,7 +13,7 @@ from attestkit import backends
 from attestkit.__main__ import main
 from attestkit.attestation.wire.evidence_parts import GcpSnp
 from attestkit.backends.linux.host_inspection import PathStatus
-from attestkit.backends.linux.release import FEATURES
+from attestkit.backends.linux.kernel import FEATURES
 from attestkit.backends.simulator import Simulator
 from attestkit.cli.commands.doctor import findings
 from attestkit.cli.doctor.examine import QuoteTrial, try_quotes

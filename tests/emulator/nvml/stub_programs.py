@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
-from attestkit.emulator.nvml.stub_library import build_stub_libraries, find_compiler
+from attestkit.emulator.nvml.simulated_machine import build_stub_libraries, find_compiler
 from attestkit.emulator.nvml.stub_server import StubDevice, StubMachine, StubServer, StubState
 from attestkit.errors import BackendError, BackendUnavailableError
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from attestkit.emulator.nvml.stub_library import SOURCES
+from attestkit.emulator.nvml.simulated_machine import SOURCES
 from attestkit.emulator.nvml.stub_server import StubCall
 from tests.emulator.nvml.stub_programs import (
     CHAIN,

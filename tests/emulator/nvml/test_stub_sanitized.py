@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.emulator.nvml.stub_library import FLAGS, SOURCES, find_compiler
+from attestkit.emulator.nvml.simulated_machine import FLAGS, SOURCES, find_compiler
 from attestkit.emulator.nvml.stub_server import StubCall, StubServer
 from tests.emulator.nvml.stub_programs import FakeMachine, requires_compiler, switch
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.emulator.nvml.stub_library import build_stub_libraries
+from attestkit.emulator.nvml.simulated_machine import build_stub_libraries
 from attestkit.emulator.nvml.stub_server import StubCall, StubServer
 from attestkit.errors import BackendError, BackendUnavailableError
 from tests.emulator.nvml.stub_programs import FakeMachine, switch

@@ -8,8 +8,8 @@ import pytest
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import config_id_v1, config_id_v2, config_id_v3
 from attestkit.attester.evidence_source import BootSource
-from attestkit.backends.simulator.platform_identity import OWN_APP_OF_KMS
 from attestkit.backends.simulator.scenarios.config import Scenario
+from attestkit.backends.simulator.td_reports import OWN_APP_OF_KMS
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import events_before_keys
 from attestkit.errors import KmsError

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.backends.simulator.pki.sgx_quoting_enclave import SGX_COLLATERAL, SimulatedEnclave
+from attestkit.backends.simulator.pki.quoting_enclave import SGX_COLLATERAL, SimulatedEnclave
 from attestkit.collateral import Collateral
 from attestkit.kms.local_provider import SimulatedLocalProvider, provider_policy
 from attestkit.verifier import AppraisalPolicy, Verifier

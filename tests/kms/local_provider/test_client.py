@@ -14,7 +14,7 @@ from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.backends.simulator.pki.sgx_quoting_enclave import (
+from attestkit.backends.simulator.pki.quoting_enclave import (
     SGX_COLLATERAL,
     SGX_QUOTES,
     SgxQuotingEnclave,

@@ -15,7 +15,7 @@ from attestkit.attestation.launch.mr_config import (
     host_data,
 )
 from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Stack
-from attestkit.backends.simulator.platform_identity import OWN_APP
+from attestkit.backends.simulator.td_reports import OWN_APP
 from attestkit.errors import (
     AttestKitError,
     FormatError,

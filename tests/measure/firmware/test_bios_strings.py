@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.backends.simulator.sample_image.firmware_volume import FFS2, ffs_file, volume
+from attestkit.backends.simulator.sample_image import FFS2, ffs_file, volume
 from attestkit.errors import UsageError
 from attestkit.measure.firmware.bios_strings import (
     SMBIOS_PLATFORM,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.backends.simulator.sample_image.firmware_volume import (
+from attestkit.backends.simulator.sample_image import (
     FFS2,
     ffs_file,
     guided_section,

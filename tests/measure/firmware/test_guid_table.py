@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.backends.simulator.sample_image.firmware_volume import guid_table
+from attestkit.backends.simulator.sample_image import guid_table
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.firmware.guid_table import (
     MAX_IMAGE,

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from attestkit.backends.simulator.sample_image.firmware_volume import guid_table
+from attestkit.backends.simulator.sample_image import guid_table
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.tdvf import (
     BFV,

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 import attestkit
-from attestkit.backends.tdx import quote_ioctl
+from attestkit.backends import tdx_ioctl as quote_ioctl
 from attestkit.backends.tdx.qgs import CODES
 from attestkit.errors import BackendError, QuoteUnavailableError
 from tests.rigs.documented_errors.cases import (

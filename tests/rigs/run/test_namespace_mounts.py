@@ -12,7 +12,7 @@ from tests.rigs.run.attestkit_run import requires_run
 SCRIPT = """if True:
     import sys
     from pathlib import Path
-    from attestkit.emulator.namespaces.mount_namespace import NamespaceMounts, enter
+    from attestkit.emulator.namespaces import NamespaceMounts, enter
     base, order = Path(sys.argv[1]), sys.argv[2].split()
     device, source = base / "device", base / "source"
     enter()

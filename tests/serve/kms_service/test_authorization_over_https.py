@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from attestkit._system.clock import current_time
 from attestkit.errors import UsageError
 from attestkit.kms import SimulatedKms
 from attestkit.kms.release.authorization import Decision, VerifiedGuest, authorize_guest
-from attestkit.ra_tls.issued import current_time
 from attestkit.report_data import ReportData
 from attestkit.serve.kms_service import release_engine
 from attestkit.testing import SimulatedTee

@@ -12,8 +12,8 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import GcpTdx, NitroTpm
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.scenarios.cloud_scenarios import CLOUDS
 from attestkit.backends.simulator.scenarios.named_case import NO_STATUS
+from attestkit.backends.simulator.scenarios.registry import CLOUDS
 from attestkit.errors import AttestKitError, ConfigError
 from attestkit.factory import open as open_attester
 from attestkit.serve.config.option_values import Address

@@ -23,7 +23,7 @@ from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.os_image import expected_snp_measurement
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
-from attestkit.backends.simulator.images.snp_os_image import snp_vm_config
+from attestkit.backends.simulator.images.os_image import snp_vm_config
 
 NOW: Final = datetime(2026, 8, 1, 12, 0, 0, tzinfo=timezone.utc)
 YEAR: Final = timedelta(days=365)

@@ -11,7 +11,7 @@ from attestkit.attestation.go_tpm_tools import (
     GoTpmToolsMessage,
     GoTpmToolsQuote,
 )
-from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
+from attestkit.backends.simulator.pki.cloud_pki import issue_azure_certificate
 from attestkit.errors import (
     AttestKitError,
     CollateralError,

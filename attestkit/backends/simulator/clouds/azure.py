@@ -1,37 +1,83 @@
-"""Simulated Azure confidential VMs: a paravisor with a TPM, and the metadata service."""
+"""Simulated Azure confidential VMs: a paravisor with a TPM, and the metadata service.
 
+The paravisor's runtime data are those of vtpm.md, section 6.3.
+"""
+
+import json
 from collections.abc import Mapping
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._crypto.pem import encode_pem
-from attestkit.attestation.azure import HclReport, HclReportType
+from attestkit._formats.compact_jws import to_base64url
+from attestkit.attestation.azure import USER_DATA_SIZE, HclReport, HclReportType
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Platform
 from attestkit.backends.azure import AzureBackend
+from attestkit.backends.azure.backend import AK_CERTIFICATE, AK_HANDLE, HCL_REPORT, USER_DATA
 from attestkit.backends.azure.imds import ImdsClient
-from attestkit.backends.azure.paravisor import AK_CERTIFICATE, AK_HANDLE, HCL_REPORT, USER_DATA
+from attestkit.backends.simulator.boot_log import boot_application, uefi_records
+from attestkit.backends.simulator.clouds import imds
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
-from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
-from attestkit.backends.simulator.clouds.imds import (
-    ImdsServer,
-    Respond,
-    SimulatedImds,
-    faulty_response,
-)
-from attestkit.backends.simulator.clouds.paravisor import ParavisorConfig, make_runtime_data
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
-from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
-from attestkit.backends.simulator.platform_identity import issue_platform
-from attestkit.backends.simulator.service_response import ServiceResponse
+from attestkit.backends.simulator.pki.cloud_pki import issue_azure_certificate
+from attestkit.backends.simulator.pki.pccs import ServiceResponse
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
-from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
+from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter, issue_platform
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
-from attestkit.tpm import PcrSelection
+from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.tpm.handles import ENDORSEMENT, OWNER
 from attestkit.tpm.nv_attributes import OWNER_READ
 from attestkit.tpm.pcrs import EVERY_PCR
 from attestkit.tpm.public_area import RSA_AK, RSA_EK, RSA_SRK
+
+
+class ParavisorConfig(NamedTuple):
+    """The VM configuration that the paravisor claims."""
+
+    vm_unique_id: str = "00000000-0000-4000-8000-000000000001"
+    secure_boot: bool = True
+    console_enabled: bool = False
+    tpm_enabled: bool = True
+    tpm_persisted: bool = True
+
+
+def make_runtime_data(
+    ak: TpmtPublic, ek: TpmtPublic, config: ParavisorConfig, user_data: bytes
+) -> bytes:
+    """Return the runtime data: JSON with both keys, the configuration and the user data.
+
+    Args:
+        ak: Attestation key.
+        ek: Endorsement key.
+        config: Configuration of the VM.
+        user_data: Content of NV index 0x01400002, at most 64 bytes.
+    """
+    fields = {
+        "keys": [_encode_key("HCLAkPub", "sign", ak), _encode_key("HCLEkPub", "encrypt", ek)],
+        "vm-configuration": {
+            "root-cert-thumbprint": "",
+            "console-enabled": config.console_enabled,
+            "secure-boot": config.secure_boot,
+            "tpm-enabled": config.tpm_enabled,
+            "tpm-persisted": config.tpm_persisted,
+            "vmUniqueId": config.vm_unique_id,
+        },
+        "user-data": user_data.ljust(USER_DATA_SIZE, b"\0").hex().upper(),
+    }
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _encode_key(kid: str, operation: str, key: TpmtPublic) -> dict[str, object]:
+    exponent = key.exponent or 65537
+    return {
+        "kid": kid,
+        "key_ops": [operation],
+        "kty": "RSA",
+        "e": to_base64url(exponent.to_bytes(-(-exponent.bit_length() // 8), "big")),
+        "n": to_base64url(key.modulus),
+    }
+
 
 PARAVISOR_SNP: Final = sha384(b"attestkit simulated paravisor, SEV-SNP")
 """MEASUREMENT of the simulated paravisor."""
@@ -68,7 +114,7 @@ class _AzureVm(CloudSimulator):
         self._tpm_client = self.vtpm.connect()
         self._provision()
         self._imds = self._make_imds()
-        self._imds_server = ImdsServer(self._respond)
+        self._imds_server = imds.ImdsServer(self._respond)
         clock = self._clock
         self._guest = AzureBackend(
             client=self.vtpm.connect(),
@@ -83,7 +129,7 @@ class _AzureVm(CloudSimulator):
     def _hardware_report(self, report_data: bytes) -> bytes:
         raise NotImplementedError  # each kind of VM has its own
 
-    def _make_imds(self) -> SimulatedImds:
+    def _make_imds(self) -> imds.SimulatedImds:
         raise NotImplementedError  # each kind of VM has its own
 
     def _provision(self) -> None:
@@ -130,10 +176,7 @@ class _AzureVm(CloudSimulator):
             found = self._with_own_report(found)
         if cloud.bank != "sha256":
             wrong = collect_quote(
-                self._tpm_client,
-                AK_HANDLE,
-                report_data,
-                (PcrSelection(cloud.bank, EVERY_PCR),),
+                self._tpm_client, AK_HANDLE, report_data, (PcrSelection(cloud.bank, EVERY_PCR),)
             )
             found = found._replace(vtpm_quote=wrong.to_vtpm_quote())
         return found
@@ -156,11 +199,11 @@ class _AzureVm(CloudSimulator):
         if fault := self.faults.strike("imds"):
             if fault.name == "imds_slow":
                 self._clock.sleep(_SLOW_S)
-            return faulty_response(fault.name)
+            return imds.faulty_response(fault.name)
         return self._imds.handle(method, target, headers, body)
 
     @property
-    def metadata_service(self) -> Respond:
+    def metadata_service(self) -> imds.Respond:
         """The metadata service, as altered by faults."""
         return self._respond
 
@@ -184,8 +227,8 @@ class AzureSnpSimulator(_AzureVm):
             report_data, vmpl=self._scenario.cloud.vmpl, measurement=PARAVISOR_SNP
         )
 
-    def _make_imds(self) -> SimulatedImds:
-        return SimulatedImds(certification=self._certification)
+    def _make_imds(self) -> imds.SimulatedImds:
+        return imds.SimulatedImds(certification=self._certification)
 
     def _certification(self) -> tuple[str, str, str]:
         chip = self._chip
@@ -213,8 +256,8 @@ class AzureTdxSimulator(_AzureVm):
     def _hardware_report(self, report_data: bytes) -> bytes:
         return self._paravisor_td.report(report_data)
 
-    def _make_imds(self) -> SimulatedImds:
-        return SimulatedImds(quote=self._quote_td)
+    def _make_imds(self) -> imds.SimulatedImds:
+        return imds.SimulatedImds(quote=self._quote_td)
 
     @property
     def served_platform(self) -> tuple[bytes, bytes]:

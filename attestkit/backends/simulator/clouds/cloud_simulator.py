@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from attestkit.attestation.wire.evidence_parts import Platform
 from attestkit.backends.base import Backend, EvidenceCollector, check_bytes
 from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
-from attestkit.backends.simulator.pki.cloud_root import CloudRoot
+from attestkit.backends.simulator.pki.cloud_pki import CloudRoot
 from attestkit.backends.simulator.roots import platform_root
 from attestkit.collateral import Collateral
 from attestkit.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.images.boot_files import BootSource
+    from attestkit.backends.simulator.images.image_documents import BootSource
 
 _STALE: Final = b"report data of an earlier request".ljust(64, b"\0")
 

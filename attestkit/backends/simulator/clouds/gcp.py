@@ -7,28 +7,13 @@ from typing import Any, Final
 import msgspec
 
 from attestkit._crypto.hashes import sha256
-from attestkit.attestation.wire.evidence_parts import (
-    GcpSnp,
-    GcpTdx,
-    PcrValue,
-    Platform,
-)
+from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, PcrValue, Platform
 from attestkit.backends.gcp import GcpBackend
-from attestkit.backends.gcp.pcr_journal import event_digest
+from attestkit.backends.gcp.event_logs import event_digest
+from attestkit.backends.simulator import boot_log
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
-from attestkit.backends.simulator.clouds.firmware_log import (
-    BootRecord,
-    boot_application,
-    measured,
-    uefi_records,
-)
 from attestkit.backends.simulator.images.image_documents import measured_vm_config
-from attestkit.backends.simulator.pki.cloud_root import CloudRoot, p256_key
-from attestkit.backends.simulator.pki.google_ak import (
-    EK_CERTIFICATE,
-    issue_google_certificate,
-    issue_google_intermediates,
-)
+from attestkit.backends.simulator.pki import cloud_pki
 from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.tdx import Simulator
@@ -109,11 +94,13 @@ class _GoogleVm(CloudSimulator):
         if template is ECC_AK and self.emulated and self._scenario.cloud.foreign_ak:
             return self._certify(self._other_key())
         key = self.vtpm.read_primary(ENDORSEMENT, template)
-        return self._certify(key.spki, () if template.attributes & SIGN else (EK_CERTIFICATE,))
+        return self._certify(
+            key.spki, () if template.attributes & SIGN else (cloud_pki.EK_CERTIFICATE,)
+        )
 
     @cached_property
-    def _intermediates(self) -> tuple[CloudRoot, CloudRoot]:
-        return issue_google_intermediates(self._root, self._derive)
+    def _intermediates(self) -> tuple[cloud_pki.CloudRoot, cloud_pki.CloudRoot]:
+        return cloud_pki.issue_google_intermediates(self._root, self._derive)
 
     @property
     def ak_intermediates(self) -> tuple[bytes, bytes]:
@@ -126,11 +113,11 @@ class _GoogleVm(CloudSimulator):
     def _certify(self, spki: bytes, usages: tuple[bytes, ...] = ()) -> bytes:
         is_direct = not self._scenario.cloud.intermediate
         issuer = self._root if is_direct else self._intermediates[1]
-        return issue_google_certificate(issuer, spki, self._derive, usages)
+        return cloud_pki.issue_google_certificate(issuer, spki, self._derive, usages)
 
     def _other_key(self) -> bytes:
         """Return the attestation key of another machine."""
-        return p256_key(self._derive, "google/other-machine").spki_der
+        return cloud_pki.p256_key(self._derive, "google/other-machine").spki_der
 
     def read_attestation_key(self) -> bytes:
         """Return the TPM's key (DER SubjectPublicKeyInfo), to which the hardware commits."""
@@ -201,7 +188,9 @@ class GcpTdSimulator(_GoogleVm):
 
     def _start(self, app_id: bytes) -> None:
         if self._scenario.cloud.loader == "stub":  # an image of dstack boots without shim
-            self.vm_config: str = self.vm_config or _vm_config()
+            self.vm_config: str = self.vm_config or measured_vm_config(
+                "gcp", {"version": 1, "uki_auth": sha256(UKI)}
+            )
         super()._start(app_id)
         if self.emulated:
             return
@@ -229,14 +218,9 @@ class GcpTdSimulator(_GoogleVm):
         return found
 
 
-def _records() -> tuple[BootRecord, ...]:
+def _records() -> tuple[boot_log.BootRecord, ...]:
     """Return the measurements of Google's firmware, whose loader measures the UKI into PCR 2."""
-    records = uefi_records("google", boot_application(UKI, pcr=2))
-    version = measured(0, _CRTM_VERSION, _VERSION)
-    host = measured(0, _NON_HOST, b"GCE NonHostInfo", sha256=_NON_HOST_INFO)
+    records = boot_log.uefi_records("google", boot_log.boot_application(UKI, pcr=2))
+    version = boot_log.measured(0, _CRTM_VERSION, _VERSION)
+    host = boot_log.measured(0, _NON_HOST, b"GCE NonHostInfo", sha256=_NON_HOST_INFO)
     return (version, host, *records[2:])
-
-
-def _vm_config() -> str:
-    """Return the VM configuration with the measurement document of the simulated UKI."""
-    return measured_vm_config("gcp", {"version": 1, "uki_auth": sha256(UKI)})

@@ -14,11 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
-from attestkit.backends.simulator.service_response import (
-    ServiceResponse,
-    content_response,
-    json_response,
-)
+from attestkit.backends.simulator.pki.pccs import ServiceResponse, content_response, json_response
 
 if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
@@ -96,12 +92,7 @@ class SimulatedImds:
         if self._certification is None:
             return _error(404, "Not found")
         vcek, tcb, chain = self._certification()
-        fields = {
-            "vcekCert": vcek,
-            "tcbm": tcb,
-            "certificateChain": chain,
-            "cacheControl": "86400",
-        }
+        fields = {"vcekCert": vcek, "tcbm": tcb, "certificateChain": chain, "cacheControl": "86400"}
         return json_response(fields, content_type=_JSON)
 
 
@@ -138,7 +129,7 @@ def _error(status: int, text: str) -> ServiceResponse:
 
 @final
 class ImdsServer:
-    """The service on a TCP port of the loopback interface, for programs; a context manager.
+    """The service on a TCP port of the loopback interface, for programs.
 
     A thread waits for connections, and each has a thread of its own.
     """
@@ -183,12 +174,6 @@ class ImdsServer:
         with suppress(OSError):
             while True:
                 self._server.process_request(*self._server.get_request())
-
-    def __enter__(self) -> "ImdsServer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _make_handler(respond: Respond) -> "type[BaseHTTPRequestHandler]":

@@ -1,18 +1,62 @@
-"""A simulated EC2 instance with a NitroTPM: `Simulator(platform="aws-nitro-tpm")`."""
+"""Simulated EC2 instances: with a NitroTPM, whose hypervisor signs documents, and on SEV-SNP.
 
-from typing import Final
+`Simulator(platform="aws-nitro-tpm")`, and `Simulator(platform="aws-snp")` (vtpm.md, section 8.3).
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v2
+from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.nitro_tpm import BANK, NitroTpmBackend
+from attestkit.backends.simulator.boot_log import boot_application, uefi_records
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
-from attestkit.backends.simulator.clouds.nitro_guest import NitroGuest
+from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 from attestkit.backends.simulator.images.image_documents import measured_vm_config
+from attestkit.backends.simulator.pki.cloud_pki import NitroCa, make_nitro_root
+from attestkit.backends.simulator.scenarios.config import Scenario
+from attestkit.backends.simulator.snp import SnpSimulator
+from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.dstack.boot_sequence import boot_events
 from attestkit.event_log.event import Event
 from attestkit.event_log.journal import MemoryJournal, RegisterAccess, RuntimeLog
-from attestkit.keys import AppKeys
-from attestkit.tpm.pcrs import EVENT_PCR
+from attestkit.tpm.command_codes import NITRO_ATTEST
+from attestkit.tpm.pcrs import EVENT_PCR, EVERY_PCR
+
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.images.image_documents import BootSource
+
+
+class NitroGuest(VtpmGuest):
+    """An instance with a NitroTPM (vtpm.md, sections 8.1 and 8.2)."""
+
+    @cached_property
+    def _nitro_ca(self) -> NitroCa:
+        return NitroCa(make_nitro_root(self._derive), self._derive, self._now)
+
+    def _start_nitro_tpm(self) -> None:
+        """Start the TPM, with the vendor command for documents."""
+        records = uefi_records("nitro", boot_application(b"unified kernel image"))
+        self._start_vtpm(records, TpmHooks(vendor_commands={NITRO_ATTEST: self._sign_document}))
+
+    def _sign_document(self, request: bytes) -> bytes:
+        """Return the response to the vendor command, both in CBOR."""
+        import cbor2  # lazy: only needed for evidence
+
+        number = self._derive("aws/instance-id", 9).hex()[:17]
+        read, cloud = self.vtpm.tpm.read_pcr, self._scenario.cloud
+        document = self._nitro_ca.document(
+            f"i-{number}-tpm{0:016x}",
+            {pcr: read(BANK, pcr) for pcr in EVERY_PCR},
+            DocumentRequest(**cbor2.loads(request)["Attestation"]),
+            age=cloud.document_age,
+            certificate_age=cloud.certificate_age,
+        )
+        return cbor2.dumps({"Attestation": {"document": document}})
+
 
 _CONFIG_PCR: Final = 8  # attestation-format.md, section 11
 _BOOT_PCRS: Final = (4, 7, 12)
@@ -53,7 +97,9 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         """Seal the app's configuration in PCR 8, and emit the boot events unless a KMS is used."""
         launch = self.launch()
         keys = None if self.kms_boot else self.app_keys
-        provider = ("kms", b"") if keys is None else _provider(keys)
+        provider = ("kms", b"")
+        if keys is not None:
+            provider = keys.key_provider, bytes.fromhex(keys.key_provider_id)
         config_id = config_id_v2(launch.app_compose.compose_hash, launch.app_id, *provider)
         self.vtpm.tpm.provision_pcr(_CONFIG_PCR, {BANK: config_id})
         events = () if keys is None else boot_events(launch._replace(app_keys=keys))
@@ -74,5 +120,37 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         return self._journal
 
 
-def _provider(keys: AppKeys) -> tuple[str, bytes]:
-    return keys.key_provider, bytes.fromhex(keys.key_provider_id)
+class SimulatedNitroTpm(NitroTpmBackend):
+    """The backend of a simulated NitroTPM."""
+
+    simulated = True
+
+
+class AwsSnpSimulator(SnpSimulator, NitroGuest):
+    """A simulated SEV-SNP guest whose reports are signed by the provider's key (VLEK).
+
+    It has a NitroTPM, whose documents have a root of their own. Nothing joins a report with a
+    document: evidence of both is two pieces, which should have the same nonce.
+    """
+
+    platform = "aws-snp"
+
+    def _own_scenario(self, chosen: str | Scenario | None, platform: str | None) -> Scenario:
+        found = super()._own_scenario(chosen, platform)
+        signed = msgspec.structs.replace(found.snp, signing_key="VLEK")
+        return msgspec.structs.replace(found, snp=signed)
+
+    def _launch(self, app_id: bytes, vm_config: str | None, image: "BootSource | None") -> None:
+        super()._launch(app_id, vm_config, image)
+        try:
+            self._start_nitro_tpm()
+        except BaseException:
+            self._stop_vtpm()
+            raise
+
+    def open_nitro_tpm(self) -> NitroTpmBackend:
+        """Return the backend of the instance's NitroTPM; the caller closes it."""
+        return SimulatedNitroTpm(client=self.vtpm.connect(), paths=self.vtpm.paths)
+
+    def _halt(self) -> None:
+        self._stop_vtpm()

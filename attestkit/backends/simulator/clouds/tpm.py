@@ -3,10 +3,9 @@
 from typing import Final
 
 from attestkit.attestation.wire.evidence_parts import Platform, Tpm
+from attestkit.backends.simulator.boot_log import boot_application, uefi_records
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
-from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
-from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
-from attestkit.backends.simulator.pki.cloud_root import p256_key
+from attestkit.backends.simulator.pki.cloud_pki import issue_azure_certificate, p256_key
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.backend import DEFAULT_HANDLE

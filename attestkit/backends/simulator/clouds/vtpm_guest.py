@@ -1,20 +1,124 @@
-"""A simulated guest that has a virtual TPM, into whose commands faults are injected."""
+"""A simulated guest with a virtual TPM, which the simulated firmware starts and measures into.
 
+Faults are injected into the TPM's commands.
+"""
+
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Final
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Literal, cast, get_args
 
-from attestkit.backends.simulator.clouds.firmware_log import BootRecord, shim_and_grub_records
+from attestkit._crypto.hashes import hkdf_sha256
+from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.simulator import boot_log
 from attestkit.backends.simulator.clouds.imds import Respond
-from attestkit.backends.simulator.clouds.vtpm import TPM_KINDS, SimulatedVtpm, TpmKind
-from attestkit.backends.simulator.faults.fault_specs import Fault
+from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.backends.simulator.pki.intel_pki import derive
-from attestkit.backends.simulator.software_tpm import TpmHooks
-from attestkit.backends.simulator.tdx import Simulator
+from attestkit.backends.simulator.scenarios.config import CloudConfig, Scenario
+from attestkit.backends.simulator.software_tpm import TpmHooks, TpmIdentity, TpmModel
+from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
+from attestkit.backends.simulator.software_tpm.swtpm import SwtpmProcess, TpmProxy
+from attestkit.backends.simulator.tdx import Simulator, find_class
+from attestkit.backends.tpm.client import TpmClient
 from attestkit.errors import UsageError
+from attestkit.tpm import TpmtPublic
+from attestkit.tpm.attest import SIMULATED_FIRMWARE
 from attestkit.tpm.command_codes import PCR_READ, QUOTE
 from attestkit.tpm.response_codes import RC_FAILURE, RC_RETRY
+
+TpmKind = Literal["model", "swtpm"]
+"""The software behind a simulated vTPM: the model in Python, or a swtpm process."""
+
+TPM_KINDS: Final[tuple[TpmKind, ...]] = get_args(TpmKind)
+
+_IDENTITY: Final = TpmIdentity(firmware_version=SIMULATED_FIRMWARE)
+_SALT: Final = b"attestkit/simulated-vtpm/v1"
+
+
+class SimulatedVtpm:
+    """A TPM whose PCRs have the values of a boot, and the log of that boot as a file.
+
+    Args:
+        seed: Seed of the machine, 32 bytes, from which the TPM's keys are derived.
+        records: The measurements of the firmware.
+        kind: The software of the TPM.
+        hooks: What the platform adds to it.
+        clock: Returns seconds, monotonic.
+        sleep: Waits a number of seconds while swtpm is busy.
+        random: Returns a number of random bytes.
+
+    Attributes:
+        process: The process of swtpm; None for the model.
+        tpm: The TPM, which executes commands.
+        paths: The kernel's paths, of which the logs are in a temporary folder.
+    """
+
+    def __init__(
+        self,
+        seed: bytes,
+        records: Sequence[boot_log.BootRecord],
+        *,
+        kind: TpmKind,
+        hooks: TpmHooks,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        own_seed = hkdf_sha256(seed, b"tpm", 32, _SALT)
+        self._folder: TemporaryDirectory[str] = TemporaryDirectory(prefix="attestkit-vtpm-")
+        self.paths: KernelPaths = self._write_log(boot_log.encode_log(records))
+        self.process: SwtpmProcess | None = None
+        self.tpm: TpmModel | TpmProxy
+        try:
+            if kind == "swtpm":
+                self.process = self._start_swtpm()
+                self.tpm = TpmProxy(self.process, own_seed, hooks=hooks, sleep=sleep)
+            else:
+                self.tpm = TpmModel(
+                    own_seed, hooks=hooks, clock=clock, random=random, identity=_IDENTITY
+                )
+            for record in records:
+                self.tpm.provision_pcr(record.pcr, dict(record.digests))
+        except BaseException:
+            self.close()
+            raise
+
+    def _write_log(self, log: bytes) -> KernelPaths:
+        folder = Path(self._folder.name)
+        paths = KernelPaths()._replace(
+            tpm_boot_log=folder / "binary_bios_measurements",
+            ima_log=folder / "binary_runtime_measurements",
+            runtime_log=folder / "runtime-log",
+        )
+        paths.tpm_boot_log.write_bytes(log)
+        return paths
+
+    def _start_swtpm(self) -> SwtpmProcess:
+        folder = Path(self._folder.name, "swtpm")
+        folder.mkdir()
+        return SwtpmProcess(folder)
+
+    def connect(self) -> TpmClient:
+        """Return a new client of the TPM; the caller closes it."""
+        return TpmClient(InProcessTransport(self.tpm))
+
+    def read_primary(self, hierarchy: int, template: TpmtPublic) -> TpmtPublic:
+        """Return the public area of a primary key; in the model it needs no transient slot."""
+        if isinstance(self.tpm, TpmModel):
+            return self.tpm.read_primary(hierarchy, template)
+        client = self.connect()
+        with client.primary_key(hierarchy, template) as key:
+            return key.public
+
+    def close(self) -> None:
+        """Stop the TPM, and remove the logs. A second call has no effect."""
+        if self.process is not None:
+            self.process.close()
+        self._folder.cleanup()
+
 
 _RACED_PCR: Final = 10
 
@@ -64,11 +168,11 @@ class VtpmGuest(Simulator):
     def _clock(self) -> SimulatedClock:
         return RealClock() if self.emulated else SimulatedClock()
 
-    def _start_vtpm(self, records: Sequence[BootRecord], hooks: TpmHooks) -> None:
+    def _start_vtpm(self, records: Sequence[boot_log.BootRecord], hooks: TpmHooks) -> None:
         """Start the TPM, into which the firmware measures records; its faults are injected."""
         hooks.fault = self._tpm_fault
         if self._scenario.cloud.loader == "grub":
-            records = (*records, *shim_and_grub_records())
+            records = (*records, *boot_log.shim_and_grub_records())
         self._vtpm = SimulatedVtpm(
             self._seed,
             records,
@@ -114,3 +218,39 @@ class VtpmGuest(Simulator):
     def _stop_vtpm(self) -> None:
         if self._vtpm is not None:
             self._vtpm.close()
+
+
+# Faults of the program that collects the evidence.
+_OF_COLLECTORS: Final = ("stale_nonce", "bank", "relayed")
+
+
+def boot_guest(
+    scenario: Scenario,
+    seed: bytes,
+    *,
+    faults: Faults,
+    now: Callable[[], float],
+    random: Callable[[int], bytes],
+) -> VtpmGuest:
+    """Boot the guest of a scenario whose platform has a vTPM; the caller closes it.
+
+    Raises:
+        UsageError: If the scenario changes what the program decides that collects the evidence, or
+            the key of a TPM alone.
+    """
+    _check_scenario(scenario)
+    kind = find_class(scenario.platform)
+    emulated: Any = type(kind.__name__, (kind,), {"emulated": True})
+    made = emulated(seed=seed, scenario=scenario, faults=faults, now=now, random=random)
+    return cast("VtpmGuest", made)
+
+
+def _check_scenario(scenario: Scenario) -> None:
+    names = _OF_COLLECTORS + (("foreign_ak",) if scenario.platform == "tpm" else ())
+    for name in names:
+        if getattr(scenario.cloud, name) != getattr(CloudConfig(), name):
+            text = (
+                f"scenario: {name} changes how evidence is collected, which here the program does; "
+                "use the simulator as a backend"
+            )
+            raise UsageError(text, reason="not_applicable")

@@ -179,10 +179,7 @@ class Fault(NamedTuple):
 
     @classmethod
     def parse(
-        cls,
-        text: str,
-        named: Cases = NAMED,
-        operations: Collection[str] = OPERATIONS,
+        cls, text: str, named: Cases = NAMED, operations: Collection[str] = OPERATIONS
     ) -> "Fault":
         """Parse a fault.
 

@@ -147,14 +147,14 @@ class FaultInjector:
 
     def _backend_error(self, fault: Fault, step: str, number: int) -> BackendError:
         """Return the real backend's error for an errno, with the fault in place of the path."""
-        from attestkit.backends.tsm import errno_meanings  # lazy: only needed for errors
+        from attestkit.backends.tsm import configfs_files  # lazy: only needed for errors
 
         error = OSError(number, os.strerror(number))
         if step == "MAKE" and number == errno.ENOENT:
-            refusal = errno_meanings.folder_missing_error(error, _prefix(fault), mounted=True)
+            refusal = configfs_files.folder_missing_error(error, _prefix(fault), mounted=True)
         else:
-            kind = errno_meanings.Step[step]
-            refusal = errno_meanings.translate_error(
+            kind = configfs_files.Step[step]
+            refusal = configfs_files.translate_error(
                 kind, error, _prefix(fault), self.platform, lambda _: "simulated"
             )
         assert isinstance(refusal, BackendError)

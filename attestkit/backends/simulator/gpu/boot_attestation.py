@@ -10,12 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit.backends.simulator.gpu.services.nras_claims import device_claims
-from attestkit.backends.simulator.gpu.services.tokens import (
-    encode_token,
-    overall_claims,
-    token_digests,
-)
+from attestkit.backends.simulator.gpu import nras_service
 from attestkit.gpu import DeviceEvidence, Report
 from attestkit.gpu.device.device_chain import read_device_chain
 
@@ -30,8 +25,8 @@ def boot_output(devices: Sequence[DeviceEvidence]) -> bytes:
     names = _names(devices)
     nonce = Report.parse(devices[0].report).nonce.hex()
     tokens = {name: _token(one) for name, one in zip(names, claims, strict=True)}
-    digests = token_digests(tokens)
-    overall = _token(overall_claims("3.0", nonce, digests, "SHA256", accepted=True))
+    digests = nras_service.token_digests(tokens)
+    overall = _token(nras_service.overall_claims("3.0", nonce, digests, "SHA256", accepted=True))
     output = {
         "claims": claims,
         "detached_eat": [["JWT", overall], tokens],
@@ -67,7 +62,7 @@ def _names(devices: Sequence[DeviceEvidence]) -> list[str]:
 def _claims(device: DeviceEvidence) -> dict[str, Any]:
     """Return the claims of the local verifier, which differ a little from the service's."""
     report, chain = Report.parse(device.report), read_device_chain(device.certificates)
-    found = device_claims(report, chain, "3.0", matches=True)
+    found = nras_service.device_claims(report, chain, "3.0", matches=True)
     kind = "nvswitch" if report.kind == "switch" else "gpu"
     for name, value in found.items():
         if name.endswith("-cert-chain"):
@@ -88,4 +83,4 @@ def _claims(device: DeviceEvidence) -> dict[str, Any]:
 def _token(claims: dict[str, Any]) -> str:
     """Return a compact JWT without a signature."""
     times = {"iss": _ISSUER, "iat": _ISSUED, "exp": _ISSUED + _LIFETIME}
-    return encode_token({"alg": "none"}, claims | times)
+    return nras_service.encode_token({"alg": "none"}, claims | times)

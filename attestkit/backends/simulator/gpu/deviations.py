@@ -9,7 +9,6 @@ from attestkit.backends.simulator.gpu.gpu_reports import ReportContent
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource
 from attestkit.gpu.architectures import NVDEC_INDEX, Architecture
 from attestkit.gpu.device import opaque_data as fields
-from attestkit.gpu.device.opaque_data import OFF
 
 OcspTarget: TypeAlias = Literal["brom", "rim_signer"]
 
@@ -82,7 +81,7 @@ def set_measurement(index: int, content: ReportContent) -> ReportContent:
 
 def measurement_without_nvdec(content: ReportContent) -> ReportContent:
     """Switch NVDEC0 off, and set the measurement that is not compared then."""
-    return set_measurement(NVDEC_INDEX, content.with_field(fields.NVDEC0_STATUS, OFF))
+    return set_measurement(NVDEC_INDEX, content.with_field(fields.NVDEC0_STATUS, fields.OFF))
 
 
 def set_request_code(code: int, content: ReportContent) -> ReportContent:

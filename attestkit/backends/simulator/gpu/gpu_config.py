@@ -6,8 +6,8 @@ import msgspec
 import msgspec.structs
 
 from attestkit.backends.simulator.gpu.deviations import GpuFault
-from attestkit.backends.simulator.gpu.device_models import PROTECTED_GPUS
 from attestkit.backends.simulator.gpu.gpu_faults import find_gpu_fault
+from attestkit.backends.simulator.gpu.gpu_reports import PROTECTED_GPUS
 from attestkit.errors import UsageError
 from attestkit.gpu.architectures import Architecture
 

@@ -11,13 +11,12 @@ from typing import Final
 from attestkit._sanitize import near, shown
 from attestkit.backends.simulator.gpu import deviations as change
 from attestkit.backends.simulator.gpu.deviations import GpuFault, OcspFault
-from attestkit.backends.simulator.gpu.device_models import PROTECTED_GPUS
+from attestkit.backends.simulator.gpu.gpu_reports import PROTECTED_GPUS
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.scenarios.named_case import GPU_PREFIX, Cases, NamedCase
 from attestkit.errors import UsageError
 from attestkit.gpu.architectures import NVDEC_INDEX
 from attestkit.gpu.device import opaque_data as fields
-from attestkit.gpu.device.opaque_data import OFF
 
 _RESOURCE: Final = (
     b'<ds:Object><ns0:Resource active="True" alternatives="1" index="25" name="Measurement_25" '
@@ -55,17 +54,13 @@ _REPORTS: Final[dict[str, GpuFault]] = {
         "format", "the first two measurements are exchanged", change.exchange_blocks
     ),
     "block-type-raw": GpuFault(
-        "format",
-        "the measurements are raw values, not digests",
-        change.make_raw,
+        "format", "the measurements are raw values, not digests", change.make_raw
     ),
     "header-request-code": GpuFault(
         "format", "the request is another SPDM request", partial(change.set_request_code, 0xE1)
     ),
     "header-response-code": GpuFault(
-        "format",
-        "the response is another SPDM response",
-        partial(change.set_response_code, 0x61),
+        "format", "the response is another SPDM response", partial(change.set_response_code, 0x61)
     ),
     "trailing-byte": GpuFault(
         "format", "a byte follows the signature of the report", report=lambda report: report + b"\1"
@@ -78,7 +73,7 @@ _REPORTS: Final[dict[str, GpuFault]] = {
     "opaque-twice": GpuFault(
         "format",
         "the report has an opaque field twice",
-        partial(change.add_field, fields.NVDEC0_STATUS, OFF),
+        partial(change.add_field, fields.NVDEC0_STATUS, fields.OFF),
     ),
     "opaque-version": GpuFault(
         "format",

@@ -4,30 +4,40 @@ Names follow section 3.1 of nvidia-gpu.md, but for the vendor's: the roots say t
 simulated, and every organisation is attestkit's. Every byte is a function of the seed.
 """
 
-from datetime import datetime, timezone
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from attestkit._crypto.der import encode_integer, encode_sequence
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.p384 import P384Key
+from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
+from attestkit._crypto.x509.ocsp.answer_writer import (
+    OcspResponder,
+    write_ocsp_answer,
+    write_ocsp_error,
+)
+from attestkit._crypto.x509.ocsp.request import CertId, cert_id, read_ocsp_request
+from attestkit._crypto.x509.simulated import gpu_extensions
 from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window, key_id
 from attestkit._crypto.x509.simulated.cloud_certificates import (
     SIMULATED_MARK,
     Extension,
     encode_name,
-    issue_cloud_authority,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.simulated.gpu_extensions import (
-    OCSP_NO_CHECK,
-    OCSP_SIGNING,
-    encode_device_name,
-    encode_dice_fwid,
-    encode_dice_tcb_info,
-    encode_ocsp_access,
+from attestkit.backends.simulator.gpu.deviations import OcspFault
+from attestkit.backends.simulator.gpu.gpu_reports import DeviceModel
+from attestkit.backends.simulator.pki.cloud_pki import (
+    VALIDITY,
+    CloudRoot,
+    Derive,
+    issue_ca,
+    p384_key,
+    serial_number,
 )
-from attestkit.backends.simulator.gpu.device_models import DeviceModel
-from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
+from attestkit.errors import FormatError
 
 OCSP_URL: Final = "http://ocsp.attestkit.invalid"
 """Address in certificates; the responder is beside the simulator's PCCS."""
@@ -40,21 +50,8 @@ _DEVICE_VALIDITY: Final = Window(
     datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc),
 )
 _EXPIRED: Final = Window(VALIDITY.start, datetime(2024, 6, 1, tzinfo=timezone.utc))
-_ACCESS: Final = encode_ocsp_access(OCSP_URL)
+_ACCESS: Final = gpu_extensions.encode_ocsp_access(OCSP_URL)
 _VENDOR: Final = "NVIDIA"  # in fields that devices of the vendor have, not in names of issuers
-
-
-class CaCredentials(NamedTuple):
-    """A CA certificate with its subject and key."""
-
-    name: bytes  # DER
-    key: P384Key
-    der: bytes
-
-    @property
-    def authority(self) -> Issuer:
-        """Name and key, for issuing."""
-        return Issuer(self.name, self.key)
 
 
 class DeviceCredentials(NamedTuple):
@@ -82,13 +79,13 @@ class GpuPki:
         """
         self._derive = derive
         # By label, subject and issuer: devices of a label may be of several models.
-        self._issued: dict[tuple[str, bytes, bytes], CaCredentials] = {}
+        self._issued: dict[tuple[str, bytes, bytes], CloudRoot] = {}
         self._devices: dict[tuple[str, DeviceModel, str | None], DeviceCredentials] = {}
         self._signers: dict[tuple[object, ...], SignerCredentials] = {}
-        self.device_root: CaCredentials = self._issue(
+        self.device_root: CloudRoot = self._issue(
             "root/device", "attestkit simulated GPU device root"
         )
-        self.rim_root: CaCredentials = self._issue("root/rim", "attestkit simulated GPU RIM root")
+        self.rim_root: CloudRoot = self._issue("root/rim", "attestkit simulated GPU RIM root")
 
     @property
     def roots(self) -> tuple[bytes, bytes]:
@@ -113,8 +110,10 @@ class GpuPki:
         key = p384_key(self._derive, f"{label}/leaf")
         fwid = self._derive(f"fwid/{model.product}", 48)
         extensions = (
-            encode_device_name(f"{_VENDOR}:{model.chip}:{self.pdi(label).hex().upper()}"),
-            _dice(model, other.key.spki, fwid),
+            gpu_extensions.encode_device_name(
+                f"{_VENDOR}:{model.chip}:{self.pdi(label).hex().upper()}"
+            ),
+            _dice(model, other.authority.spki, fwid),
         )
         leaf = _issue_leaf(brom, key.spki, model, extensions)
         identity = self.identity(model)
@@ -127,28 +126,28 @@ class GpuPki:
         """Return the PDI of a device, 8 bytes."""
         return self._derive(f"pdi/{label}", 8)
 
-    def identity(self, model: DeviceModel) -> CaCredentials:
+    def identity(self, model: DeviceModel) -> CloudRoot:
         """Return the product identity CA of a model."""
         common_name = f"Simulated {model.identity} Identity"
         return self._issue(f"identity/{model.identity}", common_name, self.device_root)
 
-    def provisioner(self, model: DeviceModel) -> CaCredentials:
+    def provisioner(self, model: DeviceModel) -> CloudRoot:
         """Return the provisioner CA of a model."""
         common_name = f"Simulated {model.chip} Provisioner ICA {model.provisioner}"
         return self._issue(f"provisioner/{model.chip}", common_name, self.identity(model))
 
-    def brom(self, label: str, model: DeviceModel) -> CaCredentials:
+    def brom(self, label: str, model: DeviceModel) -> CloudRoot:
         """Return the CA of a device; its serial number has the PDI."""
         serial = bytes([model.serial_prefix]) + self.pdi(label)
         common_name = f"{model.chip} A01 {model.processor} BROM"
         return self._issue(f"brom/{label}", common_name, self.provisioner(model), serial)
 
-    def rim_ca(self, model: DeviceModel) -> CaCredentials:
+    def rim_ca(self, model: DeviceModel) -> CloudRoot:
         """Return the CA of the RIMs of a product."""
         common_name = f"Simulated Reference Value {model.product} CA"
         return self._issue(f"rim-ca/{model.product}", common_name, self.rim_root)
 
-    def rim_l3(self, model: DeviceModel) -> CaCredentials:
+    def rim_l3(self, model: DeviceModel) -> CloudRoot:
         """Return the CA that issues the certificate of the RIM signer."""
         common_name = f"Simulated Reference Value L3 {model.product} 001"
         return self._issue(f"rim-l3/{model.product}", common_name, self.rim_ca(model))
@@ -175,14 +174,14 @@ class GpuPki:
         self._signers[model, expired] = made
         return made
 
-    def responder(self, issuer: CaCredentials, *, may_sign: bool = True) -> tuple[P384Key, bytes]:
+    def responder(self, issuer: CloudRoot, *, may_sign: bool = True) -> tuple[P384Key, bytes]:
         """Return key and certificate of the OCSP responder of an issuer.
 
         Args:
             issuer: Issues the certificate.
             may_sign: Whether it has the extended key usage of responders.
         """
-        label = f"ocsp/{key_id(issuer.key.spki).hex()}"
+        label = f"ocsp/{key_id(issuer.authority.spki).hex()}"
         if found := self._signers.get((issuer, may_sign)):
             return found[0], found[1][0]
         key = p384_key(self._derive, label)
@@ -191,15 +190,15 @@ class GpuPki:
             issuer.authority,
             serial=serial_number(self._derive, f"{label}/{may_sign}"),
             validity=VALIDITY,
-            usages=(OCSP_SIGNING,) if may_sign else (),
-            extensions=(OCSP_NO_CHECK,),
+            usages=(gpu_extensions.OCSP_SIGNING,) if may_sign else (),
+            extensions=(gpu_extensions.OCSP_NO_CHECK,),
         )
         self._signers[issuer, may_sign] = key, (certificate,)
         return key, certificate
 
     def _issue(
-        self, label: str, common_name: str, issuer: CaCredentials | None = None, serial: bytes = b""
-    ) -> CaCredentials:
+        self, label: str, common_name: str, issuer: CloudRoot | None = None, serial: bytes = b""
+    ) -> CloudRoot:
         """Return the CA of a label, issued once; without an issuer it is a root.
 
         Args:
@@ -211,16 +210,16 @@ class GpuPki:
         name = _name(common_name, serial.hex().upper())
         if found := self._issued.get(place := (label, name, issuer.der if issuer else b"")):
             return found
-        subject = Issuer(name, key := p384_key(self._derive, label))
-        der = issue_cloud_authority(
+        subject = Issuer(name, p384_key(self._derive, label))
+        made = self._issued[place] = issue_ca(
             subject,
             issuer.authority if issuer else subject,
+            self._derive,
+            label,
             serial=int.from_bytes(serial, "big") or serial_number(self._derive, label),
             validity=VALIDITY if "rim" in label else _DEVICE_VALIDITY,
-            path_length=None,
             extensions=(_ACCESS,) if issuer and not serial else (),
         )
-        made = self._issued[place] = CaCredentials(name, key, der)
         return made
 
 
@@ -232,7 +231,7 @@ def make_gpu_pki(seed: bytes, prefix: str = "") -> GpuPki:
 
 
 def _issue_leaf(
-    brom: CaCredentials, spki: bytes, model: DeviceModel, extensions: tuple[Extension, ...]
+    brom: CloudRoot, spki: bytes, model: DeviceModel, extensions: tuple[Extension, ...]
 ) -> bytes:
     # The serial number is the key id with its first bit cleared and the second one set (3.1).
     serial = bytearray(key_id(spki))
@@ -250,10 +249,106 @@ def _issue_leaf(
 
 def _dice(model: DeviceModel, device_key: bytes, fwid: bytes) -> Extension:
     if model.architecture == "BLACKWELL":
-        return encode_dice_tcb_info(_VENDOR, f"{model.chip} A01 {model.processor}", fwid)
-    return encode_dice_fwid(device_key, fwid)
+        return gpu_extensions.encode_dice_tcb_info(
+            _VENDOR, f"{model.chip} A01 {model.processor}", fwid
+        )
+    return gpu_extensions.encode_dice_fwid(device_key, fwid)
 
 
 def _name(common_name: str, serial: str = "") -> bytes:
     owner = {"C": "US", "O": SIMULATED_MARK, "CN": common_name}
     return encode_name(**({"serialNumber": serial} if serial else {}), **owner)
+
+
+OCSP_VALIDITY: Final = timedelta(hours=24)
+"""How long an answer is valid, as those of NVIDIA's responders."""
+
+_HOUR: Final = timedelta(hours=1)
+
+
+class ServedCertificate(NamedTuple):
+    """A certificate about which the responder answers."""
+
+    der: bytes
+    issuer: CloudRoot
+    fault: OcspFault | None = None
+    leaf: tuple[P384Key, bytes] | None = None  # below it, for a fault: key and certificate
+
+
+class SimulatedOcsp:
+    """OCSP responder; the certificates of one PKI."""
+
+    def __init__(self, pki: GpuPki, certificates: Iterable[ServedCertificate]) -> None:
+        """Set the certificates.
+
+        Args:
+            pki: Issues the responders' certificates.
+            certificates: The certificates; other ones are "unauthorized", as leaves are.
+        """
+        self._pki = pki
+        self._served = {read_path_certificate(served.der).serial: served for served in certificates}
+
+    def respond(self, request: bytes, now: datetime) -> bytes:
+        """Return the answer to a request (DER), with its nonce."""
+        try:
+            asked = read_ocsp_request(request)
+        except FormatError:
+            return write_ocsp_error("malformed request")
+        served = self._served.get(asked.cert_id.serial)
+        if served is None or asked.cert_id != _identify(served, asked.cert_id):
+            return write_ocsp_error("unauthorized")
+        return self._answer(served, asked.cert_id, now, asked.nonce)
+
+    def answers(self, now: datetime) -> tuple[bytes, ...]:
+        """Return the current answers about all certificates, without nonces."""
+        return tuple(
+            [self._answer(served, _identify(served), now, None) for served in self._served.values()]
+        )
+
+    def _answer(
+        self, served: ServedCertificate, asked: CertId, now: datetime, nonce: bytes | None
+    ) -> bytes:
+        fault = served.fault or OcspFault("brom")
+        start = now.replace(minute=0, second=0, microsecond=0) + fault.shift
+        if fault.about_other:
+            issuer = next(one for one in self._served.values() if one.der == served.issuer.der)
+            served, asked = issuer, _identify(issuer, asked)
+        answer = write_ocsp_answer(
+            self._responder(served, fault),
+            asked,
+            start,
+            start + OCSP_VALIDITY,
+            status=fault.status,
+            reason=fault.reason,
+            revoked_at=start - _HOUR if fault.status == "revoked" else None,
+            nonce=_nonce(fault, nonce),
+        )
+        return _alter(answer) if fault.altered else answer
+
+    def _responder(self, served: ServedCertificate, fault: OcspFault) -> OcspResponder:
+        if fault.by_leaf and served.leaf is not None:
+            key, certificate = served.leaf
+        else:
+            key, certificate = self._pki.responder(served.issuer, may_sign=fault.may_sign)
+        return OcspResponder(
+            certificate, lambda data: encode_sequence(*map(encode_integer, key.sign(data)))
+        )
+
+
+def _identify(served: ServedCertificate, like: CertId | None = None) -> CertId:
+    """Return the identifier of a certificate with the hash algorithm of another identifier."""
+    subject: PathCertificate = read_path_certificate(served.der)
+    issuer = read_path_certificate(served.issuer.der)
+    return cert_id(subject, issuer, like.hash_name if like else "sha384")
+
+
+def _nonce(fault: OcspFault, nonce: bytes | None) -> bytes | None:
+    if nonce is None or fault.nonce == "missing":
+        return None
+    return nonce if fault.nonce == "echoed" else bytes([nonce[0] ^ 1]) + nonce[1:]
+
+
+def _alter(answer: bytes) -> bytes:
+    """Flip a bit of the time of the answer, which is signed."""
+    at = answer.index(b"Z") - 1
+    return answer[:at] + bytes([answer[at] ^ 1]) + answer[at + 1 :]

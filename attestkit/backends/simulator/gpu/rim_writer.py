@@ -74,10 +74,13 @@ def sign_rim(content: RimContent, key: P384Key, certificates: Sequence[bytes]) -
     return (head + signature + tail).encode()
 
 
+_QUOTE: Final = {'"': "&quot;"}
+
+
 def _document(content: RimContent) -> tuple[str, str]:
     """Return the document before and after its signature."""
     tag = sha384(f"{content.product}/{content.version}".encode()).hex()
-    product, version = map(_attribute, (content.product, content.version))
+    product, version = (escape(text, _QUOTE) for text in (content.product, content.version))
     resources = "".join(map(_resource, range(len(content.resources)), content.resources))
     head = (
         f'<SoftwareIdentity {_IN_SCOPE} corpus="false" name="{product}" patch="false" '
@@ -124,7 +127,3 @@ def _signature(digest: str, key: P384Key, certificates: Sequence[bytes]) -> str:
 def _base64_lines(der: bytes) -> str:
     """Return base64 in lines of 64 characters, with a line end after the last (section 7.1)."""
     return encode_pem(CERTIFICATE_LABEL, der).split("-----")[2].lstrip("\n")
-
-
-def _attribute(text: str) -> str:
-    return escape(text, {'"': "&quot;"})

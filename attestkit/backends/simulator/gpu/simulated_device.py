@@ -7,15 +7,10 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
+from attestkit.backends.simulator.gpu import gpu_reports
 from attestkit.backends.simulator.gpu import gpu_reports as others
-from attestkit.backends.simulator.gpu.device_models import DeviceModel
 from attestkit.backends.simulator.gpu.gpu_pki import DeviceCredentials
-from attestkit.backends.simulator.gpu.gpu_reports import (
-    ReportContent,
-    encode_text,
-    encode_vbios_version,
-)
-from attestkit.backends.simulator.pki.cloud_root import Derive
+from attestkit.backends.simulator.pki.cloud_pki import Derive
 from attestkit.gpu.device import opaque_data as fields
 from attestkit.gpu.device.opaque_data import OFF, ON
 from attestkit.gpu.driver.nvml import GpuTelemetry
@@ -37,7 +32,7 @@ class MachineFacts(NamedTuple):
     switch_pdis: tuple[bytes, ...] = ()
 
 
-def golden_measurement(derive: Derive, model: DeviceModel, index: int) -> bytes:
+def golden_measurement(derive: Derive, model: gpu_reports.DeviceModel, index: int) -> bytes:
     """Return the measurement of a RIM index of up-to-date firmware: 48 bytes, zero if unused."""
     if index in model.driver_indexes or index in model.vbios_indexes:
         return derive(f"measurement/{model.product}/{index}", 48)
@@ -62,7 +57,7 @@ class SimulatedDevice:
         self.machine: MachineFacts = machine
 
     @property
-    def model(self) -> DeviceModel:
+    def model(self) -> gpu_reports.DeviceModel:
         """The model."""
         return self.device.model
 
@@ -96,10 +91,10 @@ class SimulatedDevice:
             power_usage=_POWER_USAGE,
         )
 
-    def content(self, nonce: bytes) -> ReportContent:
+    def content(self, nonce: bytes) -> gpu_reports.ReportContent:
         """Return the content of a report over a nonce of 32 bytes."""
         secret = self._derive(f"responder-nonce/{self.device.pdi.hex()}", 32)
-        return ReportContent(
+        return gpu_reports.ReportContent(
             nonce,
             # A function of the nonce, so that equal requests give equal reports.
             hmac.digest(secret, nonce, hashlib.sha256),
@@ -119,14 +114,14 @@ class SimulatedDevice:
     def _gpu_fields(self) -> tuple[tuple[int, bytes], ...]:
         model, machine = self.model, self.machine
         found: list[tuple[int, bytes]] = [
-            (fields.VBIOS_VERSION, encode_vbios_version(model.vbios)),
+            (fields.VBIOS_VERSION, gpu_reports.encode_vbios_version(model.vbios)),
             (others.BOARD, others.BOARD_ID.to_bytes(4, "little")),
-            (fields.CHIP_SKU, encode_text(model.chip_sku, 9)),
-            (others.CHIP_SKU_MODIFIER, encode_text("0", 5)),
-            (fields.PROJECT, encode_text(model.project, 5)),
-            (fields.PROJECT_SKU, encode_text(model.project_sku, 5)),
+            (fields.CHIP_SKU, gpu_reports.encode_text(model.chip_sku, 9)),
+            (others.CHIP_SKU_MODIFIER, gpu_reports.encode_text("0", 5)),
+            (fields.PROJECT, gpu_reports.encode_text(model.project, 5)),
+            (fields.PROJECT_SKU, gpu_reports.encode_text(model.project_sku, 5)),
             (others.PROJECT_SKU_MODIFIER, bytes(2)),
-            (fields.DRIVER_VERSION, encode_text(model.driver)),
+            (fields.DRIVER_VERSION, gpu_reports.encode_text(model.driver)),
             (others.GPU_INFO, bytes.fromhex("8001000000000000")),
             (others.COUNTS, b"\1\0\0\0" * model.blocks),
             (others.CPR_INFO, bytes.fromhex("00c00100")),
@@ -144,7 +139,7 @@ class SimulatedDevice:
         if machine.feature is not None:
             found.append((fields.OPAQUE_VERSION, b"\1\0"))
             if model.architecture == "BLACKWELL":
-                found.append((fields.CHIP_INFO, encode_text(model.product)))
+                found.append((fields.CHIP_INFO, gpu_reports.encode_text(model.product)))
             found.append((fields.FEATURE_FLAG, machine.feature.to_bytes(2, "little")))
         return tuple(found)
 

@@ -10,21 +10,13 @@ import msgspec
 
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit.backends.base import check_bytes
+from attestkit.backends.simulator.gpu import gpu_pki
 from attestkit.backends.simulator.gpu.boot_attestation import boot_output
 from attestkit.backends.simulator.gpu.deviations import OcspFault
-from attestkit.backends.simulator.gpu.device_models import (
-    MODELS,
-    PROTECTED_SWITCHES,
-    DeviceModel,
-)
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
-from attestkit.backends.simulator.gpu.gpu_pki import SALT, CaCredentials, GpuPki, make_gpu_pki
+from attestkit.backends.simulator.gpu.gpu_reports import MODELS, PROTECTED_SWITCHES, DeviceModel
+from attestkit.backends.simulator.gpu.nras_service import SimulatedNras
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource, sign_rim
-from attestkit.backends.simulator.gpu.services.nras import SimulatedNras
-from attestkit.backends.simulator.gpu.services.ocsp_responder import (
-    ServedCertificate,
-    SimulatedOcsp,
-)
 from attestkit.backends.simulator.gpu.simulated_device import (
     MachineFacts,
     SimulatedDevice,
@@ -62,14 +54,14 @@ class SimulatedGpus:
         self._seed = seed
         self.config: GpuConfig = config if isinstance(config, GpuConfig) else GpuConfig(config)
         self._fault = self.config.deviation
-        self._pki = make_gpu_pki(seed)
-        self._other_pki = make_gpu_pki(seed, "other/")
+        self._pki = gpu_pki.make_gpu_pki(seed)
+        self._other_pki = gpu_pki.make_gpu_pki(seed, "other/")
         self.devices: tuple[SimulatedDevice, ...] = self._make_devices()
         self._answers: tuple[int | None, tuple[bytes, ...]] = None, ()  # of an hour
 
     def derive(self, label: str, length: int) -> bytes:
         """Return `length` bytes derived from the seed and `label` (HKDF-SHA256)."""
-        return hkdf_sha256(self._seed, label.encode(), length, SALT)
+        return hkdf_sha256(self._seed, label.encode(), length, gpu_pki.SALT)
 
     @property
     def gpus(self) -> tuple[SimulatedDevice, ...]:
@@ -159,9 +151,9 @@ class SimulatedGpus:
         return found
 
     @cached_property
-    def ocsp(self) -> SimulatedOcsp:
+    def ocsp(self) -> gpu_pki.SimulatedOcsp:
         """The OCSP responder."""
-        return SimulatedOcsp(self._device_pki, self._served())
+        return gpu_pki.SimulatedOcsp(self._device_pki, self._served())
 
     def ocsp_answers(self, now: float) -> tuple[bytes, ...]:
         """Return the current OCSP answers about all certificates at a Unix time."""
@@ -244,11 +236,11 @@ class SimulatedGpus:
     # -- devices -------------------------------------------------------------------------------
 
     @property
-    def _device_pki(self) -> GpuPki:
+    def _device_pki(self) -> gpu_pki.GpuPki:
         return self._other_pki if self._fault.other_root == "device" else self._pki
 
     @property
-    def _rim_pki(self) -> GpuPki:
+    def _rim_pki(self) -> gpu_pki.GpuPki:
         return self._other_pki if self._fault.other_root == "rim" else self._pki
 
     def _make_devices(self) -> tuple[SimulatedDevice, ...]:
@@ -291,31 +283,34 @@ class SimulatedGpus:
         """Return what the first device reports about the machine."""
         return machine._replace(feature=_SPT) if self._fault.machine == "spt-with-mpt" else machine
 
-    def _served(self) -> list[ServedCertificate]:
+    def _served(self) -> list[gpu_pki.ServedCertificate]:
         """Return the certificates about which the OCSP responder answers."""
-        pki, found = self._device_pki, dict[bytes, ServedCertificate]()
+        pki, found = self._device_pki, dict[bytes, gpu_pki.ServedCertificate]()
         fault = self._fault.ocsp
         for at, device in enumerate(self.devices):
             model, (leaf, brom, provisioner, identity, _) = device.model, device.device.chain
             of_brom = fault if at == 0 and fault and fault.target == "brom" else None
             below = (device.device.key, leaf)
-            found[brom] = ServedCertificate(brom, pki.provisioner(model), of_brom, below)
-            found[provisioner] = ServedCertificate(provisioner, pki.identity(model))
-            found[identity] = ServedCertificate(identity, pki.device_root)
+            found[brom] = gpu_pki.ServedCertificate(brom, pki.provisioner(model), of_brom, below)
+            found[provisioner] = gpu_pki.ServedCertificate(provisioner, pki.identity(model))
+            found[identity] = gpu_pki.ServedCertificate(identity, pki.device_root)
             self._serve_rims(found, model, fault)
         return list(found.values())
 
     def _serve_rims(
-        self, found: dict[bytes, ServedCertificate], model: DeviceModel, fault: OcspFault | None
+        self,
+        found: dict[bytes, gpu_pki.ServedCertificate],
+        model: DeviceModel,
+        fault: OcspFault | None,
     ) -> None:
         pki = self._rim_pki
-        issuers: tuple[CaCredentials, ...] = (pki.rim_l3(model), pki.rim_ca(model), pki.rim_root)
+        issuers = (pki.rim_l3(model), pki.rim_ca(model), pki.rim_root)
         of_signer = fault if fault and fault.target == "rim_signer" else None
         for expired in {False, self._fault.rim_signer == "expired"}:
             _, (signer, l3, ca, _) = pki.rim_signer(model, expired=expired)
-            found[signer] = ServedCertificate(signer, issuers[0], of_signer)
-            found[l3] = ServedCertificate(l3, issuers[1])
-            found[ca] = ServedCertificate(ca, issuers[2])
+            found[signer] = gpu_pki.ServedCertificate(signer, issuers[0], of_signer)
+            found[l3] = gpu_pki.ServedCertificate(l3, issuers[1])
+            found[ca] = gpu_pki.ServedCertificate(ca, issuers[2])
 
 
 def _pad_first(devices: list[DeviceEvidence], padding: int) -> GpuEvidence:

@@ -8,15 +8,8 @@ from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.os_image import read_snp_launch
 from attestkit.attestation.launch.snp import SnpLaunch
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.backends.simulator.images.boot_files import DEFAULT_SHAPE, BootFiles, BootSource
-from attestkit.backends.simulator.images.image_documents import (
-    SNP_DOCUMENT,
-    TDX_DOCUMENT,
-    sev_snp_measurement,
-    tdx_vm_config,
-)
-from attestkit.backends.simulator.images.os_image import Image
-from attestkit.backends.simulator.images.snp_os_image import SnpImage
+from attestkit.backends.simulator.images import image_documents
+from attestkit.backends.simulator.images.os_image import Image, SnpImage, component_content
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure import (
     DstackImage,
@@ -39,7 +32,7 @@ _ALWAYS_STATED: Final = (
 _STATED_IF_OTHER: Final = ("pic", "num_nics", "num_verity_volumes", "host_share_mode")
 
 
-def boot_image(source: BootSource, vm_config: str | None) -> Image:
+def boot_image(source: image_documents.BootSource, vm_config: str | None) -> Image:
     """Return the image of a TD that boots `source`.
 
     Args:
@@ -51,12 +44,15 @@ def boot_image(source: BootSource, vm_config: str | None) -> Image:
         UsageError: If the image cannot be opened, or files and machine do not fit.
         FormatError: If the image, or one of its files, is malformed or altered.
     """
-    if isinstance(source, BootFiles):
-        firmware, own_config = source.firmware, tdx_vm_config(b"", machine_fields(source.shape))
+    if isinstance(source, image_documents.BootFiles):
+        firmware, own_config = (
+            source.firmware,
+            image_documents.tdx_vm_config(b"", machine_fields(source.shape)),
+        )
         expected = _measure_files(source)
     else:
         found = _dstack_image(source)
-        shape = DEFAULT_SHAPE if vm_config is None else _machine_shape(vm_config)
+        shape = image_documents.DEFAULT_SHAPE if vm_config is None else _machine_shape(vm_config)
         firmware, own_config = found.firmware, _vm_config(found, shape)
         expected = dstack_image(found, shape, smbios=_NO_SMBIOS)
     assert expected.mrtd is not None, "of a TD"
@@ -64,7 +60,7 @@ def boot_image(source: BootSource, vm_config: str | None) -> Image:
         mrtd=expected.mrtd,
         firmware=TdxFirmware.parse(firmware),
         events=tuple(
-            event._replace(digest=event.digest or _stand_in(event.name))
+            event._replace(digest=event.digest or sha384(component_content(event.name)))
             for event in expected.events
         ),
         os_image_hash=expected.os_image_hash or b"",
@@ -72,7 +68,7 @@ def boot_image(source: BootSource, vm_config: str | None) -> Image:
     )
 
 
-def boot_snp_image(source: BootSource, vm_config: str | None) -> SnpImage:
+def boot_snp_image(source: image_documents.BootSource, vm_config: str | None) -> SnpImage:
     """Return the image of an SEV-SNP guest that boots `source`.
 
     Args:
@@ -84,17 +80,17 @@ def boot_snp_image(source: BootSource, vm_config: str | None) -> SnpImage:
         FormatError: If the image, or one of its files, is malformed or altered.
     """
     launch = _snp_launch(vm_config)
-    if isinstance(source, BootFiles):
+    if isinstance(source, image_documents.BootFiles):
         measured = _measure_snp(source, launch)
         return SnpImage(measured, b"", "", launch.vcpus)
     found = _dstack_image(source)
     firmware = found.firmware if found.firmware_snp is None else found.firmware_snp
-    files = BootFiles(
+    files = image_documents.BootFiles(
         firmware=firmware, kernel=found.kernel, initrd=found.initrd, cmdline=found.cmdline
     )
     stated = ""
-    if (document := found.documents.get(SNP_DOCUMENT)) is not None:
-        stated = sev_snp_measurement(launch, found.checksums, document)
+    if (document := found.documents.get(image_documents.SNP_DOCUMENT)) is not None:
+        stated = image_documents.sev_snp_measurement(launch, found.checksums, document)
     return SnpImage(_measure_snp(files, launch), found.os_image_hash, stated, launch.vcpus)
 
 
@@ -117,7 +113,7 @@ def _dstack_image(source: object) -> DstackImage:
     return read_dstack_image(source)
 
 
-def _measure_files(files: BootFiles) -> ExpectedMeasurements:
+def _measure_files(files: image_documents.BootFiles) -> ExpectedMeasurements:
     return tdx(
         firmware=files.firmware,
         kernel=files.kernel,
@@ -129,11 +125,7 @@ def _measure_files(files: BootFiles) -> ExpectedMeasurements:
     )
 
 
-def _stand_in(name: str) -> bytes:
-    return sha384(f"attestkit simulated {name}".encode())
-
-
-def _measure_snp(files: BootFiles, launch: SnpLaunch) -> bytes:
+def _measure_snp(files: image_documents.BootFiles, launch: SnpLaunch) -> bytes:
     expected = snp(
         firmware=files.firmware,
         vcpus=launch.vcpus,
@@ -148,8 +140,8 @@ def _measure_snp(files: BootFiles, launch: SnpLaunch) -> bytes:
 
 
 def _vm_config(image: DstackImage, shape: MachineShape) -> str:
-    document = image.documents.get(TDX_DOCUMENT)
-    return tdx_vm_config(
+    document = image.documents.get(image_documents.TDX_DOCUMENT)
+    return image_documents.tdx_vm_config(
         image.os_image_hash,
         machine_fields(shape),
         ovmf=image.ovmf_variant,

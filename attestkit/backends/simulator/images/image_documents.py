@@ -1,21 +1,59 @@
 """Documents of OS images: measurements (CBOR), the list of checksums, and VM configurations.
 
 Those of dstack's images: the hash of an image is that of its list of checksums, the list has the
-checksum of a measurement document, and the document determines the launch measurements.
+checksum of a measurement document, and the document determines the launch measurements. A simulated
+guest boots a dstack image, or other files.
 """
 
 import base64
 import json
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.kernel_cmdline import load_options_digest
 from attestkit.measure.firmware.tdvf import PAGE, TD_HOB, TEMP_MEM, Mrtds, TdvfSection, find_section
+from attestkit.measure.machine_shape import MachineShape
 
 if TYPE_CHECKING:
     from attestkit._formats.cbor import Value
     from attestkit.attestation.launch.snp import SnpImage, SnpLaunch
+    from attestkit.measure.acpi import FoundTables
+    from attestkit.measure.rtmr0.boot_events import AcpiBlobs
+
+DEFAULT_SHAPE: Final = MachineShape(cpu_count=2, memory_size=2 << 30, qemu_version="10.0.13")
+"""A machine whose ACPI tables are in the package."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootFiles:
+    """Files that QEMU boots in a simulated guest, and the machine.
+
+    Attributes:
+        firmware: Image of OVMF, with its variables.
+        kernel: Linux kernel.
+        initrd: Initrd, if any.
+        cmdline: Command line of the kernel.
+        shape: The machine of a TD.
+        acpi: Its ACPI tables. None: those of the package; for machines of which it has none, the
+            digests in the log are those of literal strings.
+        smbios: The SMBIOS table of QEMU. None: an empty one.
+    """
+
+    firmware: bytes
+    kernel: bytes
+    initrd: bytes | None = None
+    cmdline: str = ""
+    shape: MachineShape = DEFAULT_SHAPE
+    acpi: "AcpiBlobs | FoundTables | None" = None
+    smbios: bytes | None = None
+
+
+BootSource: TypeAlias = str | os.PathLike[str] | BootFiles
+"""A dstack image (folder or archive), or files."""
+
 
 TDX_DOCUMENT: Final = "measurement.tdx.cbor"
 SNP_DOCUMENT: Final = "measurement.snp.cbor"

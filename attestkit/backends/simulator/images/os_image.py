@@ -1,10 +1,11 @@
-"""OS images of simulated TDs, measured like real images.
+"""OS images of simulated TDs and SEV-SNP guests, measured like real images.
 
 They follow the "lite" measurement of dstack images, so that verifiers of OS images accept them. The
 components do not exist; their digests are those of literal strings. All simulated TDs of one
-`ImageConfig` boot one image; for SEV-SNP guests see `snp_os_image`.
+`ImageConfig` boot one image.
 """
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
@@ -14,14 +15,10 @@ from uuid import UUID
 import msgspec
 
 from attestkit._crypto.hashes import sha256, sha384
+from attestkit.attestation.launch import snp
 from attestkit.attestation.launch.td_hob import memory_ranges
 from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
-from attestkit.backends.simulator.images.image_documents import (
-    TDX_DOCUMENT,
-    TdxMeasurement,
-    checksum_list,
-    tdx_vm_config,
-)
+from attestkit.backends.simulator.images import image_documents
 from attestkit.errors import UsageError
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware.tdvf import (
@@ -34,13 +31,7 @@ from attestkit.measure.firmware.tdvf import (
     TdvfSection,
 )
 from attestkit.measure.firmware.tdx_firmware import BootLayout, TdxFirmware
-from attestkit.measure.kernel.boot_events import (
-    EXITS,
-    before_images,
-    direct_boot_options,
-    image_event,
-    kernel_stub_events,
-)
+from attestkit.measure.kernel import boot_events
 from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
 
 MEMORY_SIZE: Final = 0x80000000  # bytes, 2 GiB
@@ -129,7 +120,7 @@ def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
     """Return the image of a simulated TD."""
     firmware = TdxFirmware(_SECTIONS, BLANK_CFV_DIGEST, MappingProxyType({}), _LAYOUT)
     names = "firmware", "firmware, two passes"
-    document = TdxMeasurement(
+    document = image_documents.TdxMeasurement(
         version=config.measurement_version,
         cmdline=CMDLINE,
         kernel=sha384(component_content("kernel")),
@@ -139,7 +130,7 @@ def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
         kernel_header_normalized=config.kernel_header_normalized,
     )
     measurement = document.encode()
-    checksums = checksum_list({TDX_DOCUMENT: measurement})
+    checksums = image_documents.checksum_list({image_documents.TDX_DOCUMENT: measurement})
     os_image_hash = sha256(checksums)
     machine = {
         "cpu_count": 1,
@@ -156,7 +147,9 @@ def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
         firmware=firmware,
         events=_expected_events(firmware, config.memory_size),
         os_image_hash=os_image_hash,
-        vm_config=tdx_vm_config(os_image_hash, machine, measurement=(checksums, measurement)),
+        vm_config=image_documents.tdx_vm_config(
+            os_image_hash, machine, measurement=(checksums, measurement)
+        ),
     )
 
 
@@ -165,7 +158,7 @@ def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedE
     loader, rsdp, tables = map(
         component_content, ("ACPI loader script", "ACPI RSDP", "ACPI tables")
     )
-    options = direct_boot_options(CMDLINE, has_initrd=True, initrd_first=False)
+    options = boot_events.direct_boot_options(CMDLINE, has_initrd=True, initrd_first=False)
     return (
         *expected_rtmr0(
             firmware,
@@ -173,8 +166,76 @@ def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedE
             FwCfgItems.direct_boot(),
             acpi=(loader, rsdp, tables),
         ),
-        image_event("kernel", sha384(component_content("kernel")), "source"),
-        *before_images(separator=True),
-        *EXITS,
-        *kernel_stub_events(options, component_content("initrd")),
+        boot_events.image_event("kernel", sha384(component_content("kernel")), "source"),
+        *boot_events.before_images(separator=True),
+        *boot_events.EXITS,
+        *boot_events.kernel_stub_events(options, component_content("initrd")),
     )
+
+
+# Sections of the firmware of an SEV-SNP guest that are measured specially, with OVMF's layout:
+# address, size and type. 1 is memory without content, 2 secrets, 3 CPUID, and 16 the hashes of
+# kernel, initrd and command line.
+SNP_SECTIONS: Final = tuple(
+    snp.OvmfSection(*section)
+    for section in (
+        (0x800000, 0x9000, 1),
+        (0x80A000, 0x3000, 1),
+        (0x80D000, 0x1000, 2),
+        (0x80E000, 0x1000, 3),
+        (0x810000, 0x1000, 16),
+    )
+)
+HASHES_TABLE_GPA: Final = 0x810C00
+RESET_EIP: Final = 0x80B004
+
+
+class SnpImage(NamedTuple):
+    """Measurements of the image of an SEV-SNP guest."""
+
+    measurement: bytes  # 48 bytes, SHA-384
+    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
+    sev_snp_measurement: str  # JSON, for the VM configuration; empty without a document
+    vcpus: int = 1
+
+
+@cache
+def simulated_snp_image() -> SnpImage:
+    """Return the image of every simulated SEV-SNP guest."""
+    launched = snp.SnpImage(
+        cmdline=CMDLINE,
+        ovmf_hash=sha384(component_content("firmware")),
+        kernel_hash=sha256(component_content("kernel")),
+        initrd_hash=sha256(component_content("initrd")),
+        hashes_table_gpa=HASHES_TABLE_GPA,
+        reset_eip=RESET_EIP,
+        ovmf_sections=SNP_SECTIONS,
+    )
+    launch = snp.SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
+    measurement = image_documents.encode_cbor(image_documents.snp_document(launched))
+    checksums = image_documents.checksum_list({image_documents.SNP_DOCUMENT: measurement})
+    return SnpImage(
+        measurement=snp.compute_measurement(launched, launch),
+        os_image_hash=sha256(checksums),
+        sev_snp_measurement=image_documents.sev_snp_measurement(launch, checksums, measurement),
+    )
+
+
+def snp_vm_config(mr_config: str, image: SnpImage | None = None) -> str:
+    """Return the VM configuration of an SEV-SNP guest with this mr_config document.
+
+    It is JSON (vm_config of the dstack guest agent API). The default image is the simulated one.
+    """
+    image = image or simulated_snp_image()
+    fields = {
+        "os_image_hash": image.os_image_hash.hex(),
+        "cpu_count": image.vcpus,
+        "memory_size": MEMORY_SIZE,
+        "image": "attestkit-simulated",
+        "sev_snp_measurement": image.sev_snp_measurement,
+        "mr_config": mr_config,
+        "spec_version": 1,
+    }
+    if not image.sev_snp_measurement:
+        del fields["sev_snp_measurement"]
+    return json.dumps(fields, separators=(",", ":"))

@@ -23,8 +23,8 @@ from attestkit._crypto.x509.simulated.amd_certificates import (
     issue_endorsement_key,
 )
 from attestkit._crypto.x509.simulated.certificate_encoder import Window
-from attestkit.backends.simulator.images.snp_os_image import simulated_snp_image
-from attestkit.backends.simulator.pki.cloud_root import p384_key
+from attestkit.backends.simulator.images.os_image import simulated_snp_image
+from attestkit.backends.simulator.pki.cloud_pki import p384_key
 from attestkit.backends.simulator.pki.intel_pki import collateral_window, derive
 from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, value_or
 
@@ -64,8 +64,7 @@ _PRODUCTS: Final = {
         bytes([9, 0, 0, 0, 0, 0, 21, 72]),
     ),
     "Turin": _Product(
-        *(0x30000, (0x1A, 0x02, 1), "Turin", 1, _FAMILY_1A, 8),
-        bytes([1, 1, 1, 4, 0, 0, 0, 72]),
+        *(0x30000, (0x1A, 0x02, 1), "Turin", 1, _FAMILY_1A, 8), bytes([1, 1, 1, 4, 0, 0, 0, 72])
     ),
 }
 

@@ -24,7 +24,7 @@ from attestkit._crypto.x509.simulated.sgx_certificates import (
     sgx_extension,
 )
 from attestkit.backends.base import check_bytes
-from attestkit.backends.simulator.pki.cloud_root import p256_key, serial_number
+from attestkit.backends.simulator.pki.cloud_pki import p256_key, serial_number
 from attestkit.backends.simulator.scenarios import config as configs
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError

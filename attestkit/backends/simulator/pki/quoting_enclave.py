@@ -1,7 +1,8 @@
-"""Simulated quoting enclave: signed TDX quotes of versions 4 and 5.
+"""Simulated quoting enclaves: signed quotes of TDX, versions 4 and 5, and of SGX, version 3.
 
-Layouts: Intel's "TDX DCAP Quoting Library API", A.3 and A.4. Numbers are little-endian; the halves
-of signatures and keys are big-endian.
+Layouts: Intel's "TDX DCAP Quoting Library API", A.3 and A.4, and "SGX ECDSA Quote Library API", A.4
+(quote-formats.md, sections 3.5 and 4.1). Numbers are little-endian; the halves of signatures and
+keys are big-endian.
 """
 
 import struct
@@ -12,7 +13,14 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki, SimulatedPlatform
-from attestkit.backends.simulator.scenarios.config import PkiConfig, QuoteConfig, value_or
+from attestkit.backends.simulator.scenarios.config import (
+    CollateralConfig,
+    PkiConfig,
+    QeIdentityConfig,
+    QuoteConfig,
+    TcbInfoConfig,
+    value_or,
+)
 from attestkit.errors import UsageError
 
 _TCB_SVN: Final = bytes([7, 1, 3]) + bytes(13)
@@ -71,11 +79,25 @@ _SIZES: Final = tuple(map(len, TdBody()))
 _OFFSETS: Final = dict(zip(TdBody._fields, accumulate(_SIZES, initial=0), strict=False))
 
 
-class QuotingEnclave:
-    """The quoting enclave of a platform. Immutable, and so thread-safe.
+class _Signer:
+    """The attestation key of a quoting enclave, and what follows the signature in its quotes.
 
     QE report and certification data are created once, so a quote takes one P-256 signature.
     """
+
+    def __init__(self, key: P256Key, certified: bytes, padding: int) -> None:
+        auth = key.public_point + certified
+        self._key = key
+        self._auth_size = struct.pack("<I", SIGNATURE_SIZE + len(auth))
+        self._tail = auth + bytes(padding)
+
+    def sign(self, signed: bytes) -> bytes:
+        """Return a quote with the given header and body."""
+        return b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
+
+
+class QuotingEnclave:
+    """The quoting enclave of a platform. Immutable, and so thread-safe."""
 
     def __init__(
         self, pki: SimulatedPki, platform_id: str = "0", *, config: QuoteConfig | None = None
@@ -97,14 +119,11 @@ class QuotingEnclave:
         platform = pki.platform(platform_id)
         self.qe_id: bytes = platform.qe_id  # 16 bytes, identifies the platform at a PCCS
         self.pck_der: bytes = platform.pck_der
-        self._key = pki.resolve(config.attestation_key, platform.attestation_key)
+        key = pki.resolve(config.attestation_key, platform.attestation_key)
         self._quote_heads = _quote_heads(config, platform)
-        report = certified_qe_report(config, pki, platform, self._key)
-        auth = b"".join(
-            (self._key.public_point, CERTIFICATION.pack(_QE_REPORT, len(report)), report)
-        )
-        self._auth_size = struct.pack("<I", SIGNATURE_SIZE + len(auth))
-        self._tail = auth + bytes(config.padding)
+        report = certified_qe_report(config, pki, platform, key)
+        head = CERTIFICATION.pack(_QE_REPORT, len(report))
+        self._signer = _Signer(key, head + report, config.padding)
         self._alter = bool(config.altered or config.cut)
         self._config = config
 
@@ -122,8 +141,7 @@ class QuotingEnclave:
         if head is None:
             text = f"body: wrong size for a quote of version {version}: {len(body)} bytes"
             raise UsageError(text, reason="wrong_size" if version in (4, 5) else "wrong_value")
-        signed = head + body
-        quote = b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
+        quote = self._signer.sign(head + body)
         return _apply_alterations(self._config, quote, len(head)) if self._alter else quote
 
 
@@ -205,4 +223,118 @@ def _qe_report(config: QuoteConfig, pki: PkiConfig, bound: P256Key) -> bytes:
         value_or(config.qe_isvprodid, pki.qe_isvprodid),
         value_or(config.qe_isvsvn, pki.qe_isvsvn),
         value_or(config.qe_report_data, binding),
+    )
+
+
+_SGX_HEADER: Final = struct.Struct("<HHIHH16s20s")  # 48 bytes; QE and PCE SVN are of version 3 only
+_VERSION: Final = 3
+_QE_MRSIGNER: Final = sha256(b"attestkit simulated QE signer")
+_QE_ISVPRODID: Final = 1  # of Intel's quoting enclave; that of TDX has 2
+
+SGX_QUOTES: Final = QuoteConfig(
+    tee_type=0,
+    qe_mrsigner=_QE_MRSIGNER,
+    qe_mrenclave=sha256(b"attestkit simulated QE enclave"),
+    qe_isvprodid=_QE_ISVPRODID,
+)
+"""Content of SGX quotes; `msgspec.structs.replace` makes deviations."""
+
+SGX_COLLATERAL: Final = CollateralConfig(
+    tcb_info=TcbInfoConfig(id="SGX", tdx=False),
+    qe_identity=QeIdentityConfig(id="QE", mrsigner=_QE_MRSIGNER, isvprodid=_QE_ISVPRODID),
+)
+"""Content of the collateral for SGX quotes, an argument of `SimulatedPki.collateral`."""
+
+
+class SimulatedEnclave(NamedTuple):
+    """The fields of an enclave's report; the defaults are those of an enclave without debug."""
+
+    mr_enclave: bytes = sha256(b"attestkit simulated enclave")  # 32 bytes
+    mr_signer: bytes = sha256(b"attestkit simulated enclave signer")  # 32 bytes
+    report_data: bytes = bytes(64)
+    # 16 bytes: INIT and MODE64 (bit 1 would be DEBUG), then XFRM.
+    attributes: bytes = bytes.fromhex("0500000000000000e700000000000000")
+    isv_prod_id: int = 0  # 16 bits
+    isv_svn: int = 1  # 16 bits
+    misc_select: int = 0  # 32 bits
+
+    def report(self, cpusvn: bytes) -> bytes:
+        """Return the report, 384 bytes.
+
+        Args:
+            cpusvn: CPUSVN of the platform, 16 bytes.
+
+        Raises:
+            UsageError: If a field has the wrong size, or is out of range.
+        """
+        for name, size in (("mr_enclave", 32), ("mr_signer", 32), ("attributes", 16)):
+            check_bytes(name, getattr(self, name), size)
+        check_bytes("report_data", self.report_data, 64)
+        check_bytes("cpusvn", cpusvn, 16)
+        try:
+            return ENCLAVE_REPORT.pack(
+                cpusvn,
+                self.misc_select,
+                self.attributes,
+                self.mr_enclave,
+                self.mr_signer,
+                self.isv_prod_id,
+                self.isv_svn,
+                self.report_data,
+            )
+        except struct.error as error:
+            text = "simulated enclave: isv_prod_id, isv_svn or misc_select: out of range"
+            raise UsageError(text, reason="out_of_range") from error
+
+
+class SgxQuotingEnclave:
+    """The SGX quoting enclave of a platform. Immutable, and so thread-safe.
+
+    Platform, PCK certificate and QE id are those of `QuotingEnclave`; enclave and attestation key
+    are others, as on hardware.
+    """
+
+    def __init__(
+        self, pki: SimulatedPki, platform_id: str = "0", *, config: QuoteConfig = SGX_QUOTES
+    ) -> None:
+        """Create the QE report.
+
+        Args:
+            pki: The issuer of the platform's certificate.
+            platform_id: ASCII without a slash.
+            config: Content of the quotes. `altered`, `reserved` and the fields of version 5 do not
+                apply.
+
+        Raises:
+            UsageError: If the platform id is invalid.
+        """
+        platform = pki.platform(platform_id)
+        self.qe_id: bytes = platform.qe_id  # 16 bytes, identifies the platform at a PCCS
+        default = pki.key(f"platform/{platform_id}/sgx-attestation")
+        key = pki.resolve(config.attestation_key, default)
+        self._cpusvn = pki.config.cpusvn
+        self._header = _sgx_header(config, pki.config, platform.qe_id)
+        report = certified_qe_report(config, pki, platform, key)
+        self._signer = _Signer(key, report, config.padding)
+        self._cut = config.cut
+
+    def quote(self, enclave: SimulatedEnclave) -> bytes:
+        """Return a signed quote of version 3 over the report of an enclave.
+
+        Raises:
+            UsageError: As `SimulatedEnclave.report`.
+        """
+        quote = self._signer.sign(self._header + enclave.report(self._cpusvn))
+        return quote[: len(quote) - self._cut]
+
+
+def _sgx_header(config: QuoteConfig, pki: PkiConfig, qe_id: bytes) -> bytes:
+    return _SGX_HEADER.pack(
+        value_or(config.version, _VERSION),
+        config.attestation_key_type,
+        config.tee_type,
+        value_or(config.qe_isvsvn, pki.qe_isvsvn),
+        pki.pcesvn,
+        config.vendor_id,
+        value_or(config.user_data, qe_id + bytes(4)),
     )

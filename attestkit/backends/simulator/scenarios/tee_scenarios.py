@@ -171,9 +171,7 @@ TEES: Final[Cases] = {
         _tcb(fmspc=bytes(6)), "tcb_info_mismatch", "the TCB info is for another FMSPC"
     ),
     "pceid-mismatch": _row(
-        _tcb(pceid=b"\0\1"),
-        "tcb_info_mismatch",
-        "the TCB info is for another PCE",
+        _tcb(pceid=b"\0\1"), "tcb_info_mismatch", "the TCB info is for another PCE"
     ),
     "tcb-info-altered": _row(
         _collateral(altered=(("tcb_info", "UpToDate", "OutOfDate"),)),
@@ -181,9 +179,7 @@ TEES: Final[Cases] = {
         "a status in the TCB info was changed after signing",
     ),
     "tcb-info-wrong-signer": _row(
-        _tcb(by_platform=True),
-        "chain_length",
-        "the TCB info is signed by the platform",
+        _tcb(by_platform=True), "chain_length", "the TCB info is signed by the platform"
     ),
     "qe-identity-altered": _row(
         _collateral(altered=(("qe_identity", '"isvprodid":2', '"isvprodid":3'),)),

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.scenarios.cloud_scenarios import CLOUDS
+from attestkit.backends.simulator.scenarios.registry import CLOUDS
 from attestkit.errors import UnsupportedError
 from attestkit.factory import open as open_attester
 from attestkit.verifier import AppraisalPolicy, Verifier

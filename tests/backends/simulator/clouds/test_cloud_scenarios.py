@@ -11,8 +11,8 @@ from attestkit._crypto.x509.ak_certificates.path import IssuerMissingError
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.clouds.azure import PARAVISOR_SNP
-from attestkit.backends.simulator.scenarios.cloud_scenarios import CLOUDS
 from attestkit.backends.simulator.scenarios.named_case import NO_STATUS
+from attestkit.backends.simulator.scenarios.registry import CLOUDS
 from attestkit.errors import (
     AttestKitError,
     BackendError,

@@ -20,8 +20,7 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.clouds.azure import STORAGE_ROOT
 from attestkit.backends.simulator.software_tpm import TpmModel
-from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
-from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
+from attestkit.backends.simulator.software_tpm.swtpm import SwtpmProcess, TpmProxy
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.errors import (
     BackendError,

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -18,7 +18,7 @@ from attestkit.backends.simulator.clouds.imds import (
     ImdsServer,
     SimulatedImds,
 )
-from attestkit.backends.simulator.service_response import ServiceResponse
+from attestkit.backends.simulator.pki.pccs import ServiceResponse
 
 REPORT = bytes(range(256)) * 4
 METADATA = {"metadata": "true"}
@@ -118,7 +118,7 @@ def test_client_that_resets_the_connection_is_no_error(
         return ServiceResponse(200, (), bytes(1 << 25))  # more than the buffers of sockets
 
     known = set(threading.enumerate())
-    with ImdsServer(respond) as server, socket.create_connection(server.address) as client:
+    with closing(ImdsServer(respond)) as server, socket.create_connection(server.address) as client:
         client.sendall(f"POST / HTTP/1.1\r\n{headers}\r\n".encode())
         assert client.recv(1)  # of the response, or of status 100, which asks for the body
         # SO_LINGER with 0 s: close sends RST.
@@ -134,7 +134,7 @@ def test_imds_server_answers_beside_connections_that_send_nothing() -> None:
     """Idle clients occupy a thread each, and one more waits; few threads remain afterwards."""
     known = set(threading.enumerate())
     with ExitStack() as stack:
-        server = stack.enter_context(ImdsServer(snp().handle))
+        server = stack.enter_context(closing(ImdsServer(snp().handle)))
         for _ in range(5):
             stack.enter_context(socket.create_connection(server.address))
         assert request(server).endswith(b"westeurope")
@@ -155,7 +155,7 @@ def test_imds_server_survives_a_response_that_fails(capfd: pytest.CaptureFixture
             raise RuntimeError("of this test")
         return ServiceResponse(200, (), b"second")
 
-    with ImdsServer(respond) as server:
+    with closing(ImdsServer(respond)) as server:
         assert request(server) == b""
         assert request(server).endswith(b"second")
     assert "RuntimeError: of this test" in capfd.readouterr().err
@@ -165,7 +165,7 @@ def test_imds_server_survives_a_response_that_fails(capfd: pytest.CaptureFixture
 def test_curl_gets_location_and_loses_without_header() -> None:
     """The service over HTTP answers an ordinary client, and is closed afterwards."""
     target = f"{LOCATION_PATH}?api-version=2021-01-01&format=text"
-    with ImdsServer(snp().handle) as server:
+    with closing(ImdsServer(snp().handle)) as server:
         command = ["curl", "-sS", "--noproxy", "*", "-w", "%{http_code}", server.url + target]
         with_header = subprocess.run(
             [*command, "-H", "Metadata: true"], capture_output=True, check=True, timeout=30

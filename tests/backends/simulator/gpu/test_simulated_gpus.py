@@ -9,9 +9,9 @@ import pytest
 import attestkit
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.simulated.cloud_certificates import names_simulator
-from attestkit.backends.simulator.gpu.device_models import MODELS
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
+from attestkit.backends.simulator.gpu.gpu_reports import MODELS
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.backends.simulator.platforms import PLATFORMS
 from attestkit.backends.simulator.scenarios.registry import gpu_scenarios

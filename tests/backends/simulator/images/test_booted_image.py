@@ -11,7 +11,7 @@ from attestkit._crypto.hashes import sha384
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import verify_os_image
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.images.boot_files import DEFAULT_SHAPE, BootFiles
+from attestkit.backends.simulator.images.image_documents import DEFAULT_SHAPE, BootFiles
 from attestkit.backends.simulator.images.os_image import ImageConfig
 from attestkit.backends.simulator.sample_image import sample_image_files, write_sample_image
 from attestkit.backends.simulator.scenarios.config import Scenario

@@ -20,15 +20,17 @@ from attestkit._crypto.x509.simulated.cloud_certificates import (
     issue_cloud_authority,
 )
 from attestkit.attestation.nitro_tpm import DocumentRequest
-from attestkit.backends.simulator.pki.aws_nitro_ca import NitroCa, make_nitro_root
-from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
-from attestkit.backends.simulator.pki.cloud_root import (
+from attestkit.backends.simulator.pki.cloud_pki import (
+    INSTANCE,
     VALIDITY,
     CloudRoot,
+    NitroCa,
+    issue_azure_certificate,
+    issue_google_certificate,
+    make_nitro_root,
     p256_key,
     p384_key,
 )
-from attestkit.backends.simulator.pki.google_ak import INSTANCE, issue_google_certificate
 from attestkit.backends.simulator.pki.intel_pki import derive
 
 NOW = datetime(2026, 12, 1, tzinfo=timezone.utc)

@@ -9,12 +9,13 @@ import pytest
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
-from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
-from attestkit.backends.simulator.pki.sgx_quoting_enclave import (
+from attestkit.backends.simulator.pki.quoting_enclave import (
     SGX_COLLATERAL,
     SGX_QUOTES,
+    QuotingEnclave,
     SgxQuotingEnclave,
     SimulatedEnclave,
+    TdBody,
 )
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, PolicyError, UsageError

@@ -5,7 +5,7 @@ from pathlib import Path
 from struct import pack
 
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
-from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
+from attestkit.backends.simulator.software_tpm.swtpm import SwtpmProcess
 
 OWNER, NULL, ENDORSEMENT, PLATFORM = 0x40000001, 0x40000007, 0x4000000B, 0x4000000C
 INDEX = 0x01400001

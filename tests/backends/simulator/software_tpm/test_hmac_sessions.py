@@ -10,8 +10,8 @@ from attestkit._crypto.public_key import rsa_oaep_encrypt
 from attestkit.backends.simulator.software_tpm import TpmModel
 from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
 from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.hmac_session import SessionCommand, hmac_session
-from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.tpm.handles import ENDORSEMENT
 from tests.backends.simulator.software_tpm.command_frames import (
     INDEX,

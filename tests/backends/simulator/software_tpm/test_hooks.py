@@ -2,20 +2,20 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import cbor2
 import pytest
 
 from attestkit.attestation.nitro_tpm import DocumentRequest
-from attestkit.backends.nitro_tpm.document_command import request_document
+from attestkit.backends.nitro_tpm import request_document
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel, VirtualIndex
 from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
-from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
-from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
+from attestkit.backends.simulator.software_tpm.swtpm import SwtpmProcess, TpmProxy
 from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.hmac_session import SessionCommand, hmac_session
-from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import BackendError, QuoteUnavailableError
 from attestkit.tpm import PcrSelection, TpmsAttest
 from attestkit.tpm.command_codes import NITRO_ATTEST
@@ -93,7 +93,7 @@ def platform(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Platfor
         return
     if SWTPM is None:
         pytest.skip("swtpm is not installed")
-    with SwtpmProcess(tmp_path) as process:
+    with closing(SwtpmProcess(tmp_path)) as process:
         found.tpm = TpmProxy(process, SEED, hooks=found.hooks)
         found.tpm.provision_index(HCL_INDEX, bytes(2600), 0x00020002)
         yield found
@@ -246,7 +246,7 @@ def proxy(tmp_path: Path) -> Iterator[TpmProxy]:
     """Return a proxy before swtpm, with a vendor command."""
     if SWTPM is None:
         pytest.skip("swtpm is not installed")
-    with SwtpmProcess(tmp_path) as process:
+    with closing(SwtpmProcess(tmp_path)) as process:
         yield TpmProxy(process, SEED, hooks=TpmHooks(vendor_commands={NITRO_ATTEST: bytes}))
 
 
@@ -319,7 +319,7 @@ def test_proxy_passes_everything_without_hooks(tmp_path: Path) -> None:
     """Without hooks, storage keys are swtpm's as well."""
     if SWTPM is None:
         pytest.skip("swtpm is not installed")
-    with SwtpmProcess(tmp_path) as process:
+    with closing(SwtpmProcess(tmp_path)) as process:
         proxy = TpmProxy(process, SEED)
         storage = ecc(attributes=0x00030072, symmetric="000600800043", scheme="0010")
         assert handle_of(proxy.execute(create(storage))) == 0x80000000

@@ -1,7 +1,7 @@
 """The resource manager: the rules of /dev/tpmrm0 (vtpm.md, section 4), on both TPMs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from errno import EBUSY, EINVAL, ENOMEM
 from os import strerror
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
 from attestkit.backends.simulator.software_tpm.resource_manager import ManagedFile, ResourceManager
-from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
+from attestkit.backends.simulator.software_tpm.swtpm import SwtpmProcess
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from tests.backends.simulator.software_tpm.command_frames import (
     PERSISTENT,
@@ -39,7 +39,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resource
         return
     if SWTPM is None:
         pytest.skip("swtpm is not installed")
-    with SwtpmProcess(tmp_path) as process:
+    with closing(SwtpmProcess(tmp_path)) as process:
         yield ResourceManager(process)
 
 
@@ -69,7 +69,7 @@ def listed(device: ManagedFile, first: int) -> list[int]:
 
 def test_handles_are_virtual(manager: ResourceManager) -> None:
     """Keys have handles from 80ffffff downwards, for each opener; a freed one is reused."""
-    with manager.open() as device, manager.open() as other:
+    with closing(manager.open()) as device, closing(manager.open()) as other:
         for number in range(3):
             assert handle_of(ask(device, create(AK))) == FIRST - number
         assert handle_of(ask(other, create(AK))) == FIRST
@@ -83,7 +83,7 @@ def test_handles_are_virtual(manager: ResourceManager) -> None:
 
 def test_fourth_key_finds_no_room(manager: ResourceManager) -> None:
     """An opener has three keys; the TPM has no slot for a fourth."""
-    with manager.open() as device:
+    with closing(manager.open()) as device:
         for _ in range(3):
             ask(device, create(AK))
         assert code_of(ask(device, create(AK))) == 0x902
@@ -92,7 +92,7 @@ def test_fourth_key_finds_no_room(manager: ResourceManager) -> None:
 
 def test_keys_work_by_their_virtual_handles(manager: ResourceManager) -> None:
     """Quote, ReadPublic and EvictControl take virtual handles; persistent ones are shared."""
-    with manager.open() as device, manager.open() as other:
+    with closing(manager.open()) as device, closing(manager.open()) as other:
         ask(device, create(AK))
         assert code_of(ask(device, quote(FIRST))) == 0
         public = ask(device, frame(0x173, handles(FIRST)))
@@ -103,7 +103,7 @@ def test_keys_work_by_their_virtual_handles(manager: ResourceManager) -> None:
 
 def test_unknown_virtual_handle_is_an_error_of_the_read(manager: ResourceManager) -> None:
     """The kernel knows no such key: EINVAL; the opener's keys remain, its sessions end."""
-    with manager.open() as device, manager.open() as other:
+    with closing(manager.open()) as device, closing(manager.open()) as other:
         ask(device, create(AK))
         session = handle_of(ask(device, start_session()))
         for handle in (FIRST - 1, FIRST - 5, 0x80000000):
@@ -134,17 +134,17 @@ def test_sessions_belong_to_an_opener(manager: ResourceManager) -> None:
 
 def test_fourth_session_is_refused(manager: ResourceManager) -> None:
     """The TPM has no room for a fourth session of an opener; another opener has its own."""
-    with manager.open() as device:
+    with closing(manager.open()) as device:
         for _ in range(3):
             ask(device, start_session())
         assert code_of(ask(device, start_session())) == 0x903
-        with manager.open() as other:
+        with closing(manager.open()) as other:
             assert code_of(ask(other, start_session())) == 0
 
 
 def test_ended_session_frees_its_place(manager: ResourceManager) -> None:
     """A session that does not continue is gone."""
-    with manager.open() as device:
+    with closing(manager.open()) as device:
         for _ in range(5):
             session = handle_of(ask(device, start_session()))
             entry = handles(9, session) + bytes(5)
@@ -164,7 +164,7 @@ def test_unknown_commands_do_not_reach_the_tpm() -> None:
             return super().execute(command)
 
     manager = ResourceManager(Watched(bytes(32), hooks=hooks))
-    with manager.open() as device:
+    with closing(manager.open()) as device:
         assert ask(device, frame(0x1FF)).hex() == "80010000000a000b0143"
         assert "000001ff" not in reached
         assert code_of(ask(device, frame(NITRO_ATTEST))) == 0x19A
@@ -174,7 +174,7 @@ def test_unknown_commands_do_not_reach_the_tpm() -> None:
 
 def test_device_rules(manager: ResourceManager) -> None:
     """One write, one read; short commands are refused, longer ones cut; reads come in pieces."""
-    with manager.open() as device:
+    with closing(manager.open()) as device:
         states = [device.readable]
         assert device.read(10) == b""
         command = frame(0x17B, b"\0\x08")
@@ -204,7 +204,7 @@ def test_closed_file_takes_nothing(manager: ResourceManager) -> None:
 def test_reset_loses_contexts() -> None:
     """After a reset of the TPM the opener's keys are unknown."""
     model = new_model()
-    with ResourceManager(model).open() as device:
+    with closing(ResourceManager(model).open()) as device:
         ask(device, create(AK))
         model.power_cycle()
         model.execute(frame(0x144, b"\0\0"))

@@ -3,13 +3,14 @@
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
 from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
-from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
+from attestkit.backends.simulator.software_tpm.swtpm import SwtpmProcess
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.transports import StreamTransport
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
@@ -111,13 +112,13 @@ def test_missing_swtpm_is_reported(tmp_path: Path) -> None:
 def test_swtpm_keeps_its_state(tmp_path: Path) -> None:
     """A second process with the same folder is the same TPM; a closed one refuses commands."""
     define = frame(0x169, (0x01500000).to_bytes(4, "big"))
-    with SwtpmProcess(tmp_path) as first:
+    with closing(SwtpmProcess(tmp_path)) as first:
         TpmClient(InProcessTransport(first), seconds=60).nv_define(0x01500000, 8)
         assert code_of(first.execute(define)) == 0
     with raises(UsageError, "closed"):
         first.execute(define)
     first.close()
-    with SwtpmProcess(tmp_path, started=False) as second:
+    with closing(SwtpmProcess(tmp_path, started=False)) as second:
         client = TpmClient(InProcessTransport(second), seconds=60)
         assert code_of(second.execute(define)) == 0x100
         client.startup()
@@ -127,7 +128,7 @@ def test_swtpm_keeps_its_state(tmp_path: Path) -> None:
 @needs_swtpm
 def test_ended_swtpm_is_reported(tmp_path: Path) -> None:
     """A process that has ended cannot answer."""
-    with SwtpmProcess(tmp_path) as process:
+    with closing(SwtpmProcess(tmp_path)) as process:
         process._process.kill()
         process._process.wait()
         with raises(BackendError, "connection_lost"):

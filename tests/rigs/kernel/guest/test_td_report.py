@@ -8,11 +8,10 @@ from functools import partial
 import pytest
 
 from attestkit.backends.configfs_tsm import ConfigfsTsm
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.linux.syscalls import ioctl, size_of
 from attestkit.backends.tdx.device import GET_REPORT0, TdxDevice
-from attestkit.backends.tdx.quote_ioctl import GENERATIONS
-from attestkit.backends.tdx_ioctl import TdxIoctl
+from attestkit.backends.tdx_ioctl import GENERATIONS, TdxIoctl
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
 from attestkit.td_report import TdReport
 from tests.raising import raises

@@ -10,12 +10,12 @@ import pytest
 
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.attester import Attester
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.client import TpmClient
-from attestkit.backends.tpm.device_nodes import find_tpm_device, open_tpm
-from attestkit.backends.tpm.response_codes import TpmError
-from attestkit.backends.tpm.tpm_logs import read_tpm_logs
+from attestkit.backends.tpm.command_channel import TpmError
+from attestkit.backends.tpm.quote_reader import read_tpm_logs
+from attestkit.backends.tpm.tpm_device import find_tpm_device, open_tpm
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
 from attestkit.event_log import TpmEventLog
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic

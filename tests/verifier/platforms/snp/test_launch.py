@@ -7,7 +7,7 @@ import pytest
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.wire.evidence_parts import Evidence, Stack
-from attestkit.backends.simulator.images.snp_os_image import simulated_snp_image
+from attestkit.backends.simulator.images.os_image import simulated_snp_image
 from attestkit.errors import PolicyError
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from tests.raising import raises

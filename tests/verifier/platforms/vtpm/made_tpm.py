@@ -8,13 +8,13 @@ from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
 from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_authority
 from attestkit.attestation.go_tpm_tools import GoTpmToolsQuote
 from attestkit.attestation.wire.evidence_parts import PcrValue, VtpmQuote
-from attestkit.backends.simulator.pki.cloud_root import (
+from attestkit.backends.simulator.pki.cloud_pki import (
     VALIDITY,
     CloudRoot,
+    issue_google_certificate,
     make_own_root,
     p256_key,
 )
-from attestkit.backends.simulator.pki.google_ak import issue_google_certificate
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size

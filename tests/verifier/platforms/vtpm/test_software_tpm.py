@@ -7,8 +7,7 @@ import pytest
 
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.backends.tpm.client import TpmClient
-from attestkit.backends.tpm.quote_reader import collect_quote
-from attestkit.backends.tpm.tpm_logs import TpmLogs
+from attestkit.backends.tpm.quote_reader import TpmLogs, collect_quote
 from attestkit.errors import ReplayError, SignatureError
 from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.tpm.handles import ENDORSEMENT, OWNER

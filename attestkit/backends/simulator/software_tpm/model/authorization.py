@@ -11,17 +11,14 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     CommandReader,
     TpmResponseError,
     session_error,
-    sized,
     u32,
 )
-from attestkit.backends.simulator.software_tpm.model.sessions import (
-    CONTINUE,
-    SimulatedSession,
-)
+from attestkit.backends.simulator.software_tpm.model.sessions import CONTINUE, SimulatedSession
 from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity, TpmState
 from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import LARGEST_DIGEST, compute_digest
 from attestkit.tpm.handles import PASSWORD_SESSION
+from attestkit.tpm.reader import encode_sized
 
 _MOST_SESSIONS: Final = 3
 _SMALLEST_AREA: Final = 9
@@ -92,10 +89,7 @@ def _read_entry(area: CommandReader, state: TpmState, number: int) -> GivenAutho
 
 
 def check_authorizations(
-    state: TpmState,
-    command: AuthorizedCommand,
-    given: list[GivenAuthorization],
-    parameters: bytes,
+    state: TpmState, command: AuthorizedCommand, given: list[GivenAuthorization], parameters: bytes
 ) -> list[GivenAuthorization]:
     """Check passwords and HMACs of a command; return them as the response needs them."""
     if len(given) < command.authorized:
@@ -157,7 +151,7 @@ def encode_response_area(
     for one in checked:
         session = one.session
         if session is None:
-            parts.append(sized(b"") + bytes([CONTINUE]) + sized(b""))
+            parts.append(encode_sized(b"") + bytes([CONTINUE]) + encode_sized(b""))
             continue
         session.nonce_tpm = state.random(len(session.nonce_tpm))
         rp_hash = compute_digest(session.hash_name, bytes(4) + u32(code) + parameters)
@@ -165,7 +159,7 @@ def encode_response_area(
         proof = b""
         if session.key or one.auth or one.hmac:
             proof = session.mac(one.auth, (rp_hash, session.nonce_tpm, one.nonce, attributes))
-        parts.append(sized(session.nonce_tpm) + attributes + sized(proof))
+        parts.append(encode_sized(session.nonce_tpm) + attributes + encode_sized(proof))
         if not one.attributes & CONTINUE:
             state.sessions.loaded.pop(one.handle, None)
     return b"".join(parts)

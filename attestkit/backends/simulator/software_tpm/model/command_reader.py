@@ -4,10 +4,12 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
 from attestkit.tpm import response_codes as codes
-from attestkit.tpm.algorithms import HASH_NAMES, LARGEST_DIGEST, hash_size
+from attestkit.tpm.algorithms import HASH_IDS, HASH_NAMES, LARGEST_DIGEST, hash_size
+from attestkit.tpm.reader import encode_number
 
 MAX_BANKS: Final = 4  # HASH_COUNT
 MAX_NV_BUFFER: Final = 1024
@@ -144,28 +146,14 @@ class CommandReader:
 
 def encode_pcr_selections(selections: list[Selection]) -> bytes:
     """Return TPML_PCR_SELECTION, in which a bank may occur twice, as TPMs accept."""
-    ids = {name: number for number, name in HASH_NAMES.items()}
     return len(selections).to_bytes(4, "big") + b"".join(
-        ids[bank].to_bytes(2, "big") + bytes([_BITMAP_SIZE]) + bits.to_bytes(_BITMAP_SIZE, "little")
+        HASH_IDS[bank].to_bytes(2, "big")
+        + bytes([_BITMAP_SIZE])
+        + bits.to_bytes(_BITMAP_SIZE, "little")
         for bank, bits in selections
     )
 
 
-def u16(value: int) -> bytes:
-    """Return an integer in two bytes."""
-    return value.to_bytes(2, "big")
-
-
-def u32(value: int) -> bytes:
-    """Return an integer in four bytes."""
-    return value.to_bytes(4, "big")
-
-
-def u64(value: int) -> bytes:
-    """Return an integer in eight bytes."""
-    return value.to_bytes(8, "big")
-
-
-def sized(data: bytes) -> bytes:
-    """Return a TPM2B."""
-    return u16(len(data)) + data
+u16: Final = partial(encode_number, size=2)
+u32: Final = partial(encode_number, size=4)
+u64: Final = partial(encode_number, size=8)

@@ -3,11 +3,7 @@
 import hmac
 from typing import Final, NamedTuple
 
-from attestkit.backends.simulator.software_tpm.model.command_reader import (
-    TpmResponseError,
-    parameter_error,
-    u32,
-)
+from attestkit.backends.simulator.software_tpm.model import command_reader
 from attestkit.tpm.algorithms import compute_digest, hash_size
 from attestkit.tpm.handles import FIRST_HMAC_SESSION, FIRST_POLICY_SESSION
 from attestkit.tpm.response_codes import RC_HANDLE, RC_SESSION_HANDLES, RC_SESSION_MEMORY
@@ -60,12 +56,12 @@ class Sessions:
     def start(self, session: SimulatedSession) -> int:
         """Add a session; return its handle."""
         if len(self.loaded) >= MOST_LOADED:
-            raise TpmResponseError(RC_SESSION_MEMORY)
+            raise command_reader.TpmResponseError(RC_SESSION_MEMORY)
         for handle in self.handles:
             if handle not in self.loaded and handle not in self.saved:
                 self.loaded[handle] = session
                 return handle
-        raise TpmResponseError(RC_SESSION_HANDLES)
+        raise command_reader.TpmResponseError(RC_SESSION_HANDLES)
 
     def save(self, handle: int, number: int) -> None:
         """Unload a session into the context of a number."""
@@ -75,16 +71,16 @@ class Sessions:
         """Load the session of a context, which must be its last one."""
         found = self.saved.get(handle)
         if found is None or found[0] != number:
-            raise parameter_error(RC_HANDLE, 1)
+            raise command_reader.parameter_error(RC_HANDLE, 1)
         if len(self.loaded) >= MOST_LOADED:
-            raise TpmResponseError(RC_SESSION_MEMORY)
+            raise command_reader.TpmResponseError(RC_SESSION_MEMORY)
         self.loaded[handle] = self.saved.pop(handle)[1]
 
     def flush(self, handle: int) -> None:
         """End a session, whose handle may have the other type."""
         handle = FIRST_HMAC_SESSION | handle & 0xFFFFFF
         if self.loaded.pop(handle, None) is None and self.saved.pop(handle, None) is None:
-            raise parameter_error(RC_HANDLE, 1)
+            raise command_reader.parameter_error(RC_HANDLE, 1)
 
 
 class SessionStart(NamedTuple):
@@ -107,10 +103,10 @@ class SessionStart(NamedTuple):
 
 def kdf_a(hash_name: str, key: bytes, label: bytes, context: bytes, bits: int) -> bytes:
     """Return KDFa (Part 1, 11.4.10.2) of at most one digest; the label ends with a zero byte."""
-    content = u32(1) + label + context + u32(bits)
+    content = command_reader.u32(1) + label + context + command_reader.u32(bits)
     return hmac.digest(key, content, hash_name)[: bits // 8]
 
 
 def kdf_e(hash_name: str, shared: bytes, context: bytes) -> bytes:
     """Return KDFe (Part 1, 11.4.10.3) of a shared point for a salt, one digest."""
-    return compute_digest(hash_name, u32(1) + shared + b"SECRET\0" + context)
+    return compute_digest(hash_name, command_reader.u32(1) + shared + b"SECRET\0" + context)

@@ -10,6 +10,7 @@ from typing import Final
 
 from attestkit._argument_checks import require_size
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
+from attestkit.backends.simulator.software_tpm.model import command_call, tpm_state
 from attestkit.backends.simulator.software_tpm.model.authorization import (
     AuthorizedCommand,
     GivenAuthorization,
@@ -18,11 +19,6 @@ from attestkit.backends.simulator.software_tpm.model.authorization import (
     read_authorizations,
 )
 from attestkit.backends.simulator.software_tpm.model.capabilities import answer_capability
-from attestkit.backends.simulator.software_tpm.model.command_call import (
-    CommandCall,
-    CommandDefinition,
-    CommandReply,
-)
 from attestkit.backends.simulator.software_tpm.model.command_reader import (
     CommandReader,
     TpmResponseError,
@@ -31,13 +27,6 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
 )
 from attestkit.backends.simulator.software_tpm.model.commands.command_table import (
     build_command_table,
-)
-from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex
-from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
-from attestkit.backends.simulator.software_tpm.model.tpm_state import (
-    Entity,
-    TpmIdentity,
-    TpmState,
 )
 from attestkit.errors import UsageError
 from attestkit.tpm import TpmtPublic
@@ -90,7 +79,7 @@ class TpmModel:
         banks: Iterable[str] = _USUAL_BANKS,
         startup_locality: int = 0,
         started: bool = True,
-        identity: TpmIdentity | None = None,
+        identity: tpm_state.TpmIdentity | None = None,
         hooks: TpmHooks | None = None,
         largest_index: int = _LARGEST_INDEX,
         handle_offset: int = 0,
@@ -99,10 +88,10 @@ class TpmModel:
     ) -> None:
         require_size("TPM seed", seed, 32)
         self.hooks: TpmHooks = hooks or TpmHooks()
-        self._state = TpmState(
+        self._state = tpm_state.TpmState(
             seed,
-            PcrBanks(banks, startup_locality),
-            identity=identity or TpmIdentity(),
+            tpm_state.PcrBanks(banks, startup_locality),
+            identity=identity or tpm_state.TpmIdentity(),
             clock=clock,
             random=random,
             largest_index=largest_index,
@@ -153,7 +142,7 @@ class TpmModel:
         if len(content) > _LARGEST_PROVISIONED:
             message = f"NV index: must have at most {_LARGEST_PROVISIONED} bytes"
             raise UsageError(f"{message}, not {len(content)}", reason="too_large")
-        found = NvIndex(index, name_alg, attributes | WRITTEN, b"", len(content))
+        found = tpm_state.NvIndex(index, name_alg, attributes | WRITTEN, b"", len(content))
         found.auth = auth.rstrip(b"\0")
         found.content[:] = content
         with self._lock:
@@ -216,24 +205,24 @@ class TpmModel:
             raise TpmResponseError(injected)
         entities = self._read_handles(reader, command)
         given = self._authorize(reader, command, entities, tag)
-        call = CommandCall(
+        call = command_call.CommandCall(
             self._state, entities, CommandReader(reader.data[reader.at :]), self.hooks
         )
         return self._encode_response(command.code, command.run(call), given)
 
-    def _find_command(self, code: int) -> CommandDefinition:
+    def _find_command(self, code: int) -> command_call.CommandDefinition:
         table = build_command_table(self.hooks)
         if code == GET_CAPABILITY:
             listed = [command.attributes for command in table.values()] + [GET_CAPABILITY]
-            return CommandDefinition(code, partial(answer_capability, commands=listed))
+            return command_call.CommandDefinition(code, partial(answer_capability, commands=listed))
         command = table.get(code)
         if command is None:
             raise TpmResponseError(codes.RC_COMMAND_CODE)
         return command
 
     def _read_handles(
-        self, reader: CommandReader, command: CommandDefinition
-    ) -> tuple[Entity, ...]:
+        self, reader: CommandReader, command: command_call.CommandDefinition
+    ) -> tuple[tpm_state.Entity, ...]:
         """Read the handles of a command: first all types, then whether all exist."""
         handles = []
         for number, is_of_type in enumerate(command.handles, 1):
@@ -251,8 +240,8 @@ class TpmModel:
     def _authorize(
         self,
         reader: CommandReader,
-        command: CommandDefinition,
-        entities: tuple[Entity, ...],
+        command: command_call.CommandDefinition,
+        entities: tuple[tpm_state.Entity, ...],
         tag: int,
     ) -> list[GivenAuthorization]:
         if tag == NO_SESSIONS:
@@ -264,7 +253,7 @@ class TpmModel:
         return check_authorizations(self._state, checked, given, reader.data[reader.at :])
 
     def _encode_response(
-        self, code: int, reply: CommandReply, given: list[GivenAuthorization]
+        self, code: int, reply: command_call.CommandReply, given: list[GivenAuthorization]
     ) -> bytes:
         handle = b"" if reply.handle is None else u32(reply.handle)
         if not given:

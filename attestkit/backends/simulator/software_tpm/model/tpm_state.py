@@ -1,30 +1,194 @@
-"""State of a simulated TPM, and the entities that handles name."""
+"""State of a simulated TPM, and the entities that handles name: PCRs, NV indices, keys, sessions.
 
-from collections.abc import Callable
+PCRs are in several banks, as of a PC (TCG PC Client Platform TPM Profile, section 4.6); NV indices
+have definition, attributes and content (TPM 2.0 Library, Part 2, section 13).
+"""
+
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from attestkit.backends.simulator.software_tpm.model.command_reader import (
+    CommandReader,
+    Selection,
     TpmResponseError,
     handle_error,
+    u16,
     u32,
 )
 from attestkit.backends.simulator.software_tpm.model.key_objects import PrimaryKey, PrimaryKeys
-from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex, NvStorage
-from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
 from attestkit.backends.simulator.software_tpm.model.sessions import Sessions
-from attestkit.tpm import handles
-from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE, CLEAR_AT_STARTUP, NO_DA, WRITTEN
+from attestkit.errors import UsageError
+from attestkit.tpm import handles, nv_attributes
+from attestkit.tpm import response_codes as codes
+from attestkit.tpm.algorithms import HASH_IDS, LARGEST_DIGEST, compute_digest, hash_size
 from attestkit.tpm.pcrs import PCR_COUNT
 from attestkit.tpm.public_area import NO_DA as KEY_NO_DA
 from attestkit.tpm.public_area import USER_WITH_AUTH
-from attestkit.tpm.response_codes import RC_HANDLE, RC_REFERENCE_H0
+from attestkit.tpm.reader import encode_sized
+
+MAX_DIGESTS: Final = 8  # of a TPML_DIGEST, so of one PCR_Read
+DEBUG_PCR: Final = 16
+APPLICATION_PCR: Final = 23
+# PCRs of a dynamic launch: extended at localities 1 to 4 only, start as ones.
+DYNAMIC_PCRS: Final = range(17, 23)
+_NOT_COUNTED: Final = (DEBUG_PCR, 21, 22, APPLICATION_PCR)
+
+
+class PcrBanks:
+    """Values of 24 PCRs in each bank.
+
+    Args:
+        banks: Names of their hashes, such as "sha256".
+        startup_locality: Locality of TPM2_Startup (0 or 3), or 4 for an H-CRTM: the start value of
+            PCR 0.
+
+    Raises:
+        UsageError: If no bank is given, a hash is unknown, or the locality is not 0, 3 or 4.
+    """
+
+    def __init__(self, banks: Iterable[str], startup_locality: int = 0) -> None:
+        if startup_locality not in (0, 3, 4):
+            message = f"startup locality: must be 0, 3 or 4, not {startup_locality}"
+            raise UsageError(message, reason="out_of_range")
+        self.locality = startup_locality
+        self.values: dict[str, list[bytes]] = {name: [] for name in banks}
+        if not self.values:
+            raise UsageError("PCR banks: at least one is needed", reason="missing")
+        self.updates: int = 0
+        self.reset_all()
+
+    def reset_all(self) -> None:
+        """Set all PCRs to the values after a reset of the TPM."""
+        for name in self.values:
+            size = hash_size(name)
+            zeros, ones = bytes(size), b"\xff" * size
+            values = [ones if pcr in DYNAMIC_PCRS else zeros for pcr in range(PCR_COUNT)]
+            values[0] = self.locality.to_bytes(size, "big")
+            self.values[name] = values
+        # libtpms counts the 20 PCRs that count and are set at startup.
+        self.updates = PCR_COUNT - len(_NOT_COUNTED)
+
+    def get(self, bank: str, pcr: int) -> bytes:
+        """Return the value of a PCR; UsageError if bank or PCR is unknown."""
+        values = self.values.get(bank)
+        if values is None:
+            message = f"PCR bank: {bank!r} is not one of {', '.join(self.values)}"
+            raise UsageError(message, reason="unknown_name")
+        if not 0 <= pcr < PCR_COUNT:
+            raise UsageError(f"PCR: must be 0 to {PCR_COUNT - 1}, not {pcr}", reason="out_of_range")
+        return values[pcr]
+
+    def extend(self, pcr: int, bank: str, digest: bytes) -> None:
+        """Extend a PCR of a bank; an absent bank is ignored, as by a TPM."""
+        if values := self.values.get(bank):
+            values[pcr] = compute_digest(bank, values[pcr] + digest)
+            if pcr not in _NOT_COUNTED:
+                self.updates += 1
+
+    def reset(self, pcr: int) -> None:
+        """Set a PCR to zeros in all banks."""
+        for bank, values in self.values.items():
+            values[pcr] = bytes(hash_size(bank))
+
+    def filter(self, selections: list[Selection]) -> list[Selection]:
+        """Return the selections without PCRs of absent banks."""
+        return [(bank, bits if bank in self.values else 0) for bank, bits in selections]
+
+    def read(self, selections: list[Selection], most: int) -> tuple[list[Selection], list[bytes]]:
+        """Return the first selected PCRs, at most `most`, as a selection and values."""
+        found: list[Selection] = []
+        values: list[bytes] = []
+        for bank, bits in self.filter(selections):
+            got = 0
+            for pcr in range(PCR_COUNT):
+                if bits >> pcr & 1 and len(values) < most:
+                    got |= 1 << pcr
+                    values.append(self.values[bank][pcr])
+            found.append((bank, got))
+        return found, values
+
+    def digest(self, selections: list[Selection], hash_name: str) -> bytes:
+        """Return the digest of all selected values."""
+        _, values = self.read(selections, len(selections) * PCR_COUNT)
+        return compute_digest(hash_name, b"".join(values))
+
+
+_MOST_INDICES: Final = 256  # a bound of the model; a TPM has less space
+
+
+class NvIndex:
+    """An NV index with its content."""
+
+    __slots__ = ("attributes", "auth", "content", "index", "name_alg", "policy")
+
+    def __init__(
+        self, index: int, name_alg: str, attributes: int, policy: bytes, size: int
+    ) -> None:
+        self.index: int = index
+        self.name_alg: str = name_alg
+        self.attributes: int = attributes
+        self.policy: bytes = policy
+        self.content: bytearray = bytearray(b"\xff" * size)
+        self.auth: bytes = b""
+
+    @property
+    def public(self) -> bytes:
+        """The public area, TPMS_NV_PUBLIC."""
+        head = u32(self.index) + u16(HASH_IDS[self.name_alg]) + u32(self.attributes)
+        return head + encode_sized(self.policy) + u16(len(self.content))
+
+    @property
+    def name(self) -> bytes:
+        """The name: nameAlg and the digest of the public area."""
+        return u16(HASH_IDS[self.name_alg]) + compute_digest(self.name_alg, self.public)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write data that fits, and mark the index as written."""
+        self.content[offset : offset + len(data)] = data
+        self.attributes |= nv_attributes.WRITTEN
+
+
+class NvStorage:
+    """NV indices by their handles.
+
+    Args:
+        largest: Largest size of an index that a command may define.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+        self.indices: dict[int, NvIndex] = {}
+
+    def define(self, index: NvIndex) -> None:
+        """Add an index; TpmResponseError if it is defined already, or storage is full."""
+        if index.index in self.indices:
+            raise TpmResponseError(codes.RC_NV_DEFINED)
+        if len(self.indices) >= _MOST_INDICES:
+            raise TpmResponseError(codes.RC_NV_SPACE)
+        self.indices[index.index] = index
+
+
+def read_nv_public(reader: CommandReader, largest: int) -> NvIndex:
+    """Read TPMS_NV_PUBLIC of an index of at most `largest` bytes."""
+    index = reader.u32()
+    if not handles.FIRST_NV_INDEX <= index <= handles.LAST_NV_INDEX:
+        raise reader.error(codes.RC_VALUE)
+    name_alg = reader.hash_name()
+    attributes = reader.u32()
+    if attributes & nv_attributes.RESERVED:
+        raise reader.error(codes.RC_RESERVED_BITS)
+    policy = reader.sized(LARGEST_DIGEST)
+    if (size := reader.u16()) > largest:
+        raise reader.error(codes.RC_SIZE)
+    return NvIndex(index, name_alg, attributes, policy, size)
+
 
 _MOST_FAILURES: Final = 3  # wrong passwords until lockout, as libtpms
 _RECOVERY_S: Final = 1000  # until one of them is forgotten
 
-READ: Final = AUTH_READ
-WRITE: Final = AUTH_WRITE
-READ_AND_WRITE: Final = AUTH_READ | AUTH_WRITE
+READ: Final = nv_attributes.AUTH_READ
+WRITE: Final = nv_attributes.AUTH_WRITE
+READ_AND_WRITE: Final = nv_attributes.AUTH_READ | nv_attributes.AUTH_WRITE
 
 
 class TpmIdentity(NamedTuple):
@@ -92,8 +256,8 @@ class TpmState:
         self.sessions.clear()
         self.keys.reset(self.random(32))
         for index in self.nv.indices.values():
-            if index.attributes & CLEAR_AT_STARTUP:
-                index.attributes &= ~WRITTEN
+            if index.attributes & nv_attributes.CLEAR_AT_STARTUP:
+                index.attributes &= ~nv_attributes.WRITTEN
         self.started = False
         self.reset_count += 1
         self.restart_count = 0
@@ -136,14 +300,14 @@ class TpmState:
             return Entity(handle, u32(handle))
         if handles.FIRST_HMAC_SESSION <= handle < handles.FIRST_PERMANENT:
             if handle not in self.sessions.loaded:
-                raise TpmResponseError(RC_REFERENCE_H0 + number - 1)
+                raise TpmResponseError(codes.RC_REFERENCE_H0 + number - 1)
             return Entity(handle, u32(handle))
         if handles.FIRST_NV_INDEX <= handle <= handles.LAST_NV_INDEX:
             index = self.nv.indices.get(handle)
             if index is None:
-                raise handle_error(RC_HANDLE, number)
+                raise handle_error(codes.RC_HANDLE, number)
             roles = index.attributes & READ_AND_WRITE
-            dictionary = not index.attributes & NO_DA
+            dictionary = not index.attributes & nv_attributes.NO_DA
             return Entity(handle, index.name, index.auth, roles, dictionary, nv_index=index)
         return self._find_key(handle, number)
 
@@ -152,11 +316,11 @@ class TpmState:
             self.keys.require_slot()  # a TPM loads the key for the command
             key = self.keys.persistent.get(handle)
             if key is None:
-                raise handle_error(RC_HANDLE, number)
+                raise handle_error(codes.RC_HANDLE, number)
         else:
             key = self.keys.transient.get(handle)
             if key is None:
-                raise TpmResponseError(RC_REFERENCE_H0 + number - 1)
+                raise TpmResponseError(codes.RC_REFERENCE_H0 + number - 1)
         attributes = key.public.attributes
         roles = READ_AND_WRITE if attributes & USER_WITH_AUTH else 0
         dictionary = not attributes & KEY_NO_DA

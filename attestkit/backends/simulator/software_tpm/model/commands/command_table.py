@@ -5,10 +5,8 @@ from typing import Final
 
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandDefinition
-from attestkit.backends.simulator.software_tpm.model.commands import general_commands as general
 from attestkit.backends.simulator.software_tpm.model.commands import key_commands as keys
 from attestkit.backends.simulator.software_tpm.model.commands import nv_commands as nv
-from attestkit.backends.simulator.software_tpm.model.commands import session_commands as sessions
 from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, READ_AND_WRITE, WRITE
 from attestkit.tpm import command_codes as commands
 from attestkit.tpm import handles
@@ -17,28 +15,15 @@ from attestkit.tpm.pcrs import PCR_COUNT
 _CONTEXT_TYPES: Final = (0x02, 0x03, 0x80)  # HMAC and policy sessions, transient keys
 
 
-def _is_pcr(handle: int) -> bool:
-    return handle < PCR_COUNT or handle == handles.NULL
-
-
-def _is_hierarchy(handle: int) -> bool:
-    return handle in handles.HIERARCHIES
-
-
-def _is_provision(handle: int) -> bool:
-    return handle in (handles.OWNER, handles.PLATFORM)
-
-
-def _is_index(handle: int) -> bool:
-    return handles.FIRST_NV_INDEX <= handle <= handles.LAST_NV_INDEX
+_is_pcr: Final = frozenset({*range(PCR_COUNT), handles.NULL}).__contains__
+_is_hierarchy: Final = frozenset(handles.HIERARCHIES).__contains__
+_is_provision: Final = frozenset({handles.OWNER, handles.PLATFORM}).__contains__
+_is_index: Final = range(handles.FIRST_NV_INDEX, handles.LAST_NV_INDEX + 1).__contains__
+_is_object: Final = range(handles.FIRST_TRANSIENT, handles.LAST_PERSISTENT + 1).__contains__
 
 
 def _is_nv_auth(handle: int) -> bool:
     return _is_provision(handle) or _is_index(handle)
-
-
-def _is_object(handle: int) -> bool:
-    return handles.FIRST_TRANSIENT <= handle <= handles.LAST_PERSISTENT
 
 
 def _is_object_or_null(handle: int) -> bool:
@@ -78,31 +63,31 @@ _COMMANDS: Final = (
     CommandDefinition(
         commands.NV_WRITE, nv.run_nv_write, (_is_nv_auth, _is_index), 1, WRITE, changes_nv=True
     ),
-    CommandDefinition(commands.PCR_RESET, general.run_pcr_reset, (_is_pcr,), 1, changes_nv=True),
-    CommandDefinition(commands.SELF_TEST, general.run_self_test, changes_nv=True),
-    CommandDefinition(commands.STARTUP, general.run_startup, changes_nv=True, takes_session=False),
-    CommandDefinition(commands.SHUTDOWN, general.run_shutdown, changes_nv=True),
+    CommandDefinition(commands.PCR_RESET, nv.run_pcr_reset, (_is_pcr,), 1, changes_nv=True),
+    CommandDefinition(commands.SELF_TEST, nv.run_self_test, changes_nv=True),
+    CommandDefinition(commands.STARTUP, nv.run_startup, changes_nv=True, takes_session=False),
+    CommandDefinition(commands.SHUTDOWN, nv.run_shutdown, changes_nv=True),
     CommandDefinition(commands.NV_READ, nv.run_nv_read, (_is_nv_auth, _is_index), 1, READ),
     CommandDefinition(commands.QUOTE, keys.run_quote, (_is_object_or_null,), 1),
     CommandDefinition(
-        commands.CONTEXT_LOAD, sessions.run_context_load, returns_handle=True, takes_session=False
+        commands.CONTEXT_LOAD, keys.run_context_load, returns_handle=True, takes_session=False
     ),
     CommandDefinition(
-        commands.CONTEXT_SAVE, sessions.run_context_save, (_is_context,), takes_session=False
+        commands.CONTEXT_SAVE, keys.run_context_save, (_is_context,), takes_session=False
     ),
-    CommandDefinition(commands.FLUSH_CONTEXT, sessions.run_flush_context, takes_session=False),
+    CommandDefinition(commands.FLUSH_CONTEXT, keys.run_flush_context, takes_session=False),
     CommandDefinition(commands.NV_READ_PUBLIC, nv.run_nv_read_public, (_is_index,)),
     CommandDefinition(commands.READ_PUBLIC, keys.run_read_public, (_is_object,)),
     CommandDefinition(
         commands.START_AUTH_SESSION,
-        sessions.run_start_auth_session,
+        keys.run_start_auth_session,
         (_is_object_or_null, _is_entity),
         returns_handle=True,
     ),
-    CommandDefinition(commands.GET_RANDOM, general.run_get_random),
-    CommandDefinition(commands.PCR_READ, general.run_pcr_read),
-    CommandDefinition(commands.READ_CLOCK, general.run_read_clock),
-    CommandDefinition(commands.PCR_EXTEND, general.run_pcr_extend, (_is_pcr,), 1, changes_nv=True),
+    CommandDefinition(commands.GET_RANDOM, nv.run_get_random),
+    CommandDefinition(commands.PCR_READ, nv.run_pcr_read),
+    CommandDefinition(commands.READ_CLOCK, nv.run_read_clock),
+    CommandDefinition(commands.PCR_EXTEND, nv.run_pcr_extend, (_is_pcr,), 1, changes_nv=True),
 )
 
 

@@ -1,22 +1,109 @@
-"""Commands about NV indices (TPM 2.0 Library, Part 3, section 31), and the vendor commands."""
+"""Commands about the TPM as a whole, PCRs, NV indices (Part 3, section 31), and vendor commands.
+
+The parts are those of the TPM 2.0 Library.
+"""
 
 from functools import partial
 from typing import Final
 
+from attestkit.backends.simulator.software_tpm.model import tpm_state
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
 from attestkit.backends.simulator.software_tpm.model.command_reader import (
     MAX_NV_BUFFER,
     TpmResponseError,
+    encode_pcr_selections,
     handle_error,
     parameter_error,
-    sized,
+    u32,
+    u64,
 )
-from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex, read_nv_public
-from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity
 from attestkit.tpm import nv_attributes as nv
 from attestkit.tpm import response_codes as codes
 from attestkit.tpm.algorithms import LARGEST_DIGEST, hash_size
-from attestkit.tpm.handles import OWNER, PLATFORM
+from attestkit.tpm.handles import NULL, OWNER, PLATFORM
+from attestkit.tpm.reader import encode_sized
+
+_CLEAR: Final = 0
+_STATE: Final = 1
+_LARGEST_RANDOM: Final = 64
+
+
+def run_startup(call: CommandCall) -> CommandReply:
+    """TPM2_Startup; resuming (1) is not possible, because no state is saved."""
+    kind = call.reader.next().u16()
+    if kind != _CLEAR:
+        raise call.reader.error(codes.RC_VALUE)
+    call.reader.finish()
+    call.state.started = True
+    return CommandReply()
+
+
+def run_shutdown(call: CommandCall) -> CommandReply:
+    """TPM2_Shutdown: nothing to save."""
+    if call.reader.next().u16() not in (_CLEAR, _STATE):
+        raise call.reader.error(codes.RC_VALUE)
+    call.reader.finish()
+    return CommandReply()
+
+
+def run_self_test(call: CommandCall) -> CommandReply:
+    """TPM2_SelfTest: always successful."""
+    if call.reader.next().u8() > 1:
+        raise call.reader.error(codes.RC_VALUE)
+    call.reader.finish()
+    return CommandReply()
+
+
+def run_get_random(call: CommandCall) -> CommandReply:
+    """TPM2_GetRandom."""
+    count = call.reader.next().u16()
+    call.reader.finish()
+    return CommandReply(encode_sized(call.state.random(min(count, _LARGEST_RANDOM))))
+
+
+def encode_clock(state: tpm_state.TpmState) -> bytes:
+    """Return TPMS_CLOCK_INFO: it is safe, as nothing sets the clock back."""
+    return u64(state.clock_ms) + u32(state.reset_count) + u32(state.restart_count) + b"\1"
+
+
+def run_read_clock(call: CommandCall) -> CommandReply:
+    """TPM2_ReadClock."""
+    call.reader.finish()
+    return CommandReply(u64(call.state.clock_ms) + encode_clock(call.state))
+
+
+def run_pcr_read(call: CommandCall) -> CommandReply:
+    """TPM2_PCR_Read: at most eight values."""
+    selections = call.reader.next().selections()
+    call.reader.finish()
+    pcrs = call.state.pcrs
+    found, values = pcrs.read(selections, tpm_state.MAX_DIGESTS)
+    digests = u32(len(values)) + b"".join(map(encode_sized, values))
+    return CommandReply(u32(pcrs.updates) + encode_pcr_selections(found) + digests)
+
+
+def run_pcr_extend(call: CommandCall) -> CommandReply:
+    """TPM2_PCR_Extend, at locality 0."""
+    digests = call.reader.next().tagged_digests()
+    call.reader.finish()
+    pcr = call.entities[0].handle
+    if pcr in tpm_state.DYNAMIC_PCRS:
+        raise TpmResponseError(codes.RC_LOCALITY)
+    if pcr != NULL:
+        for bank, digest in digests:
+            call.state.pcrs.extend(pcr, bank, digest)
+    return CommandReply()
+
+
+def run_pcr_reset(call: CommandCall) -> CommandReply:
+    """TPM2_PCR_Reset, at locality 0."""
+    call.reader.finish()
+    pcr = call.entities[0].handle
+    if pcr not in (tpm_state.DEBUG_PCR, tpm_state.APPLICATION_PCR):
+        raise TpmResponseError(codes.RC_LOCALITY)
+    call.state.pcrs.reset(pcr)
+    return CommandReply()
+
 
 _READERS: Final = nv.PP_READ | nv.OWNER_READ | nv.AUTH_READ | nv.POLICY_READ
 _WRITERS: Final = nv.PP_WRITE | nv.OWNER_WRITE | nv.AUTH_WRITE | nv.POLICY_WRITE
@@ -27,7 +114,9 @@ def run_nv_define_space(call: CommandCall) -> CommandReply:
     """TPM2_NV_DefineSpace of an ordinary index."""
     reader = call.reader
     auth = reader.next().sized(LARGEST_DIGEST).rstrip(b"\0")
-    index = reader.next().sized_structure(partial(read_nv_public, largest=call.state.nv.largest))
+    index = reader.next().sized_structure(
+        partial(tpm_state.read_nv_public, largest=call.state.nv.largest)
+    )
     reader.finish()
     size = hash_size(index.name_alg)
     if len(auth) > size:
@@ -62,7 +151,7 @@ def run_nv_read_public(call: CommandCall) -> CommandReply:
     """TPM2_NV_ReadPublic."""
     call.reader.finish()
     index = _index_of(call.entities[0])
-    return CommandReply(sized(index.public) + sized(index.name))
+    return CommandReply(encode_sized(index.public) + encode_sized(index.name))
 
 
 def run_nv_read(call: CommandCall) -> CommandReply:
@@ -80,7 +169,7 @@ def run_nv_read(call: CommandCall) -> CommandReply:
         raise parameter_error(codes.RC_VALUE, 2)
     if offset + size > len(index.content):
         raise TpmResponseError(codes.RC_NV_RANGE)
-    return CommandReply(sized(bytes(index.content[offset : offset + size])))
+    return CommandReply(encode_sized(bytes(index.content[offset : offset + size])))
 
 
 def run_nv_write(call: CommandCall) -> CommandReply:
@@ -117,7 +206,7 @@ def run_vendor(call: CommandCall, code: int) -> CommandReply:
     return CommandReply()
 
 
-def _check_way(call: CommandCall, index: NvIndex, owner: int, platform: int) -> None:
+def _check_way(call: CommandCall, index: tpm_state.NvIndex, owner: int, platform: int) -> None:
     """Check that the authorizing handle may use the index (Part 4, NvReadAccessChecks)."""
     handle = call.entities[0].handle
     if handle == OWNER:
@@ -130,6 +219,6 @@ def _check_way(call: CommandCall, index: NvIndex, owner: int, platform: int) -> 
         raise TpmResponseError(codes.RC_NV_AUTHORIZATION)
 
 
-def _index_of(entity: Entity) -> NvIndex:
+def _index_of(entity: tpm_state.Entity) -> tpm_state.NvIndex:
     assert entity.nv_index is not None  # the command's table says that it is an NV index
     return entity.nv_index

@@ -1,7 +1,8 @@
-"""Device nodes of a TPM on Linux: which one to use, and what is wrong if it cannot be opened.
+"""TPM of this machine: its device node, and the base class of backends that use it.
 
 The resource manager (/dev/tpmrm0) has room for any number of keys and sessions and lets several
-processes use the TPM. The raw node (/dev/tpm0) has one opener.
+processes use the TPM. The raw node (/dev/tpm0) has one opener. Errors name what is wrong if a node
+cannot be opened.
 """
 
 import errno
@@ -13,23 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from attestkit.backends.linux.device_errors import (
-    ABSENT,
-    DENIED,
-    access_error,
-    busy,
-    error_name,
-    failed,
-    unavailable,
-)
-from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux import device_errors
+from attestkit.backends.linux.kernel import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.transports import DeviceTransport
-from attestkit.errors import BackendError, UsageError
+from attestkit.errors import BackendError, UnsupportedError, UsageError
 
 DEVICE_VARIABLE: Final = "TPM_DEVICE"  # as of AWS's and dstack's tools
-_GONE: Final = ABSENT | {errno.ENODEV, errno.ENXIO}
+_GONE: Final = device_errors.ABSENT | {errno.ENODEV, errno.ENXIO}
 _NODE: Final = re.compile(r"tpm(?:rm)?(\d{1,4})")
 _VERSION_SIZE: Final = 16  # bytes
 
@@ -64,14 +57,14 @@ def find_tpm_device(
         try:
             node.stat()
         except OSError as error:
-            if error.errno in ABSENT:
+            if error.errno in device_errors.ABSENT:
                 continue
         return node
     text = (
         f"no TPM: {' and '.join(map(str, nodes))} do not exist; enable the virtual TPM of this VM, "
         f"load its driver, or in a container pass the device through (--device {nodes[0]})"
     )
-    raise unavailable(nodes[0], text, "missing")
+    raise device_errors.unavailable(nodes[0], text, "missing")
 
 
 def open_tpm(
@@ -109,7 +102,7 @@ def _check_version(node: Path, tpm_class: Path, calls: DeviceCalls) -> None:
         return
     if version == b"1":
         text = "a TPM 1.2; a TPM 2.0 is required: enable it in the settings of the VM or firmware"
-        raise unavailable(node, text, "wrong_platform")
+        raise device_errors.unavailable(node, text, "wrong_platform")
 
 
 def _open_node(node: Path, calls: DeviceCalls) -> int:
@@ -119,7 +112,7 @@ def _open_node(node: Path, calls: DeviceCalls) -> int:
         raise _open_error(node, error) from error
     if stat.S_ISREG(os.fstat(fd).st_mode) and _is_seekable(fd):
         os.close(fd)
-        raise failed(node, "not a device", "io_error")
+        raise device_errors.failed(node, "not a device", "io_error")
     return fd
 
 
@@ -133,15 +126,19 @@ def _is_seekable(fd: int) -> bool:
 
 
 def _open_error(node: Path, error: OSError) -> BackendError:
-    problem = f"cannot be opened ({error_name(error)})"
+    problem = f"cannot be opened ({device_errors.error_name(error)})"
     if error.errno in _GONE:
         text = f"{problem}; enable the virtual TPM, or set ${DEVICE_VARIABLE} to its device node"
-        return unavailable(node, text, "missing")
-    if error.errno in DENIED:
-        return access_error(node, "cannot be opened", error, f"; {_access_remedy(node)}")
+        return device_errors.unavailable(node, text, "missing")
+    if error.errno in device_errors.DENIED:
+        return device_errors.access_error(
+            node, "cannot be opened", error, f"; {_access_remedy(node)}"
+        )
     if error.errno == errno.EBUSY:
-        return busy(node, f"{problem}: another process uses it; use /dev/tpmrm0", "device")
-    return failed(node, problem, "io_error")
+        return device_errors.busy(
+            node, f"{problem}: another process uses it; use /dev/tpmrm0", "device"
+        )
+    return device_errors.failed(node, problem, "io_error")
 
 
 def _access_remedy(node: Path) -> str:
@@ -157,3 +154,41 @@ def _access_remedy(node: Path) -> str:
     except KeyError:
         group = str(found.st_gid)
     return f"the node belongs to the group {group}: add this user to it (usermod -aG {group} USER)"
+
+
+class TpmGuest:
+    """A machine with a TPM, which the backend owns; a subclass has `name` and `collect_evidence`.
+
+    Thread-safe. After a fork, create another backend.
+    """
+
+    name = ""
+    simulated = False
+    blocking = True
+
+    def __init__(self, client: TpmClient, paths: KernelPaths) -> None:
+        """Take ownership of a TPM."""
+        self._client = client
+        self._paths = paths
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Raise UnsupportedError: the evidence has several parts."""
+        del report_data
+        message = f"{self.name}: the evidence is no TDX quote or SEV-SNP report; use attest()"
+        raise UnsupportedError(message, reason="no_quote")
+
+    def read_event_log(self) -> bytes:
+        """Return no log of RTMRs; logs of the TPM are parts of the evidence."""
+        return b""
+
+    def read_attestation_key(self) -> bytes:
+        """Raise UnsupportedError: the evidence has the TPM's key, or needs none."""
+        message = f"{self.name}: report data need not bind the TPM's key"
+        raise UnsupportedError(message, reason="feature")
+
+    def close(self) -> None:
+        """Close the TPM. A second call has no effect."""
+        self._client.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self._client.path}>"

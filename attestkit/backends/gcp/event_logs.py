@@ -1,9 +1,11 @@
-"""The log of runtime events that are measured in RTMR 3 and in PCR 14 (vtpm.md, section 9.1).
+"""Event logs of Google's Confidential VMs (vtpm.md, section 9.1).
 
-The journal on disk makes RTMR 3 and the log agree, whatever happens (`event_log.journal`). PCR 14
-is extended last, after the event is in the log. So a crash leaves PCR 14 at most one event behind,
-and the next use of the log extends it. No other value of PCR 14 is accepted than that of all
-events, or of all but the last.
+The firmware's log of the vTPM: evidence of a TD has its digests only.
+
+Runtime events are measured in RTMR 3 and in PCR 14. The journal on disk makes RTMR 3 and the log
+agree, whatever happens (`event_log.journal`). PCR 14 is extended last, after the event is in the
+log. So a crash leaves PCR 14 at most one event behind, and the next use of the log extends it. No
+other value of PCR 14 is accepted than that of all events, or of all but the last.
 """
 
 import hmac
@@ -12,11 +14,65 @@ from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
-from attestkit.errors import AttestKitError, JournalError
+from attestkit.attestation.wire.evidence_parts import TpmEventDigest
+from attestkit.backends.linux.device_errors import access_error, failed, unavailable
+from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
+from attestkit.backends.tpm.quote_reader import LARGEST_LOG
+from attestkit.errors import AttestKitError, FormatError, JournalError
 from attestkit.event_log.event import Event
+from attestkit.event_log.event_types import NO_ACTION
 from attestkit.event_log.journal_protocols import RuntimeLog, mismatch_error
 from attestkit.event_log.runtime_events import runtime_preimage
-from attestkit.tpm.pcrs import EVENT_PCR, extend
+from attestkit.event_log.tcg import TpmEventLog
+from attestkit.tpm.pcrs import EVENT_PCR, PCR_COUNT, extend
+
+BANK: Final = "sha256"
+
+
+def read_firmware_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> bytes:
+    """Return the log; without it, verifiers refuse the PCRs.
+
+    Raises:
+        BackendUnavailableError: If it is missing or not readable by this process.
+        BackendError: If it is longer than 3 MiB, or cannot be read for another reason.
+    """
+    path = paths.tpm_boot_log
+    try:
+        log = read_file(path, LARGEST_LOG, calls=calls)
+    except FileNotFoundError as error:
+        text = (
+            "TPM event log: missing; mount securityfs (mount -t securityfs none "
+            "/sys/kernel/security), and boot by UEFI"
+        )
+        raise unavailable(path, text, "missing") from error
+    except OSError as error:
+        raise access_error(path, "TPM event log: cannot be read", error, "; run as root") from error
+    if len(log) > LARGEST_LOG:
+        raise failed(path, f"TPM event log: more than {LARGEST_LOG} bytes", "too_large")
+    return log
+
+
+def read_digests(paths: KernelPaths, log: bytes) -> tuple[TpmEventDigest, ...]:
+    """Return PCR and SHA-256 digest of each record that extends a PCR.
+
+    Raises:
+        BackendError: If the log is malformed, or has no SHA-256 digests.
+    """
+    path = paths.tpm_boot_log
+    try:
+        parsed = TpmEventLog.parse(log)
+    except FormatError as error:
+        raise failed(path, f"TPM event log: {error}", "malformed_response") from error
+    if BANK not in parsed.banks:
+        text = "TPM event log: has no SHA-256 digests; enable that bank in the firmware"
+        raise failed(path, text, "malformed_response")
+    return tuple(
+        TpmEventDigest(event.pcr, event.digest(BANK))
+        for event in parsed.events
+        if event.event_type != NO_ACTION and event.pcr < PCR_COUNT
+    )
+
 
 _NAME: Final = f"PCR {EVENT_PCR}"
 

@@ -1,14 +1,16 @@
-"""Simulated NRAS: appraises evidence of simulated GPUs, and signs tokens (section 5).
+"""Simulated NRAS: appraises evidence of simulated GPUs, and signs tokens (nvidia-gpu.md, 5).
 
-The key is derived from the seed and the day; its certificate is in the key set, because NVIDIA's
-Python SDK takes the key from there (section 5.2). The issuer is the real service's name, which
-verifiers require; what they trust is the key set.
+Tokens are JWTs, with those of the devices in a detached EAT bundle (sections 5.1, 5.3 and 5.4). The
+key is derived from the seed and the day; its certificate is in the key set, because NVIDIA's Python
+SDK takes the key from there (section 5.2). The issuer is the real service's name, which verifiers
+require; what they trust is the key set.
 """
 
 import json
 import re
+import uuid
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -23,18 +25,138 @@ from attestkit._formats.compact_jws import to_base64url
 from attestkit._formats.strict_json import from_hex, read
 from attestkit._verification_steps import GpuReason
 from attestkit.backends.simulator.gpu.deviations import NrasFault
-from attestkit.backends.simulator.gpu.services.nras_claims import device_claims, error_claims
-from attestkit.backends.simulator.gpu.services.tokens import (
-    encode_token,
-    overall_claims,
-    token_digests,
-)
-from attestkit.backends.simulator.pki import cloud_root
-from attestkit.backends.simulator.service_response import ServiceResponse, json_response
+from attestkit.backends.simulator.pki import cloud_pki
+from attestkit.backends.simulator.pki.pccs import ServiceResponse, json_response
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
-from attestkit.gpu.device.device_chain import read_device_chain
+from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain
 from attestkit.gpu.evidence import read_devices
+
+
+def compact_json(value: object) -> bytes:
+    """Return JSON without spaces, with members in the order of their names."""
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+
+def encode_token(
+    header: Mapping[str, str],
+    claims: Mapping[str, Any],
+    sign: Callable[[bytes], bytes] = lambda _: b"",
+) -> str:
+    """Return a compact JWT, with an identifier (`jti`) that is a function of the claims."""
+    content = dict(claims)
+    content["jti"] = str(uuid.UUID(bytes=sha256(compact_json(content))[:16]))
+    signed = f"{to_base64url(compact_json(header))}.{to_base64url(compact_json(content))}"
+    return f"{signed}.{to_base64url(sign(signed.encode()))}"
+
+
+def overall_claims(
+    version: str, nonce: str, digests: Mapping[str, str], algorithm: str, *, accepted: bool
+) -> dict[str, Any]:
+    """Return the claims of the overall token.
+
+    Args:
+        version: Version of the claims: "3.0".
+        nonce: Nonce of the evidence in hex.
+        digests: Digest of each device's token in hex, by the name of the device.
+        algorithm: Name of the digests' algorithm, which service and nvattest write differently.
+        accepted: Whether all devices were accepted.
+    """
+    return {
+        "sub": "NVIDIA-PLATFORM-ATTESTATION",
+        "x-nvidia-ver": version,
+        "x-nvidia-overall-att-result": accepted,
+        "eat_nonce": nonce,
+        "submods": {name: ["DIGEST", [algorithm, digest]] for name, digest in digests.items()},
+    }
+
+
+def token_digests(tokens: Mapping[str, str]) -> dict[str, str]:
+    """Return the SHA-256 of each token in hex."""
+    return {name: sha256(token.encode()).hex() for name, token in tokens.items()}
+
+
+_MANUFACTURER: Final = "5703"
+_FAR: Final = "9999-12-31T23:59:59Z"
+_RIM_CHECKS: Final = ("fetched", "schema-validated", "signature-verified", "measurements-available")
+# Code of the service by the reason of the first check that fails.
+_CODES: Final = {
+    "nonce": (4010, "NONCE_NOT_MATCHING", "The nonce is not that of the evidence"),
+    "report_signature": (4013, "SIGNATURE_INVALID", "The signature of the report is not valid"),
+    "device_chain": (4007, "CERT_CHAIN_INVALID", "The certificate chain is not valid"),
+    "device_ocsp": (4014, "CERT_REVOKED", "A certificate of the chain is not in good state"),
+    "driver_rim_signature": (5013, "RIM_SIGNATURE_INVALID", "A RIM has no valid signature"),
+    "vbios_rim_signature": (5013, "RIM_SIGNATURE_INVALID", "A RIM has no valid signature"),
+}
+_OTHER: Final = (4015, "EVIDENCE_INVALID", "The evidence is not valid")
+
+
+def device_claims(
+    report: Report, chain: DeviceChain, version: str, *, matches: bool
+) -> dict[str, Any]:
+    """Return the claims about a device whose evidence is authentic.
+
+    Args:
+        report: Its report.
+        chain: Its certificates.
+        version: "2.0" or "3.0".
+        matches: Whether its measurements are those of the RIMs.
+    """
+    is_switch = report.kind == "switch"
+    prefix = f"x-nvidia-{'switch' if is_switch else 'gpu'}-"
+    bios = "bios" if is_switch else "vbios"
+    claims: dict[str, Any] = {
+        "measres": "success" if matches else "fail",
+        "hwmodel": chain.chip.name if version == "2.0" else chain.hardware_model,
+        "ueid": chain.ueid,
+        "oemid": None if is_switch else _MANUFACTURER,
+        "eat_nonce": report.nonce.hex(),
+        f"{prefix}{bios}-version": report.vbios_version,
+        f"{prefix}arch-check": True,
+        f"{prefix}attestation-report-parsed": True,
+        f"{prefix}attestation-report-nonce-match": True,
+        f"{prefix}attestation-report-signature-verified": True,
+        f"{prefix}{bios}-index-no-conflict": True,
+        "x-nvidia-attestation-warning": None,
+    }
+    if matches:
+        claims |= {"secboot": True, "dbgstat": "disabled"}
+    if not is_switch:
+        claims[f"{prefix}driver-version"] = report.driver_version
+    rims = (f"{bios}-rim",) if is_switch else ("driver-rim", f"{bios}-rim")
+    for rim in rims:
+        claims |= {f"{prefix}{rim}-{check}": True for check in _RIM_CHECKS}
+    return claims | _certificate_claims(prefix, rims, version)
+
+
+def _certificate_claims(prefix: str, rims: tuple[str, ...], version: str) -> dict[str, Any]:
+    report = "attestation-report"
+    if version == "2.0":
+        claims: dict[str, Any] = {f"{prefix}{rim}-cert-validated": True for rim in rims}
+        return claims | {f"{prefix}{report}-cert-chain-validated": True}
+    chain = {
+        "x-nvidia-cert-status": "valid",
+        "x-nvidia-cert-ocsp-status": "good",
+        "x-nvidia-cert-expiration-date": _FAR,
+        "x-nvidia-cert-revocation-reason": None,
+    }
+    claims = {f"{prefix}{name}-cert-chain": chain for name in (report, *rims)}
+    claims |= {f"{prefix}{rim}-version-match": True for rim in rims}
+    return claims | {f"{prefix}{report}-cert-chain-fwid-match": True}
+
+
+def error_claims(error: AttestKitError) -> dict[str, Any]:
+    """Return the claims about a device whose evidence is not valid."""
+    code, message, description = _CODES.get(error.reason, _OTHER)
+    details = {
+        "code": code,
+        "message": message,
+        "description": description,
+        "fieldName": None,
+        "httpStatus": 400,
+    }
+    return {"x-nvidia-error-details": details}
+
 
 Appraise = Callable[[GpuEvidence, bytes, datetime], object]
 """Verifies evidence of one device over a nonce at a time; raises AttestKitError."""
@@ -83,12 +205,12 @@ class SimulatedNras:
     """
 
     def __init__(
-        self, derive: cloud_root.Derive, appraise: Appraise, fault: NrasFault | None = None
+        self, derive: cloud_pki.Derive, appraise: Appraise, fault: NrasFault | None = None
     ) -> None:
         self._derive, self._appraise, self._fault = derive, appraise, fault
         name = "attestkit simulated NRAS CA"
-        self._ca = cloud_root.make_root(
-            derive, "nras/ca", name, cloud_root.p384_key(derive, "nras/ca")
+        self._ca = cloud_pki.make_root(
+            derive, "nras/ca", name, cloud_pki.p384_key(derive, "nras/ca")
         )
 
     def jwks(self, now: datetime) -> bytes:
@@ -169,7 +291,7 @@ class SimulatedNras:
         return encode_token({"kid": kid, "alg": "ES384"}, content, sign)
 
     def _key(self, day: int) -> P384Key:
-        return cloud_root.p384_key(self._derive, f"nras/{day}")
+        return cloud_pki.p384_key(self._derive, f"nras/{day}")
 
     def _jwk(self, day: int) -> dict[str, Any]:
         key = self._key(day)
@@ -177,8 +299,8 @@ class SimulatedNras:
         leaf = issue_cloud_leaf(
             (encode_name(CN="Simulated Attestation Service GPU", O=SIMULATED_MARK), key.spki),
             self._ca.authority,
-            serial=cloud_root.serial_number(self._derive, f"nras/{day}"),
-            validity=cloud_root.VALIDITY,
+            serial=cloud_pki.serial_number(self._derive, f"nras/{day}"),
+            validity=cloud_pki.VALIDITY,
         )
         return {
             "kty": "EC",

@@ -1,14 +1,22 @@
-"""Mount namespace in which the files of an emulator are at the kernel's own paths.
+"""Namespaces in which `attestkit run` starts a program: mounts, and a network of its own.
 
-The machine itself does not change: mounts are invisible outside of the namespace, and end with its
-last process. New mounts of the machine propagate into the namespace.
+In the mount namespace the files of an emulator are at the kernel's own paths. The machine itself
+does not change: mounts are invisible outside of the namespace, and end with its last process. New
+mounts of the machine propagate into the namespace.
+
+The network namespace has only the loopback interface, with one more address: for a metadata service
+at a link-local address, which belongs to the machine's own network otherwise. The interface is
+configured by ioctls (netdevice(7)).
 """
 
 import contextlib
+import fcntl
 import os
+import socket
 import stat
+import struct
 from collections.abc import Iterable
-from errno import EACCES, ENOSPC, EPERM
+from errno import EACCES, EINVAL, ENOSPC, EPERM
 from pathlib import Path
 from typing import Final
 
@@ -233,3 +241,52 @@ def _copy_entry(source: Path, path: Path) -> None:
         else:
             return
         linux_calls.mount(str(source), str(path), flags=linux_calls.MS_BIND | linux_calls.MS_REC)
+
+
+_GET_FLAGS, _SET_FLAGS = 0x8913, 0x8914  # SIOCGIFFLAGS, SIOCSIFFLAGS
+_SET_ADDRESS, _SET_MASK = 0x8916, 0x891C  # SIOCSIFADDR, SIOCSIFNETMASK
+_UP: Final = 1
+_LOOPBACK: Final = b"lo"
+_ALIAS: Final = b"lo:0"  # the interface with a second address
+
+
+def enter_own_network(address: str) -> None:
+    """Move this process into a new network namespace, in which loopback has `address`, too.
+
+    Raises:
+        BackendUnavailableError: If the namespace cannot be created or configured.
+    """
+    try:
+        linux_calls.unshare(linux_calls.NEW_NETWORK)
+    except OSError as error:
+        raise _refused("cannot be created", error) from error
+    try:
+        _configure(address)
+    except OSError as error:
+        raise _refused("loopback cannot be configured", error) from error
+
+
+def _configure(address: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16s24x", _LOOPBACK)
+        flags = struct.unpack_from("16xH", fcntl.ioctl(any_socket, _GET_FLAGS, request))[0]
+        fcntl.ioctl(any_socket, _SET_FLAGS, struct.pack("16sH22x", _LOOPBACK, flags | _UP))
+        fcntl.ioctl(any_socket, _SET_ADDRESS, _address_request(address))
+        fcntl.ioctl(any_socket, _SET_MASK, _address_request("255.255.255.255"))
+
+
+def _address_request(address: str) -> bytes:
+    """Return `struct ifreq` with a `struct sockaddr_in`, 40 bytes."""
+    return struct.pack("16sH2x4s16x", _ALIAS, socket.AF_INET, socket.inet_aton(address))
+
+
+def _refused(what: str, error: OSError) -> BackendUnavailableError:
+    text = f"network namespace: {what}: {os.strerror(error.errno or 0)}"
+    if error.errno == ENOSPC:
+        remedy = "raise the limit, sysctl -w user.max_net_namespaces=15000"
+    elif error.errno == EINVAL:
+        remedy = "the kernel needs CONFIG_NET_NS"
+    else:
+        remedy = "in a container add docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN"
+    text = f"{text}; Azure's metadata service needs it: {remedy}"
+    return BackendUnavailableError(text, reason="permission_denied")

@@ -1,13 +1,19 @@
-"""A proxy before swtpm that adds large and virtual NV indices, and vendor commands.
+"""A swtpm process, and a proxy before it that adds NV indices and vendor commands.
 
-A second TPM, the model, owns these. It also makes storage keys of the endorsement hierarchy, and
-the sessions that are salted with them, if there are vendor commands: their HMAC sessions cannot be
-checked without the key. All else, with all PCRs and attestation keys, is swtpm's.
+The process is on a socket pair: no port, no name, and it ends with the socket. The proxy's NV
+indices are large or virtual. A second TPM, the model, owns them. It also makes storage keys of the
+endorsement hierarchy, and the sessions that are salted with them, if there are vendor commands:
+their HMAC sessions cannot be checked without the key. All else, with all PCRs and attestation keys,
+is swtpm's.
 """
 
 import os
+import shutil
+import socket
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from threading import RLock
 from typing import Final
 
@@ -19,14 +25,93 @@ from attestkit.backends.simulator.software_tpm.model.tpm_model import (
     TpmModel,
     encode_error,
 )
-from attestkit.backends.tpm.response_codes import BUSY
-from attestkit.errors import BackendError
+from attestkit.backends.tpm.command_channel import BUSY
+from attestkit.backends.tpm.transports import StreamTransport
+from attestkit.errors import BackendError, BackendUnavailableError
 from attestkit.tpm import PcrSelection
 from attestkit.tpm import command_codes as commands
 from attestkit.tpm.algorithms import HASH_IDS, hash_size
+from attestkit.tpm.attest import encode_selections
 from attestkit.tpm.handles import ENDORSEMENT
-from attestkit.tpm.pcr_selection import encode_selections
 from attestkit.tpm.public_area import DECRYPT, RESTRICTED
+
+_EXIT_SECONDS: Final = 10.0
+_SECONDS: Final = 60.0  # of a command: RSA keys take long on a busy machine
+
+
+class SwtpmProcess:
+    """swtpm with its state in a folder. Thread-safe.
+
+    Commands pass unchanged, so that busy codes (0x922) reach the client as from a raw TPM.
+
+    Args:
+        folder: An existing directory; a second process with the same one is the same TPM.
+        program: Name or path of swtpm.
+        started: Whether TPM2_Startup is sent.
+        seconds: Time limit of a command.
+
+    Raises:
+        BackendUnavailableError: If swtpm is not installed, or cannot be started.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        program: str = "swtpm",
+        started: bool = True,
+        seconds: float = _SECONDS,
+    ) -> None:
+        found = shutil.which(program)
+        if found is None:
+            message = f'{program}: not found; install swtpm, or open the simulator with tpm="model"'
+            raise BackendUnavailableError(message, reason="missing", path=program)
+        self._seconds = seconds
+        ours, theirs = socket.socketpair()
+        flags = "not-need-init,startup-clear" if started else "not-need-init"
+        # An absolute path: with a relative one the TPM is in failure mode.
+        state = f"dir={folder.resolve()}"
+        command = [found, "socket", "--tpm2", "--tpmstate", state, "--fd", str(theirs.fileno())]
+        command += ["--flags", flags, "--terminate"]
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - arguments are ours
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError as error:
+            ours.close()
+            message = f"{found}: cannot be started: {error.strerror}"
+            raise BackendUnavailableError(message, reason="missing", path=found) from error
+        finally:
+            theirs.close()
+        self._transport = StreamTransport(ours, "swtpm")
+
+    def execute(self, command: bytes) -> bytes:
+        """Return the response to a command.
+
+        Raises:
+            BackendError: If swtpm does not answer in time, or has ended.
+            UsageError: If it is closed, also by an earlier error.
+        """
+        return self._transport.exchange(command, self._seconds)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process, and wait for it; a second call has no effect."""
+        self._transport.close()  # swtpm ends when its socket does
+        try:
+            self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
 
 _HANDLE_OFFSET: Final = 0x10000  # of the model's keys and sessions
 _SWTPM_LARGEST: Final = 2048  # bytes of an NV index

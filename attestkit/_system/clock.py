@@ -1,0 +1,8 @@
+"""The clock of the machine, which callers may replace by an argument."""
+
+from datetime import datetime, timezone
+
+
+def current_time() -> float:
+    """Return the Unix time."""
+    return datetime.now(timezone.utc).timestamp()

@@ -1,0 +1,300 @@
+"""Backend for AWS EC2 instances with a NitroTPM: attestation documents, and events in PCR 14.
+
+The instance's AMI must be registered with NitroTPM and UEFI. There is no evidence of a TEE: the
+hypervisor signs the PCRs, and is trusted.
+
+A vendor command of the TPM returns the document (vtpm.md, section 8.2). Request and response travel
+through an NV index that the caller defines for the purpose. The command is authorized by an HMAC
+session with the password of that index.
+"""
+
+import hmac
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from attestkit import backends
+from attestkit.attestation.nitro import read_nitro_document
+from attestkit.attestation.nitro_tpm import BUFFER_SIZE, DocumentRequest, read_document
+from attestkit.attestation.wire.evidence_parts import NitroTpm
+from attestkit.backends.base import check_bytes
+from attestkit.backends.linux.device_errors import failed
+from attestkit.backends.linux.guest_logs import GuestJournal
+from attestkit.backends.linux.kernel import KernelPaths, require_cloud
+from attestkit.backends.tpm.client import LoadedKey, TpmClient
+from attestkit.backends.tpm.command_channel import TpmError
+from attestkit.backends.tpm.hmac_session import RandomBytes, SessionCommand, hmac_session
+from attestkit.backends.tpm.tpm_device import TpmGuest, open_tpm
+from attestkit.backends.tpm.transports import reading
+from attestkit.errors import (
+    AttestKitError,
+    BackendError,
+    BackendUnavailableError,
+    FormatError,
+    UnsupportedError,
+)
+from attestkit.event_log.journal import RegisterAccess, RuntimeLog
+from attestkit.tpm.attest import PcrSelection
+from attestkit.tpm.command_codes import NITRO_ATTEST
+from attestkit.tpm.handles import ENDORSEMENT, FIRST_NV_INDEX, LAST_NV_INDEX
+from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE
+from attestkit.tpm.pcrs import EVENT_PCR
+from attestkit.tpm.public_area import RSA_EK
+from attestkit.tpm.response_codes import RC_NV_DEFINED, RC_RESMGR_COMMAND_CODE
+
+__all__ = ["BANK", "NitroTpmBackend"]
+
+_SECRET_SIZE: Final = 64  # bytes
+_SECONDS: Final = 30.0  # the hypervisor signs the document
+_ATTEMPTS: Final = 3  # to define an index, which another program may do first
+
+
+def request_document(
+    client: TpmClient, request: DocumentRequest, *, random: RandomBytes = os.urandom
+) -> bytes:
+    """Return an attestation document of the hypervisor.
+
+    The endorsement key, the session and the NV index exist only during the call.
+
+    Args:
+        client: The TPM; its lock is held meanwhile.
+        request: Fields of the document.
+        random: Returns the given number of random bytes.
+
+    Raises:
+        UsageError: If a field of the request is too large.
+        BackendUnavailableError: If the TPM does not have the command.
+        QuoteUnavailableError: If the hypervisor returned an error.
+        BackendError: If a command failed for another reason, or the response is malformed.
+    """
+    content = request.encode()
+    secret = random(_SECRET_SIZE)
+    with (
+        client.lock,
+        client.primary_key(ENDORSEMENT, RSA_EK) as key,
+        _buffer(client, secret) as index,
+    ):
+        client.nv_write(index, content, authority=index, secret=secret)
+        _run_command(client, key, index, secret, random)
+        response = client.nv_read(index, BUFFER_SIZE, authority=index, secret=secret)
+    with reading(client.path):
+        return read_document(response)
+
+
+def _run_command(
+    client: TpmClient, key: LoadedKey, index: int, secret: bytes, random: RandomBytes
+) -> None:
+    """Have the hypervisor replace the request in an NV index by its response."""
+    # Writing changes the name of the index, which enters the HMAC.
+    name = client.nv_read_public(index).name
+    command = SessionCommand(NITRO_ATTEST, (index, index), (name, name), seconds=_SECONDS)
+    has_run = False
+    try:
+        with hmac_session(client, key, random=random) as session:
+            # The signature of the document authenticates the response, not the session.
+            session.run(command, secret, check_response=False)
+            has_run = True
+    except TpmError as error:
+        if not has_run:
+            raise _explained(client.path, error) from error
+        # Only the end of the session failed, which the command may have ended itself.
+
+
+def has_document_command(client: TpmClient) -> bool:
+    """Return whether the TPM lists the command; the kernel's resource manager refuses it otherwise.
+
+    Raises:
+        BackendError: As for `TpmClient.list_commands`.
+    """
+    return NITRO_ATTEST in client.list_commands()
+
+
+@contextmanager
+def _buffer(client: TpmClient, secret: bytes) -> Iterator[int]:
+    """Define an NV index for a block of commands, and remove it afterwards."""
+    index = _define_index(client, secret)
+    try:
+        yield index
+    except BaseException:
+        with suppress(AttestKitError):  # the error of the block is the one that counts
+            client.nv_undefine(index)
+        raise
+    client.nv_undefine(index)
+
+
+def _define_index(client: TpmClient, secret: bytes) -> int:
+    """Define a free index; another program may define the same one meanwhile."""
+    taken = set(client.list_handles(FIRST_NV_INDEX, LAST_NV_INDEX))
+    free = (index for index in range(FIRST_NV_INDEX, LAST_NV_INDEX + 1) if index not in taken)
+    for attempt in range(_ATTEMPTS):
+        index = next(free)
+        try:
+            client.nv_define(
+                index, BUFFER_SIZE, AUTH_READ | AUTH_WRITE, secret=secret, name_alg="sha512"
+            )
+        except TpmError as error:
+            if error.code != RC_NV_DEFINED or attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return index
+    raise AssertionError  # the loop returns or raises
+
+
+def _explained(path: str, error: TpmError) -> BackendError:
+    """Return the error of the command; one of its own for a TPM that does not have it."""
+    return missing_command(path, error.code) if error.is_unknown_command else error
+
+
+def missing_command(path: str, code: int = RC_RESMGR_COMMAND_CODE) -> BackendUnavailableError:
+    """Return the error for a TPM without the command.
+
+    Args:
+        path: Its device node.
+        code: Its response code; without a response, that of the kernel's resource manager.
+    """
+    why = (
+        "the TPM does not list the command for attestation documents, so the kernel refuses it"
+        if code == RC_RESMGR_COMMAND_CODE
+        else "the TPM does not have the command for attestation documents"
+    )
+    text = (
+        f"{path}: {why} ({code:#x}); use an EC2 instance whose AMI is registered with NitroTPM "
+        "(--tpm-support v2.0) and UEFI"
+    )
+    return BackendUnavailableError(text, reason="wrong_platform", path=path)
+
+
+BANK: Final = "sha384"
+
+
+class NitroTpmBackend(TpmGuest):
+    """The NitroTPM of an EC2 instance.
+
+    The device stays open until `close`.
+
+    Args:
+        device: Device node of the TPM. None: `$TPM_DEVICE`, /dev/tpmrm0 or /dev/tpm0.
+        root: The directory to use in place of `/`; None: `backends.find_kernel_paths()`.
+        paths: The kernel's paths; overrides `root`.
+        client: The TPM, in place of a device; for tests.
+
+    Raises:
+        BackendUnavailableError: If the TPM is missing or not accessible.
+        BackendError: If its device cannot be opened for another reason.
+        UsageError: If an environment variable is not an absolute path.
+    """
+
+    name = "nitro_tpm"
+    event_pcr = EVENT_PCR
+
+    def __init__(
+        self,
+        *,
+        device: str | os.PathLike[str] | None = None,
+        root: str | os.PathLike[str] | None = None,
+        paths: KernelPaths | None = None,
+        client: TpmClient | None = None,
+    ) -> None:
+        paths = backends.find_kernel_paths(root) if paths is None else paths
+        super().__init__(open_tpm(device, paths) if client is None else client, paths)
+        register = RegisterAccess(self.read_event_pcr, self._extend_event_pcr, f"PCR {EVENT_PCR}")
+        self._runtime_log = GuestJournal(paths, register)
+
+    @classmethod
+    def probe(cls, paths: KernelPaths | None = None) -> None:
+        """Check that the TPM lists the command for documents.
+
+        Raises:
+            BackendUnavailableError: If the backend cannot be used on this machine.
+            BackendError: If the TPM returned another error.
+            UsageError: If an environment variable is not an absolute path.
+        """
+        paths = backends.find_kernel_paths() if paths is None else paths
+        with open_tpm(None, paths) as client:
+            if not has_document_command(client):
+                raise missing_command(client.path)
+
+    @classmethod
+    def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
+        """As `probe`, if the DMI table names EC2; other machines' TPMs are not opened.
+
+        Raises:
+            AttestKitError: As `probe`.
+        """
+        paths = backends.find_kernel_paths() if paths is None else paths
+        require_cloud(paths.dmi, "aws")
+        cls.probe(paths)
+
+    # -- evidence ------------------------------------------------------------------------------
+
+    def collect_evidence(self, report_data: bytes) -> NitroTpm:
+        """Return a document with `report_data`, exactly 64 bytes, as its user data.
+
+        Raises:
+            UsageError: If `report_data` is not 64 bytes.
+            QuoteUnavailableError: If the hypervisor returned an error.
+            BackendUnavailableError: If the TPM does not have the command.
+            BackendError: If a command failed for another reason.
+        """
+        check_bytes("report_data", report_data, 64)
+        document = self.get_document(user_data=report_data)
+        try:
+            found = read_nitro_document(document, tpm=True)
+        except FormatError as error:
+            raise failed(self._client.path, str(error), "malformed_response") from error
+        if not hmac.compare_digest(found.user_data, report_data):
+            text = "the document is over other user data than requested"
+            raise failed(self._client.path, text, "wrong_report_data")
+        return NitroTpm(document)
+
+    def get_document(
+        self,
+        *,
+        user_data: bytes | None = None,
+        nonce: bytes | None = None,
+        public_key: bytes | None = None,
+    ) -> bytes:
+        """Return a document (COSE_Sign1) with fields of up to 1,024 bytes each.
+
+        Raises:
+            UsageError: If a field is too large, or the backend is closed.
+            BackendError: As for `collect_evidence`.
+        """
+        return request_document(self._client, DocumentRequest(user_data, nonce, public_key))
+
+    # -- events --------------------------------------------------------------------------------
+
+    def read_event_pcr(self) -> bytes:
+        """Return PCR 14 of the SHA-384 bank, 48 bytes.
+
+        Raises:
+            UnsupportedError: If the TPM has no such bank.
+            BackendError: If the TPM returned an error.
+        """
+        found = self._client.pcr_read((PcrSelection(BANK, (EVENT_PCR,)),))
+        if (BANK, EVENT_PCR) not in found:
+            text = f"{self._client.path}: the TPM has no PCRs of SHA-384"
+            raise UnsupportedError(text, reason="no_registers")
+        return found[BANK, EVENT_PCR]
+
+    def _extend_event_pcr(self, digest: bytes) -> None:
+        self._client.pcr_extend(EVENT_PCR, {BANK: digest})
+
+    def open_journal(self, version: int | None = None) -> RuntimeLog:
+        """Return the log of runtime events of this boot; every call returns the same object.
+
+        Args:
+            version: Version of the event digests, 1 or 2. None uses that of this boot's events,
+                or 1 if there are none. Only the first call uses this argument; it creates the log.
+
+        Raises:
+            UsageError: If the backend is closed or was created before a fork.
+            BackendError: If the boot id cannot be read or is malformed.
+        """
+        return self._runtime_log.open(version)
+
+    def close(self) -> None:
+        """Close the TPM and the journal. A second call has no effect."""
+        self._runtime_log.close()
+        super().close()

@@ -1,0 +1,347 @@
+"""Certificates of simulated clouds, and keys derived from a seed.
+
+A verifier has one trust anchor, so the certificates of Google's, AWS's and Azure's TPMs are issued
+under the simulated root of Intel or AMD; without such hardware there is a root of its own
+(vtpm.md, sections 6.6, 7.2 and 8.1). Names and extensions are those of the clouds' certificates,
+because verifiers read them; authority information access is left out. AWS's documents are a
+COSE_Sign1 without tag whose payload is a CBOR map of indefinite length, under a chain of root,
+region, zone and instance, with a leaf that is valid for three hours.
+
+The root keys of a simulated KMS follow kms.md, sections 1.7 and 8.2.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, NamedTuple
+
+from attestkit._crypto.der import (
+    BOOLEAN,
+    UTF8_STRING,
+    context,
+    encode_element,
+    encode_integer,
+    encode_sequence,
+)
+from attestkit._crypto.ecdsa import K256_ORDER, P256_ORDER, K256Key, P256Key
+from attestkit._crypto.hashes import hkdf_sha256
+from attestkit._crypto.p384 import P384_ORDER, P384Key
+from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
+from attestkit._crypto.x509.names import certificate_subject
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, SigningKey, Window
+from attestkit._crypto.x509.simulated.cloud_certificates import (
+    SIMULATED_MARK,
+    Extension,
+    encode_name,
+    issue_cloud_authority,
+    issue_cloud_leaf,
+)
+from attestkit._crypto.zeroize import wipe
+from attestkit.attestation.nitro_tpm import DocumentRequest
+
+Derive = Callable[[str, int], bytes]
+"""Returns secret bytes for a label and a number of bytes."""
+
+VALIDITY: Final = Window(
+    datetime(2020, 1, 1, tzinfo=timezone.utc),
+    datetime(2049, 12, 31, 23, 59, 59, tzinfo=timezone.utc),
+)
+"""Validity of the certificates of simulated CAs."""
+
+
+def p256_key(derive: Derive, label: str) -> P256Key:
+    """Return the P-256 key of `label`."""
+    # 48 bytes: the bias is negligible, so rejection sampling is not needed.
+    wide = int.from_bytes(derive(f"p256/{label}", 48), "big")
+    return P256Key.from_scalar((wide % (P256_ORDER - 1) + 1).to_bytes(32, "big"))
+
+
+def p384_key(derive: Derive, label: str) -> P384Key:
+    """Return the P-384 key of `label`."""
+    wide = int.from_bytes(derive(f"p384/{label}", 72), "big")
+    return P384Key(wide % (P384_ORDER - 1) + 1)
+
+
+def serial_number(derive: Derive, label: str) -> int:
+    """Return the serial number of the certificate of `label`: 20 octets, the first 40 to 7F."""
+    octets = derive(f"serial/{label}", 20)
+    return int.from_bytes(bytes([octets[0] & 0x3F | 0x40]) + octets[1:], "big")
+
+
+def window_until(now: float, duration: timedelta) -> Window:
+    """Return the validity of a certificate that was issued a minute before a Unix time."""
+    start = datetime.fromtimestamp(int(now), timezone.utc) - timedelta(minutes=1)
+    return Window(start, start + duration)
+
+
+class CloudRoot(NamedTuple):
+    """A CA certificate with its subject and key, such as the root of a simulated cloud."""
+
+    authority: Issuer
+    der: bytes
+
+    @classmethod
+    def of(cls, certificate: bytes, key: SigningKey) -> "CloudRoot":
+        """Return the root of a simulated processor.
+
+        Args:
+            certificate: DER.
+            key: Its private key.
+        """
+        return cls(Issuer(certificate_subject(certificate), key), certificate)
+
+
+def issue_ca(
+    subject: Issuer, issuer: Issuer, derive: Derive, label: str, **fields: Any
+) -> CloudRoot:
+    """Return the CA of a label, with the fields of its certificate that are not the usual ones."""
+    serial = serial_number(derive, label)
+    fields = {"serial": serial, "validity": VALIDITY, "path_length": None, **fields}
+    return CloudRoot(subject, issue_cloud_authority(subject, issuer, **fields))
+
+
+def make_root(derive: Derive, label: str, common_name: str, key: SigningKey) -> CloudRoot:
+    """Return the root of a label, with a name that says that it is simulated."""
+    subject = Issuer(encode_name(CN=common_name, O=SIMULATED_MARK), key)
+    return issue_ca(subject, subject, derive, label)
+
+
+def make_own_root(derive: Derive) -> CloudRoot:
+    """Return a root for a machine without a simulated processor."""
+    return make_root(derive, "own/root", "TPM root", p256_key(derive, "own/root"))
+
+
+_AK_CERTIFICATE: Final = bytes.fromhex("6781050803")  # 2.23.133.8.3
+
+
+def issue_azure_certificate(root: CloudRoot, spki: bytes, name: str, derive: Derive) -> bytes:
+    """Return the certificate (DER) of an attestation key, issued by the root itself.
+
+    A VM has this certificate alone: that of an intermediate CA would have to be fetched.
+
+    Args:
+        root: Root certificate.
+        spki: The key, SubjectPublicKeyInfo in DER.
+        name: Common name of the subject.
+        derive: Returns secret bytes.
+    """
+    return issue_cloud_leaf(
+        (encode_name(CN=name, O=SIMULATED_MARK), spki),
+        root.authority,
+        serial=serial_number(derive, f"azure/ak/{spki.hex()}"),
+        validity=VALIDITY,
+        usages=(_AK_CERTIFICATE,),
+    )
+
+
+EK_CERTIFICATE: Final = bytes.fromhex("6781050801")  # 2.23.133.8.1
+_INSTANCE: Final = bytes.fromhex("2b06010401d679020115")  # 1.3.6.1.4.1.11129.2.1.21
+
+
+INSTANCE: Final = GceInstance(
+    zone="us-central1-a",
+    project_number=100_000_000_001,
+    project_id=SIMULATED_MARK,
+    instance_id=1_000_000_000_000_000_001,
+    instance_name="simulated-vm",
+    security_version=0,
+    is_production=True,
+)
+"""The instance that simulated certificates name."""
+
+
+def issue_google_intermediates(root: CloudRoot, derive: Derive) -> tuple[CloudRoot, CloudRoot]:
+    """Return two intermediate CAs of one name, as Google has several."""
+    name = encode_name(CN="EK/AK CA Intermediate", OU="Google Cloud", O=SIMULATED_MARK)
+    first, second = [
+        issue_ca(
+            Issuer(name, p256_key(derive, label)),
+            root.authority,
+            *(derive, label),
+            path_length=0,
+            usages=(EK_CERTIFICATE,),
+        )
+        for label in ("google/intermediate/0", "google/intermediate/1")
+    ]
+    return first, second
+
+
+def issue_google_certificate(
+    issuer: CloudRoot, spki: bytes, derive: Derive, usages: tuple[bytes, ...] = ()
+) -> bytes:
+    """Return the certificate (DER) of a key of a VM's TPM.
+
+    Args:
+        issuer: The CA. Evidence has no certificate of an intermediate one.
+        spki: The key, SubjectPublicKeyInfo in DER.
+        derive: Returns secret bytes.
+        usages: Extended key usages, contents of OBJECT IDENTIFIERs; none for attestation keys.
+    """
+    instance = INSTANCE
+    subject = encode_name(
+        CN=str(instance.instance_id),
+        OU=instance.project_id,
+        O="Google Compute Engine",
+        L=instance.zone,
+    )
+    return issue_cloud_leaf(
+        (subject, spki),
+        issuer.authority,
+        serial=serial_number(derive, f"google/ak/{spki.hex()}"),
+        validity=VALIDITY,
+        usages=usages,
+        extensions=(Extension(_INSTANCE, _encode_instance(instance)),),
+    )
+
+
+def _encode_instance(instance: GceInstance) -> bytes:
+    """Return the extension of a Google AK certificate in DER."""
+    version = encode_element(context(0), encode_integer(instance.security_version or 0))
+    flag = encode_element(BOOLEAN, b"\xff" if instance.is_production else b"\0")
+    production = encode_element(context(1), flag)
+    properties = encode_element(context(0), encode_sequence(version, production))
+    return encode_sequence(
+        encode_element(UTF8_STRING, instance.zone.encode()),
+        encode_integer(instance.project_number),
+        encode_element(UTF8_STRING, instance.project_id.encode()),
+        encode_integer(instance.instance_id),
+        encode_element(UTF8_STRING, instance.instance_name.encode()),
+        properties,
+    )
+
+
+_REGION: Final = "us-east-1"
+_LEAF_LIFETIME: Final = timedelta(hours=3)
+_INSTANCE_LIFETIME: Final = timedelta(days=1)
+_PROTECTED: Final = bytes.fromhex("a1013822")  # {1: -35}: ES384
+_INDEFINITE_MAP: Final = b"\xbf"
+_BREAK: Final = b"\xff"
+
+
+def make_nitro_root(derive: Derive) -> CloudRoot:
+    """Return the root of a simulated machine without other hardware, named like AWS's."""
+    return make_root(derive, "aws/root", "aws.nitro-enclaves", p384_key(derive, "aws/root"))
+
+
+class NitroCa:
+    """CAs of region and zone under a root, which issue the certificates of an instance."""
+
+    def __init__(self, root: CloudRoot, derive: Derive, now: Callable[[], float]) -> None:
+        """Derive the keys and issue the certificates of region and zone.
+
+        Args:
+            root: Root certificate.
+            derive: Returns secret bytes.
+            now: Returns Unix time, of documents and of the certificates of instance and document.
+        """
+        self._derive, self._now, self._root = derive, now, root
+        labels = ("zone", "region", "instance", "document")
+        self._keys = {label: p384_key(derive, f"aws/{label}") for label in labels}
+        self._zone = self._authority("zone", f"zonal.{_REGION}.aws.nitro-enclaves")
+        region = self._authority("region", f"{_REGION}.aws.nitro-enclaves")
+        self._cas: tuple[bytes, ...] = (
+            root.der,
+            self._issue_ca("region", region, root.authority, 2),
+            self._issue_ca("zone", self._zone, region, 1),
+        )
+
+    def document(
+        self,
+        module_id: str,
+        pcrs: Mapping[int, bytes],
+        request: DocumentRequest,
+        *,
+        age: timedelta = timedelta(),
+        certificate_age: timedelta = timedelta(),
+    ) -> bytes:
+        """Return a signed NitroTPM document.
+
+        Args:
+            module_id: `i-` and 17 hex digits, `-tpm` and 16 hex digits.
+            pcrs: PCR values of the SHA-384 bank by index, 48 bytes each.
+            request: The caller's fields.
+            age: How long ago the document was made.
+            certificate_age: How long before the document its certificates were issued.
+        """
+        made = self._now() - age.total_seconds()
+        instance, leaf = self._issue_leaf(module_id, made - certificate_age.total_seconds())
+        return self._sign(
+            {
+                "module_id": module_id,
+                "digest": "SHA384",
+                "timestamp": int(made * 1000),
+                "nitrotpm_pcrs": dict(sorted(pcrs.items())),
+                "certificate": leaf,
+                "cabundle": [*self._cas, instance],
+                **{name: getattr(request, name) for name in ("public_key", "user_data", "nonce")},
+            }
+        )
+
+    def _issue_leaf(self, module_id: str, issued: float) -> tuple[bytes, bytes]:
+        """Return certificates (DER) of the instance and of the document, issued at a Unix time."""
+        instance = self._authority("instance", module_id)
+        validity = window_until(issued, _INSTANCE_LIFETIME)
+        instance_der = self._issue_ca("instance", instance, self._zone, 0, validity)
+        leaf_der = issue_cloud_leaf(
+            (encode_name(CN=module_id, O=SIMULATED_MARK), self._keys["document"].spki),
+            instance,
+            serial=serial_number(self._derive, "aws/document"),
+            validity=window_until(issued, _LEAF_LIFETIME),
+        )
+        return instance_der, leaf_der
+
+    def _sign(self, fields: dict[str, Any]) -> bytes:
+        """Return the fields as a COSE_Sign1, signed by the key of the document."""
+        import cbor2  # lazy: only needed here
+
+        pairs = b"".join(cbor2.dumps(key) + cbor2.dumps(value) for key, value in fields.items())
+        payload = _INDEFINITE_MAP + pairs + _BREAK
+        to_sign = cbor2.dumps(["Signature1", _PROTECTED, b"", payload])
+        r, s = self._keys["document"].sign(to_sign)
+        signature = r.to_bytes(48, "big") + s.to_bytes(48, "big")
+        return cbor2.dumps([_PROTECTED, {}, payload, signature])
+
+    def _authority(self, label: str, common_name: str) -> Issuer:
+        name = encode_name(CN=common_name, O=SIMULATED_MARK)
+        return Issuer(name, self._keys[label])
+
+    def _issue_ca(
+        self,
+        label: str,
+        subject: Issuer,
+        issuer: Issuer,
+        path_length: int,
+        validity: Window = VALIDITY,
+    ) -> bytes:
+        fields = {"path_length": path_length, "validity": validity}
+        return issue_ca(subject, issuer, self._derive, f"aws/{label}", **fields).der
+
+
+CA_LABEL: Final = "p256/root-ca"
+K256_LABEL: Final = "k256/root"
+
+_SALT: Final = b"attestkit/sim-kms/v1"
+_ORDERS: Final = {"p256": P256_ORDER, "k256": K256_ORDER}
+
+
+def derive_kms_bytes(seed: bytes, label: str, size: int) -> bytes:
+    """Return secret bytes of a KMS; `seed` may be that of a simulated TEE: the salts differ."""
+    return hkdf_sha256(seed, label.encode(), size, _SALT)
+
+
+def make_scalar(stream: Callable[[str, int], bytes], label: str) -> bytes:
+    """Return a scalar in 1..n-1 with negligible bias, 32 bytes, from 48 bytes of `stream`."""
+    order = _ORDERS[label.partition("/")[0]]
+    material = stream(label, 48)
+    number = int.from_bytes(material, "big") % (order - 1) + 1
+    wipe(material)
+    return number.to_bytes(32, "big")
+
+
+def public_kms_keys(seed: bytes) -> tuple[bytes, bytes]:
+    """Return the public keys of the KMS of a seed: CA (SubjectPublicKeyInfo) and secp256k1."""
+
+    def scalar(label: str) -> bytes:
+        return make_scalar(lambda name, size: derive_kms_bytes(seed, name, size), label)
+
+    ca = P256Key.from_scalar(scalar(CA_LABEL))
+    return ca.spki_der, K256Key(scalar(K256_LABEL)).public_key

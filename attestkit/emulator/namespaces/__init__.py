@@ -1,1 +1,0 @@
-"""Namespaces in which `attestkit run` starts a program: mounts, and a network of its own."""
