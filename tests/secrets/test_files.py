@@ -23,7 +23,7 @@ from attestkit._system import untrusted_files
 from attestkit._system.atomic_file import replace_file
 from attestkit._system.untrusted_files import make_folder, make_private, open_regular, read_regular
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.soft_td import LOCK, REGISTERS, SEED, State, StateFolder
+from attestkit.backends.simulator.soft_td import REGISTERS, SEED, STATE_LOCK, State, StateFolder
 from attestkit.collateral.cache import CollateralCache
 from attestkit.dstack.host_shared_folder import HostShared, read_file
 from attestkit.errors import BackendError, ConfigError
@@ -254,7 +254,7 @@ def use_state_folder(folder: Path) -> None:
         state.close()
 
 
-@pytest.mark.parametrize("name", [LOCK, SEED, REGISTERS, f"{SEED}.new", f"{REGISTERS}.new"])
+@pytest.mark.parametrize("name", [STATE_LOCK, SEED, REGISTERS, f"{SEED}.new", f"{REGISTERS}.new"])
 @every_special
 def test_state_folder_special_file_fails_at_once(
     shared: Path, victim: Path, special: str, name: str
