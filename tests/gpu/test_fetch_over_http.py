@@ -10,7 +10,7 @@ import pytest
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_host import SimulatedGpuServices
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-from attestkit.backends.simulator.pki.pccs import ServiceResponse
+from attestkit.backends.simulator.service_response import ServiceResponse
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.errors import CollateralError
 from attestkit.gpu import GpuEndorsements, GpuRules, GpuServices, verify

@@ -213,7 +213,7 @@ def fail_to_hide() -> None:
 @pytest.fixture
 def forbidden_prctl(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let the server run on such a system."""
-    monkeypatch.setattr(serve_program, "hide_memory", fail_to_hide)
+    monkeypatch.setattr(serve_program.process_hardening, "hide_memory", fail_to_hide)
     return fail_to_hide
 
 

@@ -8,7 +8,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.pki.pccs import ServedPlatform, ServiceResponse, SimulatedPccs
+from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.service_response import ServiceResponse
 from attestkit.serve.counters import Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.views import Header

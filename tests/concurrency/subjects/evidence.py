@@ -172,8 +172,8 @@ def direct_extend(world: World, _: ExitStack) -> Run:
     "attestkit.backends.recording.recorder",
     guards=[
         (
-            'with self.locked():\n            self._handler.call("journal_emit"',
-            'if True:\n            self._handler.call("journal_emit"',
+            'with self.locked():\n            self._handler.call(\n                "journal_emit"',
+            'if True:\n            self._handler.call(\n                "journal_emit"',
         )
     ],
 )

@@ -20,7 +20,7 @@ from attestkit.backends.simulator.clouds import imds
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.pki.cloud_pki import issue_azure_certificate
-from attestkit.backends.simulator.pki.pccs import ServiceResponse
+from attestkit.backends.simulator.service_response import ServiceResponse
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter, issue_platform
 from attestkit.backends.tpm.quote_reader import collect_quote

@@ -14,7 +14,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
-from attestkit.backends.simulator.pki.pccs import ServiceResponse, content_response, json_response
+from attestkit.backends.simulator.service_response import (
+    ServiceResponse,
+    content_response,
+    json_response,
+)
 
 if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler

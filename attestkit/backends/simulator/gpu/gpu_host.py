@@ -10,8 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-from attestkit.backends.simulator.pki.pccs import (
+from attestkit.backends.simulator.service_response import (
     JSON,
     ServiceResponse,
     content_response,
@@ -21,6 +20,7 @@ from attestkit.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
+    from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
     from attestkit.gpu.driver.nvml import MachineTelemetry
 
@@ -144,7 +144,7 @@ class SimulatedGpuServices:
         now: Returns Unix time.
     """
 
-    def __init__(self, gpus: SimulatedGpus, now: Callable[[], float]) -> None:
+    def __init__(self, gpus: "SimulatedGpus", now: Callable[[], float]) -> None:
         self._gpus, self._now = gpus, now
 
     def get(self, path: str) -> ServiceResponse | None:

@@ -26,7 +26,7 @@ from attestkit._formats.strict_json import from_hex, read
 from attestkit._verification_steps import GpuReason
 from attestkit.backends.simulator.gpu.deviations import NrasFault
 from attestkit.backends.simulator.pki import cloud_pki
-from attestkit.backends.simulator.pki.pccs import ServiceResponse, json_response
+from attestkit.backends.simulator.service_response import ServiceResponse, json_response
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
 from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain

@@ -1,11 +1,9 @@
 """Simulated PCCS: maps the path and query of a request to status, headers and body.
 
 `attestkit.serve` provides the sockets. Routes: simulated-pki.md, section 10. All responses are
-public, and signatures depend only on the clock, not on the request. Other simulated services answer
-with the same responses.
+public, and signatures depend only on the clock, not on the request.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -14,29 +12,13 @@ from urllib.parse import quote as percent_encode
 
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.sgx_extension import read_sgx_extension
+from attestkit.backends.simulator.service_response import (
+    JSON,
+    ServiceResponse,
+    content_response,
+)
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
-
-JSON: Final = "application/json"
-
-
-class ServiceResponse(NamedTuple):
-    """A response without Content-Length, which the server adds."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
-
-
-def content_response(content_type: str, body: bytes, status: int = 200) -> ServiceResponse:
-    """Return a response with a content type."""
-    return ServiceResponse(status, (("Content-Type", content_type),), body)
-
-
-def json_response(value: object, status: int = 200, content_type: str = JSON) -> ServiceResponse:
-    """Return a response with a value as JSON."""
-    return content_response(content_type, json.dumps(value).encode(), status)
-
 
 _SGX: Final = "/sgx/certification/v4"
 _TDX: Final = "/tdx/certification/v4"

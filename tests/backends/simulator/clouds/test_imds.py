@@ -18,7 +18,7 @@ from attestkit.backends.simulator.clouds.imds import (
     ImdsServer,
     SimulatedImds,
 )
-from attestkit.backends.simulator.pki.pccs import ServiceResponse
+from attestkit.backends.simulator.service_response import ServiceResponse
 
 REPORT = bytes(range(256)) * 4
 METADATA = {"metadata": "true"}

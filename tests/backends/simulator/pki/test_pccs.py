@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.pem import split_pem
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.backends.simulator.pki.pccs import ServedPlatform, ServiceResponse, SimulatedPccs
+from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.service_response import ServiceResponse
 from attestkit.errors import FormatError, UsageError
 from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
 from tests.raising import raises

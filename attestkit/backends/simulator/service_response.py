@@ -1,0 +1,24 @@
+"""Response of a simulated HTTP service; `attestkit.serve` or a thread has the sockets."""
+
+import json
+from typing import Final, NamedTuple
+
+JSON: Final = "application/json"
+
+
+class ServiceResponse(NamedTuple):
+    """A response without Content-Length, which the server adds."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+def content_response(content_type: str, body: bytes, status: int = 200) -> ServiceResponse:
+    """Return a response with a content type."""
+    return ServiceResponse(status, (("Content-Type", content_type),), body)
+
+
+def json_response(value: object, status: int = 200, content_type: str = JSON) -> ServiceResponse:
+    """Return a response with a value as JSON."""
+    return content_response(content_type, json.dumps(value).encode(), status)
