@@ -1,8 +1,7 @@
-"""Expected measurements of a guest, with what stands behind each value.
+"""Expected measurements of a guest, and what stands behind each value.
 
-Events that a boot is expected to extend into registers, and what confirms them.
-
-An appraisal policy in TOML with computed reference values, and what stands behind them.
+The events that a boot is expected to extend into registers, the registers that follow from them,
+and an appraisal policy in TOML with these reference values.
 """
 
 import json

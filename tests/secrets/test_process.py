@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from attestkit import __main__ as program
+from attestkit._system import process_hardening
 from attestkit._system.process_hardening import hide_memory
 from attestkit.errors import ConfigError
 from attestkit.serve import __main__ as serve_program
@@ -213,7 +214,7 @@ def fail_to_hide() -> None:
 @pytest.fixture
 def forbidden_prctl(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let the server run on such a system."""
-    monkeypatch.setattr(serve_program.process_hardening, "hide_memory", fail_to_hide)
+    monkeypatch.setattr(process_hardening, "hide_memory", fail_to_hide)
     return fail_to_hide
 
 
