@@ -216,9 +216,11 @@ class SimulatedMachine(Protocol):
 
     def gpu_telemetry(self) -> "MachineTelemetry":
         """Return the values of its GPUs."""
+        ...
 
     def gpu_boot_evidence(self) -> bytes:
         """Return the output of `nvattest attest` at boot."""
+        ...
 
 
 class GpuSample(NamedTuple):

@@ -5,7 +5,7 @@ Modules with the values are imported late, because only completion needs them.
 
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import click
 
@@ -39,8 +39,7 @@ def words_of(module: str, name: str) -> Callable[[], Iterable[str]]:
 
     def find_words() -> Iterable[str]:
         found: Any = getattr(import_module(f"attestkit.{module}"), name)
-        words: Iterable[str] = found() if callable(found) else found
-        return words
+        return cast("Iterable[str]", found() if callable(found) else found)
 
     return find_words
 

@@ -44,6 +44,7 @@ class DirectApp(Protocol[Call]):
 
     def blocks(self, call: Call) -> bool:
         """Return whether the response would block at present."""
+        ...
 
     def respond(
         self, found: Call, target: bytes, content_type: bytes, body: bytes | None
@@ -53,6 +54,7 @@ class DirectApp(Protocol[Call]):
         Returns:
             The status, the header section, the body in pieces and its length, and the request id.
         """
+        ...
 
 
 def is_unix_peer(scope: Scope) -> bool:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from attestkit.attester import Attester
     from attestkit.backends.simulator.faults.fault_specs import Fault, FaultsLike
-    from attestkit.kms.release.authorization import BootInfo
     from attestkit.verifier import AppraisalPolicy, Verifier
 
 
@@ -86,8 +85,11 @@ class KeySource:
 
 
 AuthorizationLike: TypeAlias = (
-    "authorization.KmsAuthorization | str | os.PathLike[str]"
-    " | Callable[[BootInfo], authorization.Decision] | None"
+    authorization.KmsAuthorization
+    | str
+    | os.PathLike[str]
+    | Callable[[authorization.BootInfo], authorization.Decision]
+    | None
 )
 """What decides about verified guests; see `SimulatedKms`."""
 

@@ -73,6 +73,7 @@ class MethodContext(Protocol):
     @property
     def signs_remotely(self) -> bool:
         """Whether methods that sign wait for the network."""
+        ...
 
     async def on_device(
         self, work: Callable[[], T], *, writes: bool = False, signs: bool = False
@@ -81,6 +82,7 @@ class MethodContext(Protocol):
 
         If it `signs`, and methods that sign wait for the network, it runs in another thread.
         """
+        ...
 
 
 class RpcResponse(NamedTuple):
