@@ -1,7 +1,8 @@
 """Calls of a KMS over HTTPS, and the attested certificate of its client (kms.md, 1.3 to 1.6).
 
-The KMS and the network are untrusted: size and time are limited, redirects are not followed, and
-neither the proxies nor the keylog file of the environment are used.
+The KMS and the network are untrusted: each call has a connection of its own, size and time are
+limited, redirects are not followed, and neither the proxies nor the keylog file of the environment
+are used.
 """
 
 import json
