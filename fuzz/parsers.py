@@ -43,7 +43,7 @@ from fuzz import (
 )
 from fuzz.parser_contract import ParserTarget
 
-__all__ = ["LEFT_OUT", "READERS", "TARGETS", "ParserTarget"]
+__all__ = ["LEFT_OUT", "MORE_READERS", "READERS", "TARGETS", "ParserTarget"]
 
 _FILES: Final = (
     parser_client,
@@ -308,6 +308,19 @@ READERS: Final[dict[str, str]] = {
     "verifier.platforms.snp.chain": "snp_endorsements",
 }
 """Modules of attestkit that read what was sent, and the target that gets there."""
+
+MORE_READERS: Final[dict[str, str]] = {
+    "aci_receipt": "client.services.aci.aci_keyset",
+    "dice": "gpu.device.device_chain",
+    "evidence_formats": "verifier.evidence.formats",
+    "fw_cfg": "measure.acpi.qemu.qemu_machine",
+    "host_api": "kms.local_provider.client",
+    "part_window": "collateral.intel_collateral",
+    "sealed_seed": "kms.local_provider.sealed_key",
+    "tpm_signature": "tpm.attest",
+    "uefi_variables": "measure.firmware.tdx_firmware",
+}
+"""The module of each target that reads another part of a module in `READERS`."""
 
 _DEVICE: Final = "reads a device or a file, whose content another module parses"
 _OWNER: Final = "a short text from whoever starts the program"

@@ -65,7 +65,8 @@ _Pins = tuple[KmsRoot, ...] | Literal["first-use"]
 def check_sealed_provider(evidence: Attestation, ca_spki: bytes, document: str = "") -> None:
     """Check that the guest was launched for this app, and for this KMS or any.
 
-    It is MR_CONFIG_ID of a TD, and PCR 8 of a NitroTPM. Zero seals nothing, and passes.
+    It is MR_CONFIG_ID of a TD, and PCR 8 of a NitroTPM. Zero seals nothing, and passes (kms.md,
+    1.4.1 and 9).
 
     Args:
         evidence: Fresh evidence of this guest, whose log has `boot-mr-done`.

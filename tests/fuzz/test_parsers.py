@@ -20,7 +20,7 @@ from fuzz.havoc import havoc
 from fuzz.parser_contract import LONGEST, BrokenContractError, Contract, ParserTarget, obeys
 from fuzz.parser_settings import key_samples, secrets
 from fuzz.parser_target import CORPORA
-from fuzz.parsers import LEFT_OUT, READERS, TARGETS
+from fuzz.parsers import LEFT_OUT, MORE_READERS, READERS, TARGETS
 from tests.untyped import untyped
 
 PACKAGE = Path(attestkit.__file__).parent
@@ -174,7 +174,7 @@ def test_every_module_that_reads_has_a_target() -> None:
     assert all(LEFT_OUT.values())
 
 
-@pytest.mark.parametrize("name", sorted(set(READERS.values())))
+@pytest.mark.parametrize("name", sorted({*READERS.values(), *MORE_READERS}))
 def test_target_reaches_its_modules(name: str) -> None:
     """The target's seeds run functions of each of its modules."""
     called: set[str] = set()
@@ -189,14 +189,17 @@ def test_target_reaches_its_modules(name: str) -> None:
             TARGETS[name].run(seed)
     finally:
         sys.setprofile(None)
-    wanted = {f"attestkit.{module}" for module, target in READERS.items() if target == name}
+    modules = [module for module, target in READERS.items() if target == name]
+    modules += [MORE_READERS[name]] if name in MORE_READERS else []
+    wanted = {f"attestkit.{module}" for module in modules}
     assert wanted - called == set()
 
 
 def test_names_match_targets() -> None:
     """Targets and names match, and every named dictionary exists and is used."""
     assert all(name == target.name for name, target in TARGETS.items())
-    assert set(READERS.values()) <= TARGETS.keys()
+    assert {*READERS.values(), *MORE_READERS} <= TARGETS.keys()
+    assert set(MORE_READERS.values()) <= READERS.keys()
     for module in READERS:
         import_module(f"attestkit.{module}")
     named = {target.dictionary for target in TARGETS.values()}

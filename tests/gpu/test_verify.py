@@ -458,6 +458,13 @@ def test_invalid_rule_is_usage_error(values: dict[str, Any]) -> None:
         GpuRules(**values)
 
 
+def test_mismatch_must_be_an_integer() -> None:
+    """An index as text has another type, and is not only out of range."""
+    with pytest.raises(UsageError) as caught:
+        GpuRules(accepted_mismatches=untyped({"1"}))
+    assert caught.value.reason == "wrong_type"
+
+
 # -- arguments and results ---------------------------------------------------------------------
 
 

@@ -176,6 +176,20 @@ def test_sources_use_no_forbidden_names() -> None:
     assert found == set(EXCEPTIONS)
 
 
+def test_modules_are_imported_by_constant_names() -> None:
+    """Functions that import by name are called with literals, and with one table of libraries."""
+    package = ROOT / "attestkit"
+    found = {
+        str(path.relative_to(package)): ast.unparse(call)
+        for path in package.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).rpartition(".")[2] in {"import_package", "words_of"}
+        and not isinstance(call.args[0], ast.Constant)
+    }
+    assert found == {"client/wire/http_libraries.py": "import_package(one, message)"}
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [

@@ -92,8 +92,10 @@ class SignedAnswers:
         names |= {text for name, text in record.headers if name.lower() == _RECEIPT}
         with self._lock:
             self._hidden = self._hidden or _hides(record)
+            # Looked up before any is stored, which may remove others.
+            again = {name for name in names if self._seen.find(name) is not None}
             for name in names:
-                self._seen.put(name, self._seen.find(name) is not None)
+                self._seen.put(name, name in again)
             if found is not None:
                 self._records.put(found.identifier, found)
 

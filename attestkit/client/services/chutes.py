@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from threading import Lock
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
@@ -106,6 +107,7 @@ class ChutesService:
         self._chutes = dict(chutes or {})
         self._now = now
         self._pools: BoundedCache[bytes, NoncePool] = BoundedCache(MAX_POOLS)
+        self._lock = Lock()  # a pool that is replaced is missing for a moment
 
     def recognizes(self, host: str) -> bool:
         """Return whether a host is the service's API."""
@@ -157,8 +159,9 @@ class ChutesService:
         if not machines:
             message = f"{self.name}: no instance has both evidence and a key"
             raise ServiceError(message, reason="no_attestation")
-        for one in bindings:
-            self._pools.put(one.key, pools[one.is_of])
+        with self._lock:
+            for one in bindings:
+                self._pools.put(one.key, pools[one.is_of])
         keyed = () if self._api_key is None else (_KEYED,)
         return Claims(
             machines=tuple(machines),
@@ -170,7 +173,8 @@ class ChutesService:
 
     def renewal(self, binding: Binding, model: str | None) -> Question | None:
         """Return the request for new nonces, if the instance of a binding has none left."""
-        pool = self._pools.find(binding.key)
+        with self._lock:
+            pool = self._pools.find(binding.key)
         if pool is not None and pool.has_left(self._now()):
             return None
         return self.pool_question(model)
@@ -182,9 +186,10 @@ class ChutesService:
             FormatError: If the answer is malformed.
         """
         keys, pools = self._read_instances(answer)
-        for instance, key in keys.items():
-            if self._pools.find(key.raw) is not None:
-                self._pools.put(key.raw, pools[instance])
+        with self._lock:
+            for instance, key in keys.items():
+                if self._pools.find(key.raw) is not None:
+                    self._pools.put(key.raw, pools[instance])
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> KemSealing:
         """Return what seals requests to the instance whose key a binding has.
@@ -196,7 +201,8 @@ class ChutesService:
         return KemSealing(key, self.chute_id(model), instance, lambda: self._take_nonce(key))
 
     def _take_nonce(self, key: bytes) -> str:
-        pool = self._pools.find(key)
+        with self._lock:
+            pool = self._pools.find(key)
         if pool is None:
             raise ServiceError("instance: not among those read last", reason="sealing")
         return pool.take(self._now())

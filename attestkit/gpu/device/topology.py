@@ -5,12 +5,14 @@ Only machines with protected PCIe have switches with evidence; the links of othe
 
 import hmac
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.architectures import DeviceLabel
-from attestkit.gpu.device.device_chain import DeviceChain
 from attestkit.gpu.device.report import Report
+
+if TYPE_CHECKING:
+    from attestkit.gpu.device.device_chain import DeviceChain
 
 DeviceMode: TypeAlias = Literal["single", "multi", "protected_pcie"]
 """`single`: passed through alone (SPT); `multi`: several, with their NVLinks (MPT)."""
@@ -85,7 +87,7 @@ def _differs(index: int, problem: str) -> GpuEvidenceError:
 class TopologyDevice(NamedTuple):
     """A device whose chain and report are verified."""
 
-    chain: DeviceChain
+    chain: "DeviceChain"
     report: Report
 
     def label(self, index: int) -> DeviceLabel:

@@ -85,6 +85,7 @@ _EXAMPLES: Final[Mapping[str, Any]] = {
     "vm_config": "{}",
 }
 _OTHERS: Final[Mapping[type, Mapping[str, Any]]] = {
+    m.DeriveKeyArgs: {"alt_names": (), "usage_ra_tls": False, "usage_server_auth": False},
     m.GetTlsKeyResponse: {"key": _PRIVATE_KEY},
     m.SignResponse: {"signature_chain": (_SIGNATURE, *_CHAIN)},
     m.TdxQuoteArgs: {"report_data": _DATA},

@@ -37,7 +37,7 @@ class RequestCycle(RequestResponseCycle):
     on_end: Callable[["RequestCycle"], None] | None = None
 
     async def answer(self, app: AnyApp, scope: Message, receive: object, send: object) -> None:
-        """Call the application; cancellation by `graceful_shutdown` is not a failure."""
+        """Call the application; cancellation by the listener's shutdown is not a failure."""
         try:
             await app(scope, receive, send)
         except asyncio.CancelledError:

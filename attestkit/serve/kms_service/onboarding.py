@@ -2,6 +2,7 @@
 
 Anyone who reaches the listener can create the keys, or have them taken over from another KMS; it
 releases none. Web pages of other sites are refused: they could have it take over their own keys.
+Each side of a takeover verifies the other's evidence, and its own authorization decides about it.
 """
 
 import os

@@ -134,7 +134,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     app_id: Values = None  # 20 bytes
     compose_hash: Values = None  # 32 bytes
     instance_id: Values = None  # 20 bytes
-    # 32 bytes, of an image that the registers match with any ACPI tables: see `acpi`.
+    # 32 bytes, of an image that the registers match with any ACPI tables: see `reference_values`.
     os_image_hash: Values = None
     device_id: Values = None  # 32 bytes, as `AppInfo.device_id`
     mr_aggregated: Values = None  # 32 bytes, of all measurements and runtime events

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._system.bounded_cache import BoundedCache
+from attestkit.client.proofs import signed_answers
 from attestkit.client.proofs.signed_answers import MAX_SEEN, SignedAnswers
 from attestkit.client.wire.exchange import MAX_IDENTIFIERS, IdentifierScan, WireRecord
 from attestkit.errors import ServiceError, UsageError
@@ -102,18 +102,34 @@ def test_responses_are_named_by_themselves(answers: SignedAnswers) -> None:
         assert answers.find(Response(one)).response_sha256 == one.response_sha256
 
 
-def test_many_ids(answers: SignedAnswers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of kept ids is bounded; an answer with more ids may have any."""
     scan = IdentifierScan()
     scan.feed(b"".join(b'{"id":"%d"}' % number for number in range(MAX_IDENTIFIERS + 1)))
     assert scan.hides
     assert MAX_SEEN >= MAX_IDENTIFIERS
-    monkeypatch.setattr(answers, "_seen", BoundedCache(2))
+    monkeypatch.setattr(signed_answers, "MAX_SEEN", 2)
+    service: Any = Signing()
+    answers = SignedAnswers(service, "m")
     for number in range(3):
         answers.note(record(b"", b'{"id": "%d"}' % number))
     assert len(answers._seen) == 2
     with raises(UsageError, "unknown_name"):
         answers.find("3")
+
+
+@pytest.mark.parametrize("others", [1, 2, 3])
+def test_repeated_id_beside_new_ones(others: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ids of an answer do not remove a repeated one before it is found to be repeated."""
+    monkeypatch.setattr(signed_answers, "MAX_SEEN", 4)
+    service: Any = Signing()
+    answers = SignedAnswers(service, "m")
+    for name in ("a-1", *"xyz"[: 4 - others]):
+        answers.note(record(b"", b'{"id": "%s"}' % name.encode()))
+    ids = ", ".join(f'{{"id": "new-{number}"}}' for number in range(others))
+    answers.note(record(b"", f'{{"choices": [{ids}], "id": "a-1"}}'.encode()))
+    with raises(ServiceError, "signature"):
+        answers.find("a-1")
 
 
 @given(st.text(st.characters(codec="ascii"), max_size=30), st.integers(1, 40))

@@ -52,7 +52,7 @@ def _snp(anchor: str | None = None, **fields: Any) -> Scenario:
     return Scenario(platform="snp", snp=configs.SnpConfig(**fields), trust_anchor=anchor)
 
 
-_TCB_LEVEL: Final = "the platform's TCB level has this status"
+_TCB_LEVEL: Final = "the platform's TCB level has the status of the name"
 
 
 def _status(status: str, outcome: str | None = None) -> NamedCase:

@@ -56,6 +56,7 @@ class AciService:
 
     def __init__(self, *, kms_roots: Iterable[bytes] = ()) -> None:
         self._kms_roots = tuple(kms_roots)
+        # SHA-256 of the restored body, which the receipt has, by that of the sealed one.
         self._restored: BoundedCache[bytes, bytes] = BoundedCache(MAX_RESTORED)
 
     def recognizes(self, host: str) -> bool:
