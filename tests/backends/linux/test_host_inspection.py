@@ -18,7 +18,7 @@ from attestkit.backends.linux.host_inspection import (
     inspect_host,
     inspect_path,
 )
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from tests.backends.linux.machines import (
     MOUNTS,
     REPORT,
