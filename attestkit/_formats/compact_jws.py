@@ -1,8 +1,7 @@
-"""Reader of the compact serialization of a JWS (RFC 7515, section 7.1); it verifies nothing.
+"""Compact JWS (RFC 7515, section 7.1) and its base64url, read strictly; nothing is verified.
 
-Only the canonical encoding is accepted, so that tokens are not malleable.
-
-Base64url without padding (RFC 4648, section 5; RFC 7515, section 2).
+Only the canonical encoding is accepted, so that tokens are not malleable. Base64url is without
+padding (RFC 4648, section 5).
 """
 
 from binascii import a2b_base64, b2a_base64

@@ -4,7 +4,7 @@ Call `check_depth` before any other parser. Python's JSON parsers recurse in C u
 limit of the interpreter. Some libraries raise this limit (a library that Ethereum tools import, to
 100,000); 200,000 brackets then overflow the C stack and crash the process.
 
-Positions of the members of a JSON object in its text, for hashes over parts as sent.
+member_spans has the positions of members in the text, for hashes over parts as sent.
 """
 
 import binascii

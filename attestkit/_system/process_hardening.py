@@ -1,9 +1,9 @@
-"""Protection of a process: its memory, a seed in its command line, its standard streams.
+"""Protection of a process: memory, command line, streams; and the power-off of the machine.
 
 Only attestkit's programs use this, never the library: it also prevents the user from debugging or
 profiling the process.
 
-Power-off of the machine by systemd, without running a program.
+The power-off is by systemd, without running a program.
 """
 
 import contextlib

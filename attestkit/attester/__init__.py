@@ -15,7 +15,6 @@ from attestkit.attester.evidence_source import (
     EvidenceSource,
     HostApp,
     SourceContext,
-    TpmKeySource,
     app_info,
     collect_gpu_evidence,
 )
@@ -256,7 +255,7 @@ class Attester(Generic[B_co]):
         self._check_usable()
         if gpu:
             return self._attest_with_gpus(nonce)
-        if nonce is not None and isinstance(self._source, TpmKeySource):
+        if nonce is not None:
             bound = self._source.bind_nonce(nonce)
         return self._source.evidence(bound)
 
@@ -266,9 +265,7 @@ class Attester(Generic[B_co]):
             raise UsageError(message, reason="conflict")
         collected = collect_gpu_evidence(self._backend, gpu_nonce(nonce))
         bound = ReportData.for_nonce_and_gpu(nonce, collected.raw)
-        if isinstance(self._source, TpmKeySource):
-            # With the key of a TPM, where the hardware's evidence does not name it.
-            bound = self._source.bind_gpu(bound)
+        bound = self._source.bind_gpu(bound)
         return self._source.evidence(bound).with_gpu_evidence(collected)
 
     def event_log(self) -> EventLog:

@@ -12,7 +12,7 @@ from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation import MAX_SIZE, AppInfo, Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.attestation.wire.scale import MAX_ITEMS
-from attestkit.backends.base import AppHost, Backend, EvidenceCollector, GpuCollector
+from attestkit.backends.base import AppHost, Backend, GpuCollector
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import (
     AttestKitError,
@@ -97,6 +97,14 @@ class EvidenceSource:
         """Return consistent evidence over exactly 64 bytes."""
         raise NotImplementedError  # each platform has its own
 
+    def bind_nonce(self, nonce: bytes) -> bytes:
+        """Return the report data for a nonce of 8 to 64 bytes."""
+        return ReportData.for_nonce(nonce)
+
+    def bind_gpu(self, bound: bytes) -> bytes:
+        """Return the report data for those of `ReportData.for_nonce_and_gpu`, 64 bytes."""
+        return bound
+
     def event_log(self) -> EventLog:
         """Return the current event log; empty if the platform has none."""
         return EventLog()
@@ -118,32 +126,6 @@ class EvidenceSource:
     def exclusive(self) -> AbstractContextManager[None]:
         """Wait for calls in progress and block further ones."""
         return self._device
-
-
-class TpmKeySource(EvidenceSource):
-    """A source beside a TPM: report data name the TPM's key, unless the evidence has it anyway."""
-
-    _collector: EvidenceCollector
-
-    def bind_nonce(self, nonce: bytes) -> bytes:
-        """Return the report data for a nonce of 8 to 64 bytes."""
-        key = self._read_key()
-        return (
-            ReportData.for_nonce(nonce) if key is None else ReportData.for_nonce_and_ak(nonce, key)
-        )
-
-    def bind_gpu(self, bound: bytes) -> bytes:
-        """Return the report data for those of `ReportData.for_nonce_and_gpu`, 64 bytes."""
-        key = self._read_key()
-        return bound if key is None else ReportData.for_gpu_and_ak(bound, key)
-
-    def _read_key(self) -> bytes | None:
-        with self._device:
-            self._check_usable()
-            try:
-                return self._collector.read_attestation_key()
-            except UnsupportedError:
-                return None
 
 
 @runtime_checkable

@@ -1,9 +1,10 @@
 """Evidence of a machine with a TPM: the TPM's quote, and evidence of its hardware if it has some.
 
-Its logs are part of the evidence. Beside a TD, which measures events in its own register (Google's
-Confidential VMs), quotes of both and both logs are read under one lock, and are compared as those
-of any TD. AWS's NitroTPM measures events in a PCR. Elsewhere programs cannot emit events: PCRs that
-a program may extend have other uses, and no journal of attestkit belongs to them.
+Its logs are part of the evidence. Report data name the TPM's key beside the nonce. Beside a TD,
+which measures events in its own register (Google's Confidential VMs), quotes of both and both logs
+are read under one lock, and are compared as those of any TD. AWS's NitroTPM measures events in a
+PCR. Elsewhere programs cannot emit events: PCRs that a program may extend have other uses, and no
+journal of attestkit belongs to them.
 """
 
 from typing import Protocol
@@ -18,18 +19,45 @@ from attestkit.attestation.wire.evidence_parts import (
 )
 from attestkit.attester.evidence_source import (
     EventRegister,
+    EvidenceSource,
     HostApp,
     JournalSource,
     SourceContext,
-    TpmKeySource,
     parse_response,
 )
 from attestkit.attester.tdx_source import TdSource
 from attestkit.backends.base import Backend, EventPcr, EvidenceCollector
-from attestkit.errors import BackendError, JournalError, ReplayError
+from attestkit.errors import BackendError, JournalError, ReplayError, UnsupportedError
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.journal_protocols import ZERO, mismatch_remedy, replay_from
 from attestkit.quote import Quote
+from attestkit.report_data import ReportData
+
+
+class TpmKeySource(EvidenceSource):
+    """A source beside a TPM: report data name the TPM's key, unless the evidence has it anyway."""
+
+    _collector: EvidenceCollector
+
+    def bind_nonce(self, nonce: bytes) -> bytes:
+        """Return the report data for a nonce of 8 to 64 bytes."""
+        key = self._read_key()
+        return (
+            ReportData.for_nonce(nonce) if key is None else ReportData.for_nonce_and_ak(nonce, key)
+        )
+
+    def bind_gpu(self, bound: bytes) -> bytes:
+        """Return the report data for those of `ReportData.for_nonce_and_gpu`, 64 bytes."""
+        key = self._read_key()
+        return bound if key is None else ReportData.for_gpu_and_ak(bound, key)
+
+    def _read_key(self) -> bytes | None:
+        with self._device:
+            self._check_usable()
+            try:
+                return self._collector.read_attestation_key()
+            except UnsupportedError:
+                return None
 
 
 class VtpmSource(TpmKeySource):

@@ -1,6 +1,7 @@
 """Backend for configfs-tsm of Linux: quotes of Intel TDX and reports of AMD SEV-SNP.
 
 It needs Linux 6.7 or later with the driver of the TEE, and root or write access to the directory.
+Its path is `KernelPaths.tsm_report`.
 """
 
 import os

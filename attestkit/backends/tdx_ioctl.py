@@ -15,7 +15,8 @@ Linux. All take the address and length of a buffer with this header:
 | 16 | 4 | length of the request, at 24 |
 | 20 | 4 | length of the response, at 24; set by the host |
 
-C and C' exchange QGS messages with length prefix, D and D' the plain TD report and quote.
+C and C' exchange QGS messages with length prefix, D and D' the plain TD report and quote. The
+emulator has ioctl numbers of its own: `emulator.tdx_driver.DRIVERS`.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Endorsements of Intel for a platform (collateral): their type, retrieval and cache.
+"""Endorsements of Intel for a platform, and certificates of TPM keys' issuers: retrieval and cache.
 
 A `Collateral` is well formed and has a period of validity; its signatures are verified by the
 verifier.

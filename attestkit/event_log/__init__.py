@@ -1,4 +1,4 @@
-"""Event logs of TDs: the measurements extended into the RTMRs, in order, and their replay.
+"""Event logs: of TDs, of TPMs and of IMA; their formats, and their replay to registers.
 
 An event log is not signed. It is authentic only if the replay of its digests equals the registers
 in a verified quote; `EventLog.check` compares them. Registers are numbered 0 to 3, as the RTMRs.

@@ -1,13 +1,8 @@
-"""Fetches endorsements for evidence: a few requests at a time, each question once.
+"""Fetching of endorsements of GPUs: RIMs, OCSP answers, and tokens of NVIDIA's service.
 
-Client of the service of reference integrity manifests (RIMs) (nvidia-gpu.md, section 4.1).
-
-The service is untrusted: a RIM is verified after it was fetched.
-
-Client of OCSP responders (RFC 6960, appendix A; nvidia-gpu.md, section 3.6).
-
-Requests, and the hashes in them, are encoded by `_crypto.x509.ocsp.request`. The responder is
-untrusted: an answer is verified after it was fetched, by `check_ocsp`.
+A few requests run at a time, and each question is asked once. The services are untrusted: a RIM or
+answer is verified after it was fetched. Requests, and the hashes in them, are encoded by
+`_crypto.x509.ocsp.request`. Sources: nvidia-gpu.md, 3.6 and 4.1; RFC 6960, appendix A.
 """
 
 import hmac

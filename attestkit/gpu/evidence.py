@@ -1,10 +1,8 @@
-"""Evidence of GPUs and NVSwitches as JSON (nvidia-gpu.md, section 1.3).
+"""Evidence of GPUs and switches: its JSON, one device's check, and its binding to a CPU's evidence.
 
 NVIDIA's SDKs write a list of devices, alone or as `evidences` beside the result of the collection.
 Requests to NVIDIA's attestation service and several providers have it as `evidence_list`,
-Confidential Containers as `device_evidence_list`.
-
-GPU evidence with what it must have in common with the evidence of a CPU (section 6).
+Confidential Containers as `device_evidence_list`. Sources: nvidia-gpu.md, 1.3 and 6.
 """
 
 import json

@@ -1,9 +1,7 @@
-"""Claims, by which one root key certifies another key, and epochs, the versions of root keys.
+"""Claims by which a root key certifies a key, key epochs, and signatures by an application's keys.
 
 Each is signed with secp256k1 over its Keccak-256 hash. No message of one kind equals one of another
 kind: a v0 claim ends in 64 or 66 hex digits, where a v1 claim has zero bytes of its last length.
-
-Verification of signatures by an application's keys.
 """
 
 from typing import Final

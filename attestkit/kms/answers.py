@@ -1,8 +1,7 @@
-"""Answers of a KMS in JSON, as values (kms.md, section 1.1); bytes are hex.
+"""Answers of a KMS in JSON, and the checks of the keys in them (kms.md, 1.1, 1.4.3 and 5).
 
-Unknown members are ignored, because newer versions have more. Errors contain no value of an answer.
-
-Keys that a KMS released, and their checks before a guest uses them (kms.md, 1.4.3, 5).
+Bytes are hex. Unknown members are ignored, because newer versions have more. Errors contain no
+value of an answer.
 """
 
 import hmac

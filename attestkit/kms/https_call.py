@@ -1,9 +1,8 @@
-"""One call of a KMS over HTTPS, on a connection of its own (kms.md, sections 1.3 and 1.6).
+"""Calls of a KMS over HTTPS, and the attested certificate of its client (kms.md, 1.3 to 1.6).
 
-The KMS and the network are untrusted: size and time are limited, redirects are not followed, and
-neither the proxies nor the keylog file of the environment are used.
-
-The client's certificate for GetAppKey, by the KMS's temporary CA (kms.md, section 1.4.1, 3).
+The KMS and the network are untrusted: each call has a connection of its own, size and time are
+limited, redirects are not followed, and neither the proxies nor the keylog file of the environment
+are used.
 """
 
 import json

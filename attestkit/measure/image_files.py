@@ -1,6 +1,6 @@
 """Files of an OS image in a folder or in a .tar.gz archive, which is not unpacked to disk.
 
-Reading of tar archives (POSIX ustar, pax and GNU) as a stream, from untrusted bytes.
+Archives (POSIX ustar, pax and GNU) are untrusted, and read as a stream.
 
 Python's `tarfile` reads extended headers of any size into memory, recurses for each of them, and
 takes a damaged header for the end. This reader has limits, and reports damage with its offset.

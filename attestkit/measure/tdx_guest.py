@@ -1,7 +1,4 @@
-"""Expected measurements of a TD under QEMU, from firmware, boot files and the machine's shape.
-
-Inputs of a TD's expected measurements: machine, boot files and ACPI tables.
-"""
+"""Expected measurements of a TD under QEMU, and their inputs: machine, boot files, ACPI tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields

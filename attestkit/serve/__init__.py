@@ -1,4 +1,4 @@
-"""HTTP server of the dstack guest agent API, on unix sockets and TCP, over an Attester.
+"""HTTP servers: the dstack guest agent API over an Attester, a verifier, and a simulated KMS.
 
 `python -m attestkit.serve` is the program; `serve()` does the same for a program that has its own
 Attester. No other part of attestkit needs this package.

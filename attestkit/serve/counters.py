@@ -1,4 +1,4 @@
-"""Counters of the server, which the metrics export.
+"""Counters of the server, and their encoding as metrics.
 
 They are plain numbers in dictionaries: counting a request takes a microsecond, and
 prometheus-client is only loaded for a scrape. A worker process sends them to its supervisor.

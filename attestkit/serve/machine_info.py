@@ -1,4 +1,4 @@
-"""Information about the machine: vendor, operating system, memory, load, disks; not attested.
+"""Information about the machine, not attested: system, memory, load, disks, and GPU telemetry.
 
 psutil and platform are loaded lazily. The telemetry of GPUs is for metrics and GpuInfo
 (guest-agent-v1.md, 7.4 and 7.6).

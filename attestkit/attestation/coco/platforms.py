@@ -1,11 +1,8 @@
-"""A TPM quote in evidence of Confidential Containers, and kinvolk's stored form of it.
+"""JSON of Confidential Containers: Azure's guests, TPMs alone, and the TPM quote in both.
 
-A TPM without hardware evidence in the JSON of Confidential Containers (vtpm.md, section 10).
-
-Azure's guests in the JSON of Confidential Containers (`az-snp-vtpm`, `az-tdx-vtpm`).
-
-Generation 0 has arrays of numbers and no version; generations 1 and 2 have base64url and hex. In
-generation 2, the user data of the HCL report are the report data (vtpm.md, section 6.7).
+Azure's guests (`az-snp-vtpm`, `az-tdx-vtpm`): generation 0 has arrays of numbers and no version;
+generations 1 and 2 have base64url and hex. In generation 2, the user data of the HCL report are the
+report data (vtpm.md, section 6.7). TPMs alone: vtpm.md, section 10.
 """
 
 import hmac

@@ -3,7 +3,7 @@
 The firmware extends a SHA-384 digest page by page: the guest's firmware (OVMF), a page with the
 hashes of kernel, initrd and command line, and the initial VMSA of every virtual CPU.
 
-Initial save area (VMSA) of a virtual CPU of an SEV-SNP guest (AMD64 APM, vol. 2, table B-4).
+The VMSA is the initial save area of a virtual CPU (AMD64 APM, vol. 2, table B-4).
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
-"""The TD HOB: the list of memory ranges that QEMU hands to the firmware of a TD.
+"""What the firmware of a TD measures first: the TD HOB, a list of memory; and UEFI variables.
 
-The firmware measures it into RTMR0, without the block that ends the list (UEFI PI, volume 3).
-
-UEFI variables as firmware measures them (TCG PC Client Platform Firmware Profile, 10.2.6).
+The HOB is measured into RTMR0, without the block that ends the list (UEFI PI, volume 3). UEFI
+variables: TCG PC Client Platform Firmware Profile, 10.2.6.
 """
 
 from collections.abc import Iterable

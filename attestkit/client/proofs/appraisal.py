@@ -1,4 +1,4 @@
-"""From answers and an observed peer to a proof: `Appraiser`, which does no I/O to the server.
+"""From answers and an observed peer to a proof and its end: `Appraiser`, without I/O to the server.
 
 `Require` has the requirements of a proof beside those of the policy for its evidence.
 """

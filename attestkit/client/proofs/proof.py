@@ -223,7 +223,7 @@ class Proof:
     policy: str  # where the accepted programs are named, in words
     not_proven: tuple[str, ...]
     proven_at: datetime
-    valid_until: datetime
+    valid_until: datetime  # renewed after it; at most max_age later, see Appraiser._end
     claims: Claims = field(repr=False)  # of the service, whose evidence was accepted
     bundle: ProofBundle = field(repr=False)
 

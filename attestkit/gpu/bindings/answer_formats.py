@@ -1,12 +1,6 @@
 """Readers of answers of other systems with evidence of GPUs (nvidia-gpu.md, sections 6 and 6.1).
 
-Answers of Phala's vllm-proxy, also RedPill's, NEAR's and Venice's (nvidia-gpu.md, 6.1).
-
-Answers of Chutes, and of RedPill for models of Chutes (nvidia-gpu.md, 6.1).
-
-Additional evidence of Confidential Containers (nvidia-gpu.md, 6 and 6.1).
-
-Evidence of SecretVM: a hash of the TLS key, and the nonce of the GPUs (nvidia-gpu.md, 6).
+Of vllm-proxy (Phala, RedPill, NEAR, Venice), Chutes, Confidential Containers and SecretVM.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 It is called through nvidia-ml-py. Calls, structures and codes: nvidia-gpu.md, section 1.1.
 
-Telemetry of the GPUs of this machine, as their driver reports it; it is not evidence.
+Telemetry is what the driver reports; it is not evidence.
 """
 
 import contextlib

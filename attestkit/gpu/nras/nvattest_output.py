@@ -1,13 +1,9 @@
-"""Reader of the output of NVIDIA's program `nvattest attest` (nvidia-gpu.md, sections 5.4 and 6.1).
+"""Output of `nvattest attest`: its reader, and its appraisal as the boot result of a dstack guest.
 
-The program verifies the GPUs of its own machine, and its tokens have no signature (`alg` none):
-anybody can write such output. It proves something only where a measured guest recorded its hash, as
-dstack does.
-
-Result of the GPUs' verification by a dstack guest at boot (nvidia-gpu.md, section 6.1).
-
-The guest runs NVIDIA's nvattest, whose tokens have no signature, and measures the SHA-256 of its
-output. So it is a statement of the measured guest about itself, as of boot.
+NVIDIA's program verifies the GPUs of its own machine, and its tokens have no signature (`alg`
+none): anybody can write such output. It proves something only where a measured guest recorded its
+hash. A dstack guest runs the program at boot, and measures the SHA-256 of its output: a statement
+of the measured guest about itself, as of boot (nvidia-gpu.md, sections 5.4 and 6.1).
 """
 
 import hmac

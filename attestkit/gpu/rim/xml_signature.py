@@ -1,11 +1,10 @@
-"""XML signature of a reference integrity manifest (RIM), and the canonical form that it covers.
+"""XML signature of a RIM: the canonical form that it covers, its one form, and its verification.
 
-The form is Canonical XML 1.1 without comments, for documents that `document.read_document` accepts.
+The canonical form is Canonical XML 1.1 without comments, for documents that
+`document.read_document` accepts.
 
 Those have no attributes with the prefix `xml`, which 1.0 and 1.1 treat differently. The standard
 library has Canonical XML 2.0 only, which is another format.
-
-XML signature of a reference integrity manifest (RIM): its one form, and its verification.
 
 The signature is enveloped and covers the whole document (nvidia-gpu.md, section 4.3). Everything
 that XML Signature allows beyond this form is rejected: other algorithms and references, objects,

@@ -1,8 +1,6 @@
-"""Client of a local key provider, through the host's API or directly over TCP (kms.md, 7).
+"""Client of a local key provider, by the host's API or TCP: verifies it, derives keys (kms.md, 7).
 
 Host and network are untrusted: sizes and times are limited, and the answer proves itself.
-
-Client of a local key provider: verifies the provider, and derives the keys (kms.md, 7.4).
 """
 
 import contextlib

@@ -1,8 +1,7 @@
-"""The private keys of a simulated KMS, and those that it derives (kms.md, sections 1.7 and 8.2).
-
-Keys that a KMS derives for an app, and its statements about them (key-derivation.md, 4).
+"""Root keys of a simulated KMS, and what they derive and sign for an app (kms.md, 1.7 and 8.2).
 
 Compose hash, image and device do not enter any derivation: an authorized upgrade keeps all keys.
+Source: key-derivation.md, 4.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Properties of dstack's machine on which its ACPI tables depend (QEMU, machine type q35).
+"""What ACPI tables of dstack's machine (q35) depend on: its properties and the version of QEMU.
 
-Versions of QEMU, and the release lines that make the same ACPI tables for the same machine.
+Versions of one release line make the same ACPI tables for the same machine.
 """
 
 import re

@@ -1,14 +1,9 @@
-"""The three fw_cfg files in which QEMU passes ACPI tables to the firmware.
+"""ACPI tables in QEMU's three fw_cfg files, and the loader script when a table's size changes.
 
 `etc/acpi/tables` contains the tables without checksums, and pointers that are offsets within the
-file; `etc/table-loader` is the script by which the firmware places and links them. OVMF measures
-each file as it is read, before it follows the script (QEMU: hw/acpi/bios-linker-loader.c; edk2:
-OvmfPkg/AcpiPlatformDxe).
-
-The loader script of ACPI tables: its commands, and their correction if a table's size changes.
-
-The firmware follows the script to place the files, to turn offsets into addresses, and to compute
-checksums (QEMU: hw/acpi/bios-linker-loader.c).
+file; `etc/table-loader` is the script by which the firmware places and links them, and computes
+checksums. OVMF measures each file as it is read, before it follows the script (QEMU:
+hw/acpi/bios-linker-loader.c; edk2: OvmfPkg/AcpiPlatformDxe).
 """
 
 import os

@@ -1,15 +1,13 @@
-"""ACPI tables of QEMU 8.2 and 9.2, derived from those of QEMU 10.0 of the same machine.
+"""ACPI tables derived from others: QEMU 8.2 and 9.2 from 10.0, and with edge-triggered interrupts.
 
 Between these lines two methods of the DSDT differ: CSCN, which scans vCPUs, and in 8.2 also PDSM,
 which names PCI devices. The older methods are taken from the measured tables that ship with the
 package. The result equals all measured tables of these lines, of machines with 2 to 64 vCPUs and up
 to 12 root ports. It was compared with no other machine, so it is not called exact.
 
-ACPI tables with edge-triggered interrupts, as QEMU's TDX branches before 9.2 made them for TDs.
-
-Those branches could not deliver level-triggered interrupts to a TD, so their tables declare all
-legacy interrupts as edge-triggered. Apart from that the tables are those of the upstream release,
-so they are derived from it; the result equals registers that hardware signed.
+QEMU's TDX branches before 9.2 could not deliver level-triggered interrupts to a TD, so their tables
+declare all legacy interrupts as edge-triggered. Apart from that the tables are those of the
+upstream release, so they are derived from it; the result equals registers that hardware signed.
 """
 
 import re

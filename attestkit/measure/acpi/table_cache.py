@@ -1,11 +1,9 @@
-"""Cache of ACPI tables that a QEMU made, in a folder of the user.
+"""ACPI tables in the package and in a user's cache: their encoding, lookup and storage.
 
-The folder is accessible to its owner only: another writer could replace expected values. The first
-line of a file is the SHA-256 of the rest, which is an entry (see below), compressed with
-zlib. Its name has a digest of machine and line, and that of the QEMU. A malformed file, or one of
-another machine, is ignored and overwritten.
-
-Encoding of ACPI tables with the machine that they are of, for the package's data and the cache.
+The folder of the cache is accessible to its owner only: another writer could replace expected
+values. The first line of a file is the SHA-256 of the rest, which is an entry (see below),
+compressed with zlib. Its name has a digest of machine and line, and that of the QEMU. A malformed
+file, or one of another machine, is ignored and overwritten.
 
 An entry is a line of ASCII text, then the loader script, the RSDP and the tables, the first and the
 last without their trailing zeros. The line has the format's name and version, QEMU's version, and

@@ -1,7 +1,4 @@
-"""The cause of the first difference of a register, by the kind of difference and the event.
-
-Causes of changed events of RTMR1 and RTMR2: kernel, command line, initrd.
-"""
+"""The cause of a register's first difference; here that of kernel, command line and initrd."""
 
 import re
 from collections.abc import Iterator

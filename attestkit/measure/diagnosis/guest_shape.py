@@ -3,8 +3,6 @@
 A digest is found by trying all values on which its data depend, so what is found is certain: 384
 bits agree.
 
-Search of a machine's shape by the digests of its ACPI tables.
-
 The RSDP contains one number, where the RSDT is. The loader script depends on the tables' lengths
 only, and these on few numbers, so both can be found from their digests by trying all values.
 """

@@ -1,12 +1,11 @@
-"""The TDX metadata of a firmware image: sections that the VMM loads, adds and measures.
+"""TDX metadata of a firmware image, and the MRTD of the memory that it describes.
 
 Intel TDX Virtual Firmware Design Guide, "TDVF descriptor", with the checks of QEMU and some more:
 an image that passes has the layout from which MRTD and RTMR0 can be computed.
 
-MRTD: the measurement of a TD's initial memory (Intel TDX Module Base Architecture, 12.1).
-
 The TDX module hashes a record for each page that the VMM adds, and for each 256 bytes of a page
-that it extends the measurement with. The order is that of the VMM's calls.
+that it extends the measurement with. The order is that of the VMM's calls (Intel TDX Module Base
+Architecture, 12.1).
 """
 
 import hashlib

@@ -1,11 +1,9 @@
-"""The parts of a firmware image on which the measurements of a TD depend.
+"""The parts of a firmware image on which a TD's measurements depend: events, variables, metadata.
 
-Which events a firmware measures: read from its code, not guessed from a version.
+Which events a firmware measures is read from its code, not guessed from a version.
 
 Releases of edk2 differ in the events of RTMR0 and in the load options of the kernel. Each feature
 has a file or a text in the image. Releases are written as YYYYMM.
-
-UEFI variables in a firmware's volume of variables, such as the keys of secure boot.
 """
 
 import struct

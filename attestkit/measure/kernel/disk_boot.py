@@ -1,9 +1,8 @@
-"""Events of a boot from a disk: RTMR1 as a whole, and of GRUB single events of RTMR2.
+"""Events of a boot from a disk: RTMR1 with the partition table, and of GRUB single ones of RTMR2.
 
 The commands that GRUB runs depend on its environment block, on branches and on time-outs of its
-menu, so RTMR2 cannot be predicted; single events in a log can be compared.
-
-The event of the partition table of a disk (UEFI specification, 5.3; TCG PFP, UEFI_GPT_DATA).
+menu, so RTMR2 cannot be predicted; single events in a log can be compared. Partition table: UEFI
+specification, 5.3; TCG PFP, UEFI_GPT_DATA.
 """
 
 import struct

@@ -1,7 +1,4 @@
-"""Events of every kind of boot: of the firmware, of the EFI stub of Linux, and of a shim.
-
-Load options that firmware and boot loaders give the kernel: its command line in UTF-16.
-"""
+"""Events and load options of every kind of boot: of the firmware, Linux's EFI stub, and a shim."""
 
 from typing import Final
 

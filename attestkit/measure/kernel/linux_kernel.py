@@ -1,10 +1,8 @@
-"""The Linux kernel that a guest's firmware measures: the file, or the file as QEMU changes it.
+"""The Linux kernel as firmware measures it, and the events of RTMR1 and RTMR2 of its direct boot.
 
 For a kernel given with `-kernel`, QEMU fills in the setup header (Linux, "The Linux/x86 Boot
 Protocol") as a boot loader of a BIOS does. Firmware that reads the kernel's parts from fw_cfg
 measures the changed header.
-
-Events of RTMR1 and RTMR2 of a kernel that QEMU's `-kernel` boots.
 """
 
 import re

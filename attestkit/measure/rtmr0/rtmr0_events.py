@@ -1,9 +1,4 @@
-"""The events of RTMR0: measurements by the firmware of a TD, up to the boot loader.
-
-The TD HOB of a firmware's metadata: RAM, and the parts of it that the firmware accepts.
-
-Items of QEMU's fw_cfg device that firmware from edk2-stable202505 on measures.
-"""
+"""The events of RTMR0 in their order, from the TD HOB and fw_cfg items to the boot options."""
 
 import re
 import struct
@@ -57,7 +52,8 @@ DIRECT_BOOT_ORDER: Final = b"/rom@genroms/linuxboot_dma.bin\0"
 """File `bootorder` of a q35 machine with `-kernel`."""
 
 _MAX_SIZE: Final = 1 << 16
-# Names in the order in which they are measured, and sizes; an item of another size is not measured.
+# Names in the order in which firmware from edk2-stable202505 on measures them, and sizes; an item
+# of another size is not measured.
 _MEASURED: Final = (
     ("etc/extra-pci-roots", 8),
     ("BootMenu", 2),

@@ -1,8 +1,6 @@
-"""Launch digest of an SEV-SNP guest: pages of the firmware, of its metadata, and save areas.
+"""Launch digest of an SEV-SNP guest: pages of firmware and metadata, and the vCPUs' save areas.
 
 SEV Secure Nested Paging Firmware ABI, 8.17.2. VMMs differ in page types, order and registers.
-
-Virtual CPUs of SEV-SNP guests: types, and initial state by VMM.
 """
 
 from collections.abc import Iterator

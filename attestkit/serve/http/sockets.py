@@ -1,4 +1,4 @@
-"""Folders, lock, and listening sockets of the server: unix, TCP, and vsock for the host (vsock(7)).
+"""Listening sockets (unix, TCP, vsock), and the folder, lock and trust anchor beside them.
 
 A unix socket gets its mode and group after bind() and before listen(). Until then connect() fails,
 so that the socket is never open to other users than intended.

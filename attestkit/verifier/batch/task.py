@@ -1,6 +1,6 @@
 """Tasks of batch verification, as sent to workers by `scheduler`, and the reading of their items.
 
-Reading of items, in a thread if the input may block, while earlier outcomes are yielded.
+Items are read in a thread if the input may block, while earlier outcomes are yielded.
 """
 
 import pickle

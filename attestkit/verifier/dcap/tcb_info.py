@@ -1,11 +1,6 @@
-"""TCB info (version 3) and QE identity (version 2): decoding of what Intel signs about platforms.
+"""What Intel signs about platforms: TCB info (version 3), QE identity (version 2); the QE check.
 
-dcap-verification.md, section 5; Intel's PCS documentation, "Get TDX TCB Info".
-
-QE identity (version 2): decoding, and its comparison with a QE report.
-
-dcap-verification.md, sections 6 and 8.1; Intel's PCS documentation, "Get TDX Quoting Enclave
-Identity".
+dcap-verification.md, sections 5, 6 and 8.1; Intel's PCS documentation.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Claims of an EAR: the trustworthiness vector of AR4SI, and claim names and CBOR labels.
+"""Claims of an EAR: trustworthiness vectors of the platform and of GPUs; names and CBOR labels.
 
 | claim | 2 or 3, affirming | 32, warning | 96 or more, contraindicated |
 |---|---|---|---|
@@ -20,7 +20,7 @@ all others depend on it.
 No member is about freshness. The status of evidence that is not bound to a nonce is therefore at
 most `warning`, whatever the vector has; draft-ietf-rats-ear allows a status worse than the vector.
 
-Submodules of an EAR about GPUs and switches: their trustworthiness vectors.
+GPUs and switches, in submodules:
 
 | claim | value |
 |---|---|

@@ -1,14 +1,12 @@
-"""Signed tokens of an EAR, and their keys: Ed25519 for EdDSA, P-256 for ES256.
+"""Signed tokens of an EAR (compact JWS and COSE_Sign1), and their keys: Ed25519 and P-256.
 
 Public keys are published as JWKs (RFC 7517; RFC 8037 for Ed25519). The `kid` is the key's
 thumbprint: of RFC 7638 in a JWT, of RFC 9679 in COSE.
 
-Signed tokens of an EAR: compact JWS (RFC 7515) and COSE_Sign1 (RFC 9052).
-
-Decoding avoids known weaknesses of signed formats. The key determines the algorithm, and the header
-must name it. Only alg, kid and typ are accepted as header parameters: no `crit`, no keys or key
-URLs, and no unprotected parameters in COSE. Only the canonical encoding is accepted, so that tokens
-are not malleable.
+Decoding avoids known weaknesses of signed formats (RFC 7515, RFC 9052). The key determines the
+algorithm, and the header must name it. Only alg, kid and typ are accepted as header parameters: no
+`crit`, no keys or key URLs, and no unprotected parameters in COSE. Only the canonical encoding is
+accepted, so that tokens are not malleable.
 """
 
 import hmac

@@ -1,9 +1,7 @@
-"""Verification steps between signatures and policy: report data, event log and app identity.
+"""Checks between signatures and policy: report data, event log, app identity, TPM beside hardware.
 
 Each step takes evidence whose signatures are valid. It returns the verified values and a
 VerificationStep, or raises an exception.
-
-Whether hardware evidence commits to the key of a TPM beside it, by its report data.
 
 The quote of Google's TPM is over the hardware's evidence, but nothing in that evidence names the
 TPM: without more, both could be of different VMs (vtpm.md, section 7.4). attestkit's attester

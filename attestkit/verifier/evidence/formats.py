@@ -9,8 +9,6 @@ GPUs, if the evidence does not enclose it) and `gpu_endorsements` (the object of
 `GpuEndorsements.to_json`). The file is not authenticated: evidence, collateral, certificates and
 lists have their own signatures, and the relying party chooses the expected report data and the time
 of the verification: now, unless it asks for the time of the bundle.
-
-Forms of evidence that a verifier accepts: objects, and bytes recognised by content.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Appraisal policy: the relying party's rules for evidence whose signatures hold (RFC 9334).
+"""Appraisal policy (RFC 9334): a relying party's rules, and presets strict, default, development.
 
 | `TcbStatus`                              | strict | default | development |
 |------------------------------------------|--------|---------|-------------|

@@ -1,6 +1,6 @@
 """Reference values of registers in an appraisal policy, and what they say of the ACPI tables.
 
-ACPI tables: written by the host, and executed by the guest's kernel.
+The host writes the ACPI tables, and the guest's kernel executes them.
 
 `os_image_hash` covers firmware, kernel and file system, not the ACPI tables. For a TD, the expected
 RTMR0 is computed with the table digests of the event log (attestation-format.md, section 12.2), so

@@ -1,11 +1,9 @@
-"""CRLs for the certificates of TPM keys (RFC 5280, 5).
+"""CRLs of TPM keys' certificates, and the URLs of CRLs and issuers in them (RFC 5280, 5).
 
 A CRL counts only if the issuer of a certificate signed it. A certificate without a CRL of its
 issuer has an unknown status, which the caller reports.
 
-URLs in certificates: of the issuer's certificate, and of the issuer's CRL.
-
-The certificates are not verified when these are read, so the caller limits what it fetches.
+The certificates are not verified when the URLs are read, so the caller limits what it fetches.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Certificates of simulated clouds, and keys derived from a seed.
+"""Certificates of simulated clouds, and keys of clouds and of a KMS derived from a seed.
 
 A verifier has one trust anchor, so the certificates of Google's, AWS's and Azure's TPMs are issued
 under the simulated root of Intel or AMD; without such hardware there is a root of its own

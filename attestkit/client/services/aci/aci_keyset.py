@@ -1,7 +1,7 @@
-"""Workload keyset of Attested Confidential Inference: a service's keys, which its evidence hashes.
+"""Keyset of an ACI service, which its evidence hashes, and the receipts that its keys sign.
 
-A receipt is a signed log of one request: hashes of the bytes that came in, went on and went out,
-and whether the machine behind a gateway was verified.
+ACI is Attested Confidential Inference. A receipt is a signed log of one request: hashes of the
+bytes that came in, went on and went out, and whether the machine behind a gateway was verified.
 
 Source: attested-client.md, 2.5.
 """

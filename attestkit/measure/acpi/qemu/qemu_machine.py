@@ -1,6 +1,6 @@
-"""Data that QEMU shows a guest's firmware, read from a stopped QEMU.
+"""Data that a stopped QEMU shows a guest's firmware, read from its fw_cfg device by DMA.
 
-Reader of QEMU's firmware configuration device by DMA (docs/specs/fw_cfg.rst).
+docs/specs/fw_cfg.rst of QEMU.
 """
 
 import hashlib

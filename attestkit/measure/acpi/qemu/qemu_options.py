@@ -1,6 +1,4 @@
-"""Syntax of QEMU's command line: words, and lists of properties.
-
-Devices that take the place of those of a user's QEMU command line, and need nothing of the host.
+"""QEMU's command line: its syntax, and stand-ins for a user's devices that need the host.
 
 For the ACPI tables the place of a device counts, not its kind; bridges, displays and some devices
 of the ISA bus are exceptions. A boot index is in fw_cfg with the kind of the device.
