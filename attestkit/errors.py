@@ -242,7 +242,7 @@ class JournalError(AttestKitError):
     """The runtime event log on disk is unusable or does not match the register.
 
     For the reason `mismatch`, `expected` is the value that the log replays to and `actual` the
-    value of RTMR3; otherwise both are empty.
+    value of the register: RTMR3, or the PCR of events; otherwise both are empty.
     """
 
     reason: ReasonOf[JournalReason] = ReasonOf[JournalReason]()

@@ -17,7 +17,6 @@ from attestkit.measure.firmware.bios_strings import find_bios_strings
 from attestkit.measure.firmware.firmware_volumes import FirmwareContents, read_contents
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware, read_variables
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
 from attestkit.measure.rtmr0.boot_options import (
     BootOption,
     encode_load_option,
@@ -25,6 +24,7 @@ from attestkit.measure.rtmr0.boot_options import (
     parse_boot_option,
     virtio_disk_option,
 )
+from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems, expected_rtmr0
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.measure.firmware_images import (

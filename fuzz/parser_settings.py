@@ -12,7 +12,7 @@ from typing import Final
 
 from attestkit._crypto.aead import aes_gcm_encrypt
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
-from attestkit.backends.linux.kernel import KernelRelease
+from attestkit.backends.linux.kernel_paths import KernelRelease
 from attestkit.backends.recording.recorded_protocols import host_from_json
 from attestkit.backends.recording.recording_file import RecordingFile, parse_recording
 from attestkit.backends.simulator import simulated_roots

@@ -126,8 +126,8 @@ class HclReport(NamedTuple):
         """Parse a report, which may be zero-padded to the size of its NV index.
 
         Raises:
-            FormatError: If the report is malformed, of another type than SEV-SNP or TDX, or its
-                runtime data are.
+            FormatError: If the report or its runtime data are malformed, or it is of another type
+                than SEV-SNP or TDX.
             UsageError: If `data` is not `bytes`.
         """
         require_bytes("HCL report", data)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from attestkit._sanitize import one_line
-from attestkit.backends.linux import kernel
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux import kernel_paths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def find_agent_endpoint() -> tuple[str, bool]:
     """
     if named := os.environ.get("DSTACK_SIMULATOR_ENDPOINT"):
         return named, True
-    for path in kernel.AGENT_SOCKETS:
+    for path in kernel_paths.AGENT_SOCKETS:
         try:
             Path(path).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -134,7 +134,7 @@ def find_agent_endpoint() -> tuple[str, bool]:
             pass  # it may exist; the connection will report the error
         return path, False
     raise BackendUnavailableError(
-        f"guest agent: no socket found at {', '.join(kernel.AGENT_SOCKETS)}; set "
+        f"guest agent: no socket found at {', '.join(kernel_paths.AGENT_SOCKETS)}; set "
         "$DSTACK_SIMULATOR_ENDPOINT, or mount the host's socket into the container",
         reason="missing",
     )

@@ -250,7 +250,7 @@ class BootHost(Protocol):
         ...
 
     def keep_keys(self, keys: AppKeys) -> None:
-        """Keep the keys durably, where the host has a place for it.
+        """Write the keys to the host's key file; do nothing if it has none.
 
         Raises:
             ConfigError: If the key file cannot be written.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from attestkit import backends
 from attestkit.backends.base import SnpEvidence
 from attestkit.backends.linux.device_errors import no_quote, unavailable
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.snp import ReportOptions, check_report_size, report_options
 from attestkit.backends.tdx.rtmr import TdGuest
 from attestkit.backends.tsm.configfs_files import TsmSystem

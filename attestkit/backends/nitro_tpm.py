@@ -21,7 +21,7 @@ from attestkit.attestation.wire.evidence_parts import NitroTpm
 from attestkit.backends.base import check_bytes
 from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.linux.guest_logs import GuestJournal
-from attestkit.backends.linux.kernel import KernelPaths, require_cloud
+from attestkit.backends.linux.kernel_paths import KernelPaths, require_cloud
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
 from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.hmac_session import RandomBytes, SessionCommand, hmac_session

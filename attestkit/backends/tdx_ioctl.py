@@ -30,7 +30,7 @@ from typing import Final, NamedTuple
 
 from attestkit.backends import find_kernel_paths
 from attestkit.backends.linux.device_errors import Meaning, busy, failed, no_quote, unavailable
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, address_of, ior, iowr
 from attestkit.backends.tdx.device import MEANINGS, Command, TdxDevice
 from attestkit.backends.tdx.qgs import (

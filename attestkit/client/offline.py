@@ -104,9 +104,17 @@ def _origin(bundle: ProofBundle) -> Origin:
 
 
 def _check_complete(bundle: ProofBundle, service: Service) -> None:
-    """Check that a bundle has what a client of the service has; FormatError if not."""
+    """Check that a bundle has what a client of the service has.
+
+    Raises:
+        FormatError: If not.
+        UsageError: If the bundle is of another service.
+    """
     if service.name != bundle.service:
-        message = f"service: {service.name}, and the bundle is of {shown(bundle.service)}"
+        other = shown(bundle.service)
+        message = (
+            f"service: {service.name} was given, but the bundle is of {other}; give that service"
+        )
         raise UsageError(message, reason="conflict")
     if (bundle.certificate is None) != (service.where == "apart"):
         message = "proof bundle: certificate: must be null for services that are asked apart only"

@@ -11,7 +11,7 @@ from errno import EFAULT, EPERM
 from typing import Final
 
 from attestkit._sanitize import shown
-from attestkit.backends.linux.kernel import KernelRelease
+from attestkit.backends.linux.kernel_paths import KernelRelease
 from attestkit.errors import UsageError
 
 _TEXT: Final = re.compile(r"\d{1,3}\.\d{1,3}(\.\d{1,5})?", re.ASCII)

@@ -21,7 +21,7 @@ from attestkit import errors
 from attestkit._system.process_hardening import open_standard_streams
 from attestkit._system.untrusted_files import path_exists
 from attestkit.backends.linux.device_errors import failed, unavailable
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.emulator import namespaces
 from attestkit.emulator.fuse_mount import DEVICE, load_fuse
 

@@ -143,6 +143,12 @@ class ImaLog(NamedTuple):
         The kernel may extend the PCR between the quote and the reading of the log, so records may
         follow (vtpm.md, section 5).
 
+        Args:
+            bank: As for `replay`.
+            value: The quoted value of the PCR.
+            pcr: As for `replay`.
+            start: As for `replay`.
+
         Returns:
             None if no prefix replays to the value.
 

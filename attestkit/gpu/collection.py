@@ -67,7 +67,9 @@ def collect(nonce: bytes, *, switches: bool | None = None) -> GpuEvidence:
 def collect_with_state(
     nonce: bytes, *, switches: bool | None = None, time_limit: float = TIME_LIMIT
 ) -> GpuCollection:
-    """Return evidence of all GPUs, and the state of their driver.
+    """Return evidence of all GPUs, and what their driver reports.
+
+    DevTools mode is listed in `warnings` of the result, and issues no Python warning.
 
     Args:
         nonce: As for `collect`.

@@ -182,7 +182,10 @@ class AppKeys(Secret):
 
     @classmethod
     def generate(cls, random: Callable[[int], bytes] = os.urandom) -> "AppKeys":
-        """Derive all keys from a random seed; `random` returns the given number of bytes."""
+        """Return the keys of a random seed, as `from_seed`.
+
+        `random` returns the given number of bytes.
+        """
         return cls.from_seed(random(32))
 
     @property

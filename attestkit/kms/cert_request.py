@@ -27,7 +27,11 @@ _SPKI_HEAD: Final = 27
 
 
 class CertRequest(NamedTuple):
-    """A certificate request; the fields that version 1 lacks have their defaults."""
+    """A certificate request.
+
+    Version 1 has `quote` and `event_log`, version 2 `evidence`; fields that a version lacks have
+    their defaults.
+    """
 
     pubkey: bytes  # SubjectPublicKeyInfo in DER
     subject: str  # common name

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from attestkit.measure.image_folder import DstackImage, read_dstack_image
     from attestkit.measure.kernel.disk_boot import BootImage
     from attestkit.measure.machine_shape import MachineShape
-    from attestkit.measure.rtmr0.boot_events import FwCfgItems
     from attestkit.measure.rtmr0.boot_options import virtio_disk_option
+    from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems
     from attestkit.measure.snp_guest import snp
     from attestkit.measure.tdx_guest import tdx
 
@@ -65,7 +65,7 @@ if not TYPE_CHECKING:
             "image_folder": ["DstackImage", "read_dstack_image"],
             "kernel.disk_boot": ["BootImage"],
             "machine_shape": ["MachineShape"],
-            "rtmr0.boot_events": ["FwCfgItems"],
+            "rtmr0.rtmr0_events": ["FwCfgItems"],
             "rtmr0.boot_options": ["virtio_disk_option"],
             "snp_guest": ["snp"],
             "tdx_guest": ["tdx"],

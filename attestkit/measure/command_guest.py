@@ -8,7 +8,7 @@ from attestkit.attestation.launch.tdx import is_two_pass
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure import acpi
 from attestkit.measure.expected import ExpectedMeasurements
-from attestkit.measure.rtmr0.boot_events import DIRECT_BOOT_ORDER, FwCfgItems
+from attestkit.measure.rtmr0.rtmr0_events import DIRECT_BOOT_ORDER, FwCfgItems
 from attestkit.measure.rtmr0.smbios import set_processor_id
 from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, measure_tdx
 

@@ -19,7 +19,7 @@ from attestkit.measure.acpi.table_sources import FoundTables
 from attestkit.measure.expected import ExpectedMeasurements
 from attestkit.measure.image_folder import DstackImage, read_dstack_image
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.boot_events import AcpiBlobs
+from attestkit.measure.rtmr0.rtmr0_events import AcpiBlobs
 from attestkit.measure.rtmr0.smbios import set_processor_id
 from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, given_tables, measure_tdx
 

@@ -253,7 +253,8 @@ class ExpectedMeasurements:
         """
         bases, references = self.bases, self.reference_values()
         if not any(references.values()):
-            raise UsageError("expected: no value can be computed", reason="missing")
+            message = "expected measurements: no value can be computed from these inputs"
+            raise UsageError(f"{message}; see not_proven for what is missing", reason="missing")
         two = not self.page_order_known
         values = [
             PinnedValue(

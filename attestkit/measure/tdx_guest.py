@@ -23,10 +23,10 @@ from attestkit.measure.expected import (
 from attestkit.measure.firmware.tdvf import PageOrder, compute_mrtds
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.kernel import disk_boot, linux_kernel
-from attestkit.measure.kernel.boot_events import direct_boot_options, shim_variable_events
+from attestkit.measure.kernel.kernel_events import direct_boot_options, shim_variable_events
 from attestkit.measure.kernel.unified_kernel_image import UnifiedKernelImage
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.boot_events import AcpiBlobs, FwCfgItems, expected_rtmr0
+from attestkit.measure.rtmr0.rtmr0_events import AcpiBlobs, FwCfgItems, expected_rtmr0
 from attestkit.measure.rtmr0.smbios import needs_bios_strings, publish_smbios
 
 GivenTables: TypeAlias = AcpiBlobs | FoundTables

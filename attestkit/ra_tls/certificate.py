@@ -260,7 +260,7 @@ def _report_data(evidence: Attestation) -> list[bytes]:
     found = [evidence.report_data]
     if isinstance(platform := evidence.evidence.platform, (AzureSnp, AzureTdx)):
         # The paravisor's report is over the TPM's key; the TPM's quote is over the report data.
-        from attestkit.attestation.coco.quote_fields import report_data_of  # lazy: only for Azure
+        from attestkit.attestation.coco.platforms import report_data_of  # lazy: only for Azure
 
         return [*found, report_data_of(platform.vtpm_quote)]
     if (quote := evidence.quote) is not None:

@@ -1,8 +1,8 @@
 """Test support: simulated TEEs for code that uses attestkit, and a contract test for backends.
 
-pytest provides the fixtures `tee`, `tee_session`, `tee_factory` and `attested_server`; other
-programs use `SimulatedTee` and `AttestedServer` as context managers. Packages with their own
-backend subclass `BackendContract`. The modules are loaded on first use.
+pytest provides the fixtures `tee`, `tee_session`, `tee_factory`, `attested_server`, `kms` and
+`kms_factory`; other programs use `SimulatedTee` and `AttestedServer` as context managers. Packages
+with their own backend subclass `BackendContract`. The modules are loaded on first use.
 """
 
 from typing import TYPE_CHECKING

@@ -92,7 +92,9 @@ class BackendContract:
             if isinstance(backend, EvidenceCollector):
                 with suppress(UnsupportedError):
                     backend.get_quote(_REPORT_DATA)
-                    raise AssertionError("a quote without the other parts of the evidence")
+                    raise AssertionError(
+                        "get_quote: an EvidenceCollector must raise UnsupportedError"
+                    )
                 return
             for report_data in (bytes(64), _REPORT_DATA):
                 raw = backend.get_quote(report_data)

@@ -243,7 +243,7 @@ DATA_PATHS: Final[dict[str, DataPath]] = {
             ),
             Step(
                 "tables and variables",
-                "attestkit.measure.rtmr0.boot_events:expected_rtmr0",
+                "attestkit.measure.rtmr0.rtmr0_events:expected_rtmr0",
                 "RTMR0",
                 "ACPI tables, from\nQEMU or evidence",
             ),

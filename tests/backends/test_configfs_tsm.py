@@ -9,7 +9,7 @@ import pytest
 from attestkit import backends
 from attestkit.backends.base import Backend, RegisterExtender, SnpEvidence, SnpReporter
 from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx, ConfigfsTsm
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tsm.report import TsmResponse
 from attestkit.errors import (
     BackendBusyError,

@@ -8,7 +8,7 @@ import pytest
 
 from attestkit import _native, backends
 from attestkit.__main__ import main
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
 from attestkit.factory import open as open_attester

@@ -11,7 +11,7 @@ import pytest
 
 from attestkit.backends import load
 from attestkit.backends.base import Backend, RegisterExtender
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import (
     BackendError,

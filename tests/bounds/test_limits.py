@@ -19,7 +19,7 @@ from attestkit.attestation import MAX_SIZE, Attestation
 from attestkit.attestation.launch import mr_config, vm_config
 from attestkit.attestation.wire import agent_response
 from attestkit.backends.linux import guest_logs as ccel
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.recording import recording_file
 from attestkit.backends.simulator.soft_td import StateFolder
 from attestkit.collateral import Collateral, cache

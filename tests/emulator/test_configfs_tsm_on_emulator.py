@@ -15,7 +15,7 @@ import attestkit
 from attestkit.attestation.snp import SnpCertificates
 from attestkit.attester import Attester
 from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTsm
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.dstack.host_shared_folder import HostShared
 from attestkit.errors import (
     BackendError,

@@ -9,7 +9,7 @@ from attestkit.measure import MachineShape, dstack_image, tdx
 from attestkit.measure.acpi import find_tables
 from attestkit.measure.expected import ExpectedMeasurements
 from attestkit.measure.image_folder import DstackImage
-from attestkit.measure.rtmr0.boot_events import AcpiBlobs
+from attestkit.measure.rtmr0.rtmr0_events import AcpiBlobs
 from tests.measure.rows import VECTORS, Row, firmware_image, firmware_row, rows
 from tests.vectors import SHARED, needs_shared
 

@@ -11,8 +11,8 @@ from attestkit.measure.acpi import find_tables
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware.bios_strings import BiosStrings
 from attestkit.measure.kernel.disk_boot import BootImage
-from attestkit.measure.rtmr0.boot_events import FwCfgItems
 from attestkit.measure.rtmr0.boot_options import virtio_disk_option
+from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
 from tests.bounds.counting import peak
 from tests.measure.firmware_images import (

@@ -24,7 +24,7 @@ from attestkit.measure.kernel.linux_kernel import (
     direct_boot_events,
     patch_setup_header,
 )
-from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
+from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems, expected_rtmr0
 from tests.measure.firmware_images import LAYOUT_202502
 from tests.measure.rows import VECTORS, Row, firmware_row
 from tests.measure.test_guests import boot_files, tables_of

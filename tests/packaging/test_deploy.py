@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings, decide_verifier

@@ -1,6 +1,6 @@
 """Evidence as Confidential Containers' attesters write it: JSON of guests with a TPM.
 
-`quote_fields` has the TPM quote, the members of Azure's guests around it, and those of a TPM
+`platforms` has the TPM quote, the members of Azure's guests around it, and those of a TPM
 without hardware evidence.
 """
 
@@ -8,8 +8,8 @@ import json
 from typing import Final
 
 from attestkit._formats.strict_json import read_object
-from attestkit.attestation.coco import quote_fields
-from attestkit.attestation.coco.quote_fields import read_bincode_quote
+from attestkit.attestation.coco import platforms
+from attestkit.attestation.coco.platforms import read_bincode_quote
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Evidence, Tpm
 from attestkit.errors import FormatError, UsageError
 
@@ -31,7 +31,7 @@ def decode_evidence(data: bytes) -> Evidence:
         message = f"CoCo evidence: {len(data)} bytes, more than {MAX_SIZE}"
         raise FormatError(message, reason="too_large")
     fields = read_object(data, "CoCo evidence")
-    read = quote_fields.read_generic_tpm if "ak_public" in fields else quote_fields.read_azure
+    read = platforms.read_generic_tpm if "ak_public" in fields else platforms.read_azure
     try:
         return read(fields)
     except FormatError as error:
@@ -53,9 +53,9 @@ def encode_evidence(evidence: Evidence) -> bytes:
         message = "encoding coco: it has no runtime events and no configuration; use cbor"
         raise UsageError(message, reason="not_applicable")
     if isinstance(platform, (AzureSnp, AzureTdx)):
-        fields = quote_fields.build_azure(platform, stack.report_data)
+        fields = platforms.build_azure(platform, stack.report_data)
     elif isinstance(platform, Tpm):
-        fields = quote_fields.build_generic_tpm(platform)
+        fields = platforms.build_generic_tpm(platform)
     else:
         message = "encoding coco: it is for Azure's guests and generic TPMs only; use cbor"
         raise UsageError(message, reason="not_applicable")

@@ -14,6 +14,7 @@ from typing import Any
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.cbor import Value, read_value
+from attestkit._reasons import VerificationReason
 from attestkit._sanitize import shown
 from attestkit.attestation import gcp
 from attestkit.attestation.launch import snp, tdx
@@ -103,14 +104,22 @@ def _check_snp(platform: parts.SevSnp, config: VmConfig) -> bytes:
     expected = expected_snp_measurement(config)
     report = SnpReport.parse(platform.report)
     if report.measurement != expected:
-        raise VerificationError("amd sev-snp measurement mismatch", reason="os_image")
+        raise _snp_mismatch("launch measurement", expected, report.measurement, "os_image")
     document = platform.mr_config or config.find("mr_config")
     if not isinstance(document, str):
         raise FormatError("mr_config: missing", reason="missing")
-    if not hmac.compare_digest(report.host_data, host_data(document)):
-        raise VerificationError("amd sev-snp host_data mismatch", reason="mr_config")
+    expected_data = host_data(document)
+    if not hmac.compare_digest(report.host_data, expected_data):
+        raise _snp_mismatch("host_data", expected_data, report.host_data, "mr_config")
     MrConfig.parse(document).check_lengths()
     return strict_json.from_hex(config.find("os_image_hash"), "os_image_hash", 32)
+
+
+def _snp_mismatch(
+    what: str, expected: bytes, actual: bytes, reason: VerificationReason
+) -> VerificationError:
+    values = f"expected={expected.hex()}, actual={actual.hex()}"
+    return VerificationError(f"SEV-SNP: {what} mismatch: {values}", reason=reason)
 
 
 def _check_nitro_enclave(platform: parts.NitroEnclave, config: VmConfig) -> bytes:

@@ -17,7 +17,7 @@ from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
 from attestkit.backends.azure.imds import IMDS_ADDRESS, ImdsClient
 from attestkit.backends.base import check_bytes
 from attestkit.backends.linux.device_errors import failed, unavailable
-from attestkit.backends.linux.kernel import KernelPaths, require_cloud
+from attestkit.backends.linux.kernel_paths import KernelPaths, require_cloud
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.quote_reader import (

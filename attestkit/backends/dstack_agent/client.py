@@ -325,7 +325,8 @@ class AgentClient:
             text = f"{self._name}: no method {method}: {releases}"
             return UnsupportedError(text, reason="feature")
         if status == 403:  # nothing was run
-            text = f"{self._name}: {method}: refused: {message or 'status 403'}"
+            rule = f"refused by the agent's access rules: {message or 'status 403'}"
+            text = f"{self._name}: {method}: {rule}"
             return UnsupportedError(text, reason="feature")
         problem = f"request failed: {message or f'status {status}'}"
         text = f"{self._name}: {method}: {problem}"

@@ -27,7 +27,7 @@ from attestkit.backends.gcp.event_logs import (
     read_firmware_log,
 )
 from attestkit.backends.linux.device_errors import failed, unavailable
-from attestkit.backends.linux.kernel import KernelPaths, require_cloud
+from attestkit.backends.linux.kernel_paths import KernelPaths, require_cloud
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
 from attestkit.backends.tpm.quote_reader import TpmLogs, collect_quote, read_ima_log
 from attestkit.backends.tpm.tpm_device import find_tpm_device, open_tpm

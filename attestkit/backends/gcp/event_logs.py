@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.wire.evidence_parts import TpmEventDigest
 from attestkit.backends.linux.device_errors import access_error, failed, unavailable
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
 from attestkit.backends.tpm.quote_reader import LARGEST_LOG
 from attestkit.errors import AttestKitError, FormatError, JournalError

@@ -19,7 +19,7 @@ from attestkit.backends.linux.device_errors import (
     failed,
     unavailable,
 )
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
 from attestkit.errors import BackendError, UsageError
 from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog

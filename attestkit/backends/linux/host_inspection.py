@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from attestkit import _native
-from attestkit.backends.linux import kernel
-from attestkit.backends.linux.kernel import KernelPaths, KernelRelease, detect_cloud
+from attestkit.backends.linux import kernel_paths
+from attestkit.backends.linux.kernel_paths import KernelPaths, KernelRelease, detect_cloud
 
 Cpuid = Callable[[int, int], tuple[int, int, int, int] | None]
 
@@ -376,7 +376,7 @@ def _agent_sockets(root: Path) -> list[Path]:
     """Return the agent sockets below `root`; without /var/run, a link that may leave `root`."""
     return [
         root / path.lstrip("/")
-        for path in kernel.AGENT_SOCKETS
+        for path in kernel_paths.AGENT_SOCKETS
         if root == Path("/") or not path.startswith("/var/")
     ]
 

@@ -25,9 +25,9 @@ from attestkit.event_log.event_types import NO_ACTION
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware.tdvf import CFV, TD_HOB, find_section
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.kernel.boot_events import ACTIONS, EXITS
-from attestkit.measure.rtmr0.boot_events import measured_variables
+from attestkit.measure.kernel.kernel_events import ACTIONS, EXITS
 from attestkit.measure.rtmr0.boot_options import firmware_boot_options
+from attestkit.measure.rtmr0.rtmr0_events import measured_variables
 from attestkit.tpm.algorithms import HASH_IDS, hash_size
 
 AREA_SIZE: Final = 65536  # bytes, as OVMF reserves

@@ -341,9 +341,9 @@ class Simulator(SimulatedApp):
         return self._td.journal
 
     def reset(self) -> None:
-        """Reboot: clear the events since the last boot.
+        """Reboot: registers and log return to those after a boot; later events are archived.
 
-        With a KMS, the app is not booted, and has no keys; see `attestkit.kms.boot_with_kms`.
+        With a KMS, the app then has no keys until `attestkit.kms.boot_with_kms` boots it.
 
         Raises:
             BackendError: If the state folder cannot be used.

@@ -19,7 +19,7 @@ from typing import Final
 
 from attestkit.backends.linux import device_errors
 from attestkit.backends.linux.guest_logs import GuestJournal, read_boot_log
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, ior, iow, read_file
 from attestkit.backends.tdx.device import (
     BUSY_WAITS,

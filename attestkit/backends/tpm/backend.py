@@ -15,7 +15,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.backends.base import check_bytes
 from attestkit.backends.linux.device_errors import unavailable
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tpm.client import FAMILY, LoadedKey, TpmClient
 from attestkit.backends.tpm.quote_reader import TpmLogs, collect_quote, read_tpm_logs
 from attestkit.backends.tpm.tpm_device import TpmGuest, open_tpm
@@ -96,8 +96,9 @@ class TpmBackend(TpmGuest):
     def collect_evidence(self, report_data: bytes) -> Tpm:
         """Return a quote over `report_data`, exactly 64 bytes, with its PCRs.
 
-        A TPM may accept only 34 bytes of qualifying data. So the quote is over their SHA-256, or
-        over the first 32 bytes if the others are zeros, as Confidential Containers have them.
+        A TPM may accept only 34 bytes of qualifying data. So the quote is over the SHA-256 of
+        `report_data`, or over its first 32 bytes if the others are zeros, as Confidential
+        Containers have them.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes, or the backend is closed.

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from attestkit.attestation.wire.evidence_parts import PcrValue, VtpmQuote
 from attestkit.backends.linux.device_errors import ABSENT, error_name
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
 from attestkit.backends.tpm.client import PcrValues, TpmClient
 from attestkit.backends.tpm.transports import reading

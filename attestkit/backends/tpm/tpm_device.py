@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from attestkit.backends.linux import device_errors
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.transports import DeviceTransport

@@ -88,7 +88,7 @@ def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]
 def _diagnose(root: Path | None, *, quote: bool) -> tuple["Diagnosis", dict[str, Any], list[str]]:
     # Lazy: loads all backends.
     from attestkit.cli.doctor.examine import examine
-    from attestkit.cli.doctor.page import advise
+    from attestkit.cli.doctor.output import advise
 
     found, package = examine(root, quote=quote), _package()
     return found, package, [*advise(found), *_package_advice(package)]
@@ -110,7 +110,7 @@ def _package() -> dict[str, Any]:
 
 def _as_json(found: "Diagnosis") -> dict[str, Any]:
     from attestkit.backends.linux.host_inspection import PathStatus
-    from attestkit.backends.linux.kernel import FEATURES
+    from attestkit.backends.linux.kernel_paths import FEATURES
 
     host = found.host
     kernel = host.kernel
@@ -174,7 +174,7 @@ def doctor(*, as_json: bool, quote: bool, root: Path | None) -> None:
     if as_json:
         console.as_json(findings(root, quote=quote))
         return
-    from attestkit.cli.doctor.page import show_page
+    from attestkit.cli.doctor.output import show_page
 
     with console.progress("inspecting"):
         found = _diagnose(root, quote=quote)

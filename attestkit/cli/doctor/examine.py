@@ -18,7 +18,7 @@ from attestkit.backends.base import (
 from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.linux.guest_logs import read_boot_log
 from attestkit.backends.linux.host_inspection import HostInspection, inspect_host
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tdx.qgs import read_configured_port
 from attestkit.cli.doctor.runtime_log import RuntimeLogState, examine_runtime_log
 from attestkit.errors import AttestKitError, UsageError

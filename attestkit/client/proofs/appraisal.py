@@ -317,9 +317,11 @@ def _check_values(answers: Sequence[bytes]) -> None:
 
 def _check_allow_open(service: Service, *, encrypt: bool) -> None:
     """Raise UsageError unless the service seals single fields, and is asked to."""
+    if not encrypt:
+        raise UsageError("allow_open: needs encrypt=True", reason="not_applicable")
     make = getattr(service, "sealing", None)
-    if not encrypt or make is None or "allow_open" not in signature(make).parameters:
-        message = f"allow_open: {service.name} seals no single fields, or not without encrypt=True"
+    if make is None or "allow_open" not in signature(make).parameters:
+        message = f"allow_open: {service.name} does not seal single fields; leave it out"
         raise UsageError(message, reason="not_applicable")
 
 

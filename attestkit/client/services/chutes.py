@@ -85,11 +85,12 @@ class NoncePool:
 
 
 class ChutesService:
-    """Chutes, proven apart; requests are sealed to an instance's key.
+    """Chutes: proven on a connection of its own; requests are sealed to the key of one instance.
 
     Args:
         api_key: Key of the user, without which the service gives no evidence.
-        chutes: Ids of chutes by model; a model may also be given as its id.
+        chutes: Ids of chutes by name of model; instead of a name, a model may be given as the
+            chute's id.
         now: Clock of the nonces, in seconds.
     """
 

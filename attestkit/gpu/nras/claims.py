@@ -66,7 +66,7 @@ class RimClaims(NamedTuple):
     certificates: CertificateClaims | None
 
 
-class ServiceError(NamedTuple):
+class DeviceRefusal(NamedTuple):
     """Error of the service about a device, in place of claims; texts are the service's."""
 
     code: int  # such as 4010: the nonce is not that of the evidence
@@ -101,7 +101,7 @@ class DeviceClaims:
     no_index_conflict: bool | None  # between the two RIMs
     warning: str | None
     mismatches: int | None  # number of measurements that differ
-    error: ServiceError | None
+    error: DeviceRefusal | None
     claims: Mapping[str, Any] = field(repr=False)  # all of them, as received
 
     def problems(self, *, allow_hold: bool = False) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ class _ClaimsReader:
             raise self.bad(name, f"over {_MAX_MISMATCHES} items", "too_many")
         return len(value)
 
-    def _error(self) -> ServiceError | None:
+    def _error(self) -> DeviceRefusal | None:
         name = "x-nvidia-error-details"
         value = self._claims.get(name)
         if value is None:
@@ -246,7 +246,7 @@ class _ClaimsReader:
         message, description = (
             inner.text(part, most=_MAX_DESCRIPTION) or "" for part in ("message", "description")
         )
-        return ServiceError(code, message, description)
+        return DeviceRefusal(code, message, description)
 
     def get(self, name: str) -> object:
         """Return a claim with the prefix; None if it is missing."""

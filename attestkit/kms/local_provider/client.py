@@ -70,7 +70,9 @@ _SGX: Final = "sgx"  # the platform that a policy must name
 
 
 class TcpProvider:
-    """Function object that sends a TD's quote to a provider at a TCP address.
+    """Function object that sends a TD's quote to a provider, and returns its answer.
+
+    The provider is at a TCP address. The answer has the sealed seed of the TD's keys.
 
     The provider closes the connection without an answer if it refuses.
 
@@ -104,7 +106,9 @@ class TcpProvider:
 
 
 class HostApi:
-    """Function object that sends a TD's quote to the provider through the API of the host.
+    """Function object that sends a TD's quote to the provider, and returns its answer.
+
+    The quote is sent through the API of the host. The answer has the sealed seed of the TD's keys.
 
     Args:
         url: `host_api_url` of the sys-config: `vsock://2:PORT/PATH`, or `http://HOST:PORT/PATH`.

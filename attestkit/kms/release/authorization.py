@@ -270,7 +270,7 @@ class FunctionAuthorization(KmsAuthorization):
         return found
 
     def describe(self) -> AuthorityInfo:
-        """Return an empty description."""
+        """Return no values: GetMeta then names no authorization."""
         return AuthorityInfo()
 
 

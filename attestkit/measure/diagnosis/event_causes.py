@@ -18,7 +18,7 @@ from attestkit.measure.diagnosis.difference import Cause, CauseName, FirstDiffer
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
 from attestkit.measure.diagnosis.logged_event import name_event
 from attestkit.measure.expected import is_same_type
-from attestkit.measure.kernel.boot_events import encode_options, options_text
+from attestkit.measure.kernel.kernel_events import encode_options, options_text
 from attestkit.measure.kernel.linux_kernel import measured_kernel_digest
 
 _MOST_HASHED: Final = 768 << 20  # bytes of kernels, 2 s

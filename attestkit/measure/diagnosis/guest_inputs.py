@@ -16,7 +16,7 @@ from attestkit.measure.diagnosis.logged_event import acpi_digests
 from attestkit.measure.expected import BootEvents, ExpectedEvent
 from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.boot_events import build_td_hob
+from attestkit.measure.rtmr0.rtmr0_events import build_td_hob
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from attestkit.measure.diagnosis.logged_event import acpi_digests
 from attestkit.measure.expected import events_of
 from attestkit.measure.firmware.tdvf import TD_HOB, TEMP_MEM, TdvfSection
 from attestkit.measure.machine_shape import OTHER_DEVICES, MachineShape
-from attestkit.measure.rtmr0.boot_events import build_td_hob
+from attestkit.measure.rtmr0.rtmr0_events import build_td_hob
 
 _RSDP_HEAD: Final = b"RSD PTR \0BOCHS \0"  # with checksum 0 and revision 0
 _MAX_RSDT: Final = 1 << 17  # size of the tables' file

@@ -21,8 +21,8 @@ from attestkit.event_log.event_types import (
     SEPARATOR,
     VARIABLE_TYPES,
 )
-from attestkit.measure.kernel.boot_events import ACTIONS
-from attestkit.measure.rtmr0.boot_events import DIRECT_BOOT_ORDER
+from attestkit.measure.kernel.kernel_events import ACTIONS
+from attestkit.measure.rtmr0.rtmr0_events import DIRECT_BOOT_ORDER
 
 _VARIABLE_HEAD: Final = struct.Struct("<16sQQ")
 _MAX_NAME: Final = 256  # characters

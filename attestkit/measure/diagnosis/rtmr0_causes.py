@@ -22,8 +22,8 @@ from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
 from attestkit.measure.diagnosis.guest_shape import other_builds
 from attestkit.measure.diagnosis.logged_event import read_variable
 from attestkit.measure.firmware.tdx_firmware import read_boot_layout
-from attestkit.measure.rtmr0.boot_events import DIRECT_BOOT_ORDER
 from attestkit.measure.rtmr0.boot_options import parse_boot_option
+from attestkit.measure.rtmr0.rtmr0_events import DIRECT_BOOT_ORDER
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios, set_processor_id
 
 # Volumes of variables without variables, as edk2 builds them.

@@ -13,7 +13,7 @@ from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import EVENT_TAG, GPT_EVENT, IPL
 from attestkit.measure.expected import ExpectedEvent
-from attestkit.measure.kernel import boot_events
+from attestkit.measure.kernel import kernel_events
 from attestkit.measure.kernel.pe_image import authenticode_digest
 
 _HEADER: Final = 92  # bytes
@@ -68,7 +68,7 @@ class GptTable(NamedTuple):
 
 def gpt_event(table: GptTable) -> ExpectedEvent:
     """Return the event of RTMR1 when the first image is loaded from the disk."""
-    return boot_events.event_of(1, "gpt", GPT_EVENT, table.event_data, "published")
+    return kernel_events.event_of(1, "gpt", GPT_EVENT, table.event_data, "published")
 
 
 def _error(reason: FormatReason, problem: str, offset: int) -> FormatError:
@@ -112,10 +112,10 @@ def disk_boot_events(
         message = f"images: must be 1 to {_MOST_IMAGES}, not {len(images)}"
         raise UsageError(message, reason="out_of_range")
     return [
-        *boot_events.before_images(separator=separator),
+        *kernel_events.before_images(separator=separator),
         gpt_event(table),
         *_image_events(images),
-        *boot_events.EXITS,
+        *kernel_events.EXITS,
     ]
 
 
@@ -132,27 +132,29 @@ def grub_single_events(boot: GrubBoot) -> list[ExpectedEvent]:
         FormatError: If the kernel is not a valid PE image.
         UsageError: If the command line is not valid.
     """
-    boot_events.check_cmdline(boot.cmdline)
+    kernel_events.check_cmdline(boot.cmdline)
     command_line = boot.cmdline.encode()
-    options = boot_events.encode_options(boot.cmdline, terminated=False)
+    options = kernel_events.encode_options(boot.cmdline, terminated=False)
     events = [
-        boot_events.image_event("kernel", authenticode_digest(boot.kernel), "source"),
-        boot_events.event_of(2, "grub-kernel-file", IPL, boot.kernel, "source"),
-        boot_events.event_of(2, "grub-cmdline", IPL, command_line, "published"),
-        boot_events.event_of(2, "load-options", EVENT_TAG, options, "published"),
+        kernel_events.image_event("kernel", authenticode_digest(boot.kernel), "source"),
+        kernel_events.event_of(2, "grub-kernel-file", IPL, boot.kernel, "source"),
+        kernel_events.event_of(2, "grub-cmdline", IPL, command_line, "published"),
+        kernel_events.event_of(2, "load-options", EVENT_TAG, options, "published"),
     ]
     events += [
-        boot_events.event_of(2, "grub-initrd-file", IPL, initrd, "source")
+        kernel_events.event_of(2, "grub-initrd-file", IPL, initrd, "source")
         for initrd in boot.initrds
     ]
     if boot.initrds:
-        events.append(boot_events.event_of(2, "initrd", EVENT_TAG, _joined(boot.initrds), "source"))
+        events.append(
+            kernel_events.event_of(2, "initrd", EVENT_TAG, _joined(boot.initrds), "source")
+        )
     return events
 
 
 def _image_events(images: Iterable[BootImage]) -> list[ExpectedEvent]:
     return [
-        boot_events.image_event(image.name, authenticode_digest(image.data), "independent")
+        kernel_events.image_event(image.name, authenticode_digest(image.data), "independent")
         for image in images
     ]
 

@@ -13,7 +13,7 @@ from attestkit._reasons import FormatReason
 from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected import Basis, ExpectedEvent
-from attestkit.measure.kernel import boot_events
+from attestkit.measure.kernel import kernel_events
 from attestkit.measure.kernel.pe_image import authenticode_digest
 
 QemuRelease = tuple[int, int]
@@ -60,7 +60,7 @@ def patch_setup_header(
         UsageError: If the initrd does not fit into the memory, or the command line is not ASCII or
             has an invalid `vga=`.
     """
-    boot_events.check_cmdline(cmdline)
+    kernel_events.check_cmdline(cmdline)
     if kernel[0x202:0x206] != b"HdrS":
         return kernel
     _check_header(kernel)
@@ -199,10 +199,10 @@ def direct_boot_events(
     """
     return [
         *_images(boot, firmware, qemu, memory_size),
-        *boot_events.before_images(separator=firmware.boot_separator),
-        *boot_events.EXITS,
-        *(boot_events.shim_variable_events() if boot.shim is not None else ()),
-        *boot_events.kernel_stub_events(
+        *kernel_events.before_images(separator=firmware.boot_separator),
+        *kernel_events.EXITS,
+        *(kernel_events.shim_variable_events() if boot.shim is not None else ()),
+        *kernel_events.kernel_stub_events(
             _options(boot, firmware), boot.initrd, _options_basis(boot)
         ),
     ]
@@ -221,14 +221,14 @@ def _images(
     )
     # That QEMU from 10.1 on leaves the kernel alone for older firmware too is known from source.
     confirmed = patched or firmware.named_blobs
-    kernel = boot_events.image_event("kernel", digest, "independent" if confirmed else "source")
+    kernel = kernel_events.image_event("kernel", digest, "independent" if confirmed else "source")
     if boot.shim is None:
         return [kernel]
-    return [boot_events.image_event("shim", authenticode_digest(boot.shim), "source"), kernel]
+    return [kernel_events.image_event("shim", authenticode_digest(boot.shim), "source"), kernel]
 
 
 def _options(boot: DirectBoot, firmware: FirmwareTraits) -> bytes:
-    return boot_events.direct_boot_options(
+    return kernel_events.direct_boot_options(
         boot.cmdline,
         has_initrd=bool(boot.initrd),
         initrd_first=firmware.initrd_first,

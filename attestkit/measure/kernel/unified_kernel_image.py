@@ -12,7 +12,7 @@ from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import IPL
 from attestkit.measure.expected import ExpectedEvent
-from attestkit.measure.kernel import boot_events
+from attestkit.measure.kernel import kernel_events
 from attestkit.measure.kernel.disk_boot import BootImage, GptTable, disk_boot_events
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
 
@@ -169,10 +169,10 @@ class UnifiedKernelImage(NamedTuple):
             images = [*boot_loaders, BootImage("uki", self.data), inner]
             return disk_boot_events(table, images, separator=separator)
         return [
-            boot_events.image_event("uki", authenticode_digest(self.data), "independent"),
-            *boot_events.before_images(separator=separator),
-            boot_events.image_event("kernel", authenticode_digest(kernel), "independent"),
-            *boot_events.EXITS,
+            kernel_events.image_event("uki", authenticode_digest(self.data), "independent"),
+            *kernel_events.before_images(separator=separator),
+            kernel_events.image_event("kernel", authenticode_digest(kernel), "independent"),
+            *kernel_events.EXITS,
         ]
 
     def rtmr2_events(self, passed_cmdline: str = "") -> tuple[_Events, _Events]:
@@ -186,13 +186,13 @@ class UnifiedKernelImage(NamedTuple):
             FormatError: If the image's command line is not UTF-8.
             UsageError: If the passed one is not ASCII, contains a NUL or is too long.
         """
-        boot_events.check_cmdline(passed_cmdline)
+        kernel_events.check_cmdline(passed_cmdline)
         passed = _clean(passed_cmdline)
         cmdline = passed or self.cmdline
         options = (
-            boot_events.encode_options(cmdline) if ".cmdline" in self.sections or passed else b""
+            kernel_events.encode_options(cmdline) if ".cmdline" in self.sections or passed else b""
         )
-        kernel = boot_events.kernel_stub_events(options, self.initrd, "independent")
+        kernel = kernel_events.kernel_stub_events(options, self.initrd, "independent")
         return [*self._stub_events(passed), *kernel], kernel
 
     def _stub_events(self, passed_cmdline: str) -> list[ExpectedEvent]:
@@ -200,14 +200,14 @@ class UnifiedKernelImage(NamedTuple):
         for name in _MEASURED:
             if name in self.sections:
                 events += [
-                    boot_events.event_of(
+                    kernel_events.event_of(
                         2, f"{name} name", IPL, f"{name}\0".encode(), "independent"
                     ),
-                    boot_events.event_of(2, name, IPL, self.sections[name], "independent"),
+                    kernel_events.event_of(2, name, IPL, self.sections[name], "independent"),
                 ]
         if passed_cmdline:
-            options = boot_events.encode_options(passed_cmdline)
-            events.append(boot_events.event_of(2, "passed-cmdline", IPL, options, "independent"))
+            options = kernel_events.encode_options(passed_cmdline)
+            events.append(kernel_events.event_of(2, "passed-cmdline", IPL, options, "independent"))
         return events
 
 

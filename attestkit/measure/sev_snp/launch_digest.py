@@ -27,7 +27,7 @@ from attestkit.attestation.launch.snp import (
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected import Basis
 from attestkit.measure.firmware.guid_table import MAX_IMAGE
-from attestkit.measure.kernel.boot_events import check_cmdline
+from attestkit.measure.kernel.kernel_events import check_cmdline
 from attestkit.measure.sev_snp import sev_metadata
 
 Vmm = Literal["qemu", "ec2", "gce"]

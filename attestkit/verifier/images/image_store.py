@@ -35,7 +35,7 @@ from attestkit.measure.kernel.linux_kernel import (
     measured_kernel_digest,
 )
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
+from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems, expected_rtmr0
 
 if TYPE_CHECKING:
     from attestkit._reasons import ConfigReason, FormatReason

@@ -294,7 +294,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         found = expected.reference_values()
         known: dict[str, Any] = {name: values for name, values in found.items() if values}
         if not known:
-            raise UsageError("expected: no value can be computed", reason="missing")
+            message = "expected measurements: no value can be computed from these inputs"
+            raise UsageError(f"{message}; see not_proven for what is missing", reason="missing")
         platform = "dstack-tdx" if expected.platform == "tdx" else "dstack-amd-sev-snp"
         rules = {"platforms": (platform,), "reference_values": ReferenceValues(**known)}
         return cls.default().replace(**rules)

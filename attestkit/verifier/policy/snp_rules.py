@@ -68,10 +68,10 @@ class SnpRules:
     def _check_snp_rules(self) -> None:
         """Normalise the rules; UsageError if one is not valid."""
         if self.guest_policy and (never := self.guest_policy.must_be_set & _NEVER_ALLOWED):
-            raise UsageError(
-                f"guest_policy: a guest with bit {never.bit_length() - 1} set is never accepted",
-                reason="wrong_value",
-            )
+            bit = never.bit_length() - 1
+            name = "DEBUG" if bit == 19 else "MIGRATE_MA"
+            problem = f"must_be_set has {name} (bit {bit}); a guest with it is never accepted"
+            raise UsageError(f"guest_policy: {problem}", reason="wrong_value")
         for name, normalize in _NORMALIZE.items():
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, normalize(name, value))

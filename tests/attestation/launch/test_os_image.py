@@ -133,11 +133,11 @@ def test_verify_os_image_with_other_snp_report_fails() -> None:
     """Both MEASUREMENT and HOST_DATA are compared with the report."""
     found = evidence_of(GUEST)
     platform = SevSnp(*found.platform)
-    for at, reason, name in ((0x90, "os_image", "measurement"), (0xC0, "mr_config", "host_data")):
+    for at, reason in ((0x90, "os_image"), (0xC0, "mr_config")):
         report = bytearray(platform.report)
         report[at] ^= 1
         changed = Evidence(platform._replace(report=bytes(report)), found.stack)
-        with raises(VerificationError, reason, text=f"amd sev-snp {name} mismatch"):
+        with raises(VerificationError, reason):
             verify_os_image(changed)
     without = Evidence(platform._replace(mr_config=""), found.stack)
     assert verify_os_image(without) == verify_os_image(found)

@@ -20,7 +20,7 @@ from attestkit.backends.azure.backend import (
     REFRESH_SECONDS,
     USER_DATA,
 )
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.frames import TpmResponse
 from attestkit.backends.tpm.transports import StreamTransport, TpmTransport

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from attestkit.backends.linux import kernel as paths
+from attestkit.backends.linux import kernel_paths as paths
 from tests.serve.server import Server, running_server
 
 

@@ -5,7 +5,7 @@ import pytest
 import attestkit
 from attestkit import Quote, backends
 from attestkit.backends.dstack_agent import DstackAgent
-from attestkit.backends.linux import kernel as paths
+from attestkit.backends.linux import kernel_paths as paths
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendBusyError, BackendUnavailableError, QuoteUnavailableError
 from tests.backends.dstack_agent.scripted_agent import (

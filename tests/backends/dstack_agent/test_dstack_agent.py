@@ -8,7 +8,7 @@ import pytest
 from attestkit import Attestation, EventLog, Quote, backends
 from attestkit.backends.base import AppHost, Backend, GuestAgent, RegisterExtender, SnpReporter
 from attestkit.backends.dstack_agent import DstackAgent
-from attestkit.backends.linux import kernel as paths
+from attestkit.backends.linux import kernel_paths as paths
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import (
     AttestKitError,

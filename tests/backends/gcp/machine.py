@@ -9,7 +9,7 @@ from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
 from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_authority
 from attestkit.backends.gcp import GcpBackend
 from attestkit.backends.gcp.event_logs import event_digest
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.cloud_pki import (
     VALIDITY,

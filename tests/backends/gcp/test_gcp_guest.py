@@ -18,7 +18,7 @@ from attestkit.backends.base import EvidenceCollector, RegisterExtender, SnpRepo
 from attestkit.backends.gcp import GcpBackend, GcpSnpGuest, GcpTdGuest
 from attestkit.backends.gcp.event_logs import event_digest, replay_events
 from attestkit.backends.linux import host_inspection
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.errors import (

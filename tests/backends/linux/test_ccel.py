@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from attestkit.backends.linux import guest_logs, syscalls
 from attestkit.backends.linux.guest_logs import read_boot_log
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import DeviceCalls
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError
 from tests.backends.linux.machines import make_reading_calls

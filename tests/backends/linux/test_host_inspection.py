@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends.linux import host_inspection, kernel
+from attestkit.backends.linux import host_inspection, kernel_paths
 from attestkit.backends.linux.host_inspection import (
     HostInspection,
     PathStatus,
@@ -18,7 +18,7 @@ from attestkit.backends.linux.host_inspection import (
     inspect_host,
     inspect_path,
 )
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from tests.backends.linux.machines import (
     MOUNTS,
     REPORT,
@@ -214,7 +214,7 @@ def test_inspect_finds_agent_sockets(tmp_path: Path) -> None:
         (f"{tmp_path}/run/dstack/dstack.sock", "", "ENOENT"),
     ]
     here = inspect_host(KernelPaths(), tmp_path, cpuid=ordinary_cpuid).agent_sockets
-    assert [status.path for status in here] == list(kernel.AGENT_SOCKETS)
+    assert [status.path for status in here] == list(kernel_paths.AGENT_SOCKETS)
 
 
 # -- file systems, containers ----------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 
-from attestkit.backends.linux.kernel import FEATURES, KernelRelease
+from attestkit.backends.linux.kernel_paths import FEATURES, KernelRelease
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from attestkit import Attester, backends
 from attestkit.attestation.nitro import read_nitro_document
 from attestkit.backends.base import Backend, EventPcr, EvidenceCollector
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.nitro_tpm import NitroTpmBackend
 from attestkit.backends.recording import Recording
 from attestkit.backends.tpm.client import TpmClient

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from attestkit.backends.base import Backend
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.nitro_tpm import NitroTpmBackend, has_document_command
 from attestkit.testing.contract import BackendContract
 from tests.backends.nitro_tpm.test_simulated_tpm import make_client

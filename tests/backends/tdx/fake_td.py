@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from attestkit.backends.linux import syscalls
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import DeviceCalls
 
 GET_REPORT0: Final = 0xC4405401

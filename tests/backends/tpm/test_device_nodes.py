@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import DeviceCalls
 from attestkit.backends.tpm.tpm_device import find_tpm_device, open_tpm
 from attestkit.errors import (

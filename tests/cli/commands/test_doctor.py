@@ -13,11 +13,11 @@ from attestkit import backends
 from attestkit.__main__ import main
 from attestkit.attestation.wire.evidence_parts import GcpSnp
 from attestkit.backends.linux.host_inspection import PathStatus
-from attestkit.backends.linux.kernel import FEATURES
+from attestkit.backends.linux.kernel_paths import FEATURES
 from attestkit.backends.simulator import Simulator
 from attestkit.cli.commands.doctor import findings
 from attestkit.cli.doctor.examine import QuoteTrial, try_quotes
-from attestkit.cli.doctor.page import advise
+from attestkit.cli.doctor.output import advise
 from attestkit.cli.output import terminal
 from attestkit.errors import BackendUnavailableError, QuoteUnavailableError
 from tests.backends.dstack_agent.scripted_agent import PAGE, agent_with_defaults, response

@@ -9,8 +9,8 @@ from attestkit.errors import FormatError
 from attestkit.gpu.nras.claims import (
     CertificateClaims,
     DeviceClaims,
+    DeviceRefusal,
     RimClaims,
-    ServiceError,
     read_claims,
 )
 from tests.gpu.nras.nras_tokens import NONCE, chain, device_claims
@@ -179,7 +179,7 @@ def test_read_claims_of_service_error() -> None:
     """An error of the service takes the place of all claims."""
     error = {"code": 4010, "message": "NONCE_NOT_MATCHING", "description": "of the evidence"}
     found = read_claims({"x-nvidia-error-details": error}, "GPU-0")
-    assert found.error == ServiceError(4010, "NONCE_NOT_MATCHING", "of the evidence")
+    assert found.error == DeviceRefusal(4010, "NONCE_NOT_MATCHING", "of the evidence")
     assert found.problems() == ("error 4010 of the service: 'NONCE_NOT_MATCHING'",)
 
 

@@ -31,7 +31,7 @@ from attestkit.measure.diagnosis.evidence_comparison import find_differences
 from attestkit.measure.diagnosis.guest_inputs import GuestInputs
 from attestkit.measure.diagnosis.guest_shape import TableShape, find_acpi_shape
 from attestkit.measure.diagnosis.logged_event import name_event, read_variable
-from attestkit.measure.kernel.boot_events import encode_options
+from attestkit.measure.kernel.kernel_events import encode_options
 from attestkit.measure.rtmr0.boot_options import virtio_disk_option
 from tests.cli import schemas
 from tests.measure.acpi.machines import installed_version, needs_qemu

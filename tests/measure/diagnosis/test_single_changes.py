@@ -9,8 +9,8 @@ from attestkit.measure.acpi import to_edge_triggered
 from attestkit.measure.diagnosis.difference import CauseName, DifferenceKind
 from attestkit.measure.diagnosis.evidence_comparison import find_differences
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.boot_events import FwCfgItems
 from attestkit.measure.rtmr0.boot_options import virtio_disk_option
+from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems
 from attestkit.measure.rtmr0.smbios import set_processor_id
 from tests.measure.diagnosis.guests import (
     CMDLINE,

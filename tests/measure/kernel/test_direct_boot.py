@@ -8,7 +8,7 @@ import pytest
 
 from attestkit._crypto.hashes import sha384
 from attestkit.measure.expected import ExpectedEvent
-from attestkit.measure.kernel.boot_events import kernel_stub_events
+from attestkit.measure.kernel.kernel_events import kernel_stub_events
 from attestkit.measure.kernel.linux_kernel import DirectBoot, FirmwareTraits, direct_boot_events
 from attestkit.measure.kernel.pe_image import authenticode_digest
 from tests.measure.kernel.samples import linux_kernel, pe_image

@@ -6,7 +6,7 @@ import pytest
 
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import UsageError
-from attestkit.measure.kernel.boot_events import direct_boot_options, encode_options
+from attestkit.measure.kernel.kernel_events import direct_boot_options, encode_options
 from tests.vectors import HAVE_SHARED, load
 
 ROWS: list[dict[str, Any]] = load("measurement.json").get("load_options", [])

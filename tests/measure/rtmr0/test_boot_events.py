@@ -15,8 +15,8 @@ from attestkit.attestation.launch.td_hob import (
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
 from attestkit.measure.rtmr0.boot_options import virtio_disk_option
+from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems, expected_rtmr0
 from tests.measure.firmware_images import (
     KEYS,
     MENU_APP,

@@ -3,7 +3,7 @@
 import pytest
 
 from attestkit.errors import UsageError
-from attestkit.measure.rtmr0.boot_events import DIRECT_BOOT_ORDER, FwCfgItems
+from attestkit.measure.rtmr0.rtmr0_events import DIRECT_BOOT_ORDER, FwCfgItems
 from tests.raising import raises
 from tests.untyped import untyped
 

@@ -15,8 +15,8 @@ from attestkit.measure.firmware.bios_strings import BiosStrings
 from attestkit.measure.firmware.tdvf import TdvfSection, compute_mrtds
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0.boot_events import AcpiBlobs, FwCfgItems, build_td_hob, expected_rtmr0
 from attestkit.measure.rtmr0.boot_options import firmware_boot_options, virtio_disk_option
+from attestkit.measure.rtmr0.rtmr0_events import AcpiBlobs, FwCfgItems, build_td_hob, expected_rtmr0
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
 from tests.measure.firmware_images import LAYOUT_202502
 from tests.measure.rows import BOOT_OPTIONS, VECTORS, Row, firmware_image, firmware_row, rows

@@ -9,7 +9,7 @@ from attestkit.attestation.launch.td_hob import MemoryRange, memory_ranges
 from attestkit.attestation.launch.tdx import td_hob_digest
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.firmware.tdvf import TEMP_MEM, TdvfSection
-from attestkit.measure.rtmr0.boot_events import build_td_hob
+from attestkit.measure.rtmr0.rtmr0_events import build_td_hob
 from tests.measure.firmware_images import sections
 from tests.raising import raises
 

@@ -91,7 +91,7 @@ def test_suite_passes_as_ordinary_user() -> None:
 TRY = """
 import sys
 from attestkit.backends.configfs_tsm import ConfigfsTsm
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tdx.rtmr import TdGuest
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import BackendUnavailableError

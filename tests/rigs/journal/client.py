@@ -21,7 +21,7 @@ from typing import NamedTuple
 from attestkit.attestation import Attestation
 from attestkit.attester import Attester
 from attestkit.backends.configfs_tsm import ConfigfsTdx
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import AttestKitError
 from tests.concurrency.keeping import Keeping

@@ -20,7 +20,7 @@ from attestkit import backends
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend
 from attestkit.backends.configfs_tsm import ConfigfsTsm
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from tests.rigs.emulator import PATIENCE, REPORTS, Emulator, emulator
 from tests.rigs.kernel_paths import SCRIPT

@@ -7,7 +7,7 @@ import pytest
 
 import attestkit
 from attestkit import Attestation, backends
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.errors import BackendUnavailableError
 from tests.clients import python_dcap_qvl as dcap
 from tests.raising import raises

@@ -16,7 +16,7 @@ from attestkit.event_log.event import ACPI_DATA
 from attestkit.event_log.event_types import ACPI_CONFIG
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.measure import ExpectedMeasurements, dstack_image, read_dstack_image
-from attestkit.measure.rtmr0.boot_events import AcpiBlobs
+from attestkit.measure.rtmr0.rtmr0_events import AcpiBlobs
 from tests.measure.firmware_images import tdvf_image
 from tests.measure.image_samples import image_files, sealed, write_folder
 from tests.measure.kernel.samples import linux_kernel, noise

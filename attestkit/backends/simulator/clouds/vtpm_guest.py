@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, cast, get_args
 
 from attestkit._crypto.hashes import hkdf_sha256
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.simulator import boot_log
 from attestkit.backends.simulator.clouds.imds import Respond
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults

@@ -16,7 +16,7 @@ from attestkit.errors import BackendError, UsageError
 from attestkit.event_log.journal import LOG
 from attestkit.event_log.journal_files import OsFolder
 
-# Operations of a request to configfs-tsm, and the step (tsm_errors.Step) of their errors.
+# Operations of a request to configfs-tsm, and the step (configfs_files.Step) of their errors.
 _REQUEST: Final = {
     "mkdir": "MAKE",
     "open:provider": "ANY",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from attestkit._formats.cbor import Value
     from attestkit.attestation.launch.snp import SnpImage, SnpLaunch
     from attestkit.measure.acpi import FoundTables
-    from attestkit.measure.rtmr0.boot_events import AcpiBlobs
+    from attestkit.measure.rtmr0.rtmr0_events import AcpiBlobs
 
 DEFAULT_SHAPE: Final = MachineShape(cpu_count=2, memory_size=2 << 30, qemu_version="10.0.13")
 """A machine whose ACPI tables are in the package."""

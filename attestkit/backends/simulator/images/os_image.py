@@ -31,8 +31,8 @@ from attestkit.measure.firmware.tdvf import (
     TdvfSection,
 )
 from attestkit.measure.firmware.tdx_firmware import BootLayout, TdxFirmware
-from attestkit.measure.kernel import boot_events
-from attestkit.measure.rtmr0.boot_events import FwCfgItems, expected_rtmr0
+from attestkit.measure.kernel import kernel_events
+from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems, expected_rtmr0
 
 MEMORY_SIZE: Final = 0x80000000  # bytes, 2 GiB
 # Like OVMF's in an image of 4 MiB, but with one section less.
@@ -158,7 +158,7 @@ def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedE
     loader, rsdp, tables = map(
         component_content, ("ACPI loader script", "ACPI RSDP", "ACPI tables")
     )
-    options = boot_events.direct_boot_options(CMDLINE, has_initrd=True, initrd_first=False)
+    options = kernel_events.direct_boot_options(CMDLINE, has_initrd=True, initrd_first=False)
     return (
         *expected_rtmr0(
             firmware,
@@ -166,10 +166,10 @@ def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedE
             FwCfgItems.direct_boot(),
             acpi=(loader, rsdp, tables),
         ),
-        boot_events.image_event("kernel", sha384(component_content("kernel")), "source"),
-        *boot_events.before_images(separator=True),
-        *boot_events.EXITS,
-        *boot_events.kernel_stub_events(options, component_content("initrd")),
+        kernel_events.image_event("kernel", sha384(component_content("kernel")), "source"),
+        *kernel_events.before_images(separator=True),
+        *kernel_events.EXITS,
+        *kernel_events.kernel_stub_events(options, component_content("initrd")),
     )
 
 

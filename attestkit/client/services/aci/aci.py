@@ -44,11 +44,14 @@ _MAX_VERSIONS: Final = 64
 
 
 class AciService:
-    """A service that speaks ACI; proven on the wire, by its keyset.
+    """A service of Attested Confidential Inference (ACI).
+
+    Its keyset is proven on the connection that carries the requests.
 
     Args:
         kms_roots: Root keys of trusted KMSs (secp256k1, compressed, 33 bytes): then the report must
-            show that one of them derived the signing key. Empty: custody is not checked.
+            show that one of them derived the signing key. Empty: nothing is checked about the
+            origin of the signing key.
     """
 
     name: Final = "aci"

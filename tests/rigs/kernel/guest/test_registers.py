@@ -7,7 +7,7 @@ from io import FileIO
 import pytest
 
 from attestkit.backends.configfs_tsm import ConfigfsTdx
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.errors import BackendBusyError, BackendError, UnsupportedError, UsageError
 from attestkit.quote import Quote
 from tests.raising import raises

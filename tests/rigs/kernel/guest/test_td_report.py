@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from attestkit.backends.configfs_tsm import ConfigfsTsm
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import ioctl, size_of
 from attestkit.backends.tdx.device import GET_REPORT0, TdxDevice
 from attestkit.backends.tdx_ioctl import GENERATIONS, TdxIoctl

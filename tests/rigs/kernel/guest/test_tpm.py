@@ -10,7 +10,7 @@ import pytest
 
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.attester import Attester
-from attestkit.backends.linux.kernel import KernelPaths
+from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.command_channel import TpmError

@@ -6,7 +6,7 @@ from typing import Final
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandDefinition
 from attestkit.backends.simulator.software_tpm.model.commands import key_commands as keys
-from attestkit.backends.simulator.software_tpm.model.commands import nv_commands as nv
+from attestkit.backends.simulator.software_tpm.model.commands import tpm_commands as nv
 from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, READ_AND_WRITE, WRITE
 from attestkit.tpm import command_codes as commands
 from attestkit.tpm import handles

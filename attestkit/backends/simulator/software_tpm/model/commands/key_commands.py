@@ -18,7 +18,7 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     u32,
     u64,
 )
-from attestkit.backends.simulator.software_tpm.model.commands.nv_commands import encode_clock
+from attestkit.backends.simulator.software_tpm.model.commands.tpm_commands import encode_clock
 from attestkit.backends.simulator.software_tpm.model.key_objects import (
     PERSISTENT_SLOTS,
     ST_CLEAR,

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from attestkit import backends
 from attestkit.backends.linux.host_inspection import PathStatus
-from attestkit.backends.linux.kernel import FEATURES
+from attestkit.backends.linux.kernel_paths import FEATURES
 from attestkit.cli.doctor.examine import Diagnosis
 from attestkit.cli.doctor.runtime_log import read_table
 from attestkit.cli.output import console

@@ -111,7 +111,7 @@ def report_data_of(quote: VtpmQuote) -> bytes:
     """
     extra = TpmsAttest.parse(quote.message).extra_data
     if len(extra) > REPORT_DATA_SIZE:
-        message = f"qualifying data: {len(extra)} bytes, more than {REPORT_DATA_SIZE}"
+        message = f"TPM quote: {len(extra)} bytes of qualifying data, at most {REPORT_DATA_SIZE}"
         raise FormatError(message, reason="wrong_size")
     return extra.ljust(REPORT_DATA_SIZE, b"\0")
 
