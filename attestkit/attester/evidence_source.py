@@ -149,7 +149,6 @@ class BootSource(Protocol):
             JournalError: If the log has other events, or does not match the register.
             BackendError: If the platform rejects an extend; earlier events remain.
         """
-        ...
 
 
 class HostApp:

@@ -55,7 +55,6 @@ class Backend(Protocol):
     @classmethod
     def probe(cls) -> None:
         """Raise BackendUnavailableError if the backend cannot be used on this machine."""
-        ...
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a raw quote over `report_data`, or the report of an SnpReporter.
@@ -82,7 +81,6 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release the device. A second call has no effect."""
-        ...
 
 
 @runtime_checkable
@@ -95,7 +93,6 @@ class RegisterExtender(Protocol):
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
         """Extend RTMR2 or RTMR3 by a digest of 48 bytes."""
-        ...
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
         """Return the log of runtime events; every call returns the same object.
@@ -190,7 +187,6 @@ class GuestAgent(Protocol):
         Raises:
             AttestKitError: As for `Attester.emit_event`.
         """
-        ...
 
     def read_app_compose(self) -> bytes:
         """Return the app-compose file; raise UnsupportedError if the agent does not send it."""
@@ -255,11 +251,9 @@ class BootHost(Protocol):
         Raises:
             ConfigError: If the key file cannot be written.
         """
-        ...
 
     def use_keys(self, keys: AppKeys) -> None:
         """Use these keys as the app's; the host closes them."""
-        ...
 
 
 @runtime_checkable

@@ -50,11 +50,9 @@ class RuntimeLog(Protocol):
 
     def emit(self, event: Event) -> None:
         """Extend the register by the event and log it, or neither."""
-        ...
 
     def close(self) -> None:
         """Close open files."""
-        ...
 
 
 def replay_from(start: bytes, events: Iterable[Event]) -> bytes:

@@ -7,11 +7,7 @@ from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.vendor_roots import (
-    NVIDIA_DEVICE_ROOT,
-    NVIDIA_RIM_ROOT,
-    nvidia_roots,
-)
+from attestkit._crypto.x509.vendor_roots import NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT, nvidia_roots
 from attestkit.errors import FormatError, UsageError
 from attestkit.simulated_roots import SimulatedRoots
 

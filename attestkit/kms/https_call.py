@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.agent_validity import TEN_YEARS, YEAR_1975
-from attestkit._crypto.x509.app_certificates import (
-    Certificate,
-    certificate_pem,
-    issue_leaf,
-)
+from attestkit._crypto.x509.app_certificates import Certificate, certificate_pem, issue_leaf
 from attestkit._system.bounded_http import (
     JSON_POST,
     ExchangeError,

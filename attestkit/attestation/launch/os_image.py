@@ -89,37 +89,30 @@ def expected_snp_measurement(config: VmConfig) -> bytes:
 
 
 def _compare(expected: TdxRegisters, body: TdQuoteBody) -> None:
-    actual = body.mrtd, body.rtmr0, body.rtmr1, body.rtmr2
-    if actual == expected:
-        return
-    names = ("MRTD", "RTMR0", "RTMR1", "RTMR2")
-    for name, computed, quoted in zip(names, expected, actual, strict=True):
-        if computed != quoted:
-            values = f"expected={computed.hex()}, actual={quoted.hex()}"
-            message = f"MRs do not match: {name} mismatch: {values}"
-            raise VerificationError(message, reason="os_image")
+    quoted = {"MRTD": body.mrtd, "RTMR0": body.rtmr0, "RTMR1": body.rtmr1, "RTMR2": body.rtmr2}
+    for (name, actual), computed in zip(quoted.items(), expected, strict=True):
+        _require_equal(f"MRs do not match: {name}", computed, actual)
+
+
+def _require_equal(
+    what: str, expected: bytes, actual: bytes, reason: VerificationReason = "os_image"
+) -> None:
+    if not hmac.compare_digest(actual, expected):
+        values = f"expected={expected.hex()}, actual={actual.hex()}"
+        raise VerificationError(f"{what} mismatch: {values}", reason=reason)
 
 
 def _check_snp(platform: parts.SevSnp, config: VmConfig) -> bytes:
-    expected = expected_snp_measurement(config)
     report = SnpReport.parse(platform.report)
-    if report.measurement != expected:
-        raise _snp_mismatch("launch measurement", expected, report.measurement, "os_image")
+    _require_equal(
+        "SEV-SNP: launch measurement", expected_snp_measurement(config), report.measurement
+    )
     document = platform.mr_config or config.find("mr_config")
     if not isinstance(document, str):
         raise FormatError("mr_config: missing", reason="missing")
-    expected_data = host_data(document)
-    if not hmac.compare_digest(report.host_data, expected_data):
-        raise _snp_mismatch("host_data", expected_data, report.host_data, "mr_config")
+    _require_equal("SEV-SNP: host_data", host_data(document), report.host_data, "mr_config")
     MrConfig.parse(document).check_lengths()
     return strict_json.from_hex(config.find("os_image_hash"), "os_image_hash", 32)
-
-
-def _snp_mismatch(
-    what: str, expected: bytes, actual: bytes, reason: VerificationReason
-) -> VerificationError:
-    values = f"expected={expected.hex()}, actual={actual.hex()}"
-    return VerificationError(f"SEV-SNP: {what} mismatch: {values}", reason=reason)
 
 
 def _check_nitro_enclave(platform: parts.NitroEnclave, config: VmConfig) -> bytes:
@@ -128,11 +121,8 @@ def _check_nitro_enclave(platform: parts.NitroEnclave, config: VmConfig) -> byte
     if not any(registers):
         message = "Nitro Enclave: runs in debug mode: PCR 0 to 2 are zero"
         raise VerificationError(message, reason="enclave_debug")
-    actual, expected = sha256(registers), config.os_image_hash
-    if actual != expected:
-        message = f"os_image_hash mismatch: expected={expected.hex()}, actual={actual.hex()}"
-        raise VerificationError(message, reason="os_image")
-    return actual
+    _require_equal("os_image_hash", config.os_image_hash, sha256(registers))
+    return config.os_image_hash
 
 
 def _check_gcp(platform: parts.GcpTdx, config: VmConfig) -> bytes:
@@ -157,9 +147,7 @@ def _check_nitro_tpm(platform: parts.NitroTpm, config: VmConfig) -> bytes:
         raise FormatError(message, reason="wrong_size")
     quoted = read_nitro_document(platform.attestation_doc, tpm=True)
     actual = sha256(quoted.pcr(4) + quoted.pcr(7) + quoted.pcr(12))
-    if not hmac.compare_digest(actual, expected):
-        values = f"expected={expected.hex()}, quoted={actual.hex()}"
-        raise VerificationError(f"AWS boot_pcr_digest mismatch: {values}", reason="os_image")
+    _require_equal("AWS boot_pcr_digest", expected, actual)
     return config.os_image_hash
 
 

@@ -77,7 +77,6 @@ class TpmTransport(Protocol):
 
     def close(self) -> None:
         """Close the device or connection; a second call has no effect."""
-        ...
 
 
 class DeviceTransport:

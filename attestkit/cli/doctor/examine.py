@@ -1,4 +1,4 @@
-"""Inspection of a machine for `attestkit doctor`; remedies are in `advice`."""
+"""Inspection of a machine for `attestkit doctor`; remedies are in `output`."""
 
 import contextlib
 import os

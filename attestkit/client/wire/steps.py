@@ -198,7 +198,6 @@ class ConnectionProver(Protocol):
             UsageError: If the endpoint is closed.
             PeerRefusedError: If the server was refused several times in a row, lately.
         """
-        ...
 
     def steps(self, peer: ObservedPeer) -> Steps:
         """Return the steps that prove a new connection, after its TLS handshake.

@@ -19,12 +19,7 @@ from attestkit._formats.strict_json import from_hex
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit._verification_steps import GpuReason
-from attestkit.errors import (
-    FormatError,
-    GpuEvidenceError,
-    SignatureError,
-    UsageError,
-)
+from attestkit.errors import FormatError, GpuEvidenceError, SignatureError, UsageError
 from attestkit.gpu.nras.claims import DeviceClaims, read_claims
 from attestkit.gpu.nras.detached_eat import (
     DetachedEat,

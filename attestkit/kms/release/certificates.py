@@ -22,12 +22,7 @@ from attestkit._sanitize import key as shorten
 from attestkit.errors import SignatureError, UsageError
 from attestkit.kms.release.roots import ROOT_CA, RPC, TEMP_CA, KmsRoots, derive_app_ca
 from attestkit.kms.tls_chain import USAGE_APP_CA, USAGE_APP_CUSTOM, USAGE_KMS_RPC
-from attestkit.ra_tls.certificate import (
-    OID_APP_ID,
-    OID_APP_INFO,
-    OID_ATTESTATION,
-    OID_CERT_USAGE,
-)
+from attestkit.ra_tls.certificate import OID_APP_ID, OID_APP_INFO, OID_ATTESTATION, OID_CERT_USAGE
 
 ROOT_SUBJECT: Final = "Dstack KMS CA"
 TEMP_CA_SUBJECT: Final = "Dstack Client Temp CA"

@@ -21,13 +21,7 @@ from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import azure_authorities, azure_root
 from attestkit._verification_steps import VerificationStep, passed, skipped
 from attestkit.attestation.azure import HclReport
-from attestkit.attestation.wire.evidence_parts import (
-    AzureSnp,
-    AzureTdx,
-    SevSnp,
-    VtpmQuote,
-    td_body,
-)
+from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, SevSnp, VtpmQuote, td_body
 from attestkit.errors import (
     CollateralError,
     FormatError,

@@ -12,11 +12,7 @@ from urllib.parse import quote as percent_encode
 
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.sgx_extension import read_sgx_extension
-from attestkit.backends.simulator.service_response import (
-    JSON,
-    ServiceResponse,
-    content_response,
-)
+from attestkit.backends.simulator.service_response import JSON, ServiceResponse, content_response
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 

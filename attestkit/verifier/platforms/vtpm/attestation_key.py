@@ -23,11 +23,7 @@ from attestkit.verifier.platforms.vtpm.ak_chain import (
     VerifiedAk,
     read_evidence_certificate,
 )
-from attestkit.verifier.platforms.vtpm.quote import (
-    VerifiedQuote,
-    quote_scheme,
-    verify_tpm_quote,
-)
+from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote, quote_scheme, verify_tpm_quote
 
 if TYPE_CHECKING:
     from attestkit.attestation.go_tpm_tools import GoTpmToolsQuote

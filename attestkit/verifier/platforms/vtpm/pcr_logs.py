@@ -18,13 +18,7 @@ from attestkit.event_log.event_types import NO_ACTION
 from attestkit.event_log.ima import ImaLog, ImaMatch
 from attestkit.event_log.tcg import TpmEventLog
 from attestkit.tpm.algorithms import compute_digest
-from attestkit.tpm.pcrs import (
-    FIRMWARE_PCRS,
-    IMA_PCR,
-    LOGGED_PCRS,
-    format_pcrs,
-    start_value,
-)
+from attestkit.tpm.pcrs import FIRMWARE_PCRS, IMA_PCR, LOGGED_PCRS, format_pcrs, start_value
 from attestkit.verifier.claims import VtpmFacts
 
 # Bytes of logs whose replay is kept; a log of three banks has about 100,000.
