@@ -243,7 +243,7 @@ class BlockingBody(_Body):
 class BlockingTransport(ProvenTransport):
     """A transport for `Client`; see `ProvenTransport` for the arguments."""
 
-    calls = steps.BLOCKING
+    calls: ClassVar[steps.Calls] = steps.BLOCKING
 
     def handle_request(self, request: Any) -> Any:
         """Send a request, after the server is proven; see `ProvenTransport`."""
@@ -278,7 +278,7 @@ class AsyncBody(_Body):
 class AsyncTransport(ProvenTransport):
     """A transport for `AsyncClient` on asyncio; see `ProvenTransport` for the arguments."""
 
-    calls = steps.AWAITED
+    calls: ClassVar[steps.Calls] = steps.AWAITED
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request as `BlockingTransport.handle_request` does."""
