@@ -1,4 +1,4 @@
-"""What the firmware of a TD measures first: the TD HOB, a list of memory; and UEFI variables.
+"""TD HOB (a list of memory) and UEFI variables, which the firmware of a TD measures first.
 
 The HOB is measured into RTMR0, without the block that ends the list (UEFI PI, volume 3). UEFI
 variables: TCG PC Client Platform Firmware Profile, 10.2.6.

@@ -1,4 +1,4 @@
-"""What ACPI tables of dstack's machine (q35) depend on: its properties and the version of QEMU.
+"""Inputs of the ACPI tables of dstack's machine (q35): its properties and the version of QEMU.
 
 Versions of one release line make the same ACPI tables for the same machine.
 """

@@ -1,4 +1,4 @@
-"""What Intel signs about platforms: TCB info (version 3), QE identity (version 2); the QE check.
+"""TCB info (version 3) and QE identity (version 2), signed by Intel; and the QE check.
 
 dcap-verification.md, sections 5, 6 and 8.1; Intel's PCS documentation.
 """
