@@ -95,7 +95,7 @@ def _origin(bundle: ProofBundle) -> Origin:
     host = f"[{bundle.host}]" if ":" in bundle.host else bundle.host
     try:
         found = Origin.of(f"https://{host}:{bundle.port}")
-        if found == Origin(bundle.host.lower(), bundle.port):  # a host with a slash is none
+        if found == Origin(bundle.host.lower(), bundle.port):  # false for a host with a slash
             return found
     except UsageError:
         pass
