@@ -43,7 +43,7 @@ help:
 	@echo "make rotation  let two services renew their keys and prove each other; docs/records/rotation.json"
 	@echo "make kills   kill boots and servers at random moments; the record is docs/records/kills.json"
 	@echo "make chaos   let disk, clock, device and network break around the server; docs/records/chaos.json"
-	@echo "make promises  run the tests that hold the promises of docs/threat-model.md"
+	@echo "make promises  run the tests that hold the promises of docs/security/threat-model.md"
 	@echo "make judges  run every independent program over what attestkit makes; docs/records/judges.json"
 	@echo "make devmode  run every test in Python's development mode"
 	@echo "make interleave  explore schedules of threads and sequences of clients, for longer"
@@ -192,7 +192,7 @@ kills: $(VENV)/.dev
 fleet: $(VENV)/.dev
 	$(BIN)/python -m tests.long_runs.fleet $(ARGS)
 
-# The tests that hold the promises of docs/threat-model.md; one that skips is a failure.
+# The tests that hold the promises of docs/security/threat-model.md; one that skips is a failure.
 promises: $(VENV)/.dev $(JS)/node_modules/.made
 	$(BIN)/python -m tests.docs.promises $(ARGS)
 

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.growth_hostile` finds the dearest shape of each parser at the largest size
 that is read, or 1 MiB, measures it there and at a half, a quarter and an eighth, and writes the
-table in docs/bounds.md. An exponent is the slope of time against size, both logarithmic: 1 is
-linear, 2 quadratic. Times are the process's own, on the processor.
+table in docs/security/bounds.md. An exponent is the slope of time against size, both logarithmic: 1
+is linear, 2 quadratic. Times are the process's own, on the processor.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tests.long_runs.records import ROOT
 
 __all__ = ["Cost", "main", "measure", "row"]
 
-DOCUMENT: Final = ROOT / "docs" / "bounds.md"
+DOCUMENT: Final = ROOT / "docs/security/bounds.md"
 HEAD: Final = (
     "| reader | dearest shape | measured to | ns a byte | exponent | resident bytes a byte "
     "| allocated at most | lines at most |\n| --- | --- | --- | --- | --- | --- | --- | --- |"

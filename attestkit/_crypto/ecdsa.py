@@ -1,7 +1,7 @@
 """ECDSA on secp256k1 and P-256, with deterministic signatures (RFC 6979).
 
 coincurve gets secrets as bytes, which are wiped when the key object is destroyed. OpenSSL gets them
-as Python integers, which cannot be wiped; see docs/secrets.md.
+as Python integers, which cannot be wiped; see docs/security/secrets.md.
 """
 
 import hmac

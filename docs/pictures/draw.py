@@ -1,4 +1,4 @@
-"""Draw the pictures of the documentation, each as an SVG beside this file.
+"""Draw the pictures of the documentation, each as an SVG in the folder drawn/.
 
 Usage, in a checkout: python -m docs.pictures.draw [FOLDER]
 
@@ -14,9 +14,9 @@ from typing import Final
 from docs.pictures import growth, quotes, roles, tree
 from docs.pictures.data_paths import DATA_PATHS, draw_data_path
 
-__all__ = ["HERE", "PICTURES", "main"]
+__all__ = ["DRAWN", "PICTURES", "main"]
 
-HERE: Final = Path(__file__).parent
+DRAWN: Final = Path(__file__).parent / "drawn"
 
 PICTURES: Final[dict[str, Callable[[], str]]] = {
     "architecture.svg": tree.architecture,
@@ -31,7 +31,7 @@ PICTURES: Final[dict[str, Callable[[], str]]] = {
 """Each picture's file, and what draws it."""
 
 
-def main(folder: Path = HERE) -> None:
+def main(folder: Path = DRAWN) -> None:
     """Write all of them."""
     for name, draw in PICTURES.items():
         (folder / name).write_text(draw(), encoding="utf-8")

@@ -1,10 +1,10 @@
 """What the site has of the repository beside docs/, and links that hold in both places.
 
 A page links to a file by its path in the repository, so that it can be read there. Whatever is
-linked and lies outside docs/ is brought in under `project/`: a Markdown file as a page, any other
-as it is, a folder as its README. Comments in the sources of pages, which tell the tests how to run
-a block, stay out of the site. Long names in tables may break behind their parts, but for those in
-the first column.
+linked and lies outside docs/ is brought in under `repository/`: a Markdown file as a page, any
+other as it is, a folder as its README. Comments in the sources of pages, which tell the tests how
+to run a block, stay out of the site. Long names in tables may break behind their parts, but for
+those in the first column.
 """
 
 import posixpath
@@ -19,7 +19,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PREFIX: Final = "project"
+PREFIX: Final = "repository"
 # Pages of the navigation that no page need link to.
 OUTSIDE: Final = (
     *("SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"),

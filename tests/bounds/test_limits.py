@@ -1,4 +1,4 @@
-"""Tests that docs/bounds.md matches the code: every limit, and the costs of every parser."""
+"""docs/security/bounds.md matches the code: every limit, and the costs of every parser."""
 
 import json
 import re
@@ -51,7 +51,7 @@ from tests.raising import raises
 from tests.verifier.ear.ears import ED25519, NOW
 from tests.verifier.platforms import intel
 
-DOCUMENT = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs/security/bounds.md").read_text(encoding="utf-8")
 LIMITS = re.findall(r"^\| .* \| ([0-9,]+) \| `([\w.]+)` \|$", DOCUMENT, re.MULTILINE)
 ROW = re.compile(
     r"^\| ([^|]+) \| ([^|]+) \| ([0-9,]+) \|(?: -?[0-9.]+ \|){3} ([0-9]+) \| ([0-9]+) \|\n",

@@ -1,1 +1,1 @@
-"""Faults against a running server while clients work: `make chaos`, and docs/chaos.md."""
+"""Faults against a running server while clients work: `make chaos`, and docs/security/chaos.md."""

@@ -17,7 +17,7 @@ from tests.chaos.trial import Trial
 from tests.docs.promises import promises
 from tests.long_runs.records import DIRTY, RECORDS, ROOT
 
-PAGE = ROOT / "docs" / "chaos.md"
+PAGE = ROOT / "docs/security/chaos.md"
 
 
 def read_record() -> Any:
@@ -95,7 +95,7 @@ def test_promises_state_figures_of_tests() -> None:
 
 
 def test_chaos_page_states_growth_limits() -> None:
-    """docs/chaos.md states each limit on memory, descriptors and threads, and no others."""
+    """The page states each limit on memory, descriptors and threads, and no others."""
     kinds = ("memory", "descriptors", "threads")
     usual = inspect.signature(Trial.__init__).parameters
     bounds = {int(usual[kind].default) for kind in kinds}

@@ -1,4 +1,4 @@
-"""The promises of docs/threat-model.md and their tests; `make promises` runs those."""
+"""The promises of docs/security/threat-model.md and their tests; `make promises` runs those."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "threat-model.md"
+PAGE = ROOT / "docs/security/threat-model.md"
 _ROW = re.compile(r"\| ([A-Z]\d+) \| (.+?) \| (.*`.+`) \|")
 NODE = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(\[[^`]+\])?`")
 

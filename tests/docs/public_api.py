@@ -24,7 +24,7 @@ def documented_modules() -> dict[str, str]:
     """Return the documented modules, each with its page in docs/reference."""
     return {
         name: page.name
-        for page in sorted(REFERENCE.glob("*.md"))
+        for page in sorted(REFERENCE.rglob("*.md"))
         for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
     }
 

@@ -1,4 +1,4 @@
-"""docs/compatibility.md: each line about dstack names its tests, and the matrix has the clients."""
+"""Tested versions: each line about dstack names its tests, and the matrix has the clients."""
 
 import json
 import re
@@ -8,12 +8,12 @@ import pytest
 
 from tests.docs.promises import NODE, ROOT, read_tests
 
-PAGE: Final = ROOT / "docs/compatibility.md"
+PAGE: Final = ROOT / "docs/project/compatibility.md"
 _LINES: Final = re.compile(r"^\| (?!dstack \|)(.+?) \| (.+?) \| (.+?) \| (.*) \|$", re.MULTILINE)
 _CLIENTS: Final = ("dstack_sdk", "dstack_sdk_js", "dstack_v1", "own_client")  # columns
 _HOW: Final = ("served", "simulated", "verified", "refused", "left out", "client", "read")
 
-pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="docs/compatibility.md is not here")
+pytestmark = pytest.mark.skipif(not PAGE.exists(), reason=f"{PAGE} is not here")
 
 
 def test_every_line_has_tests_that_exist() -> None:

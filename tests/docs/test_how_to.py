@@ -1,4 +1,4 @@
-"""The pages of docs/how-to name files that exist."""
+"""The pages of docs/project/how-to name files that exist."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tests.docs.blocks import ROOT
 
-PAGES = sorted((ROOT / "docs/how-to").glob("*.md"))
+PAGES = sorted((ROOT / "docs/project/how-to").glob("*.md"))
 _PATH = re.compile(r"`((?:attestkit|docs|fuzz|tests)/[\w./-]+)`")
 
 

@@ -29,9 +29,10 @@ ELSEWHERE: Final = {
 }
 SLOW: Final = (  # over a second of CPU time each; a folder stands for all of its pages
     *("README.md", "docs/cli.md", "docs/concepts/", "docs/guides/", "docs/index.md"),
-    *("docs/run.md", "docs/scenarios.md", "docs/start.md", "docs/testing.md", "docs/tour.md"),
-    *("docs/verifier.md", "docs/reference/kms.md", "docs/reference/verifier.md"),
+    *("docs/start.md", "docs/tour.md", "docs/verifier.md"),
+    *("docs/reference/guest/kms.md", "docs/reference/verification/verifier.md"),
 )
+FAST: Final = {"docs/guides/cmw.md", "docs/guides/testing/recording.md"}  # in SLOW folders
 BLOCKS: Final = {page: read_blocks((ROOT / page).read_text()) for page in pages()}
 
 
@@ -62,13 +63,17 @@ PRINTED: Final = {
         r".*\[!!\] evidence: rejected.*on the CRL.*exit code 2\n",
         r".*contraindicated.*",
     ),
-    "docs/guides/aws.md": (
+    "docs/guides/platforms/aws.md": (
         *[r".*"] * 6,
         r"dstack-aws-nitro-tpm \('revocation', 'hardware_to_ak', 'pcr_log'\)\n",
         *[r".*"] * 2,
     ),
-    "docs/guides/azure.md": (*[r".*"] * 4, r"azure-snp hardware_report \([^\n]+\)\n", r".*"),
-    "docs/guides/gpu.md": (
+    "docs/guides/platforms/azure.md": (
+        *[r".*"] * 4,
+        r"azure-snp hardware_report \([^\n]+\)\n",
+        r".*",
+    ),
+    "docs/guides/platforms/gpu.md": (
         *[r".*"] * 3,
         r"(GH100 999\.10\.01 96\.00\.9F\.00\.01 33\n){2}report_data\n",
         r".*",
@@ -79,7 +84,7 @@ PRINTED: Final = {
         r".*\nno_freshness\nkey possession\nbound nonce\n.*\nother_key\n.*PROVEN.*",
         *(r".*", r".*PROVEN.*\{\"a\": 1\}", r".*^1 passed.*"),
     ),
-    "docs/guides/google.md": (
+    "docs/guides/platforms/google.md": (
         *(r".*", r"\('hardware_to_ak', 'ak_to_hardware'\)\nrejected: require_joins\n"),
         *[r".*"] * 4,
     ),
@@ -97,10 +102,10 @@ PRINTED: Final = {
     "docs/policy.md": (
         rf"{ACCEPTED}app_id - app_id: 283cd85f.*\n{ACCEPTED}[0-9a-f]+ 0\.5\.5 True\n{ACCEPTED}",
     ),
-    "docs/recording.md": (
+    "docs/guides/testing/recording.md": (
         r"<Attester on .*> <replay of .*>\n.*29bdbedb8d.*get_quote\([0-9a-f]{128}.*",
     ),
-    "docs/run.md": (
+    "docs/guides/testing/run.md": (
         r"CCEL\s+/dev/tdx_guest\s+.*tsm:\s+report\s+/dev/sev-guest\s+ebusy:1\s+/run/.*anchor.der\s+",
         r".*quote: accepted.*",
         r"configfs_tsm 4\n",
@@ -109,11 +114,11 @@ PRINTED: Final = {
         r".*evidence: accepted.*dstack-gcp-tdx.*",
         r".*evidence: accepted.*2 x GH100.*",
     ),
-    "docs/scenarios.md": (
+    "docs/guides/testing/scenarios.md": (
         *(r"cert_revoked - .*\n", r"UpToDate\n", r"BLACKWELL BLACKWELL\n"),
         r"attempt 0: .* ebusy: .*\nattempt 1: .*\nattempt 2: a quote\nrtmr_extend_fails:1 eio:1\n",
     ),
-    "docs/testing.md": (
+    "docs/guides/testing/pytest.md": (
         *(r".*^2 passed.*", r".*^1 passed.*"),
         *(r".*^2 passed.*", r".*^6 passed.*", r".*^4 passed.*"),
         *(r".*^1 passed.*", r".*^1 passed.*", r".*^1 passed.*"),
@@ -131,7 +136,7 @@ PRINTED: Final = {
 def _with_marks() -> Iterator[object]:
     for page, blocks in BLOCKS.items():
         if page not in ELSEWHERE and any(block.is_run for block in blocks):
-            marks = [pytest.mark.slow] if page.startswith(SLOW) else []
+            marks = [pytest.mark.slow] if page.startswith(SLOW) and page not in FAST else []
             yield pytest.param(page, marks=marks, id=page)
 
 

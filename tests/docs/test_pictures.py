@@ -6,9 +6,9 @@ import pytest
 
 import attestkit
 
-HERE = Path(__file__).resolve().parents[2] / "docs/pictures"
+DRAWN = Path(__file__).resolve().parents[2] / "docs/pictures/drawn"
 
-pytestmark = pytest.mark.skipif(not HERE.exists(), reason="docs/pictures is not here")
+pytestmark = pytest.mark.skipif(not DRAWN.exists(), reason="docs/pictures/drawn is not here")
 
 
 @pytest.fixture(scope="module", name="drawn")
@@ -21,7 +21,7 @@ def _drawn() -> dict[str, str]:
 
 def test_pictures_match_script(drawn: dict[str, str]) -> None:
     """No picture was edited or is obsolete; `python -m docs.pictures.draw` draws them again."""
-    assert {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.svg")} == drawn
+    assert {path.name: path.read_text(encoding="utf-8") for path in DRAWN.glob("*.svg")} == drawn
 
 
 def test_data_paths_follow_imports() -> None:

@@ -49,7 +49,7 @@ def test_every_public_name_is_documented_once() -> None:
 def test_index_has_every_name() -> None:
     """All names are listed in order, each with a link to its documentation."""
     rows = re.findall(
-        r"^\| \[`(\w+)`\]\((\w+)\.md(?:#([\w.]+))?\)",
+        r"^\| \[`(\w+)`\]\(\w+/(\w+)\.md(?:#([\w.]+))?\)",
         (REFERENCE / "index.md").read_text(),
         re.MULTILINE,
     )

@@ -20,10 +20,11 @@ from tests.docs.blocks import ROOT, read_blocks
 from tests.rigs.go_verifiers.verdicts import GO_SEV_GUEST, GO_TDX_GUEST
 from tests.rigs.nvidia_verifiers.verdicts import LAX, STRICT
 
-ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+ARCHITECTURE = (ROOT / "docs/project/architecture.md").read_text()
 POLICY = (ROOT / "docs/policy.md").read_text()
-RECORDING = (ROOT / "docs/recording.md").read_text()
-TESTING = (ROOT / "docs/testing.md").read_text()
+RECORDING = (ROOT / "docs/guides/testing/recording.md").read_text()
+SCENARIOS = (ROOT / "docs/guides/testing/scenarios.md").read_text()
+TESTING = (ROOT / "docs/guides/testing/pytest.md").read_text()
 
 
 def _table(first: str) -> list[list[str]]:
@@ -78,7 +79,7 @@ def test_rules_about_a_tpm_match_table() -> None:
 
 def test_differences_from_other_verifiers_match_table() -> None:
     """Each scenario on which a verifier in Go differs is listed with its reason."""
-    section = (ROOT / "docs/scenarios.md").read_text().partition("## Other verifiers")[2]
+    section = SCENARIOS.partition("## Other verifiers")[2]
     rows = [line.split("|") for line in section.splitlines() if line.startswith("| go-")]
     found = [name for row in rows for name in re.findall("`(.+?)`", row[2])]
     assert sorted(found) == sorted(GO_TDX_GUEST | GO_SEV_GUEST)
@@ -87,7 +88,7 @@ def test_differences_from_other_verifiers_match_table() -> None:
 
 def test_differences_from_verifier_of_nvidia_match_table() -> None:
     """Each fault of a GPU on which NVIDIA's verifier differs is listed, on the right side."""
-    section = (ROOT / "docs/scenarios.md").read_text().partition("## Other verifiers")[2]
+    section = SCENARIOS.partition("## Other verifiers")[2]
     rows = [line.split("|") for line in section.splitlines() if line.startswith("| nv-")]
     found = {
         (name, row[3].strip(), row[4].strip())
@@ -105,8 +106,7 @@ def test_architecture_lists_parts_in_order_of_layers() -> None:
     [layers] = [one["layers"] for one in contracts if one.get("containers") == ["attestkit"]]
     listed = [[one for one in layer.split(" | ") if one[0] != "("] for layer in layers]
     order = [set(layer) for layer in listed if layer]  # without parts that do not exist yet
-    page = (ROOT / "docs/architecture.md").read_text()
-    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", ARCHITECTURE, re.MULTILINE)
     found = [{name for number, name in rows if number == at} for at in dict(rows)]
     assert found[1:] == order  # layer 0 is not imported by any other
 

@@ -1,4 +1,4 @@
-"""docs/threat-model.md: every promise names tests, and those exist."""
+"""docs/security/threat-model.md: every promise names tests, and those exist."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ import pytest
 from tests.docs.promises import PAGE, ROOT, nodes, promises, read_tests
 from tests.processes import run_program
 
-pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="docs/threat-model.md is not here")
+pytestmark = pytest.mark.skipif(not PAGE.exists(), reason=f"{PAGE} is not here")
 
 
 def test_every_promise_has_tests_that_exist() -> None:

@@ -22,7 +22,7 @@ from tests.serve.server import PATIENCE, ROOT, Server, environment, running_serv
 
 PROFILE: Final = ROOT / "deploy/seccomp.json"
 UNIT: Final = ROOT / "deploy/attestkit.service"
-GUIDE: Final = ROOT / "docs/hardening.md"
+GUIDE: Final = ROOT / "docs/security/hardening.md"
 KILL: Final = {"CONFINED_BY": "kill"}
 X86_64, AARCH64 = 0xC000003E, 0xC00000B7  # SCMP_ARCH_* of seccomp.h
 Wrapper = Callable[..., list[str]]
@@ -115,7 +115,7 @@ def allowed(profile: dict[str, Any]) -> set[str]:
 
 
 def documented_calls() -> set[str]:
-    """Return the calls of a server that docs/hardening.md lists."""
+    """Return the calls of a server that docs/security/hardening.md lists."""
     [block] = re.findall(r"```text\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     return set(block.split())
 

@@ -1,4 +1,4 @@
-"""Tests of the figures in docs/hardening.md."""
+"""Tests of the figures in docs/security/hardening.md."""
 
 import re
 
@@ -9,7 +9,7 @@ from tests.hardening.test_forbidden import EXCEPTIONS
 from tests.packaging.test_deploy import EXPOSURES
 from tests.supply_chain.locks import ROOT
 
-pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/hardening.md is not here")
+pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/security/hardening.md is not here")
 
 
 def test_guide_system_calls_match_profile() -> None:

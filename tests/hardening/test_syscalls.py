@@ -41,7 +41,7 @@ needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="no systemd-analyze: it comes with systemd"
 )
 
-MEASURED_ON = ((3, 11), "x86_64", "glibc")  # the list of docs/hardening.md
+MEASURED_ON = ((3, 11), "x86_64", "glibc")  # the list of docs/security/hardening.md
 # By version of glibc: additional calls, and listed calls that are not made.
 OTHER_GLIBC = {"2.36": (set[str](), {"fstat"})}
 # Calls that no filter allows: namespaces, mounts, other processes, the kernel.

@@ -1,7 +1,7 @@
 """A core file of a process contains no secret of an object that was closed or released.
 
 The process receives its secret through a pipe into memory that it wipes itself, uses it, releases
-it, and crashes with core files enabled. The expectations are those of docs/secrets.md.
+it, and crashes with core files enabled. The expectations are those of docs/security/secrets.md.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from tests.serve.server import PATIENCE, environment, running_server
 
 pytestmark = [pytest.mark.slow, to_a_file]
 
-# glibc overwrites freed memory, and Python allocates with it: docs/secrets.md.
+# glibc overwrites freed memory, and Python allocates with it: docs/security/secrets.md.
 WIPING = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.perturb=165"}
 
 TAKE = """if True:
@@ -185,7 +185,7 @@ def test_core_with_open_key_file_contains_its_keys(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can read a hidden process's memory")
 def test_memory_of_running_server_contains_documented_copies(tmp_path: Path) -> None:
-    """Root finds as many copies of the keys in a running server as docs/secrets.md states.
+    """Root finds as many copies of the keys in a running server as docs/security/secrets.md states.
 
     Their hex text is not among them: it was released after parsing.
     """

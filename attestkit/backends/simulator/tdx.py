@@ -58,7 +58,7 @@ class Simulator(SimulatedApp):
         scenario: A deviation of the platform or its endorsements: a name (see
             `scenarios.registry`) or a `Scenario`. None: an up-to-date platform.
         faults: Faults to inject, such as "ebusy:3 slow:2s", a list of them, or a Faults; see
-            docs/scenarios.md. More can be armed later with `faults`.
+            docs/guides/testing/scenarios.md. More can be armed later with `faults`.
         state_dir: A folder that preserves seed, registers and runtime events, used by one process
             at a time. With another seed, app or VM configuration the TD reboots. None: in memory.
         app_compose: The content of app-compose.json. None: that of a default app.

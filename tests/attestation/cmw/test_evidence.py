@@ -401,8 +401,8 @@ def test_to_bytes_accepts_every_encoding_and_names_them_on_error() -> None:
 
 
 def test_cmw_page_lists_labels_encodings_and_types() -> None:
-    """docs/cmw.md names each label's media type, each encoding, and the collection type."""
-    page = (Path(__file__).parents[3] / "docs/cmw.md").read_text(encoding="utf-8")
+    """docs/guides/cmw.md names each label's media type, each encoding, and the collection type."""
+    page = (Path(__file__).parents[3] / "docs/guides/cmw.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| `([^|]+)` \|", page, re.MULTILINE)
     assert {label: text for label, text in rows if "/" in text and label in MEDIA_TYPES} == (
         MEDIA_TYPES

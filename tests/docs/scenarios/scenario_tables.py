@@ -1,4 +1,4 @@
-"""Tables of docs/scenarios.md, made from the registry of scenarios and faults.
+"""Tables of docs/guides/testing/scenarios.md, made from the registry of scenarios and faults.
 
 `python -m tests.docs.scenarios.scenario_tables` writes them into the page, which a test compares.
 A comment before each table lists the subjects of its rows.
@@ -10,7 +10,7 @@ from typing import Final
 from attestkit.backends.simulator.scenarios.registry import all_cases
 from tests.docs.blocks import ROOT
 
-PAGE: Final = ROOT / "docs" / "scenarios.md"
+PAGE: Final = ROOT / "docs/guides/testing/scenarios.md"
 _TABLE: Final = re.compile(r"(<!-- (scenario|fault)s: (.+) -->\n\| .*\n\|---.*\n)((?:\| .*\n)*)")
 
 

@@ -1,4 +1,4 @@
-"""docs/scenarios.md is made from the registry, whose faults are executed where they apply."""
+"""The page of scenarios is made from the registry, whose faults are executed where they apply."""
 
 import contextlib
 import re

@@ -14,7 +14,7 @@ SEED = bytes(range(32))
 NOW = 1_790_000_000
 REPORT_DATA = bytes(range(64))
 # Scenarios that a verifier accepts and attestkit does not, or the other way round; the reasons are
-# in docs/scenarios.md.
+# in docs/guides/testing/scenarios.md.
 GO_TDX_GUEST = frozenset({"ok-v5-td10", "ok-v5-td15", "collateral-not-yet-valid"})
 GO_SEV_GUEST = frozenset({"snp-v5", "snp-turin", "snp-vlek"})
 

@@ -1,6 +1,6 @@
 """Faults of one GPU on which NVIDIA's nv-local-gpu-verifier 2.7.3 differs from attestkit.
 
-docs/scenarios.md lists them. The texts begin with the section of nvidia-gpu.md.
+docs/guides/testing/scenarios.md lists them. The texts begin with the section of nvidia-gpu.md.
 """
 
 from typing import Final

@@ -52,7 +52,7 @@ PRESET_TABLE = {
     | {"OutOfDate", "OutOfDateConfigurationNeeded"},
 }
 OTHER_20, OTHER_32 = b"\xee" * 20, b"\xee" * 32
-_REFERENCE: Final = Path(__file__).parents[3] / "docs/reference/verifier.md"
+_REFERENCE: Final = Path(__file__).parents[3] / "docs/reference/verification/verifier.md"
 
 
 # -- rules that are set ------------------------------------------------------------------------

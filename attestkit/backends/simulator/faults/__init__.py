@@ -1,4 +1,4 @@
 """Faults of a simulated TEE: their specification, by name and count, and their injection.
 
-docs/scenarios.md lists them.
+docs/guides/testing/scenarios.md lists them.
 """

@@ -301,5 +301,5 @@ def find_gpu_fault(name: str) -> GpuFault:
     found = GPU_FAULTS.get(name)
     if found is None:
         text = f"unknown fault of GPUs {shown(name)}{near(name, GPU_FAULTS)}"
-        raise UsageError(f"{text}; see docs/scenarios.md", reason="unknown_name")
+        raise UsageError(f"{text}; see docs/guides/testing/scenarios.md", reason="unknown_name")
     return found

@@ -272,7 +272,8 @@ def test_simulated_tpm_is_marked(platform: str) -> None:
 def test_listed_key_of_a_simulated_tpm_is_simulated(kind: str) -> None:
     """With a key in `trusted_aks`, the certificate or the model's quote gives a simulated result.
 
-    Nothing in swtpm's quotes without a certificate says that they are simulated (docs/testing.md).
+    Nothing in swtpm's quotes without a certificate says that they are simulated
+    (docs/guides/testing/pytest.md).
     """
     nonce = secrets.token_bytes(32)
     with open_cloud(platform="tpm", tpm=kind) as tee:
