@@ -290,6 +290,7 @@ PROTOBUF: Final[Shapes] = {
     "one-letter names": repeated(b"\x12\1a"),
     "unknown numbers": repeated(b"\x78\0"),
     "unknown groups": repeated(b"\x7b\x7c"),
+    "names and unknown numbers": repeated(b"\x12\0\x78\0"),
     "open groups": repeated(b"\x7b"),
     "a field again": repeated(b"\x0a\1a"),
     "a long number": repeated(b"\x80", b"\x78"),

@@ -134,6 +134,16 @@ PROTOBUFS: Final[dict[str, bytes]] = {
     "a domain that is not UTF-8": b"\x0a\x01\xff\x12\x07ed25519",
     "a domain as a number": b"\x08\x01\x12\x07ed25519",
     "a domain as text and as a number": b"\x0a\x01a\x08\x01\x12\x07ed25519",
+    "a domain as a number before 4 KiB": b"\x08\x01\x12\x07ed25519\x7a\x80\x20" + bytes(4096),
+    "a domain as a number behind 1 MiB": (
+        b"\x0a\x01a\x12\x07ed25519\x7a\x80\x80\x40" + bytes(1 << 20) + b"\x08\x01"
+    ),
+    "a domain as a group behind 1 MiB": (
+        b"\x12\x07ed25519\x7a\x80\x80\x40" + bytes(1 << 20) + b"\x0b\x0c"
+    ),
+    "a domain as a number behind a million fields": (
+        b"\x12\x07ed25519" + b"\x78\x00" * 1_000_000 + b"\x08\x01"
+    ),
     "an algorithm of eight bytes": b"\x0a\x01a\x11ed25519\0",
     "a group that does not end": b"\x0a\x01a\x12\x07ed25519\x1b",
     "a field of number 0": b"\x02\x01a\x12\x07ed25519",

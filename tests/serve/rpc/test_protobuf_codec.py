@@ -114,6 +114,45 @@ def test_decode_malformed_message_is_refused(body: bytes) -> None:
         decode(GetKeyArgs, body)
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"\x08\x01",
+        b"\x09" + bytes(8),
+        b"\x0b\x0c",
+        b"\x0d" + bytes(4),
+        b"\x10\x00",
+        b"\x22\x01a",
+        b"\x23\x24",
+        b"\x25" + bytes(4),
+        b"\x29" + bytes(8),
+    ],
+)
+@pytest.mark.parametrize("size", [0, 4097, 1 << 20])
+def test_decode_field_of_other_wire_type_is_refused(field: bytes, size: int) -> None:
+    """A known field of another wire type is refused in a body of any size, wherever it is."""
+    filler = b"\x7a" + _varint(size) + bytes(size)  # an unknown field
+    valid = encode(WHOLE)
+    assert decode(GetTlsKeyArgs, valid + filler) == WHOLE
+    for body in (field + filler + valid, valid + filler + field, filler + field):
+        with raises(FormatError, "wrong_type"):
+            decode(GetTlsKeyArgs, body)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_decode_refuses_other_wire_types_of_every_field(message: type[NamedTuple]) -> None:
+    """Every field of every message has one wire type."""
+    for number in [field.number for field in fields_of(message) if field.number]:
+        end_of_group = _varint(number << 3 | 4)
+        values = {0: b"\0", 1: bytes(8), 2: b"\0", 3: end_of_group, 5: bytes(4)}
+        taken = 0
+        for wire_type, value in values.items():
+            with suppress(FormatError):
+                decode(message, _varint(number << 3 | wire_type) + value)
+                taken += 1
+        assert taken == 1
+
+
 def test_encode_prepared_response_is_cached() -> None:
     """A prepared response is encoded once."""
     info = PreparedResponse((), lambda: AppInfo(app_id=b"\x01", app_name="ц"))
