@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import AttestKitError, CollateralError, FormatError
 
 _RANDOM_PART: Final = re.compile("[a-z0-9_]{8}")  # of a name by tempfile
@@ -104,7 +105,8 @@ def load_document(
     """Read a file and return its document.
 
     Args:
-        path: Path of the file.
+        path: Path of a regular file, or of an inherited descriptor such as `/dev/stdin`. Named
+            pipes and devices are refused: they may block or have no end.
         limit: Maximum size in bytes; `decode` is given one byte more of a larger file.
         decode: Returns the document; it refuses content over the limit.
         kind: Class of the error for a file that cannot be read.
@@ -116,8 +118,7 @@ def load_document(
     """
     name = os.fspath(path)
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(limit + 1)
+        content = read_regular(path, limit + 1, follow=True, wait=False)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise kind(f"{name}: cannot be read: {error}", reason=reason) from error
     try:

@@ -116,11 +116,12 @@ def _check_owner(found: os.stat_result, path: AnyPath, *, created: bool) -> None
         raise _error(errno.EMLINK, "has more than one hard link", path)
 
 
-def read_regular(path: AnyPath, most: int, *, follow: bool = False) -> bytes:
+def read_regular(path: AnyPath, most: int, *, follow: bool = False, wait: bool = True) -> bytes:
     """Return at most `most` bytes of a regular file, in an object that the caller may wipe.
 
     Pass `follow=True` for a path that the user gave: it may be a symbolic link, a named pipe (the
-    call waits for its writer), or an inherited descriptor such as `/dev/fd/3` or `/dev/stdin`.
+    call waits for its writer, unless `wait` is false: then it is refused), or an inherited
+    descriptor such as `/dev/fd/3` or `/dev/stdin`.
 
     Raises:
         OSError: As for `open_regular`.
@@ -128,7 +129,8 @@ def read_regular(path: AnyPath, most: int, *, follow: bool = False) -> bytes:
     if follow and os.fspath(path).startswith(_INHERITED):
         with Path(path).open("rb") as file:
             return file.read(most)
-    fd = _open_named(path) if follow else open_regular(path, os.O_RDONLY)
+    wait = wait and follow
+    fd = _open_named(path) if wait else open_regular(path, os.O_RDONLY, follow=follow)
     with os.fdopen(fd, "rb", buffering=0) as file:
         buffer = bytearray(min(most, os.fstat(file.fileno()).st_size + 1))
         size = 0

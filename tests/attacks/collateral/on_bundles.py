@@ -1,12 +1,18 @@
 """Attempts on evidence bundles, files of trust anchors, and fetched certificates of TPM keys."""
 
 import json
+import os
 import pickle
+import time
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Final
+
+import pytest
 
 from attestkit.backends.simulator import simulated_roots
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
@@ -16,6 +22,7 @@ from attestkit.collateral.responses import Response
 from attestkit.errors import (
     CollateralError,
     CollateralExpiredError,
+    ConfigError,
     FormatError,
     PolicyError,
     SignatureError,
@@ -300,3 +307,28 @@ def pickled_verifier_of_another_machine() -> object:
     other = Verifier(trust_anchor=simulated_roots(bytes(32)), collateral=intel.collateral())
     copied = pickle.loads(pickle.dumps(other))
     return copied.verify(RAW, report_data=NONCE, now=NOW)
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def _load_special(make: Callable[[Path], object], folder: Path) -> None:
+    make(folder / "file")
+    for load in (EvidenceBundle.load, Collateral.load, AppraisalPolicy.load):
+        start = time.monotonic()
+        with pytest.raises((UsageError, CollateralError, ConfigError)) as caught:
+            load(folder / "file")
+        assert caught.value.reason in {"cannot_read", "unreadable"}
+        assert time.monotonic() - start < 2
+
+
+@attacks.attempt("exhaust")
+def bundle_collateral_and_policy_that_are_a_pipe(tmp_path: Path) -> None:
+    """Opening the pipe would block for ever."""
+    _load_special(os.mkfifo, tmp_path)
+
+
+@attacks.attempt("exhaust")
+def bundle_collateral_and_policy_that_are_an_endless_device(tmp_path: Path) -> None:
+    """A link to a device without end is not read."""
+    _load_special(lambda path: path.symlink_to("/dev/zero"), tmp_path)

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from attestkit import _sanitize
 from attestkit._formats.toml import LARGEST, decode
 from attestkit._native import unhex
 from attestkit._reasons import ConfigReason
+from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, UsageError
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.claims import TcbStatus
@@ -51,15 +51,13 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """Read a file, at most one byte more than 1 MiB; `parse` rejects a file over 1 MiB.
 
     Raises:
-        ConfigError: If the file cannot be read.
+        ConfigError: If the file cannot be read, or is a named pipe or a device.
     """
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(LARGEST + 1)
+        return read_regular(path, LARGEST + 1, follow=True, wait=False)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         problem = getattr(error, "strerror", None) or error
         raise ConfigError(f"{os.fspath(path)}: {problem}", reason="unreadable") from error
-    return data
 
 
 def parse(text: str | bytes, source: str, policy: type[Any]) -> tuple[str | None, dict[str, Any]]:
