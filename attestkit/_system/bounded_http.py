@@ -6,13 +6,15 @@ per read.
 """
 
 import contextlib
+import errno
 import io
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from attestkit._sanitize import one_line
+from attestkit._system.bounded_calls import BoundedCalls
 from attestkit.errors import AttestKitError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _PIECE: Final = 1 << 16  # bytes per read
 _BUFFER: Final = 8192  # bytes that are read ahead
 _ADDRESSES: Final = 8  # of a host that are tried
+_LOOK_UPS: Final = 32  # of names, which exceed their time and go on
 _SHORTEST: Final = 0.001  # seconds; 0 would make a socket non-blocking
 _LONGEST_TEXT: Final = 100  # characters of OpenSSL's text
 _LENGTH: Final = re.compile(r"[0-9]{1,19}")  # of a body, stated once
@@ -37,6 +40,8 @@ _HEADERS: Final = {
 }
 JSON_POST: Final = {"Content-Type": "application/json", "Accept": "application/json"}
 """Headers of a request with a JSON body."""
+
+_look_ups: Final = BoundedCalls(_LOOK_UPS)
 
 ExchangeFailure: TypeAlias = Literal[
     "too_large", "timed_out", "tls", "connection", "truncated", "malformed"
@@ -96,7 +101,7 @@ class ResponseLimits(NamedTuple):
 
     head: int  # before the body, including interim (1xx) responses; also of the chunk framing
     body: int
-    seconds: float  # without the time of name resolution
+    seconds: float
     clock: Callable[[], float] = time.monotonic
 
 
@@ -146,10 +151,10 @@ def connect_tcp(host: str, port: int, seconds: float, time_left: TimeLeft) -> "s
     """Return a socket that is connected to the first address of a host that accepts.
 
     Args:
-        host: Name or address; the time of its resolution is not limited.
+        host: Name or address.
         port: Port.
         seconds: Limit for each address, of which eight are tried.
-        time_left: Returns the seconds that are left for all of them.
+        time_left: Returns the seconds that are left for name resolution and all addresses.
 
     Raises:
         OSError: If no address accepts; TimeoutError if the time is up.
@@ -157,9 +162,7 @@ def connect_tcp(host: str, port: int, seconds: float, time_left: TimeLeft) -> "s
     import socket
 
     failed: OSError = TimeoutError("timed out")
-    for family, kind, protocol, _, address in socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM
-    )[:_ADDRESSES]:
+    for family, kind, protocol, _, address in _resolve(host, port, time_left)[:_ADDRESSES]:
         if (limit := min(seconds, time_left())) <= 0:
             break
         sock = socket.socket(family, kind, protocol)
@@ -172,6 +175,22 @@ def connect_tcp(host: str, port: int, seconds: float, time_left: TimeLeft) -> "s
         else:
             return sock
     raise failed
+
+
+def _resolve(host: str, port: int, time_left: TimeLeft) -> list[Any]:
+    """Return the addresses of a host as `socket.getaddrinfo` does, in the time that is left.
+
+    A look-up that exceeds it goes on in its thread, until the system's resolver gives up.
+    """
+    import socket
+
+    with contextlib.suppress(socket.gaierror):  # an address needs no look-up
+        return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
+    look_up = socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM
+    try:
+        return _look_ups.call("attestkit-resolver", max(time_left(), 0), *look_up)
+    except RuntimeError as error:  # no more threads
+        raise OSError(errno.EAGAIN, "no thread for name resolution") from error
 
 
 def start_tls(

@@ -52,7 +52,7 @@ class HttpGetter:
     a header section 128 KiB.
 
     Args:
-        timeout: Seconds for a whole exchange, without name resolution.
+        timeout: Seconds for a whole exchange.
         context: TLS context for https; None is the default context of `ssl`.
 
     Raises:

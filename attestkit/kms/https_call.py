@@ -50,10 +50,10 @@ SUBJECT: Final = "RA-TLS TEMP Cert"
 
 
 class TimeLimits(NamedTuple):
-    """Limits in seconds; the time for name resolution is limited by the system's resolver."""
+    """Limits in seconds."""
 
     connect: float = 5.0  # of each address of the host
-    call: float = 60.0  # of the whole call
+    call: float = 60.0  # of the whole call, name resolution included
 
 
 @cache  # a context takes half a millisecond

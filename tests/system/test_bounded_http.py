@@ -2,9 +2,12 @@
 
 import socket
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from attestkit._system import bounded_http
 from attestkit._system.bounded_http import (
     ExchangeError,
     Request,
@@ -125,3 +128,72 @@ def test_all_addresses_share_the_time_that_is_left() -> None:
             connect_tcp("localhost", port, 5.0, lambda: 0.0)
     with pytest.raises(ConnectionRefusedError):
         connect_tcp("127.0.0.1", port, 5.0, lambda: 5.0)
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Make look-ups wait until the test ends; return the names."""
+    names, ended = [], threading.Event()
+    real = socket.getaddrinfo
+
+    def look_up(host: str, port: int, *arguments: int) -> Any:
+        if arguments[-1] != socket.AI_NUMERICHOST:
+            names.append(host)
+            assert ended.wait(60)
+        return real(host, port, *arguments)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    yield names
+    ended.set()
+    for thread in resolvers():
+        thread.join(60)
+        assert not thread.is_alive()
+    assert bounded_http._look_ups.hanging == 0
+
+
+def resolvers() -> list[threading.Thread]:
+    """Return the threads of look-ups."""
+    return [one for one in threading.enumerate() if one.name == "attestkit-resolver"]
+
+
+def connect_to(host: str, seconds: float = 0.01) -> None:
+    """Request a document of a host within a time."""
+    limits = ResponseLimits(100, 100, seconds)
+    exchange(lambda left: connect_tcp(host, 1, 5.0, left), REQUEST, limits)
+
+
+def test_name_resolution_shares_the_time_that_is_left(stuck: list[str]) -> None:
+    """A resolver without an answer is a timeout; addresses are not looked up."""
+    with pytest.raises(ExchangeError) as caught:
+        connect_to("localhost")
+    assert caught.value.kind == "timed_out"
+    for host in ("127.0.0.1", "::1"):
+        with pytest.raises(ExchangeError) as caught:
+            connect_to(host, 20)
+        assert caught.value.kind == "connection"
+    assert stuck == ["localhost"]
+
+
+def test_threads_of_name_resolution_are_bounded(stuck: list[str]) -> None:
+    """Look-ups that hang are at most 32; others fail at once, and succeed when these have ended."""
+    for _ in range(bounded_http._LOOK_UPS + 3):
+        with pytest.raises(ExchangeError) as caught:
+            connect_to("localhost")
+        assert caught.value.kind == "timed_out"
+    assert len(stuck) == len(resolvers()) == bounded_http._LOOK_UPS
+
+
+def test_failed_name_resolution_is_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver's error is raised; also that of a machine without threads."""
+    with pytest.raises(socket.gaierror):
+        connect_tcp("attestkit.invalid", 1, 5.0, lambda: 60.0)
+    with pytest.raises(UnicodeError):
+        connect_tcp("a..b", 1, 5.0, lambda: 60.0)
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ExchangeError) as caught:
+        connect_to("localhost")
+    assert caught.value.kind == "connection"

@@ -1,49 +1,18 @@
 """Calls of driver libraries with a time limit.
 
-A call into a driver that hangs cannot be cancelled, so each call has a thread of its own, which is
-left behind if the call exceeds its time limit. Their number is bounded.
+A call into a driver that hangs cannot be cancelled.
 """
 
-import threading
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
+from attestkit._system.bounded_calls import BoundedCalls, CallHangsError
 from attestkit.errors import BackendBusyError
 
 T = TypeVar("T")
 
 MAX_HANGING: Final = 4  # threads left behind, in this process
-_lock = threading.Lock()
-_hanging = 0
-
-
-class _Call(Generic[T]):
-    """A call in a thread; `left` is protected by the module's lock."""
-
-    def __init__(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> None:
-        self._function = function
-        self._arguments = arguments
-        self.done = threading.Event()
-        self.left = False  # whether the thread counts as hanging
-        self.result: T
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self.result = self._function(*self._arguments)
-        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-            self.error = error
-        self.done.set()
-        _forget(self)
-
-
-def _forget(call: _Call[Any]) -> None:
-    """Stop counting a thread that was left behind and has ended."""
-    global _hanging  # noqa: PLW0603 - threads of all sessions
-    with _lock:
-        if call.left:
-            call.left = False
-            _hanging -= 1
+_calls: Final = BoundedCalls(MAX_HANGING)
 
 
 def call_driver(subject: str, limit: float, function: Callable[..., T], *arguments: Any) -> T:
@@ -59,23 +28,14 @@ def call_driver(subject: str, limit: float, function: Callable[..., T], *argumen
         BackendBusyError: If the call exceeds the time limit, or `MAX_HANGING` earlier calls still
             hang.
     """
-    global _hanging  # noqa: PLW0603 - threads of all sessions
-    with _lock:
-        if _hanging >= MAX_HANGING:
-            text = f"{subject}: {_hanging} earlier calls of the driver hang; restart the process"
-            raise BackendBusyError(text, reason="device")
-    call = _Call(function, arguments)
-    threading.Thread(target=call.run, name=f"driver: {subject}", daemon=True).start()
-    if not call.done.wait(limit):
-        with _lock:
-            if not call.done.is_set():
-                call.left = True
-                _hanging += 1
-                text = f"{subject}: no answer of the driver within {limit:g} s; see the kernel log"
-                raise BackendBusyError(text, reason="timed_out")
-    if call.error is not None:
-        raise call.error
-    return call.result
+    try:
+        return _calls.call(f"driver: {subject}", limit, function, *arguments)
+    except CallHangsError as error:
+        text = f"no answer of the driver within {limit:g} s; see the kernel log"
+        if error.earlier:
+            text = f"{error.earlier} earlier calls of the driver hang; restart the process"
+        message, hang = f"{subject}: {text}", error.earlier > 0
+        raise BackendBusyError(message, reason="device" if hang else "timed_out") from None
 
 
 class DriverSession:

@@ -79,7 +79,7 @@ class TcpProvider:
     Args:
         host: Name or address of the host.
         port: Port; the default of the upstream provider is 3443.
-        timeout: Seconds for a whole exchange, without name resolution.
+        timeout: Seconds for a whole exchange.
     """
 
     def __init__(self, host: str, port: int = 3443, *, timeout: float = _SECONDS) -> None:
@@ -112,7 +112,7 @@ class HostApi:
 
     Args:
         url: `host_api_url` of the sys-config: `vsock://2:PORT/PATH`, or `http://HOST:PORT/PATH`.
-        timeout: Seconds for a whole exchange, without name resolution.
+        timeout: Seconds for a whole exchange.
 
     Raises:
         ConfigError: If the URL has another form.

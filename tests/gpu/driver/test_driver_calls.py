@@ -57,4 +57,4 @@ def test_call_driver_with_many_hanging_calls_is_refused(release: threading.Event
             thread.join(LONG)
     call_driver("report", LONG, called.append, 1)
     assert called == [1]
-    assert driver_calls._hanging == 0
+    assert driver_calls._calls.hanging == 0
