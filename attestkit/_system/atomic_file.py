@@ -120,7 +120,8 @@ def load_document(
     try:
         content = read_regular(path, limit + 1, follow=True, wait=False)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise kind(f"{name}: cannot be read: {error}", reason=reason) from error
+        problem = getattr(error, "strerror", None) or error
+        raise kind(f"{name}: cannot be read: {problem}", reason=reason) from error
     try:
         return decode(content)
     except CollateralError as error:

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from attestkit._argument_checks import require_bytes, wrong_type
@@ -13,8 +12,7 @@ from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey
 from attestkit._crypto.k256_agreement import require_k256_public_key
 from attestkit._formats.strict_json import config_reason, decode_strictly, from_hex
 from attestkit._sanitize import key as shown_key
-from attestkit._system.atomic_file import replace_file
-from attestkit._system.untrusted_files import read_regular
+from attestkit._system.atomic_file import load_document, save_document
 from attestkit.errors import ConfigError, FormatError, SignatureError, UsageError
 from attestkit.simulated_roots import SimulatedRoots
 
@@ -130,11 +128,7 @@ class KmsRoot:
             ConfigError: If the file cannot be read, or `from_json` rejects its content. The message
                 names the file.
         """
-        try:
-            data = bytes(read_regular(path, MAX_ROOT_FILE + 1, follow=True))
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            problem = getattr(error, "strerror", None) or error
-            raise ConfigError(f"{path}: {problem}", reason="unreadable") from error
+        data = load_document(path, MAX_ROOT_FILE, bytes, ConfigError)
         try:
             return cls.from_json(data)
         except ConfigError as error:
@@ -147,10 +141,7 @@ class KmsRoot:
         Raises:
             ConfigError: If the file cannot be written.
         """
-        try:
-            replace_file(Path(path), self.to_json().encode(), mode=0o644)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be written: {error}", reason="unwritable") from error
+        save_document(path, self.to_json().encode(), ConfigError, mode=0o644)
 
     def is_of_ca(self, spki: bytes) -> bool:
         """Return, in constant time, whether `spki` is the key of this root's CA."""

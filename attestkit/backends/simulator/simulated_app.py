@@ -3,15 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from attestkit._crypto.zeroize import wipe
-from attestkit._system.untrusted_files import read_regular
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.simulator.gpu.gpu_host import GpuHost
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import Launch
 from attestkit.errors import ConfigError, FormatError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys
-from attestkit.keys.key_file import LARGEST
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.soft_td import StateFolder
@@ -77,16 +74,11 @@ class SimulatedApp(GpuHost):
         if (path := self._key_file) is None:
             return None
         try:
-            data = read_regular(path, LARGEST + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            message = f"{path}: {error.strerror or error}"
-            raise ConfigError(message, reason="unreadable") from error
-        try:
-            return AppKeys.from_json(data, name=str(path))
-        finally:
-            wipe(data)
+            return AppKeys.load(path, follow=False)
+        except ConfigError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
 
     def keep_keys(self, keys: AppKeys) -> None:
         """Write the key file, if there is a state folder.

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import os
 from collections.abc import Iterator
 from datetime import datetime
 from functools import lru_cache, partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
 
 from attestkit._formats.strict_json import decode_strictly
 from attestkit._native import unhex
+from attestkit._system.untrusted_files import read_regular
 from attestkit.attestation import Attestation
 from attestkit.cli.exit_codes import one_line
 from attestkit.cli.file_verifier import extract_evidence
@@ -209,19 +211,11 @@ def _decoded(text: str) -> bytes:
 def _collateral(path: str) -> Collateral:
     """Read a collateral file that a line names; cached, because lines share files."""
     try:
-        is_file = "\0" not in path and Path(path).is_file()
-    except OSError as error:  # the name is too long, or a folder is not accessible
-        text = f"collateral: {one_line(path[:256])}: {error.strerror}"
-        raise CollateralError(text, reason="malformed") from error
-    if not is_file:  # a pipe could block forever
-        raise CollateralError(
-            f"collateral: {one_line(path[:256])}: not a regular file", reason="unreadable"
-        )
-    try:
-        return Collateral.from_json(
-            read_file(Path(path).absolute())
-        )  # absolute, because `-` would be stdin
-    except (FormatError, UsageError) as error:
+        with name_path_in_errors(Path(one_line(path[:256]))):
+            # It must be a regular file, not stdin or a pipe: a pipe could block forever.
+            data = read_regular(os.path.realpath(path), LARGEST + 1)
+        return Collateral.from_json(data)
+    except FormatError as error:
         raise CollateralError(f"collateral: {error}", reason="unreadable") from error
 
 

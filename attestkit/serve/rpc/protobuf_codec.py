@@ -30,13 +30,7 @@ _TYPES = {
     int: FieldDescriptorProto.TYPE_UINT64,
     bytes: FieldDescriptorProto.TYPE_BYTES,
 }
-_WIRE_TYPES = {
-    0: FieldDescriptorProto.TYPE_UINT64,
-    1: FieldDescriptorProto.TYPE_FIXED64,
-    2: FieldDescriptorProto.TYPE_BYTES,
-    3: FieldDescriptorProto.TYPE_GROUP,
-    5: FieldDescriptorProto.TYPE_FIXED32,
-}
+_WIRE_TYPES = {0: "UINT64", 1: "FIXED64", 2: "BYTES", 3: "GROUP", 5: "FIXED32"}
 _pool = DescriptorPool()
 
 
@@ -72,18 +66,17 @@ def _other_types(message: type[NamedTuple]) -> list[type[Message]]:
     """
     found = []
     for wire_type, kind in _WIRE_TYPES.items():
-        name = f"{message.__name__}{wire_type}"
-        package = f"other.{package_of(message)}"
+        package, name = f"other.{package_of(message)}", f"{message.__name__}{wire_type}"
         file = FileDescriptorProto(name=f"{package}.{name}.proto", package=package)
         descriptor = file.message_type.add(name=name)
         for field in fields_of(message):
-            number = field.number
-            if number != UNNUMBERED and wire_type != (0 if field.kind in (int, bool) else 2):
-                descriptor.nested_type.add(name=f"G{number}")  # of a group
-                group = f".{package}.{name}.G{number}" if wire_type == 3 else None
-                descriptor.field.add(
-                    name=f"g{number}", number=number, label=1, type=kind, type_name=group
-                )
+            if field.number != UNNUMBERED and wire_type != (0 if field.kind in (int, bool) else 2):
+                described = descriptor.field.add(name=f"g{field.number}", number=field.number)
+                described.label = FieldDescriptorProto.LABEL_OPTIONAL
+                described.type = FieldDescriptorProto.Type.Value(f"TYPE_{kind}")
+                if kind == "GROUP":
+                    group = descriptor.nested_type.add(name=f"G{field.number}")
+                    described.type_name = f".{package}.{name}.{group.name}"
         _pool.Add(file)
         found.append(GetMessageClass(_pool.FindMessageTypeByName(f"{package}.{name}")))
     return found

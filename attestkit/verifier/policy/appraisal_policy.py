@@ -31,9 +31,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from attestkit._argument_checks import check_number, require_time_zone, wrong_type
+from attestkit._system.atomic_file import load_document
 from attestkit._verification_steps import VerificationStep, caution, passed
 from attestkit.attestation import AppInfo
-from attestkit.errors import PolicyError, UsageError, VerificationError
+from attestkit.errors import ConfigError, PolicyError, UsageError, VerificationError
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.app_identity import require_sealed_configuration
 from attestkit.verifier.claims import Authenticated, Claims, TcbStatus
@@ -220,11 +221,12 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         """Read a TOML file of at most 1 MiB; see `from_toml`.
 
         Raises:
-            ConfigError: If the file cannot be read, or `from_toml` rejects its content.
+            ConfigError: If the file cannot be read, is a named pipe or a device, or `from_toml`
+                rejects its content.
         """
-        from attestkit.verifier.policy.toml.reader import read_file  # lazy: for files only
+        from attestkit._formats.toml import LARGEST  # lazy: for files only
 
-        return cls.from_toml(read_file(path), os.fspath(path))
+        return cls.from_toml(load_document(path, LARGEST, bytes, ConfigError), os.fspath(path))
 
     @classmethod
     def from_toml(cls, text: str | bytes, source: str = "policy") -> "AppraisalPolicy":

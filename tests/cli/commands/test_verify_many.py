@@ -205,7 +205,7 @@ def test_verify_many_returns_most_severe_code(files: Files, capsys: Capture) -> 
     assert found[0]["reason"] == "report_data"
     assert found[0]["steps"]
     assert not found[0]["fresh"]
-    assert "not a regular file" in found[2]["error"]
+    assert "Is a directory" in found[2]["error"]
     assert "attestkit verify" in found[3]["error"]
 
 

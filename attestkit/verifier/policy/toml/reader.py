@@ -5,7 +5,6 @@ single value stands for a list of one. Empty rules are errors.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -16,10 +15,9 @@ from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from attestkit import _sanitize
-from attestkit._formats.toml import LARGEST, decode
+from attestkit._formats.toml import decode
 from attestkit._native import unhex
 from attestkit._reasons import ConfigReason
-from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, UsageError
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.claims import TcbStatus
@@ -45,19 +43,6 @@ _Read = Callable[[str, Any], Any]
 _PERIOD: Final = re.compile(r"([0-9]{1,10})([wdhs])")
 _FEW: Final = 20  # names that an error lists
 _LIST: Final = "docs/policy.md has the list of keys"
-
-
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read a file, at most one byte more than 1 MiB; `parse` rejects a file over 1 MiB.
-
-    Raises:
-        ConfigError: If the file cannot be read, or is a named pipe or a device.
-    """
-    try:
-        return read_regular(path, LARGEST + 1, follow=True, wait=False)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        problem = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{os.fspath(path)}: {problem}", reason="unreadable") from error
 
 
 def parse(text: str | bytes, source: str, policy: type[Any]) -> tuple[str | None, dict[str, Any]]:
