@@ -25,6 +25,7 @@ MAX_CRL_SIZE: Final = 262_144
 
 _MAX_CRLS: Final = 32  # in one file: two for each product line are needed
 _FRESH: Final = "fetch fresh collateral"
+_ANOTHER: Final = "replace it by the one that its issuer publishes"
 _VERSION_2: Final = b"\x02\x01\x01"
 _STRICT: Final = frozenset({ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER})
 
@@ -102,10 +103,10 @@ def check_crl_signature(
         try:
             verify(issuer.spki, crl.signature, crl.signed)
         except SignatureError as error:
-            message = f"{what}: not signed by its issuer: {error}"
+            message = f"{what}: not signed by its issuer: {error}; {_ANOTHER}"
             raise SignatureError(message, reason="crl_bad_signature") from error
         return
-    raise SignatureError(f"{what}: {problem}", reason="crl_bad_signature")
+    raise SignatureError(f"{what}: {problem}; {_ANOTHER}", reason="crl_bad_signature")
 
 
 def read_crl_content(der: bytes, *, strict: bool = True) -> Crl:

@@ -36,6 +36,7 @@ from tests.crypto.x509.test_ak_certificates import Authority
 from tests.raising import raises
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE, NOW
+from tests.verifier.platforms.snp import test_revocation as snp
 from tests.verifier.platforms.vtpm.made_tpm import EXTRA
 from tests.verifier.tpm import test_ak_collateral as ak
 
@@ -182,6 +183,23 @@ def list_of_another_ca_of_the_same_name() -> object:
     impostor = Authority("issuer", Authority("root"))
     listed = (ak.ISSUER.built.der, ak.CLEAN[0], impostor.crl())
     return ak.verifier(ak.Server()).verify_bundle(ak.bundle(*listed), report_data=EXTRA)
+
+
+def _bundle_of_snp(*lists: bytes) -> object:
+    """Verify a bundle of SEV-SNP by a policy that requires no list."""
+    found = snp.verifier().verify_bundle(
+        snp.bundle(*lists), report_data=snp.REPORT_DATA, now=snp.NOW
+    )
+    assert "revocation" in found.not_proven
+    return found
+
+
+@attacks.attempt("forge", SignatureError, "crl_bad_signature")
+def list_that_revokes_with_an_altered_signature() -> object:
+    """A list is damaged, so that it no longer revokes the signer."""
+    _bundle_of_snp()
+    revoking = snp.crl(snp.ASK)
+    return _bundle_of_snp(revoking[:-1] + bytes([revoking[-1] ^ 1]))
 
 
 @attacks.attempt("forge", SignatureError, "untrusted_root")

@@ -212,8 +212,7 @@ def _signed_by(
         except SignatureError as error:
             failed = error
     if failed is not None and not found and _names_key(of_name, issuer):
-        message = f"CRL for {name}: not signed by its issuer: {failed}; fetch another one"
-        raise SignatureError(message, reason="crl_bad_signature") from failed
+        raise SignatureError(f"{name}: {failed}", reason="crl_bad_signature") from failed
     return tuple(found)
 
 

@@ -200,6 +200,18 @@ def test_bundle_has_lists() -> None:
     assert "amd_crls" not in bundle().to_json()  # as older versions write and read it
 
 
+def test_list_of_bundle_with_bad_signature_is_refused() -> None:
+    """A list that counts is never ignored: without it the result shows that nothing was checked."""
+    altered = crl()[:-1] + bytes([crl()[-1] ^ 1])
+    for lists in ((altered,), (crl(), altered)):
+        with raises(SignatureError, "crl_bad_signature", part="replace it by the one"):
+            verifier().verify_bundle(bundle(*lists), report_data=REPORT_DATA, now=NOW)
+    found = verifier().verify_bundle(bundle(), report_data=REPORT_DATA, now=NOW)
+    assert "revocation" in found.not_proven
+    found = verifier(crl()).verify_bundle(bundle(altered), report_data=REPORT_DATA, now=NOW)
+    assert "revocation" not in found.not_proven
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
