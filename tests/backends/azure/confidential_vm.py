@@ -41,6 +41,15 @@ class ConfidentialVm:
             self.modulus = key.public.modulus
         tpm.nv_define(HCL_REPORT, INDEX_SIZE)
         self.refresh()
+        # Made before a request: creating RSA keys may take seconds, and a request has 5.
+        self._certificates = json_response(
+            vcekCert=encode_pem("CERTIFICATE", amd.vcek()),
+            tcbm="D517000000000004",
+            certificateChain="".join(
+                encode_pem("CERTIFICATE", der) for der in (amd.ask(), amd.ark())
+            ),
+            cacheControl="86400",
+        )
         self.imds = ImdsServer(create_server, self._answer)
         self.answers: dict[str, bytes] = {}  # by the path of the request
 
@@ -81,14 +90,7 @@ class ConfidentialVm:
             report = TdReport.parse(read_base64(json.loads(request.body)["report"], "report"))
             return json_response(quote=to_base64url(intel.ENCLAVE.quote(report.quote_body())))
         if path == "/metadata/THIM/amd/certification":
-            return json_response(
-                vcekCert=encode_pem("CERTIFICATE", amd.vcek()),
-                tcbm="D517000000000004",
-                certificateChain="".join(
-                    encode_pem("CERTIFICATE", der) for der in (amd.ask(), amd.ark())
-                ),
-                cacheControl="86400",
-            )
+            return self._certificates
         return create_response(b"").replace(b"200 OK", b"404 Not Found")
 
     def backend(self, **options: Any) -> AzureBackend:
