@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from attestkit.verifier.verifier_options import VerifierSettings
 
 _MAX_AGE: Final = timedelta(hours=1)  # of no effect: nothing is sent under this proof
-_SAVED: Final = "that nonce, name and TLS key were those of a connection: the saved file says so"
+_SAVED: Final = "that nonce, name and TLS key were those of a connection: the file is not signed"
 _ITS_TIME: Final = "the time of the proof: the saved file names it"
 
 

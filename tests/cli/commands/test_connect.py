@@ -306,7 +306,7 @@ def test_saved_proof_is_verified_offline(saved: tuple[Path, list[str]], capsys: 
     for at in ([], ["--at", "bundle"], ["--at", ProofBundle.load(bundle).at.isoformat()]):
         out, _ = run(capsys, "--bundle", str(bundle), *words, *at)
         assert "PROVEN" in out
-        assert "the saved file says so" in out
+        assert "the file is not signed" in out
         assert ("the time of the proof" in out) == (at == ["--at", "bundle"])
 
 
