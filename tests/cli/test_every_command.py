@@ -1,6 +1,5 @@
 """Invariants of all commands: help, output, errors, signals and imports."""
 
-import atexit
 import functools
 import json
 import os
@@ -9,26 +8,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
 from attestkit.__main__ import main
 from attestkit.cli import COMMANDS
-from attestkit.kms import SimulatedKms
-from attestkit.serve.verifier_service.ear import encode_key_set
-from attestkit.testing import AttestedServer
-from attestkit.verifier.ear.result_token import sign_ear
-from tests.cli import attested
-from tests.cli.commands.test_verify_key import EXPECTED as KEY_EXPECTED
-from tests.cli.commands.test_verify_key import KEY
+from tests.cli.calls import list_calls
 from tests.cli.evidence_files import Files
-from tests.cli.program import PATIENCE, SEED, SIMULATED, closed_pipe, run, wait_until_read
-from tests.kms.boot.booting import kms_of
-from tests.measure.image_samples import write_folder
-from tests.measure.measured_guest import image_files
+from tests.cli.program import PATIENCE, SIMULATED, closed_pipe, run, wait_until_read
 from tests.serve.server import environment
-from tests.verifier.ear import ears
 
 pytestmark = pytest.mark.slow  # hundreds of programs
 
@@ -37,73 +26,6 @@ Capture = pytest.CaptureFixture[str]
 
 # Without JSON output, or with a line of JSON for each input.
 WITHOUT_JSON: Final = {"completion", "curl", "run", "serve", "verify-many"}
-
-
-@functools.cache
-def running_kms() -> SimulatedKms:
-    """Return a KMS for the simulated guest, which runs until the process ends."""
-    kms = kms_of(bytes.fromhex(SEED))
-    atexit.register(kms.close)
-    return kms
-
-
-@functools.cache
-def running_server() -> AttestedServer:
-    """Return a server to prove, which runs until the process ends."""
-    server = AttestedServer(nothing)
-    atexit.register(server.close)
-    return server
-
-
-async def nothing(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with a line (ASGI)."""
-    del receive
-    if scope["type"] == "http":
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"a line\n"})
-
-
-def list_calls(files: Files) -> dict[str, list[str]]:
-    """Return a valid call of each command."""
-    kms, root = running_kms(), files.folder / "kms-root.json"
-    kms.root.save(root)
-    evidence = str(files.evidence)
-    server = running_server()
-    proven = [server.url, *attested.options(server, files.folder)]
-    line = b'{"evidence": "%s"}\n' % files.evidence.read_bytes().hex().encode()
-    token = files.put("verdict.jwt", sign_ear(ears.create_small_result(), ears.ED25519))
-    keys = files.put("keys.json", encode_key_set(ears.ED25519))
-    return {
-        "attest": [*SIMULATED],
-        "bench": ["--seconds", "0.1"],
-        "completion": ["bash"],
-        "connect": proven,
-        "curl": proven,
-        "doctor": [],
-        "ear": [str(token), "--key", str(keys), "--at", ears.NOW.isoformat(), "--any-freshness"],
-        "emit": [*SIMULATED, "event", "00"],
-        "env": ["seal", str(files.put("env", b"NAME=value\n")), "--public-key", "09" * 32],
-        "key": [*SIMULATED, "path"],
-        "keys": ["fetch", *SIMULATED, "--kms", kms.url, "--kms-root", str(root)],
-        "measure": measured(files),
-        "mount": ["--list-faults"],
-        "policy": [evidence, *files.trusted],
-        "quote": [*SIMULATED],
-        "replay": [evidence],
-        "report": [evidence, *files.trusted, "-o", str(files.folder / "page")],
-        "run": ["--list-faults"],
-        "serve": ["--version"],
-        "show": [evidence],
-        "verify": [evidence, *files.trusted, "--any-freshness"],
-        "verify-key": [str(files.put("key.json", KEY)), *KEY_EXPECTED],
-        "verify-many": [str(files.put("lines", line)), *files.trusted, "--workers", "0"],
-    }
-
-
-def measured(files: Files) -> list[str]:
-    """Return the options that measure a small image."""
-    image = write_folder(files.folder / "image", image_files())
-    return ["--image", str(image), "--cpu-count", "2", "--memory-size", "2G"]
 
 
 @pytest.fixture(params=sorted(COMMANDS))
@@ -310,6 +232,13 @@ def test_device_command_help_imports_no_backend(name: str) -> None:
     """The help of a device command does not import backends."""
     loaded = _loaded(name, "--help")
     assert not loaded & {*HEAVY, "attestkit.backends", "attestkit.quote", "attestkit.attester"}
+
+
+@pytest.mark.parametrize("name", ["connect", "measure", "policy", "report", "verify", "verify-key"])
+def test_verification_command_help_imports_no_formats(name: str) -> None:
+    """The help of a command that verifies imports neither formats of evidence nor endorsements."""
+    loaded = _loaded(name, "--help")
+    assert not loaded & {*HEAVY, "attestkit.attestation", "attestkit.collateral", "attestkit.quote"}
 
 
 def test_quote_imports_only_required_modules() -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import click
 
 from attestkit.cli.exit_codes import REJECTED
-from attestkit.cli.input.detect_format import identify_file, name_file_in_errors
-from attestkit.cli.input.read_input import read_file
+from attestkit.cli.input.read_input import name_file_in_errors, read_file
 from attestkit.cli.options import guest, option
 from attestkit.cli.options.option import Command
 from attestkit.cli.options.output import Output, output_options
@@ -283,6 +282,7 @@ def _cache() -> "TableCache | None":
 def _read_log(path: Path) -> "EventLog":
     """Return the log of a file; that of evidence has to replay to the registers of the quote."""
     from attestkit.attestation import Attestation
+    from attestkit.cli.input.detect_format import identify_file
     from attestkit.event_log import EventLog
 
     found = identify_file(path, "--log").value
@@ -299,6 +299,7 @@ def _read_log(path: Path) -> "EventLog":
 def _read_evidence(path: Path) -> "Attestation":
     """Return the evidence of a file."""
     from attestkit.attestation import Attestation
+    from attestkit.cli.input.detect_format import identify_file
 
     found = identify_file(path, "--against").value
     if isinstance(found, Attestation):

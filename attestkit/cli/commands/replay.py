@@ -13,7 +13,8 @@ import click
 from attestkit.attestation import Attestation
 from attestkit.cli.exit_codes import REJECTED, print_error, set_exit_code
 from attestkit.cli.file_verifier import extract_evidence
-from attestkit.cli.input.detect_format import FileContent, identify_file, name_file_in_errors
+from attestkit.cli.input.detect_format import FileContent, identify_file
+from attestkit.cli.input.read_input import name_file_in_errors
 from attestkit.cli.options import option
 from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.output import console

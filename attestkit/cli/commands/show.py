@@ -16,6 +16,7 @@ from attestkit._formats.strict_json import check_depth
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp, is_of_dstack
 from attestkit.cli.input import detect_format
+from attestkit.cli.input.read_input import name_file_in_errors
 from attestkit.cli.options import option
 from attestkit.cli.options.option import PATH, Command
 from attestkit.cli.output import console
@@ -282,7 +283,7 @@ def show(*, file: Path, as_json: bool) -> None:
     by content: raw, hex or JSON; - is stdin. No signature is verified; use attestkit verify.
     """
     found = detect_format.identify_file(file)
-    with detect_format.name_file_in_errors(file):
+    with name_file_in_errors(file):
         described = describe(found)
     if as_json:
         console.as_json(described)

@@ -17,7 +17,6 @@ from attestkit.cli.options.verification import VerificationOptions, verification
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_outputs, require_file, write_output
 from attestkit.errors import UsageError
-from attestkit.quote import Quote
 
 if TYPE_CHECKING:
     from attestkit.cli.file_outcome import FileOutcome
@@ -255,6 +254,8 @@ def _show_one(outcome: "FileOutcome") -> None:
 
 def _facts(outcome: "FileOutcome", result: "AttestationResult") -> dict[str, object]:
     """Return the shown facts of an accepted result by name; None for missing ones."""
+    from attestkit.quote import Quote  # loaded, as there is a result
+
     claims = result.claims
     instant = result.verified_at.isoformat(timespec="seconds")
     origin = "" if outcome.bundle_report_data is None else ", as in the bundle"

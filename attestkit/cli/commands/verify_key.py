@@ -5,8 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from attestkit.cli.input.detect_format import name_file_in_errors
-from attestkit.cli.input.read_input import read_file
+from attestkit.cli.input.read_input import name_file_in_errors, read_file
 from attestkit.cli.options import option
 from attestkit.cli.options.option import PATH, Command, read_hex
 from attestkit.cli.output import console

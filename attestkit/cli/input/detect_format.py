@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -12,9 +11,9 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.cmw.evidence import MEDIA_TYPES
 from attestkit.attestation.cmw.record import KIND
 from attestkit.attestation.nitro import is_nitro_document
-from attestkit.cli.input.read_input import read_file
+from attestkit.cli.input.read_input import name_file_in_errors, read_file
 from attestkit.collateral import Collateral
-from attestkit.errors import CollateralError, FormatError, UsageError, VerificationError
+from attestkit.errors import CollateralError, FormatError
 from attestkit.event_log import EventLog, TpmEventLog
 from attestkit.event_log.agent_json import CEL_KEYS
 from attestkit.event_log.cel import detect_encoding
@@ -51,30 +50,6 @@ class FileContent(NamedTuple):
     def holds_evidence(self) -> bool:
         """Whether the value is evidence, a quote or an evidence bundle."""
         return isinstance(self.value, Attestation | Quote) or self.kind == "evidence bundle"
-
-
-@contextlib.contextmanager
-def name_file_in_errors(path: Path, option: str = "") -> Iterator[None]:
-    """Add the file name, and its option, to errors about the content of a file.
-
-    Raises:
-        FormatError: In place of a FormatError without the name, and of a UsageError about a value
-            in the file.
-        VerificationError: In place of a VerificationError without the name.
-    """
-    where = f"{option} {path}".lstrip()
-    try:
-        yield
-    except FormatError as error:
-        raise FormatError(
-            f"{where}: {error.message}", offset=error.offset, reason=error.reason
-        ) from error
-    except VerificationError as error:
-        raise VerificationError(
-            f"{where}: {error}", steps=error.steps, reason=error.reason
-        ) from error
-    except UsageError as error:
-        raise FormatError(f"{where}: {error}", reason="wrong_value") from error
 
 
 def identify_file(path: Path, option: str = "") -> FileContent:

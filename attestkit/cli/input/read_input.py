@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
-from attestkit.errors import AttestKitError, FormatError, UsageError
+from attestkit.errors import AttestKitError, FormatError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -21,6 +21,30 @@ STDIN: Final = "-"
 LARGEST: Final = 32 * 1024 * 1024  # bytes; twice the largest accepted log
 _CLOSE_SECONDS: Final = 1.0
 _STDIN_READ: Final = "attestkit.stdin_read"  # key in the context of the running command
+
+
+@contextlib.contextmanager
+def name_file_in_errors(path: Path, option: str = "") -> Iterator[None]:
+    """Add the file name, and its option, to errors about the content of a file.
+
+    Raises:
+        FormatError: In place of a FormatError without the name, and of a UsageError about a value
+            in the file.
+        VerificationError: In place of a VerificationError without the name.
+    """
+    where = f"{option} {path}".lstrip()
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(
+            f"{where}: {error.message}", offset=error.offset, reason=error.reason
+        ) from error
+    except VerificationError as error:
+        raise VerificationError(
+            f"{where}: {error}", steps=error.steps, reason=error.reason
+        ) from error
+    except UsageError as error:
+        raise FormatError(f"{where}: {error}", reason="wrong_value") from error
 
 
 @contextlib.contextmanager

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from attestkit.cli.input.detect_format import name_file_in_errors
-from attestkit.cli.input.read_input import open_input, read_file
+from attestkit.cli.input.read_input import name_file_in_errors, open_input, read_file
 from attestkit.cli.options import option
 from attestkit.cli.options.option import read_hex
 from attestkit.errors import FormatError, UsageError

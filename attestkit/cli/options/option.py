@@ -116,12 +116,10 @@ def value(
 
     With `many` it may be repeated, and its parameter is the plural of its name.
     """
-    names = [name]
     if many:
         text = f"{text.removesuffix('.')}; repeatable."
         parameter = parameter or f"{name.lstrip('-').replace('-', '_')}s"
-    if parameter:
-        names.append(parameter)
+    names = [name, parameter] if parameter else [name]
     return click.option(*names, metavar=metavar, multiple=many, help=text, **settings)
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from attestkit._sanitize import shown
-from attestkit.attestation import Attestation
 from attestkit.cli.input.read_input import read_file
-from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
 
 if TYPE_CHECKING:
+    from attestkit.collateral import Collateral
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots, GpuServices
     from attestkit.simulated_roots import SimulatedRoots
     from attestkit.verifier.images.image_store import ImageStore
@@ -47,8 +46,11 @@ def read_option_file(
     return None if path is None else read_option_files(option, [path], parse)[0]
 
 
-def parse_collateral(data: bytes) -> Collateral:
+def parse_collateral(data: bytes) -> "Collateral":
     """Parse collateral, or evidence in a CMW that contains collateral."""
+    from attestkit.attestation import Attestation  # lazy, as below: --help needs neither
+    from attestkit.collateral import Collateral
+
     try:
         return Collateral.from_json(data)
     except CollateralError:

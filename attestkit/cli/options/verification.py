@@ -13,10 +13,10 @@ from attestkit.cli.options import option, option_files
 from attestkit.cli.options.option import read_instant
 from attestkit.cli.options.report_data import ReportDataOptions, expected_report_data_options
 from attestkit.cli.options.shell_values import complete_policy
-from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from attestkit.collateral import Collateral
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots, GpuServices
     from attestkit.simulated_roots import SimulatedRoots
     from attestkit.verifier.images.image_store import ImageStore
@@ -30,7 +30,7 @@ DEFAULT: Final = "default"
 class VerificationOptions(NamedTuple):
     """Values of the verification options."""
 
-    collateral: Collateral | None
+    collateral: "Collateral | None"
     pccs_url: str | None
     pccs_named: bool  # by the option, not by the environment
     certificates: tuple[bytes, ...]  # AMD: DER, PEM or certificate table; untrusted
@@ -54,7 +54,7 @@ class VerificationOptions(NamedTuple):
     gpu_services: "GpuServices | None" = None  # None: NVIDIA's
 
     def verifier(
-        self, collateral: Collateral | None = None, pccs_url: str | None = None
+        self, collateral: "Collateral | None" = None, pccs_url: str | None = None
     ) -> "Verifier":
         """Return a verifier with trust anchor, policy and certificates of the options."""
         from attestkit.verifier.pipeline import Verifier  # lazy: loads the verifier

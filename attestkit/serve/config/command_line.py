@@ -92,6 +92,7 @@ _SHOWS: Final = {
 def _parser() -> _Parser:
     parser = _Parser(
         prog="attestkit serve",
+        usage="%(prog)s [OPTIONS]",
         description="Serve the dstack guest agent API.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
