@@ -55,12 +55,11 @@ def print_table(records: Sequence[Sequence[str]], header: Sequence[str], gap: in
 @contextmanager
 def show_progress(label: str, total: int | None) -> Iterator[Callable[[], None]]:
     """Show a progress bar on stderr, and remove it at the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    counted = () if total is None else (MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), *counted)
     with (
         clean_up_on_signals(),
-        Progress(
-            *columns, TimeRemainingColumn(), console=_console(stderr=True), transient=True
-        ) as bar,
+        Progress(*columns, console=_console(stderr=True), transient=True) as bar,
     ):
         task = bar.add_task(label, total=total)
         yield lambda: bar.advance(task)
