@@ -1,24 +1,29 @@
-"""Take a picture of the dashboard, the server's page at `/`: dashboard.png.
+"""Take pictures of two pages: dashboard.png of the server's page at `/`, report.png of a report.
 
-Usage, in a checkout: PYTHONPATH=. python docs/dashboard/shoot.py [PICTURE]
+Usage, in a checkout: PYTHONPATH=. python docs/dashboard/shoot.py [FOLDER]
 
-The page is the server's own, of a simulated TEE from one seed, at one instant. The machine below
-it and its container engine are made up here, so that a picture changes with the page only. Needs
-Chromium, playwright and Pillow.
+The dashboard is the server's own, of a simulated TEE from one seed, at one instant. The machine
+below it and its container engine are made up here, so that a picture changes with the page only.
+The report is that of `attestkit report`, about simulated evidence of a TD with a vTPM and two GPUs;
+its signatures are new in each picture. Needs Chromium, playwright and Pillow.
 """
 
 import asyncio
+import contextlib
 import io
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from unittest import mock
 from urllib.parse import urlsplit
 
 from PIL import Image
 
+import attestkit
+from attestkit.__main__ import main as run_command
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.serve import listener_apps
@@ -31,11 +36,11 @@ from attestkit.serve.pages import dashboard
 from attestkit.serve.pages.dashboard import ASSETS, get_asset
 from attestkit.serve.services.context import Guest
 
-__all__ = ["HEIGHT", "PICTURE", "WIDTH", "page", "shoot"]
+__all__ = ["HEIGHT", "WIDTH", "page", "report", "shoot"]
 
-PICTURE: Final = Path(__file__).with_name("dashboard.png")
 WIDTH: Final = 1200  # pixels
 HEIGHT: Final = 1030  # as far as the registers
+REPORT_HEIGHT: Final = 1990  # as far as the last verification step
 SEED: Final = bytes(range(32))
 NOW: Final = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 GIB: Final = 1 << 30
@@ -106,11 +111,33 @@ async def _shown(view: View, guest: Guest) -> str:
     return body.decode()
 
 
-def shoot() -> bytes:
-    """Return the picture."""
+def report() -> str:
+    """Return the report of a TD with a vTPM and two GPUs."""
+    nonce = bytes(32)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with attestkit.open(
+            "simulator", platform="azure-tdx", gpus=2, seed=SEED, now=lambda: NOW
+        ) as tee:
+            backend: Any = tee.backend
+            evidence = tee.attest(nonce=nonce, gpu=True).to_bytes()
+            (folder / "evidence").write_bytes(evidence)
+            (folder / "roots.json").write_bytes(backend.roots.to_json())
+            backend.collateral().save(folder / "collateral.json")
+            (folder / "gpu.json").write_bytes(backend.gpu_endorsements().to_json())
+        words = ["report", "evidence", "--nonce", nonce.hex(), "--trust-anchor", "roots.json"]
+        words += ["--collateral", "collateral.json", "--gpu-endorsements", "gpu.json"]
+        with contextlib.chdir(folder):
+            if run_command([*words, "--at", str(NOW), "-o", "page.html"]) != 0:
+                raise RuntimeError("the evidence was not accepted")
+        return (folder / "page.html").read_text(encoding="utf-8")
+
+
+def shoot(text: str, height: int = HEIGHT) -> bytes:
+    """Return the picture of a page."""
     from playwright.sync_api import Route, sync_playwright  # late: to ask for the page needs none
 
-    files = {"/": (b"text/html; charset=utf-8", page().encode())}
+    files = {"/": (b"text/html; charset=utf-8", text.encode())}
     files |= {f"/assets/{name}": (kind, get_asset(name).content) for name, kind in ASSETS.items()}
 
     def answer(route: Route) -> None:
@@ -121,7 +148,7 @@ def shoot() -> bytes:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         tab = chromium.new_page(
-            viewport={"width": WIDTH, "height": HEIGHT},
+            viewport={"width": WIDTH, "height": height},
             color_scheme="light",
             reduced_motion="reduce",
         )
@@ -142,10 +169,14 @@ def _small(screenshot: bytes) -> bytes:
 
 
 def main() -> None:
-    """Take the picture, and write it."""
-    path = Path(sys.argv[1]) if sys.argv[1:] else PICTURE
-    path.write_bytes(shoot())
-    print(path)
+    """Take the pictures, and write them."""
+    folder = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent
+    for name, text, height in (
+        ("dashboard.png", page(), HEIGHT),
+        ("report.png", report(), REPORT_HEIGHT),
+    ):
+        (folder / name).write_bytes(shoot(text, height))
+        print(folder / name)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Record a session of attestkit in a terminal of 100 columns, as two pictures.
+"""Record sessions of attestkit in a terminal of 100 columns, as pictures.
 
 Usage, in a checkout: PYTHONPATH=. python docs/terminal/record.py
 
-session.svg has all of it, short.svg the commands that the README shows.
+session.svg has all of the first session, short.svg the commands that the README shows; connect.svg
+has a server that is proven, and one that is refused, and measure.svg the search for what differs.
 
 All of it is simulated from one seed and judged at one instant, so that a recording changes with the
 program only. For the same reason the nonce is a fixed one, instead of the command's output, and the
-number of the CRL that the session makes at present is the one of that instant.
+number of the CRL that the session makes at present is the one of that instant. So are the times,
+the port and the TLS key of a server.
 """
 
 import io
@@ -17,6 +19,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -27,8 +30,20 @@ import attestkit
 from attestkit._crypto.pem import encode_pem
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
+from attestkit.testing import AttestedServer
+from tests.measure import measured_guest
 
-__all__ = ["SESSION", "SHORT", "Recorded", "picture", "record"]
+__all__ = [
+    "CONNECT",
+    "MEASURE",
+    "SESSION",
+    "SHORT",
+    "Recorded",
+    "picture",
+    "record",
+    "record_connect",
+    "record_measure",
+]
 
 COLUMNS: Final = 100
 SEED: Final = bytes(range(32))
@@ -36,12 +51,25 @@ NONCE: Final = "5e" * 32
 NOW: Final = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 PICTURE: Final = Path(__file__).with_name("session.svg")
 SHORT_PICTURE: Final = Path(__file__).with_name("short.svg")
+CONNECT_PICTURE: Final = Path(__file__).with_name("connect.svg")
+MEASURE_PICTURE: Final = Path(__file__).with_name("measure.svg")
 SHORT: Final = slice(1, 7)  # what of the session is in it: one accepted, one refused
 TRUST: Final = "--trust-anchor root.pem --collateral collateral.json --at 1790000000"
 REVOKED: Final = "--option scenario=pck-revoked"
 _CRL_NUMBER: Final = re.compile(r"(?<=number )\d+")  # a simulated CRL is numbered by its day
 SAVED: Final = "--save-trust-anchor its.pem --save-collateral its.json"
 CHOOSE_NONCE: Final = "nonce=$(openssl rand -hex 32)"
+_VARYING: Final = (
+    # A progress bar, which is removed at the end.
+    (re.compile(r"\x1b\[\?25l.*?\x1b\[\?25h\r?\x1b\[1A\x1b\[2K", re.DOTALL), ""),
+    (_CRL_NUMBER, str(int(NOW) // 86400)),
+    (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:41421"),
+    (
+        re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d, until(\s+)\d\d:\d\d:\d\d"),
+        r"2026-09-21 14:13:20, until\g<1>15:13:20",
+    ),
+    (re.compile(r"(?<=TLS key )[0-9a-f]+"), "9f31c2a07b55d6e0"),
+)
 # Each command with the exit code that it must end with.
 SESSION: Final = (
     ("attestkit --help", 0),
@@ -58,6 +86,15 @@ SESSION: Final = (
     ("attestkit key wallet/eth --public --option seed=@seed", 0),
     ("attestkit show log.jsn", 5),
     ("attestkit attest --encoding v2", 1),
+)
+CONNECT: Final = (
+    ("attestkit connect $url --policy policy.toml $trust", 0),
+    ("attestkit curl $url --policy policy.toml $trust -d 'my secret'; echo", 0),
+    ("attestkit curl $url --policy other-app.toml $trust -d 'my secret'", 4),
+)
+MEASURE: Final = (
+    ("attestkit measure --image image --vm-config vm.json --format toml -o policy.toml", 0),
+    ("attestkit measure --image image --vm-config vm.json --against next-image.evidence", 2),
 )
 
 
@@ -104,7 +141,9 @@ def _run(command: str, folder: Path, variables: dict[str, str]) -> Recorded:
                 if not piece:
                     break
                 output += piece
-        text = _CRL_NUMBER.sub(str(int(NOW) // 86400), output.decode().replace("\r\n", "\n"))
+        text = output.decode().replace("\r\n", "\n")
+        for varying, fixed in _VARYING:
+            text = varying.sub(fixed, text)
         return Recorded(command, text, process.returncode)
     finally:
         os.close(ours)
@@ -116,27 +155,58 @@ def record() -> list[Recorded]:
     Raises:
         RuntimeError: One did not.
     """
+    with tempfile.TemporaryDirectory() as name:
+        _prepare(Path(name))
+        return _run_all(SESSION, Path(name), _variables())
+
+
+def record_connect() -> list[Recorded]:
+    """Run the session with a server, as `record`."""
+    with tempfile.TemporaryDirectory() as name, AttestedServer() as server:
+        folder = Path(name)
+        policy = server.policy.policy
+        (folder / "policy.toml").write_text(policy.to_toml())
+        other = policy.replace(app_id=[bytes(20)], compose_hash=[bytes(32)])
+        (folder / "other-app.toml").write_text(other.to_toml())
+        (folder / "ca.pem").write_text(server.ca)
+        (folder / "root.pem").write_text(encode_pem("CERTIFICATE", server.tee.trust_anchor))
+        server.tee.collateral.save(folder / "collateral.json")
+        trust = "--server-ca ca.pem --trust-anchor root.pem --collateral collateral.json"
+        return _run_all(CONNECT, folder, {**_variables(), "url": server.url, "trust": trust})
+
+
+def record_measure() -> list[Recorded]:
+    """Run the session with measured images, as `record`."""
+    with tempfile.TemporaryDirectory() as name:
+        measured_guest.write_files(Path(name), bytes.fromhex(NONCE))
+        return _run_all(MEASURE, Path(name), _variables())
+
+
+def _variables() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not _changes_minds(name)}
     variables = {**kept, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": "40"}
     variables["PYTHONPATH"] = str(Path(attestkit.__file__).resolve().parents[1])
+    return variables
+
+
+def _run_all(
+    session: Iterable[tuple[str, int]], folder: Path, variables: dict[str, str]
+) -> list[Recorded]:
     found = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _prepare(folder)
-        for command, code in SESSION:
-            if command.startswith("export "):
-                variable, _, value = command.removeprefix("export ").partition("=")
-                variables[variable] = value
-                found.append(Recorded(command, "", 0))
-                continue
-            if command == CHOOSE_NONCE:
-                variables["nonce"] = NONCE
-                found.append(Recorded(command, "", 0))
-                continue
-            done = _run(command, folder, variables)
-            if done.code != code:
-                raise RuntimeError(f"{command}: exit code {done.code}, not {code}: {done.output}")
-            found.append(done)
+    for command, code in session:
+        if command.startswith("export "):
+            variable, _, value = command.removeprefix("export ").partition("=")
+            variables[variable] = value
+            found.append(Recorded(command, "", 0))
+            continue
+        if command == CHOOSE_NONCE:
+            variables["nonce"] = NONCE
+            found.append(Recorded(command, "", 0))
+            continue
+        done = _run(command, folder, variables)
+        if done.code != code:
+            raise RuntimeError(f"{command}: exit code {done.code}, not {code}: {done.output}")
+        found.append(done)
     return found
 
 
@@ -171,7 +241,12 @@ def picture(session: list[Recorded]) -> str:
 def main() -> None:
     """Record, and write the pictures."""
     session = record()
-    for path, part in ((PICTURE, session), (SHORT_PICTURE, session[SHORT])):
+    for path, part in (
+        (PICTURE, session),
+        (SHORT_PICTURE, session[SHORT]),
+        (CONNECT_PICTURE, record_connect()),
+        (MEASURE_PICTURE, record_measure()),
+    ):
         path.write_text(picture(part))
         print(path)
 

@@ -1,20 +1,27 @@
-"""The table of commands in docs/cli.md, made from the commands themselves.
+"""The tables of commands in docs/cli.md: from the commands, and from a record of measurements.
 
-`python -m tests.cli.command_table` writes it; a test compares it.
+`python -m tests.cli.command_table` writes them; a test compares them. The times are those of
+docs/records/commands.json, by `python -m tests.cli.command_times`.
 """
 
+import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from attestkit.cli import COMMANDS, command_tree
+from attestkit.cli.commands import __path__ as _folders
+from attestkit.serve.config import command_line
 from tests.cli import schemas
+from tests.long_runs.records import RECORDS
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "cli.md"
 BEGIN: Final = "<!-- table of commands, by tests/cli/command_table.py -->\n"
 END: Final = "<!-- end of the table -->\n"
+SIZES: Final = "<!-- table of times and sizes, by tests/cli/command_table.py -->\n"
 
 
 def find_command(name: str) -> click.Command:
@@ -40,6 +47,53 @@ def exit_codes(command: click.Command) -> dict[int, str]:
     return found
 
 
+def read_record() -> dict[str, Any]:
+    """Return the measurements of every command, with commit and machine."""
+    found: dict[str, Any] = json.loads((RECORDS / "commands.json").read_text())
+    return found
+
+
+def help_lines(words: str, command: click.Command) -> int:
+    """Return the number of lines of a command's help, on a terminal of 80 columns."""
+    if words == "serve":  # has another parser
+        return len(command_line._parser().format_help().splitlines())
+    context = click.Context(command, info_name=f"attestkit {words}", terminal_width=80)
+    return len(command.get_help(context).splitlines())
+
+
+def code_lines(name: str) -> int:
+    """Return the lines of a command's file without docstrings, comments and blank lines."""
+    source = Path(_folders[0], f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    lines = {at for at, line in enumerate(source.splitlines(), 1) if line.split("#")[0].strip()}
+    for node in ast.walk(ast.parse(source)):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(lines)
+
+
+def make_size_table() -> str:
+    """Return the table of times and sizes, with the lines around it."""
+    record = read_record()
+    rows = [
+        f"Medians of {record['rounds']} runs at commit {record['commit']} ({record['machine']}):\n",
+        "| command | time | processor | memory | help | code | exit codes |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for words, command in list_programs():
+        measured = record["commands"][words]
+        codes = ", ".join(map(str, exit_codes(command)))
+        figures = (
+            f"{measured['milliseconds']:,} ms",
+            f"{measured['processor_milliseconds']:,} ms",
+            f"{measured['megabytes']} MB",
+            help_lines(words, command),
+            code_lines(words.split()[0]),
+        )
+        rows.append(f"| `{words}` | {' | '.join(map(str, figures))} | {codes} |")
+    return "\n".join([SIZES, *rows, "", END])
+
+
 def make_table() -> str:
     """Return the table, with the lines around it."""
     rows = ["| command | does | `--json` | exit codes |", "|---|---|---|---|"]
@@ -53,10 +107,12 @@ def make_table() -> str:
 
 
 def replace_table(page: str) -> str:
-    """Return the page with the present table."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{make_table()}{after}"
+    """Return the page with the present tables."""
+    for begin, table in ((BEGIN, make_table()), (SIZES, make_size_table())):
+        before, _, rest = page.partition(begin)
+        _, _, after = rest.partition(END)
+        page = f"{before}{table}{after}"
+    return page
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tests.cli.command_table import (
     exit_codes,
     find_command,
     list_programs,
+    read_record,
     replace_table,
 )
 from tests.serve.server import ROOT
@@ -25,11 +26,21 @@ pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/cli.md is not h
 
 
 def test_cli_page_describes_every_command() -> None:
-    """Each command is described, and the table has its summary, schema and exit codes."""
+    """Each command is described, and the tables have its exit codes, time and size."""
     page = GUIDE.read_text(encoding="utf-8")
     described = re.findall(r"^\| `attestkit ([\w-]+)", page.partition(BEGIN)[0], re.MULTILINE)
     assert set(described) == COMMANDS.keys()
     assert page == replace_table(page), "run python -m tests.cli.command_table"
+
+
+def test_record_of_times_has_every_command() -> None:
+    """Each command was measured, also those of groups."""
+    record = read_record()
+    assert record["commands"].keys() == dict(list_programs()).keys()
+    for words, measured in record["commands"].items():
+        assert measured["call"].startswith(words)
+        assert measured["milliseconds"] > 0
+        assert measured["megabytes"] > 0
 
 
 def test_exit_codes_are_those_of_the_program() -> None:
@@ -69,6 +80,8 @@ def test_terminal_picture_matches_output(
     for kept, shown in (
         (recorder.PICTURE, session),
         (recorder.SHORT_PICTURE, session[recorder.SHORT]),
+        (recorder.CONNECT_PICTURE, recorder.record_connect()),
+        (recorder.MEASURE_PICTURE, recorder.record_measure()),
     ):
         picture = kept.read_text()
         assert _text(picture) == _text(recorder.picture(shown)), f"run {RECORDER}"
