@@ -293,6 +293,7 @@ READERS: Final[dict[str, str]] = {
     "dstack.sys_config": "sys_config",
     "td_report": "td_report",
     "tpm.attest": "tpm_attest",
+    "tpm.pcr_selection": "tpm_attest",
     "tpm.public_area": "tpm_public",
     "verifier.evidence.formats": "bundle",
     "verifier.ear.content": "ear",

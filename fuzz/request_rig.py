@@ -40,8 +40,8 @@ from attestkit.serve.http.protocol import HttpProtocol
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services.context import Guest
 from attestkit.serve.verifier_service.app import VerifierApp
-from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.verifier import Verifier
 from fuzz.request_answers import BrokenPromiseError, check, read_answers
 from fuzz.request_loop import InlineThreads, InstantLoop
 from fuzz.request_oracle import Request, requests_in

@@ -35,10 +35,10 @@ from attestkit.errors import (
     UnsupportedError,
 )
 from attestkit.event_log.journal import RegisterAccess, RuntimeLog
-from attestkit.tpm.attest import PcrSelection
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from attestkit.tpm.handles import ENDORSEMENT, FIRST_NV_INDEX, LAST_NV_INDEX
 from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE
+from attestkit.tpm.pcr_selection import PcrSelection
 from attestkit.tpm.pcrs import EVENT_PCR
 from attestkit.tpm.public_area import RSA_EK
 from attestkit.tpm.response_codes import RC_NV_DEFINED, RC_RESMGR_COMMAND_CODE

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from attestkit.serve.server_log.access_log import AccessLog
     from attestkit.serve.services.context import Guest
     from attestkit.verifier.ear.signed_token import EarKey
-    from attestkit.verifier.pipeline import Verifier
+    from attestkit.verifier.verifier import Verifier
 
 
 class ServerOptions(NamedTuple):

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
-    from attestkit.tpm.attest import PcrSelection, TpmsAttest, TpmtSignature, pcr_digest
+    from attestkit.tpm.attest import TpmsAttest, TpmtSignature
+    from attestkit.tpm.pcr_selection import PcrSelection, pcr_digest
     from attestkit.tpm.public_area import TpmtPublic
 else:
     # Lazy: readers of logs need the facts about PCRs only.
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "attest": ["PcrSelection", "TpmsAttest", "TpmtSignature", "pcr_digest"],
+            "attest": ["TpmsAttest", "TpmtSignature"],
+            "pcr_selection": ["PcrSelection", "pcr_digest"],
             "public_area": ["TpmtPublic"],
         },
     )

@@ -12,12 +12,12 @@ from attestkit.verifier.claims import (
     VtpmFacts,
 )
 from attestkit.verifier.evidence.formats import EvidenceBundle
-from attestkit.verifier.pipeline import Evidence, Examination, Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
 from attestkit.verifier.result import AttestationResult, BoundTo
+from attestkit.verifier.verifier import Evidence, Examination, Verifier
 from attestkit.verifier.verify_function import verify
 
 __all__ = [

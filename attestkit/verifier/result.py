@@ -129,7 +129,7 @@ class AttestationResult:
 
 
 create_result: Final = partial(AttestationResult, _PROOF)
-"""Return the result for accepted evidence; for the pipeline only."""
+"""Return the result for accepted evidence; for `examination` only."""
 
 
 def _restore_result(*content: Any) -> AttestationResult:

@@ -5,8 +5,8 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, overload
 
 from attestkit.verifier.evidence.formats import Evidence
-from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.result import AttestationResult
+from attestkit.verifier.verifier import Verifier
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

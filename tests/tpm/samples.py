@@ -5,7 +5,8 @@ import json
 import struct
 from typing import Any, Final, NamedTuple
 
-from attestkit.tpm.attest import PcrSelection, TpmsAttest, TpmtSignature
+from attestkit.tpm.attest import TpmsAttest, TpmtSignature
+from attestkit.tpm.pcr_selection import PcrSelection
 from attestkit.tpm.public_area import TpmtPublic
 from tests.vectors import HAVE_SHARED, data
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError, UsageError
-from attestkit.tpm.attest import PcrSelection, TpmsAttest, encode_selections
+from attestkit.tpm.attest import TpmsAttest
+from attestkit.tpm.pcr_selection import PcrSelection, encode_selections
 from tests.raising import raises
 from tests.tpm.samples import MADE_ATTEST, QUOTES, QuoteSample
 from tests.untyped import untyped

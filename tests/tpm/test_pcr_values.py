@@ -7,7 +7,8 @@ import pytest
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm import TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import compute_digest, hash_size
-from attestkit.tpm.attest import PcrSelection, TpmsAttest
+from attestkit.tpm.attest import TpmsAttest
+from attestkit.tpm.pcr_selection import PcrSelection
 from tests.raising import raises
 from tests.tpm.samples import QUOTES, QuoteSample, bank
 from tests.vectors import data, needs_shared

@@ -12,8 +12,8 @@ from attestkit.backends.tpm.transports import malformed, reading
 from attestkit.errors import AttestKitError, BackendError, FormatError
 from attestkit.tpm import command_codes as cc
 from attestkit.tpm.algorithms import ALG_NULL, HASH_IDS, LARGEST_DIGEST, hash_size
-from attestkit.tpm.attest import PcrSelection, encode_selections, read_selections
 from attestkit.tpm.handles import NULL, OWNER
+from attestkit.tpm.pcr_selection import PcrSelection, encode_selections, read_selections
 from attestkit.tpm.public_area import TpmtPublic
 from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
 from attestkit.tpm.response_codes import RC_INITIALIZE

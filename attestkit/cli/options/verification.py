@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots, GpuServices
     from attestkit.simulated_roots import SimulatedRoots
     from attestkit.verifier.images.image_store import ImageStore
-    from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+    from attestkit.verifier.verifier import Verifier
 
 OWN_INSTANT: Final = "bundle"  # value of --at for the time that an evidence bundle names
 DEFAULT: Final = "default"
@@ -57,7 +57,7 @@ class VerificationOptions(NamedTuple):
         self, collateral: "Collateral | None" = None, pccs_url: str | None = None
     ) -> "Verifier":
         """Return a verifier with trust anchor, policy and certificates of the options."""
-        from attestkit.verifier.pipeline import Verifier  # lazy: loads the verifier
+        from attestkit.verifier.verifier import Verifier  # lazy: loads the verifier
 
         return Verifier(
             trust_anchor=self.trust_anchor,

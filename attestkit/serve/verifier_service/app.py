@@ -40,8 +40,8 @@ from attestkit.verifier.platforms.tdx import FetchNeededError
 
 if TYPE_CHECKING:
     from attestkit.verifier.ear.signed_token import EarKey, TokenFormat
-    from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.result import AttestationResult
+    from attestkit.verifier.verifier import Verifier
 
 MAX_BODY: Final = Limits().verifier_body
 """Default limit of a request body in bytes."""

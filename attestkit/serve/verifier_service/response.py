@@ -36,8 +36,8 @@ from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
-    from attestkit.verifier.pipeline import Examination, Verifier
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+    from attestkit.verifier.verifier import Examination, Verifier
 
 _FLAGS: Final = (
     "quote_verified",

@@ -12,8 +12,8 @@ from attestkit.serve.config.option_values import prefix_errors, read_policy
 from attestkit.serve.verifier_service.ear import read_ear_key
 from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.authenticators import Authenticators
-from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.verifier import Verifier
 
 if TYPE_CHECKING:
     from attestkit.gpu.endorsements import GpuEndorsements

@@ -1,4 +1,4 @@
 """Evidence in the verifier: accepted forms, bundles with collateral, checks and claims.
 
-The steps of a verification are in `pipeline` and `examination`, beside this package.
+The steps of a verification are in `examination`, beside this package.
 """

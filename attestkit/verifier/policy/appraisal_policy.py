@@ -1,26 +1,4 @@
-"""Appraisal policy (RFC 9334): a relying party's rules, and presets strict, default, development.
-
-| `TcbStatus`                              | strict | default | development |
-|------------------------------------------|--------|---------|-------------|
-| UpToDate                                 | yes    | yes     | yes         |
-| SWHardeningNeeded                        | -      | yes     | yes         |
-| ConfigurationNeeded                      | -      | yes     | yes         |
-| ConfigurationAndSWHardeningNeeded        | -      | yes     | yes         |
-| TDRelaunchAdvised                        | -      | -       | yes         |
-| TDRelaunchAdvisedConfigurationNeeded     | -      | -       | yes         |
-| OutOfDate                                | -      | grace   | yes         |
-| OutOfDateConfigurationNeeded             | -      | grace   | yes         |
-| Revoked                                  | -      | -       | -           |
-
-The default policy accepts platforms with current firmware, whatever mitigations the vendor advises
-in software and configuration. It does not accept TDRelaunchAdvised, because such a TD was launched
-and measured by an outdated TDX module. "grace": only within the two grace periods.
-No policy accepts a TD or guest in debug mode. SGX, a TPM without a hardware report (also NitroTPM),
-and messages of go-tpm-tools are accepted only if `platforms` names them. AWS Nitro has no TCB
-status; `platforms` can exclude it. For SEV-SNP, the status is computed from the
-report alone: UpToDate means that its TCB versions are equal, so firmware of any age is accepted,
-even by strict, unless `minimum_svns` is set.
-"""
+"""Appraisal policy (RFC 9334): the rules of a relying party. Those of presets are in `presets`."""
 
 import os
 from collections.abc import Collection, Iterable, Iterator
@@ -37,7 +15,8 @@ from attestkit.attestation import AppInfo
 from attestkit.errors import ConfigError, PolicyError, UsageError, VerificationError
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.app_identity import require_sealed_configuration
-from attestkit.verifier.claims import Authenticated, Claims, TcbStatus
+from attestkit.verifier.claims import Authenticated, Claims
+from attestkit.verifier.policy import presets
 from attestkit.verifier.policy.event_rules import EventRules
 from attestkit.verifier.policy.identity_rules import (
     IDENTITIES,
@@ -50,7 +29,6 @@ from attestkit.verifier.policy.identity_rules import (
 from attestkit.verifier.policy.platforms import (
     AZURE,
     HCL,
-    ONLY_IF_NAMED,
     RTMR_PLATFORMS,
     SNP_PLATFORMS,
     TD_PLATFORMS,
@@ -80,15 +58,6 @@ from attestkit.verifier.result import AttestationResult
 if TYPE_CHECKING:
     from attestkit.measure import ExpectedMeasurements
 
-_DEFAULT: Final = (
-    TcbStatus.UP_TO_DATE,
-    TcbStatus.SW_HARDENING_NEEDED,
-    TcbStatus.CONFIGURATION_NEEDED,
-    TcbStatus.CONFIGURATION_AND_SW_HARDENING_NEEDED,
-)
-_ACCEPTED: Final = tuple(one for one in VERIFIED_PLATFORMS if one not in ONLY_IF_NAMED)
-# Without the paravisor's identity, an HCL report may be of any guest (vtpm.md, section 6.8).
-_STRICT: Final = tuple(one for one in _ACCEPTED if one not in AZURE)
 _TD_DEBUG: Final = 0xFF  # of td_attributes: TUD
 
 _ANY: Final = ReferenceValues()
@@ -126,7 +95,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     """
 
     # azure-snp and azure-tdx are accepted under hcl-snp and hcl-tdx, too; see `VtpmRules.identify`.
-    platforms: Collection[str] = _ACCEPTED
+    platforms: Collection[str] = presets.DEFAULT_PLATFORMS
     refuse_simulated: bool = False  # even if the simulator's root is the trust anchor
     require_mr_config: bool = False  # MR_CONFIG_ID of a TD is not zero, and was compared
     reference_values: ReferenceValues = _ANY
@@ -196,25 +165,17 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         its attributes, and committed firmware on SEV-SNP. At Azure it requires that a rule
         identifies the paravisor: without one, add `hcl-snp` or `hcl-tdx` to `platforms`.
         """
-        return cls(
-            platforms=_STRICT,
-            accepted_statuses=(TcbStatus.UP_TO_DATE,),
-            accepted_advisories=(),
-            refuse_unnamed_td_bits=True,
-            require_fixed_td_bits=True,
-            require_mr_config=True,
-            refuse_provisional_firmware=True,
-        )
+        return cls(**presets.STRICT)
 
     @classmethod
     def default(cls) -> "AppraisalPolicy":
         """Return the policy for platforms with current firmware, on SEV-SNP also committed."""
-        return cls(accepted_statuses=_DEFAULT, refuse_provisional_firmware=True)
+        return cls(**presets.DEFAULT)
 
     @classmethod
     def development(cls) -> "AppraisalPolicy":
         """Return the policy for any TCB status but Revoked."""
-        return cls(accepted_statuses=set(TcbStatus) - {TcbStatus.REVOKED})
+        return cls(**presets.DEVELOPMENT)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "AppraisalPolicy":
@@ -279,7 +240,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         from attestkit.verifier.policy.pinned_rules import pinned_rules, pinned_svns
 
         status = result.tcb.status
-        statuses = _DEFAULT if status is None else {*_DEFAULT, status}
+        statuses = {*presets.DEFAULT_STATUSES, *([status] if status else ())}
         svns = pinned_svns(result) if pin_svns else ()
         return cls(accepted_statuses=statuses, minimum_svns=svns, **pinned_rules(result))
 

@@ -22,7 +22,7 @@ from attestkit.backends.tpm.frames import (
     TpmResponse,
 )
 from attestkit.backends.tpm.transports import TpmTransport
-from attestkit.tpm.attest import PcrSelection
+from attestkit.tpm.pcr_selection import PcrSelection
 
 GET_CAPABILITY, START_AUTH_SESSION = 0x017A, 0x0176
 NV_DEFINE, NV_UNDEFINE, NV_WRITE, NV_READ, NV_READ_PUBLIC = 0x012A, 0x0122, 0x0137, 0x014E, 0x0169

@@ -13,8 +13,8 @@ from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.backends.tpm.nv_commands import NvPublic
 from attestkit.errors import BackendUnavailableError
-from attestkit.tpm.attest import PcrSelection
 from attestkit.tpm.command_codes import NITRO_ATTEST
+from attestkit.tpm.pcr_selection import PcrSelection
 from tests.raising import raises
 from tests.verifier.platforms import aws
 

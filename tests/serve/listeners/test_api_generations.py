@@ -14,7 +14,7 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.serve.rpc import messages_v1, protobuf_codec
 from attestkit.serve.rpc.messages import AttestResponse, RawQuoteArgs
-from attestkit.verifier.pipeline import Verifier
+from attestkit.verifier.verifier import Verifier
 from tests.serve.asgi import BINARY_TYPE
 from tests.serve.client import Connection, call, get
 from tests.serve.server import SEED, Server, running_server

@@ -19,7 +19,7 @@ from tests.serve.verifier_service.judges import (
 )
 
 if TYPE_CHECKING:
-    from attestkit.verifier.pipeline import Verifier
+    from attestkit.verifier.verifier import Verifier
 
 MakeClient: TypeAlias = Callable[..., Client]
 GOOD = {"attestation": create_evidence().to_bytes().hex()}

@@ -29,7 +29,7 @@ from tests.serve.verifier_service.verifying_load import list_child_processes
 from tests.serve.worker_pool.test_supervisor import serve_on_inherited_socket
 
 if TYPE_CHECKING:
-    from attestkit.verifier.pipeline import Verifier
+    from attestkit.verifier.verifier import Verifier
 
 pytestmark = pytest.mark.slow  # its tests start programs
 

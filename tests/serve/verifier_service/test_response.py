@@ -31,8 +31,8 @@ from attestkit.serve.verifier_service.response import (
     _key_provider,
     run_verification,
 )
-from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.verifier import Verifier
 from tests.attestation.samples import TPM_QUOTE
 from tests.serve.verifier_service.judges import (
     IMAGE,

@@ -16,8 +16,8 @@ from attestkit.collateral import Collateral
 from attestkit.errors import ReplayError
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.verifier_service.app import VerifierApp
-from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.verifier import Verifier
 from tests.serve.asgi import Client
 from tests.vectors import SHARED, data, needs_shared
 

@@ -31,8 +31,8 @@ from attestkit.errors import BackendError, BackendUnavailableError
 from attestkit.tpm import PcrSelection
 from attestkit.tpm import command_codes as commands
 from attestkit.tpm.algorithms import HASH_IDS, hash_size
-from attestkit.tpm.attest import encode_selections
 from attestkit.tpm.handles import ENDORSEMENT
+from attestkit.tpm.pcr_selection import encode_selections
 from attestkit.tpm.public_area import DECRYPT, RESTRICTED
 
 _EXIT_SECONDS: Final = 10.0

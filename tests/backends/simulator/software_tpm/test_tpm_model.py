@@ -16,9 +16,9 @@ from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.command_channel import TpmError
 from attestkit.errors import UsageError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
-from attestkit.tpm.attest import encode_selections
 from attestkit.tpm.command_codes import CAP_PCRS
 from attestkit.tpm.handles import ENDORSEMENT, OWNER
+from attestkit.tpm.pcr_selection import encode_selections
 from tests.backends.simulator.software_tpm.command_frames import (
     BANKS,
     INDEX,

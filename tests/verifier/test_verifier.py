@@ -1,4 +1,4 @@
-"""Tests of the verification pipeline: results, rejections and the steps passed so far."""
+"""Tests of the Verifier: results, rejections and the steps passed so far."""
 
 import pickle
 from collections.abc import Callable, Mapping
@@ -31,8 +31,8 @@ from attestkit.verifier import (
     StepCheck,
     TcbStatus,
     Verifier,
-    pipeline,
 )
+from attestkit.verifier import verifier as verifier_module
 from attestkit.verifier.result import create_result
 from tests.raising import raises
 from tests.untyped import untyped
@@ -376,7 +376,7 @@ def fields_of(value: Any) -> list[str]:
 
 def test_verifier_pickle_round_trip() -> None:
     """An unpickled verifier, without its caches, returns the same results."""
-    verifier = intel.verifier(clock=pipeline._utc_now)
+    verifier = intel.verifier(clock=verifier_module._utc_now)
     copy = pickle.loads(pickle.dumps(verifier))
     assert copy.verify(RAW, report_data=NONCE, now=NOW) == verifier.verify(
         RAW, report_data=NONCE, now=NOW
