@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JS := tests/clients/js
 NATIVE := $(wildcard attestkit/_native/*.c attestkit/_native/*.h attestkit/_native/*.inc)
 C_FILES := $(filter-out attestkit/_native/_lib.c,$(NATIVE))
-OTHER_C := $(wildcard attestkit/emulator/nvml/*.[ch] tests/emulator/nvml/*.c benchmarks/attester/*.c fuzz/*.[ch] \
+OTHER_C := $(wildcard attestkit/emulator/nvml/*.[ch] tests/emulator/nvml/*.c benchmarks/attester/*.c fuzz/core/*.[ch] \
 	tests/rigs/kernel/shim/*.[ch])
 CORE_TESTS := tests/native tests/test_quote.py tests/test_columns.py \
 	tests/event_log/test_agent_json.py tests/event_log/test_event_log.py \

@@ -81,7 +81,7 @@ LENGTHS: Final = {
 }
 C_DICTIONARIES: Final = {
     "quote": ("quote", "among", "columns", "rows", "objects-quote", "objects-column"),
-    "der": ("pck", "objects-pck"),
+    "x509": ("pck", "objects-pck"),
     "tcg": ("ccel", "tpm", "objects-log"),
     "json": ("json", "pieces", "depth", "objects-agent"),
     "cbor": ("cbor", "objects-cbor"),
@@ -251,7 +251,7 @@ def c_targets(build: Path, wanted: Callable[[str], bool]) -> list[Target]:
         MissingError: There is no clang with libFuzzer, or Python cannot be embedded.
     """
     try:
-        from fuzz import drivers, samples
+        from fuzz.core import drivers, samples
     except ImportError as error:
         raise MissingError(f"libFuzzer: the core cannot be built: {error}") from error
     compiler = drivers.clang()
@@ -298,7 +298,7 @@ def parser_targets(*, together: bool = False) -> list[Target]:
         importlib.import_module("atheris")
     except ImportError as error:
         raise MissingError(f"atheris: {error}; pip install atheris") from error
-    from fuzz.parsers import TARGETS
+    from fuzz.parsers.registry import TARGETS
 
     def run(target: Target, run: Run) -> None:
         name = target.name.removeprefix("parser-")
@@ -317,14 +317,14 @@ def request_target() -> Target:
     """
     if shutil.which("afl-fuzz") is None:
         raise MissingError("AFL++: afl-fuzz is not installed; apt-get install afl++")
-    from fuzz import request_path
+    from fuzz.request_path import afl_campaign
 
     def run(target: Target, run: Run) -> None:
         begun, done = time.time(), target.progress
-        run_program(target, run, *request_path.command(run.seconds, run.work))
+        run_program(target, run, *afl_campaign.command(run.seconds, run.work))
         if (run.work / "default" / "fuzzer_stats").exists():
             # The figures are of all runs in the folder together.
-            found = request_path.report(run.work / "default")
+            found = afl_campaign.report(run.work / "default")
             done.executions, done.seconds = found["executions"], found["seconds"]
             done.corpus = found["corpus"]
             rate = done.executions / done.seconds if done.seconds else 0

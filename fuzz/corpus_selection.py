@@ -52,7 +52,7 @@ def _size(entry: tuple[bytes, object]) -> tuple[int, bytes]:
 def traced(run: Callable[[bytes], object], inputs: Iterable[bytes]) -> dict[bytes, set[int]]:
     """Return the edges of attestkit's Python that each input covers."""
     import attestkit
-    from fuzz.request_afl import Edges, shared_map
+    from fuzz.request_path.afl_protocol import Edges, shared_map
 
     found = {}
     for data in inputs:
@@ -75,7 +75,7 @@ def c_edges(target: str, program: Path, inputs: list[bytes]) -> dict[bytes, set[
     Raises:
         RuntimeError: If the target fails on an input.
     """
-    from fuzz import drivers
+    from fuzz.core import drivers
 
     with tempfile.TemporaryDirectory() as scratch:
         files = drivers.write_samples(Path(scratch, "inputs"), inputs)
@@ -125,8 +125,8 @@ def keep(folder: str, chosen: list[bytes]) -> None:
 
 def keep_requests() -> None:
     """Select the inputs of the server's request path."""
-    from fuzz.request_rig import Rig
-    from fuzz.request_words import seeds
+    from fuzz.request_path.rig import Rig
+    from fuzz.request_path.words import seeds
 
     def run(data: bytes) -> None:
         rig = Rig()
@@ -140,7 +140,7 @@ def keep_requests() -> None:
 
 def keep_parsers(wanted: Callable[[str], bool]) -> None:
     """Select the inputs of the parsers in Python: those that cover more than the seeds do."""
-    from fuzz.parsers import TARGETS
+    from fuzz.parsers.registry import TARGETS
 
     for target in TARGETS.values():
         folder = f"{PARSER}{target.name}"
@@ -153,9 +153,9 @@ def keep_parsers(wanted: Callable[[str], bool]) -> None:
 
 def keep_c(wanted: Callable[[str], bool]) -> None:
     """Select the inputs of the C core's functions."""
-    from fuzz import drivers
     from fuzz.campaign import folder_name
-    from fuzz.samples import object_samples, samples
+    from fuzz.core import drivers
+    from fuzz.core.samples import object_samples, samples
 
     compiler = drivers.clang()
     with tempfile.TemporaryDirectory() as build:

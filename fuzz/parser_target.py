@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from fuzz.parser_contract import ParserTarget
+    from fuzz.parsers.contract import ParserTarget
 
 DICTIONARIES = Path(__file__).parent / "dictionaries"
 CORPORA = Path(__file__).parent / "corpora"
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> NoReturn:
     name, options = arguments[0], arguments[1:]
     os.environ["ATTESTKIT_PURE_PYTHON"] = "1"
     with atheris.instrument_imports(include=["attestkit"], enable_loader_override=False):
-        from fuzz.parsers import TARGETS
+        from fuzz.parsers.registry import TARGETS
 
         if name not in (ALL, *TARGETS):
             sys.exit(f"{_USAGE}; the targets are {', '.join(TARGETS)}")
@@ -68,7 +68,7 @@ def _options(target: "ParserTarget", options: list[str], seeds: list[bytes]) -> 
 
 def together(targets: "dict[str, ParserTarget]") -> "ParserTarget":
     """Return one target that is all of them, by the first byte; it starts from their corpora."""
-    from fuzz.parser_contract import ParserTarget
+    from fuzz.parsers.contract import ParserTarget
 
     each = list(targets.values())
 

@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
 pytest.importorskip("cffi", reason="cffi builds the native core, and is not here")
 
-from fuzz import campaign, drivers
+from fuzz import campaign
+from fuzz.core import drivers
 from tests.long_runs.records import ROOT
 from tests.processes import run_program
 

@@ -12,11 +12,11 @@ pytest.importorskip("hatchling", reason="hatchling builds the package, and is no
 pytest.importorskip("cffi", reason="cffi builds the native core, and is not here")
 
 import build_cffi
-from fuzz import drivers
 from fuzz.borrowed import has_borrowed_piece
 from fuzz.campaign import LENGTHS, folder_name
+from fuzz.core import drivers
+from fuzz.core.samples import object_samples, samples
 from fuzz.corpus_selection import CORPORA, LARGEST, MOST
-from fuzz.samples import object_samples, samples
 from tests.processes import run_program
 from tests.vectors import data, needs_shared
 

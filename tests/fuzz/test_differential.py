@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from attestkit import _native
-from fuzz import parser_cores
 from fuzz.havoc import havoc
-from fuzz.parser_contract import BrokenContractError
-from fuzz.parser_cores import NAMES, Package, compare
+from fuzz.parsers import cores
+from fuzz.parsers.contract import BrokenContractError
+from fuzz.parsers.cores import NAMES, Package, compare
 
 pytestmark = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 
@@ -51,7 +51,7 @@ def test_planted_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled = package.native.CORE == "compiled"
         return () if compiled and b"\\n" in data else read(package, data)
 
-    monkeypatch.setitem(parser_cores.NAMES, "json", (wrong, seeds, dictionary))
+    monkeypatch.setitem(cores.NAMES, "json", (wrong, seeds, dictionary))
     compare("json", b"[]")
     with pytest.raises(BrokenContractError):
         compare("json", next(data for data in seeds() if b"\\n" in data))

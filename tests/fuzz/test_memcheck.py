@@ -21,9 +21,9 @@ pytest.importorskip("cffi", reason="cffi builds the native core, and is not here
 
 import build_cffi
 from attestkit import _native
-from fuzz import drivers
 from fuzz.campaign import CORPORA, folder_name
-from fuzz.samples import samples
+from fuzz.core import drivers
+from fuzz.core.samples import samples
 from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
@@ -167,14 +167,14 @@ def findings_in_core(report: Path) -> list[str]:
 
 
 def objects_under_memcheck(report: Path, *words: str) -> list[str]:
-    """Run fuzz.objects under valgrind; return the findings about the core."""
+    """Run fuzz.core.objects under valgrind; return the findings about the core."""
     leaks = ("--leak-check=full", "--show-leak-kinds=definite", "--num-callers=30")
     command = [found("valgrind"), "--quiet", *leaks, "--xml=yes", f"--xml-file={report}"]
     done = run_program(
         *command,
         sys.executable,
         "-m",
-        "fuzz.objects",
+        "fuzz.core.objects",
         *words,
         cwd=build_cffi.ROOT,
         env={**os.environ, "PYTHONMALLOC": "malloc"},

@@ -17,10 +17,10 @@ from attestkit.errors import ConfigError, FormatError
 from fuzz import parser_target
 from fuzz.campaign import C_DICTIONARIES
 from fuzz.havoc import havoc
-from fuzz.parser_contract import LONGEST, BrokenContractError, Contract, ParserTarget, obeys
-from fuzz.parser_settings import key_samples, secrets
 from fuzz.parser_target import CORPORA
-from fuzz.parsers import LEFT_OUT, MORE_READERS, READERS, TARGETS
+from fuzz.parsers.contract import LONGEST, BrokenContractError, Contract, ParserTarget, obeys
+from fuzz.parsers.registry import LEFT_OUT, MORE_READERS, READERS, TARGETS
+from fuzz.parsers.serve.settings import key_samples, secrets
 from tests.untyped import untyped
 
 PACKAGE = Path(attestkit.__file__).parent
@@ -221,7 +221,7 @@ def test_corpus_keeps_the_contract(target: ParserTarget) -> None:
 
 DEEP = """
 import sys
-from fuzz.parsers import TARGETS
+from fuzz.parsers.registry import TARGETS
 sys.setrecursionlimit(10**6)  # as libraries do, after which only bounds of ours hold
 for target in TARGETS.values():
     for mark in {seed[:1] for seed in target.seeds()} | {b"", b'{"x":'}:

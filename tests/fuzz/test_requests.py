@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import request_path
-from fuzz.request_answers import BrokenPromiseError
-from fuzz.request_path import CORPUS, campaign
-from fuzz.request_rig import LISTENERS, PLANTED, Rig, head
-from fuzz.request_words import seeds
+from fuzz.request_path import afl_campaign
+from fuzz.request_path.afl_campaign import CORPUS, campaign
+from fuzz.request_path.answers import BrokenPromiseError
+from fuzz.request_path.rig import LISTENERS, PLANTED, Rig, head
+from fuzz.request_path.words import seeds
 
 GET = b"GET /Version HTTP/1.1\r\n\r\n"
 KEY = b"POST /GetKey HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
@@ -85,8 +85,8 @@ def test_exception_in_method_is_detected(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_afl_finds_planted_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AFL++ finds the bug by changing a valid request; each run continues the previous one."""
     asks = b"GET /GetKey?path=a&purpose=a HTTP/1.1\r\n\r\n"
-    monkeypatch.setattr(request_path, "CORPUS", tmp_path / "none")
-    monkeypatch.setattr(request_path, "seeds", lambda: [head("dstack") + asks])
+    monkeypatch.setattr(afl_campaign, "CORPUS", tmp_path / "none")
+    monkeypatch.setattr(afl_campaign, "seeds", lambda: [head("dstack") + asks])
     executions = 0
     for _ in range(10):
         planted = {PLANTED: "1", "AFL_BENCH_UNTIL_CRASH": "1"} if executions else {}

@@ -14,7 +14,7 @@ pytest.importorskip("hatchling", reason="hatchling builds the package, and is no
 pytest.importorskip("cffi")
 
 import build_cffi
-from fuzz.drivers import CLANGS, NATIVE, asks_python, clang
+from fuzz.core.drivers import CLANGS, NATIVE, asks_python, clang
 from tests.processes import run_program
 from tests.rigs.checkout import copy_checkout, core_tests, run_tests
 
