@@ -1,4 +1,4 @@
-"""Quotes over real AF_VSOCK sockets, looped back in the guest.
+"""Quotes and GuestApi over real AF_VSOCK sockets, looped back in the guest.
 
 Without another vsock transport, a guest reaches itself under the host's CID, too.
 """
@@ -8,16 +8,21 @@ from pathlib import Path
 
 import pytest
 
+import attestkit
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import BackendUnavailableError, QuoteUnavailableError
 from attestkit.quote import Quote
+from attestkit.serve.background_server import BackgroundServer
+from attestkit.serve.endpoints import ListenAddresses, VsockAddress
 from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
 from tests.raising import raises
 from tests.rigs.kernel.guest.machine import LOOPBACK_CID, SimulatedTd, service_on_vsock
+from tests.serve.http.vsock_client import check_guest_api_over_vsock, has_loopback
 
 REPORT_DATA = bytes(range(64))
 OTHER_CID = 3
 PORT = 4050
+GUEST_API_PORT = 8000
 QGS = ("vsock", LOOPBACK_CID, PORT)
 CONFIGURATION = Path("/etc/tdx-attest.conf")
 
@@ -75,3 +80,14 @@ def test_probe_without_quote_source() -> None:
     """The error has the configuration file."""
     with raises(BackendUnavailableError, "not_configured", path="/etc/tdx-attest.conf"):
         TdxIoctl.probe()
+
+
+def test_guest_api_over_vsock(tmp_path: Path) -> None:
+    """A server answers the host's requests over vsock, and ends with open connections."""
+    addresses = ListenAddresses(
+        dstack=tmp_path / "dstack.sock", guest_api=VsockAddress(GUEST_API_PORT)
+    )
+    with attestkit.open("simulator") as tee, BackgroundServer(tee, addresses) as ready:
+        assert ready.addresses["guest_api"] == f"vsock:{GUEST_API_PORT}"
+        assert has_loopback(GUEST_API_PORT)
+        check_guest_api_over_vsock(GUEST_API_PORT)
