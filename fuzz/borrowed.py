@@ -7,7 +7,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Final
 
-from tests.native.pck_certificates import made_certificates
+from tests.samples.pck_certificates import made_certificates
 from tests.samples.quotes import made_quotes
 from tests.vectors import HAVE_SHARED, SHARED
 

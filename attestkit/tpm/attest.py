@@ -137,7 +137,8 @@ class TpmtSignature(NamedTuple):
             raise reader.error(f"unsupported algorithm 0x{number:04x}", "unsupported_algorithm", 0)
         hash_name = reader.hash_name("signature")
         if algorithm == "ecdsa":
-            r, s = _read_number(reader, "r"), _read_number(reader, "s")
+            # A TPM may leave out leading zeros.
+            r, s = (_read_bytes(reader, number, _LARGEST_NUMBER) for number in "rs")
             found = cls(algorithm, hash_name, r=r, s=s)
         else:
             found = cls(algorithm, hash_name, _read_bytes(reader, "signature", _LARGEST_RSA))
@@ -183,8 +184,3 @@ def _read_bytes(reader: TpmReader, field: str, largest: int) -> bytes:
     if not found:
         raise reader.error(f"{field} must not be empty", "missing", start)
     return found
-
-
-def _read_number(reader: TpmReader, field: str) -> bytes:
-    """Read r or s. A TPM may leave out leading zeros."""
-    return _read_bytes(reader, field, _LARGEST_NUMBER)

@@ -14,7 +14,6 @@ from attestkit.tpm.reader import TpmReader
 MAX_BANKS: Final = 16
 _LARGEST_BITMAP: Final = 4  # bytes
 _USUAL_BITMAP: Final = 3  # bytes: 24 PCRs, and the least that a TPM of a PC accepts
-MOST_PCRS: Final = 8 * _LARGEST_BITMAP
 
 
 class PcrSelection(NamedTuple):
@@ -32,22 +31,18 @@ class PcrSelection(NamedTuple):
                 bitmap has.
         """
         hash_size(self.bank)  # raises for an unknown bank
-        bits = 0
-        last = -1
         if not 0 <= self.bitmap_size <= _LARGEST_BITMAP:
             message = f"PCR selection: bitmap must have 0 to {_LARGEST_BITMAP} bytes"
             raise UsageError(message, reason="out_of_range")
-        for pcr in self.pcrs:
+        for last, pcr in zip((-1, *self.pcrs), self.pcrs, strict=False):
             if not last < pcr < 8 * self.bitmap_size:
                 message = (
                     f"PCR selection: PCRs must be ascending and below {8 * self.bitmap_size}, "
                     f"not {pcr} after {last}"
                 )
                 raise UsageError(message, reason="out_of_range")
-            bits |= 1 << pcr
-            last = pcr
         head = HASH_IDS[self.bank].to_bytes(2, "big") + bytes([self.bitmap_size])
-        return head + bits.to_bytes(self.bitmap_size, "little")
+        return head + sum(1 << pcr for pcr in self.pcrs).to_bytes(self.bitmap_size, "little")
 
 
 def read_selections(reader: TpmReader) -> tuple[PcrSelection, ...]:

@@ -4,7 +4,7 @@ from itertools import pairwise
 from struct import pack
 
 from fuzz import seeds
-from tests.native.pck_certificates import made_certificates
+from tests.samples.pck_certificates import made_certificates
 from tests.samples.quotes import made_quote, made_quotes, starts_of
 
 LONGEST_QUOTE = 131072  # bytes, with the zeros behind it

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from fuzz import seeds
 from fuzz.parsers.contract import BrokenContractError, Contract, ParserTarget, short
-from tests.native.pck_certificates import made_certificates, read_generally
+from tests.samples.pck_certificates import made_certificates, read_generally
 
 __all__ = ["NAMES", "Package", "both", "compare", "targets"]
 

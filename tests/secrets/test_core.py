@@ -18,7 +18,7 @@ from attestkit._crypto.ed25519 import x25519, x25519_public_key
 from attestkit._crypto.hashes import hkdf_sha256
 from tests.secrets.marks import Found, search
 from tests.secrets.test_marked_keys import KEYS, SECRETS, SEED, make_key_file
-from tests.secrets.test_process import allow_core_files, to_a_file
+from tests.secrets.test_process_hardening import allow_core_files, to_a_file
 from tests.serve.client import call
 from tests.serve.server import PATIENCE, environment, running_server
 

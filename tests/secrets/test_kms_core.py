@@ -14,7 +14,7 @@ import attestkit
 from attestkit.kms import KmsClient, KmsRoot, SimulatedKms
 from tests.secrets.test_core import CRASH, WIPING, crash_and_read_core, secrets_in
 from tests.secrets.test_kms_marked_keys import LOCAL, ROOTS, secrets_of
-from tests.secrets.test_process import allow_core_files, requires_root, to_a_file
+from tests.secrets.test_process_hardening import allow_core_files, requires_root, to_a_file
 from tests.serve.server import running_server
 
 pytestmark = [pytest.mark.slow, to_a_file]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -16,7 +16,6 @@ from attestkit.errors import ConfigError, PolicyError, UsageError, VerificationE
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.app_identity import require_sealed_configuration
 from attestkit.verifier.claims import Authenticated, Claims
-from attestkit.verifier.policy import presets
 from attestkit.verifier.policy.event_rules import EventRules
 from attestkit.verifier.policy.identity_rules import (
     IDENTITIES,
@@ -36,6 +35,7 @@ from attestkit.verifier.policy.platforms import (
     is_snp,
     refuse_debug,
 )
+from attestkit.verifier.policy.presets import DEFAULT_PLATFORMS, DEFAULT_STATUSES, PRESET_RULES
 from attestkit.verifier.policy.reference_values import (
     ReferenceValues,
     require_common_platform,
@@ -95,7 +95,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     """
 
     # azure-snp and azure-tdx are accepted under hcl-snp and hcl-tdx, too; see `VtpmRules.identify`.
-    platforms: Collection[str] = presets.DEFAULT_PLATFORMS
+    platforms: Collection[str] = DEFAULT_PLATFORMS
     refuse_simulated: bool = False  # even if the simulator's root is the trust anchor
     require_mr_config: bool = False  # MR_CONFIG_ID of a TD is not zero, and was compared
     reference_values: ReferenceValues = _ANY
@@ -165,17 +165,17 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         its attributes, and committed firmware on SEV-SNP. At Azure it requires that a rule
         identifies the paravisor: without one, add `hcl-snp` or `hcl-tdx` to `platforms`.
         """
-        return cls(**presets.STRICT)
+        return cls(**PRESET_RULES["strict"])
 
     @classmethod
     def default(cls) -> "AppraisalPolicy":
         """Return the policy for platforms with current firmware, on SEV-SNP also committed."""
-        return cls(**presets.DEFAULT)
+        return cls(**PRESET_RULES["default"])
 
     @classmethod
     def development(cls) -> "AppraisalPolicy":
         """Return the policy for any TCB status but Revoked."""
-        return cls(**presets.DEVELOPMENT)
+        return cls(**PRESET_RULES["development"])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "AppraisalPolicy":
@@ -240,7 +240,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         from attestkit.verifier.policy.pinned_rules import pinned_rules, pinned_svns
 
         status = result.tcb.status
-        statuses = {*presets.DEFAULT_STATUSES, *([status] if status else ())}
+        statuses = {*DEFAULT_STATUSES, *([status] if status else ())}
         svns = pinned_svns(result) if pin_svns else ()
         return cls(accepted_statuses=statuses, minimum_svns=svns, **pinned_rules(result))
 
@@ -417,11 +417,7 @@ def _app_rules() -> Iterator[str]:
     return (one.name for one in fields(AppraisalPolicy) if one.name not in others)
 
 
-PRESETS: Final = {
-    "strict": AppraisalPolicy.strict,
-    "default": AppraisalPolicy.default,
-    "development": AppraisalPolicy.development,
-}
+PRESETS: Final = {name: partial(AppraisalPolicy, **rules) for name, rules in PRESET_RULES.items()}
 _PRESET_POLICIES: Final = tuple((name, preset()) for name, preset in PRESETS.items())
 
 

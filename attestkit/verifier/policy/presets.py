@@ -35,18 +35,17 @@ DEFAULT_STATUSES: Final = (
 )
 DEFAULT_PLATFORMS: Final = tuple(one for one in VERIFIED_PLATFORMS if one not in ONLY_IF_NAMED)
 
-STRICT: Final[dict[str, Any]] = {
-    # Without the paravisor's identity, an HCL report may be of any guest (vtpm.md, section 6.8).
-    "platforms": tuple(one for one in DEFAULT_PLATFORMS if one not in AZURE),
-    "accepted_statuses": (TcbStatus.UP_TO_DATE,),
-    "accepted_advisories": (),
-    "refuse_unnamed_td_bits": True,
-    "require_fixed_td_bits": True,
-    "require_mr_config": True,
-    "refuse_provisional_firmware": True,
+PRESET_RULES: Final[dict[str, dict[str, Any]]] = {
+    "strict": {
+        # Without the paravisor's identity, an HCL report may be of any guest (vtpm.md, 6.8).
+        "platforms": tuple(one for one in DEFAULT_PLATFORMS if one not in AZURE),
+        "accepted_statuses": (TcbStatus.UP_TO_DATE,),
+        "accepted_advisories": (),
+        "refuse_unnamed_td_bits": True,
+        "require_fixed_td_bits": True,
+        "require_mr_config": True,
+        "refuse_provisional_firmware": True,
+    },
+    "default": {"accepted_statuses": DEFAULT_STATUSES, "refuse_provisional_firmware": True},
+    "development": {"accepted_statuses": set(TcbStatus) - {TcbStatus.REVOKED}},
 }
-DEFAULT: Final[dict[str, Any]] = {
-    "accepted_statuses": DEFAULT_STATUSES,
-    "refuse_provisional_firmware": True,
-}
-DEVELOPMENT: Final[dict[str, Any]] = {"accepted_statuses": set(TcbStatus) - {TcbStatus.REVOKED}}
