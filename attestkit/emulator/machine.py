@@ -21,7 +21,7 @@ from attestkit.backends.simulator.gpu.gpu_host import GpuHost
 from attestkit.backends.simulator.images.os_image import simulated_image
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, find_amd_root, issue_chip
 from attestkit.backends.simulator.platforms import CLOUDS, PLATFORMS
-from attestkit.backends.simulator.roots import platform_anchor
+from attestkit.backends.simulator.roots import platform_anchor, roots_of
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter, issue_platform
 from attestkit.emulator import kernel_files, tdx_driver
@@ -257,8 +257,9 @@ class Machine(GpuHost):
             add("/attestkit/kexec", trigger_file(faults, self.kexec))
 
     def _add_trust(self) -> None:
-        """Add the root certificate, and the collateral of evidence with a TDX quote."""
+        """Add the trust anchors, and the collateral of evidence with a TDX quote."""
         add, faults, cloud = self.tree.add, self._faults, self._cloud
+        add("/attestkit/roots.json", kernel_files.text_file("", faults, self._roots))
         anchor = "/attestkit/trust-anchor.der"
         if self._chip is None:
             add(anchor, kernel_files.constant_file("", faults, self._find_root()))
@@ -269,6 +270,10 @@ class Machine(GpuHost):
                 )
         else:  # AMD's certificates come with the report; the root is derived when it is read
             add(anchor, kernel_files.text_file("", faults, self._find_root))
+
+    def _roots(self) -> bytes:
+        roots = roots_of(self._seed, self._setup.scenario)  # whose hardware may be of another kind
+        return roots._replace(platform=self._find_root()).to_json()
 
     def _find_root(self) -> bytes:
         if self._chip is not None:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator import Simulator, simulated_roots
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.images.os_image import ImageConfig
 from attestkit.backends.simulator.scenarios.config import Scenario
@@ -14,6 +14,7 @@ from attestkit.collateral import Collateral
 from attestkit.emulator.machine import REPORTS, Machine, Setup
 from attestkit.event_log import EventLog
 from attestkit.quote import Quote, TdQuoteBody
+from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.claims import TcbStatus
 from tests.backends.simulator.simulated_cases import NOW, SEED
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
@@ -34,8 +35,15 @@ def make_machine(
     """Return a running machine, without a mount."""
     chosen = chosen_scenario(scenario, "snp" if provider == "sev_guest" else "tdx")
     version = quote_version or chosen.quote_version or 4
+    return start_machine(
+        Setup(provider=provider, scenario=chosen, quote_version=version, host_data=host_data)
+    )
+
+
+def start_machine(setup: Setup) -> Machine:
+    """Return a running machine with these properties, without a mount."""
     return Machine(
-        Setup(provider=provider, scenario=chosen, quote_version=version, host_data=host_data),
+        setup,
         SEED,
         faults=Faults(),
         now=lambda: NOW,
@@ -109,3 +117,34 @@ def test_quote_version_is_the_scenarios() -> None:
         assert isinstance(quote.body, TdQuoteBody)
         assert len(quote.signed_region) == {4: 48, 5: 54}[version] + size
         assert quote.report_data == REPORT_DATA
+
+
+@pytest.mark.parametrize(
+    ("platform", "provider"),
+    [
+        ("tdx", "tdx_guest"),
+        ("snp", "sev_guest"),
+        ("azure-tdx", "none"),
+        ("gcp-snp", "sev_guest"),
+        ("aws-snp", "sev_guest"),
+        ("aws-nitro-tpm", "none"),
+    ],
+)
+def test_roots_file_has_those_of_the_simulator(platform: str, provider: str) -> None:
+    """They include those of GPUs, and the platform's is that of trust-anchor.der."""
+    setup = Setup(provider=provider, scenario=Scenario(platform=platform), gpus=1)
+    made = start_machine(setup)
+    try:
+        roots = SimulatedRoots.from_json(read_file(made, "/attestkit/roots.json"))
+        assert roots == simulated_roots(SEED, platform)
+        assert roots.gpu == made.gpu_roots
+        assert roots.platform == read_file(made, "/attestkit/trust-anchor.der")
+    finally:
+        made.close()
+
+
+def test_roots_file_of_default_scenario_on_sev_snp() -> None:
+    """The platform's root is AMD's, as the driver's reports."""
+    made = start_machine(Setup(provider="sev_guest"))
+    roots = SimulatedRoots.from_json(read_file(made, "/attestkit/roots.json"))
+    assert roots == simulated_roots(SEED, "snp")

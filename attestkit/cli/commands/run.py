@@ -34,8 +34,9 @@ def run(*, words: tuple[str, ...], serve: MountServer) -> int:
     CMD runs in its own mount namespace with /sys/kernel/config/tsm/report, /dev/tdx_guest and so
     on. Other files, the user, current folder, environment, input and output do not change. Root is
     not needed where user namespaces are allowed. The evidence is simulated: it verifies only with
-    the trust anchor /run/attestkit/trust-anchor.der; /run/attestkit also has collateral.json and
-    faults. With --gpus, NVIDIA's libraries are first in LD_LIBRARY_PATH.
+    the trust anchors /run/attestkit/roots.json, of which trust-anchor.der is that of the platform;
+    /run/attestkit also has collateral.json and faults. With --gpus, NVIDIA's libraries are first in
+    LD_LIBRARY_PATH.
 
     Processes that CMD leaves behind are killed.
     """

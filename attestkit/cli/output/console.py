@@ -59,10 +59,10 @@ def rows(
     _table(([_truncate_hex(cell) for cell in each] if brief else each for each in cells), columns)
 
 
-def lines(texts: Iterable[str]) -> None:
-    """Print texts, one per line."""
+def lines(texts: Iterable[str], *, hang: int = 0) -> None:
+    """Print texts, one per line; on a terminal, wrapped parts are indented by `hang` blanks."""
     for text in texts:
-        _line(text)
+        _line(text, hang=hang)
 
 
 def checks(title: str, found: Iterable[Check], *, first: bool = False) -> None:
@@ -124,11 +124,11 @@ def _truncate_hex(cell: str) -> str:
     return f"{cell[:CELL]}.." if hexadecimal else cell
 
 
-def _line(text: str, style: str = "", *, wrap: bool = True) -> None:
+def _line(text: str, style: str = "", *, wrap: bool = True, hang: int = 0) -> None:
     if sys.stdout.isatty():
         from attestkit.cli.output.terminal import print_line
 
-        print_line(printable(text), style, wrap=wrap)
+        print_line(printable(text), style, wrap=wrap, hang=hang)
     else:
         sys.stdout.write(f"{printable(text).rstrip()}\n")
 

@@ -26,9 +26,14 @@ def _colour_mark(text: str) -> Text:
     return Text.assemble((mark, MARKS.get(mark, "")), text[4:])
 
 
-def print_line(text: str, style: str, *, wrap: bool) -> None:
-    """Print a line; with `wrap`, at the width of the terminal."""
-    _console().print(_colour_mark(text), style=style, soft_wrap=not wrap)
+def print_line(text: str, style: str, *, wrap: bool, hang: int) -> None:
+    """Print a line; with `wrap`, at the width of the terminal, and indented by `hang` blanks."""
+    console, line = _console(), _colour_mark(text)
+    if wrap and hang:
+        head, tail = line[:hang], line[hang:]
+        parts = tail.wrap(console, max(console.width - hang, 1))
+        line = head + Text("\n" + " " * hang).join(parts)
+    console.print(line, style=style, soft_wrap=not wrap)
 
 
 def print_table(records: Sequence[Sequence[str]], header: Sequence[str], gap: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import socket
 import ssl
 import stat
@@ -20,6 +21,8 @@ from attestkit.testing import AttestedServer
 from attestkit.testing.tls_listener import LoopbackCa
 from tests.cli import schemas
 from tests.cli.attested import options, trust
+from tests.cli.output.test_terminal import on_terminal
+from tests.cli.program import run as run_program
 
 Capture = pytest.CaptureFixture[str]
 Make = Callable[..., AttestedServer]
@@ -346,3 +349,20 @@ def test_bundle_on_stdout_replaces_the_proof(
     words = [server.url, *options(server, tmp_path), "--save-bundle", "-"]
     out, _ = run(capsys, *words)
     assert ProofBundle.from_json(out).host == "127.0.0.1"
+
+
+def test_terminal_of_80_columns_indents_wrapped_values(
+    attested_server: Make, tmp_path: Path
+) -> None:
+    """A long value continues below its beginning, and no word of it is lost."""
+    server = attested_server()
+    words = ["connect", server.url, *options(server, tmp_path)]
+    out = on_terminal(words, NO_COLOR="1", COLUMNS="80").replace("\r", "")
+    out = out[out.rindex(f"{server.url}  PROVEN") :].partition("attestkit: warning")[0]
+    first, *others = out.splitlines()
+    assert max(map(len, (first, *others))) <= 80
+    wrapped = [line for line in others if line.startswith("   ")]
+    assert wrapped
+    assert {len(line) - len(line.lstrip()) for line in wrapped} == {13}
+    times = re.compile(r"\d\d:\d\d:\d\d")
+    assert times.sub("", out).split() == times.sub("", run_program(*words).stdout).split()

@@ -31,7 +31,7 @@ every_command = pytest.mark.parametrize("name", COMMANDS)
 def on_terminal(words: list[str], **variables: str) -> str:
     """Return what a command writes to a terminal, at both streams."""
     leader, follower = pty.openpty()
-    env = environment(TERM="xterm-256color", COLUMNS="100", **variables)
+    env = environment(**{"TERM": "xterm-256color", "COLUMNS": "100", **variables})
     with start(*words, stdout=follower, stderr=follower, env=env):
         os.close(follower)
         [text] = read_to_end(leader)
