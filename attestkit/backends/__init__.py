@@ -23,20 +23,16 @@ if TYPE_CHECKING:
 __all__ = [
     "AUTO_ORDER",
     "BUILTIN",
-    "HARDWARE",
     "HardwareSign",
-    "backend_from_environment",
     "check_hardware_signs",
     "create",
     "detect",
     "detect_hardware",
     "find_agent_endpoint",
-    "find_host_shared_folder",
     "find_kernel_paths",
     "load",
     "names",
     "probe_all",
-    "recording_from_environment",
 ]
 
 BUILTIN: Final = {

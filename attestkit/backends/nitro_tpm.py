@@ -43,7 +43,7 @@ from attestkit.tpm.pcrs import EVENT_PCR
 from attestkit.tpm.public_area import RSA_EK
 from attestkit.tpm.response_codes import RC_NV_DEFINED, RC_RESMGR_COMMAND_CODE
 
-__all__ = ["BANK", "NitroTpmBackend"]
+__all__ = ["NitroTpmBackend"]
 
 _SECRET_SIZE: Final = 64  # bytes
 _SECONDS: Final = 30.0  # the hypervisor signs the document

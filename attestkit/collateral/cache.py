@@ -44,7 +44,7 @@ from attestkit._system.untrusted_files import open_regular, read_regular
 from attestkit.collateral.intel_collateral import Collateral, issue_time, json_object
 from attestkit.errors import CollateralError, UsageError
 
-__all__ = ["FETCH_LOCK_SECONDS", "CollateralCache", "Key"]
+__all__ = ["CollateralCache", "Key"]
 
 Key: TypeAlias = tuple[str, ...]
 """Cache key: URL of the service, TEE, and the platform's query parameters."""

@@ -14,7 +14,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.tpm.algorithms import HASH_SIZES, compute_digest, hash_function
 from attestkit.tpm.pcrs import IMA_PCR, PCR_COUNT, extend
 
-__all__ = ["ImaLog", "ImaMatch", "ImaRecord", "begins_with_ima_record"]
+__all__ = ["ImaLog", "ImaMatch", "ImaRecord"]
 
 MAX_SIZE: Final = 16_777_216
 """Largest size of a log in bytes (16 MiB)."""

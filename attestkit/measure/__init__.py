@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from attestkit.measure.machine_shape import MachineShape
     from attestkit.measure.rtmr0.boot_options import virtio_disk_option
     from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems
+    from attestkit.measure.sev_snp.launch_digest import SnpMachine
     from attestkit.measure.snp_guest import snp
     from attestkit.measure.tdx_guest import tdx
 
@@ -41,6 +42,7 @@ __all__ = [
     "MachineShape",
     "NotProven",
     "SnpInputs",
+    "SnpMachine",
     "dstack_image",
     "explain",
     "find_differences",
@@ -67,6 +69,7 @@ if not TYPE_CHECKING:
             "machine_shape": ["MachineShape"],
             "rtmr0.rtmr0_events": ["FwCfgItems"],
             "rtmr0.boot_options": ["virtio_disk_option"],
+            "sev_snp.launch_digest": ["SnpMachine"],
             "snp_guest": ["snp"],
             "tdx_guest": ["tdx"],
         },

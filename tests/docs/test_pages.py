@@ -30,7 +30,9 @@ ELSEWHERE: Final = {
 SLOW: Final = (  # over a second of CPU time each; a folder stands for all of its pages
     *("README.md", "docs/cli.md", "docs/concepts/", "docs/guides/", "docs/index.md"),
     *("docs/start.md", "docs/tour.md", "docs/verifier.md"),
-    *("docs/reference/guest/kms.md", "docs/reference/verification/verifier.md"),
+    *("docs/reference/guest/backends.md", "docs/reference/guest/kms.md"),
+    *("docs/reference/verification/client.md", "docs/reference/verification/gpu.md"),
+    *("docs/reference/verification/measure.md", "docs/reference/verification/verifier.md"),
 )
 FAST: Final = {"docs/guides/cmw.md", "docs/guides/testing/recording.md"}  # in SLOW folders
 BLOCKS: Final = {page: read_blocks((ROOT / page).read_text()) for page in pages()}
@@ -48,6 +50,7 @@ NEEDS: Final[dict[str, Callable[[], str]]] = {
     "fuse": attestkit_run.missing_for_run,
     "go": missing_of_go,
     "pynvml": _module("pynvml"),
+    "qemu": _program("qemu-system-x86_64"),
     **{name: _program(name) for name in ("cc", "curl", "jq", "node", "openssl", "tpm2_quote")},
 }
 """Functions by name that return why a requirement of a block is missing, or ""."""
