@@ -258,18 +258,11 @@ class Machine(GpuHost):
 
     def _add_trust(self) -> None:
         """Add the trust anchors, and the collateral of evidence with a TDX quote."""
-        add, faults, cloud = self.tree.add, self._faults, self._cloud
-        add("/attestkit/roots.json", kernel_files.text_file("", faults, self._roots))
-        anchor = "/attestkit/trust-anchor.der"
-        if self._chip is None:
-            add(anchor, kernel_files.constant_file("", faults, self._find_root()))
-            if cloud is None or cloud.has_intel_collateral:
-                add(
-                    "/attestkit/collateral.json",
-                    kernel_files.text_file("", faults, self._collateral),
-                )
-        else:  # AMD's certificates come with the report; the root is derived when it is read
-            add(anchor, kernel_files.text_file("", faults, self._find_root))
+        files = {"trust-anchor.der": self._find_root, "roots.json": self._roots}
+        if self._chip is None and (self._cloud is None or self._cloud.has_intel_collateral):
+            files["collateral.json"] = self._collateral  # AMD's certificates come with the report
+        for name, content in files.items():
+            self.tree.add(f"/attestkit/{name}", kernel_files.text_file("", self._faults, content))
 
     def _roots(self) -> bytes:
         roots = roots_of(self._seed, self._setup.scenario)  # whose hardware may be of another kind

@@ -3,7 +3,7 @@
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,8 +22,6 @@ from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.client import Proof
-
-_VALUES: Final = 13  # column of the values in the text of a proof
 
 
 @click.command(
@@ -113,5 +111,5 @@ def _show(proof: "Proof", *, as_json: bool, is_free: bool = True) -> None:
     if is_free and as_json:
         console.as_json(proof.to_dict())
     elif is_free:
-        console.lines(str(proof).splitlines(), hang=_VALUES)
+        console.lines(str(proof).splitlines(), hang=13)  # the column of its values
     warn_of_weak_policy(proof)

@@ -30,9 +30,8 @@ def print_line(text: str, style: str, *, wrap: bool, hang: int) -> None:
     """Print a line; with `wrap`, at the width of the terminal, and indented by `hang` blanks."""
     console, line = _console(), _colour_mark(text)
     if wrap and hang:
-        head, tail = line[:hang], line[hang:]
-        parts = tail.wrap(console, max(console.width - hang, 1))
-        line = head + Text("\n" + " " * hang).join(parts)
+        parts = line[hang:].wrap(console, max(console.width - hang, 1))
+        line = line[:hang] + Text("\n" + " " * hang).join(parts)
     console.print(line, style=style, soft_wrap=not wrap)
 
 
