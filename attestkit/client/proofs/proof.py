@@ -202,7 +202,7 @@ _FRESH: Final = {
 _CODE: Final = {
     "policy": "",
     "operator": "; the operator names the programs",
-    "nobody": "; nobody vouches for the program",
+    "nobody": "; the program is not identified",
 }
 
 

@@ -33,7 +33,7 @@ Freshness = Literal["nonce", "key possession", "none"]
 """Nonce of the client in the evidence; or only a key whose possession the handshake shows."""
 
 Code = Literal["policy", "operator", "nobody"]
-"""Who vouches for the program: the client's policy, the service's operator, or nobody."""
+"""Source of the accepted programs: the client's policy, the service's operator, or none."""
 
 
 class Question(NamedTuple):

@@ -84,7 +84,7 @@ def test_several_machines_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "part"), [("operator", "the operator names"), ("nobody", "nobody vouches")]
+    ("code", "part"), [("operator", "the operator names"), ("nobody", "not identified")]
 )
 def test_who_vouches(code: str, part: str) -> None:
     """It stands beside the code."""
