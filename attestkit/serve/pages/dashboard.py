@@ -194,7 +194,7 @@ class Dashboard:
             app=identity.app,
             platform=_platform(guest, identity),
             figures=_figures(guest),
-            nvidia_gpu=has_nvidia_gpu(),
+            nvidia_gpu=getattr(guest.attester.backend, "has_gpus", False) or has_nvidia_gpu(),
             containers=containers,
             public_logs="/logs/" in self._mounted,
             measurements=self._measurements(part, identity, guest.attester.event_register),

@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import psutil
 import pytest
 
+from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError
 from attestkit.serve.docker.engine import Container
 from attestkit.serve.machine_info import Disk, Figures, Load, Memory
@@ -195,6 +197,19 @@ def test_missing_gpus_are_stated(
     page = read_page(guest_client("external", compose={"public_sysinfo": True}))
     assert ("GPUs" in page.headings) == ("No NVIDIA GPUs" in page.text) == (found is False)
     assert "GPUs" not in read_page(guest_client("external")).headings
+
+
+def test_simulated_gpus_are_not_stated_missing(
+    guest_client: GuestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs of a simulator are not on the bus of the machine that runs it."""
+    monkeypatch.setattr(dashboard, "has_nvidia_gpu", lambda: False)
+    options: dict[str, Any] = {
+        "backend": partial(Simulator, gpus=1),
+        "compose": {"public_sysinfo": True},
+    }
+    page = read_page(guest_client("external", **options))
+    assert "GPUs" not in page.headings
 
 
 def test_absent_identity_has_no_row(
