@@ -40,7 +40,7 @@ __all__ = ["HEIGHT", "WIDTH", "page", "report", "shoot"]
 
 WIDTH: Final = 1200  # pixels
 HEIGHT: Final = 1030  # as far as the registers
-REPORT_HEIGHT: Final = 1990  # as far as the last verification step
+REPORT_HEIGHT: Final = 2096  # as far as the last verification step
 SEED: Final = bytes(range(32))
 NOW: Final = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 GIB: Final = 1 << 30
