@@ -1,10 +1,9 @@
 """The tables of commands in docs/cli.md: from the commands, and from a record of measurements.
 
-`python -m tests.cli.command_table` writes them; a test compares them. The times are those of
+`python -m tests.cli.command_table` writes them; a test compares them. The figures are those of
 docs/records/commands.json, by `python -m tests.cli.command_times`.
 """
 
-import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,6 @@ from typing import Any, Final
 import click
 
 from attestkit.cli import COMMANDS, command_tree
-from attestkit.cli.commands import __path__ as _folders
-from attestkit.serve.config import command_line
 from tests.cli import schemas
 from tests.long_runs.records import RECORDS
 
@@ -53,25 +50,6 @@ def read_record() -> dict[str, Any]:
     return found
 
 
-def help_lines(words: str, command: click.Command) -> int:
-    """Return the number of lines of a command's help, on a terminal of 80 columns."""
-    if words == "serve":  # has another parser
-        return len(command_line._parser().format_help().splitlines())
-    context = click.Context(command, info_name=f"attestkit {words}", terminal_width=80)
-    return len(command.get_help(context).splitlines())
-
-
-def code_lines(name: str) -> int:
-    """Return the lines of a command's file without docstrings, comments and blank lines."""
-    source = Path(_folders[0], f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
-    lines = {at for at, line in enumerate(source.splitlines(), 1) if line.split("#")[0].strip()}
-    for node in ast.walk(ast.parse(source)):
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
-            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-    return len(lines)
-
-
 def make_size_table() -> str:
     """Return the table of times and sizes, with the lines around it."""
     record = read_record()
@@ -87,8 +65,8 @@ def make_size_table() -> str:
             f"{measured['milliseconds']:,} ms",
             f"{measured['processor_milliseconds']:,} ms",
             f"{measured['megabytes']} MB",
-            help_lines(words, command),
-            code_lines(words.split()[0]),
+            measured["help_lines"],
+            measured["code_lines"],
         )
         rows.append(f"| `{words}` | {' | '.join(map(str, figures))} | {codes} |")
     return "\n".join([SIZES, *rows, "", END])

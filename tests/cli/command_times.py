@@ -1,9 +1,10 @@
-"""Time and memory of each command in its usual call, over simulated evidence and servers.
+"""Time, memory and size of each command in its usual call, over simulated evidence and servers.
 
 `python -m tests.cli.command_times` writes docs/records/commands.json. Then
 `python -m tests.cli.command_table` writes the table in docs/cli.md.
 """
 
+import ast
 import json
 import re
 import subprocess
@@ -14,7 +15,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import click
+
 from attestkit._crypto.ed25519 import x25519_public_key
+from attestkit.cli.commands import __path__ as _folders
+from attestkit.serve.config import command_line
 from tests.cli import evidence_files
 from tests.cli.calls import list_calls
 from tests.cli.command_table import list_programs
@@ -89,6 +94,25 @@ def measure(words: list[str], *, until_ready: bool) -> dict[str, Any]:
     return found
 
 
+def help_lines(words: str, command: click.Command) -> int:
+    """Return the number of lines of a command's help, on a terminal of 80 columns."""
+    if words == "serve":  # has another parser
+        return len(command_line._parser().format_help().splitlines())
+    context = click.Context(command, info_name=f"attestkit {words}", terminal_width=80)
+    return len(command.get_help(context).splitlines())
+
+
+def code_lines(name: str) -> int:
+    """Return the lines of a command's file without docstrings, comments and blank lines."""
+    source = Path(_folders[0], f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    lines = {at for at, line in enumerate(source.splitlines(), 1) if line.split("#")[0].strip()}
+    for node in ast.walk(ast.parse(source)):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(lines)
+
+
 def show_call(words: list[str], folder: Path) -> str:
     """Return a call as text, without what differs in the next run."""
     text = " ".join(words).replace(f"{folder}/", "").replace(str(folder), ".")
@@ -97,8 +121,8 @@ def show_call(words: list[str], folder: Path) -> str:
 
 
 def measure_all(files: Files) -> Mapping[str, dict[str, Any]]:
-    """Return call, time and memory of each command; the first run is not counted."""
-    found = {}
+    """Return call, time, memory and size of each command; the first run is not counted."""
+    found, commands = {}, dict(list_programs())
     for name, options in usual_calls(files):
         words = [*name.split(), *options]
         runs = [measure(words, until_ready=name in UNTIL_READY) for _ in range(ROUNDS + 1)][1:]
@@ -107,6 +131,8 @@ def measure_all(files: Files) -> Mapping[str, dict[str, Any]]:
             "milliseconds": round(median(one["s"] for one in runs) * 1000),
             "processor_milliseconds": round(median(one["cpu"] for one in runs) * 1000),
             "megabytes": round(max(one["kB"] for one in runs) * 1024 / 1e6),
+            "help_lines": help_lines(name, commands[name]),
+            "code_lines": code_lines(words[0]),
         }
         sys.stderr.write(f"{name}: {found[name]['milliseconds']} ms\n")
     return found
