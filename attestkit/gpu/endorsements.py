@@ -48,7 +48,7 @@ class GpuEndorsements:
         rims: RIMs by their identifiers, at most 128 of 512 KiB.
         ocsp: OCSP answers in DER, at most 512 of 16 KiB.
         jwks: Keys of NVIDIA's attestation service, which were fetched over TLS; at most 256 KiB.
-            Nothing signs them: whoever chooses them can sign tokens.
+            They have no signature, so their source could sign tokens.
         nras: Answers of this service: detached EAT bundles, at most 16 of 1 MiB.
     """
 

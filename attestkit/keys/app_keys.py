@@ -236,7 +236,7 @@ class AppKeys(Secret):
     def kms_provider(self) -> KmsProvider | None:
         """URL and temporary CA of the KMS; None if the keys are not of a KMS, or it is not known.
 
-        The key of the temporary CA is no secret of the app: the KMS gives it to every client.
+        The key of the temporary CA is not a secret of the app: the KMS gives it to every client.
         """
         provider = self._kms_provider
         self._root_key()  # after the access, see `close`

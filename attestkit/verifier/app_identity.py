@@ -123,7 +123,7 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> Veri
 
     Version 1 of MR_CONFIG_ID contains the compose hash. Version 2 hashes compose hash, app id, and
     kind and id of the key provider; it is compared with the values in the event log, with the
-    logged id and with none. Another value is no contradiction, because the app may have been
+    logged id and with none. With another value the check is skipped, because the app may have been
     launched with an id in another form. Version 3 contains the hash of an mr_config document, which
     the VM configuration may contain.
 

@@ -1,4 +1,4 @@
-"""What the site has of the repository beside docs/, and links that hold in both places.
+"""Files of the repository on the site beside those of docs/, and links that hold in both.
 
 A page links to a file by its path in the repository, so that it can be read there. Whatever is
 linked and lies outside docs/ is brought in under `repository/`: a Markdown file as a page, any

@@ -270,8 +270,8 @@ def _stripped_event(event: WireEvent) -> WireEvent:
 def with_report_data(platform: Platform, report_data: bytes) -> Platform:
     """Return a copy with other report data in quote or report, whose signature is then invalid.
 
-    Where the report data are inside a signed document or a TPM's quote, the platform is returned
-    unchanged: on Nitro and Azure, and for a TPM alone.
+    On Nitro and Azure, and for a TPM alone, the report data are inside a signed document or a TPM's
+    quote; the platform is then returned unchanged.
     """
     if isinstance(platform, (SevSnp, GcpSnp)):
         return platform._replace(

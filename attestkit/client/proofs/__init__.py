@@ -1,1 +1,1 @@
-"""What a server has proven, for which requirements and policies, and for how long."""
+"""Proofs of servers: their requirements and policies, and how long they are valid."""
