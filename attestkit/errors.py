@@ -32,7 +32,7 @@ for people, and its wording may change.
 
 from typing import Final, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from attestkit._reasons import (
+from attestkit._outcomes.reasons import (
     BackendBusyReason,
     BackendReason,
     BackendUnavailableReason,
@@ -52,7 +52,7 @@ from attestkit._reasons import (
     UsageReason,
     VerificationReason,
 )
-from attestkit._verification_steps import GpuReason, VerificationStep
+from attestkit._outcomes.steps import GpuReason, VerificationStep
 
 __all__ = [
     "AttestKitError",

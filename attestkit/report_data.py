@@ -15,7 +15,7 @@ from attestkit._crypto.hashes import digest, sha256
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import UsageReason
+    from attestkit._outcomes.reasons import UsageReason
 
 __all__ = ["ReportData", "ReportDataWarning", "check_nonce", "gpu_nonce", "requested_report_data"]
 

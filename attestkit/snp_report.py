@@ -9,7 +9,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from attestkit._formats.binary_layout import check_reserved, check_size, fields_to_dict
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 
 __all__ = ["SnpReport", "SnpTcb"]

@@ -5,7 +5,7 @@ Lengths must be definite and in their shortest form, and tags have one byte.
 
 from typing import Final
 
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError
 
 BOOLEAN: Final = 0x01

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Final, NamedTuple
 
 from attestkit._argument_checks import wrong_type
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError
 
 _MAX_SKIPPED: Final = 1 << 20  # skipped values create no objects, so many are allowed

@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 
 from attestkit import _native
 from attestkit._native import json_depth
-from attestkit._reasons import ConfigReason, FormatReason
+from attestkit._outcomes.reasons import ConfigReason, FormatReason
 from attestkit.errors import FormatError
 
 MAX_DEPTH: Final = 200  # levels; the deepest real document has nine

@@ -10,7 +10,7 @@ from attestkit._formats.strict_json import check_depth, config_reason, decode_st
 from attestkit.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import ConfigReason
+    from attestkit._outcomes.reasons import ConfigReason
 
 _T = TypeVar("_T")
 _LARGEST: Final = 16 << 20  # bytes or characters, the read limit for files of the guest agent

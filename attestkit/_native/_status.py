@@ -11,7 +11,7 @@ from attestkit.errors import FormatError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from attestkit._reasons import FormatReason
+    from attestkit._outcomes.reasons import FormatReason
 
 _FIRST_LOG_STATUS = 64
 _FIRST_CBOR_STATUS = 128

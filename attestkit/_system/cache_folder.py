@@ -17,7 +17,7 @@ from attestkit._system.untrusted_files import make_folder, make_private
 from attestkit.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import ConfigReason
+    from attestkit._outcomes.reasons import ConfigReason
 
 MAX_TEMPORARY: Final = 16
 """Maximum number of temporary files: of writers that are active or were killed."""

@@ -29,7 +29,7 @@ from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport, parse_snp_report
 
 if TYPE_CHECKING:
-    from attestkit._reasons import FormatReason
+    from attestkit._outcomes.reasons import FormatReason
     from attestkit.attestation.azure import HclReport
     from attestkit.collateral import Collateral
     from attestkit.gpu.evidence import GpuEvidence

@@ -21,7 +21,7 @@ from attestkit._formats.binary_layout import check_reserved
 from attestkit._formats.compact_jws import from_base64url
 from attestkit._formats.strict_json import from_hex, number_field, read_object, string
 from attestkit._native import unhex
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 

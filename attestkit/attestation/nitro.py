@@ -7,7 +7,7 @@ of AWS's descriptions of the two documents (attestation-format.md, section 9; vt
 from typing import Final, NamedTuple, TypeVar
 
 from attestkit._formats.cbor import Value, read_value
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 

@@ -9,7 +9,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from attestkit._crypto.pem import split_pem
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError
 
 __all__ = ["SnpCertificates"]

@@ -26,7 +26,7 @@ from attestkit.event_log import Event
 from attestkit.snp_report import SIZE, SnpReport
 
 if TYPE_CHECKING:
-    from attestkit._reasons import BackendReason
+    from attestkit._outcomes.reasons import BackendReason
 
 
 class SnpSource(EvidenceSource):

@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from attestkit._verification_steps import VerificationStep
+from attestkit._outcomes.steps import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp
 from attestkit.cli.exit_codes import NETWORK, POLICY, REJECTED, UNREADABLE, USAGE, one_line

@@ -37,7 +37,7 @@ from attestkit.client.document import (
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import UsageReason
+    from attestkit._outcomes.reasons import UsageReason
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 

@@ -10,7 +10,7 @@ from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import FormatReason
+    from attestkit._outcomes.reasons import FormatReason
 
 MAX_ANSWER: Final = 16 << 20
 """Maximum size of an answer in bytes."""

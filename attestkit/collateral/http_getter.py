@@ -27,7 +27,7 @@ from attestkit.collateral.responses import BODY_LIMIT
 from attestkit.errors import CollateralError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import CollateralReason
+    from attestkit._outcomes.reasons import CollateralReason
 
 __all__ = ["HttpGetter"]
 

@@ -15,7 +15,7 @@ from attestkit._argument_checks import wrong_type
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit._crypto.x509.sgx_extension import read_sgx_extension
-from attestkit._reasons import CollateralReason
+from attestkit._outcomes.reasons import CollateralReason
 from attestkit.collateral.intel_collateral import Collateral, part_window, split_signed
 from attestkit.collateral.responses import Getter, Response, read_body
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError

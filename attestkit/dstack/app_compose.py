@@ -19,7 +19,7 @@ from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.typed_json import decode_typed
 from attestkit._native import unhex
-from attestkit._reasons import UsageReason
+from attestkit._outcomes.reasons import UsageReason
 from attestkit._sanitize import shown
 from attestkit.errors import ConfigError, UsageError
 

@@ -17,7 +17,7 @@ from attestkit._crypto.ed25519 import x25519, x25519_public_key
 from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats.strict_json import check_depth
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 _PUBLIC_KEY_SIZE: Final = 32

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats import strict_json
-from attestkit._reasons import UnsupportedReason
+from attestkit._outcomes.reasons import UnsupportedReason
 from attestkit._system.untrusted_files import read_beneath, read_regular
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import Launch, boot_events

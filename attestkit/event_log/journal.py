@@ -25,7 +25,7 @@ register do not match.
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
-from attestkit._reasons import JournalReason
+from attestkit._outcomes.reasons import JournalReason
 from attestkit._system.fifo_lock import HookedFifoLock
 from attestkit.errors import AttestKitError, BackendError, FormatError, JournalError
 from attestkit.event_log.event import Event

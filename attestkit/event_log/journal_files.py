@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from attestkit._reasons import JournalReason
+from attestkit._outcomes.reasons import JournalReason
 from attestkit._system.file_queue import FileQueue
 from attestkit._system.untrusted_files import make_folder, open_regular, read_regular
 from attestkit.errors import FormatError, JournalError

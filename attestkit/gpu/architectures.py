@@ -7,7 +7,7 @@ import re
 from types import TracebackType
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from attestkit._verification_steps import GpuReason
+from attestkit._outcomes.steps import GpuReason
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, VerificationError
 
 Architecture: TypeAlias = Literal["HOPPER", "BLACKWELL", "LS10"]

@@ -19,7 +19,7 @@ from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER, read_ocsp_answer
 from attestkit._crypto.x509.ocsp.request import OcspHash, cert_id, write_ocsp_request
 from attestkit._formats.strict_json import from_base64, from_hex, read_object, string
-from attestkit._reasons import CollateralReason
+from attestkit._outcomes.reasons import CollateralReason
 from attestkit._sanitize import shown
 from attestkit.collateral.responses import Getter, Poster, read_body
 from attestkit.errors import CollateralError, FormatError, UsageError

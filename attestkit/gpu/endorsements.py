@@ -11,7 +11,7 @@ import msgspec
 from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER
 from attestkit._crypto.x509.ocsp.check import MAX_ANSWERS, KeptStatuses
 from attestkit._formats.typed_json import decode_typed
-from attestkit._reasons import CollateralReason
+from attestkit._outcomes.reasons import CollateralReason
 from attestkit._sanitize import shown
 from attestkit._system.atomic_file import load_document, save_document
 from attestkit.errors import CollateralError, ConfigError

@@ -16,7 +16,7 @@ from typing import Any, Final
 from attestkit._argument_checks import require_size, utf8, wrong_type
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem, split_pem
 from attestkit._formats.strict_json import from_base64, from_hex, read, string
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.architectures import (

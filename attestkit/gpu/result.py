@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-from attestkit._verification_steps import StepCheck, StepOutcome, VerificationStep
+from attestkit._outcomes.steps import StepCheck, StepOutcome, VerificationStep
 from attestkit.gpu.device.topology import DeviceMode
 
 GpuBindingKind = Literal["nonce", "runtime_event", "report_data"]

@@ -10,14 +10,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from attestkit._argument_checks import check_number, normalize_members, require_members
+from attestkit._outcomes.steps import VerificationStep, passed
 from attestkit._sanitize import shown
-from attestkit._verification_steps import VerificationStep, passed
 from attestkit.errors import GpuEvidenceError, UsageError
 from attestkit.gpu.architectures import DeviceLabel
 from attestkit.gpu.result import GpuBindingKind
 
 if TYPE_CHECKING:
-    from attestkit._verification_steps import GpuReason
+    from attestkit._outcomes.steps import GpuReason
     from attestkit.gpu.result import DeviceResult
 
 OcspUse = Literal["required", "off"]

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 from attestkit._argument_checks import require_bytes, require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.x509.ocsp.check import CLOCK_SKEW
-from attestkit._verification_steps import VerificationStep, caution, passed, skipped
+from attestkit._outcomes.steps import VerificationStep, caution, passed, skipped
 from attestkit.errors import AttestKitError, GpuEvidenceError, UsageError
 from attestkit.gpu.checks.device_checks import (
     CheckedDevice,

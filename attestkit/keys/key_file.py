@@ -9,7 +9,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats.strict_json import config_reason, decode_strictly, has_surrogate
 from attestkit._native import unhex
-from attestkit._reasons import ConfigReason
+from attestkit._outcomes.reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
 
 ProviderName = Literal["none", "local", "tpm", "kms"]

@@ -13,7 +13,7 @@ from attestkit.attestation.wire.scale import ScaleReader
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import FormatReason
+    from attestkit._outcomes.reasons import FormatReason
 
 MAX_REQUEST: Final = MAX_SIZE + (1 << 16)
 """Maximum size of a certificate request in bytes: evidence of 10 MiB and 64 KiB of names."""

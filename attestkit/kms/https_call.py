@@ -37,7 +37,7 @@ from attestkit.ra_tls.issued import AttestFunction, Issued, load_issued
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:
-    from attestkit._reasons import KmsReason
+    from attestkit._outcomes.reasons import KmsReason
     from attestkit.attestation import Attestation
 
 HEAD_LIMIT: Final = 64 * 1024

@@ -17,7 +17,7 @@ from attestkit.errors import ConfigError, FormatError, SignatureError, UsageErro
 from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
-    from attestkit._reasons import ConfigReason
+    from attestkit._outcomes.reasons import ConfigReason
 
 MAX_ROOT_FILE: Final = 4096
 """Maximum size of a file with a `KmsRoot` in bytes; a real one has about 300."""

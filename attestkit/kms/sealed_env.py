@@ -18,7 +18,7 @@ from attestkit._crypto.hpke import ENCAPSULATED_SIZE, HPKE_TAG_SIZE, hpke_open, 
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats.strict_json import from_base64, read_object
 from attestkit._native import unhex
-from attestkit._reasons import FormatReason, UsageReason
+from attestkit._outcomes.reasons import FormatReason, UsageReason
 from attestkit.dstack.env_encryption import open_sealed, read_variables, seal, write_variables
 from attestkit.errors import FormatError, UsageError
 

@@ -26,7 +26,7 @@ from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.ra_tls.certificate import OID_APP_ID, OID_CERT_USAGE
 
 if TYPE_CHECKING:
-    from attestkit._reasons import KmsReason
+    from attestkit._outcomes.reasons import KmsReason
     from attestkit.simulated_roots import SimulatedRoots
     from attestkit.verifier import AttestationResult, Verifier
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attestkit._argument_checks import wrong_type
 from attestkit._formats import strict_json
-from attestkit._reasons import FormatReason, UsageReason
+from attestkit._outcomes.reasons import FormatReason, UsageReason
 from attestkit.attestation.launch.td_hob import MemoryRange, memory_below_4g, memory_ranges
 from attestkit.attestation.launch.tdx import is_two_pass
 from attestkit.errors import FormatError, UsageError

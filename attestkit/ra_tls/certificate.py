@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._formats.bounded_gzip import gunzip
-from attestkit._verification_steps import VerificationStep
+from attestkit._outcomes.steps import VerificationStep
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
 from attestkit.errors import FormatError, UsageError, VerificationError

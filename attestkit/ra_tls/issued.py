@@ -41,7 +41,7 @@ from attestkit.ra_tls.certificate import OID_APP_INFO, OID_ATTESTATION, OID_CERT
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:
-    from attestkit._reasons import FormatReason
+    from attestkit._outcomes.reasons import FormatReason
 
 _KEY_PEM: Final = re.compile(r"-----BEGIN ([A-Z]+ )?PRIVATE KEY-----")
 _MAX_CHAIN: Final = 16  # certificates in an agent's response, which has two or three

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Final
 
 from attestkit._argument_checks import wrong_type
 from attestkit._formats.binary_layout import Cursor
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm.algorithms import HASH_NAMES
 

@@ -1,6 +1,6 @@
 """Verifier: authenticate evidence, replay its event log, and appraise it by a policy."""
 
-from attestkit._verification_steps import StepCheck, StepOutcome, VerificationStep
+from attestkit._outcomes.steps import StepCheck, StepOutcome, VerificationStep
 from attestkit.verifier.batch.task import VerificationItem
 from attestkit.verifier.claims import (
     Authenticated,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._formats.strict_json import check_depth
 from attestkit._native import unhex
-from attestkit._verification_steps import VerificationStep, passed, skipped
+from attestkit._outcomes.steps import VerificationStep, passed, skipped
 from attestkit.attestation.launch.mr_config import (
     MrConfig,
     config_id_v1,

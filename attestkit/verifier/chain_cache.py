@@ -15,7 +15,7 @@ from attestkit._crypto.x509.cert_path import (
     check_issued,
     read_path_certificate,
 )
-from attestkit._reasons import SignatureReason
+from attestkit._outcomes.reasons import SignatureReason
 from attestkit._system.bounded_cache import BoundedCache
 
 

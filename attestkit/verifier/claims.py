@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, cast
 
-from attestkit._verification_steps import VerificationStep, skipped
+from attestkit._outcomes.steps import VerificationStep, skipped
 from attestkit.event_log.event import Event
 
 NO_REVOCATION: Final = skipped("revocation", "revocation was not checked: no CRL was consulted")

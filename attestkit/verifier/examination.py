@@ -11,7 +11,7 @@ from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from attestkit._verification_steps import VerificationStep, passed
+from attestkit._outcomes.steps import VerificationStep, passed
 from attestkit.attestation.tpm import find_pcr_logs
 from attestkit.attestation.wire.evidence_parts import GoTpmTools, Platform, Tpm
 from attestkit.collateral import Collateral

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
-from attestkit._verification_steps import VerificationStep, caution, passed, skipped
+from attestkit._outcomes.steps import VerificationStep, caution, passed, skipped
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, GpuEvidenceError, UsageError
 from attestkit.event_log.event import Event

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from attestkit._outcomes.steps import VerificationStep, caution, passed, skipped
 from attestkit._sanitize import shown
-from attestkit._verification_steps import VerificationStep, caution, passed, skipped
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import read_measurement_version, verify_os_image
 from attestkit.attestation.launch.vm_config import VmConfig

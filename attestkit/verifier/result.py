@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from attestkit._verification_steps import StepCheck, StepOutcome, VerificationStep
+from attestkit._outcomes.steps import StepCheck, StepOutcome, VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.event_log import Rtmrs
 from attestkit.verifier.claims import Claims, Tcb, values_of

@@ -216,11 +216,11 @@ def test_help_imports_no_command() -> None:
     assert ours == {
         "attestkit.__main__",
         "attestkit._package",
-        "attestkit._reasons",
+        "attestkit._outcomes.reasons",
         "attestkit._sanitize",
         "attestkit._system",
         "attestkit._system.process_hardening",
-        "attestkit._verification_steps",
+        "attestkit._outcomes.steps",
         "attestkit.cli",
         "attestkit.cli.exit_codes",
         "attestkit.errors",

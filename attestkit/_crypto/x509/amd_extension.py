@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from attestkit._crypto.der import IA5_STRING, OCTET_STRING, DerReader
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError
 
 _PREFIX: Final = "1.3.6.1.4.1.3704.1."

@@ -25,7 +25,7 @@ from attestkit._crypto.der import (
 )
 from attestkit._crypto.p384 import ECDSA_SHA384, p384_verify_der
 from attestkit._crypto.public_key import rsa_pss_verify
-from attestkit._reasons import SignatureReason
+from attestkit._outcomes.reasons import SignatureReason
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 
 _MAX_SIZE: Final = 16_384  # bytes; AMD's have under 2,000, AWS's under 1,024

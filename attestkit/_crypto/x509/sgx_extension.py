@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.der import BOOLEAN, INTEGER, OCTET_STRING, OID, SEQUENCE, DerReader
 from attestkit._crypto.x509.app_certificates import read_certificate
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError
 
 SGX_EXTENSION: Final = "1.2.840.113741.1.13.1"

@@ -14,7 +14,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import check_issued, read_path_certificate
 from attestkit._crypto.x509.path_rules import P256_RULES, require_p256_spki
-from attestkit._reasons import SignatureReason
+from attestkit._outcomes.reasons import SignatureReason
 from attestkit.errors import FormatError, SignatureError
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias, Union
 
 from attestkit._formats.cbor import CborReader
-from attestkit._reasons import FormatReason, UsageReason
+from attestkit._outcomes.reasons import FormatReason, UsageReason
 from attestkit._sanitize import shown
 from attestkit.attestation.wire.v1_cbor import encode_cbor
 from attestkit.errors import FormatError, UsageError

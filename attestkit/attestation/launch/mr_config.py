@@ -11,7 +11,7 @@ from typing import NamedTuple
 from attestkit._argument_checks import require_size, utf8
 from attestkit._crypto.hashes import keccak256, sha256, sha384
 from attestkit._formats import strict_json
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.dstack.app_compose import KEY_PROVIDERS
 from attestkit.errors import FormatError, UsageError

@@ -14,7 +14,7 @@ from typing import Any
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.cbor import Value, read_value
-from attestkit._reasons import VerificationReason
+from attestkit._outcomes.reasons import VerificationReason
 from attestkit._sanitize import shown
 from attestkit.attestation import gcp
 from attestkit.attestation.launch import snp, tdx

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._formats.cbor import Value
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.attestation.launch.kernel_cmdline import has_rootfs_hash
 from attestkit.errors import FormatError
 

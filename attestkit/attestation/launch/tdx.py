@@ -12,7 +12,7 @@ from attestkit import _native
 from attestkit._crypto.hashes import sha384
 from attestkit._formats import strict_json
 from attestkit._formats.cbor import Value
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.attestation.launch import kernel_cmdline
 from attestkit.attestation.launch.td_hob import (

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.pem import split_pem
 from attestkit._formats.compact_jws import to_base64url
 from attestkit._formats.strict_json import read_object, string
-from attestkit._reasons import BackendReason
+from attestkit._outcomes.reasons import BackendReason
 from attestkit._system import bounded_http
 from attestkit.errors import (
     BackendBusyError,

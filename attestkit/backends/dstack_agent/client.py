@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._formats import strict_json
-from attestkit._reasons import BackendReason, BackendUnavailableReason
+from attestkit._outcomes.reasons import BackendReason, BackendUnavailableReason
 from attestkit._sanitize import one_line
 from attestkit._system import bounded_http
 from attestkit.backends.dstack_agent.endpoint import describe_wrong_file, parse_endpoint, printable

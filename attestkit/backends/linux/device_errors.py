@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from attestkit._reasons import (
+from attestkit._outcomes.reasons import (
     BackendBusyReason,
     BackendReason,
     BackendUnavailableReason,

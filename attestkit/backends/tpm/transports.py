@@ -27,7 +27,7 @@ from attestkit.backends.tpm.frames import HEADER_SIZE, MAX_FRAME, frame_size
 from attestkit.errors import BackendError, FormatError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import BackendReason
+    from attestkit._outcomes.reasons import BackendReason
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ from attestkit.errors import (
 )
 
 if TYPE_CHECKING:
-    from attestkit._reasons import QuoteUnavailableReason
+    from attestkit._outcomes.reasons import QuoteUnavailableReason
 
 _BLOB_LIMIT: Final = 16 << 20  # bytes: the limit of Linux 7.0, the highest of all releases
 _TEXT_LIMIT: Final = 4096  # bytes: a page, the limit of configfs

@@ -23,7 +23,7 @@ from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.policy.app_pins import names_app
 
 if TYPE_CHECKING:
-    from attestkit._reasons import ConfigReason
+    from attestkit._outcomes.reasons import ConfigReason
 
 _VERSION: Final = 1
 MAX_FILE: Final = 4 << 20

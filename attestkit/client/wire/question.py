@@ -12,7 +12,7 @@ from attestkit.errors import FormatError, ServiceError, UsageError
 if TYPE_CHECKING:
     import h11
 
-    from attestkit._reasons import FormatReason
+    from attestkit._outcomes.reasons import FormatReason
 
 _PIECE: Final = 1 << 16  # bytes per read
 MAX_HEAD: Final = 64 * 1024

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from attestkit._formats.strict_json import byte_offset, check_depth, decode_at
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.event_log.agent_json import hex_member, member_error, number_member

@@ -7,7 +7,7 @@ content.
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.event_log.event_types import number_by_name

@@ -18,7 +18,7 @@ from attestkit.gpu.device.report import Report
 from attestkit.gpu.evidence import DeviceEvidence, GpuBinding, GpuEvidence
 
 if TYPE_CHECKING:
-    from attestkit._reasons import UsageReason
+    from attestkit._outcomes.reasons import UsageReason
 
 MAX_ANSWER: Final = 16 << 20
 """Maximum size of an answer in bytes."""

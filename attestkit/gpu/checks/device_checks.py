@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.x509.ocsp.check import OcspStatus
-from attestkit._verification_steps import VerificationStep, passed
+from attestkit._outcomes.steps import VerificationStep, passed
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -27,7 +27,7 @@ from attestkit.gpu.result import OcspFacts
 
 if TYPE_CHECKING:
     from attestkit._crypto.x509.cert_path import PathCertificate
-    from attestkit._verification_steps import GpuReason
+    from attestkit._outcomes.steps import GpuReason
     from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.roots import GpuRoots
     from attestkit.gpu.rules import GpuRules

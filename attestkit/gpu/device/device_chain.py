@@ -18,7 +18,7 @@ from attestkit._crypto.der import OCTET_STRING, OID, SEQUENCE, DerReader, contex
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, check_times
 from attestkit._crypto.x509.names import COMMON_NAME, read_name
 from attestkit._crypto.x509.path_rules import check_trusted_root, p384_rules, read_kept_certificate
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, SignatureError
 from attestkit.gpu.architectures import PDI_SIZE, Chip, chip_of

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from struct import Struct
 from typing import Final, NamedTuple, TypeAlias
 
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.architectures import PDI_SIZE, DeviceKind

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.p384 import load_p384_key
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.architectures import Chip, DeviceKind
 from attestkit.gpu.device.opaque_data import (

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any, Final, Literal, NamedTuple
 
 from attestkit._formats.strict_json import from_hex
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 
 from attestkit._argument_checks import require_size
 from attestkit._formats import strict_json
-from attestkit._reasons import UsageReason
+from attestkit._outcomes.reasons import UsageReason
 from attestkit._sanitize import one_line
 from attestkit.collateral.responses import Getter, Poster, Response, read_body
 from attestkit.errors import CollateralError, FormatError, UsageError

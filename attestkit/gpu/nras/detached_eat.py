@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.compact_jws import CompactJws, read_compact_jws
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, GpuEvidenceError
 

@@ -14,9 +14,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
+from attestkit._outcomes.steps import GpuReason, caution, skipped
 from attestkit._sanitize import one_line
-from attestkit._verification_steps import GpuReason, caution, skipped
 from attestkit.errors import FormatError, GpuEvidenceError
 from attestkit.gpu.architectures import chip_of
 from attestkit.gpu.nras.claims import DeviceClaims, read_claims

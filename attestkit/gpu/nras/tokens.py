@@ -16,9 +16,9 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._formats import strict_json
 from attestkit._formats.compact_jws import from_base64url
 from attestkit._formats.strict_json import from_hex
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
+from attestkit._outcomes.steps import GpuReason
 from attestkit._sanitize import shown
-from attestkit._verification_steps import GpuReason
 from attestkit.errors import FormatError, GpuEvidenceError, SignatureError, UsageError
 from attestkit.gpu.nras.claims import DeviceClaims, read_claims
 from attestkit.gpu.nras.detached_eat import (

@@ -7,9 +7,9 @@ from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 from attestkit._crypto.x509.path_rules import read_kept_certificate
 from attestkit._formats.strict_json import from_hex
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
+from attestkit._outcomes.steps import GpuReason
 from attestkit._sanitize import shown
-from attestkit._verification_steps import GpuReason
 from attestkit.errors import FormatError, GpuEvidenceError
 from attestkit.gpu.rim.document import WHITE_SPACE, XmlElement, read_document
 from attestkit.gpu.rim.xml_signature import XMLDSIG, XmlSignature, read_signature

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha384
 from attestkit._crypto.p384 import P384_SIGNATURE_SIZE, p384_verify
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, SignatureError
 from attestkit.gpu.rim.document import WHITE_SPACE, XmlElement

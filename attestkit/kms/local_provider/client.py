@@ -54,7 +54,7 @@ from attestkit.verifier import AppraisalPolicy, ReferenceValues, Verifier
 from attestkit.verifier.claims import TcbStatus
 
 if TYPE_CHECKING:
-    from attestkit._reasons import KmsReason
+    from attestkit._outcomes.reasons import KmsReason
 
 __all__ = ["HostApi", "TcpProvider", "fetch_local_keys", "provider_policy"]
 

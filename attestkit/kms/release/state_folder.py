@@ -15,7 +15,7 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats import strict_json
 from attestkit._formats.strict_json import config_reason
-from attestkit._reasons import ConfigReason
+from attestkit._outcomes.reasons import ConfigReason
 from attestkit._system.atomic_file import remove_abandoned, replace_file
 from attestkit._system.untrusted_files import make_folder, open_regular, read_regular
 from attestkit.errors import ConfigError, FormatError, UsageError

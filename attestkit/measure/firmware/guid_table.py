@@ -10,7 +10,7 @@ from typing import Final
 from uuid import UUID
 
 from attestkit._argument_checks import require_bytes
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError
 
 MAX_IMAGE: Final = 64 << 20

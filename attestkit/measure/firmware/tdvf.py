@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.guid_table import TDX_METADATA, read_end_offset, read_guid_table
 

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 from attestkit._crypto.hashes import sha384
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.attestation.launch.td_hob import VariableName
 from attestkit.errors import FormatError
 from attestkit.measure.firmware import tdvf

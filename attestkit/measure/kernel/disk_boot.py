@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import EVENT_TAG, GPT_EVENT, IPL
 from attestkit.measure.expected import ExpectedEvent

@@ -9,7 +9,7 @@ import re
 import struct
 from typing import Final, NamedTuple
 
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected import Basis, ExpectedEvent

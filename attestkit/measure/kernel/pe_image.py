@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 

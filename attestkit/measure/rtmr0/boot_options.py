@@ -8,7 +8,7 @@ import struct
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.firmware.tdx_firmware import BOOT_MENU_APP, UI_APP, BootLayout
 

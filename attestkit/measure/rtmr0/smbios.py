@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from attestkit._argument_checks import require_bytes
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.firmware.bios_strings import BiosStrings
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from attestkit._crypto.hashes import sha256, sha384
-from attestkit._reasons import FormatReason, UsageReason
+from attestkit._outcomes.reasons import FormatReason, UsageReason
 from attestkit._sanitize import near, shown
 from attestkit.attestation.launch.snp import (
     CPU_IDENTITIES,

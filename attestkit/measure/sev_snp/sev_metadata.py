@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.attestation.launch.snp import OvmfSection
 from attestkit.errors import FormatError
 from attestkit.measure.firmware import guid_table

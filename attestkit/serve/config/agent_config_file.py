@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from attestkit import _sanitize
 from attestkit._formats import toml
 from attestkit._formats.strict_json import config_reason, decode_strictly
-from attestkit._reasons import ConfigReason
+from attestkit._outcomes.reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.serve.config import options
 from attestkit.serve.config.limits import read_limit

@@ -11,7 +11,7 @@ from attestkit.dstack.host_shared_folder import read_file
 from attestkit.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import ConfigReason
+    from attestkit._outcomes.reasons import ConfigReason
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 

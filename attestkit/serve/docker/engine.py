@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from aiodocker import Docker
     from aiohttp import ClientResponse, ClientTimeout
 
-    from attestkit._reasons import BackendReason
+    from attestkit._outcomes.reasons import BackendReason
 
 __all__ = ["DOCKER", "Container", "ContainerEngine", "ContainerLog", "ContainerState"]
 

@@ -6,7 +6,7 @@ import msgspec
 
 from attestkit._formats import strict_json
 from attestkit._native import unhex
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
 

@@ -18,7 +18,7 @@ from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from attestkit._argument_checks import wrong_type
-from attestkit._verification_steps import VerificationStep
+from attestkit._outcomes.steps import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, UsageError, VerificationError, return_error

@@ -13,8 +13,8 @@ from attestkit._crypto.ecdsa import P256PublicKey
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._crypto.x509.sgx_extension import PckExtension
 from attestkit._crypto.x509.vendor_roots import INTEL_ROOT, INTEL_ROOT_DER
+from attestkit._outcomes.steps import VerificationStep, passed
 from attestkit._system.bounded_cache import BoundedCache
-from attestkit._verification_steps import VerificationStep, passed
 from attestkit.collateral import Collateral
 from attestkit.errors import SignatureError, UsageError
 from attestkit.quote import Certification, Quote, SignedParts, TdQuoteBody, signed_parts

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Final, Literal
 
-from attestkit._reasons import CollateralReason, VerificationReason
+from attestkit._outcomes.reasons import CollateralReason, VerificationReason
 from attestkit.errors import (
     AttestKitError,
     CollateralError,

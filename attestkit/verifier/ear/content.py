@@ -28,7 +28,7 @@ from attestkit.verifier.ear.signed_token import TokenFormat
 from attestkit.verifier.result import BoundTo
 
 if TYPE_CHECKING:
-    from attestkit._reasons import FormatReason
+    from attestkit._outcomes.reasons import FormatReason
 
 PROFILE: Final = "tag:github.com,2023:veraison/ear"
 """The `eat_profile` of an EAR."""

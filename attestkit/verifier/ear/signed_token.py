@@ -25,7 +25,7 @@ from attestkit._formats.compact_jws import from_base64url, read_compact_jws, to_
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import FormatReason
+    from attestkit._outcomes.reasons import FormatReason
 
 Algorithm = Literal["EdDSA", "ES256"]
 _LARGEST: Final = 65_536  # bytes of a key or a key set

@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import EllipsisType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit._verification_steps import VerificationStep, caution, passed, skipped
+from attestkit._outcomes.steps import VerificationStep, caution, passed, skipped
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
 from attestkit.attestation.wire.evidence_parts import (

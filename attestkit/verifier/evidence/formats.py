@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._formats import strict_json
 from attestkit._native import unhex
+from attestkit._outcomes.steps import caution
 from attestkit._system.atomic_file import load_document, save_document
-from attestkit._verification_steps import caution
 from attestkit.attestation import MAX_SIZE, Attestation
 from attestkit.attestation.nitro import is_nitro_document, read_nitro_document
 from attestkit.attestation.wire.evidence_parts import Evidence as EvidenceParts
@@ -37,7 +37,7 @@ from attestkit.snp_report import SnpReport
 from attestkit.verifier.evidence.checks import ParsedEvidence
 
 if TYPE_CHECKING:
-    from attestkit._reasons import FormatReason
+    from attestkit._outcomes.reasons import FormatReason
     from attestkit.gpu.endorsements import GpuEndorsements
 
 _VERSION: Final = 1

@@ -19,7 +19,7 @@ from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE, name_of
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import azure_authorities, azure_root
-from attestkit._verification_steps import VerificationStep, passed, skipped
+from attestkit._outcomes.steps import VerificationStep, passed, skipped
 from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, SevSnp, VtpmQuote, td_body
 from attestkit.errors import (

@@ -13,8 +13,8 @@ from typing import Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import load_verification_key
+from attestkit._outcomes.steps import VerificationStep, passed, skipped
 from attestkit._sanitize import shown
-from attestkit._verification_steps import VerificationStep, passed, skipped
 from attestkit.attestation import Attestation
 from attestkit.attestation.gcp import pcr_value
 from attestkit.attestation.launch.vm_config import VmConfig

@@ -11,7 +11,7 @@ from attestkit._crypto.p384 import p384_verify
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AWS_ROOT
 from attestkit._formats.cbor import read_value
-from attestkit._verification_steps import VerificationStep, caution, passed
+from attestkit._outcomes.steps import VerificationStep, caution, passed
 from attestkit.attestation.nitro import NitroDocument, read_nitro_document
 from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.verifier.chain_cache import ChainCache, root_key

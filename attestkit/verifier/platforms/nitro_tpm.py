@@ -18,7 +18,7 @@ from typing import Final
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD
 from attestkit._crypto.p384 import P384_SPKI_HEAD
 from attestkit._crypto.public_key import PublicVerificationKey
-from attestkit._verification_steps import VerificationStep, caution, passed, skipped
+from attestkit._outcomes.steps import VerificationStep, caution, passed, skipped
 from attestkit.attestation import Attestation
 from attestkit.attestation.nitro import NitroDocument
 from attestkit.attestation.wire.evidence_parts import NitroTpm, Tpm, VtpmQuote

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
+from attestkit._outcomes.steps import VerificationStep, skipped
 from attestkit._sanitize import shown
-from attestkit._verification_steps import VerificationStep, skipped
 from attestkit.attestation.go_tpm_tools import GceInstanceInfo, GoTpmToolsMessage
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.errors import FormatError, VerificationError

@@ -9,8 +9,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from attestkit._argument_checks import check_number, require_time_zone, wrong_type
+from attestkit._outcomes.steps import VerificationStep, caution, passed
 from attestkit._system.atomic_file import load_document
-from attestkit._verification_steps import VerificationStep, caution, passed
 from attestkit.attestation import AppInfo
 from attestkit.errors import ConfigError, PolicyError, UsageError, VerificationError
 from attestkit.gpu.rules import GpuRules

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Final, Literal, TypeAlias
 
 from attestkit._argument_checks import check_text, normalize_members
-from attestkit._verification_steps import VerificationStep, passed
+from attestkit._outcomes.steps import VerificationStep, passed
 from attestkit.errors import PolicyError, UsageError
 from attestkit.event_log.event import DIGEST_SIZE, Event
 from attestkit.event_log.runtime_events import RESERVED_NAMES

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from attestkit._crypto.hashes import sha256
-from attestkit._verification_steps import VerificationStep, passed
+from attestkit._outcomes.steps import VerificationStep, passed
 from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError
 from attestkit.verifier.claims import Claims

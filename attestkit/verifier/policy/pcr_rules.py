@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final, TypeAlias
 
-from attestkit._verification_steps import VerificationStep, passed, skipped
+from attestkit._outcomes.steps import VerificationStep, passed, skipped
 from attestkit.errors import PolicyError, UsageError
 from attestkit.tpm.pcrs import LOGGED_PCRS, format_pcrs, start_value
 from attestkit.verifier.claims import VtpmFacts

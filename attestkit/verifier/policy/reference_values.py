@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from attestkit._verification_steps import VerificationStep, caution, passed
+from attestkit._outcomes.steps import VerificationStep, caution, passed
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier.claims import Claims
 from attestkit.verifier.policy.platforms import (

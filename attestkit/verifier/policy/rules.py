@@ -11,8 +11,8 @@ from typing import Final, cast
 
 from attestkit._argument_checks import check_text, normalize_members, require_members
 from attestkit._formats import strict_json
-from attestkit._reasons import PolicyReason
-from attestkit._verification_steps import StepCheck, VerificationStep, passed
+from attestkit._outcomes.reasons import PolicyReason
+from attestkit._outcomes.steps import StepCheck, VerificationStep, passed
 from attestkit.errors import FormatError, PolicyError, UsageError
 from attestkit.verifier.claims import Claims
 

@@ -8,8 +8,8 @@ from operator import gt
 from typing import Any, Final, Literal
 
 from attestkit._argument_checks import check_number, normalize_members, require_members
-from attestkit._reasons import PolicyReason
-from attestkit._verification_steps import VerificationStep, passed
+from attestkit._outcomes.reasons import PolicyReason
+from attestkit._outcomes.steps import VerificationStep, passed
 from attestkit.attestation.launch.snp import CPU_TYPES, canonical_cpu_type
 from attestkit.errors import FormatError, PolicyError, UsageError
 from attestkit.verifier.claims import Claims

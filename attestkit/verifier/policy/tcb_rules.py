@@ -16,8 +16,8 @@ from attestkit._argument_checks import (
     require_members,
     wrong_type,
 )
-from attestkit._reasons import PolicyReason
-from attestkit._verification_steps import VerificationStep, caution, passed, skipped
+from attestkit._outcomes.reasons import PolicyReason
+from attestkit._outcomes.steps import VerificationStep, caution, passed, skipped
 from attestkit.errors import PolicyError, UsageError
 from attestkit.snp_report import TCB_COMPONENTS
 from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus

@@ -6,14 +6,14 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Final, cast
 
-from attestkit._verification_steps import StepCheck, VerificationStep, passed
+from attestkit._outcomes.steps import StepCheck, VerificationStep, passed
 from attestkit.errors import PolicyError
 from attestkit.verifier.claims import Authenticated, Claims
 from attestkit.verifier.policy.platforms import HCL_PLATFORMS, is_td
 from attestkit.verifier.policy.rules import BIT_NAMES, BitMask
 
 if TYPE_CHECKING:
-    from attestkit._reasons import PolicyReason
+    from attestkit._outcomes.reasons import PolicyReason
 
 _BITS: Final = (1 << 64) - 1
 _SEPT_VE_DISABLE: Final = 1 << 28

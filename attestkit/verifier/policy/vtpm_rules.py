@@ -7,9 +7,9 @@ from typing import Final, TypeAlias, cast, get_args
 
 from attestkit._argument_checks import check_text, normalize_members, require_members
 from attestkit._crypto.hashes import sha256
-from attestkit._reasons import PolicyReason
+from attestkit._outcomes.reasons import PolicyReason
+from attestkit._outcomes.steps import StepCheck, VerificationStep, caution, passed
 from attestkit._sanitize import shown
-from attestkit._verification_steps import StepCheck, VerificationStep, caution, passed
 from attestkit.errors import PolicyError, SignatureError, UsageError
 from attestkit.verifier.claims import GOOGLE_CLAIMS, PARAVISOR_CLAIMS, Claims, Join, VtpmFacts
 from attestkit.verifier.policy.pcr_rules import PcrRule, appraise_pcrs, normalize_pcrs

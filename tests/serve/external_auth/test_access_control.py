@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from attestkit._reasons import UsageReason
+from attestkit._outcomes.reasons import UsageReason
 from attestkit.errors import UsageError
 from attestkit.serve import listener_apps
 from attestkit.serve.container_logs import view

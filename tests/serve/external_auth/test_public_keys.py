@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from attestkit._formats.compact_jws import to_base64url
-from attestkit._reasons import ConfigReason
+from attestkit._outcomes.reasons import ConfigReason
 from attestkit.errors import ConfigError
 from attestkit.serve.external_auth.settings import read_public_keys
 from tests.raising import raises

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit._reasons import ConfigReason
+from attestkit._outcomes.reasons import ConfigReason
 from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.config.agent_config_file import parse_config
 from attestkit.serve.config.command_line import parse_options

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
-from attestkit._verification_steps import VerificationStep
+from attestkit._outcomes.steps import VerificationStep
 from attestkit.attestation.wire.evidence_parts import AzureSnp
 from attestkit.errors import SignatureError
 from attestkit.verifier.claims import Authenticated

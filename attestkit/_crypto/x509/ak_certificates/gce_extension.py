@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from attestkit._crypto.der import SEQUENCE, DerReader, context
-from attestkit._reasons import FormatReason
+from attestkit._outcomes.reasons import FormatReason
 from attestkit.errors import FormatError
 
 GCE_EXTENSION: Final = "1.3.6.1.4.1.11129.2.1.21"

@@ -27,7 +27,7 @@ from attestkit._sanitize import shown
 from attestkit.errors import AttestKitError, CollateralError, FormatError, SignatureError
 
 if TYPE_CHECKING:
-    from attestkit._reasons import SignatureReason
+    from attestkit._outcomes.reasons import SignatureReason
 
 EK_USAGE: Final = "2.23.133.8.1"
 """Extended key usage of endorsement key certificates, which Google's AK certificates have, too."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal, NamedTuple, TypeAlias
 
-from attestkit._verification_steps import GpuReason
+from attestkit._outcomes.steps import GpuReason
 from attestkit.backends.simulator.gpu.gpu_reports import ReportContent
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource
 from attestkit.gpu.architectures import NVDEC_INDEX, Architecture

@@ -23,7 +23,7 @@ from attestkit._crypto.x509.simulated.cloud_certificates import (
 )
 from attestkit._formats.compact_jws import to_base64url
 from attestkit._formats.strict_json import from_hex, read
-from attestkit._verification_steps import GpuReason
+from attestkit._outcomes.steps import GpuReason
 from attestkit.backends.simulator.gpu.deviations import NrasFault
 from attestkit.backends.simulator.pki import cloud_pki
 from attestkit.backends.simulator.service_response import ServiceResponse, json_response

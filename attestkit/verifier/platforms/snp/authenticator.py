@@ -22,8 +22,8 @@ from attestkit._crypto.p384 import P384PublicKey
 from attestkit._crypto.x509.cert_path import VENDOR_RULES, read_path_certificate
 from attestkit._crypto.x509.crl import AmdCrl, check_crl_signature, read_amd_crls
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
+from attestkit._outcomes.steps import StepOutcome, VerificationStep, caution, passed, skipped
 from attestkit._system.bounded_cache import BoundedCache
-from attestkit._verification_steps import StepOutcome, VerificationStep, caution, passed, skipped
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import (
@@ -45,7 +45,7 @@ from attestkit.verifier.platforms.snp.chain import (
 )
 
 if TYPE_CHECKING:
-    from attestkit._reasons import PolicyReason
+    from attestkit._outcomes.reasons import PolicyReason
 
 _SIGNED: Final = 256  # pairs of CRL and root
 _TCBS: Final = ("reported_tcb", "current_tcb", "committed_tcb", "launch_tcb")

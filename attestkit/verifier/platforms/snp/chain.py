@@ -23,7 +23,7 @@ from attestkit._crypto.x509.cert_path import (
     read_path_certificate,
 )
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
-from attestkit._reasons import SignatureReason
+from attestkit._outcomes.reasons import SignatureReason
 from attestkit._sanitize import shown
 from attestkit.attestation.snp import SnpCertificates
 from attestkit.errors import CollateralError, FormatError, SignatureError, UnsupportedError

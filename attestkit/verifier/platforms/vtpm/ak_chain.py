@@ -37,8 +37,8 @@ from attestkit._crypto.x509.cert_path import (
 )
 from attestkit._crypto.x509.crl import Crl, SignedCrl
 from attestkit._crypto.x509.vendor_roots import google_roots
+from attestkit._outcomes.steps import VerificationStep, passed, skipped
 from attestkit._system.bounded_cache import BoundedCache
-from attestkit._verification_steps import VerificationStep, passed, skipped
 from attestkit.errors import (
     CollateralError,
     CollateralExpiredError,
@@ -50,7 +50,7 @@ from attestkit.verifier.chain_cache import ChainCache, root_key
 from attestkit.verifier.claims import ANOTHER_ROOT
 
 if TYPE_CHECKING:
-    from attestkit._reasons import CollateralReason
+    from attestkit._outcomes.reasons import CollateralReason
     from attestkit.collateral.issuer_fetcher import IssuerFetcher, IssuerSession
 
 _MAX_EVIDENCE: Final = 8  # certificates beside that of the key

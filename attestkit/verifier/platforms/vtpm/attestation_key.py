@@ -13,8 +13,8 @@ from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
 from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE
 from attestkit._crypto.x509.simulated.cloud_certificates import names_simulator
+from attestkit._outcomes.steps import VerificationStep, caution, passed, skipped
 from attestkit._sanitize import one_line
-from attestkit._verification_steps import VerificationStep, caution, passed, skipped
 from attestkit.errors import CollateralError, FormatError, SignatureError
 from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.verifier.claims import KeyTrust

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from attestkit._verification_steps import StepCheck, VerificationStep, caution, passed, skipped
+from attestkit._outcomes.steps import StepCheck, VerificationStep, caution, passed, skipped
 from attestkit.errors import ReplayError
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.event_log.ima import ImaLog, ImaMatch

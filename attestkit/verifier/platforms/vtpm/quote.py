@@ -14,9 +14,9 @@ from attestkit._crypto.public_key import (
     PublicVerificationKey,
     load_verification_key,
 )
-from attestkit._reasons import SignatureReason, VerificationReason
+from attestkit._outcomes.reasons import SignatureReason, VerificationReason
+from attestkit._outcomes.steps import VerificationStep, caution, passed
 from attestkit._sanitize import shown
-from attestkit._verification_steps import VerificationStep, caution, passed
 from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import SignatureError, VerificationError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest

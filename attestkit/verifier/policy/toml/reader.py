@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar, cast
 from attestkit import _sanitize
 from attestkit._formats.toml import decode
 from attestkit._native import unhex
-from attestkit._reasons import ConfigReason
+from attestkit._outcomes.reasons import ConfigReason
 from attestkit.errors import ConfigError, UsageError
 from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.claims import TcbStatus

@@ -6,7 +6,7 @@ its class, and docs/errors.md explains every reason.
 
 from typing import Literal
 
-from attestkit._verification_steps import GpuReason
+from attestkit._outcomes.steps import GpuReason
 
 FormatReason = Literal[
     # Any format
