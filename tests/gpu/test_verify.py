@@ -1,7 +1,7 @@
 """Verification of GPU evidence: fabricated and real cases, simulated faults, and machines."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
@@ -373,13 +373,13 @@ def test_modes_that_do_not_fit_are_refused(name: str) -> None:
 
 def test_modes_that_fit_are_results() -> None:
     """A mode is that of either field; one that old firmware does not state is None."""
-    for fields, mode in (
+    for stated, mode in (
         (([ON, PROTECTED], [ON]), "protected_pcie"),
         (([MULTI, OFF], [MULTI]), "multi"),
         (([SINGLE], [OFF]), "single"),
         (([], []), None),
     ):
-        assert modes_of(*fields).devices[0].mode == mode
+        assert modes_of(*stated).devices[0].mode == mode
 
 
 def test_mismatch_is_accepted_at_named_indexes_only() -> None:
@@ -405,6 +405,14 @@ REFUSED: Final[list[tuple[dict[str, Any], str]]] = [
     ({"min_vbios": "96.00.a0"}, "vbios_version"),
     ({"protected_pcie": True}, "topology"),
 ]
+# Rules that the join with the CPU's evidence applies: `tests/verifier/gpu/test_gpu_join.py`.
+JOINED: Final = {"required", "ready_state", "binding"}
+# Rules about endorsements and encodings, which machines without GPUs meet.
+LENIENT: Final = {
+    *("ocsp", "max_ocsp_age", "ocsp_grace", "nras", "accepted_mismatches"),
+    *("allow_hold", "allow_absent_fwid", "allow_trailing_nul"),
+    *("allow_runtime_event", "allow_boot_result"),
+}
 ACCEPTED: Final[list[dict[str, Any]]] = [
     {"chips": ["gh100"], "count": 1, "switch_count": 0},
     {"drivers": ["999.10.01"], "min_driver": "999.9.99"},
@@ -419,6 +427,23 @@ def test_rule_refuses(values: dict[str, Any], reason: str) -> None:
     with pytest.raises(GpuEvidenceError) as caught:
         verify_machine(machine(1), rules=GpuRules(**values))
     assert caught.value.reason == reason
+
+
+def test_multi_gpu_passthrough_may_be_refused() -> None:
+    """The mode of a device is refused only if the rule says so."""
+    [device] = verify_machine(machine(1)).devices
+    given = [device._replace(mode="multi")]
+    assert GpuRules().appraise(given) == ()
+    with pytest.raises(GpuEvidenceError) as caught:
+        GpuRules(allow_mpt=False).appraise(given)
+    assert caught.value.reason == "modes"
+
+
+def test_every_rule_is_tested() -> None:
+    """A new rule needs a row of `REFUSED`, and rejects evidence without GPUs."""
+    refused = {name: values for values, _ in REFUSED for name in values}
+    assert {one.name for one in fields(GpuRules)} == {*refused, "allow_mpt", *JOINED, *LENIENT}
+    assert all(GpuRules(**values).needs_gpus for values in refused.values())
 
 
 @pytest.mark.parametrize("values", ACCEPTED)

@@ -63,6 +63,7 @@ _TD_DEBUG: Final = 0xFF  # of td_attributes: TUD
 _ANY: Final = ReferenceValues()
 _ANY_GPU: Final = GpuRules()
 _TD_RULES: Final = tuple(one.name for one in fields(TdRules))
+_EVENT_RULES: Final = tuple(one.name for one in fields(EventRules))
 _PLATFORM_STEPS: Final = {
     platform: passed("platform", f"platform {platform} is accepted")
     for platform in VERIFIED_PLATFORMS
@@ -377,7 +378,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             yield appraise_device(claims, authenticated.device, self.device_id)
         yield appraise_summary("mr_aggregated", claims, info, self.mr_aggregated)
         yield appraise_summary("mr_system", claims, info, self.mr_system)
-        yield from self._appraise_events(claims)
+        if any(map(self._is_set, _EVENT_RULES)):
+            yield from self._appraise_events(claims)
 
     @cached_property
     def _has_td_rules(self) -> bool:

@@ -117,14 +117,12 @@ class EventRules:
             )
 
     def _appraise_events(self, claims: Claims) -> Iterator[VerificationStep]:
-        """Yield the verification steps; PolicyError names the first event that is not accepted."""
+        """Yield the verification steps, if a rule is set; PolicyError names the event."""
         rules: Collection[RequiredEvent] = self.required_events
         if not self.required_events_in_order:
             rules = sorted(rules, key=str)
-        if not rules and self.only_required_events is None:
-            return
         if not measures_events(claims):
-            first = next((_subject(rule) for rule in rules), "only_required_events")
+            first = next((_subject(rule) for rule in rules), "runtime events")
             raise _refusal(f"{first}: required, but {_missing_log(claims.platform)}")
         log = _Log(claims.events)
         found = {rule: log.find(rule) for rule in rules}

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from operator import gt
 from typing import Any, Final, Literal
@@ -27,10 +27,6 @@ _NEVER_ALLOWED: Final = 0b11 << 18  # bits of POLICY: MIGRATE_MA and DEBUG
 _FIRMWARE: Final = (
     *("current_tcb", "committed_tcb", "reported_tcb"),
     *("current_version", "committed_version"),
-)
-_ONLY_SNP: Final = (
-    *("minimum_tcb", "vcpus", "vcpu_type", *_MASKS),
-    *("minimum_guest_svn", "minimum_guest_abi", "minimum_firmware"),
 )
 
 
@@ -79,7 +75,7 @@ class SnpRules:
     @property
     def _snp_only(self) -> tuple[str, ...]:
         """Names of the rules that reject evidence of other platforms."""
-        return tuple(name for name in _ONLY_SNP if getattr(self, name) not in (None, ()))
+        return tuple(name for name, unset in _ONLY_SNP.items() if getattr(self, name) != unset)
 
     def check_sev_features(self, features: int) -> VerificationStep:
         """Return the step for the SEV_FEATURES of a guest whose OS image is verified.
@@ -186,6 +182,13 @@ class SnpRules:
                 reason=reason,
             )
         yield passed("provisional_firmware", f"firmware {_dotted(version)} is committed")
+
+
+_FOR_ANY: Final = {"sev_features", "refuse_provisional_firmware"}  # say nothing of others
+# Rules that reject evidence of other platforms, and their defaults.
+_ONLY_SNP: Final = {"minimum_tcb": ()} | {
+    one.name: one.default for one in fields(SnpRules) if one.name not in _FOR_ANY
+}
 
 
 def is_provisional(claims: Mapping[str, object]) -> bool:

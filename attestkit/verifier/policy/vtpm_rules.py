@@ -1,7 +1,7 @@
 """Policy rules about guests with a TPM: PCRs, attestation key, paravisor, and cloud instance."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Final, TypeAlias, cast, get_args
 
@@ -125,9 +125,9 @@ class VtpmRules:
     def _vtpm_only(self) -> dict[str, frozenset[str]]:
         """Platforms of the rules that are set, by rule; they reject evidence of others."""
         return {
-            name: platforms
-            for name, platforms in _APPLY.items()
-            if getattr(self, name) not in (None, (), frozenset())
+            one.name: _APPLY[one.name]
+            for one in fields(VtpmRules)
+            if one.name != "vlek_providers" and getattr(self, one.name) != one.default
         }
 
     @property
