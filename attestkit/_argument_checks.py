@@ -1,6 +1,7 @@
 """Checks of arguments: type, size and encoding."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,4 +112,18 @@ def import_package(module: str, message: str) -> Any:  # noqa: ANN401 - a module
     try:
         return import_module(module)
     except ImportError as error:
+        raise UsageError(message, reason="missing_dependency") from error
+
+
+@contextmanager
+def needs_extra(subject: str, extra: str) -> Iterator[None]:
+    """Name the extra to install in the error about a package that a block imports.
+
+    Raises:
+        UsageError: In place of ImportError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        message = f"{subject}: {error}; run pip install 'attestkit[{extra}]'"
         raise UsageError(message, reason="missing_dependency") from error

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
-from attestkit._argument_checks import import_package
+from attestkit._argument_checks import needs_extra
 from attestkit._sanitize import shown
 from attestkit._system.bounded_http import host_header
 from attestkit.client.wire.http_libraries import choose_library, load_library
@@ -94,9 +94,8 @@ class LocalProxy:
             UsageError: If uvicorn is not installed.
             ConfigError: If the address is not free.
         """
-        uvicorn = import_package(  # of the extra `serve`
-            "uvicorn", "--serve: uvicorn is not installed; pip install 'attestkit[serve]'"
-        )
+        with needs_extra("--serve", "serve"):
+            import uvicorn
         config = uvicorn.Config(
             self,
             log_level="warning",

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from attestkit._argument_checks import needs_extra
 from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ def serve(
         ConfigError: If a socket cannot be created, or a host file or the engine's address is
             invalid.
     """
-    import uvloop  # lazy, as uvicorn
+    with needs_extra("server", "serve"):
+        import uvloop  # lazy, as uvicorn
 
-    from attestkit.serve.app_factory import ServerOptions, build_server
-    from attestkit.serve.http import server  # lazy: imports uvicorn
+        from attestkit.serve.app_factory import ServerOptions, build_server
+        from attestkit.serve.http import server  # lazy: imports uvicorn
 
     options = options or ServerOptions()
     with ExitStack() as stack:

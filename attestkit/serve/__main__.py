@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from attestkit.serve.config.options import Options
     from attestkit.serve.startup.banner import ServerContext
 
-_EXTRA_PACKAGES = frozenset({"httptools", "uvicorn", "uvloop"})
 _OPEN_FILES = 1024  # besides connections
 _logger = logging.getLogger("attestkit.serve")
 
@@ -73,9 +72,6 @@ def _report_error(error: Exception, log: ServerLog) -> int:
         if isinstance(error, KmsError) and error.is_rejection:
             return 2
         return 1 if isinstance(error, (UsageError, ConfigError)) else 3
-    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA_PACKAGES:
-        log.report_error(f"the server needs {error.name}: pip install 'attestkit[serve]'")
-        return 1
     log.report_error(f"internal error: {one_line_traceback(error)}")
     return 3
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from attestkit._argument_checks import needs_extra
 from attestkit.errors import UnsupportedError, UsageError
 from attestkit.serve import endpoints
 from attestkit.serve.config.limits import Limits
@@ -104,6 +105,8 @@ def build_server(
             invalid.
     """
     _check_arguments(attester, addresses, options.verifier)
+    with needs_extra("server", "serve"):
+        from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
     stats, limits = options.stats or Stats(), options.limits or Limits()
     if options.access_log is not None:
         stack.callback(options.access_log.flush, patience=1.0)
@@ -119,8 +122,6 @@ def build_server(
         apps["verifier_metrics"] = _metrics_app(stats, bound.sockets["verifier_metrics"])
     if guest is not None:
         apps.update(_agent_apps(guest, addresses, bound.sockets, options))
-    from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
-
     given, log = options.handed_over, options.access_log
     listeners = [
         Listener(apps[name], sock, limits, name, stats.of(name), log, handed_over=name in given)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
+from attestkit._argument_checks import needs_extra
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class EventLoopThread:
             if self._closed:
                 raise UsageError("server thread: closed", reason="closed")
             if self._loop is None:
-                import uvloop  # lazy: with the first server
+                with needs_extra("server thread", "serve"):
+                    import uvloop  # lazy: with the first server
 
                 self._loop = uvloop.new_event_loop()
                 # A daemon thread, so that a forgotten close() does not block the exit.

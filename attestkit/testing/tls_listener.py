@@ -7,7 +7,7 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from attestkit._argument_checks import import_package
+from attestkit._argument_checks import needs_extra
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
 from attestkit._system.clock import current_time
@@ -137,11 +137,10 @@ class _UvicornServer:
     """uvicorn's protocol on a socket, without uvicorn's own server, which polls."""
 
     def __init__(self, app: "AsgiApp", received: list[bytearray]) -> None:
-        uvicorn = import_package(
-            "uvicorn", "AttestedServer: needs uvicorn; install attestkit[serve]"
-        )
-        from uvicorn.protocols.http.auto import AutoHTTPProtocol  # lazy: as uvicorn
-        from uvicorn.server import ServerState
+        with needs_extra("AttestedServer", "serve"):
+            import uvicorn
+            from uvicorn.protocols.http.auto import AutoHTTPProtocol
+            from uvicorn.server import ServerState
 
         config = uvicorn.Config(
             app,

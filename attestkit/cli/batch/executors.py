@@ -8,6 +8,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, Final
 
+from attestkit._argument_checks import needs_extra
 from attestkit.errors import BackendUnavailableError, UsageError
 from attestkit.verifier.batch.scheduler import exit_with_parent
 
@@ -65,14 +66,9 @@ def _silence_logging() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cluster(address: str) -> Iterator[Executor]:
-    try:
+    with needs_extra("--scheduler", "fleet"):
         from distributed import Client  # lazy: slow to import
         from distributed.comm.addressing import get_address_host_port
-    except ImportError as error:
-        raise UsageError(
-            f"--scheduler: dask is not installed: {error}; run pip install 'attestkit[fleet]'",
-            reason="missing_dependency",
-        ) from error
     check_address: Any = get_address_host_port  # both are untyped
     connect: Any = Client
     try:

@@ -8,6 +8,7 @@ from secrets import token_hex
 from types import ModuleType
 from typing import Any, Final
 
+from attestkit._argument_checks import needs_extra
 from attestkit.cli.exit_codes import one_line
 from attestkit.errors import UsageError
 
@@ -26,14 +27,9 @@ def open_table(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
     if path is None:
         yield lambda _result: None
         return
-    try:
+    with needs_extra("--parquet", "fleet"):
         import pyarrow as pa  # lazy: large
         from pyarrow import parquet
-    except ImportError as error:
-        raise UsageError(
-            f"--parquet: pyarrow is not installed: {error}; run pip install 'attestkit[fleet]'",
-            reason="missing_dependency",
-        ) from error
     schema = _schema(pa)
     with _replaced(path) as temporary:  # first, so that an unwritable path fails early
         write_errors = (pa.ArrowException, OSError, ValueError)

@@ -11,6 +11,7 @@ from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
+from attestkit._argument_checks import needs_extra
 from attestkit._formats.strict_json import check_depth
 from attestkit._package import own_version
 from attestkit._sanitize import printable
@@ -26,7 +27,7 @@ from attestkit.cli.report.endorsements import (
 )
 from attestkit.cli.report.gpu_section import build_gpu_section
 from attestkit.cli.report.registers import build_timelines, build_tpm_section
-from attestkit.errors import AttestKitError, UsageError
+from attestkit.errors import AttestKitError
 from attestkit.event_log.event import event_name, preview
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.quote import Quote
@@ -112,13 +113,8 @@ def render_page(outcome: FileOutcome) -> str:
 
 @cache
 def _template() -> "Template":
-    try:  # lazy: slow to import
-        from attestkit._formats.html_templates import templates
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"report: {error.name} is not installed; run pip install 'attestkit[cli]'",
-            reason="missing_dependency",
-        ) from error
+    with needs_extra("report", "cli"):
+        from attestkit._formats.html_templates import templates  # lazy: slow to import
     environment = templates("attestkit.cli.report")
     environment.finalize = _printable
     environment.tests["hex"] = re.compile("[0-9a-f]{12,}").fullmatch

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from attestkit._argument_checks import import_package
+from attestkit._argument_checks import needs_extra
 from attestkit._sanitize import one_line
 from attestkit.client.wire.steps import Receive, Send, Step
 from attestkit.errors import FormatError, ServiceError, UsageError
@@ -58,7 +58,8 @@ def ask(
             bytes.
         UsageError: If h11 is not installed, or the target is not valid.
     """
-    h11 = import_package("h11", "connect: h11 is not installed; pip install 'attestkit[client]'")
+    with needs_extra("connect", "client"):
+        import h11
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
     deadline = clock() + seconds
     what = f"{host}: {one_line(target.partition('?')[0], 100)}"

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
-from attestkit._argument_checks import wrong_type
+from attestkit._argument_checks import needs_extra, wrong_type
 from attestkit._system.clock import current_time
 from attestkit.backends.base import SimulatedBackend
 from attestkit.backends.simulator.faults.kms_faults import ROLLOVER, KmsFaults
@@ -21,10 +21,12 @@ from attestkit.serve.config.option_values import Address
 from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.serve.http.sockets import bind_tcp
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.kms_service.kms_server import KmsServer, KmsSockets
 from attestkit.serve.kms_service.request_queue import WORKERS
 from attestkit.serve.kms_service.server_identity import KmsParts, ServerIdentity
 from attestkit.simulated_roots import SimulatedRoots
+
+with needs_extra("simulated KMS", "serve"):
+    from attestkit.serve.kms_service.kms_server import KmsServer, KmsSockets
 
 if TYPE_CHECKING:
     from typing_extensions import Self
