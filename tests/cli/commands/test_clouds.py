@@ -11,6 +11,7 @@ from attestkit.backends.simulator.scenarios.named_case import NO_STATUS
 from attestkit.backends.simulator.scenarios.registry import CLOUDS
 from attestkit.verifier import AppraisalPolicy
 from tests.cli import schemas
+from tests.cli.commands.test_report import read
 from tests.machines.software_tpm import needs_swtpm
 
 Capture = pytest.CaptureFixture[str]
@@ -138,6 +139,17 @@ def test_passing_fault_by_cli_delays_evidence(fault: str, tmp_path: Path, capsys
     assert files.attest(platform="azure-snp", faults=fault) == 0
     assert files.verify() == 0
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_report_of_azure_has_no_empty_facts(tmp_path: Path) -> None:
+    """A member of the paravisor's configuration without a value is no row."""
+    files, page = Files(tmp_path, "azure-snp"), tmp_path / "page.html"
+    assert files.attest(platform="azure-snp") == 0
+    words = ["--policy", str(files.policy), "--trust-anchor", str(files.anchor), "--nonce", NONCE]
+    assert main(["report", str(files.evidence), *words, "-o", str(page)]) == 0
+    text = read(page).text
+    assert "secure boot" in text
+    assert "root cert thumbprint" not in text
 
 
 @needs_swtpm

@@ -69,6 +69,9 @@ def read(path: Path) -> Reader:
     page = Reader(text)
     assert page.tags.isdisjoint({"script", "img", "iframe", "link", "object", "embed", "form"})
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert "<dd></dd>" not in text
+    attributes = text.partition('id="attributes"')[2].partition("</section>")[0]
+    assert attributes.count("<dd>") == attributes.count("<dd><code>")
     style = text.partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style
     assert "@import" not in style
