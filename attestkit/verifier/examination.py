@@ -33,8 +33,8 @@ from attestkit.verifier.evidence.checks import (
     key_time_app_info,
     replay_event_log,
 )
-from attestkit.verifier.evidence.claims import claims, verified_launch
 from attestkit.verifier.evidence.formats import Evidence, parse_evidence
+from attestkit.verifier.evidence.platform_claims import collect_claims, verified_launch
 from attestkit.verifier.gpu_join import GpuCandidate, GpuJoin, GpuSettings, GpuTrust
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
 from attestkit.verifier.platforms.tdx import authenticate_fetching
@@ -309,7 +309,7 @@ class Examination:
     def _claims(self) -> Claims:
         authenticated = _require(self._authenticated)
         registers, image = _require(self._replayed), _require(self._image)
-        found = claims(self.parsed, authenticated, registers, image)
+        found = collect_claims(self.parsed, authenticated, registers, image)
         return replace(found, has_mr_config=True) if self._has_sealed else found
 
     def _explain(self) -> str:

@@ -283,7 +283,7 @@ READERS: Final[dict[str, str]] = {
     "tpm.public_area": "tpm_public",
     "verifier.evidence.formats": "bundle",
     "verifier.ear.content": "ear",
-    "verifier.ear.claims": "ear",
+    "verifier.ear.token_claims": "ear",
     "verifier.ear.result_token": "ear",
     "verifier.ear.signed_token": "ear",
     "verifier.dcap.certificate_chains": "pck_chain",

@@ -86,7 +86,10 @@ PUBLIC_BY_REASON = {
         ("backends/azure/backend.py", "signed != report.report_data"),
         ("cli/doctor/examine.py", "signed == report_data"),
         ("serve/listener_apps.py", "request.query == b'v=%s' % digest.encode('ascii')"),
-        ("verifier/ear/claims.py", "result.claims.os_image_hash in (policy.os_image_hash or ())"),
+        (
+            "verifier/ear/token_claims.py",
+            "result.claims.os_image_hash in (policy.os_image_hash or ())",
+        ),
     },
     "assertions of tests": {
         ("testing/contract.py", "Quote.parse(raw).report_data == report_data"),

@@ -11,7 +11,7 @@ from attestkit.errors import PolicyError
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.verifier import AppraisalPolicy, ReferenceValues, VerificationStep
-from attestkit.verifier.ear.claims import trustworthiness_vector
+from attestkit.verifier.ear.token_claims import trustworthiness_vector
 from tests.raising import raises
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import BOOT, IMAGE, NONCE

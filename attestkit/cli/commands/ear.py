@@ -69,7 +69,7 @@ def ear(
     now = datetime.now(timezone.utc) if at is None else read_instant(at)
     public = _read_keys(keys)
     found = _verify(read_file(file), public, wanted, policy_id, now)
-    from attestkit.verifier.ear.claims import Tier
+    from attestkit.verifier.ear.token_claims import Tier
 
     bad = found.status is Tier.CONTRAINDICATED
     code = set_exit_code(POLICY if bad else 0)
@@ -138,7 +138,7 @@ def _verify(
 
 
 def _show(file: Path, found: "Ear", expected: ExpectedData) -> None:
-    from attestkit.verifier.ear.claims import Tier
+    from attestkit.verifier.ear.token_claims import Tier
 
     good = found.status in {Tier.AFFIRMING, Tier.NONE}
     freshness = FRESHNESS if expected.report_data is None else CONSTANT

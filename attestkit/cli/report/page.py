@@ -158,14 +158,14 @@ def _has_log(evidence: Attestation | Quote | None) -> bool:
 def _claims(evidence: Attestation | Quote, result: "AttestationResult | None") -> "Claims":
     """Return verified claims, or the unverified ones of rejected evidence."""
     from attestkit.verifier.evidence.checks import ParsedEvidence
-    from attestkit.verifier.evidence.claims import claims
+    from attestkit.verifier.evidence.platform_claims import collect_claims
     from attestkit.verifier.os_image import VerifiedImage
 
     if result is not None:
         return result.claims
     if isinstance(evidence, Quote):
-        return claims(ParsedEvidence(None, evidence), None, (), VerifiedImage())
-    return claims(ParsedEvidence(evidence, evidence.quote), None, (), VerifiedImage())
+        return collect_claims(ParsedEvidence(None, evidence), None, (), VerifiedImage())
+    return collect_claims(ParsedEvidence(evidence, evidence.quote), None, (), VerifiedImage())
 
 
 def _app_info(

@@ -12,7 +12,8 @@ from attestkit._formats.compact_jws import from_base64url
 from attestkit._sanitize import one_line
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.report_data import check_nonce
-from attestkit.verifier.ear.claims import (
+from attestkit.verifier.ear.signed_token import TokenFormat
+from attestkit.verifier.ear.token_claims import (
     APPRAISAL,
     REFUSED,
     RESULT,
@@ -24,7 +25,6 @@ from attestkit.verifier.ear.claims import (
     claims_by_name,
     read_gpu_submodules,
 )
-from attestkit.verifier.ear.signed_token import TokenFormat
 from attestkit.verifier.result import BoundTo
 
 if TYPE_CHECKING:

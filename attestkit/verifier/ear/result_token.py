@@ -28,13 +28,6 @@ from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData, check_nonce
 from attestkit.snp_report import SnpReport
-from attestkit.verifier.ear.claims import (
-    LABELS,
-    RESULT,
-    Tier,
-    gpu_submodules,
-    trustworthiness_vector,
-)
 from attestkit.verifier.ear.content import (
     EPOCH,
     LAST_SECOND,
@@ -49,6 +42,13 @@ from attestkit.verifier.ear.signed_token import (
     TokenFormat,
     sign_token,
     verify_token,
+)
+from attestkit.verifier.ear.token_claims import (
+    LABELS,
+    RESULT,
+    Tier,
+    gpu_submodules,
+    trustworthiness_vector,
 )
 from attestkit.verifier.result import AttestationResult, verified_evidence
 

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from attestkit.errors import FormatError, VerificationError
 from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.verifier.claims import TcbStatus
-from attestkit.verifier.ear.claims import Tier
 from attestkit.verifier.ear.content import Ear
 from attestkit.verifier.ear.result_token import sign_ear, verify_ear
 from attestkit.verifier.ear.signed_token import EarKey, EarPublicKey
+from attestkit.verifier.ear.token_claims import Tier
 from attestkit.verifier.result import AttestationResult
 from fuzz.parsers.contract import ParserTarget, check, check_same, obeys, short
 from tests.verifier.ear.ears import (

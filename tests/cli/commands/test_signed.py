@@ -15,9 +15,9 @@ from attestkit.cli.commands import ear as command
 from attestkit.serve.config.option_values import read_policy
 from attestkit.serve.verifier_service.ear import encode_key_set
 from attestkit.verifier.ear import signed_token as envelope
-from attestkit.verifier.ear.claims import RESULT
 from attestkit.verifier.ear.result_token import policy_uri, sign_ear, verify_ear
 from attestkit.verifier.ear.signed_token import EarKey
+from attestkit.verifier.ear.token_claims import RESULT
 from tests.cli import schemas
 from tests.cli.evidence_files import AT, HOSTILE, REPORT_DATA, Files
 from tests.verifier.ear import ears

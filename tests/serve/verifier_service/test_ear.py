@@ -16,9 +16,9 @@ from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.serve.verifier_service.ear import read_ear_key
 from attestkit.serve.verifier_service.query import VerifyQuery
-from attestkit.verifier.ear.claims import Tier
 from attestkit.verifier.ear.result_token import policy_uri, verify_ear
 from attestkit.verifier.ear.signed_token import EarKey, EarPublicKey
+from attestkit.verifier.ear.token_claims import Tier
 from tests.raising import raises
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW

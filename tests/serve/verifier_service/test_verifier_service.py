@@ -23,9 +23,9 @@ from attestkit.serve.config.verifier_settings import VerifierSettings
 from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.serve.verifier_service.response import run_verification
 from attestkit.serve.verifier_service.verifier_factory import open_verifier
-from attestkit.verifier.ear.claims import Tier
 from attestkit.verifier.ear.result_token import verify_ear
 from attestkit.verifier.ear.signed_token import EarKey, EarPublicKey
+from attestkit.verifier.ear.token_claims import Tier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.serve import server as servers
 from tests.serve.client import call

@@ -15,10 +15,10 @@ from attestkit._formats.compact_jws import to_base64url
 from attestkit.errors import VerificationError
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.claims import Claims, TcbStatus
-from attestkit.verifier.ear.claims import LABELS
 from attestkit.verifier.ear.content import Ear
 from attestkit.verifier.ear.result_token import sign_ear, verify_ear
 from attestkit.verifier.ear.signed_token import EarKey
+from attestkit.verifier.ear.token_claims import LABELS
 from attestkit.verifier.result import AttestationResult, BoundTo
 from tests.verifier.policy import policy_samples
 

@@ -8,8 +8,8 @@ import pytest
 from attestkit.errors import FormatError
 from attestkit.gpu.result import GpuResult
 from attestkit.gpu.rules import GpuRules
-from attestkit.verifier.ear.claims import Tier, gpu_submodules, read_gpu_submodules
 from attestkit.verifier.ear.result_token import sign_ear, verify_ear
+from attestkit.verifier.ear.token_claims import Tier, gpu_submodules, read_gpu_submodules
 from attestkit.verifier.result import AttestationResult
 from tests.gpu.simulated_machine import machine, verify_machine
 from tests.verifier.ear.ears import ED25519, every_form

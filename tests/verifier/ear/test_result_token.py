@@ -16,9 +16,9 @@ from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier import AppraisalPolicy, AttestationResult, EvidenceBundle, VerificationItem
 from attestkit.verifier.claims import TcbStatus
-from attestkit.verifier.ear.claims import Tier
 from attestkit.verifier.ear.result_token import policy_uri, sign_ear, verify_ear
 from attestkit.verifier.ear.signed_token import MAX_TOKEN, EarKey
+from attestkit.verifier.ear.token_claims import Tier
 from tests.ra_tls import tds
 from tests.raising import raises
 from tests.untyped import untyped

@@ -16,7 +16,7 @@ from attestkit.gpu.evidence import GpuBinding, GpuEvidence
 from attestkit.gpu.rules import GpuRules
 from attestkit.report_data import ReportData, gpu_nonce
 from attestkit.verifier import AppraisalPolicy, VerificationItem, Verifier
-from attestkit.verifier.ear.claims import gpu_submodules
+from attestkit.verifier.ear.token_claims import gpu_submodules
 from attestkit.verifier.result import AttestationResult
 from tests.gpu.simulated_machine import machine
 from tests.untyped import untyped

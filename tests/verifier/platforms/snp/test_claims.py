@@ -5,7 +5,7 @@ from typing import Final
 import pytest
 
 from attestkit.snp_report import SnpReport
-from attestkit.verifier.evidence.claims import report_claims
+from attestkit.verifier.evidence.platform_claims import report_claims
 from tests.verifier.platforms import amd
 
 NUMBERS: Final = {

@@ -64,7 +64,7 @@ _td_attributes = attrgetter(*_TD_ATTRIBUTES)
 _td_15_attributes = attrgetter(*_TD_15_ATTRIBUTES)
 
 
-def claims(
+def collect_claims(
     parsed: ParsedEvidence,
     authenticated: Authenticated | None,
     registers: tuple[int, ...],

@@ -9,9 +9,9 @@ import pytest
 from attestkit.errors import FormatError
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.claims import TcbStatus
-from attestkit.verifier.ear.claims import Tier, trustworthiness_vector
 from attestkit.verifier.ear.content import PROFILE
 from attestkit.verifier.ear.result_token import policy_uri, sign_ear, verify_ear
+from attestkit.verifier.ear.token_claims import Tier, trustworthiness_vector
 from tests.raising import raises
 from tests.verifier.ear.ears import (
     ED25519,
