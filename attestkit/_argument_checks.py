@@ -55,7 +55,7 @@ def utf8(text: str, subject: str, kind: type[FormatError | UsageError] = FormatE
 
 
 def require_members(name: str, members: Collection[object]) -> None:
-    """Raise UsageError if a rule accepts nothing."""
+    """Raise UsageError if the rule `name` has no members, because it would accept nothing."""
     if not members:
         message = f"{name}: accepts nothing; add a value, or leave the rule out"
         raise UsageError(message, reason="missing")
@@ -80,10 +80,10 @@ def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]
 
 
 def check_number(name: str, number: object, largest: int, least: int = 0) -> int:
-    """Return an integer.
+    """Return `number`, the value of argument `name`.
 
     Raises:
-        UsageError: If `number` is not an integer in the range.
+        UsageError: If it is not an integer from `least` to `largest`.
     """
     if type(number) is not int or not least <= number <= largest:
         message = f"{name}: must be an integer from {least} to {largest}"
@@ -92,7 +92,7 @@ def check_number(name: str, number: object, largest: int, least: int = 0) -> int
 
 
 def check_text(name: str, value: object) -> str:
-    """Return a non-empty string.
+    """Return `value`, a non-empty string, of argument `name`.
 
     Raises:
         UsageError: If `value` is not a string, is empty, or has an unpaired surrogate.
@@ -104,10 +104,10 @@ def check_text(name: str, value: object) -> str:
 
 
 def import_package(module: str, message: str) -> Any:  # noqa: ANN401 - a module
-    """Return a module of a package that need not be installed.
+    """Import and return a module of an optional dependency.
 
     Raises:
-        UsageError: With this message, if it is not.
+        UsageError: With `message`, if the dependency is not installed.
     """
     try:
         return import_module(module)

@@ -23,12 +23,12 @@ def lazy_names(
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """Return the functions `__getattr__` and `__dir__` of a package.
 
-    Hide them from type checkers, which would otherwise accept any name.
+    Define them only where type checkers do not see them, which would otherwise accept any name.
 
     Args:
         package: Name of the package.
-        names: Public names by the submodule that defines them; one that begins with
-            `attestkit.` is absolute.
+        names: Public names by the submodule that defines them. The name of a submodule is
+            relative to the package, unless it begins with `attestkit.`.
     """
     homes = {name: module for module, found in names.items() for name in found}
     attributes = vars(sys.modules[package])

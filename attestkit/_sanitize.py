@@ -27,7 +27,7 @@ def shown(value: str | int, most: int = _MOST) -> str:
 
 
 def key(name: str, most: int = _MOST) -> str:
-    """Return a key of a file without quotes, with non-ASCII characters escaped, cut to `most`."""
+    """Return the name of a key or member: unquoted, non-ASCII escaped, cut to `most` characters."""
     return ascii(name[:most])[1:-1] + ("..." if len(name) > most else "")
 
 
@@ -41,7 +41,7 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: str, most: int) -> str:
-    """Return text on one line, unprintable characters replaced by spaces, cut to `most`."""
+    """Return text on one line, cut to `most` characters; spaces replace unprintable ones."""
     text = "".join(letter if letter.isprintable() else " " for letter in text[: 20 * most])
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -93,7 +93,10 @@ class AsyncAttester(Generic[B_co]):
         return attester
 
     def _abandon(self) -> Future[None] | None:
-        """Request closing of the backend after the operations that are queued for the device."""
+        """Close the backend, behind the operations that the worker thread has queued.
+
+        Return the future of the closing; None if there is no worker thread.
+        """
         self._closed = True
         attester, self._attester = self._attester, None
         opening, thread = self._opening, self._thread
@@ -124,7 +127,7 @@ class AsyncAttester(Generic[B_co]):
             await asyncio.shield(asyncio.wrap_future(closing))
 
     async def _call(self, method: Callable[[Attester], T]) -> T:
-        """Call directly, or in the worker thread if the backend blocks."""
+        """Return `method(attester)`, called in the worker thread if the backend blocks."""
         attester = await self._open()
         if self._thread is None:
             if not attester.blocking:

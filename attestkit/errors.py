@@ -96,8 +96,9 @@ class ReasonOf(Generic[R_co]):
 class AttestKitError(Exception):
     """Base class of all errors that attestkit raises on purpose.
 
-    An error that `Verifier.verify_many` or `verify_stream` returns is false in a condition, until
-    it is raised; every other error is true.
+    `Verifier.verify_many` and `verify_stream` return errors in place of results. Such an error is
+    false in a condition, so that `if outcome:` accepts results only. When it is raised, it becomes
+    true, as every other error is.
 
     Attributes:
         reason: Stable reason, one word of the closed list of the error's class.
@@ -116,7 +117,7 @@ class AttestKitError(Exception):
         return _restore, (type(self), self.args), {**self.__dict__, "_unpickled": True}
 
     def __bool__(self) -> bool:
-        """Return False for an error that was returned in place of a result."""
+        """Return False for an error that a batch returned in place of a result; see the class."""
         # A raised error is true, because executors of Python ignore exceptions that are false. One
         # that was raised in another process has no traceback, but the executor sets its cause.
         raised_elsewhere = self._unpickled and self.__cause__ is not None
@@ -130,7 +131,7 @@ class AttestKitError(Exception):
 
 
 def return_error(error: AttestKitError) -> AttestKitError:
-    """Return an error as the outcome of an item, in place of a result."""
+    """Make an error false in a condition, and return it; for batches, in place of a result."""
     error._returned = True  # noqa: SLF001 - of this module's class
     return error.with_traceback(None)
 
@@ -242,7 +243,7 @@ class JournalError(AttestKitError):
     """The runtime event log on disk is unusable or does not match the register.
 
     For the reason `mismatch`, `expected` is the value that the log replays to and `actual` the
-    value of the register: RTMR3, or the PCR of events; otherwise both are empty.
+    value of the register (RTMR3, or a TPM's PCR for events); otherwise both are empty.
     """
 
     reason: ReasonOf[JournalReason] = ReasonOf[JournalReason]()
@@ -300,7 +301,7 @@ class KmsError(AttestKitError):
 
 
 class ServiceError(AttestKitError):
-    """A server could not be proven to be the required service, or its answer is not of it.
+    """A server is not proven to be the required service, or an answer is not proven to be its own.
 
     Nothing of a request was sent, unless the reason is `sealing` or `signature`.
     """

@@ -99,10 +99,13 @@ def _take_kms_options(options: dict[str, object]) -> dict[str, Any]:
 
 
 def _booted(name: str | None, kms: dict[str, Any], options: dict[str, object]) -> str | None:
-    """Return the name of the backend; a simulator then waits for its KMS before it boots the app.
+    """Return the name of the backend: `name`, else that in the environment, else None.
+
+    With options of a KMS, `options` get `kms_boot`: the simulator then boots the app only when the
+    KMS has released its keys.
 
     Raises:
-        UsageError: If the URL of the KMS is missing.
+        UsageError: If there are options of a KMS, but not its URL.
     """
     if kms and "kms" not in kms:
         message = f"kms: missing, but {min(kms)} is given; pass the URL of the KMS"

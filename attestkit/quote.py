@@ -192,7 +192,7 @@ def _lazy(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
 
 
 def _cached_body(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
-    """Return a getter that creates and caches the body; that of an enclave is created by `make`."""
+    """Return a getter that creates the body on first use: with `make` if it is an enclave's."""
     return body_getter(TdQuoteBody, make)
 
 
@@ -336,7 +336,7 @@ class Quote(QuoteBase):
     @property
     @_lazy
     def _layout(self) -> "QuoteLayout":
-        """Offsets and sizes, as those of `quote_layout`, from the lengths that parsing checked."""
+        """Offsets and sizes of the parts of `_data`, in the order of `quote_layout`."""
         data, version = self._data, self.version
         body, size = 48, _TD_10.size if self.tee_type else _ENCLAVE.size
         if version == 5:
@@ -374,7 +374,7 @@ class Quote(QuoteBase):
 
 
 def signed_parts(quote: Quote) -> SignedParts:
-    """Return the parts at once, which is faster than the properties one by one."""
+    """Return the signed parts of a quote; faster than reading its properties one by one."""
     data, layout = quote._data, quote._layout  # noqa: SLF001 - of this module's class
     body, body_size, key, report, auth, auth_size, kind, chain, end = layout
     return SignedParts(

@@ -141,8 +141,8 @@ class ReportData:
     def for_gpu_and_ak(bound: bytes, spki: bytes) -> bytes:
         """Return the report data that bind hardware evidence to GPUs and to a TPM's key.
 
-        It is `bind("nonce+gpu+ak", SHA-256(bound) || SHA-256(spki))`. The tag is not that of a
-        nonce: a challenger could choose `bound` as a nonce.
+        It is `bind("nonce+gpu+ak", SHA-256(bound) || SHA-256(spki))`. The tag differs from that of
+        `for_nonce_and_ak`, because a challenger could choose `bound` as a nonce.
 
         Args:
             bound: The report data `for_nonce_and_gpu`, 64 bytes.
@@ -202,7 +202,7 @@ class ReportData:
 
 
 def gpu_nonce(nonce: bytes) -> bytes:
-    """Return the nonce of GPU reports beside evidence for `nonce`, 32 bytes.
+    """Return the nonce, 32 bytes, of GPU reports that accompany CPU evidence for `nonce`.
 
     It is SHA-256("attestkit-gpu-nonce:" || nonce).
 

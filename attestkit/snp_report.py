@@ -188,7 +188,7 @@ class SnpReport(NamedTuple):
 
     @property
     def author_key_enabled(self) -> bool:
-        """Whether `author_key_digest` is valid."""
+        """Whether an author key signed the ID key (AUTHOR_KEY_EN), so that its digest is valid."""
         return bool(self.key_info & 1)
 
     @property
@@ -200,7 +200,7 @@ class SnpReport(NamedTuple):
         return None if self.version < 3 else _find_product(self.cpuid_family, self.cpuid_model)
 
     def tcb(self, which: str = "reported", product: str | None = None) -> SnpTcb:
-        """Return a TCB version of the report.
+        """Return one of the four TCB versions of the report.
 
         Args:
             which: current, reported, committed or launch.
@@ -247,7 +247,7 @@ _parse_tcb = lru_cache(maxsize=256)(SnpTcb.parse)
 
 @lru_cache(maxsize=8)
 def parse_snp_report(data: bytes) -> SnpReport:
-    """Return `SnpReport.parse(data)`; steps of one verification parse the same report."""
+    """Return `SnpReport.parse(data)` from a small cache: a verification parses a report often."""
     return SnpReport.parse(data)
 
 

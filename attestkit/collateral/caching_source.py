@@ -331,7 +331,7 @@ class CollateralSource:
 
 
 def _verified_key(key: Key, collateral: Collateral) -> Key:
-    """Return the cache key of verified collateral: `key` and the root of `collateral`."""
+    """Return `key` with the key id of the root of `collateral`, for verified collateral."""
     return (root_key_id(collateral) or "", *key)
 
 

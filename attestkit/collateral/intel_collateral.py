@@ -31,8 +31,8 @@ def json_object(name: str, text: str | bytes) -> dict[str, Any]:
     """Return the JSON object in `text`.
 
     Raises:
-        CollateralError: If `text` is not a JSON object, or has a key twice, of which readers take
-            one or the other; the message starts with `name`.
+        CollateralError: If `text` is not a JSON object, or has a duplicate key, whose value would
+            depend on the reader; the message starts with `name`.
     """
     try:
         return read_object(text.decode("utf-8-sig") if isinstance(text, bytes) else text, name)

@@ -56,7 +56,7 @@ class IssuerFetcher:
         self._verified = BoundedCache[str, bytes](_REMEMBERED, timer=timer)
 
     def session(self, before: Callable[[], object]) -> "IssuerSession":
-        """Return the requests of one verification.
+        """Return a session for the requests of one verification.
 
         Args:
             before: Function that is called before each request; its exception cancels it.
@@ -64,7 +64,7 @@ class IssuerFetcher:
         return IssuerSession(self, before, self._timer)
 
     def find(self, url: str) -> bytes | None:
-        """Return the cached body of `url`; or None.
+        """Return the cached body of `url`; None if it must be requested.
 
         Raises:
             CollateralError: If the last request failed less than a minute ago.
@@ -110,7 +110,7 @@ class IssuerFetcher:
 
 
 class IssuerSession:
-    """The requests of one verification, with a limit of their number and of their time."""
+    """The requests of one verification, limited in number and in total time."""
 
     def __init__(
         self, fetcher: IssuerFetcher, before: Callable[[], object], timer: Callable[[], float]
@@ -130,7 +130,7 @@ class IssuerSession:
         return self._first(urls, _CERTIFICATE_LIMIT)
 
     def crl(self, urls: tuple[str, ...]) -> bytes:
-        """Return the CRL at the first URL that has an answer; DER or PEM; errors as above."""
+        """Return the CRL at the first URL that has an answer; otherwise as `certificate`."""
         return self._first(urls, _CRL_LIMIT)
 
     def mark_verified(self) -> None:

@@ -75,7 +75,7 @@ def _is_plain(text: object) -> bool:
 
 
 class Platform(NamedTuple):
-    """Platform (FMSPC and CA), from an unverified PCK certificate."""
+    """FMSPC and CA of an unverified PCK certificate, which select the platform's collateral."""
 
     fmspc: str  # 12 upper-case hex digits
     ca: str  # "platform" or "processor"
@@ -252,7 +252,7 @@ class _PccsResponse(NamedTuple):
         return text, signature
 
     def _dates(self, name: str, value: str | bytes) -> None:
-        """Check that the part has dates, which the cache needs."""
+        """Check that the part `name` has dates, which the cache needs."""
         try:
             part_window(name, value)
         except CollateralError as error:

@@ -1,20 +1,16 @@
 """Identity of an app: boot events, fields, and the configuration sealed at launch (MR_CONFIG_ID).
 
-The identity is read from the first event of a name before `system-ready` (attestation-format.md,
-section 8.1), and a policy or a program may look for any event of that name. A log in which two
-events name an app is therefore ambiguous, and rejected.
+Each field of the identity is read from the first event of its name before `system-ready`
+(attestation-format.md, section 8.1), but a policy or a program may read a later event of that name.
+A log with two such events before `system-ready` is therefore ambiguous, and rejected. For a KMS,
+the boundary is `boot-mr-done`, because a guest requests its keys before `system-ready` (kms.md,
+section 1.5).
 
-A KMS reads it from the events before `boot-mr-done`, because a guest requests its keys before
-`system-ready` (kms.md, section 1.5).
-
-Comparison of a TD's event log with the configuration that was sealed at launch (MR_CONFIG_ID).
-
-MR_CONFIG_ID is signed and cannot be changed from inside the TD (attestation-format.md, section 11).
-If it identifies the app, the event log must be of the same app.
-
-The document that version 3 hashes comes from the host: in vm_config, or to the agent beside it
-(guest-agent-api.md, section 2.3). Evidence may therefore lack it; `require_mr_config` of a policy
-rejects that, and a TD without a sealed configuration.
+The launch of a TD seals a configuration in MR_CONFIG_ID, which is signed and cannot be changed from
+inside the TD (attestation-format.md, section 11). If it identifies an app, the event log must be of
+the same app. Version 3 of it is the hash of a document that the host delivers, in vm_config or
+separately to the agent (guest-agent-api.md, section 2.3), so evidence may lack the document. The
+rule `require_mr_config` of a policy rejects such evidence, and a TD without a sealed configuration.
 """
 
 import json
@@ -85,7 +81,7 @@ def check_key_time_events(events: Sequence[Event]) -> None:
 
 
 def _check_once(events: Sequence[Event], boundary: str) -> None:
-    """Check the events before the first event named `boundary`; without it there are none."""
+    """Check the events before the first one named `boundary`; none if the log lacks that event."""
     names = [event.name for event in events]
     end = names.index(boundary) if boundary in names else 0
     if len(set(names[:end])) == end:
@@ -109,7 +105,8 @@ def check_sizes(info: "AppInfo") -> None:
     """Check the sizes of the identifiers of an app.
 
     Raises:
-        VerificationError: If one that is not empty has another size.
+        VerificationError: If an identifier is neither empty nor of its size: 20 bytes for app and
+            instance id, 32 for the compose hash.
     """
     for name, size in _SIZES.items():
         value: bytes = getattr(info, name)
@@ -121,10 +118,10 @@ def check_sizes(info: "AppInfo") -> None:
 def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> VerificationStep | None:
     """Check that MR_CONFIG_ID (48 bytes) belongs to the app.
 
-    Version 1 of MR_CONFIG_ID contains the compose hash. Version 2 hashes compose hash, app id, and
-    kind and id of the key provider; it is compared with the values in the event log, with the
-    logged id and with none. With another value the check is skipped, because the app may have been
-    launched with an id in another form. Version 3 contains the hash of an mr_config document, which
+    Version 1 of MR_CONFIG_ID contains the compose hash. Version 2 is a hash of compose hash, app
+    id, and kind and id of the key provider. It is computed from the event log, once with the logged
+    id and once with an empty one. If neither matches, the check is skipped, because the id may have
+    had another encoding at launch. Version 3 contains the hash of an mr_config document, which
     the VM configuration may contain.
 
     Args:
@@ -166,8 +163,8 @@ def sealed_for_kms(
     """Check that MR_CONFIG_ID (48 bytes) belongs to an app that requests keys from this KMS.
 
     The log has no key provider yet (kms.md, section 1.5). Version 1 is compared as in
-    `sealed_configuration`. Version 2 must be the hash for a KMS, with the id of this one or none.
-    The document of version 3 must name a KMS as key provider, with the id of this one or none.
+    `sealed_configuration`. In version 2 and in the document of version 3, the key
+    provider must be a KMS, and its id must be that of this KMS or empty.
 
     Args:
         config_id: MR_CONFIG_ID from the quote.
@@ -201,7 +198,7 @@ def sealed_for_kms(
 
 
 def require_kms(sealed: MrConfig, ca_spki: bytes) -> bytes:
-    """Return the key provider of a document; it must be a KMS, with the id of this one or none.
+    """Return the key provider of an mr_config document, which must be this KMS or any KMS.
 
     Raises:
         VerificationError: If the document names another key provider.
@@ -235,9 +232,9 @@ def has_document(config_id: bytes, config: str) -> bool:
 def require_sealed_configuration(claims: Claims, info: "AppInfo | None") -> None:
     """Check that a TD has a sealed configuration, and that it was compared with the app.
 
-    If the evidence names no app, as a bare quote, there is nothing to compare: only zero and
-    version 2 are rejected then. Zero is accepted where the cloud's operator lets no owner set it:
-    at Azure (vtpm.md, section 6.3) and Google.
+    Evidence that names no app, such as a bare quote, cannot be compared: it is rejected only if
+    MR_CONFIG_ID is zero or of version 2. On Azure (vtpm.md, section 6.3) and Google Cloud zero is
+    accepted, because the owner of a VM cannot set MR_CONFIG_ID there.
 
     Raises:
         PolicyError: If MR_CONFIG_ID is zero; if it has version 2, and is not the hash of values in
@@ -285,7 +282,7 @@ def _is_version_2(config_id: bytes, info: "AppInfo") -> bool:
 
 
 def _tells(info: "AppInfo") -> bool:
-    """Return whether the event log names the app in a field that a sealed configuration has too."""
+    """Return whether the event log has a field to compare with a sealed configuration."""
     return any(_logged(info))
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class AkSettings(NamedTuple):
-    """Certificates of TPM keys that a verifier has, and whether it may fetch others."""
+    """Roots and certificates for attestation keys (AK) of TPMs, and whether others are fetched."""
 
     roots: tuple[bytes, ...] = ()
     certificates: tuple[bytes, ...] = ()  # of CAs, and CRLs
@@ -115,8 +115,8 @@ class Authenticators:
     ) -> Authenticated:
         """Verify the vendor's signatures, and return what they cover.
 
-        On a platform with a TPM, the hardware's evidence is verified first, then the TPM's quote
-        and what joins the two.
+        On a platform with a TPM, the hardware's evidence is verified first, then the TPM's quote,
+        then that both are of one machine.
 
         Args:
             parsed: The evidence.
@@ -171,7 +171,7 @@ class Authenticators:
     def authenticate_hardware(
         self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime
     ) -> Authenticated:
-        """Verify quote, report or document of the hardware."""
+        """Verify the hardware's evidence: quote, SEV-SNP report or Nitro document."""
         if (quote := parsed.quote) is not None:
             nested = isinstance(parsed.wire_platform, AzureTdx)
             return authenticate_quote(self._intel, quote, collateral, now, behind_paravisor=nested)
@@ -221,10 +221,10 @@ class Authenticators:
         self._intel.precheck(quote, pck_certificate_chain, int(now.timestamp()))
 
     def genuine(self, parsed: ParsedEvidence) -> bool:
-        """Return whether the root used for the platform has the key of the vendor's root.
+        """Return whether the root for this evidence has the key of the vendor's root.
 
-        Roots of `ak_roots` count as such; the names of a simulated one set
-        `Authenticated.simulated`.
+        Roots in `ak_roots` count as vendors' roots. A simulated TPM's certificates are recognised
+        by their names instead; see `Authenticated.simulated`.
         """
         if parsed.quote is not None:
             return self._intel.genuine
@@ -281,7 +281,7 @@ class Authenticators:
 
     @cached_property
     def ak_chains(self) -> "AkChains":
-        """Certificates of TPM keys, under Google's roots or the trust anchor."""
+        """Verifier of certificate chains of TPM keys, under Google's roots or the trust anchor."""
         from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: only with a TPM
 
         roots, certificates, fetch, getter = self.ak_settings
@@ -319,7 +319,7 @@ class _BundleAuthenticators(Authenticators):
 
     @cached_property
     def ak_chains(self) -> "AkChains":
-        """Certificates of TPM keys, with those of the bundle."""
+        """As in the base class, with the certificates and CRLs of the bundle."""
         return self._base.ak_chains.with_bundled(self._bundled_certificates)
 
 
@@ -344,7 +344,7 @@ def _snp_evidence(platform: Platform) -> SevSnp | None:
 
 
 def _has_nitro_document(platform: Platform) -> bool:
-    """Return whether a NitroTPM document is in place of the certificates of a TPM's key."""
+    """Return whether evidence has a NitroTPM document in place of certificates of the TPM's key."""
     if not isinstance(platform, Tpm) or len(platform.vtpm_quote.ak_certificates) != 1:
         return False
     return is_nitro_document(platform.vtpm_quote.ak_certificates[0])

@@ -20,7 +20,7 @@ from attestkit._system.bounded_cache import BoundedCache
 
 
 class ChainCache:
-    """Cache of one verifier, for certificates under one set of rules.
+    """Cache of one verifier, for certificates that are checked by one set of path rules.
 
     Thread-safe, and safe in a forked process.
     """
@@ -38,9 +38,10 @@ class ChainCache:
         *,
         store: bool = True,
     ) -> None:
-        """Check that an issuer signed a certificate, as the function of this name does.
+        """Check that an issuer signed a certificate, unless the cache has the signature.
 
-        `store` is false for an issuer that is not trusted yet.
+        Arguments and errors are those of `check_issued` of `cert_path`. If `store` is false,
+        because the issuer is not trusted yet, a valid signature is not stored.
         """
 
         def check() -> bool:
@@ -57,5 +58,5 @@ class ChainCache:
 
 @lru_cache(maxsize=32)
 def root_key(root: bytes) -> bytes:
-    """Return the key of a vendor's root, whose certificate never changes."""
+    """Return the key of a vendor's root certificate: SubjectPublicKeyInfo in DER, cached."""
     return read_path_certificate(root).spki

@@ -53,7 +53,7 @@ class ValueMapping(Mapping[str, Any]):
 
 @cache
 def values_of(kind: type[Any]) -> Callable[[object], tuple[Any, ...]]:
-    """Return the function that returns the values of the fields of a dataclass."""
+    """Return a function from an object of a dataclass to the tuple of its field values."""
     return attrgetter(*(one.name for one in fields(kind)))
 
 
@@ -91,7 +91,7 @@ class TcbStatus(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class CollateralFacts(ValueMapping):
-    """Verified collateral of an Intel platform; its fields are also the items of a mapping."""
+    """Dates, root key and CRL numbers of verified collateral of Intel; usable as a mapping."""
 
     # Dates, aware, over all verified parts: TCB info, QE identity, both CRLs, and certificates.
     earliest_issue: datetime
@@ -112,8 +112,8 @@ class CollateralFacts(ValueMapping):
 class IntelPlatform(ValueMapping):
     """Platform of a PCK certificate; its fields are also the items of a mapping.
 
-    They are those of the certificate's SGX extension (OID 1.2.840.113741.1.13.1). FMSPC and flags
-    are fields of `Tcb`.
+    The values are from the certificate's SGX extension (OID 1.2.840.113741.1.13.1). FMSPC and flags
+    of that extension are fields of `Tcb`.
     """
 
     ppid: bytes  # 16 bytes, identifies the platform
@@ -216,7 +216,7 @@ class VtpmFacts(ValueMapping):
         return next((value for *name, value in self.pcrs if name == [bank, index]), None)
 
     def registers(self) -> tuple[tuple[str, bytes], ...]:
-        """Return the PCRs as registers of claims, pcr0 ..., of the first quoted bank of `BANKS`."""
+        """Return name (pcr0, ...) and value of the PCRs in the first quoted bank of `BANKS`."""
         return _registers(self.pcrs)
 
     def to_dict(self) -> dict[str, object]:
@@ -314,7 +314,7 @@ class Claims(ValueMapping):
         raise KeyError(name)
 
     def to_dict(self) -> dict[str, object]:
-        """Return values for JSON: bytes in hex, and what is not known as null."""
+        """Return values for JSON: bytes in hex, unknown values as null."""
         return {
             "platform": self.platform,
             "report_data": self.report_data.hex(),

@@ -114,7 +114,7 @@ class Examination:
         return found
 
     def _authenticate_fetching(self, source: "CollateralSource", quote: Quote) -> Authenticated:
-        """Fetch collateral for the quote; what is wrong with a TPM's quote does not doubt it."""
+        """Authenticate with fetched collateral; an invalid TPM quote causes no second fetch."""
         chosen, parsed, now = self._settings.authenticators, self.parsed, self._now
         hardware, self.collateral = authenticate_fetching(
             source,
@@ -154,7 +154,7 @@ class Examination:
         self._steps.extend(steps)
 
     def image_hash(self) -> bytes:
-        """Return the hash of the running OS image; empty if not verifiable.
+        """Verify the OS image, and return its hash; empty if the evidence does not suffice.
 
         PolicyError if the policy does not accept the SEV_FEATURES of an SEV-SNP guest.
         """
@@ -173,14 +173,14 @@ class Examination:
 
     @property
     def os_image(self) -> VerifiedImage:
-        """The OS image, after `image_hash`; one without a hash if it is not verifiable."""
+        """The verified OS image, after `image_hash`; its hash is empty if it was not verified."""
         return _require(self._image)
 
     def app_info(self, request: KeyRequest | None = None) -> "AppInfo | None":
         """Return the identity of the app; unauthenticated fields are empty.
 
-        None if the evidence names no app. With a request for keys, it is the identity at that time,
-        and evidence that names no app is rejected.
+        None if the evidence names no app. With `request`, a request for keys of a KMS, it is the
+        identity at the time of the request, and evidence that names no app is rejected.
         """
         return run_step("identity", self._steps, self._identify, request)
 
@@ -272,7 +272,10 @@ class Examination:
     def _choose_report_data(
         self, expected: ExpectedReportData
     ) -> tuple[GpuCandidate, HardwareJoin]:
-        """Return the candidate whose report data the evidence has, else the last one."""
+        """Return the first candidate whose report data the evidence has, and its join with the TPM.
+
+        If the evidence has none of them, it is the last candidate, whose check then fails.
+        """
         authenticated, candidates = _require(self._authenticated), self._gpu.candidates(expected)
         tries = (self._join_with(authenticated, candidate) for candidate in candidates)
         candidate, found, join = next(
@@ -288,7 +291,7 @@ class Examination:
     def _join_with(
         self, authenticated: Authenticated, candidate: GpuCandidate
     ) -> tuple[GpuCandidate, Authenticated, HardwareJoin]:
-        """Return a candidate, the content of the evidence for it, and how that joins a TPM."""
+        """Return a candidate, the content with restored report data, and its join with a TPM."""
         wanted = candidate.expected
         found = _restore_report_data(self.parsed.wire_platform, authenticated, wanted)
         return candidate, found, join_hardware(wanted, found.report_data, found.vtpm)
@@ -313,7 +316,7 @@ class Examination:
         return replace(found, has_mr_config=True) if self._has_sealed else found
 
     def _explain(self) -> str:
-        """Return a sentence on the outdated component; computed only for an error."""
+        """Return a sentence on the outdated component, for an error; empty if there is no quote."""
         authenticated, quote = _require(self._authenticated), self.parsed.quote
         if quote is None or self.collateral is None:
             return ""
@@ -323,7 +326,7 @@ class Examination:
 def _restore_report_data(
     platform: Platform | None, found: Authenticated, expected: ExpectedReportData
 ) -> Authenticated:
-    """Return the content with the expected report data, if the quote of a TPM stands for them."""
+    """Replace qualifying data of a TPM's quote by the report data of which they are the hash."""
     if expected.value is None or not isinstance(platform, (Tpm, GoTpmTools)):
         return found
     from attestkit.verifier.platforms.tpm import restore_report_data  # lazy: only for this platform

@@ -58,14 +58,14 @@ _STEPS: Final[dict[str, VerificationStep]] = {
 
 
 class GpuTrust(NamedTuple):
-    """Trust anchors and endorsements of a verifier for GPUs; None: NVIDIA's, none."""
+    """Trust anchors and endorsements for GPUs; by default NVIDIA's roots, and no endorsements."""
 
     roots: "GpuRoots | None" = None
     endorsements: "GpuEndorsements | None" = None
 
     @classmethod
     def of(cls, roots: object, endorsements: object) -> "GpuTrust":
-        """Return the trust of a verifier's arguments.
+        """Create the trust from the arguments `gpu_roots` and `gpu_endorsements` of a verifier.
 
         Args:
             roots: GpuRoots or None.
@@ -90,10 +90,10 @@ class GpuTrust(NamedTuple):
         return cls(roots, endorsements)
 
     def with_unauthenticated(self, given: "GpuEndorsements | None") -> "GpuTrust":
-        """Return the trust with endorsements of a bundle or request in place of its own.
+        """Return this trust with the endorsements of a bundle or request in place of its own.
 
-        Manifests and OCSP answers have signatures; keys of NVIDIA's attestation service have none,
-        so those of the verifier stay.
+        Manifests and OCSP answers are signed. The keys of NVIDIA's attestation service are not, so
+        the verifier's own are kept.
         """
         if given is None:
             return GpuTrust(self.roots)
@@ -110,16 +110,16 @@ class GpuSettings(NamedTuple):
 
 
 class GpuCandidate(NamedTuple):
-    """Report data that the CPU's evidence may have beside GPU evidence."""
+    """One possible value of the report data of CPU evidence that comes with GPU evidence."""
 
     expected: ExpectedReportData
-    kind: "GpuBindingKind | None"  # that these report data prove; None: as without GPUs
+    kind: "GpuBindingKind | None"  # binding that this value proves; None: it proves none
 
 
 def expected_report_data(
     nonce: bytes | None, report_data: bytes | EllipsisType | None, gpu: "GpuInput"
 ) -> ExpectedReportData:
-    """Return what `Verifier.verify` expects; a `GpuBinding` replaces nonce and report data.
+    """Return the report data that arguments of `Verifier.verify` expect; a GpuBinding has its own.
 
     Raises:
         UsageError: If arguments are missing or exclude each other.
@@ -157,7 +157,7 @@ class GpuJoin:
             self._binding, self.evidence = _read(given)
 
     def is_simulated(self, trust: GpuTrust) -> bool:
-        """Return whether there are GPUs to verify, under other roots than NVIDIA's.
+        """Return whether GPU evidence is verified under other roots than NVIDIA's.
 
         Raises:
             FormatError: If a root is malformed.
@@ -167,7 +167,7 @@ class GpuJoin:
         return has_gpus and roots is not None and not roots.is_nvidia
 
     def candidates(self, expected: ExpectedReportData) -> tuple[GpuCandidate, ...]:
-        """Return the report data that the CPU's evidence may have, the strongest binding first."""
+        """Return the possible values of the CPU's report data, the strongest binding first."""
         if (binding := self._binding) is not None:
             # Without the nonce: a TPM's key beside it would replace what is committed to.
             return (GpuCandidate(expected._replace(nonce=None), binding.kind),)
@@ -189,14 +189,14 @@ class GpuJoin:
 
         Args:
             chosen: The candidate whose report data the CPU's evidence has.
-            nonce: Of the verifier; None if it expects other report data.
+            nonce: Nonce of the verifier; None if it expects report data without a nonce.
             events: Measured runtime events.
             settings: Trust anchors, endorsements, rules and time.
 
         Raises:
             GpuEvidenceError: If the evidence is not valid, not accepted, or missing.
             CollateralError: If endorsements are missing.
-            UsageError: If the nonce of the GPUs is not known.
+            UsageError: If the nonce of the GPU reports is not known.
         """
         trust, rules, now = settings
         if self._boot is not None:
@@ -221,13 +221,13 @@ class GpuJoin:
         return _with_binding(found, kind, events, rules)
 
     def skipped_steps(self) -> tuple[VerificationStep, ...]:
-        """Return the step of enclosed evidence that was not verified."""
+        """Return a skipped step if the caller refused enclosed GPU evidence (`gpu=False`)."""
         return (_NOT_VERIFIED,) if self._skipped else ()
 
     def _find_binding(
         self, chosen: GpuCandidate, nonce: bytes | None, events: Sequence[Event], rules: GpuRules
     ) -> "tuple[GpuBindingKind, bytes]":
-        """Return the binding, and the nonce that the reports must have."""
+        """Return the binding to the CPU's evidence, and the nonce that GPU reports must have."""
         assert self.evidence is not None
         if (binding := self._binding) is not None:
             return binding.kind, binding.gpu_nonce
@@ -266,10 +266,10 @@ def _read(given: object) -> "tuple[GpuBinding | None, GpuEvidence]":
 
 
 def read_gpu_input(data: bytes) -> "GpuEvidence | bytes":
-    """Return the evidence in JSON; output of nvattest of the boot is returned unchanged.
+    """Parse the argument `gpu` as bytes: return GPU evidence, or nvattest's output unchanged.
 
     Raises:
-        FormatError: If it is neither.
+        FormatError: If it is neither JSON of GPU evidence nor output of nvattest at boot.
     """
     if _BOOT_OUTPUT in data:
         _read_boot_output(data)
@@ -304,7 +304,7 @@ def _verify_boot_output(
 def _gpu_event(events: Sequence[Event]) -> dict[str, Any]:
     """Return the payload of dstack's event about GPUs; empty unless there is exactly one.
 
-    Only events of the boot count: later ones are of the app.
+    Only events before the end of the boot count, because the app can emit later ones.
     """
     end = next((at for at, event in enumerate(events) if event.name == BOOT_END), 0)
     found = [event.payload for event in events[:end] if event.name == GPU_ATTESTATION]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class VerifiedImage(NamedTuple):
-    """The OS image whose registers the evidence has.
+    """Outcome of the verification of the OS image.
 
     Attributes:
         hash: `os_image_hash`, 32 bytes; empty if the image is not verified.
@@ -58,14 +58,16 @@ _NO_IMAGE: Final = {
 def check_os_image(
     attestation: Attestation | None, quote: Quote | None, images: "ImageStore | None"
 ) -> tuple[VerifiedImage, _Steps]:
-    """Return the OS image that the registers match; one without a hash if not verifiable.
+    """Verify that the registers are those of the OS image that the evidence names.
+
+    If the evidence does not suffice, the result has no hash, and a reason in `left_out`.
 
     Args:
         attestation: Evidence whose signatures are valid, and whose event log replays; None for a
             bare quote.
         quote: Its quote; None on a platform without quotes.
-        images: Images at hand, which prove evidence of TDs without a measurement document, and
-            have an image's metadata.
+        images: Image files of the verifier. They verify TDs whose evidence has no measurement
+            document, and provide the image's metadata.
 
     Raises:
         VerificationError: If the registers do not match the image that the evidence names, the
@@ -166,7 +168,7 @@ def _describe_missing(image_hash: bytes) -> str:
 
 
 def _find_no_image(attestation: Attestation, quote: Quote | None) -> str:
-    """Return why evidence does not name an OS image; empty if it does, or has a quote of a TD."""
+    """Return why evidence has no verifiable OS image; empty if it may have one, as that of a TD."""
     platform = attestation.evidence.platform
     if (reason := _NO_IMAGE.get(type(platform))) is not None:
         return reason

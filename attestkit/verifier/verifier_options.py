@@ -22,7 +22,7 @@ _Path = str | os.PathLike[str]
 
 
 class VerifierSettings(TypedDict, total=False):
-    """The arguments of `Verifier` beside its policy, of which each may be left out."""
+    """Arguments of `Verifier` except `policy`; all are optional."""
 
     trust_anchor: bytes | str | SimulatedRoots | None
     collateral: "Collateral | _Path | None"
@@ -41,7 +41,7 @@ class VerifierSettings(TypedDict, total=False):
 
 
 class VerifierOptions(VerifierSettings, total=False):
-    """The arguments of `Verifier`, of which each may be left out."""
+    """Arguments of `Verifier`; all are optional."""
 
     policy: "AppraisalPolicy | _Path | None"
 
@@ -60,7 +60,7 @@ def open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
 
 
 def open_policy(policy: AppraisalPolicy | _Path | None) -> AppraisalPolicy:
-    """Return the policy, that of the preset or file that an argument names, or the default.
+    """Return the policy of the argument: itself, of a preset or file by name, or the default.
 
     Raises:
         ConfigError: If the file cannot be read or is malformed.
@@ -87,7 +87,7 @@ def simulated_gpu_roots(
     """Return the roots of GPUs among those of a simulated machine.
 
     Raises:
-        UsageError: If there are roots beside them.
+        UsageError: If `ak_roots` or `gpu_roots` are given in addition.
     """
     if ak_roots or gpu_roots is not None:
         raise UsageError(

@@ -87,7 +87,7 @@ class Claims:
 
 
 Signer = Literal["model", "gateway"]
-"""Whose key has signed an answer."""
+"""Holder of the key that signed an answer: the TEE of the model, or that of the gateway."""
 
 
 class AnswerRecord(NamedTuple):

@@ -161,7 +161,7 @@ class _OutcomeBuffer:
         self._waiting: dict[int, Outcome] = {}
 
     def add(self, found: Iterable[tuple[int, Outcome]]) -> Iterator[tuple[int, Outcome]]:
-        """Add outcomes, and yield those that are due."""
+        """Add outcomes by index; yield all, or with `ordered` those whose turn it is."""
         self._waiting.update(found)
         while self._waiting:
             index = self.yielded if self._ordered else next(iter(self._waiting))
@@ -197,7 +197,7 @@ class _Workers:
         self._done.put(None)
 
     def begin(self) -> None:
-        """Start the processes of the pool before another thread exists, because they may be forked.
+        """Start the processes of a pool by an empty task, because forking is not safe with threads.
 
         Raises:
             UsageError: For the same reasons as in `submit`.
@@ -207,7 +207,7 @@ class _Workers:
             self.submit(0, [], 0)
 
     def submit(self, at: int, chunk: list[VerificationItem], size: int) -> None:
-        """Submit items, the first of which has index `at`.
+        """Submit items of `size` bytes, the first of which has index `at`.
 
         Raises:
             UsageError: If the executor does not accept its first task, or has processes and the
@@ -263,7 +263,7 @@ class _Workers:
         return ProcessPoolExecutor(workers, context, initializer=_initialize_worker, initargs=first)
 
     def finished(self, *, wait: bool, at_most: float | None = None) -> list[tuple[int, Outcome]]:
-        """Return completed outcomes; with `wait`, block for those of at least one task.
+        """Return completed outcomes with their indices; with `wait`, block for those of one task.
 
         The wait ends after `at_most` seconds, or when `wake` is called.
         """
@@ -388,7 +388,7 @@ def _check_that_main_runs() -> None:
 
 
 def _check_outcomes(answer: object, items: list[VerificationItem]) -> list[Outcome]:
-    """Return the result of a task, after a check of its type and length."""
+    """Return the result of a task, which must be one outcome for each item."""
     found: list[object] = answer if isinstance(answer, list) else []
     outcomes = [each for each in found if isinstance(each, AttestationResult | AttestKitError)]
     if not len(outcomes) == len(found) == len(items):  # a None would be taken for a success

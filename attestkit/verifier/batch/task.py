@@ -55,7 +55,7 @@ class VerificationItem:
 
 
 def _restore_item(kind: type[VerificationItem], values: tuple[object, ...]) -> VerificationItem:
-    """Return a pickled item, also of a subclass, which may have more fields."""
+    """Restore a pickled item of class `kind`: VerificationItem, or a subclass with more fields."""
     item = object.__new__(kind)
     for one, value in zip(fields(kind), values, strict=True):
         object.__setattr__(item, one.name, value)
@@ -68,7 +68,7 @@ Outcome = AttestationResult | AttestKitError
 
 
 class VerifierProtocol(Protocol):
-    """Protocol of `Verifier`."""
+    """The method of `Verifier` that a batch needs."""
 
     def verify(
         self,
@@ -125,7 +125,10 @@ def run_step(
     *given: _Given.args,
     **named: _Given.kwargs,
 ) -> _Got:
-    """Run a verification step; an unexpected exception becomes a VerificationError."""
+    """Call `step`, named `name` in errors, after `steps` have passed.
+
+    Add `steps` to a VerificationError, and raise one for an unexpected exception.
+    """
     try:
         return step(*given, **named)
     except VerificationError as error:
@@ -141,7 +144,7 @@ def run_step(
 
 
 def is_internal_failure(error: BaseException) -> bool:
-    """Return whether an exception is a failure of a step, not an interrupt or an exit."""
+    """Return whether an exception rejects an item, and is not an interrupt or an exit."""
     # A panic in Rust code is raised as a BaseException.
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
@@ -220,7 +223,7 @@ class ItemReader:
         items: Iterable of items.
         window: Maximum number of items in flight: read and not yet released.
         most: Maximum bytes of evidence in flight; reading pauses when they are reached.
-        came: Function that the thread calls after each item and at the end.
+        came: Function that the thread calls after each item that it has read, and at the end.
     """
 
     def __init__(
@@ -251,7 +254,7 @@ class ItemReader:
                 self._came()
 
     def _iterator(self) -> Iterator[VerificationItem]:
-        """Return the iterator, and drop the iterable, so that a generator is closed in time."""
+        """Return the items' iterator; drop the iterable, so that a generator is closed in time."""
         iterable, self._items = self._items, None
         return iter(iterable or ())
 
@@ -317,7 +320,7 @@ class ItemReader:
             return chunk, size
 
     def _fill_queue(self, longest: int, largest: int) -> None:
-        """Read the items of a task in this thread."""
+        """Read items for one task in this thread, up to `longest` items or `largest` bytes."""
         if self._here is None:
             self._here = self._iterator()
         while not (self._ended or self._is_full()):

@@ -1,4 +1,4 @@
 """DCAP verification of Intel quotes: signatures, collateral, TCB levels, and reasons of rejection.
 
-Other verifiers are oracles of the tests only.
+The tests compare it with other DCAP verifiers, which are not used here.
 """

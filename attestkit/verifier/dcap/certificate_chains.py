@@ -44,7 +44,7 @@ class PckPlatform:
     start: int  # Unix seconds, half-open: validity of the three certificates
     end: int
     is_cached: bool
-    handle: object = field(default_factory=object)  # stands for it in keys, and keeps nothing alive
+    handle: object = field(default_factory=object)  # in keys of caches, which do not refer to it
 
 
 class CertificateChains:
@@ -65,11 +65,11 @@ class CertificateChains:
     def issuer_chain(
         self, text: str, what: str, *names: str
     ) -> tuple[IntelCertificate, IntelCertificate]:
-        """Return signer and root of an issuer chain of collateral.
+        """Verify an issuer chain of collateral; return the signer and the root.
 
         Args:
             text: The chain in PEM.
-            what: Name of what it signs, for error messages.
+            what: Name of the signed part in error messages, such as "TCB info".
             names: Allowed common names of the signer.
 
         Raises:
@@ -96,7 +96,7 @@ class CertificateChains:
 
         Args:
             chain: PCK certificate, its CA and the root in PEM.
-            malformed: Reason if the chain is malformed.
+            malformed: Reason of the error if the chain is malformed.
 
         Raises:
             FormatError, CollateralError: If the chain is malformed; the class depends on
@@ -140,7 +140,7 @@ class CertificateChains:
     def _root(
         self, der: bytes, chain: str, malformed: DcapReason = "cert_malformed"
     ) -> IntelCertificate:
-        """Return the root of a chain: the anchor, or another certificate of its key."""
+        """Return the root of a chain, which must be the anchor or a certificate of the same key."""
         if der == self.anchor.der:
             return self.anchor
         return self._issued.get((der, der), lambda: self._other_root(der, chain, malformed))

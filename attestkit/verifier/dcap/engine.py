@@ -41,7 +41,7 @@ _TDX_NAMES: Final = tuple(f"TDX {n}" for n in range(1, 17))
 
 
 class _Evaluation(NamedTuple):
-    """Evaluation of collateral, platform, QE report and the SVNs of a quote; it has no time."""
+    """TCB of a platform by its collateral, QE report and SVNs; does not depend on the time."""
 
     advisory_ids: tuple[str, ...]
     tcb: Tcb
@@ -155,7 +155,7 @@ class Dcap:
         )
 
     def _check_signatures(self, parts: SignedParts, platform: PckPlatform) -> None:
-        """Verify the signatures of QE report and quote; the former only once."""
+        """Verify the signatures of QE report (cached if valid) and quote."""
         key = platform.leaf.key
         attestation_key = self._enclaves.get(
             (
@@ -177,7 +177,7 @@ class Dcap:
         verified: VerifiedCollateral,
         parts: SignedParts,
     ) -> _Evaluation:
-        """Return the evaluation, which is made once if platform and collateral are kept."""
+        """Return the evaluation; cached if platform and collateral are cached."""
         body = quote.body
         svns: tuple[bytes | None, ...] = ()
         if isinstance(body, TdQuoteBody):  # what the evaluation depends on
@@ -256,7 +256,7 @@ def _check_platform_time(platform: PckPlatform, now: int) -> None:
 
 
 def _certified_key(parts: SignedParts, pck_key: P256PublicKey) -> P256PublicKey:
-    """Verify that the PCK signed the QE report, and that the report has the attestation key."""
+    """Return the attestation key, after a check that the PCK's QE report certifies it."""
     report = parts.qe_report
     try:
         pck_key.verify(parts.qe_report_signature, report)

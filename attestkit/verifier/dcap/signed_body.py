@@ -46,7 +46,7 @@ Uint32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 
 
 class BodyKind(NamedTuple):
-    """Name and reasons of TCB info or QE identity."""
+    """Kind of signed body, TCB info or QE identity: its name and the reasons of its errors."""
 
     name: str
     malformed: DcapReason
@@ -134,7 +134,7 @@ def _check_type(
 
 
 def seconds(kind: BodyKind, date: str) -> int:
-    """Return a `Date` in Unix seconds; refuse one that does not exist, such as 30 February."""
+    """Return a `Date` in Unix seconds; CollateralError if it does not exist (30 February)."""
     try:
         moment = datetime.fromisoformat(f"{date[:-1]}+00:00")
     except ValueError as error:

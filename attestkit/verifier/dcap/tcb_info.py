@@ -83,7 +83,7 @@ class TdxModule(NamedTuple):
 
 
 class Component(msgspec.Struct, frozen=True, gc=False):
-    """SVN and description of a component of the platform, as in the JSON."""
+    """Component of a platform's TCB in the JSON: its minimum SVN, and a description."""
 
     svn: Uint8
     category: str = ""  # source of its updates: BIOS, OS/VMM
@@ -91,12 +91,12 @@ class Component(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def label(self) -> str:
-        """The description for error messages: signed text, at most 60 characters."""
+        """The description for error messages: ASCII, at most 60 characters."""
         return ascii(": ".join(filter(None, (self.category, self.type)))[:_LABEL])[1:-1]
 
 
 class TcbInfo(NamedTuple):
-    """TCB info."""
+    """Decoded TCB info of a platform type (FMSPC)."""
 
     tee_type: int
     fmspc: bytes  # 6 bytes
@@ -240,7 +240,7 @@ def _no_modules(info: _TcbInfo) -> tuple[None, dict[str, TdxModule]]:
 
 
 def _modules(info: _TcbInfo) -> tuple[TdxModule, dict[str, TdxModule]]:
-    """Return the module of version 0, and the others by their id."""
+    """Return the TDX module of version 0, and the others by their id, such as TDX_01."""
     base, identities = info.tdx_module, info.tdx_module_identities
     if isinstance(base, msgspec.UnsetType):
         raise TCB_INFO.refuse("tdxModule: missing")
@@ -275,7 +275,7 @@ def sorted_levels(levels: list[EncodedSvnLevel], kind: BodyKind = TCB_INFO) -> t
 
 
 class QeIdentity(NamedTuple):
-    """QE identity; masks and masked values are integers of their little-endian bytes."""
+    """Decoded QE identity; MISCSELECT, ATTRIBUTES and their masks are little-endian integers."""
 
     tee_type: int
     start: int  # Unix seconds: issueDate

@@ -177,7 +177,7 @@ def _month(seconds: int) -> str:
 
 
 class TcbEvaluation(NamedTuple):
-    """Result of the comparison."""
+    """Result of `evaluate_tcb`: statuses, advisories, and dates of the matching levels."""
 
     status: TcbStatus
     advisory_ids: tuple[str, ...]  # of platform, TDX module and quoting enclave, each once
@@ -229,7 +229,7 @@ def evaluate_tcb(
 
 
 class _Evaluation(NamedTuple):
-    """Comparison by one set of TDX SVNs."""
+    """Matching levels and status by one set of TDX SVNs: those at launch, or current ones."""
 
     levels: dict[str, PlatformLevel | SvnLevel]  # by the name of the part
     status: TcbStatus
@@ -242,7 +242,7 @@ class _Evaluation(NamedTuple):
 
     @property
     def date(self) -> int:
-        """Older date of platform and TDX module."""
+        """Date of the platform's level or the TDX module's, whichever is older; Unix seconds."""
         return min(level.date for level in list(self.levels.values())[:-1])
 
 
@@ -289,7 +289,7 @@ def _find_module(info: TcbInfo, svns: bytes) -> TdxModule:
 
 
 def _check_module(info: TcbInfo, body: TdQuoteBody) -> None:
-    """Check signer and attributes of the TDX module, by the version at launch."""
+    """Check signer and attributes of the TDX module that launched the TD."""
     module = _find_module(info, body.tee_tcb_svn)
     if body.mr_signer_seam != module.mrsigner:
         found, expected = body.mr_signer_seam.hex(), module.mrsigner.hex()
@@ -303,7 +303,7 @@ def _check_module(info: TcbInfo, body: TdQuoteBody) -> None:
 
 
 def _converge(platform: TcbStatus, *parts: TcbStatus) -> TcbStatus:
-    """Combine the status of a platform with those of TDX module and quoting enclave."""
+    """Combine the status of a platform with those of its parts: TDX module, quoting enclave."""
     if _REVOKED in (platform, *parts):
         return _REVOKED
     if _OUT_OF_DATE in parts:
@@ -312,7 +312,7 @@ def _converge(platform: TcbStatus, *parts: TcbStatus) -> TcbStatus:
 
 
 def _relaunch(launch: TcbStatus, current: TcbStatus) -> TcbStatus:
-    """Combine the statuses of a TD 1.5 at its launch and now (section 8.6)."""
+    """Combine a TDX 1.5 TD's status by the SVNs at its launch with that by current SVNs (8.6)."""
     if launch not in _OUTDATED or current not in _CURRENT:
         return launch
     if launch in _NEEDS_CONFIGURATION or current in _NEEDS_CONFIGURATION:

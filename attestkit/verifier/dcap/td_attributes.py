@@ -1,4 +1,4 @@
-"""Rejected under every policy: debug mode, service TDs, attributes that expose a TD to its host.
+"""Checks under every policy: no debug mode, no service TD, no attribute that exposes a TD.
 
 Intel leaves these checks to the relying party (dcap-verification.md, section 8.7).
 """
@@ -33,8 +33,8 @@ def check_attributes(body: TdQuoteBody | EnclaveReport, *, behind_paravisor: boo
 
     Args:
         body: Signed body of the quote.
-        behind_paravisor: Whether a paravisor runs in the TD, which may lack SEPT_VE_DISABLE: then
-            the guest's exceptions are the paravisor's concern (vtpm.md, section 6.8).
+        behind_paravisor: Whether a paravisor runs in the TD. SEPT_VE_DISABLE is not required then,
+            because the paravisor handles the exceptions (vtpm.md, section 6.8).
 
     Raises:
         VerificationError: If it runs in debug mode (`td_debug`, `enclave_debug`), a service TD is

@@ -41,16 +41,16 @@ _verified_parts: Final[Callable[[Collateral], _Parts]] = attrgetter(
 
 
 class Validity(NamedTuple):
-    """Validity period of a part of collateral."""
+    """Validity period of a part of collateral, and the reasons of errors outside of it."""
 
     part: str
-    early: DcapReason  # reason before it
-    late: DcapReason  # reason after it
+    early: DcapReason  # before the period
+    late: DcapReason  # after the period
     start: int  # Unix seconds, half-open
     end: int
 
     def refuse(self, now: int, remedy: str) -> AttestKitError:
-        """Return the exception at a time outside of the period; `remedy` is for a later time."""
+        """Return the exception for `now`, outside of the period; `remedy` is used after its end."""
         at = f"and the verification is at {moment(now)}"
         if now < self.start:
             message = f"{self.part} is valid from {moment(self.start)}, {at}; check the clock"
@@ -71,7 +71,7 @@ class VerifiedCollateral:
 
     tcb_info: TcbInfo
     qe_identity: QeIdentity
-    authority: IntelCertificate  # whose CRL this is: a PCK CA
+    authority: IntelCertificate  # PCK CA that issued `pck_crl`
     root: IntelCertificate  # of all chains
     root_crl: Crl
     pck_crl: Crl
@@ -81,7 +81,7 @@ class VerifiedCollateral:
     first_start: int  # Unix seconds: when the first part became valid
     expiration: int  # Unix seconds: last second of a certificate, or nextUpdate
     is_cached: bool
-    handle: object = field(default_factory=object)  # stands for it in keys, and keeps nothing alive
+    handle: object = field(default_factory=object)  # in keys of caches, which do not refer to it
 
     def check_time(self, now: int) -> None:
         """Raise CollateralExpiredError for the first part that is not valid at `now`."""
@@ -93,7 +93,7 @@ class VerifiedCollateral:
                 raise validity.refuse(now, whole)
 
     def check_platform(self, platform: PckPlatform, tee_type: int) -> None:
-        """Check that the collateral is that of a platform, and does not revoke it.
+        """Check that the collateral is for this platform, and revokes none of its certificates.
 
         Raises:
             VerificationError: If TCB info or QE identity are for the other TEE
@@ -145,7 +145,7 @@ def _tee(tee_type: int) -> str:
 
 
 def _shown_number(number: int) -> str:
-    """Return the number of a CRL, which may have thousands of bits."""
+    """Return the number of a CRL in decimal, or in shortened hex if over 64 bits."""
     return str(number) if number < 1 << 64 else f"{number >> number.bit_length() - 64:x}... (hex)"
 
 

@@ -40,7 +40,7 @@ _LONGEST_PROBLEM: Final = 200  # characters of a problem, which may contain untr
 
 
 class Ear(NamedTuple):
-    """Content of an EAR whose signature, time, freshness and policy have been checked."""
+    """Content of an EAR; `verify_ear` returns it after all checks."""
 
     form: TokenFormat
     # Worst tier of `vector` and `gpus`, or a worse one: see `result_token.verify_ear`.
@@ -153,7 +153,10 @@ def read_claims(form: TokenFormat, signed: dict[Any, Any]) -> Ear:
 def _split_submodules(
     submods: dict[str, dict[str, Any]],
 ) -> tuple[str, _Appraisal, dict[str, dict[str, Any]]]:
-    """Return name and appraisal of the platform, whose submodule has a result, and the others."""
+    """Return name and appraisal of the platform's submodule, and the other submodules by name.
+
+    The platform's is the submodule with a result (`attestkit.result`).
+    """
     names = [name for name, claims in submods.items() if RESULT in claims]
     name = names[0] if len(names) == 1 else next(iter(submods))
     try:
@@ -164,7 +167,7 @@ def _split_submodules(
 
 
 def _from_cbor(claims: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return claims with names as keys; types are not checked."""
+    """Replace the CBOR labels of claims, also nested ones, by names; types are not checked."""
     found = claims_by_name(claims, TOP)
     _rename(found, "ear.verifier-id", VERIFIER)
     if isinstance(submods := found.get("submods"), dict):
@@ -176,7 +179,7 @@ def _from_cbor(claims: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _rename(claims: dict[Any, Any], name: object, labels: Mapping[str, int]) -> None:
-    """Replace the keys of a claim that is a map by names."""
+    """Replace the CBOR labels in the claim `name` by names, if that claim is a map."""
     if isinstance(value := claims.get(name), dict):
         claims[name] = claims_by_name(value, labels)
 
@@ -184,9 +187,15 @@ def _rename(claims: dict[Any, Any], name: object, labels: Mapping[str, int]) -> 
 def _read_binding(
     form: TokenFormat, value: object, result: dict[str, Any]
 ) -> tuple[BoundTo | None, bytes | None, bytes]:
-    """Return what the evidence is bound to, nonce and report data.
+    """Return `bound_to`, nonce and report data of an EAR.
 
-    The result must be bound to the nonce, if there is one.
+    Args:
+        form: Encoding of the EAR.
+        value: Claim `eat_nonce`, or None.
+        result: Claim `attestkit.result`; it must be bound to the nonce, if there is one.
+
+    Raises:
+        FormatError: If a value is malformed, or nonce and result contradict each other.
     """
     nonce = _bytes("eat_nonce", value, form)
     if nonce is not None:
@@ -207,7 +216,7 @@ def _read_binding(
 
 
 def _invalid(problem: str) -> FormatError:
-    """Return the error for a message of msgspec."""
+    """Return the FormatError for an error message of msgspec."""
     reason: FormatReason = "wrong_value"
     if "missing required field" in problem:
         reason = "missing"
@@ -231,7 +240,7 @@ def _check_profile(claims: dict[str, Any]) -> None:
 
 
 def _status(appraisal: _Appraisal, form: TokenFormat, *, simulated: bool, fresh: bool) -> Tier:
-    """Return the status of an appraisal; FormatError unless its claims have this status."""
+    """Return the status in an appraisal; FormatError if its other claims give another one."""
     value = appraisal.status
     tiers: dict[object, Tier] = {str(tier) if form == "jwt" else int(tier): tier for tier in Tier}
     if type(value) not in {int, str} or value not in tiers:

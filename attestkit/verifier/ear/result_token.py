@@ -213,7 +213,7 @@ def verify_ear(
 def _expected_report_data(
     nonce: bytes | None, report_data: bytes | None, *, any_freshness: bool
 ) -> bytes | None:
-    """Check that the caller expects exactly one thing; return report data, zero-padded, or None."""
+    """Check that exactly one argument is given; return report data zero-padded, or None."""
     given = (nonce is not None) + (report_data is not None) + bool(any_freshness)
     if given != 1:
         raise UsageError(
@@ -245,7 +245,12 @@ def _compare(ear: Ear, nonce: bytes | None, report_data: bytes | None) -> None:
 
 
 def _issue_time(result: AttestationResult, now: datetime | None, lifetime: timedelta) -> int:
-    """Return the time of an EAR in seconds since 1970; check it against that of the result."""
+    """Return the issue time of an EAR, Unix seconds: `now`, or the time of the verification.
+
+    Raises:
+        UsageError: If it is before the verification or over an hour later, if the EAR would expire
+            after the year 9999, or if the time of the verification is that of a bundle.
+    """
     if any(step.check == "verification_time" for step in result.steps):
         raise UsageError(
             "result: verified at the time of an evidence bundle, which its creator chose; verify "
@@ -268,7 +273,7 @@ def _issue_time(result: AttestationResult, now: datetime | None, lifetime: timed
 def _check(
     name: str, value: object, kind: type[bytes | str], least: int = 0, most: int = sys.maxsize
 ) -> None:
-    """Check the type and size of an argument; None is valid."""
+    """Check that an argument is None, or of `kind` and of `least` to `most` bytes or characters."""
     if value is None:
         return
     if not isinstance(value, kind):

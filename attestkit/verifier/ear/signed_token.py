@@ -207,7 +207,7 @@ def _coordinate(jwk: Mapping[str, Any], name: str) -> bytes:
 
 
 class VerifiedToken(NamedTuple):
-    """Verified claims of a token, with text keys (jwt) or CBOR labels (cose)."""
+    """Claims of a token whose signature is valid; keys are text (jwt) or CBOR labels (cose)."""
 
     form: TokenFormat
     claims: dict[Any, Any]
@@ -321,7 +321,13 @@ def _signed_region(protected: bytes, payload: bytes) -> bytes:
 
 
 def _check_headers(header: dict[Any, Any], expected: dict[Any, Any], needed: object) -> None:
-    """Check a signed header: algorithm, key id and token type."""
+    """Check that a signed header has only expected parameters, with their values.
+
+    Args:
+        header: Header parameters by name or label.
+        expected: Allowed parameters: algorithm, key id and token type of the key and form.
+        needed: Name or label of the algorithm, the one parameter that must not be missing.
+    """
     if needed not in header:
         raise _header("no algorithm in the header")
     for name, value in header.items():

@@ -158,7 +158,7 @@ def trustworthiness_vector(result: AttestationResult) -> dict[str, int]:
 
 
 def _names_executables(result: AttestationResult) -> bool:
-    """Return whether the policy names all executables loaded at boot (AR4SI: 3)."""
+    """Return whether the policy pins all executables loaded at boot, so that the claim is 3."""
     policy, vtpm = result.policy, result.claims.vtpm
     if vtpm is not None and vtpm.joins == ("ak_to_hardware",):
         return False  # the TPM that measured the image may be another machine's (vtpm.md, 7.4)

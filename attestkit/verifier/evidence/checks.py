@@ -49,7 +49,7 @@ _PARAVISOR: Final = (AzureSnp, AzureTdx)
 
 
 class ParsedEvidence(NamedTuple):
-    """Parsed evidence: an attestation, a quote, or both."""
+    """Parsed evidence: an attestation with the quote in it, if any, or a bare quote."""
 
     attestation: Attestation | None  # None: a bare quote
     quote: Quote | None  # None: a platform without quotes
@@ -102,7 +102,7 @@ class ExpectedReportData(NamedTuple):
     value: bytes | None  # 64 bytes; None accepts any
     bound_to: BoundTo | None  # None if `value` is None or empty
     nonce: bytes | None = None
-    commits_to_gpus: bool = False  # by `ReportData.for_nonce_and_gpu`
+    commits_to_gpus: bool = False  # whether `value` is that of `ReportData.for_nonce_and_gpu`
 
     @classmethod
     def of(
@@ -312,7 +312,7 @@ _NAMELESS: Final = {
 
 
 def _nameless(attestation: Attestation | None) -> str:
-    """Return why evidence does not name its app; empty if it may."""
+    """Return why evidence of this kind does not name its app; empty if it can name one."""
     if attestation is None:
         return "a bare quote does not name its app"
     platform = attestation.evidence.platform
@@ -328,7 +328,11 @@ def _without_app(text: str) -> tuple[VerificationStep, ...]:
 
 
 def check_report_data(signed: bytes, expected: ExpectedReportData) -> VerificationStep:
-    """Check the report data, if expected."""
+    """Check signed report data, and return the step; skipped if any report data are accepted.
+
+    Raises:
+        PolicyError: If they are not the expected ones.
+    """
     value, bound_to = expected.value, expected.bound_to
     if value is None:
         text = "freshness was not checked: any report data was accepted"
@@ -349,13 +353,13 @@ def check_report_data(signed: bytes, expected: ExpectedReportData) -> Verificati
 
 
 def has_report_data(signed: bytes, expected: ExpectedReportData) -> bool:
-    """Return whether signed report data are the expected ones; any are if none are expected."""
+    """Return whether signed report data are the expected ones, or any are accepted."""
     value = expected.value
     return value is None or hmac.compare_digest(signed.ljust(len(value), b"\0"), value)
 
 
 class HardwareJoin(NamedTuple):
-    """Outcome of the comparison."""
+    """Outcome of `join_hardware`."""
 
     expected: ExpectedReportData  # with the report data that bind the key, if the evidence has them
     vtpm: VtpmFacts | None  # with the join, if it holds
@@ -365,10 +369,11 @@ class HardwareJoin(NamedTuple):
 def join_hardware(
     expected: ExpectedReportData, signed: bytes, vtpm: VtpmFacts | None
 ) -> HardwareJoin:
-    """Accept report data over nonce and key of the TPM, where the evidence may have them.
+    """Check whether the hardware's report data are over the TPM's key; expect those if so.
 
-    That is where the TPM's quote is over the hardware's evidence, and the hardware's evidence does
-    not contain the key. Report data over the nonce alone remain valid; the join is then not proven.
+    This applies if the TPM's quote is over the hardware's evidence, but nothing else joins the
+    hardware's evidence to the TPM's key. The report data may be over nonce and key, which proves
+    the join, or over the nonce alone, which leaves it unproven.
 
     Args:
         expected: What the caller expects.
@@ -394,7 +399,7 @@ def join_hardware(
 
 
 def _with_key(expected: ExpectedReportData, nonce: bytes, spki: bytes) -> bytes:
-    """Return the report data that bind a TPM's key, too."""
+    """Return the report data over the TPM's key, the nonce, and the GPU evidence if expected."""
     if expected.commits_to_gpus and expected.value is not None:
         return ReportData.for_gpu_and_ak(expected.value, spki)
     return ReportData.for_nonce_and_ak(nonce, spki)

@@ -331,7 +331,7 @@ def _parse_bytes(data: bytes) -> ParsedEvidence:
 
 
 def _unhex(data: bytes) -> bytes | None:
-    """Decode hex digits of data that is not hex digits itself; None for other data."""
+    """Decode hex text with or without 0x; None if it is not hex, or encodes hex text again."""
     digits = data.strip()
     found = unhex(digits[2:] if digits[:2] in {b"0x", b"0X"} else digits)
     return found if found and found[0] not in _HEX_DIGITS else None
@@ -340,7 +340,7 @@ def _unhex(data: bytes) -> bytes | None:
 def begins_with_snp_report(data: bytes) -> bool:
     """Return whether data is long enough for an SEV-SNP report, and begins with its version.
 
-    Bytes 2 and 3 of a quote of the same version are not zero.
+    Quotes have such versions, too, but their bytes 2 and 3 are not zero.
     """
     return len(data) >= SNP_REPORT_SIZE and data[0] in _SNP_VERSIONS and data[1:4] == bytes(3)
 

@@ -70,9 +70,13 @@ def collect_claims(
     registers: tuple[int, ...],
     image: VerifiedImage,
 ) -> Claims:
-    """Return the authenticated fields of evidence that passed the previous steps.
+    """Return the claims of evidence that passed the steps before the policy.
 
-    With `authenticated` None, they are unverified values for display.
+    Args:
+        parsed: The evidence.
+        authenticated: Its vendor-signed content. None: claims are unverified, for display only.
+        registers: Numbers of the RTMRs to which the event log replays.
+        image: Outcome of the verification of the OS image.
     """
     named, attributes = _fields(parsed)
     report_data, vtpm = b"", None
@@ -186,10 +190,10 @@ def report_claims(report: SnpReport) -> tuple[Fields, Fields]:
 
 
 def _launched(config: str) -> Fields:
-    """Return the launch parameters in a VM configuration whose launch measurement is the report's.
+    """Return the launch parameters in a VM configuration, whose launch measurement was verified.
 
-    `sev_features` has 8 bytes, `vcpus` 4. `vcpu_type` is QEMU's name of a CPU in ASCII, the same
-    one for all types that are measured alike.
+    `sev_features` has 8 bytes, `vcpus` 4. `vcpu_type` is QEMU's name of a CPU in ASCII; CPU types
+    with the same measurement have one name.
 
     Raises:
         FormatError: If the configuration is malformed.

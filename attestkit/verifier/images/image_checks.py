@@ -101,9 +101,9 @@ def check_acpi_tables(vm_config: Mapping[str, Any], events: Sequence[WireEvent])
 
 
 class _FirmwareBoot(NamedTuple):
-    """The events of RTMR0 of a possible boot."""
+    """Expected events of RTMR0, for one possible place of the second separator."""
 
-    second_separator: bool
+    second_separator: bool  # whether it is in RTMR0, and not in RTMR1
     events: tuple[ExpectedEvent, ...]
 
 
@@ -114,7 +114,7 @@ def _check_rtmr0(
     quoted: bytes,
     events: Sequence[WireEvent],
 ) -> tuple[bool, ImageProof]:
-    """Return where the second separator is, and what RTMR0 proves."""
+    """Check RTMR0; return whether it has the second separator, and the facts that it proves."""
     tables, logged = recompute_tables(vm_config), _logged(events, 0)
     boots = [
         _FirmwareBoot(second, image.firmware_events(memory_size, second_separator=second))
@@ -141,7 +141,7 @@ def _match_log(
     logged: Sequence[bytes],
     acpi: AcpiDigests | None,
 ) -> _FirmwareBoot:
-    """Return the boot that RTMR0 is of, with the digests of the host's tables in the log."""
+    """Return the boot whose RTMR0 is the quoted one, with the log's digests of host tables."""
     refused: list[tuple[bytes, list[ExpectedEvent]]] = []
     for boot in boots:
         filled = _fill(boot.events, logged, acpi)
@@ -163,9 +163,9 @@ def _match_log(
 def _fill(
     expected: Sequence[ExpectedEvent], logged: Sequence[bytes], acpi: AcpiDigests | None
 ) -> list[ExpectedEvent] | None:
-    """Return events with the digests of the host's tables; None if the log lacks one.
+    """Fill in the digests of the host's tables; return None if one is not known.
 
-    A digest other than those of the ACPI tables is the log's at the same position.
+    Those of the ACPI tables are `acpi`; others are taken from the log, at the same position.
     """
     known: dict[str, bytes] = dict(zip(ACPI_LABELS, acpi or (), strict=acpi is not None))
     filled = []
@@ -239,9 +239,8 @@ class RecomputedTables(NamedTuple):
     Attributes:
         digests: Digests with and without a root disk, which the shape in evidence does not state.
             Empty if no source has tables of the shape.
-        conclusive: Whether a TD of the shape has these tables and no others: those of a machine
-            with a root disk are of QEMU's own release line, and guests were seen to measure those
-            of that line.
+        conclusive: Whether a TD of the shape has one of these and no other tables: they are for the
+            release line of its QEMU, and guests of that line were observed to measure them.
     """
 
     digests: tuple[AcpiDigests, ...]
@@ -255,7 +254,7 @@ def recompute_tables(vm_config: Mapping[str, Any]) -> RecomputedTables:
     """Return the ACPI tables of the shape that a VM configuration states.
 
     Args:
-        vm_config: `fields` of a `VmConfig`, which are the host's word.
+        vm_config: `fields` of a `VmConfig`; the host states them, and they are not verified.
     """
     try:
         shapes = [MachineShape.from_vm_config(vm_config, root_disk=disk) for disk in (True, False)]

@@ -109,9 +109,9 @@ class MeasuredImage:
 
     @property
     def second_separators(self) -> tuple[bool, ...]:
-        """Whether RTMR0 may have a second separator, in place of the one in RTMR1.
+        """Possible answers to whether the second separator is in RTMR0, and not in RTMR1.
 
-        Two values for firmware before 202502, whose image does not reveal the place.
+        Both for firmware before 202502, whose image does not show which.
 
         Raises:
             FormatError: As for `mrtds`.
@@ -121,7 +121,7 @@ class MeasuredImage:
     def firmware_events(
         self, memory_size: int, *, second_separator: bool
     ) -> tuple[ExpectedEvent, ...]:
-        """Return the events of RTMR0; those of the host's tables have no digest.
+        """Return the expected events of RTMR0; those that measure the host's tables have no digest.
 
         Args:
             memory_size: Memory of the VM in bytes.
@@ -226,7 +226,7 @@ class ImageStore:
     service runs. Only one image is in memory at a time.
 
     Args:
-        images: Where the images are.
+        images: Folder of images named by hash, or a mapping from hash in hex to image or path.
 
     Raises:
         UsageError: If `images` has another type, a key is not 64 hex digits, or there are over 256.
@@ -249,7 +249,7 @@ class ImageStore:
         self._damaged = BoundedCache[bytes, tuple[str, "ConfigReason"]](_MOST_KNOWN)
 
     def find_facts(self, os_image_hash: bytes) -> ImageFacts | None:
-        """Return the metadata of an image whose files are intact; None if it is not at hand.
+        """Return the metadata of an image; None if the store does not have it.
 
         Raises:
             ConfigError: If the image is altered, incomplete or malformed, or cannot be read. The
@@ -259,7 +259,7 @@ class ImageStore:
         return None if found is None else found.facts
 
     def find(self, os_image_hash: bytes) -> MeasuredImage | None:
-        """Return what an image measures; None if it is not at hand.
+        """Return the digests of an image; None if the store does not have it.
 
         Raises:
             ConfigError: As for `find_facts`.
@@ -281,7 +281,7 @@ class ImageStore:
             return self._read(os_image_hash, source)
 
     def _read(self, os_image_hash: bytes, source: ImageSource) -> DstackImage:
-        """Read an image, unless that failed lately: any evidence may name a damaged one."""
+        """Read an image; repeat the error of a recent failure, because any evidence may name it."""
         if (found := self._damaged.find(os_image_hash)) is not None:
             text, reason = found
             raise ConfigError(text, reason=reason)
@@ -301,7 +301,7 @@ class ImageStore:
         return next((path for each in names if path_exists(path := self._folder / each)), None)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle where the images are, not what is known about them."""
+        """Pickle the places of the images, without their digests."""
         if self._folder is not None:
             return ImageStore, (self._folder,)
         return ImageStore, ({digest.hex(): source for digest, source in self._listed.items()},)

@@ -95,7 +95,7 @@ class AzureAuthenticator:
     """Authenticator of evidence of a paravisor, under Azure's root for certificates of its TPMs."""
 
     def __init__(self, chains: AkChains, trust_anchor: bytes | None = None) -> None:
-        """Set the roots of certificates of attestation keys, which evidence need not have.
+        """Set the roots for AK certificates, which are optional in the evidence.
 
         Args:
             chains: Verification of certificates, with further roots.
@@ -196,7 +196,7 @@ class AzureAuthenticator:
 def _check_binding(
     report: HclReport, platform: AzureSnp | AzureTdx, hardware: Authenticated, quote: Quote | None
 ) -> VerificationStep:
-    """Check that the hardware report is over the runtime data, and that of a TD is the quoted."""
+    """Check that the hardware report is over the runtime data; a TD's must also match its quote."""
     if isinstance(platform, AzureTdx):
         body = td_body(platform.td_quote if quote is None else quote)
         _check_td_report(TdReport.parse(report.hardware_report), body, hardware.steps)
@@ -213,7 +213,7 @@ def _check_binding(
 
 
 def _check_td_report(report: TdReport, body: TdQuoteBody, steps: Steps) -> None:
-    """Compare the TD report with the quote of it, and require RTMRs of zero.
+    """Compare the TD report with the TD quote made from it, and require RTMRs of zero.
 
     The paravisor measures the guest's boot into PCRs instead. An RTMR with a value would need a log
     that explains it, which no evidence has.
@@ -266,7 +266,7 @@ def _key_step(report: HclReport) -> VerificationStep:
 
 
 def _details(report: HclReport, subject: str) -> tuple[tuple[str, str], ...]:
-    """Return the configuration in a report, and the name in the certificate, if there is one."""
+    """Return the VM configuration in an HCL report, and the AK certificate's subject, if any."""
     named = (("ak_certificate_name", subject),) if subject else ()
     return (*report.content.configuration, *named)
 
@@ -284,10 +284,11 @@ def _report_data(verified: VerifiedQuote) -> bytes:
 
 
 def _check_user_data(report: HclReport, report_data: bytes, *, is_stated: bool) -> VerificationStep:
-    """Compare the user data with the report data; without user data, only the TPM has the latter.
+    """Compare user data of the HCL report with the report data that the TPM signed.
 
-    User data of another request are refused if the format states that they are of this one: the
-    hardware report may be as old.
+    A difference is an error if `is_stated`: the format then requires user data of this request.
+    Otherwise, and without user data, the step is skipped: the hardware report may be older than the
+    TPM's quote.
     """
     user_data = report.content.user_data
     older = "the hardware report may be older than the TPM quote, which alone has the report data"

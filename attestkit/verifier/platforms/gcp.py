@@ -62,7 +62,7 @@ class GcpAuthenticator:
     """Authenticator of the TPM of Google's Confidential VMs."""
 
     def __init__(self, chains: AkChains) -> None:
-        """Set the certificates of TPM keys."""
+        """Set the verifier of AK certificates."""
         self._chains = chains
 
     def authenticate(
@@ -148,7 +148,15 @@ def _combine(
     embedded: bytes,
     log_steps: tuple[VerificationStep, ...] = (),
 ) -> Authenticated:
-    """Return the content of the hardware's evidence with that of a quote over it."""
+    """Add the facts and steps of a TPM's quote to the hardware's, after a check of their join.
+
+    Args:
+        hardware: Content of the hardware's evidence.
+        quote: The TPM's quote.
+        certified: Its verified key.
+        embedded: Hardware evidence as embedded, whose hash the quote must have.
+        log_steps: Steps of the replay of logs.
+    """
     join = _check_join(quote, embedded)
     instance = instance_step(certified.gce)
     steps = (*quote.steps, *log_steps, _CERTIFIED, *certified.steps, instance, join)
@@ -185,7 +193,7 @@ def _check_form(tpm_quote: TpmQuote) -> None:
 
 
 def _read_key(tpm_quote: TpmQuote) -> AttestationKey:
-    """Return the key of the certificate, which is of RSA or P-256, with SHA-256."""
+    """Return the key of the AK certificate; it must be RSA or P-256, and signs with SHA-256."""
     spki = read_evidence_certificate("AK certificate", tpm_quote.ak_cert).spki
     try:
         kind = load_verification_key(spki).kind
@@ -198,7 +206,7 @@ def _read_key(tpm_quote: TpmQuote) -> AttestationKey:
 
 
 def _check_join(quote: VerifiedQuote, evidence: bytes) -> VerificationStep:
-    """Check that the quote is over the hardware's evidence, as embedded."""
+    """Check that the quote is over the hash of `evidence`, the hardware's, as embedded."""
     expected, found = sha256(evidence), quote.attest.extra_data
     if not hmac.compare_digest(found, expected):
         raise VerificationError(
@@ -244,7 +252,8 @@ def _replay_events(
         tpm_quote: Quote with valid PCR values.
         events: The events.
         after_shim: Whether records of the firmware's log may precede the events: shim measures its
-            keys. Otherwise records and events must each replay to the PCR, as upstream demands.
+            keys. Otherwise, if the log has such records, records and events must each replay to the
+            PCR, as upstream demands.
 
     Raises:
         ReplayError: If PCR 14 does not match (`pcr_mismatch`).

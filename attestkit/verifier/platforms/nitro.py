@@ -91,7 +91,7 @@ class Nitro:
             document: COSE_Sign1, tagged or untagged.
             now: Time of the verification, with a time zone. The certificates of a document are
                 valid for hours, so an old document verifies only at its own time.
-            tpm: Whether the document must be of a NitroTPM, or of an enclave.
+            tpm: Whether the document must be of a NitroTPM; else it must be of an enclave.
 
         Raises:
             FormatError: If the document is malformed, exceeds a limit, or is of the other kind.
@@ -127,7 +127,7 @@ class Nitro:
 
 
 def _check_algorithm(document: NitroDocument) -> None:
-    """Check that the protected header has ES384, and no other critical parameter."""
+    """Check that the protected header has the algorithm ES384 and no other critical parameter."""
     header = read_value(document.protected) if document.protected else {}
     if not isinstance(header, dict):
         raise FormatError("Nitro document: protected header is not a map", reason="wrong_type")

@@ -84,7 +84,7 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
 
 
 def _facts(document: NitroDocument, replayed: tuple[tuple[str, int], ...]) -> VtpmFacts:
-    """Return the facts of a document, which has the PCRs, and no key of the TPM."""
+    """Return the facts of a document: its PCRs, and no attestation key, because it has none."""
     return VtpmFacts(
         attestation_key=b"",
         key_trust="certificate",
@@ -96,7 +96,7 @@ def _facts(document: NitroDocument, replayed: tuple[tuple[str, int], ...]) -> Vt
 
 
 def _details(document: NitroDocument) -> tuple[tuple[str, str], ...]:
-    """Return what the document names; nonce and key are the caller's, and are not interpreted."""
+    """Return module id, nonce and public key; the requester chose the last two."""
     found = [("module_id", document.module_id)]
     if document.nonce:
         found.append(("nonce", document.nonce.hex()))
@@ -190,7 +190,7 @@ def authenticate_quote_with_document(
 
 
 def _quote_facts(quote: VerifiedQuote, document: NitroDocument) -> VtpmFacts:
-    """Return the facts of a quote that the document proves; clock and counts may be invented."""
+    """Return the facts of a quote that the document proves; not its clock, which may be forged."""
     return VtpmFacts(
         attestation_key=quote.key.spki,
         key_trust="certificate",
@@ -211,7 +211,7 @@ def _verify_quote(
 
 
 def _find_key(public: bytes, document: NitroDocument) -> AttestationKey:
-    """Return the key of a quote, which the document must have."""
+    """Return the key of a quote, which must be the `public_key` of the document."""
     if not document.public_key:
         message = "NitroTPM document: public_key missing, which must be the quote's key"
         raise FormatError(message, reason="missing")
@@ -226,7 +226,7 @@ def _find_key(public: bytes, document: NitroDocument) -> AttestationKey:
 
 
 def _public_area(key: bytes) -> bytes:
-    """Return a key as TPMT_PUBLIC or SubjectPublicKeyInfo; it may be a point of P-256 or P-384."""
+    """Return a key unchanged, but a bare point of P-256 or P-384 as SubjectPublicKeyInfo."""
     head = _SPKI_HEADS.get(len(key))
     if head is None or key[0] != _UNCOMPRESSED:
         return key

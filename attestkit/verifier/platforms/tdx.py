@@ -58,7 +58,7 @@ def authenticate_fetching(
     *,
     fetch: bool,
 ) -> tuple[Authenticated, Collateral]:
-    """Authenticate `quote`; return the result and the collateral.
+    """Authenticate `quote` with collateral of `source`; return the content and the collateral.
 
     If the verification fails with cached collateral, it is repeated once with fresh collateral.
 

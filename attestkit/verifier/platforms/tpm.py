@@ -68,13 +68,13 @@ def authenticate_tpm(platform: Tpm, report_data: bytes, trust: AkTrust) -> Authe
 
 
 def instance_facts(certified: CertifiedKey) -> tuple[Details, tuple[VerificationStep, ...]]:
-    """Return what a verified certificate says of a VM of Google, and the step."""
+    """Return details and step of the Google VM that a verified AK certificate names, if any."""
     found = None if certified.certificate is None else certified.certificate.gce
     return ((), ()) if found is None else (gce_details(found), (instance_step(found),))
 
 
 def signed_report_data(extra: bytes, report_data: bytes) -> bytes:
-    """Return the report data that the qualifying data of a quote stand for, 64 bytes.
+    """Return the report data of a quote, 64 bytes: its qualifying data, or what they hash.
 
     Args:
         extra: Qualifying data.
@@ -82,7 +82,7 @@ def signed_report_data(extra: bytes, report_data: bytes) -> bytes:
             SHA-256; a TPM need not accept 64 bytes (vtpm.md, section 3.5).
 
     Raises:
-        VerificationError: If there are more than 64 bytes (`tpm_qualifying_data`).
+        VerificationError: If the qualifying data have over 64 bytes (`tpm_qualifying_data`).
     """
     if hmac.compare_digest(extra, sha256(report_data)):
         return report_data
@@ -93,16 +93,16 @@ def signed_report_data(extra: bytes, report_data: bytes) -> bytes:
 
 
 def restore_report_data(signed: bytes, expected: bytes, *, is_hash: bool) -> bytes:
-    """Return the expected report data if a quote stands for them, else the signed ones.
+    """Return the expected report data if a quote has their hash, else the signed ones.
 
     CoCo's JSON and messages of go-tpm-tools do not have the report data beside the quote. The
     qualifying data may be their SHA-256, or their first 32 bytes, which suffice only if the report
     data are a hash.
 
     Args:
-        signed: Report data as of `signed_report_data`.
+        signed: Report data, as returned by `signed_report_data`.
         expected: Report data that the caller expects, 64 bytes.
-        is_hash: Whether these are a hash of 64 bytes, such as of a nonce.
+        is_hash: Whether the expected report data are a hash of 64 bytes, such as that of a nonce.
     """
     accepted = [sha256(expected), expected[:_CUT]] if is_hash else [sha256(expected)]
     found = [hmac.compare_digest(signed, one.ljust(_REPORT_DATA, b"\0")) for one in accepted]
@@ -195,7 +195,7 @@ def _merged_pcrs(quotes: Sequence[VerifiedQuote]) -> Pcrs:
 def _instance(
     message: GoTpmToolsMessage, certified: CertifiedKey
 ) -> tuple[Details, tuple[VerificationStep, ...]]:
-    """Return what a verified certificate says of a VM, and compare the message's claims with it."""
+    """Compare a message's claims about its VM with the AK certificate; see `instance_facts`."""
     if message.instance is not None:
         if message.ak_certificate:
             _check_claims(message.instance, message.ak_certificate)

@@ -19,13 +19,13 @@ _PROGRAM: Final = frozenset({"pcr0", "mrenclave"})
 def names_app(policy: "AppraisalPolicy") -> bool:
     """Return whether a policy accepts certain apps only.
 
-    It does with an OS image, and `app_id`, `compose_hash` or the registers of what the image
-    measures. An image alone runs any app: dstack's images do. An app alone is what the guest
-    reports, so any image can claim it. The rules about key provider, device or instance, signers,
-    and events name no app: any app meets them, or can emit the events after its boot.
+    That takes rules about the OS image, and about the app: `app_id`, `compose_hash`, or registers
+    into which the image measures the app. With the image alone, any app is accepted, because
+    dstack's images run any. With the app alone, any image is accepted that claims to run it. Rules
+    about key provider, device, instance, signers and events are not about the app: any app meets
+    them, or can emit the events after its boot.
 
-    On a guest with a TPM, `init_data` is what the image measures beside itself, and PCRs of the
-    boot are the image.
+    On a guest with a TPM, PCRs of the boot identify the image, and `init_data` the app.
     """
     rules = policy.reference_values.rules
     if not _PROGRAM.isdisjoint(rules) or _names_init_data(policy):
@@ -40,7 +40,7 @@ def names_app(policy: "AppraisalPolicy") -> bool:
 
 
 def _names_init_data(policy: "AppraisalPolicy") -> bool:
-    """Return whether a policy pins init-data and boot of a guest whose TPM is known.
+    """Return whether a policy pins `init_data` and PCRs of the boot, of a trustworthy TPM.
 
     Behind a paravisor that no rule identifies, any guest may have any PCRs.
     """

@@ -127,7 +127,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         self._check_conflicts()
 
     def _check_types(self) -> None:
-        """Check the rules that are a single value."""
+        """Check type and range of the rules that are not collections."""
         for one in fields(self):
             kind: Any = one.type
             if kind in _SINGLE and not isinstance(value := getattr(self, one.name), kind):
@@ -316,7 +316,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     def _further_rules(
         self, claims: Claims, authenticated: Authenticated, app_info: AppInfo | None
     ) -> list[Iterable[VerificationStep | None]]:
-        """Return the appraisals by the rules that the policy has, or that the platform needs."""
+        """Return the appraisals by groups of rules, without groups that need not be evaluated."""
         found: list[Iterable[VerificationStep | None]] = []
         if self._has_td_rules:
             found.append(self._appraise_td(claims, authenticated))
@@ -387,7 +387,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
 
     @cached_property
     def _has_app_rules(self) -> bool:
-        """Whether a rule of `_appraise_app` is set, on platforms other than SEV-SNP."""
+        """Whether `_appraise_app` must be called on platforms other than SEV-SNP."""
         return bool(self._snp_only) or any(map(self._is_set, _app_rules()))
 
     def _is_set(self, name: str) -> bool:
@@ -424,13 +424,13 @@ _PRESET_POLICIES: Final = tuple((name, preset()) for name, preset in PRESETS.ite
 
 
 def policy_name(policy: AppraisalPolicy) -> str:
-    """Return a description of a policy for people."""
+    """Return a short description of a policy for texts, such as its preset."""
     name = preset_name(policy)
     return "a policy of the relying party's own" if name is None else f"the policy preset {name}"
 
 
 def preset_name(policy: AppraisalPolicy) -> str | None:
-    """Return the name of the preset that a policy equals; None for a policy of its own."""
+    """Return the name of the preset that a policy equals; None if it equals none."""
     return next((name for name, preset in _PRESET_POLICIES if preset == policy), None)
 
 

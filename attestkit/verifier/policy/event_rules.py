@@ -67,7 +67,7 @@ class RequiredEvent:
         return ("payload", self.payload) if self.digest is None else ("digest", self.digest)
 
     def matches(self, event: Event) -> bool:
-        """Return whether payload or digest of an event of this name are the required ones."""
+        """Return whether an event has the required payload or digest; its name is not compared."""
         part, wanted = self.part
         return wanted is None or matches_any(getattr(event, part), [wanted])
 
@@ -140,7 +140,7 @@ class EventRules:
 
 
 class _Log:
-    """Runtime events in order, by name, with the end of the boot."""
+    """Runtime events of evidence, with an index by name and the position of the boot's end."""
 
     def __init__(self, events: tuple[Event, ...]) -> None:
         self.events = events
@@ -150,7 +150,7 @@ class _Log:
             self._named.setdefault(event.name, []).append(at)
 
     def _timely(self, rule: RequiredEvent) -> list[int]:
-        """Return the indices of the events with the name and the period of a rule."""
+        """Return the indices of the events with the name of a rule, in its period."""
         named = self._named.get(rule.name, [])
         if rule.during is None:
             return named
@@ -184,7 +184,7 @@ class _Log:
             matched: Indices of the events that match any rule of the policy.
 
         Raises:
-            PolicyError: If the last event, or any, has another value and must not.
+            PolicyError: If the last event (occurrence "last"), or any ("every"), has another value.
         """
         timely = self._timely(rule)
         if rule.occurrence == "last" and matching[-1] != timely[-1]:
@@ -207,7 +207,7 @@ class _Log:
     def refuse_others(
         self, rules: Collection[RequiredEvent], period: Literal["boot", "app", "all"]
     ) -> None:
-        """Raise PolicyError if an event of the period has a name that no rule has."""
+        """Raise PolicyError if the period has an event with a name that is in no rule."""
         first = self.end + 1 if period == "app" else 0
         last = self.end + 1 if period == "boot" else len(self.events)
         required = {at for rule in rules for at in self._timely(rule)}
@@ -221,7 +221,11 @@ class _Log:
 
 
 def _check_order(found: Mapping[RequiredEvent, list[int]]) -> None:
-    """Check the order of the matching events, of which only the last may count."""
+    """Check that events occur in the order of their rules; PolicyError if not.
+
+    Args:
+        found: Indices of the matching events by rule, in the order of the rules.
+    """
     places = [
         (rule, matching[-1:] if rule.occurrence == "last" else matching)
         for rule, matching in found.items()

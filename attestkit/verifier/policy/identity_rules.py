@@ -52,7 +52,7 @@ def appraise_os_image(claims: Claims, wanted: Collection[bytes]) -> Verification
 
 
 def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | None) -> bytes:
-    """Return a field of the app's identity; PolicyError for rule `name` if it is not measured."""
+    """Return `field` of the app's identity for the rule `name`; PolicyError if not measured."""
     value: bytes = b"" if info is None else getattr(info, field)
     measured = claims.platform not in EVENT_PLATFORMS or measures_events(claims)
     if value and measured and claims.platform in _MEASURED_ON.get(field, _MEASURED_ON[""]):
@@ -75,7 +75,11 @@ def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | Non
 def appraise_summary(
     name: Summary, claims: Claims, info: AppInfo | None, wanted: Collection[bytes] | None
 ) -> VerificationStep | None:
-    """Return the step for a hash of the measurements; PolicyError if it is not one of `wanted`."""
+    """Appraise mr_aggregated or mr_system; None if there is no such rule.
+
+    Raises:
+        PolicyError: If the value is not one of `wanted`, or the evidence does not prove it.
+    """
     if wanted is None:
         return None
     have: bytes = b"" if info is None else getattr(info, name)

@@ -66,7 +66,7 @@ def _bank_and_index(name: object) -> tuple[str, int]:
 def appraise_pcrs(
     rules: Collection[PcrRule], vtpm: VtpmFacts, *, firmware_log: bool
 ) -> Iterator[VerificationStep]:
-    """Yield the steps of PCRs; a PCR that is not quoted, or has another value, is an error.
+    """Appraise quoted PCRs by the rule `pcrs`, and yield the step.
 
     Args:
         rules: Normalised rules.
@@ -75,7 +75,7 @@ def appraise_pcrs(
             explained by it or have a rule (vtpm.md, section 7.6).
 
     Raises:
-        PolicyError: If a rule is not met.
+        PolicyError: If a PCR is not quoted, has another value, or is not explained.
     """
     for name, wanted in rules:
         bank, index = _bank_and_index(name)

@@ -1,4 +1,4 @@
-"""Platforms that a policy may name, the groups of them to which rules apply, and who launched.
+"""Platforms that a policy may name, groups of platforms to which rules apply, and debug mode.
 
 No rule about TDs or SEV-SNP guests applies to messages of go-tpm-tools: hardware evidence in them
 is not verified.
@@ -104,9 +104,9 @@ def vlek_provider(claims: Claims) -> str:
 
 
 def refuse_debug(claims: Claims) -> None:
-    """Reject a guest in debug mode, unless the authenticator of its platform has done so.
+    """Reject a guest in debug mode, under every policy.
 
-    A TPM alone has no such mode.
+    Evidence of a TPM alone has no such mode.
 
     Raises:
         PolicyError: If the guest runs in debug mode, or debug mode is not excluded.

@@ -1,4 +1,4 @@
-"""Reference values of registers in an appraisal policy, and what they say of the ACPI tables.
+"""Reference values of registers in an appraisal policy, and the ACPI tables that they pin.
 
 The host writes the ACPI tables, and the guest's kernel executes them.
 
@@ -156,9 +156,9 @@ class ReferenceValues:
         return any(image <= self.rules.keys() for image in _IMAGE)
 
     def appraise(self, claims: Claims) -> VerificationStep | None:
-        """Return the verification step; PolicyError names the first register that does not match.
+        """Return the verification step; None if no register has reference values.
 
-        None if no register has reference values.
+        PolicyError names the first register that is missing or does not match.
         """
         for name, wanted in self.rules.items():
             is_known = claims.platform in REGISTERS[name].platforms
@@ -225,7 +225,7 @@ def require_common_platform(
 
 
 def has_pinned_tables(claims: Claims, pinned: _Pinned) -> bool:
-    """Return whether the policy that accepted `claims` pins the ACPI tables, or they are QEMU's."""
+    """Return whether the ACPI tables are pinned, known to be QEMU's, or not under host control."""
     if claims.platform in _TDS:
         return claims.acpi_tables_verified or claims.get("rtmr0") in pinned.get("rtmr0", ())
     return claims.platform == "dstack-nitro-enclave"

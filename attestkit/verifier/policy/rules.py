@@ -134,10 +134,10 @@ def _truncated_hex(value: bytes) -> str:
 def require_match(
     reason: PolicyReason, name: str, have: bytes, wanted: Iterable[bytes], remedy: str
 ) -> None:
-    """Check that the value `name` of the evidence is one of `wanted`.
+    """Check that `have`, the value of the evidence called `name` in errors, is one of `wanted`.
 
     Raises:
-        PolicyError: If it is not.
+        PolicyError: If it is not; `remedy` ends the message.
     """
     if not matches_any(have, wanted):
         message = f"{name}: {format_values([have])}, must be {format_values(wanted)}; {remedy}"
@@ -147,7 +147,7 @@ def require_match(
 def accept_match(
     rule: str, subject: str, have: bytes, wanted: Iterable[bytes], remedy: str
 ) -> VerificationStep:
-    """Return the step of a rule, whose reason and check have its name, as `require_match`."""
+    """Return the step of a rule after `require_match`; `rule` is its check and error reason."""
     require_match(cast("PolicyReason", rule), subject, have, wanted, remedy)
     return passed(cast("StepCheck", rule), f"{subject} {have.hex()} is accepted")
 
@@ -218,7 +218,7 @@ class BitMask:
         return cls(must_be_set=bits, must_be_clear=rules & ~bits)
 
     def find_wrong(self, name: str, have: bytes) -> list[str]:
-        """Return which bits of the field `name` are not as required, for an error message."""
+        """Return phrases on wrong bits of field `name` for an error; empty if all are right."""
         bits = int.from_bytes(have, "little")
         wrong = (
             ("must be set", self.must_be_set & ~bits),
@@ -232,7 +232,7 @@ class BitMask:
         Args:
             name: Name of the rule, a key of `BIT_NAMES`.
             claims: Claims of the evidence.
-            claim: Name of the claim, if it differs.
+            claim: Name of the claim; None if it is `name`.
         """
         have = claims.get(claim or name)
         if have is None or len(have) != 8:

@@ -220,7 +220,7 @@ def _cpu_types(name: str, given: object) -> frozenset[str]:
 
 
 def _version(parts: int, example: str, name: str, text: object) -> str:
-    """Return a version of one-byte numbers in its normal form, with `parts` of them."""
+    """Return a version such as `example` in normal form: `parts` decimal numbers up to 255."""
     found = _VERSION.fullmatch(text) if isinstance(text, str) else None
     numbers = [] if found is None else [int(number) for number in found.groups("0")]
     if found is None or max(numbers) > 0xFF or (parts == 2 and found[3]):

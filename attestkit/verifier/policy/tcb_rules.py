@@ -146,7 +146,7 @@ class TcbRules:
         )
 
     def _check_configuration(self, status: TcbStatus, explain: Explain) -> None:
-        """Check that the policy accepts what else than the age is wrong with an outdated TCB."""
+        """Check that ConfigurationNeeded is accepted, if an outdated TCB has that status too."""
         needed = TcbStatus.CONFIGURATION_NEEDED
         if status is not TcbStatus.OUT_OF_DATE and needed not in self.accepted_statuses:
             raise _status_error(
@@ -237,10 +237,16 @@ class TcbRules:
 def _require_svns(
     rule: str, wanted: Collection[tuple[str, int]], tcb: Tcb, others: Collection[str]
 ) -> None:
-    """Compare the components of a TCB, and of its other versions, with their minimum SVNs.
+    """Check that components of a TCB have minimum SVNs.
+
+    Args:
+        rule: Name of the rule in errors.
+        wanted: Name and minimum SVN of components.
+        tcb: TCB; `components` are the reported ones.
+        others: Further TCB versions to check: of current, committed and launch.
 
     Raises:
-        PolicyError: If one is below, or missing.
+        PolicyError: If a component is below its minimum, or missing.
     """
     versions = {" of the reported TCB" if others else "": tcb.components}
     versions |= {f" of the {which} TCB": getattr(tcb, which) for which in others}
@@ -310,7 +316,7 @@ def _check_period(name: str, period: object) -> None:
 
 
 def _normalize_minimum_tcb(given: object) -> _NormalizedTcb:
-    """Return the rule as ordered pairs; products may be in any case.
+    """Return the rule as pairs ordered by product; names of products may be in any case.
 
     Raises:
         UsageError: If a product or component is unknown, or an SVN is not in 0 to 255.
@@ -329,7 +335,7 @@ def _normalize_minimum_tcb(given: object) -> _NormalizedTcb:
 
 
 def _check_minimum_tcb(minimums: _NormalizedTcb, tcb: Tcb) -> VerificationStep | None:
-    """Return the step for a TCB of AMD, of which all four TCB versions must meet the minimum.
+    """Return the step for a TCB of AMD, whose four versions must all meet the minimum.
 
     Raises:
         PolicyError: If the rule has no minimum for the product line, or one is not met
@@ -366,7 +372,7 @@ def _components(product: str, given: object) -> tuple[tuple[str, int], ...]:
 
 
 def _pairs(name: str, given: object) -> list[tuple[str, object]]:
-    """Return the items of a mapping, or pairs as they are."""
+    """Return the items of a mapping or a collection of pairs; the first of each pair is text."""
     pairs = list(given.items()) if isinstance(given, Mapping) else given
     if not isinstance(pairs, list):
         pairs = list(normalize_members(name, pairs, tuple))

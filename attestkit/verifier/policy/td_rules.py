@@ -145,7 +145,7 @@ def _require_bits(rule: str, field: str, mask: BitMask, claims: Claims) -> None:
 
 
 def _require_svn(enclave: str, minimum: int, found: list[int | None]) -> VerificationStep:
-    """Return the verification step if the SVN of an enclave is high enough in each place."""
+    """Return the step if the lowest of the SVNs `found` of an enclave is at least `minimum`."""
     svn = min((one for one in found if one is not None), default=None)
     if svn is None or svn < minimum:
         raise PolicyError(

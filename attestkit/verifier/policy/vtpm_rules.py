@@ -123,7 +123,7 @@ class VtpmRules:
 
     @cached_property
     def _vtpm_only(self) -> dict[str, frozenset[str]]:
-        """Platforms of the rules that are set, by rule; they reject evidence of others."""
+        """Rules that are set, each with its platforms; evidence of other platforms is rejected."""
         return {
             one.name: _APPLY[one.name]
             for one in fields(VtpmRules)
@@ -135,7 +135,7 @@ class VtpmRules:
         return self.paravisor_measurement is not None or self.id_key_digest is not None
 
     def identify(self, claims: Claims) -> Claims:
-        """Return claims with the platform's name as far as this policy identifies the paravisor.
+        """Return claims whose `platform` depends on whether this policy identifies the paravisor.
 
         Evidence of `hcl-snp` and `hcl-tdx` is named `azure-snp` and `azure-tdx` if a rule
         identifies its paravisor, and only then.
@@ -155,7 +155,7 @@ class VtpmRules:
     def _paravisor_rules(
         self, claims: Claims
     ) -> Iterator[tuple[str, Collection[bytes], str, bytes | None]]:
-        """Yield the rules about the paravisor that are set: name, values, register, its value."""
+        """Yield the paravisor rules that are set: name, accepted values, claim's name and value."""
         if self.paravisor_measurement is not None:
             yield "paravisor_measurement", self.paravisor_measurement, *launch_measurement(claims)
         if self.id_key_digest is not None:
@@ -297,7 +297,7 @@ class VtpmRules:
 
 
 def _key_digests(given: object) -> frozenset[bytes] | None:
-    """Return the SHA-256 of each key; a key itself is DER, and so longer than a digest."""
+    """Return the SHA-256 digests of `trusted_aks`, which lists digests (32 bytes) or DER keys."""
     if given is None:
         return None
     found = normalize_members("trusted_aks", given, bytes)
@@ -315,7 +315,7 @@ def _key_digests(given: object) -> frozenset[bytes] | None:
 
 
 def _texts(name: str, given: object, *, empty: bool) -> frozenset[str]:
-    """Return accepted texts; UsageError if one is empty, or all are missing and must not be."""
+    """Return accepted texts, each not empty; with `empty` there may be none, else UsageError."""
     found = normalize_members(name, given, str)
     if not empty:
         require_members(name, found)

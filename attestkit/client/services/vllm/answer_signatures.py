@@ -59,7 +59,7 @@ def check_answer_signature(
         model: Name of the model that the signed text must have, if it has one; None for any.
 
     Returns:
-        Whose key has signed it.
+        Holder of the key that signed it.
 
     Raises:
         FormatError: If the document is malformed.

@@ -1,14 +1,12 @@
 """Authentication and revocation of an SEV-SNP attestation report, and checks of the guest policy.
 
-AMD publishes CRLs at its key distribution service; nothing is fetched here. A list is used if it
-has the name of the path's root, by which it must be signed. Its entries are serial numbers of
-certificates of the product line, without the names of issuers, so each certificate of the path is
-looked up.
-
-Authentication of an SEV-SNP attestation report, and checks of the guest policy.
-
 The rules are those of attestation-format.md, section 9. Reports signed by a cloud provider's key
 (VLEK) are authenticated too; the policy decides which providers it accepts.
+
+AMD publishes CRLs at its key distribution service; nothing is fetched here. A CRL is used if its
+issuer is the root of the path, which must have signed it. Its entries are serial numbers of
+certificates of the product line, without the names of issuers, so each certificate of the path is
+looked up.
 """
 
 import hmac
@@ -60,7 +58,7 @@ _POLICY_STEP: Final = passed(
 
 
 class SnpRevocation:
-    """CRLs of AMD's roots, of one verifier. Thread-safe."""
+    """Revocation check by the CRLs of AMD's roots that a verifier was given. Thread-safe."""
 
     def __init__(self, crls: Iterable[bytes] = ()) -> None:
         """Parse CRLs: each item is DER, or PEM with one or more.
@@ -72,10 +70,10 @@ class SnpRevocation:
         self._signed = BoundedCache[tuple[bytes, bytes], bool](_SIGNED)
 
     def with_bundled(self, crls: Iterable[bytes]) -> "SnpRevocation":
-        """Return one that also uses the CRLs of an evidence bundle; it shares the cache.
+        """Return a check that also uses the CRLs of an evidence bundle; it shares the cache.
 
-        They are used for roots of which the arguments have none, because the creator of the bundle
-        can choose older ones.
+        CRLs of the bundle are used only for roots of which the verifier has none, because the
+        creator of the bundle can choose older ones.
 
         Raises:
             FormatError: If a CRL is malformed.
@@ -85,7 +83,7 @@ class SnpRevocation:
         return found
 
     def check(self, signer: Signer, now: datetime) -> VerificationStep:
-        """Return the step; it is skipped without any CRL.
+        """Check the certificates of a signer by the CRLs; the step is skipped if there are none.
 
         Raises:
             SignatureError: If a certificate is revoked (`cert_revoked`), no CRL is of the path's
@@ -171,7 +169,7 @@ class Snp:
     def with_bundled_crls(self, crls: Sequence[bytes]) -> "Snp":
         """Return an authenticator that uses CRLs of an evidence bundle; it shares the caches.
 
-        They count only for roots of which the arguments have none.
+        They are used only for roots of which the arguments have none.
 
         Raises:
             FormatError: If a CRL is malformed.
@@ -338,7 +336,7 @@ def _certified(signer: Signer) -> tuple[tuple[str, bytes], ...]:
 
 
 def _components(tcb: bytes, product: str) -> tuple[tuple[str, int], ...]:
-    """Return name and number of each part of a TCB version that the product has."""
+    """Return name and SVN of each component that a TCB version has on this product."""
     levels = SnpTcb.parse(tcb, product)._asdict()
     return tuple((name, n) for name, n in levels.items() if n is not None)
 

@@ -55,7 +55,7 @@ Mismatch = tuple[SignatureReason, str]
 
 
 class Endorsement(NamedTuple):
-    """Certificate of the evidence or the caller, not verified."""
+    """An unverified certificate, from the evidence or the caller."""
 
     certificate: PathCertificate
     key: AmdExtension | None  # key it certifies; None for a CA certificate
@@ -75,7 +75,7 @@ class Signer(NamedTuple):
 
     @property
     def root(self) -> str:
-        """Name of the root in texts."""
+        """Name of the root, for texts of steps and errors."""
         return self.path[-1][0]
 
     @property
@@ -164,7 +164,10 @@ def _decode_endorsement(der: bytes) -> Endorsement:
 def _select_leaf(
     report: SnpReport, endorsements: Sequence[Endorsement]
 ) -> tuple[PathCertificate, AmdExtension, Mismatch | None]:
-    """Return the certificate of the report's key, else one of the same kind and what differs."""
+    """Return certificate and key for a report, and None or the mismatch.
+
+    If no certificate is for the report's key, they are of the first one of the same kind of key.
+    """
     wanted = report.signing_key
     keys = [(found.certificate, found.key) for found in endorsements if found.key is not None]
     first: tuple[PathCertificate, AmdExtension, Mismatch | None] | None = None
@@ -190,7 +193,7 @@ def _select_leaf(
 def _select_authority(
     leaf: PathCertificate, key: AmdExtension, product: str, endorsements: Sequence[Endorsement]
 ) -> PathCertificate:
-    """Return the certificate of the leaf's issuer."""
+    """Return the certificate of the leaf's issuer; CollateralError if it is missing."""
     for certificate, of_key in endorsements:
         if of_key is None and certificate.subject == leaf.issuer:
             return certificate
@@ -204,7 +207,7 @@ def _select_authority(
 def _check_path(
     path: Sequence[NamedCertificate], now: datetime, check_issued: CheckIssued | None
 ) -> None:
-    """Verify a path like `check_path`; the error for another root gets a remedy."""
+    """Verify a path with `check_path`; add a remedy to the error for another root."""
     try:
         check_path(path, now, check=check_issued)
     except SignatureError as error:
@@ -216,7 +219,7 @@ def _check_path(
 
 
 def _check_authority(authority: PathCertificate, kind: str, product: str) -> None:
-    """Check that the issuer is the CA for this kind of key and product."""
+    """Check by its common name that an issuer is AMD's CA for this kind of key and product."""
     wanted = (f"{_COMMON_NAME[kind]}{product}".encode(),)
     try:
         names = _common_names(authority.subject)

@@ -71,7 +71,7 @@ Roots = Sequence[NamedCertificate]
 
 
 class VerifiedAk(NamedTuple):
-    """An attestation key whose certificate leads to a root."""
+    """An attestation key (AK) whose certificate path to a root was verified."""
 
     path: AkPath
     gce: GceInstance | None  # the instance that a certificate under Google's root names
@@ -84,7 +84,7 @@ class VerifiedAk(NamedTuple):
 
 
 class _Issuers(NamedTuple):
-    """Certificates of CAs, and CRLs, of one origin; none is trusted."""
+    """Untrusted CA certificates and CRLs of one origin: the arguments, or an evidence bundle."""
 
     certificates: tuple[PathCertificate, ...] = ()
     crls: tuple[SignedCrl, ...] = ()
@@ -100,7 +100,7 @@ class _Issuers(NamedTuple):
 
 
 class AkChains:
-    """Verification of AK certificates under Google's roots, or others. Thread-safe."""
+    """Verifier of certificate paths of attestation keys (AK) of TPMs. Thread-safe."""
 
     def __init__(
         self,
@@ -137,10 +137,10 @@ class AkChains:
         self._paths = BoundedCache[_PathFacts, AkPath](_KEPT_PATHS)
 
     def with_bundled(self, certificates: Iterable[bytes]) -> "AkChains":
-        """Return chains that use the certificates and CRLs of an evidence bundle, and fetch none.
+        """Return a verifier with the certificates and CRLs of an evidence bundle; it fetches none.
 
-        The bundle's CRLs are used only for issuers without a CRL in the arguments. CRLs that were
-        fetched before count too if they list a certificate. The caches are those of this object.
+        The bundle's CRLs are used only for issuers without a CRL in the arguments. CRLs that this
+        object has fetched can revoke a certificate too. The caches are shared with this object.
 
         Raises:
             FormatError: If a certificate or CRL is malformed.
@@ -157,7 +157,7 @@ class AkChains:
 
     @property
     def tpm_roots(self) -> Roots:
-        """Roots for keys of TPMs that evidence assigns to no cloud: `ak_roots`, else Google's."""
+        """Roots for the AK of evidence that names no cloud: those of `ak_roots`, else Google's."""
         return self.others or self.google
 
     @property
@@ -210,7 +210,7 @@ class AkChains:
         return VerifiedAk(path, gce, steps)
 
     def _known_authorities(self, beside: Sequence[bytes]) -> list[PathCertificate]:
-        """Return the certificates of arguments, bundle and evidence; the last are bounded."""
+        """Return the CA certificates of arguments, bundle and evidence (`beside`, at most 8)."""
         if len(beside) > _MAX_EVIDENCE:
             message = f"AK certificate: {len(beside)} certificates beside it, over {_MAX_EVIDENCE}"
             raise SignatureError(message, reason="chain_length")
@@ -227,9 +227,10 @@ class AkChains:
         usages: frozenset[str],
         session: "IssuerSession | None",
     ) -> AkPath:
-        """Return a valid path, which was found before or is searched for.
+        """Return a valid path: a cached one that is valid at `now`, or the result of a search.
 
-        The search depends on the time only by which certificates are valid.
+        The key of the cache has the set of certificates valid at `now`, because the result of a
+        search depends on it.
         """
         every = (key, *known, *[root for _, root in roots])
         valid = tuple([one.valid_from <= now <= one.valid_until for one in every])
@@ -321,7 +322,7 @@ def _revocation_step(
 
     Args:
         path: A valid path.
-        found: What CRLs say of its certificates.
+        found: Its certificates that CRLs cover (`checked`), and those without CRL (`unknown`).
         without: Certificates whose issuers publish no CRL; they count as covered.
     """
     checked = f"CRLs list none of the {len(found.checked)} AK certificates that they cover"
@@ -338,7 +339,7 @@ def _revocation_step(
 def _find(
     search: Callable[[], AkPath], known: list[PathCertificate], session: "IssuerSession | None"
 ) -> AkPath:
-    """Return the path that `search` finds, after adding missing issuers to `known`."""
+    """Return the path of `search`; fetch missing issuers into `known`, and search again."""
     for _ in range(MAX_PATH):
         try:
             return search()
@@ -362,7 +363,7 @@ def read_gce_instance(leaf: PathCertificate) -> GceInstance | None:
 
 
 def read_evidence_certificate(what: str, der: bytes) -> PathCertificate:
-    """Parse a certificate of the evidence, `what` in errors; SignatureError if it is malformed."""
+    """Parse a certificate of the evidence; if malformed, raise SignatureError, naming it `what`."""
     try:
         return _parsed(der) if len(der) <= _LARGEST_KEPT else read_path_certificate(der)
     except FormatError as error:
@@ -371,7 +372,7 @@ def read_evidence_certificate(what: str, der: bytes) -> PathCertificate:
 
 @lru_cache(maxsize=64)
 def _parsed(der: bytes) -> PathCertificate:
-    """Return a parsed certificate; the same one is read several times in a verification."""
+    """Return a parsed certificate, cached: a verification reads the same one several times."""
     return read_path_certificate(der)
 
 
@@ -387,7 +388,7 @@ def _fetched(body: bytes, what: str, read: Callable[[bytes], _Read]) -> _Read:
 
 
 def _argument(name: str, read: Callable[[], _Read]) -> _Read:
-    """Return what `read` does; UsageError if an argument is malformed."""
+    """Return `read()`; a FormatError becomes a UsageError about the argument `name`."""
     try:
         return read()
     except FormatError as error:

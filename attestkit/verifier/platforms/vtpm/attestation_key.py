@@ -87,7 +87,7 @@ class AkTrust(NamedTuple):
     before_fetch: Callable[[], object] = lambda: None  # called before each request
 
     def verify_key(self, key: AttestationKey, certificates: Sequence[bytes]) -> CertifiedKey:
-        """Return what certifies a key: its certificate, or else the list.
+        """Return the certification of a key: by its certificate, else by `trusted_aks`.
 
         Args:
             key: The key of a verified quote.
@@ -169,7 +169,7 @@ def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> Attest
 
 
 def is_listed(spki: bytes, trusted_aks: Iterable[bytes]) -> bool:
-    """Return whether a list has a key, or the SHA-256 of its SubjectPublicKeyInfo."""
+    """Return whether `trusted_aks` has the key `spki` (DER), or its SHA-256."""
     hashed = sha256(spki)
     return any(
         hmac.compare_digest(hashed if len(one) == len(hashed) else spki, one) for one in trusted_aks
@@ -177,7 +177,7 @@ def is_listed(spki: bytes, trusted_aks: Iterable[bytes]) -> bool:
 
 
 def form_steps(key: AttestationKey) -> tuple[VerificationStep, ...]:
-    """Return a caution for a key of unknown attributes, for which its owner must know them."""
+    """Return a caution if the key's attributes are unknown: it may not be a restricted key."""
     if key.is_restricted:
         return ()
     text = "the evidence lacks the key's public area, so its attributes were not checked"
@@ -185,7 +185,7 @@ def form_steps(key: AttestationKey) -> tuple[VerificationStep, ...]:
 
 
 def gce_details(gce: GceInstance | None) -> tuple[tuple[str, str], ...]:
-    """Return the details of `VtpmFacts` that a certificate names; empty without the extension."""
+    """Return the instance as `VtpmFacts.details`; empty if the certificate names none."""
     if gce is None:
         return ()
     found = [

@@ -90,7 +90,7 @@ _kept_replay = lru_cache(16)(replay_pcr_logs)
 def unexplained_steps(
     pcrs: Values, explained: Collection[tuple[str, int]]
 ) -> tuple[VerificationStep, ...]:
-    """Return the step of the PCRs that are extended and not explained; empty without any.
+    """Return a skipped step for extended PCRs that no log explains; empty if there are none.
 
     Args:
         pcrs: Quoted values.
@@ -107,7 +107,7 @@ def unexplained_steps(
 
 
 def further_step(bank: str, index: int, value: bytes, replayed: bytes) -> VerificationStep:
-    """Return the step of a PCR that is further than its records in the firmware's log."""
+    """Return a skipped step for a PCR that was extended after its records in the firmware's log."""
     return skipped(
         "pcr_log",
         f"{bank} PCR {index} is {value.hex()}, but its records in the firmware's log replay to "
@@ -118,7 +118,11 @@ def further_step(bank: str, index: int, value: bytes, replayed: bytes) -> Verifi
 def _replay_boot_log(
     values: Values, data: bytes, later: frozenset[int]
 ) -> tuple[set[tuple[str, int]], dict[tuple[str, int], bytes], VerificationStep]:
-    """Return the PCRs that the log replays to, the replays of PCRs that are further, and the step.
+    """Replay a firmware log against the quoted PCRs.
+
+    Returns:
+        The PCRs that it replays to; the replayed values of PCRs that were extended further; the
+        step.
 
     Raises:
         ReplayError: If the log must explain a PCR, and does not.
@@ -149,7 +153,7 @@ def _replay_boot_log(
 
 
 def _check_without_records(bank: str, index: int, value: bytes, locality: int) -> None:
-    """Raise ReplayError if a PCR of the firmware is extended, of which the log has no record."""
+    """Raise ReplayError if a firmware PCR without a record in the log is extended."""
     expected = start_value(index, len(value), locality)
     if index in FIRMWARE_PCRS and not hmac.compare_digest(value, expected):
         raise _mismatch(bank, index, value, expected)
@@ -164,7 +168,7 @@ def _mismatch(bank: str, index: int, value: bytes, expected: bytes) -> ReplayErr
 
 
 class _BootLog(NamedTuple):
-    """A replayed log of the firmware."""
+    """Result of the replay of a firmware log, without comparison to a quote."""
 
     records: int
     locality: int  # of the TPM's start

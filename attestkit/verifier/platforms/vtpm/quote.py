@@ -111,7 +111,7 @@ def verify_tpm_quote(
 def _check_algorithm(
     signed: TpmtSignature, key: PublicVerificationKey, scheme: tuple[str, str] | None
 ) -> None:
-    """Check that algorithm and hash of a signature are those of the key, and no SHA-1."""
+    """Check that algorithm and hash of a signature fit the key, and that the hash is not SHA-1."""
     stated = signed.algorithm, signed.hash_name
     fitting = scheme or ("rsassa" if key.kind == "rsa" else "ecdsa", signed.hash_name)
     if stated != fitting or signed.hash_name not in SIGNATURE_HASHES:
@@ -155,7 +155,7 @@ def _check_wanted(selections: tuple[PcrSelection, ...], wanted: tuple[PcrSelecti
 def _check_values(
     attest: TpmsAttest, signed: TpmtSignature, values: Iterable[PcrValue]
 ) -> _Selected:
-    """Check that the delivered values are exactly the selected ones, and have their digest."""
+    """Check that the values are of exactly the selected PCRs, and have the signed digest."""
     found = _selected_values(attest.selections, tuple(values), signed.hash_name)
     if not hmac.compare_digest(found.digest, attest.pcr_digest):
         problem = f"the PCR values have the digest {found.digest.hex()}, must be"

@@ -46,12 +46,12 @@ _LIST: Final = "docs/policy.md has the list of keys"
 
 
 def parse(text: str | bytes, source: str, policy: type[Any]) -> tuple[str | None, dict[str, Any]]:
-    """Return the preset of a file of at most 1 MiB, and the rules that replace its own.
+    """Return the preset's name or None, and the rules of the file, which replace the preset's own.
 
     Contradictions between rules are not checked.
 
     Args:
-        text: The TOML.
+        text: The TOML, at most 1 MiB.
         source: Its name for errors.
         policy: The dataclass of the rules.
 
@@ -67,7 +67,7 @@ def parse(text: str | bytes, source: str, policy: type[Any]) -> tuple[str | None
 
 
 def _readers(rules: type[Any]) -> Mapping[str, _Read]:
-    """Return the function that decodes each rule of a dataclass."""
+    """Return, for each rule of a dataclass, the function that decodes its value."""
     return {one.name: _BY_NAME.get(one.name) or _BY_TYPE[one.type] for one in fields(rules)}
 
 
@@ -270,7 +270,7 @@ def _bits(field: str, name: str, value: object) -> int:
 
 
 def _records(kind: type[_R], key: str, value: object) -> list[_R]:
-    """Decode tables, each to a rule of class `kind`; fields that are bytes are hex."""
+    """Decode a table or a list of tables to objects of class `kind`; bytes are in hex."""
     known = {field.name: field for field in fields(kind)}
     found = []
     for one in _as_list(value):
