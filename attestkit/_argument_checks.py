@@ -43,7 +43,8 @@ def require_size(argument: str, value: bytes, size: int) -> None:
 def require_time_zone(argument: str, moment: "datetime") -> None:
     """Raise UsageError if a datetime has no time zone."""
     if moment.utcoffset() is None:
-        raise UsageError(f"{argument}: datetime without time zone", reason="wrong_value")
+        message = f"{argument}: datetime without time zone; pass one with tzinfo, such as UTC"
+        raise UsageError(message, reason="wrong_value")
 
 
 def utf8(text: str, subject: str, kind: type[FormatError | UsageError] = FormatError) -> bytes:

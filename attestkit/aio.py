@@ -73,7 +73,7 @@ class AsyncAttester(Generic[B_co]):
         if self._attester is not None:
             return self._attester
         if self._closed:
-            raise UsageError("AsyncAttester: closed", reason="closed")
+            raise UsageError("AsyncAttester: closed; open another one with aopen", reason="closed")
         if self._opening is None and not self._blocks():
             self._attester = self._make()
             return self._attester
@@ -88,7 +88,7 @@ class AsyncAttester(Generic[B_co]):
             self._opening = None  # so that the next caller retries
             raise
         if self._closed:  # meanwhile; `_abandon` closes the new attester
-            raise UsageError("AsyncAttester: closed", reason="closed")
+            raise UsageError("AsyncAttester: closed; open another one with aopen", reason="closed")
         self._attester = attester
         return attester
 

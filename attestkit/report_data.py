@@ -166,7 +166,7 @@ class ReportData:
         try:
             data = bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
         except ValueError as error:
-            raise UsageError("report data: not hex", reason="encoding") from error
+            raise UsageError("report data: must be hex digits", reason="encoding") from error
         return _zero_pad(data)
 
     @staticmethod

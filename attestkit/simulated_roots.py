@@ -64,7 +64,7 @@ class SimulatedRoots(NamedTuple):
                 certificate or public key is not valid.
         """
         if len(data) > MAX_SIZE:
-            raise FormatError(f"{_SUBJECT}: over {MAX_SIZE} bytes", reason="too_large")
+            raise FormatError(f"{_SUBJECT}: {len(data)} bytes, over {MAX_SIZE}", reason="too_large")
         fields = read_object(data, _SUBJECT)
         _check_keys(fields, _SUBJECT, required=("platform",), optional=cls._fields[1:])
         return cls(

@@ -334,7 +334,7 @@ def _encode(key: Key, entry: _CacheEntry) -> bytes:
 def _decode(key: Key, content: bytes) -> _CacheEntry:
     """Decode a cache file; CollateralError, ValueError, KeyError or TypeError if invalid."""
     if len(content) > _FILE_LIMIT:
-        raise CollateralError("cache file: too large", reason="malformed")
+        raise CollateralError(f"cache file: over {_FILE_LIMIT} bytes", reason="malformed")
     values = json_object("the file", remove_checksum(content))
     if values["version"] != _VERSION or values["key"] != list(key):
         raise CollateralError("cache file: of another version or key", reason="malformed")

@@ -102,7 +102,7 @@ class HttpGetter:
             limits = ResponseLimits(HEAD_LIMIT, BODY_LIMIT, self._timeout)
             return exchange(partial(self._connect, parts), request, limits)
         except UnicodeError as error:
-            raise CollateralError(f"{url}: not a valid URL", reason="malformed") from error
+            raise CollateralError(f"{url}: invalid host name", reason="malformed") from error
         except ExchangeError as error:
             message = f"{url}: {error}; {_ADVICE.get(error.kind, 'check the URL')}"
             reason: CollateralReason = _REASONS.get(error.kind, "fetch_failed")

@@ -73,7 +73,7 @@ def _date(name: str, key: str, value: object) -> datetime:
         if moment.tzinfo is not None:
             return moment.astimezone(timezone.utc)
     except (ValueError, OverflowError) as error:
-        raise CollateralError(f"{name}: {key} is not a valid date", reason="malformed") from error
+        raise CollateralError(f"{name}: {key} is not an ISO date", reason="malformed") from error
     raise CollateralError(f"{name}: {key} has no time zone", reason="malformed")
 
 
@@ -260,7 +260,7 @@ def _check(name: str, value: object) -> None:
         message = f"{name}: must be {kind.__name__}, not {type(value).__name__}"
         raise CollateralError(message, reason="malformed")
     if not value:
-        raise CollateralError(f"{name}: empty", reason="missing")
+        raise CollateralError(f"{name}: empty; fetch it again", reason="missing")
     if len(value) > _LIMIT:
         raise CollateralError(f"{name}: {len(value)} bytes, at most {_LIMIT}", reason="too_large")
     if name in _SIGNATURES and len(value) != _SIGNATURE:
@@ -272,7 +272,7 @@ def _from_hex(name: str, value: str) -> bytes:
     try:
         return bytes.fromhex(value)
     except (TypeError, ValueError) as error:  # TypeError: not a string in the JSON
-        raise CollateralError(f"{name}: invalid hex", reason="malformed") from error
+        raise CollateralError(f"{name}: must be hex digits", reason="malformed") from error
 
 
 def issue_time(collateral: Collateral) -> datetime:

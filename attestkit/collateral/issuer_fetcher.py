@@ -139,7 +139,7 @@ class IssuerSession:
             self._fetcher.mark_verified(url, body)
 
     def _first(self, urls: tuple[str, ...], limit: int) -> bytes:
-        problem = CollateralError("certificate: names no address to fetch", reason="missing")
+        problem = CollateralError("certificate: names no address of its issuer", reason="missing")
         for url in urls:
             try:
                 body = self._fetcher.find(url)
@@ -161,11 +161,11 @@ class IssuerSession:
         if self._deadline is None:
             self._deadline = now + _SECONDS
         if now >= self._deadline:
-            message = f"issuer certificates: not complete within {_SECONDS:g} s; try again"
+            message = f"issuer certificates: not all fetched within {_SECONDS:g} s; try again"
             raise CollateralError(message, reason="fetch_failed")
         self._requests += 1
         if self._requests > MAX_REQUESTS:
-            message = f"issuer certificates: over {MAX_REQUESTS} requests for one TPM key"
+            message = f"issuer certificates: over {MAX_REQUESTS} requests; pass ak_certificates"
             raise CollateralError(message, reason="fetch_failed")
 
 
@@ -179,7 +179,7 @@ def _check_url(url: str, hosts: tuple[str, ...]) -> None:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        message = f"{shown(url)}: not a valid URL; pass the certificate"
+        message = f"{shown(url)}: not a valid URL; pass the certificate in ak_certificates"
         raise CollateralError(message, reason="fetch_failed") from error
     allowed = any(host.endswith(one) if one[:1] == "." else host == one for one in hosts)
     # Other characters, such as a backslash, are read differently by other parsers of URLs.

@@ -162,7 +162,8 @@ class Service:
         checked = self._get("/sgx/certification/v4/pckcert", **query._asdict())
         # The certificate for other SVNs has another key, which would not verify the quote.
         if checked.header(("SGX-TCBm",)).lower() != query.cpusvn + query.pcesvn:
-            raise checked.error("malformed", "header SGX-TCBm is not of the requested SVNs")
+            problem = "certificate of other SVNs (SGX-TCBm); register the platform's current TCB"
+            raise checked.error("malformed", problem)
         leaf = checked.pem_body()
         try:
             platform = _read_platform(split_chain(leaf.encode(), 0)[0])
@@ -226,7 +227,7 @@ class _PccsResponse(NamedTuple):
             text = self.response.body.decode("ascii")
             count = len(split_chain(self.response.body, 0))
         except (FormatError, UnicodeError) as error:
-            raise self.error("malformed", "response is not a PEM certificate") from error
+            raise self.error("malformed", "response must be a PEM certificate") from error
         if count != 1:
             raise self.error("malformed", f"response has {count} certificates, must have 1")
         return text

@@ -111,7 +111,7 @@ def check_sizes(info: "AppInfo") -> None:
     for name, size in _SIZES.items():
         value: bytes = getattr(info, name)
         if value and len(value) != size:
-            message = f"{name}: {len(value)} bytes, must be {size}"
+            message = f"identity of the app: {name} has {len(value)} bytes, must have {size}"
             raise VerificationError(message, reason="identity")
 
 

@@ -328,7 +328,7 @@ def _allow_fetch() -> None:
 
 
 def _refuse_fetch() -> None:
-    message = "AK certificate: its issuers must be fetched, but fetch is false"
+    message = "AK certificate: its issuers must be fetched, but fetch is false; pass fetch=True"
     raise FetchNeededError(message, reason="fetch_needed")
 
 

@@ -204,7 +204,10 @@ _cached_tdx_launch = lru_cache(64)(_named_tdx_launch)
 def _tdx_launch(config: VmConfig) -> TdxLaunch:
     fields = config.fields
     if fields.get("tdx_attestation_variant", "legacy") != "lite":
-        raise UnsupportedError("OS image not verifiable without the image", reason="os_image")
+        message = (
+            "the evidence has only the hash of its OS image; pass the image (images, --images)"
+        )
+        raise UnsupportedError(message, reason="os_image")
     measurement = fields.get("tdx_measurement")
     if not isinstance(measurement, dict):
         raise FormatError("vm_config: tdx_measurement missing", reason="missing")

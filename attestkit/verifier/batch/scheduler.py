@@ -226,7 +226,7 @@ class _Workers:
             future = self._executor.submit(run_task, task)
         except Exception as error:
             if not self._begun and not isinstance(error, BrokenExecutor):
-                message = f"executor: does not accept tasks: {error}"
+                message = f"executor: does not accept tasks: {error}; pass one that is open"
                 raise UsageError(message, reason="closed") from error
             self._log_failure(error)
             self._replace()

@@ -85,7 +85,7 @@ class CertificateChains:
         if len(certificates) != 2:
             raise refuse(
                 "chain_length",
-                f"{chain}: {len(certificates)} certificates, must be the signer and the root",
+                f"{chain}: {len(certificates)} certificates, must be signer and root; {FRESH}",
             )
         root = self._root(certificates[1], chain)
         what = f"{chain}: first certificate"

@@ -212,7 +212,7 @@ def _platform_level(number: int, level: _PlatformLevel, tee_type: int) -> Platfo
         raise TCB_INFO.refuse(f"{where}: must have {_COMPONENTS} components of each kind")
     status = PLATFORM_STATUSES.get(level.tcb_status)
     if status is None:
-        raise TCB_INFO.refuse(f"{where}: unknown tcbStatus")
+        raise TCB_INFO.refuse(f"{where}: unknown tcbStatus: {level.tcb_status[:20]!a}")
     return PlatformLevel(
         bytes([component.svn for component in level.tcb.sgx]),
         level.tcb.pcesvn,
@@ -352,7 +352,7 @@ def check_quoting_enclave(report: EnclaveReport, identity: QeIdentity) -> None:
     if masked != identity.attributes:
         raise _mismatch("ATTRIBUTES", masked, identity.attributes, 16, " under its mask")
     if attributes & _DEBUG:
-        message = "quoting enclave: runs in debug mode; QE identity is that of another enclave"
+        message = "quoting enclave: runs in debug mode, which is never accepted; it is not Intel's"
         raise refuse("qe_identity_mismatch", message)
     if report.mr_signer != identity.mrsigner:
         found, expected = report.mr_signer.hex(), identity.mrsigner.hex()

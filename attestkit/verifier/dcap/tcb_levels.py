@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.x509.sgx_extension import PckExtension
 from attestkit.quote import EnclaveReport, TdQuoteBody
 from attestkit.verifier.claims import TcbStatus
-from attestkit.verifier.dcap.reasons import refuse
+from attestkit.verifier.dcap.reasons import FRESH, refuse
 from attestkit.verifier.dcap.tcb_info import (
     Component,
     PlatformLevel,
@@ -283,7 +283,7 @@ def _find_module(info: TcbInfo, svns: bytes) -> TdxModule:
     version = svns[1]
     module = info.modules.get(f"TDX_{version:02X}") if version else info.module
     if module is None:
-        message = f"TDX module: TCB info has no module of version {version}"
+        message = f"TDX module: TCB info has no module of version {version}; {FRESH}"
         raise refuse("tdx_module_mismatch", message)
     return module
 
@@ -293,7 +293,7 @@ def _check_module(info: TcbInfo, body: TdQuoteBody) -> None:
     module = _find_module(info, body.tee_tcb_svn)
     if body.mr_signer_seam != module.mrsigner:
         found, expected = body.mr_signer_seam.hex(), module.mrsigner.hex()
-        message = f"TDX module: MRSIGNERSEAM is {found}, must be {expected}"
+        message = f"TDX module: MRSIGNERSEAM is {found}, must be {expected}, as in TCB info"
         raise refuse("tdx_module_mismatch", message)
     # Zero is required whatever the mask, as in Intel's library.
     if any(body.seam_attributes) or any(module.attributes):

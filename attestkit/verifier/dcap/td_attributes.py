@@ -20,9 +20,9 @@ def _bits(first: int, last: int) -> int:
 
 
 _FORBIDDEN: Final = (
-    (_bits(4, 6), "a profiling bit is set: the host can watch the TD"),
-    (1 << 17, "SERVTD_EXT is set: service TDs may be bound later"),
-    (1 << 29, "MIGRATABLE is set: the TD can be moved to another platform"),
+    (_bits(4, 6), "a profiling bit is set: the host can watch the TD; launch it without"),
+    (1 << 17, "SERVTD_EXT is set: service TDs may be bound later; launch it without"),
+    (1 << 29, "MIGRATABLE is set: the TD can be moved away; launch it without"),
     (_bits(1, 3) | _bits(7, 15) | _bits(23, 26) | _bits(32, 61), "a reserved bit is set"),
 )
 _CHECKED: Final = reduce(or_, (bits for bits, _ in _FORBIDDEN), _DEBUG | _SEPT_VE_DISABLE)
@@ -45,7 +45,7 @@ def check_attributes(body: TdQuoteBody | EnclaveReport, *, behind_paravisor: boo
             raise refuse("enclave_debug", _debug_text("enclave", body.attributes))
         return
     if body.mr_service_td is not None and any(body.mr_service_td):
-        message = "a service TD is bound to the TD (MR_SERVICETD is not zero), which is not allowed"
+        message = "a service TD is bound to the TD (MR_SERVICETD is not zero); launch it without"
         raise refuse("service_td", message)
     attributes = int.from_bytes(body.td_attributes, "little")
     if attributes & _CHECKED == _SEPT_VE_DISABLE:
@@ -60,7 +60,7 @@ def check_attributes(body: TdQuoteBody | EnclaveReport, *, behind_paravisor: boo
     raise refuse(
         "td_attributes",
         f"TD attributes ({body.td_attributes.hex()}): SEPT_VE_DISABLE is not set: the host can "
-        "inject exceptions",
+        "inject exceptions; launch the TD with it",
     )
 
 

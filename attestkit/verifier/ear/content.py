@@ -97,7 +97,7 @@ def _check_result(result: dict[str, Any], platform: str) -> bool:
         message = f"EAR: {RESULT} cannot be represented in JSON: {error}"
         raise FormatError(message, reason="wrong_type") from error
     if result.get("platform") != platform:
-        message = "EAR: the name of the submodule is not the platform"
+        message = f"EAR: platform of {RESULT} must be the name of the submodule"
         raise FormatError(message, reason="inconsistent")
     simulated = result.get("simulated")
     if not isinstance(simulated, bool):
@@ -236,7 +236,8 @@ def _check_profile(claims: dict[str, Any]) -> None:
         raise VerificationError(message, reason="ear_profile")
     for name in REFUSED:
         if name in claims:
-            raise VerificationError(f"EAR: unsupported claim: {name}", reason="ear_bad_claim")
+            message = f"EAR: unsupported claim: {name}; request an EAR without it"
+            raise VerificationError(message, reason="ear_bad_claim")
 
 
 def _status(appraisal: _Appraisal, form: TokenFormat, *, simulated: bool, fresh: bool) -> Tier:
@@ -259,5 +260,6 @@ def _bytes(name: str, value: object, form: TokenFormat) -> bytes | None:
     if form == "jwt" and isinstance(value, str):
         return from_base64url(value, f"EAR: {name}")
     if form == "jwt" or not isinstance(value, bytes):
-        raise FormatError(f"EAR: {name}: wrong type", reason="wrong_type")
+        kind = "base64url text" if form == "jwt" else "a byte string"
+        raise FormatError(f"EAR: {name}: must be {kind}", reason="wrong_type")
     return value

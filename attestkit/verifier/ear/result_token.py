@@ -190,7 +190,7 @@ def verify_ear(
     """
     expected = _expected_report_data(nonce, report_data, any_freshness=any_freshness)
     if report_data_is_fresh and report_data is None:
-        raise UsageError("report_data_is_fresh: requires report_data", reason="conflict")
+        raise UsageError("report_data_is_fresh: needs report_data; pass it", reason="conflict")
     if not timedelta(0) <= leeway <= _MOST_LEEWAY:
         raise UsageError("leeway: out of range: must be 0 to 300 seconds", reason="out_of_range")
     require_time_zone("now", now)
@@ -203,8 +203,9 @@ def verify_ear(
     _check_time(ear, now, leeway)
     _compare(ear, nonce, expected)
     if policy_id is not None and ear.policy_id != policy_id:
-        has = ascii(ear.policy_id)[:200]
-        raise VerificationError(f"EAR: appraised by another policy: {has}", reason="ear_policy")
+        found, wanted = ascii(ear.policy_id)[:200], ascii(policy_id)[:200]
+        message = f"EAR: appraised by policy {found}, must be {wanted}; request a new EAR"
+        raise VerificationError(message, reason="ear_policy")
     fresh = nonce is not None or report_data_is_fresh
     status = Tier.overall(ear.vector, simulated=ear.simulated, fresh=fresh)
     return ear._replace(status=max([status, *(gpu.status for gpu in ear.gpus.values())]))
@@ -263,7 +264,7 @@ def _issue_time(result: AttestationResult, now: datetime | None, lifetime: timed
         message = "lifetime: the EAR would expire after the year 9999"
         raise UsageError(message, reason="out_of_range")
     if issued < verified:
-        raise UsageError("now: before the time of the verification", reason="out_of_range")
+        raise UsageError("now: before the verification; pass a later time", reason="out_of_range")
     if timedelta(seconds=issued - verified) > _MOST_DELAY:
         message = "now: more than an hour after the verification; verify the evidence again"
         raise UsageError(message, reason="out_of_range")
@@ -323,7 +324,7 @@ def _for_cbor(claims: Mapping[str, Any]) -> dict[Any, Any]:
 def _check_time(ear: Ear, now: datetime, leeway: timedelta) -> None:
     lifetime = ear.expires_at - ear.issued_at
     if not _SECOND <= lifetime <= _LONGEST:
-        raise FormatError("EAR: exp is not after iat, or over a day later", reason="inconsistent")
+        raise FormatError("EAR: exp must be 1 s to 1 day after iat", reason="inconsistent")
     if ear.issued_at - now > leeway:
         raise VerificationError(
             f"EAR: not valid yet: issued at {ear.issued_at.isoformat()}, now {now.isoformat()}; "

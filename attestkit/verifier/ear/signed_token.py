@@ -67,7 +67,8 @@ class EarPublicKey(NamedTuple):
             raise FormatError(message, reason="unsupported")
         if "d" in jwk:
             raise FormatError(
-                "JWK: contains a private key; publish the public key only", reason="unknown_field"
+                "JWK: has a private key; remove it, and replace the key if the JWK was public",
+                reason="unknown_field",
             )
         if jwk.get("alg", found.algorithm) != found.algorithm or jwk.get("use", "sig") != "sig":
             message = f"JWK: alg or use do not allow {found.algorithm} signatures"
@@ -89,7 +90,7 @@ class EarPublicKey(NamedTuple):
         if not isinstance(text, (str, bytes)):
             raise wrong_type("key set", "str or bytes", text)
         if len(text) > _LARGEST:
-            raise FormatError(f"key set: over {_LARGEST} bytes", reason="too_large")
+            raise FormatError(f"key set: {len(text)} bytes, at most {_LARGEST}", reason="too_large")
         keys = strict_json.read_object(text, "key set").get("keys")
         if not isinstance(keys, list):
             reason: FormatReason = "missing" if keys is None else "wrong_type"
@@ -98,10 +99,11 @@ class EarPublicKey(NamedTuple):
             message = f"key set: {len(keys)} keys, must be 1 to {_MOST_KEYS}"
             raise FormatError(message, reason="wrong_size")
         if not all(isinstance(key, dict) for key in keys):
-            raise FormatError("key set: a key is not a JSON object", reason="wrong_type")
+            raise FormatError("key set: each key must be a JSON object", reason="wrong_type")
         if any(not _PRIVATE.isdisjoint(key) for key in keys):
             raise FormatError(
-                "key set: contains a private key; publish public keys only", reason="unknown_field"
+                "key set: has a private key; remove it, and replace the key if the set was public",
+                reason="unknown_field",
             )
         found = [cls.from_jwk(key) for key in keys if (key.get("kty"), key.get("crv")) in _KINDS]
         if not found:
@@ -187,7 +189,9 @@ class EarKey(Secret):
         if len(data) == 32:
             return cls(Ed25519Key(data))
         if len(data) > _LARGEST:
-            raise FormatError(f"private key: over {_LARGEST} bytes", reason="too_large")
+            raise FormatError(
+                f"private key: {len(data)} bytes, over {_LARGEST}", reason="too_large"
+            )
         text = data.decode("ascii", "replace")
         return cls(Ed25519Key.from_pem(text) or P256Key.from_pem(text))
 

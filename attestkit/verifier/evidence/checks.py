@@ -264,7 +264,7 @@ def key_time_app_info(
         raise _no_identity(_nameless(attestation))
     platform, spki = attestation.evidence.platform, request.ca_spki
     if isinstance(platform, NitroEnclave):
-        raise _no_identity("the app id of a Nitro enclave is not measured")
+        raise _no_identity("nothing measures the app id of a Nitro enclave")
     if isinstance(platform, SevSnp):
         document = MrConfig.parse(platform.mr_config)
         document.check_lengths()
@@ -276,7 +276,7 @@ def key_time_app_info(
     info = info._replace(os_image_hash=image_hash)
     check_sizes(info)
     if not info.app_id:
-        raise _no_identity("the evidence names no app")
+        raise _no_identity("the evidence names no app; request it from a guest that has booted one")
     text = f"the app is {info.app_id.hex()}, compose hash {info.compose_hash.hex()}, at key time"
     steps = (passed("app", text),)
     if quote is None or not isinstance(quote.body, TdQuoteBody):

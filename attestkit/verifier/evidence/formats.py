@@ -193,7 +193,7 @@ def _check_list(name: str, value: object) -> None:
     if not isinstance(value, tuple) or not all(isinstance(one, bytes) for one in value):
         raise wrong_type(name, "a tuple of bytes", value)
     if len(value) > _MAX_ITEMS:
-        raise UsageError(f"{name}: {len(value)}, at most {_MAX_ITEMS}", reason="too_many")
+        raise UsageError(f"{name}: {len(value)} items, at most {_MAX_ITEMS}", reason="too_many")
     _check_bytes(name, b"".join(value), len(value), _LISTS[name])
 
 
@@ -223,7 +223,7 @@ def _collateral(value: object, _: str) -> Collateral | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise FormatError("collateral: neither an object nor null", reason="wrong_type")
+        raise FormatError("collateral: must be an object or null", reason="wrong_type")
     try:
         collateral = Collateral.from_json(json.dumps(value))
     except CollateralError as error:
@@ -258,19 +258,19 @@ def _report_data(value: object, name: str) -> bytes | None:
 
 def _list(value: object, name: str) -> tuple[bytes, ...]:
     if not isinstance(value, list) or not value:
-        raise FormatError(f"{name}: not a list of one or more", reason="wrong_type")
+        raise FormatError(f"{name}: must be a list with an item", reason="wrong_type")
     if len(value) > _MAX_ITEMS:
-        raise FormatError(f"{name}: {len(value)}, at most {_MAX_ITEMS}", reason="too_many")
+        raise FormatError(f"{name}: {len(value)} items, at most {_MAX_ITEMS}", reason="too_many")
     return tuple(strict_json.from_base64(one, name) for one in value)
 
 
 def _moment(value: object, _: str) -> datetime:
     if not isinstance(value, str):
-        raise FormatError("at: not a string", reason="wrong_type")
+        raise FormatError("at: must be a string", reason="wrong_type")
     try:
         return datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not accept Z
     except ValueError as error:
-        raise FormatError("at: not an ISO 8601 time", reason="wrong_value") from error
+        raise FormatError("at: must be an ISO 8601 time", reason="wrong_value") from error
 
 
 # Decoder of each member but the version, with the name of the member for errors.

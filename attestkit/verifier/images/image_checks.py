@@ -153,7 +153,7 @@ def _match_log(
     if not refused:
         raise UnsupportedError(
             "the event log has no digests of the host's ACPI or SMBIOS tables, and those of this "
-            "VM's shape are not known",
+            "VM's shape are not known; request evidence with a complete log",
             reason="os_image",
         )
     computed, filled = refused[0]
@@ -227,8 +227,8 @@ def _mismatch(register: str, expected: bytes, actual: bytes, cause: str) -> Veri
 
 def _other_tables() -> VerificationError:
     return VerificationError(
-        "ACPI tables: not those that QEMU makes for the shape in vm_config; the host replaced "
-        "them, or states another shape",
+        "ACPI tables: not those that QEMU makes for the shape in vm_config: the host replaced "
+        "them, or states another shape; do not trust it, or have it correct vm_config",
         reason="os_image",
     )
 

@@ -313,7 +313,7 @@ class ImageStore:
 
 def _read_mapping(images: Mapping[str, ImageSource]) -> dict[bytes, ImageSource]:
     if len(images) > MOST_IMAGES:
-        message = f"images: {len(images)} images, over {MOST_IMAGES}"
+        message = f"images: {len(images)} images, at most {MOST_IMAGES}; pass a folder of more"
         raise UsageError(message, reason="too_many")
     found: dict[bytes, ImageSource] = {}
     for name, source in images.items():
@@ -362,7 +362,7 @@ def _read_image(os_image_hash: bytes, source: ImageSource) -> DstackImage:
     except AttestKitError as error:
         raise _damaged(name, error) from error
     if image.os_image_hash != os_image_hash:
-        problem = f"{name}: contains another image: {image.os_image_hash.hex()}"
+        problem = f"{name}: contains image {image.os_image_hash.hex()}; name it by that hash"
         raise ConfigError(problem, reason="wrong_value")
     return image
 

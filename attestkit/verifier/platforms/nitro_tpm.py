@@ -143,7 +143,7 @@ def _check_user_data(document: NitroDocument, attestation: Attestation) -> Verif
             return skipped("user_data", "the document has no user data, so it is bound to nothing")
         return passed("user_data", f"the document has user data of {len(signed)} bytes")
     if not signed:
-        raise _user_data_error("missing")
+        raise _user_data_error("missing, so nothing signs the report data")
     if len(signed) != _REPORT_DATA_SIZE or not hmac.compare_digest(signed, stated):
         raise _user_data_error("is not the report data of the evidence")
     return passed("user_data", "the document's user data is the report data of the evidence")

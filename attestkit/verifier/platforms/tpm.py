@@ -87,7 +87,7 @@ def signed_report_data(extra: bytes, report_data: bytes) -> bytes:
     if hmac.compare_digest(extra, sha256(report_data)):
         return report_data
     if len(extra) > _REPORT_DATA:
-        message = f"TPM quote: {len(extra)} bytes of qualifying data, over {_REPORT_DATA}"
+        message = f"TPM quote: {len(extra)} bytes of qualifying data, at most {_REPORT_DATA}"
         raise VerificationError(message, reason="tpm_qualifying_data")
     return extra.ljust(_REPORT_DATA, b"\0")
 
@@ -159,7 +159,7 @@ def _verify_quotes(message: GoTpmToolsMessage, key: AttestationKey) -> list[Veri
     """Verify all quotes of a message, of which one must be over another bank than SHA-1."""
     quotes = [key.verify_quote(one) for one in message.quotes]
     if not quotes:
-        raise FormatError("attest.Attestation: no quote in it", reason="missing")
+        raise FormatError("attest.Attestation: has no quote; request one", reason="missing")
     require_strong_bank(quotes)
     return quotes
 
@@ -171,7 +171,7 @@ def _common_extra(quotes: Sequence[VerifiedQuote]) -> bytes:
         if not hmac.compare_digest(quote.attest.extra_data, first):
             raise VerificationError(
                 f"TPM quotes: qualifying data are {quote.attest.extra_data.hex()} in one and "
-                f"{first.hex()} in another, must be the same",
+                f"{first.hex()} in another; request new evidence",
                 reason="tpm_qualifying_data",
             )
     return first
@@ -210,7 +210,7 @@ def _check_claims(claimed: GceInstanceInfo, ak_certificate: bytes) -> None:
     named = read_gce_instance(read_evidence_certificate("AK certificate", ak_certificate))
     if named is None:
         raise VerificationError(
-            "instance info: the AK certificate names no instance, which must confirm the claims",
+            "instance info: the AK certificate names no instance to compare it with",
             reason="instance_info",
         )
     for name in claimed._fields:

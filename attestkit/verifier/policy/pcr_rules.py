@@ -35,7 +35,7 @@ def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
     if not isinstance(pairs, Collection) or isinstance(pairs, (str, bytes)):
         raise wanted
     if len(pairs) > _MAX_RULES:
-        raise UsageError(f"pcrs: more than {_MAX_RULES} PCRs", reason="too_many")
+        raise UsageError(f"pcrs: {len(pairs)} PCRs, at most {_MAX_RULES}", reason="too_many")
     found: dict[tuple[str, int], frozenset[bytes]] = {}
     for pair in pairs:
         if not isinstance(pair, tuple) or len(pair) != 2:
@@ -45,7 +45,7 @@ def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
         listed = (values,) if isinstance(values, bytes) else values
         accepted = accepted_values(f"pcrs.{name}", listed, BANK_SIZES[bank])
         if accepted is None:
-            raise UsageError(f"pcrs: {name} has no value", reason="missing")
+            raise UsageError(f"pcrs: {name}: None; pass a value, or leave it out", reason="missing")
         if (bank, index) in found:
             raise UsageError(f"pcrs: {name} occurs twice", reason="conflict")
         found[bank, index] = accepted

@@ -258,7 +258,7 @@ def _numbers(values: Collection[int], form: str = "d") -> str:
 def _claim(claims: Mapping[str, Any], name: str, reason: PolicyReason) -> bytes:
     value: bytes | None = claims.get(name)
     if value is None:
-        raise PolicyError(f"{name}: required by the policy, but not in the claims", reason=reason)
+        raise PolicyError(f"{name}: required by the policy, but not in evidence", reason=reason)
     return value
 
 

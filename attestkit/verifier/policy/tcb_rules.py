@@ -347,8 +347,8 @@ def _check_minimum_tcb(minimums: _NormalizedTcb, tcb: Tcb) -> VerificationStep |
     if wanted is None:
         known = " or ".join(product for product, _ in minimums)
         raise PolicyError(
-            f"{_RULE}: of a {tcb.product or 'processor of unknown product'}, must be {known}; add "
-            f"a minimum for this product to {_RULE}",
+            f"{_RULE}: the TCB is of a {tcb.product or 'processor of unknown product'}, must be "
+            f"{known}; add a minimum for this product",
             reason="minimum_svn",
         )
     _require_svns(f"{_RULE}.{tcb.product}", wanted, tcb, _OTHERS)

@@ -95,7 +95,8 @@ def test_verify_os_image_of_captured_enclave_returns_its_image() -> None:
 @needs_shared
 def test_verify_os_image_without_lite_measurement_is_unsupported() -> None:
     """Older TD measurements, and Google's TDs, cannot be verified without the image."""
-    with raises(UnsupportedError, "os_image", text="OS image not verifiable without the image"):
+    text = "the evidence has only the hash of its OS image; pass the image (images, --images)"
+    with raises(UnsupportedError, "os_image", text=text):
         verify_os_image(Attestation.from_bytes(FIXTURE).evidence)
     with raises(UnsupportedError, "os_image"):
         verify_os_image(Evidence(GcpTdx(b"", (), TPM_QUOTE), STACK))

@@ -111,7 +111,10 @@ def test_image_not_at_hand_is_a_rejection(
 def test_without_images_the_reason_is_the_documented_one(service: Service) -> None:
     """A service without images answers as before."""
     outcome = verify(service.verifier(None), service.evidence())
-    text = "OS image hash verification failed: OS image not verifiable without the image"
+    text = (
+        "OS image hash verification failed: the evidence has only the hash of its OS image; "
+        "pass the image (images, --images)"
+    )
     assert outcome.reason == text
     assert outcome.details["os_image_is_dev"] is None
 

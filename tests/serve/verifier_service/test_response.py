@@ -464,7 +464,8 @@ def test_verify_legacy_image_is_a_rejection() -> None:
     """A legacy image cannot be verified and is a rejection, although a Verifier permits it."""
     legacy = replace_config(tdx_attestation_variant="legacy")
     found = respond(FakeVerifier(image_hash=b""), create_request(legacy))
-    assert check_refused(found, "image_hash") == "OS image not verifiable without the image"
+    text = "the evidence has only the hash of its OS image; pass the image (images, --images)"
+    assert check_refused(found, "image_hash") == text
 
 
 def test_verify_other_image_is_a_rejection() -> None:

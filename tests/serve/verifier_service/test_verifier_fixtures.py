@@ -44,7 +44,10 @@ class ExpectedResponse(NamedTuple):
 
 
 QUOTE = "Quote verification failed: "
-IMAGE = "OS image hash verification failed: OS image not verifiable without the image"
+IMAGE = (
+    "OS image hash verification failed: the evidence has only the hash of its OS image; "
+    "pass the image (images, --images)"
+)
 LITE = ("tdx-lite-getquote", "tdx-lite-attestation")
 MISSING_COLLATERAL = f"{QUOTE}collateral: missing"
 TABLE = [

@@ -143,7 +143,7 @@ def _check_processor(report: SnpReport) -> None:
     if report.version >= 3 and report.product is None:
         raise UnsupportedError(
             f"SEV-SNP report: unknown processor: family {report.cpuid_family:#04x} model "
-            f"{report.cpuid_model:#04x}",
+            f"{report.cpuid_model:#04x}; a newer attestkit may know it",
             reason="feature",
         )
 

@@ -163,7 +163,7 @@ def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> Attest
         spki = public or (b"" if leaf is None else leaf.spki)
         found = AttestationKey(load_verification_key(spki).spki, None)
     if leaf is not None and load_verification_key(leaf.spki).spki != found.spki:
-        message = "attestation key: not the key of its certificate"
+        message = "attestation key: not that of the AK certificate; send this key's certificate"
         raise SignatureError(message, reason="ak_mismatch")
     return found
 

@@ -145,11 +145,11 @@ def _check_wanted(selections: tuple[PcrSelection, ...], wanted: tuple[PcrSelecti
     """Check that a quote selects PCRs, and at least the wanted ones of each bank."""
     selected = {one.bank: frozenset(one.pcrs) for one in selections}
     if not any(selected.values()):
-        raise _refused("no PCR is selected", "pcr_selection")
+        raise _refused("no PCR is selected; request one over PCRs", "pcr_selection")
     for one in wanted:
         if missing := sorted(frozenset(one.pcrs) - selected.get(one.bank, frozenset())):
             numbers = ", ".join(map(str, missing))
-            raise _refused(f"{one.bank} PCRs {numbers} are not selected", "pcr_selection")
+            raise _refused(f"{one.bank} PCRs {numbers} are not selected; add them", "pcr_selection")
 
 
 def _check_values(
@@ -158,7 +158,7 @@ def _check_values(
     """Check that the values are of exactly the selected PCRs, and have the signed digest."""
     found = _selected_values(attest.selections, tuple(values), signed.hash_name)
     if not hmac.compare_digest(found.digest, attest.pcr_digest):
-        problem = f"the PCR values have the digest {found.digest.hex()}, must be"
+        problem = f"the PCR values have the digest {found.digest.hex()}, but the quoted one is"
         raise _refused(f"{problem} {attest.pcr_digest.hex()}", "pcr_digest")
     return found
 
