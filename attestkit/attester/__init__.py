@@ -64,8 +64,9 @@ class Attester(Generic[B_co]):
     raise BackendError, and after `close` UsageError.
 
     Attributes:
-        not_proven: What no pin proves about the KMS of the app's keys: `kms_root` after trust on
-            first use, `kms_k256_root` without a pinned secp256k1 key. Empty without a KMS.
+        not_proven: Keys of the app's KMS that were accepted without comparison with a pin:
+            `kms_root` after trust on first use, `kms_k256_root` without a pinned secp256k1 key.
+            Empty without a KMS.
     """
 
     def __init__(self, backend: B_co, host: AppHost | None = None) -> None:
@@ -170,7 +171,7 @@ class Attester(Generic[B_co]):
 
     @property
     def host(self) -> AppHost | None:
-        """Source of the app's description and keys; None if there is none, or with an agent."""
+        """Source of the app's description and keys; None if they are unknown, or with an agent."""
         return self._host
 
     @property
@@ -196,11 +197,14 @@ class Attester(Generic[B_co]):
 
     @property
     def keys(self) -> KeyDeriver:
-        """The app's keys.
+        """Source of the app's keys.
+
+        They are derived in this process from the secret root keys that the host or a KMS
+        delivered; with an agent, they are requested from it.
 
         Raises:
-            UnsupportedError: If there are no keys.
-            ConfigError: If the key file is invalid.
+            UnsupportedError: If no keys were delivered.
+            ConfigError: If the host's key file is invalid.
         """
         self._check_usable()
         return self._source.app.keys
@@ -231,9 +235,9 @@ class Attester(Generic[B_co]):
         """Return evidence that is bound to exactly one of a nonce and report data.
 
         Args:
-            nonce: 8 to 64 bytes that the verifier chose. It is hashed with a tag of its own
-                (`ReportData.for_nonce`), beside a TPM that the hardware's evidence does not name
-                also with the TPM's key (`ReportData.for_nonce_and_ak`).
+            nonce: 8 to 64 bytes that the verifier chose. The report data are a tagged hash of it
+                (`ReportData.for_nonce`); if a TPM is present that the hardware's evidence does not
+                name, a hash of nonce and TPM key (`ReportData.for_nonce_and_ak`).
             report_data: Raw report data, 64 bytes. Never pass bytes that another party chose: they
                 could be the binding of a TLS key, and the evidence a certificate for that key.
             pad: Whether shorter report data is accepted, and zero-padded.
@@ -281,11 +285,12 @@ class Attester(Generic[B_co]):
 
     @property
     def app_info(self) -> AppInfo:
-        """The identity of the app, from fresh evidence; raises also what `attest` does.
+        """The identity of the app, from fresh evidence.
 
         Raises:
             UnsupportedError: If an SEV-SNP guest has no mr_config document.
             FormatError: If that document, or the VM configuration in the evidence, is malformed.
+            AttestKitError: As for `attest`.
         """
         return app_info(self.attest(report_data=bytes(64)))
 
@@ -339,8 +344,8 @@ class Attester(Generic[B_co]):
         """Extend RTMR3, or PCR 14 of a NitroTPM, by an event, and append it to the log, atomically.
 
         Args:
-            name: Non-empty text, other than the names of boot events. With digest version 1, which
-                joins name and payload by a colon, it must not contain a colon.
+            name: Non-empty text, other than the names of boot events. With digest version 1 it must
+                not contain a colon, which separates name and payload in the hashed bytes.
             payload: Any bytes. Evidence is limited to 10 MiB and contains the payload twice (digest
                 version 1) or six times (version 2).
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class AgentSource(evidence_source.EvidenceSource):
-    """Evidence and description of an app whose event log and keys an agent holds."""
+    """Evidence and description of an app from its guest agent, which has event log and keys."""
 
     has_quotes = True
 

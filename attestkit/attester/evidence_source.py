@@ -1,4 +1,4 @@
-"""Sources of an Attester's evidence: base classes, what their subclasses share, and GPUs.
+"""Base classes of the sources of an Attester's evidence, and evidence of GPUs.
 
 Runtime events extend a register of the machine, and are logged in a journal.
 """
@@ -47,7 +47,7 @@ class SourceContext(NamedTuple):
 
 
 class App(Protocol):
-    """The app's description; each property raises UnsupportedError if it is unknown."""
+    """Description and keys of the app; a property raises UnsupportedError if they are unknown."""
 
     @property
     def app_compose(self) -> AppCompose:
@@ -61,7 +61,7 @@ class App(Protocol):
 
     @property
     def keys(self) -> KeyDeriver:
-        """The app's keys."""
+        """Source of the app's keys, as in `Attester.keys`."""
         ...
 
 
@@ -102,7 +102,10 @@ class EvidenceSource:
         return ReportData.for_nonce(nonce)
 
     def bind_gpu(self, bound: bytes) -> bytes:
-        """Return the report data for those of `ReportData.for_nonce_and_gpu`, 64 bytes."""
+        """Return the report data for evidence with GPUs, 64 bytes.
+
+        `bound` is the result of `ReportData.for_nonce_and_gpu`; beside a TPM, its key is added.
+        """
         return bound
 
     def event_log(self) -> EventLog:
@@ -142,7 +145,7 @@ class BootSource(Protocol):
         ...
 
     def continue_boot(self, events: tuple[Event, ...]) -> None:
-        """Emit those of the first events of this boot that the log does not have yet, atomically.
+        """Emit the events that the log lacks; `events` are the first ones of this boot. Atomic.
 
         Raises:
             UnsupportedError: If the platform has no run-time registers.
@@ -152,7 +155,7 @@ class BootSource(Protocol):
 
 
 class HostApp:
-    """The app's description from an `AppHost`; if `host` is None, the description is unknown."""
+    """Description and keys of the app from an `AppHost`; unknown if `host` is None."""
 
     def __init__(self, host: AppHost | None) -> None:
         self.host = host
@@ -184,7 +187,7 @@ class HostApp:
 
     @property
     def event_version(self) -> int | None:
-        """The digest version of runtime events in the app-compose; None without one."""
+        """Version of the event digests, 1 or 2, from the app-compose; None without app-compose."""
         try:
             return self._require_host().app_compose.event_log_version
         except UnsupportedError:
@@ -210,7 +213,7 @@ def app_info(evidence: Attestation) -> AppInfo:
 
 
 def parse_response(problem: str, parse: Callable[..., T], *data: bytes) -> T:
-    """Return the result of `parse`; BackendError with `problem` if the response is malformed."""
+    """Return `parse(*data)`; BackendError whose text begins with `problem` if it is malformed."""
     try:
         return parse(*data)
     except (FormatError, ConfigError, UsageError) as error:
@@ -224,7 +227,7 @@ def check_report_data(found: bytes, requested: bytes, problem: str) -> None:
 
 
 def check_name(name: object) -> None:
-    """Raise UsageError if an app must not emit an event of this name."""
+    """Raise UsageError if the event name is empty or reserved for boot events."""
     if name == "":
         raise UsageError("event name cannot be empty", reason="missing")
     if isinstance(name, str) and name in RESERVED_NAMES:
@@ -234,9 +237,8 @@ def check_name(name: object) -> None:
 def collect_gpu_evidence(backend: Backend, nonce: bytes) -> "GpuEvidence":
     """Return evidence of all GPUs and switches over a nonce of 32 bytes.
 
-    It is requested from the backend if that has GPUs of its own, else from NVIDIA's driver.
-
-    Issues a `GpuModeWarning` if the driver's GPUs are in a mode without protection.
+    It is requested from the backend if that is a `GpuCollector`, else from NVIDIA's driver. A
+    `GpuModeWarning` is issued if the driver's GPUs are in DevTools mode, without protection.
 
     Raises:
         UnsupportedError: If the backend is a simulator without GPUs.
@@ -260,21 +262,21 @@ _SIGNED_RESERVE: Final = 1 << 18
 class EventRegister(NamedTuple):
     """The register of SHA-384 that runtime events extend, and their journal."""
 
-    name: str
-    read: Callable[[], bytes]
-    open_journal: Callable[[int | None], RuntimeLog]  # argument: the version of digests
+    name: str  # such as "RTMR3"
+    read: Callable[[], bytes]  # returns its value, 48 bytes
+    open_journal: Callable[[int | None], RuntimeLog]  # argument: version of the event digests
 
 
 class LoggedSize(NamedTuple):
-    """Contents of evidence without a further event: bytes of firmware and runtime events."""
+    """Size of the event log in evidence, before an event is added."""
 
-    firmware: int
-    events: int
+    firmware: int  # bytes of the firmware's events
+    events: int  # bytes of the runtime events
     total: int  # number of all events
 
 
 class JournalSource(EvidenceSource):
-    """A source whose backend has a register for runtime events; None: it has no registers."""
+    """A source with a journal; if `register` is None, methods about events are unsupported."""
 
     def __init__(
         self, context: SourceContext, app: HostApp, register: EventRegister | None
@@ -319,7 +321,7 @@ class JournalSource(EvidenceSource):
             return journal.events()
 
     def continue_boot(self, events: tuple[Event, ...]) -> None:
-        """Emit those of the first events of this boot that the log does not have yet."""
+        """Emit the events that the log lacks; `events` are the first ones of this boot."""
         from attestkit.dstack.boot_sequence import continue_boot  # lazy: rarely needed
 
         register = self._require_register()
@@ -333,14 +335,19 @@ class JournalSource(EvidenceSource):
         return self._register
 
     def _check_start(self, events: tuple[Event, ...]) -> None:
-        """Raise JournalError if events cannot be emitted after those of this boot."""
+        """Raise JournalError if no event may follow `events`, those of this boot."""
 
     def _logged_size(self, events: tuple[Event, ...]) -> LoggedSize:
-        """Return the size of the log; its runtime events are `events`."""
+        """Return the size that the event log takes in evidence with the runtime events `events`."""
         return LoggedSize(0, sum(map(size_in_evidence, events)), len(events))
 
     def _check_room(self, event: Event, before: tuple[Event, ...]) -> None:
-        """Raise an error if the event would make evidence exceed its limits."""
+        """Raise an error if `event`, after the events `before`, makes evidence exceed its limits.
+
+        Raises:
+            UsageError: If the event alone is too large.
+            JournalError: If the log is full.
+        """
         logged = self._logged_size(before)
         config = len(self._app.vm_config.encode(errors="surrogatepass"))
         room = MAX_SIZE - _SIGNED_RESERVE - config - logged.firmware
@@ -360,7 +367,7 @@ class JournalSource(EvidenceSource):
 
     @contextmanager
     def _locked_journal(self) -> Iterator[RuntimeLog]:
-        """Return the journal, with its lock and that of the device held."""
+        """Yield the journal, while its lock and the device lock are held."""
         with self._open_journal().locked(), self._device:
             self._check_usable()  # again, with the locks held
             yield self._open_journal()

@@ -60,7 +60,10 @@ class TdSource(JournalSource):
             return quote, self._matching_log(quote)
 
     def _matching_log(self, quote: Quote) -> EventLog:
-        """Return the log, which replays to a quote; the caller holds both locks."""
+        """Return the current event log; ReplayError unless it replays to the quote's registers.
+
+        The caller holds the journal's lock and the device lock.
+        """
         log, matched = self._read_log(), self._matched
         if matched is None or matched[0] != quote.rtmrs or matched[1] is not self._events:
             if not self._new_events_match(quote.rtmrs):
@@ -127,7 +130,7 @@ class TdSource(JournalSource):
         return zero, one, two, three
 
     def _logged_size(self, events: tuple[Event, ...]) -> LoggedSize:
-        """Return the size of the log; its runtime events are `events`."""
+        """Return the size that the event log takes in evidence with the runtime events `events`."""
         del events  # which this object has, too
         self._read_log()
         return LoggedSize(self._firmware_size, self._events_size, len(self._log.events))
@@ -135,7 +138,7 @@ class TdSource(JournalSource):
     # -- locks and caches ----------------------------------------------------------------------
 
     def _lock_journal(self) -> AbstractContextManager[None]:
-        """Prevent every process from emitting events; without registers, take the device lock."""
+        """Return the journal's lock, so that no process emits events; without it, the device's."""
         return self._device if self._extender is None else self._open_journal().locked()
 
     def _quote(self, report_data: bytes) -> Quote:

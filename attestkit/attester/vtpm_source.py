@@ -1,10 +1,12 @@
-"""Evidence of a machine with a TPM: the TPM's quote, and evidence of its hardware if it has some.
+"""Evidence of a machine with a TPM: the TPM's quote, and evidence of the hardware, if any.
 
-Its logs are part of the evidence. Report data name the TPM's key beside the nonce. Beside a TD,
-which measures events in its own register (Google's Confidential VMs), quotes of both and both logs
-are read under one lock, and are compared as those of any TD. AWS's NitroTPM measures events in a
-PCR. Elsewhere programs cannot emit events: PCRs that a program may extend have other uses, and no
-journal of attestkit belongs to them.
+The TPM's logs are part of the evidence. Report data are a hash of the nonce and, unless the
+hardware's evidence names it, the TPM's key. Runtime events depend on the platform:
+
+* Google's TDs measure them in RTMR3. Quotes and logs of TD and TPM are read under one lock, and the
+  log is compared with RTMR3 as on any TD.
+* AWS's NitroTPM measures them in PCR 14 (`EventPcrSource`).
+* Elsewhere programs cannot emit events: the PCRs that a program can extend have other uses.
 """
 
 from typing import Protocol
@@ -35,7 +37,7 @@ from attestkit.report_data import ReportData
 
 
 class TpmKeySource(EvidenceSource):
-    """A source beside a TPM: report data name the TPM's key, unless the evidence has it anyway."""
+    """A source that binds the TPM's key by report data, unless the evidence binds it by itself."""
 
     _collector: EvidenceCollector
 
@@ -47,7 +49,7 @@ class TpmKeySource(EvidenceSource):
         )
 
     def bind_gpu(self, bound: bytes) -> bytes:
-        """Return the report data for those of `ReportData.for_nonce_and_gpu`, 64 bytes."""
+        """Return the report data for evidence with GPUs: `bound`, with the TPM's key if needed."""
         key = self._read_key()
         return bound if key is None else ReportData.for_gpu_and_ak(bound, key)
 
@@ -79,7 +81,7 @@ class VtpmSource(TpmKeySource):
         return Attestation(Evidence(platform, Stack(report_data, (), config)))
 
     def event_log(self) -> EventLog:
-        """Return the firmware's log of a TD behind this backend; empty without one."""
+        """Return the firmware event log of the hardware's TD; empty on other hardware."""
         with self._device:
             self._check_usable()
             raw = self._backend.read_event_log()
@@ -112,7 +114,11 @@ class VtpmTdSource(TdSource, TpmKeySource):
 
 
 def _parse_quote(platform: Platform) -> Quote:
-    """Return the TDX quote in evidence; its report data are checked by the backend."""
+    """Return the TDX quote in a platform's evidence; the backend has checked its report data.
+
+    Raises:
+        BackendError: If the evidence is not that of a TD, or the quote is malformed.
+    """
     if not isinstance(platform, GcpTdx):
         text = f"the platform returned {type(platform).__name__} instead of a TD's evidence"
         raise BackendError(text, reason="malformed_response")
@@ -153,9 +159,9 @@ class EventPcrSource(JournalSource, TpmKeySource):
         return found
 
     def _check(self, found: Attestation, events: tuple[Event, ...]) -> None:
-        """Check that the log replays to the document's PCR, as a verifier does.
+        """Raise an error unless the document in `found` has the PCR, and `events` replay to it.
 
-        No log belongs to a bare document; it must have the PCR nevertheless.
+        Evidence that is a bare document has no log, so only the presence of the PCR is checked.
         """
         document = parse_response(
             "the platform returned a malformed document", lambda: found.nitro_document
@@ -184,9 +190,9 @@ class EventPcrSource(JournalSource, TpmKeySource):
         return EventLog(self.runtime_events())
 
     def _check_start(self, events: tuple[Event, ...]) -> None:
-        """Raise JournalError if the PCR was extended before the first event.
+        """Raise JournalError if there are no events yet, but the PCR is not zero.
 
-        Verifiers replay the events from zero (vtpm.md, section 9.3).
+        Verifiers replay the events from a PCR of zeros (vtpm.md, section 9.3).
         """
         if not events and (found := self._pcr.read_event_pcr()) != ZERO:
             name = self._name

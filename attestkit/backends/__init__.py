@@ -172,7 +172,9 @@ def load(name: str) -> "type[Backend]":
 
 
 def create(cls: "type[Backend]", options: "Mapping[str, object]") -> "Backend":
-    """Create a backend; without options, probe it first.
+    """Return a backend of the class `cls`, constructed with `options`; without options, probe it.
+
+    The probe is omitted with options, because they may select another device than it checks.
 
     Raises:
         UsageError: If the backend does not accept these options.
@@ -354,9 +356,10 @@ def _cloud_tpm() -> HardwareSign:
 
 
 def _is_in_tpm(name: str) -> bool:
-    """Return whether the TPM has the object of a backend, whatever else the backend needs.
+    """Return whether the TPM has the object by which the backend `name` recognises its cloud.
 
-    A class with a method `probe_tpm` is probed by it; the probe of others looks at the TPM only.
+    Other needs of the backend are not checked: its method `probe_tpm` is used if it has one, since
+    its `probe` checks more than the TPM.
     """
     backend = load(name)
     try:

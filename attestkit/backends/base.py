@@ -48,8 +48,8 @@ __all__ = [
 class Backend(Protocol):
     """The interface to a TEE. Calls are serialised by the caller; errors are AttestKitErrors."""
 
-    name: str  # "simulator"
-    simulated: bool  # True: the evidence is not backed by hardware
+    name: str  # the name that selects it, such as "simulator"
+    simulated: bool  # True: the evidence proves nothing about hardware
     blocking: bool  # True: calls wait for a device, so asyncio code runs them in a thread
 
     @classmethod
@@ -98,7 +98,8 @@ class RegisterExtender(Protocol):
         """Return the log of runtime events; every call returns the same object.
 
         Args:
-            version: The digest version of the app, or None; only that of the first call counts.
+            version: Version of the event digests, 1 or 2, from the app-compose. None: the version
+                of this boot's events, or 1 before the first event. Calls after the first ignore it.
         """
         ...
 
@@ -138,14 +139,14 @@ class EvidenceCollector(Protocol):
         ...
 
     def read_attestation_key(self) -> bytes:
-        """Return the TPM's key that report data of the hardware's evidence has to bind.
+        """Return the TPM's attestation key (SubjectPublicKeyInfo in DER), to be bound to a nonce.
 
-        It is a SubjectPublicKeyInfo in DER. The Attester binds a nonce and this key by
-        `ReportData.for_nonce_and_ak`.
+        The Attester puts a hash of the nonce and this key into the report data
+        (`ReportData.for_nonce_and_ak`), so that the hardware's evidence names the TPM.
 
         Raises:
-            UnsupportedError: If the hardware's evidence has the key anyway, or there is no
-                hardware evidence.
+            UnsupportedError: If the hardware's evidence names the key by itself, or the platform
+                has no hardware evidence.
             AttestKitError: As for `Backend.get_quote`.
         """
         ...
@@ -153,7 +154,7 @@ class EvidenceCollector(Protocol):
 
 @runtime_checkable
 class EventPcr(Protocol):
-    """An EvidenceCollector with a PCR that runtime events extend, in its bank of SHA-384."""
+    """An EvidenceCollector whose runtime events extend a PCR of the TPM's SHA-384 bank."""
 
     event_pcr: int  # attestkit.tpm.pcrs.EVENT_PCR
 
@@ -168,7 +169,7 @@ class EventPcr(Protocol):
 
 @runtime_checkable
 class GuestAgent(Protocol):
-    """A TEE behind a guest agent, which has the event log and the keys and extends RTMR3."""
+    """A TEE behind a guest agent: the agent has the event log and the keys, and extends RTMR3."""
 
     def get_quote_response(self, report_data: bytes) -> str:
         """Return the response of the agent, JSON as `Attestation.from_agent_response` accepts it.
@@ -194,31 +195,32 @@ class GuestAgent(Protocol):
 
     @property
     def keys(self) -> KeyDeriver:
-        """The keys of the app, which stay in the agent; this sends no request."""
+        """Source of the app's keys: its methods request them from the agent, this attribute not."""
         ...
 
 
 @runtime_checkable
 class AppHost(Protocol):
-    """A backend with the configuration and the keys of the app.
+    """A backend with the configuration and the keys of the app, as the host delivered them.
 
-    Each attribute raises UnsupportedError if it is not available. Use `hosts_app` instead of
-    `isinstance`, which reads the attributes before Python 3.12.
+    Each attribute raises UnsupportedError if the host delivered no such value, and ConfigError if
+    the host's file is malformed. Use `hosts_app` instead of `isinstance`, which reads the
+    attributes before Python 3.12.
     """
 
     @property
     def app_compose(self) -> AppCompose:
-        """The app-compose of the app."""
+        """The parsed app-compose.json of the app."""
         ...
 
     @property
     def vm_config(self) -> str:
-        """The VM configuration, JSON text, unchanged."""
+        """The VM configuration: the JSON text of the host, unchanged."""
         ...
 
     @property
     def app_keys(self) -> AppKeys:
-        """The keys of the app."""
+        """The app's secret root keys (`.appkeys.json`), from which its other keys are derived."""
         ...
 
 
@@ -227,18 +229,18 @@ class BootHost(Protocol):
     """An AppHost whose app gets its keys from a KMS while the guest boots."""
 
     def launch(self, app_id: bytes | None = None) -> Launch:
-        """Return the values that the boot events measure, without keys.
+        """Return the values that the boot events measure; `app_keys` of the result is None.
 
         Args:
-            app_id: 20 bytes. None: that of the app.
+            app_id: 20 bytes. None: the id of the host's app.
 
         Raises:
-            AttestKitError: If the app is not known, or the id is another.
+            AttestKitError: If the app is not known, or has another id.
         """
         ...
 
     def kept_keys(self) -> AppKeys | None:
-        """Return the keys that were kept, which the caller closes; None if there are none.
+        """Return the keys that `keep_keys` stored, which the caller closes; None without a file.
 
         Raises:
             ConfigError: If the key file cannot be read or is invalid.
@@ -246,23 +248,23 @@ class BootHost(Protocol):
         ...
 
     def keep_keys(self, keys: AppKeys) -> None:
-        """Write the keys to the host's key file; do nothing if it has none.
+        """Write the keys to the host's key file; do nothing if the host does not store keys.
 
         Raises:
             ConfigError: If the key file cannot be written.
         """
 
     def use_keys(self, keys: AppKeys) -> None:
-        """Use these keys as the app's; the host closes them."""
+        """Replace the app's keys by these, which the host closes."""
 
 
 @runtime_checkable
 class LaunchRecord(Protocol):
-    """An AppHost with the mr_config document, which identifies the app."""
+    """An AppHost with the mr_config document, which identifies the app on SEV-SNP."""
 
     @property
     def mr_config(self) -> str:
-        """The document whose hash is measured at launch, JSON text; may be empty."""
+        """The document (JSON) whose hash is the report's HOST_DATA; may be empty."""
         ...
 
 
@@ -289,47 +291,47 @@ class SimulatedBackend(Protocol):
 
     @property
     def roots(self) -> SimulatedRoots:
-        """The trust anchors of its evidence, its GPUs and its KMS."""
+        """The trust anchors for evidence of the TEE and its GPUs, and for keys of its KMS."""
         ...
 
     @property
     def trust_anchor(self) -> bytes:
-        """The root certificate (DER) of its evidence: that of `roots`."""
+        """The root certificate (DER) of its evidence, `roots.platform`."""
         ...
 
     def collateral(self, now: float | None = None) -> Collateral:
-        """Return the collateral of a TDX platform at a Unix time; None: at present."""
+        """Return the Intel collateral that is valid at the Unix time `now`; None: at present."""
         ...
 
 
 @runtime_checkable
 class GpuCollector(Protocol):
-    """A backend that has evidence of GPUs itself, such as a simulator."""
+    """A backend that returns evidence of GPUs itself, such as a simulator."""
 
     def gpu_evidence(self, nonce: bytes) -> "GpuEvidence":
         """Return evidence of all GPUs and switches over a nonce of 32 bytes.
 
         Raises:
-            UnsupportedError: If there are none.
+            UnsupportedError: If the machine has no GPU.
             AttestKitError: As for `Backend.get_quote`.
         """
         ...
 
 
 class SimulatedGpuCollector(GpuCollector, Protocol):
-    """Simulated GPUs, whose roots verifiers trust only if they are passed.
+    """Simulated GPUs; verifiers trust their roots only as an explicit argument.
 
-    Its attributes raise UnsupportedError without GPUs; use `simulates_gpus` instead of
+    The attributes raise UnsupportedError without GPUs; use `simulates_gpus` instead of
     `isinstance`, which reads them before Python 3.12.
     """
 
     @property
     def gpu_roots(self) -> "GpuRoots":
-        """The roots of devices and reference manifests."""
+        """The trust anchors for certificates of devices and signers of reference manifests."""
         ...
 
     def gpu_endorsements(self, now: float | None = None) -> "GpuEndorsements":
-        """Return reference manifests and OCSP answers at a Unix time; None: at present."""
+        """Return reference manifests and the OCSP answers at the Unix time `now`; None: now."""
         ...
 
 
@@ -343,14 +345,14 @@ def simulates_gpus(backend: Backend) -> "TypeGuard[SimulatedGpuCollector]":
 class RecordedBackend(Protocol):
     """A backend that records another backend, or replays its responses."""
 
-    recorded: str  # the name of the other backend
-    recorded_simulated: bool  # its `simulated`
+    recorded: str  # `name` of the other backend
+    recorded_simulated: bool  # `simulated` of the other backend
     trust_anchor: bytes | None  # root certificate (DER) of its evidence, if simulated
 
 
 def check_bytes(what: str, value: object, size: int) -> None:
-    """Raise UsageError, with `what` as its subject, unless `value` is `size` bytes."""
+    """Raise UsageError unless `value` is `size` bytes; its text begins with `what`, a name."""
     if not isinstance(value, bytes):
-        raise UsageError(f"{what}: must be bytes", reason="wrong_type")
+        raise UsageError(f"{what}: must be bytes, not {type(value).__name__}", reason="wrong_type")
     if len(value) != size:
-        raise UsageError(f"{what}: must be {size} bytes", reason="wrong_size")
+        raise UsageError(f"{what}: must be {size} bytes, not {len(value)}", reason="wrong_size")

@@ -11,10 +11,10 @@ from attestkit import backends
 from attestkit.backends.base import SnpEvidence
 from attestkit.backends.linux.device_errors import no_quote, unavailable
 from attestkit.backends.linux.kernel_paths import KernelPaths
-from attestkit.backends.snp import ReportOptions, check_report_size, report_options
 from attestkit.backends.tdx.rtmr import TdGuest
 from attestkit.backends.tsm.configfs_files import TsmSystem
 from attestkit.backends.tsm.report import TsmClient, TsmRequest, TsmResponse
+from attestkit.backends.tsm.snp import ReportOptions, check_report_size, report_options
 from attestkit.errors import BackendUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class ConfigfsTsm:
         paths: The kernel's paths; overrides `root`.
         privlevel: SNP: the VMPL of the report, 0 to 3. None: the default of the kernel, 0.
         service_provider: SNP with an SVSM: "svsm", for a report about its services.
-        service_guid: With `service_provider`: one service; None: all services.
+        service_guid: With `service_provider`: GUID of one service, as text; None: all services.
         service_manifest_version: With `service_provider`: the manifest version, 32 bits.
-        system: The system interface; for tests.
+        system: File operations, clock and random bytes; for tests.
 
     Raises:
         UsageError: If an option is invalid or does not apply to this TEE.
@@ -66,7 +66,7 @@ class ConfigfsTsm:
         service_manifest_version: int | None = None,
         system: TsmSystem | None = None,
     ) -> "Self":
-        """Create the backend of the TEE that the kernel reports."""
+        """Return a ConfigfsTdx or a ConfigfsSnp, as the driver that the kernel reports requires."""
         options = report_options(
             privlevel, service_provider, service_guid, service_manifest_version
         )
@@ -99,7 +99,11 @@ class ConfigfsTsm:
 
     @classmethod
     def _identify(cls, tsm: TsmClient, paths: KernelPaths) -> "type[Self]":
-        """Return the class of the platform; it must be `cls` or a subclass."""
+        """Return the class for the platform that the kernel reports.
+
+        Raises:
+            BackendUnavailableError: If that class is not `cls` or a subclass of it.
+        """
         kind = _KINDS[tsm.identify()]
         if not issubclass(kind, cls):
             text = f"wrong platform for {cls.__name__}; use {kind.__name__}"
@@ -195,8 +199,8 @@ class ConfigfsSnp(ConfigfsTsm):
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
         """Return a report over `report_data`, exactly 64 bytes, and the host's certificates.
 
-        With a `service_provider`, the report data of the report are a hash by the SVSM of
-        `report_data` and its manifest: see `get_service_report`.
+        With a `service_provider`, the report has other report data: a hash, made by the SVSM, over
+        `report_data` and the manifest that `get_service_report` returns.
 
         Raises:
             AttestKitError: As `get_quote`.

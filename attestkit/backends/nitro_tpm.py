@@ -85,7 +85,10 @@ def request_document(
 def _run_command(
     client: TpmClient, key: LoadedKey, index: int, secret: bytes, random: RandomBytes
 ) -> None:
-    """Have the hypervisor replace the request in an NV index by its response."""
+    """Run the vendor command: the hypervisor replaces the request in an NV index by its response.
+
+    `secret` is the password of the index, `key` the endorsement key that salts the session.
+    """
     # Writing changes the name of the index, which enters the HMAC.
     name = client.nv_read_public(index).name
     command = SessionCommand(NITRO_ATTEST, (index, index), (name, name), seconds=_SECONDS)
@@ -102,7 +105,9 @@ def _run_command(
 
 
 def has_document_command(client: TpmClient) -> bool:
-    """Return whether the TPM lists the command; the kernel's resource manager refuses it otherwise.
+    """Return whether the TPM lists the vendor command for attestation documents.
+
+    Linux refuses to send a command that the TPM does not list.
 
     Raises:
         BackendError: As for `TpmClient.list_commands`.
@@ -112,7 +117,7 @@ def has_document_command(client: TpmClient) -> bool:
 
 @contextmanager
 def _buffer(client: TpmClient, secret: bytes) -> Iterator[int]:
-    """Define an NV index for a block of commands, and remove it afterwards."""
+    """Define an NV index with the password `secret` for a block, and remove it at its end."""
     index = _define_index(client, secret)
     try:
         yield index
@@ -124,7 +129,7 @@ def _buffer(client: TpmClient, secret: bytes) -> Iterator[int]:
 
 
 def _define_index(client: TpmClient, secret: bytes) -> int:
-    """Define a free index; another program may define the same one meanwhile."""
+    """Define an unused NV index and return it; try another if a program defines it meanwhile."""
     taken = set(client.list_handles(FIRST_NV_INDEX, LAST_NV_INDEX))
     free = (index for index in range(FIRST_NV_INDEX, LAST_NV_INDEX + 1) if index not in taken)
     for attempt in range(_ATTEMPTS):
@@ -142,16 +147,16 @@ def _define_index(client: TpmClient, secret: bytes) -> int:
 
 
 def _explained(path: str, error: TpmError) -> BackendError:
-    """Return the error of the command; one of its own for a TPM that does not have it."""
+    """Return the error to raise: `error`, or `missing_command` if it means a missing command."""
     return missing_command(path, error.code) if error.is_unknown_command else error
 
 
 def missing_command(path: str, code: int = RC_RESMGR_COMMAND_CODE) -> BackendUnavailableError:
-    """Return the error for a TPM without the command.
+    """Return the error for a TPM without the vendor command for attestation documents.
 
     Args:
-        path: Its device node.
-        code: Its response code; without a response, that of the kernel's resource manager.
+        path: The TPM's device node.
+        code: The response code; by default that of the kernel's resource manager.
     """
     why = (
         "the TPM does not list the command for attestation documents, so the kernel refuses it"
@@ -217,7 +222,9 @@ class NitroTpmBackend(TpmGuest):
 
     @classmethod
     def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
-        """As `probe`, if the DMI table names EC2; other machines' TPMs are not opened.
+        """Probe as `probe` does, but only if the DMI table names EC2.
+
+        The TPM of another machine is not opened.
 
         Raises:
             AttestKitError: As `probe`.

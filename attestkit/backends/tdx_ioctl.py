@@ -207,7 +207,7 @@ class TdxIoctl(TdGuest):
         root: The directory to use in place of `/`; None: `backends.find_kernel_paths()`.
         paths: The kernel's paths; overrides `root`.
         generation: The generation of an out-of-tree driver with the ioctl GET_QUOTE: "C", "C'",
-            "D" or "D'", see quote_ioctl. None: use the QGS.
+            "D" or "D'", described in this module's docstring. None: use the QGS.
         qgs: The address of the QGS: ("vsock", cid, port) or the path of a UNIX socket. None: the
             host, at the port in /etc/tdx-attest.conf.
         deadlines: The timeouts of the QGS.
@@ -285,7 +285,7 @@ class TdxIoctl(TdGuest):
 def _selected_source(generation: object, qgs: object) -> Endpoint | Generation | None:
     if generation is not None:
         if qgs is not None:
-            raise UsageError("qgs and generation: mutually exclusive", reason="conflict")
+            raise UsageError("qgs, generation: both given; give only one", reason="conflict")
         return parse_generation(generation)
     return None if qgs is None else parse_endpoint(qgs)
 

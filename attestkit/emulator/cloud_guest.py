@@ -1,9 +1,9 @@
-"""Guest of a cloud: TPM, metadata service, and the DMI table by which detection finds it.
+"""Emulated guest of a cloud: TPM, metadata service, and the DMI table by which it is detected.
 
-The TPM driver has `/dev/tpmrm0` and `/dev/tpm0`, and the files of a TPM in sysfs and securityfs.
-Source: drivers/char/tpm of Linux 6.12 (tpm-dev-common.c, tpm2-space.c, tpm-sysfs.c, eventlog). The
-TPM is that of a simulated guest. Errors of the resource manager are reported by the next read, as
-to an opener with O_NONBLOCK.
+The TPM is that of a simulated guest; the emulated driver has `/dev/tpmrm0`, `/dev/tpm0`, and the
+TPM's files in sysfs and securityfs. Source: drivers/char/tpm of Linux 6.12 (tpm-dev-common.c,
+tpm2-space.c, tpm-sysfs.c, eventlog). Errors of the resource manager are reported by the next read,
+as the kernel does for a file opened with O_NONBLOCK.
 """
 
 import select
@@ -53,7 +53,7 @@ class OpenTpm(OpenFile):
         return self._file.write(data)
 
     def poll(self) -> int:
-        """Return whether it is readable or writable; never both."""
+        """Return the poll events: readable if a response is pending, otherwise writable."""
         if self._file.readable:
             return select.POLLIN | select.POLLRDNORM
         return select.POLLOUT | select.POLLWRNORM
@@ -90,7 +90,7 @@ def _show_pcr(vtpm: SimulatedVtpm, bank: str, pcr: int) -> bytes:
 
 
 class CloudFiles:
-    """Files of a guest of a cloud besides those of the hardware.
+    """Files of a cloud's guest that its hardware alone does not have: TPM, DMI and control files.
 
     Args:
         scenario: A scenario of one of `CLOUDS`.
@@ -133,7 +133,7 @@ class CloudFiles:
 
     @property
     def has_intel_collateral(self) -> bool:
-        """Whether its evidence has a TDX quote."""
+        """Whether its evidence has a TDX quote, which is verified with Intel's collateral."""
         return self.platform.endswith("-tdx")
 
     def add_files(self, tree: Tree, release: EmulatedKernel) -> None:

@@ -202,7 +202,7 @@ def _lock_state(
     random: Callable[[int], bytes],
     stack: contextlib.ExitStack,
 ) -> tuple[bytes, str]:
-    """Lock the state folder; return the seed and the folder for /run/log/dstack."""
+    """Lock the state folder until `stack` is closed; return seed and folder of /run/log/dstack."""
     if is_in_covering_tmpfs(Path(state_dir)):
         text = f"state_dir: {state_dir} would be deleted at the end; {_PASSING}"
         raise UsageError(text, reason="wrong_value")
@@ -327,7 +327,7 @@ def _mount(
 class _CapturedStderr:
     """Standard error, redirected to a file until it is restored.
 
-    It contains messages of libfuse and fusermount3 about a failed mount, for the error.
+    The file then contains messages of libfuse and fusermount3, for the error of a failed mount.
     """
 
     def __init__(self) -> None:

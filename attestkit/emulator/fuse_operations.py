@@ -18,7 +18,7 @@ _WRITE, _READ = 1, 2  # directions in an ioctl number (_IOC_WRITE, _IOC_READ)
 
 
 class FileInfo(Protocol):
-    """libfuse's `struct fuse_file_info`: an open file and its options."""
+    """Fields of libfuse's `struct fuse_file_info`: handle `fh` of an open file, and its options."""
 
     fh: int  # the file handle
     flags: int  # of open(2)
@@ -201,7 +201,7 @@ class FuseOperations:
         return 0
 
     def _wake(self, number: int) -> None:
-        """Let a program that waits in poll(2) for an open file ask again."""
+        """Notify the kernel that a program's poll(2) of an open file has to be evaluated again."""
         if handle := self._waiting.pop(number, None):
             self._notify(handle)
 

@@ -23,9 +23,9 @@ def os_error(number: int) -> OSError:
 
 
 class Ioctl(NamedTuple):
-    """An ioctl request."""
+    """An ioctl(2) call of a program."""
 
-    command: int
+    command: int  # request number
     argument: int  # usually an address
     given: bytes  # the data at that address, if the command number has _IOC_WRITE
     memory: ClientMemory  # of the caller

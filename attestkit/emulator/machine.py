@@ -44,7 +44,7 @@ _HEALTHY: Final = Scenario()
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Properties of a machine.
+    """Properties of an emulated machine.
 
     Raises:
         UsageError: If a value is invalid, or two values contradict each other.
@@ -65,7 +65,7 @@ class Setup:
 
     @property
     def hardware(self) -> Scenario:
-        """The scenario of the hardware, which a guest of a cloud may have below its vTPM."""
+        """The scenario of the hardware; for a guest of a cloud, that of the hardware below it."""
         scenario, snp = self.scenario, self.scenario.snp
         if scenario.platform not in CLOUDS:
             return scenario
@@ -96,7 +96,7 @@ class Setup:
         check_bytes("mr_config_id", self.mr_config_id, 48)
         check_bytes("host_data", self.host_data, 32)
         if self.vmpl not in range(4):
-            raise UsageError("vmpl: must be 0 to 3", reason="out_of_range")
+            raise UsageError(f"vmpl: must be 0 to 3, not {self.vmpl!r}", reason="out_of_range")
         if self.qgs_port is not None and not 0 <= self.qgs_port < 1 << 32:
             raise UsageError("qgs_port: must be 0 to 4294967295", reason="out_of_range")
         EmulatedKernel.parse(self.kernel)
@@ -119,7 +119,7 @@ class Setup:
         }
         for name, is_given in given.items():
             if is_given:
-                text = f"{name}: does not apply to {platform}"
+                text = f"{name}: does not apply to the platform {platform}; omit it"
                 raise UsageError(text, reason="not_applicable")
 
 
@@ -330,7 +330,7 @@ class Machine(GpuHost):
         return collateral.to_json().encode()
 
     def close(self) -> None:
-        """Stop what runs beside the files."""
+        """Stop the metadata service, the TPM and the stub driver of GPUs, if any."""
         if self._gpu_driver is not None:
             self._gpu_driver.close()
         if self._cloud is not None:

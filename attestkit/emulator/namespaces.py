@@ -45,7 +45,7 @@ def enter() -> bool:
     except OSError as error:
         raise _forbidden(error) from error
     if current() == before:  # otherwise processes of the machine would be killed
-        text = "mount namespaces: not supported by this kernel"
+        text = "mount namespaces: not supported by this kernel, as in a sandbox; use another host"
         raise BackendUnavailableError(text, reason="unsupported_kernel")
     return own_users
 

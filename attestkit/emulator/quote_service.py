@@ -138,7 +138,7 @@ _KEY_ID: Final = bytes.fromhex("e86c046e8cc44d958173fc43c1fa4f3f")
 
 
 def answer_request(quoter: ReportQuoter, request: bytes) -> bytes:
-    """Return the framed response to a framed GET_QUOTE_REQ.
+    """Return the response to a GET_QUOTE_REQ, both with their length prefix.
 
     Raises:
         FormatError: If the frame is malformed; the service disconnects then.
@@ -203,7 +203,7 @@ def listen(place: str) -> socket.socket:
     kind, _, port = place.partition(":")
     vsock = kind == "vsock"
     if vsock and not (re.fullmatch(r"[0-9]{1,10}", port) and 0 < int(port) < (1 << 32) - 1):
-        raise UsageError(f"{place!r}: must be vsock:PORT", reason="wrong_value")
+        raise UsageError(f"{place!r}: must be vsock:PORT, 1 to 4294967294", reason="wrong_value")
     if not vsock and not 0 < len(os.fsencode(place)) <= 107:
         text = f"{place!r}: the path of a Unix socket must have 1 to 107 bytes"
         raise UsageError(text, reason="wrong_size")

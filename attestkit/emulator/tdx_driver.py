@@ -43,7 +43,7 @@ DRIVERS: Final[dict[str, dict[int, str]]] = {
 
 @dataclass(eq=False, repr=False)
 class Host:
-    """The host side of a quote request, with delays."""
+    """The host's side of a quote request: its quoting enclave, and the injected delays."""
 
     quoter: ReportQuoter
     faults: Faults
@@ -57,7 +57,7 @@ class Host:
             raise os_error(EBUSY)
 
     def delay(self) -> bool:
-        """Delay the caller by the fault, if any; return False if the host needs more than 30 s.
+        """Wait for the armed delay, if any; return False if it exceeds the host's limit of 30 s.
 
         Raises:
             OSError: EINTR after a signal.
@@ -142,7 +142,7 @@ class Registers:
         self._log = None if runtime_log is None else Path(runtime_log)
 
     def extend(self, register: int, digest: bytes) -> None:
-        """Extend a register, or inject a fault."""
+        """Extend a register by a digest of 48 bytes, or inject the armed fault."""
         fault = self._faults.strike("extend")
         if fault is None and register == 3:
             fault = self._faults.strike("tear")

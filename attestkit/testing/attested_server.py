@@ -1,4 +1,4 @@
-"""A server for tests of clients: attested TLS on loopback, with what attackers do to it.
+"""A server for tests of clients: attested TLS on loopback, with simulated attacks and faults.
 
 server = AttestedServer(app)  # an ASGI application; by default one that returns request bodies
 with attestkit.connect(server.url, policy=server.policy, server_ca=server.ca) as endpoint: ...
@@ -45,11 +45,11 @@ class ReceivedRequest:
 
 
 class DocumentFaults:
-    """An application in front of another one.
+    """ASGI application that records requests for an app, and alters the attestation document.
 
     Args:
-        app: The application.
-        attest: Returns an application with the document; None: without a document.
+        app: The application behind it.
+        attest: Wraps an application, so that it serves the document too; None: no document.
     """
 
     def __init__(self, app: AsgiApp, attest: Callable[[AsgiApp], AsgiApp] | None) -> None:
@@ -60,7 +60,7 @@ class DocumentFaults:
         self.restore()
 
     def restore(self) -> None:
-        """Answer as it should be."""
+        """Serve genuine documents again: remove all alterations."""
         self.source: AsgiApp | None = self._genuine  # makes the documents
         self.nonce: bytes | None = None  # replaces that of requests
         self.hangs = False
@@ -68,7 +68,7 @@ class DocumentFaults:
         self.change: Callable[[bytes], bytes] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer for the document, or record the request and call the app."""
+        """Serve the document, or record the request and call the app."""
         if scope["type"] != "http" or scope["path"] != PATH or self.source is None:
             await self.record(scope, receive, send)
             return
@@ -100,7 +100,7 @@ class DocumentFaults:
         await self._app(scope, receive_counted, send)
 
     def _changing(self, send: Send) -> Send:
-        """Return a function that sends a changed answer."""
+        """Return a `send` that applies the alterations to the response with the document."""
         parts: list[Message] = []
 
         async def send_changed(message: Message) -> None:
@@ -121,7 +121,7 @@ class DocumentFaults:
 
 
 def rename_key(body: bytes, spki_sha256: bytes) -> bytes:
-    """Return a document whose statement names another TLS key, which its evidence is not about."""
+    """Return the document `body` with another TLS key in its statement, but not in its evidence."""
     fields: dict[str, Any] = json.loads(body)
     statement = json.loads(b64decode(fields["statement"]))
     statement["keys"]["tls"] = [spki_sha256.hex()]
@@ -197,7 +197,7 @@ class AttestedServer:
         **options: object,
     ) -> None:
         if tee is not None and options:
-            message = f"tee: excludes options of a new one: {', '.join(sorted(options))}"
+            message = f"tee: open already, so options do not apply: {', '.join(sorted(options))}"
             raise UsageError(message, reason="conflict")
         given: dict[str, Any] = options
         self._name, self._twin_options = name, None if tee is not None else given
@@ -245,7 +245,7 @@ class AttestedServer:
     def policy(self) -> "Verifier":
         """A verifier of this TEE's evidence, whose policy pins app, image and configuration.
 
-        It accepts an up-to-date platform only, also where a scenario makes this one another.
+        It accepts only up-to-date platforms, so it refuses this one if its scenario is another.
         """
         from attestkit.verifier import AppraisalPolicy  # lazy: not all tests verify
 
@@ -272,9 +272,9 @@ class AttestedServer:
         self._use(self._issue(), listed=True)
 
     def swap_key(self) -> None:
-        """Use another key and certificate, which no evidence is about: an attacker took the name.
+        """Use a key and certificate that no evidence names, as an attacker in the network would.
 
-        The document, or the evidence in the RA-TLS certificate, is still about the key before.
+        The document, or the evidence in the RA-TLS certificate, still names the previous key.
         """
         if self._ra_tls:
             self._use(self._ca.issue_ra_tls(self.tee, about=new_key()), listed=False)
@@ -285,7 +285,8 @@ class AttestedServer:
         """Use another key, and answer with genuine evidence of another server of the same app.
 
         Args:
-            rewrite: Whether the statement is changed to name the key that is used.
+            rewrite: Whether the document's statement is changed to name the key that is used; its
+                evidence still names the other server's key.
         """
         if self._ra_tls:
             self.swap_key()
@@ -296,7 +297,7 @@ class AttestedServer:
         self._faults.change = self._rename_key if rewrite else None
 
     def stale(self) -> None:
-        """Answer with documents for another nonce than that of the request."""
+        """Answer requests for the document with one for another nonce."""
         self._require_document("stale")
         self._faults.nonce = bytes(32)
 
@@ -311,12 +312,12 @@ class AttestedServer:
         self._faults.closes = True
 
     def change_document(self, change: Callable[[bytes], bytes]) -> None:
-        """Answer with changed documents; `change` returns the body to send."""
+        """Change the body of each document by `change` before it is sent."""
         self._require_document("change_document")
         self._faults.change = change
 
     def restore(self) -> None:
-        """Use a new certificate that the document names, and make documents as they should be."""
+        """End all attacks and faults: use a new certificate, and serve documents that name it."""
         self._faults.restore()
         self.rotate()
 

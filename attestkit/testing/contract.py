@@ -223,7 +223,7 @@ class BackendContract:
     # -- an EvidenceCollector ------------------------------------------------------------------
 
     def test_collected_evidence_has_known_platform(self) -> None:
-        """The parts are those of a platform, and the key is DER or raises UnsupportedError."""
+        """The evidence is of a known platform; the key is DER, or raises UnsupportedError."""
         with self.opened() as backend:
             if isinstance(backend, EvidenceCollector):
                 assert type(backend.collect_evidence(_REPORT_DATA)) in PLATFORM_NAMES

@@ -43,7 +43,7 @@ class ServerLoop:
 
 
 class TeeServer:
-    """Listeners of one TEE: those of the agent and that of the PCCS start independently.
+    """Listeners of one TEE; the agent's and the PCCS's start independently, on first use.
 
     Args:
         attester: The TEE; the caller closes it.

@@ -54,7 +54,7 @@ class SharedResources(NamedTuple):
 
     make_folder: Callable[[], Path]  # creates a folder for sockets and state
     setenv: Callable[[str, str], object]  # undone at the end of the test
-    loop: ServerLoop
+    loop: ServerLoop  # of the TEE's servers; the test session closes it
 
 
 @final

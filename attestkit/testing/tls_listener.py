@@ -1,4 +1,7 @@
-"""An ASGI application over TLS on loopback, in the event loop of a test session; its authority."""
+"""TLS listener on loopback for an ASGI application, and the CA that issues its certificates.
+
+It runs in the event loop of a test session.
+"""
 
 import asyncio
 import os
@@ -69,7 +72,7 @@ class LoopbackCa:
 
         Args:
             tee: The TEE that makes the evidence.
-            about: Key that the evidence is about instead, as in a certificate of an attacker.
+            about: Key that the evidence names, as in an attacker's certificate; None: the new key.
         """
 
         def attest(*, report_data: bytes) -> "Attestation":
@@ -160,7 +163,7 @@ class _UvicornServer:
         """Start the application, then accept connections."""
         await self._lifespan.startup()
         if self._lifespan.should_exit:
-            raise UsageError("app: its startup failed; see the log", reason="wrong_value")
+            raise UsageError("app: its startup failed; see uvicorn's log", reason="wrong_value")
         protocol, received = _recording(self._base), self._received
         arguments = {"config": self._config, "server_state": self._state}
 
@@ -195,7 +198,7 @@ class _UvicornServer:
 
 
 def _recording(base: Any) -> Any:  # noqa: ANN401 - uvicorn chooses the class
-    """Return a class of protocols that record what they receive, after TLS."""
+    """Return a subclass of the protocol `base` that records the decrypted bytes it receives."""
 
     class Recording(base):  # type: ignore[misc] # as above
         log: bytearray

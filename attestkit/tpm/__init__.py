@@ -1,6 +1,6 @@
-"""Structures of a TPM 2.0 (TCG TPM 2.0 Library, Part 2): what a quote is made of, as values.
+"""Structures of a TPM 2.0 quote (TCG TPM 2.0 Library, Part 2): quote, signature, keys and PCRs.
 
-Readers are strict, and encoding restores what was read. All integers are big-endian.
+Readers are strict; encoding a parsed structure gives the same bytes. All integers are big-endian.
 """
 
 from typing import TYPE_CHECKING

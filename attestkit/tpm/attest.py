@@ -32,13 +32,13 @@ SIMULATED_FIRMWARE: Final = int.from_bytes(b"SIMULATE", "big")
 
 
 class TpmsAttest(NamedTuple):
-    """A quote: what the TPM signs of its PCRs. Other attestations are refused."""
+    """The signed content of a quote (TPMS_ATTEST); attestations of other kinds are refused."""
 
     qualified_signer: bytes  # qualified name of the signing key, at most 66 bytes
     extra_data: bytes  # the caller's qualifying data, at most 66 bytes
     clock_ms: int  # milliseconds that the TPM has run since it was last cleared
-    reset_count: int
-    restart_count: int
+    reset_count: int  # resets of the TPM since it was last cleared
+    restart_count: int  # shutdowns and dynamic launches since the last reset
     safe: bool  # whether the clock did not go back
     firmware_version: int  # 8 bytes
     selections: tuple[PcrSelection, ...]
@@ -115,7 +115,7 @@ _LARGEST_NUMBER: Final = 48  # bytes of r and s: P-384
 
 
 class TpmtSignature(NamedTuple):
-    """A signature with its algorithms."""
+    """A TPM's signature (TPMT_SIGNATURE): RSA in `signature`, ECDSA in `r` and `s`."""
 
     algorithm: str  # "rsassa", "rsapss" or "ecdsa"
     hash_name: str  # "sha1", "sha256", "sha384" or "sha512"

@@ -17,7 +17,7 @@ _USUAL_BITMAP: Final = 3  # bytes: 24 PCRs, and the least that a TPM of a PC acc
 
 
 class PcrSelection(NamedTuple):
-    """PCRs of a bank."""
+    """Selected PCRs of one bank (TPMS_PCR_SELECTION)."""
 
     bank: str  # name of its hash, such as "sha256"
     pcrs: tuple[int, ...]  # ascending, 0 to 31; may be empty
@@ -32,7 +32,7 @@ class PcrSelection(NamedTuple):
         """
         hash_size(self.bank)  # raises for an unknown bank
         if not 0 <= self.bitmap_size <= _LARGEST_BITMAP:
-            message = f"PCR selection: bitmap must have 0 to {_LARGEST_BITMAP} bytes"
+            message = f"PCR bitmap: {self.bitmap_size} bytes, must be 0 to {_LARGEST_BITMAP}"
             raise UsageError(message, reason="out_of_range")
         for last, pcr in zip((-1, *self.pcrs), self.pcrs, strict=False):
             if not last < pcr < 8 * self.bitmap_size:
@@ -83,7 +83,7 @@ def _selected_pcrs(bits: int) -> tuple[int, ...]:
 
 
 def encode_selections(selections: tuple[PcrSelection, ...]) -> bytes:
-    """Return the TPML_PCR_SELECTION.
+    """Return the TPML_PCR_SELECTION of one selection for each bank.
 
     Raises:
         UsageError: If there are more than 16 banks, the same one twice, or a selection is invalid.
@@ -99,10 +99,10 @@ def encode_selections(selections: tuple[PcrSelection, ...]) -> bytes:
 def pcr_digest(
     selections: Iterable[PcrSelection], values: Mapping[tuple[str, int], bytes], hash_name: str
 ) -> bytes:
-    """Return the digest of PCR values in the order of their selection.
+    """Return the digest of PCR values (pcrDigest of a quote).
 
     Args:
-        selections: Banks in their order; the values of each count by ascending number.
+        selections: Banks in the hashed order; within a bank, PCRs are hashed by ascending number.
         values: Values by bank and number, such as `("sha256", 7)`: exactly those selected.
         hash_name: Hash of the signature, which need not be that of the bank.
 

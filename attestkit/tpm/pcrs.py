@@ -43,7 +43,7 @@ def start_value(pcr: int, size: int, startup_locality: int = 0) -> bytes:
     Args:
         pcr: Number of the PCR.
         size: Size of the bank's digests in bytes.
-        startup_locality: Locality of TPM2_Startup, which is in the value of PCR 0.
+        startup_locality: Locality of TPM2_Startup, which is the last byte of PCR 0.
     """
     if pcr in DYNAMIC_PCRS:
         return b"\xff" * size
@@ -68,7 +68,7 @@ def extend(bank: str, value: bytes, digests: Iterable[bytes]) -> bytes:
 
 
 def format_pcrs(found: Iterable[tuple[str, int]]) -> str:
-    """Return PCRs as text, such as `sha256 PCRs 0-9, 14`."""
+    """Return PCRs, given by bank and number, as text such as `sha256 PCRs 0-9, 14`."""
     return _format_sorted(tuple(sorted(found)))
 
 
@@ -81,7 +81,7 @@ def _format_sorted(found: tuple[tuple[str, int], ...]) -> str:
 
 
 def _ranges(indices: list[int]) -> str:
-    """Return ascending numbers as ranges."""
+    """Return ascending numbers as text with ranges, such as `0-9, 14`."""
     ranges: list[list[int]] = []
     for index in indices:
         if ranges and index == ranges[-1][1] + 1:

@@ -120,9 +120,9 @@ class TpmtPublic(NamedTuple):
         return _hash_id(self.name_alg) + alg.compute_digest(self.name_alg, self.encode())
 
     def qualified_name(self, hierarchy: int) -> bytes:
-        """Return the qualified name of this key as a primary key of a hierarchy.
+        """Return the qualified name of this key, if it is a primary key of `hierarchy`.
 
-        It is the `qualified_signer` of the key's quotes. `hierarchy` is a handle, such as
+        Quotes of the key have it as `qualified_signer`. `hierarchy` is a handle, such as
         0x4000000B (endorsement).
         """
         content = encode_number(hierarchy, 4) + self.name
@@ -135,7 +135,7 @@ class TpmtPublic(NamedTuple):
 
     @property
     def has_key(self) -> bool:
-        """Whether this has a key, and is not a template."""
+        """Whether this contains a public key; False for a template."""
         return any(self.modulus) or any(self.x)
 
     @property
@@ -155,7 +155,7 @@ class TpmtPublic(NamedTuple):
         return encode_element(SEQUENCE, _EC_ALGORITHMS[self.curve] + key)
 
     def require_attestation_key(self) -> None:
-        """Check that the key signs only what the TPM made, and cannot leave the TPM.
+        """Check that the key signs only data that the TPM made, and cannot leave the TPM.
 
         Raises:
             SignatureError: If it is not restricted, does not sign, may leave the TPM, was not
@@ -222,7 +222,7 @@ def _read_symmetric(reader: TpmReader) -> int:
 
 
 def _read_scheme(reader: TpmReader, names: dict[int, str]) -> tuple[str, str]:
-    """Read a scheme; return its name and that of its hash."""
+    """Read a scheme; return its name and the name of its hash."""
     start = reader.at
     if (number := reader.u16()) == alg.ALG_NULL:
         return "", ""

@@ -1,7 +1,7 @@
 """Response codes of a TPM 2.0 (TPM 2.0 Library, Part 2, section 6.6), TPM_RC in the library.
 
-A code of format 1 (bit 7) is sent with the number of the parameter (bit 6), session (bit 11) or
-else handle to which the error belongs, from bit 8 on.
+A code of format 1 (bit 7 set) also has, from bit 8 on, the number of the parameter (bit 6 set),
+session (bit 11 set) or handle (neither) to which the error belongs.
 """
 
 from typing import Final

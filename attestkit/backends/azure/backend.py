@@ -76,11 +76,11 @@ class Paravisor:
         return self._client.path
 
     def read_report(self) -> tuple[bytes, HclReport]:
-        """Return the HCL report, as in the NV index and parsed.
+        """Return the HCL report twice: the bytes of the NV index, and parsed.
 
         Raises:
-            BackendUnavailableError: If there is none (`missing`), or it is of a VM without SEV-SNP
-                and TDX, or malformed (`wrong_platform`).
+            BackendUnavailableError: If the TPM has no HCL report (`missing`), or it is malformed or
+                not of an SEV-SNP or TDX VM (`wrong_platform`).
             BackendError: If the TPM fails.
         """
         raw = self._client.read_nv_index(HCL_REPORT)
@@ -94,9 +94,10 @@ class Paravisor:
             raise unavailable(self.path, text, "wrong_platform") from error
 
     def request_report(self, user_data: bytes) -> tuple[bytes, HclReport]:
-        """Write user data, and return a report with them, as `read_report`.
+        """Write user data to the TPM; return a new report that contains them, as `read_report`.
 
-        It takes 3 to 12 seconds. The report of a paravisor without support for user data has none.
+        It takes 3 to 12 seconds. A paravisor without support for user data returns a report
+        without them, which is accepted.
 
         Args:
             user_data: 64 bytes.
@@ -132,7 +133,7 @@ class Paravisor:
             self._client.nv_write(USER_DATA, user_data)
 
     def check_key(self, report: HclReport) -> None:
-        """Check that the attestation key in the TPM is that of the report.
+        """Check that the attestation key in the TPM is the one that the HCL report names.
 
         Raises:
             BackendUnavailableError: If the TPM has no attestation key (`missing`).
@@ -232,13 +233,13 @@ class AzureBackend(TpmGuest):
 
     @classmethod
     def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
-        """As `probe`, if the DMI table names Azure; other machines' TPMs are not opened.
+        """Probe as `probe` does, but only if the DMI table names Azure.
 
-        A TPM that fails is reported as unavailable, so that detection goes on.
+        The TPM of another machine is not opened. A TPM that fails is reported as unavailable, so
+        that detection tries other backends.
 
         Raises:
-            BackendUnavailableError: If this is not a VM of Azure, or `probe` raises an error of the
-                platform.
+            BackendUnavailableError: If this is not a VM of Azure, or `probe` raises a BackendError.
             UsageError: If an environment variable is not an absolute path.
         """
         paths = backends.find_kernel_paths() if paths is None else paths
@@ -273,7 +274,11 @@ class AzureBackend(TpmGuest):
         return self._add_hardware(raw, report, self._quote(report_data))
 
     def _quote(self, report_data: bytes) -> CollectedQuote:
-        """Return the quote over report data; a TPM may refuse 64 bytes (vtpm.md, section 15)."""
+        """Return the TPM's quote over report data.
+
+        If the TPM refuses 64 bytes (vtpm.md, section 15), the first 32 are used, and the others
+        must be zero.
+        """
         client, read_logs = self._client, self._read_logs
         try:
             return collect_quote(client, AK_HANDLE, report_data, _SELECTIONS, read_logs=read_logs)
@@ -293,7 +298,13 @@ class AzureBackend(TpmGuest):
     def _add_hardware(
         self, raw: bytes, report: HclReport, collected: CollectedQuote
     ) -> AzureSnp | AzureTdx:
-        """Return the evidence with what the metadata service has of the hardware."""
+        """Return the evidence: HCL report, TPM quote, and certificates or TD quote from IMDS.
+
+        Args:
+            raw: HCL report, as read from the TPM.
+            report: The same report, parsed.
+            collected: The TPM's quote with PCR values and logs.
+        """
         quote = collected.to_vtpm_quote(ak_certificates=self._paravisor.read_certificates())
         if report.report_type == "snp":
             return AzureSnp(raw, quote, self._imds.get_snp_certificates())

@@ -50,7 +50,7 @@ _REASONS: Final[Mapping[bounded_http.ExchangeFailure, BackendReason]] = {
 
 
 class ImdsRequest(NamedTuple):
-    """A request, and the seconds that its response may take."""
+    """An HTTP request, and the time limit of its response in seconds."""
 
     method: str
     target: str
@@ -129,7 +129,7 @@ class ImdsClient:
         return f"IMDS: http://{host}:{port}{request.target}"
 
     def _exchange(self, request: ImdsRequest) -> bounded_http.Response:
-        """Return the response of status 200; repeat while the service is overloaded or fails."""
+        """Return the response of status 200; repeat the request after a status of 429 or 5xx."""
         response = self._send(request)
         for seconds in _WAITS:
             if response.status != 429 and response.status < 500:
@@ -177,6 +177,8 @@ class ImdsClient:
 
 def read_base64(text: str, what: str) -> bytes:
     """Decode base64 in the standard or the URL alphabet, padded or not, without white space.
+
+    `what` names the text in errors.
 
     Raises:
         FormatError: If the text is malformed, or has letters of both alphabets.

@@ -85,7 +85,10 @@ class DstackAgent:
         self.simulated: bool = bool(self.why_simulated)
 
     def _why_simulated(self, random: Callable[[int], bytes]) -> str:
-        """Return why the agent counts as simulated; one that fails to return a quote does."""
+        """Return why the agent counts as simulated, for example because it returns no quote.
+
+        Empty if a quote is signed by Intel hardware.
+        """
         try:
             return _why_simulated(self._client, random)
         except (BackendUnavailableError, BackendBusyError):
@@ -181,8 +184,8 @@ class DstackAgent:
     def get_quote_response(self, report_data: bytes) -> str:
         """Return the response of the agent, JSON as `Attestation.from_agent_response` accepts it.
 
-        It is that of Attest of v1; of GetQuote if the agent does not have or allow that. Only its
-        size (32 MiB) and its nesting depth are checked.
+        The method is Attest of v1; GetQuote if the agent does not have or allow it. Only the size
+        of the response (at most 32 MiB) and its nesting depth are checked.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes.
@@ -284,7 +287,7 @@ def _decode_evidence(response: str) -> Attestation | None:
 
 
 def _attested_quote(response: str) -> bytes:
-    """Return the quote in a response to Attest; empty on a platform without TDX quotes."""
+    """Return the TDX quote in the response to Attest; empty on a platform without TDX quotes."""
     evidence = _decode_evidence(response)
     with _reading("attestation"):
         quote = None if evidence is None else evidence.quote
@@ -295,7 +298,7 @@ def _attested_quote(response: str) -> bytes:
 
 
 def _check_agent(client: AgentClient) -> None:
-    """Make a call that only an agent has."""
+    """Call a method that only agents have; raise an error if it is missing."""
     if client.find_api() == "v1":
         return
     try:

@@ -218,7 +218,10 @@ class AgentClient:
     # -- HTTP ----------------------------------------------------------------------------------
 
     def _exchange_method(self, method: str, body: bytes) -> tuple[int, str, bytes]:
-        """Send a request to a method. Where / has no API, methods of v0 are below /v0."""
+        """Send a request to a method; return status, header field Server, and body.
+
+        If the agent serves no API at `/`, methods of v0 are requested below `/v0`.
+        """
         if method.startswith(_V1):
             return self._exchange(method, method, body)
         found = self._exchange(method, self._mount + method, body)
@@ -248,7 +251,11 @@ class AgentClient:
         return found.status, found.headers.get("server", ""), found.body
 
     def _call_error(self, reason: BackendReason, method: str, text: str) -> BackendError:
-        """Return the error of a call whose request was sent, so an event may have been emitted."""
+        """Return the error of a call whose request was sent; `text` describes the failure.
+
+        EmitEvent may have extended RTMR3 although the call failed. Its error therefore has the
+        reason `outcome_unknown`, and names the event log as the place to check.
+        """
         text = f"{self._name}: {method}: {text}"
         if method in _NOT_IDEMPOTENT:
             text += "; the event may have been emitted: check the event log"
@@ -292,7 +299,7 @@ class AgentClient:
             text = f"{self._name}: invalid endpoint: {one_line(text, _LONGEST_TEXT)}"
             return UsageError(text, reason="wrong_value")
         if isinstance(error, BlockingIOError):  # EAGAIN of a UNIX socket: its backlog is full
-            text = f"{self._name}: too many pending connections; retry later"
+            text = f"{self._name}: too many pending connections of the socket; retry later"
             return BackendBusyError(text, reason="overloaded", path=self.endpoint)
         reason: BackendUnavailableReason = "cannot_connect"
         text = f"cannot connect: {one_line(text, _LONGEST_TEXT)}"
@@ -312,8 +319,8 @@ class AgentClient:
     ) -> AttestKitError:
         """Return the error for a status other than 200.
 
-        `message` is the error message of the agent; `arguments` is False if the call had none, so
-        they cannot be the cause.
+        `message` is the error message of the agent. `arguments` is whether the call had arguments:
+        without them, a status of 400 is not the caller's error.
         """
         # Releases of the agent return 400 for every error; the message tells them apart.
         if status == 404 or (status == 400 and message.startswith(_NO_METHOD)):

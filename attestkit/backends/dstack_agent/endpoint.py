@@ -10,13 +10,13 @@ _URL: Final = ("http://", "https://")
 
 
 class Address(NamedTuple):
-    """The address of an endpoint."""
+    """The address of an endpoint: `path` of a UNIX socket, or the parts of a URL."""
 
     path: str = ""  # of a UNIX socket; empty for a URL
     host: str = ""
     port: int = 0
-    tls: bool = False
-    prefix: str = ""
+    tls: bool = False  # whether the scheme is https
+    prefix: str = ""  # path of the URL, which precedes the names of methods
 
 
 def describe_wrong_file(path: str) -> str:

@@ -55,7 +55,7 @@ class GoogleKey(NamedTuple):
     spki: bytes  # the certificate's key, SubjectPublicKeyInfo in DER
 
     def check_made(self, path: str, made: LoadedKey) -> None:
-        """Raise BackendError unless the key that the TPM made is the certificate's."""
+        """Raise BackendError unless `made`, created by the TPM at `path`, is the certified key."""
         if PublicVerificationKey(made.public.spki).spki != self.spki:
             text = (
                 f"the {self.kind} attestation key is not the one of its certificate; the TPM's "
@@ -87,7 +87,10 @@ def find_google_key(client: TpmClient) -> GoogleKey:
 
 
 def require_template(client: TpmClient) -> list[tuple[str, bytes, int]]:
-    """Return kind, template and index of the certificate of each key of Google's, at least one.
+    """Return the attestation keys that Google's vTPM can create; at least one.
+
+    Each is a tuple: kind ("ECC" or "RSA"), template (TPMT_PUBLIC), and the NV index of the key's
+    certificate.
 
     Raises:
         BackendUnavailableError: If the TPM has no template, so is not Google's (`wrong_platform`).
@@ -108,7 +111,7 @@ def require_template(client: TpmClient) -> list[tuple[str, bytes, int]]:
 
 
 def _read_certificate(path: str, stored: bytes) -> tuple[bytes, bytes]:
-    """Return the certificate without the padding of its index, and its key."""
+    """Return the certificate (DER) in the content of an NV index, and its key (SPKI in DER)."""
     try:
         certificate = DerReader(stored).whole(SEQUENCE)  # by its length: it may end with zeros
         spki = PublicVerificationKey(read_path_certificate(certificate).spki).spki
@@ -159,7 +162,7 @@ class GcpBackend:
         hardware: Backend | None = None,
         client: TpmClient | None = None,
     ) -> "Self":
-        """Create the backend of the hardware that the kernel reports."""
+        """Return a GcpTdGuest or a GcpSnpGuest, according to the hardware's backend."""
         paths = backends.find_kernel_paths(root) if paths is None else paths
         own = cast("Backend", ConfigfsTsm(paths=paths)) if hardware is None else hardware
         kind = _kind(own)
@@ -194,10 +197,10 @@ class GcpBackend:
 
     @classmethod
     def probe_tpm(cls, paths: KernelPaths | None = None) -> None:
-        """Check only that the TPM has the template of a key of Google, which is a sign of a TEE.
+        """Check only that the TPM has Google's template of an attestation key: a sign of a TEE.
 
-        Without the hardware's device, the log or the certificate, no evidence is possible, but the
-        machine is not one to simulate on.
+        It also succeeds where no evidence is possible, because the hardware's device, the log or
+        the certificate is missing: the machine is a guest of Google nevertheless.
 
         Raises:
             BackendUnavailableError: If the TPM is missing or not accessible, or is not Google's.
@@ -210,7 +213,9 @@ class GcpBackend:
 
     @classmethod
     def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
-        """As `probe`, if the DMI table names Google; other machines' TPMs are not opened.
+        """Probe as `probe` does, but only if the DMI table names Google.
+
+        The TPM of another machine is not opened.
 
         Raises:
             AttestKitError: As `probe`.
@@ -242,7 +247,13 @@ class GcpBackend:
     def _quote(
         self, evidence: bytes, pcrs: tuple[int, ...], read_logs: Callable[[], TpmLogs]
     ) -> parts.VtpmQuote:
-        """Return the vTPM's quote over the SHA-256 of the hardware's evidence."""
+        """Return the vTPM's quote over the SHA-256 of the hardware's `evidence`.
+
+        Args:
+            evidence: TDX quote or SNP report.
+            pcrs: Numbers of the quoted PCRs, of the SHA-256 bank.
+            read_logs: Returns the logs that explain the PCRs; called after the quote.
+        """
         client, own = self._client, self._google_key
         with client.lock, client.primary_key(ENDORSEMENT, own.template) as key:
             own.check_made(client.path, key)
@@ -251,7 +262,7 @@ class GcpBackend:
             return found.to_vtpm_quote(key.raw, (own.certificate,))
 
     def _read_boot_log(self) -> bytes:
-        """Return the firmware's log, without which verifiers refuse the PCRs."""
+        """Return the firmware's TPM event log, without which verifiers refuse the PCRs."""
         return read_firmware_log(self._paths)
 
     def close(self) -> None:
@@ -300,6 +311,9 @@ class GcpTdGuest(GcpBackend):
     def open_journal(self, version: int | None = None) -> RuntimeLog:
         """Return the log of runtime events; every call returns the same object.
 
+        Args:
+            version: As for `RegisterExtender.open_journal`.
+
         Raises:
             AttestKitError: As for the backend of the hardware.
         """
@@ -315,7 +329,7 @@ class GcpTdGuest(GcpBackend):
 
     @cached_property
     def _pcr_start(self) -> bytes:
-        """PCR 14 as the firmware and shim left it."""
+        """Value of PCR 14 before the first runtime event: shim extends it at boot."""
         log: tuple[parts.TpmEventDigest, ...] = read_digests(self._paths, self._read_boot_log())
         return extend(BANK, bytes(32), [e.digest for e in log if e.pcr_index == EVENT_PCR])
 

@@ -1,6 +1,6 @@
 """Event logs of Google's Confidential VMs (vtpm.md, section 9.1).
 
-The firmware's log of the vTPM: evidence of a TD has its digests only.
+The firmware logs its measurements into the vTPM; evidence of a TD contains only their digests.
 
 Runtime events are measured in RTMR 3 and in PCR 14. The journal on disk makes RTMR 3 and the log
 agree, whatever happens (`event_log.journal`). PCR 14 is extended last, after the event is in the
@@ -31,7 +31,7 @@ BANK: Final = "sha256"
 
 
 def read_firmware_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> bytes:
-    """Return the log; without it, verifiers refuse the PCRs.
+    """Return the firmware's TPM event log; without it, verifiers refuse the PCRs.
 
     Raises:
         BackendUnavailableError: If it is missing or not readable by this process.
@@ -54,7 +54,9 @@ def read_firmware_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) ->
 
 
 def read_digests(paths: KernelPaths, log: bytes) -> tuple[TpmEventDigest, ...]:
-    """Return PCR and SHA-256 digest of each record that extends a PCR.
+    """Return PCR and SHA-256 digest of each record of `log` that extends a PCR.
+
+    `paths` is used in errors only.
 
     Raises:
         BackendError: If the log is malformed, or has no SHA-256 digests.
@@ -80,7 +82,7 @@ _NAME: Final = f"PCR {EVENT_PCR}"
 class PcrAccess(NamedTuple):
     """Functions for PCR 14 of the SHA-256 bank, without a cache."""
 
-    read: Callable[[], bytes]
+    read: Callable[[], bytes]  # returns its value, 32 bytes
     extend: Callable[[bytes], None]  # argument: a digest of 32 bytes
     start: Callable[[], bytes]  # its value before the first event: shim measures its keys there
 
@@ -148,7 +150,11 @@ class PcrJournal:
         self._journal.close()
 
     def _catch_up(self, events: tuple[Event, ...]) -> bytes:
-        """Compare PCR 14 with the events; return its value, which is then that of all events."""
+        """Return the value of PCR 14 after `events`; extend it by the last event if it lacks it.
+
+        Raises:
+            JournalError: If it has another value.
+        """
         expected = self._replay(events)
         found = self._pcr.read()
         if hmac.compare_digest(found, expected):
@@ -166,7 +172,10 @@ class PcrJournal:
         return known[1]
 
     def _extend(self, before: bytes, event: Event) -> None:
-        """Extend PCR 14, and read it to determine whether it was extended."""
+        """Extend PCR 14 by an event, and check its value, also if the TPM returned an error.
+
+        `before` is its value before the event.
+        """
         digest = event_digest(event)
         after = extend("sha256", before, [digest])
         try:
@@ -180,7 +189,7 @@ class PcrJournal:
 
 
 def event_digest(event: Event) -> bytes:
-    """Return the digest by which an event extends PCR 14: that of RTMR 3 with SHA-256."""
+    """Return the digest of an event for PCR 14: computed as that for RTMR 3, but with SHA-256."""
     return sha256(runtime_preimage(event.name, event.payload, event.version))
 
 

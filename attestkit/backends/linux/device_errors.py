@@ -74,14 +74,14 @@ def translate_errno(
     meanings: Mapping[int, Meaning],
     otherwise: Meaning = UNKNOWN,
 ) -> BackendError:
-    """Return the error of a failed operation.
+    """Return the error of an operation that failed with an OSError.
 
     Args:
         path: The file, device or socket.
         problem: What failed, such as "boot log: cannot be read".
-        error: Its OSError.
-        meanings: Meaning of each errno.
-        otherwise: Meaning of any other errno.
+        error: The OSError.
+        meanings: For an errno: function that makes the error, reason, and text.
+        otherwise: The same for any other errno.
     """
     make, reason, meaning = meanings.get(error.errno or 0, otherwise)
     return make(path, f"{problem} ({error_name(error)}): {meaning}", reason)

@@ -76,7 +76,7 @@ def _read_copy(path: Path, calls: DeviceCalls) -> bytes:
 
 
 def _log_area(path: Path, limit: int, missing: str, calls: DeviceCalls) -> bytes:
-    """Return a log area; `missing` is the remedy if it does not exist."""
+    """Return the log area, at most `limit` bytes; `missing` is the remedy if it does not exist."""
     try:
         return read_file(path, limit, calls=calls)
     except OSError as error:
@@ -162,11 +162,11 @@ def read_boot_id(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> str:
 
 
 class GuestJournal:
-    """The log in the kernel's `paths`, created by the first use. Thread-safe, but not fork-safe.
+    """Runtime log of the guest, created by the first `open`. Thread-safe, but not fork-safe.
 
     Args:
         paths: The kernel's paths.
-        register: Access to the register.
+        register: Functions that read and extend the register of the events.
         calls: The system calls.
     """
 

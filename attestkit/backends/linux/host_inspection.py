@@ -190,9 +190,11 @@ def inspect_path(path: Path, need: str) -> PathStatus:
 
 
 def _access_error(path: Path, need: str, mode: int) -> str | None:
-    """Return the symbol of the errno of the needed access, or None if it works.
+    """Return the symbol of the errno with which the access `need` fails, or None if it works.
 
-    Devices are opened, because the device rules of a container can deny access whatever the mode.
+    `mode` is the file's `st_mode`.
+
+    Devices are opened, because a container's device rules can deny access that the mode permits.
     """
     if need == "see":
         return None
@@ -239,7 +241,7 @@ def _kind(mode: int) -> str:
 
 
 def _owner(status: os.stat_result) -> tuple[str, str]:
-    """Return the names of user and group; the number of one without a name."""
+    """Return the names of a file's user and group; their numbers if they have no names."""
     import grp  # may use a network directory, so imported only when needed
     import pwd
 

@@ -43,23 +43,26 @@ __all__ = ["Recording"]
 class Recording(RecordedCalls):
     """Recorder of a backend, or replay of a recording, with the protocols of the recorded backend.
 
-    A replay of hardware is also an `AppHost` if the host described the app; check that with
-    `attestkit.backends.base.hosts_app`. Thread-safe; calls are serialised.
+    A replay of hardware is also an `AppHost` if the folder that the host shares was recorded; check
+    that with `attestkit.backends.base.hosts_app`. Thread-safe; calls are serialised.
 
     Args:
         path: The file; None: `$ATTESTKIT_RECORDING`. A new recording needs an unused path, and is
             created with mode 0600.
-        of: The backend to record, by name, or as an object that `close` closes. None: replay.
-        options: Options of the named backend.
-        now: Returns Unix time, for the header.
+        of: The backend to record. A name: this recording opens that backend. An object: this
+            recording owns that backend, and its `close` closes it. None: replay the file.
+        options: Options of the backend, if `of` is a name.
+        now: Returns Unix time, for the header of the file.
 
     Attributes:
-        of: The recorded backend, for methods that a recording does not forward; None in a replay.
+        of: The backend that is being recorded, for methods that a recording does not forward; None
+            in a replay.
         recorded: The name of the recorded backend.
         recorded_simulated: Whether the recorded backend was simulated.
         trust_anchor: The root certificate (DER) for evidence of a simulated TEE, or None.
-        complete: Whether the recording was closed; False while recording.
-        simulated: True in a replay.
+        complete: Whether the file ends with the number of calls, as after `close`; False while
+            recording.
+        simulated: Always True in a replay; while recording, that of the recorded backend.
 
     Raises:
         UsageError: If the arguments are invalid, or the file exists already.
@@ -86,7 +89,7 @@ class Recording(RecordedCalls):
         options: Mapping[str, object] | None = None,
         now: Callable[[], float] = current_time,
     ) -> "Self":
-        """Create an object of a class with the protocols of the recorded backend."""
+        """Return an object whose class has the protocols of the recorded backend."""
         file = _recording_path(path)
         if of is not None:
             return _record(cls, file, of, dict(options or {}), now)
@@ -97,7 +100,7 @@ class Recording(RecordedCalls):
 
     @classmethod
     def probe(cls, path: str | os.PathLike[str] | None = None) -> None:
-        """Validate the file.
+        """Check that the file at `path` is a valid recording; None: `$ATTESTKIT_RECORDING`.
 
         Raises:
             BackendUnavailableError: If no path is given, or the file cannot be read.
@@ -111,7 +114,7 @@ class Recording(RecordedCalls):
         Raises:
             UsageError: If `report_data` is not 64 bytes.
             QuoteUnavailableError: If the call was not recorded.
-            AttestKitError: If the backend fails or, in a replay, has failed.
+            AttestKitError: If the recorded backend fails; a replay raises the recorded error.
         """
         return cast("bytes", self._call("get_quote", report_data))
 
@@ -151,7 +154,7 @@ def _recording_path(path: str | os.PathLike[str] | None) -> Path:
 
 
 def _class_with(cls: type[R], abilities: list[str]) -> type[R]:
-    """Return a subclass of `cls` with exactly these abilities.
+    """Return a subclass of `cls` with the methods of `abilities`, names in `ABILITIES`.
 
     Raises:
         FormatError: If an ability is unknown.
@@ -200,7 +203,7 @@ def _record(
 
 
 def _make_header(backend: Backend, started: float) -> dict[str, object]:
-    """Return the content of the first line."""
+    """Return the fields of the file's first line; `started` is Unix time."""
     anchor = _trust_anchor_of(backend)
     return {
         "backend": backend.name,
@@ -220,7 +223,7 @@ def _trust_anchor_of(backend: Backend) -> bytes | None:
 
 
 def _copy_document(made: R, host: object) -> R:
-    """Return `made`, as a `LaunchRecord` if its host is one."""
+    """Return `made`, with the attribute `mr_config` if `host` is a `LaunchRecord`."""
     if isinstance(host, LaunchRecord):
         recording: Any = made
         recording.mr_config = host.mr_config
@@ -234,7 +237,7 @@ def _make_backend(of: str | Backend, options: dict[str, object]) -> Backend:
         text = f"of: {of!r} is not a backend (attestkit.backends.base.Backend)"
         raise UsageError(text, reason="wrong_type")
     if options:
-        raise UsageError("options: not valid with a backend object", reason="conflict")
+        raise UsageError("options: `of` is an open backend; pass its name", reason="conflict")
     return of
 
 

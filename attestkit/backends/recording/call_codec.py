@@ -19,7 +19,7 @@ from attestkit.event_log.event import Event
 
 
 class _Difference(NamedTuple):
-    """The first `keep` events of `before`, followed by `added`."""
+    """A list of events: the first `keep` events of `before`, followed by `added`."""
 
     before: "_Difference | None"
     keep: int
@@ -27,16 +27,16 @@ class _Difference(NamedTuple):
 
 
 class _Cache:
-    """The tuple returned last, by any of the histories of a file."""
+    """The last history whose `events` was called, with its result; shared by a file's histories."""
 
     last: "tuple[EventHistory | None, tuple[Event, ...]]" = None, ()  # one tuple, for thread safety
 
 
 class EventHistory:
-    """The events of one result; without arguments an empty history.
+    """The runtime events of one recorded result, as a chain of differences to earlier results.
 
-    Every difference that it consists of, except the last, contributes at least one event. So
-    `events` takes time and memory linear in the events returned.
+    Without arguments it is empty. Each difference in the chain, except the last, contributes at
+    least one event. So `events` takes time and memory linear in the events returned.
     """
 
     __slots__ = ("_cache", "_part", "size")
@@ -88,7 +88,7 @@ LOCK: Final = "lock_journal"
 
 
 class CodecState:
-    """The runtime events of the last result, which the next one refers to."""
+    """The runtime events of the last result in the file, to which the next result refers."""
 
     def __init__(self) -> None:
         self.events: tuple[Event, ...] = ()  # encoded last
@@ -106,15 +106,15 @@ class Codec(NamedTuple):
 class CallSpec(NamedTuple):
     """Properties of a recorded method."""
 
-    codec: Codec
-    parameters: tuple[str, ...] = ()
-    changes_state: bool = False
-    not_recorded_error: type[BackendError] = BackendError
+    codec: Codec  # of its results
+    parameters: tuple[str, ...] = ()  # names of its arguments
+    changes_state: bool = False  # of the TEE
+    not_recorded_error: type[BackendError] = BackendError  # of a replay without such a call
     constant: bool = False  # independent of state changes: a result from any segment is valid
 
 
 class RecordedResult(NamedTuple):
-    """A value, or a function that creates a new instance of the recorded error."""
+    """The value of a call or, in `failure`, a function that creates a copy of its error."""
 
     value: object
     failure: Callable[[], AttestKitError] | None = None
@@ -136,7 +136,7 @@ def _decode_null(found: object, _: CodecState) -> None:
 
 def _decode_version(found: object, _: CodecState) -> int:
     if type(found) is not int or found not in (1, 2):
-        raise FormatError("answer: must be 1 or 2", reason="wrong_value")
+        raise FormatError("answer: version must be 1 or 2", reason="wrong_value")
     return found
 
 
@@ -146,7 +146,7 @@ def _decode_snp(found: object, _: CodecState) -> SnpEvidence:
 
 
 def _encode_platform(platform: Platform, _: CodecState) -> object:
-    """Return the parts of evidence as a CBOR record (CMW), which has those of every platform."""
+    """Return evidence as hex of a CBOR record (CMW), the encoding that exists for all platforms."""
     return Attestation(Evidence(platform, Stack(bytes(64), (), ""))).to_bytes("cbor").hex()
 
 
@@ -155,7 +155,10 @@ def _decode_platform(found: object, _: CodecState) -> Platform:
 
 
 def _members(found: object, what: str, *names: str) -> list[Any]:
-    """Return the members `names` of an object; FormatError unless it has exactly these members."""
+    """Return the members `names` of an object; FormatError unless it has exactly these members.
+
+    `what` names the object in the error.
+    """
     if not isinstance(found, dict):
         raise FormatError(f"{what}: must be an object", reason="wrong_type")
     if found.keys() != set(names):
@@ -233,10 +236,10 @@ CALLS: Final = {
 
 
 def error_to_json(error: AttestKitError) -> dict[str, object]:
-    """Return the class, the text and the attributes of an error.
+    """Return an error as JSON: its class, its text and its attributes.
 
     Raises:
-        FormatError: If the reason is not in the closed list of the class.
+        FormatError: If the error's reason is not one of those of its class.
     """
     known = next(kind for kind in type(error).__mro__ if kind.__name__ in errors.__all__)
     _check_reason(known, error.reason)
@@ -250,7 +253,7 @@ def error_to_json(error: AttestKitError) -> dict[str, object]:
 
 
 def error_from_json(found: Mapping[str, Any]) -> Callable[[], AttestKitError]:
-    """Return a function that creates the error.
+    """Return a function that creates a new instance of a recorded error at each call.
 
     Raises:
         FormatError: If class, text, reason or an attribute is not valid.
@@ -274,7 +277,7 @@ def error_from_json(found: Mapping[str, Any]) -> Callable[[], AttestKitError]:
 
 
 def _check_reason(kind: type[AttestKitError], reason: object) -> None:
-    """Raise FormatError unless `reason` is in the closed list of an error class."""
+    """Raise FormatError unless `reason` is one of the reasons of the error class `kind`."""
     if not isinstance(reason, str) or reason not in kind.reasons():
         text = f"error: unknown reason {shown(str(reason))} of {kind.__name__}"
         raise FormatError(text, reason="wrong_value")
@@ -300,7 +303,7 @@ def describe(key: Key) -> str:
 
 
 def describe_recorded(key: Key, recorded: list[Key]) -> str:
-    """Return the recorded calls for an error text: those of the same method first."""
+    """Return the recorded calls for an error text; calls of the method in `key` come first."""
     alike = [describe(other) for other in recorded if other[0] == key[0]]
     names = sorted({other[0] for other in recorded} - {key[0]})
     parts = alike[:_NAMED]

@@ -1,8 +1,8 @@
-"""Methods of a recording: for each protocol of the recorded backend, by the name of the ability.
+"""Methods of a recording for each protocol of the recorded backend (`ABILITIES`).
 
-The app of a recorded TEE comes from its backend or from the folder that its host shares. Its
-description does not change, so it is in the header. Keys are never written, because recordings are
-meant to be shared.
+The description of the app comes from the recorded backend, or from the folder that its host shares.
+It does not change, so it is in the header of the file. Keys are never written, because recordings
+are meant to be shared.
 """
 
 from collections.abc import Callable, Mapping
@@ -66,11 +66,10 @@ class RecordedHost:
 
 
 def host_to_json(backend: base.Backend) -> dict[str, object]:
-    """Return the header fields about the app of `backend`.
+    """Return the header fields that describe the app of `backend`; empty if it has none.
 
-    For hardware, the app's files are read from the folder that the host shares.
-
-    A missing file is recorded as its error.
+    For hardware, the app's files are read from the folder that the host shares. A missing file is
+    recorded as the error of reading it.
 
     Raises:
         UsageError: If `$DSTACK_HOST_SHARED_DIR` is not an absolute path.
@@ -103,7 +102,7 @@ def _outcome(read: Callable[[], str]) -> dict[str, object]:
 
 
 def host_from_json(header: Mapping[str, Any]) -> RecordedHost | None:
-    """Return the app in a header, or None.
+    """Return the description of the app in a header, or None if the header has none.
 
     Raises:
         FormatError: If the description of the app is malformed.
@@ -147,12 +146,12 @@ class RecordedCalls:
     _journal: "RecordedLog | None" = None
 
     def _call(self, name: str, *values: object) -> object:
-        """Check the arguments of a method in `CALLS`, and call or replay it.
+        """Check the arguments of the method `name`, a key of `CALLS`; record or replay the call.
 
         Raises:
             UsageError: If an argument is invalid.
             BackendError: If the call was not recorded.
-            AttestKitError: If the backend fails or, in a replay, has failed.
+            AttestKitError: If the recorded backend fails; a replay raises the recorded error.
         """
         arguments: dict[str, call_codec.Scalar] = {}
         for parameter, value in zip(call_codec.CALLS[name].parameters, values, strict=True):
@@ -162,7 +161,7 @@ class RecordedCalls:
 
 
 def _forwarded(name: str) -> Callable[..., Any]:
-    """Return the method `name` of a recording; it takes the arguments by position or name."""
+    """Return the method `name` of a recording; its arguments are passed by position or name."""
     parameters = call_codec.CALLS[name].parameters
 
     def method(self: RecordedCalls, *values: object, **named: object) -> object:
@@ -201,7 +200,10 @@ _CHECKS: Final[dict[str, Callable[[object], None]]] = {
 
 
 def _open_journal(self: RecordedCalls, version: int | None = None) -> RuntimeLog:
-    """Return the journal of runtime events; later calls return the object of the first."""
+    """Return the log of runtime events; every call returns the same object.
+
+    `version` is the version of the event digests, 1 or 2, or None; only the first call uses it.
+    """
     with self._opening:
         if self._journal is None:
             log = self._handler.call(
@@ -225,7 +227,7 @@ def _reset(self: RecordedCalls) -> None:
 class RecordedLog:
     """A `RuntimeLog` whose calls are recorded or, if `log` is None, replayed.
 
-    Lock order: the lock of the journal before that of the handler.
+    A thread takes the lock of the journal before the lock of the handler.
     """
 
     path = ""  # the texts of recorded errors must not depend on the path of the log
@@ -269,7 +271,7 @@ class RecordedLog:
 
 
 class _LockExit:
-    """Descriptor that makes the lock's `__exit__` that of a `_Locked`.
+    """Descriptor by which `_Locked.__exit__` is the `__exit__` of its lock.
 
     So a `with` statement calls the lock's own `__exit__`, which may be in C. An interrupt at the
     start of a Python `__exit__` would leave the lock held for ever, see

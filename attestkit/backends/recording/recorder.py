@@ -147,7 +147,7 @@ class _Segment:
 
 
 class Replayer:
-    """Handler that replays a file."""
+    """Handler that returns the recorded results of a file."""
 
     def __init__(self, path: Path, recorded: RecordingFile) -> None:
         self._path = path

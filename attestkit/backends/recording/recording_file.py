@@ -61,7 +61,7 @@ class RecordingWriter:
             raise UsageError(text, reason="cannot_write") from error
 
     def header(self, fields: Mapping[str, object]) -> None:
-        """Write the first line.
+        """Write the header, which is the first line.
 
         Raises:
             OSError: As for `write`.
@@ -135,7 +135,7 @@ def _encode_line(value: object) -> bytes:
 
 
 class RecordedCall(NamedTuple):
-    """A call and its result."""
+    """A call and its result; `change`: the call changes the state of the TEE."""
 
     key: call_codec.Key
     change: bool
@@ -168,7 +168,8 @@ def parse_recording(data: bytes) -> RecordingFile:
     """Parse the content of a recording.
 
     Raises:
-        FormatError: If it is malformed, or has more than a million calls; the text has the line.
+        FormatError: If it is malformed, or has more than a million calls; the text has the number
+            of the line.
     """
     # Count first: splitting a file of empty lines would take many times its size.
     if data.count(b"\n") > MOST + 3:  # and the header, the end, and the newline after the end
@@ -189,7 +190,7 @@ T = TypeVar("T")
 
 
 def header_field(header: Mapping[str, Any], key: str, kind: type[T]) -> T:
-    """Return a field of a header; FormatError if its type is not `kind`."""
+    """Return the field `key` of a header; FormatError if its type is not `kind`."""
     if not isinstance(found := header.get(key), kind):
         raise FormatError(f"{key}: must be of type {kind.__name__}", reason="wrong_type")
     return found
@@ -231,7 +232,7 @@ def _check_header(line: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Parser:
-    """Incremental parser of lines."""
+    """Parser of a recording that receives one line at a time."""
 
     def __init__(self) -> None:
         self.header: dict[str, Any] | None = None
@@ -306,7 +307,7 @@ def _only(names: set[str], problem: str) -> str:
 def result_from_json(
     found: Mapping[str, Any], codec: call_codec.Codec, state: call_codec.CodecState
 ) -> call_codec.RecordedResult:
-    """Return the answer or the error in an object of a recording.
+    """Return the answer or the error in an object of a recording, which has exactly one of them.
 
     Args:
         found: The object.

@@ -1,4 +1,4 @@
-"""Firmware event logs of simulated guests, and the registers and PCRs that they explain.
+"""Firmware event logs of simulated guests, and the RTMRs and PCRs to which they replay.
 
 Records and event data follow the TCG PC Client Platform Firmware Profile; the format is the
 crypto-agile one of its section 10.2.
@@ -140,7 +140,10 @@ def _loaded_image(name: str) -> bytes:
 
 
 def encode_spec_id(index: int, banks: Sequence[str]) -> bytes:
-    """Return the first record of a log, in the format of TPM 1.2: banks and their digest sizes."""
+    """Return the first record of a log, in the format of TPM 1.2: banks and their digest sizes.
+
+    `index` is the register of the record, which does not extend it.
+    """
     algorithms = b"".join(struct.pack("<HH", HASH_IDS[bank], hash_size(bank)) for bank in banks)
     # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN.
     head = struct.pack("<IBBBBI", 0, 0, 2, 0, 2, len(banks))
@@ -149,7 +152,7 @@ def encode_spec_id(index: int, banks: Sequence[str]) -> bytes:
 
 
 def encode_record(index: int, event_type: int, digests: Mapping[str, bytes], data: bytes) -> bytes:
-    """Return a record in the crypto-agile format; `digests` are by bank, in the banks' order."""
+    """Return a record in the crypto-agile format: register, event type, digests by bank, data."""
     tagged = [struct.pack("<H", HASH_IDS[bank]) + digest for bank, digest in digests.items()]
     head = struct.pack("<III", index, event_type, len(tagged)) + b"".join(tagged)
     return head + struct.pack("<I", len(data)) + data
@@ -205,7 +208,15 @@ class BootRecord(NamedTuple):
 def measured(
     pcr: int, event_type: int, content: bytes, data: bytes | None = None, **known: bytes
 ) -> BootRecord:
-    """Return a record of content: its digest in each bank, or one in `known`."""
+    """Return the record of a measurement of `content` into a PCR.
+
+    Args:
+        pcr: Number of the PCR.
+        event_type: Type of the event (EV_...).
+        content: Measured bytes, whose digest in each bank extends the PCR.
+        data: Data of the event; None: `content`.
+        known: Digests by bank that replace those of `content`.
+    """
     digests = {bank: known.get(bank) or hashlib.new(bank, content).digest() for bank in BANKS}
     return BootRecord(pcr, event_type, content if data is None else data, digests)
 
@@ -247,7 +258,7 @@ def uefi_records(
 
 
 def boot_application(content: bytes, pcr: int = 4) -> BootRecord:
-    """Return the record of a boot application, whose data are not a real device path."""
+    """Return the record of a boot application; its data are `content`, not a device path."""
     return measured(pcr, _APPLICATION, content)
 
 

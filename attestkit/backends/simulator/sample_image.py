@@ -84,7 +84,7 @@ def section(kind: int, body: bytes) -> bytes:
 
 
 def guided_section(guid: UUID, data: bytes, attributes: int = 1) -> bytes:
-    """Return a section whose data is encoded, or preceded by a checksum."""
+    """Return a GUID-defined section, whose data are encoded or preceded by a checksum."""
     return section(2, guid.bytes_le + struct.pack("<HH", 24, attributes) + data)
 
 
@@ -152,7 +152,7 @@ def noise(seed: str, size: int) -> bytes:
 
 
 def sample_firmware(seed: str) -> bytes:
-    """Return an image; its variables are those of a new OVMF, and the seed is in its code."""
+    """Return a firmware image with the variables of a new OVMF, and code derived from the seed."""
     code = bytearray(_code(seed))
     sections = _tdx_sections()
     tdx = struct.pack("<4sIII", b"TDVF", 16 + 32 * len(sections), 1, len(sections))
@@ -181,7 +181,7 @@ def _variables() -> bytes:
 
 
 def _code(seed: str) -> bytes:
-    """Return the volume with compressed drivers, and what follows it."""
+    """Return the code of a firmware image: a volume with compressed drivers, then noise."""
     drivers = [
         ffs_file(guid, _DRIVER, section(_RAW, noise(f"{seed} {guid}", 64))) for guid in _DRIVERS
     ]

@@ -18,7 +18,7 @@ KEY_FILE: Final = ".appkeys.json"
 
 
 class SimulatedApp(GpuHost):
-    """A `BootHost`: the part of a simulator that describes the app, on all platforms."""
+    """A `BootHost`: the app of a simulated guest, with its keys; the same on all platforms."""
 
     app_compose: AppCompose
     """The app's compose file."""
@@ -50,7 +50,7 @@ class SimulatedApp(GpuHost):
             UsageError: If `app_id` is not that of the simulated guest, or `vm_config` is malformed.
         """
         if app_id is not None and app_id != self._app_id:
-            message = "app_id: the simulated guest has another; pass it to the simulator"
+            message = "app_id: the simulated guest has another; open it with this app_id"
             raise UsageError(message, reason="conflict")
         return Launch(
             app_compose=self.app_compose,

@@ -32,7 +32,7 @@ _LARGEST: Final = 4096  # maximum size of a file in bytes; typical are 600
 
 
 class State(NamedTuple):
-    """State of a running TD."""
+    """State of a running TD, as stored in its folder."""
 
     boot_id: str  # changes with every boot
     launch: str  # identity of the TD: hash of everything fixed at launch
@@ -87,7 +87,7 @@ class StateFolder:
             raise failed(self.path / SEED, str(error), "state") from error
 
     def load(self) -> State | None:
-        """Return the state of the running TD, or None.
+        """Return the stored state of the running TD, or None if the TD is off.
 
         Raises:
             BackendError: If the file cannot be read, or is damaged.
@@ -185,7 +185,7 @@ def _io_error(path: Path, error: OSError) -> BackendError:
 
 
 class BootPlan(NamedTuple):
-    """State after each boot of a TD."""
+    """State to which every boot sets the TD."""
 
     launch: str  # identity of the TD: hash of everything fixed at launch
     rtmrs: Rtmrs
@@ -199,7 +199,7 @@ class SoftTd:
     Args:
         boot: State after boot.
         folder: Storage that preserves the TD between processes; None: in memory. If it has no
-            state, or that of another TD, this TD is freshly booted.
+            state, or the state of another TD, this TD is freshly booted.
         random: Returns a number of random bytes.
         calls: Injector of faults.
 

@@ -109,7 +109,7 @@ class EmulatedTd:
 
     Args:
         pki: The PKI of its platform.
-        extended: Whether reports have the fields of TDX 1.5.
+        extended: Whether TD reports have the fields of TDX 1.5.
         mr_config_id: 48 bytes, set at launch.
         random: Returns a number of random bytes.
         scenario: Deviations of the launch values.

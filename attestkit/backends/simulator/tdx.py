@@ -64,7 +64,7 @@ class Simulator(SimulatedApp):
         app_compose: The content of app-compose.json. None: that of a default app.
         app_keys: The app's keys; the caller closes them. None: keys derived from the seed.
         kms_boot: Boot only the firmware. `attestkit.kms.boot_with_kms` then boots the app, whose
-            keys come from a KMS; they are kept in `state_dir`. It excludes `app_keys`.
+            keys come from a KMS and are stored in `state_dir`. Not with `app_keys`.
         vm_config: The configuration of the VM as JSON, used unchanged. None: that of the OS image.
             It describes the machine that boots a dstack image.
         image: What the guest boots: a dstack image (folder or archive), or `BootFiles`. The
@@ -74,7 +74,7 @@ class Simulator(SimulatedApp):
         tpm: Software behind the vTPM of a cloud's guest: "model", whose keys are functions of the
             seed, or "swtpm", a process whose keys are random. None: the model.
         gpus: GPUs of the machine: their number, 1 to 16 of Hopper architecture, or a `GpuConfig`;
-            8 come with NVSwitches, in protected-PCIe mode. None: none, if the scenario has none.
+            8 come with NVSwitches, in protected-PCIe mode. None: those that the scenario needs.
         now: Returns Unix time, for the collateral.
         random: Returns a number of random bytes, as `os.urandom`.
         wait: Sleeps for a number of seconds, for faults that delay.
@@ -201,7 +201,7 @@ class Simulator(SimulatedApp):
     def _choose_boot(self, app_keys: AppKeys | None, *, kms_boot: bool) -> None:
         """Store whether the app is booted with a KMS; UsageError if it cannot be."""
         if kms_boot and app_keys is not None:
-            raise UsageError("app_keys: excludes a KMS; give only one", reason="conflict")
+            raise UsageError("app_keys, kms_boot: both given; give only one", reason="conflict")
         if kms_boot and not self.has_kms_boot:
             text = f"kms: does not apply to {self.platform}, whose registers no boot event extends"
             raise UsageError(text, reason="not_applicable")
@@ -223,7 +223,7 @@ class Simulator(SimulatedApp):
         if source is None:
             return simulated_image(simulated)
         if simulated != ImageConfig():
-            text = "image: the scenario has another image; give only one"
+            text = "image: the scenario has an image of its own; omit one of them"
             raise UsageError(text, reason="conflict")
         from attestkit.backends.simulator.images.booted_image import (
             boot_image,  # lazy: rarely needed
@@ -238,7 +238,7 @@ class Simulator(SimulatedApp):
             self.blocking = True
 
     def _plan_boot(self) -> BootPlan:
-        """Return registers and events after a boot, and the identity of this TD."""
+        """Return the state after a boot: registers, events, and the identity of this TD."""
         launch, firmware = self.launch(), replay_records(boot_records(self._image))
         fixed = [self._pki.root_der, self.vm_config.encode()]
         if self.kms_boot:
@@ -252,7 +252,10 @@ class Simulator(SimulatedApp):
         return BootPlan(identity, rtmrs, events, self.app_compose.event_log_version)
 
     def _split_body(self) -> tuple[bytes, bytes]:
-        """Return the constant parts of a TD body: before the registers, after the report data."""
+        """Return the constant parts of a TD body: the part before and the part after the registers.
+
+        The registers are followed by the report data, which are in neither part.
+        """
         config_id = config_id_v1(self.app_compose.compose_hash)
         body = td_reports.launch_body(self._scenario, config_id, mrtd=self._image.mrtd)
         old = self._quote_version == 4 or self._scenario.td10
@@ -297,7 +300,7 @@ class Simulator(SimulatedApp):
 
     @property
     def app_info_array(self) -> Literal[8, 9] | None:
-        """Values of the app info in certificates of the image's guest agent; None: a map."""
+        """Number of values of the app info in the agent's certificates: an array; None: a map."""
         return self._scenario.image.app_info_array
 
     def get_quote(self, report_data: bytes) -> bytes:

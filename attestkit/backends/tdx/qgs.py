@@ -252,7 +252,7 @@ def frame(message: bytes) -> bytes:
 
 
 def parse_frame(head: bytes, path: object) -> int:
-    """Return the length in a length prefix, four bytes.
+    """Return the length of a message from its length prefix of four bytes.
 
     Raises:
         BackendError: If the length is out of range.

@@ -155,7 +155,7 @@ class RtmrAccess:
         return value
 
     def _file_error(self, what: str, name: str, error: OSError) -> BackendError:
-        """Return the error for an RTMR file that cannot be read or extended (`what`)."""
+        """Return the error for an RTMR file; `what` is the failed access: "read" or "extended"."""
         path, text = self._folder / name, f"cannot be {what}"
         if error.errno in device_errors.DENIED:
             default = "root may extend" if what == "extended" else "every user may read"
@@ -201,7 +201,7 @@ class RtmrAccess:
             raise self._file_error("extended", name, error) from error
 
     def _extend_by_ioctl(self, fd: int, register: int, digest: bytes) -> None:
-        """Extend a register with the ioctl of one kernel; after ENOTTY, with that of the other."""
+        """Extend a register with the ioctl's first form; after ENOTTY, with its second form."""
         for number in (EXTEND_RTMR, EXTEND_RTMR_V3):
             extend = self._extender(fd, number, register, digest)
             error = self._extend_once(register, digest, extend)
@@ -229,7 +229,9 @@ class RtmrAccess:
     def _extend_once(
         self, register: int, digest: bytes, extend: Callable[[], None]
     ) -> OSError | None:
-        """Extend once; return the last error if the register was not extended.
+        """Call `extend` until the register has changed; return the last error if it never has.
+
+        A second call is made only if the register shows that the first one had no effect.
 
         Raises:
             BackendError: If another process extended the register at the same time.

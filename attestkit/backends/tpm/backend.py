@@ -147,7 +147,7 @@ class TpmBackend(TpmGuest):
 
     @contextmanager
     def _attestation_key(self) -> Iterator[LoadedKey]:
-        """Return the persistent key, or make one for a block of commands."""
+        """Yield the persistent key; if there is none, a primary key that exists in the block."""
         key = self._client.find_key(self._handle)
         if key is not None:
             self._check_key(key)
@@ -163,7 +163,7 @@ class TpmBackend(TpmGuest):
             yield key
 
     def _check_key(self, key: LoadedKey) -> None:
-        """Refuse a key whose quotes verifiers refuse."""
+        """Raise BackendUnavailableError unless the key is a restricted signing key of this TPM."""
         try:
             key.public.require_attestation_key()
         except SignatureError as error:
@@ -175,7 +175,7 @@ class TpmBackend(TpmGuest):
 
 
 def _qualifying_data(report_data: bytes) -> bytes:
-    """Return the 32 bytes that stand for report data in a quote (vtpm.md, section 10)."""
+    """Return the 32 bytes that represent report data in a quote (vtpm.md, section 10)."""
     first, rest = report_data[:32], report_data[32:]
     return sha256(report_data) if any(rest) else first
 

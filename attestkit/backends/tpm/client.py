@@ -48,7 +48,7 @@ class TpmClient(NvCommands):
     """Client of a TPM 2.0. Thread-safe; close it to close its transport.
 
     Passwords of hierarchies and keys must be empty. Methods raise TpmError if the TPM answers with
-    an error, and otherwise what `execute` does.
+    an error, and the other errors of `execute`.
     """
 
     # -- start and capabilities ----------------------------------------------------------------
@@ -62,7 +62,13 @@ class TpmClient(NvCommands):
                 raise
 
     def get_capability(self, kind: int, first: int, count: int) -> tuple[bool, bytes]:
-        """Return whether more items follow, and the capability data after the kind."""
+        """Return whether more items follow, and the list of items, encoded, with its count.
+
+        Args:
+            kind: Capability (TPM_CAP), such as `CAP_HANDLES`.
+            first: First item: a handle, command code or property.
+            count: Largest number of items.
+        """
         parameters = b"".join(encode_number(number, 4) for number in (kind, first, count))
         reader = ParameterReader(
             self.execute(cc.GET_CAPABILITY, parameters=parameters), "GetCapability"
@@ -99,12 +105,12 @@ class TpmClient(NvCommands):
         raise self._endless("commands")
 
     def read_property(self, tag: int) -> int | None:
-        """Return a property, such as FAMILY; None if the TPM does not have it."""
+        """Return the value of a property (TPM_PT) such as FAMILY; None if the TPM has no such."""
         _, data = self.get_capability(cc.CAP_PROPERTIES, tag, 1)
         return next((value for found, value in self._numbers(data, 2) if found == tag), None)
 
     def _numbers(self, data: bytes, width: int) -> list[tuple[int, ...]]:
-        """Return a list of tuples of `width` numbers after its count."""
+        """Return the items in `data`, a count and items of `width` 32-bit numbers each."""
         reader = TpmReader(data, "GetCapability")
         with reading(self.path):
             count = reader.u32()
@@ -140,7 +146,7 @@ class TpmClient(NvCommands):
         return values
 
     def _pcr_read_some(self, selections: tuple[PcrSelection, ...]) -> PcrValues:
-        """Return the values of one PCR_Read; others than the selected ones are refused."""
+        """Return the values in one response to PCR_Read; BackendError for PCRs not selected."""
         selected = {(one.bank, pcr) for one in selections for pcr in one.pcrs}
         response = self.execute(cc.PCR_READ, parameters=encode_selections(selections))
         reader = ParameterReader(response, "PCR_Read")
@@ -226,7 +232,7 @@ class TpmClient(NvCommands):
             raise
 
     def evict_control(self, handle: int, persistent: int) -> None:
-        """Make a loaded key persistent, or remove a persistent key, if both handles are equal."""
+        """Make the loaded key `handle` persistent; if both handles are equal, remove that key."""
         self.execute(cc.EVICT_CONTROL, (OWNER, handle), encode_number(persistent, 4), [password()])
 
     def flush_context(self, handle: int) -> None:
@@ -235,7 +241,10 @@ class TpmClient(NvCommands):
 
     @contextmanager
     def flushed(self, handle: int) -> Iterator[None]:
-        """Unload a key or a session after a block; an error of the block is the one that counts."""
+        """Unload a key or a session after a block.
+
+        If the block raises an error, an error of unloading is suppressed.
+        """
         try:
             yield
         except BaseException:
@@ -247,7 +256,17 @@ class TpmClient(NvCommands):
     def start_auth_session(
         self, key: int, nonce: bytes, encrypted_salt: bytes, hash_name: str
     ) -> TpmResponse:
-        """Start an HMAC session that is not bound; its response has a handle and nonceTPM."""
+        """Start an HMAC session that is salted but not bound to an object.
+
+        Args:
+            key: Handle of the key that decrypts the salt.
+            nonce: The caller's nonce.
+            encrypted_salt: The salt, encrypted to that key.
+            hash_name: Hash of the session.
+
+        Returns:
+            The response, with the session's handle and nonceTPM.
+        """
         parameters = (
             encode_sized(nonce)
             + encode_sized(encrypted_salt)

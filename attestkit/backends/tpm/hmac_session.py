@@ -104,7 +104,15 @@ class HmacSession:
     def _hmac(
         self, secret: bytes, hashed: bytes, newer: bytes, older: bytes, attributes: int
     ) -> bytes:
-        """Return the HMAC over a hash of parameters, the nonces and the attributes."""
+        """Return the HMAC of a command or response (Part 1, section 19.6).
+
+        Args:
+            secret: Password of the authorized object.
+            hashed: cpHash of the command, or rpHash of the response.
+            newer: Nonce of the sender.
+            older: Last nonce of the receiver.
+            attributes: Attributes of the session.
+        """
         content = hashed + newer + older + bytes([attributes])
         return hmac.digest(self._key + secret, content, self._hash)
 

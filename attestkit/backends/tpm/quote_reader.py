@@ -69,7 +69,7 @@ ATTEMPTS: Final = 5
 
 
 class CollectedQuote(NamedTuple):
-    """A quote whose digest is that of the values."""
+    """A quote, and the PCR values and logs that belong to it; its digest matches the values."""
 
     message: bytes  # TPMS_ATTEST
     signature: bytes  # TPMT_SIGNATURE

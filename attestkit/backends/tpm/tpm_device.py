@@ -142,7 +142,7 @@ def _open_error(node: Path, error: OSError) -> BackendError:
 
 
 def _access_remedy(node: Path) -> str:
-    """Return what to do about a missing permission: the group of the node, if it helps."""
+    """Return the remedy for a missing permission: join the node's group, or run as root."""
     try:
         found = node.stat()
     except OSError:
@@ -174,15 +174,15 @@ class TpmGuest:
     def get_quote(self, report_data: bytes) -> bytes:
         """Raise UnsupportedError: the evidence has several parts."""
         del report_data
-        message = f"{self.name}: the evidence is no TDX quote or SEV-SNP report; use attest()"
+        message = f"{self.name}: the evidence has several parts; use attest()"
         raise UnsupportedError(message, reason="no_quote")
 
     def read_event_log(self) -> bytes:
-        """Return no log of RTMRs; logs of the TPM are parts of the evidence."""
+        """Return an empty log: there are no RTMRs, and the TPM's logs are in the evidence."""
         return b""
 
     def read_attestation_key(self) -> bytes:
-        """Raise UnsupportedError: the evidence has the TPM's key, or needs none."""
+        """Raise UnsupportedError: report data need not contain the TPM's key."""
         message = f"{self.name}: report data need not bind the TPM's key"
         raise UnsupportedError(message, reason="feature")
 

@@ -163,7 +163,7 @@ class DeviceTransport:
         """Write a command; the node does not block, so the response may not be there yet."""
         written = self._call("command not sent", lambda: self._calls.write(fd, command))
         if written != len(command):
-            text = f"{written} of {len(command)} bytes of a command were written"
+            text = f"{written} of {len(command)} bytes of a command were written; retry"
             raise failed(self.path, text, "io_error")
 
     def _wait(self, fd: int, deadline: float, seconds: float) -> None:
@@ -200,7 +200,7 @@ class DeviceTransport:
     def close(self) -> None:
         """Close the node, after a command in progress; a second call has no effect.
 
-        It has none after a fork, either: the node belongs to the parent process.
+        After a fork it has no effect in the child: the node belongs to the parent process.
         """
         if self._process != os.getpid():
             return

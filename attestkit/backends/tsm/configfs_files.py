@@ -175,7 +175,7 @@ class DirectoryEntry(NamedTuple):
     """An entry of a directory."""
 
     name: str
-    made_at: float  # seconds since 1970
+    made_at: float  # Unix time  # seconds since 1970
 
 
 class OsFiles:

@@ -269,7 +269,7 @@ class TsmClient:
             raise self._translate_error(Step.ANY, error, path) from error
         for name, value in request.options:
             if name not in available:
-                text = f"{path}: the kernel has no attribute {name}"
+                text = f"{path}: the kernel has no attribute {name}; update it, or omit the option"
                 raise UnsupportedError(text, reason="feature")
             if name == "privlevel" and "privlevel_floor" in available:
                 floor = self._read_number(f"{path}/privlevel_floor")

@@ -123,7 +123,7 @@ class SimulatedStubMachine:
 def _with_fault(
     simulated: "SimulatedGpus",
 ) -> tuple[tuple["SimulatedDevice", ...], tuple["SimulatedDevice", ...]]:
-    """Return GPUs and switches, as a fault of the machine changes them."""
+    """Return GPUs and switches, after a fault of the whole machine is applied, if any."""
     gpus, switches = simulated.gpus, simulated.switches
     fault = simulated.config.deviation.machine
     if fault == "switch-missing":

@@ -87,7 +87,7 @@ class StubDevice:
 
 
 class StubMachine(Protocol):
-    """The devices whose drivers the stub libraries stand for."""
+    """The devices that the stub libraries report."""
 
     @property
     def driver_version(self) -> str:
@@ -115,7 +115,7 @@ class StubMachine(Protocol):
 
 @dataclass(slots=True)
 class StubState:
-    """State of the driver that tests change, and the answers that it replaces.
+    """State of the emulated driver, which tests change.
 
     `codes` has an error code to return for a call, `delays` a number of seconds to wait before the
     answer.

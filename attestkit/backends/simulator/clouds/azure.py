@@ -33,7 +33,7 @@ from attestkit.tpm.public_area import RSA_AK, RSA_EK, RSA_SRK
 
 
 class ParavisorConfig(NamedTuple):
-    """The VM configuration that the paravisor claims."""
+    """The VM configuration in the paravisor's runtime data."""
 
     vm_unique_id: str = "00000000-0000-4000-8000-000000000001"
     secure_boot: bool = True
@@ -158,7 +158,7 @@ class _AzureVm(CloudSimulator):
         return self._make_report(altered=self.emulated).encode()
 
     def _make_report(self, *, altered: bool) -> HclReport:
-        """Return a report, altered as the scenario says."""
+        """Return the HCL report of the VM; `altered`: with the scenario's deviations."""
         cloud = self._scenario.cloud
         is_foreign = altered and cloud.foreign_ak
         ak = self._ak._replace(modulus=_FOREIGN) if is_foreign else self._ak
@@ -182,7 +182,7 @@ class _AzureVm(CloudSimulator):
         return found
 
     def _with_own_report(self, found: AzureSnp | AzureTdx) -> AzureSnp | AzureTdx:
-        """Return evidence with another HCL report, as a guest that makes its own could send it."""
+        """Return the evidence with an HCL report that the guest made itself, as an attack."""
         report = self._make_report(altered=True)
         if isinstance(found, AzureSnp):
             return found._replace(hcl_report=report.encode())

@@ -55,11 +55,11 @@ class CloudSimulator(VtpmGuest):
         return platform_root(self._seed, self._scenario)
 
     def _start(self, app_id: bytes) -> None:
-        """Set the hardware, `_vtpm` and `_guest`."""
+        """Start the simulated hardware and TPM; set `_vtpm`, and `_guest`, the cloud's backend."""
         raise NotImplementedError  # each cloud has its own
 
     def collateral(self, now: float | None = None) -> Collateral:
-        """Raise UnsupportedError, except on TDX: other evidence needs no Intel collateral."""
+        """Raise UnsupportedError: only evidence of TDX needs Intel's collateral."""
         del now
         text = f"{self.platform}: no Intel collateral; its certificates come with the evidence"
         raise UnsupportedError(text, reason="feature")
@@ -103,7 +103,7 @@ class CloudSimulator(VtpmGuest):
         raise UnsupportedError(f"{self.platform}: no PCCS is served for it", reason="feature")
 
     def reset(self) -> NoReturn:
-        """Raise UnsupportedError: the guest keeps no state; open another one."""
+        """Raise UnsupportedError: the guest cannot reboot; open another one."""
         raise UnsupportedError(f"{self.platform}: cannot be reset; open another", reason="feature")
 
     def _halt(self) -> None:

@@ -79,7 +79,11 @@ class _GoogleVm(CloudSimulator):
         )
 
     def _provision(self, contents: Iterable[Callable[[], bytes]]) -> None:
-        """Define the NV indices; keys and certificates are made when they are first read."""
+        """Define the NV indices of templates and certificates.
+
+        `contents` make the certificates. They are called when an index is first read; with swtpm
+        now, because its slots for keys may be full later.
+        """
         tpm = self.vtpm.tpm
         for index, template in _TEMPLATES.items():
             tpm.provision_index(index, template.encode(), OWNER_READ)
@@ -90,7 +94,7 @@ class _GoogleVm(CloudSimulator):
                 content()
 
     def _read_certificate(self, template: TpmtPublic) -> bytes:
-        """Return the certificate of a key."""
+        """Return the certificate (DER) of the TPM's primary key of a template."""
         if template is ECC_AK and self.emulated and self._scenario.cloud.foreign_ak:
             return self._certify(self._other_key())
         key = self.vtpm.read_primary(ENDORSEMENT, template)
@@ -141,7 +145,7 @@ class _GoogleVm(CloudSimulator):
         return found if cloud.bank == "sha256" else self._requote(found, cloud.bank)
 
     def _requote(self, found: GcpSnp | GcpTdx, bank: str) -> GcpSnp | GcpTdx:
-        """Return evidence whose quote, over the same hardware's evidence, is of another bank."""
+        """Return the evidence with another TPM quote, of the PCR bank `bank`."""
         if isinstance(found, GcpTdx):
             made = self._quote_bank(found.quote, found.tpm_quote.pcr_values, bank)
             return found._replace(tpm_quote=found.tpm_quote._replace(**made))
@@ -149,7 +153,13 @@ class _GoogleVm(CloudSimulator):
         return found._replace(vtpm_quote=found.vtpm_quote._replace(**made))
 
     def _quote_bank(self, signed: bytes, like: tuple[PcrValue, ...], bank: str) -> dict[str, Any]:
-        """Return the fields of a quote over the SHA-256 of evidence, of the same PCRs of a bank."""
+        """Return the changed fields of a VtpmQuote: a quote of `bank` in place of another quote.
+
+        Args:
+            signed: The hardware's evidence, whose SHA-256 is quoted.
+            like: PCR values of the other quote; the same PCRs are quoted.
+            bank: Hash of the bank.
+        """
         client = self.vtpm.connect()
         with client.primary_key(ENDORSEMENT, ECC_AK) as key:
             selection = (PcrSelection(bank, tuple(number for number, _, _ in like)),)
@@ -165,7 +175,7 @@ class _GoogleVm(CloudSimulator):
 
 
 class _SnpGuest(SnpSimulator):
-    """The guest without the TPM. Its evidence has no document, so each VM has equal HOST_DATA."""
+    """The SEV-SNP guest without its TPM, with constant HOST_DATA: it has no mr_config document."""
 
     seals_app = False
 

@@ -43,7 +43,7 @@ class NitroGuest(VtpmGuest):
         self._start_vtpm(records, TpmHooks(vendor_commands={NITRO_ATTEST: self._sign_document}))
 
     def _sign_document(self, request: bytes) -> bytes:
-        """Return the response to the vendor command, both in CBOR."""
+        """Return the response (CBOR) of the hypervisor to a request for a document (CBOR)."""
         import cbor2  # lazy: only needed for evidence
 
         number = self._derive("aws/instance-id", 9).hex()[:17]
@@ -78,7 +78,7 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         self._journal = self._begin_journal(app_id if is_dstack and not self.emulated else None)
 
     def _describe_image(self) -> str:
-        """Return the VM configuration with the measurement document of what was booted."""
+        """Return the VM configuration with the measurement document of the booted image."""
         read = self.vtpm.tpm.read_pcr
         digest = sha256(b"".join(read(BANK, pcr) for pcr in _BOOT_PCRS))
         return measured_vm_config("aws", {"version": 1, "boot_pcr_digest": digest})
@@ -129,8 +129,8 @@ class SimulatedNitroTpm(NitroTpmBackend):
 class AwsSnpSimulator(SnpSimulator, NitroGuest):
     """A simulated SEV-SNP guest whose reports are signed by the provider's key (VLEK).
 
-    It has a NitroTPM, whose documents have a root of their own. Nothing joins a report with a
-    document: evidence of both is two pieces, which should have the same nonce.
+    It also has a NitroTPM, whose documents have a root of their own. A document does not contain
+    the report or its digest: request both over the same nonce, and verify them separately.
     """
 
     platform = "aws-snp"

@@ -16,7 +16,7 @@ _MACHINE: Final = "machine"
 
 
 class TpmSimulator(CloudSimulator):
-    """A simulated machine with a TPM, whose attestation key has a certificate of an own root."""
+    """A simulated machine with a TPM; a root of its own certifies the attestation key."""
 
     platform = "tpm"
 

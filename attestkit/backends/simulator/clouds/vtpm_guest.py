@@ -1,4 +1,4 @@
-"""A simulated guest with a virtual TPM, which the simulated firmware starts and measures into.
+"""A simulated guest with a virtual TPM, into which the simulated firmware measures the boot.
 
 Faults are injected into the TPM's commands.
 """
@@ -44,8 +44,8 @@ class SimulatedVtpm:
     Args:
         seed: Seed of the machine, 32 bytes, from which the TPM's keys are derived.
         records: The measurements of the firmware.
-        kind: The software of the TPM.
-        hooks: What the platform adds to it.
+        kind: The software of the TPM: "model" or "swtpm".
+        hooks: NV contents, vendor commands and faults of the platform.
         clock: Returns seconds, monotonic.
         sleep: Waits a number of seconds while swtpm is busy.
         random: Returns a number of random bytes.
@@ -130,7 +130,7 @@ class SimulatedClock:
         self._waited = 0.0
 
     def read(self) -> float:
-        """Return the seconds since any start."""
+        """Return the seconds since an arbitrary start."""
         return time.monotonic() + self._waited
 
     def sleep(self, seconds: float) -> None:
@@ -169,7 +169,7 @@ class VtpmGuest(Simulator):
         return RealClock() if self.emulated else SimulatedClock()
 
     def _start_vtpm(self, records: Sequence[boot_log.BootRecord], hooks: TpmHooks) -> None:
-        """Start the TPM, into which the firmware measures records; its faults are injected."""
+        """Start the TPM, with `records` measured into its PCRs and armed faults injected."""
         hooks.fault = self._tpm_fault
         if self._scenario.cloud.loader == "grub":
             records = (*records, *boot_log.shim_and_grub_records())
@@ -184,7 +184,10 @@ class VtpmGuest(Simulator):
         )
 
     def _tpm_fault(self, code: int) -> int:
-        """Return the response code of an armed fault, or 0; `pcr_race` extends a PCR."""
+        """Return the response code of a fault that is armed for the command `code`, or 0.
+
+        The fault `pcr_race` extends a PCR instead.
+        """
         if not self.faults.any:
             return 0
         if self.faults.strike("tpm:busy") is not None:
@@ -235,8 +238,8 @@ def boot_guest(
     """Boot the guest of a scenario whose platform has a vTPM; the caller closes it.
 
     Raises:
-        UsageError: If the scenario changes what the program decides that collects the evidence, or
-            the key of a TPM alone.
+        UsageError: If the scenario has a deviation that the collecting program would have to make:
+            another nonce, bank or machine, or the key of a machine with only a TPM.
     """
     _check_scenario(scenario)
     kind = find_class(scenario.platform)
@@ -250,7 +253,7 @@ def _check_scenario(scenario: Scenario) -> None:
     for name in names:
         if getattr(scenario.cloud, name) != getattr(CloudConfig(), name):
             text = (
-                f"scenario: {name} changes how evidence is collected, which here the program does; "
-                "use the simulator as a backend"
+                f"scenario: {name} changes how evidence is collected, which the program in the "
+                "guest does itself; use the simulator as a backend"
             )
             raise UsageError(text, reason="not_applicable")

@@ -171,9 +171,9 @@ class Fault(NamedTuple):
     """A fault, and how often it is injected."""
 
     name: str  # of the named fault, or OPERATION=ERRNO
-    operation: str
+    operation: str  # one of `OPERATIONS`, in which it is injected
     number: int = 0  # errno; 0: the effect depends on the name
-    seconds: float = 0.0
+    seconds: float = 0.0  # delay
     times: int = 1  # number of failures; -1: without limit
     skip: int = 0  # number of successful operations before
 
@@ -345,7 +345,7 @@ class Faults:
             return tuple(fault for queue in self._queues.values() for fault in queue)
 
     def strike(self, operation: str) -> Fault | None:
-        """Return the fault to inject into this `operation`, or None."""
+        """Return the fault to inject into this `operation`, or None; count it as injected."""
         if operation not in self._queues:  # the usual case, without a lock
             return None
         with self._lock:

@@ -191,7 +191,7 @@ class FaultInjector:
             self._torn = self.faults.strike("tear")
 
     def torn(self) -> Fault | None:
-        """Return the fault of the next append to the log, and clear it."""
+        """Return the fault that truncates the next append to the log, or None; clear it."""
         fault, self._torn = self._torn, None
         return fault
 
@@ -223,13 +223,13 @@ class TearingFolder(OsFolder):
 
 
 def fault_names(platform: str | None = None) -> tuple[str, ...]:
-    """Return the faults of a simulated platform; None: of all of them."""
+    """Return the names of the faults that apply to a simulated platform; None: to any."""
     subjects = {one for name in _SUBJECTS if platform in (None, name) for one in _SUBJECTS[name]}
     return tuple([name for name, fault in NAMED.items() if fault.subject in subjects])
 
 
 def simulator_faults(platform: str | None = None) -> tuple[str, ...]:
-    """Return the help on the faults of a simulated platform; None: of all of them."""
+    """Return lines of help on the faults of a simulated platform; None: on all faults."""
     return named_faults(fault_names(platform))
 
 

@@ -14,12 +14,12 @@ OcspTarget: TypeAlias = Literal["brom", "rim_signer"]
 
 
 class OcspFault(NamedTuple):
-    """Deviation of the answers about one kind of certificate."""
+    """Deviation of the OCSP answers about one kind of certificate."""
 
-    target: OcspTarget
+    target: OcspTarget  # kind of certificate
     status: Literal["good", "revoked", "unknown"] = "good"
-    reason: Literal["key_compromise", "certificate_hold"] | None = None
-    shift: timedelta = timedelta()  # of the times
+    reason: Literal["key_compromise", "certificate_hold"] | None = None  # of a revocation
+    shift: timedelta = timedelta()  # of the times in the answer
     may_sign: bool = True  # the responder has the extended key usage
     about_other: bool = False  # about the issuer's certificate
     by_leaf: bool = False  # signed by the leaf of the device
@@ -41,7 +41,7 @@ MachineFault: TypeAlias = Literal["switch-missing", "device-twice", "spt-with-mp
 
 
 class GpuFault(NamedTuple):
-    """A fault; each field is a deviation at one stage."""
+    """A fault of GPUs: for each stage, how evidence or endorsements deviate; None: they do not."""
 
     check: GpuReason | None  # the first check of section 8 that fails; None: it is accepted
     text: str  # one line of help
@@ -65,7 +65,7 @@ class GpuFault(NamedTuple):
 
 
 def set_field(kind: int, value: bytes | None, content: ReportContent) -> ReportContent:
-    """Set an opaque field, or remove it."""
+    """Return `content` with the opaque field `kind` set to `value`, or removed if that is None."""
     return content.with_field(kind, value)
 
 
@@ -80,7 +80,7 @@ def set_measurement(index: int, content: ReportContent) -> ReportContent:
 
 
 def measurement_without_nvdec(content: ReportContent) -> ReportContent:
-    """Switch NVDEC0 off, and set the measurement that is not compared then."""
+    """Switch NVDEC0 off, and change its measurement, which verifiers then do not compare."""
     return set_measurement(NVDEC_INDEX, content.with_field(fields.NVDEC0_STATUS, fields.OFF))
 
 

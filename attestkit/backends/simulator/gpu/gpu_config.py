@@ -38,16 +38,16 @@ class GpuConfig(msgspec.Struct, frozen=True):
         self._check_fault()
         hopper, eight = self.chosen_architecture == "HOPPER", self.chosen_count == PROTECTED_GPUS
         if self.protected_pcie and not (hopper and eight):
-            text = f"protected_pcie: needs {PROTECTED_GPUS} Hopper GPUs"
+            text = f"protected_pcie: needs {PROTECTED_GPUS} Hopper GPUs; set count, architecture"
             raise UsageError(text, reason="conflict")
 
     def _check_fault(self) -> None:
-        """Check that the fault exists, and the machine has what it changes."""
+        """Check that the fault exists, and that it applies to these GPUs."""
         if self.fault is None:
             return
         fault = find_gpu_fault(self.fault)
         if self.chosen_count < fault.gpus:
-            text = f"fault {self.fault}: needs at least {fault.gpus} GPUs"
+            text = f"fault {self.fault}: needs {fault.gpus} GPUs or more, not {self.chosen_count}"
             raise UsageError(text, reason="conflict")
         if fault.only and self.chosen_architecture != fault.architecture:
             text = f"fault {self.fault}: needs the architecture {fault.architecture}"
@@ -58,7 +58,7 @@ class GpuConfig(msgspec.Struct, frozen=True):
 
     @property
     def deviation(self) -> GpuFault:
-        """The deviations of the fault."""
+        """The deviations of `fault`; none without a fault."""
         return _NO_FAULT if self.fault is None else find_gpu_fault(self.fault)
 
     @property

@@ -59,7 +59,8 @@ class GpuHost:
 
         Args:
             now: The time; None: at present.
-            nonce: That of the evidence, 32 bytes, to add tokens of NRAS and its keys.
+            nonce: Nonce of the evidence, 32 bytes, to add tokens of NRAS and its key set; None:
+                without them.
 
         Raises:
             UsageError: If the nonce has another size.
@@ -109,8 +110,8 @@ class GpuHost:
 
         Args:
             seed: 32 bytes.
-            gpus: Their number or configuration; None: one if there is a fault of GPUs, else none.
-            fault: Of the scenario.
+            gpus: Their number or configuration; None: those that `fault` needs, else no GPU.
+            fault: Name of the scenario's GPU fault, or None.
 
         Raises:
             UsageError: If the configuration or the fault is invalid.
@@ -124,7 +125,7 @@ class GpuHost:
         config = gpus if isinstance(gpus, GpuConfig) else GpuConfig(gpus)
         if fault is not None:
             if config.fault not in (None, fault):
-                text = "gpus: the scenario has another fault; give only one"
+                text = f"gpus: fault {config.fault}, but the scenario has {fault}; give only one"
                 raise UsageError(text, reason="conflict")
             config = config.with_fault(fault)
         self._gpus = SimulatedGpus(seed, config)

@@ -95,7 +95,7 @@ class GpuPki:
     def device(
         self, label: str, model: DeviceModel, *, device_key: str | None = None
     ) -> DeviceCredentials:
-        """Return a device.
+        """Return the credentials of a device, issued at the first call.
 
         Args:
             label: Names the device in the derivation of its keys and of its PDI.
@@ -205,7 +205,7 @@ class GpuPki:
             label: Names it in the derivation.
             common_name: Of the subject.
             issuer: Its issuer.
-            serial: Serial number, also in the subject. Empty: that of the label.
+            serial: Serial number, also in the subject. Empty: derived from the label.
         """
         name = _name(common_name, serial.hex().upper())
         if found := self._issued.get(place := (label, name, issuer.der if issuer else b"")):
@@ -226,7 +226,7 @@ class GpuPki:
 # Keys and certificates take most of the time of a machine, and machines of one seed share them.
 @lru_cache(maxsize=16)
 def make_gpu_pki(seed: bytes, prefix: str = "") -> GpuPki:
-    """Return the PKI of a seed, or another one with a prefix of the labels."""
+    """Return the PKI of a seed; `prefix` is put before all labels, which gives another PKI."""
     return GpuPki(lambda label, size: hkdf_sha256(seed, f"{prefix}{label}".encode(), size, SALT))
 
 
@@ -267,29 +267,30 @@ _HOUR: Final = timedelta(hours=1)
 
 
 class ServedCertificate(NamedTuple):
-    """A certificate about which the responder answers."""
+    """A certificate of which the OCSP responder knows the status."""
 
     der: bytes
     issuer: CloudRoot
     fault: OcspFault | None = None
-    leaf: tuple[P384Key, bytes] | None = None  # below it, for a fault: key and certificate
+    leaf: tuple[P384Key, bytes] | None = None  # key and certificate that sign in a fault
 
 
 class SimulatedOcsp:
-    """OCSP responder; the certificates of one PKI."""
+    """OCSP responder for the certificates of one PKI."""
 
     def __init__(self, pki: GpuPki, certificates: Iterable[ServedCertificate]) -> None:
-        """Set the certificates.
+        """Create the responder.
 
         Args:
             pki: Issues the responders' certificates.
-            certificates: The certificates; other ones are "unauthorized", as leaves are.
+            certificates: Certificates with a status. Requests about others, such as leaves, are
+                answered by "unauthorized".
         """
         self._pki = pki
         self._served = {read_path_certificate(served.der).serial: served for served in certificates}
 
     def respond(self, request: bytes, now: datetime) -> bytes:
-        """Return the answer to a request (DER), with its nonce."""
+        """Return the answer (DER) to a request (DER), with the request's nonce."""
         try:
             asked = read_ocsp_request(request)
         except FormatError:
@@ -336,7 +337,10 @@ class SimulatedOcsp:
 
 
 def _identify(served: ServedCertificate, like: CertId | None = None) -> CertId:
-    """Return the identifier of a certificate with the hash algorithm of another identifier."""
+    """Return the OCSP identifier (CertID) of a certificate.
+
+    Its hash algorithm is that of the identifier `like`; None: SHA-384.
+    """
     subject: PathCertificate = read_path_certificate(served.der)
     issuer = read_path_certificate(served.issuer.der)
     return cert_id(subject, issuer, like.hash_name if like else "sha384")
@@ -349,6 +353,6 @@ def _nonce(fault: OcspFault, nonce: bytes | None) -> bytes | None:
 
 
 def _alter(answer: bytes) -> bytes:
-    """Flip a bit of the time of the answer, which is signed."""
+    """Flip a bit of the signed time in the answer, so that its signature becomes invalid."""
     at = answer.index(b"Z") - 1
     return answer[:at] + bytes([answer[at] ^ 1]) + answer[at + 1 :]

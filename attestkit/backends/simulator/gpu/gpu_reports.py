@@ -1,8 +1,8 @@
 """Models of simulated GPUs and switches, and their attestation reports (nvidia-gpu.md, section 2).
 
 A report is an SPDM 1.1 GET_MEASUREMENTS request and its response, signed with ECDSA P-384. A model
-has what certificates, reports and RIMs of it contain; versions and the project do not exist in
-hardware, so that no identifier is that of a real RIM.
+determines names and versions in certificates, reports and RIMs. Versions and projects are made up,
+so that no identifier is that of a real RIM.
 """
 
 from typing import Final, NamedTuple
@@ -24,13 +24,13 @@ class DeviceModel(NamedTuple):
     architecture: Architecture
     product: str  # of the RIMs
     chip: str  # in the names of certificates
-    processor: str  # that has the leaf's key
+    processor: str  # whose key the leaf certifies
     identity: str  # chip in the name of the product identity CA
     provisioner: str  # number of the provisioner CA
     serial_prefix: int  # first byte of the BROM certificate's serial number
     blocks: int  # measurements of a report
     vbios: str  # version, upper case
-    project: str
+    project: str  # with both SKUs, part of the VBIOS RIM's identifier
     project_sku: str
     chip_sku: str
     driver_indexes: tuple[int, ...]  # active in the driver RIM
@@ -122,7 +122,7 @@ _DIGEST: Final = 1  # type of a measurement block; bit 7 set for a raw value
 
 
 class ReportContent(NamedTuple):
-    """Content of a report; the default values are those of real ones."""
+    """Content of a report; the defaults are the values in real reports."""
 
     nonce: bytes  # 32 bytes, of the verifier
     responder_nonce: bytes  # 32 bytes
@@ -134,7 +134,7 @@ class ReportContent(NamedTuple):
     indexes: tuple[int, ...] | None = None  # of the blocks; None: from 1
 
     def measured(self, index: int, value: bytes) -> "ReportContent":
-        """Return the content with another measurement of a RIM index."""
+        """Return the content with the measurement `value` at a RIM index."""
         measurements = list(self.measurements)
         measurements[index] = value
         return self._replace(measurements=tuple(measurements))
@@ -149,7 +149,7 @@ class ReportContent(NamedTuple):
         return self._replace(opaque=(*self.opaque, (kind, value)))
 
     def encode(self) -> bytes:
-        """Return what is signed: request and response without the signature."""
+        """Return the signed bytes: the request, and the response without its signature."""
         indexes = self.indexes or range(1, len(self.measurements) + 1)
         record = b"".join(
             bytes([index, 1])

@@ -64,9 +64,9 @@ def sign_rim(content: RimContent, key: P384Key, certificates: Sequence[bytes]) -
     """Return a signed RIM.
 
     Args:
-        content: What it says.
-        key: Of the signer.
-        certificates: Signer to root, DER.
+        content: Product, version and golden measurements.
+        key: Private key of the signer.
+        certificates: Chain of the signer in DER, from its certificate to the root.
     """
     head, tail = _document(content)
     digest = b64encode(sha384((head + tail).encode())).decode()
@@ -78,7 +78,7 @@ _QUOTE: Final = {'"': "&quot;"}
 
 
 def _document(content: RimContent) -> tuple[str, str]:
-    """Return the document before and after its signature."""
+    """Return the two parts of the document between which its signature is inserted."""
     tag = sha384(f"{content.product}/{content.version}".encode()).hex()
     product, version = (escape(text, _QUOTE) for text in (content.product, content.version))
     resources = "".join(map(_resource, range(len(content.resources)), content.resources))

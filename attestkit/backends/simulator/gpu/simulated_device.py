@@ -44,8 +44,8 @@ class SimulatedDevice:
 
     Attributes:
         device: Keys and certificates.
-        position: Index among the devices of its kind.
-        machine: What it reports about the machine.
+        position: Index among the GPUs, or among the switches.
+        machine: Facts about the machine in its reports.
     """
 
     def __init__(

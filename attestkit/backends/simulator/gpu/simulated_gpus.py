@@ -36,7 +36,7 @@ class SimulatedGpus:
     """GPUs, and in protected-PCIe mode switches, of one machine.
 
     Attributes:
-        config: What the machine has.
+        config: Number and kind of the devices, and their fault.
         devices: The GPUs, then the switches.
     """
 
@@ -97,7 +97,7 @@ class SimulatedGpus:
         return GpuEvidence(tuple(found))
 
     def report(self, device: SimulatedDevice, nonce: bytes) -> bytes:
-        """Return a report of a device over a nonce of 32 bytes, with the fault of the machine."""
+        """Return a report of a device over a nonce of 32 bytes, altered by the configured fault."""
         check_bytes("nonce", nonce, 32)
         content, first, fault = device.content(nonce), device is self.devices[0], self._fault
         if fault.machine == "nonces-mixed" and device is self.devices[-1]:
@@ -110,7 +110,7 @@ class SimulatedGpus:
         return fault.report(report) if first and fault.report is not None else report
 
     def chain(self, device: SimulatedDevice) -> tuple[bytes, ...]:
-        """Return the certificates of a device, with the fault of the machine."""
+        """Return the certificates (DER) of a device, leaf first, altered by the fault."""
         chain = device.device.chain
         if device is self.devices[0] and self._fault.chain is not None:
             return self._fault.chain(chain)
@@ -127,7 +127,7 @@ class SimulatedGpus:
 
     @cached_property
     def boot_output(self) -> bytes:
-        """The output of the GPU attestation at boot, as of devices without faults."""
+        """The output of the GPU attestation at boot, made from devices without faults."""
         nonce = self.derive("boot-nonce", 32)
         found = [
             DeviceEvidence(
@@ -181,7 +181,7 @@ class SimulatedGpus:
         return GpuEndorsements(self.rims, self.ocsp_answers(now), keys, answers)
 
     def _request_tokens(self, nonce: bytes, now: datetime) -> Iterator[bytes]:
-        """Yield the answer of NRAS about the devices of each architecture."""
+        """Yield NRAS's response for the GPUs, and for the switches if there are any."""
         devices = self.evidence(nonce).devices
         architectures: list[Architecture] = [device.model.architecture for device in self.devices]
         for architecture in dict.fromkeys(architectures):
@@ -280,7 +280,7 @@ class SimulatedGpus:
         return _SPT if self.config.chosen_count == 1 else _MPT
 
     def _first(self, machine: MachineFacts) -> MachineFacts:
-        """Return what the first device reports about the machine."""
+        """Return the facts that the first device reports; a fault of the machine alters them."""
         return machine._replace(feature=_SPT) if self._fault.machine == "spt-with-mpt" else machine
 
     def _served(self) -> list[gpu_pki.ServedCertificate]:

@@ -72,7 +72,7 @@ def boot_snp_image(source: image_documents.BootSource, vm_config: str | None) ->
     """Return the image of an SEV-SNP guest that boots `source`.
 
     Args:
-        source: What it boots; the shape of `BootFiles` does not apply.
+        source: Image or files; `shape` of the files does not apply.
         vm_config: VM configuration, JSON, whose `sev_snp_measurement` has the CPUs. None: one CPU.
 
     Raises:

@@ -99,7 +99,7 @@ def snp_document(image: "SnpImage") -> "dict[Value, Value]":
 
 
 def _td_hob_witness(sections: Sequence[TdvfSection]) -> bytes:
-    """Return the memory that the firmware accepts, in pages as LEB128: see `td_hob_digest`."""
+    """Return the memory that the firmware accepts: page numbers as LEB128 (`td_hob_digest`)."""
     accepted = sorted(
         (section.address // PAGE, section.size // PAGE)
         for section in sections

@@ -93,20 +93,23 @@ class CloudRoot(NamedTuple):
 def issue_ca(
     subject: Issuer, issuer: Issuer, derive: Derive, label: str, **fields: Any
 ) -> CloudRoot:
-    """Return the CA of a label, with the fields of its certificate that are not the usual ones."""
+    """Return the CA `subject`, certified by `issuer`.
+
+    The serial number is derived from `label`; `fields` replace defaults of its certificate.
+    """
     serial = serial_number(derive, label)
     fields = {"serial": serial, "validity": VALIDITY, "path_length": None, **fields}
     return CloudRoot(subject, issue_cloud_authority(subject, issuer, **fields))
 
 
 def make_root(derive: Derive, label: str, common_name: str, key: SigningKey) -> CloudRoot:
-    """Return the root of a label, with a name that says that it is simulated."""
+    """Return a self-signed root, whose name marks it as simulated."""
     subject = Issuer(encode_name(CN=common_name, O=SIMULATED_MARK), key)
     return issue_ca(subject, subject, derive, label)
 
 
 def make_own_root(derive: Derive) -> CloudRoot:
-    """Return a root for a machine without a simulated processor."""
+    """Return a root of its own for a machine whose processor is not simulated."""
     return make_root(derive, "own/root", "TPM root", p256_key(derive, "own/root"))
 
 
@@ -150,7 +153,7 @@ INSTANCE: Final = GceInstance(
 
 
 def issue_google_intermediates(root: CloudRoot, derive: Derive) -> tuple[CloudRoot, CloudRoot]:
-    """Return two intermediate CAs of one name, as Google has several."""
+    """Return two intermediate CAs with the same name and different keys, as Google uses them."""
     name = encode_name(CN="EK/AK CA Intermediate", OU="Google Cloud", O=SIMULATED_MARK)
     first, second = [
         issue_ca(
@@ -218,12 +221,12 @@ _BREAK: Final = b"\xff"
 
 
 def make_nitro_root(derive: Derive) -> CloudRoot:
-    """Return the root of a simulated machine without other hardware, named like AWS's."""
+    """Return a root named like that of AWS Nitro, for a machine without a simulated processor."""
     return make_root(derive, "aws/root", "aws.nitro-enclaves", p384_key(derive, "aws/root"))
 
 
 class NitroCa:
-    """CAs of region and zone under a root, which issue the certificates of an instance."""
+    """Simulated PKI of AWS Nitro: CAs of region and zone, which certify instances' documents."""
 
     def __init__(self, root: CloudRoot, derive: Derive, now: Callable[[], float]) -> None:
         """Derive the keys and issue the certificates of region and zone.

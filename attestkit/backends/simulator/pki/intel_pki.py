@@ -115,7 +115,7 @@ class SimulatedPki:
             UsageError: If the id is empty, not ASCII, or contains a slash.
         """
         if not platform_id or not platform_id.isascii() or "/" in platform_id:
-            text = "platform_id: must be ASCII without a slash, and not empty"
+            text = f"platform_id: must be non-empty ASCII without a slash, not {platform_id!r}"
             raise UsageError(text, reason="wrong_value")
         return SimulatedPlatform(self, platform_id)
 
@@ -227,7 +227,7 @@ def derive(seed: bytes, label: str, length: int) -> bytes:
 
 
 def collateral_window(now: float) -> tuple[int, int]:
-    """Return issue date and next update of the collateral at `now`, in Unix time.
+    """Return Unix times of issue and next update of the collateral that is current at `now`.
 
     Collateral is issued at the midnight (UTC) before the last one, for 30 days, so that a
     verifier's clock may be one day slow or four weeks fast.
@@ -237,7 +237,7 @@ def collateral_window(now: float) -> tuple[int, int]:
     """
     day = math.floor(now / _DAY) - 1 if math.isfinite(now) else -1
     if not 0 <= day <= _LAST_DAY - 30:
-        raise UsageError("time: must be 1970-01-02 to 9999-12-02", reason="out_of_range")
+        raise UsageError(f"time: {now!r}: must be 1970-01-02 to 9999-12-02", reason="out_of_range")
     return day * _DAY, (day + 30) * _DAY
 
 

@@ -80,7 +80,7 @@ _OFFSETS: Final = dict(zip(TdBody._fields, accumulate(_SIZES, initial=0), strict
 
 
 class _Signer:
-    """The attestation key of a quoting enclave, and what follows the signature in its quotes.
+    """The attestation key of a quoting enclave, and the data after the signature in its quotes.
 
     QE report and certification data are created once, so a quote takes one P-256 signature.
     """

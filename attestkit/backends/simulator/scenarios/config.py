@@ -100,11 +100,11 @@ def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetim
             continue
         # A datetime is aware if it has an offset; a tzinfo alone is not sufficient.
         if not isinstance(moment, datetime) or moment.utcoffset() is None:
-            raise UsageError(f"{name}: must be an aware datetime", reason="wrong_type")
+            raise UsageError(f"{name}: must be a datetime with a time zone", reason="wrong_type")
         if not _FIRST <= moment <= last:
-            raise UsageError(f"{name}: must be in 1950 to {last.year}", reason="out_of_range")
+            raise UsageError(f"{name}: {moment} not in 1950 to {last.year}", reason="out_of_range")
         if moment < config.not_before:
-            raise UsageError(f"{name}: must not be before not_before", reason="conflict")
+            raise UsageError(f"{name}: is before not_before", reason="conflict")
 
 
 def _check_update(name: str, moment: object) -> None:
@@ -343,7 +343,7 @@ class SnpConfig(msgspec.Struct, frozen=True):
 
 
 class CloudConfig(msgspec.Struct, frozen=True):
-    """Deviations of a guest behind a vTPM; each applies to the platforms that have what it changes.
+    """Deviations of a guest behind a vTPM; one that a platform cannot have does not affect it.
 
     Raises:
         UsageError: If a value is out of range.

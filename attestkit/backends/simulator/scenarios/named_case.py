@@ -1,4 +1,4 @@
-"""The row of the registry: a scenario of a machine or a fault of its calls."""
+"""Type of an entry in the registry: a scenario of a machine, or a fault of its calls."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from attestkit.backends.simulator.scenarios.config import Scenario
 
 GPU_PREFIX: Final = "gpu-"
-"""Begin of the names of scenarios with a fault of GPUs."""
+"""Prefix of the names of scenarios with a fault of GPUs."""
 
 NO_STATUS: Final = "accepted"
 """Outcome of scenarios that a policy accepts on a platform without a TCB status."""

@@ -27,7 +27,7 @@ def _cloud(platform: str, outcome: str, text: str, **fields: Any) -> NamedCase:
 
 
 def _azure(platform: str, report: str) -> dict[str, NamedCase]:
-    """Return what both kinds of VM of Azure have."""
+    """Return the scenarios that Azure's SNP and TDX VMs have in common."""
     return {
         f"{platform}-wrong-binding": _cloud(
             platform,
@@ -153,7 +153,7 @@ _SIMULATOR: Final = __name__.rsplit(".", 2)[0]
 
 
 def _find_table(module: str, name: str) -> Cases:
-    """Return a table of a module above this one, or slow to load."""
+    """Return the table `name` of a module that is imported now: it is slow, or imports this one."""
     return cast("Cases", getattr(import_module(f"{_SIMULATOR}.{module}"), name))
 
 
@@ -190,9 +190,9 @@ def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
     if isinstance(chosen, str):
         chosen = _on_platform(scenario(chosen), platform)
     if not isinstance(chosen, Scenario):
-        raise UsageError("scenario: must be a name or a Scenario", reason="wrong_type")
+        raise UsageError("scenario: must be a str or a Scenario", reason="wrong_type")
     if platform not in (None, chosen.platform):
-        text = f"scenario: for the platform {chosen.platform}, not {platform}"
+        text = f"scenario: is for the platform {chosen.platform}, not {platform}; omit platform"
         raise UsageError(text, reason="conflict")
     return chosen
 

@@ -38,15 +38,15 @@ class VirtualIndex:
 
 
 class TpmHooks:
-    """Additions of a platform to a TPM.
+    """Behaviour that a platform adds to a simulated TPM.
 
     Args:
         virtual_indices: Content of NV indices by index; the indices themselves are defined with
             `provision_index`. Functions may call `execute` of the same TPM.
-        vendor_commands: By command code: gets the content of the NV index that the command names,
-            returns what is written to it. GetCapability lists them.
-        fault: Gets each command's code; returns a response code to answer instead of running it,
-            such as 0x922 (retry) or 0x101 (failure mode), or 0.
+        vendor_commands: Functions by command code. Each is called with the content of the NV index
+            that the command names, and returns its new content. GetCapability lists them.
+        fault: Called with the code of each command; returns 0 to run it, or the response code to
+            answer instead, such as 0x922 (retry) or 0x101 (failure mode).
     """
 
     def __init__(

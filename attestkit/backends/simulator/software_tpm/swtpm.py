@@ -1,10 +1,10 @@
 """A swtpm process, and a proxy before it that adds NV indices and vendor commands.
 
-The process is on a socket pair: no port, no name, and it ends with the socket. The proxy's NV
-indices are large or virtual. A second TPM, the model, owns them. It also makes storage keys of the
-endorsement hierarchy, and the sessions that are salted with them, if there are vendor commands:
-their HMAC sessions cannot be checked without the key. All else, with all PCRs and attestation keys,
-is swtpm's.
+The process is connected by a socket pair, without port or name, and ends with it. NV indices that
+are large or virtual are in a second TPM, the model. If there are vendor commands, the model also
+has the storage keys of the endorsement hierarchy and the sessions salted with them, because HMACs
+of the commands cannot be checked without those keys. All PCRs, attestation keys and other objects
+are in swtpm.
 """
 
 import os
@@ -134,12 +134,12 @@ _MOST_RETRIES: Final = 1000
 
 
 class TpmProxy:
-    """swtpm with what the hooks add. Thread-safe.
+    """swtpm with the additions of `hooks`. Thread-safe.
 
     Args:
         tpm: The TPM behind the proxy, such as `SwtpmProcess`.
         seed: Seed of the model's keys, 32 bytes.
-        hooks: What a platform adds.
+        hooks: Behaviour that a platform adds.
         sleep: Waits a number of seconds while swtpm is busy, in `read_pcr` and `provision_pcr`.
         random: Returns a number of random bytes, for nonces of the model.
     """
@@ -246,7 +246,7 @@ class TpmProxy:
         return at is not None and self._model.owns(_u32(command, at))
 
     def _merge(self, command: bytes) -> bytes:
-        """Return GetCapability of swtpm, with the model's handles and vendor commands added."""
+        """Return swtpm's response to GetCapability, with the model's handles and commands."""
         response = self._tpm.execute(command)
         what, first, count = (_u32(command, at) for at in (10, 14, 18))
         if any(response[6:10]) or what not in (1, 2):
@@ -278,18 +278,18 @@ def _u32(data: bytes, at: int) -> int:
 
 
 def _words(response: bytes) -> list[int]:
-    """Return the list of a response to GetCapability."""
+    """Return the 32-bit numbers in the list of a response to GetCapability."""
     return [_u32(response, at) for at in range(19, len(response), 4)]
 
 
 def _parameters(command: bytes, handles: int) -> int:
-    """Return where the parameters of a command with an authorization area begin."""
+    """Return the offset of the parameters of a command with `handles` and authorizations."""
     at = 10 + 4 * handles
     return at + 4 + _u32(command, at)
 
 
 def _sized(data: bytes, at: int) -> tuple[bytes, int]:
-    """Return a TPM2B, and where it ends; it may be truncated."""
+    """Return the content of the TPM2B at `at`, maybe truncated, and the offset of its end."""
     end = at + 2 + int.from_bytes(data[at : at + 2], "big")
     return data[at + 2 : end], end
 

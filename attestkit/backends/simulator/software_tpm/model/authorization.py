@@ -38,12 +38,12 @@ class GivenAuthorization(NamedTuple):
 
 
 class AuthorizedCommand(NamedTuple):
-    """A command whose handles are known: what the checks need of it."""
+    """The parts of a command that its authorizations are checked against."""
 
     code: int
     entities: tuple[Entity, ...]
-    authorized: int  # so many of them need an authorization
-    role: int  # what their passwords must be good for
+    authorized: int  # number of entities, from the first, that need an authorization
+    role: int  # use for which their passwords must be valid: READ, WRITE or both
 
 
 def read_authorizations(reader: CommandReader, state: TpmState) -> list[GivenAuthorization]:
@@ -91,7 +91,11 @@ def _read_entry(area: CommandReader, state: TpmState, number: int) -> GivenAutho
 def check_authorizations(
     state: TpmState, command: AuthorizedCommand, given: list[GivenAuthorization], parameters: bytes
 ) -> list[GivenAuthorization]:
-    """Check passwords and HMACs of a command; return them as the response needs them."""
+    """Check the passwords and HMACs of a command.
+
+    Returns:
+        The authorizations with the passwords of their entities, for `encode_response_area`.
+    """
     if len(given) < command.authorized:
         raise TpmResponseError(codes.RC_AUTH_MISSING)
     checked = []
@@ -118,7 +122,7 @@ def check_authorizations(
 
 
 def _auth_of(entity: Entity, session: SimulatedSession | None) -> bytes:
-    """Return the password as it enters the HMAC: not for the object that a session is bound to."""
+    """Return the entity's password for the HMAC key; empty if the session is bound to it."""
     if session is None or session.bound is None:
         return entity.auth
     bound_here = hmac.compare_digest(session.bound, entity.name + entity.auth)
@@ -132,7 +136,7 @@ def _given(one: GivenAuthorization) -> bytes:
 def _expected(
     one: GivenAuthorization, auth: bytes, command: AuthorizedCommand, parameters: bytes
 ) -> bytes:
-    """Return the password, or the HMAC over the command (Part 1, 19.6.5)."""
+    """Return the value that is required in `one`: password, or HMAC (Part 1, 19.6.5)."""
     session = one.session
     if session is None:
         return auth

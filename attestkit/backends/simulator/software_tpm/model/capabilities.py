@@ -76,7 +76,14 @@ def answer_capability(call: CommandCall, commands: Iterable[int]) -> CommandRepl
 
 
 def _encode_items(what: int, items: dict[int, bytes], first: int, count: int) -> bytes:
-    """Return whether there are more, and the items from `first` on."""
+    """Return the parameters of the response: flag for more items, capability, and list of items.
+
+    Args:
+        what: Capability (TPM_CAP).
+        items: Encoded items by handle, code or property.
+        first: First key to return.
+        count: Largest number of items.
+    """
     wanted = [items[key] for key in sorted(items) if key >= first]
     given = wanted[: min(count, _MOST_ITEMS)]
     return bytes([len(wanted) > len(given)]) + u32(what) + u32(len(given)) + b"".join(given)
@@ -95,7 +102,7 @@ def _other_items(what: int) -> dict[int, bytes] | None:
 
 
 def _list_handles(state: TpmState, kind: int) -> dict[int, int] | None:
-    """Return the handles of a type, by what they are sorted; None for an unknown type."""
+    """Return the handles of a type by their sort key, type and index; None for an unknown type."""
     kinds: dict[int, Iterable[int]] = {
         0x00: range(PCR_COUNT),
         0x01: state.nv.indices,
@@ -112,7 +119,7 @@ def _list_handles(state: TpmState, kind: int) -> dict[int, int] | None:
 
 
 def _fixed_properties(state: TpmState) -> dict[int, int]:
-    """Return TPM_PT of the group PT_FIXED; limits are those of libtpms."""
+    """Return the properties (TPM_PT) of the group PT_FIXED; limits are those of libtpms."""
     identity = state.identity
     vendor = identity.vendor.encode().ljust(16, b"\0")
     texts = [int.from_bytes(vendor[at : at + 4], "big") for at in range(0, 16, 4)]
@@ -130,7 +137,7 @@ def _fixed_properties(state: TpmState) -> dict[int, int]:
 
 
 def _variable_properties(state: TpmState) -> dict[int, int]:
-    """Return TPM_PT of the group PT_VAR."""
+    """Return the properties (TPM_PT) of the group PT_VAR."""
     locked_out = state.locked_out
     transient, sessions = state.keys.transient, state.sessions
     active = len(sessions.loaded) + len(sessions.saved)

@@ -31,8 +31,8 @@ class CommandDefinition(NamedTuple):
     code: int
     run: Callable[[CommandCall], CommandReply]
     handles: tuple[Callable[[int], bool], ...] = ()  # whether a value is of the handle's type
-    authorized: int = 0  # so many handles need an authorization
-    role: int = READ  # what a password must be good for
+    authorized: int = 0  # number of handles, from the first, that need an authorization
+    role: int = READ  # use for which a password must be valid
     changes_nv: bool = False
     returns_handle: bool = False
     takes_session: bool = True  # False: no authorization area, not even an empty one

@@ -31,24 +31,24 @@ class TpmResponseError(Exception):
 
 
 def parameter_error(code: int, number: int) -> TpmResponseError:
-    """Return the error of a parameter, counted from 1; 0 adds none."""
+    """Return an error that names the parameter `number`, from 1; with 0 it names none."""
     if not number or not code & codes.FORMAT_1:
         return TpmResponseError(code)
     return TpmResponseError(code | codes.PARAMETER | number << 8)
 
 
 def handle_error(code: int, number: int) -> TpmResponseError:
-    """Return the error of a handle, counted from 1."""
+    """Return an error that names the handle `number`, from 1."""
     return TpmResponseError(code | number << 8)
 
 
 def session_error(code: int, number: int) -> TpmResponseError:
-    """Return the error of a session, counted from 1."""
+    """Return an error that names the session `number`, from 1."""
     return TpmResponseError(code | codes.SESSION | number << 8)
 
 
 class CommandReader:
-    """Cursor over `data`; `next` begins the next parameter, whose number errors have."""
+    """Cursor over the parameters in `data`; errors have the number that `next` has counted to."""
 
     __slots__ = ("at", "data", "number")
 

@@ -27,7 +27,7 @@ class SimulatedSession:
         self.bound: bytes | None = bound  # name and password of the object of `bind`
 
     def mac(self, auth: bytes, parts: tuple[bytes, ...]) -> bytes:
-        """Return the HMAC of a command or response with an entity's password."""
+        """Return the HMAC of `parts`, joined, with the session key and the password `auth`."""
         return hmac.digest(self.key + auth, b"".join(parts), self.hash_name)
 
 
@@ -64,11 +64,11 @@ class Sessions:
         raise command_reader.TpmResponseError(RC_SESSION_HANDLES)
 
     def save(self, handle: int, number: int) -> None:
-        """Unload a session into the context of a number."""
+        """Unload a session; `number` is that of the context that contains it."""
         self.saved[handle] = number, self.loaded.pop(handle)
 
     def load(self, handle: int, number: int) -> None:
-        """Load the session of a context, which must be its last one."""
+        """Load a saved session again; TpmResponseError unless context `number` is its last one."""
         found = self.saved.get(handle)
         if found is None or found[0] != number:
             raise command_reader.parameter_error(RC_HANDLE, 1)
@@ -77,7 +77,7 @@ class Sessions:
         self.loaded[handle] = self.saved.pop(handle)[1]
 
     def flush(self, handle: int) -> None:
-        """End a session, whose handle may have the other type."""
+        """End a session; its handle may have the type of HMAC or of policy sessions."""
         handle = FIRST_HMAC_SESSION | handle & 0xFFFFFF
         if self.loaded.pop(handle, None) is None and self.saved.pop(handle, None) is None:
             raise command_reader.parameter_error(RC_HANDLE, 1)

@@ -60,8 +60,8 @@ class TpmModel:
         startup_locality: Locality of TPM2_Startup (0 or 3), or 4 for an H-CRTM: PCR 0 starts with
             it.
         started: Whether firmware has sent TPM2_Startup already.
-        identity: What the TPM says of itself.
-        hooks: What a platform adds.
+        identity: Manufacturer, vendor and firmware version that the TPM reports.
+        hooks: Behaviour that a platform adds.
         largest_index: Largest size in bytes of an NV index that a command may define.
         handle_offset: Added to the handles of transient keys and sessions, so that two TPMs can
             look like one.
@@ -101,7 +101,7 @@ class TpmModel:
         self._lock = RLock()  # a hook may call `execute`
 
     def execute(self, command: bytes) -> bytes:
-        """Return the response to a command; raises only what a hook raises."""
+        """Return the response to a command; the only errors raised are those of hooks."""
         with self._lock:
             try:
                 return self._run(command)
@@ -109,7 +109,7 @@ class TpmModel:
                 return encode_error(error.code)
 
     def power_cycle(self) -> None:
-        """Lose what a TPM loses without power; it then needs TPM2_Startup."""
+        """Reset the volatile state, as a loss of power does; the TPM then needs TPM2_Startup."""
         with self._lock:
             self._state.power_cycle()
 
@@ -174,7 +174,7 @@ class TpmModel:
             return self._state.pcrs.get(bank, pcr)
 
     def read_primary(self, hierarchy: int, template: TpmtPublic) -> TpmtPublic:
-        """Return the public area of a primary key, without a slot for it."""
+        """Return the public area of a primary key, without loading the key."""
         with self._lock:
             return self._state.keys.create(hierarchy, template, b"", b"").public
 
@@ -186,7 +186,7 @@ class TpmModel:
             return any(handle in place for place in places) or self.is_temporary(handle)
 
     def is_temporary(self, handle: int) -> bool:
-        """Return whether a handle is one that keys or sessions get here."""
+        """Return whether a handle is in this TPM's range for transient keys or sessions."""
         return handle in self._state.keys.slots or handle in self._state.sessions.handles
 
     def _run(self, data: bytes) -> bytes:
@@ -223,7 +223,7 @@ class TpmModel:
     def _read_handles(
         self, reader: CommandReader, command: command_call.CommandDefinition
     ) -> tuple[tpm_state.Entity, ...]:
-        """Read the handles of a command: first all types, then whether all exist."""
+        """Read the handles of a command; check the types of all, then that all exist."""
         handles = []
         for number, is_of_type in enumerate(command.handles, 1):
             try:

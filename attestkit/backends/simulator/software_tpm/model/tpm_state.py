@@ -95,7 +95,7 @@ class PcrBanks:
         return [(bank, bits if bank in self.values else 0) for bank, bits in selections]
 
     def read(self, selections: list[Selection], most: int) -> tuple[list[Selection], list[bytes]]:
-        """Return the first selected PCRs, at most `most`, as a selection and values."""
+        """Return the first selected PCRs, at most `most`: their selections, and their values."""
         found: list[Selection] = []
         values: list[bytes] = []
         for bank, bits in self.filter(selections):
@@ -217,7 +217,7 @@ class TpmState:
     Args:
         seed: Seed of its keys, 32 bytes.
         pcrs: Its PCRs.
-        identity: What the TPM says of itself.
+        identity: Manufacturer, vendor and firmware version that the TPM reports.
         clock: Returns seconds, monotonic.
         random: Returns a number of random bytes.
         largest_index: Largest size of an NV index that a command may define.
@@ -251,7 +251,7 @@ class TpmState:
         self.keys.reset(random(32))
 
     def power_cycle(self) -> None:
-        """Lose what a TPM loses without power; it then needs TPM2_Startup."""
+        """Reset the volatile state, as a loss of power does; the TPM then needs TPM2_Startup."""
         self.pcrs.reset_all()
         self.sessions.clear()
         self.keys.reset(self.random(32))
@@ -283,7 +283,7 @@ class TpmState:
         self._failures.append(self._clock())
 
     def is_context(self, handle: int) -> bool:
-        """Return whether a handle is of the type that contexts have, TPMI_DH_CONTEXT."""
+        """Return whether a handle can be in a context: TPMI_DH_CONTEXT, a key or a session."""
         return handle in self.keys.slots or self.sessions.is_session(handle)
 
     def is_impossible(self, handle: int) -> bool:
@@ -295,7 +295,7 @@ class TpmState:
         return kind in sessions and not self.sessions.is_session(handle)
 
     def find_entity(self, handle: int, number: int) -> Entity:
-        """Return what a handle names; `number` counts the command's handles from 1."""
+        """Return the object that a handle names; `number` is its place in the command, from 1."""
         if handle < PCR_COUNT or handle in handles.HIERARCHIES:
             return Entity(handle, u32(handle))
         if handles.FIRST_HMAC_SESSION <= handle < handles.FIRST_PERMANENT:

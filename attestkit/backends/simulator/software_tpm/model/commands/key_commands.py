@@ -159,7 +159,10 @@ def run_quote(call: CommandCall) -> CommandReply:
 
 
 def _read_scheme(reader: CommandReader) -> tuple[str, str] | None:
-    """Read TPMT_SIG_SCHEME; None for that of the key. Schemes without a name fit no key."""
+    """Read TPMT_SIG_SCHEME; return scheme and hash, or None for the key's own scheme.
+
+    A scheme that no key of this model supports has an empty name.
+    """
     scheme = reader.u16()
     if scheme == alg.ALG_NULL:
         return None

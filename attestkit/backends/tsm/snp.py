@@ -1,4 +1,4 @@
-"""Reports of an SEV-SNP guest from the kernel: the options of a request, and the report's size."""
+"""Options of SEV-SNP in a request to configfs-tsm, and the size of the report."""
 
 import re
 from typing import Final
@@ -16,10 +16,10 @@ ReportOptions = tuple[tuple[str, bytes], ...]
 def report_options(
     privlevel: object, provider: object, guid: object, version: object
 ) -> ReportOptions:
-    """Return the options of a report, which are those of `ConfigfsTsm`; None omits one.
+    """Return the options of a request, which are arguments of `ConfigfsTsm`; None omits one.
 
     Raises:
-        UsageError: If an option is invalid, or one of a service has no provider.
+        UsageError: If an option is invalid, or `service_...` is given without a provider.
     """
     options = _uint("privlevel", privlevel, 4)
     if provider is None:
