@@ -186,7 +186,10 @@ def _reopen_closed_streams() -> None:
 
 
 def _format_error(error: click.ClickException | AttestKitError) -> str:
-    """Return the text of an error, without long hex (perhaps a seed); usage errors name --help."""
+    """Return the text of an error; a usage error also names --help.
+
+    Long hex in an error of click is left out, because it may be a seed.
+    """
     if isinstance(error, click.UsageError):
         path = "attestkit" if error.ctx is None else error.ctx.command_path
         return f"{without_hex(error.format_message()).rstrip('.')}. See {path} --help."

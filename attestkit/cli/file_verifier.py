@@ -45,9 +45,13 @@ class FileVerifier:
         any_freshness: bool = True,
         clock: Callable[[], datetime] = _now,
     ) -> None:
-        """Set the options; without `any_freshness` evidence is compared with an expected value.
+        """Set the options.
 
-        The evidence of an RA-TLS certificate is compared with the certificate's key.
+        Args:
+            options: Options of the command.
+            any_freshness: Accept evidence without a nonce or report data in `options`. An RA-TLS
+                certificate needs none: its evidence must be bound to its key.
+            clock: Returns the verification time, unless `options` has one.
         """
         self.options = options
         self._any_freshness = any_freshness
@@ -92,7 +96,7 @@ class FileVerifier:
     def _select_inputs(
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> FileOutcome:
-        """Select verification time and collateral: those of the options or of a bundle."""
+        """Set time and collateral of the outcome; add a bundle's inputs that no option replaces."""
         options = self.options
         bundle = _bundle(content) if content.kind == "evidence bundle" else None
         check_applicable(options, content)
@@ -142,7 +146,7 @@ class FileVerifier:
         return Collateral.fetch(quote, options.pccs_url, cache=self._cache)
 
     def _fetch_for_gpus(self, out: FileOutcome, evidence: Attestation | Quote) -> FileOutcome:
-        """Fetch endorsements of GPUs if the options allow it, and there are none."""
+        """Fetch endorsements of GPUs if options allow it, and no option or bundle has any."""
         if not self.options.fetch_gpu_endorsements or out.gpu_endorsements is not None:
             return out
         enclosed = evidence.gpu_evidence if isinstance(evidence, Attestation) else None
@@ -197,10 +201,10 @@ class FileVerifier:
 
 
 def check_applicable(options: VerificationOptions, content: FileContent) -> None:
-    """Check that the options apply to the kind of a file, so that none is ignored.
+    """Check that no option would be ignored for a file of this kind.
 
     Raises:
-        UsageError: If one does not.
+        UsageError: If one would.
     """
     text = ""
     if options.own_instant and content.kind != "evidence bundle":
@@ -221,7 +225,7 @@ def check_applicable(options: VerificationOptions, content: FileContent) -> None
 
 
 def _with_gpus_of_bundle(out: FileOutcome, bundle: "EvidenceBundle") -> FileOutcome:
-    """Return an outcome with what a bundle has of GPUs, unless options name other files."""
+    """Add a bundle's evidence and endorsements of GPUs to an outcome, unless options name files."""
     if out.gpu_evidence is None and bundle.gpu_evidence is not None:
         out = out._replace(gpu_evidence=parse_gpu_evidence(bundle.gpu_evidence))
     if out.gpu_endorsements is None:

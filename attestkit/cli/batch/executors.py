@@ -75,14 +75,12 @@ def _cluster(address: str) -> Iterator[Executor]:
         check_address(address)  # before the client starts a thread
         client = connect(address, timeout=_TIMEOUT, set_as_default=False)
     except ValueError as error:
-        raise UsageError(
-            f"--scheduler: not a valid address: {address}", reason="wrong_value"
-        ) from error
+        message = f"--scheduler: not a valid address: {address}; use tcp://HOST:PORT"
+        raise UsageError(message, reason="wrong_value") from error
     # AssertionError: the client's thread did not start within 10 s, on an overloaded machine.
     except (OSError, TimeoutError, AssertionError) as error:
-        raise BackendUnavailableError(
-            f"--scheduler: no response from {address}", reason="cannot_connect"
-        ) from error
+        message = f"--scheduler: no response from {address}; start a dask scheduler there"
+        raise BackendUnavailableError(message, reason="cannot_connect") from error
     try:
         yield client.get_executor()
     finally:

@@ -32,7 +32,7 @@ _PRINTABLE: Final = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\r\n\xef")  # a
 
 
 class EntryDefaults(NamedTuple):
-    """Values of the options for every entry."""
+    """What options set for every entry; a line may replace the nonce or report data."""
 
     nonce: bytes | None
     report_data: bytes | None  # None with a nonce
@@ -41,7 +41,7 @@ class EntryDefaults(NamedTuple):
 
 
 class BatchEntry(NamedTuple):
-    """Evidence to verify and its options, or the error of reading them."""
+    """Evidence of one file or line, with its options; or the error of reading it."""
 
     number: int  # of the line or file, from 1
     id: str | int
@@ -159,7 +159,7 @@ def _read(entry: BatchEntry, fields: dict[str, Any], defaults: EntryDefaults) ->
 
 
 def _with_expectation(entry: BatchEntry, fields: dict[str, Any]) -> BatchEntry:
-    """Return an entry with the nonce or report data of a line in place of the options."""
+    """Return an entry with the nonce or report data of its line, if the line has one."""
     if entry.nonce is None and entry.report_data is None:
         for name in ("nonce", "report_data"):
             if name in fields and fields[name] is None:  # as tools write a missing value
@@ -170,7 +170,7 @@ def _with_expectation(entry: BatchEntry, fields: dict[str, Any]) -> BatchEntry:
     if nonce is not None and report_data is not None:
         raise FormatError("nonce and report_data: give at most one", reason="inconsistent")
     if nonce is None and entry.nonce is not None:
-        raise FormatError("report_data: --nonce requires a nonce", reason="inconsistent")
+        raise FormatError("report_data: cannot replace --nonce; give nonce", reason="inconsistent")
     return entry._replace(nonce=nonce, report_data=report_data)
 
 
@@ -246,7 +246,10 @@ def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> B
 
 
 def _refused(entry: BatchEntry, error: AttestKitError, where: str = "") -> BatchEntry:
-    """Return an entry with an error; a UsageError becomes a FormatError of the entry."""
+    """Return an entry with an error in place of its evidence.
+
+    A FormatError or UsageError becomes a FormatError whose text begins with `where`.
+    """
     if isinstance(error, FormatError | UsageError):
         reason = error.reason if isinstance(error, FormatError) else "wrong_value"
         error = FormatError(f"{where}{error}", reason=reason)

@@ -23,7 +23,7 @@ AT: Final = 1790000000  # verification time, seconds since 1970
 
 
 class Case(NamedTuple):
-    """One benchmark case."""
+    """One benchmark case: its identifier in JSON, its description, and the timed call."""
 
     row: str
     what: str

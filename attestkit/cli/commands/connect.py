@@ -59,9 +59,9 @@ def connect(
         connection.check_offline({"URL": url, "--save-bundle": save_bundle, "--serve": listen})
         _show(_saved_proof(bundle, at, connection), as_json=as_json)
     elif url is None:
-        raise UsageError("URL: missing; or pass --bundle", reason="missing")
+        raise UsageError("URL: missing; give the server's URL, or --bundle FILE", reason="missing")
     elif at is not None:
-        raise UsageError("--at: only with --bundle", reason="conflict")
+        raise UsageError("--at: only with --bundle FILE", reason="conflict")
     else:
         _prove(url, connection, save_bundle, listen, as_json=as_json)
 
@@ -107,7 +107,7 @@ def _saved_proof(path: Path, at: str | None, connection: ConnectionOptions) -> "
 
 
 def _show(proof: "Proof", *, as_json: bool, is_free: bool = True) -> None:
-    """Print a proof, unless stdout has other output."""
+    """Print a proof, unless a bundle was written to stdout (`is_free` is False), and warnings."""
     if is_free and as_json:
         console.as_json(proof.to_dict())
     elif is_free:

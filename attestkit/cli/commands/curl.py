@@ -82,7 +82,7 @@ def curl(
     body = None if data is None else _body(data)
     chosen = ("GET" if body is None else "POST") if method is None else method
     if not TOKEN.fullmatch(chosen) or chosen.upper() == "CONNECT":
-        raise UsageError(f"-X {shown(chosen)}: not a method of requests", reason="wrong_value")
+        raise UsageError(f"-X {shown(chosen)}: not a supported HTTP method", reason="wrong_value")
     limits = (connection.timeout, None, None, None)  # of a connection alone, as curl's
     with connection.connect(_origin(url)) as endpoint, endpoint.client(timeout=limits) as client:
         if show_proof:

@@ -41,7 +41,7 @@ def _read_epochs(
     if not colon or not all(one.isascii() and one.isdecimal() for one in (root, app)):
         raise UsageError("--epochs: must be ROOT:APP, two numbers", reason="wrong_value")
     if max(len(root), len(app)) > 10:  # digits of 2**32
-        raise UsageError("--epochs: must be below 4294967296", reason="out_of_range")
+        raise UsageError("--epochs: each must be below 4294967296", reason="out_of_range")
     return int(root), int(app)
 
 
@@ -50,7 +50,7 @@ def _epochs_option(text: str) -> Callable[[Any], Any]:
 
 
 class _Recipient(NamedTuple):
-    """Source of the app's public key."""
+    """Source of the app's public key: itself, or a KMS's signed response with values to check."""
 
     public_key: str | None
     signed_key: Path | None
@@ -120,14 +120,14 @@ def _find_public_key(recipient: _Recipient) -> bytes:
             raise UsageError(text, reason="conflict")
         return read_hex("--public-key", recipient.public_key)
     if not signed or recipient.app_id is None or recipient.signed_key is None:
-        text = "--signed-key: requires --app-id and --kms-root-key"
+        text = "--signed-key: requires --app-id and --kms-root-key; give both"
         raise UsageError(text, reason="missing")
     roots = [read_hex("--kms-root-key", one) for one in recipient.kms_root_keys]
     return _verify_key(recipient.signed_key, read_hex("--app-id", recipient.app_id), roots)
 
 
 def _verify_key(file: Path, app_id: bytes, roots: list[bytes]) -> bytes:
-    """Return the public key of a KMS's answer if a trusted KMS signed it lately for the app."""
+    """Return the public key in a KMS's response, if a trusted KMS signed it lately for the app."""
     from attestkit._formats.strict_json import from_hex, read_object
     from attestkit.dstack.env_encryption import verify_env_encrypt_public_key
 
@@ -217,7 +217,7 @@ def _read_secret(path: Path) -> bytes:
 
 
 MAX_FILE: Final = 16 << 20
-"""Bytes of such a file; names and values have at most 1 MiB in all."""
+"""Maximum size of a file of variables in bytes; names and values have at most 1 MiB in all."""
 
 
 def read_variables(data: bytes, name: str) -> list[tuple[str, str]]:
@@ -248,7 +248,7 @@ def read_variables(data: bytes, name: str) -> list[tuple[str, str]]:
 def _read_json_variables(text: str, name: str) -> list[tuple[str, str]]:
     found = read_object(text, name)
     if not all(isinstance(value, str) for value in found.values()):
-        raise FormatError(f"{name}: every value must be a string", reason="wrong_type")
+        raise FormatError(f"{name}: every value must be a string, in quotes", reason="wrong_type")
     return list(found.items())
 
 

@@ -56,7 +56,7 @@ def key(
     output = out.output
     if public and output is not None:
         raise UsageError(
-            "--public and -o: -o writes the secret key, which --public omits", reason="conflict"
+            "--public and -o: -o writes the secret key; give one of them", reason="conflict"
         )
     out.check(device.inputs, [("--record", device.record)])
     with device.open() as attester:

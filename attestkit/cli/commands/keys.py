@@ -42,13 +42,7 @@ def keys() -> None:
 )
 @output_options("Write all keys, mode 0600, in the form of .appkeys.json.")
 @device_options
-def fetch(
-    *,
-    urls: tuple[str, ...],
-    roots: tuple[str, ...],
-    out: Output,
-    device: Device,
-) -> None:
+def fetch(*, urls: tuple[str, ...], roots: tuple[str, ...], out: Output, device: Device) -> None:
     """Request the keys of this app, and check them.
 
     The evidence of this machine is sent to the KMS, whose root must be a pinned one. No event is
@@ -56,9 +50,10 @@ def fetch(
     """
     output = out.output
     if output is not None and is_stdout(output):
-        raise UsageError("-o: secret keys are not written to stdout", reason="conflict")
+        message = "-o: secret keys are not written to stdout; give a file, -o FILE"
+        raise UsageError(message, reason="conflict")
     if _FIRST_USE in roots and len(roots) > 1:
-        raise UsageError(f"--kms-root: {_FIRST_USE} excludes other values", reason="conflict")
+        raise UsageError(f"--kms-root: give files, or only {_FIRST_USE}", reason="conflict")
     files = [Path(text) for text in roots if text != _FIRST_USE]
     out.check((*device.inputs, *files), [("--record", device.record)])
     from attestkit.kms.client import KmsClient  # lazy, like the import below: not for --help
@@ -86,7 +81,7 @@ def fetch(
 
 
 def _public_fields(fetched: "FetchedKeys") -> dict[str, object]:
-    """Return the public values."""
+    """Return the fetched values that are not secret, by the names of --json."""
     app_keys, root = fetched.app_keys, fetched.root
     k256 = root.k256_public_key
     return {

@@ -39,7 +39,7 @@ _MAX_SMBIOS: Final = 1 << 20  # bytes
 
 
 class _Measured(NamedTuple):
-    """Expected values, and what they were computed from."""
+    """Expected values, and the inputs from which they were computed."""
 
     expected: "ExpectedMeasurements"
     inputs: "GuestInputs | SnpInputs | None"
@@ -56,7 +56,15 @@ class TableOptions(NamedTuple):
     def find(
         self, shape: "MachineShape", processor_id: tuple[int, int] | None
     ) -> "tuple[TableSources, AcpiTables | None]":
-        """Return the sources of a machine's tables, with the ACPI tables that they have."""
+        """Find the ACPI tables and the SMBIOS table of a machine.
+
+        Args:
+            shape: The machine.
+            processor_id: EAX and EDX of CPUID leaf 1 on the host; None: unknown.
+
+        Returns:
+            The tables and their sources, and the ACPI files alone; None if no source has them.
+        """
         from attestkit.measure.acpi import find_tables
         from attestkit.measure.dstack_guest import TableSources
 
@@ -128,7 +136,7 @@ def measure(
     evidence = None if against is None else _read_evidence(against)
     if snp.snp:
         if machine.given or extra or tables.qemu is not None or tables.acpi is not None:
-            message = "--snp: options of TDs do not apply, such as --vm-config and --qemu"
+            message = "--snp: not with options of TDs, such as --vm-config and --qemu; omit them"
             raise UsageError(message, reason="not_applicable")
         measured = _measure_snp(boot, snp)
     else:
@@ -152,7 +160,7 @@ def _measure_snp(boot: guest.BootFiles, snp: guest.SnpOptions) -> "_Measured":
         expected = replace(found, os_image_hash=image.os_image_hash)
         return _Measured(expected, snp.inputs_of(firmware, image.kernel, image.initrd, cmdline))
     if boot.uki is not None or boot.disk is not None or boot.shim is not None:
-        message = "--uki, --disk, --shim: what they name is not measured at the launch of a guest"
+        message = "--uki, --disk, --shim: not in the launch digest of an SNP guest; omit them"
         raise UsageError(message, reason="not_applicable")
     files = boot.read()
     given = (files.firmware, files.kernel, files.initrd, boot.cmdline)
@@ -171,7 +179,7 @@ def _measure_tdx(
 
     if machine.qemu_args is not None:
         if tables.acpi is not None or tables.smbios is not None:
-            message = "--acpi, --smbios: with --qemu-args, the tables are those of its machine"
+            message = "--acpi, --smbios: not with --qemu-args, which makes the tables; omit them"
             raise UsageError(message, reason="conflict")
         return _measure_command(boot, machine, tables.qemu)
     shape, source = _find_shape(machine, against, evidence)
@@ -210,7 +218,7 @@ def _with_boot(
 def _find_shape(
     machine: guest.MachineOptions, against: Path | None, evidence: "Attestation | None"
 ) -> "tuple[MachineShape, str | None]":
-    """Return the shape of the options, else of the evidence, and where it is from."""
+    """Return the machine's shape, and its source if it is read from the evidence, else None."""
     counts = {"cpu_count", "memory_size"}
     given = machine.vm_config is not None or counts <= machine.fields.keys()
     if against is None or evidence is None or given:
@@ -225,13 +233,13 @@ def _find_shape(
 def _measure_command(
     boot: guest.BootFiles, machine: guest.MachineOptions, qemu: Path | None
 ) -> "_Measured":
-    """Measure the machine of a QEMU command line, whose boot files are the default."""
+    """Measure the machine of a QEMU command line, with its boot files unless options name some."""
     from attestkit.measure.command_guest import command_files, tdx_command
     from attestkit.measure.diagnosis.guest_inputs import GuestInputs
 
     command = machine.command() or ""
     if qemu is None:
-        raise UsageError("--qemu: missing; --qemu-args needs it", reason="missing")
+        raise UsageError("--qemu: missing; --qemu-args needs QEMU's program", reason="missing")
     if boot.image is not None:
         raise UsageError("--image and --qemu-args: give only one", reason="conflict")
     if not (boot.kernel or boot.uki or boot.disk):
@@ -280,7 +288,7 @@ def _cache() -> "TableCache | None":
 
 
 def _read_log(path: Path) -> "EventLog":
-    """Return the log of a file; that of evidence has to replay to the registers of the quote."""
+    """Return the event log in a file; a log in evidence must replay to its quote's registers."""
     from attestkit.attestation import Attestation
     from attestkit.cli.input.detect_format import identify_file
     from attestkit.event_log import EventLog
@@ -310,7 +318,7 @@ def _read_evidence(path: Path) -> "Attestation":
 def _compare(
     measured: "_Measured", path: Path, evidence: "Attestation", form: str, output: Path | None
 ) -> int:
-    """Compare evidence with expected values; return 2 if it differs."""
+    """Print how evidence differs from expected values; return 2 if it does, else 0."""
     from attestkit.cli.output.differences import describe_comparison, show_differences
     from attestkit.measure.diagnosis.evidence_comparison import (
         find_differences,

@@ -30,7 +30,13 @@ def quote(*, unchecked: bool, request: EvidenceRequest) -> None:
 
 
 def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[str, bytes]:
-    """Return the kind of evidence in words, the same as in attestkit show, and its bytes."""
+    """Request a quote or report.
+
+    With `unchecked`, the bytes are not parsed, and may be malformed.
+
+    Returns:
+        "quote" or "SEV-SNP report", and its bytes.
+    """
     import warnings  # lazy, like the imports below: --help does not need it
 
     from attestkit.attestation.wire.evidence_parts import SevSnp

@@ -117,7 +117,7 @@ def _registers(holder: object) -> Rtmrs:
 def _find_error(
     log: EventLog, quoted: Rtmrs | None, numbers: tuple[int, ...]
 ) -> VerificationError | None:
-    """Return the first error of the log, or of the comparison of its replay with a quote.
+    """Check a log, and compare its replay with a quote; return the first error, or None.
 
     Args:
         log: The event log.

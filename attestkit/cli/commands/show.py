@@ -151,7 +151,7 @@ def _collateral(collateral: Collateral) -> dict[str, Any]:
 
 
 def _summary(text: str) -> dict[str, Any]:
-    """Return the scalar members of a JSON object, and the lengths of its lists."""
+    """Return the members of JSON text without its objects, and each list as its length."""
     try:
         check_depth(text)
         body = json.loads(text)
@@ -208,7 +208,7 @@ DESCRIBE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
 
 
 def _gpu(name: str) -> Callable[[Any], dict[str, Any]]:
-    """Return a function of `gpu_text`."""
+    """Return the function of `gpu_text` with this name; its first call imports the module."""
 
     def describe_gpu(value: object) -> dict[str, Any]:
         from attestkit.cli.output import gpu_text  # lazy: only for files of GPUs
@@ -232,7 +232,7 @@ DESCRIBE_LAZY: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
 
 
 def describe(found: detect_format.FileContent) -> dict[str, Any]:
-    """Return the content of a file as plain values ready for JSON; bytes are hex."""
+    """Return the content of a file, ready for JSON: `kind` and then its fields; bytes in hex."""
     for kind, description in DESCRIBE.items():
         if isinstance(found.value, kind):
             return {"kind": found.kind, **description(found.value)}

@@ -30,11 +30,11 @@ _SAVE, _KEYS = "--save-ear", "--save-ear-keys"
 class Signing(NamedTuple):
     """The signing key, format and output files of an EAR."""
 
-    path: Path
+    path: Path  # for the EAR
     keys: Path | None  # for the public key
     key: "EarKey"
     form: "TokenFormat"
-    inputs: tuple[Path, ...]
+    inputs: tuple[Path, ...]  # the key's file, which outputs must not overwrite
 
     @property
     def outputs(self) -> Iterable[tuple[str, Path | None]]:
@@ -198,7 +198,7 @@ def _check_saving(
     require_file("--save-bundle", path)
     if signing is not None and options.own_instant:
         raise UsageError(
-            "--save-ear and --at bundle: the bundle's creator would choose the time of the EAR",
+            "--save-ear: not with --at bundle: its creator would choose the time of the EAR",
             reason="conflict",
         )
     outputs = (("--save-bundle", path), *(() if signing is None else signing.outputs))
@@ -276,7 +276,7 @@ def _facts(outcome: "FileOutcome", result: "AttestationResult") -> dict[str, obj
 
 
 def _tpm_facts(result: "AttestationResult") -> dict[str, object]:
-    """Return what joins hardware and TPM, and what is not proven; nothing without a TPM."""
+    """Return how hardware and TPM are bound to each other, and what is not proven; by title."""
     if (tpm := result.claims.vtpm) is None:
         return {}
     return {
@@ -288,7 +288,7 @@ def _tpm_facts(result: "AttestationResult") -> dict[str, object]:
 
 
 def _gpu_facts(result: "AttestationResult") -> dict[str, object]:
-    """Return the GPUs, and how their evidence is bound to the CPU's; nothing without GPUs."""
+    """Return the GPUs, and how their evidence is bound to the CPU's; empty without GPUs."""
     if (gpu := result.gpu) is None:
         return {}
     kinds = Counter(
@@ -307,7 +307,7 @@ def _gpu_facts(result: "AttestationResult") -> dict[str, object]:
 
 
 def _image_version(result: "AttestationResult") -> str | None:
-    """Return the version in the metadata of the image's files; None if they are not at hand."""
+    """Return the version of the OS image; None without --images, or if it has no such image."""
     if result.claims.os_image_is_dev is None:
         return None
     version = key(result.claims.os_image_version or "not stated")

@@ -70,7 +70,7 @@ class Diagnosis(NamedTuple):
 
     @property
     def tee(self) -> str | None:
-        """The TEE by its signs: "TDX", "SEV-SNP", "unknown", or None without signs."""
+        """The TEE: "TDX", "SEV-SNP", "unknown" if signs do not name it, or None without signs."""
         host = self.host
         flags = {sign.what for sign in self.signs if sign.positive}
         tdx = (host.tdx_guest, host.measurements, *host.old_nodes)
@@ -92,7 +92,7 @@ class Diagnosis(NamedTuple):
 
     @property
     def agent(self) -> bool:
-        """True if `attestkit.open()` uses a guest agent, so that nothing else is needed."""
+        """Whether `attestkit.open()` uses a guest agent; then no hardware interface is needed."""
         return self.works("dstack_agent") and "dstack_agent" not in self.by_name_only
 
 
@@ -143,7 +143,7 @@ def _check_folder(root: str | os.PathLike[str]) -> None:
 
 
 def _by_name_only(found: dict[str, str | None]) -> dict[str, str]:
-    """Run the additional probes of detection; return by name why it skips a usable backend."""
+    """Return the usable backends that detection skips, each with the reason."""
     skipped = {}
     for name in backends.AUTO_ORDER:
         if name not in backends.HARDWARE and found.get(name, "") is None:
@@ -259,7 +259,7 @@ def _try_quote(
 
 
 def _size_of(part: object) -> int:
-    """Return the size of all bytes in a part of evidence."""
+    """Return the total length of all byte strings in evidence, which is a tree of tuples."""
     if isinstance(part, bytes):
         return len(part)
     return sum(map(_size_of, part)) if isinstance(part, tuple) else 0

@@ -47,7 +47,14 @@ def advise(found: Diagnosis) -> list[str]:
 def _solve(
     problem: dict[str, Any], found: Diagnosis, conditions: set[str], values: dict[str, Any]
 ) -> Iterator[str]:
-    """Yield the first remedy whose conditions hold, if the problem occurs."""
+    """Yield the first remedy of a problem whose conditions hold; nothing if it does not occur.
+
+    Args:
+        problem: Row of remedies.toml.
+        found: The diagnosis.
+        conditions: Names of the conditions that hold.
+        values: Values of the placeholders in remedies.
+    """
     start = ""
     if path := problem.get("path"):
         status = found.host.app_files[0] if path == "app_keys" else getattr(found.host, path)
@@ -236,7 +243,7 @@ def _machine(found: Diagnosis) -> Iterator[Check]:
 
 
 def _check_path(status: PathStatus, *, needed: bool = True, more: str = "") -> Check:
-    """Return the line about a path; `more` is appended. A missing path is an error if `needed`."""
+    """Return the line about a path, with `more` at its end; `needed`: a missing one is an error."""
     if status.exists:
         text = f"{status.path}: {status.kind}, {status.mode} {status.owner}:{status.group}"
     else:

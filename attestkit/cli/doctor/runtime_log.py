@@ -27,12 +27,12 @@ _REBOOT: Final = (
 
 @cache
 def read_table() -> dict[str, Any]:
-    """Return the table of remedies."""
+    """Return the content of remedies.toml."""
     return toml.decode((files("attestkit.cli.doctor") / "remedies.toml").read_bytes())
 
 
 class RuntimeLogState(NamedTuple):
-    """The state of the runtime log, as a word and as text."""
+    """The state of the runtime log, with its description and remedy."""
 
     # "empty", "agrees", "pending", "earlier-boot", "unknown" (no register), or a problem:
     # "unreadable", "damaged", "torn", "other-boot", "behind", "foreign"
@@ -50,13 +50,13 @@ class RuntimeLogState(NamedTuple):
 
 
 class _Log(NamedTuple):
-    """A readable log."""
+    """Content of a readable runtime log, and the register that its events extend."""
 
-    events: tuple[Event, ...]
+    events: tuple[Event, ...]  # of the complete lines
     torn: bool  # the last line is incomplete
-    pending: bytes | None
-    foreign_boot: bool
-    register: bytes | None
+    pending: bytes | None  # line of an event that was being emitted
+    foreign_boot: bool  # the log is of another boot
+    register: bytes | None  # None: unreadable
 
     @property
     def replay(self) -> bytes:
@@ -162,7 +162,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _state(key: str, *, folder: Path, register: str, **values: object) -> RuntimeLogState:
-    """Return a state of the table in remedies.toml."""
+    """Return the state with the texts of row `key` in remedies.toml, which contain `values`."""
     row = read_table()["runtime_log"][key]
     paths = {"folder": folder, "log": folder / LOG, "pending": folder / PENDING}
     reboot = _REBOOT.format(register=register)
@@ -174,7 +174,7 @@ def _state(key: str, *, folder: Path, register: str, **values: object) -> Runtim
 
 
 def _classify(log: _Log) -> str:
-    """Compare register and log; return the key of the state."""
+    """Compare register and log; return the key of the state's row in remedies.toml."""
     if log.register is None:
         return "unknown"
     if log.foreign_boot:

@@ -43,7 +43,7 @@ class FileContent(NamedTuple):
 
     @property
     def in_certificate(self) -> bool:
-        """Whether the value is evidence that an RA-TLS certificate carries."""
+        """Whether the value is evidence from an RA-TLS certificate."""
         return isinstance(self.value, Attestation) and self.kind == "RA-TLS certificate"
 
     @property

@@ -41,7 +41,12 @@ _FALSE: Final = {"false", "no", "off", "0"}
 
 
 def convert_options(cls: "type[Backend]", given: dict[str, str]) -> dict[str, object]:
-    """Return backend options, converted to the types of the backend's signature."""
+    """Return backend options, converted to the types of the backend's signature.
+
+    Raises:
+        UsageError: If an option is unknown, or its value is invalid.
+        ConfigError: If a file `@FILE` cannot be read.
+    """
     if not given:
         return {}
     types_by_name = option_types(cls)
@@ -72,7 +77,7 @@ def option_types(cls: "type[Backend]") -> dict[str, tuple[object, ...]]:
 
 
 class _Names(dict[str, object]):
-    """Names in annotations of a class; one that is imported for type checkers only is `object`."""
+    """Namespace of a class's annotations; a name that only type checkers import is `object`."""
 
     def __init__(self, cls: type) -> None:
         super().__init__()
@@ -84,7 +89,7 @@ class _Names(dict[str, object]):
 
 
 def _kinds(annotation: object) -> tuple[object, ...]:
-    """Return the members of an annotation that can be converted from text."""
+    """Return the types of an annotation (several for a union) to which text can be converted."""
     members: tuple[object, ...] = (annotation,)
     if get_origin(annotation) in {Union, types.UnionType}:
         members = get_args(annotation)
@@ -99,7 +104,7 @@ def _literals(annotation: object) -> dict[str, object]:
 
 
 def _value(name: str, text: str, kinds: tuple[object, ...]) -> object:
-    """Convert text to the first of these types that accepts it."""
+    """Convert the text of option `name` to the first of the types `kinds` that accepts it."""
     failures = []
     for kind in kinds:
         literals = _literals(kind)
@@ -224,7 +229,7 @@ class Device(NamedTuple):
             yield attester
 
     def _warn(self, attester: "Attester") -> None:
-        """Warn that the evidence is simulated."""
+        """Print a warning if the evidence is simulated."""
         if not attester.simulated:
             return
         from attestkit.backends.base import EvidenceCollector

@@ -35,7 +35,7 @@ _VALUE: Final = re.compile(r"[\t -~]*")
 
 
 class ConnectionOptions(NamedTuple):
-    """Values of the options."""
+    """Values of the options of `connect` and `curl`, as given."""
 
     policies: tuple[str, ...]  # a file or word, or ROLE=FILE of each role
     service: str
@@ -109,7 +109,14 @@ class ConnectionOptions(NamedTuple):
         )
 
     def check_offline(self, given: Mapping[str, object]) -> None:
-        """Check that neither these options are given nor own ones that are of connections only."""
+        """Check that no option of a connection is given with a saved proof.
+
+        Args:
+            given: Values of the command's own options of connections, by name.
+
+        Raises:
+            UsageError: If one of them, or such an option of this object, is not None.
+        """
         own = {"--pins": self.pins, "--server-ca": self.server_ca}
         for name, value in {**given, **own, "--proxy": self.proxy, "--pccs": self.pccs}.items():
             if value is not None:
@@ -121,7 +128,7 @@ class ConnectionOptions(NamedTuple):
         return Require(self.freshness, self.channel, self.gpu)  # type: ignore[arg-type] # by click
 
     def _policy_files(self) -> dict[str, str]:
-        """Return words and files by role; the only one of `--policy FILE` has an empty role."""
+        """Return the policy of each role, a file or word; the role of a policy for all is empty."""
         only = self.policies[0]
         if len(self.policies) == 1 and ("=" not in only or Path(only).is_file()):
             return {"": only}
@@ -132,7 +139,7 @@ class ConnectionOptions(NamedTuple):
                 message = f"--policy {shown(text)}: with several, each must be ROLE=FILE"
                 raise UsageError(message, reason="wrong_value")
             if role in found:
-                message = f"--policy {shown(text)}: the role has another one"
+                message = f"--policy {shown(text)}: second policy of a role; give one for each"
                 raise UsageError(message, reason="conflict")
             found[role] = name
         return found
@@ -165,7 +172,7 @@ class ConnectionOptions(NamedTuple):
 
 @contextlib.contextmanager
 def http_errors(endpoint: "Endpoint") -> Iterator[None]:
-    """Raise errors of the HTTP library as those of attestkit.
+    """Convert errors of the HTTP library to errors of attestkit.
 
     Raises:
         UsageError: If a request cannot be sent as it is.
@@ -190,10 +197,10 @@ def http_errors(endpoint: "Endpoint") -> Iterator[None]:
 
 
 def read_headers(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the headers that an option names, `NAME: VALUE` each, or `@FILE` with lines of these.
+    """Return headers given as `NAME: VALUE`, or as `@FILE` with such lines; errors name `option`.
 
     Raises:
-        UsageError: If one is malformed, or a file cannot be read; the text has no value.
+        UsageError: If one is malformed, or a file cannot be read; the text omits the value.
     """
     found = []
     for text in texts:
@@ -219,7 +226,13 @@ def _header_lines(option: str, path: Path) -> list[str]:
 def read_at_file(
     option: str, name: str, most: int, opened: Callable[[], AbstractContextManager[IO[bytes]]]
 ) -> bytes:
-    """Return the content of the file of an option's value `@FILE`.
+    """Return the content of a file that is given as `@FILE`.
+
+    Args:
+        option: Name of the option, for errors.
+        name: Name of the file, for errors.
+        most: Maximum size in bytes.
+        opened: Opens the file.
 
     Raises:
         UsageError: If it cannot be read, or has over `most` bytes.
@@ -237,7 +250,7 @@ def read_at_file(
 
 
 def warn_of_weak_policy(proof: "Proof") -> None:
-    """Print a warning if any program was accepted, or evidence is simulated."""
+    """Print a warning if the policy accepts any program, or if evidence is simulated."""
     if proof.code == "nobody":
         print_error("warning: any program on sound hardware was accepted (hardware-only)")
     if proof.simulated:

@@ -23,7 +23,7 @@ _SIZES: Final = ("memory_size", "pci_hole64_size")
 
 
 class BootData(NamedTuple):
-    """Contents of the files."""
+    """Contents of the boot files of a guest."""
 
     firmware: bytes
     kernel: bytes | None
@@ -35,7 +35,7 @@ class BootData(NamedTuple):
 
 
 class BootFiles(NamedTuple):
-    """Values of the options about what a guest boots."""
+    """Values of the options that name the boot files of a guest."""
 
     image: Path | None
     firmware: Path | None
@@ -54,21 +54,21 @@ class BootFiles(NamedTuple):
         return tuple(filter(None, (*found, self.shim, self.uki, self.disk, *self.boot_loaders)))
 
     def check(self) -> "BootFiles":
-        """Return itself; UsageError if --image has other files beside it."""
+        """Return this object; raise UsageError if --image is given with other boot options."""
         if self.image is not None and (len(self.inputs) > 1 or self.cmdline is not None):
-            message = "--image: already has firmware, kernel, initrd and command line"
+            message = "--image: contains the other boot files and the command line; omit them"
             raise UsageError(message, reason="conflict")
         return self
 
     def read(self) -> BootData:
-        """Read the files; without --image only.
+        """Read the boot files that are given in place of --image.
 
         Raises:
             FormatError: If a file cannot be read, or is too large.
             UsageError: If the firmware is missing.
         """
         if self.firmware is None:
-            raise UsageError("--firmware: missing; or give --image", reason="missing")
+            raise UsageError("--firmware: missing; give it, or --image", reason="missing")
         return BootData(
             firmware=read_file(self.firmware, _MAX_FIRMWARE),
             kernel=_read(self.kernel, _MAX_KERNEL),
@@ -92,7 +92,7 @@ def _read_head(path: Path) -> bytes:
 
 
 def _loader_name(path: Path) -> str:
-    """Return the name of the event: shim measures variables of its own."""
+    """Return "shim" for a shim, which also measures variables; else the file name."""
     return "shim" if path.name.lower().startswith("shim") else path.name
 
 
@@ -137,7 +137,7 @@ class MachineOptions(NamedTuple):
         return bool(self.inputs or self.fields)
 
     def shape(self) -> "MachineShape":
-        """Return the shape: the VM configuration, in which the single values replace members.
+        """Return the shape in the VM configuration; options of single values replace its members.
 
         Raises:
             FormatError: If the VM configuration is malformed or not supported.
@@ -156,7 +156,7 @@ class MachineOptions(NamedTuple):
         for name in ("cpu_count", "memory_size"):
             if name not in self.fields:
                 option = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{option}: missing; or give --vm-config", reason="missing")
+                raise UsageError(f"{option}: missing; give it, or --vm-config", reason="missing")
         return MachineShape(**self.fields)
 
     def command(self) -> str | None:
@@ -180,7 +180,7 @@ def _read_machine(
         fields[name] = parse_size(f"--{name.replace('_', '-')}", fields[name], 1)
     described = vm_config is not None or fields.keys() - {"qemu_version"}
     if qemu_args is not None and described:
-        raise UsageError("--qemu-args: already describes the machine", reason="conflict")
+        raise UsageError("--qemu-args: describes the machine; omit its options", reason="conflict")
     return MachineOptions(vm_config, fields, qemu_args, _read_processor_id(processor_id))
 
 
@@ -273,7 +273,7 @@ class SnpOptions(NamedTuple):
         return () if self.svsm is None else (self.svsm,)
 
     def check(self) -> "SnpOptions":
-        """Return itself; UsageError for options without --snp."""
+        """Return this object; raise UsageError if other options are given without --snp."""
         if not self.snp and any(value is not None for value in self[1:]):
             message = "--vcpus, --cpu-type and other options of SEV-SNP: need --snp"
             raise UsageError(message, reason="not_applicable")
@@ -292,7 +292,7 @@ class SnpOptions(NamedTuple):
         from attestkit.measure.snp_guest import DEFAULT_VARIABLES_SIZE
 
         if self.vcpus is None:
-            raise UsageError("--vcpus: missing", reason="missing")
+            raise UsageError("--vcpus: missing; --snp requires it", reason="missing")
         size = DEFAULT_VARIABLES_SIZE if self.vars_size is None else self.vars_size
         return snp(
             firmware=firmware,
@@ -311,7 +311,7 @@ class SnpOptions(NamedTuple):
     def inputs_of(
         self, firmware: bytes, kernel: bytes | None, initrd: bytes | None, cmdline: str | None
     ) -> "SnpInputs | None":
-        """Return what `measure` uses, for a diagnosis; None with COCONUT-SVSM."""
+        """Return the inputs of `measure`, to explain differences; None with COCONUT-SVSM."""
         from attestkit.measure import SnpInputs
         from attestkit.measure.sev_snp.launch_digest import (
             KernelFiles,

@@ -100,7 +100,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands of the same kind, whose help ends as that of its first command."""
+    """A group of commands; its help ends with example and exit codes of its first command."""
 
     command_class: type[click.Command] | None = Command
 
@@ -112,9 +112,15 @@ class Group(click.Group):
 def value(
     name: str, metavar: str, text: str, *, many: bool = False, parameter: str = "", **settings: Any
 ) -> _Option:
-    """Return an option with a text.
+    """Return an option that takes a value.
 
-    With `many` it may be repeated, and its parameter is the plural of its name.
+    Args:
+        name: Name of the option, such as `--crl`.
+        metavar: Placeholder of the value in --help, such as `FILE`.
+        text: Description in --help.
+        many: Allow the option more than once; the command gets a tuple of the values.
+        parameter: Name of the command's parameter; default: the option's, in plural with `many`.
+        settings: Other arguments of `click.option`.
     """
     if many:
         text = f"{text.removesuffix('.')}; repeatable."
@@ -124,7 +130,7 @@ def value(
 
 
 def file(name: str, text: str, *, metavar: str = "FILE", **settings: Any) -> _Option:
-    """Return an option with a path, as `value`."""
+    """Return an option whose value is a path; arguments as for `value`."""
     return value(name, metavar, text, type=PATH, **settings)
 
 
@@ -191,7 +197,7 @@ def read_text(name: str, text: str) -> bytes:
 
 
 def section(title: str, *options: _Option) -> tuple[_Option, ...]:
-    """Return options that are under their own title in the help."""
+    """Return the options, which --help then lists under this title."""
 
     def add_title(option: _Option) -> _Option:
         def decorate(command: Callable[..., object]) -> object:

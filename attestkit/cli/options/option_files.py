@@ -25,7 +25,11 @@ _Read = TypeVar("_Read")
 def read_option_files(
     option: str, paths: Iterable[Path], parse: Callable[[bytes], _Read]
 ) -> tuple[_Read, ...]:
-    """Parse the files of an option; errors name the option."""
+    """Read and parse the files of an option.
+
+    Raises:
+        ConfigError: If a file cannot be read or is malformed; the text names option and file.
+    """
     found = []
     for path in paths:
         try:
@@ -42,12 +46,16 @@ def read_option_files(
 def read_option_file(
     option: str, path: Path | None, parse: Callable[[bytes], _Read]
 ) -> _Read | None:
-    """Parse the file of an option; None if it is not given."""
+    """Read and parse the file of an option as `read_option_files`; return None without a path."""
     return None if path is None else read_option_files(option, [path], parse)[0]
 
 
 def parse_collateral(data: bytes) -> "Collateral":
-    """Parse collateral, or evidence in a CMW that contains collateral."""
+    """Return the collateral in JSON, or the one that is enclosed in evidence (a CMW).
+
+    Raises:
+        CollateralError: If the data is neither.
+    """
     from attestkit.attestation import Attestation  # lazy, as below: --help needs neither
     from attestkit.collateral import Collateral
 
@@ -61,7 +69,7 @@ def parse_collateral(data: bytes) -> "Collateral":
 
 
 def parse_anchor(data: bytes) -> "bytes | SimulatedRoots | None":
-    """Return a root certificate in DER, or the roots of a simulated machine.
+    """Return a root certificate (DER or PEM) in DER, or the roots of a simulated machine (JSON).
 
     Raises:
         FormatError: If the JSON of the roots is malformed.
@@ -77,16 +85,24 @@ def parse_anchor(data: bytes) -> "bytes | SimulatedRoots | None":
 
 
 def parse_certificate(data: bytes) -> bytes:
-    """Return AMD certificates unchanged, if there is at least one."""
+    """Check AMD certificates, and return them unchanged.
+
+    Raises:
+        FormatError: If one is malformed, or there is none.
+    """
     from attestkit.verifier.platforms.snp.chain import read_endorsements  # lazy: loads X.509
 
     if not read_endorsements([data]):
-        raise FormatError("no certificate found", reason="missing")
+        raise FormatError("no certificate of AMD found", reason="missing")
     return data
 
 
 def parse_crls(data: bytes) -> bytes:
-    """Return CRLs of AMD unchanged, if they are well-formed."""
+    """Check CRLs of AMD, and return them unchanged.
+
+    Raises:
+        FormatError: If one is malformed.
+    """
     from attestkit._crypto.x509.crl import read_amd_crls  # lazy: loads X.509
 
     read_amd_crls(data)
@@ -94,7 +110,11 @@ def parse_crls(data: bytes) -> bytes:
 
 
 def parse_ak_certificate(data: bytes) -> bytes:
-    """Return certificates and CRLs of TPM keys unchanged, if they are well formed."""
+    """Check certificates and CRLs of TPM keys, and return them unchanged.
+
+    Raises:
+        UsageError: If one is malformed.
+    """
     from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: loads X.509
 
     AkChains(certificates=[data])
@@ -102,7 +122,11 @@ def parse_ak_certificate(data: bytes) -> bytes:
 
 
 def open_images(folder: Path) -> "ImageStore":
-    """Return the OS images of --images."""
+    """Open the folder of OS images that --images names.
+
+    Raises:
+        ConfigError: If it cannot be opened.
+    """
     from attestkit.verifier.images.image_store import ImageStore  # lazy: loads `measure`
 
     try:
@@ -116,21 +140,29 @@ def open_images(folder: Path) -> "ImageStore":
 
 
 def parse_gpu_evidence(data: bytes) -> "GpuEvidence | bytes":
-    """Parse GPU evidence; return output of nvattest of the boot unchanged."""
+    """Return GPU evidence; the output of `nvattest attest` at boot is returned unchanged.
+
+    Raises:
+        FormatError: If the data is neither.
+    """
     from attestkit.verifier.gpu_join import read_gpu_input
 
     return read_gpu_input(data)
 
 
 def parse_gpu_endorsements(data: bytes) -> "GpuEndorsements":
-    """Parse endorsements of GPUs."""
+    """Return endorsements of GPUs (manifests, OCSP answers, keys of NVIDIA's service) from JSON.
+
+    Raises:
+        CollateralError: If the JSON is malformed.
+    """
     from attestkit.gpu import GpuEndorsements
 
     return GpuEndorsements.from_json(data)
 
 
 def parse_gpu_roots(data: bytes) -> "GpuRoots":
-    """Parse the two roots: that of devices, then that of reference manifests.
+    """Return the roots in PEM: that of devices, then that of reference manifests.
 
     Raises:
         FormatError: If they are not two certificates in PEM.
@@ -141,7 +173,7 @@ def parse_gpu_roots(data: bytes) -> "GpuRoots":
 
 
 def write_gpu_roots(roots: "GpuRoots") -> str:
-    """Return the two roots in PEM."""
+    """Return both roots in PEM, in the order of `parse_gpu_roots`."""
     from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
 
     return "".join(encode_pem(CERTIFICATE_LABEL, der) for der in roots)
@@ -159,7 +191,7 @@ def choose_gpu_services(
     given = {option: url for option, url in urls.items() if url is not None}
     for option, url in given.items():
         if not fetch:
-            message = f"{option}: nothing is fetched; give --fetch-gpu-endorsements, too"
+            message = f"{option}: requires --fetch-gpu-endorsements; give both"
             raise UsageError(message, reason="conflict")
         if not url.startswith(("http://", "https://")):
             message = f"{option}: not an http or https URL: {shown(url)}"

@@ -21,7 +21,7 @@ _HEX_TEXT: Final = re.compile(r"(?:0x)?(?:[0-9a-fA-F]{2}){16,}")
 
 
 class ReportDataInput(NamedTuple):
-    """Report data of the options."""
+    """Report data to request evidence with, from the options."""
 
     value: bytes  # 64 bytes
     inputs: tuple[Path, ...]  # files that were read
@@ -68,7 +68,7 @@ class ReportDataOptions(NamedTuple):
         return ExpectedData(nonce, None)
 
     def read_expected(self) -> ExpectedData:
-        """Return what a verifier expects by the options.
+        """Return the nonce or report data that evidence must have by the options.
 
         Raises:
             UsageError: If two are given, or one is empty, too long or not hex or UTF-8.
@@ -95,7 +95,7 @@ def _read_padded(given: ReportDataOptions) -> ReportDataInput:
 
 
 def _choices(title: str, nonce: str, raw: str) -> tuple[Callable[[Any], Any], ...]:
-    """Return the options of `ReportDataOptions`, with the texts of the first two."""
+    """Return the options of `ReportDataOptions`; `nonce` and `raw` are texts in --help."""
     return option.section(
         title,
         option.value("--nonce", "HEX", nonce),

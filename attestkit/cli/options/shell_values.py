@@ -1,6 +1,6 @@
 """Shell completion of option values.
 
-Modules with the values are imported late, because only completion needs them.
+Modules with the values are imported lazily, because only completion needs them.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,7 +35,7 @@ def complete_words(list_words: Callable[[], Iterable[str]], otherwise: str = "")
 
 
 def words_of(module: str, name: str) -> Callable[[], Iterable[str]]:
-    """Return a function that returns the words of a module: a collection, or what returns one."""
+    """Return a function that lists the words in `name` of a module, which may be a function."""
 
     def find_words() -> Iterable[str]:
         found: Any = getattr(import_module(f"attestkit.{module}"), name)

@@ -22,7 +22,14 @@ def describe_comparison(
     uncompared: "Sequence[str]",
     shape_source: str | None,
 ) -> dict[str, Any]:
-    """Return the comparison with the evidence of a file, ready for JSON."""
+    """Return the comparison with the evidence of a file, ready for JSON.
+
+    Args:
+        path: The file.
+        differences: Values of the evidence that are not as expected.
+        uncompared: Names of the registers that were not compared.
+        shape_source: Part of the evidence that names the machine's shape; None: options do.
+    """
     return {
         "evidence": str(path),
         "shape": shape_source,
@@ -38,7 +45,7 @@ def show_differences(
     uncompared: "Sequence[str]",
     shape_source: str | None,
 ) -> None:
-    """Print a verdict, and each difference with its cause."""
+    """Print a verdict, and each difference with its cause; arguments as `describe_comparison`."""
     from attestkit.measure.expected import describe_gap
 
     text = "differs from the expected measurements" if differences else "as expected"

@@ -47,12 +47,15 @@ def _text(value: str | None) -> str | None:
 
 
 def describe_gpu_evidence(evidence: "GpuEvidence") -> dict[str, Any]:
-    """Return the devices of evidence; a malformed one has an error in place of its fields."""
+    """Return the devices of evidence, each as `describe_device`."""
     return {"devices": list(map(describe_device, evidence.devices))}
 
 
 def describe_device(device: "DeviceEvidence") -> dict[str, Any]:
-    """Return the same members for any device; `error` is about what is malformed."""
+    """Return the fields of a device's certificates and report.
+
+    Fields of a malformed part are None, and `error` has the reason.
+    """
     found: dict[str, Any] = {"arch": device.architecture, **dict.fromkeys(_OF_CHAIN)}
     errors = []
     try:
@@ -90,7 +93,7 @@ def describe_rim(rim: Rim) -> dict[str, Any]:
 
 
 def describe_gpu_endorsements(endorsements: "GpuEndorsements") -> dict[str, Any]:
-    """Return the manifests by identifier, and the number of OCSP answers."""
+    """Return the manifests, the number of OCSP answers, and whether there are keys of a service."""
     rims = []
     for identifier, data in endorsements.rims.items():
         try:

@@ -41,7 +41,7 @@ class TpmParts(NamedTuple):
 
 
 def read_tpm_parts(evidence: Evidence) -> TpmParts | None:
-    """Return what evidence has of a TPM; None without one.
+    """Return quotes, PCRs, key and logs of the TPM in evidence; None without a TPM.
 
     Raises:
         FormatError: If a message of go-tpm-tools is malformed.
@@ -81,7 +81,7 @@ def read_tpm_parts(evidence: Evidence) -> TpmParts | None:
 
 
 def describe_tpm(evidence: Attestation) -> dict[str, Any] | None:
-    """Return plain values ready for JSON; None on a platform without a TPM.
+    """Return the TPM's part of evidence, ready for JSON; None on a platform without a TPM.
 
     The only member is `error` if the evidence of the TPM is malformed as a whole. A malformed quote
     or certificate has the member `error` instead of its own.
@@ -116,7 +116,7 @@ def describe_tpm(evidence: Attestation) -> dict[str, Any] | None:
 
 
 def explain_pcrs(parts: TpmParts) -> tuple[frozenset[tuple[str, int]], str | None]:
-    """Return bank and index of the PCRs that the logs replay to, and why the logs do not replay."""
+    """Return the PCRs (bank and index) that the logs replay to, and the error of the replay."""
     if parts.digests or parts.measures_events:
         return _replay_digests(parts), None
     boot_log, ima_log, later = parts.logs
@@ -189,7 +189,7 @@ def _describe_document(evidence: Attestation) -> dict[str, Any]:
 
 
 def _describe_paravisor(platform: Platform) -> dict[str, Any] | None:
-    """Return what the HCL report says of a VM; None without one."""
+    """Return the VM's properties in the HCL report of a paravisor; None without one."""
     if not isinstance(platform, (AzureSnp, AzureTdx)):
         return None
     from attestkit.attestation.azure import HclReport  # lazy: only for Azure

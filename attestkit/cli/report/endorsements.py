@@ -118,7 +118,7 @@ Svn: TypeAlias = tuple[int, bool]
 
 
 class TcbLevelRow(NamedTuple):
-    """One row of the table."""
+    """A TCB level, or the platform itself, in the table of TCB levels."""
 
     css: str  # own: the platform; mine: its level, with ok if up to date
     date: str

@@ -26,7 +26,7 @@ _TITLES: Final = {
 
 
 class Cell(NamedTuple):
-    """A measurement in the picture."""
+    """A square in the picture of measurements; position in units of the SVG."""
 
     number: int  # index in the report and in the manifests
     x: int
@@ -52,9 +52,10 @@ def build_strip(
     mismatches: Collection[int] = (),
     compared: bool = True,
 ) -> MeasurementStrip:
-    """Return the picture of `count` measurements, with the indexes of each outcome.
+    """Return the picture of `count` measurements.
 
-    Without `compared` no measurement has an outcome.
+    `matched`, `skipped` and `mismatches` are indexes of measurements. If `compared` is False, no
+    measurement was compared.
     """
     titles = _TITLES if compared else {**_TITLES, "unused": "not compared"}
     states = {**dict.fromkeys(matched, "matched"), **dict.fromkeys(skipped, "skipped")}
@@ -89,7 +90,7 @@ class ConnectionPicture(NamedTuple):
 def draw_connections(
     gpus: Collection[int], switches: Collection[int], *, connected: bool
 ) -> ConnectionPicture:
-    """Return the picture of devices, which are given by their position in the evidence."""
+    """Return the picture of the connections of devices, named by their position in evidence."""
     width = max(len(gpus), len(switches)) * _STEP
     return ConnectionPicture(
         _row(gpus, "GPU", width), _row(switches, "switch", width), width, connected
@@ -145,7 +146,7 @@ _ALWAYS_UNPROVEN: Final = (
 
 
 class GpuCard(NamedTuple):
-    """A GPU or switch."""
+    """Content of the report about one GPU or switch."""
 
     title: str
     css: str  # of the state
@@ -153,14 +154,14 @@ class GpuCard(NamedTuple):
     binding: tuple[str, str, str]  # CSS class, short text and text
     facts: dict[str, str]
     strip: MeasurementStrip | None
-    chain: list[tuple[str, State, dict[str, str]]]
+    chain: list[tuple[str, State, dict[str, str]]]  # title, state and fields
     rims: list[tuple[str, str, str, str, str]]  # identifier, version, product, signer, end
     ocsp: list[tuple[str, str, str, str, str]]  # certificate, CSS class, status, start, end
     error: str = ""
 
 
 class GpuSection(NamedTuple):
-    """Content of the section."""
+    """Content of the section on GPUs."""
 
     note: str
     facts: dict[str, str]
@@ -168,7 +169,7 @@ class GpuSection(NamedTuple):
     connections: ConnectionPicture | None
     connections_note: str
     not_proven: tuple[str, ...]
-    open: bool
+    open: bool  # unfold the cards
 
 
 def build_gpu_section(outcome: "FileOutcome") -> GpuSection | None:

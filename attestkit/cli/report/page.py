@@ -79,7 +79,7 @@ _STEP_CLASSES: Final = {"passed": "", "skipped": "left-out", "caution": "caution
 
 
 def render_page(outcome: FileOutcome) -> str:
-    """Return the report on an outcome as HTML.
+    """Return the report on the verification of one file as an HTML page.
 
     Raises:
         UsageError: If Jinja is not installed.

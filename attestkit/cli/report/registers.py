@@ -63,7 +63,7 @@ def build_timelines(
 
 
 def _paravisor_register(register: RegisterTimeline) -> RegisterTimeline:
-    """Return a register of a TD that a paravisor runs: the guest extends none of them."""
+    """Return the register with its meaning behind a paravisor, where the guest extends none."""
     if register.name.startswith("RTMR"):
         return register._replace(css="dim", state="not extended by the guest")
     return register._replace(css="dim", state="measures the paravisor")
@@ -147,7 +147,7 @@ class PcrRow(NamedTuple):
 
 
 class TpmSection(NamedTuple):
-    """Content of the section."""
+    """Content of the section on a TPM."""
 
     note: str
     facts: dict[str, str]
