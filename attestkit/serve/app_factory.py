@@ -81,7 +81,7 @@ class BoundServer(NamedTuple):
 
     ready: endpoints.BoundAddresses
     listeners: "list[Listener]"
-    paths: "list[UnixListener]"
+    paths: "list[UnixListener]"  # the unix sockets among them
     background: "Sequence[Work]" = ()  # to run beside the listeners
 
     def unlink(self) -> None:
@@ -146,9 +146,9 @@ def _check_arguments(
     if not (agent or addresses.verifier):
         raise UsageError("listeners: all are off; turn one on", reason="missing")
     if agent and attester is None:
-        raise UsageError("attester: missing, but an agent's listeners are on", reason="missing")
+        raise UsageError("attester: missing for an agent's listeners; pass one", reason="missing")
     if addresses.verifier and verifier is None:
-        raise UsageError("verifier: missing, but the verifier service is on", reason="missing")
+        raise UsageError("verifier: missing for the verifier service; pass one", reason="missing")
     if addresses.verifier_metrics and not addresses.verifier:
         text = "verifier_metrics: requires the verifier service; give the address verifier too"
         raise UsageError(text, reason="conflict")

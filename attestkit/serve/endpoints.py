@@ -99,7 +99,7 @@ class ListenAddresses(NamedTuple):
                 yield from ((one.listener, one.path) for one in self.limited)
 
     def check_limited(self) -> None:
-        """Check the names of the limited sockets.
+        """Check the number, paths and names of the limited sockets.
 
         Raises:
             UsageError: If there are too many, or a file name is unsuitable or not unique.
@@ -118,7 +118,7 @@ class ListenAddresses(NamedTuple):
                 raise one.error(f"two sockets with the name {one.listener}; rename one of them")
             names.append(one.listener)
         if len(names) > _MOST_LIMITED:
-            raise self.limited[-1].error(f"more than {_MOST_LIMITED} limited sockets")
+            raise self.limited[-1].error(f"{len(names)} limited sockets, more than {_MOST_LIMITED}")
 
 
 class BoundAddresses(NamedTuple):

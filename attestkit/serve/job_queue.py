@@ -257,7 +257,7 @@ class JobQueue:
                 self._is_notified = False
 
     def _may_hold(self) -> bool:
-        """Return whether the results may wait for that of the next job."""
+        """Return whether to deliver the results later, together with that of the next job."""
         if not self._threads.has_waiting:
             return False
         now = monotonic()

@@ -15,7 +15,10 @@ from attestkit.serve.rpc.messages import Error
 
 
 def schema(message: model.Message, *, answer: bool) -> dict[str, Any]:
-    """Return the schema of a message; in a response all fields are present and hex is lowercase."""
+    """Return the schema of a message.
+
+    With `answer`, it is the schema of a response: all fields are required, and hex is lowercase.
+    """
     words, fields = model.read_docstring(message), fields_of(message)
     found: dict[str, Any] = {
         "type": "object",
@@ -73,7 +76,7 @@ def value_schema(field: Field, *, answer: bool = False) -> dict[str, Any]:
 
 
 def example(message: model.Message, *, answer: bool) -> dict[str, Any]:
-    """Return an example in JSON; for a request without the fields at their default."""
+    """Return an example in JSON; a request (not `answer`) omits fields that have their default."""
     shown = example_of(message)
     found: dict[str, Any] = json.loads(b"".join(json_codec.encode(shown)))
     defaults = {f.name for f, value in zip(fields_of(message), shown, strict=True) if not value}

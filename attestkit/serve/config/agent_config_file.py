@@ -298,7 +298,7 @@ class _Reader:
             elif key != "patch_report_data":
                 self._add_unknown(found)
             elif not found.flag():
-                raise found.error("must be true: evidence has the requested report data")
+                raise found.error("must be true: other report data is not supported")
 
     def _read_listener(self, profile: str) -> dict[str, _Value]:
         """Return the members of a listener's table; record unused and unknown keys."""
@@ -347,18 +347,18 @@ class _Reader:
             if key == "public_keys":
                 keys = tuple([value.text(lines=True) for value in found.texts()])
                 if not keys:
-                    raise found.error("no key given", "missing")
+                    raise found.error("empty; give a public key", "missing")
                 self._set("auth_key", found, keys)
             elif key == "anonymous_scopes":
                 names = [value.text() for value in found.texts()]
                 if names:
                     self._set("anonymous_scopes", found, ",".join(names))
             else:
-                raise found.error("unknown key", "unknown_key")
+                raise found.error("unknown key; use public_keys or anonymous_scopes", "unknown_key")
         is_given = any("auth" in self._profiles.get(name, {}) for name in ("external", "global"))
         if is_given and "public_keys" not in members:
             name = _Value(self._name, "external.auth", members)
-            raise name.error("public_keys is missing", "missing")
+            raise name.error("public_keys: missing; give at least one", "missing")
 
     def _read_attestkit(self) -> None:
         for key, found in self._table("default", "attestkit").items():
@@ -389,7 +389,7 @@ def _read_option(option: str, found: _Value) -> object:
     if option in options.REPEATED:
         values = [found] if isinstance(found.value, str) else found.texts()
         if option == "auth_key" and not values:
-            raise found.error("no key given", "missing")
+            raise found.error("empty; give a public key", "missing")
         return tuple(item.text(lines=option == "auth_key") for item in values)
     if option in _NUMBERS and type(found.value) is int:
         found = found._replace(value=str(found.value))

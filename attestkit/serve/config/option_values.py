@@ -96,7 +96,7 @@ def seed_from_hex(text: str, source: str) -> bytes:
         seed = bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
     except ValueError:
         # Without the cause, which shows a digit of the seed.
-        raise ConfigError(f"{source}: not valid hex", reason="encoding") from None
+        raise ConfigError(f"{source}: not valid hex; give 64 digits", reason="encoding") from None
     if len(seed) != 32:
         problem = f"{source}: must be 32 bytes (64 hex digits), not {len(seed)} bytes"
         raise ConfigError(problem, reason="wrong_size")

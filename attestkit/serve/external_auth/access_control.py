@@ -157,10 +157,10 @@ def check_auth(auth: ExternalAuth) -> None:
 
     Raises:
         UsageError: If there is no key, one is not an Ed25519 public key of prime order (for another
-            point, others could sign), or a scope is unknown.
+            point, signatures can be forged), or a scope is unknown.
     """
     if not auth.keys:
-        raise UsageError("access tokens: no public key", reason="missing")
+        raise UsageError("access tokens: no public key; pass one", reason="missing")
     if not all(len(key) == 32 and ed25519_has_prime_order(key) for key in auth.keys):
         problem = "access tokens: not an Ed25519 public key of 32 bytes and prime order"
         raise UsageError(problem, reason="invalid_key")

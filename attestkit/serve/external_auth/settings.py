@@ -45,7 +45,7 @@ def read_public_keys(values: Sequence[str]) -> tuple[bytes, ...]:
         raise ConfigError(problem, reason="too_many" if values else "missing")
     found = [_read_key(value) for value in values]
     if len({*found}) < len(found):
-        raise ConfigError("a public key occurs twice", reason="duplicate")
+        raise ConfigError("a public key occurs twice; give each once", reason="duplicate")
     return tuple(found)
 
 
@@ -67,7 +67,7 @@ def parse_public_key(data: bytes, where: str) -> bytes:
         ConfigError: As `read_public_keys`; `where` is the subject of the error.
     """
     if len(data) > _LARGEST:
-        raise ConfigError(f"{where}: over {_LARGEST} bytes", reason="too_large")
+        raise ConfigError(f"{where}: {len(data)} bytes, limit {_LARGEST}", reason="too_large")
     raw = data if len(data) == 32 else _from_text(data.decode("ascii", "replace"), where)
     return _checked(raw, where)
 

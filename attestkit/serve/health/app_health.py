@@ -41,7 +41,7 @@ async def _inspect(command: Sequence[str]) -> list[responses.ContainerState]:
     if not ids:
         return []
     if len(ids) > responses.MAX_INSPECTED:
-        problem = f"nerdctl: {len(ids)} containers, more than {responses.MAX_INSPECTED}"
+        problem = f"nerdctl: {len(ids)} containers, limit {responses.MAX_INSPECTED}"
         raise BackendError(problem, reason="too_large")
     if not all(map(responses.NAME.fullmatch, ids)):
         raise BackendError("nerdctl ps: not a list of ids", reason="malformed_response")
@@ -52,7 +52,7 @@ async def _inspect(command: Sequence[str]) -> list[responses.ContainerState]:
 
 
 async def _output(program: str, *words: str) -> bytes:
-    """Return what a program prints, at most 4 MiB; it is killed if it does not end in time."""
+    """Return the output of a program, up to 4 MiB; kill it if the task is cancelled."""
     loop = asyncio.get_running_loop()
     try:
         transport, output = await loop.subprocess_exec(
@@ -76,7 +76,7 @@ async def _output(program: str, *words: str) -> bytes:
         problem = f"nerdctl: output exceeds {responses.MAX_LIST >> 20} MiB"
         raise BackendError(problem, reason="too_large")
     if status:
-        raise BackendError(f"nerdctl: exit status {status}", reason="io_error")
+        raise BackendError(f"nerdctl: failed with exit status {status}", reason="io_error")
     return bytes(output.data)
 
 

@@ -242,7 +242,7 @@ class HttpProtocol(HttpToolsProtocol):
                 data = without_upgrade(data[:size]) + data[size:]
             self._unread += size
             if self._unread > self.limits.head:
-                self._send_error(431, "request line and headers: too long")
+                self._send_error(431, f"request line and headers: over {self.limits.head} bytes")
                 return
         else:
             self._unread += len(data)  # reset in on_body()
@@ -257,7 +257,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._in_message and not self._in_head:
             self._since = self.loop.time()
             if self._unread > self.limits.head and not self._refused:
-                self._send_error(431, "chunk headers or trailers: too long")
+                self._send_error(431, f"chunk headers or trailers: over {self.limits.head} bytes")
 
     def on_message_begin(self) -> None:
         """Record the start of a request."""
@@ -278,9 +278,9 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():  # the previous response was the last
             raise ConnectionAbortedError
         if self._is_extra:
-            self._send_error(503, "too many connections")
+            self._send_error(503, f"over {self.limits.connections} connections; retry later")
         elif len(self.headers) > self.limits.headers:
-            self._send_error(431, f"headers: more than {self.limits.headers}")
+            self._send_error(431, f"headers: {len(self.headers)}, limit {self.limits.headers}")
         elif self.parser.should_upgrade():  # the parser would drop the body
             self._send_error(400, "unsupported upgrade; use HTTP/1.1")
         fields = dict(self.headers)

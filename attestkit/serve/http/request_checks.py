@@ -17,9 +17,9 @@ _ABSOLUTE: Final = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
 
 def with_named_host(target: bytes, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return the headers with the host of a target in absolute form added (RFC 9112, 3.2.2).
+    """Add the host of a request target in absolute form to the headers (RFC 9112, 3.2.2).
 
-    Such a host takes precedence over `Host`. Both are kept, so that a guard checks both.
+    That host takes precedence over `Host`. Both are kept, so that a guard checks both.
     """
     found = _ABSOLUTE.match(target)
     return headers if found is None else [*headers, (b"host", found[1])]
@@ -31,10 +31,10 @@ def has_loopback_host(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 def refuse_other_sites(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Refuse requests that a web page of another site sends, by what its browser adds.
+    """Refuse requests of web pages of other sites, which browsers mark by header fields.
 
     Raises:
-        UsageError: If the request names its origin, or its browser another site.
+        UsageError: If the request has Origin, or Sec-Fetch-Site names another site.
     """
     for name, value in headers:
         if name == b"origin":

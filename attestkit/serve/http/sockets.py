@@ -217,12 +217,12 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        raise ConfigError(f"{path}: exists and is not a socket", reason="wrong_type")
+        raise ConfigError(f"{path}: not a socket; use another path", reason="wrong_type")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)  # a full backlog also means that a server listens
         result = probe.connect_ex(os.fspath(path))
     if result not in {errno.ECONNREFUSED, errno.ENOENT}:
-        raise BackendBusyError(f"{path}: another process listens there", reason="address")
+        raise BackendBusyError(f"{path}: a process listens there; stop it", reason="address")
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
 

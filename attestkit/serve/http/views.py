@@ -42,7 +42,5 @@ class View(NamedTuple):
     `ViewRequest.name` is that last segment.
     """
 
-    show: Callable[
-        [Any, ViewRequest], Awaitable[ViewResponse]
-    ]  # first what the application works on
+    show: Callable[[Any, ViewRequest], Awaitable[ViewResponse]]  # first: context of the application
     named: bool = False

@@ -60,7 +60,7 @@ def refusal(
 
     Args:
         error: The error.
-        prefix: Begin of the text.
+        prefix: Start of the text.
         is_own: Whether the error is about the KMS's own evidence, and not that of a client.
     """
     is_of_guest = isinstance(error, CollateralError) and error.reason in _OF_GUEST

@@ -45,10 +45,10 @@ class KmsSockets(NamedTuple):
 
 
 class KmsServer:
-    """Servers of one KMS in an event loop.
+    """Listeners of one KMS in an event loop.
 
     Args:
-        parts: What the KMS consists of.
+        parts: Verifier, authorization and other parts of the KMS.
         sockets: Listening sockets.
         limits: Limits of each listener.
         threads: Threads of the requests; not shut down by this object.

@@ -62,7 +62,7 @@ def take_over_roots(
     Args:
         source_url: URL of the running KMS.
         attester: Attests this KMS.
-        parts: Verify and authorize the running KMS.
+        parts: Their verifier and authorization decide about the running KMS.
         random: Returns a number of random bytes.
 
     Raises:
@@ -164,7 +164,7 @@ class Onboarding(RequestQueue):
 
     Args:
         folder: Stores the keys; None: in memory.
-        parts: What else the KMS consists of.
+        parts: Verifier, authorization and other parts of the KMS.
         threads: Threads of the requests.
 
     Attributes:
@@ -208,9 +208,10 @@ class Onboarding(RequestQueue):
 
     @contextmanager
     def _creating(self, done: str) -> Iterator[None]:
-        """Refuse a call if there are keys, or while another call creates them.
+        """Let one call create the keys; refuse it if there are keys, or during another such call.
 
-        Waiting calls would fill the threads: a source that a caller names can take a minute.
+        `done` names the call in the error, as "onboarded". Waiting calls would fill the threads: a
+        source that a caller names can take a minute.
         """
         if not self._lock.acquire(blocking=False):
             raise KmsRefusalError("KMS is being set up by another request; retry when it has ended")
@@ -222,7 +223,7 @@ class Onboarding(RequestQueue):
             self._lock.release()
 
     def describe(self) -> m.AttestationInfoResponse:
-        """Return the identity of this KMS in its own evidence."""
+        """Verify the evidence of this KMS itself, and return the identity in it."""
         report_data = bytes(64)
         try:
             guest = verify_guest(

@@ -46,7 +46,7 @@ class ReleaseEngine(RequestQueue):
 
     Args:
         identity: Keys and certificates of the KMS.
-        parts: What else it consists of.
+        parts: Verifier, authorization and other parts of the KMS.
         threads: Threads of the requests; not shut down by this object.
     """
 
@@ -170,7 +170,15 @@ class ReleaseEngine(RequestQueue):
         *,
         boottime: bool = False,
     ) -> tuple[VerifiedGuest, Decision]:
-        """Verify a client's evidence and decide; `prefix` is for errors of the verification."""
+        """Verify a client's evidence, and request the decision about it.
+
+        Args:
+            role: Role of the client: an app or another KMS.
+            client: Its evidence; None if it has presented none, which is refused.
+            vm_config: VM configuration of the request; empty: that of the evidence.
+            prefix: Start of the text of a verification error.
+            boottime: As for `authorize_guest`: use the registers up to `boot-mr-done`.
+        """
         if client is None:
             raise KmsRefusalError("No attestation provided")
         try:
@@ -233,7 +241,7 @@ class ReleaseEngine(RequestQueue):
         return None
 
     def _spoil(self, answer: m.AppKeyResponse, state: KmsState, app_id: bytes) -> m.AppKeyResponse:
-        """Inject a fault into an answer of GetAppKey."""
+        """Return an answer of GetAppKey, changed by a fault if one is armed."""
         fault = self.faults.strike(kms_faults.KEYS)
         if fault is None:
             return answer
@@ -249,8 +257,8 @@ def _leaf_profile(request: CertRequest, evidence: Attestation, app_id: bytes) ->
     """Return the content of the requested certificate.
 
     Raises:
-        KmsRefusalError: If app info is requested, but the evidence names no app without the rules
-            for guests that are booting.
+        KmsRefusalError: If app info is requested, but `evidence.app_info`, which does not follow
+            the rules for booting guests, names another app or none.
     """
     info = None
     if request.ext_app_info:

@@ -71,7 +71,7 @@ class RequestQueue(NoContext):
 def queued(
     answer: Callable[..., object], request: type[Any] | None = None, *, post_only: bool = False
 ) -> Method:
-    """Return a method that calls `answer` of its context in a thread, with the request's fields."""
+    """Return a method that calls `answer`, a method of its context, with the request's fields."""
 
     def run(context: RequestQueue, arguments: tuple[Any, ...] | None) -> Awaitable[object]:
         return context.run(partial(answer, context, *(arguments or ())))

@@ -53,22 +53,22 @@ _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIA
 _PAST: Final = certificates.ValidityPeriod(YEAR_1975, 1_577_836_799)  # 1975 to the end of 2019
 
 current_state: Final[ContextVar[KmsState]] = ContextVar("current_state")
-"""State of the KMS that the connection of the current request shows."""
+"""Keys and certificates of the KMS that the current connection presents."""
 
 
 class ServerContext(ssl.SSLContext):
-    """TLS context of a connection, with the state of the KMS that its certificate is of."""
+    """TLS context of a connection, and the keys of the KMS whose certificate it presents."""
 
     state: KmsState
-    shows_other: bool  # by a fault: another KMS
+    shows_other: bool  # a fault: the certificate of another KMS
 
 
 class _Certificate(NamedTuple):
-    """Contents of the server's certificate, which faults change."""
+    """Properties of the server's certificate and CA of clients, which faults change."""
 
-    usage: bytes | None = USAGE_KMS_RPC
-    is_attested: bool = True
-    is_temp_ca_over: bool = False
+    usage: bytes | None = USAGE_KMS_RPC  # special usage of the certificate; None: without it
+    is_attested: bool = True  # contains evidence
+    is_temp_ca_over: bool = False  # the temporary CA has expired
 
 
 _BY_FAULT: Final = {
@@ -83,7 +83,7 @@ class ServerIdentity:
 
     Args:
         state: Keys and certificates.
-        parts: What else the KMS consists of.
+        parts: Verifier, authorization and other parts of the KMS.
     """
 
     def __init__(self, state: KmsState, parts: KmsParts) -> None:
@@ -99,7 +99,7 @@ class ServerIdentity:
 
     @property
     def other(self) -> KmsState:
-        """State of another KMS with the same temporary CA, which faults show."""
+        """Keys and certificates of another KMS with the same temporary CA, for faults."""
         with self._lock:
             return self._make_other()
 
@@ -121,7 +121,7 @@ class ServerIdentity:
         return certificates.issue_temp_ca(self.state.roots, _PAST)
 
     def prepare(self) -> None:
-        """Make the usual context; raises the errors of the attester."""
+        """Make the context of connections without faults; raise the errors of the attester."""
         with self._lock:
             self._get_context(shows_other=False, certificate=_Certificate())
 
@@ -144,7 +144,7 @@ class ServerIdentity:
         return self._contexts[key]
 
     def _make_context(self, state: KmsState, certificate: _Certificate) -> ServerContext:
-        """Return a context with a new certificate, which is made anew at each start."""
+        """Return a context with a newly issued certificate of the KMS in `state`."""
         roots = state.roots
         pem = certificates.issue_rpc(
             roots,

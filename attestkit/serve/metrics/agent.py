@@ -34,7 +34,7 @@ _INFO_TEXT: Final = "Static system information: OS, kernel and CPU model."
 
 
 class _Family(NamedTuple):
-    """A family and the deprecated one: their names, without prefix, and HELP texts."""
+    """Name and HELP text of a metric family and of the deprecated one; names without prefix."""
 
     name: str
     text: str
@@ -43,7 +43,10 @@ class _Family(NamedTuple):
 
 
 def _make_families(table: str) -> dict[str, _Family]:
-    """Return the families by attribute; by default the old text is the new one without its dot."""
+    """Parse lines `attribute | name | text | old name | old text` to families by attribute.
+
+    The old text is optional; by default it is the text without its full stop.
+    """
     found = {}
     for line in table.strip().splitlines():
         attribute, name, text, old_name, *old_text = line.split(" | ")
@@ -91,7 +94,7 @@ def encode_system_metrics(figures: Figures, gpus: GpuSample | None = None) -> by
 
     Args:
         figures: The values of the machine.
-        gpus: Those of its GPUs; None: without families of GPUs.
+        gpus: The values of its GPUs; None: no families of GPUs.
     """
     new, old = _system_families(figures), _deprecated_families(figures)
     of_gpus = () if gpus is None else gpu_families(gpus)
@@ -124,7 +127,7 @@ def _deprecated_families(figures: Figures) -> Iterator[str]:
 
 
 def _in_unit(attribute: str, source: Figures | Disk) -> float | str:
-    """Return a value in the unit of the new family: loads are hundredths in the old one."""
+    """Return an attribute in the unit of its new family: not in hundredths or percent."""
     value: float = attrgetter(attribute)(source)
     if attribute.startswith("load."):
         return f"{value / 100:.2f}"

@@ -83,7 +83,7 @@ class Measurements(NamedTuple):
     registers: Mapping[str, bytes] = MappingProxyType({})
     boot: EventSpan = EventSpan(0, ())
     runtime: EventSpan = EventSpan(0, ())
-    text: str = ""
+    text: str = ""  # tcb_info, cut at LONGEST_TEXT
     length: int = 0  # characters of the whole text
 
     @property
@@ -111,7 +111,7 @@ def measurements(measured: AppMeasurements | None) -> Measurements:
 
 
 def _span(events: Sequence[Event], indexes: Sequence[int]) -> EventSpan:
-    """Return the events at `indexes` that are shown."""
+    """Return the first and last of the events at `indexes`, or all if they are few."""
     gap = max(0, len(indexes) - FIRST - LAST)
     shown = [*indexes[:FIRST], *indexes[-LAST:]] if gap else indexes
     entries = tuple([(at, events[at]) for at in shown])
@@ -214,7 +214,13 @@ class Dashboard:
             return known[1]
 
     def _measurements(self, template: "Template", identity: AppIdentity, register: str) -> "Markup":
-        """Return registers, events and TCB info as HTML, cached while the identity is the same."""
+        """Return the section on measurements as HTML, cached for the last identity.
+
+        Args:
+            template: Template of the section.
+            identity: The app's identity with its measurements.
+            register: Name of the register that runtime events extend: `RTMR3` or `PCR 14`.
+        """
         if self._shown is None or self._shown[0] is not identity:
             from attestkit._formats.html_templates import filled  # lazy: slow import
 

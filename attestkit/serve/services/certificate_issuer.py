@@ -44,7 +44,7 @@ class CertificateIssuer:
         attest: Returns evidence.
         now: Returns the Unix time.
         random: Returns that many random bytes.
-        app_info_array: Form of the app info in certificates; None: a map.
+        app_info_array: Number of values if app info in certificates is an array; None: a map.
     """
 
     app_keys: AppKeys | None = field(repr=False)

@@ -259,7 +259,16 @@ class Guest:
         return PreparedResponse.of(AttestResponse(evidence.to_bytes("v1")))
 
     def attest(self, report_data: bytes, failure: str = "Failed to get attestation") -> Attestation:
-        """Return evidence over up to 64 bytes; UsageError if there are more."""
+        """Return evidence over report data.
+
+        Args:
+            report_data: Up to 64 bytes.
+            failure: Start of the text of a BackendError.
+
+        Raises:
+            UsageError: If the report data has more than 64 bytes.
+            BackendError: If the platform produces no evidence.
+        """
         report_data = _pad(report_data)
         try:
             evidence = self.attester.attest(report_data=report_data)
@@ -270,7 +279,7 @@ class Guest:
         return evidence
 
     def cached(self, name: str, make: Callable[[], T]) -> T:
-        """Return the result of `make`, cached while no register changes.
+        """Return the result of `make`, cached under `name` while no register changes.
 
         A failure of the platform is repeated for five seconds without using the device: any client
         may cause this call, and a failing device can take half a minute.
@@ -287,7 +296,7 @@ class Guest:
         return made
 
     def _registers(self) -> _State:
-        """Return the registers, or the events of a TPM's PCR; None for a platform without both."""
+        """Return the registers or the events of a TPM's PCR, for `cached`; None without either."""
         try:
             if isinstance(self.attester.backend, EventPcr):
                 return self.attester.event_log().events
@@ -328,7 +337,7 @@ class Guest:
         return self.cached(name, lambda: self._identify(hidden=hidden))
 
     def decode_evidence(self) -> DecodedEvidence:
-        """Return the app's identity, decoded once while no register changes."""
+        """Return evidence and the app's identity in it, decoded once while no register changes."""
         return self.cached("identity", self._decode)
 
     def _decode(self) -> DecodedEvidence:
@@ -404,7 +413,7 @@ def _pad(report_data: bytes) -> bytes:
 
 
 def _require_v1(evidence: Attestation, failure: str) -> Attestation:
-    """Return `evidence`; UnsupportedError, after the text `failure`, if v1 does not define it."""
+    """Return evidence if v1 defines it; else raise an error whose text begins with `failure`."""
     if not is_of_dstack(evidence.evidence.platform):
         raise NotImplementedHereError(_NO_V1.format(failure, evidence.platform))
     return evidence
@@ -418,9 +427,9 @@ def _utf8(data: bytes) -> str:
 
 
 def _has_bare_quotes(attester: Attester) -> bool:
-    """Return whether evidence is a TDX quote with its log.
+    """Return whether the attester's evidence is only a TDX quote with its event log.
 
-    It has no TPM then, and no agent chose its parts.
+    Evidence of backends with a TPM, and of a guest agent, has other parts too.
     """
     is_more = isinstance(attester.backend, (EvidenceCollector, GuestAgent))
     return attester.has_quotes and not is_more

@@ -20,12 +20,12 @@ _logger = logging.getLogger("attestkit.serve")
 
 
 class ServerContext(NamedTuple):
-    """Values that all modes of serving share."""
+    """Log, limits and arguments of the process, for an agent, a verifier, and its workers."""
 
     log: ServerLog
     limits: Limits
     access_log: "AccessLog | None"
-    arguments: Sequence[str] = ()
+    arguments: Sequence[str] = ()  # command line, which workers get too
     inherited: tuple[int, int] | None = None  # of a worker process, see `__main__.main`
     as_json: bool = False  # write the ready message to stdout as JSON
 
@@ -69,7 +69,7 @@ def announce(
 
 
 def _agent_commands(places: dict[str, str], attester: "Attester") -> list[str]:
-    """Return commands that use dstack.sock; the method is one that returns evidence."""
+    """Return shell commands that request Info and evidence on dstack.sock; none if it is off."""
     if "dstack" not in places:
         return []
     path, method = quote(places["dstack"]), "GetQuote" if attester.has_quotes else "Attest"

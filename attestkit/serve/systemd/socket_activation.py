@@ -53,7 +53,7 @@ def take_sockets(
     descriptors = range(first, first + read_number("LISTEN_FDS", count, _MAX_DESCRIPTORS))
     labels = ["unknown"] * len(descriptors) if names is None else names.split(":") if names else []
     if len(labels) != len(descriptors):
-        text = f"$LISTEN_FDNAMES: {len(labels)} names for {len(descriptors)} descriptors"
+        text = f"$LISTEN_FDNAMES: {len(labels)} names for {len(descriptors)} descriptors; name each"
         raise UsageError(text, reason="conflict")
     found: dict[str, socket.socket] = {}
     try:

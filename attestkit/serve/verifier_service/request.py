@@ -25,9 +25,9 @@ class WrongTypeError(FormatError):
 class VerificationRequest(NamedTuple):
     """Evidence to verify: `attestation`, or else `quote`, `event_log` and `vm_config`.
 
-    Evidence of GPUs is that in `attestation`, or `gpu_evidence`; their endorsements have signatures
-    of their own, so that they may come from the attester. Its keys of NVIDIA's attestation service
-    have none, and are not used.
+    Evidence of GPUs is enclosed in `attestation`, or is `gpu_evidence`. The attester may provide
+    the endorsements, because they are signed. Keys of NVIDIA's attestation service in them are not
+    signed, and are ignored.
 
     If `attestation` is given, quote and log are ignored, and its VM configuration must be that of
     `vm_config`, if both are given.
@@ -69,13 +69,13 @@ class VerificationRequest(NamedTuple):
 
     @property
     def has_gpus(self) -> bool:
-        """Whether the request has evidence or endorsements of GPUs beside the evidence."""
+        """Whether the request has `gpu_evidence` or `gpu_endorsements`."""
         return self.gpu_evidence is not None or self.gpu_endorsements is not None
 
     def read_gpu(self) -> "tuple[GpuEvidence | bytes | None, GpuEndorsements | None]":
-        """Return evidence and endorsements of GPUs that are beside the evidence.
+        """Return `gpu_evidence` and `gpu_endorsements`, decoded; None for missing ones.
 
-        Output of nvattest of the boot is returned as bytes.
+        Output of `nvattest attest` at boot is returned as bytes.
 
         Raises:
             FormatError: If one is malformed.
@@ -94,7 +94,7 @@ class VerificationRequest(NamedTuple):
             raise FormatError(str(error), reason="wrong_value") from error
 
     def read_attestation(self) -> Attestation:
-        """Return the evidence; an error has the text of the outermost cause, as documented.
+        """Return the evidence; errors have the texts of dstack's verifier.
 
         Raises:
             FormatError: If the evidence is malformed.

@@ -215,7 +215,7 @@ class _Verification:
         return verifier.examine(attestation, fetch=self._fetch, gpu=gpu)
 
     def _needs_image(self, attestation: Attestation) -> bool:
-        """Return whether evidence must have an image of dstack.
+        """Return whether evidence must contain the hash of a dstack image.
 
         A TPM proves the boot of other images too, which rules of the policy can name.
         """
@@ -258,7 +258,7 @@ class _Verification:
 
 
 def _names_boot(policy: "AppraisalPolicy") -> bool:
-    """Return whether a policy names what guests boot, in place of an image of dstack.
+    """Return whether a policy has rules about what guests boot, in place of a dstack image.
 
     Rules about their owner or their firmware (gce_project, mrtd alone) accept any image.
     """
@@ -272,7 +272,10 @@ def _names_guests(policy: "AppraisalPolicy") -> bool:
 
 
 def _require_naming_rule(policy: "AppraisalPolicy", platform: str) -> None:
-    """Raise UnsupportedError if a policy names no guest; clients take `is_valid` for that."""
+    """Raise UnsupportedError if no rule of a policy names the guests that it accepts.
+
+    Without one, any guest would be valid, and clients take `is_valid` to mean a known guest.
+    """
     if _names_guests(policy):
         return
     raise UnsupportedError(
@@ -283,7 +286,7 @@ def _require_naming_rule(policy: "AppraisalPolicy", platform: str) -> None:
 
 
 def _describe_key_provider(text: bytes) -> Mapping[str, str] | None:
-    """Return name and id of the key provider; None if missing or malformed."""
+    """Return name and id of the key provider from its JSON; None if missing or malformed."""
     parse = _key_provider if len(text) <= _LONGEST_REMEMBERED else _key_provider.__wrapped__
     return parse(text)
 

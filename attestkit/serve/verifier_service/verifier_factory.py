@@ -63,23 +63,23 @@ def load_ear_key(settings: "VerifierSettings") -> "EarKey | None":
 
 
 def _trust_anchor(data: bytes) -> bytes | SimulatedRoots | None:
-    """Return the root certificate in a file, or all roots of a simulated machine, its JSON."""
+    """Return the root certificate in a file, or the roots of a simulated machine in its JSON."""
     if data.lstrip().startswith(b"{"):
         return SimulatedRoots.from_json(data)
     return Authenticators(data).trust_anchor
 
 
 def _amd_certificates(data: bytes) -> tuple[bytes, ...]:
-    """Return the file's content, if it has a certificate of AMD."""
+    """Check that a file has certificates of AMD, all well-formed; return its content."""
     from attestkit.verifier.platforms.snp.chain import read_endorsements  # lazy: loads X.509
 
     if not read_endorsements([data]):
-        raise FormatError("no certificate found", reason="missing")
+        raise FormatError("no certificate of AMD found", reason="missing")
     return (data,)
 
 
 def _amd_crls(data: bytes) -> tuple[bytes, ...]:
-    """Return the file's content, if its CRLs are well-formed."""
+    """Check that CRLs of AMD in a file are well-formed; return its content."""
     from attestkit._crypto.x509.crl import read_amd_crls  # lazy: loads X.509
 
     read_amd_crls(data)
@@ -87,7 +87,7 @@ def _amd_crls(data: bytes) -> tuple[bytes, ...]:
 
 
 def _ak_certificates(data: bytes) -> tuple[bytes, ...]:
-    """Return the file's content, if it has certificates or CRLs, all well-formed."""
+    """Check that certificates and CRLs of TPM keys are well-formed; return the file's content."""
     from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: loads X.509
 
     AkChains(certificates=[data])
@@ -95,7 +95,7 @@ def _ak_certificates(data: bytes) -> tuple[bytes, ...]:
 
 
 def _ak_roots(data: bytes) -> tuple[bytes, ...]:
-    """Return the file's content, if it has certificates, all well-formed."""
+    """Check that roots of TPM keys are well-formed; return the file's content."""
     from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: loads X.509
 
     AkChains(roots=[data])
