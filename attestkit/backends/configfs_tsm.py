@@ -146,7 +146,8 @@ class ConfigfsTsm:
     def _request(self, report_data: object) -> TsmResponse:
         """Make one request; subclasses check the size of the response."""
         if not isinstance(report_data, bytes) or len(report_data) != 64:
-            raise UsageError("report_data: must be 64 bytes", reason="wrong_size")
+            given = len(report_data) if type(report_data) is bytes else type(report_data).__name__
+            raise UsageError(f"report_data: must be 64 bytes, not {given}", reason="wrong_size")
         manifest = any(name == "service_provider" for name, _ in self._options)
         request = TsmRequest(
             report_data, self._options, certificates=self._has_certificates, manifest=manifest

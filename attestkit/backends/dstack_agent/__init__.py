@@ -264,7 +264,8 @@ def _make_client(endpoint: str | None) -> AgentClient:
 
 def _quote_arguments(report_data: object) -> dict[str, str]:
     if not isinstance(report_data, bytes) or len(report_data) != _REPORT_DATA:
-        raise UsageError("report_data: must be 64 bytes", reason="wrong_size")
+        given = len(report_data) if type(report_data) is bytes else type(report_data).__name__
+        raise UsageError(f"report_data: must be 64 bytes, not {given}", reason="wrong_size")
     return {"report_data": report_data.hex()}
 
 

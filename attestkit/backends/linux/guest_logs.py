@@ -135,7 +135,7 @@ def _malformed(path: Path, text: str) -> BackendError:
 
 
 def _shown_size(data: bytes, limit: int) -> str:
-    """Return the number of bytes as text; reading stops one byte above the limit."""
+    """Return the size of `data` as text for an error; reading stops one byte above `limit`."""
     return f"more than {limit}" if len(data) > limit else str(len(data))
 
 

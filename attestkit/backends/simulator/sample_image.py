@@ -89,7 +89,7 @@ def guided_section(guid: UUID, data: bytes, attributes: int = 1) -> bytes:
 
 
 def pack_lzma(plain: bytes) -> bytes:
-    """Return LZMA data whose header has the size."""
+    """Return `plain` as LZMA data, with its size in the header."""
     filters = [{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 16}]
     packed = lzma.compress(plain, lzma.FORMAT_ALONE, filters=filters)
     return packed[:5] + struct.pack("<Q", len(plain)) + packed[13:]

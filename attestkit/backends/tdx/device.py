@@ -136,7 +136,9 @@ class TdxDevice:
             BackendError: If the call failed or the report is malformed.
         """
         if type(report_data) is not bytes or len(report_data) != REPORT_DATA_SIZE:
-            raise UsageError(f"report_data: must be {REPORT_DATA_SIZE} bytes", reason="wrong_size")
+            given = len(report_data) if type(report_data) is bytes else type(report_data).__name__
+            text = f"report_data: must be {REPORT_DATA_SIZE} bytes, not {given}"
+            raise UsageError(text, reason="wrong_size")
         with self.open() as fd:
             return self.report(fd, report_data)
 

@@ -176,7 +176,8 @@ class RtmrAccess:
         """
         _check_register(register, EXTENDABLE, "must be 2 or 3")
         if type(digest) is not bytes or len(digest) != SIZE:
-            raise UsageError(f"digest: must be {SIZE} bytes", reason="wrong_size")
+            given = len(digest) if type(digest) is bytes else type(digest).__name__
+            raise UsageError(f"digest: must be {SIZE} bytes, not {given}", reason="wrong_size")
         with self._opened_folder() as folder:
             if folder is not None:
                 self._extend_by_file(folder, register, digest)

@@ -45,7 +45,7 @@ def check_report_size(report: bytes, path: str) -> None:
 
 
 def _uint(name: str, value: object, limit: int) -> ReportOptions:
-    """Return the option `name` with a number below `limit`; none if it is None."""
+    """Return the option `name` with a number below `limit`; no option if `value` is None."""
     if value is None:
         return ()
     if type(value) is not int or not 0 <= value < limit:

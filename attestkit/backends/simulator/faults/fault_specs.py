@@ -340,7 +340,7 @@ class Faults:
             self._queues = {}
 
     def armed(self) -> tuple[Fault, ...]:
-        """Return the remaining faults."""
+        """Return the faults that are still to be injected."""
         with self._lock:
             return tuple(fault for queue in self._queues.values() for fault in queue)
 

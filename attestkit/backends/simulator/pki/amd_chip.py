@@ -40,7 +40,7 @@ _PROVIDER: Final = "attestkit-simulator"  # CSP_ID of the VLEK
 
 
 class _Product(NamedTuple):
-    """A product line."""
+    """Properties of a product line of processors: Milan, Genoa or Turin."""
 
     serial: int  # of its ARK
     cpuid: tuple[int, int, int]  # family, model, stepping
