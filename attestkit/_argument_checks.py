@@ -1,11 +1,11 @@
 """Checks of arguments: type, size and encoding."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from attestkit.errors import FormatError, UsageError
+from attestkit.errors import AttestKitError, FormatError, UsageError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -117,14 +117,16 @@ def import_package(module: str, message: str) -> Any:  # noqa: ANN401 - a module
 
 
 @contextmanager
-def needs_extra(subject: str, extra: str) -> Iterator[None]:
+def needs_extra(
+    subject: str, extra: str, kind: Callable[..., AttestKitError] = UsageError
+) -> Iterator[None]:
     """Name the extra to install in the error about a package that a block imports.
 
     Raises:
-        UsageError: In place of ImportError.
+        UsageError: In place of ImportError; or an error of another `kind`.
     """
     try:
         yield
     except ImportError as error:
         message = f"{subject}: {error}; run pip install 'attestkit[{extra}]'"
-        raise UsageError(message, reason="missing_dependency") from error
+        raise kind(message, reason="missing_dependency") from error

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from attestkit._argument_checks import needs_extra
 from attestkit._system.clock import current_time
 from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.simulator.faults.fault_specs import Faults
@@ -182,10 +183,8 @@ def load_fuse() -> ModuleType:
     if not DEVICE.is_char_device():
         raise unavailable(DEVICE, f"not a device; remove it; {_LOAD}", "unreadable")
     try:
-        import mfusepy
-    except ModuleNotFoundError as error:
-        text = "mfusepy: not installed; pip install 'attestkit[fuse]'"
-        raise BackendUnavailableError(text, reason="missing_dependency") from error
+        with needs_extra("mount", "fuse", BackendUnavailableError):
+            import mfusepy
     except OSError as error:  # the import loads libfuse
         text = f"libfuse: not found; {_INSTALL}"
         raise BackendUnavailableError(text, reason="missing_dependency") from error

@@ -14,6 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
+from attestkit._argument_checks import needs_extra
 from attestkit._sanitize import one_line
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
 from attestkit.gpu.architectures import Architecture
@@ -99,11 +100,8 @@ def driver_error(subject: str, code: int) -> BackendError:
 
 
 def _load_binding() -> ModuleType:
-    try:
-        pynvml = import_module("pynvml")  # lazy: of an extra
-    except ImportError as error:
-        text = "nvidia-ml-py: not installed; pip install 'attestkit[gpu]'"
-        raise BackendUnavailableError(text, reason="missing_dependency") from error
+    with needs_extra("nvidia-ml-py", "gpu", BackendUnavailableError):
+        pynvml = import_module("pynvml")  # lazy
     if not hasattr(pynvml, "nvmlSystemGetConfComputeSettings"):
         text = "pynvml: too old, or of another project; pip uninstall pynvml, then install "
         text += "'attestkit[gpu]' again"
