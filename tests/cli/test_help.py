@@ -1,5 +1,7 @@
 """Help and options of all commands agree."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -30,6 +32,20 @@ def test_help_fits_screen(words: str) -> None:
     assert (len(lines) > 50) == (words in LONG), len(lines)
     for parameter in command.params:
         assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
+
+
+def test_help_loads_no_format() -> None:
+    """The modules of the commands, which --help imports, import neither evidence nor verifier."""
+    text = (
+        "import sys; from attestkit.cli import commands; from pkgutil import iter_modules\n"
+        "for one in iter_modules(commands.__path__, 'attestkit.cli.commands.'):\n"
+        "    __import__(one.name); print(one.name, *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True)
+    found = [line.split() for line in done.stdout.decode().splitlines()]
+    assert len(found) > 20
+    heavy = {"attestkit.attestation", "attestkit.quote", "attestkit.tpm", "attestkit.verifier"}
+    assert [name for name, *loaded in found if heavy & {*loaded}] == []
 
 
 @pytest.mark.parametrize(

@@ -3,34 +3,12 @@
 No signature is verified: `attestkit verify` does that.
 """
 
-import sys
-from collections import Counter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
 
 import click
 
-from attestkit.attestation import Attestation
-from attestkit.cli.exit_codes import REJECTED, print_error, set_exit_code
-from attestkit.cli.file_verifier import extract_evidence
-from attestkit.cli.input.detect_format import FileContent, identify_file
-from attestkit.cli.input.read_input import name_file_in_errors
 from attestkit.cli.options import option
 from attestkit.cli.options.option import PATH, Command
-from attestkit.cli.output import console
-from attestkit.errors import FormatError, UsageError, VerificationError
-from attestkit.event_log import EventLog, Rtmrs, TpmEventLog
-from attestkit.event_log.event_types import NO_ACTION
-from attestkit.event_log.ima import ImaLog
-from attestkit.quote import TEE_TDX, Quote
-from attestkit.td_report import TdReport
-from attestkit.tpm.algorithms import HASH_SIZES
-
-UNVERIFIED: Final = "Replayed, not verified: no signature was checked."
-
-
-class _Registers(NamedTuple):
-    rtmrs: Rtmrs
 
 
 @click.command(
@@ -56,130 +34,6 @@ def replay(*, log: Path, quote: Path | None, compared: tuple[int, ...], as_json:
     LOG is an event log in any encoding, or evidence as for attestkit verify, which is compared with
     its own quote by default; - is stdin.
     """
-    found = identify_file(log)
-    if isinstance(found.value, TpmEventLog | ImaLog):
-        if quote is not None or compared:
-            raise UsageError(
-                "--quote and --register: not applicable to a log of PCRs",
-                reason="not_applicable",
-            )
-        return _replay_tpm(log, found.value, as_json=as_json)
-    with name_file_in_errors(log):
-        events, own = _extract_log(found)
-    quoted = own if quote is None else _read_quoted(quote)
-    if quoted is None and compared:
-        raise UsageError("--register: nothing to compare with; give --quote", reason="missing")
-    numbers = tuple(sorted(set(compared))) or tuple(events.explained_registers())
-    error = _find_error(events, quoted, numbers)
-    code = set_exit_code(REJECTED if error else 0)
-    registers = _compare(events, quoted, numbers)
-    if as_json:
-        text = None if error is None else str(error)
-        more = {"warnings": list(events.warnings), "error": text}
-        console.as_json({"registers": registers, **more})
-    else:
-        _show(log, events, registers)
-    sys.stdout.flush()
-    if error is not None:
-        print_error(f"{log}: {error}")
-    return code
+    from attestkit.cli.replay_file import replay_file  # lazy: --help needs no format
 
-
-def _extract_log(found: FileContent) -> tuple[EventLog, Rtmrs | None]:
-    """Return the log of a file, and the registers of the quote in the file, if any."""
-    if isinstance(found.value, EventLog):
-        return found.value, None
-    if found.holds_evidence:
-        evidence = extract_evidence(found)
-        if isinstance(evidence, Attestation) and evidence.quote is not None:
-            return evidence.event_log, _registers(evidence.quote)
-    raise FormatError(f"{found.kind}: contains no event log of a TD", reason="unsupported")
-
-
-def _read_quoted(path: Path) -> Rtmrs:
-    """Return the registers in the file of `--quote`."""
-    found = identify_file(path, "--quote")
-    with name_file_in_errors(path, "--quote"):
-        return _registers(extract_evidence(found) if found.holds_evidence else found.value)
-
-
-def _registers(holder: object) -> Rtmrs:
-    """Return the RTMRs of evidence, a quote or a TD report."""
-    if isinstance(holder, Attestation):
-        holder = holder.quote
-    if isinstance(holder, TdReport):
-        return holder.rtmrs
-    if isinstance(holder, Quote) and holder.tee_type == TEE_TDX:
-        return holder.rtmrs
-    raise FormatError("not a quote, evidence or report of a TD", reason="unsupported")
-
-
-def _find_error(
-    log: EventLog, quoted: Rtmrs | None, numbers: tuple[int, ...]
-) -> VerificationError | None:
-    """Check a log, and compare its replay with a quote; return the first error, or None.
-
-    Args:
-        log: The event log.
-        quoted: Registers in the quote; None: no comparison.
-        numbers: Registers to compare, 0 to 3.
-    """
-    try:
-        if quoted is None:
-            log.check_events()
-        else:
-            log.check(_Registers(quoted), numbers)
-    except VerificationError as error:
-        return error
-    return None
-
-
-def _compare(
-    log: EventLog, quoted: Rtmrs | None, numbers: tuple[int, ...]
-) -> dict[str, dict[str, Any]]:
-    """Return the registers by name, ready for JSON.
-
-    The member `agrees` of a register is None if the register is not compared.
-    """
-    counts = Counter(event.register for event in log.events if event.event_type != NO_ACTION)
-    found = {}
-    for number, value in enumerate(log.replay()):
-        other = None if quoted is None else quoted[number]
-        found[f"rtmr{number}"] = {
-            "events": counts[number],
-            "replayed": value.hex(),
-            "quoted": None if other is None else other.hex(),
-            "agrees": None if other is None or number not in numbers else value == other,
-        }
-    return found
-
-
-def _show(path: Path, log: EventLog, registers: dict[str, dict[str, Any]]) -> None:
-    checks = []
-    for name, row in registers.items():
-        mark, text = {
-            None: ("--", "; not compared"),
-            True: ("ok", ", as quoted"),
-            False: ("!!", f", but the quote has {row['quoted']}"),
-        }[row["agrees"]]
-        text = f"{row['replayed']} after {row['events']} events{text}"
-        checks.append(console.Check(mark, name, text))
-    console.checks(f"{path.name}: {len(log.events)} events", checks, first=True)
-    console.lines([*log.warnings, "", UNVERIFIED])
-
-
-def _replay_tpm(path: Path, log: TpmEventLog | ImaLog, *, as_json: bool) -> int:
-    """Show the PCRs of each bank, or the reason why the bank cannot be replayed."""
-    from attestkit.cli.output.tpm_evidence import ima_replay, tpm_replay
-
-    if isinstance(log, ImaLog):
-        banks = {bank: ima_replay(log, bank) for bank in HASH_SIZES}
-    else:
-        banks = {bank: tpm_replay(log, bank) for bank in log.banks}
-    if as_json:
-        console.as_json({"banks": banks})
-        return 0
-    for bank, registers in banks.items():
-        console.fields(f"{path.name}: {bank}", registers)
-    console.lines(["", UNVERIFIED])
-    return 0
+    return replay_file(log, quote, compared, as_json=as_json)
