@@ -1,6 +1,6 @@
-"""Which service a server is: `service="auto"` of `connect`; a guess weakens no requirement.
+"""Choice of the `Service` for a server: by name, or detected (`service="auto"` of `connect`).
 
-Services are known by name; the module of one is imported when it is needed.
+A wrong detection weakens no requirement. The module of a service is imported when it is needed.
 """
 
 import ssl
@@ -15,7 +15,7 @@ from attestkit.client.services.service import Service
 from attestkit.client.wire.tls import open_tls, tls_context
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.ra_tls.certificate import has_evidence
-from attestkit.ra_tls.other_certificates import has_other_evidence
+from attestkit.ra_tls.interoperable_certificates import has_interoperable_evidence
 
 # Module of each service, whose `SERVICES` has it; those with known hosts first.
 _MODULES: Final = {
@@ -75,7 +75,14 @@ AUTO = "auto"
 
 
 class Dialing(NamedTuple):
-    """Parameters of the connections to a server."""
+    """Parameters of the connections to a server.
+
+    Attributes:
+        origin: Host and port of the server.
+        server_ca: CA certificates in PEM that its chain must lead to; None: those of the system.
+        proxy: URL of an HTTP proxy for tunnels; None: direct connections.
+        seconds: Time limit for connection and handshake.
+    """
 
     origin: Origin
     server_ca: str | bytes | None
@@ -83,7 +90,7 @@ class Dialing(NamedTuple):
     seconds: float
 
     def context(self, service: Service) -> ssl.SSLContext:
-        """Return the TLS context for a service: without WebPKI for RA-TLS alone."""
+        """Return the TLS context for a service; for RA-TLS it does not verify name and chain."""
         return tls_context(self.server_ca, webpki=service.where != "handshake")
 
     def open(self, context: ssl.SSLContext) -> ssl.SSLSocket:
@@ -93,10 +100,10 @@ class Dialing(NamedTuple):
 
 
 def choose_service(name: str | Service, dialing: Dialing) -> Service:
-    """Return the service of a name, or find out which it is.
+    """Return the service of a name, or detect it for "auto".
 
-    A known host names its service; else the certificate may have evidence; else the server should
-    have attestkit's own document.
+    In this order: the service of a known host; RA-TLS if the certificate has evidence; otherwise
+    the document of attestkit's own servers.
 
     Raises:
         UsageError: If the name is unknown.
@@ -118,15 +125,15 @@ def choose_service(name: str | Service, dialing: Dialing) -> Service:
 
 
 def _self_issued(dialing: Dialing, refused: ssl.SSLCertVerificationError) -> Service:
-    """Return RA-TLS if a certificate that WebPKI does not accept has evidence."""
+    """Return RA-TLS if a certificate that WebPKI rejects has evidence; else raise ServiceError."""
     with dialing.open(tls_context(webpki=False)) as connection:
         certificate = connection.getpeercert(binary_form=True) or b""
     if _has_evidence(certificate):
         return open_service(RA_TLS)
-    if _has_evidence(certificate, has_other_evidence):
+    if _has_evidence(certificate, has_interoperable_evidence):
         message = (
-            f"{shown(dialing.origin.authority)}: its certificate has evidence in a form of another "
-            f'maker; pass service="{OTHER_RA_TLS}"'
+            f"{shown(dialing.origin.authority)}: its certificate has evidence of another RA-TLS "
+            f'implementation; pass service="{OTHER_RA_TLS}"'
         )
         raise ServiceError(message, reason="unknown_service") from refused
     message = (

@@ -48,7 +48,7 @@ from attestkit.kms.https_call import (
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.tls_chain import APP_CHAIN, check_usage, verify_app_certificate, verify_evidence
 from attestkit.kms.url import KmsUrl, malformed_answer, parse_kms_url, try_each_url
-from attestkit.ra_tls.issued import Issued
+from attestkit.ra_tls.issuance import Issued
 
 if TYPE_CHECKING:
     from attestkit.simulated_roots import SimulatedRoots
@@ -183,9 +183,9 @@ class KmsClient:
         )
 
     def sign_certificate(self, request: CertRequest, key: P256Key) -> tuple[str, ...]:
-        """Have a certificate signed; return its chain in PEM: certificate, app CA, root.
+        """Request a certificate (SignCert); return its chain in PEM: certificate, app CA, root.
 
-        A second URL is tried if the first one fails, and no others.
+        If the first URL fails, the second is tried, and no others.
 
         Args:
             request: The request, with evidence over the public key.
@@ -215,7 +215,7 @@ class KmsClient:
         return f"KmsClient({[url.base for url in self._urls]})"
 
     def _find(self, url: KmsUrl) -> _Server:
-        """Request temporary CA and root of a KMS; compare the root with the pins."""
+        """Request temporary CA and root CA of a KMS; check that the root is pinned."""
         context = anonymous_context()
         answer = call_kms(url, "GetTempCaCert", {}, context, limits=self._limits)
         try:
@@ -364,7 +364,7 @@ def _checked_urls(urls: object) -> tuple[KmsUrl, ...]:
     if not texts:
         raise KmsError("No KMS URLs are set", reason="no_urls")
     if len(texts) > MAX_URLS:
-        raise UsageError(f"urls: more than {MAX_URLS}", reason="too_many")
+        raise UsageError(f"urls: over {MAX_URLS} URLs; pass fewer", reason="too_many")
     return tuple([parse_kms_url(text) for text in texts])
 
 

@@ -33,7 +33,7 @@ from attestkit.keys.hkdf import derive_p256
 from attestkit.kms.answers import MAX_ANSWER, read_only_certificate, read_refusal, read_temporary_ca
 from attestkit.kms.url import KmsUrl
 from attestkit.ra_tls.certificate import OID_ATTESTATION
-from attestkit.ra_tls.issued import AttestFunction, Issued, load_issued
+from attestkit.ra_tls.issuance import AttestFunction, Issued, load_issued
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from attestkit.ra_tls.certificate import (
 )
 from attestkit.ra_tls.connection import PeerRefusedError, peer
 from attestkit.ra_tls.contexts import client_context, server_context
-from attestkit.ra_tls.issued import Issued, issue
+from attestkit.ra_tls.issuance import Issued, issue
 
 if TYPE_CHECKING:
     from attestkit.ra_tls.http_transports import AsyncHTTPTransport, HTTPTransport

@@ -111,9 +111,9 @@ def has_evidence(certificate: bytes) -> bool:
 
 
 def check_certificate(certificate: bytes, result: "AttestationResult") -> "AttestationResult":
-    """Check a certificate, whose evidence has been verified, as `verify` does; add a step.
+    """Check a certificate as `verify` does, after its evidence was verified; accept any lifetime.
 
-    Any lifetime is accepted.
+    The returned result is `result` with one more step, about the key and the age of the evidence.
 
     Raises:
         FormatError, VerificationError: As `verify`, for what is wrong with the certificate.

@@ -93,7 +93,7 @@ from attestkit._system.clock import current_time
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.ra_tls.certificate import MAX_LIFETIME, check_max_lifetime
 from attestkit.ra_tls.connection import AttestedObject, AttestedSocket
-from attestkit.ra_tls.issued import Issued, load_issued
+from attestkit.ra_tls.issuance import Issued, load_issued
 
 if TYPE_CHECKING:
     from attestkit.verifier import Verifier
@@ -206,7 +206,7 @@ class RenewingContext(ssl.SSLContext):
 
 
 def _dates(issued: Issued, now: float) -> tuple[float, float]:
-    """Return the time from which to renew a certificate that is now loaded, and its end."""
+    """Return when to renew a certificate loaded at `now`, and when it ends: seconds since 1970."""
     certificate = read_certificate(issued.certificate_chain[0])
     begin, end = certificate.valid_from.timestamp(), certificate.valid_until.timestamp()
     longest = MAX_LIFETIME.total_seconds()
@@ -310,7 +310,7 @@ def client_context(
 
 
 def _check_verifier(verifier: "Verifier", peer: str, *, any_app: bool) -> None:
-    """Raise UsageError unless `verifier` is a Verifier whose policy names the app, or any may."""
+    """Raise UsageError unless a Verifier's policy names app and OS image, or `any_app` is set."""
     from attestkit.verifier.policy.app_pins import names_app  # lazy: the verifier has loaded it
 
     if not (hasattr(verifier, "verify") and hasattr(verifier, "policy")):

@@ -22,7 +22,7 @@ from attestkit._system.atomic_file import replace_file
 from attestkit.client.asgi import AsgiApp, Attested, Message, Receive, Scope, Send
 from attestkit.client.document import PATH
 from attestkit.errors import UsageError
-from attestkit.ra_tls.issued import Issued, load_issued
+from attestkit.ra_tls.issuance import Issued, load_issued
 from attestkit.testing.tee import SharedResources, SimulatedTee, own_resources
 from attestkit.testing.tls_listener import ADDRESS, LoopbackCa, TlsListener, new_key
 

@@ -16,7 +16,7 @@ from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, i
 from attestkit._system.clock import current_time
 from attestkit.errors import UsageError
 from attestkit.keys.hkdf import derive_p256
-from attestkit.ra_tls.issued import Issued, issue
+from attestkit.ra_tls.issuance import Issued, issue
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:

@@ -287,7 +287,7 @@ DATA_PATHS: Final[dict[str, DataPath]] = {
             ),
             Step(
                 "a certificate with evidence",
-                "attestkit.ra_tls.issued:Issued",
+                "attestkit.ra_tls.issuance:Issued",
                 "quote over the TLS key",
                 colours=OURS,
             ),

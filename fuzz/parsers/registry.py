@@ -3,7 +3,12 @@
 from typing import Final
 
 from fuzz.parsers import cores
-from fuzz.parsers.certificates import ak_certificates, certificates, ocsp, other_certificates
+from fuzz.parsers.certificates import (
+    ak_certificates,
+    certificates,
+    interoperable_certificates,
+    ocsp,
+)
 from fuzz.parsers.client import (
     own_document,
     saved_proofs,
@@ -63,7 +68,7 @@ _FILES: Final = (
     http_answers,
     fleet,
     tinfoil,
-    other_certificates,
+    interoperable_certificates,
     sealed_services,
     cores,
     vllm,
@@ -234,9 +239,9 @@ READERS: Final[dict[str, str]] = {
     "gpu.rim.manifest": "rim",
     "gpu.endorsement_fetcher": "rim_answer",
     "quote": "quote",
-    "ra_tls.other_certificates": "other_certificate",
+    "ra_tls.interoperable_certificates": "interoperable_certificate",
     "ra_tls.certificate": "ra_tls",
-    "ra_tls.issued": "tls_key",
+    "ra_tls.issuance": "tls_key",
     "report_data": "options",
     "serve.config.option_values": "options",
     "serve.external_auth.access_control": "access_token",
@@ -318,7 +323,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "client.endpoint_clients": "opens clients of HTTP libraries",
     "client.sealing.protocol": "reads errors for the targets ehbp_answer and aci_sealed",
     "client.services.bound": "passes an answer to functions of the caller",
-    "client.services.ra_tls": "wraps readers of the targets ra_tls and other_certificate",
+    "client.services.ra_tls": "wraps readers of the targets ra_tls and interoperable_certificate",
     "client.service_choice": "looks a name up",
     "client.proofs.trust": "opens policies, the target policy",
     "client.wire.tls": "contexts and a socket, for the target question_answer",

@@ -19,7 +19,7 @@ from attestkit.kms.release.certificates import (
     issue_temp_ca,
 )
 from attestkit.kms.release.roots import KmsRoots, release_app_keys
-from attestkit.ra_tls.issued import Issued, load_issued
+from attestkit.ra_tls.issuance import Issued, load_issued
 from tests.verifier.platforms import intel
 
 APP_ID: Final = bytes.fromhex("5bb4ff9a3837357f19dc176407a5709c62eb6c56")

@@ -21,7 +21,7 @@ from attestkit.kms import CertRequest, KmsClient, SimulatedKms, boot_with_kms
 from attestkit.kms.https_call import SUBJECT, TimeLimits, call_kms, rooted_context
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.url import parse_kms_url
-from attestkit.ra_tls.issued import Issued
+from attestkit.ra_tls.issuance import Issued
 from attestkit.report_data import ReportData
 from tests.kms.boot.booting import EVENTS, PREFIX, SEED, guest, kms_of, names
 from tests.kms.replayed_kms import (

@@ -22,7 +22,7 @@ from attestkit.kms import CertRequest, KmsRoot
 from attestkit.kms.https_call import anonymous_context, call_kms, rooted_context
 from attestkit.kms.release.certificates import issue_root
 from attestkit.kms.url import parse_kms_url
-from attestkit.ra_tls.issued import Issued
+from attestkit.ra_tls.issuance import Issued
 from attestkit.report_data import ReportData
 from tests.kms.replayed_kms import (
     APP_ID,

@@ -169,7 +169,7 @@ CONSTANT_TIME = {
     "kms/root.py": 4,
     "kms/tls_chain.py": 1,
     "ra_tls/certificate.py": 1,
-    "ra_tls/other_certificates.py": 1,
+    "ra_tls/interoperable_certificates.py": 1,
     "serve/kms_service/admin.py": 1,
     "serve/kms_service/release_engine.py": 1,
     "verifier/ear/result_token.py": 3,

@@ -35,7 +35,7 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._system.atomic_file import replace_file
 from attestkit.client.asgi import Attested
 from attestkit.client.proofs.proof import Proof
-from attestkit.ra_tls.issued import load_issued
+from attestkit.ra_tls.issuance import load_issued
 from attestkit.testing import SimulatedTee
 from attestkit.testing.tls_listener import LoopbackCa
 from attestkit.verifier import AppraisalPolicy, Verifier

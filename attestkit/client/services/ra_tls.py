@@ -9,7 +9,7 @@ from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, ServiceError
 from attestkit.quote import Quote
 from attestkit.ra_tls import certificate as ra_tls
-from attestkit.ra_tls.other_certificates import OtherCertificate, read_other
+from attestkit.ra_tls.interoperable_certificates import CertificateEvidence, read_interoperable
 from attestkit.report_data import ReportData
 
 NO_NAME: Final = (
@@ -19,13 +19,13 @@ NO_NAME: Final = (
 
 
 class RaTls:
-    """A server whose certificate has the evidence; nothing is asked."""
+    """A server whose certificate has the evidence, so that no request is sent for it."""
 
     name: str = "ra-tls"
     where: Where = "handshake"
 
     def recognizes(self, host: str) -> bool:
-        """Return False: the certificate shows it."""
+        """Return False: the certificate is what identifies it."""
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
@@ -56,20 +56,20 @@ class RaTls:
             freshness="key possession",
             valid_until=read_certificate(seen.certificate).valid_until,
             not_proven=(
-                "how old the evidence is: the certificate's dates are its maker's word",
+                "how old the evidence is: its issuer chose the certificate's dates",
                 NO_NAME,
             ),
         )
 
     def _observed(self, seen: ObservedPeer | None) -> ObservedPeer:
         if seen is None:
-            message = f"{self.name}: the evidence is in the handshake, and none was observed"
+            message = f"{self.name}: no TLS certificate of the server, which has the evidence"
             raise ServiceError(message, reason="no_attestation")
         return seen
 
 
 _WHAT: Final = "ra-tls-other"
-_NO_AGE: Final = "how old the evidence is: the certificate's dates are its maker's word"
+_NO_AGE: Final = "how old the evidence is: its issuer chose the certificate's dates"
 _NO_LABEL: Final = (
     "that the evidence was made for TLS: it has no label, which counts if the program attests "
     "other data of its callers"
@@ -77,11 +77,11 @@ _NO_LABEL: Final = (
 
 
 class OtherRaTls(RaTls):
-    """A server whose certificate has evidence in a form of another maker; nothing is asked.
+    """A server whose certificate is of another implementation, such as Gramine or rats-tls.
 
     The service "auto" never selects it, because the evidence is over 32 bytes and zeros, without a
-    label. If a program attests nonces of its callers as they are, an attacker can get evidence over
-    the hash of another key, and put it into a certificate of that key.
+    label. If a program attests report data that its callers choose, an attacker can obtain evidence
+    over the hash of their own key, and put it into a certificate of that key.
     """
 
     name = "ra-tls-other"
@@ -98,7 +98,7 @@ class OtherRaTls(RaTls):
             ServiceError: If no connection was observed, or its key is another one.
         """
         seen = self._observed(seen)
-        found = read_other(seen.certificate)
+        found = read_interoperable(seen.certificate)
         if not hmac.compare_digest(found.spki, seen.spki):
             message = f"{_WHAT}: the certificate's key is not that of the connection"
             raise ServiceError(message, reason="other_key")
@@ -111,14 +111,14 @@ class OtherRaTls(RaTls):
         )
 
 
-def _check_kind(found: OtherCertificate) -> None:
-    """Check that Gramine's older form has a quote of SGX, as Gramine makes it.
+def _check_kind(found: CertificateEvidence) -> None:
+    """Check that Gramine's older format has a quote of SGX: Gramine creates no other.
 
     Raises:
         FormatError: If the quote is malformed, or of a TD.
     """
     if found.form == "gramine" and Quote.parse(found.evidence).tee_type != 0:
-        message = f"{_WHAT}: the older form of Gramine must have a quote of SGX"
+        message = f"{_WHAT}: a certificate in Gramine's older format must have a quote of SGX"
         raise FormatError(message, reason="unsupported")
 
 

@@ -12,7 +12,7 @@ from attestkit.kms.release import certificates
 from attestkit.kms.release.authorization import KmsAuthorization
 from attestkit.kms.release.state_folder import KmsState, create_state
 from attestkit.kms.tls_chain import USAGE_APP_CUSTOM, USAGE_KMS_RPC
-from attestkit.ra_tls.issued import Issued, load_issued
+from attestkit.ra_tls.issuance import Issued, load_issued
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.client import ProofBundle
-from attestkit.ra_tls.issued import load_issued
+from attestkit.ra_tls.issuance import load_issued
 from attestkit.testing import AttestedServer
 from attestkit.testing.tls_listener import LoopbackCa
 from tests.cli import schemas

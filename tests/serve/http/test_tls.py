@@ -11,7 +11,7 @@ from typing_extensions import Self
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
 from attestkit.errors import BackendError
-from attestkit.ra_tls.issued import Issued, load_issued
+from attestkit.ra_tls.issuance import Issued, load_issued
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.event_loop_thread import EventLoopThread, start_listeners, stop_listeners
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response

@@ -14,7 +14,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf
 from attestkit.attestation import Attestation
 from attestkit.kms import SimulatedKms
-from attestkit.ra_tls.issued import Issued, load_issued
+from attestkit.ra_tls.issuance import Issued, load_issued
 from attestkit.report_data import ReportData
 from tests.kms.replayed_kms import BOOT, VM_CONFIG, WINDOW
 from tests.serve.client import Answer

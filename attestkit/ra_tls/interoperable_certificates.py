@@ -1,9 +1,9 @@
-"""Certificates with evidence that other makers issue (attested-client.md, 2.11).
+"""RA-TLS certificates of other implementations (attested-client.md, 2.11).
 
-Supported are the interoperable form of the CCC (Gramine since 1.8, Intel's SGX SDK, rats-tls, TNG),
-with a quote of SGX or TDX or a report of SEV-SNP, and Gramine's older form. Only the path to key,
-dates and extensions is read: Gramine's certificates have fields that strict readers refuse, and the
-TLS handshake shows that the peer has the key.
+Supported are the interoperable format of the CCC (Gramine since 1.8, Intel's SGX SDK, rats-tls,
+TNG) with a quote of SGX or TDX or a report of SEV-SNP, and Gramine's older format. Only the path to
+key, dates and extensions is read: Gramine's certificates have fields that strict readers refuse,
+and the TLS handshake shows that the peer has the key.
 """
 
 import hmac
@@ -31,7 +31,7 @@ OID_TAGGED_EVIDENCE: Final = "2.23.133.5.4.9"
 """Evidence with a CBOR tag, and claims (TCG DICE Attestation Architecture)."""
 
 OID_GRAMINE: Final = "0.6.9.42.840.113741.1337.6"
-"""Quote of Gramine's older form: the identifier's own tag and length are part of it."""
+"""Quote in Gramine's older format; tag and length of the DER identifier are part of the OID."""
 
 MAX_CERTIFICATE: Final = 1 << 20
 """Maximum size of a certificate in bytes."""
@@ -41,9 +41,9 @@ _REFUSED_TAGS: Final = {
     60001: "an Intel report, which only the same machine can verify",
     60002: "an Intel report, which only the same machine can verify",
     0xC0C000: "evidence of Confidential Containers, which a Trustee verifies",
-    0xC0C001: "a token of Confidential Containers, which is the word of a Trustee",
+    0xC0C001: "a token of Confidential Containers, which has no evidence",
     0x17A000: "evidence for Intel Trust Authority",
-    0x17A001: "a token of Intel Trust Authority, which is the word of that service",
+    0x17A001: "a token of Intel Trust Authority, which has no evidence",
 }
 _REFUSED_EXTENSIONS: Final = {
     "1.2.840.113556.10.1.1": "a report of Open Enclave",
@@ -57,11 +57,11 @@ _ZEROS: Final = bytes(32)
 _WHAT: Final = "RA-TLS certificate"
 
 Form = Literal["interoperable", "gramine"]
-"""Form of a certificate: of the CCC, or Gramine's older one."""
+"""Format of a certificate: that of the CCC, or Gramine's older one."""
 
 
-class OtherCertificate(NamedTuple):
-    """Evidence in a certificate of another maker, and what it must be over; not verified."""
+class CertificateEvidence(NamedTuple):
+    """Evidence in a certificate, and the report data that it must have; not verified."""
 
     form: Form
     kind: Literal["quote", "snp"]
@@ -81,8 +81,8 @@ class _Content(NamedTuple):
     extensions: Mapping[str, bytes]
 
 
-def has_other_evidence(certificate: bytes | str) -> bool:
-    """Return whether a certificate has evidence in a form of another maker, supported or not.
+def has_interoperable_evidence(certificate: bytes | str) -> bool:
+    """Return whether a certificate has evidence in a format that this module knows.
 
     Raises:
         FormatError: If the certificate is malformed.
@@ -91,12 +91,12 @@ def has_other_evidence(certificate: bytes | str) -> bool:
     return not known.isdisjoint(_read(certificate).extensions)
 
 
-def read_other(certificate: bytes | str) -> OtherCertificate:
-    """Return the evidence in a certificate of another maker, and the report data it must have.
+def read_interoperable(certificate: bytes | str) -> CertificateEvidence:
+    """Return the evidence in a certificate, and the report data that it must have.
 
     Verify the evidence with these report data: it is then bound to the certificate's key, whose
-    possession a handshake shows. Neither the signature nor the dates of the certificate say
-    anything. The interoperable form is preferred where both are there.
+    possession a handshake shows. Signature and dates of the certificate are not verified. If it has
+    evidence in both formats, that in the interoperable format is returned.
 
     Args:
         certificate: DER, or PEM with one or more certificates, of which the first is used.
@@ -112,15 +112,15 @@ def read_other(certificate: bytes | str) -> OtherCertificate:
         return _read_tagged(found, value)
     if (value := found.extensions.get(OID_GRAMINE)) is not None:
         data = sha256(found.spki) + _ZEROS
-        return OtherCertificate("gramine", "quote", value, data, *found[:3], {}, None)
+        return CertificateEvidence("gramine", "quote", value, data, *found[:3], {}, None)
     for oid, name in _REFUSED_EXTENSIONS.items():
         if oid in found.extensions:
             raise UnsupportedError(f"{_WHAT}: {name}: not supported", reason="feature")
-    message = f"{_WHAT}: no evidence of a known form"
+    message = f"{_WHAT}: no extension with evidence in a known format"
     raise VerificationError(message, reason="no_evidence")
 
 
-def _read_tagged(found: _Content, value: bytes) -> OtherCertificate:
+def _read_tagged(found: _Content, value: bytes) -> CertificateEvidence:
     reader = CborReader(value)
     tag = reader.tag_number()
     kind = _TAGS.get(tag)
@@ -138,7 +138,7 @@ def _read_tagged(found: _Content, value: bytes) -> OtherCertificate:
     if nonce is not None and not isinstance(nonce, bytes):
         raise FormatError(f"{_WHAT}: claim nonce: must be bytes", reason="wrong_type")
     data = sha256(buffer) + _ZEROS
-    return OtherCertificate("interoperable", kind, evidence, data, *found[:3], claims, nonce)
+    return CertificateEvidence("interoperable", kind, evidence, data, *found[:3], claims, nonce)
 
 
 def _read_claims(buffer: bytes) -> dict[str, object]:
@@ -150,7 +150,7 @@ def _read_claims(buffer: bytes) -> dict[str, object]:
 
 
 def _check_key(claims: Mapping[str, object], spki: bytes) -> None:
-    """Check that the claim about the key is that of the certificate's key."""
+    """Check that the claim `pubkey-hash` is the hash of the certificate's key."""
     what = f"{_WHAT}: claim {_KEY_CLAIM}"
     claim = claims.get(_KEY_CLAIM)
     if claim is None:
@@ -164,7 +164,7 @@ def _check_key(claims: Mapping[str, object], spki: bytes) -> None:
         message = f"{what}: algorithm must be 1, 7 or 8 (SHA-256, SHA-384, SHA-512)"
         raise FormatError(message, reason="unsupported_algorithm")
     if not hmac.compare_digest(algorithm(spki), entry[1]):
-        message = f"{what}: not that of the certificate's key"
+        message = f"{what}: is not the hash of the certificate's key"
         raise VerificationError(message, reason="report_data")
 
 
@@ -179,7 +179,7 @@ def _read(certificate: bytes | str) -> _Content:
 
 def _to_der(certificate: bytes | str) -> bytes:
     if len(certificate) > 2 * MAX_CERTIFICATE:
-        raise FormatError(f"over {MAX_CERTIFICATE} bytes", reason="too_large")
+        raise FormatError(f"{len(certificate)} bytes, over {MAX_CERTIFICATE}", reason="too_large")
     if isinstance(certificate, bytes) and not certificate.lstrip().startswith(b"-----BEGIN"):
         der = certificate
     elif isinstance(certificate, bytes):
@@ -187,7 +187,7 @@ def _to_der(certificate: bytes | str) -> bytes:
     else:
         der = split_pem(certificate)[0]
     if len(der) > MAX_CERTIFICATE:
-        raise FormatError(f"over {MAX_CERTIFICATE} bytes", reason="too_large")
+        raise FormatError(f"{len(der)} bytes, over {MAX_CERTIFICATE}", reason="too_large")
     return der
 
 

@@ -1,4 +1,4 @@
-"""Certificates with evidence of other makers: captured ones, and made ones that verify."""
+"""RA-TLS certificates of other implementations: captured ones, and made ones that verify."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import AttestKitError, FormatError, UnsupportedError, VerificationError
 from attestkit.quote import Quote
-from attestkit.ra_tls.other_certificates import (
+from attestkit.ra_tls.interoperable_certificates import (
     MAX_CERTIFICATE,
-    OtherCertificate,
-    has_other_evidence,
-    read_other,
+    CertificateEvidence,
+    has_interoperable_evidence,
+    read_interoperable,
 )
 from attestkit.testing import SimulatedTee
 from tests.ra_tls.other_maker import (
@@ -49,7 +49,7 @@ def captured(name: str) -> tuple[bytes, dict[str, Any]]:
 def refusal(value: bytes) -> AttestKitError:
     """Return the error by which a certificate is refused."""
     with pytest.raises((FormatError, UnsupportedError, VerificationError)) as caught:
-        read_other(value)
+        read_interoperable(value)
     return caught.value
 
 
@@ -61,7 +61,7 @@ def refusal(value: bytes) -> AttestKitError:
 def test_captured_certificate(name: str) -> None:
     """The report data of the claims are those of the quote, and the claim is about the key."""
     pem, expected = captured(name)
-    found = read_other(pem)
+    found = read_interoperable(pem)
     assert (found.form, found.kind) == ("interoperable", "quote")
     assert hashlib.sha256(found.spki).hexdigest() == expected["spki_sha256"]
     assert f"{found.valid_until:%y%m%d%H%M%SZ}" == expected["not_after"]
@@ -72,8 +72,10 @@ def test_captured_certificate(name: str) -> None:
     assert found.report_data[:32].hex() == bindings["claims"]["shown"]
     assert found.report_data[32:] == bytes(32)
     assert bindings["key"]["holds"]
-    assert has_other_evidence(pem)
-    assert read_other(split_pem(pem.decode())[0]) == read_other(pem.decode()) == found
+    assert has_interoperable_evidence(pem)
+    assert (
+        read_interoperable(split_pem(pem.decode())[0]) == read_interoperable(pem.decode()) == found
+    )
 
 
 @needs_shared
@@ -83,7 +85,7 @@ def test_older_form_of_gramine() -> None:
     der = split_pem(pem.decode())[0]
     # Another identifier of the same length in place of the interoperable one.
     older = der.replace(INTEROPERABLE, INTEROPERABLE[:-1] + b"\x7f")
-    found = read_other(older)
+    found = read_interoperable(older)
     assert (found.form, found.kind, found.claims) == ("gramine", "quote", {})
     quote = Quote.parse(found.evidence)
     assert quote.report_data == found.report_data
@@ -104,14 +106,14 @@ def test_gramine_certificate_is_refused_by_strict_readers() -> None:
 def test_changed_claims_of_a_capture_do_not_fit_the_quote(name: str) -> None:
     """Any change of key or claims gives other report data, or is refused."""
     der = split_pem(captured(name)[0].decode())[0]
-    found = read_other(der)
+    found = read_interoperable(der)
     key = der.index(found.spki)
     buffer = der.index(b"pubkey-hash")
     for at in (*range(key + 27, key + len(found.spki)), *range(buffer, buffer + 49)):
         changed = bytearray(der)
         changed[at] ^= 1
         try:
-            other = read_other(bytes(changed))
+            other = read_interoperable(bytes(changed))
         except (FormatError, VerificationError):
             continue
         assert other.report_data != found.report_data
@@ -132,7 +134,7 @@ def tag_of(tee: SimulatedTee) -> int:
     return QUOTE_TAG if tee.attester.has_quotes else SNP_TAG
 
 
-def verify(tee: SimulatedTee, found: OtherCertificate) -> None:
+def verify(tee: SimulatedTee, found: CertificateEvidence) -> None:
     """Verify the evidence of a certificate."""
     platform = tee.attest(nonce=bytes(8)).evidence.platform
     chain = platform.cert_chain if isinstance(platform, SevSnp) else ()
@@ -144,7 +146,7 @@ def test_interoperable_certificate_verifies(tee: SimulatedTee, algorithm: int, n
     """Evidence over the claims verifies, whichever hash the claim about the key has."""
     buffer = cbor2.dumps({"pubkey-hash": key_claim(algorithm, name), "nonce": b"n", "more": "x"})
     evidence = tee.raw_quote(report_data(buffer))
-    found = read_other(certificate((INTEROPERABLE, tagged(evidence, buffer, tag_of(tee)))))
+    found = read_interoperable(certificate((INTEROPERABLE, tagged(evidence, buffer, tag_of(tee)))))
     assert (found.spki, found.nonce, found.claims["more"]) == (SPKI, b"n", "x")
     assert (found.valid_from, found.valid_until) == WINDOW
     assert found.kind == ("quote" if tag_of(tee) == QUOTE_TAG else "snp")
@@ -156,7 +158,7 @@ def test_evidence_over_other_claims_does_not_verify(tee: SimulatedTee) -> None:
     evidence = tee.raw_quote(report_data(claims()))
     changed = tagged(evidence, claims(nonce=b"new"), tag_of(tee))
     with pytest.raises(VerificationError) as caught:
-        verify(tee, read_other(certificate((INTEROPERABLE, changed))))
+        verify(tee, read_interoperable(certificate((INTEROPERABLE, changed))))
     assert caught.value.reason == "report_data"
 
 
@@ -164,17 +166,17 @@ def test_older_form_verifies() -> None:
     """The older form is over the key itself; another key gives other report data."""
     with SimulatedTee(platform="tdx") as tee:
         evidence = tee.raw_quote(hashlib.sha256(SPKI).digest())
-        verify(tee, read_other(certificate((GRAMINE, evidence))))
+        verify(tee, read_interoperable(certificate((GRAMINE, evidence))))
         other = certificate((GRAMINE, tee.raw_quote(hashlib.sha256(b"other").digest())))
         with pytest.raises(VerificationError) as caught:
-            verify(tee, read_other(other))
+            verify(tee, read_interoperable(other))
         assert caught.value.reason == "report_data"
 
 
 def test_interoperable_form_is_preferred() -> None:
     """A certificate with both forms is read by the newer one, and never by the weaker of two."""
     both = certificate((GRAMINE, b"older"), (INTEROPERABLE, tagged(b"newer", claims())))
-    assert read_other(both).evidence == b"newer"
+    assert read_interoperable(both).evidence == b"newer"
     bad = certificate((GRAMINE, b"older"), (INTEROPERABLE, b""))
     assert refusal(bad).reason == "truncated"
 
@@ -205,17 +207,17 @@ def test_other_extension_is_refused_by_name(oid: bytes, name: str) -> None:
     error = refusal(made)
     assert (type(error), error.reason) == (UnsupportedError, "feature")
     assert name in str(error)
-    assert has_other_evidence(made)
+    assert has_interoperable_evidence(made)
     beside = certificate((oid, b"bare"), (INTEROPERABLE, tagged(b"quote", claims())))
-    assert read_other(beside).evidence == b"quote"
+    assert read_interoperable(beside).evidence == b"quote"
 
 
 def test_certificate_without_evidence() -> None:
     """A certificate without such an extension has no evidence."""
     error = refusal(certificate())
     assert (type(error), error.reason) == (VerificationError, "no_evidence")
-    assert not has_other_evidence(certificate())
-    assert not has_other_evidence(certificate((b"\x55\x1d\x0e", b"")))
+    assert not has_interoperable_evidence(certificate())
+    assert not has_interoperable_evidence(certificate((b"\x55\x1d\x0e", b"")))
 
 
 def test_claim_about_another_key_is_refused() -> None:
@@ -292,5 +294,5 @@ def test_other_bytes_are_refused(value: bytes) -> None:
     large = certificate((b"\x55\x1d\x0e", bytes(MAX_CERTIFICATE)))
     assert refusal(large).reason == "too_large"
     with pytest.raises(FormatError) as caught:
-        has_other_evidence(encode_pem("CERTIFICATE", large) + "\n" * MAX_CERTIFICATE)
+        has_interoperable_evidence(encode_pem("CERTIFICATE", large) + "\n" * MAX_CERTIFICATE)
     assert caught.value.reason == "too_large"

@@ -15,8 +15,10 @@ Arguments of `issue`:
   array of 8 or 9 values, as agents before dstack 0.6 wrote it; None is a map.
 * `server_auth`, `client_auth`: extended key usages.
 * `not_before`, `not_after`: seconds since 1970, at most 253402300799 (the end of 9999); None and 0
-  mean five minutes ago, and one hour from now. If neither is given, the contexts of
-  `server_context` and `client_context` renew the certificate, see `Issued.renew`.
+  mean five minutes ago, and one hour from now. Peers reject a longer life than their
+  `max_lifetime`, by default a day (`MAX_LIFETIME` of `attestkit.ra_tls.certificate`). If neither is
+  given, the contexts of `server_context` and `client_context` renew the certificate, see
+  `Issued.renew`.
 * `now`: returns the time in seconds since 1970. `random`: returns a number of random bytes.
 
 `load_issued` loads key and certificates into an ssl context, without a file on disk.
@@ -92,7 +94,7 @@ class Issued(NamedTuple):
             reason: FormatReason = "missing" if chain is None else "wrong_type"
             raise FormatError("certificate_chain: must be a list", reason=reason)
         if not 1 <= len(chain) <= _MAX_CHAIN:
-            message = f"certificate_chain: must have 1 to {_MAX_CHAIN} certificates"
+            message = f"certificate_chain: {len(chain)} certificates, must be 1 to {_MAX_CHAIN}"
             raise FormatError(message, reason="wrong_size")
         for index, pem in enumerate(chain):
             where = f"certificate_chain[{index}]"
@@ -197,7 +199,7 @@ def _extensions(
     encoding: Encoding | None,
     app_info_array: Literal[8, 9] | None,
 ) -> list[tuple[str, bytes]]:
-    """Return the private extensions, in order."""
+    """Return OIDs and contents of the dstack extensions, in the order of the certificate."""
     found = [(OID_CERT_USAGE, _USAGE)]
     if app_info is not None:
         found.insert(0, (OID_APP_INFO, app_info.to_msgpack(array=app_info_array)))
@@ -215,7 +217,7 @@ def load_issued(context: ssl.SSLContext, issued: object) -> None:
     """
     if not isinstance(issued, Issued):  # the text omits the value, which may be a key
         raise wrong_type("issued", "a ra_tls.Issued", issued)
-    message = "issued: key or certificates are not PEM, or do not belong together"
+    message = "issued: key or certificates are not PEM, or the key is not that of the first one"
     invalid = UsageError(message, reason="invalid_key")
     try:
         content = "".join((issued.key_pem, *issued.certificate_chain)).encode()
