@@ -283,7 +283,7 @@ class AppCompose:
         _check_requirements(found.requirements, version)
         _check_lists(found)
         if unhex(found.key_provider_id) is None:
-            raise ConfigError("key_provider_id: not hex", reason="encoding")
+            raise ConfigError("key_provider_id: must be hex, or empty", reason="encoding")
         if found.event_log_version not in {1, 2}:
             message = f"event_log_version: must be 1 or 2: {shown(found.event_log_version)}"
             raise ConfigError(message, reason="wrong_value")
@@ -347,7 +347,7 @@ def _check_requirements(requirements: Requirements | None, manifest_version: int
             raise ConfigError("requirements.os_version: not a semver range", reason="wrong_value")
     token = requirements.launch_token_hash
     if token is not None and unhex(token) is None:
-        raise ConfigError("requirements.launch_token_hash: not hex", reason="encoding")
+        raise ConfigError("requirements.launch_token_hash: must be hex", reason="encoding")
     path = requirements.health_status_file
     if path is not None and not path.startswith("/"):
         message = "requirements.health_status_file: must be an absolute path"
@@ -375,18 +375,19 @@ def _check_lists(found: _File) -> None:
 def _manifest_version(value: int | str) -> int:
     if isinstance(value, int):
         if value not in {1, 2}:
-            message = f"manifest_version: must be 1, 2, or from 3 on a string: {shown(value)}"
+            message = f'manifest_version: must be 1, 2, or text such as "3": {shown(value)}'
             raise ConfigError(message, reason="wrong_value")
         return value
     if not _MANIFEST.fullmatch(value.strip()):
-        raise ConfigError("manifest_version: must be a decimal integer", reason="wrong_value")
+        problem = f"must be a decimal integer such as 2, not {shown(value)}"
+        raise ConfigError(f"manifest_version: {problem}", reason="wrong_value")
     return int(value.strip())
 
 
 def _init_scripts(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     scripts = (value,) if isinstance(value, str) else value or ()
     if len(scripts) > 5:
-        raise ConfigError(f"init_script: {len(scripts)} scripts, more than 5", reason="too_many")
+        raise ConfigError(f"init_script: {len(scripts)} scripts, over 5", reason="too_many")
     return scripts
 
 
@@ -405,7 +406,7 @@ def _key_provider(found: _File) -> KeyProvider:
 def _swap_size(value: int | str) -> int:
     found = _SIZE.fullmatch(str(value).strip())
     if not found:
-        raise ConfigError(f"swap_size: not a size in bytes: {shown(value)}", reason="wrong_value")
+        raise ConfigError(f"swap_size: must be like 512M: {shown(value)}", reason="wrong_value")
     size = int(found[1]) << 10 * _SIZE_UNITS.index((found[2] or " ").upper())
     if size >= 1 << 64:
         raise ConfigError(f"swap_size: must be below 2**64: {shown(value)}", reason="wrong_value")

@@ -104,7 +104,7 @@ def read_variables(plaintext: bytes, allowed: Collection[str] | None) -> dict[st
             continue
         total += _checked_size(index, name, value)
         if total > _MAX_TOTAL:
-            raise _error(index, "too_large", f"names and values exceed {_MAX_TOTAL} bytes in all")
+            raise _error(index, "too_large", f"names and values are over {_MAX_TOTAL} bytes in all")
         found[name] = value
     return found
 
@@ -265,7 +265,7 @@ def _checked_size(index: int, name: str, value: str) -> int:
     if size < 0:  # outside of the handler, because that error holds the value
         raise _error(index, "encoding", "value: unpaired surrogate in text")
     if size > _MAX_VALUE:
-        raise _error(index, "too_large", f"value: exceeds {_MAX_VALUE} bytes")
+        raise _error(index, "too_large", f"value: {size} bytes, over {_MAX_VALUE}")
     return len(name) + size
 
 

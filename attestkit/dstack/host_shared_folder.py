@@ -268,7 +268,7 @@ def read_file(path: Path, *, folder: Path | None = None) -> bytes:
         message = f"{path}: {error.strerror or error}{remedy}"
         raise ConfigError(message, reason="unreadable") from error
     if len(data) > LARGEST:
-        raise ConfigError(f"{path}: longer than {LARGEST} bytes", reason="too_large")
+        raise ConfigError(f"{path}: over the limit of {LARGEST} bytes", reason="too_large")
     return data
 
 

@@ -200,7 +200,7 @@ def _field(response: Mapping[str, object], method: str, name: str, *sizes: int) 
 
 
 def _chain(response: Mapping[str, object], method: str, size: int) -> tuple[bytes, ...]:
-    """Return the signature chain of a response; its last member is empty without a KMS."""
+    """Return the `size` signatures of a response's chain; the last is empty without a KMS."""
     found = response.get("signature_chain")
     if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != size:
         raise _malformed(method, "signature_chain", f"must be an array of {size} signatures")

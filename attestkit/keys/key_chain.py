@@ -209,7 +209,7 @@ def _check_root(argument: str, root: bytes) -> bytes:
 
 
 def _items(argument: str, values: object) -> tuple[bytes, ...]:
-    """Return a collection of bytes as a tuple; `bytes`, a collection of int, is a mistake."""
+    """Return a collection of bytes as a tuple; a single `bytes` is a UsageError."""
     if isinstance(values, (bytes, bytearray, str)) or not isinstance(values, Iterable):
         raise wrong_type(argument, "a collection of bytes", values)
     items = tuple(values)

@@ -1,7 +1,8 @@
 """Claims by which a root key certifies a key, key epochs, and signatures by an application's keys.
 
-Each is signed with secp256k1 over its Keccak-256 hash. No message of one kind equals one of another
-kind: a v0 claim ends in 64 or 66 hex digits, where a v1 claim has zero bytes of its last length.
+Each claim is signed with secp256k1 over its Keccak-256 hash. No claim of one kind equals one of
+another kind: a v0 claim ends in 64 or 66 hex digits, where a v1 claim has zero bytes of its last
+length.
 """
 
 from typing import Final
@@ -52,7 +53,7 @@ def check_app_id(app_id: bytes) -> None:
 
 
 def require_key_epoch_0(epoch: object) -> None:
-    """Raise UsageError (`key_epoch`) unless an epoch of a key is 0, or None, which names none.
+    """Raise UsageError (`key_epoch`) unless the epoch in a request for a key is 0 or None.
 
     Keys of other epochs cannot be derived here, and ignoring the number would return a wrong key.
     """

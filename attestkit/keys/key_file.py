@@ -111,7 +111,7 @@ class _Reader:
     def __init__(self, text: str | bytes, name: str) -> None:
         self._name = name
         if len(text) > LARGEST:
-            raise self._error("", "too_large", f"longer than {LARGEST} bytes")
+            raise self._error("", "too_large", f"{len(text)} bytes, over the limit of {LARGEST}")
         try:
             value = decode_strictly(text, known_keys=_NAMES)
         except FormatError as error:  # contains no value of the file
