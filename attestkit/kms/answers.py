@@ -139,7 +139,7 @@ class ReceivedKeys(Secret):
         newest = "gateway_app_id" if "gateway_app_id" in fields else "tproxy_app_id"
         self.gateway_app_id: str = _text(fields, newest) if newest in fields else ""
         if len(self.gateway_app_id) > MAX_GATEWAY:  # it is written to the key file
-            message = f"{newest}: over {MAX_GATEWAY} characters"
+            message = f"{newest}: {len(self.gateway_app_id)} characters, over {MAX_GATEWAY}"
             raise FormatError(message, reason="too_large")
         has_hash = fields.get("os_image_hash") is not None
         self.os_image_hash: bytes = _hex(fields, "os_image_hash") if has_hash else b""
@@ -191,10 +191,11 @@ class SignedEnvKey(NamedTuple):
 
 
 def read_temporary_ca(data: bytes) -> tuple[str, str, str]:
-    """Decode the answer to GetTempCaCert: certificate and key of a CA for clients, and of the root.
+    """Decode the answer to GetTempCaCert: temporary CA for clients, and certificate of the root.
 
     Returns:
-        Certificate, key and root certificate in PEM; every client gets the key.
+        Certificate and key of the temporary CA, which every client gets, and certificate of the
+        root CA: PEM.
 
     Raises:
         FormatError: If it is malformed, too large, or a member is missing.
@@ -254,7 +255,7 @@ def read_refusal(body: bytes) -> str:
 
 def _read_object(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_ANSWER:
-        raise FormatError(f"answer: over {MAX_ANSWER} bytes", reason="too_large")
+        raise FormatError(f"answer: {len(data)} bytes, over {MAX_ANSWER}", reason="too_large")
     found = decode_strictly(data, known_keys=_NAMES)
     if not isinstance(found, dict):
         raise FormatError("answer: must be a JSON object", reason="wrong_type")
@@ -343,8 +344,8 @@ def check_received_keys(
         raise KmsError(f"ca_cert: {error.message}", reason="malformed") from error
     if not all(root.is_of_ca(spki) for root in roots):
         message = (
-            "ca_cert: its key is not that of the root that certifies the server; use none of the "
-            "answers of this KMS, and ask its owner"
+            "ca_cert: is not of the root CA that certifies the server; discard all "
+            "answers of this KMS, and contact its owner"
         )
         raise KmsError(message, reason="wrong_root")
     if image_hash and not hmac.compare_digest(keys.os_image_hash, image_hash):

@@ -65,8 +65,8 @@ _Pins = tuple[KmsRoot, ...] | Literal["first-use"]
 def check_sealed_provider(evidence: Attestation, ca_spki: bytes, document: str = "") -> None:
     """Check that the guest was launched for this app, and for this KMS or any.
 
-    It is MR_CONFIG_ID of a TD, and PCR 8 of a NitroTPM. Zero seals nothing, and passes (kms.md,
-    1.4.1 and 9).
+    App and KMS are hashed into MR_CONFIG_ID of a TD, and PCR 8 of a NitroTPM. Zeros there mean that
+    the launch sealed no configuration, and are accepted (kms.md, 1.4.1 and 9).
 
     Args:
         evidence: Fresh evidence of this guest, whose log has `boot-mr-done`.
@@ -120,7 +120,7 @@ class KmsBoot(NamedTuple):
     url: str
     """Base URL of that KMS."""
     is_kept: bool
-    """Whether the keys are from the key file; the KMS was not asked."""
+    """Whether the keys are from the key file, without a request to the KMS."""
     not_proven: tuple[str, ...]
     """`kms_root` if the KMS was trusted on first use, `kms_k256_root` if no k256 key is pinned."""
     events: tuple[Event, ...]
@@ -304,7 +304,7 @@ def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> FetchedKeys
 
 
 def _root_of_kept(keys: AppKeys, app_id: bytes, pins: _Pins) -> KmsRoot | None:
-    """Return both roots of kept keys; None if these are not keys of a pinned KMS for this app."""
+    """Return the root keys of the KMS that released `keys`; None if untrusted or another app."""
     sizes = len(keys.env_crypt_key), len(keys.disk_crypt_key), len(keys.k256_signature)
     if keys.key_provider != "kms" or sizes != (32, 32, 65):
         return None

@@ -1,6 +1,6 @@
 """Certificate requests to a KMS in SCALE, versions 1 and 2 (attestation-format.md, section 7.4).
 
-The evidence in a request is over the request's public key, and the request is signed by that key.
+The evidence in a request has report data for its public key; the private key signs the request.
 """
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -57,7 +57,7 @@ class CertRequest(NamedTuple):
         if self.evidence is None:
             raise UsageError("certificate request: evidence missing", reason="missing")
         if len(self.subject_alt_names) > MAX_ALT_NAMES:
-            message = f"subject_alt_names: more than {MAX_ALT_NAMES}"
+            message = f"subject_alt_names: {len(self.subject_alt_names)}, over {MAX_ALT_NAMES}"
             raise UsageError(message, reason="too_many")
         org_name = b"\0" if self.org_name is None else b"\1" + scale.encode_text(self.org_name)
         flags = (self.usage_server_auth, self.usage_client_auth, self.ext_quote, self.ext_app_info)
@@ -75,7 +75,7 @@ class CertRequest(NamedTuple):
             )
         )
         if len(encoded) > MAX_REQUEST:
-            message = f"certificate request: over {MAX_REQUEST} bytes"
+            message = f"certificate request: {len(encoded)} bytes, over {MAX_REQUEST}"
             raise UsageError(message, reason="too_large")
         return encoded
 
@@ -96,13 +96,20 @@ class CertRequest(NamedTuple):
 
 
 def sign_cert_request(request: CertRequest, key: P256Key) -> tuple[bytes, bytes]:
-    """Return a request of version 2 and its signature in DER by `key`, of which `pubkey` is.
+    """Encode a request as version 2 and sign it.
+
+    Args:
+        request: The request.
+        key: Private key whose public key is `request.pubkey`.
+
+    Returns:
+        The encoded request, and the ECDSA signature over it in DER.
 
     Raises:
-        UsageError: If the key is another, or the request cannot be encoded.
+        UsageError: If `key` is not that of `request.pubkey`, or the request cannot be encoded.
     """
     if request.pubkey != key.spki_der:
-        message = "certificate request: its public key is not that of the key"
+        message = "certificate request: pubkey is not the public key of the signing key"
         raise UsageError(message, reason="conflict")
     encoded = request.to_bytes()
     return encoded, key.sign_der(encoded)
@@ -133,10 +140,11 @@ def verify_cert_request(data: bytes, signature: bytes, version: int) -> CertRequ
     """Decode a request, and verify its signature by its own key over the bytes that were received.
 
     The evidence in it is not verified, nor that it is over the key: see `ReportData.RATLS_CERT`.
+    Texts of errors about key, signature and `confirm` are those of a KMS.
 
     Raises:
-        FormatError: As `decode_cert_request`; or if the public key is not one, or the first word is
-            another. Then too the text begins with `Failed to verify csr signature: `.
+        FormatError: As `decode_cert_request`; or if `pubkey` is not a SubjectPublicKeyInfo, or
+            `confirm` is not `please sign cert:`.
         SignatureError: If the signature is not valid (`bad_signature`), or the key not on P-256
             (`invalid_key`).
     """
@@ -204,7 +212,7 @@ def _read_names(reader: ScaleReader) -> dict[str, Any]:
 
 
 def _read_bool(reader: ScaleReader) -> bool:
-    """Read a bool, or whether an option has a value: 0 or 1."""
+    """Read a byte that must be 0 or 1: a bool, or whether an optional value follows."""
     start = reader.at
     if (value := reader.u8()) > 1:
         raise reader.error("a bool or option must be 0 or 1", "wrong_value", start)

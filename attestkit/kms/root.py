@@ -148,7 +148,7 @@ class KmsRoot:
         return hmac.compare_digest(self.ca_spki, spki)
 
     def may_be_k256(self, public_key: bytes) -> bool:
-        """Return, in constant time, whether `public_key` is the pinned one, or none is pinned."""
+        """Return, in constant time, whether `public_key` is the pinned one; True without a pin."""
         return self.k256_public_key is None or hmac.compare_digest(self.k256_public_key, public_key)
 
     def __eq__(self, other: object) -> bool:
@@ -190,5 +190,5 @@ def require_roots(roots: object) -> tuple[KmsRoot, ...]:
 
 
 def find_root(roots: Iterable[KmsRoot], spki: bytes) -> tuple[KmsRoot, ...]:
-    """Return the roots whose CA has this key; all are compared."""
+    """Return the roots whose `ca_spki` is `spki`; compare all of them, in constant time."""
     return tuple([root for root in roots if root.is_of_ca(spki)])

@@ -133,14 +133,14 @@ class _Envelope(NamedTuple):
 
 def _decrypt(sealed: bytes | str, secret: bytes, expected: Epochs | None) -> bytes:
     if len(sealed) > LARGEST_SEALED:
-        message = f"{_WHAT}: {len(sealed)} exceed the limit of {LARGEST_SEALED} bytes"
+        message = f"{_WHAT}: {len(sealed)} bytes, over {LARGEST_SEALED}"
         raise FormatError(message, reason="too_large")
     text = _text(sealed)
     if text is not None and text.startswith("{"):
         envelope = _read_envelope(text, expected)
         return hpke_open(secret, envelope.encapsulated, _info(envelope.epochs), envelope.ciphertext)
     if expected is not None:
-        message = f"{_WHAT}: not a SealedEnv, whose epochs could be compared with the expected ones"
+        message = f"{_WHAT}: must be SealedEnv, because epochs are expected; seal it with epochs"
         raise FormatError(message, reason="unrecognized")
     return open_sealed(secret, _read_legacy(sealed if text is None else text))
 

@@ -96,7 +96,7 @@ def verify_app_certificate(
 
 
 def require_kms_usage(certificate: bytes) -> None:
-    """Check that a server's certificate is that of a KMS; TLS has verified its chain.
+    """Check that a server's certificate is for a KMS (usage `kms:rpc`); TLS verified its chain.
 
     Any app of a KMS can have a certificate under the same root, so the usage distinguishes them.
 
@@ -154,7 +154,7 @@ def _require_usage(name: str, certificate: PathCertificate, usage: bytes) -> Non
 
 def _require_app(name: str, found: bytes, app_id: bytes) -> None:
     if not hmac.compare_digest(found, app_id):
-        message = f"{name}: is of another app, or names none"
+        message = f"{name}: app id is missing, or that of another app"
         raise VerificationError(message, reason="identity")
 
 
@@ -167,14 +167,14 @@ def _extension(name: str, certificate: PathCertificate, oid: str) -> bytes | Non
 
 
 class KmsCheck(NamedTuple):
-    """A check, and the reasons of its errors."""
+    """Name of a check, and how the reasons of its errors become those of a KmsError."""
 
-    subject: str  # begin of the text; may be empty
+    subject: str  # name of the check, with which the text begins; may be empty
     reason: "KmsReason"
-    others: "tuple[tuple[str, KmsReason], ...]" = ()  # instead, for errors with these reasons
+    others: "tuple[tuple[str, KmsReason], ...]" = ()  # for errors with the first reason, the second
 
     def failed(self, problem: Exception | str) -> KmsError:
-        """Return the error for a problem that the check found."""
+        """Return the KmsError for an error or a text about a failed check."""
         reason = dict(self.others).get(getattr(problem, "reason", ""), self.reason)
         start = f"{self.subject}: " if self.subject else ""
         return KmsError(f"{start}{one_line(str(problem), _MAX_SHOWN)}", reason=reason)
@@ -193,7 +193,7 @@ SERVER_EVIDENCE: Final = KmsCheck(
 )
 """The evidence in the server's certificate."""
 SEALED_CONFIGURATION: Final = KmsCheck("configuration sealed at launch", "wrong_provider")
-"""What a guest's launch has sealed about its key provider."""
+"""The app and key provider for which a guest was launched."""
 
 
 def check_usage(certificate: bytes) -> None:

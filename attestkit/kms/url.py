@@ -50,7 +50,7 @@ def parse_kms_url(url: str) -> KmsUrl:
     if not isinstance(url, str):
         raise wrong_type("KMS URL", "a str", url)
     if len(url) > MAX_URL:
-        raise ConfigError(f"KMS URL: over {MAX_URL} characters", reason="too_large")
+        raise ConfigError(f"KMS URL: {len(url)} characters, over {MAX_URL}", reason="too_large")
     if "@" in url:
         raise _bad("KMS URL", "must not have a user or `@`")
     subject = f"KMS URL {shown(url)}"
@@ -77,7 +77,7 @@ def _bad(subject: str, problem: str) -> ConfigError:
 
 
 def try_each_url(urls: Sequence[KmsUrl], method: str, call: Callable[[KmsUrl], _T]) -> _T:
-    """Return the first result of `call`.
+    """Call each URL in order, until one succeeds; return its result.
 
     Args:
         urls: One URL or more.

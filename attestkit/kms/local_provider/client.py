@@ -70,11 +70,10 @@ _SGX: Final = "sgx"  # the platform that a policy must name
 
 
 class TcpProvider:
-    """Function object that sends a TD's quote to a provider, and returns its answer.
+    """Client of a local key provider at a TCP address; call it with a TD's quote.
 
-    The provider is at a TCP address. The answer has the sealed seed of the TD's keys.
-
-    The provider closes the connection without an answer if it refuses.
+    The answer contains the sealed seed of the TD's keys. A provider that refuses closes the
+    connection without an answer.
 
     Args:
         host: Name or address of the host.
@@ -106,9 +105,9 @@ class TcpProvider:
 
 
 class HostApi:
-    """Function object that sends a TD's quote to the provider, and returns its answer.
+    """Client of a local key provider behind the API of the host; call it with a TD's quote.
 
-    The quote is sent through the API of the host. The answer has the sealed seed of the TD's keys.
+    The answer contains the sealed seed of the TD's keys.
 
     Args:
         url: `host_api_url` of the sys-config: `vsock://2:PORT/PATH`, or `http://HOST:PORT/PATH`.
@@ -227,7 +226,7 @@ def _read_answer(body: bytes) -> SealedKey:
 
 @contextlib.contextmanager
 def _translate_errors(what: str) -> Iterator[None]:
-    """Convert errors of an exchange to a KmsError that names the other side."""
+    """Raise errors of an exchange as KmsError; `what` names the other side in its text."""
     reason: KmsReason
     try:
         yield
@@ -317,7 +316,7 @@ def fetch_local_keys(
         identity = _verify_provider(answer, verifier, now)
         if mr_enclave is not None and not hmac.compare_digest(identity, mr_enclave):
             text = f"{_WHAT}: MRENCLAVE is {identity.hex()}, must be {mr_enclave.hex()}"
-            raise KmsError(f"{text}; keys of another enclave are others", reason="wrong_provider")
+            raise KmsError(f"{text}; another enclave releases other keys", reason="wrong_provider")
         seed = _open_seed(secret, answer.encrypted_key)
     finally:
         wipe(secret)

@@ -107,14 +107,14 @@ class SimulatedLocalProvider(Secret):
         return self._server.address
 
     def release(self, quote: bytes) -> SealedKey:
-        """Return the sealed seed of the TD that a quote is of, and the provider's quote.
+        """Return the seed of a TD's keys, sealed to the key in its quote, and the provider's quote.
 
         Args:
             quote: Quote of a TD, whose report data begin with its X25519 public key.
 
         Raises:
-            AttestKitError: If the quote is not that of a TD, of this machine and accepted by the
-                verifier, or its key has low order.
+            AttestKitError: If the quote is not of a TD on this machine, the verifier rejects it, or
+                its key has low order.
         """
         parsed = Quote.parse(quote)
         if not isinstance(parsed.body, TdQuoteBody):
@@ -137,7 +137,7 @@ class SimulatedLocalProvider(Secret):
         return SealedKey(encrypted_key, self._quoting_enclave.quote(enclave))
 
     def _verify(self, quote: Quote) -> str:
-        """Verify a TD's quote, with any TCB status; return the status."""
+        """Verify a TD's quote, accept any TCB status, and return the status."""
         now = self._now()
         if self._verifier is not None:
             result = self._verifier.verify(quote.raw, report_data=None, now=now)

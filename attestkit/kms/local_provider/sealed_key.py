@@ -210,11 +210,11 @@ def _decode(decoder: "msgspec.json.Decoder[_MessageT]", message: bytes) -> _Mess
     A generic decoder would need 60 bytes for each bracket of a hostile message.
     """
     if len(message) > MAX_FRAME:
-        text = f"message of a key provider: over {MAX_FRAME} bytes"
+        text = f"message of a key provider: {len(message)} bytes, over {MAX_FRAME}"
         raise FormatError(text, reason="too_large")
     rest = _NUMBERS.sub(b"[]", message)
     if len(rest) > _MAX_REST:
-        text = f"message of a key provider: over {_MAX_REST} bytes besides arrays of numbers"
+        text = f"message of a key provider: {len(rest)} bytes besides numbers, over {_MAX_REST}"
         raise FormatError(text, reason="too_large")
     decode_strictly(rest, known_keys=("quote", "encrypted_key", "provider_quote"))
     try:
@@ -228,7 +228,7 @@ def _decode(decoder: "msgspec.json.Decoder[_MessageT]", message: bytes) -> _Mess
 
 def _to_bytes(name: str, numbers: Sequence[int]) -> bytes:
     if len(numbers) > MAX_QUOTE:
-        text = f"message of a key provider: {name}: over {MAX_QUOTE} bytes"
+        text = f"message of a key provider: {name}: {len(numbers)} bytes, over {MAX_QUOTE}"
         raise FormatError(text, reason="too_large")
     return bytes(numbers)
 

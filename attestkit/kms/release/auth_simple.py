@@ -91,11 +91,10 @@ class AuthSimpleConfig(
                 or names an app twice. The message names the key.
         """
         if len(data) > MAX_FILE_SIZE:
-            text = f"auth-simple: longer than {MAX_FILE_SIZE} bytes"
-            raise ConfigError(text, reason="too_large")
+            raise ConfigError(f"auth-simple: over {MAX_FILE_SIZE} bytes", reason="too_large")
         found = decode_typed(data, cls)
         if len(found.apps) > MAX_APPS:
-            raise ConfigError(f"apps: more than {MAX_APPS}", reason="too_many")
+            raise ConfigError(f"apps: {len(found.apps)}, over {MAX_APPS}", reason="too_many")
         if len(set(map(_normalize, found.apps))) != len(found.apps):
             raise ConfigError("apps: an app occurs twice, with and without 0x", reason="duplicate")
         return found
@@ -138,7 +137,7 @@ class AuthSimpleConfig(
         return ""
 
     def open_to_any_device(self) -> tuple[str, ...]:
-        """Return the keys whose empty list of devices allows any, without saying so."""
+        """Return the keys with an empty list of devices, which allows any, without stating so."""
         entries: Mapping[str, _Devices] = {
             "kms": self.kms,
             **{f"apps.{shorten(name)}": app for name, app in self.apps.items()},

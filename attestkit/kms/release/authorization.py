@@ -197,7 +197,7 @@ class AuthorityInfo(NamedTuple):
 
 
 class KmsAuthorization(ABC):
-    """Decides which guests get keys. Methods may block, and are called by several threads."""
+    """Interface of the decision which guests get keys. Methods may block, in several threads."""
 
     @property
     def releases_roots(self) -> bool:
@@ -368,7 +368,7 @@ def authorize_guest(
 
 
 def _named(policy: AppraisalPolicy, rule: str) -> Iterable[bytes]:
-    """Return the values of a rule that a policy must have."""
+    """Return the values of `rule` in a policy; UsageError if the policy lacks the rule."""
     if not isinstance(policy, AppraisalPolicy):
         raise wrong_type("policies", "a collection of AppraisalPolicy", policy)
     values: Iterable[bytes] | None = getattr(policy, rule)

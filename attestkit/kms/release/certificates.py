@@ -43,7 +43,7 @@ class ValidityPeriod(NamedTuple):
 
 
 class LeafProfile(NamedTuple):
-    """Content of a certificate request of an app, and what the KMS adds to it."""
+    """Values for an app's certificate: those of its request, and extensions added by the KMS."""
 
     spki: bytes  # P-256 key of the leaf, SubjectPublicKeyInfo in DER
     subject: str  # common name
@@ -154,7 +154,7 @@ def sign_app_certificate(
 ) -> tuple[str, str, str]:
     """Sign the certificate of an app; return the chain: leaf, app CA, root.
 
-    The caller has verified the request's signature, and the evidence of which `app_id` is.
+    The caller has verified the request's signature and the evidence that names `app_id`.
 
     Args:
         roots: Keys of the KMS.

@@ -41,11 +41,11 @@ class KmsRoots(Secret):
     """The private keys of a simulated KMS; they are wiped when the object is destroyed.
 
     Args:
-        ca_key: Key of the root CA, of which disk, environment and app CA keys are derived.
-        k256_secret: secp256k1 root key, 32 bytes, of which the apps' k256 keys are derived.
+        ca_key: Key of the root CA, from which disk, environment and app CA keys are derived.
+        k256_secret: secp256k1 root key, 32 bytes, from which the apps' k256 keys are derived.
         temp_ca_key: Key of the temporary CA. The KMS gives it to every client.
         rpc_key: TLS key of the server.
-        seed: The seed of which all of them are, or empty.
+        seed: The seed from which all these keys are derived, or empty.
         epoch: Number of replacements of the roots.
 
     Raises:

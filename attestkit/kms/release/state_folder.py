@@ -271,7 +271,7 @@ class KmsStateFolder:
         except OSError as error:
             raise self._error(name, "unreadable", str(error.strerror)) from error
         if len(data) > MAX_FILE_SIZE:
-            raise self._error(name, "too_large", f"longer than {MAX_FILE_SIZE} bytes")
+            raise self._error(name, "too_large", f"over the limit of {MAX_FILE_SIZE} bytes")
         return data
 
     def _write(self, name: str, content: bytes) -> None:

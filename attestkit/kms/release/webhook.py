@@ -108,7 +108,7 @@ def read_authority(fields: dict[str, Any]) -> AuthorityInfo:
 
 
 def _ask(url: str, request: Callable[[], Response], read: Callable[[dict[str, Any]], _T]) -> _T:
-    """Send a request, and return what `read` finds in the members of its answer."""
+    """Send a request, and return the result of `read` for the JSON object in the answer."""
     try:
         answer = request()
     except CollateralError as error:
