@@ -38,7 +38,7 @@ class Attested(DocumentEndpoint[AsgiApp]):
         tls: Path of the server's certificate in PEM, which is read again when it changes; or a list
             of paths, keys (SubjectPublicKeyInfo in DER) and SHA-256 hashes of keys. List a new key
             before the server uses it.
-        name: Name of the server, for people.
+        name: Name of the server, which the statement contains.
         hpke: X25519 public key that the evidence is to be about, too.
         signing: Keys of signatures that the evidence is to be about, too.
 

@@ -81,7 +81,7 @@ class Statement(NamedTuple):
 
 
 class AttestedDocument(NamedTuple):
-    """A document that was read; nothing of it is verified but its form and the nonce."""
+    """A decoded document, of which only the format and the nonce are verified."""
 
     statement: Statement
     evidence: bytes  # in any encoding of `Attestation`
@@ -191,7 +191,7 @@ def read_document(body: bytes, nonce: bytes) -> AttestedDocument:
     """
     require_bytes("nonce", nonce)
     if len(body) > MAX_SIZE:
-        raise FormatError(f"document: over {MAX_SIZE} bytes", reason="too_large")
+        raise FormatError(f"document: {len(body)} bytes, over {MAX_SIZE}", reason="too_large")
     fields = AnswerObject(strict_json.read_object(body, "document"), "document")
     _check_version(fields)
     fields.check(("evidence", "statement", "version"), ("certificates",))
@@ -227,7 +227,7 @@ def _read_statement(encoded: bytes) -> Statement:
 
 
 def _check_version(fields: Mapping[str, object]) -> None:
-    """Check the version first: documents of others may have other members."""
+    """Check the version before the members, which other versions may define differently."""
     version = fields.get("version", _VERSION)  # if missing, `_check_members` refuses it
     if type(version) is not int:
         raise FormatError("version: must be an integer", reason="wrong_type")
@@ -246,7 +246,9 @@ def _signing_key(fields: AnswerObject) -> SigningKey:
         problem = "must be 1 to 64 lower-case letters, digits, '.', '_' or '-'"
         raise fields.error("algorithm", problem, "wrong_value")
     if len(public_key) > MAX_SIGNING_KEY:
-        raise fields.error("public_key", f"over {MAX_SIGNING_KEY} bytes", "too_large")
+        raise fields.error(
+            "public_key", f"{len(public_key)} bytes, over {MAX_SIGNING_KEY}", "too_large"
+        )
     return SigningKey(algorithm, public_key)
 
 
@@ -266,7 +268,7 @@ def _bytes_of(value: object, what: str, most: int) -> bytes:
     if not found:
         raise FormatError(f"{what}: empty", reason="missing")
     if len(found) > most:
-        raise FormatError(f"{what}: over {most} bytes", reason="too_large")
+        raise FormatError(f"{what}: {len(found)} bytes, over {most}", reason="too_large")
     return found
 
 
@@ -275,6 +277,6 @@ def _certificates(fields: AnswerObject) -> tuple[bytes, ...]:
     for item in fields.array("certificates", MAX_CERTIFICATES, 1):
         der = _bytes_of(item, "certificates", MAX_CERTIFICATE)
         if not der.startswith(_SEQUENCE):
-            raise FormatError("certificates: not DER", reason="syntax")
+            raise FormatError("certificates: must be DER", reason="syntax")
         found.append(der)
     return tuple(found)

@@ -96,7 +96,7 @@ class TlsKeys:
 
 
 class _PemFile:
-    """A PEM file: its present keys, and those of certificates that it had before."""
+    """A PEM file: its current keys, and those of replaced certificates until they expire."""
 
     def __init__(self, path: AnyPath) -> None:
         self._path = os.fspath(path)
@@ -138,7 +138,7 @@ def _sources(tls: object) -> Iterable[AnyPath | bytes]:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """Return what differs when a file was replaced or written."""
+    """Return device, inode, size and time of a file, to recognize that it was replaced."""
     found = Path(path).stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -147,15 +147,15 @@ def _read_file(path: str) -> dict[bytes, float]:
     # Behind a link, too, it must be a regular file: a pipe would block all documents.
     data = read_regular(os.path.realpath(path), MAX_FILE + 1)
     if len(data) > MAX_FILE:
-        raise FormatError(f"over {MAX_FILE} bytes", reason="too_large")
+        raise FormatError(f"over the limit of {MAX_FILE} bytes", reason="too_large")
     return read_pem_keys(data)
 
 
 def read_pem_keys(data: bytes) -> dict[bytes, float]:
     """Return the hashes of the first certificate's key and of all public keys in a PEM file.
 
-    Each has the end of its validity in seconds since 1970; 0 of a public key. The file may contain
-    the private key too, which is not decoded.
+    The values are the end of the certificate's validity in seconds since 1970, and 0 for a public
+    key. The file may contain the private key too, which is not decoded.
 
     Raises:
         FormatError: If the file has neither, or a block of them is malformed.
@@ -171,13 +171,13 @@ def read_pem_keys(data: bytes) -> dict[bytes, float]:
 
 
 def _key_hash(value: bytes) -> bytes:
-    """Return the hash of a key, which may be given itself."""
+    """Return the SHA-256 of a SubjectPublicKeyInfo; 32 bytes are that hash already."""
     if len(value) == _HASH_SIZE:
         return value
     try:
         return _spki_hash(value)
     except FormatError as error:
-        message = f"tls: neither a SubjectPublicKeyInfo in DER nor a hash of {_HASH_SIZE} bytes"
+        message = f"tls: a key must be SubjectPublicKeyInfo in DER, or a hash of {_HASH_SIZE} bytes"
         raise UsageError(message, reason="wrong_value") from error
 
 
@@ -280,7 +280,7 @@ class DocumentEndpoint(Generic[App]):
         return future.result()
 
     def _admit(self, method: str, query: bytes) -> Reply | bytes:
-        """Return the nonce of a request that may have a document, else the answer."""
+        """Return the nonce of an admitted request, or the reply that rejects it (405, 400, 503)."""
         if method != "GET":
             return _error(405, "use GET", ("allow", "GET"))
         given = [part for part in query.split(b"&") if part.partition(b"=")[0] == b"nonce"]

@@ -94,19 +94,19 @@ def connect(
         model: Name of the model, for services that have several.
         encrypt: Whether requests are sealed to a key of the evidence, beside TLS.
         require: What the proof must show; the defaults are the safe ones.
-        allow_open: Fields of requests that may travel unsealed, such as `user`, where a service
-            seals fields; without it a request with text in an unknown field is refused.
-        evidence_headers: Headers of the question for evidence, such as Authorization, for services
-            that answer only with a key. They are sent before the server is proven.
+        allow_open: Fields of requests that may be sent unencrypted, such as `user`, where a service
+            seals single fields. Any other unknown field with text is an error.
+        evidence_headers: Headers of the requests for evidence, such as Authorization, for services
+            that need an API key for it. They are sent before the server is proven.
         pins: File of `policy="first-use"`.
         server_ca: CA certificates of the server in PEM; None are those of the system.
         proxy: URL of an HTTP proxy for tunnels (CONNECT); those of the environment are not used.
-        max_age: Time after which a proof is made anew.
+        max_age: Time after which the server is verified again.
         timeout: Limit in seconds for a connection, and for an answer with evidence.
         on_proof: Called with each new Proof, and each PeerRefusedError.
         now: Returns the time of verifications, aware.
-        gpu_services: Services of endorsements for GPUs, which `Require(gpu=True)` needs; None are
-            NVIDIA's.
+        gpu_services: Services from which `Require(gpu=True)` fetches endorsements of GPUs; None:
+            those of NVIDIA.
         verifier: Arguments of `Verifier`, such as `trust_anchor` or `collateral`. Without
             `collateral` and `pccs_url`, collateral of TDX comes from Intel's service.
 
@@ -212,7 +212,7 @@ class Endpoint(EndpointClients):
         return self._appraiser.model
 
     def verify(self, answer: object, *, headers: Mapping[str, str] | None = None) -> Signer:
-        """Check the signature, or receipt, of an answer; return whose it is: model or gateway.
+        """Check the signature, or receipt, of an answer; return its signer, `model` or `gateway`.
 
         The signature shows that the bytes of request and answer were not changed; the request had
         been sent before. That of a gateway does not show which model answered.
@@ -297,7 +297,7 @@ class Endpoint(EndpointClients):
             raise ServiceError(message, reason="connection") from error
 
     def _fetch(self, question: Question) -> bytes:
-        """Ask a question on a connection of its own, for services that are proven apart."""
+        """Send a request for evidence on a new connection (services with `where` "apart")."""
         dialing = self._dialing
         headers = (*question.headers, *self._appraiser.evidence_headers)
         if question.origin is not None:

@@ -188,7 +188,7 @@ class EndpointClients(ABC):
         return made(base_url=self.url, http_client=client, **options)
 
     def _options(self, context: ssl.SSLContext, **more: object) -> dict[str, Any]:
-        """Return the arguments of what sends requests, of any HTTP library."""
+        """Return the arguments that the transports and adapters of all HTTP libraries take."""
         return {
             "prover": self._prover,
             "context": context,
@@ -205,13 +205,13 @@ class EndpointClients(ABC):
         return self._options(context, limits=limits)
 
     def _changes_requests(self) -> "Callable[[], Sealing] | None":
-        """Return what makes the sealing of a request, or what a service adds to all of them."""
+        """Return a function that returns the Sealing of a request; None: requests are unchanged."""
         if self._appraiser.encrypt:
             return self._sealing
         return self._amending if hasattr(self._appraiser.service, "amending") else None
 
     def _amending(self) -> "Sealing":
-        """Return what a service adds to a request, and with which it watches the answer."""
+        """Return the service's Sealing that adds to requests and checks headers of answers."""
         service: Any = self._appraiser.service
         proof = self._prover.newest
         claims = None if proof is None else proof.claims
@@ -219,7 +219,7 @@ class EndpointClients(ABC):
         return amending
 
     def _sealing(self) -> "Sealing":
-        """Return what seals requests to the newest proven key; prove it first if it has ended."""
+        """Return the Sealing to the newest proven key; prove the server first if necessary."""
         proof = self._prover.newest or self.prove()
         for binding in proof.bindings:
             if binding.kind in SEALED_KINDS:
@@ -229,13 +229,13 @@ class EndpointClients(ABC):
                 options = {"allow_open": allowed} if allowed else {}
                 sealing: Sealing = make(proof.claims, binding, self._appraiser.model, **options)
                 return sealing
-        raise ServiceError("endpoint: no key to seal requests to", reason="sealing")
+        raise ServiceError("endpoint: its proof has no key for sealed requests", reason="sealing")
 
     def _renew_sealing(self) -> bool:
-        """Prove the server anew, which says that it does not have the key of a sealed request.
+        """Prove the server again, after it answered that it lacks the key of a sealed request.
 
         Return whether the request may be sent once more: only if the TLS key is proven, too. Else
-        that answer can be forged, after the application has seen the request.
+        that answer may be forged, after the application has received the request.
         """
         proofs = [self._prover.newest]
         self._prover.forget()
@@ -246,7 +246,7 @@ class EndpointClients(ABC):
         )
 
     def _renew(self, binding: Binding) -> None:
-        """Fetch what a service needs for the next sealed request, such as nonces, if it does."""
+        """Fetch nonces or similar, if the service needs new ones for the next sealed request."""
         service: Any = self._appraiser.service
         if (renewal := getattr(service, "renewal", None)) is None:
             return

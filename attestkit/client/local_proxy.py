@@ -129,7 +129,7 @@ class LocalProxy:
             await send({"type": "websocket.close"})
 
     async def _live(self, receive: _Receive, send: _Send) -> None:
-        """Have a transport between startup and shutdown."""
+        """Open the transport at startup (ASGI lifespan), and close it at shutdown."""
         await receive()
         # A client would keep cookies, and send those of one program with requests of another.
         async with self._endpoint.async_transport(http=self._library) as transport:
@@ -180,7 +180,7 @@ def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, byt
 
 
 async def _pass_on(answer: Any, send: _Send) -> None:  # noqa: ANN401 - as above
-    """Send an answer as it comes; without its end if the server breaks it off."""
+    """Forward an answer piece by piece; omit its end if the connection to the server is lost."""
     headers = _end_to_end(answer.headers.raw)
     await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
     try:
@@ -210,7 +210,7 @@ async def _disconnect(receive: _Receive) -> None:
 
 
 def _refusal(scope: _Scope) -> str | None:
-    """Return why a request is refused: it may be of a web page; None if it is not."""
+    """Return why a request is refused that a web page may have sent; None if it is accepted."""
     headers = dict(scope["headers"])
     host, port = scope["server"]
     names = {f"{name}:{port}" for name in (host, f"[{host}]", "localhost")}
@@ -218,7 +218,7 @@ def _refusal(scope: _Scope) -> str | None:
     if len(hosts) != 1 or hosts[0] not in names:
         return "the header Host must be the address of this proxy"
     if not scope["raw_path"].startswith(b"/") and scope["raw_path"] != b"*":
-        return "the target must be a path: another host in it could not be what is meant"
+        return "the target must be a path, because requests go to the proven server only"
     if b"origin" in headers or b"sec-fetch-site" in headers:
         return "requests of web pages are refused"
     return None

@@ -104,10 +104,10 @@ def _origin(bundle: ProofBundle) -> Origin:
 
 
 def _check_complete(bundle: ProofBundle, service: Service) -> None:
-    """Check that a bundle has what a client of the service has.
+    """Check that a bundle has the certificate and the number of answers that a service needs.
 
     Raises:
-        FormatError: If not.
+        FormatError: If it has not.
         UsageError: If the bundle is of another service.
     """
     if service.name != bundle.service:
@@ -117,8 +117,8 @@ def _check_complete(bundle: ProofBundle, service: Service) -> None:
         )
         raise UsageError(message, reason="conflict")
     if (bundle.certificate is None) != (service.where == "apart"):
-        message = "proof bundle: certificate: must be null for services that are asked apart only"
+        message = "proof bundle: certificate: must be null for services that are proven apart, only"
         raise FormatError(message, reason="inconsistent")
     if len(bundle.answers) != len(service.questions(bundle.nonce, bundle.model)):
-        message = f"proof bundle: answers: another number than {service.name} has"
+        message = f"proof bundle: answers: {len(bundle.answers)}, not as many as {service.name} has"
         raise FormatError(message, reason="inconsistent")

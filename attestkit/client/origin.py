@@ -45,7 +45,7 @@ class Origin(NamedTuple):
         if not isinstance(url, str):
             raise wrong_type("url", "a str", url)
         if len(url) > MAX_URL:
-            raise UsageError(f"url: over {MAX_URL} characters", reason="too_large")
+            raise UsageError(f"url: {len(url)} characters, over {MAX_URL}", reason="too_large")
         if "@" in url:
             raise UsageError("url: must not have a user or `@`", reason="wrong_value")
         subject = f"url {shown(url)}"
@@ -53,7 +53,7 @@ class Origin(NamedTuple):
             message = f"{subject}: must be printable ASCII without spaces and backslashes"
             raise UsageError(message, reason="encoding")
         if url.lower().startswith("http://"):
-            message = f"{subject}: http:// has no key that evidence could name; use https://"
+            message = f"{subject}: http:// has no TLS key that evidence could name; use https://"
             raise UsageError(message, reason="plain_http")
         try:
             parts = urlsplit(url)
@@ -75,7 +75,7 @@ class Origin(NamedTuple):
 
 
 def origin_of_question(text: str, own: Origin) -> Origin:
-    """Return the origin of a question: of a URL, or of another port (`:port`) of the own host.
+    """Return the origin of a request for evidence: of a URL, or of `:port` on the host of `own`.
 
     Raises:
         UsageError: As `Origin.of`.

@@ -149,7 +149,7 @@ _FIRST: Final = "that the program is the intended one: it was accepted at its fi
 
 @dataclass(frozen=True)
 class Appraiser:
-    """Verifies what a service answered, under the requirements of the caller."""
+    """Verifier of a service's answers, with the policy and the requirements of the caller."""
 
     origin: Origin
     service: Service
@@ -181,7 +181,7 @@ class Appraiser:
         Args:
             answers: Bodies of the answers to the service's questions.
             nonce: Nonce that was sent, 32 bytes.
-            seen: The observed peer; None if the service was asked apart.
+            seen: The observed peer; None if the service is proven apart.
             now: Time of the verification, aware.
             collateral: For each machine, in place of the Verifier's; empty without a bundle.
 
@@ -203,7 +203,7 @@ class Appraiser:
         return self._proof(claims, bindings, machines, (answers, nonce, seen), now)
 
     def _enforced(self, claims: Claims) -> tuple[Binding, ...]:
-        """Return the bindings that are enforced: of TLS keys, and that to which is sealed."""
+        """Return the enforced bindings: TLS keys, and with `encrypt` the first key for sealing."""
         found = [one for one in claims.bindings if one.kind in TLS_KINDS]
         if self.encrypt:
             sealed = [one for one in claims.bindings if one.kind in SEALED_KINDS][:1]
@@ -281,7 +281,7 @@ class Appraiser:
         return until
 
     def _general(self, claims: Claims) -> list[str]:
-        """Return what nothing shows, for any service."""
+        """Return the part of `Proof.not_proven` that does not depend on the service."""
         found = list(self.not_proven)
         if self.trust.hardware_only:
             found.append(_ANY_PROGRAM)
@@ -294,7 +294,7 @@ class Appraiser:
         return [*found, *self._open_despite_sealing(claims)]
 
     def _open_despite_sealing(self, claims: Claims) -> tuple[str, ...]:
-        """Return what stays open although requests are sealed, if the sealing says so."""
+        """Return the limits of the Sealing of requests; none if requests are not sealed."""
         sealed = [one for one in claims.bindings if one.kind in SEALED_KINDS]
         make: Any = getattr(self.service, "sealing", None)
         if not self.encrypt or not sealed or make is None:
@@ -304,7 +304,7 @@ class Appraiser:
 
 
 def _check_values(answers: Sequence[bytes]) -> None:
-    """Check that answers have no more values than a decoder of JSON should keep in memory.
+    """Check that answers have at most `MAX_VALUES` JSON values, so that decoding fits in memory.
 
     Raises:
         FormatError: If one has (reason `too_many`).
@@ -316,7 +316,7 @@ def _check_values(answers: Sequence[bytes]) -> None:
 
 
 def _check_allow_open(service: Service, *, encrypt: bool) -> None:
-    """Raise UsageError unless the service seals single fields, and is asked to."""
+    """Raise UsageError unless `encrypt` is set and the service seals single fields."""
     if not encrypt:
         raise UsageError("allow_open: needs encrypt=True", reason="not_applicable")
     make = getattr(service, "sealing", None)
@@ -326,7 +326,7 @@ def _check_allow_open(service: Service, *, encrypt: bool) -> None:
 
 
 def _check_observed(bindings: Sequence[Binding], seen: ObservedPeer | None) -> None:
-    """Compare the keys of bindings with the observed one, whatever the service has compared.
+    """Check that a binding has the observed key; services check it too, and might forget it.
 
     Raises:
         ServiceError: If none is the observed one.

@@ -46,28 +46,28 @@ _unwritable: Final = partial(ConfigError, reason="unwritable")
 
 
 class FirstUse:
-    """The kept policies of one service at one server.
+    """The stored policies of one service at one server.
 
     Args:
         path: The file; it need not exist.
-        subject: Origin and service, which lead the names in the file.
+        subject: Origin and service, with which the names in the file begin.
     """
 
     def __init__(self, path: str | os.PathLike[str], subject: str) -> None:
         self._path, self._subject = Path(path), subject
 
     def verify(self, verifications: Sequence[Verification]) -> tuple[VerifiedMachine, ...]:
-        """Verify machines by the policies of their first use, and keep those of new ones.
+        """Verify machines by the policies of their first use, and store policies of new ones.
 
-        If another process or thread keeps some of this subject meanwhile, they are verified by
-        those: of two that are first at the same time, one is.
+        If another process or thread stores policies of this subject meanwhile, the machines are
+        verified again, by those: of two simultaneous first uses only one counts.
 
         Args:
-            verifications: Of each machine.
+            verifications: Role and verification function of each machine.
 
         Raises:
             ServiceError: If a machine runs another program than at first use (reason `identity`),
-                or its evidence does not tell which one (`no_app`).
+                or its evidence does not identify the program (`no_app`).
             ConfigError: If the file cannot be read or written, or is malformed.
             AttestKitError: As the verifications.
         """
@@ -78,7 +78,7 @@ class FirstUse:
                 return machines
 
     def check_guess(self, origin: str) -> None:
-        """Check that a service which was guessed is one that was seen at an origin, if any was.
+        """Check that a detected service is one that the file has for an origin, if it has any.
 
         Raises:
             ServiceError: If it is not (reason `identity`).
@@ -88,8 +88,8 @@ class FirstUse:
             return
         if any(name.startswith(f"{origin} ") for name in names):
             message = (
-                f"{self._subject}: another service than at the first use, as {self._path} has it; "
-                "name the service, if the change is intended"
+                f"{self._subject}: another service than at the first use, see {self._path}; "
+                "pass service=, if the change is intended"
             )
             raise ServiceError(message, reason="identity")
 
@@ -98,8 +98,8 @@ class FirstUse:
     ) -> VerifiedMachine:
         """Verify one machine.
 
-        A service, or who poses as it, chooses the names of roles, so that a new one has to run a
-        program that was accepted at the first use.
+        The service, or an attacker in its place, chooses the names of roles. A machine with a new
+        role must therefore run a program that was accepted at the first use.
         """
         name = self._name(role)
         if not kept:
@@ -120,21 +120,21 @@ class FirstUse:
             )
         else:
             message = (
-                f"{self._subject}: {shown(role)} was not there at the first use, and runs none of "
-                f"the programs that were; if that is intended, remove the names of {self._subject} "
+                f"{self._subject}: {shown(role)} is new since the first use, and runs none of the "
+                f"programs accepted then; if that is intended, remove the names of {self._subject} "
                 f"from {self._path}"
             )
         raise ServiceError(message, reason="identity") from failed
 
     def _remember(self, machines: Sequence[VerifiedMachine], known: Mapping[str, str]) -> bool:
-        """Keep the policies of machines that are new; return False if others were kept since."""
+        """Store policies of new machines; return False if `known` is not in the file any more."""
         new = {
             name: AppraisalPolicy.from_evidence(machine.result)
             for machine in machines
             if (name := self._name(machine.role)) not in known
         }
         if not all(map(names_app, new.values())):
-            message = f"{self._subject}: the evidence does not tell which program runs"
+            message = f"{self._subject}: the evidence does not identify the program; use a policy"
             raise ServiceError(message, reason="no_app")
         if not new:
             return True
@@ -183,20 +183,20 @@ class FirstUse:
 
 
 def read_pins(content: bytes) -> dict[str, str]:
-    """Return the policies, in TOML, by name.
+    """Return the policies in a file of pins: TOML texts by name.
 
     Raises:
         FormatError: If the file's content is malformed.
     """
     if len(content) > MAX_FILE:
-        raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes", reason="too_large")
+        raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes; remove pins", reason="too_large")
     values = strict_json.read_object(content, _WHAT)
     pins: Any = values.get("pins")
     version = values.get("version")
     if type(version) is not int or version != _VERSION:
         raise FormatError(f"{_WHAT}: version must be {_VERSION}", reason="unsupported_version")
     if values.keys() != {"version", "pins"}:
-        raise FormatError(f"{_WHAT}: must have version and pins alone", reason="unknown_field")
+        raise FormatError(f"{_WHAT}: must have only version and pins", reason="unknown_field")
     if not isinstance(pins, dict) or not all(isinstance(one, str) for one in pins.values()):
-        raise FormatError(f"{_WHAT}: pins must be texts by name", reason="wrong_type")
+        raise FormatError(f"{_WHAT}: pins must be an object of texts", reason="wrong_type")
     return pins

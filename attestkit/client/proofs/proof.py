@@ -64,7 +64,7 @@ class ProofBundle:
 
     @property
     def seen(self) -> ObservedPeer | None:
-        """The observed peer; None if the service was asked apart."""
+        """The observed peer; None if the service is proven apart."""
         if self.certificate is None:
             return None
         return ObservedPeer(self.host, self.port, self.certificate, read_spki(self.certificate))
@@ -97,7 +97,7 @@ class ProofBundle:
             CollateralError: If collateral in it is malformed.
         """
         if len(text) > MAX_FILE:
-            raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes", reason="too_large")
+            raise FormatError(f"{_WHAT}: {len(text)} bytes, over {MAX_FILE}", reason="too_large")
         values = AnswerObject(strict_json.read_object(text, _WHAT), _WHAT)
         if values.get("version") != _VERSION or isinstance(values["version"], bool):
             message = f"{_WHAT}: version must be {_VERSION}"
@@ -147,14 +147,14 @@ def _base64(data: bytes) -> str:
 def _read_text(values: AnswerObject, name: str, most: int) -> str:
     found = strict_json.string(values, name)
     if not 0 < len(found) <= most:
-        raise values.error(name, f"must have 1 to {most} characters", "wrong_size")
+        raise values.error(name, f"{len(found)} characters, must be 1 to {most}", "wrong_size")
     return found
 
 
 def _port(values: AnswerObject) -> int:
     value: object = values["port"]
     if type(value) is not int or not 0 < value < 1 << 16:
-        raise values.error("port", "must be a number of a port", "wrong_value")
+        raise values.error("port", "must be 1 to 65535", "wrong_value")
     return value
 
 
@@ -168,7 +168,7 @@ def _flag(values: AnswerObject) -> bool:
 def _bytes(value: object, most: int) -> bytes:
     found = strict_json.from_base64(value, _WHAT)
     if len(found) > most:
-        raise FormatError(f"{_WHAT}: an item is over {most} bytes", reason="too_large")
+        raise FormatError(f"{_WHAT}: item of {len(found)} bytes, over {most}", reason="too_large")
     return found
 
 

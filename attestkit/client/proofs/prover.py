@@ -55,7 +55,8 @@ class Prover:
 
     Args:
         appraiser: Verifies what the service answers.
-        fetch: Asks a question apart from the connections, for services that are proven so.
+        fetch: Sends a request for evidence on a connection of its own, for services that are proven
+            apart.
         seconds: Limit of one exchange.
         now: Returns the time, aware.
         monotonic: Returns the seconds of a monotonic clock.
@@ -131,8 +132,8 @@ class Prover:
             text = self._last_refusal
         if left > 0:
             message = (
-                f"refused {REFUSALS} times in a row, and therefore for {left:.0f} s more without "
-                f"asking; the last time: {text}"
+                f"refused {REFUSALS} times in a row, so no attempt for another {left:.0f} s; the "
+                f"last refusal: {text}"
             )
             raise PeerRefusedError(message, reason="refused_recently")
 
@@ -143,7 +144,7 @@ class Prover:
             self._forget()
 
     def forget(self) -> None:
-        """End all proofs: the next request is preceded by a new one."""
+        """End all proofs, so that the server is proven again before the next request."""
         with self._lock:
             self._forget()
 
@@ -154,7 +155,7 @@ class Prover:
         self._generation += 1
 
     def forget_parent(self) -> None:
-        """Leave to the parent process, in a forked one, the lock and the proof that is made."""
+        """In a forked process, drop the lock and the pending proof, which the parent continues."""
         self._lock = threading.Lock()
         self._running = None
 
@@ -163,7 +164,7 @@ class Prover:
 
         Args:
             peer: The peer; None for a service that is proven apart, without a connection.
-            afresh: Whether a proof is made even if the key is proven.
+            afresh: Whether the server is proven again even if the key is proven.
         """
         key = None if peer is None else peer.spki_sha256
         while True:
@@ -187,7 +188,7 @@ class Prover:
         return (yield from self._prove(peer, done))
 
     def _prove(self, peer: ObservedPeer | None, done: "Future[None]") -> Steps:
-        """Make the only proof at this time, and complete the future in any case."""
+        """Prove the server while other connections wait for `done`, which is always completed."""
         try:
             proof, reusable = yield from self._try(peer)
         except (UsageError, ConfigError):
@@ -207,7 +208,7 @@ class Prover:
     def _try(self, peer: ObservedPeer | None) -> Generator[Step, Any, tuple[Proof, bool]]:
         """Return a new proof, and whether the connection stays open.
 
-        A proof that was begun before `forget` does not count: it is made once more.
+        If `forget` was called meanwhile, the proof is discarded, and made once more.
         """
         while True:
             forgets = self._forgets
@@ -219,7 +220,7 @@ class Prover:
                 raise ReconnectError(message)
 
     def _make(self, peer: ObservedPeer | None) -> Generator[Step, Any, tuple[Proof, float, bool]]:
-        """Return a proof that is not accepted yet, when it began, and as `_try` does."""
+        """Return a new proof, its start (monotonic), and whether the connection stays open."""
         appraiser = self._appraiser
         service, nonce = appraiser.service, secrets.token_bytes(NONCE_SIZE)
         questions = service.questions(nonce, appraiser.model)
@@ -236,13 +237,13 @@ class Prover:
     def _ask(
         self, questions: tuple[Question, ...]
     ) -> Generator[Step, Any, tuple[tuple[bytes, ...], bool]]:
-        """Ask the questions on the connection; return the answers, and whether it stays open."""
+        """Send the requests on the connection; return the answers, and whether it stays open."""
         answers: list[bytes] = []
         reusable = True
         origin = self._appraiser.origin
         for question in questions:
             if not reusable:
-                message = f"{origin.authority}: closes after each answer"
+                message = f"{origin.authority}: closes the connection before all evidence is sent"
                 raise ServiceError(message, reason="connection")
             reply = yield from ask(
                 origin.authority,
@@ -259,13 +260,13 @@ class Prover:
     def _accept(
         self, proof: Proof, started: float, peer: ObservedPeer | None, forgets: int
     ) -> bool:
-        """Accept the keys of a proof; return False if proofs were forgotten since it began.
+        """Accept the keys of a proof; return False if `forget` was called since it began.
 
         Args:
             proof: The proof.
-            started: When its verification began.
+            started: Start of its verification, in seconds of the monotonic clock.
             peer: The peer, which must have one of the keys.
-            forgets: `_forgets` before the question was asked.
+            forgets: Value of `_forgets` before the request for evidence.
         """
         until = started + (proof.valid_until - proof.proven_at).total_seconds()
         keys = [one.key for one in proof.bindings if one.kind in TLS_KINDS] or [_ANY_KEY]
@@ -292,7 +293,7 @@ class Prover:
         return True
 
     def _is_accepted(self, peer: ObservedPeer | None) -> bool:
-        """Return whether a peer is proven now; with the lock."""
+        """Return whether a peer is proven now; the caller holds the lock."""
         if _ANY_KEY in self._accepted:
             return True
         if peer is None:
@@ -300,7 +301,7 @@ class Prover:
         return peer.spki_sha256 in self._accepted or sha256(peer.certificate) in self._accepted
 
     def _drop_ended(self) -> None:
-        """Forget the proofs whose time is over; with the lock."""
+        """Remove expired proofs; the caller holds the lock."""
         now = self._monotonic()
         if now < self._next_end:
             return
@@ -316,7 +317,7 @@ class Prover:
         return _refused(f"verification failed ({type(error).__name__})", "internal")
 
     def _finish(self, done: "Future[None]", refusal: PeerRefusedError | None = None) -> None:
-        """Let other connections go on, or be refused. Idempotent."""
+        """Complete `done`: waiting connections continue, or get the refusal. Idempotent."""
         with self._lock:
             if self._running is None or self._running[1] is not done:
                 return
@@ -332,7 +333,7 @@ class Prover:
             done.set_exception(refusal)
 
     def _report(self, event: Proof | PeerRefusedError) -> Generator[Step, Any, None]:
-        """Log a proof or refusal, and tell the caller's function of it, which may take long."""
+        """Log a proof or refusal, and call `on_proof`, as a step because it may block."""
         if isinstance(event, Proof):
             kinds = ", ".join(one.kind for one in event.bindings) or "no channel"
             _logger.info("%s: proven (%s; %s)", event.origin, event.service, kinds)

@@ -1,9 +1,9 @@
 """Answers of a service that signs them, or has receipts of them: `SignedAnswers`.
 
-Hashes are of the bytes on the wire, so the transports note them. The identifier of an answer is
-only used to find its signature, which is then of this request and answer, or is refused. An
-identifier alone, or an object of a client, names an answer only if no other answer has it: else a
-forged answer could have that of a genuine one.
+Transports record the hashes, which are of the bytes on the wire. The identifier of an answer only
+finds its signature, which is refused unless it is for this request and answer. An identifier alone,
+or an object of a client, names an answer only if no other answer has it: otherwise a forged answer
+could have the identifier of a genuine one.
 """
 
 import re
@@ -86,7 +86,7 @@ class SignedAnswers:
         self._hidden = False  # whether an answer may have any identifier
 
     def note(self, record: WireRecord) -> None:
-        """Keep the hashes of an answer that was read to its end, and the identifiers of any."""
+        """Store the identifiers of an answer, and its hashes if it was read to its end."""
         found = _describe(record)
         names = set(record.identifiers.found)
         names |= {text for name, text in record.headers if name.lower() == _RECEIPT}
@@ -124,12 +124,12 @@ class SignedAnswers:
             known = self._records.find(identifier)
             is_unique = not self._hidden and not self._seen.find(identifier)
         if known is None:
-            message = f"answer {shown(identifier)}: not one of the last of this endpoint's clients"
+            message = f"answer {shown(identifier)}: not a recent answer to this endpoint's clients"
             raise UsageError(message, reason="unknown_name")
         if not is_unique:
             message = (
                 f"{self._service.name}: several answers have, or may have, the id "
-                f"{shown(identifier)}, so that it does not tell which one is meant; pass the "
+                f"{shown(identifier)}, so that it does not identify one of them; pass the "
                 "response itself"
             )
             raise ServiceError(message, reason="signature")
@@ -142,7 +142,7 @@ class SignedAnswers:
         get: Callable[[Question], SignatureReply],
         sleep: Callable[[float], object] = time.sleep,
     ) -> Signer:
-        """Fetch and check the signature of an answer, and return whose it is.
+        """Fetch and check the signature of an answer; return its signer, `model` or `gateway`.
 
         Args:
             answer: As for `find`.
@@ -172,19 +172,19 @@ class SignedAnswers:
             )
             raise ServiceError(message, reason="no_signatures")
         if len(found.body) > MAX_SIGNATURE:
-            message = f"{service.name}: signature is over {MAX_SIGNATURE} bytes"
+            message = f"{service.name}: signature has {len(found.body)} bytes, over {MAX_SIGNATURE}"
             raise FormatError(message, reason="too_large")
         return service.check_signature(found.body, record, proof.claims, self._model)
 
 
 def _hides(record: WireRecord) -> bool:
-    """Return whether a client may find other identifiers in an answer than were found here."""
+    """Return whether a client may find identifiers in an answer that the record does not have."""
     encodings = {text.lower() for name, text in record.headers if name.lower() == _ENCODING}
     return record.identifiers.hides or not encodings <= {"identity"}
 
 
 def _describe(record: WireRecord) -> AnswerRecord | None:
-    """Return what a signature is about; None if the answer has no end or no identifier."""
+    """Return the values that a signature covers; None without an identifier or an end."""
     if record.response_sha256 is None:
         return None
     identifier = next((text for name, text in record.headers if name.lower() == _RECEIPT), None)

@@ -1,4 +1,4 @@
-"""`Trust`: the policies of the caller in all their forms, and the Verifiers that apply them."""
+"""`Trust`: the `policy` argument of `connect`, and the Verifiers that apply it, by role."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -58,8 +58,8 @@ class Trust:
         options: Arguments of the Verifiers; without `collateral` and `pccs_url` collateral comes
             from Intel's service.
         clock: Returns the current time, aware.
-        gpu_services: Services of endorsements for GPUs; None are NVIDIA's. They are asked if GPUs
-            are verified, and the options have neither `gpu_endorsements` nor `collateral`.
+        gpu_services: Services of endorsements for GPUs; None: those of NVIDIA. They are used if
+            GPUs are verified, and the options have neither `gpu_endorsements` nor `collateral`.
         fetches: Whether collateral may be fetched.
 
     Raises:
@@ -97,7 +97,7 @@ class Trust:
 
     @property
     def code(self) -> Code:
-        """Source of the accepted programs."""
+        """Source of the accepted programs: `policy`; `nobody` with "hardware-only"."""
         return "nobody" if self.hardware_only else "policy"
 
     def make_verifier(self, policy: AppraisalPolicy) -> Verifier:
@@ -137,7 +137,7 @@ class Trust:
         evidence = _with_certificates(machine)
         binding = machine.gpu if gpu else None
         if binding is not None and binding.report_data != machine.report_data:
-            message = f"{machine.role}: the GPUs' evidence is for other report data"
+            message = f"{machine.role}: the GPU evidence is for other report data than the CPU's"
             raise ServiceError(message, reason="other_key")
         endorsements = None if binding is None else self._fetch_endorsements(binding, now)
         examination = verifier.with_gpu_endorsements(endorsements).examine(
@@ -199,7 +199,7 @@ class Trust:
 
 
 def _no_gpu(machine: Machine) -> Literal[False] | None:
-    """Return `gpu` of a Verifier: evidence of GPUs that encloses itself is verified anyway."""
+    """Return the argument `gpu` of `examine`: False skips separate evidence of GPUs."""
     return None if machine.gpu is None else False
 
 

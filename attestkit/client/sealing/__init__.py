@@ -1,4 +1,4 @@
-"""Bodies of requests that are sealed to an attested key, and answers that only the client opens.
+"""Encryption of requests to an attested key, and decryption of their answers.
 
 Bytes in, bytes out: `wire` does the I/O.
 """

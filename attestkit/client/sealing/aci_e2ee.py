@@ -1,8 +1,7 @@
 """Requests of ACI: the demand for a verified machine, and field encryption, version 2.
 
-Texts of a request are sealed to a key of the keyset.
-
-Associated data tie each text to its field, model and request, in canonical JSON
+Texts of a request are sealed to a key of the keyset. Associated data bind each text to its field,
+model and request, in canonical JSON
 (attested-client.md, 2.5). Gateways support this version until February 2027.
 """
 
@@ -43,9 +42,9 @@ _PROMPTS: Final = ("/chat/completions", "/completions", "/embeddings", "/message
 
 
 class AciConstraint(OpenAnswer):
-    """Adds the demand to the JSON of prompts, unless the caller has decided about it; no sealing.
+    """Adds `provider.aci_verified` to JSON prompts that do not have it; encrypts nothing.
 
-    The gateway then refuses, with status 503, rather than have an unverified machine serve.
+    The gateway then answers 503 if it has no verified machine to serve the request.
 
     Args:
         keyset_digest: Digest of the proven keyset, as the protocol writes it; None if unknown.
@@ -58,14 +57,14 @@ class AciConstraint(OpenAnswer):
         self._digest, self._changed = keyset_digest, changed
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Return the request with the demand."""
+        """Return the request with `provider.aci_verified`."""
         path = target.partition("?")[0]
         if method.upper() == "POST" and path.endswith(_PROMPTS):
             body = require_verified(body)
         return SealedRequest(method, target, headers, body, self, is_sealed=False)
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Return the headers of the answer, after a look at the keyset that they name."""
+        """Return the headers of the answer; call `changed` if they name another keyset."""
         del status
         named = [value.strip() for name, value in headers if name.lower() == _HEADER]
         if self._digest is not None and any(one != self._digest for one in named):
@@ -115,7 +114,7 @@ _INDEXED: Final = ("choices", "data")
 
 
 class AciAssociatedData:
-    """Canonical JSON with purpose, algorithm, model, field, nonce and time."""
+    """Associated data of ACI: canonical JSON with purpose, algorithm, model, field, nonce, time."""
 
     def of_request(self, context: RequestContext, path: Path) -> bytes:
         """Return the associated data of a field of the request."""
@@ -238,7 +237,7 @@ class AciSealing:
 
 
 class AciOpener:
-    """Opens an answer, and finds out whether the server has another key by now.
+    """Opens an answer, or detects the error that the server has another key by now.
 
     Attributes:
         authenticated: Whether the answer is sealed; an error is not.
@@ -278,14 +277,14 @@ class AciOpener:
 
 
 def _restored(body: bytes) -> bytes:
-    """Return the request as the server restores it: compact JSON, with the demand.
+    """Return the request as the server restores it: compact JSON with `provider.aci_verified`.
 
-    Text that is itself a JSON array would be restored as a list: it becomes the text of a part.
+    The server would decode text that is a JSON array to a list, so such text becomes a part.
     """
     with sealing_errors():
         members = strict_json.read_object(require_verified(body), "request")
     if not isinstance(members.get("model"), str):
-        raise ServiceError("request: model: must be text", reason="sealing")
+        raise ServiceError("request: model: missing, or not text", reason="sealing")
     messages = members.get("messages")
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict) and _is_array(message.get("content")):

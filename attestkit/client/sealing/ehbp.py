@@ -57,8 +57,8 @@ class EhbpSealing:
     ) -> protocol.SealedRequest:
         """Seal the body of a request.
 
-        A request without body cannot be sealed, and its answer would come open, too: it is sent as
-        it is if its URL has no query, in which there could be a secret.
+        A request without body cannot be sealed, and neither is its answer. It is sent unchanged,
+        unless its URL has a query, which could contain a secret.
 
         Raises:
             ServiceError: If the request has a query and no body, or the key is not valid.
@@ -67,8 +67,8 @@ class EhbpSealing:
         if not body:
             if "?" in target:
                 message = (
-                    f"EHBP: {method} with a query and without body: it would travel open; send "
-                    "what it asks in a body, or by an endpoint without encrypt=True"
+                    f"EHBP: {method} with a query and without body: the query would not be "
+                    "encrypted; send its content in a body, or connect without encrypt=True"
                 )
                 raise ServiceError(message, reason="sealing")
             opener = _AnswerWithoutRequestBody()
@@ -88,9 +88,9 @@ class EhbpSealing:
 
 class _AnswerWithoutRequestBody(protocol.UnsealedAnswer):
     def start(self, status: int, headers: protocol.Headers) -> protocol.Headers:
-        """Return the headers; refuse an answer that claims to be sealed."""
+        """Return the headers; raise ServiceError if they state that the answer is sealed."""
         if any(name.lower() == _NONCE_HEADER for name, _ in headers):
-            raise _refusal("the answer to a request without body claims to be sealed")
+            raise _refusal("the answer to a request without body must not be sealed")
         return super().start(status, headers)
 
 
@@ -169,10 +169,10 @@ class EhbpOpener:
 
 
 class _Content:
-    """The opened content, of which the end is demanded that the application defines.
+    """Check of the opened content: a stream of events must have the last event of its API.
 
-    Headers are not protected, so that a stream of events is recognized by its first bytes, too.
-    A document in JSON that is cut is malformed, which the application finds out.
+    Headers are not authenticated, so a stream of events is also recognized by its first bytes.
+    Truncated JSON is malformed, which the application notices.
     """
 
     def __init__(self, status: int, *, events: bool) -> None:
@@ -193,7 +193,7 @@ class _Content:
 
 
 class _Chunks:
-    """The chunks of an answer: a length in four bytes, and that many bytes of ciphertext."""
+    """Decoder of the chunks of an answer: a length (4 bytes), then that many of ciphertext."""
 
     def __init__(self, sender: HpkeSender, nonce: bytes) -> None:
         secret = sender.export(_EXPORT, 32)
@@ -217,12 +217,12 @@ class _Chunks:
             raise _refusal("the answer ended inside of a chunk")
 
     def _end_of_chunk(self, at: int) -> int | None:
-        """Return the end of the chunk at an offset; None if it is not there yet."""
+        """Return the offset of the end of the chunk at `at`; None while it is incomplete."""
         if len(self._data) < at + _LENGTH:
             return None
         size = int.from_bytes(self._data[at : at + _LENGTH], "big")
         if 0 < size < _TAG or size > MAX_CHUNK + _TAG:
-            raise _refusal(f"a chunk of {size} bytes")
+            raise _refusal(f"a chunk has {size} bytes, must be {_TAG} to {MAX_CHUNK + _TAG}")
         end = at + _LENGTH + size
         return end if len(self._data) >= end else None
 
@@ -241,7 +241,7 @@ def derive_answer_keys(secret: bytes, encapsulated: bytes, nonce: bytes) -> tupl
     Args:
         secret: Exported by the context of the request, 32 bytes.
         encapsulated: Encapsulated key of the request, 32 bytes.
-        nonce: Of the answer, 32 bytes.
+        nonce: Nonce in the headers of the answer, 32 bytes.
     """
     salt = encapsulated + nonce
     return hkdf_sha256(secret, b"key", 32, salt), hkdf_sha256(secret, b"nonce", 12, salt)

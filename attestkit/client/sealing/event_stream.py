@@ -76,7 +76,7 @@ class EventSplitter:
 
 
 def _decode(lines: list[bytes]) -> StreamEvent | None:
-    """Return the event of some lines; None if it has only comments and unknown fields."""
+    """Return the event that consists of `lines`; None for comments and unknown fields only."""
     try:
         texts = [line.decode() for line in lines]
     except UnicodeDecodeError as error:
@@ -106,9 +106,9 @@ _LONGEST: Final = 64  # bytes of a line of which any may be a mark
 
 
 class EventStreamEnd:
-    """Finds out whether a stream of events has reached the end that its API defines.
+    """Detects whether a stream of events has reached the end that its API defines.
 
-    It has if `data: [DONE]`, or the name of a last event, is in its last event.
+    At the end, the last event has `data: [DONE]` or the name of a final event.
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class EventStreamEnd:
         self._line += part[: _LONGEST - len(self._line)]
 
     def _is_last(self, line: bytes) -> bool:
-        """Return whether the event is a last one after this line, a comment or empty perhaps."""
+        """Return whether the current event is a final one, now that this line is part of it."""
         if not line or line.startswith(b":"):
             return self._last
         name, _, value = line.partition(b":")

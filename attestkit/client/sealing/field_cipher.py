@@ -61,7 +61,7 @@ class ClientKey(Secret):
     __slots__ = ("public_key", "secret")
 
     def __init__(self, public_key: bytes, secret: bytes) -> None:
-        """Hold a pair: the key as published, and the scalar of X25519 or secp256k1, 32 bytes."""
+        """Store the public key as published, and the X25519 or secp256k1 scalar, 32 bytes."""
         self.public_key: bytes = public_key
         self.secret: bytes = secret
 
@@ -145,7 +145,7 @@ class FieldCipher:
                 (`sealing`).
         """
         if len(sealed) < self.overhead:
-            message = f"sealed text: {len(sealed)} bytes, fewer than {self.overhead}"
+            message = f"sealed text: {len(sealed)} bytes, must be {self.overhead} or more"
             raise ServiceError(message, reason="sealing")
         at = self.key_size + self._nonce_size
         peer, nonce = sealed[: self.key_size], sealed[self.key_size : at]
@@ -158,7 +158,7 @@ class FieldCipher:
 
     @contextmanager
     def _shared_key(self, secret: bytes, peer: bytes) -> Iterator[bytes]:
-        """Provide the key of both parties, and wipe it."""
+        """Yield the symmetric key from a private and a public key; wipe it at the end."""
         agree = k256_shared_secret if self._curve == "secp256k1" else x25519
         shared, key = agree(secret, peer), b""
         try:

@@ -66,7 +66,7 @@ def _texts(*names: str) -> dict[str, FieldKind]:
 
 
 def in_answers(*names: str) -> dict[str, FieldKind]:
-    """Return these fields of messages and of the pieces of streams, as text."""
+    """Return patterns of these text fields in answers: in `message`, and in `delta` of streams."""
     return _texts(*(f"choices[].{part}.{name}" for part in ("message", "delta") for name in names))
 
 
@@ -215,25 +215,25 @@ def _joined(kind: str, context: RequestContext, model: str, place: str) -> bytes
 
 
 def _check(name: str) -> None:
-    """Refuse a name that would be read as several parts of the associated data."""
+    """Raise ServiceError if a name has a bar, which separates parts of the associated data."""
     if not name.isprintable() or "|" in name:
         message = "model or id: must be printable, without bars, in associated data"
         raise ServiceError(message, reason="sealing")
 
 
 def _unknown(path: Path) -> ServiceError:
-    message = f"field {'.'.join(map(str, path))}: has no associated data in this protocol"
+    message = f"field {'.'.join(map(str, path))}: the protocol defines no associated data for it"
     return ServiceError(message, reason="sealing")
 
 
 def make_headers(
     *fixed: tuple[str, str], prefix: str = "X-", algorithm: bool = True, bound: bool = False
 ) -> MakeHeaders:
-    """Return what makes the headers of requests.
+    """Return a function that returns the headers of a request.
 
     Args:
         fixed: Headers that are always the same.
-        prefix: Prefix of those about algorithm and keys.
+        prefix: Prefix of the headers about algorithm and keys.
         algorithm: Whether a header names the algorithm.
         bound: Whether headers have nonce and time of the request.
     """

@@ -1,4 +1,4 @@
-"""Walks through JSON that has sealed fields: which are sealed, which may be open, and no others.
+"""Encryption and decryption of the fields of a JSON document, by a table of its known fields.
 
 A field is named by a pattern such as `messages[].content`, where `[]` stands for each item.
 """
@@ -37,6 +37,7 @@ _TOKEN: Final = re.compile("[A-Za-z0-9._:/@+-]{1,256}")  # a name or an id, and 
 class FieldTable:
     """The fields of one kind of request or answer."""
 
+    # Fields that are encrypted, by pattern.
     sealed: Mapping[str, FieldKind]
     # Fields that may hold a word, such as a role or an id.
     open: frozenset[str] = frozenset()
@@ -82,14 +83,14 @@ class _Walk:
 
 
 class RequestWalk(_Walk):
-    """Seals the fields of requests, and refuses what can neither be sealed nor be open."""
+    """Seals the fields of requests; refuses fields that are neither sealed nor allowed open."""
 
     def __init__(self, table: FieldTable, allowed: frozenset[str], *, seal_empty: bool) -> None:
         """Walk by a table.
 
         Args:
             table: Fields of the request.
-            allowed: Patterns that the user allows to travel open, with all that is beneath them.
+            allowed: Patterns of fields that may be sent unencrypted, with all fields beneath them.
             seal_empty: Whether empty text is sealed, too.
         """
         self._table: FieldTable = table
@@ -105,7 +106,7 @@ class RequestWalk(_Walk):
         """
         for name in self._table.forbidden:
             if document.get(name) and name not in self._allowed:
-                raise _refusal(name, "would have the answer sent open")
+                raise _refusal(name, "makes the server answer unencrypted; leave it out")
         replaced = self._table.replaced
         changed = {name: replaced.get(name, value) for name, value in document.items()}
         return self._members(changed, "", (), seal)
@@ -129,13 +130,13 @@ class RequestWalk(_Walk):
         if kind is not None:
             raise _refusal(pattern, "must be text to be sealed")
         if isinstance(value, str) and not self._may_be_open(value, pattern):
-            raise _refusal(pattern, "has text, and the protocol does not seal it")
+            raise _refusal(pattern, "has text that is not sealed; leave it out, or see allow_open")
         return value
 
     def _check_container(self, value: object, pattern: str) -> None:
         known = self._table.contains(pattern) or pattern in self._table.sealed
         if value and not (known or pattern in self._table.open):
-            raise _refusal(pattern, "may have text, and the protocol does not seal it")
+            raise _refusal(pattern, "may have unsealed text; leave it out, or see allow_open")
 
     def _may_be_open(self, value: str, pattern: str) -> bool:
         return not value or (pattern in self._table.open and is_word(value))
@@ -187,7 +188,7 @@ class AnswerWalk(_Walk):
 
 
 def is_word(value: str) -> bool:
-    """Return whether text is a name or an id of at most 256 characters, and no prose."""
+    """Return whether text is a name or id: 1 to 256 letters, digits and characters `._:/@+-`."""
     return _TOKEN.fullmatch(value) is not None
 
 
@@ -198,7 +199,7 @@ def check_name(name: str) -> str:
         ServiceError: If it has a dot or a bracket (`sealing`).
     """
     if "." in name or "[" in name:
-        raise _refusal(shown(name), "is not the name of a field")
+        raise _refusal(shown(name), "must not have a dot or bracket in its name")
     return name
 
 

@@ -62,7 +62,7 @@ class RequestContext(NamedTuple):
 
 
 class AssociatedData(Protocol):
-    """Ties a sealed text to its request and its position in it."""
+    """Associated data, which bind a sealed text to its request and its position in it."""
 
     def of_request(self, context: RequestContext, path: Path) -> bytes:
         """Return the associated data of a field of the request."""
@@ -86,7 +86,7 @@ MakeHeaders = Callable[[RequestContext, bytes, bytes], Headers]
 
 @dataclass(frozen=True)
 class FieldProtocol:
-    """A protocol that seals fields."""
+    """Parameters of a protocol that seals fields."""
 
     name: str
     algorithm: str
@@ -116,7 +116,7 @@ class FieldSealing:
             protocol: The protocol.
             public_key: Key of the server, as the protocol publishes it.
             model: The only model that requests may name; None for any.
-            allow_open: Patterns of fields, such as `user`, that may travel open with all that is
+            allow_open: Patterns of fields, such as `user`, that may be unencrypted with all fields
                 beneath them, in requests and in answers.
             now: Clock of the timestamps, in Unix seconds; None for the system's.
 
@@ -148,7 +148,7 @@ class FieldSealing:
             unsealed = UnsealedAnswer()
             return SealedRequest(method, target, _kept(headers), body, unsealed, is_sealed=False)
         if "?" in target or "#" in target:
-            raise _refusal("request target: has a query, which would travel open")
+            raise _refusal("request target: has a query, which would not be encrypted")
         tables = self._endpoint(target)
         document = _read_request(headers, body)
         context = self._context(document)
@@ -185,7 +185,7 @@ class FieldSealing:
     def _context(self, document: Mapping[str, Any]) -> RequestContext:
         model = document.get("model", "")
         if not isinstance(model, str) or (model and not is_word(model)):
-            raise _refusal("field model: must be the name of a model")
+            raise _refusal("field model: must be a name of 1 to 256 characters without spaces")
         if self._model is not None and model != self._model:
             raise _refusal(
                 f"field model: {shown(model)}, and the proof is about {shown(self._model)}; "
@@ -297,11 +297,11 @@ class FieldOpener:
 
 
 def _check_query(target: str) -> None:
-    """Check that the query of a request without body has only words, such as names and numbers."""
+    """Check that a query has only names and numbers (`is_word`), because it is not encrypted."""
     query = target.partition("?")[2]
     pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
     if "#" in target or not all(not text or is_word(text) for pair in pairs for text in pair):
-        raise _refusal("request target: has text in its query, which would travel open")
+        raise _refusal("request target: has text in its query, which would not be encrypted")
 
 
 def _system_time() -> float:
@@ -320,7 +320,7 @@ def _read_request(headers: Headers, body: bytes) -> dict[str, Any]:
     if "content-encoding" in values:
         raise _refusal("request: is compressed; send it as plain JSON")
     if len(body) > MAX_BODY:
-        raise _refusal(f"request: {len(body)} bytes, over {MAX_BODY}")
+        raise _refusal(f"request: its body has {len(body)} bytes, over {MAX_BODY}")
     return _read_json(body, "request")
 
 

@@ -69,7 +69,7 @@ class KemSealing:
         self._take_nonce = take_nonce
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Seal a request; see `Sealing.seal`. It becomes a POST to the service's entry."""
+        """Seal a request; see `Sealing.seal`. It becomes `POST /e2e/invoke`."""
         members = _check_request(method, target, headers, body)
         streamed = members.get("stream") is True
         with sealing_errors():
@@ -95,9 +95,9 @@ class KemSealing:
 
 
 def _check_request(method: str, target: str, headers: Headers, body: bytes) -> dict[str, Any]:
-    """Return the members of a request; whatever would travel open is refused."""
+    """Return the members of a request; raise ServiceError if parts of it cannot be sealed."""
     if method.upper() != "POST" or "?" in target:
-        problem = "only POST without a query can be sealed; others would be readable"
+        problem = "must be POST without a query: nothing else can be sealed"
         raise ServiceError(f"request: {problem}", reason="sealing")
     if any(name.lower() == "content-encoding" for name, _ in headers):
         message = "request: its body must not be compressed before it is sealed"
@@ -105,13 +105,13 @@ def _check_request(method: str, target: str, headers: Headers, body: bytes) -> d
     with sealing_errors():
         members = strict_json.read_object(body, "request")
     if _RESPONSE_KEY in members:
-        message = f"request: {_RESPONSE_KEY}: is the client's to set"
+        message = f"request: {_RESPONSE_KEY}: leave it out; it is set when sealing"
         raise ServiceError(message, reason="sealing")
     return members
 
 
 def _with_response_key(body: bytes, key: bytes, *, is_first: bool) -> bytes:
-    """Return a JSON object with one more member, its other bytes as they were."""
+    """Return a JSON object with the member `e2e_response_pk` appended, otherwise unchanged."""
     member = f'"{_RESPONSE_KEY}":"{b64encode(key).decode()}"'
     text = body.rstrip(b" \t\r\n")[:-1]
     return text + (b"" if is_first else b",") + member.encode() + b"}"
@@ -147,17 +147,17 @@ class KemOpener:
         return [*kept, ("Content-Type", kind)]
 
     def feed(self, data: bytes) -> bytes:
-        """Take some bytes of the body; of an answer that is not streamed nothing comes yet."""
+        """Take some bytes of the body; return opened ones, of a stream only."""
         if not self.authenticated:
             return data
         self._size += len(data)
         if self._size > MAX_ANSWER:
-            raise _refusal(f"over {MAX_ANSWER} bytes")
+            raise _refusal(f"{self._size} bytes or more, over {MAX_ANSWER}")
         self._pending += data
         return self._events(len(data)) if self._streamed else b""
 
     def finish(self) -> bytes:
-        """Return the rest; a stream must have had the end of the API's own."""
+        """Return the rest; a stream must have reached the end that the API marks."""
         if not self.authenticated:
             return b""
         if not self._streamed:
@@ -169,10 +169,10 @@ class KemOpener:
         return rest
 
     def _events(self, size: int) -> bytes:
-        """Open the complete lines; the bytes of an incomplete one stay.
+        """Open the complete lines; keep the bytes of an incomplete one.
 
         Args:
-            size: Number of bytes that are new, the only ones in which a line may end.
+            size: Number of new bytes; only they can contain the end of a line.
         """
         end = self._pending.rfind(b"\n", len(self._pending) - size)
         if len(self._pending) - end - 1 > MAX_EVENT:
@@ -182,7 +182,7 @@ class KemOpener:
         return b"".join([self._line(line) for line in lines.split(b"\n")])
 
     def _line(self, line: bytes) -> bytes:
-        """Return what a line of the stream has inside; lines without data have nothing."""
+        """Return the plaintext of one line of the stream; empty for a line without data."""
         if not line.startswith(b"data:"):
             return b""
         text = line[5:].strip()
@@ -207,13 +207,13 @@ class KemOpener:
         if "e2e" not in event:
             return b""  # such as counts of the gateway's: not sealed, and left out
         if self._stream_key is None:
-            raise _refusal("has e2e before e2e_init")
+            raise _refusal("has an event e2e before e2e_init")
         piece = _decrypt(self._stream_key, _decoded(event, "e2e"))
         self._watch(piece)
         return piece
 
     def _watch(self, piece: bytes) -> None:
-        """Note the marks of the end, which may be split between two pieces."""
+        """Look for the end marks of the API, which may be split between two pieces."""
         window = self._tail + piece
         self._done_inside = self._done_inside or any(mark in window for mark in _DONE)
         self._ended = self._ended or self._done_inside or any(mark in window for mark in _REASON)
@@ -239,7 +239,7 @@ def _decoded(event: dict[str, Any], name: str) -> bytes:
 
 
 def _decrypt(key: bytes, sealed: bytes) -> bytes:
-    """Return the plaintext behind a nonce."""
+    """Decrypt `sealed`: a nonce, and ChaCha20-Poly1305 ciphertext."""
     with sealing_errors(_ANSWER):
         return chacha20_decrypt(key, sealed[:IV_SIZE], sealed[IV_SIZE:])
 

@@ -18,12 +18,13 @@ Headers = list[tuple[str, str]]
 
 
 class SealingKeyError(ServiceError):
-    """The server says that it does not have the key to which a request was sealed.
+    """The server answered that it does not have the key to which a request was sealed.
 
-    It says so before the application sees the request, but the answer is not authenticated: an
-    attacker in between can forge it after the application has seen the request. So prove the
-    server anew, and send the request once more only over a connection whose TLS key is proven, or
-    if it may be repeated (attested-client.md, 1.5). A second answer of this kind is an error.
+    A server answers so before the application receives the request, but the answer is not
+    authenticated: an attacker in between can forge it after the application received the request.
+    So prove the server again, and send the request once more only over a connection whose TLS key
+    is proven, or if it may be repeated (attested-client.md, 1.5). A second answer of this kind is
+    an error.
     """
 
     def __init__(self, message: str) -> None:
@@ -73,7 +74,7 @@ _ERRORS: Final = (FormatError, UnsupportedError, UsageError, VerificationError)
 
 @contextmanager
 def sealing_errors(subject: str = "") -> Iterator[None]:
-    """Raise errors of decoding and decryption as ServiceError (`sealing`), after a subject."""
+    """Raise errors of decoding and decryption as ServiceError (`sealing`), after `subject`."""
     try:
         yield
     except _ERRORS as error:
@@ -81,7 +82,7 @@ def sealing_errors(subject: str = "") -> Iterator[None]:
 
 
 def read_problem(body: bytes) -> Mapping[str, Any]:
-    """Return the members of an error; none if it is over 64 KiB, or no JSON object."""
+    """Return the members of an error body; empty if it is over 64 KiB or not a JSON object."""
     if len(body) > MAX_PROBLEM:
         return {}
     try:
@@ -94,14 +95,14 @@ def key_problem(protocol: str) -> SealingKeyError:
     """Return the error that the server does not have the key."""
     message = (
         f"{protocol}: the server does not have the key to which the request was sealed, as an "
-        "unauthenticated answer states; prove the server anew, and send the request again if it "
+        "unauthenticated answer states; prove the server again, and send the request again if it "
         "may be repeated"
     )
     return SealingKeyError(message)
 
 
 class OpenAnswer:
-    """An answer that passes as it is, to a request that was amended only."""
+    """Opener of an answer that is not sealed, which it returns unchanged."""
 
     authenticated: bool = True
 

@@ -1,1 +1,1 @@
-"""Services whose evidence is understood, a module each; `service.py` says what a service is."""
+"""The supported services, one per module; `service.py` defines the interface."""

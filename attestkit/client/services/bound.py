@@ -37,7 +37,7 @@ def bound(
     Args:
         path: Path and query of the request; `{nonce}` stands for the nonce, 64 hex digits. Without
             it the evidence shows possession of the key only.
-        evidence: See `ReadEvidence`. What it raises refuses the server.
+        evidence: See `ReadEvidence`. If it raises an error, the server is refused.
         report_data: See `ReadReportData`. It has to use the observed key, never one that the body
             names, and the nonce, if there is one.
         name: Name of the service.
@@ -46,7 +46,7 @@ def bound(
         UsageError: If the path does not begin with a slash.
     """
     if not path.startswith("/"):
-        raise UsageError("path: must begin with /", reason="wrong_value")
+        raise UsageError("path: must begin with a slash", reason="wrong_value")
     return BoundService(name, path, evidence, report_data)
 
 
@@ -62,7 +62,7 @@ class BoundService:
         self._path, self._evidence, self._report_data = path, evidence, report_data
 
     def recognizes(self, host: str) -> bool:
-        """Return False: the caller names it."""
+        """Return False: only a caller that passes the service uses it."""
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
@@ -74,7 +74,7 @@ class BoundService:
     ) -> Claims:
         """Return the claims that the caller's functions find; see `Service.read`."""
         if seen is None:
-            message = f"{self.name}: no connection was observed"
+            message = f"{self.name}: no TLS certificate of the server to bind the evidence to"
             raise ServiceError(message, reason="no_channel")
         body = answers[0]
         try:
@@ -83,7 +83,7 @@ class BoundService:
         except AttestKitError:
             raise
         except Exception as error:  # of the caller's functions, about a body that is untrusted
-            message = f"{self.name}: the answer cannot be read ({type(error).__name__})"
+            message = f"{self.name}: evidence or report_data failed: {type(error).__name__}"
             raise FormatError(message, reason="syntax") from error
         require_size("report_data", expected, _REPORT_DATA)
         fresh = _NONCE in self._path

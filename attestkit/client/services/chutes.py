@@ -58,7 +58,7 @@ class _Key(NamedTuple):
 
 
 class NoncePool:
-    """Nonces for requests to one instance; each is used once, and only for some time."""
+    """Nonces for requests to one instance; each is used once, before the pool expires."""
 
     def __init__(self, instance: str, nonces: Sequence[str], ends: float) -> None:
         self.instance: Final = instance
@@ -72,7 +72,7 @@ class NoncePool:
         """Return the next nonce.
 
         Args:
-            now: Time of the clock that gave the end of the pool.
+            now: Time, by the clock that determined the end of the pool.
 
         Raises:
             ServiceError: If all nonces are used, or they are too old (`sealing`).
@@ -80,7 +80,7 @@ class NoncePool:
         if self.has_left(now):
             with suppress(IndexError):  # another thread has taken the last one
                 return self._nonces.pop(0)
-        message = f"instance {shown(self.instance)}: no nonce left; ask for the instances again"
+        message = f"instance {shown(self.instance)}: no valid nonce left; prove the server again"
         raise ServiceError(message, reason="sealing")
 
 
@@ -88,7 +88,7 @@ class ChutesService:
     """Chutes: proven on a connection of its own; requests are sealed to the key of one instance.
 
     Args:
-        api_key: Key of the user, without which the service gives no evidence.
+        api_key: Key of the user, which the service requires for evidence.
         chutes: Ids of chutes by name of model; instead of a name, a model may be given as the
             chute's id.
         now: Clock of the nonces, in seconds.
@@ -135,7 +135,7 @@ class ChutesService:
     def chute_id(self, model: str | None) -> str:
         """Return the id of a model; UsageError if it is not known."""
         if model is None:
-            raise UsageError("model: required; name the chute", reason="missing")
+            raise UsageError("model: missing; pass the name or id of the chute", reason="missing")
         found = self._chutes.get(model, model)
         if _ID.fullmatch(found) is None:
             message = f"model: {shown(model)}: must be the id of a chute, or be in chutes"
@@ -148,7 +148,7 @@ class ChutesService:
         """Return the claims of evidence and instances; see `Service.read`.
 
         An instance that has a key and no evidence, or the reverse, is left out. The TLS key of the
-        API counts for nothing.
+        API is not bound to any evidence.
         """
         keys, pools = self._read_instances(answers[1])
         entries = _read_entries(read_answer_object(answers[0], "Chutes evidence"), "evidence")
@@ -193,7 +193,7 @@ class ChutesService:
                     self._pools.put(key.raw, pools[instance])
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> KemSealing:
-        """Return what seals requests to the instance whose key a binding has.
+        """Return the Sealing to the instance whose key a binding has.
 
         Raises:
             UsageError: If the model has no known id.
@@ -205,7 +205,7 @@ class ChutesService:
         with self._lock:
             pool = self._pools.find(key)
         if pool is None:
-            raise ServiceError("instance: not among those read last", reason="sealing")
+            raise ServiceError("instance: not in the newest answer", reason="sealing")
         return pool.take(self._now())
 
     def _read_instances(self, answer: bytes) -> tuple[dict[str, _Key], dict[str, NoncePool]]:

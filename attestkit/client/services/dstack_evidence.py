@@ -50,10 +50,10 @@ def read_dstack_evidence(
 
 
 def check_app_compose(evidence: Attestation | bytes, app_compose: object, what: str) -> None:
-    """Check that an app compose is the one that was measured, as far as the evidence tells it.
+    """Compare an app compose with its hashes in the event log and MR_CONFIG_ID, where these exist.
 
-    Event log and MR_CONFIG_ID count only once the evidence is verified. An app compose that neither
-    of them measures proves nothing.
+    Both are authentic only once the evidence is verified. An app compose without either hash is
+    accepted, and proves nothing.
 
     Args:
         evidence: As `read_dstack_evidence` returns it.
@@ -74,16 +74,16 @@ def check_app_compose(evidence: Attestation | bytes, app_compose: object, what: 
     compose_hash = sha256(app_compose.encode())
     measured = boot_event(evidence, _COMPOSE_EVENT, what)
     if measured is not None and not hmac.compare_digest(measured, compose_hash):
-        message = f"{what}: app_compose: is not the one of the event {_COMPOSE_EVENT}"
+        message = f"{what}: app_compose: its hash is not that of the event {_COMPOSE_EVENT}"
         raise FormatError(message, reason="inconsistent")
     config_id = _td_quote(evidence, what).mr_config_id
     if config_id[:1] == b"\1" and not hmac.compare_digest(config_id, config_id_v1(compose_hash)):
-        message = f"{what}: app_compose: is not the one in MR_CONFIG_ID"
+        message = f"{what}: app_compose: its hash is not the one in MR_CONFIG_ID"
         raise FormatError(message, reason="inconsistent")
 
 
 def app_id_of(evidence: Attestation | bytes, what: str) -> bytes | None:
-    """Return the app id in the event log, which counts once the log is verified; None without it.
+    """Return the app id in the event log, which is authentic once it is verified; None without one.
 
     Raises:
         FormatError: If the log has several, or is malformed.

@@ -74,7 +74,7 @@ def _bindings(tls: tuple[bytes, ...], seen: ObservedPeer | None) -> tuple[Bindin
 def _read_evidence(document: AttestedDocument) -> Attestation:
     attestation = Attestation.from_bytes(document.evidence)
     if document.certificates and attestation.snp_report is None:
-        message = "certificates: the evidence is not of SEV-SNP"
+        message = "certificates: must be absent, because the evidence is not of SEV-SNP"
         raise FormatError(message, reason="inconsistent")
     return attestation
 

@@ -39,9 +39,9 @@ _NOT_PROVEN: Final = (
 class SecretVmService:
     """A SecretVM, proven apart: by its attestation port, then by the key of each connection.
 
-    Only a connection with the attested key is accepted, on whatever port and under whatever name.
-    Which app runs is the policy's question: `secretvm_references` makes its reference values from
-    a compose file of the caller's. The one that the machine itself serves says nothing.
+    Only connections with the attested key are accepted, on any port and under any name. The policy
+    must name the app: `secretvm_references` computes reference values from the caller's copy of the
+    compose file. The copy that the machine itself serves proves nothing.
 
     Args:
         gpu: Whether the machine must have evidence of GPUs.
@@ -69,8 +69,8 @@ class SecretVmService:
     ) -> Claims:
         """Return the claims of the answers; see `Service.read`.
 
-        Report data are the hash of a key and the nonce of GPUs. The key becomes the binding: it is
-        compared with that of each connection, so that here it may be any.
+        Report data are the hash of a key and the nonce of GPUs. The key becomes the binding, which
+        is compared with the key of each connection later; here it may be any key.
         """
         evidence, report_data = _read_cpu(answers[0])
         key = report_data[:_HASH]
@@ -85,7 +85,7 @@ class SecretVmService:
 
 
 def _kinds(key: bytes, seen: ObservedPeer | None) -> tuple[BindingKind, ...]:
-    """Return what the key is a hash of: of newer images the SPKI, of older ones the certificate."""
+    """Return whether `key` hashes SPKI (newer images) or certificate; both without a peer."""
     if seen is None:
         return ("tls-spki", "tls-certificate")
     if hmac.compare_digest(key, seen.spki_sha256):
@@ -99,7 +99,7 @@ def _kinds(key: bytes, seen: ObservedPeer | None) -> tuple[BindingKind, ...]:
 def _read_cpu(answer: bytes) -> tuple[bytes, bytes]:
     """Return the evidence and its report data: a TDX quote in hex, or an SNP report in base64."""
     if len(answer) > MAX_CPU_ANSWER:
-        raise FormatError(f"{_CPU}: over {MAX_CPU_ANSWER} bytes", reason="too_large")
+        raise FormatError(f"{_CPU}: {len(answer)} bytes, over {MAX_CPU_ANSWER}", reason="too_large")
     try:
         text = answer.decode("ascii").strip(" \r\n")
     except UnicodeDecodeError as error:
@@ -121,10 +121,10 @@ def _read_gpu(answer: bytes, report_data: bytes) -> GpuBinding:
     stated = read_answer_object(answer, _GPU).hex("nonce", _HASH)
     nonce = report_data[_HASH:]
     if not any(nonce):
-        message = f"{_GPU}: the report data have no nonce of GPUs; nothing joins GPUs and CPU"
+        message = f"{_GPU}: the CPU's report data have no GPU nonce; nothing binds the GPUs to it"
         raise ServiceError(message, reason="no_gpu")
     if not hmac.compare_digest(stated, nonce):
-        message = f"{_GPU}: nonce: is not the one in the report data"
+        message = f"{_GPU}: nonce: is not the one in the CPU's report data"
         raise FormatError(message, reason="inconsistent")
     return read_secretvm(answer, nonce=nonce, tls_sha256=report_data[:_HASH])
 
@@ -226,7 +226,7 @@ def secretvm_references(
     """
     rows = tuple(images)
     if not rows:
-        raise UsageError("images: none", reason="missing")
+        raise UsageError("images: empty; pass rows of the registry", reason="missing")
     return ReferenceValues(
         mrtd=[row.mrtd for row in rows],
         rtmr0=[row.rtmr0 for row in rows],

@@ -1,6 +1,6 @@
-"""`Service`: the questions that a kind of server is asked, and the claims in its answers.
+"""`Service`: the requests for evidence of a kind of server, and the claims in its answers.
 
-A service does no I/O. `Endpoint` sends the questions, observes the peer's key, and verifies the
+A service does no I/O. `Endpoint` sends the requests, observes the peer's key, and verifies the
 evidence of the claims with a Verifier.
 """
 
@@ -91,7 +91,7 @@ Signer = Literal["model", "gateway"]
 
 
 class AnswerRecord(NamedTuple):
-    """Content of an answer's signature: hashes of the bytes on the wire, before any decoding."""
+    """Values of an answer that its signature covers; hashes are of the bytes on the wire."""
 
     request_sha256: bytes  # of the request's body
     response_sha256: bytes  # of the whole body of the answer
@@ -100,7 +100,7 @@ class AnswerRecord(NamedTuple):
 
 
 class Service(Protocol):
-    """A service by the form of its answers.
+    """Interface of a kind of server: its requests for evidence, and the format of its answers.
 
     A service may have further members:
 
@@ -119,7 +119,7 @@ class Service(Protocol):
 
     @property
     def where(self) -> Where:
-        """Connection on which it is proven; see `Where`."""
+        """Connection on which the server is proven; see `Where`."""
         ...
 
     def recognizes(self, host: str) -> bool:

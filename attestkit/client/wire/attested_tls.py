@@ -1,9 +1,9 @@
-"""SSL contexts for libraries whose connections cannot be got at: aiohttp, websockets, urllib3.
+"""SSL contexts for libraries that open their own connections: aiohttp, websockets, urllib3.
 
-Sockets that block are proven at the end of the handshake, with a question if need be. Connections
-of event loops cannot ask there: they are accepted if their key is one that was proven before, and
-else refused, so that a program proves the server afresh (`await endpoint.aprove()`) and connects
-again.
+Blocking sockets are proven at the end of the handshake, with a request for evidence if their key is
+new. Connections of event loops cannot send one there: they are accepted if their key was proven
+before, and otherwise refused. The program then proves the server (`await endpoint.aprove()`) and
+connects again.
 
 After a proof has ended, a connection that was opened before it carries no new request of HTTP/1.1,
 but finishes the one under way; a WebSocket stays open.
@@ -39,8 +39,8 @@ def pinned_context(
 
     Args:
         prover: Prover of the server.
-        server_ca: As of `tls_context`.
-        webpki: As of `tls_context`.
+        server_ca: As for `tls_context`.
+        webpki: As for `tls_context`.
 
     Raises:
         FormatError: If `server_ca` is not PEM.
@@ -68,7 +68,7 @@ class _Proven:
     @property
     def attested_peer(self) -> NoReturn:
         """Raise UsageError: proofs are properties of the endpoint, not of a connection."""
-        message = "connection: proven by an endpoint; see the endpoint's proof"
+        message = "connection: has no result of its own; use the proof of the endpoint"
         raise UsageError(message, reason="not_applicable")
 
     def _check(self, connection: Any) -> None:
@@ -91,7 +91,7 @@ class _Proven:
         self._result = _PROVEN
 
     def _check_name(self, connection: Any) -> None:
-        """Compare the name for which the connection is: clients follow redirects with a context.
+        """Check the connection's host name: clients also use the context for redirects.
 
         Raises:
             PeerRefusedError: If it is another one (reason `other_origin`).
@@ -105,7 +105,7 @@ class _Proven:
             raise PeerRefusedError(message, reason="other_origin")
 
     def _prove(self, peer: ObservedPeer) -> None:
-        """Compare the key with those that are proven."""
+        """Check that the peer's key is proven."""
         if not self._prover.accepts(peer.spki_sha256):
             message = (
                 f"{peer.host}:{peer.port}: its key {peer.spki_sha256.hex()[:16]}... is not proven; "
@@ -133,10 +133,10 @@ class _Proven:
 
 
 class PinnedObject(_Proven, AttestedObject):
-    """TLS in memory, for asyncio and what is built on it; the peer's key must be proven before."""
+    """TLS in memory, for asyncio and its libraries; the peer's key must have been proven before."""
 
     def _check(self, connection: Any) -> None:
-        """Accept the peer after the handshake; event loops know errors of TLS alone.
+        """Check the peer after the handshake; raise errors of TLS, which event loops expect.
 
         Raises:
             PeerRefusedError: If it is not accepted.

@@ -38,11 +38,11 @@ _UTF16_OR_32: Final = (b"\xfe\xff", b"\xff\xfe", b"\0")
 
 
 class IdentifierScan:
-    """Finds the identifiers of one answer while it is received.
+    """Search for identifiers (JSON members `id`) in one answer while it is received.
 
     Attributes:
         found: The identifiers.
-        hides: Whether the answer may have others, which are not found.
+        hides: Whether the answer may have identifiers that the search does not find.
     """
 
     __slots__ = ("_start", "_tail", "found", "hides")
@@ -81,8 +81,8 @@ class WireRecord:
         status: Status of the answer.
         headers: Headers of the answer.
         beginning: The first bytes of the answer's body, at most 64 KiB.
-        response_sha256: Of the whole body of the answer; None until it was read to its end.
-        identifiers: Those in the answer's body.
+        response_sha256: SHA-256 of the answer's body; None until it was read to its end.
+        identifiers: Identifiers in the answer's body.
         sealed: Whether the request was sealed to a key that was proven.
         authenticated: Whether the answer's content is that of the proven key: False for a sealed
             request whose answer came unsealed.
@@ -100,7 +100,7 @@ class WireRecord:
 
     @property
     def request_sha256(self) -> bytes:
-        """Of the request's body, as far as it was sent."""
+        """SHA-256 of the request's body, as far as it was sent."""
         return self._request.digest()
 
     @property
@@ -148,7 +148,7 @@ OnAnswer = Callable[[WireRecord], None]
 
 
 class Exchange:
-    """The answer to one request: records it, and opens it if the request was sealed."""
+    """Recorder of one request and its answer, which it decrypts if the request was sealed."""
 
     def __init__(self, sealed: "SealedRequest | None" = None) -> None:
         self.record: WireRecord = WireRecord(sealed=sealed is not None and sealed.is_sealed)
@@ -185,7 +185,7 @@ class Exchange:
         if self.read_at_once:
             self._at_once += len(data)
             if self._at_once > MAX_AT_ONCE:
-                message = f"answer: status {self.record.status} with over {MAX_AT_ONCE} bytes"
+                message = f"answer: status {self.record.status}: body is over {MAX_AT_ONCE} bytes"
                 raise ServiceError(message, reason="sealing")
         return data if self._opener is None else self._opener.feed(data)
 
@@ -213,21 +213,21 @@ MAX_CONNECTIONS: Final = 16
 
 
 def _identity_encoding(headers: "Headers") -> "Headers":
-    """Return a request's headers which ask for a body that is not encoded."""
+    """Return a request's headers with `Accept-Encoding: identity`."""
     kept = [(name, value) for name, value in headers if name.lower() != "accept-encoding"]
     return [*kept, ("Accept-Encoding", "identity")]
 
 
 class ProvenRequests:
-    """Common base of what sends requests to a server that is proven, of each HTTP library.
+    """Common base of the transports and adapters that send requests to a proven server.
 
     Args:
         prover: Prover of the server.
-        sealing: Returns what seals a request; None, or if it returns None: sent as it is.
+        sealing: Function that returns the Sealing of a request, or None to leave it unchanged.
         renew_sealing: Called when a server does not have the key to which a request was sealed;
-            proves it anew, and returns whether the request is sealed and sent once more.
+            proves it again, and returns whether the request is sealed and sent once more.
         on_answer: See `OnAnswer`.
-        headers: Headers of each request that does not have them.
+        headers: Headers that are added to requests without them.
     """
 
     def __init__(
@@ -245,14 +245,14 @@ class ProvenRequests:
         self._on_answer = on_answer
 
     def note(self, exchange: Exchange) -> None:
-        """Report an answer that was read to its end, or closed before."""
+        """Call `on_answer` for an answer that was read to its end, or closed before."""
         if self._on_answer is not None:
             self._on_answer(exchange.record)
 
     def _seal(
         self, sealing: "Sealing", method: str, target: str, headers: "Headers", body: bytes
     ) -> "SealedRequest":
-        """Seal a request; its headers have the length of its body, and ask for no encoding."""
+        """Seal a request; set Content-Length and `Accept-Encoding: identity`."""
         plain = [(name, value) for name, value in headers if name.lower() not in _FRAMING]
         sealed = sealing.seal(method, target, _identity_encoding(plain), body)
         if any(name.lower() == "transfer-encoding" for name, _ in sealed.headers):
@@ -261,7 +261,7 @@ class ProvenRequests:
         return sealed._replace(headers=[*sealed.headers, length])
 
     def _open_headers(self, headers: "Headers") -> "Headers":
-        """Return the headers of a request that is not sealed; a recorded answer is not encoded."""
+        """Return the headers of an unsealed request; recorded answers must not be encoded."""
         return headers if self._on_answer is None else _identity_encoding(headers)
 
     def _check_origin(self, scheme: str, host: str, port: int | None) -> None:
@@ -277,7 +277,7 @@ class ProvenRequests:
             ServiceError: If it is of another server (reason `other_origin`).
         """
         if scheme != "https":
-            message = f"URL: {one_line(scheme, 20)}:// is not attested; use https://"
+            message = f"URL: {one_line(scheme, 20)}:// cannot be attested; use https://"
             raise UsageError(message, reason="plain_http")
         port = 443 if port is None else port
         own, own_port = self._prover.host, self._prover.port
@@ -289,10 +289,10 @@ class ProvenRequests:
             raise ServiceError(message, reason="other_origin")
 
     def _no_connection(self) -> ServiceError:
-        """Return the error for a server that keeps no connection."""
+        """Return the error for a server that closes each connection after its evidence."""
         host, port = self._prover.host, self._prover.port
         message = (
-            f"{host}:{port}: no connection could be kept after its evidence, "
-            f"{MAX_CONNECTIONS} in a row"
+            f"{host}:{port}: the server closed {MAX_CONNECTIONS} connections in a row, each "
+            "after its evidence"
         )
         return ServiceError(message, reason="connection")

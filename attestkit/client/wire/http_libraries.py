@@ -31,7 +31,7 @@ _OF_CONNECTIONS: Final = frozenset(
 
 
 class HttpLibrary(NamedTuple):
-    """One of the two libraries."""
+    """Modules of httpx or httpx2."""
 
     httpx: Module
     httpcore: Module
@@ -40,7 +40,7 @@ class HttpLibrary(NamedTuple):
 
 
 class ErrorMapping:
-    """A reusable context: raises errors of httpcore as those of httpx, those of a proof as such.
+    """Reusable context manager that raises httpcore's errors as httpx's, and errors of a proof.
 
     A class, because each request enters it twice, and a generator would take four times as long.
     """
@@ -110,13 +110,13 @@ def choose_library(name: LibraryName | None) -> LibraryName:
 
 
 def client_options(url: str, transport: object, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a client of one server.
+    """Return `options` with base URL and transport, for a client of one server.
 
     Raises:
-        UsageError: If one would choose other connections than those of the transport.
+        UsageError: If an option chooses other connections than those of the transport.
     """
     if refused := sorted(_OF_CONNECTIONS & options.keys()):
-        message = f"{refused[0]}: not with proven connections; see the options of connect"
+        message = f"{refused[0]}: not possible with proven connections; see the options of connect"
         raise UsageError(message, reason="conflict")
     return {"base_url": url, **options, "transport": transport, "trust_env": False}
 
@@ -151,7 +151,7 @@ class PoolOptions:
 
     @property
     def proxied(self) -> bool:
-        """Whether connections lead through a proxy."""
+        """Whether connections go through a proxy."""
         return self._proxy is not None
 
     def make(self, *, asynchronous: bool) -> Any:

@@ -1,7 +1,7 @@
 """Network backends of httpcore and httpcore2 whose connections are proven inside `start_tls`.
 
-A pool gets a connection only once `start_tls` has returned, also through the tunnels of proxies.
-Before that nothing is written to the server but its handshake and the questions for evidence.
+A pool receives a connection only after `start_tls` has returned, also through the tunnels of
+proxies. Until then only the handshake and the requests for evidence are sent to the server.
 """
 
 import ssl
@@ -36,7 +36,7 @@ class ConnectionRefusal(Exception):  # noqa: N818 - carries another error
 
 
 class ProvenOrigin:
-    """The one server to which the streams of a backend lead."""
+    """The only server to which a backend opens streams, and its prover."""
 
     def __init__(
         self, prover: ConnectionProver, context: ssl.SSLContext, httpcore: Module, *, proxied: bool
@@ -61,7 +61,7 @@ class ProvenOrigin:
 
     @contextmanager
     def os_errors(self) -> Iterator[None]:
-        """Raise httpcore's errors of I/O as those of the system."""
+        """Raise httpcore's errors of I/O as OSError."""
         try:
             yield
         except self._httpcore.TimeoutException as error:
@@ -72,7 +72,7 @@ class ProvenOrigin:
 
 @contextmanager
 def carry_errors() -> Iterator[None]:
-    """Raise errors inside of ConnectionRefusal."""
+    """Raise errors wrapped in ConnectionRefusal."""
     try:
         yield
     except Exception as error:
@@ -83,7 +83,7 @@ def observe(connection: Any, prover: ConnectionProver) -> ObservedPeer:
     """Return the peer of a connection of TLS.
 
     Args:
-        connection: As of `observe_peer`.
+        connection: As for `observe_peer`.
         prover: Prover of the server.
 
     Raises:
@@ -112,7 +112,7 @@ class _Delegating:
             if not proven.in_request:
                 proven.before_write(buffer)
         elif not self._origin.proxied:  # to proxies, CONNECT travels before the tunnel is there
-            message = "connection: nothing is sent to a server that is not proven"
+            message = "connection: its server is not proven, so no data is sent; start TLS first"
             raise ConnectionError(message)
 
     async def _start_tls(self, calls: Calls, context: ssl.SSLContext, *arguments: Any) -> Any:

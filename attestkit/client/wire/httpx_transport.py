@@ -180,13 +180,13 @@ class ProvenTransport(ProvenRequests):
         return response(answer.status, headers=headers, stream=stream, extensions=extensions)
 
     def finished(self, exchange: Exchange) -> bytes:
-        """Take the end of an answer, and return the rest for the caller."""
+        """End the exchange; return the remaining decrypted bytes of the answer."""
         rest = exchange.finish()
         self.note(exchange)
         return rest
 
     async def _retire(self, lease: PoolLease[Any]) -> None:
-        """Note the end of a request that failed."""
+        """Release the pool of a failed request, which gets no further request."""
         # The tunnel of a failed connection is never removed from httpcore's pool.
         await self.close_all(self.pools.release(lease, retire=self._options.proxied))
 

@@ -33,7 +33,7 @@ def observe_peer(connection: Any, host: str, port: int) -> ObservedPeer:  # noqa
 
     Args:
         connection: An SSLSocket, SSLObject, or the `_ssl._SSLSocket` inside of them.
-        host: Name or address of the server, as it was asked for.
+        host: Name or address of the server, as requested.
         port: Its port.
 
     Raises:

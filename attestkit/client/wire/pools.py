@@ -1,4 +1,4 @@
-"""Which connection pool a request gets: one whose connections are of the current period.
+"""Connection pools by period of proof: a request uses connections of the current period only.
 
 The pool of an earlier period is closed once its requests have ended, streams included.
 """
@@ -20,9 +20,9 @@ _REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [^ \r\n]+ HTTP
 
 
 def period(prover: ConnectionProver) -> tuple[int, int]:
-    """Return what identifies the current period: the prover's generation, and the process.
+    """Return the identifier of the current period: generation of the prover, and process id.
 
-    A forked process has copies of the connections, which it must not use beside their owner.
+    A forked process has copies of the connections, which only the parent process may use.
     """
     return prover.generation, os.getpid()
 
@@ -31,13 +31,13 @@ class ProofPeriod:
     """The period in which one connection was opened.
 
     Attributes:
-        in_request: Whether what is written next continues a request.
+        in_request: Whether the next write continues a request.
     """
 
     __slots__ = ("_opened", "_prover", "in_request")
 
     def __init__(self, prover: ConnectionProver, opened: tuple[int, int]) -> None:
-        """Take the period in which the connection was opened, before its proof began."""
+        """Create the period `opened`, from before the connection was proven."""
         self._prover, self._opened = prover, opened
         self.in_request: bool = False
 
@@ -65,7 +65,7 @@ _all: Final["weakref.WeakSet[PoolSet[object]]"] = weakref.WeakSet()
 
 
 class PoolLease(Generic[P]):
-    """A pool, and how many requests use it."""
+    """A pool, and the number of requests that use it."""
 
     __slots__ = ("opened", "pool", "retired", "users")
 
@@ -77,7 +77,7 @@ class PoolLease(Generic[P]):
 
 
 class PoolSet(Generic[P]):
-    """The pools of one transport; thread-safe. Methods return the pools that are to be closed."""
+    """The pools of one transport; thread-safe. Methods return pools that the caller closes."""
 
     def __init__(self, prover: ConnectionProver, make: Callable[[], P]) -> None:
         self._prover, self._make = prover, make
@@ -88,7 +88,7 @@ class PoolSet(Generic[P]):
         _all.add(self)  # type: ignore[arg-type] # of any type
 
     def acquire(self) -> tuple[PoolLease[P], list[P]]:
-        """Return the pool for a new request, which is to be released."""
+        """Return the pool for a new request, to be released, and the pools to close."""
         now = period(self._prover)
         with self._lock:
             idle = []
@@ -103,7 +103,7 @@ class PoolSet(Generic[P]):
         """Note the end of a request.
 
         Args:
-            lease: The pool that it had.
+            lease: The pool that `acquire` returned for it.
             retire: Whether the pool gets no further request.
         """
         with self._lock:
@@ -116,7 +116,7 @@ class PoolSet(Generic[P]):
             return []
 
     def drain(self) -> list[P]:
-        """Return all pools, of which none is used any more."""
+        """Return all pools, to be closed, and forget them."""
         with self._lock:
             leases, self._retired = self._retired, []
             if self._current is not None:
@@ -133,7 +133,7 @@ class PoolSet(Generic[P]):
         return []
 
     def forget_parent(self) -> None:
-        """Forget the pools of the parent process, whose locks may be held for ever."""
+        """In a forked process, drop the parent's pools, whose locks may be held forever."""
         self._lock = threading.Lock()
         # They are kept alive: their sockets are the parent's, and none of them is closed here.
         self._of_parent += self._retired

@@ -41,7 +41,7 @@ def ask(
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Step, Any, EvidenceReply]:
-    """Send a GET request, and read the answer; yield the steps of it.
+    """Send a GET request, and read the answer; yield the steps that do so.
 
     Args:
         host: Value of the header Host.
@@ -122,7 +122,7 @@ def _take(connection: "h11.Connection", data: bytes, what: str) -> None:
     try:
         connection.receive_data(data)
     except (h11.RemoteProtocolError, RuntimeError) as error:
-        raise FormatError(f"{what}: bytes after the end", reason="trailing_data") from error
+        raise FormatError(f"{what}: bytes follow the answer", reason="trailing_data") from error
 
 
 def _check_head(response: "h11.Response", what: str) -> None:
@@ -135,5 +135,5 @@ def _check_head(response: "h11.Response", what: str) -> None:
         raise ServiceError(message, reason="no_attestation")
     for name, value in response.headers:
         if name == b"content-encoding" and value.strip().lower() != b"identity":
-            message = f"{what}: content encoding was not requested"
+            message = f"{what}: the answer has a Content-Encoding that was not requested"
             raise FormatError(message, reason="unsupported")

@@ -31,8 +31,8 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
     """Sends requests to one server, after it is proven; others are refused before a connection.
 
     Neither `verify` of a session or request, nor REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE change what
-    is verified. `requests_session` makes a session of it; in a session of one's own, redirects to
-    other servers go to the session's other adapters.
+    is verified. `requests_session` returns a session with this adapter only; in another session,
+    redirects to other servers are sent by that session's other adapters.
 
     Args:
         prover: Prover of the server.
@@ -60,7 +60,7 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
         self._pools = PoolSet(prover, lambda: _PeriodAdapter(prover, context, connections))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Raise TypeError: a proof holds in one process."""
+        """Raise TypeError, because proofs are valid in one process only."""
         message = f"{type(self).__name__} cannot be pickled"
         raise TypeError(message)
 
@@ -116,13 +116,13 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
         url = parse_url(request.url or "")
         self._check_origin(url.scheme or "", (url.host or "").strip("[]"), url.port)
         if cert is not None:
-            message = "cert: not available over a proven connection"
+            message = "cert: client certificates are not supported over a proven connection"
             raise UsageError(message, reason="not_applicable")
 
     def _outgoing(
         self, request: requests.PreparedRequest
     ) -> tuple[requests.PreparedRequest, Exchange]:
-        """Return the request in the form in which it is sent."""
+        """Return the request as it is sent, sealed if required, and its exchange."""
         outgoing = request.copy()
         for name, value in self._headers:
             outgoing.headers.setdefault(name, value)
@@ -233,7 +233,7 @@ class _PeriodAdapter(HTTPAdapter):
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, verify: Any, cert: Any = None
     ) -> tuple[Any, Any]:
-        """Return host, port and TLS of the proven server, whatever request and session say."""
+        """Return host, port and TLS of the proven server, independent of request and session."""
         del request, verify, cert
         host = {"scheme": "https", "host": self._prover.host, "port": self._prover.port}
         tls = {"ssl_context": self._context, "cert_reqs": self._context.verify_mode}
@@ -242,7 +242,7 @@ class _PeriodAdapter(HTTPAdapter):
         return host, tls
 
     def get_connection(self, url: str | bytes, proxies: Any = None) -> Any:
-        """Raise UsageError: before 2.32.2, requests has no place for host and context."""
+        """Raise UsageError: requests before 2.32.2 cannot set host and context of a connection."""
         del url, proxies
         message = "requests: too old; pip install 'requests>=2.32.2'"
         raise UsageError(message, reason="missing_dependency")
@@ -279,9 +279,9 @@ def _require_proving_context(context: object) -> None:
 
 
 def _inner_error(error: object) -> Exception | None:
-    """Return the error of a proof inside of those of urllib3 and requests.
+    """Return the error of a proof that errors of urllib3 and requests wrap; None without one.
 
-    They are followed by their arguments, because contexts also lead to errors that the caller has
+    Only their arguments are searched, because `__context__` may be an error that the caller has
     handled before.
     """
     found: Iterable[object] = [error]

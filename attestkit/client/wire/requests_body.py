@@ -13,12 +13,12 @@ _PIECE: Final = 1 << 16
 
 
 def read_body(body: Any) -> bytes:
-    """Return a whole body, in whichever form requests has it."""
+    """Return the whole body of a request: from text, bytes, a file or an iterable."""
     return b"".join(_pieces(body))
 
 
 def with_whole_body(request: PreparedRequest) -> PreparedRequest:
-    """Return a request whose body can be read more than once."""
+    """Return a request whose body is bytes, so that it can be read more than once."""
     body: Any = request.body  # also a file or an iterator
     if body is None or isinstance(body, str | bytes):
         return request
@@ -28,7 +28,7 @@ def with_whole_body(request: PreparedRequest) -> PreparedRequest:
 
 
 def record_body(body: Any, record: WireRecord) -> Any:
-    """Return a body that is recorded; of one that is made piece by piece, each when it is sent."""
+    """Return a body that adds its bytes to `record`: an iterable does so while it is sent."""
     if body is None:
         return None
     if isinstance(body, str | bytes):
@@ -56,7 +56,7 @@ def _pieces(body: Any) -> Iterator[bytes]:
 
 
 class RecordedResponse(HTTPResponse):
-    """An answer that records another one while it is read.
+    """An answer that reads another one, and records its bytes.
 
     Attributes:
         record: The record; complete once the answer was read to its end.

@@ -3,11 +3,11 @@
 A prover is a generator of steps. Its driver performs each one on the connection, and sends the
 result, or throws the error, into the generator, which ends when the peer is proven. A driver always
 ends the generator, so that it can let other connections go on: by `close` if the driver itself is
-interrupted, such as by the cancellation of a task.
+interrupted, for example because its task is cancelled.
 
-Functions of libraries block, or have to be awaited (`Calls`), and code above is written once for
-both. Such code is a coroutine. If its calls block it never waits, so that `finish` runs it to its
-end without an event loop.
+Functions of libraries either block or are awaited (`Calls`). The code that calls them is written
+once, as coroutines. With blocking calls such a coroutine never suspends, so `finish` runs it
+without an event loop.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _R = TypeVar("_R")
 
 
 class Calls(NamedTuple):
-    """Kind of calls, blocking or awaited, and the names of functions that exist in both kinds."""
+    """Functions and method names of one kind of I/O: blocking, or awaited on asyncio."""
 
     call: Callable[..., Awaitable[Any]]  # a function of I/O, and its arguments
     run: Callable[[Callable[[], Any]], Awaitable[Any]]  # a function that may take long
@@ -36,7 +36,7 @@ class Calls(NamedTuple):
     close_name: str
 
     def send(self, pool: object, request: object) -> Awaitable[Any]:
-        """Have a pool send a request; return the answer."""
+        """Send a request on a connection of a pool; return the answer."""
         return self.call(getattr(pool, self.send_name), request)
 
     def read(self, message: object) -> Awaitable[Any]:
@@ -62,8 +62,8 @@ def finish(work: Coroutine[Any, Any, _R]) -> _R:
 async def in_thread(work: Callable[[], _R]) -> _R:
     """Call a function in a thread of its own, and return its result.
 
-    Not in the loop's executor, whose few threads may all wait for what this function does. If the
-    task is cancelled, the function goes on, and its result is dropped.
+    The threads of the loop's executor are not used: all of them may be waiting for the result of
+    this function. If the task is cancelled, the function continues and its result is dropped.
     """
     future: Future[_R] = Future()
     context = contextvars.copy_context()
@@ -152,7 +152,7 @@ class Receive(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Call a function that may take long or do I/O; an event loop calls it in a thread."""
+    """Call a function that may block; on an event loop it runs in a thread."""
 
     work: Callable[[], Any]
 
@@ -192,11 +192,11 @@ class ConnectionProver(Protocol):
         ...
 
     def check_open(self) -> None:
-        """Check that a connection may be tried, before it is opened.
+        """Check that a connection may be opened.
 
         Raises:
             UsageError: If the endpoint is closed.
-            PeerRefusedError: If the server was refused several times in a row, lately.
+            PeerRefusedError: If the server was refused several times in a row shortly before.
         """
 
     def steps(self, peer: ObservedPeer) -> Steps:
@@ -216,7 +216,7 @@ SEND_SECONDS: Final = 10.0
 
 
 class ReconnectError(ConnectionError):
-    """A connection can carry no request; none was sent, and another connection can be opened."""
+    """The connection cannot be used for a request; none was sent, so open another connection."""
 
 
 class Channel(Protocol):

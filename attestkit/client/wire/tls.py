@@ -63,7 +63,7 @@ def _load_system_authorities(context: ssl.SSLContext) -> None:
 
 
 def require_plain_context(context: object) -> None:
-    """Raise UsageError unless this is a context whose connections prove nothing by themselves."""
+    """Raise UsageError unless a context is a plain one, as `tls_context` returns it."""
     if not isinstance(context, ssl.SSLContext) or context.sslsocket_class is not ssl.SSLSocket:
         raise wrong_type("context", "a context of tls_context", context)
 
@@ -99,13 +99,13 @@ class SocketChannel:
 def open_tls(
     host: str, port: int, context: ssl.SSLContext, *, proxy: str | None, seconds: float
 ) -> ssl.SSLSocket:
-    """Return a connection whose handshake has finished; nothing is known of the peer.
+    """Return a connection after its TLS handshake; the peer is not proven.
 
     Args:
         host: Name or address, without brackets.
         port: Port.
         context: Context of `tls_context`.
-        proxy: URL of an HTTP proxy, which is asked for a tunnel (CONNECT); None for none.
+        proxy: URL of an HTTP proxy for a tunnel (CONNECT); None: a direct connection.
         seconds: Limit for connection and handshake.
 
     Raises:
@@ -157,7 +157,7 @@ def _connect(host: str, port: int, proxy: str | None, time_left: TimeLeft) -> so
 def _open_tunnel(
     tunnel: socket.socket, target: str, headers: dict[str, str], time_left: TimeLeft
 ) -> None:
-    """Ask a proxy for a tunnel, and read its answer, in the time that is left.
+    """Request a tunnel (CONNECT) from a proxy, and read its answer, in the time that is left.
 
     Raises:
         OSError: If the proxy refuses, or its answer has no end within 64 KiB; TimeoutError if the
@@ -173,10 +173,10 @@ def _open_tunnel(
         tunnel.settimeout(seconds)
         # Byte by byte: what follows the head is TLS.
         if not (byte := tunnel.recv(1)) or len(head) == _MAX_PROXY_HEAD:
-            raise OSError(errno.ECONNRESET, "the proxy gives no answer with an end")
+            raise OSError(errno.ECONNRESET, "the proxy's answer is incomplete, or over 64 KiB")
         head += byte
     if _TUNNEL.match(head) is None:
-        raise OSError(errno.ECONNREFUSED, "the proxy refuses the tunnel")
+        raise OSError(errno.ECONNREFUSED, "the proxy rejects the tunnel (CONNECT)")
 
 
 def _proxy_address(proxy: str) -> tuple[str, int, dict[str, str]]:

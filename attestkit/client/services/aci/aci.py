@@ -108,11 +108,11 @@ class AciService:
         )
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> AciSealing:
-        """Return what seals requests to the key of a binding."""
+        """Return the Sealing to the key of a binding."""
         return AciSealing(binding.key, model=model, note=self._restored.put)
 
     def amending(self, claims: Claims | None, changed: Callable[[], object]) -> AciConstraint:
-        """Return what demands a verified machine behind a gateway, in any request.
+        """Return the Sealing that adds the demand for a verified machine to each request.
 
         Args:
             claims: Of the newest proof; None without a valid one.
@@ -128,9 +128,9 @@ class AciService:
     def check_signature(
         self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
     ) -> Signer:
-        """Check the receipt of an answer, and return whose it is; see `check_receipt`.
+        """Check the receipt of an answer; return its signer, `model` or `gateway`.
 
-        Of a gateway, it must say that the machine that served was verified.
+        The receipt of a gateway must state that the serving machine was verified.
         """
         keys = {
             name.removeprefix(RECEIPT_KEY): key
@@ -169,7 +169,7 @@ class AciService:
 def _check_restated(
     report: AnswerObject, attestation: AnswerObject, keyset: aci_keyset.Keyset, nonce: bytes
 ) -> bytes:
-    """Return the report data; what the report says about them must agree."""
+    """Return the report data of keyset and nonce, after comparing those that the report states."""
     stated = report.text("workload_keyset_digest")
     if not hmac.compare_digest(stated.encode(), keyset.digest_text.encode()):
         message = f"{_WHAT}: workload_keyset_digest: is not the digest of the keyset"
@@ -182,7 +182,7 @@ def _check_restated(
 
 
 def _read_evidence(attestation: AnswerObject, evidence: AnswerObject) -> Attestation | bytes:
-    """Return the evidence of a dstack guest; others have no defined form."""
+    """Return the evidence, which must be of a dstack guest: ACI defines no other format."""
     attestation.constant("tee_type", "tdx")
     raw = evidence.hex("quote")
     found = read_dstack_evidence(raw, evidence.get("event_log"), evidence.get("vm_config"), _WHAT)
@@ -191,7 +191,7 @@ def _read_evidence(attestation: AnswerObject, evidence: AnswerObject) -> Attesta
 
 
 def _capabilities(report: AnswerObject) -> tuple[list[object], Literal["direct", "gateway"]]:
-    """Return the supported versions of field encryption, and what serves."""
+    """Return the versions of field encryption, and whether the server is a gateway."""
     capabilities = report.object("service_capabilities")
     versions = capabilities.array("supported_e2ee_versions", _MAX_VERSIONS)
     # Any other value counts as an aggregator.
@@ -202,7 +202,7 @@ def _capabilities(report: AnswerObject) -> tuple[list[object], Literal["direct",
 def _tls_bindings(
     keyset: aci_keyset.Keyset, seen: ObservedPeer | None, is_of: str
 ) -> tuple[Binding, ...]:
-    """Return the bindings to TLS keys; the observed one must be listed for its host."""
+    """Return bindings to the TLS keys, which must contain the observed one, for its host."""
     if seen is None:
         return tuple(Binding("tls-spki", key.spki_sha256, is_of) for key in keyset.tls_keys)
     host, found = seen.host.lower(), seen.spki_sha256

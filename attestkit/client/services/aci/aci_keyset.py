@@ -1,7 +1,8 @@
 """Keyset of an ACI service, which its evidence hashes, and the receipts that its keys sign.
 
 ACI is Attested Confidential Inference. A receipt is a signed log of one request: hashes of the
-bytes that came in, went on and went out, and whether the machine behind a gateway was verified.
+request as received and as forwarded, and of the answer, and whether the machine behind a gateway
+was verified.
 
 Source: attested-client.md, 2.5.
 """
@@ -123,7 +124,7 @@ def _e2ee_keys(members: AnswerObject) -> dict[str, bytes]:
 
 
 def _k256_point(key: bytes, entry: AnswerObject) -> bytes:
-    """Return an uncompressed key, 65 bytes; its first byte may be missing."""
+    """Return an uncompressed SEC1 key, 65 bytes; `key` may lack the first byte (0x04)."""
     point = b"\4" + key if len(key) == 64 else key
     if point[:1] != b"\4":
         raise entry.error("public_key", "must be uncompressed", "wrong_size")
@@ -312,9 +313,9 @@ def _check_hashes(events: list[AnswerObject], expected: ExpectedAnswer) -> bytes
 
 
 def _verified_session(events: list[AnswerObject], *, required: bool) -> str | None:
-    """Return the session of the machine that served: that of the last verification.
+    """Return the session id in the last verification: that of the machine that served.
 
-    Those before it may have failed, of machines that were tried first.
+    Earlier verifications may have failed: they are of machines that the gateway tried first.
     """
     checks = [event for event in events if event["type"] == _VERIFIED]
     if not checks:
@@ -333,7 +334,7 @@ def _verified_session(events: list[AnswerObject], *, required: bool) -> str | No
 
 
 def _served_at(members: AnswerObject) -> datetime:
-    """Return the time of the answer, in Unix seconds."""
+    """Return the time `served_at` of the answer, which a receipt has in seconds since 1970."""
     try:
         seconds = strict_json.number_field(members, "served_at", _BITS)
         return datetime.fromtimestamp(seconds, timezone.utc)

@@ -35,10 +35,10 @@ def signature_question(template: str, answer: AnswerRecord, query: Mapping[str, 
     Args:
         template: Path, with `{id}` in place of the identifier.
         answer: The answer.
-        query: Parameters.
+        query: Parameters of the URL.
 
     Raises:
-        ServiceError: If the answer has no identifier, or not a valid one (`signature`).
+        ServiceError: If the answer has no valid identifier (reason `signature`).
     """
     if _IDENTIFIER.fullmatch(answer.identifier) is None:
         message = f"{_WHAT}: its id {shown(answer.identifier)} is not valid"
@@ -59,17 +59,17 @@ def check_answer_signature(
         model: Name of the model that the signed text must have, if it has one; None for any.
 
     Returns:
-        Holder of the key that signed it.
+        Holder of the signing key: `"model"` or `"gateway"`.
 
     Raises:
         FormatError: If the document is malformed.
         ServiceError: If it is about another request, answer or model, by another key than those of
-            the claims, or not valid (`signature`).
+            the claims, or not valid (reason `signature`).
     """
     members = read_answer_object(document, _WHAT)
     text = members.text("text")
     if len(text) > MAX_TEXT:
-        raise members.error("text", f"over {MAX_TEXT} characters", "too_large")
+        raise members.error("text", f"{len(text)} characters, over {MAX_TEXT}", "too_large")
     signed = utf8(text, f"{_WHAT}: text")
     _check_text(text, answer, model)
     algorithm = members.text("signing_algo").lower()
@@ -87,7 +87,7 @@ def check_answer_signature(
 
 
 def _check_text(text: str, answer: AnswerRecord, model: str | None) -> None:
-    """Check the hashes in the text; a model's name in front of them may have colons."""
+    """Check the signed text, `[model:]request hash:answer hash`; the model may have colons."""
     *front, request, response = ["", *text.rsplit(":", 2)][-3:]
     for what, stated, expected in (
         ("request", request, answer.request_sha256),
@@ -109,16 +109,16 @@ def _signer(members: AnswerObject) -> Signer:
 
 
 def _keys(claims: Claims, signer: Signer, algorithm: str) -> list[bytes]:
-    """Return the attested keys of a signer: addresses of ECDSA, or Ed25519 keys."""
+    """Return the attested keys of a signer: Ethereum addresses for ECDSA, or Ed25519 keys."""
     name = f"signing-{algorithm}" if signer == "model" else f"{signer}-signing-{algorithm}"
     found = [key for purpose, key in claims.keys.items() if purpose.split("[")[0] == name]
     if not found:
-        raise _refusal(f"is {algorithm} of the {signer}, of which no such key is attested")
+        raise _refusal(f"is by an {algorithm} key, and no such key of the {signer} is attested")
     return found
 
 
 def _check_ecdsa(signed: bytes, signature: bytes, keys: list[bytes], signer: Signer) -> None:
-    """Check a signature over a text as of Ethereum (EIP-191): r, s and v, 65 bytes."""
+    """Check an Ethereum signature (EIP-191: r, s and v, 65 bytes) by one of these addresses."""
     version = signature[64] - 27 if signature[64] >= 27 else signature[64]
     digest = keccak256(_PREFIX + str(len(signed)).encode() + signed)
     try:

@@ -49,7 +49,7 @@ _SIZES: Final = tuple(_HEAD + 4 * count for count in range(1, MAX_SUITES + 1))
 
 
 def read_ohttp_key(members: AnswerObject, report: VllmReport) -> bytes | None:
-    """Return the key configuration (RFC 9458, section 3) that a report attests; None without one.
+    """Return the OHTTP key configuration (RFC 9458, section 3) that a report attests, or None.
 
     Args:
         members: Members with `ohttp_attestation` and `ohttp_key_config`, both optional.
@@ -79,13 +79,13 @@ def read_ohttp_key(members: AnswerObject, report: VllmReport) -> bytes | None:
 
 
 def _check_config(config: bytes, found: AnswerObject) -> None:
-    """Check a configuration whose size is one of `_SIZES`."""
+    """Check KEM and sizes in an OHTTP key configuration, whose total size is one of `_SIZES`."""
     kem = int.from_bytes(config[1:3], "big")
     if kem != _X25519:
         problem = f"KEM {kem:#06x}, must be {_X25519:#06x} (X25519)"
         raise found.error("key_config", problem, "unsupported_algorithm")
     if int.from_bytes(config[_HEAD - 2 : _HEAD], "big") != len(config) - _HEAD:
-        problem = "the stated size of the algorithms is not that of the rest"
+        problem = "the stated size of the algorithms is not the number of remaining bytes"
         raise found.error("key_config", problem, "wrong_size")
 
 
@@ -232,7 +232,7 @@ class NearAiDirect(_NearAi):
 
 
 class _Parts:
-    """Parts beside the reports of models: compose managers, and keys of OHTTP."""
+    """Collects the optional parts of several reports: compose managers, and keys of OHTTP."""
 
     def __init__(self) -> None:
         self.machines: list[Machine] = []

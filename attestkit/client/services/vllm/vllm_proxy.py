@@ -62,7 +62,7 @@ class ReportService:
 
     @property
     def where(self) -> Where:
-        """On the wire; a relay's connection proves nothing, so apart."""
+        """`wire`; `apart` for a relay, whose own connection proves nothing."""
         return "apart" if self.relay else "wire"
 
     def sealing(
@@ -72,14 +72,14 @@ class ReportService:
         model: str | None,
         allow_open: frozenset[str] = frozenset(),
     ) -> FieldSealing:
-        """Return what seals the fields of requests to the model's key; `allow_open` as there.
+        """Return the Sealing of fields to the model's key; `allow_open` as for `FieldSealing`.
 
         Raises:
             ServiceError: If the service has no protocol for such a key (`sealing`).
         """
         protocol = self.protocols.get(len(binding.key))
         if binding.kind != "fields" or protocol is None:
-            message = f"{self.name}: has no protocol that seals to a {binding.kind} key of its size"
+            message = f"{self.name}: cannot seal to {binding.kind} keys of {len(binding.key)} bytes"
             raise ServiceError(message, reason="sealing")
         return FieldSealing(protocol, binding.key, model=model, allow_open=allow_open)
 
@@ -95,9 +95,9 @@ class ReportService:
     def check_signature(
         self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
     ) -> Signer:
-        """Check the signature of an answer, and return whose it is: the model's or the gateway's.
+        """Check the signature of an answer; return the owner of its key, `model` or `gateway`.
 
-        A gateway that changes a stream signs it itself; that does not show which model answered.
+        A gateway signs the streams that it changes; that does not show which model answered.
 
         Raises:
             FormatError: If the document is malformed.
@@ -115,11 +115,11 @@ class VllmProxy(ReportService):
     """A proxy of this lineage, or a relay of its answers. Immutable.
 
     Args:
-        name: Of the service.
-        host: Its host, in lower case; empty if only users name the service.
+        name: Name of the service.
+        host: Its host, in lower case; empty if the service is never detected by host.
         path: Path of the report.
         relay: Whether TLS ends at another machine than the model's.
-        algorithm: Of the signing key that is asked for.
+        algorithm: Algorithm of the requested signing key.
         signature: Path of the signature of an answer, with `{id}`.
         protocols: Protocols that seal fields to the model's key.
     """
@@ -280,7 +280,12 @@ def same_machine(report: vllm_report.VllmReport, other: vllm_report.VllmReport) 
 def tls_bindings(
     reports: list[vllm_report.VllmReport], seen: ObservedPeer | None, is_of: str
 ) -> list[Binding]:
-    """Return bindings to the TLS keys of reports, that of the observed one first.
+    """Return bindings to the TLS keys of reports, the observed one first.
+
+    Args:
+        reports: The reports.
+        seen: The peer of the connection, if there is one.
+        is_of: Owner of the keys, as in `Binding`.
 
     Raises:
         ServiceError: If reports name keys, and none is the observed one (`other_key`).
@@ -289,7 +294,7 @@ def tls_bindings(
     if keys and seen is not None:
         if not any(seen.has_key(key) for key in keys):
             message = (
-                f"{_WHAT}: is of the TLS key {keys[0].hex()}, and the connection has "
+                f"{_WHAT}: names the TLS key {keys[0].hex()}, and the connection has "
                 f"{seen.spki_sha256.hex()}: TLS ends elsewhere, or the key has just changed"
             )
             raise ServiceError(message, reason="other_key")

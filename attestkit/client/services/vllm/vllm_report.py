@@ -34,7 +34,7 @@ _HASH_SIZE: Final = 32
 
 
 class VllmReport(NamedTuple):
-    """A report that was read; nothing of it is verified but its form."""
+    """A decoded report, of which only the format is verified."""
 
     machine: Machine
     algorithm: SigningAlgorithm
@@ -90,7 +90,7 @@ def read_vllm_report(members: AnswerObject, nonce: bytes, role: str) -> VllmRepo
 def check_nonce_echo(members: AnswerObject, nonce: bytes) -> None:
     """Check that a nonce which an answer states, if any, is that of the request.
 
-    Only the nonce in the report data shows anything; another one is a reason to refuse.
+    The stated nonce proves nothing, unlike that in the report data; a different one is refused.
 
     Raises:
         FormatError: If it is not hex.
@@ -109,7 +109,7 @@ def check_nonce_echo(members: AnswerObject, nonce: bytes) -> None:
 
 
 def report_bindings(report: VllmReport, is_of: str) -> list[Binding]:
-    """Return what a report binds besides a TLS key: sealed fields, and signatures of answers."""
+    """Return the bindings to the signing key of `is_of`: for sealed fields, and for signatures."""
     found = []
     if report.public_key is not None:
         found.append(Binding("fields", report.public_key, is_of))
@@ -119,7 +119,7 @@ def report_bindings(report: VllmReport, is_of: str) -> list[Binding]:
 def signing_keys(reports: list[VllmReport]) -> dict[str, bytes]:
     """Return the signing keys by purpose: `signing-ed25519`, of further ones `signing-ed25519[1]`.
 
-    The value is what `signing_address` has: an address of 20 bytes of ECDSA, or an Ed25519 key.
+    The value is that of `signing_address`: an Ethereum address (20 bytes), or an Ed25519 key.
     """
     found: dict[str, bytes] = {}
     for report in reports:
@@ -183,7 +183,7 @@ def _public_key(members: AnswerObject, algorithm: SigningAlgorithm, address: byt
 
 
 def _evidence(members: AnswerObject, quote: bytes) -> Attestation | bytes:
-    """Return quote and event log; the app compose must be the measured one."""
+    """Return quote and event log, after checking that the app compose is the measured one."""
     info, tcb_info = _information(members)
     config = members["vm_config"] if members.has("vm_config") else info.get("vm_config")
     log = members["event_log"] if members.has("event_log") else tcb_info.get("event_log")
@@ -222,7 +222,7 @@ _SAME: Final = ("mrtd", "mr_config_id", "rtmrs")  # of both quotes
 
 
 class ComposeManager(NamedTuple):
-    """Evidence of a compose manager; nothing of it is verified but its form."""
+    """Decoded evidence of a compose manager, of which only the format is verified."""
 
     machine: Machine
     actions: int  # number of them
@@ -272,11 +272,11 @@ def read_compose_manager(
 
 
 def _actions_hash(actions: list[Any], signed: bytes, found: AnswerObject) -> bytes:
-    """Return the hash of the actions: releases order members by name, or as they send them."""
+    """Return `signed` if it is the SHA-256 of the actions in JSON, members sorted or not."""
     for by_name in (True, False):
         text = json.dumps(actions, sort_keys=by_name, separators=(",", ":"), ensure_ascii=False)
         digest = sha256(text.encode())
         if hmac.compare_digest(digest, signed):
             return digest
-    problem = "the report data of the quote do not have their hash"
+    problem = "their hash is not the one in the report data of the quote"
     raise found.error("actions", problem, "inconsistent")
