@@ -26,7 +26,7 @@ def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes, associated: bytes 
     """Return the plaintext of a ciphertext followed by its tag.
 
     Raises:
-        VerificationError: If the tag is not valid, or truncated, or the associated data are others.
+        VerificationError: If the tag is not valid or truncated, or the associated data differ.
         UsageError: If the key does not have 32 bytes, or the IV 12.
     """
     _check_sizes("AES-256-GCM", key, iv)
@@ -52,8 +52,9 @@ def chacha20_decrypt(key: bytes, nonce: bytes, ciphertext: bytes) -> bytes:
 
 
 def _check_sizes(cipher: str, key: bytes, nonce: bytes) -> None:
-    if len(key) != 32 or len(nonce) != IV_SIZE:
-        raise UsageError(f"{cipher}: key must be 32 bytes, nonce {IV_SIZE}", reason="wrong_size")
+    if (sizes := (len(key), len(nonce))) != (32, IV_SIZE):
+        message = f"{cipher}: sizes of key and nonce {sizes}, must be 32 and {IV_SIZE} bytes"
+        raise UsageError(message, reason="wrong_size")
 
 
 def _not_authentic(cipher: str) -> VerificationError:

@@ -26,7 +26,7 @@ _LONG: Final = {1: 0x80, 2: 1 << 8, 3: 1 << 16, 4: 1 << 24}
 
 
 def context(number: int) -> int:
-    """Return the tag of a constructed, context-specific element, such as [3] EXPLICIT."""
+    """Return the tag of a constructed, context-specific element: a3 for 3 ("[3] EXPLICIT")."""
     return 0xA0 | number
 
 
@@ -112,13 +112,13 @@ class DerReader:
         return content == b"\xff"
 
     def bits(self) -> tuple[int, bytes]:
-        """Read a BIT STRING; return the number of unused bits (which must be 0), and the bytes."""
+        """Read a BIT STRING; return the number of unused (zero) bits at its end, and its bytes."""
         at = self.at
         content = self.content(BIT_STRING)
         unused = content[0] if content else 8
         last = content[-1] if len(content) > 1 else 0xFF  # an empty string has no unused bits
         if unused > 7 or last & (1 << unused) - 1:
-            raise _bad("BIT STRING has invalid unused bits", at, "wrong_value")
+            raise _bad("BIT STRING: unused bits must be 0 to 7, all zero", at, "wrong_value")
         return unused, content[1:]
 
     def finish(self) -> None:
@@ -141,12 +141,12 @@ class DerReader:
         return start, self.at
 
     def _long_length(self, width: int) -> tuple[int, int]:
-        """Return a length of `width` bytes, and the offset after it."""
+        """Return the length that the next `width` bytes encode, and the offset after them."""
         start = self.at + 2 + width
         size = int.from_bytes(self._data[self.at + 2 : start], "big")
         least = _LONG.get(width)
         if least is None or start > self._end or size < least:
-            raise _bad("invalid length", self.at + 1, "syntax")
+            raise _bad("length must be complete, in its shortest form", self.at + 1, "syntax")
         return size, start
 
     def _unexpected(self, tag: int) -> FormatError:

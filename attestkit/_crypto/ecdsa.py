@@ -273,7 +273,7 @@ class P256Key(Secret):
 
 
 def _raw(der: bytes) -> bytes:
-    """Convert a DER signature created here to r and s; three times as fast as a parser."""
+    """Return r and s, 64 bytes, of a DER signature created here; thrice as fast as a parser."""
     r_end = 4 + der[3]
     r, s = der[4:r_end], der[r_end + 2 :]
     return r[-32:].rjust(32, b"\0") + s[-32:].rjust(32, b"\0")

@@ -45,7 +45,7 @@ class Ed25519Key(Secret):
         """Parse an unencrypted key in PEM (PKCS#8, RFC 8410); return None for other keys.
 
         Raises:
-            FormatError: If the key has the header of an Ed25519 key but is not 32 bytes.
+            FormatError: If the key has the header of an Ed25519 key, but not 32 bytes after it.
         """
         lines = text.split()
         body = "".join(lines[3:-3])  # the BEGIN and END lines have three words each
@@ -58,7 +58,7 @@ class Ed25519Key(Secret):
         if not der.startswith(_PKCS8_HEAD):
             return None
         if len(der) != len(_PKCS8_HEAD) + 32:
-            message = f"Ed25519 key: PKCS#8 must have {len(_PKCS8_HEAD) + 32} bytes"
+            message = f"Ed25519 key: PKCS#8 has {len(der)} bytes, must be {len(_PKCS8_HEAD) + 32}"
             raise FormatError(message, reason="wrong_size")
         seed = der[len(_PKCS8_HEAD) :]
         try:
@@ -122,8 +122,8 @@ def ed25519_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
 def ed25519_verify_strict(public_key: bytes, signature: bytes, data: bytes) -> bool:
     """Return whether a signature (64 bytes) over `data` is valid for a key of 32 bytes.
 
-    It rejects more than `ed25519_verify`: keys of small order, and encodings that no signer
-    creates. An invalid signature takes a quarter of the time there.
+    Unlike `ed25519_verify`, it returns False for keys of small order and for encodings that no
+    signer creates. It rejects an invalid signature in a quarter of that function's time.
     """
     try:
         crypto_sign_open(signature + data, public_key)
@@ -152,7 +152,7 @@ def _openssl_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
 
 
 def _is_point(encoded: bytes) -> bool:
-    """Return whether (y^2 - 1) / (d y^2 + 1) is a square, so that x exists (RFC 8032, 5.1.3)."""
+    """Return whether 32 bytes are a point: x exists for their y (RFC 8032, 5.1.3)."""
     y = int.from_bytes(encoded, "little") & ((1 << 255) - 1)
     square = y * y % _FIELD
     x_square = (square - 1) * pow(_D * square + 1, -1, _FIELD) % _FIELD
@@ -194,7 +194,7 @@ def ed25519_to_x25519(public_key: bytes) -> bytes:
     try:
         return bytes(crypto_sign_ed25519_pk_to_curve25519(public_key))
     except CryptoError as error:
-        raise UsageError("invalid Ed25519 public key", reason="invalid_key") from error
+        raise UsageError("Ed25519 key: not a point of prime order", reason="invalid_key") from error
 
 
 def ed25519_seed_to_x25519(seed: bytes) -> bytes:

@@ -65,7 +65,7 @@ class HpkeSender(Secret):
             associated: Bytes that the recipient must know.
         """
         if self._sequence >= _LIMIT:
-            raise UsageError("HPKE: too many messages in one context", reason="out_of_range")
+            raise UsageError("HPKE: too many messages; use another sender", reason="out_of_range")
         nonce = sequence_nonce(self._base_nonce, self._sequence)
         self._sequence += 1
         return self._aead.encrypt(nonce, plaintext, associated or None)
@@ -86,7 +86,7 @@ class HpkeSender(Secret):
 
 
 def sequence_nonce(base: bytes, sequence: int) -> bytes:
-    """Return a base nonce XOR the number of a message, big-endian."""
+    """Return the nonce of a message: the base nonce XOR the message's number, big-endian."""
     return (int.from_bytes(base, "big") ^ sequence).to_bytes(len(base), "big")
 
 
@@ -126,7 +126,7 @@ def hpke_open(secret: bytes, encapsulated: bytes, info: bytes, ciphertext: bytes
     try:
         shared = x25519(secret, encapsulated)
     except UsageError as error:
-        text = "encapsulated key (HPKE): has low order"
+        text = "encapsulated key (HPKE): has low order; create it by encrypting again"
         raise VerificationError(text, reason="bad_signature") from error
     key, nonce, exporter = _schedule_keys(shared, encapsulated + public_key, info)
     try:
@@ -140,7 +140,7 @@ def hpke_open(secret: bytes, encapsulated: bytes, info: bytes, ciphertext: bytes
 
 
 def _schedule_keys(shared: bytes, keys: bytes, info: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return key, base nonce and exporter secret (5.1, without a pre-shared key).
+    """Return key, base nonce and exporter secret (RFC 9180, 5.1, without a pre-shared key).
 
     Args:
         shared: Result of X25519, which is wiped.
@@ -164,11 +164,11 @@ def _schedule_keys(shared: bytes, keys: bytes, info: bytes) -> tuple[bytes, byte
 
 
 def _extract(suite: bytes, salt: bytes, label: bytes, secret: bytes) -> bytes:
-    """Return LabeledExtract (4)."""
+    """Return LabeledExtract of RFC 9180, section 4, 32 bytes."""
     return hmac.digest(salt, _VERSION + suite + label + secret, "sha256")
 
 
 def _expand(suite: bytes, key: bytes, label: bytes, info: bytes, length: int) -> bytes:
-    """Return LabeledExpand (4)."""
+    """Return LabeledExpand of RFC 9180, section 4, `length` bytes."""
     labelled = length.to_bytes(2, "big") + _VERSION + suite + label + info
     return hkdf_expand_sha256(key, labelled, length)

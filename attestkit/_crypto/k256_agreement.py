@@ -42,7 +42,7 @@ def require_k256_point(public_key: bytes) -> None:
 
 
 def ethereum_address(public_key: bytes) -> bytes:
-    """Return the 20 bytes that name a secp256k1 key in any form of SEC1.
+    """Return the Ethereum address, 20 bytes, of a secp256k1 key in any form of SEC1.
 
     Raises:
         UsageError: If the key is not a point of the curve.
@@ -78,18 +78,18 @@ def k256_compressed(public_key: bytes) -> bytes:
 def read_k256_point(
     public_key: bytes, forms: Collection[tuple[int, bytes]], expected: str, what: str = _K256_PUBLIC
 ) -> PublicKey:
-    """Return the key of coincurve, for attestkit._crypto only.
+    """Return a SEC1 public key as coincurve's object, for attestkit._crypto only.
 
     libsecp256k1 also accepts the hybrid form (06, 07), which other implementations reject.
 
     Args:
         public_key: SEC1.
-        forms: Accepted sizes, with the first byte.
-        expected: Description of the forms, for errors.
-        what: Name of the key, for errors.
+        forms: Accepted encodings: pairs of size in bytes and first byte.
+        expected: Description of `forms` in the error.
+        what: Name of the key in the error.
 
     Raises:
-        UsageError: If it has another form, or is not the encoding of a point of the curve.
+        UsageError: If it has another encoding, or is not a point of the curve.
     """
     if (len(public_key), public_key[:1]) not in forms:
         raise UsageError(f"{what}: must be {expected}", reason="invalid_key")

@@ -100,14 +100,17 @@ class RsaKeyPair(Secret):
         return self._apply(bytes(masked) + hashed + b"\xbc")
 
     def decrypt_oaep(self, ciphertext: bytes, hash_name: str, label: bytes) -> bytes:
-        """Return the plaintext of a ciphertext with OAEP (RFC 8017, 7.1.2); MGF1 has that hash.
+        """Return the plaintext of a ciphertext with OAEP (RFC 8017, 7.1.2).
+
+        OAEP and MGF1 use the hash `hash_name`.
 
         Raises:
-            SignatureError: If the ciphertext has another size, key, hash or label.
+            SignatureError: If the size is wrong, or the key, hash or label is not the sender's.
         """
         width = hashlib.new(hash_name).digest_size
         if len(ciphertext) != self.size or int.from_bytes(ciphertext, "big") >= self._modulus:
-            raise SignatureError("RSA-OAEP: ciphertext has a wrong size", reason="bad_signature")
+            message = f"RSA-OAEP: ciphertext must be {self.size} bytes, and below the modulus"
+            raise SignatureError(message, reason="bad_signature")
         block = self._apply(ciphertext)
         masked_seed, masked = block[1 : 1 + width], block[1 + width :]
         content = _mask(masked, _mask(masked_seed, masked, hash_name), hash_name)
@@ -119,7 +122,7 @@ class RsaKeyPair(Secret):
         return plaintext
 
     def _apply(self, block: bytes) -> bytes:
-        """Return RSASP1 of a number as long as the modulus (RFC 8017, 5.2.1)."""
+        """Apply the private key to a block as long as the modulus (RSASP1: RFC 8017, 5.2.1)."""
         number = int.from_bytes(block, "big")
         terms = (pow(number, exponent, prime) * part for prime, exponent, part in self._parts)
         return (sum(terms) % self._modulus).to_bytes(self.size, "big")
@@ -191,10 +194,10 @@ def _mask(block: bytes, seed: bytes, hash_name: str) -> bytes:
 
 
 def _find_prime(wide: bytes, bits: int) -> int:
-    """Return the first suitable prime from a number on that depends on `wide`, downwards.
+    """Return the highest suitable prime of `bits` bits that is not above a number made of `wide`.
 
-    Its upper five bits are set, so that the product of all primes has the intended size. p = 3 mod
-    4 makes the primality test simple.
+    Its upper five bits are set, so that the product of all primes has the intended size. It is 3
+    mod 4, which makes the primality test simple.
     """
     # `wide` has over 128 bits more than needed, so the bias is negligible.
     number = (1 << bits) - 1 - 4 * (int.from_bytes(wide, "big") % (1 << (bits - 7)))

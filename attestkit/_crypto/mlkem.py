@@ -39,7 +39,7 @@ class MlKemKey:
         self.public_key: bytes = self._private.public_key().public_bytes_raw()  # 1184 bytes
 
     def decapsulate(self, ciphertext: bytes) -> bytes:
-        """Return the shared secret, 32 bytes; of an altered ciphertext it is another one.
+        """Return the shared secret, 32 bytes; an altered ciphertext gives another secret, no error.
 
         Raises:
             UsageError: If the ciphertext does not have 1088 bytes.

@@ -107,7 +107,7 @@ class P384PublicKey:
 
 @lru_cache(maxsize=256)
 def load_p384_key(spki: bytes) -> P384PublicKey:
-    """Return a public key, which is kept for later calls.
+    """Return a public key for a SubjectPublicKeyInfo in DER, from a cache where possible.
 
     Raises:
         SignatureError: As the constructor of `P384PublicKey`.

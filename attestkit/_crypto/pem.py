@@ -48,7 +48,7 @@ def split_der_or_pem(
 
     Args:
         data: A DER SEQUENCE, which is not parsed, or PEM.
-        what: Name of the object in errors.
+        what: Name of the object, with which errors begin.
         labels: As for `split_pem`.
 
     Raises:

@@ -101,7 +101,7 @@ class PublicVerificationKey:
 
 @lru_cache(maxsize=256)
 def load_verification_key(spki: bytes) -> PublicVerificationKey:
-    """Return a key, which is kept for later calls: loading it takes as long as a verification.
+    """Return the key of a SubjectPublicKeyInfo in DER, cached: loading takes as long as verifying.
 
     Raises:
         SignatureError: As the constructor of `PublicVerificationKey`.
@@ -122,7 +122,7 @@ def rsa_oaep_encrypt(spki: bytes, secret: bytes, hash_name: str, label: bytes) -
 
     Args:
         spki: Public key as SubjectPublicKeyInfo in DER, of at least 2048 bits.
-        secret: At most the size of the modulus, less twice that of a digest and 2 bytes.
+        secret: At most the modulus' size, less two digests and 2 bytes: 190 for 2048 bits, SHA-256.
         hash_name: sha256, sha384 or sha512.
         label: The label, which the TPM knows.
 
@@ -140,7 +140,8 @@ def rsa_oaep_encrypt(spki: bytes, secret: bytes, hash_name: str, label: bytes) -
     try:
         return key.encrypt(secret, OAEP(MGF1(algorithm), algorithm, label))
     except ValueError as error:
-        raise UsageError("RSA-OAEP: secret too long for the key", reason="too_large") from error
+        message = f"RSA-OAEP: {len(secret)} bytes are too long for a key of {key.key_size} bits"
+        raise UsageError(message, reason="too_large") from error
 
 
 def rsa_pss_verify(spki: bytes, signature: bytes, data: bytes) -> None:
@@ -163,7 +164,7 @@ def rsa_pss_verify(spki: bytes, signature: bytes, data: bytes) -> None:
 
 @lru_cache(maxsize=32)
 def _load_authority(spki: bytes) -> RSAPublicKey:
-    """Return the key of an authority, of which there are few: loading it takes about 20 us."""
+    """Return the RSA key of a CA, cached: there are few CAs, and loading takes about 20 us."""
     key = _parse(spki)
     if not isinstance(key, RSAPublicKey) or key.key_size < _LEAST_BITS:
         message = f"RSA-PSS: must be an RSA key of at least {_LEAST_BITS} bits"
@@ -172,7 +173,7 @@ def _load_authority(spki: bytes) -> RSAPublicKey:
 
 
 def _parse(spki: bytes) -> object:
-    """Return the key of `cryptography`; None if it is malformed."""
+    """Return a SubjectPublicKeyInfo as key object of `cryptography`; None if it is malformed."""
     try:
         return load_der_public_key(spki)
     except (ValueError, TypeError, UnsupportedAlgorithm):

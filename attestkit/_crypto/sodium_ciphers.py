@@ -54,8 +54,8 @@ def xchacha20_decrypt(
 
 
 def _check_key(key: bytes, nonce: bytes) -> None:
-    if len(key) != 32 or len(nonce) != SODIUM_NONCE_SIZE:
-        message = f"XChaCha20-Poly1305: key must be 32 bytes, nonce {SODIUM_NONCE_SIZE}"
+    if (sizes := (len(key), len(nonce))) != (32, SODIUM_NONCE_SIZE):
+        message = f"XChaCha20-Poly1305: sizes of key and nonce {sizes}, must be 32 and 24 bytes"
         raise UsageError(message, reason="wrong_size")
 
 
@@ -131,7 +131,7 @@ def open_box(secret: bytes, box: bytes) -> bytes:
     """
     public = x25519_public_key(secret)
     if len(box) < SEALED_BOX_OVERHEAD:
-        message = f"sealed box: truncated: {len(box)} bytes"
+        message = f"sealed box: truncated: {len(box)} bytes, must be at least {SEALED_BOX_OVERHEAD}"
         raise FormatError(message, reason="truncated", offset=len(box))
     try:
         return bytes(crypto_box_seal_open(box, public, secret))

@@ -16,7 +16,7 @@ class Secret:
     __slots__ = ()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Raise UsageError, so that a secret is not written to a file or a queue by accident."""
+        """Raise UsageError: pickling would write the secret to a file or a queue."""
         message = f"{type(self).__name__}: contains a secret and cannot be pickled"
         raise UsageError(message, reason="not_picklable")
 

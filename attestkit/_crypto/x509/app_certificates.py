@@ -176,7 +176,7 @@ def read_certificate(data: bytes | str) -> Certificate:
 
 @contextmanager
 def reading_x509(what: str = "certificate") -> Iterator[None]:
-    """Convert cryptography's errors about a malformed certificate or CRL to FormatError."""
+    """Convert cryptography's errors about a malformed object to FormatError; `what` names it."""
     try:
         yield
     except FormatError:
@@ -284,7 +284,7 @@ def _writing() -> Iterator[None]:
     except (UsageError, FormatError):
         raise
     except (ValueError, TypeError) as error:
-        message = "certificate: a value cannot be encoded in X.509"
+        message = "certificate: a name, an alternative name or an OID cannot be encoded in X.509"
         raise UsageError(message, reason="wrong_value") from error
 
 
@@ -344,7 +344,7 @@ def _alt_name(text: str) -> x509.GeneralName:
     try:
         return x509.DNSName(text)
     except ValueError as error:
-        raise UsageError("alternative name: must be ASCII (xn--)", reason="encoding") from error
+        raise UsageError("alternative name: must be ASCII (xn--...)", reason="encoding") from error
 
 
 def _add_private(

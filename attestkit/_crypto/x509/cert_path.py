@@ -54,7 +54,7 @@ _ALGORITHMS: Final[Mapping[bytes, _Verify]] = {
 
 
 class PathRules(NamedTuple):
-    """Rules of a profile of certificates."""
+    """What the certificates of a path may have: signature algorithms and critical extensions."""
 
     algorithms: Mapping[bytes, _Verify]  # verification by AlgorithmIdentifier in DER
     names: str  # of the algorithms, for errors
@@ -127,10 +127,10 @@ def check_path(
     Args:
         path: Certificates with their names for errors: the end-entity certificate first, the trust
             anchor last. The signature of the trust anchor is not verified.
-        now: An aware datetime. None for a caller that keeps the outcome, which must then call
-            `check_times` in every verification.
+        now: An aware datetime. None does not check times: a caller that caches the outcome must
+            call `check_times` in every verification.
         rules: The certificates' profile.
-        check: Replaces the function `check_issued`, by one that caches what it verified.
+        check: Function with the outcome of `check_issued`, such as one with a cache.
 
     Raises:
         SignatureError: If the path is not valid: `untrusted_root` if it does not end at the trust
@@ -168,10 +168,11 @@ def check_issued(
     reason: SignatureReason,
     rules: PathRules = VENDOR_RULES,
 ) -> None:
-    """Check issuer and signature of a certificate; the outcome depends on nothing else.
+    """Check issuer and signature of a certificate, not its validity, so callers may cache it.
 
     Raises:
-        SignatureError: If the certificate names another issuer, or its signature is not valid.
+        SignatureError: With `reason`, if the certificate names another issuer, or its signature is
+            not valid.
     """
     (name, certificate), (issuer_name, authority) = named, issuer
     if certificate.issuer != authority.subject:
@@ -214,7 +215,7 @@ def _check_time(named: NamedCertificate, now: datetime) -> None:
 
 
 def describe_period(start: datetime, end: datetime, now: datetime) -> str:
-    """Return the text of an error about a period in which `now` is not; all times are aware."""
+    """Return `from START to END UTC, not at NOW` for an error about a period; times are aware."""
     first, last, at = (
         f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}" for time in (start, end, now)
     )
@@ -228,7 +229,7 @@ def may(certificate: PathCertificate, bit: int) -> bool:
 
 def _check_size(der: bytes, largest: int) -> None:
     if len(der) > largest:
-        raise FormatError(f"{len(der)} bytes, more than {largest}", reason="too_large")
+        raise FormatError(f"{len(der)} bytes, at most {largest}", reason="too_large")
 
 
 def _certificate(der: bytes) -> PathCertificate:
@@ -342,7 +343,7 @@ def _basic_constraints(value: bytes | None) -> tuple[bool, int | None]:
     length = reader.integer() if reader.tag() == INTEGER else None
     reader.finish()
     if length is not None and (length < 0 or not authority):
-        raise FormatError("basic constraints: invalid path length", reason="wrong_value")
+        raise FormatError("basic constraints: path length must be of a CA", reason="wrong_value")
     return authority, length
 
 
@@ -357,7 +358,7 @@ def _key_usage(value: bytes | None) -> frozenset[int] | None:
     _, data = reader.bits()
     reader.finish()
     if len(data) > _MAX_USAGE:  # limits the number of objects created below
-        raise FormatError(f"key usage: more than {_MAX_USAGE} bytes", reason="too_large")
+        raise FormatError(f"key usage: {len(data)} bytes, at most {_MAX_USAGE}", reason="too_large")
     return frozenset([bit for bit in range(8 * len(data)) if data[bit // 8] >> (7 - bit % 8) & 1])
 
 

@@ -1,9 +1,9 @@
 """Certificate revocation lists (RFC 5280, section 5): signature, dates and entries.
 
-Two profiles. The strict one is that of Intel and AMD: CRL number and authority key identifier, and
-nothing else. The other one allows any extensions that are not critical. In both a list has version
-2 and nextUpdate, and no critical extension, not even of an entry: it is complete, and all its
-entries are of its issuer. Only delta and indirect CRLs, and lists of some reasons, have others.
+There are two profiles. The strict one is that of Intel and AMD: the extensions are CRL number and
+authority key identifier. The other one allows any extensions that are not critical. Both require
+version 2 and nextUpdate, and no critical extension, not even of an entry. So a list is complete and
+about its issuer's certificates: delta and indirect CRLs have critical extensions.
 """
 
 from datetime import datetime, timezone
@@ -31,7 +31,7 @@ _STRICT: Final = frozenset({ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_
 
 
 class Crl(NamedTuple):
-    """Content of a CRL."""
+    """Validity period, number and revoked serial numbers of a CRL."""
 
     start: int  # Unix seconds: thisUpdate
     end: int  # Unix seconds, exclusive: nextUpdate
@@ -43,7 +43,7 @@ class Crl(NamedTuple):
         return self.start <= now.timestamp() < self.end
 
     def validity(self, now: datetime) -> str:
-        """Return the text of an error about a list that is not valid at `now`."""
+        """Return `is valid from START to END UTC, not at NOW`, for an error."""
         start, end = (datetime.fromtimestamp(time, timezone.utc) for time in (self.start, self.end))
         return f"is valid {cert_path.describe_period(start, end, now)}"
 
@@ -87,7 +87,7 @@ def check_crl_signature(
         crl: The CRL, whose issuer has the certificate's subject name.
         issuer: A trusted CA certificate.
         rules: The profile of its certificates.
-        what: Name of the CRL for error messages.
+        what: Name of the CRL, with which errors begin.
 
     Raises:
         SignatureError: If its signature is not valid, or the CA may not sign CRLs
@@ -110,14 +110,14 @@ def check_crl_signature(
 
 
 def read_crl_content(der: bytes, *, strict: bool = True) -> Crl:
-    """Parse dates and entries of a CRL; verify its signature first, if it may be long.
+    """Parse dates and entries of a CRL, whose signature was verified: a long one takes long.
 
     Args:
         der: The CRL.
-        strict: Whether it must have CRL number and authority key identifier, and no others.
+        strict: Whether its extensions must be CRL number and authority key identifier.
 
     Raises:
-        FormatError: If it is malformed, or has another form than that of this module.
+        FormatError: If it is malformed, or does not have the profile (see the module).
     """
     with reading_x509("CRL"):
         crl = x509.load_der_x509_crl(der)
@@ -152,7 +152,7 @@ def read_crl(der: bytes, issuer: IntelCertificate, what: str) -> Crl:
     Args:
         der: The CRL.
         issuer: The CA whose CRL it must be.
-        what: Name of the CRL for error messages.
+        what: Name of the CRL, with which errors begin.
 
     Raises:
         FormatError: If the CRL is malformed.
@@ -189,7 +189,8 @@ def read_amd_crls(data: bytes) -> tuple[AmdCrl, ...]:
         FormatError: If a CRL is malformed or exceeds 262,144 bytes, or there are more than 32.
     """
     if len(data) > 2 * MAX_CRL_SIZE * _MAX_CRLS:
-        raise FormatError(f"CRLs: {len(data)} bytes, too many", reason="too_large")
+        message = f"CRLs: {len(data)} bytes, at most {2 * MAX_CRL_SIZE * _MAX_CRLS}"
+        raise FormatError(message, reason="too_large")
     found = split_der_or_pem(data, "CRL", (CRL_LABEL,))
     if len(found) > _MAX_CRLS:
         raise FormatError(f"CRLs: {len(found)}, at most {_MAX_CRLS}", reason="too_many")

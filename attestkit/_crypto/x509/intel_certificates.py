@@ -89,15 +89,17 @@ class IntelCertificate:
         """Check that `issuer` is named as the issuer, and that its key signed this certificate.
 
         Raises:
-            SignatureError: If not (`cert_bad_signature`); the message begins with `what`.
+            SignatureError: If not (`cert_bad_signature`). The message begins with `what`, the name
+                of this certificate.
         """
         check_issuer(self.issuer, self.signature, self.signed, issuer, what)
 
     def check_name(self, what: str, names: Sequence[str]) -> None:
-        """Check that the certificate is one of these by name.
+        """Check that the certificate's common name is one of `names`.
 
         Raises:
-            SignatureError: If it is not (`unexpected_subject`); the message begins with `what`.
+            SignatureError: If it is not (`unexpected_subject`). The message begins with `what`, the
+                name of this certificate.
         """
         _check_name(what, self.common_name, self.subject, names)
 
@@ -112,7 +114,7 @@ def check_issuer(
         signature: Signature of the certificate in DER.
         signed: TBSCertificate.
         issuer: Certificate of the issuer.
-        what: Name of the certificate for error messages.
+        what: Name of the certificate, with which errors begin.
     """
     if name != issuer.subject:
         message = f"{what}: the issuer must be {issuer.common_name}"
@@ -125,11 +127,11 @@ def check_issuer(
 
 
 def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> IntelCertificate:
-    """Parse a certificate.
+    """Parse a certificate, and check that it conforms to Intel's profile.
 
     Args:
         der: The certificate.
-        what: Name of the certificate for error messages.
+        what: Name of the certificate, with which errors begin.
         names: Allowed common names; the other attributes of the subject must be Intel's.
 
     Raises:
@@ -263,7 +265,7 @@ _ENCODED: Final = {encode_intel_name(name): name for name in _NAMES}
 def _common_name(encoded: bytes) -> str:
     """Return the common name of one of Intel's names; empty for any other name.
 
-    The order of the attributes does not matter, nor which of the two kinds of string they are.
+    The order of the attributes does not matter, nor whether they are UTF8String or PrintableString.
     """
     known = _ENCODED.get(encoded)
     if known is not None:
@@ -274,7 +276,7 @@ def _common_name(encoded: bytes) -> str:
 
 
 def _attributes(encoded: bytes) -> dict[bytes, bytes]:
-    """Return the attributes of a name, by OID; none if it has another form than Intel's names."""
+    """Return the attributes of a Name by OID; empty if it is not built as Intel's names are."""
     values: dict[bytes, bytes] = {}
     names = DerReader(encoded).enter(SEQUENCE)
     while names.tag() is not None:

@@ -84,7 +84,7 @@ def subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
 
 
 def public_key_bits(spki: bytes) -> bytes:
-    """Return the content of the BIT STRING of a SubjectPublicKeyInfo.
+    """Return the public key in a SubjectPublicKeyInfo: the bytes of its BIT STRING.
 
     Raises:
         FormatError: If it is malformed.
@@ -99,13 +99,19 @@ def public_key_bits(spki: bytes) -> bytes:
 
 
 def encode_attribute(kind: int, tag: int, value: str) -> bytes:
-    """Return an attribute of a name; `kind` is the last arc of its OID, after 2.5.4."""
+    """Return a RelativeDistinguishedName with one attribute, in DER.
+
+    Args:
+        kind: Last arc of the attribute's OID, after 2.5.4: 3 for the common name.
+        tag: DER tag of the value, `UTF8_STRING` or `PRINTABLE_STRING`.
+        value: The value.
+    """
     oid = encode_element(OID, bytes([0x55, 0x04, kind]))
     return encode_element(SET, encode_sequence(oid, encode_element(tag, value.encode())))
 
 
 def encode_intel_name(common_name: str) -> bytes:
-    """Return a name of Intel's SGX PKI: the common name, and the attributes of all its names."""
+    """Return a Name of Intel's SGX PKI in DER: a common name and `INTEL_ATTRIBUTES`."""
     return encode_sequence(encode_attribute(3, UTF8_STRING, common_name), _OF_INTEL)
 
 

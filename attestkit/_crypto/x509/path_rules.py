@@ -29,12 +29,12 @@ read_kept_certificate: Final = lru_cache(maxsize=512)(read_path_certificate)
 def p384_rules(cached: int, *critical: str) -> PathRules:
     """Return rules for ECDSA P-384 with SHA-384.
 
-    Verified signatures are kept, because many paths have the same CAs. A signature is valid or not,
-    whatever the time; errors are not kept. Paths are verified from the root down, so untrusted
-    certificates cannot fill the cache.
+    Valid signatures are cached, because many paths have the same CAs, and their validity does not
+    change with time. Paths are verified from the root down, so untrusted certificates cannot fill
+    the cache.
 
     Args:
-        cached: Number of signatures to keep.
+        cached: Maximum number of signatures in the cache.
         critical: OIDs of other critical extensions that the caller checks.
     """
 
@@ -48,7 +48,7 @@ def p384_rules(cached: int, *critical: str) -> PathRules:
 
 
 def check_trusted_root(named: NamedCertificate, root: NamedCertificate, rules: PathRules) -> None:
-    """Check that the root of a chain is the trusted one, or another certificate of its key.
+    """Check that a chain's root `named` is the trusted `root`, or a certificate of its key.
 
     Raises:
         SignatureError: If it is not (`untrusted_root`).

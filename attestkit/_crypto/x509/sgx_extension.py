@@ -25,7 +25,7 @@ _PCESVN, _CPUSVN = b"\x02\x11", b"\x02\x12"
 
 
 class PckExtension(NamedTuple):
-    """The platform of a PCK certificate."""
+    """Values of a PCK certificate's SGX extension: the platform and its TCB."""
 
     ppid: bytes  # 16 bytes
     components: bytes  # 16 TCB component SVNs, a byte each
@@ -104,7 +104,7 @@ class _Element(NamedTuple):
 
 
 def _elements(field: str, der: bytes) -> list[_Element]:
-    """Return the concatenated DER elements in `der`."""
+    """Return the concatenated DER elements in `der`; `field` names it in errors."""
     found: list[_Element] = []
     reader = DerReader(der)
     try:
@@ -169,7 +169,7 @@ def _integer(
     # A longer one is over `highest`, and too long for a message.
     value = _number(field, content) if len(content) < 9 else highest + 1
     if value > highest:
-        raise _bad(field, f"must be 0 to {highest}", "wrong_value")
+        raise _bad(field, f"must be 0 to {highest}, not {content[:9].hex()} (hex)", "wrong_value")
     return value
 
 

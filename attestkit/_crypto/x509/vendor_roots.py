@@ -19,7 +19,7 @@ from attestkit.errors import FormatError, SignatureError
 
 
 def _root(name: str) -> bytes:
-    """Return a certificate in DER, which is self-signed unless its name ends with `ca_NUMBER`."""
+    """Return a packaged certificate in DER, self-signed unless its name ends with `ca_NUMBER`."""
     return split_pem((Path(__file__).parent / "roots" / f"{name}.pem").read_text())[0]
 
 

@@ -101,13 +101,13 @@ def _crl_names(value: bytes) -> list[bytes]:
 
 def _add(found: list[bytes], name: bytes) -> None:
     if len(found) == _MAX_URLS:
-        raise FormatError(f"over {_MAX_URLS} URLs", reason="too_many")
+        raise FormatError(f"URLs: over {_MAX_URLS}", reason="too_many")
     found.append(name)
 
 
 def _text(url: bytes) -> str:
     if len(url) > _MAX_SIZE:
-        raise FormatError(f"URL: over {_MAX_SIZE} bytes", reason="too_large")
+        raise FormatError(f"URL: {len(url)} bytes, at most {_MAX_SIZE}", reason="too_large")
     if not url.isascii() or not url.decode().isprintable() or b" " in url:
         raise FormatError("URL: must be printable ASCII", reason="encoding")
     return url.decode()
@@ -121,7 +121,7 @@ ReadIssued = Callable[[SignedCrl, PathCertificate], Crl]
 
 
 class RevocationFacts(NamedTuple):
-    """Outcome of a check that found no revoked certificate."""
+    """Certificates of a path that were and were not checked; none is revoked."""
 
     checked: tuple[NamedCertificate, ...]  # certificates with a CRL of their issuer
     unknown: tuple[NamedCertificate, ...]  # those that name a CRL, which is missing
@@ -134,7 +134,7 @@ def read_ak_crl(der: bytes) -> SignedCrl:
         FormatError: If it is malformed, of another version, or over 1 MiB.
     """
     if len(der) > CRL_LIMIT:
-        raise FormatError(f"CRL: {len(der)} bytes, more than {CRL_LIMIT}", reason="too_large")
+        raise FormatError(f"CRL: {len(der)} bytes, at most {CRL_LIMIT}", reason="too_large")
     return read_signed_crl(der)
 
 
@@ -147,7 +147,7 @@ def is_crl(der: bytes) -> bool:
 
 
 def read_issued_crl(crl: SignedCrl, issuer: PathCertificate) -> Crl:
-    """Verify that `issuer` signed a CRL, and parse it; the outcome depends on nothing else.
+    """Verify that `issuer` signed a CRL, and parse it; callers may cache the outcome.
 
     Raises:
         SignatureError: If it is not signed by the issuer (`crl_bad_signature`).
@@ -172,10 +172,10 @@ def check_revocation(
         path: A valid path.
         crls: CRLs in any order, not verified; those of other issuers are ignored.
         now: Time of the verification, with a time zone.
-        of_evidence: CRLs of an evidence bundle, used for issuers of which `crls` has none, because
-            the creator of the bundle can choose an older one.
-        refusing: CRLs, verified before, whose entries count and whose dates do not.
-        read: Replaces the function `read_issued_crl`, by one that caches what it verified.
+        of_evidence: CRLs of an evidence bundle, used only for issuers without one in `crls`,
+            because the creator of the bundle can choose an old one.
+        refusing: CRLs whose revoked certificates are rejected, even if the CRL has expired.
+        read: Function with the result of `read_issued_crl`, such as one with a cache.
 
     Raises:
         FormatError: If a CRL of an issuer is malformed, or it or an entry has a critical extension.
@@ -200,7 +200,11 @@ def check_revocation(
 def _signed_by(
     issuer: PathCertificate, crls: Sequence[SignedCrl], name: str, read: ReadIssued
 ) -> tuple[Crl, ...]:
-    """Return the CRLs that `issuer` signed, parsed."""
+    """Return the CRLs that `issuer` signed, parsed; none if all are of other issuers.
+
+    SignatureError (about the certificate `name`) if none is validly signed, but one has no or the
+    issuer's key identifier.
+    """
     if not crls:
         return ()
     found: list[Crl] = []
@@ -217,7 +221,7 @@ def _signed_by(
 
 
 def _names_key(crls: Sequence[SignedCrl], issuer: PathCertificate) -> bool:
-    """Return whether a CRL of the issuer's name is not of another key of the same name."""
+    """Return whether a CRL has the issuer's key identifier, or one of both has none."""
     wanted = subject_key_id(issuer)
     return wanted is None or any(_key_id(crl) in {None, wanted} for crl in crls)
 
@@ -246,5 +250,5 @@ def _check_listed(named: NamedCertificate, crls: Sequence[Crl], now: datetime) -
 def _check_entries(named: NamedCertificate, crls: Sequence[Crl]) -> None:
     name, certificate = named
     if any(certificate.serial in crl.serial_numbers for crl in crls):
-        message = f"{name}: revoked by its issuer; use another key or machine"
+        message = f"{name}: revoked by its issuer; attest with another key or machine"
         raise SignatureError(message, reason="cert_revoked")

@@ -80,10 +80,10 @@ def _security(fields: DerReader) -> tuple[int | None, bool | None]:
 
 
 def _number(fields: DerReader, what: str) -> int:
-    """Read an unsigned number of at most 64 bits."""
+    """Read an unsigned number of at most 64 bits; `what` names it in the error."""
     found = fields.integer()
     if not 0 <= found < 1 << 64:
-        raise _bad(f"{what}: must have at most 64 bits", "wrong_value")
+        raise _bad(f"{what}: must be 0 to 2^64 - 1", "wrong_value")
     return found
 
 

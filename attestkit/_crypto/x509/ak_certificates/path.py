@@ -73,7 +73,7 @@ class IssuerMissingError(CollateralError):
     """No issuer of a certificate is among the given ones."""
 
     def __init__(self, message: str, certificate: PathCertificate) -> None:
-        """Store the certificate whose issuer is missing."""
+        """Create the error for `certificate`, whose issuer is missing."""
         super().__init__(message, reason="missing")
         self.certificate = certificate
 
@@ -119,9 +119,9 @@ def find_ak_path(
         authorities: Certificates of CAs, in any order, not trusted.
         roots: Trusted certificates with their names for errors.
         now: Time of the verification, with a time zone.
-        usages: Extended key usages, of which each certificate below the root that has any must
-            have one.
-        check: Replaces the function `check_issued`, by one that caches what it verified.
+        usages: OIDs of extended key usages. Each certificate below the root that has the extension
+            must have one of them.
+        check: Function with the outcome of `check_issued`, such as one with a cache.
 
     Raises:
         IssuerMissingError: If an issuer is not among the certificates.
@@ -133,7 +133,7 @@ def find_ak_path(
 
 
 class _Search:
-    """A search, depth first, with a limit of signatures; it keeps the most useful error."""
+    """A depth-first search for a path; it limits the signatures, and reports the longest path."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class _Search:
         raise problem
 
     def _extend(self, path: tuple[tuple[str, PathCertificate], ...]) -> AkPath | None:
-        """Return the first valid path that begins with `path`; None after noting the problem."""
+        """Return the first valid path that begins with `path`; without one, note why: None."""
         if len(path) >= MAX_PATH:
             message = f"AK certificate: its path has over {MAX_PATH} certificates"
             self._note(path, SignatureError(message, reason="chain_length"))
@@ -220,7 +220,7 @@ class _Search:
 def _verified(
     named: NamedCertificate, issuer: NamedCertificate, reason: "SignatureReason", rules: PathRules
 ) -> None:
-    """Do nothing: the search has verified each signature of the path."""
+    """Do nothing, as `check` of `check_path`: the search has verified the path's signatures."""
 
 
 def _missing(name: str, certificate: PathCertificate) -> IssuerMissingError:
@@ -233,7 +233,7 @@ def _missing(name: str, certificate: PathCertificate) -> IssuerMissingError:
 
 
 def _may_issue(authority: PathCertificate, certificate: PathCertificate) -> bool:
-    """Return whether name and key identifiers, if both are present, fit together."""
+    """Return whether the authority has the issuer's name and, if both have one, key identifier."""
     if authority.subject != certificate.issuer:
         return False
     wanted, found = authority_key_id(certificate), subject_key_id(authority)

@@ -87,7 +87,7 @@ def read_ocsp_answer(der: bytes) -> OcspAnswer:
     Raises:
         CollateralError: If the responder returned an error (`fetch_failed`).
         FormatError: If the answer is malformed, over 16 KiB, without nextUpdate, about several
-            certificates, has another number of certificates than one, or a critical extension.
+            certificates, does not contain exactly one certificate, or has a critical extension.
     """
     return request.read_message(der, "OCSP answer", MAX_ANSWER, partial(_read_answer, der))
 
@@ -133,13 +133,13 @@ def _read_answer(der: bytes, outer: DerReader) -> OcspAnswer:
 
 
 def _unwrap(outer: DerReader) -> bytes:
-    """Return the BasicOCSPResponse of a successful OCSPResponse; nothing follows it."""
+    """Return the BasicOCSPResponse of a successful OCSPResponse, which must end with it."""
     number = outer.content(ENUMERATED)
     if number != b"\0":
         outer.finish()
         problem = ERRORS.get(number[0]) if len(number) == 1 else None
         if problem is None:
-            raise FormatError(f"invalid status: {number[:8].hex()}", reason="wrong_value")
+            raise FormatError(f"unknown response status {number[:8].hex()}", reason="wrong_value")
         message = f"OCSP answer: the responder reports: {problem}; check the certificate asked for"
         raise CollateralError(message, reason="fetch_failed")
     wrapper = outer.enter(context(0))
@@ -158,9 +158,9 @@ def _unwrap(outer: DerReader) -> bytes:
 
 
 def _responder_id(fields: DerReader) -> tuple[bytes | None, bytes | None]:
-    """Return the hash of the responder's key, or its name.
+    """Return the hash of the responder's key and None, or None and the responder's name.
 
-    The version is optional before it; DER does not encode it, as version 1 is the default.
+    No version precedes it: the only version is the default, which DER omits.
     """
     if fields.tag() == context(2):
         return fields.enter(context(2)).only(OCTET_STRING), None
@@ -176,7 +176,7 @@ _Status = tuple[CertStatus, "datetime | None", "RevocationReason | None"]
 def _single_response(
     fields: DerReader,
 ) -> tuple[request.CertId, _Status, tuple[datetime, datetime]]:
-    """Return certificate, status, and the times thisUpdate and nextUpdate."""
+    """Return the CertID, the status, and the times thisUpdate and nextUpdate."""
     found = request.read_cert_id(fields)
     status = _cert_status(fields)
     this_update = _generalized_time(fields)
@@ -195,9 +195,9 @@ def _cert_status(fields: DerReader) -> _Status:
     if tag == _REVOKED:
         return _revoked_info(fields.enter(_REVOKED))
     if tag not in {_GOOD, _UNKNOWN}:
-        raise FormatError("invalid status of the certificate", offset=at, reason="wrong_type")
+        raise FormatError("status: not good, revoked or unknown", offset=at, reason="wrong_type")
     if fields.content(tag):
-        raise FormatError("status of the certificate: not empty", offset=at, reason="wrong_size")
+        raise FormatError("status: good and unknown have no data", offset=at, reason="wrong_size")
     return ("good" if tag == _GOOD else "unknown"), None, None
 
 
@@ -208,7 +208,7 @@ def _revoked_info(fields: DerReader) -> _Status:
         number = fields.enter(context(0)).only(ENUMERATED)
         known = REASONS.get(number[0]) if len(number) == 1 else None
         if known is None:
-            message = f"invalid revocation reason: {number[:8].hex()}"
+            message = f"revocation reason: {number[:8].hex()}, must be 00 to 06 or 08 to 0a"
             raise FormatError(message, reason="wrong_value")
         reason = known
     fields.finish()

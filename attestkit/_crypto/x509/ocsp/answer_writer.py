@@ -22,7 +22,7 @@ from attestkit.errors import UsageError
 
 
 class OcspResponder(NamedTuple):
-    """A delegated responder."""
+    """A delegated responder (RFC 6960, section 4.2.2.2): its certificate and signing function."""
 
     certificate: bytes  # in DER; P-384, with the extended key usage OCSPSigning
     sign: Callable[[bytes], bytes]  # ECDSA with SHA-384 over the given bytes, in DER
@@ -55,7 +55,7 @@ def write_ocsp_answer(
 
     Raises:
         FormatError: If the certificate of the responder is malformed.
-        UsageError: If the nonce does not have 1 to 128 bytes.
+        UsageError: If the nonce is empty, or over 128 bytes.
     """
     spki = read_path_certificate(responder.certificate).spki
     if status == "revoked":

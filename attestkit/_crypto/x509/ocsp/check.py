@@ -45,7 +45,7 @@ _RULES: Final = p384_rules(256, _EXTENDED_KEY_USAGE, _NO_CHECK)
 
 
 class OcspStatus(NamedTuple):
-    """Status of a certificate, by an answer that was verified."""
+    """Status of a certificate, as a verified answer states it."""
 
     status: Literal["good", "hold", "revoked"]  # hold: revoked with the reason certificateHold
     reason: RevocationReason | None  # None if good
@@ -55,7 +55,7 @@ class OcspStatus(NamedTuple):
 
 
 class _Expected(NamedTuple):
-    """Conditions of a call."""
+    """The arguments of `check_ocsp` of the same names."""
 
     now: datetime
     nonce: bytes | None
@@ -75,10 +75,10 @@ def check_ocsp(
     skew: timedelta = CLOCK_SKEW,
     grace: timedelta = timedelta(),
 ) -> OcspStatus:
-    """Return the status of a certificate by the answers that are about it.
+    """Return the status of a certificate, as the answers about it state it.
 
-    If several answers are about it and valid, a revocation other than a hold counts before all
-    others, else the newest answer. Only the 16 newest ones are verified.
+    Of several valid answers, one with the status "revoked" is used, else the newest. Only the 16
+    newest answers are verified.
 
     Args:
         responses: Answers in DER, also about other certificates.
@@ -86,7 +86,7 @@ def check_ocsp(
         issuer: The verified certificate of its issuer in DER.
         now: Time of the verification, aware.
         nonce: Nonce that the answer must contain; None if none was sent.
-        max_age: Highest age of an answer by its thisUpdate; None allows any until nextUpdate.
+        max_age: Maximum time since an answer's thisUpdate; None allows any until its nextUpdate.
         skew: Allowed difference of the responder's clock.
         grace: How long after its nextUpdate an answer is accepted; the responder's certificate must
             still be valid.
@@ -108,7 +108,7 @@ def check_ocsp(
 
 
 class KeptStatuses:
-    """Statuses of certificates by answers, each kept for the period in which it is the same."""
+    """A cache of `check_ocsp` for given answers; it keeps a status while its answer is valid."""
 
     def __init__(self, responses: Sequence[bytes]) -> None:
         self._responses = tuple(responses)
@@ -141,7 +141,7 @@ class KeptStatuses:
 
 
 def _accepted_period(answer: OcspAnswer, expected: _Expected) -> tuple[datetime, datetime] | None:
-    """Return first and last time at which `_check_times` accepts an answer, if they are times."""
+    """Return first and last time at which `_check_times` accepts an answer; None on overflow."""
     _, _, max_age, skew, grace = expected
     responder = answer.responder
     try:
@@ -155,7 +155,7 @@ def _accepted_period(answer: OcspAnswer, expected: _Expected) -> tuple[datetime,
 def _find_status(
     responses: Sequence[bytes], certificate: bytes, issuer: bytes, expected: _Expected
 ) -> tuple[OcspStatus, OcspAnswer | None]:
-    """Return the status of a certificate, and the answer if only one is about it."""
+    """Return the status of a certificate, and its answer; None if several are about it."""
     subject, authority = read_kept_certificate(certificate), read_kept_certificate(issuer)
     found = _answers_about(responses, subject, authority)
     if len(found) == 1:
@@ -191,7 +191,7 @@ def _answers_about(
     """Return the answers about a certificate, at least one.
 
     Raises:
-        CollateralError: If there is none.
+        CollateralError: If there is none, or the responder returned an error instead.
         FormatError: If there is none, and one answer is malformed.
     """
     found: list[OcspAnswer] = []
@@ -223,14 +223,14 @@ def _is_about(response: bytes, certificate: bytes, issuer: bytes) -> bool:
 
 
 def _check_answer(answer: OcspAnswer, authority: PathCertificate, expected: _Expected) -> None:
-    """Check everything but the certificate that the answer is about."""
+    """Check responder, signature, times, nonce, and that the status is not "unknown"."""
     _check_signed(answer.der, authority.der)
     _check_times(answer, expected)
     nonce = expected.nonce
     if nonce is not None and answer.nonce is None:
         raise SignatureError("OCSP answer: lacks the nonce of the request", reason="ocsp_nonce")
     if nonce is not None and not hmac.compare_digest(answer.nonce or b"", nonce):
-        raise SignatureError("OCSP answer: has another nonce", reason="ocsp_nonce")
+        raise SignatureError("OCSP answer: nonce of another request", reason="ocsp_nonce")
     if answer.status == "unknown":
         message = "OCSP answer: the responder does not know the certificate"
         raise SignatureError(message, reason="ocsp_unknown")

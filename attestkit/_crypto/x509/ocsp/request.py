@@ -97,11 +97,12 @@ def write_ocsp_request(
         certificate: In DER.
         issuer: The certificate of its issuer in DER.
         hash_name: Hash of the identifier.
-        nonce: At most 128 bytes; responders may reject more than 32 (RFC 8954).
+        nonce: 1 to 128 bytes (RFC 9654); older responders accept at most 32 (RFC 8954). None
+            sends no nonce.
 
     Raises:
         FormatError: If a certificate is malformed.
-        UsageError: If the hash is not supported, or the nonce has another size.
+        UsageError: If the hash is not supported, or the nonce is empty or over 128 bytes.
     """
     subject, authority = map(read_path_certificate, (certificate, issuer))
     found = encode_cert_id(cert_id(subject, authority, hash_name))
@@ -122,10 +123,10 @@ def read_ocsp_request(der: bytes) -> OcspRequest:
 def read_message(
     der: bytes, subject: str, most: int, read: Callable[[DerReader], _Message]
 ) -> _Message:
-    """Parse a message: one SEQUENCE, of at most `most` bytes.
+    """Return the result of `read` for a message: one SEQUENCE, of at most `most` bytes.
 
     Raises:
-        FormatError: If it is malformed or too large; the message begins with the subject.
+        FormatError: If it is malformed or too large; the error's text begins with `subject`.
     """
     if len(der) > most:
         raise FormatError(f"{subject}: {len(der)} bytes, at most {most}", reason="too_large")
@@ -150,10 +151,10 @@ def _read_request(outer: DerReader) -> OcspRequest:
 def read_optional_extensions(
     fields: DerReader, tag: int, known: Collection[str] = ()
 ) -> dict[str, bytes]:
-    """Read extensions below a tag, if they are there; only `known` ones may be critical.
+    """Read extensions in an element with this tag; without the element, return an empty dict.
 
     Raises:
-        FormatError: If they are malformed, or another one is critical.
+        FormatError: If they are malformed, or one whose OID is not in `known` is critical.
     """
     if fields.tag() != tag:
         return {}
@@ -185,7 +186,7 @@ def read_cert_id(reader: DerReader) -> CertId:
 
 
 def encode_cert_id(found: CertId) -> bytes:
-    """Return the DER of a CertID, with the parameters NULL."""
+    """Return the DER of a CertID; the hash algorithm has the parameters NULL."""
     return encode_sequence(
         encode_sequence(_OIDS[found.hash_name], _NULL),
         encode_element(OCTET_STRING, found.name_hash),
@@ -195,10 +196,10 @@ def encode_cert_id(found: CertId) -> bytes:
 
 
 def read_nonce(extensions: Mapping[str, bytes]) -> bytes | None:
-    """Return the nonce of a message: an OCTET STRING in the extension (RFC 8954, section 2.1).
+    """Return the nonce of a message (RFC 9654, section 2.1); None without the extension.
 
     Raises:
-        FormatError: If it is malformed, or does not have 1 to 128 bytes.
+        FormatError: If it is malformed, empty, or over 128 bytes.
     """
     value = extensions.get(NONCE)
     if value is None:
@@ -211,10 +212,10 @@ def read_nonce(extensions: Mapping[str, bytes]) -> bytes | None:
 
 
 def encode_nonce(nonce: bytes) -> bytes:
-    """Return extensions with a nonce alone.
+    """Return the DER of extensions that consist of a nonce.
 
     Raises:
-        UsageError: If the nonce does not have 1 to 128 bytes.
+        UsageError: If the nonce is empty, or over 128 bytes.
     """
     if not 1 <= len(nonce) <= MAX_NONCE:
         message = f"OCSP nonce: {len(nonce)} bytes, must be 1 to {MAX_NONCE}"

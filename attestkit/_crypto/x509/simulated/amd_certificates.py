@@ -52,7 +52,7 @@ class AmdAuthority(NamedTuple):
 
 
 class EndorsementKey(NamedTuple):
-    """The key of a chip or a provider, and what its certificate says."""
+    """The key of a chip or a provider, and the values in its certificate."""
 
     spki: bytes  # SubjectPublicKeyInfo in DER
     structure_version: int

@@ -172,7 +172,7 @@ def encode_extension(number: int, value: bytes, *, critical: bool = False) -> by
 
 
 def encode_basic_constraints(*, authority: bool, path_length: int | None = None) -> bytes:
-    """Return the critical extension of a CA certificate or an end-entity certificate."""
+    """Return the critical basic constraints; `authority` is cA."""
     length = b"" if path_length is None else der.encode_integer(path_length)
     content = der.encode_sequence(_TRUE, length) if authority else der.encode_sequence()
     return encode_extension(BASIC_CONSTRAINTS, content, critical=True)
@@ -186,7 +186,12 @@ def encode_distribution_point(url: str) -> bytes:
 
 
 def encode_key_usage(bits: bytes) -> bytes:
-    """Return the critical extension with a key usage: number of unused bits, bits."""
+    """Return the critical key usage extension.
+
+    Args:
+        bits: Content of its BIT STRING: a byte with the number of unused bits at the end, then the
+            usages, from the highest bit on (RFC 5280, 4.2.1.3), such as 0780 for digitalSignature.
+    """
     return encode_extension(KEY_USAGE, der.encode_element(der.BIT_STRING, bits), critical=True)
 
 

@@ -4,7 +4,8 @@ Google's and Azure's certificates for attestation keys of TPMs and AWS's Nitro c
 profile of RFC 5280 with few extensions; vtpm.md, sections 6.6, 7.2 and 8.1, lists them. Signatures
 are deterministic, so equal arguments give equal bytes.
 
-The mark in certificates of simulated clouds and TPMs, whose roots a verifier may trust.
+`names_simulator` recognizes certificates of simulated authorities, whose roots a verifier may
+trust.
 """
 
 from typing import Final, NamedTuple

@@ -1,7 +1,8 @@
 """Extensions of simulated certificates of GPUs: DICE, device name, OCSP (nvidia-gpu.md, section 3).
 
-The DICE extension names the firmware (FWID) that has the leaf's key. Its form depends on the
-architecture: DiceFwid with the key of the device (Hopper, LS10), or DiceTcbInfo (Blackwell).
+The DICE extension contains the digest of the firmware (FWID) that holds the leaf's key. Its form
+depends on the architecture: DiceFwid with the device's key (Hopper, LS10), or DiceTcbInfo
+(Blackwell).
 """
 
 from typing import Final
