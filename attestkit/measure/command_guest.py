@@ -24,8 +24,8 @@ def tdx_command(
 ) -> ExpectedMeasurements:
     """Return the expected MRTD and RTMR0 to RTMR2 of a TD, from the command line of its QEMU.
 
-    The command line is not executed: a cleaned one without TDX and KVM is, stopped before the first
-    instruction of a guest. No file that it names is opened.
+    The command line is not executed as given, and no file that it names is opened. A cleaned one
+    without TDX and KVM starts a QEMU that executes no guest instruction.
 
     Args:
         command: Command line of the guest's QEMU, as text or as words.
@@ -66,7 +66,7 @@ def tdx_command(
 
 
 def _fw_cfg(machine: acpi.QemuMachine, *, direct: bool) -> FwCfgItems:
-    """Return the items of a machine that was read without `-kernel`."""
+    """Return the items of a machine that was read without `-kernel`, which `direct` adds."""
     # QEMU puts the loader of -kernel before all devices.
     first = DIRECT_BOOT_ORDER if direct else b""
     items = FwCfgItems(*(getattr(machine, name) for name in FwCfgItems._fields))

@@ -109,7 +109,7 @@ def _shape(config: VmConfiguration) -> MachineShape:
 def _smbios(
     shape: MachineShape, qemu: QemuProgram | None, processor_id: tuple[int, int] | None
 ) -> bytes | None:
-    """Return the table that a QEMU of the host's line makes; it has the name of the line."""
+    """Return the SMBIOS table of QEMU; None if the program is not of the host's line."""
     if processor_id is None or qemu is None:
         return None
     host = host_version(shape)

@@ -1,4 +1,4 @@
-"""Expected measurements of a guest, and what stands behind each value.
+"""Expected measurements of a guest, with the basis of each value.
 
 The events that a boot is expected to extend into registers, the registers that follow from them,
 and an appraisal policy in TOML with these reference values.
@@ -55,7 +55,7 @@ class PinnedValue(NamedTuple):
 
 
 def describe_gap(word: str) -> str:
-    """Return the meaning of an item of `not_proven`."""
+    """Return the text that explains an item of `not_proven`."""
     return _MEANINGS[word]
 
 
@@ -74,7 +74,7 @@ def write_policy(
         values: Reference values, by name of the policy.
         inputs: SHA-256 of each input file, by name.
         settings: Versions, machine and command line that the values are for, by name.
-        not_proven: Words about what is not proven.
+        not_proven: Items of `ExpectedMeasurements.not_proven`.
     """
     lines = [_HEADER, "# Computed from (SHA-256):"]
     lines += [f"#   {printable(name)}: {digest.hex()}" for name, digest in inputs.items()]
@@ -177,16 +177,16 @@ class ExpectedMeasurements:
     Attributes:
         platform: `tdx` or `snp`.
         events: Events of RTMR0 to RTMR2, in order within each register; none on SEV-SNP.
-        other_events: Other possible lists of events, of which a log has one.
+        other_events: Lists of events that are possible instead of `events`.
         mrtds: MRTD for each order of pages.
         page_order: The order that the VM configuration states, else that of the version of QEMU.
         page_order_known: Whether the VM configuration states it.
-        single_events: Events to look for in the log, in no promised order, of a boot by GRUB.
+        single_events: Events of a boot by GRUB that the log may contain anywhere.
         incomplete: Registers of which not all events are known.
         launch_digest: MEASUREMENT of an SEV-SNP guest, 48 bytes.
         launch_basis: What confirms the rules of the launch digest.
         os_image_hash: Of a dstack image, 32 bytes.
-        not_proven: What is not proven about the values.
+        not_proven: Stable words for what is not proven about the values; see `describe_gap`.
         inputs: SHA-256 of each input file, by name, such as `firmware`.
         settings: Versions, machine and command line that the values are for, by name.
     """
@@ -229,10 +229,10 @@ class ExpectedMeasurements:
         return found
 
     def reference_values(self) -> dict[str, tuple[bytes, ...]]:
-        """Return all possible values by name of the appraisal policy; none for unknown ones.
+        """Return all possible values by their name in the appraisal policy; () if unknown.
 
-        MRTD has a value for each order of pages, unless the VM configuration states it: both are of
-        the same firmware.
+        MRTD has a value for each order of pages, unless the VM configuration states the order: both
+        are of the same firmware.
         """
         if self.platform == "snp":
             return {"measurement": () if self.launch_digest is None else (self.launch_digest,)}
@@ -301,11 +301,11 @@ class ExpectedMeasurements:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def with_log_digests(self, log: EventLog) -> "ExpectedMeasurements":
-        """Return the measurements with the digests that only an event log has.
+        """Return the measurements with unknown digests taken from an event log.
 
         Of several possible lists of events, the one that has most in common with the log is chosen.
-        A digest of the log is used only if the event at this place has the expected type; it is
-        worth as much as the log, which a quote has to confirm.
+        A digest of the log is used only if the event at this place has the expected type. It is
+        untrusted unless a quote confirms the log.
 
         Args:
             log: Event log of a guest.
@@ -321,7 +321,7 @@ class ExpectedMeasurements:
         return values[0] if len(values) == 1 else None
 
     def _possible(self, number: int) -> tuple[bytes, ...]:
-        """Return the possible values of a register; none if one of them is unknown."""
+        """Return the possible values of a register; () if one of them is unknown."""
         if self.platform == "snp" or number in self.incomplete:
             return ()
         values = [replay(events, number) for events in (self.events, *self.other_events)]
@@ -343,12 +343,15 @@ def events_of(log: EventLog, register: int) -> list[Event]:
 
 
 def comparable_type(event: ExpectedEvent | Event) -> int:
-    """Return the type of an event; releases of edk2 differ in that of the SMBIOS table."""
+    """Return the type of an event; HANDOFF_TABLES2 counts as HANDOFF_TABLES.
+
+    Releases of edk2 differ in which of both the SMBIOS table has.
+    """
     return HANDOFF_TABLES if event.event_type == HANDOFF_TABLES2 else event.event_type
 
 
 def is_same_type(expected: ExpectedEvent, logged: Event) -> bool:
-    """Return whether events have the same type, or both are tables that firmware hands over."""
+    """Return whether events have the same `comparable_type`."""
     return comparable_type(expected) == comparable_type(logged)
 
 
@@ -363,7 +366,7 @@ def _by_register(events: Iterable[ExpectedEvent]) -> list[list[ExpectedEvent]]:
 
 
 def _common(events: BootEvents, logged: Sequence[Sequence[Event]]) -> int:
-    """Return how many events are at their place in a log, less those that are not."""
+    """Return the number of events that are at their place in a log, minus that of the others."""
     score = 0
     for expected, found in zip(_by_register(events), logged, strict=True):
         score -= abs(len(expected) - len(found))
@@ -374,7 +377,7 @@ def _common(events: BootEvents, logged: Sequence[Sequence[Event]]) -> int:
 
 
 def _fill(events: BootEvents, logged: Sequence[Sequence[Event]]) -> BootEvents:
-    """Return events with missing digests from the places in a log."""
+    """Return the events; a missing digest is that of the event at the same place in a log."""
     filled: list[ExpectedEvent] = []
     for expected, found in zip(_by_register(events), logged, strict=True):
         for place, event in enumerate(expected):

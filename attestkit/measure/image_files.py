@@ -3,7 +3,7 @@
 Archives (POSIX ustar, pax and GNU) are untrusted, and read as a stream.
 
 Python's `tarfile` reads extended headers of any size into memory, recurses for each of them, and
-takes a damaged header for the end. This reader has limits, and reports damage with its offset.
+treats a damaged header as the end. This reader has limits, and reports damage with its offset.
 """
 
 import gzip
@@ -52,7 +52,7 @@ class TarArchive:
 
     Args:
         read: Returns the next bytes of the archive, uncompressed.
-        limit: Refuse an archive of more bytes.
+        limit: Maximum size of the archive in bytes, uncompressed.
     """
 
     def __init__(self, read: Read, limit: int) -> None:
@@ -109,7 +109,7 @@ class TarArchive:
 
     def _check_limit(self, size: int) -> None:
         if self._at + size > self._limit:
-            raise _error("too_large", f"over {self._limit} bytes", self._at)
+            raise _error("too_large", f"more than {self._limit} bytes", self._at)
 
     def _take(self, size: int) -> bytes:
         """Read exactly `size` bytes."""
@@ -209,8 +209,8 @@ class FolderSource:
         """Hash files, and return those that exist.
 
         Args:
-            limits: Names, and the largest size of a file whose content is returned too; None for a
-                file that is only hashed.
+            limits: Maximum size in bytes by name, for a file whose content is returned too; None
+                for a file of any size that is only hashed.
 
         Raises:
             FormatError: If a file is too large or unreadable.
@@ -224,7 +224,7 @@ class FolderSource:
                     size = os.fstat(file.fileno()).st_size
                     left -= size
                     if left < 0:
-                        message = f"image: files of over {LARGEST_ARCHIVE} bytes"
+                        message = f"image: files of over {LARGEST_ARCHIVE} bytes in all"
                         raise FormatError(message, reason="too_large")
                     found[name] = _hash_file(name, size, _file_chunks(file, size), limit)
             except FileNotFoundError:
@@ -304,7 +304,7 @@ ImageSource = FolderSource | ArchiveSource
 
 
 def open_source(path: AnyPath) -> tuple[ImageSource, BinaryIO | None]:
-    """Return the files of a folder or archive, and what the caller closes.
+    """Return the files of a folder or archive; and the archive, open, which the caller closes.
 
     Raises:
         UsageError: If the path cannot be opened.
@@ -320,7 +320,7 @@ def open_source(path: AnyPath) -> tuple[ImageSource, BinaryIO | None]:
 
 
 def contents(files: Mapping[str, ImageFile]) -> dict[str, bytes]:
-    """Return the contents of the files whose content was kept."""
+    """Return the contents by name, without files that were only hashed."""
     return {name: file.content for name, file in files.items() if file.content is not None}
 
 

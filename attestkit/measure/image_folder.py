@@ -39,7 +39,7 @@ _DOCUMENT: Final = re.compile(r"measurement\.[a-z0-9_-]{1,32}\.cbor")
 
 
 class DstackImage(NamedTuple):
-    """Contents of an image; each file has the checksum in the list."""
+    """Contents of an image; each file was checked against the list of checksums."""
 
     os_image_hash: bytes  # 32 bytes
     checksums: bytes  # sha256sum.txt
@@ -152,14 +152,14 @@ def _check_listed(name: str, digest: bytes, checksums: Mapping[str, bytes]) -> N
 
 
 def _file_names(metadata: Mapping[str, Any], checksums: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the names of the files that boot, by their key in the metadata."""
+    """Return the names of kernel, initrd and firmware, by their key in the metadata."""
     names = {key: name for key in _LIMITS if (name := _text(metadata, key))}
     for key in _REQUIRED:
         if key not in names:
             raise FormatError(f"{METADATA}: {key}: missing", reason="missing")
     for name in names.values():
         if name not in checksums:
-            raise FormatError(f"{CHECKSUMS}: {shown(name)} is not listed", reason="missing")
+            raise FormatError(f"{CHECKSUMS}: must list {shown(name)}", reason="missing")
     return names
 
 

@@ -54,7 +54,7 @@ class MachineShape:
         num_verity_volumes: Read-only disks.
         host_share_mode: How files are shared with the host, such as `9p` or `vvfat`; one slot.
         root_disk: Whether the root file system is on a disk, not a CD-ROM.
-        two_pass: Order of the pages in MRTD; None for that of the time of the QEMU version.
+        two_pass: Whether MRTD has the page order `two_pass`; None chooses by the QEMU version.
         hugepages: Memory is of huge pages; unsupported together with GPUs.
         swtpm: The machine has a TPM; unsupported.
 
@@ -90,10 +90,11 @@ class MachineShape:
         if self.memory_size % _MEMORY_STEP:
             raise _error("memory_size", f"must be a multiple of {_MEMORY_STEP}", "wrong_value")
         if self.slots > _SLOTS:
-            problem = f"{self.slots} devices, but PCI bus 0 has {_SLOTS} slots"
+            problem = f"{self.slots} devices on PCI bus 0, at most {_SLOTS}"
             raise _error("num_gpus", problem, "too_many")
         if len(self.host_share_mode) > 32:
-            raise _error("host_share_mode", "over 32 characters", "too_large")
+            problem = f"{len(self.host_share_mode)} characters, at most 32"
+            raise _error("host_share_mode", problem, "too_large")
         if self.qemu_version and not _VERSION.fullmatch(self.qemu_version):
             raise _error("qemu_version", "must be numbers such as 9.2.1", "wrong_value")
         if self.qemu_release < (8, 0):
@@ -112,8 +113,8 @@ class MachineShape:
             root_disk: Whether the root file system is on a disk; it depends on the image.
 
         Raises:
-            FormatError: If a member is missing, of another type or out of range, or the machine
-                has what is not supported: huge pages with GPUs, NUMA nodes, a TPM.
+            FormatError: If a member is missing, of another type or out of range, or the machine has
+                an unsupported feature: huge pages with GPUs, NUMA nodes, a TPM.
         """
         if config.get("numa_nodes"):
             raise FormatError("vm_config: numa_nodes: not supported", reason="unsupported")
@@ -136,7 +137,7 @@ class MachineShape:
 
     @property
     def page_order(self) -> PageOrder:
-        """Order of the pages in MRTD: stated, else that of the kernels of QEMU's time."""
+        """Order of the pages in MRTD, as stated; else as of host kernels of the QEMU version."""
         stated = {"qemu_single_pass_add_pages": self.two_pass}
         version = {"qemu_version": self.qemu_version or None}
         return "two_pass" if is_two_pass(stated | version) else "single_pass"

@@ -1,7 +1,7 @@
 """Guest images that the dstack project has published: their versions, by hash.
 
-`published_images.toml` has the source and the date. That an image is listed does not make it
-acceptable: a policy pins hashes.
+`published_images.toml` has the source and the date. A listed image is not accepted for that reason:
+a policy pins hashes.
 """
 
 from collections.abc import Mapping

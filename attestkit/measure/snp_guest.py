@@ -79,13 +79,13 @@ def snp(
 
 
 def _input_digests(files: Mapping[str, bytes], hashes: KernelHashes | None) -> dict[str, bytes]:
-    """Return the SHA-256 of each file; those of kernel and initrd are computed before."""
+    """Return the SHA-256 of each file by name; `hashes` has those of kernel and initrd."""
     known = {} if hashes is None else hashes._asdict()
     return {name: known.get(name) or sha256(data) for name, data in files.items()}
 
 
 def _settings(machine: SnpMachine, cpu_type: str | None, cmdline: str | None) -> dict[str, str]:
-    """Return what the digest is for, as text by name."""
+    """Return the settings that the digest is computed for, as text by name."""
     found = {"vmm": machine.vmm, "vcpus": str(machine.vcpus)}
     if machine.vmm == "qemu":
         found["cpu"] = cpu_type or f"{machine.cpu_signature:#x}"

@@ -33,7 +33,7 @@ GivenTables: TypeAlias = AcpiBlobs | FoundTables
 
 
 class TdxMachine(NamedTuple):
-    """Choices of the VMM: memory, items and tables that it shows the firmware."""
+    """The machine as the VMM sets it up: memory, and items and tables for the firmware."""
 
     memory: tuple[MemoryRange, ...]
     memory_size: int  # bytes
@@ -98,11 +98,11 @@ class TdxBoot(NamedTuple):
 
     @property
     def has_unknown_options(self) -> bool:
-        """Whether the firmware finds boot options that are not given."""
+        """Whether the firmware adds boot options for devices that `options` does not give."""
         return self.disk is not None and self.options is None
 
     def check(self) -> None:
-        """Refuse files of other types, and of different kinds of boot together.
+        """Check the types of the files, and that they are of one kind of boot.
 
         Raises:
             UsageError: If a file is missing, has another type, or excludes another.
@@ -122,11 +122,11 @@ class TdxBoot(NamedTuple):
         if self.disk is not None and self.shim is not None:
             raise UsageError("shim: on a disk it is one of the boot loaders", reason="conflict")
         if self.disk is None and self.boot_loaders:
-            raise UsageError("boot_loaders: need a disk", reason="not_applicable")
+            raise UsageError("boot_loaders: need disk; give both or none", reason="not_applicable")
 
 
 def given_tables(acpi: GivenTables | None) -> FoundTables | None:
-    """Return ACPI tables with their origin; those of a caller are not called exact.
+    """Return ACPI tables with their origin; `exact` is False for a caller's three files.
 
     Raises:
         FormatError: If they are malformed.
@@ -137,7 +137,7 @@ def given_tables(acpi: GivenTables | None) -> FoundTables | None:
 
 
 def choose_shape(shape: MachineShape | None, machine: Mapping[str, object]) -> MachineShape:
-    """Return the shape that is given as a whole or by its fields.
+    """Return `shape`, or the shape with the fields in `machine`.
 
     Raises:
         UsageError: If it is given twice, or a field is unknown, missing or out of range.
@@ -204,13 +204,14 @@ def tdx(
             `uki`.
         boot_options: EFI_LOAD_OPTION of each bootable device, as the firmware makes them. Without
             them those of a boot from a disk are taken from the log.
-        boot_order: Numbers of the boot options, of which the firmware's own come first.
+        boot_order: Numbers of the boot options in their order; the firmware's own have the lowest
+            numbers, those of `boot_options` follow.
         shape: Shape of the machine; or its fields as further arguments.
         acpi: ACPI tables: of `attestkit.measure.acpi.find_tables`, or the three files. Without
             them their events have no digest.
-        smbios: SMBIOS table of QEMU, for firmware that measures it. Without it its event has no
-            digest; so it is if the strings that the firmware adds are not found in its image. Then
-            give the table of `attestkit.measure.rtmr0.smbios.publish_smbios`.
+        smbios: SMBIOS table of QEMU, for firmware that measures it. Its event has no digest without
+            it, or if the strings that the firmware adds are not found in its image; then give the
+            table of `attestkit.measure.rtmr0.smbios.publish_smbios`.
         fw_cfg: Items that recent firmware measures; by default those of the kind of boot.
         separator_in_rtmr1: Where firmware without `etc/boot/` has its second separator: in RTMR1
             (edk2-stable202411) or RTMR0 (before). None if unknown.
@@ -276,7 +277,7 @@ def measure_tdx(
 
 
 def _settings(boot: TdxBoot, machine: TdxMachine) -> dict[str, str]:
-    """Return what the values are for, as text by name."""
+    """Return the settings that the values are computed for, as text by name."""
     found = {"qemu": machine.qemu_version} if machine.qemu_version else {}
     if machine.cpu_count is not None:
         found["cpu_count"] = str(machine.cpu_count)
@@ -287,7 +288,7 @@ def _settings(boot: TdxBoot, machine: TdxMachine) -> dict[str, str]:
 def _boot_lists(
     firmware: TdxFirmware, boot: TdxBoot, machine: TdxMachine, *, separator: bool
 ) -> Iterator[BootEvents]:
-    """Yield the possible lists of events; `separator` is whether RTMR1 has the second one."""
+    """Yield the possible lists of events; `separator`: whether RTMR1 has the second separator."""
     rtmr0 = _rtmr0(firmware, boot, machine, separator=separator)
     layout = firmware.layout
     traits = linux_kernel.FirmwareTraits(layout.named_blobs, layout.initrd_first, separator)
@@ -348,7 +349,7 @@ def _rtmr0(
 
 
 def _published_smbios(firmware: TdxFirmware, machine: TdxMachine) -> bytes | None:
-    """Return the SMBIOS table; None without it, or if the firmware adds strings not known."""
+    """Return the SMBIOS table as published; None if it, or the firmware's strings, are unknown."""
     table, strings = machine.smbios, firmware.layout.bios_strings
     if table is None or (strings is None and needs_bios_strings(table)):
         return None

@@ -21,8 +21,8 @@ _SAME_TABLES: Final = {(10, 2): (10, 0)}
 class QemuVersion(NamedTuple):
     """Version number of QEMU.
 
-    Micro versions from 50 on are development versions and candidates of the next release: 9.1.50 is
-    on the way to 9.2.0.
+    Micro versions from 50 on are development versions and candidates of the next release: those of
+    9.2.0 begin with 9.1.50.
     """
 
     major: int
@@ -41,12 +41,12 @@ class QemuVersion(NamedTuple):
         """
         match = _VERSION.match(text)
         if match is None:
-            raise FormatError(f"QEMU version: {shown(text)}", reason="syntax")
+            raise FormatError(f"QEMU version: {shown(text)}, not such as 9.2.1", reason="syntax")
         return cls(*(int(part or 0) for part in match.groups()))
 
     @property
     def release(self) -> tuple[int, int]:
-        """Major and minor version of the release that this is, or is on the way to."""
+        """Major and minor version of this release; of a development version, of the next one."""
         if self.micro < _DEVELOPMENT:
             return self.major, self.minor
         if self.minor >= _LAST_MINOR:
@@ -61,7 +61,7 @@ class QemuVersion(NamedTuple):
 
 
 class QemuBuild(NamedTuple):
-    """A QEMU program: builds of one version may have patches, and make other tables."""
+    """A QEMU program; builds of one version may differ by patches, and in the tables they make."""
 
     version: QemuVersion
     digest: bytes | None  # SHA-256 of its file and of what it prints; None if it is unreadable
@@ -73,7 +73,7 @@ _SHARE_MODES: Final = ("", "9p", "vvfat", "vhd")
 class AcpiInputs(NamedTuple):
     """Inputs of the tables: machines with equal inputs have equal tables on a QEMU line.
 
-    The memory size matters only as far as RAM is below 4 GiB, and devices without a bridge only by
+    Of the memory only the part below 4 GiB has an influence, and of devices without a bridge only
     their number.
 
     Attributes:
@@ -101,13 +101,13 @@ def host_version(machine: MachineShape) -> QemuVersion | None:
 
 
 def acpi_inputs(machine: MachineShape) -> AcpiInputs:
-    """Return what the tables of a dstack VM depend on.
+    """Return the inputs of the tables of a dstack VM.
 
     Raises:
-        UsageError: If the way of sharing files is unknown, because it may change the tables.
+        UsageError: If `host_share_mode` is unknown, because it may change the tables.
     """
     if machine.host_share_mode not in _SHARE_MODES:
-        message = f"host_share_mode: {shown(machine.host_share_mode)} is unknown"
+        message = f"host_share_mode: {shown(machine.host_share_mode)}, must be 9p, vvfat or vhd"
         raise UsageError(message, reason="wrong_value")
     ports = machine.num_gpus + machine.num_nvswitches
     return AcpiInputs(

@@ -41,7 +41,7 @@ class AcpiTable(NamedTuple):
 
 
 class AcpiTables(NamedTuple):
-    """The three files, whole, as QEMU returns them; see `check_tables`."""
+    """The three files with their padding, as QEMU returns them; see `check_tables`."""
 
     loader: bytes
     rsdp: bytes
@@ -77,7 +77,7 @@ def check_tables(files: AcpiTables) -> AcpiTables:
         message = f"{RSDP_NAME}: {len(files.rsdp)} bytes, must be 20 or 36"
         raise FormatError(message, reason="wrong_size")
     if not files.rsdp.startswith(b"RSD PTR "):
-        raise FormatError(f"{RSDP_NAME}: not an RSDP", reason="unrecognized", offset=0)
+        raise FormatError(f"{RSDP_NAME}: no signature 'RSD PTR '", reason="unrecognized", offset=0)
     _check_size(TABLES_NAME, files.tables, MAX_TABLES)
     return files
 
@@ -98,7 +98,7 @@ def _iterate_tables(content: bytes) -> Iterator[AcpiTable]:
             return
         length = int.from_bytes(head[4:], "little")
         if len(head) < _HEADER or not _HEADER <= length <= len(content) - offset:
-            message = f"{TABLES_NAME}: table with length {length} does not fit"
+            message = f"{TABLES_NAME}: table of {length} bytes exceeds the file"
             raise FormatError(message, reason="truncated", offset=offset)
         yield AcpiTable(head[:4].decode("latin-1"), offset, length)
         offset += length
@@ -166,14 +166,14 @@ def resize_table(files: AcpiTables, table: AcpiTable, content: bytes) -> AcpiTab
     The sizes of the files stay the same: the padding shrinks or grows.
 
     Raises:
-        FormatError: If the padding is too small, or the loader script is malformed or has pointers
-            of devices.
+        FormatError: If the padding is too small, or the loader script is malformed or writes
+            addresses of tables to a device.
     """
     end = table.offset + table.length
     growth = len(content) - table.length
     size = len(files.tables)
     if growth > 0 and any(files.tables[-growth:]):
-        raise FormatError(f"{TABLES_NAME}: no room for {growth} bytes", reason="too_large")
+        raise FormatError(f"{TABLES_NAME}: padding is under {growth} bytes", reason="too_large")
     tables = bytearray(files.tables[: table.offset] + content + files.tables[end:])
     del tables[size:]
     tables.extend(bytes(size - len(tables)))
@@ -183,7 +183,7 @@ def resize_table(files: AcpiTables, table: AcpiTable, content: bytes) -> AcpiTab
 
 
 def build_loader(tables: Sequence[AcpiTable]) -> bytes:
-    """Return the loader script that QEMU makes for these tables; FACS, DSDT and FACP come first."""
+    """Return the loader script that QEMU makes for these tables: FACS, DSDT, FACP, then others."""
     places = {table.signature: table for table in tables}
     rsdt = places["RSDT"]
     commands = [
@@ -215,7 +215,7 @@ def _checksum(name: str, start: int, result: int, length: int) -> bytes:
 
 
 class _MovedFiles:
-    """Files in whose tables everything from an old offset on has moved by `growth` bytes."""
+    """Files to correct after a table changed its size: all from `start` on moved by `growth`."""
 
     def __init__(
         self, loader: bytearray, rsdp: bytearray, tables: bytearray, start: int, growth: int
@@ -235,7 +235,7 @@ class _MovedFiles:
             elif command == _ADD_CHECKSUM and self._name(offset + 4) == TABLES_NAME:
                 self._move_checksum(offset + 4 + _FILE_NAME)
             elif command == _WRITE_POINTER and self._name(offset + 4 + _FILE_NAME) == TABLES_NAME:
-                message = "etc/table-loader: a device has a pointer into the tables"
+                message = "etc/table-loader: writing a table's address to a device is unsupported"
                 raise FormatError(message, reason="unsupported", offset=offset)
 
     def _moved(self, position: int) -> int:
@@ -245,7 +245,7 @@ class _MovedFiles:
         return bytes(self.loader[offset : offset + _FILE_NAME]).rstrip(b"\0").decode("latin-1")
 
     def _move_pointer(self, command: int) -> None:
-        """Correct a pointer: file that has it, file that it points to, offset, size."""
+        """Correct the pointer of an ADD_POINTER command at offset `command` of the script."""
         place, aim = self._name(command + 4), self._name(command + 4 + _FILE_NAME)
         field = command + 4 + 2 * _FILE_NAME
         (offset,) = struct.unpack_from("<I", self.loader, field)
@@ -263,12 +263,12 @@ class _MovedFiles:
             return
         value = self._moved(int.from_bytes(content[offset : offset + size], "little"))
         if value >= 1 << 8 * size:
-            message = "etc/table-loader: pointer does not fit after the move"
+            message = f"etc/table-loader: pointer of {size} bytes is too small for its new value"
             raise FormatError(message, reason="wrong_value", offset=command)
         content[offset : offset + size] = value.to_bytes(size, "little")
 
     def _move_checksum(self, field: int) -> None:
-        """Correct a checksum: offset of the result, start and length of the bytes it covers."""
+        """Correct an ADD_CHECKSUM command; `field` is the offset of its numbers in the script."""
         result, start, length = struct.unpack_from("<III", self.loader, field)
         if start < self._start <= start + length:
             length += self._growth

@@ -3,7 +3,7 @@
 Between these lines two methods of the DSDT differ: CSCN, which scans vCPUs, and in 8.2 also PDSM,
 which names PCI devices. The older methods are taken from the measured tables that ship with the
 package. The result equals all measured tables of these lines, of machines with 2 to 64 vCPUs and up
-to 12 root ports. It was compared with no other machine, so it is not called exact.
+to 12 root ports. It was compared with no other machine, so `FoundTables.exact` is False.
 
 QEMU's TDX branches before 9.2 could not deliver level-triggered interrupts to a TD, so their tables
 declare all legacy interrupts as edge-triggered. Apart from that the tables are those of the
@@ -52,14 +52,17 @@ def to_edge_triggered(files: AcpiTables) -> AcpiTables:
 
 
 def _override_all(madt: bytes, offset: int) -> bytes:
-    """Return a MADT whose first interrupt source override is replaced by 16, the others removed."""
+    """Return a MADT with 16 edge-triggered interrupt source overrides instead of its own.
+
+    `offset` is that of the MADT in the tables, for errors.
+    """
     entries: list[bytes] = []
     place = None
     position = _MADT_HEADER
     while position < len(madt):
         length = madt[position + 1] if position + 1 < len(madt) else 0
         if length < 2 or position + length > len(madt):  # type and length
-            message = f"{TABLES_NAME}: MADT: structure with length {length} does not fit"
+            message = f"{TABLES_NAME}: MADT: structure of {length} bytes exceeds the table"
             raise FormatError(message, reason="truncated", offset=offset + position)
         if madt[position] != _SOURCE_OVERRIDE:
             entries.append(madt[position : position + length])
@@ -101,8 +104,8 @@ _LOOPS: Final = re.compile(rb"(\x14|\xa2)")
 def can_derive(line: str, inputs: AcpiInputs) -> bool:
     """Return whether tables of a line can be derived for a machine.
 
-    The machine must have what the measured machines of that line have: for 8.2 ACPI hotplug and no
-    root port, for 9.2 no ACPI hotplug; and at most 255 vCPUs.
+    They can for properties as those of the line's measured machines: for 8.2 ACPI hotplug and no
+    root port, for 9.2 no ACPI hotplug; for both at most 255 vCPUs.
     """
     if inputs.cpu_count > _MAX_VCPUS:
         return False
@@ -139,7 +142,7 @@ def derive_tables(line: str, inputs: AcpiInputs, base: AcpiTables) -> AcpiTables
 
 
 def _scan_method(line: str, cpu_count: int) -> bytes:
-    """Return CSCN of a line, which compares with the number of vCPUs."""
+    """Return the AML method CSCN of a line; it contains the number of vCPUs."""
     head, tail = _scan_method_parts(line)
     method = head + _BYTE_CONSTANT + bytes([cpu_count]) + tail
     return method if cpu_count > 1 else _splice(method, len(head), len(head) + 2, _ONE, _LOOPS)
@@ -147,9 +150,9 @@ def _scan_method(line: str, cpu_count: int) -> bytes:
 
 @lru_cache(2)
 def _scan_method_parts(line: str) -> tuple[bytes, bytes]:
-    """Return CSCN of a line before and after the number of vCPUs.
+    """Return the AML of CSCN of a line, before and after the number of vCPUs.
 
-    The measured machines of a line differ in this number only.
+    The methods of a line's measured machines differ in this number only.
     """
     methods = {
         _BYTE_CONSTANT + bytes([entry.inputs.cpu_count]): _find_method(_dsdt(entry.files), b"CSCN")
@@ -203,21 +206,24 @@ def _method_span(dsdt: bytes, name: bytes) -> tuple[int, int]:
 
 
 def _replace_method(dsdt: bytes, name: bytes, method: bytes) -> bytes:
-    """Replace a method, and correct the lengths of the scopes and devices around it."""
+    """Replace the method `name`, and correct the lengths of the scopes and devices around it."""
     return _splice(dsdt, *_method_span(dsdt, name), method, _SCOPES)
 
 
 def _splice(
     code: bytes, start: int, end: int, content: bytes, packages: "re.Pattern[bytes]"
 ) -> bytes:
-    """Replace bytes of AML, and correct the lengths of the packages around them."""
+    """Replace bytes `start` to `end` of AML, and correct the lengths of the packages around them.
+
+    `packages` matches the opcode of a package; its first group ends before the length.
+    """
     around = []
     for hit in packages.finditer(code, 0, start):
         length, size = _package_length(code, hit.end(1))
         if end <= hit.end(1) + length <= len(code):
             around.append((hit.end(1), length, size))
     if not around:
-        raise FormatError("AML: no package around the code", reason="inconsistent", offset=start)
+        raise FormatError("AML: code in no known scope", reason="inconsistent", offset=start)
     for at, length, size in reversed(around):
         content = code[at + size : start] + content + code[end : at + length]
         content = _encode_length(len(content)) + content
@@ -235,11 +241,11 @@ def _package_length(dsdt: bytes, at: int) -> tuple[int, int]:
 
 
 def _encode_length(content: int) -> bytes:
-    """Return the shortest PkgLength before `content` bytes, as QEMU encodes it."""
+    """Return the shortest PkgLength of a package with `content` bytes after it, as QEMU does."""
     if content + 1 < 1 << 6:
         return bytes([content + 1])
     for more in (1, 2, 3):
         length = content + 1 + more
         if length < 1 << (4 + 8 * more):
             return bytes([more << 6 | length & 0xF]) + (length >> 4).to_bytes(more, "little")
-    raise FormatError("DSDT: package too long", reason="too_large")
+    raise FormatError(f"AML: package of {content} bytes is too long", reason="too_large")

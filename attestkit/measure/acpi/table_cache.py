@@ -2,12 +2,12 @@
 
 The folder of the cache is accessible to its owner only: another writer could replace expected
 values. The first line of a file is the SHA-256 of the rest, which is an entry (see below),
-compressed with zlib. Its name has a digest of machine and line, and that of the QEMU. A malformed
-file, or one of another machine, is ignored and overwritten.
+compressed with zlib. The file's name consists of the digest of machine and line, and that of the
+QEMU program. A malformed file, or one of another machine, is ignored and overwritten.
 
 An entry is a line of ASCII text, then the loader script, the RSDP and the tables, the first and the
 last without their trailing zeros. The line has the format's name and version, QEMU's version, and
-decimal numbers: the machine, the chipset's setup, the three sizes, and the two sizes without zeros.
+decimal numbers: those of `TableKey`, the three sizes, and the two sizes without trailing zeros.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from attestkit._outcomes.reasons import FormatReason
 from attestkit._system.cache_folder import (
     MAX_TEMPORARY,
     add_checksum,
@@ -49,18 +50,18 @@ _MAX_DIGITS: Final = 20
 
 
 class TableKey(NamedTuple):
-    """The machine that tables are of, without QEMU's version."""
+    """All that tables of a QEMU line depend on: the machine, and registers that OVMF programs."""
 
     inputs: AcpiInputs
     setup: ChipsetSetup = DEFAULT_SETUP
 
     def numbers(self) -> tuple[int, ...]:
-        """Return all values as integers."""
+        """Return all values of inputs and setup as integers, in order; a boolean is 0 or 1."""
         return tuple(map(int, (*self.inputs, *self.setup)))
 
 
 class TableEntry(NamedTuple):
-    """Tables that a QEMU made, level-triggered, and the machine that they are of."""
+    """Tables with level-triggered interrupts, the QEMU that made them, and their machine."""
 
     qemu_version: QemuVersion
     key: tuple[int, ...]  # `TableKey.numbers`
@@ -68,7 +69,7 @@ class TableEntry(NamedTuple):
 
     @property
     def inputs(self) -> AcpiInputs:
-        """The machine, without the chipset's setup."""
+        """The `AcpiInputs` in `key`; the values of `ChipsetSetup` behind them are left out."""
         cpus, low, endpoints, ports, hotplug_off, window, pic, *_ = self.key
         return AcpiInputs(
             cpus,
@@ -82,7 +83,7 @@ class TableEntry(NamedTuple):
 
 
 def encode_entry(entry: TableEntry) -> bytes:
-    """Return an entry's bytes."""
+    """Return an entry in the encoding that the module describes, without compression."""
     loader, tables = entry.files.loader.rstrip(b"\0"), entry.files.tables.rstrip(b"\0")
     sizes = (*map(len, entry.files), len(loader), len(tables))
     words = [*_NAME, str(entry.qemu_version), *map(str, (*entry.key, *sizes))]
@@ -93,13 +94,12 @@ def decode_entry(content: bytes) -> TableEntry:
     """Decode one entry.
 
     Raises:
-        FormatError: If it is malformed or truncated, bytes follow, or a size exceeds the limit of
-            `check_tables`.
+        FormatError: If it is malformed or truncated, other bytes follow it, or a size exceeds the
+            limit of `check_tables`.
     """
     spans = list(entry_spans(content))
     if len(spans) != 1:
-        message = f"ACPI table entry: {len(spans)} entries"
-        raise FormatError(message, reason="missing" if not spans else "trailing_data")
+        raise _bad(f"must be one, not {len(spans)}", "trailing_data" if spans else "missing")
     end = content.index(b"\n")
     version, key, sizes = _decode_line(content[:end], 0)
     offset = end + 1
@@ -111,7 +111,7 @@ def decode_entry(content: bytes) -> TableEntry:
 
 
 def entry_spans(content: bytes) -> Iterator[tuple[tuple[int, ...], slice]]:
-    """Yield key and place of each of the entries that follow each other in `content`.
+    """Yield key and position of each entry in `content`, which consists of entries.
 
     Raises:
         FormatError: As for `decode_entry`.
@@ -120,11 +120,11 @@ def entry_spans(content: bytes) -> Iterator[tuple[tuple[int, ...], slice]]:
     while offset < len(content):
         end = content.find(b"\n", offset, offset + _MAX_LINE)
         if end < 0:
-            raise FormatError("ACPI table entry: first line", reason="truncated", offset=offset)
+            raise _bad(f"no line end in the first {_MAX_LINE} bytes", "truncated", offset)
         _, key, sizes = _decode_line(content[offset:end], offset)
         start, offset = offset, end + 1 + sum(_stored_sizes(sizes))
         if offset > len(content):
-            raise FormatError("ACPI table entry", reason="truncated", offset=len(content))
+            raise _bad(f"{len(content)} bytes, must be {offset}", "truncated", len(content))
         yield key, slice(start, offset)
 
 
@@ -136,18 +136,22 @@ def _stored_sizes(sizes: tuple[int, ...]) -> tuple[int, int, int]:
 def _decode_line(line: bytes, offset: int) -> tuple[QemuVersion, tuple[int, ...], tuple[int, ...]]:
     words = line.decode("ascii", "replace").split(" ")
     if words[:2] != _NAME:
-        raise FormatError("ACPI table entry", reason="unrecognized", offset=offset)
+        raise _bad(f"must begin with {' '.join(_NAME)}", "unrecognized", offset)
     numbers = words[3:]
     if len(words) != _FIELDS or not all(
         word.isascii() and word.isdigit() and len(word) <= _MAX_DIGITS for word in numbers
     ):
-        raise FormatError("ACPI table entry: first line", reason="syntax", offset=offset)
+        raise _bad(f"first line must have {_FIELDS} words, mostly numbers", "syntax", offset)
     values = tuple(map(int, numbers))
     sizes = values[_KEY_FIELDS:]
     limits = (MAX_LOADER, MAX_RSDP, MAX_TABLES, sizes[0], sizes[2])
     if any(size > most for size, most in zip(sizes, limits, strict=True)):
-        raise FormatError("ACPI table entry: size", reason="too_large", offset=offset)
+        raise _bad(f"sizes {sizes} exceed the limits {limits}", "too_large", offset)
     return QemuVersion.parse(words[2]), values[:_KEY_FIELDS], sizes
+
+
+def _bad(problem: str, reason: FormatReason, offset: int | None = None) -> FormatError:
+    return FormatError(f"ACPI table entry: {problem}", reason=reason, offset=offset)
 
 
 PACKAGED_LINES: Final = ("8.2", "9.2", "10.0", "11.1")
@@ -219,7 +223,7 @@ class TableCache:
         self._limit = limit
 
     def get(self, build: QemuBuild, key: TableKey) -> TableEntry | None:
-        """Return the tables that a QEMU made of a machine, or None."""
+        """Return the tables of a machine that this QEMU program made, or None."""
         if build.digest is None:
             return None
         line, numbers = build.version.line, key.numbers()
@@ -227,9 +231,9 @@ class TableCache:
         return entry if entry is not None and entry.qemu_version == build.version else None
 
     def find(self, line: str, key: TableKey) -> TableEntry | None:
-        """Return the tables that any QEMU of a line made of a machine.
+        """Return the tables of a machine that any QEMU of a line made.
 
-        None if the cache has none, or if builds of the line made different ones.
+        None if the cache has none, or if programs of the line made different tables.
         """
         numbers = key.numbers()
         prefix = _machine_digest(line, numbers)
@@ -244,7 +248,7 @@ class TableCache:
         return entries[0] if len({entry.files for entry in entries}) == 1 else None
 
     def put(self, build: QemuBuild, entry: TableEntry) -> None:
-        """Store tables that a QEMU made; those of an unreadable program are not stored.
+        """Store tables that a QEMU program made; do nothing if its digest is unknown.
 
         If the folder cannot be written, log a warning to `attestkit.measure`.
         """
@@ -286,13 +290,13 @@ def decode_cache_file(content: bytes) -> TableEntry:
         FormatError: If it is over 1 MiB, has another checksum, or is not one entry.
     """
     if len(content) > _MAX_FILE:
-        raise FormatError("ACPI table cache: too large", reason="inconsistent")
+        raise FormatError(f"ACPI table cache: more than {_MAX_FILE} bytes", reason="inconsistent")
     compressed = remove_checksum(content)
     expander = zlib.decompressobj()
     try:
         expanded = expander.decompress(compressed, MAX_ENTRY)
     except zlib.error as error:
-        raise FormatError("ACPI table cache: not zlib", reason="syntax") from error
+        raise FormatError("ACPI table cache: malformed zlib data", reason="syntax") from error
     if not expander.eof:
-        raise FormatError("ACPI table cache: incomplete, or too large", reason="truncated")
+        raise FormatError("ACPI table cache: zlib data truncated or too long", reason="truncated")
     return decode_entry(expanded)

@@ -31,7 +31,7 @@ class FoundTables(NamedTuple):
             those of QEMU 10.0 (see `derived_tables`).
         qemu_version: Version of the QEMU that made them, or made those that they are derived from;
             None for those of a folder.
-        exact: Whether that QEMU is of the same line as the machine's.
+        exact: Whether that QEMU is of the same line as the host's; False for derived tables.
         basis: What confirms that tables of this line equal those that guests measure.
     """
 
@@ -108,7 +108,7 @@ def describe_tables(
     setup: ChipsetSetup = DEFAULT_SETUP,
     edge_triggered: bool | None = None,
 ) -> FoundTables:
-    """Return tables that a QEMU made in the form that a guest sees, and what stands behind them.
+    """Return tables that a QEMU made as a TD measures them, with their origin and basis.
 
     For tables of a user's own command line, which `read_machine` returns.
 
@@ -137,7 +137,7 @@ def describe_tables(
 
 
 class _Run(NamedTuple):
-    """A QEMU that may be run, and the cache of what it makes."""
+    """A QEMU program that may be run, its time limit, and the cache of its tables."""
 
     qemu: str
     build: QemuBuild
@@ -146,11 +146,11 @@ class _Run(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Line of the QEMU."""
+        """Release line of this QEMU, such as `9.2`."""
         return self.build.version.line
 
     def make(self, key: TableKey) -> tuple[TableOrigin, TableEntry]:
-        """Return the tables that this QEMU makes, or made before."""
+        """Return this QEMU's tables of a machine, from the cache if it has them."""
         known = None if self.cache is None else self.cache.get(self.build, key)
         if known is not None:
             return "cache", known
@@ -169,7 +169,7 @@ def _find_entry(
     run: _Run | None,
     cache: TableCache | None,
 ) -> tuple[TableOrigin, TableEntry] | None:
-    """Return tables of the machine's line, else derived ones, else of the line of QEMU."""
+    """Return tables of the host's line `wanted`, else derived ones, else those of `run`."""
     if wanted is not None and (run is None or run.line != wanted.line):
         found = _stored(wanted.line, key, cache) or _derive(wanted.line, key, run, cache)
         if found is not None:
@@ -190,7 +190,7 @@ def _stored(
 def _derive(
     line: str, key: TableKey, run: _Run | None, cache: TableCache | None
 ) -> tuple[TableOrigin, TableEntry] | None:
-    """Return tables of an older line, from those of the line that they are derived from."""
+    """Return tables of an older line, derived from those of `BASE_LINE`; None without these."""
     if not derived_tables.can_derive(line, key.inputs):
         return None
     base_key = key._replace(inputs=key.inputs._replace(pic=False))  # as those of the package

@@ -1,4 +1,4 @@
-"""Causes of other ACPI tables: what differs between two machines, from digests of their tables."""
+"""Causes of differing ACPI tables: properties of the machines, found from the tables' digests."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -70,7 +70,7 @@ def find_acpi_cause(guest: ComparedGuest) -> Cause:
 def _compare_machines(
     expected: tuple[PackagedMachine, ...], logged: tuple[PackagedMachine, ...]
 ) -> Cause:
-    """Compare machines whose tables are known; several have the same tables."""
+    """Return the fewest differences between machines that have the expected and logged tables."""
     pairs = [_differing(want, found) for want in expected for found in logged]
     return _joined([_cause_of(name, found, wanted) for name, found, wanted in min(pairs, key=len)])
 
@@ -89,7 +89,7 @@ def _cause_of(name: str, found: int | str, wanted: int | str) -> Cause:
 def _differing(
     expected: PackagedMachine, logged: PackagedMachine
 ) -> list[tuple[str, int | str, int | str]]:
-    """Return the properties in which two machines differ: name, found, expected."""
+    """Return name, logged value and expected value of each property that differs."""
     wanted, found = (
         {**one.inputs._asdict(), "line": one.line, "edge_triggered": one.edge_triggered}
         for one in (expected, logged)
@@ -98,7 +98,7 @@ def _differing(
 
 
 def _compare_shapes(expected: TableShape, logged: TableShape) -> Cause:
-    """Compare lengths of tables; the loader script's digest is that of these lengths."""
+    """Compare lengths of tables, which the digests of the loader scripts prove."""
     found = []
     if logged.cpu_count != expected.cpu_count:
         found.append(_cause_of("cpu_count", logged.cpu_count, expected.cpu_count))
@@ -119,7 +119,7 @@ def _compare_shapes(expected: TableShape, logged: TableShape) -> Cause:
 
 
 def _explain_growth(growth: int) -> Cause:
-    """Return what usually makes a DSDT longer by this number of bytes."""
+    """Return the usual cause of a DSDT that is longer by `growth` bytes (shorter if negative)."""
     return _of_slots(growth) or _unknown(
         f"the DSDT differs by {growth} bytes: root ports, ACPI hotplug, or line of QEMU"
     )
@@ -133,7 +133,7 @@ def _of_slots(growth: int) -> Cause | None:
 
 
 def _from_lengths(expected: AcpiShape, logged: AcpiShape) -> Cause:
-    """Return what the offsets of the RSDT say, where the tables are not those of plain q35."""
+    """Return the likely cause from the offsets of the RSDT alone: the lengths are not known."""
     if logged.rsdt is None or expected.rsdt is None:
         return _unknown("the RSDP is not of QEMU")
     growth = logged.rsdt - expected.rsdt
@@ -156,7 +156,7 @@ def _count(number: int, things: str) -> str:
 
 
 def _find_variation(guest: ComparedGuest, digest: bytes) -> Cause | None:
-    """Return the single change of the expected tables that gives the digest."""
+    """Return the cause whose single change of the expected tables gives the digest."""
     files = guest.inputs.acpi or _packaged_files(guest)
     if files is None:
         return None
@@ -179,7 +179,7 @@ def _packaged_files(guest: ComparedGuest) -> AcpiTables | None:
 
 
 def _variations(files: AcpiTables) -> Iterator[tuple[Cause, bytes]]:
-    """Yield tables of the same lengths with one property changed; about 3,000."""
+    """Yield about 3,000 causes, each with the tables in which that property is changed."""
     places = {table.signature: table for table in files.list_tables()}
     if (madt := places.get("APIC")) is not None and madt.length > _MADT_FLAGS:
         flipped = bytearray(files.tables)
@@ -199,7 +199,7 @@ def _variations(files: AcpiTables) -> Iterator[tuple[Cause, bytes]]:
 
 
 def _low_memory_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cause, bytes]]:
-    """Yield tables with another PCI hole, which starts where the RAM below 4 GiB ends."""
+    """Yield causes and tables with another size of the RAM below 4 GiB, where the PCI hole is."""
     at = tables.find(_PCI_HOLE, dsdt.offset, dsdt.offset + dsdt.length) + len(_PCI_HOLE)
     if at < len(_PCI_HOLE) or at + 16 > dsdt.offset + dsdt.length:
         return
@@ -213,7 +213,7 @@ def _low_memory_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cau
 
 
 def _window_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cause, bytes]]:
-    """Yield tables with another window for 64-bit PCI memory."""
+    """Yield causes and tables with another window for 64-bit PCI memory."""
     at = tables.find(_WINDOW, dsdt.offset, dsdt.offset + dsdt.length) + len(_WINDOW)
     if at < len(_WINDOW) or at + 32 > dsdt.offset + dsdt.length:
         return

@@ -91,8 +91,8 @@ class Cause(NamedTuple):
         text: One sentence.
         proven: Whether a recomputation with this cause gives the digest in the evidence. Otherwise
             the text says what usually causes such a difference.
-        value: What the evidence has, if that was found: bytes of memory, number of vCPUs, a line
-            of QEMU.
+        value: The guest's value of the property, if it was found, such as bytes of memory, number
+            of vCPUs, or line of QEMU.
     """
 
     name: CauseName
@@ -108,16 +108,16 @@ class Cause(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first difference of a value: later ones of the same register follow from it.
+    """The first difference of a register; later events of it are not compared.
 
     Attributes:
         register: Name of the value: `mrtd`, `rtmr0` to `rtmr2`, or `launch_digest`.
         position: Index among the events of the register, from 0; None without events.
-        event: Name of the expected event at that position; None behind the last one.
+        event: Name of the expected event at that position; None after the last one.
         kind: How the evidence differs.
-        expected: Expected digest or value; None behind the last event.
-        actual: Digest or value in the evidence; None where the log ends.
-        logged_event: What the event in the log is, as far as the log shows; None where it ends.
+        expected: Expected digest or value; None after the last event.
+        actual: Digest or value in the evidence; None after the last event of the log.
+        logged_event: Name of the event in the log, from its digest or data; None after the last.
         cause: The likely or proven cause.
     """
 
@@ -153,7 +153,7 @@ def value_difference(
     cause: Cause,
     kind: DifferenceKind = "value",
 ) -> Difference:
-    """Return the difference of a value without events."""
+    """Return the difference of a value as a whole, not of one of its events."""
     return Difference(register, None, None, kind, expected, actual, None, cause)
 
 
@@ -161,7 +161,7 @@ EventDifference = Literal["changed", "cut", "extra", "missing"]
 
 
 class FirstDifference(NamedTuple):
-    """The first position at which events differ; None where a sequence has ended."""
+    """The first position at which events differ, and both events; None after a sequence's end."""
 
     position: int
     kind: EventDifference
@@ -196,9 +196,9 @@ def _is_same(expected: ExpectedEvent, logged: Event) -> bool:
 def _kind(
     expected: Sequence[ExpectedEvent], logged: Sequence[Event], position: int
 ) -> EventDifference:
-    """Return whether an event was put in, left out or changed, from what comes later.
+    """Return whether the event at a position is extra, missing or changed, from later events.
 
-    Events are the same if type and digest are: BootOrder and an item of fw_cfg may both be zeros.
+    Events are compared by type and digest: BootOrder and an item of fw_cfg may have one digest.
     """
     later_expected = {_identity(event) for event in expected[position + 1 :]}
     later_logged = {_identity(event) for event in logged[position + 1 :]}

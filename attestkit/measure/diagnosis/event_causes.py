@@ -1,4 +1,4 @@
-"""The cause of a register's first difference; here that of kernel, command line and initrd."""
+"""The cause of a register's first difference; searches for kernel, initrd and command line."""
 
 import re
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ _INITRD_TEXTS: Final = {
 
 
 class _KernelForm(NamedTuple):
-    """A form in which QEMU may hand over a kernel."""
+    """A setup header that a measured kernel may have, as QEMU fills it in or unchanged."""
 
     cause: Cause
     memory_size: int | None = None  # bytes, in the changed header; None for the kernel as it is
@@ -44,7 +44,7 @@ class _KernelForm(NamedTuple):
 
 
 class _OptionForm(NamedTuple):
-    """Load options; the words in which they differ from others."""
+    """An encoding of load options: where `initrd=initrd` is, whether a NUL ends them, a shim."""
 
     initrd: str  # first, last, none
     terminated: bool
@@ -62,7 +62,7 @@ _OPTION_FORMS: Final = [
 
 
 def find_kernel_cause(guest: ComparedGuest, event: Event) -> Cause:
-    """Return why the kernel's hash differs; hashes 768 MiB at most, or a kernel four times: 2 s."""
+    """Return why the kernel's hash differs; hashes up to 768 MiB or four kernels, 2 s."""
     kernel = guest.inputs.kernel
     if kernel is None:
         text = "another kernel, or its header as QEMU before 10.0 changes it: memory, initrd size"
@@ -77,7 +77,7 @@ def find_kernel_cause(guest: ComparedGuest, event: Event) -> Cause:
 
 
 def find_load_option_cause(guest: ComparedGuest, event: Event) -> Cause:
-    """Return why the load options differ: their form, or the command line."""
+    """Return why the load options differ: their encoding, or the command line."""
     if guest.inputs.kernel is None:
         return Cause("cmdline", "another command line, or another release of the firmware")
     cmdline = guest.inputs.cmdline
@@ -94,7 +94,7 @@ def find_load_option_cause(guest: ComparedGuest, event: Event) -> Cause:
 
 
 def _kernel_forms(guest: ComparedGuest) -> Iterator[_KernelForm]:
-    """Yield the forms of a kernel, more likely ones first."""
+    """Yield the setup headers to try, the more likely ones first."""
     text = "the kernel is measured as it is: QEMU 10.1 or later, or 10.0 with edk2 from 202502"
     yield _KernelForm(Cause.found("kernel_unpatched", text))
     expected, logged = guest.expected_memory, guest.logged_memory
@@ -114,7 +114,7 @@ def _kernel_forms(guest: ComparedGuest) -> Iterator[_KernelForm]:
 def _patched_forms(
     name: CauseName, memory_size: int, guest: ComparedGuest
 ) -> Iterator[_KernelForm]:
-    """Yield a kernel as QEMU changes it, with and without an initrd."""
+    """Yield setup headers as QEMU fills them in for a memory size, with and without an initrd."""
     low, cmdline = memory_below_4g(memory_size), guest.inputs.cmdline
     text = f"the kernel's header is that of a guest with {low:#x} bytes of RAM below 4 GiB"
     if name == "kernel_patched":
@@ -127,7 +127,7 @@ def _patched_forms(
 
 
 def _video_forms(memory_size: int, guest: ComparedGuest) -> Iterator[_KernelForm]:
-    """Yield a kernel as QEMU changes it for other video modes."""
+    """Yield setup headers as QEMU fills them in for other video modes."""
     cmdline = guest.inputs.cmdline
     size = None if guest.inputs.initrd is None else len(guest.inputs.initrd)
     plain = _VIDEO.sub("", cmdline)
@@ -153,7 +153,7 @@ def _digest_of(kernel: bytes, form: _KernelForm) -> bytes | None:
 
 
 def _form_cause(form: _OptionForm, usual: _OptionForm | None) -> Cause:
-    """Return the cause for this command line in another form."""
+    """Return in what the encoding `form` differs from the expected one; None if that is unknown."""
     if usual is None or form.initrd != usual.initrd:
         return Cause.found("initrd_option", _INITRD_TEXTS[form.initrd], form.initrd)
     if form.terminated != usual.terminated:
@@ -252,7 +252,10 @@ def _absence_cause(guest: ComparedGuest, difference: FirstDifference) -> Cause:
 
 
 def _is_first_separator(guest: ComparedGuest, difference: FirstDifference) -> bool:
-    """Return whether it is a separator before the last event of RTMR0, which no release lacks."""
+    """Return whether the differing event is a separator of RTMR0 before its last event.
+
+    All releases of the firmware measure this one, so the release is not the cause.
+    """
     event = difference.logged if difference.kind == "extra" else difference.expected
     if event is None or event.event_type != SEPARATOR or event.register:
         return False
@@ -284,7 +287,7 @@ def _find_search(name: str) -> Search | None:
 
 
 def _other_type_cause(guest: ComparedGuest, name: str, logged: Event) -> Cause:
-    """Return why an event stands in place of one of another type."""
+    """Return why the log has an event of another type than the expected event `name`."""
     cause = _unpaired_cause(guest, name_event(logged), logged.event_type)
     return cause if cause.name != "unknown" else _unpaired_cause(guest, name, 0)
 

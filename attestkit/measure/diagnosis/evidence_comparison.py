@@ -106,8 +106,8 @@ def uncompared_registers(
 ) -> tuple[str, ...]:
     """Return the registers that `find_differences` cannot compare, such as `rtmr0`.
 
-    Those are registers whose events cannot be predicted. If the log is shortened, those with an
-    unknown digest too.
+    These are registers whose events cannot be predicted and, if the log is shortened, registers
+    with an unknown digest.
     """
     quote = evidence.quote
     if expected.platform != "tdx" or quote is None:
@@ -121,7 +121,7 @@ def uncompared_registers(
 
 
 def _is_shortened(quote: TdRegisters, log: EventLog) -> bool:
-    """Return whether a log lacks the events of the registers that firmware and kernel extend."""
+    """Return whether a log has events of RTMR3 only, while RTMR0 to RTMR2 are not zero."""
     shortened = log.explained_registers() == (RUNTIME_REGISTER,)
     return shortened and any(any(value) for value in quote.rtmrs[:3])
 
@@ -142,7 +142,7 @@ def _compare_mrtd(expected: ExpectedMeasurements, mrtd: bytes) -> tuple[Differen
 def _compare_registers(
     expected: ExpectedMeasurements, rtmrs: Rtmrs, log: EventLog, inputs: GuestInputs
 ) -> tuple[Difference, ...]:
-    """Compare values of registers with a log that has no events of them but those of ACPI."""
+    """Compare the values of RTMR0 to RTMR2; the log is shortened to the events of ACPI tables."""
     text = "the log is shortened and does not have the events, so that the cause is unknown"
     cause = Cause("log_without_events", text)
     accepted = _accepted_registers(expected, log)
@@ -160,13 +160,13 @@ def _compare_registers(
 def _accepted_registers(
     expected: ExpectedMeasurements, log: EventLog
 ) -> dict[str, tuple[bytes, ...]]:
-    """Return the values to compare with a shortened log, by register; none if unknown."""
+    """Return the expected values by register, RTMR0 with the log's ACPI tables; () if unknown."""
     accepted = expected.reference_values()
     return accepted | {"rtmr0": accepted["rtmr0"] or _with_logged_tables(expected, log)}
 
 
 def _with_logged_tables(expected: ExpectedMeasurements, log: EventLog) -> tuple[bytes, ...]:
-    """Return the values of RTMR0 with the log's ACPI tables; none if other digests are unknown."""
+    """Return the values of RTMR0 with the log's ACPI tables; () if other digests are unknown."""
     digests = acpi_digests(log.events)
     if digests is None or 0 in expected.incomplete:
         return ()
@@ -182,7 +182,7 @@ def _with_logged_tables(expected: ExpectedMeasurements, log: EventLog) -> tuple[
 def _compare_acpi(
     expected: ExpectedMeasurements, value: bytes, log: EventLog, inputs: GuestInputs
 ) -> Difference | None:
-    """Return the difference of ACPI tables, if RTMR0 is the expected one but for them."""
+    """Return the difference of the ACPI tables, if RTMR0 is as expected except for them."""
     digests = acpi_digests(log.events)
     if digests is None:
         return None
@@ -243,7 +243,7 @@ def _compare_events(
 
 
 def _agreement(events: Sequence[ExpectedEvent], logged: Sequence[Sequence[Event]]) -> int:
-    """Return how many events agree before the first differences, of all registers."""
+    """Return the number of events before the first difference, summed over all registers."""
     total = 0
     for number in _REGISTERS:
         wanted = _of_register(events, number)
@@ -275,9 +275,9 @@ def _check_log(rtmrs: Rtmrs, log: EventLog) -> Difference | None:
 
 
 def _events_after(log: EventLog, register: int, value: bytes) -> int | None:
-    """Return how many events at the end of a register the quote does not have; None if others.
+    """Return how many events at the end of a log the quote lacks; None for other differences.
 
-    A quote without any event is older only for RTMR3: firmware measures before there are quotes.
+    A quote without any event counts as older for RTMR3 only: firmware measures before any quote.
     """
     events = events_of(log, register)
     current = bytes(48)

@@ -43,7 +43,7 @@ class GuestInputs:
 
 
 class ComparedGuest:
-    """An expected boot and a log of another, with what is searched for in both on first use."""
+    """An expected boot and a logged one; memory and ACPI shape of both, found on first use."""
 
     def __init__(
         self, expected: Iterable[ExpectedEvent], rtmr0: Sequence[Event], inputs: GuestInputs
@@ -65,7 +65,7 @@ class ComparedGuest:
 
     @cached_property
     def expected_memory(self) -> guest_shape.FoundMemory | None:
-        """Memory of the expected machine."""
+        """Memory of the expected machine; None if it is not found."""
         digest = self.expected_digest("td-hob")
         if digest is None:
             return None
@@ -78,7 +78,7 @@ class ComparedGuest:
 
     @cached_property
     def logged_memory(self) -> guest_shape.FoundMemory | None:
-        """Memory of the machine of the log, with the expected firmware or another build of it."""
+        """Memory of the machine in the log, with the expected firmware or another build of it."""
         digest = next((event.digest for event in self.rtmr0), b"")  # the TD HOB is the first
         if digest == self.expected_digest("td-hob"):
             return self.expected_memory
@@ -86,7 +86,7 @@ class ComparedGuest:
 
     @cached_property
     def expected_acpi(self) -> guest_shape.AcpiShape | None:
-        """Shape that the expected digests of ACPI tables reveal."""
+        """Properties of the expected machine, found from its ACPI digests; None without these."""
         loader, rsdp, tables = (self.expected_digest(name) for name in ACPI_LABELS)
         if loader is None or rsdp is None or tables is None:
             return None
@@ -94,7 +94,7 @@ class ComparedGuest:
 
     @cached_property
     def logged_acpi(self) -> guest_shape.AcpiShape | None:
-        """Shape that the digests of ACPI tables in the log reveal."""
+        """Properties of the logged machine, found from its ACPI digests; None without these."""
         digests = acpi_digests(self.rtmr0)
         return None if digests is None else guest_shape.find_acpi_shape(digests)
 

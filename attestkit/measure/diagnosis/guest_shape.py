@@ -1,10 +1,10 @@
 """The shape of a guest: as the host states it, or found from digests of its RTMR0 alone.
 
-A digest is found by trying all values on which its data depend, so what is found is certain: 384
-bits agree.
+All values on which the measured data depend are tried until the SHA-384 agrees, so values that are
+found are certain.
 
-The RSDP contains one number, where the RSDT is. The loader script depends on the tables' lengths
-only, and these on few numbers, so both can be found from their digests by trying all values.
+The RSDP depends on one number, the RSDT's offset in the tables. The loader script depends on the
+tables' lengths only, and these on few numbers. So both can be found from their digests.
 """
 
 import hashlib
@@ -42,13 +42,13 @@ _SDT_HEADER: Final = 36
 
 
 class TableShape(NamedTuple):
-    """Lengths of a machine's tables.
+    """The numbers on which the lengths of a machine's tables depend.
 
     Attributes:
         dsdt_length: Bytes of the DSDT.
         cpu_count: Number of vCPUs.
         hpet: Whether there is an HPET.
-        edge_triggered: Whether the MADT has the edge-triggered form.
+        edge_triggered: Whether the MADT declares edge-triggered interrupts.
     """
 
     dsdt_length: int
@@ -78,10 +78,9 @@ def find_rsdt(rsdp_digest: bytes) -> int | None:
 
 
 def find_table_shape(loader_digest: bytes, rsdt: int) -> TableShape | None:
-    """Return the lengths of the tables, from the loader script's digest and the RSDT's offset.
+    """Return the numbers behind the tables' lengths, from the loader's digest and RSDT's offset.
 
-    None if the machine has other tables than q35 without NUMA, TPM, NVDIMM and IOMMU, or over 255
-    vCPUs.
+    None if the machine is not a q35 of up to 255 vCPUs without NUMA, TPM, NVDIMM and IOMMU.
     """
     for shape in _possible_shapes(rsdt):
         if sha384(build_loader(_tables_of(shape))) == loader_digest:
@@ -143,11 +142,11 @@ _TEMP_MEM_END: Final = 0x820000
 
 
 class FoundMemory(NamedTuple):
-    """Memory that gives the digest of a TD HOB.
+    """A memory size and firmware sections whose TD HOB has the digest in a log.
 
     Attributes:
         size: Bytes of memory.
-        sections: Sections of firmware with which it does.
+        sections: Sections of the firmware, which the TD HOB lists.
     """
 
     size: int
@@ -155,14 +154,15 @@ class FoundMemory(NamedTuple):
 
 
 class AcpiShape(NamedTuple):
-    """Shape that the digests of ACPI tables reveal.
+    """Properties of a machine, found from the digests of its ACPI tables.
 
     Attributes:
-        digests: Of loader script, RSDP and tables.
-        rsdt: Offset of the RSDT in the tables, in bytes; None if they are not of QEMU.
-        tables: Lengths of the tables and number of vCPUs; None if there are other tables than
-            those of q35 without NUMA, TPM, NVDIMM and IOMMU.
-        machines: Machines whose tables ship with the package and have these digests.
+        digests: SHA-384 of loader script, RSDP and tables, as RTMR0 has them.
+        rsdt: Offset of the RSDT in `etc/acpi/tables`, in bytes: the length of all tables before
+            it. None if the RSDP is not QEMU's.
+        tables: Length of the DSDT, number of vCPUs, HPET, interrupt trigger. None if the machine is
+            not a q35 of up to 255 vCPUs without NUMA, TPM, NVDIMM and IOMMU.
+        machines: All machines of the packaged tables that have these digests; empty if none has.
     """
 
     digests: tuple[bytes, bytes, bytes]
@@ -172,7 +172,7 @@ class AcpiShape(NamedTuple):
 
 
 class GuestShape(NamedTuple):
-    """Shape that a log reveals; None for unknown parts."""
+    """Memory and ACPI properties of a guest, found from its log; None for unknown parts."""
 
     memory: FoundMemory | None
     acpi: AcpiShape | None
@@ -185,7 +185,7 @@ def find_guest_shape(
 
     Args:
         rtmr0: Events of RTMR0.
-        sections: Those of its firmware; by default those of both builds of OVMF.
+        sections: Sections of its firmware; by default both known layouts of OVMF are tried.
     """
     hobs = [event.digest for event in rtmr0 if event.event_type == HANDOFF_TABLES2]
     memory = find_memory(hobs[0], sections) if hobs else None
@@ -194,21 +194,21 @@ def find_guest_shape(
 
 
 def find_acpi_shape(digests: tuple[bytes, bytes, bytes]) -> AcpiShape:
-    """Return what digests of loader script, RSDP and tables reveal; takes 0.3 s."""
+    """Return a machine's properties from the digests of its ACPI files; takes 0.3 s."""
     rsdt = find_rsdt(digests[1])
     tables = None if rsdt is None else find_table_shape(digests[0], rsdt)
     return AcpiShape(digests, rsdt, tables, tuple(find_packaged_machines(digests)))
 
 
 def find_memory(digest: bytes, sections: Sequence[TdvfSection] | None = None) -> FoundMemory | None:
-    """Return the memory that gives the digest of a TD HOB; takes 0.4 s.
+    """Return the memory whose TD HOB has a digest, or None; takes 0.4 s.
 
-    Tried are multiples of 1 MiB up to 64 GiB, and of 1 GiB up to 32 TiB, without
+    Sizes tried are multiples of 1 MiB up to 64 GiB, and of 1 GiB up to 32 TiB, without
     `max-ram-below-4g`.
 
     Args:
         digest: SHA-384 of a TD HOB.
-        sections: Those of the firmware; by default those of both builds of OVMF.
+        sections: Sections of the firmware; by default both known layouts of OVMF are tried.
     """
     for tried in [tuple(sections)] if sections else ovmf_sections():
         size = _find_size(digest, tried)
@@ -218,7 +218,7 @@ def find_memory(digest: bytes, sections: Sequence[TdvfSection] | None = None) ->
 
 
 def ovmf_sections() -> list[tuple[TdvfSection, ...]]:
-    """Return the sections without data of OVMF, for each known start of its largest one."""
+    """Return the sections of OVMF that a TD HOB lists, for each of its known memory layouts."""
     return [
         (
             TdvfSection(0, 0, start, _TEMP_MEM_END - start, TEMP_MEM, 0),
@@ -231,7 +231,7 @@ def ovmf_sections() -> list[tuple[TdvfSection, ...]]:
 
 
 def other_builds(sections: Iterable[TdvfSection]) -> list[tuple[TdvfSection, ...]]:
-    """Return the sections of OVMF that differ from these in memory that a TD HOB lists."""
+    """Return the known layouts of OVMF whose TD HOB differs from that of `sections`."""
     listed = _listed(sections)
     return [tried for tried in ovmf_sections() if _listed(tried) != listed]
 
@@ -245,10 +245,10 @@ def _listed(sections: Iterable[TdvfSection]) -> list[tuple[int, int, int]]:
 
 
 def _find_size(digest: bytes, sections: Sequence[TdvfSection]) -> int | None:
-    """Return the size of memory with this digest.
+    """Return the size of the memory whose TD HOB has this digest, or None.
 
-    The last range ends where the memory does, so sizes with the same number of ranges differ in
-    its length only: the last 8 bytes of the list.
+    TD HOBs with equally many ranges of memory differ only in their last 8 bytes, the length of the
+    last range.
     """
     used = [end for _, start, size in _listed(sections) if (end := start + size) < SPLIT_MEMORY]
     smallest = (max(used, default=0) // _MIB + 1) * _MIB
@@ -297,9 +297,10 @@ def read_machine_shape(evidence: Attestation) -> tuple[MachineShape, ShapeSource
 
 
 def to_machine_shape(found: GuestShape) -> MachineShape | None:
-    """Return a shape with the same tables; None without memory or number of vCPUs.
+    """Return a shape with the same tables; None if memory or number of vCPUs is unknown.
 
-    Devices are counted, not known: those of PCI bus 0 count as network cards, root ports as GPUs.
+    Tables show the number of devices, not their kinds: the shape has a network card for each
+    device of PCI bus 0, and a GPU for each root port.
     """
     if found.memory is None or found.acpi is None:
         return None

@@ -1,4 +1,4 @@
-"""Causes of another launch digest of an SEV-SNP guest, found by trying other inputs."""
+"""Causes of a differing launch digest of an SEV-SNP guest, found by trying other inputs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class SnpInputs:
 
 
 class _Variant(NamedTuple):
-    """Other inputs than the expected ones."""
+    """Inputs to try, and the cause that they prove if they give the digest."""
 
     name: CauseName
     text: str
@@ -67,7 +67,7 @@ def find_launch_cause(inputs: SnpInputs | None, digest: bytes) -> Cause:
 
 
 def _variants(inputs: SnpInputs) -> Iterator[_Variant]:
-    """Yield the expected inputs, and those with one other than expected."""
+    """Yield the expected inputs, and inputs in which one differs from the expected one."""
     machine, kernel = inputs.machine, inputs.kernel
     yield _Variant("cpu_count", "", machine.vcpus, machine, kernel)
     for features in _FEATURES:
@@ -88,7 +88,7 @@ def _variants(inputs: SnpInputs) -> Iterator[_Variant]:
 
 
 def _find_vcpus(firmware: bytes, variant: _Variant, digest: bytes) -> int | None:
-    """Return the number of vCPUs that gives the digest."""
+    """Return the number of vCPUs with which a variant gives the digest, or None."""
     machine = variant.machine
     try:
         current = compute_launch_digest(firmware, machine._replace(vcpus=1), variant.kernel)

@@ -1,7 +1,7 @@
 """Names of the events in a log, from their digests and data.
 
-The data of an event are not measured as they are. A name that follows from the digest is certain,
-one from the data is what the log states.
+A digest need not cover the data of its event. So a name that follows from the digest is certain; a
+name from the data is only stated by the log.
 """
 
 import struct
@@ -45,7 +45,7 @@ _FW_CFG_BY_DIGEST: Final = {
 
 
 class LoggedVariable(NamedTuple):
-    """A UEFI variable in the data of an event; not measured unless the digest says so."""
+    """A UEFI variable in the data of an event; untrusted unless the event's digest covers it."""
 
     vendor: UUID
     name: str
@@ -53,7 +53,7 @@ class LoggedVariable(NamedTuple):
 
 
 def read_variable(event: Event) -> LoggedVariable | None:
-    """Return the variable in the data of an event, or None if they are not one."""
+    """Return the variable in the data of an event; None if the data are not a variable."""
     payload = event.payload
     if event.event_type not in VARIABLE_TYPES or len(payload) < _VARIABLE_HEAD.size:
         return None
@@ -69,7 +69,7 @@ def read_variable(event: Event) -> LoggedVariable | None:
 
 
 def name_event(event: Event) -> str:
-    """Return a name such as those of expected events, or the name of the event's type."""
+    """Return the name that such an expected event has, else the name of the event's type."""
     if (known := _BY_DIGEST.get(event.digest)) is not None:
         return known
     if event.name:  # of an ACPI table
@@ -85,7 +85,7 @@ def name_event(event: Event) -> str:
 
 
 def _name_item(event: Event) -> str:
-    """Return the name of an item of fw_cfg, by its digest or as stated."""
+    """Return `fw_cfg NAME`, with the name from digest or data; else the name of the type."""
     item = _FW_CFG_BY_DIGEST.get(event.digest)
     if item is None and event.payload.startswith(_FW_CFG):
         item = key(event.payload[len(_FW_CFG) :].partition(b"\0")[0].decode("latin-1"))
@@ -95,7 +95,7 @@ def _name_item(event: Event) -> str:
 def acpi_digests(events: Sequence[Event]) -> tuple[bytes, bytes, bytes] | None:
     """Return the digests of loader script, RSDP and tables in a log; None without all three.
 
-    Without the data of events they are the three behind the first separator of RTMR0.
+    If the log has no data of events, these are the three after the first separator of RTMR0.
     """
     found = [event for event in events if event.is_acpi_data]
     if not found:

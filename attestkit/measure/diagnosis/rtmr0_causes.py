@@ -133,7 +133,7 @@ def find_smbios_cause(guest: ComparedGuest, event: Event) -> Cause:
 
 
 def find_boot_option_cause(_guest: ComparedGuest, event: Event, name: str) -> Cause:
-    """Return why BootOrder or a boot option differs, with what the log has, if it is authentic."""
+    """Return why BootOrder or a boot option differs; with its value, if the digest covers it."""
     variable = read_variable(event)
     if variable is None or sha384(variable.data) != event.digest:
         return Cause("boot_options", "boot options of the firmware or of devices")
@@ -161,7 +161,7 @@ NAMED_CAUSES: Final[dict[str, Search]] = {
 
 
 def _is_variable(event: Event, variable: VariableName) -> bool:
-    """Return whether the data of the event are the measured variable."""
+    """Return whether the data of the event are this variable, and the digest covers them."""
     found = read_variable(event)
     return (
         found is not None
@@ -171,7 +171,7 @@ def _is_variable(event: Event, variable: VariableName) -> bool:
 
 
 def _smbios_variations(table: bytes) -> Iterator[tuple[Cause, bytes]]:
-    """Yield tables with another processor id or machine name; none for a malformed table."""
+    """Yield causes and tables with another processor id or machine name; none if malformed."""
     try:
         for eax, edx in product(_CPUS, _FEATURES):
             text = f"the host's CPU is {_CPUS[eax]} (EAX {eax:#x}, EDX {edx:#x})"

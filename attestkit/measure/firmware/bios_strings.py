@@ -31,7 +31,7 @@ class BiosStrings(NamedTuple):
     date: str = ""
 
     def published(self) -> list[bytes]:
-        """Return the strings of the table, where OVMF replaces those under 3 characters.
+        """Return the strings of the SMBIOS table; OVMF's defaults replace those under 3 characters.
 
         Raises:
             UsageError: If a string is over 64 characters, not ASCII, or contains NUL.
@@ -46,9 +46,9 @@ class BiosStrings(NamedTuple):
 
 
 def find_bios_strings(driver: bytes) -> BiosStrings | None:
-    """Return the strings in SmbiosPlatformDxe, or None if its layout is another.
+    """Return the strings in SmbiosPlatformDxe, or None if its layout is unknown.
 
-    A string of less than 3 characters is empty, as for the driver.
+    A string under 3 characters is returned as empty: the driver ignores it.
 
     Args:
         driver: Sections of the driver's file.
@@ -79,6 +79,6 @@ def _read_program(driver: bytes) -> bytes:
 
 
 def _read_texts(region: bytes) -> list[str]:
-    """Return the texts of at least 3 characters; between them are zeros and instructions."""
+    """Return the UTF-16 texts of at least 3 characters in a part of the program."""
     padded = region.replace(_NOP, bytes(len(_NOP)))
     return [match[0].decode("utf-16-le").rstrip("\0") for match in _TEXT.finditer(padded)]

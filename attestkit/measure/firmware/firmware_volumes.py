@@ -41,7 +41,7 @@ _OUTPUT: Final = 256 << 10
 
 
 class FirmwareContents(NamedTuple):
-    """Files and strings of a firmware's code, without the volume that TDs do not load."""
+    """Files and strings of a firmware's code; the volume that TDs do not load is left out."""
 
     files: dict[UUID, UUID | None]  # name of a file: name of its volume, which is optional
     strings: frozenset[bytes]  # those of the searched ones that occur
@@ -103,7 +103,7 @@ class _StringSearch:
         self._tail = data[-self._overlap :] if self._overlap else b""
 
     def interrupt(self) -> None:
-        """Begin other data, which does not continue the last piece."""
+        """Start data that does not continue the last piece, so that no string spans both."""
         self._tail = b""
 
 
@@ -127,11 +127,11 @@ class _Stream:
 
     @property
     def image_offset(self) -> int:
-        """Offset in the image; of the LZMA data if this is unpacked."""
+        """Offset of the position in the image; in unpacked data, that of the LZMA section."""
         return self._image_offset if self._search else self._image_offset + self.at
 
     def read(self, size: int) -> memoryview:
-        """Return the next bytes, of which the caller knows that they are before `size`."""
+        """Return the next `size` bytes; the caller checks that the stream has so many left."""
         parts: list[memoryview] = []
         while size:
             part = self._next(size)
@@ -142,7 +142,7 @@ class _Stream:
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
     def skip_to(self, position: int, *, searched: bool = True) -> None:
-        """Advance to a position."""
+        """Advance to a position; `searched` is whether strings in the skipped bytes count."""
         while self.at < position:
             part = self._next(position - self.at)
             if self._search and searched:
@@ -226,10 +226,10 @@ class _Reader:
                 raise stream.error("file: header truncated", "truncated", start)
             size = int.from_bytes(stream.read(8), "little")
         if not stream.at - start <= size <= end - start:
-            raise stream.error(f"file: {size} bytes in a volume", "wrong_size", start)
+            raise stream.error(f"file: {size} bytes, {end - start} left", "wrong_size", start)
         self._count += 1
         if self._count > _MAX_FILES:
-            raise stream.error(f"over {_MAX_FILES} files", "too_many", start)
+            raise stream.error(f"files: over {_MAX_FILES}", "too_many", start)
         name = None if kind == _PADDING else UUID(bytes_le=guid)
         wanted = name is not None and name == self._wanted
         repeated = name in self.files
@@ -255,15 +255,15 @@ class _Reader:
             if size == 0xFFFFFF and stream.at + 4 <= end:
                 size = int.from_bytes(stream.read(4), "little")
             if not stream.at - start <= size <= end - start:
-                raise stream.error(f"section: {size} bytes", "wrong_size", start)
+                raise stream.error(f"section: {size} of {end - start} bytes", "wrong_size", start)
             self._sections += 1
             if self._sections > _MAX_SECTIONS:
-                raise stream.error(f"over {_MAX_SECTIONS} sections", "too_many", start)
+                raise stream.error(f"sections: over {_MAX_SECTIONS}", "too_many", start)
             self._read_section(stream, kind, (start, start + size), depth)
             stream.skip_to(min(end, first + -(-(start + size - first) // 4) * 4))
 
     def _read_section(self, stream: _Stream, kind: int, place: tuple[int, int], depth: int) -> None:
-        """Read the content of a section that contains others."""
+        """Read the content of a section that may contain others; ignore other kinds."""
         start, end = place
         if kind not in {_COMPRESSED, _GUIDED, _VOLUME_IMAGE}:
             return
@@ -278,12 +278,12 @@ class _Reader:
             raise stream.error("section: header truncated", "truncated", start)
         guid, offset, attributes = struct.unpack("<16sHH", stream.read(20))
         if not stream.at <= start + offset <= end:
-            raise stream.error(f"section: data at {offset}", "wrong_value", start)
+            raise stream.error(f"section: data at {offset} of {end - start}", "wrong_value", start)
         stream.skip_to(start + offset)
         if guid == _LZMA:
             self._read_lzma(stream, end, depth + 1)
         elif attributes & _PROCESSING_REQUIRED:
-            raise stream.error(f"section: encoding {UUID(bytes_le=guid)}", "unsupported", start)
+            raise stream.error(f"unsupported encoding {UUID(bytes_le=guid)}", "unsupported", start)
         else:  # a checksum or signature precedes the sections
             self._read_sections(stream, end, depth + 1)
 
@@ -296,7 +296,7 @@ class _Reader:
         dictionary, size = struct.unpack("<xIQ", packed[:13])
         self._unpacked += size
         if dictionary > _MAX_DICTIONARY or self._unpacked > _MAX_UNPACKED:
-            problem = f"LZMA data: {size} bytes unpacked, {dictionary} of a dictionary"
+            problem = f"LZMA data: {self._unpacked} bytes or dictionary of {dictionary} too large"
             raise stream.error(problem, "too_large", start)
         pieces = _unpack(packed, lambda problem, reason: stream.error(problem, reason, start))
         self.search.interrupt()
@@ -305,7 +305,7 @@ class _Reader:
 
 
 def _read_volume_header(stream: _Stream, end: int) -> tuple[bytes, int, int, UUID | None]:
-    """Return file system, size, offset of the first file, and the name, which is optional."""
+    """Return GUID of the file system, size, offset of the first file, and name (None without)."""
     start = stream.at
     if start + _VOLUME.size > end:
         raise stream.error("volume: header truncated", "truncated")
@@ -327,11 +327,11 @@ def _read_volume_header(stream: _Stream, end: int) -> tuple[bytes, int, int, UUI
 def _unpack(
     packed: memoryview, error: Callable[[str, FormatReason], FormatError]
 ) -> Iterator[bytes | memoryview]:
-    """Yield the unpacked data, at most 256 KiB at once, and as much as the header says.
+    """Yield the unpacked data in pieces of at most 256 KiB, as many bytes as the header states.
 
-    The decoder allocates a dictionary of the size in the header, 16 MiB for OVMF of 4 MiB, and the
-    data refers to less. With a smaller one the decoder refuses the first reference to data before
-    it; then it starts again with a larger one.
+    The decoder allocates a dictionary of the size in the header, 16 MiB for OVMF of 4 MiB, more
+    than the data need. A smaller one is tried first; if the data refer to bytes before it, the
+    decoder fails, and starts again with a larger one.
     """
     (stated,) = struct.unpack_from("<xI", packed)
     yielded = 0

@@ -48,7 +48,9 @@ def read_guid_table(image: bytes) -> MappingProxyType[UUID, bytes]:
 
 
 def read_end_offset(image: bytes, entry: bytes, what: str) -> int:
-    """Return the offset of metadata from an entry: 4 bytes, counted back from the image's end.
+    """Return the offset of metadata in the image, from an entry of 4 bytes; `what` names it.
+
+    The entry contains the distance of the metadata from the image's end.
 
     Raises:
         FormatError: If the entry does not have 4 bytes, or the offset is outside of the image.
@@ -64,7 +66,7 @@ def read_end_offset(image: bytes, entry: bytes, what: str) -> int:
 
 
 def _read_entries(image: bytes, start: int, end: int) -> dict[UUID, bytes]:
-    """Return the entries in [start, end), last first."""
+    """Return the entries between two offsets of the image, the last one first."""
     entries: dict[UUID, bytes] = {}
     while end > start:
         tail = end - _TAIL
@@ -72,7 +74,8 @@ def _read_entries(image: bytes, start: int, end: int) -> dict[UUID, bytes]:
             raise _error("entry is cut by the start of the table", "truncated", start)
         size = int.from_bytes(image[tail : tail + 2], "little")
         if not _TAIL <= size <= end - start:
-            raise _error(f"entry of {size} bytes", "wrong_value", tail)
+            problem = f"entry of {size} bytes, must be {_TAIL} to {end - start}"
+            raise _error(problem, "wrong_value", tail)
         entries.setdefault(UUID(bytes_le=image[tail + 2 : end]), image[end - size : tail])
         end -= size
     return entries

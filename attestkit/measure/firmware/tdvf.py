@@ -3,9 +3,8 @@
 Intel TDX Virtual Firmware Design Guide, "TDVF descriptor", with the checks of QEMU and some more:
 an image that passes has the layout from which MRTD and RTMR0 can be computed.
 
-The TDX module hashes a record for each page that the VMM adds, and for each 256 bytes of a page
-that it extends the measurement with. The order is that of the VMM's calls (Intel TDX Module Base
-Architecture, 12.1).
+The TDX module hashes a record for each page that the VMM adds, and for each 256 bytes that the VMM
+has it measure. The order is that of the VMM's calls (Intel TDX Module Base Architecture, 12.1).
 """
 
 import hashlib
@@ -61,8 +60,8 @@ def read_tdvf_sections(image: bytes) -> tuple[TdvfSection, ...]:
     """Return the sections of a complete firmware image, in the order in which the VMM adds them.
 
     Raises:
-        FormatError: If the image has no TDX metadata, these are malformed, or they are those of a
-            larger image, of which this one is the part with the code.
+        FormatError: If the image has no TDX metadata, they are malformed, or the image is only the
+            code part (`OVMF_CODE.fd`) of the one that they describe.
     """
     entry = read_guid_table(image).get(TDX_METADATA)
     if entry is None:
@@ -107,13 +106,13 @@ def _read_count(image: bytes, at: int) -> int:
     if version != 1:
         raise _error(f"version must be 1, not {version}", "unsupported_version", at + 8)
     if length != _HEAD.size + count * _SECTION.size:
-        raise _error(f"{length} bytes for {count} sections", "wrong_size", at + 4)
+        raise _error(f"{length} bytes, not 16 + 32 * {count} sections", "wrong_size", at + 4)
     if at + length > len(image):
         raise _error("truncated", "truncated", len(image))
     if count < 2:
         raise _error(f"must have at least 2 sections, not {count}", "missing", at + 12)
     if count > _MAX_SECTIONS:
-        raise _error(f"over {_MAX_SECTIONS} sections", "too_many", at + 12)
+        raise _error(f"{count} sections, at most {_MAX_SECTIONS}", "too_many", at + 12)
     return int(count)
 
 
@@ -126,12 +125,12 @@ def _check_section(section: TdvfSection, image_size: int, at: int) -> None:
         problem = f"{what}: unsupported attributes {section.attributes:#x}"
         raise _error(problem, "unsupported", at + 28)
     if section.address % PAGE or section.end > 1 << 64:
-        raise _error(f"{what}: address {section.address:#x}", "wrong_value", at + 8)
+        raise _error(f"{what}: {section.address:#x} is no page address", "wrong_value", at + 8)
     if section.size % PAGE or not section.size:
-        raise _error(f"{what}: {section.size} bytes of memory", "wrong_value", at + 16)
+        raise _error(f"{what}: {section.size} bytes, not whole pages", "wrong_value", at + 16)
     expected = section.size if section.kind in (BFV, CFV) else 0
     if section.data_size != expected:
-        problem = f"{what}: {section.data_size} bytes of data, not {expected}"
+        problem = f"{what}: {section.data_size} bytes of data, must be {expected}"
         raise _error(problem, "wrong_size", at + 4)
     if section.data_offset + section.data_size > image_size:
         raise _outside(f"{what} ends outside of the image", at)
@@ -140,7 +139,7 @@ def _check_section(section: TdvfSection, image_size: int, at: int) -> None:
 def _check_all(image: bytes, sections: list[TdvfSection], at: int) -> None:
     """Check the sections together; the descriptor is at offset `at`."""
     if sum(section.size for section in sections) > _MAX_PAGES * PAGE:
-        raise _error(f"over {_MAX_PAGES} pages", "too_many", at)
+        raise _error(f"sections of over {_MAX_PAGES} pages of memory", "too_many", at)
     code, variables, _ = [find_section(sections, kind) for kind in (BFV, CFV, TD_HOB)]
     if code.data_offset + code.data_size != len(image):
         raise _outside("section BFV does not end at the end of the image", at)
@@ -219,7 +218,7 @@ def compute_mrtds(image: bytes, sections: Sequence[TdvfSection]) -> Mrtds:
 
 
 def _extension_records(image: bytes, section: TdvfSection) -> Iterator[bytes]:
-    """Yield the 16 records of each page's contents, 6,144 bytes; memory without data is zero."""
+    """Yield the records of each page's contents: 16 of 384 bytes; memory without data is zero."""
     zeros = (bytes(_CHUNK),) * (PAGE // _CHUNK)
     addresses = tuple(range(0, PAGE, _CHUNK))
     for page in range(0, section.size, PAGE):

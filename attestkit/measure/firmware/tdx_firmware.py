@@ -52,7 +52,7 @@ class BootLayout(NamedTuple):
 
     @property
     def separator_in_rtmr1(self) -> bool | None:
-        """Whether RTMR1 has the separator (from 202411), or RTMR0 a second one; None if unknown."""
+        """True if RTMR1 has the second separator (edk2 from 202411), not RTMR0; None if unknown."""
         return True if self.named_blobs else None
 
 
@@ -92,10 +92,10 @@ _MAX_VARIABLES: Final = 4096
 def read_variables(volume: bytes) -> MappingProxyType[VariableName, bytes]:
     """Return the variables of a volume; of several with the same name, the last.
 
-    Offsets of errors are in the volume.
+    Offsets in errors are relative to the volume.
 
     Raises:
-        FormatError: If the volume does not contain a store of authenticated variables, or that is
+        FormatError: If the volume has no store of authenticated variables, or the store is
             malformed, or has over 4,096 variables.
     """
     if len(volume) < 56:
@@ -106,15 +106,15 @@ def read_variables(volume: bytes) -> MappingProxyType[VariableName, bytes]:
         raise _error("header truncated", "truncated", len(volume))
     kind, size, formatted, state = _STORE.unpack_from(volume, start)
     if kind != _AUTHENTICATED or (formatted, state) != (_FORMATTED, _HEALTHY):
-        raise _error("must be of authenticated variables", "unsupported", start)
+        raise _error("must be a valid one of authenticated variables", "unsupported", start)
     end = start + size
     if not at <= end <= len(volume):
-        raise _error(f"{size} bytes", "wrong_size", start + 16)
+        raise _error(f"{size} bytes, {len(volume) - start} left", "wrong_size", start + 16)
     return MappingProxyType(_read_entries(volume, at, end))
 
 
 def _read_entries(volume: bytes, at: int, end: int) -> dict[VariableName, bytes]:
-    """Return the variables in [at, end)."""
+    """Return the variables between two offsets of the volume."""
     found: dict[VariableName, bytes] = {}
     count = 0
     while at + _VARIABLE.size <= end:

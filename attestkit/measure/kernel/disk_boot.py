@@ -1,4 +1,4 @@
-"""Events of a boot from a disk: RTMR1 with the partition table, and of GRUB single ones of RTMR2.
+"""Events of a boot from a disk: those of RTMR1, and single events of RTMR2 for a boot by GRUB.
 
 The commands that GRUB runs depend on its environment block, on branches and on time-outs of its
 menu, so RTMR2 cannot be predicted; single events in a log can be compared. Partition table: UEFI
@@ -47,27 +47,29 @@ class GptTable(NamedTuple):
         if len(header) < _HEADER:
             raise _error("truncated", "header: truncated", len(disk))
         if header[:8] != b"EFI PART":
-            raise _error("unrecognized", "no signature in block 1", block_size)
+            raise _error("unrecognized", "no 'EFI PART' at block 1", block_size)
         first, count, size = struct.unpack_from("<QII", header, 72)
         if size < _SMALLEST_ENTRY or size % _SMALLEST_ENTRY:
-            raise _error("wrong_size", f"entries of {size} bytes", block_size + 84)
+            problem = f"entries of {size} bytes, must be a multiple of {_SMALLEST_ENTRY}"
+            raise _error("wrong_size", problem, block_size + 84)
         if count * size > _MOST_BYTES:
-            problem = f"{count} entries of {size} bytes, over {_MOST_BYTES} bytes"
+            problem = f"{count} entries of {size} bytes, at most {_MOST_BYTES} bytes in all"
             raise _error("too_large", problem, block_size + 80)
         start = first * block_size
         if start + count * size > len(disk):
-            raise _error("truncated", "entries: truncated", len(disk))
+            problem = f"{len(disk)} bytes of the disk, must be at least {start + count * size}"
+            raise _error("truncated", problem, len(disk))
         entries = (disk[at : at + size] for at in range(start, start + count * size, size))
         return cls(header, tuple(entry for entry in entries if any(entry[:16])))
 
     @property
     def event_data(self) -> bytes:
-        """UEFI_GPT_DATA, which is measured."""
+        """UEFI_GPT_DATA: the measured data, header and used entries."""
         return self.header + struct.pack("<Q", len(self.entries)) + b"".join(self.entries)
 
 
 def gpt_event(table: GptTable) -> ExpectedEvent:
-    """Return the event of RTMR1 when the first image is loaded from the disk."""
+    """Return the event of RTMR1 for the partition table, before the first image of the disk."""
     return kernel_events.event_of(1, "gpt", GPT_EVENT, table.event_data, "published")
 
 
@@ -102,7 +104,8 @@ def disk_boot_events(
         table: Partition table of the disk.
         images: The loaded images in order: shim, boot loader, unified kernel image, kernel. The
             first start of an Ubuntu image loads shim, its fallback program, and shim again.
-        separator: Whether the firmware separates in RTMR1 (edk2 from 202411), not in RTMR0.
+        separator: Whether the firmware measures its second separator into RTMR1 (edk2 from 202411),
+            not into RTMR0.
 
     Raises:
         FormatError: If an image is not a valid PE image.
@@ -120,10 +123,10 @@ def disk_boot_events(
 
 
 def grub_single_events(boot: GrubBoot) -> list[ExpectedEvent]:
-    """Return events to look for in the log of a boot by GRUB, in no promised order.
+    """Return events of RTMR2 that the log of a boot by GRUB may contain, in any order.
 
-    Which of them are there depends on the versions: those of type EV_IPL need a GRUB that measures
-    into TDX registers, the others a kernel that GRUB starts through the firmware.
+    Events of type EV_IPL need a GRUB that measures into TDX registers, the others a kernel that
+    GRUB starts through the firmware.
 
     Args:
         boot: What the menu entry boots.

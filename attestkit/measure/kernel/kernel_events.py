@@ -1,4 +1,4 @@
-"""Events and load options of every kind of boot: of the firmware, Linux's EFI stub, and a shim."""
+"""Load options, and events of firmware, Linux's EFI stub and shim, for all kinds of boot."""
 
 from typing import Final
 
@@ -36,7 +36,7 @@ def direct_boot_options(
 
 
 def options_text(cmdline: str, initrd: str, *, shim: bool) -> str:
-    """Return the load options as text; `initrd` is where `initrd=initrd` stands, or `none`."""
+    """Return the load options as text; `initrd` places `initrd=initrd`: first, last or none."""
     before = "kernel " * shim + "initrd=initrd " * (initrd == "first")
     return before + cmdline + " initrd=initrd" * (initrd == "last")
 
@@ -47,13 +47,13 @@ def encode_options(text: str, *, terminated: bool = True) -> bytes:
 
 
 def check_cmdline(cmdline: str) -> None:
-    """Check that a command line has one representation in firmware, loader and kernel.
+    """Check that firmware, loader and kernel represent a command line in the same way.
 
     Raises:
         UsageError: If the command line is not ASCII, contains a NUL or is too long.
     """
     if len(cmdline) > MAX_CMDLINE:
-        message = f"command line: {len(cmdline)} characters, over {MAX_CMDLINE}"
+        message = f"command line: {len(cmdline)} characters, at most {MAX_CMDLINE}"
         raise UsageError(message, reason="too_large")
     if not cmdline.isascii() or "\0" in cmdline:
         raise UsageError("command line: must be ASCII without NUL", reason="encoding")
@@ -84,10 +84,11 @@ EXITS: Final = tuple(_EXITS)
 
 
 def before_images(*, separator: bool) -> list[ExpectedEvent]:
-    """Return the events when the first boot option starts.
+    """Return the events of RTMR1 before the first image is loaded.
 
     Args:
-        separator: Whether the firmware separates here (edk2 from 202411), not in RTMR0.
+        separator: Whether the firmware measures its second separator here (edk2 from 202411), not
+            into RTMR0.
     """
     return [CALLING, BOOT_SEPARATOR] if separator else [CALLING]
 
@@ -98,7 +99,7 @@ def kernel_stub_events(
     """Return the events of RTMR2 that the EFI stub of Linux adds.
 
     Args:
-        options: The load options; none are not measured.
+        options: The load options; empty ones are not measured.
         initrd: The initrd that the stub loads; optional.
         basis: What confirms the load options.
     """
@@ -111,6 +112,6 @@ def kernel_stub_events(
 
 
 def shim_variable_events() -> list[ExpectedEvent]:
-    """Return the events of a shim's variables in RTMR2, whose content no image determines."""
+    """Return the events of a shim's variables in RTMR2; their digests are unknown."""
     names = ("MokList", "MokListX", "MokListTrusted")
     return [ExpectedEvent(2, name, IPL, None, "source") for name in names]

@@ -153,7 +153,8 @@ def _video_mode(cmdline: str) -> int | None:
             return mode
     number = _NUMBER.match(value)
     if number is None:
-        raise UsageError("command line: vga= is not a video mode", reason="wrong_value")
+        message = "command line: vga= must be a number, normal, ext or ask"
+        raise UsageError(message, reason="wrong_value")
     digits = number[1]
     mode = int(digits, 16 if digits[1:2] in {"x", "X"} else 8 if digits[0] == "0" else 10)
     if mode > 0xFFFFFFFF:
@@ -175,7 +176,7 @@ class DirectBoot(NamedTuple):
 
 
 class FirmwareTraits(NamedTuple):
-    """Traits of the firmware's kernel boot, found in its image."""
+    """Features of the firmware on which the events of a kernel boot depend; see `BootLayout`."""
 
     named_blobs: bool  # takes the unchanged kernel if QEMU offers it (edk2 from 202502)
     initrd_first: bool  # `initrd=initrd` before the command line (edk2 from 202508)
@@ -185,11 +186,11 @@ class FirmwareTraits(NamedTuple):
 def direct_boot_events(
     boot: DirectBoot, firmware: FirmwareTraits, *, qemu: QemuRelease, memory_size: int
 ) -> list[ExpectedEvent]:
-    """Return the events of RTMR1 and RTMR2 up to the start of the kernel, by register.
+    """Return the events of RTMR1, then those of RTMR2, up to the start of the kernel.
 
     Args:
         boot: Kernel, initrd, command line, shim.
-        firmware: Traits of the firmware.
+        firmware: Features of the firmware.
         qemu: Major and minor version of QEMU.
         memory_size: Memory of the machine in bytes.
 
@@ -237,5 +238,5 @@ def _options(boot: DirectBoot, firmware: FirmwareTraits) -> bytes:
 
 
 def _options_basis(boot: DirectBoot) -> Basis:
-    """Return what confirms the load options; those of a shim or without initrd are from source."""
+    """Return the basis of the load options: `source` with a shim or without an initrd."""
     return "independent" if boot.initrd and boot.shim is None else "source"

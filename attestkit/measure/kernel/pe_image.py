@@ -58,14 +58,14 @@ class PeImage(NamedTuple):
             FormatError: If the image is malformed or truncated.
         """
         if data[:2] != b"MZ":
-            raise _error("unrecognized", "no MZ signature", 0)
+            raise _error("unrecognized", "must begin with MZ", 0)
         header_at = _u32(data, 60, "DOS header")
         _require(data, header_at, _FILE_HEADER, "file header")
         if data[header_at : header_at + 4] != b"PE\0\0":
             raise _error("unrecognized", "no PE signature", header_at)
         count, optional_size = struct.unpack_from("<H12xH", data, header_at + 6)
         if count > _MOST_SECTIONS:
-            raise _error("too_many", f"{count} sections, over {_MOST_SECTIONS}", header_at + 6)
+            raise _error("too_many", f"{count} sections, at most {_MOST_SECTIONS}", header_at + 6)
         optional_at = header_at + _FILE_HEADER
         headers_size, directories_at, directories = _optional_header(
             data, optional_at, optional_size
@@ -125,7 +125,7 @@ class PeImage(NamedTuple):
 
     @property
     def _hashed_size(self) -> int:
-        """Bytes of headers and sections, which Authenticode counts, not where they are."""
+        """Sum of the sizes of headers and sections, without gaps between them."""
         return self.headers_size + sum(section.raw_size for section in self.sections)
 
     def _check_total(self) -> None:
@@ -147,23 +147,23 @@ def _optional_header(data: bytes, at: int, size: int) -> tuple[int, int, int]:
     """Return the size of the headers, the offset of the data directories and their number."""
     _require(data, at, size, "optional header")
     if size < 2:
-        raise _error("wrong_size", f"optional header of {size} bytes", at)
+        raise _error("wrong_size", f"optional header of {size} bytes, under 2", at)
     (magic,) = struct.unpack_from("<H", data, at)
     directories_at = _DIRECTORIES_AT.get(magic)
     if directories_at is None:
-        raise _error("unsupported", f"optional header of type {magic:#x}", at)
+        raise _error("unsupported", f"optional header of type {magic:#x}, not PE32 or PE32+", at)
     if size < directories_at:
         raise _error("wrong_size", f"optional header of {size} bytes, under {directories_at}", at)
     (headers_size,) = struct.unpack_from("<I", data, at + 60)
     (directories,) = struct.unpack_from("<I", data, at + directories_at - 4)
     if directories > _MOST_DIRECTORIES:
-        problem = f"{directories} data directories, over {_MOST_DIRECTORIES}"
+        problem = f"{directories} data directories, at most {_MOST_DIRECTORIES}"
         raise _error("too_many", problem, at + directories_at - 4)
     if directories_at + 8 * directories > size:
         problem = f"{directories} data directories exceed the optional header"
         raise _error("inconsistent", problem, at + directories_at - 4)
     if headers_size > len(data):
-        raise _error("truncated", f"headers of {headers_size} bytes", at + 60)
+        raise _error("truncated", f"headers of {headers_size} bytes exceed the image", at + 60)
     return headers_size, at + directories_at, directories
 
 

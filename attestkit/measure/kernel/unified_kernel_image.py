@@ -1,7 +1,7 @@
 """Unified kernel images with systemd-stub (257): events of the stub and of the kernel in it.
 
 The stub measures the sections into PCR 11, which is RTMR2, if it was built with TPM support;
-otherwise it measures nothing. Which of both applies shows only in a log.
+otherwise it measures nothing. Only a log shows which of both applies.
 """
 
 import struct
@@ -30,7 +30,7 @@ _FILE_MODE: Final = 0o100444
 
 
 def pack_extra_file(name: str, content: bytes) -> bytes:
-    """Return the archive (cpio, "newc") of a file in `/.extra`."""
+    """Return a cpio archive ("newc") with the folder `.extra` and one file in it."""
     return (
         _entry(1, _FOLDER_MODE, _FOLDER, b"")
         + _entry(2, _FILE_MODE, f"{_FOLDER}/{name}", content)
@@ -46,7 +46,7 @@ def join_initrds(initrds: Sequence[bytes]) -> bytes:
 
 
 def _entry(inode: int, mode: int, name: str, content: bytes) -> bytes:
-    """Return header, name and content of a file of root with one link and without a time."""
+    """Return a cpio entry: header, name and content; owner root, one link, time 0."""
     encoded = name.encode() + b"\0"
     fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
     head = b"070701" + b"".join(b"%08x" % field for field in fields)
@@ -152,16 +152,17 @@ class UnifiedKernelImage(NamedTuple):
 
         Args:
             table: Partition table of the disk with the image; None for QEMU's `-kernel`.
-            separator: Whether the firmware separates in RTMR1 (edk2 from 202411), not in RTMR0.
+            separator: Whether the firmware measures its second separator into RTMR1 (edk2 from
+                202411), not into RTMR0.
             boot_loaders: Images that are loaded before this one, from the disk.
 
         Raises:
             FormatError: If an image or the kernel is not a PE image, or the kernel is too old for
                 the stub to load it through the firmware.
-            UsageError: If there are over 62 boot loaders, or some without a disk.
+            UsageError: If there are over 62 boot loaders, or any without a partition table.
         """
         if table is None and boot_loaders:
-            raise UsageError("boot loaders: not applicable without a disk", reason="not_applicable")
+            raise UsageError("boot loaders: need a partition table", reason="not_applicable")
         kernel = self.sections[".linux"]
         _check_kernel(kernel)
         inner = BootImage("kernel", kernel)
@@ -176,7 +177,7 @@ class UnifiedKernelImage(NamedTuple):
         ]
 
     def rtmr2_events(self, passed_cmdline: str = "") -> tuple[_Events, _Events]:
-        """Return the events of RTMR2 by a stub with support of TPMs, and by one without.
+        """Return the events of RTMR2 of a stub with TPM support, and those of one without.
 
         Args:
             passed_cmdline: Command line that the boot loader, or QEMU's `-kernel`, passes to the
@@ -184,7 +185,7 @@ class UnifiedKernelImage(NamedTuple):
 
         Raises:
             FormatError: If the image's command line is not UTF-8.
-            UsageError: If the passed one is not ASCII, contains a NUL or is too long.
+            UsageError: If `passed_cmdline` is not ASCII, contains a NUL or is too long.
         """
         kernel_events.check_cmdline(passed_cmdline)
         passed = _clean(passed_cmdline)
@@ -212,17 +213,17 @@ class UnifiedKernelImage(NamedTuple):
 
 
 def _clean(cmdline: str) -> str:
-    """Return a command line with control characters as spaces, and none at its ends."""
+    """Return a command line with spaces for control characters, and without spaces at its ends."""
     return "".join(
         " " if letter <= " " or letter == "\x7f" else letter for letter in cmdline
     ).strip(" ")
 
 
 def _check_kernel(kernel: bytes) -> None:
-    """Refuse a kernel that the stub does not load through the firmware, which would measure it."""
+    """Refuse a kernel older than 5.8: the stub starts it without the firmware's measurement."""
     PeImage.parse(kernel)
     (header_at,) = struct.unpack_from("<I", kernel, 60)
     (major,) = struct.unpack_from("<H", kernel, header_at + 24 + 44)
     if major < 1:
-        message = "unified kernel image: .linux: older than Linux 5.8"
+        message = "unified kernel image: .linux: must be Linux 5.8 or later, which is measured"
         raise FormatError(message, reason="unsupported_version")

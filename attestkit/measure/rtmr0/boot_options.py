@@ -35,7 +35,9 @@ def encode_load_option(
         UsageError: If a value is too large.
     """
     if len(description) > _MAX_DESCRIPTION or len(device_path) > 0xFFFF:
-        raise UsageError("boot option: description or path too long", reason="too_large")
+        sizes = f"{len(description)} characters, {len(device_path)} bytes"
+        message = f"boot option: description, path: {sizes}; at most {_MAX_DESCRIPTION}, 65535"
+        raise UsageError(message, reason="too_large")
     try:
         text = f"{description}\0".encode("utf-16-le")
     except UnicodeEncodeError as error:
@@ -97,7 +99,7 @@ _MOST: Final = 1 << 16  # bytes
 
 
 class BootOption(NamedTuple):
-    """A boot option, as a variable Boot#### has it."""
+    """A boot option: the content of a variable Boot####."""
 
     attributes: int
     description: str

@@ -28,7 +28,7 @@ def build_td_hob(sections: Sequence[TdvfSection], memory: Iterable[td_hob.Memory
         memory: Ranges of RAM, from `memory_ranges` or QEMU's e820 table.
 
     Raises:
-        FormatError: If there is not one section for the TD HOB.
+        FormatError: If there is not exactly one section for the TD HOB.
         UsageError: If a section is not inside of a range of RAM.
     """
     address = find_section(sections, TD_HOB).address
@@ -65,7 +65,7 @@ _MEASURED: Final = (
 
 
 class FwCfgItems(NamedTuple):
-    """Contents of items, empty if QEMU does not have them."""
+    """Contents of the items that recent firmware measures; empty if QEMU does not have one."""
 
     extra_pci_roots: bytes = b""
     boot_menu: bytes = bytes(2)  # of key 0x0E; always present, and zero unless `-boot menu=on`
@@ -76,7 +76,7 @@ class FwCfgItems(NamedTuple):
 
     @classmethod
     def direct_boot(cls) -> "FwCfgItems":
-        """Return the items of a machine with `-kernel`, and no options that add others."""
+        """Return the items of a machine with `-kernel`, and without options that add items."""
         return cls(boot_order=DIRECT_BOOT_ORDER)
 
     def measured(self) -> list[tuple[str, bytes]]:
@@ -121,7 +121,7 @@ def expected_rtmr0(
 ) -> tuple[ExpectedEvent, ...]:
     """Return the events of RTMR0 in the order in which they are extended.
 
-    Without shim, these are all; shim adds SbatLevel and MokListTrusted.
+    These are all events of a boot without a shim, which adds SbatLevel and MokListTrusted.
 
     Args:
         firmware: The firmware.
@@ -135,10 +135,10 @@ def expected_rtmr0(
             202408; `BootLayout.separator_in_rtmr1` excludes it for recent firmware.
 
     Raises:
-        FormatError: If the firmware measures nothing in a TD, its image has boot options, which
-            would change the order, or the SMBIOS table is malformed.
-        UsageError: If the memory is too small for the firmware, an item too large, `boot_order` not
-            of the boot options, or `second_separator` not possible with this firmware.
+        FormatError: If the firmware measures nothing in a TD; its image has boot options, which
+            would change the order; or the SMBIOS table is malformed.
+        UsageError: If the memory is too small for the firmware, an item is too large, `boot_order`
+            has numbers of no boot option, or this firmware has no second separator in RTMR0.
     """
     layout = firmware.layout
     _check_firmware(firmware, second_separator=second_separator)
@@ -166,7 +166,7 @@ def expected_rtmr0(
 def _check_firmware(firmware: TdxFirmware, *, second_separator: bool) -> None:
     """Refuse a firmware whose events are unknown."""
     if not firmware.layout.measures:
-        message = "firmware: without TdTcg2Dxe, so that a TD measures nothing into its RTMRs"
+        message = "firmware: no TdTcg2Dxe, so a TD measures nothing into RTMRs; use an OVMF with it"
         raise FormatError(message, reason="unsupported")
     stored = min([name.name for name in firmware.variables if _is_boot_option(name)], default="")
     if stored:
@@ -184,7 +184,7 @@ def _fw_cfg_events(items: FwCfgItems) -> Iterator[ExpectedEvent]:
 
 
 def measured_variables(firmware: TdxFirmware) -> list[tuple[td_hob.VariableName, bytes]]:
-    """Return SecureBoot and its keys in the order of measurement; a missing variable is empty."""
+    """Return SecureBoot, PK, KEK, db, dbx (and dbt, if set), as measured; empty if missing."""
     variables, state = firmware.variables, b""
     if firmware.layout.secure_boot:
         has_keys = _PLATFORM_KEY in variables

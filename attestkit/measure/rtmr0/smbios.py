@@ -100,7 +100,7 @@ def set_processor_id(table: bytes, eax: int, edx: int) -> bytes:
         UsageError: If a register is not 0 to 2**32 - 1.
     """
     if not 0 <= eax < 1 << 32 or not 0 <= edx < 1 << 32:
-        raise UsageError("processor id: registers must be 0 to 2**32 - 1", reason="out_of_range")
+        raise UsageError("processor id: EAX, EDX must be 0 to 2**32 - 1", reason="out_of_range")
     processor_id = struct.pack("<II", eax, edx)
     found = []
     for area, strings in _read_structures(table):
@@ -111,7 +111,7 @@ def set_processor_id(table: bytes, eax: int, edx: int) -> bytes:
 
 
 def filter_smbios(table: bytes) -> bytes:
-    """Return the copy of a published table that is measured; of a measured one, the same.
+    """Return the copy of a published table that is measured; a measured copy is unchanged.
 
     Raises:
         FormatError: If the table is malformed, or over 1 MiB.

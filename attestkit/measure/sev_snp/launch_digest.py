@@ -107,7 +107,7 @@ _PageInfo = tuple[int, int, bytes]  # type, guest physical address, measured con
 
 
 class SnpMachine(NamedTuple):
-    """Choices of the VMM."""
+    """Properties of the machine that the launch digest covers; the VMM chooses them."""
 
     vcpus: int  # 1 to 4096
     cpu_signature: int  # EAX of CPUID function 1; see `find_cpu_signature`
@@ -200,13 +200,14 @@ def svsm_launch_digest(
     """
     _check_machine(machine)
     if machine.vmm != "qemu" or machine.guest_features != 1:
-        raise _usage_error("a service module needs QEMU and guest features 1", "not_applicable")
+        raise _usage_error("svsm: needs vmm qemu and guest_features 1", "not_applicable")
     start = _FOUR_GIB - len(firmware) - variables_size - len(svsm)
     if variables_size < 0 or variables_size % _PAGE or start < 0:
-        raise _usage_error(f"size of variables: {variables_size}", "out_of_range")
+        problem = f"variables_size: {variables_size}, must be whole pages that fit below 4 GiB"
+        raise _usage_error(problem, "out_of_range")
     metadata = sev_metadata.read_sev_metadata(svsm)
     if metadata.svsm_entry is None:
-        raise FormatError("service module: no entry point", reason="missing")
+        raise FormatError("svsm: no entry point; use one for QEMU", reason="missing")
     digest = _extend_image(firmware_digest(firmware), svsm, start, "service module")
     for page in _metadata_pages(metadata, "qemu", None):
         digest = extend_page(digest, *page)
@@ -215,7 +216,7 @@ def svsm_launch_digest(
 
 
 def launch_digest_basis(vmm: Vmm, *, hashes: bool, svsm: bool = False) -> Basis:
-    """Return what confirms a launch digest: hardware only that of QEMU with kernel hashes."""
+    """Return the basis of a launch digest: `hardware` only for QEMU with kernel hashes."""
     return "hardware" if vmm == "qemu" and hashes and not svsm else "independent"
 
 
@@ -262,11 +263,11 @@ def _hashes_page(metadata: sev_metadata.SevMetadata, hashes: KernelHashes) -> by
 
 
 def _start_addresses(metadata: sev_metadata.SevMetadata, vcpus: int) -> Iterator[tuple[int, int]]:
-    """Yield start addresses, and how many virtual CPUs have them."""
+    """Yield each start address, and the number of virtual CPUs that start there."""
     yield RESET_VECTOR, 1
     if vcpus > 1:
         if metadata.reset_eip is None:
-            raise _format_error("no start address of further virtual CPUs", "missing")
+            raise _format_error("no start address of virtual CPUs 1 and above", "missing")
         yield metadata.reset_eip, vcpus - 1
 
 
@@ -275,7 +276,7 @@ def _extend_image(digest: bytes, image: bytes, gpa: int, name: str) -> bytes:
         message = f"{name}: {len(image)} bytes, not a multiple of {_PAGE}"
         raise FormatError(message, reason="wrong_size")
     if len(image) > MAX_IMAGE:
-        raise FormatError(f"{name}: {len(image)} bytes, over {MAX_IMAGE}", reason="too_large")
+        raise FormatError(f"{name}: {len(image)} bytes, at most {MAX_IMAGE}", reason="too_large")
     for at in range(0, len(image), _PAGE):
         digest = extend_page(digest, NORMAL_PAGE, gpa + at, sha384(image[at : at + _PAGE]))
     return digest

@@ -63,7 +63,7 @@ def _read_sections(image: bytes, at: int) -> tuple[OvmfSection, ...]:
     if version != 1:
         raise _error(f"version must be 1, not {version}", "unsupported_version", at + 8)
     if count > _MOST_SECTIONS:
-        raise _error(f"{count} sections, over {_MOST_SECTIONS}", "too_many", at + 12)
+        raise _error(f"{count} sections, at most {_MOST_SECTIONS}", "too_many", at + 12)
     if at + _HEAD.size + count * _SECTION.size > len(image):
         raise _error("truncated", "truncated", len(image))
     sections = []
@@ -71,17 +71,17 @@ def _read_sections(image: bytes, at: int) -> tuple[OvmfSection, ...]:
         offset = at + _HEAD.size + number * _SECTION.size
         section = OvmfSection(*_SECTION.unpack_from(image, offset))
         if section.kind not in _KINDS:
-            raise _error(f"section of type {section.kind:#x}", "unsupported", offset + 8)
+            raise _error(f"section of unknown type {section.kind:#x}", "unsupported", offset + 8)
         if section.gpa % _PAGE:
-            raise _error(f"section at address {section.gpa:#x}", "wrong_value", offset)
+            raise _error(f"section at {section.gpa:#x}, no page address", "wrong_value", offset)
         sections.append(section)
     if sum(section.pages for section in sections) > _MOST_PAGES:
-        raise _error(f"over {_MOST_PAGES} pages", "too_large", at)
+        raise _error(f"sections of over {_MOST_PAGES} pages", "too_large", at)
     return tuple(sections)
 
 
 def _first_number(table: Mapping[UUID, bytes], guid: UUID, what: str) -> int | None:
-    """Return the first 32 bits of an entry; None without the entry, or if they are 0."""
+    """Return the first 32 bits of an entry, which `what` names; None if it is missing or 0."""
     entry = table.get(guid)
     if entry is None:
         return None

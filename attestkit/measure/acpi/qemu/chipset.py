@@ -66,7 +66,7 @@ def set_up_chipset(qemu: StoppedQemu, setup: ChipsetSetup = DEFAULT_SETUP) -> No
 def check_setup(setup: ChipsetSetup) -> None:
     """Raise UsageError if the address or the number of bits is out of range."""
     if not 0x80000000 <= setup.ecam_base <= 0xF0000000 or setup.ecam_base % (1 << 28):
-        message = f"ecam_base: {setup.ecam_base:#x}, must be 0x80000000 to 0xf0000000 in 256 MiB"
+        message = f"ecam_base: {setup.ecam_base:#x}, must be 0x80000000, 0x90000000 to 0xf0000000"
         raise UsageError(message, reason="out_of_range")
     if not _MIN_PHYSICAL_BITS <= setup.physical_bits <= _MAX_PHYSICAL_BITS:
         message = f"physical_bits: {setup.physical_bits}, must be 36 to 52"
@@ -74,7 +74,7 @@ def check_setup(setup: ChipsetSetup) -> None:
 
 
 def _place_window(qemu: StoppedQemu, start: int) -> None:
-    """Put one 64-bit BAR of an endpoint at the window's start, which QEMU then reports."""
+    """Set a 64-bit BAR of an endpoint to `start`, which QEMU then reports as the window's start."""
     for device in range(_LPC_BRIDGE):
         if _read(qemu, device, _ID) in _NO_DEVICE or _read(qemu, device, _HEADER_TYPE) >> 16 & 0x7F:
             continue  # empty, or a bridge

@@ -39,7 +39,7 @@ def dstack_command(
 def inputs_command(
     inputs: AcpiInputs, program: str | PathLike[str] = DEFAULT_PROGRAM, *, memory_size: int
 ) -> list[str]:
-    """Return the command line of a machine that has these inputs."""
+    """Return the command line of a machine with these inputs and `memory_size` bytes of RAM."""
     size = f"{memory_size // 1024}K"
     pic = "on" if inputs.pic else "off"
     command = [fspath(program), "-nodefaults", "-cpu", CPU, "-smp", str(inputs.cpu_count)]

@@ -45,7 +45,7 @@ class FwCfgFile(NamedTuple):
 
 
 class FwCfg:
-    """Items and files of the device of a stopped QEMU."""
+    """The fw_cfg device of a stopped QEMU: items by key, files by name."""
 
     def __init__(self, qemu: qtest.StoppedQemu) -> None:
         self._qemu = qemu
@@ -79,9 +79,7 @@ class FwCfg:
         Raises:
             FormatError: As for `parse_directory`.
         """
-        count = int.from_bytes(self.read_item(_DIRECTORY, 4), "big")
-        if count > _MAX_FILES:
-            raise FormatError(f"fw_cfg directory: {count} files", reason="too_many", offset=0)
+        count = _count_files(self.read_item(_DIRECTORY, 4))
         return parse_directory(self.read_item(_DIRECTORY, 4 + _ENTRY.size * count))
 
     def read_file(self, directory: Mapping[str, FwCfgFile], name: str) -> bytes:
@@ -97,11 +95,9 @@ def parse_directory(content: bytes) -> dict[str, FwCfgFile]:
         FormatError: If it is truncated, has over 1024 files, or a name is not ASCII or occurs
             twice.
     """
-    count = int.from_bytes(content[:4], "big")
-    if count > _MAX_FILES:
-        raise FormatError(f"fw_cfg directory: {count} files", reason="too_many", offset=0)
+    count = _count_files(content)
     if len(content) < 4 + count * _ENTRY.size:
-        raise FormatError("fw_cfg directory", reason="truncated", offset=len(content))
+        raise FormatError("fw_cfg directory: truncated", reason="truncated", offset=len(content))
     files: dict[str, FwCfgFile] = {}
     for index in range(count):
         offset = 4 + index * _ENTRY.size
@@ -109,13 +105,21 @@ def parse_directory(content: bytes) -> dict[str, FwCfgFile]:
         try:
             name = raw.partition(b"\0")[0].decode("ascii")
         except UnicodeDecodeError as error:
-            message = "fw_cfg directory: name"
+            message = "fw_cfg directory: name of a file is not ASCII"
             raise FormatError(message, reason="encoding", offset=offset + 8) from error
         if name in files:
             message = f"fw_cfg directory: {shown_key(name)} occurs twice"
             raise FormatError(message, reason="duplicate", offset=offset + 8)
         files[name] = FwCfgFile(key, size)
     return files
+
+
+def _count_files(directory: bytes) -> int:
+    count = int.from_bytes(directory[:4], "big")
+    if count > _MAX_FILES:
+        message = f"fw_cfg directory: {count} files, at most {_MAX_FILES}"
+        raise FormatError(message, reason="too_many", offset=0)
+    return count
 
 
 def parse_e820(content: bytes) -> list[tuple[int, int]]:
@@ -129,12 +133,13 @@ def parse_e820(content: bytes) -> list[tuple[int, int]]:
         message = f"etc/e820: {len(content)} bytes, not a multiple of {_E820_ENTRY.size}"
         raise FormatError(message, reason="wrong_size")
     if len(content) > _MAX_E820 * _E820_ENTRY.size:
-        raise FormatError(f"etc/e820: over {_MAX_E820} entries", reason="too_many")
+        count = len(content) // _E820_ENTRY.size
+        raise FormatError(f"etc/e820: {count} entries, at most {_MAX_E820}", reason="too_many")
     ranges = []
     for offset in range(0, len(content), _E820_ENTRY.size):
         start, length, kind = _E820_ENTRY.unpack_from(content, offset)
         if start + length > 1 << 64:
-            message = "etc/e820: range exceeds 64 bits"
+            message = f"etc/e820: range of {length:#x} bytes at {start:#x} exceeds 64 bits"
             raise FormatError(message, reason="wrong_value", offset=offset)
         if kind == _E820_RAM:
             ranges.append((start, start + length))
@@ -179,7 +184,7 @@ def read_machine(
     *,
     seconds: float = qtest.DEFAULT_SECONDS,
 ) -> QemuMachine:
-    """Start QEMU, read the machine as OVMF would, and kill QEMU.
+    """Start QEMU, read the data that OVMF reads at a boot, and kill QEMU.
 
     Args:
         command: Program and options of the machine, such as `dstack_command` returns.
@@ -189,7 +194,7 @@ def read_machine(
     Raises:
         ConfigError: If QEMU is missing, cannot be executed, or refuses the options.
         BackendError: If QEMU does not answer in time, or not in the protocol.
-        FormatError: If what it answers is malformed or too large.
+        FormatError: If its data are malformed or too large.
         UsageError: If a value of `setup` is out of range.
     """
     chipset.check_setup(setup)
@@ -214,7 +219,7 @@ def read_machine(
 
 
 def read_acpi_tables(device: FwCfg, directory: dict[str, FwCfgFile]) -> acpi_tables.AcpiTables:
-    """Return the three ACPI files; the first read after the start has to be this one.
+    """Return the three ACPI files, which must be the first files that are read after the start.
 
     Raises:
         FormatError: If one is missing or malformed.
@@ -240,8 +245,8 @@ def read_version(program: str) -> QemuVersion:
 def read_build(program: str) -> QemuBuild:
     """Return version and digest of a QEMU program.
 
-    Of a script that starts QEMU the digest is that of the script, and of the version with that of
-    the package, such as `10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)`.
+    For a script that starts QEMU, the digest covers the script and the version with that of the
+    package, such as `10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)`.
 
     Raises:
         ConfigError: As for `read_version`.

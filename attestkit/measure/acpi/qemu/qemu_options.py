@@ -1,7 +1,7 @@
 """QEMU's command line: its syntax, and stand-ins for a user's devices that need the host.
 
-For the ACPI tables the place of a device counts, not its kind; bridges, displays and some devices
-of the ISA bus are exceptions. A boot index is in fw_cfg with the kind of the device.
+The ACPI tables depend on the bus and address of a device, not on its kind, except for bridges,
+displays and some devices of the ISA bus. fw_cfg contains the kind of a device with a boot index.
 """
 
 import re
@@ -25,9 +25,10 @@ Properties = dict[str, str]
 
 
 def split_command(text: str) -> list[str]:
-    """Return the words of a command line, of a shell or with NULs as in `/proc/PID/cmdline`.
+    """Return the words of a command line in shell syntax, or separated by NULs.
 
-    Nothing is executed or expanded. Backslashes at line ends continue the line.
+    The latter is the form of `/proc/PID/cmdline`. Nothing is executed or expanded. Backslashes at
+    line ends continue the line.
 
     Raises:
         UsageError: If a quotation is not closed, the text is empty, or has over 65,536 characters
@@ -48,18 +49,19 @@ def split_command(text: str) -> list[str]:
 
 
 def check_words(words: list[str]) -> list[str]:
-    """Return `words` unless they are over 4096 or 65,536 characters, or one has a NUL character.
+    """Return `words` if they are valid.
 
     Raises:
-        UsageError: If they are, or one has.
+        UsageError: If there are over 4096 words or 65,536 characters, or a NUL character.
     """
     if sum(map(len, words)) > MAX_TEXT:
-        message = f"QEMU command line: words of over {MAX_TEXT} characters"
+        message = f"QEMU command line: over {MAX_TEXT} characters in all words"
         raise UsageError(message, reason="too_large")
     if len(words) > _MAX_WORDS:
-        raise UsageError(f"QEMU command line: over {_MAX_WORDS} words", reason="too_many")
+        message = f"QEMU command line: {len(words)} words, at most {_MAX_WORDS}"
+        raise UsageError(message, reason="too_many")
     if any("\0" in word for word in words):
-        raise UsageError("QEMU command line: NUL character", reason="wrong_value")
+        raise UsageError("QEMU command line: a word has a NUL character", reason="wrong_value")
     return words
 
 
@@ -70,8 +72,8 @@ def _join_lines(text: str) -> str:
 def parse_properties(option: str, text: str, first: str) -> Properties:
     """Parse `value,name=value,...`, or a JSON object.
 
-    In the former, two commas stand for one, and a first part without `=` is the property `first`. A
-    later part without `=` stands for `on`.
+    In the former, two commas stand for one, and a first part without `=` is the value of the
+    property `first`. A later part without `=` is a property with the value `on`.
 
     Raises:
         UsageError: If a property occurs twice, or the JSON is not an object of plain values.
@@ -87,7 +89,10 @@ def parse_properties(option: str, text: str, first: str) -> Properties:
 
 
 def list_properties(text: str, first: str) -> list[tuple[str, str]]:
-    """Return the properties of `value,name=value,...`, of which some may occur twice."""
+    """Return name and value of each property of `value,name=value,...`, repeated ones too.
+
+    `first` is the name of a value without a name at the start.
+    """
     found = []
     for index, part in enumerate(text.replace(",,", "\0").split(",")):
         name, sign, value = part.replace("\0", ",").partition("=")
@@ -127,7 +132,8 @@ def check_safe(option: str, values: Mapping[str, str]) -> None:
     """Raise UsageError if a name or value has other characters than letters, digits, `._:/+-`."""
     for text in (*values, *values.values()):
         if not _SAFE.fullmatch(text):
-            raise UsageError(f"{option}: {shown(text)} is not supported", reason="wrong_value")
+            message = f"{option}: {shown(text)}: must have only letters, digits and ._:/+-"
+            raise UsageError(message, reason="wrong_value")
 
 
 def parse_size(option: str, text: str, unit: int) -> int:
@@ -138,7 +144,8 @@ def parse_size(option: str, text: str, unit: int) -> int:
     """
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise UsageError(f"{option}: size {shown(text)}", reason="wrong_value")
+        message = f"{option}: size {shown(text)}, must be a number, optionally with K, M, G or T"
+        raise UsageError(message, reason="wrong_value")
     return int(match[1]) * _UNITS.get(match[2].upper(), unit)
 
 
@@ -179,15 +186,15 @@ _BOOTABLE_NETWORKS: Final = frozenset({"virtio-net", "virtio-net-pci"})
 
 
 def stand_in_options(found: Properties, number: int) -> list[str]:
-    """Return the options of a device's stand-in; none for a device behind a controller.
+    """Return the options of a device's stand-in; none for a device that is not on the PCI bus.
 
     Args:
         found: Properties of the device, with `driver`.
-        number: Number that no other device has.
+        number: Unique number, for the names of what the stand-in needs.
 
     Raises:
-        UsageError: If the device's influence on the tables is unknown, or a value has unsafe
-            characters.
+        UsageError: If the device's effect on the tables is unknown, or a value has other characters
+            than `check_safe` allows.
     """
     driver = found.get("driver", "")
     if driver in _NOT_PCI_NAMES or driver.startswith(_NOT_PCI):
@@ -203,7 +210,7 @@ def has_unknown_boot_order(found: Properties) -> bool:
 
 
 def _replace(driver: str, found: Properties, name: str) -> tuple[list[str], Properties]:
-    """Return the options that a stand-in needs, and its properties."""
+    """Return the options that a stand-in needs, and its properties; `name` is its id there."""
     kept = _KEPT.get(driver)
     if kept is not None:
         same = select(found, ("driver", *kept))
@@ -213,7 +220,7 @@ def _replace(driver: str, found: Properties, name: str) -> tuple[list[str], Prop
     if driver.startswith(_UNKNOWN_TABLES) or (
         driver not in _ENDPOINTS and not driver.endswith("-pci")
     ):
-        message = f"QEMU device {shown(driver)}: its influence on the tables is unknown"
+        message = f"QEMU device {shown(driver)}: not supported: its effect on ACPI is unknown"
         raise UsageError(message, reason="unknown_name")
     place = select(found, _PLACE)
     if "bootindex" in found and not has_unknown_boot_order(found):

@@ -148,7 +148,7 @@ class StoppedQemu:
 
 
 def find_program(program: str) -> str:
-    """Return the path of a program, which a name without a slash is searched for in PATH.
+    """Return the path of a program; a name without a slash is searched for in PATH.
 
     Raises:
         ConfigError: If it is missing or not executable.
@@ -188,7 +188,7 @@ def start_program(
 
 
 def wait_for_output(process: "subprocess.Popen[bytes]", deadline: float) -> bytes | None:
-    """Return the next bytes of a program's output, none at its end; None at the deadline."""
+    """Return the next bytes of a program's output, b"" at its end; None at the deadline."""
     assert process.stdout is not None
     poll = select.poll()
     poll.register(process.stdout.fileno(), select.POLLIN)
@@ -210,7 +210,7 @@ def stop_program(process: "subprocess.Popen[bytes]") -> None:
 
 @cache
 def _die_with_parent() -> tuple[str, ...]:
-    """Return a prefix that has a program killed when the thread that started it ends.
+    """Return the words before a command that kill it when the thread that started it ends.
 
     A process that is killed cannot stop QEMU, and QEMU does not exit at the end of its input.
     setpriv of util-linux sets PR_SET_PDEATHSIG and executes the program; other versions of setpriv
@@ -240,5 +240,5 @@ def _hex_number(text: str) -> int:
 
 
 def _malformed(answer: str) -> BackendError:
-    message = f"QEMU: not an answer of the qtest protocol: {shown(answer)}"
+    message = f"QEMU: answer must be of the qtest protocol, not {shown(answer)}"
     return BackendError(message, reason="malformed_response")

@@ -96,17 +96,17 @@ def clean_command(
 ) -> UserCommand:
     """Clean a user's QEMU command line.
 
-    Options of TDX and KVM go, and what TDX implies is written out: no SMM, and from QEMU 9.0 on no
-    PIC.
+    Options of TDX and KVM are removed, and properties that TDX implies are added: no SMM, and from
+    QEMU 9.0 on no PIC.
 
     Args:
         text: Command line, as text or as words; the program at its start is optional.
         version: Version of the host's QEMU.
-        program: QEMU's program of the result.
+        program: QEMU's program in the result.
 
     Raises:
-        UsageError: If an option, device or value is unknown or has an unknown influence on the
-            tables; the machine is not q35; or -nodefaults or -m is missing.
+        UsageError: If an option, device or value is unknown or has an unknown effect on the tables;
+            the machine is not q35; or -nodefaults or -m is missing.
     """
     words = split_command(text) if isinstance(text, str) else check_words(list(text))
     if words and not words[0].startswith("-"):
@@ -124,20 +124,20 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     for word in rest:
         option = word[1:] if word.startswith("--") else word
         if not option.startswith("-"):
-            message = f"QEMU command line: {shown(word)} is not an option"
+            message = f"QEMU command line: {shown(word)}: must be an option, which starts with -"
             raise UsageError(message, reason="wrong_value")
         if option in flags:
             yield option, ""
             continue
         value = next(rest, None)
         if value is None:
-            message = f"QEMU command line: {shown(word)} lacks its argument, or is unknown"
+            message = f"QEMU command line: {shown(word)}: needs an argument, or is unknown"
             raise UsageError(message, reason="missing")
         yield option, value
 
 
 class _Cleaner:
-    """Collects the options that matter."""
+    """Collects the options on which the tables depend; a method `add_...` for each kind."""
 
     def __init__(self) -> None:
         self._options: list[str] = []
@@ -168,7 +168,7 @@ class _Cleaner:
         else:
             handler = _HANDLERS.get(option)
             if handler is None:
-                message = f"QEMU option {shown(option)}: its influence on the tables is unknown"
+                message = f"QEMU option {shown(option)}: not supported: effect on ACPI is unknown"
                 raise UsageError(message, reason="unknown_name")
             handler(self, option, value)
 
@@ -181,7 +181,7 @@ class _Cleaner:
         self._memory |= parse_properties(option, value, "size")
 
     def add_cpu(self, option: str, value: str) -> None:
-        """Choose the CPU model, which SMBIOS shows; features and the host's model do not apply."""
+        """Choose the CPU model, which is in the SMBIOS table; drop features and host models."""
         model = parse_properties(option, value, "model").get("model", "")
         if model in {"host", "max", "base"}:
             return
@@ -189,11 +189,11 @@ class _Cleaner:
         self._cpu = f"{model},phys-bits=52"
 
     def add_object(self, option: str, value: str) -> None:
-        """Add a memory backend, as one of unreserved RAM; others serve devices of the host."""
+        """Add a memory backend as RAM without a file; drop other objects, of the host's devices."""
         found = parse_properties(option, value, "qom-type")
         if found.get("qom-type", "").startswith("memory-backend-"):
             if "id" not in found or "size" not in found:
-                raise UsageError("-object: memory backend without id or size", reason="missing")
+                raise UsageError("-object: memory backend must have id and size", reason="missing")
             size = parse_size(option, found["size"], 1)
             backend = {"qom-type": "memory-backend-ram", "id": found["id"], "size": str(size)}
             check_safe(option, backend)
@@ -211,7 +211,8 @@ class _Cleaner:
         if interface == "virtio":
             self._devices += ["-device", STAND_IN]
         elif interface not in {"none", "ide", "pflash"}:
-            raise UsageError(f"{option}: if={shown(interface)}", reason="wrong_value")
+            message = f"{option}: if={shown(interface)}: must be virtio, none, ide or pflash"
+            raise UsageError(message, reason="wrong_value")
 
     def add_shared_folder(self, _: str, __: str) -> None:
         """Add the device of -virtfs."""
@@ -228,43 +229,48 @@ class _Cleaner:
         self._serial_ports += value != "none"
 
     def add_parallel(self, option: str, value: str) -> None:
-        """Refuse a parallel port, which is in the tables."""
+        """Refuse a parallel port, which changes the tables."""
         if value != "none":
-            raise UsageError(f"{option}: {shown(value)}", reason="wrong_value")
+            raise UsageError(f"{option}: must be none, not {shown(value)}", reason="wrong_value")
 
     def add_global(self, option: str, value: str) -> None:
         """Add a default of a device's property, but none that names a file for QEMU to open."""
         check_safe(option, parse_properties(option, value, "value"))
         if _FILE_VALUE.search(value):
-            raise UsageError(f"{option}: files are not supported", reason="wrong_value")
+            raise UsageError(f"{option}: must not name a file", reason="wrong_value")
         self._options += [option, value]
 
     def add_boot(self, option: str, value: str) -> None:
-        """Add the boot menu and order, without pictures."""
+        """Add the properties of -boot that are in fw_cfg, but not its splash picture, a file."""
         kept = select(parse_properties(option, value, "order"), _BOOT_KEPT)
         check_safe(option, kept)
         if kept:
             self._options += [option, format_properties(kept, "")]
 
     def add_smbios(self, option: str, value: str) -> None:
-        """Add SMBIOS strings, but no file."""
+        """Add SMBIOS strings; refuse a file."""
         names = {name for name, _ in list_properties(value, "type")}
         # QEMU parses a comma in a name as the end of it.
         if names & {"file", "path"} or any("," in name for name in names):
-            raise UsageError(f"{option}: files are not supported", reason="wrong_value")
+            raise UsageError(f"{option}: must not name a file", reason="wrong_value")
         self._options += [option, value]
 
     def add_fw_cfg(self, option: str, value: str) -> None:
-        """Add the size of the 64-bit window; other files are neither measured nor in the tables."""
+        """Add the size of the 64-bit PCI window; drop other items, which no measurement covers."""
         found = parse_properties(option, value, "name")
         if found.get("name") == _WINDOW_SIZE and "string" in found:
             check_safe(option, found)
             self._options += [option, f"name={_WINDOW_SIZE},string={found['string']}"]
 
     def finish(self, version: QemuVersion, program: str) -> UserCommand:
-        """Return the command line."""
+        """Return the cleaned command line.
+
+        Args:
+            version: Version of the host's QEMU.
+            program: QEMU's program in the result.
+        """
         if not self._nodefaults:
-            message = "QEMU command line: -nodefaults is missing; the default devices are unknown"
+            message = "QEMU command line: must have -nodefaults; default devices are not supported"
             raise UsageError(message, reason="missing")
         memory, size = self._finish_memory()
         command = [program, "-nodefaults", "-cpu", self._cpu, *memory]
@@ -283,7 +289,7 @@ class _Cleaner:
 
     def _finish_memory(self) -> tuple[list[str], int]:
         if "size" not in self._memory:
-            raise UsageError("QEMU command line: -m is missing", reason="missing")
+            raise UsageError("QEMU command line: must have -m, the memory size", reason="missing")
         size = parse_size("-m", self._memory["size"], _MEBIBYTE)
         kept = {"size": f"{size // 1024}K", **select(self._memory, ("slots", "maxmem"))}
         check_safe("-m", kept)
@@ -307,10 +313,10 @@ class _Cleaner:
                 kept[name] = value
             elif name in _MACHINE_FIXED:
                 if value != _MACHINE_FIXED[name]:
-                    message = f"QEMU machine property {name}={shown(value)} is not supported"
+                    message = f"QEMU machine property {name}={shown(value)}: needs its default"
                     raise UsageError(message, reason="wrong_value")
             elif name != "type" and name not in _MACHINE_IGNORED:
-                message = f"QEMU machine property {shown(name)}: its influence is unknown"
+                message = f"QEMU machine property {shown(name)}: not supported: effect is unknown"
                 raise UsageError(message, reason="unknown_name")
         kept.setdefault("smm", "off")
         if version.release >= (9, 0):
