@@ -73,14 +73,15 @@ class DeviceLabel(NamedTuple):
     def error(
         self, problem: object, reason: GpuReason, *, by_policy: bool = False
     ) -> GpuEvidenceError:
-        """Return an error about this device; `by_policy` marks a violated rule of the policy."""
+        """Return an error about this device; `by_policy` if a rule of the policy is violated."""
         message = f"{self}: {problem}"
         return GpuEvidenceError(message, reason=reason, device=self.number, by_policy=by_policy)
 
     def refused_as(self, reason: GpuReason) -> "RefusedAs":
-        """Replace an error that rejects the evidence by the GpuEvidenceError of a check.
+        """Return a context that converts errors which reject evidence to GpuEvidenceError.
 
-        A CollateralError remains one: endorsements are missing or unusable, and nothing is known.
+        They get this device and `reason`. A CollateralError keeps its type and reason: endorsements
+        are missing or unusable, which proves nothing about the device.
         """
         return RefusedAs(self, reason)
 
@@ -88,8 +89,8 @@ class DeviceLabel(NamedTuple):
 class RefusedAs:
     """The context of `DeviceLabel.refused_as`.
 
-    A class, because contexts that `contextlib` makes of a generator take four times as long, and
-    a verification enters a dozen for each device.
+    It is a class because a generator with `contextlib.contextmanager` takes four times as long, and
+    a verification enters a dozen contexts for each device.
     """
 
     __slots__ = ("_label", "_reason")

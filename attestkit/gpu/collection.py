@@ -134,7 +134,11 @@ def _read_switches(nonce: bytes, time_limit: float) -> list[DeviceEvidence]:
 def _device(
     subject: str, architecture: Architecture, report: bytes, pem: bytes, nonce: bytes
 ) -> DeviceEvidence:
-    """Return the evidence of a device; raise BackendError if it cannot be the requested one."""
+    """Return the evidence of a device from the driver's output.
+
+    BackendError if the certificates are malformed, or the report is over another nonce. `subject`
+    names the device in it.
+    """
     try:
         certificates = tuple(split_pem(pem.rstrip(b"\0").decode("ascii")))
     except (FormatError, UnicodeDecodeError) as error:

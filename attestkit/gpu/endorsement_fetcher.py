@@ -1,8 +1,8 @@
 """Fetching of endorsements of GPUs: RIMs, OCSP answers, and tokens of NVIDIA's service.
 
-A few requests run at a time, and each question is asked once. The services are untrusted: a RIM or
-answer is verified after it was fetched. Requests, and the hashes in them, are encoded by
-`_crypto.x509.ocsp.request`. Sources: nvidia-gpu.md, 3.6 and 4.1; RFC 6960, appendix A.
+Up to eight requests run at a time, and equal requests are sent once. The services are untrusted:
+RIMs and answers are verified after they were fetched. `_crypto.x509.ocsp.request` encodes OCSP
+requests. Sources: nvidia-gpu.md, 3.6 and 4.1; RFC 6960, appendix A.
 """
 
 import hmac
@@ -99,20 +99,20 @@ def fetch_rim(identifier: str, getter: Getter, url: str = NVIDIA_RIM_URL) -> byt
 
 
 def _read_answer(identifier: str, body: bytes) -> bytes:
-    """Return the RIM of an answer."""
+    """Return the RIM in an answer of the service; check its identifier, format, size and hash."""
     fields: dict[str, Any] = read_object(body, "answer")
     named = string(fields, "id")
     if named != identifier:
-        raise FormatError(f"id: is {shown(named)}", reason="inconsistent")
+        raise FormatError(f"id: {shown(named)} was not requested", reason="inconsistent")
     kind = string(fields, "rim_format", "TCG")
     if kind != "TCG":
         raise FormatError(f"rim_format: must be TCG: {shown(kind)}", reason="unsupported")
     rim = from_base64(fields.get("rim"), "rim")
     if len(rim) > MAX_SIZE:
-        raise FormatError(f"rim: {len(rim)} bytes, more than {MAX_SIZE}", reason="too_large")
+        raise FormatError(f"rim: {len(rim)} bytes, at most {MAX_SIZE}", reason="too_large")
     digest = from_hex(fields.get("sha256"), "sha256", _SHA256_SIZE)
     if not hmac.compare_digest(sha256(rim), digest):
-        raise FormatError("sha256: is not that of the RIM", reason="inconsistent")
+        raise FormatError("sha256: not that of the RIM", reason="inconsistent")
     return rim
 
 
@@ -137,14 +137,14 @@ def fetch_ocsp(
         poster: Function that posts, such as `HttpGetter().post`.
         url: URL of the responder.
         hash_name: Hash that identifies the certificate.
-        nonce: At most 128 bytes, which the answer must contain.
+        nonce: 1 to 128 bytes, which the answer must contain; None sends no nonce.
 
     Returns:
         The answer in DER, about this certificate.
 
     Raises:
         FormatError: If a certificate is malformed.
-        UsageError: If the hash is not supported, or the nonce has another size.
+        UsageError: If the hash is not supported, or the nonce is empty or over 128 bytes.
         CollateralError: If the responder cannot be reached or returned an error (`fetch_failed`),
             or its answer is too large, malformed, about another certificate, or without the nonce.
     """
@@ -171,8 +171,8 @@ def _ocsp_error(url: str, problem: str, reason: CollateralReason) -> CollateralE
 class GpuServices(NamedTuple):
     """Services that endorsements are fetched from.
 
-    Keys are of a customer of NVIDIA, and optional. Each is sent to its service alone; a getter of
-    your own sends that of the RIM service itself.
+    Service keys of a customer of NVIDIA are optional, and each is sent to its service only. With
+    your own `getter`, `rim_key` is not allowed: let the getter send it.
     """
 
     getter: Getter | None = None  # None is an HttpGetter, as for `poster`
@@ -187,7 +187,7 @@ class GpuServices(NamedTuple):
     rim_key: str | None = None
 
     def open(self) -> tuple[Getter, Poster]:
-        """Return the two functions."""
+        """Return the functions that get and post: the given ones, else those of an HttpGetter."""
         if self.getter is not None and self.poster is not None:
             return self.getter, self.poster
         from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
@@ -199,7 +199,7 @@ class GpuServices(NamedTuple):
         """Return the function for the RIM service.
 
         Raises:
-            UsageError: If there is a key besides a getter, or it is not printable ASCII text.
+            UsageError: If both `rim_key` and `getter` are given, or the key is not printable ASCII.
         """
         if self.rim_key is None:
             return self.open()[0]
@@ -216,7 +216,7 @@ class GpuServices(NamedTuple):
 
 
 class _Question(NamedTuple):
-    """A certificate to ask about."""
+    """A certificate whose OCSP status is requested, and its issuer's."""
 
     certificate: bytes  # in DER, as the next one
     issuer: bytes
@@ -228,7 +228,7 @@ def fetch_parts(
     now: datetime,
     roots: GpuRoots | SimulatedRoots | None,
 ) -> tuple[dict[str, bytes], tuple[bytes, ...]]:
-    """Return RIMs by identifiers, and OCSP answers; see `GpuEndorsements.fetch`."""
+    """Fetch and return RIMs by identifiers, and OCSP answers; see `GpuEndorsements.fetch`."""
     services = services or GpuServices()
     poster, get_rim = services.open()[1], services.open_rim()
     root = GpuRoots.select(roots).device
@@ -258,7 +258,10 @@ def fetch_parts(
 def fetch_answers(
     evidence: GpuEvidence, nonce: bytes, services: GpuServices | None, *, allow_hold: bool
 ) -> tuple[tuple[bytes, ...], bytes]:
-    """Return the attestation service's answers and keys; see `GpuEndorsements.fetch_tokens`."""
+    """Fetch and return the answers of NVIDIA's attestation service (NRAS), and its JWK set.
+
+    See `GpuEndorsements.fetch_tokens`.
+    """
     services = services or GpuServices()
     getter, poster = services.open()
     groups: dict[Architecture, list[DeviceEvidence]] = {}
@@ -285,7 +288,7 @@ def _rim_identifiers(report: Report, chain: DeviceChain) -> Iterator[str]:
 
 
 def _questions(chain: Sequence[bytes]) -> list[_Question]:
-    """Return the questions about the first certificates of a chain, with their issuers."""
+    """Return the first three certificates of a chain, each with its issuer."""
     return [_Question(*pair) for pair in pairwise(chain[: _ASKED + 1])]
 
 
@@ -299,7 +302,7 @@ def _rim_certificates(name: str, rim: bytes) -> tuple[bytes, ...]:
 def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
     """Call a function for each item, for up to eight at a time.
 
-    After the first error no further call begins.
+    No call starts after the first error, which is raised.
     """
     if not items:
         return []

@@ -94,7 +94,7 @@ class GpuEndorsements:
                 an unknown member.
         """
         if len(data) > MAX_JSON:
-            raise _bad(f"over {MAX_JSON} bytes", "too_large")
+            raise _bad(f"{len(data)} bytes, at most {MAX_JSON}", "too_large")
         try:
             found = decode_typed(data, _Document, limit=MAX_JSON)
         except ConfigError as error:
@@ -137,8 +137,8 @@ class GpuEndorsements:
     ) -> "GpuEndorsements":
         """Fetch RIMs and OCSP answers for evidence.
 
-        Device chain and signature of each report are verified before its versions are used. What is
-        fetched is not verified; what several devices share is fetched once.
+        Device chain and signature of each report are verified before the versions in it are used.
+        RIMs and answers are not verified here; one of several devices is fetched once.
 
         Args:
             evidence: Evidence of the devices.

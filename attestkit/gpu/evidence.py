@@ -123,7 +123,7 @@ class GpuEvidence:
             raise wrong_type(_SUBJECT, "bytes or str", data)
         raw = utf8(data, _SUBJECT, FormatError) if isinstance(data, str) else data
         if len(raw) > MAX_SIZE:
-            raise _bad(f"{len(raw)} bytes, more than {MAX_SIZE}", "too_large")
+            raise _bad(f"{len(raw)} bytes, at most {MAX_SIZE}", "too_large")
         return cls(read_devices(read(raw, _SUBJECT)), raw)
 
     def to_json(self) -> bytes:
@@ -144,7 +144,7 @@ def read_devices(value: object) -> tuple[DeviceEvidence, ...]:
             problem = f"must have exactly one of {', '.join(_LISTS)}"
             raise _bad(problem, "inconsistent" if names else "missing")
         if value.get("result_code", 0) != 0:
-            raise _bad("result_code: the collection failed", "wrong_value")
+            raise _bad("result_code: must be 0; the collection failed", "wrong_value")
         entries, shared = value[names[0]], value
     if not isinstance(entries, list):
         raise _bad("must be a list of devices", "wrong_type")
@@ -190,7 +190,7 @@ def _architecture(stated: Mapping[str, Any], what: str) -> Architecture | None:
     word = string(stated, "arch", what=what)
     found = find_architecture(word)
     if found is None:
-        message = f"{what}: arch: {shown(word)} is not one of {', '.join(ARCHITECTURES)}"
+        message = f"{what}: arch: {shown(word)}, must be one of {', '.join(ARCHITECTURES)}"
         raise FormatError(message, reason="unsupported")
     return found
 
@@ -228,7 +228,7 @@ def _certificates(value: Mapping[str, Any], what: str) -> tuple[bytes, ...]:
 def _split_chain(text: str) -> tuple[bytes, ...]:
     pem = from_base64(text, "certificate")
     if len(pem) > MAX_CHAIN:
-        message = f"certificate: {len(pem)} bytes, more than {MAX_CHAIN}"
+        message = f"certificate: {len(pem)} bytes, at most {MAX_CHAIN}"
         raise FormatError(message, reason="too_large")
     try:
         found = split_pem(pem.decode("ascii"))
@@ -244,7 +244,7 @@ def _split_chain(text: str) -> tuple[bytes, ...]:
 
 def _check_length(text: object, most: int, subject: str) -> None:
     if isinstance(text, str) and len(text) > most:
-        message = f"{subject}: {len(text)} characters, more than {most}"
+        message = f"{subject}: {len(text)} characters, at most {most}"
         raise FormatError(message, reason="too_large")
 
 
@@ -255,10 +255,18 @@ def _bad(problem: str, reason: FormatReason) -> FormatError:
 def verify_device(
     device: DeviceEvidence, label: DeviceLabel, root: bytes, now: datetime, *, strip_nul: bool
 ) -> tuple[Report, DeviceChain]:
-    """Parse a report, and verify certificates up to a root; the report is not verified.
+    """Parse a report, and verify a device's certificates; the report's signature is not verified.
+
+    Args:
+        device: Evidence of the device.
+        label: Name of the device in errors.
+        root: The trusted root in DER.
+        now: An aware datetime.
+        strip_nul: As for `Report.parse`.
 
     Raises:
-        GpuEvidenceError: If one is malformed or the chain not valid (`format`, `device_chain`).
+        GpuEvidenceError: If report or chain is malformed (`format`), or the chain is not valid
+            (`device_chain`).
     """
     with label.refused_as("format"):
         report = Report.parse(device.report, strip_nul=strip_nul)

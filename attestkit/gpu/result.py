@@ -17,7 +17,7 @@ to the GPU evidence.
 
 
 class RimFacts(NamedTuple):
-    """A reference integrity manifest that a device was compared with."""
+    """A verified reference integrity manifest (RIM) that a device was compared with."""
 
     identifier: str  # as asked for, made from the signed report
     part: Literal["driver", "vbios"]
@@ -114,7 +114,7 @@ class GpuResult:
 
     @property
     def not_proven(self) -> tuple[StepCheck, ...]:
-        """Checks that left something unproven: skipped, or with a caution; each once, in order."""
+        """Checks that were skipped or passed with a caution; each once, in order."""
         found: dict[StepCheck, StepOutcome] = {
             step.check: step.outcome for step in self.steps if step.outcome != "passed"
         }

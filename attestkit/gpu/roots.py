@@ -43,7 +43,7 @@ class GpuRoots(NamedTuple):
 
     @classmethod
     def select(cls, roots: "GpuRoots | SimulatedRoots | None") -> "GpuRoots":
-        """Return the roots of an argument: NVIDIA's for None, those of simulated GPUs.
+        """Return the roots that a caller's argument means: NVIDIA's for None, else the given ones.
 
         Raises:
             UsageError: If it has another type, or simulated roots are of a machine without GPUs.
@@ -52,7 +52,7 @@ class GpuRoots(NamedTuple):
             return _nvidia()
         if isinstance(roots, SimulatedRoots):
             if roots.gpu is None:
-                message = "roots: the simulated machine has no GPUs"
+                message = "roots: the simulated machine has no GPUs; simulate one with GPUs"
                 raise UsageError(message, reason="not_applicable")
             return cls(*roots.gpu)
         if not isinstance(roots, cls):

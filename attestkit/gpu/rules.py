@@ -54,7 +54,7 @@ _FLAGS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class GpuRules:
-    """Rules for the evidence of GPUs; immutable, hashable, picklable. None accepts anything.
+    """Rules for the evidence of GPUs; immutable, hashable, picklable. None applies no rule.
 
     Chips are compared by name (`GH100`, `GB100`, `LS10`), versions without case. The rules about
     versions and number apply to GPUs, not to switches.
@@ -197,19 +197,19 @@ class GpuRules:
 
 
 def driver_key(version: str) -> tuple[int, ...]:
-    """Return a driver version such as `550.90.07` as numbers to compare.
+    """Return the numbers of a driver version such as `550.90.07`, for a comparison.
 
     Raises:
-        UsageError: If it is not numbers and dots.
+        UsageError: If it is not decimal numbers separated by dots.
     """
     return _version_key("driver", version, 10)
 
 
 def vbios_key(version: str) -> tuple[int, ...]:
-    """Return a VBIOS version such as `96.00.9F.00.01`, whose parts are hex, as numbers to compare.
+    """Return the numbers of a VBIOS version such as `96.00.9F.00.01` (hex), for a comparison.
 
     Raises:
-        UsageError: If it is not hex numbers and dots.
+        UsageError: If it is not hex numbers separated by dots.
     """
     return _version_key("vbios", version, 16)
 
@@ -220,7 +220,7 @@ def _version_key(what: str, version: object, base: int) -> tuple[int, ...]:
     digits = "0123456789abcdefABCDEF"[: 10 if base == 10 else None]
     parts = version.split(".")
     if not all(part and all(one in digits for one in part) for part in parts):
-        message = f"min_{what}: not a version: {shown(version)}"
+        message = f"min_{what}: must be numbers and dots, such as 550.90.07: {shown(version)}"
         raise UsageError(message, reason="wrong_value")
     return tuple(int(part, base) for part in parts)
 

@@ -46,7 +46,7 @@ class AppraisedDevice(NamedTuple):
 def device_steps(
     appraised: Sequence[AppraisedDevice], checks: DeviceChecks
 ) -> tuple[VerificationStep, ...]:
-    """Return the steps of the checks of single devices."""
+    """Return the verification steps that summarize the checks of single devices."""
     gpus = [one.device.report.kind for one in appraised].count("gpu")
     what = f"{gpus} GPUs" if gpus != 1 else "1 GPU"
     if switches := len(appraised) - gpus:
@@ -62,7 +62,7 @@ def device_steps(
 
 
 def _report_step(appraised: Sequence[AppraisedDevice], what: str) -> VerificationStep:
-    """Return the step of the reports; those of switches have no FWID."""
+    """Return the step about reports of the devices `what`; those of switches have no FWID."""
     reports = [one.device.report for one in appraised]
     gpus = [report for report in reports if report.kind == "gpu"]
     text = f"certificates, signature and nonce of {what} are valid"
@@ -177,7 +177,7 @@ def _given(name: str, value: _Given | None, kind: type[_Given]) -> _Given | None
 
 
 def _in_utc(now: object) -> datetime:
-    """Return the time of the verification in UTC, in which all times are compared."""
+    """Return `now` in UTC; UsageError if it is not an aware datetime."""
     if not isinstance(now, datetime):
         raise wrong_type("now", "a datetime", now)
     require_time_zone("now", now)
@@ -221,7 +221,7 @@ def _check_one(index: int, device: DeviceEvidence, checks: DeviceChecks) -> Appr
 
 
 def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> VerificationStep:
-    """Check modes and topology; the step is that of the topology."""
+    """Check modes and topology of the devices, and return the step about the topology."""
     reports = [one.device.report for one in appraised]
     first = check_modes(reports)
     devices = [TopologyDevice(one.device.chain, one.device.report) for one in appraised]

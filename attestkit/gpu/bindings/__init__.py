@@ -1,4 +1,4 @@
-"""Readers of GPU evidence as other systems send it, beside evidence of a CPU (nvidia-gpu.md, 6).
+"""Readers of GPU evidence that other systems send together with CPU evidence (nvidia-gpu.md, 6).
 
 Each returns a `GpuBinding`, for `Verifier.verify(evidence, gpu=binding)`. The nonce is always the
 caller's own; a nonce in the answer is not used.

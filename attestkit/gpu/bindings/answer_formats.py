@@ -36,13 +36,16 @@ _HASHES: Final = ("sha256", "sha384", "sha512")
 def read_answer(answer: bytes | str | Mapping[str, Any], what: str) -> dict[str, Any]:
     """Return the members of an answer: JSON, or an object that was decoded strictly.
 
+    `what` is the name of the answer, with which errors begin.
+
     Raises:
-        FormatError: If it is malformed, no object, or over 16 MiB.
+        FormatError: If it is malformed, not an object, or over 16 MiB.
     """
     if isinstance(answer, Mapping):
         return dict(answer)
     if len(answer) > MAX_ANSWER:
-        raise FormatError(f"{what}: over {MAX_ANSWER} bytes", reason="too_large")
+        message = f"{what}: {len(answer)} bytes, at most {MAX_ANSWER}"
+        raise FormatError(message, reason="too_large")
     return strict_json.read_object(answer, what)
 
 
@@ -52,10 +55,11 @@ def check_nonce_size(nonce: bytes) -> None:
 
 
 def hex_member(members: Mapping[str, Any], name: str, what: str, *sizes: int) -> bytes:
-    """Return a member in hex, which may begin with 0x.
+    """Return the bytes of a member in hex, which may begin with 0x.
 
     Raises:
-        FormatError: If it is missing, not hex, or has another size than one of `sizes`.
+        FormatError: If it is missing, not hex, or its size in bytes is not one of `sizes`. The
+            message begins with `what`.
     """
     text = strict_json.string(members, name, what=what)
     found = strict_json.from_hex(text.removeprefix("0x"), f"{what}: {name}")
@@ -67,7 +71,7 @@ def hex_member(members: Mapping[str, Any], name: str, what: str, *sizes: int) ->
 
 
 def read_vllm_proxy(answer: bytes | str | Mapping[str, Any], *, nonce: bytes) -> GpuBinding:
-    """Read the answer of a model to `/v1/attestation/report`.
+    """Read the answer of a vllm-proxy to `/v1/attestation/report`.
 
     Compare `committed`: `signing_address` with the key that signs completions, and
     `tls_cert_fingerprint` (of the SubjectPublicKeyInfo), if there is one, with the TLS connection.
@@ -102,7 +106,11 @@ def read_vllm_proxy(answer: bytes | str | Mapping[str, Any], *, nonce: bytes) ->
 
 
 def vllm_proxy_report_data(address: bytes, nonce: bytes, fingerprint: bytes | None) -> bytes:
-    """Return the report data: an address, or its hash with a TLS key's, then the nonce."""
+    """Return the report data: 32 bytes of address or hash, then the nonce.
+
+    The first part is the zero-padded address or, with the fingerprint of a TLS key, the SHA-256 of
+    address and fingerprint.
+    """
     if fingerprint is None:
         return address.ljust(HASH_SIZE, b"\0") + nonce
     return sha256(address + fingerprint) + nonce
@@ -151,10 +159,10 @@ def read_chutes(
 
 
 def chutes_report_data(nonce: bytes, e2e_pubkey: str, spki_sha256: bytes) -> bytes:
-    """Return the report data: a hash over nonce and key as text, then that of a certificate's key.
+    """Return the report data: the SHA-256 of nonce (in hex) and key (as text), then `spki_sha256`.
 
     Raises:
-        FormatError: If the key is not ASCII text of up to 8,192 characters.
+        FormatError: If `e2e_pubkey` is not ASCII text of up to 8,192 characters.
     """
     if len(e2e_pubkey) > _MAX_KEY or not e2e_pubkey.isascii():
         raise FormatError(f"{_CHUTES}: e2e_pubkey: must be base64", reason="encoding")
@@ -172,7 +180,7 @@ def read_coco(
 
     Args:
         additional_evidence: The text as sent: JSON with a member `nvidia`.
-        nonce: Of the challenge, text as sent to the guest.
+        nonce: Nonce of the challenge, as the text that was sent to the guest.
         tee_pubkey: The guest's key, a JWK without fractional numbers.
         algorithm: The negotiated hash: sha256, sha384 or sha512.
 
@@ -181,7 +189,7 @@ def read_coco(
         UsageError: If the hash is unknown, or the key has a value that is not supported.
     """
     if algorithm not in _HASHES:
-        message = f"algorithm: must be one of {', '.join(_HASHES)}"
+        message = f"algorithm: must be one of {', '.join(_HASHES)}, not {algorithm[:64]!r}"
         raise UsageError(message, reason="unsupported_algorithm")
     members = read_answer(additional_evidence, _COCO)
     devices = strict_json.string(members, "nvidia", what=_COCO)
@@ -209,7 +217,7 @@ def _without_padding(device: DeviceEvidence) -> DeviceEvidence:
 
 
 def _canonical(value: object) -> bytes:
-    """Return the canonical form of a value of the caller's; UsageError if it has none."""
+    """Return a caller's value as canonical JSON; UsageError if it cannot be encoded."""
     try:
         return canonical_json(value, "tee_pubkey")
     except FormatError as error:

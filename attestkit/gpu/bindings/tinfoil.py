@@ -1,6 +1,8 @@
-"""Answers of Tinfoil, in the form of June 2026 and in that of version 3 (nvidia-gpu.md, 6.1).
+"""Answers of Tinfoil, in the formats of June and August 2026 (nvidia-gpu.md, 6.1).
 
-The report data commit to the GPU evidence as sent, so it is taken from the answer's bytes.
+June: members `report_data`, `gpu` and `nvswitch`. August (version 3): a `challenge`, and sections
+in base64. The report data contain hashes of parts of the answer, so these are taken from its bytes
+as received.
 """
 
 import json
@@ -20,7 +22,7 @@ from attestkit.gpu.bindings.answer_formats import (
 from attestkit.gpu.evidence import GpuBinding, GpuEvidence, read_devices
 
 REPORT_DATA_ALGORITHM: Final = "https://tinfoil.sh/report-data/v1"
-"""Name of the report data of version 3, which is hashed, too; an earlier draft lacked it."""
+"""Name of the report data of August, which the report data's hash covers, too."""
 
 _WHAT: Final = "Tinfoil answer"
 _GPU_FORMAT: Final = "https://tinfoil.sh/format/nvidia-gpu-evidence/v1"
@@ -31,17 +33,17 @@ _KEYS: Final = ("tls_key_fp", "hpke_key")
 
 
 class DeviceParts(NamedTuple):
-    """Members of an answer of June whose bytes as sent are hashed; empty if missing."""
+    """Evidence of devices in an answer of June: JSON as received, and its SHA-256."""
 
-    gpu: bytes
-    nvswitch: bytes
-    hashes: tuple[bytes, ...]  # of the parts that are there
+    gpu: bytes  # value of the member `gpu`; empty if missing
+    nvswitch: bytes  # value of the member `nvswitch`; empty if missing
+    hashes: tuple[bytes, ...]  # of those that are not empty, in this order
 
 
 def read_tinfoil(answer: bytes, *, nonce: bytes) -> GpuBinding:
     """Read the answer to `/.well-known/tinfoil-attestation`.
 
-    Compare `committed` with the TLS connection and the key of HPKE.
+    Compare the result's `committed` with the key of the TLS connection, and use the HPKE key in it.
 
     Args:
         answer: JSON as received.
@@ -49,7 +51,7 @@ def read_tinfoil(answer: bytes, *, nonce: bytes) -> GpuBinding:
 
     Raises:
         FormatError: If the answer is malformed, has no evidence of GPUs, or a hash in it is not
-            that of the part.
+            that of the evidence in it.
         UsageError: If the nonce is not 32 bytes.
     """
     check_nonce_size(nonce)
@@ -60,17 +62,22 @@ def read_tinfoil(answer: bytes, *, nonce: bytes) -> GpuBinding:
 
 
 def tinfoil_report_data(*parts: bytes) -> bytes:
-    """Return the report data of June 2026: the hash of keys, nonce and hashes of devices."""
+    """Return the report data of June 2026: the SHA-256 of `parts`, zero-padded to 64 bytes.
+
+    The parts are both keys (TLS, HPKE), the nonce, and `DeviceParts.hashes`, 32 bytes each.
+    """
     return sha256(b"".join(parts)) + _ZEROS
 
 
 def tinfoil_section_data(nonce: bytes, crypto_material: bytes, device_evidence: bytes) -> bytes:
-    """Return the report data of August 2026: the hash of a label, nonce and hashes of sections.
+    """Return the report data of August 2026, zero-padded to 64 bytes.
+
+    They are the SHA-256 of `REPORT_DATA_ALGORITHM`, the nonce, and the SHA-256 of each section.
 
     Args:
         nonce: Of the client, 32 bytes.
-        crypto_material: The decoded section with the keys.
-        device_evidence: The decoded section with the devices.
+        crypto_material: The section with the keys, decoded from base64.
+        device_evidence: The section with the devices, decoded from base64.
     """
     label = REPORT_DATA_ALGORITHM.encode()
     hashes = sha256(crypto_material) + sha256(device_evidence)
@@ -78,14 +85,14 @@ def tinfoil_section_data(nonce: bytes, crypto_material: bytes, device_evidence: 
 
 
 def read_device_parts(answer: bytes, stated: dict[str, Any]) -> DeviceParts:
-    """Return the evidence of devices of an answer of June as sent, and its hashes.
+    """Return the evidence of devices in an answer of June as received, and its hashes.
 
     Args:
         answer: JSON as received.
-        stated: Its member `report_data`.
+        stated: Its member `report_data`, with the hashes.
 
     Raises:
-        FormatError: If the answer is malformed, or a hash is not that of the part.
+        FormatError: If the answer is malformed, or a hash in `stated` is not that of the evidence.
     """
     try:
         text = answer.decode()
@@ -102,7 +109,7 @@ def read_device_parts(answer: bytes, stated: dict[str, Any]) -> DeviceParts:
 
 
 def has_gpu_items(device_evidence: bytes) -> bool:
-    """Return whether a decoded section of August has evidence of GPUs or switches.
+    """Return whether `device_evidence` of August, decoded from base64, has GPUs or switches.
 
     Raises:
         FormatError: If the section is malformed, or has such evidence in an unknown format.
@@ -115,7 +122,7 @@ def _read_june(answer: bytes, members: dict[str, Any], nonce: bytes) -> GpuBindi
     keys = {name: hex_member(stated, name, _WHAT, HASH_SIZE) for name in _KEYS}
     gpu, nvswitch, hashes = read_device_parts(answer, stated)
     if not gpu:
-        raise FormatError(f"{_WHAT}: gpu: missing", reason="missing")
+        raise FormatError(f"{_WHAT}: gpu: missing; ask an instance with GPUs", reason="missing")
     devices = [
         device for part in (gpu, nvswitch) if part for device in read_devices(json.loads(part))
     ]
@@ -132,15 +139,18 @@ def _read_june(answer: bytes, members: dict[str, Any], nonce: bytes) -> GpuBindi
 
 
 def _hash_of(part: bytes, stated: dict[str, Any], name: str) -> bytes | None:
-    """Return the hash of a part as sent; None without the part."""
+    """Return the SHA-256 of a part as received, which must be the member `name` of `stated`.
+
+    None if the part is empty.
+    """
     if not part:
         if stated.get(name) is not None:
-            message = f"{_WHAT}: {name}: the part is missing"
+            message = f"{_WHAT}: {name}: stated, but the evidence that it covers is missing"
             raise FormatError(message, reason="inconsistent")
         return None
     found = sha256(part)
     if hex_member(stated, name, _WHAT, HASH_SIZE) != found:
-        message = f"{_WHAT}: {name}: not the hash of the part"
+        message = f"{_WHAT}: {name}: not the SHA-256 of the evidence, {found.hex()}"
         raise FormatError(message, reason="inconsistent")
     return found
 
@@ -168,19 +178,19 @@ def _is_of_gpu(item: dict[str, Any]) -> bool:
     """Return whether an item is evidence of NVIDIA's devices.
 
     Raises:
-        FormatError: If it is, or is of a GPU or switch, in another format than the known one.
+        FormatError: If it is of NVIDIA, or of a GPU or switch, but in an unknown format.
     """
     vendor, kind = item.get("vendor"), item.get("kind")
     if vendor != _VENDOR and kind not in _KINDS:
         return False
     if (vendor, item.get("format")) != (_VENDOR, _GPU_FORMAT):
-        message = f"{_WHAT}: device_evidence: an item has another format than {_GPU_FORMAT}"
+        message = f"{_WHAT}: device_evidence: format of an item must be {_GPU_FORMAT}"
         raise FormatError(message, reason="unsupported")
     return True
 
 
 def _keys(material: bytes) -> dict[str, bytes]:
-    """Return the data of the items by their identifiers."""
+    """Return `data` of each item in `crypto_material`, such as a key, by its `id`."""
     found: dict[str, bytes] = {}
     for item in _items(material):
         name = strict_json.string(item, "id", what=f"{_WHAT}: crypto_material")

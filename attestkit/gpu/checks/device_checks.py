@@ -124,13 +124,15 @@ def check_revocation(
     reason: "GpuReason",
     checks: DeviceChecks,
 ) -> tuple[OcspFacts, ...]:
-    """Check the OCSP answers about the certificates of a path; none if the rules turn it off.
+    """Check the OCSP answers about the certificates of a path, and return what they state.
+
+    Nothing is checked or returned if the rules turn OCSP off.
 
     Args:
-        label: Of the device.
+        label: Name of the device.
         path: A verified path: the certificates to check, and the issuer of the last one.
-        names: Names of the certificates to check.
-        reason: Reason of a refusal.
+        names: Names of the certificates to check, for errors.
+        reason: Reason of the error about a revoked certificate or invalid answer.
         checks: Settings of the verification.
 
     Raises:
@@ -177,9 +179,9 @@ def _ocsp_status(
 
 
 def join_errors(errors: Sequence[AttestKitError]) -> AttestKitError:
-    """Return the error of the first device that is refused, with the texts of all.
+    """Return the error of the first rejected device, with the texts of all errors.
 
-    Missing endorsements count after refusals.
+    An error about missing endorsements is returned only if no device was rejected.
     """
     refused = [error for error in errors if isinstance(error, GpuEvidenceError)]
     first: AttestKitError = refused[0] if refused else errors[0]
@@ -202,7 +204,7 @@ def check_tokens(
         checks: Settings of the verification.
 
     Returns:
-        The step, and the claims of the token of each device, in their order.
+        The passed step, and the claims of each device's token in the order of `devices`.
 
     Raises:
         GpuEvidenceError: If a token is not valid, or is missing for a device.
@@ -232,11 +234,15 @@ def check_tokens(
 
 
 def _claims_of(device: CheckedDevice, found: dict[str, DeviceClaims]) -> DeviceClaims:
-    """Return the claims about a device, which name the serial number of its leaf certificate."""
+    """Return the claims about a device from `found`, by the serial number of its leaf certificate.
+
+    GpuEvidenceError if there are none, or they are about another driver or VBIOS.
+    """
     claims = found.get(device.chain.ueid)
     # Fewer claims are required of a switch.
     if claims is None or claims.kind != device.report.kind:
-        raise device.label.error("no NRAS token is about this device", "nras_result")
+        problem = "no NRAS token is about this device; fetch tokens for this evidence"
+        raise device.label.error(problem, "nras_result")
     report = device.report
     pairs = [(claims.vbios_version, report.vbios_version)]
     if report.driver_version is not None:

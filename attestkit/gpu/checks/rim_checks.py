@@ -26,7 +26,7 @@ class MeasurementMismatch:
     expected: tuple[bytes, ...]
 
     def __str__(self) -> str:
-        """Return index, source and the first bytes of the values."""
+        """Return index, manifest, and the first 8 bytes of each value, on one line."""
         found = "missing" if self.reported is None else f"{self.reported[:8].hex()}..."
         expected = " or ".join(f"{one[:8].hex()}..." for one in self.expected)
         return f"index {self.index} ({self.source}): {found}, expected {expected}"
@@ -50,7 +50,7 @@ class MeasurementComparison:
         """Check that measurements differ at `accepted` indexes only.
 
         Raises:
-            GpuEvidenceError: If there is; the text lists all of them (`measurements`).
+            GpuEvidenceError: If others differ; the text lists all of these (`measurements`).
         """
         found = [one for one in self.mismatches if one.index not in accepted]
         if found:
@@ -62,12 +62,12 @@ class MeasurementComparison:
 def compare_measurements(
     measurements: Sequence[bytes], rims: Mapping[RimSource, Rim], *, nvdec0: bool | None
 ) -> MeasurementComparison:
-    """Compare measurements with the active ones of a device's verified manifests.
+    """Compare measurements of a device with the active ones of its verified manifests.
 
     Args:
-        measurements: Values of the report, 48 bytes each; a manifest's index is the position.
-        rims: Manifests by what they are of; a switch has one.
-        nvdec0: Whether the video decoder 0 is on; None if the report does not say. While it is
+        measurements: Values of the report, 48 bytes each, at the indexes of the manifests.
+        rims: The manifests `driver` and `vbios`; a switch has only the latter.
+        nvdec0: Whether the video decoder 0 is on; None if the report does not state it. While it is
             off, index 35 is not compared.
 
     Raises:
@@ -99,7 +99,7 @@ def _is_one_of(reported: bytes, expected: tuple[bytes, ...]) -> bool:
 # Verified manifests are kept, so the same objects are compared with many devices.
 @lru_cache(maxsize=64)
 def _golden(rims: tuple[tuple[RimSource, Rim], ...]) -> tuple[_Expected, ...]:
-    """Return index, manifest and accepted values of each active measurement, by index."""
+    """Return index, manifest and accepted values of each active measurement, sorted by index."""
     found: dict[int, tuple[RimSource, tuple[bytes, ...]]] = {}
     conflicts: list[int] = []
     for source, rim in rims:
@@ -118,7 +118,7 @@ def _golden(rims: tuple[tuple[RimSource, Rim], ...]) -> tuple[_Expected, ...]:
 
 
 class ComparedDevice(NamedTuple):
-    """Measurements of a device beside their reference values, and what those were."""
+    """Result of comparing a device's measurements, and the manifests and answers used for it."""
 
     comparison: MeasurementComparison
     rims: tuple[RimFacts, ...]
@@ -188,7 +188,7 @@ def _check_signer(
 
 @lru_cache(maxsize=16)
 def _certificate_names(source: RimSource, count: int) -> tuple[str, ...]:
-    """Return the names of a RIM's certificates without the root."""
+    """Return names for errors of the `count` certificates of a RIM, without the root."""
     between = [f"CA {number} of the {source} RIM" for number in range(1, count - 1)]
     return f"the signer of the {source} RIM", *between
 

@@ -1,7 +1,8 @@
 """Certificate chains of devices, and DICE extensions of their leaves (nvidia-gpu.md, 3.1 to 3.4).
 
-Hopper and LS10 have the key of the layer below and one FWID, Blackwell has a DiceTcbInfo of TCG
-(DICE Attestation Architecture 1.1, section 6.1.1).
+The DICE extension of Hopper and LS10 contains the key of the layer below (the boot ROM) and one
+FWID, the digest of a firmware. That of Blackwell is a DiceTcbInfo of TCG (DICE Attestation
+Architecture 1.1, section 6.1.1).
 
 A chain has the leaf, whose key signs reports; the certificate of the device's boot ROM (BROM), a
 provisioner's CA, the CA of the product, and the root, which may be left out. None of the CA
@@ -67,11 +68,11 @@ def read_dice(extensions: Mapping[str, bytes]) -> Dice:
         extensions: Contents of extensions by dotted OID.
 
     Raises:
-        FormatError: If there is not exactly one of the two extensions, or it is malformed.
+        FormatError: If it does not have exactly one of both extensions, or that is malformed.
     """
     found = [oid for oid in (COMPOSITE_OID, TCB_INFO_OID) if oid in extensions]
     if len(found) != 1:
-        problem = f"must be exactly one, not {len(found)}"
+        problem = f"the leaf certificate must have exactly one, not {len(found)}"
         raise _bad_dice(problem, "duplicate" if found else "missing")
     value = extensions[found[0]]
     return _composite(value) if found == [COMPOSITE_OID] else _tcb_info(value)
@@ -110,7 +111,7 @@ def _tcb_info(value: bytes) -> Dice:
 
 
 def _fwid(reader: DerReader) -> bytes:
-    """Read a FWID: a SEQUENCE of the hash algorithm and the digest."""
+    """Read a FWID (a SEQUENCE of hash algorithm and digest), and return the digest."""
     at = reader.at
     fields = reader.enter(SEQUENCE)
     algorithm = dotted_oid(fields.content(OID))
@@ -153,7 +154,7 @@ class DeviceChain(NamedTuple):
 
     @property
     def has_device_key(self) -> bool:
-        """Whether the DICE extension has the key of the BROM, if it has any."""
+        """Whether the DICE extension has no key, or that of the device's BROM certificate."""
         return self.dice_key is None or self.dice_key == self.brom_spki
 
 
@@ -203,7 +204,7 @@ class _VerifiedPath(NamedTuple):
 # Errors are not kept, so untrusted chains cannot fill the cache.
 @lru_cache(maxsize=128)
 def _verify_path(certificates: tuple[bytes, ...], root: bytes) -> _VerifiedPath:
-    """Verify everything but the times of a chain."""
+    """Verify a chain except its times; the outcome is cached."""
     anchor, chain = read_kept_certificate(root), _read_cached(certificates)
     below, last = chain.path, chain.path[-1]
     if last.issuer == last.subject:
@@ -222,10 +223,10 @@ def _verify_path(certificates: tuple[bytes, ...], root: bytes) -> _VerifiedPath:
 
 
 def parse_device_chain(certificates: tuple[bytes, ...]) -> DeviceChain:
-    """Parse a chain like `read_device_chain`, which keeps the chains of devices in a cache."""
+    """Parse a chain as `read_device_chain`, but without its cache."""
     count = len(certificates)
     if count < 2:
-        problem = f"{count} certificates; the leaf and the certificates above it are required"
+        problem = f"{count} certificates, must be at least 2: the leaf and those above it"
         raise _bad(problem, "missing")
     if count > MAX_CERTIFICATES:
         raise _bad(f"{count} certificates, at most {MAX_CERTIFICATES}", "too_many")
@@ -256,7 +257,7 @@ _read_cached = lru_cache(maxsize=128)(parse_device_chain)
 
 
 def _in_certificate(at: int, read: Callable[[], _T]) -> _T:
-    """Return what a function reads in a certificate; its errors name the certificate."""
+    """Return the result of `read`; its FormatError is prefixed with the certificate's index."""
     try:
         return read()
     except FormatError as error:
@@ -270,7 +271,7 @@ def _read_chip(leaf: PathCertificate, brom: PathCertificate) -> tuple[Chip, str]
     if chip is None:
         raise _bad(f"unknown chip: {shown(names[0])}; update attestkit", "unsupported")
     if chip != other:
-        problem = f"leaf of {chip.name} below a BROM certificate of {shown(names[1])}"
+        problem = f"leaf of a {chip.name}, but the BROM certificate is of {shown(names[1])}"
         raise _bad(problem, "inconsistent")
     return chip, names[1]
 

@@ -63,7 +63,7 @@ _NO_PDI: Final = bytes(PDI_SIZE)
 
 
 class OpaqueData(NamedTuple):
-    """The fields with a meaning for verification; None where a field is absent."""
+    """The fields that a verification uses; None where a field is absent."""
 
     driver_version: str | None  # of GPUs
     vbios_version: str  # as in 96.00.9F.00.01, in upper case
@@ -131,7 +131,7 @@ def split_opaque_data(data: bytes, offset: int = 0) -> OpaqueFields:
 
 
 def read_opaque_data(fields: OpaqueFields, kind: DeviceKind, offset: int = 0) -> OpaqueData:
-    """Read the fields with a meaning for verification.
+    """Read the fields that a verification uses.
 
     Args:
         fields: As `split_opaque_data` returns them.
@@ -170,7 +170,7 @@ class _Fields(NamedTuple):
     offset: int
 
     def error(self, kind: int, problem: str, reason: FormatReason) -> FormatError:
-        """Return the error for the value of a field."""
+        """Return an error about the value of the field of type `kind`, with its offset."""
         at = self.offset
         for other, value in self.fields:
             at += _HEAD.size
@@ -180,7 +180,7 @@ class _Fields(NamedTuple):
         return _bad(f"{_NAMES[kind]}: {problem}", reason, at)
 
     def sized(self, kind: int, size: int) -> bytes | None:
-        """Return a value of a fixed size in bytes."""
+        """Return a value, which must have `size` bytes; None if the field is absent."""
         value = self.values.get(kind)
         if value is not None and len(value) != size:
             problem = f"must have {size} bytes, not {len(value)}"
@@ -188,7 +188,7 @@ class _Fields(NamedTuple):
         return value
 
     def text(self, kind: int) -> str | None:
-        """Return letters, digits, dots, dashes and underscores, without the NULs after them."""
+        """Return a text of letters, digits and `._-`, without NULs at its end; None if absent."""
         value = self.values.get(kind)
         if value is None:
             return None
@@ -199,7 +199,7 @@ class _Fields(NamedTuple):
         return found[1].decode("ascii")
 
     def status(self, kind: int) -> bool | None:
-        """Return whether a feature is on."""
+        """Return whether a feature is on; None if the field is absent."""
         value = self.sized(kind, 1)
         if value is None:
             return None
@@ -208,12 +208,12 @@ class _Fields(NamedTuple):
         return value == ON
 
     def number(self, kind: int) -> int | None:
-        """Return an integer of two bytes."""
+        """Return an integer of two bytes; None if the field is absent."""
         value = self.sized(kind, 2)
         return None if value is None else int(_NUMBER.unpack(value)[0])
 
     def pdis(self, kind: int, part: bytes) -> list[bytes]:
-        """Split identifiers of devices; leave out those of unused links."""
+        """Split `part` of a field into device identifiers (PDI), without those of unused links."""
         if len(part) % PDI_SIZE:
             problem = f"must be a multiple of {PDI_SIZE} bytes, not {len(part)}"
             raise self.error(kind, problem, "wrong_size")
@@ -239,7 +239,7 @@ def _version(fact: _Fields) -> int | None:
 
 
 def _switch_pdis(fact: _Fields) -> tuple[bytes, ...]:
-    """Return the switches of a GPU's links, which the report has with their bytes reversed."""
+    """Return the PDIs of the switches at a GPU's links; the report has their bytes reversed."""
     value = fact.values.get(SWITCH_PDIS, b"")
     return tuple([pdi[::-1] for pdi in fact.pdis(SWITCH_PDIS, value)])
 

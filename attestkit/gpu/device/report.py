@@ -50,9 +50,9 @@ _DEFAULT_CHIP_INFO: Final = "GB100"
 
 
 def stated_nonce(report: bytes) -> bytes:
-    """Return the nonce of a report that is not parsed, 32 bytes.
+    """Return the nonce of a report without parsing it, 32 bytes.
 
-    A report that is too short is padded: parsing it finds that.
+    If the report is too short, the nonce is zero-padded; parsing rejects such a report.
     """
     return report[_NONCE].ljust(32, b"\0")
 
@@ -98,7 +98,7 @@ class Report(NamedTuple):
         if type(data) is not bytes:
             raise wrong_type("GPU report", "bytes", data)
         if len(data) > MAX_SIZE:
-            problem = f"{len(data)} bytes, more than {MAX_SIZE}"
+            problem = f"{len(data)} bytes, at most {MAX_SIZE}"
             raise _bad(problem, "too_large", MAX_SIZE)
         return _parse(data, strip_nul=strip_nul)
 
@@ -112,7 +112,7 @@ class Report(NamedTuple):
             UsageError: For a switch, which has no driver RIM.
         """
         if self.driver_version is None or chip.kind == "switch":
-            message = "driver RIM: a switch has none"
+            message = "driver RIM: a switch has none; use vbios_rim_id"
             raise UsageError(message, reason="not_applicable")
         if chip.architecture == "BLACKWELL":
             name = self.chip_info or _DEFAULT_CHIP_INFO
@@ -186,7 +186,7 @@ def _read_opaque(data: bytes, kind: DeviceKind, offset: int) -> tuple[OpaqueFiel
 
 @lru_cache(maxsize=len(_BLOCKS))
 def _record_layout(blocks: int) -> tuple[Struct, tuple[bytes, ...]]:
-    """Return the structure of a record, and the heads of its blocks."""
+    """Return the layout of a record of this many blocks, and the 7 fixed bytes of each block."""
     heads = [_HEAD.pack(index + 1, 1, 51, 1, 48) for index in range(blocks)]
     return Struct("7s48s" * blocks), tuple(heads)
 
@@ -200,7 +200,7 @@ def _measurements(data: bytes, blocks: int) -> tuple[bytes, ...]:
 
 
 def _wrong_head(data: bytes, found: tuple[bytes, ...], heads: tuple[bytes, ...]) -> FormatError:
-    """Return the error for the first field of a block's head that has another value."""
+    """Return the error about the first field that differs between `found` and `heads`."""
     for block, (head, expected) in enumerate(zip(found, heads, strict=True)):
         if head == expected:
             continue
@@ -212,7 +212,7 @@ def _wrong_head(data: bytes, found: tuple[bytes, ...], heads: tuple[bytes, ...])
 
 
 def _wrong_field(data: bytes) -> FormatError:
-    """Return the error for the first fixed field that has another value."""
+    """Return the error about the first fixed field of the report with a wrong value."""
     for offset, expected, name in _FIXED:
         found = data[offset : offset + len(expected)]
         if found != expected:

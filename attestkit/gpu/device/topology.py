@@ -20,7 +20,7 @@ _MODES: Final[dict[int, DeviceMode]] = {0: "single", 1: "multi", 2: "protected_p
 
 
 def device_mode(report: Report) -> DeviceMode | None:
-    """Return the mode of a device; None if the report does not have it."""
+    """Return the mode of a device; None if the report does not state it."""
     if report.feature is None:
         return "protected_pcie" if report.protected_pcie else None
     found: DeviceMode | None = _MODES.get(report.feature)
@@ -28,11 +28,11 @@ def device_mode(report: Report) -> DeviceMode | None:
 
 
 def check_modes(reports: Sequence[Report]) -> DeviceMode | None:
-    """Check the modes of a machine's devices, and return the first one that a report has.
+    """Check that a machine's GPUs are in one mode, and return it; None if no report states it.
 
     Old firmware has no feature flag (field 36), and Blackwell has no status of protected PCIe
-    (field 21). What is not stated is compared with nothing, except that each GPU beside one in
-    multi-GPU passthrough must state this mode.
+    (field 21). Only stated modes are compared, except that if a GPU is in multi-GPU passthrough,
+    all must state this mode.
 
     Raises:
         GpuEvidenceError: If a mode is unknown, the two fields of a report contradict each other, or
@@ -70,7 +70,7 @@ def _check_fields(label: DeviceLabel, report: Report) -> None:
 
 
 def _protects(report: Report) -> bool | None:
-    """Return whether protected PCIe is on; None if the report does not have it."""
+    """Return whether protected PCIe is on; None if the report does not state it."""
     if report.feature is not None:
         return device_mode(report) == "protected_pcie"
     return report.protected_pcie
@@ -96,7 +96,9 @@ class TopologyDevice(NamedTuple):
 
 
 def check_topology(devices: Sequence[TopologyDevice]) -> bool:
-    """Check that devices are distinct, have one nonce, and are connected with each other only.
+    """Check that devices are distinct, have one nonce, and are connected only with each other.
+
+    Connections are those of GPUs with switches, by the device identifiers (PDI) in the reports.
 
     Returns:
         Whether the connections were checked: False without switches, or without GPUs.
@@ -109,7 +111,7 @@ def check_topology(devices: Sequence[TopologyDevice]) -> bool:
     switches = {at: device for at, device in enumerate(devices) if at not in gpus}
     for at, device in switches.items():
         if device.report.pdi != device.chain.pdi:
-            problem = "the report has another PDI than the certificate"
+            problem = "the device identifier (PDI) of the report is not that of the certificate"
             raise device.label(at).error(problem, "topology")
     if not switches or not gpus:
         return False

@@ -19,7 +19,7 @@ def call_driver(subject: str, limit: float, function: Callable[..., T], *argumen
     """Return the result of a function of a driver library, or raise its exception.
 
     Args:
-        subject: What is called, for errors.
+        subject: Name of the call in errors.
         limit: Time limit in seconds.
         function: The function.
         arguments: Its arguments.

@@ -86,7 +86,7 @@ _Callback = Callable[[Any], object]
 
 @dataclass(frozen=True, slots=True)
 class SwitchReading:
-    """Output of the driver of a switch, not verified."""
+    """Values of one switch as its driver returns them, not verified."""
 
     uuid: bytes  # 16 bytes
     label: str
@@ -182,7 +182,7 @@ class _Session(DriverSession):
             raise nscq_error("NVSwitch nonce", code)
 
     def labels(self) -> dict[str, bytes]:
-        """Return the UUIDs of the switches by their labels."""
+        """Return the UUID of each switch by its label."""
         uuids = [uuid for uuid, _ in self._observe(_UUIDS, _UUID_CALLBACK, lambda _: None)]
         labels = {self._label(uuid): uuid for uuid in uuids}
         if len(labels) != len(uuids):
@@ -190,11 +190,11 @@ class _Session(DriverSession):
         return labels
 
     def bytes_of(self, path: bytes) -> dict[str, int]:
-        """Return a number of each switch, by labels."""
+        """Return the number that `path` selects of each switch, by its label."""
         return self._by_label(path, _BYTE_CALLBACK, int)
 
     def blobs_of(self, path: bytes, callback: _Callback) -> dict[str, bytes]:
-        """Return the certificates or the report of each switch, by labels."""
+        """Return the certificates or report that `path` selects of each switch, by its label."""
         found: dict[str, bytes] = self._by_label(path, callback, _content)
         for label, data in found.items():
             if not data:
@@ -210,7 +210,7 @@ class _Session(DriverSession):
     def _observe(
         self, path: bytes, callback: _Callback, convert: Callable[[Any], T]
     ) -> list[tuple[bytes, T]]:
-        """Return UUID and value of each switch for a path."""
+        """Return UUID and value of each switch for a path; `convert` runs in the callback."""
         found: list[tuple[bytes, T]] = []
         codes: list[int] = []
 
@@ -246,7 +246,7 @@ class _Session(DriverSession):
 
 
 def _content(value: _Report | _Certificate) -> bytes:
-    """Return the used part of a buffer; empty if its size is wrong, as callbacks cannot raise."""
+    """Return the used part of a buffer; b"" if its size is wrong, as callbacks cannot raise."""
     return bytes(value.data[: value.size]) if value.size <= len(value.data) else b""
 
 

@@ -156,7 +156,7 @@ class Nvml(DriverSession):
         )
 
     def _multi_gpu_mode(self) -> MultiGpuMode:
-        """Return the multi-GPU mode; "none" of a driver that does not have the call."""
+        """Return the multi-GPU mode; "none" if the driver is too old to report it."""
         nvml, subject = self._nvml, "GPU settings"
         settings = nvml.c_nvmlSystemConfComputeSettings_v1_t()
         try:  # this function of the binding returns its code
@@ -228,7 +228,7 @@ class Nvml(DriverSession):
         return self._text(subject, lambda: self._nvml.nvmlDeviceGetPciInfo(handle).busId)
 
     def utilization(self, index: int) -> tuple[int, int]:
-        """Return how busy processors and memory of a GPU were lately, each in percent."""
+        """Return the recent utilization of a GPU's processors and memory, each in percent."""
         subject, handle = f"GPU {index}: utilization", self._handle(index)
         found = self._call(subject, self._nvml.nvmlDeviceGetUtilizationRates, handle)
         return found.gpu, found.memory
@@ -246,7 +246,7 @@ class Nvml(DriverSession):
         return int(self._call(subject, nvml.nvmlDeviceGetTemperature, handle, sensor))
 
     def power_usage(self, index: int) -> int:
-        """Return the power that a GPU draws in milliwatts."""
+        """Return the power consumption of a GPU in milliwatts."""
         subject, handle = f"GPU {index}: power", self._handle(index)
         return int(self._call(subject, self._nvml.nvmlDeviceGetPowerUsage, handle))
 
@@ -269,7 +269,7 @@ def _malformed(subject: str, problem: str) -> BackendError:
 def _content(subject: str, buffer: "ctypes.Array[ctypes.c_uint8]", size: int) -> bytes:
     """Return the used part of a buffer of the library."""
     if not 0 < size <= len(buffer):
-        raise _malformed(subject, f"size {size}")
+        raise _malformed(subject, f"size {size}, must be 1 to {len(buffer)}")
     return bytes(buffer[:size])
 
 
@@ -340,7 +340,10 @@ def _read_telemetry(nvml: Nvml, index: int) -> GpuTelemetry:
 
 
 def _value_of(read: Callable[[int], T], index: int, errors: list[str]) -> T | None:
-    """Return a value, or add its error; a driver that does not answer ends the reading."""
+    """Return a value; on an error of the driver add its text to `errors`, and return None.
+
+    BackendBusyError is not caught: a driver that does not answer would delay each value.
+    """
     try:
         return read(index)
     except BackendBusyError:

@@ -1,4 +1,4 @@
-"""Claims about a device, of versions 2.0 and 3.0, in one form (nvidia-gpu.md, section 5.3)."""
+"""Claims about a device, of versions 2.0 and 3.0, in one class (nvidia-gpu.md, section 5.3)."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ _CHAIN: Final = "-cert-chain"
 
 
 class CertificateClaims(NamedTuple):
-    """Claims about a certificate chain; of version 2.0 only whether it is valid."""
+    """Claims about a certificate chain; version 2.0 has only `status`, valid or invalid."""
 
     status: str  # valid, invalid, revoked or expired
     ocsp_status: str | None  # good, revoked or unknown
@@ -34,7 +34,7 @@ class CertificateClaims(NamedTuple):
 
     @property
     def is_valid(self) -> bool:
-        """Whether all claims are good."""
+        """Whether no claim reports a problem; missing claims are ignored."""
         return (
             self.status == "valid"
             and self.ocsp_status in {None, "good"}
@@ -105,7 +105,7 @@ class DeviceClaims:
     claims: Mapping[str, Any] = field(repr=False)  # all of them, as received
 
     def problems(self, *, allow_hold: bool = False) -> tuple[str, ...]:
-        """Return what is not as it must be of a device in good state, in a few words each.
+        """Return the claims that an acceptable device must not have, in a few words each.
 
         Args:
             allow_hold: Whether certificates of RIMs may be on hold.
@@ -114,7 +114,7 @@ class DeviceClaims:
 
 
 def read_claims(claims: Mapping[str, Any], name: str) -> DeviceClaims:
-    """Read the claims of a token about a device; unknown ones are not read.
+    """Read the claims of a token about a device; unknown ones are in `DeviceClaims.claims` only.
 
     Args:
         claims: Payload of the token.
@@ -127,7 +127,7 @@ def read_claims(claims: Mapping[str, Any], name: str) -> DeviceClaims:
 
 
 class _ClaimsReader:
-    """Reader of claims, whose errors name the claim."""
+    """Reader of claims; errors name the claim, methods may add the prefix of the device's kind."""
 
     def __init__(self, claims: Mapping[str, Any], what: str, prefix: str = "") -> None:
         self._claims = claims
@@ -141,7 +141,8 @@ class _ClaimsReader:
         kind: Literal["gpu", "switch"] = "switch" if is_switch else "gpu"
         stated = self.text("x-nvidia-device-type")
         if stated not in {None, kind, f"nv{kind}"}:
-            raise self.bad("x-nvidia-device-type", "another kind than the name", "inconsistent")
+            problem = f"must be {kind}, as in the name"
+            raise self.bad("x-nvidia-device-type", problem, "inconsistent")
         bios = "bios" if is_switch else "vbios"
         measured = self.text("measres")
         debug = self.text("dbgstat")
@@ -176,14 +177,17 @@ class _ClaimsReader:
         )
 
     def _version(self, report: str) -> ClaimsVersion:
-        """Return the version: that which is stated, else that of the form of the claims."""
+        """Return the version that the structure of the claims shows, which must be the stated one.
+
+        `report` is the name of the claims about the report, without prefix.
+        """
         stated = self.text("claims-version", prefixed=True)
         form: ClaimsVersion = "3.0" if self.get(f"{report}{_CHAIN}") is not None else "2.0"
         if stated not in {None, "2.0", "3.0"}:
             problem = f"{shown(stated or '')} is not supported; update attestkit"
             raise self.bad(f"{self._prefix}claims-version", problem, "unsupported_version")
         if stated is not None and stated != form:
-            problem = "not that of the other claims"
+            problem = f"must be {form}, as the other claims have"
             raise self.bad(f"{self._prefix}claims-version", problem, "inconsistent")
         return form
 
@@ -198,7 +202,7 @@ class _ClaimsReader:
         )
 
     def _certificates(self, name: str, flag: str) -> CertificateClaims | None:
-        """Read claims about certificates: an object, or of version 2.0 a flag."""
+        """Read claims about certificates: the object `name`, or the flag `flag` of version 2.0."""
         value = self.get(name)
         if value is None:
             valid = self._check(flag)
@@ -229,7 +233,7 @@ class _ClaimsReader:
         if not isinstance(value, list):
             raise self.bad(name, "must be a list", "wrong_type")
         if len(value) > _MAX_MISMATCHES:
-            raise self.bad(name, f"over {_MAX_MISMATCHES} items", "too_many")
+            raise self.bad(name, f"{len(value)} items, at most {_MAX_MISMATCHES}", "too_many")
         return len(value)
 
     def _error(self) -> DeviceRefusal | None:
@@ -241,7 +245,7 @@ class _ClaimsReader:
             raise self.bad(name, "must be an object", "wrong_type")
         code = value.get("code")
         if not isinstance(code, int) or isinstance(code, bool) or not 0 <= code < 1 << 31:
-            raise self.bad(name, "code must be a number", "wrong_value")
+            raise self.bad(name, "code must be 0 to 2147483647", "wrong_value")
         inner = _ClaimsReader(value, f"{self._what}: {name}")
         message, description = (
             inner.text(part, most=_MAX_DESCRIPTION) or "" for part in ("message", "description")
@@ -249,11 +253,11 @@ class _ClaimsReader:
         return DeviceRefusal(code, message, description)
 
     def get(self, name: str) -> object:
-        """Return a claim with the prefix; None if it is missing."""
+        """Return the claim with the prefix and this name; None if it is missing."""
         return self._claims.get(self._prefix + name)
 
     def _check(self, name: str) -> bool | None:
-        """Return a flag with the prefix."""
+        """Return the flag with the prefix and this name; None if it is missing or null."""
         return self.flag(self._prefix + name)
 
     def flag(self, name: str) -> bool | None:
@@ -272,7 +276,7 @@ class _ClaimsReader:
         if not isinstance(value, str):
             raise self.bad(name, "must be a string", "wrong_type")
         if len(value) > most:
-            raise self.bad(name, f"over {most} characters", "too_large")
+            raise self.bad(name, f"{len(value)} characters, at most {most}", "too_large")
         return value
 
     def time(self, name: str) -> datetime | None:

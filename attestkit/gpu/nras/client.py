@@ -1,7 +1,7 @@
 """Client of NVIDIA's attestation service (nvidia-gpu.md, section 5.1).
 
-The answer is verified by `verify_tokens`. Its keys are trusted because they come over TLS: keep
-them with the answer, as they live two days.
+`verify_tokens` verifies an answer. The service's keys are trusted because they are fetched over
+TLS. They are valid for two days: store them with the answer.
 """
 
 import json
@@ -39,7 +39,7 @@ _ADVICE: Final = {
 
 
 def key_header(service_key: str) -> dict[str, str]:
-    """Return the header field of a key.
+    """Return the header field that sends a service key.
 
     Raises:
         UsageError: If the key is not printable ASCII text.
@@ -51,7 +51,7 @@ def key_header(service_key: str) -> dict[str, str]:
 
 
 def fetch_keys(getter: Getter, url: str = NVIDIA_NRAS_URL) -> bytes:
-    """Fetch the keys of the service: a JWK set, which was read but not authenticated.
+    """Fetch the keys of the service: a JWK set, which is parsed here; only TLS authenticates it.
 
     Args:
         getter: Function that gets a URL, such as `HttpGetter`.
@@ -153,7 +153,7 @@ def _base(url: str) -> str:
 
 
 def _body(response: Response, where: str, most: int, read: Callable[[bytes], object]) -> bytes:
-    """Return the body of a successful response, which `read` accepts."""
+    """Return the body of a successful response after parsing it with `read`."""
     name = f"NRAS {where}"
     detail = "" if response.status == 200 else _message(response.body)
     body = read_body(response, name, most, _ADVICE, detail)
@@ -165,7 +165,7 @@ def _body(response: Response, where: str, most: int, read: Callable[[bytes], obj
 
 
 def _message(body: bytes) -> str:
-    """Return the text of the service about an error, if it has one."""
+    """Return ": " and the error message in a response, on one line; empty without one."""
     try:
         fields = strict_json.read_object(body[:65_536], "answer")
     except FormatError:

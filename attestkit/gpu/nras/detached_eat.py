@@ -50,14 +50,14 @@ def read_detached_eat(data: bytes | str) -> DetachedEat:
             name of a device, or a token over 32 KiB.
     """
     if len(data) > MAX_BUNDLE:
-        raise _bad(f"over {MAX_BUNDLE} bytes", "too_large")
+        raise _bad(f"{len(data)} bytes, at most {MAX_BUNDLE}", "too_large")
     return read_bundle(strict_json.read(data, _SUBJECT))
 
 
 def read_bundle(value: object) -> DetachedEat:
     """Read a bundle of decoded JSON; see `read_detached_eat`."""
     if not isinstance(value, list) or len(value) != 2:
-        raise _bad("must be an array of two", "wrong_type")
+        raise _bad("must be an array of two items", "wrong_type")
     head, devices = value
     if not isinstance(head, list) or len(head) != 2 or head[0] != "JWT":
         raise _bad('must begin with ["JWT", token]', "wrong_value")
@@ -71,7 +71,7 @@ def read_bundle(value: object) -> DetachedEat:
 
 
 def read_token(token: bytes, name: str) -> CompactJws:
-    """Return the parts of a token; nothing is verified.
+    """Return the parts of a token, not verified; `name` is its name in errors.
 
     Raises:
         FormatError: If it is malformed.
@@ -82,12 +82,12 @@ def read_token(token: bytes, name: str) -> CompactJws:
 def check_digests(
     claims: Mapping[str, Any], devices: Mapping[str, bytes], names: frozenset[str] = NRAS_DIGESTS
 ) -> None:
-    """Check that an overall token has the hash of each device's token, and no other one.
+    """Check that an overall token has the hash of each device's token, and no other hash.
 
     Args:
         claims: Claims of the overall token.
         devices: Tokens of the devices by name.
-        names: Accepted names of the hash, SHA-256.
+        names: Accepted names of the hash algorithm SHA-256.
 
     Raises:
         FormatError: If the hashes are malformed.
@@ -100,11 +100,11 @@ def check_digests(
     expected = {name: _digest(value, name, names) for name, value in submods.items()}
     if expected.keys() != devices.keys():
         name = min(expected.keys() ^ devices.keys())
-        problem = "no token" if name in expected else "not named by the overall token"
+        problem = "token missing" if name in expected else "no hash in the overall token"
         raise GpuEvidenceError(f"{_SUBJECT}: {name}: {problem}", reason="nras_digest")
     for at, (name, token) in enumerate(devices.items()):
         if not hmac.compare_digest(sha256(token), expected[name]):
-            message = f"{_SUBJECT}: {name}: not the token that the overall token names"
+            message = f"{_SUBJECT}: {name}: the token's hash differs from the overall token's"
             raise GpuEvidenceError(message, reason="nras_digest", device=at)
 
 
@@ -126,7 +126,7 @@ def _check_names(devices: Mapping[str, Any]) -> None:
         raise _bad(f"{len(devices)} devices, at most {MAX_DEVICES}", "too_many")
     for name in devices:
         if not _NAME.fullmatch(name):
-            raise _bad(f"invalid name of a device: {shown(name)}", "wrong_value")
+            raise _bad(f"name {shown(name)}, must be such as GPU-0 or SWITCH-0", "wrong_value")
 
 
 def _token(value: object, name: str) -> bytes:

@@ -1,9 +1,9 @@
 """Output of `nvattest attest`: its reader, and its appraisal as the boot result of a dstack guest.
 
 NVIDIA's program verifies the GPUs of its own machine, and its tokens have no signature (`alg`
-none): anybody can write such output. It proves something only where a measured guest recorded its
-hash. A dstack guest runs the program at boot, and measures the SHA-256 of its output: a statement
-of the measured guest about itself, as of boot (nvidia-gpu.md, sections 5.4 and 6.1).
+none), so such output can be forged. It is authentic only if a measured guest recorded its hash. A
+dstack guest runs the program at boot, and measures the SHA-256 of its output: a statement of the
+measured guest about itself, as of boot (nvidia-gpu.md, sections 5.4 and 6.1).
 """
 
 import hmac
@@ -53,7 +53,7 @@ _BY_GUEST: Final = (
 
 
 class NvattestOutput(NamedTuple):
-    """Output of nvattest, which is consistent in itself and **not authenticated**."""
+    """Output of nvattest, whose parts are consistent, and which is **not authenticated**."""
 
     raw: bytes  # as received; what a measured hash covers
     result_code: int  # 0 if the program succeeded
@@ -77,8 +77,8 @@ class NvattestOutput(NamedTuple):
             nonce: Required nonce of all claims, 32 bytes.
 
         Raises:
-            GpuEvidenceError: If a device was not accepted (`nras_result`), or has another nonce
-                (`nras_nonce`), or there are others than required (`device_count`).
+            GpuEvidenceError: If a device was not accepted (`nras_result`) or has another nonce
+                (`nras_nonce`), or the number of devices differs (`device_count`).
         """
         if devices is not None and len(self.devices) != devices:
             message = f"{_SUBJECT}: {len(self.devices)} devices, must be {devices}"
@@ -91,7 +91,7 @@ class NvattestOutput(NamedTuple):
                 message = f"{_SUBJECT}: {device.name}: {', '.join(problems)[:500]}"
                 raise GpuEvidenceError(message, reason="nras_result", device=at)
             if nonce is not None and not hmac.compare_digest(device.nonce or b"", nonce):
-                message = f"{_SUBJECT}: {device.name}: another nonce"
+                message = f"{_SUBJECT}: {device.name}: the nonce is not {nonce.hex()}"
                 raise GpuEvidenceError(message, reason="nras_nonce", device=at)
 
 
@@ -108,7 +108,7 @@ def read_nvattest_output(data: bytes) -> NvattestOutput:
             the hashes in the overall token differ (`nras_digest`).
     """
     if len(data) > MAX_OUTPUT:
-        raise _bad(f"over {MAX_OUTPUT} bytes", "too_large")
+        raise _bad(f"{len(data)} bytes, at most {MAX_OUTPUT}", "too_large")
     fields = strict_json.read_object(data, _SUBJECT)
     if unknown := fields.keys() - _KEYS:
         raise _bad(f"unknown member {one_line(min(unknown), 64)!r}", "unknown_field")
@@ -142,7 +142,7 @@ def _payload(token: bytes, name: str) -> dict[str, Any]:
         raise _bad(problem, "unsupported")
     claims = jws.read_payload()
     if claims.get("iss") != LOCAL_ISSUER:
-        raise _bad(f"{name}: another issuer than {LOCAL_ISSUER}", "wrong_value")
+        raise _bad(f"{name}: the issuer must be {LOCAL_ISSUER}", "wrong_value")
     return claims
 
 
@@ -185,9 +185,10 @@ def appraise_boot_result(
         now: Time of the verification.
 
     Raises:
-        GpuEvidenceError: If the rules do not accept such results (`binding`) or a device, or
-            nvattest did not. `modes` if they forbid multi-GPU passthrough, `nras_result` if they
-            need tokens of NVIDIA's service: the output has neither.
+        GpuEvidenceError: If nvattest or the rules do not accept a device, or the rules do not
+            accept such results: `binding`; `modes` if they forbid multi-GPU passthrough, or
+            `nras_result` if they need tokens of NVIDIA's service, as the output has neither modes
+            nor such tokens.
     """
     if not rules.allow_boot_result:
         raise _refused("without signatures", "binding", "gpu.allow_boot_result must be true")
@@ -197,7 +198,7 @@ def appraise_boot_result(
         raise _refused("without signed tokens", "nras_result", f"gpu.nras is {rules.nras}")
     count = event.get("devices")
     if type(count) is not int:
-        message = "GPU evidence: the measured event has no number of devices"
+        message = "GPU evidence: the measured event does not state the number of devices"
         raise GpuEvidenceError(message, reason="device_count")
     output.check(devices=count)
     devices = tuple(_device(at, claims) for at, claims in enumerate(output.devices))

@@ -1,7 +1,7 @@
 """Tokens of NVIDIA's attestation service and the keys that sign them (nvidia-gpu.md, section 5.2).
 
-The keys are a JWK set (RFC 7517), which is authentic only because it came over TLS. Its
-certificates lead to a CA that is not public, so they are only compared with the keys.
+The keys are a JWK set (RFC 7517), which only TLS authenticates when it is fetched. Its certificates
+are issued by a CA that is not public, so they are only compared with the keys.
 """
 
 import hmac
@@ -50,7 +50,7 @@ _VERSIONS: Final = frozenset({"2.0", "3.0", "4.0"})  # of overall tokens
 
 
 def read_jwks(data: bytes | str) -> Mapping[str, P384PublicKey]:
-    """Return the P-384 keys of a set by their identifiers (`kid`).
+    """Return the P-384 keys of a JWK set by their identifiers (`kid`).
 
     Keys of other types are ignored (RFC 7517, section 5).
 
@@ -78,7 +78,7 @@ def read_jwks(data: bytes | str) -> Mapping[str, P384PublicKey]:
 
 
 def _read_set(data: bytes | str) -> list[dict[str, Any]]:
-    """Return the keys of a set, none of which is private."""
+    """Return the keys of a JWK set; FormatError if one is private."""
     keys = strict_json.read_object(data, _KEYS_SUBJECT).get("keys")
     if not isinstance(keys, list):
         reason: FormatReason = "missing" if keys is None else "wrong_type"
@@ -233,7 +233,7 @@ class _TokenVerifier:
         key_id = _check_header(jws.header, name, device)
         key = self._keys.get(key_id)
         if key is None:
-            problem = f"no key with the kid {shown(key_id)}; use the keys of the token's time"
+            problem = f"no key with the kid {shown(key_id)}; fetch the keys together with tokens"
             raise _refused(name, problem, "nras_key", device)
         try:
             key.verify(jws.signature, jws.signed)
@@ -241,7 +241,7 @@ class _TokenVerifier:
             raise _refused(name, "invalid signature", "nras_signature", device) from error
         claims = jws.read_payload()
         if claims.get("iss") != self._issuer:
-            raise _refused(name, "another issuer", "nras_key", device)
+            raise _refused(name, f"the issuer must be {self._issuer}", "nras_key", device)
         self._check_times(claims, name, device)
         return claims, key_id
 
@@ -261,7 +261,7 @@ def _check_header(header: Mapping[str, Any], name: str, device: int | None) -> s
         stated = shown(algorithm) if isinstance(algorithm, str) else "missing"
         raise _refused(name, f"alg must be ES384: {stated}", "nras_signature", device)
     if not header.keys() <= {"alg", "kid", "typ"} or header.get("typ", "JWT") != "JWT":
-        problem = "the header may have alg, kid, and JWT as typ only"
+        problem = "the header must have only alg, kid and typ, which must be JWT"
         raise _refused(name, problem, "nras_signature", device)
     if not isinstance(key_id, str):
         raise _refused(name, "kid missing", "nras_key", device)
@@ -271,7 +271,7 @@ def _check_header(header: Mapping[str, Any], name: str, device: int | None) -> s
 def _check_nonce(claims: Mapping[str, Any], nonce: bytes, name: str, device: int | None) -> None:
     found = from_hex(claims.get("eat_nonce"), f"{name}: eat_nonce", _NONCE_SIZE)
     if not hmac.compare_digest(found, nonce):
-        raise _refused(name, "another nonce", "nras_nonce", device)
+        raise _refused(name, f"the nonce is {found.hex()}, not yours", "nras_nonce", device)
 
 
 def _check_result(

@@ -95,20 +95,20 @@ def read_document(data: bytes) -> XmlElement:
             exceeds a limit.
     """
     if len(data) > MAX_SIZE:
-        raise FormatError(f"XML: {len(data)} bytes, more than {MAX_SIZE}", reason="too_large")
+        raise FormatError(f"XML: {len(data)} bytes, at most {MAX_SIZE}", reason="too_large")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise FormatError("XML: not UTF-8", reason="encoding", offset=error.start) from error
     if text.startswith("\ufeff"):
-        raise FormatError("XML: has a byte order mark", reason="encoding", offset=0)
+        raise FormatError("XML: byte order mark not allowed", reason="encoding", offset=0)
     if (at := data.find(_DOCTYPE)) >= 0:  # so that no version of expat sees an entity declaration
-        raise FormatError("XML: has a document type", reason="unsupported", offset=at)
+        raise FormatError("XML: document type not allowed", reason="unsupported", offset=at)
     return _TreeBuilder().read(data)
 
 
 class _TreeBuilder:
-    """Handlers of expat that build the tree."""
+    """Handlers of expat that build the tree of elements, and check the limits."""
 
     def __init__(self) -> None:
         # Not expat's own processing of namespaces, which does not report prefixes of attributes.
@@ -142,11 +142,11 @@ class _TreeBuilder:
     def _start(self, name: str, written: list[str]) -> None:
         self._count += 1
         if self._count > MAX_ELEMENTS:
-            raise self._error(f"over {MAX_ELEMENTS} elements", "too_many")
+            raise self._error(f"more than {MAX_ELEMENTS} elements", "too_many")
         if len(self._open) == MAX_DEPTH:
-            raise self._error(f"elements nest over {MAX_DEPTH} levels", "too_deep")
+            raise self._error(f"elements nested deeper than {MAX_DEPTH} levels", "too_deep")
         if len(written) > 2 * MAX_ATTRIBUTES:
-            raise self._error(f"over {MAX_ATTRIBUTES} attributes in an element", "too_many")
+            raise self._error(f"more than {MAX_ATTRIBUTES} attributes of an element", "too_many")
         pairs = list(zip(written[::2], written[1::2], strict=True))
         scope = self._scope(pairs)
         namespace, local = self._resolve(name, scope, scope.get("", ""))
@@ -171,7 +171,7 @@ class _TreeBuilder:
         self._open[-1].children.append(text)
 
     def _scope(self, pairs: list[tuple[str, str]]) -> Mapping[str, str]:
-        """Return the namespaces in scope of an element with these attributes."""
+        """Return the namespaces by prefix in an element with these attributes: name and value."""
         outer = self._open[-1].scope if self._open else {}
         declared = {name[6:]: value for name, value in pairs if _declares(name)}
         if not declared:
@@ -183,7 +183,7 @@ class _TreeBuilder:
                 raise self._error(f"namespace is not an absolute URI: {shown(uri)}", "wrong_value")
         scope = {**outer, **declared}
         if len(scope) > MAX_NAMESPACES:
-            raise self._error(f"over {MAX_NAMESPACES} namespaces in scope", "too_many")
+            raise self._error(f"more than {MAX_NAMESPACES} namespaces in scope", "too_many")
         return scope
 
     def _attributes(
@@ -201,7 +201,7 @@ class _TreeBuilder:
         return tuple(found.values())
 
     def _resolve(self, name: str, scope: Mapping[str, str], default: str) -> tuple[str, str]:
-        """Return namespace and local name; `default` is the namespace of names without prefix."""
+        """Return namespace and local part of a name; `default` is for names without a prefix."""
         match = _NAME.fullmatch(name)
         if match is None:
             raise self._error(f"unsupported name: {shown(name)}", "unsupported")
@@ -220,10 +220,10 @@ class _TreeBuilder:
             raise self._error(f"encoding must be UTF-8: {shown(encoding)}", "encoding")
 
     def _comment(self, _: str) -> None:
-        raise self._error("has a comment", "unsupported")
+        raise self._error("comment not allowed", "unsupported")
 
     def _instruction(self, *_: object) -> None:
-        raise self._error("has a processing instruction", "unsupported")
+        raise self._error("processing instruction not allowed", "unsupported")
 
     def _error(self, problem: str, reason: FormatReason) -> FormatError:
         offset = self._parser.CurrentByteIndex

@@ -68,7 +68,7 @@ class Rim:
             xml: The document in UTF-8, at most 512 KiB.
 
         Raises:
-            FormatError: If the document is malformed, or has another form than NVIDIA's.
+            FormatError: If the document is malformed, or is not structured as NVIDIA's.
         """
         return read_signed_manifest(xml).rim
 
@@ -103,7 +103,7 @@ def read_signed_manifest(xml: bytes) -> SignedManifest:
 
 
 def read_manifest(root: XmlElement, certificates: tuple[bytes, ...]) -> Rim:
-    """Return the content of a manifest, except its signature.
+    """Return the content of a manifest; `certificates` are those of its signature.
 
     Raises:
         FormatError: If an element or attribute is missing, unknown, or has an invalid value.
@@ -127,7 +127,7 @@ def read_manifest(root: XmlElement, certificates: tuple[bytes, ...]) -> Rim:
 
 
 def _find_parts(root: XmlElement) -> tuple[XmlElement, XmlElement]:
-    """Return Meta and Payload; beside them there may be entities and the signature alone."""
+    """Return Meta and Payload, one each; only entities and signatures are allowed besides them."""
     parts: dict[str, list[XmlElement]] = {"Entity": [], "Meta": [], "Payload": []}
     for child in root.elements():
         if child.namespace == SWID and child.local in parts:
@@ -188,7 +188,7 @@ def _hashes(resource: XmlElement, count: int) -> tuple[bytes, ...]:
     foreign = {name: value for name, value in foreign.items() if name[0]}
     names = [(SHA384_HASH, f"Hash{number}") for number in range(count)]
     if foreign.keys() != set(names):
-        problem = f"must have the hashes Hash0 to Hash{count - 1} alone"
+        problem = f"must have exactly the hashes Hash0 to Hash{count - 1}"
         raise _error(resource, problem, "wrong_size")
     return tuple(from_hex(foreign[name], f"RIM: {name[1]}", _HASH_SIZE) for name in names)
 
@@ -196,7 +196,7 @@ def _hashes(resource: XmlElement, count: int) -> tuple[bytes, ...]:
 def _number(element: XmlElement, name: str, least: int, most: int) -> int:
     text = _text(element, name)
     if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
-        problem = f"{name} must be {least} to {most}: {shown(text)}"
+        problem = f"{name} must be {least} to {most}, not {shown(text)}"
         raise _error(element, problem, "wrong_value")
     return int(text)
 
@@ -223,12 +223,12 @@ def _error(element: XmlElement, problem: str, reason: FormatReason) -> FormatErr
 
 
 def rim_reason(source: RimSource, check: _Check) -> GpuReason:
-    """Return the reason of a refusal of a manifest, such as `driver_rim_chain`."""
+    """Return the reason of an error about a manifest, such as `driver_rim_chain`."""
     return cast("GpuReason", f"{source}_rim_{check}")
 
 
 def check_rim_identity(rim: Rim, source: RimSource, *, version: str, product: str) -> None:
-    """Check that a manifest is that of a version and a chip, regardless of case.
+    """Check that a manifest is for this version and chip, regardless of case.
 
     The service returns a valid manifest of another product for some identifiers, and NVIDIA's own
     verifiers do not compare the product.

@@ -115,8 +115,8 @@ class VerifiedRim(NamedTuple):
 def verify_rim(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
     """Verify certificates and signature of a RIM, and read what is signed.
 
-    Revocation is not checked. What does not depend on the time is verified once: the last 64 RIMs
-    are kept.
+    Revocation is not checked. The checks that do not depend on the time are cached for the last 64
+    RIMs.
 
     Args:
         rim_bytes: The XML document, at most 512 KiB.

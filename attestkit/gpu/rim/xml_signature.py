@@ -1,14 +1,12 @@
-"""XML signature of a RIM: the canonical form that it covers, its one form, and its verification.
+"""XML signature of a RIM: the canonical form that it covers, its reader, and its verification.
 
 The canonical form is Canonical XML 1.1 without comments, for documents that
-`document.read_document` accepts.
-
-Those have no attributes with the prefix `xml`, which 1.0 and 1.1 treat differently. The standard
-library has Canonical XML 2.0 only, which is another format.
+`document.read_document` accepts. These have no attributes with the prefix `xml`, which 1.0 and 1.1
+treat differently. The standard library has only Canonical XML 2.0, which is another format.
 
 The signature is enveloped and covers the whole document (nvidia-gpu.md, section 4.3). Everything
-that XML Signature allows beyond this form is rejected: other algorithms and references, objects,
-several signatures, and keys other than certificates.
+else that XML Signature allows is rejected: other algorithms and references, objects, several
+signatures, and keys other than certificates.
 """
 
 import binascii
@@ -41,7 +39,7 @@ _REMOVED: Final = str.maketrans("", "", WHITE_SPACE)
 
 
 def canonical_bytes(element: XmlElement, *, without: XmlElement | None = None) -> bytes:
-    """Return an element with all in it in canonical form.
+    """Return an element with its content in canonical form.
 
     Args:
         element: The root of a document, or the element that is signed. The latter is written with
@@ -54,7 +52,7 @@ def canonical_bytes(element: XmlElement, *, without: XmlElement | None = None) -
 def _write_element(
     element: XmlElement, outer: Mapping[str, str], without: XmlElement | None
 ) -> Iterator[str]:
-    """Yield the parts of an element below one with the namespaces `outer` in scope."""
+    """Yield parts of an element's canonical form; `outer` are the namespaces of its parent."""
     yield f"<{element.name}"
     if element.scope is not outer:  # it declares a namespace, or is not below another element
         for prefix, uri in sorted(element.scope.items()):
@@ -138,17 +136,17 @@ def _find_signature(root: XmlElement) -> XmlElement:
 
 
 def _parts(element: XmlElement, *names: str) -> Sequence[XmlElement]:
-    """Return the children of an element that has these, no attributes and no text."""
+    """Return the children of an element, which must have these names; no attributes, no text."""
     if element.attributes:
         raise _error(element, "must have no attributes", "unknown_field")
     return _children(element, *names)
 
 
 def _children(element: XmlElement, *names: str) -> Sequence[XmlElement]:
-    """Return the children of an element that has these and no text."""
+    """Return the children of an element, which must have these names, in this order; no text."""
     found = element.elements()
     if [(one.namespace, one.local) for one in found] != [(XMLDSIG, name) for name in names]:
-        raise _error(element, f"must have {', '.join(names)} alone", "wrong_value")
+        raise _error(element, f"must have exactly {', '.join(names)}", "wrong_value")
     if element.text().strip(WHITE_SPACE):
         raise _error(element, "must have no text", "unknown_field")
     return found
@@ -171,7 +169,7 @@ def _read_digest(signed_info: XmlElement) -> bytes:
 
 
 def _check_leaf(element: XmlElement, name: str, value: str) -> None:
-    """Check that an element has this attribute alone, and no content."""
+    """Check that an element has only the attribute `name`, with this value, and no content."""
     _check_attribute(element, name, value)
     if element.children:
         raise _error(element, "must be empty", "unknown_field")
@@ -180,9 +178,9 @@ def _check_leaf(element: XmlElement, name: str, value: str) -> None:
 def _check_attribute(element: XmlElement, name: str, value: str) -> None:
     found = [(one.namespace, one.local) for one in element.attributes]
     if found != [("", name)]:
-        raise _error(element, f"must have the attribute {name} alone", "wrong_value")
+        raise _error(element, f"must have only the attribute {name}", "wrong_value")
     if element.attributes[0].value != value:
-        text = f"{name} must be {shown(value)}: {shown(element.attributes[0].value)}"
+        text = f"{name} must be {shown(value)}, not {shown(element.attributes[0].value)}"
         reason: FormatReason = "unsupported_algorithm" if value else "wrong_value"
         raise _error(element, text, reason)
 
@@ -199,18 +197,18 @@ def _read_certificates(key_info: XmlElement) -> tuple[bytes, ...]:
 def _read_base64(element: XmlElement, size: int | None = None) -> bytes:
     """Return the bytes of an element's base64 text, which may have line breaks."""
     if element.attributes or element.elements():
-        raise _error(element, "must have base64 text alone", "unknown_field")
+        raise _error(element, "must have only base64 text", "unknown_field")
     text = element.text().translate(_REMOVED)
     try:
         found = binascii.a2b_base64(text)
     except ValueError as error:  # binascii.Error, or text that is not ASCII
-        raise _error(element, "not base64", "encoding") from error
+        raise _error(element, "must be base64", "encoding") from error
     if not found or binascii.b2a_base64(found, newline=False).decode() != text:
-        raise _error(element, "not base64 in canonical form", "encoding")
+        raise _error(element, "must be base64 in canonical form", "encoding")
     if size is not None and len(found) != size:
         raise _error(element, f"must be {size} bytes, not {len(found)}", "wrong_size")
     if len(found) > _MAX_CERTIFICATE:
-        raise _error(element, f"more than {_MAX_CERTIFICATE} bytes", "too_large")
+        raise _error(element, f"{len(found)} bytes, at most {_MAX_CERTIFICATE}", "too_large")
     return found
 
 
