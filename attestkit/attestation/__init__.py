@@ -60,7 +60,7 @@ class Attestation:
         collateral: bytes | None = None,
         gpu_evidence: bytes | None = None,
     ) -> None:
-        """Wrap `evidence`.
+        """Create an attestation from decoded evidence.
 
         Args:
             evidence: The decoded evidence.
@@ -137,7 +137,7 @@ class Attestation:
             event_log: Log that replays to the RTMRs of the quote, with the runtime events.
             config: VM configuration, JSON text.
             report_data: Report data, 64 bytes; None takes it from the quote.
-            known: Events of this log, or of its beginning, that have been converted already.
+            known: Wire form of this log or of its first events, to be reused.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes.
@@ -173,10 +173,10 @@ class Attestation:
             message = f"encoding: unknown: {ascii(chosen)[:64]}; use one of {', '.join(known)}"
             raise UsageError(message, reason="unknown_name")
         if (count := len(self._wire_events())) > MAX_ITEMS:
-            raise UsageError(f"evidence: {count} events, more than {MAX_ITEMS}", reason="too_many")
+            raise UsageError(f"evidence: {count} events, at most {MAX_ITEMS}", reason="too_many")
         encoded = encodings.ENCODE[chosen](self._evidence, Enclosed(self._collateral, self._gpu))
         if len(encoded) > MAX_SIZE:
-            raise UsageError(f"evidence: {len(encoded)} bytes, over {MAX_SIZE}", reason="too_large")
+            raise UsageError(f"evidence: {len(encoded)} bytes > {MAX_SIZE}", reason="too_large")
         return encoded
 
     @property
@@ -233,7 +233,7 @@ class Attestation:
 
     @property
     def is_bare(self) -> bool:
-        """Whether the evidence is the signed part alone, without events and configuration."""
+        """Whether the evidence is only the signed part, without events and configuration."""
         stack = self._evidence.stack
         return not stack.runtime_events and not stack.config
 
@@ -262,7 +262,7 @@ class Attestation:
 
     @property
     def report_data(self) -> bytes:
-        """The report data (64 bytes) beside the quote; a verifier compares it with the quote."""
+        """The report data (64 bytes) sent with the quote; a verifier compares both."""
         return self._evidence.stack.report_data
 
     @property

@@ -64,8 +64,8 @@ class AppInfo(NamedTuple):
     def to_msgpack(self, *, array: Literal[8, 9] | None = None) -> bytes:
         """Return the content of the certificate extension: a msgpack map of 9 entries.
 
-        `array`: only that many values, as guest agents before dstack 0.6 wrote them; agents up to
-        0.5.11 wrote 8, without `init_script_hashes`.
+        With `array`, return an array of the first 8 or 9 values instead, as guest agents before
+        dstack 0.6 wrote it; agents up to 0.5.11 wrote 8, without `init_script_hashes`.
         """
         import msgspec.msgpack  # lazy: only needed to issue certificates
 
@@ -90,7 +90,7 @@ class AppInfo(NamedTuple):
         found: dict[str, Any] = {"init_script_hashes": None, **_read_fields(reader)}
         reader.finish("app info")
         if missing := [name for name in cls._fields if name not in found]:
-            raise FormatError(f"app info: {missing[0]} missing", reason="missing", offset=0)
+            raise FormatError(f"app info: {missing[0]}: missing", reason="missing", offset=0)
         return cls(**found)
 
     def _bytes(self) -> dict[str, bytes]:
@@ -98,7 +98,7 @@ class AppInfo(NamedTuple):
 
 
 def _read_fields(reader: MsgpackReader) -> dict[str, Any]:
-    """Read the fields of a map or an array."""
+    """Return the known fields of a msgpack map or array, by name."""
     is_map, count = reader.header()
     if not is_map:
         if count not in {8, 9}:
@@ -198,7 +198,10 @@ def read_app_info(
 
 
 def _boot_identity(events: Sequence[RuntimeEvent], *, boottime: bool) -> AppInfo:
-    """Return the identity from the events before the end of the boot; empty if it did not end."""
+    """Return the identity from the events before `system-ready`; empty without that event.
+
+    With `boottime`, `boot-mr-done` ends them too, and the key provider is left out.
+    """
     ends = (_BOOT_END, _BOOTTIME_END) if boottime else (_BOOT_END,)
     for end, event in enumerate(events):
         if event.event in ends:
@@ -234,7 +237,7 @@ def _mr_key_provider(identity: AppInfo) -> bytes:
 
 
 def _sha256_of_many(data: bytes) -> bytes:
-    """Return the SHA-256 of data that many pieces of evidence have in common."""
+    """Return the SHA-256 of data that are equal in much evidence; cached for short data."""
     return _cached_sha256(data) if len(data) <= _CACHED_SIZE else sha256(data)
 
 
@@ -242,7 +245,7 @@ _cached_sha256 = lru_cache(1024)(sha256)
 
 
 def _events_until(events: Sequence[RuntimeEvent], name: str) -> Sequence[RuntimeEvent]:
-    """Return the events up to and including the first one named `name`; all if none is."""
+    """Return the events up to and including the first one named `name`; without one, all."""
     for at, event in enumerate(events):
         if event.event == name:
             return events[: at + 1]
@@ -266,7 +269,7 @@ def _registers(
     os_image_hash: bytes,
     parsed: ParsedParts,
 ) -> tuple[bytes, bytes] | None:
-    """Return the values of mr_system and mr_aggregated before their hashes.
+    """Return the data whose SHA-256 are mr_system and mr_aggregated.
 
     None for platforms that measure no boot events of an app.
     """
@@ -299,7 +302,8 @@ def _gcp_registers(
     pcrs = {p.number: p.value for p in platform.tpm_quote.pcr_values if p.algorithm == "sha256"}
     for index in (0, 2):
         if index not in pcrs:
-            raise FormatError(f"TPM quote: PCR {index} missing", reason="missing")
+            problem = f"TPM quote: PCR {index} is not quoted; request a quote that selects it"
+            raise FormatError(problem, reason="missing")
     return os_image_hash + _mr_key_provider(identity), pcrs[0] + pcrs[2] + _replay_sha256(events)
 
 
@@ -311,7 +315,10 @@ def _nitro_tpm_registers(
     *,
     is_bare: bool,
 ) -> tuple[bytes, bytes]:
-    """Return the registers of a guest; PCR 14 of a bare document is not of a dstack guest."""
+    """Return the data hashed to mr_system and mr_aggregated; PCR 14 must match `all_events`.
+
+    A bare document (`is_bare`) may have another PCR 14: it need not be of a dstack guest.
+    """
     document = read_nitro_document(platform.attestation_doc, tpm=True)
     quoted, replayed = document.pcr(14), _replay_sha384(all_events)
     if quoted != replayed and not is_bare:

@@ -1,6 +1,6 @@
-"""HCL reports: hardware reports of a paravisor, and the runtime data that they are over.
+"""HCL reports: a hardware report of a paravisor, with the runtime data whose hash it contains.
 
-Azure's paravisor (the host compatibility layer, HCL, or OpenHCL) puts one into NV index 0x01400001
+Azure's paravisor (the host compatibility layer, HCL, or OpenHCL) writes one to NV index 0x01400001
 of the TPM that it provides. Layout: vtpm.md, sections 6.2 and 6.3. Integers are little-endian.
 
 Only the hardware report and the runtime data are authenticated: the report is signed, and its
@@ -85,7 +85,7 @@ class RuntimeKey(NamedTuple):
 
 
 class RuntimeData(NamedTuple):
-    """Content of the runtime data, statements of the paravisor."""
+    """Content of the runtime data: keys of the TPM, and claims of the paravisor."""
 
     attestation_key: RuntimeKey  # HCLAkPub
     endorsement_key: RuntimeKey | None  # HCLEkPub; None in early reports
@@ -132,7 +132,7 @@ class HclReport(NamedTuple):
         """
         require_bytes("HCL report", data)
         if len(data) > MAX_SIZE:
-            raise _bad("too_large", f"{len(data)} bytes, more than {MAX_SIZE}")
+            raise _bad("too_large", f"{len(data)} bytes, at most {MAX_SIZE}")
         version = _read_header(data)
         report_type, size = _read_block(data)
         end = _START + size
@@ -186,7 +186,7 @@ class HclReport(NamedTuple):
         return sha256(self.runtime_data) + bytes(32)
 
     def binds(self, report_data: bytes) -> bool:
-        """Return whether `report_data`, of the hardware report, are over the runtime data."""
+        """Return whether `report_data` of a hardware report are those for this runtime data."""
         return hmac.compare_digest(self.report_data, report_data)
 
 
@@ -258,7 +258,7 @@ def _keys(fields: dict[str, Any]) -> tuple[RuntimeKey, RuntimeKey | None]:
     if not isinstance(listed, list):
         raise FormatError("keys: must be an array", reason="wrong_type")
     if len(listed) > _MAX_KEYS:
-        raise FormatError(f"keys: more than {_MAX_KEYS}", reason="too_many")
+        raise FormatError(f"keys: at most {_MAX_KEYS}", reason="too_many")
     found: dict[str, RuntimeKey] = {}
     for item in listed:
         if not isinstance(item, dict):
@@ -284,7 +284,7 @@ def _key(item: dict[str, Any], kid: str) -> RuntimeKey:
 
 @lru_cache(maxsize=64)  # all reports of a VM have the same keys
 def _numbers(n: str, e: str, kid: str) -> tuple[bytes, int]:
-    """Return modulus and exponent."""
+    """Return modulus and exponent of a JSON Web Key; `kid` names it in errors."""
     modulus = from_base64url(n, f"{kid}: n")
     exponent = from_base64url(e, f"{kid}: e")
     if not modulus or not exponent or not modulus[0] or not exponent[0]:

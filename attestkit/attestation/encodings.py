@@ -37,7 +37,7 @@ _COCO_QUOTES: Final = (b'"quote"', b'"tpm_quote"')
 
 
 class Decoded(NamedTuple):
-    """Decoded evidence, and what a CMW contains beside it, not parsed."""
+    """Decoded evidence and its encoding, and other parts of a CMW, not parsed."""
 
     evidence: Evidence
     encoding: Encoding
@@ -46,7 +46,7 @@ class Decoded(NamedTuple):
 
 
 class Enclosed(NamedTuple):
-    """Parts of a CMW beside the evidence of the CPU."""
+    """Parts of a CMW other than the evidence of the CPU, not parsed."""
 
     collateral: bytes | None = None
     gpu_evidence: bytes | None = None

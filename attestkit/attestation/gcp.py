@@ -28,7 +28,7 @@ def read_uki_hash(document: Mapping[Value, Value]) -> bytes:
         FormatError: If the document has other fields or another version.
     """
     if document.keys() != {"version", "uki_auth"}:
-        message = "measurement.gcp.cbor: must have version and uki_auth only"
+        message = "measurement.gcp.cbor: must have only version and uki_auth"
         raise FormatError(message, reason="unknown_field")
     version, found = document["version"], document["uki_auth"]
     if version != 1 or isinstance(version, bool):
@@ -44,7 +44,7 @@ def check_boot(tpm_quote: TpmQuote, uki_hash: bytes) -> None:
     Raises:
         VerificationError: If PCR 0 is of another firmware, or PCR 2 of another UKI (`os_image`).
         ReplayError: If the log does not replay to PCR 2.
-        FormatError: If a PCR is missing.
+        FormatError: If PCR 0 or 2 is not quoted.
     """
     pcr_0, pcr_2 = pcr_value(tpm_quote, 0), pcr_value(tpm_quote, 2)
     if not hmac.compare_digest(pcr_0, OVMF_PCR_0):
@@ -65,8 +65,9 @@ def check_boot(tpm_quote: TpmQuote, uki_hash: bytes) -> None:
 
 
 def pcr_value(tpm_quote: TpmQuote, index: int) -> bytes:
-    """Return a value of the SHA-256 bank; FormatError if it is missing."""
+    """Return the value of a PCR in the SHA-256 bank; FormatError if it is not quoted."""
     for number, bank, value in tpm_quote.pcr_values:
         if (number, bank) == (index, _BANK):
             return value
-    raise FormatError(f"TPM quote: PCR {index} missing", reason="missing")
+    problem = f"TPM quote: PCR {index} is not quoted; request a quote that selects it"
+    raise FormatError(problem, reason="missing")

@@ -1,8 +1,8 @@
 """Evidence of go-tpm-tools: the protobuf messages `attest.Attestation` and `tpm.Quote`.
 
 The messages are those of github.com/google/go-tpm-tools, proto/attest.proto and proto/tpm.proto
-(vtpm.md, section 7.6). Fields and map entries may have any order; one that must be unique occurs
-once, where protobuf libraries take the last.
+(vtpm.md, section 7.6). Fields and map entries may have any order. A repeated field that must be
+unique is an error; protobuf libraries take the last one.
 """
 
 from collections.abc import Iterable
@@ -119,7 +119,7 @@ class GoTpmToolsMessage(NamedTuple):
         """
         require_bytes("attest.Attestation", data)
         if len(data) > _MAX_SIZE:
-            message = f"attest.Attestation: {len(data)} bytes, more than {_MAX_SIZE}"
+            message = f"attest.Attestation: {len(data)} bytes, at most {_MAX_SIZE}"
             raise FormatError(message, reason="too_large")
         fields = _read(data)
         known = [one for one in fields if one.number <= max(_TEES)]
@@ -177,7 +177,7 @@ def decode_evidence(data: bytes) -> parts.Evidence:
     """
     message = GoTpmToolsMessage.parse(data)
     if not message.quotes:
-        raise FormatError("attest.Attestation: no quote in it", reason="missing")
+        raise FormatError("attest.Attestation: quotes: missing", reason="missing")
     extra = TpmsAttest.parse(message.quotes[0].message).extra_data
     if len(extra) > _REPORT_DATA:
         problem = f"attest.Attestation: {len(extra)} bytes of qualifying data, over {_REPORT_DATA}"
@@ -236,7 +236,10 @@ def _read(data: bytes) -> list[ProtobufField]:
 def _unique(
     what: str, fields: Iterable[ProtobufField], known: tuple[int, ...] = ()
 ) -> dict[int, ProtobufField]:
-    """Return fields by number; each may occur once, and must be known if `known` is given."""
+    """Return the fields of message `what` by number; none may occur twice.
+
+    If `known` is given, other numbers are errors.
+    """
     found: dict[int, ProtobufField] = {}
     for field in fields:
         if known and field.number not in known:
@@ -250,7 +253,7 @@ def _unique(
 
 
 def _bytes(fields: dict[int, ProtobufField], number: int, what: str) -> bytes:
-    """Return a field of bytes; empty if it is missing, as in all of protobuf."""
+    """Return a field of bytes; empty if it is missing, which protobuf does not distinguish."""
     return fields[number].bytes_value(what) if number in fields else b""
 
 
@@ -258,7 +261,7 @@ def _repeated(fields: list[ProtobufField], number: int, name: str, limit: int) -
     what = f"attest.Attestation: {name}"
     found = [one.bytes_value(what) for one in fields if one.number == number]
     if len(found) > limit:
-        raise FormatError(f"{what}: {len(found)}, more than {limit}", reason="too_many")
+        raise FormatError(f"{what}: {len(found)}, at most {limit}", reason="too_many")
     return found
 
 
@@ -268,7 +271,7 @@ def _read_pcrs(data: bytes) -> tuple[parts.PcrValue, ...]:
     single = _unique("tpm.PCRs", [one for one in fields if one.number != 2], (1,))
     entries = [one.bytes_value("tpm.PCRs: pcrs") for one in fields if one.number == 2]
     if len(entries) > MAX_PCRS:
-        message = f"tpm.PCRs: {len(entries)} values, more than {MAX_PCRS}"
+        message = f"tpm.PCRs: {len(entries)} values, at most {MAX_PCRS}"
         raise FormatError(message, reason="too_many")
     bank = single[1].number_value("tpm.PCRs: hash", 32) if 1 in single else 0
     if bank not in HASH_NAMES:

@@ -26,7 +26,7 @@ _T = TypeVar("_T", bytes, str)
 
 
 class _Kind(NamedTuple):
-    """Differences between the documents of an enclave and of a NitroTPM."""
+    """Key of the PCRs and size limits of the caller's fields, in documents of an enclave or TPM."""
 
     registers: str  # key of the map of PCRs
     limits: dict[str, int]  # bytes of the caller's fields
@@ -60,7 +60,7 @@ class NitroDocument(NamedTuple):
             FormatError: If the document does not contain it.
         """
         if (value := self.pcrs.get(index)) is None:
-            raise FormatError(f"Nitro document: PCR {index} missing", reason="missing")
+            raise FormatError(f"Nitro document: PCR {index}: missing", reason="missing")
         return value
 
     @property
@@ -72,7 +72,7 @@ class NitroDocument(NamedTuple):
 
 
 def is_nitro_document(data: bytes) -> bool:
-    """Return whether data begin as a bare document: an array of four that begins with bytes.
+    """Return whether data begin as a Nitro document itself: an array of 4 items, the first bytes.
 
     A msgpack map of four entries begins with the same byte, but its first key is a string.
     """
@@ -86,8 +86,7 @@ def read_nitro_document(data: bytes, *, tpm: bool | None = None) -> NitroDocumen
 
     Args:
         data: COSE_Sign1, tagged or untagged.
-        tpm: Whether the document must be of a NitroTPM or of an enclave; None accepts both. A
-            document of one never passes for that of the other.
+        tpm: True requires the document of a NitroTPM, False that of an enclave; None accepts both.
 
     Raises:
         FormatError: If `data` is not a COSE_Sign1 structure with a Nitro document of that kind, or
@@ -174,7 +173,7 @@ def _text(payload: dict[Value, Value], name: str) -> str:
 
 
 def _callers_field(payload: dict[Value, Value], name: str, kind: _Kind) -> bytes:
-    """Return a field of the caller; empty if it is null or missing."""
+    """Return a field that the document's requester chose; empty if it is null or missing."""
     if payload.get(name) is None:
         return b""
     value, limit = _typed(payload, name, b""), kind.limits[name]
@@ -184,7 +183,7 @@ def _callers_field(payload: dict[Value, Value], name: str, kind: _Kind) -> bytes
 
 
 def _typed(payload: dict[Value, Value], name: str, kind: _T) -> _T:
-    """Return a field, which must have the type of `kind`."""
+    """Return the required field `name`, whose value must have the same type as `kind`."""
     value = payload.get(name)
     if value is None:
         raise _problem(name, "missing", "missing")
@@ -200,7 +199,7 @@ def _timestamp(payload: dict[Value, Value]) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong_type("timestamp")
     if not 0 < value <= _MAX_TIMESTAMP:
-        raise _problem("timestamp", "out of range", "wrong_value")
+        raise _problem("timestamp", f"must be 1 to {_MAX_TIMESTAMP}", "wrong_value")
     return value
 
 

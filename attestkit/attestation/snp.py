@@ -70,7 +70,7 @@ def _entries(data: bytes) -> list[tuple[int, str, bytes]]:
     while data:  # an empty table needs no zero entry
         entry = data[end : end + _ENTRY.size]
         if len(entry) < _ENTRY.size:
-            raise _bad("truncated: no zero entry at its end", "truncated", end)
+            raise _bad("truncated: must end with a zero entry", "truncated", end)
         if entry == _END:
             break
         entries.append((end, *_ENTRY.unpack(entry)))
@@ -80,7 +80,7 @@ def _entries(data: bytes) -> list[tuple[int, str, bytes]]:
     left = len(data)  # contents may overlap, but copies must not multiply the input
     for at, guid, offset, length in entries:
         if offset < end:
-            raise _bad("a certificate overlaps the table", "wrong_value", at + 16)
+            raise _bad(f"certificate at {offset} overlaps the table", "wrong_value", at + 16)
         if offset + length > len(data):
             raise _bad(f"a certificate ends beyond its {len(data)} bytes", "truncated", at + 20)
         if (left := left - length) < 0:
@@ -107,7 +107,7 @@ def _der(content: bytes, name: str, at: int) -> bytes:
     if not found[0].startswith(b"\x30"):
         raise FormatError(f"{name.upper()}: neither DER nor PEM", reason="encoding", offset=at)
     if len(found) != 1:
-        message = f"{name.upper()} certificate: {len(found)} certificates instead of one"
+        message = f"{name.upper()} certificate: must be one certificate, not {len(found)}"
         raise FormatError(message, reason="too_many", offset=at)
     return found[0]
 

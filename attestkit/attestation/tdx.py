@@ -8,7 +8,7 @@ from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent
 
 
 class WireLog(NamedTuple):
-    """Events of a log, and their wire forms."""
+    """The first events of a log, converted to the forms in which evidence contains them."""
 
     events: tuple[Event, ...] = ()
     on_wire: tuple[WireEvent, ...] = ()

@@ -1,4 +1,4 @@
-"""Logs of a machine in its evidence, which explain the PCRs of a TPM beside them."""
+"""Event logs in evidence with a TPM, whose replay gives the PCR values."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from attestkit.tpm.pcrs import INIT_DATA_PCR
 
 
 class PcrLogs(NamedTuple):
-    """Logs of a machine with a TPM; empty if the evidence has none."""
+    """Event logs of firmware and of IMA for the PCRs of a TPM; empty if the evidence has none."""
 
     boot_log: bytes = b""  # of the firmware, binary_bios_measurements
     ima_log: bytes = b""  # binary_runtime_measurements
@@ -15,7 +15,7 @@ class PcrLogs(NamedTuple):
 
 
 def find_pcr_logs(platform: parts.Platform | None) -> PcrLogs | None:
-    """Return the logs of a platform; None if its evidence has no place for them.
+    """Return the logs in the evidence of a platform; None for platforms without them.
 
     Raises:
         FormatError: If a message of go-tpm-tools is malformed.

@@ -104,7 +104,7 @@ class EventLog:
         v2_error: str | None = None,
         warnings: tuple[str, ...] = (),
     ) -> "EventLog":
-        """Create a log from events that are known to be valid."""
+        """Create a log from events that are known to be valid, with results computed before."""
         self = _new(cls)
         self._set(events, _columns(events) if columns is None else columns)
         self._v2_error, self._warnings = v2_error, warnings
@@ -159,7 +159,7 @@ class EventLog:
             rows, registers, digests, end = _native.ccel_walk(data)
         except FormatError as error:
             if kind := identify_other_log(data):
-                message = f"CCEL: the input is {kind}"
+                message = f"CCEL: the input is {kind}, not a CCEL"
                 raise FormatError(message, offset=error.offset, reason="other_log") from error
             raise
         self = _new(cls)
@@ -240,7 +240,7 @@ class EventLog:
 
     @classmethod
     def _from_any_wire(cls, wire_events: tuple[WireEvent, ...]) -> "EventLog":
-        """Create a log from events of which not all are valid, of version 1, and as expected."""
+        """Create a log from events that may be invalid, of version 2, or have a wrong digest."""
         events: list[Event] = []
         v2_error: str | None = None
         warnings: list[str] = []
@@ -356,7 +356,7 @@ class EventLog:
             check_runtime_events(self.events)
 
     def with_runtime(self, events: Iterable[Event]) -> "EventLog":
-        """Return this log with runtime events appended.
+        """Return a copy of this log with runtime events appended.
 
         Raises:
             UsageError: If one of them is not a runtime event of RTMR3.

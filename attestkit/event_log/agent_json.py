@@ -28,7 +28,7 @@ CEL_KEYS = frozenset({"recnum", "digests", "content_type"})
 
 
 class AgentJsonSource(NamedTuple):
-    """Agent's event log as JSON text, with the events that the native core found in the text."""
+    """An agent's event log as JSON text, and the positions of its events in the text."""
 
     text: bytes | str
     rows: bytes
@@ -71,7 +71,7 @@ class AgentJsonSource(NamedTuple):
 
 
 class _DuplicateMember(NamedTuple):
-    """Marker for an object in which a member occurs twice."""
+    """Value in place of a decoded JSON object in which the member `name` occurs twice."""
 
     name: str
 
@@ -136,7 +136,7 @@ def _event(item: object, index: int) -> WireEvent:
 
 
 def number_member(members: dict[str, Any], key: str) -> int:
-    """Return a member of an object that is an integer; FormatError for another or none."""
+    """Return an integer member; FormatError if it is missing or of another type."""
     value = members.get(key)
     if type(value) is not int:  # bool is an int to isinstance
         raise member_error(members, key, "an integer")
@@ -144,7 +144,7 @@ def number_member(members: dict[str, Any], key: str) -> int:
 
 
 def hex_member(members: dict[str, Any], key: str) -> bytes:
-    """Return the bytes of a member of an object in hex; FormatError for another or none."""
+    """Return the bytes of a hex member; FormatError if it is missing, not text, or not hex."""
     text = members.get(key)
     if not isinstance(text, str):
         raise member_error(members, key, "a string of hex digits")
@@ -162,7 +162,7 @@ def _text(members: dict[str, Any], key: str) -> str:
 
 
 def member_error(members: dict[str, Any], key: str, expected: str) -> FormatError:
-    """Return the error for a member that is missing or of another type."""
+    """Return the error for a member that is missing, or is not `expected`."""
     return FormatError(
         f"{key} must be {expected}", reason="wrong_type" if key in members else "missing"
     )

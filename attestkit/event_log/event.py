@@ -82,7 +82,7 @@ class Event(NamedTuple):
 
 
 class WireEvent(NamedTuple):
-    """One event as received in evidence, not yet checked."""
+    """One event with the fields and values as received in evidence, not checked."""
 
     imr: int
     """Number of the RTMR, 0 to 3."""

@@ -53,7 +53,7 @@ class ImaRecord(NamedTuple):
 
 
 class ImaMatch(NamedTuple):
-    """Replay of the shortest prefix of a log that leads to a value of a PCR."""
+    """The shortest start of a log whose replay gives a PCR value: its length, and the rest's."""
 
     records: int  # of this PCR, in the prefix
     following: int  # of this PCR, after the prefix
@@ -78,7 +78,7 @@ class ImaLog(NamedTuple):
         require_bytes("IMA log", data)
         reader = _ImaReader(data)
         if len(data) > MAX_SIZE:
-            message = f"IMA log: {len(data)} bytes, more than {MAX_SIZE}"
+            message = f"IMA log: {len(data)} bytes, at most {MAX_SIZE}"
             raise FormatError(message, reason="too_large")
         if not data:
             return cls("sha1", ())
@@ -207,7 +207,7 @@ def _read_record(reader: "_ImaReader", size: int) -> ImaRecord:
         raise reader.error(problem, "wrong_size", start)
     name, start = reader.take(length), reader.at
     if not _is_name(name):
-        raise reader.error("template name is not printable ASCII", "encoding", start - length)
+        raise reader.error("template name must be printable ASCII", "encoding", start - length)
     template = name.decode("ascii")
     if template == _OLD_TEMPLATE:
         # Without a size: 20 bytes of a digest, then size and text of a file name.

@@ -264,7 +264,7 @@ class Journal:
             raise self._log.damaged_tail()
 
     def _archive(self, boot: str) -> None:
-        """Rename the log of an earlier boot; may be repeated after a crash."""
+        """Rename the log of the earlier boot `boot`; a crash in between does no harm."""
         label = "".join(c for c in boot if c.isalnum() or c == "-")[:36] or "unknown"
         for name in (LOG, PENDING):
             if self._folder.stamp(name) is not None:
@@ -331,7 +331,7 @@ class Journal:
                 raise JournalError(message, reason=reason) from error
 
     def _prepare(self, event: Event) -> None:
-        """Make all checks that can fail, and only then write boot ID and version."""
+        """Check everything that could fail later, then write boot ID and version if missing."""
         if not self._has_lock:
             self._folder.make()
             self._has_lock = self._folder.lock()

@@ -41,7 +41,7 @@ class Stamp(NamedTuple):
 
 
 class OsFolder:
-    """A folder in the file system; its lock is `flock` on a file that other programs lock, too.
+    """A folder in the file system; its lock is `flock` on a file, which other programs use too.
 
     Two threads must not call `lock` of the same OsFolder at the same time.
     """

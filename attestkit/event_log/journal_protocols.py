@@ -148,7 +148,7 @@ class MemoryJournal:
                 self._commit(replay, events)
 
     def _commit(self, replay: bytes, events: tuple[Event, ...]) -> bool:
-        """Replace the log by `events` if the register has the value `replay`; return whether so."""
+        """Set the log to `events` if the register has the value `replay`; return whether it has."""
         if done := self._register.read() == replay:
             self._replay, self._events = replay, events
         return done

@@ -184,10 +184,10 @@ def _encode_part(part: object) -> bytes:
 
 
 def _read_plain_parts(data: bytes) -> dict[str, bytes] | None:
-    """Decode a collection as attestkit writes it; return its parts.
+    """Return the parts of a collection by label, if it is encoded as attestkit writes it.
 
-    Return None for any other CMW, and for a malformed one, in which the full reader finds the
-    error. cbor2 is much faster than that.
+    Return None for any other CMW, which the full reader then decodes, or rejects with an error.
+    cbor2 is much faster than that reader.
     """
     try:
         tree = read_canonical(data, 0)
@@ -217,7 +217,7 @@ def _known_parts(collection: Collection) -> dict[str, bytes]:
     The CMW draft lets the type of a collection define its labels.
     """
     if collection.kind not in {None, COLLECTION_TYPE}:
-        message = f"CMW collection: not evidence: type {shown(collection.kind or '')}"
+        message = f"CMW collection: type {shown(collection.kind or '')} is not that of evidence"
         raise FormatError(message, reason="unrecognized")
     found: dict[str, bytes] = {}
     for label, entry in collection.entries.items():
@@ -235,11 +235,11 @@ def _check(record: Record, where: str, media_type: str, ind: int) -> None:
         message = f"{where}: media type must be {media_type}, not {shown(record.media_type)}"
         raise FormatError(message, reason="wrong_value")
     if record.ind is not None and not record.ind & ind:
-        raise FormatError(f"{where}: ind {record.ind} lacks the bits {ind}", reason="inconsistent")
+        raise FormatError(f"{where}: ind {record.ind}: must have bit {ind}", reason="inconsistent")
 
 
 def _is_equivalent(given: str | int, media_type: str) -> bool:
-    """Return whether `given` is another form of a media type, or another name for it."""
+    """Return whether `given` is a media type written differently, or another name for it."""
     if isinstance(given, str):
         # Types, parameter names, and the known parameter values are case-insensitive.
         given = ";".join([piece.strip(" \t") for piece in given.lower().split(";")])
@@ -283,7 +283,7 @@ def _wrong_labels(found: KeysView[str]) -> FormatError:
     """Return the error for missing labels, or for those of several platforms."""
     key_labels = next((labels for labels in _PLATFORMS if found >= {*labels}), None)
     if key_labels is None:
-        return FormatError("CMW collection: no quote, report or document in it", reason="missing")
+        return FormatError("CMW collection: quote, report or document missing", reason="missing")
     required = (*_PLATFORMS[key_labels]._fields, *_STACK)
     if missing := [label for label in required if label not in found]:
         return FormatError(f"CMW collection: {missing[0]} missing", reason="missing")

@@ -91,7 +91,7 @@ class Budget:
         self._left = MAX_MESSAGES
 
     def spend(self, depth: int, *, collection: bool, where: str, offset: int | None = None) -> None:
-        """Count a message inside of `depth` collections.
+        """Count a message inside of `depth` collections; `where` is its place, for errors.
 
         Raises:
             FormatError: If the CMW has too many messages, or nests collections too deeply.
@@ -158,7 +158,7 @@ def write_tag(number: int, value: bytes) -> bytes:
 
 
 def usage_error(error: FormatError) -> UsageError:
-    """Return the error of the encoder for a message that the decoder would refuse with `error`."""
+    """Return the encoder's error for a message that the decoder would reject with `error`."""
     return UsageError(error.message, reason=_USAGE_REASONS.get(error.reason, "wrong_value"))
 
 

@@ -28,7 +28,7 @@ def decode_evidence(data: bytes) -> Evidence:
         FormatError: If it is malformed, or over 1 MiB.
     """
     if len(data) > MAX_SIZE:
-        message = f"CoCo evidence: {len(data)} bytes, more than {MAX_SIZE}"
+        message = f"CoCo evidence: {len(data)} bytes, at most {MAX_SIZE}"
         raise FormatError(message, reason="too_large")
     fields = read_object(data, "CoCo evidence")
     read = platforms.read_generic_tpm if "ak_public" in fields else platforms.read_azure
@@ -39,10 +39,10 @@ def decode_evidence(data: bytes) -> Evidence:
 
 
 def encode_evidence(evidence: Evidence) -> bytes:
-    """Encode evidence; logs, certificates of AMD's authorities and of the AK have no member.
+    """Encode evidence, without logs and without certificates of AMD's CAs and the AK.
 
-    Evidence of Azure has generation 2 if the paravisor's user data are the report data, else
-    generation 1, which does not state that.
+    The format has no members for these. Evidence of Azure has generation 2 if the paravisor's user
+    data are the report data, else generation 1, which does not state that.
 
     Raises:
         UsageError: If the evidence is of another platform, its quote is not RSASSA with SHA-256
@@ -50,13 +50,13 @@ def encode_evidence(evidence: Evidence) -> bytes:
     """
     platform, stack = evidence
     if stack.runtime_events or stack.config or stack.report_data_payload is not None:
-        message = "encoding coco: it has no runtime events and no configuration; use cbor"
+        message = "encoding coco: cannot represent runtime events and configuration; use cbor"
         raise UsageError(message, reason="not_applicable")
     if isinstance(platform, (AzureSnp, AzureTdx)):
         fields = platforms.build_azure(platform, stack.report_data)
     elif isinstance(platform, Tpm):
         fields = platforms.build_generic_tpm(platform)
     else:
-        message = "encoding coco: it is for Azure's guests and generic TPMs only; use cbor"
+        message = "encoding coco: only for Azure's guests and TPMs alone; use cbor"
         raise UsageError(message, reason="not_applicable")
     return json.dumps(fields, separators=(",", ":")).encode()

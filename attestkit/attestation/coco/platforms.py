@@ -120,7 +120,7 @@ def quoted_values(quote: VtpmQuote) -> list[bytes]:
     """Return the values of PCRs 0 to 23 of the SHA-256 bank, in order.
 
     Raises:
-        UsageError: If the quote has others.
+        UsageError: If the quote has other PCRs or another bank.
     """
     found = {(one.algorithm, one.number): one.value for one in quote.pcr_values}
     wanted = [(BANK, number) for number in range(PCRS)]
@@ -147,18 +147,18 @@ def bare_signature_of(quote: VtpmQuote) -> bytes:
 
 
 def bytes_of_hex(value: object, what: str) -> bytes:
-    """Decode a hex string."""
+    """Decode a hex string; `what` names it in the error."""
     return from_hex(value, what)
 
 
 def bytes_of_array(value: object, what: str) -> bytes:
-    """Decode an array of numbers, 0 to 255."""
+    """Decode an array of numbers, 0 to 255; `what` names it in the error."""
     if value is None:
         raise FormatError(f"{what}: missing", reason="missing")
     if not isinstance(value, list) or not all(type(item) is int for item in value):
         raise FormatError(f"{what}: must be an array of numbers", reason="wrong_type")
     if len(value) > _MAX_FIELD:
-        raise FormatError(f"{what}: over {_MAX_FIELD} numbers", reason="too_many")
+        raise FormatError(f"{what}: {len(value)} numbers, at most {_MAX_FIELD}", reason="too_many")
     try:
         return bytes(value)
     except ValueError as error:
@@ -166,7 +166,7 @@ def bytes_of_array(value: object, what: str) -> bytes:
 
 
 def member(fields: dict[str, Any], name: str, read: ReadBytes) -> bytes:
-    """Decode a byte string that must not be empty."""
+    """Decode the member `name` with `read`; it must not be empty."""
     if not (found := read(fields.get(name), name)):
         raise FormatError(f"{name}: empty", reason="missing")
     return found
@@ -183,10 +183,10 @@ class _Bincode(Cursor):
         return int.from_bytes(self.take(8), "little")
 
     def blob(self, most: int) -> bytes:
-        """Read a byte string of at most `most` bytes, with its length before it."""
+        """Read a length, at most `most`, and that many bytes."""
         start = self.at
         if (size := self.u64()) > most:
-            raise self.error(f"{size} bytes, more than {most}", "too_large", start)
+            raise self.error(f"{size} bytes, at most {most}", "too_large", start)
         return self.take(size)
 
 
@@ -210,10 +210,10 @@ def _bytes(value: object, what: str) -> bytes:
 
 
 def build_generic_tpm(platform: Tpm) -> dict[str, Any]:
-    """Return the document.
+    """Return the document of a TPM alone, for JSON.
 
     Raises:
-        UsageError: If the quote is of other PCRs, or the key is malformed.
+        UsageError: If the quote is not of PCRs 0 to 23, or the key is malformed.
     """
     quote = platform.vtpm_quote
     return {
@@ -248,7 +248,7 @@ def read_azure(fields: dict[str, Any]) -> Evidence:
         return _read_first(fields)
     version = number_field(fields, "version", 32)
     if version not in {1, _BOUND}:
-        raise FormatError(f"version: unsupported: {version}", reason="unsupported_version")
+        raise FormatError(f"version: must be 1 or 2, not {version}", reason="unsupported_version")
     quote = read_quote(fields.get("tpm_quote"), bytes_of_hex, bare_signature=True)
     report = member(fields, "hcl_report", bytes_of_base64url)
     stack = Stack(report_data_of(quote), (), "")
@@ -261,7 +261,7 @@ def read_azure(fields: dict[str, Any]) -> Evidence:
 
 
 def _read_first(fields: dict[str, Any]) -> Evidence:
-    """Return evidence of generation 0; that of SEV-SNP has other names than that of TDX."""
+    """Return evidence of generation 0, whose members have other names on SEV-SNP than on TDX."""
     if _is_tdx(fields):
         quote = read_quote(fields.get("tpm_quote"), bytes_of_array, bare_signature=True)
         report = member(fields, "hcl_report", bytes_of_array)
@@ -278,12 +278,12 @@ def _is_tdx(fields: dict[str, Any]) -> bool:
     kinds = [name for name in ("td_quote", "vcek") if name in fields]
     if len(kinds) != 1:
         problem = "both" if kinds else "neither"
-        raise FormatError(f"td_quote and vcek: {problem} present", reason="inconsistent")
+        raise FormatError(f"td_quote, vcek: {problem} present, not one", reason="inconsistent")
     return kinds == ["td_quote"]
 
 
 def _check_bound(report: bytes, report_data: bytes) -> None:
-    """Check what generation 2 states: the user data of the HCL report are the report data."""
+    """Check that the user data of the HCL report are the report data, as generation 2 states."""
     user_data = HclReport.parse(report).content.user_data or bytes(len(report_data))
     if not hmac.compare_digest(user_data, report_data):
         message = "version 2, but the user data of the HCL report are not the report data"
@@ -330,7 +330,7 @@ def _find_vcek(chain: tuple[bytes, ...]) -> bytes:
 
 
 def _certificates(blob: bytes) -> list[bytes]:
-    """Return the certificates in DER, PEM or a host's table."""
+    """Return the certificates in `blob`, which is DER, PEM or a host's table."""
     if blob[:1] == b"\x30" or blob.lstrip().startswith(b"-----BEGIN"):
         return split_der_or_pem(blob, "certificate")
     found = SnpCertificates.parse(blob).vcek

@@ -1,6 +1,6 @@
 """Kernel command lines in measurement documents.
 
-Registers cover the root file system only by its hash on the command line.
+Registers cover the root file system only through its hash on the command line.
 """
 
 import re

@@ -192,7 +192,7 @@ def _read_tdx_launch(text: str) -> tuple[bytes, TdxLaunch]:
 
 
 def _named_tdx_launch(text: str) -> tuple[bytes, TdxLaunch]:
-    """Return the hash of the image that a VM configuration names, and what it measures."""
+    """Return the hash of the image in a VM configuration, and the measurements expected of it."""
     config = VmConfig.parse(text)
     return config.os_image_hash, _tdx_launch(config)
 
@@ -237,7 +237,7 @@ def _document(kind: str, fields: object, os_image_hash: bytes) -> dict[Value, Va
 
 
 def _listed(checksums: bytes, name: str) -> bytes:
-    """Return the checksum of file `name` in a list of checksums, which must name it once."""
+    """Return the SHA-256 of file `name` in a list of checksums, which must list it once."""
     try:
         lines = checksums.decode().split("\n")
     except UnicodeDecodeError as error:

@@ -204,7 +204,7 @@ def compute_measurement(image: SnpImage, launch: SnpLaunch) -> bytes:
 
 
 def canonical_cpu_type(name: str) -> str:
-    """Return the one of `CPU_TYPES` that is measured like a CPU type of QEMU.
+    """Return the name in `CPU_TYPES` with the same measurement as a CPU type of QEMU.
 
     Raises:
         FormatError: If the type is unknown.
@@ -263,7 +263,7 @@ def _section_pages(image: SnpImage, section: OvmfSection) -> Iterator[tuple[int,
 
 
 def extend_page(digest: bytes, kind: int, gpa: int, contents: bytes) -> bytes:
-    """Return the digest after a page: PAGE_INFO of 112 bytes, no permissions for VMPL 1 to 3.
+    """Return the launch digest after a page (PAGE_INFO, 112 bytes), with no rights for VMPL 1 to 3.
 
     Args:
         digest: The digest before, 48 bytes; zeros at the start.

@@ -100,7 +100,7 @@ class TdxImage(NamedTuple):
         if not isinstance(ovmf, str):
             raise _error("wrong_type", "ovmf must be text")
         if ovmf != _OVMF:
-            raise _error("unsupported", f"ovmf must be {_OVMF}: {shown(ovmf)}")
+            raise _error("unsupported", f"ovmf must be {_OVMF}, not {shown(ovmf)}")
         if not isinstance(witness, bytes):
             raise _error("wrong_type", "td_hob must be a byte string")
         return cls(
@@ -170,7 +170,7 @@ def read_launch(image: TdxImage, vm_config: Mapping[str, Any]) -> TdxLaunch:
 # image and memory size.
 @lru_cache(64)
 def _replay(hob: bytes, acpi: _Three, boot: _Three) -> _Three:
-    """Return RTMR 0 to 2 for the digests of HOB, ACPI tables, kernel, command line and initrd."""
+    """Return RTMR 0 to 2, replayed from the digests of HOB, ACPI tables and boot files."""
     kernel, cmdline, initrd = boot
     rtmr0 = [hob, BLANK_CFV_DIGEST, *_VARIABLES, _SEPARATOR, *acpi, _BOOT_ORDER, _BOOT_0000]
     rtmr1 = [kernel, _CALLING, _SEPARATOR, _EXITING, _EXITED]
@@ -194,7 +194,7 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
     """
     hob_at, accepted = _witness(witness)
     if memory_size <= max((end for _, end in accepted), default=0):
-        message = f"vm_config: memory_size: {memory_size}, not above the ranges of td_hob"
+        message = f"vm_config: memory_size: {memory_size}, must be above the ranges of td_hob"
         raise FormatError(message, reason="inconsistent")
     left = [MemoryRange(0, memory_size)]
     for start, end in accepted:
@@ -216,7 +216,7 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
 
 def _witness(witness: bytes) -> tuple[int, list[tuple[int, int]]]:
     if len(witness) > _MAX_WITNESS:
-        raise FormatError(f"td_hob: {len(witness)} bytes, over {_MAX_WITNESS}", reason="too_large")
+        raise FormatError(f"td_hob: {len(witness)} bytes > {_MAX_WITNESS}", reason="too_large")
     numbers = _leb128(witness)
     if len(numbers) < 3:
         raise FormatError("td_hob: truncated", reason="truncated", offset=len(witness))

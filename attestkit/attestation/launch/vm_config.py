@@ -45,7 +45,7 @@ class VmConfig(NamedTuple):
         return strict_json.hex_field(self.fields, "os_image_hash")
 
     def find(self, name: str) -> object:
-        """Return the member `name` of the system configuration, else of the VM's, else None."""
+        """Return a member of the system configuration, else of the VM configuration, else None."""
         found = self.outer.get(name)
         return self.fields.get(name) if found is None else found
 
@@ -60,7 +60,7 @@ def read_os_image_hash(text: str) -> bytes:
 
 
 def choose_config(embedded: str, supplied: str) -> str:
-    """Return the VM configuration in evidence; if it is empty, the one supplied beside it.
+    """Return the VM configuration embedded in evidence; if it is empty, the one sent with it.
 
     Each may be inside a system configuration.
 

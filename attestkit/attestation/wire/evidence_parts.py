@@ -87,7 +87,7 @@ class NitroTpm(NamedTuple):
 
 
 class VtpmQuote(NamedTuple):
-    """A quote of a TPM with its key and logs, in evidence whose form dstack does not define."""
+    """A quote of a TPM with its key and logs, on platforms that dstack's formats do not define."""
 
     message: bytes  # TPMS_ATTEST
     signature: bytes  # TPMT_SIGNATURE
@@ -170,7 +170,7 @@ def is_of_dstack(platform: Platform) -> bool:
 
 
 def not_of_dstack(encoding: str, platform: Platform) -> UsageError:
-    """Return the error for a platform that a format of dstack does not define."""
+    """Return the error of `encoding` for a platform that dstack's formats do not define."""
     name = PLATFORM_NAMES[type(platform)]
     message = f"encoding: {encoding} cannot represent {name} evidence; use cbor or json"
     return UsageError(message, reason="not_applicable")
@@ -213,9 +213,9 @@ return None.
 
 
 def snp_report_of(platform: Platform) -> bytes | None:
-    """Return the SEV-SNP report of a platform; None if it has none. It may be malformed.
+    """Return the SEV-SNP report of a platform, not parsed; None if it has none.
 
-    That of Azure is in the HCL report, behind a header of 32 bytes (vtpm.md, section 6.2).
+    On Azure it is in the HCL report, after a header of 32 bytes (vtpm.md, section 6.2).
     """
     if isinstance(platform, AzureSnp):
         return platform.hcl_report[32:1216]
@@ -243,7 +243,7 @@ def stripped(platform: Platform) -> Platform:
     """Return a smaller copy for a certificate, in which the log of a TD has fewer events.
 
     It keeps the RTMR3 events and, on a platform without TPM, the events that measure ACPI tables.
-    The logs of a `VtpmQuote` are removed: the quoted PCRs remain, without an explanation.
+    The logs of a `VtpmQuote` are removed, so its PCR values cannot be replayed.
     """
     if isinstance(platform, (GcpSnp, AzureSnp, AzureTdx, Tpm)):
         return platform._replace(vtpm_quote=platform.vtpm_quote._replace(boot_log=b"", ima_log=b""))

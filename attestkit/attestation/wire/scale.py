@@ -48,7 +48,7 @@ class ScaleReader(Cursor):
             value = (first | int.from_bytes(more, "little") << 8) >> 2
             least = 1 << 6 if mode == 1 else 1 << 14
         if value < least:
-            raise self.error("compact integer not in its shortest form", "not_canonical", start)
+            raise self.error("compact integer must be in shortest form", "not_canonical", start)
         return value
 
     def blob(self) -> bytes:
@@ -74,7 +74,7 @@ class ScaleReader(Cursor):
             raise self.error("text is not UTF-8", "encoding", at) from error
 
     def vector(self, item: "Callable[[ScaleReader], T]") -> tuple[T, ...]:
-        """Read a compact count, at most 65,536, and that many items with `item`."""
+        """Read a compact count, at most 65,536, and that many items, each with `item`."""
         start = self.at
         count = self.compact()
         if count > self.remaining:  # every item has at least one byte

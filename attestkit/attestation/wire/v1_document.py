@@ -4,8 +4,8 @@
 
 The decoder uses a `Reader`, a cursor of either codec, and builds values directly, without a generic
 tree: untrusted input can neither nest deeply nor expand into many objects. Keys may have any order,
-unknown keys are skipped, duplicate known keys are errors. An array of the fields in order may
-replace a map.
+unknown keys are skipped, duplicate known keys are errors. A struct may also be an array of its
+fields in their order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +175,7 @@ def _struct(reader: Reader, fields: Mapping[str, _Field]) -> dict[str, Any]:
                 reader.skip()
     else:
         if count > len(fields):
-            message = f"array of {count} items for a struct of {len(fields)} fields"
+            message = f"array of {count} items, at most {len(fields)}, one for each field"
             raise FormatError(message, reason="too_many", offset=start)
         for name, field in list(fields.items())[:count]:
             found[name] = field.read(reader)
@@ -188,9 +188,9 @@ def _struct(reader: Reader, fields: Mapping[str, _Field]) -> dict[str, Any]:
 
 
 def _tagged(reader: Reader, kinds: Mapping[str, Callable[[Reader], T]]) -> T:
-    """Read a map {kind, data}; `kinds` has the function that decodes the data of each kind.
+    """Read a map {kind, data} and return its data; `kinds` has a decoder for each kind.
 
-    If the data come first, they are skipped, and decoded once the kind is known.
+    If `data` precedes `kind`, it is skipped, and decoded when the kind is known.
     """
     known: list[Callable[[Reader], T]] = []
 
@@ -222,7 +222,7 @@ def _array(item: Callable[[Reader], T]) -> Callable[[Reader], tuple[T, ...]]:
         start = reader.at
         count = reader.count()
         if count > MAX_ITEMS:
-            raise FormatError(f"{count} items, over {MAX_ITEMS}", reason="too_many", offset=start)
+            raise FormatError(f"{count} items > {MAX_ITEMS}", reason="too_many", offset=start)
         return tuple([item(reader) for _ in range(count)])
 
     return read_items
@@ -280,7 +280,7 @@ _NAMES = {"number": "index"}  # of fields on the wire, where they differ
 
 
 def _reader_of(kind: Any) -> Callable[[Reader], Any]:  # noqa: ANN401 - a type
-    """Return the function that reads values of a type: that of a field of evidence."""
+    """Return a function that reads values of `kind`, the type of a field of evidence."""
     if get_origin(kind) is tuple:
         return _array(_reader_of(get_args(kind)[0]))
     if scalar := _SCALARS.get(kind):
@@ -295,7 +295,7 @@ def _reader_of(kind: Any) -> Callable[[Reader], Any]:  # noqa: ANN401 - a type
 
 
 def _struct_reader(make: Callable[..., T], fields: Mapping[str, _Field]) -> Callable[[Reader], T]:
-    """Return the function that reads a struct, and calls `make` with its fields in their order."""
+    """Return a function that reads a struct, and calls `make` with its fields in their order."""
 
     def read_struct(reader: Reader) -> T:
         found = _struct(reader, fields)

@@ -4,8 +4,8 @@ They read evidence of a TD or of SEV-SNP in CBOR; and the parts of a CMW collect
 items: the event log in JSON, the runtime events and a TPM's quote in CBOR. msgspec and cbor2 are
 much faster than the reader in `v1_document`, but less strict: they accept duplicate keys and
 integers that are not in their shortest form. So JSON is encoded again, and accepted only if the
-bytes are equal, and CBOR is checked by the native core before. All other evidence, and all that is
-malformed, is left to the full readers.
+bytes are equal, and CBOR is checked by the native core before. The functions return None for other
+and for malformed evidence, which the full readers then decode or reject.
 
 Certificates and PCR values are mostly the same in all evidence of a machine, so they are cached by
 their bytes.
@@ -252,11 +252,11 @@ def decode_vtpm_quote(data: bytes) -> parts.VtpmQuote | None:
 
 
 def _split_quote(data: bytes, count: int) -> tuple[bytes, bytes]:
-    """Split a map of `count` entries into the map before its PCR values and that from them on.
+    """Split a map of `count` entries in two: the entries before its PCR values, and the others.
 
-    In deterministic encoding, short keys come first, so PCR values are behind all that differs in
-    each quote. If the bytes of their key are inside of an entry before, the first map is malformed;
-    if they are missing, the second one is.
+    In deterministic encoding, short keys come first, so all that differs in each quote precedes the
+    PCR values. If the bytes of their key occur inside of an earlier entry, the first map is
+    malformed; if they are missing, the second one is.
     """
     if data[:1] != bytes([0xA0 + count]):
         return b"", b""

@@ -152,7 +152,7 @@ class _RecordNumbers:
         self._timestamps += TIMESTAMP in record.management and any(record.digests.values())
 
     def warnings(self) -> tuple[str, ...]:
-        """Return warnings about the first gap of each register, and timestamps with digests."""
+        """Return warnings: about the first gap in each register, and timestamps with digests."""
         found = [] if self._through else list(self._gaps.values())
         if self._timestamps:
             found.append(f"{self._timestamps} timestamps have digests, which are not replayed")
@@ -185,7 +185,7 @@ def _event(record: CelRecord) -> WireEvent | None:
 def _runtime(preimage: bytes) -> tuple[str, bytes, int]:
     """Return name, payload and version of the runtime event with this preimage.
 
-    A version 1 name has no colon, so it ends at the first one.
+    In version 1, the name ends at the first colon after the type: names have none.
     """
     if preimage.startswith(_RUNTIME_V1):
         name, colon, payload = preimage[len(_RUNTIME_V1) :].partition(b":")

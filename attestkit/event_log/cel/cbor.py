@@ -93,7 +93,7 @@ def _management(reader: CborReader) -> frozenset[int]:
     start = reader.at
     is_map, count = reader.header()
     if not is_map or count not in {1, 2}:
-        message = "management must be a map of type and data"
+        message = "management must be a map with type and data"
         raise FormatError(message, offset=start, reason="wrong_size" if is_map else "wrong_type")
     _key(reader, 0)
     start = reader.at
@@ -118,7 +118,7 @@ def _management(reader: CborReader) -> frozenset[int]:
 
 
 def _map(reader: CborReader, entries: int, subject: str) -> None:
-    """Parse the head of a map that must have `entries` entries."""
+    """Parse the head of a map that must have `entries` entries; `subject` names it in errors."""
     start = reader.at
     is_map, count = reader.header()
     if (is_map, count) != (True, entries):
@@ -127,7 +127,7 @@ def _map(reader: CborReader, entries: int, subject: str) -> None:
 
 
 def _key(reader: CborReader, expected: int, if_nv: FormatError | None = None) -> None:
-    """Parse a key; `if_nv` is the error for that of an NV index."""
+    """Parse a key, which must be `expected`; raise `if_nv` for the key of an NV index."""
     start = reader.at
     key = reader.integer()
     if if_nv is not None and key == _NV_INDEX:

@@ -61,7 +61,7 @@ class _Cursor:
         self.at: int = 0
 
     def skip(self, mark: str) -> bool:
-        """Skip white space around `mark`, and `mark` if it is next; return whether it was."""
+        """Skip `mark`, if it is next, and white space around it; return whether it was next."""
         self.skip_pattern(_BLANKS)
         found = self.text.startswith(mark, self.at)
         if found:
@@ -79,7 +79,7 @@ class _Cursor:
         return self.at == len(self.text)
 
     def error(self, position: int, message: str, reason: FormatReason = "syntax") -> FormatError:
-        """Return an error at this position of the text, for the record number `position`."""
+        """Return an error at this place of the text, in the record with the index `position`."""
         error = FormatError(message, reason=reason)
         return cel.record_error(error, position, byte_offset(self.text, self.at))
 
@@ -168,7 +168,7 @@ def _management(content: object) -> frozenset[int]:
 
 
 def _members(value: object, subject: str, keys: set[str] | None = None) -> dict[str, Any]:
-    """Return an object; raise FormatError if it is not one or has other members than `keys`."""
+    """Return an object; FormatError if it is not one, or its members are not exactly `keys`."""
     if not isinstance(value, dict):
         raise FormatError(f"{subject} must be an object", reason="wrong_type")
     if keys is not None and value.keys() != keys:
@@ -187,7 +187,7 @@ def _list(members: dict[str, Any], key: str) -> list[Any]:
 def _number(
     members: dict[str, Any], key: str, names: dict[str, int] | None = None, subject: str = ""
 ) -> int:
-    """Return a member that is an integer of 64 bits, or the number of its name."""
+    """Return a member that is an integer of 64 bits, or a name in `names`, as a number."""
     value = members.get(key)
     if isinstance(value, str) and names is not None:
         reason: FormatReason = "unsupported_algorithm" if names is cel.ALGORITHMS else "wrong_value"

@@ -127,7 +127,7 @@ def check_state(number: int, at: int | None) -> None:
 
 
 def content_error(content_type: int, at: int | None) -> FormatError:
-    """Return the error for a content type that does not occur in the log of a TD."""
+    """Return the error for content that is not of a TD's log, or of an unknown type."""
     name = _OTHER_CONTENT.get(content_type)
     if name is None:
         message = f"unknown content type {shown(content_type)}"
@@ -143,7 +143,7 @@ def number_of(
     at: int | None,
     reason: FormatReason = "wrong_value",
 ) -> int:
-    """Return the number of a name, in upper or lower case.
+    """Return the number of a name in `names`, in upper or lower case; `subject` is for errors.
 
     Raises:
         FormatError: If the name is unknown.
