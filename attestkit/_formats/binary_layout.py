@@ -11,7 +11,7 @@ _MAX_SKIPPED: Final = 1 << 20  # skipped values create no objects, so many are a
 
 
 def check_size(subject: str, data: bytes, *sizes: int) -> None:
-    """Check the type and the size of a structure.
+    """Check the type and the size of a structure; `subject` is its name in errors.
 
     Raises:
         FormatError: If `data` has none of `sizes`.
@@ -105,12 +105,12 @@ class Cursor:
     def header(self) -> tuple[bool, int]:
         """Read the head of a map or array; return whether it is a map, and its number of entries.
 
-        A number of items of an array larger than the number of remaining bytes is an error.
+        An array with more items than bytes left is an error.
         """
         raise NotImplementedError  # each format has its own
 
     def count(self) -> int:
-        """Read the head of an array; return its number of items, at most that of the bytes left."""
+        """Read the head of an array; return its number of items, at most the bytes left."""
         start = self.at
         is_map, count = self.header()
         if is_map:

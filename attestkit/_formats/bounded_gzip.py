@@ -14,7 +14,7 @@ def gunzip(data: bytes, most: int, what: str) -> bytes:
     Args:
         data: The stream, with nothing after it.
         most: Maximum size of the content.
-        what: Subject of errors.
+        what: Name of the stream, with which errors begin.
 
     Raises:
         FormatError: If the stream is malformed, truncated or followed by other data, or its

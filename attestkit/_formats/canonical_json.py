@@ -20,7 +20,7 @@ def canonical_json(value: object, what: str = "value") -> bytes:
     Args:
         value: Text without unpaired surrogates, an integer, a boolean, None, or lists, tuples and
             dictionaries of them. Names are ASCII: RFC 8785 sorts others by UTF-16.
-        what: Subject of error messages.
+        what: Name of the value, with which errors begin.
 
     Raises:
         FormatError: If the value has another type, an integer of 2^53 or more, a name that is not

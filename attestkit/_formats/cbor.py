@@ -60,7 +60,8 @@ def read_canonical(data: bytes, start: int) -> Value:
     """Return the value that `data` encodes from the offset `start` on, as `read_value` does.
 
     Raises:
-        FormatError: In addition, if a length is indefinite or a head not in its shortest form.
+        FormatError: As `read_value`; and if a length is indefinite, or a head not in its shortest
+            form.
     """
     cbor_check(data, start, canonical=True)
     return _decode(data[start:])

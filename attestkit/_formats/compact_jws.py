@@ -23,7 +23,7 @@ def from_base64url(text: str, what: str) -> bytes:
     """Decode canonical base64url without padding.
 
     Raises:
-        FormatError: If `text` is not canonical; `what` is the subject of the error.
+        FormatError: If `text` is not canonical. The message begins with `what`, the text's name.
     """
     problem = f"{what}: not base64url without padding"
     if not text.isascii():
@@ -45,7 +45,7 @@ class CompactJws(NamedTuple):
         header: The protected header.
         signed: Bytes that the signature covers.
         signature: The signature.
-        what: Subject of errors.
+        what: Name of the token, with which errors begin.
     """
 
     header: dict[str, Any]
@@ -70,7 +70,7 @@ def read_compact_jws(token: bytes, most: int, what: str) -> CompactJws:
     Args:
         token: The token.
         most: Limit of its size in bytes.
-        what: Subject of errors.
+        what: Name of the token, with which errors begin.
 
     Raises:
         FormatError: If the token is over `most` bytes, has another number of parts than three, no
@@ -81,7 +81,7 @@ def read_compact_jws(token: bytes, most: int, what: str) -> CompactJws:
         raise FormatError(f"{what}: {len(token)} bytes, at most {most}", reason="too_large")
     parts = token.split(b".", 3)
     if len(parts) != 3 or not token.isascii():
-        raise FormatError(f"{what}: not a JWS of three parts", reason="unrecognized")
+        raise FormatError(f"{what}: must be a JWS of three parts", reason="unrecognized")
     head, body, tail = [part.decode("ascii") for part in parts]
     if not body:
         raise FormatError(f"{what}: payload missing (detached)", reason="missing")

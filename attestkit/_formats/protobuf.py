@@ -1,8 +1,8 @@
 """Protocol Buffers on the wire (protobuf.dev, Encoding): strict reader and a writer.
 
-A message is a series of fields in any order. This reader returns them in order of appearance; what
-may occur more than once is for the caller to decide. Varints must be minimal, and groups, which
-no current schema uses, are refused.
+A message is a series of fields in any order. This reader returns them in order of appearance; the
+caller checks which may occur more than once. Varints must be minimal, and groups, which no current
+schema uses, are refused.
 """
 
 from typing import Final, NamedTuple
@@ -30,7 +30,7 @@ class ProtobufField(NamedTuple):
     offset: int
 
     def bytes_value(self, what: str) -> bytes:
-        """Return the value of a field of type bytes, string or message.
+        """Return the value of a field of type bytes, string or message; `what` is for errors.
 
         Raises:
             FormatError: If it has another wire type.
@@ -40,7 +40,7 @@ class ProtobufField(NamedTuple):
         return self.value
 
     def number_value(self, what: str, bits: int = 64) -> int:
-        """Return the value of a field of an unsigned integer type.
+        """Return the value of a field of an unsigned integer type; `what` is for errors.
 
         Raises:
             FormatError: If it has another wire type, or does not fit in `bits`.

@@ -4,7 +4,8 @@ Call `check_depth` before any other parser. Python's JSON parsers recurse in C u
 limit of the interpreter. Some libraries raise this limit (a library that Ethereum tools import, to
 100,000); 200,000 brackets then overflow the C stack and crash the process.
 
-member_spans has the positions of members in the text, for hashes over parts as sent.
+The argument `what` of the readers is the name of the document or value, with which errors begin.
+`member_spans` returns the positions of members in the text, to hash them as they were received.
 """
 
 import binascii
@@ -156,7 +157,11 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 def read(text: str | bytes, what: str = "") -> object:
-    """Decode JSON; error messages begin with `what`.
+    """Return the value of a JSON document.
+
+    Args:
+        text: The document.
+        what: Name of the document, with which errors begin; empty for none.
 
     Raises:
         FormatError: If the JSON is malformed, nests too deeply, or has NaN, Infinity, duplicate
@@ -179,7 +184,7 @@ def read(text: str | bytes, what: str = "") -> object:
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Decode a JSON object; see `read`."""
+    """Return the members of a JSON document, which must be an object; see `read`."""
     found = read(text, what)
     if not isinstance(found, dict):
         raise FormatError(f"{what}: must be a JSON object", reason="wrong_type")
@@ -187,7 +192,10 @@ def read_object(text: str | bytes, what: str) -> dict[str, Any]:
 
 
 def from_hex(value: object, what: str, size: int | None = None) -> bytes:
-    """Decode hex without prefix or spaces, of exactly `size` bytes if given."""
+    """Return the bytes of a hex text without prefix or spaces; `size`: how many, if given.
+
+    FormatError, which begins with `what`, for another value or size.
+    """
     found = _native.unhex(_text(value, what))
     if found is None:
         raise FormatError(f"{what}: not hex", reason="encoding")
@@ -197,7 +205,10 @@ def from_hex(value: object, what: str, size: int | None = None) -> bytes:
 
 
 def from_base64(value: object, what: str) -> bytes:
-    """Decode standard base64 with padding."""
+    """Return the bytes of a text in standard base64 with padding.
+
+    FormatError, which begins with `what`, for another value.
+    """
     text = _text(value, what)
     try:
         found = binascii.a2b_base64(text)
@@ -303,7 +314,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _expect(text: str, at: int, mark: str) -> int:
-    """Return the index after a mark that may follow white space."""
+    """Return the index after `mark`, which must be next, or follow white space."""
     at = _skip(text, at)
     if text[at : at + 1] != mark:
         raise _bad(text, at, f"expected {mark}", "syntax" if at < len(text) else "truncated")

@@ -27,7 +27,7 @@ def decode_typed(
     Args:
         data: The document.
         schema: A type that msgspec supports.
-        where: Key of the member of another file that contains the document; a prefix of errors.
+        where: Prefix of errors: the key of another file's member that contains the document.
         limit: Maximum size in bytes or characters.
 
     Raises:

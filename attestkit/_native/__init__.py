@@ -160,7 +160,7 @@ def _are_columns(log: tuple[bytes, bytes]) -> bool:
 
 
 def _replay_fallback(registers: bytes, digests: bytes) -> Registers:
-    """Replay a large log, or raise the error for a log that cannot be replayed."""
+    """Replay a log that is too large for the fast path; raise the error for a malformed one."""
     log = (registers, digests)
     if len(registers) >= _MANY_EVENTS and _are_columns(log):
         return _replay_part([log])[0]
@@ -168,7 +168,7 @@ def _replay_fallback(registers: bytes, digests: bytes) -> Registers:
 
 
 def _replay_many_fallback(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
-    """Replay a large batch in threads, or raise the error for a log that cannot be replayed."""
+    """Replay a large batch in threads; raise the error if it is small, or a log is malformed."""
     counts = [len(registers) for registers, _ in columns]
     if not all(map(_are_columns, columns)) or sum(counts) < 2 * _EVENTS_PER_THREAD:
         raise _replay_error(columns)

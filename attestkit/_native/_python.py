@@ -1,8 +1,8 @@
 """The native core in pure Python: the fallback without the C core, and the reference in tests.
 
 This module has the functions of agent_json.c, hex.c, json_depth.c, evidence_object.c,
-event_object.c and keccak.c; the modules `_python_*` have the others. What it leaves is decoded by
-`event_log.agent_json`, `attestation.wire` and `EventLog.from_wire`.
+event_object.c and keccak.c; the modules `_python_*` have the others. Functions that return "left"
+or None leave the input to `event_log.agent_json`, `attestation.wire` and `EventLog.from_wire`.
 """
 
 import binascii
@@ -74,7 +74,7 @@ def event_maker(_: type[tuple[object, ...]], /) -> _Leave:
 
 
 def _leave(_: object) -> None:
-    """Return None."""
+    """Return None, which leaves the argument to the Python decoders."""
 
 
 _MASK = (1 << 64) - 1

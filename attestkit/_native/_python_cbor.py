@@ -113,7 +113,10 @@ class _Checker:
             raise refuse(Status.CBOR_TEXT, start) from error
 
     def _ended(self, count: int | None, done: int) -> bool:
-        """Return whether there are no further items; read the break of an indefinite length."""
+        """Return whether all items were read; after indefinitely many, read the break.
+
+        `count` is the number of items (None: indefinite), `done` that of those read.
+        """
         if count is not None:
             return done == count
         if self.data[self.at : self.at + 1] != bytes([_BREAK]):

@@ -18,7 +18,7 @@ Rows = tuple[bytes, bytes, bytes, bytes]
 
 
 def _given(data: bytes, starts: "array[int]") -> "Iterator[Found]":
-    """Check quotes at given offsets."""
+    """Check the quotes at given offsets, 64 bits each, and yield what was found of each."""
     for number, start in enumerate(starts):
         if start >= len(data) or (number > 0 and start <= starts[number - 1]):
             raise refuse_one(Status.OFFSETS, number, start)
@@ -34,7 +34,7 @@ def _given(data: bytes, starts: "array[int]") -> "Iterator[Found]":
 
 
 def _found(data: bytes) -> "Iterator[Found]":
-    """Check contiguous quotes."""
+    """Check contiguous quotes, and yield what was found of each."""
     start = number = 0
     while start < len(data):
         try:

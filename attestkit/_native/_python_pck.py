@@ -99,7 +99,7 @@ def _tcb() -> bytes:
 
 
 def _instance() -> bytes:
-    """Return the pattern of what certificates of the Platform CA have."""
+    """Return the pattern of the entries that only certificates of the Platform CA have."""
     flags = [_entry(bytes((7, n)), b"\x01", (r"[\0\xff]", 1)) for n in (1, 2, 3)]
     configuration = b"\x30\x44" + _element(6, _SGX + b"\x07") + b"\x30\x36"
     return b"".join((_octets(b"\x06", 16), re.escape(configuration), *flags))

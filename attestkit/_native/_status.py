@@ -22,7 +22,7 @@ class Status(IntEnum):
 
     Attributes:
         reason: Reason of the error.
-        message: What follows a subject: "quote", "quote 3", "event log" or "CBOR".
+        message: Text after the subject, which is "quote", "quote 3", "event log" or "CBOR".
     """
 
     reason: "FormatReason"

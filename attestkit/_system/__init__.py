@@ -1,4 +1,4 @@
 """Interface to the operating system: untrusted files, locks, atomic writes, process hardening.
 
-Other modules interpret the contents of the files.
+The contents of files are interpreted by other modules.
 """

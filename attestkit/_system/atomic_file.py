@@ -1,6 +1,6 @@
-"""Atomic replacement of files, also across a crash.
+"""Atomic replacement of files, also across a crash; bounded reads of documents in files.
 
-Files of one document each: bounded reads and atomic writes, whose errors name the file.
+Errors of `load_document` and `save_document` name the file.
 """
 
 import fcntl
@@ -107,10 +107,10 @@ def load_document(
     Args:
         path: Path of a regular file, or of an inherited descriptor such as `/dev/stdin`. Named
             pipes and devices are refused: they may block or have no end.
-        limit: Maximum size in bytes; `decode` is given one byte more of a larger file.
-        decode: Returns the document; it refuses content over the limit.
+        limit: Maximum size in bytes. Of a larger file, `limit` + 1 bytes are read.
+        decode: Returns the document of the content; must refuse content over the limit.
         kind: Class of the error for a file that cannot be read.
-        reason: Its reason.
+        reason: Reason of that error.
 
     Raises:
         AttestKitError: That of `kind`, or a CollateralError or FormatError of `decode` with

@@ -1,4 +1,4 @@
-"""One cache in memory, with a limit of its entries and, optionally, of their age."""
+"""A cache in memory with a limit of its entries and, optionally, of their age."""
 
 from collections.abc import Callable, Hashable
 from time import monotonic

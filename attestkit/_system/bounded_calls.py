@@ -20,7 +20,7 @@ class CallHangsError(TimeoutError):
 
 
 class BoundedCalls:
-    """Calls of one kind, of which at most `most` are left behind. Thread-safe."""
+    """Calls of one kind; at most `most` hanging ones are left behind. Thread-safe."""
 
     def __init__(self, most: int) -> None:
         self._most = most

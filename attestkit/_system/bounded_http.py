@@ -53,7 +53,7 @@ TimeLeft: TypeAlias = Callable[[], float]
 
 
 class ExchangeError(Exception):
-    """An exchange failed; the text is for the end of a message. It has no part of the response.
+    """An exchange failed. The text contains no part of the response; callers add the URL before it.
 
     Its cause is the OSError, if there was one.
     """
@@ -210,11 +210,11 @@ def start_tls(
 
 
 class _TooLargeError(Exception):
-    """The response exceeds the limit that is the text of this error."""
+    """The response exceeds a limit; the text of this error is the limit."""
 
 
 def _describe(error: Exception, seconds: float) -> ExchangeError:
-    """Return the error of an exchange without the response that `error` may contain."""
+    """Return the ExchangeError for `error`, without parts of the response that it may contain."""
     from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 
     if isinstance(error, _TooLargeError):

@@ -72,7 +72,7 @@ def remove_checksum(data: bytes) -> bytes:
     """Return the content after the line with its SHA-256.
 
     Raises:
-        FormatError: If the line is another.
+        FormatError: If the line is not the SHA-256 of the rest.
     """
     checksum, _, content = data.partition(b"\n")
     if checksum != hashlib.sha256(content).hexdigest().encode("ascii"):

@@ -4,9 +4,10 @@ With `threading.RLock` the releasing thread can acquire the lock again before th
 woke has run, so that a loop starves the other threads. Here threads wait in a queue; only its head
 acquires the lock, and a thread that released it queues behind all others.
 
-An interrupt (Ctrl-C) while waiting loses the place in the queue, and never the lock. The lock is
-released by the C method of `RLock`: Python delivers interrupts at the start of a Python function,
-so an `__exit__` in Python could be aborted before its first line and leave the lock held.
+A thread that is interrupted (Ctrl-C) while waiting loses its place in the queue, and leaves no lock
+held. The lock is released by the C method of `RLock`: Python delivers interrupts at the start of a
+Python function, so an `__exit__` in Python could be aborted before its first line and leave the
+lock held.
 """
 
 import contextlib

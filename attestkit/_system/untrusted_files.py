@@ -1,11 +1,12 @@
-"""Safe access to files in directories that other users can write to.
+"""Access to files in directories that other users can write to.
 
 Another user may have created a link to a file of this user or of root there, a pipe without a
 writer, or a device. `open_regular` checks the type on the open descriptor, not on the path, and
 changes nothing before that check. New files and directories are private to their owner, whatever
 the umask.
 
-Read a file beneath an untrusted directory, following only symbolic links that stay inside it.
+`read_beneath` reads a file beneath an untrusted directory, following only symbolic links that stay
+inside it.
 
 Links are needed: in a Kubernetes ConfigMap, `app-compose.json` links to `..data/app-compose.json`,
 and `..data` to the directory of the current version. A link that leaves the directory would expose
@@ -276,12 +277,12 @@ _FOLDER: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read_beneath(folder: Path, name: str, most: int) -> bytes:
-    """Return the content of a regular file.
+    """Return the content of a regular file beneath a directory.
 
     Args:
         folder: The directory; it may be a symbolic link.
         name: The name in `folder` of the file, or of a symbolic link to a file beneath `folder`.
-        most: Read at most this many bytes.
+        most: Maximum number of bytes to read; the rest is ignored.
 
     Raises:
         OSError: If the file cannot be read or is not a regular file. errno is ELOOP if a link is
