@@ -138,7 +138,7 @@ compilers: $(VENV)/.dev
 	$(BIN)/python -m pytest -p no:benchmark tests/packaging/test_compilers.py $(ARGS)
 
 aarch64: $(VENV)/.dev
-	$(BIN)/python -m pytest -p no:benchmark tests/rigs/test_aarch64.py $(ARGS)
+	ATTESTKIT_EXAMPLES=40 $(BIN)/python -m pytest -p no:benchmark tests/rigs/test_aarch64.py $(ARGS)
 
 valgrind: $(VENV)/.dev
 	$(BIN)/python -m pytest -p no:benchmark tests/fuzz/test_memcheck.py $(ARGS)

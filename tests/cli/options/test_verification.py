@@ -37,7 +37,8 @@ def test_verification_missing_file_names_option(
     """A missing file is a usage error that names option and path once."""
     gone = str(files.folder / "gone")
     err = refusal(capsys, command, str(files.evidence), "--at", "0", option, gone)
-    assert err.startswith(f"attestkit: {option} {gone}: No such file or directory")
+    assert err.startswith(f"attestkit: {option} {gone}: ")
+    assert "No such file or directory" in err
     assert err.count(gone) == 1
     assert "Errno" not in err
     assert ("strict, default, development" in err) == (option == "--policy")
