@@ -141,7 +141,7 @@ aarch64: $(VENV)/.dev
 	ATTESTKIT_EXAMPLES=40 $(BIN)/python -m pytest -p no:benchmark tests/rigs/test_aarch64.py $(ARGS)
 
 valgrind: $(VENV)/.dev
-	$(BIN)/python -m pytest -p no:benchmark tests/fuzz/test_memcheck.py $(ARGS)
+	ATTESTKIT_EVERY_CUT=1 $(BIN)/python -m pytest -p no:benchmark tests/fuzz/test_memcheck.py $(ARGS)
 
 # No place is written down that packages come from: the lock says what they are.
 lock: $(TOOLS)/.made
