@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from tests.rigs.apt import cache_folder
+
 SOURCES: Final = Path("/usr/share/gocode")
 
 
@@ -26,7 +28,7 @@ def missing_for_go(*packages: tuple[str, str]) -> str:
 
 
 def build_go(program: Path, *sources: str, embedded: Mapping[str, Path] | None = None) -> None:
-    """Build a program from files or a package, with a cache in the program's folder.
+    """Build a program from files or a package; its packages are cached for others.
 
     Args:
         program: The file to write.
@@ -42,7 +44,7 @@ def build_go(program: Path, *sources: str, embedded: Mapping[str, Path] | None =
             **os.environ,
             "GOPATH": str(SOURCES),
             "GO111MODULE": "off",
-            "GOCACHE": str(program.parent / "cache"),
+            "GOCACHE": str(cache_folder() / "go"),
             "GOFLAGS": "",
             "GOTOOLCHAIN": "local",
         },
