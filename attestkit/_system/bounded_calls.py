@@ -1,7 +1,7 @@
 """Calls that cannot be cancelled, with a time limit.
 
-Each call has a thread of its own, which is left behind if the call exceeds its time limit. The
-number of such threads is bounded.
+A call runs in a thread of its own. If it exceeds its time limit, the thread continues, and its
+result is ignored; the number of such threads is limited.
 """
 
 import threading

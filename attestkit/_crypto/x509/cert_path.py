@@ -54,7 +54,7 @@ _ALGORITHMS: Final[Mapping[bytes, _Verify]] = {
 
 
 class PathRules(NamedTuple):
-    """What the certificates of a path may have: signature algorithms and critical extensions."""
+    """Allowed signature algorithms and critical extensions of the certificates of a path."""
 
     algorithms: Mapping[bytes, _Verify]  # verification by AlgorithmIdentifier in DER
     names: str  # of the algorithms, for errors

@@ -32,7 +32,7 @@ _PRINTABLE: Final = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\r\n\xef")  # a
 
 
 class EntryDefaults(NamedTuple):
-    """What options set for every entry; a line may replace the nonce or report data."""
+    """Values of options for every entry; a line may replace the nonce or report data."""
 
     nonce: bytes | None
     report_data: bytes | None  # None with a nonce

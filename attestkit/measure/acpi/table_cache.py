@@ -50,7 +50,7 @@ _MAX_DIGITS: Final = 20
 
 
 class TableKey(NamedTuple):
-    """All that tables of a QEMU line depend on: the machine, and registers that OVMF programs."""
+    """Inputs of the tables of a QEMU command: the machine, and registers that OVMF programs."""
 
     inputs: AcpiInputs
     setup: ChipsetSetup = DEFAULT_SETUP
