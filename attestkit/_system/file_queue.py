@@ -40,7 +40,11 @@ class FileQueue:
         self._closed = False
 
     def enter(self) -> None:
-        """Wait until earlier threads have left. Call `leave` after it, also after an interrupt."""
+        """Wait until all threads that entered earlier, in any process with this file, have left.
+
+        Call `leave` afterwards, even if this call is interrupted by an exception, such as
+        KeyboardInterrupt: the thread may have a ticket already.
+        """
         if hasattr(fcntl, "F_OFD_SETLKW"):
             try:
                 fd = self._descriptors[get_ident()] = self._open()

@@ -294,7 +294,16 @@ class CollateralSource:
         held: Callable[[], Collateral | None],
         ask: Callable[[], Collateral | None],
     ) -> tuple[Collateral | None, bool]:
-        """Return the cached or fetched value, and whether it was cached."""
+        """Return the cached or fetched collateral, and whether it was cached.
+
+        Concurrent threads with the same key share one fetch: the later ones wait, and get the
+        value of the first one, as not cached, or a copy of its error.
+
+        Args:
+            key: Key of the collateral.
+            held: Returns the cached collateral; None if there is none to use.
+            ask: Fetches the collateral, if `held` returns None; None if no fetch is due.
+        """
         mine = Future[Collateral | None]()
         with self._lock:
             running = self._running.get(key)

@@ -87,7 +87,10 @@ class _Iovec(ctypes.Structure):
 
 
 class ClientMemory:
-    """The memory of the process with the process or thread id `pid`."""
+    """The memory of the process with the process or thread id `pid`.
+
+    An OSError becomes the errno of that process's ioctl; its text is not shown.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

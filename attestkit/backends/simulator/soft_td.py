@@ -279,7 +279,11 @@ class SoftTd:
         self._calls.extend_for_log(lambda: self.extend_unchecked(3, digest))
 
     def extend_unchecked(self, register: int, digest: bytes) -> None:
-        """Extend any register without faults; BackendError if the new value cannot be stored."""
+        """Extend RTMR 0, 1, 2 or 3; neither argument is checked, and no fault is injected.
+
+        Raises:
+            BackendError: If the folder cannot store the new value; the register is unchanged then.
+        """
         with self._changing:
             changed = list(self.rtmrs)
             changed[register] = hashlib.sha384(self.rtmrs[register] + digest).digest()

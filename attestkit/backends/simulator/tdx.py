@@ -208,7 +208,11 @@ class Simulator(SimulatedApp):
         self.kms_boot = kms_boot
 
     def _launch(self, app_id: bytes, vm_config: str | None, image: "BootSource | None") -> None:
-        """Issue certificates and boot; the state folder is locked and the app's keys exist."""
+        """Issue certificates and boot.
+
+        Call it with the state folder locked, and with the app's keys set, unless a KMS provides
+        them after boot.
+        """
         del app_id  # of platforms without boot events
         booted = self._image = self._choose_image(image, vm_config)
         self.vm_config: str = value_or(vm_config, booted.vm_config)

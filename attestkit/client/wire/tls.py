@@ -74,9 +74,10 @@ _TUNNEL: Final = re.compile(rb"HTTP/1\.[01] 200[ \r\n]")
 
 
 class SocketChannel:
-    """The I/O of a socket, for `drive`: by the methods of SSLSocket.
+    """The I/O of a TLS socket, for `drive`.
 
-    Those of `ProvenSocket` wait for the proof, whose steps this channel performs.
+    It calls the methods of SSLSocket, not their overrides in `ProvenSocket`, because these wait for
+    the proof whose steps this channel performs.
     """
 
     def __init__(self, connection: ssl.SSLSocket) -> None:

@@ -188,13 +188,15 @@ def _value(name: str, text: str, now: int) -> int | str | bool:
 
 
 def parse_time(name: str, text: str, now: int) -> int:
-    """Return the Unix time in `text`, 0 for unbounded.
+    """Return the Unix time in the parameter `name`, in seconds; 0: the log is not bounded by it.
 
-    A number with a unit is a time before now; so is a number of at most nine digits, in seconds. A
-    larger number is a Unix time.
+    Empty text and `0` mean 0. A number with the unit s, m, h or d, such as `90s`, is a time before
+    `now`; so is a number of seconds below 1,000,000,000 without a unit. A larger number is a Unix
+    time. Times before 1970 become 0.
 
     Raises:
-        FormatError: If `text` is invalid; the error names the parameter.
+        FormatError: If `text` has another form, such as an RFC 3339 time; the error names the
+            parameter.
     """
     if not text:
         return 0
@@ -256,10 +258,10 @@ class _LogView:
 
     @contextmanager
     def _count_stream(self, guest: Guest, client: str) -> Iterator[None]:
-        """Count an open stream.
+        """Count a stream as open until the `with` block ends.
 
         Raises:
-            LimitError: If the client has too many open logs.
+            LimitError: On entry, if the client already has as many open logs as its limit.
         """
         if self._open[client] >= guest.limits.streams:
             text = f"container logs: {guest.limits.streams} are open for this client; close one"

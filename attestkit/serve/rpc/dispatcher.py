@@ -166,7 +166,10 @@ class RpcApp:
             await self._stream(reply, scope["method"], receive, send)
 
     def direct(self, target: bytes, content_type: bytes | None) -> MethodRoute | None:
-        """Return the method of a target; None if it may block.
+        """Return the method of a target if `respond` can answer the request in the event loop.
+
+        None: pass the request to the ASGI application, because the target is unknown, the method
+        may block or accepts only POST, or the service has checks of its own before the call.
 
         Args:
             target: Request target.

@@ -25,10 +25,14 @@ def asks_for_json(query: bytes) -> bool:
 
 
 def decode(message: type[M], query: bytes) -> M:
-    """Return the message in a raw query string; an empty one is a message of defaults.
+    """Return the message in a raw query string; missing fields have their defaults.
+
+    Items of an array are written `name[0]=...&name[1]=...` and sorted by index, or `name[]=...` in
+    order of occurrence, after those with an index.
 
     Raises:
-        FormatError: If a field is repeated, of a wrong type, or an array without brackets.
+        FormatError: If a field that is no array, or an index of an array, is given twice; if an
+            array has no brackets, or another field has; or if a value is malformed.
     """
     if not query:
         return defaults_of(message)

@@ -132,7 +132,10 @@ def exchange_certificates(chain: tuple[bytes, ...]) -> tuple[bytes, ...]:
 
 
 def activate(index: int, rim: RimContent) -> RimContent:
-    """Activate an index that the RIM does not have."""
+    """Return the RIM with the measurement `index` active, and zeros as its golden value.
+
+    IndexError if the RIM has no entry for `index`.
+    """
     return rim.with_resource(index, RimResource(active=True, hashes=(bytes(48),)))
 
 
