@@ -320,16 +320,16 @@ def _configuration(fields: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _claim(members: dict[str, Any], name: str, kind: type) -> str:
     """Return the value of a member of `vm-configuration` as text."""
-    value = members[name]
+    value, where = members[name], f"vm-configuration: {name}"
     if type(value) is not kind:
-        raise FormatError(f"{name}: must be {kind.__name__}", reason="wrong_type")
+        raise FormatError(f"{where}: must be {kind.__name__}", reason="wrong_type")
     if kind is bool:
         return "true" if value else "false"
     if kind is int:
         return str(number_field(members, name, 63))
     text = str(value)
     if len(text) > _MAX_TEXT or not _TEXT.fullmatch(text):
-        message = f"{name}: must be at most {_MAX_TEXT} printable ASCII characters"
+        message = f"{where}: must be at most {_MAX_TEXT} printable ASCII characters"
         raise FormatError(message, reason="wrong_value")
     return text
 

@@ -272,7 +272,8 @@ def _from_hex(name: str, value: str) -> bytes:
     try:
         return bytes.fromhex(value)
     except (TypeError, ValueError) as error:  # TypeError: not a string in the JSON
-        raise CollateralError(f"{name}: must be hex digits", reason="malformed") from error
+        message = f"{name}: must be hex digits; fetch the collateral again"
+        raise CollateralError(message, reason="malformed") from error
 
 
 def issue_time(collateral: Collateral) -> datetime:

@@ -235,7 +235,10 @@ def _check(record: Record, where: str, media_type: str, ind: int) -> None:
         message = f"{where}: media type must be {media_type}, not {shown(record.media_type)}"
         raise FormatError(message, reason="wrong_value")
     if record.ind is not None and not record.ind & ind:
-        raise FormatError(f"{where}: ind {record.ind}: must have bit {ind}", reason="inconsistent")
+        other = "1 (reference values) or 2 (endorsements)"
+        bits = "4 (evidence)" if ind == Indicator.EVIDENCE else other
+        message = f"{where}: ind: {record.ind}, must have bit {bits}"
+        raise FormatError(message, reason="inconsistent")
 
 
 def _is_equivalent(given: str | int, media_type: str) -> bool:

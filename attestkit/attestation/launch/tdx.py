@@ -4,7 +4,7 @@ RTMR 0 depends on the TD HOB, the list of memory ranges for the firmware, which 
 memory size; and on the digests of the ACPI tables, which are taken from the event log.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -249,7 +249,7 @@ def _leb128(data: bytes) -> list[int]:
     return numbers
 
 
-def _acpi_digests(events: Iterable[WireEvent]) -> _Three:
+def _acpi_digests(events: Sequence[WireEvent]) -> _Three:
     # Compare payloads first: it is faster, and excludes most events.
     found = [event for event in events if event.event_payload == ACPI_DATA and is_acpi_data(event)]
     digests = {event.event: event.digest for event in found}
@@ -257,9 +257,11 @@ def _acpi_digests(events: Iterable[WireEvent]) -> _Three:
         reason: FormatReason = "missing" if _ACPI_NAMES.keys() - digests.keys() else "duplicate"
         message = f"event log: must have exactly one event for each of {', '.join(_ACPI_NAMES)}"
         raise FormatError(message, reason=reason)
+    for event in found:
+        if (size := len(event.digest)) != 48:
+            message = f"event {events.index(event)}: ACPI digest of {size} bytes, must be 48"
+            raise FormatError(f"event log: {message}", reason="wrong_size")
     loader, rsdp, tables = [digests[name] for name in _ACPI_NAMES]
-    if not len(loader) == len(rsdp) == len(tables) == 48:
-        raise FormatError("event log: ACPI digests must be 48 bytes", reason="wrong_size")
     return loader, rsdp, tables
 
 

@@ -192,7 +192,8 @@ T = TypeVar("T")
 def header_field(header: Mapping[str, Any], key: str, kind: type[T]) -> T:
     """Return the field `key` of a header; FormatError if its type is not `kind`."""
     if not isinstance(found := header.get(key), kind):
-        raise FormatError(f"{key}: must be of type {kind.__name__}", reason="wrong_type")
+        problem = f"{type(found).__name__}, must be {kind.__name__}"
+        raise FormatError(f"{key} of the header: {problem}", reason="wrong_type")
     return found
 
 

@@ -147,9 +147,18 @@ def _setup(given: dict[str, Any]) -> "Setup":
 
 
 def _seed(text: str | None, file: Path | None) -> bytes | None:
-    """Return the seed of the options, or None."""
+    """Return the seed, 32 bytes; None without the options.
+
+    Args:
+        text: Value of --seed: 64 hex digits, or @ and the name of a file as for --seed-file.
+        file: Value of --seed-file: a file of 32 raw bytes or 64 hex digits.
+
+    Raises:
+        UsageError: If both are given, or `text` is malformed.
+        ConfigError: If the file cannot be read, or is malformed.
+    """
     if text is not None and file is not None:
-        raise UsageError("--seed and --seed-file: mutually exclusive", reason="conflict")
+        raise UsageError("--seed and --seed-file: mutually exclusive; give one", reason="conflict")
     if text is not None and text.startswith("@"):
         file = Path(text[1:])
     if file is not None:

@@ -133,7 +133,7 @@ class _RecordNumbers:
         """
         number, index = record.number, record.pcr
         if position == MAX_RECORDS:
-            raise FormatError("more than 65,536 records", reason="too_many_records")
+            raise FormatError("over the limit of 65,536 records", reason="too_many_records")
         if index > RUNTIME_REGISTER + 1:
             message = f"register index {shown(index)} must be 1 to 4 (RTMR0 to RTMR3)"
             raise FormatError(message, reason="index")

@@ -152,7 +152,7 @@ def _text(fields: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise _field_error(name, fields, "a string")
     if len(value) > MAX_REASON:
-        raise FormatError(f"{name}: over {MAX_REASON} characters", reason="too_large")
+        raise FormatError(f"{name}: {len(value)} characters, over {MAX_REASON}", reason="too_large")
     return printable(value)
 
 

@@ -245,7 +245,8 @@ def _status(appraisal: _Appraisal, form: TokenFormat, *, simulated: bool, fresh:
     value = appraisal.status
     tiers: dict[object, Tier] = {str(tier) if form == "jwt" else int(tier): tier for tier in Tier}
     if type(value) not in {int, str} or value not in tiers:
-        raise FormatError("EAR: ear.status is not a trustworthiness tier", reason="wrong_value")
+        text = f"{ascii(value)[:_LONGEST_PROBLEM]}, must be one of {', '.join(map(str, tiers))}"
+        raise FormatError(f"EAR: submods: ear.status: {text}", reason="wrong_value")
     status = tiers[value]
     expected = Tier.overall(appraisal.vector, simulated=simulated, fresh=fresh)
     if status is not expected:

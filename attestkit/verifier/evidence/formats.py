@@ -24,6 +24,7 @@ from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._formats import strict_json
 from attestkit._native import unhex
 from attestkit._outcomes.steps import caution
+from attestkit._sanitize import shown
 from attestkit._system.atomic_file import load_document, save_document
 from attestkit.attestation import MAX_SIZE, Attestation
 from attestkit.attestation.nitro import is_nitro_document, read_nitro_document
@@ -266,11 +267,12 @@ def _list(value: object, name: str) -> tuple[bytes, ...]:
 
 def _moment(value: object, _: str) -> datetime:
     if not isinstance(value, str):
-        raise FormatError("at: must be a string", reason="wrong_type")
+        raise FormatError("evidence bundle: at: must be a string", reason="wrong_type")
     try:
         return datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not accept Z
     except ValueError as error:
-        raise FormatError("at: must be an ISO 8601 time", reason="wrong_value") from error
+        text = f"{shown(value)}, must be an ISO 8601 time, such as 2026-01-31T12:00:00+00:00"
+        raise FormatError(f"evidence bundle: at: {text}", reason="wrong_value") from error
 
 
 # Decoder of each member but the version, with the name of the member for errors.
