@@ -12,6 +12,8 @@ from attestkit._formats import toml
 ROOT = Path(__file__).resolve().parents[2]
 GITHUB = ROOT / ".github"
 CHANGES = ROOT / "CHANGELOG.md"
+HOW_TO = sorted((ROOT / "docs/project/how-to").glob("*.md"))
+_PATH = re.compile(r"`((?:attestkit|docs|fuzz|tests)/[\w./-]+)`")
 yaml = importlib.import_module("yaml")  # ships no types
 
 pytestmark = pytest.mark.skipif(not GITHUB.exists(), reason="this is not a checkout")
@@ -46,3 +48,11 @@ def test_workflow_calls_ci_script() -> None:
     assert "secrets." not in text
     options = job["container"]["options"]
     assert all(f"--cap-add {name}" in options for name in ("SYS_ADMIN", "NET_ADMIN"))
+
+
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_files_of_a_how_to_page_exist(page: Path) -> None:
+    """Each file or folder in code font is in the checkout."""
+    named = _PATH.findall(page.read_text())
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 import stat
-import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -25,24 +24,15 @@ from attestkit._system.atomic_file import replace_file
 from attestkit._system.untrusted_files import make_folder, make_private, open_regular, read_regular
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.soft_td import REGISTERS, SEED, STATE_LOCK, State, StateFolder
-from attestkit.client.proofs.proof import ProofBundle
-from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache
 from attestkit.dstack.host_shared_folder import HostShared, read_file
 from attestkit.errors import (
-    AttestKitError,
     BackendError,
-    CollateralError,
     ConfigError,
-    FormatError,
-    UsageError,
 )
 from attestkit.event_log.journal_files import QUEUE, OsFolder
-from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.keys import AppKeys
 from attestkit.serve.http import sockets
-from attestkit.verifier import AppraisalPolicy
-from attestkit.verifier.evidence.formats import EvidenceBundle
 from tests.raising import raises, raises_os_error
 from tests.serve.server import PATIENCE
 
@@ -470,43 +460,3 @@ def test_simulator_with_restrictive_umask_reopens(tmp_path: Path) -> None:
         for _ in range(2):
             Simulator(state_dir=tmp_path / "state").close()
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
-
-
-# Readers of documents that a caller names, and the errors for files that cannot be read.
-LOAD: dict[str, tuple[Callable[[Path], object], type[AttestKitError], str]] = {
-    "collateral": (Collateral.load, CollateralError, "unreadable"),
-    "endorsements of GPUs": (GpuEndorsements.load, CollateralError, "unreadable"),
-    "evidence bundle": (EvidenceBundle.load, UsageError, "cannot_read"),
-    "saved proof": (ProofBundle.load, UsageError, "cannot_read"),
-    "policy": (AppraisalPolicy.load, ConfigError, "unreadable"),
-}
-
-
-@pytest.mark.parametrize("kind", LOAD)
-@pytest.mark.parametrize("special", ["pipe", "link to a pipe", "link to a device", "folder"])
-def test_load_special_file_fails_at_once(tmp_path: Path, kind: str, special: str) -> None:
-    """A named document that is a pipe or a device is not waited for or read without end."""
-    load, error, reason = LOAD[kind]
-    path = tmp_path / "file"
-    if special == "link to a pipe":
-        os.mkfifo(tmp_path / "pipe")
-        path.symlink_to("pipe")
-    elif special == "link to a device":
-        path.symlink_to("/dev/zero")
-    else:
-        MAKE[special](path, path)
-    with without_blocking(), raises(error, reason):
-        load(path)
-
-
-def test_load_inherited_pipe_is_read_to_limit() -> None:
-    """`<(...)` and `/dev/stdin` are read, and an endless one only to the limit."""
-    for source, error in (("head -c 70000000 /dev/zero", "too_large"), ("echo {}", "missing")):
-        with (
-            subprocess.Popen(["/bin/sh", "-c", source], stdout=subprocess.PIPE) as program,
-            without_blocking(),
-        ):
-            assert program.stdout is not None
-            with raises(FormatError, error):
-                EvidenceBundle.load(f"/dev/fd/{program.stdout.fileno()}")
-            program.kill()

@@ -167,7 +167,7 @@ def appraise_alone(name: str, platform: str, **rule: object) -> None:
 def test_rule_alone_rejects(name: str) -> None:
     """A rule is applied if no other is set, and rejects evidence of platforms without its value.
 
-    A new rule needs a row. That of GPUs has others: `tests/gpu/test_verify.py`.
+    A new rule needs a row. That of GPUs has others: `tests/gpu/test_rules.py`.
     """
     if name == "gpu":
         return
