@@ -21,7 +21,7 @@ from tests.serve import server as servers
 from tests.serve.server import PATIENCE, ROOT, Server, environment, running_server
 
 PROFILE: Final = ROOT / "deploy/seccomp.json"
-UNIT: Final = ROOT / "deploy/attestkit.service"
+UNIT: Final = ROOT / "deploy/systemd/attestkit.service"
 GUIDE: Final = ROOT / "docs/security/hardening.md"
 KILL: Final = {"CONFINED_BY": "kill"}
 X86_64, AARCH64 = 0xC000003E, 0xC00000B7  # SCMP_ARCH_* of seccomp.h

@@ -1,4 +1,4 @@
-"""Tests of a server without root, as in deploy/attestkit-user.conf.
+"""Tests of a server without root, as in deploy/systemd/attestkit-user.conf.
 
 On an emulated TDX guest whose quotes come by ioctl, and under a real systemd with the drop-ins.
 """
@@ -124,11 +124,11 @@ ProtectHome=no
 def write_units(folder: Path, python: str) -> None:
     """Write the units of deploy/ with both drop-ins, and the simulator."""
     for name in ("attestkit.service", "attestkit.socket"):
-        shutil.copy(ROOT / "deploy" / name, folder)
+        shutil.copy(ROOT / "deploy/systemd" / name, folder)
     drop_ins = folder / "attestkit.service.d"
     drop_ins.mkdir()
     for name in ("user", "offline"):
-        text = (ROOT / f"deploy/attestkit-{name}.conf").read_text()
+        text = (ROOT / f"deploy/systemd/attestkit-{name}.conf").read_text()
         text = text.replace("/opt/attestkit/bin/python", python)
         (drop_ins / f"{name}.conf").write_text(text)
     path = rig.environment()["PYTHONPATH"]

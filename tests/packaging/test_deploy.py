@@ -18,6 +18,7 @@ from attestkit.serve.verifier_service import app
 from tests.serve.server import ROOT
 
 DEPLOY = ROOT / "deploy"
+SYSTEMD = DEPLOY / "systemd"
 PYTHON = "/opt/attestkit/bin/python"
 UNITS = ("attestkit.service", "attestkit.socket", "attestkit-http.socket")
 VERIFIERS = "attestkit-verifier@.service"
@@ -27,7 +28,7 @@ PROXY = DEPLOY / "haproxy-verifier.cfg"
 
 def settings(unit: str) -> list[tuple[str, str]]:
     """Return the settings of a unit, in their order."""
-    lines = (DEPLOY / unit).read_text().splitlines()
+    lines = (SYSTEMD / unit).read_text().splitlines()
     pairs = (line.split("=", 1) for line in lines if line and line[0] not in "#[")
     return [(name, value) for name, value in pairs]
 
@@ -41,7 +42,7 @@ def all_of(unit: str, name: str) -> list[str]:
 def units(tmp_path: Path) -> Path:
     """The units, with a Python of this machine."""
     for unit in UNITS:
-        text = (DEPLOY / unit).read_text().replace(PYTHON, sys.executable)
+        text = (SYSTEMD / unit).read_text().replace(PYTHON, sys.executable)
         (tmp_path / unit).write_text(text)
     return tmp_path
 
@@ -79,7 +80,7 @@ def needs_systemd(version: int, what: str) -> None:
 def write_verifier(folder: Path) -> Path:
     """Write an instance of the verifiers' unit, with a Python of this machine."""
     path = folder / VERIFIERS.replace("@", "@8081")
-    path.write_text((DEPLOY / VERIFIERS).read_text().replace(PYTHON, sys.executable))
+    path.write_text((SYSTEMD / VERIFIERS).read_text().replace(PYTHON, sys.executable))
     return path
 
 
@@ -102,7 +103,7 @@ def test_service_exposure_is_low(units: Path, drop_ins: tuple[str, ...], exposur
     folder = units / "attestkit.service.d"
     folder.mkdir()
     for name in drop_ins:
-        text = (DEPLOY / f"attestkit-{name}.conf").read_text()
+        text = (SYSTEMD / f"attestkit-{name}.conf").read_text()
         (folder / f"{name}.conf").write_text(text.replace(PYTHON, sys.executable))
     words = ("security", "--offline=yes", "--no-pager")
     done = analyze(*words, f"--threshold={exposure}", str(path))
@@ -148,11 +149,11 @@ def test_udev_accepts_rules() -> None:
 
 def test_device_belongs_to_server_user() -> None:
     """The unit, sysusers and the udev rules name the same user and the same register."""
-    conf = (DEPLOY / "attestkit-user.conf").read_text()
+    conf = (SYSTEMD / "attestkit-user.conf").read_text()
     rules = (DEPLOY / "60-attestkit.rules").read_text()
     [user] = re.findall(r"^User=(\w+)$", conf, re.MULTILINE)
     assert f'OWNER="{user}", GROUP="root", MODE="0600"' in rules
-    assert f"u {user} - " in (DEPLOY / "attestkit-user.sysusers").read_text()
+    assert f"u {user} - " in (SYSTEMD / "attestkit-user.sysusers").read_text()
     owned = re.findall(r"^z (\S+) 0400 (\w+) root -$", read_tmpfiles(), re.MULTILINE)
     assert owned == [
         (str(path), user) for path in (KernelPaths().ccel_table, KernelPaths().ccel_data)
@@ -163,7 +164,7 @@ def test_device_belongs_to_server_user() -> None:
 
 def read_tmpfiles() -> str:
     """Return the configuration of systemd-tmpfiles."""
-    return (DEPLOY / "attestkit-user.tmpfiles").read_text()
+    return (SYSTEMD / "attestkit-user.tmpfiles").read_text()
 
 
 def test_service_supports_watchdog() -> None:
@@ -209,7 +210,7 @@ def test_systemd_accepts_verifier_backoff(tmp_path: Path) -> None:
     unit = write_verifier(tmp_path)
     folder = tmp_path / f"{unit.name}.d"
     folder.mkdir()
-    shutil.copy(DEPLOY / BACKOFF, folder)
+    shutil.copy(SYSTEMD / BACKOFF, folder)
     assert verify_units(unit) == (0, [])
 
 
@@ -222,7 +223,7 @@ def decide(options: Options) -> VerifierSettings:
 
 def unit_text() -> str:
     """Return the verifiers' unit."""
-    return (DEPLOY / VERIFIERS).read_text()
+    return (SYSTEMD / VERIFIERS).read_text()
 
 
 # -- the proxy -------------------------------------------------------------------------------------

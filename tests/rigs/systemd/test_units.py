@@ -96,7 +96,7 @@ def free_port() -> int:
 def write_units(folder: Path, port: int) -> None:
     """Write the units of deploy/, with the simulator, short timeouts and another port."""
     for suffix in ("service", "socket"):
-        for path in ROOT.glob(f"deploy/*.{suffix}"):
+        for path in ROOT.glob(f"deploy/systemd/*.{suffix}"):
             shutil.copy(path, folder)
     for unit, text in {
         "attestkit.service": SERVICE.format(python=sys.executable, root=ROOT),
@@ -115,7 +115,7 @@ def running_systemd(write: Callable[[Path], None], users: str, port: int) -> Ite
         tempfile.TemporaryDirectory(prefix="ak") as units,
     ):
         write(Path(units))
-        files = (str(MACHINE), folder, units, str(ROOT / "deploy" / users))
+        files = (str(MACHINE), folder, units, str(ROOT / "deploy/systemd" / users))
         with subprocess.Popen(
             [*unshare, "--kill-child", *files],
             stdin=subprocess.DEVNULL,
