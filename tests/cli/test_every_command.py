@@ -215,12 +215,13 @@ def test_help_imports_no_command() -> None:
     ours = {name for name in loaded if name.startswith("attestkit.")}
     assert ours == {
         "attestkit.__main__",
-        "attestkit._package",
+        "attestkit._outcomes",
         "attestkit._outcomes.reasons",
+        "attestkit._outcomes.steps",
+        "attestkit._package",
         "attestkit._sanitize",
         "attestkit._system",
         "attestkit._system.process_hardening",
-        "attestkit._outcomes.steps",
         "attestkit.cli",
         "attestkit.cli.exit_codes",
         "attestkit.errors",

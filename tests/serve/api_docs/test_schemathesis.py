@@ -22,7 +22,7 @@ from tests.serve.server import Server, environment, run_program, running_server
 
 PROGRAM: Final = shutil.which("st", path=str(Path(sys.executable).parent))
 CONFIG: Final = Path(__file__).with_name("schemathesis.toml")
-EXAMPLES: Final = int(os.environ.get("ATTESTKIT_EXAMPLES", "60"))
+EXAMPLES: Final = int(os.environ.get("ATTESTKIT_EXAMPLES", "200"))
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="schemathesis is not installed")
 
 
