@@ -186,7 +186,7 @@ def test_show_recording_has_recorded_backend(tmp_path: Path, capsys: Capture) ->
 @pytest.mark.parametrize(
     ("old", "new", "text"),
     [
-        (b'"simulated":true', b'"simulated":7', ": simulated: "),
+        (b'"simulated":true', b'"simulated":7', ": simulated of the header: "),
         (b'"version":1,"backend"', b'"version":9,"backend"', "line 1: version: "),
         (b'"ask":"get_quote"', b'"ask":"get_lost"', "line 3: ask: "),
     ],
