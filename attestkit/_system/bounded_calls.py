@@ -64,4 +64,4 @@ class BoundedCalls:
         result, error = found
         if error is not None:
             raise error
-        return result  # type: ignore[no-any-return]
+        return result  # type: ignore[no-any-return] # what `function` returned

@@ -31,7 +31,7 @@ def decode(message: type[M], query: bytes) -> M:
     order of occurrence, after those with an index.
 
     Raises:
-        FormatError: If a field that is no array, or an index of an array, is given twice; if an
+        FormatError: If a field other than an array, or an index of an array, is given twice; if an
             array has no brackets, or another field has; or if a value is malformed.
     """
     if not query:
