@@ -360,9 +360,10 @@ class Attestation:
         """Return the identity of the application, from the event log or the mr_config document.
 
         Args:
-            boottime: Use the state at the time of the key request: the log up to `boot-mr-done`,
-                and no key provider.
-            key_time: Read the identity from the events before `boot-mr-done`, as a KMS does.
+            boottime: Ignore all events after dstack's event `boot-mr-done`, and leave the key
+                provider empty, as at a guest's key request.
+            key_time: Read the identity from the events before `boot-mr-done`, as a KMS does, whose
+                guests have no event `system-ready` yet.
             device: Verified identity of the device, such as a PPID.
 
         Raises:
@@ -384,8 +385,8 @@ class Attestation:
         IMA are removed. Runtime events, report data and configuration are kept; collateral and
         evidence of GPUs are removed.
 
-        Report data may commit to that evidence: then pass it beside the copy, as `gpu` of
-        `Verifier.verify`. Without it the verification fails with the reason `report_data`.
+        If the report data contain the hash of the evidence of GPUs, the copy alone fails the
+        verification (reason `report_data`): pass that evidence to `Verifier.verify` as `gpu`.
         """
         platform = parts.stripped(self._evidence.platform)
         return Attestation(self._evidence._replace(platform=platform), self._encoding)

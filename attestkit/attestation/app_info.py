@@ -153,13 +153,13 @@ def read_app_info(
 
     Args:
         evidence: The decoded evidence.
-        boottime: Use the state at the time of the key request: the log up to `boot-mr-done`, and no
-            key provider. Has no effect on SEV-SNP.
-        key_time: Read the identity from the events before `boot-mr-done`, which a KMS requires,
-            because a guest requests its keys before `system-ready`; without that event it is
-            empty. The registers cover all events. Has no effect on SEV-SNP.
-        device: Verified identity of the device: the PPID of the PCK certificate, or the module id;
-            empty if not verified. Ignored on SEV-SNP, which has a chip id.
+        boottime: Ignore all events after dstack's event `boot-mr-done`, for mr_aggregated too, and
+            leave the key provider empty, as at a guest's key request. Has no effect on SEV-SNP.
+        key_time: As a KMS does, whose guests have no event `system-ready` yet: the events before
+            `boot-mr-done` give the identity, which is empty without that event; all events
+            give mr_aggregated. Ignored with `boottime`; has no effect on SEV-SNP.
+        device: Verified identity of the device: the PPID of the PCK certificate, or the module id
+            of a Nitro Enclave; empty if not verified. Ignored on SEV-SNP, which has a chip id.
         parsed: Parts of the evidence that are parsed already.
 
     Raises:

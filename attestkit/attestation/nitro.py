@@ -26,7 +26,7 @@ _T = TypeVar("_T", bytes, str)
 
 
 class _Kind(NamedTuple):
-    """Key of the PCRs and size limits of the caller's fields, in documents of an enclave or TPM."""
+    """PCRs' key and limits of the requester's fields, in documents of an enclave or a NitroTPM."""
 
     registers: str  # key of the map of PCRs
     limits: dict[str, int]  # bytes of the caller's fields
@@ -72,7 +72,7 @@ class NitroDocument(NamedTuple):
 
 
 def is_nitro_document(data: bytes) -> bool:
-    """Return whether data begin as a Nitro document itself: an array of 4 items, the first bytes.
+    """Return whether `data` begin like COSE_Sign1: a CBOR array of 4, whose first item is bytes.
 
     A msgpack map of four entries begins with the same byte, but its first key is a string.
     """

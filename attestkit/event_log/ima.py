@@ -169,7 +169,7 @@ class ImaLog(NamedTuple):
 
 
 def begins_with_ima_record(data: bytes) -> bool:
-    """Return whether data begin as a record of a template of IMA or EVM, for a PCR."""
+    """Return whether `data` begin like an IMA log: a PCR number, then the name of a template."""
     for size in HASH_SIZES.values():
         name = data[8 + size : 16 + size]
         length = int.from_bytes(data[4 + size : 8 + size], "little")
@@ -195,7 +195,7 @@ def _detect_bank(data: bytes) -> tuple[str, int]:
 
 
 def _read_record(reader: "_ImaReader", size: int) -> ImaRecord:
-    """Read a record whose digest has a size."""
+    """Read a record; `size` is that of its digest in bytes."""
     start = reader.at
     pcr = reader.number()
     if pcr >= PCR_COUNT:

@@ -228,7 +228,7 @@ class LogFile:
         self.reset()
 
     def reset(self) -> None:
-        """Set the state of a missing file."""
+        """Forget what was read: treat the file as missing."""
         self.stamp: Stamp | None = None
         self.events: tuple[Event, ...] = ()
         self.replay: bytes = ZERO
@@ -264,12 +264,12 @@ class LogFile:
         self.stamp = stamp  # last: after an interrupt before this line the log is read again
 
     def damaged_tail(self) -> JournalError:
-        """Return the error for an incomplete line that is not of a pending event."""
+        """Return the error for an incomplete last line that is not the start of a pending event."""
         problem = f"the last line (byte {self._size}) is truncated, and not of a pending event"
         return damaged(self.path, problem)
 
     def drop_tail(self) -> None:
-        """Remove the incomplete line, if there is one."""
+        """Remove the incomplete line at the end of the file, if there is one."""
         if self.tail:
             self.folder.cut(LOG, self._size)
             self.folder.sync(LOG)

@@ -317,7 +317,7 @@ def build_azure(platform: AzureSnp | AzureTdx, report_data: bytes) -> dict[str, 
 
 
 def _find_vcek(chain: tuple[bytes, ...]) -> bytes:
-    """Return the certificate of the chip's key, in DER."""
+    """Return the VCEK certificate in DER; raise UsageError if `chain` has none."""
     try:
         for der in (der for blob in chain for der in _certificates(blob)):
             key = read_amd_extension(read_path_certificate(der).extensions)

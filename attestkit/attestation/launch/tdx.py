@@ -125,7 +125,7 @@ class TdxLaunch(NamedTuple):
     version: int  # of the measurement document, 3 or 4
 
     def registers(self, events: Sequence[WireEvent]) -> TdxRegisters:
-        """Return the registers of a TD after boot.
+        """Return the values that MRTD and RTMR0 to RTMR2 have after boot.
 
         Args:
             events: Event log, for the digests of the ACPI tables.

@@ -61,7 +61,7 @@ class _Cursor:
         self.at: int = 0
 
     def skip(self, mark: str) -> bool:
-        """Skip `mark`, if it is next, and white space around it; return whether it was next."""
+        """Skip white space, and `mark` if it is next; return whether it was."""
         self.skip_pattern(_BLANKS)
         found = self.text.startswith(mark, self.at)
         if found:
