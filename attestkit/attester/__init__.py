@@ -84,7 +84,7 @@ class Attester(Generic[B_co]):
         """
         if not _is_backend(backend):
             raise UsageError(
-                f"backend: {backend!r} is not a backend (attestkit.backends.base.Backend)",
+                f"backend: must be a backend (attestkit.backends.base.Backend), not {backend!r}",
                 reason="wrong_type",
             )
         self._backend = backend
@@ -239,7 +239,7 @@ class Attester(Generic[B_co]):
                 (`ReportData.for_nonce`); if a TPM is present that the hardware's evidence does not
                 name, a hash of nonce and TPM key (`ReportData.for_nonce_and_ak`).
             report_data: Raw report data, 64 bytes. Never pass bytes that another party chose: they
-                could be the binding of a TLS key, and the evidence a certificate for that key.
+                could be a hash of that party's TLS key, which the evidence would then certify.
             pad: Whether shorter report data is accepted, and zero-padded.
             gpu: Whether evidence of the machine's GPUs and switches is enclosed. It needs a nonce;
                 the report data commit to the nonce and to that evidence
@@ -247,7 +247,8 @@ class Attester(Generic[B_co]):
                 protected, issue a `GpuModeWarning`.
 
         Raises:
-            UsageError: If none or both are given, or one has another type or size.
+            UsageError: If neither or both of nonce and report data are given, or one has the wrong
+                type or size.
             UnsupportedError: If the simulator has no GPUs.
             ReplayError: If the event log does not replay to the registers in the quote, or an
                 SEV-SNP guest was launched with another mr_config document than the host's.
@@ -387,7 +388,7 @@ class Attester(Generic[B_co]):
             message = "Attester: opened in another process; open another one after a fork"
             raise UsageError(message, reason="wrong_process")
         if self._closed:
-            raise UsageError("Attester: closed", reason="closed")
+            raise UsageError("Attester: it is closed; open another", reason="closed")
 
     def close(self) -> None:
         """Close the backend after calls in progress have finished. Idempotent."""

@@ -123,7 +123,7 @@ class AgentSource(evidence_source.EvidenceSource):
 
     @property
     def app(self) -> "AgentSource":
-        """The app's description, which is this object."""
+        """Source of the app's description and keys: this object."""
         return self
 
     @property

@@ -104,7 +104,8 @@ class EvidenceSource:
     def bind_gpu(self, bound: bytes) -> bytes:
         """Return the report data for evidence with GPUs, 64 bytes.
 
-        `bound` is the result of `ReportData.for_nonce_and_gpu`; beside a TPM, its key is added.
+        `bound` is the result of `ReportData.for_nonce_and_gpu`. A subclass for a TPM returns a hash
+        of `bound` and the TPM's key.
         """
         return bound
 
@@ -127,7 +128,7 @@ class EvidenceSource:
         raise UnsupportedError(self.no_registers, reason="no_registers")
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Wait for calls in progress and block further ones."""
+        """Context manager: wait for calls in progress, and block further ones until exit."""
         return self._device
 
 
@@ -145,7 +146,7 @@ class BootSource(Protocol):
         ...
 
     def continue_boot(self, events: tuple[Event, ...]) -> None:
-        """Emit the events that the log lacks; `events` are the first ones of this boot. Atomic.
+        """Emit those of `events`, the first ones of this boot, that the log lacks, under its lock.
 
         Raises:
             UnsupportedError: If the platform has no run-time registers.
@@ -229,9 +230,9 @@ def check_report_data(found: bytes, requested: bytes, problem: str) -> None:
 def check_name(name: object) -> None:
     """Raise UsageError if the event name is empty or reserved for boot events."""
     if name == "":
-        raise UsageError("event name cannot be empty", reason="missing")
+        raise UsageError("event name: must not be empty", reason="missing")
     if isinstance(name, str) and name in RESERVED_NAMES:
-        raise UsageError(f"event name {name!r} is reserved for boot events", reason="reserved")
+        raise UsageError(f"event name: {name!r} is reserved for boot events", reason="reserved")
 
 
 def collect_gpu_evidence(backend: Backend, nonce: bytes) -> "GpuEvidence":
@@ -276,7 +277,7 @@ class LoggedSize(NamedTuple):
 
 
 class JournalSource(EvidenceSource):
-    """A source with a journal; if `register` is None, methods about events are unsupported."""
+    """A source with a journal of runtime events; if `register` is None, it has no events."""
 
     def __init__(
         self, context: SourceContext, app: HostApp, register: EventRegister | None
@@ -321,7 +322,7 @@ class JournalSource(EvidenceSource):
             return journal.events()
 
     def continue_boot(self, events: tuple[Event, ...]) -> None:
-        """Emit the events that the log lacks; `events` are the first ones of this boot."""
+        """Emit those of `events`, the first ones of this boot, that the log lacks."""
         from attestkit.dstack.boot_sequence import continue_boot  # lazy: rarely needed
 
         register = self._require_register()
@@ -367,7 +368,7 @@ class JournalSource(EvidenceSource):
 
     @contextmanager
     def _locked_journal(self) -> Iterator[RuntimeLog]:
-        """Yield the journal, while its lock and the device lock are held."""
+        """Context manager: yield the journal, with its lock and the device lock held."""
         with self._open_journal().locked(), self._device:
             self._check_usable()  # again, with the locks held
             yield self._open_journal()
@@ -382,7 +383,7 @@ class JournalSource(EvidenceSource):
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Wait for calls in progress and block further ones."""
+        """Context manager: wait for calls in progress, and block further ones until exit."""
         with ExitStack() as stack:
             if self._journal is not None:
                 with suppress(AttestKitError):  # close even if the log cannot be locked

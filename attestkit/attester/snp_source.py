@@ -57,7 +57,7 @@ class SnpSource(EvidenceSource):
         return Attestation(Evidence(platform, Stack(report_data, (), config)))
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Raise UnsupportedError: the app is measured at launch."""
+        """Raise UnsupportedError: on SEV-SNP the host measures the app at launch."""
         del app_id
         raise UnsupportedError(
             f"{NO_REGISTERS}; on SEV-SNP the host measures the app at launch", reason="no_registers"
@@ -96,7 +96,7 @@ def _launch_document(app: HostApp) -> str:
 
 
 def _certificates(table: bytes) -> tuple[bytes, ...]:
-    """Return the certificates for evidence: ASK and VCEK, or else a non-empty table itself."""
+    """Return the certificates for evidence: ASK and VCEK; without them, the table if not empty."""
     problem = "malformed certificate table of the host"
     found = parse_response(problem, SnpCertificates.parse, table)
     if found.ask is not None and found.vcek is not None:

@@ -138,7 +138,7 @@ class TdSource(JournalSource):
     # -- locks and caches ----------------------------------------------------------------------
 
     def _lock_journal(self) -> AbstractContextManager[None]:
-        """Return the journal's lock, so that no process emits events; without it, the device's."""
+        """Return the lock of the journal, against other emitters; without one, of the device."""
         return self._device if self._extender is None else self._open_journal().locked()
 
     def _quote(self, report_data: bytes) -> Quote:

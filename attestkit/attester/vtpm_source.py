@@ -37,7 +37,7 @@ from attestkit.report_data import ReportData
 
 
 class TpmKeySource(EvidenceSource):
-    """A source that binds the TPM's key by report data, unless the evidence binds it by itself."""
+    """A source that hashes the TPM's key into report data, if the backend returns that key."""
 
     _collector: EvidenceCollector
 

@@ -113,7 +113,7 @@ def test_emit_event_invalid_arguments_are_rejected(server: Server) -> None:
         ("\ud800", b"", "surrogate"),
         (5, b"", "must be text"),
         ("a", "text", "payload: must be bytes"),
-        ("", b"", "event name cannot be empty"),
+        ("", b"", "event name: must not be empty"),
         ("app-id", b"", "reserved"),
     ):
         with pytest.raises(UsageError, match=text):

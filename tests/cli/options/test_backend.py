@@ -220,8 +220,8 @@ def test_emit_event_is_in_later_evidence(tmp_path: Path, capsys: Capture) -> Non
     [
         (["x", "0"], "HEX: not hex; text goes with --text"),
         (["x", "00", "--text", "y"], "HEX, --text and --file: mutually exclusive"),
-        (["app-id", "00"], "event name 'app-id' is reserved"),
-        (["", "00"], "event name cannot be empty"),
+        (["app-id", "00"], "event name: 'app-id' is reserved"),
+        (["", "00"], "event name: must not be empty"),
         ([], "Missing argument 'NAME'"),
     ],
 )

@@ -59,7 +59,7 @@ REQUIRED = {
     "Verify.algorithm": "Unsupported algorithm",
     "Verify.signature": "",
     "Verify.public_key": "invalid public key",
-    "EmitEvent.event": "event name cannot be empty",
+    "EmitEvent.event": "event name: must not be empty",
     "RawQuote.report_data": "invalid content length",
 }
 BOUNDED = {
