@@ -64,7 +64,7 @@ class OpenTpm(OpenFile):
 
 
 def add_tpm(tree: Tree, vtpm: SimulatedVtpm, release: EmulatedKernel, faults: Faults) -> None:
-    """Add the files of a TPM."""
+    """Add device nodes, boot log and sysfs files of a TPM, as the kernel `release` has them."""
     manager = resource_manager.ResourceManager(vtpm.tpm)
     raw = resource_manager.RawNode(vtpm.tpm, manager.lock)
     tree.add("/dev/tpmrm0", _device(manager.open, faults))
@@ -103,7 +103,7 @@ class CloudFiles:
 
     Raises:
         BackendError: If the address cannot be bound.
-        UsageError: If the scenario needs the simulator's own backend.
+        UsageError: If the scenario alters how evidence is collected; see `vtpm_guest.boot_guest`.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class CloudFiles:
         return self.platform.endswith("-tdx")
 
     def add_files(self, tree: Tree, release: EmulatedKernel) -> None:
-        """Add its files to the tree of the machine."""
+        """Add the cloud's files to the tree of the machine, as the kernel `release` has them."""
         faults = self._faults
         for name, text in CLOUDS[self.platform].dmi.items():
             tree.add(f"/sys/class/dmi/id/{name}", constant_file("", faults, f"{text}\n".encode()))

@@ -81,14 +81,16 @@ def serve(
         faults: Faults to inject.
         state_dir: A folder that preserves the seed and the content of `/run/log/dstack`, used by
             one process at a time. None: temporary.
-        qgs: Address of a quote generation service: the path of a Unix socket, or `vsock:PORT`.
-            None: no service.
-        runtime_log: A folder for `/run/log/dstack` without `state_dir`. None: temporary.
-        metadata_address: IPv4 address and port of the metadata service of a simulated cloud; port
-            0: a free one.
-        gpu_driver: A folder for the stub driver of simulated GPUs. None: temporary.
+        qgs: Address at which a quote generation service listens: the path of a Unix socket, which
+            is created, or `vsock:PORT`, on any CID. None: no service.
+        runtime_log: An existing folder to which the link `/run/log/dstack` points; ignored with
+            `state_dir`, which contains that folder. None: temporary.
+        metadata_address: IPv4 address and port at which the metadata service of a simulated cloud
+            listens; port 0: a free one.
+        gpu_driver: An empty folder into which the stub driver of simulated GPUs is compiled. None:
+            temporary.
         ready: Called after the mount; if it returns False, the mount ends immediately.
-        now: Returns Unix time, for the collateral.
+        now: Returns Unix time, for collateral and certificates.
         random: Returns a number of random bytes.
 
     Raises:
@@ -163,12 +165,12 @@ def _check_empty_folder(folder: str | os.PathLike[str]) -> Path:
     place = Path(folder)
     try:
         if any(place.iterdir()):
-            text = f"{place}: not empty; the emulator needs an empty directory"
+            text = f"{place}: must be an empty directory; empty it, or use another"
             raise UsageError(text, reason="already_exists")
         return place.resolve(strict=True)
     except OSError as error:
         hint = f"; run fusermount3 -u {place} first" if error.errno == ENOTCONN else ""
-        text = f"{place}: not a directory to mount on: {error.strerror}{hint}"
+        text = f"{place}: cannot be mounted on: {error.strerror}{hint}"
         raise UsageError(text, reason="cannot_read") from error
 
 
@@ -181,7 +183,7 @@ def load_fuse() -> ModuleType:
     if not DEVICE.exists():
         raise unavailable(DEVICE, f"missing; {_LOAD}", "missing")
     if not DEVICE.is_char_device():
-        raise unavailable(DEVICE, f"not a device; remove it; {_LOAD}", "unreadable")
+        raise unavailable(DEVICE, f"must be a device; remove it; {_LOAD}", "unreadable")
     try:
         with needs_extra("mount", "fuse", BackendUnavailableError):
             import mfusepy
@@ -201,7 +203,10 @@ def _lock_state(
     random: Callable[[int], bytes],
     stack: contextlib.ExitStack,
 ) -> tuple[bytes, str]:
-    """Lock the state folder until `stack` is closed; return seed and folder of /run/log/dstack."""
+    """Lock the state folder until `stack` is closed; return the seed and the runtime log's folder.
+
+    A seed that is given is returned unchanged; otherwise it is that in the folder.
+    """
     if is_in_covering_tmpfs(Path(state_dir)):
         text = f"state_dir: {state_dir} would be deleted at the end; {_PASSING}"
         raise UsageError(text, reason="wrong_value")
@@ -268,7 +273,7 @@ class _Unmounter:
 
 
 class _Operations(FuseOperations):
-    """FUSE operations that report the end of the mount."""
+    """FUSE operations that report the end of the mount to an `_Unmounter`."""
 
     def __init__(
         self, machine: Machine, fuse: ModuleType, ready: Callable[[], None], end: _Unmounter
@@ -319,7 +324,7 @@ def _mount(
             )
         except RuntimeError as error:
             if not stderr.restored:
-                why = stderr.text() or f"libfuse says {error}"
+                why = stderr.text() or f"libfuse: {error}"
                 raise failed(place, f"mount failed: {why}", "io_error") from error
 
 

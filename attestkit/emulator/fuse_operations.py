@@ -151,7 +151,7 @@ class FuseOperations:
         return 0
 
     def truncate(self, path: str | None, _length: int, info: FileInfo | None = None) -> int:
-        """Succeed, as in configfs and sysfs."""
+        """Call the file's `truncate`, which by default does nothing, as in configfs and sysfs."""
         file = self._tree.file(path) if path is not None else self._files[_handle(info)][0]
         file.truncate()
         return 0

@@ -1,4 +1,4 @@
-"""Files and folders with the behaviour of the kernel's, independent of FUSE.
+"""Files and folders that behave like those of configfs and sysfs, independent of FUSE.
 
 Errors are OSErrors with the kernel's errno. Source: fs/configfs/file.c and fs/sysfs/file.c of Linux
 6.12.
@@ -182,7 +182,7 @@ class Tree:
         return node
 
     def file(self, path: str) -> File:
-        """Return the file at a path."""
+        """Return the file at a path; raises ENOENT, or EISDIR for a folder."""
         node = self.find(path)
         if isinstance(node, Folder):
             raise os_error(EISDIR)

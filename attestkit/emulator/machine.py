@@ -54,7 +54,7 @@ class Setup:
     kernel: str = "6.18"  # the emulated release
     driver: str = "mainline"  # the ioctls of /dev/tdx_guest, see tdx_driver.DRIVERS
     quote_version: int = 4  # 5: TDX 1.5
-    scenario: Scenario = _HEALTHY  # deviations of the evidence
+    scenario: Scenario = _HEALTHY  # platform, and content of its evidence
     mr_config_id: bytes = bytes(48)  # of a TDX guest
     host_data: bytes = bytes(32)  # of an SEV-SNP guest
     vmpl: int = 0  # of an SEV-SNP guest's kernel; above 0 there is an SVSM
@@ -91,14 +91,14 @@ class Setup:
             text = f"quote_version: {self.quote_version}, but the scenario has version {wanted}"
             raise UsageError(text, reason="conflict")
         if self.hardware.platform == "snp" and self.provider != "sev_guest":
-            text = "provider: must be sev_guest for a scenario of SEV-SNP"
+            text = f"provider: must be sev_guest with a scenario of SEV-SNP, not {self.provider}"
             raise UsageError(text, reason="conflict")
         check_bytes("mr_config_id", self.mr_config_id, 48)
         check_bytes("host_data", self.host_data, 32)
         if self.vmpl not in range(4):
             raise UsageError(f"vmpl: must be 0 to 3, not {self.vmpl!r}", reason="out_of_range")
         if self.qgs_port is not None and not 0 <= self.qgs_port < 1 << 32:
-            raise UsageError("qgs_port: must be 0 to 4294967295", reason="out_of_range")
+            raise UsageError(f"qgs_port: must be 32 bits: {self.qgs_port}", reason="out_of_range")
         EmulatedKernel.parse(self.kernel)
         self._check_cloud()
 
@@ -107,7 +107,7 @@ class Setup:
         if platform not in CLOUDS:
             return
         if self.provider != (wanted := CLOUDS[platform].provider):
-            text = f"provider: must be {wanted} for the platform {platform}"
+            text = f"provider: must be {wanted} on the platform {platform}, not {self.provider}"
             raise UsageError(text, reason="conflict")
         if wanted != "none":
             return
@@ -125,12 +125,12 @@ class Setup:
 
 def _check_name(what: str, name: str, known: Collection[str]) -> None:
     if name not in known:
-        text = f"{what}: unknown name {name!r}; use one of {', '.join(known)}"
+        text = f"{what}: must be one of {', '.join(known)}, not {name!r}"
         raise UsageError(text, reason="unknown_name")
 
 
 class Machine(GpuHost):
-    """A running machine and its tree.
+    """A running emulated machine, and the tree of its files.
 
     Args:
         setup: Properties of the machine.
@@ -140,12 +140,12 @@ class Machine(GpuHost):
         clock: A monotonic clock in seconds, for delays.
         wait: Sleeps for a number of seconds; returns False if the caller has a pending signal.
         random: Returns a number of random bytes.
-        metadata_address: IPv4 address and port of the metadata service of a cloud; port 0: a free
-            one.
+        metadata_address: IPv4 address and port at which the metadata service of a cloud listens;
+            port 0: a free one.
 
     Raises:
         BackendError: If that address cannot be bound.
-        UsageError: If the scenario needs the simulator's own backend.
+        UsageError: If the scenario alters how evidence is collected; see `vtpm_guest.boot_guest`.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Machine(GpuHost):
         )
 
     def _add_files(self) -> None:
-        """Add the files of the kernel, of trust and of the boot log."""
+        """Add the kernel's common files, the trust anchors and, in a TD, the boot log."""
         self._add_common()
         self._add_trust()
         if self._chip is None and not self._is_paravisor_guest:
@@ -222,7 +222,7 @@ class Machine(GpuHost):
         return cloud
 
     def start_gpu_driver(self, folder: str | os.PathLike[str]) -> None:
-        """Put the stub driver of the GPUs into an empty folder, and start it.
+        """Compile the stub driver of the GPUs into an empty folder, and start its server.
 
         Raises:
             BackendUnavailableError: If there is no C compiler.
@@ -394,7 +394,7 @@ class _OpenFaults(kernel_files.Snapshot):
 
 
 def trigger_file(faults: Faults, action: Callable[[], None]) -> kernel_files.File:
-    """Return a file that executes an action at every write."""
+    """Return a file that calls `action` at every write, whatever is written."""
     return kernel_files.File(
         "", faults, lambda _: kernel_files.WriteOnly(lambda _data: action()), mode=0o200
     )

@@ -27,8 +27,8 @@ def open_listener(address: str | tuple[int, int], name: str, service: str) -> so
     """Return a listening stream socket.
 
     Args:
-        address: Path of a Unix socket, or context and port of vsock. A socket that a killed service
-            left at the path is replaced; other files are kept.
+        address: Path of a Unix socket, or CID and port of vsock. A socket at that path is replaced,
+            since a killed service may have left it; any other file there is an error.
         name: The address for errors.
         service: Name of the service for errors.
 
@@ -116,7 +116,7 @@ def receive(client: socket.socket, size: int) -> bytes:
     while len(data) < size:
         chunk = client.recv(size - len(data))
         if not chunk:
-            text = "request: the client disconnected"
+            text = "request: truncated, because the client disconnected"
             raise FormatError(text, reason="truncated", offset=len(data))
         data += chunk
     return data
@@ -213,7 +213,7 @@ def listen(place: str) -> socket.socket:
 
 
 class QuoteService(SocketService):
-    """A service on a listening socket, which it closes; each client has a thread.
+    """The quote generation service on a listening socket, which it closes.
 
     Args:
         listener: A stream socket of any family, see `listen`.
@@ -235,7 +235,7 @@ class QuoteService(SocketService):
         else:
             (length,) = _LENGTH.unpack(head)
             if length > _LONGEST:
-                text = f"request: {length} bytes, at most {_LONGEST}"
+                text = f"request: must have at most {_LONGEST} bytes, not {length}"
                 raise FormatError(text, reason="too_large", offset=0)
             reply = answer_request(self._quoter, head + receive(client, length))
         return self._apply_fault(reply)

@@ -189,7 +189,7 @@ class _Emulator:
             return
         self.stop()
         if not outcome:
-            raise errors.BackendError("emulator: ended before the mount", reason="io_error")
+            raise errors.BackendError("emulator: it ended before the mount", reason="io_error")
         kind: Any = getattr(errors, outcome, errors.BackendError)
         reason, _, text = rest.partition(" ")
         raise kind(text, reason=reason)

@@ -161,7 +161,7 @@ class StubServer(SocketService):
     def _respond(self, client: socket.socket) -> bytes:
         number, index, size = _REQUEST.unpack(receive(client, _REQUEST.size))
         if size > _MAX_INPUT:
-            text = f"request: {size} bytes of data, at most {_MAX_INPUT}"
+            text = f"request: must have at most {_MAX_INPUT} bytes of data, not {size}"
             raise FormatError(text, reason="too_large", offset=_REQUEST.size)
         return self._answer(number, index, receive(client, size))
 

@@ -210,9 +210,9 @@ def refusal(tmp_path: Path, *options: str, code: int = 1, folder: Path | None = 
             ("--mr-config-id=0X0", "--mr-config-id: not hex"),
             ("--host-data=0x00", "host_data: must be 32 bytes"),
             ("--mr-config-id=00", "mr_config_id: must be 48 bytes"),
-            ("--provider=tdx", "unknown name 'tdx'; use one of tdx_guest, sev_guest, none"),
+            ("--provider=tdx", "must be one of tdx_guest, sev_guest, none, not 'tdx'"),
             ("--kernel=six", "must be like 6.12 or 6.12.80, not 'six'"),
-            ("--driver=E", "driver: unknown name 'E'"),
+            ("--driver=E", "not 'E'"),
             ("--quote-version=3", "quote_version: must be 4 or 5, not 3"),
             ("--vmpl=4", "vmpl: must be 0 to 3"),
         ),
@@ -227,11 +227,11 @@ def test_mount_folder_must_exist_and_be_empty(tmp_path: Path) -> None:
     """The folder must exist and be empty."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
-    assert "not empty" in refusal(tmp_path, folder=tmp_path / "full")
-    assert "not a directory to mount on" in refusal(tmp_path, folder=tmp_path / "none")
-    assert "not a directory to mount on" in refusal(tmp_path, folder=tmp_path / "full/file")
+    assert "must be an empty directory" in refusal(tmp_path, folder=tmp_path / "full")
+    assert "cannot be mounted on" in refusal(tmp_path, folder=tmp_path / "none")
+    assert "cannot be mounted on" in refusal(tmp_path, folder=tmp_path / "full/file")
     with emulator() as machine:
-        assert "not empty" in refusal(tmp_path, folder=machine.root)
+        assert "must be an empty directory" in refusal(tmp_path, folder=machine.root)
 
 
 def test_mount_qgs_listen_error_is_code_3(tmp_path: Path) -> None:
