@@ -76,7 +76,8 @@ def find_kernel_paths(root: str | os.PathLike[str] | None = None) -> KernelPaths
         root: The directory to use in place of `/`; the environment is then ignored.
 
     Raises:
-        UsageError: If a variable is not an absolute path or is too long.
+        UsageError: If a variable is not an absolute path, or is longer than 4095 bytes (the entry:
+            239 bytes).
     """
     if root is not None:
         return KernelPaths.below(root)
@@ -95,17 +96,19 @@ def _path_from(variable: str, longest: int = 4095) -> Path | None:
     if not text:
         return None
     if not text.startswith("/"):
-        raise UsageError(f"${variable}: not an absolute path: {text!r}", reason="wrong_value")
+        raise UsageError(f"${variable}: must be absolute, not {text!r}", reason="wrong_value")
     if len(os.fsencode(text)) > longest:
-        raise UsageError(f"${variable}: longer than {longest} bytes", reason="too_large")
+        raise UsageError(f"${variable}: must be at most {longest} bytes long", reason="too_large")
     return Path(text)
 
 
 def find_host_shared_folder() -> Path:
-    """Return the directory that the host shares: `$DSTACK_HOST_SHARED_DIR`, or dstack's default.
+    """Return `$DSTACK_HOST_SHARED_DIR`, the directory with the host's files about the app.
+
+    If the variable is unset or empty, it is dstack's default, /dstack/.host-shared.
 
     Raises:
-        UsageError: If the variable is not an absolute path.
+        UsageError: If the variable is not an absolute path, or is longer than 4095 bytes.
     """
     return _path_from("DSTACK_HOST_SHARED_DIR") or Path("/dstack/.host-shared")
 
@@ -114,7 +117,7 @@ def find_agent_endpoint() -> tuple[str, bool]:
     """Return the endpoint of the guest agent, and whether the environment selected it.
 
     The endpoint is `$DSTACK_SIMULATOR_ENDPOINT`, a URL or the path of a socket, which is not
-    checked; otherwise the first of `AGENT_SOCKETS` that exists.
+    checked; otherwise the first of `kernel_paths.AGENT_SOCKETS` that exists.
 
     Raises:
         BackendUnavailableError: If the variable is not set and no socket exists.
@@ -155,7 +158,7 @@ def load(name: str) -> "type[Backend]":
     found = [plugin for plugin in _plugins() if plugin.name == name]
     if not found:
         known = ", ".join(names())
-        problem = f"backend: unknown name: {name!r}; use one of {known}"
+        problem = f"backend: must be one of {known}, not {name!r}"
         raise UsageError(problem, reason="unknown_name")
     if len(found) > 1:
         raise BackendError(
@@ -172,12 +175,13 @@ def load(name: str) -> "type[Backend]":
 
 
 def create(cls: "type[Backend]", options: "Mapping[str, object]") -> "Backend":
-    """Return a backend of the class `cls`, constructed with `options`; without options, probe it.
+    """Construct a backend of the class `cls`; call its `probe` first if there are no `options`.
 
-    The probe is omitted with options, because they may select another device than it checks.
+    With options, which are the constructor's keyword arguments, no probe is made: they may select a
+    device that the probe does not check.
 
     Raises:
-        UsageError: If the backend does not accept these options.
+        UsageError: If the constructor does not accept these options.
         AttestKitError: Errors of the probe and of the constructor.
     """
     if not options:
@@ -247,7 +251,7 @@ def _no_backend_text(reports: list[str]) -> str:
 
 
 def probe_all(paths: KernelPaths | None = None) -> dict[str, str | None]:
-    """Return the error text of each backend's probe, including plugins; None if it succeeded.
+    """Probe all backends, including plugins; return the error of each by name, None if usable.
 
     Args:
         paths: The paths for the backends in `HARDWARE`. None: `find_kernel_paths()`.
@@ -298,8 +302,9 @@ _CLOUD_TPMS: Final = (
 def check_hardware_signs(root: str | os.PathLike[str] = "/") -> tuple[HardwareSign, ...]:
     """Check the CPU flags and the paths that exist in a TDX or SEV-SNP guest, below `root`.
 
-    Guests behind a paravisor and EC2 instances with a NitroTPM have none of them. If `root` is that
-    of this machine, CPUID, which names the isolation, and the TPM of a cloud are signs, too.
+    Guests behind a paravisor and EC2 instances with a NitroTPM have none of these. If `root` is
+    `/`, two more signs are checked: Hyper-V's isolation type in CPUID, and objects of Azure, Google
+    or AWS in the TPM.
     """
     base = Path(root)
     signs = (_cpu_flags(base), *(_path(base, *place) for place in PATHS))
@@ -312,7 +317,7 @@ def detect_hardware(root: str | os.PathLike[str] = "/") -> tuple[str, ...]:
 
 
 def _cpu_flags(root: Path) -> HardwareSign:
-    """Check the flags of the CPU. An SNP host has `sev_snp` too, but not `hypervisor`."""
+    """Look in /proc/cpuinfo for `tdx_guest`, or `sev_snp` with `hypervisor`, which hosts lack."""
     try:
         with (root / "proc/cpuinfo").open("rb") as file:
             text = file.read(CPUINFO_READ).decode("utf-8", errors="replace")

@@ -129,9 +129,9 @@ class EvidenceCollector(Protocol):
     """A platform whose evidence has several parts; its `get_quote` raises UnsupportedError."""
 
     def collect_evidence(self, report_data: bytes) -> "Platform":
-        """Return evidence over `report_data`, exactly 64 bytes: its parts as received.
+        """Return the platform's evidence over `report_data`, exactly 64 bytes, as received.
 
-        The backend checks that the parts which can contain the report data do.
+        In each part of the evidence that has a field for it, the backend checks the report data.
 
         Raises:
             AttestKitError: As for `Backend.get_quote`.
@@ -139,14 +139,14 @@ class EvidenceCollector(Protocol):
         ...
 
     def read_attestation_key(self) -> bytes:
-        """Return the TPM's attestation key (SubjectPublicKeyInfo in DER), to be bound to a nonce.
+        """Return the public part of the TPM's attestation key: SubjectPublicKeyInfo in DER.
 
-        The Attester puts a hash of the nonce and this key into the report data
+        The Attester puts a hash of the caller's nonce and this key into the report data
         (`ReportData.for_nonce_and_ak`), so that the hardware's evidence names the TPM.
 
         Raises:
-            UnsupportedError: If the hardware's evidence names the key by itself, or the platform
-                has no hardware evidence.
+            UnsupportedError: If the report data need not contain the key, because the hardware's
+                evidence names it anyway, or because the platform has no hardware evidence.
             AttestKitError: As for `Backend.get_quote`.
         """
         ...
@@ -195,7 +195,7 @@ class GuestAgent(Protocol):
 
     @property
     def keys(self) -> KeyDeriver:
-        """Source of the app's keys: its methods request them from the agent, this attribute not."""
+        """Deriver of the app's keys; only calls of its methods send requests to the agent."""
         ...
 
 
@@ -235,12 +235,12 @@ class BootHost(Protocol):
             app_id: 20 bytes. None: the id of the host's app.
 
         Raises:
-            AttestKitError: If the app is not known, or has another id.
+            AttestKitError: If the app is not known, or `app_id` is not valid for it.
         """
         ...
 
     def kept_keys(self) -> AppKeys | None:
-        """Return the keys that `keep_keys` stored, which the caller closes; None without a file.
+        """Return the keys in the host's key file, or None without one; the caller closes them.
 
         Raises:
             ConfigError: If the key file cannot be read or is invalid.
@@ -255,7 +255,7 @@ class BootHost(Protocol):
         """
 
     def use_keys(self, keys: AppKeys) -> None:
-        """Replace the app's keys by these, which the host closes."""
+        """Replace the app's keys by these, which belong to the host from now on: it closes them."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """Backend for configfs-tsm of Linux: quotes of Intel TDX and reports of AMD SEV-SNP.
 
-It needs Linux 6.7 or later with the driver of the TEE, and root or write access to the directory.
-Its path is `KernelPaths.tsm_report`.
+It needs Linux 6.7 or later with the driver of the TEE, and root or write access to the directory
+of the reports, `KernelPaths.tsm_report`.
 """
 
 import os
@@ -85,7 +85,7 @@ class ConfigfsTsm:
 
     @classmethod
     def probe(cls, paths: KernelPaths | None = None, *, system: TsmSystem | None = None) -> None:
-        """Create a report entry, read its provider, and remove it.
+        """Create a report entry, read the TEE driver's name from its file `provider`, remove it.
 
         This waits, up to 30 s, while the kernel works on a request of another process.
 
@@ -112,14 +112,14 @@ class ConfigfsTsm:
 
     @classmethod
     def probe_for_detection(cls) -> None:
-        """Probe for detection (`backends.detect`).
+        """Probe as `probe` does, with a UsageError for an unusable entry of the environment.
 
-        If the environment selects an entry that is not usable, detection must not continue with
-        another backend: it would hide the error.
+        If $DCAP_TDX_QUOTE_CONFIGFS_PATH is set, `backends.detect` must not continue with the next
+        backend after BackendUnavailableError: that would hide the error.
 
         Raises:
             AttestKitError: As `probe`.
-            UsageError: If the entry that the environment selects is not usable.
+            UsageError: If $DCAP_TDX_QUOTE_CONFIGFS_PATH is set and its entry is not usable.
         """
         try:
             cls.probe()
@@ -135,7 +135,7 @@ class ConfigfsTsm:
         Raises:
             UsageError: If `report_data` is not 64 bytes, the backend is closed, or the privlevel is
                 not available to this guest.
-            UnsupportedError: If the kernel does not have an option.
+            UnsupportedError: If the kernel does not have one of the options given.
             QuoteUnavailableError: If the host returned no quote.
             BackendBusyError: If the device is busy or an earlier request is still in flight.
             BackendUnavailableError: If the driver was unloaded or access is denied.
@@ -192,7 +192,7 @@ class ConfigfsSnp(ConfigfsTsm):
     """An AMD SEV-SNP guest: reports with the host's certificates, no registers.
 
     After a failed request the driver may wipe its key for the secure processor (VMPCK), so this
-    object makes no further requests after EIO or ETIMEDOUT.
+    object makes no further requests after EIO, ETIMEDOUT or ENOTTY.
     """
 
     _has_certificates = True
@@ -200,8 +200,9 @@ class ConfigfsSnp(ConfigfsTsm):
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
         """Return a report over `report_data`, exactly 64 bytes, and the host's certificates.
 
-        With a `service_provider`, the report has other report data: a hash, made by the SVSM, over
-        `report_data` and the manifest that `get_service_report` returns.
+        With a `service_provider`, the report's field of report data is not `report_data`, but a
+        hash, made by the SVSM, over `report_data` and the manifest; `get_service_report` returns
+        that manifest, too.
 
         Raises:
             AttestKitError: As `get_quote`.

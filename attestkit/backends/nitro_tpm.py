@@ -4,7 +4,7 @@ The instance's AMI must be registered with NitroTPM and UEFI. There is no eviden
 hypervisor signs the PCRs, and is trusted.
 
 A vendor command of the TPM returns the document (vtpm.md, section 8.2). Request and response travel
-through an NV index that the caller defines for the purpose. The command is authorized by an HMAC
+through an NV index that this module defines for each request. The command is authorized by an HMAC
 session with the password of that index.
 """
 
@@ -117,7 +117,11 @@ def has_document_command(client: TpmClient) -> bool:
 
 @contextmanager
 def _buffer(client: TpmClient, secret: bytes) -> Iterator[int]:
-    """Define an NV index with the password `secret` for a block, and remove it at its end."""
+    """Context manager: define an NV index, yield its handle, and remove the index on exit.
+
+    The index, whose password is `secret`, holds the request to the hypervisor and then the
+    response, which replaces it.
+    """
     index = _define_index(client, secret)
     try:
         yield index
@@ -129,7 +133,10 @@ def _buffer(client: TpmClient, secret: bytes) -> Iterator[int]:
 
 
 def _define_index(client: TpmClient, secret: bytes) -> int:
-    """Define an unused NV index and return it; try another if a program defines it meanwhile."""
+    """Define an NV index at an unused handle, with the password `secret`; return the handle.
+
+    If another program takes the handle first, the next unused one is tried, three in all.
+    """
     taken = set(client.list_handles(FIRST_NV_INDEX, LAST_NV_INDEX))
     free = (index for index in range(FIRST_NV_INDEX, LAST_NV_INDEX + 1) if index not in taken)
     for attempt in range(_ATTEMPTS):
@@ -208,7 +215,7 @@ class NitroTpmBackend(TpmGuest):
 
     @classmethod
     def probe(cls, paths: KernelPaths | None = None) -> None:
-        """Check that the TPM lists the command for documents.
+        """Check that the TPM lists the vendor command for attestation documents.
 
         Raises:
             BackendUnavailableError: If the backend cannot be used on this machine.
@@ -224,7 +231,7 @@ class NitroTpmBackend(TpmGuest):
     def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
         """Probe as `probe` does, but only if the DMI table names EC2.
 
-        The TPM of another machine is not opened.
+        Otherwise the TPM is not opened.
 
         Raises:
             AttestKitError: As `probe`.
@@ -236,7 +243,7 @@ class NitroTpmBackend(TpmGuest):
     # -- evidence ------------------------------------------------------------------------------
 
     def collect_evidence(self, report_data: bytes) -> NitroTpm:
-        """Return a document with `report_data`, exactly 64 bytes, as its user data.
+        """Return an attestation document with `report_data`, exactly 64 bytes, as its user data.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes.
@@ -251,7 +258,7 @@ class NitroTpmBackend(TpmGuest):
         except FormatError as error:
             raise failed(self._client.path, str(error), "malformed_response") from error
         if not hmac.compare_digest(found.user_data, report_data):
-            text = "the document is over other user data than requested"
+            text = "the attestation document has user data other than the requested"
             raise failed(self._client.path, text, "wrong_report_data")
         return NitroTpm(document)
 
@@ -262,10 +269,10 @@ class NitroTpmBackend(TpmGuest):
         nonce: bytes | None = None,
         public_key: bytes | None = None,
     ) -> bytes:
-        """Return a document (COSE_Sign1) with fields of up to 1,024 bytes each.
+        """Return an attestation document (COSE_Sign1) with these fields; None omits a field.
 
         Raises:
-            UsageError: If a field is too large, or the backend is closed.
+            UsageError: If a field is longer than 1,024 bytes, or the backend is closed.
             BackendError: As for `collect_evidence`.
         """
         return request_document(self._client, DocumentRequest(user_data, nonce, public_key))
@@ -281,7 +288,7 @@ class NitroTpmBackend(TpmGuest):
         """
         found = self._client.pcr_read((PcrSelection(BANK, (EVENT_PCR,)),))
         if (BANK, EVENT_PCR) not in found:
-            text = f"{self._client.path}: the TPM has no PCRs of SHA-384"
+            text = f"{self._client.path}: the TPM has no SHA-384 bank of PCRs"
             raise UnsupportedError(text, reason="no_registers")
         return found[BANK, EVENT_PCR]
 

@@ -101,15 +101,15 @@ _QUOTE_MEANINGS: Final[Mapping[int, Meaning]] = {
 
 
 def parse_generation(name: object) -> Generation:
-    """Return the generation `name`.
+    """Return the driver generation with this name: "C", "C'", "D" or "D'".
 
     Raises:
-        UsageError: If no generation has this name.
+        UsageError: If `name` is none of these.
     """
     if isinstance(name, str) and (generation := GENERATIONS.get(name)) is not None:
         return generation
     known = ", ".join(GENERATIONS)
-    raise UsageError(f"generation: must be one of {known}: {name!r}", reason="unknown_name")
+    raise UsageError(f"generation: must be one of {known}, not {name!r}", reason="unknown_name")
 
 
 def quote_by_ioctl(
@@ -123,7 +123,8 @@ def quote_by_ioctl(
     """Request a quote for a TD report, 1024 bytes, by the ioctl of a driver.
 
     Raises:
-        BackendUnavailableError: If the device is missing, not accessible, or of another generation.
+        BackendUnavailableError: If the device is missing or not accessible, or its driver does not
+            have the ioctl of this generation.
         BackendBusyError: If another request is in flight.
         QuoteUnavailableError: If the host's quoting service is missing, too slow, or failed.
         BackendError: If the response is malformed.
@@ -190,7 +191,7 @@ def _parse_message(response: bytes, path: Path) -> bytes:
         raise failed(path, text, "truncated")
     length = parse_frame(response[:4], path)
     if length != len(response) - 4:
-        raise malformed(path, f"length {length} with {len(response) - 4} bytes")
+        raise malformed(path, f"length {length}, but {len(response) - 4} bytes follow")
     return parse_quote_response(response[4:], path)
 
 
@@ -208,8 +209,8 @@ class TdxIoctl(TdGuest):
         paths: The kernel's paths; overrides `root`.
         generation: The generation of an out-of-tree driver with the ioctl GET_QUOTE: "C", "C'",
             "D" or "D'", described in this module's docstring. None: use the QGS.
-        qgs: The address of the QGS: ("vsock", cid, port) or the path of a UNIX socket. None: the
-            host, at the port in /etc/tdx-attest.conf.
+        qgs: The QGS to connect to: ("vsock", cid, port) or the path of a UNIX socket. None: over
+            vsock to the host, at the port in /etc/tdx-attest.conf.
         deadlines: The timeouts of the QGS.
         calls: The system calls.
         clock: Returns monotonic seconds.

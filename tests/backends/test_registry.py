@@ -57,7 +57,7 @@ def test_load_unknown_name_lists_known_names() -> None:
     with raises(
         UsageError,
         "unknown_name",
-        part="use one of gcp, configfs_tsm, tdx_ioctl, nitro_tpm, dstack_agent, simulator",
+        part="must be one of gcp, configfs_tsm, tdx_ioctl, nitro_tpm, dstack_agent, simulator",
     ):
         backends.load("simulater")
 

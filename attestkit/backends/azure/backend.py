@@ -137,7 +137,7 @@ class Paravisor:
 
         Raises:
             BackendUnavailableError: If the TPM has no attestation key (`missing`).
-            BackendError: If it has another one (`platform_changed`), or the TPM fails.
+            BackendError: If the keys differ (`platform_changed`), or the TPM fails.
         """
         key = self._client.find_key(AK_HANDLE)
         if key is None:
@@ -148,7 +148,7 @@ class Paravisor:
             raise failed(self.path, text, "platform_changed")
 
     def read_certificates(self) -> tuple[bytes, ...]:
-        """Return the certificate of the attestation key in DER; empty without one.
+        """Return the certificate of the attestation key in DER; empty if absent or malformed.
 
         Raises:
             BackendError: If the TPM fails.
@@ -235,8 +235,8 @@ class AzureBackend(TpmGuest):
     def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
         """Probe as `probe` does, but only if the DMI table names Azure.
 
-        The TPM of another machine is not opened. A TPM that fails is reported as unavailable, so
-        that detection tries other backends.
+        Otherwise the TPM is not opened. A TPM that fails is reported as unavailable, so that
+        detection tries the next backend.
 
         Raises:
             BackendUnavailableError: If this is not a VM of Azure, or `probe` raises a BackendError.
@@ -258,11 +258,11 @@ class AzureBackend(TpmGuest):
         Raises:
             UsageError: If `report_data` is not 64 bytes, or the backend is closed.
             UnsupportedError: If the TPM of this host accepts less than 64 bytes, and `report_data`
-                has more than 32 before its zeros.
+                is not zero after its first 32 bytes.
             BackendUnavailableError: If the TPM has no HCL report or attestation key.
             QuoteUnavailableError: If the metadata service does not answer.
-            BackendError: If the TPM or the metadata service fails, or the HCL report has other user
-                data (`wrong_report_data`).
+            BackendError: If the TPM or the metadata service fails, or the HCL report has user data
+                other than `report_data` (`wrong_report_data`).
         """
         check_bytes("report_data", report_data, 64)
         paravisor = self._paravisor

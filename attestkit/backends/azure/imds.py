@@ -167,7 +167,7 @@ class ImdsClient:
 
     @contextlib.contextmanager
     def _reading(self, request: ImdsRequest) -> Iterator[None]:
-        """Turn a FormatError into a BackendError that names the request."""
+        """Context manager: raise BackendError, with the URL, if its code raises FormatError."""
         try:
             yield
         except FormatError as error:
@@ -186,11 +186,11 @@ def read_base64(text: str, what: str) -> bytes:
     plain = text.rstrip("=")
     url = plain.replace("-", "+").replace("_", "/")
     if len(text) - len(plain) > 2 or (url != plain and ("+" in plain or "/" in plain)):
-        raise FormatError(f"{what}: not base64", reason="encoding")
+        raise FormatError(f"{what}: must be base64", reason="encoding")
     try:
         found = b64decode(url + "=" * (-len(url) % 4), validate=True)
     except ValueError as error:
-        raise FormatError(f"{what}: not base64", reason="encoding") from error
+        raise FormatError(f"{what}: must be base64", reason="encoding") from error
     if to_base64url(found) != url.replace("+", "-").replace("/", "_"):
         raise FormatError(f"{what}: unused bits are not zero", reason="not_canonical")
     return found
@@ -202,5 +202,5 @@ def _certificates(fields: dict[str, object], name: str, most: int) -> list[bytes
     except FormatError as error:
         raise FormatError(f"{name}: {error.message}", reason=error.reason) from error
     if len(found) > most:
-        raise FormatError(f"{name}: {len(found)} certificates, at most {most}", reason="too_many")
+        raise FormatError(f"{name}: at most {most} certificates: {len(found)}", reason="too_many")
     return found

@@ -124,7 +124,7 @@ class DstackAgent:
 
     @classmethod
     def probe_for_detection(cls) -> None:
-        """Probe for detection (`backends.detect`).
+        """Probe as `probe` does, for `backends.detect`, and check that the agent is not simulated.
 
         A simulated agent is accepted only if `$DSTACK_SIMULATOR_ENDPOINT` selects it.
 
@@ -376,7 +376,7 @@ def _bytes(fields: Mapping[str, Any], name: str) -> bytes:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Raise BackendError for a FormatError in a block that reads a field of a response."""
+    """Context manager: raise BackendError if reading the field `name` raises FormatError."""
     try:
         yield
     except FormatError as error:

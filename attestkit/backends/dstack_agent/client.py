@@ -128,7 +128,11 @@ class AgentClient:
         return self._api
 
     def _probe_api(self) -> AgentApi:
-        """Call Version of v1. Both an API without the method and a missing API are a 404."""
+        """Call Version of v1 to find out whether the agent has v1, and return "v1" or "v0".
+
+        The status is 404 if v1 is missing, but also if v1 lacks the method; only the latter has an
+        error text of the API.
+        """
         method = f"{_V1}Version"
         self._check_open()
         status, _, data = self._exchange(method, method, b"{}")
@@ -181,7 +185,7 @@ class AgentClient:
         """
         self._check_open()
         if not method.removeprefix(_V1).isidentifier():
-            raise UsageError(f"method: not an identifier: {method!r}", reason="wrong_value")
+            raise UsageError(f"method: must be an identifier, not {method!r}", reason="wrong_value")
         try:
             body = json.dumps({} if arguments is None else dict(arguments)).encode()
         except (TypeError, ValueError) as error:
@@ -209,7 +213,7 @@ class AgentClient:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError(f"{self._name}: the client is closed", reason="closed")
+            raise UsageError(f"{self._name}: the client is closed; make another", reason="closed")
 
     def __repr__(self) -> str:
         api = "" if self._api is None else f", api={self._api!r}"
@@ -358,9 +362,9 @@ class AgentClient:
 
 def _check_arguments(endpoint: object, timeout: object) -> None:
     if not isinstance(endpoint, str) or not endpoint or "\0" in endpoint:
-        raise UsageError("endpoint: must be a URL or the path of a socket", reason="wrong_value")
+        raise UsageError(f"endpoint: must be a URL or path, not {endpoint!r}", reason="wrong_value")
     if not isinstance(timeout, (int, float)) or not 0 < timeout <= 86400:
-        text = f"timeout: must be above 0 and at most 86400 seconds: {timeout!r}"
+        text = f"timeout: must be above 0 and at most 86400 seconds, not {timeout!r}"
         raise UsageError(text, reason="out_of_range")
 
 

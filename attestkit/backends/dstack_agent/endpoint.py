@@ -49,7 +49,7 @@ def _parse_url(url: str) -> Address:
     from urllib.parse import urlsplit  # imported by http.client as well
 
     wrong = UsageError(
-        f"endpoint: not http(s)://HOST[:PORT][/PATH]: {printable(url)}", reason="wrong_value"
+        f"endpoint: must be http(s)://HOST[:PORT][/PATH]: {printable(url)}", reason="wrong_value"
     )
     if not url.isascii() or not url.isprintable() or set(" ?#@\\") & set(url):
         raise wrong  # "@" also: user and password would be shown in errors

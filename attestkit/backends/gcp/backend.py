@@ -1,8 +1,8 @@
 """Google's Confidential VMs, TDX or SEV-SNP, with a quote of the vTPM over the hardware's evidence.
 
-The hardware's evidence is that of the backend `configfs_tsm`. It needs the vTPM (/dev/tpmrm0) and
-its event log, which usually root alone can read. The attestation key is not stored: CreatePrimary
-makes the same key from its template every time (vtpm.md, section 7.1).
+The hardware's evidence is that of the backend `configfs_tsm`. This backend also needs the vTPM
+(/dev/tpmrm0) and its event log, which usually root alone can read. The vTPM's attestation key is
+not stored: CreatePrimary makes the same key from a template every time (vtpm.md, section 7.1).
 """
 
 import hmac
@@ -128,7 +128,7 @@ _WRONG_REPORT_DATA: Final = "the platform returned evidence over other report da
 class GcpBackend:
     """Factory and base class: constructing it returns a GcpTdGuest or a GcpSnpGuest.
 
-    Thread-safe. Its `attest` binds a nonce together with the vTPM's key.
+    Thread-safe. The Attester puts a hash of the nonce and of the vTPM's key into the report data.
 
     Args:
         root: The directory to use in place of `/`; None: `backends.find_kernel_paths()`.
@@ -167,7 +167,7 @@ class GcpBackend:
         own = cast("Backend", ConfigfsTsm(paths=paths)) if hardware is None else hardware
         kind = _kind(own)
         if not issubclass(kind, cls):
-            text = f"{cls.__name__}: wrong hardware; use {kind.__name__}"
+            text = f"{cls.__name__}: the hardware needs {kind.__name__}; use that"
             raise UsageError(text, reason="not_applicable")
         try:
             opened = open_tpm(device, paths) if client is None else client
@@ -181,7 +181,7 @@ class GcpBackend:
 
     @classmethod
     def probe(cls, paths: KernelPaths | None = None) -> None:
-        """Check that hardware and log give evidence, and that the TPM is Google's.
+        """Check that configfs-tsm and the TPM's log are usable, and that the TPM is Google's.
 
         Raises:
             BackendUnavailableError: If the backend cannot be used on this machine.
@@ -215,7 +215,7 @@ class GcpBackend:
     def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
         """Probe as `probe` does, but only if the DMI table names Google.
 
-        The TPM of another machine is not opened.
+        Otherwise the TPM is not opened.
 
         Raises:
             AttestKitError: As `probe`.
@@ -229,10 +229,10 @@ class GcpBackend:
         return find_google_key(self._client)
 
     def read_attestation_key(self) -> bytes:
-        """Return the vTPM's key, SubjectPublicKeyInfo in DER, for the report data of the hardware.
+        """Return the public part of the vTPM's attestation key: SubjectPublicKeyInfo in DER.
 
         Raises:
-            AttestKitError: As for the class.
+            AttestKitError: As for `find_google_key`.
         """
         return self._google_key.spki
 
@@ -282,9 +282,9 @@ class GcpTdGuest(GcpBackend):
     _journal: PcrJournal | None = None
 
     def collect_evidence(self, report_data: bytes) -> parts.GcpTdx:
-        """Return a TDX quote over exactly 64 bytes, and the vTPM's quote over it.
+        """Return a TDX quote over `report_data`, exactly 64 bytes, and the vTPM's quote over it.
 
-        The event log of the TD is not part of it; the Attester adds it.
+        The event log of the TD is not included; the Attester adds it.
 
         Raises:
             AttestKitError: As for `Backend.get_quote`.
@@ -348,7 +348,7 @@ class GcpSnpGuest(GcpBackend):
     """An SEV-SNP guest of Google."""
 
     def collect_evidence(self, report_data: bytes) -> parts.GcpSnp:
-        """Return an SNP report over exactly 64 bytes, and the vTPM's quote over it.
+        """Return an SNP report over `report_data`, exactly 64 bytes, and the vTPM's quote over it.
 
         Raises:
             AttestKitError: As for `Backend.get_quote`.

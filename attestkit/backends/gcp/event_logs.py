@@ -88,7 +88,7 @@ class PcrAccess(NamedTuple):
 
 
 class PcrJournal:
-    """A runtime log that keeps PCR 14 in step with the log of RTMR 3."""
+    """A runtime log whose events extend PCR 14 of the vTPM, after RTMR 3."""
 
     def __init__(self, journal: RuntimeLog, pcr: PcrAccess) -> None:
         """Wrap the log of RTMR 3, which this object closes."""
@@ -114,7 +114,7 @@ class PcrJournal:
         """Return the events of this boot, after extending PCR 14 by the last one if it is behind.
 
         Raises:
-            JournalError: As for the log of RTMR 3, and if PCR 14 has another value.
+            JournalError: As for the log of RTMR 3, and if PCR 14 does not match these events.
             BackendError: If PCR 14 cannot be read or extended.
         """
         with self._journal.locked():
@@ -153,7 +153,7 @@ class PcrJournal:
         """Return the value of PCR 14 after `events`; extend it by the last event if it lacks it.
 
         Raises:
-            JournalError: If it has another value.
+            JournalError: If PCR 14 has neither the value after `events` nor that before the last.
         """
         expected = self._replay(events)
         found = self._pcr.read()

@@ -1,4 +1,4 @@
-"""Linux facilities that several backends share: paths, release, system calls, and boot log.
+"""Linux facilities that several backends share: paths, errors, system calls, boot log, inspection.
 
 Nothing here is specific to one TEE.
 """

@@ -1,4 +1,4 @@
-"""Errors of files, devices and sockets: their text begins with the path, and they contain it."""
+"""Errors about files, devices and sockets: the text begins with the path, `path` contains it."""
 
 import errno
 import os
@@ -59,7 +59,7 @@ UNKNOWN: Final[Meaning] = (failed, "io_error", "undocumented error; see the kern
 def access_error(path: object, problem: str, error: OSError, remedy: str = "") -> BackendError:
     """Return the error of a file that cannot be opened, read or written.
 
-    `remedy` is appended if permission is denied.
+    `remedy`, with its own separator ("; run as root"), is appended if permission is denied.
     """
     text = f"{problem} ({error_name(error)})"
     if error.errno in DENIED | {errno.EROFS}:

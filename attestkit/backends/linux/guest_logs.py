@@ -35,7 +35,7 @@ _COPY: Final = "correct or unset DSTACK_CCEL_FILE"
 
 
 def read_boot_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> bytes:
-    """Return the whole log area; empty if the firmware has no log.
+    """Return the firmware's boot log: the whole CCEL area, with its padding; empty without a log.
 
     Args:
         paths: The paths of table and area; `ccel_file` is used instead if it is set.
@@ -62,7 +62,7 @@ def read_boot_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> byt
     area = _log_area(paths.ccel_data, size, missing, calls)
     if len(area) != size:
         found = _shown_size(area, size)
-        raise _malformed(paths.ccel_data, f"wrong size: {found} bytes, {size} in its table")
+        raise _malformed(paths.ccel_data, f"wrong size: {found} bytes, its table says {size}")
     return area
 
 
@@ -157,7 +157,7 @@ def read_boot_id(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> str:
         text = f"boot id: cannot be read ({error_name(error)}); mount /proc"
         raise unavailable(path, text, "unreadable") from error
     if not _BOOT_ID.fullmatch(data):
-        raise failed(path, f"boot id: not a UUID: {data[:16]!r}", "malformed_response")
+        raise failed(path, f"boot id: must be a UUID, not {data[:16]!r}", "malformed_response")
     return data.decode().strip()
 
 
@@ -197,7 +197,7 @@ class GuestJournal:
             raise UsageError(text, reason="wrong_process")
         with self._mutex:
             if self._closed:
-                raise UsageError("backend: closed", reason="closed")
+                raise UsageError("backend: it is closed; open another", reason="closed")
             if self._journal is None:
                 folder = OsFolder(self._paths.runtime_log, LOCK)
                 boot_id = read_boot_id(self._paths, calls=self._calls)

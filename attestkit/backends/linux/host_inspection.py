@@ -77,7 +77,7 @@ class Vsock(NamedTuple):
 
 
 class Platform(NamedTuple):
-    """A cloud or another kind of TEE, how it was detected, and whether it is supported."""
+    """A cloud, or a TEE other than TDX and SEV-SNP: how it was detected, and its support here."""
 
     name: str
     saw: str
@@ -86,7 +86,7 @@ class Platform(NamedTuple):
 
 
 class HostInspection(NamedTuple):
-    """All facts of one inspection."""
+    """All facts that one call of `inspect_host` found."""
 
     root: str
     paths: KernelPaths
@@ -157,13 +157,13 @@ def inspect_host(
 
 
 def _tpm(paths: KernelPaths) -> PathStatus:
-    """Inspect the device node of the TPM that attestkit uses."""
+    """Inspect the TPM's device node: the first that exists, otherwise the first of the paths."""
     nodes = [inspect_path(path, "open") for path in paths.tpm_nodes]
     return next((node for node in nodes if node.exists), nodes[0])
 
 
 def _kernel(root: Path) -> KernelRelease:
-    """Return the release from `root`, otherwise that of the running kernel."""
+    """Return the kernel's release from /proc below `root`, otherwise that of the running kernel."""
     text = _read_text(root / "proc/sys/kernel/osrelease", 256)
     return KernelRelease.parse(text or platform.release())
 
@@ -254,7 +254,7 @@ def _owner(status: os.stat_result) -> tuple[str, str]:
 
 
 def read_start(path: Path, size: int) -> bytes:
-    """Return the first `size` bytes of a file, or its whole content.
+    """Return the first `size` bytes of a file, or its whole content if it is shorter.
 
     It is read in pieces: files in /proc/sys fail with ENOMEM for reads of several MiB.
 
@@ -293,7 +293,7 @@ def _list_names(folder: Path) -> tuple[str, ...]:
 
 
 def inspect_cpu(cpuid: Cpuid) -> Cpu:
-    """Read CPUID; the leaves are in linux-tee-abi.md, sections 7.1 to 7.3."""
+    """Return the TEE and hypervisor that CPUID reports (linux-tee-abi.md, 7.1 to 7.3)."""
     if cpuid(0, 0) is None:
         return Cpu()
 
@@ -335,7 +335,7 @@ def _mounts(root: Path) -> Mounts:
 
 
 def _mount_lines(root: Path) -> list[str] | None:
-    """Return the lines of mountinfo of this process, otherwise of process 1."""
+    """Return the lines of mountinfo of this process, otherwise of process 1; None without /proc."""
     for process in ("self", "1"):
         if text := _read_text(root / "proc" / process / "mountinfo"):
             return text.splitlines()
@@ -343,7 +343,10 @@ def _mount_lines(root: Path) -> list[str] | None:
 
 
 def _mounted(lines: list[str], path: str, kind: str) -> str:
-    """Return the state of the mount that contains `path` (proc_pid_mountinfo(5))."""
+    """Return "read-write", "read-only" or "not mounted" for a file system that contains `path`.
+
+    `lines` are those of mountinfo (proc_pid_mountinfo(5)), `kind` is the type of the file system.
+    """
     best, found = "", "not mounted"
     for line in lines:
         before, _, after = line.partition(" - ")
@@ -375,7 +378,10 @@ def _container(root: Path) -> tuple[str, ...]:
 
 
 def _agent_sockets(root: Path) -> list[Path]:
-    """Return the agent sockets below `root`; without /var/run, a link that may leave `root`."""
+    """Return the paths of agent sockets below `root`.
+
+    Those in /var/run are included only for `/`: below other roots, that link may leave `root`.
+    """
     return [
         root / path.lstrip("/")
         for path in kernel_paths.AGENT_SOCKETS
@@ -403,7 +409,7 @@ def _vsock(root: Path) -> Vsock:
 def detect_platforms(
     root: str | os.PathLike[str] = "/", cpuid: Cpuid = _native.cpuid
 ) -> tuple[Platform, ...]:
-    """Detect clouds and other TEEs that matter for the evidence."""
+    """Detect clouds, and TEEs other than TDX and SEV-SNP, from files below `root` and CPUID."""
     base = Path(root)
     found = [*_azure(base, inspect_cpu(cpuid)), *_cloud(base)]
     if (base / "dev/nsm").exists():

@@ -1,12 +1,12 @@
-"""Paths of the kernel's interfaces, TEE features of its releases, and the cloud by the DMI table.
+"""Paths of the kernel's interfaces, TEE features by release, and the cloud that DMI names.
 
 Sources: the kernel's Documentation/ABI/testing (configfs-tsm-report,
 sysfs-devices-virtual-misc-tdx_guest), drivers/char/tpm, the ACPI specification (CCEL), the dstack
 guest agent, and linux-tee-abi.md, section 1.7.
 
 Distributions backport features and fixes, so a release number can explain why a feature is missing,
-but not prove that it is. The DMI table is not authenticated: the host controls it. Detection reads
-it first, so that the TPM of another machine is not used.
+but not prove that it is. The DMI table is not authenticated: the host controls it. Detection of a
+cloud's backend reads it first, so that the TPM of a machine outside that cloud is not opened.
 """
 
 import os
@@ -95,7 +95,10 @@ class KernelRelease(NamedTuple):
         return self.number != (0, 0, 0)
 
     def has(self, feature: str) -> bool:
-        """Return whether the mainline release has one of `FEATURES`; False without a number."""
+        """Return whether this release of mainline Linux has `feature`, a key of `FEATURES`.
+
+        False if the release has no number.
+        """
         return self.number[:2] >= FEATURES[feature][0]
 
     @property
@@ -122,7 +125,7 @@ _AZURE_ASSET_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
 
 
 def detect_cloud(folder: Path) -> Cloud | None:
-    """Return the cloud that the DMI table names; None for another machine.
+    """Return the cloud that the DMI table names; None if it names none of the three.
 
     Args:
         folder: /sys/class/dmi/id (`KernelPaths.dmi`).
@@ -139,13 +142,13 @@ def detect_cloud(folder: Path) -> Cloud | None:
 
 
 def require_cloud(folder: Path, cloud: Cloud) -> None:
-    """Raise BackendUnavailableError (`wrong_platform`) unless the DMI table names a cloud."""
+    """Raise BackendUnavailableError (`wrong_platform`) unless DMI, at `folder`, names `cloud`."""
     if detect_cloud(folder) != cloud:
-        raise unavailable(folder, f"not {_NAMES[cloud]}, by the DMI table", "wrong_platform")
+        raise unavailable(folder, f"the DMI table does not name {_NAMES[cloud]}", "wrong_platform")
 
 
 def _read(path: Path) -> str:
-    """Return a value; empty if it is missing or not readable."""
+    """Return the text of a DMI file; empty if the file is missing or not readable."""
     from attestkit.backends.linux.syscalls import read_file  # lazy: loads ctypes
 
     try:

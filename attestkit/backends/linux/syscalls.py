@@ -80,8 +80,8 @@ def ioctl(fd: int, command: int, buffer: bytearray) -> int:
         text = f"ioctl {command:#x}: no argument size in the request number"
         raise UsageError(text, reason="wrong_value")
     if type(buffer) is not bytearray or len(buffer) != size:
-        kind = type(buffer).__name__
-        text = f"ioctl {command:#010x}: argument must be a bytearray of {size} bytes: {kind}"
+        found = len(buffer) if type(buffer) is bytearray else type(buffer).__name__
+        text = f"ioctl {command:#010x}: buffer must be a bytearray of {size} bytes, not {found}"
         raise UsageError(text, reason="wrong_size" if type(buffer) is bytearray else "wrong_type")
     argument = (ctypes.c_char * size).from_buffer(buffer)  # locks the size of `buffer`
     result: int = _LIBC.ioctl(fd, command, argument)
@@ -96,7 +96,7 @@ def read(fd: int, size: int) -> bytes:
         OSError: If the call failed or was interrupted; it is not retried.
     """
     if not 0 <= size <= _LARGEST_READ:
-        raise UsageError(f"size: must be 0 to {_LARGEST_READ} bytes: {size}", reason="out_of_range")
+        raise UsageError(f"size: must be 0 to {_LARGEST_READ}, not {size}", reason="out_of_range")
     buffer = ctypes.create_string_buffer(size)
     count = _check_result(_LIBC.read(fd, buffer, size))
     return ctypes.string_at(buffer, count)
@@ -110,7 +110,7 @@ def write(fd: int, data: bytes) -> int:
         OSError: If the call failed or was interrupted; it is not retried.
     """
     if type(data) is not bytes:
-        raise UsageError(f"data: must be bytes: {type(data).__name__}", reason="wrong_type")
+        raise UsageError(f"data: must be bytes, not {type(data).__name__}", reason="wrong_type")
     return _check_result(_LIBC.write(fd, data, len(data)))
 
 

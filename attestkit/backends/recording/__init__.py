@@ -6,8 +6,8 @@ recorded ones. Keys are never recorded.
 
 A replay is always `simulated`: its evidence may be of hardware and verify as such, but it proves
 nothing about the present machine, which only a verifier with fresh report data notices. So a replay
-is used only by name, and programs that reject simulated TEEs reject it too. The property of the
-recorded backend is `recorded_simulated`.
+is used only by name, and programs that reject simulated TEEs reject it too. `recorded_simulated` is
+the `simulated` of the recorded backend.
 """
 
 import os
@@ -149,7 +149,7 @@ def _recording_path(path: str | os.PathLike[str] | None) -> Path:
         text = 'recording: no path; use open("recording", path=FILE) or $ATTESTKIT_RECORDING'
         raise BackendUnavailableError(text, reason="not_configured")
     if not isinstance(path, (str, os.PathLike)):
-        raise UsageError("path: must be a str or a PathLike", reason="wrong_type")
+        raise UsageError(f"path: must be a str or PathLike, not {path!r}", reason="wrong_type")
     return Path(path)
 
 
@@ -234,10 +234,10 @@ def _make_backend(of: str | Backend, options: dict[str, object]) -> Backend:
     if isinstance(of, str):
         return backends.create(backends.load(of), options)
     if isinstance(of, type) or not isinstance(of, Backend):
-        text = f"of: {of!r} is not a backend (attestkit.backends.base.Backend)"
+        text = f"of: must be a name or a backend (attestkit.backends.base.Backend), not {of!r}"
         raise UsageError(text, reason="wrong_type")
     if options:
-        raise UsageError("options: `of` is an open backend; pass its name", reason="conflict")
+        raise UsageError("options: `of` must be a name, not a backend", reason="conflict")
     return of
 
 

@@ -176,7 +176,7 @@ def event_to_json(event: Event) -> dict[str, Scalar]:
 def _decode_event(found: object) -> Event:
     register, kind, digest, name, payload, version = _members(found, "event", *Event._fields)
     if {type(register), type(kind), type(version)} != {int} or not isinstance(name, str):
-        raise FormatError("event: a member has the wrong type", reason="wrong_type")
+        raise FormatError("event: its name must be text, its numbers integers", reason="wrong_type")
     return Event(
         register, kind, from_hex(digest, "digest"), name, from_hex(payload, "payload"), version
     )

@@ -61,7 +61,7 @@ class RecordedHost:
 
     @property
     def app_keys(self) -> NoReturn:
-        """Raise UnsupportedError."""
+        """Raise UnsupportedError: keys are never recorded."""
         raise UnsupportedError(NO_KEYS, reason="no_keys")
 
 
@@ -175,13 +175,13 @@ def _forwarded(name: str) -> Callable[..., Any]:
 
 def _check_register(register: object) -> None:
     if type(register) is not int or not 0 <= register <= 3:
-        raise UsageError(f"register {register}: must be 0 to 3", reason="out_of_range")
+        raise UsageError(f"register: must be 0 to 3, not {register!r}", reason="out_of_range")
 
 
 def _check_type(kind: type) -> Callable[[object], None]:
     def check(value: object) -> None:
         if not isinstance(value, kind):
-            text = "event: the name must be str and the payload bytes"
+            text = "event: must have a str as its name and bytes as its payload"
             raise UsageError(text, reason="wrong_type")
 
     return check
@@ -258,7 +258,7 @@ class RecordedLog:
     def emit(self, event: Event) -> None:
         """Extend RTMR3 by the event and append it to the log, atomically."""
         if not isinstance(event, Event):
-            raise UsageError("event: must be an Event", reason="wrong_type")
+            raise UsageError("event: must be an Event; use runtime_event", reason="wrong_type")
         with self.locked():
             self._handler.call(
                 "journal_emit", call_codec.event_to_json(event), lambda: self._log.emit(event)

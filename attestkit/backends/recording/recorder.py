@@ -111,7 +111,7 @@ class Recorder:
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():
-            text = "recording: opened in another process; open another one after a fork"
+            text = "recording: opened in another process; open another recording after a fork"
             raise UsageError(text, reason="wrong_process")
         if self._closed:
             raise UsageError(f"{self._writer.path}: the recording is closed", reason="closed")

@@ -192,7 +192,7 @@ T = TypeVar("T")
 def header_field(header: Mapping[str, Any], key: str, kind: type[T]) -> T:
     """Return the field `key` of a header; FormatError if its type is not `kind`."""
     if not isinstance(found := header.get(key), kind):
-        problem = f"{type(found).__name__}, must be {kind.__name__}"
+        problem = f"must be {kind.__name__}, not {type(found).__name__}"
         raise FormatError(f"{key} of the header: {problem}", reason="wrong_type")
     return found
 
@@ -220,15 +220,15 @@ def _decode_line(line: bytes, *, last: bool) -> dict[str, Any] | None:
             return None
         raise
     if not isinstance(found, dict):
-        raise FormatError("not an object", reason="wrong_type")
+        raise FormatError("must be a JSON object", reason="wrong_type")
     return found
 
 
 def _check_header(line: dict[str, Any]) -> dict[str, Any]:
     if line.get("format") != FORMAT:
-        raise FormatError(f"not a recording: format is not {FORMAT!r}", reason="unrecognized")
+        raise FormatError(f"not a recording: format must be {FORMAT!r}", reason="unrecognized")
     if line.get("version") != VERSION:
-        raise FormatError(f"version: only {VERSION} is supported", reason="unsupported_version")
+        raise FormatError(f"version: must be {VERSION}, upgrade", reason="unsupported_version")
     return line
 
 
@@ -248,7 +248,7 @@ class _Parser:
             self.header = _check_header(line)
             return
         if self.complete:
-            raise FormatError("data after the end", reason="trailing_data")
+            raise FormatError("no line may follow that of `end`", reason="trailing_data")
         if line.keys() == {"end"}:
             if type(line["end"]) is not int:
                 raise FormatError("end: must be the number of calls", reason="wrong_type")
@@ -294,7 +294,7 @@ class _Parser:
             raise FormatError("as: cannot be combined with answer or error", reason="inconsistent")
         known, value = self._answers.get(line["as"], (None, None))
         if known is not codec:
-            raise FormatError("as: no earlier line with such an answer", reason="wrong_value")
+            raise FormatError("as: must be an earlier line with an answer", reason="wrong_value")
         return call_codec.RecordedResult(value)
 
 

@@ -45,7 +45,7 @@ _FW_CFG_NAME: Final = 56  # bytes
 
 
 class Record(NamedTuple):
-    """A measurement."""
+    """A measurement of a TD's boot, whose digest extends a register."""
 
     register: int  # 0 to 2
     event_type: int
@@ -224,10 +224,10 @@ def measured(
 def uefi_records(
     firmware: str, uki: BootRecord, *, version: BootRecord | None = None
 ) -> tuple[BootRecord, ...]:
-    """Return the records of a boot, in order.
+    """Return the records of a UEFI machine's boot of a unified kernel image, in order.
 
     Args:
-        firmware: Name of the simulated firmware; another name gives other values of PCR 0.
+        firmware: Name of the simulated firmware, from which PCR 0 and PCR 7 follow.
         uki: Record of the unified kernel image, in PCR 4 or, as by Google's loader, in PCR 2.
         version: Record of the firmware's version; None: of the simulated firmware.
     """

@@ -1,4 +1,4 @@
-"""The simulated platforms: the class of each, and what the machine of a cloud has."""
+"""The simulated platforms: the class of each, and the devices and DMI strings of its machine."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -14,7 +14,7 @@ class SimulatedPlatform(NamedTuple):
 
     @property
     def hardware(self) -> str:
-        """The platform of the hardware whose files the guest sees, or tdx."""
+        """Platform of the hardware's files in the guest: snp for sev_guest, otherwise tdx."""
         return "snp" if self.provider == "sev_guest" else "tdx"
 
 

@@ -21,14 +21,14 @@ from attestkit.simulated_roots import SimulatedRoots
 def simulated_roots(
     seed: bytes, platform: str | None = None, scenario: str | Scenario | None = None
 ) -> SimulatedRoots:
-    """Return every trust anchor of a seed, as `backend.roots` of the simulator with it.
+    """Return every trust anchor that a simulator with this seed has as `backend.roots`.
 
     GPUs and the `SimulatedKms` of the same seed are included, whether the machine has them or not.
 
     Args:
         seed: 32 bytes.
         platform: As for the simulator; None: that of the scenario, else "tdx".
-        scenario: A name, or a `Scenario`; some have another trust anchor.
+        scenario: A name, or a `Scenario`; some replace the platform's trust anchor.
 
     Raises:
         UsageError: If an argument is invalid.
@@ -38,7 +38,7 @@ def simulated_roots(
 
 
 def roots_of(seed: bytes, scenario: Scenario) -> SimulatedRoots:
-    """Return every trust anchor of a seed in a scenario."""
+    """Return every trust anchor of a seed in a scenario, as `simulated_roots` does."""
     from attestkit.backends.simulator.gpu.gpu_pki import make_gpu_pki  # lazy: rarely needed
 
     nitro = _make_root(seed, make_nitro_root).der if scenario.platform == "aws-snp" else None
@@ -48,7 +48,7 @@ def roots_of(seed: bytes, scenario: Scenario) -> SimulatedRoots:
 
 
 def platform_root(seed: bytes, scenario: Scenario) -> CloudRoot:
-    """Return the root of a platform's hardware, under which its cloud issues certificates."""
+    """Return the root CA of a platform's processor, or of the cloud or TPM if none is simulated."""
     name = scenario.platform
     if name.endswith("tdx"):
         pki = SimulatedPki(seed, config=scenario.pki)

@@ -260,7 +260,7 @@ def sample_image_files(
             0.5.
 
     Raises:
-        UsageError: If the version is another.
+        UsageError: If `document_version` is not 3, 4 or None.
     """
     if document_version not in {None, 3, 4}:
         message = f"document_version: must be 3, 4 or None, not {document_version!r}"
@@ -290,7 +290,7 @@ def write_sample_image(
     *,
     document_version: Literal[3, 4] | None = 4,
 ) -> Path:
-    """Write a made-up dstack image to a folder, which is created, and return its path.
+    """Write a made-up dstack image to a folder, created if missing, and return its path.
 
     The arguments are those of `sample_image_files`.
 
@@ -303,7 +303,7 @@ def write_sample_image(
         for name, content in sample_image_files(seed, document_version=document_version).items():
             (found / name).write_bytes(content)
     except OSError as error:
-        message = f"{os.fspath(folder)}: {error.strerror or 'cannot be written'}"
+        message = f"{os.fspath(folder)}: cannot be written: {error.strerror or error}"
         raise UsageError(message, reason="cannot_write") from error
     return found
 

@@ -1,4 +1,4 @@
-"""Response of a simulated HTTP service; `attestkit.serve` or a thread has the sockets."""
+"""Response of a simulated HTTP service, without sockets: those are in the program that uses it."""
 
 import json
 from typing import Final, NamedTuple

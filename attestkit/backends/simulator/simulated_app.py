@@ -50,7 +50,7 @@ class SimulatedApp(GpuHost):
             UsageError: If `app_id` is not that of the simulated guest, or `vm_config` is malformed.
         """
         if app_id is not None and app_id != self._app_id:
-            message = "app_id: the simulated guest has another; open it with this app_id"
+            message = f"app_id: must be {self._app_id.hex()}, that of the simulated guest"
             raise UsageError(message, reason="conflict")
         return Launch(
             app_compose=self.app_compose,

@@ -1,7 +1,7 @@
 """Simulated SEV-SNP guest: attestation reports instead of quotes, and no registers.
 
-The app is identified by an mr_config document (dstack guest agent API) whose hash is HOST_DATA. It
-comes from the VM configuration, or is generated.
+The app is identified by an mr_config document (JSON, dstack guest agent API) whose hash is the
+report's HOST_DATA. The document comes from the VM configuration, or is generated.
 """
 
 import json
@@ -37,14 +37,14 @@ class SnpSimulator(Simulator):
     open_journal: Any = None
 
     mr_config: str
-    """The document, JSON, that identifies the app; its hash is HOST_DATA."""
+    """The document, JSON, that identifies the app; its hash is the report's HOST_DATA."""
 
     seals_app = True
-    """Whether HOST_DATA has the hash of the document; zero otherwise."""
+    """Whether HOST_DATA is the hash of `mr_config`; otherwise it is zero."""
 
     def _chosen_version(self, requested: int | None) -> int:
         if requested is not None:
-            text = "quote_version: does not apply to SEV-SNP, which has reports"
+            text = "quote_version: does not apply to SEV-SNP, which has reports; omit it"
             raise UsageError(text, reason="not_applicable")
         return 0
 
@@ -118,7 +118,7 @@ class SnpSimulator(Simulator):
         return self.get_snp_report(report_data).report
 
     def read_event_log(self) -> bytes:
-        """Return an empty log."""
+        """Return an empty log: SEV-SNP has no registers for events."""
         return b""
 
     def reset(self) -> None:
@@ -129,7 +129,7 @@ class SnpSimulator(Simulator):
 
 
 def _choose_image(source: "BootSource | None", vm_config: str | None) -> os_image.SnpImage:
-    """Return the image that is booted."""
+    """Return the image of `source`; that of every simulated SEV-SNP guest if it is None."""
     if source is None:
         return os_image.simulated_snp_image()
     from attestkit.backends.simulator.images.booted_image import (

@@ -32,7 +32,7 @@ _LARGEST: Final = 4096  # maximum size of a file in bytes; typical are 600
 
 
 class State(NamedTuple):
-    """State of a running TD, as stored in its folder."""
+    """State of a running TD, as stored in its state folder."""
 
     boot_id: str  # changes with every boot
     launch: str  # identity of the TD: hash of everything fixed at launch
@@ -271,7 +271,7 @@ class SoftTd:
                 a fault is injected.
         """
         if register not in (2, 3):
-            raise UsageError(f"register: must be 2 or 3: {register!r}", reason="out_of_range")
+            raise UsageError(f"register: must be 2 or 3, not {register!r}", reason="out_of_range")
         check_bytes("digest", digest, 48)
         self._calls.extend(register, lambda: self.extend_unchecked(register, digest))
 

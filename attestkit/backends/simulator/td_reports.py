@@ -42,7 +42,7 @@ def launch_body(scenario: Scenario, mr_config_id: bytes, *, mrtd: bytes | None =
     """Return the fields of a TD body that are fixed at launch.
 
     Args:
-        scenario: Deviations.
+        scenario: Its `body` replaces fields, and its `image` selects the simulated OS image.
         mr_config_id: 48 bytes.
         mrtd: 48 bytes. None: that of the simulated OS image.
 
@@ -112,7 +112,7 @@ class EmulatedTd:
         extended: Whether TD reports have the fields of TDX 1.5.
         mr_config_id: 48 bytes, set at launch.
         random: Returns a number of random bytes.
-        scenario: Deviations of the launch values.
+        scenario: Its `body` replaces launch values, and its `image` selects the OS image.
         paravisor: MRTD (48 bytes) of a paravisor, which extends no register; None: the TD boots the
             simulated OS image.
     """

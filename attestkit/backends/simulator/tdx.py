@@ -55,8 +55,8 @@ class Simulator(SimulatedApp):
             in `state_dir` if there is one.
         quote_version: 4 (TD 1.0 body) or 5 (TD 1.5 body). None: that of the scenario, else 4.
         platform: "tdx" or "snp". None: that of the scenario, else "tdx".
-        scenario: A deviation of the platform or its endorsements: a name (see
-            `scenarios.registry`) or a `Scenario`. None: an up-to-date platform.
+        scenario: Properties of the platform and its endorsements, such as an old TCB level: a name
+            (see `scenarios.registry`) or a `Scenario`. None: an up-to-date platform.
         faults: Faults to inject, such as "ebusy:3 slow:2s", a list of them, or a Faults; see
             docs/guides/testing/scenarios.md. More can be armed later with `faults`.
         state_dir: A folder that preserves seed, registers and runtime events, used by one process
@@ -174,7 +174,7 @@ class Simulator(SimulatedApp):
     cast("Any", __new__).__wrapped__ = __init__
 
     def _own_scenario(self, chosen: str | Scenario | None, platform: str | None) -> Scenario:
-        """Return the scenario; UsageError if it is for another platform than this class."""
+        """Return the chosen scenario; UsageError if it is not for the platform of this class."""
         found = chosen_scenario(chosen, platform or self.platform)
         if found.platform != self.platform:  # possible for subclasses, which `__new__` returns
             text = f"{type(self).__name__} simulates {self.platform}, not {found.platform}"
@@ -182,7 +182,11 @@ class Simulator(SimulatedApp):
         return found
 
     def _chosen_version(self, requested: int | None) -> int:
-        """Return the version of quotes from argument and scenario."""
+        """Return the version of quotes: `requested`, otherwise that of the scenario, otherwise 4.
+
+        Raises:
+            UsageError: If it is neither 4 nor 5, or argument and scenario require different ones.
+        """
         if requested not in (None, 4, 5):
             text = f"quote_version: must be 4 or 5, not {requested!r}"
             raise UsageError(text, reason="wrong_value")
@@ -195,23 +199,22 @@ class Simulator(SimulatedApp):
     def _choose_tpm(self, kind: str | None) -> None:
         """Set the software of the TPM; UsageError if it is unknown, or the platform has no TPM."""
         if kind is not None:
-            text = f"tpm: does not apply to {self.platform}, which has no TPM"
+            text = f"tpm: does not apply to {self.platform}, which has no TPM; omit it"
             raise UsageError(text, reason="not_applicable")
 
     def _choose_boot(self, app_keys: AppKeys | None, *, kms_boot: bool) -> None:
-        """Store whether the app is booted with a KMS; UsageError if it cannot be."""
+        """Store `kms_boot`; UsageError with `app_keys`, or if no boot event extends a register."""
         if kms_boot and app_keys is not None:
             raise UsageError("app_keys, kms_boot: both given; give only one", reason="conflict")
         if kms_boot and not self.has_kms_boot:
-            text = f"kms: does not apply to {self.platform}, whose registers no boot event extends"
+            text = f"kms_boot: must be False on {self.platform}, whose app measures no boot events"
             raise UsageError(text, reason="not_applicable")
         self.kms_boot = kms_boot
 
     def _launch(self, app_id: bytes, vm_config: str | None, image: "BootSource | None") -> None:
-        """Issue certificates and boot.
+        """Issue the certificates of the platform, and boot the TD.
 
-        Call it with the state folder locked, and with the app's keys set, unless a KMS provides
-        them after boot.
+        The state folder must be locked, and the app's keys set, unless a KMS provides them later.
         """
         del app_id  # of platforms without boot events
         booted = self._image = self._choose_image(image, vm_config)
@@ -222,12 +225,12 @@ class Simulator(SimulatedApp):
         self._td = SoftTd(self._plan_boot(), self._folder, self._random, self._calls)
 
     def _choose_image(self, source: "BootSource | None", vm_config: str | None) -> Image:
-        """Return the image that is booted."""
+        """Return the image of `source`, or the scenario's simulated image if it is None."""
         simulated = self._scenario.image
         if source is None:
             return simulated_image(simulated)
         if simulated != ImageConfig():
-            text = "image: the scenario has an image of its own; omit one of them"
+            text = "image: conflicts with the image of the scenario; omit one of them"
             raise UsageError(text, reason="conflict")
         from attestkit.backends.simulator.images.booted_image import (
             boot_image,  # lazy: rarely needed
@@ -281,7 +284,7 @@ class Simulator(SimulatedApp):
     def sgx_collateral(self, now: float | None = None) -> Collateral:
         """Return the collateral for SGX quotes of the machine; UnsupportedError except on TDX."""
         if self.platform != "tdx":
-            text = f"{self.platform}: enclaves of SGX are simulated beside a TD only"
+            text = f"sgx_collateral: needs the platform tdx, not {self.platform}"
             raise UnsupportedError(text, reason="feature")
         from attestkit.backends.simulator.pki.quoting_enclave import SGX_COLLATERAL  # lazy
 
@@ -304,7 +307,7 @@ class Simulator(SimulatedApp):
 
     @property
     def app_info_array(self) -> Literal[8, 9] | None:
-        """Number of values of the app info in the agent's certificates: an array; None: a map."""
+        """Length of the array with the app info in the agent's certificates; None: it is a map."""
         return self._scenario.image.app_info_array
 
     def get_quote(self, report_data: bytes) -> bytes:
@@ -328,7 +331,7 @@ class Simulator(SimulatedApp):
     def read_rtmr(self, register: int) -> bytes:
         """Return the value of a register, 0 to 3: 48 bytes."""
         if register not in (0, 1, 2, 3):
-            raise UsageError(f"register: must be 0 to 3: {register!r}", reason="out_of_range")
+            raise UsageError(f"register: must be 0 to 3, not {register!r}", reason="out_of_range")
         self._calls.read(register)
         return self._td.rtmrs[register]
 

@@ -143,7 +143,7 @@ class TdxDevice:
             return self.report(fd, report_data)
 
     def report(self, fd: int, report_data: bytes) -> bytes:
-        """Return a TD report as `get_report`, with the device already open."""
+        """Return a TD report as `get_report` does; `fd` is the open device, the size unchecked."""
         argument = report_data + bytes(REPORT_SIZE)
         request = self.command(fd, _GET_REPORT0, lambda: bytearray(argument))
         report = bytes(request[REPORT_DATA_SIZE:])
@@ -152,7 +152,7 @@ class TdxDevice:
             raise failed(self.path, text, "malformed_response")
         found = report[_REPORT_DATA_AT : _REPORT_DATA_AT + REPORT_DATA_SIZE]
         if not hmac.compare_digest(found, report_data):
-            raise failed(self.path, "wrong report data in the report", "wrong_report_data")
+            raise failed(self.path, "the report has other report data", "wrong_report_data")
         return report
 
     def command(self, fd: int, command: Command, argument: Callable[[], bytearray]) -> bytearray:

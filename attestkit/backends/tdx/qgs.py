@@ -79,14 +79,14 @@ def parse_endpoint(address: object) -> Endpoint:
         path = os.fspath(address)
         if isinstance(path, str) and path and "\0" not in path:
             if len(os.fsencode(path)) > _LONGEST_PATH:
-                text = f"qgs: socket path longer than {_LONGEST_PATH} bytes: {path!r}"
+                text = f"qgs: socket path must be at most {_LONGEST_PATH} bytes: {path!r}"
                 raise UsageError(text, reason="too_large")
             return Endpoint(socket.AF_UNIX, path)
     elif isinstance(address, tuple) and len(address) == 3:
         kind, cid, port = address
         if kind == "vsock" and _is_uint32(cid) and _is_uint32(port):
             return Endpoint(_VSOCK, (cid, port))
-    text = f'qgs: must be ("vsock", cid, port) or the path of a socket: {address!r}'
+    text = f'qgs: must be ("vsock", cid, port) or the path of a socket, not {address!r}'
     raise UsageError(text, reason="wrong_value")
 
 
@@ -129,14 +129,14 @@ def _port_in(data: bytes, path: Path) -> int:
             continue
         setting = _LINE.fullmatch(content)
         if setting is None or setting[1] != b"port":
-            raise _bad_configuration(path, f"line {number}: not `port = N`: {content[:40]!r}")
+            raise _bad_configuration(path, f"line {number}: must be `port = N`: {content[:40]!r}")
         if port is not None:
-            raise _bad_configuration(path, f"line {number}: a second port")
+            raise _bad_configuration(path, f"line {number}: repeats the port; remove one")
         port = int(setting[2])
         if port > 0xFFFF:
-            raise _bad_configuration(path, f"line {number}: port above 65535: {port}")
+            raise _bad_configuration(path, f"line {number}: port must be 1 to 65535, not {port}")
     if not port:
-        raise _bad_configuration(path, "no port" if port is None else "port 0 disables vsock")
+        raise _bad_configuration(path, "no `port = N`" if port is None else "port 0 disables vsock")
     return port
 
 
@@ -180,7 +180,7 @@ CODES: Final[Mapping[int, str]] = {
 
 
 def quote_request(report: bytes) -> bytes:
-    """Return the GET_QUOTE request for a TD report, 1024 bytes, with any attestation key."""
+    """Return the GET_QUOTE request for a TD report, 1024 bytes; the QGS chooses the key."""
     size = _REQUEST.size + len(report)
     return _REQUEST.pack(_MAJOR, _MINOR, _GET_QUOTE_REQ, size, 0, len(report), 0) + report
 
@@ -255,7 +255,7 @@ def parse_frame(head: bytes, path: object) -> int:
     """Return the length of a message from its length prefix of four bytes.
 
     Raises:
-        BackendError: If the length is out of range.
+        BackendError: If the length is not 16 bytes to 1 MiB.
     """
     (length,) = _FRAME.unpack(head)
     if not SHORTEST_MESSAGE <= length <= LONGEST_MESSAGE:

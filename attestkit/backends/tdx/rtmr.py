@@ -68,7 +68,8 @@ class RtmrAccess:
     """RTMR0 to RTMR3 by the files in sysfs or by the TDX device.
 
     Args:
-        paths: The directory of the files; if it is configured, the device is not used.
+        paths: The directory of the files (`measurements`). If it is missing, the device is used,
+            but with `measurements_configured` that is an error.
         device: The TDX device, whose system calls are used for the files too.
     """
 
@@ -118,7 +119,10 @@ class RtmrAccess:
 
     @contextmanager
     def _opened_folder(self) -> Iterator[int | None]:
-        """Open the directory of the files for a block; None if it is missing and not configured."""
+        """Context manager: open the directory of RTMR files for reading, and close it on exit.
+
+        It yields the descriptor; None if the directory is missing and none was configured.
+        """
         flags = os.O_RDONLY | os.O_DIRECTORY
         folder = None
         try:
@@ -230,12 +234,12 @@ class RtmrAccess:
     def _extend_once(
         self, register: int, digest: bytes, extend: Callable[[], None]
     ) -> OSError | None:
-        """Call `extend` until the register has changed; return the last error if it never has.
+        """Call `extend`, and again after EINTR or EBUSY; return its last error, None on success.
 
-        A second call is made only if the register shows that the first one had no effect.
+        It is called again only if the register shows that the previous call had no effect.
 
         Raises:
-            BackendError: If another process extended the register at the same time.
+            BackendError: If the register shows that another process extended it meanwhile.
         """
         before = self.read_fresh(register)
         after = hashlib.sha384(before + digest).digest()
@@ -273,7 +277,7 @@ def _file_name(register: int) -> str:
 
 def _check_register(register: int, known: tuple[int, ...], text: str) -> None:
     if type(register) is not int or register not in known:
-        raise UsageError(f"register: {text}: {register!r}", reason="out_of_range")
+        raise UsageError(f"register: {text}, not {register!r}", reason="out_of_range")
 
 
 _RUNTIME_REGISTER: Final = 3

@@ -1,7 +1,7 @@
 """Backend for a TPM 2.0 without hardware evidence of a TEE (Confidential Containers' `tpm`).
 
-Its evidence is worth as much as its attestation key, which a verifier has to list or certify. So
-this backend is used only if it is selected by name.
+Its evidence proves something only about the attestation key. A verifier must know that key: by the
+`trusted_aks` of its policy, or by a certificate of it. So this backend is used only by name.
 """
 
 import os
@@ -127,7 +127,7 @@ class TpmBackend(TpmGuest):
             return key.public.spki
 
     def persist_key(self) -> int:
-        """Store the attestation key at the handle, unless a key is there; return the handle.
+        """Store the attestation key at `ak_handle`, unless a key is there; return the handle.
 
         The password of the owner must be empty. The key takes room in the TPM until
         `tpm2_evictcontrol` removes it.
@@ -147,7 +147,7 @@ class TpmBackend(TpmGuest):
 
     @contextmanager
     def _attestation_key(self) -> Iterator[LoadedKey]:
-        """Yield the persistent key; if there is none, a primary key that exists in the block."""
+        """Context manager: yield the persistent key, or a primary key that is flushed on exit."""
         key = self._client.find_key(self._handle)
         if key is not None:
             self._check_key(key)
@@ -169,7 +169,7 @@ class TpmBackend(TpmGuest):
         except SignatureError as error:
             text = (
                 f"key at handle {key.handle:#x}: {error}; set ak_handle or ${HANDLE_VARIABLE} to "
-                "another one"
+                "another handle"
             )
             raise unavailable(self._client.path, text, "not_configured") from error
 
@@ -183,7 +183,7 @@ def _qualifying_data(report_data: bytes) -> bytes:
 def _ak_handle(
     given: int | str | None, environment: Mapping[str, str] = os.environ
 ) -> tuple[int, bool]:
-    """Return the handle of the attestation key, and whether the caller chose it."""
+    """Return the handle of the attestation key, and whether `given` or the environment set it."""
     subject, value = "ak_handle", given
     if value is None:
         subject, value = f"${HANDLE_VARIABLE}", environment.get(HANDLE_VARIABLE) or None

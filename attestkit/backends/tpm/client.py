@@ -28,7 +28,7 @@ PcrValues = dict[tuple[str, int], bytes]
 
 
 class QuoteResponse(NamedTuple):
-    """A quote as the TPM returned it."""
+    """A quote as the TPM returned it: two encoded structures."""
 
     message: bytes  # TPMS_ATTEST
     signature: bytes  # TPMT_SIGNATURE
@@ -105,7 +105,7 @@ class TpmClient(NvCommands):
         raise self._endless("commands")
 
     def read_property(self, tag: int) -> int | None:
-        """Return the value of a property (TPM_PT) such as FAMILY; None if the TPM has no such."""
+        """Return the value of a property (TPM_PT) such as FAMILY; None if the TPM lacks it."""
         _, data = self.get_capability(cc.CAP_PROPERTIES, tag, 1)
         return next((value for found, value in self._numbers(data, 2) if found == tag), None)
 
@@ -179,7 +179,7 @@ class TpmClient(NvCommands):
     # -- keys ----------------------------------------------------------------------------------
 
     def create_primary(self, hierarchy: int, template: bytes | TpmtPublic) -> LoadedKey:
-        """Make a primary key; the same template gives the same key. Flush its handle.
+        """Make a primary key, whose handle the caller flushes; a template always gives one key.
 
         Args:
             hierarchy: Handle of a hierarchy, such as 0x4000000B (endorsement).
@@ -208,7 +208,7 @@ class TpmClient(NvCommands):
 
     @contextmanager
     def primary_key(self, hierarchy: int, template: bytes | TpmtPublic) -> Iterator[LoadedKey]:
-        """Make a primary key for a block of commands, and flush it afterwards."""
+        """Context manager: make a primary key as `create_primary` does, and flush it on exit."""
         key = self.create_primary(hierarchy, template)
         with self.flushed(key.handle):
             yield key
@@ -241,9 +241,9 @@ class TpmClient(NvCommands):
 
     @contextmanager
     def flushed(self, handle: int) -> Iterator[None]:
-        """Unload a key or a session after a block.
+        """Context manager: unload a key or a session, by its handle, on exit.
 
-        If the block raises an error, an error of unloading is suppressed.
+        If the `with` block raised an error, an error of unloading is suppressed.
         """
         try:
             yield

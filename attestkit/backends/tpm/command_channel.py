@@ -160,7 +160,7 @@ class CommandChannel:
     """Sends commands to a TPM and parses the frames of its responses. Thread-safe.
 
     Args:
-        transport: The way to the TPM.
+        transport: Carries the frames of commands and responses; this object closes it.
         seconds: Time limit of a command, including retries while the TPM is busy.
         key_seconds: Time limit of CreatePrimary and SelfTest.
         clock: Returns seconds of a monotonic clock.
@@ -251,7 +251,7 @@ class CommandChannel:
             return TpmResponse.parse(frame, returns_handle=returns_handle)
         except FormatError as error:
             if error.reason == "unsupported_version":
-                text = "a TPM 1.2; a TPM 2.0 is required"
+                text = "must be a TPM 2.0, not a TPM 1.2"
                 raise unavailable(self.path, text, "wrong_platform") from error
             raise malformed(self.path, error) from error
 
@@ -267,7 +267,7 @@ class CommandChannel:
 
 
 class ParameterReader(TpmReader):
-    """Cursor over the parameters of a response; `end` refuses bytes that follow."""
+    """Cursor over the parameters of a response; `end` raises if bytes are left."""
 
     __slots__ = ()
 

@@ -32,7 +32,7 @@ class Authorization(NamedTuple):
 
 
 class ResponseAuthorization(NamedTuple):
-    """One entry of the authorization area of a response; all empty for a password."""
+    """One entry of the authorization area of a response; for a password all fields are empty."""
 
     nonce: bytes
     attributes: int
@@ -70,7 +70,7 @@ class TpmCommand(NamedTuple):
         reader = TpmReader(data, "TPM command")
         tag, code = _read_header(reader)
         if tag not in (NO_SESSIONS, SESSIONS):
-            raise reader.error(f"unknown tag 0x{tag:04x}", "wrong_value", 0)
+            raise reader.error(f"tag must be 0x8001 or 0x8002, not 0x{tag:04x}", "wrong_value", 0)
         handles = tuple([reader.u32() for _ in range(handle_count)])
         authorizations: tuple[Authorization, ...] = ()
         if tag == SESSIONS:
@@ -118,12 +118,12 @@ class TpmResponse(NamedTuple):
         reader = TpmReader(data, "TPM response")
         tag, code = _read_header(reader)
         if tag == TPM12_RESPONSE:
-            raise reader.error("of a TPM 1.2", "unsupported_version", 0)
+            raise reader.error("must be of a TPM 2.0, not of a 1.2", "unsupported_version", 0)
         if tag not in (NO_SESSIONS, SESSIONS):
-            raise reader.error(f"unknown tag 0x{tag:04x}", "wrong_value", 0)
+            raise reader.error(f"tag must be 0x8001 or 0x8002, not 0x{tag:04x}", "wrong_value", 0)
         if code:
             if tag != NO_SESSIONS:
-                raise reader.error("an error must have no sessions", "wrong_value", 0)
+                raise reader.error("an error must have no sessions (tag 0x8002)", "wrong_value", 0)
             reader.end()
             return cls(code)
         handle = reader.u32() if returns_handle else None

@@ -28,7 +28,7 @@ RandomBytes = Callable[[int], bytes]
 
 
 class SessionCommand(NamedTuple):
-    """A command whose first handle is authorized by a session."""
+    """A command whose first handle is authorized by an `HmacSession`."""
 
     code: int
     handles: tuple[int, ...]
@@ -129,7 +129,7 @@ def hmac_session(
     *,
     random: RandomBytes = os.urandom,
 ) -> Iterator[HmacSession]:
-    """Start a session for a block of commands, and end it afterwards.
+    """Context manager: start a session, yield it as an `HmacSession`, and end it on exit.
 
     Args:
         client: The TPM.
@@ -143,7 +143,7 @@ def hmac_session(
         BackendError: As for `TpmClient.execute`.
     """
     if salt_key.public.type != "rsa":
-        message = "HMAC session: the key of the salt must be RSA"
+        message = f"HMAC session: salt_key must be RSA, not {salt_key.public.type}"
         raise UsageError(message, reason="unsupported_algorithm")
     key_hash = salt_key.public.name_alg
     salt, nonce = random(hash_size(key_hash)), random(hash_size(hash_name))
@@ -161,7 +161,7 @@ def hmac_session(
 
 
 def session_key(salt: bytes, nonce_tpm: bytes, nonce_caller: bytes, hash_name: str) -> bytes:
-    """Return the key of a session by KDFa, as long as a digest (Part 1, sections 11.4.10, 19.6.8).
+    """Return the key of a session, as long as a digest (KDFa: Part 1, 11.4.10 and 19.6.8).
 
     Raises:
         UsageError: If the hash is unknown.

@@ -46,7 +46,7 @@ def read_tpm_logs(paths: KernelPaths | None = None, *, calls: DeviceCalls = REAL
 
 
 def read_ima_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> bytes:
-    """Return the log of IMA; empty as for `read_tpm_logs`."""
+    """Return the kernel's IMA list; empty, perhaps with a warning, as for `read_tpm_logs`."""
     return _read_log(paths.ima_log, calls)
 
 
@@ -89,7 +89,11 @@ class CollectedQuote(NamedTuple):
     def to_vtpm_quote(
         self, ak_public: bytes = b"", ak_certificates: tuple[bytes, ...] = ()
     ) -> VtpmQuote:
-        """Return the part of evidence, with the attestation key or its certificates (DER)."""
+        """Return the quote as a part of evidence.
+
+        `ak_public` is the attestation key as TPMT_PUBLIC, `ak_certificates` are those of the key
+        in DER.
+        """
         return VtpmQuote(
             self.message,
             self.signature,
@@ -109,7 +113,7 @@ def collect_quote(
     *,
     read_logs: Callable[[], TpmLogs] = TpmLogs,
 ) -> CollectedQuote:
-    """Return a quote with values and logs that were read after it.
+    """Return a quote, with the PCR values that it signs and the logs, which were read after it.
 
     Args:
         client: The TPM; other threads wait.

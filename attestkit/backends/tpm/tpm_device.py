@@ -1,8 +1,8 @@
 """TPM of this machine: its device node, and the base class of backends that use it.
 
 The resource manager (/dev/tpmrm0) has room for any number of keys and sessions and lets several
-processes use the TPM. The raw node (/dev/tpm0) has one opener. Errors name what is wrong if a node
-cannot be opened.
+processes use the TPM. The raw node (/dev/tpm0) can be opened by one process at a time. If a node
+cannot be opened, the error has the cause and a remedy.
 """
 
 import errno
@@ -42,14 +42,14 @@ def find_tpm_device(
         environment: The variables.
 
     Raises:
-        BackendUnavailableError: If the node is missing.
+        BackendUnavailableError: If neither `device` nor the variable is set, and no node exists.
         UsageError: If the variable is not an absolute path.
     """
     if device is not None:
         return Path(device)
     if named := environment.get(DEVICE_VARIABLE):
         if not named.startswith("/"):
-            message = f"${DEVICE_VARIABLE}: not an absolute path: {named!r}"
+            message = f"${DEVICE_VARIABLE}: must be an absolute path, not {named!r}"
             raise UsageError(message, reason="wrong_value")
         return Path(named)
     nodes = (KernelPaths() if paths is None else paths).tpm_nodes
@@ -101,7 +101,7 @@ def _check_version(node: Path, tpm_class: Path, calls: DeviceCalls) -> None:
     except OSError:
         return
     if version == b"1":
-        text = "a TPM 1.2; a TPM 2.0 is required: enable it in the settings of the VM or firmware"
+        text = "must be a TPM 2.0, not a TPM 1.2; enable it in the settings of the VM or firmware"
         raise device_errors.unavailable(node, text, "wrong_platform")
 
 
@@ -112,7 +112,7 @@ def _open_node(node: Path, calls: DeviceCalls) -> int:
         raise _open_error(node, error) from error
     if stat.S_ISREG(os.fstat(fd).st_mode) and _is_seekable(fd):
         os.close(fd)
-        raise device_errors.failed(node, "not a device", "io_error")
+        raise device_errors.failed(node, "must be a device, not a file", "io_error")
     return fd
 
 
@@ -182,8 +182,11 @@ class TpmGuest:
         return b""
 
     def read_attestation_key(self) -> bytes:
-        """Raise UnsupportedError: report data need not contain the TPM's key."""
-        message = f"{self.name}: report data need not bind the TPM's key"
+        """Raise UnsupportedError: the Attester need not put this key into the report data.
+
+        The hardware's evidence names the key by itself (Azure), or there is none (the others).
+        """
+        message = f"{self.name}: the key is not needed for report data; use attest()"
         raise UnsupportedError(message, reason="feature")
 
     def close(self) -> None:

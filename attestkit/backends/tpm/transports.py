@@ -1,4 +1,4 @@
-"""Ways to a TPM: a device of Linux, or a connected stream such as that of swtpm.
+"""Transports to a TPM: a device of Linux, or a connected stream such as that of swtpm.
 
 A transport carries one command at a time: the whole command, then the whole response. Its lock is
 re-entrant, so that a caller can exclude other threads for several commands.
@@ -51,7 +51,7 @@ MEANINGS: Final[Mapping[int, Meaning]] = {
 
 
 class TpmTransport(Protocol):
-    """A way to one TPM. Thread-safe."""
+    """A device or connection by which commands reach one TPM. Thread-safe."""
 
     path: str  # for errors
 
@@ -112,7 +112,7 @@ class DeviceTransport:
 
     @property
     def lock(self) -> FifoLock:
-        """The lock of commands.
+        """The lock that is held during a command.
 
         Raises:
             UsageError: After a fork: a thread of the parent may have had it (`wrong_process`).
@@ -140,7 +140,7 @@ class DeviceTransport:
 
     def _descriptor(self) -> int:
         if self._closed:
-            raise UsageError(f"{self.path}: closed", reason="closed")
+            raise UsageError(f"{self.path}: it is closed; open it again", reason="closed")
         if self._fd is None:
             self._fd = self._open_node()
         return self._fd
@@ -237,7 +237,7 @@ class StreamTransport:
         with self.lock:
             connection = self._connection
             if connection is None:
-                raise UsageError(f"{self.path}: connection closed", reason="closed")
+                raise UsageError(f"{self.path}: it is closed; connect again", reason="closed")
             deadline = self._clock() + seconds
             try:
                 self._check_idle(connection)
@@ -259,14 +259,14 @@ class StreamTransport:
             return check_response(self.path, header + rest)
 
     def _check_idle(self, connection: socket.socket) -> None:
-        """Refuse unsolicited bytes, which would be read as the next response."""
+        """Raise BackendError if bytes are pending, which would be read as the next response."""
         waiting = select.poll()
         waiting.register(connection, select.POLLIN)
         if waiting.poll(0):
             connection.settimeout(0)
             if connection.recv(1):
-                raise failed(self.path, "bytes after a response", "malformed_response")
-            raise failed(self.path, "connection closed", "connection_lost")
+                raise failed(self.path, "it sent bytes without a command", "malformed_response")
+            raise failed(self.path, "it closed the connection", "connection_lost")
 
     def _set_timeout(self, connection: socket.socket, deadline: float) -> None:
         left = deadline - self._clock()
@@ -319,7 +319,7 @@ def malformed(path: str, error: FormatError) -> BackendError:
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Raise BackendError for a FormatError in a block that reads a response."""
+    """Context manager: raise BackendError if code that reads a response raises FormatError."""
     try:
         yield
     except FormatError as error:

@@ -33,9 +33,9 @@ from attestkit.errors import AttestKitError, UsageError
 
 
 class Step(Enum):
-    """Operation on a TSM report entry that can fail."""
+    """Kind of operation on a report entry of configfs-tsm, by which errnos have other meanings."""
 
-    ANY = "any"
+    ANY = "any"  # one without meanings of its own
     MAKE = "make"  # create the entry
     IDENTIFY = "identify"  # read `provider` for the first time
     REPORT_DATA = "report_data"  # write `inblob`
@@ -90,7 +90,7 @@ _OF_STEP: Final[dict[Step, _Meanings]] = {
         errno.EEXIST: (failed, "io_error", "all random names are taken; remove entries with rmdir"),
     },
     Step.IDENTIFY: {
-        errno.ENOENT: (unavailable, "missing", "missing in a new entry; mount configfs")
+        errno.ENOENT: (unavailable, "missing", "no such file in a new entry; mount configfs")
     },
     Step.REPORT_DATA: {
         errno.EFBIG: (failed, "io_error", "64 bytes rejected; check that this is configfs-tsm")
@@ -175,7 +175,7 @@ class DirectoryEntry(NamedTuple):
     """An entry of a directory."""
 
     name: str
-    made_at: float  # Unix time  # seconds since 1970
+    made_at: float  # Unix time of the last modification
 
 
 class OsFiles:
@@ -242,7 +242,10 @@ def _alive(pid: int) -> bool:
 
 
 def _try_lock(path: str) -> Callable[[], None] | None:
-    """Lock a file as Intel's library does; return the unlock function, None if it is locked."""
+    """Lock a file by flock, as Intel's library does; return the unlock function.
+
+    Return None, without waiting, if another process has locked the file.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -256,7 +259,7 @@ def _try_lock(path: str) -> Callable[[], None] | None:
 
 
 class TsmSystem(NamedTuple):
-    """The system interface of a request."""
+    """File operations, clocks and process information for requests; tests replace them."""
 
     files: OsFiles = OsFiles()
     clock: Callable[[], float] = time.monotonic  # seconds, for timeouts

@@ -153,7 +153,7 @@ class TsmClient:
             BackendError: If the kernel returned another error.
         """
         if self._closed:
-            raise UsageError("backend: closed", reason="closed")
+            raise UsageError("backend: it is closed; open another", reason="closed")
         if self._final_error:
             text, reason, blob = self._final_error
             text = f"no further requests after an earlier failure: {text}"
@@ -191,7 +191,11 @@ class TsmClient:
         raise busy(f"{path}/generation", text, "device")
 
     def _attempt(self, path: str, request: TsmRequest, backoff: "_Backoff") -> TsmResponse | int:
-        """Write and read once; return the number of other writes if the generation shows any."""
+        """Write the request and read the response once; return the response.
+
+        If `generation` shows writes of other processes meanwhile, return their number instead; it
+        is negative if the kernel ignored a write.
+        """
         expected = self._generation(path) + 1 + len(request.options)
         self._write(f"{path}/inblob", request.report_data, Step.REPORT_DATA)
         for name, text in request.options:
@@ -260,7 +264,7 @@ class TsmClient:
     # -- options -------------------------------------------------------------------------------
 
     def _check_options(self, path: str, request: TsmRequest) -> None:
-        """Check the options before anything is written."""
+        """Check that the entry has a file for each option, and the minimum of `privlevel`."""
         if not request.options:
             return
         try:
@@ -289,7 +293,7 @@ class TsmClient:
     def _read_number(self, path: str) -> int:
         text = self._read_text(path)
         if not text.isdigit() or len(text) > 20:
-            raise failed(path, f"not a decimal number: {text[:32]!r}", "malformed_response")
+            raise failed(path, f"must be a decimal number, not {text[:32]!r}", "malformed_response")
         return int(text)
 
     def _read_text(self, path: str, step: Step = Step.ANY) -> bytes:
@@ -320,7 +324,7 @@ class TsmClient:
     # -- entries -------------------------------------------------------------------------------
 
     def _in_fresh_entry(self, use: Callable[[str], _Result]) -> _Result:
-        """Call `use` with a new entry, and remove the entry in any case."""
+        """Call `use` with the path of a new entry, and remove the entry in any case."""
         failure = OSError(errno.EEXIST, "taken")
         for _ in range(_NAMES):
             name = f"attestkit-{self._system.pid()}-{self._system.random(16).hex()}"

@@ -16,7 +16,7 @@ ReportOptions = tuple[tuple[str, bytes], ...]
 def report_options(
     privlevel: object, provider: object, guid: object, version: object
 ) -> ReportOptions:
-    """Return the options of a request, which are arguments of `ConfigfsTsm`; None omits one.
+    """Return the options of a request from the four options of `ConfigfsTsm`; None omits one.
 
     Raises:
         UsageError: If an option is invalid, or `service_...` is given without a provider.
@@ -28,11 +28,11 @@ def report_options(
             raise UsageError(text, reason="missing")
         return options
     if provider != "svsm":
-        raise UsageError(f"service_provider: must be 'svsm': {provider!r}", reason="wrong_value")
+        raise UsageError(f"service_provider: must be svsm, not {provider!r}", reason="wrong_value")
     options += (("service_provider", b"svsm"),)
     if guid is not None:
         if not isinstance(guid, str) or not _GUID.fullmatch(guid):
-            raise UsageError(f"service_guid: not a GUID: {guid!r}", reason="encoding")
+            raise UsageError(f"service_guid: must be a GUID, not {guid!r}", reason="encoding")
         options += (("service_guid", guid.encode()),)
     return options + _uint("service_manifest_version", version, 1 << 32)
 
@@ -49,5 +49,5 @@ def _uint(name: str, value: object, limit: int) -> ReportOptions:
     if value is None:
         return ()
     if type(value) is not int or not 0 <= value < limit:
-        raise UsageError(f"{name}: must be 0 to {limit - 1}: {value!r}", reason="out_of_range")
+        raise UsageError(f"{name}: must be 0 to {limit - 1}, not {value!r}", reason="out_of_range")
     return ((name, b"%d" % value),)

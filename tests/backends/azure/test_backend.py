@@ -129,7 +129,7 @@ def test_azure_detection_does_not_open_the_tpm_of_another_machine(
     (paths.dmi / "sys_vendor").write_text("Microsoft Corporation\n")
     (paths.dmi / "chassis_asset_tag").write_text(tag)
     monkeypatch.setattr(backend_module, "open_tpm", opened.append)
-    with raises(BackendUnavailableError, "wrong_platform", part="not a VM of Azure"):
+    with raises(BackendUnavailableError, "wrong_platform", part="does not name a VM of Azure"):
         AzureBackend.probe_for_detection(paths)
     assert opened == []
 

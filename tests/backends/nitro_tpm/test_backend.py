@@ -150,7 +150,9 @@ def test_nitro_tpm_probe_needs_the_command_and_detection_ec2(
     for vendor in (None, "QEMU\n"):
         if vendor is not None:
             (paths.dmi / "sys_vendor").write_text(vendor)
-        with raises(BackendUnavailableError, "wrong_platform", part="not an EC2 instance"):
+        with raises(
+            BackendUnavailableError, "wrong_platform", part="does not name an EC2 instance"
+        ):
             NitroTpmBackend.probe_for_detection(paths)
     absent = paths._replace(tpm_nodes=(paths.dmi / "tpmrm0",))
     with raises(BackendUnavailableError, "missing"):

@@ -150,7 +150,7 @@ ERRONEOUS: list[tuple[Callable[[list[dict[str, Any]]], object], str, str]] = [
     (change_line(8, end=3), "line 9: end: 3 calls", "wrong_size"),
     (lambda lines: lines.append(lines[1]), "line 10: ", "trailing_data"),
     (lambda lines: lines.pop(0), "line 1: not a recording", "unrecognized"),
-    (lambda lines: lines.insert(1, untyped([])), "line 2: not an object", "wrong_type"),
+    (lambda lines: lines.insert(1, untyped([])), "line 2: must be a JSON object", "wrong_type"),
     (lambda lines: lines.insert(2, {"end": 1}), "line 4: ", "trailing_data"),
 ]
 

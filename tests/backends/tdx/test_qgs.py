@@ -429,19 +429,19 @@ def test_read_configured_port_accepts_spaces_and_comments(
 
 
 BAD = [
-    (b"", "no port"),
-    (b"# port = 4050\n", "no port"),
+    (b"", "no `port = N`"),
+    (b"# port = 4050\n", "no `port = N`"),
     (b"port = 0\n", "port 0 disables vsock"),
-    (b"\nport = 65536\n", "line 2: port above 65535: 65536"),
-    (b"port = 00000004050\n", "line 1: not `port = N`"),
-    (b"port = 4050 4051\n", "line 1: not `port = N`"),
-    (b"port = -1\n", "line 1: not `port = N`"),
-    (b"port = \xd9\xa3\n", "line 1: not `port = N`"),
-    (b"port =\n", "line 1: not `port = N`"),
-    (b"# ok\n\nPort = 4050\n", "line 3: not `port = N`"),
-    (b"port = 4050\nprot = 4050\n", "line 2: not `port = N`"),
-    (b"port = 4050\nport = 4051\n", "line 2: a second port"),
-    (b"\0" * 100, "line 1: not `port = N`"),
+    (b"\nport = 65536\n", "line 2: port must be 1 to 65535, not 65536"),
+    (b"port = 00000004050\n", "line 1: must be `port = N`"),
+    (b"port = 4050 4051\n", "line 1: must be `port = N`"),
+    (b"port = -1\n", "line 1: must be `port = N`"),
+    (b"port = \xd9\xa3\n", "line 1: must be `port = N`"),
+    (b"port =\n", "line 1: must be `port = N`"),
+    (b"# ok\n\nPort = 4050\n", "line 3: must be `port = N`"),
+    (b"port = 4050\nprot = 4050\n", "line 2: must be `port = N`"),
+    (b"port = 4050\nport = 4051\n", "line 2: repeats the port"),
+    (b"\0" * 100, "line 1: must be `port = N`"),
     (b"#" * 70_000, "more than 65536 bytes"),
 ]
 

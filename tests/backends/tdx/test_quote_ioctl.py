@@ -219,7 +219,7 @@ def test_get_quote_short_quote_is_unavailable(driver: FakeDriver) -> None:
 MALFORMED = [
     (b"\0\0\x14", "truncated", "3 bytes, expected at least 4"),
     (framed(response(), 15), "malformed_response", "length 15"),
-    (framed(response(), 5143), "malformed_response", "length 5143 with 5144 bytes"),
+    (framed(response(), 5143), "malformed_response", "length 5143, but 5144 bytes follow"),
     (framed(response(major=2)), "malformed_response", "version (byte 0) 2"),
 ]
 

@@ -126,6 +126,6 @@ def test_regular_file_is_not_written(tmp_path: Path) -> None:
     """A file in place of a device is refused and unchanged."""
     file = tmp_path / "tpmrm0"
     file.write_bytes(b"content")
-    with raises(BackendError, "io_error", part="not a device"):
+    with raises(BackendError, "io_error", part="must be a device"):
         open_tpm(file, make_root(tmp_path))
     assert file.read_bytes() == b"content"

@@ -95,7 +95,7 @@ _SLOW_S: Final = 60.0
 
 
 class _AzureVm(CloudSimulator):
-    """Base of both kinds of VM."""
+    """Base of the simulated Azure VMs on SEV-SNP and on TDX."""
 
     report_type: ClassVar[HclReportType]
     _paravisor_config: ParavisorConfig
@@ -158,7 +158,7 @@ class _AzureVm(CloudSimulator):
         return self._make_report(altered=self.emulated).encode()
 
     def _make_report(self, *, altered: bool) -> HclReport:
-        """Return the HCL report of the VM; `altered`: with the scenario's deviations."""
+        """Return the HCL report; `altered`: as `foreign_ak` and `bound` of the scenario require."""
         cloud = self._scenario.cloud
         is_foreign = altered and cloud.foreign_ak
         ak = self._ak._replace(modulus=_FOREIGN) if is_foreign else self._ak
@@ -195,7 +195,7 @@ class _AzureVm(CloudSimulator):
     def _respond(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> ServiceResponse:
-        """Return the response of the metadata service, as altered by faults."""
+        """Return the response of the metadata service, with armed faults injected."""
         if fault := self.faults.strike("imds"):
             if fault.name == "imds_slow":
                 self._clock.sleep(_SLOW_S)
@@ -204,7 +204,7 @@ class _AzureVm(CloudSimulator):
 
     @property
     def metadata_service(self) -> imds.Respond:
-        """The metadata service, as altered by faults."""
+        """Function that answers requests to the metadata service, with armed faults injected."""
         return self._respond
 
     def _halt(self) -> None:

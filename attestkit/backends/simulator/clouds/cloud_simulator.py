@@ -34,14 +34,14 @@ class CloudSimulator(VtpmGuest):
 
     def _chosen_version(self, requested: int | None) -> int:
         if requested is not None:
-            text = f"quote_version: does not apply to {self.platform}"
+            text = f"quote_version: does not apply to {self.platform}; omit it"
             raise UsageError(text, reason="not_applicable")
         return self._scenario.quote_version or 4
 
     def _launch(self, app_id: bytes, vm_config: str | None, image: "BootSource | None") -> None:
         for name, value in (("state_dir", self._folder), ("image", image)):
             if value is not None:
-                text = f"{name}: does not apply to {self.platform}, which keeps no state"
+                text = f"{name}: does not apply to {self.platform}; omit it"
                 raise UsageError(text, reason="not_applicable")
         self.vm_config: str = vm_config or ""
         try:
@@ -79,28 +79,28 @@ class CloudSimulator(VtpmGuest):
         return collector.collect_evidence(report_data)
 
     def read_attestation_key(self) -> bytes:
-        """Return the TPM's key (DER SubjectPublicKeyInfo) if the hardware has to commit to it.
+        """Return the TPM's key (DER SubjectPublicKeyInfo), for report data of the hardware.
 
         Raises:
-            UnsupportedError: On other platforms.
+            UnsupportedError: Except on Google's platforms: report data need not contain the key.
         """
         collector: EvidenceCollector = self._guest
         return collector.read_attestation_key()
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Raise UnsupportedError, as the cloud's backend."""
+        """Return the hardware's quote or report on Google's platforms, else UnsupportedError."""
         guest: Backend = self._guest
         return guest.get_quote(report_data)
 
     def read_event_log(self) -> bytes:
-        """Return the log of RTMRs, as the cloud's backend; the TPM's log is in the evidence."""
+        """Return the boot log of a Google TD, else nothing; the TPM's log is in the evidence."""
         guest: Backend = self._guest
         return guest.read_event_log()
 
     @property
     def served_platform(self) -> tuple[bytes, bytes]:
         """QE id (16 bytes) and PCK certificate (DER) of a TD; else raise UnsupportedError."""
-        raise UnsupportedError(f"{self.platform}: no PCCS is served for it", reason="feature")
+        raise UnsupportedError(f"{self.platform}: has no platform for a PCCS", reason="feature")
 
     def reset(self) -> NoReturn:
         """Raise UnsupportedError: the guest cannot reboot; open another one."""

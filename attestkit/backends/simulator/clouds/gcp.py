@@ -48,7 +48,7 @@ _CERTIFICATE_SIZE: Final = 2048  # of the index, zero-padded
 
 
 class _GoogleVm(CloudSimulator):
-    """Base of both kinds of VM."""
+    """Base of the simulated Google VMs on SEV-SNP and on TDX."""
 
     _hardware: Any  # the simulated guest without a TPM: Simulator or SnpSimulator
 
@@ -108,7 +108,7 @@ class _GoogleVm(CloudSimulator):
 
     @property
     def ak_intermediates(self) -> tuple[bytes, bytes]:
-        """Certificates (DER) of two intermediate CAs of one name, for `ak_certificates`.
+        """Certificates (DER) of two CAs of one name, for the `ak_certificates` of a verifier.
 
         The second one issues the certificates of the TPM's keys if the scenario has intermediates.
         """
@@ -120,11 +120,11 @@ class _GoogleVm(CloudSimulator):
         return cloud_pki.issue_google_certificate(issuer, spki, self._derive, usages)
 
     def _other_key(self) -> bytes:
-        """Return the attestation key of another machine."""
+        """Return an attestation key (DER SubjectPublicKeyInfo) that this TPM does not have."""
         return cloud_pki.p256_key(self._derive, "google/other-machine").spki_der
 
     def read_attestation_key(self) -> bytes:
-        """Return the TPM's key (DER SubjectPublicKeyInfo), to which the hardware commits."""
+        """Return the TPM's key (DER SubjectPublicKeyInfo), for report data of the hardware."""
         if self._scenario.cloud.relayed:  # the relayed quote commits to its own machine's key
             return self._other_key()
         return super().read_attestation_key()
@@ -145,7 +145,7 @@ class _GoogleVm(CloudSimulator):
         return found if cloud.bank == "sha256" else self._requote(found, cloud.bank)
 
     def _requote(self, found: GcpSnp | GcpTdx, bank: str) -> GcpSnp | GcpTdx:
-        """Return the evidence with another TPM quote, of the PCR bank `bank`."""
+        """Return the evidence with a TPM quote of the PCR bank `bank` in place of its own."""
         if isinstance(found, GcpTdx):
             made = self._quote_bank(found.quote, found.tpm_quote.pcr_values, bank)
             return found._replace(tpm_quote=found.tpm_quote._replace(**made))

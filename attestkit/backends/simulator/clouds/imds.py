@@ -133,7 +133,7 @@ def _error(status: int, text: str) -> ServiceResponse:
 
 @final
 class ImdsServer:
-    """The service on a TCP port of the loopback interface, for programs.
+    """HTTP server of the simulated metadata service, by default on the loopback interface.
 
     A thread waits for connections, and each has a thread of its own.
     """

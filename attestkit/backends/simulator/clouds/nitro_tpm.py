@@ -94,7 +94,7 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         return journal
 
     def _measure_app(self) -> tuple[Event, ...]:
-        """Seal the app's configuration in PCR 8, and emit the boot events unless a KMS is used."""
+        """Measure the app's configuration into PCR 8; emit the boot events unless a KMS is used."""
         launch = self.launch()
         keys = None if self.kms_boot else self.app_keys
         provider = ("kms", b"")

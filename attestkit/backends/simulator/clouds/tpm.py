@@ -31,7 +31,7 @@ class TpmSimulator(CloudSimulator):
             """The key (DER SubjectPublicKeyInfo) for the `trusted_aks` of a policy."""
         client.close()
         self.ak_certificate: bytes = self._certify(self.attestation_key)
-        """Its certificate (DER), which the TPM does not contain."""
+        """Certificate (DER) of `attestation_key`, which the TPM does not contain."""
         self._guest = TpmBackend(
             client=self.vtpm.connect(),
             ak_handle=DEFAULT_HANDLE,

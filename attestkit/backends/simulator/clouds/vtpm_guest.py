@@ -150,8 +150,8 @@ class VtpmGuest(Simulator):
     """A simulated guest with a virtual TPM; the arguments are those of `Simulator`."""
 
     emulated: bool = False
-    """Whether other programs use the devices: the boot then measures no app, waiting takes time,
-    and faults of other devices are accepted."""
+    """Whether it is part of an emulated machine, whose programs use its devices. Then the boot
+    measures no app, waits take real time, and faults of the machine's other devices are valid."""
 
     _tpm_kind: TpmKind = "model"
     _vtpm: SimulatedVtpm | None = None
@@ -235,11 +235,22 @@ def boot_guest(
     now: Callable[[], float],
     random: Callable[[int], bytes],
 ) -> VtpmGuest:
-    """Boot the guest of a scenario whose platform has a vTPM; the caller closes it.
+    """Boot the guest with a vTPM of an emulated machine, whose programs use its devices.
+
+    Args:
+        scenario: A scenario whose platform is one of `platforms.CLOUDS`.
+        seed: 32 bytes, from which the keys of the TPM and of all certificates are derived.
+        faults: Faults to inject into the TPM's commands and the metadata service.
+        now: Returns Unix time, for collateral and certificates.
+        random: Returns a number of random bytes.
+
+    Returns:
+        The guest, which the caller closes.
 
     Raises:
-        UsageError: If the scenario has a deviation that the collecting program would have to make:
-            another nonce, bank or machine, or the key of a machine with only a TPM.
+        UsageError: If the scenario alters how evidence is collected, which programs do here, not
+            the simulator: by `stale_nonce`, `bank` or `relayed`, on the platform `tpm` also by
+            `foreign_ak`.
     """
     _check_scenario(scenario)
     kind = find_class(scenario.platform)

@@ -189,7 +189,8 @@ class Fault(NamedTuple):
             operations: Operations that may fail with an errno.
 
         Raises:
-            UsageError: If the fault is unknown; the text suggests similar names.
+            UsageError: If the fault is unknown (the text suggests similar names), or its delay is
+                above 60 s.
         """
         match = _FAULT.fullmatch(text.strip())
         if match is None:
@@ -207,7 +208,7 @@ class Fault(NamedTuple):
             raise _unknown_fault(text, named, operations)
         seconds = float(match["seconds"] or 0) / (1000 if match["unit"] == "ms" else 1)
         if seconds > _MAX_SECONDS:
-            problem = f"fault {shown(text.strip())}: longer than {_MAX_SECONDS:g}s"
+            problem = f"fault {shown(text.strip())}: must be at most {_MAX_SECONDS:g}s"
             raise UsageError(problem, reason="out_of_range")
         return cls(match["name"], kind.operation, kind.number, seconds, times, skip)
 

@@ -1,4 +1,4 @@
-"""Deviations of simulated GPUs: what a fault alters, at each stage."""
+"""Faults of simulated GPUs: what each alters in reports, certificates, RIMs and services."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,7 +14,7 @@ OcspTarget: TypeAlias = Literal["brom", "rim_signer"]
 
 
 class OcspFault(NamedTuple):
-    """Deviation of the OCSP answers about one kind of certificate."""
+    """What a fault alters in the OCSP answers about one kind of certificate."""
 
     target: OcspTarget  # kind of certificate
     status: Literal["good", "revoked", "unknown"] = "good"
@@ -41,9 +41,9 @@ MachineFault: TypeAlias = Literal["switch-missing", "device-twice", "spt-with-mp
 
 
 class GpuFault(NamedTuple):
-    """A fault of GPUs: for each stage, how evidence or endorsements deviate; None: they do not."""
+    """A fault of GPUs: what it alters in evidence and endorsements; None: that part is correct."""
 
-    check: GpuReason | None  # the first check of section 8 that fails; None: it is accepted
+    check: GpuReason | None  # reason of the verifier's error; None: the evidence is accepted
     text: str  # one line of help
     content: Callable[[ReportContent], ReportContent] | None = None  # before signing
     report: Callable[[bytes], bytes] | None = None  # after signing
@@ -70,12 +70,12 @@ def set_field(kind: int, value: bytes | None, content: ReportContent) -> ReportC
 
 
 def add_field(kind: int, value: bytes, content: ReportContent) -> ReportContent:
-    """Add an opaque field at the end."""
+    """Return `content` with an additional opaque field at the end."""
     return content.add_field(kind, value)
 
 
 def set_measurement(index: int, content: ReportContent) -> ReportContent:
-    """Set a measurement to a value that no RIM has."""
+    """Set the measurement of a RIM index to a value that no RIM has."""
     return content.measured(index, b"\xee" * 48)
 
 
@@ -117,12 +117,12 @@ def cut_blocks(content: ReportContent) -> ReportContent:
 
 
 def flip_signature(report: bytes) -> bytes:
-    """Flip the lowest bit of s."""
+    """Flip the lowest bit of s in the report's signature."""
     return report[:-1] + bytes([report[-1] ^ 1])
 
 
 def zero_r(report: bytes) -> bytes:
-    """Set r to zero."""
+    """Set r in the report's signature to zero."""
     return report[:-96] + bytes(48) + report[-48:]
 
 
@@ -145,7 +145,7 @@ def other_version(rim: RimContent) -> RimContent:
 
 
 def other_product(rim: RimContent) -> RimContent:
-    """Name a Blackwell chip."""
+    """Set the product of the RIM to a Blackwell chip, GB100."""
     return rim._replace(product="GB100")
 
 
@@ -159,7 +159,7 @@ def add_alternatives(rim: RimContent) -> RimContent:
 
 
 def shorten_hash(rim: RimContent) -> RimContent:
-    """Leave out the last byte of a hash."""
+    """Leave out the last byte of the hash of measurement 25."""
     short = rim.resources[25].hashes[0][:47]
     return rim.with_resource(25, RimResource(active=True, hashes=(short,)))
 
@@ -171,5 +171,5 @@ def deactivate(rim: RimContent) -> RimContent:
 
 
 def edit(old: bytes, new: bytes, rim: bytes) -> bytes:
-    """Replace the first occurrence."""
+    """Return a RIM file with the first occurrence of `old` replaced by `new`."""
     return rim.replace(old, new, 1)

@@ -16,7 +16,7 @@ _NO_FAULT: Final = GpuFault(None, "")
 
 
 class GpuConfig(msgspec.Struct, frozen=True):
-    """The devices of a simulated machine.
+    """The GPUs and NVSwitches of a simulated machine, and their fault.
 
     Raises:
         UsageError: If a value is out of range, or values contradict each other.
@@ -58,17 +58,17 @@ class GpuConfig(msgspec.Struct, frozen=True):
 
     @property
     def deviation(self) -> GpuFault:
-        """The deviations of `fault`; none without a fault."""
+        """What `fault` alters; without a fault nothing."""
         return _NO_FAULT if self.fault is None else find_gpu_fault(self.fault)
 
     @property
     def chosen_count(self) -> int:
-        """The number of GPUs."""
+        """The number of GPUs: `count`, otherwise as many as the fault needs, at least 1."""
         return self.count or self.deviation.gpus
 
     @property
     def chosen_architecture(self) -> Architecture:
-        """The architecture of the GPUs."""
+        """The architecture of the GPUs: `architecture`, otherwise that of the fault, or Hopper."""
         return self.architecture or self.deviation.architecture
 
     @property

@@ -1,4 +1,4 @@
-"""Faults of simulated GPUs by name: deviations of evidence and endorsements.
+"""Faults of simulated GPUs by name: altered evidence, endorsements and services.
 
 Names are those of nvidia-gpu.md, section 7.2. A fault of a device applies to the first one; faults
 of RIMs apply to the driver RIM unless the name says otherwise.

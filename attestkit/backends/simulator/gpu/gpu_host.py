@@ -63,7 +63,7 @@ class GpuHost:
                 without them.
 
         Raises:
-            UsageError: If the nonce has another size.
+            UsageError: If the nonce is not 32 bytes.
             UnsupportedError: If the machine has no GPU.
         """
         return self.gpus.endorsements(self.unix_time() if now is None else now, nonce)
@@ -72,7 +72,7 @@ class GpuHost:
         """Return evidence of all GPUs and switches over a nonce of 32 bytes.
 
         Raises:
-            UsageError: If the nonce has another size.
+            UsageError: If the nonce is not 32 bytes.
             UnsupportedError: If the machine has no GPU.
         """
         return self.gpus.evidence(nonce)

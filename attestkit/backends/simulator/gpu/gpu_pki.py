@@ -43,7 +43,7 @@ OCSP_URL: Final = "http://ocsp.attestkit.invalid"
 """Address in certificates; the responder is beside the simulator's PCCS."""
 
 SALT: Final = b"attestkit/simulator/gpu/v1"
-"""Of all that is derived from the seed of GPUs."""
+"""HKDF salt of all bytes that are derived from the seed of GPUs."""
 
 _DEVICE_VALIDITY: Final = Window(
     datetime(2020, 10, 17, tzinfo=timezone.utc),
@@ -75,7 +75,7 @@ class GpuPki:
         """Issue the root certificates.
 
         Args:
-            derive: Returns secret bytes for a label.
+            derive: Returns secret bytes for a label and a size.
         """
         self._derive = derive
         # By label, subject and issuer: devices of a label may be of several models.
@@ -98,7 +98,7 @@ class GpuPki:
         """Return the credentials of a device, issued at the first call.
 
         Args:
-            label: Names the device in the derivation of its keys and of its PDI.
+            label: Names the device in the derivation of its keys and its lasting identifier (PDI).
             model: Its model.
             device_key: Label of another device, whose key the DICE extension has (Hopper, LS10).
         """
@@ -123,7 +123,7 @@ class GpuPki:
         return made
 
     def pdi(self, label: str) -> bytes:
-        """Return the PDI of a device, 8 bytes."""
+        """Return the lasting identifier (PDI) of the device `label`, 8 bytes."""
         return self._derive(f"pdi/{label}", 8)
 
     def identity(self, model: DeviceModel) -> CloudRoot:
@@ -137,7 +137,7 @@ class GpuPki:
         return self._issue(f"provisioner/{model.chip}", common_name, self.identity(model))
 
     def brom(self, label: str, model: DeviceModel) -> CloudRoot:
-        """Return the CA of a device; its serial number has the PDI."""
+        """Return the CA of the device `label`; its certificate's serial number has the PDI."""
         serial = bytes([model.serial_prefix]) + self.pdi(label)
         common_name = f"{model.chip} A01 {model.processor} BROM"
         return self._issue(f"brom/{label}", common_name, self.provisioner(model), serial)

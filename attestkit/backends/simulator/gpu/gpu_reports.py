@@ -15,7 +15,7 @@ PROTECTED_GPUS: Final = 8
 """Number of GPUs of a machine in protected-PCIe mode."""
 
 PROTECTED_SWITCHES: Final = 4
-"""Number of its switches."""
+"""Number of NVSwitches of a machine in protected-PCIe mode."""
 
 
 class DeviceModel(NamedTuple):

@@ -1,9 +1,9 @@
-"""Simulated NRAS: appraises evidence of simulated GPUs, and signs tokens (nvidia-gpu.md, 5).
+"""Simulated NVIDIA Remote Attestation Service (NRAS): appraises evidence, and signs tokens.
 
-Tokens are JWTs, with those of the devices in a detached EAT bundle (sections 5.1, 5.3 and 5.4). The
-key is derived from the seed and the day; its certificate is in the key set, because NVIDIA's Python
-SDK takes the key from there (section 5.2). The issuer is the real service's name, which verifiers
-require; what they trust is the key set.
+Tokens are JWTs, with those of the devices in a detached EAT bundle (nvidia-gpu.md, 5.1, 5.3 and
+5.4). The key is derived from the seed and the day; its certificate is in the key set, because
+NVIDIA's Python SDK takes the key from there (5.2). The issuer is the real service's name, which
+verifiers require; they trust the key set.
 """
 
 import json
@@ -94,13 +94,14 @@ _OTHER: Final = (4015, "EVIDENCE_INVALID", "The evidence is not valid")
 def device_claims(
     report: Report, chain: DeviceChain, version: str, *, matches: bool
 ) -> dict[str, Any]:
-    """Return the claims about a device whose evidence is authentic.
+    """Return NRAS's claims about a GPU or switch whose evidence is authentic.
 
     Args:
-        report: Its report.
-        chain: Its certificates.
-        version: "2.0" or "3.0".
-        matches: Whether its measurements are those of the RIMs.
+        report: The report of the device.
+        chain: The certificates of the device.
+        version: Version of the schema of the claims (`claims_version` of a request): "2.0" or
+            "3.0".
+        matches: Whether the measurements in the report are those of the RIMs.
     """
     is_switch = report.kind == "switch"
     prefix = f"x-nvidia-{'switch' if is_switch else 'gpu'}-"
@@ -170,7 +171,7 @@ _MISMATCH: Final[GpuReason] = "measurements"
 
 
 class _Request(NamedTuple):
-    """A request."""
+    """A request to appraise evidence of GPUs, or of switches."""
 
     nonce: bytes  # 32 bytes
     version: str  # of claims
@@ -190,7 +191,7 @@ class _Request(NamedTuple):
             text = f"{_SUBJECT}: claims_version: must be 2.0 or 3.0"
             raise FormatError(text, reason="unsupported_version")
         if any((device.architecture == "LS10") != switches for device in devices):
-            text = f"{_SUBJECT}: arch: not of this kind of device"
+            text = f"{_SUBJECT}: arch: must be LS10 for switches, and only for them"
             raise FormatError(text, reason="wrong_value")
         return cls(nonce, version, "SWITCH" if switches else "GPU", devices)
 
@@ -201,7 +202,7 @@ class SimulatedNras:
     Args:
         derive: Returns secret bytes for a label.
         appraise: Verifies evidence of a device.
-        fault: Deviation of the tokens.
+        fault: What to alter in the tokens; None: nothing.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class RimResource(NamedTuple):
 
 
 class RimContent(NamedTuple):
-    """Content of a RIM."""
+    """Content of a RIM (reference integrity manifest)."""
 
     product: str
     version: str  # of the driver or the VBIOS
@@ -54,7 +54,7 @@ class RimContent(NamedTuple):
     edition: str = "GPU"
 
     def with_resource(self, index: int, resource: RimResource) -> "RimContent":
-        """Return the content with another golden measurement of an index."""
+        """Return the content with `resource` as the golden measurement of `index`."""
         resources = list(self.resources)
         resources[index] = resource
         return self._replace(resources=tuple(resources))

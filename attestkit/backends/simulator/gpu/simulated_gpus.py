@@ -84,7 +84,7 @@ class SimulatedGpus:
         """Return evidence of all devices over a nonce of 32 bytes.
 
         Raises:
-            UsageError: If the nonce has another size.
+            UsageError: If the nonce is not 32 bytes.
         """
         check_bytes("nonce", nonce, 32)
         found = [self._device_evidence(device, nonce) for device in self.devices]
@@ -171,7 +171,7 @@ class SimulatedGpus:
             nonce: That of the evidence, 32 bytes, to add tokens of NRAS; None: without tokens.
 
         Raises:
-            UsageError: If the nonce has another size.
+            UsageError: If the nonce is not 32 bytes.
         """
         if nonce is None:
             return GpuEndorsements(self.rims, self.ocsp_answers(now))

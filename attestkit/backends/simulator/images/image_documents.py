@@ -87,7 +87,7 @@ class TdxMeasurement(NamedTuple):
 
 
 def snp_document(image: "SnpImage") -> "dict[Value, Value]":
-    """Return the measurement document for SEV-SNP, decoded."""
+    """Return the content of the measurement document for SEV-SNP, before CBOR encoding."""
     sections: list[Value] = [
         {"gpa": section.gpa, "size": section.size, "type": section.kind}
         for section in image.ovmf_sections

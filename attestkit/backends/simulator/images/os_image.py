@@ -83,7 +83,7 @@ class ImageConfig(msgspec.Struct, frozen=True):
             text = f"measurement_version: must be 3 or 4, not {version!r}"
             raise UsageError(text, reason="wrong_value")
         if not isinstance(normalized, bool):
-            text = "kernel_header_normalized: must be true or false"
+            text = f"kernel_header_normalized: must be a bool, not {normalized!r}"
             raise UsageError(text, reason="wrong_type")
         if not isinstance(memory, int) or not 1 << 24 <= memory < 1 << 52:
             text = f"memory_size: must be an integer from 2**24 to 2**52 - 1, not {memory!r}"
@@ -111,7 +111,7 @@ class Image(NamedTuple):
 
 
 def component_content(name: str) -> bytes:
-    """Return the content of a component of the simulated images."""
+    """Return the literal string that stands for a component of the simulated images."""
     return f"attestkit simulated {name}".encode()
 
 
@@ -154,7 +154,7 @@ def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
 
 
 def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedEvent, ...]:
-    """Return the events of a boot of the components that do not exist."""
+    """Return the events of a boot of the simulated image, whose components do not exist."""
     loader, rsdp, tables = map(
         component_content, ("ACPI loader script", "ACPI RSDP", "ACPI tables")
     )

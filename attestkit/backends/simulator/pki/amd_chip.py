@@ -79,7 +79,7 @@ class SimulatedChip:
 
         Args:
             derive: Returns secret bytes for a label and a number of bytes.
-            config: Deviations of reports and certificates.
+            config: Content of reports and certificates; None: that of an up-to-date Genoa chip.
         """
         config = config or SnpConfig()
         self._derive, self._config = derive, config
@@ -127,7 +127,7 @@ class SimulatedChip:
 
     @cached_property
     def ark_der(self) -> bytes:
-        """The root certificate."""
+        """The certificate of the root, ARK, in DER."""
         return self._issue_authority(self._ark, serial=self._product.serial, kind="vcek")
 
     @cached_property
@@ -164,7 +164,7 @@ class SimulatedChip:
         return entries + bytes(_TABLE_ENTRY.size) + contents
 
     def crl(self, now: float) -> bytes:
-        """Return the ARK's CRL in DER at a Unix time, without entries; constant during a UTC day.
+        """Return the CRL of the ARK (DER) at a Unix time; empty, and constant during a UTC day.
 
         Raises:
             UsageError: If `now` is not in 1970-01-02 to 9999-12-02.
@@ -227,7 +227,7 @@ _issue_authority: Final = lru_cache(maxsize=32)(issue_amd_authority)
 
 
 def issue_chip(seed: bytes, scenario: Scenario) -> SimulatedChip:
-    """Return the chip of a platform."""
+    """Return the chip of a platform, which is a function of the seed and the scenario."""
     return _make_chip(seed, scenario.platform_pki, scenario.snp)
 
 

@@ -81,11 +81,11 @@ class CloudRoot(NamedTuple):
 
     @classmethod
     def of(cls, certificate: bytes, key: SigningKey) -> "CloudRoot":
-        """Return the root of a simulated processor.
+        """Return a simulated processor's root CA as the root of a cloud.
 
         Args:
-            certificate: DER.
-            key: Its private key.
+            certificate: The root certificate in DER.
+            key: Private key of that certificate.
         """
         return cls(Issuer(certificate_subject(certificate), key), certificate)
 
@@ -109,7 +109,7 @@ def make_root(derive: Derive, label: str, common_name: str, key: SigningKey) -> 
 
 
 def make_own_root(derive: Derive) -> CloudRoot:
-    """Return a root of its own for a machine whose processor is not simulated."""
+    """Return the root of TPM certificates for a machine whose processor is not simulated."""
     return make_root(derive, "own/root", "TPM root", p256_key(derive, "own/root"))
 
 
@@ -261,7 +261,7 @@ class NitroCa:
         Args:
             module_id: `i-` and 17 hex digits, `-tpm` and 16 hex digits.
             pcrs: PCR values of the SHA-384 bank by index, 48 bytes each.
-            request: The caller's fields.
+            request: The fields that the caller chooses: user data, nonce and public key.
             age: How long ago the document was made.
             certificate_age: How long before the document its certificates were issued.
         """
@@ -327,12 +327,18 @@ _ORDERS: Final = {"p256": P256_ORDER, "k256": K256_ORDER}
 
 
 def derive_kms_bytes(seed: bytes, label: str, size: int) -> bytes:
-    """Return secret bytes of a KMS; `seed` may be that of a simulated TEE: the salts differ."""
+    """Return `size` secret bytes of a KMS.
+
+    `seed` may be that of a simulated TEE, too: the salts differ, so the results are unrelated.
+    """
     return hkdf_sha256(seed, label.encode(), size, _SALT)
 
 
 def make_scalar(stream: Callable[[str, int], bytes], label: str) -> bytes:
-    """Return a scalar in 1..n-1 with negligible bias, 32 bytes, from 48 bytes of `stream`."""
+    """Return a scalar, 32 bytes, in 1..n-1 of the curve that begins `label`: p256/ or k256/.
+
+    It has negligible bias. `stream` returns the secret bytes, 48 are used, for a label and a size.
+    """
     order = _ORDERS[label.partition("/")[0]]
     material = stream(label, 48)
     number = int.from_bytes(material, "big") % (order - 1) + 1
@@ -341,7 +347,7 @@ def make_scalar(stream: Callable[[str, int], bytes], label: str) -> bytes:
 
 
 def public_kms_keys(seed: bytes) -> tuple[bytes, bytes]:
-    """Return the public keys of the KMS of a seed: CA (SubjectPublicKeyInfo) and secp256k1."""
+    """Return the public keys of a seed's KMS: of its CA (SPKI in DER), and the secp256k1 key."""
 
     def scalar(label: str) -> bytes:
         return make_scalar(lambda name, size: derive_kms_bytes(seed, name, size), label)

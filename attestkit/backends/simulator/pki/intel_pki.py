@@ -137,7 +137,7 @@ class SimulatedPki:
 
         Args:
             now: Unix time.
-            config: Deviations from the default content.
+            config: Content of the collateral; None: that for an up-to-date platform.
 
         Raises:
             UsageError: If `now` is not in 1970-01-02 to 9999-12-02, or a `next_update` of `config`
@@ -237,7 +237,7 @@ def collateral_window(now: float) -> tuple[int, int]:
     """
     day = math.floor(now / _DAY) - 1 if math.isfinite(now) else -1
     if not 0 <= day <= _LAST_DAY - 30:
-        raise UsageError(f"time: {now!r}: must be 1970-01-02 to 9999-12-02", reason="out_of_range")
+        raise UsageError(f"time: must be 1970-01-02 to 9999-12-02: {now!r}", reason="out_of_range")
     return day * _DAY, (day + 30) * _DAY
 
 
@@ -253,7 +253,7 @@ def _next_update(end: int | timedelta | None, issue: int, default: int) -> int:
         return configs.value_or(end, default)
     moment = issue + int(end.total_seconds())
     if not _EARLIEST <= moment < (_LAST_DAY + 1) * _DAY:
-        raise UsageError("next_update: must end in 1950 to 9999", reason="out_of_range")
+        raise UsageError(f"next_update: must end in 1950 to 9999: {end}", reason="out_of_range")
     return moment
 
 

@@ -51,14 +51,14 @@ class SimulatedPccs:
         Args:
             collateral: Returns the current collateral of one PKI; called at each request.
             platforms: One or more platforms of one FMSPC; the first is the default.
-            sgx_collateral: The same for SGX quotes; None serves none.
+            sgx_collateral: Returns the collateral for SGX quotes; None: those requests get 404.
 
         Raises:
             UsageError: If `platforms` is empty.
             FormatError: If a certificate is not a PCK certificate.
         """
         if not platforms:
-            raise UsageError("platforms: empty; give at least one", reason="missing")
+            raise UsageError("platforms: must not be empty; give one", reason="missing")
         self._collateral = collateral
         self._platforms = {platform.qe_id.hex(): platform.pck_der for platform in platforms}
         self._default = platforms[0].pck_der
@@ -79,7 +79,12 @@ class SimulatedPccs:
             }
 
     def respond(self, path: str, query: str) -> ServiceResponse:
-        """Return the response to a GET request with this path, not decoded, and query."""
+        """Return the response to a GET request.
+
+        Args:
+            path: Path of the request target as received: percent-encoded, without the query.
+            query: The query as received, percent-encoded, without "?"; may be empty.
+        """
         route = self._routes.get(path)
         if route is None:
             return _NOT_FOUND

@@ -107,7 +107,7 @@ class QuotingEnclave:
         Args:
             pki: The issuer of the platform's certificate.
             platform_id: ASCII without a slash.
-            config: Deviations of the quotes.
+            config: Content of the quotes; None: that for an up-to-date platform.
 
         Raises:
             UsageError: If the platform id is invalid, or `config` alters an unknown field.
@@ -139,7 +139,7 @@ class QuotingEnclave:
         """
         head = self._quote_heads.get((version, len(body)))
         if head is None:
-            text = f"body: wrong size for a quote of version {version}: {len(body)} bytes"
+            text = f"body: must not be {len(body)} bytes in a quote of version {version}"
             raise UsageError(text, reason="wrong_size" if version in (4, 5) else "wrong_value")
         quote = self._signer.sign(head + body)
         return _apply_alterations(self._config, quote, len(head)) if self._alter else quote
@@ -178,7 +178,7 @@ def certified_qe_report(
     """Return QE report, its signature, QE authentication data and certification data.
 
     Args:
-        config: Deviations of the quotes.
+        config: Content of the quotes.
         pki: The issuer of the platform's certificate.
         platform: The platform, whose PCK signs the QE report.
         key: Attestation key that the QE report certifies.
@@ -283,15 +283,15 @@ class SimulatedEnclave(NamedTuple):
                 self.report_data,
             )
         except struct.error as error:
-            text = "simulated enclave: isv_prod_id, isv_svn or misc_select: out of range"
+            text = "isv_prod_id, isv_svn, misc_select: must fit in 16, 16 and 32 bits"
             raise UsageError(text, reason="out_of_range") from error
 
 
 class SgxQuotingEnclave:
     """The SGX quoting enclave of a platform. Immutable, and so thread-safe.
 
-    Platform, PCK certificate and QE id are those of `QuotingEnclave`; enclave and attestation key
-    are others, as on hardware.
+    It shares platform, PCK certificate and QE id with the `QuotingEnclave` of TDX; its measurements
+    and its attestation key differ from those, as on hardware.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ def _check_sizes(config: "PkiConfig | QuoteConfig | SnpConfig") -> None:
 
 def _check_range(name: str, value: object, highest: int, lowest: int = 0) -> None:
     if not isinstance(value, int):
-        raise UsageError(f"{name}: must be an integer: {value!r}", reason="wrong_type")
+        raise UsageError(f"{name}: must be an integer, not {value!r}", reason="wrong_type")
     if not lowest <= value <= highest:
         text = f"{name}: must be {lowest} to {highest}, not {value}"
         raise UsageError(text, reason="out_of_range")
@@ -102,9 +102,9 @@ def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetim
         if not isinstance(moment, datetime) or moment.utcoffset() is None:
             raise UsageError(f"{name}: must be a datetime with a time zone", reason="wrong_type")
         if not _FIRST <= moment <= last:
-            raise UsageError(f"{name}: {moment} not in 1950 to {last.year}", reason="out_of_range")
+            raise UsageError(f"{name}: not in 1950 to {last.year}: {moment}", reason="out_of_range")
         if moment < config.not_before:
-            raise UsageError(f"{name}: is before not_before", reason="conflict")
+            raise UsageError(f"{name}: must not be before not_before", reason="conflict")
 
 
 def _check_update(name: str, moment: object) -> None:
@@ -343,7 +343,7 @@ class SnpConfig(msgspec.Struct, frozen=True):
 
 
 class CloudConfig(msgspec.Struct, frozen=True):
-    """Deviations of a guest behind a vTPM; one that a platform cannot have does not affect it.
+    """Properties of a guest behind a vTPM; those that its platform does not have are ignored.
 
     Raises:
         UsageError: If a value is out of range.
@@ -373,7 +373,7 @@ class CloudConfig(msgspec.Struct, frozen=True):
 
 
 class Scenario(msgspec.Struct, frozen=True):
-    """A simulated platform with deviations of its evidence and endorsements.
+    """A simulated platform, and the content of its evidence and endorsements; all data, no seed.
 
     Raises:
         UsageError: If the platform or the version of quotes is unknown, or the trust anchor is

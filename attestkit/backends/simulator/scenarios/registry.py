@@ -198,7 +198,7 @@ def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
 
 
 def _on_platform(chosen: Scenario, platform: str | None) -> Scenario:
-    """Return the scenario of a name; faults of GPUs apply to every platform."""
+    """Return a named scenario: one with a fault of GPUs is moved to `platform`, if given."""
     if chosen.gpu_fault is None or platform is None:
         return chosen
     return Scenario(platform=platform, gpu_fault=chosen.gpu_fault)

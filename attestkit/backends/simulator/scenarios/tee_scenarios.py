@@ -1,4 +1,4 @@
-"""Scenarios of TDs and SEV-SNP guests: deviations of a platform and its endorsements.
+"""Scenarios of TDs and SEV-SNP guests: altered evidence, collateral, certificates and TCB levels.
 
 For each of them a strict verifier has the named outcome, if the simulator's clock is within the
 validity of its certificates, 2020 to 2049 (UTC); `snp-vcek-expired` from February 2020. Most names

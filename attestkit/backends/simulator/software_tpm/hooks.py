@@ -29,7 +29,7 @@ class VirtualIndex:
         self._at: float | None = None
 
     def refresh(self, target: bytearray) -> None:
-        """Compute the content, unless the last one is younger than the interval."""
+        """Compute the content into `target`, unless that was done less than `interval` ago."""
         now = self._clock()
         if self._at is None or now - self._at >= self._interval:
             content = self._content()

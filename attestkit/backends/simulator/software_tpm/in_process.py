@@ -7,7 +7,7 @@ from attestkit.errors import UsageError
 
 
 class CommandExecutor(Protocol):
-    """A TPM: the model, a swtpm process, or the proxy before it."""
+    """A TPM: the model, a swtpm process, or the proxy in front of swtpm."""
 
     def execute(self, command: bytes) -> bytes:
         """Return the response to a command.
@@ -41,7 +41,7 @@ class InProcessTransport:
         del seconds
         with self.lock:
             if self._closed:
-                raise UsageError(f"{self.path}: closed", reason="closed")
+                raise UsageError(f"{self.path}: it is closed", reason="closed")
             return self._tpm.execute(command)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Device nodes of a TPM and the kernel's resource manager, before any simulated TPM.
+"""Device nodes of a TPM and the kernel's resource manager, in front of any simulated TPM.
 
 Source: drivers/char/tpm/tpm2-space.c and tpm-dev-common.c of Linux 6.12. A write is one whole
 command, and reads give its response, whole or in pieces. Each opener of /dev/tpmrm0 has its own
@@ -24,7 +24,7 @@ _LARGEST: Final = 4096  # bytes of a write
 
 
 class TpmDeviceFile:
-    """An open file description: one conversation with the TPM.
+    """An open file description of a TPM's device node: one opener of the TPM.
 
     Args:
         lock: Held during a command; shared by all openers.
@@ -80,7 +80,7 @@ class TpmDeviceFile:
             return pending[:size]
 
     def close(self) -> None:
-        """End the conversation. A second call has no effect."""
+        """Drop a pending response, and release the opener's objects. Idempotent."""
         with self._lock:
             self._pending = None
             if not self._closed:
@@ -111,7 +111,7 @@ class RawNode:
         """Return the open file description.
 
         Raises:
-            OSError: EBUSY if there is another one.
+            OSError: EBUSY if the node is open already.
         """
         with self._lock:
             if self._is_open:
@@ -152,7 +152,7 @@ _MOST_PAGES: Final = 64  # of GetCapability
 
 
 class ResourceManager:
-    """A resource manager. Thread-safe.
+    """The kernel's resource manager, /dev/tpmrm0. Thread-safe.
 
     Args:
         tpm: The TPM behind it; nothing else may use its transient handles.
@@ -301,7 +301,7 @@ class ManagedFile(TpmDeviceFile):
         raise OSError(ENOMEM, strerror(ENOMEM))
 
     def _map_list(self, response: bytes) -> bytes:
-        """Replace the transient handles of a list by virtual ones; leave out those of others."""
+        """Replace the opener's transient handles in a list by virtual ones; drop the others."""
         handles = []
         for at in range(19, len(response) - 3, 4):
             handle = int.from_bytes(response[at : at + 4], "big")

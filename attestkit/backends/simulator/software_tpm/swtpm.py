@@ -1,4 +1,4 @@
-"""A swtpm process, and a proxy before it that adds NV indices and vendor commands.
+"""A swtpm process, and a proxy in front of it that adds NV indices and vendor commands.
 
 The process is connected by a socket pair, without port or name, and ends with it. NV indices that
 are large or virtual are in a second TPM, the model. If there are vendor commands, the model also
@@ -211,7 +211,7 @@ class TpmProxy:
         )
         value = response[-hash_size(bank) :]
         if len(response) != 10 + 4 + 10 + 4 + 2 + len(value):
-            message = f"swtpm: no {bank} PCR {pcr}"
+            message = f"swtpm: returned no value of PCR {pcr} in the bank {bank}"
             raise BackendError(message, reason="malformed_response")
         return value
 

@@ -91,7 +91,7 @@ def _read_entry(area: CommandReader, state: TpmState, number: int) -> GivenAutho
 def check_authorizations(
     state: TpmState, command: AuthorizedCommand, given: list[GivenAuthorization], parameters: bytes
 ) -> list[GivenAuthorization]:
-    """Check the passwords and HMACs of a command.
+    """Check the passwords and HMACs of a command; TpmResponseError if one is wrong or missing.
 
     Returns:
         The authorizations with the passwords of their entities, for `encode_response_area`.

@@ -86,7 +86,7 @@ class PrimaryKeys:
     def restore(
         self, hierarchy: int, template: TpmtPublic, origin: bytes, auth: bytes
     ) -> PrimaryKey:
-        """Return the key of a known origin, with its public area completed."""
+        """Return the key whose seed is derived from `origin`, with its public key filled in."""
         seed = hkdf_sha256(self._hierarchy_seed(hierarchy), origin, 32, _SALT)
         if template.type == "rsa":
             public = template._replace(modulus=_rsa_pair(seed).modulus)
@@ -104,7 +104,7 @@ class PrimaryKeys:
         return _ec_pair(key.seed, key.public.curve)
 
     def require_slot(self) -> int:
-        """Return the first free transient handle."""
+        """Return the first free transient handle; TpmResponseError if all are in use."""
         for handle in self.slots:
             if handle not in self.transient:
                 return handle
@@ -211,7 +211,7 @@ def _read_ecc(reader: command_reader.CommandReader, found: TpmtPublic) -> KeyTem
 
 
 def check_template(template: KeyTemplate) -> None:
-    """Check a template of a primary key whose sensitive data is the TPM's."""
+    """Raise TpmResponseError unless a TPM accepts the template for a primary key."""
     public = template.public
     code = _template_problem(public)
     if code is None and template.has_kdf:

@@ -122,7 +122,7 @@ class TpmModel:
         auth: bytes = b"",
         name_alg: str = "sha256",
     ) -> None:
-        """Define an NV index of any size with its content, as the platform's maker does.
+        """Define an NV index of any size with its content, as the platform's vendor does.
 
         Args:
             index: NV index, 0x01xxxxxx; an existing one is replaced.
@@ -174,7 +174,7 @@ class TpmModel:
             return self._state.pcrs.get(bank, pcr)
 
     def read_primary(self, hierarchy: int, template: TpmtPublic) -> TpmtPublic:
-        """Return the public area of a primary key, without loading the key."""
+        """Return the public area of the primary key of a template, without loading the key."""
         with self._lock:
             return self._state.keys.create(hierarchy, template, b"", b"").public
 

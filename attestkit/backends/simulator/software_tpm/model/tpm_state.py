@@ -53,7 +53,7 @@ class PcrBanks:
         self.locality = startup_locality
         self.values: dict[str, list[bytes]] = {name: [] for name in banks}
         if not self.values:
-            raise UsageError("PCR banks: at least one is needed", reason="missing")
+            raise UsageError("PCR banks: must not be empty; give one", reason="missing")
         self.updates: int = 0
         self.reset_all()
 
@@ -72,7 +72,7 @@ class PcrBanks:
         """Return the value of a PCR; UsageError if bank or PCR is unknown."""
         values = self.values.get(bank)
         if values is None:
-            message = f"PCR bank: {bank!r} is not one of {', '.join(self.values)}"
+            message = f"PCR bank: must be one of {', '.join(self.values)}, not {bank!r}"
             raise UsageError(message, reason="unknown_name")
         if not 0 <= pcr < PCR_COUNT:
             raise UsageError(f"PCR: must be 0 to {PCR_COUNT - 1}, not {pcr}", reason="out_of_range")

@@ -1,4 +1,7 @@
-"""Commands about keys, sessions and contexts, such as CreatePrimary, Quote and StartAuthSession."""
+"""Commands about keys, sessions and contexts, such as CreatePrimary, Quote and StartAuthSession.
+
+Each function runs one command; it raises TpmResponseError with the response code of a failure.
+"""
 
 import hmac
 import struct
@@ -49,7 +52,7 @@ _LOCALITY_0: Final = b"\1"
 
 
 def run_create_primary(call: CommandCall) -> CommandReply:
-    """TPM2_CreatePrimary."""
+    """Run TPM2_CreatePrimary."""
     reader = call.reader
     auth, data = reader.next().sized_structure(_read_sensitive)
     found = reader.next().sized_structure(read_template)
@@ -102,7 +105,7 @@ def _key_of(entity: Entity) -> PrimaryKey:
 
 
 def run_read_public(call: CommandCall) -> CommandReply:
-    """TPM2_ReadPublic."""
+    """Run TPM2_ReadPublic."""
     call.reader.finish()
     key = _key_of(call.entities[0])
     names = encode_sized(key.public.name) + encode_sized(key.qualified_name)
@@ -110,7 +113,7 @@ def run_read_public(call: CommandCall) -> CommandReply:
 
 
 def run_evict_control(call: CommandCall) -> CommandReply:
-    """TPM2_EvictControl: make a key persistent, or remove a persistent one."""
+    """Run TPM2_EvictControl: make a key persistent, or remove a persistent one."""
     handle = call.reader.next().u32()
     if not handles.FIRST_PERSISTENT <= handle <= handles.LAST_PERSISTENT:
         raise call.reader.error(codes.RC_VALUE)
@@ -141,7 +144,7 @@ def run_evict_control(call: CommandCall) -> CommandReply:
 
 
 def run_quote(call: CommandCall) -> CommandReply:
-    """TPM2_Quote."""
+    """Run TPM2_Quote."""
     reader = call.reader
     extra_data = reader.next().sized(LARGEST_DATA)
     wanted = _read_scheme(reader.next())
@@ -232,7 +235,7 @@ _MAC_SIZE: Final = 64
 
 
 def run_start_auth_session(call: CommandCall) -> CommandReply:
-    """TPM2_StartAuthSession of an HMAC session."""
+    """Run TPM2_StartAuthSession of an HMAC session."""
     reader = call.reader
     nonce = reader.next().sized(alg.LARGEST_DIGEST)
     salt = reader.next().sized(_LARGEST_SECRET)
@@ -302,7 +305,7 @@ def _exchange(state: TpmState, key: PrimaryKey, point: bytes) -> bytes:
 
 
 def run_flush_context(call: CommandCall) -> CommandReply:
-    """TPM2_FlushContext; the handle is a parameter."""
+    """Run TPM2_FlushContext; the handle is a parameter."""
     handle = call.reader.next().u32()
     if not call.state.is_context(handle):
         raise call.reader.error(codes.RC_VALUE)
@@ -315,7 +318,7 @@ def run_flush_context(call: CommandCall) -> CommandReply:
 
 
 def run_context_save(call: CommandCall) -> CommandReply:
-    """TPM2_ContextSave: a session is unloaded, a key stays."""
+    """Run TPM2_ContextSave: a session is unloaded, a key stays."""
     call.reader.finish()
     state = call.state
     entity = call.entities[0]
@@ -343,7 +346,7 @@ def _context_mac(state: TpmState, head: bytes, content: bytes) -> bytes:
 
 
 def run_context_load(call: CommandCall) -> CommandReply:
-    """TPM2_ContextLoad."""
+    """Run TPM2_ContextLoad."""
     reader = call.reader.next()
     start = reader.at
     number, handle = reader.u64(), reader.u32()

@@ -1,6 +1,7 @@
 """Commands about the TPM as a whole, PCRs, NV indices (Part 3, section 31), and vendor commands.
 
-The parts are those of the TPM 2.0 Library.
+Parts are those of the TPM 2.0 Library. Each function runs one command; it raises TpmResponseError
+with the response code of a failure.
 """
 
 from functools import partial
@@ -29,7 +30,7 @@ _LARGEST_RANDOM: Final = 64
 
 
 def run_startup(call: CommandCall) -> CommandReply:
-    """TPM2_Startup; resuming (1) is not possible, because no state is saved."""
+    """Run TPM2_Startup; resuming (1) is not possible, because no state is saved."""
     kind = call.reader.next().u16()
     if kind != _CLEAR:
         raise call.reader.error(codes.RC_VALUE)
@@ -39,7 +40,7 @@ def run_startup(call: CommandCall) -> CommandReply:
 
 
 def run_shutdown(call: CommandCall) -> CommandReply:
-    """TPM2_Shutdown: nothing to save."""
+    """Run TPM2_Shutdown: nothing to save."""
     if call.reader.next().u16() not in (_CLEAR, _STATE):
         raise call.reader.error(codes.RC_VALUE)
     call.reader.finish()
@@ -47,7 +48,7 @@ def run_shutdown(call: CommandCall) -> CommandReply:
 
 
 def run_self_test(call: CommandCall) -> CommandReply:
-    """TPM2_SelfTest: always successful."""
+    """Run TPM2_SelfTest: always successful."""
     if call.reader.next().u8() > 1:
         raise call.reader.error(codes.RC_VALUE)
     call.reader.finish()
@@ -55,7 +56,7 @@ def run_self_test(call: CommandCall) -> CommandReply:
 
 
 def run_get_random(call: CommandCall) -> CommandReply:
-    """TPM2_GetRandom."""
+    """Run TPM2_GetRandom."""
     count = call.reader.next().u16()
     call.reader.finish()
     return CommandReply(encode_sized(call.state.random(min(count, _LARGEST_RANDOM))))
@@ -67,13 +68,13 @@ def encode_clock(state: tpm_state.TpmState) -> bytes:
 
 
 def run_read_clock(call: CommandCall) -> CommandReply:
-    """TPM2_ReadClock."""
+    """Run TPM2_ReadClock."""
     call.reader.finish()
     return CommandReply(u64(call.state.clock_ms) + encode_clock(call.state))
 
 
 def run_pcr_read(call: CommandCall) -> CommandReply:
-    """TPM2_PCR_Read: at most eight values."""
+    """Run TPM2_PCR_Read: at most eight values."""
     selections = call.reader.next().selections()
     call.reader.finish()
     pcrs = call.state.pcrs
@@ -83,7 +84,7 @@ def run_pcr_read(call: CommandCall) -> CommandReply:
 
 
 def run_pcr_extend(call: CommandCall) -> CommandReply:
-    """TPM2_PCR_Extend, at locality 0."""
+    """Run TPM2_PCR_Extend, at locality 0."""
     digests = call.reader.next().tagged_digests()
     call.reader.finish()
     pcr = call.entities[0].handle
@@ -96,7 +97,7 @@ def run_pcr_extend(call: CommandCall) -> CommandReply:
 
 
 def run_pcr_reset(call: CommandCall) -> CommandReply:
-    """TPM2_PCR_Reset, at locality 0."""
+    """Run TPM2_PCR_Reset, at locality 0."""
     call.reader.finish()
     pcr = call.entities[0].handle
     if pcr not in (tpm_state.DEBUG_PCR, tpm_state.APPLICATION_PCR):
@@ -111,7 +112,7 @@ _SET_BY_THE_TPM: Final = nv.WRITTEN | nv.WRITE_LOCKED | nv.READ_LOCKED
 
 
 def run_nv_define_space(call: CommandCall) -> CommandReply:
-    """TPM2_NV_DefineSpace of an ordinary index."""
+    """Run TPM2_NV_DefineSpace of an ordinary index."""
     reader = call.reader
     auth = reader.next().sized(LARGEST_DIGEST).rstrip(b"\0")
     index = reader.next().sized_structure(
@@ -138,7 +139,7 @@ def run_nv_define_space(call: CommandCall) -> CommandReply:
 
 
 def run_nv_undefine_space(call: CommandCall) -> CommandReply:
-    """TPM2_NV_UndefineSpace."""
+    """Run TPM2_NV_UndefineSpace."""
     call.reader.finish()
     index = _index_of(call.entities[1])
     if index.attributes & nv.PLATFORM_CREATE and call.entities[0].handle != PLATFORM:
@@ -148,14 +149,14 @@ def run_nv_undefine_space(call: CommandCall) -> CommandReply:
 
 
 def run_nv_read_public(call: CommandCall) -> CommandReply:
-    """TPM2_NV_ReadPublic."""
+    """Run TPM2_NV_ReadPublic."""
     call.reader.finish()
     index = _index_of(call.entities[0])
     return CommandReply(encode_sized(index.public) + encode_sized(index.name))
 
 
 def run_nv_read(call: CommandCall) -> CommandReply:
-    """TPM2_NV_Read; at offset 0 the content of a virtual index is refreshed first."""
+    """Run TPM2_NV_Read; at offset 0 the content of a virtual index is refreshed first."""
     size, offset = call.reader.next().u16(), call.reader.next().u16()
     call.reader.finish()
     index = _index_of(call.entities[1])
@@ -173,7 +174,7 @@ def run_nv_read(call: CommandCall) -> CommandReply:
 
 
 def run_nv_write(call: CommandCall) -> CommandReply:
-    """TPM2_NV_Write."""
+    """Run TPM2_NV_Write."""
     data, offset = call.reader.next().sized(MAX_NV_BUFFER), call.reader.next().u16()
     call.reader.finish()
     index = _index_of(call.entities[1])
