@@ -30,7 +30,7 @@ def tdx_command(
     Args:
         command: Command line of the guest's QEMU, as text or as words.
         firmware: Image of OVMF.
-        boot: What is booted.
+        boot: Kernel, initrd and command line, or disk, that the guest boots.
         qemu: QEMU's program to run, which should be of the host's line.
         qemu_version: Version of the host's QEMU; empty if it is that of `qemu`.
         processor_id: EAX and EDX of CPUID leaf 1 of the host, for firmware that measures the SMBIOS
@@ -38,7 +38,8 @@ def tdx_command(
 
     Raises:
         FormatError: If an input is malformed or exceeds a limit.
-        UsageError: If an option of the command line is not supported, or files exclude each other.
+        UsageError: If an option of the command line is not supported, or files of `boot` exclude
+            each other.
         ConfigError: If QEMU is missing, or refuses the options.
         BackendError: If QEMU does not answer.
     """
@@ -74,10 +75,12 @@ def _fw_cfg(machine: acpi.QemuMachine, *, direct: bool) -> FwCfgItems:
 
 
 def command_files(command: str | Sequence[str]) -> dict[str, str]:
-    """Return the values of -kernel, -initrd, -append and -shim of a command line, by name.
+    """Return the values of -kernel, -initrd, -append and -shim of a QEMU command line.
+
+    Their names are `kernel`, `initrd`, `cmdline` and `shim`; absent options are left out.
 
     Raises:
-        UsageError: As `clean_command`.
+        UsageError: As for `clean_command`.
     """
     found = acpi.clean_command(command, acpi.QemuVersion(10, 0))
     named = {

@@ -24,14 +24,14 @@ from attestkit.measure.rtmr0.smbios import set_processor_id
 from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, given_tables, measure_tdx
 
 VmConfiguration: TypeAlias = str | Mapping[str, Any] | MachineShape
-"""JSON text of the evidence, its members, or a shape."""
+"""VM configuration as JSON text of the evidence or as its members, or a machine's shape."""
 
 QemuProgram: TypeAlias = str | os.PathLike[str]
 TableSource: TypeAlias = AcpiBlobs | FoundTables | str | os.PathLike[str]
 
 
 class TableSources(NamedTuple):
-    """Sources of the tables of a machine; see `dstack_image`."""
+    """Sources of ACPI and SMBIOS tables; the fields are arguments of `dstack_image`."""
 
     qemu: QemuProgram | None = None
     acpi: TableSource | None = None
@@ -65,7 +65,7 @@ def dstack_image(
         cache: Cache of tables that `qemu` made.
 
     Raises:
-        FormatError: If image or configuration are malformed, or exceed a limit.
+        FormatError: If image, configuration, a table or QEMU's data are malformed, or over a limit.
         UsageError: If a file cannot be opened, or both `qemu` and `acpi` are given.
         ConfigError: If QEMU is missing, or cannot be executed.
         BackendError: If QEMU does not answer.
@@ -109,7 +109,10 @@ def _shape(config: VmConfiguration) -> MachineShape:
 def _smbios(
     shape: MachineShape, qemu: QemuProgram | None, processor_id: tuple[int, int] | None
 ) -> bytes | None:
-    """Return the SMBIOS table of QEMU; None if the program is not of the host's line."""
+    """Return the SMBIOS table of `qemu`; None without `qemu` or `processor_id`.
+
+    None too if `qemu` is not of the same release as the host's QEMU.
+    """
     if processor_id is None or qemu is None:
         return None
     host = host_version(shape)

@@ -55,7 +55,7 @@ class PinnedValue(NamedTuple):
 
 
 def describe_gap(word: str) -> str:
-    """Return the text that explains an item of `not_proven`."""
+    """Return the text that explains an item of `ExpectedMeasurements.not_proven`."""
     return _MEANINGS[word]
 
 
@@ -67,7 +67,7 @@ def write_policy(
     settings: Mapping[str, str],
     not_proven: Sequence[str],
 ) -> str:
-    """Return the policy: the default preset, and reference values with comments.
+    """Return an appraisal policy in TOML: the default preset, and reference values with comments.
 
     Args:
         platform: `tdx` or `snp`.
@@ -121,8 +121,8 @@ class ExpectedEvent(NamedTuple):
         register: 0 to 3, of RTMR0 to RTMR3.
         name: Short name, such as `td-hob` or `acpi-tables`.
         event_type: TCG event type.
-        digest: SHA-384; None if it has to be taken from the event log.
-        basis: What confirms the rule.
+        digest: SHA-384, 48 bytes; None if it has to be taken from the event log.
+        basis: What confirms the rule by which the event is computed.
     """
 
     register: int
@@ -133,7 +133,7 @@ class ExpectedEvent(NamedTuple):
 
 
 def replay(events: Iterable[ExpectedEvent], register: int) -> bytes | None:
-    """Return the value of a register after its events; None if one has no digest."""
+    """Return the value of a register after its events; None if one of them has no digest."""
     digests = [event.digest for event in events if event.register == register]
     known = [digest for digest in digests if digest is not None]
     if len(known) < len(digests):
@@ -142,7 +142,7 @@ def replay(events: Iterable[ExpectedEvent], register: int) -> bytes | None:
 
 
 def weakest(bases: Iterable[Basis]) -> Basis:
-    """Return the weakest basis; `hardware` for none."""
+    """Return the weakest of several bases; `hardware` if there are none."""
     return _STRONGEST_FIRST[max([_STRONGEST_FIRST.index(basis) for basis in bases], default=0)]
 
 
@@ -162,7 +162,7 @@ NotProven = Literal[
     "smbios_from_log",  # no SMBIOS table, or strings of the firmware: digest of the log, else none
     "uki_stub_rtmr2",  # whether the stub of a unified kernel image measures, by the log
 ]
-"""What is not proven about the values, as stable words."""
+"""What no basis confirms about the values, or is missing in them, as stable words."""
 
 TDX_REGISTERS: Final = (0, 1, 2)
 """Registers with expected values. RTMR3 is extended at run time."""
@@ -180,13 +180,13 @@ class ExpectedMeasurements:
         other_events: Lists of events that are possible instead of `events`.
         mrtds: MRTD for each order of pages.
         page_order: The order that the VM configuration states, else that of the version of QEMU.
-        page_order_known: Whether the VM configuration states it.
+        page_order_known: Whether the VM configuration states the page order.
         single_events: Events of a boot by GRUB that the log may contain anywhere.
         incomplete: Registers of which not all events are known.
         launch_digest: MEASUREMENT of an SEV-SNP guest, 48 bytes.
         launch_basis: What confirms the rules of the launch digest.
-        os_image_hash: Of a dstack image, 32 bytes.
-        not_proven: Stable words for what is not proven about the values; see `describe_gap`.
+        os_image_hash: SHA-256 of the list of checksums of a dstack image, 32 bytes.
+        not_proven: Stable words for gaps in the values or their basis; see `describe_gap`.
         inputs: SHA-256 of each input file, by name, such as `firmware`.
         settings: Versions, machine and command line that the values are for, by name.
     """
@@ -208,12 +208,12 @@ class ExpectedMeasurements:
 
     @property
     def mrtd(self) -> bytes | None:
-        """MRTD for `page_order`."""
+        """MRTD for `page_order`, 48 bytes; None if unknown."""
         return None if self.mrtds is None else self.mrtds.of(self.page_order)
 
     @property
     def rtmrs(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """RTMR0 to RTMR2; None where a digest is missing, or `other_events` differ."""
+        """RTMR0 to RTMR2; None if a digest is missing, or `other_events` give different values."""
         zero, one, two = (self._register(number) for number in TDX_REGISTERS)
         return zero, one, two
 
@@ -229,7 +229,7 @@ class ExpectedMeasurements:
         return found
 
     def reference_values(self) -> dict[str, tuple[bytes, ...]]:
-        """Return all possible values by their name in the appraisal policy; () if unknown.
+        """Return the accepted values by their name in the appraisal policy; () for unknown ones.
 
         MRTD has a value for each order of pages, unless the VM configuration states the order: both
         are of the same firmware.
@@ -304,8 +304,8 @@ class ExpectedMeasurements:
         """Return the measurements with unknown digests taken from an event log.
 
         Of several possible lists of events, the one that has most in common with the log is chosen.
-        A digest of the log is used only if the event at this place has the expected type. It is
-        untrusted unless a quote confirms the log.
+        A digest of the log is used only if the event at the same index has the expected type. It
+        is untrusted unless a quote confirms the log.
 
         Args:
             log: Event log of a guest.
@@ -366,7 +366,7 @@ def _by_register(events: Iterable[ExpectedEvent]) -> list[list[ExpectedEvent]]:
 
 
 def _common(events: BootEvents, logged: Sequence[Sequence[Event]]) -> int:
-    """Return the number of events that are at their place in a log, minus that of the others."""
+    """Return the number of events that equal the log's at the same index, minus the others."""
     score = 0
     for expected, found in zip(_by_register(events), logged, strict=True):
         score -= abs(len(expected) - len(found))
@@ -377,7 +377,7 @@ def _common(events: BootEvents, logged: Sequence[Sequence[Event]]) -> int:
 
 
 def _fill(events: BootEvents, logged: Sequence[Sequence[Event]]) -> BootEvents:
-    """Return the events; a missing digest is that of the event at the same place in a log."""
+    """Return the events; a missing digest is that of the log's event at the same index."""
     filled: list[ExpectedEvent] = []
     for expected, found in zip(_by_register(events), logged, strict=True):
         for place, event in enumerate(expected):

@@ -21,7 +21,7 @@ from attestkit._system.untrusted_files import AnyPath, open_regular
 from attestkit.errors import FormatError, UsageError
 
 Read = Callable[[int], bytes]
-"""Returns up to as many bytes as asked for, none at the end; raises OSError or EOFError."""
+"""Function that returns up to `size` bytes, none at the end; raises OSError or EOFError."""
 
 _BLOCK: Final = 512  # bytes
 _READ_SIZE: Final = 1 << 20  # bytes
@@ -64,8 +64,8 @@ class TarArchive:
         """Yield the regular files.
 
         Raises:
-            FormatError: If the archive is damaged or over a limit, or contains a link, a device or
-                another member that is neither a file nor a folder.
+            FormatError: If the archive is damaged or over a limit, or has a member that is neither
+                a regular file nor a folder, such as a link or a device.
         """
         long_name: bytes | None = None
         for _ in range(_MOST_MEMBERS):
@@ -109,7 +109,7 @@ class TarArchive:
 
     def _check_limit(self, size: int) -> None:
         if self._at + size > self._limit:
-            raise _error("too_large", f"more than {self._limit} bytes", self._at)
+            raise _error("too_large", f"over {self._limit} bytes", self._at)
 
     def _take(self, size: int) -> bytes:
         """Read exactly `size` bytes."""
@@ -129,7 +129,7 @@ def _checked_size(header: bytes, at: int) -> int:
     """Verify the checksum of a header, and return the size of its content."""
     blank = header[:148] + b" " * 8 + header[156:]
     if _octal(header[148:156], at) != sum(blank):
-        raise _error("inconsistent", "wrong checksum of a header", at)
+        raise _error("inconsistent", "a header's checksum is wrong", at)
     return _octal(header[124:136], at)
 
 
@@ -147,7 +147,7 @@ def _header_name(header: bytes) -> bytes:
 
 
 def _extended_name(kind: bytes, content: bytes, at: int) -> bytes | None:
-    """Return the name in an extended header for the next member, if it contains one."""
+    """Return the next member's name in an extended header; None if that has no name."""
     if kind == _GNU_NAME:
         return content.partition(b"\0")[0]
     name, start = None, 0
@@ -236,9 +236,10 @@ class FolderSource:
 
 
 class ArchiveSource:
-    """Files in a .tar.gz archive, all in one folder of it or in none.
+    """Files in a .tar.gz archive, all in one folder at its top, or all in no folder.
 
-    The folder is that of the first file that `read_small` looks for; no other folder may have one.
+    The folder is that with the first of the names that `read_small` gets; a file of that name in
+    a second folder is an error.
 
     Args:
         file: The archive; seekable.
@@ -249,7 +250,7 @@ class ArchiveSource:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._folder = ""
-        self._first = ""  # name of that file
+        self._first = ""  # first of the names
 
     def read_small(self, names: tuple[str, ...], limit: int) -> dict[str, bytes]:
         """Return those of the files that exist; see `FolderSource`."""
@@ -260,7 +261,7 @@ class ArchiveSource:
                 continue
             files = found.setdefault(folder, {})
             if len(found) > _MOST_FOLDERS:
-                message = f"archive: {shown(name)} in over {_MOST_FOLDERS} folders"
+                message = f"archive: files of an image are in over {_MOST_FOLDERS} folders"
                 raise FormatError(message, reason="too_many")
             if name in files:
                 raise _duplicate(name)
@@ -277,7 +278,7 @@ class ArchiveSource:
         found: dict[str, ImageFile] = {}
         for folder, name, member in self._members():
             if folder != self._folder and name == self._first:
-                message = f"archive: {name}: in two folders, of two images"
+                message = f"archive: {name}: must be in one folder, that of the image"
                 raise FormatError(message, reason="duplicate")
             if folder != self._folder or name not in limits:
                 continue
@@ -290,7 +291,7 @@ class ArchiveSource:
         """Yield folder, name and member of the files that are in no folder or in a top folder."""
         self._file.seek(0)
         if self._file.read(2) != b"\x1f\x8b":
-            raise FormatError("archive: not gzip", reason="unrecognized", offset=0)
+            raise FormatError("archive: must be gzip", reason="unrecognized", offset=0)
         self._file.seek(0)
         with gzip.GzipFile(fileobj=self._file) as stream:
             for member in TarArchive(partial(_read_gzip, stream), LARGEST_ARCHIVE):
@@ -304,7 +305,9 @@ ImageSource = FolderSource | ArchiveSource
 
 
 def open_source(path: AnyPath) -> tuple[ImageSource, BinaryIO | None]:
-    """Return the files of a folder or archive; and the archive, open, which the caller closes.
+    """Return the source of a folder or archive, and the open archive (None for a folder).
+
+    The caller closes the archive.
 
     Raises:
         UsageError: If the path cannot be opened.
@@ -360,7 +363,7 @@ def _file_chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
 def _path_parts(name: str) -> list[str]:
     parts = [part for part in name.split("/") if part not in {"", "."}]
     if name.startswith("/") or ".." in parts:
-        message = f"archive: {shown(name)}: absolute path, or one with .."
+        message = f"archive: {shown(name)}: path must be relative, without .."
         raise FormatError(message, reason="wrong_value")
     return parts
 

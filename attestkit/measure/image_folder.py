@@ -1,4 +1,4 @@
-"""A dstack OS image (releases 0.5 and 0.6): what it boots, checked against its list of checksums.
+"""A dstack OS image (releases 0.5 and 0.6): boot files, checked against its list of checksums.
 
 The hash that identifies an image is the SHA-256 of that list, `sha256sum.txt`.
 """
@@ -56,7 +56,7 @@ class DstackImage(NamedTuple):
 
 
 def read_dstack_image(path: AnyPath) -> DstackImage:
-    """Read an image, and check each listed file.
+    """Read an image, and check the SHA-256 of each file that its `sha256sum.txt` lists.
 
     Args:
         path: Folder, or archive (.tar.gz). Files may be in one folder inside the archive.
@@ -78,13 +78,13 @@ def parse_checksums(text: bytes) -> dict[str, bytes]:
 
     Raises:
         FormatError: If a line is malformed, a name occurs twice or is not a plain file name, or
-            there are over 256.
+            there are over 256 files.
     """
     found: dict[str, bytes] = {}
     try:
         lines = text.decode("ascii").split("\n")
     except UnicodeDecodeError as error:
-        message = f"{CHECKSUMS}: not ASCII text"
+        message = f"{CHECKSUMS}: must be ASCII text"
         raise FormatError(message, reason="encoding", offset=error.start) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -138,7 +138,7 @@ def _required(files: Mapping[str, bytes], name: str) -> bytes:
 
 def _check_digest(text: bytes | None, image_hash: bytes) -> None:
     if text is not None and text.strip().lower() != image_hash.hex().encode():
-        message = f"{DIGEST}: differs from the hash of {CHECKSUMS}: {image_hash.hex()}"
+        message = f"{DIGEST}: must be the SHA-256 of {CHECKSUMS}: {image_hash.hex()}"
         raise FormatError(message, reason="inconsistent")
 
 
@@ -152,11 +152,11 @@ def _check_listed(name: str, digest: bytes, checksums: Mapping[str, bytes]) -> N
 
 
 def _file_names(metadata: Mapping[str, Any], checksums: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the names of kernel, initrd and firmware, by their key in the metadata."""
+    """Return the file names of kernel, initrd and firmware, by their key in `metadata.json`."""
     names = {key: name for key in _LIMITS if (name := _text(metadata, key))}
     for key in _REQUIRED:
         if key not in names:
-            raise FormatError(f"{METADATA}: {key}: missing", reason="missing")
+            raise FormatError(f"{METADATA}: must have {key}", reason="missing")
     for name in names.values():
         if name not in checksums:
             raise FormatError(f"{CHECKSUMS}: must list {shown(name)}", reason="missing")
@@ -166,7 +166,7 @@ def _file_names(metadata: Mapping[str, Any], checksums: Mapping[str, bytes]) -> 
 def _checked_files(
     source: ImageSource, names: Mapping[str, str], checksums: Mapping[str, bytes]
 ) -> dict[str, ImageFile]:
-    """Read all listed files, and compare their checksums."""
+    """Read all files in `checksums`; FormatError if one is missing or its SHA-256 differs."""
     limits: dict[str, int | None] = {
         name: _SMALL_FILE if _DOCUMENT.fullmatch(name) else None for name in checksums
     }

@@ -47,19 +47,20 @@ class MachineShape:
         qemu_version: Such as 9.2.1; empty if unknown, which is treated as 9.1.
         pic: Whether there is an interrupt controller 8259; None for the default of the version.
         pci_hole64_size: Bytes of the 64-bit PCI window; 0 for QEMU's default.
-        hotplug_off: Without hotplug of PCI bridges by ACPI.
-        num_gpus: Each behind a root port of its own.
-        num_nvswitches: The same.
-        num_nics: Network cards.
-        num_verity_volumes: Read-only disks.
+        hotplug_off: Whether hotplug of PCI bridges by ACPI is off.
+        num_gpus: Number of GPUs, each behind a root port of its own.
+        num_nvswitches: Number of NVSwitches, each behind a root port of its own.
+        num_nics: Number of network cards.
+        num_verity_volumes: Number of read-only disks.
         host_share_mode: How files are shared with the host, such as `9p` or `vvfat`; one slot.
         root_disk: Whether the root file system is on a disk, not a CD-ROM.
         two_pass: Whether MRTD has the page order `two_pass`; None chooses by the QEMU version.
-        hugepages: Memory is of huge pages; unsupported together with GPUs.
-        swtpm: The machine has a TPM; unsupported.
+        hugepages: Whether memory is of huge pages; unsupported together with GPUs.
+        swtpm: Whether the machine has a TPM; unsupported.
 
     Raises:
-        UsageError: If a value is out of range, of another type, or an unsupported combination.
+        UsageError: If a value is out of range or has the wrong type, or a combination is not
+            supported.
     """
 
     cpu_count: int
@@ -88,17 +89,17 @@ class MachineShape:
         for name in ("num_gpus", "num_nvswitches", "num_nics", "num_verity_volumes"):
             _check_range(name, getattr(self, name), 0, _SLOTS)
         if self.memory_size % _MEMORY_STEP:
-            raise _error("memory_size", f"must be a multiple of {_MEMORY_STEP}", "wrong_value")
+            raise _error("memory_size", f"must be whole {_MEMORY_STEP} bytes", "wrong_value")
         if self.slots > _SLOTS:
             problem = f"{self.slots} devices on PCI bus 0, at most {_SLOTS}"
-            raise _error("num_gpus", problem, "too_many")
+            raise _error("num_gpus, num_nics, ...", problem, "too_many")
         if len(self.host_share_mode) > 32:
             problem = f"{len(self.host_share_mode)} characters, at most 32"
             raise _error("host_share_mode", problem, "too_large")
         if self.qemu_version and not _VERSION.fullmatch(self.qemu_version):
             raise _error("qemu_version", "must be numbers such as 9.2.1", "wrong_value")
         if self.qemu_release < (8, 0):
-            raise _error("qemu_version", "TDX needs 8.0 or later", "not_applicable")
+            raise _error("qemu_version", "must be 8.0 or later for TDX", "not_applicable")
         if self.swtpm:
             raise _error("swtpm", "machines with a TPM are not supported", "not_applicable")
         if self.hugepages and self.num_gpus + self.num_nvswitches:
@@ -113,8 +114,8 @@ class MachineShape:
             root_disk: Whether the root file system is on a disk; it depends on the image.
 
         Raises:
-            FormatError: If a member is missing, of another type or out of range, or the machine has
-                an unsupported feature: huge pages with GPUs, NUMA nodes, a TPM.
+            FormatError: If a member is missing, out of range or has the wrong type, or the machine
+                has an unsupported feature: huge pages with GPUs, NUMA nodes, a TPM.
         """
         if config.get("numa_nodes"):
             raise FormatError("vm_config: numa_nodes: not supported", reason="unsupported")
@@ -137,19 +138,19 @@ class MachineShape:
 
     @property
     def page_order(self) -> PageOrder:
-        """Order of the pages in MRTD, as stated; else as of host kernels of the QEMU version."""
+        """Order of the pages in MRTD: `two_pass` if set, else that of the QEMU version's time."""
         stated = {"qemu_single_pass_add_pages": self.two_pass}
         version = {"qemu_version": self.qemu_version or None}
         return "two_pass" if is_two_pass(stated | version) else "single_pass"
 
     @property
     def memory(self) -> tuple[MemoryRange, ...]:
-        """Ranges of RAM."""
+        """Start and end of each range of RAM."""
         return memory_ranges(self.memory_size)
 
     @property
     def memory_below_4g(self) -> int:
-        """Bytes of RAM below 4 GiB."""
+        """Bytes of RAM below the address 4 GiB."""
         return memory_below_4g(self.memory_size)
 
     @property

@@ -30,13 +30,13 @@ class PublishedImage(NamedTuple):
 
 
 def published_image(os_image_hash: bytes) -> PublishedImage | None:
-    """Return the published image with this hash (32 bytes), or None."""
+    """Return the published image with this `os_image_hash` (32 bytes); None if it is not listed."""
     return published_images().get(os_image_hash)
 
 
 @lru_cache(1)
 def published_images() -> Mapping[bytes, PublishedImage]:
-    """Return all published images that are known, by hash."""
+    """Return all listed images by their hash (32 bytes, SHA-256 of `sha256sum.txt`)."""
     from importlib.resources import files  # lazy: only needed here
 
     found = toml.decode((files("attestkit.measure") / "published_images.toml").read_bytes())

@@ -62,7 +62,7 @@ def snp(
     machine = SnpMachine(vcpus, _signature(cpu_type, cpu_signature, vmm), guest_features, vmm)
     files = _kernel(kernel, initrd, cmdline)
     if svsm is not None and files is not None:
-        raise UsageError("kernel: not with a service module", reason="conflict")
+        raise UsageError("kernel, svsm: give only one", reason="conflict")
     hashes = None if files is None else files.hashes()
     if svsm is None:
         digest = compute_launch_digest(firmware, machine, hashes)
@@ -101,7 +101,7 @@ def _signature(cpu_type: str | None, cpu_signature: int | None, vmm: Vmm) -> int
     if cpu_signature is not None:
         return cpu_signature
     if vmm == "qemu":
-        raise UsageError("cpu_type: missing; QEMU measures it", reason="missing")
+        raise UsageError("cpu_type: missing; give it or cpu_signature", reason="missing")
     return 0
 
 

@@ -41,7 +41,7 @@ class TdxMachine(NamedTuple):
     page_order: PageOrder
     page_order_known: bool = False  # stated by the VM configuration
     acpi: FoundTables | None = None
-    smbios: bytes | None = None  # of QEMU, published, or measured
+    smbios: bytes | None = None  # table of QEMU, or as firmware publishes or measures it
     fw_cfg: FwCfgItems | None = None  # None for those of the kind of boot
     qemu_version: str = ""  # empty if unknown
     cpu_count: int | None = None
@@ -56,7 +56,7 @@ class TdxMachine(NamedTuple):
         smbios: bytes | None = None,
         fw_cfg: FwCfgItems | None = None,
     ) -> "TdxMachine":
-        """Return the machine of a shape."""
+        """Return the machine of a shape, with tables and fw_cfg items of its VMM."""
         return cls(
             memory=shape.memory,
             memory_size=shape.memory_size,
@@ -105,31 +105,32 @@ class TdxBoot(NamedTuple):
         """Check the types of the files, and that they are of one kind of boot.
 
         Raises:
-            UsageError: If a file is missing, has another type, or excludes another.
+            UsageError: If neither or both of kernel and UKI are given, a file is not bytes, or two
+                files exclude each other.
         """
         named = {"kernel": self.kernel, "initrd": self.initrd, "shim": self.shim, "uki": self.uki}
         for name, data in named.items():
             if data is not None:
                 require_bytes(name, data)
         if self.kernel is None and self.uki is None:
-            raise UsageError("kernel, uki: give one of them", reason="missing")
+            raise UsageError("kernel, uki: missing; give one", reason="missing")
         if self.kernel is not None and self.uki is not None:
             raise UsageError("kernel, uki: give only one", reason="conflict")
         if self.uki is not None and self.initrd is not None:
             raise UsageError("initrd: a unified kernel image contains its own", reason="conflict")
         if self.uki is not None and self.disk is None and self.shim is not None:
-            raise UsageError("shim: not with a unified kernel image", reason="conflict")
+            raise UsageError("shim, uki: give only one without disk", reason="conflict")
         if self.disk is not None and self.shim is not None:
-            raise UsageError("shim: on a disk it is one of the boot loaders", reason="conflict")
+            raise UsageError("shim: give it in boot_loaders with a disk", reason="conflict")
         if self.disk is None and self.boot_loaders:
             raise UsageError("boot_loaders: need disk; give both or none", reason="not_applicable")
 
 
 def given_tables(acpi: GivenTables | None) -> FoundTables | None:
-    """Return ACPI tables with their origin; `exact` is False for a caller's three files.
+    """Return ACPI tables with their origin, which for a caller's three files is `folder`.
 
     Raises:
-        FormatError: If they are malformed.
+        FormatError: If the three files are malformed.
     """
     if acpi is None or isinstance(acpi, FoundTables):
         return acpi
@@ -137,19 +138,19 @@ def given_tables(acpi: GivenTables | None) -> FoundTables | None:
 
 
 def choose_shape(shape: MachineShape | None, machine: Mapping[str, object]) -> MachineShape:
-    """Return `shape`, or the shape with the fields in `machine`.
+    """Return `shape` if given, else a shape with the fields in `machine`.
 
     Raises:
-        UsageError: If it is given twice, or a field is unknown, missing or out of range.
+        UsageError: If both are given, or a field is unknown, missing or out of range.
     """
     if shape is not None:
         if machine:
-            raise UsageError("shape and its fields: give only one", reason="conflict")
+            raise UsageError("shape and single fields: give only one", reason="conflict")
         return shape
     known = [one.name for one in fields(MachineShape)]
     for name in machine:
         if name not in known:
-            message = f"machine: unknown: {shown(name)}{near(name, known)}"
+            message = f"machine: unknown field {shown(name)}{near(name, known)}"
             raise UsageError(message, reason="unknown_name")
     for name in ("cpu_count", "memory_size"):
         if name not in machine:
@@ -244,7 +245,7 @@ def tdx(
 def measure_tdx(
     image: bytes, boot: TdxBoot, machine: TdxMachine, *, separator_in_rtmr1: bool | None = None
 ) -> ExpectedMeasurements:
-    """Return the expected measurements; see `tdx`.
+    """Return the expected measurements of a TD; see `tdx`.
 
     Raises:
         FormatError: If an input is malformed or exceeds a limit.
@@ -288,7 +289,7 @@ def _settings(boot: TdxBoot, machine: TdxMachine) -> dict[str, str]:
 def _boot_lists(
     firmware: TdxFirmware, boot: TdxBoot, machine: TdxMachine, *, separator: bool
 ) -> Iterator[BootEvents]:
-    """Yield the possible lists of events; `separator`: whether RTMR1 has the second separator."""
+    """Yield possible lists of events; `separator`: the second separator is in RTMR1, not RTMR0."""
     rtmr0 = _rtmr0(firmware, boot, machine, separator=separator)
     layout = firmware.layout
     traits = linux_kernel.FirmwareTraits(layout.named_blobs, layout.initrd_first, separator)
@@ -349,7 +350,10 @@ def _rtmr0(
 
 
 def _published_smbios(firmware: TdxFirmware, machine: TdxMachine) -> bytes | None:
-    """Return the SMBIOS table as published; None if it, or the firmware's strings, are unknown."""
+    """Return the SMBIOS table that the firmware publishes.
+
+    None without a table, or if the firmware adds strings that are not found in its image.
+    """
     table, strings = machine.smbios, firmware.layout.bios_strings
     if table is None or (strings is None and needs_bios_strings(table)):
         return None
@@ -357,7 +361,7 @@ def _published_smbios(firmware: TdxFirmware, machine: TdxMachine) -> bytes | Non
 
 
 def _passed_cmdline(boot: TdxBoot, traits: linux_kernel.FirmwareTraits) -> str:
-    """Return the command line that the firmware passes to a unified kernel image."""
+    """Return the command line that the firmware, or a disk's boot loader, passes to a UKI."""
     if boot.disk is not None:
         return boot.cmdline
     options = direct_boot_options(boot.cmdline, has_initrd=False, initrd_first=traits.initrd_first)

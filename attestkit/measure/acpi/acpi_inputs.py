@@ -41,12 +41,12 @@ class QemuVersion(NamedTuple):
         """
         match = _VERSION.match(text)
         if match is None:
-            raise FormatError(f"QEMU version: {shown(text)}, not such as 9.2.1", reason="syntax")
+            raise FormatError(f"QEMU version: must be like 9.2.1: {shown(text)}", reason="syntax")
         return cls(*(int(part or 0) for part in match.groups()))
 
     @property
     def release(self) -> tuple[int, int]:
-        """Major and minor version of this release; of a development version, of the next one."""
+        """Major and minor version; of a development version, those of the next release."""
         if self.micro < _DEVELOPMENT:
             return self.major, self.minor
         if self.minor >= _LAST_MINOR:
@@ -71,7 +71,7 @@ _SHARE_MODES: Final = ("", "9p", "vvfat", "vhd")
 
 
 class AcpiInputs(NamedTuple):
-    """Inputs of the tables: machines with equal inputs have equal tables on a QEMU line.
+    """Inputs of the ACPI tables: machines with equal inputs have equal tables on a QEMU line.
 
     Of the memory only the part below 4 GiB has an influence, and of devices without a bridge only
     their number.
@@ -83,7 +83,7 @@ class AcpiInputs(NamedTuple):
         root_ports: Number of PCI Express root ports, with a device behind each.
         hotplug_off: Whether ACPI hotplug of PCI devices is off.
         pci_hole64_size: Bytes of the 64-bit PCI window, or 0 for QEMU's default.
-        pic: Whether there is a PIC.
+        pic: Whether there is an interrupt controller 8259.
     """
 
     cpu_count: int
@@ -96,18 +96,18 @@ class AcpiInputs(NamedTuple):
 
 
 def host_version(machine: MachineShape) -> QemuVersion | None:
-    """Return the version of the host's QEMU, or None if it is unknown."""
+    """Return the version of the host's QEMU; None if `machine.qemu_version` is empty."""
     return QemuVersion.parse(machine.qemu_version) if machine.qemu_version else None
 
 
 def acpi_inputs(machine: MachineShape) -> AcpiInputs:
-    """Return the inputs of the tables of a dstack VM.
+    """Return the properties on which the ACPI tables of a dstack VM depend.
 
     Raises:
         UsageError: If `host_share_mode` is unknown, because it may change the tables.
     """
     if machine.host_share_mode not in _SHARE_MODES:
-        message = f"host_share_mode: {shown(machine.host_share_mode)}, must be 9p, vvfat or vhd"
+        message = f"host_share_mode: must be 9p, vvfat or vhd, not {shown(machine.host_share_mode)}"
         raise UsageError(message, reason="wrong_value")
     ports = machine.num_gpus + machine.num_nvswitches
     return AcpiInputs(

@@ -1,4 +1,4 @@
-"""ACPI tables in QEMU's three fw_cfg files, and the loader script when a table's size changes.
+"""ACPI tables in QEMU's three fw_cfg files: reading, checking, and change of a table's size.
 
 `etc/acpi/tables` contains the tables without checksums, and pointers that are offsets within the
 file; `etc/table-loader` is the script by which the firmware places and links them, and computes
@@ -61,13 +61,13 @@ class AcpiTables(NamedTuple):
 
 
 def check_tables(files: AcpiTables) -> AcpiTables:
-    """Return `files` if the sizes and the RSDP's signature are valid.
+    """Return `files` if their sizes and the RSDP's signature are valid.
 
-    The loader script has a multiple of 128 bytes and at most 64 KiB, the RSDP 20 or 36 bytes, the
-    tables at most 2 MiB.
+    The loader script must have a multiple of 128 bytes and at most 64 KiB, the RSDP 20 or 36 bytes,
+    the tables at most 2 MiB; none may be empty.
 
     Raises:
-        FormatError: If they are not.
+        FormatError: If a size or the signature is not valid.
     """
     _check_size(LOADER_NAME, files.loader, MAX_LOADER)
     if len(files.loader) % COMMAND_SIZE:
@@ -84,7 +84,7 @@ def check_tables(files: AcpiTables) -> AcpiTables:
 
 def _check_size(name: str, content: bytes, most: int) -> None:
     if not content:
-        raise FormatError(f"{name}: empty", reason="missing")
+        raise FormatError(f"{name}: must not be empty", reason="missing")
     if len(content) > most:
         message = f"{name}: {len(content)} bytes exceed the limit of {most}"
         raise FormatError(message, reason="too_large")
@@ -147,7 +147,7 @@ def _read(folder: Path, names: tuple[str, ...], most: int) -> bytes:
             return read_regular(path, most + 1, follow=True)
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: {error}", reason="cannot_read") from error
-    raise UsageError(f"{folder}: no file {' or '.join(names[1:])}", reason="cannot_read")
+    raise UsageError(f"{folder}: must contain {' or '.join(names[1:])}", reason="cannot_read")
 
 
 _FILE_NAME: Final = 56  # bytes in a command
@@ -161,7 +161,7 @@ _FACP_POINTERS: Final = ((36, 4), (40, 4), (140, 8))  # to FACS and DSDT
 
 
 def resize_table(files: AcpiTables, table: AcpiTable, content: bytes) -> AcpiTables:
-    """Replace a table by one of another size, and correct all offsets after it.
+    """Return the files with `content` instead of a table, and with corrected offsets after it.
 
     The sizes of the files stay the same: the padding shrinks or grows.
 
@@ -173,7 +173,7 @@ def resize_table(files: AcpiTables, table: AcpiTable, content: bytes) -> AcpiTab
     growth = len(content) - table.length
     size = len(files.tables)
     if growth > 0 and any(files.tables[-growth:]):
-        raise FormatError(f"{TABLES_NAME}: padding is under {growth} bytes", reason="too_large")
+        raise FormatError(f"{TABLES_NAME}: needs {growth} bytes of padding", reason="too_large")
     tables = bytearray(files.tables[: table.offset] + content + files.tables[end:])
     del tables[size:]
     tables.extend(bytes(size - len(tables)))
@@ -215,7 +215,7 @@ def _checksum(name: str, start: int, result: int, length: int) -> bytes:
 
 
 class _MovedFiles:
-    """Files to correct after a table changed its size: all from `start` on moved by `growth`."""
+    """Files to correct: all of `tables` from offset `start` on has moved by `growth` bytes."""
 
     def __init__(
         self, loader: bytearray, rsdp: bytearray, tables: bytearray, start: int, growth: int
@@ -235,7 +235,7 @@ class _MovedFiles:
             elif command == _ADD_CHECKSUM and self._name(offset + 4) == TABLES_NAME:
                 self._move_checksum(offset + 4 + _FILE_NAME)
             elif command == _WRITE_POINTER and self._name(offset + 4 + _FILE_NAME) == TABLES_NAME:
-                message = "etc/table-loader: writing a table's address to a device is unsupported"
+                message = "etc/table-loader: must not write the address of a table to a device"
                 raise FormatError(message, reason="unsupported", offset=offset)
 
     def _moved(self, position: int) -> int:
@@ -256,7 +256,7 @@ class _MovedFiles:
         if content is None and aim != TABLES_NAME:
             return
         if content is None or size not in _POINTER_SIZES or offset + size > len(content):
-            message = f"etc/table-loader: pointer of {size} bytes outside of its file"
+            message = f"etc/table-loader: pointer of {size} bytes at {offset:#x}: not in its file"
             raise FormatError(message, reason="wrong_value", offset=command)
         struct.pack_into("<I", self.loader, field, offset)
         if aim != TABLES_NAME:
@@ -274,6 +274,6 @@ class _MovedFiles:
             length += self._growth
         values = (self._moved(result), self._moved(start), length)
         if min(values) < 0 or max(values) >= 1 << 32:
-            message = "etc/table-loader: checksum outside of its file"
+            message = f"etc/table-loader: offsets of a checksum must be 32 bits, not {values}"
             raise FormatError(message, reason="wrong_value", offset=field)
         struct.pack_into("<III", self.loader, field, *values)

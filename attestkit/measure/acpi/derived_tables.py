@@ -42,7 +42,7 @@ def to_edge_triggered(files: AcpiTables) -> AcpiTables:
     found = {table.signature: table for table in files.list_tables()}
     for signature in ("DSDT", "APIC"):
         if signature not in found:
-            raise FormatError(f"{TABLES_NAME}: no {signature} table", reason="missing")
+            raise FormatError(f"{TABLES_NAME}: must have a table {signature}", reason="missing")
     dsdt, madt = found["DSDT"], found["APIC"]
     content = bytearray(files.tables)
     part = slice(dsdt.offset, dsdt.offset + dsdt.length)
@@ -54,7 +54,7 @@ def to_edge_triggered(files: AcpiTables) -> AcpiTables:
 def _override_all(madt: bytes, offset: int) -> bytes:
     """Return a MADT with 16 edge-triggered interrupt source overrides instead of its own.
 
-    `offset` is that of the MADT in the tables, for errors.
+    `offset` is that of the MADT in `etc/acpi/tables`, which errors need.
     """
     entries: list[bytes] = []
     place = None
@@ -70,7 +70,7 @@ def _override_all(madt: bytes, offset: int) -> bytes:
             place = len(entries)
         position += length
     if place is None:
-        message = f"{TABLES_NAME}: MADT: no interrupt source override"
+        message = f"{TABLES_NAME}: MADT: must have an interrupt source override"
         raise FormatError(message, reason="missing", offset=offset)
     overrides = [
         struct.pack("<BBBBIH", _SOURCE_OVERRIDE, 10, 0, irq, irq or _TIMER_GSI, _EDGE_HIGH)
@@ -115,20 +115,20 @@ def can_derive(line: str, inputs: AcpiInputs) -> bool:
 
 
 def derive_tables(line: str, inputs: AcpiInputs, base: AcpiTables) -> AcpiTables:
-    """Return the tables of a machine on an older line.
+    """Return the ACPI tables of a machine on an older line of QEMU, derived from those of 10.0.
 
     Args:
         line: `8.2` or `9.2`; see `can_derive`.
-        inputs: The machine.
+        inputs: Properties of the machine.
         base: Its tables on `BASE_LINE`, with or without a PIC.
 
     Raises:
-        FormatError: If `base` is not what QEMU of that line makes for a machine with these inputs.
+        FormatError: If `base` is not what QEMU of `BASE_LINE` makes for a machine with `inputs`.
     """
     check_tables(base)
     found = {table.signature: table for table in base.list_tables()}
     if "DSDT" not in found or "APIC" not in found:
-        raise FormatError(f"{TABLES_NAME}: no DSDT or MADT", reason="missing")
+        raise FormatError(f"{TABLES_NAME}: must have DSDT and MADT", reason="missing")
     place, madt = found["DSDT"], found["APIC"]
     dsdt = base.tables[place.offset : place.offset + place.length]
     dsdt = _replace_method(dsdt, b"CSCN", _scan_method(line, inputs.cpu_count))
@@ -188,7 +188,7 @@ def _find_method(dsdt: bytes, name: bytes) -> bytes:
 
 
 def _method_span(dsdt: bytes, name: bytes) -> tuple[int, int]:
-    """Return start and end of the definition of a method; FormatError without exactly one."""
+    """Return start and end of the only definition of a method; FormatError if there is not one."""
     spans = []
     for hit in re.finditer(re.escape(name), dsdt):
         for width in range(1, 5):
@@ -200,7 +200,7 @@ def _method_span(dsdt: bytes, name: bytes) -> tuple[int, int]:
             if size == width and hit.end() < end <= len(dsdt):
                 spans.append((start, end))
     if len(spans) != 1:
-        message = f"DSDT: {len(spans)} methods {name.decode('ascii')}, expected one"
+        message = f"DSDT: must have one method {name.decode('ascii')}, not {len(spans)}"
         raise FormatError(message, reason="inconsistent")
     return spans[0]
 
@@ -223,7 +223,7 @@ def _splice(
         if end <= hit.end(1) + length <= len(code):
             around.append((hit.end(1), length, size))
     if not around:
-        raise FormatError("AML: code in no known scope", reason="inconsistent", offset=start)
+        raise FormatError("AML: no known scope around code", reason="inconsistent", offset=start)
     for at, length, size in reversed(around):
         content = code[at + size : start] + content + code[end : at + length]
         content = _encode_length(len(content)) + content

@@ -94,8 +94,8 @@ def decode_entry(content: bytes) -> TableEntry:
     """Decode one entry.
 
     Raises:
-        FormatError: If it is malformed or truncated, other bytes follow it, or a size exceeds the
-            limit of `check_tables`.
+        FormatError: If the entry is malformed or truncated, other bytes follow it, or a size
+            exceeds the limit of `check_tables`.
     """
     spans = list(entry_spans(content))
     if len(spans) != 1:
@@ -161,7 +161,7 @@ _MAX_CONTENT: Final = 1 << 24  # bytes of a line's entries
 
 
 def packaged_tables(line: str, key: TableKey) -> TableEntry | None:
-    """Return the package's tables of a machine on a line of QEMU, or None."""
+    """Return the package's tables of a machine on a line of QEMU; None if it has none."""
     if line not in PACKAGED_LINES:
         return None
     content, places = _load_line(line)
@@ -192,7 +192,7 @@ _logger = logging.getLogger("attestkit.measure")
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path | None:
-    """Return the user's folder for cached tables, or None without a home directory.
+    """Return the user's folder for cached tables; None without a home directory.
 
     It is `attestkit/acpi` in `$XDG_CACHE_HOME`, else in `~/.cache`.
     """
@@ -203,7 +203,7 @@ def cache_folder(environment: Mapping[str, str]) -> Path | None:
 
 
 class TableCache:
-    """ACPI tables by machine and QEMU; processes may share the folder."""
+    """Folder of ACPI tables, by machine and QEMU program; processes may share it."""
 
     def __init__(self, folder: str | os.PathLike[str], *, limit: int = 256) -> None:
         """Open a cache.
@@ -223,7 +223,7 @@ class TableCache:
         self._limit = limit
 
     def get(self, build: QemuBuild, key: TableKey) -> TableEntry | None:
-        """Return the tables of a machine that this QEMU program made, or None."""
+        """Return the tables of a machine that this QEMU program made; None if not stored."""
         if build.digest is None:
             return None
         line, numbers = build.version.line, key.numbers()
@@ -270,7 +270,7 @@ def _machine_digest(line: str, numbers: tuple[int, ...]) -> str:
 
 
 def _read_entry(path: Path, line: str, numbers: tuple[int, ...]) -> TableEntry | None:
-    """Return the entry of a file, or None if it is missing, invalid or of another machine."""
+    """Return the entry of a file; None if it is missing, invalid or not of this machine."""
     try:
         entry = decode_cache_file(read_regular(path, _MAX_FILE + 1))
     except (OSError, FormatError):
@@ -287,16 +287,16 @@ def decode_cache_file(content: bytes) -> TableEntry:
     """Decode a cache file.
 
     Raises:
-        FormatError: If it is over 1 MiB, has another checksum, or is not one entry.
+        FormatError: If the file is over 1 MiB, its checksum differs, or it is not one entry.
     """
     if len(content) > _MAX_FILE:
-        raise FormatError(f"ACPI table cache: more than {_MAX_FILE} bytes", reason="inconsistent")
+        raise FormatError(f"ACPI table cache: over {_MAX_FILE} bytes", reason="inconsistent")
     compressed = remove_checksum(content)
     expander = zlib.decompressobj()
     try:
         expanded = expander.decompress(compressed, MAX_ENTRY)
     except zlib.error as error:
-        raise FormatError("ACPI table cache: malformed zlib data", reason="syntax") from error
+        raise FormatError("ACPI table cache: zlib data are malformed", reason="syntax") from error
     if not expander.eof:
         raise FormatError("ACPI table cache: zlib data truncated or too long", reason="truncated")
     return decode_entry(expanded)

@@ -1,4 +1,4 @@
-"""ACPI tables of a machine, from the best source at hand: folder, QEMU, cache, package."""
+"""ACPI tables of a machine, from the best available source: folder, QEMU, cache, package."""
 
 import os
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -52,31 +52,32 @@ def find_tables(
     edge_triggered: bool | None = None,
     seconds: float = DEFAULT_SECONDS,
 ) -> FoundTables | None:
-    """Return the ACPI tables of a dstack VM, or None if no source has them.
+    """Return the ACPI tables of a dstack VM; None if no source has them.
 
-    `folder` comes first. Then come tables of the machine's QEMU line: from `qemu`, cached, from the
-    package, derived. The last is `qemu` of another line. Derived tables, and those of another line,
-    are not called exact.
+    A `folder` alone decides. Else tables of the QEMU line of the host are preferred: from `qemu`,
+    from the cache, from the package, derived ones. The last choice are tables of `qemu` of a line
+    other than the host's. The last two kinds are not `exact`.
 
     Args:
         machine: Shape of the VM, with the version of the host's QEMU.
         qemu: QEMU's program.
         folder: Folder with the three files, which are returned as they are.
         cache: Cache of tables that `qemu` made.
-        setup: What the firmware programs before it reads the tables.
+        setup: Chipset registers that the firmware programs before it reads the tables.
         edge_triggered: Whether the interrupts are edge-triggered. None decides by the version: TDs
             of QEMU before 9.2 had them so.
         seconds: Time limit of QEMU's run.
 
     Raises:
-        UsageError: As for `acpi_inputs` and `read_table_folder`; or both `qemu` and `folder`.
+        UsageError: As for `acpi_inputs` and `read_table_folder`; or if `qemu` and `folder` are
+            both given.
         ConfigError: As for `read_machine` and `read_build`.
         BackendError: As for `read_machine` and `read_build`.
         FormatError: If a file of the folder or an answer of QEMU is malformed.
     """
     if folder is not None:
         if qemu is not None:
-            raise UsageError("qemu and folder: give only one", reason="conflict")
+            raise UsageError("qemu, folder: give only one", reason="conflict")
         return FoundTables(read_table_folder(folder), "folder", None, exact=False, basis="source")
     check_setup(setup)
     key = TableKey(acpi_inputs(machine), setup)
@@ -108,9 +109,10 @@ def describe_tables(
     setup: ChipsetSetup = DEFAULT_SETUP,
     edge_triggered: bool | None = None,
 ) -> FoundTables:
-    """Return tables that a QEMU made as a TD measures them, with their origin and basis.
+    """Return tables that a QEMU made in the form that a TD measures, with origin and basis.
 
-    For tables of a user's own command line, which `read_machine` returns.
+    For tables of a user's own command line, which `read_machine` returns. Interrupts become
+    edge-triggered if `edge_triggered`, or the version of the host's QEMU, requires it.
 
     Args:
         files: Tables as the QEMU made them.

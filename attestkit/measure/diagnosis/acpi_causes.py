@@ -98,7 +98,7 @@ def _differing(
 
 
 def _compare_shapes(expected: TableShape, logged: TableShape) -> Cause:
-    """Compare lengths of tables, which the digests of the loader scripts prove."""
+    """Return why the tables' lengths differ, which the loader scripts' digests have confirmed."""
     found = []
     if logged.cpu_count != expected.cpu_count:
         found.append(_cause_of("cpu_count", logged.cpu_count, expected.cpu_count))
@@ -133,7 +133,7 @@ def _of_slots(growth: int) -> Cause | None:
 
 
 def _from_lengths(expected: AcpiShape, logged: AcpiShape) -> Cause:
-    """Return the likely cause from the offsets of the RSDT alone: the lengths are not known."""
+    """Return the likely cause from the offsets of the RSDT alone, as lengths are not known."""
     if logged.rsdt is None or expected.rsdt is None:
         return _unknown("the RSDP is not of QEMU")
     growth = logged.rsdt - expected.rsdt
@@ -199,7 +199,7 @@ def _variations(files: AcpiTables) -> Iterator[tuple[Cause, bytes]]:
 
 
 def _low_memory_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cause, bytes]]:
-    """Yield causes and tables with another size of the RAM below 4 GiB, where the PCI hole is."""
+    """Yield causes, and tables whose PCI hole starts after other sizes of RAM below 4 GiB."""
     at = tables.find(_PCI_HOLE, dsdt.offset, dsdt.offset + dsdt.length) + len(_PCI_HOLE)
     if at < len(_PCI_HOLE) or at + 16 > dsdt.offset + dsdt.length:
         return
@@ -213,7 +213,7 @@ def _low_memory_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cau
 
 
 def _window_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cause, bytes]]:
-    """Yield causes and tables with another window for 64-bit PCI memory."""
+    """Yield causes, and tables with other windows for 64-bit PCI memory."""
     at = tables.find(_WINDOW, dsdt.offset, dsdt.offset + dsdt.length) + len(_WINDOW)
     if at < len(_WINDOW) or at + 32 > dsdt.offset + dsdt.length:
         return

@@ -10,7 +10,7 @@ from attestkit.measure.expected import ExpectedEvent, comparable_type, is_same_t
 DifferenceKind = Literal["changed", "cut", "extra", "log", "missing", "value"]
 """How evidence differs.
 
-- `changed`: an event has another digest.
+- `changed`: the digest of an event is not the expected one.
 - `cut`: the log ends before an event.
 - `extra`: the log has an event that is not expected.
 - `missing`: the log lacks an event, and continues with a later one.
@@ -102,7 +102,7 @@ class Cause(NamedTuple):
 
     @classmethod
     def found(cls, name: CauseName, text: str, value: int | str | None = None) -> "Cause":
-        """Return a proven cause."""
+        """Return a cause with `proven` set: a recomputation gave the digest in the evidence."""
         return cls(name, text, proven=True, value=value)
 
 
@@ -118,7 +118,7 @@ class Difference:
         expected: Expected digest or value; None after the last event.
         actual: Digest or value in the evidence; None after the last event of the log.
         logged_event: Name of the event in the log, from its digest or data; None after the last.
-        cause: The likely or proven cause.
+        cause: The cause, confirmed or likely; see `Cause.proven`.
     """
 
     register: str

@@ -62,7 +62,7 @@ _OPTION_FORMS: Final = [
 
 
 def find_kernel_cause(guest: ComparedGuest, event: Event) -> Cause:
-    """Return why the kernel's hash differs; hashes up to 768 MiB or four kernels, 2 s."""
+    """Return why the kernel's hash differs; hashes up to 768 MiB, at least four kernels, in 2 s."""
     kernel = guest.inputs.kernel
     if kernel is None:
         text = "another kernel, or its header as QEMU before 10.0 changes it: memory, initrd size"
@@ -153,7 +153,7 @@ def _digest_of(kernel: bytes, form: _KernelForm) -> bytes | None:
 
 
 def _form_cause(form: _OptionForm, usual: _OptionForm | None) -> Cause:
-    """Return in what the encoding `form` differs from the expected one; None if that is unknown."""
+    """Return how the encoding `form` differs from the expected one, `usual`; None if unknown."""
     if usual is None or form.initrd != usual.initrd:
         return Cause.found("initrd_option", _INITRD_TEXTS[form.initrd], form.initrd)
     if form.terminated != usual.terminated:
@@ -229,7 +229,7 @@ _UNPAIRED: Final[dict[str, tuple[CauseName, str]]] = {
 
 
 def find_cause(guest: ComparedGuest, difference: FirstDifference) -> Cause:
-    """Return the cause of a difference; searches take 3 s at most."""
+    """Return the cause of a register's first difference; searches take 3 s at most."""
     expected, logged = difference.expected, difference.logged
     if _is_first_separator(guest, difference):
         return _UNKNOWN
@@ -264,7 +264,7 @@ def _is_first_separator(guest: ComparedGuest, difference: FirstDifference) -> bo
 
 
 def _changed_cause(guest: ComparedGuest, name: str, logged: Event) -> Cause:
-    """Return why an event has another digest."""
+    """Return why the digest of the logged event differs from that of the expected event `name`."""
     search = _find_search(name)
     if search is not None:
         return search(guest, logged, name)
@@ -287,7 +287,7 @@ def _find_search(name: str) -> Search | None:
 
 
 def _other_type_cause(guest: ComparedGuest, name: str, logged: Event) -> Cause:
-    """Return why the log has an event of another type than the expected event `name`."""
+    """Return why the type of a logged event differs from that of the expected event `name`."""
     cause = _unpaired_cause(guest, name_event(logged), logged.event_type)
     return cause if cause.name != "unknown" else _unpaired_cause(guest, name, 0)
 

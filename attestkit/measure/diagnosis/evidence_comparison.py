@@ -27,7 +27,7 @@ _REGISTERS = (0, 1, 2)
 
 
 class TdRegisters(Protocol):
-    """A quote of a TD, or another object with its registers."""
+    """An object with the registers of a TD, such as a quote."""
 
     @property
     def mrtd(self) -> bytes:
@@ -160,13 +160,19 @@ def _compare_registers(
 def _accepted_registers(
     expected: ExpectedMeasurements, log: EventLog
 ) -> dict[str, tuple[bytes, ...]]:
-    """Return the expected values by register, RTMR0 with the log's ACPI tables; () if unknown."""
+    """Return the accepted values of `mrtd`, `rtmr0`, `rtmr1` and `rtmr2`; () for unknown ones.
+
+    If RTMR0 is unknown, its values are those with the digests of ACPI tables in the log.
+    """
     accepted = expected.reference_values()
     return accepted | {"rtmr0": accepted["rtmr0"] or _with_logged_tables(expected, log)}
 
 
 def _with_logged_tables(expected: ExpectedMeasurements, log: EventLog) -> tuple[bytes, ...]:
-    """Return the values of RTMR0 with the log's ACPI tables; () if other digests are unknown."""
+    """Return the values of RTMR0 with the ACPI digests of the log.
+
+    No values if the log lacks these digests, or those of other expected events are unknown.
+    """
     digests = acpi_digests(log.events)
     if digests is None or 0 in expected.incomplete:
         return ()
@@ -182,7 +188,7 @@ def _with_logged_tables(expected: ExpectedMeasurements, log: EventLog) -> tuple[
 def _compare_acpi(
     expected: ExpectedMeasurements, value: bytes, log: EventLog, inputs: GuestInputs
 ) -> Difference | None:
-    """Return the difference of the ACPI tables, if RTMR0 is as expected except for them."""
+    """Return the difference of the ACPI tables; None if RTMR0 differs in other events too."""
     digests = acpi_digests(log.events)
     if digests is None:
         return None
@@ -257,7 +263,7 @@ def _of_register(events: Sequence[ExpectedEvent], number: int) -> list[ExpectedE
 
 
 def _check_log(rtmrs: Rtmrs, log: EventLog) -> Difference | None:
-    """Return how the log contradicts the quote, if it does."""
+    """Return how the log contradicts the registers of the quote; None if it replays to them."""
     replayed = log.replay()
     for number in log.explained_registers():
         if replayed[number] != rtmrs[number]:
@@ -275,9 +281,10 @@ def _check_log(rtmrs: Rtmrs, log: EventLog) -> Difference | None:
 
 
 def _events_after(log: EventLog, register: int, value: bytes) -> int | None:
-    """Return how many events at the end of a log the quote lacks; None for other differences.
+    """Return how many of the log's last events of a register are not in the quote.
 
-    A quote without any event counts as older for RTMR3 only: firmware measures before any quote.
+    `value` is the register in the quote; None if the events before never give it. A register of
+    zeros, before all events, counts for RTMR3 only: firmware measures others before any quote.
     """
     events = events_of(log, register)
     current = bytes(48)

@@ -43,7 +43,7 @@ class GuestInputs:
 
 
 class ComparedGuest:
-    """An expected boot and a logged one; memory and ACPI shape of both, found on first use."""
+    """An expected boot and a logged one; memory and ACPI properties of both, found on first use."""
 
     def __init__(
         self, expected: Iterable[ExpectedEvent], rtmr0: Sequence[Event], inputs: GuestInputs
@@ -55,17 +55,17 @@ class ComparedGuest:
 
     @cached_property
     def sections(self) -> tuple[TdvfSection, ...] | None:
-        """Sections of the firmware; None if it is not given.
+        """Sections of the firmware; None without a firmware image in `inputs`.
 
         Raises:
-            FormatError: If it is malformed.
+            FormatError: If the image is malformed.
         """
         image = self.inputs.firmware
         return None if image is None else read_tdvf_sections(image)
 
     @cached_property
     def expected_memory(self) -> guest_shape.FoundMemory | None:
-        """Memory of the expected machine; None if it is not found."""
+        """Memory of the expected machine; None if no size gives the expected TD HOB."""
         digest = self.expected_digest("td-hob")
         if digest is None:
             return None
@@ -78,7 +78,7 @@ class ComparedGuest:
 
     @cached_property
     def logged_memory(self) -> guest_shape.FoundMemory | None:
-        """Memory of the machine in the log, with the expected firmware or another build of it."""
+        """Memory of the logged machine, for the expected firmware or else known builds of OVMF."""
         digest = next((event.digest for event in self.rtmr0), b"")  # the TD HOB is the first
         if digest == self.expected_digest("td-hob"):
             return self.expected_memory
@@ -104,4 +104,4 @@ class ComparedGuest:
 
 
 Search: TypeAlias = Callable[[ComparedGuest, Event, str], Cause]
-"""Function that finds the cause of a changed event of a name."""
+"""Function of guest, logged event and event name that finds why the event's digest differs."""

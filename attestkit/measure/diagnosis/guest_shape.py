@@ -58,7 +58,7 @@ class TableShape(NamedTuple):
 
 
 class PackagedMachine(NamedTuple):
-    """A machine whose tables ship with the package."""
+    """A machine whose ACPI tables ship with the package, and the QEMU line of these tables."""
 
     line: str
     inputs: AcpiInputs
@@ -78,7 +78,9 @@ def find_rsdt(rsdp_digest: bytes) -> int | None:
 
 
 def find_table_shape(loader_digest: bytes, rsdt: int) -> TableShape | None:
-    """Return the numbers behind the tables' lengths, from the loader's digest and RSDT's offset.
+    """Return the numbers that determine the tables' lengths, from the loader script's digest.
+
+    `rsdt` is the offset of the RSDT in the tables.
 
     None if the machine is not a q35 of up to 255 vCPUs without NUMA, TPM, NVDIMM and IOMMU.
     """
@@ -185,7 +187,7 @@ def find_guest_shape(
 
     Args:
         rtmr0: Events of RTMR0.
-        sections: Sections of its firmware; by default both known layouts of OVMF are tried.
+        sections: Sections of the guest's firmware; by default both known layouts of OVMF are tried.
     """
     hobs = [event.digest for event in rtmr0 if event.event_type == HANDOFF_TABLES2]
     memory = find_memory(hobs[0], sections) if hobs else None
@@ -194,14 +196,14 @@ def find_guest_shape(
 
 
 def find_acpi_shape(digests: tuple[bytes, bytes, bytes]) -> AcpiShape:
-    """Return a machine's properties from the digests of its ACPI files; takes 0.3 s."""
+    """Return a machine's properties from the digests of loader, RSDP and tables; takes 0.3 s."""
     rsdt = find_rsdt(digests[1])
     tables = None if rsdt is None else find_table_shape(digests[0], rsdt)
     return AcpiShape(digests, rsdt, tables, tuple(find_packaged_machines(digests)))
 
 
 def find_memory(digest: bytes, sections: Sequence[TdvfSection] | None = None) -> FoundMemory | None:
-    """Return the memory whose TD HOB has a digest, or None; takes 0.4 s.
+    """Return the memory whose TD HOB has a digest; None if no tried size does; takes 0.4 s.
 
     Sizes tried are multiples of 1 MiB up to 64 GiB, and of 1 GiB up to 32 TiB, without
     `max-ram-below-4g`.
@@ -245,7 +247,7 @@ def _listed(sections: Iterable[TdvfSection]) -> list[tuple[int, int, int]]:
 
 
 def _find_size(digest: bytes, sections: Sequence[TdvfSection]) -> int | None:
-    """Return the size of the memory whose TD HOB has this digest, or None.
+    """Return the size of the memory whose TD HOB has this digest; None if no tried size does.
 
     TD HOBs with equally many ranges of memory differ only in their last 8 bytes, the length of the
     last range.
@@ -291,7 +293,7 @@ def read_machine_shape(evidence: Attestation) -> tuple[MachineShape, ShapeSource
         return MachineShape.from_vm_config(fields), "vm_config"
     shape = to_machine_shape(find_guest_shape(events_of(evidence.event_log, 0)))
     if shape is None:
-        message = "evidence: no VM configuration, and its log does not reveal memory and vCPUs"
+        message = "evidence: must have a VM configuration, or a log that shows memory and vCPUs"
         raise FormatError(message, reason="missing")
     return shape, "search"
 

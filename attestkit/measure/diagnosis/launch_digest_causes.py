@@ -30,7 +30,7 @@ class SnpInputs:
     Attributes:
         firmware: Image of OVMF.
         machine: Virtual CPUs and VMM.
-        kernel: Files whose hashes QEMU gives the firmware; None without.
+        kernel: Files whose hashes QEMU gives the firmware; None if it gives none.
     """
 
     firmware: bytes
@@ -39,7 +39,7 @@ class SnpInputs:
 
 
 class _Variant(NamedTuple):
-    """Inputs to try, and the cause that they prove if they give the digest."""
+    """Inputs to try, and the cause if they give the digest in the report."""
 
     name: CauseName
     text: str
@@ -49,7 +49,7 @@ class _Variant(NamedTuple):
 
 
 def find_launch_cause(inputs: SnpInputs | None, digest: bytes) -> Cause:
-    """Return why the launch digest differs; tries up to 512 vCPUs with each variant, 2 s."""
+    """Return why the launch digest differs; tries up to 512 vCPUs with each variant, in 2 s."""
     text = "firmware, vCPUs, CPU type, guest features, or hashes of the kernel"
     if inputs is None:
         return Cause("launch_inputs", text)
@@ -88,7 +88,7 @@ def _variants(inputs: SnpInputs) -> Iterator[_Variant]:
 
 
 def _find_vcpus(firmware: bytes, variant: _Variant, digest: bytes) -> int | None:
-    """Return the number of vCPUs with which a variant gives the digest, or None."""
+    """Return the number of vCPUs, 1 to 512, with which a variant gives the digest; else None."""
     machine = variant.machine
     try:
         current = compute_launch_digest(firmware, machine._replace(vcpus=1), variant.kernel)

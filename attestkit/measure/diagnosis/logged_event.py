@@ -69,7 +69,7 @@ def read_variable(event: Event) -> LoggedVariable | None:
 
 
 def name_event(event: Event) -> str:
-    """Return the name that such an expected event has, else the name of the event's type."""
+    """Return the name of the expected event with this digest or data, else that of the type."""
     if (known := _BY_DIGEST.get(event.digest)) is not None:
         return known
     if event.name:  # of an ACPI table

@@ -71,7 +71,7 @@ def find_td_hob_cause(guest: ComparedGuest) -> Cause:
 
 
 def find_cfv_cause(guest: ComparedGuest, event: Event) -> Cause:
-    """Return why the volume of variables differs."""
+    """Return why the volume of UEFI variables (CFV) of the firmware differs."""
     build = _BLANK_VOLUMES.get(event.digest)
     if build is not None:
         text = f"the variables of the guest's firmware are blank, of a build of {build}"
@@ -133,7 +133,7 @@ def find_smbios_cause(guest: ComparedGuest, event: Event) -> Cause:
 
 
 def find_boot_option_cause(_guest: ComparedGuest, event: Event, name: str) -> Cause:
-    """Return why BootOrder or a boot option differs; with its value, if the digest covers it."""
+    """Return why BootOrder or a boot option differs; with the logged value if that is certain."""
     variable = read_variable(event)
     if variable is None or sha384(variable.data) != event.digest:
         return Cause("boot_options", "boot options of the firmware or of devices")
@@ -157,11 +157,11 @@ NAMED_CAUSES: Final[dict[str, Search]] = {
     "cfv": lambda guest, event, _name: find_cfv_cause(guest, event),
     "smbios": lambda guest, event, _name: find_smbios_cause(guest, event),
 }
-"""Function for the changed event of a name."""
+"""Functions that find why the digest of an event differs, by the event's name."""
 
 
 def _is_variable(event: Event, variable: VariableName) -> bool:
-    """Return whether the data of the event are this variable, and the digest covers them."""
+    """Return whether the event's data are this variable, and its digest is their SHA-384."""
     found = read_variable(event)
     return (
         found is not None
@@ -171,7 +171,7 @@ def _is_variable(event: Event, variable: VariableName) -> bool:
 
 
 def _smbios_variations(table: bytes) -> Iterator[tuple[Cause, bytes]]:
-    """Yield causes and tables with another processor id or machine name; none if malformed."""
+    """Yield causes, and tables with other processor ids or machine names; none if malformed."""
     try:
         for eax, edx in product(_CPUS, _FEATURES):
             text = f"the host's CPU is {_CPUS[eax]} (EAX {eax:#x}, EDX {edx:#x})"

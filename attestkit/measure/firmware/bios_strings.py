@@ -46,12 +46,12 @@ class BiosStrings(NamedTuple):
 
 
 def find_bios_strings(driver: bytes) -> BiosStrings | None:
-    """Return the strings in SmbiosPlatformDxe, or None if its layout is unknown.
+    """Return the strings in the driver SmbiosPlatformDxe; None if its layout is unknown.
 
     A string under 3 characters is returned as empty: the driver ignores it.
 
     Args:
-        driver: Sections of the driver's file.
+        driver: Content of the driver's file (FFS): its sections.
     """
     before, structure, after = _read_program(driver).partition(_STRUCTURE)
     if not structure or _STRUCTURE in after:

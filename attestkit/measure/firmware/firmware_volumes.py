@@ -41,7 +41,7 @@ _OUTPUT: Final = 256 << 10
 
 
 class FirmwareContents(NamedTuple):
-    """Files and strings of a firmware's code; the volume that TDs do not load is left out."""
+    """Files and strings of a firmware's code, without the volume that TDs do not load."""
 
     files: dict[UUID, UUID | None]  # name of a file: name of its volume, which is optional
     strings: frozenset[bytes]  # those of the searched ones that occur
@@ -57,8 +57,8 @@ def read_contents(
 
     Args:
         image: Firmware.
-        strings: Byte strings to search for.
-        driver: Name of a file whose content is wanted.
+        strings: Byte strings to search for in the image and in its unpacked data.
+        driver: Name (GUID) of a file whose content is wanted.
 
     Raises:
         FormatError: If a volume, file or section is malformed, or exceeds a limit: 64 MiB unpacked,
@@ -151,16 +151,16 @@ class _Stream:
             self._search.interrupt()
 
     def begin_copy(self) -> None:
-        """Copy what is read from here on."""
+        """Start to copy the bytes that are read or skipped."""
         self._copy = bytearray()
 
     def end_copy(self) -> bytes:
-        """Return what was read since `begin_copy`."""
+        """Return the bytes since `begin_copy`; no bytes without it."""
         copy, self._copy = self._copy or b"", None
         return bytes(copy)
 
     def error(self, problem: str, reason: FormatReason, at: int | None = None) -> FormatError:
-        """Return the error for a structure at a position, by default the current one."""
+        """Return the error for a structure at position `at` of the stream, by default its own."""
         at = self.at if at is None else at
         if self._search:
             problem += f", at byte {at} of the data unpacked from the LZMA section"
@@ -169,7 +169,7 @@ class _Stream:
         return FormatError(f"firmware: {problem}", reason=reason, offset=offset)
 
     def _next(self, size: int) -> memoryview:
-        """Return at least 1 and at most `size` bytes."""
+        """Return at least 1 and at most `size` of the next bytes."""
         if not self._piece:
             self._piece = memoryview(next(self._pieces))
         part = self._piece[:size]
@@ -217,16 +217,19 @@ class _Reader:
         volume: UUID | None,
         depth: int,
     ) -> int:
-        """Read a file, whose header is read already; return its end."""
+        """Read a file whose header `head` is read already; return the position of its end.
+
+        `place` has the position of the file's start, and that of the volume's end.
+        """
         start, end = place
         guid, kind, attributes, small = _FILE.unpack(head)
         size = int.from_bytes(small, "little")
         if attributes & _LARGE_FILE:
             if stream.at + 8 > end:
-                raise stream.error("file: header truncated", "truncated", start)
+                raise stream.error("header of a file: truncated", "truncated", start)
             size = int.from_bytes(stream.read(8), "little")
         if not stream.at - start <= size <= end - start:
-            raise stream.error(f"file: {size} bytes, {end - start} left", "wrong_size", start)
+            raise stream.error(f"file: invalid size of {size} bytes", "wrong_size", start)
         self._count += 1
         if self._count > _MAX_FILES:
             raise stream.error(f"files: over {_MAX_FILES}", "too_many", start)
@@ -255,7 +258,7 @@ class _Reader:
             if size == 0xFFFFFF and stream.at + 4 <= end:
                 size = int.from_bytes(stream.read(4), "little")
             if not stream.at - start <= size <= end - start:
-                raise stream.error(f"section: {size} of {end - start} bytes", "wrong_size", start)
+                raise stream.error(f"section: invalid size, {size} bytes", "wrong_size", start)
             self._sections += 1
             if self._sections > _MAX_SECTIONS:
                 raise stream.error(f"sections: over {_MAX_SECTIONS}", "too_many", start)
@@ -263,7 +266,10 @@ class _Reader:
             stream.skip_to(min(end, first + -(-(start + size - first) // 4) * 4))
 
     def _read_section(self, stream: _Stream, kind: int, place: tuple[int, int], depth: int) -> None:
-        """Read the content of a section that may contain others; ignore other kinds."""
+        """Read a section that may contain others; ignore other kinds.
+
+        `place` has the positions of its start, which is that of its header, and of its end.
+        """
         start, end = place
         if kind not in {_COMPRESSED, _GUIDED, _VOLUME_IMAGE}:
             return
@@ -273,12 +279,12 @@ class _Reader:
             self.read_volume(stream, end, depth + 1)
             return
         if kind == _COMPRESSED:
-            raise stream.error("section: compression other than LZMA", "unsupported", start)
+            raise stream.error("section: compression must be LZMA", "unsupported", start)
         if stream.at + 20 > end:
             raise stream.error("section: header truncated", "truncated", start)
         guid, offset, attributes = struct.unpack("<16sHH", stream.read(20))
         if not stream.at <= start + offset <= end:
-            raise stream.error(f"section: data at {offset} of {end - start}", "wrong_value", start)
+            raise stream.error(f"section: invalid data offset {offset}", "wrong_value", start)
         stream.skip_to(start + offset)
         if guid == _LZMA:
             self._read_lzma(stream, end, depth + 1)
@@ -353,7 +359,7 @@ def _unpack(
 def _decompress(
     packed: memoryview, dictionary: int, error: Callable[[str, FormatReason], FormatError]
 ) -> Iterator[bytes]:
-    """Yield the unpacked data, with a dictionary of a size other than that in the header."""
+    """Yield the unpacked data; `dictionary` bytes replace the dictionary size in the header."""
     head = packed[:1].tobytes() + struct.pack("<I", dictionary) + packed[5:13].tobytes()
     left = int.from_bytes(packed[5:13], "little")
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_ALONE)

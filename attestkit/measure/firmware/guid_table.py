@@ -1,4 +1,4 @@
-"""The GUID table at the end of an OVMF image, which names the VMM's metadata.
+"""The GUID table at the end of an OVMF image, by which a VMM finds its metadata.
 
 The table ends 32 bytes before the image does, and is read backwards. An entry ends with its GUID;
 before that are its size in 2 bytes, which counts size and GUID too, and its data. The entry at the
@@ -31,7 +31,7 @@ def read_guid_table(image: bytes) -> MappingProxyType[UUID, bytes]:
     """Return the data of each entry by its GUID; of equal GUIDs, the one nearest to the end.
 
     Raises:
-        FormatError: If the image has no such table, or over 64 MiB, or the table is malformed.
+        FormatError: If the image has no GUID table or over 64 MiB, or the table is malformed.
     """
     require_bytes("firmware", image)
     if len(image) > MAX_IMAGE:
@@ -43,7 +43,7 @@ def read_guid_table(image: bytes) -> MappingProxyType[UUID, bytes]:
         raise FormatError(message, reason="unrecognized", offset=max(at + 2, 0))
     start = at + _TAIL - int.from_bytes(image[at : at + 2], "little")
     if not 0 <= start <= at:
-        raise _error("size of the table", "wrong_value", at)
+        raise _error("size exceeds the image", "wrong_value", at)
     return MappingProxyType(_read_entries(image, start, at))
 
 

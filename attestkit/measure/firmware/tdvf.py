@@ -57,7 +57,7 @@ class TdvfSection(NamedTuple):
 
 
 def read_tdvf_sections(image: bytes) -> tuple[TdvfSection, ...]:
-    """Return the sections of a complete firmware image, in the order in which the VMM adds them.
+    """Return the sections of a complete firmware image, in the order in which a VMM adds them.
 
     Raises:
         FormatError: If the image has no TDX metadata, they are malformed, or the image is only the
@@ -79,14 +79,14 @@ def read_tdvf_sections(image: bytes) -> tuple[TdvfSection, ...]:
 
 
 def find_section(sections: Iterable[TdvfSection], kind: int) -> TdvfSection:
-    """Return the section of a kind.
+    """Return the only section of a kind, such as `TD_HOB`.
 
     Raises:
         FormatError: If the section is missing, or repeated.
     """
     found = [section for section in sections if section.kind == kind]
     if len(found) != 1:
-        message = f"firmware: TDX metadata: {len(found)} sections of type {_NAMES[kind]}, not one"
+        message = f"firmware: TDX metadata: must have one section {_NAMES[kind]}, not {len(found)}"
         raise FormatError(message, reason="duplicate" if found else "missing")
     return found[0]
 
@@ -99,7 +99,7 @@ def section_data(image: bytes, section: TdvfSection) -> bytes:
 def _read_count(image: bytes, at: int) -> int:
     """Return the number of sections of the descriptor at an offset."""
     if at + _HEAD.size > len(image):
-        raise _error("truncated", "truncated", len(image))
+        raise _error("header truncated", "truncated", len(image))
     signature, length, version, count = _HEAD.unpack_from(image, at)
     if signature != b"TDVF":
         raise _error("signature must be TDVF", "unrecognized", at)
@@ -125,7 +125,7 @@ def _check_section(section: TdvfSection, image_size: int, at: int) -> None:
         problem = f"{what}: unsupported attributes {section.attributes:#x}"
         raise _error(problem, "unsupported", at + 28)
     if section.address % PAGE or section.end > 1 << 64:
-        raise _error(f"{what}: {section.address:#x} is no page address", "wrong_value", at + 8)
+        raise _error(f"{what}: {section.address:#x}: not a page address", "wrong_value", at + 8)
     if section.size % PAGE or not section.size:
         raise _error(f"{what}: {section.size} bytes, not whole pages", "wrong_value", at + 16)
     expected = section.size if section.kind in (BFV, CFV) else 0
@@ -179,18 +179,18 @@ class Mrtds(NamedTuple):
     two_pass: bytes
 
     def of(self, order: PageOrder) -> bytes:
-        """Return the MRTD for an order."""
+        """Return the MRTD for an order of pages."""
         return self.single_pass if order == "single_pass" else self.two_pass
 
     def order_of(self, mrtd: bytes) -> PageOrder | None:
-        """Return the order that gives an MRTD from a quote; None for another firmware."""
+        """Return the order of pages for which the MRTD equals `mrtd`; None if none does."""
         if mrtd == self.single_pass:
             return "single_pass"
         return "two_pass" if mrtd == self.two_pass else None
 
 
 def compute_mrtds(image: bytes, sections: Sequence[TdvfSection]) -> Mrtds:
-    """Return the MRTD of a TD with this firmware, for both orders.
+    """Return the MRTD of a TD with this firmware, for both orders of pages.
 
     The order is that of the host's kernel, which only a quote reveals.
 

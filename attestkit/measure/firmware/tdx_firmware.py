@@ -90,7 +90,7 @@ _MAX_VARIABLES: Final = 4096
 
 
 def read_variables(volume: bytes) -> MappingProxyType[VariableName, bytes]:
-    """Return the variables of a volume; of several with the same name, the last.
+    """Return the UEFI variables of a CFV volume; of several with the same name, the last.
 
     Offsets in errors are relative to the volume.
 
@@ -106,10 +106,10 @@ def read_variables(volume: bytes) -> MappingProxyType[VariableName, bytes]:
         raise _error("header truncated", "truncated", len(volume))
     kind, size, formatted, state = _STORE.unpack_from(volume, start)
     if kind != _AUTHENTICATED or (formatted, state) != (_FORMATTED, _HEALTHY):
-        raise _error("must be a valid one of authenticated variables", "unsupported", start)
+        raise _error("must be of authenticated variables, and valid", "unsupported", start)
     end = start + size
     if not at <= end <= len(volume):
-        raise _error(f"{size} bytes, {len(volume) - start} left", "wrong_size", start + 16)
+        raise _error(f"invalid size of {size} bytes", "wrong_size", start + 16)
     return MappingProxyType(_read_entries(volume, at, end))
 
 
@@ -146,7 +146,7 @@ def _error(problem: str, reason: FormatReason, offset: int) -> FormatError:
 
 
 class TdxFirmware(NamedTuple):
-    """A firmware image for TDX; `compute_mrtds` needs the image too."""
+    """What registers depend on in a firmware image for TDX; `compute_mrtds` needs the image too."""
 
     sections: tuple[tdvf.TdvfSection, ...]
     cfv_digest: bytes  # SHA-384 of the volume of variables
@@ -158,7 +158,7 @@ class TdxFirmware(NamedTuple):
         """Parse a complete image, of at most 64 MiB.
 
         Raises:
-            FormatError: If it is not a firmware for TDX, is malformed, or exceeds a limit.
+            FormatError: If the image is not a firmware for TDX, is malformed, or exceeds a limit.
         """
         sections = tdvf.read_tdvf_sections(image)
         section = tdvf.find_section(sections, tdvf.CFV)

@@ -33,7 +33,7 @@ class GptTable(NamedTuple):
         """Read the primary table.
 
         Args:
-            disk: The disk from its first byte; the rest after the table may be missing.
+            disk: The disk from its first byte; bytes after the table may be missing.
             block_size: Bytes of a logical block, 512 or 4096.
 
         Raises:
@@ -45,9 +45,9 @@ class GptTable(NamedTuple):
             raise UsageError(message, reason="wrong_value")
         header = disk[block_size : block_size + _HEADER]
         if len(header) < _HEADER:
-            raise _error("truncated", "header: truncated", len(disk))
+            raise _error("truncated", "header truncated", len(disk))
         if header[:8] != b"EFI PART":
-            raise _error("unrecognized", "no 'EFI PART' at block 1", block_size)
+            raise _error("unrecognized", "block 1 must begin with 'EFI PART'", block_size)
         first, count, size = struct.unpack_from("<QII", header, 72)
         if size < _SMALLEST_ENTRY or size % _SMALLEST_ENTRY:
             problem = f"entries of {size} bytes, must be a multiple of {_SMALLEST_ENTRY}"
@@ -64,7 +64,7 @@ class GptTable(NamedTuple):
 
     @property
     def event_data(self) -> bytes:
-        """UEFI_GPT_DATA: the measured data, header and used entries."""
+        """UEFI_GPT_DATA, the measured data: header, number of used entries, and these entries."""
         return self.header + struct.pack("<Q", len(self.entries)) + b"".join(self.entries)
 
 

@@ -1,4 +1,4 @@
-"""Load options, and events of firmware, Linux's EFI stub and shim, for all kinds of boot."""
+"""Load options, and events by firmware, Linux's EFI stub and shim, for all kinds of boot."""
 
 from typing import Final
 
@@ -14,14 +14,14 @@ MAX_CMDLINE: Final = 1 << 16
 def direct_boot_options(
     cmdline: str, *, has_initrd: bool, initrd_first: bool, shim: bool = False
 ) -> bytes:
-    """Return the load options that OVMF gives a kernel of QEMU's `-kernel`.
+    """Return the EFI load options that OVMF gives a kernel from QEMU's `-kernel`.
 
     Args:
         cmdline: The command line.
         has_initrd: Whether there is an initrd that is not empty.
         initrd_first: Whether the firmware puts `initrd=initrd` before the command line (edk2 from
             202508), not after it.
-        shim: Whether the kernel is started by a shim of QEMU's `-shim`.
+        shim: Whether the kernel is started by a shim from QEMU's `-shim`.
 
     Returns:
         UTF-16LE with a final NUL; no bytes for an empty command line without initrd.
@@ -36,7 +36,7 @@ def direct_boot_options(
 
 
 def options_text(cmdline: str, initrd: str, *, shim: bool) -> str:
-    """Return the load options as text; `initrd` places `initrd=initrd`: first, last or none."""
+    """Return the load options as text; `initrd`: `first`, `last` or `none`, see `initrd=initrd`."""
     before = "kernel " * shim + "initrd=initrd " * (initrd == "first")
     return before + cmdline + " initrd=initrd" * (initrd == "last")
 
@@ -47,7 +47,7 @@ def encode_options(text: str, *, terminated: bool = True) -> bytes:
 
 
 def check_cmdline(cmdline: str) -> None:
-    """Check that firmware, loader and kernel represent a command line in the same way.
+    """Check that a command line has one representation in firmware, boot loader and kernel.
 
     Raises:
         UsageError: If the command line is not ASCII, contains a NUL or is too long.
@@ -60,12 +60,12 @@ def check_cmdline(cmdline: str) -> None:
 
 
 def event_of(register: int, name: str, event_type: int, data: bytes, basis: Basis) -> ExpectedEvent:
-    """Return the event whose digest is that of `data`."""
+    """Return the event whose digest is the SHA-384 of `data`."""
     return ExpectedEvent(register, name, event_type, sha384(data), basis)
 
 
 def image_event(name: str, digest: bytes, basis: Basis) -> ExpectedEvent:
-    """Return the event of a loaded PE image with this Authenticode hash."""
+    """Return the event of RTMR1 for a loaded PE image with this Authenticode hash."""
     return ExpectedEvent(1, name, BOOT_APPLICATION, digest, basis)
 
 

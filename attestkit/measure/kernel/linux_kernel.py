@@ -34,8 +34,8 @@ def loads_patched_kernel(qemu: QemuRelease, *, named_blobs: bool) -> bool:
     """Return whether the firmware of a TD loads the kernel with QEMU's setup header.
 
     Args:
-        qemu: QEMU before 10.1 changes the header for TDs too; from 10.0 on it offers the unchanged
-            kernel beside it.
+        qemu: Major and minor version. QEMU before 10.1 changes the header for TDs too; from 10.0 on
+            it also offers the unchanged kernel.
         named_blobs: Whether the firmware takes the unchanged kernel if there is one (edk2 from
             202502; the image contains `etc/boot/`).
     """
@@ -45,7 +45,7 @@ def loads_patched_kernel(qemu: QemuRelease, *, named_blobs: bool) -> bool:
 def patch_setup_header(
     kernel: bytes, *, memory_size: int, initrd_size: int | None, cmdline: str
 ) -> bytes:
-    """Return the kernel with the setup header as QEMU fills it in.
+    """Return the kernel with the setup header as QEMU before 10.1 fills it in.
 
     A file without a setup header, such as a unified kernel image, is returned as it is.
 
@@ -116,7 +116,7 @@ def _check_header(kernel: bytes) -> None:
         raise _error("unsupported_version", problem, 0x206)
     setup_size = (kernel[0x1F1] or 4) * 512 + 512
     if setup_size > len(kernel):
-        raise _error("inconsistent", f"setup of {setup_size} bytes exceeds the file", 0x1F1)
+        raise _error("inconsistent", f"setup code of {setup_size} bytes exceeds the file", 0x1F1)
 
 
 def _addresses(header: bytearray, cmdline_size: int) -> tuple[int, int]:
@@ -144,7 +144,7 @@ def _initrd_address(header: bytearray, memory_size: int, initrd_size: int) -> in
 
 
 def _video_mode(cmdline: str) -> int | None:
-    """Return the video mode of the first `vga=`, which may be inside a word, or None."""
+    """Return the video mode of the first `vga=`, which may be inside a word; None without it."""
     _, found, value = cmdline.partition("vga=")
     if not found:
         return None
@@ -153,12 +153,12 @@ def _video_mode(cmdline: str) -> int | None:
             return mode
     number = _NUMBER.match(value)
     if number is None:
-        message = "command line: vga= must be a number, normal, ext or ask"
+        message = f"command line: vga= must be a number, normal, ext or ask: {value[:32]!r}"
         raise UsageError(message, reason="wrong_value")
     digits = number[1]
     mode = int(digits, 16 if digits[1:2] in {"x", "X"} else 8 if digits[0] == "0" else 10)
     if mode > 0xFFFFFFFF:
-        raise UsageError("command line: vga= is over 32 bits", reason="out_of_range")
+        raise UsageError("command line: vga= must have 32 bits", reason="out_of_range")
     return mode & 0xFFFF
 
 
@@ -186,7 +186,7 @@ class FirmwareTraits(NamedTuple):
 def direct_boot_events(
     boot: DirectBoot, firmware: FirmwareTraits, *, qemu: QemuRelease, memory_size: int
 ) -> list[ExpectedEvent]:
-    """Return the events of RTMR1, then those of RTMR2, up to the start of the kernel.
+    """Return the events of RTMR1, then those of RTMR2, of a boot by QEMU's `-kernel`.
 
     Args:
         boot: Kernel, initrd, command line, shim.

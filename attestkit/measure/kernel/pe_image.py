@@ -62,7 +62,7 @@ class PeImage(NamedTuple):
         header_at = _u32(data, 60, "DOS header")
         _require(data, header_at, _FILE_HEADER, "file header")
         if data[header_at : header_at + 4] != b"PE\0\0":
-            raise _error("unrecognized", "no PE signature", header_at)
+            raise _error("unrecognized", "must have a PE signature", header_at)
         count, optional_size = struct.unpack_from("<H12xH", data, header_at + 6)
         if count > _MOST_SECTIONS:
             raise _error("too_many", f"{count} sections, at most {_MOST_SECTIONS}", header_at + 6)
@@ -107,7 +107,7 @@ class PeImage(NamedTuple):
         return digest.digest()
 
     def find_section(self, name: str) -> PeSection | None:
-        """Return the first section of that name, or None."""
+        """Return the first section named `name`; None if there is none."""
         return next((section for section in self.sections if section.name == name), None)
 
     def section_in_memory(self, section: PeSection) -> bytes:
@@ -185,7 +185,7 @@ def _u32(data: bytes, at: int, structure: str) -> int:
 
 def _require(data: bytes, at: int, size: int, structure: str) -> None:
     if at + size > len(data):
-        raise _error("truncated", f"{structure}: truncated", min(at, len(data)))
+        raise _error("truncated", f"{structure} truncated", min(at, len(data)))
 
 
 def _error(reason: FormatReason, problem: str, offset: int | None = None) -> FormatError:

@@ -39,7 +39,7 @@ def pack_extra_file(name: str, content: bytes) -> bytes:
 
 
 def join_initrds(initrds: Sequence[bytes]) -> bytes:
-    """Return initrds as one: each padded to a multiple of 4 bytes, a single one unchanged."""
+    """Return initrds as one: each zero-padded to a multiple of 4 bytes; a single one unchanged."""
     if len(initrds) == 1:
         return initrds[0]
     return b"".join(_pad(initrd) for initrd in initrds)
@@ -85,7 +85,10 @@ _Events = list[ExpectedEvent]
 
 
 class UnifiedKernelImage(NamedTuple):
-    """Sections of an image that its stub uses, as loaded: of the base and of its first profile."""
+    """An image, and the sections that its stub uses: of its base part and of its first profile.
+
+    `data` is the file; `sections` are contents as loaded, by section name such as `.linux`.
+    """
 
     data: bytes
     sections: dict[str, bytes]
@@ -95,8 +98,8 @@ class UnifiedKernelImage(NamedTuple):
         """Read an image.
 
         Raises:
-            FormatError: If the image is not a PE image, has no kernel, or depends on the machine
-                by a `.dtbauto` or `.hwids` section.
+            FormatError: If the image is not a PE image, has no section `.linux`, or depends on the
+                machine by a section `.dtbauto` or `.hwids`.
         """
         image = PeImage.parse(data)
         profiles = [n for n, section in enumerate(image.sections) if section.name == _PROFILE]
@@ -110,7 +113,7 @@ class UnifiedKernelImage(NamedTuple):
                     found[section.name] = image.section_in_memory(section)
             sections |= found
         if ".linux" not in sections:
-            raise FormatError("unified kernel image: no .linux section", reason="missing")
+            raise FormatError("unified kernel image: must have a .linux section", reason="missing")
         if by_machine := _BY_MACHINE & sections.keys():
             message = f"unified kernel image: {shown(min(by_machine))}: depends on the machine"
             raise FormatError(message, reason="unsupported")
@@ -121,20 +124,20 @@ class UnifiedKernelImage(NamedTuple):
         """Command line that the stub passes to the kernel, without white space around it.
 
         Raises:
-            FormatError: If it is not UTF-8.
+            FormatError: If the section `.cmdline` is not UTF-8.
         """
         text = self.sections.get(".cmdline", b"").partition(b"\0")[0]
         try:
             decoded = text.decode()
         except UnicodeDecodeError as error:
-            message = "unified kernel image: .cmdline: not UTF-8 text"
+            message = "unified kernel image: .cmdline: must be UTF-8 text"
             raise FormatError(message, reason="encoding") from error
         # The stub drops characters that do not fit into 16 bits.
         return _clean("".join(letter for letter in decoded if letter <= "\uffff"))
 
     @property
     def initrd(self) -> bytes:
-        """Initrd that the stub passes: microcode, initrd, and files from other sections."""
+        """Initrd that the stub passes: `.ucode`, `.initrd`, and archives of `EXTRA_FILES`."""
         parts = [self.sections.get(name, b"") for name in (".ucode", ".initrd")]
         for section, file_name in EXTRA_FILES:
             if content := self.sections.get(section):
@@ -148,7 +151,7 @@ class UnifiedKernelImage(NamedTuple):
         separator: bool,
         boot_loaders: Sequence[BootImage] = (),
     ) -> list[ExpectedEvent]:
-        """Return the events of RTMR1.
+        """Return the events of RTMR1 of a boot of this image.
 
         Args:
             table: Partition table of the disk with the image; None for QEMU's `-kernel`.
@@ -157,8 +160,8 @@ class UnifiedKernelImage(NamedTuple):
             boot_loaders: Images that are loaded before this one, from the disk.
 
         Raises:
-            FormatError: If an image or the kernel is not a PE image, or the kernel is too old for
-                the stub to load it through the firmware.
+            FormatError: If an image or the kernel is not a PE image, or the kernel is older than
+                Linux 5.8, which the stub does not load through the firmware.
             UsageError: If there are over 62 boot loaders, or any without a partition table.
         """
         if table is None and boot_loaders:
@@ -220,7 +223,7 @@ def _clean(cmdline: str) -> str:
 
 
 def _check_kernel(kernel: bytes) -> None:
-    """Refuse a kernel older than 5.8: the stub starts it without the firmware's measurement."""
+    """Raise FormatError for a kernel before 5.8: the stub starts it without a measurement."""
     PeImage.parse(kernel)
     (header_at,) = struct.unpack_from("<I", kernel, 60)
     (major,) = struct.unpack_from("<H", kernel, header_at + 24 + 44)

@@ -26,7 +26,7 @@ def encode_load_option(
     """Return an EFI_LOAD_OPTION.
 
     Args:
-        attributes: 32 bits.
+        attributes: LOAD_OPTION_... flags, 32 bits.
         description: At most 256 characters of the Basic Multilingual Plane.
         device_path: With its end node, at most 65,535 bytes.
         data: Optional data.
@@ -41,7 +41,7 @@ def encode_load_option(
     try:
         text = f"{description}\0".encode("utf-16-le")
     except UnicodeEncodeError as error:
-        message = "boot option: unpaired surrogate in description"
+        message = "boot option: description has an unpaired surrogate"
         raise UsageError(message, reason="encoding") from error
     return struct.pack("<IH", attributes, len(device_path)) + text + device_path + data
 
@@ -50,7 +50,7 @@ def firmware_boot_options(layout: BootLayout) -> tuple[bytes, ...]:
     """Return the boot options of the firmware itself, Boot0000 first.
 
     Raises:
-        FormatError: If the volume with these applications has no name.
+        FormatError: If the volume with UiApp, the application of these options, has no name.
     """
     if layout.boot_options == "none":
         return ()
@@ -70,7 +70,7 @@ def firmware_boot_options(layout: BootLayout) -> tuple[bytes, ...]:
 
 
 def virtio_disk_option(device: int, function: int = 0) -> bytes:
-    """Return the boot option of a virtio disk on PCI bus 0, which the firmware found.
+    """Return the EFI_LOAD_OPTION that OVMF makes for a virtio disk on PCI bus 0.
 
     Raises:
         UsageError: If `device` is not 0 to 31, or `function` not 0 to 7.
@@ -111,7 +111,7 @@ def parse_boot_option(option: bytes) -> BootOption:
     """Parse an EFI_LOAD_OPTION of at most 64 KiB.
 
     Raises:
-        FormatError: If it is truncated or too large, or its description is not UTF-16.
+        FormatError: If the option is truncated or too large, or its description is not UTF-16.
     """
     if len(option) > _MOST:
         raise _error(f"{len(option)} bytes exceed the limit of {_MOST}", "too_large", 0)
@@ -122,7 +122,7 @@ def parse_boot_option(option: bytes) -> BootOption:
     last = min(len(option), start + 2 * _MAX_DESCRIPTION + 2) - 1
     end = next((at for at in range(start, last, 2) if option[at : at + 2] == b"\0\0"), None)
     if end is None:
-        raise _error("description without end", "truncated", start)
+        raise _error("description must end with NUL", "truncated", start)
     path_at = end + 2
     if path_at + path_size > len(option):
         raise _error(f"device path of {path_size} bytes truncated", "truncated", path_at)

@@ -24,7 +24,7 @@ def build_td_hob(sections: Sequence[TdvfSection], memory: Iterable[td_hob.Memory
     """Return the TD HOB as the firmware measures it, without its end block.
 
     Args:
-        sections: Sections of the firmware; those without data are accepted memory.
+        sections: Sections of the firmware; TD_HOB and TEMP_MEM are listed as accepted memory.
         memory: Ranges of RAM, from `memory_ranges` or QEMU's e820 table.
 
     Raises:
@@ -65,7 +65,7 @@ _MEASURED: Final = (
 
 
 class FwCfgItems(NamedTuple):
-    """Contents of the items that recent firmware measures; empty if QEMU does not have one."""
+    """Contents of the fw_cfg items that recent firmware measures; empty for an absent item."""
 
     extra_pci_roots: bytes = b""
     boot_menu: bytes = bytes(2)  # of key 0x0E; always present, and zero unless `-boot menu=on`
@@ -80,7 +80,7 @@ class FwCfgItems(NamedTuple):
         return cls(boot_order=DIRECT_BOOT_ORDER)
 
     def measured(self) -> list[tuple[str, bytes]]:
-        """Return name and contents of each measured item, in order.
+        """Return name and contents of each item that is measured, in the firmware's order.
 
         Raises:
             UsageError: If an item has over 65,536 bytes.
@@ -128,17 +128,17 @@ def expected_rtmr0(
         memory: Ranges of RAM: `MachineShape.memory`, or from QEMU's e820 table.
         fw_cfg: Items that recent firmware measures; `FwCfgItems.direct_boot()` with `-kernel`.
         acpi: QEMU's tables. Without them their three events have no digest.
-        smbios: Table that the firmware publishes. Without it its event has no digest.
-        found_options: Boot options of devices, which follow the firmware's own.
+        smbios: SMBIOS table that the firmware publishes. Without it that event has no digest.
+        found_options: EFI_LOAD_OPTION of each bootable device; they follow the firmware's own.
         boot_order: Numbers of the boot options, by default ascending.
         second_separator: Whether RTMR0 has a separator after the boot options, as edk2 did until
             202408; `BootLayout.separator_in_rtmr1` excludes it for recent firmware.
 
     Raises:
-        FormatError: If the firmware measures nothing in a TD; its image has boot options, which
-            would change the order; or the SMBIOS table is malformed.
+        FormatError: If the firmware measures nothing in a TD, or its image contains boot options,
+            which would change the order; or the SMBIOS table is malformed.
         UsageError: If the memory is too small for the firmware, an item is too large, `boot_order`
-            has numbers of no boot option, or this firmware has no second separator in RTMR0.
+            has a number without a boot option, or the firmware has no second separator in RTMR0.
     """
     layout = firmware.layout
     _check_firmware(firmware, second_separator=second_separator)
@@ -164,9 +164,9 @@ def expected_rtmr0(
 
 
 def _check_firmware(firmware: TdxFirmware, *, second_separator: bool) -> None:
-    """Refuse a firmware whose events are unknown."""
+    """Raise an error for a firmware whose events are unknown; see `expected_rtmr0`."""
     if not firmware.layout.measures:
-        message = "firmware: no TdTcg2Dxe, so a TD measures nothing into RTMRs; use an OVMF with it"
+        message = "firmware: must contain TdTcg2Dxe, which measures into RTMRs; use an OVMF with it"
         raise FormatError(message, reason="unsupported")
     stored = min([name.name for name in firmware.variables if _is_boot_option(name)], default="")
     if stored:
@@ -184,7 +184,7 @@ def _fw_cfg_events(items: FwCfgItems) -> Iterator[ExpectedEvent]:
 
 
 def measured_variables(firmware: TdxFirmware) -> list[tuple[td_hob.VariableName, bytes]]:
-    """Return SecureBoot, PK, KEK, db, dbx (and dbt, if set), as measured; empty if missing."""
+    """Return SecureBoot, PK, KEK, db, dbx, and dbt if set, with measured data; empty if absent."""
     variables, state = firmware.variables, b""
     if firmware.layout.secure_boot:
         has_keys = _PLATFORM_KEY in variables

@@ -84,14 +84,14 @@ def needs_bios_strings(table: bytes) -> bool:
 
 
 def set_processor_id(table: bytes, eax: int, edx: int) -> bytes:
-    """Return a table with the processor id that QEMU takes from a CPU.
+    """Return a copy of a table with this processor id in each processor structure (type 4).
 
-    The id is measured. With `-cpu host` it is that of the host's CPU, and a table from another
-    machine has another one. Sapphire Rapids has 0x806F8 as `eax`, Emerald Rapids 0xC06F2; `edx`
-    depends on CPU flags too, such as 0x1FA9FBFF.
+    The id is measured. With `-cpu host` it is that of the host's CPU, so a table that was made on a
+    different host has a different id. Sapphire Rapids has 0x806F8 as `eax`, Emerald Rapids
+    0xC06F2; `edx` depends on CPU flags too, such as 0x1FA9FBFF.
 
     Args:
-        table: Of QEMU, or published.
+        table: SMBIOS table of QEMU, or as OVMF publishes it.
         eax: Register EAX of CPUID leaf 1: family, model and stepping.
         edx: Register EDX of the same leaf: features.
 
@@ -111,7 +111,7 @@ def set_processor_id(table: bytes, eax: int, edx: int) -> bytes:
 
 
 def filter_smbios(table: bytes) -> bytes:
-    """Return the copy of a published table that is measured; a measured copy is unchanged.
+    """Return the copy of a published table that firmware measures; such a copy is unchanged.
 
     Raises:
         FormatError: If the table is malformed, or over 1 MiB.
@@ -146,7 +146,7 @@ def _read_structures(table: bytes) -> Iterator[_Structure]:
             raise _error("header truncated", "truncated", at)
         start = at + table[at + 1]
         if start < at + 4 or start > len(table):
-            raise _error(f"structure of {table[at + 1]} bytes", "wrong_size", at)
+            raise _error(f"invalid size: {table[at + 1]}", "wrong_size", at)
         end = table.find(b"\0\0", start)
         if end < 0:
             raise _error("strings truncated", "truncated", at)

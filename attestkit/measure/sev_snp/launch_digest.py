@@ -56,7 +56,7 @@ def initial_vmsa(eip: int, signature: int, guest_features: int, vmm: Vmm = "qemu
     """Return the save area (4096 bytes) of a virtual CPU that starts in real mode.
 
     Args:
-        eip: Start address: the reset vector for the first virtual CPU.
+        eip: Start address, 32 bits: the reset vector for the first virtual CPU.
         signature: EAX of CPUID function 1; EC2 and GCE do not use it.
         guest_features: SEV_FEATURES, 64 bits.
         vmm: The VMM.
@@ -123,7 +123,7 @@ class KernelHashes(NamedTuple):
     cmdline: bytes
 
     def hash_table(self) -> bytes:
-        """Return the table of hashes: 168 bytes."""
+        """Return the table of the hashes as the firmware reads it: 168 bytes."""
         return kernel_hash_table(self.cmdline, self.initrd, self.kernel)
 
 
@@ -146,7 +146,9 @@ class KernelFiles(NamedTuple):
 
 
 def firmware_digest(firmware: bytes) -> bytes:
-    """Return the digest after the pages of the firmware, `ovmf_hash` of measurement documents.
+    """Return the launch digest after the pages of the firmware only, 48 bytes.
+
+    It is the `ovmf_hash` in a dstack image's measurement documents (`measurement.*.cbor`).
 
     Raises:
         FormatError: If the size of the firmware is not a multiple of 4096, or over 64 MiB.
@@ -162,8 +164,8 @@ def compute_launch_digest(
     Args:
         firmware: Image of OVMF.
         machine: Virtual CPUs and VMM.
-        kernel: Files whose hashes QEMU gives the firmware (`kernel-hashes=on`), or the hashes; None
-            without.
+        kernel: Files whose hashes QEMU gives the firmware, or the hashes; None without
+            `kernel-hashes=on`.
 
     Raises:
         FormatError: If the firmware is malformed, or has no address for further virtual CPUs.
@@ -203,11 +205,11 @@ def svsm_launch_digest(
         raise _usage_error("svsm: needs vmm qemu and guest_features 1", "not_applicable")
     start = _FOUR_GIB - len(firmware) - variables_size - len(svsm)
     if variables_size < 0 or variables_size % _PAGE or start < 0:
-        problem = f"variables_size: {variables_size}, must be whole pages that fit below 4 GiB"
+        problem = f"variables_size: must be whole pages that fit below 4 GiB, not {variables_size}"
         raise _usage_error(problem, "out_of_range")
     metadata = sev_metadata.read_sev_metadata(svsm)
     if metadata.svsm_entry is None:
-        raise FormatError("svsm: no entry point; use one for QEMU", reason="missing")
+        raise FormatError("svsm: no entry point; use an image for QEMU", reason="missing")
     digest = _extend_image(firmware_digest(firmware), svsm, start, "service module")
     for page in _metadata_pages(metadata, "qemu", None):
         digest = extend_page(digest, *page)
@@ -223,7 +225,10 @@ def launch_digest_basis(vmm: Vmm, *, hashes: bool, svsm: bool = False) -> Basis:
 def _metadata_pages(
     metadata: sev_metadata.SevMetadata, vmm: Vmm, hashes: bytes | None
 ) -> Iterator[_PageInfo]:
-    """Yield the pages of all sections; EC2 adds CPUID pages last."""
+    """Yield type, address and measured contents of each page of all sections, in the VMM's order.
+
+    EC2 adds CPUID pages last. `hashes` is the page with kernel hashes; optional.
+    """
     sections = list(metadata.sections)
     if vmm == "ec2":
         sections.sort(key=lambda section: section.kind == sev_metadata.CPUID)
@@ -249,7 +254,7 @@ def _section_pages(section: OvmfSection, vmm: Vmm) -> Iterator[_PageInfo]:
 
 
 def _hashes_page(metadata: sev_metadata.SevMetadata, hashes: KernelHashes) -> bytes:
-    """Return the page with the table of hashes."""
+    """Return the page, 4096 bytes, with the table of kernel hashes at the firmware's offset."""
     address = metadata.hashes_table_gpa
     if address is None or all(
         section.kind != sev_metadata.KERNEL_HASHES for section in metadata.sections
@@ -258,7 +263,7 @@ def _hashes_page(metadata: sev_metadata.SevMetadata, hashes: KernelHashes) -> by
         raise _usage_error(problem, "not_applicable")
     offset = address % _PAGE
     if offset + _HASH_TABLE_SIZE > _PAGE:
-        raise _format_error("table of kernel hashes: crosses a page", "wrong_value")
+        raise _format_error("table of kernel hashes: must be in one page", "wrong_value")
     return (bytes(offset) + hashes.hash_table()).ljust(_PAGE, b"\0")
 
 
@@ -267,7 +272,7 @@ def _start_addresses(metadata: sev_metadata.SevMetadata, vcpus: int) -> Iterator
     yield RESET_VECTOR, 1
     if vcpus > 1:
         if metadata.reset_eip is None:
-            raise _format_error("no start address of virtual CPUs 1 and above", "missing")
+            raise _format_error("must have a start address of virtual CPUs 1 and above", "missing")
         yield metadata.reset_eip, vcpus - 1
 
 
@@ -294,7 +299,7 @@ def _check_machine(machine: SnpMachine) -> None:
         problem = f"virtual CPUs: must be 1 to {_MOST_VCPUS}, not {machine.vcpus}"
         raise _usage_error(problem, "out_of_range")
     if not 0 <= machine.cpu_signature < 1 << 32:
-        raise _usage_error("CPU signature: must have 32 bits", "out_of_range")
+        raise _usage_error("CPU signature: must be 0 to 2**32 - 1", "out_of_range")
     if not 1 <= machine.guest_features < 1 << 64:
         raise _usage_error("guest features: must be 1 to 2**64 - 1", "out_of_range")
     if machine.vmm not in {"qemu", "ec2", "gce"}:

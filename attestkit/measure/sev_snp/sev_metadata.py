@@ -38,7 +38,8 @@ def read_sev_metadata(image: bytes) -> SevMetadata:
     """Read the metadata of an image of OVMF or COCONUT-SVSM.
 
     Raises:
-        FormatError: If the image has no SEV metadata, or these are malformed or over 256 MiB.
+        FormatError: If the image has no SEV metadata, or they are malformed or describe over
+            256 MiB of memory.
     """
     table = guid_table.read_guid_table(image)
     entry = table.get(guid_table.SEV_METADATA)
@@ -73,7 +74,7 @@ def _read_sections(image: bytes, at: int) -> tuple[OvmfSection, ...]:
         if section.kind not in _KINDS:
             raise _error(f"section of unknown type {section.kind:#x}", "unsupported", offset + 8)
         if section.gpa % _PAGE:
-            raise _error(f"section at {section.gpa:#x}, no page address", "wrong_value", offset)
+            raise _error(f"section at {section.gpa:#x}: not a page", "wrong_value", offset)
         sections.append(section)
     if sum(section.pages for section in sections) > _MOST_PAGES:
         raise _error(f"sections of over {_MOST_PAGES} pages", "too_large", at)
@@ -81,7 +82,10 @@ def _read_sections(image: bytes, at: int) -> tuple[OvmfSection, ...]:
 
 
 def _first_number(table: Mapping[UUID, bytes], guid: UUID, what: str) -> int | None:
-    """Return the first 32 bits of an entry, which `what` names; None if it is missing or 0."""
+    """Return the first 32 bits of the entry of a GUID; None if it is missing or 0.
+
+    `what` names the entry in errors.
+    """
     entry = table.get(guid)
     if entry is None:
         return None

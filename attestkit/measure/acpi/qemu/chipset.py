@@ -64,12 +64,12 @@ def set_up_chipset(qemu: StoppedQemu, setup: ChipsetSetup = DEFAULT_SETUP) -> No
 
 
 def check_setup(setup: ChipsetSetup) -> None:
-    """Raise UsageError if the address or the number of bits is out of range."""
+    """Raise UsageError if `ecam_base` or `physical_bits` is out of range."""
     if not 0x80000000 <= setup.ecam_base <= 0xF0000000 or setup.ecam_base % (1 << 28):
-        message = f"ecam_base: {setup.ecam_base:#x}, must be 0x80000000, 0x90000000 to 0xf0000000"
+        message = f"ecam_base: must be 0x80000000 + n * 0x10000000, n 0 to 7: {setup.ecam_base:#x}"
         raise UsageError(message, reason="out_of_range")
     if not _MIN_PHYSICAL_BITS <= setup.physical_bits <= _MAX_PHYSICAL_BITS:
-        message = f"physical_bits: {setup.physical_bits}, must be 36 to 52"
+        message = f"physical_bits: must be 36 to 52, not {setup.physical_bits}"
         raise UsageError(message, reason="out_of_range")
 
 

@@ -38,7 +38,7 @@ _MAX_E820: Final = 128
 
 
 class FwCfgFile(NamedTuple):
-    """A file of the directory."""
+    """Item key, and size in bytes, of a file in the fw_cfg directory."""
 
     key: int
     size: int
@@ -74,7 +74,7 @@ class FwCfg:
         return bytes(data)
 
     def read_directory(self) -> dict[str, FwCfgFile]:
-        """Return the files by name.
+        """Return key and size of each fw_cfg file, by its name.
 
         Raises:
             FormatError: As for `parse_directory`.
@@ -83,17 +83,17 @@ class FwCfg:
         return parse_directory(self.read_item(_DIRECTORY, 4 + _ENTRY.size * count))
 
     def read_file(self, directory: Mapping[str, FwCfgFile], name: str) -> bytes:
-        """Return a file, or no bytes if the device does not have it."""
+        """Return the content of a file; no bytes if `directory` does not list it."""
         found = directory.get(name)
         return b"" if found is None else self.read_item(found.key, found.size)
 
 
 def parse_directory(content: bytes) -> dict[str, FwCfgFile]:
-    """Parse the directory: a count, and 64 bytes for each file.
+    """Parse the fw_cfg directory: a count, and 64 bytes for each file.
 
     Raises:
-        FormatError: If it is truncated, has over 1024 files, or a name is not ASCII or occurs
-            twice.
+        FormatError: If the directory is truncated, has over 1024 files, or a name is not ASCII or
+            occurs twice.
     """
     count = _count_files(content)
     if len(content) < 4 + count * _ENTRY.size:
@@ -188,7 +188,7 @@ def read_machine(
 
     Args:
         command: Program and options of the machine, such as `dstack_command` returns.
-        setup: What the firmware programs before it reads the tables.
+        setup: Chipset registers that the firmware programs before it reads the tables.
         seconds: Time limit.
 
     Raises:
@@ -222,7 +222,7 @@ def read_acpi_tables(device: FwCfg, directory: dict[str, FwCfgFile]) -> acpi_tab
     """Return the three ACPI files, which must be the first files that are read after the start.
 
     Raises:
-        FormatError: If one is missing or malformed.
+        FormatError: If a file is missing or malformed.
         BackendError: As for `read_machine`.
     """
     loader, rsdp, tables = (
@@ -237,7 +237,7 @@ def read_version(program: str) -> QemuVersion:
 
     Raises:
         ConfigError: If the program is missing, cannot be executed, or is not QEMU.
-        BackendError: If it does not end within 10 s.
+        BackendError: If the program does not end within 10 s.
     """
     return _parse_version(program, _print_version(program))
 

@@ -31,8 +31,8 @@ def split_command(text: str) -> list[str]:
     line ends continue the line.
 
     Raises:
-        UsageError: If a quotation is not closed, the text is empty, or has over 65,536 characters
-            or 4096 words.
+        UsageError: If a quotation is not closed, or the text is empty or has over 65,536
+            characters or 4096 words.
     """
     import shlex  # lazy: only needed here
 
@@ -44,7 +44,7 @@ def split_command(text: str) -> list[str]:
     except ValueError as error:
         raise UsageError(f"QEMU command line: {error}", reason="wrong_value") from error
     if not words or not words[0]:
-        raise UsageError("QEMU command line: empty", reason="missing")
+        raise UsageError("QEMU command line: must not be empty", reason="missing")
     return check_words(words)
 
 
@@ -61,7 +61,7 @@ def check_words(words: list[str]) -> list[str]:
         message = f"QEMU command line: {len(words)} words, at most {_MAX_WORDS}"
         raise UsageError(message, reason="too_many")
     if any("\0" in word for word in words):
-        raise UsageError("QEMU command line: a word has a NUL character", reason="wrong_value")
+        raise UsageError("QEMU command line: must not have a NUL character", reason="wrong_value")
     return words
 
 
@@ -73,7 +73,8 @@ def parse_properties(option: str, text: str, first: str) -> Properties:
     """Parse `value,name=value,...`, or a JSON object.
 
     In the former, two commas stand for one, and a first part without `=` is the value of the
-    property `first`. A later part without `=` is a property with the value `on`.
+    property `first`. A later part without `=` is a property with the value `on`. `option`, such as
+    `-device`, is the subject of errors.
 
     Raises:
         UsageError: If a property occurs twice, or the JSON is not an object of plain values.
@@ -137,14 +138,14 @@ def check_safe(option: str, values: Mapping[str, str]) -> None:
 
 
 def parse_size(option: str, text: str, unit: int) -> int:
-    """Return a size in bytes; `unit` applies to a number without suffix.
+    """Return a size in bytes; a number without suffix counts `unit` bytes each.
 
     Raises:
-        UsageError: If the text is not a number with an optional suffix K, M, G or T.
+        UsageError: If the text is not a number with an optional suffix B, K, M, G or T.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
-        message = f"{option}: size {shown(text)}, must be a number, optionally with K, M, G or T"
+        message = f"{option}: size must be a number, optionally with K, M, G or T: {shown(text)}"
         raise UsageError(message, reason="wrong_value")
     return int(match[1]) * _UNITS.get(match[2].upper(), unit)
 
@@ -210,7 +211,7 @@ def has_unknown_boot_order(found: Properties) -> bool:
 
 
 def _replace(driver: str, found: Properties, name: str) -> tuple[list[str], Properties]:
-    """Return the options that a stand-in needs, and its properties; `name` is its id there."""
+    """Return options of a stand-in's backend with the id `name`, and the stand-in's properties."""
     kept = _KEPT.get(driver)
     if kept is not None:
         same = select(found, ("driver", *kept))

@@ -90,11 +90,11 @@ class StoppedQemu:
         return _hex_number(self._request(f"inl {port:#x}"))
 
     def write_memory(self, address: int, data: bytes) -> None:
-        """Write to the guest's memory."""
+        """Write `data` to the guest's memory, at a physical address."""
         self._request(f"write {address:#x} {len(data):#x} 0x{data.hex()}")
 
     def read_memory(self, address: int, size: int) -> bytes:
-        """Return bytes of the guest's memory, at most 512 KiB."""
+        """Return bytes of the guest's memory at a physical address, at most 512 KiB."""
         answer = self._request(f"read {address:#x} {size:#x}")
         try:
             data = bytes.fromhex(answer.removeprefix("0x"))
@@ -151,7 +151,7 @@ def find_program(program: str) -> str:
     """Return the path of a program; a name without a slash is searched for in PATH.
 
     Raises:
-        ConfigError: If it is missing or not executable.
+        ConfigError: If the program is missing or not executable.
     """
     import shutil
 
@@ -165,9 +165,9 @@ def find_program(program: str) -> str:
 def start_program(
     program: str, options: Sequence[str], *, stdin: int, stderr: int
 ) -> "subprocess.Popen[bytes]":
-    """Start QEMU with a pipe from its standard output.
+    """Start QEMU with a pipe from its standard output; `stdin` and `stderr` are those of Popen.
 
-    On Linux it is killed when the thread that starts it ends.
+    On Linux QEMU is killed when the thread that starts it ends.
 
     Raises:
         ConfigError: If `program` is missing or cannot be executed.
@@ -188,7 +188,10 @@ def start_program(
 
 
 def wait_for_output(process: "subprocess.Popen[bytes]", deadline: float) -> bytes | None:
-    """Return the next bytes of a program's output, b"" at its end; None at the deadline."""
+    """Return the next bytes of a program's output, b"" at its end; None at `deadline`.
+
+    The deadline is a time of `time.monotonic`.
+    """
     assert process.stdout is not None
     poll = select.poll()
     poll.register(process.stdout.fileno(), select.POLLIN)

@@ -177,7 +177,7 @@ class _Cleaner:
         self._machine |= parse_properties(option, value, "type")
 
     def add_memory(self, option: str, value: str) -> None:
-        """Add the memory size."""
+        """Add properties of -m, such as the memory size; later ones replace earlier ones."""
         self._memory |= parse_properties(option, value, "size")
 
     def add_cpu(self, option: str, value: str) -> None:
@@ -215,21 +215,21 @@ class _Cleaner:
             raise UsageError(message, reason="wrong_value")
 
     def add_shared_folder(self, _: str, __: str) -> None:
-        """Add the device of -virtfs."""
+        """Add a stand-in for the device of -virtfs."""
         self._devices += ["-device", STAND_IN]
 
     def add_network(self, option: str, value: str) -> None:
-        """Add the interface of -nic or -net nic."""
+        """Add a stand-in for the network interface of -nic or -net nic."""
         kind = parse_properties(option, value, "kind").get("kind", "")
         if kind != "none" and (option == "-nic" or kind == "nic"):
             self._on_board += ["-device", STAND_IN]
 
     def add_serial(self, _: str, value: str) -> None:
-        """Add a serial port."""
+        """Count a serial port, unless the value is `none`."""
         self._serial_ports += value != "none"
 
     def add_parallel(self, option: str, value: str) -> None:
-        """Refuse a parallel port, which changes the tables."""
+        """Raise UsageError for a parallel port, which changes the tables."""
         if value != "none":
             raise UsageError(f"{option}: must be none, not {shown(value)}", reason="wrong_value")
 
@@ -248,7 +248,7 @@ class _Cleaner:
             self._options += [option, format_properties(kept, "")]
 
     def add_smbios(self, option: str, value: str) -> None:
-        """Add SMBIOS strings; refuse a file."""
+        """Add SMBIOS strings; raise UsageError if the option names a file."""
         names = {name for name, _ in list_properties(value, "type")}
         # QEMU parses a comma in a name as the end of it.
         if names & {"file", "path"} or any("," in name for name in names):
@@ -263,7 +263,7 @@ class _Cleaner:
             self._options += [option, f"name={_WINDOW_SIZE},string={found['string']}"]
 
     def finish(self, version: QemuVersion, program: str) -> UserCommand:
-        """Return the cleaned command line.
+        """Return the cleaned command line; UsageError without -nodefaults, -m or a q35 machine.
 
         Args:
             version: Version of the host's QEMU.
@@ -305,7 +305,7 @@ class _Cleaner:
     def _finish_machine(self, version: QemuVersion) -> str:
         kind = self._machine.get("type", "")
         if kind != "q35" and not kind.startswith("pc-q35-"):
-            message = f"QEMU machine {shown(kind)}: only q35 is supported"
+            message = f"-machine: must be q35 or pc-q35-..., not {shown(kind)}"
             raise UsageError(message, reason="not_applicable")
         kept = {"type": kind}
         for name, value in self._machine.items():
@@ -313,10 +313,10 @@ class _Cleaner:
                 kept[name] = value
             elif name in _MACHINE_FIXED:
                 if value != _MACHINE_FIXED[name]:
-                    message = f"QEMU machine property {name}={shown(value)}: needs its default"
+                    message = f"-machine: {name} must be {_MACHINE_FIXED[name]}, not {shown(value)}"
                     raise UsageError(message, reason="wrong_value")
             elif name != "type" and name not in _MACHINE_IGNORED:
-                message = f"QEMU machine property {shown(name)}: not supported: effect is unknown"
+                message = f"-machine: {shown(name)}: not supported: effect on ACPI is unknown"
                 raise UsageError(message, reason="unknown_name")
         kept.setdefault("smm", "off")
         if version.release >= (9, 0):
