@@ -23,14 +23,14 @@ _SWITCH: Final = "LS10"
 
 
 class Chip(NamedTuple):
-    """A chip."""
+    """A chip of NVIDIA."""
 
     name: str  # GH100, GB100, LS10, as the product of a RIM
     architecture: Architecture
 
     @property
     def kind(self) -> DeviceKind:
-        """Whether it is a GPU or an NVSwitch."""
+        """Kind of the device with this chip: `gpu` or `switch`."""
         return kind_of(self.architecture)
 
 
@@ -78,16 +78,16 @@ class DeviceLabel(NamedTuple):
         return GpuEvidenceError(message, reason=reason, device=self.number, by_policy=by_policy)
 
     def refused_as(self, reason: GpuReason) -> "RefusedAs":
-        """Return a context that converts errors which reject evidence to GpuEvidenceError.
+        """Return a context manager: FormatError and VerificationError become GpuEvidenceError.
 
-        They get this device and `reason`. A CollateralError keeps its type and reason: endorsements
-        are missing or unusable, which proves nothing about the device.
+        The new error names this device and has `reason`. A CollateralError keeps its type and
+        reason, as missing or unusable endorsements say nothing about the device.
         """
         return RefusedAs(self, reason)
 
 
 class RefusedAs:
-    """The context of `DeviceLabel.refused_as`.
+    """The context manager that `DeviceLabel.refused_as` returns.
 
     It is a class because a generator with `contextlib.contextmanager` takes four times as long, and
     a verification enters a dozen contexts for each device.

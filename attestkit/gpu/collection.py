@@ -25,7 +25,7 @@ _DEV_TOOLS: Final = (
 
 
 class GpuModeWarning(UserWarning):
-    """The GPUs are in a mode in which their evidence does not protect their memory."""
+    """Warning that the GPUs are in DevTools mode, in which their memory is not protected."""
 
 
 class GpuCollection(NamedTuple):
@@ -56,7 +56,7 @@ def collect(nonce: bytes, *, switches: bool | None = None) -> GpuEvidence:
         BackendUnavailableError: If the driver, its libraries or nvidia-ml-py are missing or too
             old, there is no GPU of Hopper or later, or confidential computing is off.
         BackendBusyError: If the driver does not answer in time.
-        BackendError: If the driver returns another error or invalid data.
+        BackendError: If the driver returns any other error, or invalid data.
     """
     found = collect_with_state(nonce, switches=switches)
     for text in found.warnings:
@@ -108,10 +108,10 @@ def read_state(*, time_limit: float = TIME_LIMIT) -> ConfComputeState:
 
 
 def set_ready(*, ready: bool = True) -> None:
-    """Let the GPUs accept work, after their evidence was verified; needs root.
+    """Set whether the GPUs accept work; call it after their evidence was verified. Needs root.
 
     Raises:
-        BackendUnavailableError: If this process may not do it; otherwise as for `collect`.
+        BackendUnavailableError: If this process lacks the permission; otherwise as for `collect`.
         BackendError: As for `collect`.
     """
     with contextlib.closing(Nvml()) as nvml:
@@ -136,18 +136,18 @@ def _device(
 ) -> DeviceEvidence:
     """Return the evidence of a device from the driver's output.
 
-    BackendError if the certificates are malformed, or the report is over another nonce. `subject`
-    names the device in it.
+    BackendError, which names `subject`, if the certificates are malformed or the report's nonce is
+    not `nonce`.
     """
     try:
         certificates = tuple(split_pem(pem.rstrip(b"\0").decode("ascii")))
     except (FormatError, UnicodeDecodeError) as error:
-        text = f"{subject}: certificates: not PEM; update the driver"
+        text = f"{subject}: certificates must be PEM; update the driver"
         raise BackendError(text, reason="malformed_response") from error
     if len(certificates) > MAX_CERTIFICATES:
         text = f"{subject}: {len(certificates)} certificates, at most {MAX_CERTIFICATES}"
         raise BackendError(text, reason="malformed_response")
     if not hmac.compare_digest(stated_nonce(report), nonce):
-        text = f"{subject}: the report is over another nonce; retry"
+        text = f"{subject}: the report's nonce is not the requested one; retry"
         raise BackendError(text, reason="wrong_report_data")
     return DeviceEvidence(architecture, report, certificates, nonce)

@@ -83,7 +83,7 @@ def fetch_rim(identifier: str, getter: Getter, url: str = NVIDIA_RIM_URL) -> byt
     """
     if not IDENTIFIER.fullmatch(identifier):
         # Versions in a report are text of the device.
-        problem = "not an identifier: letters, digits, '_', '-' and '.' are allowed"
+        problem = "identifier must be letters, digits, '_', '-' and '.'"
         raise _rim_error(shown(identifier), problem, "missing")
     response = getter(f"{url.rstrip('/')}/v1/rim/{identifier}")
     if response.status == 404:
@@ -99,11 +99,14 @@ def fetch_rim(identifier: str, getter: Getter, url: str = NVIDIA_RIM_URL) -> byt
 
 
 def _read_answer(identifier: str, body: bytes) -> bytes:
-    """Return the RIM in an answer of the service; check its identifier, format, size and hash."""
+    """Return the RIM in an answer of the service.
+
+    FormatError if identifier, format, size or hash in the answer are not those of the RIM.
+    """
     fields: dict[str, Any] = read_object(body, "answer")
     named = string(fields, "id")
     if named != identifier:
-        raise FormatError(f"id: {shown(named)} was not requested", reason="inconsistent")
+        raise FormatError(f"id: must be {identifier}: {shown(named)}", reason="inconsistent")
     kind = string(fields, "rim_format", "TCG")
     if kind != "TCG":
         raise FormatError(f"rim_format: must be TCG: {shown(kind)}", reason="unsupported")
@@ -112,7 +115,7 @@ def _read_answer(identifier: str, body: bytes) -> bytes:
         raise FormatError(f"rim: {len(rim)} bytes, at most {MAX_SIZE}", reason="too_large")
     digest = from_hex(fields.get("sha256"), "sha256", _SHA256_SIZE)
     if not hmac.compare_digest(sha256(rim), digest):
-        raise FormatError("sha256: not that of the RIM", reason="inconsistent")
+        raise FormatError("sha256: must be that of the RIM", reason="inconsistent")
     return rim
 
 
@@ -129,11 +132,11 @@ def fetch_ocsp(
     hash_name: OcspHash = "sha384",
     nonce: bytes | None = None,
 ) -> bytes:
-    """Ask a responder about a certificate; the signature of its answer is not verified.
+    """Request an OCSP answer about a certificate; the answer's signature is not verified.
 
     Args:
-        certificate: In DER.
-        issuer: The certificate of its issuer in DER.
+        certificate: The certificate in DER.
+        issuer: The certificate of the issuer in DER.
         poster: Function that posts, such as `HttpGetter().post`.
         url: URL of the responder.
         hash_name: Hash that identifies the certificate.
@@ -146,7 +149,7 @@ def fetch_ocsp(
         FormatError: If a certificate is malformed.
         UsageError: If the hash is not supported, or the nonce is empty or over 128 bytes.
         CollateralError: If the responder cannot be reached or returned an error (`fetch_failed`),
-            or its answer is too large, malformed, about another certificate, or without the nonce.
+            or its answer is too large, malformed, not about this certificate, or without the nonce.
     """
     request = write_ocsp_request(certificate, issuer, hash_name=hash_name, nonce=nonce)
     asked = cert_id(read_path_certificate(certificate), read_path_certificate(issuer), hash_name)
@@ -158,7 +161,7 @@ def fetch_ocsp(
     except FormatError as error:
         raise _ocsp_error(url, f"{error}; check the URL", "malformed") from error
     if answer.cert_id != asked:
-        raise _ocsp_error(url, "the answer is about another certificate", "malformed")
+        raise _ocsp_error(url, "the answer is not about the certificate", "malformed")
     if nonce is not None and not hmac.compare_digest(answer.nonce or b"", nonce):
         raise _ocsp_error(url, "the answer lacks the nonce of the request", "malformed")
     return answer.der
@@ -169,10 +172,10 @@ def _ocsp_error(url: str, problem: str, reason: CollateralReason) -> CollateralE
 
 
 class GpuServices(NamedTuple):
-    """Services that endorsements are fetched from.
+    """Services of NVIDIA, or mirrors, from which endorsements are fetched.
 
-    Service keys of a customer of NVIDIA are optional, and each is sent to its service only. With
-    your own `getter`, `rim_key` is not allowed: let the getter send it.
+    Service keys (`nras_key`, `rim_key`) of a customer of NVIDIA are optional; each is sent to its
+    service only. With your own `getter`, `rim_key` is not allowed: let the getter send it.
     """
 
     getter: Getter | None = None  # None is an HttpGetter, as for `poster`
@@ -187,7 +190,7 @@ class GpuServices(NamedTuple):
     rim_key: str | None = None
 
     def open(self) -> tuple[Getter, Poster]:
-        """Return the functions that get and post: the given ones, else those of an HttpGetter."""
+        """Return `getter` and `poster`; a missing one is that of a new HttpGetter."""
         if self.getter is not None and self.poster is not None:
             return self.getter, self.poster
         from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
@@ -196,7 +199,7 @@ class GpuServices(NamedTuple):
         return self.getter or http, self.poster or http.post
 
     def open_rim(self) -> Getter:
-        """Return the function for the RIM service.
+        """Return the function that gets URLs of the RIM service, with `rim_key` if given.
 
         Raises:
             UsageError: If both `rim_key` and `getter` are given, or the key is not printable ASCII.
@@ -204,7 +207,7 @@ class GpuServices(NamedTuple):
         if self.rim_key is None:
             return self.open()[0]
         if self.getter is not None:
-            message = "rim_key: not used with a getter; let the getter send the key"
+            message = "rim_key: not allowed with a getter; let the getter send the key"
             raise UsageError(message, reason="conflict")
         from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
 
@@ -216,7 +219,7 @@ class GpuServices(NamedTuple):
 
 
 class _Question(NamedTuple):
-    """A certificate whose OCSP status is requested, and its issuer's."""
+    """A certificate whose OCSP status is requested, and the certificate of its issuer."""
 
     certificate: bytes  # in DER, as the next one
     issuer: bytes
@@ -228,7 +231,7 @@ def fetch_parts(
     now: datetime,
     roots: GpuRoots | SimulatedRoots | None,
 ) -> tuple[dict[str, bytes], tuple[bytes, ...]]:
-    """Fetch and return RIMs by identifiers, and OCSP answers; see `GpuEndorsements.fetch`."""
+    """Fetch RIMs and OCSP answers (see `GpuEndorsements.fetch`); return RIMs by id, and answers."""
     services = services or GpuServices()
     poster, get_rim = services.open()[1], services.open_rim()
     root = GpuRoots.select(roots).device
@@ -288,7 +291,7 @@ def _rim_identifiers(report: Report, chain: DeviceChain) -> Iterator[str]:
 
 
 def _questions(chain: Sequence[bytes]) -> list[_Question]:
-    """Return the first three certificates of a chain, each with its issuer."""
+    """Return the first three certificates of a chain, each with the issuer's certificate."""
     return [_Question(*pair) for pair in pairwise(chain[: _ASKED + 1])]
 
 
@@ -300,7 +303,7 @@ def _rim_certificates(name: str, rim: bytes) -> tuple[bytes, ...]:
 
 
 def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    """Call a function for each item, for up to eight at a time.
+    """Return the results of a function for all items, in order; up to eight calls run at a time.
 
     No call starts after the first error, which is raised.
     """

@@ -1,4 +1,4 @@
-"""Endorsements of GPU evidence: RIMs, OCSP answers, and keys of the attestation service."""
+"""Endorsements of GPU evidence: RIMs, OCSP answers, and tokens and keys of NVIDIA's service."""
 
 import os
 from collections.abc import Mapping
@@ -63,15 +63,15 @@ class GpuEndorsements:
         """Check numbers and sizes.
 
         Raises:
-            CollateralError: If there are too many, one is empty or too large, or an identifier is
-                not valid.
+            CollateralError: If a field has too many items, an item is empty or too large, or an
+                identifier of a RIM is not valid.
         """
         object.__setattr__(self, "rims", dict(self.rims))
         object.__setattr__(self, "ocsp", tuple(self.ocsp))
         object.__setattr__(self, "nras", tuple(self.nras))
         for identifier in self.rims:
             if not IDENTIFIER.fullmatch(identifier):
-                raise _bad(f"invalid identifier of a RIM: {shown(identifier)}", "malformed")
+                raise _bad(f"RIM: invalid identifier: {shown(identifier)}", "malformed")
         for what, found, most, largest in (
             ("RIM", self.rims, MAX_RIMS, MAX_RIM),
             ("OCSP answer", dict(enumerate(self.ocsp)), MAX_ANSWERS, MAX_ANSWER),
@@ -90,8 +90,8 @@ class GpuEndorsements:
         """Decode the JSON of `to_json`.
 
         Raises:
-            CollateralError: If it is malformed, over 32 MiB, of another format or version, or has
-                an unknown member.
+            CollateralError: If the JSON is malformed, over 32 MiB, not of this format and version,
+                or has an unknown member.
         """
         if len(data) > MAX_JSON:
             raise _bad(f"{len(data)} bytes, at most {MAX_JSON}", "too_large")
@@ -109,7 +109,7 @@ class GpuEndorsements:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "GpuEndorsements":
-        """Read a file of the JSON.
+        """Read a file with the JSON of `to_json`.
 
         Raises:
             CollateralError: If the file cannot be read, or `from_json` rejects its content. The
@@ -118,7 +118,7 @@ class GpuEndorsements:
         return load_document(path, MAX_JSON, cls.from_json, CollateralError)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON, replacing the file atomically.
+        """Write the JSON of `to_json`, replacing the file atomically.
 
         Raises:
             CollateralError: If the file cannot be written.
@@ -138,7 +138,7 @@ class GpuEndorsements:
         """Fetch RIMs and OCSP answers for evidence.
 
         Device chain and signature of each report are verified before the versions in it are used.
-        RIMs and answers are not verified here; one of several devices is fetched once.
+        RIMs and answers are not verified here. One that several devices need is fetched once.
 
         Args:
             evidence: Evidence of the devices.
@@ -172,7 +172,7 @@ class GpuEndorsements:
         Args:
             evidence: Evidence of the devices.
             nonce: The nonce of all reports, 32 bytes.
-            services: Where to ask; None is NVIDIA's services.
+            services: Service to send the evidence to; None is NVIDIA's.
             allow_hold: Whether the service accepts certificates on hold.
 
         Raises:
@@ -195,7 +195,7 @@ class GpuEndorsements:
 
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """The JSON, with bytes in base64."""
+    """The JSON of endorsements, with bytes in base64."""
 
     format: Literal["attestkit GPU endorsements"]
     version: Literal[1]
@@ -207,7 +207,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 def _check_size(what: str, data: bytes, most: int) -> None:
     if not data:
-        raise _bad(f"{what}: empty", "missing")
+        raise _bad(f"{what}: must not be empty", "missing")
     if len(data) > most:
         raise _bad(f"{what}: {len(data)} bytes, at most {most}", "too_large")
 

@@ -1,4 +1,4 @@
-"""Evidence of GPUs and switches: its JSON, one device's check, and its binding to a CPU's evidence.
+"""Evidence of GPUs and switches: its JSON, one device's check, and its relation to CPU evidence.
 
 NVIDIA's SDKs write a list of devices, alone or as `evidences` beside the result of the collection.
 Requests to NVIDIA's attestation service and several providers have it as `evidence_list`,
@@ -61,7 +61,7 @@ class DeviceEvidence:
 
     @property
     def kind(self) -> DeviceKind:
-        """Whether it is a GPU or an NVSwitch, by the architecture that the sender states."""
+        """`gpu` or `switch`, by the architecture that the sender states; `gpu` by default."""
         return kind_of(self.architecture)
 
     @property
@@ -96,10 +96,10 @@ class GpuEvidence:
     raw: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
-        """Check the number of devices; encode them if there is no JSON yet.
+        """Check the number of devices; if `raw` is empty, set it to their JSON.
 
         Raises:
-            FormatError: If there is no device, or more than 64.
+            FormatError: If the number of devices is not 1 to 64.
         """
         _check_count(len(self.devices))
         if not self.raw:
@@ -132,7 +132,7 @@ class GpuEvidence:
 
 
 def read_devices(value: object) -> tuple[DeviceEvidence, ...]:
-    """Read the devices of decoded JSON: a list, or an object with a list.
+    """Read the devices of decoded JSON: a list, or an object with one (see the module).
 
     Raises:
         FormatError: If the value is malformed, or has no device or more than 64.
@@ -141,7 +141,7 @@ def read_devices(value: object) -> tuple[DeviceEvidence, ...]:
     if isinstance(value, dict):
         names = [name for name in _LISTS if name in value]
         if len(names) != 1:
-            problem = f"must have exactly one of {', '.join(_LISTS)}"
+            problem = f"must have exactly one of the lists {', '.join(_LISTS)}"
             raise _bad(problem, "inconsistent" if names else "missing")
         if value.get("result_code", 0) != 0:
             raise _bad("result_code: must be 0; the collection failed", "wrong_value")
@@ -154,7 +154,7 @@ def read_devices(value: object) -> tuple[DeviceEvidence, ...]:
 
 def _check_count(count: int) -> None:
     if not count:
-        raise _bad("has no device", "missing")
+        raise _bad("must have a device", "missing")
     if count > MAX_DEVICES:
         raise _bad(f"{count} devices, at most {MAX_DEVICES}", "too_many")
 
@@ -163,9 +163,9 @@ def read_device(value: object, index: int = 0, shared: Mapping[str, Any] = {}) -
     """Read one device of decoded JSON.
 
     Args:
-        value: An object with evidence and certificate, optionally arch and nonce.
+        value: An object with members `evidence` and `certificate`, optionally `arch` and `nonce`.
         index: Index of the device, for errors.
-        shared: An object with arch and nonce of all devices.
+        shared: An object with `arch` and `nonce` of all devices, which those of `value` override.
 
     Raises:
         FormatError: If the value is malformed.
@@ -190,7 +190,7 @@ def _architecture(stated: Mapping[str, Any], what: str) -> Architecture | None:
     word = string(stated, "arch", what=what)
     found = find_architecture(word)
     if found is None:
-        message = f"{what}: arch: {shown(word)}, must be one of {', '.join(ARCHITECTURES)}"
+        message = f"{what}: arch: must be {', '.join(ARCHITECTURES)}, not {shown(word)}"
         raise FormatError(message, reason="unsupported")
     return found
 
@@ -207,7 +207,7 @@ def _report(value: Mapping[str, Any], what: str) -> bytes:
         if report[:4].lower() == _HEX_REPORT.encode() and _HEX_DIGITS.issuperset(report):
             report = from_hex(report.decode("ascii"), subject)
     if not 0 < len(report) <= MAX_REPORT + 1:  # with a NUL after the signature
-        problem = f"{subject}: {len(report)} bytes, must be 1 to {MAX_REPORT}"
+        problem = f"{subject}: must be 1 to {MAX_REPORT} bytes, not {len(report)}"
         raise FormatError(problem, reason="too_large" if report else "missing")
     return report
 
@@ -233,7 +233,7 @@ def _split_chain(text: str) -> tuple[bytes, ...]:
     try:
         found = split_pem(pem.decode("ascii"))
     except UnicodeDecodeError as error:
-        raise FormatError("certificate: not ASCII text", reason="encoding") from error
+        raise FormatError("certificate: must be ASCII text", reason="encoding") from error
     except FormatError as error:
         raise FormatError(f"certificate: {error.message}", reason=error.reason) from error
     if len(found) > MAX_CERTIFICATES:
@@ -276,21 +276,24 @@ def verify_device(
 
 @dataclass(frozen=True, slots=True)
 class GpuBinding:
-    """GPU evidence of another system, as a reader of `attestkit.gpu.bindings` returns it.
+    """GPU evidence in an answer of a system such as vllm-proxy, and the report data that cover it.
+
+    Readers of `attestkit.gpu.bindings` return it.
 
     Pass it to `Verifier.verify` as `gpu`, without `nonce` and `report_data`.
 
     Raises:
-        UsageError: If a value has the wrong size, or `kind` is one of an event log.
+        UsageError: If `gpu_nonce` or `report_data` has the wrong size, or `kind` is not `nonce` or
+            `report_data`.
     """
 
     system: str  # such as vllm-proxy
     kind: GpuBindingKind  # `nonce` or `report_data`
     evidence: GpuEvidence
-    nonce: bytes = field(repr=False)  # of the verifier
+    nonce: bytes = field(repr=False)  # that the verifier chose
     gpu_nonce: bytes = field(repr=False)  # that the reports of the GPUs must have, 32 bytes
     report_data: bytes = field(repr=False)  # that the CPU's evidence must have, 64 bytes
-    # Other values that the report data commit to, by name: addresses and keys.
+    # Other values whose hash the report data contain, by name: addresses and keys.
     committed: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -11,15 +11,15 @@ GpuBindingKind = Literal["nonce", "runtime_event", "report_data"]
 """What joins CPU and GPUs, from weak to strong.
 
 `nonce`: both have the nonce of the verifier, or a hash of it. `runtime_event`: the CPU's measured
-event log has the hash of the GPU evidence, as of boot. `report_data`: the CPU's report data commit
-to the GPU evidence.
+event log has the hash of the GPU evidence, as of boot. `report_data`: the CPU's report data contain
+a hash of the GPU evidence.
 """
 
 
 class RimFacts(NamedTuple):
     """A verified reference integrity manifest (RIM) that a device was compared with."""
 
-    identifier: str  # as asked for, made from the signed report
+    identifier: str  # as requested, from values of the signed report
     part: Literal["driver", "vbios"]
     version: str
     product: str
@@ -37,9 +37,9 @@ class RimFacts(NamedTuple):
 
 
 class OcspFacts(NamedTuple):
-    """An OCSP answer about a certificate of a device or manifest."""
+    """What a verified OCSP answer states about a certificate of a device or manifest."""
 
-    subject: str  # part of the certificate, such as the provisioner's CA
+    subject: str  # the certificate's role, such as the provisioner's CA
     status: Literal["good", "hold"]
     this_update: datetime
     next_update: datetime
@@ -67,10 +67,10 @@ class DeviceResult(NamedTuple):
     nonce: bytes  # of the report, 32 bytes
     matched: int  # measurements that equal their reference values
     skipped: tuple[int, ...] = ()  # active indexes that were not compared
-    mismatches: tuple[int, ...] = ()  # that the rules accept
+    mismatches: tuple[int, ...] = ()  # indexes of differing measurements that the rules accept
     rims: tuple[RimFacts, ...] = ()
     ocsp: tuple[OcspFacts, ...] = ()
-    matched_indexes: tuple[int, ...] = ()  # `matched` of them
+    matched_indexes: tuple[int, ...] = ()  # those of the `matched` measurements
 
     def to_dict(self) -> dict[str, object]:
         """Return values for JSON, with bytes in hex and times in ISO 8601."""
@@ -93,11 +93,11 @@ class GpuResult:
     devices: tuple[DeviceResult, ...]
     steps: tuple[VerificationStep, ...]
     nonce: bytes  # that the reports have, 32 bytes
-    simulated: bool  # a root is not NVIDIA's
+    simulated: bool  # whether a root is not NVIDIA's
     verified_at: datetime
     # SHA-256 of the evidence as sent.
     evidence_sha256: bytes
-    # Binding of the GPUs to a CPU's evidence; None if they were verified alone.
+    # What joins the GPUs to the CPU's evidence; None if they were verified alone.
     binding: GpuBindingKind | None = None
     # Claims of the tokens of NVIDIA's service for each device, if they were verified.
     nras: tuple[dict[str, object], ...] | None = None

@@ -28,14 +28,14 @@ class GpuRoots(NamedTuple):
         """Parse two certificates in PEM: the root of devices, then that of RIMs.
 
         Raises:
-            FormatError: If they are not two certificates in PEM.
+            FormatError: If `data` is not two certificates in PEM.
         """
         try:
             found = split_pem(data.decode("ascii"))
         except UnicodeDecodeError as error:
-            raise FormatError("not ASCII text", reason="encoding") from error
+            raise FormatError("GPU roots: must be ASCII text", reason="encoding") from error
         if len(found) != 2:
-            message = f"{len(found)} certificates, must be 2: the roots of devices and of manifests"
+            message = f"GPU roots: must be 2 certificates, of devices and RIMs, not {len(found)}"
             raise FormatError(message, reason="wrong_size")
         for der in found:
             read_path_certificate(der)
@@ -46,7 +46,7 @@ class GpuRoots(NamedTuple):
         """Return the roots that a caller's argument means: NVIDIA's for None, else the given ones.
 
         Raises:
-            UsageError: If it has another type, or simulated roots are of a machine without GPUs.
+            UsageError: If `roots` has the wrong type, or is of a simulated machine without GPUs.
         """
         if roots is None:
             return _nvidia()

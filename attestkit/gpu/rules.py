@@ -60,7 +60,7 @@ class GpuRules:
     versions and number apply to GPUs, not to switches.
 
     Raises:
-        UsageError: If a rule has the wrong type, accepts nothing, or contradicts another.
+        UsageError: If a rule has the wrong type or accepts nothing, or two rules contradict.
     """
 
     # Evidence of the CPU without GPUs is rejected; a rule about devices has the same effect.
@@ -91,7 +91,7 @@ class GpuRules:
     allow_trailing_nul: bool = False
     # Evidence of any nonce whose hash the measured event log has: it is as old as the boot.
     allow_runtime_event: bool = False
-    # A result of the boot, which only the measured event log authenticates.
+    # The result of nvattest at boot, which only the measured event log authenticates.
     allow_boot_result: bool = False
     accepted_mismatches: Collection[int] = frozenset()  # indexes of measurements
     nras: NrasUse = "off"
@@ -148,15 +148,15 @@ class GpuRules:
         return self.required or not self.named.keys().isdisjoint(_OF_DEVICES)
 
     def appraise(self, devices: Sequence["DeviceResult"]) -> tuple[VerificationStep, ...]:
-        """Appraise verified devices; return the rules that were met.
+        """Appraise verified devices; return a step that names the rules met, none without rules.
 
         Raises:
-            GpuEvidenceError: If a rule is not met; `device` is the first one that it is about.
+            GpuEvidenceError: If a rule is not met; its `device` is the first device that fails.
         """
         gpus = [device for device in devices if device.kind == "gpu"]
         if not gpus and (self.required or self.named.keys() & (_OF_DEVICES - _OF_SWITCHES)):
             message = (
-                "GPU evidence: has switches alone, but the policy has rules about GPUs; request "
+                "GPU evidence: must have GPUs, not only switches, by the policy's rules; request "
                 "evidence of all devices"
             )
             raise GpuEvidenceError(message, reason="device_count", by_policy=True)
@@ -173,8 +173,8 @@ class GpuRules:
     def _appraise_count(self, what: str, rule: str, wanted: int | None, found: int) -> None:
         if wanted is not None and found != wanted:
             raise GpuEvidenceError(
-                f"GPU evidence: {found} {what}, must be {wanted}; request evidence of all devices, "
-                f"or change the policy's gpu.{rule}",
+                f"GPU evidence: must have {wanted} {what}, not {found}; request evidence of all "
+                f"devices, or change the policy's gpu.{rule}",
                 reason="device_count",
                 by_policy=True,
             )
@@ -200,7 +200,7 @@ def driver_key(version: str) -> tuple[int, ...]:
     """Return the numbers of a driver version such as `550.90.07`, for a comparison.
 
     Raises:
-        UsageError: If it is not decimal numbers separated by dots.
+        UsageError: If the version is not decimal numbers separated by dots.
     """
     return _version_key("driver", version, 10)
 
@@ -209,14 +209,14 @@ def vbios_key(version: str) -> tuple[int, ...]:
     """Return the numbers of a VBIOS version such as `96.00.9F.00.01` (hex), for a comparison.
 
     Raises:
-        UsageError: If it is not hex numbers separated by dots.
+        UsageError: If the version is not hex numbers separated by dots.
     """
     return _version_key("vbios", version, 16)
 
 
 def _version_key(what: str, version: object, base: int) -> tuple[int, ...]:
     if not isinstance(version, str) or not 0 < len(version) <= _MAX_TEXT:
-        raise UsageError(f"min_{what}: must be a version", reason="wrong_type")
+        raise UsageError(f"min_{what}: must be a version as text", reason="wrong_type")
     digits = "0123456789abcdefABCDEF"[: 10 if base == 10 else None]
     parts = version.split(".")
     if not all(part and all(one in digits for one in part) for part in parts):

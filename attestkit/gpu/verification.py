@@ -36,17 +36,17 @@ _DEVICE_CERTIFICATES: Final = ("the device's boot ROM", "the provisioner's CA", 
 
 
 class AppraisedDevice(NamedTuple):
-    """A device that passed all checks of its own."""
+    """A device that passed all checks except those that compare devices."""
 
     device: CheckedDevice
     ocsp: tuple[OcspFacts, ...]
-    compared: ComparedDevice | None  # None: tokens stand for manifests
+    compared: ComparedDevice | None  # None if tokens replace manifests
 
 
 def device_steps(
     appraised: Sequence[AppraisedDevice], checks: DeviceChecks
 ) -> tuple[VerificationStep, ...]:
-    """Return the verification steps that summarize the checks of single devices."""
+    """Return the steps of the result that summarize the checks of single devices."""
     gpus = [one.device.report.kind for one in appraised].count("gpu")
     what = f"{gpus} GPUs" if gpus != 1 else "1 GPU"
     if switches := len(appraised) - gpus:
@@ -62,7 +62,7 @@ def device_steps(
 
 
 def _report_step(appraised: Sequence[AppraisedDevice], what: str) -> VerificationStep:
-    """Return the step about reports of the devices `what`; those of switches have no FWID."""
+    """Return the step about the reports; `what` names the devices. Switches have no FWID."""
     reports = [one.device.report for one in appraised]
     gpus = [report for report in reports if report.kind == "gpu"]
     text = f"certificates, signature and nonce of {what} are valid"
@@ -126,7 +126,7 @@ def verify(
     Args:
         evidence: Evidence, or its JSON.
         nonce: The nonce that the verifier chose and all reports must have, 32 bytes.
-        now: Time of the verification, with a time zone; None is the current time.
+        now: Time of the verification, an aware datetime; None is the current time.
         endorsements: Reference manifests, OCSP answers and tokens.
         roots: Trust anchors, or those of a simulated machine; None are NVIDIA's.
         rules: Rules for the verification and the appraisal; None are the defaults.
@@ -135,7 +135,7 @@ def verify(
         FormatError: If the JSON is malformed.
         GpuEvidenceError: If a device is not valid or not accepted. The error is that of the first
             such device; its text lists all.
-        CollateralError: If endorsements are missing, and no device was rejected.
+        CollateralError: If endorsements are missing or unusable, and no device was rejected.
         UsageError: If an argument has the wrong type or size.
     """
     found = _as_evidence(evidence)
@@ -184,7 +184,7 @@ def _in_utc(now: object) -> datetime:
     try:
         return now.astimezone(timezone.utc)
     except OverflowError as error:
-        raise UsageError("now: outside the years 1 to 9999", reason="out_of_range") from error
+        raise UsageError("now: must be in the years 1 to 9999", reason="out_of_range") from error
 
 
 def _as_evidence(evidence: object) -> GpuEvidence:
@@ -230,8 +230,8 @@ def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> Ver
         return passed("gpu_topology", f"{text}to exactly the GPUs")
     if rules.protected_pcie:
         message = (
-            "GPU topology: the evidence has no switches; request their evidence, too, or drop the "
-            "policy's gpu.protected_pcie"
+            "GPU topology: the evidence must have switches; request their evidence, too, or drop "
+            "the policy's gpu.protected_pcie"
         )
         raise GpuEvidenceError(message, reason="topology", by_policy=True)
     switches = sum(one.kind == "switch" for one in reports)

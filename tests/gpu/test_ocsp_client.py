@@ -112,7 +112,7 @@ def test_fetch_ocsp_over_http(hash_name: str, nonce: bytes | None) -> None:
         (lambda _: (500, b""), "fetch_failed", "status 500"),
         (lambda _: (200, b""), "malformed", "OCSP answer"),
         (lambda _: (200, write_ocsp_error("unauthorized")), "fetch_failed", "unauthorized"),
-        (lambda _: (200, answer_about(serial=5)), "malformed", "another certificate"),
+        (lambda _: (200, answer_about(serial=5)), "malformed", "not about the certificate"),
         (lambda _: (200, answer_about()), "malformed", "nonce"),
         (lambda _: (200, answer_about(nonce=b"m" * 32)), "malformed", "nonce"),
         (lambda _: (200, bytes(MAX_ANSWER + 1)), "too_large", "at most"),

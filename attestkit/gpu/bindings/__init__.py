@@ -1,7 +1,8 @@
 """Readers of GPU evidence that other systems send together with CPU evidence (nvidia-gpu.md, 6).
 
-Each returns a `GpuBinding`, for `Verifier.verify(evidence, gpu=binding)`. The nonce is always the
-caller's own; a nonce in the answer is not used.
+Each returns a `GpuBinding`, for `Verifier.verify(evidence, gpu=binding)`: the GPU evidence, its
+nonce, and the report data of the CPU evidence that refers to it. The nonce is always the caller's
+own; a nonce in the answer is not used.
 """
 
 from attestkit.gpu.bindings.answer_formats import (

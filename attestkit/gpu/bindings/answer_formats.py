@@ -34,12 +34,12 @@ _HASHES: Final = ("sha256", "sha384", "sha512")
 
 
 def read_answer(answer: bytes | str | Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return the members of an answer: JSON, or an object that was decoded strictly.
+    """Return the members of an answer: JSON, or an object decoded with duplicate keys refused.
 
     `what` is the name of the answer, with which errors begin.
 
     Raises:
-        FormatError: If it is malformed, not an object, or over 16 MiB.
+        FormatError: If the answer is malformed, not an object, or over 16 MiB.
     """
     if isinstance(answer, Mapping):
         return dict(answer)
@@ -58,8 +58,8 @@ def hex_member(members: Mapping[str, Any], name: str, what: str, *sizes: int) ->
     """Return the bytes of a member in hex, which may begin with 0x.
 
     Raises:
-        FormatError: If it is missing, not hex, or its size in bytes is not one of `sizes`. The
-            message begins with `what`.
+        FormatError: If the member is missing, not hex, or its size in bytes is not one of `sizes`.
+            The message begins with `what`.
     """
     text = strict_json.string(members, name, what=what)
     found = strict_json.from_hex(text.removeprefix("0x"), f"{what}: {name}")
@@ -73,12 +73,13 @@ def hex_member(members: Mapping[str, Any], name: str, what: str, *sizes: int) ->
 def read_vllm_proxy(answer: bytes | str | Mapping[str, Any], *, nonce: bytes) -> GpuBinding:
     """Read the answer of a vllm-proxy to `/v1/attestation/report`.
 
-    Compare `committed`: `signing_address` with the key that signs completions, and
-    `tls_cert_fingerprint` (of the SubjectPublicKeyInfo), if there is one, with the TLS connection.
+    Compare with the `committed` of the result: `signing_address` is that of the key that signs
+    completions; `tls_cert_fingerprint`, if present, that of the TLS connection's
+    SubjectPublicKeyInfo.
 
     Args:
-        answer: JSON, or its decoded object.
-        nonce: Of the request, 32 bytes.
+        answer: The answer: JSON, or its decoded object.
+        nonce: Nonce of the request, 32 bytes.
 
     Raises:
         FormatError: If the answer is malformed, or has no evidence of GPUs.
@@ -106,7 +107,7 @@ def read_vllm_proxy(answer: bytes | str | Mapping[str, Any], *, nonce: bytes) ->
 
 
 def vllm_proxy_report_data(address: bytes, nonce: bytes, fingerprint: bytes | None) -> bytes:
-    """Return the report data: 32 bytes of address or hash, then the nonce.
+    """Return the report data of the CPU: 32 bytes of address or hash, then the nonce.
 
     The first part is the zero-padded address or, with the fingerprint of a TLS key, the SHA-256 of
     address and fingerprint.
@@ -123,7 +124,7 @@ def read_chutes(
     e2e_pubkey: str,
     spki_sha256: bytes | None = None,
 ) -> GpuBinding:
-    """Read the evidence of one instance.
+    """Read the GPU evidence of one instance of Chutes.
 
     Args:
         entry: An item of `evidence`, or of `all_attestations` of RedPill: JSON or its decoded
@@ -159,7 +160,7 @@ def read_chutes(
 
 
 def chutes_report_data(nonce: bytes, e2e_pubkey: str, spki_sha256: bytes) -> bytes:
-    """Return the report data: the SHA-256 of nonce (in hex) and key (as text), then `spki_sha256`.
+    """Return the CPU's report data: SHA-256 of nonce (hex) and key (text), then `spki_sha256`.
 
     Raises:
         FormatError: If `e2e_pubkey` is not ASCII text of up to 8,192 characters.
@@ -176,7 +177,9 @@ def read_coco(
     tee_pubkey: Mapping[str, Any],
     algorithm: str = "sha384",
 ) -> GpuBinding:
-    """Read additional evidence with GPUs, which the CPU's report data commit to.
+    """Read the additional evidence of a guest of Confidential Containers with GPUs.
+
+    The report data of the CPU evidence contain its hash.
 
     Args:
         additional_evidence: The text as sent: JSON with a member `nvidia`.
@@ -208,7 +211,7 @@ def read_coco(
 
 
 def _without_padding(device: DeviceEvidence) -> DeviceEvidence:
-    """Remove the one NUL that a driver's buffer may have after the signature."""
+    """Return the evidence without the NUL that a driver's buffer may have after the signature."""
     try:
         report = Report.parse(device.report, strip_nul=True)
     except FormatError:
@@ -226,10 +229,10 @@ def _canonical(value: object) -> bytes:
 
 
 def read_secretvm(evidence: bytes | str, *, nonce: bytes, tls_sha256: bytes) -> GpuBinding:
-    """Read GPU evidence of a SecretVM.
+    """Read the GPU evidence of a SecretVM.
 
     Args:
-        evidence: JSON of NVIDIA's SDKs.
+        evidence: GPU evidence in the JSON of NVIDIA's SDKs.
         nonce: Of the request, 32 bytes.
         tls_sha256: SHA-256 of the TLS key or certificate of the connection, 32 bytes.
 

@@ -41,7 +41,7 @@ class DeviceParts(NamedTuple):
 
 
 def read_tinfoil(answer: bytes, *, nonce: bytes) -> GpuBinding:
-    """Read the answer to `/.well-known/tinfoil-attestation`.
+    """Read the answer of a Tinfoil enclave to `/.well-known/tinfoil-attestation`.
 
     Compare the result's `committed` with the key of the TLS connection, and use the HPKE key in it.
 
@@ -50,8 +50,8 @@ def read_tinfoil(answer: bytes, *, nonce: bytes) -> GpuBinding:
         nonce: Of the request, 32 bytes.
 
     Raises:
-        FormatError: If the answer is malformed, has no evidence of GPUs, or a hash in it is not
-            that of the evidence in it.
+        FormatError: If the answer is malformed, has no evidence of GPUs, or states a hash that is
+            not that of the evidence in it.
         UsageError: If the nonce is not 32 bytes.
     """
     check_nonce_size(nonce)
@@ -70,12 +70,12 @@ def tinfoil_report_data(*parts: bytes) -> bytes:
 
 
 def tinfoil_section_data(nonce: bytes, crypto_material: bytes, device_evidence: bytes) -> bytes:
-    """Return the report data of August 2026, zero-padded to 64 bytes.
+    """Return the report data of version 3 (August 2026), zero-padded to 64 bytes.
 
     They are the SHA-256 of `REPORT_DATA_ALGORITHM`, the nonce, and the SHA-256 of each section.
 
     Args:
-        nonce: Of the client, 32 bytes.
+        nonce: Nonce of the client, 32 bytes.
         crypto_material: The section with the keys, decoded from base64.
         device_evidence: The section with the devices, decoded from base64.
     """
@@ -97,7 +97,7 @@ def read_device_parts(answer: bytes, stated: dict[str, Any]) -> DeviceParts:
     try:
         text = answer.decode()
     except UnicodeDecodeError as error:
-        raise FormatError(f"{_WHAT}: not UTF-8", reason="encoding") from error
+        raise FormatError(f"{_WHAT}: must be UTF-8", reason="encoding") from error
     spans = member_spans(text)
     parts, hashes = [], []
     for name in _KINDS:
@@ -122,7 +122,7 @@ def _read_june(answer: bytes, members: dict[str, Any], nonce: bytes) -> GpuBindi
     keys = {name: hex_member(stated, name, _WHAT, HASH_SIZE) for name in _KEYS}
     gpu, nvswitch, hashes = read_device_parts(answer, stated)
     if not gpu:
-        raise FormatError(f"{_WHAT}: gpu: missing; ask an instance with GPUs", reason="missing")
+        raise FormatError(f"{_WHAT}: gpu: missing; use an instance with GPUs", reason="missing")
     devices = [
         device for part in (gpu, nvswitch) if part for device in read_devices(json.loads(part))
     ]
@@ -150,7 +150,7 @@ def _hash_of(part: bytes, stated: dict[str, Any], name: str) -> bytes | None:
         return None
     found = sha256(part)
     if hex_member(stated, name, _WHAT, HASH_SIZE) != found:
-        message = f"{_WHAT}: {name}: not the SHA-256 of the evidence, {found.hex()}"
+        message = f"{_WHAT}: {name}: must be the SHA-256 of the evidence, {found.hex()}"
         raise FormatError(message, reason="inconsistent")
     return found
 
@@ -195,7 +195,7 @@ def _keys(material: bytes) -> dict[str, bytes]:
     for item in _items(material):
         name = strict_json.string(item, "id", what=f"{_WHAT}: crypto_material")
         if name in found:
-            message = f"{_WHAT}: crypto_material: two items have the same id"
+            message = f"{_WHAT}: crypto_material: ids of items must be unique"
             raise FormatError(message, reason="duplicate")
         data = strict_json.string(item, "data", what=f"{_WHAT}: crypto_material")
         found[name] = utf8(data, f"{_WHAT}: crypto_material", FormatError)

@@ -45,7 +45,7 @@ _NO_GRACE: Final = timedelta()
 
 @dataclass(frozen=True, slots=True)
 class DeviceChecks:
-    """Settings and expected values of one verification, for all its devices."""
+    """Settings and expected values of one verification, which all its devices share."""
 
     nonce: bytes  # of all reports, 32 bytes
     now: datetime
@@ -77,7 +77,7 @@ def check_device(index: int, device: "DeviceEvidence", checks: DeviceChecks) -> 
         _check_chip(device, chain, report)
     label = DeviceLabel(chain.chip.kind, index)  # signed, unlike the stated one
     if not chain.has_device_key:
-        problem = "the leaf certificate is for the key of another device's boot ROM"
+        problem = "the leaf certificate has a key that is not that of the device's boot ROM"
         raise label.error(problem, "device_key")
     _check_fwid(label, chain, report, checks.rules)
     with label.refused_as("report_signature"):
@@ -96,7 +96,7 @@ def _check_chip(device: "DeviceEvidence", chain: DeviceChain, report: Report) ->
     for problem, stated, signed in (
         (f"the evidence states {device.architecture}", device.architecture, chip.architecture),
         (f"the report is of a {report.kind}", report.kind, chip.kind),
-        ("the report is of another chip", report.chip_info, chip.name),
+        (f"the report is of a {report.chip_info}", report.chip_info, chip.name),
     ):
         if stated is not None and stated != signed:
             message = f"{problem}, the certificates are of a {chip.name}"
@@ -197,18 +197,19 @@ def join_errors(errors: Sequence[AttestKitError]) -> AttestKitError:
 def check_tokens(
     devices: Sequence[CheckedDevice], checks: DeviceChecks
 ) -> tuple[VerificationStep, tuple[dict[str, object], ...]]:
-    """Verify the tokens, and that there is one for each device.
+    """Verify the NRAS tokens among the endorsements, and that there is one for each device.
 
     Args:
         devices: Devices whose chains, reports and nonces are valid.
         checks: Settings of the verification.
 
     Returns:
-        The passed step, and the claims of each device's token in the order of `devices`.
+        The step `gpu_nras` of the result, and the claims about each device in the order of
+        `devices`.
 
     Raises:
         GpuEvidenceError: If a token is not valid, or is missing for a device.
-        CollateralError: If there are no tokens or no keys.
+        CollateralError: If the endorsements have no tokens, or no keys of NVIDIA's service.
     """
     endorsements = checks.endorsements
     if not endorsements.nras:
@@ -236,7 +237,7 @@ def check_tokens(
 def _claims_of(device: CheckedDevice, found: dict[str, DeviceClaims]) -> DeviceClaims:
     """Return the claims about a device from `found`, by the serial number of its leaf certificate.
 
-    GpuEvidenceError if there are none, or they are about another driver or VBIOS.
+    GpuEvidenceError if there are none, or their driver or VBIOS version is not the report's.
     """
     claims = found.get(device.chain.ueid)
     # Fewer claims are required of a switch.
@@ -249,6 +250,6 @@ def _claims_of(device: CheckedDevice, found: dict[str, DeviceClaims]) -> DeviceC
         pairs.append((claims.driver_version, report.driver_version))
     for stated, signed in pairs:
         if (stated or "").upper() != signed.upper():
-            problem = "the NRAS token is about another driver or VBIOS than the report"
+            problem = f"the NRAS token is about version {stated!r}, the report is of {signed}"
             raise device.label.error(problem, "nras_result")
     return claims

@@ -1,4 +1,4 @@
-"""Comparison of a device and its measurements with its manifests (nvidia-gpu.md, 4.3 and 4.4)."""
+"""Comparison of a device's measurements with its manifests, RIMs (nvidia-gpu.md, 4.3, 4.4)."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class MeasurementMismatch:
 
 @dataclass(frozen=True, slots=True)
 class MeasurementComparison:
-    """Result of a comparison; each tuple is sorted by index."""
+    """Result of comparing a device's measurements with its RIMs; tuples are sorted by index."""
 
     golden: int  # number of active measurements of all manifests
     matched: tuple[int, ...]
@@ -43,14 +43,15 @@ class MeasurementComparison:
 
     @property
     def mismatched(self) -> tuple[int, ...]:
-        """The indexes of the mismatches."""
+        """The indexes of the measurements in `mismatches`."""
         return tuple(one.index for one in self.mismatches)
 
     def check(self, accepted: frozenset[int] = frozenset()) -> None:
         """Check that measurements differ at `accepted` indexes only.
 
         Raises:
-            GpuEvidenceError: If others differ; the text lists all of these (`measurements`).
+            GpuEvidenceError: If measurements differ elsewhere; the text lists them all
+                (`measurements`).
         """
         found = [one for one in self.mismatches if one.index not in accepted]
         if found:
@@ -66,7 +67,7 @@ def compare_measurements(
 
     Args:
         measurements: Values of the report, 48 bytes each, at the indexes of the manifests.
-        rims: The manifests `driver` and `vbios`; a switch has only the latter.
+        rims: The manifests `driver` and `vbios`; a switch has only `vbios`.
         nvdec0: Whether the video decoder 0 is on; None if the report does not state it. While it is
             off, index 35 is not compared.
 
@@ -113,7 +114,7 @@ def _golden(rims: tuple[tuple[RimSource, Rim], ...]) -> tuple[_Expected, ...]:
         text = f"measurements active in both RIMs: {indexes}"
         raise GpuEvidenceError(text, reason="measurements")
     if not found:
-        raise GpuEvidenceError("RIMs: no measurement is active", reason="measurements")
+        raise GpuEvidenceError("RIMs: must have an active measurement", reason="measurements")
     return tuple([(index, *found[index]) for index in sorted(found)])
 
 

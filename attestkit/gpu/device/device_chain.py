@@ -68,7 +68,7 @@ def read_dice(extensions: Mapping[str, bytes]) -> Dice:
         extensions: Contents of extensions by dotted OID.
 
     Raises:
-        FormatError: If it does not have exactly one of both extensions, or that is malformed.
+        FormatError: If the leaf does not have exactly one of both extensions, or it is malformed.
     """
     found = [oid for oid in (COMPOSITE_OID, TCB_INFO_OID) if oid in extensions]
     if len(found) != 1:
@@ -83,7 +83,7 @@ def _composite(value: bytes) -> Dice:
     at = fields.at
     version = fields.integer()
     if version != _DICE_VERSION:
-        raise _bad_dice(f"version must be {_DICE_VERSION}", "unsupported_version", at)
+        raise _bad_dice(f"version must be 1, not {version}", "unsupported_version", at)
     key = fields.whole(SEQUENCE)
     fwid = _fwid(fields)
     fields.finish()
@@ -106,7 +106,7 @@ def _tcb_info(value: bytes) -> Dice:
             fwids.append(_fwid(entries))
     fields.finish()
     if not fwids:
-        raise _bad_dice("has no FWID", "missing")
+        raise _bad_dice("must have a FWID", "missing")
     return Dice(tuple(fwids), None)
 
 
@@ -129,7 +129,7 @@ def _bad_dice(problem: str, reason: FormatReason, offset: int | None = None) -> 
 
 
 class DeviceChain(NamedTuple):
-    """A parsed chain; verified only if `verify_device_chain` returned it."""
+    """A device's parsed certificate chain; verified only if `verify_device_chain` returned it."""
 
     path: tuple[PathCertificate, ...]  # leaf first; with the root, if verified
     chip: Chip
@@ -204,7 +204,7 @@ class _VerifiedPath(NamedTuple):
 # Errors are not kept, so untrusted chains cannot fill the cache.
 @lru_cache(maxsize=128)
 def _verify_path(certificates: tuple[bytes, ...], root: bytes) -> _VerifiedPath:
-    """Verify a chain except its times; the outcome is cached."""
+    """Verify a chain except whether its certificates are valid now; results are cached."""
     anchor, chain = read_kept_certificate(root), _read_cached(certificates)
     below, last = chain.path, chain.path[-1]
     if last.issuer == last.subject:

@@ -14,7 +14,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.architectures import PDI_SIZE, DeviceKind
 
 OpaqueFields: TypeAlias = tuple[tuple[int, bytes], ...]
-"""Types and values, in their order."""
+"""Type and value of each field, in the order of the report."""
 
 DRIVER_VERSION: Final = 3
 VBIOS_VERSION: Final = 6
@@ -82,7 +82,7 @@ class OpaqueData(NamedTuple):
 
 
 def encode_opaque_data(fields: Iterable[tuple[int, bytes]]) -> bytes:
-    """Return fields as bytes.
+    """Return fields, each a type and a value, in the encoding of a report.
 
     Raises:
         UsageError: If a type or a length does not fit in 16 bits.
@@ -170,7 +170,7 @@ class _Fields(NamedTuple):
     offset: int
 
     def error(self, kind: int, problem: str, reason: FormatReason) -> FormatError:
-        """Return an error about the value of the field of type `kind`, with its offset."""
+        """Return an error about the value of the field of type `kind`, with the value's offset."""
         at = self.offset
         for other, value in self.fields:
             at += _HEAD.size
@@ -194,7 +194,7 @@ class _Fields(NamedTuple):
             return None
         found = _TEXT.fullmatch(value)
         if found is None:
-            problem = f"not a version or name: {shown(value.decode('latin-1'))}"
+            problem = f"must be letters, digits, . _ or -: {shown(value.decode('latin-1'))}"
             raise self.error(kind, problem, "wrong_value")
         return found[1].decode("ascii")
 

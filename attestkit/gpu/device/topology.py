@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from attestkit.gpu.device.device_chain import DeviceChain
 
 DeviceMode: TypeAlias = Literal["single", "multi", "protected_pcie"]
-"""`single`: passed through alone (SPT); `multi`: several, with their NVLinks (MPT)."""
+"""Mode of confidential computing. `single`: a GPU is passed through alone (SPT); `multi`: several
+with their NVLinks (MPT); `protected_pcie`: all GPUs and switches of the host."""
 _MODES: Final[dict[int, DeviceMode]] = {0: "single", 1: "multi", 2: "protected_pcie"}
 
 
@@ -136,5 +137,5 @@ def _check_distinct(devices: Sequence[TopologyDevice]) -> None:
             problem = f"is the same device as {devices[first].label(first)}"
             raise device.label(at).error(problem, "topology")
         if not hmac.compare_digest(device.report.nonce, devices[0].report.nonce):
-            problem = f"the report has another nonce than that of {devices[0].label(0)}"
+            problem = f"the report's nonce differs from that of {devices[0].label(0)}"
             raise device.label(at).error(problem, "topology")

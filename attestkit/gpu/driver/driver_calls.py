@@ -21,8 +21,8 @@ def call_driver(subject: str, limit: float, function: Callable[..., T], *argumen
     Args:
         subject: Name of the call in errors.
         limit: Time limit in seconds.
-        function: The function.
-        arguments: Its arguments.
+        function: The function of the library.
+        arguments: Positional arguments of the function.
 
     Raises:
         BackendBusyError: If the call exceeds the time limit, or `MAX_HANGING` earlier calls still
@@ -39,7 +39,7 @@ def call_driver(subject: str, limit: float, function: Callable[..., T], *argumen
 
 
 class DriverSession:
-    """Calls of a driver library with a time limit; notes whether one of them hangs."""
+    """Calls of a driver library with a time limit; records whether one of them hangs."""
 
     def __init__(self, time_limit: float) -> None:
         """Create a session whose calls take at most `time_limit` seconds each."""

@@ -43,8 +43,8 @@ _MEANINGS: Final = {
     -2: "invalid UUID",
     -3: "a switch cannot be opened; check nvidia-fabricmanager",
     -4: "overflow",
-    -5: "unexpected value",
-    -6: f"the driver has another version than the library; {_INSTALL}",
+    -5: "unexpected value; update the driver",
+    -6: f"the driver's version is not that of the library; {_INSTALL}",
     -7: "error of the driver; see the kernel log",
     -8: "timeout in the driver; retry",
     -127: "error of another library; see the kernel log",
@@ -86,7 +86,7 @@ _Callback = Callable[[Any], object]
 
 @dataclass(frozen=True, slots=True)
 class SwitchReading:
-    """Values of one switch as its driver returns them, not verified."""
+    """Values of one NVSwitch as its driver returns them, not verified."""
 
     uuid: bytes  # 16 bytes
     label: str
@@ -96,7 +96,7 @@ class SwitchReading:
 
 
 def nscq_error(subject: str, code: int) -> BackendError:
-    """Return the error for a negative return code of NSCQ."""
+    """Return the error for a negative return code of NSCQ; `subject` names the call."""
     meaning = _MEANINGS.get(code, "undocumented error; see the kernel log")
     text = f"{subject}: {meaning} (NSCQ error {code})"
     if code == _TIMEOUT:
@@ -107,17 +107,17 @@ def nscq_error(subject: str, code: int) -> BackendError:
 
 
 def read_switches(nonce: bytes, time_limit: float = TIME_LIMIT) -> tuple[SwitchReading, ...]:
-    """Read certificates and reports of all switches.
+    """Read certificates and reports of all NVSwitches of this machine.
 
     Args:
         nonce: Exactly 32 bytes, for all reports.
         time_limit: Seconds per call.
 
     Raises:
-        BackendUnavailableError: If the library is missing or has another version than the driver,
-            or a switch is not an LS10.
+        BackendUnavailableError: If the library is missing or its version is not the driver's, or a
+            switch is not an LS10.
         BackendBusyError: If a call exceeds the time limit.
-        BackendError: If the library returns another error, or invalid data.
+        BackendError: If the library returns any other error, or invalid data.
     """
     with contextlib.closing(_Session(time_limit)) as session:
         labels = session.labels()
@@ -144,14 +144,14 @@ def read_switches(nonce: bytes, time_limit: float = TIME_LIMIT) -> tuple[SwitchR
 
 
 def _check_complete(labels: Iterable[str], *values: Container[str]) -> None:
-    """Check that the library returned each value of each switch."""
+    """Raise BackendError unless the library returned each value of each switch."""
     for label in labels:
         if not all(label in found for found in values):
             raise _malformed(f"switch {label}", "a value is missing")
 
 
 class _Session(DriverSession):
-    """A session of the library."""
+    """A session of NSCQ."""
 
     def __init__(self, time_limit: float) -> None:
         super().__init__(time_limit)
@@ -174,7 +174,7 @@ class _Session(DriverSession):
                 self._call("NVSwitch session", destroy, self._session)
 
     def set_nonce(self, nonce: bytes) -> None:
-        """Set the nonce of the following reports."""
+        """Set the nonce of the reports that are read after this call."""
         buffer = (c_uint8 * len(nonce))(*nonce)
         arguments = (self._session, c_uint32(0), byref(buffer), c_uint32(len(nonce)))
         code = self._call("NVSwitch nonce", self._library.nscq_session_set_input, *arguments)
@@ -186,15 +186,15 @@ class _Session(DriverSession):
         uuids = [uuid for uuid, _ in self._observe(_UUIDS, _UUID_CALLBACK, lambda _: None)]
         labels = {self._label(uuid): uuid for uuid in uuids}
         if len(labels) != len(uuids):
-            raise _malformed("NVSwitch", "two switches have one UUID")
+            raise _malformed("NVSwitch", "labels of switches must be unique")
         return labels
 
     def bytes_of(self, path: bytes) -> dict[str, int]:
-        """Return the number that `path` selects of each switch, by its label."""
+        """Return the property of each switch that `path` selects, a number, by its label."""
         return self._by_label(path, _BYTE_CALLBACK, int)
 
     def blobs_of(self, path: bytes, callback: _Callback) -> dict[str, bytes]:
-        """Return the certificates or report that `path` selects of each switch, by its label."""
+        """Return certificates or report, as `path` selects, of each switch by its label."""
         found: dict[str, bytes] = self._by_label(path, callback, _content)
         for label, data in found.items():
             if not data:
@@ -246,7 +246,10 @@ class _Session(DriverSession):
 
 
 def _content(value: _Report | _Certificate) -> bytes:
-    """Return the used part of a buffer; b"" if its size is wrong, as callbacks cannot raise."""
+    """Return the used part of a buffer; b"" if the stated size exceeds the buffer.
+
+    Callbacks cannot raise errors.
+    """
     return bytes(value.data[: value.size]) if value.size <= len(value.data) else b""
 
 

@@ -86,15 +86,15 @@ _ERRORS: Final[Mapping[int, tuple[Callable[[str], BackendError], str]]] = {
     15: (_FAILED, f"the GPU is lost; {_RESET}"),
     16: (_FAILED, f"the GPU has to be reset; {_RESET}"),
     17: (_DENIED, "blocked by the operating system; check /dev/nvidia*"),
-    18: (_OTHER_VERSION, "driver and library have two versions; reboot"),
+    18: (_OTHER_VERSION, "versions of driver and library differ; reboot"),
     19: (partial(BackendBusyError, reason="device", path=_LIBRARY), "the GPU is in use; retry"),
-    25: (_OTHER_VERSION, f"the driver has another interface; {_DRIVER}"),
+    25: (_OTHER_VERSION, f"the driver's interface is not the library's; {_DRIVER}"),
     999: (_FAILED, "internal error of the driver; see the kernel log"),
 }
 
 
 def driver_error(subject: str, code: int) -> BackendError:
-    """Return the error for an error code of NVML."""
+    """Return the error for an error code of NVML; `subject` names the call."""
     create, meaning = _ERRORS.get(code, (_FAILED, "undocumented error; see the kernel log"))
     return create(f"{subject}: {meaning} (NVML error {code})")
 
@@ -103,17 +103,17 @@ def _load_binding() -> ModuleType:
     with needs_extra("nvidia-ml-py", "gpu", BackendUnavailableError):
         pynvml = import_module("pynvml")  # lazy
     if not hasattr(pynvml, "nvmlSystemGetConfComputeSettings"):
-        text = "pynvml: too old, or of another project; pip uninstall pynvml, then install "
+        text = "pynvml: too old, or not nvidia-ml-py; pip uninstall pynvml, then install "
         text += "'attestkit[gpu]' again"
         raise BackendUnavailableError(text, reason="missing_dependency")
     return pynvml
 
 
 class Nvml(DriverSession):
-    """NVML from its initialisation to its shutdown.
+    """Calls of NVML, from its initialisation by the constructor to its shutdown by `close`.
 
-    Methods raise BackendError, BackendUnavailableError or BackendBusyError by the code that the
-    library returns, and if a call exceeds the time limit.
+    Constructor and methods raise the subclass of BackendError for the code that the library
+    returns, and BackendBusyError if a call exceeds the time limit.
 
     Args:
         time_limit: Seconds per call.
@@ -174,18 +174,18 @@ class Nvml(DriverSession):
         return _named("multi-GPU mode", _MULTI_GPU_MODES, settings.multiGpuMode)
 
     def set_ready(self, *, ready: bool) -> None:
-        """Let the GPUs accept work, or refuse it; needs root."""
+        """Set whether the GPUs accept work; needs root."""
         self._call("GPU ready state", self._nvml.nvmlSystemSetConfComputeGpusReadyState, int(ready))
 
     def device_count(self) -> int:
         """Return the number of GPUs, at most 64."""
         count: int = self._call("GPU count", self._nvml.nvmlDeviceGetCount)
         if not 0 <= count <= MAX_DEVICES:
-            raise _malformed("GPU count", f"{count} is more than {MAX_DEVICES}")
+            raise _malformed("GPU count", f"must be 0 to {MAX_DEVICES}, not {count}")
         return count
 
     def describe(self, index: int) -> GpuDescription:
-        """Return the properties of a GPU that select how its evidence is read."""
+        """Return index, architecture, UUID and VBIOS version of a GPU."""
         nvml, subject = self._nvml, f"GPU {index}"
         handle = self._handle(index)
         number = self._call(subject, nvml.nvmlDeviceGetArchitecture, handle)
@@ -257,7 +257,7 @@ class Nvml(DriverSession):
         try:
             found = self._call(subject, function, *arguments)
         except UnicodeDecodeError as error:
-            raise _malformed(subject, "not UTF-8") from error
+            raise _malformed(subject, "must be UTF-8") from error
         return one_line(found if isinstance(found, str) else found.decode("latin-1"), _MAX_TEXT)
 
 
@@ -269,7 +269,7 @@ def _malformed(subject: str, problem: str) -> BackendError:
 def _content(subject: str, buffer: "ctypes.Array[ctypes.c_uint8]", size: int) -> bytes:
     """Return the used part of a buffer of the library."""
     if not 0 < size <= len(buffer):
-        raise _malformed(subject, f"size {size}, must be 1 to {len(buffer)}")
+        raise _malformed(subject, f"size must be 1 to {len(buffer)}, not {size}")
     return bytes(buffer[:size])
 
 
@@ -283,7 +283,7 @@ def _named(subject: str, names: tuple[Name, ...], number: int) -> Name:
 
 
 class GpuTelemetry(NamedTuple):
-    """Values of one GPU; None, or an empty text, if the driver did not return the value."""
+    """Telemetry of one GPU; None, or an empty text, if the driver did not return the value."""
 
     position: int  # the driver's index
     uuid: str = ""
@@ -340,7 +340,7 @@ def _read_telemetry(nvml: Nvml, index: int) -> GpuTelemetry:
 
 
 def _value_of(read: Callable[[int], T], index: int, errors: list[str]) -> T | None:
-    """Return a value; on an error of the driver add its text to `errors`, and return None.
+    """Return the value of a GPU; on an error of the driver add its text to `errors`: return None.
 
     BackendBusyError is not caught: a driver that does not answer would delay each value.
     """

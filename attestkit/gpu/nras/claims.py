@@ -1,4 +1,4 @@
-"""Claims about a device, of versions 2.0 and 3.0, in one class (nvidia-gpu.md, section 5.3)."""
+"""Claims of NRAS about a device, of versions 2.0 and 3.0, in one class (nvidia-gpu.md, 5.3)."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ _CHAIN: Final = "-cert-chain"
 
 
 class CertificateClaims(NamedTuple):
-    """Claims about a certificate chain; version 2.0 has only `status`, valid or invalid."""
+    """Claims about a certificate chain; in version 2.0 only `status`: valid or invalid."""
 
     status: str  # valid, invalid, revoked or expired
     ocsp_status: str | None  # good, revoked or unknown
@@ -67,7 +67,7 @@ class RimClaims(NamedTuple):
 
 
 class DeviceRefusal(NamedTuple):
-    """Error of the service about a device, in place of claims; texts are the service's."""
+    """Error of NVIDIA's service about a device, in place of claims; texts are the service's."""
 
     code: int  # such as 4010: the nonce is not that of the evidence
     message: str
@@ -76,7 +76,7 @@ class DeviceRefusal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeviceClaims:
-    """Claims of a token about a device; None if a claim is missing."""
+    """Claims of an NRAS token about a device; a missing claim is None."""
 
     name: str  # such as GPU-0
     kind: Literal["gpu", "switch"]
@@ -105,7 +105,7 @@ class DeviceClaims:
     claims: Mapping[str, Any] = field(repr=False)  # all of them, as received
 
     def problems(self, *, allow_hold: bool = False) -> tuple[str, ...]:
-        """Return the claims that an acceptable device must not have, in a few words each.
+        """Return why the claims do not accept the device, in a few words each; empty if they do.
 
         Args:
             allow_hold: Whether certificates of RIMs may be on hold.
@@ -127,7 +127,7 @@ def read_claims(claims: Mapping[str, Any], name: str) -> DeviceClaims:
 
 
 class _ClaimsReader:
-    """Reader of claims; errors name the claim, methods may add the prefix of the device's kind."""
+    """Reader of claims. `what` is the subject of errors; `prefix` is part of most claims' names."""
 
     def __init__(self, claims: Mapping[str, Any], what: str, prefix: str = "") -> None:
         self._claims = claims
@@ -135,13 +135,13 @@ class _ClaimsReader:
         self._prefix = prefix
 
     def read(self, name: str) -> DeviceClaims:
-        """Return all claims."""
+        """Return all claims about the device `name`."""
         is_switch = name.startswith("SWITCH-")
         self._prefix = f"x-nvidia-{'switch' if is_switch else 'gpu'}-"
         kind: Literal["gpu", "switch"] = "switch" if is_switch else "gpu"
         stated = self.text("x-nvidia-device-type")
         if stated not in {None, kind, f"nv{kind}"}:
-            problem = f"must be {kind}, as in the name"
+            problem = f"must be {kind}, as in the name of the device"
             raise self.bad("x-nvidia-device-type", problem, "inconsistent")
         bios = "bios" if is_switch else "vbios"
         measured = self.text("measres")
@@ -177,7 +177,7 @@ class _ClaimsReader:
         )
 
     def _version(self, report: str) -> ClaimsVersion:
-        """Return the version that the structure of the claims shows, which must be the stated one.
+        """Return the version of the claims by their structure; FormatError if they state the other.
 
         `report` is the name of the claims about the report, without prefix.
         """
@@ -187,7 +187,7 @@ class _ClaimsReader:
             problem = f"{shown(stated or '')} is not supported; update attestkit"
             raise self.bad(f"{self._prefix}claims-version", problem, "unsupported_version")
         if stated is not None and stated != form:
-            problem = f"must be {form}, as the other claims have"
+            problem = f"must be {form}, by the structure of the other claims"
             raise self.bad(f"{self._prefix}claims-version", problem, "inconsistent")
         return form
 
@@ -253,22 +253,25 @@ class _ClaimsReader:
         return DeviceRefusal(code, message, description)
 
     def get(self, name: str) -> object:
-        """Return the claim with the prefix and this name; None if it is missing."""
+        """Return the claim named prefix and `name`; None if it is missing."""
         return self._claims.get(self._prefix + name)
 
     def _check(self, name: str) -> bool | None:
-        """Return the flag with the prefix and this name; None if it is missing or null."""
+        """Return the flag named prefix and `name`; None if it is missing or null."""
         return self.flag(self._prefix + name)
 
     def flag(self, name: str) -> bool | None:
-        """Return a flag; None if it is missing or null."""
+        """Return the flag `name`; None if it is missing or null."""
         value = self._claims.get(name)
         if value is not None and not isinstance(value, bool):
             raise self.bad(name, "must be true or false", "wrong_type")
         return value
 
     def text(self, name: str, *, prefixed: bool = False, most: int = _MAX_TEXT) -> str | None:
-        """Return a text; None if it is missing or null."""
+        """Return the text `name`, of at most `most` characters; None if it is missing or null.
+
+        With `prefixed` the claim is named prefix and `name`.
+        """
         name = f"{self._prefix}{name}" if prefixed else name
         value = self._claims.get(name)
         if value is None:
@@ -280,7 +283,10 @@ class _ClaimsReader:
         return value
 
     def time(self, name: str) -> datetime | None:
-        """Return a time with the prefix, such as 9999-12-31T23:59:59Z; None if it is missing."""
+        """Return the time named prefix and `name`; None if it is missing.
+
+        A time is text such as 9999-12-31T23:59:59Z.
+        """
         text = self.text(name, prefixed=True)
         if text is None:
             return None
@@ -289,10 +295,10 @@ class _ClaimsReader:
                 return datetime.fromisoformat(text[:-1]).replace(tzinfo=timezone.utc)
         except ValueError:
             pass  # such as the 30th of February
-        raise self.bad(self._prefix + name, f"not a time in UTC: {shown(text)}", "wrong_value")
+        raise self.bad(self._prefix + name, f"must be a time in UTC: {shown(text)}", "wrong_value")
 
     def bad(self, name: str, problem: str, reason: FormatReason) -> FormatError:
-        """Return an error about a claim."""
+        """Return an error about the claim `name`."""
         return FormatError(f"{self._what}: {name}: {problem}", reason=reason)
 
 
@@ -305,11 +311,11 @@ def _problems(device: DeviceClaims, *, allow_hold: bool) -> Iterator[str]:
         "measurements do not match": device.measurements_match,
         "secure boot is not on": device.secure_boot,
         "debugging is not disabled": device.debug_status == "disabled",
-        "another architecture": device.architecture_matches,
+        "the architecture differs": device.architecture_matches,
         "the report was not parsed": device.report_parsed,
-        "the report has another nonce": device.nonce_matches,
+        "the report's nonce differs": device.nonce_matches,
         "the report's signature is not verified": device.report_signature_verified,
-        "the report has another FWID": is_old or device.fwid_matches,
+        "the report's FWID differs": is_old or device.fwid_matches,
         # Switches have one RIM.
         "two RIMs have one index": device.kind == "switch" or device.no_index_conflict,
         "measurements differ": not device.mismatches,
@@ -327,7 +333,7 @@ def _rim_problems(name: str, rim: RimClaims, *, is_old: bool) -> Iterator[str]:
         "was not fetched": rim.fetched,
         "does not fit the schema": rim.schema_validated is not False,  # not a claim of local tools
         "has no valid signature": rim.signature_verified,
-        "is of another version": is_old or rim.version_matches,
+        "is not of the device's version": is_old or rim.version_matches,
         "has no measurements": rim.measurements_available,
     }
     yield from (f"{name} {problem}" for problem, holds in required.items() if not holds)

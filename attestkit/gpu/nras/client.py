@@ -58,7 +58,7 @@ def fetch_keys(getter: Getter, url: str = NVIDIA_NRAS_URL) -> bytes:
         url: Base URL of the service; https, because nothing else authenticates the keys.
 
     Raises:
-        UsageError: If the URL is not an https URL, or of this machine.
+        UsageError: If the URL is neither https nor http of this machine (127.0.0.1, ::1).
         CollateralError: If the service cannot be reached or returned an error (`fetch_failed`), or
             its answer is malformed or too large.
     """
@@ -78,11 +78,11 @@ def request_tokens(
     service_key: str | None = None,
     allow_hold: bool = False,
 ) -> bytes:
-    """Have the service verify evidence; return its answer, which is not verified.
+    """Send evidence to the service, which verifies it; return its answer, which is not verified.
 
     Args:
         devices: Evidence of 1 to 64 devices of one architecture.
-        architecture: Their architecture.
+        architecture: Architecture of all these devices.
         nonce: The nonce of all reports, 32 bytes.
         poster: Function that posts, such as `HttpGetter().post`.
         url: Base URL of the service.
@@ -118,7 +118,7 @@ def encode_request(
     nonce: bytes,
     claims_version: ClaimsVersion | None,
 ) -> bytes:
-    """Return the JSON of a request."""
+    """Return the JSON of a request to verify evidence of devices of one architecture."""
     members: dict[str, Any] = {
         "nonce": nonce.hex(),
         "arch": architecture,
@@ -136,12 +136,12 @@ def _check_arguments(
     devices: Sequence[DeviceEvidence], architecture: str, version: int, claims_version: str | None
 ) -> None:
     if not 0 < len(devices) <= MAX_DEVICES:
-        problem = f"{len(devices)} devices, must be 1 to {MAX_DEVICES}"
+        problem = f"devices: must be 1 to {MAX_DEVICES}, not {len(devices)}"
         raise _misused(problem, "too_many" if devices else "missing")
     if architecture not in get_args(Architecture):
         raise _misused("architecture must be HOPPER, BLACKWELL or LS10", "wrong_value")
     if version not in get_args(NrasVersion):
-        raise _misused(f"version {version} of the service, must be 2, 3 or 4", "wrong_value")
+        raise _misused(f"version of the service must be 2, 3 or 4, not {version}", "wrong_value")
     if claims_version not in {None, *get_args(ClaimsVersion)}:
         raise _misused("claims_version must be 2.0 or 3.0", "wrong_value")
 

@@ -25,10 +25,10 @@ MAX_DEVICES: Final = 64
 """Maximum number of devices."""
 
 NRAS_DIGESTS: Final = frozenset({"SHA-256"})
-"""Name of the hash in tokens of NVIDIA's attestation service."""
+"""Name of SHA-256 in tokens of NVIDIA's attestation service."""
 
 LOCAL_DIGESTS: Final = frozenset({"SHA-256", "SHA256"})
-"""Names of the hash in tokens of NVIDIA's local tools, too."""
+"""Names of SHA-256 in tokens of NVIDIA's local tools."""
 
 _SUBJECT: Final = "detached EAT"
 _NAME: Final = re.compile(r"(?:GPU|SWITCH)-(?:0|[1-9][0-9]{0,2})")
@@ -36,7 +36,7 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class DetachedEat(NamedTuple):
-    """A bundle of tokens in their compact serialization, not verified."""
+    """A bundle of tokens, each a JWT in compact serialization; not verified."""
 
     overall: bytes
     devices: Mapping[str, bytes]  # by name, such as GPU-0 and SWITCH-0, in their order
@@ -46,8 +46,8 @@ def read_detached_eat(data: bytes | str) -> DetachedEat:
     """Read a bundle: `[["JWT", overall], {"GPU-0": token, ...}]`.
 
     Raises:
-        FormatError: If it is malformed or over 1 MiB, has no device or more than 64, an invalid
-            name of a device, or a token over 32 KiB.
+        FormatError: If the bundle is malformed or over 1 MiB, or has no device or more than 64, an
+            invalid name of a device, or a token over 32 KiB.
     """
     if len(data) > MAX_BUNDLE:
         raise _bad(f"{len(data)} bytes, at most {MAX_BUNDLE}", "too_large")
@@ -71,10 +71,10 @@ def read_bundle(value: object) -> DetachedEat:
 
 
 def read_token(token: bytes, name: str) -> CompactJws:
-    """Return the parts of a token, not verified; `name` is its name in errors.
+    """Return the parts of a token, not verified; `name` is the token's name in errors.
 
     Raises:
-        FormatError: If it is malformed.
+        FormatError: If the token is malformed.
     """
     return read_compact_jws(token, MAX_TOKEN, f"{_SUBJECT}: {name}")
 
@@ -109,7 +109,7 @@ def check_digests(
 
 
 def _digest(value: object, name: str, names: frozenset[str]) -> bytes:
-    """Return the hash of `["DIGEST", ["SHA-256", hex]]`."""
+    """Return the hash in `value`, which must be `["DIGEST", [ALGORITHM, HEX]]`."""
     match value:
         case ["DIGEST", [str(algorithm), str(text)]] if algorithm in names:
             if _DIGEST.fullmatch(text):
@@ -119,14 +119,14 @@ def _digest(value: object, name: str, names: frozenset[str]) -> bytes:
 
 
 def _check_names(devices: Mapping[str, Any]) -> None:
-    """Check names of devices and their number."""
+    """Raise FormatError unless there are 1 to 64 names of devices, all valid."""
     if not devices:
-        raise _bad("no device", "missing")
+        raise _bad("must have a device", "missing")
     if len(devices) > MAX_DEVICES:
         raise _bad(f"{len(devices)} devices, at most {MAX_DEVICES}", "too_many")
     for name in devices:
         if not _NAME.fullmatch(name):
-            raise _bad(f"name {shown(name)}, must be such as GPU-0 or SWITCH-0", "wrong_value")
+            raise _bad(f"name must be such as GPU-0 or SWITCH-0: {shown(name)}", "wrong_value")
 
 
 def _token(value: object, name: str) -> bytes:
@@ -135,7 +135,7 @@ def _token(value: object, name: str) -> bytes:
     if len(value) > MAX_TOKEN:
         raise _bad(f"{name}: {len(value)} bytes, at most {MAX_TOKEN}", "too_large")
     if not value.isascii():
-        raise _bad(f"{name}: not ASCII text", "encoding")
+        raise _bad(f"{name}: must be ASCII text", "encoding")
     return value.encode("ascii")
 
 

@@ -53,7 +53,7 @@ _BY_GUEST: Final = (
 
 
 class NvattestOutput(NamedTuple):
-    """Output of nvattest, whose parts are consistent, and which is **not authenticated**."""
+    """Output of nvattest; its parts are consistent, but it is **not authenticated**."""
 
     raw: bytes  # as received; what a measured hash covers
     result_code: int  # 0 if the program succeeded
@@ -70,18 +70,18 @@ class NvattestOutput(NamedTuple):
         return sha256(self.raw)
 
     def check(self, devices: int | None = None, nonce: bytes | None = None) -> None:
-        """Check that the program accepted all devices; the output must be authentic already.
+        """Check that nvattest accepted all devices. The output's hash must have been verified.
 
         Args:
-            devices: Required number of devices.
-            nonce: Required nonce of all claims, 32 bytes.
+            devices: Required number of devices; None accepts any.
+            nonce: Required nonce of all claims, 32 bytes; None accepts any.
 
         Raises:
-            GpuEvidenceError: If a device was not accepted (`nras_result`) or has another nonce
-                (`nras_nonce`), or the number of devices differs (`device_count`).
+            GpuEvidenceError: If a device was not accepted (`nras_result`), or a nonce
+                (`nras_nonce`) or the number of devices (`device_count`) is not the required one.
         """
         if devices is not None and len(self.devices) != devices:
-            message = f"{_SUBJECT}: {len(self.devices)} devices, must be {devices}"
+            message = f"{_SUBJECT}: must have {devices} devices, not {len(self.devices)}"
             raise GpuEvidenceError(message, reason="device_count")
         if self.result_code != 0 or not self.overall_result:
             message = f"{_SUBJECT}: result {self.result_code}: {self.result_message}"
@@ -91,7 +91,7 @@ class NvattestOutput(NamedTuple):
                 message = f"{_SUBJECT}: {device.name}: {', '.join(problems)[:500]}"
                 raise GpuEvidenceError(message, reason="nras_result", device=at)
             if nonce is not None and not hmac.compare_digest(device.nonce or b"", nonce):
-                message = f"{_SUBJECT}: {device.name}: the nonce is not {nonce.hex()}"
+                message = f"{_SUBJECT}: {device.name}: the nonce must be {nonce.hex()}"
                 raise GpuEvidenceError(message, reason="nras_nonce", device=at)
 
 
@@ -102,8 +102,8 @@ def read_nvattest_output(data: bytes) -> NvattestOutput:
         data: JSON with claims, detached_eat, result_code and result_message, at most 1 MiB.
 
     Raises:
-        FormatError: If it is malformed, a token has a signature or another issuer, or claims,
-            nonces and tokens contradict each other.
+        FormatError: If the output is malformed, a token has a signature or an issuer other than
+            `LOCAL_ISSUER`, or claims, nonces and tokens contradict each other.
         GpuEvidenceError: If the program failed and wrote no tokens (`nras_result`), or tokens and
             the hashes in the overall token differ (`nras_digest`).
     """
@@ -130,7 +130,7 @@ def read_nvattest_output(data: bytes) -> NvattestOutput:
     nonce = strict_json.from_hex(overall.get("eat_nonce"), f"{_SUBJECT}: eat_nonce", 32)
     nonces = {device.nonce for device in devices} | {nonce}
     if len(nonces) != 1 or None in nonces:
-        raise _bad("the tokens have different nonces", "inconsistent")
+        raise _bad("nonces of the tokens must be equal", "inconsistent")
     return NvattestOutput(data, code, message, _result(overall), overall, devices, eat)
 
 
@@ -147,7 +147,7 @@ def _payload(token: bytes, name: str) -> dict[str, Any]:
 
 
 def _check_claims(value: object, payloads: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check that the claims beside the tokens are those of the tokens, in any order."""
+    """Check that `value`, the output's list of claims, has those of the tokens in any order."""
     if not isinstance(value, list) or len(value) > MAX_DEVICES:
         raise _bad("claims: must be a list of devices", "wrong_type")
     ours = [
@@ -155,7 +155,7 @@ def _check_claims(value: object, payloads: Mapping[str, Mapping[str, Any]]) -> N
         for claims in payloads.values()
     ]
     if _sorted(value) != _sorted(ours):
-        raise _bad("claims: not those of the tokens", "inconsistent")
+        raise _bad("claims: must be those of the tokens", "inconsistent")
 
 
 def _sorted(items: list[Any]) -> list[str]:
@@ -176,11 +176,11 @@ def _bad(problem: str, reason: FormatReason) -> FormatError:
 def appraise_boot_result(
     output: NvattestOutput, event: Mapping[str, Any], rules: GpuRules, now: datetime
 ) -> GpuResult:
-    """Appraise output of nvattest whose hash is in the measured event log.
+    """Return the result for output of nvattest whose hash is in the verified event log.
 
     Args:
-        output: The output.
-        event: Payload of the event with the hash, which has the number of devices.
+        output: The output, whose SHA-256 the caller has compared with that in the event.
+        event: Payload of the event with the hash; its `devices` is the number of devices.
         rules: Rules of the policy; `allow_boot_result` must be true.
         now: Time of the verification.
 
@@ -198,7 +198,7 @@ def appraise_boot_result(
         raise _refused("without signed tokens", "nras_result", f"gpu.nras is {rules.nras}")
     count = event.get("devices")
     if type(count) is not int:
-        message = "GPU evidence: the measured event does not state the number of devices"
+        message = "GPU evidence: the measured event must state the number of devices"
         raise GpuEvidenceError(message, reason="device_count")
     output.check(devices=count)
     devices = tuple(_device(at, claims) for at, claims in enumerate(output.devices))
@@ -223,7 +223,7 @@ def _refused(lack: str, reason: GpuReason, rule: str) -> GpuEvidenceError:
 def _device(position: int, claims: DeviceClaims) -> DeviceResult:
     chip = chip_of(claims.hardware_model or "")
     if chip is None:
-        message = f"GPU {position}: the claims name no known chip; update attestkit"
+        message = f"GPU {position}: unknown chip in hwmodel of the claims; update attestkit"
         raise GpuEvidenceError(message, reason="chip", device=position)
     return DeviceResult(
         position=position,

@@ -40,9 +40,9 @@ _COORDINATE: Final = 48  # bytes
 _PRIVATE: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})  # RFC 7518, 6.2.2 to 6.4
 _KEYS_SUBJECT: Final = "NRAS keys"
 NRAS_ISSUER: Final = "https://nras.attestation.nvidia.com"
-"""Issuer of NVIDIA's tokens."""
+"""Issuer (`iss`) of the tokens of NVIDIA's attestation service."""
 CLOCK_SKEW: Final = timedelta(minutes=1)
-"""Allowed difference of the service's clock."""
+"""Allowed difference between the service's clock and that of the verifier."""
 _SUBJECT: Final = "NRAS"
 _OVERALL: Final = "overall token"
 _NONCE_SIZE: Final = 32
@@ -57,7 +57,7 @@ def read_jwks(data: bytes | str) -> Mapping[str, P384PublicKey]:
     Raises:
         FormatError: If the set is malformed or over 256 KiB, has no P-384 key or over 128 keys, two
             with one identifier, a private key, a key that is not for ES384 signatures or not on the
-            curve, or a certificate (`x5c`) of another key.
+            curve, or a first certificate (`x5c`) that is not of its key.
         UsageError: If `data` is neither `bytes` nor `str`.
     """
     if not isinstance(data, (bytes, str)):
@@ -70,10 +70,10 @@ def read_jwks(data: bytes | str) -> Mapping[str, P384PublicKey]:
             continue
         key_id, key = _read_jwk(jwk, f"{_KEYS_SUBJECT}: key {at}")
         if key_id in found:
-            raise _bad_keys(f"key {at}: its kid occurs twice", "duplicate")
+            raise _bad_keys(f"key {at}: kid must be unique: {shown(key_id)}", "duplicate")
         found[key_id] = key
     if not found:
-        raise _bad_keys("contains no P-384 key", "missing")
+        raise _bad_keys("must contain a P-384 key", "missing")
     return found
 
 
@@ -82,14 +82,14 @@ def _read_set(data: bytes | str) -> list[dict[str, Any]]:
     keys = strict_json.read_object(data, _KEYS_SUBJECT).get("keys")
     if not isinstance(keys, list):
         reason: FormatReason = "missing" if keys is None else "wrong_type"
-        raise _bad_keys("member 'keys' missing or not an array", reason)
+        raise _bad_keys("member 'keys' must be an array", reason)
     if len(keys) > MAX_KEYS:
         raise _bad_keys(f"{len(keys)} keys, at most {MAX_KEYS}", "too_many")
     for at, jwk in enumerate(keys):
         if not isinstance(jwk, dict):
             raise _bad_keys(f"key {at}: must be a JSON object", "wrong_type")
         if not _PRIVATE.isdisjoint(jwk):
-            raise _bad_keys(f"key {at}: contains a private key", "unknown_field")
+            raise _bad_keys(f"key {at}: must not be a private key", "unknown_field")
     return keys
 
 
@@ -100,13 +100,13 @@ def _read_jwk(jwk: Mapping[str, Any], what: str) -> tuple[str, P384PublicKey]:
         message = f"{what}: kid: must be 1 to {MAX_KEY_ID} printable characters"
         raise FormatError(message, reason="wrong_value")
     if jwk.get("alg", "ES384") != "ES384" or jwk.get("use", "sig") != "sig":
-        message = f"{what}: alg or use do not allow ES384 signatures"
+        message = f"{what}: alg and use must allow ES384 signatures"
         raise FormatError(message, reason="inconsistent")
     spki = P384_SPKI_HEAD + _coordinate(jwk, "x", what) + _coordinate(jwk, "y", what)
     try:
         key = P384PublicKey(spki)
     except SignatureError as error:
-        raise FormatError(f"{what}: not on the curve P-384", reason="wrong_value") from error
+        raise FormatError(f"{what}: must be on the curve P-384", reason="wrong_value") from error
     if "x5c" in jwk:
         _check_certificates(jwk["x5c"], spki, what)
     return key_id, key
@@ -126,7 +126,7 @@ def _check_certificates(value: object, spki: bytes, what: str) -> None:
         message = f"{what}: {error.message}"
         raise FormatError(message, reason=error.reason) from error
     if not hmac.compare_digest(certificates[0].spki_der, spki):
-        message = f"{what}: the first certificate is of another key"
+        message = f"{what}: the first certificate must be of this key"
         raise FormatError(message, reason="inconsistent")
 
 
@@ -144,10 +144,10 @@ def _bad_keys(problem: str, reason: FormatReason) -> FormatError:
 
 @dataclass(frozen=True, slots=True)
 class NrasResult:
-    """Claims of the service that were verified; the service accepted all devices.
+    """Verified answer of NVIDIA's service, which accepted all devices.
 
     Attributes:
-        devices: In the order of the answer.
+        devices: Claims about each device, in the order of the answer.
         version: Version of the overall token, such as 3.0.
         issued_at: The latest time at which a token was issued, aware.
         expires_at: The first time at which a token expires, aware.
@@ -228,7 +228,10 @@ class _TokenVerifier:
         self._skew = skew
 
     def verify(self, token: bytes, name: str, device: int | None) -> tuple[dict[str, Any], str]:
-        """Return the claims of a token, and the identifier of its key."""
+        """Verify a token; return its claims, and the identifier of its key.
+
+        `name` and the index `device` (None for the overall token) are for errors.
+        """
         jws = read_token(token, name)
         key_id = _check_header(jws.header, name, device)
         key = self._keys.get(key_id)
@@ -255,7 +258,7 @@ class _TokenVerifier:
 
 
 def _check_header(header: Mapping[str, Any], name: str, device: int | None) -> str:
-    """Check the header of a token; return the identifier of its key."""
+    """Check the header of a token; return the identifier (`kid`) of its key."""
     algorithm, key_id = header.get("alg"), header.get("kid")
     if algorithm != "ES384":
         stated = shown(algorithm) if isinstance(algorithm, str) else "missing"
@@ -264,14 +267,14 @@ def _check_header(header: Mapping[str, Any], name: str, device: int | None) -> s
         problem = "the header must have only alg, kid and typ, which must be JWT"
         raise _refused(name, problem, "nras_signature", device)
     if not isinstance(key_id, str):
-        raise _refused(name, "kid missing", "nras_key", device)
+        raise _refused(name, "must have a kid", "nras_key", device)
     return key_id
 
 
 def _check_nonce(claims: Mapping[str, Any], nonce: bytes, name: str, device: int | None) -> None:
     found = from_hex(claims.get("eat_nonce"), f"{name}: eat_nonce", _NONCE_SIZE)
     if not hmac.compare_digest(found, nonce):
-        raise _refused(name, f"the nonce is {found.hex()}, not yours", "nras_nonce", device)
+        raise _refused(name, f"nonce must be {nonce.hex()}: {found.hex()}", "nras_nonce", device)
 
 
 def _check_result(
@@ -297,7 +300,7 @@ def _check_result(
 def _version(claims: Mapping[str, Any]) -> str:
     version = claims.get("x-nvidia-ver")
     if version not in _VERSIONS:
-        message = f"{_OVERALL}: x-nvidia-ver: must be 2.0, 3.0 or 4.0; update attestkit"
+        message = f"{_OVERALL}: x-nvidia-ver must be 2.0, 3.0 or 4.0; update attestkit"
         raise FormatError(message, reason="unsupported_version")
     return str(version)
 

@@ -55,7 +55,7 @@ class XmlAttribute(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class XmlElement:
-    """An element; `scope` has the namespaces in scope by prefix, "" for the default one."""
+    """An XML element; `scope` has the namespaces in scope by prefix, "" for the default one."""
 
     name: str  # as written, with its prefix
     namespace: str
@@ -76,7 +76,7 @@ class XmlElement:
             yield from child.descendants()
 
     def text(self) -> str:
-        """Return the text directly in this element."""
+        """Return the text directly in this element, without that of child elements."""
         return "".join(child for child in self.children if isinstance(child, str))
 
     def plain_attributes(self) -> dict[str, str]:
@@ -99,7 +99,7 @@ def read_document(data: bytes) -> XmlElement:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise FormatError("XML: not UTF-8", reason="encoding", offset=error.start) from error
+        raise FormatError("XML: must be UTF-8", reason="encoding", offset=error.start) from error
     if text.startswith("\ufeff"):
         raise FormatError("XML: byte order mark not allowed", reason="encoding", offset=0)
     if (at := data.find(_DOCTYPE)) >= 0:  # so that no version of expat sees an entity declaration
@@ -108,7 +108,7 @@ def read_document(data: bytes) -> XmlElement:
 
 
 class _TreeBuilder:
-    """Handlers of expat that build the tree of elements, and check the limits."""
+    """Handlers of expat that build the tree of elements and enforce the module's limits."""
 
     def __init__(self) -> None:
         # Not expat's own processing of namespaces, which does not report prefixes of attributes.
@@ -171,7 +171,7 @@ class _TreeBuilder:
         self._open[-1].children.append(text)
 
     def _scope(self, pairs: list[tuple[str, str]]) -> Mapping[str, str]:
-        """Return the namespaces by prefix in an element with these attributes: name and value."""
+        """Return the namespaces by prefix in an element with the attributes `pairs`."""
         outer = self._open[-1].scope if self._open else {}
         declared = {name[6:]: value for name, value in pairs if _declares(name)}
         if not declared:
@@ -180,7 +180,7 @@ class _TreeBuilder:
             if prefix in {"xml", "xmlns"} or uri in _RESERVED:
                 raise self._error(f"declares a reserved namespace: {shown(uri)}", "wrong_value")
             if not (uri or prefix == "") or (uri and not _ABSOLUTE.fullmatch(uri)):
-                raise self._error(f"namespace is not an absolute URI: {shown(uri)}", "wrong_value")
+                raise self._error(f"namespace must be an absolute URI: {shown(uri)}", "wrong_value")
         scope = {**outer, **declared}
         if len(scope) > MAX_NAMESPACES:
             raise self._error(f"more than {MAX_NAMESPACES} namespaces in scope", "too_many")
@@ -201,7 +201,7 @@ class _TreeBuilder:
         return tuple(found.values())
 
     def _resolve(self, name: str, scope: Mapping[str, str], default: str) -> tuple[str, str]:
-        """Return namespace and local part of a name; `default` is for names without a prefix."""
+        """Return namespace and local part of a name; without a prefix the former is `default`."""
         match = _NAME.fullmatch(name)
         if match is None:
             raise self._error(f"unsupported name: {shown(name)}", "unsupported")

@@ -20,13 +20,13 @@ TCG_RIM: Final = (
     "https://trustedcomputinggroup.org/resource/"
     "tcg-reference-integrity-manifest-rim-information-model/"
 )
-"""Namespace of attributes of Meta."""
+"""Namespace of attributes of the element Meta."""
 SHA384_HASH: Final = "http://www.w3.org/2001/04/xmlenc#sha384"
-"""Namespace of the attributes with hashes."""
+"""Namespace of the attributes Hash0, Hash1, ..."""
 MAX_MEASUREMENTS: Final = 254
 """Maximum number of measurements; index i is that of SPDM's block i + 1, and 255 is no block."""
 MAX_ALTERNATIVES: Final = 16
-"""Maximum number of hashes of a measurement; NVIDIA's have up to 4."""
+"""Maximum number of accepted hashes of a measurement; NVIDIA's RIMs have up to 4."""
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Identifier of a RIM."""
 _HASH_SIZE: Final = 48  # bytes of SHA-384
@@ -35,12 +35,12 @@ _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,3}")
 _ACTIVE: Final = {"True": True, "False": False}
 _RESOURCE: Final = ("type", "index", "active", "alternatives", "name", "size")
 RimSource: TypeAlias = Literal["driver", "vbios"]
-"""Which of a device's two manifests it is; the one of a switch is that of its VBIOS."""
+"""Which of a device's two manifests: of the driver, or of the VBIOS; a switch has only `vbios`."""
 _Check: TypeAlias = Literal["format", "chain", "signature", "identity", "ocsp"]
 
 
 class RimMeasurement(NamedTuple):
-    """Expected values of a measurement."""
+    """Expected values of one measurement."""
 
     active: bool  # whether it is compared
     alternatives: tuple[bytes, ...]  # accepted values, 48 bytes each
@@ -68,7 +68,7 @@ class Rim:
             xml: The document in UTF-8, at most 512 KiB.
 
         Raises:
-            FormatError: If the document is malformed, or is not structured as NVIDIA's.
+            FormatError: If the document is malformed, or not structured as NVIDIA's RIMs.
         """
         return read_signed_manifest(xml).rim
 
@@ -127,7 +127,7 @@ def read_manifest(root: XmlElement, certificates: tuple[bytes, ...]) -> Rim:
 
 
 def _find_parts(root: XmlElement) -> tuple[XmlElement, XmlElement]:
-    """Return Meta and Payload, one each; only entities and signatures are allowed besides them."""
+    """Return the only Meta and Payload; besides them only Entity and Signature are allowed."""
     parts: dict[str, list[XmlElement]] = {"Entity": [], "Meta": [], "Payload": []}
     for child in root.elements():
         if child.namespace == SWID and child.local in parts:
@@ -148,7 +148,7 @@ def read_measurements(payload: XmlElement) -> Mapping[int, RimMeasurement]:
     """Return the measurements of a Payload by their indexes.
 
     Raises:
-        FormatError: If there are none, two have the same index, or one is malformed.
+        FormatError: If there is no measurement, two have the same index, or one is malformed.
     """
     _check_text(payload)
     found: dict[int, RimMeasurement] = {}
@@ -160,7 +160,7 @@ def read_measurements(payload: XmlElement) -> Mapping[int, RimMeasurement]:
             raise _error(resource, f"index {index} occurs twice", "duplicate")
         found[index] = measurement
     if not found:
-        raise _error(payload, "has no measurements", "missing")
+        raise _error(payload, "must have measurements", "missing")
     return found
 
 
@@ -230,8 +230,8 @@ def rim_reason(source: RimSource, check: _Check) -> GpuReason:
 def check_rim_identity(rim: Rim, source: RimSource, *, version: str, product: str) -> None:
     """Check that a manifest is for this version and chip, regardless of case.
 
-    The service returns a valid manifest of another product for some identifiers, and NVIDIA's own
-    verifiers do not compare the product.
+    For some identifiers the service returns a valid manifest of a different product, and NVIDIA's
+    own verifiers do not compare the product.
 
     Args:
         rim: The verified manifest.
@@ -240,12 +240,13 @@ def check_rim_identity(rim: Rim, source: RimSource, *, version: str, product: st
         product: The chip in the device's certificate, such as GH100.
 
     Raises:
-        GpuEvidenceError: If one differs (`driver_rim_identity` or `vbios_rim_identity`).
+        GpuEvidenceError: If the manifest's version or product differs (`driver_rim_identity` or
+            `vbios_rim_identity`).
     """
     pairs = (("version", rim.version, version), ("product", rim.product, product))
     for what, found, expected in pairs:
         if found.lower() != expected.lower():
             raise GpuEvidenceError(
-                f"{source} RIM: {what} is {shown(found)}, that of the device {shown(expected)}",
+                f"{source} RIM: {what} must be the device's {shown(expected)}, not {shown(found)}",
                 reason=rim_reason(source, "identity"),
             )

@@ -33,20 +33,20 @@ KEPT_RIMS: Final = 64
 
 
 class RimPath(NamedTuple):
-    """A path that leads from the signer of a RIM to the trusted root."""
+    """A certificate path from the signer of a RIM to the trusted root."""
 
     certificates: tuple[PathCertificate, ...]  # signer first, trusted root last
 
     @property
     def spki(self) -> bytes:
-        """Return the signer's key: SubjectPublicKeyInfo in DER."""
+        """The signer's key: SubjectPublicKeyInfo in DER."""
         return self.certificates[0].spki
 
     def check_time(self, now: datetime) -> None:
         """Check that all certificates are valid at `now`, an aware datetime.
 
         Raises:
-            CollateralExpiredError: If one is not (`cert_expired`).
+            CollateralExpiredError: If a certificate is not (`cert_expired`).
         """
         check_times(_named(self.certificates), now)
 
@@ -58,8 +58,8 @@ def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -
 
     Args:
         certificates: DER, signer first, root last.
-        root: The trusted root in DER. That of `certificates` must be the same, or signed by it with
-            its name and key.
+        root: The trusted root in DER. The last of `certificates` must be the same, or have its
+            name and key and a signature by that key.
         now: An aware datetime.
 
     Raises:
@@ -73,12 +73,12 @@ def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -
     check_trusted_root(named, ("the trusted RIM root", anchor), _RULES)
     path = (*below, anchor)
     if len({one.spki for one in path}) != len(path):
-        message = "RIM certificates: two have the same key"
+        message = "RIM certificates: keys must be unique"
         raise SignatureError(message, reason="chain_length")
     check_path(_named(path), now, _RULES)
     if _EXTENDED_KEY_USAGE in path[0].extensions:
         # Such as an OCSP responder, which the signer's issuer certifies, too.
-        message = f"{_SIGNER}: the extended key usage limits its key to other purposes"
+        message = f"{_SIGNER}: must not have an extended key usage"
         raise SignatureError(message, reason="cert_not_authority")
     return RimPath(path)
 
@@ -113,7 +113,7 @@ class VerifiedRim(NamedTuple):
 
 
 def verify_rim(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
-    """Verify certificates and signature of a RIM, and read what is signed.
+    """Verify certificates and signature of a RIM, and return the content that is signed.
 
     Revocation is not checked. The checks that do not depend on the time are cached for the last 64
     RIMs.
@@ -126,7 +126,7 @@ def verify_rim(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
     Raises:
         FormatError: If the document, one of its certificates or `root` is malformed.
         CollateralExpiredError: If a certificate is not valid at `now`.
-        SignatureError: If the path is not valid, or the signature (`bad_signature`).
+        SignatureError: If the certificate path or the signature (`bad_signature`) is not valid.
     """
     key = rim_bytes, root  # Python keeps the hash of a bytes object
     if (known := _VERIFIED.find(key)) is not None:

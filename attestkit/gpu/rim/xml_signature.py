@@ -83,8 +83,8 @@ def read_signature(root: XmlElement) -> XmlSignature:
     """Parse the one signature of a document, the last child of its root element.
 
     Raises:
-        FormatError: If there is no signature, or more than one, or it is elsewhere or has another
-            form or other algorithms than a RIM's.
+        FormatError: If there is no signature, or more than one, or it is elsewhere, or its form or
+            algorithms are not those of a RIM.
     """
     element = _find_signature(root)
     signed_info, value, key_info = _parts(element, "SignedInfo", "SignatureValue", "KeyInfo")
@@ -136,14 +136,17 @@ def _find_signature(root: XmlElement) -> XmlElement:
 
 
 def _parts(element: XmlElement, *names: str) -> Sequence[XmlElement]:
-    """Return the children of an element, which must have these names; no attributes, no text."""
+    """Return the children of an element: exactly `names`, in this order.
+
+    FormatError if they are not, or the element has attributes or text.
+    """
     if element.attributes:
         raise _error(element, "must have no attributes", "unknown_field")
     return _children(element, *names)
 
 
 def _children(element: XmlElement, *names: str) -> Sequence[XmlElement]:
-    """Return the children of an element, which must have these names, in this order; no text."""
+    """Return the children of an element: exactly `names`, in this order; FormatError for text."""
     found = element.elements()
     if [(one.namespace, one.local) for one in found] != [(XMLDSIG, name) for name in names]:
         raise _error(element, f"must have exactly {', '.join(names)}", "wrong_value")

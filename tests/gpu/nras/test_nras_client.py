@@ -112,7 +112,7 @@ def test_request_tokens_with_wrong_argument_raises_usage_error(
         (302, b"", "fetch_failed", "status 302"),
         (500, b"\xff", "fetch_failed", "status 500"),
         (200, b"", "malformed", "JSON"),
-        (200, b'[["JWT","a"],{}]', "malformed", "no device"),
+        (200, b'[["JWT","a"],{}]', "malformed", "must have a device"),
         (200, bytes(MAX_BUNDLE + 1), "too_large", "at most"),
     ],
 )
