@@ -80,9 +80,9 @@ class _CacheEntry(NamedTuple):
 
 
 class CollateralCache:
-    """Collateral by key; threads may share a cache, and processes may share its folder.
+    """Cache of collateral by key; threads may share it, and processes may share its folder.
 
-    It pickles without its content in memory, if its clock can be pickled.
+    A pickle has no entries of the memory; the clock must be picklable.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class CollateralCache:
         """
         _check_age(max_age)
         if limit < 1:
-            raise UsageError(f"limit: {limit}, must be at least 1", reason="out_of_range")
+            raise UsageError(f"limit: must be at least 1, not {limit}", reason="out_of_range")
         self._folder = None if folder is None else open_cache_folder(folder)
         self._max_age = max_age
         self._limit = limit
@@ -123,7 +123,7 @@ class CollateralCache:
         self._verified = BoundedCache[Key, _CacheEntry](self._limit)
 
     def get(self, key: Key, *, max_age: timedelta | None = None) -> Collateral | None:
-        """Return the fetched collateral of `key`, or None if missing, expired or too old.
+        """Return the fetched collateral of `key`; None if it is missing, expired or too old.
 
         The smaller of `max_age` and the cache's own maximum age applies.
         """
@@ -178,7 +178,7 @@ class CollateralCache:
             max_age: As for `get`.
 
         Returns:
-            `collateral`, or None if it is expired or too old, or another thread has replaced the
+            `collateral`; None if it is expired or too old, or another thread has replaced the
             entry.
         """
         known = self._entries.find(key)
@@ -191,7 +191,7 @@ class CollateralCache:
     def put_verified(self, key: Key, collateral: Collateral) -> None:
         """Store verified collateral, beside the fetched collateral of `put`; same errors as `put`.
 
-        Collateral issued after the current time was verified at another time, and is not stored.
+        Collateral issued after the current time is not stored: it was verified for a later time.
         """
         if issue_time(collateral) <= self._clock():
             self._put(self._verified, ".kept", key, self._entry(collateral))
@@ -216,7 +216,7 @@ class CollateralCache:
 
     @contextlib.contextmanager
     def fetch_lock(self, key: Key, seconds: float = FETCH_LOCK_SECONDS) -> Iterator[bool]:
-        """Hold the lock for the fetch of `key` among the processes that share the folder.
+        """Context manager: lock fetches of `key` by processes with this folder, unlock on exit.
 
         Call `get` again in the block: the previous holder may have stored the collateral. The block
         also runs without the lock, after a wait of `seconds` or if the folder cannot be written.
@@ -295,7 +295,7 @@ def _lock(handle: int, deadline: float) -> None:
 
 
 def _read_salt(path: Path, deadline: float) -> bytes:
-    """Return the salt of a folder's lock names; the first process creates it, under its lock."""
+    """Return the salt of a folder's lock names; if the file has none, lock it and write one."""
     handle = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
         salt = os.pread(handle, _SALT_SIZE, 0)
@@ -314,7 +314,7 @@ def _read_salt(path: Path, deadline: float) -> bytes:
 
 def _check_age(max_age: timedelta | None) -> None:
     if max_age is not None and max_age < timedelta():
-        raise UsageError(f"max_age: {max_age}, must not be negative", reason="out_of_range")
+        raise UsageError(f"max_age: must not be negative: {max_age}", reason="out_of_range")
 
 
 def _key_text(key: Key) -> bytes:
@@ -337,7 +337,7 @@ def _decode(key: Key, content: bytes) -> _CacheEntry:
         raise CollateralError(f"cache file: over {_FILE_LIMIT} bytes", reason="malformed")
     values = json_object("the file", remove_checksum(content))
     if values["version"] != _VERSION or values["key"] != list(key):
-        raise CollateralError("cache file: of another version or key", reason="malformed")
+        raise CollateralError("cache file: wrong version or key", reason="malformed")
     fetched_at = datetime.fromisoformat(values["fetched_at"])
     if fetched_at.tzinfo is None:
         raise CollateralError("cache file: fetched_at has no time zone", reason="malformed")

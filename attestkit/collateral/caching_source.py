@@ -92,7 +92,7 @@ def _version(part: str, collateral: Collateral) -> tuple[int, datetime]:
     if isinstance(value, str):
         number = json_object(part, value).get("tcbEvaluationDataNumber")
     if not isinstance(number, int):
-        raise CollateralError(f"{part}: tcbEvaluationDataNumber missing", reason="malformed")
+        raise CollateralError(f"{part}: must have tcbEvaluationDataNumber", reason="malformed")
     return number, part_window(part, value).start
 
 
@@ -157,16 +157,16 @@ class CollateralSource:
 
         Args:
             quote: Quote of a TD or an SGX enclave.
-            before: Function that is called before a request, or the wait for another one; its
-                exception cancels the fetch. Its argument is the PCK certificate chain, if the
-                service returned one.
+            before: Function that is called before a request, or before the wait for that of
+                another thread; its exception cancels the fetch. Its argument is the PCK certificate
+                chain in PEM, if the service returned one, else None.
 
         Raises:
-            AttestKitError: As `Collateral.fetch`.
+            AttestKitError: As for `Collateral.fetch`.
         """
         if not isinstance(quote, Quote):
             raise UsageError(
-                f"quote: {type(quote).__name__}, must be a Quote; use Quote.parse",
+                f"quote: must be a Quote, not {type(quote).__name__}; use Quote.parse",
                 reason="wrong_type",
             )
         tee = "sgx" if quote.tee_type == TEE_SGX else "tdx"
@@ -233,7 +233,7 @@ class CollateralSource:
         return _lookup(shared, key, doubted.query, chain, cached=False)
 
     def mark_verified(self, found: CollateralLookup) -> None:
-        """Remember the collateral of a successful verification."""
+        """Remember the collateral of a lookup with which a verification was successful."""
         if self._verified.find(found.key) is not found.shared and self._store_verified(
             found.key, found.shared
         ):
@@ -269,7 +269,7 @@ class CollateralSource:
         return found if last is None else merge_newest(last, found)
 
     def _store_verified(self, key: Key, passed: Collateral) -> bool:
-        """Store verified collateral, also for other processes; return whether no part was older."""
+        """Store verified collateral for rollback protection; return whether no part is outdated."""
         if self._cache is None:
             return True
         verified_key = _verified_key(key, passed)

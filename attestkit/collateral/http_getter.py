@@ -48,7 +48,7 @@ class HttpGetter:
     """Function object that gets an http or https URL; its method `post` posts to one.
 
     It does not follow redirects, send cookies or credentials, or use the proxies of the environment
-    (`HTTPS_PROXY`); if you need these, pass another function as `getter`. A body has at most 1 MiB,
+    (`HTTPS_PROXY`); if you need these, pass a function as `getter`. A body has at most 1 MiB,
     a header section 128 KiB.
 
     Args:
@@ -61,7 +61,7 @@ class HttpGetter:
 
     def __init__(self, timeout: float = 10.0, *, context: ssl.SSLContext | None = None) -> None:
         if not timeout > 0:
-            text = f"timeout: {timeout}, must be a positive number of seconds"
+            text = f"timeout: must be a positive number of seconds, not {timeout}"
             raise UsageError(text, reason="out_of_range")
         self._timeout = timeout
         self._context = context
@@ -124,7 +124,7 @@ def _split_url(url: str) -> SplitResult:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # an invalid port raises ValueError
     except ValueError as error:
-        raise CollateralError(f"{url}: not a valid URL", reason="fetch_failed") from error
+        raise CollateralError(f"{url}: must be a valid URL", reason="fetch_failed") from error
     if not host or "@" in parts.netloc:
         text = f"{url}: must have a host and no user name"
         raise CollateralError(text, reason="fetch_failed")

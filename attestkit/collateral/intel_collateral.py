@@ -37,13 +37,13 @@ def json_object(name: str, text: str | bytes) -> dict[str, Any]:
     try:
         return read_object(text.decode("utf-8-sig") if isinstance(text, bytes) else text, name)
     except UnicodeDecodeError as error:
-        raise CollateralError(f"{name}: invalid JSON: not UTF-8", reason="malformed") from error
+        raise CollateralError(f"{name}: JSON must be UTF-8", reason="malformed") from error
     except FormatError as error:
         raise CollateralError(f"{name}: invalid JSON: {error}", reason="malformed") from error
 
 
 def part_window(name: str, value: str | bytes) -> "Window":
-    """Return the validity period of a part of collateral.
+    """Return the validity period that a part of collateral states; no signature is verified.
 
     Args:
         name: Field of the part; a name that ends in `_chain` is a PEM chain.
@@ -73,8 +73,8 @@ def _date(name: str, key: str, value: object) -> datetime:
         if moment.tzinfo is not None:
             return moment.astimezone(timezone.utc)
     except (ValueError, OverflowError) as error:
-        raise CollateralError(f"{name}: {key} is not an ISO date", reason="malformed") from error
-    raise CollateralError(f"{name}: {key} has no time zone", reason="malformed")
+        raise CollateralError(f"{name}: {key} must be an ISO date", reason="malformed") from error
+    raise CollateralError(f"{name}: {key} must have a time zone", reason="malformed")
 
 
 def split_signed(response: bytes, name: str) -> tuple[str, bytes]:
@@ -95,9 +95,9 @@ def split_signed(response: bytes, name: str) -> tuple[str, bytes]:
 
     members = read_object(response, "response")
     if name not in members:
-        raise FormatError(f"missing member: {name}", reason="missing")
+        raise FormatError(f"{name}: missing", reason="missing")
     if not isinstance(members[name], dict):
-        raise FormatError(f"{name}: not a JSON object", reason="wrong_type")
+        raise FormatError(f"{name}: must be a JSON object", reason="wrong_type")
     signature = from_hex(members.get("signature"), "signature", _SIGNATURE)
     verbatim = msgspec.json.decode(response, type=dict[str, msgspec.Raw])
     return bytes(verbatim[name]).decode(), signature
@@ -138,8 +138,8 @@ class Collateral:
         """Decode the nine-field JSON, with bytes in hex; unknown keys are ignored.
 
         Raises:
-            CollateralError: If it is not a JSON object or over 16 MiB, or a field is missing or
-                malformed.
+            CollateralError: If `text` is not a JSON object or over 16 MiB, or a field is missing
+                or malformed.
         """
         if len(text) > _JSON_LIMIT:
             message = f"collateral: {len(text)} bytes, at most {_JSON_LIMIT}"
@@ -147,7 +147,7 @@ class Collateral:
         values = json_object("collateral", text)
         missing = [name for name in _FIELDS if name not in values]
         if missing:
-            raise CollateralError(f"collateral: missing: {', '.join(missing)}", reason="missing")
+            raise CollateralError(f"collateral: lacks {', '.join(missing)}", reason="missing")
         for name in _BINARY:
             values[name] = _from_hex(name, values[name])
         return cls(**{name: values[name] for name in (*_FIELDS, _OPTIONAL) if name in values})
@@ -260,7 +260,7 @@ def _check(name: str, value: object) -> None:
         message = f"{name}: must be {kind.__name__}, not {type(value).__name__}"
         raise CollateralError(message, reason="malformed")
     if not value:
-        raise CollateralError(f"{name}: empty; fetch it again", reason="missing")
+        raise CollateralError(f"{name}: must not be empty; fetch it again", reason="missing")
     if len(value) > _LIMIT:
         raise CollateralError(f"{name}: {len(value)} bytes, at most {_LIMIT}", reason="too_large")
     if name in _SIGNATURES and len(value) != _SIGNATURE:

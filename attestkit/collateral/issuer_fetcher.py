@@ -34,7 +34,7 @@ _NETLOC: Final = re.compile(r"[A-Za-z0-9.-]+")
 
 
 class IssuerFetcher:
-    """Fetches and caches answers by URL; threads may share it."""
+    """Fetches issuer certificates and CRLs, and caches them by URL; threads may share it."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class IssuerFetcher:
         """Return a session for the requests of one verification.
 
         Args:
-            before: Function that is called before each request; its exception cancels it.
+            before: Function that is called before each request; its exception cancels the request.
         """
         return IssuerSession(self, before, self._timer)
 
@@ -77,10 +77,10 @@ class IssuerFetcher:
         return found
 
     def get(self, url: str, limit: int) -> bytes:
-        """Request `url`, and store the answer.
+        """Request `url`, and store and return the body of the answer, of at most `limit` bytes.
 
         Raises:
-            CollateralError: If it is not the URL of an allowed host, or the request fails.
+            CollateralError: If `url` is not of an allowed host, or the request fails.
         """
         try:
             body = self._request(url, limit)
@@ -125,7 +125,7 @@ class IssuerSession:
         """Return the certificate at the first URL that has an answer; DER or PEM.
 
         Raises:
-            CollateralError: If no URL has one, or a limit is reached.
+            CollateralError: If no URL has an answer, or the limit of requests or time is reached.
         """
         return self._first(urls, _CERTIFICATE_LIMIT)
 
@@ -139,7 +139,7 @@ class IssuerSession:
             self._fetcher.mark_verified(url, body)
 
     def _first(self, urls: tuple[str, ...], limit: int) -> bytes:
-        problem = CollateralError("certificate: names no address of its issuer", reason="missing")
+        problem = CollateralError("certificate: has no URL of its issuer or CRL", reason="missing")
         for url in urls:
             try:
                 body = self._fetcher.find(url)
@@ -173,13 +173,13 @@ def _check_url(url: str, hosts: tuple[str, ...]) -> None:
     """Check that a URL is of an allowed host, on the default port.
 
     Raises:
-        CollateralError: If it is not.
+        CollateralError: If `url` is not of an allowed host, or names a port.
     """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        message = f"{shown(url)}: not a valid URL; pass the certificate in ak_certificates"
+        message = f"{shown(url)}: must be a valid URL; pass the certificate in ak_certificates"
         raise CollateralError(message, reason="fetch_failed") from error
     allowed = any(host.endswith(one) if one[:1] == "." else host == one for one in hosts)
     # Other characters, such as a backslash, are read differently by other parsers of URLs.

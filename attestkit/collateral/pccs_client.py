@@ -89,7 +89,7 @@ def _read_platform(der: bytes) -> Platform:
     for ca in ("Platform", "Processor"):
         if f"CN=Intel SGX PCK {ca} CA" in issuer:
             return Platform(fmspc, ca.lower())
-    raise FormatError("PCK certificate: issuer is not a PCK CA of Intel", reason="wrong_value")
+    raise FormatError("PCK certificate: issuer must be a PCK CA of Intel", reason="wrong_value")
 
 
 class PckCertQuery(NamedTuple):
@@ -106,26 +106,31 @@ class PckCertQuery(NamedTuple):
 
 
 def platform_of(quote: Quote) -> Platform | PckCertQuery:
-    """Return the platform of a quote, or the query for its PCK certificate."""
+    """Return the platform of a quote, or the query for its PCK certificate if that is not in it.
+
+    Raises:
+        CollateralError: If the type of the quote's certification data is not 2, 3 or 5.
+        FormatError: If the certification data or the PCK certificate is malformed.
+    """
     kind, data = quote.certification
     if kind == 5:
         return _read_platform(quote.pck_chain[0])
     size = _ENCRYPTED_PPID.get(kind)
     if size is None:
         raise CollateralError(
-            f"quote: unsupported type of certification data: {kind}; types 2, 3 and 5 lead to a "
-            "PCK certificate",
+            f"quote: type of certification data must be 2, 3 or 5, which lead to a PCK "
+            f"certificate, not {kind}",
             reason="pck_chain_missing",
         )
     if len(data) != size + 20:
-        message = f"certification data: {len(data)} bytes, must be {size + 20}"
+        message = f"quote: certification data must be {size + 20} bytes, not {len(data)}"
         raise FormatError(message, reason="wrong_size")
     cuts = (data[:size], data[size:-4], data[-4:-2], data[-2:])
     return PckCertQuery(quote.header.user_data[:16].hex(), *(cut.hex() for cut in cuts))
 
 
 class Service:
-    """PCCS or Intel's PCS at `base`."""
+    """Client of the PCCS or Intel's PCS with the base URL `base`."""
 
     def __init__(self, base: str, getter: Getter) -> None:
         self._base = base
@@ -162,7 +167,7 @@ class Service:
         checked = self._get("/sgx/certification/v4/pckcert", **query._asdict())
         # The certificate for other SVNs has another key, which would not verify the quote.
         if checked.header(("SGX-TCBm",)).lower() != query.cpusvn + query.pcesvn:
-            problem = "certificate of other SVNs (SGX-TCBm); register the platform's current TCB"
+            problem = "certificate is not for the quote's SVNs (SGX-TCBm); register the current TCB"
             raise checked.error("malformed", problem)
         leaf = checked.pem_body()
         try:
@@ -239,7 +244,7 @@ class _PccsResponse(NamedTuple):
             try:
                 der = bytes.fromhex(der.decode("ascii"))
             except ValueError as error:
-                raise self.error("malformed", "response is neither DER nor hex of DER") from error
+                raise self.error("malformed", "response must be DER or hex of DER") from error
         self._dates("CRL", der)
         return der
 
