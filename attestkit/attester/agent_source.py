@@ -35,7 +35,7 @@ class AgentSource(evidence_source.EvidenceSource):
     # -- evidence ------------------------------------------------------------------------------
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Return a quote over exactly 64 bytes, and the event log that replays to it."""
+        """Return a quote over 64 bytes of report data, and the event log that replays to it."""
         evidence = self.evidence(report_data)
         if evidence.quote is None:
             raise UnsupportedError(
@@ -45,7 +45,7 @@ class AgentSource(evidence_source.EvidenceSource):
         return evidence.quote, evidence.event_log
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return the agent's evidence over exactly 64 bytes."""
+        """Return the agent's evidence over 64 bytes of report data."""
         with self._device:
             self._check_usable()
             return self._evidence(report_data)

@@ -81,20 +81,20 @@ class EvidenceSource:
 
     @property
     def app(self) -> App:
-        """The app's description."""
+        """Source of the app's description and keys."""
         return self._app
 
     def get_quote(self, report_data: bytes) -> Quote:
-        """Return a quote over exactly 64 bytes."""
+        """Return a quote over 64 bytes of report data."""
         return self.quote_and_log(report_data)[0]
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Return a quote over exactly 64 bytes, and the event log that replays to it."""
+        """Return a quote over 64 bytes of report data, and the event log that replays to it."""
         del report_data
         raise UnsupportedError(self.no_quote, reason="no_quote")
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return consistent evidence over exactly 64 bytes."""
+        """Return evidence over 64 bytes of report data, whose parts are checked for consistency."""
         raise NotImplementedError  # each platform has its own
 
     def bind_nonce(self, nonce: bytes) -> bytes:
@@ -150,7 +150,7 @@ class BootSource(Protocol):
 
         Raises:
             UnsupportedError: If the platform has no run-time registers.
-            JournalError: If the log has other events, or does not match the register.
+            JournalError: If the log has events other than these, or does not match the register.
             BackendError: If the platform rejects an extend; earlier events remain.
         """
 
@@ -261,7 +261,7 @@ _SIGNED_RESERVE: Final = 1 << 18
 
 
 class EventRegister(NamedTuple):
-    """The register of SHA-384 that runtime events extend, and their journal."""
+    """The register (48 bytes, SHA-384) that runtime events extend, and their journal."""
 
     name: str  # such as "RTMR3"
     read: Callable[[], bytes]  # returns its value, 48 bytes

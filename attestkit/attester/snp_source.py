@@ -39,7 +39,7 @@ class SnpSource(EvidenceSource):
         self._reporter = reporter
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return a report over exactly 64 bytes, with the host's certificates and documents."""
+        """Return evidence over 64 bytes of report data: report, certificates and mr_config."""
         config, document = self._app.vm_config, _launch_document(self._app)
         with self._device:
             self._check_usable()

@@ -47,13 +47,13 @@ class TdSource(JournalSource):
     # -- evidence ------------------------------------------------------------------------------
 
     def get_quote(self, report_data: bytes) -> Quote:
-        """Return a quote over exactly 64 bytes."""
+        """Return a quote over 64 bytes of report data."""
         with self._device:
             self._check_usable()  # again, with the lock held
             return self._quote(report_data)
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Return a quote over exactly 64 bytes, and the event log that replays to it."""
+        """Return a quote over 64 bytes of report data, and the event log that replays to it."""
         with self._lock_journal(), self._device:
             self._check_usable()  # again, with the lock held
             quote = self._quote(report_data)
@@ -107,7 +107,7 @@ class TdSource(JournalSource):
         return (*others, replay_from(rtmr3, new)) == rtmrs
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return evidence over exactly 64 bytes."""
+        """Return evidence over 64 bytes of report data."""
         config = self._app.vm_config
         quote, log = self.quote_and_log(report_data)
         self._wire_log = known = self._wire_log.extend_to(log)

@@ -42,14 +42,14 @@ class TpmKeySource(EvidenceSource):
     _collector: EvidenceCollector
 
     def bind_nonce(self, nonce: bytes) -> bytes:
-        """Return the report data for a nonce of 8 to 64 bytes."""
+        """Return a hash of the nonce (8 to 64 bytes) and, if needed, the TPM's key: report data."""
         key = self._read_key()
         return (
             ReportData.for_nonce(nonce) if key is None else ReportData.for_nonce_and_ak(nonce, key)
         )
 
     def bind_gpu(self, bound: bytes) -> bytes:
-        """Return the report data for evidence with GPUs: `bound`, with the TPM's key if needed."""
+        """Return report data for evidence with GPUs: `bound`, or its hash with the TPM's key."""
         key = self._read_key()
         return bound if key is None else ReportData.for_gpu_and_ak(bound, key)
 
@@ -73,7 +73,7 @@ class VtpmSource(TpmKeySource):
         self._collector = collector
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return evidence over exactly 64 bytes."""
+        """Return evidence over 64 bytes of report data."""
         config = self._app.vm_config
         with self._device:
             self._check_usable()
@@ -98,7 +98,7 @@ class VtpmTdSource(TdSource, TpmKeySource):
         self._collector = collector
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return evidence over exactly 64 bytes."""
+        """Return evidence over 64 bytes of report data."""
         config = self._app.vm_config
         with self._lock_journal(), self._device:
             self._check_usable()  # again, with the lock held
@@ -144,7 +144,7 @@ class EventPcrSource(JournalSource, TpmKeySource):
         self._name = name
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return evidence over exactly 64 bytes, with the events that replay to the PCR.
+        """Return evidence over 64 bytes of report data, with the events that replay to the PCR.
 
         Without runtime events and VM configuration it is the bare document, and the PCR is not
         compared with the log, because shim extends this PCR too.

@@ -131,7 +131,7 @@ class EvidenceCollector(Protocol):
     def collect_evidence(self, report_data: bytes) -> "Platform":
         """Return the platform's evidence over `report_data`, exactly 64 bytes, as received.
 
-        In each part of the evidence that has a field for it, the backend checks the report data.
+        The backend checks the report data in each part of the evidence that has a field for it.
 
         Raises:
             AttestKitError: As for `Backend.get_quote`.
@@ -351,7 +351,7 @@ class RecordedBackend(Protocol):
 
 
 def check_bytes(what: str, value: object, size: int) -> None:
-    """Raise UsageError unless `value` is `size` bytes; its text begins with `what`, a name."""
+    """Raise UsageError, whose text begins with `what`, unless `value` is bytes of this `size`."""
     if not isinstance(value, bytes):
         raise UsageError(f"{what}: must be bytes, not {type(value).__name__}", reason="wrong_type")
     if len(value) != size:

@@ -74,7 +74,7 @@ _POLL: Final = 0.01  # seconds between reads of the status
 
 
 class Generation(NamedTuple):
-    """An out-of-tree driver with GET_QUOTE."""
+    """A generation of out-of-tree drivers, by their ioctl GET_QUOTE."""
 
     number: int  # of its ioctl
     framed: bool  # request and response are QGS messages

@@ -49,7 +49,7 @@ class OpenTpm(OpenFile):
         return self._file.read(size)
 
     def write(self, data: bytes, _offset: int) -> int:
-        """Run a command."""
+        """Run the command in `data`; return its size."""
         return self._file.write(data)
 
     def poll(self) -> int:

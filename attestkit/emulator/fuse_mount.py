@@ -143,7 +143,7 @@ def _quote_service(place: str, machine: Machine, faults: Faults) -> QuoteService
 
 @contextlib.contextmanager
 def _block_signals() -> Iterator[frozenset[int]]:
-    """Block the signals that end the process (`_ENDING`, unless ignored), and yield them.
+    """Context manager: block and yield those of the signals `_ENDING` that are not ignored.
 
     During the mount, `_Unmounter` waits for them. A signal before the mount, or a second signal
     after it, thus cannot interrupt the cleanup.

@@ -95,7 +95,7 @@ class Folder(Node):
 
 @dataclass(eq=False, repr=False)
 class File(Node):
-    """A file."""
+    """A file of an emulated kernel; armed faults can make its operations fail."""
 
     label: str  # in fault specifications
     faults: Faults

@@ -69,7 +69,7 @@ class SocketService:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Serve in the background."""
+        """Start the thread that accepts clients."""
         self._thread = threading.Thread(target=self._accept, name=self._name, daemon=True)
         self._thread.start()
 

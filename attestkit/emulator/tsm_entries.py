@@ -22,7 +22,7 @@ _OTHER: Final = {"tdx_guest": "sev_guest", "sev_guest": "tdx_guest"}
 
 @dataclass(slots=True)
 class Request:
-    """The attributes written to an entry."""
+    """The attributes written to a report entry; they are named like its files."""
 
     inblob: bytes = b""
     privlevel: int = 0
@@ -40,7 +40,7 @@ class Blobs(NamedTuple):
 
 
 class Provider:
-    """A driver that makes reports."""
+    """A TEE driver behind configfs-tsm, which makes the reports."""
 
     name = ""  # content of the provider file
     extras: tuple[str, ...] = ()  # names of the additional files of an entry
@@ -98,7 +98,7 @@ class TsmReports(kernel_files.Folder):
 
 
 class _Entry(kernel_files.Folder):
-    """An entry: a request and its report."""
+    """A report entry: the attributes written to it, and the report on them."""
 
     def __init__(self, reports: TsmReports, provider: Provider) -> None:
         super().__init__()

@@ -122,7 +122,7 @@ class Paravisor:
         raise failed(self.path, text, "wrong_report_data")
 
     def _write_user_data(self, user_data: bytes) -> None:
-        """Write the user data, after defining their index if it is absent or of another size."""
+        """Write the user data to their NV index, defined first unless it exists with 64 bytes."""
         with self._client.lock:
             found = self._client.find_nv(USER_DATA)
             if found is not None and found.size != USER_DATA_SIZE:

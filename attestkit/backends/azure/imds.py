@@ -87,7 +87,7 @@ class ImdsClient:
             td_report: 1024 bytes.
 
         Raises:
-            UsageError: If the report has another size.
+            UsageError: If `td_report` is not 1024 bytes.
             QuoteUnavailableError: If the service is not reachable, or returns an error or no quote.
             BackendBusyError: If it is overloaded.
             BackendError: If the response is malformed or too large.
@@ -129,7 +129,7 @@ class ImdsClient:
         return f"IMDS: http://{host}:{port}{request.target}"
 
     def _exchange(self, request: ImdsRequest) -> bounded_http.Response:
-        """Return the response of status 200; repeat the request after a status of 429 or 5xx."""
+        """Send a request, again up to 3 times after 429 or 5xx; return a response of status 200."""
         response = self._send(request)
         for seconds in _WAITS:
             if response.status != 429 and response.status < 500:

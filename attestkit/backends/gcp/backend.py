@@ -47,7 +47,7 @@ _KEYS: Final = (("ECC", 0x01C10003, 0x01C10002), ("RSA", 0x01C10001, 0x01C10000)
 
 
 class GoogleKey(NamedTuple):
-    """Template and certificate of an attestation key."""
+    """Template and certificate of an attestation key of Google's vTPM."""
 
     kind: str  # ECC or RSA
     template: bytes  # TPMT_PUBLIC without a key
@@ -266,7 +266,7 @@ class GcpBackend:
         return read_firmware_log(self._paths)
 
     def close(self) -> None:
-        """Close both devices. A second call has no effect."""
+        """Close the backend of the hardware, and the TPM. A second call has no effect."""
         try:
             self._hardware.close()
         finally:
@@ -345,7 +345,7 @@ class GcpTdGuest(GcpBackend):
 
 
 class GcpSnpGuest(GcpBackend):
-    """An SEV-SNP guest of Google."""
+    """An SEV-SNP guest of Google: reports, and quotes of the vTPM over them."""
 
     def collect_evidence(self, report_data: bytes) -> parts.GcpSnp:
         """Return an SNP report over `report_data`, exactly 64 bytes, and the vTPM's quote over it.

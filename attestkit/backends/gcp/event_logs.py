@@ -150,7 +150,7 @@ class PcrJournal:
         self._journal.close()
 
     def _catch_up(self, events: tuple[Event, ...]) -> bytes:
-        """Return the value of PCR 14 after `events`; extend it by the last event if it lacks it.
+        """Return the value of PCR 14 after `events`; extend it first if the last event is missing.
 
         Raises:
             JournalError: If PCR 14 has neither the value after `events` nor that before the last.

@@ -104,7 +104,7 @@ class Codec(NamedTuple):
 
 
 class CallSpec(NamedTuple):
-    """Properties of a recorded method."""
+    """Properties of a recorded method: its results, its arguments, its effect on the TEE."""
 
     codec: Codec  # of its results
     parameters: tuple[str, ...] = ()  # names of its arguments

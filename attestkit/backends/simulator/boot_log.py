@@ -64,7 +64,7 @@ def boot_log(image: Image) -> bytes:
 
 
 def boot_records(image: Image) -> tuple[Record, ...]:
-    """Return the measurements of a boot, in the order in which firmware and kernel make them."""
+    """Return the measurements of a boot of `image`, in the order of firmware and kernel."""
     data = _event_data(image.firmware)
     records = []
     for event in _in_order(image.events):
@@ -127,7 +127,7 @@ def _event_data(firmware: TdxFirmware) -> Mapping[str, bytes]:
 
 
 def _boot_variable(name: str, value: bytes) -> bytes:
-    """Return the data of a boot variable, of which OVMF measures only the value."""
+    """Return the event data of a boot variable; the digest of the event covers the value only."""
     return variable_data(VariableName(EFI_GLOBAL, name), value)
 
 
@@ -197,7 +197,7 @@ _STUB_SECTIONS: Final = (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".
 
 
 class BootRecord(NamedTuple):
-    """A record of the log, which extends a PCR in each bank."""
+    """A record of a TPM's event log, which extends a PCR in each bank."""
 
     pcr: int
     event_type: int

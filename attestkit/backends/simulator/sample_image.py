@@ -71,14 +71,14 @@ def volume(kind: UUID, size: int, body: bytes, name: UUID | None = None) -> byte
 
 
 def ffs_file(guid: UUID, kind: int, body: bytes) -> bytes:
-    """Return a file of a volume, padded to 8 bytes."""
+    """Return a file of a firmware volume (FFS), padded to 8 bytes."""
     size = (24 + len(body)).to_bytes(3, "little")
     data = guid.bytes_le + bytes(2) + bytes((kind, 0)) + size + b"\xf8" + body
     return data.ljust(-(-len(data) // 8) * 8, b"\xff")
 
 
 def section(kind: int, body: bytes) -> bytes:
-    """Return a section of a file, padded to 4 bytes."""
+    """Return a section of a firmware file, padded to 4 bytes."""
     data = (len(body) + 4).to_bytes(3, "little") + bytes((kind,)) + body
     return data.ljust(-(-len(data) // 4) * 4, b"\0")
 
@@ -174,7 +174,7 @@ def sample_firmware(seed: str) -> bytes:
 
 
 def _variables() -> bytes:
-    """Return OVMF's volume of variables without variables."""
+    """Return an empty OVMF volume for variables."""
     stored = bytearray(variable_volume(b"", _CFV_SIZE, _STORE_END))
     stored[_WORKING_BLOCK_AT : _WORKING_BLOCK_AT + len(_WORKING_BLOCK)] = _WORKING_BLOCK
     return bytes(stored)

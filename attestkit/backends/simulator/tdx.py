@@ -346,7 +346,7 @@ class Simulator(SimulatedApp):
         self._td.extend(register, digest)
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the journal of runtime events; their version is fixed at boot."""
+        """Return the log of runtime events; `version` has no effect, as it is fixed at boot."""
         del version
         return self._td.journal
 

@@ -96,7 +96,7 @@ class TdxDevice:
 
     @contextmanager
     def open(self) -> Iterator[int]:
-        """Open the device; return a context manager with its descriptor.
+        """Context manager: open the device, yield its descriptor, and close it on exit.
 
         Raises:
             BackendUnavailableError: If the device is missing or not accessible.
@@ -143,7 +143,7 @@ class TdxDevice:
             return self.report(fd, report_data)
 
     def report(self, fd: int, report_data: bytes) -> bytes:
-        """Return a TD report as `get_report` does; `fd` is the open device, the size unchecked."""
+        """Return a TD report as `get_report` does, by the open device `fd`; no size is checked."""
         argument = report_data + bytes(REPORT_SIZE)
         request = self.command(fd, _GET_REPORT0, lambda: bytearray(argument))
         report = bytes(request[REPORT_DATA_SIZE:])

@@ -52,7 +52,7 @@ Address = tuple[str, int, int] | str | os.PathLike[str]  # ("vsock", cid, port) 
 
 
 class Endpoint(NamedTuple):
-    """The address of a QGS."""
+    """The address of a QGS to connect to: vsock, or a UNIX socket."""
 
     family: int  # address family
     address: tuple[int, int] | str  # (cid, port) or a path
@@ -180,7 +180,7 @@ CODES: Final[Mapping[int, str]] = {
 
 
 def quote_request(report: bytes) -> bytes:
-    """Return the GET_QUOTE request for a TD report, 1024 bytes; the QGS chooses the key."""
+    """Return the GET_QUOTE request for a TD report, 1024 bytes; any attestation key may sign."""
     size = _REQUEST.size + len(report)
     return _REQUEST.pack(_MAJOR, _MINOR, _GET_QUOTE_REQ, size, 0, len(report), 0) + report
 

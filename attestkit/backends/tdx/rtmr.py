@@ -206,7 +206,7 @@ class RtmrAccess:
             raise self._file_error("extended", name, error) from error
 
     def _extend_by_ioctl(self, fd: int, register: int, digest: bytes) -> None:
-        """Extend a register with the ioctl's first form; after ENOTTY, with its second form."""
+        """Extend a register by EXTEND_RTMR or, if that returns ENOTTY, by EXTEND_RTMR_V3."""
         for number in (EXTEND_RTMR, EXTEND_RTMR_V3):
             extend = self._extender(fd, number, register, digest)
             error = self._extend_once(register, digest, extend)

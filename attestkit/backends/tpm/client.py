@@ -35,7 +35,7 @@ class QuoteResponse(NamedTuple):
 
 
 class LoadedKey(NamedTuple):
-    """A key in the TPM."""
+    """A loaded or persistent key of the TPM: its handle, public area and names."""
 
     handle: int
     public: TpmtPublic

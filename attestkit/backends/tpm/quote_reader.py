@@ -36,7 +36,7 @@ class TpmLogs(NamedTuple):
 
 
 def read_tpm_logs(paths: KernelPaths | None = None, *, calls: DeviceCalls = REAL_CALLS) -> TpmLogs:
-    """Return the logs; they are usually readable by root only.
+    """Return the TPM's boot log and the IMA list, which usually root alone can read.
 
     A log that exists but is not readable or too long is left out with a warning to the logger
     `attestkit.backends`. A verifier decides whether PCRs without a log are acceptable.

@@ -91,7 +91,7 @@ def open_tpm(
 
 
 def _check_version(node: Path, tpm_class: Path, calls: DeviceCalls) -> None:
-    """Raise for a TPM 1.2; before Linux 5.6, only the first response shows it."""
+    """Raise BackendUnavailableError for a TPM 1.2, if sysfs has the version (Linux 5.6)."""
     found = _NODE.fullmatch(node.name)
     if found is None:
         return
@@ -184,7 +184,7 @@ class TpmGuest:
     def read_attestation_key(self) -> bytes:
         """Raise UnsupportedError: the Attester need not put this key into the report data.
 
-        The hardware's evidence names the key by itself (Azure), or there is none (the others).
+        On Azure the hardware's evidence names the key; the other platforms have no such evidence.
         """
         message = f"{self.name}: the key is not needed for report data; use attest()"
         raise UnsupportedError(message, reason="feature")

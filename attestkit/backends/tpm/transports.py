@@ -298,7 +298,7 @@ def check_response(path: str, response: bytes) -> bytes:
     """Return a response whose size is that in its header.
 
     Raises:
-        BackendError: If it has another size, or is not 10 to 4096 bytes.
+        BackendError: If the sizes differ, or are not 10 to 4096 bytes.
     """
     size = _frame_size(path, response[:HEADER_SIZE])
     if size != len(response):

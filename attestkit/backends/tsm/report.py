@@ -51,7 +51,7 @@ _Result = TypeVar("_Result")
 
 
 class TsmRequest(NamedTuple):
-    """A request for a report."""
+    """A request for a report of configfs-tsm: what is written to an entry, and what is read."""
 
     report_data: bytes  # exactly 64 bytes
     options: tuple[tuple[str, bytes], ...] = ()  # files and their texts, written after inblob
@@ -60,7 +60,7 @@ class TsmRequest(NamedTuple):
 
 
 class TsmResponse(NamedTuple):
-    """The response to one request."""
+    """The response of configfs-tsm to one request, by the names of its files."""
 
     report: bytes  # outblob: a quote, or an SNP report
     certificates: bytes = b""  # auxblob
@@ -146,7 +146,7 @@ class TsmClient:
 
         Raises:
             UsageError: If the object is closed, or the kernel rejects the value of an option.
-            UnsupportedError: If the kernel does not have an option.
+            UnsupportedError: If the kernel lacks an option of the request.
             QuoteUnavailableError: If the host returned no report.
             BackendBusyError: If another process uses the device or the entry.
             BackendUnavailableError: If the driver was unloaded or access is denied.

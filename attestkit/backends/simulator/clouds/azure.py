@@ -33,7 +33,7 @@ from attestkit.tpm.public_area import RSA_AK, RSA_EK, RSA_SRK
 
 
 class ParavisorConfig(NamedTuple):
-    """The VM configuration in the paravisor's runtime data."""
+    """The VM configuration in the runtime data of Azure's paravisor."""
 
     vm_unique_id: str = "00000000-0000-4000-8000-000000000001"
     secure_boot: bool = True
@@ -214,7 +214,7 @@ class _AzureVm(CloudSimulator):
 
 
 class AzureSnpSimulator(_AzureVm):
-    """A simulated VM on SEV-SNP: `Simulator(platform="azure-snp")`."""
+    """A simulated Azure VM on SEV-SNP: `Simulator(platform="azure-snp")`."""
 
     platform = "azure-snp"
     report_type: ClassVar[HclReportType] = "snp"
@@ -237,7 +237,7 @@ class AzureSnpSimulator(_AzureVm):
 
 
 class AzureTdxSimulator(_AzureVm):
-    """A simulated VM on TDX: `Simulator(platform="azure-tdx")`."""
+    """A simulated Azure VM on TDX: `Simulator(platform="azure-tdx")`."""
 
     platform = "azure-tdx"
     report_type: ClassVar[HclReportType] = "tdx"

@@ -88,19 +88,19 @@ class CloudSimulator(VtpmGuest):
         return collector.read_attestation_key()
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return the hardware's quote or report on Google's platforms, else UnsupportedError."""
+        """Return the hardware's quote or report; UnsupportedError except on Google's platforms."""
         guest: Backend = self._guest
         return guest.get_quote(report_data)
 
     def read_event_log(self) -> bytes:
-        """Return the boot log of a Google TD, else nothing; the TPM's log is in the evidence."""
+        """Return the boot log of a Google TD; empty on other platforms. It is not the TPM's log."""
         guest: Backend = self._guest
         return guest.read_event_log()
 
     @property
     def served_platform(self) -> tuple[bytes, bytes]:
         """QE id (16 bytes) and PCK certificate (DER) of a TD; else raise UnsupportedError."""
-        raise UnsupportedError(f"{self.platform}: has no platform for a PCCS", reason="feature")
+        raise UnsupportedError(f"{self.platform}: a PCCS needs a TDX platform", reason="feature")
 
     def reset(self) -> NoReturn:
         """Raise UnsupportedError: the guest cannot reboot; open another one."""

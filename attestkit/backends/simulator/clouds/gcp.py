@@ -181,7 +181,7 @@ class _SnpGuest(SnpSimulator):
 
 
 class GcpSnpSimulator(_GoogleVm):
-    """A simulated VM on SEV-SNP: `Simulator(platform="gcp-snp")`."""
+    """A simulated Google VM on SEV-SNP: `Simulator(platform="gcp-snp")`."""
 
     platform = "gcp-snp"
 
@@ -189,7 +189,7 @@ class GcpSnpSimulator(_GoogleVm):
 
 
 class GcpTdSimulator(_GoogleVm):
-    """A simulated VM on TDX: `Simulator(platform="gcp-tdx")`; events extend RTMR 3 and PCR 14."""
+    """A simulated Google VM on TDX (`gcp-tdx`), whose events extend RTMR 3 and PCR 14."""
 
     platform = "gcp-tdx"
     has_kms_boot = True
@@ -223,7 +223,7 @@ class GcpTdSimulator(_GoogleVm):
         self._guest.extend_rtmr(register, digest)
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the log of runtime events; their version is fixed at boot."""
+        """Return the log of runtime events; `version` has no effect, as it is fixed at boot."""
         found: RuntimeLog = self._guest.open_journal(version)
         return found
 

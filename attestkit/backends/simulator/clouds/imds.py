@@ -156,7 +156,7 @@ class ImdsServer:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Address and port."""
+        """IPv4 address and port on which it listens."""
         host, port = self._server.server_address[:2]
         return str(host), port
 
@@ -190,7 +190,7 @@ def _make_handler(respond: Respond) -> "type[BaseHTTPRequestHandler]":
         timeout = 30.0
 
         def handle(self) -> None:
-            """Handle requests until the end; a client may close the connection at any time."""
+            """Handle the requests of a connection, which the client may close at any time."""
             with suppress(ConnectionError):
                 super().handle()
 

@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 
 class NitroGuest(VtpmGuest):
-    """An instance with a NitroTPM (vtpm.md, sections 8.1 and 8.2)."""
+    """A simulated EC2 instance with a NitroTPM, for whose documents it has a CA of AWS Nitro."""
 
     @cached_property
     def _nitro_ca(self) -> NitroCa:
         return NitroCa(make_nitro_root(self._derive), self._derive, self._now)
 
     def _start_nitro_tpm(self) -> None:
-        """Start the TPM, with the vendor command for documents."""
+        """Start the TPM, with the vendor command for attestation documents."""
         records = uefi_records("nitro", boot_application(b"unified kernel image"))
         self._start_vtpm(records, TpmHooks(vendor_commands={NITRO_ATTEST: self._sign_document}))
 
     def _sign_document(self, request: bytes) -> bytes:
-        """Return the response (CBOR) of the hypervisor to a request for a document (CBOR)."""
+        """Return the response to a request for an attestation document; both are CBOR."""
         import cbor2  # lazy: only needed for evidence
 
         number = self._derive("aws/instance-id", 9).hex()[:17]
@@ -63,7 +63,7 @@ _BOOT_PCRS: Final = (4, 7, 12)
 
 
 class NitroTpmSimulator(CloudSimulator, NitroGuest):
-    """A simulated EC2 instance, whose runtime events extend PCR 14 of the SHA-384 bank."""
+    """A simulated EC2 instance without a TEE, whose runtime events extend PCR 14 (SHA-384)."""
 
     platform = "aws-nitro-tpm"
     event_pcr: int = EVENT_PCR
@@ -115,7 +115,7 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         return self.vtpm.tpm.read_pcr(BANK, EVENT_PCR)
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the log of runtime events; their version is fixed at boot."""
+        """Return the log of runtime events; `version` has no effect, as it is fixed at boot."""
         del version
         return self._journal
 

@@ -70,7 +70,7 @@ class FaultInjector:
     _torn: Fault | None = field(default=None, init=False)  # for the next append to the log
 
     def check(self, fault: Fault) -> None:
-        """Raise UsageError unless the fault applies to the simulator."""
+        """Raise UsageError unless the fault applies to the simulated platform."""
         names, operations = fault_names(self.platform), _OPERATIONS.get(self.platform, ())
         if fault.name not in names and fault.operation not in operations:
             raise UsageError(
@@ -163,12 +163,12 @@ class FaultInjector:
     # -- registers -----------------------------------------------------------------------------
 
     def read(self, register: int) -> None:
-        """Inject the faults of reading a register."""
+        """Raise the BackendError of an armed fault of reading this register, if any."""
         if self.faults.any:
             self._access_register(register, "read")
 
     def extend(self, register: int, extend: Callable[[], None]) -> None:
-        """Call `extend`, with the faults of an extend.
+        """Call `extend`, and raise the error of an armed fault, most of which prevent the call.
 
         Raises:
             BackendError: The error of the real backend, with the fault's name.

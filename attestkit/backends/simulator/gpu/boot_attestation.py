@@ -60,7 +60,7 @@ def _names(devices: Sequence[DeviceEvidence]) -> list[str]:
 
 
 def _claims(device: DeviceEvidence) -> dict[str, Any]:
-    """Return the claims of the local verifier, which differ a little from the service's."""
+    """Return the claims of nvattest's local verifier about a device; those of NRAS differ."""
     report, chain = Report.parse(device.report), read_device_chain(device.certificates)
     found = nras_service.device_claims(report, chain, "3.0", matches=True)
     kind = "nvswitch" if report.kind == "switch" else "gpu"

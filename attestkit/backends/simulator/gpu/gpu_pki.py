@@ -55,7 +55,7 @@ _VENDOR: Final = "NVIDIA"  # in fields that devices of the vendor have, not in n
 
 
 class DeviceCredentials(NamedTuple):
-    """Keys and certificates of a device."""
+    """Keys and certificates of a simulated GPU or NVSwitch."""
 
     model: DeviceModel
     pdi: bytes  # 8 bytes

@@ -122,7 +122,7 @@ _DIGEST: Final = 1  # type of a measurement block; bit 7 set for a raw value
 
 
 class ReportContent(NamedTuple):
-    """Content of a report; the defaults are the values in real reports."""
+    """Content of a GPU's or NVSwitch's report; the defaults are the values in real reports."""
 
     nonce: bytes  # 32 bytes, of the verifier
     responder_nonce: bytes  # 32 bytes
@@ -182,7 +182,7 @@ class ReportContent(NamedTuple):
 
 
 def encode_text(text: str, size: int | None = None) -> bytes:
-    """Return ASCII text with NUL, padded to `size` bytes."""
+    """Return ASCII text, followed by NULs up to `size` bytes; None: by one NUL."""
     return text.encode("ascii").ljust(size or len(text) + 1, b"\0")
 
 

@@ -147,7 +147,7 @@ def _certificate_claims(prefix: str, rims: tuple[str, ...], version: str) -> dic
 
 
 def error_claims(error: AttestKitError) -> dict[str, Any]:
-    """Return the claims about a device whose evidence is not valid."""
+    """Return NRAS's claims about a device whose evidence is not valid: code and text of `error`."""
     code, message, description = _CODES.get(error.reason, _OTHER)
     details = {
         "code": code,
@@ -220,7 +220,7 @@ class SimulatedNras:
         return json.dumps({"keys": [self._jwk(one) for one in (day, day - 1)]}).encode()
 
     def attest(self, path: str, body: bytes, now: datetime) -> ServiceResponse:
-        """Return the answer to a POST of a request (JSON), with tokens."""
+        """Return the response to a POST of JSON: tokens, or an error of status 400 or 404."""
         match = _PATH.fullmatch(path)
         if match is None:
             return _refuse(404, "not found")
@@ -233,7 +233,7 @@ class SimulatedNras:
         return json_response(self._bundle(claims, request, stated, now))
 
     def _device(self, device: DeviceEvidence, request: "_Request", now: datetime) -> dict[str, Any]:
-        """Return the claims about a device."""
+        """Appraise the evidence of a device; return NRAS's claims about it."""
         matches = True
         try:
             self._appraise(GpuEvidence((device,)), request.nonce, now)
@@ -247,7 +247,7 @@ class SimulatedNras:
     def _bundle(
         self, claims: list[dict[str, Any]], request: "_Request", version: str, now: datetime
     ) -> list[object]:
-        """Return the detached EAT bundle with the fault of the service."""
+        """Return the signed tokens as a detached EAT bundle, altered by the fault, if any."""
         nonce, kind = request.nonce.hex(), request.kind
         fault = self._fault
         if fault == "expired":
@@ -273,7 +273,7 @@ class SimulatedNras:
     # -- keys ----------------------------------------------------------------------------------
 
     def _sign(self, claims: dict[str, Any], now: datetime) -> str:
-        """Return a compact JWT with the claims and its times."""
+        """Return a compact JWT, signed by the key of the day, with claims, issuer and times."""
         issued = int(now.timestamp())
         day = issued // _DAY
         content = {

@@ -39,7 +39,7 @@ _REFERENCE: Final = (
 
 
 class RimResource(NamedTuple):
-    """A golden measurement."""
+    """A golden measurement: the values that a RIM allows for one measurement."""
 
     active: bool
     hashes: tuple[bytes, ...]  # alternatives, 48 bytes each

@@ -24,7 +24,7 @@ _POWER_USAGE: Final = 70_000
 
 
 class MachineFacts(NamedTuple):
-    """Facts in the reports of all devices of a machine (section 3.5)."""
+    """Facts about a machine in the reports of all its devices (nvidia-gpu.md, section 3.5)."""
 
     protected_pcie: bool = False
     feature: int | None = None  # 0 SPT, 1 MPT, 2 protected PCIe; None: the field is absent
@@ -40,7 +40,7 @@ def golden_measurement(derive: Derive, model: gpu_reports.DeviceModel, index: in
 
 
 class SimulatedDevice:
-    """A device with its reports.
+    """A simulated GPU or NVSwitch, which signs its reports.
 
     Attributes:
         device: Keys and certificates.
@@ -58,7 +58,7 @@ class SimulatedDevice:
 
     @property
     def model(self) -> gpu_reports.DeviceModel:
-        """The model."""
+        """The model: architecture, and names and versions in certificates and reports."""
         return self.device.model
 
     @property

@@ -141,7 +141,7 @@ class SimulatedGpus:
 
     @cached_property
     def rims(self) -> Mapping[str, bytes]:
-        """The RIMs of all models by identifier."""
+        """The signed RIMs (XML) of all models by identifier."""
         models = {device.model for device in self.devices}
         found: dict[str, bytes] = {}
         for model in sorted(models):
@@ -152,7 +152,7 @@ class SimulatedGpus:
 
     @cached_property
     def ocsp(self) -> gpu_pki.SimulatedOcsp:
-        """The OCSP responder."""
+        """The OCSP responder for the certificates of the devices and of the RIM signers."""
         return gpu_pki.SimulatedOcsp(self._device_pki, self._served())
 
     def ocsp_answers(self, now: float) -> tuple[bytes, ...]:
@@ -192,7 +192,7 @@ class SimulatedGpus:
 
     @cached_property
     def nras(self) -> SimulatedNras:
-        """The remote attestation service."""
+        """The simulated NRAS, which appraises evidence of these devices."""
         return SimulatedNras(self.derive, self._appraise, self._fault.nras)
 
     def _appraise(self, evidence: GpuEvidence, nonce: bytes, now: datetime) -> None:
@@ -215,7 +215,7 @@ class SimulatedGpus:
         return sign_rim(content, *self._rim_pki.rim_signer(model))
 
     def _sign(self, content: RimContent, model: DeviceModel) -> bytes:
-        """Sign a driver RIM."""
+        """Return a signed driver RIM; a fault can replace the key or the certificates."""
         expired = self._fault.rim_signer == "expired"
         key, chain = self._rim_pki.rim_signer(model, expired=expired)
         if self._fault.rim_signer == "swapped":

@@ -62,7 +62,7 @@ OVMF_VARIANT: Final = "pre202505"
 
 
 class TdxMeasurement(NamedTuple):
-    """Content of the measurement document for TDX; digests have 48 bytes."""
+    """Content of a dstack image's measurement document for TDX; digests have 48 bytes."""
 
     version: Literal[3, 4]
     cmdline: str
@@ -73,7 +73,7 @@ class TdxMeasurement(NamedTuple):
     kernel_header_normalized: bool = False  # only in version 4
 
     def encode(self) -> bytes:
-        """Return the document."""
+        """Return the measurement document in CBOR."""
         image: dict[str, object] = {"cmdline": self.cmdline, "kernel_authenticode": self.kernel}
         if self.version == 3:
             options = load_options_digest(f"{self.cmdline} initrd=initrd")

@@ -103,7 +103,7 @@ class Image(NamedTuple):
     vm_config: str  # JSON
 
     def with_digests(self, digests: Mapping[str, bytes]) -> "Image":
-        """Return the image with other digests of events, by event name."""
+        """Return the image with these digests, by event name, in place of those of its events."""
         events = [
             event._replace(digest=digests.get(event.name, event.digest)) for event in self.events
         ]
@@ -117,7 +117,7 @@ def component_content(name: str) -> bytes:
 
 @cache
 def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
-    """Return the image of a simulated TD."""
+    """Return the image that simulated TDs with this configuration boot."""
     firmware = TdxFirmware(_SECTIONS, BLANK_CFV_DIGEST, MappingProxyType({}), _LAYOUT)
     names = "firmware", "firmware, two passes"
     document = image_documents.TdxMeasurement(

@@ -49,14 +49,14 @@ VALIDITY: Final = Window(
 
 
 def p256_key(derive: Derive, label: str) -> P256Key:
-    """Return the P-256 key of `label`."""
+    """Return the private P-256 key that `derive` gives for `label`."""
     # 48 bytes: the bias is negligible, so rejection sampling is not needed.
     wide = int.from_bytes(derive(f"p256/{label}", 48), "big")
     return P256Key.from_scalar((wide % (P256_ORDER - 1) + 1).to_bytes(32, "big"))
 
 
 def p384_key(derive: Derive, label: str) -> P384Key:
-    """Return the P-384 key of `label`."""
+    """Return the private P-384 key that `derive` gives for `label`."""
     wide = int.from_bytes(derive(f"p384/{label}", 72), "big")
     return P384Key(wide % (P384_ORDER - 1) + 1)
 
@@ -68,7 +68,7 @@ def serial_number(derive: Derive, label: str) -> int:
 
 
 def window_until(now: float, duration: timedelta) -> Window:
-    """Return the validity of a certificate that was issued a minute before a Unix time."""
+    """Return a validity of `duration` that begins a minute before the Unix time `now`."""
     start = datetime.fromtimestamp(int(now), timezone.utc) - timedelta(minutes=1)
     return Window(start, start + duration)
 

@@ -97,7 +97,7 @@ class SimulatedPki:
         return SimulatedPki(self.derive(f"seed/{label}", 32), config=self.config)
 
     def key(self, label: str) -> P256Key:
-        """Return the P-256 key of `label`."""
+        """Return the private P-256 key that is derived from the seed and `label`."""
         return p256_key(self.derive, label)
 
     def resolve(self, key: P256Key | str | None, default: P256Key) -> P256Key:
@@ -191,7 +191,7 @@ class SimulatedPki:
 
 
 class SimulatedPlatform:
-    """A platform: its PCK certificate, attestation key and identifiers."""
+    """A simulated Intel platform: its PCK certificate, attestation key and identifiers."""
 
     def __init__(self, pki: SimulatedPki, platform_id: str) -> None:
         scope = f"platform/{platform_id}"

@@ -27,7 +27,7 @@ _CACHING: Final = ("Cache-Control", "max-age=60")
 
 
 class ServedPlatform(NamedTuple):
-    """A platform whose PCK certificate is served."""
+    """A platform whose PCK certificate the PCCS serves."""
 
     qe_id: bytes  # 16 bytes, the key of a request
     pck_der: bytes

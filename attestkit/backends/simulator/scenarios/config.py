@@ -251,7 +251,7 @@ class CrlConfig(msgspec.Struct, frozen=True):
 
 
 class CollateralConfig(msgspec.Struct, frozen=True):
-    """Content of the four signed parts of the collateral."""
+    """Content of the signed parts of Intel's collateral: TCB info, QE identity and two CRLs."""
 
     tcb_info: TcbInfoConfig = TcbInfoConfig()
     qe_identity: QeIdentityConfig = QeIdentityConfig()

@@ -180,8 +180,8 @@ def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
     """Return the scenario of an argument: a name, a Scenario, or None for an up-to-date guest.
 
     Raises:
-        UsageError: If the argument has another type, the name is unknown, or the scenario is not
-            for `platform`: one of `PLATFORMS`, or None for any.
+        UsageError: If `chosen` is none of these, the name is unknown, or the scenario is not for
+            `platform`: one of `PLATFORMS`, or None for any.
     """
     if platform is not None and not isinstance(platform, str):
         raise UsageError(f"platform: must be a str, not {platform!r}", reason="wrong_type")

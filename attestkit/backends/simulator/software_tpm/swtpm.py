@@ -273,7 +273,7 @@ class TpmProxy:
 
 
 def _u32(data: bytes, at: int) -> int:
-    """Return an integer; 0 if the data ends before."""
+    """Return the 32-bit integer at the offset `at`, big-endian; 0 if the data end before."""
     return int.from_bytes(data[at : at + 4], "big") if len(data) >= at + 4 else 0
 
 

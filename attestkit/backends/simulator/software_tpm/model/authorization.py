@@ -27,7 +27,7 @@ _OTHER_USES: Final = 0xE6  # audit, and encryption of parameters
 
 
 class GivenAuthorization(NamedTuple):
-    """One entry of an authorization area."""
+    """One entry of the authorization area of a command, as received."""
 
     handle: int
     nonce: bytes

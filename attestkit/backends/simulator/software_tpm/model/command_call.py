@@ -10,7 +10,7 @@ from attestkit.tpm.command_codes import VENDOR
 
 
 class CommandCall(NamedTuple):
-    """A command whose handles and authorizations are checked."""
+    """A command to run, whose handles and authorizations were checked."""
 
     state: TpmState
     entities: tuple[Entity, ...]
@@ -19,14 +19,14 @@ class CommandCall(NamedTuple):
 
 
 class CommandReply(NamedTuple):
-    """Result of a successful command."""
+    """Result of a command that succeeded; failures are TpmResponseErrors."""
 
     parameters: bytes = b""
     handle: int | None = None
 
 
 class CommandDefinition(NamedTuple):
-    """A command of the table."""
+    """A command that the simulated TPM implements, and how it is called."""
 
     code: int
     run: Callable[[CommandCall], CommandReply]
@@ -39,7 +39,7 @@ class CommandDefinition(NamedTuple):
 
     @property
     def attributes(self) -> int:
-        """TPMA_CC (TPM 2.0 Library, Part 2, section 8.9)."""
+        """Attributes of the command, as TPMA_CC (TPM 2.0 Library, Part 2, section 8.9)."""
         vendor = self.code & VENDOR
         handles = len(self.handles) << 25 | self.returns_handle << 28
         return vendor | handles | self.changes_nv << 22 | self.code & 0xFFFF

@@ -135,7 +135,7 @@ _TEMPLATE: Final = 2  # number of the parameter
 
 
 class KeyTemplate(NamedTuple):
-    """A template as it was read."""
+    """A template of a key as read from a command."""
 
     public: TpmtPublic
     has_kdf: bool = False  # a key derivation, which TpmtPublic does not have

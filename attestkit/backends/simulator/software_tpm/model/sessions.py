@@ -16,7 +16,7 @@ CONTINUE: Final = 1 << 0
 
 
 class SimulatedSession:
-    """An HMAC session."""
+    """An HMAC session of the simulated TPM."""
 
     __slots__ = ("bound", "hash_name", "key", "nonce_tpm")
 

@@ -117,7 +117,7 @@ _MOST_INDICES: Final = 256  # a bound of the model; a TPM has less space
 
 
 class NvIndex:
-    """An NV index with its content."""
+    """An NV index of the simulated TPM, with its content."""
 
     __slots__ = ("attributes", "auth", "content", "index", "name_alg", "policy")
 
@@ -192,7 +192,7 @@ READ_AND_WRITE: Final = nv_attributes.AUTH_READ | nv_attributes.AUTH_WRITE
 
 
 class TpmIdentity(NamedTuple):
-    """Identity that a TPM reports."""
+    """Manufacturer, vendor and firmware version that a TPM reports."""
 
     manufacturer: str = "ATKT"  # 4 characters
     vendor: str = "simulated TPM"  # at most 16 characters

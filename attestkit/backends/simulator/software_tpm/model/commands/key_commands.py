@@ -259,7 +259,7 @@ def run_start_auth_session(call: CommandCall) -> CommandReply:
 
 
 def _read_symmetric(reader: CommandReader) -> None:
-    """Read TPMT_SYM_DEF; encryption of parameters is not simulated, so it is not kept."""
+    """Read TPMT_SYM_DEF and drop it: encryption of parameters is not simulated."""
     algorithm = reader.u16()
     if algorithm == _ALG_XOR:
         reader.hash_name()

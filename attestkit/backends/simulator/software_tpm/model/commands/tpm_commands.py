@@ -63,7 +63,7 @@ def run_get_random(call: CommandCall) -> CommandReply:
 
 
 def encode_clock(state: tpm_state.TpmState) -> bytes:
-    """Return TPMS_CLOCK_INFO: it is safe, as nothing sets the clock back."""
+    """Return TPMS_CLOCK_INFO, with `safe` set, as nothing sets the clock back."""
     return u64(state.clock_ms) + u32(state.reset_count) + u32(state.restart_count) + b"\1"
 
 
