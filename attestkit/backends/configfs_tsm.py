@@ -74,7 +74,7 @@ class ConfigfsTsm:
         tsm = _client(paths, system)
         kind = cls._identify(tsm, paths)
         if options and kind is ConfigfsTdx:
-            text = f"{options[0][0]}: an option of SEV-SNP, but this is a TDX guest; omit it"
+            text = f"{options[0][0]}: must be omitted in a TDX guest; it is an option of SEV-SNP"
             raise UsageError(text, reason="not_applicable")
         tsm.remove_stale()
         self = super().__new__(kind)
@@ -106,7 +106,7 @@ class ConfigfsTsm:
         """
         kind = _KINDS[tsm.identify()]
         if not issubclass(kind, cls):
-            text = f"wrong platform for {cls.__name__}; use {kind.__name__}"
+            text = f"this guest needs {kind.__name__}, not {cls.__name__}; use that class"
             raise unavailable(_tsm_path(paths), text, "wrong_platform")
         return kind
 

@@ -88,7 +88,7 @@ class Setup:
         _check_name("provider", self.provider, PROVIDERS)
         _check_name("driver", self.driver, tdx_driver.DRIVERS)
         if (wanted := self.scenario.quote_version) not in {None, self.quote_version}:
-            text = f"quote_version: {self.quote_version}, but the scenario has version {wanted}"
+            text = f"quote_version: must be {wanted} with this scenario, not {self.quote_version}"
             raise UsageError(text, reason="conflict")
         if self.hardware.platform == "snp" and self.provider != "sev_guest":
             text = f"provider: must be sev_guest with a scenario of SEV-SNP, not {self.provider}"

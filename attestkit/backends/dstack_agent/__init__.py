@@ -353,7 +353,7 @@ def _check_origin(response: AgentResponse, report_data: bytes) -> None:
     if quote.tee_type != TEE_TDX:
         raise UnsupportedError("response of the agent: not a quote of a TD", reason="no_quote")
     if not hmac.compare_digest(quote.report_data, report_data):
-        text = "response of the agent: wrong report data in the quote"
+        text = "response of the agent: the quote is not over the requested report data"
         raise VerificationError(text, reason="report_data_mismatch")
     p256_verify(quote.attestation_key, quote.signature, quote.signed_region)
     p256_verify(pck_key(quote.pck_chain), quote.qe_report_signature, quote.qe_report.raw)

@@ -228,7 +228,7 @@ def _check_header(line: dict[str, Any]) -> dict[str, Any]:
     if line.get("format") != FORMAT:
         raise FormatError(f"not a recording: format must be {FORMAT!r}", reason="unrecognized")
     if line.get("version") != VERSION:
-        raise FormatError(f"version: must be {VERSION}, upgrade", reason="unsupported_version")
+        raise FormatError(f"version: must be {VERSION}; upgrade", reason="unsupported_version")
     return line
 
 

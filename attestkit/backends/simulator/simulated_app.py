@@ -39,7 +39,7 @@ class SimulatedApp(GpuHost):
             UnsupportedError: If the guest has not got its keys from a KMS yet.
         """
         if self._app_keys is None:
-            message = "simulator: no keys yet, because the guest has not got them from its KMS"
+            message = "simulator: no keys before boot with a KMS; call attestkit.kms.boot_with_kms"
             raise UnsupportedError(message, reason="no_keys")
         return self._app_keys
 

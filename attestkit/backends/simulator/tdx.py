@@ -192,7 +192,7 @@ class Simulator(SimulatedApp):
             raise UsageError(text, reason="wrong_value")
         required = self._scenario.quote_version
         if None not in (requested, required) and requested != required:
-            text = f"quote_version: {requested}, but the scenario has quotes of version {required}"
+            text = f"quote_version: must be {required} with this scenario, not {requested}"
             raise UsageError(text, reason="conflict")
         return requested or required or 4
 
@@ -207,7 +207,7 @@ class Simulator(SimulatedApp):
         if kms_boot and app_keys is not None:
             raise UsageError("app_keys, kms_boot: both given; give only one", reason="conflict")
         if kms_boot and not self.has_kms_boot:
-            text = f"kms_boot: must be False on {self.platform}, whose app measures no boot events"
+            text = f"kms_boot: must be False on {self.platform}, which has no register for events"
             raise UsageError(text, reason="not_applicable")
         self.kms_boot = kms_boot
 

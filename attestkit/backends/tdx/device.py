@@ -152,7 +152,7 @@ class TdxDevice:
             raise failed(self.path, text, "malformed_response")
         found = report[_REPORT_DATA_AT : _REPORT_DATA_AT + REPORT_DATA_SIZE]
         if not hmac.compare_digest(found, report_data):
-            raise failed(self.path, "the report has other report data", "wrong_report_data")
+            raise failed(self.path, "the TD report is not over report_data", "wrong_report_data")
         return report
 
     def command(self, fd: int, command: Command, argument: Callable[[], bytearray]) -> bytearray:

@@ -139,7 +139,7 @@ class QuotingEnclave:
         """
         head = self._quote_heads.get((version, len(body)))
         if head is None:
-            text = f"body: must not be {len(body)} bytes in a quote of version {version}"
+            text = f"body: must be 584 bytes (648 in version 5), not {len(body)} in {version}"
             raise UsageError(text, reason="wrong_size" if version in (4, 5) else "wrong_value")
         quote = self._signer.sign(head + body)
         return _apply_alterations(self._config, quote, len(head)) if self._alter else quote
@@ -237,7 +237,7 @@ SGX_QUOTES: Final = QuoteConfig(
     qe_mrenclave=sha256(b"attestkit simulated QE enclave"),
     qe_isvprodid=_QE_ISVPRODID,
 )
-"""Content of SGX quotes; `msgspec.structs.replace` makes deviations."""
+"""Content of SGX quotes; change fields of it by `msgspec.structs.replace`."""
 
 SGX_COLLATERAL: Final = CollateralConfig(
     tcb_info=TcbInfoConfig(id="SGX", tdx=False),

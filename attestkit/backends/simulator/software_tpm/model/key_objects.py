@@ -77,7 +77,7 @@ class PrimaryKeys:
         Args:
             hierarchy: Handle of the hierarchy.
             template: Public area, whose unique field is a part of the derivation.
-            data: The caller's sensitive data, another part.
+            data: The caller's sensitive data, another part of the derivation.
             auth: The key's password.
         """
         origin = b"primary/" + sha256(template.encode()) + sha256(data)
