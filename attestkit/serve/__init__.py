@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["BackgroundTask", "serve"]
 
 BackgroundTask: TypeAlias = Callable[[BoundAddresses], Coroutine[Any, Any, None]]
-"""Coroutine function that runs beside the listeners."""
+"""Coroutine function that runs beside the listeners; called with their bound addresses."""
 
 
 def serve(
@@ -37,23 +37,27 @@ def serve(
     pending request. A second SIGTERM or SIGINT ends the process at once.
 
     Args:
-        attester: Produces the evidence; it stays open. None serves only `addresses.verifier`.
+        attester: Produces the evidence; `serve` does not close it. None serves only
+            `addresses.verifier`.
         addresses: Where to listen. `dev_http` requires a simulated TEE and a loopback address;
             `pccs` requires the simulator.
-        options: What to serve, and how.
+        options: App files, verifier, limits, logs and access control.
         on_ready: Called once, when all listeners accept connections.
         on_stop: Called once, when shutdown begins.
-        background: Coroutine functions that run beside the listeners until shutdown.
+        background: Coroutine functions that run beside the listeners until shutdown; each is
+            called with the bound addresses.
 
     Returns:
         The number of connections closed because their requests exceeded `Limits.drain_seconds`.
-        If it is not 0, the device or its thread may still be busy; the server does not wait for it.
+        If it is not 0, the TEE device or its thread may still be busy; the server does not wait
+        for either.
 
     Raises:
-        UsageError: If an address is invalid, all listeners are off, or the app is unknown.
+        UsageError: If an address is invalid, all listeners are off, or neither `options` nor the
+            attester has the app's compose file.
         BackendBusyError: If another process listens on an address.
-        ConfigError: If a socket cannot be created, or a host file or the engine's address is
-            invalid.
+        ConfigError: If a socket cannot be created, or the address of the container engine or a file
+            in the folder that the host shares with the guest is invalid.
     """
     with needs_extra("server", "serve"):
         import uvloop  # lazy, as uvicorn

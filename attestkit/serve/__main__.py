@@ -30,9 +30,10 @@ def main(
 ) -> int:
     """Serve until a signal arrives; return the exit code (listed by --help).
 
-    An error is one line on stderr. If the process runs only the server, as it does without
-    `arguments`, its memory is protected from other processes. A worker process of a pool has
-    `inherited` the descriptors of its listening socket and of the control channel.
+    An error is one line on stderr. The memory of the process is protected from other processes if
+    it runs nothing but the server: with `own_process`, without `arguments` (then those of the
+    command line are used), or in a worker process. `inherited` has the descriptors of the listening
+    socket and of the channel to the supervisor in a worker process; None elsewhere.
     """
     own_process = own_process or arguments is None or inherited is not None
     if own_process:

@@ -38,24 +38,26 @@ class ServerOptions(NamedTuple):
         handed_over: Inherited listening sockets by the name of their listener. Such a socket
             replaces the address of its listener. Its path and mode do not change, and it is closed
             when the server ends.
-        app_compose: The app's compose file; default the attester's.
-        app_keys: The app's keys; default the attester's. Without keys, key methods fail.
-        vm_config: JSON text that is returned unchanged; default the attester's.
-        verifier: Verifies the requests to `addresses.verifier`, including by its policy.
-        ident: Server header, printable ASCII; default attestkit's name. If the TEE is simulated,
-            the word simulator is added.
+        app_compose: The app's compose file; default: the attester's.
+        app_keys: The app's keys; default: the attester's. Without keys, key methods fail.
+        vm_config: JSON text about the virtual machine, which the API returns unchanged; default:
+            the attester's.
+        verifier: Verifies the evidence that clients send to `addresses.verifier`, and applies its
+            policy; required with that listener.
+        ident: Value of the `Server` header, printable ASCII; default: attestkit's name. If the TEE
+            is simulated, the word simulator is added.
         data_disks: Mount points of the file systems in the system information.
         limits: Limits of every listener.
-        access_log: Records every request; flushed at the end.
-        docker: Address of the container engine; default `unix:///var/run/docker.sock`.
+        access_log: Records every request; flushed at shutdown. None: requests are not logged.
+        docker: Address of the container engine; default: `unix:///var/run/docker.sock`.
         ear_key: Signs attestation results on request; None: no signed results.
-        stats: Counters to update.
+        stats: Counters to update; default: new ones.
         external_auth: Access control of the external listener; None: no token is required.
         guest_api_shutdown: Whether GuestApi.Shutdown powers off a machine that is not simulated.
         has_emit_event: Whether the method EmitEvent works; otherwise it returns the error of
             dstack's agents since 0.6.0.
-        kms: Client that has certificates signed if the app's keys are of a KMS; default one with
-            the URL and the root CA in the key file.
+        kms: Client of the KMS that signs certificates, if the app's keys come from a KMS; default:
+            a client with the URL and the root CA in the key file.
     """
 
     handed_over: "Mapping[str, socket]" = MappingProxyType({})
@@ -99,10 +101,11 @@ def build_server(
     """Create the applications and bind the sockets; all are closed with `stack`.
 
     Raises:
-        UsageError: If an address is invalid, all listeners are off, or the app is unknown.
+        UsageError: If an address is invalid, all listeners are off, or neither `options` nor the
+            attester has the app's compose file.
         BackendBusyError: If another process listens on an address.
-        ConfigError: If a socket cannot be created, or a host file or the engine's address is
-            invalid.
+        ConfigError: If a socket cannot be created, or the address of the container engine or a file
+            in the folder that the host shares with the guest is invalid.
     """
     _check_arguments(attester, addresses, options.verifier)
     with needs_extra("server", "serve"):
@@ -141,10 +144,10 @@ def _check_arguments(
         addresses.limited
     )
     if addresses.guest_api is not None and not agent:
-        text = "guest_api: requires another listener of the agent; turn one on"
+        text = "guest_api: requires another listener of the agent, such as dstack; turn one on"
         raise UsageError(text, reason="conflict")
     if not (agent or addresses.verifier):
-        raise UsageError("listeners: all are off; turn one on", reason="missing")
+        raise UsageError("listeners: all are off; give an address for one", reason="missing")
     if agent and attester is None:
         raise UsageError("attester: missing for an agent's listeners; pass one", reason="missing")
     if addresses.verifier and verifier is None:
@@ -153,7 +156,7 @@ def _check_arguments(
         text = "verifier_metrics: requires the verifier service; give the address verifier too"
         raise UsageError(text, reason="conflict")
     if addresses.dev_http and not (attester and attester.simulated):
-        text = "dev_http: for the simulator only, because it serves keys over TCP"
+        text = "dev_http: requires a simulated attester, because it serves keys over TCP"
         raise UsageError(text, reason="not_applicable")
     if addresses.limited:
         from attestkit.serve.listener_apps import check_methods  # lazy: not needed by a verifier
@@ -232,11 +235,11 @@ def _listen(
 
 
 def _check_exposure(name: str, sock: "socket") -> None:
-    """Refuse a socket over which another machine could use keys or the host's methods.
+    """Refuse a socket over which another machine could use keys or the methods of GuestApi.
 
     Raises:
-        UsageError: If keys would be served on anything but unix sockets, `dev_http` beyond
-            loopback, or the host's methods over TCP.
+        UsageError: If `dstack`, `tappd` or a limited socket is not a unix socket, `dev_http` not a
+            loopback address, or `guest_api` a TCP address.
     """
     from socket import AF_UNIX
 
@@ -245,7 +248,7 @@ def _check_exposure(name: str, sock: "socket") -> None:
     is_unix = sock.family == AF_UNIX and not is_vsock(sock)
     problem = ""
     if (name in {"dstack", "tappd"} or name.startswith(endpoints.LIMITED_PREFIX)) and not is_unix:
-        problem = "keys are served on unix sockets only"
+        problem = "must be a unix socket, because it serves keys"
     elif name == "guest_api" and not (is_unix or is_vsock(sock)):
         problem = "must be a vsock address or a unix socket"
     elif name == "dev_http" and not is_loopback(sock):

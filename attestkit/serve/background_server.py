@@ -30,9 +30,9 @@ class BackgroundServer:
     Args:
         attester: Produces the evidence; it stays open, and the program may use it.
         addresses: As for `attestkit.serve.serve`.
-        options: Other options of `serve`. By default connections are closed at once at the end of
-            the block; `Limits.drain_seconds` gives pending requests time.
-        thread: Thread with the event loop; None: a thread for this block.
+        options: Other options of `serve`. By default, connections are closed at once on exit;
+            `Limits.drain_seconds` gives pending requests time.
+        thread: Thread with the event loop, which stays open; None: a new one, ended on exit.
     """
 
     attester: "Attester"
@@ -43,10 +43,11 @@ class BackgroundServer:
     _stack: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     def __enter__(self) -> BoundAddresses:
-        """Return when all listeners accept connections.
+        """Serve; return the bound addresses when all listeners accept connections.
 
         Raises:
-            UsageError: If an address is invalid, all listeners are off, or the app is unknown.
+            UsageError: If an address is invalid, all listeners are off, or neither `options` nor
+                the attester has the app's compose file.
             BackendBusyError: If another process listens on an address.
             ConfigError: If a socket cannot be created.
         """

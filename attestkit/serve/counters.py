@@ -77,7 +77,7 @@ class Traffic(msgspec.Struct):
     connections: _Count = 0
 
     def done(self, method: str, status: int, seconds: float) -> None:
-        """Count an answered request."""
+        """Count an answered request to `method`, and its duration in `seconds`."""
         self.requests[method, status] += 1
         latency = self.latencies.get(method)
         if latency is None:
@@ -86,7 +86,7 @@ class Traffic(msgspec.Struct):
         latency.seconds += seconds
 
     def add(self, more: "Traffic") -> None:
-        """Add the counters of the same listener of another process."""
+        """Add the counters of the same listener in another worker process."""
         self.connections += more.connections
         self.requests.update(more.requests)
         self.refusals.update(more.refusals)
@@ -98,12 +98,12 @@ class Stats(msgspec.Struct):
     """Counters of all listeners and of the device.
 
     Attributes:
-        traffic: By name of the listener: dstack, tappd, http, dev_http, verifier, pccs.
-        quotes: Number of quotes and other evidence.
-        device_errors: Number of failures by name of the error class.
+        traffic: Counters of each listener by its name, such as dstack or verifier.
+        quotes: Number of quotes, and of the evidence of other platforms, that the device produced.
+        device_errors: Number of failures of the device by name of the exception class.
         streams: Number of open streams of container logs.
         verdicts: Number of results of the verifier service by outcome ("accepted", "refused" or
-            "failed") and by the step that decided it.
+            "failed") and by the step of the verification that refused or failed.
     """
 
     traffic: dict[str, Traffic] = {}
@@ -117,7 +117,7 @@ class Stats(msgspec.Struct):
         return self.traffic.setdefault(listener, Traffic())
 
     def add(self, more: "Stats") -> None:
-        """Add the traffic and verdicts of another process."""
+        """Add the traffic and verdicts of another worker process, which has no device."""
         self.verdicts.update(more.verdicts)
         for name, traffic in more.traffic.items():
             self.of(name).add(traffic)

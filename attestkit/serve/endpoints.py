@@ -37,9 +37,9 @@ class LimitedSocket(NamedTuple):
 
     Attributes:
         path: Path of the socket.
-        methods: Names of the methods: `Info` is served at every mount point that has it, `v1.Info`
-            and `v0.Info` at those of one generation of the API.
-        option: Name of the option, for errors.
+        methods: Names of the methods: `Info` allows the method in both generations of the API,
+            `v1.Info` or `v0.Info` in one of them.
+        option: Name of the option or environment variable that the socket comes from, for errors.
     """
 
     path: Path
@@ -73,9 +73,15 @@ class VsockAddress(NamedTuple):
 class ListenAddresses(NamedTuple):
     """Addresses to listen on, by listener; None turns the listener off.
 
+    The guest agent has `dstack` and `tappd` (unix sockets), `http` (the external listener),
+    `dev_http` (all methods, on loopback only), `guest_api` (methods for the host), and `limited`:
+    up to 16 unix sockets with some methods of `dstack` each. `pccs` serves the simulator's
+    collateral, `verifier` the verifier service, `verifier_metrics` the metrics of a verifier
+    without an agent.
+
     A TCP address is (host, port), and port 0 selects a free one. `http` and `guest_api` may be the
-    path of a unix socket; `socket_mode` and `socket_group` apply to all unix sockets, also to
-    `limited`: up to 16 unix sockets with some methods of `dstack` each.
+    path of a unix socket. `socket_mode` and `socket_group` (name or number) apply to all unix
+    sockets.
     """
 
     dstack: Path | None = None
@@ -109,16 +115,16 @@ class ListenAddresses(NamedTuple):
         names: list[str] = []
         for one in self.limited:
             if not _STEM.fullmatch(one.listener.removeprefix(LIMITED_PREFIX)):
-                raise one.error("file name: must be up to 64 letters, digits, `.`, `_` and `-`")
+                raise one.error("file name: must match [A-Za-z0-9][A-Za-z0-9._-]{0,63}")
             if one.path.absolute() in paths:
                 raise one.error(
-                    "the path of another listener; `--socket none` turns dstack.sock off"
+                    "is the path of two listeners; `--socket none` turns dstack.sock off"
                 )
             if one.listener in names:
-                raise one.error(f"two sockets with the name {one.listener}; rename one of them")
+                raise one.error(f"two sockets have the name {one.listener}; rename one of them")
             names.append(one.listener)
         if len(names) > _MOST_LIMITED:
-            raise self.limited[-1].error(f"{len(names)} limited sockets, more than {_MOST_LIMITED}")
+            raise self.limited[-1].error(f"must be one of at most {_MOST_LIMITED} limited sockets")
 
 
 class BoundAddresses(NamedTuple):

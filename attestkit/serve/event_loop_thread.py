@@ -24,9 +24,9 @@ _CANCEL_SECONDS: Final = 1.0  # time for each attempt
 
 @final
 class EventLoopThread:
-    """A thread with an event loop for any number of servers; a context manager.
+    """A thread with an event loop for any number of servers; a context manager, closed on exit.
 
-    The thread starts with the first coroutine.
+    The thread starts with the first call of `run`.
     """
 
     def __init__(self) -> None:
@@ -37,9 +37,10 @@ class EventLoopThread:
         self._closed = False
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run the coroutine that `work` returns, from another thread; return its result.
+        """Run the coroutine `work()` in the event loop, and block until its result; return that.
 
-        An exception while waiting, such as KeyboardInterrupt, cancels the coroutine.
+        An exception while waiting, such as KeyboardInterrupt, cancels the coroutine. Call this from
+        other threads only.
 
         Raises:
             UsageError: If the thread is closed, or belongs to the parent process of a fork.
@@ -58,7 +59,7 @@ class EventLoopThread:
             raise UsageError(text, reason="wrong_process")
         with self._lock:
             if self._closed:
-                raise UsageError("server thread: closed", reason="closed")
+                raise UsageError("server thread: closed; start a new one", reason="closed")
             if self._loop is None:
                 with needs_extra("server thread", "serve"):
                     import uvloop  # lazy: with the first server
@@ -74,8 +75,8 @@ class EventLoopThread:
     def close(self) -> None:
         """Stop the thread and everything that runs in it.
 
-        A server whose block has not ended gets `Limits.drain_seconds`; other tasks get three
-        seconds. A second call, or a call in a forked process, has no effect.
+        A server that still runs gets `Limits.drain_seconds` to finish its requests; other tasks get
+        three seconds. A second call, or a call in a forked process, has no effect.
         """
         if self._process != os.getpid():
             return
@@ -135,9 +136,9 @@ async def start_listeners(
     on_stop: Callable[[], None] = lambda: None,
     background: "Sequence[Work]" = (),
 ) -> "asyncio.Task[int]":
-    """Start servers; return their task when all listeners accept connections.
+    """Start servers; return the task that runs them when all listeners accept connections.
 
-    Arguments are those of `http.server.run_in_loop`.
+    The arguments are those of `serve.http.server.run_in_loop`. An error of the startup is raised.
     """
     from attestkit.serve.http import server  # lazy: imports uvicorn
 
@@ -156,7 +157,7 @@ async def start_listeners(
 
 
 async def stop_listeners(task: "asyncio.Task[int]") -> None:
-    """Shut the servers of `start_listeners` down gracefully."""
+    """Shut down gracefully the servers of a task that `start_listeners` has returned."""
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 RELIEF_SECONDS: Final = 0.01
-"""Time after which another thread takes over the jobs that wait for a long one."""
+"""Duration of a job after which another thread takes over the jobs that wait for it."""
 
 SHUTDOWN_SECONDS: Final = 1.0
-"""Time for running jobs to end: that of a cancelled request after the drain time of a listener."""
+"""Time that `shutdown` gives running jobs, as a listener gives cancelled requests."""
 
 _HOLD_SECONDS: Final = 0.005  # for which a result may wait for the next
 _NEVER: Final = float("-inf")
@@ -34,7 +34,10 @@ class JobRefusedError(Exception):
 
 
 class JobThreads:
-    """At most `most` threads, which are started on demand."""
+    """At most `most` threads, started on demand, that run jobs in order; shut down on exit.
+
+    `name` begins the names of the threads; `clock` returns seconds.
+    """
 
     def __init__(
         self, most: int, name: str = "job", *, clock: Callable[[], float] = monotonic
@@ -61,7 +64,7 @@ class JobThreads:
     def submit(self, work: Callable[[], object], /) -> None:
         """Run `work`, which never raises, in a thread.
 
-        It waits for a busy thread if one began its job less than `RELIEF_SECONDS` ago.
+        The job waits for a busy thread if one began its job less than `RELIEF_SECONDS` ago.
 
         Raises:
             JobRefusedError: After shutdown, or if no thread can be started.
@@ -75,7 +78,7 @@ class JobThreads:
             self._relieve()
 
     def cancel(self, work: Callable[[], object], /) -> bool:
-        """Remove a job for which no thread has begun; return whether there was one."""
+        """Remove a submitted job that no thread has begun; return whether it was removed."""
         with self._lock:
             try:
                 self._waiting.remove(work)
@@ -84,12 +87,12 @@ class JobThreads:
             return True
 
     def relieve(self) -> None:
-        """Wake or start another thread if jobs wait, and all busy threads have long ones."""
+        """Wake or start another thread if jobs wait, and no thread has begun one recently."""
         with self._lock:
             self._relieve()
 
     def shutdown(self, seconds: float = SHUTDOWN_SECONDS) -> None:
-        """Begin no more jobs, and wait for those that run, up to a time limit."""
+        """Begin no more jobs, and wait up to `seconds` for those that run."""
         with self._lock:
             self._closed = True
             while self._idle:
@@ -132,7 +135,7 @@ class JobThreads:
             del work  # an idle thread must not hold the body of a request
 
     def _next(self, wake: threading.Lock) -> Callable[[], object] | None:
-        """Wait for the next job; None after shutdown."""
+        """Return the next job, waiting for one; None after shutdown."""
         while True:
             with self._lock:
                 if self._closed:
@@ -161,8 +164,8 @@ _TIME_OVER: Final = _Failure(asyncio.TimeoutError)
 class JobQueue:
     """Queue with a limit of running and waiting jobs; to be used in the event loop.
 
-    A job is in the queue until its thread is done, even if its time is over. If the time is over
-    before a thread has begun, the job leaves the queue, and is never run.
+    A job counts until its thread is done, even after its deadline. If no thread has begun the job
+    by its deadline, the job is removed and never run.
     """
 
     def __init__(self, threads: JobThreads, limit: int, full: str) -> None:
@@ -170,7 +173,7 @@ class JobQueue:
 
         Args:
             threads: Threads that run the jobs; not shut down by the queue.
-            limit: Limit of running and waiting jobs.
+            limit: Largest number of jobs, running and waiting together.
             full: Text of the error for a job over the limit.
         """
         self._threads, self._free, self._full = threads, limit, full
@@ -186,7 +189,8 @@ class JobQueue:
 
         Args:
             work: The job; its exception is raised here.
-            deadline: End of its time, by the clock of the event loop; checked every 10 ms.
+            deadline: Time until which the result is awaited, by the clock of the event loop
+                (`loop.time()`); checked every 10 ms.
 
         Raises:
             JobRefusedError: If the queue is full, or its threads are shut down or cannot start.
@@ -232,7 +236,7 @@ class JobQueue:
                 self._checked_by = None
 
     def _leave(self, job: Callable[[], None]) -> None:
-        """Remove a job for which no thread has begun."""
+        """Remove a job from the queue, unless a thread has begun it."""
         if self._threads.cancel(job):
             self._free += 1
 

@@ -39,7 +39,8 @@ def make_views(
 ) -> dict[str, View]:
     """Return the views by path: dashboard, static files, metrics, and `others`.
 
-    The dashboard links to these and to `linked`. Paths that the app does not publish are missing.
+    The dashboard links to these and to the paths in `linked`. `/metrics` requires `public_sysinfo`
+    in the app's compose file.
     """
     found = {"/assets/": View(_show_asset, named=True), **others}
     if guest.app_compose.public_sysinfo:
@@ -49,7 +50,7 @@ def make_views(
 
 
 async def _show_asset(_: Guest, request: ViewRequest) -> ViewResponse:
-    """Return a static file; cacheable forever if the query has the digest of the file."""
+    """Return a static file; cacheable forever if the query is `v=` and the digest of the file."""
     if request.name not in ASSETS:
         raise NotFoundError(f"No such path: /assets/{request.name}", reason="path")
     content, digest = get_asset(request.name)
@@ -111,7 +112,7 @@ def check_methods(limited: LimitedSocket) -> None:
     """Check the names of the methods of a limited socket.
 
     Raises:
-        UsageError: If there is none, or one is not a method of dstack.sock.
+        UsageError: If no method is given, or one is not a method of dstack.sock.
     """
     names = {name for one in DSTACK_SERVICES for name in one.methods}
     qualified = {_qualify(one, name) for one in DSTACK_SERVICES for name in one.methods}
@@ -123,9 +124,9 @@ def check_methods(limited: LimitedSocket) -> None:
 
 
 def limited_app(guest: Guest, limited: LimitedSocket) -> App:
-    """Return the application of a limited socket: some methods of dstack.sock, at its mount points.
+    """Return the application of a limited socket: some methods of dstack.sock, at the same paths.
 
-    Its other methods are refused (403) and run nothing. There are no pages.
+    The other methods of dstack.sock are refused (403) and run nothing. There are no pages.
     """
     allowed = {*limited.methods}
     services = [
@@ -163,13 +164,13 @@ def tappd_app(guest: Guest) -> App:
 def external_app(
     guest: Guest, *, only_local: bool = False, auth: "ExternalAuth | None" = None
 ) -> App:
-    """Return the application of the external TCP listener: Worker, and the pages.
+    """Return the application of the external listener: the service Worker, and the pages.
 
     Worker of v1 is at `/prpc/v1/`, of v0 at `/prpc/` and `/prpc/v0/`.
 
     With `only_local` it accepts loopback names in the Host header only. Otherwise a web page could
-    read this server by rebinding its own name to 127.0.0.1 (DNS rebinding). With `auth` each route
-    requires a scope.
+    read this server by rebinding its own name to 127.0.0.1 (DNS rebinding). With `auth`, each route
+    requires an access token with the scope of the route.
     """
     release = guest.release
     version = f"v{release.version} ({release.rev})".encode("ascii")
@@ -236,7 +237,7 @@ def collateral_app(guest: Guest) -> App:
         with suppress(UnsupportedError):  # not a TD
             pccs = make_pccs(simulator)
     if pccs is None and gpus is None:
-        text = "--pccs: collateral is served for a simulated TD, or guest with GPUs, only"
+        text = "--pccs: requires a simulated TD, or a simulated guest with GPUs"
         raise UsageError(text, reason="not_applicable")
     return PccsApp(pccs, _headers(guest), guest.stats.of("pccs"), gpus)
 
@@ -289,7 +290,7 @@ def refuse_web_pages(scope: Scope) -> None:
     least `Referer`. A page that rebound its name to this machine sends that name as `Host`.
 
     Raises:
-        UsageError: If the request names another origin, or a host that is not loopback.
+        UsageError: If the request comes from a web page of another site, or has no loopback host.
     """
     hosts = []
     refuse_other_sites(scope["headers"])
@@ -309,7 +310,7 @@ def refuse_rebound_host(scope: Scope) -> None:
     cannot read the responses.
 
     Raises:
-        UsageError: If the request names another host.
+        UsageError: If a Host header is not a loopback name.
     """
     if not has_loopback_host(scope["headers"]):
         raise _refuse(

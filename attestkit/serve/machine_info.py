@@ -30,7 +30,7 @@ _logger = logging.getLogger("attestkit.serve")
 
 
 class Machine(NamedTuple):
-    """Static information from firmware and boot."""
+    """Information that is constant since boot: vendor and product from DMI, and a file's path."""
 
     cloud_vendor: str = ""
     cloud_product: str = ""
@@ -47,7 +47,7 @@ class Machine(NamedTuple):
         return cls("attestkit simulator", "simulated, not a TEE")
 
     def boot_gpu_evidence(self) -> bytes | None:
-        """Return the output of the GPU attestation at boot; None if missing or unreadable."""
+        """Return the file of GPU evidence collected at boot; None if missing or unreadable."""
         try:
             return read_file(self.gpu_attestation, folder=self.gpu_attestation.parent)
         except ConfigError as error:
@@ -57,7 +57,7 @@ class Machine(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Main memory or swap in bytes; for swap, `available` equals `free`."""
+    """Sizes of main memory or swap in bytes; for swap, `available` equals `free`."""
 
     total: int
     available: int
@@ -65,12 +65,12 @@ class Memory(NamedTuple):
 
     @property
     def used(self) -> int:
-        """Memory that is not available to new processes."""
+        """Bytes that are not available to new processes."""
         return self.total - self.available
 
 
 class Load(NamedTuple):
-    """Load averages of the last 1, 5 and 15 minutes, in hundredths."""
+    """Load averages of the last 1, 5 and 15 minutes, in hundredths: 150 is a load of 1.5."""
 
     one: int
     five: int
@@ -87,7 +87,7 @@ class Disk(NamedTuple):
 
     @property
     def used(self) -> int:
-        """Size that is not free."""
+        """Bytes that are not free for unprivileged users."""
         return self.total - self.free
 
     @property
@@ -112,7 +112,7 @@ class Figures(NamedTuple):
 
 
 def read_figures(data_disks: Iterable[str] = DATA_DISKS) -> Figures:
-    """Return the current system information, with the file systems at these mount points.
+    """Return the current system information, with the file systems at the mount points given.
 
     Raises:
         BackendError: If a value cannot be read.
@@ -224,7 +224,7 @@ class SimulatedMachine(Protocol):
 
 
 class GpuSample(NamedTuple):
-    """The GPUs of a machine at one time, and its state (None: unknown)."""
+    """Telemetry of a machine's GPUs at one time, as `MachineTelemetry`; None: unknown."""
 
     taken: float  # seconds of the monotonic clock
     gpus: "tuple[GpuTelemetry, ...]" = ()
@@ -240,7 +240,7 @@ class GpuSample(NamedTuple):
 
 @dataclass(eq=False)
 class GpuSampler:
-    """Reads the GPUs at most once a second, in a thread, one reading at a time.
+    """Reads the telemetry of the GPUs at most once a second, in a thread, one reading at a time.
 
     A simulator's GPUs are those of the simulation; otherwise NVIDIA's driver is read.
 
@@ -259,7 +259,7 @@ class GpuSampler:
     _until: float | None = field(default=None, init=False)  # time of the next reading
 
     async def sample(self, wait: float | None = None) -> GpuSample | None:
-        """Return the GPUs; None if the machine has no GPU of NVIDIA.
+        """Return the telemetry of the GPUs; None if the machine has no GPU of NVIDIA.
 
         While the driver is being read, the previous values are returned.
 

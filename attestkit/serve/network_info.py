@@ -31,7 +31,7 @@ class InterfaceState(NamedTuple):
 
 
 class Network(NamedTuple):
-    """Network configuration."""
+    """Network configuration: DNS servers and routers of default routes are IP addresses."""
 
     dns_servers: tuple[str, ...]
     gateways: tuple[str, ...]
@@ -39,9 +39,10 @@ class Network(NamedTuple):
 
 
 def read_network(proc: Path = Path("/proc/net"), etc: Path = Path("/etc")) -> Network:
-    """Return the network configuration; a part that cannot be read is empty.
+    """Return the network configuration; a field whose file cannot be read is empty.
 
-    Interfaces other than `dstack-wg0`, `enp*` and `eth*` are left out.
+    Interfaces other than `dstack-wg0`, `enp*` and `eth*` are left out. `proc` is the folder of
+    `route` and `dev`, `etc` that of `resolv.conf`.
     """
     v6 = list(_ipv6_addresses(_lines(proc / "if_inet6")))
     gateways = [
@@ -56,7 +57,7 @@ def read_network(proc: Path = Path("/proc/net"), etc: Path = Path("/etc")) -> Ne
 
 
 def _lines(path: Path) -> list[list[str]]:
-    """Return the words of each line of a file."""
+    """Return the words of each line of a file; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST).decode("ascii", "replace")

@@ -101,10 +101,10 @@ def parse_config(data: bytes, name: str) -> options.Config:
 
 def _decode_json(data: bytes) -> Mapping[str, Any]:
     if len(data) > toml.LARGEST:
-        raise ConfigError(f"longer than {toml.LARGEST} bytes", reason="too_large")
+        raise ConfigError(f"must be at most {toml.LARGEST} bytes", reason="too_large")
     profiles = decode_strictly(data)
     if not isinstance(profiles, dict):
-        raise ConfigError("must be an object", reason="wrong_type")
+        raise ConfigError("must be a JSON object", reason="wrong_type")
     return profiles
 
 
@@ -138,10 +138,10 @@ class _Value(NamedTuple):
         if not value:
             raise self.error("the value is empty", "missing")
         if len(value) > _LONGEST:
-            raise self.error(f"longer than {_LONGEST} characters", "too_large")
+            raise self.error(f"must be at most {_LONGEST} characters", "too_large")
         checked = value.replace("\n", "") if lines else value
         if not checked.isprintable():  # such as a line end, NUL or lone surrogate
-            raise self.error("has a non-printable character", "encoding")
+            raise self.error("must have printable characters only", "encoding")
         return value
 
     def flag(self) -> bool:
@@ -154,7 +154,7 @@ class _Value(NamedTuple):
         """Return the meaning of the value, which must be a key of `choices`."""
         text = self.text()
         if text not in choices:
-            raise self.error(f"must be one of {', '.join(choices)}")
+            raise self.error(f"must be one of {', '.join(choices)}, not {text[:64]!a}")
         return choices[text]
 
     def texts(self) -> "list[_Value]":
@@ -167,7 +167,7 @@ class _Value(NamedTuple):
         ]
 
     def limit(self, limit: str) -> float:
-        """Return the value as a number that is valid for the limit with the name `limit`."""
+        """Return the value in bytes or seconds, or a count, for the field `limit` of Limits."""
         try:
             return read_limit(limit, self.value)
         except UsageError as error:
@@ -178,7 +178,7 @@ class _Value(NamedTuple):
         """Return the value, which must be the number of a TCP port."""
         port = self.value
         if type(port) is not int or not 0 <= port < 1 << 16:
-            raise self.error("must be a port of 0 to 65535")
+            raise self.error(f"must be a port number, 0 to 65535, not {ascii(port)[:64]}")
         return port
 
     def unix_path(self) -> str | None:
@@ -190,7 +190,7 @@ class _Value(NamedTuple):
 
 
 class _Reader:
-    """Reader of profiles."""
+    """Conversion of the profiles in a configuration file to options."""
 
     def __init__(self, name: str, profiles: Mapping[str, Any]) -> None:
         self._name = name
@@ -223,7 +223,10 @@ class _Reader:
         )
 
     def _table(self, *path: str) -> dict[str, _Value]:
-        """Return the members of a table, overridden by the same table of the global profile."""
+        """Return the members of the table at `path`, overridden by that of the profile `global`.
+
+        The first part of `path` is the name of a profile.
+        """
         members = {}
         for profile in (path[0], "global"):
             table = _Value(self._name, profile, self._profiles.get(profile, {}))
@@ -240,10 +243,13 @@ class _Reader:
         self._sources[option] = f"{self._name}: {found.key}"
 
     def _add_unknown(self, found: _Value) -> None:
-        """Record an unknown key; a misplaced table of access control would leave access open."""
+        """Record an unknown key; raise if it is a misplaced table of access control.
+
+        Ignoring that table would leave access open.
+        """
         members = found.value if isinstance(found.value, dict) else {}
         if found.key.rpartition(".")[2] == "auth" or "auth" in members:
-            raise found.error("misplaced; access control is in [external.auth]", "unknown_key")
+            raise found.error("misplaced access control; give it in [external.auth]", "unknown_key")
         self._unknown.append(found.key)
 
     def _read_default(self) -> None:
@@ -298,7 +304,7 @@ class _Reader:
             elif key != "patch_report_data":
                 self._add_unknown(found)
             elif not found.flag():
-                raise found.error("must be true: other report data is not supported")
+                raise found.error("must be true: simulated quotes have the caller's report data")
 
     def _read_listener(self, profile: str) -> dict[str, _Value]:
         """Return the members of a listener's table; record unused and unknown keys."""
@@ -337,7 +343,7 @@ class _Reader:
         try:
             ip_address(address.value)
         except ValueError:
-            raise address.error("must be an IP address, or unix:PATH") from None
+            raise address.error("must be an IP address, without a port, or unix:PATH") from None
         self._set("http", address, str(Address(address.value, number)))
 
     def _read_external_auth(self) -> None:
@@ -383,7 +389,7 @@ class _Reader:
 
 
 def _read_option(option: str, found: _Value) -> object:
-    """Return the value of an option in attestkit's own table."""
+    """Return the value of an option in the table [default.attestkit]."""
     if option in options.FLAGS:
         return found.flag()
     if option in options.REPEATED:

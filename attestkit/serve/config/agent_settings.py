@@ -24,13 +24,17 @@ FIRST_USE: Final = "first-use"
 
 
 class KmsSettings(NamedTuple):
-    """URLs of a KMS, and its pins: files, "first-use", or None if the app pins the KMS."""
+    """URLs of a KMS, tried in order, and the root keys by which to trust it.
+
+    `root_files` are files with a KmsRoot; "first-use" trusts any KMS; with None, the app's
+    `key_provider_id` must name the KMS.
+    """
 
     urls: tuple[str, ...]
     root_files: tuple[Path, ...] | Literal["first-use"] | None
 
     def load_roots(self) -> "tuple[KmsRoot, ...] | Literal['first-use'] | None":
-        """Read the files of the pins.
+        """Return the root keys in `root_files`; "first-use" and None are returned as they are.
 
         Raises:
             ConfigError: If a file cannot be read or is invalid.
@@ -43,7 +47,7 @@ class KmsSettings(NamedTuple):
 
 
 def decide_kms(options: Options, *, simulated: bool) -> KmsSettings | None:
-    """Return the settings; None without a KMS.
+    """Return the settings of the KMS client; None without a KMS.
 
     Raises:
         UsageError: If options conflict, or a URL is invalid.
@@ -94,9 +98,9 @@ class AppFiles(NamedTuple):
 class Settings(NamedTuple):
     """Settings of the agent, with absolute paths.
 
-    Without `backend`, the hardware is detected. If `private`, `folder` and `state_folder` get mode
-    0700 and are ignored by git. `simulation` has arguments of the simulator. Values that are used
-    as given are in `options`.
+    Without `backend`, the hardware is detected. `folder` is for sockets, `state_folder` for what
+    must survive a restart; if `private`, both get mode 0700 and are ignored by git. `simulation`
+    has arguments of the simulator. Values that are used as given are in `options`.
     """
 
     options: Options
@@ -199,11 +203,11 @@ def _backend(
 
 def _refuse_simulator_options(options: Options) -> None:
     if name := options.first_given(SIMULATOR_OPTIONS):
-        raise options.error(name, "for the simulator only")
+        raise options.error(name, "requires the simulator as backend")
     if options.app_id is not None and not (options.measure_app or options.kms_url):
         raise options.error(
             "app_id",
-            "requires --measure-app or --kms-url on hardware, which measures the id into RTMR3",
+            "requires --measure-app or --kms-url on hardware: they measure the id into RTMR3",
         )
 
 
@@ -245,7 +249,7 @@ def _check_unlimited(options: Options, field: str, path: Path) -> Path:
     """
     if "=" in path.name:
         raise options.wrong_value(
-            field, "`=` in the file name; use --socket PATH=METHODS for a limited socket"
+            field, "must have no `=` in its file name; give --socket PATH=METHODS to limit it"
         )
     return path
 
@@ -348,7 +352,7 @@ def _emit_event(options: Options, environ: Mapping[str, str]) -> str:
 
 
 def _simulation(options: Options) -> dict[str, object]:
-    """Return the given arguments of the simulator."""
+    """Return the arguments of the simulator that options give."""
     found: dict[str, object] = {}
     if options.kms_url is not None:
         found["kms_boot"] = True

@@ -86,7 +86,7 @@ _NUMBER: Final = re.compile(r"([0-9]{1,15})(\.[0-9]{1,9})? ?([A-Za-z]{0,3})")
 
 
 def parse_limit(text: str) -> tuple[str, float]:
-    """Return name and value of a limit given as NAME=VALUE.
+    """Return name and value (bytes, seconds or a count) of a limit given as NAME=VALUE.
 
     Raises:
         UsageError: If the name is unknown or the value invalid; the text lists what is valid.

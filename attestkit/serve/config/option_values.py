@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def prefix_errors(prefix: str) -> Iterator[None]:
-    """Add `prefix` in front of the text of a ConfigError or UsageError that the block raises."""
+    """Context manager: put `prefix` before the text of a ConfigError or UsageError raised in it."""
     try:
         yield
     except ConfigError as error:

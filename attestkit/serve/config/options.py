@@ -218,22 +218,22 @@ class Options(NamedTuple):
     sources: Mapping[str, str] = _NOTHING
 
     def named(self, field: str) -> str:
-        """Return the option for errors: its name, or its key if it is from the file."""
+        """Return the name of an option for errors; for a value from the file, file and key."""
         name = "socket" if field == "limited_sockets" else field
         return self.sources.get(field) or f"--{name.replace('_', '-')}"
 
     def prefix(self, field: str) -> str:
-        """Return the name of an option, to be put before the text of another error."""
+        """Return the start of an error about an option: `--name`, or file and key with a colon."""
         return f"{self.named(field)}:" if field in self.sources else self.named(field)
 
     def error(
         self, field: str, problem: str, reason: Literal["conflict", "wrong_value"] = "conflict"
     ) -> "ConfigError | UsageError":
-        """Return the error of an option: ConfigError if its value is from the file.
+        """Return the error of an option: ConfigError if its value is from the configuration file.
 
         Args:
             field: Field of the option.
-            problem: Text of the error after the option's name.
+            problem: Text of the error after the option's name and a colon.
             reason: Reason of the error.
         """
         kind = ConfigError if field in self.sources else UsageError
@@ -244,7 +244,7 @@ class Options(NamedTuple):
         return self.error(field, f"{problem}: {getattr(self, field)}", "wrong_value")
 
     def first_given(self, names: Sequence[str]) -> str | None:
-        """Return the first of the fields `names` that has a value; None if none has."""
+        """Return the first of the fields `names` that has a value, not "none"; None if none has."""
         return next((name for name in names if getattr(self, name) not in {None, False, OFF}), None)
 
     def path(self, field: str) -> Path | None:
@@ -269,7 +269,7 @@ class Options(NamedTuple):
 
 
 def list_options(first: str, end: str) -> tuple[str, ...]:
-    """Return the options in the order of `--help`, from `first` to the one before `end`."""
+    """Return the fields of Options, in the order of `--help`, from `first` to before `end`."""
     return Options._fields[Options._fields.index(first) : Options._fields.index(end)]
 
 
@@ -287,16 +287,16 @@ FLAGS: Final = frozenset(
 REPEATED: Final = frozenset(
     {name for name, kind in Options.__annotations__.items() if get_args(kind)[:1] == (_Texts,)}
 )
-"""Options with a list of values; a text is a list of one."""
+"""Options with a list of values; in a configuration file, one text stands for a list of it."""
 
 
 class Config(NamedTuple):
     """Content of a configuration file.
 
     Attributes:
-        values: Values by field of Options.
-        sources: File and key of each value.
-        limits: Values by field of Limits.
+        values: Values by the name of a field of Options.
+        sources: File and key of each of these values, for errors.
+        limits: Values by the name of a field of Limits.
         unused: Keys of the agent that have no effect here.
         unknown: Unknown keys.
     """
@@ -319,9 +319,10 @@ def split_sockets(values: Sequence[str]) -> tuple[_Text, tuple[str, ...] | None]
 
 
 def with_config(options: Options, config: Config, environ: Mapping[str, str]) -> Options:
-    """Return options with the values of a configuration file where nothing overrides them.
+    """Return options, completed by the values of a configuration file.
 
-    The command line and the environment override the file.
+    The command line and the environment override the file: a value of the file is used if neither
+    gives the option or its alternative (as --seed-file for --seed).
     """
 
     def is_settled(field: str) -> bool:

@@ -23,8 +23,8 @@ class VerifierSettings(NamedTuple):
     """Settings of the verifier service.
 
     `alone` means that no agent is served and no TEE is opened. `workers` is the number of worker
-    processes, or None for this process. `metrics` is the address of the workers' metrics. Values
-    that are used as given are in `options`.
+    processes; with None, this process serves. `metrics` is the address of GET /metrics for all
+    workers. Values that are used as given are in `options`.
     """
 
     options: Options
@@ -38,7 +38,7 @@ class VerifierSettings(NamedTuple):
 def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSettings | None:
     """Return the settings of the verifier service; None if it is off.
 
-    The PCCS is that of the option, else `$PCCS_URL`.
+    The PCCS is that of the option, else `$PCCS_URL`, but none if a collateral file is given.
 
     Raises:
         UsageError: If options conflict.
@@ -51,10 +51,10 @@ def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSet
             text = f"--backend {OFF}: nothing to serve without --verifier HOST:PORT"
             raise UsageError(text, reason="missing")
         if option := options.first_given(_FOR_VERIFIER):
-            raise options.error(option, "for the verifier service; give --verifier too")
+            raise options.error(option, "requires the verifier service; give --verifier too")
         return None
     if backend == OFF and (option := options.first_given(_FOR_AGENT)):
-        raise options.error(option, f"for an agent, which --backend {OFF} does not serve")
+        raise options.error(option, f"requires an agent, which --backend {OFF} does not serve")
     if options.verifier_pccs not in {None, OFF} and options.verifier_collateral is not None:
         other = options.named("verifier_collateral")
         raise options.error("verifier_pccs", f"excludes {other}; give one of them")
@@ -69,9 +69,7 @@ def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSet
             )
     pccs_url = _pccs_url(options, environ)
     if options.verifier_cache is not None and pccs_url is None:
-        raise options.error(
-            "verifier_cache", "nothing is fetched without --verifier-pccs or $PCCS_URL"
-        )
+        raise options.error("verifier_cache", "requires --verifier-pccs or $PCCS_URL")
     return VerifierSettings(options, address, backend == OFF, pccs_url, _workers(options), metrics)
 
 

@@ -24,15 +24,16 @@ _json = msgspec.json.Encoder().encode
 
 
 class LogFormatter:
-    """Formatter of log frames.
+    """Formatter of log frames, each of which is output of a container on one channel.
 
-    The engine splits lines at 16 KiB, possibly inside a character or an escape sequence. In text,
-    such an incomplete part waits for the next frame of the same channel.
+    The engine splits lines at 16 KiB, possibly inside a character or an escape sequence. With
+    `text`, such an incomplete end of a frame is kept until the next frame of the same channel.
 
     Args:
-        text: Text instead of base64; invalid UTF-8 is replaced.
-        bare: Messages without JSON.
-        ansi: Keep escape sequences, which are otherwise removed from bare text.
+        text: Write messages as text, with U+FFFD for invalid UTF-8; otherwise in base64.
+        bare: Write only the messages; otherwise a line `{"channel":"...","message":"..."}` for
+            each.
+        ansi: Keep escape sequences, which are otherwise removed if `text` and `bare` are set.
     """
 
     def __init__(self, *, text: bool, bare: bool, ansi: bool) -> None:
@@ -43,7 +44,12 @@ class LogFormatter:
         self._in_line = False
 
     def write(self, channel: str, data: bytes) -> bytes:
-        """Return a formatted frame, or nothing if it is incomplete."""
+        """Return the payload `data` of a frame of `channel`, formatted; b"" if nothing is complete.
+
+        With `text`, an incomplete UTF-8 character at the end of `data` is left out, and so is an
+        incomplete escape sequence if these are removed: the channel's next frame continues it, and
+        `end` returns what is left.
+        """
         if not self._text:
             return self._message(channel, b2a_base64(data, newline=False))
         decoder = self._channels.get(channel)
@@ -52,14 +58,14 @@ class LogFormatter:
         return self._message(channel, self._encode(decoder.feed(data)))
 
     def end(self) -> bytes:
-        """Return the incomplete parts of all channels."""
+        """Return the incomplete ends of all channels, formatted; call it after the last frame."""
         return b"".join(
             self._message(name, self._encode(channel.feed(b"", final=True)))
             for name, channel in self._channels.items()
         )
 
     def error(self, text: str) -> bytes:
-        """Return an error as a JSON object on its own line."""
+        """Return an error as a line `{"error":"..."}`, which begins on a new line of the output."""
         return b'%s{"error":%s}\n' % (b"\n" if self._in_line else b"", _json(text))
 
     def _encode(self, text: str) -> bytes:
@@ -87,7 +93,10 @@ class _Decoder:
         self._begun = ""
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
-        """Return the text that these bytes complete; with `final`, also an incomplete rest."""
+        """Return the text up to an incomplete character or sequence, which the next call continues.
+
+        With `final`, return the incomplete end too.
+        """
         text = self._decode(data, final)
         if self._strip is None:
             return text

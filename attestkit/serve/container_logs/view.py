@@ -48,14 +48,14 @@ class Frame(NamedTuple):
 
 
 class FrameSplitter:
-    """Splitter for containers without a terminal."""
+    """Splitter of the log of a container without a terminal, which consists of frames."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
         self._wanted = _HEADER.size  # bytes until the next frame is complete
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Return the non-empty frames that these bytes complete.
+        """Yield the frames that are complete with these bytes, without empty ones.
 
         Raises:
             BackendError: If a frame is malformed, or the engine reports an error.
@@ -83,7 +83,7 @@ class FrameSplitter:
         self._rest = bytearray(whole[at:])
 
     def end(self) -> Iterator[Frame]:
-        """Return nothing.
+        """Check the end of the log; return no frame.
 
         Raises:
             BackendError: If the last frame is incomplete.
@@ -94,13 +94,13 @@ class FrameSplitter:
 
 
 class LineSplitter:
-    """Splitter for containers with a terminal, into lines."""
+    """Splitter of the log of a container with a terminal, into lines."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Return the lines that these bytes complete, and an incomplete line over the limit."""
+        """Yield the lines that are complete with these bytes, and an incomplete one over 64 KiB."""
         whole, at = self._rest + data, 0
         while (end := whole.find(b"\n", at) + 1) > 0:
             yield Frame(CONSOLE, whole[at:end])
@@ -110,7 +110,7 @@ class LineSplitter:
             yield from self.end()
 
     def end(self) -> Iterator[Frame]:
-        """Return the incomplete last line."""
+        """Yield the last line, if it has no line end."""
         rest, self._rest = self._rest, b""
         if rest:
             yield Frame(CONSOLE, rest)
@@ -129,7 +129,7 @@ _MAX_UINT64: Final = 2**64 - 1
 
 
 class Parameters(NamedTuple):
-    """Parameters of a container log."""
+    """Parameters in the query of `/logs/<container>`."""
 
     since: int = 0  # Unix time; 0 is unbounded
     until: int = 0
@@ -230,7 +230,7 @@ class _LogView:
         self._open: Counter[str] = Counter()
 
     async def show(self, guest: Guest, request: ViewRequest) -> ViewResponse:
-        """Open a container's log."""
+        """Return the log of the container `request.name` as a stream."""
         check_name(request.name)
         parameters = parse(request.query, guest.now())
         pieces = self._pieces(guest, request, parameters)
@@ -291,7 +291,7 @@ class _LogStream:
         self._last = False  # whether the log ends after those
 
     async def next(self) -> bytes:
-        """Return the next piece, which may be empty before the end."""
+        """Return the next formatted piece; it may be empty. The last one sets `ended`."""
         parts: list[bytes] = []
         try:
             if self._frames is None:

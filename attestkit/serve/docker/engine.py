@@ -69,9 +69,9 @@ class ContainerLog:
         self._opening = opening
 
     async def read(self) -> bytes:
-        """Return the next bytes, waiting for some; empty at the end.
+        """Return the next bytes, waiting for some; b"" at the end of the log.
 
-        A log that is silent for too long has ended.
+        A log without output for the `silence` given to `open_log` ends too.
 
         Raises:
             BackendError: If the connection to the engine is lost.
@@ -128,7 +128,7 @@ class ContainerEngine:
             path = f"{docker.api_version}/containers/json?all=1&filters={filters}"
             found = await self._request(docker, path, read_list, most=MAX_LIST)
             if len(found) > MAX_INSPECTED:
-                problem = f"container engine: {len(found)} containers, limit {MAX_INSPECTED}"
+                problem = f"container engine: {len(found)} containers, over {MAX_INSPECTED}"
                 raise BackendError(problem, reason="too_large")
             paths = [(one.id, f"{docker.api_version}/containers/{one.id}/json") for one in found]
             return [await self._request(docker, path, read_state, name=id_) for id_, path in paths]
@@ -137,7 +137,7 @@ class ContainerEngine:
     async def open_log(
         self, name: str, parameters: Mapping[str, str], silence: float
     ) -> AsyncIterator[ContainerLog]:
-        """Open the log of the container with this name or id; closed at the end of the block.
+        """Context manager: open the log of a container, and close it on exit.
 
         Args:
             name: Name or id, as the client wrote it.
@@ -272,7 +272,7 @@ class ContainerEngine:
 
     @contextmanager
     def _translate_errors(self) -> "Iterator[None]":
-        """Translate errors of the HTTP client and of parsers."""
+        """Context manager: raise errors of the HTTP client and of parsers as BackendError."""
         from aiohttp import ClientError, ClientResponseError
 
         try:
@@ -287,7 +287,7 @@ class ContainerEngine:
         if (problem := getattr(error, "strerror", None)) is None:
             slow = isinstance(error, asyncio.TimeoutError)
             reason = "timed_out" if slow else "connection_lost"
-            problem = "no response" if slow else "it closed the connection"
+            problem = "no response" if slow else "the connection was closed"
         return BackendError(
             f"container engine at {self.address}: cannot connect: {problem}; check $DOCKER_HOST",
             reason=reason,

@@ -40,8 +40,8 @@ def verify_signature(token: bytes, keys: Sequence[bytes]) -> dict[str, Any]:
         keys: Ed25519 public keys, 32 bytes each.
 
     Raises:
-        TokenError: If the token is malformed, over 8192 bytes, of another algorithm or type, or
-            not signed by one of the keys.
+        TokenError: If the token is malformed, over 8192 bytes, of an algorithm other than EdDSA or
+            a type other than JWT, or not signed by one of the keys.
     """
     try:
         jws = read_compact_jws(token, MAX_TOKEN, "access token")
@@ -57,15 +57,15 @@ def verify_signature(token: bytes, keys: Sequence[bytes]) -> dict[str, Any]:
 
 
 def check_claims(claims: Mapping[str, Any], audience: str, now: float) -> frozenset[str]:
-    """Return the scopes of verified claims.
+    """Return the scopes that the claims of a verified token grant.
 
     Args:
-        claims: The claims.
+        claims: Claims, from `verify_signature`.
         audience: The app id in lower-case hex, which `aud` must contain.
         now: Unix time.
 
     Raises:
-        TokenError: If the token is expired, not valid yet, or for another audience, or a claim is
+        TokenError: If the token is expired, not valid yet, or not for `audience`, or a claim is
             missing or malformed.
     """
     expires = _time(claims, "exp")
@@ -162,13 +162,13 @@ def check_auth(auth: ExternalAuth) -> None:
     if not auth.keys:
         raise UsageError("access tokens: no public key; pass one", reason="missing")
     if not all(len(key) == 32 and ed25519_has_prime_order(key) for key in auth.keys):
-        problem = "access tokens: not an Ed25519 public key of 32 bytes and prime order"
+        problem = "access tokens: a key must be an Ed25519 public key: 32 bytes, of prime order"
         raise UsageError(problem, reason="invalid_key")
     check_scopes(auth.anonymous_scopes)
 
 
 def check_scopes(names: Iterable[str]) -> frozenset[str]:
-    """Return the names of scopes.
+    """Return names of scopes as a set, after checking that each is known.
 
     Raises:
         UsageError: If one is unknown.
@@ -223,7 +223,7 @@ class AccessControl:
         """Check a request.
 
         Args:
-            request: The ASGI scope.
+            request: The ASGI scope of the request.
             route: Name of the route that answers the request; None for an unknown path, for which
                 any valid token suffices.
 
@@ -247,7 +247,7 @@ def _find_token(request: Scope) -> bytes:
     """Return the token in the Authorization header (RFC 6750, 2.1); queries are never read."""
     values = [value for name, value in request["headers"] if name == b"authorization"]
     if not values:
-        raise TokenError("missing; send Authorization: Bearer TOKEN", reason="no_token")
+        raise TokenError("missing; send the header Authorization: Bearer TOKEN", reason="no_token")
     found = _CREDENTIALS.fullmatch(values[0])
     if len(values) > 1 or found is None:
         raise TokenError("must be one header Authorization: Bearer TOKEN", reason="bad_token")

@@ -41,11 +41,11 @@ def read_public_keys(values: Sequence[str]) -> tuple[bytes, ...]:
             cannot be read, or a key is not a point of prime order (its signatures can be forged).
     """
     if not 0 < len(values) <= MOST_KEYS:
-        problem = f"{len(values)} public keys, must be 1 to {MOST_KEYS}"
+        problem = f"must be 1 to {MOST_KEYS} public keys, not {len(values)}"
         raise ConfigError(problem, reason="too_many" if values else "missing")
     found = [_read_key(value) for value in values]
     if len({*found}) < len(found):
-        raise ConfigError("a public key occurs twice; give each once", reason="duplicate")
+        raise ConfigError("must not have a public key twice; give each once", reason="duplicate")
     return tuple(found)
 
 
@@ -55,7 +55,7 @@ def _read_key(value: str) -> bytes:
     if "-----BEGIN" in value:
         return _checked(_from_text(value, "public key"), "public key")
     if value.lstrip().startswith(_NO_PATH):  # an error about a file would show it
-        problem = "public key: a JWK or a private key; give the public key in PEM or hex"
+        problem = "public key: must be in PEM or hex, not a JWK or a private key"
         raise ConfigError(problem, reason="wrong_type")
     return parse_public_key(read_file(Path(value)), value)
 
@@ -64,17 +64,17 @@ def parse_public_key(data: bytes, where: str) -> bytes:
     """Return the raw key, 32 bytes, in the content of a file: raw, 64 hex digits, or PEM.
 
     Raises:
-        ConfigError: As `read_public_keys`; `where` is the subject of the error.
+        ConfigError: As `read_public_keys`; the text of the error begins with `where`.
     """
     if len(data) > _LARGEST:
-        raise ConfigError(f"{where}: {len(data)} bytes, limit {_LARGEST}", reason="too_large")
+        raise ConfigError(f"{where}: must be at most {_LARGEST} bytes", reason="too_large")
     raw = data if len(data) == 32 else _from_text(data.decode("ascii", "replace"), where)
     return _checked(raw, where)
 
 
 def _from_text(text: str, where: str) -> bytes:
     if "PRIVATE KEY-----" in text:
-        raise ConfigError(f"{where}: a private key; give the public key", reason="wrong_type")
+        raise ConfigError(f"{where}: must be a public key, not a private one", reason="wrong_type")
     if _HEX.fullmatch(text.strip()):
         return bytes.fromhex(text.strip())
     der = b""
@@ -91,7 +91,7 @@ def _from_text(text: str, where: str) -> bytes:
 
 def _checked(key: bytes, where: str) -> bytes:
     if not ed25519_has_prime_order(key):
-        problem = "not a valid Ed25519 public key: not a point of prime order"
+        problem = "must be a valid Ed25519 public key: a point of prime order"
         raise ConfigError(f"{where}: {problem}", reason="wrong_value")
     return key
 
@@ -112,7 +112,7 @@ def load_external_auth(options: Options, *, listening: bool) -> ExternalAuth | N
             raise options.error("anonymous_scopes", "requires a key (--auth-key)")
         return None
     if not listening:
-        raise options.error("auth_key", "for the external listener, which is off")
+        raise options.error("auth_key", "requires the external listener, which is off")
     with prefix_errors(options.prefix("auth_key")):
         keys = read_public_keys(options.auth_key)
     names = [] if options.anonymous_scopes is None else options.anonymous_scopes.split(",")

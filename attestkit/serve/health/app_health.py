@@ -24,11 +24,11 @@ from attestkit.serve.docker.engine import ContainerEngine
 from attestkit.serve.health import monitor
 
 COMMAND: Final = ("nerdctl", "--namespace", "dstack")
-"""The command; the namespace has the app's containers only."""
+"""Start of nerdctl's command lines; its namespace dstack has the app's containers only."""
 
 
 async def check_nerdctl(command: Sequence[str] = COMMAND) -> monitor.HealthVerdict:
-    """Return the verdict on all containers of the namespace.
+    """Return the health verdict on all containers that nerdctl lists, running or not.
 
     Raises:
         BackendError: If nerdctl is missing or fails, or its output is malformed or too large.
@@ -41,10 +41,10 @@ async def _inspect(command: Sequence[str]) -> list[responses.ContainerState]:
     if not ids:
         return []
     if len(ids) > responses.MAX_INSPECTED:
-        problem = f"nerdctl: {len(ids)} containers, limit {responses.MAX_INSPECTED}"
+        problem = f"nerdctl: {len(ids)} containers, over {responses.MAX_INSPECTED}"
         raise BackendError(problem, reason="too_large")
     if not all(map(responses.NAME.fullmatch, ids)):
-        raise BackendError("nerdctl ps: not a list of ids", reason="malformed_response")
+        raise BackendError("nerdctl ps: output is not a list of ids", reason="malformed_response")
     try:
         return responses.read_states(await _output(*command, "inspect", *ids))
     except FormatError as error:
@@ -101,10 +101,10 @@ class _Output(asyncio.SubprocessProtocol):
 
 
 MAX_BYTES: Final = 4096
-"""Limit of the bytes that are read."""
+"""Size up to which a status file is read, in bytes; the rest is ignored."""
 
 MAX_AGE: Final = 60
-"""Seconds after which a written state is stale."""
+"""Seconds after which the state in a status file is stale."""
 
 _NAME: Final = "<health_file>"
 _SECONDS: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
@@ -116,7 +116,7 @@ _NOT_REGULAR: Final = frozenset({errno.EISDIR, errno.EINVAL, errno.ENXIO})
 
 
 class StatusFile:
-    """Check of one status file.
+    """Health check by a file that the app writes: its state, and the Unix time of writing.
 
     Args:
         path: Path of the file.
@@ -129,7 +129,7 @@ class StatusFile:
         self._reading: Future[bytes] | None = None
 
     async def check(self) -> monitor.HealthVerdict:
-        """Read and appraise the file."""
+        """Read the file, and return the verdict on its content; an unreadable file is unhealthy."""
         # On a file system that hangs, the thread outlives the time limit; wait for it again instead
         # of starting another one.
         if self._reading is None:
@@ -148,13 +148,13 @@ class StatusFile:
 
 
 def appraise_status(content: str, now: float) -> monitor.HealthVerdict:
-    """Return the verdict of a file's content at a Unix time."""
+    """Return the verdict on the content of a status file; `now` is the Unix time."""
     problem = _problem(content, int(now))
     return monitor.unhealthy(_NAME, problem) if problem else monitor.HEALTHY
 
 
 def _problem(content: str, now: int) -> str:
-    """Return why the content does not state that the app is healthy; empty if it does."""
+    """Return why a status file does not state that the app is healthy; empty if it does."""
     if not content:
         return "health file is empty"
     lines = content.removesuffix("\n").split("\n")
@@ -212,7 +212,7 @@ def make_monitor(
 
     Args:
         app_compose: The app's compose file.
-        engine: The engine of its containers.
+        engine: Client of the container engine, for the runner `docker-compose`.
         now: Returns the Unix time.
     """
     requirements = app_compose.requirements

@@ -33,7 +33,7 @@ class HealthProblem(NamedTuple):
 
 
 class HealthVerdict(NamedTuple):
-    """Health of the app; `error` is set after repeated failures to determine it."""
+    """Health of the app; `error` is set after repeated failures of the health check."""
 
     healthy: bool
     unhealthy: tuple[HealthProblem, ...] = ()
@@ -59,7 +59,7 @@ NOT_DETERMINED: Final = HealthVerdict(
 
 
 def unhealthy(name: str, status: str) -> HealthVerdict:
-    """Return the verdict with one entry."""
+    """Return an unhealthy verdict with one entry: a container or `<...>`, and its status."""
     return HealthVerdict(healthy=False, unhealthy=(HealthProblem(name, status),))
 
 
@@ -97,7 +97,10 @@ async def check_docker(engine: ContainerEngine) -> HealthVerdict:
 
 
 def appraise_containers(containers: Sequence[ContainerState]) -> HealthVerdict:
-    """Return the verdict on the app's containers (guest-agent-v1.md, section 7.1)."""
+    """Return the verdict on the app's containers (guest-agent-v1.md, section 7.1).
+
+    The app is healthy if there is a container with a health check, and all of these are healthy.
+    """
     if not containers:
         return unhealthy(_NAME, "no container has been created yet")
     checked = [one for one in containers if one.health not in _NO_CHECK]
@@ -141,7 +144,7 @@ class HealthMonitor:
         seconds: Time limit of a check.
 
     Attributes:
-        verdict: The last verdict.
+        verdict: The last verdict; after two or fewer failed checks in a row, that before them.
     """
 
     check: Check
@@ -158,7 +161,7 @@ class HealthMonitor:
             await self.sleep(INTERVAL)
 
     async def refresh(self) -> None:
-        """Run the check once, and update the verdict."""
+        """Run the check once, and update `verdict`."""
         # In a task of its own, so that a check that raises or cancels itself does not end run().
         task = asyncio.create_task(self.check())
         try:

@@ -278,11 +278,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():  # the previous response was the last
             raise ConnectionAbortedError
         if self._is_extra:
-            self._send_error(503, f"over {self.limits.connections} connections; retry later")
+            self._send_error(503, f"server: {self.limits.connections} connections; retry later")
         elif len(self.headers) > self.limits.headers:
-            self._send_error(431, f"headers: {len(self.headers)}, limit {self.limits.headers}")
+            self._send_error(431, f"headers: over {self.limits.headers} fields")
         elif self.parser.should_upgrade():  # the parser would drop the body
-            self._send_error(400, "unsupported upgrade; use HTTP/1.1")
+            self._send_error(400, "Upgrade header: not supported; use HTTP/1.1")
         fields = dict(self.headers)
         if len(fields) < len(self.headers) and [n for n, _ in self.headers].count(b"host") > 1:
             self._send_error(400, "Host header: given more than once")

@@ -157,7 +157,7 @@ async def run_in_loop(
     """Serve until a signal arrives or a cancellation, then shut down gracefully.
 
     Args:
-        listeners: Listeners to serve; their sockets are closed at the end.
+        listeners: Listeners to serve; their sockets are closed at shutdown.
         on_ready: Called once, when all listeners accept connections.
         on_stop: Called once, before the first listener stops accepting.
         background: Coroutine functions that run in the same event loop until shutdown.
@@ -200,10 +200,9 @@ async def run_in_loop(
 
 @contextlib.asynccontextmanager
 async def beside(listener: Listener, on_end: Callable[[], None]) -> AsyncIterator[None]:
-    """Serve during the block, beside other work of the running event loop.
+    """Context manager: serve beside other work of the running event loop, and shut down on exit.
 
-    `on_end` is called when the server has ended: after the block, or after a failure, which is
-    logged.
+    `on_end` is called when the server has ended: on exit, or after a failure, which is logged.
     """
     server = _Server(listener)
 

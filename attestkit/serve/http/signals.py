@@ -24,11 +24,11 @@ _TERMINATING: Final = (signal.SIGTERM, signal.SIGINT)
 def until_signalled(
     stop: Callable[[], None], at_once: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Call `stop` once, in the running event loop, at the first signal.
+    """Context manager: call `stop` once, in the running event loop, at the first signal.
 
     A second signal calls `at_once`, possibly in the middle of other code, and ends the process.
 
-    Outside the main thread signals are not handled. The block restores the handlers at its end.
+    Outside the main thread, signals are not handled. On exit, the previous handlers are restored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -43,7 +43,7 @@ def _reason(error: OSError) -> str:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Report an OSError in the block as a ConfigError about `path`."""
+    """Context manager: raise an OSError as a ConfigError about `path`."""
     try:
         yield
     except OSError as error:
@@ -73,7 +73,7 @@ def make_folder(folder: Path, *, private: bool, ignored: bool = False) -> None:
 def write_trust_anchor(folder: Path, root: bytes) -> Path:
     """Write a root certificate (DER) as world-readable `trust-anchor.pem`; return its path.
 
-    It stays when the server stops, to verify evidence later.
+    The file stays when the server stops, to verify evidence later.
 
     Raises:
         ConfigError: If it cannot be written.
@@ -95,8 +95,8 @@ class FolderLock:
         """Acquire the lock of `folder`.
 
         Raises:
-            BackendBusyError: If another server holds it.
-            ConfigError: If the file cannot be opened.
+            BackendBusyError: If another server has locked the folder.
+            ConfigError: If the lock file cannot be opened.
         """
         path = folder / "lock"
         if path.is_dir():  # many distributions have a folder /var/run/lock
@@ -122,7 +122,7 @@ class FolderLock:
 
 
 class UnixListener:
-    """Listening unix socket at `path`, which it removes at the end."""
+    """Listening unix socket at `path`; `close` removes the path."""
 
     def __init__(self, path: Path, mode: int, group: str | None = None) -> None:
         """Bind and listen.
@@ -138,7 +138,7 @@ class UnixListener:
             ConfigError: If the socket cannot be created.
         """
         if len(os.fsencode(path)) > _MAX_PATH:
-            text = f"{path}: longer than {_MAX_PATH} bytes, the limit for the path of a socket"
+            text = f"{path}: must be at most {_MAX_PATH} bytes, the limit for the path of a socket"
             raise UsageError(text, reason="too_large")
         group_id = -1 if group is None else _group_id(group)
         self.path = path
@@ -211,18 +211,18 @@ def _group_id(group: str) -> int:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a stale socket at `path`."""
+    """Remove a socket at `path` on which no process listens; raise for any other file."""
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        raise ConfigError(f"{path}: not a socket; use another path", reason="wrong_type")
+        raise ConfigError(f"{path}: must be a socket; use another path", reason="wrong_type")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)  # a full backlog also means that a server listens
         result = probe.connect_ex(os.fspath(path))
     if result not in {errno.ECONNREFUSED, errno.ENOENT}:
-        raise BackendBusyError(f"{path}: a process listens there; stop it", reason="address")
+        raise BackendBusyError(f"{path}: another process listens there; stop it", reason="address")
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
 
@@ -316,7 +316,7 @@ def bind_vsock(option: str, address: VsockAddress) -> socket.socket:
     try:
         listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     except OSError as error:
-        problem = f"{option} {address}: no vsock in this kernel: {error.strerror}"
+        problem = f"{option} {address}: the kernel has no vsock: {error.strerror}"
         raise ConfigError(problem, reason="wrong_value") from error
     try:
         listener.bind((address.cid, address.port))

@@ -118,7 +118,7 @@ class TlsAcceptor(asyncio.Protocol):
             self._http.data_received(b"".join(received))
 
     def data_received(self, data: bytes) -> None:
-        """Keep what the client has sent with the end of its handshake."""
+        """Store what the client has sent right after its handshake, until HTTP reads it."""
         self._received.append(data)
 
     def eof_received(self) -> bool:
@@ -127,7 +127,7 @@ class TlsAcceptor(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
-        """Forget what was received."""
+        """Drop what was received."""
         self._ended = True
         self._received.clear()
 

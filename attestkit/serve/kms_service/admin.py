@@ -34,7 +34,7 @@ _REQUEST_HEADERS: Final = {b"authorization", b"x-admin-token"}
 
 
 def clear_image_cache(_: NoContext, request: ClearImageCacheRequest) -> None:
-    """Remove cached images and measurements; an unknown key is not an error."""
+    """Check the cache keys in a request; the simulated KMS has no cache to clear."""
     for name, key in (("image", request.image_hash), ("measurement", request.config_hash)):
         if _CACHE_KEY.fullmatch(key) is None:
             raise KmsRefusalError(f"failed to clear {name} cache: invalid cache key")

@@ -121,7 +121,7 @@ def refuse_web_pages(scope: Scope) -> None:
     """Refuse requests of web pages of other sites to a listener over plain HTTP.
 
     Raises:
-        UsageError: If the request is refused.
+        UsageError: If the request has Origin, or Sec-Fetch-Site names another site.
     """
     refuse_other_sites(scope["headers"])
 

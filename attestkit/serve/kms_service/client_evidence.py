@@ -22,10 +22,10 @@ _READ: Final = "attestkit.client_evidence"  # key in the TLS extension of the co
 
 
 class ClientEvidence(NamedTuple):
-    """Evidence that is bound to the key of the client's certificate, and not verified."""
+    """Evidence in a client's certificate, not verified yet; its report data is checked."""
 
     attestation: Attestation
-    report_data: bytes  # 64 bytes, which bind it to the key
+    report_data: bytes  # 64 bytes with the hash of the certificate's key
 
 
 current_client: Final[ContextVar[ClientEvidence | None]] = ContextVar("current_client")
@@ -56,8 +56,9 @@ class EvidenceAccess:
         """Read the evidence of a request to a method, and set `current_client`.
 
         Raises:
-            KmsRefusalError: If evidence is malformed, or not bound to the certificate's key.
-            KmsBusyError: If too many requests wait.
+            KmsRefusalError: If evidence is malformed, or its report data is not for the
+                certificate's key.
+            KmsBusyError: If too many requests wait, or the result is late.
         """
         if route is None or route.startswith("/"):  # not a method
             return
@@ -80,10 +81,11 @@ class EvidenceAccess:
 
 
 def read_client_evidence(certificate: str) -> ClientEvidence | None:
-    """Return the evidence in a certificate in PEM; None if it has none.
+    """Return the evidence in a client's certificate in PEM; None if the certificate has none.
 
     Raises:
-        KmsRefusalError: If evidence is malformed, or not bound to the certificate's key.
+        KmsRefusalError: If evidence is malformed, or its report data is not for the certificate's
+            key.
     """
     try:
         found = read_certificate(certificate)

@@ -32,24 +32,28 @@ def serve_kms(
     limits: Limits,
     environ: Mapping[str, str],
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """Serve the simulated KMS of a simulator during the block.
+    """Context manager: serve the simulated KMS of a simulator until exit.
 
-    It verifies evidence under the simulator's root, and has evidence of the simulator in its own
-    certificate. The roots to pin are written to the server's folder.
+    The KMS verifies evidence under the simulator's root, and has evidence of the simulator in its
+    own certificate. The root keys, for clients to pin, are written to `kms-root.json` in the
+    server's folder.
 
     Args:
-        settings: Options of the server, and its folders; that of the keys is in the state folder.
+        settings: Options of the server, and its folders.
         attester: The simulator.
-        seed: Seed of the simulator, of which the keys are derived too; None: they are in a folder.
+        seed: Seed of the simulator, from which the KMS's keys are derived too; None: they are kept
+            in `kms` in the state folder.
         limits: Limits of the listeners.
         environ: Environment variables.
 
     Yields:
-        The URLs of its listeners by name, and lines of the banner; both are empty if it is off.
+        The URLs of the KMS's listeners by name, and lines for the banner; both are empty if the
+        KMS is off.
 
     Raises:
         UsageError: If an option is not valid, or requires another one.
-        ConfigError: If a file or the folder is not usable, or an option of a file is not valid.
+        ConfigError: If a file or the folder of the keys is not usable, or an option from the
+            configuration file is not valid.
         BackendBusyError: If another process listens on an address.
     """
     options = settings.options
@@ -83,7 +87,7 @@ def _start_kms(
     if admin is not None and not token:
         raise options.error("kms_admin", f"requires a token in ${TOKEN_VARIABLE}")
     if options.kms_onboarding and seed is not None:
-        raise options.error("kms_onboarding", "excludes a seed, of which the keys are derived")
+        raise options.error("kms_onboarding", "excludes a seed, from which the keys are derived")
     domain, faults, policies = _read_domain(options), _read_faults(options), _read_policies(options)
     with prefix_errors("--kms:"):
         return SimulatedKms(

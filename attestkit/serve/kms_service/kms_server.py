@@ -48,7 +48,7 @@ class KmsServer:
     """Listeners of one KMS in an event loop.
 
     Args:
-        parts: Verifier, authorization and other parts of the KMS.
+        parts: Verifier, authorization and settings of the KMS.
         sockets: Listening sockets.
         limits: Limits of each listener.
         threads: Threads of the requests; not shut down by this object.
@@ -75,7 +75,7 @@ class KmsServer:
         self.has_keys: threading.Event = threading.Event()  # HTTPS is served
 
     async def serve(self, state: KmsState) -> None:
-        """Serve HTTPS; return when the listeners accept connections."""
+        """Serve HTTPS with the keys in `state`; return when the listeners accept connections."""
         from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
 
         self.identity = identity = ServerIdentity(state, self._parts)
@@ -91,7 +91,11 @@ class KmsServer:
         self.has_keys.set()
 
     async def serve_onboarding(self, folder: KmsStateFolder | None) -> None:
-        """Serve the setup over HTTP; after it is finished, serve HTTPS on the same socket."""
+        """Serve the setup over HTTP; return when its listener accepts connections.
+
+        After the setup is finished, HTTPS is served on the same socket. `folder` stores the keys;
+        None: they are in memory only.
+        """
         from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
 
         setup, traffic = Onboarding(folder, self._parts, self._threads), self._stats.of("kms_setup")
@@ -127,7 +131,7 @@ class KmsServer:
         return [Listener(self._admin_app, self._sockets.admin, self._limits, "kms_admin", traffic)]
 
     async def stop(self) -> None:
-        """Stop all servers."""
+        """Stop the listeners, and a switch to HTTPS that is pending."""
         if self._switch is not None:
             self._switch.cancel()
             await asyncio.wait({self._switch})

@@ -1,8 +1,8 @@
 """Onboarding of the simulated KMS over plain HTTP, while it has no keys (kms.md, section 1.7).
 
-Anyone who reaches the listener can create the keys, or have them taken over from another KMS; it
-releases none. Web pages of other sites are refused: they could have it take over their own keys.
-Each side of a takeover verifies the other's evidence, and its own authorization decides about it.
+Any client of the listener can have keys created, or copied from another KMS; the listener releases
+none. Web pages of other sites are refused: they could have keys of their own copied to this KMS.
+For a copy, each KMS verifies the other's evidence, and its own authorization decides about it.
 """
 
 import os
@@ -57,13 +57,13 @@ def take_over_roots(
     parts: KmsParts,
     random: Callable[[int], bytes] = os.urandom,
 ) -> KmsRoots:
-    """Return the keys of a running KMS, with a new TLS key.
+    """Return the root keys of another, running KMS, with a new TLS key.
 
     Args:
-        source_url: URL of the running KMS.
-        attester: Attests this KMS.
+        source_url: URL of the running KMS, which keeps its keys.
+        attester: Produces the evidence of this KMS, which the running KMS verifies.
         parts: Their verifier and authorization decide about the running KMS.
-        random: Returns a number of random bytes.
+        random: Returns as many random bytes as its argument says.
 
     Raises:
         AttestKitError: If the URL is not valid, the running KMS is not accepted, refuses or fails,
@@ -115,12 +115,12 @@ def read_roots(data: bytes, root: bytes, rpc_key: P256Key) -> KmsRoots:
 
     Args:
         data: JSON.
-        root: SubjectPublicKeyInfo (DER) of the root CA that the source has shown.
+        root: SubjectPublicKeyInfo (DER) of the root CA in the source's answer to GetTempCaCert.
         rpc_key: TLS key of this KMS.
 
     Raises:
-        FormatError: If the answer is malformed, has not exactly one entry of keys, or its root is
-            another one. The text has no key.
+        FormatError: If the answer is malformed, has not exactly one entry of keys, or its CA key is
+            not that of `root`. The text has no key.
         UsageError: If the secp256k1 key is not a scalar.
     """
     fields = strict_json.read_object(data, "GetKmsKey response")
@@ -131,7 +131,7 @@ def read_roots(data: bytes, root: bytes, rpc_key: P256Key) -> KmsRoots:
     entry: dict[str, Any] = entries[0]
     ca_key = _read_key(entry, "ca_key")
     if ca_key.spki_der != root:
-        message = "GetKmsKey response: ca_key: is not the key of the source's root CA"
+        message = "GetKmsKey response: ca_key: must be the key of the source's root CA"
         raise FormatError(message, reason="wrong_value")
     return KmsRoots(
         ca_key=ca_key,
@@ -160,11 +160,11 @@ _PAGE: Final = (
 
 
 class Onboarding(RequestQueue):
-    """Creation of the keys of a KMS, once; context of the methods.
+    """Setup of a KMS without keys, which creates or copies them once; context of the methods.
 
     Args:
         folder: Stores the keys; None: in memory.
-        parts: Verifier, authorization and other parts of the KMS.
+        parts: Verifier, authorization and settings of the KMS.
         threads: Threads of the requests.
 
     Attributes:
@@ -180,7 +180,10 @@ class Onboarding(RequestQueue):
         self._lock = Lock()
 
     def bootstrap(self, domain: str) -> m.BootstrapResponse:
-        """Create new keys."""
+        """Create and store new root keys and certificates, with `domain` in the KMS's certificate.
+
+        Returns the public keys, with evidence over them if the KMS has an attester.
+        """
         with self._creating("bootstrapped"):
             _check_domain(domain)
             roots = KmsRoots.generate()
@@ -193,7 +196,16 @@ class Onboarding(RequestQueue):
             return m.BootstrapResponse(*info)
 
     def onboard(self, source_url: str, domain: str) -> m.OnboardResponse:
-        """Take over the keys of another KMS."""
+        """Copy the root keys of the KMS at `source_url`, which keeps them, to this KMS.
+
+        The keys are stored with new certificates: that of this KMS has `domain`, a DNS name or IP
+        address, and a new TLS key. Returns the public secp256k1 root key.
+
+        Raises:
+            KmsRefusalError: If this KMS has keys or is being set up, `domain` is invalid, or either
+                KMS rejects the other.
+            KmsFailureError: If this KMS has no attester.
+        """
         with self._creating("onboarded"):
             _check_domain(domain)
             attester = self._require_attester()
@@ -208,10 +220,11 @@ class Onboarding(RequestQueue):
 
     @contextmanager
     def _creating(self, done: str) -> Iterator[None]:
-        """Let one call create the keys; refuse it if there are keys, or during another such call.
+        """Context manager: let one call create the keys; raise if keys exist, or during another.
 
-        `done` names the call in the error, as "onboarded". Waiting calls would fill the threads: a
-        source that a caller names can take a minute.
+        `done` names the call in the error, as "onboarded". A call does not wait for another one,
+        because waiting calls would fill the threads: a source that a caller names can take a
+        minute.
         """
         if not self._lock.acquire(blocking=False):
             raise KmsRefusalError("KMS is being set up by another request; retry when it has ended")
@@ -223,7 +236,7 @@ class Onboarding(RequestQueue):
             self._lock.release()
 
     def describe(self) -> m.AttestationInfoResponse:
-        """Verify the evidence of this KMS itself, and return the identity in it."""
+        """Verify new evidence of this KMS itself, and return the identity of its guest."""
         report_data = bytes(64)
         try:
             guest = verify_guest(

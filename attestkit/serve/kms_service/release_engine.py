@@ -42,11 +42,13 @@ _logger = logging.getLogger("attestkit.kms")
 
 
 class ReleaseEngine(RequestQueue):
-    """Decides about requests, and derives the answers. Thread-safe; context of the methods.
+    """Decides whether to release keys to a client, and derives them; context of the methods.
+
+    Thread-safe.
 
     Args:
         identity: Keys and certificates of the KMS.
-        parts: Verifier, authorization and other parts of the KMS.
+        parts: Verifier, authorization and settings of the KMS.
         threads: Threads of the requests; not shut down by this object.
     """
 
@@ -65,7 +67,7 @@ class ReleaseEngine(RequestQueue):
         self._own_answer: tuple[float, AttestKitError | None] = (float("-inf"), None)
 
     def get_meta(self) -> m.GetMetaResponse:
-        """Describe the KMS, to any client."""
+        """Return the root certificate, public key and settings of the KMS; requires no evidence."""
         state = current_state.get()
         try:
             info = self._parts.authorization.describe()._replace(is_dev=True)  # it is simulated
@@ -77,7 +79,7 @@ class ReleaseEngine(RequestQueue):
         return m.GetMetaResponse(state.root_pem, upgrade, key, bootstrap, *info)
 
     def get_temp_ca(self) -> m.GetTempCaCertResponse:
-        """Return the temporary CA with its key, to any client."""
+        """Return the temporary CA with its private key, and the root CA; requires no evidence."""
         self._authorize_self()
         state = current_state.get()
         temp_ca, root = state.temp_ca_pem, state.root_pem
@@ -89,7 +91,7 @@ class ReleaseEngine(RequestQueue):
         return m.GetTempCaCertResponse(temp_ca, state.roots.temp_ca_key.pkcs8_pem, root)
 
     def get_env_key(self, app_id: bytes) -> m.PublicKeyResponse:
-        """Return the public key for an app's encrypted environment, to any client."""
+        """Return the signed public key for an app's encrypted environment; requires no evidence."""
         self._authorize_self()
         if len(app_id) != _APP_ID_SIZE:
             raise KmsRefusalError("app_id must be 20 bytes")
@@ -120,7 +122,7 @@ class ReleaseEngine(RequestQueue):
         return self._spoil(answer, state, boot.app_id)
 
     def release_roots(self, vm_config: str) -> m.KmsKeyResponse:
-        """Release the roots to another KMS."""
+        """Release the root keys to another KMS, whose evidence the client has presented."""
         self._authorize_self()
         with _logging_refusal("GetKmsKey"):
             guest, _ = self._authorize_client("kms", current_client.get(), vm_config)
@@ -282,7 +284,7 @@ def _leaf_profile(request: CertRequest, evidence: Attestation, app_id: bytes) ->
 
 
 def _other_app(app_id: bytes) -> bytes:
-    """Return the id of another app."""
+    """Return an app id that differs from `app_id`, for faults."""
     return bytes([app_id[0] ^ 1]) + app_id[1:]
 
 
@@ -293,7 +295,7 @@ def _log(method: str, app_id: bytes) -> None:
 
 @contextmanager
 def _logging_refusal(method: str, prefix: str = "") -> Iterator[None]:
-    """Log the reason why nothing is released, without the VM configuration."""
+    """Context manager: log the reason of an error, without the VM configuration, and raise it."""
     try:
         yield
     except AttestKitError as error:

@@ -57,7 +57,7 @@ class RequestQueue(NoContext):
         """Return the result of `work`, run in a thread with the context variables of the request.
 
         Raises:
-            KmsBusyError: If too many requests wait, or this one has waited too long.
+            KmsBusyError: If too many requests wait, or there is no result within 60 s.
         """
         end, job = asyncio.get_running_loop().time() + SECONDS, partial(copy_context().run, work)
         try:
@@ -71,7 +71,7 @@ class RequestQueue(NoContext):
 def queued(
     answer: Callable[..., object], request: type[Any] | None = None, *, post_only: bool = False
 ) -> Method:
-    """Return a method that calls `answer`, a method of its context, with the request's fields."""
+    """Return a method that runs `answer(context, *fields of the request)` in a thread."""
 
     def run(context: RequestQueue, arguments: tuple[Any, ...] | None) -> Awaitable[object]:
         return context.run(partial(answer, context, *(arguments or ())))

@@ -1,4 +1,4 @@
-"""Parts of the simulated KMS, its keys and certificates, and its TLS contexts (kms.md, 1.6)."""
+"""Settings of the simulated KMS, its keys and certificates, and TLS contexts (kms.md, 1.6)."""
 
 import ssl
 from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class KmsParts(NamedTuple):
-    """Parts of a KMS besides its keys, and the conditions of a release.
+    """Verifier, authorization and settings of a KMS: all that it needs besides its keys.
 
     Attributes:
         verifier: Verifies the evidence of clients.
@@ -33,8 +33,9 @@ class KmsParts(NamedTuple):
         on_keys: Called with the root keys before HTTPS is served.
         allow_any_upgrade: Reported by GetMeta, without effect.
         use_claimed_image: Accept a hash of an OS image that was not verified.
-        enforce_self_authorization: Request an authorization of the KMS itself.
-        released_platforms: Those that get keys, of the platforms that need to be enabled.
+        enforce_self_authorization: Release nothing unless the authorization allows the KMS itself.
+        released_platforms: Of dstack-amd-sev-snp and dstack-aws-nitro-tpm, those whose guests get
+            keys; guests of other platforms need not be enabled.
     """
 
     verifier: "Verifier"
@@ -79,11 +80,11 @@ _BY_FAULT: Final = {
 
 
 class ServerIdentity:
-    """State of a KMS that can be replaced while it runs, and its TLS contexts. Thread-safe.
+    """Keys and certificates of a KMS, replaceable while it runs, and TLS contexts. Thread-safe.
 
     Args:
         state: Keys and certificates.
-        parts: Verifier, authorization and other parts of the KMS.
+        parts: Verifier, authorization and settings of the KMS.
     """
 
     def __init__(self, state: KmsState, parts: KmsParts) -> None:

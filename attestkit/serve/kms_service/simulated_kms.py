@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 
 class KeySource:
-    """Source of the keys: at most one of these arguments; without any, new keys in memory.
+    """Source of a KMS's root keys: at most one of the arguments; without any, new keys in memory.
 
     Args:
         seed: 32 bytes from which all keys are derived.
-        roots: The keys.
-        state_dir: Folder that keeps them; it is locked until `close`.
+        roots: The keys themselves.
+        state_dir: Folder in which the keys are stored; it is locked until `close`.
 
     Attributes:
-        folder: The folder; None without one.
+        folder: The open folder `state_dir`; None without one.
 
     Raises:
         UsageError: If more than one argument is given.
@@ -58,7 +58,9 @@ class KeySource:
         given = [name for name, value in (("seed", seed), ("roots", roots)) if value is not None]
         if len(given) > 1 or (given and state_dir is not None):
             text = "pass only one of seed, roots and state_dir"
-            raise UsageError(f"{given[0]}: conflict; {text}", reason="conflict")
+            raise UsageError(
+                f"{given[0]}: conflicts with another source of keys; {text}", reason="conflict"
+            )
         self._seed, self._roots = seed, roots
         self.folder: KmsStateFolder | None = None
         if state_dir is not None:
@@ -66,7 +68,7 @@ class KeySource:
 
     @property
     def has_keys(self) -> bool:
-        """Whether there are keys, which need not be created."""
+        """Whether the keys exist already, or follow from the seed."""
         if self.folder is not None:
             return not self.folder.is_empty
         return self._seed is not None or self._roots is not None
@@ -113,26 +115,30 @@ class SimulatedKms:
         auth: Decides about guests whose evidence was verified: "dev" or None allows all; the path
             of a file of auth-simple; the http or https URL of a webhook; a function that takes
             `BootInfo` and returns `Decision`; a `KmsAuthorization`.
-        policies: Instead of `auth`: one appraisal policy for each app that gets keys.
+        policies: Instead of `auth`: one appraisal policy, with an app id, for each app that gets
+            keys.
         kms_policy: With `policies`: the policy for another KMS that requests the roots.
         seed: 32 bytes from which all keys are derived. None: random keys, or those in `state_dir`.
-        state_dir: Folder that keeps the keys; only without `seed`.
-        roots: The keys, instead of both.
+        state_dir: Folder in which the keys are stored; only without `seed`.
+        roots: The root keys; only without `seed` and `state_dir`.
         onboarding: Whether a KMS without keys waits for Bootstrap or Onboard over plain HTTP,
             instead of creating them.
         admin: Host and port of the listener for administration; None: off.
-        admin_token: Token that every request for administration needs, 16 characters or more.
+        admin_token: Token that every request for administration needs, 16 to 4096 printable ASCII
+            characters.
         domain: DNS name or IP address in the server's certificate.
-        address: Host and port to listen on; port 0 is a free one.
-        attester: Attests the KMS: its certificate then has evidence.
+        address: Host and port to listen on; port 0 selects a free one.
+        attester: Produces the evidence in the certificate of the KMS; None: it has none.
         image_verify: Whether the OS image must be verified; otherwise the hash that the guest
             claims is used.
-        allow_any_upgrade: Reported by GetMeta.
-        enforce_self_authorization: Whether the KMS requests an authorization of itself.
-        released_platforms: Of dstack-amd-sev-snp and dstack-aws-nitro-tpm, those that get keys.
+        allow_any_upgrade: Reported by GetMeta, without effect.
+        enforce_self_authorization: Whether the KMS releases nothing unless `auth` allows the KMS
+            itself; requires `attester`.
+        released_platforms: Of dstack-amd-sev-snp and dstack-aws-nitro-tpm, those whose guests get
+            keys; guests of other platforms need not be enabled.
         faults: Faults to inject, such as "kms_refuses:2". Not `kms_rollover` with `state_dir`,
             which would keep the old roots.
-        limits: Limits of the listener.
+        limits: Limits of each listener; by default, `close` does not wait for pending requests.
         thread: Thread with the event loop; None: one for this object.
         now: Returns the time in seconds since 1970. TLS uses the system's clock.
         on_keys: Called with the root keys before HTTPS is served, which is after the setup.
@@ -274,8 +280,8 @@ class SimulatedKms:
     def _check_fault(self, fault: "Fault") -> None:
         """Refuse a replacement of roots that are stored in a folder."""
         if fault.operation == ROLLOVER:
-            text = "state_dir would keep the old roots; use a seed, or another fault"
-            raise UsageError(f"fault {fault.name}: conflict; {text}", reason="conflict")
+            text = "conflicts with state_dir, which would keep the old roots; use a seed"
+            raise UsageError(f"fault {fault.name}: {text}", reason="conflict")
 
     def close(self) -> None:
         """Stop the server. Idempotent; in a forked process it has no effect."""
@@ -306,10 +312,10 @@ def _make_authorization(
 ) -> authorization.KmsAuthorization:
     if policies is not None:
         if auth is not None:
-            raise UsageError("auth: excluded by policies; pass one of both", reason="conflict")
+            raise UsageError("auth: conflicts with policies; pass only one", reason="conflict")
         return authorization.PolicyAuthorization(policies, kms_policy=kms_policy)
     if kms_policy is not None:
-        raise UsageError("policies: missing, but kms_policy is given", reason="missing")
+        raise UsageError("kms_policy: requires policies; pass both", reason="missing")
     if auth is None or auth == "dev":
         return authorization.DevAuthorization()
     if isinstance(auth, authorization.KmsAuthorization):

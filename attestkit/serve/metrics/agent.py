@@ -192,7 +192,7 @@ def _gpu_labels(gpu: "GpuTelemetry") -> dict[str, str]:
 def encode_family(
     name: str, text: str, samples: Iterable[tuple[Mapping[str, str], float | str]]
 ) -> str:
-    """Return a family of gauges with these labels and values in the text format."""
+    """Return a family of gauges in the text format; a sample has labels and a value."""
     lines = [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
     for labels, value in samples:
         inside = ", ".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
@@ -230,7 +230,7 @@ class AgentMetrics:
         return ViewResponse(CONTENT_TYPE, system + encode_metrics(_families(guest, events)))
 
     async def _count(self, guest: Guest) -> int | None:
-        """Return how many events the app has emitted; the last known number if the device is busy.
+        """Return how many runtime events are in the log; the last known number with a busy device.
 
         A pending query stays in the device's queue, and answers a later scrape.
         """
@@ -247,7 +247,7 @@ class AgentMetrics:
 
 
 def _runtime_events(guest: Guest) -> int | None:
-    """Return how many events the app has emitted; None if the device fails."""
+    """Return how many runtime events are in the event log; None if the device fails."""
     try:
         return guest.cached("runtime events", lambda: len(guest.attester.event_log().runtime))
     except AttestKitError:  # counted elsewhere; the other metrics are still valid

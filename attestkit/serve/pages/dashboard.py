@@ -289,7 +289,7 @@ def _load_templates() -> "tuple[Template, Template]":
 
 
 def size_text(size: float) -> str:
-    """Return a size with a unit, below 1024 and with two decimal places."""
+    """Return a size in bytes as text: `1.50 KB` for 1536. Each unit is 1024 times the previous."""
     unit = 0
     while size >= 1024 and unit < len(_UNITS) - 1:
         size /= 1024

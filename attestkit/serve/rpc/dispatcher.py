@@ -64,7 +64,7 @@ def protobuf() -> Codec:
 
 
 class MethodContext(Protocol):
-    """The part of the methods' context (`Guest`) that the dispatcher uses."""
+    """What the dispatcher uses of the context that methods get, such as `Guest`."""
 
     @property
     def executor(self) -> Executor | None:
@@ -106,7 +106,7 @@ class _DisconnectedError(Exception):
 
 @dataclass(eq=False)
 class RpcApp:
-    """Application of one listener."""
+    """ASGI application of one listener: its services, and its views."""
 
     guest: MethodContext
     services: Sequence[Service]  # with different mount points

@@ -21,7 +21,7 @@ from attestkit.serve.rpc.message_fields import UNNUMBERED, Field, defaults_of, f
 M = TypeVar("M", bound=NamedTuple)
 
 _NAMES = {str: "a string", bool: "a boolean", int: "a number", bytes: "a string of hex digits"}
-_NO_OBJECT = "request body: not a JSON object"
+_NO_OBJECT = "request body: must be a JSON object"
 _SMALL = 64 * 1024  # bytes of a body that may be decoded completely
 _USUAL_RECURSION = 5000
 _parse_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -32,7 +32,7 @@ class PreparedResponse(Generic[M]):
 
     Attributes:
         json: JSON in pieces.
-        protobuf: Binary encoding, once it was requested.
+        protobuf: Binary encoding in pieces; None until it is first requested.
     """
 
     __slots__ = ("_make", "json", "protobuf")
@@ -78,7 +78,7 @@ def decode(message: type[M], body: bytes) -> M:
     except FormatError:
         raise
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise FormatError("request body: not valid JSON", reason="syntax") from error
+        raise FormatError("request body: must be valid JSON", reason="syntax") from error
     return message._make(values)
 
 
@@ -96,7 +96,7 @@ def _members(body: bytes) -> dict[str, msgspec.Raw]:
         # An escaped colon in a name is not counted in the body, and could hide a repeated name.
         hidden = in_names and (b"\\u003a" in body or b"\\u003A" in body)
         if hidden or body.count(b":") != len(members) + inside + in_names:
-            problem = "a name given more than once, or with an escaped colon"
+            problem = "must not repeat a name, or escape a colon in a name"
             raise FormatError(f"request body: {problem}", reason="duplicate")
     return members
 
@@ -135,10 +135,10 @@ def _checked(field: Field, value: int | None) -> int | None:
 
 
 def checked_number(field: Field, value: int) -> int:
-    """Return a number that the field can have.
+    """Return `value`, after checking that it fits the field.
 
     Raises:
-        FormatError: If it is negative, or has too many bits.
+        FormatError: If `value` is negative, or has more than `field.bits` bits.
     """
     if 0 <= value < 1 << field.bits:
         return value
@@ -160,7 +160,7 @@ def hex_bytes(name: str, text: str) -> bytes:
     try:
         return unhexlify(text.removeprefix("0x"))
     except ValueError as error:
-        raise FormatError(f"{name}: not valid hex", reason="encoding") from error
+        raise FormatError(f"{name}: must be pairs of hex digits", reason="encoding") from error
 
 
 def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[bytes]:

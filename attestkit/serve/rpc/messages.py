@@ -35,7 +35,8 @@ class GetTlsKeyArgs(NamedTuple):
     Attributes:
         subject: Common name; empty: no common name.
         alt_names: DNS names and IP addresses; internationalised names in their xn-- form.
-        usage_ra_tls: Include evidence, so that the certificate can be verified by RA-TLS.
+        usage_ra_tls: Include evidence over the key, so that RA-TLS clients can verify the
+            certificate.
         usage_server_auth: Allow the certificate for TLS servers.
         usage_client_auth: Allow the certificate for TLS clients.
         not_before: Start of the validity, Unix time; 0 or unset: the year 1975.
@@ -54,11 +55,11 @@ class GetTlsKeyArgs(NamedTuple):
 
 
 class GetTlsKeyResponse(NamedTuple):
-    """A private key and its certificates, in PEM.
+    """A private key, and the chain of its certificate, in PEM.
 
     Attributes:
         key: The private key, PKCS#8.
-        certificate_chain: Its certificate, then those of the issuers.
+        certificate_chain: Certificate of the key, then those of the issuers.
     """
 
     key: Annotated[str, 1] = ""
@@ -161,7 +162,7 @@ class GetQuoteResponse(NamedTuple):
     """A quote, the event log that replays to its registers, and the VM's configuration.
 
     Attributes:
-        quote: The quote.
+        quote: The TDX quote.
         event_log: JSON array of the events that replay to the quote's registers.
         report_data: The report data in the quote, zero-padded to 64 bytes.
         vm_config: JSON of the VM's configuration, as the host provided it.
@@ -177,7 +178,8 @@ class AttestResponse(NamedTuple):
     """Evidence that a verifier accepts unchanged.
 
     Attributes:
-        attestation: Evidence in dstack's versioned format.
+        attestation: Evidence in dstack's versioned format; a CMW collection in CBOR for a platform
+            that this does not define.
     """
 
     attestation: Annotated[bytes, 1] = b""
@@ -201,10 +203,10 @@ class TdxQuoteResponse(NamedTuple):
     """A quote and its event log, and how its report data were computed.
 
     Attributes:
-        quote: The quote.
+        quote: The TDX quote.
         event_log: JSON array of the events that replay to the quote's registers.
-        hash_algorithm: The hash algorithm.
-        prefix: The prefix; empty with `raw`.
+        hash_algorithm: The hash algorithm that was used, also if the request had none.
+        prefix: The prefix that was hashed, also if the request had none; empty with `raw`.
     """
 
     quote: Annotated[bytes, 1] = b""
@@ -231,7 +233,7 @@ class AppInfo(NamedTuple):
     Attributes:
         app_id: App id.
         instance_id: Id of this instance of the app.
-        app_cert: Chain of a demo certificate; empty until it was issued.
+        app_cert: Chain of a demo certificate of the app, PEM; empty until it is issued.
         tcb_info: JSON of registers, event log and app-compose.json; empty if the app hides it.
         app_name: The name in app-compose.json.
         device_id: Hash of the processor's identity.

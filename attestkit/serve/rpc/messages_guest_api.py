@@ -53,7 +53,7 @@ class SystemInfo(NamedTuple):
 
     Attributes:
         os_name: Name of the operating system.
-        os_version: Its version.
+        os_version: Version of the operating system.
         kernel_version: Version of the kernel.
         cpu_model: Model of the first processor.
         num_cpus: Number of logical processors.
@@ -95,10 +95,10 @@ class Gpu(NamedTuple):
 
     Attributes:
         index: Number of the GPU.
-        uuid: Its UUID.
-        pci_bus_id: Its address on the bus.
-        utilization_gpu: Used part of its processors in percent.
-        utilization_memory: Used part of its memory bandwidth in percent.
+        uuid: UUID of the GPU.
+        pci_bus_id: Address of the GPU on the PCI bus.
+        utilization_gpu: Busy time of the processors in percent.
+        utilization_memory: Busy time of the memory in percent.
         memory_total_bytes: Total memory.
         memory_used_bytes: Used memory.
         memory_free_bytes: Free memory.
@@ -125,9 +125,9 @@ class GpuInfo(NamedTuple):
 
     Attributes:
         gpus: The GPUs.
-        error: Reason why they could not be read.
-        cc_ready: Whether they are ready for confidential computing.
-        cc_enabled: Whether confidential computing is enabled.
+        error: Reason why the GPUs could not be read; empty if they were.
+        cc_ready: Whether the GPUs accept work in confidential computing; unset if unknown.
+        cc_enabled: Whether confidential computing of the GPUs is enabled; unset if unknown.
         sample_age_ms: Age of the values in milliseconds.
     """
 
@@ -139,7 +139,7 @@ class GpuInfo(NamedTuple):
 
 
 class Gateway(NamedTuple):
-    """A router.
+    """Router of a default route.
 
     Attributes:
         address: IP address.
@@ -149,11 +149,11 @@ class Gateway(NamedTuple):
 
 
 class IpAddress(NamedTuple):
-    """An address of an interface.
+    """An IP address of a network interface.
 
     Attributes:
         address: IP address.
-        prefix: Prefix length of its network in bits.
+        prefix: Prefix length of the address's network in bits.
     """
 
     address: Annotated[str, 1] = ""
@@ -165,7 +165,7 @@ class Interface(NamedTuple):
 
     Attributes:
         name: Name.
-        addresses: Its addresses.
+        addresses: IP addresses of the interface.
         rx_bytes: Received bytes.
         tx_bytes: Sent bytes.
         rx_errors: Errors of reception.
@@ -204,7 +204,7 @@ class ContainerInfo(NamedTuple):
         names: Names, with a slash.
         image: Name of the image.
         image_id: Id of the image.
-        created: Unix time of its creation.
+        created: Unix time at which the container was created.
         state: State, such as running or exited.
         status: Human-readable state, such as Up 2 hours.
     """

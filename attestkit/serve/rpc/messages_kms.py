@@ -15,7 +15,7 @@ class GetAppKeyRequest(NamedTuple):
     """Request for the keys of the app whose evidence is in the client's certificate.
 
     Attributes:
-        api_version: 0 or 1.
+        api_version: Version of the request, 0 or 1.
         vm_config: VM configuration, JSON; empty: that of the evidence.
     """
 
@@ -31,7 +31,7 @@ class AppKeyResponse(NamedTuple):
         disk_crypt_key: Key of the instance's disk, 32 bytes.
         env_crypt_key: X25519 key of the app's encrypted environment, 32 bytes.
         k256_key: secp256k1 root key of the app, 32 bytes.
-        k256_signature: Signature of the KMS over the public root key, 65 bytes.
+        k256_signature: Signature of the KMS over the app's public root key, 65 bytes.
         tproxy_app_id: Older name of `gateway_app_id`.
         gateway_app_id: App id of the gateway.
         os_image_hash: Hash of the OS image.
@@ -51,7 +51,7 @@ class AppKeyResponse(NamedTuple):
 
 
 class AppId(NamedTuple):
-    """An app.
+    """Id of an app.
 
     Attributes:
         app_id: App id, 20 bytes.
@@ -65,9 +65,9 @@ class PublicKeyResponse(NamedTuple):
 
     Attributes:
         public_key: X25519 key, 32 bytes.
-        signature: Signature of the KMS without a time, 65 bytes.
-        timestamp: Unix time of `signature_v1`.
-        signature_v1: Signature of the KMS over the time too, 65 bytes.
+        signature: Signature of the KMS over app id and public key, 65 bytes.
+        timestamp: Unix time in `signature_v1`.
+        signature_v1: Signature of the KMS over app id, time and public key, 65 bytes.
     """
 
     public_key: Annotated[bytes, 1] = b""
@@ -80,7 +80,7 @@ class BootstrapRequest(NamedTuple):
     """Request to create the keys of a new KMS.
 
     Attributes:
-        domain: DNS name of the KMS.
+        domain: DNS name or IP address of the KMS, for its certificate.
     """
 
     domain: Annotated[str, 1] = ""
@@ -90,8 +90,8 @@ class BootstrapResponse(NamedTuple):
     """Public keys of a new KMS.
 
     Attributes:
-        ca_pubkey: Key of the root CA, SubjectPublicKeyInfo in DER.
-        k256_pubkey: secp256k1 root key, 33 bytes.
+        ca_pubkey: Public key of the root CA, SubjectPublicKeyInfo in DER.
+        k256_pubkey: Public secp256k1 root key, 33 bytes.
         attestation: Evidence over both keys; empty if the KMS does not attest itself.
     """
 
@@ -101,17 +101,18 @@ class BootstrapResponse(NamedTuple):
 
 
 class GetMetaResponse(NamedTuple):
-    """Description of a KMS; nothing in it is proven.
+    """Description of a KMS, which is neither signed nor attested.
 
     Attributes:
         ca_cert: Certificate of the root CA, PEM.
         allow_any_upgrade: Whether every compose hash of an app gets its keys.
-        k256_pubkey: secp256k1 root key, 33 bytes.
-        bootstrap_info: Its public keys; unset after onboarding from another KMS.
-        is_dev: Whether it is for development.
+        k256_pubkey: Public secp256k1 root key, 33 bytes.
+        bootstrap_info: Public keys and evidence over them, from Bootstrap; unset if the keys were
+            copied from another KMS.
+        is_dev: Whether the KMS is for development.
         gateway_app_id: App id of the gateway.
-        kms_contract_address: Address of the contract.
-        chain_id: Chain of the contract.
+        kms_contract_address: Address of the Ethereum contract that authorizes apps.
+        chain_id: Id of the Ethereum chain of the contract.
         app_auth_implementation: Address of the app contract's implementation.
     """
 
@@ -152,7 +153,7 @@ class KmsKeys(NamedTuple):
 
 
 class KmsKeyResponse(NamedTuple):
-    """All keys that another KMS takes over.
+    """All keys that are copied to another KMS.
 
     Attributes:
         temp_ca_key: Key of the temporary CA, PKCS#8 in PEM.
@@ -170,8 +171,8 @@ class GetTempCaCertResponse(NamedTuple):
     """The temporary CA, which certifies the keys of clients; its key is public by design.
 
     Attributes:
-        temp_ca_cert: Its certificate, PEM.
-        temp_ca_key: Its key, PKCS#8 in PEM.
+        temp_ca_cert: Certificate of the temporary CA, PEM.
+        temp_ca_key: Private key of the temporary CA, PKCS#8 in PEM.
         ca_cert: Certificate of the root CA, PEM.
     """
 
@@ -189,7 +190,7 @@ class SignCertRequest(NamedTuple):
     Attributes:
         api_version: 1 or 2, the version of `csr`.
         csr: Certificate request in SCALE.
-        signature: Its ECDSA signature by its key, DER.
+        signature: ECDSA signature over `csr` by the key to be certified, DER.
         vm_config: VM configuration, JSON; empty: that of the evidence.
     """
 
@@ -210,11 +211,11 @@ class SignCertResponse(NamedTuple):
 
 
 class OnboardRequest(NamedTuple):
-    """Request to take over the keys of another KMS.
+    """Request to copy the keys of another KMS to this one.
 
     Attributes:
         source_url: URL of the other KMS.
-        domain: DNS name of this KMS.
+        domain: DNS name or IP address of this KMS, for its certificate.
     """
 
     source_url: Annotated[str, 1] = ""
@@ -225,7 +226,7 @@ class OnboardResponse(NamedTuple):
     """Result of an onboarding.
 
     Attributes:
-        k256_pubkey: secp256k1 root key, 33 bytes.
+        k256_pubkey: Public secp256k1 root key, which both KMS now have, 33 bytes.
     """
 
     k256_pubkey: Annotated[bytes, 1] = b""
@@ -240,9 +241,9 @@ class AttestationInfoResponse(NamedTuple):
         os_image_hash: Hash of the OS image.
         tee_variant: Platform, such as dstack-tdx.
         site_name: Name of the site.
-        eth_rpc_url: URL of the chain.
-        kms_contract_address: Address of the contract.
-        ppid: Identity of the processor, in the clear.
+        eth_rpc_url: URL of an RPC server of the Ethereum chain.
+        kms_contract_address: Address of the Ethereum contract that authorizes apps.
+        ppid: PPID of the processor, not encrypted; empty without one.
     """
 
     device_id: Annotated[bytes, 1] = b""

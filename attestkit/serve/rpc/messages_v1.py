@@ -21,7 +21,7 @@ class IssueCertRequest(messages.GetTlsKeyArgs):
 
 
 class IssueCertResponse(messages.GetTlsKeyResponse):
-    """A private key and its certificates, in PEM."""
+    """A private key, and the chain of its certificate, in PEM."""
 
     __slots__ = ()
 
@@ -75,12 +75,12 @@ class AttestRequest(NamedTuple):
 
 
 class GpuEvidenceBundle(NamedTuple):
-    """Evidence of GPUs. It is not bound to the report data.
+    """Evidence of GPUs, not bound to the report data: GPUs of any machine may have signed it.
 
     Attributes:
-        vendor: Vendor of the GPUs.
-        format: Format of the evidence.
-        evidence: The evidence, unchanged.
+        vendor: Vendor of the GPUs: nvidia.
+        format: Name of the format of `evidence`, such as nvidia-nvattest-boottime-json-v1.
+        evidence: JSON, as the vendor's tool `nvattest` prints it.
     """
 
     vendor: Annotated[str, 1] = ""
@@ -102,7 +102,7 @@ class AttestResponse(NamedTuple):
 
 
 class AttestGpuRequest(NamedTuple):
-    """Nonce of new GPU evidence.
+    """Request for new GPU evidence over a nonce.
 
     Attributes:
         nonce: Nonce, 32 bytes, which the GPU signs unchanged.
@@ -112,10 +112,11 @@ class AttestGpuRequest(NamedTuple):
 
 
 class AttestGpuResponse(NamedTuple):
-    """New GPU evidence over a nonce. It is not bound to the TEE.
+    """New GPU evidence over a nonce, not bound to the TEE: GPUs of any machine may have signed it.
 
     Attributes:
-        bundles: The evidence.
+        bundles: One bundle with the evidence of all GPUs, in the JSON of `nvattest
+            collect-evidence`; its format is nvidia-nvattest-collect-evidence-json-v1.
     """
 
     bundles: Annotated[tuple[GpuEvidenceBundle, ...], 1] = ()

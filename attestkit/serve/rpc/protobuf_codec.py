@@ -38,8 +38,8 @@ def decode(message: type[M], body: bytes) -> M:
     """Return the message in a binary `body`; an empty body is a message of defaults.
 
     Raises:
-        FormatError: If the body is truncated or malformed, a string is not UTF-8, or a field has
-            another wire type.
+        FormatError: If the body is truncated or malformed, a string is not UTF-8, or a field has a
+            wire type that does not fit its type.
     """
     if not body:
         return defaults_of(message)
@@ -54,13 +54,13 @@ def decode(message: type[M], body: bytes) -> M:
     if found.ByteSize() != size and any(
         other.FromString(body).ListFields() for other in _other_types(message)
     ):
-        raise FormatError(f"{text}: a field has another wire type", reason="wrong_type")
+        raise FormatError(f"{text}; a field has a wrong wire type", reason="wrong_type")
     return _read(message, found)
 
 
 @cache
 def _other_types(message: type[NamedTuple]) -> list[type[Message]]:
-    """Return a class for each wire type, with the fields that must have another one.
+    """Return a class for each wire type, with the fields that must not have that wire type.
 
     They parse a body at the library's speed; millions of objects of unknown fields take seconds.
     """

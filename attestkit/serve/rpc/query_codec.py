@@ -56,7 +56,7 @@ def _collect(message: type[M], query: bytes) -> dict[str, dict[str, str]]:
         if index in texts:
             raise FormatError(f"{name}: given more than once", reason="duplicate")
         if not _is_utf8(value):
-            raise FormatError(f"{name}: not valid UTF-8", reason="encoding")
+            raise FormatError(f"{name}: must be valid UTF-8", reason="encoding")
         texts[index] = value
     return found
 
@@ -69,11 +69,11 @@ def _index_of(field: Field, brackets: str, count: int) -> str:
     """Return the index of a field's value; "" without brackets."""
     if not field.repeated:
         if brackets:
-            raise FormatError(f"{field.name}: not an array", reason="wrong_type")
+            raise FormatError(f"{field.name}: must have no index", reason="wrong_type")
         return ""
     index = _INDEX.match(brackets)
     if index is None:
-        text = f"{field.name}: an array; write {field.name}[0]=... for each item"
+        text = f"{field.name}: must be an array: {field.name}[0]=... for each item"
         raise FormatError(text, reason="wrong_type")
     # `[]` continues after the given values, so that both notations can be mixed.
     return str(int(index[1])) if index[1] else f"+{count}"

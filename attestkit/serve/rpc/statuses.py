@@ -26,7 +26,7 @@ class TooManyBodiesError(LimitError):
 
 
 class NotImplementedHereError(UnsupportedError):
-    """The method needs a part that this machine does not have (501)."""
+    """The method needs a device or feature that this machine does not have (501)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reason="feature")

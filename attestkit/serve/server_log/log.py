@@ -43,7 +43,7 @@ def ascii_line(text: str, max_length: int) -> str:
 
 
 def one_line_traceback(error: BaseException | None) -> str:
-    """Return an exception and the last six places of its traceback, innermost last."""
+    """Return an exception, and file and line of the last six calls in its traceback."""
     if error is None:
         return ""
     trace = traceback.walk_tb(error.__traceback__)
@@ -194,7 +194,7 @@ class ServerLog:
             self._sink.write(encoded, _PATIENCE)
 
     def report_error(self, text: str) -> None:
-        """Write the error that ends the server."""
+        """Write the error that ends the server, waiting up to a second for a slow reader."""
         if self.format == "json":
             self._logger.critical("%s", text)
         else:

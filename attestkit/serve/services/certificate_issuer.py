@@ -39,11 +39,11 @@ class CertificateIssuer:
 
     Args:
         app_keys: The app's keys; None: nothing is issued.
-        kms: Client of the KMS that signs if the keys are of a KMS. None: one with the URL and the
-            root CA in the key file.
-        attest: Returns evidence.
+        kms: Client of the KMS that signs, if the app's keys come from a KMS. None: a client with
+            the URL and the root CA in the key file.
+        attest: Returns evidence over report data of 64 bytes, for an encoding.
         now: Returns the Unix time.
-        random: Returns that many random bytes.
+        random: Returns as many random bytes as its argument says.
         app_info_array: Number of values if app info in certificates is an array; None: a map.
     """
 
@@ -72,7 +72,7 @@ class CertificateIssuer:
         Args:
             args: Contents of the certificate.
             key: The key; None: a new one.
-            encoding: Of the evidence; None: as v0 Attest chooses it.
+            encoding: Encoding of the evidence in the certificate; None: as Attest of v0 chooses it.
 
         Raises:
             UsageError: If a value cannot be encoded in a certificate.
@@ -82,7 +82,7 @@ class CertificateIssuer:
         """
         begin, end = choose_validity(args.not_before, args.not_after, self.now())
         if len(args.alt_names) > _MAX_ALT_NAMES:  # each takes time, in which others wait
-            raise UsageError(f"alt_names: more than {_MAX_ALT_NAMES}", reason="too_many")
+            raise UsageError(f"alt_names: must be at most {_MAX_ALT_NAMES}", reason="too_many")
         if self.is_remote:
             return self._request(args, key, encoding)
         ca_cert, ca_key = self._own_ca()
@@ -121,7 +121,7 @@ class CertificateIssuer:
     def _request(
         self, args: m.GetTlsKeyArgs, key: P256Key | None, encoding: Encoding | None
     ) -> m.GetTlsKeyResponse:
-        """Have the KMS sign a certificate; the client checks its chain, key and app."""
+        """Return a key and the chain that the KMS signs, whose key and app the client checks."""
         from attestkit.kms.cert_request import CertRequest  # lazy: only with a KMS
 
         if args.not_before and args.not_after and args.not_before >= args.not_after:

@@ -100,7 +100,7 @@ class Guest:
         app_keys: The app's keys; None: key methods fail.
         vm_config: Configuration of the VM, returned unchanged.
         now: Returns the Unix time.
-        random: Returns that many random bytes.
+        random: Returns as many random bytes as its argument says.
         machine: Static information about the machine; None: read it, or "simulated".
         release: Version and name of the server.
         stats: Counters to update.
@@ -108,8 +108,8 @@ class Guest:
         data_disks: Mount points of the file systems in the system information.
         docker: Address of the container engine; ConfigError if it is invalid.
         has_emit_event: Whether the method EmitEvent works.
-        kms: Client that has certificates signed if the keys are of a KMS; None: one with the URL
-            and the root CA in the key file.
+        kms: Client of the KMS that signs certificates, if the app's keys come from a KMS; None: a
+            client with the URL and the root CA in the key file.
     """
 
     def __init__(
@@ -296,7 +296,7 @@ class Guest:
         return made
 
     def _registers(self) -> _State:
-        """Return the registers or the events of a TPM's PCR, for `cached`; None without either."""
+        """Return the registers, or the events of a TPM's PCR, for `cached`; None without either."""
         try:
             if isinstance(self.attester.backend, EventPcr):
                 return self.attester.event_log().events

@@ -116,10 +116,10 @@ class HostAccess:
     """
 
     async def check(self, request: Scope, route: str | None) -> None:
-        """Refuse Shutdown of another vsock peer than the host.
+        """Refuse Shutdown for every peer but the host.
 
         Raises:
-            MethodRefusedError: If it is refused.
+            MethodRefusedError: If the request is for Shutdown, and its peer is not the host.
         """
         client = request.get("client")
         is_host = is_unix_peer(request) if client is None else client[0] == _HOST_CID

@@ -61,9 +61,10 @@ def _attest(guest: Guest, request: m1.AttestRequest) -> PreparedResponse[m1.Atte
 
 
 def _attest_gpu(guest: Guest, request: m1.AttestGpuRequest) -> m1.AttestGpuResponse:
-    """Return new GPU evidence over a nonce; 501 without GPUs whose driver can be asked.
+    """Return new GPU evidence over a nonce; 501 without GPUs whose driver can be queried.
 
-    The evidence is not verified, and not bound to the guest.
+    The server does not verify the evidence. It is not bound to the guest: it does not show that the
+    GPUs are those of this machine.
     """
     if (size := len(request.nonce)) != _NONCE_SIZE:
         text = f"GPU attestation failed: nonce must be exactly {_NONCE_SIZE} bytes, got {size}"
@@ -104,7 +105,7 @@ def _collect_output(guest: Guest, nonce: bytes) -> bytes:
     """Return evidence over a nonce of 32 bytes, as the JSON of `nvattest collect-evidence`.
 
     Raises:
-        NotImplementedHereError: If the machine has no GPU whose driver can be asked.
+        NotImplementedHereError: If the machine has no GPU whose driver can be queried.
         BackendError: If the driver fails.
     """
     devices = [device.to_object() for device in _collect(guest, nonce).devices]

@@ -32,7 +32,7 @@ class SigningQueue:
 
         Raises:
             BackendBusyError: If too many requests wait.
-            BackendError: If the time is over.
+            BackendError: If there is no result within 100 s.
         """
         try:
             return await self._queue.run(work, asyncio.get_running_loop().time() + SECONDS)

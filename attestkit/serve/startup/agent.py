@@ -138,9 +138,10 @@ def _load_seed(settings: Settings) -> bytes | None:
 
 
 def _boot_with_keys(attester: Attester, kms: KmsSettings, app_id: bytes | None) -> "KmsClient":
-    """Boot the app with keys of a KMS; return the client that has its certificates signed.
+    """Boot the app with keys of a KMS; return the client by which the KMS signs certificates.
 
-    The client pins the KMS that released the keys, whose URL it tries first.
+    The client trusts only the root keys of the KMS that released the app's keys, and tries its URL
+    first.
     """
     from attestkit.kms.boot import boot_with_kms  # lazy: only with a KMS
     from attestkit.kms.client import KmsClient

@@ -45,8 +45,8 @@ def announce(
         shared: The log, and the form of the ready line.
         ready: Addresses of the listeners.
         lines: First lines of the banner: what is served.
-        attester: The agent's TEE.
-        verifier: Settings of the verifier service.
+        attester: Attester of the agent; None: no agent is served.
+        verifier: Settings of the verifier service; None: it is not served.
     """
     if shared.inherited is not None:
         return

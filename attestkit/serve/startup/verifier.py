@@ -13,7 +13,7 @@ from attestkit.serve.verifier_service.verifier_factory import load_ear_key, open
 
 
 def serve_verifier(settings: VerifierSettings, shared: ServerContext, *, watchdog: bool) -> None:
-    """Serve the verifier until a signal arrives."""
+    """Serve the verifier without an agent until a signal arrives."""
     stats = Stats()
     if shared.inherited is not None:
         from attestkit.serve.worker_pool.control_channel import ControlChannel  # lazy
@@ -38,7 +38,7 @@ def serve_verifier(settings: VerifierSettings, shared: ServerContext, *, watchdo
 def _serve(
     settings: VerifierSettings, shared: ServerContext, service: ServiceEnvironment, stats: Stats
 ) -> None:
-    """Serve the verifier without an agent, TEE or files."""
+    """Serve the verifier in this process."""
     options = ServerOptions(
         verifier=open_verifier(settings),
         ear_key=load_ear_key(settings),

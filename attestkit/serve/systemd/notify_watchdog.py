@@ -67,8 +67,8 @@ class ServiceManager:
     """Sender of notifications to a service manager; does nothing without an address.
 
     Args:
-        address: Path of its socket, or `@` and an abstract name.
-        watchdog_seconds: Its watchdog timeout; None without a watchdog.
+        address: Path of the service manager's socket, or `@` and an abstract name.
+        watchdog_seconds: Timeout of the service manager's watchdog; None without a watchdog.
     """
 
     def __init__(self, address: str | None, watchdog_seconds: float | None = None) -> None:
@@ -151,7 +151,7 @@ class ServiceManager:
 
 
 async def _probe_any(addresses: Mapping[str, Path | str]) -> None:
-    """Probe the first listener; if it is full, the second one."""
+    """Probe the first listener that is on; if it has too many connections, the second one."""
     limited = [name for name in addresses if name.startswith(LIMITED_PREFIX)]
     names = [name for name in (*_PROBES, *limited, *_LATER_PROBES) if name in addresses]
     try:
@@ -211,10 +211,10 @@ class ServiceEnvironment(NamedTuple):
     def from_environ(
         cls, environ: MutableMapping[str, str], on: Collection[str], *, watchdog: bool
     ) -> "ServiceEnvironment":
-        """Take the service manager and the sockets of the listeners from the environment.
+        """Take service manager and inherited sockets from the environment; remove their variables.
 
         Raises:
-            UsageError: If its variables are invalid.
+            UsageError: If a variable is invalid, or an inherited socket does not fit its listener.
         """
         manager = ServiceManager.from_environ(environ)
         expected = manager.watchdog_seconds is not None

@@ -135,7 +135,7 @@ class VerifierApp:
         await asgi.send_response(scope, send, answer.status, headers, answer.body)
 
     def _health(self) -> _Response:
-        """Return the upstream's answer, and the policy's preset: development enforces no TCB."""
+        """Return the response of dstack's verifier, and the preset of the policy, or custom."""
         from attestkit.verifier.policy.appraisal_policy import preset_name  # lazy: loaded already
 
         name = preset_name(self.verifier.policy) or "custom"
@@ -249,7 +249,7 @@ class VerifierApp:
 
 
 def _verdict(outcome: Outcome) -> tuple[str, str]:
-    """Return the result and the step for the metrics."""
+    """Return the outcome and the step that decided it, for `Stats.verdicts`."""
     if outcome.result is not None:
         return _ACCEPTED
     return "failed" if outcome.failed else "refused", STEPS[outcome.step]

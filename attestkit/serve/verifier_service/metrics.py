@@ -108,14 +108,14 @@ class MetricsAggregator:
         self._last[slot] = counters.decode_stats(data)
 
     def retire(self, slot: int) -> None:
-        """Keep the counters of the worker of a slot, which has exited."""
+        """Add the counters of the worker in `slot`, which has exited, to those of former ones."""
         last = self._last.pop(slot, counters.Stats())
         for traffic in last.traffic.values():
             traffic.connections = 0  # closed by the exit
         self._ended.add(last)
 
     def total(self) -> counters.Stats:
-        """Return the sum as a new object."""
+        """Return the sum of the counters of all workers, as a new object."""
         found = counters.Stats()
         for stats in (self._ended, *self._last.values()):
             found.add(stats)
@@ -136,7 +136,7 @@ def metrics_listener(
         sock: Listening socket.
         aggregator: Counters of the workers.
         limits: Limits of the server; the listener gets smaller ones.
-        access_log: Log of the requests, if it is on.
+        access_log: Log of the requests; None: they are not logged.
         handed_over: Whether the socket was inherited, so that it stays open for the next server.
     """
     from attestkit.serve.http.server import Listener  # lazy: imports uvicorn

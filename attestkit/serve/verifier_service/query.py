@@ -62,7 +62,7 @@ class VerifyQuery(NamedTuple):
             if form not in {"jwt", "cose"}:
                 raise FormatError("encoding: must be jwt or cose", reason="wrong_value")
         elif "encoding" in found:
-            raise FormatError("encoding: only with format=ear", reason="inconsistent")
+            raise FormatError("encoding: requires format=ear", reason="inconsistent")
         nonce, report_data = _nonce(found.get("nonce")), _report_data(found.get("report_data"))
         if nonce is not None and report_data is not None:
             raise FormatError("nonce and report_data: give at most one", reason="inconsistent")
@@ -84,7 +84,7 @@ def _parameters(query: bytes) -> dict[str, str]:
         FormatError: If a parameter is repeated or unknown, or the query is over 1,024 bytes.
     """
     if len(query) > _LONGEST:
-        raise FormatError(f"query: longer than {_LONGEST} bytes", reason="too_large")
+        raise FormatError(f"query: must be at most {_LONGEST} bytes", reason="too_large")
     found: dict[str, str] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name in found:

@@ -45,8 +45,8 @@ class VerificationRequest(NamedTuple):
         """Parse a request body; unknown keys but `nonce` are ignored.
 
         Raises:
-            WrongTypeError: If it is not an object, or a field has a wrong type.
-            FormatError: If it is not JSON, or has a repeated key.
+            WrongTypeError: If the body is not a JSON object, or a field has a wrong type.
+            FormatError: If the body is not JSON, or has a repeated key.
         """
         if (attestation := _read_sole_attestation(body)) is not None:
             return cls(attestation)
@@ -54,7 +54,7 @@ class VerificationRequest(NamedTuple):
         if fields is None:
             fields = strict_json.read(body, "the request")
         if not isinstance(fields, dict):
-            raise WrongTypeError("request body: not a JSON object", reason="wrong_type")
+            raise WrongTypeError("request body: must be a JSON object", reason="wrong_type")
         if "nonce" in fields:  # ignored, it would pass for a nonce that was compared
             text = "nonce: is a query parameter; send POST /verify?nonce=HEX"
             raise WrongTypeError(text, reason="unknown_field")
@@ -94,7 +94,7 @@ class VerificationRequest(NamedTuple):
             raise FormatError(str(error), reason="wrong_value") from error
 
     def read_attestation(self) -> Attestation:
-        """Return the evidence; errors have the texts of dstack's verifier.
+        """Return the evidence in the request; errors have the texts of dstack's verifier.
 
         Raises:
             FormatError: If the evidence is malformed.

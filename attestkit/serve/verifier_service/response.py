@@ -1,4 +1,4 @@
-"""Verification for POST /verify: its steps, their flags, and the reason of a refusal.
+"""Verification for POST /verify: its steps, the flags that they set, and why one refused.
 
 Request and response are those of the dstack verifier service (attestation-format.md, sections 10.2
 and 10.3). Values in `details` are verified; steps that were not reached leave false or null.
@@ -62,7 +62,7 @@ STEPS: Final = {
     _EVENT_LOG: "event_log",
     _POLICY: "policy",
 }
-"""Steps of a verification: the start of `reason`, and the label in the metrics."""
+"""Steps of a verification, by the start of `reason` in a response: their labels in metrics."""
 
 _encode: Final = msgspec.json.Encoder().encode
 _DEL: Final = b"\x7f"  # the only ASCII character that msgspec does not escape as `json` does
@@ -72,7 +72,7 @@ _NULLS: Final = ("os_image_is_dev", "os_image_version", "tee_variant", "report_d
 
 
 class Outcome(NamedTuple):
-    """Result of a verification."""
+    """Result of a verification: the content of the response to POST /verify, and its cause."""
 
     details: dict[str, Any]
     reason: str | None
@@ -116,7 +116,7 @@ def run_verification(
             gets instead of the error's text.
         query: Nonce that the evidence must be bound to, or the report data that it must have;
             without both, any report data is accepted.
-        fetch: Allow fetching collateral.
+        fetch: Whether collateral may be fetched from a PCCS.
 
     Raises:
         FetchNeededError: If collateral must be fetched, but fetch=False.
@@ -232,7 +232,7 @@ class _Verification:
             except UnsupportedError as error:
                 reason = examination.os_image.left_out or str(error)
                 raise UnsupportedError(reason, reason="os_image") from error
-            raise VerificationError("evidence: no OS image hash", reason="os_image")
+            raise VerificationError("evidence: has no hash of an OS image", reason="os_image")
         image = examination.os_image
         self.details.update(
             os_image_hash_verified=True,
@@ -246,7 +246,7 @@ class _Verification:
     ) -> None:
         info = examination.app_info()
         if info is None:
-            raise VerificationError("evidence: no app id", reason="identity")
+            raise VerificationError("evidence: has no app id", reason="identity")
         info = info._replace(os_image_hash=image_hash)
         variant = self.details["tee_variant"]
         self.details.update(

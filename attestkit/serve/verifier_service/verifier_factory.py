@@ -74,7 +74,7 @@ def _amd_certificates(data: bytes) -> tuple[bytes, ...]:
     from attestkit.verifier.platforms.snp.chain import read_endorsements  # lazy: loads X.509
 
     if not read_endorsements([data]):
-        raise FormatError("no certificate of AMD found", reason="missing")
+        raise FormatError("must have a certificate of AMD", reason="missing")
     return (data,)
 
 

@@ -88,10 +88,10 @@ class WorkerPool:
 
     Args:
         size: Number of workers.
-        arguments: Their command line.
+        arguments: Command line of each worker.
         drain_seconds: Time limit of pending requests at shutdown.
-        metrics: Collects their counters.
-        endpoint: Serves the metrics, if it is on; its socket is closed at the end.
+        metrics: Receives the counters of the workers.
+        endpoint: Listener that serves the metrics, closed at shutdown; None: it is off.
         timeout_seconds: Time without a heartbeat after which a worker is killed.
     """
 
@@ -123,7 +123,7 @@ class WorkerPool:
         """Run the worker pool until a signal arrives.
 
         Args:
-            listening: The listening socket of the workers; it is closed at the end.
+            listening: The listening socket of the workers; it is closed at shutdown.
             service: Notified when all workers are ready. Inherited sockets keep their queue.
             on_ready: Called before that notification.
 

@@ -65,4 +65,4 @@ def test_missing_recording_fails_startup(tmp_path: Path) -> None:
     options = ("--backend", "recording", "--dir", str(tmp_path), "--http", "none")
     assert "$ATTESTKIT_RECORDING" in refusal(*options, folder=tmp_path, code=3)
     line = refusal(*options, "--pccs", "127.0.0.1:0", folder=tmp_path, code=1)
-    assert "--pccs: for the simulator only" in line
+    assert "--pccs: requires the simulator" in line

@@ -84,12 +84,16 @@ WORKERS = "--workers: must be a number from 1 to 64: "
 REFUSED = [
     (Options(backend="none"), "missing", "--backend none: nothing to serve without --verifier"),
     *(
-        (given(Options(), **{option: ADDRESS}), "conflict", ": for the verifier")
+        (given(Options(), **{option: ADDRESS}), "conflict", ": requires the verifier")
         for option in FOR_VERIFIER
     ),
-    (Options(verifier="none", trust_anchor="x"), "conflict", "--trust-anchor: for the verifier"),
-    *((given(ALONE, **{option: "x"}), "conflict", ": for an agent") for option in FOR_AGENT),
-    (ALONE._replace(reset=True), "conflict", "--reset: for an agent"),
+    (
+        Options(verifier="none", trust_anchor="x"),
+        "conflict",
+        "--trust-anchor: requires the verifier",
+    ),
+    *((given(ALONE, **{option: "x"}), "conflict", ": requires an agent") for option in FOR_AGENT),
+    (ALONE._replace(reset=True), "conflict", "--reset: requires an agent"),
     *((Options(verifier=text), "wrong_value", "--verifier: ") for text in ("8080", "h", "h:65536")),
     (given(ALONE, **BOTH), "conflict", "--verifier-pccs: excludes --verifier-collateral; give"),
     *(
@@ -106,7 +110,11 @@ REFUSED = [
     ),
     (ON._replace(verifier_metrics=ADDRESS), "conflict", "--verifier-metrics: requires --backend"),
     *(
-        (given(ALONE, verifier_cache="c", **more), "conflict", "--verifier-cache: nothing is fet")
+        (
+            given(ALONE, verifier_cache="c", **more),
+            "conflict",
+            "--verifier-cache: requires --verifier-pccs",
+        )
         for more in MORE
     ),
 ]
@@ -125,7 +133,7 @@ def test_decide_verifier_unsuitable_option_is_refused(
     ("options", "text"),
     [
         (given(ALONE, **BOTH), "f: verifier_pccs: excludes --verifier-collateral;"),
-        (ALONE._replace(dir="d"), "f: dir: for an agent"),
+        (ALONE._replace(dir="d"), "f: dir: requires an agent"),
         (ON._replace(workers="2"), "f: workers: requires --backend none; "),
     ],
 )

@@ -153,12 +153,12 @@ def test_check_methods_invalid_list_is_refused(methods: Sequence[str]) -> None:
 @pytest.mark.parametrize(
     ("paths", "problem"),
     [
-        (["/run/dstack.sock"], "the path of another listener"),
-        (["/run/a.sock", "/tmp/a.sock"], "two sockets with the name dstack-a"),
+        (["/run/dstack.sock"], "is the path of two listeners"),
+        (["/run/a.sock", "/tmp/a.sock"], "two sockets have the name dstack-a"),
         (["/run/a b.sock"], "file name"),
         (["/run/.sock"], "file name"),
         (["/run/a:b.sock"], "file name"),
-        ([f"/run/{n}.sock" for n in range(17)], "more than 16"),
+        ([f"/run/{n}.sock" for n in range(17)], "at most 16"),
     ],
 )
 def test_check_limited_invalid_path_is_refused(paths: list[str], problem: str) -> None:

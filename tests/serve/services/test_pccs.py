@@ -142,7 +142,7 @@ def test_pccs_internal_error_is_not_shown(
 def test_pccs_requires_simulator(tmp_path: Path) -> None:
     """--pccs with another backend is a usage error."""
     expected = refusal("--backend", "tdx_ioctl", "--pccs", "127.0.0.1:0", folder=tmp_path, code=1)
-    assert "--pccs: for the simulator only" in expected
+    assert "--pccs: requires the simulator" in expected
 
 
 def test_pccs_address_option(tmp_path: Path) -> None:

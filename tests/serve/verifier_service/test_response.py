@@ -348,8 +348,8 @@ def test_verify_unexpected_error_is_a_rejection(step: str, error: BaseException)
 @pytest.mark.parametrize(
     ("step", "outcome_value", "text"),
     [
-        ("image_hash", b"", "evidence: no OS image hash"),
-        ("app_info", None, "evidence: no app id"),
+        ("image_hash", b"", "evidence: has no hash of an OS image"),
+        ("app_info", None, "evidence: has no app id"),
         *(
             ("appraise", value, "internal error, request 0123")
             for value in (None, True, "valid", 1)
