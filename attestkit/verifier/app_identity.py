@@ -72,7 +72,7 @@ def check_key_time_events(events: Sequence[Event]) -> None:
     """
     names = [event.name for event in events]
     if _KEY_TIME not in names:
-        message = f"the evidence has no {_KEY_TIME}"
+        message = f"event {_KEY_TIME!r}: missing in the event log"
         raise VerificationError(message, reason="identity")
     if _BOOT_END in names[: names.index(_KEY_TIME)]:
         message = f"event {_KEY_TIME!r}: follows {_BOOT_END}, so it is not of the boot"
@@ -121,7 +121,7 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> Veri
     Version 1 of MR_CONFIG_ID contains the compose hash. Version 2 is a hash of compose hash, app
     id, and kind and id of the key provider. It is computed from the event log, once with the logged
     id and once with an empty one. If neither matches, the check is skipped, because the id may have
-    had another encoding at launch. Version 3 contains the hash of an mr_config document, which
+    had a different encoding at launch. Version 3 contains the hash of an mr_config document, which
     the VM configuration may contain.
 
     Args:
@@ -133,7 +133,7 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> Veri
         The passed or skipped step; None if MR_CONFIG_ID is zero or the log has no app identity.
 
     Raises:
-        VerificationError: If MR_CONFIG_ID belongs to another app.
+        VerificationError: If MR_CONFIG_ID is not that of the app.
         FormatError: If the VM configuration or the mr_config document is malformed.
     """
     if not any(config_id) or not _tells(info):
@@ -151,7 +151,7 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> Veri
     if not isinstance(document, str):
         return _skipped("the evidence does not have the document that MR_CONFIG_ID hashes")
     if config_id != config_id_v3(document):
-        message = f"MR_CONFIG_ID: {config_id.hex()} is not the hash of mr_config in vm_config"
+        message = f"MR_CONFIG_ID: must be the hash of mr_config in vm_config, not {config_id.hex()}"
         raise VerificationError(message, reason="mr_config")
     _compare(MrConfig.parse(document), info)
     return _SEALED
@@ -176,7 +176,7 @@ def sealed_for_kms(
         The passed or skipped step; None if MR_CONFIG_ID is zero.
 
     Raises:
-        VerificationError: If MR_CONFIG_ID belongs to another app, or to another key provider.
+        VerificationError: If MR_CONFIG_ID is not that of the app, or not of this KMS.
         FormatError: If the VM configuration or the mr_config document is malformed.
     """
     if not any(config_id):
@@ -187,8 +187,8 @@ def sealed_for_kms(
         if _is_version_2(config_id, info._replace(key_provider_info=named.encode())):
             return _SEALED
         message = (
-            f"MR_CONFIG_ID: {config_id.hex()} is not the hash of this app with this KMS, or with "
-            "any KMS; launch the TD with this key provider"
+            f"MR_CONFIG_ID: must be the hash of this app with this KMS, or with any KMS, not "
+            f"{config_id.hex()}; launch the TD with this key provider"
         )
         raise VerificationError(message, reason="mr_config")
     document = VmConfig.parse(config).find("mr_config")
@@ -198,15 +198,15 @@ def sealed_for_kms(
 
 
 def require_kms(sealed: MrConfig, ca_spki: bytes) -> bytes:
-    """Return the key provider of an mr_config document, which must be this KMS or any KMS.
+    """Return the key provider of an mr_config document: the KMS with `ca_spki`, or any KMS.
 
     Raises:
-        VerificationError: If the document names another key provider.
+        VerificationError: If the document names a different key provider.
     """
     if sealed.key_provider != "kms" or sealed.key_provider_id not in {b"", ca_spki}:
         message = (
-            f"key_provider: {sealed.key_provider} {sealed.key_provider_id.hex()[:256]} in the "
-            "configuration sealed at launch, not this KMS; launch the guest with this key provider"
+            "key_provider: must be this KMS in the configuration of the launch, not "
+            f"{sealed.key_provider} {sealed.key_provider_id.hex()[:256]}; launch the guest with it"
         )
         raise VerificationError(message, reason="mr_config")
     return sealed.key_provider_info
@@ -218,7 +218,7 @@ def _skipped(reason: str) -> VerificationStep:
 
 
 def has_document(config_id: bytes, config: str) -> bool:
-    """Return whether the configuration has the document of a version 3 MR_CONFIG_ID.
+    """Return whether a VM configuration has the document that a version 3 MR_CONFIG_ID hashes.
 
     Raises:
         FormatError: If the configuration is malformed.
@@ -230,7 +230,7 @@ def has_document(config_id: bytes, config: str) -> bool:
 
 
 def require_sealed_configuration(claims: Claims, info: "AppInfo | None") -> None:
-    """Check that a TD has a sealed configuration, and that it was compared with the app.
+    """Check that a TD has a configuration in MR_CONFIG_ID, and that it was compared with the app.
 
     Evidence that names no app, such as a bare quote, cannot be compared: it is rejected only if
     MR_CONFIG_ID is zero or of version 2. On Azure (vtpm.md, section 6.3) and Google Cloud zero is
@@ -239,7 +239,7 @@ def require_sealed_configuration(claims: Claims, info: "AppInfo | None") -> None
     Raises:
         PolicyError: If MR_CONFIG_ID is zero; if it has version 2, and is not the hash of values in
             the event log; if it has version 3, and the evidence does not have its document; or if
-            it has another version. Version 1 is always compared.
+            its version is unknown. Version 1 is always compared.
     """
     config_id = claims.get("mr_config_id")
     if config_id is None or claims.has_mr_config:  # not a TD, or compared
@@ -247,7 +247,7 @@ def require_sealed_configuration(claims: Claims, info: "AppInfo | None") -> None
     if claims.platform in _NOT_SEALED and not any(config_id):
         return
     if not any(config_id):
-        problem = "is zero: the TD was launched without a sealed configuration"
+        problem = "is zero: the TD was launched without a configuration"
         remedy = "launch it with one"
     elif config_id[0] == 2:
         if info is not None and _is_version_2(config_id, info):
@@ -282,12 +282,12 @@ def _is_version_2(config_id: bytes, info: "AppInfo") -> bool:
 
 
 def _tells(info: "AppInfo") -> bool:
-    """Return whether the event log has a field to compare with a sealed configuration."""
+    """Return whether the event log has a field that MR_CONFIG_ID can be compared with."""
     return any(_logged(info))
 
 
 def _compare(sealed: MrConfig, info: "AppInfo") -> None:
-    """Compare each field of the document with the event log."""
+    """Raise VerificationError unless each field of the document equals that in the event log."""
     for name in ("compose_hash", "app_id", "instance_id"):
         in_sealed, in_log = getattr(sealed, name), getattr(info, name)
         if in_sealed and in_sealed != in_log:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class AkSettings(NamedTuple):
-    """Roots and certificates for attestation keys (AK) of TPMs, and whether others are fetched."""
+    """Roots and certificates for attestation keys (AK) of TPMs; `fetch` allows to fetch more."""
 
     roots: tuple[bytes, ...] = ()
     certificates: tuple[bytes, ...] = ()  # of CAs, and CRLs
@@ -55,7 +55,7 @@ class AkSettings(NamedTuple):
 
 
 class Authenticators:
-    """Authenticators of the vendors, under their roots or one trust anchor."""
+    """Authenticators of all platforms, under the vendors' roots or one trust anchor."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Authenticators:
     def for_bundle(
         self, amd_crls: Sequence[bytes], ak_certificates: Sequence[bytes]
     ) -> "Authenticators":
-        """Return authenticators that use lists and certificates of an evidence bundle.
+        """Return authenticators that use CRLs and certificates of an evidence bundle, too.
 
         They fetch nothing, and share the caches of this object. The bundle's CRLs are used only for
         issuers without a CRL in the arguments.
@@ -145,11 +145,13 @@ class Authenticators:
     def authenticate_tpm_quote(
         self, parsed: ParsedEvidence, hardware: Authenticated, now: datetime, *, fetch: bool = True
     ) -> Authenticated:
-        """Verify the TPM's quote beside the hardware's evidence, if there is one.
+        """Verify the TPM's quote of a VM on Azure or Google Cloud, beside its hardware evidence.
+
+        Return the content of both; `hardware` for evidence without such a quote.
 
         Args:
             parsed: The evidence.
-            hardware: Content of its quote or report, which is authentic.
+            hardware: Authentic content of the evidence's TDX quote or SEV-SNP report.
             now: Time of the verification, with a time zone.
             fetch: As for `authenticate`.
 
@@ -171,7 +173,7 @@ class Authenticators:
     def authenticate_hardware(
         self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime
     ) -> Authenticated:
-        """Verify the hardware's evidence: quote, SEV-SNP report or Nitro document."""
+        """Verify an SGX or TDX quote, SEV-SNP report or Nitro document; return its content."""
         if (quote := parsed.quote) is not None:
             nested = isinstance(parsed.wire_platform, AzureTdx)
             return authenticate_quote(self._intel, quote, collateral, now, behind_paravisor=nested)
@@ -362,6 +364,6 @@ def _single_certificate(certificate: bytes | str) -> bytes:
             raise UsageError(message, reason="wrong_size")
         read_path_certificate(certificates[0])
     except FormatError as error:
-        message = f"trust anchor: not a valid certificate: {error}"
+        message = f"trust anchor: must be a valid certificate: {error}"
         raise UsageError(message, reason="wrong_value") from error
     return certificates[0]

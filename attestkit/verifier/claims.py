@@ -26,7 +26,7 @@ ANOTHER_ROOT: Final = (
 
 
 class ValueMapping(Mapping[str, Any]):
-    """The fields of a dataclass as a read-only mapping."""
+    """Base class of dataclasses whose fields are also the items of a read-only mapping."""
 
     __slots__ = ()
 
@@ -53,7 +53,7 @@ class ValueMapping(Mapping[str, Any]):
 
 @cache
 def values_of(kind: type[Any]) -> Callable[[object], tuple[Any, ...]]:
-    """Return a function from an object of a dataclass to the tuple of its field values."""
+    """Return a function that maps an object of a dataclass to the tuple of its field values."""
     return attrgetter(*(one.name for one in fields(kind)))
 
 
@@ -162,15 +162,15 @@ class Tcb(ValueMapping):
 KeyTrust = Literal["hardware_report", "certificate", "listed"]
 """What certifies the attestation key of a TPM.
 
-`hardware_report`: an authentic hardware report commits to it (Azure). `certificate`: a certificate
-under a trusted root. `listed`: only `trusted_aks` of the policy.
+`hardware_report`: an authentic hardware report contains its hash (Azure). `certificate`: a
+certificate under a trusted root. `listed`: only `trusted_aks` of the policy.
 """
 
 Join = Literal["hardware_to_ak", "ak_to_hardware"]
 """Direction in which hardware evidence and TPM are joined.
 
-`hardware_to_ak`: the hardware's evidence commits to the TPM's key. `ak_to_hardware`: the TPM signed
-the hardware's evidence.
+`hardware_to_ak`: the hardware's evidence contains a hash of the TPM's key. `ak_to_hardware`: the
+TPM signed the hardware's evidence.
 """
 
 BANKS: Final = ("sha256", "sha384", "sha512", "sha1")
@@ -339,7 +339,7 @@ class Claims(ValueMapping):
 
 
 def _restore_claims(*values: Any) -> Claims:
-    """Return pickled claims."""
+    """Return claims from the values that `Claims.__reduce__` pickles."""
     found = [*values]
     found[4] = tuple([tuple.__new__(Event, event) for event in values[4]])
     return Claims(*found)

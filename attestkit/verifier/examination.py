@@ -59,7 +59,7 @@ class Settings(NamedTuple):
     policy_name: str
     collateral: Collateral | None  # for all evidence
     source: "CollateralSource | None"
-    images: "ImageStore | None" = None  # OS images at hand
+    images: "ImageStore | None" = None  # files of OS images
     gpu_trust: GpuTrust = GpuTrust()
 
 
@@ -99,7 +99,7 @@ class Examination:
         return tuple(self._steps)
 
     def authenticate(self) -> Authenticated:
-        """Verify signatures and platform."""
+        """Verify signatures, certificates and TCB; return the content that they cover."""
         return run_step("signatures", self._steps, self._authenticate)
 
     def _authenticate(self) -> Authenticated:
@@ -135,7 +135,7 @@ class Examination:
         )
 
     def replay(self) -> None:
-        """Compare the event log with the registers."""
+        """Replay the event log, and compare the result with the registers."""
         run_step("event log", self._steps, self._replay)
 
     def _replay(self) -> None:
@@ -218,7 +218,7 @@ class Examination:
         return run_step("policy", self._steps, appraise)
 
     def complete(self, expected: ExpectedReportData) -> AttestationResult:
-        """Run all steps, and return the result."""
+        """Run all steps with this expected report data, and return the result."""
         self.authenticate()
         self.replay()
         self.image_hash()
@@ -291,7 +291,7 @@ class Examination:
     def _join_with(
         self, authenticated: Authenticated, candidate: GpuCandidate
     ) -> tuple[GpuCandidate, Authenticated, HardwareJoin]:
-        """Return a candidate, the content with restored report data, and its join with a TPM."""
+        """Return the candidate, the content with restored report data, and the join with a TPM."""
         wanted = candidate.expected
         found = _restore_report_data(self.parsed.wire_platform, authenticated, wanted)
         return candidate, found, join_hardware(wanted, found.report_data, found.vtpm)
@@ -339,7 +339,7 @@ def _restore_report_data(
 def _require(value: _Got | None) -> _Got:
     if value is None:
         raise UsageError(
-            "verification steps: called out of order; call each once, in the order of Examination",
+            "Examination: methods must be called once each, in the order of their definition",
             reason="conflict",
         )
     return value

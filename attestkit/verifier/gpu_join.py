@@ -1,7 +1,8 @@
 """Evidence of GPUs beside that of a CPU: its binding to the CPU's, and its verification.
 
-The strongest binding that holds counts: report data that commit to the GPU evidence, its hash in
-the measured event log if the policy accepts evidence of the boot, or a shared nonce.
+The binding shows that both are of one machine. The strongest one that holds counts: report data
+that contain a hash of the GPU evidence, its hash in the measured event log if the policy accepts
+evidence of the boot, or a shared nonce.
 """
 
 import hmac
@@ -65,14 +66,14 @@ class GpuTrust(NamedTuple):
 
     @classmethod
     def of(cls, roots: object, endorsements: object) -> "GpuTrust":
-        """Create the trust from the arguments `gpu_roots` and `gpu_endorsements` of a verifier.
+        """Create it from the arguments `gpu_roots` and `gpu_endorsements` of a verifier.
 
         Args:
             roots: GpuRoots or None.
             endorsements: GpuEndorsements, the path of their file, or None.
 
         Raises:
-            UsageError: If an argument has another type.
+            UsageError: If an argument has the wrong type.
             CollateralError: If the file cannot be read or is malformed.
         """
         if roots is None and endorsements is None:
@@ -90,7 +91,7 @@ class GpuTrust(NamedTuple):
         return cls(roots, endorsements)
 
     def with_unauthenticated(self, given: "GpuEndorsements | None") -> "GpuTrust":
-        """Return this trust with the endorsements of a bundle or request in place of its own.
+        """Return a copy with `given`, endorsements of a bundle or request, in place of its own.
 
         Manifests and OCSP answers are signed. The keys of NVIDIA's attestation service are not, so
         the verifier's own are kept.
@@ -137,14 +138,14 @@ def expected_report_data(
 
 
 class GpuJoin:
-    """GPU evidence of one verification."""
+    """GPU evidence of one verification, and its binding to the CPU's evidence."""
 
     def __init__(self, given: "GpuInput", attestation: Attestation | None) -> None:
         """Read the GPU evidence that was passed, or that is enclosed in `attestation`.
 
         Raises:
-            FormatError: If it is malformed.
-            UsageError: If `given` has another type than `GpuInput`.
+            FormatError: If the GPU evidence is malformed.
+            UsageError: If `given` is not a `GpuInput`.
         """
         enclosed = None if attestation is None else attestation.gpu_evidence
         self._skipped = given is False and enclosed is not None
@@ -221,7 +222,7 @@ class GpuJoin:
         return _with_binding(found, kind, events, rules)
 
     def skipped_steps(self) -> tuple[VerificationStep, ...]:
-        """Return a skipped step if the caller refused enclosed GPU evidence (`gpu=False`)."""
+        """Return a skipped step if the evidence encloses GPU evidence, and `gpu` was False."""
         return (_NOT_VERIFIED,) if self._skipped else ()
 
     def _find_binding(
@@ -269,7 +270,7 @@ def read_gpu_input(data: bytes) -> "GpuEvidence | bytes":
     """Parse the argument `gpu` as bytes: return GPU evidence, or nvattest's output unchanged.
 
     Raises:
-        FormatError: If it is neither JSON of GPU evidence nor output of nvattest at boot.
+        FormatError: If `data` is neither JSON of GPU evidence nor output of nvattest at boot.
     """
     if _BOOT_OUTPUT in data:
         _read_boot_output(data)
@@ -293,8 +294,8 @@ def _verify_boot_output(
     event, rules = _gpu_event(events), settings.rules
     if event.get("evidence_sha256") != output.sha256.hex():
         message = (
-            "GPU evidence: a result of the boot whose hash the measured event log does not have; "
-            "pass that of this boot"
+            "GPU evidence: the SHA-256 of nvattest's output must be in the measured event log; "
+            "pass the output of this boot"
         )
         raise GpuEvidenceError(message, reason="binding")
     found = appraise_boot_result(output, event, rules, settings.now)
@@ -328,7 +329,7 @@ def _with_binding(
 def _check_binding(kind: "GpuBindingKind", rules: GpuRules) -> None:
     if BINDINGS.index(kind) < BINDINGS.index(rules.binding):
         message = (
-            f"GPU evidence: bound to the CPU's by {kind}, must be {rules.binding}; request "
+            f"GPU evidence: binding to the CPU's must be {rules.binding}, not {kind}; request "
             "evidence with GPUs in one call, or change the policy's gpu.binding"
         )
         raise GpuEvidenceError(message, reason="binding", by_policy=True)
@@ -340,7 +341,7 @@ def _check_ready_state(events: Sequence[Event], rules: GpuRules) -> None:
     stated = _gpu_event(events)
     if stated.get("cc_mode") != "on" or stated.get("devtools") is not False:
         message = (
-            f"GPU ready state: the measured event log has no event {GPU_ATTESTATION} with cc_mode "
-            "on and without devtools; drop the policy's gpu.ready_state, or measure it at boot"
+            f"GPU ready state: the measured event log must have an event {GPU_ATTESTATION} with "
+            "cc_mode on, without devtools; drop the policy's gpu.ready_state, or measure it at boot"
         )
         raise GpuEvidenceError(message, reason="modes", by_policy=True)

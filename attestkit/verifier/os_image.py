@@ -32,8 +32,8 @@ class VerifiedImage(NamedTuple):
         hash: `os_image_hash`, 32 bytes; empty if the image is not verified.
         measurement_version: Version of the measurement document of a TD, 3 or 4; None without one.
         acpi_tables: Whether the ACPI tables are those that QEMU makes for the VM's shape.
-        version: Version of the image, if its files are at hand and state one.
-        is_dev: Whether the image is for development; None unless its files are at hand.
+        version: Version of the image; None unless the verifier has its files and they state one.
+        is_dev: Whether the image is for development; None unless the verifier has its files.
         left_out: Why the image is not verified; empty if it is.
     """
 
@@ -65,15 +65,15 @@ def check_os_image(
     Args:
         attestation: Evidence whose signatures are valid, and whose event log replays; None for a
             bare quote.
-        quote: Its quote; None on a platform without quotes.
+        quote: TD quote of the evidence; None on a platform without quotes.
         images: Image files of the verifier. They verify TDs whose evidence has no measurement
             document, and provide the image's metadata.
 
     Raises:
         VerificationError: If the registers do not match the image that the evidence names, the
-            ACPI tables are known to be others, or an enclave runs in debug mode.
+            ACPI tables are not those of the VM's shape, or an enclave runs in debug mode.
         FormatError: If the configuration is malformed.
-        ConfigError: If an image at hand is altered or cannot be read.
+        ConfigError: If files of the image are altered or cannot be read.
     """
     if attestation is None:
         return _without_image("a bare quote names none")
@@ -168,7 +168,7 @@ def _describe_missing(image_hash: bytes) -> str:
 
 
 def _find_no_image(attestation: Attestation, quote: Quote | None) -> str:
-    """Return why evidence has no verifiable OS image; empty if it may have one, as that of a TD."""
+    """Return why evidence has no verifiable OS image; empty if it may have one."""
     platform = attestation.evidence.platform
     if (reason := _NO_IMAGE.get(type(platform))) is not None:
         return reason
@@ -192,5 +192,5 @@ def _without_image(reason: str) -> tuple[VerifiedImage, _Steps]:
 def _check_not_debug(attestation: Attestation) -> None:
     document = attestation.nitro_document
     if document is not None and not any(document.pcr(0) + document.pcr(1) + document.pcr(2)):
-        message = "Nitro enclave: debug mode, its PCRs are zero; start it without debug mode"
+        message = "Nitro enclave: is in debug mode, its PCRs are zero; start it without debug mode"
         raise VerificationError(message, reason="enclave_debug")

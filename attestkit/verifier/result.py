@@ -90,9 +90,9 @@ class AttestationResult:
 
     @property
     def not_proven(self) -> tuple[StepCheck, ...]:
-        """Checks that left something unproven: skipped, or with a caution; each once, in order.
+        """Checks that were skipped, or passed with a caution; each once, in order.
 
-        The TCB status and its advisories are not among them: whatever they are, they are proven.
+        The TCB status and its advisories are not among them: they are authentic, good or bad.
         """
         found: dict[StepCheck, StepOutcome] = {
             step.check: step.outcome for step in self.steps if step.outcome != "passed"
@@ -133,7 +133,7 @@ create_result: Final = partial(AttestationResult, _PROOF)
 
 
 def _restore_result(*content: Any) -> AttestationResult:
-    """Return a pickled result."""
+    """Return a result from the values that `AttestationResult.__reduce__` pickles."""
     return AttestationResult(_PROOF, *content)
 
 
@@ -143,7 +143,7 @@ def verified_evidence(result: AttestationResult) -> object:
 
 
 def without_evidence(result: AttestationResult) -> AttestationResult:
-    """Return a result that does not refer to its evidence, for results that live long."""
+    """Return a copy of a result that does not refer to its evidence, so as to free that."""
     return replace(result, proof=_PROOF, _evidence=None)
 
 

@@ -73,9 +73,9 @@ class Verifier:
             revocation is not checked, as a step of the result says.
         images: OS images of dstack: a folder, in which the `os_image_hash` is the name of an
             image's folder or archive (`HASH.tar.gz`, `mr_HASH.tar.gz`); or paths by hash in hex.
-            They prove the OS image of TDs whose evidence does not measure it, and the ACPI tables
-            of all TDs, as far as those of their shape ship with attestkit. Results have the
-            image's metadata.
+            With them the OS image of TDs is verified whose evidence has no measurement document,
+            and the ACPI tables of all TDs, as far as those of their shape ship with attestkit.
+            Results have the image's metadata.
         ak_roots: Roots of attestation keys (AK) of TPMs, in DER or PEM. For evidence of platforms
             `tpm` and `go-tpm-tools` they replace those of Google and AWS, which count again only
             if they are among them; for optional AK certificates of Azure they are added to Azure's
@@ -198,7 +198,8 @@ class Verifier:
             collateral: Collateral for this evidence, instead of the verifier's.
             gpu: Evidence of the machine's GPUs, as JSON or parsed; None uses that enclosed in the
                 evidence, if any, and False does not verify it. A `GpuBinding` has the report data,
-                too, and replaces `nonce` and `report_data`. JSON may be dstack's result of a boot.
+                too, and replaces `nonce` and `report_data`. JSON may also be the output of
+                nvattest that a dstack guest measured at boot.
 
         Raises:
             FormatError: If the evidence is malformed.
@@ -267,8 +268,8 @@ class Verifier:
                 verifier's collateral and PCCS are not used, and no certificates or CRLs of TPM
                 keys are fetched. The bundle's CRLs are used for CAs of which the verifier's
                 `amd_crls` and `ak_certificates` have none.
-            CollateralExpiredError: If its collateral has expired.
-            AttestKitError: For the same reasons as in `verify`.
+            CollateralExpiredError: If the bundle's collateral has expired.
+            AttestKitError: As for `verify`.
         """
 
         def complete() -> AttestationResult:
@@ -303,8 +304,8 @@ class Verifier:
         )
         if found.parsed.quote is not None and bundle.collateral is None:
             raise CollateralError(
-                "evidence bundle: no collateral for its SGX or TDX quote; create the bundle with "
-                "collateral",
+                "evidence bundle: must have collateral for its SGX or TDX quote; create the bundle "
+                "with collateral",
                 reason="missing",
             )
         return found
@@ -314,16 +315,18 @@ class Verifier:
 
         Endorsements of GPUs are those of the bundle if the verifier has none.
 
-        It shares the caches of this one, and fetches no certificates or CRLs of TPM keys.
+        The new verifier shares the caches of this one, and fetches no certificates or CRLs of TPM
+        keys.
         """
         authenticators = self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates)
         found = self._with(_authenticators=authenticators, _bundle=bundle)
         return found.with_gpu_endorsements(bundle.gpu_endorsements)
 
     def with_gpu_endorsements(self, endorsements: "GpuEndorsements | None") -> "Verifier":
-        """Return a verifier with these endorsements of GPUs, if it has none; share caches.
+        """Return a verifier with these endorsements of GPUs; itself if it has endorsements.
 
-        They may be untrusted: their keys of NVIDIA's attestation service are not used.
+        The endorsements may be untrusted: their keys of NVIDIA's attestation service are not used.
+        Both verifiers share their caches.
         """
         own = self._gpu_trust.endorsements
         if endorsements is None or (own is not None and (own.rims or own.ocsp or own.nras)):
@@ -332,7 +335,7 @@ class Verifier:
         return self._with(_gpu_trust=trust)
 
     def _with(self, **changes: object) -> "Verifier":
-        """Return a verifier with other attributes, which shares the caches."""
+        """Return a copy of this verifier with changed attributes; it shares the caches."""
         found = object.__new__(type(self))  # `copy` would create new caches
         vars(found).update(vars(self), **changes)
         return found
@@ -455,7 +458,7 @@ class Verifier:
         except TypeError as error:
             raise wrong_type("now", "a datetime or seconds since 1970", now) from error
         except (ValueError, OverflowError, OSError) as error:
-            raise UsageError(f"now: out of range: {now!r}", reason="out_of_range") from error
+            raise UsageError(f"now: must be a valid time: {now}", reason="out_of_range") from error
 
     def _open_source(self) -> "CollateralSource | None":
         if self._pccs_url is None:

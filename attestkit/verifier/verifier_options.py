@@ -47,10 +47,11 @@ class VerifierOptions(VerifierSettings, total=False):
 
 
 def open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
-    """Return the store of images that an argument names.
+    """Return the image store for the argument `images`: itself, or a new one; None for None.
 
     Raises:
-        ConfigError: If the folder cannot be read.
+        ConfigError: If the folder of images cannot be read.
+        UsageError: If `images` has the wrong type, or lists a hash that is not valid.
     """
     if images is None:
         return None
@@ -60,11 +61,13 @@ def open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
 
 
 def open_policy(policy: AppraisalPolicy | _Path | None) -> AppraisalPolicy:
-    """Return the policy of the argument: itself, of a preset or file by name, or the default.
+    """Return the policy for the argument `policy`: itself, a preset, a file's, or the default.
+
+    A text that is the name of a preset is the preset, any other text the path of a file.
 
     Raises:
         ConfigError: If the file cannot be read or is malformed.
-        UsageError: If the argument has another type.
+        UsageError: If the argument has the wrong type.
     """
     if policy is None:
         return AppraisalPolicy.default()
@@ -84,7 +87,7 @@ def check_collateral(given: object) -> None:
 def simulated_gpu_roots(
     given: SimulatedRoots, ak_roots: Sequence[bytes], gpu_roots: "GpuRoots | None"
 ) -> "GpuRoots | None":
-    """Return the roots of GPUs among those of a simulated machine.
+    """Return the roots of GPUs among those of a simulated machine; None if it has no GPUs.
 
     Raises:
         UsageError: If `ak_roots` or `gpu_roots` are given in addition.

@@ -81,7 +81,7 @@ def verify_each(
     """Yield each outcome with the index of its item; see `Verifier.verify_stream`."""
     given: object = window
     if not isinstance(given, int) or not 1 <= window <= MOST_IN_FLIGHT:
-        message = f"window: {window!r}, must be an integer from 1 to {MOST_IN_FLIGHT}"
+        message = f"window: must be an integer from 1 to {MOST_IN_FLIGHT}, not {window!r}"
         raise UsageError(message, reason="out_of_range")
     if executor is None:  # there is nothing to overlap
         outcomes = (returned(verify_one(verifier, item, now)) for item in items)
@@ -161,7 +161,7 @@ class _OutcomeBuffer:
         self._waiting: dict[int, Outcome] = {}
 
     def add(self, found: Iterable[tuple[int, Outcome]]) -> Iterator[tuple[int, Outcome]]:
-        """Add outcomes by index; yield all, or with `ordered` those whose turn it is."""
+        """Add outcomes by index; yield all, or with `ordered` those that are next in order."""
         self._waiting.update(found)
         while self._waiting:
             index = self.yielded if self._ordered else next(iter(self._waiting))
@@ -200,7 +200,7 @@ class _Workers:
         """Start the processes of a pool by an empty task, because forking is not safe with threads.
 
         Raises:
-            UsageError: For the same reasons as in `submit`.
+            UsageError: As for `submit`.
         """
         self._has_item_thread = True
         if _has_processes(self._first):
@@ -329,7 +329,7 @@ class _Workers:
             raise
 
     def _begin_pool(self, workers: int) -> Executor:
-        """Return a working replacement pool; raises if processes do not start."""
+        """Return a working replacement pool; raise the cause if its processes do not start."""
         if self._start_failure is not None:
             raise self._start_failure
         failure: Exception = BrokenExecutor(f"no process began within {_LONGEST_BEGIN:g} seconds")
@@ -376,7 +376,7 @@ def _check_that_main_runs() -> None:
     """Check that this is not a worker process that is still importing the main module.
 
     Raises:
-        UsageError: If this is such a process: the program lacks a `__main__` guard.
+        UsageError: If this is such a process, because the program lacks a `__main__` guard.
     """
     loaded = sys.modules.get("multiprocessing.process")
     if loaded is not None and getattr(loaded.current_process(), "_inheriting", False):
@@ -388,11 +388,11 @@ def _check_that_main_runs() -> None:
 
 
 def _check_outcomes(answer: object, items: list[VerificationItem]) -> list[Outcome]:
-    """Return the result of a task, which must be one outcome for each item."""
+    """Return the result of a task; UsageError unless it is one outcome for each item."""
     found: list[object] = answer if isinstance(answer, list) else []
     outcomes = [each for each in found if isinstance(each, AttestationResult | AttestKitError)]
     if not len(outcomes) == len(found) == len(items):  # a None would be taken for a success
-        message = "executor: returned a result that is not that of the submitted task"
+        message = "executor: must return the result of the submitted task"
         raise UsageError(message, reason="wrong_type")
     return outcomes
 

@@ -125,9 +125,10 @@ def run_step(
     *given: _Given.args,
     **named: _Given.kwargs,
 ) -> _Got:
-    """Call `step`, named `name` in errors, after `steps` have passed.
+    """Return the result of `step`, a function that is a step of a verification.
 
-    Add `steps` to a VerificationError, and raise one for an unexpected exception.
+    A VerificationError gets `steps`, those that passed before. An unexpected exception becomes a
+    VerificationError that names the step by `name`.
     """
     try:
         return step(*given, **named)

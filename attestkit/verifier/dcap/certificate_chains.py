@@ -54,8 +54,9 @@ class CertificateChains:
         """Set the trust anchor, a self-signed certificate in DER.
 
         Raises:
-            UsageError: If it is not a self-issued certificate.
-            SignatureError: If it is not a root as in Intel's PKI (`untrusted_root`).
+            UsageError: If `trust_anchor` is not a self-issued certificate.
+            SignatureError: If the certificate is not a root as in Intel's SGX PKI
+                (`untrusted_root`).
         """
         self.anchor: IntelCertificate = _read_anchor(trust_anchor)
         # By certificate and issuer.
@@ -74,18 +75,18 @@ class CertificateChains:
 
         Raises:
             CollateralError: If a certificate is malformed (`cert_malformed`).
-            SignatureError: If the chain has other certificates, or does not lead to the anchor.
+            SignatureError: If the chain is not signer and root, or does not lead to the anchor.
         """
         chain = f"issuer chain of {what}"
         try:
             certificates = split_strict_chain(text.encode("utf-8", "replace"))
         except FormatError as error:
-            message = f"{chain}: not certificates in PEM; {FRESH}"
+            message = f"{chain}: must be certificates in PEM; {FRESH}"
             raise refuse("cert_malformed", message) from error
         if len(certificates) != 2:
             raise refuse(
                 "chain_length",
-                f"{chain}: {len(certificates)} certificates, must be signer and root; {FRESH}",
+                f"{chain}: must be signer and root, not {len(certificates)} certificates; {FRESH}",
             )
         root = self._root(certificates[1], chain)
         what = f"{chain}: first certificate"
@@ -101,7 +102,8 @@ class CertificateChains:
         Raises:
             FormatError, CollateralError: If the chain is malformed; the class depends on
                 `malformed`.
-            SignatureError: If the chain has other certificates, or does not lead to the anchor.
+            SignatureError: If the chain is not these three certificates, or does not lead to the
+                anchor.
         """
         if (known := self._platforms.find(chain)) is not None:
             return known
@@ -118,8 +120,8 @@ class CertificateChains:
         if len(chain) != 3:
             raise refuse(
                 "chain_length",
-                f"{_CHAIN}: {len(chain)} certificates, must be the PCK certificate, its CA and the "
-                "root",
+                f"{_CHAIN}: must be the PCK certificate, its CA and the root, not {len(chain)} "
+                "certificates",
             )
         root = self._root(chain[2], _CHAIN, malformed)
         authority = self._issued_by(root, chain[1], "PCK CA", PCK_CAS, malformed)
@@ -184,7 +186,7 @@ def _read_anchor(der: bytes) -> IntelCertificate:
         message = f"{what}: must be a certificate in DER"
         raise UsageError(message, reason="wrong_value") from error
     except SignatureError as error:
-        message = f"{what}: not a root of Intel's SGX PKI: {error}; {ANOTHER_ROOT}"
+        message = f"{what}: must be a root of Intel's SGX PKI: {error}; {ANOTHER_ROOT}"
         raise refuse("untrusted_root", message) from error
     return anchor
 

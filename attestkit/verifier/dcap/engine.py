@@ -59,7 +59,8 @@ class Dcap:
 
         Raises:
             UsageError: If `trust_anchor` is not such a certificate.
-            SignatureError: If it is not a root as in Intel's PKI (`untrusted_root`).
+            SignatureError: If the certificate is not a root as in Intel's SGX PKI
+                (`untrusted_root`).
         """
         self._given = trust_anchor
         self._chains = CertificateChains(INTEL_ROOT_DER if trust_anchor is None else trust_anchor)
@@ -123,8 +124,8 @@ class Dcap:
             now: As for `authenticate`.
 
         Raises:
-            AttestKitError: As `authenticate`. A quote that is rejected here is also rejected by
-                `authenticate` with any collateral, possibly with another reason.
+            AttestKitError: As for `authenticate`, which rejects a quote that is rejected here with
+                any collateral, possibly with a different reason.
         """
         _check_time(now)
         parts = signed_parts(quote)
@@ -177,7 +178,7 @@ class Dcap:
         verified: VerifiedCollateral,
         parts: SignedParts,
     ) -> _Evaluation:
-        """Return the evaluation; cached if platform and collateral are cached."""
+        """Return the TCB evaluation of a quote; cached if platform and collateral are cached."""
         body = quote.body
         svns: tuple[bytes | None, ...] = ()
         if isinstance(body, TdQuoteBody):  # what the evaluation depends on
@@ -223,7 +224,7 @@ class Dcap:
 
 def _check_time(now: int) -> None:
     if not 0 <= now <= LATEST:
-        raise UsageError(f"now: {now}, must be in the years 1970 to 9999", reason="out_of_range")
+        raise UsageError(f"now: must be in the years 1970 to 9999: {now}", reason="out_of_range")
 
 
 def _select_chain(
@@ -240,7 +241,7 @@ def _select_chain(
     if pck_certificate_chain is None:
         raise refuse(
             "pck_chain_missing",
-            f"the quote has no certificate chain (its certification data are of type {kind}, not "
+            f"quote: has no certificate chain (its certification data are of type {kind}, not "
             f"{PEM_CHAIN}), and the collateral has no pck_certificate_chain; get it from a PCCS",
         )
     return pck_certificate_chain.encode("utf-8", "replace"), "cert_malformed"

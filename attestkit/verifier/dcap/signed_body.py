@@ -54,7 +54,7 @@ class BodyKind(NamedTuple):
     bad_signature: DcapReason
 
     def refuse(self, problem: str) -> Exception:
-        """Return the CollateralError for a malformed body."""
+        """Return the CollateralError for a body that is malformed by `problem`."""
         return refuse(self.malformed, f"{self.name}: malformed: {problem}; {FRESH}")
 
 
@@ -67,7 +67,7 @@ QE_IDENTITY: Final = BodyKind(
 
 
 def check_signature(kind: BodyKind, text: str, signature: bytes, signer: IntelCertificate) -> None:
-    """Verify the signature (r and s, 64 bytes) of a body.
+    """Verify the signature (r and s, 64 bytes) of a body, `text`.
 
     Raises:
         SignatureError: If the signature is not valid.
@@ -88,7 +88,7 @@ def decode_body(
     decoder: "msgspec.json.Decoder[_T]",
     required: Mapping[str, Collection[object]],
 ) -> _T:
-    """Decode a body.
+    """Decode a body and return its members as `decoder` does.
 
     Args:
         kind: TCB info or QE identity.
@@ -98,18 +98,18 @@ def decode_body(
 
     Raises:
         CollateralError: If the body is malformed, or is not in the encoding that Intel signs.
-        VerificationError: If the body is of another type or version.
+        VerificationError: If a member does not have a value that `required` allows.
     """
     if not _PRINTABLE.fullmatch(text):
         raise kind.refuse("must be printable ASCII")
     data = text.encode("ascii")
     if json_depth(data, _MAX_DEPTH) >= 0:
-        raise kind.refuse(f"nests over {_MAX_DEPTH} levels")
+        raise kind.refuse(f"must nest at most {_MAX_DEPTH} levels")
     try:
         members = _members.decode(data)
         compact = msgspec.json.encode(members) == data
     except (ValueError, RecursionError) as error:
-        raise kind.refuse("not JSON with integers only") from error
+        raise kind.refuse("must be JSON with integers only") from error
     if not isinstance(members, dict) or not compact:
         raise kind.refuse("must be a JSON object in compact encoding, without duplicate members")
     _check_type(kind, members, required)
@@ -122,14 +122,14 @@ def decode_body(
 def _check_type(
     kind: BodyKind, members: Mapping[str, object], required: Mapping[str, Collection[object]]
 ) -> None:
-    """Check the members that determine the type of a body."""
+    """Check that the members of a body in `required` have one of the allowed values."""
     for name, allowed in required.items():
         if name not in members:
             raise kind.refuse(f"{name}: missing")
         found = members[name]
         if not any(type(found) is type(value) and found == value for value in allowed):
             expected = " or ".join(str(value) for value in allowed)
-            message = f"{kind.name}: {name} is {found!a:.{_SHOWN}}, must be {expected}"
+            message = f"{kind.name}: {name} must be {expected}, not {found!a:.{_SHOWN}}"
             raise refuse(kind.wrong_type, message)
 
 
@@ -138,7 +138,7 @@ def seconds(kind: BodyKind, date: str) -> int:
     try:
         moment = datetime.fromisoformat(f"{date[:-1]}+00:00")
     except ValueError as error:
-        raise kind.refuse(f"no such date: {date}") from error
+        raise kind.refuse(f"date does not exist: {date}") from error
     return int(moment.timestamp())
 
 

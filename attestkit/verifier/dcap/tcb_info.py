@@ -174,17 +174,17 @@ def read_tcb_info(text: str) -> TcbInfo:
     """Decode TCB info; levels are sorted, highest first, whatever their order in the text.
 
     Raises:
-        CollateralError: If it is malformed, or has a level twice (`tcb_info_malformed`).
-        VerificationError: If it is of another type or version (`tcb_info_wrong_type`).
+        CollateralError: If `text` is malformed, or has a level twice (`tcb_info_malformed`).
+        VerificationError: If it is not version 3 for SGX or TDX (`tcb_info_wrong_type`).
     """
     info = decode_body(TCB_INFO, text, _tcb_info_decoder, _TCB_INFO_TYPE)
     tee_type = TDX if info.id == "TDX" else SGX
     levels = [_platform_level(n, level, tee_type) for n, level in enumerate(info.tcb_levels)]
     if not levels:
-        raise TCB_INFO.refuse("tcbLevels: empty")
+        raise TCB_INFO.refuse("tcbLevels: must not be empty")
     levels.sort(key=_svns, reverse=True)
     if len(set(map(_svns, levels))) != len(levels):
-        raise TCB_INFO.refuse("tcbLevels: two levels have the same SVNs")
+        raise TCB_INFO.refuse("tcbLevels: SVNs of levels must be unique")
     module, modules = _modules(info) if tee_type == TDX else _no_modules(info)
     newest = info.tcb_levels[0].tcb
     return TcbInfo(
@@ -247,12 +247,12 @@ def _modules(info: _TcbInfo) -> tuple[TdxModule, dict[str, TdxModule]]:
     if isinstance(identities, msgspec.UnsetType):
         identities = []
     elif not identities:
-        raise TCB_INFO.refuse("tdxModuleIdentities: empty")
+        raise TCB_INFO.refuse("tdxModuleIdentities: must not be empty")
     modules: dict[str, TdxModule] = {}
     for identity in identities:
         levels = sorted_levels(identity.tcb_levels)
         if not levels or len({level.isvsvn for level in levels}) != len(levels):
-            raise TCB_INFO.refuse("tdxModuleIdentities: no levels, or two of the same ISVSVN")
+            raise TCB_INFO.refuse("tdxModuleIdentities: must have levels with unique ISVSVNs")
         # Of two identities with one id, the first counts, as in Intel's library.
         modules.setdefault(identity.id.upper(), _module(identity, levels))
     return _module(base, ()), modules
@@ -313,13 +313,13 @@ def read_qe_identity(text: str) -> QeIdentity:
     """Decode QE identity; levels are sorted, highest first, whatever their order in the text.
 
     Raises:
-        CollateralError: If it is malformed, or has a level twice (`qe_identity_malformed`).
-        VerificationError: If it is of another type or version (`qe_identity_wrong_type`).
+        CollateralError: If `text` is malformed, or has a level twice (`qe_identity_malformed`).
+        VerificationError: If it is not version 2 for SGX or TDX (`qe_identity_wrong_type`).
     """
     identity = decode_body(QE_IDENTITY, text, _qe_identity_decoder, _QE_IDENTITY_TYPE)
     levels = sorted_levels(identity.tcb_levels, QE_IDENTITY)
     if not levels or len({level[:2] for level in levels}) != len(levels):
-        raise QE_IDENTITY.refuse("tcbLevels: empty, or two of the same ISVSVN and date")
+        raise QE_IDENTITY.refuse("tcbLevels: must have levels, unique by ISVSVN and date")
     return QeIdentity(
         tee_type=TDX if identity.id == "TD_QE" else SGX,
         start=seconds(QE_IDENTITY, identity.issue_date),
@@ -336,9 +336,9 @@ def read_qe_identity(text: str) -> QeIdentity:
 
 
 def check_quoting_enclave(report: EnclaveReport, identity: QeIdentity) -> None:
-    """Check that the QE report is that of the quoting enclave in `identity`.
+    """Check that `report`, the QE report, is of the quoting enclave that `identity` describes.
 
-    Expected values are not masked: a bit outside of the mask can never match.
+    Values in `identity` are not masked: one with a bit outside of its mask never matches.
 
     Raises:
         VerificationError: If a field differs, or the enclave runs in debug mode

@@ -52,7 +52,7 @@ def shown_advisories(advisory_ids: tuple[str, ...]) -> str:
 
 
 class _OutdatedComponent(NamedTuple):
-    """Component below a TCB level."""
+    """Component whose SVN is below that of a TCB level."""
 
     name: str
     svn: int
@@ -203,9 +203,9 @@ def evaluate_tcb(
         body: Body of a TD's quote; None for SGX.
 
     Raises:
-        VerificationError: If the quoting enclave or the TDX module is another one
-            (`qe_identity_mismatch`, `tdx_module_mismatch`), a part is below all of its levels
-            (`tcb_not_supported`), or a level is revoked (`tcb_revoked`).
+        VerificationError: If the quoting enclave is not that of QE identity, or the TDX module not
+            one of TCB info (`qe_identity_mismatch`, `tdx_module_mismatch`), a part is below all of
+            its levels (`tcb_not_supported`), or a level is revoked (`tcb_revoked`).
     """
     check_quoting_enclave(qe_report, identity)
     qe = _svn_level(identity.levels, qe_report.isv_svn, "the quoting enclave's SVN")

@@ -37,8 +37,9 @@ def check_attributes(body: TdQuoteBody | EnclaveReport, *, behind_paravisor: boo
             because the paravisor handles the exceptions (vtpm.md, section 6.8).
 
     Raises:
-        VerificationError: If it runs in debug mode (`td_debug`, `enclave_debug`), a service TD is
-            bound (`service_td`), or the host can attack the TD (`td_attributes`).
+        VerificationError: If TD or enclave runs in debug mode (`td_debug`, `enclave_debug`), a
+            service TD is bound to the TD (`service_td`), or an attribute exposes the TD to its host
+            (`td_attributes`).
     """
     if isinstance(body, EnclaveReport):
         if body.attributes[0] & _ENCLAVE_DEBUG:

@@ -50,7 +50,7 @@ class Validity(NamedTuple):
     end: int
 
     def refuse(self, now: int, remedy: str) -> AttestKitError:
-        """Return the exception for `now`, outside of the period; `remedy` is used after its end."""
+        """Return the exception for `now` outside of the period; `remedy` is for one that ended."""
         at = f"and the verification is at {moment(now)}"
         if now < self.start:
             message = f"{self.part} is valid from {moment(self.start)}, {at}; check the clock"
@@ -67,7 +67,7 @@ def certificate_validity(certificate: IntelCertificate) -> Validity:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VerifiedCollateral:
-    """Verified parts of a Collateral."""
+    """Parts of a Collateral whose signatures were verified, and when they are valid."""
 
     tcb_info: TcbInfo
     qe_identity: QeIdentity
@@ -96,11 +96,12 @@ class VerifiedCollateral:
         """Check that the collateral is for this platform, and revokes none of its certificates.
 
         Raises:
-            VerificationError: If TCB info or QE identity are for the other TEE
-                (`tcb_info_wrong_type`, `qe_identity_wrong_type`), or TCB info is for another FMSPC
-                or PCEID (`tcb_info_mismatch`).
-            SignatureError: If the chains have different roots (`untrusted_root`), the CRL is that
-                of another CA (`crl_missing`), or a certificate is revoked (`cert_revoked`).
+            VerificationError: If TCB info or QE identity is not for this TEE
+                (`tcb_info_wrong_type`, `qe_identity_wrong_type`), or TCB info not for the
+                platform's FMSPC and PCEID (`tcb_info_mismatch`).
+            SignatureError: If the chains have different roots (`untrusted_root`), the PCK CRL is
+                not of the PCK certificate's CA (`crl_missing`), or a certificate is revoked
+                (`cert_revoked`).
         """
         for kind, body in ((TCB_INFO, self.tcb_info), (QE_IDENTITY, self.qe_identity)):
             if body.tee_type != tee_type:
@@ -131,7 +132,7 @@ class VerifiedCollateral:
 
 
 def check_not_revoked(certificate: IntelCertificate, crl: Crl, authority: str) -> None:
-    """Raise SignatureError if a certificate is on the CRL of its issuer."""
+    """Raise SignatureError if a certificate is on the CRL of its issuer, named `authority`."""
     if certificate.serial_number in crl.serial_numbers:
         raise refuse(
             "cert_revoked",
@@ -174,7 +175,7 @@ class CollateralVerifier:
         Raises:
             CollateralError: If a part is malformed.
             SignatureError: If a signature or a chain is not valid, or a certificate is revoked.
-            VerificationError: If TCB info or QE identity are of another type or version.
+            VerificationError: If type or version of TCB info or QE identity is not supported.
         """
         parts = _verified_parts(collateral)
         found = self._collaterals.find(parts)

@@ -40,7 +40,7 @@ _LONGEST_PROBLEM: Final = 200  # characters of a problem, which may contain untr
 
 
 class Ear(NamedTuple):
-    """Content of an EAR; `verify_ear` returns it after all checks."""
+    """Content of an EAR (EAT Attestation Result); `verify_ear` returns it after all checks."""
 
     form: TokenFormat
     # Worst tier of `vector` and `gpus`, or a worse one: see `result_token.verify_ear`.
@@ -101,7 +101,7 @@ def _check_result(result: dict[str, Any], platform: str) -> bool:
         raise FormatError(message, reason="inconsistent")
     simulated = result.get("simulated")
     if not isinstance(simulated, bool):
-        raise FormatError(f"EAR: {RESULT} has no boolean 'simulated'", reason="missing")
+        raise FormatError(f"EAR: {RESULT} must have a boolean 'simulated'", reason="missing")
     return simulated
 
 
@@ -113,8 +113,8 @@ def read_claims(form: TokenFormat, signed: dict[Any, Any]) -> Ear:
         signed: Its claims, whose signature has been verified.
 
     Raises:
-        FormatError: If a claim is missing or malformed, or contradicts another one.
-        VerificationError: If the profile is another one (`ear_profile`), or a claim is not
+        FormatError: If a claim is missing or malformed, or two claims contradict each other.
+        VerificationError: If the profile is not `PROFILE` (`ear_profile`), or a claim is not
             supported (`ear_bad_claim`).
     """
     fields = signed if form == "jwt" else _from_cbor(signed)
@@ -205,11 +205,11 @@ def _read_binding(
             raise FormatError(f"EAR: eat_{error}", reason="wrong_size") from error
     bound_to = result.get("bound_to")
     if bound_to not in (None, *get_args(BoundTo)):  # a tuple: it may not be hashable
-        text = f"EAR: bound_to of {RESULT}: unknown value"
+        text = f"EAR: bound_to of {RESULT}: unknown: {ascii(bound_to)[:_LONGEST_PROBLEM]}"
         raise FormatError(text, reason="wrong_value")
     has_nonce = nonce is not None
     if has_nonce is not (bound_to == "nonce") or has_nonce is not result.get("fresh"):
-        text = f"EAR: eat_nonce does not match bound_to and fresh of {RESULT}"
+        text = f"EAR: eat_nonce contradicts bound_to or fresh of {RESULT}"
         raise FormatError(text, reason="inconsistent")
     report_data = strict_json.from_hex(result.get("report_data"), f"EAR: report_data of {RESULT}")
     return bound_to, nonce, report_data
@@ -232,7 +232,7 @@ def _invalid(problem: str) -> FormatError:
 def _check_profile(claims: dict[str, Any]) -> None:
     """Check the profile, and reject claims that restrict the token's use."""
     if (profile := claims.get("eat_profile")) != PROFILE:
-        message = f"EAR: eat_profile: {ascii(profile)[:200]}, must be {PROFILE}"
+        message = f"EAR: eat_profile: must be {PROFILE}, not {ascii(profile)[:200]}"
         raise VerificationError(message, reason="ear_profile")
     for name in REFUSED:
         if name in claims:
@@ -241,11 +241,11 @@ def _check_profile(claims: dict[str, Any]) -> None:
 
 
 def _status(appraisal: _Appraisal, form: TokenFormat, *, simulated: bool, fresh: bool) -> Tier:
-    """Return the status in an appraisal; FormatError if its other claims give another one."""
+    """Return the status in an appraisal; FormatError unless it is that of the other claims."""
     value = appraisal.status
     tiers: dict[object, Tier] = {str(tier) if form == "jwt" else int(tier): tier for tier in Tier}
     if type(value) not in {int, str} or value not in tiers:
-        text = f"{ascii(value)[:_LONGEST_PROBLEM]}, must be one of {', '.join(map(str, tiers))}"
+        text = f"must be {', '.join(map(str, tiers))}, not {ascii(value)[:_LONGEST_PROBLEM]}"
         raise FormatError(f"EAR: submods: ear.status: {text}", reason="wrong_value")
     status = tiers[value]
     expected = Tier.overall(appraisal.vector, simulated=simulated, fresh=fresh)

@@ -110,7 +110,7 @@ def sign_ear(
             none (`missing`), or the EAR is over 262,144 bytes.
     """
     if form not in ("jwt", "cose"):  # a tuple: `form` may not be hashable
-        raise UsageError(f"form: {ascii(form)[:40]}, must be jwt or cose", reason="wrong_value")
+        raise UsageError(f"form: must be jwt or cose, not {ascii(form)[:40]}", reason="wrong_value")
     _check("raw_evidence", raw_evidence, bytes)
     if raw_evidence is not None:
         _compare_evidence(result, raw_evidence)
@@ -142,10 +142,10 @@ def _compare_evidence(result: AttestationResult, raw: bytes) -> None:
     elif isinstance(evidence, Attestation):
         evidence = evidence.to_bytes()
     if not isinstance(evidence, bytes):
-        message = "raw_evidence: the result does not have its evidence; use one of Verifier.verify"
+        message = "raw_evidence: the result has no evidence; use a result of Verifier.verify"
         raise UsageError(message, reason="missing")
     if not hmac.compare_digest(evidence, raw):
-        message = "raw_evidence: not the evidence that was verified; pass the same bytes"
+        message = "raw_evidence: must be the evidence that was verified; pass the same bytes"
         raise UsageError(message, reason="conflict")
 
 
@@ -172,7 +172,7 @@ def verify_ear(
         nonce: Expected nonce, 8 to 64 bytes: the one that this relying party chose.
         report_data: Expected report data of the evidence, 1 to 64 bytes that are not all zero,
             zero-padded.
-        any_freshness: Accept an EAR with any nonce and report data, such as one of another request.
+        any_freshness: Accept an EAR with any nonce and report data, also of a different request.
         report_data_is_fresh: Whether `report_data` depends on a nonce of this relying party, as in
             a protocol that hashes it with other values. `status` is then that of the vector.
         now: Time of the verification, with a time zone.
@@ -182,7 +182,7 @@ def verify_ear(
     Raises:
         FormatError: If `token` is not an EAR.
         SignatureError: If the signature is not valid (`ear_bad_signature`), or a header parameter
-            is not supported or of another key (`ear_bad_header`).
+            is not supported or not that of `key` (`ear_bad_header`).
         VerificationError: If the EAR is not the expected one (`ear_profile`, `ear_expired`,
             `ear_not_yet_valid`, `ear_nonce`, `ear_report_data`, `ear_policy`), or has `aud` or
             `nbf` (RFC 8392, 3.1), which are not supported (`ear_bad_claim`).
@@ -192,7 +192,7 @@ def verify_ear(
     if report_data_is_fresh and report_data is None:
         raise UsageError("report_data_is_fresh: needs report_data; pass it", reason="conflict")
     if not timedelta(0) <= leeway <= _MOST_LEEWAY:
-        raise UsageError("leeway: out of range: must be 0 to 300 seconds", reason="out_of_range")
+        raise UsageError(f"leeway: must be 0 to 300 seconds: {leeway}", reason="out_of_range")
     require_time_zone("now", now)
     if isinstance(token, str):
         token = token.encode("utf-8", "replace")  # non-ASCII text is refused below
@@ -204,7 +204,7 @@ def verify_ear(
     _compare(ear, nonce, expected)
     if policy_id is not None and ear.policy_id != policy_id:
         found, wanted = ascii(ear.policy_id)[:200], ascii(policy_id)[:200]
-        message = f"EAR: appraised by policy {found}, must be {wanted}; request a new EAR"
+        message = f"EAR: policy must be {wanted}, not {found}; request a new EAR"
         raise VerificationError(message, reason="ear_policy")
     fresh = nonce is not None or report_data_is_fresh
     status = Tier.overall(ear.vector, simulated=ear.simulated, fresh=fresh)
@@ -214,7 +214,7 @@ def verify_ear(
 def _expected_report_data(
     nonce: bytes | None, report_data: bytes | None, *, any_freshness: bool
 ) -> bytes | None:
-    """Check that exactly one argument is given; return report data zero-padded, or None."""
+    """Check that exactly one argument is given; return zero-padded report data, if given."""
     given = (nonce is not None) + (report_data is not None) + bool(any_freshness)
     if given != 1:
         raise UsageError(
@@ -228,20 +228,20 @@ def _expected_report_data(
         return None
     expected = ReportData.pad(report_data)
     if not any(expected):
-        message = "report_data: empty, binds evidence to nothing; pass a nonce or any_freshness"
+        message = "report_data: must not be all zeros; pass a nonce or any_freshness=True"
         raise UsageError(message, reason="wrong_value")
     return expected
 
 
 def _compare(ear: Ear, nonce: bytes | None, report_data: bytes | None) -> None:
-    """Compare the nonce or the report data of an EAR with the expected one, if any."""
+    """Raise VerificationError unless nonce and report data of an EAR are those expected, if any."""
     if nonce is not None and not hmac.compare_digest(ear.nonce or b"", nonce):
-        problem = "no nonce" if ear.nonce is None else "another nonce than expected"
+        problem = "has no nonce" if ear.nonce is None else "its nonce is not the expected one"
         raise VerificationError(f"EAR: {problem}; request a new EAR", reason="ear_nonce")
     if report_data is not None:
         signed = ear.report_data.ljust(len(report_data), b"\0")
         if not hmac.compare_digest(signed, report_data):
-            message = "EAR: for evidence with other report data; request a new EAR"
+            message = "EAR: report data are not the expected ones; request a new EAR"
             raise VerificationError(message, reason="ear_report_data")
 
 
@@ -249,8 +249,8 @@ def _issue_time(result: AttestationResult, now: datetime | None, lifetime: timed
     """Return the issue time of an EAR, Unix seconds: `now`, or the time of the verification.
 
     Raises:
-        UsageError: If it is before the verification or over an hour later, if the EAR would expire
-            after the year 9999, or if the time of the verification is that of a bundle.
+        UsageError: If the issue time is before the verification or over an hour later, if the EAR
+            would expire after the year 9999, or if the result's time is that of an evidence bundle.
     """
     if any(step.check == "verification_time" for step in result.steps):
         raise UsageError(
@@ -264,9 +264,9 @@ def _issue_time(result: AttestationResult, now: datetime | None, lifetime: timed
         message = "lifetime: the EAR would expire after the year 9999"
         raise UsageError(message, reason="out_of_range")
     if issued < verified:
-        raise UsageError("now: before the verification; pass a later time", reason="out_of_range")
+        raise UsageError("now: must be at or after the verification time", reason="out_of_range")
     if timedelta(seconds=issued - verified) > _MOST_DELAY:
-        message = "now: more than an hour after the verification; verify the evidence again"
+        message = "now: must be within an hour of the verification; verify the evidence again"
         raise UsageError(message, reason="out_of_range")
     return issued
 
@@ -282,7 +282,7 @@ def _check(
     if not least <= len(value) <= most:
         unit = "bytes" if kind is bytes else "characters"
         raise UsageError(
-            f"{name}: {len(value)} {unit}, must be {least} to {most}", reason="wrong_size"
+            f"{name}: must be {least} to {most} {unit}, not {len(value)}", reason="wrong_size"
         )
 
 
@@ -342,5 +342,5 @@ def _seconds(moment: datetime) -> int:
     require_time_zone("now", moment)
     seconds = (moment - EPOCH) // _SECOND
     if seconds < 0:
-        raise UsageError("now: out of range: before the year 1970", reason="out_of_range")
+        raise UsageError("now: must not be before the year 1970", reason="out_of_range")
     return seconds

@@ -54,8 +54,8 @@ class EarPublicKey(NamedTuple):
         """Decode a JWK: kty OKP with crv Ed25519, or kty EC with crv P-256.
 
         Raises:
-            FormatError: If the JWK has another type, contains a private key, or its alg or use do
-                not allow signatures of the key's algorithm.
+            FormatError: If the JWK has an unsupported type, contains a private key, or its alg or
+                use does not allow signatures of the key's algorithm.
         """
         kind = (jwk.get("kty"), jwk.get("crv"))
         if kind == ("OKP", "Ed25519"):
@@ -71,7 +71,7 @@ class EarPublicKey(NamedTuple):
                 reason="unknown_field",
             )
         if jwk.get("alg", found.algorithm) != found.algorithm or jwk.get("use", "sig") != "sig":
-            message = f"JWK: alg or use do not allow {found.algorithm} signatures"
+            message = f"JWK: alg and use must allow {found.algorithm} signatures"
             raise FormatError(message, reason="inconsistent")
         return found
 
@@ -94,9 +94,9 @@ class EarPublicKey(NamedTuple):
         keys = strict_json.read_object(text, "key set").get("keys")
         if not isinstance(keys, list):
             reason: FormatReason = "missing" if keys is None else "wrong_type"
-            raise FormatError("key set: member 'keys' missing or not an array", reason=reason)
+            raise FormatError("key set: member 'keys' must be an array", reason=reason)
         if not 0 < len(keys) <= _MOST_KEYS:
-            message = f"key set: {len(keys)} keys, must be 1 to {_MOST_KEYS}"
+            message = f"key set: must have 1 to {_MOST_KEYS} keys, not {len(keys)}"
             raise FormatError(message, reason="wrong_size")
         if not all(isinstance(key, dict) for key in keys):
             raise FormatError("key set: each key must be a JSON object", reason="wrong_type")
@@ -107,11 +107,11 @@ class EarPublicKey(NamedTuple):
             )
         found = [cls.from_jwk(key) for key in keys if (key.get("kty"), key.get("crv")) in _KINDS]
         if not found:
-            raise FormatError("key set: contains no Ed25519 or P-256 key", reason="unsupported")
+            raise FormatError("key set: needs an Ed25519 or P-256 key", reason="unsupported")
         return tuple(found)
 
     def to_jwk(self) -> dict[str, str]:
-        """Return the JWK, with `alg`, `kid` and `use`."""
+        """Return the key as a JWK, with `alg`, `kid` and `use`."""
         return {
             **self._jwk_members(),
             "alg": self.algorithm,
@@ -167,7 +167,7 @@ class EarKey(Secret):
     __slots__ = ("_signer", "public")
 
     def __init__(self, signer: Ed25519Key | P256Key) -> None:
-        """Wrap a key; see `from_bytes` for the content of a file."""
+        """Create it from a key object; `from_bytes` decodes the content of a file."""
         self._signer = signer
         self.public: EarPublicKey = (
             EarPublicKey("ES256", signer.public_point)
@@ -206,7 +206,7 @@ class EarKey(Secret):
 def _coordinate(jwk: Mapping[str, Any], name: str) -> bytes:
     found = from_base64url(strict_json.string(jwk, name, what="JWK"), f"JWK: {name}")
     if len(found) != 32:
-        raise FormatError(f"JWK: {name}: {len(found)} bytes, must be 32", reason="wrong_size")
+        raise FormatError(f"JWK: {name}: must be 32 bytes, not {len(found)}", reason="wrong_size")
     return found
 
 
@@ -218,7 +218,7 @@ class VerifiedToken(NamedTuple):
 
 
 def sign_token(claims: dict[Any, Any], key: EarKey, form: TokenFormat) -> bytes:
-    """Sign claims: in JSON for `jwt`, in deterministic CBOR for `cose`.
+    """Return a token with signed claims: JSON in a `jwt`, deterministic CBOR in `cose`.
 
     Raises:
         UsageError: If the token is over 262,144 bytes, or a claim has an unpaired surrogate.
@@ -237,8 +237,8 @@ def verify_token(token: bytes, key: EarPublicKey) -> VerifiedToken:
 
     Raises:
         FormatError: If the token is malformed, or over 262,144 bytes.
-        SignatureError: If the signature is not valid, or the header names another algorithm or key,
-            or has an unsupported parameter.
+        SignatureError: If the signature is not valid, or the header has an algorithm or key id that
+            is not that of `key`, or an unsupported parameter.
     """
     if len(token) > MAX_TOKEN:
         raise FormatError(f"EAR: {len(token)} bytes, at most {MAX_TOKEN}", reason="too_large")
@@ -282,21 +282,21 @@ def _sign_cose(claims: dict[Any, Any], key: EarKey) -> bytes:
 def _verify_cose(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
     envelope = read_value(token, tag=18)
     if not isinstance(envelope, list) or len(envelope) != 4:
-        raise FormatError("EAR: not a COSE_Sign1 array of 4 items", reason="wrong_type")
+        raise FormatError("EAR: must be a COSE_Sign1 array of 4 items", reason="wrong_type")
     protected, unprotected, payload, signature = envelope
     if payload is None:
-        raise FormatError("EAR: payload missing (detached)", reason="missing")
+        raise FormatError("EAR: payload must not be detached", reason="missing")
     if not (
         isinstance(protected, bytes)
         and isinstance(payload, bytes)
         and isinstance(signature, bytes)
         and isinstance(unprotected, dict)
     ):
-        raise FormatError("EAR: COSE_Sign1 has an item of the wrong type", reason="wrong_type")
+        raise FormatError("EAR: items of COSE_Sign1 have wrong types", reason="wrong_type")
     if unprotected:
         raise _header("unprotected header parameters are not allowed")
     if not hmac.compare_digest(_envelope(protected, payload, signature), token):
-        message = "EAR: COSE_Sign1 is not in deterministic encoding"
+        message = "EAR: COSE_Sign1 must be in deterministic encoding"
         raise FormatError(message, reason="not_canonical")
     algorithm = _COSE_ALGORITHMS[key.algorithm]
     expected = {_ALG: algorithm, _KID: key.cose_thumbprint, _TYP: _COSE_TYPE}
@@ -307,7 +307,7 @@ def _verify_cose(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
 
 def _map(value: Value, what: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise FormatError(f"EAR: {what} is not a map", reason="wrong_type")
+        raise FormatError(f"EAR: {what} must be a map", reason="wrong_type")
     return cast("dict[Any, Any]", value)
 
 
@@ -333,7 +333,7 @@ def _check_headers(header: dict[Any, Any], expected: dict[Any, Any], needed: obj
         needed: Name or label of the algorithm, the one parameter that must not be missing.
     """
     if needed not in header:
-        raise _header("no algorithm in the header")
+        raise _header("header must name the algorithm")
     for name, value in header.items():
         if name not in expected:
             raise _header(f"unsupported header parameter: {ascii(name)[:40]}")
@@ -342,7 +342,7 @@ def _check_headers(header: dict[Any, Any], expected: dict[Any, Any], needed: obj
 
 
 def _same(value: object, expected: object) -> bool:
-    """Compare values and types, because True == 1."""
+    """Return whether values and their types are equal; the types count because True == 1."""
     if isinstance(value, bytes) and isinstance(expected, bytes):
         return hmac.compare_digest(value, expected)
     return type(value) is type(expected) and value == expected

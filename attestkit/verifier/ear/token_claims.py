@@ -141,7 +141,7 @@ class Tier(IntEnum):
 
 
 def trustworthiness_vector(result: AttestationResult) -> dict[str, int]:
-    """Return the trustworthiness vector of a result; see the table above."""
+    """Return the trustworthiness vector of a result, by the table in the module's docstring."""
     if result.simulated:
         return {"hardware": 97}
     found: dict[str, int] = {}
@@ -173,7 +173,7 @@ def _hardware(status: TcbStatus) -> int:
 
 
 def claims_by_name(claims: Mapping[Any, Any], labels: Mapping[str, int]) -> dict[str, Any]:
-    """Return the known claims with names as keys; unknown ones are ignored."""
+    """Return claims by name in place of CBOR label; drop those that `labels` lacks."""
     names: dict[int | str, str] = {number: name for name, number in labels.items()}
     names[RESULT] = RESULT
     # The type is compared, because True == 1.
@@ -185,7 +185,7 @@ def claims_by_name(claims: Mapping[Any, Any], labels: Mapping[str, int]) -> dict
 
 
 class EarSubmodule(msgspec.Struct, frozen=True):
-    """Status and trustworthiness vector of one device."""
+    """Status and trustworthiness vector of one GPU or switch."""
 
     status: Tier
     vector: dict[str, int]
@@ -197,7 +197,7 @@ class _Signed(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def gpu_submodules(result: "GpuResult | None", *, fresh: bool) -> dict[str, dict[str, Any]]:
-    """Return the submodules of a result by name, such as `nvidia-gpu-0`."""
+    """Return an EAR's submodules about the devices of a result by name, such as `nvidia-gpu-0`."""
     if result is None:
         return {}
     found: dict[str, dict[str, Any]] = {}
@@ -232,7 +232,7 @@ def _vector(device: "DeviceResult", result: "GpuResult") -> dict[str, int]:
 def read_gpu_submodules(
     submods: Mapping[str, object], result: Mapping[str, Any], *, as_text: bool, fresh: bool
 ) -> dict[str, EarSubmodule]:
-    """Return the submodules about devices.
+    """Return an EAR's submodules about GPUs and switches by name, after checks.
 
     Args:
         submods: Submodules of the EAR, except that of the platform.
@@ -248,20 +248,20 @@ def read_gpu_submodules(
     devices = stated.get("devices")
     names = set(map(_name, devices)) if isinstance(devices, list) else set()
     if len(submods) > _MOST or submods.keys() != names:
-        message = "EAR: the submodules are not the platform and the devices of its result"
+        message = "EAR: submodules must be the platform and the devices of its result"
         raise FormatError(message, reason="inconsistent")
     found: dict[str, EarSubmodule] = {}
     for name, value in submods.items():
         try:
             signed = msgspec.convert(value, _Signed)
         except msgspec.ValidationError as error:
-            message = f"EAR: submodule {name} is malformed"
+            message = f"EAR: submodule {name}: malformed status or vector"
             raise FormatError(message, reason="wrong_value") from error
         simulated = stated.get("simulated") is not False
         binding = stated.get("binding")
         status = _status(signed.vector, binding, simulated=simulated, fresh=fresh)
         if signed.status != (str(status) if as_text else int(status)):
-            message = f"EAR: ear.status of submodule {name} is not that of its claims"
+            message = f"EAR: ear.status of submodule {name} must be {status}, by its claims"
             raise FormatError(message, reason="inconsistent")
         found[name] = EarSubmodule(status, signed.vector)
     return found

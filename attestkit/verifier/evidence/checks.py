@@ -59,8 +59,8 @@ class ParsedEvidence(NamedTuple):
         """Return the evidence of an attestation.
 
         Raises:
-            FormatError: If its quote is malformed or not of a TD, or its HCL report is malformed or
-                of other hardware.
+            FormatError: If the quote is malformed or not of a TD, or the HCL report is malformed or
+                has the report of hardware other than the platform's.
         """
         platform = attestation.evidence.platform
         if isinstance(platform, _PARAVISOR):
@@ -116,7 +116,7 @@ class ExpectedReportData(NamedTuple):
                 accepts any report data; `...` means that the argument was not given.
 
         Raises:
-            UsageError: If none or both are given, or one has another type or size.
+            UsageError: If none or both are given, or one has the wrong type or size.
         """
         if nonce is None and report_data is ...:
             raise UsageError(
@@ -137,7 +137,7 @@ def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
     """Compare the report data in the evidence with the signed report data.
 
     Raises:
-        VerificationError: If they differ.
+        VerificationError: If report data differ, or are not the hash of the evidence's payload.
     """
     if parsed.attestation is None:
         return
@@ -145,12 +145,12 @@ def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
     if stack.report_data_payload is not None:
         bound = ReportData.bind(ReportData.APP_DATA, stack.report_data_payload.encode())
         if not hmac.compare_digest(bound, stack.report_data):
-            message = "evidence: report_data is not the hash of report_data_payload"
+            message = "evidence: report_data must be the hash of report_data_payload"
             raise VerificationError(message, reason="report_data_mismatch")
     if not hmac.compare_digest(signed, stack.report_data):
         raise VerificationError(
-            f"evidence: report_data is {stack.report_data.hex()}, but the platform signed "
-            f"{signed.hex()}",
+            f"evidence: report_data must be what the platform signed, {signed.hex()}, not "
+            f"{stack.report_data.hex()}",
             reason="report_data_mismatch",
         )
 
@@ -158,7 +158,7 @@ def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
 def replay_event_log(
     parsed: ParsedEvidence,
 ) -> tuple[tuple[int, ...], tuple[VerificationStep, ...]]:
-    """Replay the event log; return the RTMRs that it covers, and the step.
+    """Replay the event log; return the RTMRs that it covers, and the step of the result.
 
     A log shortened for a certificate covers RTMR3 only. The authenticator of a NitroTPM has
     replayed its runtime events, which cover PCR 14 and no RTMR, so they have no step here.
@@ -194,7 +194,7 @@ def _check_same_events(listed: tuple[Event, ...], measured: tuple[Event, ...]) -
     """Check that the evidence's list of runtime events, which names the app, matches the log."""
     # Digests are not compared: a log shortened for a certificate has none.
     if listed is not measured and _contents(listed) != _contents(measured):
-        message = "evidence: runtime_events are not those of the event log"
+        message = "evidence: runtime_events must be those of the event log"
         raise ReplayError(message, reason="rtmr_mismatch")
 
 
@@ -213,9 +213,10 @@ def app_info(
         image_hash: Hash of the OS image, verified; empty if not verifiable.
 
     Raises:
-        ReplayError: If the sealed configuration contradicts the evidence.
-        VerificationError: If a field has the wrong size, or two boot events name it.
-        FormatError: If a document is malformed.
+        ReplayError: If HOST_DATA or a PCR contradicts the rest of the evidence.
+        VerificationError: If a field has the wrong size, two boot events name it, or the
+            configuration in MR_CONFIG_ID is not that of the app.
+        FormatError: If an mr_config document or the VM configuration is malformed.
     """
     attestation, quote = parsed
     if attestation is None or _nameless(attestation):
@@ -254,10 +255,10 @@ def key_time_app_info(
         request: The request for keys.
 
     Raises:
-        ReplayError: If the sealed configuration contradicts the evidence.
-        VerificationError: If the evidence does not name its app, or the sealed configuration is of
-            another app or key provider.
-        FormatError: If a document is malformed.
+        ReplayError: If HOST_DATA or a PCR contradicts the rest of the evidence.
+        VerificationError: If the evidence does not name its app, or the configuration in
+            MR_CONFIG_ID or HOST_DATA is not of this app and key provider.
+        FormatError: If an mr_config document or the VM configuration is malformed.
     """
     attestation, quote = parsed
     if attestation is None or _nameless(attestation):
@@ -328,10 +329,10 @@ def _without_app(text: str) -> tuple[VerificationStep, ...]:
 
 
 def check_report_data(signed: bytes, expected: ExpectedReportData) -> VerificationStep:
-    """Check signed report data, and return the step; skipped if any report data are accepted.
+    """Check signed report data, and return the step; it is skipped if any value is accepted.
 
     Raises:
-        PolicyError: If they are not the expected ones.
+        PolicyError: If the report data are not the expected ones.
     """
     value, bound_to = expected.value, expected.bound_to
     if value is None:
@@ -340,7 +341,8 @@ def check_report_data(signed: bytes, expected: ExpectedReportData) -> Verificati
     if not has_report_data(signed, expected):
         what = "this nonce" if bound_to == "nonce" else "this report data"
         raise PolicyError(
-            f"report data: {signed.hex()}, must be {value.hex()}; request new evidence with {what}",
+            f"report data: must be {value.hex()}, not {signed.hex()}; request new evidence with "
+            f"{what}",
             reason="report_data",
         )
     if bound_to is None:
@@ -369,14 +371,14 @@ class HardwareJoin(NamedTuple):
 def join_hardware(
     expected: ExpectedReportData, signed: bytes, vtpm: VtpmFacts | None
 ) -> HardwareJoin:
-    """Check whether the hardware's report data are over the TPM's key; expect those if so.
+    """Check whether the hardware's report data are over the TPM's key, too.
 
-    This applies if the TPM's quote is over the hardware's evidence, but nothing else joins the
-    hardware's evidence to the TPM's key. The report data may be over nonce and key, which proves
-    the join, or over the nonce alone, which leaves it unproven.
+    This applies if the TPM's quote is over the hardware's evidence, but nothing else shows that the
+    TPM's key is of the same VM. Report data over nonce and key show it; then they are the expected
+    ones. Report data over the nonce alone do not.
 
     Args:
-        expected: What the caller expects.
+        expected: Report data that the caller expects.
         signed: Report data of the hardware's evidence.
         vtpm: Verified facts of the TPM; None without one.
     """

@@ -78,7 +78,7 @@ _BUNDLE_KEYS: Final = (b'"evidence"', b'"at"')
 
 @dataclass(frozen=True, slots=True)
 class EvidenceBundle:
-    """Evidence with its collateral.
+    """Evidence with its collateral, in one file; see the module.
 
     Raises:
         UsageError: If a value has the wrong type or size, or `at` has no time zone.
@@ -111,7 +111,7 @@ class EvidenceBundle:
         _check_moment(self.at)
 
     def names_time(self, moment: datetime) -> bool:
-        """Return whether an aware time is that of the bundle, to the second."""
+        """Return whether an aware time is less than a second from the bundle's `at`."""
         return abs(moment - self.at) < timedelta(seconds=1)
 
     @classmethod
@@ -119,12 +119,12 @@ class EvidenceBundle:
         """Decode the JSON of a bundle.
 
         Raises:
-            FormatError: If the text is over 32 MiB, not a JSON object or of another version, or a
+            FormatError: If the text is over 32 MiB, not a JSON object, not of version 1, or a
                 member is unknown, missing, duplicate or malformed; the message names the member.
         """
         if len(text) > _FILE_LIMIT:
             raise FormatError(
-                f"evidence bundle: too large: {len(text)} bytes, at most {_FILE_LIMIT}",
+                f"evidence bundle: {len(text)} bytes, at most {_FILE_LIMIT}",
                 reason="too_large",
             )
         text = text.removeprefix(BOM_UTF8) if isinstance(text, bytes) else text
@@ -164,7 +164,7 @@ class EvidenceBundle:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "EvidenceBundle":
-        """Read a file.
+        """Read a bundle from a JSON file.
 
         Raises:
             UsageError: If the file cannot be read.
@@ -173,7 +173,7 @@ class EvidenceBundle:
         return load_document(path, _FILE_LIMIT, cls.from_json, UsageError, "cannot_read")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file with mode 0600, replacing an existing one atomically.
+        """Write the JSON to a file with mode 0600, replacing an existing one atomically.
 
         Raises:
             UsageError: If the file cannot be written.
@@ -186,7 +186,7 @@ def _check_bytes(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, bytes):
         raise wrong_type(name, "bytes", value)
     if not least <= len(value) <= most:
-        message = f"{name}: {len(value)} bytes, must be {least} to {most}"
+        message = f"{name}: must be {least} to {most} bytes, not {len(value)}"
         raise UsageError(message, reason="wrong_size")
 
 
@@ -205,7 +205,7 @@ def _check_moment(value: object) -> None:
     try:
         value.astimezone(timezone.utc)
     except OverflowError as error:
-        raise UsageError("at: outside the years 1 to 9999", reason="out_of_range") from error
+        raise UsageError("at: must be in the years 1 to 9999", reason="out_of_range") from error
 
 
 def _check_keys(
@@ -215,7 +215,7 @@ def _check_keys(
     optional: Collection[str] = (),
 ) -> None:
     if missing := required - values.keys():
-        raise FormatError(f"{what}: missing member: {', '.join(sorted(missing))}", reason="missing")
+        raise FormatError(f"{what}: must have {', '.join(sorted(missing))}", reason="missing")
     if unknown := values.keys() - required.union(optional):
         raise FormatError(f"{what}: unknown member: {min(unknown)[:40]!r}", reason="unknown_field")
 
@@ -271,7 +271,7 @@ def _moment(value: object, _: str) -> datetime:
     try:
         return datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not accept Z
     except ValueError as error:
-        text = f"{shown(value)}, must be an ISO 8601 time, such as 2026-01-31T12:00:00+00:00"
+        text = f"must be an ISO 8601 time, such as 2026-01-31T12:00:00+00:00: {shown(value)}"
         raise FormatError(f"evidence bundle: at: {text}", reason="wrong_value") from error
 
 
@@ -290,8 +290,8 @@ def parse_evidence(evidence: object) -> ParsedEvidence:
     """Parse evidence; bytes are recognised by content.
 
     Raises:
-        FormatError: If it is malformed, or in an unknown form.
-        UsageError: If it is an evidence bundle, or no `Evidence`.
+        FormatError: If the evidence is malformed, or bytes in an unknown form.
+        UsageError: If it is an evidence bundle, or not an `Evidence`.
     """
     if isinstance(evidence, bytes):
         return _parse_bytes(evidence)
@@ -317,7 +317,7 @@ def _parse_bytes(data: bytes) -> ParsedEvidence:
     if data[:1] and data[0] in _HEX_DIGITS and (found := _unhex(data)) is not None:
         return _parse_bytes(found)
     if data.startswith(_CERTIFICATES):
-        message = "evidence: a certificate; verify it and its evidence with ra_tls.verify"
+        message = "evidence: must not be a certificate; verify that with ra_tls.verify"
         raise FormatError(message, reason="unsupported")
     try:
         return ParsedEvidence.of(Attestation.from_bytes(data))
@@ -348,15 +348,15 @@ def begins_with_snp_report(data: bytes) -> bool:
 
 
 def read_snp_report(data: bytes) -> Attestation:
-    """Return evidence of a bare SEV-SNP report, with the certificate table behind it, if any.
+    """Return evidence for a bare SEV-SNP report, with the certificate table behind it, if any.
 
     Linux returns them as `outblob` and `auxblob` of configfs-tsm.
 
     Raises:
-        FormatError: If the report is malformed, or there are more than 10 MiB.
+        FormatError: If the report is malformed, or `data` is over 10 MiB.
     """
     if len(data) > MAX_SIZE:
-        message = f"SEV-SNP report and certificates: {len(data)} bytes, more than {MAX_SIZE}"
+        message = f"SEV-SNP report and certificates: {len(data)} bytes, at most {MAX_SIZE}"
         raise FormatError(message, reason="too_large")
     report = SnpReport.parse(data[:SNP_REPORT_SIZE])
     return attest_snp_report(report, data[SNP_REPORT_SIZE:])

@@ -18,7 +18,7 @@ from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.os_image import VerifiedImage
 
 Fields = tuple[tuple[str, bytes], ...]
-"""Pairs of name and value."""
+"""Registers or attributes: pairs of name and value."""
 
 _TD_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _TD_ATTRIBUTES = (
@@ -74,7 +74,8 @@ def collect_claims(
 
     Args:
         parsed: The evidence.
-        authenticated: Its vendor-signed content. None: claims are unverified, for display only.
+        authenticated: Vendor-signed content of the evidence. None: the claims are not verified, and
+            for display only.
         registers: Numbers of the RTMRs to which the event log replays.
         image: Outcome of the verification of the OS image.
     """
@@ -174,11 +175,11 @@ def _enclave_svns(quote: Quote) -> tuple[tuple[str, bytes], ...]:
 
 
 def report_claims(report: SnpReport) -> tuple[Fields, Fields]:
-    """Return registers and attributes of a report.
+    """Return registers and attributes of an SEV-SNP report.
 
     `current_version` and `committed_version` of the firmware are major, minor and build, one byte
     each; `cpuid` is family, model and stepping of the processor, zero before version 3.
-    `author_key_digest` is zero unless AUTHOR_KEY_EN is set. `report_version` tells whether the
+    `author_key_digest` is zero unless AUTHOR_KEY_EN is set. `report_version` shows whether the
     report has the fields that versions added: `cpuid` in 3, the mitigation vectors in 5.
     """
     raw = report.raw
@@ -190,7 +191,7 @@ def report_claims(report: SnpReport) -> tuple[Fields, Fields]:
 
 
 def _launched(config: str) -> Fields:
-    """Return the launch parameters in a VM configuration, whose launch measurement was verified.
+    """Return the launch parameters in a VM configuration that the launch measurement confirms.
 
     `sev_features` has 8 bytes, `vcpus` 4. `vcpu_type` is QEMU's name of a CPU in ASCII; CPU types
     with the same measurement have one name.

@@ -1,5 +1,5 @@
-"""OS images at hand, and the registers of a TD that boots one.
+"""Files of OS images that a verifier has, and the registers of a TD that boots one.
 
-A verifier with images proves evidence that names its image without measuring it ("legacy"), and
-recomputes ACPI tables from the VM's shape.
+With these files a verifier also accepts evidence that names its image by the hash alone, without a
+measurement document ("legacy"), and it recomputes ACPI tables from the VM's shape.
 """

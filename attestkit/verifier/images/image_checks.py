@@ -1,4 +1,4 @@
-"""Comparison of a TD's registers and ACPI tables with those of an image at hand, and of QEMU.
+"""Comparison of a TD's registers and ACPI tables with those of an image's files, and of QEMU.
 
 The digests of the tables are those of the tables that ship with attestkit: no QEMU is run for
 evidence.
@@ -34,7 +34,7 @@ _FILES: Final = {  # what an event measures, for errors
 
 
 class ImageProof(NamedTuple):
-    """Facts about the boot of a TD that its registers prove.
+    """Facts about the boot of a TD that its registers confirm.
 
     Attributes:
         acpi_tables: Whether the ACPI tables are those that QEMU makes for the VM's shape.
@@ -55,16 +55,16 @@ def check_tdx_image(
     """Check that MRTD and RTMR0 to RTMR2 are those of an image.
 
     Args:
-        image: The image.
+        image: Digests of the image that the evidence names.
         vm_config: `fields` of the `VmConfig` in the evidence.
         body: Body of the quote, authenticated.
         events: Event log, from which digests of the host's tables are taken.
 
     Raises:
-        VerificationError: If a register differs, or the ACPI tables are known and differ.
+        VerificationError: If a register differs, or the expected ACPI tables are known and differ.
         FormatError: If the configuration is malformed, or the image is not for TDs.
-        UnsupportedError: If neither the log nor a table of attestkit has a digest that RTMR0 needs.
-        ConfigError: If the image has to be read again, and is altered.
+        UnsupportedError: If neither the log nor attestkit's tables have a digest that RTMR0 needs.
+        ConfigError: If the image's files have to be read again, and are altered.
     """
     memory_size = strict_json.number_field(vm_config, "memory_size", 63)
     qemu = _qemu_release(vm_config)
@@ -101,7 +101,7 @@ def check_acpi_tables(vm_config: Mapping[str, Any], events: Sequence[WireEvent])
 
 
 class _FirmwareBoot(NamedTuple):
-    """Expected events of RTMR0, for one possible place of the second separator."""
+    """Expected events of RTMR0, for the second separator in one of two registers."""
 
     second_separator: bool  # whether it is in RTMR0, and not in RTMR1
     events: tuple[ExpectedEvent, ...]
@@ -114,7 +114,7 @@ def _check_rtmr0(
     quoted: bytes,
     events: Sequence[WireEvent],
 ) -> tuple[bool, ImageProof]:
-    """Check RTMR0; return whether it has the second separator, and the facts that it proves."""
+    """Check RTMR0; return whether it has the second separator, and the facts that it confirms."""
     tables, logged = recompute_tables(vm_config), _logged(events, 0)
     boots = [
         _FirmwareBoot(second, image.firmware_events(memory_size, second_separator=second))
@@ -152,8 +152,8 @@ def _match_log(
             refused.append((computed, filled))
     if not refused:
         raise UnsupportedError(
-            "the event log has no digests of the host's ACPI or SMBIOS tables, and those of this "
-            "VM's shape are not known; request evidence with a complete log",
+            "event log: has no digests of the host's ACPI or SMBIOS tables, and those of this VM's "
+            "shape are not known; request evidence with a complete log",
             reason="os_image",
         )
     computed, filled = refused[0]
@@ -209,7 +209,7 @@ def _qemu_release(vm_config: Mapping[str, Any]) -> QemuRelease:
 
 
 def _first_difference(expected: Sequence[ExpectedEvent], logged: Sequence[bytes]) -> str:
-    """Return what differs first between the events of an image and those in a log."""
+    """Return a text on the first difference between the events of an image and those in a log."""
     if not logged:
         return "the event log is shortened, so what differs is not known"
     for event, digest in zip(expected, logged, strict=False):

@@ -78,7 +78,7 @@ class MeasuredImage:
     """Digests of an image; its files are not kept.
 
     Args:
-        image: The image.
+        image: Image whose digests are computed.
         read: Reads the image again, for memory sizes that change the kernel's header.
     """
 
@@ -229,7 +229,8 @@ class ImageStore:
         images: Folder of images named by hash, or a mapping from hash in hex to image or path.
 
     Raises:
-        UsageError: If `images` has another type, a key is not 64 hex digits, or there are over 256.
+        UsageError: If `images` has the wrong type, a key that is not 64 hex digits, or over 256
+            items.
         ConfigError: If the folder does not exist or cannot be read.
     """
 
@@ -301,7 +302,7 @@ class ImageStore:
         return next((path for each in names if path_exists(path := self._folder / each)), None)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the places of the images, without their digests."""
+        """Pickle the folder or list of images, without their digests."""
         if self._folder is not None:
             return ImageStore, (self._folder,)
         return ImageStore, ({digest.hex(): source for digest, source in self._listed.items()},)
@@ -313,7 +314,7 @@ class ImageStore:
 
 def _read_mapping(images: Mapping[str, ImageSource]) -> dict[bytes, ImageSource]:
     if len(images) > MOST_IMAGES:
-        message = f"images: {len(images)} images, at most {MOST_IMAGES}; pass a folder of more"
+        message = f"images: {len(images)} images, at most {MOST_IMAGES}; pass a folder for more"
         raise UsageError(message, reason="too_many")
     found: dict[bytes, ImageSource] = {}
     for name, source in images.items():
@@ -326,7 +327,7 @@ def _read_mapping(images: Mapping[str, ImageSource]) -> dict[bytes, ImageSource]
         except ValueError:
             digest = b""
         if len(digest) != _HASH_SIZE or len(name) != 2 * _HASH_SIZE:
-            message = "images: each key must be an os_image_hash, 64 hex digits"
+            message = f"images: key must be an os_image_hash, 64 hex digits, not {name[:80]!r}"
             raise UsageError(message, reason="wrong_value")
         # The process may change its working directory.
         found[digest] = source if isinstance(source, DstackImage) else Path(source).absolute()

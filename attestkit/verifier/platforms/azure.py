@@ -66,18 +66,19 @@ def read_azure_report(platform: AzureSnp | AzureTdx) -> HclReport:
     """Return the HCL report of evidence.
 
     Raises:
-        FormatError: If it is malformed, or of the other kind of hardware.
+        FormatError: If the HCL report is malformed, or its hardware report is not of the platform:
+            SEV-SNP or TDX.
     """
     report = _parse_report(platform.hcl_report)
     wanted = "snp" if isinstance(platform, AzureSnp) else "tdx"
     if report.report_type != wanted:
-        message = f"HCL report: has a report of {report.report_type}, must be of {wanted}"
+        message = f"HCL report: must have a report of {wanted}, not {report.report_type}"
         raise FormatError(message, reason="inconsistent")
     return report
 
 
 def snp_evidence_of(platform: AzureSnp) -> SevSnp:
-    """Return the hardware's evidence: the SEV-SNP report in the HCL report, with certificates.
+    """Return the SEV-SNP report in the HCL report of Azure's evidence, with its certificates.
 
     Raises:
         FormatError: If the HCL report is malformed.
@@ -92,7 +93,7 @@ def snp_evidence_of(platform: AzureSnp) -> SevSnp:
 
 
 class AzureAuthenticator:
-    """Authenticator of evidence of a paravisor, under Azure's root for certificates of its TPMs."""
+    """Authenticator of evidence of Azure's paravisor, under Azure's root for TPM certificates."""
 
     def __init__(self, chains: AkChains, trust_anchor: bytes | None = None) -> None:
         """Set the roots for AK certificates, which are optional in the evidence.
@@ -119,11 +120,11 @@ class AzureAuthenticator:
         *,
         states_user_data: bool = True,
     ) -> Authenticated:
-        """Verify the evidence beside the hardware's, without logs; return the content of both.
+        """Verify HCL report and TPM quote beside the hardware's evidence; return their content.
 
         Args:
-            platform: The evidence.
-            hardware: Verified content of its SEV-SNP report or TD quote.
+            platform: Azure's part of the evidence; its logs are not checked here.
+            hardware: Verified content of the SEV-SNP report or TD quote in it.
             now: Time of the verification, with a time zone.
             quote: The TD quote, if it is parsed already.
             before_fetch: Function that is called before each request for a certificate.
@@ -134,7 +135,8 @@ class AzureAuthenticator:
             FormatError: If a part is malformed.
             VerificationError: If a binding (`hcl_binding`), the quote, its PCRs (`pcr_selection`,
                 `pcr_digest`) or the stated user data (`hcl_user_data`) are not the expected ones.
-            SignatureError: If a signature is not valid, or the key is another (`ak_mismatch`).
+            SignatureError: If a signature is not valid, or a certificate or public area is not of
+                the HCL report's attestation key (`ak_mismatch`).
             ReplayError: If an RTMR is not zero (`rtmr_mismatch`).
         """
         report = read_azure_report(platform)
@@ -162,8 +164,8 @@ class AzureAuthenticator:
         """Verify the AK certificate; return its step, and the name in it.
 
         A certificate is optional, because the hardware report certifies the key. If its issuers are
-        missing or it is not valid now, it is reported as not verified. A certificate of another
-        key, or with an invalid signature, is an error.
+        missing or it is not valid now, it is reported as not verified. A certificate for a key
+        other than the HCL report's, or with an invalid signature, is an error.
         """
         if not evidence.ak_certificates:
             text = "the evidence has no AK certificate; the hardware report certifies the key"
@@ -171,7 +173,7 @@ class AzureAuthenticator:
         leaf, *others = evidence.ak_certificates
         spki = read_evidence_certificate("AK certificate", leaf).spki
         if load_verification_key(spki).spki != verified.key.spki:
-            message = "AK certificate: not of the attestation key of the HCL report"
+            message = "AK certificate: must be of the attestation key of the HCL report"
             raise SignatureError(message, reason="ak_mismatch")
         try:
             found = self._chains.verify(
@@ -202,8 +204,8 @@ def _check_binding(
         _check_td_report(TdReport.parse(report.hardware_report), body, hardware.steps)
     if not report.binds(hardware.report_data):
         raise VerificationError(
-            f"HCL report: the hardware report is over {hardware.report_data.hex()}, must be over "
-            f"the SHA-256 of the runtime data: {report.report_data.hex()}",
+            f"HCL report: the hardware's report data must be the SHA-256 of the runtime data, "
+            f"{report.report_data.hex()}, not {hardware.report_data.hex()}",
             reason="hcl_binding",
             steps=hardware.steps,
         )
@@ -230,8 +232,8 @@ def _check_td_report(report: TdReport, body: TdQuoteBody, steps: Steps) -> None:
     for name in ("rtmr0", "rtmr1", "rtmr2", "rtmr3"):
         if any(getattr(body, name)):
             raise ReplayError(
-                f"{name}: {getattr(body, name).hex()}, must be zero behind a paravisor, because no "
-                "log explains it",
+                f"{name}: must be zero behind a paravisor, because no log explains it, not "
+                f"{getattr(body, name).hex()}",
                 reason="rtmr_mismatch",
                 steps=steps,
             )
@@ -243,7 +245,7 @@ def _verify_quote(report: HclReport, evidence: VtpmQuote) -> VerifiedQuote:
     if evidence.ak_public:
         stated = read_attestation_key(evidence.ak_public, ())
         if stated.spki != key.spki:
-            message = "attestation key: the public area is not that of the HCL report's key"
+            message = "attestation key: the public area must be that of the HCL report's key"
             raise SignatureError(message, reason="ak_mismatch")
     return AttestationKey(key.spki, _SCHEME).verify_quote(evidence, (ALL_PCRS,))
 
@@ -276,8 +278,8 @@ def _report_data(verified: VerifiedQuote) -> bytes:
     extra = verified.attest.extra_data
     if len(extra) > _REPORT_DATA_SIZE:
         raise VerificationError(
-            f"TPM quote: {len(extra)} bytes of qualifying data, must be at most "
-            f"{_REPORT_DATA_SIZE}; request a quote over the report data",
+            f"TPM quote: qualifying data must be at most {_REPORT_DATA_SIZE} bytes, not "
+            f"{len(extra)}; request a quote over the report data",
             reason="tpm_qualifying_data",
         )
     return extra.ljust(_REPORT_DATA_SIZE, b"\0")
@@ -300,7 +302,7 @@ def _check_user_data(report: HclReport, report_data: bytes, *, is_stated: bool) 
         text = f"the user data of the HCL report are those of another request, so {older}"
         return skipped("user_data", text)
     raise VerificationError(
-        f"HCL report: user data are {user_data.hex()}, must be the report data "
-        f"{report_data.hex()}; request an HCL report after the user data are written",
+        f"HCL report: user data must be the report data {report_data.hex()}, not "
+        f"{user_data.hex()}; request an HCL report after the user data are written",
         reason="hcl_user_data",
     )

@@ -59,7 +59,7 @@ _CERTIFIED: Final = passed(
 
 
 class GcpAuthenticator:
-    """Authenticator of the TPM of Google's Confidential VMs."""
+    """Authenticator of the vTPM of Google's Confidential VMs."""
 
     def __init__(self, chains: AkChains) -> None:
         """Set the verifier of AK certificates."""
@@ -76,7 +76,7 @@ class GcpAuthenticator:
 
         Args:
             attestation: Evidence of `GcpTdx` or `GcpSnp`.
-            hardware: Content of its quote or report, which is authentic.
+            hardware: Authentic content of the TDX quote or SEV-SNP report in the evidence.
             now: Time of the verification, with a time zone.
             before_fetch: Function that is called before each request for a certificate.
 
@@ -103,7 +103,7 @@ class GcpAuthenticator:
         now: datetime,
         before_fetch: Callable[[], object],
     ) -> Authenticated:
-        """Verify the quote beside a TDX quote, with the logs of its PCRs."""
+        """Verify the TPM's quote beside a TDX quote, with the logs of its PCRs."""
         tpm_quote = platform.tpm_quote
         _check_form(tpm_quote)
         quote = _read_key(tpm_quote).verify_quote(tpm_quote, _TDX_PCRS)
@@ -126,10 +126,10 @@ class GcpAuthenticator:
         now: datetime,
         before_fetch: Callable[[], object],
     ) -> Authenticated:
-        """Verify the quote beside an SEV-SNP report; its logs are not replayed."""
+        """Verify the TPM's quote beside an SEV-SNP report; the TPM's logs are not replayed."""
         evidence = platform.vtpm_quote
         if not evidence.ak_certificates:
-            message = "AK certificate: missing; Google's certifies the key of the TPM"
+            message = "AK certificate: missing; add Google's certificate of the TPM's key"
             raise FormatError(message, reason="missing")
         key = read_attestation_key(evidence.ak_public, evidence.ak_certificates)
         quote = key.verify_quote(evidence, (ALL_PCRS,))
@@ -148,12 +148,12 @@ def _combine(
     embedded: bytes,
     log_steps: tuple[VerificationStep, ...] = (),
 ) -> Authenticated:
-    """Add the facts and steps of a TPM's quote to the hardware's, after a check of their join.
+    """Return the hardware's content with facts and steps of the TPM's quote, if they are joined.
 
     Args:
         hardware: Content of the hardware's evidence.
         quote: The TPM's quote.
-        certified: Its verified key.
+        certified: The TPM's key, with a verified certificate.
         embedded: Hardware evidence as embedded, whose hash the quote must have.
         log_steps: Steps of the replay of logs.
     """
@@ -165,12 +165,12 @@ def _combine(
 
 
 def _check_form(tpm_quote: TpmQuote) -> None:
-    """Check what upstream leaves unchecked: names, limits, and the order of values."""
+    """Check names, limits and the order of PCR values, which upstream does not check."""
     if tpm_quote.platform != "gcp":
         message = f"TPM quote: platform must be gcp, not {shown(tpm_quote.platform)}"
         raise FormatError(message, reason="wrong_value")
     if len(tpm_quote.event_log) > _MAX_EVENTS:
-        message = f"TPM event log: {len(tpm_quote.event_log)} events, over {_MAX_EVENTS}"
+        message = f"TPM event log: {len(tpm_quote.event_log)} events, at most {_MAX_EVENTS}"
         raise FormatError(message, reason="too_many")
     for at, event in enumerate(tpm_quote.event_log):
         if event.pcr_index >= PCR_COUNT or len(event.digest) != 32:
@@ -193,7 +193,7 @@ def _check_form(tpm_quote: TpmQuote) -> None:
 
 
 def _read_key(tpm_quote: TpmQuote) -> AttestationKey:
-    """Return the key of the AK certificate; it must be RSA or P-256, and signs with SHA-256."""
+    """Return the key of the AK certificate, which must be RSA or P-256, for SHA-256 signatures."""
     spki = read_evidence_certificate("AK certificate", tpm_quote.ak_cert).spki
     try:
         kind = load_verification_key(spki).kind
@@ -206,7 +206,7 @@ def _read_key(tpm_quote: TpmQuote) -> AttestationKey:
 
 
 def _check_join(quote: VerifiedQuote, evidence: bytes) -> VerificationStep:
-    """Check that the quote is over the hash of `evidence`, the hardware's, as embedded."""
+    """Check that the quote is over the SHA-256 of `evidence`, the embedded hardware evidence."""
     expected, found = sha256(evidence), quote.attest.extra_data
     if not hmac.compare_digest(found, expected):
         raise VerificationError(
@@ -218,7 +218,7 @@ def _check_join(quote: VerifiedQuote, evidence: bytes) -> VerificationStep:
 
 
 def _replay_log(tpm_quote: TpmQuote) -> ReplayedPcrs:
-    """Replay the digests of the firmware's log, except to PCR 14; the PCR values are valid.
+    """Replay the digests of the firmware's log to the quoted PCRs other than PCR 14.
 
     Raises:
         ReplayError: If a PCR that only records of the log extend does not match, or has no record
@@ -253,7 +253,7 @@ def _replay_events(
         events: The events.
         after_shim: Whether records of the firmware's log may precede the events: shim measures its
             keys. Otherwise, if the log has such records, records and events must each replay to the
-            PCR, as upstream demands.
+            PCR, as upstream requires.
 
     Raises:
         ReplayError: If PCR 14 does not match (`pcr_mismatch`).

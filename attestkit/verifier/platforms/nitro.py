@@ -33,7 +33,7 @@ _DEBUG: Final = caution(
 
 
 class SignedDocument(NamedTuple):
-    """A document whose signature and certificates are valid."""
+    """A Nitro document whose signature and certificates are valid."""
 
     content: NitroDocument
     chain: tuple[bytes, ...]  # DER of the certificates, leaf first, the anchor last
@@ -47,7 +47,7 @@ class Nitro:
         """Set the trust anchor, in DER; None is AWS Nitro Enclaves Root G1.
 
         Raises:
-            FormatError: If it is not a certificate.
+            FormatError: If `trust_anchor` is not a certificate.
         """
         self._name = "AWS's root" if trust_anchor is None else "the trust anchor"
         self._anchor = read_path_certificate(AWS_ROOT if trust_anchor is None else trust_anchor)
@@ -72,7 +72,7 @@ class Nitro:
 
         Raises:
             FormatError: If the document is malformed, exceeds a limit, or is of a NitroTPM.
-            VerificationError: As `verify_document`.
+            VerificationError: As for `verify_document`.
         """
         signed = self.verify_document(document, now, tpm=False)
         found = signed.content
@@ -94,7 +94,7 @@ class Nitro:
             tpm: Whether the document must be of a NitroTPM; else it must be of an enclave.
 
         Raises:
-            FormatError: If the document is malformed, exceeds a limit, or is of the other kind.
+            FormatError: If the document is malformed, exceeds a limit, or is not of this kind.
             SignatureError: If the signature or certificate path is not valid.
             CollateralExpiredError: If a certificate is not valid at `now`.
             VerificationError: If the document is over an hour old, or over 5 minutes in the future
@@ -127,10 +127,10 @@ class Nitro:
 
 
 def _check_algorithm(document: NitroDocument) -> None:
-    """Check that the protected header has the algorithm ES384 and no other critical parameter."""
+    """Check that the protected header has the algorithm ES384, and no critical parameter but it."""
     header = read_value(document.protected) if document.protected else {}
     if not isinstance(header, dict):
-        raise FormatError("Nitro document: protected header is not a map", reason="wrong_type")
+        raise FormatError("Nitro document: protected header must be a map", reason="wrong_type")
     algorithm = header.get(_ALGORITHM)
     if isinstance(algorithm, bool) or algorithm != _ES384:
         raise SignatureError("Nitro document: algorithm must be ES384", reason="document_algorithm")
@@ -139,7 +139,7 @@ def _check_algorithm(document: NitroDocument) -> None:
         message = "Nitro document: unsupported critical header parameter"
         raise SignatureError(message, reason="document_critical_header")
     if document.unprotected & {_ALGORITHM, _CRITICAL}:
-        message = "Nitro document: alg or crit in the unprotected header"
+        message = "Nitro document: alg and crit must not be in the unprotected header"
         raise SignatureError(message, reason="document_algorithm")
 
 
@@ -162,8 +162,8 @@ def _check_age(document: NitroDocument, now: datetime) -> datetime:
     made = _EPOCH + timedelta(milliseconds=document.timestamp_ms)
     if not -_MAX_SKEW <= now - made <= _MAX_AGE:
         raise VerificationError(
-            f"Nitro document: made {_text_of(made)}, not within {_MAX_AGE.seconds} s before or "
-            f"{_MAX_SKEW.seconds} s after {_text_of(now)}; request a new one",
+            f"Nitro document: must be made within {_MAX_AGE.seconds} s before or "
+            f"{_MAX_SKEW.seconds} s after {_text_of(now)}, not {_text_of(made)}; request a new one",
             reason="document_expired",
         )
     return made

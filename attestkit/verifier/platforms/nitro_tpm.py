@@ -60,8 +60,8 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
 
     Raises:
         FormatError: If the document is malformed, or of an enclave.
-        VerificationError: As `Nitro.verify_document`, and if the document has no user data or
-            other ones than the evidence (`report_data_mismatch`).
+        VerificationError: As for `Nitro.verify_document`, and if the document's user data are
+            missing, or not the report data of the evidence (`report_data_mismatch`).
         ReplayError: If PCR 14 is not the replay of the runtime events (`pcr_mismatch`).
     """
     platform = attestation.evidence.platform
@@ -96,7 +96,10 @@ def _facts(document: NitroDocument, replayed: tuple[tuple[str, int], ...]) -> Vt
 
 
 def _details(document: NitroDocument) -> tuple[tuple[str, str], ...]:
-    """Return module id, nonce and public key; the requester chose the last two."""
+    """Return the names and values of module id, nonce and public key, as `VtpmFacts.details`.
+
+    The requester of the document chose nonce and public key.
+    """
     found = [("module_id", document.module_id)]
     if document.nonce:
         found.append(("nonce", document.nonce.hex()))
@@ -109,7 +112,7 @@ def _replay_runtime_events(attestation: Attestation) -> VerificationStep:
     """Compare PCR 14 with the replay of the runtime events; skipped for a bare document.
 
     Raises:
-        ReplayError: If they differ (`pcr_mismatch`).
+        ReplayError: If PCR 14 differs (`pcr_mismatch`).
         VerificationError: If an event's digest is ambiguous (`event`).
         FormatError: If the document has no PCR 14.
     """
@@ -123,8 +126,8 @@ def _replay_runtime_events(attestation: Attestation) -> VerificationStep:
     replayed = replay_from(ZERO, events)
     if not hmac.compare_digest(quoted, replayed):
         raise ReplayError(
-            f"PCR {EVENT_PCR}: the document has {quoted.hex()}, but the runtime events replay to "
-            f"{replayed.hex()}",
+            f"NitroTPM document: PCR {EVENT_PCR} must be {replayed.hex()}, to which the runtime "
+            f"events replay, not {quoted.hex()}",
             reason="pcr_mismatch",
             expected=replayed,
             actual=quoted,
@@ -138,14 +141,14 @@ def _check_user_data(document: NitroDocument, attestation: Attestation) -> Verif
     signed, stated = document.user_data, attestation.report_data
     if attestation.is_bare:
         if not hmac.compare_digest(signed, stated):
-            raise _user_data_error("is not the report data of the evidence")
+            raise _user_data_error("must be the report data of the evidence")
         if not signed:
             return skipped("user_data", "the document has no user data, so it is bound to nothing")
         return passed("user_data", f"the document has user data of {len(signed)} bytes")
     if not signed:
         raise _user_data_error("missing, so nothing signs the report data")
     if len(signed) != _REPORT_DATA_SIZE or not hmac.compare_digest(signed, stated):
-        raise _user_data_error("is not the report data of the evidence")
+        raise _user_data_error("must be the report data of the evidence")
     return passed("user_data", "the document's user data is the report data of the evidence")
 
 
@@ -159,11 +162,11 @@ def _user_data_error(problem: str) -> VerificationError:
 def authenticate_quote_with_document(
     aws: Nitro, platform: Tpm, report_data: bytes, now: datetime
 ) -> Authenticated:
-    """Verify a quote and the NitroTPM document that has its key, and return their content.
+    """Verify a TPM's quote and the NitroTPM document that has its key; return their content.
 
     Args:
         aws: Authenticator of the document.
-        platform: The quote; `ak_certificates` is the document. Its key may be empty.
+        platform: The quote; its `ak_certificates` is the document, its `ak_public` may be empty.
         report_data: Report data beside the quote, 64 bytes; the quote may be over their SHA-256.
         now: Time of the verification, with a time zone.
 
@@ -171,8 +174,8 @@ def authenticate_quote_with_document(
         FormatError: If document, quote, signature or key is malformed.
         SignatureError: If a signature or certificate is not valid, or the quote's key is not the
             document's (`ak_mismatch`).
-        VerificationError: If the document is too old (`document_expired`), the quote selects
-            another bank than the document's (`pcr_selection`), a PCR of the quote is not the
+        VerificationError: If the document is too old (`document_expired`), the quote selects a
+            bank other than the document's (`pcr_selection`), a PCR of the quote is not the
             document's (`pcr_digest`), or the document is not over the quote's nonce
             (`tpm_qualifying_data`).
     """
@@ -190,7 +193,7 @@ def authenticate_quote_with_document(
 
 
 def _quote_facts(quote: VerifiedQuote, document: NitroDocument) -> VtpmFacts:
-    """Return the facts of a quote that the document proves; not its clock, which may be forged."""
+    """Return the facts of a quote that the document confirms; not its clock, which may be false."""
     return VtpmFacts(
         attestation_key=quote.key.spki,
         key_trust="certificate",
@@ -213,20 +216,20 @@ def _verify_quote(
 def _find_key(public: bytes, document: NitroDocument) -> AttestationKey:
     """Return the key of a quote, which must be the `public_key` of the document."""
     if not document.public_key:
-        message = "NitroTPM document: public_key missing, which must be the quote's key"
+        message = "NitroTPM document: public_key missing; it must be the quote's key"
         raise FormatError(message, reason="missing")
     named = read_attestation_key(_public_area(document.public_key), ())
     if not public:
         return named
     key = read_attestation_key(_public_area(public), ())
     if not hmac.compare_digest(key.spki, named.spki):
-        message = "TPM quote: its key is not the public_key of the NitroTPM document"
+        message = "TPM quote: its key must be the public_key of the NitroTPM document"
         raise SignatureError(message, reason="ak_mismatch")
     return key
 
 
 def _public_area(key: bytes) -> bytes:
-    """Return a key unchanged, but a bare point of P-256 or P-384 as SubjectPublicKeyInfo."""
+    """Return a key: a bare point of P-256 or P-384 as SubjectPublicKeyInfo, others unchanged."""
     head = _SPKI_HEADS.get(len(key))
     if head is None or key[0] != _UNCOMPRESSED:
         return key
@@ -237,12 +240,12 @@ def _check_pcrs(quote: VerifiedQuote, document: NitroDocument) -> None:
     """Check that the quoted PCRs are of the document's bank, with the document's values."""
     for bank, index, value in quote.pcrs:
         if bank != BANK:
-            message = f"TPM quote: PCRs of {bank}; the NitroTPM document has those of {BANK} only"
+            message = f"TPM quote: PCRs must be of {BANK}, as in the NitroTPM document, not {bank}"
             raise VerificationError(message, reason="pcr_selection")
         if not hmac.compare_digest(value, document.pcr(index)):
             raise VerificationError(
-                f"TPM quote: PCR {index} of {bank} is {value.hex()}, but the NitroTPM document has "
-                f"{document.pcr(index).hex()}",
+                f"TPM quote: PCR {index} of {bank} must be {document.pcr(index).hex()}, as in the "
+                f"NitroTPM document, not {value.hex()}",
                 reason="pcr_digest",
             )
 
@@ -257,8 +260,8 @@ def _check_nonce(extra: bytes, document: NitroDocument) -> VerificationStep:
         )
     if not hmac.compare_digest(document.nonce, extra):
         raise VerificationError(
-            f"TPM quote: qualifying data are {extra.hex()}, must be the nonce of the NitroTPM "
-            f"document, {document.nonce.hex()}",
+            f"TPM quote: qualifying data must be the nonce of the NitroTPM document, "
+            f"{document.nonce.hex()}, not {extra.hex()}",
             reason="tpm_qualifying_data",
         )
     return passed("user_data", "quote and document are over the same nonce")

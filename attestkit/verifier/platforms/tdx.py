@@ -31,10 +31,10 @@ def authenticate_quote(
     *,
     behind_paravisor: bool = False,
 ) -> Authenticated:
-    """Verify a quote, and return its signed content; arguments and errors are those of `Dcap`.
+    """Verify a quote with its collateral, and return its signed content; see `Dcap.authenticate`.
 
     Raises:
-        CollateralError: If there is no collateral (`missing`).
+        CollateralError: If `collateral` is None (`missing`).
     """
     if collateral is None:
         raise CollateralError(
@@ -65,7 +65,7 @@ def authenticate_fetching(
     Args:
         source: Source of collateral: a PCCS or Intel's PCS, with a cache.
         quote: Quote of a TD or an SGX enclave.
-        authenticate: Function that authenticates the quote with collateral.
+        authenticate: Function that authenticates the quote with the collateral that it gets.
         precheck: Function for the checks without collateral. Its argument is the PCK certificate
             chain, if the quote has none and the service returned it.
         fetch: Whether requests may be sent.

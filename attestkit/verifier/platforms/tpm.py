@@ -38,7 +38,7 @@ Details = tuple[tuple[str, str], ...]
 
 
 def authenticate_tpm(platform: Tpm, report_data: bytes, trust: AkTrust) -> Authenticated:
-    """Verify the quote of a TPM, and return its content. Logs are not replayed.
+    """Verify a TPM's quote without hardware evidence; return its content. Logs are not replayed.
 
     Args:
         platform: The quote, with key and certificates.
@@ -48,9 +48,10 @@ def authenticate_tpm(platform: Tpm, report_data: bytes, trust: AkTrust) -> Authe
     Raises:
         FormatError: If quote, signature or key is malformed.
         SignatureError: If the signature is not valid, or nothing certifies the key (`ak_unknown`).
-        VerificationError: If the PCR values are not those of the quote, it selects only SHA-1
-            PCRs, or its qualifying data are not report data.
-        CollateralError: If a certificate is missing; CollateralExpiredError if it is not valid.
+        VerificationError: If the PCR values are not those of the quote, the quote selects only
+            SHA-1 PCRs, or its qualifying data are over 64 bytes.
+        CollateralError: If a certificate is missing; CollateralExpiredError if one is not valid
+            now.
     """
     evidence = platform.vtpm_quote
     key = read_attestation_key(evidence.ak_public, evidence.ak_certificates)
@@ -68,7 +69,7 @@ def authenticate_tpm(platform: Tpm, report_data: bytes, trust: AkTrust) -> Authe
 
 
 def instance_facts(certified: CertifiedKey) -> tuple[Details, tuple[VerificationStep, ...]]:
-    """Return details and step of the Google VM that a verified AK certificate names, if any."""
+    """Return details and step of the Google VM that a verified AK certificate names; or nothing."""
     found = None if certified.certificate is None else certified.certificate.gce
     return ((), ()) if found is None else (gce_details(found), (instance_step(found),))
 
@@ -77,7 +78,7 @@ def signed_report_data(extra: bytes, report_data: bytes) -> bytes:
     """Return the report data of a quote, 64 bytes: its qualifying data, or what they hash.
 
     Args:
-        extra: Qualifying data.
+        extra: Qualifying data of the quote.
         report_data: Report data beside the quote, returned if the qualifying data are their
             SHA-256; a TPM need not accept 64 bytes (vtpm.md, section 3.5).
 
@@ -110,30 +111,30 @@ def restore_report_data(signed: bytes, expected: bytes, *, is_hash: bool) -> byt
 
 
 def require_strong_bank(quotes: Sequence[VerifiedQuote]) -> None:
-    """Check that a quote selects a PCR of another bank than SHA-1.
+    """Check that one of the quotes selects a PCR of a bank other than SHA-1.
 
     Raises:
         VerificationError: If none does (`pcr_selection`).
     """
     if all(bank == "sha1" for quote in quotes for bank, _, _ in quote.pcrs):
-        message = "TPM quote: only SHA-1 PCRs; it must select PCRs of SHA-256 or a longer hash"
+        message = "TPM quote: must select PCRs of SHA-256 or a longer hash, not only of SHA-1"
         raise VerificationError(message, reason="pcr_selection")
 
 
 def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
-    """Verify a message `attest.Attestation`, and return its content. Logs are not replayed.
+    """Verify go-tpm-tools' message `attest.Attestation`; return its content, without its logs.
 
     Args:
-        data: The message.
+        data: The message in protobuf.
         trust: Roots and keys that the verifier trusts, and the time.
 
     Raises:
         FormatError: If the message or a structure in it is malformed.
         SignatureError: If a signature is not valid, the key could sign data that the TPM did not
             make (`ak_attributes`), or nothing certifies the key (`ak_unknown`).
-        VerificationError: If a quote is over other data than another one, its PCR values are not
-            those signed, two quotes have different values of a PCR, all quotes are of SHA-1
-            banks, or the claims about a VM are not those of the certificate (`instance_info`).
+        VerificationError: If two quotes differ in qualifying data or the value of a PCR, PCR
+            values are not those signed, all quotes are of SHA-1 banks, or the claims about a VM are
+            not those of the certificate (`instance_info`).
         CollateralError: If a certificate is missing; CollateralExpiredError if it is not valid.
     """
     message = GoTpmToolsMessage.parse(data)
@@ -156,37 +157,37 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
 
 
 def _verify_quotes(message: GoTpmToolsMessage, key: AttestationKey) -> list[VerifiedQuote]:
-    """Verify all quotes of a message, of which one must be over another bank than SHA-1."""
+    """Verify all quotes of a message, one of which must be over a bank other than SHA-1."""
     quotes = [key.verify_quote(one) for one in message.quotes]
     if not quotes:
-        raise FormatError("attest.Attestation: has no quote; request one", reason="missing")
+        raise FormatError("attest.Attestation: must have a quote; request one", reason="missing")
     require_strong_bank(quotes)
     return quotes
 
 
 def _common_extra(quotes: Sequence[VerifiedQuote]) -> bytes:
-    """Return the qualifying data, which all quotes must have."""
+    """Return the qualifying data of the quotes; VerificationError if they differ."""
     first = quotes[0].attest.extra_data
     for quote in quotes[1:]:
         if not hmac.compare_digest(quote.attest.extra_data, first):
             raise VerificationError(
-                f"TPM quotes: qualifying data are {quote.attest.extra_data.hex()} in one and "
-                f"{first.hex()} in another; request new evidence",
+                f"TPM quotes: must have equal qualifying data, not {first.hex()} and "
+                f"{quote.attest.extra_data.hex()}; request new evidence",
                 reason="tpm_qualifying_data",
             )
     return first
 
 
 def _merged_pcrs(quotes: Sequence[VerifiedQuote]) -> Pcrs:
-    """Return the PCR values of all quotes; several quotes of a bank must agree."""
+    """Return the PCR values of all quotes; VerificationError if two quotes differ in one."""
     found: dict[tuple[str, int], bytes] = {}
     for quote in quotes:
         for bank, index, value in quote.pcrs:
             known = found.setdefault((bank, index), value)
             if known != value:
                 raise VerificationError(
-                    f"TPM quotes: {bank} PCR {index} is {known.hex()} in one and {value.hex()} in "
-                    "another; request new evidence",
+                    f"TPM quotes: must have equal values of {bank} PCR {index}, not {known.hex()} "
+                    f"and {value.hex()}; request new evidence",
                     reason="pcr_digest",
                 )
     return tuple([(bank, index, value) for (bank, index), value in found.items()])
@@ -210,15 +211,15 @@ def _check_claims(claimed: GceInstanceInfo, ak_certificate: bytes) -> None:
     named = read_gce_instance(read_evidence_certificate("AK certificate", ak_certificate))
     if named is None:
         raise VerificationError(
-            "instance info: the AK certificate names no instance to compare it with",
+            "instance info: the AK certificate must name an instance to compare it with",
             reason="instance_info",
         )
     for name in claimed._fields:
         found, stated = getattr(named, name), getattr(claimed, name)
         if found != stated:
             raise VerificationError(
-                f"instance info: {name} is {shown(stated)}, must be the certificate's "
-                f"{shown(found)}",
+                f"instance info: {name} must be the certificate's {shown(found)}, not "
+                f"{shown(stated)}",
                 reason="instance_info",
             )
 

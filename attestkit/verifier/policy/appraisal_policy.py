@@ -138,11 +138,10 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
 
     def _check_conflicts(self) -> None:
         if self.td_attributes and self.td_attributes.must_be_set & _TD_DEBUG:
-            raise UsageError("td_attributes: a debug TD is never accepted", reason="wrong_value")
+            raise UsageError("td_attributes: must not require a debug bit", reason="wrong_value")
         if unknown := set(self.platforms) - set(VERIFIED_PLATFORMS):
             raise UsageError(
-                f"platforms: unknown: {min(unknown)!r}, must be one of "
-                f"{', '.join(VERIFIED_PLATFORMS)}",
+                f"platforms: must be of {', '.join(VERIFIED_PLATFORMS)}, not {min(unknown)!r}",
                 reason="unknown_name",
             )
         if not self._identifies_paravisor and set(self.platforms) <= HCL.keys():
@@ -162,15 +161,16 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     def strict(cls) -> "AppraisalPolicy":
         """Return the policy for platforms that are UpToDate without any advisory.
 
-        It also requires the sealed configuration of a TD where the platform has one, known bits in
-        its attributes, and committed firmware on SEV-SNP. At Azure it requires that a rule
-        identifies the paravisor: without one, add `hcl-snp` or `hcl-tdx` to `platforms`.
+        It also requires of a TD a configuration in MR_CONFIG_ID where the platform has one, and
+        only known bits in its attributes; and committed firmware on SEV-SNP. At Azure it requires
+        that a rule identifies the paravisor: without one, add `hcl-snp` or `hcl-tdx` to
+        `platforms`.
         """
         return cls(**PRESET_RULES["strict"])
 
     @classmethod
     def default(cls) -> "AppraisalPolicy":
-        """Return the policy for platforms with current firmware, on SEV-SNP also committed."""
+        """Return the policy for current firmware, which on SEV-SNP must also be committed."""
         return cls(**PRESET_RULES["default"])
 
     @classmethod
@@ -228,10 +228,11 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
 
         It accepts the TCB statuses of the default preset and the TCB status of the evidence. Values
         that differ between instances of an app are not pinned: device, instance id, RTMR3 with
-        events (boot events are pinned instead), and a sealed configuration with an instance id. If
-        the evidence has the document of the sealed configuration, the policy requires it. Of a TPM,
-        the PCRs that a log explains are pinned, the paravisor, and how the TPM is joined. If the
-        evidence is not simulated, the policy rejects simulated evidence.
+        events (boot events are pinned instead), and MR_CONFIG_ID if it contains an instance id. If
+        the evidence has the document that MR_CONFIG_ID hashes, the policy requires it. Of a TPM,
+        the policy pins the PCRs that a log explains, the paravisor, and the direction in which TPM
+        and hardware evidence are joined. If the evidence is not simulated, the policy rejects
+        simulated evidence.
 
         Security version numbers (SVNs) of the platform's firmware are not pinned, so machines with
         older firmware are accepted, on SEV-SNP of any age. With `pin_svns` those of the evidence
@@ -268,7 +269,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         """Return a policy with these rules replaced.
 
         Raises:
-            UsageError: For the same reasons as in the constructor.
+            UsageError: As for the constructor.
         """
         return replace(self, **cast("dict[str, Any]", rules))
 
@@ -282,7 +283,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         *,
         simulated: bool | None = None,
     ) -> tuple[VerificationStep, ...]:
-        """Appraise claims; return the rules that were met, and cautions.
+        """Appraise claims; return steps for the rules that were met, and cautions.
 
         Args:
             claims: Authenticated fields of the evidence.
@@ -293,7 +294,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             simulated: Whether the root is not the vendor's; None if unknown.
 
         Raises:
-            PolicyError: If a rule is not met; its `steps` are the rules that were met before.
+            PolicyError: If a rule is not met; its `steps` are those of the rules met before.
             SignatureError: If nothing certifies the key of a TPM (`ak_unknown`).
             UsageError: If `now` has no time zone.
         """
@@ -316,7 +317,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     def _further_rules(
         self, claims: Claims, authenticated: Authenticated, app_info: AppInfo | None
     ) -> list[Iterable[VerificationStep | None]]:
-        """Return the appraisals by groups of rules, without groups that need not be evaluated."""
+        """Return iterators over the steps of each group of rules, except groups without rules."""
         found: list[Iterable[VerificationStep | None]] = []
         if self._has_td_rules:
             found.append(self._appraise_td(claims, authenticated))
@@ -347,8 +348,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             return
         if simulated is not False:
             message = (
-                "evidence: simulated; verify without trust anchor and GPU roots, or drop "
-                "refuse_simulated"
+                "evidence: must not be simulated; verify without trust anchor and GPU roots, or "
+                "drop refuse_simulated"
             )
             raise PolicyError(message, reason="simulated")
         yield passed("simulated", "nothing in the evidence is the simulator's")
@@ -439,8 +440,8 @@ def require_policy(given: object) -> AppraisalPolicy:
     if not isinstance(given, AppraisalPolicy):
         presets = ", ".join(f"AppraisalPolicy.{name}()" for name in PRESETS)
         raise UsageError(
-            f"policy: wrong type: {type(given).__name__}, must be an AppraisalPolicy; use "
-            f"{presets}, or AppraisalPolicy.load",
+            f"policy: must be an AppraisalPolicy, not {type(given).__name__}; use {presets}, or "
+            "AppraisalPolicy.load",
             reason="wrong_type",
         )
     return given

@@ -1,4 +1,4 @@
-"""Policy rules about runtime events: required events, their order, and events besides them."""
+"""Policy rules about runtime events: required events, their order, and whether others may occur."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ class RequiredEvent:
     digest: bytes | None = None  # 48 bytes, SHA-384; instead of a payload
     during: Period | None = None  # None: any; reserved names: boot
     occurrence: Literal["every", "last", "any"] = "every"
-    """Events of this name, in this period, that must match.
+    """Which events of this name, in this period, must match.
 
-    `every`: all of them, each one of the policy's required events; `last`: the last one; `any`: at
+    `every`: each must match one of the policy's required events; `last`: the last one; `any`: at
     least one.
     """
 
@@ -74,7 +74,7 @@ class RequiredEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class EventRules:
-    """Event rules of an `AppraisalPolicy`."""
+    """Rules of an `AppraisalPolicy` about runtime events."""
 
     required_events: Collection[RequiredEvent] = ()
     """Runtime events that must be in the event log."""
@@ -106,7 +106,7 @@ class EventRules:
                 )
             if len(found) != len(given):
                 raise UsageError(
-                    "required_events: an event occurs twice, which has no order; list it once",
+                    "required_events: events must be unique to have an order; list each once",
                     reason="conflict",
                 )
             found = tuple(given)
@@ -176,7 +176,7 @@ class _Log:
     def check_occurrence(
         self, rule: RequiredEvent, matching: list[int], matched: Collection[int]
     ) -> None:
-        """Check that no other value of the event contradicts a rule.
+        """Check that events of the name that do not match a rule are allowed by its occurrence.
 
         Args:
             rule: The required event.
@@ -184,7 +184,8 @@ class _Log:
             matched: Indices of the events that match any rule of the policy.
 
         Raises:
-            PolicyError: If the last event (occurrence "last"), or any ("every"), has another value.
+            PolicyError: If the last event of the name does not match the rule (occurrence "last"),
+                or any event of the name matches no rule of the policy ("every").
         """
         timely = self._timely(rule)
         if rule.occurrence == "last" and matching[-1] != timely[-1]:
@@ -197,7 +198,7 @@ class _Log:
         if others := [at for at in timely if at not in matched]:
             raise _refusal(
                 f"{_subject(rule)}: also with {self._values(rule, others)}, {_must(rule)} each "
-                'time; require the other too, or set its occurrence to "last" or "any"'
+                'time; require those too, or set its occurrence to "last" or "any"'
             )
 
     def _values(self, rule: RequiredEvent, places: list[int]) -> str:

@@ -52,7 +52,7 @@ def appraise_os_image(claims: Claims, wanted: Collection[bytes]) -> Verification
 
 
 def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | None) -> bytes:
-    """Return `field` of the app's identity for the rule `name`; PolicyError if not measured."""
+    """Return `field` of the app's identity for the rule `name`; PolicyError if unmeasured."""
     value: bytes = b"" if info is None else getattr(info, field)
     measured = claims.platform not in EVENT_PLATFORMS or measures_events(claims)
     if value and measured and claims.platform in _MEASURED_ON.get(field, _MEASURED_ON[""]):
@@ -75,10 +75,10 @@ def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | Non
 def appraise_summary(
     name: Summary, claims: Claims, info: AppInfo | None, wanted: Collection[bytes] | None
 ) -> VerificationStep | None:
-    """Appraise mr_aggregated or mr_system; None if there is no such rule.
+    """Return the step for mr_aggregated or mr_system; None if `wanted`, the rule, is None.
 
     Raises:
-        PolicyError: If the value is not one of `wanted`, or the evidence does not prove it.
+        PolicyError: If the value is not one of `wanted`, or the evidence does not authenticate it.
     """
     if wanted is None:
         return None
@@ -92,8 +92,8 @@ def appraise_summary(
         is_measured = False
     if not have or not is_measured:
         raise PolicyError(
-            f"{name}: must be {format_values(wanted)}, but {claims.platform} evidence does not "
-            "prove it; request complete evidence, or pin registers instead",
+            f"{name}: must be {format_values(wanted)}, but is not authentic in this "
+            f"{claims.platform} evidence; request complete evidence, or pin registers instead",
             reason=name,
         )
     remedy = f"launch what has this value, or accept this one in {name}"
@@ -118,7 +118,7 @@ class ImageRules:
     """Rules of an `AppraisalPolicy` about the verification of the OS image."""
 
     require_acpi_tables: bool = False
-    """Whether the ACPI tables must be those of a reference value of RTMR0, or recomputed.
+    """Whether ACPI tables must be pinned by a reference value of RTMR0, or recomputed.
 
     A verifier with `images` recomputes the tables of a TD. Rejects every SEV-SNP guest, because
     nothing measures its tables. Enclaves have none.
@@ -155,8 +155,8 @@ def _require_version(version: int | None, minimum: int) -> VerificationStep:
     if version is None or version < minimum:
         found = "not verified" if version is None else f"version {version}"
         raise PolicyError(
-            f"measurement document: {found}, must be at least {minimum}; launch a newer image, or "
-            "lower minimum_measurement_version of the policy",
+            f"measurement document: must be at least version {minimum}, but is {found}; launch a "
+            "newer image, or lower minimum_measurement_version of the policy",
             reason="minimum_version",
         )
     text = f"the image's measurement document has version {version}, at least {minimum}"

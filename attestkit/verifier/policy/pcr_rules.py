@@ -22,7 +22,7 @@ _MAX_RULES: Final = len(BANK_SIZES) * _INDICES
 
 
 def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
-    """Return rules by bank and index, each with a frozenset of values.
+    """Return the rule `pcrs` as pairs, sorted: bank and index, and a frozenset of values.
 
     Args:
         given: A mapping from bank and index to a value or values; or pairs of these.
@@ -45,7 +45,7 @@ def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
         listed = (values,) if isinstance(values, bytes) else values
         accepted = accepted_values(f"pcrs.{name}", listed, BANK_SIZES[bank])
         if accepted is None:
-            raise UsageError(f"pcrs: {name}: None; pass a value, or leave it out", reason="missing")
+            raise UsageError(f"pcrs: {name}: missing; pass a value, or omit it", reason="missing")
         if (bank, index) in found:
             raise UsageError(f"pcrs: {name} occurs twice", reason="conflict")
         found[bank, index] = accepted
@@ -75,7 +75,8 @@ def appraise_pcrs(
             explained by it or have a rule (vtpm.md, section 7.6).
 
     Raises:
-        PolicyError: If a PCR is not quoted, has another value, or is not explained.
+        PolicyError: If a PCR of a rule is not quoted, or its value is not accepted; or with
+            `firmware_log`, if a PCR is neither explained nor in a rule.
     """
     for name, wanted in rules:
         bank, index = _bank_and_index(name)

@@ -156,7 +156,7 @@ def _pinned_app(claims: Claims, info: AppInfo | None) -> dict[str, Any]:
 
 
 def _pinned_vtpm(claims: Claims) -> dict[str, Any]:
-    """Return the rules about TPM and paravisor; PCRs are pinned if a log explains them."""
+    """Return the rules about VLEK provider, TPM and paravisor; PCRs only if a log explains them."""
     found: dict[str, Any] = {}
     if is_snp(claims) and is_signed_by_vlek(claims):
         found["vlek_providers"] = tuple(filter(None, [vlek_provider(claims)]))

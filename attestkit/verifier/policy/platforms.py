@@ -104,12 +104,12 @@ def vlek_provider(claims: Claims) -> str:
 
 
 def refuse_debug(claims: Claims) -> None:
-    """Reject a guest in debug mode, under every policy.
+    """Raise PolicyError for a guest in debug mode, under every policy.
 
     Evidence of a TPM alone has no such mode.
 
     Raises:
-        PolicyError: If the guest runs in debug mode, or debug mode is not excluded.
+        PolicyError: If the guest runs in debug mode, or the evidence lacks the field with it.
     """
     if claims.platform == NITRO:
         image = [claims.get(f"pcr{index}") or b"" for index in range(3)]
@@ -131,7 +131,7 @@ def refuse_debug(claims: Claims) -> None:
 
 def _debug_error(name: str, claims: Claims) -> PolicyError:
     return PolicyError(
-        f"{name}: the {claims.platform} guest runs in debug mode, or debug mode is not excluded; "
-        "launch it without debug",
+        f"{name}: must show that the {claims.platform} guest is not in debug mode; launch it "
+        "without debug",
         reason="td_debug" if is_td(claims) else "debug",
     )

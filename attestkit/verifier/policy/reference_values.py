@@ -138,7 +138,7 @@ class ReferenceValues:
             found = REGISTERS[name].platforms
             if not platforms & found:
                 raise UsageError(
-                    f"{name}: a register of {_first_of(found)}, but {first} is one of "
+                    f"{name}: is a register of {_first_of(found)}, but {first} is one of "
                     f"{_first_of(platforms)}; make a policy for each platform",
                     reason="conflict",
                 )
@@ -204,11 +204,12 @@ def require_common_platform(
 
     Args:
         platforms: Platforms that the policy accepts.
-        reference_values: Its reference values.
-        rules: Platforms that have the value, of each other rule.
+        reference_values: Reference values of the policy.
+        rules: Platforms that have the value of a rule, by the rule's name; without those of
+            `reference_values`.
 
     Raises:
-        UsageError: If no accepted platform has them all.
+        UsageError: If no accepted platform has the values of all rules.
     """
     owners = {name: REGISTERS[name].platforms for name in reference_values.rules}
     owners.update(rules)

@@ -137,7 +137,7 @@ def require_match(
     """Check that `have`, the value of the evidence called `name` in errors, is one of `wanted`.
 
     Raises:
-        PolicyError: If it is not; `remedy` ends the message.
+        PolicyError: If `have` is not one; `remedy` ends the message.
     """
     if not matches_any(have, wanted):
         message = f"{name}: {format_values([have])}, must be {format_values(wanted)}; {remedy}"
@@ -162,7 +162,7 @@ def accepted_values(name: str, values: object, size: int) -> frozenset[bytes] | 
         return None
     found = normalize_members(name, values, bytes)
     if any(type(value) is not bytes for value in found):  # a subclass may override ==
-        raise UsageError(f"{name}: values must be bytes (no subclass)", reason="wrong_type")
+        raise UsageError(f"{name}: values must be bytes, no subclass", reason="wrong_type")
     if any(len(value) != size for value in found):
         raise UsageError(f"{name}: each value must be {size} bytes", reason="wrong_size")
     require_members(name, found)
@@ -185,7 +185,7 @@ class BitMask:
             if type(bits) is not int or not 0 <= bits < 1 << 64:
                 raise UsageError(f"{name}: must be an integer of 64 bits", reason="out_of_range")
         if not self.must_be_set | self.must_be_clear:
-            message = "bit mask: requires no bit; add a bit, or leave the rule out"
+            message = "bit mask: must require a bit; add one, or leave the rule out"
             raise UsageError(message, reason="missing")
         if both := self.must_be_set & self.must_be_clear:
             raise UsageError(
@@ -237,8 +237,8 @@ class BitMask:
         have = claims.get(claim or name)
         if have is None or len(have) != 8:
             raise PolicyError(
-                f"{name}: {claims.platform} evidence has no such 8-byte field; use a policy "
-                f"for {claims.platform}",
+                f"{name}: missing in {claims.platform} evidence; use a policy for "
+                f"{claims.platform}",
                 reason="attributes",
             )
         if found := self.find_wrong(name, have):
@@ -252,7 +252,7 @@ class BitMask:
 
 
 def bit_names(field: str, bits: int) -> str:
-    """Return the names of `bits`, or their numbers."""
+    """Return the names of the bits of a field of `BIT_NAMES`; unnamed bits as `bit 5`."""
     found = []
     for name, mask in BIT_NAMES.get(field, {}).items():
         if bits & mask:
@@ -286,12 +286,12 @@ class KeyProvider:
         """Return the verification step for `AppInfo.key_provider_info`.
 
         Raises:
-            PolicyError: If the key provider is malformed, or does not match any of `wanted`.
+            PolicyError: If `info` is malformed, or its key provider matches none of `wanted`.
         """
         try:
             name, provider_id = read_key_provider(info)
         except FormatError as error:
-            message = f"malformed event key-provider: {error}"
+            message = f"event key-provider: malformed: {error}"
             raise PolicyError(message, reason="key_provider") from error
         for one in wanted:
             same_name = one.name is None or matches_any(name.encode(), [one.name.encode()])
@@ -309,7 +309,7 @@ def read_key_provider(info: bytes) -> tuple[str, bytes]:
     """Decode `AppInfo.key_provider_info`, and return name and id.
 
     Raises:
-        FormatError: If it is missing or malformed.
+        FormatError: If `info` is empty or malformed.
     """
     found = strict_json.read_object(info, "key-provider")
     return strict_json.string(found, "name"), strict_json.hex_field(found, "id")

@@ -32,14 +32,14 @@ _FIRMWARE: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class SnpRules:
-    """SEV-SNP rules of an `AppraisalPolicy`."""
+    """Rules of an `AppraisalPolicy` about SEV-SNP guests."""
 
     sev_features: Collection[int] | None = SNP_FEATURES
     """Accepted SEV_FEATURES of a guest whose launch measurement is that of an OS image.
 
-    They decide what the host may do to the running guest, so that `os_image_hash` holds only under
-    these. By default 0x1 (SNP) and 0x21 (SNP and debug swap); None accepts any. The rule does not
-    apply to evidence whose OS image is not verified: `os_image_hash` rejects that.
+    They determine what the host may do to the running guest, so a verified image is protected only
+    under accepted ones. By default 0x1 (SNP) and 0x21 (SNP and debug swap); None accepts any. The
+    rule does not apply to evidence whose OS image is not verified: `os_image_hash` rejects that.
     """
     vcpus: Collection[int] | None = None
     """Accepted numbers of virtual CPUs at launch, 1 to 512; requires a verified OS image."""
@@ -81,7 +81,7 @@ class SnpRules:
         """Return the step for the SEV_FEATURES of a guest whose OS image is verified.
 
         Raises:
-            PolicyError: If they are not accepted (`sev_features`).
+            PolicyError: If the rule does not accept `features` (`sev_features`).
         """
         if self.sev_features is not None and features not in self.sev_features:
             raise PolicyError(
@@ -150,9 +150,10 @@ class SnpRules:
                 )
 
     def _appraise_firmware(self, claims: Claims) -> Iterator[VerificationStep]:
-        """Compare the versions of a report with each other.
+        """Yield the steps for firmware versions of a report, which are compared with each other.
 
-        Neither the committed nor the reported TCB is newer than the current one, in any component.
+        PolicyError if the committed or reported TCB is newer than the current one in a component,
+        or if the firmware is provisional and the policy refuses that.
         """
         have = dict(claims.attributes)  # faster than the claims, of which many are looked up
         reason: PolicyReason = "provisional_firmware"
@@ -258,12 +259,12 @@ def _numbers(values: Collection[int], form: str = "d") -> str:
 def _claim(claims: Mapping[str, Any], name: str, reason: PolicyReason) -> bytes:
     value: bytes | None = claims.get(name)
     if value is None:
-        raise PolicyError(f"{name}: required by the policy, but not in evidence", reason=reason)
+        raise PolicyError(f"{name}: required, but missing in the evidence", reason=reason)
     return value
 
 
 def _launched(claims: Claims, rule: Literal["sev_features", "vcpus", "vcpu_type"]) -> bytes:
-    """Return a launch parameter; PolicyError if the evidence does not prove it."""
+    """Return a launch parameter; PolicyError unless a verified OS image confirms it."""
     found: bytes | None = claims.get(rule)
     if found is None:
         raise PolicyError(

@@ -62,7 +62,7 @@ _OTHERS: Final = ("current", "committed", "launch")  # TCB versions beside the r
 
 @dataclass(frozen=True, kw_only=True)
 class TcbRules:
-    """TCB rules of an `AppraisalPolicy`."""
+    """Rules of an `AppraisalPolicy` about the TCB."""
 
     accepted_statuses: Collection[TcbStatus]
     accepted_advisories: Collection[str] | None = None  # None accepts any
@@ -131,7 +131,7 @@ class TcbRules:
             return skipped("tcb_status", text)
         if status is None:
             raise PolicyError(
-                f"TCB status: required, but {platform} evidence has none; use another policy",
+                f"TCB status: missing in {platform} evidence; use a policy for {platform}",
                 reason="tcb_status",
             )
         if status in self.accepted_statuses:
@@ -146,7 +146,7 @@ class TcbRules:
         )
 
     def _check_configuration(self, status: TcbStatus, explain: Explain) -> None:
-        """Check that ConfigurationNeeded is accepted, if an outdated TCB has that status too."""
+        """Raise PolicyError if an outdated TCB needs configuration, which is not accepted."""
         needed = TcbStatus.CONFIGURATION_NEEDED
         if status is not TcbStatus.OUT_OF_DATE and needed not in self.accepted_statuses:
             raise _status_error(
@@ -159,7 +159,7 @@ class TcbRules:
     def _check_grace(
         self, authenticated: Authenticated, status: TcbStatus, now: datetime, explain: Explain
     ) -> VerificationStep:
-        """Accept an outdated TCB within the grace periods.
+        """Return the step for an outdated TCB within the grace periods; PolicyError outside them.
 
         The period of the quoting enclave applies if its own status is OutOfDate or unknown. That of
         the platform always applies, because platform and TDX module have one status.
@@ -367,7 +367,7 @@ def _components(product: str, given: object) -> tuple[tuple[str, int], ...]:
             raise UsageError(f"{where}: {name} occurs twice", reason="conflict")
         found[name] = check_number(f"{where}.{name}", svn, _LARGEST_SVN)
     if not found:
-        raise UsageError(f"{where}: empty; add a component, or leave it out", reason="missing")
+        raise UsageError(f"{where}: needs a component; add it, or omit {product}", reason="missing")
     return tuple(sorted(found.items()))
 
 

@@ -85,7 +85,7 @@ class TdRules:
     """
 
     refuse_dynamic_platform: bool = False
-    """Whether packages must not be added to the platform.
+    """Whether the platform must not be a dynamic one, to which packages (CPUs) can be added.
 
     This and the next two rules are about flags of the PCK certificate of a Platform CA. If a flag
     is not known, its rule rejects the evidence.
@@ -132,7 +132,7 @@ class TdRules:
 
 
 def _require_bits(rule: str, field: str, mask: BitMask, claims: Claims) -> None:
-    """Raise PolicyError if the field has another size, or bits that the mask does not allow."""
+    """Raise PolicyError if the field is not 8 bytes, or has bits that the mask does not allow."""
     have = claims.get(field) or b""
     found = mask.find_wrong(field, have)
     if len(have) != 8 or found:
@@ -145,7 +145,7 @@ def _require_bits(rule: str, field: str, mask: BitMask, claims: Claims) -> None:
 
 
 def _require_svn(enclave: str, minimum: int, found: list[int | None]) -> VerificationStep:
-    """Return the step if the lowest of the SVNs `found` of an enclave is at least `minimum`."""
+    """Return the step for an enclave's SVNs; PolicyError if the lowest is below `minimum`."""
     svn = min((one for one in found if one is not None), default=None)
     if svn is None or svn < minimum:
         raise PolicyError(

@@ -82,7 +82,7 @@ class VtpmRules:
     """Required state of the VM's console, as the paravisor of Azure reports it."""
 
     tpm_persisted: bool | None = None
-    """Whether the TPM's state must be kept, or must not, as the paravisor of Azure reports it."""
+    """Whether the TPM's state must persist (True) or not (False), as Azure's paravisor reports."""
 
     init_data: Values = None
     """Accepted digests of 32 bytes, the only extension of PCR 8 in the SHA-256 bank."""
@@ -107,7 +107,7 @@ class VtpmRules:
         object.__setattr__(self, "pcrs", normalize_pcrs(self.pcrs))
         object.__setattr__(self, "trusted_aks", _key_digests(self.trusted_aks))
         if any(not any(value) for value in self.id_key_digest or ()):
-            message = "id_key_digest: zero stands for a guest without ID block, not for a signer"
+            message = "id_key_digest: must not be zero, which means that a guest has no ID block"
             raise UsageError(message, reason="wrong_value")
         joins = normalize_members("require_joins", self.require_joins, str)
         if unknown := joins - {*get_args(Join)}:
@@ -146,7 +146,7 @@ class VtpmRules:
         return claims if name == claims.platform else replace(claims, platform=name)
 
     def _has_paravisor(self, claims: Claims) -> bool:
-        """Return whether the rules about the paravisor that are set accept these claims."""
+        """Return whether claims meet all rules about the paravisor that are set."""
         return all(
             have is not None and matches_any(have, wanted)
             for _, wanted, _, have in self._paravisor_rules(claims)
@@ -272,8 +272,8 @@ class VtpmRules:
             for join in sorted(self.require_joins):
                 if join not in vtpm.joins:
                     raise PolicyError(
-                        f"join {join}: required, but the evidence does not have it; request it "
-                        "with a nonce that commits to the TPM's key, or drop it from require_joins",
+                        f"join {join}: required, but missing in the evidence; request evidence "
+                        "over nonce and TPM key, or drop it from require_joins",
                         reason="require_joins",
                     )
             names = " and ".join(sorted(self.require_joins))
@@ -302,7 +302,7 @@ def _key_digests(given: object) -> frozenset[bytes] | None:
         return None
     found = normalize_members("trusted_aks", given, bytes)
     if any(type(one) is not bytes for one in found):  # a subclass may override ==
-        raise UsageError("trusted_aks: values must be bytes (no subclass)", reason="wrong_type")
+        raise UsageError("trusted_aks: values must be bytes, no subclass", reason="wrong_type")
     require_members("trusted_aks", found)
     for one in found:
         if len(one) != _DIGEST and not (len(one) > _DIGEST and one[:1] == b"\x30"):
@@ -315,7 +315,7 @@ def _key_digests(given: object) -> frozenset[bytes] | None:
 
 
 def _texts(name: str, given: object, *, empty: bool) -> frozenset[str]:
-    """Return accepted texts, each not empty; with `empty` there may be none, else UsageError."""
+    """Return accepted texts; UsageError if one is empty, or if there are none unless `empty`."""
     found = normalize_members(name, given, str)
     if not empty:
         require_members(name, found)

@@ -218,7 +218,7 @@ def test_batch_broken_executor_is_logged_once(
     cause = {
         "lose": "KilledWorker",
         "refuse": "no more",
-        "answer_empty_list": "not that of the submitted task",
+        "answer_empty_list": "result of the submitted task",
     }
     assert cause[step.__name__] in record.getMessage()
 

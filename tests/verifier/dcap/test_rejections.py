@@ -75,11 +75,11 @@ def create_issuer_chains(field: str) -> list[tuple[str, str, Collateral]]:
     signer, length = PKI.tcb_signing_der, "chain_length"
     own = sign_with_pck_key(field, PCK_CERTIFICATE, PKI.pck_ca_der, ROOT)
     found = [
-        (length, ": 3 certificates, must be ", own),
+        (length, "not 3 certificates", own),
         ("untrusted_root", "", replace_collateral(**{field: pem(signer, OTHER.root_der)})),
     ]
     for chain in ([signer], [signer, ROOT, ROOT], [signer, PKI.pck_ca_der, ROOT]):
-        text = f": {len(chain)} certificates, must be "
+        text = f"not {len(chain)} certificates"
         found.append((length, text, replace_collateral(**{field: pem(*chain)})))
     for name in ("Somebody", "Intel SGX TCB Signin", "intel sgx tcb signing", f"{TCB_SIGNER},O=x"):
         other = replace_collateral(**{field: pem(issue_signer(name), ROOT)})

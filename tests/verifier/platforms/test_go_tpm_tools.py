@@ -259,11 +259,11 @@ def test_claims_about_an_instance_need_a_certificate_that_names_it() -> None:
     plain = issue_azure_certificate(root, SPKI, "a machine", secrets)
     google = AkTrust(AkChains(root.der), (), NOW)
     assert authenticate_go_tpm_tools(made(ak_certificate=plain), google)
-    with raises(VerificationError, "instance_info", part="names no instance"):
+    with raises(VerificationError, "instance_info", part="must name an instance"):
         authenticate_go_tpm_tools(made(ak_certificate=plain, instance=INSTANCE), google)
     leaf = certificates()[0]
     listed = AkTrust(AkChains(), (SPKI,), NOW)
-    with raises(VerificationError, "instance_info", part="names no instance"):
+    with raises(VerificationError, "instance_info", part="must name an instance"):
         authenticate_go_tpm_tools(made(ak_certificate=plain, instance=INSTANCE), listed)
     other = INSTANCE._replace(zone="elsewhere")
     with raises(VerificationError, "instance_info", part="zone"):

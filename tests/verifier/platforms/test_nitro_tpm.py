@@ -235,7 +235,7 @@ def test_nitro_tpm_bare_document_has_its_user_data_as_report_data() -> None:
 
 @pytest.mark.parametrize(
     ("user_data", "part"),
-    [(None, "missing"), (b"", "missing"), (bytes(63), "is not"), (bytes(64), "is not")],
+    [(None, "missing"), (b"", "missing"), (bytes(63), "must be"), (bytes(64), "must be")],
 )
 def test_nitro_tpm_user_data_must_be_the_report_data(user_data: bytes | None, part: str) -> None:
     """The document's user data are compared with the evidence's report data in full."""

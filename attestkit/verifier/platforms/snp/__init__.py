@@ -1,4 +1,4 @@
 """Verification of SEV-SNP reports: certificate chain, AMD revocation lists, guest policy.
 
-The authenticator keeps what is known of verified certificates for further reports of a chip.
+The authenticator caches verified certificates for further reports of a chip.
 """

@@ -58,7 +58,7 @@ _POLICY_STEP: Final = passed(
 
 
 class SnpRevocation:
-    """Revocation check by the CRLs of AMD's roots that a verifier was given. Thread-safe."""
+    """Revocation check by given CRLs of AMD's roots. Thread-safe."""
 
     def __init__(self, crls: Iterable[bytes] = ()) -> None:
         """Parse CRLs: each item is DER, or PEM with one or more.
@@ -87,7 +87,7 @@ class SnpRevocation:
 
         Raises:
             SignatureError: If a certificate is revoked (`cert_revoked`), no CRL is of the path's
-                root (`crl_missing`), or one is not signed by it (`crl_bad_signature`).
+                root (`crl_missing`), or a CRL is not signed by that root (`crl_bad_signature`).
             CollateralExpiredError: If a CRL is not valid at `now` (`crl_expired`).
         """
         if not any(self._groups):
@@ -156,7 +156,7 @@ class Snp:
                 required.
 
         Raises:
-            FormatError: If one of them is malformed.
+            FormatError: If an anchor, certificate or CRL is malformed.
         """
         self._anchor = None if trust_anchor is None else read_path_certificate(trust_anchor)
         self._endorsements = read_endorsements(certificates)
@@ -169,7 +169,7 @@ class Snp:
     def with_bundled_crls(self, crls: Sequence[bytes]) -> "Snp":
         """Return an authenticator that uses CRLs of an evidence bundle; it shares the caches.
 
-        They are used only for roots of which the arguments have none.
+        They are used only for roots of which the constructor's `crls` have none.
 
         Raises:
             FormatError: If a CRL is malformed.
@@ -199,8 +199,8 @@ class Snp:
             SignatureError: If the signature or certificate path is not valid, or a certificate is
                 revoked.
             PolicyError: If the guest policy allows the host to read the guest, or the platform does
-                not meet it: vmpl, debug, migration_agent, chip_key_masked, smt, rapl or
-                ciphertext_hiding.
+                not meet the guest policy: vmpl, debug, migration_agent, chip_key_masked, smt, rapl
+                or ciphertext_hiding.
             ReplayError: If HOST_DATA is not the hash of the configuration document.
             UnsupportedError: If the processor is not known, or its root is not built in.
         """
@@ -263,11 +263,11 @@ def _signed_steps(
 
 
 def _check_policy(report: SnpReport, steps: tuple[VerificationStep, ...]) -> None:
-    """Check the guest policy, and that the platform meets it."""
+    """Raise PolicyError for a guest policy that exposes the guest, or that the platform breaks."""
     policy, platform = report.policy, report.platform_info
     # Whether the rule is broken, its reason and text.
     rules: tuple[tuple[object, PolicyReason, str], ...] = (
-        (report.vmpl, "vmpl", "SEV-SNP report: not from VMPL 0; request it at VMPL 0"),
+        (report.vmpl, "vmpl", "SEV-SNP report: must be from VMPL 0; request it at VMPL 0"),
         (
             report.chip_key_masked,
             "chip_key_masked",
@@ -303,7 +303,7 @@ def _check_policy(report: SnpReport, steps: tuple[VerificationStep, ...]) -> Non
 def _check_host_data(
     report: SnpReport, mr_config: str, steps: tuple[VerificationStep, ...]
 ) -> VerificationStep:
-    """Compare HOST_DATA with the configuration document, if any."""
+    """Check that HOST_DATA is the hash of the mr_config document; skipped if that is empty."""
     if not mr_config:
         text = "HOST_DATA was not compared: the evidence has no configuration document"
         return skipped("host_data", text)
@@ -330,7 +330,7 @@ def _status_step(report: SnpReport) -> VerificationStep:
 
 
 def _certified(signer: Signer) -> tuple[tuple[str, bytes], ...]:
-    """Return the attributes of the claims that the signing key's certificate proves."""
+    """Return the attributes for the claims that the signing key's certificate states."""
     provider = signer.key.provider
     return (("vlek_provider", provider.encode("ascii")),) if provider else ()
 

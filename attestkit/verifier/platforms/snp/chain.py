@@ -55,7 +55,7 @@ Mismatch = tuple[SignatureReason, str]
 
 
 class Endorsement(NamedTuple):
-    """An unverified certificate, from the evidence or the caller."""
+    """An unverified certificate of AMD, from the evidence or the caller."""
 
     certificate: PathCertificate
     key: AmdExtension | None  # key it certifies; None for a CA certificate
@@ -90,8 +90,8 @@ def read_endorsements(
     """Decode certificates: each item is DER, PEM, or the certificate table of a host's kernel.
 
     Raises:
-        FormatError: If an item has another format, a certificate is malformed, or there are more
-            than `limit`.
+        FormatError: If an item has none of these formats, a certificate is malformed, or there are
+            more than `limit`.
     """
     found = [der for blob in blobs for der in _certificates(blob)]
     if limit is not None and len(found) > limit:
@@ -106,7 +106,7 @@ def find_signer(
     now: datetime,
     check_issued: CheckIssued | None = None,
 ) -> Signer:
-    """Verify the certificate path of the signing key; the caller verifies the signature.
+    """Verify the certificate path of a report's signing key; the report's signature is not.
 
     Args:
         report: Report of any version.
@@ -118,7 +118,7 @@ def find_signer(
     Raises:
         CollateralError: If a certificate is missing; the message gives its name and AMD's URL.
         CollateralExpiredError: If a certificate is not valid at `now`.
-        SignatureError: If the path is not valid, or the certificate is for another key:
+        SignatureError: If the path is not valid, or the certificate is not for the report's key:
             signing_key, product_mismatch, tcb_mismatch, chip_id_mismatch, cert_wrong_authority or a
             reason of `check_path`.
         UnsupportedError: If the processor is not known, or its root is not built in.
@@ -164,9 +164,9 @@ def _decode_endorsement(der: bytes) -> Endorsement:
 def _select_leaf(
     report: SnpReport, endorsements: Sequence[Endorsement]
 ) -> tuple[PathCertificate, AmdExtension, Mismatch | None]:
-    """Return certificate and key for a report, and None or the mismatch.
+    """Return certificate and key for a report, and None; or the closest ones, and the mismatch.
 
-    If no certificate is for the report's key, they are of the first one of the same kind of key.
+    If no certificate is for the report's key, they are the first ones of its kind, VCEK or VLEK.
     """
     wanted = report.signing_key
     keys = [(found.certificate, found.key) for found in endorsements if found.key is not None]
@@ -181,7 +181,7 @@ def _select_leaf(
         return first
     if keys:
         raise SignatureError(
-            f"SEV-SNP report: signed with a {wanted}, but the certificate is of a "
+            f"SEV-SNP report: the certificate must be of a {wanted}, the report's key, not a "
             f"{keys[0][1].kind}; {_leaf_remedy(report)}",
             reason="signing_key",
         )
@@ -207,7 +207,7 @@ def _select_authority(
 def _check_path(
     path: Sequence[NamedCertificate], now: datetime, check_issued: CheckIssued | None
 ) -> None:
-    """Verify a path with `check_path`; add a remedy to the error for another root."""
+    """Verify a path with `check_path`; add a remedy to the error for an untrusted root."""
     try:
         check_path(path, now, check=check_issued)
     except SignatureError as error:
@@ -228,7 +228,7 @@ def _check_authority(authority: PathCertificate, kind: str, product: str) -> Non
         raise SignatureError(message, reason="cert_malformed") from error
     if names != wanted:
         issuer = shown(b", ".join(names).decode("ascii", "replace"))
-        message = f"{kind} certificate: wrong issuer: {issuer}, must be {wanted[0].decode()}"
+        message = f"{kind} certificate: issuer must be {wanted[0].decode()}, not {issuer}"
         raise SignatureError(message, reason="cert_wrong_authority")
 
 
@@ -271,7 +271,7 @@ def _find_mismatch(report: SnpReport, key: AmdExtension) -> Mismatch | None:
         known = report.product or "one of " + ", ".join(_PRODUCTS)
         return (
             "product_mismatch",
-            f"{key.kind} certificate: for product {key.product!r}, the report is of {known}",
+            f"{key.kind} certificate: product must be that of the report, {known}: {key.product!r}",
         )
     try:
         reported = report.tcb("reported", product)
@@ -280,13 +280,13 @@ def _find_mismatch(report: SnpReport, key: AmdExtension) -> Mismatch | None:
             raise
         return (
             "product_mismatch",
-            f"{key.kind} certificate: for {product}, the report's TCB is of another product",
+            f"{key.kind} certificate: for {product}, to which the report's TCB does not belong",
         )
     for name, theirs, ours in zip(SnpTcb._fields, _levels(key), reported, strict=True):
         if theirs != ours:
             return "tcb_mismatch", (
-                f"{key.kind} certificate: for {name} {theirs}, the report's reported TCB has "
-                f"{ours}; {_leaf_remedy(report, product)}"
+                f"{key.kind} certificate: {name} must be {ours}, as in the report's reported TCB, "
+                f"not {theirs}; {_leaf_remedy(report, product)}"
             )
     if key.kind == "VLEK" or not any(report.chip_id):  # the host may mask it
         return None
@@ -295,8 +295,8 @@ def _find_mismatch(report: SnpReport, key: AmdExtension) -> Mismatch | None:
     if whole and hmac.compare_digest(expected, report.chip_id):
         return None
     return "chip_id_mismatch", (
-        f"VCEK certificate: for chip {key.hardware_id.hex()}, the report is of "
-        f"{report.chip_id.hex()}; {_leaf_remedy(report, product)}"
+        f"VCEK certificate: must be for the report's chip {report.chip_id.hex()}, not "
+        f"{key.hardware_id.hex()}; {_leaf_remedy(report, product)}"
     )
 
 

@@ -114,7 +114,7 @@ class AkChains:
 
         Args:
             trust_anchor: Certificate in DER that replaces Google's roots; None uses them.
-            roots: Roots of keys that are not of a cloud: DER or PEM.
+            roots: Roots for keys of TPMs that are not a cloud provider's: DER or PEM.
             certificates: Certificates of CAs, and CRLs: DER or PEM.
             fetcher: Fetches missing certificates and CRLs; None fetches nothing.
 
@@ -183,8 +183,10 @@ class AkChains:
             roots: `google`, `tpm_roots`, or other trusted certificates.
             now: Time of the verification, with a time zone.
             beside: Certificates of CAs in the evidence, at most 8, in DER.
-            usages: Extended key usages, of which each certificate with any must have one.
-            before_fetch: Function that is called before each request; its exception cancels it.
+            usages: Accepted extended key usages. A certificate with extended key usages must have
+                one of these.
+            before_fetch: Function that is called before each request; its exception cancels the
+                request.
 
         Raises:
             SignatureError: If a certificate, path or CRL is not valid, or a certificate is revoked.
@@ -270,7 +272,7 @@ class AkChains:
         if found.unknown:
             # Answers come over plain HTTP: an altered one must not disable the check.
             raise CollateralError(
-                f"CRL for {found.unknown[0][0]}: the fetched one is of another issuer; try again",
+                f"CRL for {found.unknown[0][0]}: the fetched one is not of its issuer; try again",
                 reason="missing",
             )
         return _revocation_step(path, found, leaf)
@@ -318,11 +320,11 @@ class AkChains:
 def _revocation_step(
     path: AkPath, found: RevocationFacts, without: Sequence[NamedCertificate]
 ) -> VerificationStep:
-    """Return the step; it passes if CRLs cover the certificates below the root.
+    """Return the step `ak_revocation`; it passes if CRLs cover the certificates below the root.
 
     Args:
         path: A valid path.
-        found: Its certificates that CRLs cover (`checked`), and those without CRL (`unknown`).
+        found: Certificates of the path that CRLs cover (`checked`), and others (`unknown`).
         without: Certificates whose issuers publish no CRL; they count as covered.
     """
     checked = f"CRLs list none of the {len(found.checked)} AK certificates that they cover"
@@ -339,7 +341,7 @@ def _revocation_step(
 def _find(
     search: Callable[[], AkPath], known: list[PathCertificate], session: "IssuerSession | None"
 ) -> AkPath:
-    """Return the path of `search`; fetch missing issuers into `known`, and search again."""
+    """Return the path that `search` finds; fetch missing issuers into `known`, and search again."""
     for _ in range(MAX_PATH):
         try:
             return search()
@@ -355,7 +357,10 @@ def _find(
 
 
 def read_gce_instance(leaf: PathCertificate) -> GceInstance | None:
-    """Return the instance that a certificate names; SignatureError if it is malformed."""
+    """Return the Google VM that a certificate's extension names; None without the extension.
+
+    SignatureError if the extension is malformed.
+    """
     try:
         return read_gce_extension(leaf.extensions)
     except FormatError as error:
@@ -363,7 +368,7 @@ def read_gce_instance(leaf: PathCertificate) -> GceInstance | None:
 
 
 def read_evidence_certificate(what: str, der: bytes) -> PathCertificate:
-    """Parse a certificate of the evidence; if malformed, raise SignatureError, naming it `what`."""
+    """Parse a certificate of the evidence; SignatureError that names it `what` if malformed."""
     try:
         return _parsed(der) if len(der) <= _LARGEST_KEPT else read_path_certificate(der)
     except FormatError as error:

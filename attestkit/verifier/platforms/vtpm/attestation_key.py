@@ -44,16 +44,16 @@ _UNCERTIFIED: Final = skipped(
 
 
 class AttestationKey(NamedTuple):
-    """An attestation key as evidence states it, not yet trusted."""
+    """An attestation key (AK) as evidence states it, not yet trusted."""
 
     spki: bytes  # DER SubjectPublicKeyInfo
     scheme: tuple[str, str] | None  # algorithm and hash of its TPMT_PUBLIC; None if not known
-    is_restricted: bool = False  # its TPMT_PUBLIC says that it signs only what the TPM made
+    is_restricted: bool = False  # by its TPMT_PUBLIC it signs only data that the TPM made
 
     def verify_quote(
         self, quote: "QuoteParts", wanted: Sequence[PcrSelection] = ()
     ) -> VerifiedQuote:
-        """Verify a quote by this key; arguments and errors are those of `verify_tpm_quote`."""
+        """Verify the signature of a quote by this key, and its PCRs; see `verify_tpm_quote`."""
         return verify_tpm_quote(
             quote.message,
             quote.signature,
@@ -65,7 +65,7 @@ class AttestationKey(NamedTuple):
 
 
 class CertifiedKey(NamedTuple):
-    """Certification of an attestation key."""
+    """What certifies an attestation key: a verified certificate, or the policy's list."""
 
     trust: KeyTrust  # certificate or listed
     certificate: VerifiedAk | None  # None unless `trust` is certificate
@@ -79,7 +79,7 @@ class CertifiedKey(NamedTuple):
 
 
 class AkTrust(NamedTuple):
-    """Trust of a verifier in attestation keys."""
+    """Roots and keys by which a verifier trusts attestation keys, and the time."""
 
     chains: AkChains
     trusted_aks: Collection[bytes]  # SHA-256 of the SubjectPublicKeyInfo, or that itself
@@ -91,11 +91,11 @@ class AkTrust(NamedTuple):
 
         Args:
             key: The key of a verified quote.
-            certificates: Its certificate and those of authorities, in DER; may be empty.
+            certificates: Certificate of the key, then those of CAs, in DER; may be empty.
 
         Raises:
-            SignatureError: If nothing certifies the key (`ak_unknown`), its certificate is revoked
-                (`cert_revoked`), or the key is not listed and its certificate is not valid.
+            SignatureError: If nothing certifies the key (`ak_unknown`), the certificate is revoked
+                (`cert_revoked`), or the key is not listed and the certificate is not valid.
             CollateralError: If the key is not listed, and a certificate is missing or cannot be
                 fetched; CollateralExpiredError if one is not valid at `now`.
         """
@@ -131,27 +131,27 @@ class AkTrust(NamedTuple):
 def _unknown(key: AttestationKey) -> SignatureError:
     """Return the error for a key that neither certificate nor list certifies."""
     return SignatureError(
-        f"attestation key: unknown: SHA-256 {sha256(key.spki).hex()}; list it in the policy's "
+        f"attestation key: not trusted: SHA-256 {sha256(key.spki).hex()}; list it in the policy's "
         "trusted_aks if it is the key of your TPM",
         reason="ak_unknown",
     )
 
 
 def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> AttestationKey:
-    """Return the key of evidence, from its public area or its certificate.
+    """Return the attestation key of evidence, from its public area or its certificate.
 
     Args:
         public: TPMT_PUBLIC, or SubjectPublicKeyInfo in DER; empty takes the key of the certificate.
         certificates: DER, that of the key first; may be empty.
 
     Raises:
-        FormatError: If the public area is malformed, or neither is there.
-        SignatureError: If the key could sign data that the TPM did not make (`ak_attributes`), it
-            is not the certificate's (`ak_mismatch`), or a key or certificate is malformed.
+        FormatError: If the public area is malformed, or both area and certificate are missing.
+        SignatureError: If the key could sign data that the TPM did not make (`ak_attributes`), is
+            not that of the certificate (`ak_mismatch`), or a key or certificate is malformed.
     """
     leaf = read_evidence_certificate("AK certificate", certificates[0]) if certificates else None
     if not public and leaf is None:
-        message = "attestation key: missing: the evidence has neither public area nor certificate"
+        message = "attestation key: missing; add its public area or certificate to the evidence"
         raise FormatError(message, reason="missing")
     if public and public[0] != _SEQUENCE:
         area = TpmtPublic.parse(public)
@@ -163,7 +163,7 @@ def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> Attest
         spki = public or (b"" if leaf is None else leaf.spki)
         found = AttestationKey(load_verification_key(spki).spki, None)
     if leaf is not None and load_verification_key(leaf.spki).spki != found.spki:
-        message = "attestation key: not that of the AK certificate; send this key's certificate"
+        message = "attestation key: must be that of the AK certificate; send this key's certificate"
         raise SignatureError(message, reason="ak_mismatch")
     return found
 
@@ -185,7 +185,7 @@ def form_steps(key: AttestationKey) -> tuple[VerificationStep, ...]:
 
 
 def gce_details(gce: GceInstance | None) -> tuple[tuple[str, str], ...]:
-    """Return the instance as `VtpmFacts.details`; empty if the certificate names none."""
+    """Return the Google VM's names and numbers as `VtpmFacts.details`; empty for None."""
     if gce is None:
         return ()
     found = [
@@ -203,7 +203,7 @@ def gce_details(gce: GceInstance | None) -> tuple[tuple[str, str], ...]:
 
 
 def instance_step(gce: GceInstance | None) -> VerificationStep:
-    """Return the step about the instance that a certificate names."""
+    """Return the step `instance` about the Google VM that a certificate names; skipped for None."""
     if gce is None:
         return skipped("instance", "the AK certificate names no instance of Google Compute Engine")
     names = (gce.instance_name, gce.zone, gce.project_id)

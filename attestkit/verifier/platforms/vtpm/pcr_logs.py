@@ -1,9 +1,9 @@
 """Replay of a machine's logs against quoted PCRs: the firmware's log, and IMA's.
 
 The rules are those of vtpm.md, section 5. A firmware log must explain PCRs 0 to 7 if they are
-extended. PCRs 8, 9 and 14 must match its records if it has some; PCRs 10 to 13 and 15 may be
-further, because programs extend them without a record. A bank without digests in the log is
-explained by nothing.
+extended. PCRs 8, 9 and 14 must match its records if it has some; PCRs 10 to 13 and 15 may have
+values after further extensions, because programs extend them without a record. PCRs of a bank
+without digests in the log are not explained.
 """
 
 import hmac
@@ -161,8 +161,8 @@ def _check_without_records(bank: str, index: int, value: bytes, locality: int) -
 
 def _mismatch(bank: str, index: int, value: bytes, expected: bytes) -> ReplayError:
     return ReplayError(
-        f"firmware's log: {bank} PCR {index} is {value.hex()}, but the log replays to "
-        f"{expected.hex()}; the log is not of this boot, or records are missing",
+        f"firmware's log: replays to {bank} PCR {index} {expected.hex()}, but the quoted one is "
+        f"{value.hex()}; the log is not of this boot, or records are missing",
         reason="pcr_mismatch",
     )
 
@@ -206,8 +206,8 @@ def _replay_ima_log(values: Values, log: ImaLog) -> tuple[set[tuple[str, int]], 
         match = log.match(bank, value, index)
         if match is None and index == IMA_PCR:
             raise ReplayError(
-                f"IMA log: {bank} PCR {index} is {value.hex()}, but no part of the log's "
-                f"{len(log.records)} records replays to it; all of them give "
+                f"IMA log: no part of its {len(log.records)} records replays to {bank} PCR "
+                f"{index}, {value.hex()}; all of them replay to "
                 f"{log.replay(bank, index).hex()}",
                 reason="ima_mismatch",
             )
@@ -223,7 +223,7 @@ def _replay_ima_log(values: Values, log: ImaLog) -> tuple[set[tuple[str, int]], 
 def _ima_step(
     values: Values, log: ImaLog, replayed: set[tuple[str, int]], match: ImaMatch
 ) -> VerificationStep:
-    """Return the step of an IMA log that replays, with what needs attention."""
+    """Return the step of an IMA log that replays: a caution if records need attention."""
     text = f"{match.records} records of the IMA log replay to {format_pcrs(replayed)}"
     notes = []
     if match.following:
@@ -237,7 +237,10 @@ def _ima_step(
 
 
 def _boot_aggregate_problem(values: Values, log: ImaLog) -> str | None:
-    """Compare the first record with PCRs 0 to 9 of its bank; older kernels hash 0 to 7 only."""
+    """Return how the first record differs from the hash of PCRs 0 to 9 of its bank; else None.
+
+    Older kernels hash PCRs 0 to 7 only.
+    """
     stated = log.boot_aggregate
     if stated is None:
         return "the first record is not boot_aggregate"

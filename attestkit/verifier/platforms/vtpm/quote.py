@@ -53,7 +53,7 @@ class VerifiedQuote(NamedTuple):
         joins: tuple[Join, ...] = (),
         details: tuple[tuple[str, str], ...] = (),
     ) -> VtpmFacts:
-        """Return the facts of this quote, before the replay of logs."""
+        """Return the facts of this quote for the claims, before the replay of logs."""
         return VtpmFacts(
             attestation_key=self.key.spki,
             key_trust=key_trust,
@@ -80,7 +80,7 @@ def verify_tpm_quote(
     pcr_values: Iterable[PcrValue],
     wanted: Sequence[PcrSelection] = (),
 ) -> VerifiedQuote:
-    """Verify a quote; the caller compares its qualifying data.
+    """Verify signature, selection and PCR values of a TPM's quote, not its qualifying data.
 
     Args:
         message: TPMS_ATTEST.
@@ -116,8 +116,8 @@ def _check_algorithm(
     fitting = scheme or ("rsassa" if key.kind == "rsa" else "ecdsa", signed.hash_name)
     if stated != fitting or signed.hash_name not in SIGNATURE_HASHES:
         raise SignatureError(
-            f"TPM quote: signed by {' with '.join(stated)}, which is not accepted for this key; it "
-            f"must be {fitting[0]} with {_hashes(fitting[1])}",
+            f"TPM quote: signature by this key must be {fitting[0]} with {_hashes(fitting[1])}, "
+            f"not {' with '.join(stated)}",
             reason="tpm_quote_algorithm",
         )
     if key.kind != "rsa" and not signed.fits_curve(key.kind):
@@ -145,11 +145,11 @@ def _check_wanted(selections: tuple[PcrSelection, ...], wanted: tuple[PcrSelecti
     """Check that a quote selects PCRs, and at least the wanted ones of each bank."""
     selected = {one.bank: frozenset(one.pcrs) for one in selections}
     if not any(selected.values()):
-        raise _refused("no PCR is selected; request one over PCRs", "pcr_selection")
+        raise _refused("must select PCRs; request one over PCRs", "pcr_selection")
     for one in wanted:
         if missing := sorted(frozenset(one.pcrs) - selected.get(one.bank, frozenset())):
             numbers = ", ".join(map(str, missing))
-            raise _refused(f"{one.bank} PCRs {numbers} are not selected; add them", "pcr_selection")
+            raise _refused(f"must select {one.bank} PCRs {numbers}; add them", "pcr_selection")
 
 
 def _check_values(
@@ -158,8 +158,8 @@ def _check_values(
     """Check that the values are of exactly the selected PCRs, and have the signed digest."""
     found = _selected_values(attest.selections, tuple(values), signed.hash_name)
     if not hmac.compare_digest(found.digest, attest.pcr_digest):
-        problem = f"the PCR values have the digest {found.digest.hex()}, but the quoted one is"
-        raise _refused(f"{problem} {attest.pcr_digest.hex()}", "pcr_digest")
+        problem = f"digest of the PCR values must be {attest.pcr_digest.hex()}, as signed, not"
+        raise _refused(f"{problem} {found.digest.hex()}", "pcr_digest")
     return found
 
 
@@ -173,7 +173,7 @@ def _selected_values(
         raise _mismatch(selected, delivered)
     for number, bank, value in delivered:
         if len(value) != hash_size(bank):
-            problem = f"{bank} PCR {number}: {len(value)} bytes, must have {hash_size(bank)}"
+            problem = f"{bank} PCR {number}: must be {hash_size(bank)} bytes, not {len(value)}"
             raise _refused(problem, "pcr_digest")
     pcrs = tuple([(*name, found[name]) for name in selected])
     return _Selected(pcrs, pcr_digest(selections, found, hash_name), format_pcrs(selected))

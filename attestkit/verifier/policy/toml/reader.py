@@ -52,7 +52,7 @@ def parse(text: str | bytes, source: str, policy: type[Any]) -> tuple[str | None
 
     Args:
         text: The TOML, at most 1 MiB.
-        source: Its name for errors.
+        source: Name of the file or text in errors.
         policy: The dataclass of the rules.
 
     Raises:
@@ -73,7 +73,7 @@ def _readers(rules: type[Any]) -> Mapping[str, _Read]:
 
 @contextmanager
 def config_errors(prefix: str) -> Iterator[None]:
-    """Replace a ConfigError or UsageError by a ConfigError whose message begins with `prefix`."""
+    """Context manager: ConfigError and UsageError become ConfigErrors that begin with `prefix`."""
     try:
         yield
     except ConfigError as error:
@@ -83,7 +83,7 @@ def config_errors(prefix: str) -> Iterator[None]:
 
 
 def _preset(table: Mapping[str, Any], keys: Iterable[str]) -> str | None:
-    """Check the keys of the file, and return its preset; an empty file is an error."""
+    """Return the preset of a file, or None; ConfigError for an unknown or a missing key."""
     _check_keys("", table, ("preset", *keys))
     if "preset" not in table:
         if "accepted_statuses" not in table:
@@ -100,7 +100,7 @@ def _preset(table: Mapping[str, Any], keys: Iterable[str]) -> str | None:
 
 def _rule(key: str, value: object, readers: Mapping[str, _Read]) -> object:
     if key in _NOT_EMPTY and value in ([], {}):  # probably a mistake
-        raise ConfigError(f"{key}: empty; add a value, or leave it out", reason="missing")
+        raise ConfigError(f"{key}: must not be empty; add a value, or omit it", reason="missing")
     return readers[key](key, value)
 
 
@@ -119,7 +119,7 @@ def _alternatives(names: Iterable[str]) -> str:
 
 
 def _format_value(value: object) -> str:
-    """Return a value of the file, cut to 64 characters."""
+    """Return a value of the file as JSON on one line, cut to 64 characters."""
     return _sanitize.one_line(json.dumps(value, default=str), _SHOWN)
 
 
@@ -277,7 +277,7 @@ def _records(kind: type[_R], key: str, value: object) -> list[_R]:
         table = _table(key, one, known)
         for name, field in known.items():
             if field.default is MISSING and name not in table:
-                raise ConfigError(f"{key}: missing key: {name}", reason="missing")
+                raise ConfigError(f"{key}: must have {name}", reason="missing")
         given = {
             name: (_hex if name in _HEX else _text)(f"{key}.{name}", text)
             for name, text in table.items()
@@ -291,7 +291,7 @@ def _events(key: str, value: object) -> list[RequiredEvent]:
     for event, count in Counter(found).items():
         if count > 1:
             name = _format_value(event.name)
-            raise ConfigError(f"{key}: duplicate event: {name}", reason="duplicate")
+            raise ConfigError(f"{key}: event {name} occurs twice", reason="duplicate")
     return found
 
 
@@ -301,7 +301,7 @@ def _gpu(key: str, value: object) -> GpuRules:
     given = {}
     for name, one in table.items():
         if one == []:
-            raise ConfigError(f"{key}.{name}: empty; add a value", reason="missing")
+            raise ConfigError(f"{key}.{name}: must not be empty", reason="missing")
         given[name] = readers[name](f"{key}.{name}", one)
     return _create(key, GpuRules, given)
 

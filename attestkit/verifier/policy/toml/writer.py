@@ -25,7 +25,7 @@ _HEADER: Final = """\
 
 
 def write_rules(rules: Mapping[str, Any]) -> str:
-    """Return the TOML of a policy's rules, by name; see `AppraisalPolicy.to_toml`."""
+    """Return the TOML of a policy's rules, given by name; see `AppraisalPolicy.to_toml`."""
     lines = [_HEADER]
     for name, comment in _COMMENTS.items():
         value = rules[name]
@@ -94,7 +94,7 @@ def _gpu(rules: GpuRules) -> list[str]:
 
 
 def _table(name: str, rule: KeyProvider | RequiredEvent) -> list[str]:
-    """Return one table of an array of tables."""
+    """Return the lines of one table in the array of tables `name`."""
     lines = [f"[[{name}]]"]
     for field in fields(rule):
         value = getattr(rule, field.name)
@@ -202,7 +202,7 @@ _GPU_COMMENTS: Final = {
     "min_driver": "Minimum driver version.",
     "vbios": "Accepted VBIOS versions of GPUs.",
     "min_vbios": "Minimum VBIOS version of GPUs.",
-    "ready_state": "Whether the event log must say that the GPUs are ready, with memory protected.",
+    "ready_state": "Whether the event log must show GPUs that are ready, with memory protected.",
     "protected_pcie": "Whether GPUs and switches must be in protected PCIe mode, with switches.",
     "allow_mpt": "Whether multi-GPU passthrough is accepted.",
     "binding": "Weakest accepted binding to the CPU: nonce, runtime_event or report_data.",
