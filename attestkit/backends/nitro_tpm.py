@@ -53,7 +53,7 @@ _ATTEMPTS: Final = 3  # to define an index, which another program may do first
 def request_document(
     client: TpmClient, request: DocumentRequest, *, random: RandomBytes = os.urandom
 ) -> bytes:
-    """Return an attestation document of the hypervisor.
+    """Return an attestation document (COSE_Sign1) that EC2's hypervisor signs.
 
     The endorsement key, the session and the NV index exist only during the call.
 

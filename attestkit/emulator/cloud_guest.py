@@ -98,8 +98,8 @@ class CloudFiles:
         faults: The armed faults.
         now: Returns Unix time.
         random: Returns a number of random bytes.
-        metadata_address: IPv4 address and port of the metadata service, if the cloud has one;
-            port 0: a free one.
+        metadata_address: IPv4 address and port at which the metadata service listens, if the cloud
+            has one; port 0: a free one.
 
     Raises:
         BackendError: If the address cannot be bound.

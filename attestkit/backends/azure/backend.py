@@ -105,7 +105,7 @@ class Paravisor:
         Raises:
             BackendUnavailableError: As `read_report`.
             BackendError: If the TPM fails, or the report has other user data each time, because
-                another process wrote them or the paravisor does not refresh it
+                another process wrote them or the paravisor does not refresh the report
                 (`wrong_report_data`).
         """
         self._write_user_data(user_data)

@@ -1,4 +1,4 @@
-"""Errors about files, devices and sockets: the text begins with the path, `path` contains it."""
+"""Errors about files, devices and sockets, whose text begins with the path, their `path`."""
 
 import errno
 import os

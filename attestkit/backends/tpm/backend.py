@@ -1,7 +1,7 @@
 """Backend for a TPM 2.0 without hardware evidence of a TEE (Confidential Containers' `tpm`).
 
-Its evidence proves something only about the attestation key. A verifier must know that key: by the
-`trusted_aks` of its policy, or by a certificate of it. So this backend is used only by name.
+Its evidence is signed only by the TPM's attestation key. A verifier must trust that key: by the
+`trusted_aks` of its policy, or by a certificate of the key. So this backend is used only by name.
 """
 
 import os

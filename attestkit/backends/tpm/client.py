@@ -281,7 +281,7 @@ class TpmClient(NvCommands):
     def quote(
         self, key: int, qualifying_data: bytes, selections: tuple[PcrSelection, ...]
     ) -> QuoteResponse:
-        """Return a quote by the key's own signing scheme.
+        """Return a quote of PCRs (TPM2_Quote), signed by the key's own scheme.
 
         Args:
             key: Handle of an attestation key.

@@ -131,8 +131,8 @@ def translate_error(
 
     Args:
         step: The operation that failed.
-        error: Its error.
-        path: The file.
+        error: The OSError of that operation.
+        path: The file or entry.
         platform: "tdx", "snp", or "" if it is not known yet.
         permissions: Describes mode and owner of a path, and this process.
     """

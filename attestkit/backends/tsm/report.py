@@ -74,7 +74,7 @@ class TsmClient:
         folder: The report directory.
         entry: An existing entry that other programs share; it is locked during a request and not
             removed. None: a new entry for each request.
-        system: The system interface.
+        system: File operations, clocks and process information. None: the real ones.
     """
 
     def __init__(

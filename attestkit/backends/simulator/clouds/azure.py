@@ -45,7 +45,7 @@ class ParavisorConfig(NamedTuple):
 def make_runtime_data(
     ak: TpmtPublic, ek: TpmtPublic, config: ParavisorConfig, user_data: bytes
 ) -> bytes:
-    """Return the runtime data: JSON with both keys, the configuration and the user data.
+    """Return the runtime data of an HCL report: JSON with both keys, configuration and user data.
 
     Args:
         ak: Attestation key.

@@ -53,10 +53,10 @@ def encode_token(
 def overall_claims(
     version: str, nonce: str, digests: Mapping[str, str], algorithm: str, *, accepted: bool
 ) -> dict[str, Any]:
-    """Return the claims of the overall token.
+    """Return the claims of NRAS's overall token, which lists the tokens of the devices.
 
     Args:
-        version: Version of the claims: "3.0".
+        version: Version that the token states: "2.0", "3.0" or "4.0".
         nonce: Nonce of the evidence in hex.
         digests: Digest of each device's token in hex, by the name of the device.
         algorithm: Name of the digests' algorithm, which service and nvattest write differently.

@@ -36,7 +36,7 @@ def boot_image(source: image_documents.BootSource, vm_config: str | None) -> Ima
     """Return the image of a TD that boots `source`.
 
     Args:
-        source: Image or files.
+        source: A dstack image (folder or archive), or the files to boot.
         vm_config: VM configuration, JSON, with the machine of a dstack image. None: the default
             machine, or that of the files.
 
@@ -72,7 +72,7 @@ def boot_snp_image(source: image_documents.BootSource, vm_config: str | None) ->
     """Return the image of an SEV-SNP guest that boots `source`.
 
     Args:
-        source: Image or files; `shape` of the files does not apply.
+        source: A dstack image (folder or archive), or files, whose `shape` does not apply.
         vm_config: VM configuration, JSON, whose `sev_snp_measurement` has the CPUs. None: one CPU.
 
     Raises:

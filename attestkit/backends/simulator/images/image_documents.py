@@ -145,7 +145,7 @@ def tdx_vm_config(
     Args:
         os_image_hash: Hash of the image.
         machine: Members that describe the machine.
-        ovmf: Generation of the firmware.
+        ovmf: Generation of the firmware, such as "pre202505".
         measurement: List of checksums and measurement document ("lite" measurement). None: the
             image itself is needed for verification ("legacy").
     """

@@ -1,4 +1,4 @@
-"""Scenarios: properties of a simulated platform and its endorsements that differ from the usual.
+"""Scenarios: what differs in a simulated platform and its endorsements from an up-to-date one.
 
 A scenario is fixed when the platform is created; a fault happens later.
 """

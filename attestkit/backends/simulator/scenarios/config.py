@@ -164,7 +164,7 @@ class TcbLevel(NamedTuple):
 
 
 class TcbInfoConfig(msgspec.Struct, frozen=True):
-    """Content of the TCB info; None: the value of the PKI's configuration or the clock.
+    """Content of the TCB info; a field that is None follows the PKI's configuration or the clock.
 
     Raises:
         UsageError: If a time is not an integer, or outside 1950 to 9999.
@@ -198,7 +198,7 @@ class TcbInfoConfig(msgspec.Struct, frozen=True):
 
 
 class QeIdentityConfig(msgspec.Struct, frozen=True):
-    """Content of the QE identity; None: the value of the PKI's configuration or the clock.
+    """Content of the QE identity; a field that is None follows the PkiConfig or the clock.
 
     Raises:
         UsageError: If a time is not an integer, or outside 1950 to 9999.
@@ -223,7 +223,7 @@ class QeIdentityConfig(msgspec.Struct, frozen=True):
 
 
 class CrlConfig(msgspec.Struct, frozen=True):
-    """Content of a CRL; None: the value from the clock.
+    """Content of a CRL; a field that is None follows the clock, or is the usual one.
 
     Raises:
         UsageError: If a number is invalid in X.509, or a time outside 1950 to 9999.
@@ -265,7 +265,7 @@ class CollateralConfig(msgspec.Struct, frozen=True):
 
 
 class QuoteConfig(msgspec.Struct, frozen=True):
-    """Content of quotes and QE report; None: the value of the PKI or the platform.
+    """Content of quotes and QE report; a field that is None follows the PKI or the platform.
 
     Raises:
         UsageError: If a value has the wrong size, or is out of range.
