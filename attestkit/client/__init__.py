@@ -1,6 +1,8 @@
-"""Clients that have proven a server before they send it a request.
+"""Clients that verify the attestation of a server before they send it a request.
 
-`connect` proves a server, and returns an `Endpoint` with clients for httpx, requests and others.
+`connect` verifies a server's evidence, and returns an `Endpoint` with clients for httpx, requests
+and others. In this package a server, connection or key is *proven* as long as such a verification
+is valid: the evidence was accepted, and it names the key. To *seal* is to encrypt to such a key.
 The names are loaded on first use.
 """
 

@@ -1,4 +1,4 @@
-"""ASGI middleware that proves a server to attestkit's clients (attested-client.md, part 3).
+"""ASGI middleware that serves a TEE's evidence to attestkit's clients (attested-client.md, part 3).
 
     from attestkit.client.asgi import Attested
 
@@ -8,7 +8,8 @@
 It serves `/.well-known/attestkit` with evidence about the keys of the TLS certificates; every other
 request, WebSocket and lifespan event goes to the app unchanged. TLS must end in this TEE, and the
 private keys must not leave it. The app must not attest report data that a client chooses, as by
-`tee.attest(report_data=...)` with bytes of a request: such evidence could be about another key.
+`tee.attest(report_data=...)` with bytes of a request: a client could thereby obtain evidence that
+names its own key in place of the server's.
 """
 
 import asyncio
@@ -30,17 +31,18 @@ AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @final
 class Attested(DocumentEndpoint[AsgiApp]):
-    """An ASGI application with the document of attested TLS.
+    """ASGI app that answers `/.well-known/attestkit` with evidence, and passes all else to an app.
 
     Args:
-        app: The application.
+        app: The application that gets all other requests.
         tee: The TEE, such as `attestkit.open()`; the caller keeps it open.
         tls: Path of the server's certificate in PEM, which is read again when it changes; or a list
             of paths, keys (SubjectPublicKeyInfo in DER) and SHA-256 hashes of keys. List a new key
             before the server uses it.
-        name: Name of the server, which the statement contains.
-        hpke: X25519 public key that the evidence is to be about, too.
-        signing: Keys of signatures that the evidence is to be about, too.
+        name: Name of the server for people, which the answer states; it is not verified.
+        hpke: X25519 public key of the server, 32 bytes, that the evidence names as well; clients
+            find it in `Proof.keys`.
+        signing: Public keys, at most 16, that verify the server's signatures; as `hpke`.
 
     Raises:
         UsageError: If an argument is not valid, or a file of `tls` cannot be read.
@@ -48,7 +50,7 @@ class Attested(DocumentEndpoint[AsgiApp]):
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request for the document, or call the app."""
+        """Answer a request for `/.well-known/attestkit`; pass all else to the app (ASGI 3)."""
         if scope["type"] != "http" or _path(scope) != PATH:
             await self._app(scope, receive, send)
             return
@@ -61,6 +63,6 @@ class Attested(DocumentEndpoint[AsgiApp]):
 
 
 def _path(scope: Scope) -> str:
-    """Return the path without the prefix of a proxy, which servers add to it."""
+    """Return the request's path without `root_path`, the mount prefix that ASGI servers add."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

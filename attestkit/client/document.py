@@ -58,30 +58,34 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class SigningKey(NamedTuple):
-    """A public key with which a server signs its answers."""
+    """A public key that verifies the signatures of a server."""
 
     algorithm: str  # such as "ed25519": lower-case letters, digits, ".", "_" and "-"
     public_key: bytes
 
 
 class Statement(NamedTuple):
-    """Statement of a server about its keys; its evidence is over the encoded bytes."""
+    """Decoded statement of a server about its keys; evidence binds the bytes of `encoded`."""
 
     encoded: bytes
     nonce: bytes  # of the client
     tls: tuple[bytes, ...]  # SHA-256 of the SubjectPublicKeyInfo of each TLS key
     hpke: bytes | None  # X25519 public key
     signing: tuple[SigningKey, ...]
-    name: str | None  # of the server, by its own word
+    name: str | None  # of the server, as it states itself
 
     @property
     def report_data(self) -> bytes:
-        """The report data that evidence of this statement has, 64 bytes."""
+        """The 64 bytes of report data that evidence for this statement must contain."""
         return statement_report_data(self.encoded)
 
 
 class AttestedDocument(NamedTuple):
-    """A decoded document, of which only the format and the nonce are verified."""
+    """Decoded answer of a server to `GET /.well-known/attestkit?nonce=N`.
+
+    Verified are its format, and that the statement has the client's nonce. Not verified are the
+    evidence, its report data, the certificates, and that the server has the stated keys.
+    """
 
     statement: Statement
     evidence: bytes  # in any encoding of `Attestation`
@@ -89,7 +93,7 @@ class AttestedDocument(NamedTuple):
 
 
 def statement_report_data(encoded: bytes) -> bytes:
-    """Return the report data of evidence of an encoded statement, 64 bytes."""
+    """Return the 64 bytes of report data that evidence for an encoded statement must contain."""
     return ReportData.bind(_TAG, encoded)
 
 
@@ -104,13 +108,13 @@ def encode_statement(
     signing: Sequence[SigningKey] = (),
     name: str | None = None,
 ) -> bytes:
-    """Return a statement in canonical form.
+    """Return a server's statement about its keys, JSON in canonical form (RFC 8785).
 
     Args:
         tls: SHA-256 of the SubjectPublicKeyInfo of each TLS key: 1 to 16 different ones.
         nonce: Nonce of the client, 32 bytes.
         hpke: X25519 public key, 32 bytes.
-        signing: At most 16 keys.
+        signing: At most 16 keys that verify the server's signatures.
         name: Name of the server: 1 to 256 characters, none of them a control character.
 
     Raises:
@@ -134,12 +138,13 @@ def encode_statement(
 
 
 def encode_document(statement: bytes, evidence: bytes, certificates: Sequence[bytes] = ()) -> bytes:
-    """Return a document.
+    """Return the JSON body of the answer to `GET /.well-known/attestkit?nonce=N`.
 
     Args:
-        statement: As by `encode_statement`.
+        statement: As `encode_statement` returns it.
         evidence: Evidence over `statement_report_data(statement)`, as by `Attestation.to_bytes`.
-        certificates: Of SEV-SNP, in DER: of the signing key, its issuer, and the root.
+        certificates: SEV-SNP only: certificates in DER of the key that signed the report (VCEK or
+            VLEK), of its issuer, and the root.
     """
     fields: dict[str, object] = {
         "version": _VERSION,
@@ -176,18 +181,18 @@ def _base64(data: bytes) -> str:
 
 
 def read_document(body: bytes, nonce: bytes) -> AttestedDocument:
-    """Read the document that answers a nonce.
+    """Decode the answer to `GET /.well-known/attestkit?nonce=N`; check its format and nonce.
 
-    The caller verifies the evidence, with the report data of the statement, and that the TLS key of
-    the connection is one of the statement's.
+    The caller has to verify the evidence, with the report data of the statement, and that the TLS
+    key of the connection is one of the statement's.
 
     Args:
-        body: The answer, at most 16 MiB.
+        body: Body of the answer, at most 16 MiB.
         nonce: Nonce that was sent, 32 bytes.
 
     Raises:
         FormatError: If the document is malformed, or has members that version 1 does not define.
-        ServiceError: If the statement has another nonce (reason `nonce_echo`).
+        ServiceError: If the statement has a nonce other than `nonce` (reason `nonce_echo`).
     """
     require_bytes("nonce", nonce)
     if len(body) > MAX_SIZE:
@@ -199,7 +204,7 @@ def read_document(body: bytes, nonce: bytes) -> AttestedDocument:
     certificates = _certificates(fields) if "certificates" in fields else ()
     statement = _read_statement(_bytes_of(fields["statement"], "statement", MAX_STATEMENT))
     if not hmac.compare_digest(statement.nonce, nonce):
-        message = "document: the statement is for another nonce than that of this client"
+        message = f"document: nonce must be {nonce.hex()}, as sent, not {statement.nonce.hex()}"
         raise ServiceError(message, reason="nonce_echo")
     return AttestedDocument(statement, evidence, certificates)
 
@@ -215,24 +220,24 @@ def _read_statement(encoded: bytes) -> Statement:
     keys.check(("tls",), ("hpke", "signing"))
     tls = tuple([_tls_key(key) for key in keys.array("tls", MAX_KEYS, 1)])
     if len(set(tls)) != len(tls):
-        raise keys.error("tls", "a key occurs twice", "duplicate")
+        raise keys.error("tls", "must be different keys, but one occurs twice", "duplicate")
     hpke = keys.hex("hpke", _KEY_SIZE) if "hpke" in keys else None
     signing = keys.objects("signing", MAX_KEYS, 1) if "signing" in keys else ()
     name = _name(fields) if "name" in fields else None
     found = Statement(encoded, nonce, tls, hpke, tuple(map(_signing_key, signing)), name)
     if canonical_json(fields, "statement") != encoded:
-        message = "statement: not in canonical form (RFC 8785)"
+        message = "statement: must be JSON in canonical form (RFC 8785)"
         raise FormatError(message, reason="not_canonical")
     return found
 
 
 def _check_version(fields: Mapping[str, object]) -> None:
     """Check the version before the members, which other versions may define differently."""
-    version = fields.get("version", _VERSION)  # if missing, `_check_members` refuses it
+    version = fields.get("version", _VERSION)  # if missing, `AnswerObject.check` refuses it
     if type(version) is not int:
-        raise FormatError("version: must be an integer", reason="wrong_type")
+        raise FormatError("document: version: must be an integer", reason="wrong_type")
     if version != _VERSION:
-        raise FormatError(f"version: must be {_VERSION}", reason="unsupported_version")
+        raise FormatError(f"document: version: must be {_VERSION}", reason="unsupported_version")
 
 
 def _tls_key(value: object) -> bytes:
@@ -266,7 +271,7 @@ def _bytes_of(value: object, what: str, most: int) -> bytes:
         raise FormatError(f"{what}: over {most} bytes", reason="too_large")
     found = strict_json.from_base64(value, what)
     if not found:
-        raise FormatError(f"{what}: empty", reason="missing")
+        raise FormatError(f"{what}: must not be empty", reason="missing")
     if len(found) > most:
         raise FormatError(f"{what}: {len(found)} bytes, over {most}", reason="too_large")
     return found
@@ -277,6 +282,6 @@ def _certificates(fields: AnswerObject) -> tuple[bytes, ...]:
     for item in fields.array("certificates", MAX_CERTIFICATES, 1):
         der = _bytes_of(item, "certificates", MAX_CERTIFICATE)
         if not der.startswith(_SEQUENCE):
-            raise FormatError("certificates: must be DER", reason="syntax")
+            raise FormatError("certificates: must be X.509 in DER, base64", reason="syntax")
         found.append(der)
     return tuple(found)

@@ -1,7 +1,8 @@
-"""The document's HTTP endpoint, independent of the server's interface (ASGI, WSGI).
+"""The HTTP endpoint `/.well-known/attestkit`, common to the ASGI and WSGI middlewares.
 
-A document is made for one request and never cached: its evidence is over the client's nonce. At
-most four are made at once, in threads, and 16 requests wait; further ones are refused with 503.
+It answers with a document: a statement of the server's keys, and evidence over that statement. A
+document is made for one request and never cached, because it contains the client's nonce. At most
+four are made at once, in threads, and 16 requests wait; further ones are refused with 503.
 
 The keys of the server's TLS certificates come from PEM files that are read again when they change.
 """
@@ -49,11 +50,11 @@ MAX_FILE: Final = 1 << 20
 
 _HASH_SIZE: Final = 32
 _PUBLIC_KEY: Final = "PUBLIC KEY"
-_NO_EXPIRY: Final = 0.0  # of a key without certificate: it counts while the file has it
+_NO_EXPIRY: Final = 0.0  # of a key without certificate: it is listed while the file has it
 
 
 class TlsKeys:
-    """Hashes of the keys of a server's TLS certificates. Thread-safe.
+    """SHA-256 hashes of a server's TLS keys (SubjectPublicKeyInfo), kept up to date. Thread-safe.
 
     Of a PEM file the first certificate counts, and all blocks `PUBLIC KEY`, which are keys of
     certificates to come. The file is read again when it changes. The key of the certificate that
@@ -66,7 +67,7 @@ class TlsKeys:
     Raises:
         UsageError: If there is no key, there are more than 16, a file cannot be read, or a value is
             neither a path, a key nor a hash.
-        FormatError: If a file has no certificate and no public key, or is malformed.
+        FormatError: If a file has neither a certificate nor a public key, or is malformed.
     """
 
     def __init__(self, tls: TlsSource, clock: Callable[[], float] = current_time) -> None:
@@ -152,13 +153,13 @@ def _read_file(path: str) -> dict[bytes, float]:
 
 
 def read_pem_keys(data: bytes) -> dict[bytes, float]:
-    """Return the hashes of the first certificate's key and of all public keys in a PEM file.
+    """Return the keys in a PEM file: that of the first certificate, and all blocks `PUBLIC KEY`.
 
-    The values are the end of the certificate's validity in seconds since 1970, and 0 for a public
-    key. The file may contain the private key too, which is not decoded.
+    The result maps SHA-256 hashes of SubjectPublicKeyInfo to the end of the certificate's validity
+    in seconds since 1970, or to 0 for a public key. A private key in the file is not decoded.
 
     Raises:
-        FormatError: If the file has neither, or a block of them is malformed.
+        FormatError: If the file has neither a certificate nor a public key, or one is malformed.
     """
     text = data.decode("ascii", "replace")
     keys: dict[bytes, float] = {}
@@ -171,7 +172,7 @@ def read_pem_keys(data: bytes) -> dict[bytes, float]:
 
 
 def _key_hash(value: bytes) -> bytes:
-    """Return the SHA-256 of a SubjectPublicKeyInfo; 32 bytes are that hash already."""
+    """Return the SHA-256 of a SubjectPublicKeyInfo in DER; 32 bytes are returned as that hash."""
     if len(value) == _HASH_SIZE:
         return value
     try:
@@ -182,7 +183,7 @@ def _key_hash(value: bytes) -> bytes:
 
 
 def _spki_hash(spki: bytes) -> bytes:
-    """Return the hash of a SubjectPublicKeyInfo (RFC 5280, 4.1)."""
+    """Return the SHA-256 of a SubjectPublicKeyInfo (RFC 5280, 4.1); FormatError if malformed."""
     outer = DerReader(spki)
     fields = outer.enter(SEQUENCE)
     outer.finish()
@@ -207,7 +208,7 @@ _logger = logging.getLogger("attestkit.client")
 
 
 class Reply(NamedTuple):
-    """An HTTP response, with headers in lower case."""
+    """An HTTP response; names of headers are in lower case."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -215,15 +216,15 @@ class Reply(NamedTuple):
 
 
 class DocumentEndpoint(Generic[App]):
-    """Base of the middlewares, which answers requests for the document. Thread-safe.
+    """Base of the ASGI and WSGI middlewares: answers `/.well-known/attestkit`. Thread-safe.
 
     Args:
-        app: The application.
-        tee: The TEE; the caller keeps it open.
+        app: The application that gets all other requests.
+        tee: The TEE that makes evidence; the caller keeps it open.
         tls: Certificates or keys of the server, see `TlsKeys`.
-        name: Name of the server in the statement.
-        hpke: X25519 public key in the statement.
-        signing: Keys of signatures in the statement.
+        name: Name of the server for people, in the statement.
+        hpke: X25519 public key of the server in the statement, 32 bytes.
+        signing: Public keys in the statement that verify the server's signatures.
 
     Raises:
         UsageError: If an argument is not valid, or a file of `tls` cannot be read.
@@ -251,9 +252,14 @@ class DocumentEndpoint(Generic[App]):
         self._statement(bytes(32))  # raises for arguments that are not valid
 
     def _answer(self, method: str, query: bytes) -> "Reply | Future[Reply]":
-        """Answer a request; a document is made in a thread.
+        """Answer a request for evidence: with the Reply that rejects it, or the Future of one.
 
-        Cancelling the future of a request that waits gives its place to another.
+        Evidence is made in a new thread. Cancelling the future frees a place in the queue, as long
+        as the request waits there.
+
+        Args:
+            method: Method of the request.
+            query: Its query string, percent-encoded, without "?".
         """
         nonce = self._admit(method, query)
         if isinstance(nonce, Reply):
@@ -271,7 +277,7 @@ class DocumentEndpoint(Generic[App]):
         return future
 
     def _answer_blocking(self, method: str, query: bytes) -> Reply:
-        """Answer a request in the calling thread."""
+        """Answer a request for evidence, which is made in the calling thread; see `_answer`."""
         nonce = self._admit(method, query)
         if isinstance(nonce, Reply):
             return nonce
@@ -292,7 +298,7 @@ class DocumentEndpoint(Generic[App]):
         return bytes.fromhex(found[1].decode())
 
     def _work(self, future: "Future[Reply]", nonce: bytes) -> None:
-        """Make the document of an admitted request, unless it was cancelled."""
+        """Complete `future` with the document for a nonce, unless it was cancelled in the queue."""
         try:
             with self._at_once:
                 if future.set_running_or_notify_cancel():
@@ -322,7 +328,7 @@ class DocumentEndpoint(Generic[App]):
 def snp_certificates(evidence: Attestation) -> tuple[bytes, ...]:
     """Return the certificates of SEV-SNP evidence in DER: signing key, its issuer, root.
 
-    Empty on other platforms, and if the guest has none.
+    Empty for evidence of other platforms, and if the evidence has no certificates.
 
     Raises:
         FormatError: If a certificate is malformed.

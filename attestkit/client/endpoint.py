@@ -1,4 +1,6 @@
-"""`connect` and `aconnect`: an endpoint that has proven a server, and gives out clients for it.
+"""`connect` and `aconnect`: verify the attestation of a server, and return an `Endpoint` for it.
+
+A server is *proven* while such a verification is valid; a `Proof` is its result.
 
 ```python
 with attestkit.connect(url, policy="policy.toml") as endpoint, endpoint.client() as client:
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from attestkit.verifier.verifier_options import VerifierSettings
 
 MAX_AGE: Final = timedelta(hours=1)
-"""Default for the time after which a proof is made anew."""
+"""Default for the time after which a server is verified again."""
 
 _MAX_SECONDS: Final = 2_000_000  # 23 days; poll takes milliseconds below 2**31
 
@@ -82,38 +84,45 @@ def connect(
     gpu_services: "GpuServices | None" = None,
     **verifier: "Unpack[VerifierSettings]",
 ) -> "Endpoint":
-    """Prove a server, and return an endpoint whose clients speak with proven servers only.
+    """Verify the attestation of a server, and return an endpoint with HTTP clients for it.
+
+    The clients send a request only while accepted evidence names the TLS key of the connection, or
+    with `encrypt` the key to which the request is encrypted.
 
     Args:
         url: Base URL of the server, `https://`.
         policy: What is accepted: the path of a policy's file, an AppraisalPolicy, or a Verifier;
-            or a mapping of these by role of the machine ("*" for all others). It must name app and
-            OS image. The word "hardware-only" accepts any program on sound hardware; "first-use"
-            accepts what runs at the first time, and keeps it in the file `pins`.
-        service: Name of the service, an object of one, or "auto".
-        model: Name of the model, for services that have several.
-        encrypt: Whether requests are sealed to a key of the evidence, beside TLS.
-        require: What the proof must show; the defaults are the safe ones.
+            or a mapping of these by role of the machine, such as "gateway" and "model" ("*" for all
+            others). It must name app and OS image. The word "hardware-only" accepts any program on
+            sound hardware; "first-use" accepts the programs of the first connection, and stores
+            them in the file `pins`.
+        service: Protocol by which the server shows evidence: one of `service_names()`, a `Service`,
+            or "auto" to detect it.
+        model: Name of the AI model, for services that have several.
+        encrypt: Whether requests are also encrypted, inside of TLS, to a key that the evidence
+            names.
+        require: Requirements beside the policy; the defaults are the safe ones.
         allow_open: Fields of requests that may be sent unencrypted, such as `user`, where a service
-            seals single fields. Any other unknown field with text is an error.
+            encrypts single fields. Any other unknown field with text is then an error.
         evidence_headers: Headers of the requests for evidence, such as Authorization, for services
-            that need an API key for it. They are sent before the server is proven.
-        pins: File of `policy="first-use"`.
-        server_ca: CA certificates of the server in PEM; None are those of the system.
+            that need an API key for it. They are sent before the server is verified.
+        pins: Path of the file in which `policy="first-use"` stores the accepted programs.
+        server_ca: CA certificates of the server, the PEM text itself; None are those of the system.
         proxy: URL of an HTTP proxy for tunnels (CONNECT); those of the environment are not used.
         max_age: Time after which the server is verified again.
         timeout: Limit in seconds for a connection, and for an answer with evidence.
-        on_proof: Called with each new Proof, and each PeerRefusedError.
-        now: Returns the time of verifications, aware.
+        on_proof: Called with a Proof after each successful verification, and with a
+            PeerRefusedError after each failed one.
+        now: Returns the current time, with a time zone, for verifications.
         gpu_services: Services from which `Require(gpu=True)` fetches endorsements of GPUs; None:
             those of NVIDIA.
         verifier: Arguments of `Verifier`, such as `trust_anchor` or `collateral`. Without
             `collateral` and `pccs_url`, collateral of TDX comes from Intel's service.
 
     Raises:
-        PeerRefusedError: If the server is refused; `reason` and `__cause__` tell why. Not a byte of
-            a request was sent.
-        ServiceError: If the connection fails, or the service is unknown.
+        PeerRefusedError: If the evidence is not accepted, or does not belong to the connection;
+            `reason` and `__cause__` tell why. Not a byte of a request was sent.
+        ServiceError: If the connection fails, or the service cannot be detected.
         UsageError: If an argument is not valid, or the policy does not name app and OS image.
         ConfigError: If the policy's file, or that of `pins`, is malformed.
     """
@@ -148,15 +157,15 @@ def connect(
 
 
 async def aconnect(url: str, **options: object) -> "Endpoint":
-    """Prove a server as `connect` does, with its options, without blocking the event loop."""
+    """Call `connect` with these arguments in a thread, without blocking the event loop."""
     given: dict[str, Any] = options
     return await asyncio.to_thread(connect, url, **given)
 
 
 class Endpoint(EndpointClients):
-    """A server, and clients that speak with it only while it is proven; thread-safe.
+    """A server whose attestation was verified, and HTTP clients for it; thread-safe.
 
-    Created by `connect` and `aconnect`; a context manager.
+    Created by `connect` and `aconnect`. As a context manager it calls `close` on exit.
     """
 
     def __init__(
@@ -185,14 +194,15 @@ class Endpoint(EndpointClients):
 
     @property
     def proof(self) -> Proof:
-        """The newest proof.
+        """Result of the newest verification of the server.
 
         Raises:
-            UsageError: If no proof is valid now (reason `not_ready`); see `prove`.
+            UsageError: If none is valid now (reason `not_ready`), because `max_age` has passed, or
+                `forget` or `close` was called.
         """
         proof = self._prover.newest
         if proof is None:
-            message = "endpoint: no proof is valid now; prove() makes one"
+            message = "endpoint: its proof has ended; call prove() to verify the server again"
             raise UsageError(message, reason="not_ready")
         return proof
 
@@ -208,22 +218,23 @@ class Endpoint(EndpointClients):
 
     @property
     def model(self) -> str | None:
-        """The model that was proven, for requests."""
+        """Name of the AI model that `connect` was given; None if it was given none."""
         return self._appraiser.model
 
     def verify(self, answer: object, *, headers: Mapping[str, str] | None = None) -> Signer:
-        """Check the signature, or receipt, of an answer; return its signer, `model` or `gateway`.
+        """Fetch and check the service's signature or receipt of an answer; return its signer.
 
-        The signature shows that the bytes of request and answer were not changed; the request had
-        been sent before. That of a gateway does not show which model answered.
+        The signer is `model` or `gateway`. The signature shows that the bytes of request and answer
+        were not changed; the request had been sent before. That of a gateway does not show which
+        model answered.
 
         Args:
-            answer: Response of a client of httpx or httpx2, object of `openai`, or its id.
-            headers: Of the request for the signature, such as Authorization.
+            answer: Response of httpx, httpx2 or requests, object of `openai`, or its id.
+            headers: Headers of the request for the signature, such as Authorization.
 
         Raises:
             ServiceError: If a valid signature of exactly these bytes is missing.
-            FormatError: If it is malformed.
+            FormatError: If the signature or receipt is malformed.
             UsageError: If the endpoint has no `Require(response_signatures=True)`, or the answer is
                 not of its clients, or not read to its end.
         """
@@ -245,12 +256,12 @@ class Endpoint(EndpointClients):
             return self._answers.verify(answer, self.proof, get)
 
     def prove(self) -> Proof:
-        """Prove the server afresh, on a connection of its own, and return the proof.
+        """Verify the server's attestation again, on a new connection, and return the proof.
 
         Earlier proofs remain valid until their end.
 
         Raises:
-            PeerRefusedError: If the server is refused.
+            PeerRefusedError: If the evidence is not accepted; see `connect`.
             ServiceError: If the connection fails.
         """
         self._prover.check_open()
@@ -265,15 +276,15 @@ class Endpoint(EndpointClients):
         return self.proof
 
     async def aprove(self) -> Proof:
-        """Prove the server afresh as `prove` does, without blocking the event loop."""
+        """Verify the server again as `prove` does, without blocking the event loop."""
         return await asyncio.to_thread(self.prove)
 
     def forget(self) -> None:
-        """End all proofs, so that the next request is preceded by a new one."""
+        """End all proofs: the server is verified again before the next request."""
         self._prover.forget()
 
     def close(self) -> None:
-        """End all proofs; the clients of this endpoint can send nothing from now on."""
+        """End all proofs; the clients of this endpoint refuse to send from now on."""
         self._prover.close()
 
     def __enter__(self) -> "Self":
@@ -297,7 +308,10 @@ class Endpoint(EndpointClients):
             raise ServiceError(message, reason="connection") from error
 
     def _fetch(self, question: Question) -> bytes:
-        """Send a request for evidence on a new connection (services with `where` "apart")."""
+        """Return the body of an answer with evidence, requested on a new connection.
+
+        Used for services with `where` "apart", and to renew keys or nonces.
+        """
         dialing = self._dialing
         headers = (*question.headers, *self._appraiser.evidence_headers)
         if question.origin is not None:
@@ -324,7 +338,10 @@ class Endpoint(EndpointClients):
 
 @contextlib.contextmanager
 def _lost_is_service_error(origin: Origin) -> Iterator[None]:
-    """Raise ServiceError if a connection is lost; a server may close it after its answer."""
+    """Context manager: raise ServiceError for a lost connection (OSError).
+
+    ReconnectError is ignored: the server was verified, and closes the connection afterwards.
+    """
     try:
         yield
     except ReconnectError:
@@ -344,16 +361,16 @@ def _check_limits(max_age: object, timeout: object) -> None:
         raise wrong_type("timeout", "a number of seconds", timeout)
     for name, seconds in (("max_age", max_age.total_seconds()), ("timeout", timeout)):
         if not 0 < seconds < _MAX_SECONDS:  # false for NaN
-            message = f"{name}: must be more than 0, and less than {_MAX_SECONDS} s"
+            message = f"{name}: must be more than 0 s, and less than {_MAX_SECONDS} s"
             raise UsageError(message, reason="out_of_range")
 
 
 def _check_pins(trust: Trust, pins: object) -> None:
     if trust.first_use and pins is None:
-        message = f'pins: missing; policy="{FIRST_USE}" keeps what it accepted in this file'
+        message = f'pins: missing; policy="{FIRST_USE}" needs the path of a file for its pins'
         raise UsageError(message, reason="missing")
     if pins is not None and not trust.first_use:
-        message = f'pins: only with policy="{FIRST_USE}"'
+        message = f'pins: must be left out, or used with policy="{FIRST_USE}"'
         raise UsageError(message, reason="conflict")
     if pins is not None and not isinstance(pins, str | os.PathLike):
         raise wrong_type("pins", "a path", pins)

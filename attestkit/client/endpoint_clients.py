@@ -1,7 +1,8 @@
-"""The clients that an endpoint gives out, of each HTTP library: `EndpointClients`.
+"""Methods of `Endpoint` that return clients of HTTP libraries: `EndpointClients`.
 
 `openai` retries errors of connections that are not its own, and replaces them by one without their
-text. A refusal is therefore raised as a PeerRefusedError that is an `openai.OpenAIError`, too.
+text. If a server is refused, the error is therefore both a PeerRefusedError and an
+`openai.OpenAIError`.
 """
 
 import ssl
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class EndpointClients(ABC):
-    """Methods of `Endpoint` for HTTP libraries, each of which is imported on first use."""
+    """Base of `Endpoint`: methods that return clients of HTTP libraries, imported on first use."""
 
     url: str
     _appraiser: Appraiser
@@ -45,11 +46,11 @@ class EndpointClients(ABC):
 
     @abstractmethod
     def prove(self) -> Proof:
-        """Prove the server afresh."""
+        """Verify the server's attestation again, and return the proof; see `Endpoint.prove`."""
 
     @abstractmethod
     def _fetch(self, question: Question) -> bytes:
-        """Ask a question on a connection of its own."""
+        """Send a GET request for evidence on a new connection; return the body of the answer."""
 
     def client(self, *, http: "LibraryName | None" = None, **options: object) -> "httpx.Client":
         """Return a client of httpx2 if it is installed, else of httpx; they have the same methods.
@@ -58,12 +59,12 @@ class EndpointClients(ABC):
         settings from the environment.
 
         Args:
-            http: `httpx` or `httpx2`, to name one.
+            http: `httpx` or `httpx2`; None: httpx2 if it is installed.
             options: Options of `Client`, such as `headers` or `timeout`, but not those that choose
                 connections: `transport`, `mounts`, `proxy`, `verify`, `cert`, `http2`, `trust_env`.
 
         Raises:
-            UsageError: If an option is not possible, or no library is installed.
+            UsageError: If an option is one of those, or the library is not installed.
         """
         made: httpx.Client = self._make("Client", self.transport, http, options)
         return made
@@ -89,9 +90,13 @@ class EndpointClients(ABC):
     def transport(
         self, *, http: "LibraryName | None" = None, limits: object = None
     ) -> "httpx.BaseTransport":
-        """Return a transport for a `Client` of the caller's; see `client`.
+        """Return a transport for an httpx (or httpx2) `Client` that the caller creates.
 
-        Do not pass `mounts` or `proxy` to the client, which replace it.
+        Do not pass `mounts` or `proxy` to the client, which replace the transport.
+
+        Args:
+            http: As for `client`.
+            limits: `Limits` of the library; None: 100 connections, of which 20 may be idle.
         """
         classes = http_transports(choose_library(http))
         made: httpx.BaseTransport = classes.blocking(**self._transport_options(limits))  # type: ignore[assignment] # also of the library's class
@@ -100,7 +105,7 @@ class EndpointClients(ABC):
     def async_transport(
         self, *, http: "LibraryName | None" = None, limits: object = None
     ) -> "httpx.AsyncBaseTransport":
-        """Return a transport for an `AsyncClient` of the caller's; see `transport`."""
+        """Return a transport for an `AsyncClient` that the caller creates; see `transport`."""
         classes = http_transports(choose_library(http))
         made: httpx.AsyncBaseTransport = classes.asynchronous(**self._transport_options(limits))  # type: ignore[assignment] # as above
         return made
@@ -119,7 +124,7 @@ class EndpointClients(ABC):
         return made
 
     def adapter(self) -> "BaseAdapter":
-        """Return an adapter for a session of the caller's, to mount at `https://`.
+        """Return an adapter for a requests `Session` that the caller creates, to mount at `https://`.
 
         It refuses requests to other servers. Also mount it, or nothing, at `http://`.
 
@@ -133,32 +138,35 @@ class EndpointClients(ABC):
 
     @property
     def ssl_context(self) -> ssl.SSLContext:
-        """A context for aiohttp, websockets and sockets; a new one each time.
+        """A client's SSLContext for aiohttp, websockets and sockets; a new one each time.
 
-        It is for the host of the endpoint; a connection for another name is refused. The port is
+        It is for the host of the endpoint; a connection for any other name is refused. The port is
         not known here, so do not let a client follow redirects to other ports of the host.
 
-        Connections of event loops are accepted if their key is proven. Another key is refused with
-        the reason `other_key`: then `await endpoint.aprove()`, and connect again.
+        A blocking socket verifies the server in its handshake. A connection of an event loop cannot
+        do so: it is accepted only if evidence that was verified before names its TLS key, else
+        refused (PeerRefusedError with reason `other_key`). Then `await endpoint.aprove()`, and
+        connect again.
 
         Raises:
-            UsageError: If requests have to be sealed, which a context cannot do.
+            UsageError: If the endpoint has `encrypt=True`: a context cannot encrypt requests.
         """
         if self._appraiser.encrypt:
-            message = "ssl_context: cannot seal requests (encrypt=True); use client()"
+            message = "ssl_context: cannot encrypt requests (encrypt=True); use client()"
             raise UsageError(message, reason="conflict")
         return self._pinned_context()
 
     def openai(self, **options: object) -> "OpenAI":
         """Return an `openai.OpenAI` for this endpoint.
 
-        A refusal is raised as an error that is a PeerRefusedError and an `openai.OpenAIError`.
+        If the server is refused, its methods raise an error that is both a PeerRefusedError and an
+        `openai.OpenAIError`.
 
         Args:
             options: Options of the class, such as `api_key`.
 
         Raises:
-            UsageError: If openai is not installed, or an option is not possible.
+            UsageError: If openai is not installed, or `base_url` or `http_client` is given.
         """
         made: OpenAI = self._open_openai(options, asynchronous=False)
         return made
@@ -173,10 +181,10 @@ class EndpointClients(ABC):
         return pinned_context(self._prover, self._dialing.server_ca, webpki=webpki)
 
     def _open_openai(self, options: dict[str, Any], *, asynchronous: bool) -> Any:  # noqa: ANN401 - of a package that need not be there
-        """Return a client of openai, which follows redirects within the server."""
+        """Return an `OpenAI` or `AsyncOpenAI`; it follows redirects to the same server only."""
         openai = _load_openai()
         if given := [name for name in _OWN if name in options]:
-            message = f"{given[0]}: is that of the endpoint; leave it out"
+            message = f"{given[0]}: must be left out, because the endpoint sets it"
             raise UsageError(message, reason="conflict")
         classes = _openai_classes()
         kind = classes.asynchronous if asynchronous else classes.blocking
@@ -205,13 +213,16 @@ class EndpointClients(ABC):
         return self._options(context, limits=limits)
 
     def _changes_requests(self) -> "Callable[[], Sealing] | None":
-        """Return a function that returns the Sealing of a request; None: requests are unchanged."""
+        """Return a function that makes the Sealing of a request, which encrypts or amends it.
+
+        None: requests are sent unchanged.
+        """
         if self._appraiser.encrypt:
             return self._sealing
         return self._amending if hasattr(self._appraiser.service, "amending") else None
 
     def _amending(self) -> "Sealing":
-        """Return the service's Sealing that adds to requests and checks headers of answers."""
+        """Return the service's Sealing that adds members to requests, and encrypts nothing."""
         service: Any = self._appraiser.service
         proof = self._prover.newest
         claims = None if proof is None else proof.claims
@@ -219,7 +230,10 @@ class EndpointClients(ABC):
         return amending
 
     def _sealing(self) -> "Sealing":
-        """Return the Sealing to the newest proven key; prove the server first if necessary."""
+        """Return the Sealing that encrypts a request to the key in the newest proof.
+
+        If no proof is valid, the server is verified first.
+        """
         proof = self._prover.newest or self.prove()
         for binding in proof.bindings:
             if binding.kind in SEALED_KINDS:
@@ -229,13 +243,14 @@ class EndpointClients(ABC):
                 options = {"allow_open": allowed} if allowed else {}
                 sealing: Sealing = make(proof.claims, binding, self._appraiser.model, **options)
                 return sealing
-        raise ServiceError("endpoint: its proof has no key for sealed requests", reason="sealing")
+        raise ServiceError("endpoint: the evidence has no key to encrypt to", reason="sealing")
 
     def _renew_sealing(self) -> bool:
-        """Prove the server again, after it answered that it lacks the key of a sealed request.
+        """Verify the server again, after it answered that it lacks the key of an encrypted request.
 
-        Return whether the request may be sent once more: only if the TLS key is proven, too. Else
-        that answer may be forged, after the application has received the request.
+        Return whether the request may be sent once more: only if the evidence, before and now,
+        names a TLS key too. Otherwise an attacker in between may have forged that answer, after the
+        application has received the request.
         """
         proofs = [self._prover.newest]
         self._prover.forget()
@@ -246,7 +261,7 @@ class EndpointClients(ABC):
         )
 
     def _renew(self, binding: Binding) -> None:
-        """Fetch nonces or similar, if the service needs new ones for the next sealed request."""
+        """Fetch single-use nonces or similar, if the next encrypted request needs new ones."""
         service: Any = self._appraiser.service
         if (renewal := getattr(service, "renewal", None)) is None:
             return
@@ -266,7 +281,7 @@ _load_openai: Final = partial(import_package, "openai", "openai: not installed; 
 
 @cache
 def _openai_classes() -> TransportClasses:
-    """Return transports of the library that openai uses, whose refusals openai passes on."""
+    """Return transports of the library that openai uses, whose errors openai raises unchanged."""
     openai = _load_openai()
     parents = {base.__module__.partition(".")[0] for base in openai.DefaultHttpxClient.__mro__}
     name: LibraryName = "httpx2" if "httpx2" in parents else "httpx"  # since openai 3

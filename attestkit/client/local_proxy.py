@@ -1,4 +1,4 @@
-"""A local HTTP server that forwards requests to a proven one: `attestkit connect URL --serve`.
+"""A local HTTP server that forwards to an attested one: `attestkit connect URL --serve`.
 
 For programs in other languages. It listens on the loopback interface only, where every program of
 this machine can use it. Web pages cannot: a request with another Host, or with an Origin, is
@@ -51,10 +51,10 @@ _IDLE_SECONDS: Final = 60  # clients close idle connections first: httpx after f
 
 
 def listen_address(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`.
+    """Return host and port to listen on, from `HOST:PORT` with a loopback address.
 
     Raises:
-        UsageError: If it is not a loopback address with a port.
+        UsageError: If `text` is not a loopback address with a port.
     """
     host, _, port = text.rpartition(":")
     host = host.strip("[]")
@@ -72,7 +72,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class LocalProxy:
-    """Forwards requests from a loopback address to an endpoint.
+    """HTTP server on a loopback address that forwards requests to the server of an endpoint.
 
     Args:
         endpoint: The endpoint, which the caller closes.
@@ -92,7 +92,7 @@ class LocalProxy:
 
         Raises:
             UsageError: If uvicorn is not installed.
-            ConfigError: If the address is not free.
+            ConfigError: If the address cannot be bound.
         """
         with needs_extra("--serve", "serve"):
             import uvicorn
@@ -210,7 +210,7 @@ async def _disconnect(receive: _Receive) -> None:
 
 
 def _refusal(scope: _Scope) -> str | None:
-    """Return why a request is refused that a web page may have sent; None if it is accepted."""
+    """Return why a request is refused, which may be of a web page or has no path; None if not."""
     headers = dict(scope["headers"])
     host, port = scope["server"]
     names = {f"{name}:{port}" for name in (host, f"[{host}]", "localhost")}

@@ -48,23 +48,25 @@ def verify_proof(
         bundle: The saved proof.
         policy: As for `connect`, without "first-use". A Verifier with `pccs_url` fetches collateral
             that the bundle lacks.
-        service: Service of the bundle, if it is one of the caller's own.
-        require: What the proof must show.
-        now: Time of the verification, aware; None: the current time.
+        service: The service that was used, if it is none of `service_names()`; None: the one that
+            the bundle names.
+        require: Requirements beside the policy.
+        now: Time of the verification, with a time zone; None: the current time.
         use_bundle_time: Verify at `bundle.at`: what has expired or was revoked since is accepted.
         verifier: Arguments of `Verifier`, such as `trust_anchor`. The collateral is the bundle's.
 
     Raises:
-        ServiceError: If a requirement is not met, or the evidence is about another key.
+        ServiceError: If a requirement is not met, or the evidence does not name the TLS key of the
+            certificate in the bundle.
         VerificationError: If evidence is not valid, not accepted, or has expired.
         CollateralError: If the bundle lacks collateral of its evidence.
-        FormatError: If an answer or a certificate in it is malformed.
+        FormatError: If an answer or a certificate in the bundle is malformed.
         UsageError: If an argument is not valid, or the service is unknown.
     """
     if not isinstance(bundle, ProofBundle):
         raise wrong_type("bundle", "a ProofBundle", bundle)
     if policy == FIRST_USE:
-        message = f'policy: "{FIRST_USE}" is for connections; pass a policy'
+        message = f'policy: must not be "{FIRST_USE}", which is for connections; pass a policy'
         raise UsageError(message, reason="conflict")
     if use_bundle_time and now is not None:
         raise UsageError("now and use_bundle_time: give at most one", reason="conflict")
@@ -86,7 +88,7 @@ def verify_proof(
     )
     proof = appraiser.appraise(bundle.answers, bundle.nonce, bundle.seen, at, bundle.collateral)
     if len(proof.machines) != len(bundle.collateral):
-        message = "proof bundle: collateral: must have an item for each machine"
+        message = f"proof bundle: collateral: must be {len(proof.machines)} items, one per machine"
         raise FormatError(message, reason="inconsistent")
     return proof
 
@@ -99,7 +101,7 @@ def _origin(bundle: ProofBundle) -> Origin:
             return found
     except UsageError:
         pass
-    message = f"proof bundle: host: {shown(bundle.host)} is not the name of a server"
+    message = f"proof bundle: host: must be a host name or IP address, not {shown(bundle.host)}"
     raise FormatError(message, reason="wrong_value")
 
 
@@ -107,8 +109,8 @@ def _check_complete(bundle: ProofBundle, service: Service) -> None:
     """Check that a bundle has the certificate and the number of answers that a service needs.
 
     Raises:
-        FormatError: If it has not.
-        UsageError: If the bundle is of another service.
+        FormatError: If the certificate is missing or superfluous, or the number is a different one.
+        UsageError: If the bundle names a service other than `service`.
     """
     if service.name != bundle.service:
         other = shown(bundle.service)
@@ -117,8 +119,8 @@ def _check_complete(bundle: ProofBundle, service: Service) -> None:
         )
         raise UsageError(message, reason="conflict")
     if (bundle.certificate is None) != (service.where == "apart"):
-        message = "proof bundle: certificate: must be null for services that are proven apart, only"
+        message = 'proof bundle: certificate: must be null only for services with `where` "apart"'
         raise FormatError(message, reason="inconsistent")
     if len(bundle.answers) != len(service.questions(bundle.nonce, bundle.model)):
-        message = f"proof bundle: answers: {len(bundle.answers)}, not as many as {service.name} has"
+        message = f"proof bundle: answers: {len(bundle.answers)} do not suit service {service.name}"
         raise FormatError(message, reason="inconsistent")

@@ -1,4 +1,4 @@
-"""The server that an endpoint is about: scheme, host and port of its URL."""
+"""The server of an endpoint: host, port and path of its `https://` URL."""
 
 import re
 from typing import Final, NamedTuple
@@ -18,7 +18,7 @@ _HTTPS_PORT: Final = 443
 
 
 class Origin(NamedTuple):
-    """An origin of https, and the path below which the caller's requests are."""
+    """Host and port of an https URL, and its path, below which the caller's requests are."""
 
     host: str  # without the brackets of an IPv6 address, in lower case
     port: int
@@ -36,14 +36,15 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, url: str) -> "Origin":
-        """Return the origin of a URL.
+        """Return host, port and path of a URL such as `https://host:8443/api`.
 
         Raises:
             UsageError: If it is not an https URL with a host (reason `plain_http` for http://), or
-                has a user, query or fragment. The text does not contain a URL with a user.
+                has a user, query or fragment. The message never shows a URL with a user, which may
+                have a password.
         """
         if not isinstance(url, str):
-            raise wrong_type("url", "a str", url)
+            raise wrong_type("url", "text", url)
         if len(url) > MAX_URL:
             raise UsageError(f"url: {len(url)} characters, over {MAX_URL}", reason="too_large")
         if "@" in url:
@@ -59,7 +60,7 @@ class Origin(NamedTuple):
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port
         except ValueError as error:
-            message = f"{subject}: host or port is malformed"
+            message = f"{subject}: must have a valid host, and a port of 1 to 65535 or none"
             raise UsageError(message, reason="wrong_value") from error
         if parts.scheme != "https" or "?" in url or "#" in url:
             message = f"{subject}: must be an https URL without query and fragment"
@@ -69,13 +70,17 @@ class Origin(NamedTuple):
             or port == 0
             or parts.netloc.endswith(":")
         ):
-            message = f"{subject}: host or port is missing or malformed"
+            message = f"{subject}: must have a valid host, and a port of 1 to 65535 or none"
             raise UsageError(message, reason="wrong_value")
         return cls(host, port or _HTTPS_PORT, parts.path.rstrip("/"))
 
 
 def origin_of_question(text: str, own: Origin) -> Origin:
-    """Return the origin of a request for evidence: of a URL, or of `:port` on the host of `own`.
+    """Return the server of a request for evidence.
+
+    Args:
+        text: An https URL, or `:PORT` for another port on the host of `own`.
+        own: The server of the endpoint.
 
     Raises:
         UsageError: As `Origin.of`.

@@ -1,6 +1,7 @@
 """Choice of the `Service` for a server: by name, or detected (`service="auto"` of `connect`).
 
-A wrong detection weakens no requirement. The module of a service is imported when it is needed.
+A service is a protocol by which servers show their evidence. A wrong detection weakens no
+requirement. The module of a service is imported when it is needed.
 """
 
 import ssl
@@ -36,29 +37,32 @@ _MODULES: Final = {
 }
 
 OWN_DOCUMENT: Final = "attestkit"
-"""Service that any other server may be."""
+"""Service of servers with attestkit's middleware; the one that is used if no other is detected."""
 
 RA_TLS: Final = "ra-tls"
 """Service of a server with evidence in its certificate."""
 
 OTHER_RA_TLS: Final = "ra-tls-other"
-"""The same in the forms of other makers; the caller has to name it."""
+"""Service of a server with evidence in its certificate, in formats such as Gramine's or rats-tls's.
+
+It is never detected: the caller has to name it.
+"""
 
 
 def service_names() -> tuple[str, ...]:
-    """Return the names of all services."""
+    """Return the names of services that `connect` takes, without "auto"."""
     return tuple(_MODULES)
 
 
 @cache
 def open_service(name: str) -> Service:
-    """Return a service.
+    """Return the service of a name such as `near-ai`; import its module.
 
     Raises:
         UsageError: If the name is unknown.
     """
     if name not in _MODULES:
-        message = f"service: {shown(name)} is unknown; known are {', '.join(_MODULES)}, and auto"
+        message = f"service: must be one of {', '.join(_MODULES)}, or auto, not {shown(name)}"
         raise UsageError(message, reason="unknown_name")
     module = import_module(f"attestkit.client.services.{_MODULES[name]}")
     found: Service = next(one for one in module.SERVICES if one.name == name)
@@ -66,7 +70,7 @@ def open_service(name: str) -> Service:
 
 
 def find_service(host: str) -> Service | None:
-    """Return the service that a host is known to be of; None if it is unknown."""
+    """Return the service whose provider is known to run at a host name; None if there is none."""
     services = map(open_service, _MODULES)
     return next((service for service in services if service.recognizes(host)), None)
 
@@ -79,8 +83,9 @@ class Dialing(NamedTuple):
 
     Attributes:
         origin: Host and port of the server.
-        server_ca: CA certificates in PEM that its chain must lead to; None: those of the system.
-        proxy: URL of an HTTP proxy for tunnels; None: direct connections.
+        server_ca: CA certificates in PEM, to one of which the server's certificate chain must lead;
+            None: those of the system.
+        proxy: URL of an HTTP proxy for tunnels (CONNECT); None: direct connections.
         seconds: Time limit for connection and handshake.
     """
 
@@ -90,20 +95,23 @@ class Dialing(NamedTuple):
     seconds: float
 
     def context(self, service: Service) -> ssl.SSLContext:
-        """Return the TLS context for a service; for RA-TLS it does not verify name and chain."""
+        """Return the TLS context for a service.
+
+        It verifies the server's name and certificate chain, but not for services of RA-TLS.
+        """
         return tls_context(self.server_ca, webpki=service.where != "handshake")
 
     def open(self, context: ssl.SSLContext) -> ssl.SSLSocket:
-        """Open a connection, as `open_tls` does."""
+        """Return a TLS connection to the server after its handshake; errors as `open_tls`."""
         origin = self.origin
         return open_tls(origin.host, origin.port, context, proxy=self.proxy, seconds=self.seconds)
 
 
 def choose_service(name: str | Service, dialing: Dialing) -> Service:
-    """Return the service of a name, or detect it for "auto".
+    """Return the service of a name, or detect it for "auto"; a Service is returned as it is.
 
-    In this order: the service of a known host; RA-TLS if the certificate has evidence; otherwise
-    the document of attestkit's own servers.
+    Detected are, in this order: the service of a known host name; RA-TLS if the server's
+    certificate has evidence, for which a connection is opened; otherwise attestkit's own service.
 
     Raises:
         UsageError: If the name is unknown.
@@ -125,15 +133,20 @@ def choose_service(name: str | Service, dialing: Dialing) -> Service:
 
 
 def _self_issued(dialing: Dialing, refused: ssl.SSLCertVerificationError) -> Service:
-    """Return RA-TLS if a certificate that WebPKI rejects has evidence; else raise ServiceError."""
+    """Connect again without WebPKI; return RA-TLS if the server's certificate has evidence.
+
+    Raises:
+        ServiceError: If it has none (reason `unknown_service`); `refused`, the error of WebPKI, is
+            its cause.
+    """
     with dialing.open(tls_context(webpki=False)) as connection:
         certificate = connection.getpeercert(binary_form=True) or b""
     if _has_evidence(certificate):
         return open_service(RA_TLS)
     if _has_evidence(certificate, has_interoperable_evidence):
         message = (
-            f"{shown(dialing.origin.authority)}: its certificate has evidence of another RA-TLS "
-            f'implementation; pass service="{OTHER_RA_TLS}"'
+            f"{shown(dialing.origin.authority)}: its certificate has evidence of an RA-TLS "
+            f'implementation that is not dstack\'s; pass service="{OTHER_RA_TLS}"'
         )
         raise ServiceError(message, reason="unknown_service") from refused
     message = (

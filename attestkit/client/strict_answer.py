@@ -22,10 +22,11 @@ _LOWER_HEX: Final = re.compile("(?:[0-9a-f]{2})+")
 
 
 class AnswerObject(dict[str, Any]):
-    """Members of a JSON object in an answer.
+    """Members of a JSON object in the answer of a service, with checks of their types.
 
-    Methods return a member that has the type of their name. Each raises FormatError if it is
-    missing (`missing`), or has another type (`wrong_type`).
+    `object`, `array`, `text`, `hex` and similar methods return the member `name`, decoded to that
+    type. They raise FormatError if it is missing (reason `missing`), or null or of any other type
+    (`wrong_type`).
 
     Attributes:
         what: Name of the object, with which errors begin.
@@ -38,14 +39,14 @@ class AnswerObject(dict[str, Any]):
         self.what: str = what
 
     def has(self, name: str) -> bool:
-        """Return whether a member is there, and not null."""
+        """Return whether the member `name` exists, and is not null."""
         return self.get(name) is not None
 
     def check(self, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
         """Check that all required members are there, and no unknown ones.
 
         Raises:
-            FormatError: If not (`missing`, `unknown_field`).
+            FormatError: If one is missing (reason `missing`) or unknown (`unknown_field`).
         """
         for name in required:
             if name not in self:
@@ -63,11 +64,11 @@ class AnswerObject(dict[str, Any]):
         """Return a member that is a list of `least` to `most` items.
 
         Raises:
-            FormatError: If it has more (`too_many`), or fewer (`missing`).
+            FormatError: If it has more (reason `too_many`), or fewer (`missing`).
         """
         value: list[Any] = self._typed(name, list, "a list")
         if len(value) < least:
-            raise self.error(name, "empty", "missing")
+            raise self.error(name, "must not be empty", "missing")
         if len(value) > most:
             raise self.error(name, f"{len(value)} items, over {most}", "too_many")
         return value
@@ -91,7 +92,11 @@ class AnswerObject(dict[str, Any]):
         return self.text(name) if self.has(name) else None
 
     def constant(self, name: str, *values: str) -> str:
-        """Return a member that is one of these texts; FormatError (`unsupported`) if another."""
+        """Return a member that is one of the texts `values`.
+
+        Raises:
+            FormatError: If it is none of them (reason `unsupported`).
+        """
         value = self.text(name)
         if value not in values:
             problem = f"must be {' or '.join(values)}, not {shown(value)}"
@@ -102,15 +107,18 @@ class AnswerObject(dict[str, Any]):
         """Return a member in lowercase hex, of exactly `size` bytes if given, else at least one.
 
         Raises:
-            FormatError: If it is not lowercase hex (`encoding`), or has another size.
+            FormatError: If it is not lowercase hex (reason `encoding`), or has a wrong size.
         """
         text = self.text(name)
         if _LOWER_HEX.fullmatch(text) is None:
-            raise self.error(name, "not lowercase hex", "encoding")
+            raise self.error(name, "must be lowercase hex", "encoding")
         return strict_json.from_hex(text, f"{self.what}: {name}", size)
 
     def prefixed_hex(self, name: str, *sizes: int) -> bytes:
-        """Return a member in hex, which may begin with 0x, of one of the sizes, if any is given."""
+        """Return a member in hex, with or without 0x; `sizes` are the allowed numbers of bytes.
+
+        Without sizes any number is allowed.
+        """
         if not self.has(name):
             raise self.error(name, "missing", "missing")
         found = strict_json.from_hex(self.text(name).removeprefix("0x"), f"{self.what}: {name}")
@@ -123,11 +131,11 @@ class AnswerObject(dict[str, Any]):
         """Return a member in canonical base64, which is not empty."""
         found = strict_json.from_base64(self.text(name), f"{self.what}: {name}")
         if not found:
-            raise self.error(name, "empty", "wrong_size")
+            raise self.error(name, "must not be empty", "wrong_size")
         return found
 
     def error(self, name: str, problem: str, reason: "FormatReason") -> FormatError:
-        """Return the error about a member."""
+        """Return a FormatError about the member `name`, whose text ends with `problem`."""
         return FormatError(f"{self.what}: {name}: {problem}", reason=reason)
 
     def _typed(self, name: str, kind: type, expected: str) -> Any:  # noqa: ANN401 - of the kind
@@ -135,7 +143,7 @@ class AnswerObject(dict[str, Any]):
         if isinstance(value, kind):
             return value
         if name in self:
-            raise self.error(name, f"must be {expected}", "wrong_type")
+            raise self.error(name, f"must be {expected}, not {type(value).__name__}", "wrong_type")
         raise self.error(name, "missing", "missing")
 
 
@@ -153,13 +161,13 @@ def read_answer_object(answer: bytes, what: str) -> AnswerObject:
         message = f"{what}: {len(answer)} bytes, over {MAX_ANSWER}"
         raise FormatError(message, reason="too_large")
     if (offset := json_depth(answer, MAX_LEVELS)) >= 0:
-        message = f"{what}: JSON nests over {MAX_LEVELS} levels"
+        message = f"{what}: JSON must nest at most {MAX_LEVELS} levels"
         raise FormatError(message, reason="too_deep", offset=offset)
     return AnswerObject(strict_json.read_object(answer, what), what)
 
 
 def only_answer(answers: tuple[bytes, ...]) -> bytes:
-    """Return the only answer; UsageError unless there is exactly one."""
+    """Return the body of the only answer of a service; UsageError unless there is exactly one."""
     if len(answers) != 1:
         message = f"answers: must be one, not {len(answers)}"
         raise UsageError(message, reason="wrong_size")

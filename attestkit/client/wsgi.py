@@ -1,4 +1,4 @@
-"""WSGI middleware that proves a server to attestkit's clients (attested-client.md, part 3).
+"""WSGI middleware that serves a TEE's evidence to attestkit's clients (attested-client.md, part 3).
 
     from attestkit.client.wsgi import Attested
 
@@ -25,7 +25,7 @@ __all__ = ["Attested"]
 
 @final
 class Attested(DocumentEndpoint["WSGIApplication"]):
-    """A WSGI application with the document of attested TLS.
+    """WSGI app that answers `/.well-known/attestkit` with evidence, and passes all else to an app.
 
     Arguments and errors are those of `attestkit.client.asgi.Attested`.
     """
@@ -33,7 +33,7 @@ class Attested(DocumentEndpoint["WSGIApplication"]):
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
-        """Answer a request for the document, or call the app."""
+        """Answer a request for `/.well-known/attestkit`; pass all else to the app (PEP 3333)."""
         if environ.get("PATH_INFO") != PATH:
             return self._app(environ, start_response)
         query = environ.get("QUERY_STRING", "").encode("latin-1")  # PEP 3333

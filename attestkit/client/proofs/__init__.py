@@ -1,1 +1,1 @@
-"""Proofs of servers: their requirements and policies, and how long they are valid."""
+"""Verification of servers: requirements, policies, and results (proofs) with their validity."""

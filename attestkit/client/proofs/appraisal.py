@@ -1,6 +1,6 @@
-"""From answers and an observed peer to a proof and its end: `Appraiser`, without I/O to the server.
+"""`Appraiser`: verifies the answers of a service and the observed TLS peer; no I/O to the server.
 
-`Require` has the requirements of a proof beside those of the policy for its evidence.
+`Require` has the requirements beside those of the policy for the evidence. The result is a `Proof`.
 """
 
 import hmac
@@ -31,7 +31,7 @@ from attestkit.collateral import Collateral
 from attestkit.errors import FormatError, ServiceError, UsageError, VerificationError
 
 ChannelEnd = Literal["model", "gateway", "any"]
-"""Where the protected channel must end."""
+"""Where the connection or encryption that the evidence protects must end; see `Require.channel`."""
 
 _FRESHNESS: Final[dict[str, int]] = {"none": 0, "key possession": 1, "nonce": 2}
 _ENDS: Final = ("any", "gateway", "model")
@@ -40,19 +40,20 @@ _GATEWAYS: Final = frozenset({"gateway", "router"})
 
 @dataclass(frozen=True, slots=True)
 class Require:
-    """Requirements that are met by every connection; the defaults are the safe ones.
+    """Requirements of `connect` beside the policy; the defaults are the safe ones.
 
     Raises:
         UsageError: If a value is unknown.
     """
 
     freshness: Freshness = "nonce"
-    """Least proof of freshness: "nonce" (the client's, in the evidence), "key possession" or
-    "none"."""
+    """Least accepted freshness of evidence: "nonce" (that of the client is in the evidence), "key
+    possession" (the server has the key now, the evidence may be older), or "none"."""
 
     channel: ChannelEnd = "model"
-    """Where the protected channel ends at the earliest: "model" is the machine that runs the
-    program, "gateway" a machine in front of it, "any" also accepts no protected channel."""
+    """Where the connection, or the encryption of requests, ends at the earliest: "model" is the
+    machine that runs the program, "gateway" a machine in front of it; "any" also accepts evidence
+    that is not bound to connection or request."""
 
     gpu: bool = False
     """Whether the evidence of the GPUs is required and verified, of each machine that is not only a
@@ -72,12 +73,12 @@ class Require:
                 raise UsageError(f"{name}: must be a bool", reason="wrong_type")
 
     def check(self, claims: Claims, bindings: Sequence[Binding], service: str) -> None:
-        """Check what claims can show, before their evidence is verified.
+        """Check that the claims of an answer meet the requirements; evidence is verified later.
 
         Args:
             claims: Claims of an answer.
-            bindings: The bindings that are enforced.
-            service: Name of the service, for the text.
+            bindings: Keys in the evidence to which the connection or the requests are bound.
+            service: Name of the service, for the text of errors.
 
         Raises:
             ServiceError: If a requirement is not met; the text names the keyword to change.
@@ -102,23 +103,23 @@ class Require:
             return
         if not bindings:
             message = (
-                f"{service}: nothing binds the connection or the request to the evidence; seal "
-                'requests with encrypt=True, or pass require=Require(channel="any")'
+                f"{service}: nothing binds the connection or the request to the evidence; pass "
+                'encrypt=True, or to accept that require=Require(channel="any")'
             )
             raise ServiceError(message, reason="no_channel")
         if self.channel == "model" and all(one.is_of in _GATEWAYS for one in bindings):
             message = (
-                f"{service}: the channel ends at the {bindings[0].is_of}, not at the model; seal "
-                'requests with encrypt=True, or pass require=Require(channel="gateway")'
+                f"{service}: the channel ends at the {bindings[0].is_of}, not at the model; pass "
+                'encrypt=True, or to accept that require=Require(channel="gateway")'
             )
             raise ServiceError(message, reason="ends_at_gateway")
 
 
 def _check_gpu(claims: Claims, service: str) -> None:
-    """Check that each machine behind the gateways has evidence of GPUs.
+    """Check that each machine behind the gateways has evidence of GPUs; else raise ServiceError.
 
-    It is bound to the nonce alone. A relay of the answers of several machines could therefore leave
-    it out of one, and send requests to that one.
+    Evidence of GPUs is bound to the nonce alone. A relay of the answers of several machines could
+    therefore leave it out of one, and send requests to that one.
     """
     own = [machine for machine in claims.machines if not machine.is_further]
     behind = [machine for machine in own if machine.role not in _GATEWAYS]
@@ -176,25 +177,27 @@ class Appraiser:
         now: datetime,
         collateral: Sequence[Collateral | None] = (),
     ) -> Proof:
-        """Return the proof of a server.
+        """Verify the evidence of a server, and return the result.
 
         Args:
-            answers: Bodies of the answers to the service's questions.
+            answers: Bodies of the answers to the service's requests for evidence.
             nonce: Nonce that was sent, 32 bytes.
-            seen: The observed peer; None if the service is proven apart.
-            now: Time of the verification, aware.
-            collateral: For each machine, in place of the Verifier's; empty without a bundle.
+            seen: TLS peer of the connection that carries requests; None if evidence was requested
+                on a separate connection.
+            now: Time of the verification, with a time zone.
+            collateral: For each machine, in place of the Verifier's; empty to use that.
 
         Raises:
             FormatError: If an answer or certificate is malformed.
-            ServiceError: If a requirement is not met, or the observed key is another one.
+            ServiceError: If a requirement is not met, or the evidence does not name the observed
+                TLS key.
             VerificationError: If evidence is not valid or not accepted.
             CollateralError: If collateral is missing or cannot be fetched.
         """
         _check_values(answers)
         claims = self.service.read(answers, nonce, seen, self.model)
         if not 0 < len(claims.machines) <= MAX_MACHINES:
-            message = f"{self.service.name}: {len(claims.machines)} machines, of 1 to 64"
+            message = f"{self.service.name}: must have 1 to 64 machines, not {len(claims.machines)}"
             raise ServiceError(message, reason="no_attestation")
         bindings = self._enforced(claims)
         _check_observed(bindings, seen)
@@ -203,12 +206,16 @@ class Appraiser:
         return self._proof(claims, bindings, machines, (answers, nonce, seen), now)
 
     def _enforced(self, claims: Claims) -> tuple[Binding, ...]:
-        """Return the enforced bindings: TLS keys, and with `encrypt` the first key for sealing."""
+        """Return the keys to bind to: TLS keys, and with `encrypt` the first one to encrypt to.
+
+        Raises:
+            ServiceError: If `encrypt` is set, and the evidence names no such key.
+        """
         found = [one for one in claims.bindings if one.kind in TLS_KINDS]
         if self.encrypt:
             sealed = [one for one in claims.bindings if one.kind in SEALED_KINDS][:1]
             if not sealed:
-                message = f"{self.service.name}: has no key that requests can be sealed to"
+                message = f"{self.service.name}: the evidence has no key to encrypt requests to"
                 raise ServiceError(f"{message}; leave out encrypt=True", reason="no_channel")
             found += sealed
         return tuple(found)
@@ -266,7 +273,11 @@ class Appraiser:
     def _end(
         self, claims: Claims, machines: tuple[VerifiedMachine, ...], now: datetime
     ) -> datetime:
-        """Return the end of a proof; VerificationError if it has passed."""
+        """Return the end of a proof: the earliest of `max_age`, the keys' end and collateral's.
+
+        Raises:
+            VerificationError: If it has passed (reason `document_expired`).
+        """
         ends = [now + self.max_age]
         ends += [] if claims.valid_until is None else [claims.valid_until]
         ends += [
@@ -276,7 +287,7 @@ class Appraiser:
         ]
         until = min(ends)
         if until <= now:
-            message = f"{self.service.name}: its keys are valid until {until:%Y-%m-%dT%H:%M:%SZ}"
+            message = f"{self.service.name}: keys or collateral expired {until:%Y-%m-%dT%H:%M:%SZ}"
             raise VerificationError(message, reason="document_expired")
         return until
 
@@ -294,7 +305,7 @@ class Appraiser:
         return [*found, *self._open_despite_sealing(claims)]
 
     def _open_despite_sealing(self, claims: Claims) -> tuple[str, ...]:
-        """Return the limits of the Sealing of requests; none if requests are not sealed."""
+        """Return what the encryption of requests does not protect; empty without encryption."""
         sealed = [one for one in claims.bindings if one.kind in SEALED_KINDS]
         make: Any = getattr(self.service, "sealing", None)
         if not self.encrypt or not sealed or make is None:
@@ -307,29 +318,31 @@ def _check_values(answers: Sequence[bytes]) -> None:
     """Check that answers have at most `MAX_VALUES` JSON values, so that decoding fits in memory.
 
     Raises:
-        FormatError: If one has (reason `too_many`).
+        FormatError: If one has more (reason `too_many`).
     """
     for answer in answers:
         if sum(map(answer.count, (b",", b"[", b"{"))) > MAX_VALUES:
-            message = f"evidence: over {MAX_VALUES} values in an answer"
+            message = f"answer with evidence: must have at most {MAX_VALUES} JSON values"
             raise FormatError(message, reason="too_many")
 
 
 def _check_allow_open(service: Service, *, encrypt: bool) -> None:
-    """Raise UsageError unless `encrypt` is set and the service seals single fields."""
+    """Raise UsageError unless `encrypt` is set and the service encrypts single fields."""
     if not encrypt:
         raise UsageError("allow_open: needs encrypt=True", reason="not_applicable")
     make = getattr(service, "sealing", None)
     if make is None or "allow_open" not in signature(make).parameters:
-        message = f"allow_open: {service.name} does not seal single fields; leave it out"
+        message = f"allow_open: must be left out: {service.name} does not encrypt single fields"
         raise UsageError(message, reason="not_applicable")
 
 
 def _check_observed(bindings: Sequence[Binding], seen: ObservedPeer | None) -> None:
-    """Check that a binding has the observed key; services check it too, and might forget it.
+    """Check that the evidence names the TLS key of the connection, if it names TLS keys.
+
+    Services check it too, but those of callers might forget it.
 
     Raises:
-        ServiceError: If none is the observed one.
+        ServiceError: If it names only different keys (reason `other_key`).
     """
     tls = [one for one in bindings if one.kind in TLS_KINDS]
     if seen is None or not tls:

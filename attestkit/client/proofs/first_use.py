@@ -40,7 +40,10 @@ _OF_PLATFORM: Final = frozenset({"advisory", "grace_period", "tcb_status"})
 
 
 Verification = tuple[str, Callable[..., VerifiedMachine]]
-"""Role of a machine, and a function that verifies it by its argument `policy`."""
+"""Role of a machine, such as "model", and a function that verifies its evidence.
+
+The function has one argument `policy`: an AppraisalPolicy, or None for that of the role.
+"""
 
 _unwritable: Final = partial(ConfigError, reason="unwritable")
 
@@ -50,7 +53,8 @@ class FirstUse:
 
     Args:
         path: The file; it need not exist.
-        subject: Origin and service, with which the names in the file begin.
+        subject: Origin and name of the service, such as "https://host:8443 near-ai". In the file a
+            policy has the name `SUBJECT ROLE`.
     """
 
     def __init__(self, path: str | os.PathLike[str], subject: str) -> None:
@@ -59,17 +63,17 @@ class FirstUse:
     def verify(self, verifications: Sequence[Verification]) -> tuple[VerifiedMachine, ...]:
         """Verify machines by the policies of their first use, and store policies of new ones.
 
-        If another process or thread stores policies of this subject meanwhile, the machines are
+        If a different process or thread stores policies of this subject meanwhile, the machines are
         verified again, by those: of two simultaneous first uses only one counts.
 
         Args:
             verifications: Role and verification function of each machine.
 
         Raises:
-            ServiceError: If a machine runs another program than at first use (reason `identity`),
+            ServiceError: If a machine runs a program other than at first use (reason `identity`),
                 or its evidence does not identify the program (`no_app`).
             ConfigError: If the file cannot be read or written, or is malformed.
-            AttestKitError: As the verifications.
+            AttestKitError: If a verification function raises it.
         """
         while True:
             kept = self._own(self._read())
@@ -78,17 +82,20 @@ class FirstUse:
                 return machines
 
     def check_guess(self, origin: str) -> None:
-        """Check that a detected service is one that the file has for an origin, if it has any.
+        """Check that the detected service is the one of the first use, if the file has one.
+
+        Args:
+            origin: The server, such as "https://host:8443".
 
         Raises:
-            ServiceError: If it is not (reason `identity`).
+            ServiceError: If the file has only other services for the server (reason `identity`).
         """
         names = self._read()
         if self._own(names):
             return
         if any(name.startswith(f"{origin} ") for name in names):
             message = (
-                f"{self._subject}: another service than at the first use, see {self._path}; "
+                f"{self._subject}: must be the service of the first use, see {self._path}; "
                 "pass service=, if the change is intended"
             )
             raise ServiceError(message, reason="identity")
@@ -127,7 +134,7 @@ class FirstUse:
         raise ServiceError(message, reason="identity") from failed
 
     def _remember(self, machines: Sequence[VerifiedMachine], known: Mapping[str, str]) -> bool:
-        """Store policies of new machines; return False if `known` is not in the file any more."""
+        """Store policies of new machines; return False if the file's are not `known` any more."""
         new = {
             name: AppraisalPolicy.from_evidence(machine.result)
             for machine in machines
@@ -149,7 +156,7 @@ class FirstUse:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock of the file between processes and threads, in a file beside it."""
+        """Context manager: hold a lock, `PATH.lock`, against other processes and threads."""
         name = f"{self._path}.lock"
         try:
             handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -162,7 +169,7 @@ class FirstUse:
             os.close(handle)
 
     def _own(self, kept: Mapping[str, str]) -> dict[str, str]:
-        """Return the policies of this subject."""
+        """Return those policies of the file that are of this object's server and service."""
         return {name: text for name, text in kept.items() if name.startswith(self._name(""))}
 
     def _name(self, role: str) -> str:
@@ -183,7 +190,7 @@ class FirstUse:
 
 
 def read_pins(content: bytes) -> dict[str, str]:
-    """Return the policies in a file of pins: TOML texts by name.
+    """Return the policies in a file of pins: TOML texts by name, `ORIGIN SERVICE ROLE`.
 
     Raises:
         FormatError: If the file's content is malformed.

@@ -1,4 +1,4 @@
-"""`Proof`: the properties of a server that were verified, and those that were not.
+"""`Proof`: the result of verifying a server: which properties were verified, and which were not.
 
 `ProofBundle` is everything that a proof was made from, so that it can be verified again, offline.
 Its file is JSON. Nothing in it is secret: evidence, collateral, and a certificate.
@@ -45,7 +45,7 @@ MAX_CERTIFICATE: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ProofBundle:
-    """The answers of a service, and what the client observed and sent."""
+    """All that a proof was made from: answers with evidence, nonce, certificate, collateral."""
 
     service: str  # its name
     host: str
@@ -64,13 +64,17 @@ class ProofBundle:
 
     @property
     def seen(self) -> ObservedPeer | None:
-        """The observed peer; None if the service is proven apart."""
+        """The observed TLS peer; None if evidence was requested on a separate connection.
+
+        Raises:
+            FormatError: If the certificate is malformed.
+        """
         if self.certificate is None:
             return None
         return ObservedPeer(self.host, self.port, self.certificate, read_spki(self.certificate))
 
     def to_json(self) -> str:
-        """Return the JSON of this bundle."""
+        """Return the bundle in JSON, which `from_json` decodes."""
         values: dict[str, Any] = {
             "version": _VERSION,
             "service": self.service,
@@ -93,8 +97,8 @@ class ProofBundle:
         """Decode the JSON of a bundle.
 
         Raises:
-            FormatError: If it is malformed, over 64 MiB or of another version.
-            CollateralError: If collateral in it is malformed.
+            FormatError: If the bundle is malformed, over 64 MiB or not of version 1.
+            CollateralError: If collateral in the bundle is malformed.
         """
         if len(text) > MAX_FILE:
             raise FormatError(f"{_WHAT}: {len(text)} bytes, over {MAX_FILE}", reason="too_large")
@@ -119,16 +123,17 @@ class ProofBundle:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ProofBundle":
-        """Read a file.
+        """Read a bundle from a file of `save`.
 
         Raises:
             UsageError: If the file cannot be read.
             FormatError: As `from_json`; the message names the file.
+            CollateralError: As `from_json`.
         """
         return load_document(path, MAX_FILE, cls.from_json, UsageError, "cannot_read")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file with mode 0600, replacing an existing one atomically.
+        """Write the JSON to a file with mode 0600, replacing an existing one atomically.
 
         Raises:
             UsageError: If the file cannot be written.
@@ -208,7 +213,7 @@ _CODE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Verified and unverified properties of a server; only an endpoint creates proofs.
+    """Verified and unverified properties of a server, as `connect` and `verify_proof` return them.
 
     `print` shows it for people, `to_dict` for programs. Every line is a check that was made.
     """
@@ -229,17 +234,17 @@ class Proof:
 
     @property
     def binding(self) -> Binding | None:
-        """The first enforced binding; None if nothing binds the channel to the evidence."""
+        """First key of the evidence to which the channel is bound; None if it is bound to none."""
         return self.bindings[0] if self.bindings else None
 
     @property
     def result(self) -> AttestationResult:
-        """The result of the first machine; `machines` has all."""
+        """The result for the first machine; `machines` has those of all."""
         return self.machines[0].result
 
     @property
     def keys(self) -> Mapping[str, bytes]:
-        """Keys of the service by purpose, which the evidence commits to."""
+        """Public keys of the service that its evidence names, by purpose: "signing-ed25519" ..."""
         return self.claims.keys
 
     @property

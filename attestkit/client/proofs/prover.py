@@ -1,4 +1,4 @@
-"""Proofs of one server by the key of its connections: `Prover`, which does no I/O of its own.
+"""`Prover`: verifies the connections to one server, and keeps the accepted keys; no I/O of its own.
 
 One proof is made at a time, however many connections are opened: the others wait for it, and use it
 if they have the same key. After several refusals in a row the server is refused at once for a
@@ -34,33 +34,34 @@ REFUSALS: Final = 3
 """Refusals in a row after which the server is refused at once."""
 
 PAUSE_SECONDS: Final = 30.0
-"""Time for which it is."""
+"""Time for which a server is refused at once."""
 
-_ANY_KEY: Final = b""  # requests are sealed, so the TLS key does not matter
+_ANY_KEY: Final = b""  # requests are encrypted, so the TLS key does not matter
 _NEVER: Final = float("inf")
 _all: Final["weakref.WeakSet[Prover]"] = weakref.WeakSet()
 _logger = logging.getLogger("attestkit.client")
 
 OnProof = Callable[[Proof | PeerRefusedError], object]
-"""Function that is called with each new proof, and each refusal."""
+"""Called with a Proof after a successful verification, or the error after a failed one."""
 
 Fetch = Callable[[Question], bytes]
-"""Function that asks a question on a connection of its own, and returns the body of the answer."""
+"""Function that sends a request for evidence on a new connection, and returns the answer's body."""
 
 
 class Prover:
-    """Proofs of one server; thread-safe. Implements `ConnectionProver`.
+    """Verifies one server, and keeps the keys that are accepted now; thread-safe.
+
+    Implements `ConnectionProver`.
 
     A proof ends at its `valid_until`, which `max_age` of the appraiser limits.
 
     Args:
         appraiser: Verifies what the service answers.
-        fetch: Sends a request for evidence on a connection of its own, for services that are proven
-            apart.
-        seconds: Limit of one exchange.
-        now: Returns the time, aware.
+        fetch: Sends a request for evidence on a new connection, for services with `where` "apart".
+        seconds: Time limit for one request and its answer.
+        now: Returns the current time, with a time zone.
         monotonic: Returns the seconds of a monotonic clock.
-        on_proof: Called with each new proof and each refusal.
+        on_proof: See `OnProof`.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Prover:
 
     @property
     def newest(self) -> Proof | None:
-        """The newest proof; None if no proof is valid now."""
+        """Result of the newest verification; None if none is valid now."""
         with self._lock:
             if self._newest is None or self._newest[1] <= self._monotonic():
                 return None
@@ -118,21 +119,21 @@ class Prover:
             return self._generation
 
     def accepts(self, spki_sha256: bytes) -> bool:
-        """Return whether a TLS key is proven now."""
+        """Return whether accepted evidence names a TLS key now; see `ConnectionProver`."""
         with self._lock:
             self._drop_ended()
             return spki_sha256 in self._accepted or _ANY_KEY in self._accepted
 
     def check_open(self) -> None:
-        """Check that a connection may be tried; see `ConnectionProver`."""
+        """Check that a connection may be opened; see `ConnectionProver`."""
         with self._lock:
             if self._closed:
-                raise UsageError("endpoint: closed", reason="closed")
+                raise UsageError("endpoint: is closed; connect again", reason="closed")
             left = self._paused_until - self._monotonic()
             text = self._last_refusal
         if left > 0:
             message = (
-                f"refused {REFUSALS} times in a row, so no attempt for another {left:.0f} s; the "
+                f"server: refused {REFUSALS} times in a row; next attempt in {left:.0f} s; the "
                 f"last refusal: {text}"
             )
             raise PeerRefusedError(message, reason="refused_recently")
@@ -144,7 +145,7 @@ class Prover:
             self._forget()
 
     def forget(self) -> None:
-        """End all proofs, so that the server is proven again before the next request."""
+        """End all proofs, so that the server is verified again before the next request."""
         with self._lock:
             self._forget()
 
@@ -155,16 +156,16 @@ class Prover:
         self._generation += 1
 
     def forget_parent(self) -> None:
-        """In a forked process, drop the lock and the pending proof, which the parent continues."""
+        """In a forked process, drop the lock and the verification that the parent continues."""
         self._lock = threading.Lock()
         self._running = None
 
     def steps(self, peer: ObservedPeer | None, *, afresh: bool = False) -> Steps:
-        """Return the steps that prove a connection; see `ConnectionProver`.
+        """Return the steps that verify the server of a connection; see `ConnectionProver`.
 
         Args:
-            peer: The peer; None for a service that is proven apart, without a connection.
-            afresh: Whether the server is proven again even if the key is proven.
+            peer: Peer of the connection; None if evidence is requested on a separate one.
+            afresh: Whether the server is verified again even if its key is accepted now.
         """
         key = None if peer is None else peer.spki_sha256
         while True:
@@ -181,14 +182,14 @@ class Prover:
             try:
                 yield Wait(running[1], 2 * self._seconds)
             except TimeoutError as error:
-                raise _refused("another proof takes too long", "timeout") from error
+                raise _refused("not verified in time by another connection", "timeout") from error
             except PeerRefusedError as error:
                 if running[0] == key:  # one of its own, because frames are kept with an error
                     raise _refused(error.verify_message, error.reason) from error
         return (yield from self._prove(peer, done))
 
     def _prove(self, peer: ObservedPeer | None, done: "Future[None]") -> Steps:
-        """Prove the server while other connections wait for `done`, which is always completed."""
+        """Verify the server while other connections wait for `done`, which is always completed."""
         try:
             proof, reusable = yield from self._try(peer)
         except (UsageError, ConfigError):
@@ -220,7 +221,7 @@ class Prover:
                 raise ReconnectError(message)
 
     def _make(self, peer: ObservedPeer | None) -> Generator[Step, Any, tuple[Proof, float, bool]]:
-        """Return a new proof, its start (monotonic), and whether the connection stays open."""
+        """Return a new proof, its time by the monotonic clock, and whether the connection stays."""
         appraiser = self._appraiser
         service, nonce = appraiser.service, secrets.token_bytes(NONCE_SIZE)
         questions = service.questions(nonce, appraiser.model)
@@ -243,7 +244,7 @@ class Prover:
         origin = self._appraiser.origin
         for question in questions:
             if not reusable:
-                message = f"{origin.authority}: closes the connection before all evidence is sent"
+                message = f"{origin.authority}: closed the connection before it sent all evidence"
                 raise ServiceError(message, reason="connection")
             reply = yield from ask(
                 origin.authority,
@@ -263,16 +264,20 @@ class Prover:
         """Accept the keys of a proof; return False if `forget` was called since it began.
 
         Args:
-            proof: The proof.
+            proof: The new proof.
             started: Start of its verification, in seconds of the monotonic clock.
-            peer: The peer, which must have one of the keys.
+            peer: Peer of the connection, which must have one of the keys; None without one.
             forgets: Value of `_forgets` before the request for evidence.
+
+        Raises:
+            ServiceError: If the peer has none of the keys (reason `other_key`).
+            UsageError: If the endpoint is closed.
         """
         until = started + (proof.valid_until - proof.proven_at).total_seconds()
         keys = [one.key for one in proof.bindings if one.kind in TLS_KINDS] or [_ANY_KEY]
         with self._lock:
             if self._closed:
-                raise UsageError("endpoint: closed", reason="closed")
+                raise UsageError("endpoint: is closed; connect again", reason="closed")
             if forgets != self._forgets:
                 return False
             for key in reversed(keys):  # the observed one is the first, and forgotten last
@@ -287,13 +292,13 @@ class Prover:
             if peer is not None and not self._is_accepted(peer):
                 message = (
                     f"{peer.host}: the TLS key of the connection is {peer.spki_sha256.hex()}, and "
-                    "the evidence is about another one"
+                    "the evidence names only other keys"
                 )
                 raise ServiceError(message, reason="other_key")
         return True
 
     def _is_accepted(self, peer: ObservedPeer | None) -> bool:
-        """Return whether a peer is proven now; the caller holds the lock."""
+        """Return whether a peer's key is accepted now; the caller holds the lock."""
         if _ANY_KEY in self._accepted:
             return True
         if peer is None:

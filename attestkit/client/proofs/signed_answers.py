@@ -29,7 +29,7 @@ MAX_SIGNATURE: Final = 1 << 20
 """Maximum size of a signature or receipt in bytes."""
 
 MAX_SEEN: Final = 65_536
-"""Identifiers that are kept to find out which ones several answers have."""
+"""Identifiers that are kept to detect one that several answers have."""
 
 TRIES: Final = 5
 """Requests for one signature, which exists only a moment after the answer."""
@@ -50,7 +50,7 @@ class SignatureReply(NamedTuple):
 
 @runtime_checkable
 class SigningService(Protocol):
-    """A service that signs answers."""
+    """A service that signs its answers, or issues signed receipts of them."""
 
     def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
         """Return the request for the signature of an answer."""
@@ -59,7 +59,18 @@ class SigningService(Protocol):
     def check_signature(
         self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
     ) -> Signer:
-        """Check a signature; FormatError if it is malformed, ServiceError if it is not valid."""
+        """Check the signature of an answer, and return its signer.
+
+        Args:
+            document: Body of the answer to `signature_question`.
+            answer: Hashes of the answer and its request.
+            claims: Claims with the keys of the service, whose evidence was accepted.
+            model: The AI model that must have answered; None for any.
+
+        Raises:
+            FormatError: If the signature is malformed.
+            ServiceError: If it is not valid for this answer.
+        """
         ...
 
 
@@ -107,14 +118,15 @@ class SignedAnswers:
                 the id.
 
         Raises:
-            UsageError: If the answer is not of this endpoint, or was not read to its end.
+            UsageError: If the answer is not of this endpoint, has no id, or was not read to its
+                end.
             ServiceError: If several answers have, or may have, its id (reason `signature`).
         """
         record = record_of(answer)
         if record is not None:
             found = _describe(record)
             if found is None:
-                message = "answer: it has no id, or was not read to its end"
+                message = "answer: must have an id, and be read to its end"
                 raise UsageError(message, reason="not_ready")
             return found
         identifier = answer if isinstance(answer, str) else getattr(answer, "id", None)
@@ -147,13 +159,13 @@ class SignedAnswers:
         Args:
             answer: As for `find`.
             proof: Proof with the service's keys.
-            get: Sends a request over a proven connection, and returns the response.
-            sleep: Waits for seconds, before a request is repeated.
+            get: Sends a request to the attested server, and returns the response.
+            sleep: Waits for a number of seconds, before a request is repeated.
 
         Raises:
             ServiceError: If the signature is missing (reason `no_signatures`), or not valid, or is
                 of other bytes (`signature`); or as `find`.
-            FormatError: If it is malformed.
+            FormatError: If the signature is malformed.
             UsageError: As `find`.
         """
         record, service = self.find(answer), self._service
@@ -172,19 +184,19 @@ class SignedAnswers:
             )
             raise ServiceError(message, reason="no_signatures")
         if len(found.body) > MAX_SIGNATURE:
-            message = f"{service.name}: signature has {len(found.body)} bytes, over {MAX_SIGNATURE}"
+            message = f"{service.name}: signature: over {MAX_SIGNATURE} bytes"
             raise FormatError(message, reason="too_large")
         return service.check_signature(found.body, record, proof.claims, self._model)
 
 
 def _hides(record: WireRecord) -> bool:
-    """Return whether a client may find identifiers in an answer that the record does not have."""
+    """Return whether an HTTP client may find ids in an answer that the search did not find."""
     encodings = {text.lower() for name, text in record.headers if name.lower() == _ENCODING}
     return record.identifiers.hides or not encodings <= {"identity"}
 
 
 def _describe(record: WireRecord) -> AnswerRecord | None:
-    """Return the values that a signature covers; None without an identifier or an end."""
+    """Return the values that a signature covers; None if the answer has no id or did not end."""
     if record.response_sha256 is None:
         return None
     identifier = next((text for name, text in record.headers if name.lower() == _RECEIPT), None)

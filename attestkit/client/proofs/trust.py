@@ -1,4 +1,4 @@
-"""`Trust`: the `policy` argument of `connect`, and the Verifiers that apply it, by role."""
+"""`Trust`: the argument `policy` of `connect`, and a Verifier for each role of a machine."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -51,20 +51,20 @@ class VerifiedMachine(NamedTuple):
 
 
 class Trust:
-    """Verifiers by role.
+    """The Verifiers of a service's machines, one for each role such as "gateway" or "model".
 
     Args:
         policy: See `Policy`.
         options: Arguments of the Verifiers; without `collateral` and `pccs_url` collateral comes
             from Intel's service.
-        clock: Returns the current time, aware.
+        clock: Returns the current time, with a time zone.
         gpu_services: Services of endorsements for GPUs; None: those of NVIDIA. They are used if
             GPUs are verified, and the options have neither `gpu_endorsements` nor `collateral`.
-        fetches: Whether collateral may be fetched.
+        fetches: Whether collateral and endorsements may be fetched.
 
     Raises:
-        UsageError: If a policy does not name app and image (reason `any_app`), has another type,
-            or a Verifier is given with options.
+        UsageError: If a policy does not name app and image (reason `any_app`), has a wrong type, or
+            a Verifier is given with options.
         ConfigError: If a policy's file cannot be read or is malformed.
     """
 
@@ -89,7 +89,7 @@ class Trust:
             return
         given = dict(policy) if isinstance(policy, Mapping) else {ANY_ROLE: policy}
         if not given:
-            raise UsageError("policy: an empty mapping; name the roles", reason="missing")
+            raise UsageError("policy: mapping must have at least one role", reason="missing")
         for role, one in given.items():
             self._verifiers[role] = self._open(role, one)
         paths = [os.fspath(one) for one in given.values() if isinstance(one, str | os.PathLike)]
@@ -101,7 +101,7 @@ class Trust:
         return "nobody" if self.hardware_only else "policy"
 
     def make_verifier(self, policy: AppraisalPolicy) -> Verifier:
-        """Return a Verifier with the options and another policy."""
+        """Return a Verifier with a policy, and the options of this object."""
         options: VerifierOptions = {**self._options, "policy": policy}
         if "clock" not in options:
             options["clock"] = self._clock
@@ -124,8 +124,8 @@ class Trust:
         """Verify the evidence of a machine, and that it has the report data of its claims.
 
         Args:
-            machine: The machine.
-            now: Time of the verification, aware.
+            machine: Role, evidence and expected report data of a machine.
+            now: Time of the verification, with a time zone.
             gpu: Whether the evidence of its GPUs is verified.
             collateral: Collateral in place of the Verifier's.
             policy: Policy in place of that of the role.
@@ -137,7 +137,7 @@ class Trust:
         evidence = _with_certificates(machine)
         binding = machine.gpu if gpu else None
         if binding is not None and binding.report_data != machine.report_data:
-            message = f"{machine.role}: the GPU evidence is for other report data than the CPU's"
+            message = f"{machine.role}: GPU evidence must be for the report data of the CPU's"
             raise ServiceError(message, reason="other_key")
         endorsements = None if binding is None else self._fetch_endorsements(binding, now)
         examination = verifier.with_gpu_endorsements(endorsements).examine(
@@ -199,7 +199,10 @@ class Trust:
 
 
 def _no_gpu(machine: Machine) -> Literal[False] | None:
-    """Return the argument `gpu` of `examine`: False skips separate evidence of GPUs."""
+    """Return the argument `gpu` of `examine` for GPUs that are not verified.
+
+    False, to skip evidence of GPUs, if the machine has any; else None.
+    """
     return None if machine.gpu is None else False
 
 
@@ -219,7 +222,7 @@ def _with_certificates(machine: Machine) -> "bytes | Attestation":
 
 @cache
 def _shared_cache() -> "CollateralCache":
-    """Return the cache of this process; collateral is public, and checked at every use."""
+    """Return the collateral cache of this process; collateral is verified at every use."""
     from attestkit.collateral.cache import CollateralCache  # lazy: to fetch only
 
     return CollateralCache(None)

@@ -1,8 +1,9 @@
 """Requests of ACI: the demand for a verified machine, and field encryption, version 2.
 
-Texts of a request are sealed to a key of the keyset. Associated data bind each text to its field,
-model and request, in canonical JSON
-(attested-client.md, 2.5). Gateways support this version until February 2027.
+ACI (Attested Confidential Inference) is a protocol of gateways to AI models in TEEs. A keyset is
+the list of public keys of a service, whose hash is in its evidence. Texts of a request are
+encrypted to a key of the keyset. Associated data bind each text to its field, model and request, in
+canonical JSON (attested-client.md, 2.5). Gateways support this version until February 2027.
 """
 
 import json
@@ -42,13 +43,18 @@ _PROMPTS: Final = ("/chat/completions", "/completions", "/embeddings", "/message
 
 
 class AciConstraint(OpenAnswer):
-    """Adds `provider.aci_verified` to JSON prompts that do not have it; encrypts nothing.
+    """Adds `"provider": {"aci_verified": true}` to JSON prompts for ACI; encrypts nothing.
 
-    The gateway then answers 503 if it has no verified machine to serve the request.
+    ACI is Attested Confidential Inference. With this member a gateway passes a prompt only to a
+    machine whose evidence it verified, and answers 503 if there is none. A prompt that has the
+    member already, true or false, is not changed.
 
     Args:
-        keyset_digest: Digest of the proven keyset, as the protocol writes it; None if unknown.
-        changed: Called once an answer names another keyset; the service has to be proven again.
+        keyset_digest: SHA-256 of the service's public keys in the evidence that was accepted:
+            "sha256:" and 64 lowercase hex digits, as in the header X-ACI-Keyset-Digest of answers.
+            None: that header is not compared, and `changed` is never called.
+        changed: Called for each answer with a different digest: the service has other keys now, and
+            has to be verified again.
     """
 
     def __init__(
@@ -57,14 +63,14 @@ class AciConstraint(OpenAnswer):
         self._digest, self._changed = keyset_digest, changed
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Return the request with `provider.aci_verified`."""
+        """Return the request; if it is a POST of a prompt, with `provider.aci_verified` added."""
         path = target.partition("?")[0]
         if method.upper() == "POST" and path.endswith(_PROMPTS):
             body = require_verified(body)
         return SealedRequest(method, target, headers, body, self, is_sealed=False)
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Return the headers of the answer; call `changed` if they name another keyset."""
+        """Return the headers unchanged; call `changed` if they have a different keyset digest."""
         del status
         named = [value.strip() for name, value in headers if name.lower() == _HEADER]
         if self._digest is not None and any(one != self._digest for one in named):
@@ -73,7 +79,10 @@ class AciConstraint(OpenAnswer):
 
 
 def require_verified(body: bytes) -> bytes:
-    """Return a JSON object with `provider.aci_verified`; another body, or one with it, as it is."""
+    """Return a JSON object with `provider.aci_verified` set to true.
+
+    A body that has this member already, or is not such an object, is returned as it is.
+    """
     try:
         members = strict_json.read_object(body, "request")
     except FormatError:
@@ -114,17 +123,18 @@ _INDEXED: Final = ("choices", "data")
 
 
 class AciAssociatedData:
-    """Associated data of ACI: canonical JSON with purpose, algorithm, model, field, nonce, time."""
+    """Associated data (AEAD) of ACI: purpose, algorithm, model, field, nonce, time as JSON."""
 
     def of_request(self, context: RequestContext, path: Path) -> bytes:
-        """Return the associated data of a field of the request."""
+        """Return the associated data of the field at `path` of a request."""
         return _encoded(_bound(context, _REQUEST, path))
 
     def of_answer(self, context: RequestContext, answer: Mapping[str, Any], path: Path) -> bytes:
         """Return the associated data of a field of an answer, or of an event of its stream.
 
         Raises:
-            ServiceError: If the answer's id is not text, or an index is not a number (`sealing`).
+            ServiceError: If the answer's `id` is not text, or a choice's `index` is not an integer
+                (reason `sealing`).
         """
         identifier = answer.get("id")
         if not isinstance(identifier, (str, type(None))):
@@ -150,12 +160,17 @@ def _bound(context: RequestContext, purpose: str, path: Path) -> dict[str, str |
 
 
 def _indexed(answer: Mapping[str, Any], path: Path) -> Path:
-    """Return the path with the index that a choice states, in place of its position."""
+    """Return a path in an answer, with an item's member `index` in place of its list position.
+
+    It applies to items of `choices` and `data`, whose order in OpenAI's answers may differ from
+    their `index`: ("choices", 0, "message", "content") becomes ("choices", 2, "message",
+    "content") if `choices[0]["index"]` is 2. Without `index`, and elsewhere, positions remain.
+    """
     match path:
         case (str(name), int(at), *rest) if name in _INDEXED:
             stated = answer[name][at].get("index", at)
             if not isinstance(stated, int) or isinstance(stated, bool):
-                raise ServiceError("answer: index: must be a number", reason="sealing")
+                raise ServiceError(f"answer: {name}: index must be an integer", reason="sealing")
             return (name, stated, *rest)
     return path
 
@@ -202,16 +217,17 @@ ACI_SECP256K1: Final = _protocol(
 
 
 class AciSealing:
-    """Seals requests to a key of the keyset, and demands a verified machine behind a gateway.
+    """Encrypts the texts of requests to a key of an ACI service, and adds `provider.aci_verified`.
 
     Args:
-        key: X25519, 32 bytes, or secp256k1 in uncompressed SEC1, 65 bytes.
+        key: Public key: X25519, 32 bytes, or secp256k1 in uncompressed SEC1, 65 bytes.
         model: The only model that requests may name; None for any.
-        note: Called with SHA-256 of the sealed body, and of the restored one, which receipts have.
+        note: Called with two SHA-256 hashes: of the encrypted body, and of the body as the service
+            decrypts it, which is the one in receipts.
         now: Clock of the timestamps, in Unix seconds; None for the system's.
 
     Raises:
-        ServiceError: If the key is not valid (`sealing`).
+        ServiceError: If the key is not valid (reason `sealing`).
     """
 
     def __init__(
@@ -227,7 +243,7 @@ class AciSealing:
         self._note = note
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Seal a request; see `Sealing.seal`."""
+        """Encrypt a request; see `Sealing.seal`."""
         if body:
             body = _restored(body)
         sealed = self._fields.seal(method, target, headers, body)
@@ -237,11 +253,12 @@ class AciSealing:
 
 
 class AciOpener:
-    """Opens an answer, or detects the error that the server has another key by now.
+    """Decrypts an answer, or detects the error that the server does not have the key any more.
 
     Attributes:
-        authenticated: Whether the answer is sealed; an error is not.
-        read_at_once: Whether the body may be the error that the key is unknown.
+        authenticated: Whether the answer is encrypted; an error is not.
+        read_at_once: Whether the body may be that error, so that it should be read before the
+            caller gets the answer.
     """
 
     def __init__(self, fields: Opener) -> None:
@@ -251,24 +268,24 @@ class AciOpener:
         self.read_at_once: bool = False
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Check the head of the answer, and return the headers for the caller."""
+        """Check status and headers of the answer, and return the headers for the caller."""
         found = self._fields.start(status, headers)
         self.authenticated = bool(getattr(self._fields, "authenticated", True))
         self.read_at_once = status == _BAD_REQUEST
         return found
 
     def feed(self, data: bytes) -> bytes:
-        """Take some bytes of the body, and return what can be opened."""
+        """Take the next bytes of the body, and return what can be decrypted, possibly nothing."""
         if self.read_at_once and len(self._problem) <= MAX_PROBLEM:
             self._problem += data
         return self._fields.feed(data)
 
     def finish(self) -> bytes:
-        """Return the rest.
+        """Return the remaining decrypted bytes at the end of the body.
 
         Raises:
-            SealingKeyError: If the server says that it does not have the key.
-            ServiceError: If the answer is incomplete, or cannot be opened (`sealing`).
+            SealingKeyError: If the answer is the error that the server does not have the key.
+            ServiceError: If the answer is incomplete, or cannot be decrypted (reason `sealing`).
         """
         error = read_problem(bytes(self._problem)).get("error") if self.read_at_once else None
         if isinstance(error, dict) and error.get("type") == _KEY_PROBLEM:
@@ -279,12 +296,13 @@ class AciOpener:
 def _restored(body: bytes) -> bytes:
     """Return the request as the server restores it: compact JSON with `provider.aci_verified`.
 
-    The server would decode text that is a JSON array to a list, so such text becomes a part.
+    The server would decode a `content` whose text is a JSON array, so it is sent as a list of one
+    text part.
     """
     with sealing_errors():
         members = strict_json.read_object(require_verified(body), "request")
     if not isinstance(members.get("model"), str):
-        raise ServiceError("request: model: missing, or not text", reason="sealing")
+        raise ServiceError("request: model: must be there, as text", reason="sealing")
     messages = members.get("messages")
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict) and _is_array(message.get("content")):

@@ -1,8 +1,8 @@
-"""Encrypted HTTP Body Protocol (EHBP) of Tinfoil: bodies sealed to an attested X25519 key.
+"""Encrypted HTTP Body Protocol (EHBP) of Tinfoil: bodies encrypted to an attested X25519 key.
 
-A request's body is sealed by HPKE; the keys of the answer are derived from the same context, so
-that only who opened the request can answer it. Headers, URL and sizes stay open. The end of an
-answer is not protected: streams of events must have the end that their API defines
+A request's body is encrypted by HPKE; the keys of the answer are derived from the same context, so
+that only the holder of the private key can answer it. Headers, URL and sizes stay open. The end of
+an answer is not protected: streams of events must have the end that their API defines
 (attested-client.md, 2.7).
 """
 
@@ -40,14 +40,14 @@ _TAG: Final = 16
 
 
 class EhbpSealing:
-    """Seals requests to a public key, each in a context of its own. Thread-safe.
+    """Encrypts bodies of requests to an enclave's key, each in its own HPKE context. Thread-safe.
 
     Args:
         public_key: X25519 public key of the enclave, 32 bytes, from its evidence.
     """
 
     not_proven: Final = (_OPEN, "that an answer is complete, unless its content has its own end")
-    """What sealing leaves open, in a few words each."""
+    """What the encryption does not protect, in a few words each, for `Proof.not_proven`."""
 
     def __init__(self, public_key: bytes) -> None:
         self._public_key = public_key
@@ -55,9 +55,9 @@ class EhbpSealing:
     def seal(
         self, method: str, target: str, headers: protocol.Headers, body: bytes
     ) -> protocol.SealedRequest:
-        """Seal the body of a request.
+        """Encrypt the body of a request.
 
-        A request without body cannot be sealed, and neither is its answer. It is sent unchanged,
+        A request without body cannot be encrypted, and nor is its answer. It is sent unchanged,
         unless its URL has a query, which could contain a secret.
 
         Raises:
@@ -76,7 +76,7 @@ class EhbpSealing:
         try:
             sender = HpkeSender(self._public_key, _INFO)
         except UsageError as error:
-            raise ServiceError("EHBP: the enclave's key is not valid", reason="sealing") from error
+            raise ServiceError(f"EHBP: key of the enclave: {error}", reason="sealing") from error
         own = [(name, value) for name, value in own if name.lower() not in _FRAMING]
         own += [(_KEY_HEADER, sender.encapsulated.hex()), ("Transfer-Encoding", "chunked")]
         sealed = bytearray()
@@ -88,19 +88,20 @@ class EhbpSealing:
 
 class _AnswerWithoutRequestBody(protocol.UnsealedAnswer):
     def start(self, status: int, headers: protocol.Headers) -> protocol.Headers:
-        """Return the headers; raise ServiceError if they state that the answer is sealed."""
+        """Return the headers; raise ServiceError if they have a nonce of an encrypted answer."""
         if any(name.lower() == _NONCE_HEADER for name, _ in headers):
-            raise _refusal("the answer to a request without body must not be sealed")
+            raise _refusal("the answer to a request without body must not be encrypted")
         return super().start(status, headers)
 
 
 class EhbpOpener:
-    """Opens the answer to one request, as a stream.
+    """Decrypts the answer to one request, as a stream.
 
     Attributes:
-        authenticated: Whether the answer is sealed: False for a status of an error without nonce,
-            whose body is not authenticated.
-        read_at_once: Whether the body may be the problem that the key is unknown.
+        authenticated: Whether the answer is encrypted: False for an error status without the header
+            Ehbp-Response-Nonce.
+        read_at_once: Whether the body may be the error that the server does not have the key, so
+            that it should be read before the caller gets the answer.
     """
 
     def __init__(self, sender: HpkeSender) -> None:
@@ -111,20 +112,20 @@ class EhbpOpener:
         self._problem = bytearray()
 
     def start(self, status: int, headers: protocol.Headers) -> protocol.Headers:
-        """Check the head of the answer, and return the headers for the caller.
+        """Check status and headers of the answer, and return the headers for the caller.
 
         Raises:
-            ServiceError: If a successful answer is not sealed, or the nonce is malformed.
+            ServiceError: If a successful answer is not encrypted, or the nonce is malformed.
         """
         nonces = [value for name, value in headers if name.lower() == _NONCE_HEADER]
         kinds = [value for name, value in headers if name.lower() == "content-type"]
         kind = kinds[0].partition(";")[0].strip().lower() if len(kinds) == 1 else ""
         sender, self._sender = self._sender, None
         if sender is None:
-            raise _refusal("the answer began twice")
+            raise _refusal("the answer must begin only once")
         if nonces:
             if len(nonces) > 1 or _NONCE.fullmatch(nonces[0]) is None:
-                raise _refusal("Ehbp-Response-Nonce: must be once, 64 lowercase hex digits")
+                raise _refusal("Ehbp-Response-Nonce: must occur once, with 64 lowercase hex digits")
             chunks = _Chunks(sender, bytes.fromhex(nonces[0]))
             self._opened = chunks, _Content(status, events=kind == "text/event-stream")
             return [
@@ -133,13 +134,13 @@ class EhbpOpener:
                 if not _is_of_ehbp(pair[0]) and pair[0].lower() not in _FRAMING
             ]
         if 200 <= status < 300:
-            raise _refusal("the answer is not sealed, although it is a successful one")
+            raise _refusal(f"the answer must be encrypted, as its status is {status}")
         self.authenticated = False
         self.read_at_once = status == 422 and kind == "application/problem+json"
         return headers
 
     def feed(self, data: bytes) -> bytes:
-        """Take some bytes of the body, and return what can be opened, possibly nothing.
+        """Take the next bytes of the body, and return what can be decrypted, possibly nothing.
 
         Raises:
             ServiceError: If a chunk is malformed or was changed, or is over 64 MiB.
@@ -157,7 +158,7 @@ class EhbpOpener:
         """Check the end of the body, and return nothing more.
 
         Raises:
-            SealingKeyError: If the server says that it does not have the key.
+            SealingKeyError: If the answer is the error that the server does not have the key.
             ServiceError: If the body ends inside of a chunk, or a stream of events before its end.
         """
         if self._opened is not None:
@@ -169,7 +170,7 @@ class EhbpOpener:
 
 
 class _Content:
-    """Check of the opened content: a stream of events must have the last event of its API.
+    """Check of the decrypted content: a stream of events must have the last event of its API.
 
     Headers are not authenticated, so a stream of events is also recognized by its first bytes.
     Truncated JSON is malformed, which the application notices.
@@ -239,9 +240,9 @@ def derive_answer_keys(secret: bytes, encapsulated: bytes, nonce: bytes) -> tupl
     """Return key and first nonce of an answer, 32 and 12 bytes.
 
     Args:
-        secret: Exported by the context of the request, 32 bytes.
+        secret: 32 bytes exported by the HPKE context of the request.
         encapsulated: Encapsulated key of the request, 32 bytes.
-        nonce: Nonce in the headers of the answer, 32 bytes.
+        nonce: Nonce in the header Ehbp-Response-Nonce of the answer, 32 bytes.
     """
     salt = encapsulated + nonce
     return hkdf_sha256(secret, b"key", 32, salt), hkdf_sha256(secret, b"nonce", 12, salt)

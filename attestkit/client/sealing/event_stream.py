@@ -14,7 +14,7 @@ _FIELDS: Final = ("event", "id")
 
 
 class StreamEvent(NamedTuple):
-    """One event."""
+    """One server-sent event."""
 
     fields: tuple[tuple[str, str], ...]  # `event` and `id`, as far as it has them
     data: str | None  # lines of `data`, joined by LF; None if it has none
@@ -39,7 +39,7 @@ class EventSplitter:
         """Take some bytes, and return the events that they complete.
 
         Raises:
-            ServiceError: If an event is over 16 MiB, or not UTF-8 (`sealing`).
+            ServiceError: If an event is over 16 MiB, or not UTF-8 (reason `sealing`).
         """
         found: list[StreamEvent] = []
         *ended, rest = data.split(b"\n")
@@ -62,7 +62,7 @@ class EventSplitter:
         """Check that the last event is complete.
 
         Raises:
-            ServiceError: If bytes are left (`sealing`).
+            ServiceError: If the stream ends inside of an event (reason `sealing`).
         """
         if self._lines or self._line.strip():
             message = "stream: ends inside an event; the answer is incomplete"
@@ -80,7 +80,7 @@ def _decode(lines: list[bytes]) -> StreamEvent | None:
     try:
         texts = [line.decode() for line in lines]
     except UnicodeDecodeError as error:
-        raise ServiceError("stream: an event is not UTF-8", reason="sealing") from error
+        raise ServiceError("stream: events must be UTF-8", reason="sealing") from error
     pairs = []
     for text in texts:
         name, _, value = text.partition(":")

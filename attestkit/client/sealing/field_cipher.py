@@ -1,4 +1,4 @@
-"""Encryption of single texts to a public key, for protocols that seal fields of JSON.
+"""Encryption of single texts to a public key (sealing), for protocols that seal fields of JSON.
 
 A sealed text is an ephemeral public key, a nonce, and the ciphertext with its tag. The key is
 HKDF-SHA256 of the shared secret, without salt; boxes of NaCl derive theirs otherwise
@@ -56,7 +56,7 @@ _KEY_SIZE: Final = 32  # of the cipher
 
 
 class ClientKey(Secret):
-    """A key pair of one request, to which the answer is sealed; wiped when it is destroyed."""
+    """A key pair of one request, to which its answer is encrypted; wiped when it is destroyed."""
 
     __slots__ = ("public_key", "secret")
 
@@ -73,12 +73,12 @@ class ClientKey(Secret):
 
 
 class FieldCipher:
-    """Seals and opens texts. Immutable, thread-safe."""
+    """Encrypts texts to a public key, and decrypts them. Immutable, thread-safe."""
 
     __slots__ = ("_aead", "_curve", "_info", "_nonce_size", "key_size", "overhead")
 
     def __init__(self, curve: Curve, aead: Aead, info: bytes = b"") -> None:
-        """Choose the algorithms; `info` is that of HKDF, and not used by `box`."""
+        """Choose the algorithms; `info` is the context string of HKDF, which `box` does not use."""
         self._curve: Curve = curve
         self._aead: Aead = aead
         self._info: bytes = info
@@ -98,12 +98,12 @@ class FieldCipher:
         return ClientKey(k256_public_key(seed, compressed=False), seed)
 
     def check_key(self, public_key: bytes) -> None:
-        """Check a public key.
+        """Check that a public key is one of the curve, in the form that `Curve` defines.
 
         Raises:
-            ServiceError: If it is not a valid key of the curve (`sealing`).
+            ServiceError: If it is not a valid key of the curve (reason `sealing`).
         """
-        with sealing_errors("key for sealing: "):
+        with sealing_errors("key to encrypt to: "):
             if self._curve == "ed25519":
                 ed25519_to_x25519(public_key)
             elif self._curve == "secp256k1":
@@ -112,10 +112,15 @@ class FieldCipher:
                 require_size("X25519 public key", public_key, _X25519_SIZE)
 
     def seal(self, public_key: bytes, plaintext: bytes, associated: bytes = b"") -> bytes:
-        """Return a text sealed to a public key, with a new ephemeral key.
+        """Return a text encrypted to a public key: ephemeral key, nonce, ciphertext and tag.
+
+        Args:
+            public_key: Key of the curve, in the form that `Curve` defines.
+            plaintext: The text in UTF-8.
+            associated: Associated data, which `box` does not use.
 
         Raises:
-            ServiceError: If the key is not valid (`sealing`).
+            ServiceError: If the key is not valid (reason `sealing`).
         """
         ephemeral = secrets.token_bytes(_KEY_SIZE)
         nonce = secrets.token_bytes(self._nonce_size)
@@ -133,23 +138,23 @@ class FieldCipher:
             with self._shared_key(ephemeral, peer) as key:
                 return published + nonce + encrypt(key, nonce, plaintext, associated)
         except UsageError as error:
-            raise ServiceError(f"key for sealing: {error}", reason="sealing") from error
+            raise ServiceError(f"key to encrypt to: {error}", reason="sealing") from error
         finally:
             wipe(ephemeral)
 
     def open(self, key: ClientKey, sealed: bytes, associated: bytes = b"") -> bytes:
-        """Return the plaintext of a text that was sealed to a key.
+        """Return the plaintext of `sealed`, a text that was encrypted to a key.
 
         Raises:
-            ServiceError: If it is truncated, was changed, or is for another key or position
-                (`sealing`).
+            ServiceError: If it is truncated, was changed, or was encrypted to a different key or
+                with different associated data (reason `sealing`).
         """
         if len(sealed) < self.overhead:
-            message = f"sealed text: {len(sealed)} bytes, must be {self.overhead} or more"
+            message = f"encrypted text: must be {self.overhead} bytes or more, not {len(sealed)}"
             raise ServiceError(message, reason="sealing")
         at = self.key_size + self._nonce_size
         peer, nonce = sealed[: self.key_size], sealed[self.key_size : at]
-        with sealing_errors("sealed text: "):
+        with sealing_errors("encrypted text: "):
             if self._aead == "box":
                 return box_decrypt(key.secret, peer, nonce, sealed[at:])
             _, decrypt = _AEADS[self._aead]
@@ -158,7 +163,12 @@ class FieldCipher:
 
     @contextmanager
     def _shared_key(self, secret: bytes, peer: bytes) -> Iterator[bytes]:
-        """Yield the symmetric key from a private and a public key; wipe it at the end."""
+        """Context manager: yield the symmetric key of two parties, and wipe it on exit.
+
+        Args:
+            secret: Own private key: the X25519 or secp256k1 scalar, 32 bytes.
+            peer: Public key of the other party: X25519, or secp256k1 in uncompressed SEC1.
+        """
         agree = k256_shared_secret if self._curve == "secp256k1" else x25519
         shared, key = agree(secret, peer), b""
         try:

@@ -1,6 +1,6 @@
-"""The protocols of field encryption in the vllm-proxy lineage (attested-client.md, 2.4).
+"""Protocols that encrypt JSON fields, of vllm-proxy and its derivatives (attested-client.md, 2.4).
 
-ACI version 2 has its own associated data, in another module.
+That of ACI version 2 is in `aci_e2ee`.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ _REQUEST_WORDS: Final = frozenset(
         *("chat_template_kwargs.thinking", "tools[].function.strict"),
     }
 )
-"""Options, roles and ids; their text must be a word."""
+"""Fields of requests that stay unencrypted: options, roles and ids; their text must be a word."""
 
 # Options that make servers send tokens, which no protocol seals.
 _TOKENS: Final = frozenset({"return_token_ids", "return_tokens_as_token_ids", "prompt_logprobs"})
@@ -172,13 +172,14 @@ _K256_GCM: Final = FieldCipher("secp256k1", "aes-256-gcm", b"ecdsa_encryption")
 
 
 class PhalaAssociatedData:
-    """Associated data of version 2 of Phala's proxy: text with bars, for chat."""
+    """Associated data of version 2 of Phala's proxy, for chat: values separated by "|"."""
 
     def of_request(self, context: RequestContext, path: Path) -> bytes:
         """Return the associated data of the content of a message, or of a part of it.
 
         Raises:
-            ServiceError: If the field is another one, or the model's name has a bar (`sealing`).
+            ServiceError: If `path` is not such a field, or the model's name has a "|" (reason
+                `sealing`).
         """
         match path:
             case ("messages", int(message), "content"):
@@ -193,7 +194,8 @@ class PhalaAssociatedData:
         """Return the associated data of a field of a choice.
 
         Raises:
-            ServiceError: As `of_request`, or if model or id of the answer are not text (`sealing`).
+            ServiceError: If `path` is not such a field, or model or id of the answer is not text or
+                has a "|" (reason `sealing`).
         """
         match path:
             case ("choices", int(choice), "message" | "delta", str(name)):
@@ -215,27 +217,27 @@ def _joined(kind: str, context: RequestContext, model: str, place: str) -> bytes
 
 
 def _check(name: str) -> None:
-    """Raise ServiceError if a name has a bar, which separates parts of the associated data."""
+    """Raise ServiceError if a name has a "|", which separates parts of the associated data."""
     if not name.isprintable() or "|" in name:
-        message = "model or id: must be printable, without bars, in associated data"
+        message = "model or id: must be printable and without '|', which separates bound values"
         raise ServiceError(message, reason="sealing")
 
 
 def _unknown(path: Path) -> ServiceError:
-    message = f"field {'.'.join(map(str, path))}: the protocol defines no associated data for it"
+    message = f"field {'.'.join(map(str, path))}: the protocol cannot encrypt it; leave it out"
     return ServiceError(message, reason="sealing")
 
 
 def make_headers(
     *fixed: tuple[str, str], prefix: str = "X-", algorithm: bool = True, bound: bool = False
 ) -> MakeHeaders:
-    """Return a function that returns the headers of a request.
+    """Return a function that returns the headers which describe an encrypted request.
 
     Args:
-        fixed: Headers that are always the same.
-        prefix: Prefix of the headers about algorithm and keys.
-        algorithm: Whether a header names the algorithm.
-        bound: Whether headers have nonce and time of the request.
+        fixed: Headers with the same value in each request.
+        prefix: Prefix of the names of the headers about algorithm and keys.
+        algorithm: Whether the header `Signing-Algo` names the algorithm.
+        bound: Whether headers state nonce and time of the request, which associated data contain.
     """
 
     def make(context: RequestContext, client: bytes, server: bytes) -> Headers:

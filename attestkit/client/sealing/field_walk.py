@@ -1,4 +1,4 @@
-"""Encryption and decryption of the fields of a JSON document, by a table of its known fields.
+"""Encryption and decryption of the fields of JSON requests and answers, by tables of known fields.
 
 A field is named by a pattern such as `messages[].content`, where `[]` stands for each item.
 """
@@ -25,17 +25,18 @@ of a list.
 """
 
 SealText = Callable[[Path, str], str]
-"""Seals, or opens, the text of one field."""
+"""Function that encrypts, or decrypts, the text of the field at a path."""
 
 MAX_LEVELS: Final = 64
 """Maximum number of levels of JSON in a request or answer with sealed fields."""
 
 _TOKEN: Final = re.compile("[A-Za-z0-9._:/@+-]{1,256}")  # a name or an id, and no prose
+_UNENCRYPTED: Final = "of the request: would not be encrypted; leave it out, or see allow_open"
 
 
 @dataclass(frozen=True, slots=True)
 class FieldTable:
-    """The fields of one kind of request or answer."""
+    """Known fields of the requests to an API endpoint, or of its answers; others are refused."""
 
     # Fields that are encrypted, by pattern.
     sealed: Mapping[str, FieldKind]
@@ -57,7 +58,7 @@ class FieldTable:
         object.__setattr__(self, "_containers", frozenset(found - {""}))
 
     def contains(self, pattern: str) -> bool:
-        """Return whether a known field is beneath a pattern."""
+        """Return whether a known field is beneath a pattern, such as `messages[]`."""
         return not pattern or pattern in self._containers
 
 
@@ -83,30 +84,30 @@ class _Walk:
 
 
 class RequestWalk(_Walk):
-    """Seals the fields of requests; refuses fields that are neither sealed nor allowed open."""
+    """Encrypts fields of requests; refuses fields that are neither encrypted nor allowed open."""
 
     def __init__(self, table: FieldTable, allowed: frozenset[str], *, seal_empty: bool) -> None:
-        """Walk by a table.
+        """Store the table and its exceptions.
 
         Args:
-            table: Fields of the request.
+            table: Known fields of the request.
             allowed: Patterns of fields that may be sent unencrypted, with all fields beneath them.
-            seal_empty: Whether empty text is sealed, too.
+            seal_empty: Whether empty text is encrypted, too.
         """
         self._table: FieldTable = table
         self._allowed: frozenset[str] = allowed
         self._seal_empty: bool = seal_empty
 
     def seal(self, document: Mapping[str, Any], seal: SealText) -> dict[str, Any]:
-        """Return the document with its fields sealed.
+        """Return the JSON object of a request with its fields encrypted by `seal`.
 
         Raises:
-            ServiceError: If a field with text is unknown, or has another type than the protocol
-                seals (`sealing`).
+            ServiceError: If a field with text is unknown, has a type that the protocol does not
+                encrypt, or makes the server answer unencrypted (reason `sealing`).
         """
         for name in self._table.forbidden:
             if document.get(name) and name not in self._allowed:
-                raise _refusal(name, "makes the server answer unencrypted; leave it out")
+                raise _refusal(name, "of the request: must be left out; its answer is unencrypted")
         replaced = self._table.replaced
         changed = {name: replaced.get(name, value) for name, value in document.items()}
         return self._members(changed, "", (), seal)
@@ -128,33 +129,34 @@ class RequestWalk(_Walk):
             self._check_container(value, f"{pattern}[]")
             return self._items(value, pattern, path, change)
         if kind is not None:
-            raise _refusal(pattern, "must be text to be sealed")
+            raise _refusal(pattern, "of the request: must be text, which can be encrypted")
         if isinstance(value, str) and not self._may_be_open(value, pattern):
-            raise _refusal(pattern, "has text that is not sealed; leave it out, or see allow_open")
+            raise _refusal(pattern, _UNENCRYPTED)
         return value
 
     def _check_container(self, value: object, pattern: str) -> None:
         known = self._table.contains(pattern) or pattern in self._table.sealed
         if value and not (known or pattern in self._table.open):
-            raise _refusal(pattern, "may have unsealed text; leave it out, or see allow_open")
+            raise _refusal(pattern, _UNENCRYPTED)
 
     def _may_be_open(self, value: str, pattern: str) -> bool:
         return not value or (pattern in self._table.open and is_word(value))
 
 
 class AnswerWalk(_Walk):
-    """Opens the fields of answers, and refuses text that is not sealed."""
+    """Decrypts the fields of answers, and refuses text that is not encrypted."""
 
     def __init__(self, table: FieldTable, allowed: frozenset[str]) -> None:
-        """Walk by a table; `allowed` as for `RequestWalk`."""
+        """Store the table of known fields; `allowed` are patterns of fields that may be open."""
         self._table: FieldTable = table
         self._allowed: frozenset[str] = allowed
 
     def open(self, document: Mapping[str, Any], open_text: SealText) -> dict[str, Any]:
-        """Return the document with its fields opened.
+        """Return the JSON object of an answer with its fields decrypted by `open_text`.
 
         Raises:
-            ServiceError: If a field cannot be opened, or text is not sealed (`sealing`).
+            ServiceError: If a field cannot be decrypted, or text is not encrypted (reason
+                `sealing`).
         """
         return self._members(document, "", (), open_text)
 
@@ -170,9 +172,9 @@ class AnswerWalk(_Walk):
         if isinstance(value, list) and (not value or self._is_list(pattern)):
             return self._items(value, pattern, path, change)
         if kind is not None or isinstance(value, list):
-            raise _refusal(pattern, "is not sealed in the answer")
+            raise _refusal(pattern, "of the answer: must be encrypted")
         if isinstance(value, str) and not self._may_be_open(value, pattern):
-            raise _refusal(pattern, "has text that is not sealed in the answer")
+            raise _refusal(pattern, "of the answer: must be encrypted, or one word")
         return value
 
     def _is_list(self, pattern: str) -> bool:
@@ -193,21 +195,21 @@ def is_word(value: str) -> bool:
 
 
 def check_name(name: str) -> str:
-    """Return the name of a member; one with characters of patterns is refused.
+    """Return the name of a member, unless it has characters that patterns use otherwise.
 
     Raises:
-        ServiceError: If it has a dot or a bracket (`sealing`).
+        ServiceError: If it has a dot or a bracket (reason `sealing`).
     """
     if "." in name or "[" in name:
-        raise _refusal(shown(name), "must not have a dot or bracket in its name")
+        raise _refusal(shown(name), "of request or answer: must have no '.' or '[' in its name")
     return name
 
 
 def _decode(text: str, pattern: str) -> object:
-    with sealing_errors("field "):
+    with sealing_errors("answer: field "):
         return strict_json.read(text, pattern)
 
 
 def _refusal(pattern: str, problem: str) -> ServiceError:
     name = pattern if len(pattern) <= 128 and pattern.isprintable() else shown(pattern)
-    return ServiceError(f"field {name}: {problem}", reason="sealing")
+    return ServiceError(f"field {name} {problem}", reason="sealing")

@@ -1,7 +1,7 @@
-"""Field encryption: texts inside of a JSON request and its answer are sealed, the rest is open.
+"""Field encryption: texts in a JSON request and its answer are encrypted, the rest is open.
 
 Headers choose the protocol (attested-client.md, 2.4); `field_protocols` has those that are known.
-Another protocol of this kind needs a `FieldProtocol` of its own.
+A further protocol of this kind needs a `FieldProtocol`.
 """
 
 import json
@@ -35,7 +35,7 @@ OPEN: Final = (
     "that these are hidden: headers such as Authorization, model, roles, ids, options, counts, "
     "sizes, and requests without a body"
 )
-"""What every protocol leaves open."""
+"""What no protocol protects, in words for `Proof.not_proven`."""
 
 _DONE: Final = "[DONE]"
 # Headers of the caller that describe the body, or could choose another protocol.
@@ -62,31 +62,31 @@ class RequestContext(NamedTuple):
 
 
 class AssociatedData(Protocol):
-    """Associated data, which bind a sealed text to its request and its position in it."""
+    """Associated data (AEAD), which bind an encrypted text to its request and to its field."""
 
     def of_request(self, context: RequestContext, path: Path) -> bytes:
-        """Return the associated data of a field of the request."""
+        """Return the associated data of the field of a request at `path`."""
         ...
 
     def of_answer(self, context: RequestContext, answer: Mapping[str, Any], path: Path) -> bytes:
-        """Return the associated data of a field of an answer, or of an event of its stream."""
+        """Return the associated data of the field at `path` of an answer, or event of a stream."""
         ...
 
 
 class EndpointTables(NamedTuple):
-    """Fields of the requests to an endpoint, and of its answers."""
+    """Known fields of the requests to an API endpoint, and of its answers."""
 
     request: FieldTable
     answer: FieldTable
 
 
 MakeHeaders = Callable[[RequestContext, bytes, bytes], Headers]
-"""Returns the headers of a request, from the keys of client and server as published."""
+"""Returns the headers of a request, from its context and the public keys of client and server."""
 
 
 @dataclass(frozen=True)
 class FieldProtocol:
-    """Parameters of a protocol that seals fields."""
+    """Parameters of a protocol that encrypts fields of JSON."""
 
     name: str
     algorithm: str
@@ -99,7 +99,7 @@ class FieldProtocol:
 
 
 class FieldSealing:
-    """Seals the fields of requests to a key. Thread-safe."""
+    """Encrypts the fields of JSON requests to the public key of a server. Thread-safe."""
 
     def __init__(
         self,
@@ -110,18 +110,19 @@ class FieldSealing:
         allow_open: frozenset[str] = frozenset(),
         now: Callable[[], float] | None = None,
     ) -> None:
-        """Seal to a key.
+        """Choose protocol and key.
 
         Args:
-            protocol: The protocol.
-            public_key: Key of the server, as the protocol publishes it.
+            protocol: Which fields are encrypted, and how; see `field_protocols`.
+            public_key: Key of the server: 32 bytes of Ed25519 or X25519, or 65 of secp256k1
+                (uncompressed SEC1), as `protocol.cipher` demands.
             model: The only model that requests may name; None for any.
             allow_open: Patterns of fields, such as `user`, that may be unencrypted with all fields
                 beneath them, in requests and in answers.
             now: Clock of the timestamps, in Unix seconds; None for the system's.
 
         Raises:
-            ServiceError: If the key is not valid (`sealing`).
+            ServiceError: If the key is not valid (reason `sealing`).
         """
         protocol.cipher.check_key(public_key)
         self._protocol: FieldProtocol = protocol
@@ -134,21 +135,21 @@ class FieldSealing:
             *protocol.not_proven,
             *((opened,) if allow_open else ()),
         )
-        """What sealing leaves open, in a few words each."""
+        """What the encryption does not protect, in a few words each, for `Proof.not_proven`."""
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Seal a request; one without body is sent as it is, and so is its answer.
+        """Encrypt the fields of a request; one without body is unchanged, and so is its answer.
 
         Raises:
-            ServiceError: If it is not JSON for a known endpoint, names another model, or has text
-                that the protocol does not seal, also in its query (`sealing`).
+            ServiceError: If it is not JSON for a known endpoint, does not name the model, or has
+                text that the protocol does not encrypt, also in its query (reason `sealing`).
         """
         if not body:
             _check_query(target)
             unsealed = UnsealedAnswer()
             return SealedRequest(method, target, _kept(headers), body, unsealed, is_sealed=False)
         if "?" in target or "#" in target:
-            raise _refusal("request target: has a query, which would not be encrypted")
+            raise _refusal("request target: must have no query, which would not be encrypted")
         tables = self._endpoint(target)
         document = _read_request(headers, body)
         context = self._context(document)
@@ -179,17 +180,18 @@ class FieldSealing:
                 return endpoints[name]
         known = ", ".join(sorted(endpoints))
         raise _refusal(
-            f"request target {shown(target)}: {self._protocol.name} seals requests to {known} only"
+            f"request target {shown(target)}: must end with {known}, as {self._protocol.name} "
+            "encrypts nothing else"
         )
 
     def _context(self, document: Mapping[str, Any]) -> RequestContext:
         model = document.get("model", "")
         if not isinstance(model, str) or (model and not is_word(model)):
-            raise _refusal("field model: must be a name of 1 to 256 characters without spaces")
+            raise _refusal("field model of the request: must be 1 to 256 characters without spaces")
         if self._model is not None and model != self._model:
             raise _refusal(
-                f"field model: {shown(model)}, and the proof is about {shown(self._model)}; "
-                "connect with that model"
+                f"field model of the request: must be {shown(self._model)}, as verified, not "
+                f"{shown(model)}; connect with that model"
             )
         nonce = secrets.token_hex(32)
         return RequestContext(self._protocol.algorithm, model, nonce, int(self._now()))
@@ -197,7 +199,7 @@ class FieldSealing:
 
 @dataclass(eq=False, repr=False)
 class FieldOpener:
-    """Opens the answer to one request: JSON, or a stream of events with JSON."""
+    """Decrypts the answer to one request: JSON, or a stream of events with JSON."""
 
     _protocol: FieldProtocol
     _walk: AnswerWalk
@@ -207,36 +209,36 @@ class FieldOpener:
     _body: bytearray = field(default_factory=bytearray)
     _done: bool = False
     authenticated: bool = True
-    """Whether the answer is sealed; an error is not."""
+    """Whether the answer is encrypted; an error is not."""
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Check the head, and return the headers without those about the sealed body.
+        """Check status and headers of the answer, and return the headers for the caller.
 
-        An answer with a status other than 2xx is not sealed, and is returned as it came.
+        An answer with a status other than 2xx is not encrypted, and is returned as received.
 
         Raises:
-            ServiceError: If the answer is compressed, of another type than JSON or a stream of
-                events, or states that it is not sealed (`sealing`).
+            ServiceError: If the answer is compressed, neither JSON nor a stream of events, or
+                states that it is not encrypted (reason `sealing`).
         """
         values = {name.lower(): value.strip().lower() for name, value in headers}
         if not 200 <= status <= 299:
             self.authenticated = False
             return headers
         if values.get("content-encoding", "identity") != "identity":
-            raise _refusal("answer: is compressed, although nothing but identity is accepted")
+            raise _refusal("answer: must not be compressed: only identity is accepted")
         if values.get("x-e2ee-applied", "true") == "false":
-            raise _refusal("answer: is not sealed, as X-E2EE-Applied states")
+            raise _refusal("answer: must be encrypted, and X-E2EE-Applied states that it is not")
         kind = values.get("content-type", "").partition(";")[0].strip()
         if kind == "text/event-stream":
             self._splitter = EventSplitter()
         elif kind != "application/json":
             raise _refusal(
-                f"answer: has the type {shown(kind)}, must be JSON or a stream of events"
+                f"answer: type must be application/json or text/event-stream, not {shown(kind)}"
             )
         return [(name, value) for name, value in headers if name.lower() not in _DROPPED]
 
     def feed(self, data: bytes) -> bytes:
-        """Take some bytes of the body, and return what can be opened."""
+        """Take the next bytes of the body, and return what can be decrypted, possibly nothing."""
         if not self.authenticated:
             return data
         if self._splitter is not None:
@@ -250,7 +252,7 @@ class FieldOpener:
         """Return the rest; a stream must have ended with `[DONE]`.
 
         Raises:
-            ServiceError: If the answer is incomplete, or cannot be opened (`sealing`).
+            ServiceError: If the answer is incomplete, or cannot be decrypted (reason `sealing`).
         """
         if not self.authenticated:
             return b""
@@ -263,10 +265,10 @@ class FieldOpener:
 
     def _open_event(self, event: StreamEvent) -> bytes:
         if self._done:
-            raise _refusal(f"stream: an event follows {_DONE}")
+            raise _refusal(f"stream: {_DONE} must be the last event")
         for name, value in event.fields:
             if value and not is_word(value):
-                raise _refusal(f"stream: {name} has text that is not sealed")
+                raise _refusal(f"stream: {name} must be one word: only data is encrypted")
         if event.data is None:
             return event.encode()
         if event.data == _DONE:
@@ -283,7 +285,7 @@ class FieldOpener:
             if associated is not None:
                 bound = associated.of_answer(self._context, document, path)
             try:
-                sealed = strict_json.from_hex(text, "sealed text")
+                sealed = strict_json.from_hex(text, "encrypted text")
                 return cipher.open(self._key, sealed, bound).decode()
             except (FormatError, ServiceError, UnicodeDecodeError) as error:
                 name = ".".join(map(str, path))
@@ -293,7 +295,7 @@ class FieldOpener:
         try:
             return json.dumps(opened, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         except ValueError as error:
-            raise _refusal("answer: has a number that is infinite") from error
+            raise _refusal("answer: numbers must be finite") from error
 
 
 def _check_query(target: str) -> None:
@@ -301,7 +303,7 @@ def _check_query(target: str) -> None:
     query = target.partition("?")[2]
     pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
     if "#" in target or not all(not text or is_word(text) for pair in pairs for text in pair):
-        raise _refusal("request target: has text in its query, which would not be encrypted")
+        raise _refusal("request target: must have no text in its query: it is not encrypted")
 
 
 def _system_time() -> float:
@@ -316,9 +318,9 @@ def _read_request(headers: Headers, body: bytes) -> dict[str, Any]:
     values = {name.lower(): value.strip().lower() for name, value in headers}
     kind = values.get("content-type", "").partition(";")[0].strip()
     if kind != "application/json":
-        raise _refusal(f"request: has the type {shown(kind)}, and only JSON can be sealed")
+        raise _refusal(f"request: type must be application/json, not {shown(kind)}")
     if "content-encoding" in values:
-        raise _refusal("request: is compressed; send it as plain JSON")
+        raise _refusal("request: must not be compressed; send it as plain JSON")
     if len(body) > MAX_BODY:
         raise _refusal(f"request: its body has {len(body)} bytes, over {MAX_BODY}")
     return _read_json(body, "request")
@@ -326,7 +328,7 @@ def _read_request(headers: Headers, body: bytes) -> dict[str, Any]:
 
 def _read_json(data: bytes, what: str) -> dict[str, Any]:
     if json_depth(data, MAX_LEVELS) >= 0:
-        raise _refusal(f"{what}: nests over {MAX_LEVELS} levels")
+        raise _refusal(f"{what}: JSON must nest at most {MAX_LEVELS} levels")
     with sealing_errors():
         return strict_json.read_object(data, what)
 

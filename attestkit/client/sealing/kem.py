@@ -1,4 +1,6 @@
-"""Requests sealed to a key of ML-KEM-768, as Chutes takes them (attested-client.md, 2.6).
+"""Requests encrypted to a key of ML-KEM-768, as Chutes takes them (attested-client.md, 2.6).
+
+A chute is an AI model at Chutes; instances are the machines that run it, each with its own key.
 
 Pieces of a streamed answer have no counter: their order is not protected, and a stream that ends
 early is found only because the API marks its end inside of them.
@@ -25,7 +27,7 @@ MAX_ANSWER: Final = 64 << 20
 MAX_EVENT: Final = 4 << 20
 """Maximum size of an event of a streamed answer in bytes."""
 
-_ANSWER: Final = "sealed answer: "  # begins the text of errors
+_ANSWER: Final = "encrypted answer: "  # begins the text of errors
 _TARGET: Final = "/e2e/invoke"
 _RESPONSE_KEY: Final = "e2e_response_pk"
 _REQUEST: Final = b"e2e-req-v1"
@@ -48,17 +50,17 @@ _REPLACED: Final = frozenset({"content-encoding", "content-length", "content-typ
 
 
 class KemSealing:
-    """Seals requests to the key of one instance.
+    """Encrypts requests to the key of one instance, a machine that runs a chute (AI model).
 
     Args:
         key: Public key of ML-KEM-768, 1184 bytes.
-        chute: Id of the chute.
-        instance: Id of the instance whose key it is.
+        chute: UUID of the chute.
+        instance: UUID of the instance that has the private key.
         take_nonce: Returns a nonce of the instance that was not used; ServiceError if none is left.
     """
 
     not_proven: Final = ("that these are hidden: path, headers such as Authorization, and sizes",)
-    """What sealing leaves open, in a few words each."""
+    """What the encryption does not protect, in a few words each, for `Proof.not_proven`."""
 
     def __init__(
         self, key: bytes, chute: str, instance: str, take_nonce: Callable[[], str]
@@ -69,7 +71,7 @@ class KemSealing:
         self._take_nonce = take_nonce
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Seal a request; see `Sealing.seal`. It becomes `POST /e2e/invoke`."""
+        """Encrypt a request, which becomes `POST /e2e/invoke`; see `Sealing.seal`."""
         members = _check_request(method, target, headers, body)
         streamed = members.get("stream") is True
         with sealing_errors():
@@ -95,17 +97,17 @@ class KemSealing:
 
 
 def _check_request(method: str, target: str, headers: Headers, body: bytes) -> dict[str, Any]:
-    """Return the members of a request; raise ServiceError if parts of it cannot be sealed."""
+    """Return the members of a request; raise ServiceError if parts of it cannot be encrypted."""
     if method.upper() != "POST" or "?" in target:
-        problem = "must be POST without a query: nothing else can be sealed"
+        problem = "must be POST without a query: nothing else can be encrypted"
         raise ServiceError(f"request: {problem}", reason="sealing")
     if any(name.lower() == "content-encoding" for name, _ in headers):
-        message = "request: its body must not be compressed before it is sealed"
+        message = "request: must not be compressed; send it as plain JSON"
         raise ServiceError(message, reason="sealing")
     with sealing_errors():
         members = strict_json.read_object(body, "request")
     if _RESPONSE_KEY in members:
-        message = f"request: {_RESPONSE_KEY}: leave it out; it is set when sealing"
+        message = f"request: {_RESPONSE_KEY}: must be left out: encryption adds it"
         raise ServiceError(message, reason="sealing")
     return members
 
@@ -118,7 +120,7 @@ def _with_response_key(body: bytes, key: bytes, *, is_first: bool) -> bytes:
 
 
 class KemOpener:
-    """Opens the answer to a request that was sealed with `KemSealing`."""
+    """Decrypts the answer to a request that was encrypted with `KemSealing`."""
 
     def __init__(self, key: MlKemKey, *, streamed: bool) -> None:
         self._key = key
@@ -130,10 +132,10 @@ class KemOpener:
         self._ended = False
         self._done_inside = False
         self.authenticated: bool = True
-        """Whether the answer is sealed; a refusal by the service is not."""
+        """Whether the answer is encrypted; an error of the service is not."""
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Check the head of the answer; a refusal by the service is not sealed, and passed on."""
+        """Check the headers of the answer; one with an error status is passed on unencrypted."""
         self.authenticated = 200 <= status < 300
         if not self.authenticated:
             return headers
@@ -141,13 +143,13 @@ class KemOpener:
             name.lower() == "content-encoding" and value.strip().lower() != "identity"
             for name, value in headers
         ):
-            raise _refusal("is compressed, which the request does not allow")
+            raise _refusal("must not be compressed: only identity is accepted")
         kind = "text/event-stream" if self._streamed else "application/json"
         kept = [(name, value) for name, value in headers if name.lower() not in _REPLACED]
         return [*kept, ("Content-Type", kind)]
 
     def feed(self, data: bytes) -> bytes:
-        """Take some bytes of the body; return opened ones, of a stream only."""
+        """Take the next bytes of the body; return decrypted ones, of a stream only."""
         if not self.authenticated:
             return data
         self._size += len(data)
@@ -157,7 +159,7 @@ class KemOpener:
         return self._events(len(data)) if self._streamed else b""
 
     def finish(self) -> bytes:
-        """Return the rest; a stream must have reached the end that the API marks."""
+        """Return the rest; ServiceError unless a stream had `[DONE]` or a `finish_reason`."""
         if not self.authenticated:
             return b""
         if not self._streamed:
@@ -165,7 +167,7 @@ class KemOpener:
         rest = self._line(bytes(self._pending)) if self._pending else b""
         self._pending.clear()
         if not self._ended:
-            raise _refusal("ended before the end that the API marks")
+            raise _refusal("ended before [DONE] or a finish_reason")
         return rest
 
     def _events(self, size: int) -> bytes:
@@ -189,7 +191,7 @@ class KemOpener:
         if text == b"[DONE]":
             # Not sealed, but clients stop reading at it: only behind an end that is sealed.
             if not self._ended:
-                raise _refusal("ended before the end that the API marks")
+                raise _refusal("ended before [DONE] or a finish_reason")
             return b"" if self._done_inside else b"data: [DONE]\n\n"
         with sealing_errors(_ANSWER):
             event = strict_json.read_object(text, "event")
@@ -198,16 +200,16 @@ class KemOpener:
     def _event(self, event: dict[str, Any]) -> bytes:
         if "e2e_error" in event or "error" in event:
             told = one_line(str(event.get("e2e_error", event.get("error"))), 200)
-            raise _refusal(f"the service reports an error, not sealed: {told}")
+            raise _refusal(f"the service reports an error (unencrypted): {told}")
         if "e2e_init" in event:
             if self._stream_key is not None:
-                raise _refusal("has a second e2e_init")
+                raise _refusal("the event e2e_init must occur once")
             self._stream_key = self._derive(_decoded(event, "e2e_init"), _STREAM)
             return b""
         if "e2e" not in event:
             return b""  # such as counts of the gateway's: not sealed, and left out
         if self._stream_key is None:
-            raise _refusal("has an event e2e before e2e_init")
+            raise _refusal("the event e2e_init must come before events e2e")
         piece = _decrypt(self._stream_key, _decoded(event, "e2e"))
         self._watch(piece)
         return piece
@@ -221,7 +223,7 @@ class KemOpener:
 
     def _open_whole(self, body: bytes) -> bytes:
         if len(body) < CIPHERTEXT_SIZE + IV_SIZE + TAG_SIZE:
-            raise _refusal(f"truncated: {len(body)} bytes")
+            raise _refusal(f"{len(body)} bytes are too few; it is truncated")
         key = self._derive(body[:CIPHERTEXT_SIZE], _RESPONSE)
         packed = _decrypt(key, body[CIPHERTEXT_SIZE:])
         with sealing_errors(_ANSWER):

@@ -1,4 +1,7 @@
-"""`Sealing` and `Opener`: interfaces that seal requests, and open their answers."""
+"""`Sealing` and `Opener`: interfaces that encrypt requests, and decrypt their answers.
+
+To seal is to encrypt to a public key of the server, to open is to decrypt.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +21,13 @@ Headers = list[tuple[str, str]]
 
 
 class SealingKeyError(ServiceError):
-    """The server answered that it does not have the key to which a request was sealed.
+    """The server answered that it does not have the key to which a request was encrypted.
 
     A server answers so before the application receives the request, but the answer is not
     authenticated: an attacker in between can forge it after the application received the request.
-    So prove the server again, and send the request once more only over a connection whose TLS key
-    is proven, or if it may be repeated (attested-client.md, 1.5). A second answer of this kind is
-    an error.
+    So verify the server again, and send the request once more only over a connection whose TLS key
+    its evidence names, or if the request may be repeated (attested-client.md, 1.5). A second answer
+    of this kind is an error.
     """
 
     def __init__(self, message: str) -> None:
@@ -32,26 +35,26 @@ class SealingKeyError(ServiceError):
 
 
 class Opener(Protocol):
-    """Opens the answer to one sealed request. Methods raise ServiceError with reason `sealing`.
+    """Decrypts the answer to one encrypted request. Methods raise ServiceError (reason `sealing`).
 
     Openers may have two more attributes, which have these values where they are missing:
 
-    * `authenticated` (True): False after `start` if the answer's body is not sealed, and therefore
-      not authenticated.
+    * `authenticated` (True): False after `start` if the answer's body is not encrypted, and
+      therefore not authenticated.
     * `read_at_once` (False): True after `start` if the body should be read before the caller gets
       the answer, because `finish` may raise SealingKeyError.
     """
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Check the head of the answer, and return the headers for the caller."""
+        """Check status and headers of the answer, and return the headers for the caller."""
         ...
 
     def feed(self, data: bytes) -> bytes:
-        """Take some bytes of the body, and return what can be opened, possibly nothing."""
+        """Take the next bytes of the body, and return what can be decrypted, possibly nothing."""
         ...
 
     def finish(self) -> bytes:
-        """Return the rest at the end of the body; an answer that ends too early is refused."""
+        """Return the remaining bytes at the end of the body; refuse one that ends too early."""
         ...
 
 
@@ -63,18 +66,21 @@ class SealedRequest(NamedTuple):
     headers: Headers  # all of them; the length of the body is not among them
     body: bytes
     opener: Opener
-    is_sealed: bool = True  # False if it was only amended, and travels open otherwise
+    is_sealed: bool = True  # False if it is not encrypted, and at most has added members
 
 
 MAX_PROBLEM: Final = 1 << 16
-"""Maximum size of an error that is looked at, in bytes."""
+"""Maximum size of the body of an error that is decoded, in bytes."""
 
 _ERRORS: Final = (FormatError, UnsupportedError, UsageError, VerificationError)
 
 
 @contextmanager
 def sealing_errors(subject: str = "") -> Iterator[None]:
-    """Raise errors of decoding and decryption as ServiceError (`sealing`), after `subject`."""
+    """Context manager: raise errors of decoding and decryption as ServiceError (reason `sealing`).
+
+    The text begins with `subject`.
+    """
     try:
         yield
     except _ERRORS as error:
@@ -92,17 +98,17 @@ def read_problem(body: bytes) -> Mapping[str, Any]:
 
 
 def key_problem(protocol: str) -> SealingKeyError:
-    """Return the error that the server does not have the key."""
+    """Return the error that the server does not have the key; `protocol` begins its text."""
     message = (
-        f"{protocol}: the server does not have the key to which the request was sealed, as an "
-        "unauthenticated answer states; prove the server again, and send the request again if it "
-        "may be repeated"
+        f"{protocol}: the server does not have the key to which the request was encrypted, as an "
+        "unauthenticated answer states; call prove(), and send the request again if it may be "
+        "repeated"
     )
     return SealingKeyError(message)
 
 
 class OpenAnswer:
-    """Opener of an answer that is not sealed, which it returns unchanged."""
+    """Opener of an answer that is not encrypted, which it returns unchanged."""
 
     authenticated: bool = True
 
@@ -121,18 +127,18 @@ class OpenAnswer:
 
 
 class UnsealedAnswer(OpenAnswer):
-    """The answer to a request that had nothing to seal."""
+    """Opener of the answer to a request that had nothing to encrypt; not authenticated."""
 
     authenticated: bool = False
 
 
 class Sealing(Protocol):
-    """Seals requests to a key that was proven."""
+    """Encrypts requests to a key that the server's accepted evidence names."""
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Seal a request.
+        """Encrypt a request, given with its path and query (`target`) and whole body.
 
         Raises:
-            ServiceError: If it has content that cannot be sealed (reason `sealing`).
+            ServiceError: If it has content that cannot be encrypted (reason `sealing`).
         """
         ...

@@ -43,10 +43,10 @@ def bound(
         name: Name of the service.
 
     Raises:
-        UsageError: If the path does not begin with a slash.
+        UsageError: If `path` does not begin with a slash.
     """
     if not path.startswith("/"):
-        raise UsageError("path: must begin with a slash", reason="wrong_value")
+        raise UsageError(f"path: must begin with '/', not {path[:1]!r}", reason="wrong_value")
     return BoundService(name, path, evidence, report_data)
 
 
@@ -66,7 +66,7 @@ class BoundService:
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the request for the path."""
+        """Return the request for `path` of `bound`, with the nonce in it."""
         return (Question(self._path.replace(_NONCE, nonce.hex())),)
 
     def read(
@@ -74,7 +74,7 @@ class BoundService:
     ) -> Claims:
         """Return the claims that the caller's functions find; see `Service.read`."""
         if seen is None:
-            message = f"{self.name}: no TLS certificate of the server to bind the evidence to"
+            message = f"{self.name}: needs the TLS certificate of the server to check its evidence"
             raise ServiceError(message, reason="no_channel")
         body = answers[0]
         try:

@@ -1,4 +1,4 @@
-"""Chutes: instances with a key for sealing each.
+"""Chutes: AI models (chutes) on instances, each of which has a key to which requests are encrypted.
 
 Source: attested-client.md, 2.6.
 """
@@ -51,7 +51,7 @@ _KEYED: Final = "who got the API key: the evidence needs it, and only WebPKI vou
 
 
 class _Key(NamedTuple):
-    """Key of an instance."""
+    """Public key of an instance, ML-KEM-768."""
 
     text: str  # base64, as the report data hash it
     raw: bytes  # of ML-KEM-768
@@ -75,7 +75,7 @@ class NoncePool:
             now: Time, by the clock that determined the end of the pool.
 
         Raises:
-            ServiceError: If all nonces are used, or they are too old (`sealing`).
+            ServiceError: If all nonces are used, or they are too old (reason `sealing`).
         """
         if self.has_left(now):
             with suppress(IndexError):  # another thread has taken the last one
@@ -85,10 +85,10 @@ class NoncePool:
 
 
 class ChutesService:
-    """Chutes: proven on a connection of its own; requests are sealed to the key of one instance.
+    """Chutes: evidence comes over a separate connection; requests are encrypted to an instance.
 
     Args:
-        api_key: Key of the user, which the service requires for evidence.
+        api_key: Key of the user, without "Bearer", which the service requires for evidence.
         chutes: Ids of chutes by name of model; instead of a name, a model may be given as the
             chute's id.
         now: Clock of the nonces, in seconds.
@@ -118,14 +118,18 @@ class ChutesService:
         """Return the requests: evidence, which takes long, then keys and nonces, which expire.
 
         Raises:
-            UsageError: If the model has no known id.
+            UsageError: If `model` is neither a UUID nor a name in `chutes`.
         """
         chute = self.chute_id(model)
         target = f"/chutes/{chute}/evidence?nonce={nonce.hex()}"
         return self._question(target), self.pool_question(model)
 
     def pool_question(self, model: str | None) -> Question:
-        """Return the request for keys and new nonces; UsageError if the model has no known id."""
+        """Return the request for the keys and new nonces of a chute's instances.
+
+        Raises:
+            UsageError: If `model` is neither a UUID nor a name in `chutes`.
+        """
         return self._question(f"/e2e/instances/{self.chute_id(model)}")
 
     def _question(self, target: str) -> Question:
@@ -133,12 +137,16 @@ class ChutesService:
         return Question(target, () if key is None else (("Authorization", f"Bearer {key}"),))
 
     def chute_id(self, model: str | None) -> str:
-        """Return the id of a model; UsageError if it is not known."""
+        """Return the UUID of the chute that is named or given by `model`.
+
+        Raises:
+            UsageError: If it is missing, or neither a UUID nor a name in `chutes`.
+        """
         if model is None:
             raise UsageError("model: missing; pass the name or id of the chute", reason="missing")
         found = self._chutes.get(model, model)
         if _ID.fullmatch(found) is None:
-            message = f"model: {shown(model)}: must be the id of a chute, or be in chutes"
+            message = f"model: must be the UUID of a chute, or a name in chutes, not {shown(model)}"
             raise UsageError(message, reason="unknown_name")
         return found
 
@@ -158,7 +166,7 @@ class ChutesService:
                 machines.append(_machine(instance, entry, nonce, key))
                 bindings.append(Binding("kem", key.raw, instance))
         if not machines:
-            message = f"{self.name}: no instance has both evidence and a key"
+            message = f"{self.name}: an instance must have both evidence and a key; none has"
             raise ServiceError(message, reason="no_attestation")
         with self._lock:
             for one in bindings:
@@ -173,7 +181,20 @@ class ChutesService:
         )
 
     def renewal(self, binding: Binding, model: str | None) -> Question | None:
-        """Return the request for new nonces, if the instance of a binding has none left."""
+        """Return the request for new single-use nonces, if an instance has no valid one left.
+
+        Each encrypted request takes a nonce of the instance to which it is encrypted.
+
+        Args:
+            binding: Key of the instance.
+            model: The chute: name or UUID. Its answer has new nonces for all of its instances.
+
+        Returns:
+            The request; None if a nonce is left.
+
+        Raises:
+            UsageError: If `model` is neither a UUID nor a name in `chutes`.
+        """
         with self._lock:
             pool = self._pools.find(binding.key)
         if pool is not None and pool.has_left(self._now()):
@@ -181,7 +202,7 @@ class ChutesService:
         return self.pool_question(model)
 
     def renew(self, answer: bytes) -> None:
-        """Take new nonces from an answer to `renewal`, for instances whose key is known.
+        """Store the nonces in the answer to the request of `renewal`, for instances of known key.
 
         Raises:
             FormatError: If the answer is malformed.
@@ -193,10 +214,10 @@ class ChutesService:
                     self._pools.put(key.raw, pools[instance])
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> KemSealing:
-        """Return the Sealing to the instance whose key a binding has.
+        """Return the Sealing that encrypts requests to the instance with the key of `binding`.
 
         Raises:
-            UsageError: If the model has no known id.
+            UsageError: If `model` is neither a UUID nor a name in `chutes`.
         """
         key, instance = binding.key, binding.is_of
         return KemSealing(key, self.chute_id(model), instance, lambda: self._take_nonce(key))
@@ -205,7 +226,7 @@ class ChutesService:
         with self._lock:
             pool = self._pools.find(key)
         if pool is None:
-            raise ServiceError("instance: not in the newest answer", reason="sealing")
+            raise ServiceError("instance: has no nonces; prove the server again", reason="sealing")
         return pool.take(self._now())
 
     def _read_instances(self, answer: bytes) -> tuple[dict[str, _Key], dict[str, NoncePool]]:
@@ -217,20 +238,20 @@ class ChutesService:
             keys[instance] = _read_key(entry)
             nonces = entry.array("nonces", MAX_NONCES)
             if not all(isinstance(one, str) and _NONCE.fullmatch(one) for one in nonces):
-                raise entry.error("nonces", "must be texts of base64url", "encoding")
+                raise entry.error("nonces", "must be base64url, 1 to 128 characters", "encoding")
             pools[instance] = NoncePool(instance, nonces, ends)
         return keys, pools
 
 
 def _read_entries(members: AnswerObject, name: str) -> dict[str, AnswerObject]:
-    """Return the objects of a list by `instance_id`."""
+    """Return the objects of the list `name` by `instance_id`, which must be unique UUIDs."""
     found: dict[str, AnswerObject] = {}
     for entry in members.objects(name, MAX_MACHINES):
         instance = entry.text("instance_id")
         if _ID.fullmatch(instance) is None:
-            raise entry.error("instance_id", f"{shown(instance)}: not a UUID", "wrong_value")
+            raise entry.error("instance_id", f"must be UUID, not {shown(instance)}", "wrong_value")
         if instance in found:
-            raise entry.error("instance_id", f"{instance} occurs twice", "duplicate")
+            raise entry.error("instance_id", f"{instance} must occur once", "duplicate")
         found[instance] = entry
     return found
 
@@ -238,7 +259,7 @@ def _read_entries(members: AnswerObject, name: str) -> dict[str, AnswerObject]:
 def _read_key(entry: AnswerObject) -> _Key:
     raw = entry.base64("e2e_pubkey")
     if len(raw) != PUBLIC_SIZE:
-        problem = f"{len(raw)} bytes, must be {PUBLIC_SIZE}"
+        problem = f"must be {PUBLIC_SIZE} bytes, not {len(raw)}"
         raise entry.error("e2e_pubkey", problem, "wrong_size")
     return _Key(entry.text("e2e_pubkey"), raw)
 

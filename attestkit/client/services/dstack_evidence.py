@@ -1,4 +1,4 @@
-"""Evidence of a dstack guest in an answer: TDX quote, event log and app compose.
+"""Evidence of a dstack guest in a service's answer: TDX quote, event log, app-compose document.
 
 Services name these members differently; the values have the same form.
 """
@@ -27,9 +27,9 @@ def read_dstack_evidence(
     """Return the evidence: a TDX quote with its event log, or the quote alone without a log.
 
     Args:
-        quote: The quote.
+        quote: The TDX quote.
         event_log: A list of events, the JSON text of one, or None.
-        vm_config: JSON text, an object, or None.
+        vm_config: dstack's VM configuration: JSON text, an object, or None.
         what: Name of the answer, with which errors begin.
 
     Raises:
@@ -50,19 +50,19 @@ def read_dstack_evidence(
 
 
 def check_app_compose(evidence: Attestation | bytes, app_compose: object, what: str) -> None:
-    """Compare an app compose with its hashes in the event log and MR_CONFIG_ID, where these exist.
+    """Compare an app-compose document with its hashes in event log and MR_CONFIG_ID, if they exist.
 
-    Both are authentic only once the evidence is verified. An app compose without either hash is
-    accepted, and proves nothing.
+    Both are authentic only once the evidence is verified. If neither exists, the document is
+    accepted, and nothing is known about it.
 
     Args:
         evidence: As `read_dstack_evidence` returns it.
-        app_compose: Its text, or None.
+        app_compose: Text of the document, or None.
         what: Name of the answer, with which errors begin.
 
     Raises:
         FormatError: If the app compose is not text, or differs from the measured one
-            (`inconsistent`), or the quote is malformed.
+            (reason `inconsistent`), or the quote is malformed.
     """
     if app_compose is None:
         return
@@ -83,19 +83,26 @@ def check_app_compose(evidence: Attestation | bytes, app_compose: object, what: 
 
 
 def app_id_of(evidence: Attestation | bytes, what: str) -> bytes | None:
-    """Return the app id in the event log, which is authentic once it is verified; None without one.
+    """Return the app id in the event log; None without one. Authentic once the log is verified.
 
     Raises:
-        FormatError: If the log has several, or is malformed.
+        FormatError: If the log has several app ids, or is malformed.
     """
     return boot_event(evidence, _APP_EVENT, what)
 
 
 def boot_event(evidence: Attestation | bytes, name: str, what: str) -> bytes | None:
-    """Return the payload of a runtime event of the boot; None if it is missing.
+    """Return the payload of a runtime event before `system-ready`; None if it is missing.
+
+    Later events are the app's, which could imitate those of the boot.
+
+    Args:
+        evidence: As `read_dstack_evidence` returns it; a quote alone has no events.
+        name: Name of the event, such as `app-id`.
+        what: Name of the answer, with which errors begin.
 
     Raises:
-        FormatError: If there are several (`duplicate`), or an event is malformed.
+        FormatError: If there are several (reason `duplicate`), or an event is malformed.
     """
     if isinstance(evidence, bytes):
         return None
@@ -106,22 +113,22 @@ def boot_event(evidence: Attestation | bytes, name: str, what: str) -> bytes | N
         if event.name == name:
             found.append(event.payload)
     if len(found) > 1:
-        raise FormatError(f"{what}: event_log: {name} occurs twice", reason="duplicate")
+        raise FormatError(f"{what}: event_log: {name} must occur once", reason="duplicate")
     return found[0] if found else None
 
 
 def _td_quote(evidence: Attestation | bytes, what: str) -> TdQuoteBody:
     quote = evidence if isinstance(evidence, bytes) else evidence.quote
     if quote is None:
-        raise FormatError(f"{what}: quote: must be of a TD", reason="wrong_type")
+        raise FormatError(f"{what}: quote: must be a TDX quote", reason="wrong_type")
     return td_body(quote)
 
 
 def object_of_text(value: object, what: str) -> Mapping[str, Any]:
-    """Return a member that is an object, or the JSON text of one, decoded strictly.
+    """Return an object that is given as such, or as its JSON text, which is decoded strictly.
 
     Raises:
-        FormatError: If it is neither.
+        FormatError: If `value` is neither; the message begins with `what`.
     """
     if isinstance(value, str):
         return strict_json.read_object(value, what)

@@ -24,13 +24,13 @@ class OwnDocument:
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the request for the document.
+        """Return the request for evidence, `GET /.well-known/attestkit?nonce=N`.
 
         Raises:
             UsageError: If a model is named.
         """
         if model is not None:
-            message = "model: servers of attestkit have no models; leave it out"
+            message = "model: must be left out: servers of attestkit have none"
             raise UsageError(message, reason="not_applicable")
         headers = (("Accept", "application/json"),)
         return (Question(f"{PATH}?nonce={nonce.hex()}", headers),)
@@ -38,12 +38,12 @@ class OwnDocument:
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of the document; see `Service.read`.
+        """Return the claims of the answer, a document; see `Service.read`.
 
         Raises:
             FormatError: If document or evidence is malformed.
-            ServiceError: If the document is for another nonce (`nonce_echo`), or does not name the
-                key of the connection (`other_key`).
+            ServiceError: If the document does not have the nonce (reason `nonce_echo`), or does not
+                name the TLS key of the connection (`other_key`).
         """
         document = read_document(answers[0], nonce)
         statement = document.statement
@@ -61,11 +61,11 @@ class OwnDocument:
 
 
 def _bindings(tls: tuple[bytes, ...], seen: ObservedPeer | None) -> tuple[Binding, ...]:
-    """Return the TLS keys of the server, that of the connection first."""
+    """Return the TLS keys of the server, that of the connection first; it must be one of them."""
     if seen is not None:
         observed = seen.spki_sha256
         if not any(hmac.compare_digest(key, observed) for key in tls):
-            message = f"document: does not name the TLS key of this connection: {observed.hex()}"
+            message = f"document: must name the TLS key of this connection, {observed.hex()}"
             raise ServiceError(message, reason="other_key")
         tls = (observed, *(key for key in tls if key != observed))
     return tuple([Binding("tls-spki", key, _SERVER) for key in tls])
@@ -74,7 +74,7 @@ def _bindings(tls: tuple[bytes, ...], seen: ObservedPeer | None) -> tuple[Bindin
 def _read_evidence(document: AttestedDocument) -> Attestation:
     attestation = Attestation.from_bytes(document.evidence)
     if document.certificates and attestation.snp_report is None:
-        message = "certificates: must be absent, because the evidence is not of SEV-SNP"
+        message = "document: certificates: must be left out for evidence that is not of SEV-SNP"
         raise FormatError(message, reason="inconsistent")
     return attestation
 

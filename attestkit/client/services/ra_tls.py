@@ -25,11 +25,11 @@ class RaTls:
     where: Where = "handshake"
 
     def recognizes(self, host: str) -> bool:
-        """Return False: the certificate is what identifies it."""
+        """Return False: it is detected by its certificate, not by its host name."""
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return nothing."""
+        """Return no request: the evidence is in the certificate."""
         return ()
 
     def read(
@@ -39,8 +39,9 @@ class RaTls:
 
         Raises:
             FormatError: If certificate or evidence are malformed.
-            VerificationError: If evidence is missing, or it is bound to another key.
-            ServiceError: If no connection was observed.
+            VerificationError: If evidence is missing, or bound to a key other than the
+                certificate's.
+            ServiceError: If `seen` is None.
         """
         seen = self._observed(seen)
         evidence = ra_tls.read(seen.certificate)
@@ -63,7 +64,7 @@ class RaTls:
 
     def _observed(self, seen: ObservedPeer | None) -> ObservedPeer:
         if seen is None:
-            message = f"{self.name}: no TLS certificate of the server, which has the evidence"
+            message = f"{self.name}: needs the TLS certificate of the server, which has evidence"
             raise ServiceError(message, reason="no_attestation")
         return seen
 
@@ -77,7 +78,7 @@ _NO_LABEL: Final = (
 
 
 class OtherRaTls(RaTls):
-    """A server whose certificate is of another implementation, such as Gramine or rats-tls.
+    """A server with an RA-TLS certificate of an implementation such as Gramine or rats-tls.
 
     The service "auto" never selects it, because the evidence is over 32 bytes and zeros, without a
     label. If a program attests report data that its callers choose, an attacker can obtain evidence
@@ -93,14 +94,14 @@ class OtherRaTls(RaTls):
 
         Raises:
             FormatError: If certificate, evidence or claims are malformed.
-            VerificationError: If evidence is missing, or it is claimed for another key.
+            VerificationError: If the certificate has no evidence, or claims for a different key.
             UnsupportedError: If the evidence is of a kind that is not supported.
-            ServiceError: If no connection was observed, or its key is another one.
+            ServiceError: If `seen` is None, or its key is not that of the certificate.
         """
         seen = self._observed(seen)
         found = read_interoperable(seen.certificate)
         if not hmac.compare_digest(found.spki, seen.spki):
-            message = f"{_WHAT}: the certificate's key is not that of the connection"
+            message = f"{_WHAT}: the certificate must have the key of the connection"
             raise ServiceError(message, reason="other_key")
         _check_kind(found)
         return Claims(

@@ -37,11 +37,11 @@ _NOT_PROVEN: Final = (
 
 
 class SecretVmService:
-    """A SecretVM, proven apart: by its attestation port, then by the key of each connection.
+    """A SecretVM (TEE virtual machine of SCRT Labs), whose evidence is served on a separate port.
 
     Only connections with the attested key are accepted, on any port and under any name. The policy
     must name the app: `secretvm_references` computes reference values from the caller's copy of the
-    compose file. The copy that the machine itself serves proves nothing.
+    compose file. The copy that the machine itself serves is not evidence.
 
     Args:
         gpu: Whether the machine must have evidence of GPUs.
@@ -69,8 +69,8 @@ class SecretVmService:
     ) -> Claims:
         """Return the claims of the answers; see `Service.read`.
 
-        Report data are the hash of a key and the nonce of GPUs. The key becomes the binding, which
-        is compared with the key of each connection later; here it may be any key.
+        Report data are the hash of a TLS key and the nonce of the GPU evidence. With `seen`, the
+        key must be that of the connection; without it, connections are compared later.
         """
         evidence, report_data = _read_cpu(answers[0])
         key = report_data[:_HASH]
@@ -85,14 +85,18 @@ class SecretVmService:
 
 
 def _kinds(key: bytes, seen: ObservedPeer | None) -> tuple[BindingKind, ...]:
-    """Return whether `key` hashes SPKI (newer images) or certificate; both without a peer."""
+    """Return whether `key` hashes SPKI (newer images) or certificate; both without a peer.
+
+    Raises:
+        ServiceError: If it is the hash of neither (reason `other_key`).
+    """
     if seen is None:
         return ("tls-spki", "tls-certificate")
     if hmac.compare_digest(key, seen.spki_sha256):
         return ("tls-spki",)
     if hmac.compare_digest(key, sha256(seen.certificate)):
         return ("tls-certificate",)
-    message = f"{_CPU}: the evidence is about another key than that of this connection"
+    message = f"{_CPU}: the evidence must be about the TLS key of this connection"
     raise ServiceError(message, reason="other_key")
 
 
@@ -103,9 +107,10 @@ def _read_cpu(answer: bytes) -> tuple[bytes, bytes]:
     try:
         text = answer.decode("ascii").strip(" \r\n")
     except UnicodeDecodeError as error:
-        raise FormatError(f"{_CPU}: not ASCII", reason="encoding", offset=error.start) from error
+        message = f"{_CPU}: must be ASCII"
+        raise FormatError(message, reason="encoding", offset=error.start) from error
     if not text:
-        raise FormatError(f"{_CPU}: empty", reason="missing")
+        raise FormatError(f"{_CPU}: must not be empty", reason="missing")
     try:
         if _HEX.fullmatch(text):
             quote = strict_json.from_hex(text, "quote")
@@ -124,7 +129,7 @@ def _read_gpu(answer: bytes, report_data: bytes) -> GpuBinding:
         message = f"{_GPU}: the CPU's report data have no GPU nonce; nothing binds the GPUs to it"
         raise ServiceError(message, reason="no_gpu")
     if not hmac.compare_digest(stated, nonce):
-        message = f"{_GPU}: nonce: is not the one in the CPU's report data"
+        message = f"{_GPU}: nonce: must be {nonce.hex()}, as in the CPU's report data"
         raise FormatError(message, reason="inconsistent")
     return read_secretvm(answer, nonce=nonce, tls_sha256=report_data[:_HASH])
 
@@ -158,7 +163,7 @@ class SecretVmImage(NamedTuple):
 
 
 def read_secretvm_registry(text: str) -> tuple[SecretVmImage, ...]:
-    """Read the registry of TDX images, CSV with a header.
+    """Decode SecretVM's registry of TDX images, CSV text with a header.
 
     Raises:
         FormatError: If it is malformed, over 4 MiB, has over 4,096 rows, or lacks a column.
@@ -169,21 +174,21 @@ def read_secretvm_registry(text: str) -> tuple[SecretVmImage, ...]:
     try:
         rows = csv.DictReader(text.splitlines(), strict=True)
         if missing := {*_NAMES, *_SIZES} - set(rows.fieldnames or ()):
-            message = f"{_WHAT}: column {min(missing)}: missing"
+            message = f"{_WHAT}: must have a column {min(missing)}"
             raise FormatError(message, reason="missing")
         for number, row in enumerate(rows):
             if number == MAX_IMAGES:
                 raise FormatError(f"{_WHAT}: over {MAX_IMAGES} rows", reason="too_many")
             found.append(_image(row, number))
     except csv.Error as error:
-        raise FormatError(f"{_WHAT}: not CSV: {shown(str(error))}", reason="syntax") from error
+        raise FormatError(f"{_WHAT}: must be CSV: {shown(str(error))}", reason="syntax") from error
     return tuple(found)
 
 
 def _image(row: dict[str, str | None], number: int) -> SecretVmImage:
     what = f"{_WHAT}: row {number}"
     if None in (texts := [row[name] for name in (*_NAMES, *_SIZES)]):
-        raise FormatError(f"{what}: truncated", reason="truncated")
+        raise FormatError(f"{what}: has too few columns", reason="truncated")
     # A row of the published registry has a space before a value.
     template, kind, version, *values = [str(text).strip(" ") for text in texts]
     sizes = zip(values, _SIZES.items(), strict=True)
@@ -193,12 +198,12 @@ def _image(row: dict[str, str | None], number: int) -> SecretVmImage:
 
 
 def secretvm_rtmr3(compose: bytes, rootfs_data: bytes, docker_files: bytes | None = None) -> bytes:
-    """Return RTMR3, 48 bytes, of a SecretVM without a dstack app id.
+    """Return RTMR3 (TDX), 48 bytes, of a SecretVM without a dstack app id.
 
     Args:
-        compose: Bytes of the compose file.
-        rootfs_data: 32 bytes of the image.
-        docker_files: SHA-256 of the archive of docker files, if the app has one.
+        compose: Content of the compose file.
+        rootfs_data: That of the image's row in the registry, 32 bytes.
+        docker_files: SHA-256 of the archive of docker files, 32 bytes; None if the app has none.
 
     Raises:
         UsageError: If a value has the wrong size.
@@ -206,7 +211,8 @@ def secretvm_rtmr3(compose: bytes, rootfs_data: bytes, docker_files: bytes | Non
     parts = [sha256(compose), rootfs_data, *([] if docker_files is None else [docker_files])]
     for part in parts:
         if len(part) != 32:
-            raise UsageError("rootfs_data, docker_files: must be 32 bytes", reason="wrong_size")
+            message = f"rootfs_data, docker_files: must be 32 bytes, not {len(part)}"
+            raise UsageError(message, reason="wrong_size")
     register = bytes(_REGISTER)
     for part in parts:
         register = sha384(register + part.ljust(_REGISTER, b"\0"))
@@ -221,12 +227,17 @@ def secretvm_references(
     Development and production images share rows but for `rootfs_data`: pass those of the kind and
     versions that are meant, not the whole registry.
 
+    Args:
+        images: Rows of the registry.
+        compose: Content of the app's compose file.
+        docker_files: SHA-256 of the archive of docker files, 32 bytes; None if the app has none.
+
     Raises:
-        UsageError: If `images` is empty.
+        UsageError: If `images` is empty, or a value has the wrong size.
     """
     rows = tuple(images)
     if not rows:
-        raise UsageError("images: empty; pass rows of the registry", reason="missing")
+        raise UsageError("images: must not be empty; pass rows of the registry", reason="missing")
     return ReferenceValues(
         mrtd=[row.mrtd for row in rows],
         rtmr0=[row.rtmr0 for row in rows],

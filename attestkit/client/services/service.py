@@ -20,20 +20,28 @@ MAX_MACHINES: Final = 64
 """Maximum number of machines, or instances, in the claims of an answer."""
 
 Where = Literal["wire", "apart", "handshake"]
-"""Where a service is proven.
+"""How a service sends its evidence.
 
-`wire`: on the connection that will carry the requests. `apart`: on another connection, whose key
-proves nothing by itself. `handshake`: by the certificate, without a question.
+`wire`: requested on the connection that will carry the requests. `apart`: requested on a separate
+connection, perhaps to a different host. `handshake`: it is in the TLS certificate, and nothing is
+requested.
 """
 
 BindingKind = Literal["tls-spki", "tls-certificate", "ra-tls", "hpke", "fields", "kem", "signature"]
-"""What binds a channel to the evidence (attested-client.md, 1.2)."""
+"""How connection, requests or answers are bound to a key in evidence (attested-client.md, 1.2).
+
+`tls-spki`, `tls-certificate`, `ra-tls`: by the TLS key or certificate. `hpke`, `fields`, `kem`: by
+encryption of requests. `signature`: by signatures of answers only.
+"""
 
 Freshness = Literal["nonce", "key possession", "none"]
-"""Nonce of the client in the evidence; or only a key whose possession the handshake shows."""
+"""How recent evidence is: it has the client's nonce; or a key which the server has now; or neither.
+
+With "key possession" the evidence itself may be old.
+"""
 
 Code = Literal["policy", "operator", "nobody"]
-"""Source of the accepted programs: the client's policy, the service's operator, or none."""
+"""Source of the accepted programs: the client's policy, the service's operator, or none (any)."""
 
 
 class Question(NamedTuple):
@@ -47,7 +55,7 @@ class Question(NamedTuple):
 
 
 class Binding(NamedTuple):
-    """A key in the evidence to which the channel is bound."""
+    """A key in the evidence to which connection, requests or answers are bound."""
 
     kind: BindingKind
     key: bytes  # SHA-256 of the SPKI or certificate; or the public key to which requests are sealed
@@ -72,17 +80,17 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """Claims of an answer, of which only the form and the observed key are verified."""
+    """Claims of a service's answer, of which only the format and the TLS key are verified."""
 
     machines: tuple[Machine, ...]  # at least one
-    # The first one is enforced on the channel, unless another is asked for.
+    # Enforced are those with TLS keys, and with `encrypt=True` the first key to encrypt to.
     bindings: tuple[Binding, ...]
     freshness: Freshness
     code: Code = "policy"
     # Properties that are not proven, a few words each, for people.
     not_proven: tuple[str, ...] = ()
-    valid_until: datetime | None = None  # end of the keys by the service's own word
-    # Keys of the service by purpose, such as "signing-ed25519": they count once the evidence does.
+    valid_until: datetime | None = None  # end of the keys, as the service states it
+    # Keys of the service by purpose, such as "signing-ed25519"; attested once the evidence is.
     keys: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -104,10 +112,12 @@ class Service(Protocol):
 
     A service may have further members:
 
-    * `sealing(claims, binding, model)` returns the `Sealing` of requests, for `encrypt=True`.
-    * `amending(claims, changed)` returns a `Sealing` that only adds to requests, without it.
-    * `renewal(binding, model)` returns the question for what the next sealed request needs, or
-      None, and `renew(answer)` takes its answer.
+    * `sealing(claims, binding, model)` returns the `Sealing` that encrypts requests to the key of
+      `binding`, for `encrypt=True`.
+    * `amending(claims, changed)` returns a `Sealing` that adds members to requests, and encrypts
+      nothing, for `encrypt=False`. The service calls `changed` if it has new keys.
+    * `renewal(binding, model)` returns the request for what the next encrypted request needs, such
+      as nonces, or None; `renew(answer)` stores its answer.
     * `signature_question` and `check_signature` are those of `SigningService`.
     * `request_headers` are pairs of name and value that the clients add to every request.
     """
@@ -119,15 +129,19 @@ class Service(Protocol):
 
     @property
     def where(self) -> Where:
-        """Connection on which the server is proven; see `Where`."""
+        """How the service sends its evidence; see `Where`."""
         ...
 
     def recognizes(self, host: str) -> bool:
-        """Return whether a host is known to be of this service; without network."""
+        """Return whether a host name is known as this service's; no request is sent."""
         ...
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the requests for evidence; none if the certificate has it.
+        """Return the requests for evidence; none if the evidence is in the certificate.
+
+        Args:
+            nonce: New random bytes of the client, 32 of them.
+            model: Name of the AI model; None if the caller named none.
 
         Raises:
             UsageError: If a model is required and missing, or not valid.
@@ -145,12 +159,12 @@ class Service(Protocol):
         Args:
             answers: Bodies, in the order of the questions.
             nonce: Nonce that was sent, 32 bytes.
-            seen: The peer; None if it is not known yet (`where` is "apart").
+            seen: TLS peer of the connection; None if `where` is "apart".
             model: As in `questions`.
 
         Raises:
             FormatError: If an answer is malformed.
-            ServiceError: If it is well-formed, and not of this service, of another nonce, or of
-                another key than the observed one.
+            ServiceError: If an answer is well-formed, but not of this service, or not for this
+                nonce or the observed TLS key.
         """
         ...

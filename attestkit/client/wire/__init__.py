@@ -1,1 +1,1 @@
-"""Connections that are proven before they carry a request; no knowledge of services."""
+"""Connections on which a server's attestation is verified before they carry a request."""

@@ -1,9 +1,10 @@
 """SSL contexts for libraries that open their own connections: aiohttp, websockets, urllib3.
 
-Blocking sockets are proven at the end of the handshake, with a request for evidence if their key is
-new. Connections of event loops cannot send one there: they are accepted if their key was proven
-before, and otherwise refused. The program then proves the server (`await endpoint.aprove()`) and
-connects again.
+A key is *proven* as long as evidence that was verified and accepted names it. On a blocking socket
+the server is verified at the end of the handshake, with a request for evidence if its key is new.
+Connections of event loops cannot send one there: they are accepted if their key is proven, and
+otherwise refused. The program then verifies the server (`await endpoint.aprove()`) and connects
+again.
 
 After a proof has ended, a connection that was opened before it carries no new request of HTTP/1.1,
 but finishes the one under way; a WebSocket stays open.
@@ -35,10 +36,13 @@ _PROVEN: Final = object()
 def pinned_context(
     prover: ConnectionProver, server_ca: str | bytes | None = None, *, webpki: bool = True
 ) -> ssl.SSLContext:
-    """Return a context whose connections are proven, or have a key that was proven.
+    """Return a client's context whose connections exchange data with an attested server only.
+
+    A blocking socket requests and verifies evidence in its handshake, if the server's key is new. A
+    connection of an event loop is refused unless evidence that was accepted before names the key.
 
     Args:
-        prover: Prover of the server.
+        prover: Verifier of the server, which also has the keys that are accepted now.
         server_ca: As for `tls_context`.
         webpki: As for `tls_context`.
 
@@ -58,7 +62,7 @@ def pinned_context(
 
 
 class _Proven:
-    """State of the proof: common base of PinnedObject and ProvenSocket."""
+    """Common base of PinnedObject and ProvenSocket: verifies the server after the handshake."""
 
     _prover: ConnectionProver  # of the context
     _result: Any = None  # of AttestedObject and AttestedSocket; not None once they are proven
@@ -68,15 +72,15 @@ class _Proven:
     @property
     def attested_peer(self) -> NoReturn:
         """Raise UsageError: proofs are properties of the endpoint, not of a connection."""
-        message = "connection: has no result of its own; use the proof of the endpoint"
+        message = "connection: has no attested_peer of its own; use the proof of the endpoint"
         raise UsageError(message, reason="not_applicable")
 
     def _check(self, connection: Any) -> None:
-        """Prove the peer after the handshake.
+        """Check after the handshake the host name, and that accepted evidence names the key.
 
         Raises:
-            PeerRefusedError: If it is refused; later calls then raise it again.
-            ReconnectError: If the server closes the connection after its answer.
+            PeerRefusedError: If one is not; later reads and writes raise it again.
+            ReconnectError: If the server closes the connection after its evidence: connect again.
         """
         opened = period(self._prover)
         try:
@@ -94,34 +98,38 @@ class _Proven:
         """Check the connection's host name: clients also use the context for redirects.
 
         Raises:
-            PeerRefusedError: If it is another one (reason `other_origin`).
+            PeerRefusedError: If it is not the host of the endpoint (reason `other_origin`).
         """
         name, own = connection.server_hostname, self._prover.host
         if name is not None and name.lower() != own.lower():  # None without WebPKI only
             message = (
-                f"connection to {one_line(name, 100)}: only {own} is proven here; connect to the "
-                "other server, with a policy of its own"
+                f"connection to {one_line(name, 100)}: the endpoint is for {own} only; use another "
+                "endpoint, with a policy of its own, for the other server"
             )
             raise PeerRefusedError(message, reason="other_origin")
 
     def _prove(self, peer: ObservedPeer) -> None:
-        """Check that the peer's key is proven."""
+        """Check that evidence accepted before names the peer's key; else PeerRefusedError."""
         if not self._prover.accepts(peer.spki_sha256):
             message = (
-                f"{peer.host}:{peer.port}: its key {peer.spki_sha256.hex()[:16]}... is not proven; "
-                "prove the server afresh with `await endpoint.aprove()`, and connect again"
+                f"{peer.host}:{peer.port}: no evidence accepted before names its key "
+                f"{peer.spki_sha256.hex()[:16]}...; `await endpoint.aprove()`, and connect again"
             )
             raise PeerRefusedError(message, reason="other_key")
 
     def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
-        """Read, after the peer is accepted."""
+        """Read as the ssl module does, once the peer is accepted."""
         data = super().read(len, buffer)  # type: ignore[misc] # of the other base
         if self._period is not None:
             self._period.after_read()
         return data
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Write, after the peer is accepted, unless it begins a request after the proof's end."""
+        """Write as the ssl module does, once the peer is accepted.
+
+        Raises:
+            ReconnectError: If `data` begins a request of HTTP/1.1, and the proof has ended.
+        """
         self._before_write(data)
         sent: int = super().write(data)  # type: ignore[misc] # as above
         return sent
@@ -133,13 +141,14 @@ class _Proven:
 
 
 class PinnedObject(_Proven, AttestedObject):
-    """TLS in memory, for asyncio and its libraries; the peer's key must have been proven before."""
+    """TLS for asyncio (SSLObject) that accepts only keys named by evidence accepted before."""
 
     def _check(self, connection: Any) -> None:
-        """Check the peer after the handshake; raise errors of TLS, which event loops expect.
+        """Check the peer after the handshake.
 
         Raises:
-            PeerRefusedError: If it is not accepted.
+            PeerRefusedError: If the peer is not accepted, or the check fails: an `ssl.SSLError`,
+                which event loops expect.
         """
         try:
             super()._check(connection)
@@ -150,7 +159,7 @@ class PinnedObject(_Proven, AttestedObject):
 
 
 class ProvenSocket(_Proven, AttestedSocket):
-    """TLS on a socket, which is reset and closed if the peer is refused."""
+    """TLS socket that verifies the server's evidence in its handshake; closed if it is refused."""
 
     def _prove(self, peer: ObservedPeer) -> None:
         if self.gettimeout() == 0:
@@ -161,6 +170,6 @@ class ProvenSocket(_Proven, AttestedSocket):
         self.settimeout(timeout)
 
     def send(self, data: "ReadableBuffer", flags: int = 0) -> int:
-        """Send, after the peer is proven, unless it begins a request after the proof's end."""
+        """Send as the ssl module does, once the peer is accepted; ReconnectError as `write`."""
         self._before_write(data)
         return super().send(data, flags)

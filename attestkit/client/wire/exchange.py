@@ -53,7 +53,7 @@ class IdentifierScan:
         self._start, self._tail = b"", b""
 
     def feed(self, data: bytes) -> None:
-        """Take some bytes of the body."""
+        """Search the next bytes of the answer's body, which may be cut anywhere."""
         if len(self._start) < 4:
             self._start += data[: 4 - len(self._start)]
             self.hides |= self._start.startswith(_UTF16_OR_32) or b"\0" in self._start
@@ -83,9 +83,9 @@ class WireRecord:
         beginning: The first bytes of the answer's body, at most 64 KiB.
         response_sha256: SHA-256 of the answer's body; None until it was read to its end.
         identifiers: Identifiers in the answer's body.
-        sealed: Whether the request was sealed to a key that was proven.
-        authenticated: Whether the answer's content is that of the proven key: False for a sealed
-            request whose answer came unsealed.
+        sealed: Whether the request was encrypted to a key that the server's evidence names.
+        authenticated: False if the request was encrypted and the answer came unencrypted, so that
+            an attacker may have written it.
     """
 
     sealed: bool = False
@@ -114,18 +114,18 @@ class WireRecord:
         return self.response_sha256 is not None
 
     def sent(self, data: bytes) -> None:
-        """Add bytes of the request."""
+        """Hash bytes of the request's body, as they are sent."""
         self._request.update(data)
 
     def received(self, data: bytes) -> None:
-        """Add bytes of the answer."""
+        """Hash and search bytes of the answer's body, as they are received."""
         self._response.update(data)
         self.identifiers.feed(data)
         if len(self._beginning) < MAX_BEGINNING:
             self._beginning += data[: MAX_BEGINNING - len(self._beginning)]
 
     def ended(self) -> None:
-        """Note the end of the answer."""
+        """Note the end of the answer's body: set `response_sha256`."""
         self.response_sha256 = self._response.digest()
 
 
@@ -148,7 +148,7 @@ OnAnswer = Callable[[WireRecord], None]
 
 
 class Exchange:
-    """Recorder of one request and its answer, which it decrypts if the request was sealed."""
+    """Recorder of one request and its answer, which it decrypts if the request was encrypted."""
 
     def __init__(self, sealed: "SealedRequest | None" = None) -> None:
         self.record: WireRecord = WireRecord(sealed=sealed is not None and sealed.is_sealed)
@@ -161,10 +161,11 @@ class Exchange:
         return bool(getattr(self._opener, "read_at_once", False))
 
     def start(self, status: int, headers: "Headers") -> "Headers":
-        """Take the head of the answer, and return the headers for the caller.
+        """Record status and headers of the answer, and return the headers for the caller.
 
         Raises:
-            ServiceError: If the answer cannot be opened (reason `sealing`).
+            ServiceError: If they are not those of an answer that can be decrypted (reason
+                `sealing`).
         """
         self.record.status, self.record.headers = status, tuple(headers)
         if self._opener is None:
@@ -175,34 +176,36 @@ class Exchange:
         return [(name, value) for name, value in opened if name.lower() != "content-length"]
 
     def feed(self, data: bytes) -> bytes:
-        """Take some bytes of the body, and return those for the caller, possibly none.
+        """Record the next bytes of the answer's body, and return those for the caller.
+
+        They are decrypted if the request was encrypted, and may be none until more are received.
 
         Raises:
-            ServiceError: If they cannot be opened, or the answer is to be read at once and is over
+            ServiceError: If they cannot be decrypted, or `read_at_once` is set and the body is over
                 1 MiB (reason `sealing`).
         """
         self.record.received(data)
         if self.read_at_once:
             self._at_once += len(data)
             if self._at_once > MAX_AT_ONCE:
-                message = f"answer: status {self.record.status}: body is over {MAX_AT_ONCE} bytes"
+                message = f"answer: status {self.record.status}: body: over {MAX_AT_ONCE} bytes"
                 raise ServiceError(message, reason="sealing")
         return data if self._opener is None else self._opener.feed(data)
 
     def finish(self) -> bytes:
-        """Take the end of the body, and return the rest for the caller."""
+        """Record the end of the answer's body, and return the remaining bytes for the caller."""
         rest = b"" if self._opener is None else self._opener.finish()
         self.record.ended()
         return rest
 
     def sending(self, body: Iterable[bytes]) -> Iterator[bytes]:
-        """Record the request's body while it is sent."""
+        """Yield the pieces of the request's body unchanged, and record them."""
         for piece in body:
             self.record.sent(piece)
             yield piece
 
     async def sending_async(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        """Record the request's body while it is sent."""
+        """Yield the pieces of the request's body unchanged, and record them."""
         async for piece in body:
             self.record.sent(piece)
             yield piece
@@ -219,13 +222,15 @@ def _identity_encoding(headers: "Headers") -> "Headers":
 
 
 class ProvenRequests:
-    """Common base of the transports and adapters that send requests to a proven server.
+    """Common base of HTTP transports and adapters that send to one attested server only.
 
     Args:
-        prover: Prover of the server.
-        sealing: Function that returns the Sealing of a request, or None to leave it unchanged.
-        renew_sealing: Called when a server does not have the key to which a request was sealed;
-            proves it again, and returns whether the request is sealed and sent once more.
+        prover: Verifier of the server.
+        sealing: Returns a Sealing, which encrypts or amends the next request, or None to leave it
+            unchanged.
+        renew_sealing: Called if the server answers that it lacks the key to which a request was
+            encrypted. Verifies the server again, and returns whether the request is encrypted and
+            sent once more.
         on_answer: See `OnAnswer`.
         headers: Headers that are added to requests without them.
     """
@@ -252,7 +257,7 @@ class ProvenRequests:
     def _seal(
         self, sealing: "Sealing", method: str, target: str, headers: "Headers", body: bytes
     ) -> "SealedRequest":
-        """Seal a request; set Content-Length and `Accept-Encoding: identity`."""
+        """Encrypt or amend a request; set Content-Length and `Accept-Encoding: identity`."""
         plain = [(name, value) for name, value in headers if name.lower() not in _FRAMING]
         sealed = sealing.seal(method, target, _identity_encoding(plain), body)
         if any(name.lower() == "transfer-encoding" for name, _ in sealed.headers):
@@ -261,30 +266,30 @@ class ProvenRequests:
         return sealed._replace(headers=[*sealed.headers, length])
 
     def _open_headers(self, headers: "Headers") -> "Headers":
-        """Return the headers of an unsealed request; recorded answers must not be encoded."""
+        """Return the headers of an unencrypted request; answers to record must not be encoded."""
         return headers if self._on_answer is None else _identity_encoding(headers)
 
     def _check_origin(self, scheme: str, host: str, port: int | None) -> None:
-        """Check scheme, host and port of a request's URL; HTTP clients follow redirects with them.
+        """Check that a request's URL, which a redirect may have named, is at the endpoint's server.
 
         Args:
             scheme: Scheme of the URL.
-            host: Its host in ASCII, without brackets.
-            port: Its port; None: that of the scheme.
+            host: Host of the URL in ASCII, without brackets.
+            port: Port of the URL; None: 443.
 
         Raises:
             UsageError: If the URL is not `https://` (reason `plain_http`).
-            ServiceError: If it is of another server (reason `other_origin`).
+            ServiceError: If host or port is not the endpoint's (reason `other_origin`).
         """
         if scheme != "https":
-            message = f"URL: {one_line(scheme, 20)}:// cannot be attested; use https://"
+            message = f"URL: scheme must be https, not {one_line(scheme, 20)}"
             raise UsageError(message, reason="plain_http")
         port = 443 if port is None else port
         own, own_port = self._prover.host, self._prover.port
         if (host.lower(), port) != (own.lower(), own_port):
             message = (
-                f"request to https://{one_line(host, 100)}:{port}: only {own}:{own_port} "
-                "is proven here; connect to the other server, with a policy of its own"
+                f"request to https://{one_line(host, 100)}:{port}: the endpoint is for "
+                f"{own}:{own_port} only; use another one, with a policy of its own"
             )
             raise ServiceError(message, reason="other_origin")
 

@@ -31,7 +31,7 @@ _OF_CONNECTIONS: Final = frozenset(
 
 
 class HttpLibrary(NamedTuple):
-    """Modules of httpx or httpx2."""
+    """The modules of httpx or httpx2, with the httpcore that it uses."""
 
     httpx: Module
     httpcore: Module
@@ -40,7 +40,7 @@ class HttpLibrary(NamedTuple):
 
 
 class ErrorMapping:
-    """Reusable context manager that raises httpcore's errors as httpx's, and errors of a proof.
+    """Reusable context manager: raises httpcore's errors as httpx's, and unpacks ConnectionRefusal.
 
     A class, because each request enters it twice, and a generator would take four times as long.
     """
@@ -77,7 +77,7 @@ class ErrorMapping:
 
 @cache
 def load_library(name: LibraryName) -> HttpLibrary:
-    """Import a library.
+    """Import httpx or httpx2, and its httpcore; the result is cached.
 
     Raises:
         UsageError: If it is not installed (reason `missing_dependency`).
@@ -93,14 +93,15 @@ def load_library(name: LibraryName) -> HttpLibrary:
 
 
 def choose_library(name: LibraryName | None) -> LibraryName:
-    """Return a library's name, by default httpx2 if it is installed.
+    """Return `name`; for None `httpx2` if it is installed, else `httpx`.
 
     Raises:
-        UsageError: If the name is unknown, or neither is installed.
+        UsageError: If `name` is neither, or it is None and neither is installed.
     """
     if name is not None:
         if name not in _CORES:
-            raise UsageError("http: must be httpx or httpx2", reason="unknown_name")
+            message = f"http: must be httpx or httpx2, not {str(name)[:50]!r}"
+            raise UsageError(message, reason="unknown_name")
         return name
     for known in ("httpx2", "httpx"):
         if find_spec(known) is not None:
@@ -110,19 +111,19 @@ def choose_library(name: LibraryName | None) -> LibraryName:
 
 
 def client_options(url: str, transport: object, options: dict[str, Any]) -> dict[str, Any]:
-    """Return `options` with base URL and transport, for a client of one server.
+    """Return `options` for an httpx Client with a transport, and `url` as its default base URL.
 
     Raises:
-        UsageError: If an option chooses other connections than those of the transport.
+        UsageError: If an option would bypass the transport's connections, such as `proxy`.
     """
     if refused := sorted(_OF_CONNECTIONS & options.keys()):
-        message = f"{refused[0]}: not possible with proven connections; see the options of connect"
+        message = f"{refused[0]}: must be left out, as it affects connections; see connect()"
         raise UsageError(message, reason="conflict")
     return {"base_url": url, **options, "transport": transport, "trust_env": False}
 
 
 class PoolOptions:
-    """Options of the connection pools of a transport."""
+    """Makes the connection pools of a transport, whose options (proxy, limits) it checks."""
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class PoolOptions:
             try:
                 proxy = httpx.Proxy(url=proxy)
             except (ValueError, TypeError, httpx.InvalidURL) as error:
-                message = "proxy: not a URL of http, https, socks5 or socks5h"
+                message = "proxy: must be a URL of http, https, socks5 or socks5h"
                 raise UsageError(message, reason="wrong_value") from error
         if proxy is not None and proxy.url.scheme.startswith("socks") and not find_spec("socksio"):
             message = "proxy: SOCKS needs socksio, which is not installed; pip install socksio"
@@ -155,7 +156,7 @@ class PoolOptions:
         return self._proxy is not None
 
     def make(self, *, asynchronous: bool) -> Any:
-        """Return a pool for blocking I/O, or for asyncio."""
+        """Return a new pool of httpcore for blocking I/O, or for asyncio."""
         prefix = "Async" if asynchronous else ""
         kind = AsyncProvingBackend if asynchronous else ProvingBackend
         httpcore, proxy = self.library.httpcore, self._proxy

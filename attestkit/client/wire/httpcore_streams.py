@@ -1,4 +1,4 @@
-"""Network backends of httpcore and httpcore2 whose connections are proven inside `start_tls`.
+"""Network backends of httpcore and httpcore2 whose `start_tls` verifies a server's attestation.
 
 A pool receives a connection only after `start_tls` has returned, also through the tunnels of
 proxies. Until then only the handshake and the requests for evidence are sent to the server.
@@ -28,7 +28,7 @@ Module = Any
 
 
 class ConnectionRefusal(Exception):  # noqa: N818 - carries another error
-    """Carries an error of a proof through httpcore's pool, which removes causes of errors."""
+    """Carries an error of the verification through httpcore's pool, which removes causes."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -36,7 +36,7 @@ class ConnectionRefusal(Exception):  # noqa: N818 - carries another error
 
 
 class ProvenOrigin:
-    """The only server to which a backend opens streams, and its prover."""
+    """The only server to which a backend opens streams, and what verifies it."""
 
     def __init__(
         self, prover: ConnectionProver, context: ssl.SSLContext, httpcore: Module, *, proxied: bool
@@ -47,21 +47,25 @@ class ProvenOrigin:
         self._httpcore = httpcore
 
     def check_open(self) -> None:
-        """Check that a connection may be tried."""
+        """Check that a connection may be opened; see `ConnectionProver.check_open`.
+
+        Raises:
+            ConnectionRefusal: If it may not.
+        """
         with carry_errors():
             self.prover.check_open()
 
     def observe(self, stream: Any) -> ObservedPeer:
-        """Return the peer of a stream of TLS.
+        """Return certificate and key of a TLS stream's peer.
 
         Raises:
-            PeerRefusedError: If it has no certificate, or resumed a session.
+            PeerRefusedError: If the peer sent no certificate, or resumed a session.
         """
         return observe(stream.get_extra_info("ssl_object"), self.prover)
 
     @contextmanager
     def os_errors(self) -> Iterator[None]:
-        """Raise httpcore's errors of I/O as OSError."""
+        """Context manager: raise httpcore's errors of I/O as TimeoutError or ConnectionError."""
         try:
             yield
         except self._httpcore.TimeoutException as error:
@@ -72,7 +76,7 @@ class ProvenOrigin:
 
 @contextmanager
 def carry_errors() -> Iterator[None]:
-    """Raise errors wrapped in ConnectionRefusal."""
+    """Context manager: raise errors wrapped in ConnectionRefusal."""
     try:
         yield
     except Exception as error:
@@ -80,14 +84,14 @@ def carry_errors() -> Iterator[None]:
 
 
 def observe(connection: Any, prover: ConnectionProver) -> ObservedPeer:
-    """Return the peer of a connection of TLS.
+    """Return certificate and key of a TLS connection's peer.
 
     Args:
         connection: As for `observe_peer`.
-        prover: Prover of the server.
+        prover: Verifier of the server, which has its host and port.
 
     Raises:
-        PeerRefusedError: If it has no certificate, a malformed one, or resumed a session.
+        PeerRefusedError: If the peer sent no certificate, a malformed one, or resumed a session.
     """
     try:
         return observe_peer(connection, prover.host, prover.port)
@@ -112,7 +116,7 @@ class _Delegating:
             if not proven.in_request:
                 proven.before_write(buffer)
         elif not self._origin.proxied:  # to proxies, CONNECT travels before the tunnel is there
-            message = "connection: its server is not proven, so no data is sent; start TLS first"
+            message = "connection: the server is not verified, so no data is sent; start TLS first"
             raise ConnectionError(message)
 
     async def _start_tls(self, calls: Calls, context: ssl.SSLContext, *arguments: Any) -> Any:
@@ -140,7 +144,7 @@ class _Delegating:
 
 
 class ProvenStream(_Delegating):
-    """A stream of httpcore whose server is proven when TLS starts."""
+    """A blocking stream of httpcore whose `start_tls` verifies the server's attestation."""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read up to `max_bytes`."""
@@ -150,7 +154,7 @@ class ProvenStream(_Delegating):
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write all bytes, unless they begin a request after the proof has ended."""
+        """Write all bytes; ReconnectError if they begin a request after the proof has ended."""
         self._before_write(buffer)
         self._inner.write(buffer, timeout)
 
@@ -164,10 +168,10 @@ class ProvenStream(_Delegating):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> "ProvenStream":
-        """Start TLS; with the context of the server, prove it.
+        """Start TLS; unless the context is for TLS to a proxy, verify the server's attestation.
 
         Raises:
-            ConnectionRefusal: If the server is refused.
+            ConnectionRefusal: If the server is refused; it carries the error.
         """
         started = self._start_tls(BLOCKING, ssl_context, server_hostname, timeout)
         stream: ProvenStream = finish(started)
@@ -175,7 +179,7 @@ class ProvenStream(_Delegating):
 
 
 class AsyncProvenStream(_Delegating):
-    """A stream of httpcore on asyncio whose server is proven when TLS starts."""
+    """A stream of httpcore on asyncio whose `start_tls` verifies the server's attestation."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read up to `max_bytes`."""
@@ -185,7 +189,7 @@ class AsyncProvenStream(_Delegating):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write all bytes, unless they begin a request after the proof has ended."""
+        """Write all bytes; ReconnectError if they begin a request after the proof has ended."""
         self._before_write(buffer)
         await self._inner.write(buffer, timeout)
 
@@ -214,20 +218,20 @@ class AsyncProvenStream(_Delegating):
 
 @dataclass(frozen=True, slots=True)
 class _StreamChannel:
-    """The I/O of a proof on a stream of httpcore."""
+    """The `Channel` of a verification, on a stream of httpcore."""
 
     send: Callable[[bytes, float], Any]
     receive: Callable[[int, float], Any]
 
 
 class ProvingBackend:
-    """A network backend of httpcore for blocking I/O."""
+    """A network backend of httpcore for blocking I/O, whose streams are `ProvenStream`."""
 
     def __init__(self, origin: ProvenOrigin, httpcore: Module) -> None:
         self._origin, self._inner = origin, httpcore.SyncBackend()
 
     def connect_tcp(self, *arguments: Any, **options: Any) -> ProvenStream:  # as httpcore has them
-        """Connect, to the server or a proxy."""
+        """Return a stream to the server or a proxy; arguments are those of httpcore's backends."""
         self._origin.check_open()
         return ProvenStream(self._inner.connect_tcp(*arguments, **options), self._origin)
 
@@ -237,13 +241,13 @@ class ProvingBackend:
 
 
 class AsyncProvingBackend:
-    """A network backend of httpcore for asyncio."""
+    """A network backend of httpcore for asyncio, whose streams are `AsyncProvenStream`."""
 
     def __init__(self, origin: ProvenOrigin, httpcore: Module) -> None:
         self._origin, self._inner = origin, httpcore.AnyIOBackend()
 
     async def connect_tcp(self, *arguments: Any, **options: Any) -> AsyncProvenStream:
-        """Connect, to the server or a proxy."""
+        """Return a stream to the server or a proxy; arguments are those of httpcore's backends."""
         self._origin.check_open()
         stream = await self._inner.connect_tcp(*arguments, **options)
         return AsyncProvenStream(stream, self._origin)

@@ -1,4 +1,4 @@
-"""Transports of httpx and httpx2 over connections that are proven before they carry a request.
+"""Transports of httpx and httpx2 that verify a server's attestation before they send a request.
 
 ```python
 transports = http_transports("httpx2")
@@ -43,10 +43,10 @@ class OutgoingRequest(NamedTuple):
 
 
 class ProvenTransport(ProvenRequests):
-    """Common base of the transports.
+    """Common base of the transports, which send requests to one attested server only.
 
     Args:
-        prover: Prover of the server.
+        prover: Verifier of the server.
         context: Context of `tls_context`, for this transport alone.
         proxy: URL of a proxy of CONNECT or SOCKS 5, or Proxy of the library.
         limits: Limits of the library; None: its defaults.
@@ -81,12 +81,13 @@ class ProvenTransport(ProvenRequests):
         self._last_url: Any = None  # most clients repeat a target
 
     async def _handle(self, request: Any) -> Any:
-        """Send a request, after the server is proven.
+        """Send a request over a connection on which the server was verified; return the response.
 
         Raises:
             UsageError: If the URL is not `https://`.
-            ServiceError: If it is of another server, or the request cannot be sealed.
-            PeerRefusedError: If the server is refused.
+            ServiceError: If the URL is not at the endpoint's server, or the request cannot be
+                encrypted.
+            PeerRefusedError: If the server's evidence is not accepted.
         """
         url = request.url
         if (url.raw_scheme, url.raw_host, url.port) != self._own_url:  # as most are written
@@ -186,7 +187,7 @@ class ProvenTransport(ProvenRequests):
         return rest
 
     async def _retire(self, lease: PoolLease[Any]) -> None:
-        """Release the pool of a failed request, which gets no further request."""
+        """Release the pool of a failed request; with a proxy it is not used for further ones."""
         # The tunnel of a failed connection is never removed from httpcore's pool.
         await self.close_all(self.pools.release(lease, retire=self._options.proxied))
 
@@ -246,7 +247,7 @@ class BlockingTransport(ProvenTransport):
     calls: ClassVar[steps.Calls] = steps.BLOCKING
 
     def handle_request(self, request: Any) -> Any:
-        """Send a request, after the server is proven; see `ProvenTransport`."""
+        """Send a request to the attested server, and return the response; see `_handle`."""
         return steps.finish(self._handle(request))
 
     def close(self) -> None:
@@ -285,7 +286,7 @@ class AsyncTransport(ProvenTransport):
         try:
             asyncio.get_running_loop()
         except RuntimeError as error:
-            message = "event loop: proven connections work with asyncio (or uvloop) alone"
+            message = "event loop: must be asyncio or uvloop; no other framework is supported"
             raise UsageError(message, reason="not_applicable") from error
         return await self._handle(request)
 
@@ -321,10 +322,10 @@ class TransportClasses(NamedTuple):
 
 @cache
 def http_transports(name: LibraryName) -> TransportClasses:
-    """Return the transports of a library.
+    """Return the transport classes for httpx or httpx2, subclasses of its `BaseTransport`.
 
     Raises:
-        UsageError: If it is not installed (reason `missing_dependency`).
+        UsageError: If the library is not installed (reason `missing_dependency`).
     """
     library = load_library(name)
     httpx = library.httpx

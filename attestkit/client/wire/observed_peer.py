@@ -24,7 +24,7 @@ class ObservedPeer(NamedTuple):
         return sha256(self.spki)
 
     def has_key(self, spki_sha256: bytes) -> bool:
-        """Return whether the peer's key has this SHA-256; the time does not depend on the bytes."""
+        """Return whether the peer's key has this SHA-256, in constant time."""
         return hmac.compare_digest(self.spki_sha256, spki_sha256)
 
 
@@ -34,7 +34,7 @@ def observe_peer(connection: Any, host: str, port: int) -> ObservedPeer:  # noqa
     Args:
         connection: An SSLSocket, SSLObject, or the `_ssl._SSLSocket` inside of them.
         host: Name or address of the server, as requested.
-        port: Its port.
+        port: Port of the server.
 
     Raises:
         VerificationError: If the peer sent no certificate (reason `no_certificate`), or resumed a
@@ -48,11 +48,11 @@ def observe_peer(connection: Any, host: str, port: int) -> ObservedPeer:  # noqa
 def read_spki(certificate: bytes) -> bytes:
     """Return the bytes of the SubjectPublicKeyInfo of a certificate in DER.
 
-    Only the path to it is read, because some certificates that OpenSSL accepts have fields that
-    stricter readers refuse; the handshake has shown that the peer has the key.
+    Only the fields before it are decoded, because some certificates that OpenSSL accepts have
+    fields that stricter decoders refuse; the handshake has shown that the peer has the key.
 
     Raises:
-        FormatError: If the path is malformed.
+        FormatError: If one of these fields or the SubjectPublicKeyInfo is malformed.
     """
     try:
         return subject_and_key(DerReader(certificate).enter(SEQUENCE).whole(SEQUENCE))[1]

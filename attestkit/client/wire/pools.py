@@ -1,6 +1,8 @@
-"""Connection pools by period of proof: a request uses connections of the current period only.
+"""Connection pools that are replaced when a proof, an accepted verification of the server, ends.
 
-The pool of an earlier period is closed once its requests have ended, streams included.
+A period is the time from one end of a proof to the next, in one process. A request uses connections
+of the current period only. The pool of an earlier period is closed once its requests have ended,
+streams included.
 """
 
 import os
@@ -37,7 +39,7 @@ class ProofPeriod:
     __slots__ = ("_opened", "_prover", "in_request")
 
     def __init__(self, prover: ConnectionProver, opened: tuple[int, int]) -> None:
-        """Create the period `opened`, from before the connection was proven."""
+        """Store the period `opened`: the result of `period` before the server was verified."""
         self._prover, self._opened = prover, opened
         self.in_request: bool = False
 
@@ -45,7 +47,8 @@ class ProofPeriod:
         """Check that a request which begins with these bytes may be sent.
 
         Raises:
-            ReconnectError: If it begins a request, and the period has ended.
+            ReconnectError: If a request of HTTP/1.1 begins, and a proof has ended since the
+                connection was opened; nothing was sent.
         """
         if self.in_request:
             return
@@ -88,7 +91,7 @@ class PoolSet(Generic[P]):
         _all.add(self)  # type: ignore[arg-type] # of any type
 
     def acquire(self) -> tuple[PoolLease[P], list[P]]:
-        """Return the pool for a new request, to be released, and the pools to close."""
+        """Return the pool for a new request, to be passed to `release`, and the pools to close."""
         now = period(self._prover)
         with self._lock:
             idle = []
@@ -100,11 +103,11 @@ class PoolSet(Generic[P]):
             return self._current, idle
 
     def release(self, lease: PoolLease[P], *, retire: bool = False) -> list[P]:
-        """Note the end of a request.
+        """Note the end of a request; return the pools to close.
 
         Args:
-            lease: The pool that `acquire` returned for it.
-            retire: Whether the pool gets no further request.
+            lease: The pool that `acquire` returned for the request.
+            retire: Whether `acquire` must not return this pool again.
         """
         with self._lock:
             lease.users -= 1

@@ -41,14 +41,16 @@ def ask(
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Step, Any, EvidenceReply]:
-    """Send a GET request, and read the answer; yield the steps that do so.
+    """Send a GET request for evidence, and return the answer.
+
+    A generator of the `Send` and `Receive` steps for it, which the caller performs; see `steps`.
 
     Args:
         host: Value of the header Host.
-        target: Path and query.
-        headers: Further headers.
+        target: Path and query in ASCII, percent-encoded.
+        headers: Headers besides Host, Accept, Accept-Encoding and User-Agent.
         limit: Maximum size of the body in bytes.
-        seconds: Time for the whole exchange.
+        seconds: Time limit for the whole exchange.
         clock: Returns the seconds of a monotonic clock.
 
     Raises:
@@ -78,11 +80,11 @@ def ask(
         elif isinstance(event, h11.Data):
             body += event.data
         elif isinstance(event, h11.ConnectionClosed):
-            raise ServiceError(f"{what}: no answer, the server closed", reason="connection")
+            raise ServiceError(f"{what}: closed without an answer", reason="connection")
         if room < 0 or len(body) > limit:
             raise FormatError(f"{what}: answer is over {limit} bytes", reason="too_large")
     if connection.trailing_data[0]:
-        raise FormatError(f"{what}: bytes follow the answer", reason="trailing_data")
+        raise FormatError(f"{what}: bytes follow the end of the answer", reason="trailing_data")
     closed = connection.trailing_data[1]  # the end of the stream may have ended the body
     return EvidenceReply(bytes(body), not closed and connection.our_state is h11.DONE)
 
@@ -98,7 +100,7 @@ def _encode(
         )
         sent = connection.send(request), connection.send(h11.EndOfMessage())
     except (h11.LocalProtocolError, UnicodeEncodeError) as error:
-        message = "request for evidence: target or header is not valid ASCII"
+        message = "request for evidence: target and headers must be valid ASCII"
         raise UsageError(message, reason="encoding") from error
     return b"".join(part or b"" for part in sent)
 
@@ -128,12 +130,12 @@ def _take(connection: "h11.Connection", data: bytes, what: str) -> None:
 def _check_head(response: "h11.Response", what: str) -> None:
     status = response.status_code
     if 300 <= status < 400:
-        message = f"{what}: answered with a redirect (HTTP status {status}), which is not followed"
+        message = f"{what}: no evidence: HTTP status {status}; redirects are not followed"
         raise ServiceError(message, reason="no_attestation")
     if status != 200:
-        message = f"{what}: no evidence, HTTP status {status}"
+        message = f"{what}: no evidence: HTTP status must be 200, not {status}"
         raise ServiceError(message, reason="no_attestation")
     for name, value in response.headers:
         if name == b"content-encoding" and value.strip().lower() != b"identity":
-            message = f"{what}: the answer has a Content-Encoding that was not requested"
+            message = f"{what}: the answer must not have a Content-Encoding: none was requested"
             raise FormatError(message, reason="unsupported")

@@ -1,4 +1,4 @@
-"""An adapter of requests over connections that are proven before they carry a request."""
+"""An adapter of requests that verifies a server's attestation before it sends a request."""
 
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,21 +28,21 @@ _DEPTH: Final = 8  # of errors inside of errors
 
 
 class AttestedAdapter(ProvenRequests, BaseAdapter):
-    """Sends requests to one server, after it is proven; others are refused before a connection.
+    """Sends requests to one attested server; others are refused before a connection is opened.
 
     Neither `verify` of a session or request, nor REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE change what
     is verified. `requests_session` returns a session with this adapter only; in another session,
     redirects to other servers are sent by that session's other adapters.
 
     Args:
-        prover: Prover of the server.
+        prover: Verifier of the server.
         context: Context of `pinned_context` for the same prover.
-        proxy: URL of a proxy; None: that of the session, whose tunnels end at the proven server.
-        connections: Idle connections that are kept.
+        proxy: URL of a proxy; None: that of the session. Its tunnels end at the attested server.
+        connections: Maximum number of idle connections that are kept.
         options: Options of `ProvenRequests`.
 
     Raises:
-        UsageError: If the context is another one.
+        UsageError: If the context is not of `pinned_context`.
     """
 
     def __init__(
@@ -73,12 +73,13 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send a request, after the server is proven.
+        """Send a request over a connection on which the server was verified; return the response.
 
         Raises:
             UsageError: If the URL is not `https://`, or `cert` is given.
-            ServiceError: If it is of another server, or the request cannot be sealed.
-            PeerRefusedError: If the server is refused.
+            ServiceError: If the URL is not at the endpoint's server, or the request cannot be
+                encrypted.
+            PeerRefusedError: If the server's evidence is not accepted.
         """
         del verify  # of the context
         self._check(request, cert)
@@ -116,13 +117,13 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
         url = parse_url(request.url or "")
         self._check_origin(url.scheme or "", (url.host or "").strip("[]"), url.port)
         if cert is not None:
-            message = "cert: client certificates are not supported over a proven connection"
+            message = "cert: must be left out: client certificates are not supported here"
             raise UsageError(message, reason="not_applicable")
 
     def _outgoing(
         self, request: requests.PreparedRequest
     ) -> tuple[requests.PreparedRequest, Exchange]:
-        """Return the request as it is sent, sealed if required, and its exchange."""
+        """Return the request as it is sent, encrypted if required, and what records its answer."""
         outgoing = request.copy()
         for name, value in self._headers:
             outgoing.headers.setdefault(name, value)
@@ -192,7 +193,7 @@ def requests_session(
     """Return a session for one server, which ignores the environment and refuses other servers.
 
     Args:
-        prover: Prover of the server.
+        prover: Verifier of the server.
         context: Context of `pinned_context` for the same prover.
         options: Further arguments of `AttestedAdapter`.
     """
@@ -207,7 +208,7 @@ def requests_session(
 
 
 class _PeriodAdapter(HTTPAdapter):
-    """The connections of one period of proofs, all of them to one server."""
+    """The connections to one server that were opened under one proof; see `pools`."""
 
     def __init__(self, prover: ConnectionProver, context: ssl.SSLContext, connections: int) -> None:
         self._prover, self._context = prover, context
@@ -233,7 +234,7 @@ class _PeriodAdapter(HTTPAdapter):
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, verify: Any, cert: Any = None
     ) -> tuple[Any, Any]:
-        """Return host, port and TLS of the proven server, independent of request and session."""
+        """Return host, port and TLS context of the attested server, whatever the request says."""
         del request, verify, cert
         host = {"scheme": "https", "host": self._prover.host, "port": self._prover.port}
         tls = {"ssl_context": self._context, "cert_reqs": self._context.verify_mode}
@@ -260,7 +261,7 @@ class _PeriodAdapter(HTTPAdapter):
 
 
 class _ProvenConnection(HTTPSConnection):
-    """A connection whose socket is proven by the context."""
+    """A connection of urllib3 whose SSLContext verifies the server's attestation."""
 
     _prover: ConnectionProver  # of the subclass
 
@@ -279,7 +280,7 @@ def _require_proving_context(context: object) -> None:
 
 
 def _inner_error(error: object) -> Exception | None:
-    """Return the error of a proof that errors of urllib3 and requests wrap; None without one.
+    """Return the AttestKitError or ReconnectError inside an error of urllib3; None without one.
 
     Only their arguments are searched, because `__context__` may be an error that the caller has
     handled before.

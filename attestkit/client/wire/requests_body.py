@@ -1,4 +1,4 @@
-"""Bodies of requests and their answers, as requests and urllib3 have them, recorded on the way."""
+"""Bodies of the library requests and of urllib3: their bytes are recorded as sent and received."""
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -56,14 +56,20 @@ def _pieces(body: Any) -> Iterator[bytes]:
 
 
 class RecordedResponse(HTTPResponse):
-    """An answer that reads another one, and records its bytes.
+    """A response of urllib3 that reads, records and decrypts an inner response.
 
     Attributes:
-        record: The record; complete once the answer was read to its end.
+        record: Record of the exchange; complete once the answer was read to its end.
     """
 
     def __init__(self, answer: Any, exchange: Exchange, *hooks: Callable[[], None]) -> None:
-        """Read `answer`; the hooks are those of `_AnswerReader`."""
+        """Read `answer`, the inner response.
+
+        Args:
+            answer: Response of urllib3 as received.
+            exchange: Records and decrypts its bytes.
+            hooks: Called once each: at the end of the answer, and when its connection is free.
+        """
         headers = exchange.start(answer.status, list(answer.headers.items()))
         self.record: WireRecord = exchange.record
         super().__init__(

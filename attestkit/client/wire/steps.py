@@ -1,9 +1,10 @@
-"""Steps by which a new connection is proven, independent of how its I/O is done.
+"""Verification of a server's attestation over a new connection, independent of how I/O is done.
 
-A prover is a generator of steps. Its driver performs each one on the connection, and sends the
-result, or throws the error, into the generator, which ends when the peer is proven. A driver always
-ends the generator, so that it can let other connections go on: by `close` if the driver itself is
-interrupted, for example because its task is cancelled.
+It is a generator of steps: `Send`, `Receive`, `Run` and `Wait`. Its driver performs each one on the
+connection, and sends the result, or throws the error, into the generator, which ends when the
+server's evidence is accepted. A driver always ends the generator, so that it can let other
+connections go on: by `close` if the driver itself is interrupted, for example because its task is
+cancelled.
 
 Functions of libraries either block or are awaited (`Calls`). The code that calls them is written
 once, as coroutines. With blocking calls such a coroutine never suspends, so `finish` runs it
@@ -49,14 +50,14 @@ class Calls(NamedTuple):
 
 
 def finish(work: Coroutine[Any, Any, _R]) -> _R:
-    """Return the result of a coroutine whose calls block."""
+    """Run a coroutine, all calls of which block, without an event loop; return its result."""
     try:
         work.send(None)
     except StopIteration as end:
         result: _R = end.value
         return result
     work.close()
-    raise AssertionError("a call that blocks has waited")
+    raise AssertionError("a coroutine of blocking calls was suspended")
 
 
 async def in_thread(work: Callable[[], _R]) -> _R:
@@ -124,7 +125,7 @@ async def _until_done(future: "Future[Any]", seconds: float | None) -> None:
 
 
 def _in_vain(seconds: float) -> TimeoutError:
-    return TimeoutError(f"no proof by another connection within {seconds:g} s")
+    return TimeoutError(f"server not verified by another connection within {seconds:g} s")
 
 
 BLOCKING: Final = Calls(
@@ -139,26 +140,26 @@ AWAITED: Final = Calls(
 
 
 class Send(NamedTuple):
-    """Send bytes over TLS; no result."""
+    """Step of a verification: send bytes over TLS; there is no result."""
 
     data: bytes
 
 
 class Receive(NamedTuple):
-    """Receive 1 to `limit` bytes; the result is empty at the end of the stream."""
+    """Step of a verification: receive 1 to `limit` bytes; the result is empty at the end."""
 
     limit: int
     seconds: float  # after which the driver throws TimeoutError
 
 
 class Run(NamedTuple):
-    """Call a function that may block; on an event loop it runs in a thread."""
+    """Step of a verification: call a function that may block; an event loop uses a thread."""
 
     work: Callable[[], Any]
 
 
 class Wait(NamedTuple):
-    """Wait for a future, which another connection completes."""
+    """Step of a verification: wait for a future that one on a different connection completes."""
 
     future: Future[Any]
     seconds: float  # after which the driver throws TimeoutError
@@ -167,11 +168,14 @@ class Wait(NamedTuple):
 Step = Send | Receive | Run | Wait
 
 Steps = Generator[Step, Any, bool]
-"""The result says whether the connection can carry requests: False if the server closes it."""
+"""Generator that verifies a server; its result says whether the connection can carry requests.
+
+It is False if the server closes the connection after its evidence.
+"""
 
 
 class ConnectionProver(Protocol):
-    """Prover of the connections to one server; thread-safe."""
+    """Verifier of the connections to one server, with the keys accepted now; thread-safe."""
 
     @property
     def host(self) -> str:
@@ -185,9 +189,9 @@ class ConnectionProver(Protocol):
 
     @property
     def generation(self) -> int:
-        """A number that changes when a proof has ended.
+        """A number that changes when a verification of the server has expired or was forgotten.
 
-        Connections that were opened under another number carry no new request.
+        Connections that were opened when it had a different value carry no new request.
         """
         ...
 
@@ -200,19 +204,24 @@ class ConnectionProver(Protocol):
         """
 
     def steps(self, peer: ObservedPeer) -> Steps:
-        """Return the steps that prove a new connection, after its TLS handshake.
+        """Return the steps that verify the server of a new connection, after its TLS handshake.
 
-        The generator raises PeerRefusedError if the server is refused.
+        The generator raises PeerRefusedError if the evidence is not accepted, or does not name the
+        key of the connection.
         """
         ...
 
     def accepts(self, spki_sha256: bytes) -> bool:
-        """Return whether a key is proven now, for connections that cannot run steps."""
+        """Return whether accepted evidence names a TLS key now; no request is sent.
+
+        Args:
+            spki_sha256: SHA-256 of the key's SubjectPublicKeyInfo, 32 bytes.
+        """
         ...
 
 
 SEND_SECONDS: Final = 10.0
-"""Time in which a peer must take a question; questions have a few hundred bytes."""
+"""Time limit for sending a request for evidence, which has a few hundred bytes."""
 
 
 class ReconnectError(ConnectionError):
@@ -222,7 +231,7 @@ class ReconnectError(ConnectionError):
 class Channel(Protocol):
     """The I/O of a connection; errors are OSError, among them TimeoutError.
 
-    Of an event loop, both methods have to be awaited.
+    On an event loop both methods return awaitables.
     """
 
     def send(self, data: bytes, seconds: float, /) -> Any:
@@ -235,21 +244,25 @@ class Channel(Protocol):
 
 
 def drive(steps: Steps, channel: Channel | None = None) -> None:
-    """Perform steps until the peer is proven; the caller closes the connection at an exception.
+    """Verify a server over a connection, with blocking I/O: perform steps until they end.
+
+    At any exception the caller has to close the connection.
 
     Args:
-        steps: The steps.
+        steps: Generator of `ConnectionProver.steps`: it yields bytes to send, numbers of bytes to
+            receive, and functions to call, and ends once the server's evidence is accepted.
         channel: The connection; None for steps that neither send nor receive.
 
     Raises:
-        PeerRefusedError: If the peer is refused.
-        ReconnectError: If the server closes the connection after its answer.
+        PeerRefusedError: If the evidence is not accepted; no request may be sent.
+        ReconnectError: If the evidence is accepted, but the server closes this connection after it:
+            open another one for the request.
     """
     finish(drive_steps(steps, channel, BLOCKING))
 
 
 async def drive_async(steps: Steps, channel: Channel) -> None:
-    """Run a generator of a Prover to its end on the event loop; as `drive`."""
+    """Verify a server as `drive` does, on the event loop; the channel's methods are awaited."""
     await drive_steps(steps, channel, AWAITED)
 
 
@@ -259,13 +272,13 @@ async def drive_steps(
     calls: Calls,
     os_errors: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
-    """Perform steps as `drive` does.
+    """Verify a server as `drive` does, with blocking or awaited I/O.
 
     Args:
-        steps: The steps.
-        channel: The connection.
-        calls: How functions of the channel are called.
-        os_errors: Returns a context in which errors of the channel are raised as OSError.
+        steps: As for `drive`.
+        channel: As for `drive`.
+        calls: `BLOCKING` or `AWAITED`, as the methods of the channel are.
+        os_errors: Returns a context manager that raises the channel's errors as OSError.
     """
     try:
         step = next(steps)
@@ -279,7 +292,7 @@ async def drive_steps(
                 step = steps.send(result)
     except StopIteration as end:
         if end.value is not True:
-            message = "server closes the connection after its evidence; connect again"
+            message = "connection: the server closes it after its evidence; connect again"
             raise ReconnectError(message) from None
     finally:
         steps.close()

@@ -23,7 +23,7 @@ _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIA
 
 
 def tls_context(server_ca: str | bytes | None = None, *, webpki: bool = True) -> ssl.SSLContext:
-    """Return a client's context.
+    """Return a client's SSLContext for TLS 1.3 and HTTP/1.1, without session resumption.
 
     Args:
         server_ca: CA certificates in PEM; the server's certificate chain must lead to one of them.
@@ -77,7 +77,7 @@ class SocketChannel:
     """The I/O of a TLS socket, for `drive`.
 
     It calls the methods of SSLSocket, not their overrides in `ProvenSocket`, because these wait for
-    the proof whose steps this channel performs.
+    the verification whose I/O this channel performs.
     """
 
     def __init__(self, connection: ssl.SSLSocket) -> None:
@@ -100,7 +100,7 @@ class SocketChannel:
 def open_tls(
     host: str, port: int, context: ssl.SSLContext, *, proxy: str | None, seconds: float
 ) -> ssl.SSLSocket:
-    """Return a connection after its TLS handshake; the peer is not proven.
+    """Return a connection after its TLS handshake; the peer's attestation is not verified.
 
     Args:
         host: Name or address, without brackets.

@@ -89,7 +89,7 @@ def test_guess_of_another_service(tmp_path: Path) -> None:
         connect(server, pins, require=require)
         before = move(pins, server, other)
         for server_ca in (other.ca, None):
-            with raises(ServiceError, "identity", part="another service"):
+            with raises(ServiceError, "identity", part="service of the first use"):
                 connect(other, pins, require=require, server_ca=server_ca)
         assert pins.read_bytes() == before
         connect(other, pins, require=require, service="ra-tls", server_ca=None)

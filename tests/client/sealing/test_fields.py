@@ -197,7 +197,7 @@ def test_protocols_of_contents_refuse_other_texts(name: str) -> None:
         {"model": "m", "messages": [{"role": "user", "content": "x", "name": "Ann"}]},
     ):
         refused(lambda body=body: talk.seal(body))  # type: ignore[misc]
-    refused(lambda: talk.seal({"model": "m", "prompt": "x"}, "/v1/completions"), "seals requests")
+    refused(lambda: talk.seal({"model": "m", "prompt": "x"}, "/v1/completions"), "request target")
 
 
 def test_options_without_text_are_sent() -> None:
@@ -283,4 +283,4 @@ def test_invalid_key_is_refused(name: str) -> None:
     """A key of another size, of small order or off the curve is refused before any request."""
     protocol = CIPHERS[name][0]
     for key in (b"", bytes(32), b"\1" + bytes(31), b"\4" + bytes(64)):
-        refused(lambda key=key: FieldSealing(protocol, key), "key for sealing")  # type: ignore[misc]
+        refused(lambda key=key: FieldSealing(protocol, key), "key to encrypt to")  # type: ignore[misc]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Literal
 from urllib.parse import quote
 
+from attestkit._sanitize import shown
 from attestkit._system.bounded_cache import BoundedCache
 from attestkit.attestation import Attestation
 from attestkit.client.sealing.aci_e2ee import AciConstraint, AciSealing
@@ -44,9 +45,9 @@ _MAX_VERSIONS: Final = 64
 
 
 class AciService:
-    """A service of Attested Confidential Inference (ACI).
+    """A service of Attested Confidential Inference (ACI): gateway to AI models, or server of one.
 
-    Its keyset is proven on the connection that carries the requests.
+    Its keyset, the list of its public keys, is attested on the connection that carries requests.
 
     Args:
         kms_roots: Root keys of trusted KMSs (secp256k1, compressed, 33 bytes): then the report must
@@ -63,11 +64,11 @@ class AciService:
         self._restored: BoundedCache[bytes, bytes] = BoundedCache(MAX_RESTORED)
 
     def recognizes(self, host: str) -> bool:
-        """Return False: anybody can deploy it, under any host name."""
+        """Return False: such a service may have any host name."""
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the request for the report, which is of the service and not of a model."""
+        """Return the request for the report; `model` is not used: one report is for all models."""
         return (Question(f"/v1/aci/attestation?nonce={nonce.hex()}"),)
 
     def read(
@@ -95,7 +96,7 @@ class AciService:
             keys = keyset.e2ee_keys.values()
             bindings += tuple(Binding("fields", key, is_of) for key in keys)
         if not bindings:
-            message = f"{_WHAT}: the keyset has no key that binds a channel"
+            message = f"{_WHAT}: the keyset must have a TLS key, or a key to encrypt to"
             raise ServiceError(message, reason="no_channel")
         receipt_keys = {f"{RECEIPT_KEY}{name}": key for name, key in keyset.receipt_keys.items()}
         return Claims(
@@ -108,15 +109,16 @@ class AciService:
         )
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> AciSealing:
-        """Return the Sealing to the key of a binding."""
+        """Return the Sealing that encrypts requests to the key of `binding`."""
         return AciSealing(binding.key, model=model, note=self._restored.put)
 
     def amending(self, claims: Claims | None, changed: Callable[[], object]) -> AciConstraint:
-        """Return the Sealing that adds the demand for a verified machine to each request.
+        """Return the Sealing that adds `provider.aci_verified` to requests, and encrypts nothing.
 
         Args:
-            claims: Of the newest proof; None without a valid one.
-            changed: Called if the answer names another keyset, which has to be proven.
+            claims: Claims of the newest proof; None without a valid one.
+            changed: Called if an answer shows that the service has a different keyset now, so that
+                it has to be verified again.
         """
         digest = None if claims is None else f"sha256:{claims.keys[KEYSET_DIGEST].hex()}"
         return AciConstraint(digest, changed)
@@ -130,7 +132,8 @@ class AciService:
     ) -> Signer:
         """Check the receipt of an answer; return its signer, `model` or `gateway`.
 
-        The receipt of a gateway must state that the serving machine was verified.
+        The receipt of a gateway must state that the serving machine was verified. Errors are those
+        of `check_receipt`.
         """
         keys = {
             name.removeprefix(RECEIPT_KEY): key
@@ -169,14 +172,19 @@ class AciService:
 def _check_restated(
     report: AnswerObject, attestation: AnswerObject, keyset: aci_keyset.Keyset, nonce: bytes
 ) -> bytes:
-    """Return the report data of keyset and nonce, after comparing those that the report states."""
+    """Return the report data of keyset and nonce, 64 bytes; compare what the report states.
+
+    Raises:
+        FormatError: If the stated digest is not that of the keyset.
+        ServiceError: If the stated report data are not of keyset and nonce (reason `nonce_echo`).
+    """
     stated = report.text("workload_keyset_digest")
     if not hmac.compare_digest(stated.encode(), keyset.digest_text.encode()):
-        message = f"{_WHAT}: workload_keyset_digest: is not the digest of the keyset"
+        message = f"{_WHAT}: workload_keyset_digest: must be {keyset.digest_text}, as of its keyset"
         raise FormatError(message, reason="inconsistent")
     expected = keyset.report_data(nonce)
     if not hmac.compare_digest(attestation.hex("report_data", 32), expected[:32]):
-        message = f"{_WHAT}: report_data: not of the nonce that was sent, with this keyset"
+        message = f"{_WHAT}: report_data: must be that of its keyset and the nonce that was sent"
         raise ServiceError(message, reason="nonce_echo")
     return expected
 
@@ -202,7 +210,12 @@ def _capabilities(report: AnswerObject) -> tuple[list[object], Literal["direct",
 def _tls_bindings(
     keyset: aci_keyset.Keyset, seen: ObservedPeer | None, is_of: str
 ) -> tuple[Binding, ...]:
-    """Return bindings to the TLS keys, which must contain the observed one, for its host."""
+    """Return the binding to the observed TLS key; without a peer, to all TLS keys of the keyset.
+
+    Raises:
+        ServiceError: If the keyset has TLS keys, but not the observed one for its host
+            (reason `other_key`).
+    """
     if seen is None:
         return tuple(Binding("tls-spki", key.spki_sha256, is_of) for key in keyset.tls_keys)
     host, found = seen.host.lower(), seen.spki_sha256
@@ -210,7 +223,7 @@ def _tls_bindings(
         if key.domain in (None, host) and hmac.compare_digest(key.spki_sha256, found):
             return (Binding("tls-spki", found, is_of),)
     if keyset.tls_keys:
-        message = f"{_WHAT}: the keyset does not list the key of this connection for this host"
+        message = f"{_WHAT}: keyset must list the TLS key {found.hex()} for the host {shown(host)}"
         raise ServiceError(message, reason="other_key")
     return ()
 

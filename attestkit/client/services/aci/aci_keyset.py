@@ -43,14 +43,14 @@ _RECOVERY_BASE: Final = 27  # which Ethereum's libraries add to the recovery id
 
 
 class TlsKey(NamedTuple):
-    """A TLS key of the workload."""
+    """A TLS key in the keyset of an ACI service."""
 
     spki_sha256: bytes  # 32 bytes
     domain: str | None  # the only host name for which it counts, in lower case
 
 
 class Keyset(NamedTuple):
-    """Keys of the workload; entries of unknown algorithms are left out."""
+    """Public keys of an ACI service, without entries of unknown algorithms."""
 
     digest: bytes  # SHA-256 of the canonical form, 32 bytes
     not_after: datetime
@@ -59,7 +59,7 @@ class Keyset(NamedTuple):
     tls_keys: tuple[TlsKey, ...]
 
     def report_data(self, nonce: bytes) -> bytes:
-        """Return the 64 bytes of report data that bind the keyset and a nonce."""
+        """Return the 64 bytes of report data that evidence for the keyset and a nonce must have."""
         statement = canonical_json(
             {"keyset_digest": self.digest_text, "nonce": nonce.hex(), "purpose": _STATEMENT}
         )
@@ -67,23 +67,23 @@ class Keyset(NamedTuple):
 
     @property
     def digest_text(self) -> str:
-        """The digest as the protocol writes it."""
+        """The digest as the protocol writes it: "sha256:" and 64 lowercase hex digits."""
         return f"sha256:{self.digest.hex()}"
 
 
 def read_keyset(members: AnswerObject) -> Keyset:
-    """Read the keyset of an answer.
+    """Decode the keyset of an answer.
 
     Raises:
-        FormatError: If it is malformed, has unknown members, a key or key id twice, or over 64 keys
-            of a kind.
+        FormatError: If it is malformed, has unknown members, a key id twice, or over 64 keys of a
+            kind.
     """
     digest = sha256(canonical_json(members, _WHAT))
     members.check(_MEMBERS)
     members.optional_text("subject")
     end = strict_json.number_field(members, "not_after", 53)
     if end > _LATEST:
-        raise FormatError(f"{_WHAT}: not_after: after the year 9999", reason="wrong_value")
+        raise FormatError(f"{_WHAT}: not_after: must be a year up to 9999", reason="wrong_value")
     return Keyset(
         digest,
         datetime.fromtimestamp(end, timezone.utc),
@@ -101,15 +101,15 @@ def _receipt_keys(members: AnswerObject) -> dict[str, bytes]:
         key_id = entry.text("key_id")
         key = entry.hex("public_key", 32)
         if key_id in found:
-            raise entry.error("key_id", "occurs twice", "duplicate")
+            raise entry.error("key_id", f"{shown(key_id)} must occur once", "duplicate")
         if not ed25519_has_prime_order(key):
-            raise entry.error("public_key", "not a point of Ed25519", "wrong_value")
+            raise entry.error("public_key", "must be a point of Ed25519", "wrong_value")
         found[key_id] = key
     return found
 
 
 def _e2ee_keys(members: AnswerObject) -> dict[str, bytes]:
-    """Return the first key of each suite."""
+    """Return the first encryption key of each algorithm in a keyset."""
     found: dict[str, bytes] = {}
     for entry in members.objects("e2ee_public_keys", MAX_KEYS):
         suite = entry.text("algo")
@@ -127,7 +127,7 @@ def _k256_point(key: bytes, entry: AnswerObject) -> bytes:
     """Return an uncompressed SEC1 key, 65 bytes; `key` may lack the first byte (0x04)."""
     point = b"\4" + key if len(key) == 64 else key
     if point[:1] != b"\4":
-        raise entry.error("public_key", "must be uncompressed", "wrong_size")
+        raise entry.error("public_key", "must be an uncompressed SEC1 point", "wrong_size")
     _compressed(point, entry, "public_key")
     return point
 
@@ -136,7 +136,7 @@ def _compressed(key: bytes, entry: AnswerObject, name: str) -> bytes:
     try:
         return k256_compressed(key)
     except UsageError as error:
-        raise entry.error(name, "not a point of secp256k1", "wrong_value") from error
+        raise entry.error(name, "must be a point of secp256k1", "wrong_value") from error
 
 
 def _tls_keys(members: AnswerObject) -> tuple[TlsKey, ...]:
@@ -163,18 +163,18 @@ def check_custody(
         kms_roots: Root keys that the user trusts, 33 bytes each.
 
     Raises:
-        FormatError: If the custody is missing or malformed.
-        ServiceError: If it is of another key, or the chain does not lead to a trusted root
-            (`signature`).
+        FormatError: If `key_custody` is missing or malformed.
+        ServiceError: If it is for a key that is not in the keyset, or the chain does not lead to a
+            trusted root (reason `signature`).
     """
     custody = evidence.object(_CUSTODY)
     if app_id is None or len(app_id) != 20:
-        message = f"{_CUSTODY}: the evidence has no event log with an app id of 20 bytes"
+        message = f"{_CUSTODY}: needs an event log in the evidence, with an app id of 20 bytes"
         raise FormatError(message, reason="missing")
     for entry in custody.array("keys", MAX_KEYS):
         if isinstance(entry, dict) and entry.get("role") == "receipt":
             return _check_chain(AnswerObject(entry, _CUSTODY), keyset, app_id, kms_roots)
-    raise FormatError(f"{_CUSTODY}: keys: none with the role receipt", reason="missing")
+    raise FormatError(f"{_CUSTODY}: keys: must have one with the role receipt", reason="missing")
 
 
 def _check_chain(
@@ -182,7 +182,7 @@ def _check_chain(
 ) -> None:
     key = entry.hex("public_key", 32)
     if not any(hmac.compare_digest(key, known) for known in keyset.receipt_keys.values()):
-        message = f"{_CUSTODY}: public_key: is not a signing key of the keyset"
+        message = f"{_CUSTODY}: public_key: must be a receipt signing key of the keyset"
         raise ServiceError(message, reason="signature")
     if (purpose := entry.text("purpose")) != _RECEIPT_PURPOSE:
         message = f"{_CUSTODY}: purpose: must be {_RECEIPT_PURPOSE}, not {shown(purpose)}"
@@ -203,7 +203,7 @@ def _check_chain(
 
 
 def _link(link: object) -> bytes:
-    """Return a recoverable signature, whose recovery id may be Ethereum's."""
+    """Return r, s and recovery id (0 to 3), 65 bytes, from hex; Ethereum's ids begin at 27."""
     text = link.removeprefix("0x") if isinstance(link, str) else link
     found = strict_json.from_hex(text, f"{_CUSTODY}: signature_chain", 65)
     if found[64] >= _RECOVERY_BASE:
@@ -242,7 +242,7 @@ class Receipt(NamedTuple):
 
     receipt_id: str
     model: str | None
-    served_at: datetime  # the service's word
+    served_at: datetime  # as the service states
     session_id: str | None  # of the machine behind the gateway
     was_rewritten: bool  # whether the gateway sent on another body than it received
 
@@ -251,21 +251,21 @@ def check_receipt(document: bytes, expected: ExpectedAnswer) -> Receipt:
     """Check the receipt of an answer.
 
     Raises:
-        FormatError: If it is malformed.
-        ServiceError: If the signature is not valid, or it is about another keyset, request, answer
-            or model, or about a machine that was not verified (`signature`).
+        FormatError: If the receipt is malformed.
+        ServiceError: If the signature is not valid, the receipt is not for the expected keyset,
+            request, answer and model, or the machine was not verified (reason `signature`).
     """
     members = read_answer_object(document, _RECEIPT)
     _check_signature(members, expected.keys)
     members.constant("api_version", _API_VERSION)
     digest = _digest(members, "workload_keyset_digest")
-    _same(digest, expected.keyset_digest, "is about another keyset")
+    _same(digest, expected.keyset_digest, "workload_keyset_digest is not that of the evidence")
     receipt_id = members.text("receipt_id")
     if expected.identifier not in (receipt_id, members.get("chat_id")):
-        raise _refusal("is of another answer")
+        raise _refusal(f"must be of the answer {shown(expected.identifier)}")
     model = members.optional_text("model")
     if expected.model is not None and model != expected.model:
-        raise _refusal(f"is about the model {shown(str(model))}, not {shown(expected.model)}")
+        raise _refusal(f"model must be {shown(expected.model)}, not {shown(str(model))}")
     events = _events(members)
     received = _check_hashes(events, expected)
     forwarded = [_digest(e, "body_hash") for e in events if e["type"] == _FORWARDED]
@@ -279,14 +279,14 @@ def check_receipt(document: bytes, expected: ExpectedAnswer) -> Receipt:
 
 
 def _check_signature(members: AnswerObject, keys: Mapping[str, bytes]) -> None:
-    """Check the signature over all other members, in canonical form."""
+    """Check a receipt's Ed25519 signature over its other members, in canonical JSON."""
     signature = members.hex("signature", 64)
     key_id = members.text("key_id")
     if (key := keys.get(key_id)) is None:
-        raise _refusal(f"is signed by the key {shown(key_id)}, which is not in the keyset")
+        raise _refusal(f"key_id {shown(key_id)} must be in the keyset")
     signed = {name: value for name, value in members.items() if name != "signature"}
     if not ed25519_verify_strict(key, signature, canonical_json(signed, _RECEIPT)):
-        raise _refusal("its signature is not valid")
+        raise _refusal(f"signature is not valid by the key {shown(key_id)}")
 
 
 def _events(members: AnswerObject) -> list[AnswerObject]:
@@ -297,7 +297,7 @@ def _events(members: AnswerObject) -> list[AnswerObject]:
 
 
 def _check_hashes(events: list[AnswerObject], expected: ExpectedAnswer) -> bytes:
-    """Compare the hashes of request and answer; return that of the request."""
+    """Compare a receipt's hashes of request and answer with the expected; return the request's."""
     found = []
     for kind, hashed, what in (
         (_RECEIVED, expected.request_sha256, "request"),
@@ -305,31 +305,31 @@ def _check_hashes(events: list[AnswerObject], expected: ExpectedAnswer) -> bytes
     ):
         several = [event for event in events if event["type"] == kind]
         if len(several) != 1:
-            message = f"{_RECEIPT}: event_log: {kind} occurs {len(several)} times"
+            message = f"{_RECEIPT}: event_log: {kind} must occur once, not {len(several)} times"
             raise FormatError(message, reason="duplicate" if several else "missing")
         found.append(_digest(several[0], "body_hash"))
-        _same(found[-1], hashed, f"is about another {what} than the bytes on the wire")
+        _same(found[-1], hashed, f"body_hash of the {what} is not that of the bytes on the wire")
     return found[0]
 
 
 def _verified_session(events: list[AnswerObject], *, required: bool) -> str | None:
-    """Return the session id in the last verification: that of the machine that served.
+    """Return the session id in a receipt's last verification: that of the machine that served.
 
     Earlier verifications may have failed: they are of machines that the gateway tried first.
     """
     checks = [event for event in events if event["type"] == _VERIFIED]
     if not checks:
         if required:
-            raise _refusal("does not say which machine behind the gateway served")
+            raise _refusal(f"must have an event {_VERIFIED}: the machine behind the gateway")
         return None
     if any(event.get("required") is not True for event in checks):
-        raise _refusal("the gateway did not require a verified machine (aci_verified)")
+        raise _refusal(f"event {_VERIFIED}: required must be true (provider.aci_verified)")
     last = checks[-1]
     if last.get("result") != "verified":
-        raise _refusal("the machine behind the gateway was not verified")
+        raise _refusal(f"event {_VERIFIED}: the machine behind the gateway was not verified")
     session = last.text("session_id")
     if _ID.fullmatch(session) is None:
-        raise last.error("session_id", "not lowercase hex", "encoding")
+        raise last.error("session_id", "must be 64 lowercase hex digits", "encoding")
     return session
 
 
@@ -341,13 +341,14 @@ def _served_at(members: AnswerObject) -> datetime:
     except FormatError as error:
         raise FormatError(f"{_RECEIPT}: {error}", reason=error.reason) from error
     except (ValueError, OverflowError, OSError) as error:
-        raise FormatError(f"{_RECEIPT}: served_at: out of range", reason="wrong_value") from error
+        problem = "served_at: must be a time in the years 1 to 9999"
+        raise FormatError(f"{_RECEIPT}: {problem}", reason="wrong_value") from error
 
 
 def _digest(members: AnswerObject, name: str) -> bytes:
     found = _DIGEST.fullmatch(members.text(name))
     if found is None:
-        raise members.error(name, "must be sha256: and 64 hex digits", "encoding")
+        raise members.error(name, "must be sha256: and 64 lowercase hex digits", "encoding")
     return bytes.fromhex(found[1])
 
 

@@ -1,4 +1,4 @@
-"""Tinfoil: an enclave proven on its own connection, or by the bundle of atc.tinfoil.sh.
+"""Tinfoil: an enclave whose evidence comes from itself, or in a bundle of atc.tinfoil.sh.
 
 Which program runs is decided by the policy: the measurements are compared with reference values.
 Of TDX these are MRTD, RTMR0, RTMR1, RTMR2, and RTMR3, which is zeros; of SEV-SNP the measurement,
@@ -44,15 +44,19 @@ _NO_NONCE: Final = "that the evidence is recent: it has no nonce"
 
 class _SealedToEnclave:
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> EhbpSealing:
-        """Return what seals requests to the enclave's key; ServiceError for another binding."""
+        """Return the Sealing that encrypts requests to the enclave's key, that of `binding`.
+
+        Raises:
+            ServiceError: If `binding` is not of kind `hpke`.
+        """
         if binding.kind != "hpke":
-            message = f"{_WHAT}: requests are sealed to a key of HPKE, not of {binding.kind}"
+            message = f"{_WHAT}: key to encrypt to must be of kind hpke, not {binding.kind}"
             raise ServiceError(message, reason="no_channel")
         return EhbpSealing(binding.key)
 
 
 class Tinfoil(_SealedToEnclave):
-    """A Tinfoil enclave with a document of any version, on the connection that is to be proven.
+    """A Tinfoil enclave that serves a document with evidence, of any version, itself.
 
     Args:
         host: Host that a document belongs to if it is read offline, without a TLS peer.
@@ -81,8 +85,8 @@ class Tinfoil(_SealedToEnclave):
 
         Raises:
             FormatError: If the document is malformed, or its parts contradict each other.
-            ServiceError: If it is for another nonce or TLS key, names no key, or its signature is
-                not valid.
+            ServiceError: If the document is not for this nonce and TLS key, names no key, or its
+                signature is not valid.
         """
         require_size("nonce", nonce, NONCE_SIZE)
         document = tinfoil_documents.read_tinfoil_document(only_answer(answers), nonce)
@@ -95,10 +99,11 @@ class Tinfoil(_SealedToEnclave):
 class TinfoilBundle(_SealedToEnclave):
     """An enclave whose document comes from atc.tinfoil.sh, beside its TLS certificate.
 
-    Anybody can hand out the bundle, at any time later: it shows only which key is the enclave's.
+    The bundle can be copied and served by any host, at any time later: it shows only which key is
+    the enclave's.
 
     Args:
-        domain: Domain that the bundle must be about.
+        domain: Host name that the bundle must be about.
     """
 
     name: str = "tinfoil-bundle"
@@ -123,18 +128,18 @@ class TinfoilBundle(_SealedToEnclave):
         Raises:
             FormatError: If the bundle is malformed, or document and certificate contradict each
                 other.
-            ServiceError: If it is for another domain or TLS key.
+            ServiceError: If the bundle is not for this domain and TLS key.
         """
         bundle = read_tinfoil_bundle(only_answer(answers))
         if bundle.domain != self.domain:
-            message = f"{_WHAT}: the bundle is of another domain: {shown(bundle.domain)}"
+            message = f"{_BUNDLE}: domain must be {self.domain}, not {shown(bundle.domain)}"
             raise ServiceError(message, reason="other_origin")
         key = None if seen is None else seen.spki_sha256
         return _claims(bundle.document, key, bundle.domain)
 
 
 class BundleContent(NamedTuple):
-    """A bundle whose parts agree; nothing of it is verified."""
+    """A decoded bundle whose document and certificate agree; its evidence is not verified."""
 
     domain: str
     document: tinfoil_documents.TinfoilDocument
@@ -143,14 +148,14 @@ class BundleContent(NamedTuple):
 
 
 def read_tinfoil_bundle(answer: bytes) -> BundleContent:
-    """Read a bundle of atc.tinfoil.sh, and compare document and certificate.
+    """Decode a bundle of atc.tinfoil.sh, and compare its document and certificate.
 
     The certificate's DNS names spell the HPKE key and the hash of the document, so that they are
     in public logs of certificates, too.
 
     Raises:
-        FormatError: If the bundle is malformed, or the certificate is of another domain, key, HPKE
-            key or document.
+        FormatError: If the bundle is malformed, or the certificate does not have its domain, TLS
+            key, HPKE key or document.
     """
     members = read_answer_object(answer, _BUNDLE)
     required = ("domain", "enclaveAttestationReport", "digest", "sigstoreBundle", "enclaveCert")
@@ -177,10 +182,17 @@ def read_tinfoil_bundle(answer: bytes) -> BundleContent:
 
 
 def _spelled(names: Sequence[str], kind: str, domain: str) -> bytes:
-    """Return the bytes that DNS names spell: `NN<base32>.kind.<parent of the domain>`.
+    """Return the bytes in DNS names of the form `NN<base32>.KIND.<domain or a parent of it>`.
+
+    The base32 texts are joined in the order of their numbers NN, which count from 00.
+
+    Args:
+        names: DNS names of the certificate; those of other forms are not used.
+        kind: `hpke` (key) or `hatt` (hash of the document).
+        domain: Host name of the bundle.
 
     Raises:
-        FormatError: If they are missing, or their numbers or text are not in order.
+        FormatError: If such names are missing, or numbers or text are not in order.
     """
     chunks: dict[str, str] = {}
     for name in names:
@@ -204,12 +216,12 @@ def _spelled(names: Sequence[str], kind: str, domain: str) -> bytes:
 
 
 def _bad_names(kind: str) -> FormatError:
-    message = f"{_BUNDLE}: enclaveCert: its DNS names for {kind} are missing or not in order"
+    message = f"{_BUNDLE}: enclaveCert: must have DNS names for {kind}, numbered from 00"
     return FormatError(message, reason="inconsistent")
 
 
 def _differs(what: str) -> FormatError:
-    message = f"{_BUNDLE}: enclaveCert: not of the {what} of this bundle"
+    message = f"{_BUNDLE}: enclaveCert: must have the {what} of this bundle"
     return FormatError(message, reason="inconsistent")
 
 
@@ -220,7 +232,7 @@ def _canonical(host: str) -> str:
 def _names_of(certificate: bytes) -> tuple[str, ...]:
     """Return the DNS names of a peer's certificate; none if it cannot be read.
 
-    They show a router behind another host name.
+    They identify the router of Tinfoil also under a host name that is not its usual one.
     """
     try:
         found = read_certificate(certificate)
@@ -231,13 +243,22 @@ def _names_of(certificate: bytes) -> tuple[str, ...]:
 
 
 def _claims(document: tinfoil_documents.TinfoilDocument, seen: bytes | None, host: str) -> Claims:
-    """Return the claims of a document; `seen` is the hash of the observed TLS key, if any."""
+    """Return the claims of a document.
+
+    Args:
+        document: The decoded document.
+        seen: SHA-256 of the observed TLS key's SPKI; None without a connection.
+        host: Host name, which decides whether the enclave is Tinfoil's router.
+
+    Raises:
+        ServiceError: If the document names a different TLS key, or no key at all.
+    """
     if (
         seen is not None
         and document.tls is not None
         and not hmac.compare_digest(document.tls, seen)
     ):
-        message = f"{_WHAT}: the document is of another TLS key than that of the connection"
+        message = f"{_WHAT}: document must name the TLS key of the connection, {seen.hex()}"
         raise ServiceError(message, reason="other_key")
     host = _canonical(host)
     is_of = "router" if f".{host}".endswith(f".{ROUTER}") else "server"
@@ -247,7 +268,7 @@ def _claims(document: tinfoil_documents.TinfoilDocument, seen: bytes | None, hos
     if document.hpke is not None:
         bindings += (Binding("hpke", document.hpke, is_of),)
     if not bindings:
-        message = f"{_WHAT}: the document names neither a TLS key nor a key for HPKE"
+        message = f"{_WHAT}: document must name a TLS key, or a key for HPKE"
         raise ServiceError(message, reason="no_channel")
     old = document.generation == "v2"
     gaps = (_NO_RELEASE, *((_NO_MODEL,) if is_of == "router" else ()))

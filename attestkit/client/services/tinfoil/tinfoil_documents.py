@@ -2,8 +2,8 @@
 
 Both generations of version 3 have one `format`, and differ by their members
 (attested-client.md, 2.7). All are read strictly: unknown and double names, uppercase hex,
-non-canonical base64 and double ids are refused. Nothing here is authenticated but the signature of
-June, by the key that its certificate shows.
+non-canonical base64 and double ids are refused. Evidence is not verified here. Of authenticity only
+the signature in documents of June is checked, by the key of the certificate beside it.
 """
 
 import hmac
@@ -66,7 +66,7 @@ def read_section(section: bytes, name: str) -> list[AnswerObject]:
         name: crypto_material or device_evidence.
 
     Raises:
-        FormatError: If the section is malformed, or an item has other members than its kind.
+        FormatError: If the section is malformed, or an item lacks a member or has an unknown one.
     """
     wanted, names = _SECTIONS[name]
     members = read_answer_object(section, f"{_WHAT}: {name}")
@@ -79,7 +79,7 @@ def read_keys(section: bytes) -> DocumentKeys:
     """Return the keys of the decoded section `crypto_material`.
 
     Raises:
-        FormatError: If it is malformed, or the TLS or HPKE key has another format or size.
+        FormatError: If it is malformed, or the TLS or HPKE key has a wrong format or size.
     """
     found: dict[str, bytes] = {}
     for item in read_section(section, "crypto_material"):
@@ -110,7 +110,7 @@ def read_collateral(members: AnswerObject) -> tuple[bytes, ...]:
         if entry.text("format") != _VCEK or subjects != [_CPU]:
             continue
         if found:
-            raise members.error("collateral", "two entries have a VCEK", "duplicate")
+            raise members.error("collateral", "must have one VCEK, but has several", "duplicate")
         data = entry.object("data")
         data.check(("vcek_der_base64",), ("cert_chain_pem",))
         found = (data.base64("vcek_der_base64"),)
@@ -129,9 +129,9 @@ def _unique_items(
         item.check(required, optional)
         key = item.text("id")
         if not key:
-            raise item.error("id", "empty", "missing")
+            raise item.error("id", "must not be empty", "missing")
         if key in seen:
-            raise members.error(name, "two items have the same id", "duplicate")
+            raise item.error("id", "must be unique, but occurs twice", "duplicate")
         seen.add(key)
     return items
 
@@ -159,7 +159,7 @@ _NO_KEY: Final = bytes(32)
 
 
 class TinfoilDocument(NamedTuple):
-    """A document, not verified: the report data are what its evidence must have."""
+    """A decoded document; its evidence is not verified, and must have these report data."""
 
     generation: Generation
     evidence: bytes  # report of SEV-SNP, or quote of TDX
@@ -173,7 +173,7 @@ class TinfoilDocument(NamedTuple):
 
 
 def read_tinfoil_document(answer: bytes, nonce: bytes) -> TinfoilDocument:
-    """Read the answer to `/.well-known/tinfoil-attestation`.
+    """Decode the answer to `/.well-known/tinfoil-attestation`.
 
     Args:
         answer: JSON as received.
@@ -181,7 +181,8 @@ def read_tinfoil_document(answer: bytes, nonce: bytes) -> TinfoilDocument:
 
     Raises:
         FormatError: If the document is malformed, or its parts contradict each other.
-        ServiceError: If it is for another nonce (`nonce_echo`), or its signature is not valid.
+        ServiceError: If it has a different nonce (reason `nonce_echo`), or its signature is not
+            valid.
     """
     members = read_answer_object(answer, _WHAT)
     if "body" in members:
@@ -193,7 +194,7 @@ def read_tinfoil_document(answer: bytes, nonce: bytes) -> TinfoilDocument:
 
 
 def read_v2(members: AnswerObject) -> TinfoilDocument:
-    """Read the members of a document of v2, whose keys are in the report data themselves.
+    """Decode the members of a document of v2, whose keys are in the report data themselves.
 
     Raises:
         FormatError: If the document or its evidence is malformed.
@@ -225,7 +226,7 @@ def _read_june(answer: bytes, members: AnswerObject, nonce: bytes) -> TinfoilDoc
     parts = read_device_parts(answer, stated)
     certificate = read_certificate(members.text("certificate"))
     if not hmac.compare_digest(sha256(certificate.spki_der), tls):
-        raise members.error("certificate", "its key is not that of tls_key_fp", "inconsistent")
+        raise members.error("certificate", "must have the key of tls_key_fp", "inconsistent")
     _check_signature(answer, certificate, members.base64("signature"))
     return TinfoilDocument(
         generation="june",
@@ -247,7 +248,7 @@ def _check_signature(answer: bytes, certificate: Certificate, signature: bytes) 
         key = load_verification_key(certificate.spki_der)
         key.verify("ecdsa", "sha256", signature, signed)
     except SignatureError as error:
-        message = f"{_WHAT}: signature: not valid by the key of its certificate"
+        message = f"{_WHAT}: signature: must be valid by the key of its certificate"
         raise ServiceError(message, reason="signature") from error
 
 
@@ -260,7 +261,7 @@ def _read_august(answer: bytes, members: AnswerObject, nonce: bytes) -> TinfoilD
     evidence = _read_cpu_evidence(members, material, devices)
     data = tinfoil_section_data(nonce, material, devices)
     if not hmac.compare_digest(stated, data):
-        message = f"{_WHAT}: challenge: report_data: not that of {REPORT_DATA_ALGORITHM}"
+        message = f"{_WHAT}: challenge: report_data: must be as {REPORT_DATA_ALGORITHM} computes it"
         raise FormatError(message, reason="inconsistent")
     keys = read_keys(material)
     read_section(devices, "device_evidence")
@@ -277,7 +278,7 @@ def _read_august(answer: bytes, members: AnswerObject, nonce: bytes) -> TinfoilD
 
 
 def _read_challenge(members: AnswerObject, nonce: bytes) -> bytes:
-    """Return the stated report data, after a look at algorithm and nonce."""
+    """Return the stated report data, 64 bytes, after a check of algorithm and nonce."""
     challenge = members.object("challenge")
     challenge.check(("nonce", "report_data", "report_data_algorithm"))
     challenge.constant("report_data_algorithm", REPORT_DATA_ALGORITHM)
@@ -286,7 +287,7 @@ def _read_challenge(members: AnswerObject, nonce: bytes) -> bytes:
 
 
 def _read_cpu_evidence(members: AnswerObject, material: bytes, devices: bytes) -> bytes:
-    """Return the evidence, after a comparison of the hashes beside it with the sections."""
+    """Return report or quote, after comparing the stated hashes with those of the sections."""
     cpu = members.object("cpu_evidence")
     cpu.check(("format", "report_base64", "endorsed"))
     platform = _CPU_FORMATS[cpu.constant("format", *_CPU_FORMATS)]
@@ -295,7 +296,7 @@ def _read_cpu_evidence(members: AnswerObject, material: bytes, devices: bytes) -
     endorsed.check(tuple(hashes))
     for name, section in hashes.items():
         if not hmac.compare_digest(endorsed.hex(name, 32), sha256(section)):
-            raise endorsed.error(name, "not the hash of the section", "inconsistent")
+            raise endorsed.error(name, "must be the hash of the section", "inconsistent")
     evidence = cpu.base64("report_base64")
     _report_data_of(evidence, platform)
     return evidence
@@ -303,7 +304,7 @@ def _read_cpu_evidence(members: AnswerObject, material: bytes, devices: bytes) -
 
 def _check_echo(echo: bytes, nonce: bytes) -> None:
     if not hmac.compare_digest(echo, nonce):
-        message = f"{_WHAT}: nonce: it answers another nonce than the one that was sent"
+        message = f"{_WHAT}: nonce must be {nonce.hex()}, as sent, not {echo.hex()}"
         raise ServiceError(message, reason="nonce_echo")
 
 
@@ -313,5 +314,5 @@ def _report_data_of(evidence: bytes, platform: str) -> bytes:
         return SnpReport.parse(evidence).report_data
     quote = Quote.parse(evidence)
     if quote.tee_type != _TDX:
-        raise FormatError(f"{_WHAT}: the quote is not of a TD", reason="inconsistent")
+        raise FormatError(f"{_WHAT}: the quote must be of TDX", reason="inconsistent")
     return quote.report_data

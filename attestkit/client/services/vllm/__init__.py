@@ -1,1 +1,1 @@
-"""The vllm-proxy lineage and NEAR AI: reports, sealed fields, signed answers (2.2 to 2.4)."""
+"""vllm-proxy and its derivatives, such as NEAR AI (attested-client.md, 2.2 to 2.4)."""

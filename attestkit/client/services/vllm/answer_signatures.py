@@ -1,4 +1,4 @@
-"""Signatures of answers in the vllm-proxy lineage (attested-client.md, 2.2 and 2.3).
+"""Signatures of answers of vllm-proxy and its derivatives (attested-client.md, 2.2 and 2.3).
 
 The signed text has the hashes of the bodies of request and answer as they were on the wire.
 """
@@ -33,15 +33,15 @@ def signature_question(template: str, answer: AnswerRecord, query: Mapping[str, 
     """Return the request for the signature of an answer; a 404 means that it is not there yet.
 
     Args:
-        template: Path, with `{id}` in place of the identifier.
-        answer: The answer.
-        query: Parameters of the URL.
+        template: Path, perhaps with a query, with `{id}` in place of the answer's identifier.
+        answer: Identifier and hashes of the answer.
+        query: Parameters that are added to the URL, not yet percent-encoded.
 
     Raises:
         ServiceError: If the answer has no valid identifier (reason `signature`).
     """
     if _IDENTIFIER.fullmatch(answer.identifier) is None:
-        message = f"{_WHAT}: its id {shown(answer.identifier)} is not valid"
+        message = f"{_WHAT}: id must be 1 to 256 characters, not {shown(answer.identifier)}"
         raise ServiceError(message, reason="signature")
     path = template.format(id=quote(answer.identifier, safe=""))
     return Question(f"{path}{'&' if '?' in path else '?'}{urlencode(query)}")
@@ -63,8 +63,8 @@ def check_answer_signature(
 
     Raises:
         FormatError: If the document is malformed.
-        ServiceError: If it is about another request, answer or model, by another key than those of
-            the claims, or not valid (reason `signature`).
+        ServiceError: If the signature is not valid, not for this request, answer and model, or not
+            by a key of the claims (reason `signature`).
     """
     members = read_answer_object(document, _WHAT)
     text = members.text("text")
@@ -82,7 +82,7 @@ def check_answer_signature(
     if algorithm == "ecdsa":
         _check_ecdsa(signed, signature, keys, signer)
     elif not any(ed25519_verify_strict(key, signature, signed) for key in keys):
-        raise _refusal(f"not valid for the attested key of the {signer}")
+        raise _refusal(f"must be valid for the attested key of the {signer}")
     return signer
 
 
@@ -94,9 +94,9 @@ def _check_text(text: str, answer: AnswerRecord, model: str | None) -> None:
         ("answer", response, answer.response_sha256),
     ):
         if not hmac.compare_digest(stated.encode(), expected.hex().encode()):
-            raise _refusal(f"is about another {what} than {expected.hex()}")
+            raise _refusal(f"hash of the {what} must be {expected.hex()}, not {shown(stated)}")
     if front[0] and model is not None and front[0] != model:
-        raise _refusal(f"is about the model {shown(front[0])}, not {shown(model)}")
+        raise _refusal(f"model must be {shown(model)}, not {shown(front[0])}")
 
 
 def _signer(members: AnswerObject) -> Signer:
@@ -104,7 +104,8 @@ def _signer(members: AnswerObject) -> Signer:
         return "model"
     kind = members.text("signature_kind")
     if kind not in _KINDS:
-        raise members.error("signature_kind", f"{shown(kind)} is unknown", "unsupported")
+        problem = f"must be {' or '.join(_KINDS)}, not {shown(kind)}"
+        raise members.error("signature_kind", problem, "unsupported")
     return _KINDS[kind]
 
 
@@ -113,7 +114,7 @@ def _keys(claims: Claims, signer: Signer, algorithm: str) -> list[bytes]:
     name = f"signing-{algorithm}" if signer == "model" else f"{signer}-signing-{algorithm}"
     found = [key for purpose, key in claims.keys.items() if purpose.split("[")[0] == name]
     if not found:
-        raise _refusal(f"is by an {algorithm} key, and no such key of the {signer} is attested")
+        raise _refusal(f"{algorithm}: the evidence names no such key of the {signer}")
     return found
 
 
@@ -127,7 +128,7 @@ def _check_ecdsa(signed: bytes, signature: bytes, keys: list[bytes], signer: Sig
         raise ServiceError(f"{_WHAT}: {error}", reason="signature") from error
     address = ethereum_address(key)
     if not any(hmac.compare_digest(address, one) for one in keys):
-        raise _refusal(f"is by {address.hex()}, not by the attested key of the {signer}")
+        raise _refusal(f"must be by the attested key of the {signer}, not by {address.hex()}")
 
 
 def _refusal(problem: str) -> ServiceError:

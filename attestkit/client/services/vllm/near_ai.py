@@ -1,7 +1,7 @@
 """NEAR AI Cloud: its gateway with the models behind it, and models directly.
 
 The gateway's TLS key is in the gateway's evidence, so that the channel ends there. A model is
-reached through it by sealing to the model's key (attested-client.md, 2.3).
+reached through it by encrypting to the model's key (attested-client.md, 2.3).
 """
 
 import hmac
@@ -57,8 +57,9 @@ def read_ohttp_key(members: AnswerObject, report: VllmReport) -> bytes | None:
             signature, which is an Ed25519 key, is not attested, and the result is None.
 
     Raises:
-        FormatError: If it is malformed, or the two configurations differ (`inconsistent`).
-        ServiceError: If its signature is not valid (`signature`).
+        FormatError: If a member is malformed, or the two configurations differ (reason
+            `inconsistent`).
+        ServiceError: If the signature of the configuration is not valid (reason `signature`).
     """
     if not members.has("ohttp_attestation"):
         return None
@@ -73,7 +74,7 @@ def read_ohttp_key(members: AnswerObject, report: VllmReport) -> bytes | None:
     if members.has("ohttp_key_config"):
         stated = members.prefixed_hex("ohttp_key_config", *_SIZES)
         if not hmac.compare_digest(stated, config):
-            raise members.error("ohttp_key_config", "differs from the signed one", "inconsistent")
+            raise members.error("ohttp_key_config", "must be the signed one", "inconsistent")
     attested = report.algorithm == "ed25519" and hmac.compare_digest(key, report.address)
     return config if attested else None
 
@@ -100,10 +101,10 @@ _ROUTING: Final = (
 
 
 class _NearAi(ReportService):
-    """Common base of the services of gateway and models. Immutable."""
+    """Common base of NEAR AI's two services: gateway with models, and one model. Immutable."""
 
     request_headers: Final = (("X-No-Aliasing", "true"),)
-    """Headers for every request: the model that was asked for answers, or none."""
+    """Headers of every request: no other model may answer in place of the requested one."""
 
     algorithm: SigningAlgorithm = "ed25519"  # the only one that also attests keys of OHTTP
     protocols: ProtocolsByKey = NEARS
@@ -143,13 +144,13 @@ class NearAiCloud(_NearAi):
 
         Raises:
             FormatError: If a report is malformed.
-            ServiceError: If no model is attested (`ends_at_gateway`), or evidence is of another
-                model, nonce or TLS key.
+            ServiceError: If the answer has no evidence of a model (reason `ends_at_gateway`), or
+                evidence is not for this model, nonce or TLS key.
         """
         check_nonce(nonce)
         members = read_answer_object(only_answer(answers), _WHAT)
         if not members.has("gateway_attestation"):
-            message = f"{_WHAT}: has no evidence of the gateway"
+            message = f"{_WHAT}: must have gateway_attestation, evidence of the gateway"
             raise ServiceError(message, reason="no_attestation")
         own = members.object("gateway_attestation")
         check_kind(own, nonce)
@@ -208,7 +209,7 @@ class NearAiDirect(_NearAi):
 
         Raises:
             FormatError: If a report is malformed.
-            ServiceError: If evidence is of another model, nonce or TLS key.
+            ServiceError: If evidence is not for this model, nonce or TLS key.
         """
         check_nonce(nonce)
         members = read_answer_object(only_answer(answers), _WHAT)
@@ -232,7 +233,7 @@ class NearAiDirect(_NearAi):
 
 
 class _Parts:
-    """Collects the optional parts of several reports: compose managers, and keys of OHTTP."""
+    """Collects what reports have besides: evidence of compose managers, and keys of OHTTP."""
 
     def __init__(self) -> None:
         self.machines: list[Machine] = []
@@ -240,7 +241,7 @@ class _Parts:
         self.keys: dict[str, bytes] = {}
 
     def add(self, members: AnswerObject, report: VllmReport, nonce: bytes) -> None:
-        """Read the parts beside one report."""
+        """Add compose manager and OHTTP key beside one report; `members` has them, if any."""
         manager = read_compose_manager(members, report, nonce)
         if manager is not None:
             self.machines.append(manager.machine)
@@ -277,13 +278,13 @@ def _check_model_name(report: VllmReport, model: str | None) -> None:
     """Check the name of the model that a report states, if both are known.
 
     Raises:
-        ServiceError: If it is another one (`no_attestation`).
+        ServiceError: If they differ (reason `no_attestation`).
     """
     if model is None or report.model is None or report.model == model:
         return
     message = (
-        f"{_WHAT}: is of the model {shown(report.model)}, not of {shown(model)}; pass its own name "
-        "as model"
+        f"{_WHAT}: model must be {shown(model)}, not {shown(report.model)}; pass its own name as "
+        "model"
     )
     raise ServiceError(message, reason="no_attestation")
 
@@ -297,7 +298,7 @@ def _check_certificate(members: AnswerObject, gateway: VllmReport) -> None:
     except FormatError as error:
         raise members.error("tls_certificate", str(error), error.reason) from error
     if not hmac.compare_digest(sha256(leaf.spki), gateway.fingerprint):
-        problem = "does not have the key of tls_cert_fingerprint"
+        problem = "must have the key of tls_cert_fingerprint"
         raise members.error("tls_certificate", problem, "inconsistent")
 
 

@@ -1,8 +1,8 @@
-"""Services of the vllm-proxy lineage: Phala's proxy itself, RedPill, NanoGPT and Venice.
+"""Services with the reports of vllm-proxy: Phala's proxy itself, RedPill, NanoGPT and Venice.
 
-A proxy beside the model answers for its own machine, and with `version=2` also for its TLS key. A
-relay passes such an answer on: TLS then ends at the relay, and only what is sealed to the model's
-key is protected (attested-client.md, 2.2).
+A proxy beside the model has evidence of its own machine, and with `version=2` also of its TLS key.
+A relay passes such an answer on: TLS then ends at the relay, and only what is encrypted to the
+model's key is protected (attested-client.md, 2.2).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlencode
 
-from attestkit._argument_checks import require_bytes, require_size
+from attestkit._argument_checks import require_bytes, require_size, wrong_type
 from attestkit._sanitize import shown
 from attestkit.client.sealing import field_protocols
 from attestkit.client.sealing.fields import FieldProtocol, FieldSealing
@@ -34,7 +34,7 @@ from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import ServiceError, UsageError
 
 ProtocolsByKey = Mapping[int, FieldProtocol]
-"""Protocols of a service by the bytes of the key: 32 of Ed25519, 65 of secp256k1."""
+"""Encryption protocols of a service by the bytes of its key: 32 of Ed25519, 65 of secp256k1."""
 
 VERSION_1: Final[ProtocolsByKey] = {32: field_protocols.ED25519_V1, 65: field_protocols.ECDSA_V1}
 VENICES: Final[ProtocolsByKey] = {65: field_protocols.VENICE}
@@ -52,17 +52,17 @@ _WEIGHTS: Final = "which weights the model has"
 
 
 class ReportService:
-    """Common base of services with such reports: sealed requests, and signed answers."""
+    """Common base of services with vllm-proxy's reports: encrypted requests, signed answers."""
 
     name: str
-    relay: bool = False  # whether TLS ends at another machine than the model's
-    algorithm: vllm_report.SigningAlgorithm = "ecdsa"  # of the signing key that is asked for
+    relay: bool = False  # whether TLS ends at a machine in front of the model's
+    algorithm: vllm_report.SigningAlgorithm = "ecdsa"  # of the signing key that is requested
     signature: str = "/v1/signature/{id}"  # path of the signature of an answer
-    protocols: ProtocolsByKey = PHALAS  # that seal fields to the model's key
+    protocols: ProtocolsByKey = PHALAS  # that encrypt fields to the model's key
 
     @property
     def where(self) -> Where:
-        """`wire`; `apart` for a relay, whose own connection proves nothing."""
+        """`wire`; `apart` for a relay, whose TLS key is not in the evidence. See `Where`."""
         return "apart" if self.relay else "wire"
 
     def sealing(
@@ -72,14 +72,15 @@ class ReportService:
         model: str | None,
         allow_open: frozenset[str] = frozenset(),
     ) -> FieldSealing:
-        """Return the Sealing of fields to the model's key; `allow_open` as for `FieldSealing`.
+        """Return the Sealing that encrypts fields of requests to the key of `binding`, the model's.
 
         Raises:
-            ServiceError: If the service has no protocol for such a key (`sealing`).
+            ServiceError: If the service has no encryption protocol for such a key (reason
+                `sealing`).
         """
         protocol = self.protocols.get(len(binding.key))
         if binding.kind != "fields" or protocol is None:
-            message = f"{self.name}: cannot seal to {binding.kind} keys of {len(binding.key)} bytes"
+            message = f"{self.name}: cannot encrypt to a {len(binding.key)}-byte {binding.kind} key"
             raise ServiceError(message, reason="sealing")
         return FieldSealing(protocol, binding.key, model=model, allow_open=allow_open)
 
@@ -87,7 +88,7 @@ class ReportService:
         """Return the request for the signature of an answer.
 
         Raises:
-            ServiceError: If the answer has no valid identifier (`signature`).
+            ServiceError: If the answer has no valid identifier (reason `signature`).
         """
         query = {} if model is None else {"model": model}
         return signature_question(self.signature, answer, {**query, "signing_algo": self.algorithm})
@@ -100,8 +101,8 @@ class ReportService:
         A gateway signs the streams that it changes; that does not show which model answered.
 
         Raises:
-            FormatError: If the document is malformed.
-            ServiceError: If it is not a valid signature of this answer (`signature`).
+            FormatError: If `document`, which has the signature, is malformed.
+            ServiceError: If it is not a valid signature of this answer (reason `signature`).
         """
         # A relay has names of its own for models.
         return check_answer_signature(document, answer, claims, None if self.relay else model)
@@ -112,16 +113,16 @@ class ReportService:
 
 @dataclass(eq=False, repr=False)
 class VllmProxy(ReportService):
-    """A proxy of this lineage, or a relay of its answers. Immutable.
+    """A vllm-proxy or derivative beside a model, or a relay of its answers. Immutable.
 
     Args:
         name: Name of the service.
-        host: Its host, in lower case; empty if the service is never detected by host.
+        host: Host name by which it is detected, in lower case; empty if it is never detected.
         path: Path of the report.
-        relay: Whether TLS ends at another machine than the model's.
+        relay: Whether TLS ends at a machine in front of the model's.
         algorithm: Algorithm of the requested signing key.
-        signature: Path of the signature of an answer, with `{id}`.
-        protocols: Protocols that seal fields to the model's key.
+        signature: Path of the signature of an answer, with `{id}` for its identifier.
+        protocols: Protocols that encrypt fields of requests to the model's key.
     """
 
     name: str
@@ -137,10 +138,10 @@ class VllmProxy(ReportService):
         return bool(host) and host.lower() == self.host
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the request for the report; of a relay, which has many models, one is required.
+        """Return the request for the report; a relay has many models, so it needs `model`.
 
         Raises:
-            UsageError: If no model is named and one is required, or its name is not valid.
+            UsageError: If a relay gets no model, or the name of the model is not valid.
         """
         query = {"nonce": check_nonce(nonce).hex(), "signing_algo": self.algorithm}
         if self.relay or model is not None:
@@ -155,9 +156,9 @@ class VllmProxy(ReportService):
         """Return the claims of a report, whatever the model's name: relays rename models.
 
         Raises:
-            FormatError: If it is malformed.
-            ServiceError: If it is evidence of another kind or nonce, or of another TLS key than the
-                observed one.
+            FormatError: If the report is malformed.
+            ServiceError: If the evidence is not of vllm-proxy, or not for this nonce or the
+                observed TLS key.
         """
         check_nonce(nonce)
         members = read_answer_object(only_answer(answers), _WHAT)
@@ -217,7 +218,7 @@ SERVICES: Final = (
 
 
 def check_model(model: str | None, service: str) -> str:
-    """Return the name of a model.
+    """Return `model`, the name of an AI model, if it is valid; errors name `service`.
 
     Raises:
         UsageError: If it is missing, too long, or has unprintable characters.
@@ -226,9 +227,9 @@ def check_model(model: str | None, service: str) -> str:
         message = f"model: missing; {service} attests models, so pass model=NAME"
         raise UsageError(message, reason="missing")
     if not isinstance(model, str):
-        raise UsageError("model: must be text", reason="wrong_type")
+        raise wrong_type("model", "text", model)
     if not (0 < len(model) <= MAX_MODEL and model.isprintable()):
-        message = f"model: {shown(model)}: must be 1 to {MAX_MODEL} printable characters"
+        message = f"model: must be 1 to {MAX_MODEL} printable characters, not {shown(model)}"
         raise UsageError(message, reason="wrong_value")
     return model
 
@@ -241,21 +242,27 @@ def check_nonce(nonce: bytes) -> bytes:
 
 
 def check_kind(members: AnswerObject, nonce: bytes) -> None:
-    """Refuse evidence of another kind that a relay passes on.
+    """Refuse an answer with `attestation_type`: it has evidence that is not of vllm-proxy.
 
     Raises:
-        ServiceError: With reason `nonce_echo` if it is of another nonce, else `no_attestation`.
+        ServiceError: If it has that member: with reason `nonce_echo` if its nonce is not `nonce`,
+            else `no_attestation`.
     """
     kind = members.get("attestation_type")
     if kind is None:
         return
     vllm_report.check_nonce_echo(members, nonce)
-    message = f"{_WHAT}: is of {shown(str(kind))}; connect to that service itself"
+    message = f"{_WHAT}: type {shown(str(kind))} is not vllm-proxy's; connect to that service"
     raise ServiceError(message, reason="no_attestation")
 
 
 def read_reports(members: AnswerObject, nonce: bytes, role: str) -> list[vllm_report.VllmReport]:
-    """Read a report and those of other replicas in `all_attestations`, which may repeat the first.
+    """Decode a report and those of its replicas in `all_attestations`, which may repeat the first.
+
+    Args:
+        members: Decoded members of the first report.
+        nonce: Nonce of the request, 32 bytes.
+        role: Role of the machines, as in `Machine`.
 
     Raises:
         FormatError: If a report is malformed, or there are more than 62 replicas.
@@ -280,15 +287,15 @@ def same_machine(report: vllm_report.VllmReport, other: vllm_report.VllmReport) 
 def tls_bindings(
     reports: list[vllm_report.VllmReport], seen: ObservedPeer | None, is_of: str
 ) -> list[Binding]:
-    """Return bindings to the TLS keys of reports, the observed one first.
+    """Return bindings to the TLS keys that reports name, the observed one first.
 
     Args:
-        reports: The reports.
-        seen: The peer of the connection, if there is one.
+        reports: Decoded reports; those of version 1 name no TLS key.
+        seen: Peer of the connection; None without one.
         is_of: Owner of the keys, as in `Binding`.
 
     Raises:
-        ServiceError: If reports name keys, and none is the observed one (`other_key`).
+        ServiceError: If reports name keys, and none is the observed one (reason `other_key`).
     """
     keys = list(dict.fromkeys(r.fingerprint for r in reports if r.fingerprint is not None))
     if keys and seen is not None:
@@ -303,13 +310,13 @@ def tls_bindings(
 
 
 def channel_limits(bindings: Sequence[Binding]) -> tuple[str, ...]:
-    """Return what is not shown of a connection if the reports name no TLS key."""
+    """Return what is not verified, in words, if `bindings` do not begin with a TLS key."""
     if bindings[0].kind == "tls-spki":
         return ()
     return ("that the connection ends in the machine: the report names no TLS key",)
 
 
 def model_limits(reports: list[vllm_report.VllmReport]) -> tuple[str, ...]:
-    """Return what reports of a model never show."""
+    """Return what the reports of a model leave unverified, in words for `Claims.not_proven`."""
     has_gpus = any(report.machine.gpu is not None for report in reports)
     return (*([_GPUS] if has_gpus else []), _WEIGHTS)

@@ -1,4 +1,4 @@
-"""One attestation report of the vllm-proxy lineage, of Phala, NEAR AI and others.
+"""One attestation report of vllm-proxy or its derivatives, of Phala, NEAR AI and others.
 
 The report names a signing key, and in version 2 also a TLS key; the report data commit to both and
 to the nonce of the client (attested-client.md, 2.2).
@@ -34,7 +34,7 @@ _HASH_SIZE: Final = 32
 
 
 class VllmReport(NamedTuple):
-    """A decoded report, of which only the format is verified."""
+    """A decoded report of vllm-proxy, of which only the format is verified."""
 
     machine: Machine
     algorithm: SigningAlgorithm
@@ -53,16 +53,17 @@ class VllmReport(NamedTuple):
 
 
 def read_vllm_report(members: AnswerObject, nonce: bytes, role: str) -> VllmReport:
-    """Read a report.
+    """Decode a report of vllm-proxy.
 
     Args:
-        members: Its decoded members.
+        members: Decoded members of the report.
         nonce: Nonce of the request, 32 bytes.
-        role: Of the machine.
+        role: Role of the machine, as in `Machine`.
 
     Raises:
         FormatError: If it is malformed, or its parts contradict each other.
-        ServiceError: If it has no quote (`no_attestation`), or states another nonce (`nonce_echo`).
+        ServiceError: If it has no quote (reason `no_attestation`), or states a different nonce
+            (`nonce_echo`).
     """
     check_nonce_echo(members, nonce)
     quote = _quote(members)
@@ -94,7 +95,7 @@ def check_nonce_echo(members: AnswerObject, nonce: bytes) -> None:
 
     Raises:
         FormatError: If it is not hex.
-        ServiceError: If it is another one (`nonce_echo`).
+        ServiceError: If it differs (reason `nonce_echo`).
     """
     for name in _ECHOES:
         if not members.has(name):
@@ -102,14 +103,17 @@ def check_nonce_echo(members: AnswerObject, nonce: bytes) -> None:
         stated = strict_json.from_hex(members[name], f"{members.what}: {name}")
         if not hmac.compare_digest(stated, nonce):
             message = (
-                f"{members.what}: {name} {stated.hex()[:64]} is not the nonce of the request: the "
-                "evidence is not fresh"
+                f"{members.what}: {name}: must be the nonce of the request, {nonce.hex()}, not "
+                f"{stated.hex()[:64]}: the evidence is not fresh"
             )
             raise ServiceError(message, reason="nonce_echo")
 
 
 def report_bindings(report: VllmReport, is_of: str) -> list[Binding]:
-    """Return the bindings to the signing key of `is_of`: for sealed fields, and for signatures."""
+    """Return the bindings to the report's signing key, which is of `is_of`, such as "model".
+
+    One for encrypted fields, if the report has the public key, and one for signatures of answers.
+    """
     found = []
     if report.public_key is not None:
         found.append(Binding("fields", report.public_key, is_of))
@@ -135,9 +139,9 @@ def _quote(members: AnswerObject) -> bytes:
     if not texts:
         for name in _QUOTES:
             members.optional_text(name)
-        raise ServiceError(f"{members.what}: has no TDX quote", reason="no_attestation")
+        raise ServiceError(f"{members.what}: must have a TDX quote", reason="no_attestation")
     if len(texts) > 1:
-        raise members.error(_QUOTES[0], f"differs from {_QUOTES[1]}", "inconsistent")
+        raise members.error(_QUOTES[0], f"must be the same as {_QUOTES[1]}", "inconsistent")
     quote = strict_json.from_hex(texts.pop().removeprefix("0x"), f"{members.what}: {_QUOTES[0]}")
     try:
         td_body(quote)
@@ -161,10 +165,10 @@ def _public_key(members: AnswerObject, algorithm: SigningAlgorithm, address: byt
     stated = members.has(name)
     if algorithm == "ed25519":
         if not ed25519_has_prime_order(address):
-            problem = "not an Ed25519 key of prime order"
+            problem = "must be an Ed25519 key of prime order"
             raise members.error("signing_address", problem, "wrong_value")
         if stated and members.prefixed_hex(name, 32) != address:
-            problem = "differs from signing_address, which is the key"
+            problem = "must be the same as signing_address"
             raise members.error(name, problem, "inconsistent")
         return address
     if not stated:
@@ -174,16 +178,20 @@ def _public_key(members: AnswerObject, algorithm: SigningAlgorithm, address: byt
     try:
         require_k256_point(key)
     except UsageError as error:
-        problem = "not an uncompressed point of secp256k1"
+        problem = "must be an uncompressed point of secp256k1"
         raise members.error(name, problem, "wrong_value") from error
     if not hmac.compare_digest(ethereum_address(key), address):
-        problem = "is not the key whose hash is signing_address"
+        problem = "must be the key whose hash is signing_address"
         raise members.error(name, problem, "inconsistent")
     return key
 
 
 def _evidence(members: AnswerObject, quote: bytes) -> Attestation | bytes:
-    """Return quote and event log, after checking that the app compose is the measured one."""
+    """Return quote and event log, after checking that the app-compose document is the measured one.
+
+    Raises:
+        FormatError: If it is not, or a part is malformed.
+    """
     info, tcb_info = _information(members)
     config = members["vm_config"] if members.has("vm_config") else info.get("vm_config")
     log = members["event_log"] if members.has("event_log") else tcb_info.get("event_log")
@@ -193,7 +201,7 @@ def _evidence(members: AnswerObject, quote: bytes) -> Attestation | bytes:
 
 
 def _information(members: AnswerObject) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return `info` and its `tcb_info`, each empty if it is missing."""
+    """Return the members `info` and `info.tcb_info` of a report, each empty if it is missing."""
     if not members.has("info"):
         return {}, {}
     info = dstack_evidence.object_of_text(members["info"], f"{members.what}: info")
@@ -215,20 +223,23 @@ def _gpu(members: AnswerObject, nonce: bytes) -> GpuBinding | None:
 
 
 MAX_ACTIONS: Final = 16_384
-"""Maximum number of actions of a compose manager."""
+"""Maximum number of actions, such as starts of programs, in evidence of a compose manager."""
 
 _MEMBER: Final = "compose_manager_attestation"
 _SAME: Final = ("mrtd", "mr_config_id", "rtmrs")  # of both quotes
 
 
 class ComposeManager(NamedTuple):
-    """Decoded evidence of a compose manager, of which only the format is verified."""
+    """Decoded evidence of a compose manager, the service of NEAR AI that starts the programs.
+
+    Only its format and the hash of the actions are verified.
+    """
 
     machine: Machine
     actions: int  # number of them
 
     def limit(self) -> str:
-        """Return what the evidence does not show."""
+        """Return what the evidence does not show, in words for `Claims.not_proven`."""
         return (
             f"which programs the compose manager has started: its {self.actions} actions are in "
             "the evidence, and no policy compares them"
@@ -238,17 +249,19 @@ class ComposeManager(NamedTuple):
 def read_compose_manager(
     members: AnswerObject, report: VllmReport, nonce: bytes
 ) -> ComposeManager | None:
-    """Read the evidence of a compose manager beside a report; None if it is missing.
+    """Decode the evidence of a compose manager beside a report; None if it is missing.
+
+    A compose manager starts the programs of a TD, and logs its actions.
 
     Args:
-        members: Members of the report.
+        members: Decoded members of the report.
         report: The report.
         nonce: Nonce of the request, 32 bytes.
 
     Raises:
-        FormatError: If it is malformed, of another TD than the report, or if its report data do not
-            have the hash of the actions (`inconsistent`).
-        ServiceError: If it states another nonce (`nonce_echo`).
+        FormatError: If it is malformed, not of the report's TD, or if its report data do not have
+            the hash of the actions (reason `inconsistent`).
+        ServiceError: If it states a different nonce (`nonce_echo`).
     """
     if not members.has(_MEMBER):
         return None
@@ -258,12 +271,12 @@ def read_compose_manager(
     actions = found.array("actions", MAX_ACTIONS)
     body, own_body = td_body(quote), td_body(report.quote())
     if any(getattr(body, name) != getattr(own_body, name) for name in _SAME):
-        raise found.error("quote", "is of another TD than the report", "inconsistent")
+        raise found.error("quote", "must be of the same TD as the report", "inconsistent")
     digest = _actions_hash(actions, body.report_data[:_HASH_SIZE], found)
     if found.has("actions_hash"):
         stated = found.prefixed_hex("actions_hash", _HASH_SIZE)
         if not hmac.compare_digest(stated, digest):
-            raise found.error("actions_hash", "is not the hash of the actions", "inconsistent")
+            raise found.error("actions_hash", "must be the hash of the actions", "inconsistent")
     log, config = found.get("event_log"), found.get("vm_config")
     evidence = dstack_evidence.read_dstack_evidence(quote, log, config, found.what)
     # The same TD as that of the report, so that the same policy applies.
@@ -272,11 +285,15 @@ def read_compose_manager(
 
 
 def _actions_hash(actions: list[Any], signed: bytes, found: AnswerObject) -> bytes:
-    """Return `signed` if it is the SHA-256 of the actions in JSON, members sorted or not."""
+    """Return `signed` if it is the SHA-256 of the actions in JSON, members sorted or not.
+
+    Raises:
+        FormatError: If it is not (reason `inconsistent`).
+    """
     for by_name in (True, False):
         text = json.dumps(actions, sort_keys=by_name, separators=(",", ":"), ensure_ascii=False)
         digest = sha256(text.encode())
         if hmac.compare_digest(digest, signed):
             return digest
-    problem = "their hash is not the one in the report data of the quote"
+    problem = "must have the hash that is in the report data of the quote"
     raise found.error("actions", problem, "inconsistent")

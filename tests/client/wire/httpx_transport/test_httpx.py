@@ -299,7 +299,7 @@ def test_httpx_stream_sends_nothing_before_tls() -> None:
     with serving() as server:
         origin = ProvenOrigin(SimpleProver(server), tls_context(), httpcore, proxied=False)
         stream = ProvingBackend(origin, httpcore).connect_tcp("127.0.0.1", server.port)
-        with contextlib.closing(stream), pytest.raises(ConnectionError, match="not proven"):
+        with contextlib.closing(stream), pytest.raises(ConnectionError, match="not verified"):
             stream.write(b"GET / HTTP/1.1\r\n\r\n")
 
 
