@@ -51,7 +51,7 @@ def read(certificate: bytes | str) -> Attestation:
 
     Raises:
         FormatError: If certificate or evidence are malformed, or an extension occurs twice.
-        VerificationError: If evidence is missing, or bound to another key.
+        VerificationError: If evidence is missing, or bound to a key other than the certificate's.
     """
     return _bound_evidence(read_certificate(certificate))[0]
 
@@ -75,7 +75,7 @@ def verify(
     Args:
         certificate: As for `read`.
         verifier: Verifies the evidence. Its clock is the default for `now`.
-        now: Time of the verification: an aware datetime, or seconds since 1970.
+        now: Time of the verification: a datetime with a time zone, or seconds since 1970.
         max_lifetime: Longest accepted time between the certificate's two dates, and so, by these
             dates, the greatest age of the evidence. None accepts any, which certificates of a
             dstack agent, its KMS and Gramine need, because their dates are not related to the
@@ -83,14 +83,15 @@ def verify(
 
     Raises:
         FormatError: If certificate or evidence are malformed, or an extension occurs twice.
-        VerificationError: If evidence is missing (reason `no_evidence`) or bound to another key
-            (`report_data`), the certificate names another app (`identity`), is not valid at `now`
-            (`cert_expired`), lives longer than `max_lifetime` (`cert_lifetime`) or is not for TLS
-            (`cert_usage`), or verification of the evidence fails, see `Verifier.verify`.
+        VerificationError: If evidence is missing (reason `no_evidence`) or not bound to the
+            certificate's key (`report_data`), the certificate names an app that is not the
+            evidence's (`identity`), is not valid at `now` (`cert_expired`), lives longer than
+            `max_lifetime` (`cert_lifetime`) or is not for TLS (`cert_usage`), or verification of
+            the evidence fails, see `Verifier.verify`.
         CollateralError: If collateral is missing, malformed, or cannot be fetched.
         UnsupportedError: If the platform of the evidence is not supported.
-        UsageError: If `now` has another type, or no time zone, or `max_lifetime` is not a positive
-            timedelta or None.
+        UsageError: If `now` is neither of these, or `max_lifetime` is not a positive timedelta or
+            None.
     """
     check_max_lifetime(max_lifetime)
     found = read_certificate(certificate)
@@ -160,22 +161,23 @@ def _check_usage(certificate: Certificate) -> None:
     """
     # 30 size, then 01 01 FF for cA TRUE: DER omits the default FALSE.
     if certificate.extensions.get(_BASIC_CONSTRAINTS, b"")[2:5] == b"\x01\x01\xff":
-        message = "certificate: is a CA certificate; present an end-entity certificate"
+        message = "certificate: must not be a CA certificate; present an end-entity certificate"
         raise VerificationError(message, reason="cert_usage")
     # 03 size, number of unused bits, then the bits; digitalSignature is the highest.
     usage = certificate.extensions.get(_KEY_USAGE)
     if usage is not None and usage[3:4] < b"\x80":
-        message = "certificate: key usage lacks digitalSignature, which TLS 1.3 requires"
+        message = "certificate: key usage must include digitalSignature, which TLS 1.3 requires"
         raise VerificationError(message, reason="cert_usage")
 
 
 def _check_identity(
     certificate: Certificate, evidence: Attestation, steps: tuple[VerificationStep, ...]
 ) -> None:
-    """Check the app in the certificate's extensions against verified evidence.
+    """Check app id and app info in the certificate's extensions against verified evidence.
 
-    An issuer decodes the evidence without verifying it, and so does the comparison: `device_id` of
-    a TD is the hash of an empty identity, and `os_image_hash` is that of the VM configuration.
+    They are compared with the values that an issuer reads from evidence without verifying it:
+    `device_id` of a TD is the hash of an empty identity, and `os_image_hash` is that of the VM
+    configuration.
 
     Raises:
         FormatError: If the app info is malformed.

@@ -85,19 +85,20 @@ def peer(connection: object) -> "AttestationResult":
         raise UsageError(message, reason="not_applicable")
     result = found.attested_peer
     if result is None:
-        message = "connection: the TLS handshake has not finished"
+        message = "connection: its TLS handshake must have finished"
         raise UsageError(message, reason="not_ready")
     return result
 
 
 def peer_certificate(connection: Any) -> bytes:
-    """Return the certificate (DER) whose key the peer has proven in this handshake.
+    """Return the peer's certificate (DER), of whose private key this handshake shows possession.
 
     Args:
         connection: SSLSocket or SSLObject after its handshake; or an object of the `_ssl` module.
 
     Raises:
-        VerificationError: If it sent none, or resumed a session.
+        VerificationError: If the peer sent none (reason `no_certificate`), or resumed a session
+            (`session_reused`).
     """
     certificate: bytes | None = connection.getpeercert(True)  # _SSLSocket takes no keyword
     if not certificate:
@@ -141,7 +142,7 @@ class _Attested:
         return verify(certificate, self._verifier, max_lifetime=self._max_lifetime)
 
     def verify_client_post_handshake(self) -> None:
-        """Raise UsageError: another certificate would replace the verified one."""
+        """Raise UsageError: a later certificate of the client would replace the verified one."""
         raise UsageError(_NO_LATER_CERTIFICATE, reason="not_applicable")
 
     def _raise_if_refused(self) -> None:
@@ -159,7 +160,7 @@ def _is_closed_by_peer(error: OSError) -> bool:
 
 @contextlib.contextmanager
 def _eof_errors() -> Iterator[None]:
-    """Raise SSLEOFError for an end without close_notify, as CPython does since gh-95494.
+    """Context manager: raise SSLEOFError for an end without close_notify, as CPython's gh-95494.
 
     Debian 12's Python 3.11.2 with OpenSSL 3 raises a plain SSLError.
     """
@@ -172,7 +173,10 @@ def _eof_errors() -> Iterator[None]:
 
 
 class AttestedObject(_Attested, ssl.SSLObject):
-    """TLS in memory, for asyncio, uvloop and anyio, which close the connection after an error."""
+    """SSLObject that verifies the peer's evidence after the handshake.
+
+    For asyncio, uvloop and anyio, which close the connection after an error.
+    """
 
     def do_handshake(self) -> None:
         """Continue the handshake; verify the peer when it has finished."""
@@ -199,7 +203,7 @@ class AttestedObject(_Attested, ssl.SSLObject):
 
 
 class AttestedSocket(_Attested, ssl.SSLSocket):
-    """TLS on a socket, which is reset and closed if the peer is rejected.
+    """SSLSocket that verifies the peer's evidence after the handshake; closed if it is rejected.
 
     It does not send or receive plaintext before it is connected, nor after `shutdown`, which drops
     the TLS layer of an SSLSocket. After `unwrap` it is a plain socket, as any SSLSocket.
@@ -277,7 +281,7 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
 
     @contextlib.contextmanager
     def _explain_reset(self) -> Iterator[None]:
-        """Explain an error if the server closed the connection before it sent data."""
+        """Context manager: raise ConnectionResetError if the server closes before it sends data."""
         try:
             yield
         except OSError as error:
@@ -304,7 +308,7 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
 
 
 def _when_verified(name: str) -> Callable[..., Any]:
-    """Return a method of SSLSocket, which performs handshake and verification first."""
+    """Return the method `name` of SSLSocket, which completes handshake and verification first."""
     method = getattr(ssl.SSLSocket, name)
 
     @wraps(method)

@@ -74,8 +74,8 @@ that matters, pass collateral or a filled cache.
 
 The peer's name is not verified: a TD's agent certifies any name that the app requests. Restrict the
 accepted apps with the verifier's policy, by app ID and OS image (`AppraisalPolicy.from_evidence`):
-any image can report the app ID of another. The default policy accepts every app on an up-to-date
-platform, which both contexts refuse without `any_app=True`.
+any image can report the app ID of a different app. The default policy accepts every app on an
+up-to-date platform, which both contexts refuse without `any_app=True`.
 """
 
 import contextlib
@@ -148,7 +148,7 @@ class RenewingContext(ssl.SSLContext):
 
     @contextlib.contextmanager
     def _hold_certificate(self) -> Iterator[None]:
-        """Renew the certificate if that is due; then hold it, for the creation of a connection."""
+        """Context manager: renew the certificate if it is due, and do not replace it inside."""
         if self._issued is None:
             yield
             return
@@ -236,13 +236,13 @@ def server_context(
         issued: The server's key and certificates, with evidence in the first certificate. The
             context replaces them by `Issued.renew`, if there is one, once half of the certificate's
             life is over. None: the caller loads key and certificates into the context.
-        peer_ca: CA certificates of the accepted clients in PEM, such as that of the app (the last
-            certificate of GetTlsKey). OpenSSL needs CA certificates in order to request a
-            certificate from the client. It verifies the client's chain with the system clock, and
-            the extended key usage, if present.
+        peer_ca: CA certificates of the accepted clients, the PEM text itself, such as that of the
+            app (the last certificate of GetTlsKey). OpenSSL needs CA certificates in order to
+            request a certificate from the client. It verifies the client's chain with the system
+            clock, and the extended key usage, if present.
         max_lifetime: Longest accepted lifetime of a client's certificate; see `verify`.
-        any_app: Whether a policy that does not name both is intended: any app on an accepted
-            platform, with a certificate of `peer_ca`, can then be a client.
+        any_app: Whether a policy that does not name both app and OS image is intended: any app on
+            an accepted platform, with a certificate of `peer_ca`, can then be a client.
         now: Returns the time in seconds since 1970, for renewals.
 
     Raises:
@@ -257,7 +257,7 @@ def server_context(
         message = "peer_ca: missing; pass the CA certificates of the clients in PEM"
         raise UsageError(message, reason="missing")
     if verifier is None and peer_ca is not None:
-        message = "verifier: missing, and peer_ca alone does not prove a TEE; pass a Verifier"
+        message = "verifier: missing, and peer_ca alone does not show a TEE; pass a Verifier"
         raise UsageError(message, reason="missing")
     if verifier is not None:
         _check_verifier(verifier, "a client", any_app=any_app)
@@ -288,11 +288,11 @@ def client_context(
         issued: The client's key and certificates, for servers that request them. The server
             receives the certificate, with the app's identity, before its evidence is verified.
             Renewed as for `server_context`.
-        server_ca: CA certificates in PEM, such as that of the server's app; the server's
-            certificate chain must lead to one of them. None does not verify the chain.
+        server_ca: CA certificates, the PEM text itself, such as that of the server's app; the
+            server's certificate chain must lead to one of them. None does not verify the chain.
         max_lifetime: Longest accepted lifetime of the server's certificate; see `verify`.
-        any_app: Whether a policy that does not name both is intended: any app on an accepted
-            platform can then be the server.
+        any_app: Whether a policy that does not name both app and OS image is intended: any app on
+            an accepted platform can then be the server.
         now: Returns the time in seconds since 1970, for renewals.
 
     Raises:
@@ -351,7 +351,7 @@ def load_authorities(context: ssl.SSLContext, authorities: str | bytes) -> None:
     """Make a context accept only peers whose chain leads to one of these certificates in PEM.
 
     Raises:
-        FormatError: If they are not PEM.
+        FormatError: If `authorities` is not PEM.
     """
     context.verify_mode = ssl.CERT_REQUIRED
     # The app's CA certificate is a trust anchor, even if it is not self-signed.
@@ -381,6 +381,6 @@ def _pem(certificates: str | bytes) -> str:
         try:
             certificates = certificates.decode("ascii")
         except UnicodeDecodeError as error:
-            message = "PEM: not ASCII"
+            message = "certificates: PEM must be ASCII"
             raise FormatError(message, offset=error.start, reason="encoding") from error
     return "".join(map(certificate_pem, split_pem(certificates)))

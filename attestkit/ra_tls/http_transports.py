@@ -22,15 +22,15 @@ from attestkit.ra_tls.connection import AttestedSocket
 
 
 class HTTPTransport(httpx.HTTPTransport):
-    """A transport for `httpx.Client`.
+    """A transport for `httpx.Client` that verifies a server's evidence before it sends a request.
 
     Args:
         context: Context of `client_context`.
         limits: Limits of the connection pool; None: httpx's defaults.
 
     Raises:
-        UsageError: If the context is another one; from a request, if its URL is not `https://`
-            (reason `plain_http`).
+        UsageError: If the context is not of `client_context`; from a request, if its URL is not
+            `https://` (reason `plain_http`).
     """
 
     def __init__(self, context: ssl.SSLContext, *, limits: httpx.Limits | None = None) -> None:
@@ -55,7 +55,11 @@ class AsyncHTTPTransport(httpx.AsyncHTTPTransport):
 
 
 def _options(context: object, limits: httpx.Limits | None) -> dict[str, Any]:
-    """Return the options of httpx's transport; raise UsageError for another context."""
+    """Return the options of httpx's transport.
+
+    Raises:
+        UsageError: If `context` is not one of `client_context`, which alone verifies evidence.
+    """
     if not (
         isinstance(context, ssl.SSLContext)
         and context.protocol == ssl.PROTOCOL_TLS_CLIENT
@@ -68,5 +72,5 @@ def _options(context: object, limits: httpx.Limits | None) -> dict[str, Any]:
 
 def _require_https(request: httpx.Request) -> None:
     if request.url.scheme != "https":
-        message = f"URL: {request.url.scheme}:// is not attested; use https://"
+        message = f"URL: scheme must be https, not {request.url.scheme}"
         raise UsageError(message, reason="plain_http")

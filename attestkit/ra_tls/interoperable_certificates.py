@@ -1,8 +1,8 @@
 """RA-TLS certificates of other implementations (attested-client.md, 2.11).
 
 Supported are the interoperable format of the CCC (Gramine since 1.8, Intel's SGX SDK, rats-tls,
-TNG) with a quote of SGX or TDX or a report of SEV-SNP, and Gramine's older format. Only the path to
-key, dates and extensions is read: Gramine's certificates have fields that strict readers refuse,
+TNG) with a quote of SGX or TDX or a report of SEV-SNP, and Gramine's older format. Only key, dates
+and extensions are decoded: Gramine's certificates have other fields that strict decoders refuse,
 and the TLS handshake shows that the peer has the key.
 """
 
@@ -103,8 +103,8 @@ def read_interoperable(certificate: bytes | str) -> CertificateEvidence:
 
     Raises:
         FormatError: If certificate, evidence or claims are malformed.
-        VerificationError: If evidence is missing (reason `no_evidence`), or it is claimed for
-            another key (`report_data`).
+        VerificationError: If evidence is missing (reason `no_evidence`), or its claims are for a
+            key other than the certificate's (`report_data`).
         UnsupportedError: If the evidence is of a kind that is not supported.
     """
     found = _read(certificate)
@@ -116,7 +116,7 @@ def read_interoperable(certificate: bytes | str) -> CertificateEvidence:
     for oid, name in _REFUSED_EXTENSIONS.items():
         if oid in found.extensions:
             raise UnsupportedError(f"{_WHAT}: {name}: not supported", reason="feature")
-    message = f"{_WHAT}: no extension with evidence in a known format"
+    message = f"{_WHAT}: must have an extension with evidence in a known format"
     raise VerificationError(message, reason="no_evidence")
 
 
@@ -128,7 +128,7 @@ def _read_tagged(found: _Content, value: bytes) -> CertificateEvidence:
         name = _REFUSED_TAGS.get(tag, f"evidence with the CBOR tag {tag}")
         raise UnsupportedError(f"{_WHAT}: {name}: not supported", reason="feature")
     if (count := reader.count()) != 2:
-        message = f"{_WHAT}: evidence and claims: {count} items, must be 2"
+        message = f"{_WHAT}: evidence and claims: must be 2 items, not {count}"
         raise FormatError(message, reason="wrong_size")
     evidence, buffer = reader.blob(), reader.blob()
     reader.finish(_WHAT)
@@ -144,7 +144,7 @@ def _read_tagged(found: _Content, value: bytes) -> CertificateEvidence:
 def _read_claims(buffer: bytes) -> dict[str, object]:
     claims = read_value(buffer)
     if not isinstance(claims, dict) or not all(isinstance(name, str) for name in claims):
-        message = f"{_WHAT}: claims: must be a map with names"
+        message = f"{_WHAT}: claims: must be a map with texts as keys"
         raise FormatError(message, reason="wrong_type")
     return {str(name): value for name, value in claims.items()}
 
@@ -157,14 +157,14 @@ def _check_key(claims: Mapping[str, object], spki: bytes) -> None:
         raise FormatError(f"{what}: missing", reason="missing")
     entry: Any = read_value(claim) if isinstance(claim, bytes) else None
     if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], bytes):
-        message = f"{what}: must be bytes of an array of algorithm and hash"
+        message = f"{what}: must be bytes with a CBOR array of algorithm and hash"
         raise FormatError(message, reason="wrong_type")
     algorithm = None if isinstance(entry[0], bool) else _HASHES.get(entry[0])
     if algorithm is None:
         message = f"{what}: algorithm must be 1, 7 or 8 (SHA-256, SHA-384, SHA-512)"
         raise FormatError(message, reason="unsupported_algorithm")
     if not hmac.compare_digest(algorithm(spki), entry[1]):
-        message = f"{what}: is not the hash of the certificate's key"
+        message = f"{what}: must be the hash of the certificate's key"
         raise VerificationError(message, reason="report_data")
 
 
@@ -219,7 +219,7 @@ def _extensions(wrapper: DerReader) -> dict[str, bytes]:
         entry = entries.enter(SEQUENCE)
         oid = dotted_oid(entry.content(OID))
         if oid in found:
-            raise FormatError(f"extension {oid} occurs twice", reason="duplicate")
+            raise FormatError(f"extension {oid} must occur once", reason="duplicate")
         if entry.tag() == BOOLEAN:
             entry.whole(BOOLEAN)
         found[oid] = entry.content(OCTET_STRING)

@@ -79,11 +79,11 @@ class Issued(NamedTuple):
 
         Args:
             fields: JSON object with `key` and `certificate_chain`; other members are ignored.
-            renew: Function that requests another certificate, see `Issued.renew`.
+            renew: Function that requests a new key and certificate, see `Issued.renew`.
 
         Raises:
-            FormatError: If one of the two is missing or malformed. `server_context` and
-                `client_context` check that the key belongs to the certificate.
+            FormatError: If `key` or `certificate_chain` is missing or malformed. `server_context`
+                and `client_context` check that the key belongs to the certificate.
         """
         if not isinstance(fields, Mapping):
             raise FormatError("GetTlsKey response: must be a JSON object", reason="wrong_type")
@@ -94,12 +94,12 @@ class Issued(NamedTuple):
             reason: FormatReason = "missing" if chain is None else "wrong_type"
             raise FormatError("certificate_chain: must be a list", reason=reason)
         if not 1 <= len(chain) <= _MAX_CHAIN:
-            message = f"certificate_chain: {len(chain)} certificates, must be 1 to {_MAX_CHAIN}"
+            message = f"certificate_chain: must be 1 to {_MAX_CHAIN} certificates, not {len(chain)}"
             raise FormatError(message, reason="wrong_size")
         for index, pem in enumerate(chain):
             where = f"certificate_chain[{index}]"
             if not isinstance(pem, str):
-                raise FormatError(f"{where}: must be a string", reason="wrong_type")
+                raise FormatError(f"{where}: must be text", reason="wrong_type")
             try:
                 read_certificate(pem)
             except FormatError as error:
@@ -134,11 +134,14 @@ def issue(
     now: Callable[[], float] = current_time,
     random: Callable[[int], bytes] = os.urandom,
 ) -> Issued:
-    """Issue a certificate as GetTlsKey and IssueCert do; see the module docstring.
+    """Issue a certificate by a CA, as dstack's GetTlsKey and IssueCert do.
+
+    With `usage_ra_tls` it contains evidence about its key. The module's docstring describes the
+    arguments.
 
     Raises:
-        UsageError: If a value cannot be encoded in a certificate, or `app_info_array` is another
-            number.
+        UsageError: If a value cannot be encoded in a certificate, or `app_info_array` is not None,
+            8 or 9.
         FormatError: If `ca_cert` or the evidence is malformed.
         ConfigError: If `not_after` is not given, and the clock `now()` is before 1970.
     """
@@ -209,7 +212,7 @@ def _extensions(
 
 
 def load_issued(context: ssl.SSLContext, issued: object) -> None:
-    """Load key and certificates into a context.
+    """Load key and certificates into a context, without a file on disk.
 
     Raises:
         UsageError: If `issued` is not an `Issued`, or its key does not belong to its certificate.
@@ -217,7 +220,7 @@ def load_issued(context: ssl.SSLContext, issued: object) -> None:
     """
     if not isinstance(issued, Issued):  # the text omits the value, which may be a key
         raise wrong_type("issued", "a ra_tls.Issued", issued)
-    message = "issued: key or certificates are not PEM, or the key is not that of the first one"
+    message = "issued: must be key and certificates in PEM, and the key that of the first one"
     invalid = UsageError(message, reason="invalid_key")
     try:
         content = "".join((issued.key_pem, *issued.certificate_chain)).encode()
@@ -232,9 +235,9 @@ def load_issued(context: ssl.SSLContext, issued: object) -> None:
 
 @contextlib.contextmanager
 def _file_in_memory(content: bytes) -> Iterator[str]:
-    """Yield the path of an anonymous file in memory, because ssl loads keys from files only.
+    """Context manager: yield the path of a file in memory, as ssl loads keys from files only.
 
-    The key is not written to disk, and the file is removed in any case.
+    The key is not written to disk, and the file is removed on exit in any case.
     """
     try:
         descriptor = os.memfd_create("attestkit-tls-key", os.MFD_CLOEXEC)
