@@ -47,8 +47,11 @@ class ReceivedRequest:
 class DocumentFaults:
     """ASGI application that records requests for an app, and alters the attestation document.
 
+    The document is the answer to `GET /.well-known/attestkit`: a statement of the server's keys,
+    and evidence over it.
+
     Args:
-        app: The application behind it.
+        app: The application that gets all other requests.
         attest: Wraps an application, so that it serves the document too; None: no document.
     """
 
@@ -62,7 +65,7 @@ class DocumentFaults:
     def restore(self) -> None:
         """Serve genuine documents again: remove all alterations."""
         self.source: AsgiApp | None = self._genuine  # makes the documents
-        self.nonce: bytes | None = None  # replaces that of requests
+        self.nonce: bytes | None = None  # replaces the nonce of requests for the document
         self.hangs = False
         self.closes = False
         self.change: Callable[[bytes], bytes] | None = None
@@ -121,7 +124,12 @@ class DocumentFaults:
 
 
 def rename_key(body: bytes, spki_sha256: bytes) -> bytes:
-    """Return the document `body` with another TLS key in its statement, but not in its evidence."""
+    """Return the JSON of a document whose statement names a TLS key that its evidence does not.
+
+    Args:
+        body: JSON of a genuine document.
+        spki_sha256: SHA-256 of the key's SubjectPublicKeyInfo, 32 bytes.
+    """
     fields: dict[str, Any] = json.loads(body)
     statement = json.loads(b64decode(fields["statement"]))
     statement["keys"]["tls"] = [spki_sha256.hex()]
@@ -161,10 +169,11 @@ _DEVIATIONS: Final = frozenset({"scenario", "faults", "state_dir", "resources"})
 
 @final
 class AttestedServer:
-    """An HTTPS server in a simulated TEE, which is attested by its document. A context manager.
+    """An HTTPS server in a simulated TEE, with evidence for clients; closed on exit as a context.
 
-    It listens once it is created. Methods that change its behaviour return at once; connections
-    that are open stay open.
+    The evidence is in a document that it serves at `/.well-known/attestkit`, or with `ra_tls` in
+    its certificate. It listens once it is created. Methods that change its behaviour return at
+    once; connections that are open stay open.
 
     Args:
         app: ASGI application; None: one that returns the body of each request, and the messages of
@@ -197,7 +206,7 @@ class AttestedServer:
         **options: object,
     ) -> None:
         if tee is not None and options:
-            message = f"tee: open already, so options do not apply: {', '.join(sorted(options))}"
+            message = f"tee: options are for a new one; leave out {', '.join(sorted(options))}"
             raise UsageError(message, reason="conflict")
         given: dict[str, Any] = options
         self._name, self._twin_options = name, None if tee is not None else given
@@ -233,7 +242,7 @@ class AttestedServer:
 
     @property
     def documents(self) -> int:
-        """The number of requests for the document."""
+        """The number of requests for the document, `/.well-known/attestkit`."""
         return self._faults.documents
 
     @property
@@ -245,7 +254,8 @@ class AttestedServer:
     def policy(self) -> "Verifier":
         """A verifier of this TEE's evidence, whose policy pins app, image and configuration.
 
-        It accepts only up-to-date platforms, so it refuses this one if its scenario is another.
+        It accepts only up-to-date platforms, and so refuses this server if its option `scenario`
+        is a different state of the platform.
         """
         from attestkit.verifier import AppraisalPolicy  # lazy: not all tests verify
 
@@ -282,11 +292,14 @@ class AttestedServer:
             self._use(self._ca.issue(), listed=False)
 
     def relay(self, *, rewrite: bool = False) -> None:
-        """Use another key, and answer with genuine evidence of another server of the same app.
+        """Use a new key, and answer with genuine evidence that names a different key.
+
+        A man in the middle does so who relays the evidence of a genuine server of the same app.
+        With `ra_tls` it is the same as `swap_key`.
 
         Args:
             rewrite: Whether the document's statement is changed to name the key that is used; its
-                evidence still names the other server's key.
+                evidence still names the genuine server's key.
         """
         if self._ra_tls:
             self.swap_key()
@@ -297,7 +310,7 @@ class AttestedServer:
         self._faults.change = self._rename_key if rewrite else None
 
     def stale(self) -> None:
-        """Answer requests for the document with one for another nonce."""
+        """Answer requests for the document with one for 32 zero bytes instead of their nonce."""
         self._require_document("stale")
         self._faults.nonce = bytes(32)
 
@@ -350,7 +363,7 @@ class AttestedServer:
 
     def _require_document(self, control: str) -> None:
         if self._ra_tls:
-            message = f"{control}: a server with ra_tls=True has no document"
+            message = f"{control}: needs a server with a document, without ra_tls=True"
             raise UsageError(message, reason="not_applicable")
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ class BackendContract:
 
     @contextmanager
     def opened(self) -> Iterator[Backend]:
-        """Create a backend, and close it at the end."""
+        """Context manager: create a backend, and close it on exit."""
         backend = self.make_backend()
         try:
             yield backend
@@ -76,7 +76,7 @@ class BackendContract:
                 isinstance(backend, EvidenceCollector),
                 isinstance(backend, GuestAgent),
             )
-            assert sum(abilities) < 2, "a backend implements at most one of these protocols"
+            assert sum(abilities) < 2, "backend: must implement at most one of these protocols"
 
     def test_probe_accepts_working_backend(self) -> None:
         """`probe` raises no error where the backend works."""
@@ -120,7 +120,7 @@ class BackendContract:
                         method(bytes(size))
                     except UsageError:
                         continue
-                    raise AssertionError(f"evidence over {size} bytes")
+                    raise AssertionError(f"report data of {size} bytes: must be refused, not 64")
 
     def test_event_log_replays_to_quote(self) -> None:
         """The firmware event log and the runtime events replay to the registers in the quote.
@@ -132,7 +132,7 @@ class BackendContract:
             assert type(data) is bytes
             log = EventLog.parse(data) if data else EventLog()
             if isinstance(backend, SnpReporter):
-                assert log == EventLog(), "SEV-SNP has no registers for a log"
+                assert log == EventLog(), "event log: must be empty on SEV-SNP, without registers"
                 return
             if isinstance(backend, EvidenceCollector):
                 return  # the logs are parts of the evidence
@@ -190,7 +190,8 @@ class BackendContract:
                     backend.extend_rtmr(register, digest)
                 except AttestKitError:
                     continue
-                raise AssertionError(f"RTMR{register} extended by {len(digest)} bytes")
+                problem = "must be refused: only registers 0 to 3 and 48 bytes are valid"
+                raise AssertionError(f"extend_rtmr({register}, {len(digest)} bytes): {problem}")
             assert tuple(map(backend.read_rtmr, range(4))) == after
 
     def test_event_is_in_register_and_journal(self) -> None:

@@ -26,7 +26,7 @@ _variables: Final[dict[str, _Settings]] = {}
 
 
 def setenv(owner: object, name: str, value: str) -> None:
-    """Set a variable until `restore(owner)` or the next `setenv` of another owner."""
+    """Set an environment variable until `restore(owner)`; of several owners' the last counts."""
     with _lock:
         now = os.environ.get(name)
         settings = _variables.setdefault(name, _Settings(now, {}))
@@ -37,7 +37,7 @@ def setenv(owner: object, name: str, value: str) -> None:
 
 
 def restore(owner: object) -> None:
-    """Undo the settings of one owner; owners may do so in any order.
+    """Undo the settings of one owner of `setenv`; owners may do so in any order.
 
     A variable that other code has changed since then keeps its value.
     """

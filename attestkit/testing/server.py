@@ -43,7 +43,7 @@ class ServerLoop:
 
 
 class TeeServer:
-    """Listeners of one TEE; the agent's and the PCCS's start independently, on first use.
+    """Listeners of one TEE: those of the dstack agent, and the PCCS; each starts on first use.
 
     Args:
         attester: The TEE; the caller closes it.
@@ -64,6 +64,9 @@ class TeeServer:
     def agent(self, name: str) -> Path | str:
         """Return path or URL of a listener of the agent; the first call starts all listeners.
 
+        Args:
+            name: `dstack` or `tappd`, which are sockets, or `http` or `dev_http`.
+
         Raises:
             UsageError: If the TEE is closed.
         """
@@ -78,7 +81,7 @@ class TeeServer:
             return self._agent.addresses[name]
 
     def pccs(self) -> str:
-        """Return the URL of the PCCS.
+        """Return the URL of the PCCS, which also serves the TEE's endorsements of GPUs.
 
         Raises:
             UsageError: If the TEE is closed.
@@ -93,7 +96,7 @@ class TeeServer:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("SimulatedTee: closed", reason="closed")
+            raise UsageError("SimulatedTee: is closed; create a new one", reason="closed")
 
     def _serve(self, places: "ListenAddresses") -> "BoundAddresses":
         from attestkit.serve.app_factory import ServerOptions

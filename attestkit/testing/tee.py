@@ -45,7 +45,7 @@ SEED: Final = b"attestkit.testing: everyone's!!!"
 """Default seed, which is public: tests get the same bytes everywhere."""
 
 _NEEDS_DISK: Final = "torn_journal"  # the fault that needs a log on disk
-_CLOSED: Final = "SimulatedTee: closed"
+_CLOSED: Final = "SimulatedTee: is closed; create a new one"
 _MAX_FOLDER: Final = 107 - len("/dstack.sock")  # bytes; socket paths are limited to 107
 
 
@@ -62,14 +62,15 @@ class SimulatedTee:
     """A freshly booted simulated TEE. A context manager; thread-safe.
 
     Args:
-        scenario: Name of a deviation of the platform or its endorsements; None: an up-to-date
-            platform.
+        scenario: Name of a state of the platform or its endorsements, such as "tcb-OutOfDate";
+            None: an up-to-date platform.
         faults: Faults to inject, by name and count, such as "ebusy:3".
         quote_version: 4 or 5; None: that of the scenario, else 4.
         platform: "tdx" or "snp"; None: that of the scenario, else "tdx".
         gpus: Number of GPUs, or their configuration; None: those that the scenario needs.
         seed: 32 bytes from which all keys are derived. None: the public `SEED`.
-        state_dir: A folder that preserves the TEE after `close`; None: in memory.
+        state_dir: A folder with the TEE's registers and events, which remains after `close`; None:
+            they are in memory.
         resources: Folders, environment variables and server thread. None: created by this object,
             and released by `close`.
         options: Further options of the simulator: `app_compose`, `app_keys`, `vm_config`, `image`,
@@ -126,7 +127,7 @@ class SimulatedTee:
 
     @property
     def simulated(self) -> bool:
-        """True: the evidence proves nothing about hardware."""
+        """True: the evidence is not of hardware."""
         return self._attester.simulated
 
     @property
@@ -276,7 +277,7 @@ class SimulatedTee:
         """Return evidence of the GPUs over a nonce of 32 bytes.
 
         Raises:
-            UsageError: If the nonce has another size, or the TEE is closed.
+            UsageError: If the nonce does not have 32 bytes, or the TEE is closed.
             UnsupportedError: If the TEE has no GPU.
         """
         return self._open_simulator().gpu_evidence(nonce)
@@ -408,7 +409,7 @@ def _need_disk(faults: FaultsLike) -> bool:
 
 
 def own_resources(stack: ExitStack) -> SharedResources:
-    """Return resources that are released with `stack`."""
+    """Return new resources that are released when `stack` is closed."""
     loop, owner = ServerLoop(), object()
     stack.callback(loop.close)
     stack.callback(environment.restore, owner)

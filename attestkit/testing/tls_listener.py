@@ -52,7 +52,7 @@ class LoopbackCa:
         self.pem: str = certificate_pem(der)
 
     def issue(self) -> Issued:
-        """Issue a certificate for a new key."""
+        """Issue a server's certificate for a new key; return both."""
         key = new_key()
         leaf = issue_leaf(
             public_key=key,
@@ -104,7 +104,7 @@ _IDLE_SECONDS: Final = 60  # clients close idle connections first: httpx after f
 class TlsListener:
     """A listener on a free port of 127.0.0.1, which accepts connections once it is created.
 
-    The caller may load another certificate into the context: later connections use it.
+    The caller may load a new certificate into the context: later connections use it.
 
     Args:
         app: The application; its lifespan events are sent.
