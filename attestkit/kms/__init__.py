@@ -1,7 +1,7 @@
-"""Keys from a dstack KMS or a local key provider, and environment variables sealed to an app.
+"""Keys from a dstack KMS or a local key provider, and environment variables encrypted to an app.
 
-A `KmsRoot` pins a KMS. `SimulatedKms` is a server for tests, which needs attestkit[serve]. Names
-are loaded when they are used.
+A `KmsRoot` has the public keys of a KMS that is trusted. `SimulatedKms` is a server for tests,
+which needs attestkit[serve]. Names are loaded when they are used.
 """
 
 from typing import TYPE_CHECKING

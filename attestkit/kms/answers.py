@@ -71,10 +71,10 @@ class BootstrapStatement(NamedTuple):
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "BootstrapStatement":
-        """Read the members of the object; unknown ones are ignored.
+        """Create a statement from the members of upstream's JSON; unknown ones are ignored.
 
         Raises:
-            FormatError: If a member is missing or not hex, or a key has another size.
+            FormatError: If a member is missing or not hex, or a key has a wrong size.
         """
         sizes = (91, 33, None)
         named = zip(_BOOTSTRAP, sizes, strict=True)
@@ -125,7 +125,7 @@ class ReceivedKeys(Secret):
     )
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        """Take the members of the answer.
+        """Decode the members of the answer.
 
         Raises:
             FormatError: If a member is missing or malformed.
@@ -216,7 +216,7 @@ def read_certificate_chain(data: bytes) -> tuple[str, ...]:
     """
     chain = _read_object(data).get("certificate_chain")
     if not isinstance(chain, list) or not all(isinstance(one, str) for one in chain):
-        message = "certificate_chain: must be an array of strings"
+        message = "certificate_chain: must be an array of texts"
         raise FormatError(message, reason="missing" if chain is None else "wrong_type")
     if not 1 <= len(chain) <= MAX_CHAIN:
         message = f"certificate_chain: must have 1 to {MAX_CHAIN} certificates, not {len(chain)}"
@@ -225,10 +225,10 @@ def read_certificate_chain(data: bytes) -> tuple[str, ...]:
 
 
 def read_only_certificate(pem: str) -> Certificate:
-    """Parse the one certificate of a text; text around it is ignored.
+    """Parse the only certificate in PEM; text around it is ignored.
 
     Raises:
-        FormatError: If there is none, or more than one, or it is malformed.
+        FormatError: If `pem` has no certificate, or more than one, or a malformed one.
     """
     found = split_pem(pem)
     if len(found) != 1:
@@ -238,7 +238,7 @@ def read_only_certificate(pem: str) -> Certificate:
 
 
 def read_refusal(body: bytes) -> str:
-    """Return the text of an error, on one line and cut; empty if the body has no such text.
+    """Return the text in an error answer of a KMS, on one line and cut; empty if it has none.
 
     Errors before the body of the request is read are in protobuf, whatever was requested.
     """
@@ -327,10 +327,10 @@ def check_received_keys(
         image_hash: Hash of the OS image in this VM's configuration; empty if it has none.
 
     Raises:
-        KmsError: If a length is wrong (`wrong_size`), the app's root key is not a scalar
+        KmsError: If a length is wrong (reason `wrong_size`), the app's root key is not a scalar
             (`invalid_key`), its signature is not by a pinned key for this app (`bad_signature`),
-            the certificate is of another root (`wrong_root`) or malformed (`malformed`), or the
-            image is not that of the VM configuration (`wrong_image`).
+            `ca_cert` is not of the root CA (`wrong_root`) or malformed (`malformed`), or the image
+            is not that of the VM configuration (`wrong_image`).
     """
     for name, sizes in _SIZES:
         if (size := len(getattr(keys, name))) not in sizes:
@@ -344,13 +344,13 @@ def check_received_keys(
         raise KmsError(f"ca_cert: {error.message}", reason="malformed") from error
     if not all(root.is_of_ca(spki) for root in roots):
         message = (
-            "ca_cert: is not of the root CA that certifies the server; discard all "
+            "ca_cert: must be of the root CA that certifies the server; discard all "
             "answers of this KMS, and contact its owner"
         )
         raise KmsError(message, reason="wrong_root")
     if image_hash and not hmac.compare_digest(keys.os_image_hash, image_hash):
         found = keys.os_image_hash.hex() or "none"
-        message = f"os_image_hash: {found}, but the VM configuration has {image_hash.hex()}"
+        message = f"os_image_hash: must be {image_hash.hex()}, of the VM's image, not {found}"
         raise KmsError(message, reason="wrong_image")
     return k256_root
 
@@ -369,15 +369,15 @@ def _check_signature(keys: ReceivedKeys, app_id: bytes, roots: Sequence[KmsRoot]
         raise KmsError(f"k256_signature: {error}", reason="bad_signature") from error
     if not any(root.may_be_k256(k256_root) for root in roots):
         message = (
-            f"k256_signature: leads to {k256_root.hex()}, which is not the pinned key; it may be "
-            "the signature for another app"
+            f"k256_signature: must be by a pinned key, not {k256_root.hex()}; it may be the "
+            "signature for a different app"
         )
         raise KmsError(message, reason="bad_signature")
     return k256_root
 
 
 def not_proven(root: KmsRoot, pins: Sequence[KmsRoot] | None) -> tuple[str, ...]:
-    """Return what pins do not prove about accepted root keys, as in `FetchedKeys`.
+    """Return which accepted root keys of a KMS no pin confirms, as in `FetchedKeys.not_proven`.
 
     Args:
         root: Both root keys of the KMS.

@@ -74,8 +74,8 @@ def check_sealed_provider(evidence: Attestation, ca_spki: bytes, document: str =
         document: The mr_config document of the host; if empty, the one in the evidence.
 
     Raises:
-        KmsError: If the guest was launched for another app or key provider, or this cannot be
-            decided (`wrong_provider`).
+        KmsError: If the guest was launched for a different app or key provider, or this cannot be
+            decided (reason `wrong_provider`).
         FormatError: If the configuration in the evidence is malformed.
     """
     if isinstance(evidence.evidence.platform, NitroTpm):
@@ -108,7 +108,7 @@ def _check_pcr(evidence: Attestation, ca_spki: bytes) -> None:
         if hmac.compare_digest(found, nitro_tpm_pcr8(config_id)):
             return
     raise SEALED_CONFIGURATION.failed(
-        f"PCR {_CONFIG_PCR} is {found.hex()}, which is not of this app and this KMS"
+        f"PCR {_CONFIG_PCR} must be that of this app and this KMS, not {found.hex()}"
     )
 
 
@@ -128,7 +128,7 @@ class KmsBoot(NamedTuple):
 
 
 class _Boot(NamedTuple):
-    """The guest that is booted."""
+    """The guest that is booted, and the events that are to measure its app."""
 
     attester: Attester[Backend]
     source: BootSource
@@ -162,7 +162,7 @@ def boot_with_kms(
             the CA. "first-use" accepts any KMS, or that of the key file.
         app_id: 20 bytes. None: that of the simulator, else the first 20 bytes of the compose hash.
         verifier: Verifier of the KMS's own evidence, which is then required.
-        limits: Limits of time for each call.
+        limits: Time limits of each call; None: 5 s for a connection, 60 s in all.
         now: Returns the time in seconds since 1970.
         random: Returns a number of random bytes.
 
@@ -170,11 +170,11 @@ def boot_with_kms(
         UsageError: If an argument is malformed, or `roots` are missing.
         UnsupportedError: If the platform has no run-time registers or measures the app itself, or
             the host shares no app-compose.
-        ConfigError: If a file of the host or a URL is invalid, the app has another key provider,
+        ConfigError: If a file of the host or a URL is invalid, the app's key provider is not a KMS,
             or the key file cannot be written.
-        JournalError: If the log is of another boot sequence, or does not match the register.
+        JournalError: If the log is of a different boot sequence, or does not match the register.
         KmsError: If no URL released keys that pass all checks, or the app's configuration or the
-            log names another key provider.
+            log names a key provider that is not this KMS.
         BackendError: If the platform fails; earlier events remain.
     """
     given: _Pins | None = None
@@ -223,7 +223,7 @@ def _prepare(attester: "Attester[Backend]", app_id: bytes | None) -> _Boot:
         raise UsageError(message, reason="conflict")
     launch = host.launch(app_id)
     if (named := _named_provider(launch)) not in {None, "kms"}:
-        message = f"app-compose.json: key_provider: is {named}, so the keys are not of a KMS"
+        message = f"app-compose.json: key_provider: must be kms to boot with one, not {named}"
         raise ConfigError(message, reason="conflict")
     return _Boot(attester, source, host, launch, events_before_keys(launch))
 
@@ -238,7 +238,11 @@ def _named_provider(launch: Launch) -> str | None:
 
 
 def _choose_pins(boot: _Boot, roots: _Pins | None) -> _Pins:
-    """Return the roots that may release the keys (kms.md, section 1.4.3, 3)."""
+    """Return the roots that may release the keys (kms.md, section 1.4.3, 3).
+
+    If app-compose names a `key_provider_id`, only that root, which must be one of `roots` if they
+    are given. Else `roots`; for "first-use" the provider of the key file, if there is one.
+    """
     named = boot.launch.app_compose.key_provider_id
     if roots is None or roots == FIRST_USE:
         if named:
@@ -259,7 +263,7 @@ def _choose_pins(boot: _Boot, roots: _Pins | None) -> _Pins:
     if not named:
         return roots
     if not (chosen := find_root(roots, bytes.fromhex(named))):
-        message = f"app-compose.json: key_provider_id: {named[:200]} is not a pinned root CA"
+        message = f"app-compose.json: key_provider_id: must be a pinned root CA, not {named[:200]}"
         raise KmsError(message, reason="wrong_provider")
     return chosen
 
@@ -304,7 +308,7 @@ def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> FetchedKeys
 
 
 def _root_of_kept(keys: AppKeys, app_id: bytes, pins: _Pins) -> KmsRoot | None:
-    """Return the root keys of the KMS that released `keys`; None if untrusted or another app."""
+    """Return the root keys of the KMS that released `keys` for an app; None if not pinned."""
     sizes = len(keys.env_crypt_key), len(keys.disk_crypt_key), len(keys.k256_signature)
     if keys.key_provider != "kms" or sizes != (32, 32, 65):
         return None
@@ -355,8 +359,8 @@ def _check_log(boot: _Boot, events: tuple[Event, ...]) -> None:
         if expected.name == logged.name in {"key-provider", "os-image-hash"}:
             provider = logged.name == "key-provider"
             message = (
-                f"{logged.name}: this boot's log has {logged.payload[:300].hex()}, the KMS "
-                f"{expected.payload.hex()}"
+                f"{logged.name}: must be {expected.payload.hex()} with the keys of this KMS, not "
+                f"{logged.payload[:300].hex()} as in this boot's log"
             )
             raise KmsError(message, reason="wrong_provider" if provider else "wrong_image")
         boot.source.continue_boot(events)  # raises JournalError

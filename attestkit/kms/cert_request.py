@@ -27,7 +27,7 @@ _SPKI_HEAD: Final = 27
 
 
 class CertRequest(NamedTuple):
-    """A certificate request.
+    """Content of a certificate request to a KMS (SignCert); its signature is separate.
 
     Version 1 has `quote` and `event_log`, version 2 `evidence`; fields that a version lacks have
     their defaults.
@@ -55,9 +55,10 @@ class CertRequest(NamedTuple):
             UsageError: If there is no evidence, or a value cannot be encoded.
         """
         if self.evidence is None:
-            raise UsageError("certificate request: evidence missing", reason="missing")
+            raise UsageError("certificate request: must have evidence", reason="missing")
         if len(self.subject_alt_names) > MAX_ALT_NAMES:
-            message = f"subject_alt_names: {len(self.subject_alt_names)}, over {MAX_ALT_NAMES}"
+            count = len(self.subject_alt_names)
+            message = f"subject_alt_names: must be at most {MAX_ALT_NAMES}, not {count}"
             raise UsageError(message, reason="too_many")
         org_name = b"\0" if self.org_name is None else b"\1" + scale.encode_text(self.org_name)
         flags = (self.usage_server_auth, self.usage_client_auth, self.ext_quote, self.ext_app_info)
@@ -109,7 +110,7 @@ def sign_cert_request(request: CertRequest, key: P256Key) -> tuple[bytes, bytes]
         UsageError: If `key` is not that of `request.pubkey`, or the request cannot be encoded.
     """
     if request.pubkey != key.spki_der:
-        message = "certificate request: pubkey is not the public key of the signing key"
+        message = "certificate request: pubkey must be the public key of the signing key"
         raise UsageError(message, reason="conflict")
     encoded = request.to_bytes()
     return encoded, key.sign_der(encoded)
@@ -119,8 +120,8 @@ def decode_cert_request(data: bytes, version: int) -> CertRequest:
     """Decode a request of version 1 or 2; its signature is not verified.
 
     Raises:
-        FormatError: If the version is another, or the request is malformed, too large, or followed
-            by other bytes. The texts are those of a KMS.
+        FormatError: If `version` is neither, or the request is malformed, too large, or followed by
+            other bytes. The texts are those of a KMS.
     """
     if version not in (1, 2):
         message = f"Unsupported API version: {version}"
@@ -145,8 +146,8 @@ def verify_cert_request(data: bytes, signature: bytes, version: int) -> CertRequ
     Raises:
         FormatError: As `decode_cert_request`; or if `pubkey` is not a SubjectPublicKeyInfo, or
             `confirm` is not `please sign cert:`.
-        SignatureError: If the signature is not valid (`bad_signature`), or the key not on P-256
-            (`invalid_key`).
+        SignatureError: If the signature is not valid (reason `bad_signature`), or the key not on
+            P-256 (`invalid_key`).
     """
     request, start = decode_cert_request(data, version), "Failed to verify csr signature: "
     if not is_spki(request.pubkey):

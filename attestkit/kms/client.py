@@ -64,7 +64,7 @@ _SIGN_URLS: Final = 2  # SignCert is requested once more at most (kms.md, sectio
 
 
 class _Server(NamedTuple):
-    """A KMS whose root is pinned."""
+    """A KMS at one URL, whose root CA is a pinned one."""
 
     url: KmsUrl
     temp_ca: ClientCa
@@ -89,9 +89,9 @@ class KmsClient:
         random: Returns a number of random bytes.
 
     Raises:
-        KmsError: If there is no URL (`no_urls`).
+        KmsError: If there is no URL (reason `no_urls`).
         ConfigError: If a URL is not valid.
-        UsageError: If another argument is missing or malformed, or there are too many URLs.
+        UsageError: If an argument is missing or malformed, or there are over 16 URLs.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class KmsClient:
         if app_id is not None:
             require_bytes("app_id", app_id, 20)
         if not isinstance(vm_config, str):
-            raise wrong_type("vm_config", "a str", vm_config)
+            raise wrong_type("vm_config", "text", vm_config)
         utf8(vm_config, "vm_config", UsageError)
         if limits is not None and not isinstance(limits, TimeLimits):
             raise wrong_type("limits", "TimeLimits", limits)
@@ -172,11 +172,11 @@ class KmsClient:
 
         Raises:
             KmsError: If no URL gave a valid answer.
-            UsageError: If the app id has another size, or no root has a secp256k1 key.
+            UsageError: If the app id does not have 20 bytes, or no root has a secp256k1 key.
         """
         require_bytes("app_id", app_id, 20)
         if not any(root.k256_public_key for root in self._roots or ()):
-            message = "roots: no secp256k1 key is pinned, which must have signed the public key"
+            message = "roots: one must have a secp256k1 key, which signs the public keys of apps"
             raise UsageError(message, reason="missing")
         return try_each_url(
             self._urls, "GetAppEnvEncryptPubKey", partial(self._env_public_key, app_id)
@@ -193,7 +193,7 @@ class KmsClient:
 
         Raises:
             KmsError: If no URL returned a valid chain for this key and app.
-            UsageError: If the request cannot be encoded, or the key is another.
+            UsageError: If the request cannot be encoded, or `key` is not that of the request.
         """
         encoded, signature = sign_cert_request(request, key)
         app_id = self._own_app_id(request.attested())
@@ -279,8 +279,8 @@ class KmsClient:
         allowed = [root.may_be_k256(meta.k256_public_key) for root in server.roots]
         if not all(pinned) or not any(allowed):
             message = (
-                "GetMeta names other root keys than the pinned ones; check the pin with the owner "
-                "of the KMS"
+                "GetMeta must name the pinned root keys, and names others; check the pin with the "
+                "owner of the KMS"
             )
             raise KmsError(message, reason="wrong_root")
         return meta
@@ -302,7 +302,7 @@ class KmsClient:
         pins = [root.k256_public_key for root in server.roots if root.k256_public_key]
         recovered = bytes.fromhex(signer[2:]) if signer else b""
         if not any(hmac.compare_digest(pin, recovered) for pin in pins):
-            message = "signature_v1: not by the pinned key for this app and time"
+            message = "signature_v1: must be by the pinned key, for this app and time"
             raise KmsError(message, reason="bad_signature")
         return found.public_key
 
@@ -335,10 +335,10 @@ class KmsClient:
         """Return the app id in this guest's evidence, which is the one that a KMS reads."""
         found = evidence.read_app_info(key_time=True).app_id
         if len(found) != 20:
-            message = "this guest's evidence names no app before boot-mr-done"
+            message = "evidence of this guest: must name an app before boot-mr-done"
             raise KmsError(message, reason="wrong_identity")
         if self._app_id is not None and not hmac.compare_digest(found, self._app_id):
-            message = f"this guest's evidence names the app {found.hex()}, not {self._app_id.hex()}"
+            message = f"evidence of this guest: app {found.hex()}, must be {self._app_id.hex()}"
             raise KmsError(message, reason="wrong_identity")
         return found
 
@@ -353,7 +353,7 @@ class KmsClient:
         except VerificationError as error:
             raise APP_CHAIN.failed(error) from error
         if not found.names_app or not hmac.compare_digest(found.spki, spki):
-            raise APP_CHAIN.failed("the certificate is for another key, or names no app")
+            raise APP_CHAIN.failed("the certificate must be for the requested key, and name an app")
         return tuple(map(certificate_pem, split_pem("\n".join(chain))))
 
 

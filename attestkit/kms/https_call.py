@@ -50,7 +50,7 @@ SUBJECT: Final = "RA-TLS TEMP Cert"
 
 
 class TimeLimits(NamedTuple):
-    """Limits in seconds."""
+    """Time limits of calls to a KMS, in seconds."""
 
     connect: float = 5.0  # of each address of the host
     call: float = 60.0  # of the whole call, name resolution included
@@ -58,7 +58,7 @@ class TimeLimits(NamedTuple):
 
 @cache  # a context takes half a millisecond
 def anonymous_context() -> ssl.SSLContext:
-    """Return the context that does not verify the server, for GetTempCaCert only."""
+    """Return the TLS context that does not verify the server, for GetTempCaCert only."""
     context = _context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -66,7 +66,7 @@ def anonymous_context() -> ssl.SSLContext:
 
 
 def rooted_context(root: Certificate, issued: "Issued | None" = None) -> ssl.SSLContext:
-    """Return a context that trusts one root CA alone, and verifies the name of the host.
+    """Return a TLS context that trusts one root CA alone, and verifies the name of the host.
 
     Args:
         root: Certificate of the root CA.
@@ -80,7 +80,7 @@ def rooted_context(root: Certificate, issued: "Issued | None" = None) -> ssl.SSL
     try:
         context.load_verify_locations(cadata=root.der)
     except ssl.SSLError as error:
-        raise FormatError("root CA: not accepted by OpenSSL", reason="syntax") from error
+        raise FormatError("root CA: must be one that OpenSSL accepts", reason="syntax") from error
     if issued is not None:
         load_issued(context, issued)
     return context
@@ -95,19 +95,19 @@ def call_kms(
     limits: TimeLimits,
     check_server: CheckServer | None = None,
 ) -> bytes:
-    """Call a method, and return the body of a successful answer.
+    """Call a method of a KMS, and return the body of a successful answer.
 
     Args:
-        url: Base URL.
+        url: Base URL of the KMS.
         method: Name of the method, such as `GetMeta`.
-        arguments: JSON object.
-        context: TLS context.
-        limits: Limits of time.
-        check_server: Called with the server's certificate before the request is sent.
+        arguments: JSON object that is sent.
+        context: `anonymous_context` or `rooted_context`.
+        limits: Time limits of this call.
+        check_server: See `CheckServer`.
 
     Raises:
-        KmsError: If the call fails or is refused (`connection`, `timeout`, `refused`, `malformed`,
-            `expired`, `wrong_certificate`), and what `check_server` raises.
+        KmsError: If the call fails or is refused (reason `connection`, `timeout`, `refused`,
+            `malformed`, `expired`, `wrong_certificate`), and what `check_server` raises.
     """
 
     def connect(time_left: TimeLeft) -> ssl.SSLSocket:
@@ -219,16 +219,16 @@ class AttestedKey:
     def certify(self, temp_ca: ClientCa, now: float) -> Issued:
         """Issue a certificate with the evidence; only the certificate itself is presented.
 
-        The temporary CA proves nothing, because every client has its key; the KMS verifies the
-        evidence.
+        The temporary CA authenticates nothing, because every client has its key; the KMS verifies
+        the evidence.
 
         Args:
             temp_ca: Temporary CA of the KMS.
             now: Seconds since 1970.
 
         Raises:
-            KmsError: If the CA's certificate is not valid now (`expired`), is not that of its key
-                (`wrong_certificate`), or cannot be used (`malformed`).
+            KmsError: If the CA's certificate is not valid now (reason `expired`), is not that of
+                its key (`wrong_certificate`), or cannot be used (`malformed`).
         """
         _check_time(temp_ca.certificate, now)
         try:

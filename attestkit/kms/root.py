@@ -1,4 +1,4 @@
-"""Pins of a KMS: the public keys that identify it, in a file or as a value."""
+"""Pins of a KMS: the public root keys by which a client trusts it, in a file or as a value."""
 
 import hmac
 import json
@@ -48,7 +48,7 @@ class KmsRoot:
         """Check both keys.
 
         Raises:
-            UsageError: If a key is not `bytes`, has another size or is not a point of its curve.
+            UsageError: If a key is not `bytes`, has a wrong size or is not a point of its curve.
         """
         require_bytes(_CA, self.ca_spki, _SPKI_SIZE)
         point = self.ca_spki.removeprefix(P256_SPKI_HEAD)
@@ -122,7 +122,7 @@ class KmsRoot:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "KmsRoot":
-        """Read a file of this JSON.
+        """Read a pin from a file with the JSON of `to_json`.
 
         Raises:
             ConfigError: If the file cannot be read, or `from_json` rejects its content. The message
@@ -136,7 +136,7 @@ class KmsRoot:
             raise ConfigError(f"{path}: {error}; {remedy}", reason=error.reason) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file of this JSON, readable by all, replacing the file atomically.
+        """Write the JSON of `to_json` to a file, readable by all, replacing it atomically.
 
         Raises:
             ConfigError: If the file cannot be written.
@@ -170,11 +170,11 @@ def require_roots(roots: object) -> tuple[KmsRoot, ...]:
     """Return the roots of an argument as a tuple; of `SimulatedRoots`, that of its KMS.
 
     Raises:
-        UsageError: If it is not a collection of KmsRoot, or empty.
+        UsageError: If `roots` is not a collection of KmsRoot, or empty.
     """
     if isinstance(roots, SimulatedRoots):
         if roots.kms is None:
-            message = "roots: have no keys of a KMS; pass those of a SimulatedKms"
+            message = "roots: must have keys of a KMS; pass those of a SimulatedKms"
             raise UsageError(message, reason="not_applicable")
         return (KmsRoot(*roots.kms),)
     if isinstance(roots, (KmsRoot, str, bytes)) or not isinstance(roots, Iterable):
@@ -184,7 +184,7 @@ def require_roots(roots: object) -> tuple[KmsRoot, ...]:
         if not isinstance(root, KmsRoot):
             raise wrong_type("roots", "a collection of KmsRoot", root)
     if not found:
-        message = "roots: empty; pass the KmsRoot of each trusted KMS"
+        message = "roots: must not be empty; pass the KmsRoot of each trusted KMS"
         raise UsageError(message, reason="missing")
     return found
 

@@ -1,10 +1,10 @@
-"""Environment variables sealed to an application: the legacy form and SealedEnv version 1.
+"""Environment variables encrypted to an application: the legacy form and SealedEnv version 1.
 
 Legacy form: see `attestkit.dstack.env_encryption` (key-derivation.md, section 6), raw or in hex.
 SealedEnv version 1 (kms.md, section 6.2; dstack 0.6.4) is a JSON object with the encapsulated key
 and the ciphertext of HPKE, and the epochs of the keys, which HPKE authenticates.
 
-Neither form authenticates its origin: everyone who knows the public key can seal variables.
+Neither form authenticates its origin: the public key suffices to encrypt variables.
 """
 
 import os
@@ -39,7 +39,10 @@ _USAGE_REASONS: Final[dict[FormatReason, UsageReason]] = {
 
 
 class Epochs(NamedTuple):
-    """Epochs of the keys to which an environment is sealed: 0 to 4,294,967,295 each."""
+    """Epochs of the keys to which variables are encrypted: 0 to 4,294,967,295 each.
+
+    An epoch is the number of a generation of keys, which ends when a key is replaced.
+    """
 
     root: int
     app: int
@@ -51,7 +54,7 @@ def seal_env(
     *,
     epochs: Epochs | tuple[int, int] | None = None,
 ) -> str:
-    """Seal environment variables to an application's public key.
+    """Encrypt environment variables to an application's public key.
 
     Verify the public key before: `verify_env_encrypt_public_key` with the signature of the KMS.
 
@@ -95,7 +98,7 @@ def open_env(
     epochs: Epochs | tuple[int, int] | None = None,
     allowed: Collection[str] | None = None,
 ) -> dict[str, str]:
-    """Open sealed environment variables; return them in order, the last of duplicates.
+    """Decrypt environment variables; return them in order, the last of duplicates.
 
     Bytes that are not all ASCII are the raw legacy form; text is SealedEnv if it begins with `{`,
     and otherwise the legacy form in hex.
@@ -111,7 +114,7 @@ def open_env(
         FormatError: If the envelope or the decrypted text is malformed, the version is not 1, the
             epochs are not the expected ones, a name is not an identifier, or a limit is exceeded:
             1024 variables, 255 bytes per name, 131072 bytes per value, 1048576 bytes in all.
-        VerificationError: If the ciphertext was altered or is for another key.
+        VerificationError: If the ciphertext was altered, or encrypted to a different key.
         UsageError: If the secret is not 32 bytes, or an expected epoch is out of range.
     """
     require_size("X25519 secret", secret, 32)
@@ -153,7 +156,7 @@ def _text(sealed: bytes | str) -> str | None:
     if isinstance(sealed, str):
         return sealed.strip(_SPACE)
     if not isinstance(sealed, bytes):
-        raise wrong_type(_WHAT, "bytes or str", sealed)
+        raise wrong_type(_WHAT, "bytes or text", sealed)
     return sealed.decode("ascii").strip(_SPACE) if sealed.isascii() else None
 
 
@@ -161,7 +164,7 @@ def _read_legacy(sealed: bytes | str) -> bytes:
     if isinstance(sealed, bytes):
         return sealed
     if (raw := unhex(sealed)) is None:
-        raise FormatError(f"{_WHAT}: neither JSON nor hex", reason="unrecognized")
+        raise FormatError(f"{_WHAT}: must be JSON or hex", reason="unrecognized")
     return raw
 
 
@@ -174,8 +177,8 @@ def _read_envelope(text: str, expected: Epochs | None) -> _Envelope:
     epochs = Epochs(_read_epoch(fields, "root_epoch"), _read_epoch(fields, "app_epoch"))
     if expected is not None and epochs != expected:
         message = (
-            f"{_WHAT}: sealed to epochs {epochs.root} (root) and {epochs.app} (app), expected "
-            f"{expected.root} and {expected.app}; seal it again to the current keys"
+            f"{_WHAT}: epochs must be {expected.root} (root) and {expected.app} (app), not "
+            f"{epochs.root} and {epochs.app}; seal it again to the current keys"
         )
         raise FormatError(message, reason="wrong_value")
     encapsulated = from_base64(_member(fields, "enc"), f"{_WHAT}: enc")
@@ -183,7 +186,7 @@ def _read_envelope(text: str, expected: Epochs | None) -> _Envelope:
         raise FormatError(f"{_WHAT}: enc: must be 32 bytes", reason="wrong_size")
     ciphertext = from_base64(_member(fields, "ciphertext"), f"{_WHAT}: ciphertext")
     if len(ciphertext) < HPKE_TAG_SIZE:
-        raise FormatError(f"{_WHAT}: ciphertext: shorter than its tag", reason="truncated")
+        raise FormatError(f"{_WHAT}: ciphertext: must have 16 bytes or more", reason="truncated")
     return _Envelope(epochs, encapsulated, ciphertext)
 
 

@@ -59,22 +59,22 @@ def verify_app_certificate(
 ) -> AppCertificate:
     """Verify that a KMS issued a certificate for an app.
 
-    The chain proves that the holder of the certificate's key was of this app when the KMS verified
-    it and signed. An app can have a certificate for any host name, so names prove nothing. Evidence
+    The chain shows that the holder of the certificate's key was this app when the KMS verified it
+    and signed. An app can have a certificate for any host name, so names are not verified. Evidence
     in the certificate is not verified; pass `AppCertificate.der` to `ra_tls.verify` for that.
 
     Args:
         chain: The certificate, that of the app's CA and that of the root, in PEM.
         app_id: Id of the expected app, 20 bytes, from the verifier's own records.
         kms_roots: Roots of trusted KMSs, whose CA keys are compared; or `SimulatedRoots`.
-        now: Time of the verification: an aware datetime, or seconds since 1970.
+        now: Time of the verification: a datetime with a time zone, or seconds since 1970.
 
     Raises:
-        FormatError: If a certificate is malformed or too large, or the chain has another length.
-        SignatureError: If the root is not a pinned one (`untrusted_root`), or the path is not
-            valid.
-        VerificationError: If a certificate is not valid now (`cert_expired`), has another usage
-            (`cert_usage`), or is of another app (`identity`).
+        FormatError: If a certificate is malformed or too large, or the chain does not have three.
+        SignatureError: If the root is not a pinned one (reason `untrusted_root`), or the path is
+            not valid.
+        VerificationError: If a certificate is not valid now (`cert_expired`), has a usage other
+            than `app:custom` and `app:ca` (`cert_usage`), or is not of this app (`identity`).
         UsageError: If an argument is malformed, or there are no roots.
     """
     require_bytes("app_id", app_id, 20)
@@ -82,7 +82,7 @@ def verify_app_certificate(
     leaf, app_ca, root = _read_chain(chain)
     pinned = find_root(roots, root.spki)
     if not pinned:
-        message = f"{_NAMES[2]}: its key is not that of a pinned KMS"
+        message = f"{_NAMES[2]}: its key must be that of a pinned KMS"
         raise SignatureError(message, reason="untrusted_root")
     require_p256_spki(leaf.spki)
     check_path(list(zip(_NAMES, (leaf, app_ca, root), strict=True)), moment, P256_RULES)
@@ -105,7 +105,7 @@ def require_kms_usage(certificate: bytes) -> None:
 
     Raises:
         FormatError: If the certificate is malformed or too large.
-        VerificationError: If its usage is missing or not `kms:rpc` (`cert_usage`).
+        VerificationError: If its usage is missing or not `kms:rpc` (reason `cert_usage`).
     """
     found = read_path_certificate(certificate, largest=MAX_LEAF)
     _require_usage("server certificate", found, USAGE_KMS_RPC)
@@ -140,7 +140,7 @@ def _moment(now: object) -> datetime:
     try:
         return datetime.fromtimestamp(now, timezone.utc)
     except (OverflowError, ValueError, OSError) as error:
-        message = f"now: {now!r} is not a time in the years 1 to 9999"
+        message = f"now: must be a time in the years 1 to 9999, not {now!r}"
         raise UsageError(message, reason="out_of_range") from error
 
 
@@ -154,12 +154,12 @@ def _require_usage(name: str, certificate: PathCertificate, usage: bytes) -> Non
 
 def _require_app(name: str, found: bytes, app_id: bytes) -> None:
     if not hmac.compare_digest(found, app_id):
-        message = f"{name}: app id is missing, or that of another app"
+        message = f"{name}: app id must be {app_id.hex()}, not {found[:32].hex() or 'missing'}"
         raise VerificationError(message, reason="identity")
 
 
 def _extension(name: str, certificate: PathCertificate, oid: str) -> bytes | None:
-    """Return the content of the OCTET STRING in an extension."""
+    """Return the content of the OCTET STRING in an extension; None if it is missing."""
     try:
         return read_extension_content(certificate.extensions, oid)
     except FormatError as error:
@@ -197,11 +197,11 @@ SEALED_CONFIGURATION: Final = KmsCheck("configuration sealed at launch", "wrong_
 
 
 def check_usage(certificate: bytes) -> None:
-    """Check that a certificate (DER) is that of a KMS.
+    """Check that a certificate (DER) has the usage of a KMS, `kms:rpc`.
 
     Raises:
-        KmsError: If its usage is another one (`wrong_usage`).
-        FormatError: If it is malformed.
+        KmsError: If its usage is missing or not `kms:rpc` (reason `wrong_usage`).
+        FormatError: If the certificate is malformed.
     """
     try:
         require_kms_usage(certificate)
@@ -213,7 +213,8 @@ def verify_evidence(certificate: bytes, verifier: "Verifier") -> "AttestationRes
     """Verify the evidence in a certificate (DER), and that it is over the certificate's key.
 
     Raises:
-        KmsError: If there is none (`no_evidence`), or it is not accepted (`evidence_refused`).
+        KmsError: If the certificate has no evidence (reason `no_evidence`), or the evidence is not
+            accepted (`evidence_refused`).
     """
     from attestkit.ra_tls import verify  # lazy: not every client verifies
 

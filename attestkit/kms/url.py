@@ -21,7 +21,7 @@ _NOT_REACHED: Final = {"connection", "timeout"}
 
 
 class KmsUrl(NamedTuple):
-    """The parts of a base URL."""
+    """The parts of the base URL of a KMS."""
 
     base: str  # as in `.appkeys.json`: ends with /prpc
     host: str  # without the brackets of an IPv6 address
@@ -45,10 +45,10 @@ def parse_kms_url(url: str) -> KmsUrl:
         ConfigError: If it is not an https URL with a host, has a user, a query or a fragment, or is
             over 2048 characters. The message does not contain a URL with a user, which may have a
             password.
-        UsageError: If it is not text.
+        UsageError: If `url` is not text.
     """
     if not isinstance(url, str):
-        raise wrong_type("KMS URL", "a str", url)
+        raise wrong_type("KMS URL", "text", url)
     if len(url) > MAX_URL:
         raise ConfigError(f"KMS URL: {len(url)} characters, over {MAX_URL}", reason="too_large")
     if "@" in url:
@@ -62,11 +62,11 @@ def parse_kms_url(url: str) -> KmsUrl:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise _bad(subject, "host or port is malformed") from error
+        raise _bad(subject, "must have a valid host, and port 1 to 65535 or none") from error
     if parts.scheme != "https":
         raise _bad(subject, "must begin with https://")
     if not is_host(parts.netloc, host) or parts.netloc.endswith(":") or port == 0:
-        raise _bad(subject, "host or port is missing or malformed")
+        raise _bad(subject, "must have a valid host, and port 1 to 65535 or none")
     path = parts.path.rstrip("/")
     path = path if path.endswith(_PRPC) else path + _PRPC
     return KmsUrl(f"https://{parts.netloc}{path}", host, port or _HTTPS_PORT, path)
@@ -105,7 +105,7 @@ def try_each_url(urls: Sequence[KmsUrl], method: str, call: Callable[[KmsUrl], _
 
 
 def _of_url(error: KmsError, url: KmsUrl) -> KmsError:
-    """Return the error with the URL in its text."""
+    """Return a KmsError that names the URL: `error` itself if it does so."""
     if error.url:
         return error
     found = KmsError(f"KMS {url.base}: {error}", reason=error.reason, url=url.base)
@@ -114,7 +114,7 @@ def _of_url(error: KmsError, url: KmsUrl) -> KmsError:
 
 
 def malformed_answer(error: FormatError, url: KmsUrl, method: str) -> KmsError:
-    """Return the error for an answer to a method that is malformed."""
+    """Return the KmsError for a malformed answer to a method; its cause is `error`."""
     message = f"KMS {url.base}: malformed answer for {method}: {one_line(str(error), _MAX_SHOWN)}"
     found = KmsError(message, reason="malformed", url=url.base)
     found.__cause__ = error

@@ -1,7 +1,7 @@
 """Keys from a local key provider: an SGX enclave on the host of a TD (kms.md, section 7).
 
-The provider derives the keys from its sealing key and the measurements of the TD, and proves its
-own identity by a quote. Names are loaded when they are used.
+The provider derives the keys from its sealing key and the measurements of the TD, and identifies
+itself by a quote. Names are loaded when they are used.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,7 @@
 """Client of a local key provider, by the host's API or TCP: verifies it, derives keys (kms.md, 7).
 
-Host and network are untrusted: sizes and times are limited, and the answer proves itself.
+Host and network are untrusted: sizes and times are limited, and an SGX quote authenticates the
+answer.
 """
 
 import contextlib
@@ -86,7 +87,7 @@ class TcpProvider:
         self._timeout = timeout
 
     def __call__(self, quote: bytes) -> SealedKey:
-        """Return the answer to a quote.
+        """Send this TD's quote; return the sealed seed of its keys, and the provider's quote.
 
         Raises:
             KmsError: If there is no connection, no answer in time, or a malformed one.
@@ -114,8 +115,8 @@ class HostApi:
         timeout: Seconds for a whole exchange.
 
     Raises:
-        ConfigError: If the URL has another form.
-        UsageError: If it is not text.
+        ConfigError: If the URL has neither form.
+        UsageError: If `url` is not text.
     """
 
     def __init__(self, url: str, *, timeout: float = _SECONDS) -> None:
@@ -124,11 +125,11 @@ class HostApi:
         self._timeout = timeout
 
     def __call__(self, quote: bytes) -> SealedKey:
-        """Return the answer to a quote.
+        """Send this TD's quote; return the sealed seed of its keys, and the provider's quote.
 
         Raises:
             KmsError: If there is no connection, no answer in time, or a malformed one; or if the
-                host answers with an error (`refused`), whose text is in the message.
+                host answers with an error (reason `refused`), whose text is in the message.
         """
         with _translate_errors(str(self)):
             found = self._post(f'{{"quote":"{quote.hex()}"}}'.encode())
@@ -180,7 +181,7 @@ class _Endpoint(NamedTuple):
 
 def _read_url(url: str) -> _Endpoint:
     if not isinstance(url, str):
-        raise wrong_type("host_api_url", "a str", url)
+        raise wrong_type("host_api_url", "text", url)
     try:
         parts = urlsplit(url)
         endpoint = _vsock_endpoint(parts) if parts.scheme == "vsock" else _http_endpoint(parts)
@@ -191,7 +192,7 @@ def _read_url(url: str) -> _Endpoint:
     printable = url.isascii() and url.isprintable() and " " not in url
     if endpoint is None or not printable:
         given = _sanitize.one_line(url, _LONGEST_TEXT)
-        text = f"host_api_url: {given}: must be vsock://CID:PORT/PATH or http://HOST:PORT/PATH"
+        text = f"host_api_url: must be vsock://CID:PORT/PATH or http://HOST:PORT/PATH, not {given}"
         raise ConfigError(text, reason="wrong_value")
     return endpoint
 
@@ -226,7 +227,7 @@ def _read_answer(body: bytes) -> SealedKey:
 
 @contextlib.contextmanager
 def _translate_errors(what: str) -> Iterator[None]:
-    """Raise errors of an exchange as KmsError; `what` names the other side in its text."""
+    """Context manager: raise errors of an exchange as KmsError, whose text begins with `what`."""
     reason: KmsReason
     try:
         yield
@@ -301,10 +302,10 @@ def fetch_local_keys(
         Keys with the provider `local`, whose id is the MRENCLAVE. The caller closes them.
 
     Raises:
-        KmsError: If there is no answer (`connection`, `timeout`, `refused`), it is malformed
+        KmsError: If there is no answer (reason `connection`, `timeout`, `refused`), it is malformed
             (`malformed`, `wrong_size`), the provider's quote is not accepted (`evidence_refused`),
-            the enclave is another one (`wrong_provider`), or the sealed seed is not for this TD
-            (`invalid_key`).
+            its MRENCLAVE is not `mr_enclave` (`wrong_provider`), or the sealed seed is not for this
+            TD (`invalid_key`).
         CollateralError: If the collateral for the provider's quote is missing or malformed.
         UsageError: If `mr_enclave` does not have 32 bytes.
     """
@@ -315,8 +316,8 @@ def fetch_local_keys(
         answer = provider(get_quote(td_report_data(x25519_public_key(secret))))
         identity = _verify_provider(answer, verifier, now)
         if mr_enclave is not None and not hmac.compare_digest(identity, mr_enclave):
-            text = f"{_WHAT}: MRENCLAVE is {identity.hex()}, must be {mr_enclave.hex()}"
-            raise KmsError(f"{text}; another enclave releases other keys", reason="wrong_provider")
+            text = f"{_WHAT}: MRENCLAVE must be {mr_enclave.hex()}, not {identity.hex()}"
+            raise KmsError(f"{text}, which releases other keys", reason="wrong_provider")
         seed = _open_seed(secret, answer.encrypted_key)
     finally:
         wipe(secret)
@@ -337,11 +338,11 @@ def _verify_provider(answer: SealedKey, verifier: Verifier, now: datetime | floa
         raise KmsError(text, reason="malformed") from error
     body = quote.body
     if not isinstance(body, EnclaveReport):
-        text = f"{_WHAT}: the quote is of a TD, and not of an SGX enclave"
+        text = f"{_WHAT}: the quote must be of an SGX enclave, not of a TD"
         raise KmsError(text, reason="evidence_refused")
     expected = provider_report_data(answer.encrypted_key)
     if not hmac.compare_digest(body.report_data, expected):
-        text = f"{_WHAT}: the quote is over another sealed seed than that of the answer"
+        text = f"{_WHAT}: the quote must be over the sealed seed in the answer"
         raise KmsError(text, reason="evidence_refused")
     try:
         result = verifier.verify(quote.raw, report_data=expected, now=now)
@@ -350,7 +351,7 @@ def _verify_provider(answer: SealedKey, verifier: Verifier, now: datetime | floa
         raise KmsError(text, reason="evidence_refused") from error
     found = dict(result.claims.registers).get("mrenclave")
     if result.claims.platform != _SGX or found is None:
-        text = f"{_WHAT}: the evidence is of {result.claims.platform}, and not of an SGX enclave"
+        text = f"{_WHAT}: the evidence must be of an SGX enclave, not {result.claims.platform}"
         raise KmsError(text, reason="evidence_refused")
     return found
 
@@ -361,5 +362,5 @@ def _open_seed(secret: bytes, encrypted_key: bytes) -> bytes:
     except FormatError as error:
         raise KmsError(f"{_WHAT}: {error.message}", reason="wrong_size") from error
     except VerificationError as error:
-        text = f"{_WHAT}: the sealed seed is not for this TD, or was altered"
+        text = f"{_WHAT}: the sealed seed must be for this TD, and unaltered"
         raise KmsError(text, reason="invalid_key") from error

@@ -69,8 +69,8 @@ class SimulatedLocalProvider(Secret):
         verifier: Verifier of the quotes of TDs, instead of one that accepts every TD of the PKI;
             it needs their collateral.
         now: Returns Unix time, for the verification.
-        host: Address to listen at.
-        port: Port; 0 chooses one.
+        host: Address to listen on.
+        port: Port to listen on; 0 chooses a free one.
         timeout: Seconds for the request, and for the answer of a connection.
     """
 
@@ -107,7 +107,7 @@ class SimulatedLocalProvider(Secret):
         return self._server.address
 
     def release(self, quote: bytes) -> SealedKey:
-        """Return the seed of a TD's keys, sealed to the key in its quote, and the provider's quote.
+        """Return the seed of a TD's keys, encrypted to the key in its quote, and an SGX quote.
 
         Args:
             quote: Quote of a TD, whose report data begin with its X25519 public key.
@@ -118,16 +118,16 @@ class SimulatedLocalProvider(Secret):
         """
         parsed = Quote.parse(quote)
         if not isinstance(parsed.body, TdQuoteBody):
-            text = "quote: of an SGX enclave, and not of a TD"
+            text = "quote: must be of a TD, not of an SGX enclave"
             raise VerificationError(text, reason="no_evidence")
         status = self._verify(parsed)
         if not hmac.compare_digest(parsed.header.user_data[:16], self._quoting_enclave.qe_id):
-            text = "quote: of a TD on another machine (QE id)"
+            text = "quote: must be of a TD on this machine (by its QE id)"
             raise VerificationError(text, reason="identity")
         _log.info("local key provider: released a seed to a TD whose TCB is %s", status)
         with self._key_lock:
             if self._is_closed:
-                raise UsageError("SimulatedLocalProvider: closed", reason="closed")
+                raise UsageError("SimulatedLocalProvider: is closed", reason="closed")
             seed = derive_seed(self._sealing_key, td_measurements(parsed))
         try:
             encrypted_key = seal_seed(seed, parsed.report_data)
@@ -197,7 +197,8 @@ class _TcpServer:
         try:
             self._listener = socket.create_server(address, backlog=_BACKLOG)
         except OSError as error:
-            text = f"local key provider: {address[0]}:{address[1]}: {error.strerror or error}"
+            problem = error.strerror or error
+            text = f"local key provider: cannot listen on {address[0]}:{address[1]}: {problem}"
             raise UsageError(text, reason="wrong_value") from error
         found = self._listener.getsockname()
         self.address: tuple[str, int] = (found[0], found[1])

@@ -25,9 +25,9 @@ ENCRYPTED_KEY_SIZE: Final = SEALED_BOX_OVERHEAD + SEED_SIZE
 """Bytes of the sealed seed."""
 _HALF: Final = bytes(32)  # the second half of the report data of both quotes
 MAX_FRAME: Final = 8 << 20
-"""Bytes of a message."""
+"""Maximum size of a message in bytes."""
 MAX_QUOTE: Final = 1 << 20
-"""Bytes of a quote in a message."""
+"""Maximum size of a quote in a message in bytes."""
 _HEAD: Final = 4  # bytes of the length
 _PIECE: Final = 1 << 16  # bytes per read
 _MAX_REST: Final = 1 << 16  # bytes of a message without its arrays of numbers
@@ -37,7 +37,7 @@ _MessageT = TypeVar("_MessageT")
 
 
 def derive_seed(sealing_key: bytes, measurements: bytes) -> bytes:
-    """Return the seed, 32 bytes.
+    """Return the seed of a TD's keys, 32 bytes: SHA-256 of sealing key and measurements.
 
     Args:
         sealing_key: Sealing key of the provider's enclave; that of Gramine has 16 bytes.
@@ -57,7 +57,7 @@ def td_measurements(quote: Quote) -> bytes:
     keys.
 
     Raises:
-        UsageError: If the quote is of an enclave.
+        UsageError: If the quote is of an SGX enclave.
     """
     if not isinstance(quote.body, TdQuoteBody):
         raise UsageError("quote: must be of a TD", reason="wrong_value")
@@ -75,7 +75,7 @@ def provider_report_data(encrypted_key: bytes) -> bytes:
 
 
 def seal_seed(seed: bytes, report_data: bytes) -> bytes:
-    """Seal a seed to the X25519 key in the report data of a TD's quote; return 80 bytes.
+    """Encrypt a seed to the X25519 key in the report data of a TD's quote; return 80 bytes.
 
     Raises:
         UsageError: If the key has low order.
@@ -84,11 +84,11 @@ def seal_seed(seed: bytes, report_data: bytes) -> bytes:
 
 
 def open_seed(secret: bytes, encrypted_key: bytes) -> bytes:
-    """Open a sealed seed with the X25519 secret key of the TD; return 32 bytes.
+    """Decrypt a sealed seed with the X25519 secret key of the TD; return 32 bytes.
 
     Raises:
         FormatError: If the sealed seed does not have 80 bytes.
-        VerificationError: If it was altered or is for another key.
+        VerificationError: If it was altered, or encrypted to a different key.
     """
     if len(encrypted_key) != ENCRYPTED_KEY_SIZE:
         text = f"sealed seed: must be {ENCRYPTED_KEY_SIZE} bytes, not {len(encrypted_key)}"
@@ -97,9 +97,9 @@ def open_seed(secret: bytes, encrypted_key: bytes) -> bytes:
 
 
 class SealedKey(NamedTuple):
-    """Answer of a provider: the seed of the keys, sealed to the TD, and the provider's quote."""
+    """Answer of a provider: the seed of a TD's keys, encrypted to the TD, and an SGX quote."""
 
-    encrypted_key: bytes  # 80 bytes, see `sealing`
+    encrypted_key: bytes  # 80 bytes, see `seal_seed`
     provider_quote: bytes  # SGX quote over the hash of `encrypted_key`
 
 
@@ -192,7 +192,7 @@ def _receive(sock: socket.socket, size: int, deadline: float) -> bytes:
         _set_timeout(sock, deadline)
         piece = sock.recv(min(size - len(found), _PIECE))
         if not piece:
-            text = "message of a key provider: the connection ended within it"
+            text = "message of a key provider: is truncated, because the connection ended"
             raise FormatError(text, reason="truncated")
         found += piece
     return bytes(found)

@@ -41,7 +41,7 @@ _logger = logging.getLogger("attestkit.kms")
 class _Devices(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True
 ):
-    """Devices on which an app, or another KMS, may run."""
+    """Devices on which an app, or a KMS that requests the roots, may run; ids in hex."""
 
     devices: tuple[str, ...] = ()
     allow_any_device: bool = False
@@ -56,13 +56,13 @@ class _Devices(
 
 
 class AppRules(_Devices, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True):
-    """Rules about an app."""
+    """Rules about an app: compose hashes in hex, and devices."""
 
     compose_hashes: tuple[str, ...] = ()
 
 
 class KmsRules(_Devices, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True):
-    """Rules about another KMS."""
+    """Rules about a KMS that requests this one's roots: measurements in hex, and devices."""
 
     mr_aggregated: tuple[str, ...] = ()
 
@@ -70,7 +70,7 @@ class KmsRules(_Devices, frozen=True, forbid_unknown_fields=True, rename="camel"
 class AuthSimpleConfig(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True
 ):
-    """A parsed file; hex has an optional `0x`, in any case."""
+    """Content of a configuration file of auth-simple; its hex may begin with 0x, in any case."""
 
     gateway_app_id: str = ""
     kms_contract_addr: str = _NO_CONTRACT
@@ -84,7 +84,7 @@ class AuthSimpleConfig(
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "AuthSimpleConfig":
-        """Parse a file.
+        """Decode the JSON of a configuration file.
 
         Raises:
             ConfigError: If it is malformed, over 1 MiB or has over 4,096 apps, has an unknown key,
@@ -94,18 +94,28 @@ class AuthSimpleConfig(
             raise ConfigError(f"auth-simple: over {MAX_FILE_SIZE} bytes", reason="too_large")
         found = decode_typed(data, cls)
         if len(found.apps) > MAX_APPS:
-            raise ConfigError(f"apps: {len(found.apps)}, over {MAX_APPS}", reason="too_many")
+            message = f"apps: must be at most {MAX_APPS}, not {len(found.apps)}"
+            raise ConfigError(message, reason="too_many")
         if len(set(map(_normalize, found.apps))) != len(found.apps):
-            raise ConfigError("apps: an app occurs twice, with and without 0x", reason="duplicate")
+            raise ConfigError("apps: must name an app once, with or without 0x", reason="duplicate")
         return found
 
     def find_app(self, app_id: bytes) -> AppRules | None:
-        """Return the rules of an app, or None."""
+        """Return the rules about an app; None if it is not listed."""
         wanted = app_id.hex()
         return next((one for name, one in self.apps.items() if _normalize(name) == wanted), None)
 
     def decide(self, role: Role, boot: BootInfo) -> Decision:
-        """Return the decision; the first rule that is not met gives the reason."""
+        """Decide whether a guest, whose evidence was verified, gets keys.
+
+        The first rule that is not met gives the reason of a refusal, in the order of TCB status,
+        advisories, OS image, measurements, device.
+
+        Args:
+            role: `app` for the keys of an app, by the rules in `apps`; `kms` for the roots, by
+                those in `kms`.
+            boot: Verified values of the guest.
+        """
         reason = self._refuse_platform(boot)
         if not reason:
             reason = self._refuse_kms(boot) if role == "kms" else self._refuse_app(boot)
@@ -137,7 +147,7 @@ class AuthSimpleConfig(
         return ""
 
     def open_to_any_device(self) -> tuple[str, ...]:
-        """Return the keys with an empty list of devices, which allows any, without stating so."""
+        """Return the keys of the file whose `devices` are empty, which allows any, unstated."""
         entries: Mapping[str, _Devices] = {
             "kms": self.kms,
             **{f"apps.{shorten(name)}": app for name, app in self.apps.items()},
@@ -166,7 +176,7 @@ class AuthSimpleConfig(
         )
 
     def kms_policy(self) -> AppraisalPolicy:
-        """Return the rules about another KMS as an appraisal policy.
+        """Return the rules about a KMS that requests the roots as an appraisal policy.
 
         Raises:
             ConfigError: If a list of accepted values is empty, or a value is not valid.
@@ -178,7 +188,7 @@ class AuthSimpleConfig(
         statuses = []
         for name in self.allowed_tcb_statuses:
             if name not in set(TcbStatus):
-                text = f"allowedTcbStatuses: unknown status {shown(name)}; see TcbStatus"
+                text = f"allowedTcbStatuses: must be values of TcbStatus, not {shown(name)}"
                 raise ConfigError(text, reason="wrong_value")
             statuses.append(TcbStatus(name))
         listed = None if devices.allows_any() else _values("devices", devices.devices)
@@ -194,10 +204,12 @@ class AuthSimpleConfig(
 
 
 class AuthSimpleFile(KmsAuthorization):
-    """Authorization by a file of auth-simple, which is read at each request.
+    """Authorization by a configuration file of auth-simple, which is read at each request.
+
+    A missing or malformed file allows nothing.
 
     Args:
-        path: The file.
+        path: Path of the file, which need not exist yet.
 
     Raises:
         ConfigError: If the file has an unknown key, or names an app twice.
@@ -210,11 +222,19 @@ class AuthSimpleFile(KmsAuthorization):
 
     @property
     def releases_roots(self) -> bool:
-        """Whether the file lists measurements of another KMS."""
+        """Whether the file lists measurements of a KMS that may request the roots."""
         return bool(self._read().kms.mr_aggregated)
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
-        """Return the decision of the file as it is now.
+        """Read the file again, and decide by it whether a guest gets keys.
+
+        Args:
+            role: What the guest requests: `app` for the keys of its app, `kms` for the roots of
+                this KMS.
+            boot_info: Values of the guest, whose evidence was verified.
+
+        Returns:
+            The decision; a refusal if the file is missing or otherwise malformed.
 
         Raises:
             ConfigError: If the file has an unknown key, or names an app twice.
@@ -222,7 +242,7 @@ class AuthSimpleFile(KmsAuthorization):
         return self._read().decide(role, boot_info)
 
     def describe(self) -> AuthorityInfo:
-        """Return the values of the file; raises as `decide`."""
+        """Read the file again, and return its values for GetMeta; raises as `decide`."""
         found = self._read()
         return AuthorityInfo(
             gateway_app_id=found.gateway_app_id,
@@ -268,11 +288,11 @@ def _is_listed(value: bytes, listed: Iterable[str]) -> bool:
 
 
 def _values(name: str, texts: Iterable[str]) -> tuple[bytes, ...]:
-    """Return the bytes of texts in hex; ConfigError if there are none, or one is not hex."""
+    """Return the bytes of hex texts of the key `name`; ConfigError if none, or one is not hex."""
     try:
         found = tuple(bytes.fromhex(_normalize(text)) for text in texts)
     except ValueError as error:
         raise ConfigError(f"{name}: must be hex", reason="encoding") from error
     if not found:
-        raise ConfigError(f"{name}: empty, which allows nothing; list a value", reason="missing")
+        raise ConfigError(f"{name}: must have a value, or nothing is allowed", reason="missing")
     return found

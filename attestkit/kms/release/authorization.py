@@ -4,7 +4,7 @@
 app: a guest requests its keys before the event `system-ready` (kms.md, section 1.5).
 
 A decision is made for one of two roles: `app` for the keys of an app, `kms` for the roots, which
-another KMS requests.
+a second KMS requests in order to serve the same keys.
 """
 
 import json
@@ -50,7 +50,7 @@ class BootInfo(NamedTuple):
     def of(
         cls, tee_variant: str, info: AppInfo, tcb_status: str, advisory_ids: tuple[str, ...]
     ) -> "BootInfo":
-        """Return the values of an app's identity and its platform's TCB."""
+        """Return the values of an app's identity, and of its platform (`dstack-tdx`) and TCB."""
         return cls._make((tee_variant, *_measured(info), tcb_status, advisory_ids))
 
     def to_json(self) -> str:
@@ -106,7 +106,7 @@ def verify_guest(
         report_data: Report data that the evidence must have, 64 bytes.
         ca_spki: SubjectPublicKeyInfo of this KMS's root CA in DER, 91 bytes: the key provider id
             that the configuration sealed at launch may name. None if the guest is a KMS itself:
-            its key provider is another one, which the sealed configuration and the log name.
+            its key provider is not this KMS, and is named by the sealed configuration and the log.
         vm_config: VM configuration in the request, JSON text; the evidence's if empty.
         boottime: Use the registers up to `boot-mr-done`, and no key provider, as SignCert does.
         use_claimed_image: Use the hash of the OS image that the configuration names if the image
@@ -115,11 +115,11 @@ def verify_guest(
         now: Time of the verification, as for `Verifier.verify`.
 
     Raises:
-        VerificationError: If the evidence is not valid, names no app (`identity`), or is not
+        VerificationError: If the evidence is not valid, names no app (reason `identity`), or is not
             accepted by the policy.
         FormatError: If evidence or configuration are malformed, or differ.
         CollateralError: If collateral is missing.
-        UsageError: If an argument has another size, or `use_claimed_image` is excluded.
+        UsageError: If an argument has a wrong size, or `use_claimed_image` is excluded.
     """
     require_size("report data", report_data, 64)
     if ca_spki is not None:
@@ -131,7 +131,7 @@ def verify_guest(
     steps.image_hash()
     info = steps.app_info(KeyRequest(ca_spki, boottime))
     if info is None or len(info.app_id) != _APP_ID_SIZE:
-        raise VerificationError("app id: must have 20 bytes", reason="identity")
+        raise VerificationError("evidence: app id must have 20 bytes", reason="identity")
     policy = verifier.policy if choose_policy is None else choose_policy(info) or verifier.policy
     if use_claimed_image:
         if policy.refuse_simulated:
@@ -154,7 +154,7 @@ def _read_claimed_hash(config: str) -> bytes:
     """Return the hash of the OS image in a VM configuration, 32 bytes or empty."""
     claimed = read_os_image_hash(config)
     if len(claimed) not in _IMAGE_HASH_SIZES:
-        text = f"os_image_hash: {len(claimed)} bytes, must be 32"
+        text = f"VM configuration: os_image_hash: must be 32 bytes, not {len(claimed)}"
         raise VerificationError(text, reason="identity")
     return claimed
 
@@ -187,7 +187,7 @@ class Decision(NamedTuple):
 
 
 class AuthorityInfo(NamedTuple):
-    """Values of the authorization in GetMeta; None where it has no such value."""
+    """What GetMeta of a KMS reports of its authorization; None where it has no such value."""
 
     is_dev: bool = False
     gateway_app_id: str | None = None
@@ -201,16 +201,20 @@ class KmsAuthorization(ABC):
 
     @property
     def releases_roots(self) -> bool:
-        """Whether another KMS may request the roots (GetKmsKey); the decision is still needed."""
+        """Whether a second KMS may request the roots (GetKmsKey); `decide` still decides on it."""
         return False
 
     @abstractmethod
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
-        """Decide about a guest whose evidence was verified.
+        """Decide whether a guest, whose evidence was verified, gets keys.
+
+        Args:
+            role: What it requests: `app` for the keys of its app, `kms` for the roots of this KMS.
+            boot_info: Verified values of the guest.
 
         Raises:
             KmsError: If an authorization server failed.
-            ConfigError: If its file has an unknown key.
+            ConfigError: If the file of an authorization has an unknown key.
         """
 
     @abstractmethod
@@ -218,7 +222,7 @@ class KmsAuthorization(ABC):
         """Return what GetMeta reports; raises as `decide`."""
 
     def choose_policy(self, _role: Role, _info: AppInfo) -> AppraisalPolicy | None:
-        """Return the policy for a guest's evidence; None for that of the verifier."""
+        """Return the policy by which a guest's evidence is appraised; None for the verifier's."""
         return None
 
 
@@ -226,7 +230,7 @@ class DevAuthorization(KmsAuthorization):
     """Allow every app whose evidence is verified. For development only."""
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:  # noqa: ARG002 - allows all
-        """Allow every guest, also this KMS itself; it does not release its roots."""
+        """Allow every guest; with `releases_roots` False, no KMS gets the roots nevertheless."""
         return Decision.allow("any")
 
     def describe(self) -> AuthorityInfo:
@@ -238,8 +242,9 @@ class FunctionAuthorization(KmsAuthorization):
     """Let a Python function decide.
 
     Args:
-        decide: Returns the decision about an app.
-        decide_kms: Returns the decision about another KMS; None: the roots are not released.
+        decide: Returns the decision about a guest that requests the keys of its app.
+        decide_kms: Returns the decision about a KMS that requests the roots; None: they are not
+            released.
     """
 
     def __init__(
@@ -251,14 +256,14 @@ class FunctionAuthorization(KmsAuthorization):
 
     @property
     def releases_roots(self) -> bool:
-        """Whether there is a function that decides about another KMS."""
+        """Whether there is a function that decides about a KMS which requests the roots."""
         return self._functions["kms"] is not None
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
-        """Call the function.
+        """Call the function for the role; without one, refuse.
 
         Raises:
-            UsageError: If it does not return a Decision.
+            UsageError: If the function does not return a Decision.
         """
         function = self._functions[role]
         if function is None:
@@ -270,7 +275,7 @@ class FunctionAuthorization(KmsAuthorization):
         return found
 
     def describe(self) -> AuthorityInfo:
-        """Return no values: GetMeta then names no authorization."""
+        """Return an AuthorityInfo without values: GetMeta then reports no authorization."""
         return AuthorityInfo()
 
 
@@ -279,8 +284,8 @@ class PolicyAuthorization(KmsAuthorization):
 
     Args:
         policies: One policy for each app, which its rule `app_id` names.
-        kms_policy: Policy for another KMS, with the rule `mr_aggregated`; None: the roots are not
-            released.
+        kms_policy: Policy for a KMS that requests the roots, with the rule `mr_aggregated`; None:
+            they are not released.
         gateway_app_id: App id of the gateway that all apps use.
 
     Raises:
@@ -308,11 +313,11 @@ class PolicyAuthorization(KmsAuthorization):
 
     @property
     def releases_roots(self) -> bool:
-        """Whether there is a policy for another KMS."""
+        """Whether there is a policy for a KMS that requests the roots."""
         return self._kms_policy is not None
 
     def choose_policy(self, role: Role, info: AppInfo) -> AppraisalPolicy | None:
-        """Return the policy that names the app, or that for another KMS."""
+        """Return the policy that names the guest's app; for the role `kms`, that for a KMS."""
         return self._kms_policy if role == "kms" else self._policies.get(info.app_id)
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
@@ -324,7 +329,7 @@ class PolicyAuthorization(KmsAuthorization):
         return Decision.allow(self._gateway_app_id)
 
     def describe(self) -> AuthorityInfo:
-        """Return the gateway."""
+        """Return the app id of the gateway, for GetMeta."""
         return AuthorityInfo(gateway_app_id=self._gateway_app_id)
 
 
@@ -344,9 +349,10 @@ def authorize_guest(
 ) -> tuple[VerifiedGuest, Decision]:
     """Verify the evidence of a guest by the policy for it, and decide whether it gets keys.
 
-    Arguments are those of `verify_guest`. `ca_spki` is not used for another KMS, whose key provider
-    is not this one. `is_self`: the guest is this KMS, with the role `kms`, which is allowed to run
-    even if it does not release its roots.
+    `authorization` chooses the policy and decides. `role` is what the guest requests: `app` for the
+    keys of its app, `kms` for the roots. `ca_spki` is used for `app` only, because a second KMS has
+    a different key provider. `is_self`: the guest is this KMS itself, with the role `kms`; it may
+    run even if it does not release its roots. Other arguments are those of `verify_guest`.
 
     Raises:
         AttestKitError: As `verify_guest` and `KmsAuthorization.decide`.

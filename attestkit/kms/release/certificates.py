@@ -67,13 +67,13 @@ def default_window(roots: KmsRoots, now: int) -> ValidityPeriod:
 
 
 def issue_root(roots: KmsRoots, window: ValidityPeriod) -> str:
-    """Issue the self-signed certificate of the root CA."""
+    """Issue the self-signed certificate of the root CA; return PEM."""
     serial = roots.serial_number(ROOT_CA)
     return _issue_self_signed(roots.ca_key, ROOT_SUBJECT, 1, serial, window)
 
 
 def issue_temp_ca(roots: KmsRoots, window: ValidityPeriod) -> str:
-    """Issue the self-signed certificate of the temporary CA, whose key every client gets."""
+    """Issue the self-signed certificate (PEM) of the temporary CA, whose key every client gets."""
     serial = roots.serial_number(TEMP_CA)
     return _issue_self_signed(roots.temp_ca_key, TEMP_CA_SUBJECT, 0, serial, window)
 
@@ -101,14 +101,15 @@ def issue_rpc(
     usage: bytes | None = USAGE_KMS_RPC,
     evidence: bytes | None = None,
 ) -> str:
-    """Issue the certificate of the server's TLS key, `roots.rpc_key`.
+    """Issue the certificate of the server's TLS key, `roots.rpc_key`; return PEM.
 
     Args:
         roots: Keys of the KMS.
         root_pem: Certificate of the root CA.
         domain: DNS name or IP address of the server: common name and alternative name.
         window: Validity period.
-        usage: Content of the usage extension; another one, or None, only to simulate a fault.
+        usage: Content of the usage extension. Values other than `kms:rpc`, and None for no such
+            extension, are to simulate faults.
         evidence: Stripped evidence over the TLS key, or None.
 
     Raises:
@@ -131,7 +132,7 @@ def issue_rpc(
 
 
 def issue_app_ca(roots: KmsRoots, root_pem: str, app_id: bytes, window: ValidityPeriod) -> str:
-    """Issue the certificate of an app's CA.
+    """Issue the certificate of an app's CA by the root CA; return PEM.
 
     Raises:
         UsageError: If the app id does not have 20 bytes.
@@ -164,7 +165,7 @@ def sign_app_certificate(
         now: Seconds since 1970.
 
     Raises:
-        UsageError: If the app id has another size, or a requested name or time cannot be encoded.
+        UsageError: If the app id does not have 20 bytes, or a name or time cannot be encoded.
         SignatureError: If the requested key is not a P-256 key.
     """
     window = default_window(roots, now)
@@ -180,7 +181,7 @@ def sign_app_certificate(
         (OID_ATTESTATION, leaf.evidence),
     ]
     if not leaf.spki.startswith(P256_SPKI_HEAD):
-        raise SignatureError("certificate request: not a P-256 key", reason="invalid_key")
+        raise SignatureError("certificate request: key must be of P-256", reason="invalid_key")
     issued = issue_leaf(
         public_key=P256PublicKey(leaf.spki[len(P256_SPKI_HEAD) :]),
         subject=leaf.subject,
@@ -198,7 +199,7 @@ def sign_app_certificate(
 
 
 def needs_renewal(pem: str, now: int) -> bool:
-    """Return whether a CA certificate must be issued again, with the same key.
+    """Return whether a CA certificate ends within 365 days, so that it is to be issued again.
 
     Args:
         pem: The certificate.

@@ -83,7 +83,7 @@ class KmsRoots(Secret):
 
     @classmethod
     def generate(cls, random: Callable[[int], bytes] = os.urandom) -> "KmsRoots":
-        """Generate new keys; `random` returns that many random bytes."""
+        """Generate new keys; `random` returns a number of random bytes."""
         return cls._from_stream(lambda _label, size: random(size))
 
     @classmethod
@@ -177,13 +177,17 @@ class KmsRoots(Secret):
         return self.ca_spki.hex()
 
     def serial_number(self, name: str) -> int | None:
-        """Return the serial number of a certificate from a seed; None without a seed.
+        """Return the serial number that the seed gives a certificate; None without a seed.
 
         Args:
             name: `ROOT_CA`, `TEMP_CA` or `RPC`.
+
+        Raises:
+            UsageError: If `name` is none of these.
         """
         if name not in _CERTIFIED:
-            raise UsageError("KMS certificate: unknown name", reason="unknown_name")
+            message = f"KMS certificate: must be {' or '.join(_CERTIFIED)}, not {name[:50]!r}"
+            raise UsageError(message, reason="unknown_name")
         if not self._seed:
             return None
         replaced = f"@{self.epoch}" if name == ROOT_CA and self.epoch else ""
@@ -256,7 +260,7 @@ def release_app_keys(roots: KmsRoots, app_id: bytes, instance_id: bytes) -> Rele
         instance_id: 20 bytes or empty; all instances with an empty id share the disk key.
 
     Raises:
-        UsageError: If an id has another size.
+        UsageError: If an id has a wrong size.
     """
     check_app_id(app_id)
     require_bytes("instance_id", instance_id)
@@ -337,7 +341,7 @@ def bootstrap_report_data(ca_spki: bytes, k256_public_key: bytes) -> bytes:
         k256_public_key: secp256k1 root key, 33 bytes (compressed SEC1).
 
     Raises:
-        UsageError: If an argument has another size.
+        UsageError: If an argument has a wrong size.
     """
     require_size("ca_spki", ca_spki, 91)
     require_size("k256_public_key", k256_public_key, 33)

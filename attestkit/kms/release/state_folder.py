@@ -80,8 +80,8 @@ class KmsStateFolder:
         path: The folder; created with mode 0700 if missing.
 
     Raises:
-        ConfigError: If another process uses the folder, other users can access it, or it cannot be
-            used.
+        ConfigError: If a second process uses the folder, other users can access it, or it cannot be
+            created, read or written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -127,7 +127,7 @@ class KmsStateFolder:
         if len(present) != len(_REQUIRED):
             missing = next(name for name in _REQUIRED if name not in present)
             # Never create only the rest: a new root beside an old k256 key would lose data.
-            text = "missing, but other keys exist; restore it, or remove the folder and its keys"
+            text = "must exist, as other keys do; restore it, or remove the folder and its keys"
             raise self._error(missing, "missing", text)
         return self._load(now)
 
@@ -164,14 +164,14 @@ class KmsStateFolder:
         """Store the state of a new KMS in the empty folder.
 
         Args:
-            state: The state.
+            state: Keys and certificates of the KMS.
             now: Seconds since 1970.
 
         Raises:
             ConfigError: If the folder has a file of a KMS, or cannot be written.
         """
         if present := self._present():
-            text = "exists; a new KMS needs an empty folder"
+            text = "must not exist: a new KMS needs an empty folder"
             raise self._error(present[0], "conflict", text)
         roots = state.roots
         rpc_pem = issue_rpc(roots, state.root_pem, state.domain, default_window(roots, now))
@@ -244,7 +244,7 @@ class KmsStateFolder:
         except FormatError as error:
             raise self._error(name, "syntax", str(error)) from error
         if certificate.spki_der != key.spki_der:
-            raise self._error(name, "conflict", "is of another key than the private key beside it")
+            raise self._error(name, "conflict", "must be of the private key beside it")
         return certificate.pem
 
     def _bootstrap_info(self, roots: KmsRoots) -> BootstrapStatement | None:
@@ -255,14 +255,14 @@ class KmsStateFolder:
         except FormatError as error:
             raise self._error(_BOOTSTRAP, config_reason(error), str(error)) from error
         if info[:2] != (roots.ca_spki, roots.k256_public_key):
-            raise self._error(_BOOTSTRAP, "conflict", "names other keys than those of this folder")
+            raise self._error(_BOOTSTRAP, "conflict", "must name the keys of this folder")
         return info
 
     def _read_text(self, name: str) -> str:
         try:
             return self._read(name).decode("ascii")
         except UnicodeDecodeError as error:
-            raise self._error(name, "encoding", "not ASCII") from error
+            raise self._error(name, "encoding", "must be ASCII") from error
 
     def _read(self, name: str) -> bytes:
         path = self.path / name
@@ -289,7 +289,7 @@ def read_bootstrap_info(data: bytes) -> BootstrapStatement:
     """Parse bootstrap-info.json; unknown members are ignored.
 
     Raises:
-        FormatError: If the JSON is malformed, a member is missing or not hex, or a key has another
+        FormatError: If the JSON is malformed, a member is missing or not hex, or a key has a wrong
             size.
     """
     return BootstrapStatement.of(strict_json.read_object(data, "bootstrap info"))

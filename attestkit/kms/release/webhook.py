@@ -62,11 +62,11 @@ class AuthWebhook(KmsAuthorization):
 
     @property
     def releases_roots(self) -> bool:
-        """Whether another KMS may request the roots: the server decides."""
+        """True: the server decides whether a second KMS gets the roots."""
         return True
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
-        """Request the decision of the server.
+        """Request from the server whether a guest gets keys; see `KmsAuthorization.decide`.
 
         Raises:
             KmsError: If the server fails, or its answer is malformed.
@@ -76,15 +76,15 @@ class AuthWebhook(KmsAuthorization):
         return _ask(url, partial(self._client.post, url, body, _HEADERS), read_decision)
 
     def describe(self) -> AuthorityInfo:
-        """Request the description of the server; raises as `decide`."""
+        """Request from the server what GetMeta reports of it; raises as `decide`."""
         return _ask(self._url, partial(self._client, self._url), read_authority)
 
 
 def read_decision(fields: dict[str, Any]) -> Decision:
-    """Return the decision in an answer; unknown members are ignored.
+    """Return the decision in the members of a server's answer; unknown members are ignored.
 
     Raises:
-        FormatError: If a member is missing, has another type, or is over 1,024 characters.
+        FormatError: If a member is missing, has a wrong type, or is over 1,024 characters.
     """
     allowed = fields.get("isAllowed")
     if not isinstance(allowed, bool):
@@ -97,7 +97,7 @@ def read_authority(fields: dict[str, Any]) -> AuthorityInfo:
     """Return what an authorization server reports of itself; unknown members are ignored.
 
     Raises:
-        FormatError: If a member is missing, has another type, or is over 1,024 characters.
+        FormatError: If a member is missing, has a wrong type, or is over 1,024 characters.
     """
     return AuthorityInfo(
         gateway_app_id=_text(fields, "gatewayAppId"),
@@ -108,7 +108,11 @@ def read_authority(fields: dict[str, Any]) -> AuthorityInfo:
 
 
 def _ask(url: str, request: Callable[[], Response], read: Callable[[dict[str, Any]], _T]) -> _T:
-    """Send a request, and return the result of `read` for the JSON object in the answer."""
+    """Send a request, and return the result of `read` for the JSON object in the answer.
+
+    Raises:
+        KmsError: If the server at `url` fails, refuses, or its answer is malformed.
+    """
     try:
         answer = request()
     except CollateralError as error:
@@ -118,7 +122,7 @@ def _ask(url: str, request: Callable[[], Response], read: Callable[[dict[str, An
         message = f"auth api {url} returned {_status(answer.status)}: {body}"
         raise KmsError(message, reason="refused", url=url)
     if len(answer.body) > MAX_BODY:
-        text = f"auth api {url}: answer is over {MAX_BODY} bytes"
+        text = f"auth api {url}: answer must have at most {MAX_BODY} bytes"
         raise KmsError(text, reason="malformed", url=url)
     try:
         return read(strict_json.read_object(answer.body, ""))
@@ -150,7 +154,7 @@ def _text(fields: dict[str, Any], name: str) -> str:
     """Return a text of an answer, with unprintable characters escaped."""
     value = fields.get(name)
     if not isinstance(value, str):
-        raise _field_error(name, fields, "a string")
+        raise _field_error(name, fields, "text")
     if len(value) > MAX_REASON:
         raise FormatError(f"{name}: {len(value)} characters, over {MAX_REASON}", reason="too_large")
     return printable(value)
