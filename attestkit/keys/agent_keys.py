@@ -48,7 +48,7 @@ class AgentKeys:
         """The newest API that the agent has: with "v1", `derive_v1` works; requested once.
 
         The other methods have the keys of v0, which agents of both kinds return, and never those of
-        v1: the same name has another key there.
+        v1: the same name has a different key there.
         """
         return self._client.find_api()
 
@@ -121,7 +121,7 @@ class AgentKeys:
         except UsageError as error:
             raise _malformed(_V1_GET_KEY, "key", str(error)) from error
         if public != expected:
-            raise _malformed(_V1_GET_KEY, "public_key", "is not that of the key")
+            raise _malformed(_V1_GET_KEY, "public_key", "must be that of the key")
         try:
             k256_recover(chain[0], keccak256(key_claims.v1_claim(public, domain, algorithm)))
         except SignatureError as error:
@@ -145,7 +145,7 @@ class AgentKeys:
         public_key = _field(response, "Sign", "public_key", 32 if key_type == "ed25519" else 33)
         first, *chain = _chain(response, "Sign", 3)
         if first != signature:
-            raise _malformed("Sign", "signature_chain", "does not start with the signature")
+            raise _malformed("Sign", "signature_chain", "must start with the signature")
         try:
             key_claims.verify_signature(public_key, signature, data, algorithm=algorithm)
         except (SignatureError, UsageError) as error:
@@ -165,7 +165,7 @@ class AgentKeys:
     def _check_version(self, key_type: str) -> None:
         """Raise UnsupportedError for an old agent, which ignores the algorithm of GetKey.
 
-        Its signature chain would certify another public key. Such agents do not have the method
+        Its signature chain would certify a different public key. Such agents do not have the method
         Version; the official clients use the same check.
         """
         if self._knows_algorithms:
@@ -213,9 +213,9 @@ def _chain(response: Mapping[str, object], method: str, size: int) -> tuple[byte
 
 def _unhex(value: object, method: str, name: str, sizes: tuple[int, ...]) -> bytes:
     if not isinstance(value, str):
-        raise _malformed(method, name, "missing" if value is None else "must be a string")
+        raise _malformed(method, name, "missing" if value is None else "must be text")
     if (found := unhex(value)) is None:
-        raise _malformed(method, name, "not hex")
+        raise _malformed(method, name, "must be hex")
     if len(found) not in sizes:
         expected = " or ".join(map(str, sizes))
         raise _malformed(method, name, f"must be {expected} bytes, not {len(found)}")

@@ -80,7 +80,7 @@ class AppKeys(Secret):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, follow: bool = True) -> "AppKeys":
-        """Read a key file.
+        """Read a key file, `.appkeys.json`.
 
         Args:
             path: Path of a regular file, or of an inherited pipe such as `/dev/stdin`.
@@ -248,7 +248,11 @@ class AppKeys(Secret):
         return self._root_key().public_key
 
     def derive_bytes(self, path: bytes) -> bytes:
-        """Derive 32 bytes from the root key, without copying the root key."""
+        """Derive 32 bytes from the root key by `hkdf.derive_bytes`, without copying the root key.
+
+        Raises:
+            UsageError: If the AppKeys are closed.
+        """
         derived = hkdf.derive_bytes(self._secrets["k256_key"], path)
         self._root_key()  # after the access, see `close`
         return derived
@@ -337,7 +341,7 @@ class AppKeys(Secret):
     def _root_key(self) -> K256Key:
         root = self._root
         if root is None:
-            raise UsageError("AppKeys: closed", reason="closed")
+            raise UsageError("AppKeys: is closed; load the keys again", reason="closed")
         return root
 
     def _secret(self, name: str) -> bytes:

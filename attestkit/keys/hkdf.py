@@ -36,7 +36,7 @@ def derive_bytes(root: bytes | bytearray, *parts: bytes, length: int = 32) -> by
 def derive_v1_bytes(root: bytes | bytearray, domain: str, algorithm: str) -> bytes:
     """Derive the 32 bytes of a v1 key (GetKey of `dstack.guest.v1`) from `root`.
 
-    Another salt than that of `derive_bytes` makes these keys independent of all v0 keys.
+    A salt other than that of `derive_bytes` makes these keys independent of all v0 keys.
 
     Raises:
         UsageError: As `encode_v1_names`.

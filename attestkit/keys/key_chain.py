@@ -87,10 +87,10 @@ def verify_key_chain(
         algorithm: Expected algorithm of a key of `derive_v1`: secp256k1 or ed25519.
 
     Raises:
-        SignatureError: If the chain does not have two links (`chain_length`), the key has another
-            size (`invalid_key`), a link is malformed (`bad_signature`), the second link is empty
-            (`no_issuer`), or the chain does not lead to a trusted key (`untrusted_root`).
-        UsageError: If an expected value is missing, malformed, or excludes another.
+        SignatureError: If the chain does not have two links (reason `chain_length`), the key has a
+            wrong size (`invalid_key`), a link is malformed (`bad_signature`), the second link is
+            empty (`no_issuer`), or the chain does not lead to a trusted key (`untrusted_root`).
+        UsageError: If an expected value is missing or malformed, or two exclude each other.
     """
     claim, sizes = _expected_claim(public_key, purpose, domain, algorithm)
     roots = _trusted_keys(app_id, kms_roots, app_root)
@@ -99,15 +99,15 @@ def verify_key_chain(
     if app_id is not None:
         if not root_link:
             text = (
-                "key chain: link 1 is empty, as without a KMS, and proves nothing; obtain the "
-                "app's root key from a trusted source and pass it as app_root"
+                "key chain: link 1 must be a signature of a KMS, and is empty; without a KMS, pass "
+                "the app's root key from a trusted source as app_root"
             )
             raise SignatureError(text, reason="no_issuer")
         found = _recover(1, root_link, kms_claim(app_id, found))
     if not any(hmac.compare_digest(found, root) for root in roots):
         text = (
-            f"key chain: leads to {found.hex()}, which is not a trusted root key; key, app id, "
-            "purpose, domain or algorithm may also differ from those of the chain"
+            f"key chain: must lead to a trusted root key, not {found.hex()}; key, app id, purpose, "
+            "domain or algorithm may also differ from those of the chain"
         )
         raise SignatureError(text, reason="untrusted_root")
 
@@ -176,7 +176,7 @@ def _expected_claim(
     require_bytes("public_key", public_key)
     if purpose is not None:
         if domain is not None or algorithm is not None:
-            text = "purpose: of v0 keys, and excludes domain and algorithm, which are of v1 keys"
+            text = "purpose: must be left out with domain and algorithm, which are of v1 keys"
             raise UsageError(text, reason="conflict")
         return v0_claim(public_key, purpose), _V0_KEY_SIZES
     if domain is None or algorithm is None:
@@ -191,14 +191,15 @@ def _trusted_keys(
     """Return the trusted keys, one of which must have signed the last link."""
     if app_root is not None:
         if app_id is not None or kms_roots is not None:
-            raise UsageError("app_root: excludes app_id and kms_roots", reason="conflict")
+            message = "app_root: must be left out with app_id or kms_roots"
+            raise UsageError(message, reason="conflict")
         return (_check_root("app_root", app_root),)
     if app_id is None or kms_roots is None:
         raise UsageError("key chain: pass app_id and kms_roots, or app_root", reason="missing")
     check_app_id(app_id)
     roots = _items("kms_roots", kms_roots)
     if not roots:
-        raise UsageError("kms_roots: no trusted root key", reason="missing")
+        raise UsageError("kms_roots: must have a trusted root key", reason="missing")
     return tuple(_check_root("kms_roots", root) for root in roots)
 
 

@@ -53,7 +53,7 @@ def check_app_id(app_id: bytes) -> None:
 
 
 def require_key_epoch_0(epoch: object) -> None:
-    """Raise UsageError (`key_epoch`) unless the epoch in a request for a key is 0 or None.
+    """Raise UsageError (reason `key_epoch`) unless the epoch in a request for a key is 0 or None.
 
     Keys of other epochs cannot be derived here, and ignoring the number would return a wrong key.
     """
@@ -78,7 +78,7 @@ def verify_signature(public_key: bytes, signature: bytes, data: bytes, *, algori
             left, and with fewer than 16 bytes no signature is valid.
 
     Raises:
-        SignatureError: If the signature is not valid (`bad_signature`).
+        SignatureError: If the signature is not valid (reason `bad_signature`).
         UsageError: If the algorithm is unknown, or key or signature are malformed.
     """
     key_type, message = prepare_message(algorithm, data)
@@ -90,7 +90,7 @@ def verify_signature(public_key: bytes, signature: bytes, data: bytes, *, algori
         valid = k256_verify(public_key, signature, message[:32].rjust(32, b"\0"))
         valid = valid and len(message) >= 16
     if not valid:
-        text = f"{algorithm} signature: not valid for this data and public key"
+        text = f"{algorithm} signature: must be valid for this data and public key"
         raise SignatureError(text, reason="bad_signature")
 
 

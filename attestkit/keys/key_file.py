@@ -81,9 +81,9 @@ def write_app_keys(
 
     Args:
         provider: Kind of the key provider.
-        provider_id: Its id in hex.
+        provider_id: Id of the key provider in hex.
         kms: For a KMS, its URL and temporary CA.
-        ca_key: For other providers, the key of the certificate.
+        ca_key: For providers other than a KMS, the private key of `ca_cert`.
         texts: The other members by their names, bytes in hex.
 
     Raises:
@@ -119,7 +119,7 @@ class _Reader:
         self._fields = self._object("", value)
 
     def read(self, make: Callable[..., _Keys]) -> _Keys:
-        """Return the keys."""
+        """Decode the members, and return `make(**fields)`."""
         provider_key, details = self._provider()
         provider, id_field = _PROVIDERS[provider_key]
         where = f"key_provider.{provider_key}"
@@ -175,7 +175,7 @@ class _Reader:
         except FormatError as error:
             raise self._error("ca_cert", "wrong_value", str(error)) from error
         if not hmac.compare_digest(certificate.spki_der, key.spki_der):
-            raise self._error("ca_cert", "conflict", f"its public key is not that of {where}")
+            raise self._error("ca_cert", "conflict", f"its public key must be that of {where}")
         return key
 
     def _hex(
@@ -184,7 +184,7 @@ class _Reader:
         text = self._text(key, fields, where, default="" if not sizes or 0 in sizes else None)
         where = f"{where}.{key}" if where else key
         if (data := unhex(text)) is None:
-            raise self._error(where, "encoding", "not hex")
+            raise self._error(where, "encoding", "must be hex")
         if sizes and len(data) not in sizes:
             expected = " or ".join(map(str, sizes))
             raise self._error(where, "wrong_size", f"must be {expected} bytes, not {len(data)}")
@@ -198,7 +198,7 @@ class _Reader:
             path = f"{where}.{key}" if where else key
             if key not in fields:
                 raise self._error(path, "missing", "missing")
-            raise self._error(path, "wrong_type", "must be a string")
+            raise self._error(path, "wrong_type", "must be text")
         if has_surrogate(value):
             path = f"{where}.{key}" if where else key
             raise self._error(path, "encoding", "unpaired surrogate in text")

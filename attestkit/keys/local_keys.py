@@ -68,7 +68,7 @@ class KeyDeriver(Protocol):
         ...
 
     def sign(self, data: bytes, algorithm: str) -> Signature:
-        """Sign `data` with the application's signing key."""
+        """Sign `data` with the application's signing key; see `LocalKeys.sign`."""
         ...
 
 
@@ -147,7 +147,7 @@ class LocalKeys:
             public = compute_public_key(algorithm, key)
         except UsageError as error:
             wipe(key)
-            text = "derived secp256k1 key is not a valid scalar; use another domain"
+            text = "derived secp256k1 key is not a valid scalar; use a different domain"
             raise UsageError(text, reason="invalid_key") from error
         return DerivedKey(key, public, self._app_keys.endorse_v1(public, domain, algorithm))
 
@@ -175,8 +175,8 @@ class LocalKeys:
             The signature (64 bytes; deterministic, low s), its chain of three, the public key.
 
         Raises:
-            UsageError: If `data` is not `bytes`, the algorithm is unknown, a digest has another
-                size, or the AppKeys are closed.
+            UsageError: If `data` is not `bytes`, the algorithm is unknown, a digest does not have
+                32 bytes, or the AppKeys are closed.
         """
         require_bytes("data to sign", data)
         key_type, message = prepare_message(algorithm, data)
