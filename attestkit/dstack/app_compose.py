@@ -33,11 +33,11 @@ def gpu_policy_hash(policy: Mapping[str, object]) -> bytes:
         policy: Keys as written; values are booleans, strings or None.
 
     Raises:
-        UsageError: If a value has another type.
+        UsageError: If a value has any other type.
     """
     for key, value in policy.items():
         if not isinstance(value, (bool, str)) and value is not None:
-            raise UsageError(f"gpu_policy: {key}: must be boolean or string", reason="wrong_type")
+            raise UsageError(f"gpu_policy: {key}: must be boolean or text", reason="wrong_type")
     # Without numbers, RFC 8785 differs from compact JSON only in the order of keys (UTF-16).
     ordered = {key: policy[key] for key in sorted(policy, key=lambda key: key.encode("utf-16-be"))}
     return sha256(_compact(ordered))
@@ -47,10 +47,11 @@ def launch_token_hash(token: bytes) -> str:
     """Return `requirements.launch_token_hash` (64 hex digits) for a token of at least 32 bytes.
 
     Raises:
-        UsageError: If the token is shorter.
+        UsageError: If the token has fewer bytes.
     """
     if len(token) < 32:
-        raise UsageError(f"launch token: {len(token)} bytes, fewer than 32", reason="wrong_size")
+        message = f"launch token: must be 32 bytes or more, not {len(token)}"
+        raise UsageError(message, reason="wrong_size")
     return sha256(_LAUNCH_TOKEN_TAG + token).hex()
 
 
@@ -139,7 +140,7 @@ _COMPARATOR: Final = re.compile(
 
 
 class PortRule(msgspec.Struct, frozen=True):
-    """A port that is reachable from outside."""
+    """A port of the app that is reachable from outside of the guest."""
 
     port: int
     pp: bool = False  # whether connections use the PROXY protocol
@@ -285,7 +286,7 @@ class AppCompose:
         if unhex(found.key_provider_id) is None:
             raise ConfigError("key_provider_id: must be hex, or empty", reason="encoding")
         if found.event_log_version not in {1, 2}:
-            message = f"event_log_version: must be 1 or 2: {shown(found.event_log_version)}"
+            message = f"event_log_version: must be 1 or 2, not {shown(found.event_log_version)}"
             raise ConfigError(message, reason="wrong_value")
         return cls(
             raw=data,
@@ -344,7 +345,8 @@ def _check_requirements(requirements: Requirements | None, manifest_version: int
     if requirements.os_version is not None:
         parts = requirements.os_version.split(",")
         if not all(_COMPARATOR.fullmatch(part.strip()) for part in parts):
-            raise ConfigError("requirements.os_version: not a semver range", reason="wrong_value")
+            message = "requirements.os_version: must be a semver range such as >=0.6"
+            raise ConfigError(message, reason="wrong_value")
     token = requirements.launch_token_hash
     if token is not None and unhex(token) is None:
         raise ConfigError("requirements.launch_token_hash: must be hex", reason="encoding")
@@ -357,7 +359,7 @@ def _check_requirements(requirements: Requirements | None, manifest_version: int
 def _check_lists(found: _File) -> None:
     for index, rule in enumerate(found.port_policy.ports):
         if not 0 <= rule.port <= 0xFFFF:
-            message = f"port_policy.ports[{index}].port: must be 0 to 65535: {shown(rule.port)}"
+            message = f"port_policy.ports[{index}].port: must be 0 to 65535, not {shown(rule.port)}"
             raise ConfigError(message, reason="wrong_value")
     targets: set[PurePosixPath] = set()
     for index, volume in enumerate(found.verity_volumes):
@@ -368,14 +370,14 @@ def _check_lists(found: _File) -> None:
             raise ConfigError(f"{where}.target: must be an absolute path", reason="wrong_value")
         target = PurePosixPath(volume.target)  # /data/ and /data are equal
         if target in targets:
-            raise ConfigError(f"{where}.target: occurs twice", reason="duplicate")
+            raise ConfigError(f"{where}.target: must be unique", reason="duplicate")
         targets.add(target)
 
 
 def _manifest_version(value: int | str) -> int:
     if isinstance(value, int):
         if value not in {1, 2}:
-            message = f'manifest_version: must be 1, 2, or text such as "3": {shown(value)}'
+            message = f'manifest_version: must be 1, 2, or text such as "3", not {shown(value)}'
             raise ConfigError(message, reason="wrong_value")
         return value
     if not _MANIFEST.fullmatch(value.strip()):
@@ -387,7 +389,8 @@ def _manifest_version(value: int | str) -> int:
 def _init_scripts(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     scripts = (value,) if isinstance(value, str) else value or ()
     if len(scripts) > 5:
-        raise ConfigError(f"init_script: {len(scripts)} scripts, over 5", reason="too_many")
+        message = f"init_script: must be at most 5 scripts, not {len(scripts)}"
+        raise ConfigError(message, reason="too_many")
     return scripts
 
 
@@ -406,8 +409,9 @@ def _key_provider(found: _File) -> KeyProvider:
 def _swap_size(value: int | str) -> int:
     found = _SIZE.fullmatch(str(value).strip())
     if not found:
-        raise ConfigError(f"swap_size: must be like 512M: {shown(value)}", reason="wrong_value")
+        raise ConfigError(f"swap_size: must be like 512M, not {shown(value)}", reason="wrong_value")
     size = int(found[1]) << 10 * _SIZE_UNITS.index((found[2] or " ").upper())
     if size >= 1 << 64:
-        raise ConfigError(f"swap_size: must be below 2**64: {shown(value)}", reason="wrong_value")
+        message = f"swap_size: must be below 2**64 bytes, not {shown(value)}"
+        raise ConfigError(message, reason="wrong_value")
     return size

@@ -23,7 +23,7 @@ _LAST = "system-ready"
 
 
 class Launch(NamedTuple):
-    """The values that the boot events measure."""
+    """The values of a guest that its boot events measure into RTMR3 (TDX) or PCR 14 (NitroTPM)."""
 
     app_compose: AppCompose
     app_id: bytes  # 20 bytes
@@ -34,7 +34,7 @@ class Launch(NamedTuple):
 
 
 def boot_events(launch: Launch) -> tuple[Event, ...]:
-    """Return the boot events in order, with the digest version of the app."""
+    """Return the boot events in order, with digests of the app's `event_log_version`."""
     return (*events_before_keys(launch), *events_after_keys(launch))
 
 
@@ -58,7 +58,7 @@ def events_before_keys(launch: Launch) -> tuple[Event, ...]:
 
 
 def events_after_keys(launch: Launch) -> tuple[Event, ...]:
-    """Return the events after `boot-mr-done`: the OS image and the key provider, and the end."""
+    """Return the events after `boot-mr-done`: OS image (only with a KMS), key provider, the end."""
     compose, keys = launch.app_compose, launch.app_keys
     sequence = [
         ("key-provider", _key_provider(keys)),
@@ -99,7 +99,7 @@ def measure_app(
         events: The events from `boot_events`.
 
     Raises:
-        JournalError: If other events were emitted, or the register was extended, before.
+        JournalError: If events other than these were emitted before, or the register was extended.
     """
     with log.locked():
         done, register = log.events(), read_register()
@@ -129,8 +129,8 @@ def continue_boot(
         name: Name of the register, for errors.
 
     Raises:
-        JournalError: If the log does not match the register (`mismatch`), or has other events
-            (`too_late`).
+        JournalError: If the log does not match the register (reason `mismatch`), or has events
+            other than these (`too_late`).
         BackendError: If the platform rejects an extend; earlier events remain.
     """
     with log.locked():
@@ -144,7 +144,7 @@ def continue_boot(
 
 
 def is_start(done: tuple[Event, ...], events: tuple[Event, ...]) -> bool:
-    """Return whether one of the sequences begins with the other."""
+    """Return whether the shorter sequence of events is the beginning of the longer one."""
     common = min(len(done), len(events))
     return done[:common] == events[:common]
 
@@ -157,7 +157,7 @@ def _too_late(
     elif len(done) < len(events) and done == events[: len(done)]:
         why = f"an earlier attempt stopped after {len(done)} of {len(events)} events"
     elif any(event.name == _LAST for event in done):
-        why = f"another app was measured during this boot ({_LAST!r} is in the log)"
+        why = f"a different app was measured during this boot ({_LAST!r} is in the log)"
     else:
         why = f"{len(done)} other events were emitted before"
     return (

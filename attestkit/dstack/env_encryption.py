@@ -59,7 +59,7 @@ def encrypt_env_vars(
     try:
         remote = bytes.fromhex(public_key.removeprefix("0x"))
     except ValueError:
-        raise UsageError("public key: not hex", reason="encoding") from None
+        raise UsageError("public key: must be hex", reason="encoding") from None
     secret = random(32) if ephemeral_secret is None else ephemeral_secret
     return seal(text, remote, secret, random(IV_SIZE) if iv is None else iv).hex()
 
@@ -77,7 +77,7 @@ def decrypt_env_vars(secret: bytes, sealed: bytes, allowed: Collection[str]) -> 
         FormatError: If the plaintext is malformed, a name is not an identifier, or a limit is
             exceeded: 1024 variables, 255 bytes per name, 131072 bytes per value, 1048576 bytes in
             all.
-        VerificationError: If the ciphertext was altered or is for another key.
+        VerificationError: If the ciphertext was altered, or encrypted to a different key.
         UsageError: If the secret is neither empty nor 32 bytes.
     """
     if not secret or not sealed:
@@ -150,15 +150,15 @@ def open_sealed(secret: bytes, sealed: bytes) -> bytes:
     Raises:
         FormatError: If `sealed` is shorter than 44 bytes or longer than 16 MiB, or its public key
             has low order.
-        VerificationError: If `sealed` was altered or is for another key.
+        VerificationError: If `sealed` was altered, or encrypted to a different key.
         UsageError: If the secret is not 32 bytes.
     """
     require_size("X25519 secret", secret, 32)
     if len(sealed) < _HEAD_SIZE:
-        message = f"encrypted environment: truncated: {len(sealed)} bytes"
+        message = f"encrypted environment: must be {_HEAD_SIZE} bytes or more, not {len(sealed)}"
         raise FormatError(message, reason="truncated", offset=len(sealed))
     if len(sealed) > _LARGEST:
-        message = f"encrypted environment: {len(sealed)} bytes exceed the limit of {_LARGEST}"
+        message = f"encrypted environment: must be at most {_LARGEST} bytes, not {len(sealed)}"
         raise FormatError(message, reason="too_large")
     try:
         key = x25519(secret, sealed[:_PUBLIC_KEY_SIZE])
@@ -236,12 +236,12 @@ def _items(plaintext: bytes) -> list[object]:
     except (ValueError, RecursionError):
         is_json, found = False, None
     if not is_json:
-        raise FormatError("decrypted environment: not JSON", reason="syntax")
+        raise FormatError("decrypted environment: must be JSON", reason="syntax")
     items = found.get("env") if isinstance(found, dict) else None
     if not isinstance(items, list):
         raise FormatError('decrypted environment: "env" must be an array', reason="wrong_type")
     if len(items) > _MAX_ITEMS:
-        message = f"decrypted environment: {len(items)} items exceed the limit of {_MAX_ITEMS}"
+        message = f"decrypted environment: must be at most {_MAX_ITEMS} items, not {len(items)}"
         raise FormatError(message, reason="too_many")
     return items
 
@@ -251,7 +251,7 @@ def _pair(index: int, item: object) -> tuple[str, str]:
         name, value = item.get("key"), item.get("value")
         if isinstance(name, str) and isinstance(value, str):
             return name, value
-    raise _error(index, "wrong_type", 'must be an object with the strings "key" and "value"')
+    raise _error(index, "wrong_type", 'must be an object with the texts "key" and "value"')
 
 
 def _checked_size(index: int, name: str, value: str) -> int:

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class HostShared:
-    """The configuration and the keys of the app from the files of its host; an `AppHost`.
+    """Configuration and keys of the app, from files that the host shares; implements `AppHost`.
 
     Args:
         folder: The shared directory.
@@ -100,7 +100,7 @@ class HostShared:
 
     @property
     def app_compose(self) -> AppCompose:
-        """The app-compose of the app.
+        """The app-compose.json of the app, parsed.
 
         Raises:
             UnsupportedError: If the file does not exist.
@@ -124,7 +124,7 @@ class HostShared:
         with self._mutex:
             if self._app_keys is None:
                 if self._closed:
-                    raise UsageError("app_keys: read after close()", reason="closed")
+                    raise UsageError("app_keys: must be read before close()", reason="closed")
                 path = self._require(APP_KEYS, "the keys of the app", "no_keys")
                 self._app_keys = _load_app_keys(path, folder=self._link_root(APP_KEYS))
             return self._app_keys
@@ -140,7 +140,7 @@ class HostShared:
 
     @property
     def mr_config(self) -> str:
-        """The mr_config document of the sys-config; empty if it has none.
+        """The mr_config document of the sys-config, JSON text; empty if it has none.
 
         Raises:
             ConfigError: If the sys-config cannot be read or is invalid.
@@ -232,10 +232,14 @@ class HostShared:
         keys.save(self._overrides.get(APP_KEYS) or self._folder / APP_KEYS)
 
     def use_keys(self, keys: AppKeys) -> None:
-        """Use these keys as the app's, and wipe them in `close`."""
+        """Use these keys as the app's, and wipe them in `close`; wipe the previous ones.
+
+        Raises:
+            UsageError: If the object was closed.
+        """
         with self._mutex:
             if self._closed:
-                raise UsageError("app_keys: set after close()", reason="closed")
+                raise UsageError("app_keys: must be set before close()", reason="closed")
             previous, self._app_keys = self._app_keys, keys
         if previous is not None and previous is not keys:
             previous.close()
@@ -253,10 +257,10 @@ def read_file(path: Path, *, folder: Path | None = None) -> bytes:
 
     Args:
         path: The file.
-        folder: Its directory, which symbolic links must not leave. None: follow any link.
+        folder: Directory of the file, which symbolic links must not leave. None: follow any link.
 
     Raises:
-        ConfigError: If the file cannot be read, is not a regular file, or is longer.
+        ConfigError: If the file cannot be read, is not a regular file, or is over 16 MiB.
     """
     try:
         if folder is None:
@@ -299,7 +303,7 @@ def _parse_file(path: Path, parse: Callable[[bytes], T], *, folder: Path | None 
 
 
 def read_app_compose(path: Path, *, folder: Path | None = None) -> AppCompose:
-    """Return the app-compose in the file `path`.
+    """Return the app-compose in the file `path`; `folder` as for `read_file`.
 
     Raises:
         ConfigError: If the file cannot be read or is invalid.
@@ -308,7 +312,7 @@ def read_app_compose(path: Path, *, folder: Path | None = None) -> AppCompose:
 
 
 def read_sys_config(path: Path, *, folder: Path | None = None) -> SysConfig:
-    """Return the sys-config in the file `path`.
+    """Return the sys-config in the file `path`; `folder` as for `read_file`.
 
     Raises:
         ConfigError: If the file cannot be read or is invalid.
@@ -320,6 +324,6 @@ def _instance_seed(data: bytes) -> bytes:
     """Return the seed of an `.instance_info`: 20 bytes, or empty."""
     seed = strict_json.hex_field(strict_json.read_object(data, "instance info"), "instance_id_seed")
     if len(seed) not in (0, _SEED_SIZE):
-        message = f"instance_id_seed: wrong size: {len(seed)} bytes, expected {_SEED_SIZE}"
+        message = f"instance_id_seed: must be {_SEED_SIZE} bytes or empty, not {len(seed)}"
         raise FormatError(message, reason="wrong_size")
     return seed

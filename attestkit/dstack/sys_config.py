@@ -93,7 +93,7 @@ class SysConfig(msgspec.Struct, frozen=True):
 
     @property
     def pccs(self) -> str | None:
-        """URL of the PCCS, from the newer or the older key."""
+        """URL of the PCCS, from `collateral_urls.pccs`, else from the older key `pccs_url`."""
         return self.collateral_urls.pccs or self.pccs_url
 
     @property
