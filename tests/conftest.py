@@ -3,6 +3,7 @@
 import faulthandler
 import gc
 import os
+import re
 import signal
 import subprocess
 import time
@@ -30,6 +31,9 @@ The longest test, on an emulated machine, takes eight minutes.
 SET_ANEW: Final = 60.0
 """Seconds for which tests share one watchdog."""
 
+SLOW: Final = re.compile(r"mark\.slow|slow\(|thorough\(")
+"""What the text of each file with slow tests contains."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Enable interrupts, and keep Hypothesis from failing on a busy machine.
@@ -46,6 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
         untimed = settings(deadline=None, suppress_health_check=tuple(slow))
         settings.register_profile("untimed", untimed)
         settings.load_profile("untimed")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files without slow tests where only these run: each process collects faster."""
+    if config.getoption("markexpr") != "slow" or not collection_path.match("test_*.py"):
+        return None
+    return None if SLOW.search(collection_path.read_text(encoding="utf-8")) else True
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,10 +1,11 @@
-"""The end of a test that hangs."""
+"""The end of a test that hangs, and the files with slow tests."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOW
 from tests.long_runs.records import ROOT
 from tests.processes import run_program
 
@@ -33,3 +34,11 @@ def test_hanging_test_ends_the_run(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Timeout (0:00:02)!" in done.stderr
     assert "in test_hangs" in done.stderr
+
+
+def test_slow_tests_are_marked_in_their_file() -> None:
+    """`-m slow` finds all: no other module marks them, but for the helpers of `tests.thorough`."""
+    others = (path for path in (ROOT / "tests").rglob("*.py") if not path.match("test_*.py"))
+    marking = {path for path in others if "mark.slow" in path.read_text(encoding="utf-8")}
+    assert marking == {ROOT / "tests/thorough.py"}
+    assert all(map(SLOW.search, ("@pytest.mark.slow", "*slow((1,))", "@thorough(few=1, many=2)")))
