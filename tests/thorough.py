@@ -2,11 +2,14 @@
 
 A property test with thousands of examples rarely finds more than with a few hundred, and a
 sixteenth rejected option rarely more than the first; each costs a second or more of CPU per
-`make test`. The slow tests run them all.
+`make test`. `make test ARGS="-m slow"` runs them all, continuous integration at most
+`ATTESTKIT_MOST_EXAMPLES` of each.
 """
 
-from collections.abc import Callable
-from typing import Any
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +17,10 @@ from hypothesis.strategies import SearchStrategy
 
 from tests.untyped import untyped
 
+MOST: Final = int(os.environ.get("ATTESTKIT_MOST_EXAMPLES", sys.maxsize))
+
 Property = Callable[..., None]
+T = TypeVar("T")
 
 
 def thorough(*drawn: SearchStrategy[Any], few: int, many: int) -> Callable[[Property], Property]:
@@ -31,6 +37,14 @@ def thorough(*drawn: SearchStrategy[Any], few: int, many: int) -> Callable[[Prop
         return both
 
     return decorate
+
+
+def limited(items: Sequence[T]) -> Sequence[T]:
+    """Return all items, or at most `MOST` at equal distances.
+
+    The distance is odd, so that offsets, of which a test flips bit `offset % 8`, have all bits.
+    """
+    return items[:: -(-len(items) // MOST) | 1]
 
 
 def slow(*rows: tuple[Any, ...]) -> list[Any]:

@@ -1,7 +1,8 @@
 """Tests of shared state under explored schedules: it is correct, and incorrect without its lock.
 
-The default run tries some schedules of each subject. `-m slow` tries far more of them, and
-`ATTESTKIT_SCHEDULES=n` n of each with up to three preemptions.
+The default run tries some schedules of each subject. `-m slow` tries far more of them, fewer in
+continuous integration, and `make interleave` by `ATTESTKIT_SCHEDULES=n` n of each with up to three
+preemptions.
 """
 
 import os
@@ -13,9 +14,10 @@ import pytest
 from tests.concurrency.explore import RaceError, explore
 from tests.concurrency.subjects import SUBJECTS
 from tests.concurrency.world import World
+from tests.thorough import MOST
 
 FEW: Final = 50
-MANY: Final = int(os.environ.get("ATTESTKIT_SCHEDULES", "1000"))
+MANY: Final = int(os.environ.get("ATTESTKIT_SCHEDULES", min(1000, MOST)))
 
 
 class RemoveGuards:

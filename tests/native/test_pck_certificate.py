@@ -26,7 +26,7 @@ from tests.samples.pck_certificates import (
     read_generally,
 )
 from tests.samples.quotes import samples
-from tests.thorough import slow, thorough
+from tests.thorough import limited, slow, thorough
 from tests.untyped import untyped, with_false_length
 
 compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
@@ -141,13 +141,16 @@ def test_truncated_certificates_are_left_to_the_general_reader(der: bytes) -> No
 @needs_cryptography
 @pytest.mark.parametrize("der", [ANY[0], *slow(*[(one,) for one in ANY[1:]])])
 def test_every_flipped_bit_is_read_as_by_cryptography(der: bytes) -> None:
-    """With one flipped bit a certificate is left to the general reader, or is read equally."""
-    accepted = 0
-    for bit in range(8 * len(der)):
+    """With one flipped bit a certificate is left to the general reader, or is read equally.
+
+    Continuous integration flips some of the bits of the slow certificates.
+    """
+    accepted, bits = 0, limited(range(8 * len(der)))
+    for bit in bits:
         changed = bytearray(der)
         changed[bit // 8] ^= 1 << bit % 8
         accepted += read_with_all(bytes(changed)) is not None
-    assert 0.15 < accepted / (8 * len(der)) < 0.5
+    assert 0.1 < accepted / len(bits) < 0.5
 
 
 def changed_elements(elements: Any, at: int) -> Iterator[None]:

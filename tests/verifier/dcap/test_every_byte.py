@@ -1,4 +1,7 @@
-"""A bit flipped in any byte of evidence or collateral: same answer from warm and cold engines."""
+"""A bit flipped in any byte of evidence or collateral: same answer from warm and cold engines.
+
+Continuous integration takes some of the bytes, `make test ARGS="-m slow"` all.
+"""
 
 from dataclasses import fields, replace
 from functools import cache
@@ -10,6 +13,7 @@ from attestkit.collateral import Collateral
 from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
 from tests.backends.simulator.simulated_cases import flip_bit
+from tests.thorough import limited
 from tests.vectors import needs_shared
 from tests.verifier.dcap.caches.test_caches import outcome
 from tests.verifier.dcap.dcap_samples import (
@@ -89,12 +93,14 @@ def test_flipped_byte_has_same_outcome_warm_and_cold(name: str, part: str) -> No
     assert isinstance(accepted, Authenticated)
     data = sample.raw if part == "quote" else getattr(sample.collateral, part)
     without_influence = []
-    for offset in range(len(data)):
+    offsets = limited(range(len(data)))
+    for offset in offsets:
         altered = sample.flip(part, offset)
         found = altered.outcome(warm)
         assert found == altered.outcome(Dcap(sample.root)), offset
         if isinstance(found, Authenticated):
             assert found == accepted, offset
             without_influence.append(offset)
-    assert without_influence == list(UNSIGNED.get((name, part), ()))
+    unsigned = UNSIGNED.get((name, part), range(0))
+    assert without_influence == [offset for offset in offsets if offset in unsigned]
     assert sample.outcome(warm) == accepted

@@ -21,6 +21,7 @@ from attestkit.verifier.ear.signed_token import MAX_TOKEN, EarKey
 from attestkit.verifier.ear.token_claims import Tier
 from tests.ra_tls import tds
 from tests.raising import raises
+from tests.thorough import limited
 from tests.untyped import untyped
 from tests.verifier.ear.ears import (
     ED25519,
@@ -91,10 +92,10 @@ def test_ear_of_simulated_evidence_has_no_other_tier(
 @every_key
 @every_form
 def test_ear_with_any_flipped_bit_is_rejected(form: Literal["jwt", "cose"], key: EarKey) -> None:
-    """A token with any one bit flipped is rejected."""
+    """A token with any one bit flipped is rejected; continuous integration flips some of them."""
     token = create_ear(form, key)
     read(token, key)
-    for offset in range(8 * len(token)):
+    for offset in limited(range(8 * len(token))):
         with pytest.raises((FormatError, SignatureError)):
             read(flip_bit(token, offset), key)
 

@@ -22,6 +22,7 @@ from attestkit.tpm import PcrSelection, TpmtPublic, TpmtSignature
 from attestkit.verifier.claims import VtpmFacts
 from tests.attestation.hcl import CLAIMS
 from tests.raising import raises
+from tests.thorough import limited
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd, azure
 from tests.verifier.platforms.vtpm.tpm_samples import vtpm_json
@@ -334,7 +335,7 @@ def test_azure_hcl_report_with_changed_byte_is_rejected(make: MAKE, every: int) 
     free = [*VERSION]
     if isinstance(platform, AzureTdx):
         free += [*TD_VERSION, *TD_CPUSVN, *TD_MAC]
-    for at in range(0, len(platform.hcl_report), every):
+    for at in limited(range(0, len(platform.hcl_report), every)):
         changed = platform._replace(hcl_report=flip(platform.hcl_report, at))
         assert is_refused(changed) or at in free, at
     if isinstance(platform, AzureTdx):

@@ -24,6 +24,7 @@ from attestkit.verifier.platforms.tpm import authenticate_go_tpm_tools
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust
 from tests.raising import raises
+from tests.thorough import limited
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.made_tpm import (
     EXTRA,
@@ -153,14 +154,14 @@ def test_message_changed_in_every_byte_of_a_quote_is_refused(name: str) -> None:
 
 
 def check_changes(name: str, step: int) -> None:
-    """Change every `step`th byte of a message, but for the log."""
+    """Change every `step`th byte of a message, but for the log; fewer in continuous integration."""
     raw, key = read_case({"file": f"attestations/{name}.pb", "key": name})
     message = GoTpmToolsMessage.parse(raw)
     size = len(message._replace(event_log=b"").encode())
     genuine = authenticate(raw, key)
     assert genuine.vtpm is not None
     assert raw.startswith(message._replace(event_log=b"").encode())
-    for at in range(0, size, step):
+    for at in limited(range(0, size, step)):
         changed = raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :]
         try:
             found = authenticate(changed, key)
