@@ -1,6 +1,6 @@
 """Tests of a TD's event log behind a server: concurrent calls are linearizable.
 
-`-m slow` takes more sequences, and `ATTESTKIT_EXAMPLES=n` takes n of each model.
+`-m slow` takes more sequences, and `make interleave` by `ATTESTKIT_EXAMPLES=n` n of each model.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ def test_server_with_concurrent_clients_is_linearizable_in_long_runs(
     thread: EventLoopThread, *, folder: bool
 ) -> None:
     """More and longer sequences are linearizable, also with the log in a file."""
-    run(model(ThreadedServerModel, thread=thread, folder=folder), 150, 60)
+    run(model(ThreadedServerModel, thread=thread, folder=folder), 75, 60)
 
 
 def test_model_detects_missing_event(thread: EventLoopThread) -> None:
