@@ -12,17 +12,21 @@ from xdist.workermanage import WorkerController
 __all__ = ["LONGEST", "LongestFirst"]
 
 LONGEST: Final = (
+    "tests/packaging/test_clean_root.py",
     "tests/rigs/test_aarch64.py",
     "tests/rigs/kernel/test_kernel.py",
+    "tests/packaging/test_dist.py::test_sdist_passes_its_tests",
+    "tests/rigs/go_verifiers/test_go_sev_guest.py::test_go_sev_guest_agrees",
+    "tests/packaging/test_sample_project.py::test_sample_project_passes_without_network",
+    "tests/packaging/test_compilers.py::test_core_of_another_compiler",
     "tests/rigs/run/test_programs.py::test_run_as_ordinary_user",
-    "tests/hardening/test_ordinary_user.py",
-    "tests/rigs/measured_boot/test_measured_boot.py",
-    "tests/rigs/test_fresh_clone.py",
-    "tests/packaging/test_clean_root.py",
     "tests/serve/api_docs/test_schemathesis.py",
-    "tests/verifier/dcap/test_every_byte.py",
+    "tests/rigs/test_fresh_clone.py",
+    "tests/rigs/measured_boot/test_measured_boot.py",
+    "tests/kms/boot/test_killed_boot.py::test_boot_killed_at_each_step_can_be_repeated",
+    "tests/client/test_mutual_rotation.py::test_twenty_seconds",
 )
-"""Tests, and files of tests, that take over half a minute each, the longest first."""
+"""Tests, and files of tests, that take over twenty seconds each, the longest first."""
 
 SHARE: Final = 40
 """The most tests that a process is given at once: others may be done while it still has some."""

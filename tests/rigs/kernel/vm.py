@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,21 +57,24 @@ def check_programs() -> None:
             raise MissingError(f"{program} is missing (Debian: apt install {package})")
 
 
-def boot(kernel: Kernel, folder: Path) -> Run:
+def boot(kernel: Kernel, folder: Path, tests: Sequence[str] = ()) -> Run:
     """Boot a kernel, run the guest's tests in it, and return their outcomes.
 
     Args:
         kernel: The kernel to boot.
         folder: An empty directory for the boot's files.
+        tests: Names of files of tests; all by default.
     """
+    guest = HERE / "guest"
+    files = [str(guest / name) for name in tests] or [str(guest)]
     share = folder / "share"
     share.mkdir()
     modules = Modules(kernel)
     for module in build_shims(kernel, folder / "shims"):
         shutil.copy(module, share)
     (share / f"{DRIVER}.ko").write_bytes(modules.read(DRIVER))
-    (share / "run").write_text(_command())
-    _compile_tests()
+    (share / "run").write_text(_command(files))
+    _compile_tests(files)
     archive = folder / "initramfs"
     archive.write_bytes(make_initramfs(modules))
     devices = [*_tpm_device(folder), "-serial", f"file:{folder / 'console'}"]
@@ -83,14 +87,13 @@ def boot(kernel: Kernel, folder: Path) -> Run:
     )
 
 
-def _pytest(*options: str) -> list[str]:
+def _pytest(*words: str) -> list[str]:
     """Return the command that runs the guest's tests."""
-    guest = HERE / "guest"
-    settings = ["-c", str(guest / "pytest.ini"), f"--rootdir={ROOT}"]
-    return [sys.executable, "-m", "pytest", *settings, *options, str(guest)]
+    settings = ["-c", str(HERE / "guest/pytest.ini"), f"--rootdir={ROOT}"]
+    return [sys.executable, "-m", "pytest", *settings, *words]
 
 
-def _compile_tests() -> None:
+def _compile_tests(files: Sequence[str]) -> None:
     """Let pytest compile the guest's tests here, which takes the emulated machine seconds."""
     here = {
         "ATTESTKIT_KERNEL_RIG": str(SHARE),
@@ -98,7 +101,7 @@ def _compile_tests() -> None:
         "PYTHONDONTWRITEBYTECODE": "",
     }
     subprocess.run(
-        _pytest("--collect-only", "-q"),
+        _pytest("--collect-only", "-q", *files),
         cwd=ROOT,
         env={**os.environ, **here},
         capture_output=True,
@@ -106,9 +109,9 @@ def _compile_tests() -> None:
     )
 
 
-def _command() -> str:
+def _command(files: Sequence[str]) -> str:
     """Return the shell script that runs in the guest."""
-    pytest = _pytest("--basetemp=/run/pytest")
+    pytest = _pytest("--basetemp=/run/pytest", *files)
     environment = {
         "ATTESTKIT_KERNEL_RIG": str(SHARE),
         "HOME": "/root",
