@@ -23,7 +23,7 @@ DIST := .tools/dist
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-annotate --no-header --upgrade
 
-.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak rotation kills chaos fleet \
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind kernels schemathesis fuzz differential flake soak rotation kills chaos fleet \
 	docs lock audit promises judges devmode interleave dist matrix clean help
 
 help:
@@ -37,6 +37,8 @@ help:
 	@echo "make compilers  compile the C core with every compiler that is here, without a warning"
 	@echo "make aarch64  run the tests of the C core on an emulated aarch64"
 	@echo "make valgrind  run the C core over all samples under memcheck and clang's sanitizers"
+	@echo "make kernels  run the tests of the drivers on two kernels in virtual machines"
+	@echo "make schemathesis  send 200 random requests to each operation of the OpenAPI document"
 	@echo "make fuzz    run every fuzzer, for SECONDS=n or for hours; the record is docs/records/fuzz.json"
 	@echo "make differential  compare the DCAP engine with dcap-qvl; the record is docs/records/dcap.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
@@ -135,13 +137,19 @@ sanitize: $(VENV)/.dev
 	status=$$?; $(BIN)/python build_cffi.py && exit $$status
 
 compilers: $(VENV)/.dev
-	$(BIN)/python -m pytest -p no:benchmark tests/packaging/test_compilers.py $(ARGS)
+	ATTESTKIT_EXAMPLES=100 $(BIN)/python -m pytest -p no:benchmark tests/packaging/test_compilers.py $(ARGS)
 
 aarch64: $(VENV)/.dev
 	ATTESTKIT_EXAMPLES=40 $(BIN)/python -m pytest -p no:benchmark tests/rigs/test_aarch64.py $(ARGS)
 
 valgrind: $(VENV)/.dev
 	ATTESTKIT_EVERY_CUT=1 $(BIN)/python -m pytest -p no:benchmark tests/fuzz/test_memcheck.py $(ARGS)
+
+kernels: $(VENV)/.dev
+	ATTESTKIT_KERNELS=all $(BIN)/python -m pytest -p no:benchmark tests/rigs/kernel $(ARGS)
+
+schemathesis: $(VENV)/.dev
+	ATTESTKIT_EXAMPLES=200 $(BIN)/python -m pytest -p no:benchmark tests/serve/api_docs/test_schemathesis.py $(ARGS)
 
 # No place is written down that packages come from: the lock says what they are.
 lock: $(TOOLS)/.made
