@@ -129,7 +129,7 @@ def read_chutes(
     Args:
         entry: An item of `evidence`, or of `all_attestations` of RedPill: JSON or its decoded
             object.
-        nonce: Of the request, 32 bytes.
+        nonce: Nonce of the request, 32 bytes.
         e2e_pubkey: The instance's key in base64, to which the caller will encrypt.
         spki_sha256: SHA-256 of the key of the instance's certificate, 32 bytes; None takes the
             certificate of the entry.
@@ -233,7 +233,7 @@ def read_secretvm(evidence: bytes | str, *, nonce: bytes, tls_sha256: bytes) -> 
 
     Args:
         evidence: GPU evidence in the JSON of NVIDIA's SDKs.
-        nonce: Of the request, 32 bytes.
+        nonce: Nonce of the request, 32 bytes.
         tls_sha256: SHA-256 of the TLS key or certificate of the connection, 32 bytes.
 
     Raises:

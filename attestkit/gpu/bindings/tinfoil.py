@@ -47,7 +47,7 @@ def read_tinfoil(answer: bytes, *, nonce: bytes) -> GpuBinding:
 
     Args:
         answer: JSON as received.
-        nonce: Of the request, 32 bytes.
+        nonce: Nonce of the request, 32 bytes.
 
     Raises:
         FormatError: If the answer is malformed, has no evidence of GPUs, or states a hash that is

@@ -217,7 +217,7 @@ def verify_tokens(
 
 
 class _TokenVerifier:
-    """Verifies signature, issuer and times of one token after the other."""
+    """Verifies signature, issuer and times of each token that it is given."""
 
     def __init__(
         self, keys: Mapping[str, P384PublicKey], issuer: str, now: datetime, skew: timedelta

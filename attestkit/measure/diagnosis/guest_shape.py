@@ -80,9 +80,8 @@ def find_rsdt(rsdp_digest: bytes) -> int | None:
 def find_table_shape(loader_digest: bytes, rsdt: int) -> TableShape | None:
     """Return the numbers that determine the tables' lengths, from the loader script's digest.
 
-    `rsdt` is the offset of the RSDT in the tables.
-
-    None if the machine is not a q35 of up to 255 vCPUs without NUMA, TPM, NVDIMM and IOMMU.
+    `rsdt` is the offset of the RSDT in the tables. None if the machine is not a q35 of up to
+    255 vCPUs without NUMA, TPM, NVDIMM and IOMMU.
     """
     for shape in _possible_shapes(rsdt):
         if sha384(build_loader(_tables_of(shape))) == loader_digest:

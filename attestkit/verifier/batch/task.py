@@ -177,7 +177,7 @@ class BatchTask:
 
 
 def run_task(task: BatchTask) -> list[Outcome]:
-    """Run a task in a worker."""
+    """Return the outcomes of a task; executors run this function in a worker."""
     return task.outcomes()
 
 

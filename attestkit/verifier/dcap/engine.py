@@ -318,7 +318,7 @@ def _steps(
 def _components(
     platform: PckPlatform, verified: VerifiedCollateral, svns: bytes
 ) -> tuple[tuple[str, int], ...]:
-    """Return name and SVN of each component that a level needs."""
+    """Return names and SVNs: of PCESVN, and of each component that a TCB level requires above 0."""
     extension, info = platform.extension, verified.tcb_info
     return (
         *[(_SGX_NAMES[n], extension.components[n]) for n in info.sgx_needed],

@@ -75,7 +75,7 @@ class _TdxFiles(NamedTuple):
 
 
 class MeasuredImage:
-    """Digests of an image; its files are not kept.
+    """Digests of an image; its files are not kept in memory.
 
     Args:
         image: Image whose digests are computed.
@@ -344,7 +344,7 @@ def _check_folder(folder: Path) -> Path:
 
 
 def _read_single(folder: Path) -> dict[bytes, ImageSource]:
-    """Return the image whose files are directly in the folder, if there is one."""
+    """Return the image whose files are directly in the folder, if any, by its OS image hash."""
     try:
         checksums = read_regular(folder / CHECKSUMS, _LARGEST_LIST + 1)
     except FileNotFoundError:

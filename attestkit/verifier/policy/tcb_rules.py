@@ -282,7 +282,7 @@ def _days(period: timedelta) -> str:
 
 
 def _advisories(name: str, given: object) -> frozenset[str]:
-    """Return advisory ids in upper case."""
+    """Return the advisory ids of rule `name`, in upper case; UsageError if not valid."""
     found = normalize_members(name, given, str)
     for one in found:
         if not one.isascii() or not one.isprintable() or " " in one or not one:
@@ -292,7 +292,7 @@ def _advisories(name: str, given: object) -> frozenset[str]:
 
 
 def _svns(given: object) -> tuple[tuple[str, int], ...]:
-    """Return the minimum SVN of each component, ordered by name."""
+    """Return the pairs of `minimum_svns`, ordered by component name; UsageError if not valid."""
     found: dict[str, int] = {}
     for pair in normalize_members("minimum_svns", given, tuple):
         if len(pair) != 2:
