@@ -50,7 +50,7 @@ FormatReason = Literal[
     "qe_report",
     "qe_report_sig",
     "qe_vendor_id",
-    "quote_format",  # certificates inside a quote (dcap-verification.md, section 13)
+    "quote_format",  # certificates inside a quote
     "short_body",
     "short_body_descriptor",
     "short_header",

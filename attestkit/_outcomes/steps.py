@@ -6,7 +6,7 @@ The name of a check is stable: programs compare it, while a text may change.
 from typing import Literal, NamedTuple
 
 GpuReason = Literal[
-    # Checks of a device, in their order (nvidia-gpu.md, section 8)
+    # Checks of a device, in their order
     "format",
     "device_chain",
     "device_key",

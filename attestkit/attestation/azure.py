@@ -1,7 +1,7 @@
 """HCL reports: a hardware report of a paravisor, with the runtime data whose hash it contains.
 
 Azure's paravisor (the host compatibility layer, HCL, or OpenHCL) writes one to NV index 0x01400001
-of the TPM that it provides. Layout: vtpm.md, sections 6.2 and 6.3. Integers are little-endian.
+of the TPM that it provides; OpenHCL's source has the layout. Integers are little-endian.
 
 Only the hardware report and the runtime data are authenticated: the report is signed, and its
 report data are the SHA-256 of the runtime data. Parsing verifies neither.

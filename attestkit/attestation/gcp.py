@@ -1,4 +1,4 @@
-"""OS image of a TD on Google Cloud: its UKI is the third event of PCR 2 (vtpm.md, section 9.2).
+"""OS image of a TD on Google Cloud: its UKI is the third event of PCR 2.
 
 The quote of the TPM is verified elsewhere.
 """

@@ -1,8 +1,8 @@
 """Evidence of go-tpm-tools: the protobuf messages `attest.Attestation` and `tpm.Quote`.
 
-The messages are those of github.com/google/go-tpm-tools, proto/attest.proto and proto/tpm.proto
-(vtpm.md, section 7.6). Fields and map entries may have any order. A repeated field that must be
-unique is an error; protobuf libraries take the last one.
+The messages are those of github.com/google/go-tpm-tools, proto/attest.proto and proto/tpm.proto.
+Fields and map entries may have any order. A repeated field that must be unique is an error;
+protobuf libraries take the last one.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """Attestation documents of AWS Nitro Enclaves and of NitroTPM: COSE_Sign1 structures with PCRs.
 
 This module parses strictly; the verifier verifies signature and certificates. The limits are those
-of AWS's descriptions of the two documents (attestation-format.md, section 9; vtpm.md, section 8.1).
+of AWS's descriptions of the two documents.
 """
 
 from typing import Final, NamedTuple, TypeVar

@@ -1,4 +1,4 @@
-"""Request and response of the command for attestation documents (vtpm.md, section 8.2).
+"""Request and response of the NitroTPM's command for attestation documents.
 
 Both are CBOR in an NV index of 8,192 bytes; the bytes after the response are padding.
 """

@@ -192,7 +192,7 @@ class EventPcrSource(JournalSource, TpmKeySource):
     def _check_start(self, events: tuple[Event, ...]) -> None:
         """Raise JournalError if there are no events yet, but the PCR is not zero.
 
-        Verifiers replay the events from a PCR of zeros (vtpm.md, section 9.3).
+        Verifiers replay the events from a PCR of zeros.
         """
         if not events and (found := self._pcr.read_event_pcr()) != ZERO:
             name = self._name

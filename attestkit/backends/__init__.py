@@ -333,7 +333,7 @@ def _cpu_flags(root: Path) -> HardwareSign:
 
 
 def _isolation() -> HardwareSign:
-    """Check the isolation type of Hyper-V, by CPUID (linux-tee-abi.md, section 7.3)."""
+    """Check the isolation type of Hyper-V, by CPUID (leaf 0x4000000C)."""
     from attestkit import _native
     from attestkit.backends.linux.host_inspection import inspect_cpu  # lazy: rarely needed
 

@@ -3,9 +3,9 @@
 The instance's AMI must be registered with NitroTPM and UEFI. There is no evidence of a TEE: the
 hypervisor signs the PCRs, and is trusted.
 
-A vendor command of the TPM returns the document (vtpm.md, section 8.2). Request and response travel
-through an NV index that this module defines for each request. The command is authorized by an HMAC
-session with the password of that index.
+A vendor command of the TPM returns the document. Request and response travel through an NV index
+that this module defines for each request. The command is authorized by an HMAC session with the
+password of that index. AWS's tool and dstack's guest do the same.
 """
 
 import hmac

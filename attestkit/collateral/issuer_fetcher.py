@@ -1,10 +1,10 @@
 """Fetching of issuer certificates and CRLs from the addresses that certificates of TPM keys name.
 
 The addresses are in certificates that are not verified yet, so a request goes only to Google's
-hosts, and its answer is limited in size and time (vtpm.md, section 9.2). Plain http is used where a
-certificate names it: the answers are signed, and verified at every use. Answers are cached in
-memory by URL. One that was not verified is cached for a minute only, as is an error, so that an
-answer that was altered in transit is soon replaced.
+hosts, and its answer is limited in size and time. Plain http is used where a certificate names it:
+the answers are signed, and verified at every use. Answers are cached in memory by URL. One that was
+not verified is cached for a minute only, as is an error, so that an answer that was altered in
+transit is soon replaced.
 """
 
 import re

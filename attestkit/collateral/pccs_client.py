@@ -1,9 +1,8 @@
 """Client of a PCCS or Intel's PCS, which have the same paths.
 
 Paths and headers are those of version 4 of "Intel SGX and Intel TDX Provisioning Certification
-Service API"; simulated-pki.md, section 10, lists them. The service is untrusted: responses are
-limited in size, and their syntax and dates are checked here; a Verifier checks their signatures.
-Signed bodies are returned byte for byte.
+Service API". The service is untrusted: responses are limited in size, and their syntax and dates
+are checked here; a Verifier checks their signatures. Signed bodies are returned byte for byte.
 """
 
 from functools import lru_cache

@@ -333,8 +333,8 @@ class EventLog:
         """Return the registers that the replay of this log must match: all four, or RTMR3 alone.
 
         A log shortened for a certificate (`stripped`) contains no events of RTMR0 to RTMR2, except
-        those of the ACPI tables (attestation-format.md, section 5). If a log has any other event
-        of these registers, it is complete, and its replay must match all four registers.
+        those of the ACPI tables. If a log has any other event of these registers, it is complete,
+        and its replay must match all four registers.
         """
         for event in self.events:
             if event.register != RUNTIME_REGISTER and not event.is_acpi_data:

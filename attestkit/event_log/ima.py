@@ -141,7 +141,7 @@ class ImaLog(NamedTuple):
         """Return the shortest prefix of at least one record that replays to a PCR's value.
 
         The kernel may extend the PCR between the quote and the reading of the log, so records may
-        follow (vtpm.md, section 5).
+        follow.
 
         Args:
             bank: As for `replay`.

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 GPU_ATTESTATION: Final = "gpu-attestation"
-"""Name of the boot event about the GPUs (nvidia-gpu.md, section 6.1)."""
+"""Name of dstack's boot event about the GPUs."""
 
 RESERVED_NAMES: Final = frozenset(
     {

@@ -1,7 +1,7 @@
 """PCRs of a PC: their number and use, their values at start, and their extension.
 
-TCG PC Client Platform Firmware Profile, section 3.3.4, and vtpm.md, section 5. The selections in a
-quote are in `pcr_selection`.
+TCG PC Client Platform Firmware Profile, section 3.3.4. The selections in a quote are in
+`pcr_selection`.
 """
 
 from collections.abc import Iterable

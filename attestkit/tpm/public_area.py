@@ -1,7 +1,6 @@
 """Public keys of a TPM: TPMT_PUBLIC (TPM 2.0 Library, Part 2, section 12.2.4), and their names.
 
-The templates of primary keys are those of vtpm.md, section 2.3: a hierarchy makes the same key of a
-template every time.
+A hierarchy makes the same primary key of a template every time.
 """
 
 from typing import Final, NamedTuple

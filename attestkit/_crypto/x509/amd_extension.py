@@ -1,7 +1,7 @@
 """AMD's extensions of VCEK and VLEK certificates: product, TCB, and chip or cloud provider.
 
 They are specified in "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface
-Specification" (57230); see quote-formats.md, section 13.
+Specification" (57230).
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,7 @@
 """Certificates of Intel's SGX PKI, read strictly by Intel's profile; nothing is verified here.
 
 `cryptography` parses the DER; fields that signatures cover are slices of it. The profile is that of
-"Intel SGX PCK Certificate and Certificate Revocation List Profile Specification"
-(dcap-verification.md, section 3).
+"Intel SGX PCK Certificate and Certificate Revocation List Profile Specification".
 """
 
 from collections.abc import Sequence

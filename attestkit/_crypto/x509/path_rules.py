@@ -1,7 +1,4 @@
-"""Rules of paths whose keys are all on one curve: NVIDIA's on P-384, a dstack KMS's on P-256.
-
-See nvidia-gpu.md, section 3.2, and kms.md, section 1.6.
-"""
+"""Rules of paths whose keys are all on one curve: NVIDIA's on P-384, a dstack KMS's on P-256."""
 
 from functools import lru_cache
 from typing import Final

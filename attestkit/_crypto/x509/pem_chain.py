@@ -44,8 +44,8 @@ def split_chain(data: bytes, offset: int) -> tuple[bytes, ...]:
 def split_strict_chain(data: bytes) -> tuple[bytes, ...]:
     """Return the certificates of a PEM chain in DER, at most 10, in their order.
 
-    This is the form of Intel's chains (dcap-verification.md, section 3.1): lines of 64 characters,
-    up to eight line ends between the certificates, and NUL bytes at the end of the text only.
+    This is the form of Intel's chains: lines of 64 characters, up to eight line ends between the
+    certificates, and NUL bytes at the end of the text only.
 
     Raises:
         FormatError: If the chain has another form or no certificate.

@@ -1,7 +1,7 @@
 """The SGX extension of a PCK certificate (OID 1.2.840.113741.1.13.1): its platform and TCB.
 
 It is specified in "Intel SGX PCK Certificate and Certificate Revocation List Profile
-Specification"; see simulated-pki.md, section 5. Signatures are not verified here.
+Specification". Signatures are not verified here.
 """
 
 from typing import Final, NamedTuple

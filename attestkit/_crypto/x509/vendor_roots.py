@@ -67,7 +67,7 @@ NVIDIA_DEVICE_ROOT: Final = bytes.fromhex(
 )
 """SHA-256 of the SubjectPublicKeyInfo of NVIDIA Device Identity CA.
 
-NVIDIA published two certificates of this name and key, so the key is pinned (nvidia-gpu.md, 3.2).
+NVIDIA published two certificates of this name and key, so the key is pinned.
 """
 
 NVIDIA_RIM_ROOT: Final = bytes.fromhex(

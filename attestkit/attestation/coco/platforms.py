@@ -2,7 +2,7 @@
 
 Azure's guests (`az-snp-vtpm`, `az-tdx-vtpm`): generation 0 has arrays of numbers and no version;
 generations 1 and 2 have base64url and hex. In generation 2, the user data of the HCL report are the
-report data (vtpm.md, section 6.7). TPMs alone: vtpm.md, section 10.
+report data. A TPM alone (`tpm`) has its public key beside the quote.
 """
 
 import hmac
@@ -74,7 +74,7 @@ def read_quote(
 
 
 def read_bincode_quote(data: bytes) -> VtpmQuote:
-    """Decode a quote as kinvolk's library stores it, in bincode (vtpm.md, section 6.7).
+    """Decode a quote as kinvolk's library stores it, in bincode.
 
     Raises:
         FormatError: If it is malformed, or does not have 24 values of 32 bytes.

@@ -108,7 +108,7 @@ class GcpSnp(NamedTuple):
 
 
 class AzureSnp(NamedTuple):
-    """AMD SEV-SNP behind a paravisor that provides a TPM: Azure (vtpm.md, section 6)."""
+    """AMD SEV-SNP behind a paravisor that provides a TPM: Azure."""
 
     hcl_report: bytes  # as in NV index 0x01400001, may be zero-padded
     vtpm_quote: VtpmQuote
@@ -116,7 +116,7 @@ class AzureSnp(NamedTuple):
 
 
 class AzureTdx(NamedTuple):
-    """Intel TDX behind a paravisor that provides a TPM: Azure (vtpm.md, section 6)."""
+    """Intel TDX behind a paravisor that provides a TPM: Azure."""
 
     hcl_report: bytes  # as in NV index 0x01400001, may be zero-padded
     vtpm_quote: VtpmQuote
@@ -124,13 +124,13 @@ class AzureTdx(NamedTuple):
 
 
 class Tpm(NamedTuple):
-    """A TPM without hardware evidence of a TEE (vtpm.md, section 10)."""
+    """A TPM without hardware evidence of a TEE."""
 
     vtpm_quote: VtpmQuote
 
 
 class GoTpmTools(NamedTuple):
-    """A message `attest.Attestation` of go-tpm-tools (vtpm.md, section 7.6)."""
+    """A message `attest.Attestation` of google/go-tpm-tools, proto/attest.proto."""
 
     message: bytes  # protobuf
 
@@ -215,7 +215,7 @@ return None.
 def snp_report_of(platform: Platform) -> bytes | None:
     """Return the SEV-SNP report of a platform, not parsed; None if it has none.
 
-    On Azure it is in the HCL report, after a header of 32 bytes (vtpm.md, section 6.2).
+    On Azure it is in the HCL report, after a header of 32 bytes.
     """
     if isinstance(platform, AzureSnp):
         return platform.hcl_report[32:1216]

@@ -1,6 +1,6 @@
-"""Backend for Azure's confidential VMs, SEV-SNP and TDX (vtpm.md, section 6).
+"""Backend for Azure's confidential VMs, SEV-SNP and TDX.
 
-The TPM of the paravisor has the HCL report, the user data and the keys (section 6.1).
+The TPM of the paravisor has the HCL report, the user data and the keys.
 """
 
 import hmac
@@ -276,8 +276,7 @@ class AzureBackend(TpmGuest):
     def _quote(self, report_data: bytes) -> CollectedQuote:
         """Return the TPM's quote over report data.
 
-        If the TPM refuses 64 bytes (vtpm.md, section 15), the first 32 are used, and the others
-        must be zero.
+        If the TPM refuses 64 bytes, the first 32 are used, and the others must be zero.
         """
         client, read_logs = self._client, self._read_logs
         try:

@@ -1,7 +1,7 @@
 """Client of Azure's Instance Metadata Service (IMDS): quotes of TD reports, and VCEK certificates.
 
-Plain HTTP to a link-local address (vtpm.md, section 6.5). Nothing is authenticated: a verifier
-verifies quotes and certificates afterwards.
+Plain HTTP to a link-local address. Nothing is authenticated: a verifier verifies quotes and
+certificates afterwards.
 """
 
 import contextlib

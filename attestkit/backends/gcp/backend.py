@@ -2,7 +2,7 @@
 
 The hardware's evidence is that of the backend `configfs_tsm`. This backend also needs the vTPM
 (/dev/tpmrm0) and its event log, which usually root alone can read. The vTPM's attestation key is
-not stored: CreatePrimary makes the same key from a template every time (vtpm.md, section 7.1).
+not stored: CreatePrimary makes the same key from a template every time.
 """
 
 import hmac

@@ -1,4 +1,4 @@
-"""Event logs of Google's Confidential VMs (vtpm.md, section 9.1).
+"""Event logs of Google's Confidential VMs.
 
 The firmware logs its measurements into the vTPM; evidence of a TD contains only their digests.
 

@@ -293,7 +293,7 @@ def _list_names(folder: Path) -> tuple[str, ...]:
 
 
 def inspect_cpu(cpuid: Cpuid) -> Cpu:
-    """Return the TEE and hypervisor that CPUID reports (linux-tee-abi.md, 7.1 to 7.3)."""
+    """Return the TEE and hypervisor that CPUID reports."""
     if cpuid(0, 0) is None:
         return Cpu()
 

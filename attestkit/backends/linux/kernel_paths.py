@@ -1,8 +1,8 @@
 """Paths of the kernel's interfaces, TEE features by release, and the cloud that DMI names.
 
 Sources: the kernel's Documentation/ABI/testing (configfs-tsm-report,
-sysfs-devices-virtual-misc-tdx_guest), drivers/char/tpm, the ACPI specification (CCEL), the dstack
-guest agent, and linux-tee-abi.md, section 1.7.
+sysfs-devices-virtual-misc-tdx_guest), drivers/char/tpm, the ACPI specification (CCEL), and the
+dstack guest agent.
 
 Distributions backport features and fixes, so a release number can explain why a feature is missing,
 but not prove that it is. The DMI table is not authenticated: the host controls it. Detection of a

@@ -7,8 +7,8 @@ A TD's OVMF boots a kernel directly. Its CCEL area has the conventions of the AC
 4 is RTMR0 to RTMR3, one SHA-384 bank, and 0xFF after the last record. Events and digests are those
 that `attestkit.measure` expects of the image.
 
-The log of a vTPM (vtpm.md, section 5) is that of a UEFI machine that boots a unified kernel image
-by systemd-boot's stub. Digests are of simulated components.
+The log of a vTPM is that of a UEFI machine that boots a unified kernel image by systemd-boot's
+stub. Digests are of simulated components.
 """
 
 import hashlib

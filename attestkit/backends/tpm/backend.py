@@ -175,7 +175,7 @@ class TpmBackend(TpmGuest):
 
 
 def _qualifying_data(report_data: bytes) -> bytes:
-    """Return the 32 bytes that represent report data in a quote (vtpm.md, section 10)."""
+    """Return the 32 bytes that represent report data in a quote."""
     first, rest = report_data[:32], report_data[32:]
     return sha256(report_data) if any(rest) else first
 

@@ -20,7 +20,7 @@ from attestkit.cli.options.output import Output, output_options
 from attestkit.errors import FormatError, UsageError, VerificationError
 
 _KEY_FILE: Final = 1 << 20  # bytes
-_MAX_AGE: Final = 300  # seconds, of the KMS's signature (key-derivation.md, section 7)
+_MAX_AGE: Final = 300  # seconds, of the KMS's signature
 _MEANINGS: Final = {2: "rejected: key or ciphertext is not authentic"}
 
 

@@ -123,7 +123,7 @@ _MODES: Final = {
     None: "not stated by the report",
 }
 _KINDS: Final = {"gpu": "GPU", "switch": "Switch"}
-_MEASUREMENTS: Final = {"gpu": 64, "switch": 31}  # of a report (nvidia-gpu.md, section 2)
+_MEASUREMENTS: Final = {"gpu": 64, "switch": 31}  # of a report
 _NOTE: Final = (
     "Each square is a measurement of the device by its index, from a report with the device's "
     "signature. NVIDIA's reference manifests (RIMs) have the expected values of some of them."

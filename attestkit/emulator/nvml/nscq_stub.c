@@ -1,8 +1,8 @@
 /*
  * Stub of NVIDIA's libnvidia-nscq.so.2: the calls for evidence of NVSwitches.
  *
- * Names, structures and codes are those of NSCQ (nvidia-gpu.md, section 1.2). All answers come from
- * the server.
+ * Names, structures and codes are those of NSCQ, as in NVIDIA's nv-attestation-sdk (PyPI). All
+ * answers come from the server.
  */
 #include "stub_client.h"
 

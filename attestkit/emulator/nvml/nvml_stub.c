@@ -1,8 +1,8 @@
 /*
  * Stub of NVIDIA's libnvidia-ml.so.1: the calls for evidence and telemetry of GPUs.
  *
- * Names, structures and codes are those of NVML (nvidia-gpu.md, section 1.1). All answers come from
- * the server; this file checks arguments and sizes only.
+ * Names, structures and codes are those of NVML, as in NVIDIA's nvidia-ml-py (PyPI). All answers
+ * come from the server; this file checks arguments and sizes only.
  */
 #include "stub_client.h"
 

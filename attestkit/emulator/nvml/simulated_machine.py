@@ -74,7 +74,7 @@ def _compile(command: tuple[str, ...], library: str) -> None:
         raise BackendError(f"{library}: cannot be compiled: {why}", reason="io_error")
 
 
-# Numbers of NVML, and of NSCQ for a switch (nvidia-gpu.md, section 1).
+# Numbers of NVML, and of NSCQ for a switch.
 _ARCHITECTURES: Final = {"HOPPER": 9, "BLACKWELL": 10, "LS10": 2}
 _NAMES: Final = {
     "HOPPER": "attestkit simulated H100",

@@ -1,4 +1,4 @@
-"""Google's extension of AK and EK certificates: the instance of Compute Engine (vtpm.md, 7.2)."""
+"""Google's extension of AK and EK certificates: the instance of Compute Engine."""
 
 from collections.abc import Mapping
 from functools import lru_cache

@@ -1,7 +1,7 @@
 """Certificate paths of the attestation keys (AK) of TPMs, from given certificates.
 
 A provider has several issuers of the same name with different keys, so an issuer is found by its
-key identifier or, where a certificate has none, by the signature (vtpm.md, section 7.2).
+key identifier or, where a certificate has none, by the signature.
 Extended key usages are required where they are present, as webpki's `required_if_present`.
 """
 

@@ -1,5 +1,5 @@
 """OCSP (RFC 6960): requests, answers, and the check of an answer about a certificate.
 
-The profile is that of NVIDIA's responders (nvidia-gpu.md, section 3.6): one certificate a message,
-delegated responders, and ECDSA P-384 with SHA-384.
+The profile is that of NVIDIA's responders: one certificate a message, delegated responders, and
+ECDSA P-384 with SHA-384.
 """

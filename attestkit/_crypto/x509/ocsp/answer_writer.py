@@ -40,7 +40,7 @@ def write_ocsp_answer(
     nonce: bytes | None = None,
     produced_at: datetime | None = None,
 ) -> bytes:
-    """Return the DER of an answer, in the form of NVIDIA's (nvidia-gpu.md, section 3.6).
+    """Return the DER of an answer, in the form of NVIDIA's.
 
     Args:
         responder: The responder, which is identified by its key.

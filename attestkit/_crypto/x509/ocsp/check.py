@@ -1,4 +1,4 @@
-"""Check of OCSP answers about a certificate (nvidia-gpu.md, section 3.6)."""
+"""Check of OCSP answers about a certificate (RFC 6960, section 3.2)."""
 
 import hashlib
 import hmac

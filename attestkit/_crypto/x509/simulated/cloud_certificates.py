@@ -1,8 +1,8 @@
 """Certificates of simulated clouds: CAs and end-entity certificates of any issuer key.
 
 Google's and Azure's certificates for attestation keys of TPMs and AWS's Nitro chains have the
-profile of RFC 5280 with few extensions; vtpm.md, sections 6.6, 7.2 and 8.1, lists them. Signatures
-are deterministic, so equal arguments give equal bytes.
+profile of RFC 5280 with few extensions. Signatures are deterministic, so equal arguments give equal
+bytes.
 
 `names_simulator` recognizes certificates of simulated authorities, whose roots a verifier may
 trust.

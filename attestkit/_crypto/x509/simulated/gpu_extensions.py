@@ -1,4 +1,4 @@
-"""Extensions of simulated certificates of GPUs: DICE, device name, OCSP (nvidia-gpu.md, section 3).
+"""Extensions of simulated certificates of GPUs: DICE, device name, OCSP.
 
 The DICE extension contains the digest of the firmware (FWID) that holds the leaf's key. Its form
 depends on the architecture: DiceFwid with the device's key (Hopper, LS10), or DiceTcbInfo

@@ -1,7 +1,4 @@
-"""Simulated Azure confidential VMs: a paravisor with a TPM, and the metadata service.
-
-The paravisor's runtime data are those of vtpm.md, section 6.3.
-"""
+"""Simulated Azure confidential VMs: a paravisor with a TPM, and the metadata service."""
 
 import json
 from collections.abc import Mapping

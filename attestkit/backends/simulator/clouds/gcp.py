@@ -30,13 +30,13 @@ UKI: Final = b"attestkit simulated unified kernel image"
 """Content of the simulated UKI, whose hashes take the place of Authenticode hashes."""
 
 _VERSION: Final = "GCE Virtual Firmware v2\0".encode("utf-16-le")
-# Google's EV_NONHOST_INFO for TDX (vtpm.md, section 7.5): PCR 0 is then what dstack expects.
+# Google's EV_NONHOST_INFO for TDX: PCR 0 is then what dstack expects.
 _NON_HOST_INFO: Final = bytes.fromhex(
     "b20ec425e0cea851df1ae32f426cff2e4b8e50e77883b8e9890dcf5369f90e1f"
 )
 _CRTM_VERSION, _NON_HOST = 0x08, 0x11  # event types
 _RSA_AK: Final = RSA_AK._replace(attributes=ECC_AK.attributes)
-# NV indices of templates and certificates (vtpm.md, section 7.1).
+# NV indices of templates and certificates.
 _TEMPLATES: Final = {0x01C10003: ECC_AK, 0x01C10001: _RSA_AK}
 _CERTIFICATES: Final = {
     0x01C10002: ECC_AK,

@@ -1,4 +1,4 @@
-"""Simulated instance metadata service of Azure (vtpm.md, section 6.5).
+"""Simulated instance metadata service of Azure.
 
 It is as strict as the real one is known to be: the header `Metadata: true`, exactly
 `Content-Type: application/json`, and base64url without padding for a TD report.

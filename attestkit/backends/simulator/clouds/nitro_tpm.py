@@ -1,6 +1,6 @@
 """Simulated EC2 instances: with a NitroTPM, whose hypervisor signs documents, and on SEV-SNP.
 
-`Simulator(platform="aws-nitro-tpm")`, and `Simulator(platform="aws-snp")` (vtpm.md, section 8.3).
+`Simulator(platform="aws-nitro-tpm")`, and `Simulator(platform="aws-snp")`.
 """
 
 from functools import cached_property
@@ -58,7 +58,7 @@ class NitroGuest(VtpmGuest):
         return cbor2.dumps({"Attestation": {"document": document}})
 
 
-_CONFIG_PCR: Final = 8  # attestation-format.md, section 11
+_CONFIG_PCR: Final = 8  # dstack extends it by the configuration id (mr_config)
 _BOOT_PCRS: Final = (4, 7, 12)
 
 

@@ -1,4 +1,4 @@
-"""Faults of a simulated KMS by name (kms.md, section 8.4), armed as those of a simulated TEE.
+"""Faults of a simulated KMS by name, armed as those of a simulated TEE.
 
 The server calls `strike` with an operation where the fault can occur:
 

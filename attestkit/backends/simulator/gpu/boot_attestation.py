@@ -1,8 +1,8 @@
 """GPU attestation of a simulated dstack guest at boot: nvattest's output, and its event.
 
-dstack runs `nvattest attest` with a random nonce and measures the SHA-256 of its output
-(nvidia-gpu.md, section 6.1). Here nonce and times are functions of the seed, so that a TD that is
-restored from its state folder has the output that its log has.
+dstack runs `nvattest attest` with a random nonce and measures the SHA-256 of its output. Here nonce
+and times are functions of the seed, so that a TD that is restored from its state folder has the
+output that its log has.
 """
 
 import json

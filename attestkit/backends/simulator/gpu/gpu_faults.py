@@ -1,7 +1,7 @@
 """Faults of simulated GPUs by name: altered evidence, endorsements and services.
 
-Names are those of nvidia-gpu.md, section 7.2. A fault of a device applies to the first one; faults
-of RIMs apply to the driver RIM unless the name says otherwise.
+docs/guides/testing/scenarios.md lists them. A fault of a device applies to the first one; faults of
+RIMs apply to the driver RIM unless the name says otherwise.
 """
 
 from datetime import timedelta

@@ -1,6 +1,6 @@
 """Simulated PKIs of GPUs: certificates of devices and of RIMs, and their OCSP responders.
 
-Names follow section 3.1 of nvidia-gpu.md, but for the vendor's: the roots say that they are
+Names are those of NVIDIA's certificates, but for the vendor's: the roots say that they are
 simulated, and every organisation is attestkit's. Every byte is a function of the seed.
 """
 
@@ -233,7 +233,7 @@ def make_gpu_pki(seed: bytes, prefix: str = "") -> GpuPki:
 def _issue_leaf(
     brom: CloudRoot, spki: bytes, model: DeviceModel, extensions: tuple[Extension, ...]
 ) -> bytes:
-    # The serial number is the key id with its first bit cleared and the second one set (3.1).
+    # The serial number is the key id with its first bit cleared and the second one set.
     serial = bytearray(key_id(spki))
     serial[0] = serial[0] & 0x3F | 0x40
     subject = _name(f"{model.chip} A01 {model.processor} FMC LF", serial.hex().upper())

@@ -1,4 +1,4 @@
-"""Models of simulated GPUs and switches, and their attestation reports (nvidia-gpu.md, section 2).
+"""Models of simulated GPUs and switches, and their attestation reports.
 
 A report is an SPDM 1.1 GET_MEASUREMENTS request and its response, signed with ECDSA P-384. A model
 determines names and versions in certificates, reports and RIMs. Versions and projects are made up,
@@ -19,7 +19,7 @@ PROTECTED_SWITCHES: Final = 4
 
 
 class DeviceModel(NamedTuple):
-    """A model of a GPU or a switch (nvidia-gpu.md, sections 2, 3.1 and 4)."""
+    """A model of a GPU or a switch."""
 
     architecture: Architecture
     product: str  # of the RIMs
@@ -39,7 +39,7 @@ class DeviceModel(NamedTuple):
 
     @property
     def driver_rim_id(self) -> str | None:
-        """Identifier of the driver RIM (section 4.1); None for a switch."""
+        """Identifier of the driver RIM; None for a switch."""
         if not self.driver_indexes:
             return None
         if self.architecture == "HOPPER":
@@ -48,7 +48,7 @@ class DeviceModel(NamedTuple):
 
     @property
     def vbios_rim_id(self) -> str:
-        """Identifier of the VBIOS RIM (section 4.1)."""
+        """Identifier of the VBIOS RIM."""
         kind = "NV_GPU_VBIOS" if self.driver_indexes else "NV_SWITCH_BIOS"
         version = self.vbios.replace(".", "")
         return f"{kind}_{self.project}_{self.project_sku}_{self.chip_sku}_{version}"
@@ -187,6 +187,6 @@ def encode_text(text: str, size: int | None = None) -> bytes:
 
 
 def encode_vbios_version(version: str) -> bytes:
-    """Return the 8 bytes of a GPU's VBIOS version, such as `96.00.9F.00.01` (section 2)."""
+    """Return the 8 bytes of a GPU's VBIOS version, such as `96.00.9F.00.01`."""
     parts = bytes.fromhex(version.replace(".", ""))
     return parts[3::-1] + parts[4:] + bytes(3)

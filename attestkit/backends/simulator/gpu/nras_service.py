@@ -1,9 +1,8 @@
 """Simulated NVIDIA Remote Attestation Service (NRAS): appraises evidence, and signs tokens.
 
-Tokens are JWTs, with those of the devices in a detached EAT bundle (nvidia-gpu.md, 5.1, 5.3 and
-5.4). The key is derived from the seed and the day; its certificate is in the key set, because
-NVIDIA's Python SDK takes the key from there (5.2). The issuer is the real service's name, which
-verifiers require; they trust the key set.
+Tokens are JWTs, with those of the devices in a detached EAT bundle. The key is derived from the
+seed and the day; its certificate is in the key set, because NVIDIA's Python SDK takes the key from
+there. The issuer is the real service's name, which verifiers require; they trust the key set.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""RIMs of simulated devices: XML documents, signed (nvidia-gpu.md, sections 4.2 and 4.3).
+"""RIMs of simulated devices: XML documents, signed.
 
 A document is written in its canonical form (Canonical XML 1.1), so that the signed bytes are those
 of the file without its signature.
@@ -24,7 +24,7 @@ _C14N: Final = "http://www.w3.org/2006/12/xml-c14n11"
 _MORE: Final = "http://www.w3.org/2001/04/xmldsig-more#"
 _IN_SCOPE: Final = f'xmlns="{_SWID}" xmlns:ns0="{_SWID}" xmlns:ns2="{_SHA384}"'
 _VENDOR: Final = "attestkit simulated"
-_MANUFACTURER: Final = "5703"  # as in real RIMs (section 4.2)
+_MANUFACTURER: Final = "5703"  # as in real RIMs
 _METHODS: Final = (
     f'<ds:CanonicalizationMethod Algorithm="{_C14N}"></ds:CanonicalizationMethod>'
     f'<ds:SignatureMethod Algorithm="{_MORE}ecdsa-sha384"></ds:SignatureMethod>'
@@ -125,5 +125,5 @@ def _signature(digest: str, key: P384Key, certificates: Sequence[bytes]) -> str:
 
 
 def _base64_lines(der: bytes) -> str:
-    """Return base64 in lines of 64 characters, with a line end after the last (section 7.1)."""
+    """Return base64 in lines of 64 characters; NVIDIA's reader needs the line end of the last."""
     return encode_pem(CERTIFICATE_LABEL, der).split("-----")[2].lstrip("\n")

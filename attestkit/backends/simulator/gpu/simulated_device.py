@@ -24,7 +24,7 @@ _POWER_USAGE: Final = 70_000
 
 
 class MachineFacts(NamedTuple):
-    """Facts about a machine in the reports of all its devices (nvidia-gpu.md, section 3.5)."""
+    """Facts about a machine in the reports of all its devices."""
 
     protected_pcie: bool = False
     feature: int | None = None  # 0 SPT, 1 MPT, 2 protected PCIe; None: the field is absent
@@ -134,7 +134,7 @@ class SimulatedDevice:
             found.append((others.SYSTEM_ENABLE, b"\7\7"))
         if machine.protected_pcie:
             links = [machine.switch_pdis[link % len(machine.switch_pdis)] for link in range(_LINKS)]
-            # The bytes of each are reversed (section 3.5).
+            # The bytes of each are reversed.
             found.append((fields.SWITCH_PDIS, b"".join(pdi[::-1] for pdi in links)))
         if machine.feature is not None:
             found.append((fields.OPAQUE_VERSION, b"\1\0"))

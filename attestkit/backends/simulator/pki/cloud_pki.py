@@ -1,13 +1,11 @@
 """Certificates of simulated clouds, and keys of clouds and of a KMS derived from a seed.
 
 A verifier has one trust anchor, so the certificates of Google's, AWS's and Azure's TPMs are issued
-under the simulated root of Intel or AMD; without such hardware there is a root of its own
-(vtpm.md, sections 6.6, 7.2 and 8.1). Names and extensions are those of the clouds' certificates,
-because verifiers read them; authority information access is left out. AWS's documents are a
-COSE_Sign1 without tag whose payload is a CBOR map of indefinite length, under a chain of root,
-region, zone and instance, with a leaf that is valid for three hours.
-
-The root keys of a simulated KMS follow kms.md, sections 1.7 and 8.2.
+under the simulated root of Intel or AMD; without such hardware there is a root of its own. Names
+and extensions are those of the clouds' certificates, because verifiers read them; authority
+information access is left out. AWS's documents are a COSE_Sign1 without tag whose payload is a CBOR
+map of indefinite length, under a chain of root, region, zone and instance, with a leaf that is
+valid for three hours.
 """
 
 from collections.abc import Callable, Mapping

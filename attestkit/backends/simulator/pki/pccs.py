@@ -1,7 +1,7 @@
 """Simulated PCCS: maps the path and query of a request to status, headers and body.
 
-`attestkit.serve` provides the sockets. Routes: simulated-pki.md, section 10. All responses are
-public, and signatures depend only on the clock, not on the request.
+`attestkit.serve` provides the sockets. Routes are those of Intel's PCCS and PCS, version 4. All
+responses are public, and signatures depend only on the clock, not on the request.
 """
 
 import re
@@ -165,7 +165,7 @@ def _signed_body(name: str, body: str, signature: bytes) -> bytes:
 def _ok(
     content_type: str, body: bytes, headers: Mapping[str, str] | None = None
 ) -> ServiceResponse:
-    """Return a response of status 200; header values are percent-encoded, space as %20 (10.3)."""
+    """Return a response of status 200; header values are percent-encoded, space as %20."""
     response = content_response(content_type, body)
     encoded = [(name, percent_encode(value, safe="")) for name, value in (headers or {}).items()]
     return response._replace(headers=(*response.headers, _CACHING, *encoded))

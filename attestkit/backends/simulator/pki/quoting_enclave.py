@@ -1,8 +1,7 @@
 """Simulated quoting enclaves: signed quotes of TDX, versions 4 and 5, and of SGX, version 3.
 
-Layouts: Intel's "TDX DCAP Quoting Library API", A.3 and A.4, and "SGX ECDSA Quote Library API", A.4
-(quote-formats.md, sections 3.5 and 4.1). Numbers are little-endian; the halves of signatures and
-keys are big-endian.
+Layouts: Intel's "TDX DCAP Quoting Library API", A.3 and A.4, and "SGX ECDSA Quote Library API",
+A.4. Numbers are little-endian; the halves of signatures and keys are big-endian.
 """
 
 import struct

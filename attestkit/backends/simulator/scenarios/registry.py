@@ -1,8 +1,8 @@
 """Registry of the simulator: every named scenario and fault, each with its expected outcome.
 
 docs/guides/testing/scenarios.md is made from it. A scenario is passed as `scenario=`, a fault as
-`faults=`. The scenarios of guests behind a vTPM (vtpm.md, sections 6 to 10) are here; their outcome
-is that of a strict verifier whose policy names the platform.
+`faults=`. The scenarios of guests behind a vTPM are here; their outcome is that of a strict
+verifier whose policy names the platform.
 """
 
 from datetime import timedelta
