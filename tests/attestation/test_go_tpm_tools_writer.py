@@ -27,7 +27,7 @@ from tests.verifier.platforms.vtpm.made_tpm import pcrs_of, vtpm_quote
 
 PROTOC: Final = shutil.which("protoc")
 needs_protoc = pytest.mark.skipif(PROTOC is None, reason="protoc is not installed")
-# The fields of vtpm.md, section 7.6, by their numbers and types.
+# Fields by number and type, as in google/go-tpm-tools, proto/attest.proto and proto/tpm.proto.
 SCHEMA: Final = """
 syntax = "proto3";
 package attest;

@@ -11,7 +11,7 @@ from attestkit.attestation.snp import SnpCertificates
 from attestkit.errors import FormatError
 from tests.vectors import data, needs_shared
 
-# As in linux-tee-abi.md 6.3: byte order of RFC 4122, not that of Windows.
+# Byte order of RFC 4122, not that of Windows.
 VCEK = bytes.fromhex("63da758de6644564adc5f4b93be8accd")
 VLEK = bytes.fromhex("a8074bc2a25a483eaae639c045a0b8a1")
 ASK = bytes.fromhex("4ab7b379bbac4fe4a02f05aef327c782")

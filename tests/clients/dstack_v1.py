@@ -1,4 +1,4 @@
-"""A client of dstack.guest.v1, written from section 8 of guest-agent-v1.md alone.
+"""A client of dstack.guest.v1, written from a description of the official SDKs alone.
 
 It has the paths, defaults, bodies and error handling of the DstackClient of the 0.6.0 SDKs, whose
 packages are not available.
@@ -102,7 +102,7 @@ class DstackClient:
         return found
 
     def is_v1(self) -> bool | None:
-        """Return whether the agent has v1; None if it is not an agent of dstack (section 1.2)."""
+        """Return whether the agent has v1; None if it is not an agent of dstack."""
         status, body = self._request("GET", "/v1/Version", None)
         try:
             found = json.loads(body)

@@ -109,7 +109,7 @@ def test_json_as_received_is_kept() -> None:
     ids=["base64", "hex", "upper-case hex", "hex in base64", "upper-case hex in base64"],
 )
 def test_report_in_every_encoding_is_decoded(text: str) -> None:
-    """A report is in base64, in hex, or in hex inside base64 (section 1.3)."""
+    """A report is in base64, in hex, or in hex inside base64."""
     assert from_object([entry(evidence=text)]).devices == (ONE,)
 
 

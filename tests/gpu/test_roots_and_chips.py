@@ -16,7 +16,7 @@ from tests.gpu.made_devices import NOW, make_device
 from tests.raising import raises
 from tests.vectors import needs_shared
 
-# nvidia-gpu.md, section 3.2: SHA-256 of the certificate and of its key, serial number.
+# SHA-256 of the certificate and of its key, serial number.
 DEVICE = (
     "102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48",
     "a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4",

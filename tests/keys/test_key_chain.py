@@ -63,7 +63,7 @@ REFUSED: Final[dict[str, set[str]]] = {  # by the reason of the vector
 }
 
 
-KMS_REFUSED: Final[dict[str, set[str]]] = {  # kms.md, section 4.3: of step 1, and of step 4
+KMS_REFUSED: Final[dict[str, set[str]]] = {  # of the form, and of the root
     "malformed": {"bad_signature", "chain_length", "no_issuer", "wrong_size"},
     "not_issued": {"untrusted_root", "invalid_key"},  # a key of another algorithm has another size
 }

@@ -315,7 +315,7 @@ def test_link_without_signer_is_refused(number: int) -> None:
 
 @pytest.mark.parametrize("recovery_id", [2, 3])
 def test_recovery_id_above_1_is_refused(recovery_id: int) -> None:
-    """Ids 2 and 3, for x coordinates from n on, are malformed (kms.md, section 4.3)."""
+    """Ids 2 and 3, for x coordinates from n on, are malformed."""
     for r in range(1, 20):
         link = r.to_bytes(32, "big") + bytes(31) + b"\1" + bytes([recovery_id])
         forged = V1._replace(links=(link, V1.links[1]))

@@ -45,7 +45,7 @@ def local_keys(root: str, link_1: str = "") -> LocalKeys:
 
 
 def independent_key(domain: str, algorithm: str) -> tuple[bytes, bytes, bytes]:
-    """Return key, public key and claim by section 3 of the specification, without attestkit."""
+    """Return key, public key and claim, computed without attestkit."""
 
     def prefixed(*fields: bytes) -> bytes:
         return b"".join(len(field).to_bytes(4, "big") + field for field in fields)

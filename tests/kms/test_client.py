@@ -71,7 +71,7 @@ def test_keys_are_fetched_and_checked() -> None:
 
 
 def test_client_certificate_has_the_specified_form() -> None:
-    """The certificate is upstream's (kms.md, section 1.4.1), and its evidence is over its key."""
+    """The certificate is that of dstack's guests, and its evidence is over its key."""
     with running(ROOTS, sound(ROOTS)) as server:
         client_of(server).get_app_keys()
     der = server.requests[1].certificate

@@ -1,4 +1,4 @@
-"""Life of an app whose keys are released by a simulated KMS (kms.md, section 8.5)."""
+"""Life of an app whose keys are released by a simulated KMS."""
 
 import json
 import time

@@ -153,7 +153,7 @@ def test_round_trip_preserves_all_text(found: dict[str, str], epochs: tuple[int,
     ],
 )
 def test_malformed_envelope_is_rejected(changes: dict[str, Any], reason: Any) -> None:
-    """Each violated rule of section 6.2 has its reason."""
+    """Each violated rule has its reason."""
     with raises(FormatError, reason):
         open_env(envelope(**changes), SECRET, epochs=EPOCHS)
 
@@ -246,7 +246,7 @@ def test_limits_hold_after_opening(plaintext: bytes) -> None:
 def test_variables_that_a_guest_rejects_are_not_sealed(
     variables: list[tuple[str, str]], reason: Any
 ) -> None:
-    """The limits of key-derivation.md, section 6, apply before sealing as well."""
+    """The limits of opened variables apply before sealing as well."""
     for epochs in (None, EPOCHS):
         with raises(UsageError, reason):
             seal_env(variables, PUBLIC, epochs=epochs)

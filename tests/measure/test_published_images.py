@@ -29,6 +29,6 @@ def test_unknown_image_is_not_published() -> None:
 @needs_shared
 @pytest.mark.parametrize("digest", sorted(published_images()))
 def test_hashes_are_those_of_the_specification(digest: bytes) -> None:
-    """Each hash stands behind its version in guest-agent-v1.md, section 6.5."""
+    """Each hash stands behind its version in the shared specification."""
     text = (SHARED / "spec" / "guest-agent-v1.md").read_text()
     assert f"{published_images()[digest].version} `{digest.hex()}`" in text

@@ -216,7 +216,7 @@ def test_issue_without_evidence_fails() -> None:
     ],
 )
 def test_issue_of_empty_validity_is_usage_error(fields: dict[str, Any]) -> None:
-    """The start must be before the end (guest-agent-api.md, GetTlsKey)."""
+    """The start must be before the end."""
     with raises(UsageError, "conflict", text="not_before must be earlier than not_after"):
         issue_test(**fields)
 

@@ -189,7 +189,7 @@ _MAY_BE_CRITICAL: Final = frozenset(("2.5.29.15", "2.5.29.19"))
 
 
 class UnreadableError(Exception):
-    """The certificate violates the profile (dcap-verification.md, 3.2, 3.3 and 3.7)."""
+    """The certificate violates Intel's profile of PCK certificates."""
 
 
 def require(holds: object) -> None:

@@ -48,7 +48,7 @@ def selected(selection: PcrSelection) -> dict[str, Any]:
 
 
 def test_attest_has_size_of_specification() -> None:
-    """A quote over one bank has 81 + d + m bytes (vtpm.md, section 3.1)."""
+    """A quote over one bank has 81 + d + m bytes (TPM 2.0 Library, Part 2, section 10.12.12)."""
     one = MADE_ATTEST._replace(selections=MADE_ATTEST.selections[:1])
     assert len(one.encode()) == 81 + len(one.pcr_digest) + len(one.extra_data)
 
@@ -153,7 +153,7 @@ def test_attest_with_number_out_of_range_is_usage_error() -> None:
 
 
 def test_selection_has_bytes_of_specification() -> None:
-    """The example of vtpm.md, section 2.1: 24 PCRs of SHA-256."""
+    """24 PCRs of SHA-256, and three (TPM 2.0 Library, Part 2, section 10.9.7)."""
     every = (PcrSelection("sha256", tuple(range(24))),)
     assert encode_selections(every).hex() == "00000001000b03ffffff"
     assert encode_selections((PcrSelection("sha256", (0, 2, 14)),)).hex() == "00000001000b03054000"

@@ -121,7 +121,7 @@ def test_invalid_public_area_is_not_encoded(changes: dict[str, Any], reason: str
 
 
 def test_templates_have_bytes_of_specification() -> None:
-    """The templates of vtpm.md, section 2.3, are what attestkit encodes."""
+    """Two templates are encoded as TPMT_PUBLIC (TPM 2.0 Library, Part 2, section 12.2.4)."""
     rsa = MADE_PUBLICS[0]._replace(attributes=0x50472, modulus=b"")
     assert rsa.encode().hex() == "0001000b00050472000000100014000b0800000000000000"
     ecc = MADE_PUBLICS[1]._replace(x=b"", y=b"")
@@ -157,7 +157,7 @@ def test_spki_pads_coordinates_and_replaces_exponent() -> None:
     ],
 )
 def test_key_that_signs_foreign_data_is_no_attestation_key(attributes: int, part: str) -> None:
-    """Every attribute of an attestation key is required (vtpm.md, section 2.3)."""
+    """Every attribute of an attestation key is required."""
     with raises(SignatureError, "ak_attributes", part=part):
         MADE_PUBLICS[0]._replace(attributes=attributes).require_attestation_key()
 

@@ -28,7 +28,7 @@ KERNEL: Final = data("measurement/kernel.bin")
 
 
 class Machine(NamedTuple):
-    """A row of the table in measurement.md, section 3.2."""
+    """A kind of machine, with what its QEMU and firmware do to the kernel."""
 
     qemu: str
     has_etc_boot: bool  # the firmware takes the kernel from etc/boot/, if QEMU has it there

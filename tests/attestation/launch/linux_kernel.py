@@ -1,4 +1,4 @@
-"""A Linux kernel as QEMU patches it, and its Authenticode hash (measurement.md, section 3.2)."""
+"""A Linux kernel as QEMU patches it, and its Authenticode hash."""
 
 import hashlib
 import struct

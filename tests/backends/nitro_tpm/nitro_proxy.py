@@ -1,7 +1,7 @@
 """A NitroTPM in tests: swtpm behind a proxy that adds the vendor command and its NV index.
 
-swtpm has no index of 8,192 bytes and no vendor command (vtpm.md, section 12.3). The proxy checks
-the session of the command by the rules of section 8.2, which it computes by itself.
+swtpm has no index of 8,192 bytes and no vendor command. The proxy checks the session of the
+command, and computes by itself what it must contain.
 """
 
 import hashlib
@@ -169,7 +169,7 @@ class NitroProxy:
         return TpmResponse(0)  # without authorization, as some programs in between answer
 
     def _expected(self, index: Index, given: Authorization) -> bytes:
-        """Return the HMAC of the command (vtpm.md, section 8.2, steps 7 to 9)."""
+        """Return the HMAC of the command (TPM 2.0 Library, Part 1, section 19.6)."""
         if not self.randoms:  # the caller's random bytes are not known here
             return given.secret
         secret, salt, nonce_caller, _ = self.randoms[-4:]

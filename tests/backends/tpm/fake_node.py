@@ -1,4 +1,4 @@
-"""A device node of a TPM with the rules of the kernel's driver (vtpm.md, section 4)."""
+"""A device node of a TPM with the rules of the kernel's driver."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Templates of keys (vtpm.md, section 2.3), and selections of PCRs."""
+"""Templates of keys, and selections of PCRs."""
 
 from typing import Final
 

@@ -96,7 +96,7 @@ def test_key_is_made_if_there_is_none(software_tpm: TpmClient) -> None:
     assert len(keys) == 1
     found = TpmtPublic.parse(keys.pop())
     found.require_attestation_key()
-    assert (found.type, found.scheme) == ("rsa", "rsassa")  # vtpm.md, section 10
+    assert (found.type, found.scheme) == ("rsa", "rsassa")  # as Confidential Containers' key
     assert software_tpm.list_handles(0x80000000, 0x80FFFFFF) == ()
 
 

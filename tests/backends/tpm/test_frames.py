@@ -25,7 +25,7 @@ RESPONSE = TpmResponse(0, 0x80000000, b"parameters", (ANSWER,))
 
 
 def test_command_has_bytes_of_specification() -> None:
-    """Startup, and a command with an empty password (vtpm.md, section 2.1)."""
+    """Startup, and a command with an empty password (TPM 2.0 Library, Part 1, section 18)."""
     assert TpmCommand(0x144, (), b"\0\0").encode().hex() == "80010000000c000001440000"
     extend = TpmCommand(0x182, (8,), b"\0\0\0\0", (password(),)).encode()
     assert extend.hex() == ("80020000001f00000182000000080000000940000009000000000000000000")

@@ -1,4 +1,4 @@
-"""Salted HMAC sessions: their computations, and their use on swtpm (vtpm.md, 8.2 and 12.3)."""
+"""Salted HMAC sessions: their computations, and their use on swtpm."""
 
 import hashlib
 import hmac
@@ -33,7 +33,7 @@ READ = b"\4\0\0\0"  # 1024 bytes from offset 0
 
 
 def test_command_hash_equals_vector() -> None:
-    """The vector of vtpm.md, section 8.2, step 8: two handles of one name, no parameters."""
+    """The vector of NitroTPM's command: two handles of one name, no parameters."""
     name = bytes(range(68))
     found = command_hash(SessionCommand(0x20000001, (1, 1), (name, name)), "sha512")
     assert found.hex() == (
@@ -43,7 +43,7 @@ def test_command_hash_equals_vector() -> None:
 
 
 def test_session_key_is_kdfa() -> None:
-    """The key is one block of KDFa with the label ATH, as vtpm.md, section 8.2, step 7."""
+    """The key is one block of KDFa with the label ATH (TPM 2.0 Library, Part 1, section 19)."""
     salt, tpm, caller = b"S" * 32, b"T" * 64, b"C" * 64
     content = b"\0\0\0\1ATH\0" + tpm + caller + b"\0\0\2\0"
     assert session_key(salt, tpm, caller, "sha512") == hmac.digest(salt, content, "sha512")

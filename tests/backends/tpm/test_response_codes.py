@@ -43,7 +43,7 @@ FLUSHED = TpmResponse(0).encode()
     ],
 )
 def test_code_has_name_and_meaning(code: int, part: str) -> None:
-    """Every code of vtpm.md, section 2.2, has the library's name; unknown ones have their place."""
+    """A known code has the TPM 2.0 Library's name; unknown ones have their place."""
     assert part in describe(code)
     assert str(TpmError("NV_Read", code, path="TPM")).startswith(f"TPM: NV_Read: {code:#x}")
 

@@ -296,7 +296,7 @@ def test_signature_of_another_key_or_of_zero_is_refused() -> None:
 
 
 def test_rim_identifiers_follow_chip_and_fields() -> None:
-    """Identifiers are made of the chip and the report (section 4.1)."""
+    """Identifiers are made of the chip and the report."""
     hopper = make_report(SIGNER)
     assert hopper.driver_rim_id(HOPPER) == "NV_GPU_DRIVER_GH100_999.10.01"
     assert hopper.driver_rim_id(BLACKWELL) == "NV_GPU_CC_DRIVER_GB100_999.10.01"

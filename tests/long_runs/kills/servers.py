@@ -1,7 +1,7 @@
 """Servers that are killed at random moments, while they start or while clients emit events.
 
-The servers have `/v1`, which lacks EmitEvent on purpose (decision 20 of the design): clients emit
-on `/` and `/v0`, and keys are compared on `/v1`, too.
+The servers have `/v1`, which lacks EmitEvent on purpose: clients emit on `/` and `/v0`, and
+keys are compared on `/v1`, too.
 """
 
 import http.client

@@ -1,4 +1,4 @@
-"""Test tables that correspond to the tables of the shared specification linux-tee-abi.md.
+"""Test tables that correspond to the tables of the shared specification of Linux's TEE interfaces.
 
 Each `Case` cites its row by the row's first cells. A case arms faults in the emulator, counts how
 often the affected operation is reached, and states the expected error. `spec_table` reads the

@@ -1,8 +1,7 @@
 """configfs-tsm: each documented errno and fault gives one error.
 
-The specification is linux-tee-abi.md, sections 2.2, 2.5, 2.6 and 6.2, in their order. `old` is
-Linux 6.12 without later fixes, on which a host's failure is an empty outblob; on `new`, 7.1, it is
-EIO.
+The cases follow the tables that `cases` reads, in their order. `old` is Linux 6.12 without later
+fixes, on which a host's failure is an empty outblob; on `new`, 7.1, it is EIO.
 """
 
 from typing import Any, Final

@@ -1,8 +1,7 @@
 """RTMR files and ioctls: each documented errno gives one error, and events are atomic.
 
-The specification is linux-tee-abi.md, section 3, and 1.4 and 8 for the ioctl. After an error
-register and log are unchanged; if the kernel returns EIO after an extend, the register decides,
-and the event is in both.
+The cases follow the tables that `cases` reads. After an error register and log are unchanged; if
+the kernel returns EIO after an extend, the register decides, and the event is in both.
 """
 
 import re
@@ -136,7 +135,7 @@ def test_rtmr_read_case_gives_documented_error(machine: Emulator, case: Case) ->
 
 @needs_spec
 def test_rtmr_cases_cover_the_specification() -> None:
-    """In the order of the list in section 3."""
+    """In the order of its list."""
     [listed] = re.findall(r"\* errno: (.*?)\n\*", spec_section("3"), re.DOTALL)
     names = [(name,) for name in re.findall(r"\bE[A-Z]{2,}\b", listed)]
     assert rows_of(EXTEND) == names

@@ -1,7 +1,7 @@
 """/dev/tdx_guest and the QGS: each documented errno and failure gives one error.
 
-The specification is linux-tee-abi.md, section 1.3 (GET_REPORT0), 1.5 (GET_QUOTE of out-of-tree
-drivers), 4.2 and 4.4 (quote generation service).
+The cases follow the tables that `cases` reads: GET_REPORT0, GET_QUOTE of out-of-tree drivers, and
+the quote generation service.
 """
 
 from typing import Final
@@ -55,7 +55,7 @@ REPORT0: Final = (
     Case(("ENOTTY",), "ioctl:GET_REPORT0=ENOTTY", *UNSUPPORTED, DEVICE),
 )
 
-# Errors of opening the node; section 7.5 of the specification has the details.
+# Errors of opening the node.
 NODE: Final = (
     Case((), "open:tdx_guest=ENOENT", *MISSING, DEVICE),
     Case((), "open:tdx_guest=EACCES", *PERMISSION, DEVICE),
@@ -106,7 +106,7 @@ def test_ioctl_case_gives_documented_error(machine: Emulator, case: Case) -> Non
 
 @needs_spec
 def test_ioctl_cases_cover_the_specification() -> None:
-    """Row by row: errnos of section 1.3, statuses of 1.5, and error codes of 4.2."""
+    """Row by row: errnos of the device, statuses of a quote, and error codes of the service."""
     assert rows_of(REPORT0) == spec_table("1.3", "errno", 1)
     statuses = [int(row, 16) for (row,) in spec_table("1.5", "Status", 1)]
     driver = quote_ioctl

@@ -7,7 +7,7 @@ cases, each an object with
     device_root and rim_root (paths of PEM files), ocsp_url, rim_url, ocsp_nonces (bool)
 
 Standard output has one JSON object per case: name, accepted, and the verifier's messages. The
-verifier keeps its state in classes, therefore each case has a process (nvidia-gpu.md, section 7.3).
+verifier keeps its state in classes, therefore each case has a process.
 """
 
 import io

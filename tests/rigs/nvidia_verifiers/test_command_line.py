@@ -36,7 +36,7 @@ SEED: Final = b"seed for nvidia's command line  "
 NONCE: Final = bytes(range(32))
 # Faults of several GPUs that the command does not see.
 LAX_OF_MACHINES: Final = {
-    "device-twice": "does not compare the devices (nvidia-gpu.md, section 3.5)",
+    "device-twice": "does not compare the devices",
     "nonces-mixed": "an error at a later GPU ends the loop, and keeps the verdict on the first one",
 }
 FAULTS: Final = [

@@ -1,7 +1,7 @@
 """NVIDIA's nv-local-gpu-verifier 2.7.3 on simulated evidence, and on the fabricated cases.
 
 The verifier is unmodified; it gets the simulated roots, and asks a local OCSP responder and RIM
-service (nvidia-gpu.md, section 7.3).
+service.
 """
 
 import json

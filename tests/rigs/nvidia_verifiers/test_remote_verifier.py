@@ -52,7 +52,7 @@ _OF_VERSIONS: Final[dict[str, dict[str, object]]] = {
         "x-nvidia-gpu-vbios-rim-cert-chain": _CHAIN,
     },
 }
-# Verdicts of the SDK on faulty answers; it looks at neither nonces nor digests (section 5.2).
+# Verdicts of the SDK on faulty answers; it looks at neither nonces nor digests.
 FAULTS: Final = {
     "measurement-25": (False, False),
     "nonce-other": (False, False),

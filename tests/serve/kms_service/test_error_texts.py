@@ -1,4 +1,4 @@
-"""Error texts of a simulated KMS: those that dstack's clients know (kms.md, sections 1.5 and 5)."""
+"""Error texts of a simulated KMS: those that dstack's clients know."""
 
 import json
 from collections.abc import Callable

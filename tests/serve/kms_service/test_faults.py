@@ -1,4 +1,4 @@
-"""Each fault of a simulated KMS: what the client meets, and that it gets no keys (kms.md, 8.4)."""
+"""Each fault of a simulated KMS: what the client meets, and that it gets no keys."""
 
 import http.client
 import ssl

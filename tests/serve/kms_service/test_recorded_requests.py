@@ -1,6 +1,6 @@
 """The recorded requests to the real KMS: the simulated one answers in the same way.
 
-The answer differs on purpose where the record or a rule of kms.md says so.
+The answer differs on purpose where the record says so, or a test.
 """
 
 import json
@@ -79,9 +79,9 @@ ON_PURPOSE: Final[dict[str, dict[str, Any]]] = {
     # As a KMS since 0.6.1: request and evidence must have the same configuration.
     "getappkey-other-vm-config": CONFLICT,
     "getappkey-empty-vm-config": CONFLICT,
-    # A whole sys-config is unwrapped (attestation-format.md, 8.1), so the image has a hash.
+    # A whole sys-config is unwrapped, so the image has a hash.
     "getappkey-sys-config": ROWS.get("getappkey", {}),
-    # The content type is that of JSON (decisions.md, item 4).
+    # A body that starts with { is JSON without a content type, too.
     "getappkey-no-content-type": ROWS.get("getappkey", {}),
 }
 
@@ -305,7 +305,7 @@ def test_setup_of_second_kms_gets_the_recorded_answers(tee: SimulatedTee) -> Non
 def test_unverified_image_gets_the_recorded_answer(tmp_path: Path) -> None:
     """An image that cannot be verified gets no keys where a list of images is required.
 
-    The text differs on purpose: the authorization decides without a hash (kms.md, 3.4).
+    The text differs on purpose: the authorization decides without a hash.
     """
     path = tmp_path / "auth-config.json"
     path.write_text(json.dumps({"osImages": ["bb" * 32]}))

@@ -1,4 +1,4 @@
-"""SignCert of a simulated KMS: the order of its checks, and the certificate (kms.md, section 5)."""
+"""SignCert of a simulated KMS: the order of its checks, and the certificate."""
 
 from collections.abc import Iterator
 from typing import Any

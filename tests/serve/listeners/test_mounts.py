@@ -173,8 +173,8 @@ def test_guarded_methods_need_json_post_on_development_listener(
     assert guest.attester.registers() == before
 
 
-# The table of mounts in section 1.1 of the specification: listener, mount, package, service, the
-# prefix that is stripped, methods. tappd.sock has the methods of DstackGuest too (decision 1).
+# The mounts of dstack 0.6: listener, mount, package, service, the prefix that is stripped, methods.
+# tappd.sock has the methods of DstackGuest too.
 V0: Final = "GetTlsKey GetKey GetQuote Attest EmitEvent Info Sign Verify Version"
 TAPPD: Final = "DeriveKey DeriveK256Key TdxQuote RawQuote Info Version"
 MOUNT_TABLE: Final = (

@@ -1,4 +1,4 @@
-"""Families `dstack_gpu_*`: names and labels of guest-agent-v1.md, section 7.4."""
+"""Families `dstack_gpu_*`: names and labels of dstack 0.6."""
 
 import time
 from functools import partial

@@ -46,7 +46,7 @@ SCHEMA = {
 }
 
 
-# Messages of section 2 of the specification of v1; "M*" is a list of messages.
+# Messages of dstack.guest.v1; "M*" is a list of messages.
 SCHEMA_V1 = {
     "IssueCertRequest": (
         "1 subject str, 2 alt_names str*, 3 usage_ra_tls bool, 4 usage_server_auth bool, "

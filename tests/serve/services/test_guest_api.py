@@ -19,7 +19,7 @@ from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.serve.guests import GuestClient, MakeGuest
 
 METHODS = ("Info", "SysInfo", "GpuInfo", "NetworkInfo", "ListContainers", "Shutdown")
-# Numbers of the fields (guest-agent-v1.md 7.6, guest-agent-api.md 8).
+# Numbers of the fields, as in dstack's protobuf files.
 NUMBERS: Mapping[type[NamedTuple], str] = {
     messages.GuestInfo: "1 version 2 app_id 3 instance_id 4 app_cert 5 tcb_info 6 device_id",
     messages.SystemInfo: "1 os_name 2 os_version 3 kernel_version 4 cpu_model 5 num_cpus "

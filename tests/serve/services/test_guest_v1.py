@@ -34,7 +34,7 @@ from tests.serve.services.test_request_fields import VALID
 from tests.vectors import load, needs_shared
 
 VECTORS: Final = load("guest_v1.json")
-# Rows where attestkit's default differs: the owner's document has EmitEvent.
+# Rows where attestkit's default differs: EmitEvent works.
 NOT_DEFAULT: Final = {"EmitEvent, upstream form"}
 
 

@@ -16,7 +16,7 @@ from tests.verifier.dcap.dcap_samples import (
     replace_collateral,
 )
 
-# Offsets of version 4 (simulated-pki.md, 9.4); a version 5 TD 1.5 body has 70 bytes more.
+# Offsets of version 4; a version 5 TD 1.5 body has 70 bytes more.
 REGIONS = {
     "signed": (0, 632),
     "signature": (636, 700),

@@ -1,4 +1,4 @@
-"""Facts about an Intel platform and its collateral in results (dcap-verification.md, section 9)."""
+"""Facts about an Intel platform and its collateral in results."""
 
 import json
 from datetime import datetime, timezone

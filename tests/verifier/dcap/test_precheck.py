@@ -35,9 +35,7 @@ from tests.verifier.dcap.dcap_samples import (
 BODY_SIZE = 632  # header and body, bytes; the length of the signature data, 4 bytes, follows
 SIGNATURE, KEY, QE_REPORT, QE_SIGNATURE = 636, 700, 770, 770 + 384
 PRECHECK_REASONS = {"quote_bad_signature", "qe_report_bad_signature", "untrusted_root"}
-OTHER_REASON = {
-    "wrong-root": "untrusted_root"
-}  # without CRLs the root is checked first (simulated-pki.md, section 12)
+OTHER_REASON = {"wrong-root": "untrusted_root"}  # without CRLs the root is checked first
 AUTH_DATA = QE_SIGNATURE + 64 + 2
 CHAIN = PKI.platform().pck_chain
 SAMPLES = sorted(path.stem for path in REAL.glob("*_collateral.json"))
@@ -151,7 +149,7 @@ def test_precheck_ignores_checks_that_need_collateral() -> None:
 def test_precheck_vector_agrees_with_verification(case: dict[str, Any]) -> None:
     """A quote accepted in full passes; a rejection has the vector's reason.
 
-    With several faults the reason may differ: simulated-pki.md, section 12.
+    With several faults the reason may differ.
     """
     try:
         quote = Quote.parse((VECTORS / case["quote"]).read_bytes())

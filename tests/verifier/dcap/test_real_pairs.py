@@ -49,7 +49,7 @@ def times(collateral: Collateral) -> tuple[int, int, int]:
 @needs_shared
 @pytest.mark.parametrize("moments", [(1,), *slow(((0, 1, 2),))])
 def test_real_pairs_have_same_outcome_as_dcap_qvl(moments: tuple[int, ...]) -> None:
-    """No pair of the same TEE is of a class in which dcap-qvl differs (section 12.1)."""
+    """No pair of the same TEE is of a class in which dcap-qvl differs."""
     dcap = Dcap()
     found: Counter[str] = Counter()
     pairs = 0

@@ -23,7 +23,7 @@ FORMAT_REASONS: Final = {
     "byte-behind": "trailing_bytes",
 }
 DATES: Final = ("earliest_issue", "latest_issue", "earliest_expiration")
-# simulated-pki.md, section 12, allows both.
+# The vectors allow either of two reasons.
 OTHER_REASONS: Final = {"wrong-root": "untrusted_root"}
 
 

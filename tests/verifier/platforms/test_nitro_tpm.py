@@ -145,7 +145,7 @@ def test_nitro_tpm_details_have_nonce_and_key_of_a_bare_document() -> None:
 
 @needs_shared
 def test_nitro_tpm_steps_are_named_in_order() -> None:
-    """Each check of section 9.3 is a step, in its order, and the time of judging is stated."""
+    """Each check is a step, in its order, and the time of judging is stated."""
     steps = examine(composed("good"), JUDGED, composed_root()).steps
     assert [step.check for step in steps if step.outcome == "passed"] == [
         "timestamp",

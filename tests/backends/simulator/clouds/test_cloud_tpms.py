@@ -168,7 +168,7 @@ def test_report_and_document_of_one_instance_share_a_nonce() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_google_tpm_has_both_keys_and_their_certificates(kind: str) -> None:
-    """Templates and certificates of vtpm.md, section 7.1, are of keys that the TPM makes."""
+    """Templates and certificates in NV indices are of keys that the TPM makes."""
     templates = {0x01C10002: 0x01C10003, 0x01C10000: 0x01C10001}
     known = {0x01C00002: RSA_EK, 0x01C0000A: ECC_EK}
     with open_cloud(platform="gcp-snp", tpm=kind) as tee, connected(tee) as client:
@@ -218,7 +218,7 @@ def test_intermediate_of_google_has_to_be_given() -> None:
 
 @pytest.mark.parametrize("platform", ["azure-snp", "azure-tdx"])
 def test_azure_tpm_has_a_storage_root_key(platform: str) -> None:
-    """A restricted key for decryption is persistent at 0x81000001 (vtpm.md, section 6.1)."""
+    """A restricted key for decryption is persistent at 0x81000001."""
     with open_cloud(platform=platform) as tee, connected(tee) as client:
         found = client.read_public(STORAGE_ROOT).public
     assert (found.type, found.bits, found.symmetric) == ("rsa", 2048, 128)
@@ -226,7 +226,7 @@ def test_azure_tpm_has_a_storage_root_key(platform: str) -> None:
 
 
 def test_nitro_tpm_measures_the_configuration_of_the_app() -> None:
-    """PCR 8 is extended once by the configuration id (attestation-format.md, section 11)."""
+    """PCR 8 is extended once by dstack's configuration id (mr_config)."""
     with open_cloud(platform="aws-nitro-tpm") as tee:
         found = verify_once(tee).claims
         compose, keys = tee.backend.app_compose, tee.backend.app_keys

@@ -15,7 +15,7 @@ from tests.vectors import SHARED, needs_shared
 
 @needs_shared
 def test_names_are_those_of_the_specification() -> None:
-    """Every fault of kms.md, section 8.4, in its order."""
+    """Every fault of the shared specification, in its order."""
     text = (SHARED / "spec" / "kms.md").read_text()
     table = text.partition("### 8.4 Faults")[2].partition("### 8.5")[0]
     names = re.findall(r"^\| (kms_\w+)", table, re.MULTILINE)

@@ -58,7 +58,7 @@ NO_EVIDENCE: Final = {
 FIRST, LAST = 1_577_836_800, 2_524_607_999
 CURRENT_BOTH: Final = "ConfigurationAndSWHardeningNeeded"
 # These of the 42 have another reason in the vectors: Quote.parse, which runs first, has its own
-# reasons; for another root, simulated-pki.md (section 12) allows both.
+# reasons; for another root, both are allowed.
 OTHER_CLASS: Final = {
     "attestation-key-unbound": "qe_binding",
     "vendor-id-wrong": "qe_vendor_id",

@@ -1,4 +1,4 @@
-"""The resource manager: the rules of /dev/tpmrm0 (vtpm.md, section 4), on both TPMs."""
+"""The resource manager: the rules of /dev/tpmrm0, on both TPMs."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

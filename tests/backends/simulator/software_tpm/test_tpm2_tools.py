@@ -120,7 +120,7 @@ def check_quote(run: Tool, key: str, pcrs: str, digest: str = "sha256", more: st
 
 @pytest.mark.slow  # 26 programs
 def test_raw_tpm(start: Start, tmp_path: Path) -> None:
-    """The steps of vtpm.md, section 12.1: key, NV index, PCRs, quote."""
+    """The programs use a key, an NV index, PCRs and a quote."""
     model = new_model()
     run = start(lambda: model)
     assert "sha384" in run("tpm2_getcap pcrs")

@@ -164,7 +164,7 @@ MOST: Final = {"platforms": 15 << 20, "later_platforms": 1 << 20, "all": 19 << 2
 
 @pytest.mark.slow
 def test_memory_of_full_caches_is_bounded(tmp_path: Path) -> None:
-    """Thousands of platforms and collaterals fill the caches, and not more (section 10.4)."""
+    """Thousands of platforms and collaterals fill the caches, and not more."""
     write_platforms(tmp_path, 4000, 1100)
     program = Path(__file__).with_name("cache_memory.py")
     done = subprocess.run(

@@ -66,7 +66,7 @@ def count_verifications(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 
 def test_engine_verifies_each_fact_once(count_verifications: Callable[[], int]) -> None:
-    """A quote needs as many verifications as there are new facts (section 14)."""
+    """A quote needs as many verifications as there are new facts."""
     dcap = Dcap(ROOT)
     assert count_verifications() == 1  # the trust anchor
     outcome(dcap, RAW, COLLATERAL)

@@ -16,7 +16,6 @@ from tests.verifier.dcap.differential.classes import (
     READ_OTHERWISE,
     REJECTED_HERE_ONLY,
     DisagreementClass,
-    name_of,
 )
 from tests.verifier.dcap.differential.forge import Evidence, Forge
 from tests.verifier.dcap.differential.levels import normalized
@@ -57,7 +56,7 @@ class Comparer:
             return Comparison(accepted)
         found = _find_class(forge, cold)
         if found is not None:
-            return Comparison(accepted, name_of(found))
+            return Comparison(accepted, found.name)
         altered = ", ".join(sorted(forge.altered))
         return Comparison(accepted, unexplained=f"{problem}; altered: {altered}")
 
@@ -95,11 +94,11 @@ def _difference(
     if theirs.status != str(ours.status):
         return text
     found, expected = set(ours.advisory_ids), set(theirs.advisories)
-    # Advisories of the current TCB are reported, too (dcap-verification.md, 12.1).
+    # Advisories of the current TCB are reported, too.
     if not (found >= expected if forge.has_current_tcb else found == expected):
         return text
     if any(crl.number >> 32 for crl in forge.crls.values()):
-        return ""  # dcap-qvl has no claims for these (dcap-verification.md, 9)
+        return ""  # dcap-qvl has no claims for these
     claims = get_dcap_qvl_claims(*evidence)
     facts, their_facts = _facts(ours), _claimed_facts(claims)
     return "" if facts == their_facts else f"{facts}; dcap-qvl: {their_facts}"
