@@ -62,7 +62,7 @@ OTHERS: Final = (
     ),
     Case(
         "body",
-        "a quote to its whole body: all fields here, an object that copies on reading there",
+        "a quote to its whole body; all fields here, an object that copies on reading there",
         {
             OURS: lambda samples: Call(_body, samples.quote),
             "dcap-qvl": _their_body,

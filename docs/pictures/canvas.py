@@ -44,7 +44,7 @@ class Colours(NamedTuple):
 
 
 OURS: Final = Colours("#dbeafe", "#1d4ed8")  # the guest, and what it makes
-SIGNED: Final = Colours("#dcfce7", "#15803d")  # who judges, and what holds
+SIGNED: Final = Colours("#dcfce7", "#15803d")  # the verifier, and what it accepts
 MAKER: Final = Colours("#fef3c7", "#b45309")  # Intel, AMD, a KMS
 APP: Final = Colours("#ede9fe", "#6d28d9")  # the app
 PLAIN: Final = Colours("#f1f5f9", "#64748b")
@@ -147,7 +147,7 @@ class Canvas:
                 bold=not number and not code,
                 mono=code,
                 colour=INK if not number else SOFT,
-                room=width - 10,
+                room=width - 12,
             )
         return place
 
@@ -231,7 +231,7 @@ def text_width(text: str, size: float, *, bold: bool = False, mono: bool = False
     if mono:
         return 0.605 * size * len(text)
     em = sum(0.36 if c in _NARROW else 0.88 if c in _WIDE else 0.6 for c in text)
-    return em * size * (1.07 if bold else 1)
+    return em * size * (1.13 if bold else 1)
 
 
 def _points(points: "tuple[Point, ...] | list[Point]") -> str:

@@ -1,4 +1,4 @@
-"""Who trusts whom: the two ways of RFC 9334 in which evidence and verdict travel."""
+"""Who trusts whom: the two ways of RFC 9334 in which evidence and result travel."""
 
 from docs.pictures.canvas import APP, INK, MAKER, OURS, PLAIN, SIGNED, Box, Canvas
 
@@ -11,7 +11,7 @@ def trust() -> str:
         812,
         "Who trusts whom: background check and passport",
         "Background check: the attester sends evidence to the relying party, which has a verifier"
-        " judge it. Passport: the attester has the verifier judge its evidence, and shows the "
+        " appraise it. Passport: the attester has its evidence appraised, and shows the signed "
         "result to the relying party. In both the endorser's collateral and the reference values "
         "go to the verifier, the relying party's nonce goes to the attester, and the relying "
         "party trusts the verifier.",
@@ -21,24 +21,24 @@ def trust() -> str:
     _background_check(canvas)
     canvas.rule(446)
     canvas.heading(482, "Passport")
-    canvas.note((24, 504), "the attester brings a verdict along", size=15)
+    canvas.note((24, 504), "the attester presents a signed result", size=15)
     _passport(canvas)
     return canvas.svg()
 
 
 def _background_check(canvas: Canvas) -> None:
-    endorser = canvas.box(Box(24, 76, 200, 58), "endorser\nIntel, AMD: the maker", MAKER)
+    endorser = canvas.box(Box(24, 76, 184, 58), "endorser\nthe vendor: Intel, AMD", MAKER)
     reference = canvas.box(
-        Box(320, 76, 216, 58), "reference value provider\nwho built image and app", PLAIN
+        Box(296, 76, 240, 58), "reference value provider\nwho built image and app", PLAIN
     )
     verifier = canvas.box(Box(180, 200, 200, 62), "verifier\n`attestkit.Verifier`", SIGNED)
     attester = canvas.box(Box(24, 358, 184, 62), "attester\n`attestkit.open()`", OURS)
     relying = canvas.box(Box(352, 358, 184, 62), "relying party\nyour program", APP)
     canvas.arrow(endorser.bottom(), (endorser.bottom()[0], 218), (verifier.x, 218))
-    canvas.note((24, 188), "collateral")
+    canvas.note((30, 188), "collateral")
     canvas.arrow(reference.bottom(), (reference.bottom()[0], 218), (380, 218))
-    canvas.note((438, 172), "reference")
-    canvas.note((438, 190), "values")
+    canvas.note((428, 172), "reference")
+    canvas.note((428, 190), "values")
     canvas.arrow(relying.left(0.28), attester.right(0.28))
     canvas.text((280, 366), "1 nonce", size=14, colour=INK)
     canvas.arrow(attester.right(0.78), relying.left(0.78))
@@ -61,4 +61,4 @@ def _passport(canvas: Canvas) -> None:
     canvas.text((280, 724), "3 result", size=14, colour=INK)
     canvas.arrow((relying.top()[0], 704), (relying.top()[0], 561), (380, 561), dashed=True)
     canvas.note((458, 646), "trusts")
-    canvas.note((24, 794), "attestkit makes results as Python values; none is signed yet.")
+    canvas.note((24, 794), "A signed result is an EAR; attestkit verify --save-ear writes one.")

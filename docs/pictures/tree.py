@@ -20,8 +20,8 @@ def keys() -> str:
     canvas.heading(34, "Keys, from the root down")
     _derivation(canvas)
     canvas.rule(528)
-    canvas.heading(560, "Who vouches for a key")
-    _vouching(canvas)
+    canvas.heading(560, "Who signs a key")
+    _signing(canvas)
     return canvas.svg()
 
 
@@ -48,7 +48,7 @@ def _derivation(canvas: Canvas) -> None:
     canvas.note((24, 508), "One path gives all three the same bytes: use derive(path, algorithm).")
 
 
-def _vouching(canvas: Canvas) -> None:
+def _signing(canvas: Canvas) -> None:
     chain = [
         canvas.box(Box(24, 580, 132, 60), "key service\nits public key", MAKER),
         canvas.box(Box(214, 580, 132, 60), "root key\nof one app id", OURS),
@@ -65,38 +65,45 @@ def _vouching(canvas: Canvas) -> None:
 
 def architecture() -> str:
     """Draw attestkit's layers, and what is around them."""
+    frame = Box(24, 324, 244, 46 + 34 * len(BUILTIN))
+    below = frame.bottom()[1] + 24
     canvas = Canvas(
-        748,
+        int(below) + 148,
         "attestkit in one picture",
-        "Above: the command line and the server, which speaks the dstack guest agent API. Below "
-        "them the attester, which makes evidence, and beside it the verifier, which judges it. "
-        "The attester asks one of "
-        f"the backends: {', '.join(BUILTIN)}. Both use the same values, on top of the C core.",
+        "Above: the server, which speaks the dstack guest agent API, and the command line and "
+        "attested clients. Below them the attester, which creates evidence, and the verifier, "
+        "which authenticates evidence and appraises it. The attester uses one of the backends: "
+        f"{', '.join(BUILTIN)}. The verifier uses collateral and a policy, whose registers can be "
+        "measured from an image. Both use the same values, on top of the C core.",
     )
     clients = canvas.box(
         Box(24, 24, 244, 58), "official clients, curl\ncontainers of the app", PLAIN
     )
-    people = canvas.box(
-        Box(292, 24, 244, 58), "people, CI, your program\nevidence from elsewhere", PLAIN
+    callers = canvas.box(Box(292, 24, 244, 58), "shell, CI, your program\nrelying parties", PLAIN)
+    server = canvas.box(Box(24, 120, 244, 62), "server\n`serve`", APP)
+    command = canvas.box(
+        Box(292, 120, 244, 62), "command line, clients\n`cli, client, ra_tls`", APP
     )
-    server = canvas.box(Box(24, 120, 244, 62), "server\n`attestkit.serve`", APP)
-    command = canvas.box(Box(292, 120, 244, 62), "command line, RA-TLS\n`cli, ra_tls, aio`", APP)
     canvas.arrow(clients.bottom(), server.top())
-    canvas.arrow(people.bottom(), command.top())
-    attester = canvas.box(Box(24, 222, 244, 62), "Attester\nmakes evidence, takes turns", OURS)
+    canvas.arrow(callers.bottom(), command.top())
+    attester = canvas.box(Box(24, 222, 244, 62), "Attester\ncreates evidence", OURS)
     verifier = canvas.box(Box(292, 222, 244, 62), "Verifier\nreturns a result, or raises", SIGNED)
-    for above, below in ((server, attester), (command, verifier)):
-        canvas.arrow(above.bottom(), below.top())
+    for above, under in ((server, attester), (command, verifier)):
+        canvas.arrow(above.bottom(), under.top())
     canvas.line((146, 202), (414, 202))  # each of the two above has both below
-    _backends(canvas, attester)
-    _judging(canvas, verifier)
+    canvas.box(frame, colours=PLAIN, dashed=True)
+    canvas.arrow(attester.bottom(), frame.top())
+    canvas.text((146, 350), "backends: 64 bytes to a quote", size=14, colour=SOFT)
+    for number, name in enumerate(BUILTIN):
+        canvas.box(Box(40, 362 + 34 * number, 212, 28), f"`{name}`", OURS)
+    _verification(canvas, verifier)
     canvas.box(
-        Box(24, 600, 512, 56),
+        Box(24, below, 512, 56),
         "values: no input, no output\nQuote, EventLog, Attestation, keys",
         SIGNED,
     )
     canvas.box(
-        Box(24, 672, 512, 52),
+        Box(24, below + 72, 512, 52),
         "core: hashes, replay, parsing\nC, or the same in Python",
         PLAIN,
         size=14,
@@ -104,22 +111,16 @@ def architecture() -> str:
     return canvas.svg()
 
 
-def _backends(canvas: Canvas, attester: Box) -> None:
-    frame = canvas.box(Box(24, 324, 244, 252), colours=PLAIN, dashed=True)
-    canvas.arrow(attester.bottom(), frame.top())
-    canvas.text((146, 350), "backends: bytes in, bytes out", size=14, colour=SOFT)
-    for number, name in enumerate(BUILTIN):
-        canvas.box(Box(40, 364 + 41 * number, 212, 34), f"`{name}`", OURS)
-
-
-def _judging(canvas: Canvas, verifier: Box) -> None:
+def _verification(canvas: Canvas, verifier: Box) -> None:
     signatures = canvas.box(
-        Box(292, 324, 244, 80), "signatures\nTDX: dcap-qvl\nSEV-SNP, Nitro: attestkit", SIGNED
+        Box(292, 324, 244, 80), "signatures, event logs\nTDX, SEV-SNP,\nTPMs, NVIDIA GPUs", SIGNED
     )
     canvas.arrow(verifier.bottom(), signatures.top())
-    said = canvas.box(
-        Box(292, 428, 244, 58), "collateral, policy\nwhat is current, what we want", MAKER
-    )
-    canvas.arrow(signatures.bottom(), said.top())
-    fetched = canvas.box(Box(292, 518, 244, 58), "PCCS, files\nfetched only when asked", PLAIN)
-    canvas.arrow(fetched.top(), said.bottom())
+    for x, lines, source in (
+        (292, "collateral\nfrom vendors", "PCCS, files\nor your cache"),
+        (422, "policy\nyour rules", "measure\nan image"),
+    ):
+        used = canvas.box(Box(x, 444, 114, 62), lines, MAKER, size=14)
+        canvas.arrow((x + 57, 404), used.top())
+        given = canvas.box(Box(x, 546, 114, 62), source, PLAIN, size=14)
+        canvas.arrow(given.top(), used.bottom())
