@@ -3,8 +3,8 @@
 A page links to a file by its path in the repository, so that it can be read there. Whatever is
 linked and lies outside docs/ is brought in under `repository/`: a Markdown file as a page, any
 other as it is, a folder as its README. Comments in the sources of pages, which tell the tests how
-to run a block, stay out of the site. Long names in tables may break behind their parts, but for
-those in the first column.
+to run a block, stay out of the site. Long names in tables may break behind their parts; options
+of a command do not break behind their hyphens.
 """
 
 import posixpath
@@ -29,7 +29,10 @@ OUTSIDE: Final = (
 _FENCE: Final = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(r"(?<=\]\()(?![a-z]+:)([^)\s#]+)(#[^)\s]*)?")
 _CELL: Final = re.compile(r"<td.*?</td>", re.DOTALL)
-_CODE: Final = re.compile(r"(?<=<code>).*?(?=</code>)")
+_CODE: Final = re.compile(r"(?<=<code>).*?(?=</code>)", re.DOTALL)
+_UNBROKEN: Final = 20  # characters of a name in a table that does not break
+_UNBROKEN_FIRST: Final = 30  # the same in the first column
+_OPTION: Final = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
 _PART: Final = re.compile(r"(::|[/_(]|(?<=\w)\.)(?=\w)")
 _COMMENT: Final = re.compile(r"^ *<!--.*?-->[ \t]*\n?", re.MULTILINE | re.DOTALL)
 
@@ -74,15 +77,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Allow breaks in the names of tables, and remove backslashes before their bars."""
+    """Set where the names of tables and options may break; remove backslashes before bars."""
     del page, config, files
 
     def edit(cell: re.Match[str]) -> str:
-        text = _CODE.sub(lambda code: code[0].replace("\\|", "|"), cell[0])
         is_first = not html.startswith("</td>", cell.start() - len("</td>\n"))
-        return text if is_first else _CODE.sub(lambda code: _PART.sub(r"\1<wbr>", code[0]), text)
+        longest = _UNBROKEN_FIRST if is_first else _UNBROKEN
+        return _CODE.sub(lambda code: _split(code[0].replace("\\|", "|"), longest), cell[0])
 
-    return _CELL.sub(edit, html)
+    return _CODE.sub(
+        lambda code: _OPTION.sub(r'<span class="option">\g<0></span>', code[0]),
+        _CELL.sub(edit, html),
+    )
+
+
+def _split(name: str, longest: int) -> str:
+    """Allow breaks behind the parts of a name that is longer."""
+    return name if len(name) <= longest else _PART.sub(r"\1<wbr>", name)
 
 
 def _parts(markdown: str) -> Iterator[tuple[str, bool]]:
