@@ -189,17 +189,19 @@ def test_public_figures_are_shown(
 
 
 @pytest.mark.parametrize("found", [True, False, None])
-def test_missing_gpus_are_stated(
+def test_gpus_are_stated(
     guest_client: GuestClient, monkeypatch: pytest.MonkeyPatch, *, found: bool | None
 ) -> None:
-    """The page states that NVIDIA GPUs are missing only if this is known."""
+    """The page states whether there are NVIDIA GPUs only if this is known."""
     monkeypatch.setattr(dashboard, "has_nvidia_gpu", lambda: found)
     page = read_page(guest_client("external", compose={"public_sysinfo": True}))
-    assert ("GPUs" in page.headings) == ("No NVIDIA GPUs" in page.text) == (found is False)
+    assert ("GPUs" in page.headings) == (found is not None)
+    assert ("NVIDIA GPUs found" in page.text) == (found is True)
+    assert ("No NVIDIA GPUs" in page.text) == (found is False)
     assert "GPUs" not in read_page(guest_client("external")).headings
 
 
-def test_simulated_gpus_are_not_stated_missing(
+def test_simulated_gpus_are_stated(
     guest_client: GuestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GPUs of a simulator are not on the bus of the machine that runs it."""
@@ -209,7 +211,7 @@ def test_simulated_gpus_are_not_stated_missing(
         "compose": {"public_sysinfo": True},
     }
     page = read_page(guest_client("external", **options))
-    assert "GPUs" not in page.headings
+    assert "NVIDIA GPUs found" in page.text
 
 
 def test_absent_identity_has_no_row(
