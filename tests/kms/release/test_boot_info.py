@@ -156,7 +156,7 @@ def test_log_without_clear_identity_is_refused(events: Sequence[tuple[str, bytes
 
 def test_missing_boot_mr_done_has_its_text() -> None:
     """The error names the missing event."""
-    assert "the evidence has no boot-mr-done" in str(refusal(intel.evidence(BOOT[:4])))
+    assert "event 'boot-mr-done': missing" in str(refusal(intel.evidence(BOOT[:4])))
 
 
 def test_other_report_data_is_refused() -> None:
