@@ -237,7 +237,7 @@ class _PccsResponse(NamedTuple):
         return text
 
     def crl(self) -> bytes:
-        """Return the CRL in the body, which may be DER, or DER in hex."""
+        """Return the CRL in DER, from a body that is DER or hex of DER."""
         der = self.response.body
         if not der.startswith(_DER_SEQUENCE):  # ASCII "0"; hex of DER starts with "3"
             try:

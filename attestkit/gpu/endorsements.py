@@ -45,11 +45,12 @@ class GpuEndorsements:
     """Endorsements of GPU evidence, not verified.
 
     Attributes:
-        rims: RIMs by their identifiers, at most 128 of 512 KiB.
-        ocsp: OCSP answers in DER, at most 512 of 16 KiB.
+        rims: RIMs by their identifiers, at most 128 of at most 512 KiB each.
+        ocsp: OCSP answers in DER, at most 512 of at most 16 KiB each.
         jwks: Keys of NVIDIA's attestation service, which were fetched over TLS; at most 256 KiB.
             They have no signature, so their source could sign tokens.
-        nras: Answers of this service: detached EAT bundles, at most 16 of 1 MiB.
+        nras: Answers of this service: detached EAT bundles, at most 16 of at most
+            1 MiB each.
     """
 
     rims: Mapping[str, bytes] = field(default_factory=dict, repr=False)

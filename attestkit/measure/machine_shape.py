@@ -44,7 +44,7 @@ class MachineShape:
     Attributes:
         cpu_count: Possible vCPUs, 1 to 4,096.
         memory_size: Bytes, a multiple of 8 KiB, 1 MiB to 32 TiB.
-        qemu_version: Such as 9.2.1; empty if unknown, which is treated as 9.1.
+        qemu_version: Version of QEMU, such as 9.2.1; empty if unknown, which is treated as 9.1.
         pic: Whether there is an interrupt controller 8259; None for the default of the version.
         pci_hole64_size: Bytes of the 64-bit PCI window; 0 for QEMU's default.
         hotplug_off: Whether hotplug of PCI bridges by ACPI is off.

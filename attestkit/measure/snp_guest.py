@@ -40,15 +40,17 @@ def snp(
     Args:
         firmware: Image of OVMF.
         vcpus: Virtual CPUs, 1 to 4096.
-        cpu_type: CPU type of QEMU, such as `EPYC-v4`; or `cpu_signature`. EC2 and GCE need neither.
+        cpu_type: CPU type of QEMU, such as `EPYC-v4`. On QEMU either it or `cpu_signature` is
+            required; EC2 and GCE need neither.
         cpu_signature: EAX of CPUID function 1.
         guest_features: SEV_FEATURES, 64 bits; 0x21 on hosts with debug swap.
-        vmm: The VMM.
+        vmm: VMM of the guest: `qemu`, `ec2` (Amazon EC2) or `gce` (Google Compute Engine).
         kernel: Kernel whose hash QEMU gives the firmware (`kernel-hashes=on`); without it the
             kernel is not measured.
         initrd: Initrd of the kernel.
         cmdline: Command line of the kernel.
-        svsm: Image of COCONUT-SVSM.
+        svsm: Image of COCONUT-SVSM; not with `kernel`, and only with the default `vmm` and
+            `guest_features`.
         variables_size: Bytes between the images of COCONUT-SVSM and the firmware.
 
     Raises:

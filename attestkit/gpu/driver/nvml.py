@@ -178,7 +178,7 @@ class Nvml(DriverSession):
         self._call("GPU ready state", self._nvml.nvmlSystemSetConfComputeGpusReadyState, int(ready))
 
     def device_count(self) -> int:
-        """Return the number of GPUs, at most 64."""
+        """Return the number of GPUs; BackendError if it is over 64."""
         count: int = self._call("GPU count", self._nvml.nvmlDeviceGetCount)
         if not 0 <= count <= MAX_DEVICES:
             raise _malformed("GPU count", f"must be 0 to {MAX_DEVICES}, not {count}")

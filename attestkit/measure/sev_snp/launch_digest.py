@@ -59,7 +59,7 @@ def initial_vmsa(eip: int, signature: int, guest_features: int, vmm: Vmm = "qemu
         eip: Start address, 32 bits: the reset vector for the first virtual CPU.
         signature: EAX of CPUID function 1; EC2 and GCE do not use it.
         guest_features: SEV_FEATURES, 64 bits.
-        vmm: The VMM.
+        vmm: VMM of the guest: `qemu`, `ec2` (Amazon EC2) or `gce` (Google Compute Engine).
     """
     state = reset_state(eip, signature)
     if vmm == "ec2":

@@ -170,7 +170,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
 
     @classmethod
     def default(cls) -> "AppraisalPolicy":
-        """Return the policy for current firmware, which on SEV-SNP must also be committed."""
+        """Return the policy for current firmware; on SEV-SNP, for committed firmware of any age."""
         return cls(**PRESET_RULES["default"])
 
     @classmethod
