@@ -1,8 +1,8 @@
 """attestkit: remote attestation of confidential VMs.
 
 `open()` returns an attester for the TEE that the program runs in, or for a simulated one. `verify`
-and `Verifier` appraise evidence, and `connect()` speaks with servers that have proven theirs. All
-names are imported on first use.
+and `Verifier` appraise evidence, and `connect()` returns a server whose evidence it has verified,
+for requests. All names are imported on first use.
 """
 
 from typing import TYPE_CHECKING

@@ -43,7 +43,7 @@ def require_size(argument: str, value: bytes, size: int) -> None:
 def require_time_zone(argument: str, moment: "datetime") -> None:
     """Raise UsageError if a datetime has no time zone."""
     if moment.utcoffset() is None:
-        message = f"{argument}: datetime without time zone; pass one with tzinfo, such as UTC"
+        message = f"{argument}: must have a time zone; pass a datetime with tzinfo, such as UTC"
         raise UsageError(message, reason="wrong_value")
 
 
@@ -52,7 +52,7 @@ def utf8(text: str, subject: str, kind: type[FormatError | UsageError] = FormatE
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise kind(f"{subject}: unpaired surrogate in text", reason="encoding") from error
+        raise kind(f"{subject}: must not have an unpaired surrogate", reason="encoding") from error
 
 
 def require_members(name: str, members: Collection[object]) -> None:
@@ -87,7 +87,7 @@ def check_number(name: str, number: object, largest: int, least: int = 0) -> int
         UsageError: If it is not an integer from `least` to `largest`.
     """
     if type(number) is not int or not least <= number <= largest:
-        message = f"{name}: must be an integer from {least} to {largest}"
+        message = f"{name}: must be an integer from {least} to {largest}, not {ascii(number)[:40]}"
         raise UsageError(message, reason="out_of_range")
     return number
 
@@ -120,10 +120,10 @@ def import_package(module: str, message: str) -> Any:  # noqa: ANN401 - a module
 def needs_extra(
     subject: str, extra: str, kind: Callable[..., AttestKitError] = UsageError
 ) -> Iterator[None]:
-    """Name the extra to install in the error about a package that a block imports.
+    """Context manager: raise an ImportError as an error that names the extra to install.
 
     Raises:
-        UsageError: In place of ImportError; or an error of another `kind`.
+        UsageError: In place of the ImportError, or an error of the class `kind`.
     """
     try:
         yield

@@ -149,7 +149,11 @@ class AsyncAttester(Generic[B_co]):
         pad: bool = False,
         gpu: bool = False,
     ) -> Attestation:
-        """Return evidence that is bound to exactly one of a nonce and report data."""
+        """Return evidence bound to a nonce of 8 to 64 bytes, or with report data of 64 bytes.
+
+        Exactly one of both is required. `pad` zero-pads shorter report data, and `gpu` adds
+        evidence of the machine's GPUs; see `Attester.attest`.
+        """
         return await self._call(
             lambda attester: attester.attest(nonce=nonce, report_data=report_data, pad=pad, gpu=gpu)
         )
@@ -209,7 +213,7 @@ class AsyncAttester(Generic[B_co]):
 
     @property
     def not_proven(self) -> tuple[str, ...]:
-        """Properties of the KMS of the app's keys that no pin proves; empty without a KMS."""
+        """Keys of the app's KMS that no pinned key confirmed; as `Attester.not_proven`."""
         return self._opened.not_proven
 
     @property

@@ -301,7 +301,7 @@ class KmsError(AttestKitError):
 
 
 class ServiceError(AttestKitError):
-    """A server is not proven to be the required service, or an answer is not proven to be its own.
+    """A server's evidence does not show that it is the required service, or sent the answer.
 
     Nothing of a request was sent, unless the reason is `sealing` or `signature`.
     """

@@ -59,13 +59,14 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
         backend: The name of a backend, or a backend object. None: the backend in
             `$ATTESTKIT_BACKEND`, else the first one that works here, but never the simulator.
         options: `kms`, `kms_roots` and `kms_verifier`, and options of the backend. `kms` has the
-            URLs of a KMS, as text or a list, which is asked for the keys of the app while it is
-            booted; see `attestkit.kms.boot_with_kms`. `kms_roots` has the `KmsRoot` of each trusted
-            KMS, or is `SimulatedRoots`, or "first-use", which trusts any KMS; it may be missing
-            only if the app's `key_provider_id` pins the KMS. `kms_verifier` verifies the KMS's own
-            evidence, which is then required. The simulator has `seed`, `platform`, `scenario`,
-            `faults`, `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config`,
-            `app_id`, `gpus` and `tpm`. The classes of the other backends document their options.
+            URLs of a KMS, a string or a list of them, from which the keys of the app are requested
+            while it is booted; see `attestkit.kms.boot_with_kms`. `kms_roots` has the `KmsRoot` of
+            each trusted KMS, or is `SimulatedRoots`, or "first-use", which trusts any KMS; it may
+            be missing only if the app's `key_provider_id` names the KMS. `kms_verifier` verifies
+            the evidence of the KMS, which is then required. The simulator has `seed`, `platform`,
+            `scenario`, `faults`, `quote_version`, `state_dir`, `app_compose`, `app_keys`,
+            `vm_config`, `app_id`, `gpus` and `tpm`. The classes of the other backends document
+            their options.
 
     Raises:
         BackendUnavailableError: If the backend, or without a name every backend, is unusable here.
@@ -108,7 +109,7 @@ def _booted(name: str | None, kms: dict[str, Any], options: dict[str, object]) -
         UsageError: If there are options of a KMS, but not its URL.
     """
     if kms and "kms" not in kms:
-        message = f"kms: missing, but {min(kms)} is given; pass the URL of the KMS"
+        message = f"{min(kms)}: requires kms; pass the URL of the KMS"
         raise UsageError(message, reason="missing")
     name = name or backends.backend_from_environment()
     if kms and name == "simulator":

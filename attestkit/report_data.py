@@ -149,7 +149,7 @@ class ReportData:
             spki: The attestation key of the TPM, a SubjectPublicKeyInfo in DER.
 
         Raises:
-            UsageError: If an argument is not `bytes`, or `bound` has another size.
+            UsageError: If an argument is not `bytes`, or `bound` does not have 64 bytes.
         """
         require_bytes("report data", bound)
         require_size("report data", bound, _SIZE)
@@ -174,7 +174,8 @@ class ReportData:
         """Return `text` in UTF-8, zero-padded to 64 bytes.
 
         Raises:
-            UsageError: If it is longer than 64 bytes, or contains an unpaired surrogate.
+            UsageError: If the encoding is longer than 64 bytes, or `text` has an unpaired
+                surrogate.
         """
         return _zero_pad(utf8(text, "report data", UsageError))
 
@@ -190,7 +191,7 @@ class ReportData:
             public_key: Ed25519 key (32 bytes) or compressed secp256k1 key (33 bytes).
 
         Raises:
-            UsageError: If the algorithm is unknown, or the key has another size.
+            UsageError: If the algorithm is unknown, or the key does not have that size.
         """
         if algorithm not in _APP_KEY_TEXTS:
             raise unsupported_algorithm(algorithm, _APP_KEY_TEXTS)
@@ -217,7 +218,7 @@ def check_nonce(nonce: bytes) -> None:
     """Check the type and size of a nonce.
 
     Raises:
-        UsageError: If it is not 8 to 64 `bytes`.
+        UsageError: If the nonce is not `bytes`, or has not 8 to 64 of them.
     """
     require_bytes("nonce", nonce)
     if len(nonce) not in _NONCE_SIZE:

@@ -32,10 +32,10 @@ class SimulatedRoots(NamedTuple):
     """
 
     platform: bytes
-    """Root certificate (DER) of quotes, reports and documents, and of the keys of a TPM."""
+    """Root certificate (DER) of quotes, reports, Nitro attestation documents, and keys of TPMs."""
 
     nitro: bytes | None = None
-    """Root certificate (DER) of the documents of a NitroTPM, if it is another one."""
+    """Root certificate (DER) of a NitroTPM's attestation documents; None: it is `platform`."""
 
     gpu: tuple[bytes, bytes] | None = None
     """Root certificates (DER) of GPUs and of their reference manifests, as in `gpu.GpuRoots`."""
@@ -60,11 +60,11 @@ class SimulatedRoots(NamedTuple):
         """Decode the JSON of `to_json`.
 
         Raises:
-            FormatError: If it is malformed or over 65,536 bytes, a key is unknown or missing, or a
-                certificate or public key is not valid.
+            FormatError: If the JSON is malformed or over 65,536 bytes, a key is unknown or missing,
+                or a certificate or public key is not valid.
         """
         if len(data) > MAX_SIZE:
-            raise FormatError(f"{_SUBJECT}: {len(data)} bytes, over {MAX_SIZE}", reason="too_large")
+            raise FormatError(f"{_SUBJECT}: must be at most {MAX_SIZE} bytes", reason="too_large")
         fields = read_object(data, _SUBJECT)
         _check_keys(fields, _SUBJECT, required=("platform",), optional=cls._fields[1:])
         return cls(
@@ -112,7 +112,7 @@ def _kms_keys(value: Any, what: str) -> tuple[bytes, bytes]:  # noqa: ANN401 - a
         P256PublicKey(spki.removeprefix(P256_SPKI_HEAD))
         require_k256_public_key(point)
     except (SignatureError, UsageError) as error:
-        raise FormatError(f"{what}: not valid public keys", reason="wrong_value") from error
+        raise FormatError(f"{what}: must be valid public keys", reason="wrong_value") from error
     return spki, point
 
 

@@ -269,7 +269,7 @@ ServiceReason = Literal[
     "timeout",
     "unknown_service",  # nothing that the server has is known to be evidence
 ]
-"""A server could not be proven to be the service that the caller requires."""
+"""A server's evidence does not show that it is the service that the caller requires."""
 
 CollateralExpiredReason = Literal[
     "cert_expired",

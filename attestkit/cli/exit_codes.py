@@ -77,7 +77,7 @@ def print_error(text: str) -> None:
 
 @contextlib.contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """Print the warnings that a call issues to its user, as one line each on stderr."""
+    """Context manager: print each UserWarning that is issued in it as one line on stderr."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", UserWarning)
         yield
@@ -116,7 +116,7 @@ class _TerminatedError(BaseException):
 
 @contextlib.contextmanager
 def clean_up_on_signals() -> Iterator[None]:
-    """On SIGTERM or SIGHUP leave the block, so that its cleanup runs, then end the process.
+    """Context manager: on SIGTERM or SIGHUP exit it, so that cleanup runs, then end the process.
 
     Signals that are ignored or have a handler already are not changed.
     """

@@ -65,7 +65,7 @@ class FileOutcome(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The verdict, one to three words."""
+        """The verdict in one to three words, such as accepted; see VERDICTS."""
         return VERDICTS[self.code]
 
     @property

@@ -96,7 +96,7 @@ class FileVerifier:
     def _select_inputs(
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> FileOutcome:
-        """Set time and collateral of the outcome; add a bundle's inputs that no option replaces."""
+        """Return the outcome with time, collateral, and inputs of a bundle that options lack."""
         options = self.options
         bundle = _bundle(content) if content.kind == "evidence bundle" else None
         check_applicable(options, content)
@@ -204,7 +204,7 @@ def check_applicable(options: VerificationOptions, content: FileContent) -> None
     """Check that no option would be ignored for a file of this kind.
 
     Raises:
-        UsageError: If one would.
+        UsageError: If an option would be ignored.
     """
     text = ""
     if options.own_instant and content.kind != "evidence bundle":
@@ -301,7 +301,7 @@ def extract_evidence(content: FileContent) -> Attestation | Quote:
         inner = identify(_bundle(content).evidence)
         if inner.kind not in {"evidence", "quote"}:
             raise errors.FormatError(
-                f"evidence bundle: contains no evidence but another format: {inner.kind}",
+                f"evidence bundle: must contain evidence, not the format: {inner.kind}",
                 reason="unrecognized",
             )
         return extract_evidence(inner)

@@ -1,4 +1,4 @@
-"""Replay of an event log in a file, and comparison with a quote."""
+"""Replay of an event log in a file, and comparison of its registers with a quote's."""
 
 import sys
 from collections import Counter
@@ -37,7 +37,7 @@ def replay_file(log: Path, quote: Path | None, compared: tuple[int, ...], *, as_
         as_json: Whether to print JSON.
 
     Raises:
-        FormatError: If a file has another format.
+        FormatError: If `log` contains no event log, or `quote` no registers of a TD.
         UsageError: If the options do not fit the log.
     """
     found = identify_file(log)
@@ -95,7 +95,7 @@ def _registers(holder: object) -> Rtmrs:
         return holder.rtmrs
     if isinstance(holder, Quote) and holder.tee_type == TEE_TDX:
         return holder.rtmrs
-    raise FormatError("not a quote, evidence or report of a TD", reason="unsupported")
+    raise FormatError("must be a quote, evidence or report of a TD", reason="unsupported")
 
 
 def _find_error(

@@ -17,7 +17,7 @@ _TIMEOUT: Final = 10  # seconds, for the scheduler
 
 @contextlib.contextmanager
 def open_executor(processes: int, scheduler: str | None) -> Iterator[Executor | None]:
-    """Open an executor.
+    """Context manager: open an executor for bulk verification.
 
     Args:
         processes: Number of local worker processes. With 0, the executor is None, and the evidence
@@ -47,7 +47,7 @@ def open_executor(processes: int, scheduler: str | None) -> Iterator[Executor | 
 
 @contextlib.contextmanager
 def _silence_logging() -> Iterator[None]:
-    """Silence all loggers but the verifier's."""
+    """Context manager: silence all loggers but the verifier's."""
     root_manager, verifier_logger = logging.root.manager, logging.getLogger("attestkit.verifier")
     before = root_manager.disable
     logging.disable(logging.CRITICAL)

@@ -116,7 +116,7 @@ def _entry(number: int, line: bytes, defaults: EntryDefaults) -> BatchEntry:
 def _object(line: bytes) -> dict[str, Any]:
     fields = decode_strictly(line)
     if not isinstance(fields, dict):
-        raise FormatError("not a JSON object", reason="wrong_type")
+        raise FormatError("must be a JSON object", reason="wrong_type")
     # A misspelt `report_data` must not disable its check.
     if unknown := sorted(fields.keys() - _MEMBERS):
         known = ", ".join(sorted(_MEMBERS))
@@ -137,7 +137,7 @@ def _id(fields: dict[str, Any], number: int) -> str | int:
     if isinstance(given, int) and not isinstance(given, bool) and abs(given) < 1 << 53:
         return given
     raise FormatError(
-        f"id: must be text of at most {_LONGEST_ID} characters, or a whole number",
+        f"id: must be a string of at most {_LONGEST_ID} characters, or an integer",
         reason="wrong_type",
     )
 
@@ -149,7 +149,7 @@ def _read(entry: BatchEntry, fields: dict[str, Any], defaults: EntryDefaults) ->
         raise FormatError("evidence and response: exactly one is required", reason="missing")
     if evidence is None:
         if not isinstance(response, str | dict):
-            raise FormatError("response: must be an object or text", reason="wrong_type")
+            raise FormatError("response: must be an object or a string", reason="wrong_type")
         entry = entry._replace(evidence=Attestation.from_agent_response(response))
     else:
         entry = _with_evidence(entry, _decoded(evidence), defaults)
@@ -163,7 +163,9 @@ def _with_expectation(entry: BatchEntry, fields: dict[str, Any]) -> BatchEntry:
     if entry.nonce is None and entry.report_data is None:
         for name in ("nonce", "report_data"):
             if name in fields and fields[name] is None:  # as tools write a missing value
-                raise FormatError(f"{name}: null; leave it out to accept any", reason="wrong_type")
+                raise FormatError(
+                    f"{name}: must not be null; omit it to accept any", reason="wrong_type"
+                )
     nonce, report_data = _bytes(fields, "nonce", 8), _bytes(fields, "report_data", 1)
     if nonce is None and report_data is None:
         return entry
@@ -187,7 +189,7 @@ def _text(fields: dict[str, Any], name: str) -> str | None:
     value = fields.get(name)
     if value is None or isinstance(value, str):
         return value
-    raise FormatError(f"{name}: must be text", reason="wrong_type")
+    raise FormatError(f"{name}: must be a string", reason="wrong_type")
 
 
 def _unhex(text: str) -> bytes | None:
@@ -246,7 +248,7 @@ def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> B
 
 
 def _refused(entry: BatchEntry, error: AttestKitError, where: str = "") -> BatchEntry:
-    """Return an entry with an error in place of its evidence.
+    """Return `entry` with `error` in place of its evidence.
 
     A FormatError or UsageError becomes a FormatError whose text begins with `where`.
     """

@@ -19,7 +19,9 @@ _TEXT: Final = ("id", "verdict", "reason", "error", "error_type", "platform", "t
 
 @contextlib.contextmanager
 def open_table(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Yield a function that adds a result; the table appears at `path` when the block ends.
+    """Context manager: yield a function that adds a result; the table is at `path` after exit.
+
+    Without `path`, the function does nothing. On an error, no table is written.
 
     Raises:
         UsageError: If the file cannot be written, or pyarrow is not installed.
@@ -78,7 +80,7 @@ def _schema(pa: ModuleType) -> object:
 
 @contextlib.contextmanager
 def _convert_errors(path: Path, write_errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Convert errors of the classes `write_errors`, such as a full disk, to UsageError."""
+    """Context manager: raise errors of the classes `write_errors` as a UsageError about `path`."""
     try:
         yield
     except write_errors as error:
@@ -105,7 +107,7 @@ def _text(value: object) -> object:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[str]:
-    """Yield the name of a temporary file, which replaces `path` if the block succeeds."""
+    """Context manager: yield the name of a temporary file; without an error, it replaces `path`."""
     try:
         path = path.resolve()
         temporary = str(path.with_name(f".{path.name}.{token_hex(8)}"))

@@ -51,9 +51,10 @@ def connect(
 ) -> None:
     """Prove a server, before anything is sent to it.
 
-    Nothing is sent but the question for its evidence. With --serve, programs in other languages
-    reach the server by plain HTTP over the loopback interface; each connection to the server is
-    proven before it carries a request.
+    A server is proven if its evidence is accepted and belongs to the TLS connection. Before that,
+    only the request for the evidence is sent. With --serve, programs in other languages reach the
+    server by plain HTTP over the loopback interface; each connection to the server is proven before
+    it carries a request.
     """
     if bundle is not None:
         connection.check_offline({"URL": url, "--save-bundle": save_bundle, "--serve": listen})

@@ -71,7 +71,8 @@ def curl(
 ) -> int:
     """Send one request to a proven server.
 
-    Nothing of the request is sent if the server is refused. Redirects are not followed.
+    The server's evidence is verified first, as by attestkit connect: nothing of the request is sent
+    if the server is refused. Redirects are not followed.
     """
     body_file = Path(data[1:]) if data is not None and data[:1] == "@" and data != "@-" else None
     inputs = (*connection.inputs, *([body_file] if body_file else []))

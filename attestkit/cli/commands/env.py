@@ -28,7 +28,8 @@ _MEANINGS: Final = {2: "rejected: key or ciphertext is not authentic"}
 def env() -> None:
     """Seal and open environment variables of an app.
 
-    The legacy form of dstack, and SealedEnv version 1 of dstack 0.6.4 with --epochs.
+    Sealed variables are encrypted to the X25519 key of an app, which alone can open them: in the
+    legacy form of dstack, or with --epochs as SealedEnv version 1 of dstack 0.6.4.
     """
 
 
@@ -50,7 +51,7 @@ def _epochs_option(text: str) -> Callable[[Any], Any]:
 
 
 class _Recipient(NamedTuple):
-    """Source of the app's public key: itself, or a KMS's signed response with values to check."""
+    """Options for an app's public key: the key, or a KMS's signed response and how to check it."""
 
     public_key: str | None
     signed_key: Path | None
@@ -108,7 +109,7 @@ def seal(
 
 
 def _find_public_key(recipient: _Recipient) -> bytes:
-    """Return the public key of the options, verified if a KMS signed it."""
+    """Return the app's public key from the options, after verifying a KMS's signature over it."""
     signed = recipient.app_id is not None and bool(recipient.kms_root_keys)
     given = recipient.app_id is not None or bool(recipient.kms_root_keys)
     if (recipient.public_key is None) == (recipient.signed_key is None):
@@ -116,7 +117,7 @@ def _find_public_key(recipient: _Recipient) -> bytes:
         raise UsageError(text, reason="missing" if recipient.public_key is None else "conflict")
     if recipient.public_key is not None:
         if given:
-            text = "--app-id and --kms-root-key: only with --signed-key"
+            text = "--app-id and --kms-root-key: require --signed-key"
             raise UsageError(text, reason="conflict")
         return read_hex("--public-key", recipient.public_key)
     if not signed or recipient.app_id is None or recipient.signed_key is None:
@@ -195,7 +196,7 @@ def open_(
 
 
 def _read_secret(path: Path) -> bytes:
-    """Return the secret key of a file; errors do not contain it."""
+    """Return the X25519 secret key in a file, 32 bytes; errors do not contain it."""
     from attestkit._crypto.zeroize import wipe
     from attestkit._native import unhex
 
@@ -236,7 +237,7 @@ def read_variables(data: bytes, name: str) -> list[tuple[str, str]]:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        message, offset = f"{name}: not UTF-8 text", error.start
+        message, offset = f"{name}: must be UTF-8 text", error.start
     else:
         if text.lstrip(" \t\r\n").startswith("{"):
             return _read_json_variables(text, name)

@@ -45,8 +45,8 @@ def keys() -> None:
 def fetch(*, urls: tuple[str, ...], roots: tuple[str, ...], out: Output, device: Device) -> None:
     """Request the keys of this app, and check them.
 
-    The evidence of this machine is sent to the KMS, whose root must be a pinned one. No event is
-    emitted. Public keys are printed; secret keys are only written to -o.
+    The evidence of this machine is sent to the KMS, whose root keys must be those of --kms-root. No
+    event is emitted. Public keys are printed; secret keys are only written to -o.
     """
     output = out.output
     if output is not None and is_stdout(output):

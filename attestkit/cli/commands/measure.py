@@ -1,6 +1,6 @@
 """`attestkit measure`: expected registers and launch digests of a guest, from its files.
 
-With `--against`, what differs in evidence, and why.
+With `--against`, they are compared with evidence: what differs, and why.
 """
 
 import json
@@ -127,16 +127,16 @@ def measure(
     """
     form, output = "json" if out.as_json else form, out.output
     if output is not None and form == "table":
-        raise UsageError("-o: needs --format toml or json", reason="missing")
+        raise UsageError("-o: requires --format toml or json", reason="missing")
     if against is not None and (log is not None or form == "toml"):
-        raise UsageError("--against: not with --log or --format toml", reason="conflict")
+        raise UsageError("--against: excludes --log and --format toml", reason="conflict")
     extra = tuple(path for path in (tables.smbios, log) if path is not None)
     more = () if against is None else (against,)
     out.check((*boot.inputs, *machine.inputs, *snp.inputs, *extra, *more))
     evidence = None if against is None else _read_evidence(against)
     if snp.snp:
         if machine.given or extra or tables.qemu is not None or tables.acpi is not None:
-            message = "--snp: not with options of TDs, such as --vm-config and --qemu; omit them"
+            message = "--snp: excludes options of TDs, such as --vm-config and --qemu; omit them"
             raise UsageError(message, reason="not_applicable")
         measured = _measure_snp(boot, snp)
     else:
@@ -179,7 +179,7 @@ def _measure_tdx(
 
     if machine.qemu_args is not None:
         if tables.acpi is not None or tables.smbios is not None:
-            message = "--acpi, --smbios: not with --qemu-args, which makes the tables; omit them"
+            message = "--acpi, --smbios: excluded by --qemu-args, which makes the tables; omit them"
             raise UsageError(message, reason="conflict")
         return _measure_command(boot, machine, tables.qemu)
     shape, source = _find_shape(machine, against, evidence)
@@ -312,7 +312,7 @@ def _read_evidence(path: Path) -> "Attestation":
     found = identify_file(path, "--against").value
     if isinstance(found, Attestation):
         return found
-    raise FormatError(f"--against {path}: not evidence", reason="unsupported")
+    raise FormatError(f"--against {path}: must be evidence", reason="unsupported")
 
 
 def _compare(

@@ -198,7 +198,7 @@ def _check_saving(
     require_file("--save-bundle", path)
     if signing is not None and options.own_instant:
         raise UsageError(
-            "--save-ear: not with --at bundle: its creator would choose the time of the EAR",
+            "--save-ear: excludes --at bundle, whose creator would choose the time of the EAR",
             reason="conflict",
         )
     outputs = (("--save-bundle", path), *(() if signing is None else signing.outputs))

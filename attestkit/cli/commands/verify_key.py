@@ -110,7 +110,7 @@ def parse_key(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     """Return the public key and the signature chain in a key's JSON.
 
     Raises:
-        FormatError: If it is malformed or lacks them.
+        FormatError: If the JSON is malformed, or lacks the public key or the chain.
     """
     from attestkit._formats import strict_json  # lazy: --help does not need it
 

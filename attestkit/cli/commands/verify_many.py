@@ -122,7 +122,7 @@ def verify_many(
 
 
 def _check_options(options: VerificationOptions) -> None:
-    """Refuse options about one piece of evidence, which would have no effect."""
+    """Raise UsageError for options about one piece of evidence, which would have no effect."""
     for given, text in (
         (
             options.own_instant,
@@ -158,7 +158,7 @@ def _check_parquet(path: Path | None, source: Path, options: VerificationOptions
 def _open_input(
     source: Path, options: VerificationOptions
 ) -> "Iterator[tuple[Iterator[BatchEntry], int | None]]":
-    """Open the input; yield its entries and, for a directory, their number."""
+    """Context manager: open the input; yield its entries and, for a directory, their number."""
     from attestkit.cli.batch.input_lines import (  # lazy: loads the verifier
         EntryDefaults,
         read_folder,
@@ -237,7 +237,7 @@ def _verify_entries(
 def _compare_with_bundle(
     entry: "BatchEntry", outcome: "AttestationResult | AttestKitError"
 ) -> "AttestationResult | AttestKitError":
-    """Return the outcome, or an error if the evidence has other report data than its bundle."""
+    """Return the outcome, or a PolicyError if its report data are not those that a bundle names."""
     from attestkit.cli.file_verifier import check_bundle_report_data
 
     if entry.bundle_report_data is None or isinstance(outcome, AttestKitError):

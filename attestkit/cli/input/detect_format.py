@@ -73,7 +73,7 @@ def identify(data: bytes) -> FileContent:
 
     Raises:
         FormatError: If the format is unknown, or the data is malformed.
-        VerificationError: If a certificate has evidence that is bound to another key.
+        VerificationError: If a certificate has evidence that is not bound to the certificate's key.
     """
     if not data:
         raise FormatError("the file is empty", offset=0, reason="missing")
@@ -226,7 +226,10 @@ def _binary(data: bytes) -> FileContent:
 
 
 def _bare_evidence(data: bytes) -> FileContent | None:
-    """Parse a bare Nitro document, an IMA log, or an SEV-SNP report, also with certificates."""
+    """Parse an attestation document of AWS Nitro, an IMA log, or an SEV-SNP report; else None.
+
+    Certificates may follow the report.
+    """
     if is_nitro_document(data):
         # Lazy: loads the verifier.
         from attestkit.verifier.evidence.formats import attest_nitro_document
@@ -266,6 +269,6 @@ def _firmware_log(data: bytes, not_evidence: FormatError) -> FileContent:
                 raise not_ccel from None
     raise FormatError(
         "unknown format: not a quote, report, event log, evidence or certificate"
-        f" (parsed as evidence: {not_evidence})",
+        f" (tried as evidence: {not_evidence})",
         reason="unrecognized",
     )

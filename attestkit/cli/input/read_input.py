@@ -25,7 +25,7 @@ _STDIN_READ: Final = "attestkit.stdin_read"  # key in the context of the running
 
 @contextlib.contextmanager
 def name_file_in_errors(path: Path, option: str = "") -> Iterator[None]:
-    """Add the file name, and its option, to errors about the content of a file.
+    """Context manager: add a file's name, and its option, to errors about the file's content.
 
     Raises:
         FormatError: In place of a FormatError without the name, and of a UsageError about a value
@@ -49,10 +49,10 @@ def name_file_in_errors(path: Path, option: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_input(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file; `-` is stdin, which can be read once.
+    """Context manager: open a binary file; `-` is stdin, which can be read once.
 
     Raises:
-        FormatError: If opening, or reading in the block, fails; the text names the file.
+        FormatError: If the file cannot be opened or read; the text names it.
         UsageError: If stdin has been read before.
     """
     opened = _stdin() if str(path) == STDIN else None
@@ -66,7 +66,7 @@ def open_input(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def name_path_in_errors(path: Path) -> Iterator[None]:
-    """Convert errors of opening or reading a file to a FormatError that names it.
+    """Context manager: raise errors of opening or reading a file as a FormatError that names it.
 
     Raises:
         FormatError: If the file cannot be opened or read.
@@ -82,7 +82,7 @@ def name_path_in_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_interruptible(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading in another thread; leaving the block ends a blocked read, as at EOF.
+    """Context manager: open a file for another thread; on exit, a blocked read ends as at EOF.
 
     Raises:
         FormatError: If the file cannot be opened; the text names it.

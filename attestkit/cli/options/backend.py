@@ -198,7 +198,7 @@ class Device(NamedTuple):
 
     @contextlib.contextmanager
     def open(self) -> "Iterator[Attester]":
-        """Open the backend, warn if it is simulated, and close it.
+        """Context manager: open the backend, warn if it is simulated, and close it on exit.
 
         Raises:
             UsageError: If the backend or one of its options is unknown.

@@ -65,7 +65,7 @@ class ConnectionOptions(NamedTuple):
         return (*(path for path in files if path is not None), *policies)
 
     def connect(self, url: str) -> "Endpoint":
-        """Prove a server.
+        """Verify a server's evidence with these options, and return the server for requests.
 
         Raises:
             AttestKitError: As `attestkit.connect`.
@@ -115,12 +115,12 @@ class ConnectionOptions(NamedTuple):
             given: Values of the command's own options of connections, by name.
 
         Raises:
-            UsageError: If one of them, or such an option of this object, is not None.
+            UsageError: If one of `given`, --pins, --server-ca, --proxy or --pccs is not None.
         """
         own = {"--pins": self.pins, "--server-ca": self.server_ca}
         for name, value in {**given, **own, "--proxy": self.proxy, "--pccs": self.pccs}.items():
             if value is not None:
-                raise UsageError(f"{name}: not with --bundle", reason="conflict")
+                raise UsageError(f"{name}: excludes --bundle", reason="conflict")
 
     def _require(self) -> "Require":
         from attestkit.client import Require  # lazy: as above
@@ -172,7 +172,7 @@ class ConnectionOptions(NamedTuple):
 
 @contextlib.contextmanager
 def http_errors(endpoint: "Endpoint") -> Iterator[None]:
-    """Convert errors of the HTTP library to errors of attestkit.
+    """Context manager: raise errors of the HTTP library as errors of attestkit.
 
     Raises:
         UsageError: If a request cannot be sent as it is.
@@ -197,10 +197,12 @@ def http_errors(endpoint: "Endpoint") -> Iterator[None]:
 
 
 def read_headers(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Return headers given as `NAME: VALUE`, or as `@FILE` with such lines; errors name `option`.
+    """Return names and values of headers given as `NAME: VALUE`, or as `@FILE` with such lines.
+
+    Errors name `option`.
 
     Raises:
-        UsageError: If one is malformed, or a file cannot be read; the text omits the value.
+        UsageError: If a header is malformed, or a file cannot be read; the text omits the value.
     """
     found = []
     for text in texts:
@@ -235,7 +237,7 @@ def read_at_file(
         opened: Opens the file.
 
     Raises:
-        UsageError: If it cannot be read, or has over `most` bytes.
+        UsageError: If the file cannot be read, or has over `most` bytes.
     """
     try:
         with opened() as file:
@@ -245,7 +247,7 @@ def read_at_file(
         message = f"{option} @{name}: cannot be read: {problem}"
         raise UsageError(message, reason="cannot_read") from error
     if len(found) > most:
-        raise UsageError(f"{option} @{name}: over {most} bytes", reason="too_large")
+        raise UsageError(f"{option} @{name}: must be at most {most} bytes", reason="too_large")
     return found
 
 
@@ -262,7 +264,7 @@ def _authorities(data: bytes) -> bytes:
     from attestkit.client.wire.tls import tls_context  # lazy: loads X.509
 
     if len(data) > _MAX_CA:
-        raise FormatError(f"over {_MAX_CA} bytes", reason="too_large")
+        raise FormatError(f"must be at most {_MAX_CA} bytes", reason="too_large")
     tls_context(data)
     return data
 

@@ -31,9 +31,10 @@ class EvidenceRequest(NamedTuple):
 
     @contextlib.contextmanager
     def open(self) -> "Iterator[Attester]":
-        """Check the output files, and open the backend for the block.
+        """Context manager: check the output files, open the backend, and close it on exit.
 
-        If the block succeeds, the files of --save-trust-anchor and --save-collateral are written.
+        On exit without an error, the files of --save-trust-anchor and --save-collateral are
+        written.
 
         Raises:
             UsageError: If an output file is also an input or another output, if

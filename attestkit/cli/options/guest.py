@@ -275,14 +275,14 @@ class SnpOptions(NamedTuple):
     def check(self) -> "SnpOptions":
         """Return this object; raise UsageError if other options are given without --snp."""
         if not self.snp and any(value is not None for value in self[1:]):
-            message = "--vcpus, --cpu-type and other options of SEV-SNP: need --snp"
+            message = "--vcpus, --cpu-type and other options of SEV-SNP: require --snp"
             raise UsageError(message, reason="not_applicable")
         return self
 
     def measure(
         self, firmware: bytes, kernel: bytes | None, initrd: bytes | None, cmdline: str | None
     ) -> "ExpectedMeasurements":
-        """Return the expected launch digest.
+        """Return the launch digest that an SEV-SNP guest with these boot files has.
 
         Raises:
             FormatError: If a file is malformed.

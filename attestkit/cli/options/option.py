@@ -153,7 +153,7 @@ def read_instant(text: str, *words: str) -> datetime:
     """Return the aware time of `--at`; the error text also lists `words` as valid values.
 
     Raises:
-        UsageError: If it is not a time, or not in the years 1970 to 9998.
+        UsageError: If `text` is not a time, or not in the years 1970 to 9998.
     """
     try:
         if text.replace(".", "", 1).isdecimal() and text.isascii():
@@ -168,7 +168,7 @@ def read_instant(text: str, *words: str) -> datetime:
         ) from error
     moment = moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment
     if not 1970 <= moment.year <= 9998:  # in any zone it can be compared with X.509 times
-        raise UsageError(f"--at: not in the years 1970 to 9998: {text}", reason="out_of_range")
+        raise UsageError(f"--at: must be in the years 1970 to 9998: {text}", reason="out_of_range")
     return moment
 
 
@@ -193,7 +193,7 @@ def read_text(name: str, text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{name}: not UTF-8", reason="encoding") from error
+        raise UsageError(f"{name}: must be UTF-8 text", reason="encoding") from error
 
 
 def section(title: str, *options: _Option) -> tuple[_Option, ...]:

@@ -93,7 +93,7 @@ def parse_certificate(data: bytes) -> bytes:
     from attestkit.verifier.platforms.snp.chain import read_endorsements  # lazy: loads X.509
 
     if not read_endorsements([data]):
-        raise FormatError("no certificate of AMD found", reason="missing")
+        raise FormatError("must have a certificate of AMD", reason="missing")
     return data
 
 
@@ -125,7 +125,7 @@ def open_images(folder: Path) -> "ImageStore":
     """Open the folder of OS images that --images names.
 
     Raises:
-        ConfigError: If it cannot be opened.
+        ConfigError: If the folder cannot be opened; the text names the option.
     """
     from attestkit.verifier.images.image_store import ImageStore  # lazy: loads `measure`
 
@@ -210,7 +210,9 @@ def fetch_gpu_endorsements(
     now: datetime,
     services: "GpuServices | None" = None,
 ) -> "GpuEndorsements | None":
-    """Fetch endorsements from services, NVIDIA's if None; None without evidence of GPUs.
+    """Return endorsements for GPU evidence, fetched from `services`; None without evidence.
+
+    The services are NVIDIA's if `services` is None.
 
     Raises:
         GpuEvidenceError: If a report or its certificates are not valid.

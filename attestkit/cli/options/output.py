@@ -26,10 +26,10 @@ class Output(NamedTuple):
         return None if self.output is None else str(self.output)
 
     def check(self, inputs: Iterable[Path], others: Iterable[tuple[str, Path | None]] = ()) -> None:
-        """Check that the file is not an input, or another output.
+        """Check that the file of -o is not an input or another output.
 
         Raises:
-            UsageError: If it is, or both options write to stdout.
+            UsageError: If it is one of them, or -o and --json both write to stdout.
         """
         refuse_stdout(self.output, as_json=self.as_json)
         check_outputs((("-o", self.output), *others), inputs)
@@ -42,7 +42,7 @@ class Output(NamedTuple):
         Args:
             content: The content.
             fields: The object of --json.
-            text: What the file has, printed after it is written.
+            text: Description of the content, printed after the file's name when it is written.
             mode: Mode of the file.
 
         Raises:

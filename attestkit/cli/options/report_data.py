@@ -45,11 +45,11 @@ class ReportDataOptions(NamedTuple):
     sha512: bool
 
     def read(self) -> ExpectedData:
-        """Return nonce or report data of the options.
+        """Return the nonce or the report data that the options give; both are None without one.
 
         Raises:
-            UsageError: If two options or --sha512 alone are given, if the value has another size,
-                or is not hex or UTF-8.
+            UsageError: If two options or --sha512 alone are given, or the value is too short, too
+                long, or not hex or UTF-8.
             FormatError: If the file cannot be read; the text names it.
         """
         if sum(given is not None for given in self[:4]) > 1:

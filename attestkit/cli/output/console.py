@@ -95,14 +95,14 @@ def warning(text: str) -> None:
 def progress(
     label: str, total: int | None = None, least: int = MANY, *, shown: bool = True
 ) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on stderr, on a terminal only, and not for fewer than `least` items.
+    """Context manager: show a progress bar on a terminal at stderr, for `least` items or more.
 
-    Yields a function to be called after each item. The bar is removed at the end.
+    Yields a function to be called after each item. The bar is removed on exit.
 
     Args:
         label: Text beside the bar.
         total: Number of items, or None if unknown.
-        least: Least number of items that take long enough.
+        least: Number of items below which no bar is shown.
         shown: Whether to show it at all.
     """
     if not shown or (total is not None and total < least) or not sys.stderr.isatty():

@@ -58,7 +58,7 @@ def print_table(records: Sequence[Sequence[str]], header: Sequence[str], gap: in
 
 @contextmanager
 def show_progress(label: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on stderr, and remove it at the end."""
+    """Context manager: show a progress bar on stderr, and remove it on exit."""
     counted = () if total is None else (MofNCompleteColumn(), TimeRemainingColumn())
     columns = (TextColumn("{task.description}"), BarColumn(), *counted)
     with (

@@ -165,7 +165,7 @@ def _describe_quote(message: bytes, signature: bytes) -> dict[str, Any]:
 
 
 def _describe_document(evidence: Attestation) -> dict[str, Any]:
-    """Return the PCRs of a NitroTPM's document, which has no quote and no key."""
+    """Return the PCRs in a NitroTPM's attestation document, which has no TPM quote and no key."""
     from attestkit.cli.output.certificate_text import describe_certificate  # lazy: slow to import
 
     document = evidence.nitro_document

@@ -173,7 +173,7 @@ class GpuSection(NamedTuple):
 
 
 def build_gpu_section(outcome: "FileOutcome") -> GpuSection | None:
-    """Return the section; None for evidence without GPUs."""
+    """Return the report's section on GPUs; None for evidence without GPUs."""
     found = _evidence(outcome)
     result = None if outcome.result is None else outcome.result.gpu
     if result is not None:

@@ -63,7 +63,7 @@ def build_timelines(
 
 
 def _paravisor_register(register: RegisterTimeline) -> RegisterTimeline:
-    """Return the register with its meaning behind a paravisor, where the guest extends none."""
+    """Return a register with its meaning for a guest behind a paravisor, which extends none."""
     if register.name.startswith("RTMR"):
         return register._replace(css="dim", state="not extended by the guest")
     return register._replace(css="dim", state="measures the paravisor")
@@ -158,7 +158,7 @@ class TpmSection(NamedTuple):
 def build_tpm_section(
     evidence: Attestation | Quote, result: "AttestationResult | None"
 ) -> TpmSection | None:
-    """Return the section; None for evidence without a TPM."""
+    """Return the report's section on the TPM; None for evidence without a TPM."""
     if result is not None:
         return None if result.claims.vtpm is None else _verified_tpm(result, result.claims.vtpm)
     if isinstance(evidence, Quote):

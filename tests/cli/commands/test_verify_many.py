@@ -74,7 +74,7 @@ def test_verify_many_null_does_not_disable_the_comparison(
     """A null is an error without an option, and leaves the option's nonce in force."""
     path = put(files, {"evidence": files.evidence.read_bytes().hex(), name: None})
     [found] = run(capsys, path, *files.trusted, code=5)
-    assert found["error"].startswith(f"line 1: {name}: null")
+    assert found["error"].startswith(f"line 1: {name}: must not be null")
     [found] = run(capsys, path, *files.trusted, "--nonce", NONCE_HEX, code=0)
     assert found["fresh"]
 
@@ -124,7 +124,7 @@ def test_verify_many_report_data_of_bundle_is_no_expectation(files: Files, capsy
     [
         (b"{", "not JSON"),
         (b"\xff", "not UTF-8"),
-        (b"[]", "not a JSON object"),
+        (b"[]", "must be a JSON object"),
         (b"[" * 300, "nests over"),
         (b'{"id": 1, "id": 2}', "occurs twice"),
         ({"evidence": "00", "reportdata": "00"}, "unknown field 'reportdata'"),
@@ -132,14 +132,14 @@ def test_verify_many_report_data_of_bundle_is_no_expectation(files: Files, capsy
         ({"evidence": "00", "response": {}}, "exactly one is required"),
         ({"evidence": "no hex!"}, "must be hex or base64"),
         ({"evidence": ""}, "must be hex or base64"),
-        ({"evidence": 5}, "evidence: must be text"),
+        ({"evidence": 5}, "evidence: must be a string"),
         ({"evidence": "00", "report_data": ""}, "report_data"),
         ({"evidence": "00", "report_data": "00" * 65}, "report_data"),
-        ({"evidence": "00", "report_data": 0}, "report_data: must be text"),
-        ({"evidence": "00", "id": "x" * 257}, "id: must be text"),
+        ({"evidence": "00", "report_data": 0}, "report_data: must be a string"),
+        ({"evidence": "00", "id": "x" * 257}, "id: must be a string"),
         ({"evidence": "00", "id": "x\ud800"}, "id: contains an unpaired surrogate"),
-        ({"evidence": "00", "id": True}, "id: must be text"),
-        ({"evidence": "00", "id": 1.5}, "id: must be text"),
+        ({"evidence": "00", "id": True}, "id: must be a string"),
+        ({"evidence": "00", "id": 1.5}, "id: must be a string"),
         ({"response": 5}, "response: must be"),
         ({"response": {"quote": "00", "event_log": "[]"}}, "quote"),
     ],

@@ -80,7 +80,7 @@ def test_quote_text_that_looks_like_hex_warns_once(capsys: Capture) -> None:
         (["--report-data", "hello"], "--report-data: not hex; text goes with --text"),
         (["--report-data", "00" * 65], "more than 64 bytes"),
         (["--text", "a", "--file", "b"], "mutually exclusive"),
-        (["--text", "\udc80"], "--text: not UTF-8"),
+        (["--text", "\udc80"], "--text: must be UTF-8"),
         (["--sha512"], "--sha512: nothing to hash"),
         (["--file", ""], "the path is empty"),
         (["--backend", ""], "--backend: the value is empty"),
