@@ -1,4 +1,4 @@
-"""ASGI middleware that serves a TEE's evidence to attestkit's clients (attested-client.md, part 3).
+"""ASGI middleware that serves a TEE's evidence to attestkit's clients; see `client.document`.
 
     from attestkit.client.asgi import Attested
 

@@ -1,4 +1,4 @@
-"""Statement and document of attested TLS, version 1 (attested-client.md, part 3).
+"""Statement and document of attested TLS, version 1, a protocol of attestkit.
 
 A server answers `GET /.well-known/attestkit?nonce=N` with a document: JSON with a statement, which
 names the server's keys and the client's nonce, and with evidence whose report data are

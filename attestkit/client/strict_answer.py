@@ -16,7 +16,7 @@ MAX_ANSWER: Final = 16 << 20
 """Maximum size of an answer in bytes."""
 
 MAX_LEVELS: Final = 64
-"""Maximum number of levels of JSON in an answer (attested-client.md, 1.7)."""
+"""Maximum number of levels of JSON in an answer."""
 
 _LOWER_HEX: Final = re.compile("(?:[0-9a-f]{2})+")
 

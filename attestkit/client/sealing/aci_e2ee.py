@@ -3,7 +3,7 @@
 ACI (Attested Confidential Inference) is a protocol of gateways to AI models in TEEs. A keyset is
 the list of public keys of a service, whose hash is in its evidence. Texts of a request are
 encrypted to a key of the keyset. Associated data bind each text to its field, model and request, in
-canonical JSON (attested-client.md, 2.5). Gateways support this version until February 2027.
+canonical JSON (RFC 8785). Gateways support this version until February 2027.
 """
 
 import json

@@ -2,8 +2,7 @@
 
 A request's body is encrypted by HPKE; the keys of the answer are derived from the same context, so
 that only the holder of the private key can answer it. Headers, URL and sizes stay open. The end of
-an answer is not protected: streams of events must have the end that their API defines
-(attested-client.md, 2.7).
+an answer is not protected: streams of events must have the end that their API defines.
 """
 
 import re

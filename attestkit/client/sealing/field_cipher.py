@@ -1,8 +1,7 @@
 """Encryption of single texts to a public key (sealing), for protocols that seal fields of JSON.
 
 A sealed text is an ephemeral public key, a nonce, and the ciphertext with its tag. The key is
-HKDF-SHA256 of the shared secret, without salt; boxes of NaCl derive theirs otherwise
-(attested-client.md, 2.4 and 2.5).
+HKDF-SHA256 of the shared secret, without salt; boxes of NaCl derive theirs otherwise.
 """
 
 import secrets

@@ -1,4 +1,4 @@
-"""Protocols that encrypt JSON fields, of vllm-proxy and its derivatives (attested-client.md, 2.4).
+"""Protocols that encrypt JSON fields, of vllm-proxy and its derivatives.
 
 That of ACI version 2 is in `aci_e2ee`.
 """

@@ -1,6 +1,6 @@
 """Field encryption: texts in a JSON request and its answer are encrypted, the rest is open.
 
-Headers choose the protocol (attested-client.md, 2.4); `field_protocols` has those that are known.
+Headers choose the protocol; `field_protocols` has those that are known.
 A further protocol of this kind needs a `FieldProtocol`.
 """
 

@@ -1,4 +1,4 @@
-"""Requests encrypted to a key of ML-KEM-768, as Chutes takes them (attested-client.md, 2.6).
+"""Requests encrypted to a key of ML-KEM-768, as Chutes takes them.
 
 A chute is an AI model at Chutes; instances are the machines that run it, each with its own key.
 

@@ -26,8 +26,7 @@ class SealingKeyError(ServiceError):
     A server answers so before the application receives the request, but the answer is not
     authenticated: an attacker in between can forge it after the application received the request.
     So verify the server again, and send the request once more only over a connection whose TLS key
-    its evidence names, or if the request may be repeated (attested-client.md, 1.5). A second answer
-    of this kind is an error.
+    its evidence names, or if the request may be repeated. A second answer of this kind is an error.
     """
 
     def __init__(self, message: str) -> None:

@@ -1,7 +1,4 @@
-"""Chutes: AI models (chutes) on instances, each of which has a key to which requests are encrypted.
-
-Source: attested-client.md, 2.6.
-"""
+"""Chutes: AI models (chutes) on instances, each of which has a key to encrypt requests to."""
 
 import re
 import time

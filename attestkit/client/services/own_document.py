@@ -1,4 +1,4 @@
-"""attestkit's own servers: the document of attested TLS, version 1 (attested-client.md, part 3)."""
+"""attestkit's own servers: the document of attested TLS, version 1; see `client.document`."""
 
 import hmac
 from typing import ClassVar, Final, final

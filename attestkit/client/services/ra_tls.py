@@ -1,4 +1,4 @@
-"""RA-TLS: the certificate of the server has the evidence (attested-client.md, 2.1 A and 2.11)."""
+"""RA-TLS: the certificate of the server has the evidence (docs/guides/ra-tls.md)."""
 
 import hmac
 from typing import Final

@@ -1,7 +1,4 @@
-"""SecretVM: evidence on a port of its own, about the TLS key of that port.
-
-Source: attested-client.md, 2.8.
-"""
+"""SecretVM: evidence on a port of its own, about the TLS key of that port."""
 
 import csv
 import hmac

@@ -28,7 +28,7 @@ requested.
 """
 
 BindingKind = Literal["tls-spki", "tls-certificate", "ra-tls", "hpke", "fields", "kem", "signature"]
-"""How connection, requests or answers are bound to a key in evidence (attested-client.md, 1.2).
+"""How connection, requests or answers are bound to a key in evidence.
 
 `tls-spki`, `tls-certificate`, `ra-tls`: by the TLS key or certificate. `hpke`, `fields`, `kem`: by
 encryption of requests. `signature`: by signatures of answers only.

@@ -1,1 +1,1 @@
-"""Attested Confidential Inference: reports, keysets and receipts (attested-client.md, 2.5)."""
+"""Attested Confidential Inference: reports, keysets and receipts."""

@@ -1,4 +1,4 @@
-"""Attested Confidential Inference, `aci/1`: gateways and servers (attested-client.md, 2.5)."""
+"""Attested Confidential Inference, `aci/1`: gateways and servers."""
 
 import hmac
 from collections.abc import Callable, Iterable

@@ -3,8 +3,6 @@
 ACI is Attested Confidential Inference. A receipt is a signed log of one request: hashes of the
 request as received and as forwarded, and of the answer, and whether the machine behind a gateway
 was verified.
-
-Source: attested-client.md, 2.5.
 """
 
 import hmac

@@ -1,1 +1,1 @@
-"""Documents of Tinfoil's enclaves, of all generations (attested-client.md, 2.7)."""
+"""Documents of Tinfoil's enclaves, of all generations."""

@@ -1,9 +1,9 @@
 """Tinfoil's attestation documents: v2, version 3 of June and of August 2026.
 
-Both generations of version 3 have one `format`, and differ by their members
-(attested-client.md, 2.7). All are read strictly: unknown and double names, uppercase hex,
-non-canonical base64 and double ids are refused. Evidence is not verified here. Of authenticity only
-the signature in documents of June is checked, by the key of the certificate beside it.
+Both generations of version 3 have one `format`, and differ by their members. All are read strictly:
+unknown and double names, uppercase hex, non-canonical base64 and double ids are refused. Evidence
+is not verified here. Of authenticity only the signature in documents of June is checked, by the key
+of the certificate beside it.
 """
 
 import hmac

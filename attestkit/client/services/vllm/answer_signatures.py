@@ -1,4 +1,4 @@
-"""Signatures of answers of vllm-proxy and its derivatives (attested-client.md, 2.2 and 2.3).
+"""Signatures of answers of vllm-proxy and its derivatives.
 
 The signed text has the hashes of the bodies of request and answer as they were on the wire.
 """

@@ -1,7 +1,7 @@
 """NEAR AI Cloud: its gateway with the models behind it, and models directly.
 
 The gateway's TLS key is in the gateway's evidence, so that the channel ends there. A model is
-reached through it by encrypting to the model's key (attested-client.md, 2.3).
+reached through it by encrypting to the model's key.
 """
 
 import hmac

@@ -2,7 +2,7 @@
 
 A proxy beside the model has evidence of its own machine, and with `version=2` also of its TLS key.
 A relay passes such an answer on: TLS then ends at the relay, and only what is encrypted to the
-model's key is protected (attested-client.md, 2.2).
+model's key is protected.
 """
 
 from collections.abc import Mapping, Sequence

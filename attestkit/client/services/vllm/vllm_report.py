@@ -1,7 +1,7 @@
 """One attestation report of vllm-proxy or its derivatives, of Phala, NEAR AI and others.
 
 The report names a signing key, and in version 2 also a TLS key; the report data commit to both and
-to the nonce of the client (attested-client.md, 2.2).
+to the nonce of the client.
 """
 
 import hmac
