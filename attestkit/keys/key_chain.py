@@ -122,7 +122,7 @@ def recover_root(public_key: bytes, purpose: str, signature: bytes) -> bytes:
         public_key: The derived public key.
         purpose: Purpose of the derivation.
         signature: First signature of the chain, recoverable, 65 bytes. Its recovery id must be 0
-            or 1 (kms.md, section 4.3).
+            or 1.
 
     Raises:
         SignatureError: If the signature is malformed or not valid for any key.

@@ -39,7 +39,7 @@ class KmsProvider(NamedTuple):
 
 _Keys = TypeVar("_Keys")
 _DISK_KEY: Final = "disk_crypt_key"
-_WRITTEN: Final = (  # kms.md, section 4.1
+_WRITTEN: Final = (  # members in the order of upstream's file
     *("disk_crypt_key", "env_crypt_key", "k256_key", "k256_signature"),
     *("gateway_app_id", "ca_cert"),
 )

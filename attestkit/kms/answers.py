@@ -1,4 +1,4 @@
-"""Answers of a KMS in JSON, and the checks of the keys in them (kms.md, 1.1, 1.4.3 and 5).
+"""Answers of a KMS in JSON, and the checks of the keys in them.
 
 Bytes are hex. Unknown members are ignored, because newer versions have more. Errors contain no
 value of an answer.
@@ -58,7 +58,7 @@ _SIZES: Final = (
 
 
 class BootstrapStatement(NamedTuple):
-    """Root keys of a KMS and its evidence over them (kms.md, section 1.7), not verified."""
+    """Root keys of a KMS and its evidence over them, not verified."""
 
     ca_spki: bytes
     k256_public_key: bytes

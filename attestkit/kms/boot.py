@@ -1,4 +1,4 @@
-"""Boot of an app in two phases, with keys from a KMS in between (kms.md, section 1.4).
+"""Boot of an app in two phases, with keys from a KMS in between.
 
 Phase 1 emits the events up to `boot-mr-done`; then the keys are fetched and checked, and the key
 file is written; phase 2 emits `os-image-hash`, `key-provider` and the rest.
@@ -53,7 +53,7 @@ from attestkit.verifier.app_identity import sealed_for_kms
 if TYPE_CHECKING:
     from attestkit.verifier import Verifier
 
-_CONFIG_PCR = 8  # attestation-format.md, section 11
+_CONFIG_PCR = 8  # dstack extends it by the configuration id (mr_config)
 FIRST_USE: Final = "first-use"
 """Value of `roots` that trusts the first KMS that answers."""
 _PROVIDER_AT: Final = 1  # position of `key-provider` after `boot-mr-done`
@@ -66,7 +66,7 @@ def check_sealed_provider(evidence: Attestation, ca_spki: bytes, document: str =
     """Check that the guest was launched for this app, and for this KMS or any.
 
     App and KMS are hashed into MR_CONFIG_ID of a TD, and PCR 8 of a NitroTPM. Zeros there mean that
-    the launch sealed no configuration, and are accepted (kms.md, 1.4.1 and 9).
+    the launch sealed no configuration, and are accepted.
 
     Args:
         evidence: Fresh evidence of this guest, whose log has `boot-mr-done`.
@@ -238,7 +238,7 @@ def _named_provider(launch: Launch) -> str | None:
 
 
 def _choose_pins(boot: _Boot, roots: _Pins | None) -> _Pins:
-    """Return the roots that may release the keys (kms.md, section 1.4.3, 3).
+    """Return the roots that may release the keys.
 
     If app-compose names a `key_provider_id`, only that root, which must be one of `roots` if they
     are given. Else `roots`; for "first-use" the provider of the key file, if there is one.

@@ -1,4 +1,4 @@
-"""Certificate requests to a KMS in SCALE, versions 1 and 2 (attestation-format.md, section 7.4).
+"""Certificate requests to a KMS in SCALE, versions 1 and 2 (dstack, ra-tls).
 
 The evidence in a request has report data for its public key; the private key signs the request.
 """

@@ -1,4 +1,4 @@
-"""Client of a KMS: key release, certificates and public keys (kms.md, section 1.4.3).
+"""Client of a KMS: key release, certificates and public keys (docs/guides/keys.md).
 
 For each URL the client requests the temporary CA without verifying the server, compares the root
 in the answer with the pins, and makes every other call on a connection that trusts this root alone.
@@ -60,7 +60,7 @@ MAX_URLS: Final = 16
 _logger = logging.getLogger("attestkit.kms")
 _API_VERSION: Final = 1  # of GetAppKey
 _CERT_VERSION: Final = 2  # of SignCert
-_SIGN_URLS: Final = 2  # SignCert is requested once more at most (kms.md, section 5)
+_SIGN_URLS: Final = 2  # SignCert is requested once more at most
 
 
 class _Server(NamedTuple):
@@ -133,7 +133,7 @@ class KmsClient:
         return self.fetch_app_keys().app_keys
 
     def fetch_app_keys(self) -> FetchedKeys:
-        """Request the keys of this app, and check them (kms.md, section 1.4.3).
+        """Request the keys of this app, and check them.
 
         No event is emitted and no file written.
 
@@ -345,7 +345,7 @@ class KmsClient:
     def _check_chain(
         self, chain: Sequence[str], server: _Server, app_id: bytes, spki: bytes
     ) -> tuple[str, ...]:
-        """Check the answer to SignCert (kms.md, section 5); return it without text around PEM."""
+        """Check the answer to SignCert; return it without text around PEM."""
         try:
             found = verify_app_certificate(
                 chain, app_id=app_id, kms_roots=server.roots, now=self._now()

@@ -1,4 +1,4 @@
-"""Calls of a KMS over HTTPS, and the attested certificate of its client (kms.md, 1.3 to 1.6).
+"""Calls of a KMS over HTTPS, and the attested certificate of its client.
 
 The KMS and the network are untrusted: each call has a connection of its own, size and time are
 limited, redirects are not followed, and neither the proxies nor the keylog file of the environment

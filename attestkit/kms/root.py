@@ -36,7 +36,7 @@ class KmsRoot:
 
     Attributes:
         ca_spki: SubjectPublicKeyInfo of the root CA in DER: a P-256 key, 91 bytes. Its hex is the
-            id of the key provider in events and in app-compose (kms.md, section 4.2).
+            id of the key provider in events and in app-compose.
         k256_public_key: The secp256k1 root key, compressed, 33 bytes. None if it is not known: then
             a KMS with the right CA may name any key.
     """

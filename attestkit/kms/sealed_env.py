@@ -1,8 +1,8 @@
 """Environment variables encrypted to an application: the legacy form and SealedEnv version 1.
 
-Legacy form: see `attestkit.dstack.env_encryption` (key-derivation.md, section 6), raw or in hex.
-SealedEnv version 1 (kms.md, section 6.2; dstack 0.6.4) is a JSON object with the encapsulated key
-and the ciphertext of HPKE, and the epochs of the keys, which HPKE authenticates.
+Legacy form: see `attestkit.dstack.env_encryption`, raw or in hex. SealedEnv version 1 (dstack
+0.6.4) is a JSON object with the encapsulated key and the ciphertext of HPKE (RFC 9180), and the
+epochs of the keys, which HPKE authenticates.
 
 Neither form authenticates its origin: the public key suffices to encrypt variables.
 """

@@ -1,4 +1,4 @@
-"""Certificate chains of apps of a KMS, and checks of its server certificate (kms.md, 4.4 and 1.6).
+"""Certificate chains of apps of a KMS, and checks of its server certificate.
 
 The server is checked after the handshake and before a request.
 """

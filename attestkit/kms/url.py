@@ -1,4 +1,4 @@
-"""URLs of a KMS, which are tried in order (kms.md, section 1.3)."""
+"""URLs of a KMS, which are tried in order."""
 
 import re
 from collections.abc import Callable, Sequence

@@ -276,7 +276,6 @@ def _report_data(evidence: Attestation) -> list[bytes]:
 
 def _event_log_text(content: bytes) -> str:
     if content.startswith(_COMPRESSED):
-        # The texts of its errors are those of attestation-format.md, section 6.
         compressed = content[len(_COMPRESSED) :]
         content = gunzip(compressed, _MAX_EVENT_LOG, "event log extension")
     try:

@@ -1,4 +1,4 @@
-"""RA-TLS certificates of other implementations (attested-client.md, 2.11).
+"""RA-TLS certificates of other implementations.
 
 Supported are the interoperable format of the CCC (Gramine since 1.8, Intel's SGX SDK, rats-tls,
 TNG) with a quote of SGX or TDX or a report of SEV-SNP, and Gramine's older format. Only key, dates

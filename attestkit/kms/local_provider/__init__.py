@@ -1,4 +1,4 @@
-"""Keys from a local key provider: an SGX enclave on the host of a TD (kms.md, section 7).
+"""Keys from a local key provider: an SGX enclave on the host of a TD (dstack, local-key-provider).
 
 The provider derives the keys from its sealing key and the measurements of the TD, and identifies
 itself by a quote. Names are loaded when they are used.

@@ -1,4 +1,4 @@
-"""Client of a local key provider, by the host's API or TCP: verifies it, derives keys (kms.md, 7).
+"""Client of a local key provider, by the host's API or TCP: verifies it, derives keys.
 
 Host and network are untrusted: sizes and times are limited, and an SGX quote authenticates the
 answer.
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HostApi", "TcpProvider", "fetch_local_keys", "provider_policy"]
 
-_SECONDS: Final = 30.0  # of a whole exchange (kms.md, 7.1 and 7.2)
+_SECONDS: Final = 30.0  # of a whole exchange
 _HEAD_LIMIT: Final = 64 << 10  # bytes of status line and header section
 _BODY_LIMIT: Final = 4 << 20  # bytes; the provider's quote has at most 1 MiB, 2 MiB in hex
 _LONGEST_TEXT: Final = 300  # characters of the host's error

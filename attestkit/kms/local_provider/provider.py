@@ -1,4 +1,4 @@
-"""Simulated local key provider: a TCP server, and the release of seeds (kms.md, 7.2 and 7.3).
+"""Simulated local key provider: a TCP server, and the release of seeds.
 
 Its SGX quotes are signed under the root of a simulated Intel PKI.
 """

@@ -1,4 +1,4 @@
-"""Seed of a TD's keys: derivation, sealing, and messages that carry it (kms.md, 7.2 to 7.4).
+"""Seed of a TD's keys: derivation, sealing, and messages that carry it.
 
 A message over TCP has a length in four bytes, then JSON.
 """

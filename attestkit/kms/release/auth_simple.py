@@ -1,4 +1,4 @@
-"""Decisions of upstream's file-based authorization server, auth-simple (kms.md, section 3.2).
+"""Decisions of upstream's file-based authorization server (dstack, kms/auth-simple).
 
 The file is read at each request, so a change takes effect at once. Like upstream, a missing or
 malformed file allows nothing. Unlike upstream, an unknown key is an error: a misspelt
@@ -160,7 +160,7 @@ class AuthSimpleConfig(
         )
 
     def app_policy(self, app_id: bytes) -> AppraisalPolicy:
-        """Return the rules about an app as an appraisal policy (kms.md, section 3.4).
+        """Return the rules about an app as an appraisal policy.
 
         Raises:
             ConfigError: If the app is not listed, a list of accepted values is empty, or a value is

@@ -1,7 +1,7 @@
 """Authorization: the decision of a KMS about a guest whose evidence it has verified.
 
 `BootInfo` describes the guest. Verification is that of `Verifier`, except for the identity of the
-app: a guest requests its keys before the event `system-ready` (kms.md, section 1.5).
+app: a guest requests its keys before the event `system-ready`.
 
 A decision is made for one of two roles: `app` for the keys of an app, `kms` for the roots, which
 a second KMS requests in order to serve the same keys.
@@ -22,7 +22,7 @@ from attestkit.errors import UsageError, VerificationError
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from attestkit.verifier.evidence.checks import KeyRequest
 
-_WITHOUT_STATUS: Final = {"dstack-aws-nitro-tpm": "UpToDate"}  # kms.md, section 3.1
+_WITHOUT_STATUS: Final = {"dstack-aws-nitro-tpm": "UpToDate"}  # as upstream's KMS
 _APP_ID_SIZE: Final = 20
 _IMAGE_HASH_SIZES: Final = (0, 32)  # bytes; empty if the configuration has none
 Role: TypeAlias = Literal["app", "kms"]
@@ -54,7 +54,7 @@ class BootInfo(NamedTuple):
         return cls._make((tee_variant, *_measured(info), tcb_status, advisory_ids))
 
     def to_json(self) -> str:
-        """Return the body of a request to an authorization webhook: compact JSON, hex (3.1)."""
+        """Return the body of a request to an authorization webhook: compact JSON, hex."""
         return json.dumps(self.to_dict(), separators=(",", ":"), ensure_ascii=False)
 
     def to_dict(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Certificates of a KMS, in upstream's profile (kms.md, sections 1.6 and 5).
+"""Certificates of a KMS, in upstream's profile (dstack, ra-tls).
 
 Arguments of the functions: `root_pem` is the certificate of the root CA in PEM; `window` is the
 validity period. Results are PEM.

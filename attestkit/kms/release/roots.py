@@ -1,7 +1,7 @@
-"""Root keys of a simulated KMS, and what they derive and sign for an app (kms.md, 1.7 and 8.2).
+"""Root keys of a simulated KMS, and what they derive and sign for an app.
 
 Compose hash, image and device do not enter any derivation: an authorized upgrade keeps all keys.
-Source: key-derivation.md, 4.
+The derivations are those of dstack's KMS (dstack, kms).
 """
 
 import json
@@ -334,7 +334,7 @@ def key_provider_info(ca_spki: bytes) -> bytes:
 
 
 def bootstrap_report_data(ca_spki: bytes, k256_public_key: bytes) -> bytes:
-    """Return the report data (64 bytes) by which a KMS binds evidence to its roots (kms.md, 1.7).
+    """Return the report data (64 bytes) by which a KMS binds evidence to its roots.
 
     Args:
         ca_spki: SubjectPublicKeyInfo of the root CA in DER, 91 bytes.

@@ -1,4 +1,4 @@
-"""Folder with the keys of a simulated KMS, in upstream's layout (kms.md, sections 1.7 and 8.1).
+"""Folder with the keys of a simulated KMS, in upstream's layout.
 
 A folder of an upstream KMS can be loaded, and an upstream KMS can load this one.
 """

@@ -1,4 +1,4 @@
-"""Authorization by an HTTP server, with the requests of upstream's KMS (kms.md, section 3.1)."""
+"""Authorization by an HTTP server, with the requests of upstream's KMS (`/bootAuth/app`)."""
 
 import re
 import ssl
