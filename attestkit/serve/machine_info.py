@@ -1,7 +1,6 @@
 """Information about the machine, not attested: system, memory, load, disks, and GPU telemetry.
 
-psutil and platform are loaded lazily. The telemetry of GPUs is for metrics and GpuInfo
-(guest-agent-v1.md, 7.4 and 7.6).
+psutil and platform are loaded lazily. The telemetry of GPUs is for metrics and GpuInfo.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Verdict on the health of the app, and the task in the background that repeats a health check.
 
-Any client may request the verdict (guest-agent-v1.md, section 7.1), so a request only reads it.
+Any client may request the verdict, so a request only reads it.
 """
 
 import asyncio
@@ -97,7 +97,7 @@ async def check_docker(engine: ContainerEngine) -> HealthVerdict:
 
 
 def appraise_containers(containers: Sequence[ContainerState]) -> HealthVerdict:
-    """Return the verdict on the app's containers (guest-agent-v1.md, section 7.1).
+    """Return the verdict on the app's containers (docs/guides/health.md).
 
     The app is healthy if there is a container with a health check, and all of these are healthy.
     """

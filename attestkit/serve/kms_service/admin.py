@@ -1,4 +1,4 @@
-"""Administration of the simulated KMS over HTTP: ClearImageCache, with a token (kms.md, 1.2).
+"""Administration of the simulated KMS over HTTP: ClearImageCache, with a token.
 
 Off by default. The simulated KMS keeps no images, so nothing is cleared.
 """

@@ -94,7 +94,7 @@ class KmsApp:
         return b"\r\n".join([*head, b"", body[: len(body) // 2]])
 
     async def _show_metrics(self, _: ReleaseEngine, __: ViewRequest) -> ViewResponse:
-        """Return the counters of the methods that need evidence (kms.md, section 1.2)."""
+        """Return the counters of the methods that need evidence."""
         refused = sum(self._access.refused[name] for name in ATTESTED_METHODS)
         counted = [
             (status, number)

@@ -1,4 +1,4 @@
-"""Evidence in the certificate of a client of the KMS (kms.md, section 1.5)."""
+"""Evidence in the certificate of a client of the KMS."""
 
 from collections import Counter
 from contextvars import ContextVar

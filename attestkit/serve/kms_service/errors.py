@@ -1,7 +1,6 @@
 """Errors of the simulated KMS, and which status they have.
 
-A refusal is 400, never 5xx: clients retry those (kms.md, section 1.2). 500 is for a failure of the
-KMS itself.
+A refusal is 400, never 5xx: clients retry those. 500 is for a failure of the KMS itself.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""Onboarding of the simulated KMS over plain HTTP, while it has no keys (kms.md, section 1.7).
+"""Onboarding of the simulated KMS over plain HTTP, while it has no keys.
 
 Any client of the listener can have keys created, or copied from another KMS; the listener releases
 none. Web pages of other sites are refused: they could have keys of their own copied to this KMS.

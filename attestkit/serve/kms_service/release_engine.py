@@ -1,4 +1,4 @@
-"""Answers of the KMS's methods: checks in the order of kms.md, section 1.5, then keys.
+"""Answers of the KMS's methods: checks in the order of upstream's KMS, then keys.
 
 Its methods block: they verify evidence, and may call an authorization server. They run in threads.
 """
@@ -134,7 +134,7 @@ class ReleaseEngine(RequestQueue):
     def sign_certificate(
         self, api_version: int, csr: bytes, signature: bytes, vm_config: str
     ) -> m.SignCertResponse:
-        """Sign a certificate of the app whose evidence is in the request (kms.md, section 5)."""
+        """Sign a certificate of the app whose evidence is in the request."""
         self._authorize_self()
         state = current_state.get()
         with _logging_refusal("SignCert"):
@@ -208,7 +208,7 @@ class ReleaseEngine(RequestQueue):
         return guest, decision
 
     def _authorize_self(self) -> None:
-        """Attest the KMS itself, and let the authorization decide about it (kms.md, 1.5).
+        """Attest the KMS itself, and let the authorization decide about it.
 
         The answer is kept for a second.
         """

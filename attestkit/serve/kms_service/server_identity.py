@@ -1,4 +1,4 @@
-"""Settings of the simulated KMS, its keys and certificates, and TLS contexts (kms.md, 1.6)."""
+"""Settings of the simulated KMS, its keys and certificates, and TLS contexts."""
 
 import ssl
 from collections.abc import Callable

@@ -4,10 +4,9 @@ The server's counters are written by prometheus-client, those of the machine and
 names and the text format of dstack's guest agent.
 
 First the families `dstack_guest_*` of agents since 0.6.0, then `dstack_gpu_*` of machines with
-NVIDIA GPUs, then the older ones, which are deprecated there (guest-agent-v1.md, section 7.4). The
-format differs from prometheus-client's: integers without a fraction, a space after the comma
-between labels, an empty line between families. The specification has the names and labels; the
-HELP texts of GPUs are of attestkit.
+NVIDIA GPUs, then the older ones, which are deprecated there. The format differs from
+prometheus-client's: integers without a fraction, a space after the comma between labels, an empty
+line between families. Names and labels are dstack's; the HELP texts of GPUs are of attestkit.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """Messages of package `kms`: a key management service, its onboarding and its administration.
 
-`message_fields` explains how a message is described; kms.md, section 1.1, lists them.
+They are those of the protobuf file in dstack, kms. `message_fields` explains how a message is
+described.
 """
 
 from typing import Annotated, Final, NamedTuple

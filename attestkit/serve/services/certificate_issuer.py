@@ -1,4 +1,4 @@
-"""Certificates of the app: issued by its own CA, or by its KMS (kms.md, section 5)."""
+"""Certificates of the app: issued by its own CA, or by its KMS."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

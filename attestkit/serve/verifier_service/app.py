@@ -1,4 +1,4 @@
-"""Verifier service over HTTP: POST /verify and GET /health (attestation-format.md, section 10).
+"""Verifier service over HTTP: POST /verify and GET /health (docs/verifier.md).
 
 It holds no secret except the key of signed results, if configured; GET /verify/keys returns the
 public key. A verification returns 200 and a response object; with `?format=ear` and evidence that

@@ -1,4 +1,4 @@
-"""Requests of POST /verify: evidence in JSON (attestation-format.md, section 10.2)."""
+"""Requests of POST /verify: evidence in JSON (docs/verifier.md)."""
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 

@@ -1,7 +1,7 @@
 """Verification for POST /verify: its steps, the flags that they set, and why one refused.
 
-Request and response are those of the dstack verifier service (attestation-format.md, sections 10.2
-and 10.3). Values in `details` are verified; steps that were not reached leave false or null.
+Request and response are those of the dstack verifier service (dstack, verifier). Values in
+`details` are verified; steps that were not reached leave false or null.
 
 The response has one more member, `freshness_checked`: whether the evidence is bound to the nonce of
 the query. With an expected value in the query, `bound_to` follows it. The expected value never
