@@ -1,4 +1,4 @@
-"""Chips of NVIDIA and names of devices in errors (nvidia-gpu.md, section 3.1).
+"""Chips of NVIDIA and names of devices in errors.
 
 A chip is known by the name in its device certificates.
 """
@@ -17,7 +17,7 @@ ARCHITECTURES: Final[tuple[Architecture, ...]] = ("HOPPER", "BLACKWELL", "LS10")
 PDI_SIZE: Final = 8
 """Bytes of the lasting identifier of a device (PDI)."""
 NVDEC_INDEX: Final = 35
-"""Index of the measurement that is not compared while the video decoder 0 is off (section 4.4)."""
+"""Index of the measurement that is not compared while the video decoder 0 is off."""
 _CHIP: Final = re.compile(r"(GH[0-9]{3}|GB[0-9]{3}|LS_?10) [ -~]{1,64}")
 _SWITCH: Final = "LS10"
 

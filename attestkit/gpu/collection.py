@@ -1,4 +1,4 @@
-"""Collection of evidence of the GPUs and NVSwitches of this machine (nvidia-gpu.md, section 1)."""
+"""Collection of evidence of the GPUs and NVSwitches of this machine."""
 
 import contextlib
 import hmac

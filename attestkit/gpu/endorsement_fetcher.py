@@ -2,7 +2,7 @@
 
 Up to eight requests run at a time, and equal requests are sent once. The services are untrusted:
 RIMs and answers are verified after they were fetched. `_crypto.x509.ocsp.request` encodes OCSP
-requests. Sources: nvidia-gpu.md, 3.6 and 4.1; RFC 6960, appendix A.
+requests, which are sent as in RFC 6960, appendix A.
 """
 
 import hmac

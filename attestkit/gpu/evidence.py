@@ -2,7 +2,7 @@
 
 NVIDIA's SDKs write a list of devices, alone or as `evidences` beside the result of the collection.
 Requests to NVIDIA's attestation service and several providers have it as `evidence_list`,
-Confidential Containers as `device_evidence_list`. Sources: nvidia-gpu.md, 1.3 and 6.
+Confidential Containers as `device_evidence_list`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Verification of the evidence of GPUs and switches, and its steps (nvidia-gpu.md, section 8).
+"""Verification of the evidence of GPUs and switches, and its steps.
 
 Each device is checked up to its first failure, and all devices are checked. Nothing of a report is
 used as true before its signature is verified.

@@ -1,4 +1,4 @@
-"""Readers of GPU evidence that other systems send together with CPU evidence (nvidia-gpu.md, 6).
+"""Readers of GPU evidence that other systems send together with CPU evidence.
 
 Each returns a `GpuBinding`, for `Verifier.verify(evidence, gpu=binding)`: the GPU evidence, its
 nonce, and the report data of the CPU evidence that refers to it. The nonce is always the caller's

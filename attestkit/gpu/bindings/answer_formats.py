@@ -1,4 +1,4 @@
-"""Readers of answers of other systems with evidence of GPUs (nvidia-gpu.md, sections 6 and 6.1).
+"""Readers of answers of other systems with evidence of GPUs.
 
 Of vllm-proxy (Phala, RedPill, NEAR, Venice), Chutes, Confidential Containers and SecretVM.
 """

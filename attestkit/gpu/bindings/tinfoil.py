@@ -1,4 +1,4 @@
-"""Answers of Tinfoil, in the formats of June and August 2026 (nvidia-gpu.md, 6.1).
+"""Answers of Tinfoil, in the formats of June and August 2026.
 
 June: members `report_data`, `gpu` and `nvswitch`. August (version 3): a `challenge`, and sections
 in base64. The report data contain hashes of parts of the answer, so these are taken from its bytes

@@ -1,1 +1,1 @@
-"""Checks of a verification, in the order of nvidia-gpu.md, section 8."""
+"""Checks of a verification, in the order of their steps."""

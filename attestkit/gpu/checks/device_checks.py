@@ -1,4 +1,4 @@
-"""Checks of one device, in the order of nvidia-gpu.md, section 8: from its report to its modes."""
+"""Checks of one device, in the order of their steps: from its report to its modes."""
 
 import hmac
 from collections.abc import Sequence
@@ -145,7 +145,7 @@ def check_revocation(
     with label.refused_as(reason):
         for name, subject, issuer in zip(names, path, path[1:], strict=False):
             status = _ocsp_status(name, subject, issuer, checks)
-            # NVIDIA puts signers of manifests on hold, and no CA (nvidia-gpu.md, section 3.6).
+            # NVIDIA puts signers of manifests on hold, and no CA.
             is_signer = reason != "device_ocsp" and subject is path[0]
             allowed = checks.rules.allow_hold and is_signer
             if status.status == "revoked" or (status.status == "hold" and not allowed):

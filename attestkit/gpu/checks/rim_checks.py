@@ -1,4 +1,4 @@
-"""Comparison of a device's measurements with its manifests, RIMs (nvidia-gpu.md, 4.3, 4.4)."""
+"""Comparison of a device's measurements with its manifests, RIMs."""
 
 import hmac
 from collections.abc import Mapping, Sequence

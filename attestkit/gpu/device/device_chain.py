@@ -1,4 +1,4 @@
-"""Certificate chains of devices, and DICE extensions of their leaves (nvidia-gpu.md, 3.1 to 3.4).
+"""Certificate chains of devices, and DICE extensions of their leaves.
 
 The DICE extension of Hopper and LS10 contains the key of the layer below (the boot ROM) and one
 FWID, the digest of a firmware. That of Blackwell is a DiceTcbInfo of TCG (DICE Attestation

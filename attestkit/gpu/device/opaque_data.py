@@ -1,4 +1,4 @@
-"""Opaque data of a report: fields of type, length and value (nvidia-gpu.md, section 2).
+"""Opaque data of a report: fields of type, length and value, as NVIDIA's nvtrust reads them.
 
 The fields have no fixed order. Those of unknown types are kept as bytes.
 """

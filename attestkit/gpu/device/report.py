@@ -1,4 +1,4 @@
-"""Attestation reports of GPUs and NVSwitches: SPDM 1.1 measurements (nvidia-gpu.md, section 2).
+"""Attestation reports of GPUs and NVSwitches: SPDM 1.1 measurements (DMTF DSP0274).
 
 A report is the request GET_MEASUREMENTS with the response to it. All integers are little-endian,
 except those of the signature. Parsing does not verify the signature.
@@ -103,7 +103,7 @@ class Report(NamedTuple):
         return _parse(data, strip_nul=strip_nul)
 
     def driver_rim_id(self, chip: Chip) -> str:
-        """Return the identifier of the driver's RIM (nvidia-gpu.md, section 4.1).
+        """Return the identifier of the driver's RIM.
 
         Args:
             chip: The chip of the device chain.
@@ -120,7 +120,7 @@ class Report(NamedTuple):
         return f"NV_GPU_DRIVER_{chip.name}_{self.driver_version}"
 
     def vbios_rim_id(self, chip: Chip) -> str:
-        """Return the identifier of the VBIOS's RIM (nvidia-gpu.md, section 4.1)."""
+        """Return the identifier of the VBIOS's RIM."""
         version = self.vbios_version.replace(".", "")
         if chip.kind == "switch":
             return f"NV_SWITCH_BIOS_5612_0002_890_{version}"

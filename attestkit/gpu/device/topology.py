@@ -1,4 +1,4 @@
-"""Devices of one machine: their modes and how NVLink connects them (nvidia-gpu.md, 2, 3.5, 4.4).
+"""Devices of one machine: their modes and how NVLink connects them.
 
 Only machines with protected PCIe have switches with evidence; the links of others are not checked.
 """

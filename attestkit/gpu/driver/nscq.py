@@ -1,6 +1,7 @@
 """NVIDIA's library NSCQ, as far as evidence of NVSwitches needs it.
 
-Calls, structures and codes: nvidia-gpu.md, section 1.2. NVIDIA has no Python binding of its own.
+Calls, structures and codes are those in NVIDIA's nv-attestation-sdk (PyPI). NVIDIA has no Python
+package for it alone.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """NVIDIA's management library NVML, as far as evidence and telemetry of GPUs need it.
 
-It is called through nvidia-ml-py. Calls, structures and codes: nvidia-gpu.md, section 1.1.
+It is called through nvidia-ml-py, which has the calls, structures and codes.
 
 Telemetry is what the driver reports; it is not evidence.
 """

@@ -1,7 +1,6 @@
 """NVIDIA's remote attestation service (NRAS): its requests, keys, tokens and claims.
 
-Its tokens replace the local verification of GPU evidence, or are verified in addition to it
-(nvidia-gpu.md, section 5).
+Its tokens replace the local verification of GPU evidence, or are verified in addition to it.
 """
 
 from attestkit.gpu.nras.claims import CertificateClaims, DeviceClaims, RimClaims

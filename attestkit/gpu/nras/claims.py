@@ -1,4 +1,4 @@
-"""Claims of NRAS about a device, of versions 2.0 and 3.0, in one class (nvidia-gpu.md, 5.3)."""
+"""Claims of NRAS about a device, of versions 2.0 and 3.0, in one class."""
 
 import re
 from collections.abc import Iterator, Mapping

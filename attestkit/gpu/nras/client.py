@@ -1,4 +1,4 @@
-"""Client of NVIDIA's attestation service (nvidia-gpu.md, section 5.1).
+"""Client of NVIDIA's attestation service.
 
 `verify_tokens` verifies an answer. The service's keys are trusted because they are fetched over
 TLS. They are valid for two days: store them with the answer.

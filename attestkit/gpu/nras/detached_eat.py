@@ -1,4 +1,4 @@
-"""Reader of detached EAT bundles (nvidia-gpu.md, section 5.1); it verifies nothing.
+"""Reader of detached EAT bundles, as NVIDIA's service writes them; it verifies nothing.
 
 A bundle has an overall token with the hashes of the devices' tokens, and these tokens.
 """

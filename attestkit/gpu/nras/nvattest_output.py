@@ -3,7 +3,7 @@
 NVIDIA's program verifies the GPUs of its own machine, and its tokens have no signature (`alg`
 none), so such output can be forged. It is authentic only if a measured guest recorded its hash. A
 dstack guest runs the program at boot, and measures the SHA-256 of its output: a statement of the
-measured guest about itself, as of boot (nvidia-gpu.md, sections 5.4 and 6.1).
+measured guest about itself, as of boot.
 """
 
 import hmac

@@ -1,4 +1,4 @@
-"""Tokens of NVIDIA's attestation service and the keys that sign them (nvidia-gpu.md, section 5.2).
+"""Tokens of NVIDIA's attestation service and the keys that sign them.
 
 The keys are a JWK set (RFC 7517), which only TLS authenticates when it is fetched. Its certificates
 are issued by a CA that is not public, so they are only compared with the keys.

@@ -1,4 +1,4 @@
-"""Reference integrity manifest (RIM): content and identity (nvidia-gpu.md, 4.2 and 4.4)."""
+"""Reference integrity manifest (RIM): content and identity."""
 
 import re
 from collections.abc import Mapping

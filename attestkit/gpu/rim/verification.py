@@ -1,8 +1,7 @@
 """Verification of a reference integrity manifest (RIM): certificates and XML signature.
 
-The path of the signer is that of nvidia-gpu.md, section 4.3. NVIDIA's have four certificates: the
-signer, two CAs and the root. `cryptography` rejects them, because dates before 2050 are written as
-GeneralizedTime.
+The path of NVIDIA's signers has four certificates: the signer, two CAs and the root. `cryptography`
+rejects them, because dates before 2050 are written as GeneralizedTime.
 """
 
 from collections.abc import Sequence

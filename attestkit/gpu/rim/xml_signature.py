@@ -4,9 +4,9 @@ The canonical form is Canonical XML 1.1 without comments, for documents that
 `document.read_document` accepts. These have no attributes with the prefix `xml`, which 1.0 and 1.1
 treat differently. The standard library has only Canonical XML 2.0, which is another format.
 
-The signature is enveloped and covers the whole document (nvidia-gpu.md, section 4.3). Everything
-else that XML Signature allows is rejected: other algorithms and references, objects, several
-signatures, and keys other than certificates.
+The signature is enveloped and covers the whole document. Everything else that XML Signature allows
+is rejected: other algorithms and references, objects, several signatures, and keys other than
+certificates.
 """
 
 import binascii
