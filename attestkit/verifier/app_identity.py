@@ -1,16 +1,15 @@
 """Identity of an app: boot events, fields, and the configuration sealed at launch (MR_CONFIG_ID).
 
-Each field of the identity is read from the first event of its name before `system-ready`
-(attestation-format.md, section 8.1), but a policy or a program may read a later event of that name.
-A log with two such events before `system-ready` is therefore ambiguous, and rejected. For a KMS,
-the boundary is `boot-mr-done`, because a guest requests its keys before `system-ready` (kms.md,
-section 1.5).
+Each field of the identity is read from the first event of its name before `system-ready`, but a
+policy or a program may read a later event of that name. A log with two such events before
+`system-ready` is therefore ambiguous, and rejected. For a KMS, the boundary is `boot-mr-done`,
+because a guest requests its keys before `system-ready`.
 
 The launch of a TD seals a configuration in MR_CONFIG_ID, which is signed and cannot be changed from
-inside the TD (attestation-format.md, section 11). If it identifies an app, the event log must be of
-the same app. Version 3 of it is the hash of a document that the host delivers, in vm_config or
-separately to the agent (guest-agent-api.md, section 2.3), so evidence may lack the document. The
-rule `require_mr_config` of a policy rejects such evidence, and a TD without a sealed configuration.
+inside the TD (docs/policy.md). If it identifies an app, the event log must be of the same app.
+Version 3 of it is the hash of a document that the host delivers, in vm_config or separately to the
+agent, so evidence may lack the document. The rule `require_mr_config` of a policy rejects such
+evidence, and a TD without a sealed configuration.
 """
 
 import json
@@ -162,9 +161,9 @@ def sealed_for_kms(
 ) -> VerificationStep | None:
     """Check that MR_CONFIG_ID (48 bytes) belongs to an app that requests keys from this KMS.
 
-    The log has no key provider yet (kms.md, section 1.5). Version 1 is compared as in
-    `sealed_configuration`. In version 2 and in the document of version 3, the key
-    provider must be a KMS, and its id must be that of this KMS or empty.
+    The log has no key provider yet. Version 1 is compared as in `sealed_configuration`. In version
+    2 and in the document of version 3, the key provider must be a KMS, and its id must be that of
+    this KMS or empty.
 
     Args:
         config_id: MR_CONFIG_ID from the quote.
@@ -233,8 +232,8 @@ def require_sealed_configuration(claims: Claims, info: "AppInfo | None") -> None
     """Check that a TD has a configuration in MR_CONFIG_ID, and that it was compared with the app.
 
     Evidence that names no app, such as a bare quote, cannot be compared: it is rejected only if
-    MR_CONFIG_ID is zero or of version 2. On Azure (vtpm.md, section 6.3) and Google Cloud zero is
-    accepted, because the owner of a VM cannot set MR_CONFIG_ID there.
+    MR_CONFIG_ID is zero or of version 2. On Azure and Google Cloud zero is accepted, because the
+    owner of a VM cannot set MR_CONFIG_ID there.
 
     Raises:
         PolicyError: If MR_CONFIG_ID is zero; if it has version 2, and is not the hash of values in

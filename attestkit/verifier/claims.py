@@ -179,8 +179,8 @@ BANKS: Final = ("sha256", "sha384", "sha512", "sha1")
 PARAVISOR_CLAIMS: Final = ("secure_boot", "console_enabled", "tpm_persisted")
 """Details that rules of a policy compare: `true` or `false`, as the paravisor reports it.
 
-Other details from the `vm-configuration` of an HCL report (vtpm.md, section 6.3) are named like its
-members, with underscores: vm_unique_id, tpm_enabled, root_cert_thumbprint.
+Other details from the `vm-configuration` of an HCL report are named like its members, with
+underscores: vm_unique_id, tpm_enabled, root_cert_thumbprint.
 """
 
 GOOGLE_CLAIMS: Final = ("gce_project", "gce_zone", "gce_instance")

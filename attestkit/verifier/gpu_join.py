@@ -218,7 +218,7 @@ class GpuJoin:
             roots=trust.roots,
             rules=rules,
         )
-        # After the devices: a forged report is refused as such (section 8).
+        # After the devices: a forged report is refused as such.
         return _with_binding(found, kind, events, rules)
 
     def skipped_steps(self) -> tuple[VerificationStep, ...]:

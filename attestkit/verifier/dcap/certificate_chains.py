@@ -1,7 +1,7 @@
 """Certificate chains up to one trust anchor: of the PCK certificate, and of Intel's signers.
 
 Signatures are verified once and cached; whether a certificate is revoked or valid at a time is not
-checked here (dcap-verification.md, sections 3.4 to 3.6).
+checked here.
 """
 
 from collections.abc import Sequence

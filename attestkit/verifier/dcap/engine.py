@@ -1,4 +1,4 @@
-"""DCAP verification of SGX and TDX quotes (dcap-verification.md).
+"""DCAP verification of SGX and TDX quotes, which accepts none that Intel's library (QVL) rejects.
 
 Collateral, PCK certificate chains and QE reports are verified once; then a quote of a known
 platform needs one P-256 verification. Validity periods, revocation, and whether collateral and
@@ -85,9 +85,9 @@ class Dcap:
             behind_paravisor: Whether a paravisor runs in the TD; see `check_attributes`.
 
         Raises:
-            VerificationError: If the quote is not valid, with a reason of dcap-verification.md,
-                section 13: SignatureError for a signature or certificate chain,
-                CollateralExpiredError for collateral that is not valid at `now`.
+            VerificationError: If the quote is not valid, with a reason of `dcap.reasons`:
+                SignatureError for a signature or certificate chain, CollateralExpiredError for
+                collateral that is not valid at `now`.
             CollateralError: If collateral is malformed, or the PCK certificate is missing.
             FormatError: If the PCK certificate chain is malformed.
             UsageError: If `now` is outside the years 1970 to 9999.

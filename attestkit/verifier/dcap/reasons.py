@@ -1,6 +1,6 @@
 """Reasons for the rejection of SGX and TDX quotes, and the exception class of each.
 
-The reasons are listed in dcap-verification.md, section 13.
+docs/errors.md explains each reason.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,7 @@
 """The JSON bodies that Intel signs: their one encoding, and the types of their members.
 
 Intel's library encodes a body again before it verifies the signature. A body in any other encoding
-is therefore rejected here, so that all readers find the same members in it (dcap-verification.md,
-sections 5.1 and 5.2).
+is therefore rejected here, so that all readers find the same members in it.
 """
 
 import re

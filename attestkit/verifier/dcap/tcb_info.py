@@ -1,6 +1,6 @@
 """TCB info (version 3) and QE identity (version 2), signed by Intel; and the QE check.
 
-dcap-verification.md, sections 5, 6 and 8.1; Intel's PCS documentation.
+Their members are those of Intel's PCS documentation.
 """
 
 from collections.abc import Mapping

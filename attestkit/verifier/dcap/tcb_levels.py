@@ -3,7 +3,7 @@
 A platform is compared by the 16 SGX components and PCESVN of its PCK certificate, and a TD also by
 the 16 TDX components of the quote (TEE_TCB_SVN). If TDX component 2 is not 0, it is the version of
 the TDX module, and component 1 is the module's SVN; TCB info has separate levels for that module.
-The quoting enclave has separate levels, too (dcap-verification.md, section 8).
+The quoting enclave has separate levels, too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -312,7 +312,7 @@ def _converge(platform: TcbStatus, *parts: TcbStatus) -> TcbStatus:
 
 
 def _relaunch(launch: TcbStatus, current: TcbStatus) -> TcbStatus:
-    """Combine a TDX 1.5 TD's status by the SVNs at its launch with that by current SVNs (8.6)."""
+    """Combine a TDX 1.5 TD's status by the SVNs at its launch with that by current SVNs."""
     if launch not in _OUTDATED or current not in _CURRENT:
         return launch
     if launch in _NEEDS_CONFIGURATION or current in _NEEDS_CONFIGURATION:

@@ -1,6 +1,6 @@
 """Checks under every policy: no debug mode, no service TD, no attribute that exposes a TD.
 
-Intel leaves these checks to the relying party (dcap-verification.md, section 8.7).
+Intel leaves these checks to the relying party.
 """
 
 from functools import reduce
@@ -34,7 +34,7 @@ def check_attributes(body: TdQuoteBody | EnclaveReport, *, behind_paravisor: boo
     Args:
         body: Signed body of the quote.
         behind_paravisor: Whether a paravisor runs in the TD. SEPT_VE_DISABLE is not required then,
-            because the paravisor handles the exceptions (vtpm.md, section 6.8).
+            because the paravisor handles the exceptions.
 
     Raises:
         VerificationError: If TD or enclave runs in debug mode (`td_debug`, `enclave_debug`), a

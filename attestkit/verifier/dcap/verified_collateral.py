@@ -1,7 +1,6 @@
 """Collateral whose signatures lead to the trust anchor.
 
-Its validity period and its platform are checked for each quote (dcap-verification.md, sections 1
-and 10).
+Its validity period and its platform are checked for each quote.
 """
 
 from collections.abc import Callable

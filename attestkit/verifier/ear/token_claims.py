@@ -161,7 +161,7 @@ def _names_executables(result: AttestationResult) -> bool:
     """Return whether the policy pins all executables loaded at boot, so that the claim is 3."""
     policy, vtpm = result.policy, result.claims.vtpm
     if vtpm is not None and vtpm.joins == ("ak_to_hardware",):
-        return False  # the TPM that measured the image may be another machine's (vtpm.md, 7.4)
+        return False  # the TPM that measured the image may be another machine's
     image = result.claims.os_image_hash in (policy.os_image_hash or ())
     return image and has_pinned_tables(result.claims, policy.reference_values.rules)
 

@@ -4,8 +4,8 @@ Each step takes evidence whose signatures are valid. It returns the verified val
 VerificationStep, or raises an exception.
 
 The quote of Google's TPM is over the hardware's evidence, but nothing in that evidence names the
-TPM: without more, both could be of different VMs (vtpm.md, section 7.4). attestkit's attester
-therefore binds a nonce together with the TPM's key.
+TPM: without more, both could be of different VMs (docs/guides/platforms/google.md). attestkit's
+attester therefore binds a nonce together with the TPM's key.
 """
 
 import hmac
@@ -246,7 +246,7 @@ def app_info(
 def key_time_app_info(
     parsed: ParsedEvidence, device: bytes, image_hash: bytes, request: KeyRequest
 ) -> "tuple[AppInfo, tuple[VerificationStep, ...]]":
-    """Return the identity of an app that requests keys from a KMS (kms.md, section 1.5).
+    """Return the identity of an app that requests keys from a KMS.
 
     Args:
         parsed: Evidence whose event log replays.

@@ -1,8 +1,7 @@
 """OS images of a verifier, found by hash in folder or list, and what a TD that boots one measures.
 
 Digests of an image's files are computed once. Of a VM, only the memory size and the version of QEMU
-change MRTD and RTMR0 to RTMR2, besides the ACPI and SMBIOS tables (measurement.md, sections 1 to
-3).
+change MRTD and RTMR0 to RTMR2, besides the ACPI and SMBIOS tables (docs/guides/measuring.md).
 
 Evidence names an image by its hash alone, which is 32 bytes here, so that no text of the evidence
 becomes part of a path. The files of an image are read completely, and compared with its list of

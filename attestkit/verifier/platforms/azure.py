@@ -1,12 +1,11 @@
 """Authentication of Azure's evidence: what a paravisor adds to the hardware's evidence.
 
 The hardware report in the HCL report is over the runtime data, which have the TPM's key; the TPM's
-quote has the report data (vtpm.md, section 6.8). This proves a paravisor of any origin: only a
-policy that identifies it makes the evidence Azure's.
+quote has the report data. This proves a paravisor of any origin: only a policy that identifies it
+makes the evidence Azure's (docs/guides/platforms/azure.md).
 
-The hardware's evidence (steps 6 and 7 of section 6.8) is verified before binding, quote and user
-data (3 to 5), as on all platforms: what a binding compares is then authentic. If both are wrong,
-the error is that of the hardware.
+The hardware's evidence is verified before binding, quote and user data, as on all platforms: what a
+binding compares is then authentic. If both are wrong, the error is that of the hardware.
 """
 
 import hmac

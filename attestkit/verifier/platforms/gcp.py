@@ -1,8 +1,8 @@
 """Authentication of a Google Confidential VM's TPM, beside that of its hardware.
 
-The checks and their order are those of vtpm.md, section 9.2, and stricter where upstream has gaps.
-Only the signature (its steps 8 and 9) is verified before the log is replayed (7), so that nothing
-unsigned is replayed. Requests for issuer certificates, if allowed, are sent only after both.
+The checks are those of dstack's verifier, and stricter where it has gaps. The signature is verified
+before the log is replayed, so that nothing unsigned is replayed. Requests for issuer certificates,
+if allowed, are sent only after both.
 """
 
 import hmac
@@ -112,7 +112,7 @@ class GcpAuthenticator:
             tpm_quote.ak_cert, self._chains.google, now, before_fetch=before_fetch
         )
         found = _combine(hardware, quote, certified, platform.quote, logs.steps)
-        # In an image of dstack, nothing extends PCR 14 before the first event (section 9.2).
+        # In an image of dstack, nothing extends PCR 14 before the first event.
         is_of_dstack = VmConfig.parse(stack.config).find("gcp_measurement") is not None
         events = _replay_events(tpm_quote, stack.runtime_events, after_shim=not is_of_dstack)
         assert found.vtpm is not None

@@ -1,7 +1,7 @@
 """Authentication of AWS Nitro attestation documents: COSE signature and certificates.
 
-The rules are those of attestation-format.md, section 9, and vtpm.md, section 9.3, which are the
-same for the documents of enclaves and of NitroTPM. `nitro_tpm` has what concerns NitroTPM only.
+The rules are the same for the documents of enclaves and of NitroTPM. `nitro_tpm` has what concerns
+NitroTPM only.
 """
 
 from datetime import datetime, timedelta, timezone

@@ -1,11 +1,11 @@
-"""Authentication of AWS NitroTPM evidence (vtpm.md, section 9.3).
+"""Authentication of AWS NitroTPM evidence.
 
 The document of a NitroTPM has all PCRs of the SHA-384 bank and is signed by the hypervisor under
 AWS's root; `nitro` verifies the signature. There is no evidence of a TEE: the hypervisor is
 trusted. The evidence of a dstack guest has in addition the runtime events that its PCR 14 replays
 to; a bare document, as AWS's tools write it, has none.
 
-A document may also be in place of the certificate of a plain TPM's key, beside its quote (8.1). The
+A document may also be in place of the certificate of a plain TPM's key, beside its quote. The
 document alone proves the PCRs of the instance. A program on the instance chose the key in it, which
 need not be a key of the TPM. So the quote must not prove more than the document: only PCRs of its
 bank are accepted, with the document's values.

@@ -1,4 +1,4 @@
-"""Authentication of a TPM's quote without hardware evidence of a TEE (vtpm.md, 10 and 7.6).
+"""Authentication of a TPM's quote without hardware evidence of a TEE.
 
 Every quote of a message of go-tpm-tools must verify, with the same key and qualifying data;
 go-tpm-tools accepts the first that does. Hardware evidence in a message, and its canonical event
@@ -80,7 +80,7 @@ def signed_report_data(extra: bytes, report_data: bytes) -> bytes:
     Args:
         extra: Qualifying data of the quote.
         report_data: Report data beside the quote, returned if the qualifying data are their
-            SHA-256; a TPM need not accept 64 bytes (vtpm.md, section 3.5).
+            SHA-256; a TPM need not accept 64 bytes.
 
     Raises:
         VerificationError: If the qualifying data have over 64 bytes (`tpm_qualifying_data`).

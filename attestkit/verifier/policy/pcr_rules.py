@@ -72,7 +72,7 @@ def appraise_pcrs(
         rules: Normalised rules.
         vtpm: Facts of the quote.
         firmware_log: Whether the PCRs that the firmware's log explains, if extended, must be
-            explained by it or have a rule (vtpm.md, section 7.6).
+            explained by it or have a rule.
 
     Raises:
         PolicyError: If a PCR of a rule is not quoted, or its value is not accepted; or with

@@ -56,7 +56,7 @@ GOOGLE_PLATFORMS: Final = frozenset({GCP_TDX, GCP_SNP, GO_TPM_TOOLS})
 NO_STATUS: Final = frozenset({NITRO, NITRO_TPM, TPM, GO_TPM_TOOLS})  # no TCB status
 
 RTMR_PLATFORMS: Final = frozenset({TDX, GCP_TDX})
-"""Platforms whose guest extends the RTMRs. Behind a paravisor they are zero (vtpm.md, 6.3)."""
+"""Platforms whose guest extends the RTMRs. Behind a paravisor they are zero."""
 
 EVENT_PLATFORMS: Final = RTMR_PLATFORMS | {NITRO_TPM}
 """Platforms whose runtime events extend a register: RTMR3, or PCR 14 of a NitroTPM."""

@@ -37,7 +37,7 @@ DEFAULT_PLATFORMS: Final = tuple(one for one in VERIFIED_PLATFORMS if one not in
 
 PRESET_RULES: Final[dict[str, dict[str, Any]]] = {
     "strict": {
-        # Without the paravisor's identity, an HCL report may be of any guest (vtpm.md, 6.8).
+        # Without the paravisor's identity, an HCL report may be of any guest.
         "platforms": tuple(one for one in DEFAULT_PLATFORMS if one not in AZURE),
         "accepted_statuses": (TcbStatus.UP_TO_DATE,),
         "accepted_advisories": (),

@@ -3,11 +3,10 @@
 The host writes the ACPI tables, and the guest's kernel executes them.
 
 `os_image_hash` covers firmware, kernel and file system, not the ACPI tables. For a TD, the expected
-RTMR0 is computed with the table digests of the event log (attestation-format.md, section 12.2), so
-that it matches any tables; a reference value of RTMR0 pins the tables. A verifier with `images`
-recomputes them from the VM's shape, which shows that they are QEMU's. The launch measurement of an
-SEV-SNP guest (section 12.3) does not cover them. An AWS Nitro enclave has no ACPI tables from its
-operator.
+RTMR0 is computed with the table digests of the event log, so that it matches any tables; a
+reference value of RTMR0 pins the tables. A verifier with `images` recomputes them from the VM's
+shape, which shows that they are QEMU's. The launch measurement of an SEV-SNP guest does not cover
+them. An AWS Nitro enclave has no ACPI tables from its operator.
 """
 
 from collections.abc import Collection, Mapping

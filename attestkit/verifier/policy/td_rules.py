@@ -43,7 +43,7 @@ PERFMON (and DEBUG, which every policy refuses); XFAM must have 0x3 (FP, SSE), a
 SEPT_VE_DISABLE is required here: without it, the host can remove and replace pages of the TD.
 """
 
-# Behind a paravisor, SEPT_VE_DISABLE is not required: genuine TDs have it or not (vtpm.md, 6.8).
+# Behind a paravisor, SEPT_VE_DISABLE is not required: genuine TDs have it or not.
 _HCL_FIXED_BITS: Final = FIXED_BITS | {
     "td_attributes": BitMask(must_be_clear=FIXED_BITS["td_attributes"].must_be_clear)
 }

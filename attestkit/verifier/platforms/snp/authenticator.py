@@ -1,7 +1,7 @@
 """Authentication and revocation of an SEV-SNP attestation report, and checks of the guest policy.
 
-The rules are those of attestation-format.md, section 9. Reports signed by a cloud provider's key
-(VLEK) are authenticated too; the policy decides which providers it accepts.
+Reports signed by a cloud provider's key (VLEK) are authenticated too; the policy decides which
+providers it accepts.
 
 AMD publishes CRLs at its key distribution service; nothing is fetched here. A CRL is used if its
 issuer is the root of the path, which must have signed it. Its entries are serial numbers of

@@ -1,8 +1,8 @@
 """Certificate path of an SEV-SNP report: from the signing key to AMD's root.
 
 The ASK of a product line certifies the key of a chip (VCEK), the ASVK certifies the key of a cloud
-provider (VLEK), and the root ARK certifies ASK and ASVK (quote-formats.md, section 13). They are
-distinguished by common name. Nothing is fetched: the error for a missing certificate has AMD's URL.
+provider (VLEK), and the root ARK certifies ASK and ASVK. They are distinguished by common name.
+Nothing is fetched: the error for a missing certificate has AMD's URL.
 """
 
 import hmac

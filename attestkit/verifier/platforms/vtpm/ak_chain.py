@@ -1,8 +1,7 @@
 """Certificates of a TPM's attestation key (AK): verification of their paths and revocation.
 
 Certificates and CRLs are arguments, part of the evidence or of its bundle. Others are fetched only
-if the verifier has a fetcher; then all CRLs that certificates in the path name must be available
-(vtpm.md, section 9.2).
+if the verifier has a fetcher; then all CRLs that certificates in the path name must be available.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,6 +1,6 @@
 """Certification of the attestation key (AK) of a TPM: by a certificate, or by the caller's list.
 
-vtpm.md, section 3.4, step 6, and section 10. Evidence of a key that neither certifies is refused.
+Evidence of a key that neither certifies is refused.
 """
 
 import hmac

@@ -1,9 +1,8 @@
 """Replay of a machine's logs against quoted PCRs: the firmware's log, and IMA's.
 
-The rules are those of vtpm.md, section 5. A firmware log must explain PCRs 0 to 7 if they are
-extended. PCRs 8, 9 and 14 must match its records if it has some; PCRs 10 to 13 and 15 may have
-values after further extensions, because programs extend them without a record. PCRs of a bank
-without digests in the log are not explained.
+A firmware log must explain PCRs 0 to 7 if they are extended. PCRs 8, 9 and 14 must match its
+records if it has some; PCRs 10 to 13 and 15 may have values after further extensions, because
+programs extend them without a record. PCRs of a bank without digests in the log are not explained.
 """
 
 import hmac

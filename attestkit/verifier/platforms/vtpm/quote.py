@@ -1,7 +1,7 @@
 """Verification of a TPM's quote: signature, selection and PCR values.
 
-The checks and their order are those of vtpm.md, section 3.4, steps 1, 2, 4 and 5. The qualifying
-data (step 3), what certifies the key (step 6) and the logs (step 7) depend on the platform.
+The message is TPMS_ATTEST (TPM 2.0 Library, Part 2, section 10.12.12). The qualifying data, what
+certifies the key, and the logs depend on the platform.
 """
 
 import hmac
