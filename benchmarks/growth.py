@@ -1,10 +1,10 @@
 """How time and memory grow with the input, each size in a process of its own.
 
 `python -m benchmarks.growth` measures every subject at every size, holds the exponents to their
-band, and writes growth.json and growth.md into docs/benchmarks/, but not if files differ from their
-commit. Memory is resident
-memory, so what C allocates counts as well: `peak` is the most that the process had during the work,
-`kept` what it still has while the result lives, both beyond what it had with its input ready.
+band, and writes docs/benchmarks/growth.md and growth.json beside it, but not if files differ from
+their commit. Memory is resident memory, so what C allocates counts as well: `peak` is the most that
+the process had during the work, `kept` what it still has while the result lives, both beyond what
+it had with its input ready.
 """
 
 import argparse
