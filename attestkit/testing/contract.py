@@ -120,7 +120,8 @@ class BackendContract:
                         method(bytes(size))
                     except UsageError:
                         continue
-                    raise AssertionError(f"report data of {size} bytes: must be refused, not 64")
+                    problem = "must be refused: only 64 bytes are valid"
+                    raise AssertionError(f"report data of {size} bytes: {problem}")
 
     def test_event_log_replays_to_quote(self) -> None:
         """The firmware event log and the runtime events replay to the registers in the quote.
@@ -190,7 +191,7 @@ class BackendContract:
                     backend.extend_rtmr(register, digest)
                 except AttestKitError:
                     continue
-                problem = "must be refused: only registers 0 to 3 and 48 bytes are valid"
+                problem = "must be refused: only RTMR2 and RTMR3 and 48 bytes are valid"
                 raise AssertionError(f"extend_rtmr({register}, {len(digest)} bytes): {problem}")
             assert tuple(map(backend.read_rtmr, range(4))) == after
 

@@ -184,7 +184,7 @@ class ChutesService:
 
         Args:
             binding: Key of the instance.
-            model: The chute: name or UUID. Its answer has new nonces for all of its instances.
+            model: The chute, by name or UUID: the answer has new nonces for all of its instances.
 
         Returns:
             The request; None if a nonce is left.
