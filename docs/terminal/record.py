@@ -5,10 +5,10 @@ Usage, in a checkout: PYTHONPATH=. python docs/terminal/record.py
 session.svg has all of the first session, short.svg the commands that the README shows; connect.svg
 has a server that is proven, and one that is refused, and measure.svg the search for what differs.
 
-All of it is simulated from one seed and judged at one instant, so that a recording changes with the
-program only. For the same reason the nonce is a fixed one, instead of the command's output, and the
-number of the CRL that the session makes at present is the one of that instant. So are the times,
-the port and the TLS key of a server.
+All of it is simulated from one seed and verified at one instant, so that a recording changes with
+the program only. For the same reason the nonce is a fixed one, instead of the command's output, and
+the number of the CRL that the session makes at present is the one of that instant. So are the
+times, the port and the TLS key of a server.
 """
 
 import io
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from rich.console import Console
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 import attestkit
@@ -46,6 +47,15 @@ __all__ = [
 ]
 
 COLUMNS: Final = 100
+# Rich's colours, but for the text and red, which have little contrast there.
+THEME: Final = TerminalTheme(
+    (41, 41, 41),
+    (221, 224, 222),
+    [
+        *((75, 78, 85), (232, 120, 124), (152, 168, 75), (208, 179, 68)),
+        *((110, 155, 196), (176, 138, 184), (104, 160, 179), (221, 224, 222)),
+    ],
+)
 SEED: Final = bytes(range(32))
 NONCE: Final = "5e" * 32
 NOW: Final = 1_790_000_000.0  # 2026-09-21T14:13:20Z
@@ -234,7 +244,7 @@ def picture(session: list[Recorded]) -> str:
             console.print(Text.from_ansi(output.rstrip("\n")))
         if code:
             console.print(Text(f"(exit code {code})", style="dim"))
-    svg = console.export_svg(title="attestkit", unique_id="attestkit")
+    svg = console.export_svg(title="attestkit", theme=THEME, unique_id="attestkit")
     return re.sub(r"\s*@font-face \{.*?\n\s*\}", "", svg, flags=re.DOTALL)
 
 
