@@ -84,7 +84,7 @@ def check_number(name: str, number: object, largest: int, least: int = 0) -> int
     """Return `number`, the value of argument `name`.
 
     Raises:
-        UsageError: If it is not an integer from `least` to `largest`.
+        UsageError: If `number` is not an integer from `least` to `largest`.
     """
     if type(number) is not int or not least <= number <= largest:
         message = f"{name}: must be an integer from {least} to {largest}, not {ascii(number)[:40]}"

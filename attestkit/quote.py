@@ -192,7 +192,7 @@ def _lazy(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
 
 
 def _cached_body(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
-    """Return a getter that creates the body on first use: with `make` if it is an enclave's."""
+    """Return a getter that creates the body on first use: an enclave's with `make`, else a TD's."""
     return body_getter(TdQuoteBody, make)
 
 

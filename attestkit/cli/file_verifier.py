@@ -287,7 +287,7 @@ def extract_evidence(content: FileContent) -> Attestation | Quote:
     """Return the evidence in a file.
 
     Raises:
-        FormatError: If the file contains another format, such as a log or collateral. The message
+        FormatError: If the file contains no evidence but, say, a log or collateral. The message
             names the command that uses such a file.
         VerificationError: If the file is a certificate without evidence.
     """

@@ -94,7 +94,7 @@ def examine_runtime_log(
     Args:
         folder: Folder of the log.
         boot_id: The kernel's boot_id file.
-        read_register: Returns the register, 48 bytes, or None if it is unreadable.
+        read_register: Returns the register, 48 bytes; None if the register is unreadable.
         register_name: `RTMR3`, or `PCR 14` of a NitroTPM.
     """
     examine = partial(_examine_once, folder, boot_id, read_register, register_name)

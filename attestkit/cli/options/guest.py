@@ -160,7 +160,7 @@ class MachineOptions(NamedTuple):
         return MachineShape(**self.fields)
 
     def command(self) -> str | None:
-        """Return QEMU's command line, if it is given.
+        """Return QEMU's command line in the file of --qemu-args; None without the option.
 
         Raises:
             FormatError: If the file cannot be read, or is not text.

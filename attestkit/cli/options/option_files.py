@@ -88,7 +88,7 @@ def parse_certificate(data: bytes) -> bytes:
     """Check AMD certificates, and return them unchanged.
 
     Raises:
-        FormatError: If one is malformed, or there is none.
+        FormatError: If a certificate is malformed, or there is none.
     """
     from attestkit.verifier.platforms.snp.chain import read_endorsements  # lazy: loads X.509
 
@@ -101,7 +101,7 @@ def parse_crls(data: bytes) -> bytes:
     """Check CRLs of AMD, and return them unchanged.
 
     Raises:
-        FormatError: If one is malformed.
+        FormatError: If a CRL is malformed.
     """
     from attestkit._crypto.x509.crl import read_amd_crls  # lazy: loads X.509
 
@@ -113,7 +113,7 @@ def parse_ak_certificate(data: bytes) -> bytes:
     """Check certificates and CRLs of TPM keys, and return them unchanged.
 
     Raises:
-        UsageError: If one is malformed.
+        UsageError: If a certificate or CRL is malformed.
     """
     from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: loads X.509
 
@@ -165,7 +165,7 @@ def parse_gpu_roots(data: bytes) -> "GpuRoots":
     """Return the roots in PEM: that of devices, then that of reference manifests.
 
     Raises:
-        FormatError: If they are not two certificates in PEM.
+        FormatError: If the data are not two certificates in PEM.
     """
     from attestkit.gpu import GpuRoots
 

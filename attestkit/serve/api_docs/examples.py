@@ -1,6 +1,6 @@
 """Example of each message for the API documents; long values are abbreviated with dots.
 
-A field has the same example in all messages, unless `_OTHERS` has another one for a message. Fields
+A field has the same example in all messages, unless `_OTHERS` has one for a message. Fields
 without an example have their default.
 """
 

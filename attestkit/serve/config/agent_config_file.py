@@ -120,7 +120,7 @@ class _Value(NamedTuple):
         return ConfigError(f"{self.name}: {self.key}: {problem}", reason=reason)
 
     def wrong_type(self, expected: str) -> ConfigError:
-        """Return the error of a value of another type than expected."""
+        """Return the error of a value that must be `expected`, such as a table, and is not."""
         kind = _KINDS.get(type(self.value), "a date or time")
         return self.error(f"must be {expected}, not {kind}", "wrong_type")
 
@@ -182,7 +182,7 @@ class _Value(NamedTuple):
         return port
 
     def unix_path(self) -> str | None:
-        """Return PATH if the value is an address `unix:PATH`; None if it is another address."""
+        """Return PATH if the value is `unix:PATH`; None for other text, such as an IP address."""
         scheme, _, path = self.text().partition(":")
         if scheme == "unix" and not path:
             raise self.error("must be unix:PATH, with a path")

@@ -195,7 +195,7 @@ def parse_time(name: str, text: str, now: int) -> int:
     time. Times before 1970 become 0.
 
     Raises:
-        FormatError: If `text` has another form, such as an RFC 3339 time; the error names the
+        FormatError: If `text` has no such form, as an RFC 3339 time; the error names the
             parameter.
     """
     if not text:

@@ -209,7 +209,7 @@ class ContainerEngine:
         Args:
             docker: The engine.
             path: Path with the version of the API.
-            read: Parser of the body; raises FormatError or another ValueError.
+            read: Parser of the body; raises ValueError (as FormatError) if the body is malformed.
             most: Limit of the body in bytes.
             name: Name of the container, which may not exist.
 
@@ -229,7 +229,7 @@ class ContainerEngine:
 
         Raises:
             NotFoundError: If the status is 404 and a container was requested.
-            BackendError: If the status is another error, or the body is too large.
+            BackendError: If the status is an error other than this 404, or the body is too large.
             FormatError: If the body of an error is malformed.
         """
         body = bytearray()

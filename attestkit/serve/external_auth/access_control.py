@@ -171,7 +171,7 @@ def check_scopes(names: Iterable[str]) -> frozenset[str]:
     """Return names of scopes as a set, after checking that each is known.
 
     Raises:
-        UsageError: If one is unknown.
+        UsageError: If a name is not in SCOPES.
     """
     found = frozenset(names)
     if unknown := sorted(found.difference(SCOPES)):

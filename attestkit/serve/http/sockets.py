@@ -59,7 +59,7 @@ def make_folder(folder: Path, *, private: bool, ignored: bool = False) -> None:
         ignored: Whether a .gitignore is added to an existing folder; a new folder always gets it.
 
     Raises:
-        ConfigError: If it cannot be created, or belongs to another user.
+        ConfigError: If the folder cannot be created, or is private and belongs to another user.
     """
     with _writing(folder):
         new = make_folder_at(folder)
@@ -76,7 +76,7 @@ def write_trust_anchor(folder: Path, root: bytes) -> Path:
     The file stays when the server stops, to verify evidence later.
 
     Raises:
-        ConfigError: If it cannot be written.
+        ConfigError: If the file cannot be written.
     """
     path = folder / "trust-anchor.pem"
     with _writing(path):
@@ -233,7 +233,7 @@ def bind_tcp(option: str, address: Address) -> socket.socket:
     Raises:
         UsageError: If the host is unknown.
         BackendBusyError: If the port is in use.
-        ConfigError: If the address cannot be bound for another reason.
+        ConfigError: If the address cannot be bound for any other reason.
     """
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(

@@ -51,7 +51,7 @@ def serve_kms(
         KMS is off.
 
     Raises:
-        UsageError: If an option is not valid, or requires another one.
+        UsageError: If an option is not valid, or requires an option that is not given.
         ConfigError: If a file or the folder of the keys is not usable, or an option from the
             configuration file is not valid.
         BackendBusyError: If another process listens on an address.

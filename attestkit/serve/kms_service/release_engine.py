@@ -176,7 +176,7 @@ class ReleaseEngine(RequestQueue):
 
         Args:
             role: Role of the client: an app or another KMS.
-            client: Its evidence; None if it has presented none, which is refused.
+            client: Evidence of the client; None, if it has presented none, is refused.
             vm_config: VM configuration of the request; empty: that of the evidence.
             prefix: Start of the text of a verification error.
             boottime: As for `authorize_guest`: use the registers up to `boot-mr-done`.

@@ -100,7 +100,7 @@ class ServerIdentity:
 
     @property
     def other(self) -> KmsState:
-        """Keys and certificates of another KMS with the same temporary CA, for faults."""
+        """Keys and certificates of a KMS with other roots and the same temporary CA, for faults."""
         with self._lock:
             return self._make_other()
 

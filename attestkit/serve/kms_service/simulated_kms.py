@@ -254,7 +254,7 @@ class SimulatedKms:
         """The trust anchors of the attester, with the root keys of this KMS.
 
         Raises:
-            UsageError: If it has no attester, or one on hardware; pin `root` then.
+            UsageError: If the KMS has no attester, or one on hardware; pin `root` then.
         """
         backend: object = None if self._attester is None else self._attester.backend
         if not isinstance(backend, SimulatedBackend):

@@ -427,7 +427,8 @@ def _check_form(method: Method, scope: Scope, name: str) -> None:
     """Check a request to a method that is `post_only` or `json_only`.
 
     Raises:
-        UsageError: If it is not POST, or for a `json_only` method if a Content-Type is not JSON.
+        UsageError: If the request is not POST, or the method is `json_only` and a Content-Type is
+            not JSON.
     """
     if method.post_only and scope["method"] != "POST":
         raise UsageError(f"{name}: must be POST", reason="wrong_value")

@@ -76,7 +76,7 @@ def read_number(variable: str, text: str, limit: int, least: int = 0) -> int:
     """Return the number in a variable of the environment, from `least` to below `limit`.
 
     Raises:
-        UsageError: If it is not such a number.
+        UsageError: If `text` is not such a number.
     """
     if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) < limit):
         problem = f"${variable}: must be a number from {least} to below {limit}: {text[:40]!r}"

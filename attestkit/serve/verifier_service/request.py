@@ -78,7 +78,7 @@ class VerificationRequest(NamedTuple):
         Output of `nvattest attest` at boot is returned as bytes.
 
         Raises:
-            FormatError: If one is malformed.
+            FormatError: If the evidence or the endorsements are malformed.
         """
         # lazy: only with GPUs
         from attestkit.gpu import GpuEndorsements
