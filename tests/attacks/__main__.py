@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 
+from tests.attacks.attempts import Attempt
 from tests.long_runs.outcomes import run_tests
 from tests.long_runs.records import write_record
 
@@ -12,13 +13,13 @@ def main() -> int:
     outcomes = run_tests("-n", "auto", "tests/attacks/test_attempts.py").outcomes
     from tests.attacks.test_attempts import ATTEMPTS  # after pytest, which rewrites its plugins
 
-    place = "tests/attacks/test_attempts.py::test_attempt_is_refused"
+    test = "tests/attacks/test_attempts.py::test_attempt_is_refused[{}]"
     rows = [
         {
             "surface": one.surface,
             "kind": one.kind,
             "attempt": one.name,
-            "outcome": outcomes.get(f"{place}[{one.surface}: {one.name}]", "not run"),
+            "outcome": outcomes.get(test.format(_escaped(one)), "not run"),
             "reasons": list(one.reasons),
         }
         for one in ATTEMPTS
@@ -34,6 +35,11 @@ def main() -> int:
     }
     sys.stdout.write(f"{write_record('attacks', figures)}: {refused} of {len(rows)} refused\n")
     return int(refused != len(rows))
+
+
+def _escaped(attempt: Attempt) -> str:
+    """Return the name of an attempt as in the id of its test, where pytest escapes backslashes."""
+    return f"{attempt.surface}: {attempt.name}".encode("unicode_escape").decode()
 
 
 if __name__ == "__main__":
