@@ -2,10 +2,13 @@
 
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from tests.attacks.attempts import Attempt
 from tests.long_runs.outcomes import run_tests
 from tests.long_runs.records import write_record
+
+if TYPE_CHECKING:
+    from tests.attacks.attempts import Attempt
 
 
 def main() -> int:
@@ -37,7 +40,7 @@ def main() -> int:
     return int(refused != len(rows))
 
 
-def _escaped(attempt: Attempt) -> str:
+def _escaped(attempt: "Attempt") -> str:
     """Return the name of an attempt as in the id of its test, where pytest escapes backslashes."""
     return f"{attempt.surface}: {attempt.name}".encode("unicode_escape").decode()
 
