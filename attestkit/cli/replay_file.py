@@ -27,12 +27,14 @@ class _Registers(NamedTuple):
     rtmrs: Rtmrs
 
 
-def replay_file(log: Path, quote: Path | None, compared: tuple[int, ...], *, as_json: bool) -> int:
+def replay_file(
+    log: Path, against: Path | None, compared: tuple[int, ...], *, as_json: bool
+) -> int:
     """Show the registers of a log, and return the exit code.
 
     Args:
         log: The log, or evidence with one.
-        quote: What to compare with; None: the quote in the evidence, if any.
+        against: What to compare with; None: the quote in the evidence, if any.
         compared: Registers to compare, 0 to 3; empty: those with events.
         as_json: Whether to print JSON.
 
@@ -42,17 +44,17 @@ def replay_file(log: Path, quote: Path | None, compared: tuple[int, ...], *, as_
     """
     found = identify_file(log)
     if isinstance(found.value, TpmEventLog | ImaLog):
-        if quote is not None or compared:
+        if against is not None or compared:
             raise UsageError(
-                "--quote and --register: not applicable to a log of PCRs",
+                "--against and --register: not applicable to a log of PCRs",
                 reason="not_applicable",
             )
         return _replay_tpm(log, found.value, as_json=as_json)
     with name_file_in_errors(log):
         events, own = _extract_log(found)
-    quoted = own if quote is None else _read_quoted(quote)
+    quoted = own if against is None else _read_quoted(against)
     if quoted is None and compared:
-        raise UsageError("--register: nothing to compare with; give --quote", reason="missing")
+        raise UsageError("--register: nothing to compare with; give --against", reason="missing")
     numbers = tuple(sorted(set(compared))) or tuple(events.explained_registers())
     error = _find_error(events, quoted, numbers)
     code = set_exit_code(REJECTED if error else 0)
@@ -81,9 +83,9 @@ def _extract_log(found: FileContent) -> tuple[EventLog, Rtmrs | None]:
 
 
 def _read_quoted(path: Path) -> Rtmrs:
-    """Return the registers in the file of `--quote`."""
-    found = identify_file(path, "--quote")
-    with name_file_in_errors(path, "--quote"):
+    """Return the registers in the file of `--against`."""
+    found = identify_file(path, "--against")
+    with name_file_in_errors(path, "--against"):
         return _registers(extract_evidence(found) if found.holds_evidence else found.value)
 
 

@@ -273,7 +273,7 @@ def _bind(
 
         return bind_vsock("--guest-api", address)
     if not isinstance(address, Path):
-        return bind_tcp(f"--{name.replace('_', '-')}", Address(*address))
+        return bind_tcp(endpoints.option_of(name), Address(*address))
     listener = UnixListener(address.absolute(), addresses.socket_mode, addresses.socket_group)
     stack.callback(listener.close)
     paths.append(listener)

@@ -23,6 +23,7 @@ LISTENERS: Final = (
 )
 """All listeners, in the order of the ready line."""
 
+_OPTIONS: Final = {"dstack": "--socket", "tappd": "--tappd-socket", "pccs": "--pccs-http"}
 
 LIMITED_PREFIX: Final = "dstack-"
 """Start of the name of every listener that is limited to some methods."""
@@ -54,6 +55,11 @@ class LimitedSocket(NamedTuple):
     def error(self, problem: str) -> UsageError:
         """Return an error that names the option and the path."""
         return UsageError(f"{self.option} {self.path}: {problem}", reason="wrong_value")
+
+
+def option_of(listener: str) -> str:
+    """Return the name of the option with the address of a listener, for errors."""
+    return _OPTIONS.get(listener, f"--{listener.replace('_', '-')}")
 
 
 ANY_CID: Final = 0xFFFFFFFF

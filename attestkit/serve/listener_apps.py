@@ -237,7 +237,7 @@ def collateral_app(guest: Guest) -> App:
         with suppress(UnsupportedError):  # not a TD
             pccs = make_pccs(simulator)
     if pccs is None and gpus is None:
-        text = "--pccs: requires a simulated TD, or a simulated guest with GPUs"
+        text = "--pccs-http: requires a simulated TD, or a simulated guest with GPUs"
         raise UsageError(text, reason="not_applicable")
     return PccsApp(pccs, _headers(guest), guest.stats.of("pccs"), gpus)
 

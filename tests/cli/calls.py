@@ -64,7 +64,7 @@ def list_calls(files: Files) -> dict[str, list[str]]:
         "emit": [*SIMULATED, "event", "00"],
         "env": ["seal", str(files.put("env", b"NAME=value\n")), "--public-key", "09" * 32],
         "key": [*SIMULATED, "path"],
-        "keys": ["fetch", *SIMULATED, "--kms", kms.url, "--kms-root", str(root)],
+        "keys": ["fetch", *SIMULATED, "--kms-url", kms.url, "--kms-root", str(root)],
         "measure": measured(files),
         "mount": ["--list-faults"],
         "policy": [evidence, *files.trusted],

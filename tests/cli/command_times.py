@@ -64,7 +64,7 @@ def usual_calls(files: Files) -> Iterator[tuple[str, list[str]]]:
     mount.mkdir()
     usual = {
         "env seal": [str(plain), "--public-key", public, "-o", str(sealed)],
-        "env open": [str(sealed), "--key", str(key)],
+        "env open": [str(sealed), "--secret-key", str(key)],
         "mount": [str(mount)],
         "run": ["--", "true"],
         "serve": ["--backend", "simulator", "--http", "127.0.0.1:0", "--dir", str(files.folder)],

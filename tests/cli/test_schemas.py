@@ -88,7 +88,7 @@ def test_replay_json_matches_schema(files: Files, capsys: Capture) -> None:
     _run(capsys, "replay", str(files.evidence))
     path = str(files.put("log.json", log.encode()))
     assert _run(capsys, "replay", path)["registers"]["rtmr3"]["agrees"] is None
-    words = [str(files.put("shorter.json", shorter.encode())), "--quote", str(files.quote)]
+    words = [str(files.put("shorter.json", shorter.encode())), "--against", str(files.quote)]
     assert "RTMR3" in _run(capsys, "replay", *words, code=2)["error"]
 
 

@@ -14,7 +14,7 @@ from tests.serve.client import Connection
 from tests.serve.docker.engine import ID, run_engine
 from tests.serve.server import Server
 
-LISTENERS = ("--dev-http", "127.0.0.1:0", "--pccs", "127.0.0.1:0", "--verifier", "127.0.0.1:0")
+LISTENERS = ("--dev-http", "127.0.0.1:0", "--pccs-http", "127.0.0.1:0", "--verifier", "127.0.0.1:0")
 """Options for all listeners of a simulator that `drive` uses."""
 
 DOCUMENTS = (

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse, requires_namespa
 
 MACHINES: dict[str, dict[str, Any]] = {
     "tdx": {},
-    "before registers in sysfs": {"kernel": "6.12"},
+    "before registers in sysfs": {"kernel_release": "6.12"},
     "snp": {"provider": "sev_guest"},
 }
 

@@ -1,6 +1,6 @@
 """Emulator of the kernel's TEE files in a separate process.
 
-    with emulator(kernel="6.12") as machine:
+    with emulator(kernel_release="6.12") as machine:
         backend = ConfigfsTsm(root=machine.root)
         machine.fault("ebusy:3")
 
@@ -161,7 +161,7 @@ def emulator(
         faults: Initial faults.
         qgs: Whether to run a quote generation service on a UNIX socket.
         seed: 64 hex digits; None for a random one, or that of its `state_dir`.
-        options: Of `attestkit mount`: provider, kernel, driver, quote_version, state_dir, ...
+        options: Of `attestkit mount`: provider, kernel_release, quote_version, state_dir, ...
     """
     # Short, since sun_path is limited; a stale mount has another directory.
     top = Path(tempfile.mkdtemp(prefix="ak"))

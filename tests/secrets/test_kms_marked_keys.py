@@ -186,7 +186,7 @@ def test_serving_process_outputs_contain_no_secret(
 
 def run_fetch(folder: Path, url: str, *options: str) -> "subprocess.CompletedProcess[bytes]":
     """Run `attestkit keys fetch` as the guest."""
-    words = ("keys", "fetch", "--kms", url, "--kms-root", str(folder / "run" / "kms-root.json"))
+    words = ("keys", "fetch", "--kms-url", url, "--kms-root", str(folder / "run" / "kms-root.json"))
     guest = ("--backend", "simulator", "--option", f"seed={SEED}")
     return subprocess.run(
         [sys.executable, "-m", "attestkit", *words, *guest, *options],

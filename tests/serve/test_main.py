@@ -48,7 +48,7 @@ def test_ready_line_quotes_blanks_and_omits_disabled_listeners(folder: Path) -> 
 
 def test_ready_line_as_json(folder: Path) -> None:
     """--json prints an object that matches its schema."""
-    with running_server("--json", "--pccs", "127.0.0.1:0", folder=folder) as server:
+    with running_server("--json", "--pccs-http", "127.0.0.1:0", folder=folder) as server:
         message = schemas.check("serve", server.line)
         assert message["simulated"] is True
         assert message["pid"] == server.process.pid

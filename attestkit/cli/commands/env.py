@@ -157,17 +157,17 @@ def _verify_key(file: Path, app_id: bytes, roots: list[bytes]) -> bytes:
 
 
 @env.command(
-    "open", example="env open sealed --key .appkeys.json", codes="0125", meanings=_MEANINGS
+    "open", example="env open sealed --secret-key .appkeys.json", codes="0125", meanings=_MEANINGS
 )
 @click.argument("file", type=PATH)
-@option.file("--key", "Secret X25519 key, in hex, or .appkeys.json.", required=True)
+@option.file("--secret-key", "X25519 key of the app, in hex, or .appkeys.json.", required=True)
 @_epochs_option("Accept only a SealedEnv to these epochs.")
 @option.value("--allow", "NAME", "Accept only these variables.", many=True, parameter="allow")
 @output_options("Write the variables to FILE as JSON, mode 0600. Default: stdout.")
 def open_(
     *,
     file: Path,
-    key: Path,
+    secret_key: Path,
     epochs: tuple[int, int] | None,
     allow: tuple[str, ...],
     out: Output,
@@ -177,11 +177,11 @@ def open_(
     FILE is a SealedEnv (JSON), or the legacy form, raw or in hex; - is stdin. The variables are
     printed as a JSON object. They are secrets, and their origin is not authenticated.
     """
-    out.check((file, key))
+    out.check((file, secret_key))
     from attestkit._crypto.zeroize import wipe  # lazy: --help does not need them
     from attestkit.kms.sealed_env import LARGEST_SEALED, open_env
 
-    sealed, secret = read_file(file, LARGEST_SEALED), _read_secret(key)
+    sealed, secret = read_file(file, LARGEST_SEALED), _read_secret(secret_key)
     try:
         found = open_env(sealed, secret, epochs=epochs, allowed=allow or None)
     except FormatError as error:

@@ -25,12 +25,12 @@ def keys() -> None:
 
 
 @keys.command(
-    example="keys fetch --kms https://kms.example.com --kms-root root.json --json",
+    example="keys fetch --kms-url https://kms.example.com --kms-root root.json --json",
     codes="01235",
     meanings={2: "the KMS refused, or its keys were rejected"},
 )
 @option.value(
-    "--kms", "URL", "https URL of a KMS, in order.", many=True, parameter="urls", required=True
+    "--kms-url", "URL", "https URL of a KMS, in order.", many=True, parameter="urls", required=True
 )
 @option.value(
     "--kms-root",

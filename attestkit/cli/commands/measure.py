@@ -80,7 +80,7 @@ table_options: Final = option.group(
     option.section(
         "Machine of a TD",
         option.file("--qemu", "Program of QEMU, to make the ACPI tables."),
-        option.file("--acpi", "Folder with etc/table-loader and tables."),
+        option.file("--acpi", "Folder with etc/table-loader and tables.", metavar="DIR"),
         option.file("--smbios", "SMBIOS table of QEMU (etc/smbios/smbios-tables)."),
     ),
     TableOptions,
@@ -104,11 +104,11 @@ table_options: Final = option.group(
 @option.file("--against", "Evidence to compare: what differs, and why.")
 @click.option(
     *("--format", "form"),
-    type=click.Choice(["table", "toml", "json"]),
+    type=click.Choice(["table", "toml"]),
     default="table",
-    help="Table (default), policy, or all values.",
+    help="Table (default), or a policy.",
 )
-@output_options("Write to FILE, with --format toml or json.")
+@output_options("Write to FILE, with --format toml or --json.")
 def measure(
     *,
     boot: guest.BootFiles,
@@ -125,9 +125,11 @@ def measure(
     No evidence is needed. The policy that --format toml writes is for attestkit verify --policy;
     its comments say what confirms each value, and what is not proven.
     """
+    if out.as_json and form != "table":
+        raise UsageError("--format and --json: give only one", reason="conflict")
     form, output = "json" if out.as_json else form, out.output
     if output is not None and form == "table":
-        raise UsageError("-o: requires --format toml or json", reason="missing")
+        raise UsageError("-o: requires --format toml or --json", reason="missing")
     if against is not None and (log is not None or form == "toml"):
         raise UsageError("--against: excludes --log and --format toml", reason="conflict")
     extra = tuple(path for path in (tables.smbios, log) if path is not None)
@@ -138,7 +140,7 @@ def measure(
         if machine.given or extra or tables.qemu is not None or tables.acpi is not None:
             message = "--snp: excludes options of TDs, such as --vm-config and --qemu; omit them"
             raise UsageError(message, reason="not_applicable")
-        measured = _measure_snp(boot, snp)
+        measured = _measure_snp(boot, snp, machine.fields.get("cpu_count"))
     else:
         with console.progress("measuring"):
             measured = _measure_tdx(boot, machine, tables, against, evidence)
@@ -151,19 +153,22 @@ def measure(
     return 0
 
 
-def _measure_snp(boot: guest.BootFiles, snp: guest.SnpOptions) -> "_Measured":
+def _measure_snp(
+    boot: guest.BootFiles, snp: guest.SnpOptions, cpu_count: int | None
+) -> "_Measured":
+    if cpu_count is None:
+        raise UsageError("--cpu-count: missing; --snp requires it", reason="missing")
     if boot.image is not None:
         image = _read_image(boot.image)
         firmware = image.firmware if image.firmware_snp is None else image.firmware_snp
-        cmdline = image.cmdline.strip()
-        found = snp.measure(firmware, image.kernel, image.initrd, cmdline)
-        expected = replace(found, os_image_hash=image.os_image_hash)
-        return _Measured(expected, snp.inputs_of(firmware, image.kernel, image.initrd, cmdline))
+        own = (cpu_count, firmware, image.kernel, image.initrd, image.cmdline.strip())
+        expected = replace(snp.measure(*own), os_image_hash=image.os_image_hash)
+        return _Measured(expected, snp.inputs_of(*own))
     if boot.uki is not None or boot.disk is not None or boot.shim is not None:
         message = "--uki, --disk, --shim: not in the launch digest of an SNP guest; omit them"
         raise UsageError(message, reason="not_applicable")
     files = boot.read()
-    given = (files.firmware, files.kernel, files.initrd, boot.cmdline)
+    given = (cpu_count, files.firmware, files.kernel, files.initrd, boot.cmdline)
     return _Measured(snp.measure(*given), snp.inputs_of(*given))
 
 

@@ -13,12 +13,12 @@ from attestkit.cli.options.option import PATH, Command
 
 @click.command(
     cls=Command,
-    example="replay log.json --quote quote.bin",
+    example="replay log.json --against quote.bin",
     codes="0125",
     meanings={2: "a register differs, or an event is invalid"},
 )
 @click.argument("log", type=PATH)
-@option.file("--quote", "Quote, evidence or TD report to compare with.")
+@option.file("--against", "Quote, evidence or TD report to compare with.")
 @option.value(
     "--register",
     "N",
@@ -28,7 +28,7 @@ from attestkit.cli.options.option import PATH, Command
     type=click.IntRange(0, 3),
 )
 @option.json
-def replay(*, log: Path, quote: Path | None, compared: tuple[int, ...], as_json: bool) -> int:
+def replay(*, log: Path, against: Path | None, compared: tuple[int, ...], as_json: bool) -> int:
     """Replay an event log into registers.
 
     LOG is an event log in any encoding, or evidence as for attestkit verify, which is compared with
@@ -36,4 +36,4 @@ def replay(*, log: Path, quote: Path | None, compared: tuple[int, ...], as_json:
     """
     from attestkit.cli.replay_file import replay_file  # lazy: --help needs no format
 
-    return replay_file(log, quote, compared, as_json=as_json)
+    return replay_file(log, against, compared, as_json=as_json)

@@ -45,11 +45,17 @@ class MountServer:
 
 
 _OPTIONS: Final = (
-    option.value("--seed", "HEX", "Seed of all keys, 32 bytes, or @FILE. Default: random."),
+    option.value("--seed", "HEX", "Seed of all keys, 32 bytes. Default: random."),
     option.file("--seed-file", "File with it, raw or hex; not in the process list."),
-    option.value("--platform", "NAME", "Cloud, as azure-snp, or tpm; else the scenario's."),
+    option.value("--platform", "NAME", "Such as snp or azure-snp; else the scenario's."),
     option.value("--provider", "NAME", "tdx_guest, sev_guest or none."),
-    option.value("--kernel", "RELEASE", "Linux release. Default: 6.18.", default="6.18"),
+    option.value(
+        "--kernel-release",
+        "RELEASE",
+        "Of Linux. Default: 6.18.",
+        parameter="kernel",
+        default="6.18",
+    ),
     option.value("--driver", "NAME", "mainline, C, C', D, D' or dstack.", default="mainline"),
     option.value("--quote-version", "N", "4, or 5 (TDX 1.5).", type=int),
     option.value("--mr-config-id", "HEX", "TDX: MRCONFIGID, 48 bytes. Default: zeros."),
@@ -119,13 +125,13 @@ def _print_names(kind: str, lines: Sequence[str]) -> NoReturn:
 
 def _setup(given: dict[str, Any]) -> "Setup":
     """Return the configuration of the emulated machine."""
-    from attestkit.backends.simulator.platforms import CLOUDS, PLATFORMS
+    from attestkit.backends.simulator.platforms import PLATFORMS
     from attestkit.backends.simulator.scenarios.registry import chosen_scenario
     from attestkit.emulator.machine import Setup
 
     platform, provider = given.pop("platform"), given["provider"]
-    if platform is not None and platform not in CLOUDS:
-        text = f"--platform: unknown name {platform!r}; use one of {', '.join(CLOUDS)}"
+    if platform is not None and platform not in PLATFORMS:
+        text = f"--platform: unknown name {platform!r}; use one of {', '.join(PLATFORMS)}"
         raise UsageError(text, reason="unknown_name")
     if platform is None and provider is not None:
         platform = "snp" if provider == "sev_guest" else "tdx"
@@ -150,7 +156,7 @@ def _seed(text: str | None, file: Path | None) -> bytes | None:
     """Return the seed, 32 bytes; None without the options.
 
     Args:
-        text: Value of --seed: 64 hex digits, or @ and the name of a file as for --seed-file.
+        text: Value of --seed: 64 hex digits.
         file: Value of --seed-file: a file of 32 raw bytes or 64 hex digits.
 
     Raises:
@@ -159,8 +165,6 @@ def _seed(text: str | None, file: Path | None) -> bytes | None:
     """
     if text is not None and file is not None:
         raise UsageError("--seed and --seed-file: mutually exclusive; give one", reason="conflict")
-    if text is not None and text.startswith("@"):
-        file = Path(text[1:])
     if file is not None:
         from attestkit.serve.config.option_values import read_seed  # lazy: few runs need it
 

@@ -133,8 +133,8 @@ class MachineOptions(NamedTuple):
 
     @property
     def given(self) -> bool:
-        """Whether there is any option of a machine."""
-        return bool(self.inputs or self.fields)
+        """Whether there is an option that an SEV-SNP guest does not have."""
+        return bool(self.inputs or self.fields.keys() - {"cpu_count"})
 
     def shape(self) -> "MachineShape":
         """Return the shape in the VM configuration; options of single values replace its members.
@@ -209,7 +209,7 @@ machine_options: Final = option.group(
     option.section(
         "Machine of a TD",
         option.file("--vm-config", "VM configuration of the evidence (JSON)."),
-        option.value("--cpu-count", "N", "Virtual CPUs.", type=int),
+        option.value("--cpu-count", "N", "Virtual CPUs, also with --snp.", type=int),
         option.value("--memory-size", "SIZE", "Memory in bytes, or such as 2G or 512M."),
         option.value("--qemu-version", "VERSION", "Version of the host's QEMU."),
         click.option("--pic/--no-pic", default=None, help="Whether there is an 8259."),
@@ -259,7 +259,6 @@ class SnpOptions(NamedTuple):
     """Values of the options about an SEV-SNP guest."""
 
     snp: bool
-    vcpus: int | None
     cpu_type: str | None
     cpu_signature: int | None
     guest_features: int | None
@@ -275,28 +274,31 @@ class SnpOptions(NamedTuple):
     def check(self) -> "SnpOptions":
         """Return this object; raise UsageError if other options are given without --snp."""
         if not self.snp and any(value is not None for value in self[1:]):
-            message = "--vcpus, --cpu-type and other options of SEV-SNP: require --snp"
+            message = "--cpu-type and other options of SEV-SNP: require --snp"
             raise UsageError(message, reason="not_applicable")
         return self
 
     def measure(
-        self, firmware: bytes, kernel: bytes | None, initrd: bytes | None, cmdline: str | None
+        self,
+        cpu_count: int,
+        firmware: bytes,
+        kernel: bytes | None,
+        initrd: bytes | None,
+        cmdline: str | None,
     ) -> "ExpectedMeasurements":
         """Return the launch digest that an SEV-SNP guest with these boot files has.
 
         Raises:
             FormatError: If a file is malformed.
-            UsageError: If a value is missing or out of range.
+            UsageError: If a value is out of range.
         """
         from attestkit.measure import snp
         from attestkit.measure.snp_guest import DEFAULT_VARIABLES_SIZE
 
-        if self.vcpus is None:
-            raise UsageError("--vcpus: missing; --snp requires it", reason="missing")
         size = DEFAULT_VARIABLES_SIZE if self.vars_size is None else self.vars_size
         return snp(
             firmware=firmware,
-            vcpus=self.vcpus,
+            vcpus=cpu_count,
             cpu_type=self.cpu_type,
             cpu_signature=self.cpu_signature,
             guest_features=1 if self.guest_features is None else self.guest_features,
@@ -309,7 +311,12 @@ class SnpOptions(NamedTuple):
         )
 
     def inputs_of(
-        self, firmware: bytes, kernel: bytes | None, initrd: bytes | None, cmdline: str | None
+        self,
+        cpu_count: int,
+        firmware: bytes,
+        kernel: bytes | None,
+        initrd: bytes | None,
+        cmdline: str | None,
     ) -> "SnpInputs | None":
         """Return the inputs of `measure`, to explain differences; None with COCONUT-SVSM."""
         from attestkit.measure import SnpInputs
@@ -319,12 +326,12 @@ class SnpOptions(NamedTuple):
             find_cpu_signature,
         )
 
-        if self.svsm is not None or self.vcpus is None:
+        if self.svsm is not None:
             return None
         signature = self.cpu_signature or 0
         if self.cpu_type is not None:
             signature = find_cpu_signature(self.cpu_type)
-        machine = SnpMachine(self.vcpus, signature, self.guest_features or 1, self.vmm or "qemu")
+        machine = SnpMachine(cpu_count, signature, self.guest_features or 1, self.vmm or "qemu")
         files = None if kernel is None else KernelFiles(kernel, initrd or b"", cmdline or "")
         return SnpInputs(firmware=firmware, machine=machine, kernel=files)
 
@@ -334,7 +341,6 @@ snp_options: Final = option.group(
     option.section(
         "SEV-SNP",
         option.flag("--snp", text="Measure an SEV-SNP guest, not a TD."),
-        option.value("--vcpus", "N", "Virtual CPUs.", type=int),
         option.value("--cpu-type", "NAME", "CPU type of QEMU, as EPYC-v4."),
         option.value("--cpu-signature", "NUMBER", "EAX of CPUID leaf 1.", type=_Number()),
         option.value(

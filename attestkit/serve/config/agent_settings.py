@@ -157,7 +157,7 @@ def decide_settings(
             dev_http=_dev_address(options),
             socket_mode=_mode(options, 0o600 if simulated else 0o660),
             socket_group=options.socket_group,
-            pccs=options.address("pccs"),
+            pccs=options.address("pccs_http"),
             limited=_limited(options, environ),
             guest_api=_guest_api(options),
         ),

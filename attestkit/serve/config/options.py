@@ -91,10 +91,10 @@ class Options(NamedTuple):
         state_dir: folder of the seed and the registers
         reset: reboot the TD, which resets registers and events
         dev_http: all methods over TCP, on loopback only
-        pccs: serve the simulator's collateral as a PCCS
+        pccs_http: serve the simulator's collateral as a PCCS
         platform: simulated platform: {platforms}; those of clouds keep no state but the seed;
             default: tdx
-        quote_version: default: 4, with a TD 1.0 body
+        quote_version: 4 (default), with a TD 1.0 body, or 5
         boot_image: dstack image (folder or archive) that the simulated guest boots
         gpus: simulated NVIDIA GPUs, 1 to 16; 8 come with NVSwitches
         scenario: simulate a named defect of the TEE or its collateral
@@ -174,9 +174,9 @@ class Options(NamedTuple):
     state_dir: Annotated[_Text, "DIR"] = None
     reset: bool = False
     dev_http: Annotated[_Text, "HOST:PORT"] = None
-    pccs: Annotated[_Text, "HOST:PORT"] = None
-    platform: Annotated[_Text, "PLATFORM"] = None
-    quote_version: _Text = None
+    pccs_http: Annotated[_Text, "HOST:PORT"] = None
+    platform: Annotated[_Text, "NAME"] = None
+    quote_version: Annotated[_Text, "N"] = None
     boot_image: Annotated[_Text, "PATH"] = None
     gpus: Annotated[_Text, "N"] = None
     scenario: Annotated[_Text, "NAME"] = None

@@ -20,13 +20,12 @@ from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from typing import Final
 
 from attestkit.errors import UsageError
-from attestkit.serve.endpoints import LIMITED_PREFIX
+from attestkit.serve.endpoints import LIMITED_PREFIX, option_of
 
 FIRST: Final = 3  # SD_LISTEN_FDS_START
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 _UNIX: Final = ("dstack", "tappd")
 _TCP: Final = ("http", "dev_http", "verifier", "pccs", "verifier_metrics")
-_OPTIONS: Final = {"dstack": "--socket", "tappd": "--tappd-socket"}
 _MAX_DESCRIPTORS: Final = 256
 
 
@@ -105,8 +104,7 @@ def _add_socket(
     if name in found:
         raise UsageError(f"{here} the listener {name} already has a socket", reason="conflict")
     if name not in listeners:
-        option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
-        text = f"{here} the listener {name} is off; see {option}"
+        text = f"{here} the listener {name} is off; see {option_of(name)}"
         raise UsageError(text, reason="not_applicable")
     try:
         sock = socket.socket(fileno=descriptor)

@@ -91,7 +91,7 @@ def collateral(form: Form) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         clock = _Clock(Path(name))
         with (
-            running_server("--pccs", "127.0.0.1:0") as agent,
+            running_server("--pccs-http", "127.0.0.1:0") as agent,
             running_verifier(agent, agent.ready["pccs"], clock.environment()) as server,
             Trial(server, threads=WORKERS + FETCHERS) as trial,
         ):

@@ -38,7 +38,7 @@ def running_verifier(
 def dies(form: Form) -> dict[str, Any]:
     """Evidence is rejected for missing collateral, and verified once a PCCS is available."""
     with contextlib.ExitStack() as stack:
-        agent = stack.enter_context(running_server("--pccs", "127.0.0.1:0"))
+        agent = stack.enter_context(running_server("--pccs-http", "127.0.0.1:0"))
         address = agent.ready["pccs"].removeprefix("http://").partition("/")[0]
         evidence = call(agent.dstack, "GetQuote", {"report_data": "77"}).json()
         server = stack.enter_context(running_verifier(agent, agent.ready["pccs"]))
@@ -48,7 +48,7 @@ def dies(form: Form) -> dict[str, Any]:
             result_without_pccs = verify(server, evidence)
             trial.wait_answered("GetQuote", "EmitEvent", "GetKey", "Info", "/metrics")
             trial.last(form.seconds(0.5, 5))
-            stack.enter_context(running_server("--pccs", address))
+            stack.enter_context(running_server("--pccs-http", address))
         begin = time.monotonic()
         assert verify(server, evidence) == "valid"
         trial.notes["verify"] = {result_without_pccs: 1}
@@ -60,7 +60,7 @@ def dies(form: Form) -> dict[str, Any]:
 @scenario("PCCS hangs", "the PCCS is stopped while evidence is judged, then goes on")
 def hangs(form: Form) -> dict[str, Any]:
     """Only requests that need collateral wait."""
-    with running_server("--pccs", "127.0.0.1:0") as agent:
+    with running_server("--pccs-http", "127.0.0.1:0") as agent:
         evidence = call(agent.dstack, "GetQuote", {"report_data": "77"}).json()
         with running_verifier(agent, agent.ready["pccs"]) as server, Trial(server) as trial:
             with trial.fault():

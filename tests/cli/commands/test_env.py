@@ -74,13 +74,18 @@ def test_seal_and_open(
     assert shown["variables"] == list(FOUND)
     sealed, opened = tmp_path / "sealed", tmp_path / "opened.json"
     assert main(["env", "seal", str(variables), *recipient, "-o", str(sealed)]) == 0
-    assert main(["env", "open", str(sealed), "--key", str(key), *given, "-o", str(opened)]) == 0
+    assert (
+        main(["env", "open", str(sealed), "--secret-key", str(key), *given, "-o", str(opened)]) == 0
+    )
     assert "s3cret" not in capsys.readouterr().out
     assert json.loads(opened.read_text()) == FOUND
     assert stat.S_IMODE(opened.stat().st_mode) == 0o600
     assert main(["env", "seal", str(opened), *recipient]) == 0  # the JSON is an input, too
     assert open_env(capsys.readouterr().out, SECRET) == FOUND
-    assert main(["env", "open", str(sealed), "--key", str(key), "--allow", "EMPTY", "--json"]) == 0
+    assert (
+        main(["env", "open", str(sealed), "--secret-key", str(key), "--allow", "EMPTY", "--json"])
+        == 0
+    )
     found = schemas.check("env", capsys.readouterr().out)
     assert found == {"variables": {"EMPTY": ""}, "names": ["EMPTY"], "output": None}
 
@@ -91,7 +96,7 @@ def test_open_prints_json_that_a_terminal_does_not_obey(
     """Control characters of a value are escaped; raw bytes of the legacy form are read."""
     sealed = tmp_path / "sealed"
     sealed.write_bytes(bytes.fromhex(seal_env([("A", "\x1b[31m\n")], PUBLIC)))
-    assert main(["env", "open", str(sealed), "--key", str(key)]) == 0
+    assert main(["env", "open", str(sealed), "--secret-key", str(key)]) == 0
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert json.loads(printed) == {"A": "\x1b[31m\n"}
@@ -104,7 +109,7 @@ def test_key_file_of_the_agent(tmp_path: Path, capsys: Capture) -> None:
     secret = bytes.fromhex(json.loads(path.read_text())["env_crypt_key"])
     sealed = tmp_path / "sealed"
     sealed.write_text(seal_env([("A", "b")], x25519_public_key(secret)))
-    assert main(["env", "open", str(sealed), "--key", str(path)]) == 0
+    assert main(["env", "open", str(sealed), "--secret-key", str(path)]) == 0
     assert json.loads(capsys.readouterr().out) == {"A": "b"}
 
 
@@ -186,7 +191,7 @@ def test_wrong_key_file_is_refused(
     sealed = tmp_path / "sealed"
     sealed.write_text(seal_env([("A", "s3cret")], PUBLIC, epochs=(2, 7)))
     key.write_text(content)
-    assert main(["env", "open", str(sealed), "--key", str(key)]) == code
+    assert main(["env", "open", str(sealed), "--secret-key", str(key)]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert not content or content not in captured.err or content in {"{}", "00"}
@@ -197,14 +202,14 @@ def test_malformed_file_is_named(content: str, key: Path, tmp_path: Path, capsys
     """The error begins with the name of the file, once."""
     sealed = tmp_path / "sealed"
     sealed.write_text(content)
-    assert main(["env", "open", str(sealed), "--key", str(key)]) == 5
+    assert main(["env", "open", str(sealed), "--secret-key", str(key)]) == 5
     assert capsys.readouterr().err.count(f"{sealed}: ") == 1
 
 
 def test_other_epochs_are_refused(key: Path, tmp_path: Path) -> None:
     """Expected epochs reject other ones, and the legacy form."""
     sealed = tmp_path / "sealed"
-    words = ["env", "open", str(sealed), "--key", str(key), "--epochs", "2:7"]
+    words = ["env", "open", str(sealed), "--secret-key", str(key), "--epochs", "2:7"]
     for epochs, code in (((2, 7), 0), ((2, 8), 5), (None, 5)):
         sealed.write_text(seal_env([("A", "s3cret")], PUBLIC, epochs=epochs))
         assert main(words) == code

@@ -34,7 +34,7 @@ def root(kms: SimulatedKms, tmp_path: Path) -> str:
 
 def fetch(kms: SimulatedKms, root: str, *more: str) -> int:
     """Run the command; return its exit code."""
-    return main(["keys", "fetch", "--kms", kms.url, "--kms-root", root, *TEE, *more])
+    return main(["keys", "fetch", "--kms-url", kms.url, "--kms-root", root, *TEE, *more])
 
 
 def test_keys_are_written_to_a_private_file(

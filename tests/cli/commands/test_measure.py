@@ -78,8 +78,8 @@ def test_image_to_policy(folder: Path, capsys: Capture) -> None:
             *("--firmware", "ovmf.fd", "--kernel", "bzImage", "--disk", "disk"),
             *("--boot-loader", "shim.efi", *SHAPE),
         ),
-        ("--snp", "--firmware", "sev.fd", "--vcpus", "2", "--cpu-type", "EPYC-v4"),
-        ("--snp", "--firmware", "sev.fd", "--vcpus", "2", "--vmm", "ec2"),
+        ("--snp", "--firmware", "sev.fd", "--cpu-count", "2", "--cpu-type", "EPYC-v4"),
+        ("--snp", "--firmware", "sev.fd", "--cpu-count", "2", "--vmm", "ec2"),
     ],
 )
 def test_outputs(words: tuple[str, ...], capsys: Capture) -> None:
@@ -93,7 +93,6 @@ def test_outputs(words: tuple[str, ...], capsys: Capture) -> None:
         if value["accepted"]
     }
     assert policy.reference_values.rules == accepted
-    assert found == json.loads(run(capsys, *words, "--format", "json"))
 
 
 def test_files_and_shape_are_those_of_python(capsys: Capture) -> None:
@@ -125,7 +124,7 @@ def test_single_values_replace_those_of_vm_config(capsys: Capture) -> None:
 
 def test_snp_image(capsys: Capture) -> None:
     """The launch digest of files is that of Python."""
-    words = ("--snp", "--firmware", "sev.fd", "--vcpus", "4", "--cpu-signature", "0x800f12")
+    words = ("--snp", "--firmware", "sev.fd", "--cpu-count", "4", "--cpu-signature", "0x800f12")
     more = ("--guest-features", "0x21", "--kernel", "bzImage", "--initrd", "initrd")
     found = json.loads(run(capsys, *words, *more, "--cmdline", "quiet", "--json"))
     expected = snp(
@@ -167,13 +166,14 @@ def test_log_gives_missing_digests(folder: Path, capsys: Capture) -> None:
         (("--image", "image", *SHAPE, "-o", "x"), 1),
         (("--image", "image", "--cpu-count", "0", "--memory-size", "2G"), 1),
         (("--image", "image", "--cpu-count", "2", "--memory-size", "2X"), 1),
-        (("--image", "image", "--vcpus", "2", *SHAPE), 1),
+        (("--image", "image", "--cpu-type", "EPYC-v4", *SHAPE), 1),
+        (("--image", "image", *SHAPE, "--format", "toml", "--json"), 1),
         (("--image", "image", "--processor-id", "1", *SHAPE), 1),
         (("--image", "image", "--processor-id", "806f8,g", *SHAPE), 1),
         (("--snp", "--firmware", "sev.fd", "--cpu-type", "EPYC-v4"), 1),
-        (("--snp", "--firmware", "sev.fd", "--vcpus", "x"), 1),
-        (("--snp", "--firmware", "sev.fd", "--vcpus", "2", "--guest-features", "x"), 1),
-        (("--snp", "--image", "image", *SHAPE, "--vcpus", "2"), 1),
+        (("--snp", "--firmware", "sev.fd", "--cpu-count", "x"), 1),
+        (("--snp", "--firmware", "sev.fd", "--cpu-count", "2", "--guest-features", "x"), 1),
+        (("--snp", "--image", "image", *SHAPE), 1),
         (("--qemu-args", "vm.json", *SHAPE), 1),
         (("--qemu-args", "vm.json"), 1),
         (("--image", "missing", *SHAPE), 5),
@@ -184,7 +184,7 @@ def test_log_gives_missing_digests(folder: Path, capsys: Capture) -> None:
         (("--firmware", "bzImage", "--kernel", "bzImage", *SHAPE), 5),
         (("--firmware", "ovmf.fd", "--kernel", "initrd", *SHAPE), 5),
         (("--firmware", "ovmf.fd", "--kernel", "bzImage", "--disk", "initrd", *SHAPE), 5),
-        (("--snp", "--firmware", "ovmf.fd", "--vcpus", "2", "--cpu-type", "EPYC-v4"), 5),
+        (("--snp", "--firmware", "ovmf.fd", "--cpu-count", "2", "--cpu-type", "EPYC-v4"), 5),
     ],
 )
 def test_wrong_use(words: tuple[str, ...], code: int, capsys: Capture) -> None:

@@ -146,7 +146,7 @@ def test_snp_evidence(folder: Path, capsys: Capture) -> None:
     """The launch digest of evidence is compared, and its cause found."""
     with attestkit.open("simulator", platform="snp") as tee:
         (folder / "snp").write_bytes(tee.attest(report_data=bytes(64)).to_bytes())
-    words = ("--snp", "--firmware", "sev.fd", "--vcpus", "2", "--cpu-type", "EPYC-v4")
+    words = ("--snp", "--firmware", "sev.fd", "--cpu-count", "2", "--cpu-type", "EPYC-v4")
     (found,) = compared(capsys, *words, "--against", "snp")["differences"]
     assert (found["register"], found["cause"]["name"]) == ("launch_digest", "launch_inputs")
     assert snp(firmware=sev_image(), vcpus=2, cpu_type="EPYC-v4").launch_digest is not None
@@ -156,7 +156,7 @@ def test_snp_evidence(folder: Path, capsys: Capture) -> None:
 
 def test_output_goes_to_a_file(folder: Path, capsys: Capture) -> None:
     """JSON can be written to a file; the exit code stays."""
-    words = (*FULL, "--against", "other", "--format", "json", "-o", "found.json")
+    words = (*FULL, "--against", "other", "--json", "-o", "found.json")
     run(capsys, *words, code=2)
     found = schemas.check("measure", (folder / "found.json").read_text())
     assert len(found["against"]["differences"]) == 1
@@ -183,5 +183,5 @@ def test_wrong_use(words: tuple[str, ...], code: int, folder: Path, capsys: Capt
 def test_evidence_is_not_overwritten(folder: Path, capsys: Capture) -> None:
     """The output must not replace the evidence."""
     before = (folder / "same").read_bytes()
-    run(capsys, *FULL, "--against", "same", "--format", "json", "-o", "same", code=1)
+    run(capsys, *FULL, "--against", "same", "--json", "-o", "same", code=1)
     assert (folder / "same").read_bytes() == before

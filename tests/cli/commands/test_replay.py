@@ -19,7 +19,7 @@ def test_replay_real_log_agrees_with_its_quote(capsys: Capture) -> None:
     """A CCEL and the quote of the same boot agree in all RTMRs."""
     log = str(SHARED / "data/ccel/go-eventlog/cos-113-intel-tdx.bin")
     quote = str(SHARED / "data/quotes/go-tdx-guest/cos-113-tdx-quote.dat")
-    assert main(["replay", log, "--quote", quote, "--json"]) == 0
+    assert main(["replay", log, "--against", quote, "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     replayed = EventLog.parse(data("ccel/go-eventlog/cos-113-intel-tdx.bin")).replay()
     for number in range(4):
@@ -27,7 +27,7 @@ def test_replay_real_log_agrees_with_its_quote(capsys: Capture) -> None:
         assert register["replayed"] == register["quoted"] == replayed[number].hex()
         assert register["agrees"] is True
     assert output["error"] is None
-    assert main(["replay", log, "--quote", quote]) == 0
+    assert main(["replay", log, "--against", quote]) == 0
     assert capsys.readouterr().out.count("[ok]") == 4
 
 
@@ -36,13 +36,13 @@ def test_replay_quote_of_another_boot_is_code_2(capsys: Capture) -> None:
     """Differing registers are reported with both values."""
     log = str(SHARED / "data/ccel/go-eventlog/cos-113-intel-tdx.bin")
     quote = str(SHARED / "data/quotes/dcap-qvl/tdx_quote")
-    assert main(["replay", log, "--quote", quote]) == 2
+    assert main(["replay", log, "--against", quote]) == 2
     output = capsys.readouterr()
     assert "[!!] rtmr0" in output.out
     assert "the quote has" in output.out
     assert output.err.count("\n") == 1
     assert "RTMR0: the log replays to" in output.err
-    assert main(["replay", log, "--quote", quote, "--json"]) == 2
+    assert main(["replay", log, "--against", quote, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["registers"]["rtmr0"]["agrees"] is False
 
 
@@ -59,16 +59,16 @@ def test_replay_without_quote_shows_registers(files: Files, capsys: Capture) -> 
 
 
 def test_replay_evidence_uses_its_own_quote(files: Files, capsys: Capture) -> None:
-    """Evidence is compared with its own quote, or with the one of --quote."""
+    """Evidence is compared with its own quote, or with the one of --against."""
     assert main(["replay", str(files.evidence)]) == 0
     assert capsys.readouterr().out.count("[ok]") == 4
     other = intel.evidence([*intel.BOOT, ("more", b"")]).quote
     assert other is not None
     path = files.put("other", other.raw)
-    assert main(["replay", str(files.evidence), "--quote", str(path)]) == 2
+    assert main(["replay", str(files.evidence), "--against", str(path)]) == 2
     assert capsys.readouterr().out.count("[!!]") == 1
     register = ["--register", "0", "--register", "1"]
-    assert main(["replay", str(files.evidence), "--quote", str(path), *register]) == 0
+    assert main(["replay", str(files.evidence), "--against", str(path), *register]) == 0
     assert capsys.readouterr().out.count("not compared") == 2
 
 
@@ -101,7 +101,7 @@ def test_replay_accepts_formats_of_show(files: Files, capsys: Capture) -> None:
         assert main(["replay", str(path)]) == 0
         assert capsys.readouterr().out.count("[ok]") == 4
     for path in (files.bundle, response, files.certificate, files.quote):
-        assert main(["replay", log, "--quote", str(path)]) == 0
+        assert main(["replay", log, "--against", str(path)]) == 0
         assert capsys.readouterr().out.count("[ok]") == 4
 
 
@@ -122,25 +122,25 @@ def test_replay_error_names_file_and_option(case: str, files: Files, capsys: Cap
     assert err.startswith(f"attestkit: {path}: ")
     assert case == "empty" or "contains no event log of a TD" in err
     for wrong in (empty, files.collateral):
-        assert main(["replay", log, "--quote", str(wrong)]) == 5
-        assert capsys.readouterr().err.startswith(f"attestkit: --quote {wrong}: ")
+        assert main(["replay", log, "--against", str(wrong)]) == 5
+        assert capsys.readouterr().err.startswith(f"attestkit: --against {wrong}: ")
 
 
 @needs_shared
 def test_replay_tpm_log_has_pcrs(files: Files, capsys: Capture) -> None:
-    """Each bank of a TPM log is replayed, and --quote is refused."""
+    """Each bank of a TPM log is replayed, and --against is refused."""
     path = str(SHARED / "data/ccel/tpm/go-eventlog/ubuntu-2104-no-dbx.bin")
     assert main(["replay", path, "--json"]) == 0
     banks = json.loads(capsys.readouterr().out)["banks"]
     assert len(banks["sha256"]["pcr0"]) == 64
     assert main(["replay", path]) == 0
     assert "pcr0" in capsys.readouterr().out
-    assert main(["replay", path, "--quote", str(files.quote)]) == 1
+    assert main(["replay", path, "--against", str(files.quote)]) == 1
 
 
 @needs_shared
 def test_replay_ima_log_has_pcrs(files: Files, capsys: Capture) -> None:
-    """An IMA log is replayed in each bank, and --quote is refused."""
+    """An IMA log is replayed in each bank, and --against is refused."""
     folder = SHARED / "data/vtpm/generic/qemu-swtpm"
     path = str(folder / "binary_runtime_measurements")
     assert main(["replay", path, "--json"]) == 0
@@ -149,4 +149,4 @@ def test_replay_ima_log_has_pcrs(files: Files, capsys: Capture) -> None:
     assert banks["sha384"] == {"pcr10": expected}
     assert main(["replay", path]) == 0
     assert expected in capsys.readouterr().out
-    assert main(["replay", path, "--quote", str(files.quote)]) == 1
+    assert main(["replay", path, "--against", str(files.quote)]) == 1

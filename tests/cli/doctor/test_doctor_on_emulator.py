@@ -53,7 +53,7 @@ def test_doctor_on_working_guest_gets_quote(machine: Emulator) -> None:
 
 def test_doctor_on_older_kernel_reads_register_from_report() -> None:
     """Without sysfs registers, RTMR3 is read from a TD report."""
-    with emulator(kernel="6.12") as machine:
+    with emulator(kernel_release="6.12") as machine:
         found = diagnose(machine)
     assert found["paths"]["measurements"]["error"] == "ENOENT"
     assert found["runtime_log"]["state"] == "empty"

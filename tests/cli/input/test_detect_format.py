@@ -151,7 +151,7 @@ def test_second_use_of_stdin_is_usage_error(
     assert [one["exit_code"] for one in json.loads(captured.out)["results"]] == [0, 1]
     assert "can be read only once" in captured.err
     give(files.evidence.read_bytes())
-    assert main(["replay", "-", "--quote", "-"]) == 1
+    assert main(["replay", "-", "--against", "-"]) == 1
     give(files.collateral.read_bytes())
     words = ["verify", "--any-freshness", str(files.evidence), *files.anchored]
     assert main([*words, "--collateral", "-"]) == 0

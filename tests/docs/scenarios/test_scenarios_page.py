@@ -185,7 +185,7 @@ def machines() -> Iterator[Callable[[str], Emulator]]:
     """Return a function that gives each backend its machine, one per module."""
     kinds = {
         "configfs_tsm": {},
-        "tdx_ioctl": {"kernel": "6.12", "driver": "C'", "qgs": True},
+        "tdx_ioctl": {"kernel_release": "6.12", "driver": "C'", "qgs": True},
     }
     running: dict[str, Emulator] = {}
     with contextlib.ExitStack() as stack:

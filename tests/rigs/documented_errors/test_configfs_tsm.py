@@ -34,8 +34,8 @@ from tests.rigs.emulator import REPORTS, Emulator, requires_fuse
 pytestmark = [pytest.mark.rig, requires_fuse]
 
 MACHINES: Final[dict[str, dict[str, object]]] = {
-    "old": {"kernel": "6.12.79"},
-    "new": {"kernel": "7.1"},
+    "old": {"kernel_release": "6.12.79"},
+    "new": {"kernel_release": "7.1"},
     "snp": {"provider": "sev_guest"},
 }
 OLD: Final = ("old",)

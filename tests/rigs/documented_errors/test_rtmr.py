@@ -34,9 +34,9 @@ from tests.rigs.kernel_files.file_calls import MEASUREMENTS
 pytestmark = [pytest.mark.rig, requires_fuse]
 
 MACHINES: Final[dict[str, dict[str, object]]] = {
-    "files": {"kernel": "7.1"},
-    "C": {"kernel": "6.12", "driver": "C"},  # extends by 0x80315403
-    "C'": {"kernel": "6.12", "driver": "C'"},  # extends by 0x40315403
+    "files": {"kernel_release": "7.1"},
+    "C": {"kernel_release": "6.12", "driver": "C"},  # extends by 0x80315403
+    "C'": {"kernel_release": "6.12", "driver": "C'"},  # extends by 0x40315403
 }
 FILE: Final = f"{MEASUREMENTS}/rtmr3:sha384"
 READ: Final = f"{MEASUREMENTS}/rtmr1:sha384"

@@ -37,9 +37,9 @@ from tests.rigs.emulator import Emulator, requires_fuse
 pytestmark = [pytest.mark.rig, requires_fuse]
 
 MACHINES: Final[dict[str, dict[str, object]]] = {
-    "mainline": {"kernel": "6.12", "qgs": True},  # without register files
-    "C": {"kernel": "6.12", "driver": "C"},  # exchanges QGS messages
-    "D": {"kernel": "6.12", "driver": "D"},  # exchanges the bare report and quote
+    "mainline": {"kernel_release": "6.12", "qgs": True},  # without register files
+    "C": {"kernel_release": "6.12", "driver": "C"},  # exchanges QGS messages
+    "D": {"kernel_release": "6.12", "driver": "D"},  # exchanges the bare report and quote
 }
 
 # Section 1.3, in its order. Only EINTR and EBUSY are retried.

@@ -96,7 +96,7 @@ FAULTS = {
 def test_recording_repeats_errors(tmp_path: Path) -> None:
     """Each error has its type and text, with successful calls between them."""
     path = tmp_path / "a.jsonl"
-    with emulator(kernel="6.18") as machine, Attester(record_machine(path, machine)) as tee:
+    with emulator(kernel_release="6.18") as machine, Attester(record_machine(path, machine)) as tee:
 
         def arm(number: int) -> None:
             machine.clear_faults()

@@ -220,7 +220,7 @@ def test_server_auto_does_not_fall_back(guest: System, app: AppFiles) -> None:
 
 def test_server_auto_selects_the_device(app: AppFiles) -> None:
     """The kernel has no configfs-tsm, and its ioctl extends the register."""
-    with system(kernel="6.6", driver="dstack", qgs_port=4050) as guest:
+    with system(kernel_release="6.6", driver="dstack", qgs_port=4050) as guest:
         with guest.serving("--backend", "auto", "--measure-app", *app.options) as server:
             assert "on hardware" in server.log()
             assert emit(server, "by ioctl").status == 200

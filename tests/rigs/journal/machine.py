@@ -22,7 +22,7 @@ PENDING: Final = "runtime_event.pending"
 # A kernel with register files, and one without, which needs the second ioctl.
 KINDS: Final[dict[str, dict[str, Any]]] = {
     "configfs_tsm": {},
-    "tdx_ioctl": {"kernel": "6.12", "driver": "C'", "qgs": True},
+    "tdx_ioctl": {"kernel_release": "6.12", "driver": "C'", "qgs": True},
 }
 
 

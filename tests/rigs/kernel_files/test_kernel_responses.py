@@ -25,7 +25,7 @@ def compare(answers: dict[str, Answers], recorded: dict[str, Answers]) -> None:
 @pytest.mark.parametrize("release", RECORDED)
 def test_emulator_tdx_responses_equal_the_record(release: str) -> None:
     """Entries, inblob, outblob, device, and registers if the kernel has them."""
-    with emulator(kernel=release.partition("+")[0]) as machine:
+    with emulator(kernel_release=release.partition("+")[0]) as machine:
         compare(tdx_answers(machine.root), RECORDED[release]["tdx"])
         assert machine.entries() == []
         assert machine.errors.read_text() == ""
@@ -35,5 +35,5 @@ def test_emulator_tdx_responses_equal_the_record(release: str) -> None:
 def test_emulator_snp_responses_equal_the_record(release: str) -> None:
     """The options of configfs-tsm on an SEV-SNP guest with an SVSM."""
     release_number = release.partition("+")[0]
-    with emulator(kernel=release_number, provider="sev_guest", vmpl=2) as machine:
+    with emulator(kernel_release=release_number, provider="sev_guest", vmpl=2) as machine:
         compare(snp_answers(machine.root), RECORDED[release]["snp"])

@@ -52,13 +52,13 @@ def find_files(machine: Emulator) -> dict[str, bool]:
 @pytest.mark.parametrize(
     ("options", "there"),
     [
-        ({"kernel": "7.3"}, {"table", "log", "device", "reports", "registers"}),
+        ({"kernel_release": "7.3"}, {"table", "log", "device", "reports", "registers"}),
         ({"provider": "sev_guest"}, {"sev", "reports"}),
-        ({"kernel": "6.1", "driver": "C"}, {"table", "device"}),
+        ({"kernel_release": "6.1", "driver": "C"}, {"table", "device"}),
         *slow(
-            ({"kernel": "6.1"}, {"table"}),
-            ({"kernel": "6.6"}, {"table", "log", "device"}),
-            ({"kernel": "6.12"}, {"table", "log", "device", "reports"}),
+            ({"kernel_release": "6.1"}, {"table"}),
+            ({"kernel_release": "6.6"}, {"table", "log", "device"}),
+            ({"kernel_release": "6.12"}, {"table", "log", "device", "reports"}),
             ({"provider": "none"}, {"table", "log", "reports"}),
         ),
     ],
@@ -101,7 +101,7 @@ def test_guest_with_version_5_quotes_has_td15_report() -> None:
 @pytest.fixture(scope="module")
 def old(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     """Run a guest with an old driver, for all tests of that driver."""
-    with emulator(kernel="6.6", driver=request.param) as machine:
+    with emulator(kernel_release="6.6", driver=request.param) as machine:
         yield machine
         assert machine.errors.read_text() == ""
 

@@ -73,7 +73,7 @@ def test_run_old_device_reads_the_programs_memory(tmp_path: Path, hidden: bool) 
         _, status, _, size = struct.unpack_from("<QQII", buffer)
         print(status, buffer.raw[24 : 24 + size].hex())
     """
-    options = ("--kernel", "6.6", "--driver", "D'")
+    options = ("--kernel-release", "6.6", "--driver", "D'")
     done = run(sys.executable, "-c", program, options=options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     status, quote = done.stdout.split()
@@ -151,7 +151,7 @@ def test_run_can_be_nested() -> None:
     done = run(*inner)
     assert done.stdout.split() == ["sev-guest"]
     assert "tdx_guest" in done.stderr
-    done = run(*RUN, "--kernel=6.6", "--", "ls", "/sys/kernel/config/tsm", "/dev/tdx_guest")
+    done = run(*RUN, "--kernel-release=6.6", "--", "ls", "/sys/kernel/config/tsm", "/dev/tdx_guest")
     assert done.stdout.split() == ["/dev/tdx_guest", "/sys/kernel/config/tsm:"]
     script = "cat /proc/sys/kernel/random/boot_id"
     done = run("sh", "-c", f'{script}; "$@"', "sh", *RUN, "--", "sh", "-c", script)
@@ -311,7 +311,7 @@ def test_run_invalid_options_are_rejected(options: list[str], code: int, reason:
 
 def test_run_options_after_the_program_are_passed() -> None:
     """`--` is needed only if the program's name looks like an option."""
-    done = execute(*RUN, "--kernel=6.12", "echo", "--fault", "-h", "--", "x")
+    done = execute(*RUN, "--kernel-release=6.12", "echo", "--fault", "-h", "--", "x")
     assert done.stdout == "--fault -h -- x\n"
 
 

@@ -134,7 +134,7 @@ def test_go_tdx_guest_reports_busy_device(programs: Path) -> None:
 def test_go_tdx_guest_without_configfs_uses_the_device(programs: Path) -> None:
     """Linux's driver gives no quotes."""
     words = (str(programs / "attest"), "-inform", "hex", "-in", "00")
-    done = run_as_ordinary_user(*words, options=("--kernel", "6.6"))
+    done = run_as_ordinary_user(*words, options=("--kernel-release", "6.6"))
     assert done.returncode != 0
     assert "invalid ioctl" in done.stderr + done.stdout
 

@@ -56,19 +56,19 @@ class Kind:
 
 def _old(driver: str, *, extends: bool) -> Kind:
     """Return a guest with an out-of-tree driver, before configfs-tsm."""
-    machine = {"kernel": "6.6", "driver": driver}
+    machine = {"kernel_release": "6.6", "driver": driver}
     return Kind(machine, TdxIoctl, {"generation": driver}, extends=extends, found=False)
 
 
 KINDS: Final = {
     # 6.12 has neither files nor an ioctl to extend registers; 7.1 reports a failed host.
-    "configfs-6.12": Kind({"kernel": "6.12"}, extends=False),
-    "configfs-6.18": Kind({"kernel": "6.18"}),
-    "configfs-7.1": Kind({"kernel": "7.1", "quote_version": 5}),
+    "configfs-6.12": Kind({"kernel_release": "6.12"}, extends=False),
+    "configfs-6.18": Kind({"kernel_release": "6.18"}),
+    "configfs-7.1": Kind({"kernel_release": "7.1", "quote_version": 5}),
     "configfs-snp": Kind({"provider": "sev_guest"}, extends=False),
     # dstack's driver extends registers; quotes come from the host's service.
     "ioctl-qgs": Kind(
-        {"kernel": "6.6", "driver": "dstack", "qgs": True, "qgs_port": QGS_PORT}, TdxIoctl
+        {"kernel_release": "6.6", "driver": "dstack", "qgs": True, "qgs_port": QGS_PORT}, TdxIoctl
     ),
     "ioctl-C": _old("C", extends=True),
     "ioctl-C'": _old("C'", extends=True),

@@ -203,7 +203,7 @@ SERVED: Final = ["azure-tdx", *slow(*[(name,) for name in CLOUDS if name != "azu
 def test_server_process_serves_guest_of_cloud(platform: str) -> None:
     """`attestkit serve --platform` serves evidence that its trust anchor verifies."""
     cloud = CLOUDS[platform]
-    pccs = ("--pccs", "127.0.0.1:0") if platform.endswith("-tdx") else ()
+    pccs = ("--pccs-http", "127.0.0.1:0") if platform.endswith("-tdx") else ()
     with running_server("--platform", platform, *pccs) as server:
         answer = call(server.dstack, "Attest", {"report_data": REPORT_DATA.hex()}).json()
         evidence = bytes.fromhex(answer["attestation"])

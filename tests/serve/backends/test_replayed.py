@@ -64,5 +64,5 @@ def test_missing_recording_fails_startup(tmp_path: Path) -> None:
     """The error names the variable; options of the simulator are refused."""
     options = ("--backend", "recording", "--dir", str(tmp_path), "--http", "none")
     assert "$ATTESTKIT_RECORDING" in refusal(*options, folder=tmp_path, code=3)
-    line = refusal(*options, "--pccs", "127.0.0.1:0", folder=tmp_path, code=1)
-    assert "--pccs: requires the simulator" in line
+    line = refusal(*options, "--pccs-http", "127.0.0.1:0", folder=tmp_path, code=1)
+    assert "--pccs-http: requires the simulator" in line

@@ -19,7 +19,7 @@ from tests.thorough import slow
 
 pytestmark = pytest.mark.slow  # its tests start programs
 
-PCCS = ("--pccs", "127.0.0.1:0")
+PCCS = ("--pccs-http", "127.0.0.1:0")
 REPORT_DATA = b"\x77" * 64
 
 

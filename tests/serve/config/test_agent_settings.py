@@ -208,7 +208,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     *(({"gpus": text}, "wrong_value", "gpus: must be 1 to 16") for text in ("0", "17", "-1", "x")),
     *(({"http": text}, "wrong_value", "http: must be HOST") for text in ("x", "8090", ":99")),
     ({"http": "unix:"}, "wrong_value", "http: must have a path after unix:: unix:"),
-    ({"pccs": "::1:80"}, "wrong_value", "pccs: an IPv6 address must be in square brackets: ::1:80"),
+    (
+        {"pccs_http": "::1:80"},
+        "wrong_value",
+        "pccs_http: an IPv6 address must be in square brackets: ::1:80",
+    ),
     *(
         ({"dev_http": f"{host}:0"}, "wrong_value", "dev_http: must be a loopback address")
         for host in ("0.0.0.0", "192.0.2.1", "example.com", "127.0.0.1.example.com")

@@ -25,7 +25,7 @@ _LIMITS = ("head_seconds=0.4", "body_seconds=0.4", "idle_seconds=0.4", "write_se
 def server() -> Iterator[Server]:
     """Return a server with short timeouts."""
     options = [word for limit in _LIMITS for word in ("--limit", limit)]
-    others = ("--verifier", "127.0.0.1:0", "--pccs", "127.0.0.1:0")
+    others = ("--verifier", "127.0.0.1:0", "--pccs-http", "127.0.0.1:0")
     with running_server(*options, *others) as server:
         yield server
         server.check_log()

@@ -1,4 +1,4 @@
-"""`--pccs` serves the simulator's collateral to dcap-qvl's and attestkit's clients."""
+"""`--pccs-http` serves the simulator's collateral to dcap-qvl's and attestkit's clients."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ JS: Final = Path(__file__).resolve().parents[2] / "clients" / "js"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """Return a server with a PCCS on a free port."""
-    with running_server("--pccs", "127.0.0.1:0") as server:
+    with running_server("--pccs-http", "127.0.0.1:0") as server:
         yield server
 
 
@@ -140,17 +140,19 @@ def test_pccs_internal_error_is_not_shown(
 
 
 def test_pccs_requires_simulator(tmp_path: Path) -> None:
-    """--pccs with another backend is a usage error."""
-    expected = refusal("--backend", "tdx_ioctl", "--pccs", "127.0.0.1:0", folder=tmp_path, code=1)
-    assert "--pccs: requires the simulator" in expected
+    """--pccs-http with another backend is a usage error."""
+    expected = refusal(
+        "--backend", "tdx_ioctl", "--pccs-http", "127.0.0.1:0", folder=tmp_path, code=1
+    )
+    assert "--pccs-http: requires the simulator" in expected
 
 
 def test_pccs_address_option(tmp_path: Path) -> None:
     """Errors name a malformed or occupied address."""
-    expected = refusal("--backend", "simulator", "--pccs", "8081", folder=tmp_path, code=1)
-    assert "--pccs: must be HOST:PORT with a port of 0 to 65535, or none: 8081" in expected
+    expected = refusal("--backend", "simulator", "--pccs-http", "8081", folder=tmp_path, code=1)
+    assert "--pccs-http: must be HOST:PORT with a port of 0 to 65535, or none: 8081" in expected
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         options = ("--backend", "simulator", "--dir", str(tmp_path), "--http", "none")
-        expected = refusal(*options, "--pccs", where, folder=tmp_path, code=3)
-    assert f"--pccs {where}: the port is in use" in expected
+        expected = refusal(*options, "--pccs-http", where, folder=tmp_path, code=3)
+    assert f"--pccs-http {where}: the port is in use" in expected

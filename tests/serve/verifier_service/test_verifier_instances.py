@@ -36,7 +36,7 @@ _PROXY_LINE = re.compile(r" verifiers/(\S+) \S+ (\d+) \d+ \S+ \S+ (\S\S)")
 @pytest.fixture
 def agent() -> Iterator[Server]:
     """Return a simulator that serves its collateral to this test only."""
-    with running_server("--pccs", "127.0.0.1:0") as server:
+    with running_server("--pccs-http", "127.0.0.1:0") as server:
         yield server
 
 

@@ -233,7 +233,7 @@ def test_verifier_without_policy_warns(
 
 def test_verify_collateral_from_pccs_is_cached() -> None:
     """A verifier fetches collateral from an agent's PCCS and caches it."""
-    with running_server("--pccs", "127.0.0.1:0") as agent:
+    with running_server("--pccs-http", "127.0.0.1:0") as agent:
         anchor = str(agent.folder / "trust-anchor.pem")
         pccs = agent.ready["pccs"]
         with running_verifier("--trust-anchor", anchor, PCCS_URL=pccs) as verifier:

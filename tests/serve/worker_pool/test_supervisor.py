@@ -153,7 +153,7 @@ def test_supervisor_killed_workers_exit(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_supervisor_shutdown_under_load_answers_accepted_requests(tmp_path: Path) -> None:
     """Accepted connections are answered; later ones are refused."""
-    with running_agent("--pccs", "127.0.0.1:0") as agent:
+    with running_agent("--pccs-http", "127.0.0.1:0") as agent:
         given = (*verifier_options(agent, tmp_path / "cache"), "--workers", "2")
         with (
             running_verifier(*given) as supervisor,
