@@ -14,11 +14,12 @@ proxies of the environment. Do not pass `mounts` or `proxy` to the client, which
 import ssl
 from typing import Any
 
-import httpx
-
-from attestkit._argument_checks import wrong_type
+from attestkit._argument_checks import needs_extra, wrong_type
 from attestkit.errors import UsageError
 from attestkit.ra_tls.connection import AttestedSocket
+
+with needs_extra("HTTPTransport", "client"):
+    import httpx
 
 
 class HTTPTransport(httpx.HTTPTransport):

@@ -12,6 +12,7 @@ from attestkit.serve import endpoints
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
 from attestkit.serve.http.request_checks import is_loopback
+from attestkit.serve.lazy_import import require_packages
 from attestkit.serve.machine_info import DATA_DISKS
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def build_server(
     _check_arguments(attester, addresses, options.verifier)
     with needs_extra("server", "serve"):
         from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
+    require_packages(name for name, _ in addresses.listeners())
     stats, limits = options.stats or Stats(), options.limits or Limits()
     if options.access_log is not None:
         stack.callback(options.access_log.flush, patience=1.0)

@@ -54,6 +54,7 @@ EXCEPTIONS = {
     "backends/simulator/scenarios/registry.py importlib.import_module": _FROM_TABLE,
     "cli/__init__.py importlib.import_module": _FROM_TABLE,
     "serve/lazy_import.py importlib.import_module": _FROM_TABLE,
+    "serve/lazy_import.py importlib.util": "whether the packages of a server are installed",
     "client/service_choice.py importlib.import_module": _FROM_TABLE,
     "_argument_checks.py importlib.import_module": "a package of an extra, a constant name",
     "cli/options/shell_values.py importlib.import_module": _FROM_TABLE,

@@ -23,6 +23,7 @@ from attestkit.serve.http.sockets import bind_tcp
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.kms_service.request_queue import WORKERS
 from attestkit.serve.kms_service.server_identity import KmsParts, ServerIdentity
+from attestkit.serve.lazy_import import require_packages
 from attestkit.simulated_roots import SimulatedRoots
 
 with needs_extra("simulated KMS", "serve"):
@@ -181,6 +182,7 @@ class SimulatedKms:
     ) -> None:
         if not (hasattr(verifier, "verify") and hasattr(verifier, "policy")):
             raise wrong_type("verifier", "a Verifier", verifier)
+        require_packages(["kms"])
         self.faults: KmsFaults = KmsFaults.of(faults)
         if state_dir is not None:
             self.faults.watch(self._check_fault)

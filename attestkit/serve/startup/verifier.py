@@ -7,6 +7,7 @@ from attestkit.serve.app_factory import ServerOptions
 from attestkit.serve.config.verifier_settings import VerifierSettings
 from attestkit.serve.counters import Stats
 from attestkit.serve.endpoints import ListenAddresses
+from attestkit.serve.lazy_import import require_packages
 from attestkit.serve.startup.banner import ServerContext, announce
 from attestkit.serve.systemd.notify_watchdog import ServiceEnvironment
 from attestkit.serve.verifier_service.verifier_factory import load_ear_key, open_verifier
@@ -57,6 +58,7 @@ def _serve_by_workers(
     settings: VerifierSettings, workers: int, shared: ServerContext, service: ServiceEnvironment
 ) -> None:
     """Serve the verifier by several worker processes, each of which runs this program."""
+    require_packages(["verifier"] if settings.metrics is None else ["verifier_metrics"])
     from attestkit.serve.http.sockets import bind_tcp  # lazy, as the pool
     from attestkit.serve.verifier_service.metrics import MetricsAggregator, metrics_listener
     from attestkit.serve.worker_pool.supervisor import WorkerPool
