@@ -114,8 +114,12 @@ class ProofBundle:
             port=_port(values),
             model=None if values["model"] is None else _read_text(values, "model", 1000),
             nonce=strict_json.from_hex(values["nonce"], f"{_WHAT}: nonce", NONCE_SIZE),
-            answers=tuple(_bytes(one, MAX_ANSWER) for one in values.array("answers", MAX_ANSWERS)),
-            certificate=None if certificate is None else _bytes(certificate, MAX_CERTIFICATE),
+            answers=tuple(
+                _bytes("answers", one, MAX_ANSWER) for one in values.array("answers", MAX_ANSWERS)
+            ),
+            certificate=None
+            if certificate is None
+            else _bytes("certificate", certificate, MAX_CERTIFICATE),
             sealed=_flag(values),
             at=_moment(values["at"]),
             collateral=tuple(map(_collateral, values.array("collateral", MAX_MACHINES))),
@@ -150,7 +154,7 @@ def _base64(data: bytes) -> str:
 
 
 def _read_text(values: AnswerObject, name: str, most: int) -> str:
-    found = strict_json.string(values, name)
+    found = strict_json.string(values, name, what=_WHAT)
     if not 0 < len(found) <= most:
         raise values.error(name, f"{len(found)} characters, must be 1 to {most}", "wrong_size")
     return found
@@ -170,10 +174,11 @@ def _flag(values: AnswerObject) -> bool:
     return value
 
 
-def _bytes(value: object, most: int) -> bytes:
-    found = strict_json.from_base64(value, _WHAT)
+def _bytes(name: str, value: object, most: int) -> bytes:
+    what = f"{_WHAT}: {name}"
+    found = strict_json.from_base64(value, what)
     if len(found) > most:
-        raise FormatError(f"{_WHAT}: item of {len(found)} bytes, over {most}", reason="too_large")
+        raise FormatError(f"{what}: {len(found)} bytes, over {most}", reason="too_large")
     return found
 
 

@@ -130,8 +130,9 @@ def test_changed_bytes_are_read_or_refused(at: int, change: int) -> None:
     ],
 )
 def test_malformed_members(values: dict[str, object], reason: str) -> None:
-    """Each member has its type and its bounds."""
-    with raises(FormatError, reason):
+    """Each member has its type and its bounds; errors begin with the document and the member."""
+    (name,) = values
+    with raises(FormatError, reason, start="proof bundle: ", part=name):
         ProofBundle.from_json(changed(**values))
 
 
