@@ -1,5 +1,6 @@
 """Help and options of all commands agree."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Final
 import click
 import pytest
 
+from attestkit.__main__ import main
 from attestkit.serve.config import command_line
 from tests.cli.command_table import list_programs
 
@@ -15,8 +17,6 @@ from tests.cli.command_table import list_programs
 EXCEPTIONS: Final = {
     "--policy": "`connect` and `curl` take one for each role of a service, and words of their own"
 }
-# Their options are too many for a screen.
-LONG = {"measure", "serve"}
 PROGRAMS = dict(list_programs())
 
 
@@ -30,14 +30,43 @@ def _options(name: str) -> Iterator[tuple[str, click.Option]]:
 
 @pytest.mark.parametrize("words", sorted(PROGRAMS.keys() - {"serve"}))
 def test_help_fits_screen(words: str) -> None:
-    """Help has at most 80 columns, and but for `measure` at most 50 lines; options have a text."""
+    """Help has at most 80 columns and 50 lines, that of `measure` 40; options have a text."""
     command = PROGRAMS[words]
     context = click.Context(command, info_name=f"attestkit {words}", terminal_width=80)
     lines = command.get_help(context).splitlines()
     assert max(map(len, lines)) <= 80
-    assert (len(lines) > 50) == (words in LONG), len(lines)
+    assert len(lines) <= (40 if words == "measure" else 50)
     for parameter in command.params:
         assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
+
+
+def test_help_all_has_the_options_that_help_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """`measure` and `serve` name --help-all in --help, and list every option there."""
+    found = {}
+    for words in (["measure", "--help"], ["measure", "--help-all"]):
+        assert main(words) == 0
+        found[" ".join(words)] = capsys.readouterr().out
+    for words in (["serve", "--help"], ["serve", "--help-all"]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 0
+        found[" ".join(words)] = capsys.readouterr().out
+    names = {name for name, words, *_ in _kinds() if words == "measure"}
+    for command, every in (("measure", names), ("serve", {*command_line.option_names()})):
+        short, whole = (
+            {*re.findall(r"(?<![\w-])--?[a-z][\w-]*", found[f"{command} {option}"])}
+            for option in ("--help", "--help-all")
+        )
+        assert "--help-all" in short
+        assert every <= whole | {"-h", "--help"}
+        assert len(every - short) > 15
+
+
+def test_completion_has_the_options_that_help_leaves_out() -> None:
+    """The shell completes every option."""
+    command = PROGRAMS["measure"]
+    found = command.shell_complete(click.Context(command), "--")
+    assert {"--pic", "--svsm", "--help-all"} <= {item.value for item in found}
 
 
 def test_help_loads_no_format() -> None:

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from attestkit.measure.tdx_guest import TdxBoot
 
 _MAX_SMBIOS: Final = 1 << 20  # bytes
+_RARE: Final = (
+    *("--shim", "--boot-loader", "--pic", "--pci-hole64-size", "--hotplug-off", "--num-gpus"),
+    *("--num-nvswitches", "--num-nics", "--num-verity-volumes", "--cdrom-root", "--two-pass"),
+    *("--processor-id", "--acpi", "--smbios", "--cpu-signature", "--guest-features", "--svsm"),
+    "--vars-size",
+)
 
 
 class _Measured(NamedTuple):
@@ -89,12 +95,13 @@ table_options: Final = option.group(
 
 @click.command(
     cls=Command,
-    example="measure --image dstack-0.5.5 --vm-config vm.json --format toml -o policy.toml",
+    example="measure --image dstack-0.5.5 --vm-config vm.json",
     codes="01235",
     meanings={
         2: "the evidence differs, or its log does not replay to its registers",
         3: "QEMU does not answer",
     },
+    rare=_RARE,
 )
 @guest.boot_options
 @guest.machine_options
@@ -122,8 +129,8 @@ def measure(
 ) -> int:
     """Compute the expected registers of a guest, from what it boots and the machine's shape.
 
-    No evidence is needed. The policy that --format toml writes is for attestkit verify --policy;
-    its comments say what confirms each value, and what is not proven.
+    No evidence is needed. The policy of --format toml says what confirms each value, and what is
+    not proven.
     """
     if out.as_json and form != "table":
         raise UsageError("--format and --json: give only one", reason="conflict")
@@ -161,15 +168,15 @@ def _measure_snp(
     if boot.image is not None:
         image = _read_image(boot.image)
         firmware = image.firmware if image.firmware_snp is None else image.firmware_snp
-        own = (cpu_count, firmware, image.kernel, image.initrd, image.cmdline.strip())
-        expected = replace(snp.measure(*own), os_image_hash=image.os_image_hash)
-        return _Measured(expected, snp.inputs_of(*own))
+        cmdline = image.cmdline.strip()
+        found, inputs = snp.measure(cpu_count, firmware, image.kernel, image.initrd, cmdline)
+        return _Measured(replace(found, os_image_hash=image.os_image_hash), inputs)
     if boot.uki is not None or boot.disk is not None or boot.shim is not None:
         message = "--uki, --disk, --shim: not in the launch digest of an SNP guest; omit them"
         raise UsageError(message, reason="not_applicable")
     files = boot.read()
     given = (cpu_count, files.firmware, files.kernel, files.initrd, boot.cmdline)
-    return _Measured(snp.measure(*given), snp.inputs_of(*given))
+    return _Measured(*snp.measure(*given))
 
 
 def _measure_tdx(

@@ -160,18 +160,13 @@ def _seed(text: str | None, file: Path | None) -> bytes | None:
         file: Value of --seed-file: a file of 32 raw bytes or 64 hex digits.
 
     Raises:
-        UsageError: If both are given, or `text` is malformed.
-        ConfigError: If the file cannot be read, or is malformed.
+        UsageError: If both are given.
+        ConfigError: If `text` or the file is malformed, or the file cannot be read.
     """
     if text is not None and file is not None:
         raise UsageError("--seed and --seed-file: mutually exclusive; give one", reason="conflict")
-    if file is not None:
-        from attestkit.serve.config.option_values import read_seed  # lazy: few runs need it
+    from attestkit.serve.config.option_values import read_seed, seed_from_hex  # lazy
 
+    if file is not None:
         return read_seed(file)
-    if text is None:
-        return None
-    seed = read_hex("--seed", text)
-    if len(seed) != 32:
-        raise UsageError(f"--seed: must be 32 bytes, not {len(seed)}", reason="wrong_size")
-    return seed
+    return None if text is None else seed_from_hex(text, "--seed")

@@ -105,9 +105,9 @@ boot_options: Final = option.group(
         option.file("--kernel", "Linux kernel."),
         option.file("--initrd", "Initrd of the kernel."),
         option.value("--cmdline", "TEXT", "Command line of the kernel."),
-        option.file("--shim", "Shim of QEMU's -shim."),
         option.file("--uki", "Unified kernel image."),
         option.file("--disk", "Raw disk image; kernel or UKI are booted from it."),
+        option.file("--shim", "Shim of QEMU's -shim."),
         option.file("--boot-loader", "Image that is loaded before, as GRUB.", many=True),
     ),
     BootFiles.check,
@@ -212,16 +212,16 @@ machine_options: Final = option.group(
         option.value("--cpu-count", "N", "Virtual CPUs, also with --snp.", type=int),
         option.value("--memory-size", "SIZE", "Memory in bytes, or such as 2G or 512M."),
         option.value("--qemu-version", "VERSION", "Version of the host's QEMU."),
+        option.value("--num-gpus", "N", "GPUs.", type=int),
+        option.file("--qemu-args", "Command line of QEMU, as /proc/PID/cmdline."),
         click.option("--pic/--no-pic", default=None, help="Whether there is an 8259."),
         option.value("--pci-hole64-size", "SIZE", "64-bit PCI window."),
         click.option("--hotplug-off", is_flag=True, default=None, help="No ACPI hotplug."),
-        option.value("--num-gpus", "N", "GPUs.", type=int),
         option.value("--num-nvswitches", "N", "NVSwitches.", type=int),
         option.value("--num-nics", "N", "Network cards. Default: 1.", type=int),
         option.value("--num-verity-volumes", "N", "Read-only disks.", type=int),
         click.option("--cdrom-root", is_flag=True, default=None, help="Root is on a CD-ROM."),
         click.option("--two-pass/--single-pass", default=None, help="Order of pages in MRTD."),
-        option.file("--qemu-args", "Command line of QEMU, as /proc/PID/cmdline."),
         option.value("--processor-id", "EAX,EDX", "CPUID leaf 1 in hex, for SMBIOS."),
     ),
     _read_machine,
@@ -231,28 +231,12 @@ machine_options: Final = option.group(
 # -- SEV-SNP -------------------------------------------------------------------------------------
 
 
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[int]
-else:
-    _ParamType = click.ParamType  # not subscriptable in older releases
-
-
-class _Number(_ParamType):
-    """A number, decimal or with 0x."""
-
-    name = "NUMBER"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Return the number, or raise UsageError."""
-        del ctx
-        try:
-            return int(str(value), 0)
-        except ValueError:
-            option = "number" if param is None else param.opts[0]
-            message = f"{option}: must be a number, such as 0x21"
-            raise UsageError(message, reason="wrong_value") from None
+def _number(text: str) -> int:
+    """Return a number, decimal or with 0x."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise click.BadParameter("must be a number, such as 0x21") from None
 
 
 class SnpOptions(NamedTuple):
@@ -285,18 +269,25 @@ class SnpOptions(NamedTuple):
         kernel: bytes | None,
         initrd: bytes | None,
         cmdline: str | None,
-    ) -> "ExpectedMeasurements":
-        """Return the launch digest that an SEV-SNP guest with these boot files has.
+    ) -> "tuple[ExpectedMeasurements, SnpInputs | None]":
+        """Return the launch digest that a guest with these boot files has, and its inputs.
+
+        The inputs explain differences; they are None with COCONUT-SVSM.
 
         Raises:
             FormatError: If a file is malformed.
             UsageError: If a value is out of range.
         """
-        from attestkit.measure import snp
+        from attestkit.measure import SnpInputs, snp
+        from attestkit.measure.sev_snp.launch_digest import (
+            KernelFiles,
+            SnpMachine,
+            find_cpu_signature,
+        )
         from attestkit.measure.snp_guest import DEFAULT_VARIABLES_SIZE
 
         size = DEFAULT_VARIABLES_SIZE if self.vars_size is None else self.vars_size
-        return snp(
+        expected = snp(
             firmware=firmware,
             vcpus=cpu_count,
             cpu_type=self.cpu_type,
@@ -309,31 +300,14 @@ class SnpOptions(NamedTuple):
             svsm=_read(self.svsm, _MAX_FIRMWARE),
             variables_size=size,
         )
-
-    def inputs_of(
-        self,
-        cpu_count: int,
-        firmware: bytes,
-        kernel: bytes | None,
-        initrd: bytes | None,
-        cmdline: str | None,
-    ) -> "SnpInputs | None":
-        """Return the inputs of `measure`, to explain differences; None with COCONUT-SVSM."""
-        from attestkit.measure import SnpInputs
-        from attestkit.measure.sev_snp.launch_digest import (
-            KernelFiles,
-            SnpMachine,
-            find_cpu_signature,
-        )
-
         if self.svsm is not None:
-            return None
+            return expected, None
         signature = self.cpu_signature or 0
         if self.cpu_type is not None:
             signature = find_cpu_signature(self.cpu_type)
         machine = SnpMachine(cpu_count, signature, self.guest_features or 1, self.vmm or "qemu")
         files = None if kernel is None else KernelFiles(kernel, initrd or b"", cmdline or "")
-        return SnpInputs(firmware=firmware, machine=machine, kernel=files)
+        return expected, SnpInputs(firmware=firmware, machine=machine, kernel=files)
 
 
 snp_options: Final = option.group(
@@ -342,13 +316,13 @@ snp_options: Final = option.group(
         "SEV-SNP",
         option.flag("--snp", text="Measure an SEV-SNP guest, not a TD."),
         option.value("--cpu-type", "NAME", "CPU type of QEMU, as EPYC-v4."),
-        option.value("--cpu-signature", "NUMBER", "EAX of CPUID leaf 1.", type=_Number()),
-        option.value(
-            "--guest-features", "NUMBER", "SEV_FEATURES, as 0x21. Default: 0x1.", type=_Number()
-        ),
         click.option("--vmm", type=click.Choice(["qemu", "ec2", "gce"]), help="Default: qemu."),
+        option.value("--cpu-signature", "NUMBER", "EAX of CPUID leaf 1.", type=_number),
+        option.value(
+            "--guest-features", "NUMBER", "SEV_FEATURES, as 0x21. Default: 0x1.", type=_number
+        ),
         option.file("--svsm", "Image of COCONUT-SVSM."),
-        option.value("--vars-size", "BYTES", "Variables below the firmware.", type=_Number()),
+        option.value("--vars-size", "BYTES", "Variables below the firmware.", type=_number),
     ),
     SnpOptions.check,
     SnpOptions,

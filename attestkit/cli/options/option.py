@@ -6,7 +6,7 @@ Modules of options and commands use it by its name, as `option.file` and `option
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
@@ -22,6 +22,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Option: TypeAlias = Callable[[Any], Any]
 
 _SECTION: Final = "section"  # attribute of a parameter
+_ALL: Final = "attestkit.help_all"  # in `Context.meta`
 
 if TYPE_CHECKING:
     _Base = click.Path[Path]
@@ -66,6 +67,7 @@ class Command(click.Command):
         example: Words of a call, without `attestkit`; or a paragraph of click, kept as it is.
         codes: The exit codes, each a digit.
         meanings: What codes mean, where the command says more than `exit_codes.MEANINGS`.
+        rare: Options that only --help-all lists, which the command then has.
         settings: As for `click.Command`.
     """
 
@@ -76,6 +78,7 @@ class Command(click.Command):
         example: str,
         codes: str,
         meanings: Mapping[int, str] | None = None,
+        rare: Collection[str] = (),
         **settings: Any,
     ) -> None:
         self.exit_codes: dict[int, str] = {int(code): MEANINGS[int(code)] for code in codes}
@@ -83,12 +86,24 @@ class Command(click.Command):
         texts = ", ".join(f"{code} {text}" for code, text in self.exit_codes.items())
         first = example if example.startswith("\b") else f"Example: attestkit {example}"
         super().__init__(name, epilog=f"{first}\n\nExit codes: {texts}.", **settings)
+        self._rare = rare
+        if rare:
+            show = flag(
+                "--help-all",
+                text="List all options, and exit.",
+                is_eager=True,
+                expose_value=False,
+                callback=_show_all,
+            )
+            self.params += show(lambda: None).__click_params__
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under the titles of their sections, which `group` sets."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
+            if parameter.opts[0] in self._rare and _ALL not in ctx.meta:
+                continue
             if record is not None and isinstance(parameter, click.Option):
                 title = getattr(parameter, _SECTION, "Options")
                 sections.setdefault(title, []).append(record)
@@ -134,9 +149,16 @@ def file(name: str, text: str, *, metavar: str = "FILE", **settings: Any) -> _Op
     return value(name, metavar, text, type=PATH, **settings)
 
 
-def flag(*names: str, text: str) -> _Option:
-    """Return an option without a value."""
-    return click.option(*names, is_flag=True, help=text)
+def flag(*names: str, text: str, **settings: Any) -> _Option:
+    """Return an option without a value; `settings` are other arguments of `click.option`."""
+    return click.option(*names, is_flag=True, help=text, **settings)
+
+
+def _show_all(ctx: click.Context, _: click.Parameter, given: bool) -> None:  # noqa: FBT001 - click
+    if given:
+        ctx.meta[_ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
 
 
 def output(text: str, *, required: bool = False) -> _Option:

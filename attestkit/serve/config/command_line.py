@@ -31,6 +31,13 @@ Exit codes:
   130  SIGINT during startup
 Ended by SIGTERM or SIGINT: the signal came during startup, or a second time.
 """
+# Options in --help; --help-all has all.
+_COMMON: Final = {
+    *("config", "backend", "json", "dir", "socket", "http", "app_keys", "app_compose"),
+    *("sys_config", "kms_url", "kms_root", "seed_file", "state_dir", "dev_http", "pccs_http"),
+    *("platform", "scenario", "fault", "kms", "verifier", "verifier_pccs", "verifier_policy"),
+    *("trust_anchor", "workers", "log_level"),
+}
 # Titles in --help, by the first option of each group.
 _GROUPS: Final = {
     "config": "general",
@@ -50,7 +57,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a one-line error that shows no seed, instead of printing the usage."""
-        raise UsageError(f"{without_hex(message)}; --help lists the options", reason="wrong_value")
+        raise UsageError(
+            f"{without_hex(message)}; --help-all lists the options", reason="wrong_value"
+        )
 
 
 def write_out(line: str) -> None:
@@ -83,13 +92,15 @@ def _scenarios() -> str:
 
 
 _SHOWS: Final = {
+    "--help-all": (lambda: _parser(every=True).format_help(), "list all options and exit"),
     "--version": (_version, "print the version and exit"),
     "--list-faults": (_faults, "list the faults and exit"),
     "--list-scenarios": (_scenarios, "list the scenarios and exit"),
 }
 
 
-def _parser() -> _Parser:
+def _parser(*, every: bool = False) -> _Parser:
+    """Return the parser; its help has every option, or the common ones."""
     parser = _Parser(
         prog="attestkit serve",
         usage="%(prog)s [OPTIONS]",
@@ -110,6 +121,7 @@ def _parser() -> _Parser:
             add = parser.add_argument_group(_GROUPS[name]).add_argument
         if name not in options.INTERNAL:
             text = texts.get(name, "").format_map(values)
+            text = text if every or name in _COMMON else argparse.SUPPRESS
             add(*_names(name), dest=name, help=text, **_argument(name))
     add = parser.add_argument_group("information").add_argument
     for option, (get_text, text) in _SHOWS.items():
@@ -155,7 +167,7 @@ def parse_options(arguments: Sequence[str]) -> options.Options:
     if others:
         raise UsageError(
             f"unrecognized arguments: {without_hex(_without_values(others))}; "
-            "--help lists the options",
+            "--help-all lists the options",
             reason="unknown_name",
         )
     said = vars(found)

@@ -199,13 +199,13 @@ def refusal(tmp_path: Path, *options: str, code: int = 1, folder: Path | None = 
     ("option", "words"),
     [
         # Each starts a program, so most are slow: a number, a file, and two names.
-        ("--seed=11", "--seed: must be 32 bytes, not 1"),
+        ("--seed=11", "--seed: must be 32 bytes (64 hex digits), not 1"),
         ("--seed-file=none", "none: No such file or directory"),
         ("--fault=bad", "unknown fault 'bad'; write it as"),
         ("--qgs=vsock:x", "'vsock:x': must be vsock:PORT"),
         *slow(
-            ("--seed=0xzz", "--seed: not hex"),
-            ("--seed=@none", "--seed: not hex"),
+            ("--seed=0xzz", "--seed: not valid hex"),
+            ("--seed=@none", "--seed: not valid hex"),
             ("--seed-file=", "the path is empty"),
             ("--mr-config-id=0X0", "--mr-config-id: not hex"),
             ("--host-data=0x00", "host_data: must be 32 bytes"),

@@ -129,9 +129,9 @@ def test_parse_options_invalid_argument_names_option(arguments: list[str]) -> No
 
 
 def test_parse_options_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    """--help lists every option, limit, environment variable and exit code."""
+    """--help-all lists every option, limit, environment variable and exit code."""
     with pytest.raises(SystemExit) as caught:
-        parse_options(["--help"])
+        parse_options(["--help-all"])
     assert caught.value.code == 0
     message = capsys.readouterr().out
     for name in set(Options._fields) - ONLY_IN_FILES - {"limits"}:
