@@ -116,6 +116,7 @@ def test_option_has_one_type_in_every_command() -> None:
     for command in PROGRAMS.values():
         for one in command.params:
             found.setdefault(max(one.opts, key=len), set()).add(str(one.type))
+    # `key` derives keys of more algorithms than `verify-key` verifies.
     assert {name for name, types in found.items() if len(types) > 1} == {"--algorithm"}
 
 

@@ -130,9 +130,8 @@ def _setup(given: dict[str, Any]) -> "Setup":
     from attestkit.emulator.machine import Setup
 
     platform, provider = given.pop("platform"), given["provider"]
-    if platform is not None and platform not in PLATFORMS:
-        text = f"--platform: unknown name {platform!r}; use one of {', '.join(PLATFORMS)}"
-        raise UsageError(text, reason="unknown_name")
+    if platform == "tdx" and provider == "sev_guest":
+        raise UsageError("--provider sev_guest: not on the platform tdx", reason="conflict")
     if platform is None and provider is not None:
         platform = "snp" if provider == "sev_guest" else "tdx"
     scenario = chosen_scenario(given.pop("scenario"), platform)

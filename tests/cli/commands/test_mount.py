@@ -213,6 +213,7 @@ def refusal(tmp_path: Path, *options: str, code: int = 1, folder: Path | None = 
             ("--provider=tdx", "must be one of tdx_guest, sev_guest, none, not 'tdx'"),
             ("--kernel-release=six", "must be like 6.12 or 6.12.80, not 'six'"),
             ("--driver=E", "not 'E'"),
+            ("--platform=azure", "platform: must be one of tdx, snp, azure-snp,"),
             ("--quote-version=3", "quote_version: must be 4 or 5, not 3"),
             ("--vmpl=4", "vmpl: must be 0 to 3"),
         ),
