@@ -43,6 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
     limits are disabled. Its other checks, and a profile chosen by option, remain.
     """
     config.pluginmanager.register(Watchdog(), "watchdog")
+    if hasattr(config, "workerinput"):  # set by pytest-xdist
+        from tests.runner.messages import send_fewer  # lazy: other runs do not need it
+
+        send_fewer(config)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.getoption("--hypothesis-profile", default=None):

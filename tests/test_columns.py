@@ -18,6 +18,7 @@ from attestkit._native import _python_columns as python_core
 from attestkit.columns import QuoteColumns, quote_columns
 from attestkit.errors import FormatError, UsageError
 from attestkit.quote import TEE_TDX, Quote, TdQuoteBody
+from tests.cases import every_case
 from tests.raising import raises
 from tests.samples.quotes import made_quote, made_quotes, samples, starts_of
 
@@ -87,8 +88,8 @@ def check_rows(columns: QuoteColumns, quotes: list[bytes]) -> None:
             assert column[row * width : (row + 1) * width] == expected
 
 
-@pytest.mark.parametrize("data", OF_TDS, ids=len)
-@pytest.mark.parametrize("zeros", [0, 1, 9, 70])
+@every_case("data", OF_TDS, ids=len)
+@every_case("zeros", [0, 1, 9, 70])
 def test_columns_of_single_quote(data: bytes, zeros: int) -> None:
     """Each valid TD quote is a batch of one, with any zero padding."""
     check_rows(quote_columns(data + bytes(zeros)), [data])

@@ -19,6 +19,7 @@ from attestkit.quote import (
     QuoteHeader,
     TdQuoteBody,
 )
+from tests.cases import every_case
 from tests.raising import raises
 from tests.samples.quotes import PATTERN, VECTORS, made_quote, made_quotes, sample
 from tests.untyped import untyped, with_false_length
@@ -63,7 +64,7 @@ def check_signature_data(quote: Quote, listed: dict[str, Any]) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("vector", GOOD, ids=path_of)
+@every_case("vector", GOOD, ids=path_of)
 def test_quote_of_hardware_matches_vector(vector: dict[str, Any]) -> None:
     """A captured quote has the fields that other parsers found in it."""
     data = sample(vector["path"])
@@ -89,7 +90,7 @@ def test_quote_of_hardware_matches_vector(vector: dict[str, Any]) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("vector", GOOD, ids=path_of)
+@every_case("vector", GOOD, ids=path_of)
 def test_quote_pck_chain_matches_vector(vector: dict[str, Any]) -> None:
     """The certificates of the chain are complete and in order."""
     from cryptography.x509 import load_der_x509_certificate
@@ -106,9 +107,7 @@ def test_quote_pck_chain_matches_vector(vector: dict[str, Any]) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize(
-    "vector", NEGATIVE, ids=[f"{v['expect']}-{i}" for i, v in enumerate(NEGATIVE)]
-)
+@every_case("vector", NEGATIVE, ids=[f"{v['expect']}-{i}" for i, v in enumerate(NEGATIVE)])
 def test_quote_mutation_fails_with_listed_reason(vector: dict[str, Any]) -> None:
     """Each listed mutation is rejected with its reason and an offset."""
     data = bytearray(sample(vector["base"]))
@@ -215,8 +214,8 @@ def test_quote_binding_covers_64_bytes() -> None:
         Quote.parse(bytes(data))
 
 
-@pytest.mark.parametrize("padding", [0, 70])
-@pytest.mark.parametrize("data", made_quotes(), ids=len)
+@every_case("padding", [0, 70])
+@every_case("data", made_quotes(), ids=len)
 def test_quote_layout_is_that_of_the_parser(data: bytes, padding: int) -> None:
     """The offsets of an accepted quote, which its properties use, are those of the parser."""
     assert Quote.parse(data + bytes(padding))._layout == quote_layout(data)

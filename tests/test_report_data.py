@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from attestkit.errors import UsageError
 from attestkit.report_data import ReportData, ReportDataWarning, gpu_nonce
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
@@ -23,7 +24,7 @@ APP_KEYS = load("app_key_attestation.json")
 
 
 @needs_shared
-@pytest.mark.parametrize("case", VECTORS.get("cases", []))
+@every_case("case", VECTORS.get("cases", []))
 def test_bind_matches_vector(case: dict[str, str]) -> None:
     """Tag, content and algorithm give the published bytes."""
     bound = ReportData.bind(case["tag"], bytes.fromhex(case["content"]), case["algorithm"])

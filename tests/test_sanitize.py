@@ -17,6 +17,7 @@ from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.serve.container_logs.view import FrameSplitter
+from tests.cases import every_case
 
 HOSTILE = "\x1b[31m\n\x85\u202e"
 LONG = "x" * 5000
@@ -86,8 +87,8 @@ READS: list[Callable[[str], object]] = [
 ]
 
 
-@pytest.mark.parametrize("text", [HOSTILE, LONG], ids=["hostile", "long"])
-@pytest.mark.parametrize("read", READS)
+@every_case("text", [HOSTILE, LONG], ids=["hostile", "long"])
+@every_case("read", READS)
 def test_reader_error_with_untrusted_text_is_one_short_line(
     read: Callable[[str], object], text: str
 ) -> None:

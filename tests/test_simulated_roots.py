@@ -12,6 +12,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.gpu import GpuRoots
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.simulated_roots import MAX_SIZE, SimulatedRoots
+from tests.cases import every_case
 from tests.raising import raises
 
 SEED = bytes(range(32))
@@ -67,7 +68,7 @@ def fields(**changes: Any) -> bytes:
 KMS = json.loads(ROOTS.to_json())["kms"]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("data", "reason"),
     [
         (b" " * (MAX_SIZE + 1), "too_large"),

@@ -10,6 +10,7 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.errors import FormatError, UsageError
 from attestkit.snp_report import SnpReport, SnpTcb
+from tests.cases import every_case
 from tests.raising import raises
 from tests.samples.quotes import PATTERN
 from tests.untyped import untyped, with_false_length
@@ -146,7 +147,7 @@ def test_snp_report_fields_of_every_version(version: int) -> None:
     assert pickle.loads(pickle.dumps(report)) == report
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("family", "model", "product"),
     [
         (0x19, 0x00, "Milan"),
@@ -210,7 +211,7 @@ def test_snp_report_of_wrong_size_fails() -> None:
         assert rejection_of((bytes(make_report()) * 2)[:size]) == ("wrong_size", min(size, 1184))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("offset", "value", "reason", "at"),
     [
         (0, 1, "unsupported_version", 0),

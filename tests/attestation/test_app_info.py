@@ -14,6 +14,7 @@ from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event, runtime_preimage
 from attestkit.quote import TdQuoteBody
 from tests.attestation.samples import FIXTURE, TPM_QUOTE
+from tests.cases import every_case
 from tests.raising import raises
 from tests.samples.nitro_documents import document
 from tests.untyped import untyped
@@ -329,7 +330,7 @@ EMPTY = AppInfo(b"", b"", b"", b"", b"", b"", b"", b"", None)
 NAMED = EMPTY.to_msgpack()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("raw", "reason"),
     [
         (b"\x97" + b"\xc4\0" * 7, "wrong_size"),

@@ -19,6 +19,7 @@ from attestkit.attestation.azure import (
 from attestkit.errors import FormatError, UsageError
 from tests.attestation.hcl import CLAIMS, MODULUS, hcl_bytes, jwk, runtime_json
 from tests.attestation.samples import is_rejected, mutations
+from tests.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped
 from tests.vectors import SHARED, data, needs_shared
@@ -94,7 +95,7 @@ def test_hcl_report_header_with_another_byte_is_rejected() -> None:
     assert HclReport.parse(with_number(4, 1)).version == 1
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("at", "value", "reason"),
     [
         (0, 0, "unrecognized"),
@@ -135,7 +136,7 @@ def test_hcl_report_binds_only_the_hash_of_its_runtime_data() -> None:
     assert not found.binds(bytes(64))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("runtime", "reason"),
     [
         (b"", "syntax"),
@@ -209,7 +210,7 @@ def test_runtime_data_of_known_vm_are_parsed_as_of_another(text: bytes) -> None:
     assert parsed(text) == parsed(text, _parse_runtime_data)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("old", "new"),
     [
         (b',"user-data"', b',"user-data":"' + b"AB" * 64 + b'","user-data"'),  # twice

@@ -25,6 +25,7 @@ from tests.attestation.coco import (
 )
 from tests.attestation.hcl import hcl_bytes, runtime_json
 from tests.attestation.samples import STACK, mutations
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd
@@ -146,7 +147,7 @@ def test_coco_generation_2_with_user_data_of_another_request_is_rejected() -> No
     assert json.loads(decode(fields | {"version": 1}).to_bytes())["version"] == 1
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("members", "reason"),
     [
         ({"version": 0}, "unsupported_version"),

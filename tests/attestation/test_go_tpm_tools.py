@@ -15,6 +15,7 @@ from attestkit.attestation.go_tpm_tools import (
 from attestkit.attestation.wire.evidence_parts import GoTpmTools, PcrValue
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm import TpmsAttest
+from tests.cases import every_case
 from tests.raising import raises
 from tests.tpm.samples import MADE_ATTEST, MADE_PUBLICS, MADE_SIGNATURES
 from tests.vectors import data, needs_shared
@@ -40,7 +41,7 @@ CASES = [case for group in ("attestations", "attacks", "extra") for case in go_c
 
 
 @needs_shared
-@pytest.mark.parametrize("case", CASES, ids=[case["file"] for case in CASES])
+@every_case("case", CASES, ids=[case["file"] for case in CASES])
 def test_message_of_go_tpm_tools_is_read_and_written_again(case: dict[str, str]) -> None:
     """Messages of go-tpm-tools are read completely: encoding restores the bytes."""
     raw = data(f"{GO_TPM_TOOLS}/{case['file']}")
@@ -124,7 +125,7 @@ PCRS = encode_number_field(1, 0xB)
 ENTRY = encode_bytes_field(2, encode_number_field(1, 3) + encode_bytes_field(2, bytes(32)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("raw", "reason"),
     [
         (encode_bytes_field(1, b"a") * 2, "duplicate"),

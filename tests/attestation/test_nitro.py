@@ -9,6 +9,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.nitro import is_nitro_document, read_nitro_document
 from attestkit.attestation.wire.evidence_parts import NitroEnclave
 from attestkit.errors import FormatError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.samples.nitro_documents import MODULE, document, payload
 from tests.vectors import SHARED, data, load, needs_shared
@@ -137,7 +138,7 @@ def test_nitro_document_with_duplicate_key_is_rejected() -> None:
         read_nitro_document(cbor2.dumps([b"", {}, b"\xbf" + items + b"\xff\0", b""]))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("raw", "reason", "field"),
     [
         (cbor2.dumps([1, 2, 3]), "unrecognized", ""),

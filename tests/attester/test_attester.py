@@ -30,6 +30,7 @@ from attestkit.event_log.runtime_events import RESERVED_NAMES
 from attestkit.factory import open as open_attester
 from attestkit.quote import Quote
 from attestkit.report_data import ReportDataWarning
+from tests.cases import every_case
 from tests.concurrency.keeping import Keeping
 from tests.raising import raises
 from tests.untyped import untyped
@@ -250,7 +251,7 @@ def test_missing_protocols_are_unsupported() -> None:
 # -- events ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", *sorted(RESERVED_NAMES), "a:b", ":", "\ud800"])
+@every_case("name", ["", *sorted(RESERVED_NAMES), "a:b", ":", "\ud800"])
 def test_emit_event_invalid_name_is_rejected(name: str) -> None:
     """Empty, reserved and, in version 1, names with a colon; nothing is extended."""
     with open_attester("simulator") as tee:

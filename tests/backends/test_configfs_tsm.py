@@ -33,6 +33,7 @@ from tests.backends.tsm.tsm_kernel import (
     expected_report,
     snp,
 )
+from tests.cases import every_case
 from tests.raising import errno_of, raises
 
 PATHS = KernelPaths()
@@ -108,8 +109,8 @@ def test_quote_is_returned_unchanged() -> None:
     assert backend.get_quote(bytes(64)) == expected_report(bytes(64), 2, 4998)  # not cached
 
 
-@pytest.mark.parametrize("kernel", [TsmKernel(), snp()])
-@pytest.mark.parametrize("report_data", [b"", bytes(63), bytes(65), bytearray(64), "x" * 64, None])
+@every_case("kernel", [TsmKernel(), snp()])
+@every_case("report_data", [b"", bytes(63), bytes(65), bytearray(64), "x" * 64, None])
 def test_report_data_must_be_64_bytes(kernel: TsmKernel, report_data: Any) -> None:
     """Other sizes and types do not reach the kernel."""
     backend = ConfigfsTsm(system=kernel.system(), paths=PATHS)

@@ -46,6 +46,7 @@ from benchmarks import growth_hostile
 from tests.bounds.counting import peak
 from tests.bounds.fitting import TOO_MUCH, enters, shortened
 from tests.bounds.parsers import PARSERS, Parser, certificate, extension, tlv
+from tests.cases import every_case
 from tests.long_runs.records import ROOT
 from tests.raising import raises
 from tests.verifier.ear.ears import ED25519, NOW
@@ -103,6 +104,7 @@ def test_documented_costs_match_parsers() -> None:
         for cost in COSTS
     ],
 )
+@pytest.mark.usefixtures("no_collector")  # it takes three quarters of the time, for no garbage
 def test_documented_cost_is_of_input_read(cost: tuple[str, ...]) -> None:
     """The input of each row is not rejected for its size or count."""
     name, shape, size, *_ = cost
@@ -156,7 +158,7 @@ TOO_LONG: dict[str, tuple[Callable[[bytes], object], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", TOO_LONG)
+@every_case("name", TOO_LONG)
 def test_input_over_limit_is_too_large(name: str) -> None:
     """Input over the limit is rejected as too large; at the limit, for its content."""
     read, limit = TOO_LONG[name]

@@ -25,6 +25,7 @@ from attestkit.client.document import (
 )
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.report_data import ReportData
+from tests.cases import every_case
 from tests.client.middleware.documents import (
     HPKE,
     NAME,
@@ -151,7 +152,7 @@ def test_other_nonce_is_refused() -> None:
             read_document(unverified(), nonce)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("members", "reason"),
     [
         ({"version": 2}, "unsupported_version"),
@@ -213,7 +214,7 @@ def test_too_large_document_is_refused() -> None:
         read_document(b" " * (MAX_SIZE + 1), NONCE)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "reason"),
     [
         (lambda one: one.update(purpose="attestkit.attested-tls.v2"), "wrong_value"),
@@ -288,7 +289,7 @@ def test_statement_in_another_form_is_refused(text: Callable[[dict[str, Any]], s
         read_document(with_statement(unverified(), raw), NONCE)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("arguments", "reason"),
     [
         ({"tls": []}, "wrong_value"),

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-import openai
 import pytest
 
 import attestkit
@@ -92,6 +91,8 @@ def test_asyncio_client_answers(endpoint: attestkit.Endpoint) -> None:
 
 def test_refusal_is_raised_at_once(server: AttestedServer, endpoint: attestkit.Endpoint) -> None:
     """A refusal keeps its reason, is an error of both packages, and is not retried."""
+    import openai  # lazy: it takes a third of a second, and one process has this test
+
     server.relay()
     server.disconnect()
     before = server.documents
@@ -107,6 +108,8 @@ def test_asyncio_refusal_is_raised_at_once(
     server: AttestedServer, endpoint: attestkit.Endpoint
 ) -> None:
     """The same on an event loop."""
+    import openai  # lazy, see above
+
     server.swap_key()
     server.disconnect()
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from attestkit.client.origin import MAX_URL, Origin
 from attestkit.errors import UsageError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -31,7 +32,7 @@ def test_urls(url: str, expected: Origin, authority: str) -> None:
     assert Origin.of(origin.url) == expected._replace(path="")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("url", "reason"),
     [
         ("http://a.example", "plain_http"),

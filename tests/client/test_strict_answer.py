@@ -12,6 +12,7 @@ from attestkit.client.strict_answer import (
     read_answer_object,
 )
 from attestkit.errors import FormatError
+from tests.cases import every_case
 
 
 def nested(levels: int) -> bytes:
@@ -72,7 +73,7 @@ def test_members_of_the_right_form_are_read() -> None:
     AnswerObject({"a": 1}, "x").check(("a",), ("b",))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("call", "reason"),
     [
         (lambda: MEMBERS.hex("upper"), "encoding"),

@@ -21,6 +21,7 @@ from attestkit.backends.simulator.scenarios.config import (
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError
 from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
+from tests.cases import every_case
 from tests.clients.python_dcap_qvl import through_json
 from tests.raising import raises
 from tests.untyped import untyped
@@ -136,9 +137,7 @@ INVALID_FIELDS: list[tuple[str, object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "reason"), INVALID_FIELDS, ids=range(len(INVALID_FIELDS))
-)
+@every_case(("name", "value", "reason"), INVALID_FIELDS, ids=range(len(INVALID_FIELDS)))
 def test_from_json_invalid_field_is_named(name: str, value: object, reason: str) -> None:
     """The error names a field that is missing, empty, of another type, not hex or over 1 MiB."""
     subject = "collateral" if value is ... else name

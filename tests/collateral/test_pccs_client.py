@@ -16,6 +16,7 @@ from attestkit.collateral.pccs_client import base_url
 from attestkit.collateral.responses import BODY_LIMIT, Response
 from attestkit.errors import CollateralError, UsageError
 from attestkit.quote import Quote
+from tests.cases import every_case
 from tests.collateral.services import (
     BASE,
     COLLATERAL,
@@ -81,7 +82,7 @@ def test_base_url_is_normalized(url: str, base: str) -> None:
         assert all(url.startswith(f"{base}/") for url in service.urls)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "url",
     [
         "",
@@ -207,8 +208,8 @@ def test_fetch_does_not_verify_signatures() -> None:
     assert Service({TCB: forge}).fetch() == replace(COLLATERAL, tcb_info=forged)
 
 
-@pytest.mark.parametrize("path", URLS)
-@pytest.mark.parametrize(
+@every_case("path", URLS)
+@every_case(
     ("status", "remedy"),
     [
         (404, "check the URL, and that the platform is registered with the PCCS"),
@@ -261,8 +262,8 @@ _MALFORMED: Final = {
 }
 
 
-@pytest.mark.parametrize(("path", "name"), CHAINS.items())
-@pytest.mark.parametrize("value", _MALFORMED.values(), ids=_MALFORMED)
+@every_case(("path", "name"), CHAINS.items())
+@every_case("value", _MALFORMED.values(), ids=_MALFORMED)
 def test_fetch_malformed_chain_is_named(path: str, name: str, value: str) -> None:
     """The error for a malformed chain names header and URL."""
     changed = {name.replace("-", "_"): value}
@@ -290,7 +291,7 @@ CRL_BODIES: Final = (
 JSON_BODIES: Final = (b"", b"{}", b"[]", b"\xff", b"<html>", b"[" * 5000)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("path", "body"),
     [*product([CRL, ROOT_CRL], CRL_BODIES), *product([TCB, QE], JSON_BODIES)],
 )

@@ -2,19 +2,19 @@
 
 import json
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.collateral.intel_collateral import split_signed
 from attestkit.errors import FormatError
+from tests.cases import every_case
 from tests.raising import raises
 
 SIGNATURE = "0123456789abcdefABCDEF" * 5 + "0" * 18
 SIGNED = f'"signature":"{SIGNATURE}"'
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("response", "reason"),
     [
         (b"", "syntax"),

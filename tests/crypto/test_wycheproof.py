@@ -23,6 +23,7 @@ from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.p384 import P384_SPKI_HEAD, p384_verify, p384_verify_der
 from attestkit._crypto.public_key import rsa_pss_verify
 from attestkit.errors import SignatureError, UsageError, VerificationError
+from tests.cases import every_case
 
 VERSION = "0.5.0"  # version of the package that CASES counts
 FOLDERS = sorted(
@@ -290,7 +291,7 @@ def outcome_of(case: Case, group: Vector, test: Vector) -> str:
     return f"{test['result']}, {'accepted' if taken else 'refused'}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.file + case.use for case in CASES])
+@every_case("case", CASES, ids=[case.file + case.use for case in CASES])
 def test_wycheproof_vectors_have_expected_outcome(case: Case) -> None:
     """Every vector is accepted or rejected as required, or by `rule` where it is acceptable."""
     found: Counter[str] = Counter()

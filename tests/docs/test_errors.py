@@ -6,13 +6,12 @@ import pkgutil
 import re
 from typing import Final
 
-import pytest
-
 import attestkit
 from attestkit import errors
 from attestkit.cli.exit_codes import exit_code
 from attestkit.errors import AttestKitError
 from attestkit.serve.rpc.statuses import status_of
+from tests.cases import every_case
 from tests.docs.blocks import ROOT
 
 TEXT: Final = (ROOT / "docs" / "errors.md").read_text()
@@ -45,7 +44,7 @@ def test_every_other_error_of_the_package_is_named() -> None:
     )
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+@every_case("row", ROWS, ids=lambda row: row[0])
 def test_table_row_matches_class(row: tuple[str, ...]) -> None:
     """Bases, exit code and HTTP status of a row are those of the class."""
     name, anchor, bases, code, status = row
@@ -56,7 +55,7 @@ def test_table_row_matches_class(row: tuple[str, ...]) -> None:
     assert (int(code), int(status)) == (exit_code(error), status_of(error))
 
 
-@pytest.mark.parametrize("name", errors.__all__)
+@every_case("name", errors.__all__)
 def test_section_names_every_attribute(name: str) -> None:
     """Every public attribute of an error of the class, own or inherited, is named."""
     kind = getattr(errors, name)
@@ -72,7 +71,7 @@ def test_section_names_every_attribute(name: str) -> None:
     assert inspect.getdoc(kind)
 
 
-@pytest.mark.parametrize("name", errors.__all__)
+@every_case("name", errors.__all__)
 def test_section_lists_every_reason(name: str) -> None:
     """The table of a class has each of its reasons once, except those of its subclasses."""
     kind = getattr(errors, name)

@@ -14,6 +14,7 @@ from attestkit.dstack.app_compose import (
     _File,
 )
 from attestkit.errors import ConfigError, UsageError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
@@ -81,7 +82,7 @@ def test_app_compose_manifest_version_formats(written: int | str, version: int) 
     assert parse_with(manifest_version=written).manifest_version == version
 
 
-@pytest.mark.parametrize(
+@every_case(
     "changes",
     [
         {"init_script": None},
@@ -295,7 +296,7 @@ def test_parse_of_ambiguous_unknown_key_fails(more: str, reason: str, key: str) 
         AppCompose.parse((json.dumps(LEAST)[:-1] + f", {more}}}").encode())
 
 
-@pytest.mark.parametrize(("changes", "reason", "key"), WRONG)
+@every_case(("changes", "reason", "key"), WRONG)
 def test_parse_of_invalid_value_names_the_key(
     changes: dict[str, Any], reason: str, key: str
 ) -> None:

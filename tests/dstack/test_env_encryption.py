@@ -21,6 +21,7 @@ from attestkit.dstack.env_encryption import (
     verify_env_encrypt_public_key_legacy,
 )
 from attestkit.errors import FormatError, UsageError, VerificationError
+from tests.cases import every_case
 from tests.keys.independent_chain import high_s, keccak256
 from tests.raising import raises
 from tests.vectors import load, needs_shared
@@ -234,7 +235,7 @@ def test_decrypt_of_allowed_name_invalid_in_shell_fails(name: str) -> None:
         decrypt_env_vars(SECRET, encrypt_items(make_item(name, "secret")), [name])
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("plaintext", "reason"),
     [
         (b"", "syntax"),

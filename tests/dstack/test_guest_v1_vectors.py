@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-import pytest
-
+from tests.cases import every_case
 from tests.vectors import load, needs_shared
 
 # Group: entries, and the tests that read each of them. A row is one entry, and so is a value that
@@ -51,7 +50,7 @@ def test_every_group_has_its_tests() -> None:
     assert sum(number for number, _ in USED.values()) == ENTRIES
 
 
-@pytest.mark.parametrize("group", USED)
+@every_case("group", USED)
 def test_tests_of_group_read_it(group: str) -> None:
     """The named tests have the name of the group."""
     for name in USED[group][1]:

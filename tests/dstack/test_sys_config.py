@@ -3,10 +3,9 @@
 import json
 from typing import Any
 
-import pytest
-
 from attestkit.dstack.sys_config import CollateralUrls, SysConfig, VmConfig
 from attestkit.errors import ConfigError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 
@@ -118,7 +117,7 @@ def rejection_text(content: object, reason: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("key", "value", "read", "wrong"), ROWS)
+@every_case(("key", "value", "read", "wrong"), ROWS)
 def test_sys_config_key_types(
     key: str, value: object, read: object, wrong: list[tuple[Any, str]]
 ) -> None:
@@ -128,7 +127,7 @@ def test_sys_config_key_types(
         assert rejection_text({"vm_config": "{}", key: invalid}, reason).startswith(key)
 
 
-@pytest.mark.parametrize(("key", "value", "read", "wrong"), VM_ROWS)
+@every_case(("key", "value", "read", "wrong"), VM_ROWS)
 def test_sys_config_vm_config_key_types(
     key: str, value: object, read: object, wrong: list[tuple[Any, str]]
 ) -> None:

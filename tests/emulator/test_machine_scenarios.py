@@ -17,6 +17,7 @@ from attestkit.quote import Quote, TdQuoteBody
 from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.claims import TcbStatus
 from tests.backends.simulator.simulated_cases import NOW, SEED
+from tests.cases import every_case
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.untyped import untyped
 
@@ -68,7 +69,7 @@ def request_report(made: Machine, name: str = "outblob") -> bytes:
     return read_file(made, f"{entry}/{name}")
 
 
-@pytest.mark.parametrize("name", TDX)
+@every_case("name", TDX)
 def test_td_scenario_has_documented_outcome(name: str) -> None:
     """dcap-qvl uses the root and the collateral in the emulator's directory."""
     made = make_machine(name)
@@ -92,7 +93,7 @@ def test_td_boots_image_of_scenario(image: ImageConfig) -> None:
     assert Quote.parse(request_report(made)).rtmrs[:3] == log.replay()[:3] == registers
 
 
-@pytest.mark.parametrize("name", SNP)
+@every_case("name", SNP)
 def test_snp_scenario_equals_the_simulator(name: str) -> None:
     """Certificates, root and launch data are those of the simulated guest."""
     made, simulator = make_machine(name, provider="sev_guest"), Simulator(seed=SEED, scenario=name)

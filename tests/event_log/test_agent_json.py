@@ -12,6 +12,7 @@ from attestkit.errors import FormatError, VerificationError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT, AgentJsonSource
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_event
+from tests.cases import every_case
 from tests.raising import raises
 from tests.thorough import thorough
 
@@ -140,7 +141,7 @@ def test_from_json_runtime_digest_is_optional() -> None:
     assert read_events(right).warnings == ()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "reason"),
     [
         ({"imr": 4}, "imr"),
@@ -211,7 +212,7 @@ def test_from_json_duplicate_among_many_members_takes_linear_time() -> None:
         EventLog.from_json(f"[{{{members}}}]")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "offset"),
     [
         ("", 0),

@@ -14,6 +14,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import ima
 from attestkit.event_log.ima import ImaLog, ImaMatch
 from attestkit.tpm.algorithms import HASH_SIZES
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 
@@ -117,8 +118,8 @@ def test_ima_log_changed_in_every_byte_is_refused_or_replays_otherwise() -> None
         assert replay(changed) != expected
 
 
-@pytest.mark.parametrize("bank", HASH_SIZES)
-@pytest.mark.parametrize(
+@every_case("bank", HASH_SIZES)
+@every_case(
     "template",
     ["ima-ng", "ima-sig", "ima-buf", "ima-modsig", "ima-ngv2", "ima-sigv2", "evm-sig", "d-ng|n-ng"],
 )

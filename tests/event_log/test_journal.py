@@ -17,6 +17,7 @@ from attestkit.event_log.journal import (
     replay_from,
 )
 from attestkit.event_log.runtime_events import runtime_event, runtime_line
+from tests.cases import every_case
 from tests.event_log.journal_rig import ZERO, Killed, World
 from tests.raising import raises
 
@@ -59,9 +60,9 @@ def emit_and_stop_at(world: World, step: int, when: str) -> bool:
     return stop_at(world, step, when, lambda: journal.emit(SECOND))
 
 
-@pytest.mark.parametrize("power", ["kept", "lost", "lost, but for removals"])
-@pytest.mark.parametrize("when", ["before", "half", "after"])
-@pytest.mark.parametrize("fresh", [True, False])
+@every_case("power", ["kept", "lost", "lost, but for removals"])
+@every_case("when", ["before", "half", "after"])
+@every_case("fresh", [True, False])
 def test_emit_killed_at_any_step_recovers_consistently(
     when: str, power: str, *, fresh: bool
 ) -> None:

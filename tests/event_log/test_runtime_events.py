@@ -21,6 +21,7 @@ from attestkit.event_log.runtime_events import (
     runtime_line,
     runtime_preimage,
 )
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -39,7 +40,7 @@ def event_of(vector: dict[str, Any]) -> Event:
 
 
 @needs_shared
-@pytest.mark.parametrize("vector", DIGESTS, ids=lambda v: f"{v['event']!r}-v{v['version']}")
+@every_case("vector", DIGESTS, ids=lambda v: f"{v['event']!r}-v{v['version']}")
 def test_runtime_event_matches_vector(vector: dict[str, Any]) -> None:
     """Preimage, digest and log line match byte for byte."""
     event = event_of(vector)
@@ -122,7 +123,7 @@ def test_parse_runtime_log_accepts_blank_lines_and_missing_newline() -> None:
 GOOD = b'{"event":"good","payload":""}\n'
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("line", "reason"),
     [
         (b"{", "syntax"),

@@ -11,6 +11,7 @@ import pytest
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.event_log import EventLog, TpmEvent, TpmEventLog
 from attestkit.event_log.tcg import NO_PCR
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, load, needs_shared
 
@@ -31,7 +32,7 @@ def old_event(pcr: int, event_type: int, digest: bytes, event: bytes) -> bytes:
 
 
 @needs_shared
-@pytest.mark.parametrize("vector", LOGS, ids=[log["path"] for log in LOGS])
+@every_case("vector", LOGS, ids=[log["path"] for log in LOGS])
 def test_tpm_log_of_every_sample_replays_to_its_pcrs(vector: dict[str, Any]) -> None:
     """Both formats: the number of events per PCR and type, and every bank, match."""
     log = TpmEventLog.parse(read_log(vector["path"]))

@@ -14,6 +14,7 @@ from attestkit.event_log import Event, EventLog, WireEvent
 from attestkit.event_log.event import runtime_digest
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 from tests.attestation.samples import v1_event, v2_event
+from tests.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped, with_false_length
 
@@ -97,7 +98,7 @@ def test_usual_events_are_made_by_compiled_core(wire: tuple[WireEvent, ...]) -> 
     assert digests == [runtime_digest(event.name, event.payload) for event in found[2]]
 
 
-@pytest.mark.parametrize(("event", "change"), UNUSUAL)
+@every_case(("event", "change"), UNUSUAL)
 def test_unusual_events_are_left(event: WireEvent, change: dict[str, object]) -> None:
     """Any other event is left to Python code, wherever it is in the log."""
     changed = event._replace(**untyped(change))

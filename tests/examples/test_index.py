@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-import pytest
-
+from tests.cases import every_case
 from tests.examples.reader import EXAMPLES
 
 ALL = sorted(path for path in EXAMPLES.iterdir() if path.is_dir() and (path / "README.md").exists())
@@ -24,7 +23,7 @@ def test_example_index_lists_every_example() -> None:
     assert sorted(listed) == [(path.name, path.name) for path in ALL]
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@every_case("path", PROGRAMS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_example_verifier_requires_policy(path: Path) -> None:
     """A program with --trust-anchor requires a policy, and makes the anchor optional."""
     text = path.read_text()

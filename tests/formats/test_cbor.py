@@ -8,6 +8,7 @@ from attestkit._formats import binary_layout, cbor
 from attestkit._formats.cbor import CborReader, read_value
 from attestkit.errors import FormatError
 from tests.attestation.samples import is_rejected
+from tests.cases import every_case
 from tests.raising import raises
 from tests.thorough import thorough
 from tests.untyped import untyped
@@ -36,7 +37,7 @@ def test_cbor_reader_skip_accepts_every_definite_type() -> None:
             CborReader(bytes.fromhex(value)).skip()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("encoded", "value"),
     [
         ("00", 0),
@@ -60,7 +61,7 @@ def test_read_value_of_rfc8949_examples_returns_values(encoded: str, value: obje
     assert type(found) is type(value)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("encoded", "reason", "offset"),
     [
         ("", "truncated", 0),

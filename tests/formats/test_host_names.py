@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from attestkit._formats.host_names import is_host
+from tests.cases import every_case
 
 
 @pytest.mark.parametrize("netloc", ["a", "a.b-c.d_e", "127.0.0.1:1", "[::1]", "[2001:db8::1]:443"])
@@ -13,7 +14,7 @@ def test_names_and_addresses(netloc: str) -> None:
     assert is_host(netloc, urlsplit(f"https://{netloc}").hostname or "")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("netloc", "host"),
     [
         ("", ""),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from attestkit._formats.bounded_gzip import gunzip
 from attestkit._formats.strict_json import member_spans
 from attestkit.errors import FormatError
+from tests.cases import every_case
 
 SAMPLE = ' {"a" : [1, {"b": "}\\""}] ,\n"é": "€",\t"c":null , "d":-1.5e3}\r\n'
 VALUES = st.recursive(
@@ -42,7 +43,7 @@ def test_spans_decode_to_the_members(value: dict[str, Any], indent: int, ascii_o
     assert {name: json.loads(found) for name, found in texts(text).items()} == value
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason"),
     [
         ("", "truncated"),

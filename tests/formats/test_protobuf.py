@@ -17,6 +17,7 @@ from attestkit._formats.protobuf import (
     encode_varint,
 )
 from attestkit.errors import FormatError
+from tests.cases import every_case
 from tests.raising import raises
 
 # Message of protobuf.dev, Encoding: Test1 {a: 150}, Test2 {b: "testing"}, then fixed numbers.
@@ -38,16 +39,14 @@ def test_reader_returns_fields_of_each_wire_type() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "size", [size for size in range(1, len(MESSAGE)) if size not in {3, 12, 17}]
-)
+@every_case("size", [size for size in range(1, len(MESSAGE)) if size not in {3, 12, 17}])
 def test_reader_refuses_message_cut_in_a_field(size: int) -> None:
     """Every prefix that ends inside a field is refused."""
     with raises(FormatError, "truncated"):
         read(MESSAGE[:size])
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("data", "reason"),
     [
         ("8000", "not_canonical"),  # tag 0 in two bytes

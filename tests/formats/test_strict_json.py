@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from attestkit._formats import strict_json
 from attestkit._formats.strict_json import MAX_DEPTH, check_depth, decode_at, decode_strictly
 from attestkit.errors import FormatError
+from tests.cases import every_case
 from tests.processes import run_program
 from tests.raising import raises
 
@@ -128,7 +129,7 @@ def test_parse_of_deep_text_with_raised_recursion_limit_fails() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n", "")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason", "named"),
     [
         ("", "syntax", "(line 1, column 1)"),

@@ -4,6 +4,7 @@ import pytest
 
 from attestkit._formats.toml import _TOKENS, LARGEST, decode
 from attestkit.errors import ConfigError
+from tests.cases import every_case
 from tests.raising import raises
 
 
@@ -15,7 +16,7 @@ def test_decode_of_text_and_bytes_returns_equal_tables() -> None:
     assert found["b"] == {"c": {"d": "{" * 50}}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason"),
     [
         (b"\xff", "encoding"),

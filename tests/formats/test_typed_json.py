@@ -3,10 +3,10 @@
 from typing import Annotated
 
 import msgspec
-import pytest
 
 from attestkit._formats.typed_json import decode_typed
 from attestkit.errors import ConfigError
+from tests.cases import every_case
 from tests.raising import raises
 
 
@@ -28,7 +28,7 @@ def test_decode_typed_of_text_and_bytes_returns_equal_values() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason", "key"),
     [
         ("{}", "missing", "one: "),

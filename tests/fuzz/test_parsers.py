@@ -21,6 +21,7 @@ from fuzz.parser_target import CORPORA
 from fuzz.parsers.contract import LONGEST, BrokenContractError, Contract, ParserTarget, obeys
 from fuzz.parsers.registry import LEFT_OUT, MORE_READERS, READERS, TARGETS
 from fuzz.parsers.serve.settings import key_samples, secrets
+from tests.cases import every_case
 from tests.untyped import untyped
 
 PACKAGE = Path(attestkit.__file__).parent
@@ -42,7 +43,7 @@ OF_THE_CORE = C_DICTIONARIES.keys()
 BROKEN = 12  # inputs derived from each target's seeds
 
 
-every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+every_target = every_case("target", TARGETS.values(), ids=TARGETS)
 
 
 def contract(target: ParserTarget) -> Contract[object]:
@@ -174,7 +175,7 @@ def test_every_module_that_reads_has_a_target() -> None:
     assert all(LEFT_OUT.values())
 
 
-@pytest.mark.parametrize("name", sorted({*READERS.values(), *MORE_READERS}))
+@every_case("name", sorted({*READERS.values(), *MORE_READERS}))
 def test_target_reaches_its_modules(name: str) -> None:
     """The target's seeds run functions of each of its modules."""
     called: set[str] = set()

@@ -27,6 +27,7 @@ from attestkit.errors import CollateralError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEndorsements, GpuEvidence, GpuRoots, GpuServices, Rim
 from attestkit.gpu.endorsement_fetcher import MAX_REQUESTS
 from attestkit.gpu.endorsements import MAX_RIMS
+from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import answer, jwks
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, SHARED, data, needs_shared
@@ -76,7 +77,7 @@ def test_endorsements_load_and_save(tmp_path: Path) -> None:
         GpuEndorsements.load("a\0b")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("values", "reason"),
     [
         ({"rims": {"": b"1"}}, "malformed"),
@@ -103,7 +104,7 @@ def test_endorsements_out_of_bounds_raise_collateral_error(
         GpuEndorsements(**values)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "changes",
     [
         {"format": "other"},

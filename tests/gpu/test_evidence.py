@@ -12,6 +12,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
 from attestkit.gpu.device.device_chain import read_device_chain
 from attestkit.gpu.evidence import MAX_CHAIN, MAX_DEVICES, MAX_SIZE, read_device, read_devices
+from tests.cases import every_case
 from tests.gpu.gpu_samples import EVIDENCE, EXPECTED, decoded, sample
 from tests.gpu.made_devices import NONCE, make_device, report_bytes
 from tests.raising import raises
@@ -139,7 +140,7 @@ def test_shared_members_apply_to_devices_without_own() -> None:
     assert (neither.architecture, neither.nonce) == (None, None)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("value", "reason"),
     [
         (1, "wrong_type"),

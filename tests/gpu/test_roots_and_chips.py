@@ -11,6 +11,7 @@ from attestkit.backends.simulator import simulated_roots
 from attestkit.errors import SignatureError, UsageError
 from attestkit.gpu import GpuRoots
 from attestkit.gpu.architectures import Chip, chip_of, find_architecture
+from tests.cases import every_case
 from tests.gpu.gpu_samples import read_pem
 from tests.gpu.made_devices import NOW, make_device
 from tests.raising import raises
@@ -56,7 +57,7 @@ def test_roots_are_those_of_the_samples() -> None:
     assert nvidia_roots() == (*read_pem("roots/device-root.pem"), *read_pem("roots/rim-root.pem"))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "expected"),
     [
         ("GH100 A01 GSP FMC LF", Chip("GH100", "HOPPER")),

@@ -8,6 +8,7 @@ import pytest
 
 from attestkit.errors import GpuEvidenceError, UsageError
 from attestkit.gpu.rules import GpuRules
+from tests.cases import every_case
 from tests.gpu.simulated_machine import machine, verify_machine
 from tests.untyped import untyped
 
@@ -69,7 +70,7 @@ def test_rule_accepts(values: dict[str, Any]) -> None:
     assert verify_machine(machine(1), rules=GpuRules(**values)).devices
 
 
-@pytest.mark.parametrize(
+@every_case(
     "values",
     [
         {"required": 1},

@@ -26,6 +26,7 @@ from attestkit.gpu.result import GpuResult
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import GpuRules
 from attestkit.gpu.verification import verify
+from tests.cases import every_case
 from tests.gpu.gpu_samples import CASES, EXPECTED, read_pem
 from tests.gpu.simulated_machine import NONCE, NOW, endorsements, machine, verify_machine
 from tests.untyped import untyped
@@ -67,7 +68,7 @@ def verify_case(case: dict[str, Any], **options: Any) -> GpuResult:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
+@every_case("case", CASES, ids=lambda case: str(case["name"]))
 def test_fabricated_case_has_its_verdict(case: dict[str, Any]) -> None:
     """Each case is accepted, or refused by the check that it names."""
     if case["verdict"] == "accept":
@@ -144,7 +145,7 @@ def test_real_machine_without_manifests_is_not_refused() -> None:
 # -- simulated machines ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@every_case("name", FAULTS)
 def test_fault_is_refused_by_its_check(name: str) -> None:
     """Each fault of the simulator is refused by the check that it names, or accepted."""
     gpus, expected = machine(fault=name), GPU_FAULTS[name].check

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import every_case
 from tests.hardening.all_requests import short_folder
 from tests.hardening.syscalls import serve_and_drive
 from tests.serve.server import ROOT
@@ -191,7 +192,7 @@ def test_modules_are_imported_by_constant_names() -> None:
     assert found == {"client/wire/http_libraries.py": "import_package(one, message)"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "name"),
     [
         ("import subprocess as s\ns.run(['x'])", "subprocess"),

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
+from tests.cases import every_case
 from tests.docs.promises import read_tests
 from tests.judges.__main__ import JUDGES, find_version, summarise
 from tests.long_runs.outcomes import Outcomes
 from tests.long_runs.records import ROOT
 
 
-@pytest.mark.parametrize("judge", JUDGES, ids=lambda judge: judge["name"])
+@every_case("judge", JUDGES, ids=lambda judge: judge["name"])
 def test_tests_of_a_judge_exist(judge: dict[str, Any]) -> None:
     """Each path exists, and so does each function named in it."""
     for test in judge["tests"]:

@@ -11,6 +11,7 @@ from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.keys import AgentKeys, AppKeys, KeyDeriver, LocalKeys
 from attestkit.keys.agent_keys import AgentApi
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.server import SEED, running_server
 from tests.untyped import untyped
@@ -71,9 +72,9 @@ class FakeAgent:
 # -- equal to LocalKeys ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ["secp256k1", "k256", "", "ed25519"])
-@pytest.mark.parametrize("path", ["", "wallet/eth", "\u00e9\U0001f511 \" ' \\"])
-@pytest.mark.parametrize("purpose", ["", "signing", "\u00fc"])
+@every_case("algorithm", ["secp256k1", "k256", "", "ed25519"])
+@every_case("path", ["", "wallet/eth", "\u00e9\U0001f511 \" ' \\"])
+@every_case("purpose", ["", "signing", "\u00fc"])
 def test_agent_keys_derive_equals_local_keys(
     agent: KeyDeriver, path: str, purpose: str, algorithm: str
 ) -> None:
@@ -189,7 +190,7 @@ ORDER = "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141"
 P256_ORDER = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "field"),
     [
         ({"key": None}, "key"),

@@ -11,6 +11,7 @@ from attestkit.errors import AttestKitError, BackendError, UnsupportedError, Usa
 from attestkit.keys import AgentKeys, AppKeys, DerivedKey, KeyDeriver, LocalKeys
 from attestkit.keys.agent_keys import AgentApi
 from tests.backends.dstack_agent.scripted_agent import response, scripted_agent
+from tests.cases import every_case
 from tests.keys.independent_chain import high_s
 from tests.raising import raises
 from tests.untyped import untyped
@@ -130,7 +131,7 @@ SOUND = LOCAL.derive_v1("wallet", "secp256k1")
 LINK = SOUND.signature_chain[0]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "field"),
     [
         ({"key": None}, "key"),
@@ -175,8 +176,8 @@ def test_agent_keys_derive_v1_with_malformed_response_names_the_field(
     assert SOUND.key.hex() not in text
 
 
-@pytest.mark.parametrize("name", ["root_epoch", "app_epoch"])
-@pytest.mark.parametrize("epoch", [1, 2**64, -1, "0", True, [0], {}])
+@every_case("name", ["root_epoch", "app_epoch"])
+@every_case("epoch", [1, 2**64, -1, "0", True, [0], {}])
 def test_agent_keys_of_other_epoch_are_refused(name: str, epoch: object) -> None:
     """A key of another epoch is another key than before, so it is not returned silently."""
     for change in ({name: epoch}, {"root_epoch": 0, "app_epoch": 0, name: epoch}):

@@ -12,6 +12,7 @@ from attestkit._crypto.ecdsa import K256Key
 from attestkit.errors import AttestKitError, SignatureError, UsageError
 from attestkit.keys import AppKeys, LocalKeys, recover_issuers
 from attestkit.keys.key_claims import require_key_epoch_0
+from tests.cases import every_case
 from tests.keys import independent_chain
 from tests.raising import raises
 from tests.untyped import untyped
@@ -70,7 +71,7 @@ KMS_REFUSED: Final[dict[str, set[str]]] = {  # of the form, and of the root
 
 
 @needs_shared
-@pytest.mark.parametrize("case", V1.get("chains", []), ids=lambda case: case["name"])
+@every_case("case", V1.get("chains", []), ids=lambda case: case["name"])
 def test_verify_key_chain_matches_v1_vector(case: dict[str, Any]) -> None:
     """Only the two sound chains lead to the root key; others are refused for the vector's cause."""
     arguments = decoded(case, "signature_chain")
@@ -86,7 +87,7 @@ def test_verify_key_chain_matches_v1_vector(case: dict[str, Any]) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize(
+@every_case(
     "case",
     [*GROUPS.get("chains", {}).get("rows", []), *GROUPS.get("v1_chains", {}).get("rows", [])],
     ids=lambda case: case["id"],
@@ -175,7 +176,7 @@ def test_verify_key_chain_without_kms_requires_app_root() -> None:
         verify_key_chain(*found[1:], app_root=KMS_ROOT, **names)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"kms_roots": None}, "missing"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from attestkit.errors import SignatureError, UsageError
 from attestkit.keys import AppKeys, DerivedKey, LocalKeys, verify_key_chain
 from attestkit.keys.key_claims import kms_claim, v0_claim, v1_claim
+from tests.cases import every_case
 from tests.keys import independent_chain
 from tests.keys.independent_chain import ORDER, high_s, is_issued, kms_message, sign
 from tests.raising import raises
@@ -146,8 +147,8 @@ MALFORMED: dict[str, tuple[Callable[[Chain], Chain], str]] = {
 }
 
 
-@pytest.mark.parametrize("chain", SOUND, ids=["v1", "v1 ed25519", "v0", "v0 ed25519"])
-@pytest.mark.parametrize("name", MALFORMED)
+@every_case("chain", SOUND, ids=["v1", "v1 ed25519", "v0", "v0 ed25519"])
+@every_case("name", MALFORMED)
 def test_malformed_chain_is_refused(name: str, chain: Chain) -> None:
     """Each signature and each chain has one form; every other is refused with its reason."""
     attack, reason = MALFORMED[name]
@@ -234,7 +235,7 @@ FOREIGN: dict[str, Chain] = {
 }
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@every_case("name", FOREIGN)
 def test_chain_for_another_key_app_or_name_is_refused(name: str) -> None:
     """A well-formed chain is refused unless it is for the expected key, names, app and KMS."""
     chain = FOREIGN[name]

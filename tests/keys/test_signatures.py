@@ -12,6 +12,7 @@ from attestkit._crypto.ecdsa import K256Key
 from attestkit.errors import SignatureError, UsageError
 from attestkit.keys import AppKeys, LocalKeys, recover_issuers, recover_root, verify_signature
 from attestkit.serve.rpc.statuses import text_of
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -47,7 +48,7 @@ def test_recover_issuers_without_kms_returns_app_root() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", SIGN.get("verify", []), ids=lambda case: case["note"] or None)
+@every_case("case", SIGN.get("verify", []), ids=lambda case: case["note"] or None)
 def test_verify_signature_matches_vector(case: dict[str, Any]) -> None:
     """A valid signature is accepted, an invalid one raises SignatureError."""
     request = case["request"]

@@ -21,6 +21,7 @@ from attestkit._crypto.zeroize import own_copy
 from attestkit.errors import UsageError
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
 from attestkit.keys.key_claims import kms_claim, v0_claim, v1_claim
+from tests.cases import every_case
 from tests.keys import independent_chain
 from tests.keys.conftest import FIXTURE
 from tests.raising import raises
@@ -66,7 +67,7 @@ def keccak256(data: bytes) -> bytes:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", V1.get("keys", []))
+@every_case("case", V1.get("keys", []))
 def test_derive_v1_matches_vector(case: dict[str, Any]) -> None:
     """Key, public key, claim and both links match byte for byte."""
     found = local_keys(ROOTS["app_root_key"], ROOTS["link1"]).derive_v1(
@@ -103,7 +104,7 @@ def test_derive_v1_matches_upstream(case: dict[str, Any]) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize(
+@every_case(
     ("case", "root"),
     [
         *((case, "roots") for case in V1.get("keys", [])),

@@ -29,6 +29,7 @@ from attestkit.kms.https_call import ClientCa
 from attestkit.kms.release.certificates import LeafProfile, issue_root, sign_app_certificate
 from attestkit.ra_tls import OID_CERT_USAGE
 from attestkit.report_data import ReportData
+from tests.cases import every_case
 from tests.kms.replayed_kms import (
     APP_ID,
     IMAGE_HASH,
@@ -267,7 +268,7 @@ REFUSED: Final[dict[str, bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@every_case("name", REFUSED)
 def test_malformed_http_is_refused(name: str) -> None:
     """No part of such an answer is used, and nothing is requested from elsewhere."""
     respond = sound(ROOTS, GetAppKey=lambda sock: sock.sendall(REFUSED[name]))
@@ -367,7 +368,7 @@ CHAINS: Final[dict[str, tuple[Callable[[], tuple[str, ...]], str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@every_case("name", CHAINS)
 def test_certificate_of_the_server_is_verified(name: str) -> None:
     """No chain but that of the pinned root, for this host and usage, gets the request for keys."""
     make, reason = CHAINS[name]

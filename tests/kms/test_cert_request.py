@@ -20,6 +20,7 @@ from attestkit.kms.cert_request import (
     sign_cert_request,
     verify_cert_request,
 )
+from tests.cases import every_case
 from tests.raising import raises
 from tests.samples.quotes import made_quote
 from tests.vectors import SHARED, load, needs_shared
@@ -46,7 +47,7 @@ def csr(row: dict[str, Any]) -> bytes:
 
 
 @needs_shared
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
+@every_case("row", ROWS, ids=lambda row: row["id"])
 def test_sign_cert_vector_is_answered_as_by_the_kms(row: dict[str, Any]) -> None:
     """Signature, key and first word are checked in the order and with the texts of the KMS."""
     data = csr(row)

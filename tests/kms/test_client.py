@@ -25,6 +25,7 @@ from attestkit.kms.release.certificates import (
 from attestkit.kms.release.roots import sign_env_public_key
 from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy
+from tests.cases import every_case
 from tests.kms.replayed_kms import (
     APP_ID,
     BOOT,
@@ -140,7 +141,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@every_case("name", REFUSED)
 def test_answer_that_fails_a_check_is_refused(name: str) -> None:
     """Each wrong answer to GetAppKey is refused for its reason, without a byte of a key."""
     respond, reason = REFUSED[name]

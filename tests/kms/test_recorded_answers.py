@@ -24,6 +24,7 @@ from attestkit.kms.release.certificates import issue_root
 from attestkit.kms.url import parse_kms_url
 from attestkit.ra_tls.issuance import Issued
 from attestkit.report_data import ReportData
+from tests.cases import every_case
 from tests.kms.replayed_kms import (
     APP_ID,
     LIMITS,
@@ -104,7 +105,7 @@ def rows(*methods: str, status: int, whole: bool = True) -> pytest.MarkDecorator
 
 
 @needs_shared
-@pytest.mark.parametrize(
+@every_case(
     "row", [row for row in ROWS if row["status"]], ids=lambda row: f"{row['id']}-{row['status']}"
 )
 def test_every_recorded_status_is_taken_as_answer_or_refusal(row: dict[str, Any]) -> None:

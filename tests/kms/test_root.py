@@ -13,6 +13,7 @@ from attestkit.backends.simulator import simulated_roots
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.kms import KmsRoot
 from attestkit.kms.root import MAX_ROOT_FILE, find_root, require_roots
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
@@ -61,7 +62,7 @@ def test_unreadable_and_unwritable_files_are_config_errors(tmp_path: Path) -> No
         KmsRoot.load(tmp_path)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason"),
     [
         ("", "syntax"),

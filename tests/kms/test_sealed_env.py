@@ -15,6 +15,7 @@ from attestkit.dstack.env_encryption import encrypt_env_vars
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.kms import sealed_env
 from attestkit.kms.sealed_env import Epochs, open_env, seal_env
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -121,7 +122,7 @@ def test_round_trip_preserves_all_text(found: dict[str, str], epochs: tuple[int,
     assert sealed == json.dumps(fields, separators=(",", ":"))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"version": 2}, "unsupported_version"),

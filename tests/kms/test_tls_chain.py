@@ -25,6 +25,7 @@ from attestkit.errors import (
 from attestkit.kms import KmsRoot, verify_app_certificate
 from attestkit.kms.tls_chain import MAX_LEAF, require_kms_usage
 from attestkit.ra_tls import OID_APP_ID, OID_CERT_USAGE
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
@@ -244,7 +245,7 @@ WRONG: dict[str, tuple[Any, type[AttestKitError], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@every_case("name", WRONG)
 def test_other_chain_is_refused(name: str) -> None:
     """Every chain with another key, app, usage, time or length is refused with its reason."""
     chain, kind, reason = WRONG[name]

@@ -7,6 +7,7 @@ import pytest
 from attestkit.errors import ConfigError, UsageError
 from attestkit.kms import kms_base_url
 from attestkit.kms.url import MAX_URL, KmsUrl, parse_kms_url
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
@@ -43,7 +44,7 @@ def test_url_is_split_into_parts(url: str, parts: KmsUrl) -> None:
     assert parse_kms_url(url) == parts
 
 
-@pytest.mark.parametrize(
+@every_case(
     "url",
     [
         "",

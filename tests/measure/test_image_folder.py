@@ -21,6 +21,7 @@ from attestkit.measure.image_folder import (
     read_dstack_image,
     read_image,
 )
+from tests.cases import every_case
 from tests.measure.image_samples import (
     METADATA,
     OF_NEWER,
@@ -141,7 +142,7 @@ def test_unlisted_file_is_not_used() -> None:
     assert read_archive(archive(FILES | {"more.txt": b"more"})) == read_archive(archive(FILES))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("metadata", "reason"),
     [
         ({"kernel": ...}, "missing"),

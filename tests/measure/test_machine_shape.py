@@ -7,6 +7,7 @@ import pytest
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.machine_shape import MachineShape
+from tests.cases import every_case
 from tests.measure.rows import VECTORS
 from tests.raising import raises
 from tests.vectors import needs_shared
@@ -89,7 +90,7 @@ def test_shape_has_the_ranges_of_memory(
     assert list(found.memory) == ranges
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason", "reason_in_config"),
     [
         ({"cpu_count": 0}, "out_of_range", "wrong_value"),

@@ -15,6 +15,7 @@ from attestkit.measure.rtmr0.boot_options import virtio_disk_option
 from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
 from tests.bounds.counting import peak
+from tests.cases import every_case
 from tests.measure.firmware_images import (
     SMBIOS_MEASUREMENT,
     TD_TCG2,
@@ -178,7 +179,7 @@ def test_shim_of_direct_boot() -> None:
     assert names(found, 1)[:2] == ["shim", "kernel"]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("arguments", "reason"),
     [
         ({}, "missing"),

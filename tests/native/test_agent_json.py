@@ -14,6 +14,7 @@ from attestkit import _native
 from attestkit.event_log import EventLog, agent_json
 from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_event
+from tests.cases import every_case
 from tests.event_log.two_readers import read_in_python, read_with_both
 from tests.thorough import thorough
 from tests.vectors import data, load, needs_shared
@@ -81,7 +82,7 @@ TEXTS = sample_texts()
 
 
 @needs_shared
-@pytest.mark.parametrize("name", TEXTS)
+@every_case("name", TEXTS)
 @pytest.mark.usefixtures("limit_level")
 def test_agent_json_walk_of_sample_in_any_layout(name: str) -> None:
     """Compact, with whitespace, other key orders, unknown keys, and without digests."""
@@ -157,7 +158,7 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("case", LEFT)
+@every_case("case", LEFT)
 def test_agent_json_walk_leaves_unusual_text_to_parser(case: str) -> None:
     """Rare layouts and events that need further checks are left to the parser."""
     assert read_with_both(LEFT[case]) == "left"
@@ -191,7 +192,7 @@ ACCEPTED = {
 }
 
 
-@pytest.mark.parametrize("case", ACCEPTED)
+@every_case("case", ACCEPTED)
 def test_agent_json_walk_accepts_tolerated_variation(case: str) -> None:
     """Variations tolerated by readers, and values at their limits, are accepted."""
     assert read_with_both(ACCEPTED[case]) == "accepted"
@@ -259,7 +260,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@every_case("case", REFUSED)
 def test_agent_json_walk_rejects_invalid_text(case: str) -> None:
     """The core rejects text that violates a rule, as does the parser."""
     assert read_with_both(REFUSED[case]) == "refused"

@@ -11,6 +11,7 @@ from attestkit._native import _python_cbor
 from attestkit.attestation.wire import v1_cbor
 from attestkit.errors import FormatError
 from tests.attestation.samples import KINDS, POD, V2, mutations, prefixes
+from tests.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped, with_false_length
 
@@ -118,7 +119,7 @@ def test_evidence_cut_at_any_length_is_truncated(evidence: bytes) -> None:
     assert checked(evidence + b"\0", canonical=True)[:2] == ("trailing_data", len(evidence))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("encoded", "reason", "offset"),
     [
         ("9fff", "not_canonical", 0),
@@ -157,8 +158,8 @@ SAME_KEYS = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), [*SAME_KEYS, *[pair[::-1] for pair in SAME_KEYS]])
-@pytest.mark.parametrize("between", ["", "02f6", "6162f6", "33f6"])
+@every_case(("one", "other"), [*SAME_KEYS, *[pair[::-1] for pair in SAME_KEYS]])
+@every_case("between", ["", "02f6", "6162f6", "33f6"])
 def test_equal_keys_in_different_encodings_are_duplicates(
     one: str, other: str, between: str
 ) -> None:
@@ -187,8 +188,8 @@ def test_map_key_of_unsupported_form_fails(key: str) -> None:
     assert checked(bytes.fromhex("a200f6" + key + "00"))[:2] == ("wrong_type", 3)
 
 
-@pytest.mark.parametrize("major", [2, 3, 4, 5])
-@pytest.mark.parametrize("count", [4, 1 << 16, 1 << 31, 1 << 32, (1 << 63) - 1, (1 << 64) - 1])
+@every_case("major", [2, 3, 4, 5])
+@every_case("count", [4, 1 << 16, 1 << 31, 1 << 32, (1 << 63) - 1, (1 << 64) - 1])
 def test_huge_count_or_length_is_truncated(major: int, count: int) -> None:
     """A length or count beyond the data is refused where they end, without memory for it."""
     head = bytes([major << 5 | 27]) + count.to_bytes(8, "big")

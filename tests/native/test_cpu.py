@@ -16,6 +16,7 @@ from attestkit import _native
 from attestkit._native import _python
 from attestkit._native._isa_level import choose
 from attestkit.errors import UsageError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -118,7 +119,7 @@ def test_features_match_proc_cpuinfo() -> None:
     assert read_features() == sum(bit for bit, required in FEATURES.items() if required <= flags)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("found", "requested", "level", "allowed"),
     [
         (0, None, "portable", 0),

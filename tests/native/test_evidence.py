@@ -26,6 +26,7 @@ from tests.attestation.samples import (
     prefixes,
     v2_event,
 )
+from tests.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped, with_false_length
 
@@ -268,7 +269,7 @@ OTHER_CMW = [
 ]
 
 
-@pytest.mark.parametrize(("given", "other", "fast"), OTHER_CMW)
+@every_case(("given", "other", "fast"), OTHER_CMW)
 def test_other_json_is_decoded_equally(given: bytes, other: bytes, fast: bool) -> None:
     """A log in JSON that is not compact, or has other members, is left to the Python decoder."""
     entry = cmw.read_cbor(CMW.encode(KINDS[0]))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from attestkit import _native
 from attestkit._native import _python
+from tests.cases import every_case
 
 # Required AK_CPU_* bits per kernel.
 LEVELS = {"portable": 0, "avx2": 4, "vbmi": 2 | 4 | 8 | 16}
@@ -89,8 +90,8 @@ def test_encode_hex_of_every_byte_at_every_lane(lib: Any) -> None:
 CORES = [_native, _python]
 
 
-@pytest.mark.parametrize("core", CORES, ids=["selected", "python"])
-@pytest.mark.parametrize("size", [0, 1, 48, 1499, 1500, 1501, 1502, 4096])
+@every_case("core", CORES, ids=["selected", "python"])
+@every_case("size", [0, 1, 48, 1499, 1500, 1501, 1502, 4096])
 def test_hex_around_native_threshold(core: Any, size: int) -> None:
     """Results are equal on both sides of the size from which the core is used."""
     data = DATA[:size]
@@ -99,11 +100,9 @@ def test_hex_around_native_threshold(core: Any, size: int) -> None:
         assert core.unhex(text) == core.unhex(text.encode()) == data
 
 
-@pytest.mark.parametrize("core", CORES, ids=["selected", "python"])
-@pytest.mark.parametrize("size", [2, 2000])
-@pytest.mark.parametrize(
-    "suffix", ["0", "0g", " 00", "00 ", "0x00", "é0", "١٢", "\ud800", "0\0", "\n"]
-)
+@every_case("core", CORES, ids=["selected", "python"])
+@every_case("size", [2, 2000])
+@every_case("suffix", ["0", "0g", " 00", "00 ", "0x00", "é0", "١٢", "\ud800", "0\0", "\n"])
 def test_unhex_of_invalid_text_is_none(core: Any, size: int, suffix: str) -> None:
     """Odd lengths, whitespace, prefixes and non-ASCII digits are not hex."""
     text = "ab" * size + suffix

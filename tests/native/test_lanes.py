@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import _python_log as python_core
 from attestkit.errors import FormatError, UsageError
+from tests.cases import every_case
 from tests.raising import raises
 
 pytestmark = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
@@ -70,14 +71,14 @@ def make_log(registers: bytes, seed: int = 0) -> Columns:
 
 
 @every_level
-@pytest.mark.parametrize("size", EDGES)
+@every_case("size", EDGES)
 def test_sha384_at_block_boundaries(size: int) -> None:
     """Padding is in the last block if it fits, otherwise in one more."""
     assert _native.sha384(PATTERN[:size]) == hashlib.sha384(PATTERN[:size]).digest()
 
 
 @every_level
-@pytest.mark.parametrize("count", range(21))
+@every_case("count", range(21))
 def test_sha384_of_any_number_of_messages(count: int) -> None:
     """Fewer messages than lanes, as many, and more; of equal and of different lengths."""
     for sizes in (
@@ -100,7 +101,7 @@ def test_sha384_of_arbitrary_messages(messages: list[bytes]) -> None:
 
 
 @every_level
-@pytest.mark.parametrize("register_count", range(6))
+@every_case("register_count", range(6))
 def test_replay_of_every_order_of_registers(register_count: int) -> None:
     """All orders of up to five events, alone and as one batch."""
     logs = [
@@ -113,7 +114,7 @@ def test_replay_of_every_order_of_registers(register_count: int) -> None:
 
 
 @every_level
-@pytest.mark.parametrize("count", range(21))
+@every_case("count", range(21))
 def test_replay_of_any_number_of_chains(count: int) -> None:
     """One chain per log, so that each number of idle lanes occurs."""
     logs = [make_log(bytes([i % 4]) * (1 + i % 3), i) for i in range(count)]
@@ -146,7 +147,7 @@ def test_replay_of_very_unequal_logs() -> None:
 
 
 @every_level
-@pytest.mark.parametrize("count", [WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3])
+@every_case("count", [WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3])
 def test_replay_of_log_over_several_windows(count: int) -> None:
     """Values are carried over, whether all chains continue or one starts late."""
     orders = (
@@ -196,7 +197,7 @@ def test_replay_many_error_names_first_invalid_log(core: Any, logs_before: int) 
 
 
 @every_level
-@pytest.mark.parametrize("slack", [0, 1, 7, 13])
+@every_case("slack", [0, 1, 7, 13])
 def test_sha384_and_replay_read_no_byte_after_end(
     slack: int, guarded: Callable[[bytes], object]
 ) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import PckCertificateFields, _python_pck
 from attestkit.quote import Quote
+from tests.cases import every_case
 from tests.samples.pck_certificates import (
     AUTHORITIES,
     DEFAULTS,
@@ -112,7 +113,7 @@ def test_certificate_of_processor_ca_has_no_instance(core: Any) -> None:
 
 
 @needs_cryptography
-@pytest.mark.parametrize("der", [*MADE, *REAL], ids=lambda der: der[15:23].hex())
+@every_case("der", [*MADE, *REAL], ids=lambda der: der[15:23].hex())
 def test_real_and_made_certificates_are_read(der: bytes) -> None:
     """Every real certificate has the layout, and its fields are those that `cryptography` reads."""
     assert read_with_all(der) is not None
@@ -275,7 +276,7 @@ def elements_or_none(der: bytes) -> Any:
     return elements if encode(elements) == der else None
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         *(b"230229000000Z", b"230431000000Z", b"230900000000Z", b"230001000000Z", b"231301000000Z"),
@@ -284,7 +285,7 @@ def elements_or_none(der: bytes) -> Any:
         *(b"2301010000Z", b"230101000000+0000", b"20500101000000.0Z", b"2050010100Z", b""),
     ],
 )
-@pytest.mark.parametrize("field", ["not_before", "not_after"])
+@every_case("field", ["not_before", "not_after"])
 def test_certificate_with_another_time_is_left(field: str, text: bytes) -> None:
     """Times are dates of the calendar with seconds, in the type of RFC 5280."""
     assert read_with_both(made_certificate(**{field: text})) is None
@@ -309,7 +310,7 @@ def test_times_are_unix_time(text: bytes, expected: tuple[int, ...]) -> None:
     assert found.not_before == found.not_after == unix_time(*expected)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "changes",
     [
         {"serial": 0},

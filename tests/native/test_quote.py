@@ -15,6 +15,7 @@ from attestkit import _native
 from attestkit._native import _python_quote as python_core
 from attestkit.errors import FormatError
 from attestkit.quote import EnclaveReport, Quote, TdQuoteBody
+from tests.cases import every_case
 from tests.raising import raises
 from tests.samples.quotes import BODY_SIZES, INTEL, PATTERN, made_quote, made_quotes, samples
 from tests.thorough import thorough
@@ -68,7 +69,7 @@ def read_fields(quote: object) -> tuple[object, ...]:
 
 
 @compiled
-@pytest.mark.parametrize("data", SAMPLES, ids=len)
+@every_case("data", SAMPLES, ids=len)
 def test_cores_agree_on_samples(data: bytes) -> None:
     """A valid quote has the same layout in both cores, with any zero padding."""
     result = read_with_both(data)
@@ -79,7 +80,7 @@ def test_cores_agree_on_samples(data: bytes) -> None:
 
 
 @compiled
-@pytest.mark.parametrize("data", SAMPLES, ids=len)
+@every_case("data", SAMPLES, ids=len)
 def test_cores_agree_on_truncated_quotes(data: bytes) -> None:
     """A truncated quote is rejected with the same reason and offset."""
     end = _native.quote_layout(data)[-1]
@@ -216,7 +217,7 @@ def _limit_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @compiled
 @pytest.mark.usefixtures("_limit_kernels")
-@pytest.mark.parametrize("size", [0, 1, 54, 55, 56, 63, 64, 65, 119, 120, 128, 1000, 65535])
+@every_case("size", [0, 1, 54, 55, 56, 63, 64, 65, 119, 120, 128, 1000, 65535])
 def test_key_binding_is_sha256(size: int) -> None:
     """The binding is SHA-256 over key and authentication data, at block boundaries."""
     auth = (PATTERN[:251] * 262)[:size]

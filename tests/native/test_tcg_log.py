@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import _python_log as python_core
 from attestkit.errors import FormatError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.thorough import thorough
 from tests.untyped import untyped, with_false_length
@@ -23,7 +24,7 @@ LOGS = [
 ]
 
 # Without the compiled core both sides of a comparison are the same functions.
-each_core = pytest.mark.parametrize("core", [_native, python_core], ids=["selected", "python"])
+each_core = every_case("core", [_native, python_core], ids=["selected", "python"])
 two_cores = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 
 
@@ -83,7 +84,7 @@ def test_cores_agree_on_tcg_samples() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("log", LOGS, ids=[log["path"] for log in LOGS])
+@every_case("log", LOGS, ids=[log["path"] for log in LOGS])
 def test_tcg_log_truncated_inside_record_fails(log: dict[str, Any]) -> None:
     """A log truncated inside a record is rejected with an offset inside it."""
     whole = data(log["path"])
@@ -190,7 +191,7 @@ REFUSED_TPM_LOGS = {
 
 
 @each_core
-@pytest.mark.parametrize("case", REFUSED_CCELS)
+@every_case("case", REFUSED_CCELS)
 def test_ccel_walk_of_invalid_log_names_reason_and_offset(core: Any, case: str) -> None:
     """Each violated rule has its reason and offset."""
     log, reason, offset = REFUSED_CCELS[case]
@@ -199,7 +200,7 @@ def test_ccel_walk_of_invalid_log_names_reason_and_offset(core: Any, case: str) 
 
 
 @each_core
-@pytest.mark.parametrize("case", REFUSED_TPM_LOGS)
+@every_case("case", REFUSED_TPM_LOGS)
 def test_tpm_walk_of_invalid_log_names_reason_and_offset(core: Any, case: str) -> None:
     """Each violated rule has its reason and offset."""
     log, reason, offset = REFUSED_TPM_LOGS[case]

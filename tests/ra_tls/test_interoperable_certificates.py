@@ -20,6 +20,7 @@ from attestkit.ra_tls.interoperable_certificates import (
     read_interoperable,
 )
 from attestkit.testing import SimulatedTee
+from tests.cases import every_case
 from tests.ra_tls.other_maker import (
     GRAMINE,
     INTEROPERABLE,
@@ -227,7 +228,7 @@ def test_claim_about_another_key_is_refused() -> None:
     assert (type(error), error.reason) == (VerificationError, "report_data")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("buffer", "reason"),
     [
         (b"", "truncated"),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import every_case
+
 PACKAGE = Path(__file__).resolve().parents[2] / "attestkit"
 # They compare measurements of public files only, and import no keys.
 WITHOUT_SECRETS = ("measure/", "verifier/images/")
@@ -299,7 +301,7 @@ def test_constant_time_comparisons_remain() -> None:
     assert {name: count for name, count in counts.items() if count} == CONSTANT_TIME
 
 
-@pytest.mark.parametrize(
+@every_case(
     "source",
     [
         "seed == given",

@@ -22,6 +22,7 @@ from attestkit.dstack.env_encryption import decrypt_env_vars, encrypt_env_vars
 from attestkit.errors import AttestKitError
 from attestkit.keys import AppKeys, derive_bytes
 from attestkit.keys.hkdf import derive_v1_bytes
+from tests.cases import every_case
 from tests.secrets.marks import forms, mark, search
 from tests.serve.client import Connection, call
 from tests.serve.server import PATIENCE, environment, run_to_end, running_server
@@ -362,7 +363,7 @@ def test_search_finds_key_in_pem_and_wrapped_text() -> None:
     assert not search(os.urandom(1 << 16) + AppKeys.generate().ca_cert.encode(), SECRETS)
 
 
-@pytest.mark.parametrize("form", sorted(forms(SEED)))
+@every_case("form", sorted(forms(SEED)))
 def test_search_finds_each_encoding(form: str) -> None:
     """A secret is found in each encoding, inside other text."""
     needle = forms(SEED)[form]

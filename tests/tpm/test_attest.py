@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm.attest import TpmsAttest
 from attestkit.tpm.pcr_selection import PcrSelection, encode_selections
+from tests.cases import every_case
 from tests.raising import raises
 from tests.tpm.samples import MADE_ATTEST, QUOTES, QuoteSample
 from tests.untyped import untyped
@@ -25,7 +26,7 @@ def changed(start: int, new: bytes, raw: bytes = RAW) -> bytes:
 
 
 @needs_shared
-@pytest.mark.parametrize("sample", QUOTES.values(), ids=QUOTES)
+@every_case("sample", QUOTES.values(), ids=QUOTES)
 def test_attest_of_real_tpm_has_expected_values(sample: QuoteSample) -> None:
     """A quote of a cloud's or a software TPM has the listed fields, and is encoded unchanged."""
     quote, expected = TpmsAttest.parse(sample.message), sample.expected
@@ -53,9 +54,7 @@ def test_attest_has_size_of_specification() -> None:
     assert len(one.encode()) == 81 + len(one.pcr_digest) + len(one.extra_data)
 
 
-@pytest.mark.parametrize(
-    "raw", [RAW, *(sample.message for sample in QUOTES.values())], ids=["made", *QUOTES]
-)
+@every_case("raw", [RAW, *(sample.message for sample in QUOTES.values())], ids=["made", *QUOTES])
 def test_attest_cut_at_any_length_is_refused(raw: bytes) -> None:
     """Every prefix of a quote is truncated."""
     for size in range(len(raw)):
@@ -63,7 +62,7 @@ def test_attest_cut_at_any_length_is_refused(raw: bytes) -> None:
             TpmsAttest.parse(raw[:size])
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("start", "new", "reason", "offset"),
     [
         (0, b"\xfe", "unrecognized", 0),

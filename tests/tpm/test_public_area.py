@@ -12,6 +12,7 @@ from attestkit.tpm import public_area
 from attestkit.tpm.attest import TpmsAttest
 from attestkit.tpm.handles import ENDORSEMENT, OWNER
 from attestkit.tpm.public_area import TpmtPublic
+from tests.cases import every_case
 from tests.raising import raises
 from tests.tpm.samples import EXPECTED, MADE_PUBLICS, QUOTES
 from tests.untyped import untyped
@@ -66,7 +67,7 @@ def test_public_area_cut_at_any_length_is_refused(made: TpmtPublic) -> None:
         TpmtPublic.parse(raw + b"\0")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("raw", "reason", "offset"),
     [
         (b"\0\x08" + RSA[2:], "unsupported_algorithm", 0),  # keyed hash

@@ -13,6 +13,7 @@ from attestkit.event_log.event import runtime_digest
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.policy.appraisal_policy import PRESETS
+from tests.cases import every_case
 from tests.samples.quotes import made_quote
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import APP_ID, BOOT, COMPOSE_HASH, IMAGE, NONCE
@@ -62,8 +63,8 @@ def change_event_type(evidence: Attestation, names: Sequence[str], event_type: i
     )
 
 
-@pytest.mark.parametrize("event_type", [0x0D, 0xFFFFFFFF])
-@pytest.mark.parametrize(
+@every_case("event_type", [0x0D, 0xFFFFFFFF])
+@every_case(
     "names",
     [
         ["system-preparing", "app-id", "compose-hash", "instance-id", "key-provider"],
@@ -72,7 +73,7 @@ def change_event_type(evidence: Attestation, names: Sequence[str], event_type: i
         [name for name, _ in BOOT],
     ],
 )
-@pytest.mark.parametrize("stripped", [False, True])
+@every_case("stripped", [False, True])
 def test_boot_events_with_other_event_type_are_rejected(
     names: list[str], event_type: int, *, stripped: bool
 ) -> None:
@@ -104,8 +105,8 @@ def test_identity_event_of_wrong_size_is_rejected(name: str, payload: bytes) -> 
     assert name.replace("-", "_") in str(error)
 
 
-@pytest.mark.parametrize("name", ["app-id", "compose-hash", "instance-id", "key-provider"])
-@pytest.mark.parametrize("policy", PRESETS)
+@every_case("name", ["app-id", "compose-hash", "instance-id", "key-provider"])
+@every_case("policy", PRESETS)
 def test_second_identity_event_in_boot_is_rejected(name: str, policy: str) -> None:
     """Two events that name an app before system-ready are ambiguous, even with one value."""
     [first] = [payload for each, payload in BOOT if each == name]

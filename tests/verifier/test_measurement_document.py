@@ -16,6 +16,7 @@ from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.verifier import AppraisalPolicy
 from tests.attestation.launch.linux_kernel import authenticode, patch_header
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, load, needs_shared
 from tests.verifier.platforms import intel
@@ -118,9 +119,9 @@ def test_patched_kernel_matches_vectors() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize("machine", MACHINES, ids=str)
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@every_case("memory", MEMORY)
+@every_case("machine", MACHINES, ids=str)
+@every_case("kind", KINDS, ids=str)
 def test_kernel_header_decides_on_which_machines_evidence_verifies(
     kind: Kind, machine: Machine, memory: int
 ) -> None:

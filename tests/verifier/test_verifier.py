@@ -34,6 +34,7 @@ from attestkit.verifier import (
 )
 from attestkit.verifier import verifier as verifier_module
 from attestkit.verifier.result import create_result
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
@@ -249,7 +250,7 @@ def replace_platform(change: Callable[[Tdx], Tdx]) -> Attestation:
     return Attestation(evidence._replace(platform=change(evidence.platform)))
 
 
-@pytest.mark.parametrize("index", range(len(GENUINE.event_log.events)))
+@every_case("index", range(len(GENUINE.event_log.events)))
 def test_verify_missing_or_repeated_event_raises_replay_error(index: int) -> None:
     """A log with an event missing or repeated is rejected, and the error names the register."""
     register = GENUINE.event_log.events[index].register

@@ -29,6 +29,7 @@ from tests.attestation.samples import (
     V2,
     is_rejected,
 )
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
@@ -175,7 +176,7 @@ def test_collection_accepts_equivalent_media_types(media_type: str | int) -> Non
     assert read_collection(sample_parts(2) | {"nsm_quote": tagged}) == Attestation(KINDS[2])
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason", "subject"),
     [
         ({"__cmwc_t": "urn:uuid:0"}, "unrecognized", "CMW collection: "),

@@ -13,6 +13,7 @@ from attestkit.attestation.wire.evidence_parts import Evidence, GcpTdx, Tpm
 from attestkit.errors import FormatError
 from tests.attestation import vtpm_samples
 from tests.attestation.samples import KINDS, V2, mutations
+from tests.cases import every_case
 from tests.thorough import thorough
 
 ENCODED: Final = encode_evidence("cbor", V2)
@@ -63,7 +64,7 @@ def test_cmw_collection_equals_that_of_full_reader(data: bytes) -> None:
     assert read_collection(data) == read_collection(data, full=True)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "change",
     [
         {cmw.KIND: None},
@@ -182,8 +183,8 @@ def test_cmw_quote_of_google_in_other_form_is_left_to_full_reader(
     assert read_result("tpm_quote", part) == read_result("tpm_quote", part, full=True)
 
 
-@pytest.mark.parametrize("collateral", [None, b"{}"])
-@pytest.mark.parametrize("evidence", [OF_GOOGLE, OF_TPM, *vtpm_samples.VTPM_KINDS])
+@every_case("collateral", [None, b"{}"])
+@every_case("evidence", [OF_GOOGLE, OF_TPM, *vtpm_samples.VTPM_KINDS])
 def test_cmw_with_tpm_does_not_reach_full_readers(
     evidence: Evidence, collateral: bytes | None
 ) -> None:
@@ -225,7 +226,7 @@ def test_cmw_of_td_does_not_reach_full_readers(evidence: Evidence) -> None:
         assert decode_evidence(encoded).evidence == evidence
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("common", "variant"),
     [
         (b":3,", b": 3,"),  # a blank

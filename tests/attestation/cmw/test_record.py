@@ -23,6 +23,7 @@ from attestkit.attestation.cmw.record import (
 )
 from attestkit.errors import FormatError, UsageError
 from tests.attestation.samples import prefixes
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -181,7 +182,7 @@ def test_collection_over_limits_of_count_fails() -> None:
     assert caught.value.offset > 1024 * 3  # far after the first collection
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("written", "reason", "offset"),
     [
         ("80", "wrong_size", 0),
@@ -223,7 +224,7 @@ def test_read_cbor_of_malformed_message_names_reason_and_offset(
         read_cbor(bytes.fromhex(written))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason", "part"),
     [
         ("null", "wrong_type", "record"),

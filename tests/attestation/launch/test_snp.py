@@ -7,6 +7,7 @@ import pytest
 from attestkit._formats.cbor import Value
 from attestkit.attestation.launch.snp import OvmfSection, SnpImage, SnpLaunch, compute_measurement
 from attestkit.errors import FormatError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -97,7 +98,7 @@ def test_launch_measurement_hashes_empty_initrd() -> None:
 KERNEL_HASHES = IMAGE.ovmf_sections[0]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("image", "launch", "reason"),
     [
         ({}, {"guest_features": 0}, "wrong_value"),

@@ -14,6 +14,7 @@ from attestkit.attestation.launch.tdx import (
 )
 from attestkit.errors import FormatError
 from attestkit.event_log import WireEvent
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -242,7 +243,7 @@ def test_registers_of_published_documents_match_vector(row: dict[str, Any]) -> N
     assert (registers.rtmr1.hex(), registers.rtmr2.hex()) == (row["rtmr1"], row["rtmr2"])
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("field", "value", "reason"),
     [
         ("cmdline", None, "wrong_type"),

@@ -8,6 +8,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.launch.vm_config import VmConfig, choose_config
 from attestkit.attestation.wire.evidence_parts import Evidence
 from attestkit.errors import FormatError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.verifier.platforms import intel
 
@@ -29,7 +30,7 @@ def test_choose_config_accepts_equal_values(supplied: str) -> None:
     assert choose_config(CONFIG, supplied) == CONFIG
 
 
-@pytest.mark.parametrize(
+@every_case(
     "change",
     [
         ("2", "3"),

@@ -10,6 +10,7 @@ from attestkit.attestation.wire.evidence_parts import Tdx
 from attestkit.errors import FormatError
 from attestkit.event_log import EventLog
 from tests.attestation.samples import FIXTURE, V2
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 
@@ -91,7 +92,7 @@ def test_from_agent_response_keeps_version_2_events() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize(
+@every_case(
     ("change", "reason", "field"),
     [
         ({"quote": ""}, "missing", "quote"),

@@ -10,6 +10,7 @@ from attestkit.attestation.wire import v1_cbor, v1_document, v1_structs
 from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
 from attestkit.errors import FormatError
 from tests.attestation.samples import EVENTS, KINDS, POD, STACK, V2, mutations, prefixes
+from tests.cases import every_case
 from tests.raising import raises
 from tests.thorough import thorough
 from tests.untyped import untyped
@@ -198,7 +199,7 @@ SNP_FIELDS += [("platform", "data", "cert_chain", 0), ("platform", "kind")]
 POD_FIELDS = [("stack", "data", "report_data_payload"), ("stack", "kind")]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("evidence", "path"),
     [
         *[(KINDS[0], path) for path in FIELDS],

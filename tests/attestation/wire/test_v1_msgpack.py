@@ -23,6 +23,7 @@ from tests.attestation.samples import (
     prefixes,
     v2_event,
 )
+from tests.cases import every_case
 from tests.raising import raises
 from tests.thorough import slow
 
@@ -155,7 +156,7 @@ WRONG: list[tuple[tuple[str | int, ...], object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value", "reason"), WRONG)
+@every_case(("path", "value", "reason"), WRONG)
 def test_v1_with_wrong_value_fails_naming_offset(
     path: tuple[str | int, ...], value: object, reason: str
 ) -> None:

@@ -35,6 +35,7 @@ from tests.backends.dstack_agent.scripted_agent import (
     scripted_agent,
     wait_for_close,
 )
+from tests.cases import every_case
 from tests.raising import errno_of, raises
 from tests.serve.server import Server, running_server
 from tests.untyped import untyped
@@ -111,7 +112,7 @@ _OVERLOADED: Final = (BackendBusyError, "overloaded")
 _SIMULATOR: Final = "runtime event emission is unavailable in simulator mode: x"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("status", "message", "method", "expected", "words"),
     [
         (400, "Unsupported algorithm", "GetKey", _REJECTED, "Unsupported algorithm"),

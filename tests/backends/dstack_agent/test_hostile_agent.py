@@ -26,10 +26,11 @@ from tests.backends.dstack_agent.scripted_agent import (
     scripted_agent,
     wait_for_close,
 )
+from tests.cases import every_case
 from tests.raising import raises
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("answer", "reason"),
     [
         (b"", "connection_lost"),

@@ -27,6 +27,7 @@ from attestkit.errors import (
     UsageError,
 )
 from tests.backends.recording.recorded import REPORT_DATA, read_lines, record
+from tests.cases import every_case
 from tests.concurrency.keeping import Keeping
 from tests.machines.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 from tests.raising import raises
@@ -155,7 +156,7 @@ ERRONEOUS: list[tuple[Callable[[list[dict[str, Any]]], object], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("alter", "position", "reason"), ERRONEOUS)
+@every_case(("alter", "position", "reason"), ERRONEOUS)
 def test_malformed_line_is_rejected(
     tmp_path: Path,
     whole: bytes,

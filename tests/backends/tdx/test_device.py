@@ -20,6 +20,7 @@ from attestkit.errors import (
     UsageError,
 )
 from tests.backends.tdx.fake_td import FakeTd, count_open_files
+from tests.cases import every_case
 from tests.raising import errno_of, raises
 from tests.untyped import untyped
 
@@ -59,7 +60,7 @@ def test_get_report_invalid_report_data_is_rejected(td: FakeTd, report_data: obj
     assert td.made == []
 
 
-@pytest.mark.parametrize(
+@every_case(
     "meanings",
     [
         MEANINGS.values(),

@@ -49,6 +49,7 @@ from tests.backends.tdx.qgs_server import (
     response,
     silent,
 )
+from tests.cases import every_case
 from tests.raising import errno_of, raises
 from tests.untyped import untyped
 
@@ -315,7 +316,7 @@ CONNECT_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("number", "kind", "reason", "remedy"), CONNECT_ERRORS)
+@every_case(("number", "kind", "reason", "remedy"), CONNECT_ERRORS)
 def test_connect_errno_gives_reason_and_remedy(
     number: int, kind: type[BackendError], reason: str, remedy: str
 ) -> None:

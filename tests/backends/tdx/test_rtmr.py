@@ -16,6 +16,7 @@ from attestkit.errors import (
     UsageError,
 )
 from tests.backends.tdx.fake_td import DONE, FakeTd, count_open_files, extend_register
+from tests.cases import every_case
 from tests.raising import errno_of, raises
 from tests.untyped import untyped
 
@@ -250,7 +251,7 @@ def test_extend_unsupported_kernel_names_required_version(tmp_path: Path) -> Non
     assert td.extends == 0
 
 
-@pytest.mark.parametrize("number", sorted(set(errno.errorcode) - {errno.ENOTTY}))
+@every_case("number", sorted(set(errno.errorcode) - {errno.ENOTTY}))
 def test_extend_other_errno_never_tries_second_ioctl(old: FakeTd, number: int) -> None:
     """Whether or not the first ioctl took effect, there is at most one extend."""
     for due in (number, number + DONE):

@@ -12,6 +12,7 @@ from attestkit.tpm import PcrSelection
 from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.reader import encode_sized
 from tests.backends.tpm.tpm_peer import AnsweringTpm
+from tests.cases import every_case
 from tests.raising import raises
 from tests.tpm.samples import MADE_PUBLICS
 
@@ -35,7 +36,7 @@ def pcrs(selected: bytes, *values: bytes, count: int | None = None) -> bytes:
     return head + b"".join(map(encode_sized, values))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("call", "parameters"),
     [
         (lambda tpm: tpm.list_handles(0, 9), b"\0\0\0\0\2\0\0\0\0"),  # another capability

@@ -10,12 +10,13 @@ from attestkit.backends.tpm.frames import TpmResponse
 from attestkit.errors import BackendBusyError, BackendError
 from attestkit.tpm.response_codes import RC_RETRY, RC_TESTING, RC_YIELDED
 from tests.backends.tpm.tpm_peer import AnsweringTpm
+from tests.cases import every_case
 from tests.raising import raises
 
 FLUSHED = TpmResponse(0).encode()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("code", "part"),
     [
         (0x18B, "0x18b, TPM_RC_HANDLE of handle 1: no such handle or NV index"),
@@ -48,7 +49,7 @@ def test_code_has_name_and_meaning(code: int, part: str) -> None:
     assert str(TpmError("NV_Read", code, path="TPM")).startswith(f"TPM: NV_Read: {code:#x}")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("code", "absent", "denied", "unknown"),
     [
         (0x18B, True, False, False),

@@ -26,6 +26,7 @@ from tests.backends.tsm.tsm_kernel import (
     expected_report,
     make_client,
 )
+from tests.cases import every_case
 from tests.raising import errno_of, raises
 
 # -- no entry is left --------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def stale(pid: int, number: int = 0) -> str:
     return f"attestkit-{pid}-{number:032x}"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "age", "goes"),
     [
         (stale(5), 3601, True),

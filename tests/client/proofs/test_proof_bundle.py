@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from attestkit.client.proofs.proof import MAX_ANSWERS, MAX_FILE, ProofBundle
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
+from tests.cases import every_case
 from tests.client.proofs.saved_proofs import saved_proof
 from tests.raising import raises
 from tests.untyped import untyped
@@ -93,7 +94,7 @@ def test_changed_bytes_are_read_or_refused(at: int, change: int) -> None:
         ProofBundle.from_json(bytes(data)).to_json()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("values", "reason"),
     [
         ({"version": 2}, "unsupported_version"),

@@ -6,6 +6,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit.client.sealing.fields import MAX_BODY, FieldSealing
+from tests.cases import every_case
 from tests.client.sealing.field_server import at
 from tests.client.sealing.field_talk import (
     CHAT,
@@ -178,7 +179,7 @@ REFUSED: Final[dict[str, dict[str, Any]]] = {
 
 
 @every_protocol
-@pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
+@every_case("change", REFUSED.values(), ids=REFUSED)
 def test_request_with_text_that_is_not_sealed_is_refused(name: str, change: dict[str, Any]) -> None:
     """Fields that the protocol does not list would travel open."""
     refused(lambda: Talk(name).seal({**message("x"), **change}), "field")

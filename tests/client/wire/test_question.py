@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from attestkit.client.wire.question import EvidenceReply, ask
 from attestkit.client.wire.steps import Receive, Send
 from attestkit.errors import AttestKitError, FormatError, ServiceError, UsageError
+from tests.cases import every_case
 from tests.raising import raises
 
 LIMIT: Final = 1000
@@ -119,7 +120,7 @@ def test_body_until_the_end_of_the_stream() -> None:
     assert answer(HEAD + b"\r\nbo", b"dy").reply == EvidenceReply(b"body", reusable=False)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("data", "kind", "reason"),
     [
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", ServiceError, "no_attestation"),

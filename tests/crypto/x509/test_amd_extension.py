@@ -8,6 +8,7 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.amd_extension import AmdExtension, read_amd_extension
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.errors import FormatError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 
@@ -86,7 +87,7 @@ def test_amd_extension_of_vlek_has_provider() -> None:
     assert found.hardware_id == b""
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("own", "reason", "subject"),
     [
         (valid_without("3.1"), "missing", f"{PREFIX}3.1:"),

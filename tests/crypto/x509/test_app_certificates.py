@@ -22,6 +22,7 @@ from attestkit._crypto.x509.app_certificates import (
     read_certificate,
 )
 from attestkit.errors import FormatError, UsageError
+from tests.cases import every_case
 from tests.pki.certificates import name_of
 from tests.raising import raises
 from tests.vectors import data, needs_shared
@@ -151,7 +152,7 @@ def test_issue_leaf_copies_issuer_name_bytes() -> None:
     assert der.count(subject) == 1
 
 
-@pytest.mark.parametrize(
+@every_case(
     "fields",
     [
         {"subject": "x" * 65},

@@ -15,6 +15,7 @@ from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_p
 from attestkit._crypto.x509.vendor_roots import AWS_ROOT
 from attestkit.attestation import Attestation
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
+from tests.cases import every_case
 from tests.pki.certificates import name_of
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, data
@@ -76,7 +77,7 @@ def with_serial_one(der: bytes) -> bytes:
     return der.replace(SERIAL_ZERO, SERIAL_ZERO[:-1] + b"\1", 1)
 
 
-@pytest.mark.parametrize("at", range(len(real_certificates())))
+@every_case("at", range(len(real_certificates())))
 def test_read_certificate_of_vendors_matches_cryptography(at: int) -> None:
     """Every field matches the one read by `cryptography`."""
     der = real_certificates()[at]

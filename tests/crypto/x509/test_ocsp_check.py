@@ -34,6 +34,7 @@ from attestkit.errors import (
     SignatureError,
     UsageError,
 )
+from tests.cases import every_case
 from tests.pki.ocsp_pki import (
     AUTHORITY,
     DAY,
@@ -148,7 +149,7 @@ def _outcome(answers: list[bytes], certificate: bytes, issuer: bytes, now: datet
 
 
 @needs_shared
-@pytest.mark.parametrize("name", [case["name"] for case in CASES if case["name"] != "blocks-41"])
+@every_case("name", [case["name"] for case in CASES if case["name"] != "blocks-41"])
 def test_check_ocsp_fabricated_cases_have_expected_outcome(name: str) -> None:
     """Of the fabricated cases only those about OCSP have a certificate that is not good."""
     case = next(each for each in CASES if each["name"] == name)

@@ -6,6 +6,7 @@ import pytest
 
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit.errors import FormatError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.samples.quotes import PATTERN
 
@@ -51,7 +52,7 @@ def test_split_chain_over_ten_certificates_fails() -> None:
             split_chain(content, 1000)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("content", "reason"),
     [
         (b"", "missing"),

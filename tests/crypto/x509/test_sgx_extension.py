@@ -11,6 +11,7 @@ from attestkit._crypto.x509.sgx_extension import PckExtension, read_sgx_extensio
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
+from tests.cases import every_case
 from tests.crypto.x509.test_sgx_certificates import PLATFORM, make_certificate
 from tests.raising import raises
 from tests.vectors import data, needs_shared
@@ -108,7 +109,7 @@ def test_sgx_extension_with_five_entries_is_read() -> None:
     assert (read.pcesvn, read.sgx_type) == (17, 1)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("extension", "reason", "entry_name"),
     [
         (make_extension(e1=None), "missing", "PPID"),

@@ -10,6 +10,7 @@ from attestkit.event_log.cel import ENCODINGS
 from attestkit.event_log.event import ACPI_DATA
 from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, RUNTIME_EVENT_TYPE
 from attestkit.event_log.runtime_events import runtime_event
+from tests.cases import every_case
 from tests.event_log.cel.cel_samples import DIGEST, EXAMPLE, FULL, number, record, text, tlv
 from tests.event_log.cel.make_cel_vectors import FOLDER, make_vectors
 from tests.raising import raises
@@ -205,7 +206,7 @@ def test_from_cel_no_action_needs_no_digest(digests: bytes) -> None:
 # -- records of other platforms ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("log", "reason", "offset"),
     [
         (record(register=number(1, 5)), "index", 0),

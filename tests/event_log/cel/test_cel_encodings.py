@@ -11,6 +11,7 @@ from attestkit.errors import FormatError
 from attestkit.event_log import EventLog, cel
 from attestkit.event_log.cel import ENCODINGS, detect_encoding
 from tests.attestation.samples import is_rejected
+from tests.cases import every_case
 from tests.event_log.cel.cel_samples import (
     DIGEST,
     EXAMPLE,
@@ -90,7 +91,7 @@ def test_parse_of_cel_with_any_record_count_round_trips(count: int) -> None:
         assert EventLog.parse(log.to_cel(encoding)) == log
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("log", "offset", "reason"),
     [
         (record(register=number(3, 1)), 6, "missing"),
@@ -121,7 +122,7 @@ def test_from_cel_of_invalid_tlv_fails(log: bytes, offset: int, reason: str) -> 
         EventLog.from_cel(log)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("log", "reason", "offset"),
     [
         (EXAMPLE["cbor"] + b"\0", "trailing_data", len(EXAMPLE["cbor"])),
@@ -153,7 +154,7 @@ def test_from_cel_of_invalid_cbor_fails(log: bytes, reason: str, offset: int) ->
         EventLog.from_cel(log)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("log", "reason", "subject"),
     [
         (b"[1]", "wrong_type", "record"),

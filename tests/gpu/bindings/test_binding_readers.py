@@ -19,6 +19,7 @@ from attestkit.gpu.bindings.answer_formats import chutes_report_data, vllm_proxy
 from attestkit.gpu.bindings.tinfoil import tinfoil_report_data
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.evidence import DeviceEvidence, GpuBinding, GpuEvidence
+from tests.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import HAVE_SHARED, data, needs_shared
 
@@ -256,7 +257,7 @@ WRONG_ANSWERS: Final = (
 )
 
 
-@pytest.mark.parametrize("answer", WRONG_ANSWERS)
+@every_case("answer", WRONG_ANSWERS)
 def test_malformed_answer_is_format_error(answer: bytes) -> None:
     """Any reader refuses an answer of another shape, and never fails otherwise."""
     nonce = bytes(32)

@@ -19,6 +19,7 @@ from attestkit.gpu.device.device_chain import (
     read_device_chain,
     verify_device_chain,
 )
+from tests.cases import every_case
 from tests.gpu.gpu_samples import CASES, CHAINS, EXPECTED, SAMPLES, Sample, read_pem, sample
 from tests.gpu.made_devices import (
     COMPOSITE_OID,
@@ -106,7 +107,7 @@ def test_chains_alone_are_verified_as_expected(name: str) -> None:
         verify_device_chain(chain, NVIDIA, NOW)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
+@every_case("case", CASES, ids=lambda case: str(case["name"]))
 def test_chains_of_fabricated_cases_are_verified_as_expected(case: dict[str, str]) -> None:
     """Exactly the case with another root fails in its chain; its root may be left out."""
     path = f"fabricated/{case['name']}"

@@ -12,6 +12,7 @@ from attestkit.gpu.device.opaque_data import (
     read_opaque_data,
     split_opaque_data,
 )
+from tests.cases import every_case
 from tests.gpu.made_devices import GPU_FIELDS, SWITCH_FIELDS
 from tests.raising import raises
 
@@ -112,7 +113,7 @@ def test_read_without_optional_field_gives_none(absent: int) -> None:
     assert read_opaque_data(left, "gpu")._asdict() == expected
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("kind", "value", "reason"),
     [
         (6, bytes(7), "wrong_size"),
@@ -153,7 +154,7 @@ def test_read_of_wrong_value_is_refused(kind: int, value: bytes, reason: str) ->
         read_opaque_data(changed, "gpu", 45)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("kind", "value", "name", "expected"),
     [
         (6, bytes.fromhex("008800970f000000"), "vbios_version", "97.00.88.00.0F"),

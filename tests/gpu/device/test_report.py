@@ -14,6 +14,7 @@ from attestkit.gpu import Report
 from attestkit.gpu.architectures import Chip
 from attestkit.gpu.device.device_chain import read_device_chain
 from attestkit.gpu.device.report import MAX_SIZE
+from tests.cases import every_case
 from tests.gpu.gpu_samples import EXPECTED, SAMPLES, Sample, sample
 from tests.gpu.made_devices import (
     FWID,
@@ -188,7 +189,7 @@ def test_sample_with_any_changed_byte_is_refused(name: str) -> None:
     refused_bytes(one.report, spki, range(len(one.report)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("at", "value", "reason", "offset"),
     [
         (0, 0x12, "wrong_value", 0),

@@ -13,6 +13,7 @@ from attestkit.gpu.nras.claims import (
     RimClaims,
     read_claims,
 )
+from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import NONCE, chain, device_claims
 from tests.raising import raises
 
@@ -112,7 +113,7 @@ FLAGS = sorted(
 OPTIONAL = {f"{GPU}{rim}-rim-schema-validated" for rim in ("driver", "vbios")}
 
 
-@pytest.mark.parametrize("name", sorted(set(FLAGS)))
+@every_case("name", sorted(set(FLAGS)))
 def test_problems_of_flag_that_is_false_or_missing(name: str) -> None:
     """Each flag must be true; that of the schema may be missing."""
     version = "2.0" if name in device_claims("2.0") else "3.0"
@@ -125,8 +126,8 @@ def test_problems_of_flag_that_is_false_or_missing(name: str) -> None:
 CHAINS = [f"{GPU}{name}-cert-chain" for name in ("attestation-report", "driver-rim", "vbios-rim")]
 
 
-@pytest.mark.parametrize("name", CHAINS)
-@pytest.mark.parametrize(
+@every_case("name", CHAINS)
+@every_case(
     "changes",
     [
         {"status": "expired"},
@@ -183,7 +184,7 @@ def test_read_claims_of_service_error() -> None:
     assert found.problems() == ("error 4010 of the service: 'NONCE_NOT_MATCHING'",)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("claims", "reason"),
     [
         ({"eat_nonce": "zz"}, "encoding"),

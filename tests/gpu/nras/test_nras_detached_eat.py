@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE, MAX_TOKEN, read_detached_eat
+from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import answer, bundle
 from tests.raising import raises
 
@@ -22,7 +23,7 @@ def test_read_detached_eat_returns_tokens_in_order_of_numbers() -> None:
     assert all(token == f"{name}.b.c".encode() for name, token in found.devices.items())
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("value", "reason"),
     [
         ({}, "wrong_type"),

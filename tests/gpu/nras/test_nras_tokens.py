@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError, UsageError
 from attestkit.gpu.nras.detached_eat import DetachedEat, read_detached_eat
 from attestkit.gpu.nras.tokens import CLOCK_SKEW, NRAS_ISSUER, NrasResult, verify_tokens
+from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import (
     HEADER,
     KEY_ID,
@@ -169,8 +170,8 @@ CLAIM_ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize(("claims", "reason"), CLAIM_ATTACKS)
-@pytest.mark.parametrize("place", ["overall", "device"])
+@every_case(("claims", "reason"), CLAIM_ATTACKS)
+@every_case("place", ["overall", "device"])
 def test_verify_tokens_with_other_issuer_nonce_or_time_is_refused(
     claims: dict[str, Any], reason: str, place: str
 ) -> None:
@@ -179,7 +180,7 @@ def test_verify_tokens_with_other_issuer_nonce_or_time_is_refused(
         verify(_with(**{place: claims}))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "claims",
     [
         {"eat_nonce": ...},
@@ -195,7 +196,7 @@ def test_verify_tokens_with_other_issuer_nonce_or_time_is_refused(
         {"exp": 1 << 62},
     ],
 )
-@pytest.mark.parametrize("place", ["overall", "device"])
+@every_case("place", ["overall", "device"])
 def test_verify_tokens_with_malformed_claim_raises_format_error(
     claims: dict[str, Any], place: str
 ) -> None:
@@ -204,7 +205,7 @@ def test_verify_tokens_with_malformed_claim_raises_format_error(
         verify(_with(**{place: claims}))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("header", "reason"),
     [
         ({"alg": "none", "kid": KEY_ID}, "nras_signature"),
@@ -328,7 +329,7 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-@pytest.mark.parametrize(
+@every_case(
     "change",
     [
         lambda digest: ["DIGEST", ["SHA-256", digest.upper()]],

@@ -4,8 +4,6 @@ import hashlib
 import json
 from typing import Any
 
-import pytest
-
 from attestkit.errors import FormatError, GpuEvidenceError
 from attestkit.gpu.nras.nvattest_output import (
     LOCAL_ISSUER,
@@ -13,6 +11,7 @@ from attestkit.gpu.nras.nvattest_output import (
     NvattestOutput,
     read_nvattest_output,
 )
+from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import HEADER, NONCE, b64, device_claims, sign
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, data, needs_shared
@@ -125,7 +124,7 @@ def test_read_nvattest_output_of_failed_program_is_refused() -> None:
         read(result_code=7, result_message="no GPU", detached_eat=None, claims=None)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"claims": []}, "inconsistent"),

@@ -10,6 +10,7 @@ from attestkit.errors import FormatError
 from attestkit.gpu.rim.document import read_document
 from attestkit.gpu.rim.xml_signature import XMLDSIG, canonical_bytes
 from fuzz.havoc import havoc
+from tests.cases import every_case
 from tests.gpu.rim import samples
 from tests.gpu.rim.canonical_forms import canonical_document, canonical_signed_info
 from tests.gpu.rim.rims import manifest, sign
@@ -44,7 +45,7 @@ def check_document(xml: bytes) -> None:
 
 
 @samples.needs_shared
-@pytest.mark.parametrize("name", samples.SIGNED)
+@every_case("name", samples.SIGNED)
 def test_canonical_bytes_of_samples_are_those_of_libxml2(name: str) -> None:
     """Document, document without its signature, and SignedInfo are as libxml2 writes them."""
     check_document(samples.read(name))
@@ -61,7 +62,7 @@ def test_signed_document_of_tests_is_as_libxml2_writes_it() -> None:
     check_document(sign(manifest()))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("xml", "expected"),
     [
         ("<a/>", "<a></a>"),

@@ -5,6 +5,7 @@ import pytest
 from attestkit.errors import FormatError
 from attestkit.gpu.rim import document
 from attestkit.gpu.rim.document import read_document
+from tests.cases import every_case
 from tests.gpu.rim.rims import AUTHORITIES, HASHES, SIGNER, chain, manifest, resource, sign
 from tests.raising import raises
 
@@ -96,7 +97,7 @@ REJECTED = {
 }
 
 
-@pytest.mark.parametrize(("xml", "reason"), REJECTED.values(), ids=REJECTED)
+@every_case(("xml", "reason"), REJECTED.values(), ids=REJECTED)
 def test_document_is_rejected(xml: str, reason: str) -> None:
     """Documents that are malformed, or have parts that a RIM does not need, are rejected."""
     with raises(FormatError, reason, start="XML: ") as caught:

@@ -8,6 +8,7 @@ from attestkit.errors import FormatError
 from attestkit.gpu.rim.document import read_document
 from attestkit.gpu.rim.manifest import MAX_MEASUREMENTS, Rim, RimMeasurement, read_measurements
 from attestkit.gpu.rim.verification import verify_rim
+from tests.cases import every_case
 from tests.gpu.rim import samples
 from tests.gpu.rim.rims import HASHES, NOW, manifest, resource, sign, signer
 from tests.raising import raises
@@ -16,7 +17,7 @@ GOOD = manifest()
 
 
 @samples.needs_shared
-@pytest.mark.parametrize("name", samples.EXPECTED["rims"])
+@every_case("name", samples.EXPECTED["rims"])
 def test_fields_of_sample(name: str) -> None:
     """Names, versions and active measurements are the expected ones."""
     expected = samples.EXPECTED["rims"][name]
@@ -39,7 +40,7 @@ def test_fields_of_sample(name: str) -> None:
 
 
 @samples.needs_shared
-@pytest.mark.parametrize("name", samples.EXPECTED["malformed_rims"])
+@every_case("name", samples.EXPECTED["malformed_rims"])
 def test_malformed_sample(name: str) -> None:
     """Malformed manifests are rejected, and those without a signature."""
     if samples.EXPECTED["malformed_rims"][name]["signed_by_pinned_root"]:
@@ -154,7 +155,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("old", "new", "reason"), CHANGES.values(), ids=CHANGES)
+@every_case(("old", "new", "reason"), CHANGES.values(), ids=CHANGES)
 def test_other_content_is_rejected_although_signed(old: str, new: str, reason: str) -> None:
     """Parts that are missing, unknown, twice or out of range are rejected by both functions."""
     assert old in GOOD.decode()

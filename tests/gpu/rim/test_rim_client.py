@@ -15,6 +15,7 @@ from attestkit.errors import CollateralError, UsageError
 from attestkit.gpu import GpuServices
 from attestkit.gpu.endorsement_fetcher import MAX_RIM_ANSWER, fetch_rim
 from attestkit.gpu.rim.document import MAX_SIZE
+from tests.cases import every_case
 from tests.gpu.rim.rims import manifest, sign
 from tests.raising import raises
 
@@ -131,7 +132,7 @@ ANSWERS: dict[str, tuple[object, str]] = {
 }
 
 
-@pytest.mark.parametrize(("fields", "reason"), ANSWERS.values(), ids=ANSWERS)
+@every_case(("fields", "reason"), ANSWERS.values(), ids=ANSWERS)
 def test_invalid_answer_is_rejected(fields: object, reason: str) -> None:
     """An answer without the RIM that was asked for, or with another, is rejected."""
     with raises(CollateralError, reason, start=f"RIM {IDENTIFIER}: "):
@@ -173,7 +174,7 @@ def test_error_of_the_service(status: int, reason: str) -> None:
         fetch(json.dumps(answer()).encode(), status)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "identifier",
     ["", ".", "..", "../ids", "a/b", "a?b", "a#b", "a b", "a%2fb", "a\n", "é", "a" * 129, "\0"],
 )

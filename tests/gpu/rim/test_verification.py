@@ -20,6 +20,7 @@ from attestkit.errors import (
 from attestkit.gpu.rim import verification
 from attestkit.gpu.rim.manifest import Rim
 from attestkit.gpu.rim.verification import verify_rim
+from tests.cases import every_case
 from tests.gpu.rim import samples
 from tests.gpu.rim.rims import (
     AUTHORITIES,
@@ -52,7 +53,7 @@ GOOD = sign(manifest())
 
 
 @samples.needs_shared
-@pytest.mark.parametrize("name", samples.EXPECTED["rims"])
+@every_case("name", samples.EXPECTED["rims"])
 def test_verdict_on_sample(name: str) -> None:
     """An authentic RIM is accepted from the first to the last second of its chain, no longer."""
     expected = samples.EXPECTED["rims"][name]
@@ -79,8 +80,8 @@ def test_verdict_on_sample(name: str) -> None:
 
 
 @samples.needs_shared
-@pytest.mark.parametrize("source", ["driver", "vbios"])
-@pytest.mark.parametrize("case", samples.CASES, ids=lambda case: case["name"])
+@every_case("source", ["driver", "vbios"])
+@every_case("case", samples.CASES, ids=lambda case: case["name"])
 def test_verdict_on_fabricated_case(case: Mapping[str, str], source: str) -> None:
     """The RIMs of the cases verify, except where the case is about them."""
     folder = f"fabricated/{case['name']}"
@@ -176,7 +177,7 @@ def _lists() -> dict[str, tuple[Sequence[bytes], str]]:
     }
 
 
-@pytest.mark.parametrize("name", _lists())
+@every_case("name", _lists())
 def test_other_certificates_are_refused(name: str) -> None:
     """The list is the path from the signer to the root: none missing, added, or out of order."""
     certificates, reason = _lists()[name]

@@ -23,6 +23,7 @@ from attestkit.gpu.rim.xml_signature import (
     read_signature,
     verify_signature,
 )
+from tests.cases import every_case
 from tests.gpu.rim import samples
 from tests.gpu.rim.canonical_forms import canonical_document, canonical_signed_info
 from tests.gpu.rim.rims import (
@@ -65,7 +66,7 @@ def xmlsec_accepts(xml: bytes, certificate: bytes) -> bool:
 
 
 @samples.needs_shared
-@pytest.mark.parametrize("name", samples.SIGNED)
+@every_case("name", samples.SIGNED)
 def test_result_for_samples_is_that_of_libxmlsec(name: str) -> None:
     """Signature and digest of each file hold, or not, as libxmlsec1 and the expected values say."""
     xml = samples.read(name)
@@ -191,7 +192,7 @@ CHANGES: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("old", "new", "reason"), CHANGES.values(), ids=CHANGES)
+@every_case(("old", "new", "reason"), CHANGES.values(), ids=CHANGES)
 def test_other_form_is_rejected_although_signed(old: str, new: str, reason: str) -> None:
     """A signature of another form or with other algorithms is rejected before it is verified."""
     with raises(FormatError, reason):
@@ -276,7 +277,7 @@ MOVED: Mapping[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("make", MOVED.values(), ids=MOVED)
+@every_case("make", MOVED.values(), ids=MOVED)
 def test_wrapped_signature_is_rejected(make: Callable[[], bytes]) -> None:
     """A signature elsewhere, of another document, or with more in it, is rejected as malformed."""
     with pytest.raises(FormatError):

@@ -12,6 +12,7 @@ import pytest
 from attestkit.errors import ConfigError, KmsError, UsageError
 from attestkit.kms.local_provider import HostApi, SealedKey, TcpProvider, fetch_local_keys
 from attestkit.kms.local_provider.sealed_key import encode_response
+from tests.cases import every_case
 from tests.kms.local_provider.machine import NOW, TD, make_provider, make_verifier
 from tests.raising import raises
 from tests.untyped import untyped
@@ -128,7 +129,7 @@ def test_host_api_over_vsock() -> None:
         assert HostApi(f"vsock://1:{port}/api")(b"quote") == sealed
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("answer", "reason"),
     [
         (respond(b'{"error":"Key provider is not enabled"}', "400 Bad Request"), "refused"),
@@ -207,7 +208,7 @@ def test_unreachable_host_is_a_connection_error() -> None:
             provider(b"quote")
 
 
-@pytest.mark.parametrize(
+@every_case(
     "url",
     [
         *("", "vsock://2", "vsock://2:x/api", "vsock://-1:5/api", "vsock://4294967296:5/api"),

@@ -22,6 +22,7 @@ from attestkit.kms.local_provider.sealed_key import (
     receive_message,
     send_message,
 )
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -74,7 +75,7 @@ def test_messages_round_trip(first: bytes, second: bytes) -> None:
     assert decode_response(f" {spaced}\n".encode()) == answer
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("message", "reason"),
     [
         (b"", "syntax"),

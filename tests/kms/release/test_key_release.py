@@ -18,6 +18,7 @@ from attestkit.kms.release.roots import (
     release_app_keys,
     sign_env_public_key,
 )
+from tests.cases import every_case
 from tests.kms.release.kms_vectors import VECTORS, roots_of, row_id, rows
 from tests.vectors import needs_shared
 
@@ -26,7 +27,7 @@ APP, INSTANCE = bytes(20), bytes(range(20))
 
 
 @needs_shared
-@pytest.mark.parametrize("row", rows("app_keys"), ids=row_id)
+@every_case("row", rows("app_keys"), ids=row_id)
 def test_release_app_keys_matches_vector(row: dict[str, Any]) -> None:
     """Every released key, its signature and the app's CA key are those of the vector."""
     roots = roots_of(row["root"])

@@ -17,6 +17,7 @@ from attestkit.kms.release.webhook import (
     read_authority,
     read_decision,
 )
+from tests.cases import every_case
 from tests.collateral.http_server import CreateServer, Server, create_response
 from tests.kms.release.boot_infos import boot_info, from_fields
 from tests.untyped import untyped
@@ -196,7 +197,7 @@ def test_silent_server_times_out() -> None:
         assert caught.value.reason == "timeout"
 
 
-@pytest.mark.parametrize(
+@every_case(
     "url",
     ["", "ftp://host", "host:80", "http://", "http://user@host", "http://h?x=1", "http://h#f",
      "http://h:port", "http://[::1", "http://h\n", "http://h /x", "http://h/\r\nX: y", "http://h/é",

@@ -4,10 +4,11 @@ import pytest
 
 from attestkit.errors import FormatError
 from attestkit.measure.acpi.acpi_inputs import QemuVersion
+from tests.cases import every_case
 from tests.raising import raises
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "version", "line"),
     [
         ("8.2.2", (8, 2, 2), "8.2"),

@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import pytest
-
 from attestkit.measure import tdx
 from attestkit.measure.acpi import to_edge_triggered
 from attestkit.measure.diagnosis.difference import CauseName, DifferenceKind
@@ -12,6 +10,7 @@ from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0.boot_options import virtio_disk_option
 from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems
 from attestkit.measure.rtmr0.smbios import set_processor_id
+from tests.cases import every_case
 from tests.measure.diagnosis.guests import (
     CMDLINE,
     FILES,
@@ -169,7 +168,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
+@every_case("change", CHANGES, ids=lambda change: change.name)
 def test_change_is_named(change: Change) -> None:
     """The first differing event of the register and the cause are those of the change."""
     base = arguments(**change.base)

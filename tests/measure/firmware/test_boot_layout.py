@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import pytest
-
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.bios_strings import BiosStrings
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware, read_boot_layout
+from tests.cases import every_case
 from tests.measure.firmware_images import (
     KEYS,
     MENU_APP,
@@ -26,7 +25,7 @@ NOTHING = dict.fromkeys(
 ) | {"boot_options": "none", "ui_volume": None, "bios_strings": None}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("image", "expected"),
     [
         ({}, {}),

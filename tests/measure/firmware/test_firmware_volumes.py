@@ -21,6 +21,7 @@ from attestkit.backends.simulator.sample_image import (
 from attestkit.errors import FormatError
 from attestkit.measure.firmware import firmware_volumes
 from attestkit.measure.firmware.firmware_volumes import FirmwareContents, read_contents
+from tests.cases import every_case
 from tests.measure.firmware_images import (
     CFV_SIZE,
     CRC32,
@@ -125,7 +126,7 @@ def test_contents_ignore_other_data() -> None:
     assert read_contents(other_kind + good, []).files == {A: None}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("sections", "reason"),
     [
         (b"\xff\0\0\x19", "wrong_size"),  # behind the end of the file

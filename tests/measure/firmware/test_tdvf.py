@@ -18,6 +18,7 @@ from attestkit.measure.firmware.tdvf import (
     read_tdvf_sections,
     section_data,
 )
+from tests.cases import every_case
 from tests.measure.firmware_images import (
     CFV_SIZE,
     SIZE,
@@ -50,7 +51,7 @@ def test_sections_are_read_in_order() -> None:
     assert find_section(found, TD_HOB).end == 0x80B000
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("described", "reason"),
     [
         (sections()[:1], "missing"),  # one section

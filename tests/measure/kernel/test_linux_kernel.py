@@ -16,6 +16,7 @@ from attestkit.measure.kernel.linux_kernel import (
     patch_setup_header,
 )
 from attestkit.measure.kernel.pe_image import authenticode_digest
+from tests.cases import every_case
 from tests.measure.kernel.samples import linux_kernel, pe_image
 from tests.measure.rows import VECTORS, kernel_file
 from tests.vectors import HAVE_SHARED
@@ -150,7 +151,7 @@ def test_patch_writes_video_mode(cmdline: str, mode: int) -> None:
     assert struct.unpack_from("<H", patched, 0x1FA)[0] == mode
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changed", "reason"),
     [
         ({"cmdline": "vga="}, "wrong_value"),

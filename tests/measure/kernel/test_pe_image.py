@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
+from tests.cases import every_case
 from tests.measure.kernel.debian_files import release_file
 from tests.measure.kernel.samples import noise, pe_image
 from tests.measure.rows import VECTORS, rows
@@ -60,9 +61,9 @@ def test_authenticode_vectors_are_complete() -> None:
     assert ["package" in row for row in VECTORS["authenticode"]] == [*[False] * 3, *[True] * 2]
 
 
-@pytest.mark.parametrize("plus", [True, False])
-@pytest.mark.parametrize("certificates", [b"", noise("certificates", 24)])
-@pytest.mark.parametrize("trailing", [0, 5, 8])
+@every_case("plus", [True, False])
+@every_case("certificates", [b"", noise("certificates", 24)])
+@every_case("trailing", [0, 5, 8])
 def test_authenticode_covers_all_but_three_fields(
     plus: bool, certificates: bytes, trailing: int
 ) -> None:
@@ -186,7 +187,7 @@ def test_section_in_memory_without_data_is_refused() -> None:
     assert caught.value.reason == "too_large"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("at", "value", "reason"),
     [
         (0, b"ZM", "unrecognized"),

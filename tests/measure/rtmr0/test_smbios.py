@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.firmware.bios_strings import BiosStrings
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios, set_processor_id
+from tests.cases import every_case
 from tests.raising import raises
 
 END = bytes.fromhex("7f04fffe0000")
@@ -58,7 +59,7 @@ def test_published_table_with_unsuitable_string_fails(text: str) -> None:
         publish_smbios(b"", BiosStrings(vendor=text))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("before", "after"),
     [
         (

@@ -16,6 +16,7 @@ from attestkit.serve.rpc.message_fields import fields_of
 from attestkit.serve.rpc.service import Service
 from attestkit.serve.services import dstack_guest, guest_v1
 from attestkit.serve.services.context import Guest
+from tests.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
 from tests.serve.guests import GuestClient
 from tests.serve.protobuf import MESSAGES
@@ -37,7 +38,7 @@ CALLS: Final = [
 DOCUMENTS: Final = {"/openapi.json", "/docs", "/dstack_guest.proto"}
 STATUSES: Final = {"200", "400", "404", "408", "413", "431", "500", "501", "503"}
 each_listener = pytest.mark.parametrize("listener", SERVICES)
-each_call = pytest.mark.parametrize(
+each_call = every_case(
     ("listener", "call"), CALLS, ids=[f"{listener} {call.id}" for listener, call in CALLS]
 )
 

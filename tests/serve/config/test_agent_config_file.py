@@ -11,6 +11,7 @@ from attestkit.errors import ConfigError
 from attestkit.serve.config.agent_config_file import parse_config, read_config
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.options import CHOICES, FLAGS, REPEATED, Config, Options
+from tests.cases import every_case
 from tests.raising import raises
 
 # The example in dstack's documentation.
@@ -189,7 +190,7 @@ ACCEPTED: list[tuple[dict[str, Any], dict[str, Any], dict[str, float]]] = [
 ]
 
 
-@pytest.mark.parametrize(("profiles", "values", "limits"), ACCEPTED)
+@every_case(("profiles", "values", "limits"), ACCEPTED)
 def test_parse_config_accepted_values(
     profiles: dict[str, Any], values: dict[str, Any], limits: dict[str, float]
 ) -> None:
@@ -315,7 +316,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason", "key"),
     REFUSED,
     ids=[f"{number}-{key or reason}" for number, (_, reason, key) in enumerate(REFUSED)],

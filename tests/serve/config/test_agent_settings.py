@@ -11,6 +11,7 @@ from attestkit.serve.config.agent_settings import Settings, decide_settings
 from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.option_values import Address
 from attestkit.serve.config.options import SIMULATOR_OPTIONS, Config, Options, with_config
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -235,7 +236,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("values", "reason", "message"), REFUSED)
+@every_case(("values", "reason", "message"), REFUSED)
 def test_decide_settings_invalid_value_names_option(
     values: dict[str, Any], reason: str, message: str
 ) -> None:
@@ -252,7 +253,7 @@ def test_decide_settings_invalid_value_names_option(
         assert "s3cret" not in str(in_file.value)
 
 
-@pytest.mark.parametrize("option", [*SIMULATOR_OPTIONS, "app_id"])
+@every_case("option", [*SIMULATOR_OPTIONS, "app_id"])
 def test_decide_settings_simulator_option_on_hardware_conflicts(option: str) -> None:
     """Options of the simulator are refused on hardware, also from a file."""
     with raises(UsageError, "conflict", start=f"--{option.replace('_', '-')}: "):

@@ -13,6 +13,7 @@ from attestkit.errors import UsageError
 from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.options import CHOICES, FLAGS, REPEATED, Config, Options, with_config
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -49,7 +50,7 @@ def test_parse_options_unknown_argument_hides_value(
     assert not any(secret in str(caught.value) for secret in ("s3cret", "5eed5eed"))
 
 
-@pytest.mark.parametrize("name", sorted(set(Options._fields) - FLAGS - ONLY_IN_FILES - {"limits"}))
+@every_case("name", sorted(set(Options._fields) - FLAGS - ONLY_IN_FILES - {"limits"}))
 def test_parse_options_every_option_takes_value(name: str) -> None:
     """Every option takes a value, which is not empty, and cannot be abbreviated."""
     option = f"--{name.replace('_', '-')}"

@@ -14,6 +14,7 @@ from attestkit.serve.config.option_values import (
     seed_from_hex,
 )
 from attestkit.verifier.policy.appraisal_policy import PRESETS
+from tests.cases import every_case
 from tests.raising import raises
 
 
@@ -111,7 +112,7 @@ def test_parse_address_malformed_is_refused(text: str) -> None:
 # -- limits ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "expected"),
     [
         ("body=4096", 4096),
@@ -143,7 +144,7 @@ def test_limits_documented_defaults() -> None:
     assert (Limits().idle_seconds, Limits().stream_seconds) == (10, 600)
 
 
-@pytest.mark.parametrize("name", Limits._fields)
+@every_case("name", Limits._fields)
 def test_read_limit_out_of_range_is_refused(name: str) -> None:
     """The default is within the bounds; values far outside are refused."""
     default = getattr(Limits(), name)
@@ -153,7 +154,7 @@ def test_read_limit_out_of_range_is_refused(name: str) -> None:
             read_limit(name, value)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason", "message"),
     [
         ("body", "wrong_value", ""),

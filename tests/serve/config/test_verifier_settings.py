@@ -8,6 +8,7 @@ from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.config.option_values import Address
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings, decide_verifier
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -120,7 +121,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("options", "reason", "text"), untyped(REFUSED))
+@every_case(("options", "reason", "text"), untyped(REFUSED))
 def test_decide_verifier_unsuitable_option_is_refused(
     options: Options, reason: str, text: str
 ) -> None:

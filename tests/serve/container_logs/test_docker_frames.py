@@ -17,6 +17,7 @@ from attestkit.serve.container_logs.view import (
     LineSplitter,
     Splitter,
 )
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.docker.engine import encode_frames
 
@@ -40,7 +41,7 @@ def test_split_frames_of_dockerd_sample() -> None:
     assert split_pieces(FrameSplitter(), [SAMPLE]) == FRAMES
 
 
-@pytest.mark.parametrize("size", range(len(SAMPLE)))
+@every_case("size", range(len(SAMPLE)))
 def test_split_frames_truncated_log(size: int) -> None:
     """Complete frames are returned; a truncated one is an error."""
     complete = [0, 13, 26].count(size)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from attestkit.serve.container_logs import formatting as form_module
 from attestkit.serve.container_logs.formatting import LogFormatter
 from attestkit.serve.container_logs.view import Frame
+from tests.cases import every_case
 
 if TYPE_CHECKING:
     import re
@@ -73,7 +74,7 @@ def test_format_wrapped_messages_are_json() -> None:
     assert all(list(line) == ["channel", "message"] for line in lines)
 
 
-@pytest.mark.parametrize("at", range(1, len(ODD)))
+@every_case("at", range(1, len(ODD)))
 def test_format_split_character(at: int) -> None:
     """A character split between two frames is decoded."""
     assert format_bare(ODD[:at], ODD[at:]) == ODD.decode("utf-8", "replace")
@@ -118,7 +119,7 @@ SEQUENCES = {
 }
 
 
-@pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
+@every_case("sequence", SEQUENCES.values(), ids=SEQUENCES)
 def test_format_removes_escape_sequences(sequence: str) -> None:
     """A sequence is removed, wherever it is split or truncated."""
     log = f"before{sequence}after\n".encode()
@@ -171,7 +172,7 @@ def test_format_long_sequence_takes_linear_time(
     assert formatter.end() == format_bare(begun.encode() + rest.encode() * 1000).encode()
 
 
-@pytest.mark.parametrize("at", range(1, 13))
+@every_case("at", range(1, 13))
 def test_format_removes_c1_sequences(at: int) -> None:
     """U+009B is equivalent to ESC [; it is removed even if split."""
     data = "a\u009b31mred\u009d0;title\u009c\u0085!\n".encode()
@@ -180,7 +181,7 @@ def test_format_removes_c1_sequences(at: int) -> None:
     assert kept == data
 
 
-@pytest.mark.parametrize("code", range(0x80, 0xA0))
+@every_case("code", range(0x80, 0xA0))
 def test_format_removes_c1_controls(code: int) -> None:
     """No C1 control character remains in bare text."""
     assert chr(code) not in format_bare(f"a{chr(code)}b\n".encode())

@@ -4,6 +4,7 @@ import pytest
 
 from attestkit.errors import FormatError
 from attestkit.serve.container_logs.view import Parameters, parse, parse_time
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load
@@ -13,16 +14,16 @@ VECTORS = load("logs_since.json") or {"ok": [], "errors": []}
 FLAGS = ("follow", "text", "bare", "timestamps", "ansi")
 
 
-@pytest.mark.parametrize("name", ["since", "until"])
-@pytest.mark.parametrize("case", VECTORS["ok"], ids=lambda case: case["text"] or "empty")
+@every_case("name", ["since", "until"])
+@every_case("case", VECTORS["ok"], ids=lambda case: case["text"] or "empty")
 def test_parse_time_vectors(name: str, case: dict[str, str]) -> None:
     """Each text is the time given in the vectors."""
     query = f"{name}={case['text']}".replace("+", "%2B").encode()
     assert getattr(parse(query, NOW + 0.9), name) == case["value"]
 
 
-@pytest.mark.parametrize("name", ["since", "until"])
-@pytest.mark.parametrize("text", VECTORS["errors"])
+@every_case("name", ["since", "until"])
+@every_case("text", VECTORS["errors"])
 def test_parse_invalid_time_vectors_are_refused(name: str, text: str) -> None:
     """An invalid time is refused with the documented text."""
     with raises(FormatError, "wrong_value") as caught:
@@ -65,8 +66,8 @@ def test_parse_unescaped_plus_is_a_space() -> None:
         parse(b"since=+5m", NOW)
 
 
-@pytest.mark.parametrize("name", FLAGS)
-@pytest.mark.parametrize(
+@every_case("name", FLAGS)
+@every_case(
     ("value", "flag"),
     [
         *[(value, True) for value in ("", "=", "=on", "=yes", "=true", "=TRUE", "=Yes", "=%6fn")],
@@ -78,8 +79,8 @@ def test_parse_flag(name: str, value: str, *, flag: bool) -> None:
     assert parse(f"{name}{value}".encode(), NOW) == Parameters(**untyped({name: flag}))
 
 
-@pytest.mark.parametrize("name", FLAGS)
-@pytest.mark.parametrize("value", ["1", "0", "2", "y", "truee", "%20on", "tr%C3%BCe", "%ff"])
+@every_case("name", FLAGS)
+@every_case("value", ["1", "0", "2", "y", "truee", "%20on", "tr%C3%BCe", "%ff"])
 def test_parse_invalid_flag_is_refused(name: str, value: str) -> None:
     """The error lists the allowed values."""
     with raises(FormatError, "wrong_value") as caught:

@@ -11,6 +11,7 @@ import pytest
 from attestkit.errors import BackendError, ConfigError, FormatError, NotFoundError
 from attestkit.serve.docker import engine as containers
 from attestkit.serve.docker.engine import ContainerEngine
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.docker.engine import (
     ID,
@@ -69,7 +70,7 @@ def test_engine_address_schemes(address: str, endpoint: tuple[str | None, str]) 
     assert (containers._path, containers._url) == endpoint
 
 
-@pytest.mark.parametrize("address", WRONG_ADDRESSES)
+@every_case("address", WRONG_ADDRESSES)
 def test_engine_invalid_address_is_refused(address: str) -> None:
     """Unsupported addresses are refused, and no password is shown."""
     with raises(ConfigError, "wrong_value", part="$DOCKER_HOST") as caught:

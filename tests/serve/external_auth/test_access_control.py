@@ -19,6 +19,7 @@ from attestkit.serve.external_auth.access_control import (
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.service import Method
 from attestkit.serve.services.context import Guest
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
 from tests.serve.external_auth.tokens import KEY, OTHER_KEY, make_token
@@ -87,7 +88,7 @@ def check_refused(response: Response, status: int, challenge: str) -> None:
 INVALID = 'Bearer error="invalid_token"'
 
 
-@pytest.mark.parametrize(("path", "scope"), ROUTES.items())
+@every_case(("path", "scope"), ROUTES.items())
 def test_route_requires_exactly_its_scope(guarded: MakeClient, path: str, scope: str) -> None:
     """Without a token a route is 401, with every other scope 403, with its own it is served."""
     client = guarded()
@@ -128,7 +129,7 @@ def test_new_route_without_scope_is_refused(
         listener_apps.external_app(guest, auth=ExternalAuth((KEY.public_key,)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "path",
     [
         *("//metrics", "/./metrics", "/metrics/", "/%6detrics", "/metrics%00", "/metrics;a"),
@@ -179,7 +180,7 @@ def test_head_and_query_are_no_way_around(guarded: MakeClient) -> None:
     assert client.request("POST", "/prpc/Info", body, form).status == 401
 
 
-@pytest.mark.parametrize(
+@every_case(
     "value",
     [
         *("", "Bearer", "Bearer ", "Basic YTpi", "Token {}", "{}", "Bearer {} {}", "Bearer {}, x"),

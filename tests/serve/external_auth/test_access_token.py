@@ -20,6 +20,7 @@ from attestkit.serve.external_auth.access_control import (
     verify_signature,
 )
 from attestkit.serve.external_auth.access_errors import TokenError
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.external_auth.tokens import HEADER, KEY, OTHER_KEY, make_token, sign_parts
 
@@ -62,7 +63,7 @@ def test_verify_signature_valid_header(header: dict[str, Any]) -> None:
     assert verify_signature(make_token(CLAIMS, header), KEYS) == CLAIMS
 
 
-@pytest.mark.parametrize(
+@every_case(
     "header",
     [
         {"alg": "none"},
@@ -123,7 +124,7 @@ def test_verify_signature_any_changed_character_is_refused() -> None:
 TOKEN = make_token(CLAIMS)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "token",
     [
         *(b"", b".", b"..", b"...", b"a.b.c", TOKEN + b".", b"." + TOKEN, TOKEN + b"="),
@@ -189,7 +190,7 @@ def test_check_claims_times_have_leeway() -> None:
     assert check({**CLAIMS, "exp": NOW + 0.5, "iat": 0})
 
 
-@pytest.mark.parametrize(
+@every_case(
     "claims",
     [
         {"exp": NOW - LEEWAY},

@@ -13,6 +13,7 @@ from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.options import Options, with_config
 from attestkit.serve.external_auth.access_control import ExternalAuth
 from attestkit.serve.external_auth.settings import load_external_auth
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.client import connect, get
 from tests.serve.external_auth.test_public_keys import PEM
@@ -63,7 +64,7 @@ def test_load_external_auth_from_file(text: str) -> None:
     assert found.keys == (OTHER,)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("table", "reason"),
     [
         ("[external.auth]", "missing"),

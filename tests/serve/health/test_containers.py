@@ -21,6 +21,7 @@ from attestkit.serve.health.monitor import (
     check_docker,
     unhealthy,
 )
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.docker.engine import NO_RESPONSE, VERSION, Engine, with_engine
 from tests.vectors import load, needs_shared
@@ -53,8 +54,8 @@ def test_containers_match_vector(case: dict[str, Any]) -> None:
         assert [entry._asdict() for entry in verdict.unhealthy] == case["unhealthy"]
 
 
-@pytest.mark.parametrize("state", ["created", "paused", "restarting", "removing", "exited", "dead"])
-@pytest.mark.parametrize("health", ["healthy", "starting", "unhealthy", "new"])
+@every_case("state", ["created", "paused", "restarting", "removing", "exited", "dead"])
+@every_case("health", ["healthy", "starting", "unhealthy", "new"])
 def test_container_that_is_not_running_is_unhealthy(state: str, health: str) -> None:
     """Its last health is in the status."""
     assert appraise(inspected("web", health, state)) == unhealthy(

@@ -18,6 +18,7 @@ from attestkit.serve.http import server
 from attestkit.serve.http.asgi import App, Receive, Scope, Send
 from attestkit.serve.http.server import Listener
 from attestkit.serve.http.views import ENDLESS
+from tests.cases import every_case
 from tests.serve import client
 from tests.serve.http.listening import GET, Connect, echo, exchange, refusal, response, run, serving
 from tests.serve.server import ROOT, Server
@@ -47,9 +48,9 @@ def test_each_listener_serves_its_application() -> None:
     uvloop.run(main())
 
 
-@pytest.mark.parametrize("step", [1 << 20, 1000])
-@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"])
-@pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\n"])
+@every_case("step", [1 << 20, 1000])
+@every_case("end", [b"", b"\r\n\r\n"])
+@every_case("start", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\n"])
 def test_oversized_head_is_431(start: bytes, end: bytes, step: int) -> None:
     """A request line, header or header section over the limit is a 431."""
     filler = b"x: y\r\n" if start.endswith(b"\n") else b"x"

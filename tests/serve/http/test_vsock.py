@@ -12,6 +12,7 @@ from attestkit.serve.config.agent_settings import decide_settings
 from attestkit.serve.config.options import Options
 from attestkit.serve.endpoints import ListenAddresses, VsockAddress
 from attestkit.serve.http.sockets import bind_vsock, is_vsock
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.client import call, get
 from tests.serve.http.vsock_client import check_guest_api_over_vsock, has_loopback
@@ -44,7 +45,7 @@ def test_guest_api_address(text: str | None, expected: object, shown: str) -> No
     assert str(found) == shown
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         *("8000", "vsock", "vsock:", "vsock:0", "vsock:-1", "vsock:4294967295", "vsock:1:2:3"),

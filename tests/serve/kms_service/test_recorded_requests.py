@@ -19,6 +19,7 @@ from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca
 from attestkit.kms import SimulatedKms
 from attestkit.kms.release.authorization import Decision, FunctionAuthorization
 from attestkit.testing import SimulatedTee
+from tests.cases import every_case
 from tests.kms.replayed_kms import make_roots
 from tests.serve.client import Answer, Connection
 from tests.serve.kms_service.kms_clients import (
@@ -206,7 +207,7 @@ def send(client: Client, row: dict[str, Any]) -> Answer:
 
 
 @needs_shared
-@pytest.mark.parametrize("row", rpc_rows("rpc"), ids=row_id)
+@every_case("row", rpc_rows("rpc"), ids=row_id)
 def test_request_gets_the_recorded_answer(
     row: dict[str, Any], kms: SimulatedKms, webhook: Webhook
 ) -> None:
@@ -238,7 +239,7 @@ def test_request_gets_the_recorded_answer(
 
 
 @needs_shared
-@pytest.mark.parametrize("row", rpc_rows("admin"), ids=row_id)
+@every_case("row", rpc_rows("admin"), ids=row_id)
 def test_administration_gets_the_recorded_answer(row: dict[str, Any], kms: SimulatedKms) -> None:
     """The listener for administration answers as that of the real KMS, with and without token."""
     with closing(Connection(kms.admin_url)) as connection:

@@ -13,6 +13,7 @@ from attestkit.serve.background_server import BackgroundServer
 from attestkit.serve.endpoints import LimitedSocket, ListenAddresses
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services.context import Guest
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.serve.client import call, get
@@ -92,7 +93,7 @@ def test_limited_socket_of_one_generation(
     assert {path for path in every if client.get(path).status != 403} == served
 
 
-@pytest.mark.parametrize(
+@every_case(
     "path",
     [
         *("//GetKey", "/./GetKey", "/GetQuote/../GetKey", "/%67etkey", "/getkey", "/GetKey/"),

@@ -10,6 +10,7 @@ from attestkit.serve import listener_apps
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api
 from attestkit.serve.services.context import Guest
+from tests.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.serve.guests import GuestClient
 from tests.serve.services.test_request_fields import VALID
@@ -42,9 +43,7 @@ def clients(guest: Guest, guest_client: GuestClient) -> dict[str, Client]:
 
 
 @needs_shared
-@pytest.mark.parametrize(
-    "row", VECTORS.get("routes", []), ids=lambda row: f"{row['listener']} {row['path']}"
-)
+@every_case("row", VECTORS.get("routes", []), ids=lambda row: f"{row['listener']} {row['path']}")
 def test_route_matches_vectors(clients: dict[str, Client], row: dict[str, Any]) -> None:
     """Status and kind of every route equal the vectors; where nothing is mounted, no v1 is shown.
 
@@ -85,7 +84,7 @@ ALIASES: Final = [
 ]
 
 
-@pytest.mark.parametrize(("listener", "path", "alias", "message"), ALIASES)
+@every_case(("listener", "path", "alias", "message"), ALIASES)
 def test_alias_has_same_response(
     clients: dict[str, Client], listener: str, path: str, alias: str, message: dict[str, Any]
 ) -> None:
@@ -139,7 +138,7 @@ def spellings(name: str) -> Iterator[str]:
                 yield f"{mount}{prefix}{written}"
 
 
-@pytest.mark.parametrize(
+@every_case(
     "name",
     sorted(
         ({*dstack_guest.SERVICE.methods, *tappd.SERVICE.methods, *guest_v1.SERVICE.methods})

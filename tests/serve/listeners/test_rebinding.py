@@ -16,6 +16,7 @@ from attestkit.serve import listener_apps
 from attestkit.serve.app_factory import ServerOptions, build_server
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve.http.request_checks import with_named_host
+from tests.cases import every_case
 from tests.machines.tees import FakeSnp
 from tests.serve.asgi import Client
 from tests.serve.client import connect, get
@@ -182,7 +183,7 @@ def test_request_without_host_is_accepted(dev_server: Server) -> None:
         assert client.makefile("rb").readline().startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("target", "added"),
     [
         (b"http://a", [b"a"]),

@@ -19,6 +19,7 @@ from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.services.context import Guest
+from tests.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.untyped import untyped
 
@@ -104,7 +105,7 @@ def test_path_leads_to_method(client: Client, calls: list[_Call], path: str) -> 
     assert [call.path for call in calls] == ["a"]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("path", "error"),
     [
         ("/Nope", "Service not found: Nope"),
@@ -123,7 +124,7 @@ def test_path_leads_to_method(client: Client, calls: list[_Call], path: str) -> 
         ("/a/b", "No such path: /a/b"),
     ],
 )
-@pytest.mark.parametrize("verb", ["GET", "POST"])
+@every_case("verb", ["GET", "POST"])
 def test_unknown_path_is_404(client: Client, verb: str, path: str, error: str) -> None:
     """An unknown method is named, an unknown path is shown."""
     response = client.request(verb, path, b"", {"content-type": JSON_TYPE})
@@ -155,7 +156,7 @@ def test_get_reads_message_from_query(client: Client) -> None:
 FORM = "application/x-www-form-urlencoded"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("query", "content_type"),
     [
         *[("", JSON_TYPE), ("", f"{JSON_TYPE}; charset=utf-8"), ("", "Application/JSON ;x=y")],
@@ -300,7 +301,7 @@ def test_client_disconnect_sends_nothing(client: Client, calls: list[_Call]) -> 
 STATUSES = {"FormatError": 400, "UsageError": 400, "NotFoundError": 404}
 
 
-@pytest.mark.parametrize("name", errors.__all__)
+@every_case("name", errors.__all__)
 def test_error_status_and_text(client: Client, name: str) -> None:
     """400 for the caller's errors, 404 for missing objects, otherwise 500."""
     response = client.post("/Fail", {"path": name, "purpose": "because"})
@@ -364,8 +365,8 @@ def test_other_scope_is_refused(client: Client, loop: asyncio.AbstractEventLoop)
 _TYPES = (b"", b"application/json", b"APPLICATION/JSON;x", b"text/plain", b"application/x-protobuf")
 
 
-@pytest.mark.parametrize("query", ["", "?json", "?report_data=ab&json=1", "?report_data=z"])
-@pytest.mark.parametrize("path", ["/Echo", "/Ping", "/Fail", "/prpc/Old.Note"])
+@every_case("query", ["", "?json", "?report_data=ab&json=1", "?report_data=z"])
+@every_case("path", ["/Echo", "/Ping", "/Fail", "/prpc/Old.Note"])
 def test_direct_and_asgi_responses_are_equal(client: Client, path: str, query: str) -> None:
     """A direct response equals that through ASGI."""
     app = client.app

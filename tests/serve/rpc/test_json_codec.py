@@ -23,6 +23,7 @@ from attestkit.serve.rpc.messages import (
     SignResponse,
     VerifyResponse,
 )
+from tests.cases import every_case
 from tests.raising import raises
 
 REQUESTS = [
@@ -82,9 +83,7 @@ WRONG: dict[type, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("message", "field"), FIELDS, ids=[f"{m.__name__}.{f.name}" for m, f in FIELDS]
-)
+@every_case(("message", "field"), FIELDS, ids=[f"{m.__name__}.{f.name}" for m, f in FIELDS])
 def test_decode_wrong_type_names_field(message: Any, field: Field) -> None:
     """A wrong type or null is refused; the error names the field."""
     for value in WRONG[field.kind]:
@@ -212,7 +211,7 @@ def test_encode_prepared_response_is_sent_unchanged() -> None:
     assert json_codec.encode(prepared) is prepared.json
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason", "subject"),
     [
         ('{"path":"a","path":"b","x":"%s"}', "duplicate", ""),
@@ -226,7 +225,7 @@ def test_encode_prepared_response_is_sent_unchanged() -> None:
         ('{"path":"a","x":"%s\xff"}', "syntax", "request body: "),  # not UTF-8, in a skipped value
     ],
 )
-@pytest.mark.parametrize("size", [1, 100_000])
+@every_case("size", [1, 100_000])
 def test_decode_errors_do_not_depend_on_size(
     text: str, reason: str, subject: str, size: int
 ) -> None:

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import pytest
-
 from attestkit.serve.rpc import messages, messages_v1
 from attestkit.serve.rpc.message_fields import Field, fields_of, package_of
+from tests.cases import every_case
 
 # Messages of the API document; "?" is optional, "*" is repeated.
 SCHEMA = {
@@ -75,7 +74,7 @@ SCHEMA_V1 = {
 MESSAGES = [(messages, name, text) for name, text in SCHEMA.items()] + [
     (messages_v1, name, text) for name, text in SCHEMA_V1.items()
 ]
-every_message = pytest.mark.parametrize(
+every_message = every_case(
     ("module", "name", "schema"), MESSAGES, ids=[f"{m.PACKAGE}.{n}" for m, n, _ in MESSAGES]
 )
 

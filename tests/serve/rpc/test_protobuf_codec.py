@@ -21,6 +21,7 @@ from attestkit.serve.rpc.messages import (
     VerifyResponse,
 )
 from attestkit.serve.rpc.protobuf_codec import decode, encode_error
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.protobuf import MESSAGES, any_message
 from tests.untyped import untyped
@@ -114,7 +115,7 @@ def test_decode_malformed_message_is_refused(body: bytes) -> None:
         decode(GetKeyArgs, body)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "field",
     [
         b"\x08\x01",
@@ -128,7 +129,7 @@ def test_decode_malformed_message_is_refused(body: bytes) -> None:
         b"\x29" + bytes(8),
     ],
 )
-@pytest.mark.parametrize("size", [0, 4097, 1 << 20])
+@every_case("size", [0, 4097, 1 << 20])
 def test_decode_field_of_other_wire_type_is_refused(field: bytes, size: int) -> None:
     """A known field of another wire type is refused in a body of any size, wherever it is."""
     filler = b"\x7a" + _varint(size) + bytes(size)  # an unknown field
@@ -139,7 +140,7 @@ def test_decode_field_of_other_wire_type_is_refused(field: bytes, size: int) -> 
             decode(GetTlsKeyArgs, body)
 
 
-@pytest.mark.parametrize("message", MESSAGES)
+@every_case("message", MESSAGES)
 def test_decode_refuses_other_wire_types_of_every_field(message: type[NamedTuple]) -> None:
     """Every field of every message has one wire type."""
     for number in [field.number for field in fields_of(message) if field.number]:

@@ -5,6 +5,7 @@ import pytest
 from attestkit.errors import FormatError
 from attestkit.serve.rpc.messages import GetKeyArgs, GetTlsKeyArgs, RawQuoteArgs
 from attestkit.serve.rpc.query_codec import decode
+from tests.cases import every_case
 from tests.raising import raises
 
 
@@ -38,7 +39,7 @@ def test_decode_array_notations(query: bytes) -> None:
     assert decode(GetTlsKeyArgs, query).alt_names == ("a", "b")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("query", "field", "reason"),
     [
         (b"subject=a&subject=a", "subject", "duplicate"),

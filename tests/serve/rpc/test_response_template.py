@@ -3,7 +3,6 @@
 import json
 from typing import Any, NamedTuple
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from attestkit.serve.rpc import json_codec, protobuf_codec
 from attestkit.serve.rpc.json_codec import escape
 from attestkit.serve.rpc.messages import AppInfo, GetQuoteResponse, TdxQuoteResponse
 from attestkit.serve.rpc.response_template import SMALL, EscapedText, ResponseTemplate
+from tests.cases import every_case
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -49,8 +49,8 @@ def test_get_quote_template(
         check_rendered(template, expected, head, head)
 
 
-@pytest.mark.parametrize("size", [0, 1, SMALL, 3 * SMALL])
-@pytest.mark.parametrize("tail", [0, 4000, 5000, SMALL])
+@every_case("size", [0, 1, SMALL, 3 * SMALL])
+@every_case("tail", [0, 4000, 5000, SMALL])
 def test_template_any_size(size: int, tail: int) -> None:
     """The result does not depend on which pieces are joined."""
     template = ResponseTemplate(

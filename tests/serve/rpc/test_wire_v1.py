@@ -3,11 +3,10 @@
 import json
 from typing import Any, Final
 
-import pytest
-
 from attestkit.serve.rpc import json_codec, messages_v1, protobuf_codec
 from attestkit.serve.rpc.message_fields import fields_of, package_of
 from attestkit.serve.rpc.messages_v1 import PACKAGE
+from tests.cases import every_case
 from tests.serve.protobuf import MESSAGES
 from tests.vectors import load, needs_shared
 
@@ -28,7 +27,7 @@ def from_json(message: type[Any], values: dict[str, Any]) -> Any:
     return message(**found)
 
 
-@pytest.mark.parametrize("case", WIRE, ids=lambda case: str(case["name"]))
+@every_case("case", WIRE, ids=lambda case: str(case["name"]))
 def test_message_matches_vectors(case: dict[str, Any]) -> None:
     """Each message is encoded and decoded as in the vectors, in both encodings."""
     message = getattr(messages_v1, case["message"])

@@ -19,6 +19,7 @@ from attestkit.serve import listener_apps
 from attestkit.serve.rpc import json_codec, protobuf_codec
 from attestkit.serve.services import guest_v1
 from attestkit.serve.services.context import Guest, Release
+from tests.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, Client
 from tests.serve.guests import (
     NOW,
@@ -136,8 +137,8 @@ def test_certificate_has_evidence_of_its_generation(
     assert read_certificate(plain).content(ra_tls.OID_ATTESTATION) is None
 
 
-@pytest.mark.parametrize("path", ["/v1/IssueCert", "/GetTlsKey", "/v0/GetTlsKey"])
-@pytest.mark.parametrize(
+@every_case("path", ["/v1/IssueCert", "/GetTlsKey", "/v0/GetTlsKey"])
+@every_case(
     ("first", "last", "status"),
     [
         *((0, 0, 200), (0, 1, 400), (1, 0, 200), (None, None, 200), (None, 253_402_300_799, 200)),

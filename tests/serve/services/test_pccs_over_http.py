@@ -20,6 +20,7 @@ from attestkit.errors import CollateralError
 from attestkit.quote import Quote
 from attestkit.serve.services.pccs import PccsApp, make_pccs
 from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
+from tests.cases import every_case
 from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
 from tests.serve.http.listening import Connect, response, run
 from tests.vectors import load, needs_shared
@@ -175,7 +176,7 @@ def test_other_cpusvn_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("name", _TDX_SCENARIOS)
+@every_case("name", _TDX_SCENARIOS)
 def test_scenario_collateral_is_served(name: str) -> None:
     """dcap-qvl fetches the scenario's collateral and has the same result without HTTP."""
     simulator = Simulator(seed=SEED, scenario=name, now=lambda: NOW)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import pytest
-
 from attestkit.serve.rpc.message_fields import fields_of
 from attestkit.serve.services import dstack_guest, tappd
+from tests.cases import every_case
 from tests.serve.asgi import Client
 
 VALID: dict[str, dict[str, Any]] = {
@@ -50,7 +49,7 @@ FIELDS = [
     if method.request is not None
     for field in fields_of(method.request)
 ]
-every_field = pytest.mark.parametrize(
+every_field = every_case(
     ("name", "field"), FIELDS, ids=[f"{name}.{field.name}" for name, field in FIELDS]
 )
 # Fields without a valid default.

@@ -13,6 +13,7 @@ from attestkit.keys import derive_p256
 from attestkit.quote import Quote
 from attestkit.serve.rpc.messages import TdxQuoteResponse
 from attestkit.serve.services.context import Guest
+from tests.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, Client
 from tests.serve.guests import NOW, GuestClient, MakeGuest
 from tests.vectors import load, needs_shared
@@ -73,7 +74,7 @@ def test_derive_key_certificate(guest: Guest, tappd: Client) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", REPORT_DATA.get("cases", []), ids=str)
+@every_case("case", REPORT_DATA.get("cases", []), ids=str)
 def test_tdx_quote_matches_vectors(tappd: Client, case: dict[str, Any]) -> None:
     """The report data equals the vectors; the response states its hash."""
     message = {

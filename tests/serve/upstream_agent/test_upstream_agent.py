@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
+from tests.cases import every_case
 from tests.serve.client import Answer
 from tests.serve.server import Server, environment, running_server
 from tests.serve.upstream_agent.recorded_rows import (
@@ -244,7 +245,7 @@ def _options(name: str, folder: Path) -> list[str]:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ROWS)
+@every_case("name", ROWS)
 def test_answer_equals_upstream(find_server: Callable[[str], Server], name: str) -> None:
     """Status, content type, error text, field names and types are upstream's or listed."""
     row: Row = ROWS[name]

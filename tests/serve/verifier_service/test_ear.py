@@ -19,6 +19,7 @@ from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.verifier.ear.result_token import policy_uri, verify_ear
 from attestkit.verifier.ear.signed_token import EarKey, EarPublicKey
 from attestkit.verifier.ear.token_claims import Tier
+from tests.cases import every_case
 from tests.raising import raises
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW
@@ -148,7 +149,7 @@ def test_ear_without_key_is_refused_before_verification(make_client: MakeClient)
     assert post_evidence(client, "format=json").json()["is_valid"] is True
 
 
-@pytest.mark.parametrize(
+@every_case(
     "query",
     [
         "format=",

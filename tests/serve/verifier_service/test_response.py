@@ -34,6 +34,7 @@ from attestkit.serve.verifier_service.response import (
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.verifier import Verifier
 from tests.attestation.samples import TPM_QUOTE
+from tests.cases import every_case
 from tests.serve.verifier_service.judges import (
     IMAGE,
     STEPS,
@@ -242,7 +243,7 @@ def test_verify_quote_with_event_log() -> None:
 QUOTE = get_quote(create_evidence()).raw
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("request_", "reason"),
     [
         (VerificationRequest(), "Quote is required"),
@@ -295,8 +296,8 @@ def check_refused(found: Any, step: str) -> str:
     return reason.removeprefix(PREFIX[step])
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize(
+@every_case("step", STEPS)
+@every_case(
     "error",
     [
         FormatError("what is wrong", offset=7, reason="syntax"),
@@ -317,8 +318,8 @@ def test_verify_failing_step_stops(step: str, error: AttestKitError) -> None:
     assert verifier.taken == list(STEPS[: STEPS.index(step) + 1])
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize(
+@every_case("step", STEPS)
+@every_case(
     "error",
     [
         ValueError("SECRET"),

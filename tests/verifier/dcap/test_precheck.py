@@ -16,6 +16,7 @@ from attestkit.errors import (
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.engine import Dcap
 from tests.backends.simulator.simulated_cases import CASES, VECTORS
+from tests.cases import every_case
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
     DCAP,
@@ -145,7 +146,7 @@ def test_precheck_ignores_checks_that_need_collateral() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+@every_case("case", CASES, ids=lambda case: case["id"])
 def test_precheck_vector_agrees_with_verification(case: dict[str, Any]) -> None:
     """A quote accepted in full passes; a rejection has the vector's reason.
 

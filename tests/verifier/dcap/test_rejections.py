@@ -17,6 +17,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.quote import Quote
+from tests.cases import every_case
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.raising import raises
 from tests.untyped import untyped
@@ -210,7 +211,7 @@ GAPS: Rows = {
 }
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("kind", "reason", "fragment", "given", "gap"),
     [
         (kind, *row, gap)

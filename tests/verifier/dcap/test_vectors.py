@@ -11,6 +11,7 @@ from attestkit.errors import AttestKitError, FormatError
 from attestkit.quote import Quote
 from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
+from tests.cases import every_case
 from tests.vectors import SHARED, needs_shared
 
 VECTORS: Final = SHARED / "vectors"
@@ -70,7 +71,7 @@ def describe(found: Authenticated) -> dict[str, object]:
 
 
 @needs_shared
-@pytest.mark.parametrize(("folder", "case"), [*load_cases("dcap"), *load_cases("simulated-pki")])
+@every_case(("folder", "case"), [*load_cases("dcap"), *load_cases("simulated-pki")])
 def test_vector_has_expected_outcome(folder: Path, case: dict[str, Any]) -> None:
     """Each case is accepted with the expected facts, or rejected with the expected reason."""
     expect, name = case["expect"], case["id"]

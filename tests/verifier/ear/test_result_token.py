@@ -19,6 +19,7 @@ from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.ear.result_token import policy_uri, sign_ear, verify_ear
 from attestkit.verifier.ear.signed_token import MAX_TOKEN, EarKey
 from attestkit.verifier.ear.token_claims import Tier
+from tests.cases import every_case
 from tests.ra_tls import tds
 from tests.raising import raises
 from tests.thorough import limited
@@ -126,7 +127,7 @@ def test_ear_of_other_key_is_rejected(form: Literal["jwt", "cose"]) -> None:
     assert get_rejection_reason(nameless, other) == "ear_bad_signature"
 
 
-@pytest.mark.parametrize(
+@every_case(
     "header",
     [
         {},
@@ -388,7 +389,7 @@ def test_ear_over_256_kib_is_rejected() -> None:
         read(b"e" * MAX_TOKEN)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("options", "reason"),
     [
         ({"lifetime": timedelta(0)}, "out_of_range"),

@@ -12,6 +12,7 @@ from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.ear.content import PROFILE
 from attestkit.verifier.ear.result_token import policy_uri, sign_ear, verify_ear
 from attestkit.verifier.ear.token_claims import Tier, trustworthiness_vector
+from tests.cases import every_case
 from tests.raising import raises
 from tests.verifier.ear.ears import (
     ED25519,
@@ -131,8 +132,8 @@ def test_verify_ear_other_profile_is_rejected() -> None:
 
 
 @every_form
-@pytest.mark.parametrize("name", ["nbf", "aud"])
-@pytest.mark.parametrize("value", [None, 0, 2**40, "https://example.com", ["a"]])
+@every_case("name", ["nbf", "aud"])
+@every_case("value", [None, 0, 2**40, "https://example.com", ["a"]])
 def test_verify_ear_with_nbf_or_aud_is_rejected(
     form: Literal["jwt", "cose"], name: str, value: object
 ) -> None:
@@ -153,7 +154,7 @@ def test_verify_ear_submodule_must_be_platform(form: Literal["jwt", "cose"]) -> 
         read(create_altered_ear(form, rename))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "claims",
     [
         {"iat": None},
@@ -260,7 +261,7 @@ def test_verify_ear_nonce_must_be_that_of_its_result(form: Literal["jwt", "cose"
 
 
 @every_form
-@pytest.mark.parametrize(
+@every_case(
     ("name", "value"),
     [
         *itertools.product(["fresh"], [None, False, 1, "true", []]),

@@ -24,6 +24,7 @@ from attestkit.errors import (
 from attestkit.verifier import Verifier
 from attestkit.verifier.ear import sign_ear
 from attestkit.verifier.evidence.formats import BUNDLE_TIME, EvidenceBundle
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.ear import ears
@@ -83,7 +84,7 @@ def test_from_json_accepts_any_utc_offset(at: str) -> None:
     assert EvidenceBundle.from_json(edit_json(at=at)) == SAMPLE
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("values", "reason", "subject"),
     [
         ({"version": 2}, "unsupported_version", "version"),

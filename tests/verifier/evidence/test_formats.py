@@ -22,6 +22,7 @@ from attestkit.snp_report import SnpReport
 from attestkit.verifier import VerificationItem, Verifier, verify
 from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.evidence.formats import Evidence, EvidenceBundle, parse_evidence
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd
@@ -82,7 +83,7 @@ def test_verify_accepts_genuine_bare_report() -> None:
     assert not result.simulated
 
 
-@pytest.mark.parametrize(
+@every_case(
     "evidence",
     [
         TD.to_bytes("v0"),
@@ -111,7 +112,7 @@ def test_parse_evidence_accepts_what_the_command_line_takes(evidence: bytes) -> 
         assert found.attestation == expected
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("evidence", "reason"),
     [
         (b"", "missing"),

@@ -1,5 +1,6 @@
 """Tests of the optional certificate of the attestation key in Azure's evidence."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -23,6 +24,9 @@ from tests.verifier.platforms import amd, azure
 AK_USAGE = ObjectIdentifier("2.23.133.8.3")
 OTHER_USAGE = ObjectIdentifier("1.3.6.1.5.5.7.3.1")
 SUBJECT = "0123.TrustedVM.Azure.windows.net"
+
+Certificates = Callable[[], tuple[bytes, ...]]
+"""Makes certificates, and the RSA keys for them, in the test that needs them."""
 
 
 def name(common_name: str) -> x509.Name:
@@ -102,15 +106,15 @@ def test_ak_certificate_under_the_root_is_reported() -> None:
 @pytest.mark.parametrize(
     "certificates",
     [
-        (),
-        (leaf(),),  # the issuer is missing
-        (leaf(age=timedelta(days=40)), authority()),  # expired
-        (leaf(issuer="Other"), certificate("Other", "Other")),  # another root
+        tuple,
+        lambda: (leaf(),),  # the issuer is missing
+        lambda: (leaf(age=timedelta(days=40)), authority()),  # expired
+        lambda: (leaf(issuer="Other"), certificate("Other", "Other")),  # another root
     ],
 )
-def test_ak_certificate_that_is_not_verifiable_is_skipped(certificates: tuple[bytes, ...]) -> None:
+def test_ak_certificate_that_is_not_verifiable_is_skipped(certificates: Certificates) -> None:
     """Azure renews the certificate daily and has several roots, and nothing depends on it."""
-    found = authenticate(*certificates)
+    found = authenticate(*certificates())
     assert step_of(found).outcome == "skipped"
     assert found.vtpm is not None
     assert "ak_certificate_name" not in dict(found.vtpm.details)
@@ -119,17 +123,17 @@ def test_ak_certificate_that_is_not_verifiable_is_skipped(certificates: tuple[by
 @pytest.mark.parametrize(
     ("certificates", "reason"),
     [
-        ((leaf(key="other"), authority()), "ak_mismatch"),
-        ((leaf(signed_by="other"), authority()), "cert_bad_signature"),
-        ((leaf(usage=OTHER_USAGE), authority()), "cert_constraints"),
-        ((b"0",), "cert_malformed"),
-        ((leaf(), b"0"), "cert_malformed"),
-        ((leaf(), *[authority()] * 8), "chain_length"),
+        (lambda: (leaf(key="other"), authority()), "ak_mismatch"),
+        (lambda: (leaf(signed_by="other"), authority()), "cert_bad_signature"),
+        (lambda: (leaf(usage=OTHER_USAGE), authority()), "cert_constraints"),
+        (lambda: (b"0",), "cert_malformed"),
+        (lambda: (leaf(), b"0"), "cert_malformed"),
+        (lambda: (leaf(), *[authority()] * 8), "chain_length"),
     ],
 )
 def test_ak_certificate_that_contradicts_the_evidence_is_rejected(
-    certificates: tuple[bytes, ...], reason: str
+    certificates: Certificates, reason: str
 ) -> None:
     """A certificate of another key, a wrong signature or usage, and malformed ones are errors."""
     with raises(SignatureError, reason):
-        authenticate(*certificates)
+        authenticate(*certificates())

@@ -23,6 +23,7 @@ from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.tpm import authenticate_go_tpm_tools
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust
+from tests.cases import every_case
 from tests.raising import raises
 from tests.thorough import limited
 from tests.vectors import data, needs_shared
@@ -77,7 +78,7 @@ def ids(cases: list[dict[str, Any]]) -> list[str]:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", AUTHENTIC, ids=ids(AUTHENTIC))
+@every_case("case", AUTHENTIC, ids=ids(AUTHENTIC))
 def test_authentic_message_of_go_tpm_tools_verifies(case: dict[str, Any]) -> None:
     """Quotes of each scheme verify, in every bank; the report data are the common nonce."""
     raw, key = read_case(case)
@@ -93,7 +94,7 @@ def test_authentic_message_of_go_tpm_tools_verifies(case: dict[str, Any]) -> Non
 
 
 @needs_shared
-@pytest.mark.parametrize("case", FORGED, ids=ids(FORGED))
+@every_case("case", FORGED, ids=ids(FORGED))
 def test_altered_message_of_go_tpm_tools_is_refused(case: dict[str, Any]) -> None:
     """Altered and recombined messages are refused, for the reason of the samples."""
     raw, key = read_case(case)

@@ -23,6 +23,7 @@ from attestkit.errors import (
 )
 from attestkit.verifier import chain_cache
 from attestkit.verifier.platforms.nitro import Nitro
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import aws
@@ -222,7 +223,7 @@ def test_nitro_accepts_uncritical_headers() -> None:
         Nitro(aws.root()).authenticate(document, aws.NOW)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason", "subject"),
     [
         ({"module_id": ""}, "wrong_size", "module_id"),

@@ -8,6 +8,7 @@ import pytest
 from attestkit.verifier import AppraisalPolicy, ReferenceValues
 from attestkit.verifier.policy.app_pins import names_app
 from attestkit.verifier.policy.event_rules import RequiredEvent
+from tests.cases import every_case
 
 HASH = {b"\1" * 32}
 REGISTER = {b"\1" * 48}
@@ -28,7 +29,7 @@ def describe_rules(rules: dict[str, Any]) -> str:
     return " ".join([*sorted(rules.keys() - {"reference_values"}), *pinned]) or "no rule"
 
 
-@pytest.mark.parametrize(
+@every_case(
     "rules",
     [
         {"os_image_hash": HASH, "app_id": {bytes(20)}},
@@ -53,7 +54,7 @@ def test_names_app_with_rules_about_program(rules: dict[str, Any]) -> None:
     assert names_app(AppraisalPolicy.default().replace(**rules))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "rules",
     [
         {},

@@ -18,6 +18,7 @@ from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
 from attestkit.verifier.policy.tcb_rules import TcbRules
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped, with_false_length
 from tests.verifier.policy.policy_samples import (
@@ -68,7 +69,7 @@ APPRAISED_IF_SET = {
 APPRAISED_ON_SNP = {"sev_features", "refuse_provisional_firmware"}
 
 
-@pytest.mark.parametrize("name", APPRAISED_IF_SET)
+@every_case("name", APPRAISED_IF_SET)
 def test_each_rule_is_appraised_if_it_alone_is_set(name: str) -> None:
     """No rule is skipped as one that is not set, whatever its value."""
     rules = {"platforms": (TDX,), "required_events": (), name: APPRAISED_IF_SET[name]}
@@ -80,8 +81,8 @@ def test_each_rule_is_appraised_if_it_alone_is_set(name: str) -> None:
 # -- presets -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", TcbStatus)
-@pytest.mark.parametrize("preset", PRESET_TABLE)
+@every_case("status", TcbStatus)
+@every_case("preset", PRESET_TABLE)
 def test_preset_accepts_statuses_of_its_table(preset: str, status: TcbStatus) -> None:
     """Each preset accepts the statuses of its table, and a rejection lists them."""
     policy, verified = PRESETS[preset](), authenticated(status=status)
@@ -289,7 +290,7 @@ INVALID_RULES: dict[Callable[..., object], list[tuple[Any, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("create", "given", "reason", "subject"),
     [
         (create, given, reason, *(subject or [list(given)[-1]]))

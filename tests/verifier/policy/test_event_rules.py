@@ -9,6 +9,7 @@ from attestkit.errors import UsageError
 from attestkit.event_log.runtime_events import RESERVED_NAMES, runtime_digest
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.policy.event_rules import RequiredEvent
+from tests.cases import every_case
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     NITRO,
@@ -201,7 +202,7 @@ def test_invalid_event_rule_raises_usage_error(arguments: dict[str, Any], subjec
         rules(**arguments)
 
 
-@pytest.mark.parametrize("name", sorted(RESERVED_NAMES))
+@every_case("name", sorted(RESERVED_NAMES))
 def test_required_boot_event_emitted_by_app_is_rejected(name: str) -> None:
     """An event after system-ready, or without it, does not count as a boot event."""
     rule = RequiredEvent(name=name, payload=b"claimed")

@@ -5,8 +5,6 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
-import pytest
-
 from attestkit.errors import PolicyError
 from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
@@ -20,6 +18,7 @@ from attestkit.verifier.policy.platforms import (
 )
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
+from tests.cases import every_case
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
     NITRO,
@@ -163,7 +162,7 @@ def appraise_alone(name: str, platform: str, **rule: object) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [one.name for one in fields(AppraisalPolicy)])
+@every_case("name", [one.name for one in fields(AppraisalPolicy)])
 def test_rule_alone_rejects(name: str) -> None:
     """A rule is applied if no other is set, and rejects evidence of platforms without its value.
 

@@ -18,6 +18,7 @@ from attestkit.verifier.policy.rules import (
     format_values,
     matches_any,
 )
+from tests.cases import every_case
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
     NITRO,
@@ -53,7 +54,7 @@ def test_reference_values_fields_match_registers() -> None:
         assert len(value) == size, name
 
 
-@pytest.mark.parametrize("name", REGISTERS)
+@every_case("name", REGISTERS)
 def test_reference_value_mismatch_is_rejected(name: str) -> None:
     """One of several values is accepted; a rejection names both values."""
     platform, size = owner_of(name), REGISTERS[name].size
@@ -68,7 +69,7 @@ def test_reference_value_mismatch_is_rejected(name: str) -> None:
     assert f"reference_values.{name}" in text
 
 
-@pytest.mark.parametrize("name", REGISTERS)
+@every_case("name", REGISTERS)
 def test_reference_value_of_missing_register_is_rejected(name: str) -> None:
     """A platform without the register, or evidence that omits it, is rejected."""
     owner, size = owner_of(name), REGISTERS[name].size

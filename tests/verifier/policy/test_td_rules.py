@@ -11,6 +11,7 @@ from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BIT_NAMES
 from attestkit.verifier.policy.td_rules import FIXED_BITS
+from tests.cases import every_case
 from tests.raising import raises
 from tests.verifier.platforms import intel
 from tests.verifier.policy.policy_samples import (
@@ -110,7 +111,7 @@ def test_named_bits_are_accepted() -> None:
     assert appraise(policy, claims(td_attributes=field(attributes), xfam=field(xfam)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "bits"),
     [
         ("td_attributes", 0),  # SEPT_VE_DISABLE is clear

@@ -22,6 +22,7 @@ from attestkit.errors import (
 )
 from attestkit.tpm.pcrs import LOGGED_PCRS
 from attestkit.verifier import AppraisalPolicy, AttestationResult, TcbStatus, Verifier
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.made_tpm import (
@@ -71,7 +72,7 @@ def tpm(**changes: Any) -> Attestation:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", CASES, ids=[f"{case['name']}.{case['key']}" for case in CASES])
+@every_case("case", CASES, ids=[f"{case['name']}.{case['key']}" for case in CASES])
 def test_verifier_decides_each_case_of_go_tpm_tools(case: dict[str, Any]) -> None:
     """Every message of the samples is accepted or refused as they say."""
     raw = data(f"{GO_TPM_TOOLS}/{case['file']}")

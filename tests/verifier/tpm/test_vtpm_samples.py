@@ -13,6 +13,7 @@ import pytest
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
 from attestkit.event_log import TpmEventLog
+from tests.cases import every_case
 from tests.vectors import HAVE_SHARED, needs_shared
 from tests.verifier.platforms import test_gcp as gcp
 from tests.verifier.platforms import test_nitro_tpm as nitro_tpm
@@ -106,7 +107,7 @@ def test_each_entry_has_a_check() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", CHECKS)
+@every_case("name", CHECKS)
 def test_entry_has_expected_values_and_verdict(name: str) -> None:
     """All values and verdicts of an entry are those of the independent reader."""
     CHECKS[name](name)

@@ -24,6 +24,7 @@ from attestkit.errors import (
 from attestkit.factory import open as open_attester
 from attestkit.verifier import AppraisalPolicy, Verifier
 from tests.backends.simulator.clouds.guests import PLATFORMS, open_cloud, verifier_of, verify_once
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -37,7 +38,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Attester[Simulator]]:
         yield tee
 
 
-@pytest.mark.parametrize("name", CLOUDS)
+@every_case("name", CLOUDS)
 def test_scenario_has_named_outcome(name: str) -> None:
     """A verifier whose policy names the platform has the outcome of the table."""
     expected = CLOUDS[name].outcome

@@ -36,6 +36,7 @@ from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.public_area import DECRYPT, ECC_AK, ECC_EK, RESTRICTED, RSA_AK, RSA_EK, SIGN
 from attestkit.verifier import AppraisalPolicy, Verifier
 from tests.backends.simulator.clouds.guests import PLATFORMS, open_cloud, verifier_of, verify_once
+from tests.cases import every_case
 from tests.machines.software_tpm import needs_swtpm
 from tests.raising import raises
 from tests.untyped import untyped
@@ -235,7 +236,7 @@ def test_nitro_tpm_measures_the_configuration_of_the_app() -> None:
     assert dict(found.registers)["pcr8"] == nitro_tpm_pcr8(config_id)
 
 
-@pytest.mark.parametrize("name", [*PLATFORMS, *(f"{one}-grub" for one in WITH_GRUB)])
+@every_case("name", [*PLATFORMS, *(f"{one}-grub" for one in WITH_GRUB)])
 def test_log_explains_the_firmware_and_its_loader(name: str) -> None:
     """The log replays to every PCR that the boot extended; GRUB and shim extend 8 and 14."""
     with open_cloud(scenario=name) as tee, connected(tee) as client:

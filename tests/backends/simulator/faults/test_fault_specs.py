@@ -14,6 +14,7 @@ from attestkit.backends.simulator.faults.fault_specs import (
     named_faults,
 )
 from attestkit.errors import UsageError
+from tests.cases import every_case
 from tests.raising import raises
 
 
@@ -35,7 +36,7 @@ def test_named_fault_is_parsed_triggered_and_listed(name: str) -> None:
     assert line.endswith(NAMED[name].text)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@every_case("operation", OPERATIONS)
 def test_errno_fault_applies_to_each_operation(operation: str) -> None:
     """OPERATION=ERRNO raises that errno."""
     with pytest.raises(OSError, match=r"too large") as caught:
@@ -64,7 +65,7 @@ def test_fault_text_round_trips(text: str, shown: str) -> None:
     assert Fault.parse(shown) == fault
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         *("", "ebsuy", "ebusy:", "ebusy:-1", "ebusy:3:3", "ebusy:2s", "slow", "slow:3", "ebusy@"),

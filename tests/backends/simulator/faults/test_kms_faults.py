@@ -9,6 +9,7 @@ from attestkit.backends.simulator.faults.fault_specs import NAMED, Faults
 from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS, KmsFaults
 from attestkit.backends.simulator.scenarios.named_case import describe_cases
 from attestkit.errors import UsageError
+from tests.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import SHARED, needs_shared
 
@@ -23,7 +24,7 @@ def test_names_are_those_of_the_specification() -> None:
     assert len(names) == 16
 
 
-@pytest.mark.parametrize("name", KMS_FAULTS)
+@every_case("name", KMS_FAULTS)
 def test_fault_is_armed_and_injected_once(name: str) -> None:
     """A fault strikes its operation once by default, and is listed in the help."""
     text = f"{name}:2s" if KMS_FAULTS[name].argument else name

@@ -15,6 +15,7 @@ from attestkit.errors import FormatError, GpuEvidenceError, SignatureError, Usag
 from attestkit.gpu import GpuResult, GpuRules, verify
 from attestkit.gpu.nras import read_nvattest_output
 from attestkit.testing import SimulatedTee
+from tests.cases import every_case
 
 SEED = b"a seed of faulty graphics cards."
 NONCE = bytes(range(32))
@@ -38,7 +39,7 @@ def verified(gpus: SimulatedGpus) -> GpuResult:
     return verify(evidence, nonce=NONCE, now=MOMENT, endorsements=endorsements, roots=gpus.roots)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@every_case("name", REFUSED)
 def test_fault_is_refused_by_the_named_check(name: str) -> None:
     """A strict verifier refuses the evidence with the reason of the fault."""
     with pytest.raises((GpuEvidenceError, FormatError)) as caught:
@@ -58,7 +59,7 @@ def test_faults_apply_to_other_machines() -> None:
                 assert caught.value.reason == GPU_FAULTS[name].check, (name, config)
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
+@every_case("name", ACCEPTED)
 def test_fault_of_others_is_accepted(name: str) -> None:
     """What the specification allows, and what this verifier does not use, is accepted."""
     assert verified(machine(fault=name)).simulated

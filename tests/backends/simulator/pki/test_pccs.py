@@ -12,6 +12,7 @@ from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.service_response import ServiceResponse
 from attestkit.errors import FormatError, UsageError
 from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -57,8 +58,8 @@ def test_pccs_response_equals_vector(example: dict[str, Any]) -> None:
     assert response.body == (body if body is not None else example["body_text"].encode())
 
 
-@pytest.mark.parametrize("fmspc", ["A77E57000000", "a77e57000000", "A77e57000000"])
-@pytest.mark.parametrize("update", ["", "&update=standard", "&update=early", "&colour=blue"])
+@every_case("fmspc", ["A77E57000000", "a77e57000000", "A77e57000000"])
+@every_case("update", ["", "&update=standard", "&update=early", "&colour=blue"])
 def test_tcb_ignores_case_and_unknown_parameters(fmspc: str, update: str) -> None:
     """An FMSPC in any case and either update give the same response."""
     response = request(f"{TDX}/tcb?fmspc={fmspc}{update}")

@@ -12,6 +12,7 @@ from attestkit.backends.simulator.scenarios.config import QuoteConfig
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
+from tests.cases import every_case
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.raising import raises
 
@@ -71,7 +72,7 @@ def test_quote_parse_returns_the_body_fields(layout: str) -> None:
     assert list(quote.pck_chain) == [platform.pck_der, PKI.pck_ca_der, PKI.root_der]
 
 
-@pytest.mark.parametrize("name", TdBody._fields)
+@every_case("name", TdBody._fields)
 def test_body_field_of_wrong_size_is_rejected(name: str) -> None:
     """The error names the field."""
     for change in (-1, 1):

@@ -27,6 +27,7 @@ from tests.backends.simulator.simulated_cases import (
     VECTORS,
     build_case,
 )
+from tests.cases import every_case
 from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
 from tests.raising import raises
 from tests.vectors import load, needs_shared
@@ -61,7 +62,7 @@ def test_derivation_equals_vectors() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+@every_case("case", CASES, ids=lambda case: case["id"])
 def test_configuration_builds_each_case(case: dict[str, Any]) -> None:
     """Quote, collateral and root of each of the 42 cases."""
     built = build_case(case["id"])
@@ -117,7 +118,7 @@ def test_platforms_share_only_the_authorities() -> None:
     assert verdicts == ["UpToDate", "reject"]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "verdict"),
     [
         (TcbInfoConfig(id="SGX"), "reject"),

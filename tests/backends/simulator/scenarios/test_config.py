@@ -37,6 +37,7 @@ from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.dcap.engine import Dcap
 from tests.backends.simulator.simulated_cases import CASES, NOW, SEED
+from tests.cases import every_case
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.raising import raises
 from tests.untyped import untyped
@@ -84,7 +85,7 @@ def verify_dcap(simulator: Simulator, now: int) -> tuple[str, tuple[str, ...]]:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+@every_case("case", CASES, ids=lambda case: case["id"])
 def test_scenario_equals_vector(case: dict[str, Any]) -> None:
     """Outcome, status, advisories and reason of each case."""
     now, expect = case["now"], case["expect"]
@@ -103,8 +104,8 @@ def test_scenario_equals_vector(case: dict[str, Any]) -> None:
         assert outcome == OTHER_CLASS.get(case["id"], expect["reason"])
 
 
-@pytest.mark.parametrize("name", TDX)
-@pytest.mark.parametrize("now", [NOW, NOW // 86400 * 86400, 1_900_000_001, FIRST, LAST])
+@every_case("name", TDX)
+@every_case("now", [NOW, NOW // 86400 * 86400, 1_900_000_001, FIRST, LAST])
 def test_scenario_has_documented_outcome(name: str, now: int) -> None:
     """At any time from 2020 to 2049, at midnight, and with another seed."""
     simulator = Simulator(seed=b"\7" * 32, scenario=name, now=lambda: now)
@@ -221,7 +222,7 @@ OUT_OF_RANGE: Final[list[tuple[type, str, object, str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "name", "value", "reason"), OUT_OF_RANGE)
+@every_case(("kind", "name", "value", "reason"), OUT_OF_RANGE)
 def test_configuration_out_of_range_is_rejected(
     kind: type, name: str, value: object, reason: str
 ) -> None:
@@ -249,7 +250,7 @@ def verify_outcome(name: str, policy: AppraisalPolicy) -> str:
     return str(result.tcb.status)
 
 
-@pytest.mark.parametrize("name", TDX)
+@every_case("name", TDX)
 def test_policies_accept_by_tcb_status(name: str) -> None:
     """Strict accepts UpToDate, default current statuses, development each status."""
     outcome = SCENARIOS[name].outcome
@@ -276,7 +277,7 @@ def test_attester_rejects_invalid_evidence_of_scenarios() -> None:
     assert refused == NO_EVIDENCE
 
 
-@pytest.mark.parametrize("name", TDX)
+@every_case("name", TDX)
 def test_pccs_serves_the_scenario(name: str) -> None:
     """The platform and its CRL are served even if the quote is malformed."""
     simulator = Simulator(seed=SEED, scenario=name, now=lambda: NOW)

@@ -27,6 +27,7 @@ from tests.backends.simulator.software_tpm.command_frames import (
     start_session,
 )
 from tests.backends.simulator.software_tpm.swtpm_cases import EVERY, capability
+from tests.cases import every_case
 from tests.machines.software_tpm import needs_swtpm
 
 if TYPE_CHECKING:
@@ -65,13 +66,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TpmPair]:
 def pair(shared: TpmPair) -> Iterator[TpmPair]:
     """Return the two TPMs; remove what a test leaves in them."""
     yield shared
+    clear(shared)
+
+
+def clear(pair: TpmPair) -> None:
+    """Remove from both TPMs what a test may have left in them."""
     left = [frame(0x165, handles(0x80000000 + slot)) for slot in range(3)]
     left += [frame(0x165, handles(0x02000000 + number)) for number in range(5)]
     left += [frame(0x165, handles(0x03000000 + number)) for number in range(5)]
     left += [authorized(0x122, handles(owner, INDEX)) for owner in (OWNER, PLATFORM)]
     left.append(authorized(0x120, handles(OWNER, PERSISTENT), handles(PERSISTENT)))
     for command in left:
-        shared.run(command)
+        pair.run(command)
 
 
 def check(pair: TpmPair, command: bytes) -> None:
@@ -93,11 +99,14 @@ def names(cases: dict[str, Cases]) -> list[tuple[str, str]]:
     return [(group, name) for group, found in cases.items() for name in found]
 
 
-@pytest.mark.parametrize(("group", "name"), names(EVERY))
-def test_answers_are_alike(pair: TpmPair, group: str, name: str) -> None:
+@every_case(("group", "name"), names(EVERY))
+def test_answers_are_alike(shared: TpmPair, group: str, name: str) -> None:
     """Each command gets the same answer, in the same state."""
-    for command in EVERY[group][name]:
-        check(pair, command)
+    try:
+        for command in EVERY[group][name]:
+            check(shared, command)
+    finally:
+        clear(shared)
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)

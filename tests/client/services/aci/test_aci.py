@@ -17,6 +17,7 @@ from attestkit.client.services.service import Claims
 from attestkit.client.strict_answer import AnswerObject
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, PolicyError, ServiceError, VerificationError
+from tests.cases import every_case
 from tests.client.services.aci import aci_answers
 from tests.client.services.aci.aci_answers import (
     E2EE_SECRET,
@@ -223,7 +224,7 @@ ALTERED: Final[list[tuple[Change, str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "reason"), ALTERED)
+@every_case(("change", "reason"), ALTERED)
 def test_altered_report_is_refused(change: Change, reason: str) -> None:
     """A report whose parts contradict each other, or are malformed, is refused."""
     answer = report()

@@ -19,6 +19,7 @@ from attestkit.client.services.aci.aci_keyset import (
 from attestkit.client.services.service import AnswerRecord, Claims
 from attestkit.client.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError
+from tests.cases import every_case
 from tests.client.services.aci.aci_answers import (
     NONCE,
     PEER,
@@ -130,7 +131,7 @@ def test_receipt_of_an_unverified_machine(changes: dict[str, Any]) -> None:
         check(changes)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"api_version": "aci/2"}, "unsupported"),

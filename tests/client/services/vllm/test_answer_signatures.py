@@ -1,19 +1,20 @@
 """Signatures of answers: both algorithms, by independent signers, and every change."""
 
 import json
+import sys
+from functools import cache
 from hashlib import sha256
 from typing import Any, Final
 
 import pytest
 from coincurve import PrivateKey
-from eth_account import Account
-from eth_account.messages import encode_defunct
 
 from attestkit.client.services.service import AnswerRecord, Claims
 from attestkit.client.services.vllm.answer_signatures import MAX_TEXT
 from attestkit.client.services.vllm.near_ai import NearAiCloud
 from attestkit.client.services.vllm.vllm_proxy import SERVICES, VllmProxy
 from attestkit.errors import AttestKitError, FormatError, ServiceError
+from tests.cases import every_case
 from tests.client.services.vllm.simulated_reports import ED25519, K256, ethereum_address
 from tests.raising import raises
 
@@ -38,11 +39,23 @@ CLAIMS: Final = Claims(
 )
 
 
+@cache
+def ethereum() -> tuple[Any, Any]:
+    """Import eth_account, which takes half a second and changes the recursion limit."""
+    limit = sys.getrecursionlimit()
+    from eth_account import Account
+    from eth_account.messages import encode_defunct
+
+    sys.setrecursionlimit(limit)
+    return Account, encode_defunct
+
+
 def signed(algorithm: str, text: str = HASHES, key: Any = None, **more: object) -> dict[str, Any]:
     """Return the document of a signature."""
     if algorithm == "ecdsa":
         secret = (key or K256).secret
-        found = Account.sign_message(encode_defunct(text=text), secret)
+        account, encode_defunct = ethereum()
+        found = account.sign_message(encode_defunct(text=text), secret)
         signature, address = found.signature.hex(), ethereum_address(key or K256).hex()
     else:
         signature = (key or ED25519).sign(text.encode()).signature.hex()
@@ -104,8 +117,8 @@ def test_name_of_a_model_may_have_colons() -> None:
         NEAR.check_signature(document, ANSWER, CLAIMS, "b")
 
 
-@pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
-@pytest.mark.parametrize(
+@every_case("algorithm", ["ecdsa", "ed25519"])
+@every_case(
     "text",
     [
         f"{RESPONSE.hex()}:{REQUEST.hex()}",

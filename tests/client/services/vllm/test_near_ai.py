@@ -12,6 +12,7 @@ from nacl.signing import SigningKey
 from attestkit.client.services.service import Claims
 from attestkit.client.services.vllm.near_ai import SERVICES, NearAiCloud, NearAiDirect
 from attestkit.errors import AttestKitError, FormatError, PolicyError, ServiceError, UsageError
+from tests.cases import every_case
 from tests.client.services.captures import (
     Capture,
     captures,
@@ -198,7 +199,7 @@ RECORDED_CHANGES: Final[dict[str, tuple[Change, type[AttestKitError], str]]] = {
 
 
 @every_capture
-@pytest.mark.parametrize("change", RECORDED_CHANGES.values(), ids=RECORDED_CHANGES)
+@every_case("change", RECORDED_CHANGES.values(), ids=RECORDED_CHANGES)
 def test_changed_recorded_answer_is_refused(
     capture: Capture, change: tuple[Change, type[AttestKitError], str]
 ) -> None:

@@ -16,6 +16,7 @@ from attestkit.errors import (
     UsageError,
     VerificationError,
 )
+from tests.cases import every_case
 from tests.client.services.captures import Capture, captures, check_machine, peer, status
 from tests.client.services.vllm.simulated_reports import (
     ED25519,
@@ -233,7 +234,7 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], type[AttestKitError], str]]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@every_case("change", CHANGES.values(), ids=CHANGES)
 def test_changed_member_is_refused(
     change: tuple[dict[str, Any], type[AttestKitError], str],
 ) -> None:

@@ -9,6 +9,7 @@ from attestkit.errors import UsageError
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs, acpi_inputs
 from attestkit.measure.acpi.qemu.qemu_command import dstack_command, inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
+from tests.cases import every_case
 from tests.measure.acpi.machines import needs_qemu, shape_of
 from tests.raising import raises
 
@@ -121,7 +122,7 @@ def test_each_input_changes_the_tables() -> None:
     assert len(tables) == len(changes)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"cpu_count": 0}, "out_of_range"),

@@ -16,6 +16,7 @@ from attestkit.measure.acpi.qemu.qemu_options import (
     split_command,
 )
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
+from tests.cases import every_case
 from tests.measure.acpi.machines import needs_qemu, shape_of
 from tests.raising import raises
 
@@ -144,7 +145,7 @@ def test_clean_command_writes_out_what_tdx_implies() -> None:
     assert "pic=on" in argument(clean("-machine", "pic=on"), "-machine")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("options", "expected"),
     [
         (["-device", "nvme,serial=a,drive=b,addr=0x5"], ["virtio-rng-pci,addr=0x5"]),
@@ -233,7 +234,7 @@ def test_clean_command_of_ubuntu_guest_runs() -> None:
     assert len(read_machine(found.command).acpi.list_tables()) == 7
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("options", "reason"),
     [
         (["-loadvm", "x"], "unknown_name"),

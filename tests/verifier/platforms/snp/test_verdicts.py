@@ -19,6 +19,7 @@ from attestkit.errors import (
     UnsupportedError,
 )
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
+from tests.cases import every_case
 from tests.vectors import data, needs_shared
 
 FOLDER: Final = "snp/go-sev-guest"
@@ -66,7 +67,7 @@ def verify(case: dict[str, Any]) -> AttestationResult:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+@every_case("case", CASES, ids=[case["name"] for case in CASES])
 def test_snp_report_has_expected_verdict(case: dict[str, Any]) -> None:
     """The default policy accepts what it should, and refuses the rest with the reason."""
     if case["verdict"] == "accept":

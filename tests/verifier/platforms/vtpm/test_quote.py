@@ -15,6 +15,7 @@ from attestkit.verifier.platforms.vtpm.quote import (
     quote_scheme,
     verify_tpm_quote,
 )
+from tests.cases import every_case
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.tpm_samples import (
@@ -141,7 +142,7 @@ def test_quote_of_another_key_is_refused(name: str) -> None:
             }
 
 
-@pytest.mark.parametrize("case", QUOTES, ids=[case["name"] for case in QUOTES])
+@every_case("case", QUOTES, ids=[case["name"] for case in QUOTES])
 def test_quote_with_nonces_of_each_size_verifies(case: dict[str, Any]) -> None:
     """Qualifying data of 0 to 66 bytes are those of the caller (go-tpm-tools)."""
     sample = go_quote(case)

@@ -10,6 +10,7 @@ from attestkit.verifier.claims import Tcb
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask
+from tests.cases import every_case
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
@@ -141,7 +142,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "good", "bad", "reason"), REFUSED)
+@every_case(("rule", "good", "bad", "reason"), REFUSED)
 def test_snp_rule_violation_is_rejected(
     rule: dict[str, Any], good: dict[str, Any], bad: dict[str, Any], reason: str
 ) -> None:
@@ -208,7 +209,7 @@ def test_snp_rule_rejects_other_platforms(platform: str) -> None:
     assert appraise(accepted, claims(platform), authenticated())
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("given", "reason"),
     [
         ({"sev_features": ()}, "missing"),

@@ -9,6 +9,7 @@ from attestkit._formats.toml import LARGEST
 from attestkit.errors import ConfigError
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.toml import reader as toml_reader
+from tests.cases import every_case
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     APP_ID,
@@ -317,7 +318,7 @@ INVALID_RULES: list[tuple[str, str, str]] = [  # beside a preset
 INVALID_FILES += [(PRESET_LINE + text, reason, key) for text, reason, key in INVALID_RULES]
 
 
-@pytest.mark.parametrize(("text", "reason", "key"), INVALID_FILES, ids=range(len(INVALID_FILES)))
+@every_case(("text", "reason", "key"), INVALID_FILES, ids=range(len(INVALID_FILES)))
 def test_from_toml_error_names_file_and_key(text: str | bytes, reason: str, key: str) -> None:
     """The error has a reason, the file and the key, and no control characters."""
     error = get_rejection_text(text)

@@ -13,6 +13,7 @@ from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
 from attestkit.verifier.result import AttestationResult
+from tests.cases import every_case
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     APP_ID,
@@ -104,7 +105,7 @@ RESULTS = {
 }
 
 
-@pytest.mark.parametrize("name", RESULTS)
+@every_case("name", RESULTS)
 def test_pin_accepts_its_evidence(name: str) -> None:
     """The policy accepts its evidence, also after a round trip through TOML."""
     evidence = RESULTS[name]
@@ -115,7 +116,7 @@ def test_pin_accepts_its_evidence(name: str) -> None:
     assert is_accepted(read, evidence)
 
 
-@pytest.mark.parametrize("name", RESULTS)
+@every_case("name", RESULTS)
 def test_pin_rejects_any_other_register(name: str) -> None:
     """A change of any pinned register is rejected."""
     evidence = RESULTS[name]
@@ -130,7 +131,7 @@ def test_pin_rejects_any_other_register(name: str) -> None:
                 assert not is_accepted(policy, evidence, **changes), pinned
 
 
-@pytest.mark.parametrize("name", RESULTS)
+@every_case("name", RESULTS)
 def test_pin_of_hardware_rejects_simulated_evidence(name: str) -> None:
     """A policy of a deployment does not depend on a verifier without the simulator's root."""
     evidence = RESULTS[name]

@@ -11,6 +11,7 @@ from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask
+from tests.cases import every_case
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     APP_ID,
@@ -76,8 +77,8 @@ def test_evidence_without_facts_meets_no_rule_about_a_tpm() -> None:
         reject("pcrs", rules(pcrs={"sha256:7": SHA}), claims(platform, vtpm=None))
 
 
-@pytest.mark.parametrize("platform", ["hcl-tdx", "azure-tdx"])
-@pytest.mark.parametrize(
+@every_case("platform", ["hcl-tdx", "azure-tdx"])
+@every_case(
     "name", ["rtmr0", "rtmr1", "rtmr2", "rtmr3", "mr_config_id", "mr_owner", "mr_owner_config"]
 )
 def test_registers_that_are_zero_by_design_match_no_value(platform: str, name: str) -> None:

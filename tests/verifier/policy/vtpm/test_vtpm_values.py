@@ -12,6 +12,7 @@ from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.policy.pcr_rules import BANK_SIZES, normalize_pcrs
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.policy.policy_samples import (
@@ -80,7 +81,7 @@ def test_pcrs_round_trip(rows: dict[tuple[str, int], set[int]]) -> None:
     assert normalize_pcrs(policy.pcrs) == policy.pcrs
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("given_rules", "reason"),
     [
         ({"pcrs": {"sha1:7": bytes(20)}}, "wrong_value"),
@@ -140,7 +141,7 @@ def test_invalid_rules_are_usage_errors(given_rules: dict[str, Any], reason: str
         AppraisalPolicy.default().replace(**given_rules)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("line", "reason", "key"),
     [
         ("[pcrs]", "missing", "pcrs"),
