@@ -13,6 +13,7 @@ import pytest
 from attestkit._formats import toml
 from attestkit.serve.config.agent_config_file import parse_config
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from tests.cases import every_case
 from tests.docs.blocks import PARSED, ROOT, Block, pages, read_blocks
 from tests.docs.session import programs, run_blocks, why_not
 from tests.rigs.run import attestkit_run
@@ -183,7 +184,7 @@ def _check_parsed(block: Block) -> None:
         assert (list(found.unknown), list(found.unused)) == ([], [])
 
 
-@pytest.mark.parametrize("page", BLOCKS)
+@every_case("page", BLOCKS)
 def test_data_blocks_are_valid(page: str) -> None:
     """JSON, TOML and YAML parse; policies and server configurations are valid."""
     for at, block in enumerate(BLOCKS[page]):

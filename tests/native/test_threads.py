@@ -14,6 +14,7 @@ from attestkit import _native
 from attestkit._native import _python_log as python_core
 from attestkit._native import _threads
 from attestkit._native._threads import cpus, in_parts
+from tests.cases import every_case
 
 
 def double_all(things: Sequence[int]) -> list[int]:
@@ -32,8 +33,8 @@ def test_cpus_respects_affinity() -> None:
     assert 1 <= cpus() <= (os.cpu_count() or 1)
 
 
-@pytest.mark.parametrize("share", [1, 4, 10, 100, 10**6])
-@pytest.mark.parametrize("count", [0, 1, 2, 50])
+@every_case("share", [1, 4, 10, 100, 10**6])
+@every_case("count", [0, 1, 2, 50])
 def test_in_parts_returns_results_in_order(count: int, share: int) -> None:
     """Results are in order for any sizes, including zero."""
     sizes = [thing * 7 % 10 for thing in range(count)]

@@ -15,6 +15,7 @@ from attestkit.attestation.wire.evidence_parts import Evidence
 from attestkit.errors import FormatError, UsageError
 from tests.attestation.samples import STACK, is_rejected, mutations
 from tests.attestation.vtpm_samples import VTPM_KINDS, VTPM_QUOTE, vtpm_platforms
+from tests.cases import every_case
 from tests.raising import raises
 
 COLLECTIONS: Final[tuple[Encoding, ...]] = ("cbor", "json")
@@ -57,7 +58,7 @@ def test_default_encoding_is_a_collection_in_cbor(evidence: Evidence) -> None:
     assert all(record[0] == MEDIA_TYPES[label] for label, record in found.items())
 
 
-@pytest.mark.parametrize("encoding", OF_DSTACK)
+@every_case("encoding", OF_DSTACK)
 @of_each_kind
 def test_encodings_of_dstack_refuse_other_platforms(evidence: Evidence, encoding: Encoding) -> None:
     """Formats of dstack, and the records around them, refuse what dstack does not define."""
@@ -76,7 +77,7 @@ def test_missing_part_is_refused(evidence: Evidence) -> None:
 
 
 @of_each_kind
-@pytest.mark.parametrize("other", VTPM_KINDS, ids=IDS)
+@every_case("other", VTPM_KINDS, ids=IDS)
 def test_parts_of_two_platforms_are_refused(evidence: Evidence, other: Evidence) -> None:
     """A collection with a part that its platform does not have is refused."""
     for label in set(other.platform._fields) - set(evidence.platform._fields):

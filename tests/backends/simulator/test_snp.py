@@ -47,6 +47,7 @@ from attestkit.snp_report import SnpReport
 from attestkit.testing import BackendContract
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.platforms.snp.authenticator import Snp
+from tests.cases import every_case
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -122,8 +123,8 @@ def test_subclass_stays_on_its_platform() -> None:
 # -- evidence ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SNP)
-@pytest.mark.parametrize("policy", POLICIES, ids=["strict", "default", "development"])
+@every_case("name", SNP)
+@every_case("policy", POLICIES, ids=["strict", "default", "development"])
 def test_snp_scenario_has_documented_outcome(name: str, policy: AppraisalPolicy) -> None:
     """Each policy accepts or rejects it with the documented status or reason."""
     with open_attester("simulator", seed=b"\7" * 32, scenario=name) as tee:
@@ -278,9 +279,9 @@ def test_snp_certificates_have_amds_names_and_extensions() -> None:
     assert (own.boot_loader, own.tee, own.snp, own.microcode, own.fmc) == tcb
 
 
-@pytest.mark.parametrize("product", ["Milan", "Genoa", "Turin"])
-@pytest.mark.parametrize("key", ["VCEK", "VLEK"])
-@pytest.mark.parametrize("version", [2, 3, 4, 5])
+@every_case("product", ["Milan", "Genoa", "Turin"])
+@every_case("key", ["VCEK", "VLEK"])
+@every_case("version", [2, 3, 4, 5])
 def test_each_product_key_and_version_verifies(
     product: SnpProduct, key: SnpSigningKey, version: int
 ) -> None:

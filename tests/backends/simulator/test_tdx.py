@@ -16,6 +16,7 @@ from attestkit.errors import (
 from attestkit.factory import open as open_attester
 from attestkit.keys import AppKeys
 from attestkit.testing import BackendContract
+from tests.cases import every_case
 from tests.raising import raises
 
 SEED = bytes(range(32))
@@ -76,7 +77,7 @@ def test_seed_determines_keys_and_quotes() -> None:
     assert len({simulator.app_keys.k256_key for simulator in [one, *drawn]}) == 3
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("options", "reason", "subject"),
     [
         ({"seed": b"short"}, "wrong_size", "seed: must be 32 bytes"),

@@ -8,6 +8,7 @@ import pytest
 from attestkit.__main__ import main
 from attestkit.measure import dstack_image, snp, tdx
 from attestkit.verifier import AppraisalPolicy
+from tests.cases import every_case
 from tests.cli import schemas
 from tests.measure.acpi.machines import needs_qemu
 from tests.measure.firmware_images import SMBIOS_MEASUREMENT, TD_TCG2, UI_APP, tdvf_image
@@ -156,7 +157,7 @@ def test_log_gives_missing_digests(folder: Path, capsys: Capture) -> None:
     run(capsys, *words, "--log", "quote", code=5)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("words", "code"),
     [
         ((), 1),

@@ -21,6 +21,7 @@ from attestkit.__main__ import main
 from attestkit.cli.batch import executors, input_lines
 from attestkit.cli.commands import verify_many
 from attestkit.verifier.batch import scheduler
+from tests.cases import every_case
 from tests.cli import schemas
 from tests.cli.evidence_files import NONCE_HEX, REPORT_DATA, Files
 from tests.verifier.platforms import intel
@@ -119,7 +120,7 @@ def test_verify_many_report_data_of_bundle_is_no_expectation(files: Files, capsy
     assert found["bound_to"] == "report_data"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("line", "text"),
     [
         (b"{", "not JSON"),

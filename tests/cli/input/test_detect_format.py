@@ -12,6 +12,7 @@ from attestkit.attestation import Attestation
 from attestkit.cli.input.detect_format import identify
 from attestkit.errors import FormatError
 from tests.attestation.samples import KINDS
+from tests.cases import every_case
 from tests.cli import schemas
 from tests.cli.evidence_files import Files
 from tests.vectors import SHARED, data, needs_shared
@@ -44,7 +45,7 @@ SAMPLES = {
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "kind"), SAMPLES.items())
+@every_case(("name", "kind"), SAMPLES.items())
 def test_show_names_format_of_real_files(
     name: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from attestkit.__main__ import main
 from attestkit.attestation import Attestation, Encoding
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
+from tests.cases import every_case
 from tests.cli import program
 from tests.cli.program import SEED, SIMULATED, WARNING
 from tests.machines.tees import FakeSnp
@@ -74,7 +75,7 @@ def test_quote_text_that_looks_like_hex_warns_once(capsys: Capture) -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("words", "text"),
     [
         (["--report-data", "hello"], "--report-data: not hex; text goes with --text"),

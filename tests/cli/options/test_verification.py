@@ -9,6 +9,7 @@ import pytest
 from attestkit.__main__ import main
 from attestkit._crypto.pem import encode_pem
 from attestkit.report_data import ReportData
+from tests.cases import every_case
 from tests.cli.evidence_files import Files
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE
@@ -122,8 +123,8 @@ def test_attest_and_verify_agree_on_nonce(tmp_path: Path, capsys: Capture) -> No
         assert (found["bound_to"], found["fresh"]) == (bound_to, bound_to == "nonce")
 
 
-@pytest.mark.parametrize("command", ["verify", "policy"])
-@pytest.mark.parametrize(
+@every_case("command", ["verify", "policy"])
+@every_case(
     ("words", "text"),
     [
         (["--text", ""], "report data: empty; give 1 to 64 bytes"),

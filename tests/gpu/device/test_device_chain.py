@@ -41,7 +41,7 @@ NVIDIA = GpuRoots.nvidia().device
 DEVICE = make_device()
 DAY = timedelta(days=1)
 
-each_sample = pytest.mark.parametrize("one", SAMPLES, ids=repr)
+each_sample = every_case("one", SAMPLES, ids=repr)
 
 
 def verify(device: Device) -> None:

@@ -38,7 +38,7 @@ GPU = report_bytes(SIGNER)
 LS10 = report_bytes(SIGNER, "switch")
 STATUS = {None: None, True: 0xAA, False: 0x55}
 
-each_sample = pytest.mark.parametrize("one", SAMPLES, ids=repr)
+each_sample = every_case("one", SAMPLES, ids=repr)
 each_kind = pytest.mark.parametrize("raw", [GPU, LS10], ids=["gpu", "switch"])
 
 

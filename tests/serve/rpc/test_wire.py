@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from attestkit.backends.simulator import Simulator
+from tests.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
 from tests.serve.guests import Broken, GuestClient
 from tests.vectors import load, needs_shared
@@ -42,8 +43,8 @@ def test_query_request(vector_dstack: Client, case: dict[str, Any]) -> None:
     _check(case, vector_dstack.get(f"{case['path']}?{case['query']}"))
 
 
-@pytest.mark.parametrize("content_type", [BINARY_TYPE, "application/protobuf", None])
-@pytest.mark.parametrize("case", WIRE.get("cases", []), ids=lambda case: str(case["method"]))
+@every_case("content_type", [BINARY_TYPE, "application/protobuf", None])
+@every_case("case", WIRE.get("cases", []), ids=lambda case: str(case["method"]))
 def test_protobuf_request(
     vector_dstack: Client, vector_tappd: Client, case: dict[str, Any], content_type: str | None
 ) -> None:

@@ -58,8 +58,8 @@ def post_evidence(client: Client, query: str, headers: dict[str, str] | None = N
     return client.request("POST", f"/verify?{query}", GOOD, headers or {})
 
 
-@pytest.mark.parametrize("name", KEYS)
-@pytest.mark.parametrize(
+@every_case("name", KEYS)
+@every_case(
     ("query", "accept", "encoding"),
     [
         ("", None, "jwt"),

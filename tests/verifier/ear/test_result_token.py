@@ -68,7 +68,7 @@ def test_ear_round_trip(form: Literal["jwt", "cose"], key: EarKey) -> None:
     assert token == sign_ear(result, key, form=form, raw_evidence=b"\0raw")
 
 
-@pytest.mark.parametrize("status", [*TcbStatus, None])
+@every_case("status", [*TcbStatus, None])
 @every_form
 def test_ear_of_simulated_evidence_has_no_other_tier(
     form: Literal["jwt", "cose"], status: TcbStatus | None

@@ -17,10 +17,11 @@ from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.serve.verifier_service.response import Outcome, run_verification
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.result import AttestationResult
+from tests.cases import every_case
 from tests.verifier.gpu import gpu_attacks as attacker
 from tests.verifier.gpu.gpu_attacks import ATTACKS, NONCE, Given
 
-each_attack = pytest.mark.parametrize("name", ATTACKS)
+each_attack = every_case("name", ATTACKS)
 
 
 def policy_of(given: Given) -> AppraisalPolicy:

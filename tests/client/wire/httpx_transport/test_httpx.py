@@ -15,6 +15,7 @@ from attestkit.client.wire.httpx_transport import http_transports
 from attestkit.client.wire.tls import tls_context
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
+from tests.cases import every_case
 from tests.client.wire.authority import authority, identity
 from tests.client.wire.httpx_transport.httpx_clients import calling, every_client, iter_of
 from tests.client.wire.provers import SimpleProver
@@ -170,7 +171,7 @@ def test_httpx_checks_the_proof_when_the_request_is_written(kind: str) -> None:
 
 
 @every_client
-@pytest.mark.parametrize(
+@every_case(
     ("location", "error", "reason"),
     [
         ("https://other.example/x", ServiceError, "other_origin"),
