@@ -278,7 +278,7 @@ def test_measure_app_too_late_is_rejected(start: Start, shared: Path, machine: M
         ("events were emitted before", lambda: start().emit_event("a", b"")),
         ("the runtime log", lambda: machine.extend(b"\1" * 48)),
         ("the runtime log", lambda: measure_and_extend(start(), machine)),
-        ("another app", lambda: start().measure_app(b"\1" * 20)),
+        ("a different app", lambda: start().measure_app(b"\1" * 20)),
         ("after 3 of 9 events", lambda: measure_partially(start())),
     ]
     for number, (text, action) in enumerate(cases):
