@@ -83,7 +83,7 @@ def _check_keys(
         raise FormatError(f"{what}: must be a JSON object", reason="wrong_type")
     for name in fields:
         if name not in required + optional:
-            raise FormatError(f"{what}: {shown_key(name)}: unknown key", reason="unknown_field")
+            raise FormatError(f"{what}: {shown_key(name)}: unknown member", reason="unknown_field")
     for name in required:
         if name not in fields:
             raise FormatError(f"{what}: {name}: missing", reason="missing")

@@ -37,7 +37,8 @@ def open_cache_folder(folder: str | os.PathLike[str]) -> Path:
         make_private(path)
     except OSError as error:
         reason: ConfigReason = "permissions" if error.errno in _NOT_OWNED else "unwritable"
-        raise ConfigError(f"{path}: {error.strerror or error}", reason=reason) from error
+        text = f"cache folder {path}: {error.strerror or error}; make it writable, or use another"
+        raise ConfigError(text, reason=reason) from error
     return path
 
 

@@ -96,7 +96,11 @@ class FileVerifier:
     def _select_inputs(
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> FileOutcome:
-        """Return the outcome with time, collateral, and inputs of a bundle that options lack."""
+        """Return `out` with time, collateral, CRLs, report data and certificates to verify with.
+
+        What the options do not give is taken from the bundle, if `content` is one. Collateral that
+        neither has is fetched for the quote in `evidence`.
+        """
         options = self.options
         bundle = _bundle(content) if content.kind == "evidence bundle" else None
         check_applicable(options, content)

@@ -196,7 +196,7 @@ class EndpointClients(ABC):
         return made(base_url=self.url, http_client=client, **options)
 
     def _options(self, context: ssl.SSLContext, **more: object) -> dict[str, Any]:
-        """Return the arguments that the transports and adapters of all HTTP libraries take."""
+        """Return the arguments common to the transports of all HTTP libraries, and `more`."""
         return {
             "prover": self._prover,
             "context": context,

@@ -419,8 +419,8 @@ class EventLog:
             encoding: `"tlv"`, `"cbor"` or `"json"`.
 
         Raises:
-            UsageError: If the encoding is unknown, a version 1 name has a colon, or the log would
-                exceed 16 MiB or 65,536 records.
+            UsageError: If the encoding is unknown, a version 1 event's name has a colon, or the log
+                would exceed 16 MiB or 65,536 records.
         """
         return cel.write(self.events, encoding)
 

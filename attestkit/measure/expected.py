@@ -179,12 +179,14 @@ class ExpectedMeasurements:
         events: Events of RTMR0 to RTMR2, in order within each register; none on SEV-SNP.
         other_events: Lists of events that are possible instead of `events`.
         mrtds: MRTD for each order of pages.
-        page_order: The order that the VM configuration states, else that of the version of QEMU.
+        page_order: Whether QEMU adds and measures each page of the firmware in turn
+            (`single_pass`), or adds all before it measures them (`two_pass`): as the VM
+            configuration states, else as the version of QEMU does.
         page_order_known: Whether the VM configuration states the page order.
-        single_events: Events of a boot by GRUB that the log may contain anywhere.
+        single_events: Events of a boot by GRUB that its registers may have at any position.
         incomplete: Registers of which not all events are known.
         launch_digest: MEASUREMENT of an SEV-SNP guest, 48 bytes.
-        launch_basis: What confirms the rules of the launch digest.
+        launch_basis: What confirms the rules of the launch digest; see `Basis`.
         os_image_hash: SHA-256 of the list of checksums of a dstack image, 32 bytes.
         not_proven: Stable words for gaps in the values or their basis; see `describe_gap`.
         inputs: SHA-256 of each input file, by name, such as `firmware`.
@@ -232,7 +234,7 @@ class ExpectedMeasurements:
         """Return the accepted values by their name in the appraisal policy; () for unknown ones.
 
         MRTD has a value for each order of pages, unless the VM configuration states the order: both
-        are of the same firmware.
+        values are of the same firmware.
         """
         if self.platform == "snp":
             return {"measurement": () if self.launch_digest is None else (self.launch_digest,)}

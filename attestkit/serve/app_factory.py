@@ -149,7 +149,7 @@ def _check_arguments(
         text = "guest_api: requires another listener of the agent, such as dstack; turn one on"
         raise UsageError(text, reason="conflict")
     if not (agent or addresses.verifier):
-        raise UsageError("listeners: all are off; give an address for one", reason="missing")
+        raise UsageError("listeners: all are off; give one, such as dstack", reason="missing")
     if agent and attester is None:
         raise UsageError("attester: missing for an agent's listeners; pass one", reason="missing")
     if addresses.verifier and verifier is None:

@@ -173,7 +173,12 @@ class Authenticators:
     def authenticate_hardware(
         self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime
     ) -> Authenticated:
-        """Verify an SGX or TDX quote, SEV-SNP report or Nitro document; return its content."""
+        """Verify an SGX or TDX quote, SEV-SNP report or Nitro document; return its content.
+
+        Raises:
+            CollateralError: If there is a quote, but no `collateral` (`missing`).
+            AttestKitError: If the evidence is not authentic.
+        """
         if (quote := parsed.quote) is not None:
             nested = isinstance(parsed.wire_platform, AzureTdx)
             return authenticate_quote(self._intel, quote, collateral, now, behind_paravisor=nested)

@@ -146,7 +146,7 @@ def encode_evidence(evidence: Evidence) -> bytes:
         message = "non-V1 runtime events cannot be represented by the legacy schema"
         raise UsageError(message, reason="not_applicable")
     if len(stack.report_data) != 64:
-        raise UsageError("stack.report_data must be 64 bytes", reason="wrong_size")
+        raise UsageError("stack.report_data: must be 64 bytes", reason="wrong_size")
     kind = type(evidence.platform)
     return b"".join(
         [

@@ -76,7 +76,7 @@ def _read_copy(path: Path, calls: DeviceCalls) -> bytes:
 
 
 def _log_area(path: Path, limit: int, missing: str, calls: DeviceCalls) -> bytes:
-    """Return the log area, at most `limit` bytes; `missing` is the remedy if it does not exist."""
+    """Return a file's first `limit` bytes: a log area. `missing` is the remedy if there is none."""
     try:
         return read_file(path, limit, calls=calls)
     except OSError as error:

@@ -98,7 +98,7 @@ def parse_certificate(data: bytes) -> bytes:
 
 
 def parse_crls(data: bytes) -> bytes:
-    """Check CRLs of AMD, and return them unchanged.
+    """Check the syntax of AMD's CRLs, one in DER or several in PEM; return `data` unchanged.
 
     Raises:
         FormatError: If a CRL is malformed.

@@ -196,7 +196,7 @@ def read_pins(content: bytes) -> dict[str, str]:
         FormatError: If the file's content is malformed.
     """
     if len(content) > MAX_FILE:
-        raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes; remove pins", reason="too_large")
+        raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes; remove some", reason="too_large")
     values = strict_json.read_object(content, _WHAT)
     pins: Any = values.get("pins")
     version = values.get("version")

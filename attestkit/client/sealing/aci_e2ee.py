@@ -302,7 +302,7 @@ def _restored(body: bytes) -> bytes:
     with sealing_errors():
         members = strict_json.read_object(require_verified(body), "request")
     if not isinstance(members.get("model"), str):
-        raise ServiceError("request: model: must be there, as text", reason="sealing")
+        raise ServiceError("request: model: missing, or not text", reason="sealing")
     messages = members.get("messages")
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict) and _is_array(message.get("content")):

@@ -112,16 +112,16 @@ class OpenAnswer:
     authenticated: bool = True
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Return the headers."""
+        """Return `headers` unchanged."""
         del status
         return headers
 
     def feed(self, data: bytes) -> bytes:
-        """Return the bytes."""
+        """Return `data` unchanged, because this answer is not encrypted."""
         return data
 
     def finish(self) -> bytes:
-        """Return nothing more."""
+        """Return no bytes: `feed` keeps none."""
         return b""
 
 

@@ -140,12 +140,14 @@ class _CallFailedError(Exception):
 
 
 class StubServer(SocketService):
-    """The server of a folder with stub libraries; each request has a thread.
+    """Server that executes the calls of programs to the stub NVML, on simulated devices.
+
+    The stub library in `folder` sends each call to a Unix socket there; each request has a thread.
 
     Args:
-        folder: Folder of the libraries, in which the socket is created.
+        folder: Folder of the stub library, in which the socket is created.
         machine: The simulated devices; its methods are called by one thread at a time.
-        state: State of the driver.
+        state: Delays and error codes of calls; None has neither.
 
     Raises:
         BackendError: If the socket cannot be created.

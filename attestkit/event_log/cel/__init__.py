@@ -125,7 +125,9 @@ class _RecordNumbers:
         self._through = True
 
     def add(self, record: CelRecord, position: int) -> None:
-        """Check the next record.
+        """Check the number of the next record, and remember it.
+
+        `position` is the record's index in the log, from 0.
 
         Raises:
             FormatError: If there are too many records, the register does not exist, or the record

@@ -94,7 +94,7 @@ class _Output(asyncio.SubprocessProtocol):
             self.ended.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Record that the program has ended, and that its output was received or closed."""
+        """Record that the program has ended, and that no more of its output will arrive."""
         del exc
         self.ended.set()
         self.gone.set()

@@ -53,7 +53,7 @@ class Service(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The version in the package, such as v1; empty if it has none."""
+        """The version in the name of the protobuf package, such as v1; empty if it has none."""
         return version_of(self.package)
 
     def route(self, name: str) -> MethodRoute:

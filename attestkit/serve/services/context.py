@@ -413,7 +413,11 @@ def _pad(report_data: bytes) -> bytes:
 
 
 def _require_v1(evidence: Attestation, failure: str) -> Attestation:
-    """Return evidence if v1 defines it; else raise an error whose text begins with `failure`."""
+    """Return `evidence` of a platform that the guest API v1 defines.
+
+    Raises:
+        NotImplementedHereError: If v1 does not define the platform; the text begins with `failure`.
+    """
     if not is_of_dstack(evidence.evidence.platform):
         raise NotImplementedHereError(_NO_V1.format(failure, evidence.platform))
     return evidence

@@ -240,7 +240,7 @@ def _read_june(answer: bytes, members: AnswerObject, nonce: bytes) -> TinfoilDoc
 
 
 def _check_signature(answer: bytes, certificate: Certificate, signature: bytes) -> None:
-    """Check the signature over the document as sent, with an empty text as `signature`."""
+    """Check `signature`, over `answer` with an empty text as the member "signature"."""
     text = answer.decode().rstrip("\n")
     start, end = member_spans(text)["signature"]
     signed = f'{text[:start]}""{text[end:]}'.encode()
