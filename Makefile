@@ -105,9 +105,8 @@ test: $(VENV)/.dev $(JS)/node_modules/.made
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy & mypy=$$!; $(BIN)/pyright; pyright=$$?; wait $$mypy && exit $$pyright
-	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES) $(OTHER_C)
+	$(BIN)/mypy & mypy=$$!; $(BIN)/pyright && $(BIN)/lint-imports; others=$$?; wait $$mypy && exit $$others
 	$(BIN)/codespell attestkit tests benchmarks fuzz deploy docs README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile
 
 # All of it writes docs/benchmarks/; a part (ARGS='-k quote') prints its verdicts. STRICT=1 fails on
