@@ -36,7 +36,7 @@ LEVELS = (0, 0x7, EVERY_FEATURE)  # portable; SHA-NI, BMI2 and AVX2; all of this
 # By tool, which is the name of a fixture.
 TOOLS = {"memcheck": (EVERY_FEATURE,), "sanitized": LEVELS}
 # The cost of cutting at each length is quadratic.
-PLACES = 25  # at which a file is cut, unless at every length
+PLACES = 60  # at which a file is cut at least, unless at every length
 WHOLE = 6000 if "ATTESTKIT_EVERY_CUT" in os.environ else PLACES  # bytes: cut at every length
 MEMCHECK = ("valgrind", "--quiet", "--error-exitcode=9", "--exit-on-first-error=yes")
 
@@ -103,9 +103,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 
 def step_for(file: Path) -> int:
-    """Return the number of bytes between the places where a file is cut."""
+    """Return the number of bytes between the places where a file is cut.
+
+    It is a power of two, so that many files have the same one and share a run.
+    """
     size = file.stat().st_size
-    return 1 if size <= WHOLE else size // min(WHOLE, 300)
+    return 1 if size <= WHOLE else 1 << (size // min(WHOLE, 300)).bit_length() - 1
 
 
 @pytest.mark.parametrize("target", list(samples()))
