@@ -48,7 +48,7 @@ def require_time_zone(argument: str, moment: "datetime") -> None:
 
 
 def utf8(text: str, subject: str, kind: type[FormatError | UsageError] = FormatError) -> bytes:
-    """Return text in UTF-8; raise an error of `kind` if it has an unpaired surrogate."""
+    """Return text in UTF-8; raise `kind`, about `subject`, if it has an unpaired surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -63,7 +63,7 @@ def require_members(name: str, members: Collection[object]) -> None:
 
 
 def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]:
-    """Return the members of a collection as a frozenset.
+    """Return the members of `given`, the value of argument `name`, as a frozenset.
 
     Raises:
         UsageError: If `given` is not a collection of `kind`.
@@ -120,7 +120,9 @@ def import_package(module: str, message: str) -> Any:  # noqa: ANN401 - a module
 def needs_extra(
     subject: str, extra: str, kind: Callable[..., AttestKitError] = UsageError
 ) -> Iterator[None]:
-    """Context manager: raise an ImportError as an error that names the extra to install.
+    """Context manager: raise an ImportError as an error that names the `extra` to install.
+
+    The error text begins with `subject`, such as the feature that needs the extra.
 
     Raises:
         UsageError: In place of the ImportError, or an error of the class `kind`.

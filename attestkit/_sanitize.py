@@ -1,7 +1,7 @@
 """Untrusted text in error messages: escaped, on one line, and cut to a maximum length.
 
 Error messages appear in logs, on terminals and in responses. A line break could forge a log line,
-an escape sequence could control a terminal, and a long text could fill both. So untrusted text in
+an escape sequence could control a terminal, and a long text could fill a disk. So untrusted text in
 them is escaped, on one line, and cut to a maximum length.
 """
 
@@ -27,7 +27,10 @@ def shown(value: str | int, most: int = _MOST) -> str:
 
 
 def key(name: str, most: int = _MOST) -> str:
-    """Return the name of a key or member: unquoted, non-ASCII escaped, cut to `most` characters."""
+    """Return the name of a TOML or JSON key for an error text: escaped, cut to `most` characters.
+
+    A name that is cut ends in dots. There are no quotes around it.
+    """
     return ascii(name[:most])[1:-1] + ("..." if len(name) > most else "")
 
 

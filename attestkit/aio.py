@@ -151,8 +151,8 @@ class AsyncAttester(Generic[B_co]):
     ) -> Attestation:
         """Return evidence bound to a nonce of 8 to 64 bytes, or with report data of 64 bytes.
 
-        Exactly one of both is required. `pad` zero-pads shorter report data, and `gpu` adds
-        evidence of the machine's GPUs; see `Attester.attest`.
+        Exactly one of `nonce` and `report_data` is required. `pad` zero-pads shorter report data,
+        and `gpu` adds evidence of the machine's GPUs; see `Attester.attest`.
         """
         return await self._call(
             lambda attester: attester.attest(nonce=nonce, report_data=report_data, pad=pad, gpu=gpu)
@@ -213,7 +213,7 @@ class AsyncAttester(Generic[B_co]):
 
     @property
     def not_proven(self) -> tuple[str, ...]:
-        """Keys of the app's KMS that no pinned key confirmed; as `Attester.not_proven`."""
+        """Names of the KMS's keys that were accepted without a pin; as `Attester.not_proven`."""
         return self._opened.not_proven
 
     @property

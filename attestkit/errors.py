@@ -296,12 +296,12 @@ class KmsError(AttestKitError):
 
     @property
     def is_rejection(self) -> bool:
-        """Whether the KMS refused, or failed a check, so that the same attempt fails again."""
+        """Whether the KMS refused, or its answer failed a check: a retry would fail as well."""
         return self.reason in _KMS_REJECTIONS
 
 
 class ServiceError(AttestKitError):
-    """A server's evidence does not show that it is the required service, or sent the answer.
+    """A server's evidence does not show that it is the required service, or that it sent an answer.
 
     Nothing of a request was sent, unless the reason is `sealing` or `signature`.
     """

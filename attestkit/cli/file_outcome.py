@@ -108,7 +108,7 @@ class FileOutcome(NamedTuple):
         return str(self.error).removeprefix(f"{self.path}: ")
 
     def error_line(self) -> str:
-        """Return the text of the error, after the file name."""
+        """Return the path of the file, a colon, and the text of the error."""
         return f"{self.path}: {self.problem}"
 
     def bundle(self) -> "EvidenceBundle":

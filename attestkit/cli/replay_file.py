@@ -39,7 +39,7 @@ def replay_file(
         as_json: Whether to print JSON.
 
     Raises:
-        FormatError: If `log` contains no event log, or `quote` no registers of a TD.
+        FormatError: If `log` contains no event log, or `against` no registers of a TD.
         UsageError: If the options do not fit the log.
     """
     found = identify_file(log)

@@ -104,7 +104,7 @@ DSTACK_SERVICES: Final[Sequence[Service]] = (dstack_guest.SERVICE, guest_v1.SERV
 
 
 def dstack_app(guest: Guest) -> RpcApp:
-    """Return the application of dstack.sock: DstackGuest of v1 at `/v1/`, of v0 elsewhere."""
+    """Return the application of dstack.sock: guest API v1 at `/v1/`, v0 at `/` and `/v0/`."""
     return _app("dstack", guest, DSTACK_SERVICES)
 
 
@@ -142,7 +142,7 @@ def limited_app(guest: Guest, limited: LimitedSocket) -> App:
 
 
 def _qualify(service: Service, name: str) -> str:
-    """Return the name of a method with the generation of its API: `v1.Info` or `v0.Info`."""
+    """Return the name of a method with the version of the guest API: `v1.Info` or `v0.Info`."""
     return f"{service.version or 'v0'}.{name}"
 
 
@@ -166,7 +166,7 @@ def external_app(
 ) -> App:
     """Return the application of the external listener: the service Worker, and the pages.
 
-    Worker of v1 is at `/prpc/v1/`, of v0 at `/prpc/` and `/prpc/v0/`.
+    Worker of the guest API v1 is at `/prpc/v1/`, that of v0 at `/prpc/` and `/prpc/v0/`.
 
     With `only_local` it accepts loopback names in the Host header only. Otherwise a web page could
     read this server by rebinding its own name to 127.0.0.1 (DNS rebinding). With `auth`, each route

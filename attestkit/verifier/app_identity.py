@@ -197,7 +197,9 @@ def sealed_for_kms(
 
 
 def require_kms(sealed: MrConfig, ca_spki: bytes) -> bytes:
-    """Return the key provider of an mr_config document: the KMS with `ca_spki`, or any KMS.
+    """Return the JSON of the key provider in an mr_config document, after a check.
+
+    The provider must be the KMS whose root CA has the key `ca_spki` (DER), or any KMS.
 
     Raises:
         VerificationError: If the document names a different key provider.

@@ -101,7 +101,7 @@ class Authenticators:
         return _BundleAuthenticators(self, amd_crls, ak_certificates)
 
     def fetched_ak_certificates(self) -> tuple[bytes, ...]:
-        """Return certificates and CRLs of TPM keys that were fetched and verified lately."""
+        """Return certificates and CRLs of TPM keys fetched and verified in the last hour."""
         return self.ak_chains.fetched() if self.ak_settings.fetch else ()
 
     def authenticate(

@@ -291,7 +291,10 @@ class Examination:
     def _join_with(
         self, authenticated: Authenticated, candidate: GpuCandidate
     ) -> tuple[GpuCandidate, Authenticated, HardwareJoin]:
-        """Return the candidate, the content with restored report data, and the join with a TPM."""
+        """Return the candidate, the authentic content, and its join with a TPM.
+
+        If a TPM signed only a hash of the expected report data, the content has these instead.
+        """
         wanted = candidate.expected
         found = _restore_report_data(self.parsed.wire_platform, authenticated, wanted)
         return candidate, found, join_hardware(wanted, found.report_data, found.vtpm)

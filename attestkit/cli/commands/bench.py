@@ -62,7 +62,7 @@ def bench(*, seconds: float, as_json: bool) -> None:
 
 
 def host_facts() -> dict[str, Any]:
-    """Return facts about this machine and installation by name."""
+    """Return versions, processor, system and native core by their names in the JSON output."""
     from attestkit import _native  # lazy, like the imports below: --help does not need them
     from attestkit._native._threads import cpus
     from attestkit._package import own_version
@@ -120,7 +120,11 @@ def _cases() -> Iterator[Case]:
 
 
 def _measure(call: Callable[[], object], seconds: float) -> list[float]:
-    """Return the processor time of a call in each round; the garbage collector is disabled."""
+    """Return the processor seconds of a call, one value for each round; rounds last `seconds`.
+
+    A round has several calls, and there is a minimum number of rounds. The garbage collector is
+    disabled.
+    """
     timer = timeit.Timer(call, timer=process_time)
     timer.timeit(1)  # fills the caches
     calls = max(1, int(TURN / max(timer.timeit(3) / 3, 1e-9)))

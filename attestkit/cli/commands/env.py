@@ -128,7 +128,11 @@ def _find_public_key(recipient: _Recipient) -> bytes:
 
 
 def _verify_key(file: Path, app_id: bytes, roots: list[bytes]) -> bytes:
-    """Return the public key in a KMS's response, if a trusted KMS signed it lately for the app."""
+    """Return the X25519 key (32 bytes) in a KMS's response that a trusted KMS signed for the app.
+
+    `file` has the JSON of the response, and `roots` are compressed secp256k1 keys of trusted KMSs.
+    The signature must not be older than 5 minutes.
+    """
     from attestkit._formats.strict_json import from_hex, read_object
     from attestkit.dstack.env_encryption import verify_env_encrypt_public_key
 

@@ -230,7 +230,10 @@ def _with_boot(
 def _find_shape(
     machine: guest.MachineOptions, against: Path | None, evidence: "Attestation | None"
 ) -> "tuple[MachineShape, str | None]":
-    """Return the machine's shape, and its source if it is read from the evidence, else None."""
+    """Return the machine's shape, and the name of the part of the evidence that states it.
+
+    The name is None if options state the shape.
+    """
     counts = {"cpu_count", "memory_size"}
     given = machine.vm_config is not None or counts <= machine.fields.keys()
     if against is None or evidence is None or given:

@@ -237,7 +237,7 @@ def _verify_entries(
 def _compare_with_bundle(
     entry: "BatchEntry", outcome: "AttestationResult | AttestKitError"
 ) -> "AttestationResult | AttestKitError":
-    """Return the outcome, or a PolicyError if its report data are not those that a bundle names."""
+    """Return the outcome; PolicyError if its report data are not those in the entry's bundle."""
     from attestkit.cli.file_verifier import check_bundle_report_data
 
     if entry.bundle_report_data is None or isinstance(outcome, AttestKitError):

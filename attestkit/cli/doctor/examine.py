@@ -143,7 +143,10 @@ def _check_folder(root: str | os.PathLike[str]) -> None:
 
 
 def _by_name_only(found: dict[str, str | None]) -> dict[str, str]:
-    """Return the usable backends that detection skips, each with the reason."""
+    """Return the usable backends that detection skips, each with the reason.
+
+    `found` has for each backend the reason why it cannot run, or None.
+    """
     skipped = {}
     for name in backends.AUTO_ORDER:
         if name not in backends.HARDWARE and found.get(name, "") is None:
@@ -226,7 +229,10 @@ def try_quotes(
     clock: Callable[[], float] = time.perf_counter,
     random: Callable[[int], bytes] = os.urandom,
 ) -> tuple[QuoteTrial, ...]:
-    """Request a quote from each usable backend in turn, except the simulator."""
+    """Request a quote from each usable backend in turn, except the simulator.
+
+    `found` has for each backend the reason why it cannot run; None: it is usable.
+    """
     return tuple(
         _try_quote(name, paths, clock, random(64))
         for name, reason in found.items()

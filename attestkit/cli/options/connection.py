@@ -128,7 +128,7 @@ class ConnectionOptions(NamedTuple):
         return Require(self.freshness, self.channel, self.gpu)  # type: ignore[arg-type] # by click
 
     def _policy_files(self) -> dict[str, str]:
-        """Return the policy of each role, a file or word; the role of a policy for all is empty."""
+        """Return policies by role, each as a path or a word; the role "" is for all."""
         only = self.policies[0]
         if len(self.policies) == 1 and ("=" not in only or Path(only).is_file()):
             return {"": only}

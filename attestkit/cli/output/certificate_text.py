@@ -71,7 +71,7 @@ def describe_certificate(der: bytes) -> dict[str, Any]:
 
 
 def name_text(name: tuple[tuple[str, str], ...]) -> str:
-    """Format a name as one line."""
+    """Return a Name, given as pairs of attribute and value, as text: `CN=..., O=...`."""
     return ", ".join(f"{attribute}={value}" for attribute, value in name) or "(no name)"
 
 
@@ -100,7 +100,7 @@ def _serial_number(signed: bytes) -> str:
 
 
 def _name(der: bytes) -> tuple[tuple[str, str], ...]:
-    """Return the attributes of a Name (RFC 5280 4.1.2.4) in order."""
+    """Return type and value of the attributes of a Name (RFC 5280, 4.1.2.4), in order."""
     found = []
     outer = DerReader(der).enter(SEQUENCE)
     while outer.tag() is not None:

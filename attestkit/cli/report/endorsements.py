@@ -46,7 +46,7 @@ def _state(start: datetime, end: datetime, at: datetime) -> State:
 
 
 def presented_chain(evidence: Attestation | Quote) -> tuple[bytes, ...]:
-    """Return the unverified certificates in evidence."""
+    """Return the unverified certificates in evidence: the PCK chain (DER), or those of AMD."""
     try:
         quote = evidence if isinstance(evidence, Quote) else evidence.quote
         if quote is not None:

@@ -42,7 +42,7 @@ class RegisterTimeline(NamedTuple):
 def build_timelines(
     evidence: Attestation | Quote, registers: Sequence[tuple[str, bytes]]
 ) -> tuple[RegisterTimeline, ...]:
-    """Return the named registers of evidence with their events."""
+    """Return each of `registers`, pairs of name and value, with its events in the evidence."""
     plain = tuple(
         RegisterTimeline(name.upper(), value.hex(), "", "", "") for name, value in registers
     )

@@ -238,7 +238,7 @@ def _schemas(api: model.Api) -> Json:
 
 
 def _error(status: str, headers: Json) -> Json:
-    """Return an error response.
+    """Return the OpenAPI object of the error response with this status; it refers to `headers`.
 
     Errors before a request is parsed (`_OF_LISTENER`) are always JSON, and lack the API's headers.
     """

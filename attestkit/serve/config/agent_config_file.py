@@ -109,7 +109,7 @@ def _decode_json(data: bytes) -> Mapping[str, Any]:
 
 
 class _Value(NamedTuple):
-    """A value, and the dotted path of its key, after the file's name."""
+    """A value of the file, with the name of the file and the dotted path of the key."""
 
     name: str
     key: str

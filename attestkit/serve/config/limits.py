@@ -14,7 +14,7 @@ LimitReason = Literal[
     "streams",  # open log streams of one client
     "waiting",  # requests that wait for a thread of the simulated KMS
 ]
-"""A quota is exhausted."""
+"""Exhausted quota: bytes of request bodies, open log streams, or waiting requests to a KMS."""
 
 
 class LimitError(AttestKitError):

@@ -41,7 +41,7 @@ _HEADER: Final = Struct(">B3sI")
 
 
 class Frame(NamedTuple):
-    """Output of a container on one channel."""
+    """Output of a container on one channel: stdin, stdout, stderr, or console of a terminal."""
 
     channel: str
     data: bytes

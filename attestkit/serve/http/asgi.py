@@ -67,7 +67,7 @@ def is_unix_peer(scope: Scope) -> bool:
 
 
 def security_headers(server: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers of every response of a server with this name."""
+    """Return headers of every response: Server, with the value `server`, and those for browsers."""
     return (
         (b"server", server),
         (b"x-content-type-options", b"nosniff"),

@@ -99,7 +99,10 @@ class ReleaseEngine(RequestQueue):
         return m.PublicKeyResponse(*sign_env_public_key(roots, app_id, int(self._parts.now())))
 
     def release_app_keys(self, api_version: int, vm_config: str) -> m.AppKeyResponse:
-        """Release the keys of the app whose evidence the client has presented."""
+        """Release the keys of the app whose evidence the client has presented.
+
+        The arguments are the fields of `GetAppKeyRequest`.
+        """
         if api_version > _MAX_API_VERSION:
             raise KmsRefusalError(f"Unsupported API version: {api_version}")
         self._authorize_self()
@@ -134,7 +137,10 @@ class ReleaseEngine(RequestQueue):
     def sign_certificate(
         self, api_version: int, csr: bytes, signature: bytes, vm_config: str
     ) -> m.SignCertResponse:
-        """Sign a certificate of the app whose evidence is in the request."""
+        """Sign a certificate of the app whose evidence is in the certificate request `csr`.
+
+        The arguments are the fields of `SignCertRequest`.
+        """
         self._authorize_self()
         state = current_state.get()
         with _logging_refusal("SignCert"):
@@ -259,8 +265,8 @@ def _leaf_profile(request: CertRequest, evidence: Attestation, app_id: bytes) ->
     """Return the content of the requested certificate.
 
     Raises:
-        KmsRefusalError: If app info is requested, but `evidence.app_info`, which does not follow
-            the rules for booting guests, names another app or none.
+        KmsRefusalError: If app info is requested, but `evidence.app_info` names another app or
+            none; the rules for guests that are still booting do not apply to it.
     """
     info = None
     if request.ext_app_info:

@@ -27,7 +27,7 @@ _LATE: Final = "simulated KMS: not finished within 60 s; retry later"
 
 
 class NoContext:
-    """Context of methods that need none."""
+    """`MethodContext` without a device: `on_device` runs work at once."""
 
     executor: Executor | None = None
     signs_remotely = False

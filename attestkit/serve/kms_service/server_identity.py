@@ -116,7 +116,7 @@ class ServerIdentity:
             self._set_state(self._make_other())
 
     def expire_temp_ca(self) -> str:
-        """Return an expired certificate of the temporary CA, which the next handshake uses too."""
+        """Expire the temporary CA for the next handshake; return its expired certificate in PEM."""
         with self._lock:
             self._is_temp_ca_over = True
         return certificates.issue_temp_ca(self.state.roots, _PAST)
@@ -170,7 +170,11 @@ class ServerIdentity:
         return context
 
     def _attest(self, spki: bytes) -> bytes | None:
-        """Return stripped evidence over the TLS key, which stays the same while the KMS runs."""
+        """Return encoded evidence over the TLS key `spki` (DER), shortened for a certificate.
+
+        None without an attester. It is created once, because the TLS key does not change while the
+        KMS runs.
+        """
         if self._parts.attester is not None and self._evidence is None:
             bound = ReportData.bind(ReportData.RATLS_CERT, spki)
             self._evidence = self._parts.attester.attest(report_data=bound).stripped().to_bytes()

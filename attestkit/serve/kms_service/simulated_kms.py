@@ -75,7 +75,10 @@ class KeySource:
         return self._seed is not None or self._roots is not None
 
     def make_state(self, domain: str, now: int) -> KmsState:
-        """Return the keys with certificates for a domain; create them if there are none."""
+        """Return the keys, created if there are none, with certificates for a domain.
+
+        `now` is the time in Unix seconds, on which the validity of the certificates depends.
+        """
         if self.folder is not None:
             return self.folder.load_or_create(domain, now)
         roots = self._roots

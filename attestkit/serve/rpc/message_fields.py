@@ -100,7 +100,7 @@ def package_of(message: type[NamedTuple]) -> str:
 
 
 def version_of(package: str) -> str:
-    """Return the version in the name of a package, such as v1; empty if it has none."""
+    """Return the version in the name of a protobuf package, such as v1; empty if it has none."""
     return package.rpartition(".")[2] if "." in package else ""
 
 

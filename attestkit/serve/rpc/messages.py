@@ -1,4 +1,4 @@
-"""Messages of the dstack guest agent API, package `dstack_guest`, for `/` and `/v0`.
+"""Messages of the dstack guest agent API v0: protobuf package `dstack_guest`, at `/` and `/v0`.
 
 `message_fields` explains how a message is described.
 """

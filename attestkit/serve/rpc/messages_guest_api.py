@@ -1,4 +1,4 @@
-"""Messages of package `guest_api`, for the host over vsock.
+"""Messages of the service GuestApi, for the host over vsock: protobuf package `guest_api`.
 
 `message_fields` explains how a message is described. Upstream's 32-bit and signed numbers are
 `uint64` here: the encoding of their values is the same.

@@ -1,7 +1,7 @@
-"""Messages of package `kms`: a key management service, its onboarding and its administration.
+"""Messages of a key management service, its onboarding and its administration.
 
-They are those of the protobuf file in dstack, kms. `message_fields` explains how a message is
-described.
+The protobuf package is `kms`, as in the `.proto` file of dstack's KMS. `message_fields` explains
+how a message is described.
 """
 
 from typing import Annotated, Final, NamedTuple

@@ -1,4 +1,4 @@
-"""Messages of the guest agent API of dstack 0.6, package `dstack.guest.v1`, for `/v1`.
+"""Messages of the guest agent API v1 (dstack 0.6): protobuf package `dstack.guest.v1`, at `/v1`.
 
 `message_fields` explains how a message is described.
 """
@@ -92,7 +92,7 @@ class AttestResponse(NamedTuple):
     """Evidence that a verifier accepts unchanged.
 
     Attributes:
-        attestation: Evidence in dstack's format of version 1, msgpack.
+        attestation: Evidence in version 1 of dstack's evidence format, msgpack.
         boottime_gpu_evidence: Output of the GPU attestation at boot, if requested and available.
             The boot event gpu-attestation has its SHA-256.
     """

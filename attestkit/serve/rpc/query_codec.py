@@ -41,7 +41,7 @@ def decode(message: type[M], query: bytes) -> M:
 
 
 def _collect(message: type[M], query: bytes) -> dict[str, dict[str, str]]:
-    """Return the values of each known field by their index; "" without brackets."""
+    """Return the texts of each known field, by index as `_index_of` returns it."""
     known = {field.name: field for field in fields_of(message)}
     found: dict[str, dict[str, str]] = {}
     # Invalid UTF-8 becomes lone surrogates, which no name of a field has.
@@ -66,7 +66,13 @@ def _is_utf8(text: str) -> bool:
 
 
 def _index_of(field: Field, brackets: str, count: int) -> str:
-    """Return the index of a field's value; "" without brackets."""
+    """Return the index in `brackets` as a key: `2` for `[2]`, `+COUNT` for `[]`.
+
+    The key is "" for a field that is not an array. `count` is the number of earlier values.
+
+    Raises:
+        FormatError: If an array has no brackets, or another field has some.
+    """
     if not field.repeated:
         if brackets:
             raise FormatError(f"{field.name}: must have no index", reason="wrong_type")

@@ -59,7 +59,7 @@ def status_of(error: AttestKitError) -> int:
 
 
 def text_of(error: AttestKitError) -> str:
-    """Return the text of an error in a response, which is the agent's for an unknown algorithm."""
+    """Return an error's text for a response; for an unknown algorithm, that of dstack's agent."""
     text = str(error)
     is_algorithm = error.reason == "unsupported_algorithm" and text.startswith("algorithm: ")
     return "Unsupported algorithm" if is_algorithm else text

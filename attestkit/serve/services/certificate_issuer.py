@@ -72,7 +72,8 @@ class CertificateIssuer:
         Args:
             args: Contents of the certificate.
             key: The key; None: a new one.
-            encoding: Encoding of the evidence in the certificate; None: as Attest of v0 chooses it.
+            encoding: Encoding of the evidence in the certificate; None: that of Attest in the
+                guest API v0.
 
         Raises:
             UsageError: If a value cannot be encoded in a certificate.

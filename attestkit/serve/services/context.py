@@ -246,11 +246,11 @@ class Guest:
         return self.quote(report_data, self._no_quote, report_data=report_data)
 
     def attest_v1(self, report_data: bytes) -> PreparedResponse[AttestResponse]:
-        """Return the response of v1 Attest for 64 bytes, without GPU evidence.
+        """Return the response of Attest in the guest API v1 for 64 bytes, without GPU evidence.
 
         Raises:
             BackendError: If the platform produces no evidence.
-            UnsupportedError: If version 1 does not define evidence of the platform.
+            UnsupportedError: If version 1 of the evidence format does not define the platform.
         """
         if self._has_bare_quotes:
             return self._quotes.attest(report_data)
@@ -413,7 +413,7 @@ def _pad(report_data: bytes) -> bytes:
 
 
 def _require_v1(evidence: Attestation, failure: str) -> Attestation:
-    """Return `evidence` of a platform that the guest API v1 defines.
+    """Return `evidence` unchanged, after checking that the guest API v1 defines its platform.
 
     Raises:
         NotImplementedHereError: If v1 does not define the platform; the text begins with `failure`.

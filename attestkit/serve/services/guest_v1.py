@@ -1,4 +1,4 @@
-"""Service DstackGuest of package dstack.guest.v1, on dstack.sock: one function per method."""
+"""Service DstackGuest of the guest API v1, on dstack.sock: one function per method."""
 
 import json
 from typing import TYPE_CHECKING, Final
@@ -141,4 +141,4 @@ SERVICE: Final = Service(
     name="DstackGuest",
     package=m1.PACKAGE,
 )
-"""DstackGuest of v1: `/v1/<Method>`."""
+"""DstackGuest of the guest API v1: `/v1/<Method>`."""

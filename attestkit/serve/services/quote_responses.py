@@ -1,4 +1,4 @@
-"""Responses with a new quote: GetQuote, TdxQuote and Attest of v1.
+"""Responses with a new quote: GetQuote, TdxQuote, and Attest of the guest API v1.
 
 All but the quote's first bytes is the same until a register changes, and is encoded once. In the
 evidence of Attest, only report data and the quote's first part differ.
@@ -32,7 +32,7 @@ _AFTER: Final = b'","boottime_gpu_evidence":[]}'
 
 
 class EvidenceTemplate:
-    """Template of responses to Attest of v1, for TDs.
+    """Template of responses to Attest of the guest API v1, for TDs.
 
     Args:
         prefix: First bytes of the quote, the same in all quotes.
@@ -148,7 +148,7 @@ class QuoteResponses:
         return template.render(_head(quote, cached), *varying.values())
 
     def attest(self, report_data: bytes) -> PreparedResponse[AttestResponse]:
-        """Return the response of v1 Attest over 64 bytes, without GPU evidence.
+        """Return the response of Attest in the guest API v1 over 64 bytes, without GPU evidence.
 
         Raises:
             BackendError: If the platform returns no quote.

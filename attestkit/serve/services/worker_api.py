@@ -1,4 +1,7 @@
-"""Services Worker (v0 and v1) of the external listener: for untrusted clients, without keys."""
+"""Service Worker of the guest API v0 and v1, on the external listener: for untrusted clients.
+
+It gives no access to keys.
+"""
 
 from typing import Final
 
@@ -69,4 +72,4 @@ SERVICE_V1: Final = Service(
     name="Worker",
     package=m1.PACKAGE,
 )
-"""Worker of v1: `/prpc/v1/<Method>`."""
+"""Worker of the guest API v1: `/prpc/v1/<Method>`."""

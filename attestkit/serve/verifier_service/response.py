@@ -301,7 +301,10 @@ def _key_provider(text: bytes) -> Mapping[str, str] | None:
 
 
 def _boot_info(info: "AppInfo", variant: str, authenticated: Authenticated) -> dict[str, Any]:
-    """Return the values by which a dstack KMS authorises an app, by the KMS's names for them."""
+    """Return the values by which a dstack KMS authorises an app, by the KMS's names for them.
+
+    `variant` is the name of the platform, such as dstack-tdx.
+    """
     status = authenticated.status
     return {
         "teeVariant": variant,

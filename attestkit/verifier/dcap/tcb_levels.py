@@ -47,7 +47,7 @@ _NEEDS_CONFIGURATION: Final = frozenset(
 
 
 def shown_advisories(advisory_ids: tuple[str, ...]) -> str:
-    """Return advisories for a text: signed, but cut and without characters other than ASCII."""
+    """Return advisory ids for an error text: separated by commas, escaped to ASCII, and cut."""
     return ascii(", ".join(advisory_ids)[:_SHOWN])[1:-1]
 
 

@@ -49,7 +49,10 @@ class Validity(NamedTuple):
     end: int
 
     def refuse(self, now: int, remedy: str) -> AttestKitError:
-        """Return the exception for `now` outside of the period; `remedy` is for one that ended."""
+        """Return the exception for `now`, Unix seconds outside of the period.
+
+        If the period has ended, `remedy` is added to the message.
+        """
         at = f"and the verification is at {moment(now)}"
         if now < self.start:
             message = f"{self.part} is valid from {moment(self.start)}, {at}; check the clock"
@@ -83,7 +86,7 @@ class VerifiedCollateral:
     handle: object = field(default_factory=object)  # in keys of caches, which do not refer to it
 
     def check_time(self, now: int) -> None:
-        """Raise CollateralExpiredError for the first part that is not valid at `now`."""
+        """Raise CollateralExpiredError for the first part not valid at `now`, Unix seconds."""
         if self.start <= now < self.end:
             return
         for validity in self.validities:

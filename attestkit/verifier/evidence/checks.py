@@ -361,7 +361,7 @@ def has_report_data(signed: bytes, expected: ExpectedReportData) -> bool:
 
 
 class HardwareJoin(NamedTuple):
-    """Outcome of `join_hardware`."""
+    """Expected report data, facts of the TPM, and steps, as `join_hardware` returns them."""
 
     expected: ExpectedReportData  # with the report data that bind the key, if the evidence has them
     vtpm: VtpmFacts | None  # with the join, if it holds
@@ -374,8 +374,9 @@ def join_hardware(
     """Check whether the hardware's report data are over the TPM's key, too.
 
     This applies if the TPM's quote is over the hardware's evidence, but nothing else shows that the
-    TPM's key is of the same VM. Report data over nonce and key show it; then they are the expected
-    ones. Report data over the nonce alone do not.
+    TPM's key is of the same VM. Report data over nonce and key show it. They then become the
+    expected ones in the result, and its step passes. With report data over the nonce alone, the
+    step is skipped.
 
     Args:
         expected: Report data that the caller expects.

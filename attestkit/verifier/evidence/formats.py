@@ -363,7 +363,10 @@ def read_snp_report(data: bytes) -> Attestation:
 
 
 def attest_snp_report(report: SnpReport, certificates: bytes = b"") -> Attestation:
-    """Return evidence of a bare SEV-SNP report, which identifies no app."""
+    """Return evidence of a bare SEV-SNP report, which identifies no app.
+
+    `certificates` is the certificate table of the host's kernel; empty without one.
+    """
     chain = (certificates,) if certificates else ()
     stack = Stack(report.report_data, (), "")
     return Attestation(EvidenceParts(SevSnp(report.raw, chain, ""), stack))

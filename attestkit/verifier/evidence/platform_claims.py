@@ -165,7 +165,10 @@ def _quoted(quote: Quote) -> tuple[Fields, Fields]:
 
 
 def _enclave_svns(quote: Quote) -> tuple[tuple[str, bytes], ...]:
-    """Return the SVN of the quoting enclave, and those in the header of a version 3 quote."""
+    """Return names and values (2 bytes, little-endian) of the SVNs of the quoting enclave and PCE.
+
+    They are that of the QE report and, in a quote of version 3, those of the header.
+    """
     found = ("qe_svn", quoting_enclave_svn(quote))
     if quote.version != 3:
         return (found,)

@@ -101,7 +101,7 @@ def check_acpi_tables(vm_config: Mapping[str, Any], events: Sequence[WireEvent])
 
 
 class _FirmwareBoot(NamedTuple):
-    """Expected events of RTMR0, for the second separator in one of two registers."""
+    """Expected events of RTMR0; the second EV_SEPARATOR is one of them, or is in RTMR1."""
 
     second_separator: bool  # whether it is in RTMR0, and not in RTMR1
     events: tuple[ExpectedEvent, ...]
@@ -114,7 +114,7 @@ def _check_rtmr0(
     quoted: bytes,
     events: Sequence[WireEvent],
 ) -> tuple[bool, ImageProof]:
-    """Check RTMR0; return whether it has the second separator, and the facts that it confirms."""
+    """Check RTMR0; return whether the second EV_SEPARATOR is in it, and the facts it confirms."""
     tables, logged = recompute_tables(vm_config), _logged(events, 0)
     boots = [
         _FirmwareBoot(second, image.firmware_events(memory_size, second_separator=second))
@@ -141,7 +141,14 @@ def _match_log(
     logged: Sequence[bytes],
     acpi: AcpiDigests | None,
 ) -> _FirmwareBoot:
-    """Return the boot whose RTMR0 is the quoted one, with the log's digests of host tables."""
+    """Return the boot whose events replay to `quoted`, the RTMR0 of the quote.
+
+    Events that measure tables of the host get their digests as in `_fill`.
+
+    Raises:
+        VerificationError: If no boot replays to `quoted`.
+        UnsupportedError: If a digest is not known.
+    """
     refused: list[tuple[bytes, list[ExpectedEvent]]] = []
     for boot in boots:
         filled = _fill(boot.events, logged, acpi)

@@ -98,7 +98,7 @@ class MeasuredImage:
 
     @property
     def mrtds(self) -> Mrtds:
-        """MRTD for each order of pages.
+        """MRTD for each order in which the host may add and measure pages; see `PageOrder`.
 
         Raises:
             FormatError: If firmware or kernel of the image are not those of a TD, or the firmware
@@ -108,9 +108,10 @@ class MeasuredImage:
 
     @property
     def second_separators(self) -> tuple[bool, ...]:
-        """Possible answers to whether the second separator is in RTMR0, and not in RTMR1.
+        """Possible places of the firmware's second EV_SEPARATOR: True is RTMR0, False is RTMR1.
 
-        Both for firmware before 202502, whose image does not show which.
+        False alone for newer firmware. False and True for firmware before 202502, whose image does
+        not show which.
 
         Raises:
             FormatError: As for `mrtds`.

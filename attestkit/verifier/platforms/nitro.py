@@ -144,7 +144,10 @@ def _check_algorithm(document: NitroDocument) -> None:
 
 
 def _certificates(document: NitroDocument) -> list[tuple[str, PathCertificate]]:
-    """Return the certificates below the root, signer first; cabundle[0] is the root."""
+    """Return the certificates below the root, signer first, each with its name for errors.
+
+    cabundle[0] is the root, which is not returned.
+    """
     bundle = document.cabundle
     named = [("Nitro document: certificate", document.certificate)]
     named += [(f"Nitro document: cabundle[{n}]", bundle[n]) for n in range(len(bundle) - 1, 0, -1)]

@@ -151,7 +151,7 @@ class AkChains:
         return found
 
     def fetched(self) -> tuple[bytes, ...]:
-        """Return the certificates and CRLs that were fetched and verified lately: DER or PEM."""
+        """Return certificates and CRLs fetched and verified in the last hour, each DER or PEM."""
         return () if self._fetcher is None else self._fetcher.verified()
 
     @property

@@ -152,7 +152,10 @@ def _replay_boot_log(
 
 
 def _check_without_records(bank: str, index: int, value: bytes, locality: int) -> None:
-    """Raise ReplayError if a firmware PCR without a record in the log is extended."""
+    """Raise ReplayError if a firmware PCR without a record in the log is extended.
+
+    `locality` is that of the TPM's start, on which the initial value of PCR 0 depends.
+    """
     expected = start_value(index, len(value), locality)
     if index in FIRMWARE_PCRS and not hmac.compare_digest(value, expected):
         raise _mismatch(bank, index, value, expected)

@@ -67,7 +67,7 @@ class VerifiedQuote(NamedTuple):
 
 
 def quote_scheme(public: TpmtPublic) -> tuple[str, str] | None:
-    """Return algorithm and hash of a key's scheme, for `verify_tpm_quote`; None without one."""
+    """Return a key's signing scheme, such as ("rsassa", "sha256"); None if the key has none."""
     return (public.scheme, public.scheme_hash) if public.scheme else None
 
 
