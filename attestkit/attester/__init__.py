@@ -278,7 +278,7 @@ class Attester(Generic[B_co]):
 
         Raises:
             JournalError: If the runtime event log cannot be read.
-            ConfigError: If the app-compose, which selects the digest version, is invalid.
+            ConfigError: If the app-compose is invalid; its `event_log_version` is needed.
             BackendError: If the firmware event log cannot be read, or is malformed.
         """
         self._check_usable()
@@ -345,10 +345,11 @@ class Attester(Generic[B_co]):
         """Extend RTMR3, or PCR 14 of a NitroTPM, by an event, and append it to the log, atomically.
 
         Args:
-            name: Non-empty text, other than the names of boot events. With digest version 1 it must
-                not contain a colon, which separates name and payload in the hashed bytes.
-            payload: Any bytes. Evidence is limited to 10 MiB and contains the payload twice (digest
-                version 1) or six times (version 2).
+            name: Non-empty text, other than the names of boot events. If the app-compose has
+                `event_log_version` 1, the default, it must not contain a colon, which separates
+                name and payload in the hashed bytes.
+            payload: Any bytes. Evidence is limited to 10 MiB and contains the payload twice
+                (`event_log_version` 1) or six times (2).
 
         Raises:
             UsageError: If the name or the payload is invalid.

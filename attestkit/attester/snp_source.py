@@ -96,7 +96,7 @@ def _launch_document(app: HostApp) -> str:
 
 
 def _certificates(table: bytes) -> tuple[bytes, ...]:
-    """Return the certificates for evidence: ASK and VCEK; without them, the table if not empty."""
+    """Return ASK and VCEK (DER) of a host's table; if one is missing, the table, unless empty."""
     problem = "malformed certificate table of the host"
     found = parse_response(problem, SnpCertificates.parse, table)
     if found.ask is not None and found.vcek is not None:

@@ -130,7 +130,7 @@ class EventPcrBackend(Backend, EvidenceCollector, EventPcr, Protocol):
 
 
 class EventPcrSource(JournalSource, TpmKeySource):
-    """Evidence from a backend that is an `EventPcr`: its document and the runtime events.
+    """Evidence from a backend that is an `EventPcr`: a NitroTPM's document, and runtime events.
 
     The journal of the events is the one of TDs; its register is the PCR.
     """
@@ -146,8 +146,8 @@ class EventPcrSource(JournalSource, TpmKeySource):
     def evidence(self, report_data: bytes) -> Attestation:
         """Return evidence over 64 bytes of report data, with the events that replay to the PCR.
 
-        Without runtime events and VM configuration it is the bare document, and the PCR is not
-        compared with the log, because shim extends this PCR too.
+        Without runtime events and VM configuration it is the attestation document alone, and the
+        PCR is not compared with the log, because shim extends this PCR too.
         """
         config = self._app.vm_config
         with self._locked_journal() as journal:

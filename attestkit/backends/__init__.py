@@ -274,8 +274,8 @@ def probe_all(paths: KernelPaths | None = None) -> dict[str, str | None]:
 class HardwareSign(NamedTuple):
     """An indication that this machine is a TDX or SEV-SNP guest.
 
-    It is not authenticated: the host controls it until a quote has been verified. `doctor --json`
-    prints the fields: the name of the indication, whether it is present, and the details.
+    It is not authenticated: the host controls it until a quote has been verified. `what` is its
+    name, `positive` whether it is present, `saw` the details; `doctor --json` prints all three.
     """
 
     what: str
@@ -300,11 +300,11 @@ _CLOUD_TPMS: Final = (
 
 
 def check_hardware_signs(root: str | os.PathLike[str] = "/") -> tuple[HardwareSign, ...]:
-    """Check the CPU flags and the paths that exist in a TDX or SEV-SNP guest, below `root`.
+    """Return each known indication of a TDX or SEV-SNP guest below `root`, present or not.
 
-    Guests behind a paravisor and EC2 instances with a NitroTPM have none of these. If `root` is
-    `/`, two more signs are checked: Hyper-V's isolation type in CPUID, and objects of Azure, Google
-    or AWS in the TPM.
+    They are a flag of the CPU, and paths in /sys and /dev. Guests behind a paravisor and EC2
+    instances with a NitroTPM have none of these. If `root` is `/`, two more are checked: Hyper-V's
+    isolation type in CPUID, and objects of Azure, Google or AWS in the TPM.
     """
     base = Path(root)
     signs = (_cpu_flags(base), *(_path(base, *place) for place in PATHS))
@@ -312,7 +312,7 @@ def check_hardware_signs(root: str | os.PathLike[str] = "/") -> tuple[HardwareSi
 
 
 def detect_hardware(root: str | os.PathLike[str] = "/") -> tuple[str, ...]:
-    """Return the names of the indications of a TEE that are present."""
+    """Return the names of the indications of a TEE that are present, such as `/dev/tdx_guest`."""
     return tuple(sign.what for sign in check_hardware_signs(root) if sign.positive)
 
 

@@ -98,8 +98,9 @@ class RegisterExtender(Protocol):
         """Return the log of runtime events; every call returns the same object.
 
         Args:
-            version: Version of the event digests, 1 or 2, from the app-compose. None: the version
-                of this boot's events, or 1 before the first event. Calls after the first ignore it.
+            version: How digests of runtime events are computed, 1 or 2 (see `runtime_preimage`);
+                the app-compose states it. None: as those of this boot's events, or 1 before the
+                first event. Calls after the first ignore it.
         """
         ...
 

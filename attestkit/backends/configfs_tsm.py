@@ -144,7 +144,7 @@ class ConfigfsTsm:
         return self._request(report_data).report
 
     def _request(self, report_data: object) -> TsmResponse:
-        """Make one request; subclasses check the size of the response."""
+        """Request a report over 64 bytes and return the response; subclasses check its size."""
         if not isinstance(report_data, bytes) or len(report_data) != 64:
             given = len(report_data) if type(report_data) is bytes else type(report_data).__name__
             raise UsageError(f"report_data: must be 64 bytes, not {given}", reason="wrong_size")
@@ -170,7 +170,7 @@ class ConfigfsTdx(TdGuest, ConfigfsTsm):
         super().__init__(self._paths)
 
     def _request(self, report_data: object) -> TsmResponse:
-        """Make one request; check the minimum size of the quote."""
+        """Request a quote over 64 bytes and return the response; check the quote's least size."""
         response = super()._request(report_data)
         if (size := len(response.report)) < _SHORTEST_QUOTE:
             # Before Linux 7.1 an empty outblob is the only sign that the host failed. The kernel
@@ -219,7 +219,7 @@ class ConfigfsSnp(ConfigfsTsm):
         return self._request(report_data)
 
     def _request(self, report_data: object) -> TsmResponse:
-        """Make one request; check the size of the report."""
+        """Request a report over 64 bytes and return the response; check the report's size."""
         response = super()._request(report_data)
         check_report_size(response.report, _tsm_path(self._paths))
         return response

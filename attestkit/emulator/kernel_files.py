@@ -53,7 +53,7 @@ class OpenFile:
         """Handle close(2) of a descriptor; other copies of the descriptor may stay open."""
 
     def poll(self) -> int:
-        """Return the events that are ready; by default those of a regular file."""
+        """Return the ready events as POLL bits; by default those of a regular file."""
         return ALWAYS_READY
 
     def release(self) -> None:
@@ -147,12 +147,15 @@ class WriteOnly(OpenFile):
 def text_file(
     label: str, faults: Faults, content: Callable[[], bytes], *, mode: int = 0o444, size: int = 0
 ) -> File:
-    """Return a read-only file whose content is computed at the first read after an open."""
+    """Return a read-only file whose content is computed at the first read after an open.
+
+    `label` is the file's name in fault specifications, such as `read:LABEL=EIO`.
+    """
     return File(label, faults, lambda file: Snapshot(file, content), mode=mode, size=size)
 
 
 def constant_file(label: str, faults: Faults, data: bytes, *, mode: int = 0o444) -> File:
-    """Return a read-only file with constant content."""
+    """Return a read-only file with the content `data`; `label` as for `text_file`."""
     return text_file(label, faults, lambda: data, mode=mode, size=len(data))
 
 

@@ -246,7 +246,10 @@ def _write(fd: int, line: str) -> None:
 
 
 def _close_files(*kept: int) -> None:
-    """Close inherited files, so that their readers see the end of file when the program ends."""
+    """Close inherited files, so that their readers see the end of file when the program ends.
+
+    Standard error and the descriptors `kept` stay open; standard input and output are /dev/null.
+    """
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):  # stderr stays open for errors
         os.dup2(null, fd)
@@ -268,7 +271,7 @@ def _wait_for_parent(watched: int, parent: int) -> None:
 
 
 def _end_processes(*kept: int) -> None:
-    """Terminate the processes of this mount namespace, and kill them after a grace period."""
+    """Terminate this mount namespace's processes except `kept`; kill them after a grace period."""
     end = time.monotonic() + _GRACE
     terminated: set[int] = set()
     while left := set(_processes()).difference(kept):
@@ -321,7 +324,7 @@ def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], No
 
 
 def _is_hangup(number: int) -> bool:
-    """Return whether it is the SIGHUP that a closed terminal sends only to the session leader."""
+    """Return whether signal `number` is SIGHUP, sent by a closed terminal to this process only."""
     return number == signal.SIGHUP and os.getsid(0) == os.getpid()
 
 

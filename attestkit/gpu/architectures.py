@@ -56,7 +56,7 @@ def chip_of(common_name: str) -> Chip | None:
 
 
 def find_architecture(stated: str) -> Architecture | None:
-    """Return the architecture of a word in evidence, in any case; None if unknown."""
+    """Return the architecture that evidence states, in upper or lower case; None if unknown."""
     upper = stated.upper()
     return next((known for known in ARCHITECTURES if known == upper), None)
 

@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from attestkit.gpu.architectures import Architecture
 
 NVIDIA_RIM_URL: Final = "https://rim.attestation.nvidia.com"
-"""NVIDIA's service."""
+"""URL of NVIDIA's RIM service."""
 MAX_RIM_ANSWER: Final = 1 << 20
 """Maximum size of an answer in bytes: JSON with the RIM in base64."""
 _SHA256_SIZE: Final = 32
 _RIM_ADVICE: Final = {401: KEY_REQUIRED, 403: KEY_REQUIRED}
 NVIDIA_OCSP_URL: Final = "https://ocsp.ndis.nvidia.com/"
-"""NVIDIA's responder."""
+"""URL of NVIDIA's OCSP responder."""
 _OCSP_HEADERS: Final = {
     "Accept": "application/ocsp-response",
     "Content-Type": "application/ocsp-request",

@@ -280,7 +280,8 @@ class GpuBinding:
 
     Readers of `attestkit.gpu.bindings` return it.
 
-    Pass it to `Verifier.verify` as `gpu`, without `nonce` and `report_data`.
+    Pass it to `Verifier.verify` as `gpu`, without `nonce` and `report_data`. `committed` has other
+    values whose hash the report data contain, such as keys, by name.
 
     Raises:
         UsageError: If `gpu_nonce` or `report_data` has the wrong size, or `kind` is not `nonce` or

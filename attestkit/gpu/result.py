@@ -28,7 +28,7 @@ class RimFacts(NamedTuple):
     valid_until: datetime  # of the certificates' path
 
     def to_dict(self) -> dict[str, object]:
-        """Return values for JSON."""
+        """Return the fields for JSON: the hash in hex, the time in ISO 8601."""
         return {
             **self._asdict(),
             "sha256": self.sha256.hex(),
@@ -45,7 +45,7 @@ class OcspFacts(NamedTuple):
     next_update: datetime
 
     def to_dict(self) -> dict[str, object]:
-        """Return values for JSON."""
+        """Return the fields for JSON, with times in ISO 8601."""
         times = {name: getattr(self, name).isoformat() for name in ("this_update", "next_update")}
         return {"subject": self.subject, "status": self.status, **times}
 

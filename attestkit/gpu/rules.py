@@ -54,10 +54,10 @@ _FLAGS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class GpuRules:
-    """Rules for the evidence of GPUs; immutable, hashable, picklable. None applies no rule.
+    """Rules for the evidence of GPUs; a field that is None states no rule.
 
     Chips are compared by name (`GH100`, `GB100`, `LS10`), versions without case. The rules about
-    versions and number apply to GPUs, not to switches.
+    versions and number apply to GPUs, not to switches. Immutable, hashable, picklable.
 
     Raises:
         UsageError: If a rule has the wrong type or accepts nothing, or two rules contradict.

@@ -31,7 +31,7 @@ def tdx_command(
         command: Command line of the guest's QEMU, as text or as words.
         firmware: Image of OVMF.
         boot: Kernel, initrd and command line, or disk, that the guest boots.
-        qemu: QEMU's program to run, which should be of the host's line.
+        qemu: QEMU's program to run, which should be of the release line of the host's QEMU.
         qemu_version: Version of the host's QEMU; empty if it is that of `qemu`.
         processor_id: EAX and EDX of CPUID leaf 1 of the host, for firmware that measures the SMBIOS
             table.

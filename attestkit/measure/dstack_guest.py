@@ -60,8 +60,8 @@ def dstack_image(
         qemu: QEMU's program, which makes the ACPI tables.
         acpi: ACPI tables, or a folder with the three files.
         smbios: SMBIOS table of QEMU, for firmware that measures it.
-        processor_id: EAX and EDX of CPUID leaf 1 of the host. With it, `qemu` makes the SMBIOS
-            table too, if it is of the host's line.
+        processor_id: EAX and EDX of CPUID leaf 1 of the host. With it, a `qemu` of the host's
+            release of QEMU makes the SMBIOS table too.
         cache: Cache of tables that `qemu` made.
 
     Raises:

@@ -71,7 +71,7 @@ def write_policy(
 
     Args:
         platform: `tdx` or `snp`.
-        values: Reference values, by name of the policy.
+        values: Reference values, named as in the policy.
         inputs: SHA-256 of each input file, by name.
         settings: Versions, machine and command line that the values are for, by name.
         not_proven: Items of `ExpectedMeasurements.not_proven`.

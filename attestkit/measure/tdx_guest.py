@@ -213,7 +213,8 @@ def tdx(
         smbios: SMBIOS table of QEMU, for firmware that measures it. Its event has no digest without
             it, or if the strings that the firmware adds are not found in its image; then give the
             table of `attestkit.measure.rtmr0.smbios.publish_smbios`.
-        fw_cfg: Items that recent firmware measures; by default those of the kind of boot.
+        fw_cfg: Items that recent firmware measures. None: those of a QEMU without options that add
+            items, with `-kernel` unless `disk` is given.
         separator_in_rtmr1: Where firmware without `etc/boot/` has its second separator: in RTMR1
             (edk2-stable202411) or RTMR0 (before). None if unknown.
         **machine: Fields of `MachineShape`, such as `cpu_count` and `memory_size`.

@@ -148,7 +148,7 @@ class Paravisor:
             raise failed(self.path, text, "platform_changed")
 
     def read_certificates(self) -> tuple[bytes, ...]:
-        """Return the certificate of the attestation key in DER; empty if absent or malformed.
+        """Return the attestation key's certificate (DER), alone; empty if absent or malformed.
 
         Raises:
             BackendError: If the TPM fails.

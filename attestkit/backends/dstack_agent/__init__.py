@@ -53,8 +53,9 @@ class DstackAgent:
         random: Returns the given number of random bytes.
 
     Attributes:
-        api: The newest API of the agent: "v1" (dstack 0.6) or "v0". It is requested once, by the
-            constructor; open the backend again after an upgrade of the agent.
+        api: The newest API of the agent: "v1" (`dstack.guest.v1`, of dstack 0.6) or "v0". It is
+            requested once, by the constructor; open the backend again after an upgrade of the
+            agent.
         simulated: True unless a quote of the agent is signed by Intel hardware. The constructor
             checks it; it does not replace a verifier.
         why_simulated: The reason why it counts as simulated, in words; otherwise empty.
@@ -98,7 +99,7 @@ class DstackAgent:
 
     @classmethod
     def find_api(cls, endpoint: str | None = None) -> AgentApi:
-        """Return the newest API that an agent has, "v1" or "v0".
+        """Return the newest API that an agent has: "v1" (`dstack.guest.v1`) or the older "v0".
 
         Args:
             endpoint: As in the constructor.
@@ -184,8 +185,8 @@ class DstackAgent:
     def get_quote_response(self, report_data: bytes) -> str:
         """Return the response of the agent, JSON as `Attestation.from_agent_response` accepts it.
 
-        The method is Attest of v1; GetQuote if the agent does not have or allow it. Only the size
-        of the response (at most 32 MiB) and its nesting depth are checked.
+        It calls Attest of the agent's API v1, or GetQuote if the agent does not have or allow
+        Attest. Only the size of the response (at most 32 MiB) and its nesting depth are checked.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes.
@@ -270,7 +271,7 @@ def _quote_arguments(report_data: object) -> dict[str, str]:
 
 
 def _request_evidence(client: AgentClient, report_data: object) -> AgentResponse:
-    """Call Attest of v1, or GetQuote where the agent or its socket does not have Attest."""
+    """Call Attest of the API v1, or GetQuote where the agent or its socket lacks Attest."""
     arguments = _quote_arguments(report_data)
     if client.find_api() == "v1":
         try:

@@ -116,7 +116,7 @@ class AgentClient:
         self._mount = ""  # of methods of v0
 
     def find_api(self) -> AgentApi:
-        """Return the newest API that the agent has, "v1" or "v0"; it is requested once.
+        """Return the agent's newest API, "v1" (`dstack.guest.v1`) or "v0"; it is requested once.
 
         Raises:
             BackendUnavailableError: If the agent has v1 without Version or refuses it, so it is not
@@ -128,10 +128,10 @@ class AgentClient:
         return self._api
 
     def _probe_api(self) -> AgentApi:
-        """Call Version of v1 to find out whether the agent has v1, and return "v1" or "v0".
+        """Return "v1" if the agent answers Version of its API v1, else "v0".
 
-        The status is 404 if v1 is missing, but also if v1 lacks the method; only the latter has an
-        error text of the API.
+        The status is 404 if the API v1 is missing, but also if it lacks the method; only the latter
+        response has an error text of the API.
         """
         method = f"{_V1}Version"
         self._check_open()
@@ -157,7 +157,7 @@ class AgentClient:
         raise self._call_error("malformed_response", method, f"malformed response: {problem}")
 
     def call(self, method: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Call a method and return its response, a JSON object.
+        """Call a method such as "GetQuote" or "v1/Attest"; return its response, a JSON object.
 
         Raises:
             AttestKitError: As for `post`; also BackendError if the response is not a JSON object.
@@ -179,7 +179,7 @@ class AgentClient:
             UnsupportedError: If the agent does not have the method, or refuses it.
             BackendUnavailableError: If the agent is not accessible.
             BackendBusyError: If the agent is overloaded or does not respond in time.
-            QuoteUnavailableError: If GetQuote, or Attest of v1, fails.
+            QuoteUnavailableError: If GetQuote, or Attest of the API v1, fails.
             BackendError: If the call failed for another reason. With the reason `outcome_unknown`,
                 EmitEvent may have taken effect.
         """

@@ -98,7 +98,7 @@ class PcrJournal:
 
     @property
     def version(self) -> int:
-        """Digest version of this boot's events."""
+        """How digests of this boot's events are computed: 1 or 2, see `runtime_preimage`."""
         return self._journal.version
 
     @property
@@ -189,10 +189,10 @@ class PcrJournal:
 
 
 def event_digest(event: Event) -> bytes:
-    """Return the digest of an event for PCR 14: computed as that for RTMR 3, but with SHA-256."""
+    """Return an event's digest for PCR 14, 32 bytes: as that for RTMR 3, but with SHA-256."""
     return sha256(runtime_preimage(event.name, event.payload, event.version))
 
 
 def replay_events(start: bytes, events: Sequence[Event]) -> bytes:
-    """Return the value of PCR 14 after `events`, from `start` on."""
+    """Return the value of PCR 14, 32 bytes, after `events`; `start` is the value before."""
     return extend("sha256", start, map(event_digest, events))

@@ -125,7 +125,7 @@ _AZURE_ASSET_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
 
 
 def detect_cloud(folder: Path) -> Cloud | None:
-    """Return the cloud that the DMI table names; None if it names none of the three.
+    """Return the cloud that the DMI table names: AWS, Google or Azure; None for any other.
 
     Args:
         folder: /sys/class/dmi/id (`KernelPaths.dmi`).

@@ -96,7 +96,7 @@ class CodecState:
 
 
 class Codec(NamedTuple):
-    """Encoder and decoder of a kind of result; `decode` raises FormatError."""
+    """Encoder of a kind of result to JSON values, and decoder, which raises FormatError."""
 
     encode: Callable[[Any, CodecState], object]
     decode: Callable[[object, CodecState], object]

@@ -202,7 +202,7 @@ _CHECKS: Final[dict[str, Callable[[object], None]]] = {
 def _open_journal(self: RecordedCalls, version: int | None = None) -> RuntimeLog:
     """Return the log of runtime events; every call returns the same object.
 
-    `version` is the version of the event digests, 1 or 2, or None; only the first call uses it.
+    `version` is as for `RegisterExtender.open_journal`; only the first call uses it.
     """
     with self._opening:
         if self._journal is None:
@@ -239,7 +239,7 @@ class RecordedLog:
 
     @property
     def version(self) -> int:
-        """Digest version of this boot's events, 1 or 2."""
+        """How digests of this boot's events are computed: 1 or 2, see `runtime_preimage`."""
         return self._handler.call("journal_version", {}, lambda: cast("int", self._log.version))
 
     def locked(self) -> AbstractContextManager[None]:

@@ -83,10 +83,10 @@ def replay_records(records: tuple[Record, ...]) -> tuple[bytes, bytes, bytes]:
 
 
 def _in_order(events: tuple[ExpectedEvent, ...]) -> Iterator[ExpectedEvent]:
-    """Yield events of three registers, each in order, as a direct boot makes them.
+    """Yield the events of RTMR0 to RTMR2 merged into one sequence, as a direct boot makes them.
 
-    Boot options are measured when the boot manager has loaded the kernel; the kernel's stub
-    measures before it exits the boot services.
+    The order within each register is kept. Boot options are measured when the boot manager has
+    loaded the kernel; the kernel's stub measures before it exits the boot services.
     """
     zero, one, two = [[event for event in events if event.register == n] for n in (0, 1, 2)]
     names = [event.name for event in zero]
@@ -142,7 +142,7 @@ def _loaded_image(name: str) -> bytes:
 def encode_spec_id(index: int, banks: Sequence[str]) -> bytes:
     """Return the first record of a log, in the format of TPM 1.2: banks and their digest sizes.
 
-    `index` is the register of the record, which does not extend it.
+    `index` is the register of the record, which does not extend it; `banks` are hash names.
     """
     algorithms = b"".join(struct.pack("<HH", HASH_IDS[bank], hash_size(bank)) for bank in banks)
     # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN.
@@ -176,7 +176,7 @@ def _tagged_event(tag: int, data: bytes) -> bytes:
 
 
 BANKS: Final = ("sha1", "sha256", "sha384")
-"""Banks of the log, those of the simulated TPM."""
+"""Hashes of the log's digests: those of the simulated TPM's PCR banks."""
 
 _SEPARATOR: Final = 0x00000004
 _CRTM_VERSION: Final = 0x00000008

@@ -31,7 +31,7 @@ HARDWARE: Final = {
     "tdx": SimulatedPlatform("tdx:Simulator", "tdx_guest"),
     "snp": SimulatedPlatform("snp:SnpSimulator", "sev_guest"),
 }
-"""Guests without a TPM."""
+"""Platforms of guests without a TPM, by name."""
 
 CLOUDS: Final = {
     "azure-snp": SimulatedPlatform("clouds.azure:AzureSnpSimulator", dmi=_AZURE, has_imds=True),
@@ -42,7 +42,7 @@ CLOUDS: Final = {
     "aws-nitro-tpm": SimulatedPlatform("clouds.nitro_tpm:NitroTpmSimulator", dmi=_AMAZON),
     "tpm": SimulatedPlatform("clouds.tpm:TpmSimulator", dmi=_OTHER),
 }
-"""Guests behind a vTPM, and a TPM alone."""
+"""Platforms of clouds' guests, which have a vTPM, and of a machine with a TPM alone, by name."""
 
 PLATFORMS: Final = {**HARDWARE, **CLOUDS}
 """All platforms by name."""

@@ -66,7 +66,7 @@ class Simulator(SimulatedApp):
         kms_boot: Boot only the firmware. `attestkit.kms.boot_with_kms` then boots the app, whose
             keys come from a KMS and are stored in `state_dir`. Not with `app_keys`.
         vm_config: The configuration of the VM as JSON, used unchanged. None: that of the OS image.
-            It describes the machine that boots a dstack image.
+            If `image` is a dstack image, it also selects the machine.
         image: What the guest boots: a dstack image (folder or archive), or `BootFiles`. The
             registers, the boot log and the VM configuration follow from it. None: an image of
             components that do not exist.

@@ -350,8 +350,9 @@ class TdGuest:
         register's file in sysfs.
 
         Args:
-            version: Version of the event digests, 1 or 2. None uses that of this boot's events,
-                or 1 if there are none. Only the first call uses this argument; it creates the log.
+            version: How event digests are computed, 1 or 2 (see `runtime_preimage`). None: as
+                those of this boot's events, or 1 if there are none. Only the first call uses this
+                argument; it creates the log.
 
         Raises:
             UsageError: If the backend is closed or was created before a fork.

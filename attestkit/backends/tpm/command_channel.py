@@ -267,7 +267,7 @@ class CommandChannel:
 
 
 class ParameterReader(TpmReader):
-    """Cursor over the parameters of a response; `end` raises if bytes are left."""
+    """Cursor over the parameters of a response; `end` raises FormatError if bytes are left."""
 
     __slots__ = ()
 

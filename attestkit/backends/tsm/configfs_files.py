@@ -172,7 +172,7 @@ _CHUNK: Final = 1 << 16  # bytes per read: larger than current reports, so two r
 
 
 class DirectoryEntry(NamedTuple):
-    """An entry of a directory, with its time."""
+    """An entry of a directory, with its modification time."""
 
     name: str
     made_at: float  # Unix time of the last modification

@@ -142,7 +142,7 @@ class TsmClient:
     # -- one request ---------------------------------------------------------------------------
 
     def request(self, request: TsmRequest) -> TsmResponse:
-        """Make a request; `identify` must have been called before.
+        """Make a request and return the response; `identify` must have been called before.
 
         Raises:
             UsageError: If the object is closed, or the kernel rejects the value of an option.

@@ -91,7 +91,7 @@ class StubMachine(Protocol):
 
     @property
     def driver_version(self) -> str:
-        """Version of the driver: "550.90.07"."""
+        """Version of the driver, such as 550.90.07."""
         ...
 
     @property

@@ -34,8 +34,9 @@ _HASHES: Final = ("sha256", "sha384", "sha512")
 
 
 def read_answer(answer: bytes | str | Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return the members of an answer: JSON, or an object decoded with duplicate keys refused.
+    """Return the members of an answer: JSON, or its object, which the caller has decoded.
 
+    JSON with duplicate keys is malformed; a caller that decodes it has to refuse them as well.
     `what` is the name of the answer, with which errors begin.
 
     Raises:
@@ -73,9 +74,9 @@ def hex_member(members: Mapping[str, Any], name: str, what: str, *sizes: int) ->
 def read_vllm_proxy(answer: bytes | str | Mapping[str, Any], *, nonce: bytes) -> GpuBinding:
     """Read the answer of a vllm-proxy to `/v1/attestation/report`.
 
-    Compare with the `committed` of the result: `signing_address` is that of the key that signs
-    completions; `tls_cert_fingerprint`, if present, that of the TLS connection's
-    SubjectPublicKeyInfo.
+    The caller must compare the items of the result's `committed`: `signing_address` with the
+    address of the key that signs completions; `tls_cert_fingerprint`, if present, with the
+    SHA-256 of the TLS connection's SubjectPublicKeyInfo.
 
     Args:
         answer: The answer: JSON, or its decoded object.

@@ -22,7 +22,7 @@ from attestkit.gpu.bindings.answer_formats import (
 from attestkit.gpu.evidence import GpuBinding, GpuEvidence, read_devices
 
 REPORT_DATA_ALGORITHM: Final = "https://tinfoil.sh/report-data/v1"
-"""Name of the report data of August, which the report data's hash covers, too."""
+"""Name of the report data of version 3 (August 2026), and first part of what they hash."""
 
 _WHAT: Final = "Tinfoil answer"
 _GPU_FORMAT: Final = "https://tinfoil.sh/format/nvidia-gpu-evidence/v1"
@@ -33,7 +33,7 @@ _KEYS: Final = ("tls_key_fp", "hpke_key")
 
 
 class DeviceParts(NamedTuple):
-    """Evidence of devices in an answer of June: JSON as received, and its SHA-256."""
+    """Evidence of devices in an answer of June 2026: JSON as received, and its SHA-256."""
 
     gpu: bytes  # value of the member `gpu`; empty if missing
     nvswitch: bytes  # value of the member `nvswitch`; empty if missing
@@ -85,7 +85,7 @@ def tinfoil_section_data(nonce: bytes, crypto_material: bytes, device_evidence: 
 
 
 def read_device_parts(answer: bytes, stated: dict[str, Any]) -> DeviceParts:
-    """Return the evidence of devices in an answer of June as received, and its hashes.
+    """Return the evidence of devices in an answer of the format of June 2026, and its hashes.
 
     Args:
         answer: JSON as received.
@@ -109,7 +109,9 @@ def read_device_parts(answer: bytes, stated: dict[str, Any]) -> DeviceParts:
 
 
 def has_gpu_items(device_evidence: bytes) -> bool:
-    """Return whether `device_evidence` of August, decoded from base64, has GPUs or switches.
+    """Return whether the section `device_evidence` of August 2026 has GPUs or switches.
+
+    The section is decoded from base64 already.
 
     Raises:
         FormatError: If the section is malformed, or has such evidence in an unknown format.

@@ -25,9 +25,9 @@ from attestkit.errors import FormatError, SignatureError
 from attestkit.gpu.architectures import PDI_SIZE, Chip, chip_of
 
 COMPOSITE_OID: Final = "2.23.133.5.4.1"
-"""The extension of Hopper and LS10."""
+"""OID of the DICE extension in leaves of Hopper and LS10."""
 TCB_INFO_OID: Final = "2.23.133.5.4.1.1"
-"""The extension of Blackwell."""
+"""OID of the DICE extension in leaves of Blackwell."""
 FWID_SIZE: Final = 48
 """Bytes of a FWID: SHA-384."""
 _SHA384: Final = "2.16.840.1.101.3.4.2.2"

@@ -137,7 +137,7 @@ class Nvml(DriverSession):
             raise driver_error(subject, error.value) from error
 
     def driver_version(self) -> str:
-        """Return the version of the driver: "550.90.07"."""
+        """Return the version of the driver, such as 550.90.07."""
         return self._text("driver version", self._nvml.nvmlSystemGetDriverVersion)
 
     def state(self) -> ConfComputeState:

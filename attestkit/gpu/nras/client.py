@@ -21,12 +21,12 @@ from attestkit.gpu.nras.detached_eat import MAX_BUNDLE, MAX_DEVICES, read_detach
 from attestkit.gpu.nras.tokens import MAX_JWKS, read_jwks
 
 KEY_REQUIRED: Final = "the service requires a key; set its key in GpuServices"
-"""Remedy for the statuses 401 and 403."""
+"""Remedy in errors about the HTTP statuses 401 and 403."""
 NVIDIA_NRAS_URL: Final = "https://nras.attestation.nvidia.com"
-"""NVIDIA's service."""
+"""URL of NVIDIA's attestation service."""
 
 NrasVersion = Literal[2, 3, 4]
-"""Version of the service's interface."""
+"""Version of the service's HTTP interface, in the path `/vN/attest`."""
 
 _JWKS_PATH: Final = "/.well-known/jwks.json"
 _NONCE_SIZE: Final = 32

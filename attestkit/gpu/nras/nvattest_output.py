@@ -32,7 +32,7 @@ from attestkit.gpu.result import DeviceResult, GpuResult
 from attestkit.gpu.rules import GpuRules
 
 LOCAL_ISSUER: Final = "NVAT-LOCAL-VERIFIER"
-"""Issuer of the tokens."""
+"""Issuer (`iss`) of the tokens that `nvattest` makes."""
 MAX_OUTPUT: Final = 1 << 20
 """Maximum size of the output in bytes."""
 _SUBJECT: Final = "nvattest output"

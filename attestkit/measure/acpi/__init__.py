@@ -1,6 +1,6 @@
 """ACPI tables that QEMU shows a guest, which the firmware measures into RTMR0.
 
-A real QEMU makes them, stopped and without KVM; tables of common machines ship with the package.
+A real QEMU makes them, stopped and without KVM; tables of common machines ship with attestkit.
 """
 
 from attestkit.measure.acpi.acpi_inputs import QemuVersion

@@ -55,7 +55,7 @@ class QemuVersion(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Release line, such as `9.2`: versions of a line make the same tables."""
+        """Release line, such as `9.2`: all versions of a release line make the same tables."""
         major, minor = _SAME_TABLES.get(self.release, self.release)
         return f"{major}.{minor}"
 
@@ -71,7 +71,7 @@ _SHARE_MODES: Final = ("", "9p", "vvfat", "vhd")
 
 
 class AcpiInputs(NamedTuple):
-    """Inputs of the ACPI tables: machines with equal inputs have equal tables on a QEMU line.
+    """Inputs of the ACPI tables: equal ones give equal tables on one release line of QEMU.
 
     Of the memory only the part below 4 GiB has an influence, and of devices without a bridge only
     their number.

@@ -1,9 +1,9 @@
 """ACPI tables derived from others: QEMU 8.2 and 9.2 from 10.0, and with edge-triggered interrupts.
 
-Between these lines two methods of the DSDT differ: CSCN, which scans vCPUs, and in 8.2 also PDSM,
-which names PCI devices. The older methods are taken from the measured tables that ship with the
-package. The result equals all measured tables of these lines, of machines with 2 to 64 vCPUs and up
-to 12 root ports. It was compared with no other machine, so `FoundTables.exact` is False.
+Between these release lines two methods of the DSDT differ: CSCN, which scans vCPUs, and in 8.2 also
+PDSM, which names PCI devices. The older methods are taken from the measured tables that ship with
+attestkit. The result equals all measured tables of 8.2 and 9.2, of machines with 2 to 64 vCPUs and
+up to 12 root ports. It was compared with no other machine, so `FoundTables.exact` is False.
 
 QEMU's TDX branches before 9.2 could not deliver level-triggered interrupts to a TD, so their tables
 declare all legacy interrupts as edge-triggered. Apart from that the tables are those of the
@@ -83,7 +83,7 @@ def _override_all(madt: bytes, offset: int) -> bytes:
 
 
 BASE_LINE: Final = "10.0"
-"""Line of QEMU whose tables are the base."""
+"""Release line of QEMU from whose tables others are derived."""
 
 _METHOD: Final = 0x14
 _ONE: Final = b"\x01"
@@ -102,9 +102,9 @@ _LOOPS: Final = re.compile(rb"(\x14|\xa2)")
 
 
 def can_derive(line: str, inputs: AcpiInputs) -> bool:
-    """Return whether tables of a line can be derived for a machine.
+    """Return whether a machine's tables of QEMU's release line `line` can be derived.
 
-    They can for properties as those of the line's measured machines: for 8.2 ACPI hotplug and no
+    They can for properties as those of that line's measured machines: for 8.2 ACPI hotplug and no
     root port, for 9.2 no ACPI hotplug; for both at most 255 vCPUs.
     """
     if inputs.cpu_count > _MAX_VCPUS:
@@ -115,7 +115,7 @@ def can_derive(line: str, inputs: AcpiInputs) -> bool:
 
 
 def derive_tables(line: str, inputs: AcpiInputs, base: AcpiTables) -> AcpiTables:
-    """Return the ACPI tables of a machine on an older line of QEMU, derived from those of 10.0.
+    """Return a machine's ACPI tables of an older QEMU release line, derived from those of 10.0.
 
     Args:
         line: `8.2` or `9.2`; see `can_derive`.

@@ -1,9 +1,9 @@
-"""ACPI tables in the package and in a user's cache: their encoding, lookup and storage.
+"""ACPI tables that ship with attestkit or are in a user's cache: encoding, lookup, storage.
 
 The folder of the cache is accessible to its owner only: another writer could replace expected
 values. The first line of a file is the SHA-256 of the rest, which is an entry (see below),
-compressed with zlib. The file's name consists of the digest of machine and line, and that of the
-QEMU program. A malformed file, or one of another machine, is ignored and overwritten.
+compressed with zlib. The file's name consists of the digest of machine and QEMU release line, and
+that of the QEMU program. A malformed file, or one of another machine, is ignored and overwritten.
 
 An entry is a line of ASCII text, then the loader script, the RSDP and the tables, the first and the
 last without their trailing zeros. The line has the format's name and version, QEMU's version, and
@@ -111,7 +111,7 @@ def decode_entry(content: bytes) -> TableEntry:
 
 
 def entry_spans(content: bytes) -> Iterator[tuple[tuple[int, ...], slice]]:
-    """Yield key and position of each entry in `content`, which consists of entries.
+    """Yield `TableEntry.key` and position of each entry in `content`, which consists of entries.
 
     Raises:
         FormatError: As for `decode_entry`.
@@ -155,13 +155,13 @@ def _bad(problem: str, reason: FormatReason, offset: int | None = None) -> Forma
 
 
 PACKAGED_LINES: Final = ("8.2", "9.2", "10.0", "11.1")
-"""Lines of QEMU of which the package has tables."""
+"""Release lines of QEMU whose tables ship with attestkit."""
 
 _MAX_CONTENT: Final = 1 << 24  # bytes of a line's entries
 
 
 def packaged_tables(line: str, key: TableKey) -> TableEntry | None:
-    """Return the package's tables of a machine on a line of QEMU; None if it has none."""
+    """Return a machine's tables of a QEMU release line that ship with attestkit, or None."""
     if line not in PACKAGED_LINES:
         return None
     content, places = _load_line(line)
@@ -170,7 +170,7 @@ def packaged_tables(line: str, key: TableKey) -> TableEntry | None:
 
 
 def packaged_entries(line: str) -> Iterator[TableEntry]:
-    """Yield all of the package's tables of a line, one of `PACKAGED_LINES`."""
+    """Yield all shipped tables of a QEMU release line, one of `PACKAGED_LINES`."""
     content, places = _load_line(line)
     return (decode_entry(content[place]) for place in places.values())
 
@@ -231,9 +231,9 @@ class TableCache:
         return entry if entry is not None and entry.qemu_version == build.version else None
 
     def find(self, line: str, key: TableKey) -> TableEntry | None:
-        """Return the tables of a machine that any QEMU of a line made.
+        """Return the tables of a machine that any QEMU of the release line `line` made.
 
-        None if the cache has none, or if programs of the line made different tables.
+        None if the cache has none, or if QEMU programs of that line made different tables.
         """
         numbers = key.numbers()
         prefix = _machine_digest(line, numbers)

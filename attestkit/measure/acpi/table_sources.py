@@ -31,8 +31,8 @@ class FoundTables(NamedTuple):
             those of QEMU 10.0 (see `derived_tables`).
         qemu_version: Version of the QEMU that made them, or made those that they are derived from;
             None for those of a folder.
-        exact: Whether that QEMU is of the same line as the host's; False for derived tables.
-        basis: What confirms that tables of this line equal those that guests measure.
+        exact: Whether that QEMU is of the host's release line; False for derived tables.
+        basis: What confirms that tables of this release line equal those that guests measure.
     """
 
     files: AcpiTables
@@ -54,9 +54,9 @@ def find_tables(
 ) -> FoundTables | None:
     """Return the ACPI tables of a dstack VM; None if no source has them.
 
-    A `folder` alone decides. Else tables of the QEMU line of the host are preferred: from `qemu`,
-    from the cache, from the package, derived ones. The last choice are tables of `qemu` of a line
-    other than the host's. The last two kinds are not `exact`.
+    With `folder` no other source is used. Else tables of the host's release line of QEMU are
+    preferred: made by `qemu`, from the cache, shipped with attestkit, derived. The last choice are
+    tables of a `qemu` of another release line. Those and derived ones are not `exact`.
 
     Args:
         machine: Shape of the VM, with the version of the host's QEMU.
@@ -171,7 +171,7 @@ def _find_entry(
     run: _Run | None,
     cache: TableCache | None,
 ) -> tuple[TableOrigin, TableEntry] | None:
-    """Return tables of the host's line `wanted`, else derived ones, else those of `run`."""
+    """Return tables of the host's release line (of `wanted`), else derived ones, else `run`'s."""
     if wanted is not None and (run is None or run.line != wanted.line):
         found = _stored(wanted.line, key, cache) or _derive(wanted.line, key, run, cache)
         if found is not None:
@@ -192,7 +192,7 @@ def _stored(
 def _derive(
     line: str, key: TableKey, run: _Run | None, cache: TableCache | None
 ) -> tuple[TableOrigin, TableEntry] | None:
-    """Return tables of an older line, derived from those of `BASE_LINE`; None without these."""
+    """Return tables of an older release line, derived from `BASE_LINE`'s; None without these."""
     if not derived_tables.can_derive(line, key.inputs):
         return None
     base_key = key._replace(inputs=key.inputs._replace(pic=False))  # as those of the package

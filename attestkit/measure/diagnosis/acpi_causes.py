@@ -167,7 +167,7 @@ def _find_variation(guest: ComparedGuest, digest: bytes) -> Cause | None:
 
 
 def _packaged_files(guest: ComparedGuest) -> AcpiTables | None:
-    """Return the expected tables, if they ship with the package."""
+    """Return the expected tables if they ship with attestkit, else None."""
     machines = guest.expected_acpi.machines if guest.expected_acpi else ()
     for machine in machines:
         if machine.edge_triggered:

@@ -92,7 +92,7 @@ class Cause(NamedTuple):
         proven: Whether a recomputation with this cause gives the digest in the evidence. Otherwise
             the text says what usually causes such a difference.
         value: The guest's value of the property, if it was found, such as bytes of memory, number
-            of vCPUs, or line of QEMU.
+            of vCPUs, or release line of QEMU.
     """
 
     name: CauseName

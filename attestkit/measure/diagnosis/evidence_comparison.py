@@ -106,8 +106,8 @@ def uncompared_registers(
 ) -> tuple[str, ...]:
     """Return the registers that `find_differences` cannot compare, such as `rtmr0`.
 
-    These are registers whose events cannot be predicted and, if the log is shortened, registers
-    with an unknown digest.
+    These are registers whose events cannot be predicted. If the log explains RTMR3 only, they are
+    the registers whose expected value is unknown.
     """
     quote = evidence.quote
     if expected.platform != "tdx" or quote is None:
@@ -142,7 +142,7 @@ def _compare_mrtd(expected: ExpectedMeasurements, mrtd: bytes) -> tuple[Differen
 def _compare_registers(
     expected: ExpectedMeasurements, rtmrs: Rtmrs, log: EventLog, inputs: GuestInputs
 ) -> tuple[Difference, ...]:
-    """Compare the values of RTMR0 to RTMR2; the log is shortened to the events of ACPI tables."""
+    """Return which values of RTMR0 to RTMR2 differ, for a log that explains none of them."""
     text = "the log is shortened and does not have the events, so that the cause is unknown"
     cause = Cause("log_without_events", text)
     accepted = _accepted_registers(expected, log)

@@ -58,7 +58,7 @@ class TableShape(NamedTuple):
 
 
 class PackagedMachine(NamedTuple):
-    """A machine whose ACPI tables ship with the package, and the QEMU line of these tables."""
+    """A machine whose ACPI tables ship with attestkit, and the tables' release line of QEMU."""
 
     line: str
     inputs: AcpiInputs
@@ -90,7 +90,7 @@ def find_table_shape(loader_digest: bytes, rsdt: int) -> TableShape | None:
 
 
 def find_packaged_machines(digests: tuple[bytes, bytes, bytes]) -> list[PackagedMachine]:
-    """Return the machines of the package whose tables have these digests: loader, RSDP, tables."""
+    """Return the machines whose shipped tables have these digests: loader script, RSDP, tables."""
     return [
         PackagedMachine(line, entry.inputs, edge)
         for line in PACKAGED_LINES
@@ -276,8 +276,8 @@ def _large_sizes() -> Iterator[int]:
 
 
 ShapeSource = Literal["search", "vm_config"]
-"""`vm_config`: the host's word, which no signature confirms. `search`: found from digests of the
-log, so that events which depend on it are as expected."""
+"""Source of a shape. `vm_config`: stated by the host, and confirmed by no signature. `search`:
+found from digests of the log, so that events which depend on it are as expected."""
 
 
 def read_machine_shape(evidence: Attestation) -> tuple[MachineShape, ShapeSource]:

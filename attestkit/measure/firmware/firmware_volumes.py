@@ -97,7 +97,7 @@ class _StringSearch:
         self._tail = b""
 
     def feed(self, piece: bytes | memoryview) -> None:
-        """Search the next piece."""
+        """Search the next piece, and add the strings in it to `found`."""
         data = b"".join((self._tail, piece)) if self._tail else bytes(piece)
         self.found.update([text for text in self._strings - self.found if text in data])
         self._tail = data[-self._overlap :] if self._overlap else b""

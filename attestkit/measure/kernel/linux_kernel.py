@@ -17,7 +17,7 @@ from attestkit.measure.kernel import kernel_events
 from attestkit.measure.kernel.pe_image import authenticode_digest
 
 QemuRelease = tuple[int, int]
-"""Major and minor number."""
+"""Major and minor version of QEMU."""
 
 _ACPI_DATA_SIZE: Final = 0x28000  # bytes that QEMU reserves below the end of low memory
 _OLDEST: Final = 0x202  # protocol

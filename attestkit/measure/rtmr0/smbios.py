@@ -57,7 +57,7 @@ def publish_smbios(table: bytes, firmware: BiosStrings | None = None) -> bytes:
     Args:
         table: File `etc/smbios/smbios-tables` of QEMU.
         firmware: Strings of the firmware, which it adds if QEMU has no BIOS information; by
-            default those of upstream's builds.
+            default those of a build of unmodified edk2.
 
     Raises:
         FormatError: If the table is malformed, or over 1 MiB.

@@ -218,7 +218,7 @@ def svsm_launch_digest(
 
 
 def launch_digest_basis(vmm: Vmm, *, hashes: bool, svsm: bool = False) -> Basis:
-    """Return the basis of a launch digest: `hardware` only for QEMU with kernel hashes."""
+    """Return `hardware` for QEMU with kernel hashes and without SVSM, else `independent`."""
     return "hardware" if vmm == "qemu" and hashes and not svsm else "independent"
 
 

@@ -14,7 +14,7 @@ SEC_MEMORY: Final = 1
 SECRETS: Final = 2
 CPUID: Final = 3
 SVSM_CAA: Final = 4
-"""Calling area of a service module."""
+"""Kind of a section: calling area of an SVSM."""
 KERNEL_HASHES: Final = 0x10
 
 _KINDS: Final = frozenset({SEC_MEMORY, SECRETS, CPUID, SVSM_CAA, KERNEL_HASHES})

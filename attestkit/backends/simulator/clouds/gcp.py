@@ -81,8 +81,8 @@ class _GoogleVm(CloudSimulator):
     def _provision(self, contents: Iterable[Callable[[], bytes]]) -> None:
         """Define the NV indices of templates and certificates.
 
-        `contents` make the certificates. They are called when an index is first read; with swtpm
-        now, because its slots for keys may be full later.
+        `contents` make the certificates. They are called when an index is first read; those of
+        swtpm immediately, because its slots for keys may be full later.
         """
         tpm = self.vtpm.tpm
         for index, template in _TEMPLATES.items():

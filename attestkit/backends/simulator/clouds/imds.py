@@ -48,8 +48,8 @@ class SimulatedImds:
 
     Args:
         quote: Returns a TD quote for a TD report of 1024 bytes; None on SEV-SNP.
-        certification: Returns VCEK, its TCB version (16 hex digits), and ASK and ARK, all PEM; None
-            on TDX.
+        certification: Returns the VCEK certificate (PEM), its TCB version (16 hex digits), and the
+            ASK's and ARK's certificates (one PEM text). None on TDX.
         region: Name of the region.
     """
 

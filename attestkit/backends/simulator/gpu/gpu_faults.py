@@ -289,7 +289,7 @@ GPU_SCENARIOS: Final[Cases] = {
     )
     for name, fault in GPU_FAULTS.items()
 }
-"""Rows of the registry of scenarios."""
+"""A scenario for each fault, by name: `GPU_PREFIX` and the fault's name."""
 
 
 def find_gpu_fault(name: str) -> GpuFault:

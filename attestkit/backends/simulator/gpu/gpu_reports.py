@@ -140,12 +140,12 @@ class ReportContent(NamedTuple):
         return self._replace(measurements=tuple(measurements))
 
     def with_field(self, kind: int, value: bytes | None) -> "ReportContent":
-        """Return the content with another value of an opaque field; None removes the field."""
+        """Return the content with another value of the opaque field `kind`; None removes it."""
         opaque = [(one, old if one != kind else value) for one, old in self.opaque]
         return self._replace(opaque=tuple([(one, new) for one, new in opaque if new is not None]))
 
     def add_field(self, kind: int, value: bytes) -> "ReportContent":
-        """Return the content with an additional opaque field at the end."""
+        """Return the content with one more opaque field at the end, of the type `kind`."""
         return self._replace(opaque=(*self.opaque, (kind, value)))
 
     def encode(self) -> bytes:

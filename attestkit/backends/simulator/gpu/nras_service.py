@@ -42,7 +42,10 @@ def encode_token(
     claims: Mapping[str, Any],
     sign: Callable[[bytes], bytes] = lambda _: b"",
 ) -> str:
-    """Return a compact JWT, with an identifier (`jti`) that is a function of the claims."""
+    """Return a compact JWT, with an identifier (`jti`) that is a function of the claims.
+
+    `sign` returns the signature of encoded header and claims; by default it is empty.
+    """
     content = dict(claims)
     content["jti"] = str(uuid.UUID(bytes=sha256(compact_json(content))[:16]))
     signed = f"{to_base64url(compact_json(header))}.{to_base64url(compact_json(content))}"
@@ -219,7 +222,10 @@ class SimulatedNras:
         return json.dumps({"keys": [self._jwk(one) for one in (day, day - 1)]}).encode()
 
     def attest(self, path: str, body: bytes, now: datetime) -> ServiceResponse:
-        """Return the response to a POST of JSON: tokens, or an error of status 400 or 404."""
+        """Return the response to a POST of JSON: tokens, or an error of status 400 or 404.
+
+        `path` is `/v2`, `/v3` or `/v4`, then `/attest/gpu` or `/attest/switch`.
+        """
         match = _PATH.fullmatch(path)
         if match is None:
             return _refuse(404, "not found")

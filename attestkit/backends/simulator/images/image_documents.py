@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from attestkit.measure.rtmr0.rtmr0_events import AcpiBlobs
 
 DEFAULT_SHAPE: Final = MachineShape(cpu_count=2, memory_size=2 << 30, qemu_version="10.0.13")
-"""A machine whose ACPI tables are in the package."""
+"""A machine whose ACPI tables ship with attestkit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class BootFiles:
         initrd: Initrd, if any.
         cmdline: Command line of the kernel.
         shape: The machine of a TD.
-        acpi: Its ACPI tables. None: those of the package; for machines of which it has none, the
+        acpi: Its ACPI tables. None: those that ship with attestkit; for machines without them, the
             digests in the log are those of literal strings.
         smbios: The SMBIOS table of QEMU. None: an empty one.
     """
@@ -52,7 +52,7 @@ class BootFiles:
 
 
 BootSource: TypeAlias = str | os.PathLike[str] | BootFiles
-"""A dstack image (folder or archive), or files."""
+"""A dstack image (path of its folder or archive), or the contents of files."""
 
 
 TDX_DOCUMENT: Final = "measurement.tdx.cbor"

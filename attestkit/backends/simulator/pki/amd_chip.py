@@ -153,7 +153,7 @@ class SimulatedChip:
 
     @cached_property
     def certificates(self) -> bytes:
-        """The certificate table, as the host passes it to the guest."""
+        """Leaf, its issuer and the ARK, in the certificate table that a host passes to a guest."""
         leaf = _VLEK if self._is_vlek else _VCEK
         certificates = {leaf: self.leaf_der, _ASK: self.ask_der, _ARK: self.ark_der}
         at = (len(certificates) + 1) * _TABLE_ENTRY.size
@@ -164,7 +164,9 @@ class SimulatedChip:
         return entries + bytes(_TABLE_ENTRY.size) + contents
 
     def crl(self, now: float) -> bytes:
-        """Return the CRL of the ARK (DER) at a Unix time; empty, and constant during a UTC day.
+        """Return the ARK's CRL (DER) at a Unix time; it revokes nothing.
+
+        It is constant during a UTC day.
 
         Raises:
             UsageError: If `now` is not in 1970-01-02 to 9999-12-02.

@@ -345,7 +345,7 @@ def make_scalar(stream: Callable[[str, int], bytes], label: str) -> bytes:
 
 
 def public_kms_keys(seed: bytes) -> tuple[bytes, bytes]:
-    """Return the public keys of a seed's KMS: of its CA (SPKI in DER), and the secp256k1 key."""
+    """Return a seed's KMS keys: that of the CA (SPKI in DER), secp256k1 (33 bytes, compressed)."""
 
     def scalar(label: str) -> bytes:
         return make_scalar(lambda name, size: derive_kms_bytes(seed, name, size), label)

@@ -45,7 +45,7 @@ class NamedCase(NamedTuple):
 
 
 Cases = Mapping[str, NamedCase]
-"""Rows by name."""
+"""Scenarios or faults by name."""
 
 
 def describe_cases(cases: Cases, width: int = 0) -> tuple[str, ...]:

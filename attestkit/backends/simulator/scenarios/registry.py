@@ -153,7 +153,7 @@ _SIMULATOR: Final = __name__.rsplit(".", 2)[0]
 
 
 def _find_table(module: str, name: str) -> Cases:
-    """Return the table `name` of a module that is imported now: it is slow, or imports this one."""
+    """Return the table `name` of a module, imported here: it is slow, or imports this module."""
     return cast("Cases", getattr(import_module(f"{_SIMULATOR}.{module}"), name))
 
 
