@@ -88,7 +88,11 @@ class DeviceResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GpuResult:
-    """Result for accepted evidence of GPUs and switches."""
+    """Result for accepted evidence of GPUs and switches.
+
+    `binding` is None if they were verified without CPU evidence; `nras` has the claims of NVIDIA's
+    tokens about each device, or is None without tokens.
+    """
 
     devices: tuple[DeviceResult, ...]
     steps: tuple[VerificationStep, ...]

@@ -57,7 +57,8 @@ class GpuRules:
     """Rules for the evidence of GPUs; a field that is None states no rule.
 
     Chips are compared by name (`GH100`, `GB100`, `LS10`), versions without case. The rules about
-    versions and number apply to GPUs, not to switches. Immutable, hashable, picklable.
+    versions and number apply to GPUs, not to switches. docs/policy.md describes each field.
+    Immutable, hashable, picklable.
 
     Raises:
         UsageError: If a rule has the wrong type or accepts nothing, or two rules contradict.

@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 CHECKSUMS: Final = "sha256sum.txt"
 METADATA: Final = "metadata.json"
 DIGEST: Final = "digest.txt"
-"""Optional file with the image's hash in hex."""
+"""Name of the optional file with the image's hash in hex."""
 
 _SMALL_FILE: Final = 1 << 20  # bytes
 _MOST_LISTED: Final = 256  # files

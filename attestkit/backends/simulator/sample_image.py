@@ -84,7 +84,7 @@ def section(kind: int, body: bytes) -> bytes:
 
 
 def guided_section(guid: UUID, data: bytes, attributes: int = 1) -> bytes:
-    """Return a GUID-defined section, whose data are encoded or preceded by a checksum."""
+    """Return a GUID-defined section (PI, volume 3); `attributes` 1: readers must decode `data`."""
     return section(2, guid.bytes_le + struct.pack("<HH", 24, attributes) + data)
 
 

@@ -144,10 +144,10 @@ def describe(code: int) -> str:
 
 
 SECONDS: Final = 2.0
-"""Time limit of a command, with its retries."""
+"""Time limit of a command in seconds, with its retries."""
 
 KEY_SECONDS: Final = 60.0
-"""Time limit of a command that may generate a key or test all algorithms."""
+"""Time limit in seconds of a command that may generate a key or test all algorithms."""
 
 _LONG: Final = frozenset({CREATE_PRIMARY, SELF_TEST})
 _FIRST_WAIT: Final = 0.002  # seconds before the first retry; doubled for each further one

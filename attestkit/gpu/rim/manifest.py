@@ -28,7 +28,7 @@ MAX_MEASUREMENTS: Final = 254
 MAX_ALTERNATIVES: Final = 16
 """Maximum number of accepted hashes of a measurement; NVIDIA's RIMs have up to 4."""
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-"""Identifier of a RIM."""
+"""Pattern of the identifier of a RIM."""
 _HASH_SIZE: Final = 48  # bytes of SHA-384
 _TEXT: Final = re.compile(r"[\x20-\x7e]{1,128}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,3}")

@@ -62,7 +62,10 @@ _OPTION_FORMS: Final = [
 
 
 def find_kernel_cause(guest: ComparedGuest, event: Event) -> Cause:
-    """Return why the kernel's hash differs; hashes up to 768 MiB, at least four kernels, in 2 s."""
+    """Return why the kernel's hash differs, from hashes of the kernel with other setup headers.
+
+    It hashes 768 MiB in total at most, but tries four headers at least; this takes 2 s.
+    """
     kernel = guest.inputs.kernel
     if kernel is None:
         text = "another kernel, or its header as QEMU before 10.0 changes it: memory, initrd size"

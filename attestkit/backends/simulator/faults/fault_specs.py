@@ -377,4 +377,4 @@ class Faults:
 
 
 FaultsLike: TypeAlias = Faults | str | Iterable[Fault | str] | None
-"""Argument of `Faults.of`."""
+"""Faults as callers specify them: see `Faults.of`."""

@@ -28,7 +28,7 @@ ROOTS: Final = "roots"
 ROLLOVER: Final = "rollover"
 
 REFUSAL: Final = "simulated fault kms_refuses"
-"""Reason of the refusals of `kms_refuses`."""
+"""Reason with which the KMS refuses under the fault `kms_refuses`."""
 
 
 def _fault(

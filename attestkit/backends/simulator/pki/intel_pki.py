@@ -276,7 +276,7 @@ def _dates(
 def _tcb_info(
     config: configs.TcbInfoConfig, pki: configs.PkiConfig, issue: int, next_update: int
 ) -> dict[str, Any]:
-    """Return the TCB info, with the members in the order of Intel's TCB info version 3."""
+    """Return the TCB info for two Unix times, with members in the order of Intel's version 3."""
     return {
         "id": config.id,
         "version": config.version,
@@ -329,7 +329,7 @@ def _platform_levels(config: configs.TcbInfoConfig, pki: configs.PkiConfig) -> l
 def _qe_identity(
     config: configs.QeIdentityConfig, pki: configs.PkiConfig, issue: int, next_update: int
 ) -> dict[str, Any]:
-    """Return the QE identity, with the members in the order of Intel's version 2."""
+    """Return the QE identity for two Unix times, with members in the order of Intel's version 2."""
     levels = config.levels
     if levels is None:
         levels = (

@@ -13,7 +13,7 @@ from attestkit.measure.machine_shape import MachineShape
 DEFAULT_PROGRAM: Final = "qemu-system-x86_64"
 
 STAND_IN: Final = "virtio-rng-pci"
-"""Endpoint with a 64-bit prefetchable BAR that needs nothing of the host."""
+"""QEMU device: an endpoint with a 64-bit prefetchable BAR. It needs nothing of the host."""
 
 CPU: Final = "Skylake-Server,phys-bits=52"
 """CPU model; QEMU compares the address width with the size of the 64-bit PCI window."""

@@ -27,7 +27,7 @@ _CONTROL, _BUFFER = 0x2000, 0x10000  # guest memory that this reader uses
 _CHUNK: Final = 1 << 19  # bytes; the buffer ends below 640 KiB
 
 MAX_ITEM: Final = 1 << 22
-"""Maximum size of a file, in bytes."""
+"""Maximum size of a fw_cfg file, in bytes."""
 
 _ENTRY: Final = struct.Struct(">IHH56s")  # size, key, reserved, name
 _MAX_FILES: Final = 1024
@@ -243,10 +243,10 @@ def read_version(program: str) -> QemuVersion:
 
 
 def read_build(program: str) -> QemuBuild:
-    """Return version and digest of a QEMU program.
+    """Return version and digest of a QEMU program; no digest if its file cannot be read.
 
-    For a script that starts QEMU, the digest covers the script and the version with that of the
-    package, such as `10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)`.
+    The digest covers the file and the version that it prints, such as
+    `10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)`, because the file may be a script that starts QEMU.
 
     Raises:
         ConfigError: As for `read_version`.

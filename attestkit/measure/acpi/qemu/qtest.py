@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DEFAULT_SECONDS: Final = 30.0
-"""Time limit of a run; 64 vCPUs with 2 TiB take 0.6 s."""
+"""Time limit of a run in seconds; 64 vCPUs with 2 TiB take 0.6 s."""
 
 _QTEST: Final = (
     *("-accel", "tcg", "-S", "-qtest", "stdio", "-qtest-log", "none"),
