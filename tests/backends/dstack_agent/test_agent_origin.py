@@ -66,7 +66,7 @@ def test_simulator_header_is_decisive(header: str) -> None:
 @needs_shared
 def test_captured_quote_is_simulated() -> None:
     """A replayed quote has other report data or an invalid signature."""
-    assert "wrong report data" in why_simulated(GENUINE, report_data=REPORT_DATA)
+    assert "not over the requested report data" in why_simulated(GENUINE, report_data=REPORT_DATA)
     patched = bytearray(GENUINE)
     patched[568:632] = REPORT_DATA
     assert "invalid signature" in why_simulated(bytes(patched))
