@@ -31,7 +31,7 @@ def context(number: int) -> int:
 
 
 def encode_element(tag: int, content: bytes) -> bytes:
-    """Return an element with its length in the shortest form."""
+    """Return the DER of an element, with its length in the shortest form."""
     size = len(content)
     if size < 0x80:
         return bytes([tag, size]) + content
@@ -50,7 +50,10 @@ def encode_integer(value: int) -> bytes:
 
 
 class DerReader:
-    """A cursor over DER elements; its methods raise FormatError if an element is malformed."""
+    """A cursor over DER elements.
+
+    Methods raise FormatError if the next element is malformed, or has a tag other than `tag`.
+    """
 
     __slots__ = ("_data", "_end", "at")
 
@@ -64,12 +67,12 @@ class DerReader:
         return self._data[self.at] if self.at < self._end else None
 
     def content(self, tag: int) -> bytes:
-        """Read an element and return its content."""
+        """Read the next element and return its content."""
         start, end = self._element(tag)
         return self._data[start:end]
 
     def whole(self, tag: int | None = None) -> bytes:
-        """Read an element (of any tag, if `tag` is None); return its tag, length and content."""
+        """Read an element (any, if `tag` is None); return its encoding: tag, length and content."""
         at = self.at
         tag = (self.tag() or 0) if tag is None else tag
         _, end = self._element(tag)
@@ -127,7 +130,7 @@ class DerReader:
             raise _bad("data follow the last element", self.at, "trailing_data")
 
     def _element(self, tag: int) -> tuple[int, int]:
-        """Skip the next element; return start and end of its content."""
+        """Skip the next element; return the offsets of start and end of its content."""
         data, at, end = self._data, self.at, self._end
         start = at + 2
         if start > end or data[at] != tag:

@@ -245,7 +245,7 @@ class P256Key(Secret):
         return text
 
     def sign(self, data: bytes) -> bytes:
-        """Return the signature over the SHA-256 of `data`: r and s (may be high), 64 bytes."""
+        """Return the signature over the SHA-256 of `data`: r and s (s may be high), 64 bytes."""
         return _raw(self.sign_der(data))
 
     def sign_der(self, data: bytes) -> bytes:

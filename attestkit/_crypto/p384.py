@@ -24,7 +24,7 @@ P384_ORDER: Final = int(
     16,
 )
 ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
-"""AlgorithmIdentifier in DER (RFC 5758, 3.2)."""
+"""AlgorithmIdentifier of ecdsa-with-SHA384 in DER, without parameters (RFC 5758, 3.2)."""
 # SubjectPublicKeyInfo (RFC 5480) before the coordinates, including the 04 of the point.
 P384_SPKI_HEAD: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
 

@@ -27,7 +27,7 @@ def encode_pem(label: str, der: bytes) -> str:
 
 
 def split_pem(text: str, labels: Collection[str] = (CERTIFICATE_LABEL,)) -> list[bytes]:
-    """Return the blocks with one of the labels in DER, in order; ignore all else.
+    """Return the DER of each block with one of the labels, in order; ignore all else.
 
     Raises:
         FormatError: If the text has no such block, or one is incomplete or not base64 in its

@@ -111,7 +111,7 @@ def load_verification_key(spki: bytes) -> PublicVerificationKey:
 
 @lru_cache(maxsize=64)
 def encode_rsa_spki(modulus: bytes, exponent: int) -> bytes:
-    """Return a public key as SubjectPublicKeyInfo; the modulus is big-endian."""
+    """Return a public key as SubjectPublicKeyInfo in DER; the modulus is big-endian."""
     signed = encode_integer(int.from_bytes(modulus, "big")) + encode_integer(exponent)
     point = encode_element(BIT_STRING, b"\0" + encode_element(SEQUENCE, signed))
     return encode_element(SEQUENCE, _RSA_ALGORITHM + point)

@@ -105,7 +105,7 @@ def _check_sizes(secret: bytes, public_key: bytes, nonce: bytes) -> None:
 
 
 def seal_box(recipient: bytes, plaintext: bytes) -> bytes:
-    """Encrypt to an X25519 public key of 32 bytes, with a random ephemeral key.
+    """Return a sealed box of `plaintext` for the X25519 public key `recipient`, 32 bytes.
 
     Raises:
         UsageError: If the public key does not have 32 bytes, or has low order (shared secret of

@@ -11,7 +11,7 @@ from attestkit._formats.binary_layout import Cursor
 from attestkit.errors import FormatError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""Wire types."""
+"""Wire types of fields (protobuf.dev, Encoding)."""
 
 MAX_FIELDS: Final = 4_096
 """Most fields of one message."""

@@ -66,7 +66,7 @@ def remove_abandoned(path: Path) -> None:
 
 
 def _make_locked(path: Path) -> tuple[int, str]:
-    """Make a temporary file with a lock, which ends when the file is closed."""
+    """Make a locked temporary file; return its descriptor, which holds the lock, and its path."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:

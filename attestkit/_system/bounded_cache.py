@@ -55,7 +55,7 @@ class BoundedCache(Generic[_Key, _Value]):
         Args:
             key: The key.
             value: The value.
-            seconds: Maximum age.
+            seconds: Maximum age; None: no limit.
         """
         entries = self._entries
         entries.pop(key, None)  # so that it moves to the end

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class CallHangsError(TimeoutError):
-    """A call exceeds its time limit, or is not made because `earlier` calls hang."""
+    """A call exceeds its time limit, or is not made because this many (`earlier`) calls hang."""
 
     def __init__(self, earlier: int = 0) -> None:
         super().__init__("timed out")

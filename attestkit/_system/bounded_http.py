@@ -143,7 +143,7 @@ def exchange(
 
 
 def host_header(host: str, port: int) -> str:
-    """Return the value of the header Host for a name or an address."""
+    """Return the value of the header Host, always with the port; an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
 
     class RLock:  # typeshed wrongly declares it final, and omits what Condition uses
-        """Re-entrant lock."""
+        """`threading.RLock` as a base class, for type checkers only."""
 
         def acquire(self) -> bool:
             """Acquire the lock, waiting as long as necessary; return True."""

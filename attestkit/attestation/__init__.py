@@ -160,7 +160,7 @@ class Attestation:
         Args:
             encoding: One of `Encoding`; None for the encoding in which the evidence was received.
                 The default of new evidence is `cbor` if it has collateral or GPU evidence, or its
-                platform is not one of dstack's, `v1` if an event has version 2, otherwise `v0`.
+                platform is not one of dstack's, `v1` if an event has digest version 2, else `v0`.
                 Only `cbor` and `json` include collateral and GPU evidence.
 
         Raises:
@@ -262,7 +262,7 @@ class Attestation:
 
     @property
     def report_data(self) -> bytes:
-        """The report data (64 bytes) sent with the quote; a verifier compares both."""
+        """The report data (64 bytes) beside the quote; verifiers compare them with the quote's."""
         return self._evidence.stack.report_data
 
     @property

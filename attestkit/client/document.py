@@ -232,7 +232,7 @@ def _read_statement(encoded: bytes) -> Statement:
 
 
 def _check_version(fields: Mapping[str, object]) -> None:
-    """Check the version before the members, which other versions may define differently."""
+    """Check that the member `version` is 1, or missing, which a later check refuses."""
     version = fields.get("version", _VERSION)  # if missing, `AnswerObject.check` refuses it
     if type(version) is not int:
         raise FormatError("document: version: must be an integer", reason="wrong_type")

@@ -139,7 +139,7 @@ def _sources(tls: object) -> Iterable[AnyPath | bytes]:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """Return device, inode, size and time of a file, to recognize that it was replaced."""
+    """Return device, inode, size and modification time (ns) of a file, to detect a replacement."""
     found = Path(path).stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -202,7 +202,7 @@ WAITING: Final = 16
 _NONCE: Final = re.compile(rb"nonce=([0-9a-f]{64})")
 _RETRY_SECONDS: Final = 1
 App = TypeVar("App")
-"""Application of the server's interface."""
+"""An ASGI or WSGI application."""
 
 _logger = logging.getLogger("attestkit.client")
 
@@ -252,7 +252,7 @@ class DocumentEndpoint(Generic[App]):
         self._statement(bytes(32))  # raises for arguments that are not valid
 
     def _answer(self, method: str, query: bytes) -> "Reply | Future[Reply]":
-        """Answer a request for evidence: with the Reply that rejects it, or the Future of one.
+        """Return the Reply that rejects a request for evidence, or a Future of one with evidence.
 
         Evidence is made in a new thread. Cancelling the future frees a place in the queue, as long
         as the request waits there.

@@ -168,7 +168,7 @@ class LocalProxy:
 
 
 def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return the headers without those of one connection (RFC 9110, 7.6.1)."""
+    """Return the headers without the hop-by-hop ones (RFC 9110, 7.6.1)."""
     fields = [(name.lower(), value) for name, value in headers]
     named = {
         one.strip().lower()
@@ -210,7 +210,10 @@ async def _disconnect(receive: _Receive) -> None:
 
 
 def _refusal(scope: _Scope) -> str | None:
-    """Return why a request is refused, which may be of a web page or has no path; None if not."""
+    """Return why a request is refused; None if it is accepted.
+
+    Refused are a different Host, a target that is not a path, and requests of web pages.
+    """
     headers = dict(scope["headers"])
     host, port = scope["server"]
     names = {f"{name}:{port}" for name in (host, f"[{host}]", "localhost")}

@@ -218,7 +218,7 @@ class Collateral:
 
     @property
     def size(self) -> int:
-        """Size of all fields in bytes or characters."""
+        """Sum of the lengths of all fields: bytes of binary fields, characters of text."""
         return sum(len(getattr(self, name) or "") for name in (*_FIELDS, _OPTIONAL))
 
     @property

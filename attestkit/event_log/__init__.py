@@ -46,7 +46,7 @@ class RtmrSource(Protocol):
 
     @property
     def rtmrs(self) -> Rtmrs:
-        """RTMR0 to RTMR3."""
+        """RTMR0 to RTMR3, 48 bytes each."""
         ...
 
 
@@ -104,7 +104,14 @@ class EventLog:
         v2_error: str | None = None,
         warnings: tuple[str, ...] = (),
     ) -> "EventLog":
-        """Create a log from events that are known to be valid, with results computed before."""
+        """Create a log from events that are known to be valid.
+
+        Args:
+            events: The events.
+            columns: Registers, a byte each, and digests of the extending events; None: computed.
+            v2_error: Error of the first version 2 event that does not match its preimage.
+            warnings: See `warnings`.
+        """
         self = _new(cls)
         self._set(events, _columns(events) if columns is None else columns)
         self._v2_error, self._warnings = v2_error, warnings
@@ -294,7 +301,7 @@ class EventLog:
 
     @staticmethod
     def replay_many(logs: Iterable["EventLog"]) -> list[Rtmrs]:
-        """Replay many logs at once."""
+        """Return the registers after replaying each log, in the order of the logs."""
         return _native.replay_many([EventLog._packed(log) for log in logs])
 
     def check(self, quote: RtmrSource, registers: Sequence[int] = (0, 1, 2, 3)) -> None:

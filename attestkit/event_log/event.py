@@ -182,7 +182,7 @@ class Payload(NamedTuple):
 
 
 def preview(payload: bytes) -> Payload:
-    """Return the start of a payload: as text if all of it is printable, else in hex."""
+    """Return the start of a payload, for display: as text if it is printable, else in hex."""
     size = len(payload)
     text = _text(payload)
     if text is not None:

@@ -53,7 +53,7 @@ class ImaRecord(NamedTuple):
 
 
 class ImaMatch(NamedTuple):
-    """The shortest start of a log whose replay gives a PCR value: its length, and the rest's."""
+    """Numbers of records in the shortest prefix that replays to a PCR value, and after it."""
 
     records: int  # of this PCR, in the prefix
     following: int  # of this PCR, after the prefix
@@ -103,7 +103,7 @@ class ImaLog(NamedTuple):
 
     @property
     def violations(self) -> int:
-        """Number of violations."""
+        """Number of records for which `is_violation` is true."""
         return sum(record.is_violation for record in self.records)
 
     @property
@@ -179,7 +179,7 @@ def begins_with_ima_record(data: bytes) -> bool:
 
 
 def _detect_bank(data: bytes) -> tuple[str, int]:
-    """Return the bank whose digest size makes the first record well-formed."""
+    """Return the bank whose digest size makes the first record well-formed, and that size."""
     for bank, size in HASH_SIZES.items():
         at = 4 + size
         length = int.from_bytes(data[at : at + 4], "little")

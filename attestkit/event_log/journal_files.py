@@ -101,7 +101,7 @@ class OsFolder:
         make_folder(self._path)
 
     def stamp(self, name: str) -> Stamp | None:
-        """Return identity and size of a file, or None if it is missing."""
+        """Return inode, size and times of a file, or None if it is missing."""
         try:
             found = os.lstat(self._name(name))
         except FileNotFoundError:

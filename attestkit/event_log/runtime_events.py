@@ -2,7 +2,7 @@
 
 Digests follow the dstack guest agent, in two versions. Version 1 joins name and payload with a
 colon, so the events `a:b`, `c` and `a`, `b:c` have the same digest, and an attacker who relays a
-log could replace one by the other. Version 1 names with a colon are therefore rejected.
+log could replace one by the other. Names with a colon are therefore rejected in version 1.
 """
 
 import hashlib
@@ -69,8 +69,8 @@ def runtime_event(name: str, payload: bytes, version: int = 1) -> Event:
         version: Digest version, 1 or 2.
 
     Raises:
-        UsageError: If the version is unknown, a version 1 name has a colon, the name has a lone
-            surrogate, or an argument has another type.
+        UsageError: If the version is unknown, the name has a lone surrogate or in version 1 a
+            colon, or an argument has another type.
     """
     if not isinstance(name, str):
         raise wrong_type("event name", "a string", name)
@@ -95,7 +95,7 @@ def check_runtime_events(events: Sequence[Event]) -> None:
 
     Raises:
         VerificationError: If a runtime event is in another register, RTMR3 has an event of another
-            type, or a version 1 name has a colon.
+            type, or the name of an event of version 1 has a colon.
     """
     for index, event in enumerate(events):
         problem = ""

@@ -1,10 +1,10 @@
 """Keys of an application: the guest agent's key file, derivation, signatures and verification.
 
 All keys are derived from a root key of 32 bytes with HKDF, as in the dstack guest agent API; the
-info is the path, or the algorithm and domain of a v1 key. `LocalKeys` holds the root key,
-`AgentKeys` requests keys from a guest agent. A signature chain certifies a key: the application's
-root key signs the derived key, and the key management service (KMS) the root key; both are
-secp256k1 signatures.
+info is the path, or for a key of API v1 (`dstack.guest.v1`) its algorithm and domain (its name).
+`LocalKeys` holds the root key, `AgentKeys` requests keys from a guest agent. A signature chain
+certifies a key: the application's root key signs the derived key, and the key management service
+(KMS) the root key; both are secp256k1 signatures.
 
 Secrets never appear in `repr`, errors or pickles.
 """

@@ -47,8 +47,8 @@ class AgentKeys:
     def api(self) -> AgentApi:
         """The newest API that the agent has: with "v1", `derive_v1` works; requested once.
 
-        The other methods have the keys of v0, which agents of both kinds return, and never those of
-        v1: the same name has a different key there.
+        The other methods have the keys of API v0, which agents of both kinds return, and never
+        those of API v1, which has a different key for the same name.
         """
         return self._client.find_api()
 
@@ -96,7 +96,7 @@ class AgentKeys:
         return DerivedKey(key, public, chain)
 
     def derive_v1(self, domain: str, algorithm: str) -> DerivedKey:
-        """Return the key from the agent's method GetKey of v1; see `LocalKeys.derive_v1`.
+        """Return the key from GetKey of the agent's API v1; see `LocalKeys.derive_v1`.
 
         Raises:
             UsageError: If the algorithm is missing or unknown, the domain has unpaired surrogates,

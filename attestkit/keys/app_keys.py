@@ -258,10 +258,10 @@ class AppKeys(Secret):
         return derived
 
     def derive_v1_bytes(self, domain: str, algorithm: str) -> bytes:
-        """Derive the 32 bytes of a v1 key from the root key, without copying the root key.
+        """Derive the 32 bytes of a key of the agent's API v1, without copying the root key.
 
         Raises:
-            UsageError: If `encode_v1_names` rejects a name, or the AppKeys are closed.
+            UsageError: If `encode_v1_names` rejects domain or algorithm, or the AppKeys are closed.
         """
         derived = hkdf.derive_v1_bytes(self._secrets["k256_key"], domain, algorithm)
         self._root_key()  # after the access, see `close`
@@ -282,10 +282,10 @@ class AppKeys(Secret):
         return self._endorse(v0_claim(public_key, purpose))
 
     def endorse_v1(self, public_key: bytes, domain: str, algorithm: str) -> tuple[bytes, bytes]:
-        """Return the signature chain of a v1 key, whose claim is that of `v1_claim`.
+        """Return the signature chain of a key of the agent's API v1, whose claim is `v1_claim`.
 
         Raises:
-            UsageError: If `encode_v1_names` rejects a name, or the AppKeys are closed.
+            UsageError: If `encode_v1_names` rejects domain or algorithm, or the AppKeys are closed.
         """
         return self._endorse(v1_claim(public_key, domain, algorithm))
 

@@ -34,9 +34,9 @@ def derive_bytes(root: bytes | bytearray, *parts: bytes, length: int = 32) -> by
 
 
 def derive_v1_bytes(root: bytes | bytearray, domain: str, algorithm: str) -> bytes:
-    """Derive the 32 bytes of a v1 key (GetKey of `dstack.guest.v1`) from `root`.
+    """Derive the 32 bytes of a key of the agent's API v1 (`dstack.guest.v1`) from `root`.
 
-    A salt other than that of `derive_bytes` makes these keys independent of all v0 keys.
+    A salt other than that of `derive_bytes` makes these keys independent of all keys of API v0.
 
     Raises:
         UsageError: As `encode_v1_names`.
@@ -46,12 +46,13 @@ def derive_v1_bytes(root: bytes | bytearray, domain: str, algorithm: str) -> byt
 
 
 def encode_v1_names(domain: str, algorithm: str) -> tuple[bytes, bytes]:
-    """Return algorithm and domain of a v1 key in UTF-8, in the order of its derivation.
+    """Return algorithm and domain in UTF-8, in the order of derivation, for a key of API v1.
 
-    A domain is any text, because its length precedes it. Unicode is not normalized.
+    The domain, the name of the key, is any text, because its length precedes it. Unicode is not
+    normalized.
 
     Raises:
-        UsageError: If the algorithm is not `secp256k1` or `ed25519` (v1 has no default and no
+        UsageError: If the algorithm is not `secp256k1` or `ed25519` (API v1 has no default and no
             aliases), or the domain is not `str` or has unpaired surrogates.
     """
     encoded = utf8("algorithm", algorithm)

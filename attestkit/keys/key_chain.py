@@ -81,7 +81,7 @@ def verify_key_chain(
         app_root: Instead of `app_id` and `kms_roots`, the app's root key (33 bytes, compressed),
             from a trusted source such as evidence. The second link is then not used; it is empty
             without a KMS.
-        purpose: Expected purpose of a key of `derive_compat` (GetKey of v0); the chain binds
+        purpose: Expected purpose of a key of `derive_compat` (GetKey of API v0); the chain binds
             neither path nor algorithm. A key of `derive` has the purpose `""`.
         domain: Expected domain of a key of `derive_v1`.
         algorithm: Expected algorithm of a key of `derive_v1`: secp256k1 or ed25519.

@@ -1,8 +1,8 @@
 """Claims by which a root key certifies a key, key epochs, and signatures by an application's keys.
 
 Each claim is signed with secp256k1 over its Keccak-256 hash. No claim of one kind equals one of
-another kind: a v0 claim ends in 64 or 66 hex digits, where a v1 claim has zero bytes of its last
-length.
+another kind: a claim of the agent's API v0 ends in 64 or 66 hex digits, where one of its API v1 has
+zero bytes of its last length.
 """
 
 from typing import Final
@@ -19,7 +19,7 @@ _KMS_TAG: Final = b"dstack-kms-issued:"
 
 
 def v0_claim(public_key: bytes, purpose: str) -> bytes:
-    """Return the claim of GetKey: purpose, colon, and the public key in lower-case hex.
+    """Return the claim of GetKey of API v0: purpose, colon, and public key in lower-case hex.
 
     Raises:
         UsageError: If the purpose is not `str` or has unpaired surrogates.
@@ -31,7 +31,7 @@ def v1_claim(public_key: bytes, domain: str, algorithm: str) -> bytes:
     """Return the claim of GetKey of `dstack.guest.v1`, which also binds domain and algorithm.
 
     Raises:
-        UsageError: If `encode_v1_names` rejects a name.
+        UsageError: If `encode_v1_names` rejects domain or algorithm.
     """
     return length_prefixed(_V1_TAG, *encode_v1_names(domain, algorithm), public_key)
 

@@ -77,7 +77,7 @@ def write_app_keys(
     ca_key: P256Key | None,
     texts: Mapping[str, str],
 ) -> str:
-    """Return the text of a key file: compact JSON with its members in upstream's order.
+    """Return the text of a key file: compact JSON with its members in dstack's order.
 
     Args:
         provider: Kind of the key provider.

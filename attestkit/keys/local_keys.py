@@ -192,7 +192,9 @@ class LocalKeys:
 
 
 def compute_public_key(algorithm: str, key: bytes) -> bytes:
-    """Return the public key of a private key of secp256k1, ed25519 or x25519.
+    """Return the public key of a private key of 32 bytes, encoded as `DerivedKey.public_key`.
+
+    `algorithm`: secp256k1, ed25519 or x25519.
 
     Raises:
         UsageError: If `key` is not valid for the algorithm.

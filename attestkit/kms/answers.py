@@ -65,13 +65,13 @@ class BootstrapStatement(NamedTuple):
     attestation: bytes  # empty without attestation
 
     def to_json(self) -> str:
-        """Return the compact JSON object of upstream's file: hex, members in order."""
+        """Return the compact JSON of dstack's bootstrap-info.json, with bytes in hex."""
         fields = {name: value.hex() for name, value in zip(_BOOTSTRAP, self, strict=True)}
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "BootstrapStatement":
-        """Create a statement from the members of upstream's JSON; unknown ones are ignored.
+        """Create a statement from the members of bootstrap-info.json; unknown ones are ignored.
 
         Raises:
             FormatError: If a member is missing or not hex, or a key has a wrong size.

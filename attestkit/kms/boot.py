@@ -284,7 +284,7 @@ def _load_kept(host: BootHost) -> AppKeys | None:
 
 
 def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> FetchedKeys | None:
-    """Return the keys of the key file if they are of the provider in the log, and of this app."""
+    """Return the keys of the key file; None unless they are of this app and the log's provider."""
     keys = _load_kept(boot.host)
     if keys is None:
         return None
@@ -333,7 +333,11 @@ def _all_events(boot: _Boot, keys: AppKeys, image_hash: bytes) -> tuple[Event, .
 
 
 def _finish(boot: _Boot, found: FetchedKeys) -> tuple[Event, ...]:
-    """Compare the key provider with what was measured, write the key file, and emit the rest."""
+    """Check that the key provider is the measured one, write the key file, and emit the rest.
+
+    Returns:
+        All boot events.
+    """
     spki = found.root.ca_spki
     named = bytes.fromhex(boot.launch.app_compose.key_provider_id)
     if named and not hmac.compare_digest(named, spki):

@@ -84,7 +84,8 @@ class CertRequest(NamedTuple):
         """Return the evidence; that of version 1 is built from quote and event log.
 
         Raises:
-            FormatError: If quote or event log of version 1 is malformed, with the text of the KMS.
+            FormatError: If quote or event log of version 1 is malformed; the text is that of
+                dstack's KMS.
         """
         if self.evidence is not None:
             return self.evidence
@@ -121,7 +122,7 @@ def decode_cert_request(data: bytes, version: int) -> CertRequest:
 
     Raises:
         FormatError: If `version` is neither, or the request is malformed, too large, or followed by
-            other bytes. The texts are those of a KMS.
+            other bytes. The texts are those of dstack's KMS.
     """
     if version not in (1, 2):
         message = f"Unsupported API version: {version}"
@@ -141,7 +142,7 @@ def verify_cert_request(data: bytes, signature: bytes, version: int) -> CertRequ
     """Decode a request, and verify its signature by its own key over the bytes that were received.
 
     The evidence in it is not verified, nor that it is over the key: see `ReportData.RATLS_CERT`.
-    Texts of errors about key, signature and `confirm` are those of a KMS.
+    Texts of errors about key, signature and `confirm` are those of dstack's KMS.
 
     Raises:
         FormatError: As `decode_cert_request`; or if `pubkey` is not a SubjectPublicKeyInfo, or

@@ -217,7 +217,7 @@ class AttestedKey:
         self._encoded = self.evidence.stripped().to_bytes()
 
     def certify(self, temp_ca: ClientCa, now: float) -> Issued:
-        """Issue a certificate with the evidence; only the certificate itself is presented.
+        """Issue a certificate with the evidence by the temporary CA; the chain is this one only.
 
         The temporary CA authenticates nothing, because every client has its key; the KMS verifies
         the evidence.

@@ -185,15 +185,15 @@ APP_CHAIN: Final = KmsCheck(
     "wrong_certificate",
     (("untrusted_root", "wrong_root"), ("cert_expired", "expired")),
 )
-"""The chain in the answer to SignCert."""
+"""Check of the chain in the answer to SignCert."""
 SERVER_USAGE: Final = KmsCheck("", "wrong_usage")
-"""The usage of the server's certificate."""
+"""Check of the usage of the server's certificate."""
 SERVER_EVIDENCE: Final = KmsCheck(
     "evidence of the KMS", "evidence_refused", (("no_evidence", "no_evidence"),)
 )
-"""The evidence in the server's certificate."""
+"""Check of the evidence in the server's certificate."""
 SEALED_CONFIGURATION: Final = KmsCheck("configuration sealed at launch", "wrong_provider")
-"""The app and key provider for which a guest was launched."""
+"""Check of the app and key provider for which a guest was launched."""
 
 
 def check_usage(certificate: bytes) -> None:

@@ -27,8 +27,8 @@ class PcrSelection(NamedTuple):
         """Return the TPMS_PCR_SELECTION.
 
         Raises:
-            UsageError: If the bank is unknown, or the PCRs are not ascending numbers that the
-                bitmap has.
+            UsageError: If the bank is unknown, the bitmap over 4 bytes, or the PCRs are not
+                ascending and below 8 * `bitmap_size`.
         """
         hash_size(self.bank)  # raises for an unknown bank
         if not 0 <= self.bitmap_size <= _LARGEST_BITMAP:

@@ -115,7 +115,7 @@ class TpmtPublic(NamedTuple):
 
     @property
     def name(self) -> bytes:
-        """The name of the key: nameAlg and the digest of the public area."""
+        """The name of the key: identifier of nameAlg (2 bytes), and digest of the public area."""
         return _hash_id(self.name_alg) + alg.compute_digest(self.name_alg, self.encode())
 
     def qualified_name(self, hierarchy: int) -> bytes:

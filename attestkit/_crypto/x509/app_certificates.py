@@ -176,7 +176,7 @@ def read_certificate(data: bytes | str) -> Certificate:
 
 @contextmanager
 def reading_x509(what: str = "certificate") -> Iterator[None]:
-    """Convert cryptography's errors about a malformed object to FormatError; `what` names it."""
+    """Context manager: raise cryptography's errors about a malformed `what` as FormatError."""
     try:
         yield
     except FormatError:
@@ -278,7 +278,7 @@ def issue_ca(
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Convert cryptography's errors about values that X.509 cannot encode to UsageError."""
+    """Context manager: raise cryptography's errors about values to encode as UsageError."""
     try:
         yield
     except (UsageError, FormatError):

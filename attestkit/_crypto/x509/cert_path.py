@@ -34,7 +34,7 @@ _MAX_USAGE: Final = 2  # bytes, for the nine bits of RFC 5280, 4.2.1.3
 _BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
 _DIGITAL_SIGNATURE, _KEY_CERT_SIGN = 0, 5  # bits of the key usage (RFC 5280, 4.2.1.3)
 CRL_SIGN: Final = 6
-"""Bit of the key usage (RFC 5280, 4.2.1.3)."""
+"""Number of the bit cRLSign in the key usage (RFC 5280, 4.2.1.3), for `may`."""
 
 _Verify = Callable[[bytes, bytes, bytes], None]
 
@@ -223,7 +223,7 @@ def describe_period(start: datetime, end: datetime, now: datetime) -> str:
 
 
 def may(certificate: PathCertificate, bit: int) -> bool:
-    """Return whether the key usage allows `bit`, or the certificate has none."""
+    """Return whether the key usage has the bit number `bit` set; True without a key usage."""
     return certificate.key_usage is None or bit in certificate.key_usage
 
 
@@ -286,7 +286,7 @@ def read_time(reader: DerReader) -> datetime:
     """Parse a time as specified in RFC 5280, 4.1.2.5: in UTC, with seconds.
 
     Raises:
-        FormatError: If it is malformed, or does not exist.
+        FormatError: If it is malformed, or no such time exists, such as 30 February.
     """
     at = reader.at
     if reader.tag() == UTC_TIME:
@@ -335,7 +335,7 @@ def read_extensions(wrapper: DerReader) -> tuple[dict[str, bytes], set[str]]:
 
 
 def _basic_constraints(value: bytes | None) -> tuple[bool, int | None]:
-    """Return cA and pathLenConstraint of the basic constraints."""
+    """Return cA and pathLenConstraint of the basic constraints; False and None without them."""
     if value is None:
         return False, None
     reader = DerReader(value).enter_only(SEQUENCE)

@@ -110,7 +110,9 @@ def check_crl_signature(
 
 
 def read_crl_content(der: bytes, *, strict: bool = True) -> Crl:
-    """Parse dates and entries of a CRL, whose signature was verified: a long one takes long.
+    """Parse dates, number and revoked serial numbers of a CRL.
+
+    Verify its signature before, because parsing a long list takes long.
 
     Args:
         der: The CRL.

@@ -195,7 +195,7 @@ def _check_signature_form(what: str, algorithms: tuple[bytes, bytes], unused_bit
 
 
 def _serial_number(content: bytes) -> int:
-    """Return a positive serial number; `cryptography` warns about others, or rejects them."""
+    """Return the serial number of an INTEGER's content; FormatError unless it is positive."""
     number = int.from_bytes(content, "big", signed=True)
     if not 0 < number < 1 << 8 * _SERIAL_SIZE:
         message = f"serial number must be positive, and at most {_SERIAL_SIZE} bytes"

@@ -121,6 +121,6 @@ INTEL_ATTRIBUTES: Final = (
     (8, UTF8_STRING, "CA"),
     (6, PRINTABLE_STRING, "US"),
 )
-"""Last arc of the OID, type and value, in the order of real certificates."""
+"""Attributes of Intel's names, in their order: last arc of the OID, DER tag of the value, value."""
 
 _OF_INTEL: Final = b"".join(encode_attribute(*one) for one in INTEL_ATTRIBUTES)

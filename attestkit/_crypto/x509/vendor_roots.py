@@ -31,34 +31,34 @@ INTEL_ROOT: Final = bytes.fromhex(
 """SHA-256 of the SubjectPublicKeyInfo of Intel's SGX Root CA (2018)."""
 
 INTEL_ROOT_DER: Final = _root("intel_sgx")
-"""Intel's SGX Root CA (2018)."""
+"""Intel's SGX Root CA (2018) in DER."""
 
 AMD_ROOTS: Final = {
     "Milan": _root("amd_milan"),
     "Genoa": _root("amd_genoa"),
     "Turin": _root("amd_turin"),
 }
-"""AMD's root certificate (ARK) of each product line; Genoa includes Bergamo and Siena."""
+"""AMD's root certificate (ARK, DER) of each product line; Genoa includes Bergamo and Siena."""
 
 AWS_ROOT: Final = _root("aws_nitro")
-"""Nitro Enclaves Root G1."""
+"""AWS Nitro Enclaves Root G1 in DER."""
 
 
 @cache
 def google_roots() -> tuple[bytes, ...]:
-    """Return Google's roots for the keys of its TPMs: EK/AK CA Root (2022), and that of 2018."""
+    """Return Google's roots (DER) for keys of its TPMs: EK/AK CA Root (2022), and that of 2018."""
     return _root("google_ek_ak"), _root("google_tpm_ek_v1")
 
 
 @cache
 def azure_root() -> bytes:
-    """Return Azure Virtual TPM Root Certificate Authority 2023."""
+    """Return Azure Virtual TPM Root Certificate Authority 2023 in DER."""
     return _root("azure_virtual_tpm_2023")
 
 
 @cache
 def azure_authorities() -> tuple[bytes, ...]:
-    """Return certificates below Azure's root, which evidence lacks: Global Virtual TPM CA - 03."""
+    """Return CAs (DER) below Azure's root that evidence lacks: Global Virtual TPM CA - 03."""
     return (_root("azure_global_virtual_tpm_ca_03"),)
 
 
@@ -78,7 +78,7 @@ NVIDIA_RIM_ROOT: Final = bytes.fromhex(
 
 @cache
 def nvidia_roots() -> tuple[bytes, bytes]:
-    """Return NVIDIA's roots: Device Identity CA (2021), and CoRIM signing Root CA (2023)."""
+    """Return NVIDIA's roots in DER: Device Identity CA (2021), CoRIM signing Root CA (2023)."""
     return _root("nvidia_device"), _root("nvidia_rim")
 
 

@@ -269,7 +269,7 @@ _PLATFORMS: Final[Mapping[tuple[str, ...], type[Platform]]] = {
 _COMPLETE: Final[Mapping[frozenset[str], type[Platform]]] = {
     frozenset((*platform._fields, *_STACK)): platform for platform in _PLATFORMS.values()
 }
-"""By the labels of a whole collection."""
+"""Platforms by the labels of a collection that has all parts, and no other record."""
 
 
 def _build_evidence(parts: dict[str, bytes]) -> Evidence:
@@ -339,7 +339,7 @@ def _write_events(events: list[dict[str, Any]]) -> bytes:
 
 
 def _read_events(part: bytes) -> tuple[WireEvent, ...]:
-    """Decode the array; as in wire version 1, the preimages of events are not interpreted."""
+    """Decode the JSON array of an event log; as in wire version 1, preimages are not parsed."""
     from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
 
     if (events := v1_structs.decode_json_log(part)) is not None:

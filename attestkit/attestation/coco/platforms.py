@@ -53,7 +53,7 @@ def read_quote(
         read: Decodes its byte strings.
         bare_signature: Whether the signature is that of RSASSA with SHA-256 alone, not a
             TPMT_SIGNATURE.
-        ak_public: Key for the result.
+        ak_public: `VtpmQuote.ak_public` of the result, which the JSON value does not contain.
 
     Raises:
         FormatError: If a member is missing or malformed.
@@ -205,7 +205,7 @@ def read_generic_tpm(fields: dict[str, Any]) -> Evidence:
 
 
 def _bytes(value: object, what: str) -> bytes:
-    """Decode a PCR in hex, and the other byte strings in standard base64."""
+    """Decode a PCR value (`what` is "pcrs") from hex, any other member from standard base64."""
     return from_hex(value, what, PCR_SIZE) if what == "pcrs" else from_base64(value, what)
 
 
@@ -330,7 +330,7 @@ def _find_vcek(chain: tuple[bytes, ...]) -> bytes:
 
 
 def _certificates(blob: bytes) -> list[bytes]:
-    """Return the certificates in `blob`, which is DER, PEM or a host's table."""
+    """Return certificates in DER: all of DER or PEM, or the VCEK in a host's certificate table."""
     if blob[:1] == b"\x30" or blob.lstrip().startswith(b"-----BEGIN"):
         return split_der_or_pem(blob, "certificate")
     found = SnpCertificates.parse(blob).vcek

@@ -32,7 +32,7 @@ _KEYS = {
 
 
 class MrConfig(NamedTuple):
-    """A parsed document of version 3; missing fields are empty, `init_script_hashes` None."""
+    """A parsed mr_config document; missing fields are empty, `init_script_hashes` None."""
 
     document: bytes
     version: int

@@ -136,7 +136,7 @@ def _check_gcp(platform: parts.GcpTdx, config: VmConfig) -> bytes:
 
 
 def _check_nitro_tpm(platform: parts.NitroTpm, config: VmConfig) -> bytes:
-    """Check PCRs 4 (boot application), 7 (Secure Boot) and 12 (kernel command line)."""
+    """Check PCRs 4 (boot application), 7 (Secure Boot) and 12 (command line); return image hash."""
     measurement = config.find("aws_measurement")
     if measurement is None:
         message = "OS image: vm_config.aws_measurement is missing, and required on AWS NitroTPM"

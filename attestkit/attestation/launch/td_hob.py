@@ -41,13 +41,13 @@ def variable_data(variable: VariableName, data: bytes = b"") -> bytes:
 SPLIT_MEMORY: Final = 0xB0000000
 """From this size in bytes on, a part of the memory is above 4 GiB."""
 LOW_END: Final = 0x80000000
-"""Then the end of the memory below 4 GiB."""
+"""End in bytes of the memory below 4 GiB, if a part is above."""
 HIGH_START: Final = 0x1_00000000
-"""4 GiB, where the other part starts."""
+"""Start in bytes of the part above: 4 GiB."""
 
 ACCEPTED: Final = 0
 UNACCEPTED: Final = 7
-"""Resource types of memory: accepted by the firmware's code itself, or to be accepted later."""
+"""Resource types of memory: ACCEPTED by the firmware's code itself, UNACCEPTED: accepted later."""
 
 
 class MemoryRange(NamedTuple):
@@ -58,19 +58,22 @@ class MemoryRange(NamedTuple):
 
 
 def memory_ranges(memory_size: int) -> tuple[MemoryRange, ...]:
-    """Return the ranges of RAM that QEMU's machine q35 has, unless max-ram-below-4g is set."""
+    """Return the ranges of `memory_size` bytes of RAM in QEMU's machine q35.
+
+    Its option max-ram-below-4g must not be set.
+    """
     if memory_size < SPLIT_MEMORY:
         return (MemoryRange(0, memory_size),)
     return MemoryRange(0, LOW_END), MemoryRange(HIGH_START, HIGH_START + memory_size - LOW_END)
 
 
 def memory_below_4g(memory_size: int) -> int:
-    """Return the size in bytes of the RAM below 4 GiB."""
+    """Return the size in bytes of the RAM below 4 GiB of a TD with `memory_size` bytes."""
     return memory_size if memory_size < SPLIT_MEMORY else LOW_END
 
 
 def subtract_range(ranges: Iterable[MemoryRange], start: int, end: int) -> list[MemoryRange]:
-    """Return disjoint ranges without the range [start, end)."""
+    """Return the ranges, which are disjoint, without the addresses [start, end)."""
     if start >= end:
         return list(ranges)
     pieces = [((low, min(high, start)), (max(low, end), high)) for low, high in ranges]

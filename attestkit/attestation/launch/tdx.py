@@ -1,5 +1,7 @@
 """Registers of a TD after boot, computed from the measurement document of its image ("lite").
 
+This is the variant "lite" of dstack's TDX attestation; "legacy" needs the files of the image.
+
 RTMR 0 depends on the TD HOB, the list of memory ranges for the firmware, which follows from the
 memory size; and on the digests of the ACPI tables, which are taken from the event log.
 """
@@ -303,7 +305,7 @@ def _digest(document: dict[Value, Value], name: str) -> bytes:
 
 
 def _load_options(image: dict[Value, Value]) -> bytes:
-    """Return the digest of the load options: the command line, and the initrd of OVMF."""
+    """Return the digest of the load options: the command line, and OVMF's ` initrd=initrd`."""
     cmdline = image.get("cmdline")
     if not isinstance(cmdline, str):
         raise _error("wrong_type", "cmdline must be text")

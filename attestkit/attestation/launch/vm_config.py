@@ -17,7 +17,7 @@ _CACHED_SIZE = 16_384  # characters; longer texts are not cached
 
 
 class VmConfig(NamedTuple):
-    """A parsed configuration. Read-only, because `parse` caches objects."""
+    """A parsed VM configuration. Read-only, because `parse` caches objects."""
 
     fields: Mapping[str, Any]  # of the VM
     outer: Mapping[str, Any]  # the system configuration that contains it, or the same object

@@ -18,7 +18,7 @@ TPM_PLATFORMS = ("dstack", "gcp", "nitroenclave", "aws-ec2")  # SCALE indices 0 
 
 
 class RuntimeEvent(NamedTuple):
-    """A runtime event."""
+    """A runtime event as in evidence: name, payload and digest version, without the digest."""
 
     event: str
     payload: bytes
@@ -52,14 +52,14 @@ class TpmQuote(NamedTuple):
 
 
 class Tdx(NamedTuple):
-    """Intel TDX under QEMU."""
+    """Evidence of Intel TDX under QEMU."""
 
     quote: bytes
     event_log: tuple[WireEvent, ...]
 
 
 class GcpTdx(NamedTuple):
-    """Intel TDX on Google Cloud, with a TPM."""
+    """Evidence of Intel TDX on Google Cloud, with a TPM."""
 
     quote: bytes
     event_log: tuple[WireEvent, ...]
@@ -67,13 +67,13 @@ class GcpTdx(NamedTuple):
 
 
 class NitroEnclave(NamedTuple):
-    """An AWS Nitro Enclave."""
+    """Evidence of an AWS Nitro Enclave."""
 
     nsm_quote: bytes  # COSE_Sign1
 
 
 class SevSnp(NamedTuple):
-    """AMD SEV-SNP."""
+    """Evidence of AMD SEV-SNP."""
 
     report: bytes  # 1184 bytes
     cert_chain: tuple[bytes, ...]  # ASK and VCEK (DER or PEM), one certificate table, or empty
@@ -81,7 +81,7 @@ class SevSnp(NamedTuple):
 
 
 class NitroTpm(NamedTuple):
-    """AWS EC2 with a NitroTPM."""
+    """Evidence of an AWS EC2 instance with a NitroTPM."""
 
     attestation_doc: bytes  # COSE_Sign1
 
@@ -100,7 +100,7 @@ class VtpmQuote(NamedTuple):
 
 
 class GcpSnp(NamedTuple):
-    """AMD SEV-SNP on Google Cloud, with a TPM whose quote is over the report's SHA-256."""
+    """Evidence of AMD SEV-SNP on Google Cloud: the TPM's quote is over the report's SHA-256."""
 
     report: bytes  # 1184 bytes
     cert_chain: tuple[bytes, ...]  # as of SevSnp
@@ -108,7 +108,7 @@ class GcpSnp(NamedTuple):
 
 
 class AzureSnp(NamedTuple):
-    """AMD SEV-SNP behind a paravisor that provides a TPM: Azure."""
+    """Evidence of AMD SEV-SNP behind a paravisor that provides a TPM: Azure."""
 
     hcl_report: bytes  # as in NV index 0x01400001, may be zero-padded
     vtpm_quote: VtpmQuote
@@ -116,7 +116,7 @@ class AzureSnp(NamedTuple):
 
 
 class AzureTdx(NamedTuple):
-    """Intel TDX behind a paravisor that provides a TPM: Azure."""
+    """Evidence of Intel TDX behind a paravisor that provides a TPM: Azure."""
 
     hcl_report: bytes  # as in NV index 0x01400001, may be zero-padded
     vtpm_quote: VtpmQuote
@@ -124,13 +124,13 @@ class AzureTdx(NamedTuple):
 
 
 class Tpm(NamedTuple):
-    """A TPM without hardware evidence of a TEE."""
+    """Evidence of a TPM, without hardware evidence of a TEE."""
 
     vtpm_quote: VtpmQuote
 
 
 class GoTpmTools(NamedTuple):
-    """A message `attest.Attestation` of google/go-tpm-tools, proto/attest.proto."""
+    """Evidence as a message `attest.Attestation` of google/go-tpm-tools, proto/attest.proto."""
 
     message: bytes  # protobuf
 
@@ -192,7 +192,7 @@ class Evidence(NamedTuple):
     stack: Stack
 
     def has_v2_event(self) -> bool:
-        """Return whether an event has version 2, which SCALE cannot represent."""
+        """Return whether an event has digest version 2, which SCALE cannot represent."""
         events = self.platform.event_log if isinstance(self.platform, (Tdx, GcpTdx)) else ()
         versions = [event.version for event in self.stack.runtime_events]
         return any(version != 1 for version in (*versions, *(event.version for event in events)))

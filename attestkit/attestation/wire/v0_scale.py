@@ -1,4 +1,4 @@
-"""Evidence in SCALE, wire version 0; agents use it unless an event has version 2."""
+"""Evidence in SCALE, wire version 0; agents use it unless an event has digest version 2."""
 
 from collections.abc import Callable
 from struct import Struct
@@ -134,7 +134,7 @@ def encode_evidence(evidence: Evidence) -> bytes:
 
     Raises:
         UsageError: If SCALE cannot represent it: a platform that dstack does not define, evidence
-            of a pod, events of version 2, or report data that is not 64 bytes long.
+            of a pod, events of digest version 2, or report data that is not 64 bytes long.
     """
     stack = evidence.stack
     if type(evidence.platform) not in _PLATFORMS:

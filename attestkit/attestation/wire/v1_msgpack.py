@@ -1,4 +1,4 @@
-"""Evidence in msgpack, wire version 1; agents use it if an event has version 2.
+"""Evidence in msgpack, wire version 1; agents use it if an event has digest version 2.
 
 Bytes have two representations: quote, report, certificates and report data are arrays of integers,
 digests and payloads have the type bin. The decoder accepts both for all of them.

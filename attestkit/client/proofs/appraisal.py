@@ -185,7 +185,8 @@ class Appraiser:
             seen: TLS peer of the connection that carries requests; None if evidence was requested
                 on a separate connection.
             now: Time of the verification, with a time zone.
-            collateral: For each machine, in place of the Verifier's; empty to use that.
+            collateral: That of each machine, in the order of the claims; None or a missing item is
+                that of the Verifier.
 
         Raises:
             FormatError: If an answer or certificate is malformed.
@@ -292,7 +293,7 @@ class Appraiser:
         return until
 
     def _general(self, claims: Claims) -> list[str]:
-        """Return the part of `Proof.not_proven` that does not depend on the service."""
+        """Return the texts of `Proof.not_proven` that do not depend on the service."""
         found = list(self.not_proven)
         if self.trust.hardware_only:
             found.append(_ANY_PROGRAM)
@@ -305,7 +306,7 @@ class Appraiser:
         return [*found, *self._open_despite_sealing(claims)]
 
     def _open_despite_sealing(self, claims: Claims) -> tuple[str, ...]:
-        """Return what the encryption of requests does not protect; empty without encryption."""
+        """Return, in words, what request encryption does not protect; empty without encryption."""
         sealed = [one for one in claims.bindings if one.kind in SEALED_KINDS]
         make: Any = getattr(self.service, "sealing", None)
         if not self.encrypt or not sealed or make is None:

@@ -103,10 +103,11 @@ class FirstUse:
     def _verify(
         self, role: str, verify: Callable[..., VerifiedMachine], kept: Mapping[str, str]
     ) -> VerifiedMachine:
-        """Verify one machine.
+        """Verify one machine by its role's policy in `kept` (TOML texts by name).
 
-        The service, or an attacker in its place, chooses the names of roles. A machine with a new
-        role must therefore run a program that was accepted at the first use.
+        If `kept` is empty, this is the first use, and any program is accepted. The service, or an
+        attacker in its place, chooses the names of roles. A machine with a new role must therefore
+        run a program that was accepted at the first use.
         """
         name = self._name(role)
         if not kept:
@@ -134,7 +135,10 @@ class FirstUse:
         raise ServiceError(message, reason="identity") from failed
 
     def _remember(self, machines: Sequence[VerifiedMachine], known: Mapping[str, str]) -> bool:
-        """Store policies of new machines; return False if the file's are not `known` any more."""
+        """Store policies of new machines.
+
+        Return False, and store none, if the policies in the file are not `known` any more.
+        """
         new = {
             name: AppraisalPolicy.from_evidence(machine.result)
             for machine in machines

@@ -97,7 +97,7 @@ class Trust:
 
     @property
     def code(self) -> Code:
-        """Source of the accepted programs: `policy`; `nobody` with "hardware-only"."""
+        """What determines accepted programs: `policy`, or with "hardware-only" `nobody` (any)."""
         return "nobody" if self.hardware_only else "policy"
 
     def make_verifier(self, policy: AppraisalPolicy) -> Verifier:
@@ -153,7 +153,7 @@ class Trust:
         return VerifiedMachine(machine.role, result, examination.collateral, endorsements)
 
     def _fetch_endorsements(self, binding: "GpuBinding", now: datetime) -> "GpuEndorsements | None":
-        """Return endorsements for GPUs, unless the caller has them, or nothing may be fetched.
+        """Fetch endorsements for GPUs; None if the caller gave some, or fetching is not allowed.
 
         Raises:
             AttestKitError: As `GpuEndorsements.fetch`.

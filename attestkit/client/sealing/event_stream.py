@@ -20,7 +20,7 @@ class StreamEvent(NamedTuple):
     data: str | None  # lines of `data`, joined by LF; None if it has none
 
     def encode(self) -> bytes:
-        """Return the event in UTF-8; each line of its data becomes a line."""
+        """Return the event in UTF-8; each line of its data becomes a line `data: ...`."""
         lines = [f"{name}: {value}\n" for name, value in self.fields]
         if self.data is not None:
             lines += [f"data: {line}\n" for line in self.data.split("\n")]

@@ -66,7 +66,7 @@ def _texts(*names: str) -> dict[str, FieldKind]:
 
 
 def in_answers(*names: str) -> dict[str, FieldKind]:
-    """Return patterns of these text fields in answers: in `message`, and in `delta` of streams."""
+    """Map the patterns of text fields in answers (`message`, and `delta` of streams) to "text"."""
     return _texts(*(f"choices[].{part}.{name}" for part in ("message", "delta") for name in names))
 
 

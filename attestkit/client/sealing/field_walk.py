@@ -58,7 +58,7 @@ class FieldTable:
         object.__setattr__(self, "_containers", frozenset(found - {""}))
 
     def contains(self, pattern: str) -> bool:
-        """Return whether a known field is beneath a pattern, such as `messages[]`."""
+        """Return whether a pattern such as `messages[]` is empty, or has a known field beneath."""
         return not pattern or pattern in self._containers
 
 

@@ -113,7 +113,10 @@ def _check_request(method: str, target: str, headers: Headers, body: bytes) -> d
 
 
 def _with_response_key(body: bytes, key: bytes, *, is_first: bool) -> bytes:
-    """Return a JSON object with the member `e2e_response_pk` appended, otherwise unchanged."""
+    """Return the JSON object `body` with the base64 of `key` appended as `e2e_response_pk`.
+
+    `is_first`: the object has no other members. Its other bytes are unchanged.
+    """
     member = f'"{_RESPONSE_KEY}":"{b64encode(key).decode()}"'
     text = body.rstrip(b" \t\r\n")[:-1]
     return text + (b"" if is_first else b",") + member.encode() + b"}"
@@ -149,7 +152,7 @@ class KemOpener:
         return [*kept, ("Content-Type", kind)]
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes of the body; return decrypted ones, of a stream only."""
+        """Take the next bytes of the body; return decrypted bytes of a stream, else none."""
         if not self.authenticated:
             return data
         self._size += len(data)
@@ -159,7 +162,12 @@ class KemOpener:
         return self._events(len(data)) if self._streamed else b""
 
     def finish(self) -> bytes:
-        """Return the rest; ServiceError unless a stream had `[DONE]` or a `finish_reason`."""
+        """Return the remaining decrypted bytes; of an answer that is not streamed, all of them.
+
+        Raises:
+            ServiceError: If it cannot be decrypted, or a stream had neither `[DONE]` nor a
+                `finish_reason` (reason `sealing`).
+        """
         if not self.authenticated:
             return b""
         if not self._streamed:
@@ -171,7 +179,7 @@ class KemOpener:
         return rest
 
     def _events(self, size: int) -> bytes:
-        """Open the complete lines; keep the bytes of an incomplete one.
+        """Return the plaintext of the complete lines; keep the bytes of an incomplete one.
 
         Args:
             size: Number of new bytes; only they can contain the end of a line.
@@ -241,7 +249,7 @@ def _decoded(event: dict[str, Any], name: str) -> bytes:
 
 
 def _decrypt(key: bytes, sealed: bytes) -> bytes:
-    """Decrypt `sealed`: a nonce, and ChaCha20-Poly1305 ciphertext."""
+    """Return the plaintext of `sealed`: a nonce of 12 bytes, and ChaCha20-Poly1305 ciphertext."""
     with sealing_errors(_ANSWER):
         return chacha20_decrypt(key, sealed[:IV_SIZE], sealed[IV_SIZE:])
 

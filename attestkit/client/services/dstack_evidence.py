@@ -52,7 +52,7 @@ def read_dstack_evidence(
 def check_app_compose(evidence: Attestation | bytes, app_compose: object, what: str) -> None:
     """Compare an app-compose document with its hashes in event log and MR_CONFIG_ID, if they exist.
 
-    Both are authentic only once the evidence is verified. If neither exists, the document is
+    The hashes are authentic only once the evidence is verified. If neither exists, the document is
     accepted, and nothing is known about it.
 
     Args:
@@ -84,6 +84,8 @@ def check_app_compose(evidence: Attestation | bytes, app_compose: object, what: 
 
 def app_id_of(evidence: Attestation | bytes, what: str) -> bytes | None:
     """Return the app id in the event log; None without one. Authentic once the log is verified.
+
+    `what` is the name of the answer, with which errors begin.
 
     Raises:
         FormatError: If the log has several app ids, or is malformed.

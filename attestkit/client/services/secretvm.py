@@ -98,7 +98,7 @@ def _kinds(key: bytes, seen: ObservedPeer | None) -> tuple[BindingKind, ...]:
 
 
 def _read_cpu(answer: bytes) -> tuple[bytes, bytes]:
-    """Return the evidence and its report data: a TDX quote in hex, or an SNP report in base64."""
+    """Decode a TDX quote in hex or an SNP report in base64; return it and its report data."""
     if len(answer) > MAX_CPU_ANSWER:
         raise FormatError(f"{_CPU}: {len(answer)} bytes, over {MAX_CPU_ANSWER}", reason="too_large")
     try:

@@ -41,7 +41,9 @@ With "key possession" the evidence itself may be old.
 """
 
 Code = Literal["policy", "operator", "nobody"]
-"""Source of the accepted programs: the client's policy, the service's operator, or none (any)."""
+"""What determines the accepted programs: the client's policy, the operator of the service, or
+`nobody`: any program is accepted.
+"""
 
 
 class Question(NamedTuple):

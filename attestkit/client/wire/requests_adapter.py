@@ -282,8 +282,8 @@ def _require_proving_context(context: object) -> None:
 def _inner_error(error: object) -> Exception | None:
     """Return the AttestKitError or ReconnectError inside an error of urllib3; None without one.
 
-    Only their arguments are searched, because `__context__` may be an error that the caller has
-    handled before.
+    Searched are `args` and `reason` of errors, not `__context__`, which may be an error that the
+    caller has handled before.
     """
     found: Iterable[object] = [error]
     for _ in range(_DEPTH):

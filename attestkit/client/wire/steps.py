@@ -146,7 +146,7 @@ class Send(NamedTuple):
 
 
 class Receive(NamedTuple):
-    """Step of a verification: receive 1 to `limit` bytes; the result is empty at the end."""
+    """Step of a verification: receive 1 to `limit` bytes; none at the end of the stream."""
 
     limit: int
     seconds: float  # after which the driver throws TimeoutError
@@ -159,7 +159,7 @@ class Run(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Step of a verification: wait for a future that one on a different connection completes."""
+    """Step of a verification: wait for a future that another verification completes."""
 
     future: Future[Any]
     seconds: float  # after which the driver throws TimeoutError

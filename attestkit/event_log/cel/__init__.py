@@ -228,8 +228,8 @@ def write(events: Iterable[Event], encoding: str) -> bytes:
     """Encode a CEL whose records are numbered from 0 in each register.
 
     Raises:
-        UsageError: If the encoding is unknown, the log would exceed the limits of `read`, or a
-            version 1 name has a colon, which makes the event data ambiguous.
+        UsageError: If the encoding is unknown, the log would exceed the limits of `read`, or the
+            name of an event of version 1 has a colon, which makes the event data ambiguous.
     """
     if encoding not in tuple(ENCODINGS):  # `encoding` may be of an unhashable type
         raise UsageError("CEL encoding: must be tlv, cbor or json", reason="wrong_value")

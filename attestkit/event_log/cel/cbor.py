@@ -137,7 +137,7 @@ def _key(reader: CborReader, expected: int, if_nv: FormatError | None = None) ->
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
-    """Encode records of events."""
+    """Encode records of events as an array."""
     import cbor2  # lazy: loaded for this encoding only
 
     log = [

@@ -199,7 +199,7 @@ def _number(
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
-    """Encode records of events, without white space."""
+    """Encode records of events as an array, without white space."""
     return f"[{','.join([_encode_record(record) for record in records])}]".encode()
 
 

@@ -1,7 +1,7 @@
 """Records of a Canonical Event Log (CEL), and the checks that all its encodings share.
 
 TCG Canonical Event Log Format, 1.0 and 1.1. A record has a number, a register, digests and a
-content.
+content. The argument `at` is the offset of the checked part, for errors; None if it is not known.
 """
 
 from collections.abc import Mapping
@@ -106,7 +106,7 @@ def check_event_type(number: int, at: int | None) -> int:
 
 
 def event_type_named(name: str, at: int | None) -> int:
-    """Return the event type with a name, in upper or lower case."""
+    """Return the number of an event type by its TCG name, in upper or lower case."""
     number = number_by_name(name)
     if number is None:
         raise bad(f"unknown event type {shown(name)}", "event_type", at)

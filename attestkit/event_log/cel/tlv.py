@@ -51,7 +51,7 @@ def read(data: bytes) -> Iterator[CelRecord]:
 
 
 def _record(data: bytes, at: int) -> tuple[CelRecord, int]:
-    """Parse the record at `at`; return it and its end."""
+    """Parse the record at the offset `at`; return it and the offset of its end."""
     end = len(data)
     number, at = _integer(data, at, end, _NUMBER)
     kind, _, _ = _element(data, at, end)
@@ -116,7 +116,7 @@ def _management(data: bytes, at: int, end: int) -> frozenset[int]:
 
 
 def _integer(data: bytes, at: int, end: int, expected: int) -> tuple[int, int]:
-    """Parse an element of type `expected`, an integer; return it and the end of the element."""
+    """Parse an element of type `expected`; return its integer and the offset of its end."""
     kind, start, stop = _element(data, at, end)
     if kind != expected:
         raise cel.bad(f"expected type {expected}, found type {kind}", "missing", at)
@@ -130,7 +130,7 @@ def _value(data: bytes, start: int, stop: int) -> int:
 
 
 def _element(data: bytes, at: int, end: int) -> tuple[int, int, int]:
-    """Return type, start and end of the value of the element at `at`."""
+    """Return the type of the element at the offset `at`, and start and end of its value."""
     start = at + _HEAD
     if start > end:
         raise cel.bad(f"{_HEAD} bytes expected, {end - at} left", "truncated", at)
@@ -141,7 +141,7 @@ def _element(data: bytes, at: int, end: int) -> tuple[int, int, int]:
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
-    """Encode records of events."""
+    """Encode records of events as a sequence."""
     return b"".join([_encode_record(record) for record in records])
 
 

@@ -78,7 +78,7 @@ class TcpProvider:
 
     Args:
         host: Name or address of the host.
-        port: Port; the default of the upstream provider is 3443.
+        port: Port; the default of dstack's provider is 3443.
         timeout: Seconds for a whole exchange.
     """
 

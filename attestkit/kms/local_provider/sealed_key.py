@@ -65,12 +65,12 @@ def td_measurements(quote: Quote) -> bytes:
 
 
 def td_report_data(public_key: bytes) -> bytes:
-    """Return the report data of a TD that requests its seed: its X25519 key, then zeros."""
+    """Return the report data (64 bytes) of a TD that requests its seed: X25519 key, then zeros."""
     return public_key + _HALF
 
 
 def provider_report_data(encrypted_key: bytes) -> bytes:
-    """Return the report data of the provider's quote: the SHA-256 of the sealed seed, zeros."""
+    """Return the report data (64 bytes) of the provider's quote: sealed seed's SHA-256, zeros."""
     return sha256(encrypted_key) + _HALF
 
 
@@ -149,7 +149,7 @@ def decode_response(message: bytes) -> SealedKey:
 
 
 def read_size(head: bytes) -> int:
-    """Return the size of the message that follows its length of 4 bytes: 1 byte to 8 MiB.
+    """Return the size of a message, 1 byte to 8 MiB, from the 4 bytes before it.
 
     Raises:
         FormatError: If the length is out of range.

@@ -1,7 +1,7 @@
-"""Decisions of upstream's file-based authorization server (dstack, kms/auth-simple).
+"""Decisions of dstack's file-based authorization server (dstack, kms/auth-simple).
 
-The file is read at each request, so a change takes effect at once. Like upstream, a missing or
-malformed file allows nothing. Unlike upstream, an unknown key is an error: a misspelt
+The file is read at each request, so a change takes effect at once. As in dstack, a missing or
+malformed file allows nothing. Unlike in dstack, an unknown key is an error: a misspelt
 `allowedTcbStatuses` would silently be the default.
 """
 
@@ -47,7 +47,7 @@ class _Devices(
     allow_any_device: bool = False
 
     def allows_any(self) -> bool:
-        """Return whether any device is allowed: also if none is listed, as upstream does."""
+        """Return whether any device is allowed: also if none is listed, as in dstack."""
         return self.allow_any_device or not self.devices
 
     def allows(self, device_id: bytes) -> bool:
@@ -147,7 +147,10 @@ class AuthSimpleConfig(
         return ""
 
     def open_to_any_device(self) -> tuple[str, ...]:
-        """Return the keys of the file whose `devices` are empty, which allows any, unstated."""
+        """Return the JSON keys of apps, and of `kms`, that allow any device without stating so.
+
+        Their `devices` are empty, and `allowAnyDevice` is not set.
+        """
         entries: Mapping[str, _Devices] = {
             "kms": self.kms,
             **{f"apps.{shorten(name)}": app for name, app in self.apps.items()},

@@ -50,7 +50,7 @@ class BootInfo(NamedTuple):
     def of(
         cls, tee_variant: str, info: AppInfo, tcb_status: str, advisory_ids: tuple[str, ...]
     ) -> "BootInfo":
-        """Return the values of an app's identity, and of its platform (`dstack-tdx`) and TCB."""
+        """Return the values of an app's identity, a platform such as `dstack-tdx`, and its TCB."""
         return cls._make((tee_variant, *_measured(info), tcb_status, advisory_ids))
 
     def to_json(self) -> str:
@@ -58,7 +58,7 @@ class BootInfo(NamedTuple):
         return json.dumps(self.to_dict(), separators=(",", ":"), ensure_ascii=False)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the JSON object, with members in the order of upstream."""
+        """Return the JSON object, with bytes in hex, and members in the order of dstack's KMS."""
         return {
             "teeVariant": self.tee_variant,
             "mrAggregated": self.mr_aggregated.hex(),
@@ -168,7 +168,7 @@ class Decision(NamedTuple):
 
     @classmethod
     def allow(cls, gateway_app_id: str = "") -> "Decision":
-        """Return the decision to release keys."""
+        """Return the decision to release keys; `gateway_app_id` is of the app's gateway, if any."""
         return cls(is_allowed=True, gateway_app_id=gateway_app_id)
 
     @classmethod

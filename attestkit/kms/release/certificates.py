@@ -1,4 +1,4 @@
-"""Certificates of a KMS, in upstream's profile (dstack, ra-tls).
+"""Certificates of a KMS, in dstack's profile (dstack, ra-tls).
 
 Arguments of the functions: `root_pem` is the certificate of the root CA in PEM; `window` is the
 validity period. Results are PEM.
@@ -58,10 +58,10 @@ class LeafProfile(NamedTuple):
 
 
 def default_window(roots: KmsRoots, now: int) -> ValidityPeriod:
-    """Return the validity period of new certificates: 1975 to 3650 days after `now`.
+    """Return the validity period of new certificates: from 1975 until 3650 days after `now`.
 
-    With keys from a seed it is 1975 to 2049, whatever the time, so that the certificates are the
-    same at each start.
+    With keys from a seed it is from 1975 until the end of 2049, whatever the time, so that the
+    certificates are the same at each start.
     """
     return ValidityPeriod(YEAR_1975, END_OF_2049 if roots.is_seeded else now + TEN_YEARS)
 

@@ -1,6 +1,6 @@
-"""Folder with the keys of a simulated KMS, in upstream's layout.
+"""Folder with the keys of a simulated KMS, in the layout of dstack's KMS.
 
-A folder of an upstream KMS can be loaded, and an upstream KMS can load this one.
+A folder of dstack's KMS can be loaded, and dstack's KMS can load this one.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Authorization by an HTTP server, with the requests of upstream's KMS (`/bootAuth/app`)."""
+"""Authorization by an HTTP server, with the requests of dstack's KMS (`/bootAuth/app`)."""
 
 import re
 import ssl
@@ -143,7 +143,7 @@ def _unavailable(url: str, error: CollateralError) -> KmsError:
 
 
 def _status(status: int) -> str:
-    """Return a status with its standard phrase."""
+    """Return a status with its standard phrase, such as `404 Not Found`."""
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:

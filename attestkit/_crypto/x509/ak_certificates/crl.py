@@ -202,8 +202,16 @@ def _signed_by(
 ) -> tuple[Crl, ...]:
     """Return the CRLs that `issuer` signed, parsed; none if all are of other issuers.
 
-    SignatureError (about the certificate `name`) if none is validly signed, but one has no or the
-    issuer's key identifier.
+    Args:
+        issuer: The issuer.
+        crls: CRLs of any issuers, not verified.
+        name: Name of the certificate that is checked, with which errors begin.
+        read: See `check_revocation`.
+
+    Raises:
+        SignatureError: If CRLs have the issuer's name, none of them a valid signature, and
+            `_names_key` is true of them (`crl_bad_signature`).
+        FormatError: If a CRL of the issuer is malformed.
     """
     if not crls:
         return ()
@@ -221,7 +229,10 @@ def _signed_by(
 
 
 def _names_key(crls: Sequence[SignedCrl], issuer: PathCertificate) -> bool:
-    """Return whether a CRL has the issuer's key identifier, or one of both has none."""
+    """Return whether a CRL may be by the issuer's key, as far as key identifiers are known.
+
+    So it is if issuer or CRL has no key identifier, or both have the same one.
+    """
     wanted = subject_key_id(issuer)
     return wanted is None or any(_key_id(crl) in {None, wanted} for crl in crls)
 

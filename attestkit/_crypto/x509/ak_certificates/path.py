@@ -158,7 +158,7 @@ class _Search:
         raise problem
 
     def _extend(self, path: tuple[tuple[str, PathCertificate], ...]) -> AkPath | None:
-        """Return the first valid path that begins with `path`; without one, note why: None."""
+        """Return the first valid path that begins with `path`; None without one, and note why."""
         if len(path) >= MAX_PATH:
             message = f"AK certificate: its path has over {MAX_PATH} certificates"
             self._note(path, SignatureError(message, reason="chain_length"))

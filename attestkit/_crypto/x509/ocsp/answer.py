@@ -43,7 +43,7 @@ CertStatus = Literal["good", "revoked", "unknown"]
 REASONS: Final[Mapping[int, RevocationReason]] = dict(
     zip((0, 1, 2, 3, 4, 5, 6, 8, 9, 10), get_args(RevocationReason), strict=True)
 )
-"""Numbers of CRLReason; 7 is not used."""
+"""Reasons by their numbers in CRLReason; 7 is not used."""
 
 ERRORS: Final[Mapping[int, str]] = {
     1: "malformed request",
@@ -52,7 +52,7 @@ ERRORS: Final[Mapping[int, str]] = {
     5: "signature required",
     6: "unauthorized",
 }
-"""Numbers of OCSPResponseStatus other than 0, successful; 4 is not used."""
+"""Names of errors by OCSPResponseStatus; 0 is successful, 4 is not used."""
 
 BASIC: Final = bytes.fromhex("06092b0601050507300101")
 """OID of the basic response type in DER (RFC 6960, 4.2.1)."""

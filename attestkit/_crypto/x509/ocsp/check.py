@@ -259,7 +259,7 @@ def _check_signed(response: bytes, issuer: bytes) -> None:
 
 
 def _responder_problem(answer: OcspAnswer) -> str | None:
-    """Return why a certificate is not that of a delegated responder (RFC 6960, 4.2.2.2)."""
+    """Return why the responder's certificate is not valid (RFC 6960, 4.2.2.2); None if it is."""
     responder = answer.responder
     if unknown := responder.critical - _RULES.critical:
         return f"unknown critical extension: {min(unknown)}"

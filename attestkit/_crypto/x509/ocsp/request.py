@@ -24,7 +24,7 @@ NONCE: Final = "1.3.6.1.5.5.7.48.1.2"
 """OID of the nonce extension (RFC 6960, 4.4.1)."""
 
 NONCE_OID: Final = bytes.fromhex("06092b0601050507300102")
-"""The same in DER."""
+"""OID of the nonce extension in DER, with tag and length."""
 
 MAX_NONCE: Final = 128
 """Bytes of a nonce (RFC 9654, section 2.1)."""

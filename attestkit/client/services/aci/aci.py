@@ -199,7 +199,7 @@ def _read_evidence(attestation: AnswerObject, evidence: AnswerObject) -> Attesta
 
 
 def _capabilities(report: AnswerObject) -> tuple[list[object], Literal["direct", "gateway"]]:
-    """Return the versions of field encryption, and whether the server is a gateway."""
+    """Return the supported versions of field encryption, and "direct" or "gateway"."""
     capabilities = report.object("service_capabilities")
     versions = capabilities.array("supported_e2ee_versions", _MAX_VERSIONS)
     # Any other value counts as an aggregator.
@@ -211,6 +211,8 @@ def _tls_bindings(
     keyset: aci_keyset.Keyset, seen: ObservedPeer | None, is_of: str
 ) -> tuple[Binding, ...]:
     """Return the binding to the observed TLS key; without a peer, to all TLS keys of the keyset.
+
+    Empty if the keyset has no TLS keys. `is_of` is the owner of the keys, as in `Binding`.
 
     Raises:
         ServiceError: If the keyset has TLS keys, but not the observed one for its host

@@ -287,7 +287,10 @@ def _read_challenge(members: AnswerObject, nonce: bytes) -> bytes:
 
 
 def _read_cpu_evidence(members: AnswerObject, material: bytes, devices: bytes) -> bytes:
-    """Return report or quote, after comparing the stated hashes with those of the sections."""
+    """Return the report or quote; check that it states the hashes of both sections.
+
+    `material` and `devices` are the JSON of `crypto_material` and `device_evidence`.
+    """
     cpu = members.object("cpu_evidence")
     cpu.check(("format", "report_base64", "endorsed"))
     platform = _CPU_FORMATS[cpu.constant("format", *_CPU_FORMATS)]

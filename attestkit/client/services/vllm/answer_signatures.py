@@ -110,7 +110,7 @@ def _signer(members: AnswerObject) -> Signer:
 
 
 def _keys(claims: Claims, signer: Signer, algorithm: str) -> list[bytes]:
-    """Return the attested keys of a signer: Ethereum addresses for ECDSA, or Ed25519 keys."""
+    """Return attested keys of a signer: Ethereum addresses (20 bytes), or Ed25519 keys (32)."""
     name = f"signing-{algorithm}" if signer == "model" else f"{signer}-signing-{algorithm}"
     found = [key for purpose, key in claims.keys.items() if purpose.split("[")[0] == name]
     if not found:

@@ -34,7 +34,7 @@ from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import ServiceError, UsageError
 
 ProtocolsByKey = Mapping[int, FieldProtocol]
-"""Encryption protocols of a service by the bytes of its key: 32 of Ed25519, 65 of secp256k1."""
+"""Encryption protocols of a service by the size of its key in bytes: 32 Ed25519, 65 secp256k1."""
 
 VERSION_1: Final[ProtocolsByKey] = {32: field_protocols.ED25519_V1, 65: field_protocols.ECDSA_V1}
 VENICES: Final[ProtocolsByKey] = {65: field_protocols.VENICE}
