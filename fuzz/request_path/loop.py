@@ -167,15 +167,9 @@ class InstantLoop(asyncio.AbstractEventLoop):
         """Return a future of this loop."""
         return asyncio.Future(loop=self)
 
-    def create_task(
-        self,
-        coro: Any,
-        *,
-        name: str | None = None,
-        context: Any = None,
-    ) -> "asyncio.Task[Any]":
+    def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
         """Start a coroutine, and remember it."""
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, **options)
         self.tasks.append(task)
         return task
 
