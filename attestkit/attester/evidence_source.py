@@ -214,7 +214,7 @@ def app_info(evidence: Attestation) -> AppInfo:
 
 
 def parse_response(problem: str, parse: Callable[..., T], *data: bytes) -> T:
-    """Return `parse(*data)`; BackendError whose text begins with `problem` if it is malformed."""
+    """Return `parse(*data)`; raise BackendError, beginning with `problem`, if it rejects `data`."""
     try:
         return parse(*data)
     except (FormatError, ConfigError, UsageError) as error:

@@ -196,7 +196,7 @@ def _architecture(stated: Mapping[str, Any], what: str) -> Architecture | None:
 
 
 def _report(value: Mapping[str, Any], what: str) -> bytes:
-    """Decode a report in base64, in hex, or in hex inside base64."""
+    """Return the report in the member `evidence`: base64, hex, or hex inside base64."""
     subject = f"{what}: evidence"
     text = value.get("evidence")
     _check_length(text, 2 * MAX_REPORT * 4 // 3 + 4, subject)
@@ -213,7 +213,10 @@ def _report(value: Mapping[str, Any], what: str) -> bytes:
 
 
 def _certificates(value: Mapping[str, Any], what: str) -> tuple[bytes, ...]:
-    """Decode a chain: PEM in base64; NUL bytes and other text around the blocks are ignored."""
+    """Return the chain (DER) in the member `certificate`: PEM in base64.
+
+    NUL bytes and other text around the PEM blocks are ignored.
+    """
     subject = f"{what}: certificate"
     text = value.get("certificate")
     _check_length(text, MAX_CHAIN * 4 // 3 + 4, subject)

@@ -138,7 +138,7 @@ class MachineShape:
 
     @property
     def page_order(self) -> PageOrder:
-        """Order of the pages in MRTD: `two_pass` if set, else that of the QEMU version's time."""
+        """Order of the pages in MRTD: by `two_pass`, or if that is None by the version of QEMU."""
         stated = {"qemu_single_pass_add_pages": self.two_pass}
         version = {"qemu_version": self.qemu_version or None}
         return "two_pass" if is_two_pass(stated | version) else "single_pass"

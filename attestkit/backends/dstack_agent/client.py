@@ -238,7 +238,10 @@ class AgentClient:
         return other
 
     def _exchange(self, method: str, target: str, body: bytes) -> tuple[int, str, bytes]:
-        """Send a request on a new connection; return status, header field Server, and body."""
+        """POST `body` to `target` on a new connection; return status, header Server, and body.
+
+        `method` is the name of the agent's method, for errors and the choice of the error type.
+        """
         address = self._address
         limits = bounded_http.ResponseLimits(_MAX_HEAD, MAX_RESPONSE, self._timeout, self._clock)
         path = f"{address.prefix}/{target}"

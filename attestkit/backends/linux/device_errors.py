@@ -1,4 +1,7 @@
-"""Errors about files, devices and sockets, whose text begins with the path, their `path`."""
+"""Errors about files, devices and sockets, whose text begins with the path, their `path`.
+
+`problem` is the rest of the text; `reason` is the stable word of the error.
+"""
 
 import errno
 import os

@@ -76,7 +76,7 @@ def _read_copy(path: Path, calls: DeviceCalls) -> bytes:
 
 
 def _log_area(path: Path, limit: int, missing: str, calls: DeviceCalls) -> bytes:
-    """Return a file's first `limit` bytes: a log area. `missing` is the remedy if there is none."""
+    """Return a log area, at most `limit` + 1 bytes; `missing` is the remedy if it is absent."""
     try:
         return read_file(path, limit, calls=calls)
     except OSError as error:

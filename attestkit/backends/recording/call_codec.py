@@ -155,7 +155,7 @@ def _decode_platform(found: object, _: CodecState) -> Platform:
 
 
 def _members(found: object, what: str, *names: str) -> list[Any]:
-    """Return the members `names` of an object; FormatError unless it has exactly these members.
+    """Return the values of the members `names`; FormatError unless `found` has just these members.
 
     `what` names the object in the error.
     """

@@ -71,14 +71,14 @@ def volume(kind: UUID, size: int, body: bytes, name: UUID | None = None) -> byte
 
 
 def ffs_file(guid: UUID, kind: int, body: bytes) -> bytes:
-    """Return a file of a firmware volume (FFS), padded to 8 bytes."""
+    """Return a file of a firmware volume (FFS) with the file type `kind`, padded to 8 bytes."""
     size = (24 + len(body)).to_bytes(3, "little")
     data = guid.bytes_le + bytes(2) + bytes((kind, 0)) + size + b"\xf8" + body
     return data.ljust(-(-len(data) // 8) * 8, b"\xff")
 
 
 def section(kind: int, body: bytes) -> bytes:
-    """Return a section of a firmware file, padded to 4 bytes."""
+    """Return a section of a firmware file with the section type `kind`, padded to 4 bytes."""
     data = (len(body) + 4).to_bytes(3, "little") + bytes((kind,)) + body
     return data.ljust(-(-len(data) // 4) * 4, b"\0")
 
@@ -147,7 +147,7 @@ _DRIVER, _IMAGE, _RAW, _VOLUME_IMAGE = 7, 0x0B, 0x19, 0x17  # types of files and
 
 
 def noise(seed: str, size: int) -> bytes:
-    """Return bytes without a pattern, the same for each seed."""
+    """Return `size` bytes without a pattern, the same for each seed."""
     return shake_128(f"attestkit sample {seed}".encode()).digest(size)
 
 

@@ -33,7 +33,7 @@ from attestkit.errors import AttestKitError, UsageError
 
 
 class Step(Enum):
-    """Kind of operation on a report entry of configfs-tsm, by which errnos have other meanings."""
+    """Kind of operation on an entry of configfs-tsm; the meaning of an errno depends on it."""
 
     ANY = "any"  # one without meanings of its own
     MAKE = "make"  # create the entry

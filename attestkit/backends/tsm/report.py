@@ -239,7 +239,7 @@ class TsmClient:
             return b""
 
     def _extra_writes(self, path: str, expected: int) -> int:
-        """Return the number of writes by other processes; 0 if the generation cannot be read."""
+        """Return how far the generation exceeds `expected` by others' writes; 0 if unreadable."""
         try:
             return self._generation(path) - expected
         except AttestKitError:

@@ -168,7 +168,7 @@ class StubServer(SocketService):
         return self._answer(number, index, receive(client, size))
 
     def _answer(self, number: int, index: int, data: bytes) -> bytes:
-        """Return the response to a request."""
+        """Return the response to the call `number` (`StubCall`) on device `index`."""
         try:
             call = StubCall(number)
         except ValueError:

@@ -56,7 +56,7 @@ def check_nonce_size(nonce: bytes) -> None:
 
 
 def hex_member(members: Mapping[str, Any], name: str, what: str, *sizes: int) -> bytes:
-    """Return the bytes of a member in hex, which may begin with 0x.
+    """Return the bytes of the member `name`, which is hex and may begin with 0x.
 
     Raises:
         FormatError: If the member is missing, not hex, or its size in bytes is not one of `sizes`.

@@ -31,7 +31,7 @@ CHIP_INFO: Final = 35
 FEATURE_FLAG: Final = 36
 
 ON, OFF = b"\xaa", b"\x55"
-"""Values of a status."""
+"""Values of a field that states whether a feature is on or off."""
 
 _INVALID: Final = 255
 # A known type occurs once at most.
@@ -180,7 +180,7 @@ class _Fields(NamedTuple):
         return _bad(f"{_NAMES[kind]}: {problem}", reason, at)
 
     def sized(self, kind: int, size: int) -> bytes | None:
-        """Return a value, which must have `size` bytes; None if the field is absent."""
+        """Return the value of field `kind`, which must have `size` bytes; None if it is absent."""
         value = self.values.get(kind)
         if value is not None and len(value) != size:
             problem = f"must have {size} bytes, not {len(value)}"
@@ -188,7 +188,7 @@ class _Fields(NamedTuple):
         return value
 
     def text(self, kind: int) -> str | None:
-        """Return a text of letters, digits and `._-`, without NULs at its end; None if absent."""
+        """Return field `kind`: letters, digits and `._-`, without final NULs; None if absent."""
         value = self.values.get(kind)
         if value is None:
             return None
@@ -199,7 +199,7 @@ class _Fields(NamedTuple):
         return found[1].decode("ascii")
 
     def status(self, kind: int) -> bool | None:
-        """Return whether a feature is on; None if the field is absent."""
+        """Return whether the field `kind` is `ON`, not `OFF`; None if the field is absent."""
         value = self.sized(kind, 1)
         if value is None:
             return None
@@ -208,7 +208,7 @@ class _Fields(NamedTuple):
         return value == ON
 
     def number(self, kind: int) -> int | None:
-        """Return an integer of two bytes; None if the field is absent."""
+        """Return the value of field `kind`, an integer of two bytes; None if it is absent."""
         value = self.sized(kind, 2)
         return None if value is None else int(_NUMBER.unpack(value)[0])
 

@@ -267,7 +267,7 @@ def _malformed(subject: str, problem: str) -> BackendError:
 
 
 def _content(subject: str, buffer: "ctypes.Array[ctypes.c_uint8]", size: int) -> bytes:
-    """Return the used part of a buffer of the library."""
+    """Return the first `size` bytes of a buffer; BackendError if `size` is not 1 to its length."""
     if not 0 < size <= len(buffer):
         raise _malformed(subject, f"size must be 1 to {len(buffer)}, not {size}")
     return bytes(buffer[:size])

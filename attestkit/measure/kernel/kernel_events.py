@@ -36,7 +36,7 @@ def direct_boot_options(
 
 
 def options_text(cmdline: str, initrd: str, *, shim: bool) -> str:
-    """Return the load options as text; `initrd`: `first`, `last` or `none`, see `initrd=initrd`."""
+    """Return the load options as text, with `initrd=initrd` `first`, `last` or absent (`none`)."""
     before = "kernel " * shim + "initrd=initrd " * (initrd == "first")
     return before + cmdline + " initrd=initrd" * (initrd == "last")
 

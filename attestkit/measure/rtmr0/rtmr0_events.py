@@ -184,7 +184,10 @@ def _fw_cfg_events(items: FwCfgItems) -> Iterator[ExpectedEvent]:
 
 
 def measured_variables(firmware: TdxFirmware) -> list[tuple[td_hob.VariableName, bytes]]:
-    """Return SecureBoot, PK, KEK, db, dbx, and dbt if set, with measured data; empty if absent."""
+    """Return name and data of the measured variables; the data of absent ones are empty.
+
+    They are SecureBoot, PK, KEK, db, dbx and, only if the image has it, dbt.
+    """
     variables, state = firmware.variables, b""
     if firmware.layout.secure_boot:
         has_keys = _PLATFORM_KEY in variables

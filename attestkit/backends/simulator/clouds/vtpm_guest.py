@@ -204,7 +204,7 @@ class VtpmGuest(Simulator):
             super()._check_fault(fault)
 
     def _derive(self, label: str, size: int) -> bytes:
-        """Return secret bytes, a function of the seed."""
+        """Return `size` secret bytes, a function of the seed and `label`."""
         return derive(self._seed, label, size)
 
     @property

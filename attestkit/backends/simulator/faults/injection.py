@@ -146,7 +146,7 @@ class FaultInjector:
         return failed(_prefix(fault), text, "malformed_response")
 
     def _backend_error(self, fault: Fault, step: str, number: int) -> BackendError:
-        """Return the real backend's error for an errno, with the fault in place of the path."""
+        """Return the real backend's error for errno `number` at `step`; its path is the fault."""
         from attestkit.backends.tsm import configfs_files  # lazy: only needed for errors
 
         error = OSError(number, os.strerror(number))

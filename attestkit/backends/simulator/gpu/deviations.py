@@ -1,4 +1,7 @@
-"""Faults of simulated GPUs: what each alters in reports, certificates, RIMs and services."""
+"""Faults of simulated GPUs: what each alters in reports, certificates, RIMs and services.
+
+Each function returns an altered copy of its last argument.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta

@@ -325,7 +325,7 @@ _ORDERS: Final = {"p256": P256_ORDER, "k256": K256_ORDER}
 
 
 def derive_kms_bytes(seed: bytes, label: str, size: int) -> bytes:
-    """Return `size` secret bytes of a KMS.
+    """Return `size` secret bytes of a KMS, a function of `seed` and `label`.
 
     `seed` may be that of a simulated TEE, too: the salts differ, so the results are unrelated.
     """

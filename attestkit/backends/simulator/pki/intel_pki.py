@@ -258,7 +258,7 @@ def _next_update(end: int | timedelta | None, issue: int, default: int) -> int:
 
 
 def _apply_alterations(config: configs.CollateralConfig, part: str, text: str) -> str:
-    """Return a signed part with the configured alterations."""
+    """Return `text`, the JSON of the collateral's `part`, with the configured alterations."""
     for name, old, new in config.altered:
         if name == part:
             text = text.replace(old, new, 1)

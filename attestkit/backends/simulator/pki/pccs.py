@@ -158,7 +158,7 @@ def _is_valid_update(fields: Mapping[str, str]) -> bool:
 
 
 def _signed_body(name: str, body: str, signature: bytes) -> bytes:
-    """Return a signed body, not re-encoded, because the signature covers its bytes."""
+    """Return JSON with `body` unchanged as the member `name`, and its signature in hex."""
     return f'{{"{name}":{body},"signature":"{signature.hex()}"}}'.encode()
 
 

@@ -164,7 +164,7 @@ def _quote_heads(config: QuoteConfig, platform: SimulatedPlatform) -> dict[tuple
 
 
 def _apply_alterations(config: QuoteConfig, quote: bytes, body_at: int) -> bytes:
-    """Return a signed quote with the configured alterations."""
+    """Return a signed quote with the configured alterations; its body begins at `body_at`."""
     raw = bytearray(quote)
     for name in config.altered:
         raw[body_at + _OFFSETS[name]] ^= 1

@@ -108,7 +108,7 @@ def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetim
 
 
 def _check_update(name: str, moment: object) -> None:
-    """Check the issue or update time of a part of the collateral, if it is Unix time."""
+    """Raise UsageError if `moment`, the field `name` of collateral, is an invalid Unix time."""
     if moment is not None and not (name == "next_update" and isinstance(moment, timedelta)):
         _check_range(name, moment, _LAST_SECOND, _FIRST_SECOND)
 

@@ -27,7 +27,7 @@ def _cloud(platform: str, outcome: str, text: str, **fields: Any) -> NamedCase:
 
 
 def _azure(platform: str, report: str) -> dict[str, NamedCase]:
-    """Return the scenarios that Azure's SNP and TDX VMs have in common."""
+    """Return the scenarios that Azure's SNP and TDX VMs share; `report` names their report."""
     return {
         f"{platform}-wrong-binding": _cloud(
             platform,

@@ -262,7 +262,7 @@ class ManagedFile(TpmDeviceFile):
             self._manager.run(commands.FLUSH_CONTEXT, handle.to_bytes(4, "big"))
 
     def _map_handles(self, command: bytes, count: int) -> bytes:
-        """Replace virtual handles in the handle area by those of the TPM."""
+        """Return a command with the TPM's handles in place of virtual ones in its first `count`."""
         mapped = bytearray(command)
         for at in range(HEADER, min(HEADER + 4 * count, len(command) - 3), 4):
             handle = int.from_bytes(command[at : at + 4], "big")

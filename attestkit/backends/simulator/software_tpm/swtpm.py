@@ -283,7 +283,7 @@ def _words(response: bytes) -> list[int]:
 
 
 def _parameters(command: bytes, handles: int) -> int:
-    """Return the offset of the parameters of a command with `handles` and authorizations."""
+    """Return the offset of a command's parameters, after `handles` handles and authorizations."""
     at = 10 + 4 * handles
     return at + 4 + _u32(command, at)
 

@@ -102,7 +102,10 @@ class SessionStart(NamedTuple):
 
 
 def kdf_a(hash_name: str, key: bytes, label: bytes, context: bytes, bits: int) -> bytes:
-    """Return KDFa (Part 1, 11.4.10.2) of at most one digest; the label ends with a zero byte."""
+    """Return KDFa (Part 1, 11.4.10.2), `bits` / 8 bytes; `label` must end with a zero byte.
+
+    `bits` must not exceed those of one digest.
+    """
     content = command_reader.u32(1) + label + context + command_reader.u32(bits)
     return hmac.digest(key, content, hash_name)[: bits // 8]
 

@@ -108,7 +108,7 @@ class PcrBanks:
         return found, values
 
     def digest(self, selections: list[Selection], hash_name: str) -> bytes:
-        """Return the digest of all selected values."""
+        """Return the digest, by the hash `hash_name`, of the values of all selected PCRs."""
         _, values = self.read(selections, len(selections) * PCR_COUNT)
         return compute_digest(hash_name, b"".join(values))
 

@@ -208,7 +208,10 @@ def run_vendor(call: CommandCall, code: int) -> CommandReply:
 
 
 def _check_way(call: CommandCall, index: tpm_state.NvIndex, owner: int, platform: int) -> None:
-    """Check that the authorizing handle may use the index (Part 4, NvReadAccessChecks)."""
+    """Check that the authorizing handle may use the index (Part 4, NvReadAccessChecks).
+
+    `owner` and `platform` are the attributes (TPMA_NV) that permit it to these hierarchies.
+    """
     handle = call.entities[0].handle
     if handle == OWNER:
         allowed = bool(index.attributes & owner)
