@@ -45,7 +45,7 @@ _EXIT_CODE_KEY: Final = "attestkit.exit_code"
 
 
 def exit_code(error: errors.AttestKitError) -> int:
-    """Return the exit code of an error: 1 usage, 2 rejected, 3 device, 4 policy, 5 unreadable."""
+    """Return an exit code: 1 usage, 2 rejected, 3 network or device, 4 policy, 5 unreadable."""
     if isinstance(error, errors.GpuEvidenceError) and error.by_policy:
         return POLICY
     if isinstance(error, errors.KmsError) and error.is_rejection:

@@ -123,9 +123,9 @@ def _find_error(
 def _compare(
     log: EventLog, quoted: Rtmrs | None, numbers: tuple[int, ...]
 ) -> dict[str, dict[str, Any]]:
-    """Return the registers by name, ready for JSON.
+    """Return number of events, replayed and quoted value (hex) of each register, ready for JSON.
 
-    The member `agrees` of a register is None if the register is not compared.
+    `agrees` is whether these values are equal; None if the register is not compared.
     """
     counts = Counter(event.register for event in log.events if event.event_type != NO_ACTION)
     found = {}

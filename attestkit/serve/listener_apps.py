@@ -249,7 +249,7 @@ def _app(
     headers: Sequence[Header] = (),
     views: Mapping[str, View] = _NOTHING,
 ) -> RpcApp:
-    """Return an application with the documents of its API."""
+    """Return an application of these services, with views and the documents of its API."""
     title, curl = _CURL_TARGETS[listener]
     api = Api(
         f"The guest agent API on {title}",

@@ -88,7 +88,7 @@ def _ipv6_gateways(lines: list[list[str]]) -> Iterator[str]:
 
 
 def _ipv6_addresses(lines: list[list[str]]) -> Iterator[tuple[str, str, int]]:
-    """Yield name, address and prefix of each interface's IPv6 addresses."""
+    """Yield interface name, address and prefix length of each IPv6 address."""
     for words in lines:
         if len(words) > 5:
             yield words[5], str(IPv6Address(int(words[0], 16))), int(words[2], 16)
@@ -107,7 +107,7 @@ def _interfaces(lines: list[list[str]], v6: list[tuple[str, str, int]]) -> Itera
 
 
 def _ipv4_address(name: str) -> Iterator[tuple[str, int]]:
-    """Yield the primary IPv4 address of an interface, if it has one."""
+    """Yield the primary IPv4 address of an interface and its prefix length, if it has one."""
     request = struct.pack("16s24x", name.encode("ascii"))  # struct ifreq
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:

@@ -331,7 +331,7 @@ class _BundleAuthenticators(Authenticators):
 
 
 def _allow_fetch() -> None:
-    """Allow a request."""
+    """Do nothing: the default for `before_fetch`, which allows every request."""
 
 
 def _refuse_fetch() -> None:

@@ -228,7 +228,7 @@ class GpuJoin:
     def _find_binding(
         self, chosen: GpuCandidate, nonce: bytes | None, events: Sequence[Event], rules: GpuRules
     ) -> "tuple[GpuBindingKind, bytes]":
-        """Return the binding to the CPU's evidence, and the nonce that GPU reports must have."""
+        """Return the kind of the binding to the CPU, and the nonce that GPU reports must have."""
         assert self.evidence is not None
         if (binding := self._binding) is not None:
             return binding.kind, binding.gpu_nonce

@@ -53,12 +53,14 @@ def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]
     * `core`: `runs` (compiled, python), `reason`, `level` (portable, avx2, avx512, null in the
       plain core); `extras`: versions by package, by extra.
     * `root`: the inspected folder; `tee`: TDX, SEV-SNP, unknown (only signs of a TEE), or null.
-    * `signs`: a list of `what`, `positive`, `saw`. `platforms`: a list of `name`, `saw`,
-      `supported`, `advice`. `container`: a list of texts, empty outside a container.
+    * `signs`: a list of `what`, `positive`, `saw`, as in `HardwareSign`. `platforms`: a list of
+      `name`, `saw`, `supported`, `advice`, as in `host_inspection.Platform`. `container`: a list of
+      texts, empty outside a container.
     * `linux`: `number` (three integers, zeros if unknown), `features` (by name, whether a release
       of this number has it), `cve_2026_31470_repaired` (by release number).
-    * `cpu`: `known`, `tdx`, `sev_snp`, `hypervisor`, `isolation`. `mounts`: `configfs`, `sysfs`
-      (read-write, read-only, not mounted, unknown), `firmware` (visible, masked, missing).
+    * `cpu`: `known`, `tdx`, `sev_snp`, `hypervisor`, `isolation`, as in `host_inspection.Cpu`.
+      `mounts`: `configfs`, `sysfs` (read-write, read-only, not mounted, unknown), `firmware`
+      (visible, masked, missing).
     * `paths`: path statuses by name: `report`, `tdx_guest`, `sev_guest`, `tpm`, `tpm_log`,
       `measurements`, `rtmr3`, `ccel_table`, `ccel_data`, `attest_conf`, `boot_id`, `runtime_log`,
       `app_folder`.
@@ -69,9 +71,9 @@ def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]
       why detection skips a backend that can run. `named_agent`: the endpoint that the environment
       names, or null. `agent_api`: the newest API of a usable guest agent (v1 of dstack 0.6, or v0),
       or null.
-    * `boot_log`: `size`, `events`, `error`. `runtime_log`: `state`, `says`, `advice`, `events`,
-      `register`, `replay` (hex or null).
-    * `quotes`: null without `quote`, else a list of `backend`, `seconds`, `size`, `error`.
+    * `boot_log`: `size` (bytes), `events` (number), `error`. `runtime_log`: the members of
+      `RuntimeLogState`: `state`, `says`, `advice`, `events`, `register`, `replay` (hex or null).
+    * `quotes`: null without `quote`, else a list of `backend`, `seconds`, `size` (bytes), `error`.
     * `advice`: remedies, a list of texts in order of urgency.
 
     Args:

@@ -107,7 +107,7 @@ def verify_key(*, file: Path, expected: _Expected, as_json: bool) -> None:
 
 
 def parse_key(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    """Return the public key and the signature chain in a key's JSON.
+    """Return the public key and the signatures of its chain, decoded from hex, in a key's JSON.
 
     Raises:
         FormatError: If the JSON is malformed, or lacks the public key or the chain.

@@ -137,7 +137,10 @@ def _collateral(collateral: Collateral) -> dict[str, Any]:
 
 
 def _summary(text: str) -> dict[str, Any]:
-    """Return the members of JSON text without its objects, and each list as its length."""
+    """Return the members of a JSON object, with the length of each list in its place.
+
+    Nested objects are left out. For other text, the only member is `error`.
+    """
     try:
         check_depth(text)
         body = json.loads(text)

@@ -22,11 +22,13 @@ class Output(NamedTuple):
 
     @property
     def name(self) -> str | None:
-        """The name of the file."""
+        """The path given with -o, as text; None without it."""
         return None if self.output is None else str(self.output)
 
     def check(self, inputs: Iterable[Path], others: Iterable[tuple[str, Path | None]] = ()) -> None:
-        """Check that the file of -o is not an input or another output.
+        """Check that the file of -o is neither an input nor another output.
+
+        `others` are the other outputs, each with its option.
 
         Raises:
             UsageError: If it is one of them, or -o and --json both write to stdout.
@@ -58,5 +60,5 @@ class Output(NamedTuple):
 
 
 def output_options(text: str) -> Callable[[Any], Any]:
-    """Return both options, with the help text of `-o`, as the parameter `out`."""
+    """Return the options -o (with this help text) and --json, as the parameter `out`."""
     return option.group("out", (option.output(text), option.json), Output)

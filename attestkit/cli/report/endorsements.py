@@ -90,7 +90,7 @@ def describe_chain(
 
 
 def describe_parts(collateral: Collateral, at: datetime) -> list[tuple[str, str, str, State]]:
-    """Return name, start, end and state of the validity of each part of collateral."""
+    """Return name, start and end (as text), and state of each part of collateral."""
     found = []
     for field, name in _PARTS.items():
         try:

@@ -244,16 +244,16 @@ class Options(NamedTuple):
         return self.error(field, f"{problem}: {getattr(self, field)}", "wrong_value")
 
     def first_given(self, names: Sequence[str]) -> str | None:
-        """Return the first of the fields `names` that has a value, not "none"; None if none has."""
+        """Return the first of the fields `names` with a value, other than "none"; else None."""
         return next((name for name in names if getattr(self, name) not in {None, False, OFF}), None)
 
     def path(self, field: str) -> Path | None:
-        """Return the path that an option names, absolute."""
+        """Return the path that an option names, made absolute; None if it is not given."""
         text: str | None = getattr(self, field)
         return None if text is None else Path(text).absolute()
 
     def address(self, field: str, default: Address | None = None) -> Address | None:
-        """Return the address of an option; None if the listener is off.
+        """Return the address of an option, else `default`; None if the listener is off.
 
         Raises:
             UsageError: If the option has an invalid address.

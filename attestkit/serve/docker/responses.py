@@ -83,7 +83,7 @@ class ContainerState(msgspec.Struct, frozen=True, rename="pascal"):
 
     @property
     def run_state(self) -> str:
-        """Like `Container.state`; empty if unknown."""
+        """State such as running or exited, as in `Container.state`; empty if unknown."""
         return self.state.status if self.state else ""
 
     @property

@@ -87,5 +87,5 @@ async def send_response(
 
 
 def encode_error(text: str) -> bytes:
-    """Return the JSON of an error, pretty-printed with two spaces."""
+    """Return the JSON `{"error": text}`, indented by two spaces."""
     return json.dumps({"error": text}, indent=2).encode("ascii")

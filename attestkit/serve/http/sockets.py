@@ -175,7 +175,7 @@ class UnixListener:
 
 
 def _set_permissions(path: Path, mode: int, group_id: int) -> _FileId:
-    """Set group and mode of a new socket; return its file id.
+    """Set group and mode of a new socket; return the numbers of its device and inode.
 
     Uses one descriptor, because other writers of the folder could replace the path by a link.
     """

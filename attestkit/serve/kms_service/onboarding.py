@@ -88,7 +88,10 @@ def take_over_roots(
 
 
 def _check_evidence(url: KmsUrl, certificate: bytes, root: bytes, parts: KmsParts) -> None:
-    """Verify and authorize the evidence in the certificate (DER) of a running KMS."""
+    """Verify and authorize the evidence in the certificate (DER) of a running KMS.
+
+    `root` is the public key of its root CA, SubjectPublicKeyInfo in DER.
+    """
     start = f"failed to validate the server attestation of {url.base}: "
     found = read_client_evidence(ssl.DER_cert_to_PEM_cert(certificate))
     if found is None:

@@ -301,7 +301,10 @@ def _log(method: str, app_id: bytes) -> None:
 
 @contextmanager
 def _logging_refusal(method: str, prefix: str = "") -> Iterator[None]:
-    """Context manager: log the reason of an error, without the VM configuration, and raise it."""
+    """Context manager: log an AttestKitError, and raise it as the result of `refusal`.
+
+    `prefix` is the start of its text. The VM configuration is not logged.
+    """
     try:
         yield
     except AttestKitError as error:

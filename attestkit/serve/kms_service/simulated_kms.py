@@ -283,7 +283,7 @@ class SimulatedKms:
         self.faults.arm(faults)
 
     def _check_fault(self, fault: "Fault") -> None:
-        """Refuse a replacement of roots that are stored in a folder."""
+        """Raise UsageError for a fault that would replace roots which a folder stores."""
         if fault.operation == ROLLOVER:
             text = "conflicts with state_dir, which would keep the old roots; use a seed"
             raise UsageError(f"fault {fault.name}: {text}", reason="conflict")

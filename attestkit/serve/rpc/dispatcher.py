@@ -64,7 +64,7 @@ def protobuf() -> Codec:
 
 
 class MethodContext(Protocol):
-    """What the dispatcher uses of the context that methods get, such as `Guest`."""
+    """Interface of the context that methods get, such as `Guest`, for the dispatcher."""
 
     @property
     def executor(self) -> Executor | None:

@@ -57,6 +57,6 @@ class Service(NamedTuple):
         return version_of(self.package)
 
     def route(self, name: str) -> MethodRoute:
-        """Return the route to a method."""
+        """Return the method of this name, with its name for metrics, such as v1.GetKey."""
         label = f"{self.version}.{name}" if self.version else name
         return MethodRoute(label, self.methods[name])

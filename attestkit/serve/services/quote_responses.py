@@ -101,7 +101,7 @@ _MAX_TEMPLATE_SIZE: Final = 1 << 16  # bytes and characters of all fields of a c
 
 
 class _QuoteCache:
-    """Parts that quotes share while registers and certificates are unchanged."""
+    """Parts of responses that new quotes share while registers and certificates are unchanged."""
 
     def __init__(self, rtmrs: Rtmrs, tail: bytes) -> None:
         self.rtmrs = rtmrs

@@ -92,7 +92,7 @@ class ServiceManager:
         return cls(address or None, seconds)
 
     def ready(self, status: str) -> None:
-        """Notify that all listeners accept connections."""
+        """Notify that all listeners accept connections; `status` is a text for people."""
         self._send("READY=1")
         self._status = status
         self._send(f"STATUS={status}")

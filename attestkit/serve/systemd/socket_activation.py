@@ -90,7 +90,10 @@ def _add_socket(
     labels: Sequence[str],
     listeners: Collection[str],
 ) -> None:
-    """Add the socket of a descriptor to `found`, after checking that it fits its listener."""
+    """Add the socket of a descriptor to `found`, after checking that it fits its listener.
+
+    `label` is the name of the descriptor, and `labels` are those of all descriptors.
+    """
     here = f"inherited descriptor {descriptor} ({label[:80]!r}):"
     limited = sorted(name for name in listeners if name.startswith(LIMITED_PREFIX))
     names = (*_UNIX, *_TCP, *limited)

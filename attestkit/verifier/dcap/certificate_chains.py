@@ -142,7 +142,10 @@ class CertificateChains:
     def _root(
         self, der: bytes, chain: str, malformed: DcapReason = "cert_malformed"
     ) -> IntelCertificate:
-        """Return the root of a chain, which must be the anchor or a certificate of the same key."""
+        """Return the root of a chain, which must be the anchor or a certificate of the same key.
+
+        `chain` is the name of the chain in errors.
+        """
         if der == self.anchor.der:
             return self.anchor
         return self._issued.get((der, der), lambda: self._other_root(der, chain, malformed))
@@ -192,7 +195,10 @@ def _read_anchor(der: bytes) -> IntelCertificate:
 
 
 def _read(der: bytes, what: str, names: Sequence[str], malformed: DcapReason) -> IntelCertificate:
-    """Parse a certificate; raise the error of `malformed` if it is malformed."""
+    """Parse a certificate (DER), whose subject must have one of the common names in `names`.
+
+    `what` is its name in errors, `malformed` the reason of the error if it is malformed.
+    """
     try:
         return read_intel_certificate(der, what, names)
     except FormatError as error:
@@ -223,7 +229,7 @@ def _read_pck(der: bytes, issuer: IntelCertificate) -> tuple[IntelCertificate, P
 
 
 def _pck_certificate(der: bytes, fields: PckCertificateFields) -> IntelCertificate:
-    """Return the certificate of these fields, without what only its verification needs."""
+    """Return the certificate of these fields, without signed part, signature and extension."""
     try:
         key = P256PublicKey(fields.point[1:])
     except SignatureError as error:

@@ -252,7 +252,10 @@ def _verify_quote(report: HclReport, evidence: VtpmQuote) -> VerifiedQuote:
 def _verify_tpm(
     report: HclReport, evidence: VtpmQuote, steps: list[VerificationStep], *, is_stated: bool
 ) -> tuple[VerifiedQuote, bytes]:
-    """Verify quote and user data; return the quote and its report data, and append the steps."""
+    """Verify quote and user data; return the quote and its report data, and append the steps.
+
+    `is_stated` is that of `_check_user_data`.
+    """
     verified = _verify_quote(report, evidence)
     steps += [_key_step(report), *verified.steps]
     report_data = _report_data(verified)
@@ -267,7 +270,10 @@ def _key_step(report: HclReport) -> VerificationStep:
 
 
 def _details(report: HclReport, subject: str) -> tuple[tuple[str, str], ...]:
-    """Return the VM configuration in an HCL report, and the AK certificate's subject, if any."""
+    """Return names and values of the VM configuration in an HCL report.
+
+    They include `ak_certificate_name`, with the value `subject`, if that is not empty.
+    """
     named = (("ak_certificate_name", subject),) if subject else ()
     return (*report.content.configuration, *named)
 

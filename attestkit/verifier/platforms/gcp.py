@@ -103,7 +103,10 @@ class GcpAuthenticator:
         now: datetime,
         before_fetch: Callable[[], object],
     ) -> Authenticated:
-        """Verify the TPM's quote beside a TDX quote, with the logs of its PCRs."""
+        """Verify the TPM's quote beside a TDX quote, with the logs of its PCRs.
+
+        `stack` has the runtime events and the VM configuration.
+        """
         tpm_quote = platform.tpm_quote
         _check_form(tpm_quote)
         quote = _read_key(tpm_quote).verify_quote(tpm_quote, _TDX_PCRS)
@@ -165,7 +168,10 @@ def _combine(
 
 
 def _check_form(tpm_quote: TpmQuote) -> None:
-    """Check names, limits and the order of PCR values, which upstream does not check."""
+    """Check the platform's name, the log's size and records, the bank, and the order of PCR values.
+
+    dstack's verifier does not check these.
+    """
     if tpm_quote.platform != "gcp":
         message = f"TPM quote: platform must be gcp, not {shown(tpm_quote.platform)}"
         raise FormatError(message, reason="wrong_value")

@@ -207,7 +207,7 @@ def _instance(
 
 
 def _check_claims(claimed: GceInstanceInfo, ak_certificate: bytes) -> None:
-    """Compare claims about a VM with the extension of the key's certificate, verified or not."""
+    """Compare claims about a VM with those in the key's certificate (DER), verified or not."""
     named = read_gce_instance(read_evidence_certificate("AK certificate", ak_certificate))
     if named is None:
         raise VerificationError(

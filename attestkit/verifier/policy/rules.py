@@ -147,7 +147,7 @@ def require_match(
 def accept_match(
     rule: str, subject: str, have: bytes, wanted: Iterable[bytes], remedy: str
 ) -> VerificationStep:
-    """Return the step of a rule after `require_match`; `rule` is its check and error reason."""
+    """Check a value as `require_match`, with the reason `rule`; return the step of that name."""
     require_match(cast("PolicyReason", rule), subject, have, wanted, remedy)
     return passed(cast("StepCheck", rule), f"{subject} {have.hex()} is accepted")
 

@@ -264,7 +264,7 @@ def _claim(claims: Mapping[str, Any], name: str, reason: PolicyReason) -> bytes:
 
 
 def _launched(claims: Claims, rule: Literal["sev_features", "vcpus", "vcpu_type"]) -> bytes:
-    """Return a launch parameter; PolicyError unless a verified OS image confirms it."""
+    """Return the launch parameter of a rule; PolicyError unless a verified image confirms it."""
     found: bytes | None = claims.get(rule)
     if found is None:
         raise PolicyError(

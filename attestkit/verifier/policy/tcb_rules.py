@@ -101,7 +101,10 @@ class TcbRules:
             raise UsageError(message, reason="conflict")
 
     def _normalize(self, name: str, kind: type[object]) -> None:
-        """Store a collection as a frozenset, so that equivalent policies are equal."""
+        """Store the rule `name`, a collection of `kind`, as a frozenset.
+
+        Equivalent policies are then equal.
+        """
         found = normalize_members(name, getattr(self, name), kind)
         require_members(name, found)
         object.__setattr__(self, name, found)

@@ -145,7 +145,11 @@ def _require_bits(rule: str, field: str, mask: BitMask, claims: Claims) -> None:
 
 
 def _require_svn(enclave: str, minimum: int, found: list[int | None]) -> VerificationStep:
-    """Return the step for an enclave's SVNs; PolicyError if the lowest is below `minimum`."""
+    """Return the step for an enclave's SVNs; PolicyError if the lowest is below `minimum`.
+
+    `enclave` is QE or PCE. An item of `found` is None where the evidence has no SVN; if all are,
+    the rule is not met.
+    """
     svn = min((one for one in found if one is not None), default=None)
     if svn is None or svn < minimum:
         raise PolicyError(

@@ -182,8 +182,8 @@ class AkChains:
             roots: `google`, `tpm_roots`, or other trusted certificates.
             now: Time of the verification, with a time zone.
             beside: Certificates of CAs in the evidence, at most 8, in DER.
-            usages: Accepted extended key usages. A certificate with extended key usages must have
-                one of these.
+            usages: Accepted extended key usages (dotted OIDs). A certificate with extended key
+                usages must have one of these.
             before_fetch: Function that is called before each request; its exception cancels the
                 request.
 
@@ -381,7 +381,10 @@ def _parsed(der: bytes) -> PathCertificate:
 
 
 def _fetched(body: bytes, what: str, read: Callable[[bytes], _Read]) -> _Read:
-    """Parse a fetched certificate or CRL; CollateralError if it is malformed."""
+    """Parse a fetched certificate or CRL with `read`; CollateralError if it is malformed.
+
+    `what` is its name in errors.
+    """
     try:
         [der] = _split(body)
         return read(der)

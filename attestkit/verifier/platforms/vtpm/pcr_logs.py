@@ -198,7 +198,7 @@ def _has_digests(log: TpmEventLog, bank: str) -> bool:
 
 
 def _replay_ima_log(values: Values, log: ImaLog) -> tuple[set[tuple[str, int]], VerificationStep]:
-    """Return the PCRs that the IMA log replays to, and the step."""
+    """Return bank and index of the PCRs that the IMA log replays to, and the step."""
     replayed: set[tuple[str, int]] = set()
     longest, measured = ImaMatch(0, 0), log.pcrs
     for (bank, index), value in values.items():

@@ -253,7 +253,10 @@ def _mask(key: str, value: object) -> BitMask:
 
 
 def _bits(field: str, name: str, value: object) -> int:
-    """Decode bit names or 8 bytes; an integer would be ambiguous in its byte order."""
+    """Return the bits in a list of bit names of `field`, or in 8 bytes in hex.
+
+    An integer is refused, because its byte order would be ambiguous.
+    """
     key, known = f"{field}.{name}", BIT_NAMES[field]
     if isinstance(value, list):
         bits = 0

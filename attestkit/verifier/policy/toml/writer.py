@@ -105,7 +105,10 @@ def _table(name: str, rule: KeyProvider | RequiredEvent) -> list[str]:
 
 
 def _value(value: object, number: Callable[[int], str] = str) -> str:
-    """Return the value of a rule; several values are an array, None is `any`."""
+    """Return the TOML of a rule's value; several values are an array, None is `any`.
+
+    `number` formats the integers of an array.
+    """
     if isinstance(value, timedelta):
         seconds = value.days * 86_400 + value.seconds
         unit = next(unit for unit in ("d", "h", "s") if seconds % UNITS[unit] == 0)
