@@ -291,7 +291,7 @@ def _read_headers(fields: "Message") -> dict[str, str]:
 
 
 def _read_body(response: "HTTPResponse", limit: int) -> bytes:
-    """Read a body in pieces, so that memory is allocated only for received bytes."""
+    """Return a body of at most `limit` bytes; memory is allocated only for received bytes."""
     from http.client import IncompleteRead
 
     body, declared = bytearray(), response.length or 0

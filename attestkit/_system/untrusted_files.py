@@ -334,7 +334,7 @@ def _resolve(folders: list[int], name: str) -> str:
 
 
 def _link_target(name: str, folder: int) -> str | None:
-    """Return the target of a symbolic link, or None for any other file."""
+    """Return the target of a symbolic link in the open directory `folder`; None for other files."""
     try:
         return os.readlink(name, dir_fd=folder)
     except OSError as error:

@@ -32,7 +32,12 @@ _CACHED_SIZE = 512  # bytes of hashed data; longer data are not cached
 
 
 class AppInfo(NamedTuple):
-    """Identity of an application; missing values are empty."""
+    """Identity of an application, with dstack's names; missing values are empty.
+
+    Of a TD, `mr_system` is a SHA-256 over MRTD, RTMR0 to RTMR2 and the key provider;
+    `mr_aggregated` is one over the same registers and the boot events in RTMR3. Those of other
+    platforms are over their own measurements. `device_id` is the SHA-256 of the device's identity.
+    """
 
     app_id: bytes  # 20 bytes
     compose_hash: bytes  # 32 bytes

@@ -310,7 +310,7 @@ class Endpoint(EndpointClients):
     def _fetch(self, question: Question) -> bytes:
         """Return the body of an answer with evidence, requested on a new connection.
 
-        Used for services with `where` "apart", and to renew keys or nonces.
+        Used for services whose `Service.where` is "apart", and to renew keys or nonces.
         """
         dialing = self._dialing
         headers = (*question.headers, *self._appraiser.evidence_headers)

@@ -340,7 +340,7 @@ class CollateralSource:
 
 
 def _verified_key(key: Key, collateral: Collateral) -> Key:
-    """Return `key` with the key id of the root of `collateral`, for verified collateral."""
+    """Return the cache key of verified collateral: `key` and the key id of its root."""
     return (root_key_id(collateral) or "", *key)
 
 

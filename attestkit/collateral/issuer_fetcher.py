@@ -91,7 +91,7 @@ class IssuerFetcher:
         return body
 
     def mark_verified(self, url: str, body: bytes) -> None:
-        """Keep an answer for longer, because it has been verified."""
+        """Cache a verified answer for an hour, if it is the one in the cache (for a minute)."""
         if self._answers.find(url) == body:
             self._answers.discard(url)
             self._verified.put(url, body, _VERIFIED_AGE)

@@ -173,7 +173,10 @@ _VARIABLE_NAME: Final = 32  # offset of the name, after GUID and the two lengths
 
 
 class Payload(NamedTuple):
-    """The start of an event's data, as printable text."""
+    """The start of an event's data, as printable text.
+
+    `note` is the size of the data in words if `text` is cut or hex, else empty.
+    """
 
     text: str
     size: int  # of the whole data, in bytes

@@ -238,7 +238,7 @@ class Journal:
             raise _failure("read the event version", error, "unreadable") from error
 
     def _stored_version(self) -> int | None:
-        """Return the version of this boot's first event; None before the first event."""
+        """Return the digest version of this boot's first event; None before the first event."""
         text = self._folder.read(VERSION)
         if text is None or not self._is_this_boot():
             return None

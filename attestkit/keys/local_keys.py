@@ -64,7 +64,7 @@ class KeyDeriver(Protocol):
         ...
 
     def derive_v1(self, domain: str, algorithm: str) -> DerivedKey:
-        """Return the key that GetKey of the v1 API returns for a domain and an algorithm."""
+        """Return the key that GetKey of the agent's API v1 returns for domain and algorithm."""
         ...
 
     def sign(self, data: bytes, algorithm: str) -> Signature:
@@ -82,7 +82,7 @@ class LocalKeys:
         """Return the key of `path` for one algorithm; see `separated_path`.
 
         Args:
-            path: Any text; may be empty.
+            path: Name of the key: any text, may be empty.
             algorithm: secp256k1 (or k256), ed25519, p256 or x25519. The signature chain of p256 and
                 x25519 keys is empty, because the agent's API does not sign them.
 
@@ -109,7 +109,7 @@ class LocalKeys:
         agent. For a path that begins with `attestkit/v1/`, the result may equal a key of `derive`.
 
         Args:
-            path: Any text; may be empty.
+            path: Name of the key: any text, may be empty.
             purpose: Text without control characters that the first signature of the chain covers;
                 it does not change the key.
             algorithm: secp256k1 (also k256 or the empty name) or ed25519.
@@ -133,8 +133,8 @@ class LocalKeys:
         chain binds domain and algorithm; see `verify_key_chain`.
 
         Args:
-            domain: Any text; may be empty. Domains that differ in one byte of UTF-8 have unrelated
-                keys, also `a` and `a/b`.
+            domain: Name of the key: any text, may be empty. Domains that differ in one byte of
+                UTF-8 have unrelated keys, also `a` and `a/b`.
             algorithm: secp256k1 or ed25519, without default or alias.
 
         Raises:

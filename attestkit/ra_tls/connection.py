@@ -160,9 +160,9 @@ def _is_closed_by_peer(error: OSError) -> bool:
 
 @contextlib.contextmanager
 def _eof_errors() -> Iterator[None]:
-    """Context manager: raise SSLEOFError for an end without close_notify, as CPython's gh-95494.
+    """Context manager: raise SSLEOFError for an end without close_notify, as newer CPython does.
 
-    Debian 12's Python 3.11.2 with OpenSSL 3 raises a plain SSLError.
+    It changed with gh-95494; Debian 12's Python 3.11.2 with OpenSSL 3 raises a plain SSLError.
     """
     try:
         yield

@@ -17,7 +17,7 @@ class _Settings(NamedTuple):
 
     @property
     def effective(self) -> str | None:
-        """The value of the variable, unless it was changed without this module since."""
+        """The value by the last setting (None: unset), unless changed without this module."""
         return next(reversed(self.values.values()), self.before)
 
 

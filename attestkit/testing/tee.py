@@ -301,12 +301,12 @@ class SimulatedTee:
 
     @property
     def url(self) -> str:
-        """The URL of the development listener: DstackGuest at `/`, Tappd at `/prpc/`."""
+        """The URL of the development listener: services DstackGuest at `/`, Tappd at `/prpc/`."""
         return str(self._server.agent("dev_http"))
 
     @property
     def http_url(self) -> str:
-        """The URL of the external listener: Worker, and the pages."""
+        """The URL of the external listener: the service Worker, and the agent's web pages."""
         return str(self._server.agent("http"))
 
     @property

@@ -45,7 +45,7 @@ CURVE_SIZES: Final = {"p256": 32, "p384": 48}
 
 
 def hash_size(name: str) -> int:
-    """Return the size in bytes of a digest of the hash `name`, a value of `HASH_NAMES`.
+    """Return the size in bytes of a digest of the hash `name`, such as "sha256".
 
     Raises:
         UsageError: If the hash is unknown.
@@ -58,7 +58,7 @@ def hash_size(name: str) -> int:
 
 
 def compute_digest(name: str, data: bytes) -> bytes:
-    """Return the digest of `data` by the hash `name`, a value of `HASH_NAMES`.
+    """Return the digest of `data` by the hash `name`, such as "sha256".
 
     Raises:
         UsageError: If the hash is unknown.
@@ -67,7 +67,7 @@ def compute_digest(name: str, data: bytes) -> bytes:
 
 
 def hash_function(name: str) -> Callable[[bytes], bytes]:
-    """Return the function that computes digests by the hash `name`, a value of `HASH_NAMES`.
+    """Return the function that computes digests by the hash `name`, such as "sha256".
 
     Raises:
         UsageError: If the hash is unknown.

@@ -54,7 +54,7 @@ def extend(bank: str, value: bytes, digests: Iterable[bytes]) -> bytes:
     """Return the value of a PCR after digests of its bank extended it, in their order.
 
     Args:
-        bank: Hash of the bank, a value of `HASH_NAMES`.
+        bank: Hash of the bank, such as "sha256".
         value: Value before the first digest.
         digests: Digests; may be empty.
 

@@ -36,8 +36,9 @@ def verify_os_image(evidence: parts.Evidence, *, quote: Quote | None = None) -> 
     """Verify that the evidence is of the OS image in the VM configuration; return its hash.
 
     Args:
-        evidence: Evidence of TDX (with "lite" measurement), SEV-SNP, a Nitro Enclave or a NitroTPM,
-            or of TDX on Google Cloud, whose TPM quote is verified.
+        evidence: Evidence of TDX whose VM configuration has the attestation variant "lite", of
+            SEV-SNP, a Nitro Enclave or a NitroTPM; or of TDX on Google Cloud, whose TPM quote was
+            verified.
         quote: The quote in a TD's evidence, if it is parsed already.
 
     Returns:
@@ -46,7 +47,7 @@ def verify_os_image(evidence: parts.Evidence, *, quote: Quote | None = None) -> 
     Raises:
         FormatError: If the configuration or a document in it is malformed.
         VerificationError: If the registers differ from those of the image.
-        UnsupportedError: If the evidence does not suffice: TDX with "legacy" measurement needs the
+        UnsupportedError: If the evidence does not suffice: TDX with the variant "legacy" needs the
             image, and other platforms have no measurement.
     """
     platform = evidence.platform

@@ -70,7 +70,11 @@ class TdxRegisters(NamedTuple):
 
 
 class TdxImage(NamedTuple):
-    """Measurement document of an image; digests have 48 bytes."""
+    """Measurement document of an image; digests have 48 bytes.
+
+    `mrtd_single_pass` and `mrtd_two_pass` are the values of MRTD for both orders of `is_two_pass`;
+    `td_hob` is the witness for `td_hob_digest`.
+    """
 
     version: int  # of the document, 3 or 4
     cmdline: bytes  # of the load options

@@ -26,7 +26,7 @@ class RuntimeEvent(NamedTuple):
 
 
 class PcrValue(NamedTuple):
-    """A quoted PCR of a TPM."""
+    """A quoted PCR of a TPM: number, hash of its bank, value."""
 
     number: int  # `index` on the wire; tuples have a method of that name
     algorithm: str

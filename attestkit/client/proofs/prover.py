@@ -57,7 +57,8 @@ class Prover:
 
     Args:
         appraiser: Verifies what the service answers.
-        fetch: Sends a request for evidence on a new connection, for services with `where` "apart".
+        fetch: Sends a request for evidence on a new connection, for services whose
+            `Service.where` is "apart".
         seconds: Time limit for one request and its answer.
         now: Returns the current time, with a time zone.
         monotonic: Returns the seconds of a monotonic clock.

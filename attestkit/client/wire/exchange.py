@@ -266,7 +266,10 @@ class ProvenRequests:
         return sealed._replace(headers=[*sealed.headers, length])
 
     def _open_headers(self, headers: "Headers") -> "Headers":
-        """Return the headers of an unencrypted request; answers to record must not be encoded."""
+        """Return the headers of an unencrypted request as sent.
+
+        If answers are recorded, they have `Accept-Encoding: identity`.
+        """
         return headers if self._on_answer is None else _identity_encoding(headers)
 
     def _check_origin(self, scheme: str, host: str, port: int | None) -> None:

@@ -76,7 +76,7 @@ class ProvenOrigin:
 
 @contextmanager
 def carry_errors() -> Iterator[None]:
-    """Context manager: raise errors wrapped in ConnectionRefusal."""
+    """Context manager: wrap errors of the block in a ConnectionRefusal, and raise that."""
     try:
         yield
     except Exception as error:

@@ -107,7 +107,7 @@ async def _wait_on_loop(future: "Future[Any]", seconds: float) -> Any:
 
 
 async def _until_done(future: "Future[Any]", seconds: float | None) -> None:
-    """Wait until a future is completed, or the time is up; never cancel it, as wrap_future does."""
+    """Wait until a future is completed, or the time is up; unlike wrap_future, never cancel it."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 

@@ -52,7 +52,7 @@ _RUNTIME_V1: Final = b"\x01\x00\x00\x08:"
 
 
 def detect_encoding(data: bytes) -> str | None:
-    """Return the encoding of a CEL, detected by its first bytes; None if it is not a CEL."""
+    """Return the encoding of a CEL ("tlv", "cbor", "json") by its first bytes; None if not one."""
     if _JSON_START.match(data):
         return "json"
     if _CBOR_START.match(data):

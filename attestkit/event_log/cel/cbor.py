@@ -89,7 +89,7 @@ def _event(reader: CborReader) -> tuple[int, bytes]:
 
 
 def _management(reader: CborReader) -> frozenset[int]:
-    """Parse content of type cel: one management statement."""
+    """Parse content of type cel, one management statement; return its type."""
     start = reader.at
     is_map, count = reader.header()
     if not is_map or count not in {1, 2}:

@@ -145,7 +145,7 @@ def _record(value: object) -> CelRecord:
 
 
 def _management(content: object) -> frozenset[int]:
-    """Parse content of type cel: one statement, or an array of statements."""
+    """Parse content of type cel, one statement or an array of them; return their types."""
     found: set[int] = set()
     for statement in content if isinstance(content, list) else [content]:
         members = _members(statement, "management")

@@ -61,7 +61,8 @@ class SimulatedLocalProvider(Secret):
     protects nothing.
 
     Args:
-        pki: PKI of the machine; with the seed of a simulated TD, the provider is on its machine.
+        pki: Simulated Intel PKI of the machine; if it has the seed of a simulated TD, the provider
+            is on the same machine as this TD.
         platform_id: Identity of the machine in the PKI.
         enclave: Identity of the enclave; its report data are replaced.
         sealing_key: Sealing key of the enclave. None: derived from the seed of the PKI and the

@@ -70,7 +70,7 @@ class KmsRules(_Devices, frozen=True, forbid_unknown_fields=True, rename="camel"
 class AuthSimpleConfig(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True
 ):
-    """Content of a configuration file of auth-simple; its hex may begin with 0x, in any case."""
+    """Content of a configuration file of auth-simple; hex has any case, with or without 0x."""
 
     gateway_app_id: str = ""
     kms_contract_addr: str = _NO_CONTRACT

@@ -234,7 +234,7 @@ class DevAuthorization(KmsAuthorization):
         return Decision.allow("any")
 
     def describe(self) -> AuthorityInfo:
-        """Return that this is a development KMS."""
+        """Return an AuthorityInfo with `is_dev` set: this is a development KMS."""
         return AuthorityInfo(is_dev=True, gateway_app_id="any")
 
 

@@ -94,7 +94,7 @@ class AkPath(NamedTuple):
 
     @property
     def root_name(self) -> str:
-        """Name of the root in texts."""
+        """Name of the root, for texts."""
         return self.certificates[-1][0]
 
     @property

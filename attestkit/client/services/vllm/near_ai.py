@@ -233,7 +233,7 @@ class NearAiDirect(_NearAi):
 
 
 class _Parts:
-    """Collects what reports have besides: evidence of compose managers, and keys of OHTTP."""
+    """Collector of optional parts of reports: evidence of compose managers, and keys of OHTTP."""
 
     def __init__(self) -> None:
         self.machines: list[Machine] = []

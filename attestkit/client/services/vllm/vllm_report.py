@@ -45,7 +45,7 @@ class VllmReport(NamedTuple):
     model: str | None  # name of the model, as stated
 
     def quote(self) -> bytes:
-        """Return the TDX quote."""
+        """Return the raw TDX quote in the evidence of the machine."""
         evidence = self.machine.evidence
         if isinstance(evidence, bytes):
             return evidence
