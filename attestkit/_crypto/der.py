@@ -45,7 +45,7 @@ def encode_sequence(*items: bytes) -> bytes:
 
 
 def encode_integer(value: int) -> bytes:
-    """Return an INTEGER that is not negative."""
+    """Return the DER of an INTEGER that is not negative."""
     return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 

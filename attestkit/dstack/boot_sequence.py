@@ -58,7 +58,10 @@ def events_before_keys(launch: Launch) -> tuple[Event, ...]:
 
 
 def events_after_keys(launch: Launch) -> tuple[Event, ...]:
-    """Return the events after `boot-mr-done`: OS image (only with a KMS), key provider, the end."""
+    """Return the events after `boot-mr-done`, whose last one is `system-ready`.
+
+    They are `os-image-hash` (only with a KMS), `key-provider`, `storage-fs`, `system-ready`.
+    """
     compose, keys = launch.app_compose, launch.app_keys
     sequence = [
         ("key-provider", _key_provider(keys)),

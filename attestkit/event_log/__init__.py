@@ -247,7 +247,7 @@ class EventLog:
 
     @classmethod
     def _from_any_wire(cls, wire_events: tuple[WireEvent, ...]) -> "EventLog":
-        """Create a log from events that may be invalid, of version 2, or have a wrong digest."""
+        """Create a log from events that may be invalid, of digest version 2, or of wrong digest."""
         events: list[Event] = []
         v2_error: str | None = None
         warnings: list[str] = []

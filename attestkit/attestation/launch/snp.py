@@ -22,7 +22,7 @@ _SIZE: Final = 4096  # bytes
 
 
 class Segment(NamedTuple):
-    """A segment register."""
+    """A segment register of a virtual CPU."""
 
     selector: int
     attributes: int
@@ -138,7 +138,7 @@ class OvmfSection(NamedTuple):
 
 
 class SnpLaunch(NamedTuple):
-    """Launch parameters of a guest."""
+    """Launch parameters of an SEV-SNP guest."""
 
     vcpus: int  # 1 to 512
     vcpu_type: str  # CPU type of QEMU
@@ -146,7 +146,7 @@ class SnpLaunch(NamedTuple):
 
 
 class SnpImage(NamedTuple):
-    """Measurement document of an image."""
+    """Measurement document of an image, for SEV-SNP."""
 
     cmdline: str
     ovmf_hash: bytes  # 48 bytes

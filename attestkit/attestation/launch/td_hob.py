@@ -15,7 +15,7 @@ IMAGE_SECURITY: Final = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 
 
 class VariableName(NamedTuple):
-    """Identity of a variable."""
+    """Identity of a UEFI variable."""
 
     vendor: UUID
     name: str

@@ -243,7 +243,10 @@ class _PeriodAdapter(HTTPAdapter):
         return host, tls
 
     def get_connection(self, url: str | bytes, proxies: Any = None) -> Any:
-        """Raise UsageError: requests before 2.32.2 cannot set host and context of a connection."""
+        """Raise UsageError: only releases of requests before 2.32.2 call this.
+
+        They cannot set host and context of a connection.
+        """
         del url, proxies
         message = "requests: too old; pip install 'requests>=2.32.2'"
         raise UsageError(message, reason="missing_dependency")

@@ -235,11 +235,11 @@ class Channel(Protocol):
     """
 
     def send(self, data: bytes, seconds: float, /) -> Any:
-        """Send all of the bytes."""
+        """Send all of the bytes; TimeoutError if one wait takes over `seconds`."""
         ...
 
     def receive(self, limit: int, seconds: float, /) -> Any:
-        """Receive 1 to `limit` bytes; nothing at the end of the stream."""
+        """Receive 1 to `limit` bytes, none at the stream's end; TimeoutError after `seconds`."""
         ...
 
 

@@ -84,14 +84,14 @@ class SocketChannel:
         self._connection = connection
 
     def send(self, data: bytes, seconds: float) -> None:
-        """Send all of the bytes."""
+        """Send all of the bytes; TimeoutError if one wait takes over `seconds`."""
         self._connection.settimeout(max(seconds, _SHORTEST))
         view = memoryview(data)
         while view:
             view = view[ssl.SSLSocket.send(self._connection, view) :]
 
     def receive(self, limit: int, seconds: float) -> bytes:
-        """Receive 1 to `limit` bytes; nothing at the end of the stream."""
+        """Receive 1 to `limit` bytes, none at the stream's end; TimeoutError after `seconds`."""
         self._connection.settimeout(max(seconds, _SHORTEST))
         data: bytes = ssl.SSLSocket.read(self._connection, limit)
         return data

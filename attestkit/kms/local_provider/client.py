@@ -165,7 +165,7 @@ class _Endpoint(NamedTuple):
     target: str  # of the request
 
     def connect(self, timeout: float, time_left: TimeLeft) -> socket.socket:
-        """Return a connected socket."""
+        """Return a connected socket; `timeout` is the limit of one address, in seconds."""
         if self.family is None:
             host, port = cast("tuple[str, int]", self.address)
             return connect_tcp(host, port, timeout, time_left)

@@ -197,7 +197,10 @@ class AuthorityInfo(NamedTuple):
 
 
 class KmsAuthorization(ABC):
-    """Interface of the decision which guests get keys. Methods may block, in several threads."""
+    """Interface of the decision which guests get keys.
+
+    Methods may block, and are called by several threads at once.
+    """
 
     @property
     def releases_roots(self) -> bool:

@@ -37,7 +37,10 @@ class Extension(NamedTuple):
 
 
 def encode_name(**attributes: str) -> bytes:
-    """Return a Name with UTF-8 attributes in the given order: CN, O, OU, C, L, ST, serialNumber."""
+    """Return a Name with UTF-8 attributes, which have the order of the arguments.
+
+    Their names are CN, O, OU, C, L, ST and serialNumber.
+    """
     encoded = [
         encode_attribute(_ATTRIBUTES[kind], UTF8_STRING, value)
         for kind, value in attributes.items()
