@@ -162,7 +162,10 @@ class Certification(NamedTuple):
 
 
 class SignedParts(NamedTuple):
-    """The parts of a quote that the verification of its signatures needs."""
+    """The parts of a quote that the verification of its signatures needs.
+
+    They are those of `Quote`, as bytes: `qe_report` has 384.
+    """
 
     signed_region: bytes
     signature: bytes

@@ -96,7 +96,10 @@ class Disk(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Current system information."""
+    """Current system information.
+
+    `cpu` is a text with the frequency of the first processor, `cpus` the number of logical ones.
+    """
 
     os_name: str
     os_version: str
@@ -163,7 +166,7 @@ def _os_release() -> dict[str, str]:
 
 
 def _megahertz(psutil: "ModuleType") -> int:
-    """Return the frequency of the first processor; 0 if unknown."""
+    """Return the frequency of the first processor in MHz; 0 if unknown."""
     try:
         each = psutil.cpu_freq(percpu=True)
     except (AttributeError, NotImplementedError, OSError):  # unsupported

@@ -56,7 +56,7 @@ class BatchEntry(NamedTuple):
 
 
 def read_folder(folder: Path, names: list[str], defaults: EntryDefaults) -> Iterator[BatchEntry]:
-    """Yield an entry for each file; its id is the file name."""
+    """Yield an entry for each of the files `names` in `folder`; its id is the file name."""
     for number, name in enumerate(names, 1):
         entry = _new_entry(number, name, defaults)
         try:

@@ -13,7 +13,10 @@ from attestkit.errors import FormatError, UsageError
 
 
 class _Expected(NamedTuple):
-    """The values that the caller expects; None for those not given."""
+    """The values that the caller expects; None for those not given.
+
+    `kms_roots` and `app_root` are compressed secp256k1 public keys.
+    """
 
     app_id: bytes | None
     kms_roots: tuple[bytes, ...] | None

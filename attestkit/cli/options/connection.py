@@ -260,7 +260,7 @@ def warn_of_weak_policy(proof: "Proof") -> None:
 
 
 def _authorities(data: bytes) -> bytes:
-    """Return CA certificates unchanged, if they are PEM."""
+    """Check CA certificates in PEM, and return them unchanged."""
     from attestkit.client.wire.tls import tls_context  # lazy: loads X.509
 
     if len(data) > _MAX_CA:

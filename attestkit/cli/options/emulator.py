@@ -124,7 +124,7 @@ def _print_names(kind: str, lines: Sequence[str]) -> NoReturn:
 
 
 def _setup(given: dict[str, Any]) -> "Setup":
-    """Return the configuration of the emulated machine."""
+    """Return the configuration of the emulated machine from `given`, options by name."""
     from attestkit.backends.simulator.platforms import PLATFORMS
     from attestkit.backends.simulator.scenarios.registry import chosen_scenario
     from attestkit.emulator.machine import Setup

@@ -119,7 +119,7 @@ boot_options: Final = option.group(
 
 
 class MachineOptions(NamedTuple):
-    """Values of the options about the machine of a TD."""
+    """Values of options about the machine of a TD; `processor_id`: EAX and EDX of CPUID leaf 1."""
 
     vm_config: Path | None
     fields: dict[str, Any]  # of `MachineShape`, as given
@@ -240,7 +240,11 @@ def _number(text: str) -> int:
 
 
 class SnpOptions(NamedTuple):
-    """Values of the options about an SEV-SNP guest."""
+    """Values of the options about an SEV-SNP guest.
+
+    `cpu_signature` is EAX of CPUID leaf 1, `guest_features` is SEV_FEATURES, and `vars_size` is the
+    size of the UEFI variables below the firmware in bytes.
+    """
 
     snp: bool
     cpu_type: str | None

@@ -129,7 +129,10 @@ _MAX_UINT64: Final = 2**64 - 1
 
 
 class Parameters(NamedTuple):
-    """Parameters in the query of `/logs/<container>`."""
+    """Parameters in the query of `/logs/<container>`.
+
+    `tail` is a number of lines, or `all`. `text`, `bare` and `ansi` are as for `LogFormatter`.
+    """
 
     since: int = 0  # Unix time; 0 is unbounded
     until: int = 0

@@ -25,7 +25,8 @@ _UNSAFE: Final = re.compile(
 class HealthProblem(NamedTuple):
     """An unhealthy container, or a failed check.
 
-    `name` is the name of the container, or `<health>`, `<health_file>` or `<compose>`.
+    `name` is the name of the container, or `<health>`, `<health_file>` or `<compose>`; `status` is
+    the reason as text.
     """
 
     name: str

@@ -277,7 +277,7 @@ class RpcApp:
         return RpcResponse(200, codec.content_type, codec.encode(found))
 
     async def _await(self, method: Method, codec: Codec, payload: bytes) -> RpcResponse:
-        """Like `_call`, for a method that is a coroutine function."""
+        """Await a method that is a coroutine function; return its encoded response (200)."""
         found: Any = await cast("Awaitable[Any]", self._run(method, codec, payload))
         return RpcResponse(200, codec.content_type, codec.encode(found))
 

@@ -55,7 +55,7 @@ class SystemInfo(NamedTuple):
         os_name: Name of the operating system.
         os_version: Version of the operating system.
         kernel_version: Version of the kernel.
-        cpu_model: Model of the first processor.
+        cpu_model: Text with the frequency of the first processor.
         num_cpus: Number of logical processors.
         total_memory: Main memory.
         available_memory: Memory that is available to new processes.

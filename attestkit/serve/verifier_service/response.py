@@ -72,7 +72,11 @@ _NULLS: Final = ("os_image_is_dev", "os_image_version", "tee_variant", "report_d
 
 
 class Outcome(NamedTuple):
-    """Result of a verification: the content of the response to POST /verify, and its cause."""
+    """Result of a verification: the content of the response to POST /verify, and its cause.
+
+    `details` is that member of the response. `reason` is the failed step and the error, as text;
+    None if all steps passed.
+    """
 
     details: dict[str, Any]
     reason: str | None

@@ -35,7 +35,10 @@ _CHAIN: Final = "PCK certificate chain"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PckPlatform:
-    """A platform whose PCK certificate chain leads to the trust anchor."""
+    """A platform whose PCK certificate chain leads to the trust anchor.
+
+    `is_cached`: later quotes with this chain get this object, because the chain is not oversized.
+    """
 
     leaf: IntelCertificate
     authority: IntelCertificate

@@ -37,7 +37,7 @@ _INDEPENDENT: Final = frozenset(
 
 
 def is_independent_of_collateral(error: Exception) -> bool:
-    """Return whether an error is independent of the collateral."""
+    """Return whether a quote rejected with this error would be rejected with any collateral."""
     if isinstance(error, (FormatError, UsageError)):
         return True
     return isinstance(error, VerificationError) and error.reason in _INDEPENDENT

@@ -69,7 +69,10 @@ def certificate_validity(certificate: IntelCertificate) -> Validity:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VerifiedCollateral:
-    """Parts of a Collateral whose signatures were verified, and when they are valid."""
+    """Parts of a Collateral whose signatures were verified, and when they are valid.
+
+    `is_cached`: later quotes with this Collateral get this object, because it is not oversized.
+    """
 
     tcb_info: TcbInfo
     qe_identity: QeIdentity

@@ -200,7 +200,10 @@ def _logged(events: Sequence[WireEvent], register: int) -> list[bytes]:
 
 
 def _acpi_digests(events: Sequence[WireEvent]) -> AcpiDigests | None:
-    """Return the digests of the ACPI tables in a log; older agents do not name the events."""
+    """Return the digests of the ACPI tables in a log, which older agents log without names.
+
+    None if the log does not have exactly these events, each with a digest of 48 bytes.
+    """
     found = [event for event in events if is_acpi_data(event)]
     names = tuple(event.event for event in found)
     if len(found) != len(ACPI_LABELS) or (any(names) and names != ACPI_LABELS):

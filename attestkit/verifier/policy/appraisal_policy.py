@@ -392,7 +392,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         return bool(self._snp_only) or any(map(self._is_set, _app_rules()))
 
     def _is_set(self, name: str) -> bool:
-        """Return whether a rule can reject evidence."""
+        """Return whether the rule `name` has a value with which it can reject evidence."""
         value = getattr(self, name)
         if isinstance(value, ReferenceValues):
             return bool(value.rules)

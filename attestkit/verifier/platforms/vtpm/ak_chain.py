@@ -279,7 +279,10 @@ class AkChains:
     def _find_revoked(
         self, path: AkPath, now: datetime, fetched: Iterable[SignedCrl] = ()
     ) -> RevocationFacts:
-        """Check a path by the CRLs of arguments and bundle, and by fetched ones."""
+        """Return which certificates of a path the CRLs of arguments, bundle and `fetched` cover.
+
+        The errors, for a revoked certificate or a CRL that is not valid, are of `check_revocation`.
+        """
         return check_revocation(
             path,
             (*self._given.crls, *fetched),
@@ -292,7 +295,7 @@ class AkChains:
     def _find_fetching(
         self, path: AkPath, now: datetime, session: "IssuerSession"
     ) -> RevocationFacts:
-        """Check a path by the given CRLs; fetch those that are missing or out of date."""
+        """Return the result of `_find_revoked`; fetch CRLs that are missing or out of date."""
         missing: Sequence[NamedCertificate] = path.certificates[:-1]
         with suppress(CollateralExpiredError):
             found = self._find_revoked(path, now)
