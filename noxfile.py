@@ -47,6 +47,7 @@ TESTS: Final = (
     *("tests/serve/rpc/test_json_codec.py", "tests/serve/rpc/test_event_log_json.py"),
     *("tests/serve/rpc/test_protobuf_codec.py", "tests/serve/docker/test_engine.py"),
     *("tests/serve/pages/test_dashboard.py", "tests/serve/metrics/test_agent.py"),
+    *("tests/serve/server_log/test_log.py", "tests/collateral/test_http_getter.py"),
     *("tests/serve/test_machine_info.py", "tests/cli/test_schemas.py"),
     *("tests/cli/commands/test_mount.py", "tests/cli/commands/test_verify_many.py"),
 )

@@ -148,7 +148,7 @@ def has_nvidia_gpu(pci: Path = Path("/sys/bus/pci/devices")) -> bool | None:
         return any(
             (device / "vendor").read_text().strip() == "0x10de"
             and (device / "class").read_text().startswith("0x03")
-            for device in pci.iterdir()
+            for device in sorted(pci.iterdir())
         )
     except (OSError, UnicodeDecodeError):
         return None

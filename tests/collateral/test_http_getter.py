@@ -263,6 +263,7 @@ def tls(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
         subject="server",
         alt_names=["127.0.0.1"],
         server_auth=True,
+        authority_key_id=True,  # since Python 3.13, ssl requires one
         ca_cert=ca,
         ca_key=key,
         not_before=start,

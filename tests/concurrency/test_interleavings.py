@@ -47,6 +47,8 @@ def test_subject_is_correct_in_explored_schedules(name: str) -> None:
 def test_subject_without_guard_fails(name: str) -> None:
     """Without its guards a subject fails in some schedule."""
     scenario, modules, guards, fine = SUBJECTS[name]
+    if fine and sys.version_info >= (3, 13):
+        pytest.skip("since Python 3.13, threads miss most events of opcodes")
     edit = RemoveGuards(*guards)
     with pytest.raises(RaceError):
         explore(scenario, World(*modules, edit=edit), fine=fine, most=30 * FEW)

@@ -132,6 +132,13 @@ class _Handler(logging.Handler):
         """Use no lock, on which a destructor could deadlock; the sink is thread-safe."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Emit a record without a lock, which the base class requires since Python 3.13."""
+        passes = bool(self.filter(record))
+        if passes:
+            self.emit(record)
+        return passes
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, suppressing all errors."""
         with suppress(Exception):  # a failure to log must not stop the program

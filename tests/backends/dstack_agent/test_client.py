@@ -362,6 +362,7 @@ def _issue_chain(folder: Path) -> Path:
         subject="an agent",
         alt_names=["localhost"],
         server_auth=True,
+        authority_key_id=True,  # since Python 3.13, ssl requires one
         ca_cert=certificate_pem(ca),
         ca_key=ca_key,
         not_before=0,

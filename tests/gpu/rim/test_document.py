@@ -52,7 +52,7 @@ REJECTED = {
     "other encoding": ('<?xml version="1.0" encoding="latin1"?><a/>', "encoding"),
     "UTF-16 by name": ('<?xml version="1.0" encoding="UTF-16"?><a/>', "encoding"),
     "XML 1.1": ('<?xml version="1.1"?><a/>', "unsupported_version"),
-    "XML 2": ('<?xml version="2.0"?><a/>', "unsupported_version"),
+    "XML 1.2": ('<?xml version="1.2"?><a/>', "unsupported_version"),
     "declaration not at the start": (' <?xml version="1.0"?><a/>', "syntax"),
     "attribute twice": ('<a b="1" b="2"/>', "duplicate"),
     "attribute twice, by namespace": (
