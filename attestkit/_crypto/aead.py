@@ -26,7 +26,7 @@ def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes, associated: bytes 
     """Return the plaintext of a ciphertext followed by its tag.
 
     Raises:
-        VerificationError: If the tag is not valid or truncated, or the associated data differ.
+        VerificationError: If the tag is truncated or not valid, or the associated data differ.
         UsageError: If the key does not have 32 bytes, or the IV 12.
     """
     _check_sizes("AES-256-GCM", key, iv)

@@ -64,7 +64,7 @@ class OsFolder:
         self._queue.enter()
 
     def leave_queue(self) -> None:
-        """Leave the queue; do nothing if this thread is not in it."""
+        """Leave the queue for the journal's lock; do nothing if this thread is not in it."""
         self._queue.leave()
 
     def lock(self) -> bool:
@@ -127,7 +127,7 @@ class OsFolder:
             os.close(self._open(name, os.O_WRONLY | os.O_APPEND))
 
     def _open(self, name: str, flags: int) -> int:
-        """Open a file for writing; the error for a file with a second hard link names the link."""
+        """Open a file for writing; refuse one with a second hard link, which the error names."""
         path = self._name(name)
         try:
             return open_regular(path, flags)

@@ -362,7 +362,7 @@ def _checked_urls(urls: object) -> tuple[KmsUrl, ...]:
         raise wrong_type("urls", "a URL or a collection of URLs", urls)
     texts = [urls] if isinstance(urls, str) else list(islice(urls, MAX_URLS + 1))
     if not texts:
-        raise KmsError("No KMS URLs are set", reason="no_urls")
+        raise KmsError("urls: No KMS URLs are set; pass one", reason="no_urls")
     if len(texts) > MAX_URLS:
         raise UsageError(f"urls: over {MAX_URLS} URLs; pass fewer", reason="too_many")
     return tuple([parse_kms_url(text) for text in texts])

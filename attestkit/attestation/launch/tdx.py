@@ -190,8 +190,10 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
     """Return the SHA-384 of the TD HOB.
 
     Args:
-        witness: Memory ranges that the firmware accepts, as unsigned LEB128 integers in pages of
-            4 KiB: base, offset of the HOB, count, and offset and length of each range.
+        witness: Memory ranges that the firmware accepts, from the image's measurement document:
+            unsigned LEB128 integers. They are a base address, the HOB's offset from it, the
+            number of ranges, and offset from the base and length of each. All but the number are
+            in pages of 4 KiB.
         memory_size: Memory of the TD in bytes.
 
     Raises:

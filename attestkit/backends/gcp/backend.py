@@ -213,11 +213,12 @@ class GcpBackend:
 
     @classmethod
     def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
-        """Probe as `probe` does, but only if the DMI table names Google.
+        """Check that the DMI table names Google; if it does, probe as `probe` does.
 
-        Otherwise the TPM is not opened.
+        If it does not, the TPM is not opened.
 
         Raises:
+            BackendUnavailableError: If the DMI table names no cloud, or another one.
             AttestKitError: As `probe`.
         """
         paths = backends.find_kernel_paths() if paths is None else paths

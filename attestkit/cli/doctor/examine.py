@@ -202,7 +202,11 @@ def _open_backend(name: str, paths: KernelPaths) -> Backend:
 
 
 def _read_event_register(paths: KernelPaths, found: dict[str, str | None]) -> bytes | None:
-    """Read RTMR3 or PCR 14 through a usable backend, else RTMR3 from sysfs."""
+    """Return RTMR3 or PCR 14, read through the first backend that can, else RTMR3 from sysfs.
+
+    Return None if none of these can be read. `found` has the error of each backend's probe, None if
+    it is usable.
+    """
     for name in backends.HARDWARE:
         if found.get(name, "") is not None:
             continue

@@ -47,8 +47,8 @@ class ConfComputeState:
 
     cpu: CpuCapability
     environment: str  # "unavailable", "simulation" or "production"
-    enabled: bool  # whether the GPUs' memory is protected, apart from the multi-GPU mode
-    dev_tools: bool  # True: debugging is possible, so memory is not protected
+    enabled: bool  # memory is protected; may be False where `multi_gpu` protects it
+    dev_tools: bool  # debugging is possible: memory is not protected, even if `enabled`
     multi_gpu: MultiGpuMode
     ready: bool  # whether the GPUs accept work
 

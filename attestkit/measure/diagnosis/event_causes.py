@@ -117,7 +117,10 @@ def _kernel_forms(guest: ComparedGuest) -> Iterator[_KernelForm]:
 def _patched_forms(
     name: CauseName, memory_size: int, guest: ComparedGuest
 ) -> Iterator[_KernelForm]:
-    """Yield setup headers as QEMU fills them in for a memory size, with and without an initrd."""
+    """Yield the kernel with the setup header that QEMU fills in for a memory size.
+
+    It is the kernel of `guest`: with its initrd, reported as the cause `name`, then without.
+    """
     low, cmdline = memory_below_4g(memory_size), guest.inputs.cmdline
     text = f"the kernel's header is that of a guest with {low:#x} bytes of RAM below 4 GiB"
     if name == "kernel_patched":

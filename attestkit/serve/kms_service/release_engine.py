@@ -125,7 +125,7 @@ class ReleaseEngine(RequestQueue):
         return self._spoil(answer, state, boot.app_id)
 
     def release_roots(self, vm_config: str) -> m.KmsKeyResponse:
-        """Release the root keys to another KMS, whose evidence the client has presented."""
+        """Release the root keys to another KMS, the TLS client, which has presented evidence."""
         self._authorize_self()
         with _logging_refusal("GetKmsKey"):
             guest, _ = self._authorize_client("kms", current_client.get(), vm_config)

@@ -44,9 +44,10 @@ class ControlChannel(ServiceManager):
     async def watch(
         self, addresses: Mapping[str, Path | str], interval: float | None = None
     ) -> None:
-        """Send heartbeats until the supervisor closes its end; then raise SIGTERM.
+        """Send a heartbeat each `interval` seconds until the supervisor closes its end.
 
-        Unlike for a service manager, it sends no HTTP probe: any worker might answer it.
+        Then raise SIGTERM. The default is `HEARTBEAT_SECONDS`. `addresses` are ignored: a service
+        manager's `watch` probes them by HTTP, but here another worker might answer.
         """
         del addresses
         seconds = HEARTBEAT_SECONDS if interval is None else interval

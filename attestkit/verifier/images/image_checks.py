@@ -82,7 +82,7 @@ def check_tdx_image(
 
 
 def check_acpi_tables(vm_config: Mapping[str, Any], events: Sequence[WireEvent]) -> bool:
-    """Return whether the ACPI tables in the log are those that QEMU makes for the VM's shape.
+    """Return True if the log's ACPI tables are those of the VM's shape, False if unknown.
 
     Args:
         vm_config: `fields` of the `VmConfig` in the evidence.
@@ -143,11 +143,12 @@ def _match_log(
 ) -> _FirmwareBoot:
     """Return the boot whose events replay to `quoted`, the RTMR0 of the quote.
 
-    Events that measure tables of the host get their digests as in `_fill`.
+    The events of ACPI tables have the digests `acpi`; others of tables of the host have those of
+    `logged`, the digests of RTMR0 in the log, at the same position.
 
     Raises:
         VerificationError: If no boot replays to `quoted`.
-        UnsupportedError: If a digest is not known.
+        UnsupportedError: If `acpi` is None, or the log has another number of events, for all boots.
     """
     refused: list[tuple[bytes, list[ExpectedEvent]]] = []
     for boot in boots:

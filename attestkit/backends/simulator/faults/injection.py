@@ -146,7 +146,10 @@ class FaultInjector:
         return failed(_prefix(fault), text, "malformed_response")
 
     def _backend_error(self, fault: Fault, step: str, number: int) -> BackendError:
-        """Return the real backend's error for errno `number` at `step`; its path is the fault."""
+        """Return the error of the real backend if its operation `step` fails with errno `number`.
+
+        Its text begins with the fault, in place of a path.
+        """
         from attestkit.backends.tsm import configfs_files  # lazy: only needed for errors
 
         error = OSError(number, os.strerror(number))

@@ -68,7 +68,7 @@ class FwCfg:
             self._qemu.port_write(_DMA_HIGH, 0)
             self._qemu.port_write(_DMA_LOW, int.from_bytes(_CONTROL.to_bytes(4, "big"), "little"))
             if any(self._qemu.read_memory(_CONTROL, 4)):
-                raise BackendError(f"fw_cfg item {key:#x}: DMA failed", reason="malformed_response")
+                raise BackendError(f"QEMU: fw_cfg item {key:#x} fails", reason="malformed_response")
             data += self._qemu.read_memory(_BUFFER, count)
             control = _READ  # goes on where the last read ended
         return bytes(data)
