@@ -18,8 +18,8 @@ from attestkit._native import _python_columns as python_core
 from attestkit.columns import QuoteColumns, quote_columns
 from attestkit.errors import FormatError, UsageError
 from attestkit.quote import TEE_TDX, Quote, TdQuoteBody
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.quotes import made_quote, made_quotes, samples, starts_of
 
 ALL = samples() + made_quotes()

@@ -19,8 +19,8 @@ from attestkit.quote import (
     QuoteHeader,
     TdQuoteBody,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.quotes import PATTERN, VECTORS, made_quote, made_quotes, sample
 from tests.untyped import untyped, with_false_length
 from tests.vectors import load, needs_shared, path_of, td_fields

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from attestkit.errors import UsageError
 from attestkit.report_data import ReportData, ReportDataWarning, gpu_nonce
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
 

@@ -17,7 +17,7 @@ from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.serve.container_logs.view import FrameSplitter
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 HOSTILE = "\x1b[31m\n\x85\u202e"
 LONG = "x" * 5000

@@ -12,8 +12,8 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.gpu import GpuRoots
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.simulated_roots import MAX_SIZE, SimulatedRoots
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 SEED = bytes(range(32))
 ROOTS = simulated_roots(SEED)

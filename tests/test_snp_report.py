@@ -10,8 +10,8 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.errors import FormatError, UsageError
 from attestkit.snp_report import SnpReport, SnpTcb
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.quotes import PATTERN
 from tests.untyped import untyped, with_false_length
 from tests.vectors import data, load, needs_shared, path_of

@@ -14,8 +14,8 @@ from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event, runtime_preimage
 from attestkit.quote import TdQuoteBody
 from tests.attestation.samples import FIXTURE, TPM_QUOTE
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.nitro_documents import document
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared

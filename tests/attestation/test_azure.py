@@ -19,7 +19,7 @@ from attestkit.attestation.azure import (
 from attestkit.errors import FormatError, UsageError
 from tests.attestation.hcl import CLAIMS, MODULUS, hcl_bytes, jwk, runtime_json
 from tests.attestation.samples import is_rejected, mutations
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped
 from tests.vectors import SHARED, data, needs_shared

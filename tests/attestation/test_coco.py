@@ -25,8 +25,8 @@ from tests.attestation.coco import (
 )
 from tests.attestation.hcl import hcl_bytes, runtime_json
 from tests.attestation.samples import STACK, mutations
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd
 

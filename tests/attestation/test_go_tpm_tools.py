@@ -15,8 +15,8 @@ from attestkit.attestation.go_tpm_tools import (
 from attestkit.attestation.wire.evidence_parts import GoTpmTools, PcrValue
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm import TpmsAttest
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.tpm.samples import MADE_ATTEST, MADE_PUBLICS, MADE_SIGNATURES
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.tpm_samples import GO_TPM_TOOLS, go_cases, vtpm_json

@@ -9,8 +9,8 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.nitro import is_nitro_document, read_nitro_document
 from attestkit.attestation.wire.evidence_parts import NitroEnclave
 from attestkit.errors import FormatError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.nitro_documents import MODULE, document, payload
 from tests.vectors import SHARED, data, load, needs_shared
 

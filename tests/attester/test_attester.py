@@ -30,9 +30,9 @@ from attestkit.event_log.runtime_events import RESERVED_NAMES
 from attestkit.factory import open as open_attester
 from attestkit.quote import Quote
 from attestkit.report_data import ReportDataWarning
-from tests.cases import every_case
 from tests.concurrency.keeping import Keeping
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 SEED = bytes(32)

@@ -33,8 +33,8 @@ from tests.backends.tsm.tsm_kernel import (
     expected_report,
     snp,
 )
-from tests.cases import every_case
 from tests.raising import errno_of, raises
+from tests.runner.cases import every_case
 
 PATHS = KernelPaths()
 

@@ -46,9 +46,9 @@ from benchmarks import growth_hostile
 from tests.bounds.counting import peak
 from tests.bounds.fitting import TOO_MUCH, enters, shortened
 from tests.bounds.parsers import PARSERS, Parser, certificate, extension, tlv
-from tests.cases import every_case
 from tests.long_runs.records import ROOT
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.ear.ears import ED25519, NOW
 from tests.verifier.platforms import intel
 

@@ -25,7 +25,6 @@ from attestkit.client.document import (
 )
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.report_data import ReportData
-from tests.cases import every_case
 from tests.client.middleware.documents import (
     HPKE,
     NAME,
@@ -40,6 +39,7 @@ from tests.client.middleware.documents import (
     with_statement,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 Change = Callable[[dict[str, Any]], object]
 

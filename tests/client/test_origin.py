@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from attestkit.client.origin import MAX_URL, Origin
 from attestkit.errors import UsageError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 

@@ -12,7 +12,7 @@ from attestkit.client.strict_answer import (
     read_answer_object,
 )
 from attestkit.errors import FormatError
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 
 def nested(levels: int) -> bytes:

@@ -21,9 +21,9 @@ from attestkit.backends.simulator.scenarios.config import (
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError
 from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
-from tests.cases import every_case
 from tests.clients.python_dcap_qvl import through_json
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import SHARED, needs_shared
 

@@ -16,7 +16,6 @@ from attestkit.collateral.pccs_client import base_url
 from attestkit.collateral.responses import BODY_LIMIT, Response
 from attestkit.errors import CollateralError, UsageError
 from attestkit.quote import Quote
-from tests.cases import every_case
 from tests.collateral.services import (
     BASE,
     COLLATERAL,
@@ -30,6 +29,7 @@ from tests.collateral.services import (
     replace_headers,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 

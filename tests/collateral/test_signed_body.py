@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from attestkit.collateral.intel_collateral import split_signed
 from attestkit.errors import FormatError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 SIGNATURE = "0123456789abcdefABCDEF" * 5 + "0" * 18
 SIGNED = f'"signature":"{SIGNATURE}"'

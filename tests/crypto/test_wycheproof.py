@@ -23,7 +23,7 @@ from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.p384 import P384_SPKI_HEAD, p384_verify, p384_verify_der
 from attestkit._crypto.public_key import rsa_pss_verify
 from attestkit.errors import SignatureError, UsageError, VerificationError
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 VERSION = "0.5.0"  # version of the package that CASES counts
 FOLDERS = sorted(

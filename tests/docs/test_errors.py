@@ -11,8 +11,8 @@ from attestkit import errors
 from attestkit.cli.exit_codes import exit_code
 from attestkit.errors import AttestKitError
 from attestkit.serve.rpc.statuses import status_of
-from tests.cases import every_case
 from tests.docs.blocks import ROOT
+from tests.runner.cases import every_case
 
 TEXT: Final = (ROOT / "docs" / "errors.md").read_text()
 SECTIONS: Final = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))

@@ -13,11 +13,11 @@ import pytest
 from attestkit._formats import toml
 from attestkit.serve.config.agent_config_file import parse_config
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
-from tests.cases import every_case
 from tests.docs.blocks import PARSED, ROOT, Block, pages, read_blocks
 from tests.docs.session import programs, run_blocks, why_not
 from tests.rigs.run import attestkit_run
 from tests.rigs.run.test_third_party import _missing as missing_of_go
+from tests.runner.cases import every_case
 
 # READMEs whose commands tests/examples runs, in a copy of the folder and with variations.
 ELSEWHERE: Final = {

@@ -14,8 +14,8 @@ from attestkit.dstack.app_compose import (
     _File,
 )
 from attestkit.errors import ConfigError, UsageError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 

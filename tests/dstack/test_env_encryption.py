@@ -21,9 +21,9 @@ from attestkit.dstack.env_encryption import (
     verify_env_encrypt_public_key_legacy,
 )
 from attestkit.errors import FormatError, UsageError, VerificationError
-from tests.cases import every_case
 from tests.keys.independent_chain import high_s, keccak256
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 VECTORS = load("env_encryption.json")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 # Group: entries, and the tests that read each of them. A row is one entry, and so is a value that

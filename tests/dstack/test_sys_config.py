@@ -5,8 +5,8 @@ from typing import Any
 
 from attestkit.dstack.sys_config import CollateralUrls, SysConfig, VmConfig
 from attestkit.errors import ConfigError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 VM_CONFIG = '{"cpu_count": 2, "spec_version": 1, "os_image_hash": "00ff"}'

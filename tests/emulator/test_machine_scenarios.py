@@ -17,8 +17,8 @@ from attestkit.quote import Quote, TdQuoteBody
 from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.claims import TcbStatus
 from tests.backends.simulator.simulated_cases import NOW, SEED
-from tests.cases import every_case
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 REPORT_DATA = bytes(range(64))

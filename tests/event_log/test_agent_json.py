@@ -12,8 +12,8 @@ from attestkit.errors import FormatError, VerificationError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT, AgentJsonSource
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_event
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 
 FIRMWARE = {

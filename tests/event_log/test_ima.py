@@ -14,8 +14,8 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import ima
 from attestkit.event_log.ima import ImaLog, ImaMatch
 from attestkit.tpm.algorithms import HASH_SIZES
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 QEMU = "vtpm/generic/qemu-swtpm"

@@ -17,9 +17,9 @@ from attestkit.event_log.journal import (
     replay_from,
 )
 from attestkit.event_log.runtime_events import runtime_event, runtime_line
-from tests.cases import every_case
 from tests.event_log.journal_rig import ZERO, Killed, World
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 FIRST = runtime_event("first", b"\x01")
 SECOND = runtime_event("second", b"")

@@ -21,8 +21,8 @@ from attestkit.event_log.runtime_events import (
     runtime_line,
     runtime_preimage,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 VECTORS = load("runtime_events.json")

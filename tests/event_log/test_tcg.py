@@ -11,8 +11,8 @@ import pytest
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.event_log import EventLog, TpmEvent, TpmEventLog
 from attestkit.event_log.tcg import NO_PCR
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, load, needs_shared
 
 LOGS = [log for log in load("eventlogs.json").get("logs", []) if "tpm" in log["path"]]

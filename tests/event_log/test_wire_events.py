@@ -14,7 +14,7 @@ from attestkit.event_log import Event, EventLog, WireEvent
 from attestkit.event_log.event import runtime_digest
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 from tests.attestation.samples import v1_event, v2_event
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped, with_false_length
 

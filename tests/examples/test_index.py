@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from tests.cases import every_case
 from tests.examples.reader import EXAMPLES
+from tests.runner.cases import every_case
 
 ALL = sorted(path for path in EXAMPLES.iterdir() if path.is_dir() and (path / "README.md").exists())
 EXAMPLE_FOLDERS = [

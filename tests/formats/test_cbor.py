@@ -8,8 +8,8 @@ from attestkit._formats import binary_layout, cbor
 from attestkit._formats.cbor import CborReader, read_value
 from attestkit.errors import FormatError
 from tests.attestation.samples import is_rejected
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped
 

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from attestkit._formats.host_names import is_host
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 
 @pytest.mark.parametrize("netloc", ["a", "a.b-c.d_e", "127.0.0.1:1", "[::1]", "[2001:db8::1]:443"])

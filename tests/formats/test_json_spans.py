@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from attestkit._formats.bounded_gzip import gunzip
 from attestkit._formats.strict_json import member_spans
 from attestkit.errors import FormatError
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 SAMPLE = ' {"a" : [1, {"b": "}\\""}] ,\n"é": "€",\t"c":null , "d":-1.5e3}\r\n'
 VALUES = st.recursive(

@@ -17,8 +17,8 @@ from attestkit._formats.protobuf import (
     encode_varint,
 )
 from attestkit.errors import FormatError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 # Message of protobuf.dev, Encoding: Test1 {a: 150}, Test2 {b: "testing"}, then fixed numbers.
 MESSAGE = bytes.fromhex("089601120774657374696e671d0100000021ff00000000000000")

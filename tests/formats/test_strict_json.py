@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from attestkit._formats import strict_json
 from attestkit._formats.strict_json import MAX_DEPTH, check_depth, decode_at, decode_strictly
 from attestkit.errors import FormatError
-from tests.cases import every_case
 from tests.processes import run_program
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 @pytest.mark.parametrize("kind", [str, str.encode])

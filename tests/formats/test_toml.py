@@ -4,8 +4,8 @@ import pytest
 
 from attestkit._formats.toml import _TOKENS, LARGEST, decode
 from attestkit.errors import ConfigError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 def test_decode_of_text_and_bytes_returns_equal_tables() -> None:

@@ -6,8 +6,8 @@ import msgspec
 
 from attestkit._formats.typed_json import decode_typed
 from attestkit.errors import ConfigError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 class NestedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

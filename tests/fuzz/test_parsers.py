@@ -21,7 +21,7 @@ from fuzz.parser_target import CORPORA
 from fuzz.parsers.contract import LONGEST, BrokenContractError, Contract, ParserTarget, obeys
 from fuzz.parsers.registry import LEFT_OUT, MORE_READERS, READERS, TARGETS
 from fuzz.parsers.serve.settings import key_samples, secrets
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 PACKAGE = Path(attestkit.__file__).parent

@@ -27,9 +27,9 @@ from attestkit.errors import CollateralError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEndorsements, GpuEvidence, GpuRoots, GpuServices, Rim
 from attestkit.gpu.endorsement_fetcher import MAX_REQUESTS
 from attestkit.gpu.endorsements import MAX_RIMS
-from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import answer, jwks
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED, data, needs_shared
 
 FULL = GpuEndorsements({"B": b"two", "A": b"one"}, (b"x", b"y"), b"keys", (b"[]",))

@@ -12,10 +12,10 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
 from attestkit.gpu.device.device_chain import read_device_chain
 from attestkit.gpu.evidence import MAX_CHAIN, MAX_DEVICES, MAX_SIZE, read_device, read_devices
-from tests.cases import every_case
 from tests.gpu.gpu_samples import EVIDENCE, EXPECTED, decoded, sample
 from tests.gpu.made_devices import NONCE, make_device, report_bytes
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 

@@ -11,10 +11,10 @@ from attestkit.backends.simulator import simulated_roots
 from attestkit.errors import SignatureError, UsageError
 from attestkit.gpu import GpuRoots
 from attestkit.gpu.architectures import Chip, chip_of, find_architecture
-from tests.cases import every_case
 from tests.gpu.gpu_samples import read_pem
 from tests.gpu.made_devices import NOW, make_device
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import needs_shared
 
 # SHA-256 of the certificate and of its key, serial number.

@@ -8,8 +8,8 @@ import pytest
 
 from attestkit.errors import GpuEvidenceError, UsageError
 from attestkit.gpu.rules import GpuRules
-from tests.cases import every_case
 from tests.gpu.simulated_machine import machine, verify_machine
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 REFUSED: Final[list[tuple[dict[str, Any], str]]] = [

@@ -26,9 +26,9 @@ from attestkit.gpu.result import GpuResult
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import GpuRules
 from attestkit.gpu.verification import verify
-from tests.cases import every_case
 from tests.gpu.gpu_samples import CASES, EXPECTED, read_pem
 from tests.gpu.simulated_machine import NONCE, NOW, endorsements, machine, verify_machine
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import SHARED, data, needs_shared
 

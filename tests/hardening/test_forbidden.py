@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import every_case
 from tests.hardening.all_requests import short_folder
 from tests.hardening.syscalls import serve_and_drive
+from tests.runner.cases import every_case
 from tests.serve.server import ROOT
 
 FORBIDDEN = (

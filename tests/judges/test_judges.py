@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from tests.cases import every_case
 from tests.docs.promises import read_tests
 from tests.judges.__main__ import JUDGES, find_version, summarise
 from tests.long_runs.outcomes import Outcomes
 from tests.long_runs.records import ROOT
+from tests.runner.cases import every_case
 
 
 @every_case("judge", JUDGES, ids=lambda judge: judge["name"])

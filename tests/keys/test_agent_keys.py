@@ -11,8 +11,8 @@ from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.keys import AgentKeys, AppKeys, KeyDeriver, LocalKeys
 from attestkit.keys.agent_keys import AgentApi
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.server import SEED, running_server
 from tests.untyped import untyped
 

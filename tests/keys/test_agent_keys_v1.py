@@ -11,9 +11,9 @@ from attestkit.errors import AttestKitError, BackendError, UnsupportedError, Usa
 from attestkit.keys import AgentKeys, AppKeys, DerivedKey, KeyDeriver, LocalKeys
 from attestkit.keys.agent_keys import AgentApi
 from tests.backends.dstack_agent.scripted_agent import response, scripted_agent
-from tests.cases import every_case
 from tests.keys.independent_chain import high_s
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 LOCAL: KeyDeriver = LocalKeys(AppKeys.from_seed(bytes(range(32))))

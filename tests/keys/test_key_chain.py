@@ -12,9 +12,9 @@ from attestkit._crypto.ecdsa import K256Key
 from attestkit.errors import AttestKitError, SignatureError, UsageError
 from attestkit.keys import AppKeys, LocalKeys, recover_issuers
 from attestkit.keys.key_claims import require_key_epoch_0
-from tests.cases import every_case
 from tests.keys import independent_chain
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from attestkit.errors import SignatureError, UsageError
 from attestkit.keys import AppKeys, DerivedKey, LocalKeys, verify_key_chain
 from attestkit.keys.key_claims import kms_claim, v0_claim, v1_claim
-from tests.cases import every_case
 from tests.keys import independent_chain
 from tests.keys.independent_chain import ORDER, high_s, is_issued, kms_message, sign
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 KMS, OTHER_KMS, APP, OTHER_APP = (PrivateKey(bytes(31) + bytes([n])) for n in range(1, 5))

@@ -21,10 +21,10 @@ from attestkit._crypto.zeroize import own_copy
 from attestkit.errors import UsageError
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
 from attestkit.keys.key_claims import kms_claim, v0_claim, v1_claim
-from tests.cases import every_case
 from tests.keys import independent_chain
 from tests.keys.conftest import FIXTURE
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import SHARED, load, needs_shared
 

@@ -29,7 +29,6 @@ from attestkit.kms.https_call import ClientCa
 from attestkit.kms.release.certificates import LeafProfile, issue_root, sign_app_certificate
 from attestkit.ra_tls import OID_CERT_USAGE
 from attestkit.report_data import ReportData
-from tests.cases import every_case
 from tests.kms.replayed_kms import (
     APP_ID,
     IMAGE_HASH,
@@ -44,6 +43,7 @@ from tests.kms.replayed_kms import (
     temp_ca_of,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 PACKAGE: Final = f"{Path(attestkit.__file__).parent}/"
 ROOTS: Final = make_roots(1, 2)

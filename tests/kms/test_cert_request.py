@@ -20,8 +20,8 @@ from attestkit.kms.cert_request import (
     sign_cert_request,
     verify_cert_request,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.quotes import made_quote
 from tests.vectors import SHARED, load, needs_shared
 

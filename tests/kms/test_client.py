@@ -25,7 +25,6 @@ from attestkit.kms.release.certificates import (
 from attestkit.kms.release.roots import sign_env_public_key
 from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy
-from tests.cases import every_case
 from tests.kms.replayed_kms import (
     APP_ID,
     BOOT,
@@ -42,6 +41,7 @@ from tests.kms.replayed_kms import (
     temp_ca_of,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
 

@@ -24,7 +24,6 @@ from attestkit.kms.release.certificates import issue_root
 from attestkit.kms.url import parse_kms_url
 from attestkit.ra_tls.issuance import Issued
 from attestkit.report_data import ReportData
-from tests.cases import every_case
 from tests.kms.replayed_kms import (
     APP_ID,
     LIMITS,
@@ -39,6 +38,7 @@ from tests.kms.replayed_kms import (
     temp_ca_of,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, load, needs_shared
 
 UPSTREAM: Final = "dstack/upstream-312dc605/"

@@ -13,8 +13,8 @@ from attestkit.backends.simulator import simulated_roots
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.kms import KmsRoot
 from attestkit.kms.root import MAX_ROOT_FILE, find_root, require_roots
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
 

@@ -15,8 +15,8 @@ from attestkit.dstack.env_encryption import encrypt_env_vars
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.kms import sealed_env
 from attestkit.kms.sealed_env import Epochs, open_env, seal_env
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 GROUPS = load("kms.json").get("groups", {})

@@ -25,8 +25,8 @@ from attestkit.errors import (
 from attestkit.kms import KmsRoot, verify_app_certificate
 from attestkit.kms.tls_chain import MAX_LEAF, require_kms_usage
 from attestkit.ra_tls import OID_APP_ID, OID_CERT_USAGE
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 

@@ -7,8 +7,8 @@ import pytest
 from attestkit.errors import ConfigError, UsageError
 from attestkit.kms import kms_base_url
 from attestkit.kms.url import MAX_URL, KmsUrl, parse_kms_url
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
 

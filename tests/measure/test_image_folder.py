@@ -21,7 +21,6 @@ from attestkit.measure.image_folder import (
     read_dstack_image,
     read_image,
 )
-from tests.cases import every_case
 from tests.measure.image_samples import (
     METADATA,
     OF_NEWER,
@@ -33,6 +32,7 @@ from tests.measure.image_samples import (
     sealed,
     write_folder,
 )
+from tests.runner.cases import every_case
 
 FILES = image_files()
 

@@ -7,9 +7,9 @@ import pytest
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.machine_shape import MachineShape
-from tests.cases import every_case
 from tests.measure.rows import VECTORS
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import needs_shared
 
 GIB = 1 << 30

@@ -15,7 +15,6 @@ from attestkit.measure.rtmr0.boot_options import virtio_disk_option
 from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
 from tests.bounds.counting import peak
-from tests.cases import every_case
 from tests.measure.firmware_images import (
     SMBIOS_MEASUREMENT,
     TD_TCG2,
@@ -30,6 +29,7 @@ from tests.measure.firmware_images import (
 from tests.measure.kernel.samples import gpt_disk, linux_kernel, pe_image
 from tests.measure.measured_guest import VM_CONFIG, log_of
 from tests.measure.sev_snp.images import sev_image
+from tests.runner.cases import every_case
 
 FIRMWARE = tdvf_image()
 NEW_FIRMWARE = tdvf_image(

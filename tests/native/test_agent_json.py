@@ -14,8 +14,8 @@ from attestkit import _native
 from attestkit.event_log import EventLog, agent_json
 from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_event
-from tests.cases import every_case
 from tests.event_log.two_readers import read_in_python, read_with_both
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 from tests.vectors import data, load, needs_shared
 

@@ -11,7 +11,7 @@ from attestkit._native import _python_cbor
 from attestkit.attestation.wire import v1_cbor
 from attestkit.errors import FormatError
 from tests.attestation.samples import KINDS, POD, V2, mutations, prefixes
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped, with_false_length
 

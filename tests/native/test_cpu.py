@@ -16,8 +16,8 @@ from attestkit import _native
 from attestkit._native import _python
 from attestkit._native._isa_level import choose
 from attestkit.errors import UsageError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 NONE = (0, 0, 0, 0)

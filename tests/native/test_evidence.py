@@ -26,7 +26,7 @@ from tests.attestation.samples import (
     prefixes,
     v2_event,
 )
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped, with_false_length
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from attestkit import _native
 from attestkit._native import _python
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 # Required AK_CPU_* bits per kernel.
 LEVELS = {"portable": 0, "avx2": 4, "vbmi": 2 | 4 | 8 | 16}

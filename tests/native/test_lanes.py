@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import _python_log as python_core
 from attestkit.errors import FormatError, UsageError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 pytestmark = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 

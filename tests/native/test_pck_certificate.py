@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import PckCertificateFields, _python_pck
 from attestkit.quote import Quote
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.samples.pck_certificates import (
     AUTHORITIES,
     DEFAULTS,

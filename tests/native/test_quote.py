@@ -15,8 +15,8 @@ from attestkit import _native
 from attestkit._native import _python_quote as python_core
 from attestkit.errors import FormatError
 from attestkit.quote import EnclaveReport, Quote, TdQuoteBody
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.quotes import BODY_SIZES, INTEL, PATTERN, made_quote, made_quotes, samples
 from tests.thorough import thorough
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import _python_log as python_core
 from attestkit.errors import FormatError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped, with_false_length
 from tests.vectors import data, load, needs_shared

@@ -14,7 +14,7 @@ from attestkit import _native
 from attestkit._native import _python_log as python_core
 from attestkit._native import _threads
 from attestkit._native._threads import cpus, in_parts
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 
 def double_all(things: Sequence[int]) -> list[int]:

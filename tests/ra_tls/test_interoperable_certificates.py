@@ -20,7 +20,6 @@ from attestkit.ra_tls.interoperable_certificates import (
     read_interoperable,
 )
 from attestkit.testing import SimulatedTee
-from tests.cases import every_case
 from tests.ra_tls.other_maker import (
     GRAMINE,
     INTEROPERABLE,
@@ -36,6 +35,7 @@ from tests.ra_tls.other_maker import (
     report_data,
     tagged,
 )
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 NAMES: Final = ("gramine-cert.pem", "rats-tls-cert.pem")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 PACKAGE = Path(__file__).resolve().parents[2] / "attestkit"
 # They compare measurements of public files only, and import no keys.

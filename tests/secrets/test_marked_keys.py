@@ -22,7 +22,7 @@ from attestkit.dstack.env_encryption import decrypt_env_vars, encrypt_env_vars
 from attestkit.errors import AttestKitError
 from attestkit.keys import AppKeys, derive_bytes
 from attestkit.keys.hkdf import derive_v1_bytes
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.secrets.marks import forms, mark, search
 from tests.serve.client import Connection, call
 from tests.serve.server import PATIENCE, environment, run_to_end, running_server

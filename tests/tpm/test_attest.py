@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm.attest import TpmsAttest
 from attestkit.tpm.pcr_selection import PcrSelection, encode_selections
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.tpm.samples import MADE_ATTEST, QUOTES, QuoteSample
 from tests.untyped import untyped
 from tests.vectors import needs_shared

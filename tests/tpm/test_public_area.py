@@ -12,8 +12,8 @@ from attestkit.tpm import public_area
 from attestkit.tpm.attest import TpmsAttest
 from attestkit.tpm.handles import ENDORSEMENT, OWNER
 from attestkit.tpm.public_area import TpmtPublic
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.tpm.samples import EXPECTED, MADE_PUBLICS, QUOTES
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared

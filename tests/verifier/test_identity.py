@@ -13,7 +13,7 @@ from attestkit.event_log.event import runtime_digest
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.policy.appraisal_policy import PRESETS
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.samples.quotes import made_quote
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import APP_ID, BOOT, COMPOSE_HASH, IMAGE, NONCE

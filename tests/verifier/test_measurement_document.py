@@ -16,8 +16,8 @@ from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.verifier import AppraisalPolicy
 from tests.attestation.launch.linux_kernel import authenticode, patch_header
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, load, needs_shared
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import BOOT, NONCE

@@ -34,8 +34,8 @@ from attestkit.verifier import (
 )
 from attestkit.verifier import verifier as verifier_module
 from attestkit.verifier.result import create_result
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE, NOW, PKI

@@ -29,8 +29,8 @@ from tests.attestation.samples import (
     V2,
     is_rejected,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
 

@@ -13,7 +13,7 @@ from attestkit.attestation.wire.evidence_parts import Evidence, GcpTdx, Tpm
 from attestkit.errors import FormatError
 from tests.attestation import vtpm_samples
 from tests.attestation.samples import KINDS, V2, mutations
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 
 ENCODED: Final = encode_evidence("cbor", V2)

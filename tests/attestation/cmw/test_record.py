@@ -23,8 +23,8 @@ from attestkit.attestation.cmw.record import (
 )
 from attestkit.errors import FormatError, UsageError
 from tests.attestation.samples import prefixes
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 TYPES: Final = (

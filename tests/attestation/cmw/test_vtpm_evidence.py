@@ -15,8 +15,8 @@ from attestkit.attestation.wire.evidence_parts import Evidence
 from attestkit.errors import FormatError, UsageError
 from tests.attestation.samples import STACK, is_rejected, mutations
 from tests.attestation.vtpm_samples import VTPM_KINDS, VTPM_QUOTE, vtpm_platforms
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 COLLECTIONS: Final[tuple[Encoding, ...]] = ("cbor", "json")
 OF_DSTACK: Final[tuple[Encoding, ...]] = (

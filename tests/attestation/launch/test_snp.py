@@ -7,8 +7,8 @@ import pytest
 from attestkit._formats.cbor import Value
 from attestkit.attestation.launch.snp import OvmfSection, SnpImage, SnpLaunch, compute_measurement
 from attestkit.errors import FormatError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 ROW: dict[str, Any] = load("os_image_binding.json").get("sev_snp", {})

@@ -14,8 +14,8 @@ from attestkit.attestation.launch.tdx import (
 )
 from attestkit.errors import FormatError
 from attestkit.event_log import WireEvent
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 ROW: dict[str, Any] = load("os_image_binding.json").get("tdx_lite", {})

@@ -8,8 +8,8 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.launch.vm_config import VmConfig, choose_config
 from attestkit.attestation.wire.evidence_parts import Evidence
 from attestkit.errors import FormatError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.platforms import intel
 
 CONFIG = '{"cpu_count":2,"hugepages":false,"os_image_hash":"ab","numa_nodes":[{"a":1},2]}'

@@ -10,8 +10,8 @@ from attestkit.attestation.wire.evidence_parts import Tdx
 from attestkit.errors import FormatError
 from attestkit.event_log import EventLog
 from tests.attestation.samples import FIXTURE, V2
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 GET_QUOTE = data("dstack/verifier/tdx-lite-getquote.json") or b"{}"

@@ -10,8 +10,8 @@ from attestkit.attestation.wire import v1_cbor, v1_document, v1_structs
 from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
 from attestkit.errors import FormatError
 from tests.attestation.samples import EVENTS, KINDS, POD, STACK, V2, mutations, prefixes
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 from tests.untyped import untyped
 

@@ -23,8 +23,8 @@ from tests.attestation.samples import (
     prefixes,
     v2_event,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import slow
 
 EVIDENCE = [*KINDS, V2, POD]

@@ -35,8 +35,8 @@ from tests.backends.dstack_agent.scripted_agent import (
     scripted_agent,
     wait_for_close,
 )
-from tests.cases import every_case
 from tests.raising import errno_of, raises
+from tests.runner.cases import every_case
 from tests.serve.server import Server, running_server
 from tests.untyped import untyped
 

@@ -26,8 +26,8 @@ from tests.backends.dstack_agent.scripted_agent import (
     scripted_agent,
     wait_for_close,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 @every_case(

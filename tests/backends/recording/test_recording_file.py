@@ -27,10 +27,10 @@ from attestkit.errors import (
     UsageError,
 )
 from tests.backends.recording.recorded import REPORT_DATA, read_lines, record
-from tests.cases import every_case
 from tests.concurrency.keeping import Keeping
 from tests.machines.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 ROOT = Path(__file__).resolve().parents[3]

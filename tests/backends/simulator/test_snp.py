@@ -47,8 +47,8 @@ from attestkit.snp_report import SnpReport
 from attestkit.testing import BackendContract
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.platforms.snp.authenticator import Snp
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 SEED = bytes(range(32))

@@ -16,8 +16,8 @@ from attestkit.errors import (
 from attestkit.factory import open as open_attester
 from attestkit.keys import AppKeys
 from attestkit.testing import BackendContract
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 SEED = bytes(range(32))
 NOW = 1_764_000_000

@@ -20,8 +20,8 @@ from attestkit.errors import (
     UsageError,
 )
 from tests.backends.tdx.fake_td import FakeTd, count_open_files
-from tests.cases import every_case
 from tests.raising import errno_of, raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 REPORT_DATA = bytes(range(64))

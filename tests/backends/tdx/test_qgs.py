@@ -49,8 +49,8 @@ from tests.backends.tdx.qgs_server import (
     response,
     silent,
 )
-from tests.cases import every_case
 from tests.raising import errno_of, raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 REPORT = bytes(range(256)) * 4

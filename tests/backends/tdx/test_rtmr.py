@@ -16,8 +16,8 @@ from attestkit.errors import (
     UsageError,
 )
 from tests.backends.tdx.fake_td import DONE, FakeTd, count_open_files, extend_register
-from tests.cases import every_case
 from tests.raising import errno_of, raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 DIGEST = bytes(range(48))

@@ -12,8 +12,8 @@ from attestkit.tpm import PcrSelection
 from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.reader import encode_sized
 from tests.backends.tpm.tpm_peer import AnsweringTpm
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.tpm.samples import MADE_PUBLICS
 
 INDEX = 0x01500000

@@ -10,8 +10,8 @@ from attestkit.backends.tpm.frames import TpmResponse
 from attestkit.errors import BackendBusyError, BackendError
 from attestkit.tpm.response_codes import RC_RETRY, RC_TESTING, RC_YIELDED
 from tests.backends.tpm.tpm_peer import AnsweringTpm
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 FLUSHED = TpmResponse(0).encode()
 

@@ -26,8 +26,8 @@ from tests.backends.tsm.tsm_kernel import (
     expected_report,
     make_client,
 )
-from tests.cases import every_case
 from tests.raising import errno_of, raises
+from tests.runner.cases import every_case
 
 # -- no entry is left --------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ import pytest
 from attestkit.__main__ import main
 from attestkit.measure import dstack_image, snp, tdx
 from attestkit.verifier import AppraisalPolicy
-from tests.cases import every_case
 from tests.cli import schemas
 from tests.measure.acpi.machines import needs_qemu
 from tests.measure.firmware_images import SMBIOS_MEASUREMENT, TD_TCG2, UI_APP, tdvf_image
@@ -16,6 +15,7 @@ from tests.measure.image_samples import write_folder
 from tests.measure.kernel.samples import gpt_disk, linux_kernel, pe_image
 from tests.measure.measured_guest import VM_CONFIG, evidence_of, image_files, log_of
 from tests.measure.sev_snp.images import sev_image
+from tests.runner.cases import every_case
 
 pytestmark = pytest.mark.usefixtures("folder")
 

@@ -21,9 +21,9 @@ from attestkit.__main__ import main
 from attestkit.cli.batch import executors, input_lines
 from attestkit.cli.commands import verify_many
 from attestkit.verifier.batch import scheduler
-from tests.cases import every_case
 from tests.cli import schemas
 from tests.cli.evidence_files import NONCE_HEX, REPORT_DATA, Files
+from tests.runner.cases import every_case
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import APP_ID
 

@@ -12,9 +12,9 @@ from attestkit.attestation import Attestation
 from attestkit.cli.input.detect_format import identify
 from attestkit.errors import FormatError
 from tests.attestation.samples import KINDS
-from tests.cases import every_case
 from tests.cli import schemas
 from tests.cli.evidence_files import Files
+from tests.runner.cases import every_case
 from tests.vectors import SHARED, data, needs_shared
 
 SAMPLES = {

@@ -15,10 +15,10 @@ from attestkit.__main__ import main
 from attestkit.attestation import Attestation, Encoding
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
-from tests.cases import every_case
 from tests.cli import program
 from tests.cli.program import SEED, SIMULATED, WARNING
 from tests.machines.tees import FakeSnp
+from tests.runner.cases import every_case
 
 Capture = pytest.CaptureFixture[str]
 

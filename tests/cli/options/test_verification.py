@@ -9,8 +9,8 @@ import pytest
 from attestkit.__main__ import main
 from attestkit._crypto.pem import encode_pem
 from attestkit.report_data import ReportData
-from tests.cases import every_case
 from tests.cli.evidence_files import Files
+from tests.runner.cases import every_case
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from attestkit.client.proofs.proof import MAX_ANSWERS, MAX_FILE, ProofBundle
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
-from tests.cases import every_case
 from tests.client.proofs.saved_proofs import saved_proof
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 NAME: Final = st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable())

@@ -6,7 +6,6 @@ from typing import Any, Final
 import pytest
 
 from attestkit.client.sealing.fields import MAX_BODY, FieldSealing
-from tests.cases import every_case
 from tests.client.sealing.field_server import at
 from tests.client.sealing.field_talk import (
     CHAT,
@@ -19,6 +18,7 @@ from tests.client.sealing.field_talk import (
     message,
     refused,
 )
+from tests.runner.cases import every_case
 
 # -- requests --------------------------------------------------------------------------------------
 

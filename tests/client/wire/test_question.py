@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from attestkit.client.wire.question import EvidenceReply, ask
 from attestkit.client.wire.steps import Receive, Send
 from attestkit.errors import AttestKitError, FormatError, ServiceError, UsageError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 LIMIT: Final = 1000
 SECONDS: Final = 10.0

@@ -8,8 +8,8 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.amd_extension import AmdExtension, read_amd_extension
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.errors import FormatError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 PREFIX = "1.3.6.1.4.1.3704.1."

@@ -22,9 +22,9 @@ from attestkit._crypto.x509.app_certificates import (
     read_certificate,
 )
 from attestkit.errors import FormatError, UsageError
-from tests.cases import every_case
 from tests.pki.certificates import name_of
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 CA_KEY, LEAF_KEY = (P256Key.from_scalar(bytes([n]) * 32) for n in (1, 2))

@@ -15,9 +15,9 @@ from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_p
 from attestkit._crypto.x509.vendor_roots import AWS_ROOT
 from attestkit.attestation import Attestation
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
-from tests.cases import every_case
 from tests.pki.certificates import name_of
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, data
 
 NOW = datetime(2026, 8, 1, tzinfo=timezone.utc)

@@ -34,7 +34,6 @@ from attestkit.errors import (
     SignatureError,
     UsageError,
 )
-from tests.cases import every_case
 from tests.pki.ocsp_pki import (
     AUTHORITY,
     DAY,
@@ -52,6 +51,7 @@ from tests.pki.ocsp_pki import (
     subject_certificate,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED, data, needs_shared
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)

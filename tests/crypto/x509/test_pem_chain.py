@@ -6,8 +6,8 @@ import pytest
 
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit.errors import FormatError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.quotes import PATTERN
 
 

@@ -11,9 +11,9 @@ from attestkit._crypto.x509.sgx_extension import PckExtension, read_sgx_extensio
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
-from tests.cases import every_case
 from tests.crypto.x509.test_sgx_certificates import PLATFORM, make_certificate
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 

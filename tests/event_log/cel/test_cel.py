@@ -10,10 +10,10 @@ from attestkit.event_log.cel import ENCODINGS
 from attestkit.event_log.event import ACPI_DATA
 from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, RUNTIME_EVENT_TYPE
 from attestkit.event_log.runtime_events import runtime_event
-from tests.cases import every_case
 from tests.event_log.cel.cel_samples import DIGEST, EXAMPLE, FULL, number, record, text, tlv
 from tests.event_log.cel.make_cel_vectors import FOLDER, make_vectors
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 every_encoding = pytest.mark.parametrize("encoding", ENCODINGS)

@@ -11,7 +11,6 @@ from attestkit.errors import FormatError
 from attestkit.event_log import EventLog, cel
 from attestkit.event_log.cel import ENCODINGS, detect_encoding
 from tests.attestation.samples import is_rejected
-from tests.cases import every_case
 from tests.event_log.cel.cel_samples import (
     DIGEST,
     EXAMPLE,
@@ -24,6 +23,7 @@ from tests.event_log.cel.cel_samples import (
     tlv,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 WRITTEN = {encoding: FULL.to_cel(encoding) for encoding in ENCODINGS}
 

@@ -19,7 +19,7 @@ from attestkit.gpu.bindings.answer_formats import chutes_report_data, vllm_proxy
 from attestkit.gpu.bindings.tinfoil import tinfoil_report_data
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.evidence import DeviceEvidence, GpuBinding, GpuEvidence
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import HAVE_SHARED, data, needs_shared
 

@@ -19,7 +19,6 @@ from attestkit.gpu.device.device_chain import (
     read_device_chain,
     verify_device_chain,
 )
-from tests.cases import every_case
 from tests.gpu.gpu_samples import CASES, CHAINS, EXPECTED, SAMPLES, Sample, read_pem, sample
 from tests.gpu.made_devices import (
     COMPOSITE_OID,
@@ -35,6 +34,7 @@ from tests.gpu.made_devices import (
     tcb_info,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import needs_shared
 
 NVIDIA = GpuRoots.nvidia().device

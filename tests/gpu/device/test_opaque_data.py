@@ -12,9 +12,9 @@ from attestkit.gpu.device.opaque_data import (
     read_opaque_data,
     split_opaque_data,
 )
-from tests.cases import every_case
 from tests.gpu.made_devices import GPU_FIELDS, SWITCH_FIELDS
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 KNOWN = {*range(1, 28), *range(32, 37)}
 GPU = tuple(GPU_FIELDS.items())

@@ -14,7 +14,6 @@ from attestkit.gpu import Report
 from attestkit.gpu.architectures import Chip
 from attestkit.gpu.device.device_chain import read_device_chain
 from attestkit.gpu.device.report import MAX_SIZE
-from tests.cases import every_case
 from tests.gpu.gpu_samples import EXPECTED, SAMPLES, Sample, sample
 from tests.gpu.made_devices import (
     FWID,
@@ -27,6 +26,7 @@ from tests.gpu.made_devices import (
     report_bytes,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 

@@ -13,9 +13,9 @@ from attestkit.gpu.nras.claims import (
     RimClaims,
     read_claims,
 )
-from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import NONCE, chain, device_claims
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 GPU = "x-nvidia-gpu-"
 EXPIRES = datetime(2028, 4, 23, 5, 31, 21, tzinfo=timezone.utc)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE, MAX_TOKEN, read_detached_eat
-from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import answer, bundle
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 def test_read_detached_eat_returns_tokens_in_order_of_numbers() -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from attestkit._crypto.p384 import P384PublicKey
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.nras.tokens import MAX_JWKS, MAX_KEYS, read_jwks
-from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import KEY_ID, b64, jwk, jwks
 from tests.pki.ocsp_pki import certificate_of, der
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 

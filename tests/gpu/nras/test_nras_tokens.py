@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError, UsageError
 from attestkit.gpu.nras.detached_eat import DetachedEat, read_detached_eat
 from attestkit.gpu.nras.tokens import CLOCK_SKEW, NRAS_ISSUER, NrasResult, verify_tokens
-from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import (
     HEADER,
     KEY_ID,
@@ -34,6 +33,7 @@ from tests.gpu.nras.nras_tokens import (
 )
 from tests.pki.ocsp_pki import key_of
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, data, needs_shared
 
 FOLDER = "gpu/eat/nras-hopper"

@@ -11,9 +11,9 @@ from attestkit.gpu.nras.nvattest_output import (
     NvattestOutput,
     read_nvattest_output,
 )
-from tests.cases import every_case
 from tests.gpu.nras.nras_tokens import HEADER, NONCE, b64, device_claims, sign
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, data, needs_shared
 
 PATH = "nvattest/dstack-gpu_attestation_h100.json"

@@ -10,10 +10,10 @@ from attestkit.errors import FormatError
 from attestkit.gpu.rim.document import read_document
 from attestkit.gpu.rim.xml_signature import XMLDSIG, canonical_bytes
 from fuzz.havoc import havoc
-from tests.cases import every_case
 from tests.gpu.rim import samples
 from tests.gpu.rim.canonical_forms import canonical_document, canonical_signed_info
 from tests.gpu.rim.rims import manifest, sign
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 
 etree = pytest.importorskip("lxml.etree", reason="lxml is the reference, and is not here")

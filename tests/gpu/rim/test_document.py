@@ -5,9 +5,9 @@ import pytest
 from attestkit.errors import FormatError
 from attestkit.gpu.rim import document
 from attestkit.gpu.rim.document import read_document
-from tests.cases import every_case
 from tests.gpu.rim.rims import AUTHORITIES, HASHES, SIGNER, chain, manifest, resource, sign
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 BILLION_LAUGHS = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "ha">
 <!ENTITY y "&x;&x;&x;&x;&x;&x;&x;&x;">]><a>&y;</a>"""

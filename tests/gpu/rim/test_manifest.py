@@ -8,10 +8,10 @@ from attestkit.errors import FormatError
 from attestkit.gpu.rim.document import read_document
 from attestkit.gpu.rim.manifest import MAX_MEASUREMENTS, Rim, RimMeasurement, read_measurements
 from attestkit.gpu.rim.verification import verify_rim
-from tests.cases import every_case
 from tests.gpu.rim import samples
 from tests.gpu.rim.rims import HASHES, NOW, manifest, resource, sign, signer
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 GOOD = manifest()
 

@@ -15,9 +15,9 @@ from attestkit.errors import CollateralError, UsageError
 from attestkit.gpu import GpuServices
 from attestkit.gpu.endorsement_fetcher import MAX_RIM_ANSWER, fetch_rim
 from attestkit.gpu.rim.document import MAX_SIZE
-from tests.cases import every_case
 from tests.gpu.rim.rims import manifest, sign
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 IDENTIFIER = "NV_GPU_DRIVER_GH100_550.90.07"
 RIM = sign(manifest())

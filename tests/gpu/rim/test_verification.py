@@ -20,7 +20,6 @@ from attestkit.errors import (
 from attestkit.gpu.rim import verification
 from attestkit.gpu.rim.manifest import Rim
 from attestkit.gpu.rim.verification import verify_rim
-from tests.cases import every_case
 from tests.gpu.rim import samples
 from tests.gpu.rim.rims import (
     AUTHORITIES,
@@ -39,6 +38,7 @@ from tests.gpu.rim.rims import (
     signer,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 def failed_check(error: AttestKitError) -> str:

@@ -23,7 +23,6 @@ from attestkit.gpu.rim.xml_signature import (
     read_signature,
     verify_signature,
 )
-from tests.cases import every_case
 from tests.gpu.rim import samples
 from tests.gpu.rim.canonical_forms import canonical_document, canonical_signed_info
 from tests.gpu.rim.rims import (
@@ -38,6 +37,7 @@ from tests.gpu.rim.rims import (
     signer,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 GOOD = sign(manifest())
 START, END = GOOD.index(b"<ds:Signature "), GOOD.index(b"</SoftwareIdentity>")

@@ -12,9 +12,9 @@ import pytest
 from attestkit.errors import ConfigError, KmsError, UsageError
 from attestkit.kms.local_provider import HostApi, SealedKey, TcpProvider, fetch_local_keys
 from attestkit.kms.local_provider.sealed_key import encode_response
-from tests.cases import every_case
 from tests.kms.local_provider.machine import NOW, TD, make_provider, make_verifier
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 Answer = Callable[[socket.socket], object]

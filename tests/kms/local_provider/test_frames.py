@@ -22,8 +22,8 @@ from attestkit.kms.local_provider.sealed_key import (
     receive_message,
     send_message,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 GROUPS = load("kms.json").get("groups", {})

@@ -18,8 +18,8 @@ from attestkit.kms.release.roots import (
     release_app_keys,
     sign_env_public_key,
 )
-from tests.cases import every_case
 from tests.kms.release.kms_vectors import VECTORS, roots_of, row_id, rows
+from tests.runner.cases import every_case
 from tests.vectors import needs_shared
 
 ROOTS = KmsRoots.from_seed(bytes(range(32)))

@@ -17,9 +17,9 @@ from attestkit.kms.release.webhook import (
     read_authority,
     read_decision,
 )
-from tests.cases import every_case
 from tests.collateral.http_server import CreateServer, Server, create_response
 from tests.kms.release.boot_infos import boot_info, from_fields
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 

@@ -4,8 +4,8 @@ import pytest
 
 from attestkit.errors import FormatError
 from attestkit.measure.acpi.acpi_inputs import QemuVersion
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 @every_case(

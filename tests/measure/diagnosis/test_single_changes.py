@@ -10,7 +10,6 @@ from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0.boot_options import virtio_disk_option
 from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems
 from attestkit.measure.rtmr0.smbios import set_processor_id
-from tests.cases import every_case
 from tests.measure.diagnosis.guests import (
     CMDLINE,
     FILES,
@@ -30,6 +29,7 @@ from tests.measure.diagnosis.guests import (
 )
 from tests.measure.firmware_images import SECURE_BOOT_CONFIG, TD_TCG2, UI_APP
 from tests.measure.kernel.samples import noise, pe_image
+from tests.runner.cases import every_case
 
 GIB = 1 << 30
 ITEMS = FwCfgItems.direct_boot()

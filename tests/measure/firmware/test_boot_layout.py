@@ -5,7 +5,6 @@ from typing import Any
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.bios_strings import BiosStrings
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware, read_boot_layout
-from tests.cases import every_case
 from tests.measure.firmware_images import (
     KEYS,
     MENU_APP,
@@ -19,6 +18,7 @@ from tests.measure.firmware_images import (
     with_metadata,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 NOTHING = dict.fromkeys(
     ("measures", "fw_cfg", "acpi", "smbios", "named_blobs", "initrd_first", "secure_boot"), False

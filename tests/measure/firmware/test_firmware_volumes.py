@@ -21,7 +21,6 @@ from attestkit.backends.simulator.sample_image import (
 from attestkit.errors import FormatError
 from attestkit.measure.firmware import firmware_volumes
 from attestkit.measure.firmware.firmware_volumes import FirmwareContents, read_contents
-from tests.cases import every_case
 from tests.measure.firmware_images import (
     CFV_SIZE,
     CRC32,
@@ -36,6 +35,7 @@ from tests.measure.firmware_images import (
     tdvf_image,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 A, B, C = (UUID(int=number) for number in (1, 2, 3))
 RAW, TEXT = 0x19, b"a text of the code"

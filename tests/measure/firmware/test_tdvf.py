@@ -18,7 +18,6 @@ from attestkit.measure.firmware.tdvf import (
     read_tdvf_sections,
     section_data,
 )
-from tests.cases import every_case
 from tests.measure.firmware_images import (
     CFV_SIZE,
     SIZE,
@@ -29,6 +28,7 @@ from tests.measure.firmware_images import (
     with_metadata,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 FLASH = (variable_volume(b"") + code_volume([])).ljust(SIZE, b"\xff")
 IMAGE = with_metadata(FLASH, sections())

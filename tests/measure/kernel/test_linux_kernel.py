@@ -16,9 +16,9 @@ from attestkit.measure.kernel.linux_kernel import (
     patch_setup_header,
 )
 from attestkit.measure.kernel.pe_image import authenticode_digest
-from tests.cases import every_case
 from tests.measure.kernel.samples import linux_kernel, pe_image
 from tests.measure.rows import VECTORS, kernel_file
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED
 
 ROWS: list[dict[str, Any]] = VECTORS.get("patched_kernel", [])

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
-from tests.cases import every_case
 from tests.measure.kernel.debian_files import release_file
 from tests.measure.kernel.samples import noise, pe_image
 from tests.measure.rows import VECTORS, rows
 from tests.pki.certificates import name_of
 from tests.rigs.apt import MissingError
 from tests.rigs.unpacked_packages import unpacked_packages
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED
 
 SECTIONS = [(".text", noise("text", 1000)), (".data", noise("data", 512))]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.firmware.bios_strings import BiosStrings
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios, set_processor_id
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 END = bytes.fromhex("7f04fffe0000")
 QEMU_END = bytes.fromhex("7f047f7f0000")

@@ -16,7 +16,7 @@ from attestkit.serve.rpc.message_fields import fields_of
 from attestkit.serve.rpc.service import Service
 from attestkit.serve.services import dstack_guest, guest_v1
 from attestkit.serve.services.context import Guest
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
 from tests.serve.guests import GuestClient
 from tests.serve.protobuf import MESSAGES

@@ -11,8 +11,8 @@ from attestkit.errors import ConfigError
 from attestkit.serve.config.agent_config_file import parse_config, read_config
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.options import CHOICES, FLAGS, REPEATED, Config, Options
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 # The example in dstack's documentation.
 UPSTREAM = """

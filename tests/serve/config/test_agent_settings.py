@@ -11,8 +11,8 @@ from attestkit.serve.config.agent_settings import Settings, decide_settings
 from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.option_values import Address
 from attestkit.serve.config.options import SIMULATOR_OPTIONS, Config, Options, with_config
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 HOME = {"HOME": "/home/me"}

@@ -13,8 +13,8 @@ from attestkit.errors import UsageError
 from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.options import CHOICES, FLAGS, REPEATED, Config, Options, with_config
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 ONLY_IN_FILES = {"ident", "data_disks", "limited_sockets", "sources"}

@@ -14,8 +14,8 @@ from attestkit.serve.config.option_values import (
     seed_from_hex,
 )
 from attestkit.verifier.policy.appraisal_policy import PRESETS
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 def write_seed(folder: Path, content: bytes) -> Path:

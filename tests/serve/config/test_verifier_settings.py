@@ -8,8 +8,8 @@ from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.config.option_values import Address
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings, decide_verifier
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 ADDRESS = "127.0.0.1:0"

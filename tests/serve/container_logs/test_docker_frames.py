@@ -17,8 +17,8 @@ from attestkit.serve.container_logs.view import (
     LineSplitter,
     Splitter,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.docker.engine import encode_frames
 
 SAMPLE = bytes.fromhex(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from attestkit.serve.container_logs import formatting as form_module
 from attestkit.serve.container_logs.formatting import LogFormatter
 from attestkit.serve.container_logs.view import Frame
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 if TYPE_CHECKING:
     import re

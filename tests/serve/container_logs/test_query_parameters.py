@@ -4,8 +4,8 @@ import pytest
 
 from attestkit.errors import FormatError
 from attestkit.serve.container_logs.view import Parameters, parse, parse_time
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import load
 

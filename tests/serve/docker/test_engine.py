@@ -11,8 +11,8 @@ import pytest
 from attestkit.errors import BackendError, ConfigError, FormatError, NotFoundError
 from attestkit.serve.docker import engine as containers
 from attestkit.serve.docker.engine import ContainerEngine
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.docker.engine import (
     ID,
     NO_RESPONSE,

@@ -19,8 +19,8 @@ from attestkit.serve.external_auth.access_control import (
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.service import Method
 from attestkit.serve.services.context import Guest
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
 from tests.serve.external_auth.tokens import KEY, OTHER_KEY, make_token
 from tests.serve.guests import NOW, Counting, GuestClient, MakeGuest

@@ -20,8 +20,8 @@ from attestkit.serve.external_auth.access_control import (
     verify_signature,
 )
 from attestkit.serve.external_auth.access_errors import TokenError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.external_auth.tokens import HEADER, KEY, OTHER_KEY, make_token, sign_parts
 
 NOW = 1_800_000_000

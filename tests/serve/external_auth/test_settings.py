@@ -13,8 +13,8 @@ from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.options import Options, with_config
 from attestkit.serve.external_auth.access_control import ExternalAuth
 from attestkit.serve.external_auth.settings import load_external_auth
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.client import connect, get
 from tests.serve.external_auth.test_public_keys import PEM
 from tests.serve.external_auth.tokens import KEY, OTHER_KEY, make_token

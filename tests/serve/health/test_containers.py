@@ -21,8 +21,8 @@ from attestkit.serve.health.monitor import (
     check_docker,
     unhealthy,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.docker.engine import NO_RESPONSE, VERSION, Engine, with_engine
 from tests.vectors import load, needs_shared
 

@@ -18,7 +18,7 @@ from attestkit.serve.http import server
 from attestkit.serve.http.asgi import App, Receive, Scope, Send
 from attestkit.serve.http.server import Listener
 from attestkit.serve.http.views import ENDLESS
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve import client
 from tests.serve.http.listening import GET, Connect, echo, exchange, refusal, response, run, serving
 from tests.serve.server import ROOT, Server

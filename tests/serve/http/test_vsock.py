@@ -12,8 +12,8 @@ from attestkit.serve.config.agent_settings import decide_settings
 from attestkit.serve.config.options import Options
 from attestkit.serve.endpoints import ListenAddresses, VsockAddress
 from attestkit.serve.http.sockets import bind_vsock, is_vsock
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.client import call, get
 from tests.serve.http.vsock_client import check_guest_api_over_vsock, has_loopback
 from tests.serve.server import refusal, running_server

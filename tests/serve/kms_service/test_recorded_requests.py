@@ -19,8 +19,8 @@ from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca
 from attestkit.kms import SimulatedKms
 from attestkit.kms.release.authorization import Decision, FunctionAuthorization
 from attestkit.testing import SimulatedTee
-from tests.cases import every_case
 from tests.kms.replayed_kms import make_roots
+from tests.runner.cases import every_case
 from tests.serve.client import Answer, Connection
 from tests.serve.kms_service.kms_clients import (
     KEY,

@@ -13,8 +13,8 @@ from attestkit.serve.background_server import BackgroundServer
 from attestkit.serve.endpoints import LimitedSocket, ListenAddresses
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services.context import Guest
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.serve.client import call, get
 from tests.serve.guests import GuestClient

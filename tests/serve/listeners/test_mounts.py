@@ -10,7 +10,7 @@ from attestkit.serve import listener_apps
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api
 from attestkit.serve.services.context import Guest
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.serve.guests import GuestClient
 from tests.serve.services.test_request_fields import VALID

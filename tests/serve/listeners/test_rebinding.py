@@ -16,8 +16,8 @@ from attestkit.serve import listener_apps
 from attestkit.serve.app_factory import ServerOptions, build_server
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve.http.request_checks import with_named_host
-from tests.cases import every_case
 from tests.machines.tees import FakeSnp
+from tests.runner.cases import every_case
 from tests.serve.asgi import Client
 from tests.serve.client import connect, get
 from tests.serve.guests import SEED, MakeGuest

@@ -19,7 +19,7 @@ from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.services.context import Guest
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.untyped import untyped
 

@@ -23,8 +23,8 @@ from attestkit.serve.rpc.messages import (
     SignResponse,
     VerifyResponse,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 REQUESTS = [
     getattr(module, name)

@@ -4,7 +4,7 @@ from typing import Any
 
 from attestkit.serve.rpc import messages, messages_v1
 from attestkit.serve.rpc.message_fields import Field, fields_of, package_of
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 # Messages of the API document; "?" is optional, "*" is repeated.
 SCHEMA = {

@@ -21,8 +21,8 @@ from attestkit.serve.rpc.messages import (
     VerifyResponse,
 )
 from attestkit.serve.rpc.protobuf_codec import decode, encode_error
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.protobuf import MESSAGES, any_message
 from tests.untyped import untyped
 

@@ -5,8 +5,8 @@ import pytest
 from attestkit.errors import FormatError
 from attestkit.serve.rpc.messages import GetKeyArgs, GetTlsKeyArgs, RawQuoteArgs
 from attestkit.serve.rpc.query_codec import decode
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 def test_decode_empty_query_gives_defaults() -> None:

@@ -10,7 +10,7 @@ from attestkit.serve.rpc import json_codec, protobuf_codec
 from attestkit.serve.rpc.json_codec import escape
 from attestkit.serve.rpc.messages import AppInfo, GetQuoteResponse, TdxQuoteResponse
 from attestkit.serve.rpc.response_template import SMALL, EscapedText, ResponseTemplate
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from attestkit.backends.simulator import Simulator
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
 from tests.serve.guests import Broken, GuestClient
 from tests.vectors import load, needs_shared

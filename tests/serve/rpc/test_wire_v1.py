@@ -6,7 +6,7 @@ from typing import Any, Final
 from attestkit.serve.rpc import json_codec, messages_v1, protobuf_codec
 from attestkit.serve.rpc.message_fields import fields_of, package_of
 from attestkit.serve.rpc.messages_v1 import PACKAGE
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.protobuf import MESSAGES
 from tests.vectors import load, needs_shared
 

@@ -6,7 +6,7 @@ import pytest
 
 from attestkit.serve.rpc import protobuf_codec
 from attestkit.serve.rpc.messages_v1 import GetKeyRequest, GetKeyResponse
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, Client
 from tests.serve.guests import GuestClient, vector_keys
 from tests.vectors import load, needs_shared

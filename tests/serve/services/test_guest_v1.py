@@ -19,7 +19,7 @@ from attestkit.serve import listener_apps
 from attestkit.serve.rpc import json_codec, protobuf_codec
 from attestkit.serve.services import guest_v1
 from attestkit.serve.services.context import Guest, Release
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, Client
 from tests.serve.guests import (
     NOW,

@@ -20,8 +20,8 @@ from attestkit.errors import CollateralError
 from attestkit.quote import Quote
 from attestkit.serve.services.pccs import PccsApp, make_pccs
 from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
-from tests.cases import every_case
 from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
+from tests.runner.cases import every_case
 from tests.serve.http.listening import Connect, response, run
 from tests.vectors import load, needs_shared
 

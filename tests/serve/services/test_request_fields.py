@@ -4,7 +4,7 @@ from typing import Any
 
 from attestkit.serve.rpc.message_fields import fields_of
 from attestkit.serve.services import dstack_guest, tappd
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.asgi import Client
 
 VALID: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from attestkit.keys import derive_p256
 from attestkit.quote import Quote
 from attestkit.serve.rpc.messages import TdxQuoteResponse
 from attestkit.serve.services.context import Guest
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, Client
 from tests.serve.guests import NOW, GuestClient, MakeGuest
 from tests.vectors import load, needs_shared

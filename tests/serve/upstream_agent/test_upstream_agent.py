@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.client import Answer
 from tests.serve.server import Server, environment, running_server
 from tests.serve.upstream_agent.recorded_rows import (

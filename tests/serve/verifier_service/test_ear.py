@@ -19,8 +19,8 @@ from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.verifier.ear.result_token import policy_uri, verify_ear
 from attestkit.verifier.ear.signed_token import EarKey, EarPublicKey
 from attestkit.verifier.ear.token_claims import Tier
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW
 from tests.serve.verifier_service.judges import (

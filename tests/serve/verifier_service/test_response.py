@@ -34,7 +34,7 @@ from attestkit.serve.verifier_service.response import (
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.verifier import Verifier
 from tests.attestation.samples import TPM_QUOTE
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.serve.verifier_service.judges import (
     IMAGE,
     STEPS,

@@ -16,7 +16,7 @@ from attestkit.errors import (
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.engine import Dcap
 from tests.backends.simulator.simulated_cases import CASES, VECTORS
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
     DCAP,

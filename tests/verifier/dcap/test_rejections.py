@@ -17,9 +17,9 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.quote import Quote
-from tests.cases import every_case
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,

@@ -11,7 +11,7 @@ from attestkit.errors import AttestKitError, FormatError
 from attestkit.quote import Quote
 from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.vectors import SHARED, needs_shared
 
 VECTORS: Final = SHARED / "vectors"

@@ -19,9 +19,9 @@ from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.ear.result_token import policy_uri, sign_ear, verify_ear
 from attestkit.verifier.ear.signed_token import MAX_TOKEN, EarKey
 from attestkit.verifier.ear.token_claims import Tier
-from tests.cases import every_case
 from tests.ra_tls import tds
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import limited
 from tests.untyped import untyped
 from tests.verifier.ear.ears import (

@@ -12,8 +12,8 @@ from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.ear.content import PROFILE
 from attestkit.verifier.ear.result_token import policy_uri, sign_ear, verify_ear
 from attestkit.verifier.ear.token_claims import Tier, trustworthiness_vector
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.ear.ears import (
     ED25519,
     IMAGE,

@@ -24,8 +24,8 @@ from attestkit.errors import (
 from attestkit.verifier import Verifier
 from attestkit.verifier.ear import sign_ear
 from attestkit.verifier.evidence.formats import BUNDLE_TIME, EvidenceBundle
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.ear import ears
 from tests.verifier.platforms import intel

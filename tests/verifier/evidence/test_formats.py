@@ -22,8 +22,8 @@ from attestkit.snp_report import SnpReport
 from attestkit.verifier import VerificationItem, Verifier, verify
 from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.evidence.formats import Evidence, EvidenceBundle, parse_evidence
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd
 

@@ -17,7 +17,7 @@ from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.serve.verifier_service.response import Outcome, run_verification
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.result import AttestationResult
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.verifier.gpu import gpu_attacks as attacker
 from tests.verifier.gpu.gpu_attacks import ATTACKS, NONCE, Given
 

@@ -23,8 +23,8 @@ from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.tpm import authenticate_go_tpm_tools
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import limited
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.made_tpm import (

@@ -23,8 +23,8 @@ from attestkit.errors import (
 )
 from attestkit.verifier import chain_cache
 from attestkit.verifier.platforms.nitro import Nitro
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import aws
 

@@ -8,7 +8,7 @@ import pytest
 from attestkit.verifier import AppraisalPolicy, ReferenceValues
 from attestkit.verifier.policy.app_pins import names_app
 from attestkit.verifier.policy.event_rules import RequiredEvent
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 HASH = {b"\1" * 32}
 REGISTER = {b"\1" * 48}

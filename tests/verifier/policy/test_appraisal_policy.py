@@ -18,8 +18,8 @@ from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
 from attestkit.verifier.policy.tcb_rules import TcbRules
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped, with_false_length
 from tests.verifier.policy.policy_samples import (
     APP_ID,

@@ -9,8 +9,8 @@ from attestkit.errors import UsageError
 from attestkit.event_log.runtime_events import RESERVED_NAMES, runtime_digest
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.policy.event_rules import RequiredEvent
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.policy.policy_samples import (
     NITRO,
     SGX,

@@ -18,7 +18,7 @@ from attestkit.verifier.policy.platforms import (
 )
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
     NITRO,

@@ -18,7 +18,7 @@ from attestkit.verifier.policy.rules import (
     format_values,
     matches_any,
 )
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
     NITRO,

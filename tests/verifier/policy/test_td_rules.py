@@ -11,8 +11,8 @@ from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BIT_NAMES
 from attestkit.verifier.policy.td_rules import FIXED_BITS
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.platforms import intel
 from tests.verifier.policy.policy_samples import (
     NITRO,

@@ -22,8 +22,8 @@ from attestkit.errors import (
 )
 from attestkit.tpm.pcrs import LOGGED_PCRS
 from attestkit.verifier import AppraisalPolicy, AttestationResult, TcbStatus, Verifier
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.made_tpm import (
     EXTRA,

@@ -13,7 +13,7 @@ import pytest
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
 from attestkit.event_log import TpmEventLog
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, needs_shared
 from tests.verifier.platforms import test_gcp as gcp
 from tests.verifier.platforms import test_nitro_tpm as nitro_tpm

@@ -24,8 +24,8 @@ from attestkit.errors import (
 from attestkit.factory import open as open_attester
 from attestkit.verifier import AppraisalPolicy, Verifier
 from tests.backends.simulator.clouds.guests import PLATFORMS, open_cloud, verifier_of, verify_once
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 GOOD: Final = [name for name, named in CLOUDS.items() if named.outcome in {"UpToDate", NO_STATUS}]

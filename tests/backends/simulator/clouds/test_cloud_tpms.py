@@ -36,9 +36,9 @@ from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.public_area import DECRYPT, ECC_AK, ECC_EK, RESTRICTED, RSA_AK, RSA_EK, SIGN
 from attestkit.verifier import AppraisalPolicy, Verifier
 from tests.backends.simulator.clouds.guests import PLATFORMS, open_cloud, verifier_of, verify_once
-from tests.cases import every_case
 from tests.machines.software_tpm import needs_swtpm
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 KINDS: Final = ("model", pytest.param("swtpm", marks=needs_swtpm))

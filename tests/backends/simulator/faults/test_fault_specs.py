@@ -14,8 +14,8 @@ from attestkit.backends.simulator.faults.fault_specs import (
     named_faults,
 )
 from attestkit.errors import UsageError
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 def make_faults(*texts: str) -> Faults:

@@ -9,7 +9,7 @@ from attestkit.backends.simulator.faults.fault_specs import NAMED, Faults
 from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS, KmsFaults
 from attestkit.backends.simulator.scenarios.named_case import describe_cases
 from attestkit.errors import UsageError
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import SHARED, needs_shared
 

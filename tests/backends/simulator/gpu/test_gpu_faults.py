@@ -15,7 +15,7 @@ from attestkit.errors import FormatError, GpuEvidenceError, SignatureError, Usag
 from attestkit.gpu import GpuResult, GpuRules, verify
 from attestkit.gpu.nras import read_nvattest_output
 from attestkit.testing import SimulatedTee
-from tests.cases import every_case
+from tests.runner.cases import every_case
 
 SEED = b"a seed of faulty graphics cards."
 NONCE = bytes(range(32))

@@ -12,8 +12,8 @@ from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.service_response import ServiceResponse
 from attestkit.errors import FormatError, UsageError
 from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 EXAMPLES: Final[list[dict[str, Any]]] = list(load("simulated-pki/http.json"))

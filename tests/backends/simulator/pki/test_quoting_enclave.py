@@ -12,9 +12,9 @@ from attestkit.backends.simulator.scenarios.config import QuoteConfig
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
-from tests.cases import every_case
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 NOW = 1790000000
 SEED = bytes(range(32))

@@ -27,9 +27,9 @@ from tests.backends.simulator.simulated_cases import (
     VECTORS,
     build_case,
 )
-from tests.cases import every_case
 from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 DERIVED = load("simulated-pki/derived.json")

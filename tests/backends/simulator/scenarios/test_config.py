@@ -37,9 +37,9 @@ from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.dcap.engine import Dcap
 from tests.backends.simulator.simulated_cases import CASES, NOW, SEED
-from tests.cases import every_case
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import needs_shared
 

@@ -27,8 +27,8 @@ from tests.backends.simulator.software_tpm.command_frames import (
     start_session,
 )
 from tests.backends.simulator.software_tpm.swtpm_cases import EVERY, capability
-from tests.cases import every_case
 from tests.machines.software_tpm import needs_swtpm
+from tests.runner.cases import every_case
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor

@@ -17,7 +17,6 @@ from attestkit.client.services.service import Claims
 from attestkit.client.strict_answer import AnswerObject
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.errors import FormatError, PolicyError, ServiceError, VerificationError
-from tests.cases import every_case
 from tests.client.services.aci import aci_answers
 from tests.client.services.aci.aci_answers import (
     E2EE_SECRET,
@@ -33,6 +32,7 @@ from tests.client.services.aci.aci_answers import (
     verifier,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED, needs_shared
 
 FOLDER: Final = SHARED / "data" / "services" / "aci"

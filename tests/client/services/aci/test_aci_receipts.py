@@ -19,7 +19,6 @@ from attestkit.client.services.aci.aci_keyset import (
 from attestkit.client.services.service import AnswerRecord, Claims
 from attestkit.client.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError
-from tests.cases import every_case
 from tests.client.services.aci.aci_answers import (
     NONCE,
     PEER,
@@ -31,6 +30,7 @@ from tests.client.services.aci.aci_answers import (
     report,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import SHARED, needs_shared
 
 VECTORS: Final = SHARED / "data" / "services" / "aci" / "vectors.json"

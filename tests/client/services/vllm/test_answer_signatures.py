@@ -14,9 +14,9 @@ from attestkit.client.services.vllm.answer_signatures import MAX_TEXT
 from attestkit.client.services.vllm.near_ai import NearAiCloud
 from attestkit.client.services.vllm.vllm_proxy import SERVICES, VllmProxy
 from attestkit.errors import AttestKitError, FormatError, ServiceError
-from tests.cases import every_case
 from tests.client.services.vllm.simulated_reports import ED25519, K256, ethereum_address
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 REQUEST: Final = sha256(b'{"model":"org/m"}').digest()
 RESPONSE: Final = sha256(b'{"id":"chat-1"}').digest()

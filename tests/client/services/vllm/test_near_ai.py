@@ -12,7 +12,6 @@ from nacl.signing import SigningKey
 from attestkit.client.services.service import Claims
 from attestkit.client.services.vllm.near_ai import SERVICES, NearAiCloud, NearAiDirect
 from attestkit.errors import AttestKitError, FormatError, PolicyError, ServiceError, UsageError
-from tests.cases import every_case
 from tests.client.services.captures import (
     Capture,
     captures,
@@ -32,6 +31,7 @@ from tests.client.services.vllm.simulated_reports import (
     verifier,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED
 
 MODEL: Final = "org/model"

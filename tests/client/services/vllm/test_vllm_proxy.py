@@ -16,7 +16,6 @@ from attestkit.errors import (
     UsageError,
     VerificationError,
 )
-from tests.cases import every_case
 from tests.client.services.captures import Capture, captures, check_machine, peer, status
 from tests.client.services.vllm.simulated_reports import (
     ED25519,
@@ -30,6 +29,7 @@ from tests.client.services.vllm.simulated_reports import (
     verifier,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 DIRECT: Final = SERVICES[0]

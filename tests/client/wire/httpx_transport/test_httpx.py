@@ -15,7 +15,6 @@ from attestkit.client.wire.httpx_transport import http_transports
 from attestkit.client.wire.tls import tls_context
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
-from tests.cases import every_case
 from tests.client.wire.authority import authority, identity
 from tests.client.wire.httpx_transport.httpx_clients import calling, every_client, iter_of
 from tests.client.wire.provers import SimpleProver
@@ -26,6 +25,7 @@ from tests.client.wire.servers import (
     serving,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 @every_client

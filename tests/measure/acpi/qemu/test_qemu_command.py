@@ -9,9 +9,9 @@ from attestkit.errors import UsageError
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs, acpi_inputs
 from attestkit.measure.acpi.qemu.qemu_command import dstack_command, inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
-from tests.cases import every_case
 from tests.measure.acpi.machines import needs_qemu, shape_of
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 GIB = 1 << 30
 SHAPE = shape_of()

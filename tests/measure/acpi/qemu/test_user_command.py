@@ -16,9 +16,9 @@ from attestkit.measure.acpi.qemu.qemu_options import (
     split_command,
 )
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
-from tests.cases import every_case
 from tests.measure.acpi.machines import needs_qemu, shape_of
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 VERSION = QemuVersion(10, 0, 13)
 BASE = ["-nodefaults", "-machine", "q35", "-m", "2G"]

@@ -19,7 +19,7 @@ from attestkit.errors import (
     UnsupportedError,
 )
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 FOLDER: Final = "snp/go-sev-guest"

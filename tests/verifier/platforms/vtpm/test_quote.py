@@ -15,8 +15,8 @@ from attestkit.verifier.platforms.vtpm.quote import (
     quote_scheme,
     verify_tpm_quote,
 )
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.tpm_samples import (
     GO_TPM_TOOLS,

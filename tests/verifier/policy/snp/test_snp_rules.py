@@ -10,8 +10,8 @@ from attestkit.verifier.claims import Tcb
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
     SGX,

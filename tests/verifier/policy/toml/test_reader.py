@@ -9,8 +9,8 @@ from attestkit._formats.toml import LARGEST
 from attestkit.errors import ConfigError
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.toml import reader as toml_reader
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.policy.policy_samples import (
     APP_ID,
     COMPOSE_HASH,

@@ -13,8 +13,8 @@ from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
 from attestkit.verifier.result import AttestationResult
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.policy.policy_samples import (
     APP_ID,
     COMPOSE_HASH,

@@ -11,8 +11,8 @@ from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.policy.policy_samples import (
     APP_ID,
     OF_SNP,

@@ -12,8 +12,8 @@ from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.policy.pcr_rules import BANK_SIZES, normalize_pcrs
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import BitMask
-from tests.cases import every_case
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.policy.policy_samples import (
     NITRO,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import every_case
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 
