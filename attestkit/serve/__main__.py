@@ -82,11 +82,7 @@ def _build_options(arguments: Sequence[str], log: ServerLog) -> "Options":
     from attestkit.serve.config.command_line import parse_options
     from attestkit.serve.config.options import with_config
 
-    try:
-        options = parse_options(arguments)
-    except BrokenPipeError:  # --help to a closed pipe; argparse of Python 3.11.2 lets it pass
-        process_hardening.discard_output(sys.stdout)
-        raise SystemExit(0) from None
+    options = parse_options(arguments)
     # Errors in the configuration file are logged in the format that the command line selects.
     log.configure(options.log_format or "text", options.log_level or "info")
     if options.config is None:

@@ -81,7 +81,8 @@ def errors_in(log: str) -> list[str]:
 def environment(**extra: str) -> dict[str, str]:
     """Return this process's environment without attestkit's variables, plus `extra`."""
     ours = ("ATTESTKIT_", "DSTACK_", "TAPPD_", "XDG_", "NOTIFY_SOCKET", "LISTEN_", "PYTHONPATH")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    hiding = ("PYTHONUNBUFFERED",)  # a missing flush
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours + hiding)}
     if "ATTESTKIT_PURE_PYTHON" in os.environ:
         kept["ATTESTKIT_PURE_PYTHON"] = os.environ["ATTESTKIT_PURE_PYTHON"]
     return {**kept, "PYTHONPATH": str(ROOT), **extra}

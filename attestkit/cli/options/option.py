@@ -95,7 +95,7 @@ class Command(click.Command):
                 expose_value=False,
                 callback=_show_all,
             )
-            self.params += show(lambda: None).__click_params__
+            self.params.extend(show(lambda: None).__click_params__)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under the titles of their sections, which `group` sets."""

@@ -31,6 +31,7 @@ class Check(NamedTuple):
 def as_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object, indented, ASCII only; bytes are hex, times ISO 8601."""
     sys.stdout.write(json.dumps(value, indent=2, default=_to_text) + "\n")
+    sys.stdout.flush()  # as click.echo does
 
 
 def _to_text(value: bytes | datetime) -> str:

@@ -55,6 +55,11 @@ class _Parser(argparse.ArgumentParser):
         """Return all option names, including those that argparse adds."""
         return tuple(self._option_string_actions)
 
+    def print_help(self, file: object = None) -> None:
+        """Write the help to stdout, which may be closed."""
+        del file
+        write_out(self.format_help().rstrip("\n"))
+
     def error(self, message: str) -> NoReturn:
         """Raise a one-line error that shows no seed, instead of printing the usage."""
         raise UsageError(

@@ -145,7 +145,8 @@ def test_take_sockets_ambiguous_socket_is_refused(
 def test_take_sockets_disabled_listener_is_refused(folder: Path, name: str) -> None:
     """A socket for a disabled listener is refused."""
     kind = "unix" if name in ALL[:2] else "tcp"
-    option = {"dstack": "--socket", "tappd": "--tappd-socket"}.get(name, f"--{name}")
+    others = {"dstack": "--socket", "tappd": "--tappd-socket", "pccs": "--pccs-http"}
+    option = others.get(name, f"--{name}")
     with raises(UsageError, "not_applicable") as caught:
         take_named_sockets(folder, name, kind, [other for other in ALL if other != name])
     assert str(caught.value).endswith(f"{name} is off; see {option.replace('_', '-')}")
