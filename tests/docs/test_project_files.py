@@ -70,7 +70,9 @@ def _citations() -> Iterator[tuple[str, str, bool]]:
     of the file, as links do. A string of code that is nothing but a name is an argument.
     """
     for path in (path for folder in _FOLDERS for path in (ROOT / folder).rglob("*")):
-        if path.suffix not in _KINDS or ".md" not in (text := path.read_text(encoding="utf-8")):
+        if path.suffix not in _KINDS or "node_modules" in path.parts:
+            continue
+        if ".md" not in (text := path.read_text(encoding="utf-8")):
             continue
         is_page = path.suffix == ".md"
         for before, up, page, behind in _PAGE.findall(text):
