@@ -54,7 +54,7 @@ _FLAGS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class GpuRules:
-    """Rules for the evidence of GPUs; a field that is None states no rule.
+    """Rules for the evidence of GPUs; None switches a rule off.
 
     Chips are compared by name (`GH100`, `GB100`, `LS10`), versions without case. The rules about
     versions and number apply to GPUs, not to switches. docs/policy.md describes each field.

@@ -142,7 +142,7 @@ def replay(events: Iterable[ExpectedEvent], register: int) -> bytes | None:
 
 
 def weakest(bases: Iterable[Basis]) -> Basis:
-    """Return the weakest of several bases; `hardware` if there are none."""
+    """Return the weakest of several bases; `hardware` for an empty iterable."""
     return _STRONGEST_FIRST[max([_STRONGEST_FIRST.index(basis) for basis in bases], default=0)]
 
 

@@ -1,7 +1,4 @@
-"""The Verifier: settings, collateral and batches around the steps of `examination`.
-
-Collateral is fetched only if a PCCS is configured.
-"""
+"""The Verifier: settings, collateral (fetched only if a PCCS is configured), and batches."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence

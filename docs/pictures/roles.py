@@ -1,4 +1,4 @@
-"""Who trusts whom: the two ways of RFC 9334 in which evidence and result travel."""
+"""Trust between the roles: the two ways of RFC 9334 in which evidence and result travel."""
 
 from docs.pictures.canvas import APP, INK, MAKER, OURS, PLAIN, SIGNED, Box, Canvas
 

@@ -89,7 +89,7 @@ def test_table_without_rows_skips() -> None:
 
 
 def test_rows_with_marks_are_refused() -> None:
-    """A mark applies to an item, and here a row is none."""
+    """A mark applies to an item, but a row is only a part of one."""
     with pytest.raises(AssertionError, match="row 1 has marks"):
         every_case("one", [0, pytest.param(1, marks=pytest.mark.slow)])
 

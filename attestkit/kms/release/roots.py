@@ -183,7 +183,7 @@ class KmsRoots(Secret):
             name: `ROOT_CA`, `TEMP_CA` or `RPC`.
 
         Raises:
-            UsageError: If `name` is none of these.
+            UsageError: If `name` is unknown.
         """
         if name not in _CERTIFIED:
             message = f"KMS certificate: must be {' or '.join(_CERTIFIED)}, not {name[:50]!r}"

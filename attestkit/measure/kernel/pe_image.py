@@ -107,7 +107,7 @@ class PeImage(NamedTuple):
         return digest.digest()
 
     def find_section(self, name: str) -> PeSection | None:
-        """Return the first section named `name`; None if there is none."""
+        """Return the first section named `name`; None if it is missing."""
         return next((section for section in self.sections if section.name == name), None)
 
     def section_in_memory(self, section: PeSection) -> bytes:

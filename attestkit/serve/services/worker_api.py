@@ -57,7 +57,7 @@ def _info(guest: Guest, _: m1.InfoRequest) -> PreparedResponse[m1.InfoResponse]:
 
 
 def _health(guest: Guest, _: m1.HealthRequest) -> m1.HealthResponse:
-    """Return the result of the last health check of the app; a failed check is no error."""
+    """Return the result of the last health check of the app, passed or failed."""
     healthy, unhealthy, error = guest.health
     return m1.HealthResponse(healthy, tuple([m1.ContainerHealth(*one) for one in unhealthy]), error)
 
