@@ -21,7 +21,7 @@ from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, Fault
 from attestkit.backends.simulator.faults.injection import FaultInjector
 from attestkit.backends.simulator.images.os_image import Image, ImageConfig, simulated_image
 from attestkit.backends.simulator.platforms import PLATFORMS
-from attestkit.backends.simulator.roots import roots_of
+from attestkit.backends.simulator.roots import platform_anchor, roots_of
 from attestkit.backends.simulator.scenarios.config import Scenario, value_or
 from attestkit.backends.simulator.scenarios.registry import chosen_scenario
 from attestkit.backends.simulator.simulated_app import SimulatedApp
@@ -295,10 +295,10 @@ class Simulator(SimulatedApp):
         """The trust anchors of the machine, for verifiers; see `simulated_roots`."""
         return roots_of(self._seed, self._scenario)
 
-    @property
+    @cached_property
     def trust_anchor(self) -> bytes:
         """The root certificate (DER) of its evidence: `roots.platform`."""
-        return self.roots.platform
+        return platform_anchor(self._seed, self._scenario)  # without those of GPUs and KMSs
 
     @property
     def served_platform(self) -> tuple[bytes, bytes]:
