@@ -147,7 +147,7 @@ def continue_boot(
 
 
 def is_start(done: tuple[Event, ...], events: tuple[Event, ...]) -> bool:
-    """Return whether the shorter sequence of events is the beginning of the longer one."""
+    """Return whether the shorter one of `done` and `events` is the beginning of the other."""
     common = min(len(done), len(events))
     return done[:common] == events[:common]
 

@@ -110,7 +110,9 @@ def read_variables(plaintext: bytes, allowed: Collection[str] | None) -> dict[st
 
 
 def write_variables(variables: Iterable[tuple[str, str]]) -> bytes:
-    """Return variables as the JSON text that is encrypted, compact, in order.
+    """Return variables, pairs of a name and a value, as the JSON text that is encrypted.
+
+    It is compact, and keeps their order.
 
     Raises:
         UsageError: If a name or a value is not Unicode text.
@@ -145,7 +147,9 @@ def seal(plaintext: bytes, public_key: bytes, ephemeral_secret: bytes, iv: bytes
 
 
 def open_sealed(secret: bytes, sealed: bytes) -> bytes:
-    """Decrypt the result of `seal`.
+    """Return the plaintext of `sealed`, the result of `seal`.
+
+    `secret` is the X25519 secret key of the recipient, 32 bytes.
 
     Raises:
         FormatError: If `sealed` is shorter than 44 bytes or longer than 16 MiB, or its public key
@@ -210,7 +214,16 @@ def verify_env_encrypt_public_key_legacy(
     """Recover the signer of an application's encryption key from a signature without timestamp.
 
     Such a signature never expires and can be replayed: use it only with a KMS that does not return
-    signatures with a timestamp. See `verify_env_encrypt_public_key` for arguments and result.
+    signatures with a timestamp. Compare the result with the key of a trusted KMS.
+
+    Args:
+        public_key: X25519 public key of the application, 32 bytes.
+        signature: 65 bytes over key and application (`signature` of the KMS).
+        app_id: 20 bytes in hex, with or without `0x`.
+
+    Returns:
+        The public key of the signer as `0x` and 66 hex digits (compressed secp256k1), or None if an
+        argument is malformed.
     """
     return _signer(public_key, signature, app_id, b"")
 
@@ -229,7 +242,7 @@ def _signer(public_key: bytes, signature: bytes, app_id: str, time: bytes) -> st
 
 
 def _items(plaintext: bytes) -> list[object]:
-    """Return the array `env`; errors have no cause, because errors of `json` hold the plaintext."""
+    """Return the array `env` of the JSON `plaintext`; errors have no cause, which would hold it."""
     try:
         check_depth(plaintext)
         is_json, found = True, json.loads(plaintext.decode())
@@ -255,7 +268,10 @@ def _pair(index: int, item: object) -> tuple[str, str]:
 
 
 def _checked_size(index: int, name: str, value: str) -> int:
-    """Check name and value against the limits; return their size in bytes."""
+    """Check name and value of a variable against the limits; return their size in bytes.
+
+    `index` is its position, for the text of the FormatError.
+    """
     if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
         raise _error(index, "wrong_value", "name: must be an identifier of at most 255 bytes")
     try:

@@ -46,9 +46,9 @@ class HostShared:
 
     Args:
         folder: The shared directory.
-        app_compose: A file that replaces the app-compose of the directory.
-        app_keys: A file that replaces the app keys of the directory.
-        sys_config: A file that replaces the sys-config of the directory.
+        app_compose: A file that replaces the app-compose of the directory; None: not replaced.
+        app_keys: A file that replaces the app keys of the directory; None: not replaced.
+        sys_config: A file that replaces the sys-config of the directory; None: not replaced.
     """
 
     def __init__(
@@ -68,7 +68,9 @@ class HostShared:
         self._closed = False
 
     def _find(self, name: str) -> Path | None:
-        """Return the path of a file, or None if it does not exist.
+        """Return the path of a file, or None if it does not exist in the directory.
+
+        `name` is its name there; a file set by an argument is returned unchecked.
 
         Raises:
             ConfigError: If the directory is not accessible.
@@ -85,7 +87,10 @@ class HostShared:
         return path
 
     def _link_root(self, name: str) -> Path | None:
-        """Return the directory that links must not leave; None for a file set by an argument."""
+        """Return the directory that links must not leave; None for a file set by an argument.
+
+        `name` is the file's name in the directory.
+        """
         return None if self._overrides.get(name) else self._folder
 
     def _require(self, name: str, description: str, reason: UnsupportedReason) -> Path:
@@ -277,7 +282,7 @@ def read_file(path: Path, *, folder: Path | None = None) -> bytes:
 
 
 def _remedy(name: str) -> str:
-    """Return the remedy for a symbolic link that is not followed."""
+    """Return the remedy, as the end of an error, for a link named `name` that is not followed."""
     option = f", or use the server option {_OPTIONS[name]} FILE" if name in _OPTIONS else ""
     return f"; replace the symbolic link by a copy of the file{option}"
 
@@ -291,7 +296,11 @@ def _load_app_keys(path: Path, *, folder: Path | None) -> AppKeys:
 
 
 def _parse_file(path: Path, parse: Callable[[bytes], T], *, folder: Path | None = None) -> T:
-    """Return the parsed content of a file; a ConfigError for a malformed file names its path."""
+    """Return the content of the file `path`, parsed by `parse`.
+
+    `folder` is the directory of the file, which symbolic links must not leave; None: follow any
+    link. A ConfigError for a malformed file names its path.
+    """
     data = read_file(path, folder=folder)
     try:
         return parse(data)
@@ -303,7 +312,10 @@ def _parse_file(path: Path, parse: Callable[[bytes], T], *, folder: Path | None 
 
 
 def read_app_compose(path: Path, *, folder: Path | None = None) -> AppCompose:
-    """Return the app-compose in the file `path`; `folder` as for `read_file`.
+    """Return the app-compose in the file `path`.
+
+    `folder` is the directory of the file, which symbolic links must not leave; None: follow any
+    link.
 
     Raises:
         ConfigError: If the file cannot be read or is invalid.
@@ -312,7 +324,10 @@ def read_app_compose(path: Path, *, folder: Path | None = None) -> AppCompose:
 
 
 def read_sys_config(path: Path, *, folder: Path | None = None) -> SysConfig:
-    """Return the sys-config in the file `path`; `folder` as for `read_file`.
+    """Return the sys-config in the file `path`.
+
+    `folder` is the directory of the file, which symbolic links must not leave; None: follow any
+    link.
 
     Raises:
         ConfigError: If the file cannot be read or is invalid.
@@ -321,7 +336,7 @@ def read_sys_config(path: Path, *, folder: Path | None = None) -> SysConfig:
 
 
 def _instance_seed(data: bytes) -> bytes:
-    """Return the seed of an `.instance_info`: 20 bytes, or empty."""
+    """Return the seed in the JSON of an `.instance_info`: 20 bytes, or empty."""
     seed = strict_json.hex_field(strict_json.read_object(data, "instance info"), "instance_id_seed")
     if len(seed) not in (0, _SEED_SIZE):
         message = f"instance_id_seed: must be {_SEED_SIZE} bytes or empty, not {len(seed)}"

@@ -78,7 +78,7 @@ class SysConfig(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, data: bytes) -> SysConfig:
-        """Parse the bytes of the file, and validate the content of `vm_config`.
+        """Parse `data`, the bytes of the file (JSON), and validate the content of `vm_config`.
 
         Raises:
             ConfigError: If the file is malformed, or a key is missing or has an invalid value. The

@@ -22,7 +22,10 @@ class AgentCaller(Protocol):
     """Client of a guest agent, such as `AgentClient` of `attestkit.backends.dstack_agent`."""
 
     def call(self, method: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Call a method, such as `GetKey` or `v1/GetKey`; return the response, a JSON object."""
+        """Call a method, such as `GetKey` or `v1/GetKey`; return the response, a JSON object.
+
+        `arguments` are the members of the request, a JSON object; None: it has none.
+        """
         ...
 
     def find_api(self) -> AgentApi:
@@ -36,7 +39,8 @@ class AgentKeys:
     The keys equal those of `LocalKeys` with the agent's root key. The format of responses is
     checked, and signatures by `sign` are verified; signature chains are not, see
     `verify_key_chain`. Whether the agent can be trusted with keys follows only from its evidence.
-    Besides the errors below, every method raises the errors of `client`.
+    Besides the errors below, every method raises the errors of `client`, with which it calls the
+    agent.
     """
 
     def __init__(self, client: AgentCaller) -> None:
@@ -54,6 +58,11 @@ class AgentKeys:
 
     def derive(self, path: str, algorithm: str) -> DerivedKey:
         """Return the key of `path` for one algorithm; see `LocalKeys.derive`.
+
+        Args:
+            path: Name of the key: any text, may be empty.
+            algorithm: secp256k1 (or k256), ed25519, p256 or x25519. The signature chain of p256 and
+                x25519 keys is empty.
 
         Raises:
             UsageError: If the algorithm is unknown, or the path has unpaired surrogates.
@@ -78,6 +87,12 @@ class AgentKeys:
     ) -> DerivedKey:
         """Return the key from the agent's method GetKey; see `LocalKeys.derive_compat`.
 
+        Args:
+            path: Name of the key: any text, may be empty.
+            purpose: Text without control characters that the first signature of the chain covers;
+                it does not change the key.
+            algorithm: secp256k1 (also k256 or the empty name) or ed25519.
+
         Raises:
             UsageError: If the algorithm is unknown, a text has unpaired surrogates, or the purpose
                 has control characters.
@@ -97,6 +112,10 @@ class AgentKeys:
 
     def derive_v1(self, domain: str, algorithm: str) -> DerivedKey:
         """Return the key from GetKey of the agent's API v1; see `LocalKeys.derive_v1`.
+
+        Args:
+            domain: Name of the key: any text, may be empty.
+            algorithm: secp256k1 or ed25519, without default or alias.
 
         Raises:
             UsageError: If the algorithm is missing or unknown, the domain has unpaired surrogates,
@@ -130,6 +149,11 @@ class AgentKeys:
 
     def sign(self, data: bytes, algorithm: str) -> Signature:
         """Sign with the application's signing key; see `LocalKeys.sign`.
+
+        Args:
+            data: Message, or for secp256k1_prehashed its 32-byte digest.
+            algorithm: ed25519, secp256k1 (or k256; signs the SHA-256 of the message), or
+                secp256k1_prehashed.
 
         Raises:
             UsageError: If `data` is not `bytes`, the algorithm is unknown, or the agent refuses the
@@ -165,8 +189,9 @@ class AgentKeys:
     def _check_version(self, key_type: str) -> None:
         """Raise UnsupportedError for an old agent, which ignores the algorithm of GetKey.
 
-        Its signature chain would certify a different public key. Such agents do not have the method
-        Version; the official clients use the same check.
+        `key_type` is the algorithm, for the error. The signature chain of such an agent would
+        certify a different public key. It does not have the method Version; the official clients
+        use the same check.
         """
         if self._knows_algorithms:
             return
@@ -182,7 +207,7 @@ class AgentKeys:
 
 
 def _check_epochs(response: Mapping[str, object]) -> None:
-    """Raise UnsupportedError for a key of an epoch other than 0.
+    """Raise UnsupportedError if the response to GetKey names an epoch other than 0.
 
     Agents since 0.6.6 return keys of the current epoch, which changes with the keys of the KMS.
     """
@@ -195,12 +220,18 @@ def _check_epochs(response: Mapping[str, object]) -> None:
 
 
 def _field(response: Mapping[str, object], method: str, name: str, *sizes: int) -> bytes:
-    """Return the bytes of a hex field, of one of `sizes`; errors do not contain the value."""
+    """Return the bytes of the hex field `name` in the response to `method`.
+
+    Their number must be one of `sizes`, else BackendError; errors do not contain the value.
+    """
     return _unhex(response.get(name), method, name, sizes)
 
 
 def _chain(response: Mapping[str, object], method: str, size: int) -> tuple[bytes, ...]:
-    """Return the `size` signatures of a response's chain; the last is empty without a KMS."""
+    """Return the `size` signatures (2 or 3) of the chain in the response to `method`.
+
+    The last one is empty without a KMS. BackendError if the chain is malformed.
+    """
     found = response.get("signature_chain")
     if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != size:
         raise _malformed(method, "signature_chain", f"must be an array of {size} signatures")

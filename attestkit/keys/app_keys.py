@@ -55,10 +55,20 @@ class AppKeys(Secret):
         gateway_app_id: str = "",
         kms_provider: KmsProvider | None = None,
     ) -> None:
-        """Store the fields of the file, secrets as bytes.
+        """Store the fields of a key file.
 
-        Without `ca_cert`, the certificate is issued with `ca_key` on first access. `ca_key` may be
-        missing only with a KMS.
+        Args:
+            k256_key: Root key, a secp256k1 scalar of 32 bytes.
+            ca_cert: Certificate of the app's CA, PEM. None: issued with `ca_key` on first access.
+            ca_key: Private key of the CA; None only with a KMS.
+            key_provider: Kind of the key provider: none, local, tpm or kms.
+            key_provider_id: Id of the key provider in hex; empty without one.
+            k256_signature: Signature of the KMS over the public root key, 65 bytes; empty without a
+                KMS.
+            env_crypt_key: X25519 secret for encrypted environments, 32 bytes or empty.
+            disk_crypt_key: Key of the encrypted disk, 32 bytes or empty.
+            gateway_app_id: App id of the gateway; empty without one.
+            kms_provider: URL and temporary CA of the KMS; None without one.
 
         Raises:
             UsageError: If `k256_key` is not a secp256k1 scalar.
@@ -103,7 +113,7 @@ class AppKeys(Secret):
 
     @classmethod
     def from_json(cls, text: str | bytes, *, name: str = "") -> "AppKeys":
-        """Parse the text of a key file; `name` is the file name for errors.
+        """Parse the text of a key file (bytes: UTF-8); `name` is the file name for errors.
 
         Raises:
             ConfigError: If the text is invalid. The message names the file and the JSON key, and
@@ -250,6 +260,8 @@ class AppKeys(Secret):
     def derive_bytes(self, path: bytes) -> bytes:
         """Derive 32 bytes from the root key by `hkdf.derive_bytes`, without copying the root key.
 
+        `path` is the info of HKDF.
+
         Raises:
             UsageError: If the AppKeys are closed.
         """
@@ -260,6 +272,8 @@ class AppKeys(Secret):
     def derive_v1_bytes(self, domain: str, algorithm: str) -> bytes:
         """Derive the 32 bytes of a key of the agent's API v1, without copying the root key.
 
+        `domain` is the name of the key, and `algorithm` secp256k1 or ed25519.
+
         Raises:
             UsageError: If `encode_v1_names` rejects domain or algorithm, or the AppKeys are closed.
         """
@@ -268,11 +282,12 @@ class AppKeys(Secret):
         return derived
 
     def endorse(self, public_key: bytes, purpose: str) -> tuple[bytes, bytes]:
-        """Return the signature chain of a derived key.
+        """Return the signature chain of a derived key: two signatures.
 
-        The first signature is the root key's, recoverable (65 bytes), over the Keccak-256 hash of
-        the claim, see `v0_claim`; the second is `k256_signature`. The root key signs nothing but
-        the claims of this method and of `endorse_v1`.
+        `public_key` is compressed secp256k1 (33 bytes) or Ed25519 (32 bytes). The first signature
+        is the root key's, recoverable (65 bytes), over the Keccak-256 hash of the claim, see
+        `v0_claim`; the second is `k256_signature`. The root key signs nothing but the claims of
+        this method and of `endorse_v1`.
 
         Raises:
             UsageError: If the purpose has control characters or unpaired surrogates, or the
@@ -282,7 +297,9 @@ class AppKeys(Secret):
         return self._endorse(v0_claim(public_key, purpose))
 
     def endorse_v1(self, public_key: bytes, domain: str, algorithm: str) -> tuple[bytes, bytes]:
-        """Return the signature chain of a key of the agent's API v1, whose claim is `v1_claim`.
+        """Return the signature chain of a key of the agent's API v1: two signatures, as `endorse`.
+
+        The claim is that of `v1_claim` for the same arguments.
 
         Raises:
             UsageError: If `encode_v1_names` rejects domain or algorithm, or the AppKeys are closed.
@@ -293,10 +310,11 @@ class AppKeys(Secret):
         return self._root_key().sign_recoverable(keccak256(claim)), self.k256_signature
 
     def signer(self, algorithm: str) -> "tuple[K256Key | Ed25519Key, tuple[bytes, ...]]":
-        """Return the signing key (path `vms`) for `secp256k1` or `ed25519`, and its chain.
+        """Return the signing key (path `vms`), and its chain of two signatures.
 
-        The key is derived once and stored until `close()`. This exposes no more secrets, because
-        the root key, from which it is derived, is stored as well.
+        `algorithm` is `secp256k1` or `ed25519`. The key is derived once and stored until `close()`.
+        This exposes no more secrets, because the root key, from which it is derived, is stored as
+        well.
         """
         self._root_key()
         found = self._signers.get(algorithm)

@@ -36,7 +36,8 @@ def derive_bytes(root: bytes | bytearray, *parts: bytes, length: int = 32) -> by
 def derive_v1_bytes(root: bytes | bytearray, domain: str, algorithm: str) -> bytes:
     """Derive the 32 bytes of a key of the agent's API v1 (`dstack.guest.v1`) from `root`.
 
-    A salt other than that of `derive_bytes` makes these keys independent of all keys of API v0.
+    `domain` is the name of the key, and `algorithm` secp256k1 or ed25519. A salt other than that of
+    `derive_bytes` makes these keys independent of all keys of API v0.
 
     Raises:
         UsageError: As `encode_v1_names`.
@@ -112,11 +113,11 @@ def separated_path(path: str, algorithm: str) -> str:
 
 
 def encode_purpose(purpose: str) -> bytes:
-    """Encode a purpose as UTF-8.
+    """Encode the purpose of a key as UTF-8.
 
-    The root key signs it. Without control characters it cannot begin like the messages of
-    other protocols for the same kind of key: 0x19 begins a signed message of Ethereum (EIP-191,
-    EIP-712), 1 to 4 a typed transaction (EIP-2718).
+    The root key signs it. Without control characters it cannot begin like the messages of other
+    protocols for the same kind of key: 0x19 begins a signed message of Ethereum (EIP-191, EIP-712),
+    1 to 4 a typed transaction (EIP-2718).
 
     Raises:
         UsageError: If it is not `str`, or has control characters or unpaired surrogates.

@@ -65,6 +65,8 @@ def verify_key_chain(
 ) -> None:
     """Verify that a derived key is a key of an app, as certified by a trusted root key.
 
+    Pass `purpose`, or `domain` and `algorithm`; and `app_id` and `kms_roots`, or `app_root`.
+
     The chain proves that the app's root key derived this key for this purpose, or for this domain
     and algorithm, and that the KMS released that root key to the app. It does not prove that the
     key is in a TEE now; verify evidence for that. The values after `chain` must be the verifier's
@@ -119,10 +121,10 @@ def recover_root(public_key: bytes, purpose: str, signature: bytes) -> bytes:
     a chain use `verify_key_chain`.
 
     Args:
-        public_key: The derived public key.
+        public_key: The derived key: compressed secp256k1 (33 bytes) or Ed25519 (32 bytes).
         purpose: Purpose of the derivation.
-        signature: First signature of the chain, recoverable, 65 bytes. Its recovery id must be 0
-            or 1.
+        signature: First signature of the chain, recoverable, 65 bytes. Its recovery id must be 0 or
+            1.
 
     Raises:
         SignatureError: If the signature is malformed or not valid for any key.
@@ -139,7 +141,7 @@ def recover_issuers(
     use `verify_key_chain`.
 
     Args:
-        public_key: The derived public key.
+        public_key: The derived key: compressed secp256k1 (33 bytes) or Ed25519 (32 bytes).
         purpose: Purpose of the derivation.
         chain: The two recoverable signatures, 65 bytes each.
         app_id: Id of the application, 20 bytes.
@@ -172,7 +174,11 @@ def recover_kms_root(app_root: bytes, app_id: bytes, signature: bytes) -> bytes:
 def _expected_claim(
     public_key: bytes, purpose: str | None, domain: str | None, algorithm: str | None
 ) -> tuple[bytes, tuple[int, ...]]:
-    """Return the claim of the first link, and the sizes that its key may have."""
+    """Return the claim of the first link, and the sizes in bytes that its key may have.
+
+    With `purpose` it is `v0_claim`; with `domain` and `algorithm` it is `v1_claim`. UsageError for
+    other combinations.
+    """
     require_bytes("public_key", public_key)
     if purpose is not None:
         if domain is not None or algorithm is not None:
@@ -188,7 +194,11 @@ def _expected_claim(
 def _trusted_keys(
     app_id: bytes | None, kms_roots: Iterable[bytes] | None, app_root: bytes | None
 ) -> tuple[bytes, ...]:
-    """Return the trusted keys, one of which must have signed the last link."""
+    """Return the trusted keys, one of which must have signed the last link.
+
+    They are `kms_roots` (which require `app_id`), or only `app_root`; UsageError for other
+    combinations. All have 33 bytes.
+    """
     if app_root is not None:
         if app_id is not None or kms_roots is not None:
             message = "app_root: must be left out with app_id or kms_roots"
@@ -210,7 +220,7 @@ def _check_root(argument: str, root: bytes) -> bytes:
 
 
 def _items(argument: str, values: object) -> tuple[bytes, ...]:
-    """Return a collection of bytes as a tuple; a single `bytes` is a UsageError."""
+    """Return `values`, a collection of bytes, as a tuple; UsageError for others and one `bytes`."""
     if isinstance(values, (bytes, bytearray, str)) or not isinstance(values, Iterable):
         raise wrong_type(argument, "a collection of bytes", values)
     items = tuple(values)
@@ -220,7 +230,10 @@ def _items(argument: str, values: object) -> tuple[bytes, ...]:
 
 
 def _check_format(public_key: bytes, sizes: tuple[int, ...], chain: object) -> tuple[bytes, bytes]:
-    """Return the two links of the chain, the second of which may be empty."""
+    """Return the two links of the chain, the second of which may be empty.
+
+    SignatureError if they are malformed, or the size of `public_key` is not in `sizes`.
+    """
     links = _items("chain", chain)
     if len(public_key) not in sizes:
         expected = " or ".join(map(str, sizes))
@@ -246,7 +259,10 @@ def _recover(number: int, link: bytes, claim: bytes) -> bytes:
 
 
 def _recover_signer(signature: bytes, claim: bytes) -> bytes:
-    """Recover the key that signed a claim; the recovery id must be 0 or 1."""
+    """Recover the public key (33 bytes) that signed a claim; the recovery id must be 0 or 1.
+
+    `signature` has 65 bytes, the last of which is that id.
+    """
     if signature[64:] > _HIGHEST_ID:
         message = "recoverable signature: recovery id must be 0 or 1"
         raise SignatureError(message, reason="bad_signature")

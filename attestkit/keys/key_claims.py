@@ -21,6 +21,8 @@ _KMS_TAG: Final = b"dstack-kms-issued:"
 def v0_claim(public_key: bytes, purpose: str) -> bytes:
     """Return the claim of GetKey of API v0: purpose, colon, and public key in lower-case hex.
 
+    `public_key` is compressed secp256k1 (33 bytes) or Ed25519 (32 bytes).
+
     Raises:
         UsageError: If the purpose is not `str` or has unpaired surrogates.
     """
@@ -28,7 +30,9 @@ def v0_claim(public_key: bytes, purpose: str) -> bytes:
 
 
 def v1_claim(public_key: bytes, domain: str, algorithm: str) -> bytes:
-    """Return the claim of GetKey of `dstack.guest.v1`, which also binds domain and algorithm.
+    """Return the claim of GetKey of `dstack.guest.v1`: a tag, algorithm, domain and public key.
+
+    Each is behind its length. `public_key` is as for `v0_claim`; `domain` is the name of the key.
 
     Raises:
         UsageError: If `encode_v1_names` rejects domain or algorithm.
@@ -38,6 +42,8 @@ def v1_claim(public_key: bytes, domain: str, algorithm: str) -> bytes:
 
 def kms_claim(app_id: bytes, app_root: bytes) -> bytes:
     """Return the claim of a KMS that this is the root key (33 bytes, compressed) of an app.
+
+    It is the concatenation of a tag, the app id (20 bytes) and the key.
 
     Raises:
         UsageError: If the app id does not have 20 bytes.
@@ -95,7 +101,9 @@ def verify_signature(public_key: bytes, signature: bytes, data: bytes, *, algori
 
 
 def prepare_message(algorithm: str, data: bytes) -> tuple[str, bytes]:
-    """Return the key type of an algorithm, and the message or digest that it signs.
+    """Return the key type of an algorithm (secp256k1 or ed25519), and the bytes to sign.
+
+    These are `data`, or its SHA-256 for secp256k1 and k256.
 
     Raises:
         UsageError: If the algorithm is unknown.

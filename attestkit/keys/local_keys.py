@@ -54,21 +54,35 @@ class KeyDeriver(Protocol):
     """Source of an application's keys: its root key (`LocalKeys`) or an agent (`AgentKeys`)."""
 
     def derive(self, path: str, algorithm: str) -> DerivedKey:
-        """Return the key of `path` and `algorithm`; algorithms do not share key material."""
+        """Return the key of `path` (its name) for one algorithm.
+
+        `algorithm` is secp256k1 (or k256), ed25519, p256 or x25519; they do not share key material.
+        """
         ...
 
     def derive_compat(
         self, path: str, purpose: str = "", algorithm: str = "secp256k1"
     ) -> DerivedKey:
-        """Return the key that GetKey returns: all algorithms of a path share the same 32 bytes."""
+        """Return the key that GetKey returns: all algorithms of a path share the same 32 bytes.
+
+        `path` is the name of the key. The first signature of its chain covers `purpose`, which does
+        not change the key. `algorithm` is secp256k1 (or k256) or ed25519.
+        """
         ...
 
     def derive_v1(self, domain: str, algorithm: str) -> DerivedKey:
-        """Return the key that GetKey of the agent's API v1 returns for domain and algorithm."""
+        """Return the key that GetKey of the agent's API v1 returns for domain and algorithm.
+
+        `domain` is the name of the key, and `algorithm` secp256k1 or ed25519.
+        """
         ...
 
     def sign(self, data: bytes, algorithm: str) -> Signature:
-        """Sign `data` with the application's signing key; see `LocalKeys.sign`."""
+        """Sign `data` with the application's signing key.
+
+        `algorithm` is ed25519, secp256k1 (or k256), or secp256k1_prehashed, for which `data` is a
+        digest of 32 bytes.
+        """
         ...
 
 
@@ -152,7 +166,7 @@ class LocalKeys:
         return DerivedKey(key, public, self._app_keys.endorse_v1(public, domain, algorithm))
 
     def derive_p256(self, path: str) -> P256Key:
-        """Return the P-256 key of `path`, as the older method DeriveKey does.
+        """Return the P-256 key of `path` (its name), as the older method DeriveKey does.
 
         Raises:
             UsageError: If the path has unpaired surrogates, or the AppKeys are closed.
