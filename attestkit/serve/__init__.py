@@ -42,10 +42,10 @@ def serve(
         addresses: Where to listen. `dev_http` requires a simulated TEE and a loopback address;
             `pccs` requires the simulator.
         options: App files, verifier, limits, logs and access control.
-        on_ready: Called once, when all listeners accept connections.
+        on_ready: Called once with the bound addresses, when all listeners accept connections.
         on_stop: Called once, when shutdown begins.
-        background: Coroutine functions that run beside the listeners until shutdown; each is
-            called with the bound addresses.
+        background: Coroutine functions that run beside the listeners until shutdown; each is called
+            with the bound addresses.
 
     Returns:
         The number of connections closed because their requests exceeded `Limits.drain_seconds`.

@@ -30,10 +30,11 @@ def main(
 ) -> int:
     """Serve until a signal arrives; return the exit code (listed by --help).
 
-    An error is one line on stderr. The memory of the process is protected from other processes if
-    it runs nothing but the server: with `own_process`, without `arguments` (then those of the
-    command line are used), or in a worker process. `inherited` has the descriptors of the listening
-    socket and of the channel to the supervisor in a worker process; None elsewhere.
+    An error is one line on stderr. `arguments` are the words of the command line after the
+    program's name; None: those of `sys.argv`. The memory of the process is protected from other
+    processes if it runs nothing but the server: with `own_process`, without `arguments`, or in a
+    worker process. `inherited` has the descriptors of the listening socket and of the channel to
+    the supervisor in a worker process; None elsewhere.
     """
     own_process = own_process or arguments is None or inherited is not None
     if own_process:
@@ -78,7 +79,10 @@ def _report_error(error: Exception, log: ServerLog) -> int:
 
 
 def _build_options(arguments: Sequence[str], log: ServerLog) -> "Options":
-    """Return the options of the command line and its configuration file, and configure the log."""
+    """Return the options of the command line and its configuration file, and configure the log.
+
+    `arguments` are the words of the command line after the program's name.
+    """
     from attestkit.serve.config.command_line import parse_options
     from attestkit.serve.config.options import with_config
 
@@ -124,7 +128,10 @@ def _serve(options: "Options", shared: "ServerContext", *, own_process: bool) ->
 
 
 def _hide_memory(*, simulated: bool) -> None:
-    """Protect this process's memory before it has keys; mandatory unless simulated."""
+    """Protect this process's memory from other processes, before it has keys.
+
+    If that fails, raise ConfigError; if the backend is `simulated`, log a warning instead.
+    """
     try:
         process_hardening.hide_memory()
     except OSError as error:
@@ -135,7 +142,10 @@ def _hide_memory(*, simulated: bool) -> None:
 
 
 def _raise_file_limit(limits: Limits, listeners: int) -> None:
-    """Raise RLIMIT_NOFILE for all connections that the limits allow, as far as permitted."""
+    """Raise RLIMIT_NOFILE for the connections that the limits allow on so many listeners.
+
+    It is raised up to the hard limit only, and errors are ignored.
+    """
     import resource
 
     room = _OPEN_FILES + listeners * 2 * limits.connections

@@ -202,7 +202,7 @@ def _guest(attester: "Attester", options: ServerOptions, stats: Stats, limits: L
 
 
 def _mark_simulator(ident: str, attester: "Attester") -> str:
-    """Return the Server header, with the word simulator if the attester is simulated."""
+    """Return `ident`, the Server header; for a simulated attester with the word simulator."""
     if not attester.simulated or "simulator" in ident.lower():
         return ident
     return f"{ident} (attestkit simulator)"
@@ -221,7 +221,8 @@ def _listen(
 ) -> _BoundSockets:
     """Bind a socket for each address that has none in `handed_over`.
 
-    All sockets, inherited ones too, are closed when `stack` is closed.
+    That has inherited sockets by the name of their listener. All sockets, inherited ones too, are
+    closed when `stack` is closed.
     """
     found = _BoundSockets({}, {}, [])
     configured = dict(addresses.listeners())
@@ -238,6 +239,8 @@ def _listen(
 
 def _check_exposure(name: str, sock: "socket") -> None:
     """Refuse a socket over which another machine could use keys or the methods of GuestApi.
+
+    `name` is the name of the socket's listener.
 
     Raises:
         UsageError: If `dstack`, `tappd` or a limited socket is not a unix socket, `dev_http` not a
@@ -266,7 +269,11 @@ def _bind(
     paths: "list[UnixListener]",
     stack: ExitStack,
 ) -> "socket":
-    """Return a listening socket; add it to `paths` if it is a unix socket."""
+    """Return a socket that listens at `address`, for the listener `name`.
+
+    A unix socket gets the mode and group in `addresses`; it is added to `paths`, and its path is
+    removed when `stack` is closed.
+    """
     from attestkit.serve.config.option_values import Address
     from attestkit.serve.http.sockets import UnixListener, bind_tcp
 
@@ -283,7 +290,7 @@ def _bind(
 
 
 def _format_address(sock: "socket") -> Path | str:
-    """Return the path of a listening socket, or its URL."""
+    """Return the path of a unix socket, or the URL of another one (`http://...`, `vsock:...`)."""
     from attestkit.serve.config.option_values import Address
     from attestkit.serve.http.sockets import is_vsock
 

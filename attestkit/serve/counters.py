@@ -77,7 +77,7 @@ class Traffic(msgspec.Struct):
     connections: _Count = 0
 
     def done(self, method: str, status: int, seconds: float) -> None:
-        """Count an answered request to `method`, and its duration in `seconds`."""
+        """Count a request to `method`, its HTTP `status`, and its duration in `seconds`."""
         self.requests[method, status] += 1
         latency = self.latencies.get(method)
         if latency is None:
@@ -113,7 +113,7 @@ class Stats(msgspec.Struct):
     verdicts: Counter[tuple[str, str]] = msgspec.field(default_factory=Counter)
 
     def of(self, listener: str) -> Traffic:
-        """Return the counters of a listener."""
+        """Return the counters of the listener with this name, new ones at the first call."""
         return self.traffic.setdefault(listener, Traffic())
 
     def add(self, more: "Stats") -> None:
@@ -213,7 +213,8 @@ def _verdicts(stats: Stats) -> "Metric":
 def build_info(description: str, **labels: str) -> "Metric":
     """Return the metric family attestkit_build_info: its value is 1, its labels are constant.
 
-    The labels are the program's version, the native core and `labels`.
+    `description` is its HELP text. The labels are the program's version, the native core and
+    `labels`.
     """
     from prometheus_client.core import GaugeMetricFamily
 

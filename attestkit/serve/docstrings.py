@@ -8,6 +8,6 @@ _ATTRIBUTE: Final = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 def describe_attributes(kind: type) -> dict[str, str]:
-    """Return the description of each attribute that the docstring of a class lists."""
+    """Return the descriptions in the section Attributes of a class's docstring, by name."""
     _, _, attributes = cleandoc(kind.__doc__ or "").partition("Attributes:\n")
     return {name: " ".join(words.split()) for name, words in _ATTRIBUTE.findall(attributes)}

@@ -53,12 +53,12 @@ class LimitedSocket(NamedTuple):
         return f"{LIMITED_PREFIX}{self.path.name.removesuffix('.sock')}"
 
     def error(self, problem: str) -> UsageError:
-        """Return an error that names the option and the path."""
+        """Return a UsageError with the option, the path and `problem` as its text."""
         return UsageError(f"{self.option} {self.path}: {problem}", reason="wrong_value")
 
 
 def option_of(listener: str) -> str:
-    """Return the name of the option with the address of a listener, for errors."""
+    """Return the name of the option with a listener's address, such as `--http`, for errors."""
     return _OPTIONS.get(listener, f"--{listener.replace('_', '-')}")
 
 
@@ -67,7 +67,7 @@ ANY_CID: Final = 0xFFFFFFFF
 
 
 class VsockAddress(NamedTuple):
-    """Address of a vsock listener (vsock(7))."""
+    """Address of a vsock listener (vsock(7)): port and context id, by default any."""
 
     port: int
     cid: int = ANY_CID

@@ -138,7 +138,9 @@ async def start_listeners(
 ) -> "asyncio.Task[int]":
     """Start servers; return the task that runs them when all listeners accept connections.
 
-    The arguments are those of `serve.http.server.run_in_loop`. An error of the startup is raised.
+    `on_stop` is called before the first listener stops accepting; `background` are coroutine
+    functions that run until then. The result of the task is the number of connections that were
+    closed because the time limit was exceeded. An error of the startup is raised.
     """
     from attestkit.serve.http import server  # lazy: imports uvicorn
 

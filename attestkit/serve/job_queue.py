@@ -36,7 +36,8 @@ class JobRefusedError(Exception):
 class JobThreads:
     """At most `most` threads, started on demand, that run jobs in order; shut down on exit.
 
-    `name` begins the names of the threads; `clock` returns seconds.
+    `name` begins the names of the threads; `clock` returns a time in seconds, by which jobs are
+    found that take long.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class JobThreads:
             self._relieve()
 
     def cancel(self, work: Callable[[], object], /) -> bool:
-        """Remove a submitted job that no thread has begun; return whether it was removed."""
+        """Remove the submitted job `work`; return False if a thread has begun it already."""
         with self._lock:
             try:
                 self._waiting.remove(work)
@@ -135,7 +136,10 @@ class JobThreads:
             del work  # an idle thread must not hold the body of a request
 
     def _next(self, wake: threading.Lock) -> Callable[[], object] | None:
-        """Return the next job, waiting for one; None after shutdown."""
+        """Return the next job, waiting for one; None after shutdown.
+
+        `wake` is the lock of the calling thread; its release ends the wait.
+        """
         while True:
             with self._lock:
                 if self._closed:
@@ -246,7 +250,7 @@ class JobQueue:
         loop: asyncio.AbstractEventLoop,
         future: "asyncio.Future[T | _Failure]",
     ) -> None:
-        """Run a job in its thread."""
+        """Run a job in its thread, and have its result or error set on `future` in `loop`."""
         result: T | _Failure
         try:
             result = work()

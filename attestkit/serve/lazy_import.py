@@ -24,7 +24,7 @@ _loaded: set[str] = set()
 
 
 def require_packages(listeners: Iterable[str]) -> None:
-    """Check that the packages of a server with these listeners are installed.
+    """Check that the packages of a server with listeners of these names are installed.
 
     Raises:
         UsageError: If one is missing.
@@ -37,12 +37,12 @@ def require_packages(listeners: Iterable[str]) -> None:
 
 
 def is_loaded(name: str) -> bool:
-    """Return whether `load` has imported a module."""
+    """Return whether `load` has imported the module with this full name."""
     return name in _loaded
 
 
 async def load(*names: str) -> None:
-    """Import modules in a thread, so that the event loop continues meanwhile."""
+    """Import modules, given by full names, in a thread, so that the event loop continues."""
     for name in names:
         if name not in _loaded:
             await asyncio.to_thread(import_module, name)

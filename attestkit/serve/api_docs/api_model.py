@@ -82,7 +82,7 @@ class Call(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Name that is unique on the listener."""
+        """Name that is unique on the listener, such as `DstackGuest-v1.GetKey`."""
         return f"{self.service.replace(' ', '-')}.{self.name}"
 
 
@@ -99,7 +99,7 @@ def title_of(service: Service) -> str:
 
 
 def list_calls(service: Service) -> Iterator[Call]:
-    """Yield the methods of a service."""
+    """Yield a Call for each method of a service."""
     for name, method in service.methods.items():
         summary, details = _split(getdoc(method.run) or "")
         prefixes = dict.fromkeys((service.prefix, ""))
@@ -124,7 +124,10 @@ def schema_name(message: Message) -> str:
 
 
 def _response(method: Method) -> Message | None:
-    """Return the response message of a method, from its annotation."""
+    """Return the class of a method's response, from its annotation.
+
+    None if the method returns nothing.
+    """
     answer = get_type_hints(method.run)["return"]
     if get_origin(answer) is PreparedResponse:
         [answer] = get_args(answer)
@@ -163,6 +166,9 @@ def read_docstring(message: Message) -> Documentation:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return the first line of a docstring without its full stop, and the rest as one paragraph."""
+    """Split a docstring: return its first line without full stop, and the rest as a paragraph.
+
+    `text` is the docstring; the second text is empty if it has only one line.
+    """
     summary, _, details = text.partition("\n")
     return summary.removesuffix("."), " ".join(details.split())

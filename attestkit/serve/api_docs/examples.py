@@ -97,6 +97,6 @@ _OTHERS: Final[Mapping[type, Mapping[str, Any]]] = {
 
 @cache
 def example_of(message: type[NamedTuple]) -> NamedTuple:
-    """Return the example of a message."""
+    """Return the example of a message class, an object of that class."""
     values = {**defaults_of(message)._asdict(), **_EXAMPLES, **_OTHERS.get(message, {})}
     return message._make([values[name] for name in message._fields])

@@ -81,7 +81,7 @@ def _kind(field: Field) -> str:
 
 
 def _bounds(field: Field) -> str:
-    """Return the bounds of a field as a sentence."""
+    """Return the bounds of a field as a sentence; empty if it has none."""
     least, most, one_of, _ = field.bounds
     if one_of:
         return f"One of {', '.join(filter(None, one_of))}."

@@ -15,9 +15,10 @@ from attestkit.serve.rpc.messages import Error
 
 
 def schema(message: model.Message, *, answer: bool) -> dict[str, Any]:
-    """Return the schema of a message.
+    """Return the JSON Schema of a message.
 
     With `answer`, it is the schema of a response: all fields are required, and hex is lowercase.
+    Without, it is that of a request.
     """
     words, fields = model.read_docstring(message), fields_of(message)
     found: dict[str, Any] = {
@@ -59,7 +60,10 @@ def _field_schema(field: Field, *, answer: bool) -> dict[str, Any]:
 
 
 def value_schema(field: Field, *, answer: bool = False) -> dict[str, Any]:
-    """Return the schema of a field's value, or of its items."""
+    """Return the JSON Schema of a field's value; of one item, if the field is repeated.
+
+    With `answer`, hex is lowercase; without, it may have capitals and `0x`.
+    """
     least, most, one_of, pattern = field.bounds
     if field.kind is bool:
         return {"type": "boolean"}
@@ -76,7 +80,10 @@ def value_schema(field: Field, *, answer: bool = False) -> dict[str, Any]:
 
 
 def example(message: model.Message, *, answer: bool) -> dict[str, Any]:
-    """Return an example in JSON; a request (not `answer`) omits fields that have their default."""
+    """Return the example of a message as decoded JSON.
+
+    That of a request (not `answer`) omits fields that have their default.
+    """
     shown = example_of(message)
     found: dict[str, Any] = json.loads(b"".join(json_codec.encode(shown)))
     defaults = {f.name for f, value in zip(fields_of(message), shown, strict=True) if not value}
@@ -139,7 +146,7 @@ _PAGES: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
 
 
 def pages(api: model.Api) -> dict[str, dict[str, Any]]:
-    """Return the operations of the listener's views by path.
+    """Return the OpenAPI operations of the listener's views by path.
 
     The member `content` of an operation describes the body of the 200 response.
     """
@@ -238,9 +245,10 @@ def _schemas(api: model.Api) -> Json:
 
 
 def _error(status: str, headers: Json) -> Json:
-    """Return the OpenAPI object of the error response with this status; it refers to `headers`.
+    """Return the OpenAPI object of the error response with a status, such as `404`.
 
-    Errors before a request is parsed (`_OF_LISTENER`) are always JSON, and lack the API's headers.
+    It refers to the `headers` of the API, OpenAPI objects by name. Errors before a request is
+    parsed (`_OF_LISTENER`) are always JSON, and lack these headers.
     """
     content: Json = {_JSON: {"schema": _ref("schemas", "Error")}}
     if status in _OF_LISTENER:
@@ -333,7 +341,10 @@ def _name(status: str) -> str:
 
 
 def _binary(message: model.Message | None) -> Json:
-    """Return the media type of a protobuf message, whose contents a schema cannot describe."""
+    """Return the media type of a protobuf message, whose contents a schema cannot describe.
+
+    None stands for `google.protobuf.Empty`.
+    """
     name = (
         "google.protobuf.Empty" if message is None else f"{package_of(message)}.{message.__name__}"
     )

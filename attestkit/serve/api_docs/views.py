@@ -30,7 +30,10 @@ _IMPORT = 'import "google/protobuf/empty.proto";\n'
 
 
 def proto_file(api: model.Api, package: str) -> str:
-    """Return a package's services of a listener, and their messages, in the proto3 language."""
+    """Return the text of the .proto file (proto3) of the protobuf package with this name.
+
+    It has the package's services of the listener, and their messages.
+    """
     services = [service for service in api.services if service.package == package]
     parts = [_HEAD.format(title=api.title, package=package)]
     calls = [call for service in services for call in model.list_calls(service)]

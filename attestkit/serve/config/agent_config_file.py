@@ -116,7 +116,7 @@ class _Value(NamedTuple):
     value: Any
 
     def error(self, problem: str, reason: ConfigReason = "wrong_value") -> ConfigError:
-        """Return an error that names file and key."""
+        """Return a ConfigError with file, key and `problem` as its text."""
         return ConfigError(f"{self.name}: {self.key}: {problem}", reason=reason)
 
     def wrong_type(self, expected: str) -> ConfigError:
@@ -131,7 +131,7 @@ class _Value(NamedTuple):
         return self.value
 
     def text(self, *, lines: bool = False) -> str:
-        """Return the value, which must be text; on one line unless it may have `lines`."""
+        """Return the value, which must be text; of several lines only with `lines`."""
         value = self.value
         if not isinstance(value, str):
             raise self.wrong_type("text in quotes")
@@ -158,7 +158,7 @@ class _Value(NamedTuple):
         return choices[text]
 
     def texts(self) -> "list[_Value]":
-        """Return the items of the value, which must be a list of texts."""
+        """Return the items of the value, which must be a list; their type is not checked yet."""
         if not isinstance(self.value, list) or len(self.value) > _MOST_ITEMS:
             raise self.error(f"must be a list of at most {_MOST_ITEMS} texts", "wrong_type")
         return [
@@ -167,7 +167,7 @@ class _Value(NamedTuple):
         ]
 
     def limit(self, limit: str) -> float:
-        """Return the value in bytes or seconds, or a count, for the field `limit` of Limits."""
+        """Return the value of the field `limit` of Limits, in bytes or seconds, or a count."""
         try:
             return read_limit(limit, self.value)
         except UsageError as error:
@@ -190,7 +190,10 @@ class _Value(NamedTuple):
 
 
 class _Reader:
-    """Conversion of the profiles in a configuration file to options."""
+    """Conversion of the profiles in a configuration file to options.
+
+    `name` is the file's name for errors; `profiles` has its tables by name.
+    """
 
     def __init__(self, name: str, profiles: Mapping[str, Any]) -> None:
         self._name = name
@@ -307,7 +310,7 @@ class _Reader:
                 raise found.error("must be true: simulated quotes have the caller's report data")
 
     def _read_listener(self, profile: str) -> dict[str, _Value]:
-        """Return the members of a listener's table; record unused and unknown keys."""
+        """Return the members of the table of `profile`, a listener; record keys without effect."""
         members = self._table(profile)
         for key, found in members.items():
             if not found.key.startswith(f"{profile}."):
@@ -389,7 +392,7 @@ class _Reader:
 
 
 def _read_option(option: str, found: _Value) -> object:
-    """Return the value of an option in the table [default.attestkit]."""
+    """Return the value `found` of an option in the table [default.attestkit], as in Options."""
     if option in options.FLAGS:
         return found.flag()
     if option in options.REPEATED:

@@ -26,7 +26,7 @@ FIRST_USE: Final = "first-use"
 class KmsSettings(NamedTuple):
     """URLs of a KMS, tried in order, and the root keys by which to trust it.
 
-    `root_files` are files with a KmsRoot; "first-use" trusts any KMS; with None, the app's
+    `root_files` are JSON files of KmsRoot; "first-use" trusts any KMS; with None, the app's
     `key_provider_id` must name the KMS.
     """
 
@@ -48,6 +48,8 @@ class KmsSettings(NamedTuple):
 
 def decide_kms(options: Options, *, simulated: bool) -> KmsSettings | None:
     """Return the settings of the KMS client; None without a KMS.
+
+    With a `simulated` backend, the app cannot have a key file and a KMS.
 
     Raises:
         UsageError: If options conflict, or a URL is invalid.
@@ -175,6 +177,15 @@ def _backend(
     """Return the name of the backend; None to detect the hardware.
 
     The simulator is selected only if nothing indicates a TEE or a deployment.
+
+    Args:
+        options: Options of the command line and the configuration file.
+        environ: Environment variables.
+        detect_hardware: Returns the names of the indications of a TEE on this machine.
+
+    Raises:
+        UsageError: If the name is that of the client of a guest agent, or no backend can be
+            selected.
     """
     name = options.backend or environ.get("ATTESTKIT_BACKEND") or "auto"
     if name == AGENT:
@@ -216,7 +227,9 @@ def _folders(
 ) -> tuple[Path, Path, bool]:
     """Return the folder of sockets, the folder of state, and whether the first folder is private.
 
-    A private folder must belong to this user, and gets mode 0700.
+    A private folder must belong to this user, and gets mode 0700. The default is /var/run; with
+    `simulated`, folders that `environ` (the environment variables) names for this user, else
+    `.attestkit` of the working folder.
     """
     if options.dir is not None:
         folder = Path(options.dir).absolute()
@@ -242,7 +255,7 @@ def _socket(options: Options, field: str, default: Path) -> Path | None:
 
 
 def _check_unlimited(options: Options, field: str, path: Path) -> Path:
-    """Return the path of a socket after checking that it has no list of methods.
+    """Return `path`, the value of the option `field`, which must not have a list of methods.
 
     With a list that is not recognized, the socket would serve every method, so `=` in the file name
     is refused.
@@ -352,7 +365,7 @@ def _emit_event(options: Options, environ: Mapping[str, str]) -> str:
 
 
 def _simulation(options: Options) -> dict[str, object]:
-    """Return the arguments of the simulator that options give."""
+    """Return the keyword arguments of the simulator that options give."""
     found: dict[str, object] = {}
     if options.kms_url is not None:
         found["kms_boot"] = True
@@ -384,7 +397,7 @@ def _count_gpus(options: Options, text: str) -> int:
 
 
 def _check(options: Options, field: str, text: str, parse: Callable[[str], _Checked]) -> _Checked:
-    """Return a parsed value; an error names its option."""
+    """Return `parse(text)`; its UsageError becomes an error that names the option `field`."""
     try:
         return parse(text)
     except UsageError as error:

@@ -56,12 +56,15 @@ class _Parser(argparse.ArgumentParser):
         return tuple(self._option_string_actions)
 
     def print_help(self, file: object = None) -> None:
-        """Write the help to stdout, which may be closed."""
+        """Write the help to stdout, which may be closed; `file` is ignored."""
         del file
         write_out(self.format_help().rstrip("\n"))
 
     def error(self, message: str) -> NoReturn:
-        """Raise a one-line error that shows no seed, instead of printing the usage."""
+        """Raise a one-line UsageError that shows no seed, instead of printing the usage.
+
+        `message` is its text, in which long hex is replaced.
+        """
         raise UsageError(
             f"{without_hex(message)}; --help-all lists the options", reason="wrong_value"
         )
@@ -105,7 +108,7 @@ _SHOWS: Final = {
 
 
 def _parser(*, every: bool = False) -> _Parser:
-    """Return the parser; its help has every option, or the common ones."""
+    """Return the parser; its help has the common options, or with `every` all of them."""
     parser = _Parser(
         prog="attestkit serve",
         usage="%(prog)s [OPTIONS]",
@@ -135,13 +138,13 @@ def _parser(*, every: bool = False) -> _Parser:
 
 
 def _names(field: str) -> list[str]:
-    """Return the names of an option: -c or -w, if it has one, and the long name."""
+    """Return the names of the option of a field of Options: -c or -w, if any, and the long one."""
     short = {"config": ["-c"], "watchdog": ["-w"]}.get(field, [])
     return [*short, "--limit" if field == "limits" else f"--{field.replace('_', '-')}"]
 
 
 def _argument(field: str) -> dict[str, Any]:
-    """Return the settings of an option for argparse."""
+    """Return the keyword arguments of `add_argument` for the option of a field of Options."""
     if field == "access_log":
         return {"action": argparse.BooleanOptionalAction}
     if field in options.FLAGS:
@@ -161,8 +164,8 @@ def option_names() -> tuple[str, ...]:
 def parse_options(arguments: Sequence[str]) -> options.Options:
     """Return the options of a command line.
 
-    An empty value is refused: it often comes from an unset shell variable, and an empty path would
-    mean the working folder.
+    `arguments` are its words after the program's name. An empty value is refused: it often comes
+    from an unset shell variable, and an empty path would mean the working folder.
 
     Raises:
         UsageError: If an option is unknown, or its value is missing, empty or invalid.
@@ -195,7 +198,7 @@ def parse_options(arguments: Sequence[str]) -> options.Options:
 
 
 def _without_values(words: Sequence[str]) -> str:
-    """Return the option names among words; the others may be secrets."""
+    """Return the option names among words as a text; the others may be secrets."""
     names = [word.partition("=")[0] for word in words if word.startswith("--")]
     others = sum(not word.startswith("--") for word in words)
     return " ".join([*names, f"(and {others} words that are not shown)" if others else ""]).strip()

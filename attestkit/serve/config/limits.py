@@ -136,7 +136,10 @@ def _names() -> str:
 
 
 def _number(text: str, kind: Kind) -> float | None:
-    """Return a number in the base unit of its kind (bytes, seconds); None if it is malformed."""
+    """Return a number with an optional unit in the base unit of its kind (bytes, seconds).
+
+    None if `text` is malformed, or has the unit of another kind.
+    """
     found = _NUMBER.fullmatch(text)
     if found is None or (scale := _UNITS[kind].get(found[3])) is None:
         return None

@@ -27,9 +27,10 @@ def prefix_errors(prefix: str) -> Iterator[None]:
 
 
 def read_policy(option: str, text: str) -> "AppraisalPolicy":
-    """Return the policy that an option names: the name of a preset, else the path of a TOML file.
+    """Return the appraisal policy that `text` names: a preset, else the path of a TOML file.
 
-    For a file that has the name of a preset, such as strict, the path is `./strict`.
+    For a file that has the name of a preset, such as strict, the path is `./strict`. Errors begin
+    with `option`, the name of the option.
 
     Raises:
         ConfigError: If the file cannot be read or is invalid.
@@ -87,7 +88,7 @@ def parse_address(text: str) -> Address:
 
 
 def seed_from_hex(text: str, source: str) -> bytes:
-    """Return the 32 bytes of 64 hex digits; errors name `source`.
+    """Return the 32 bytes of `text`, 64 hex digits; errors name `source`.
 
     Raises:
         ConfigError: If `text` is malformed.

@@ -218,12 +218,12 @@ class Options(NamedTuple):
     sources: Mapping[str, str] = _NOTHING
 
     def named(self, field: str) -> str:
-        """Return the name of an option for errors; for a value from the file, file and key."""
+        """Return the source of the option `field` for errors: `--name`, or file and key."""
         name = "socket" if field == "limited_sockets" else field
         return self.sources.get(field) or f"--{name.replace('_', '-')}"
 
     def prefix(self, field: str) -> str:
-        """Return the start of an error about an option: `--name`, or file and key with a colon."""
+        """Return the start of an error about the option `field`: `--name`, or file, key, colon."""
         return f"{self.named(field)}:" if field in self.sources else self.named(field)
 
     def error(
@@ -232,7 +232,7 @@ class Options(NamedTuple):
         """Return the error of an option: ConfigError if its value is from the configuration file.
 
         Args:
-            field: Field of the option.
+            field: Name of the field of Options.
             problem: Text of the error after the option's name and a colon.
             reason: Reason of the error.
         """
@@ -240,7 +240,7 @@ class Options(NamedTuple):
         return kind(f"{self.named(field)}: {problem}", reason=reason)
 
     def wrong_value(self, field: str, problem: str) -> "ConfigError | UsageError":
-        """Return the error of an option with an invalid value, which the text shows."""
+        """Return the error of an option with an invalid value: name, `problem` and value."""
         return self.error(field, f"{problem}: {getattr(self, field)}", "wrong_value")
 
     def first_given(self, names: Sequence[str]) -> str | None:
@@ -248,12 +248,14 @@ class Options(NamedTuple):
         return next((name for name in names if getattr(self, name) not in {None, False, OFF}), None)
 
     def path(self, field: str) -> Path | None:
-        """Return the path that an option names, made absolute; None if it is not given."""
+        """Return the path in the value of the option `field`, made absolute; None if not given."""
         text: str | None = getattr(self, field)
         return None if text is None else Path(text).absolute()
 
     def address(self, field: str, default: Address | None = None) -> Address | None:
-        """Return the address of an option, else `default`; None if the listener is off.
+        """Return the address in the value of the option `field`; None if the value is `none`.
+
+        Without a value, return `default`.
 
         Raises:
             UsageError: If the option has an invalid address.
@@ -269,7 +271,7 @@ class Options(NamedTuple):
 
 
 def list_options(first: str, end: str) -> tuple[str, ...]:
-    """Return the fields of Options, in the order of `--help`, from `first` to before `end`."""
+    """Return the names of the fields of Options from `first` to before `end`, as in `--help`."""
     return Options._fields[Options._fields.index(first) : Options._fields.index(end)]
 
 
@@ -296,7 +298,7 @@ class Config(NamedTuple):
     Attributes:
         values: Values by the name of a field of Options.
         sources: File and key of each of these values, for errors.
-        limits: Values by the name of a field of Limits.
+        limits: Values by the name of a field of Limits: bytes, seconds or counts.
         unused: Keys of the agent that have no effect here.
         unknown: Unknown keys.
     """
@@ -311,7 +313,8 @@ class Config(NamedTuple):
 def split_sockets(values: Sequence[str]) -> tuple[_Text, tuple[str, ...] | None]:
     """Return the path of dstack.sock and the limited sockets among the values of --socket.
 
-    The last path counts. A limited socket has `=` in its file name.
+    The last path counts. A limited socket has `=` in its file name. Either is None if it is not
+    among the values.
     """
     limited = tuple(value for value in values if "=" in value.rpartition("/")[2])
     paths = [value for value in values if value not in limited]
@@ -321,8 +324,8 @@ def split_sockets(values: Sequence[str]) -> tuple[_Text, tuple[str, ...] | None]
 def with_config(options: Options, config: Config, environ: Mapping[str, str]) -> Options:
     """Return options, completed by the values of a configuration file.
 
-    The command line and the environment override the file: a value of the file is used if neither
-    gives the option or its alternative (as --seed-file for --seed).
+    The command line and the environment variables (`environ`) override the file: a value of the
+    file is used if neither gives the option or its alternative (as --seed-file for --seed).
     """
 
     def is_settled(field: str) -> bool:

@@ -38,7 +38,8 @@ class VerifierSettings(NamedTuple):
 def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSettings | None:
     """Return the settings of the verifier service; None if it is off.
 
-    The PCCS is that of the option, else `$PCCS_URL`, but none if a collateral file is given.
+    `environ` has the environment variables. The PCCS is that of the option, else `$PCCS_URL`, but
+    none if a collateral file is given.
 
     Raises:
         UsageError: If options conflict.

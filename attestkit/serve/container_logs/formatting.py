@@ -65,7 +65,7 @@ class LogFormatter:
         )
 
     def error(self, text: str) -> bytes:
-        """Return an error as a line `{"error":"..."}`, which begins on a new line of the output."""
+        """Return the line `{"error":TEXT}`, after a line end if the output is inside a line."""
         return b'%s{"error":%s}\n' % (b"\n" if self._in_line else b"", _json(text))
 
     def _encode(self, text: str) -> bytes:
@@ -83,7 +83,10 @@ class LogFormatter:
 
 
 class _Decoder:
-    """Incremental text decoder of one channel."""
+    """Incremental text decoder of one channel.
+
+    `strip` removes escape sequences from a text; None keeps them.
+    """
 
     __slots__ = ("_begun", "_decode", "_strip")
 
@@ -93,9 +96,9 @@ class _Decoder:
         self._begun = ""
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
-        """Return the text up to an incomplete character or sequence, which the next call continues.
+        """Return `data` as text up to an incomplete character or escape sequence at its end.
 
-        With `final`, return the incomplete end too.
+        The next call continues that end; with `final`, return it too.
         """
         text = self._decode(data, final)
         if self._strip is None:
@@ -118,7 +121,7 @@ class _Decoder:
 
 
 def _goes_on(begun: str, text: str) -> bool:
-    """Return whether `text` only continues an incomplete escape sequence.
+    """Return whether `text` only continues the incomplete escape sequence `begun`.
 
     The text may arrive byte by byte; searching the whole sequence each time would be quadratic.
     """

@@ -55,7 +55,7 @@ class FrameSplitter:
         self._wanted = _HEADER.size  # bytes until the next frame is complete
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Yield the frames that are complete with these bytes, without empty ones.
+        """Yield the frames that `data`, the next bytes of the log, completes, without empty ones.
 
         Raises:
             BackendError: If a frame is malformed, or the engine reports an error.
@@ -100,7 +100,7 @@ class LineSplitter:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Yield the lines that are complete with these bytes, and an incomplete one over 64 KiB."""
+        """Yield the lines that `data`, the next bytes, completes, and a part of over 64 KiB."""
         whole, at = self._rest + data, 0
         while (end := whole.find(b"\n", at) + 1) > 0:
             yield Frame(CONSOLE, whole[at:end])
@@ -158,6 +158,8 @@ class Parameters(NamedTuple):
 
 def parse(query: bytes, now: float) -> Parameters:
     """Return the parameters in a raw query string; unknown keys are ignored.
+
+    `now` is the Unix time, from which relative times are subtracted.
 
     Raises:
         FormatError: If a value is invalid or a parameter is repeated.
@@ -262,6 +264,8 @@ class _LogView:
     @contextmanager
     def _count_stream(self, guest: Guest, client: str) -> Iterator[None]:
         """Count a stream as open until the `with` block ends.
+
+        `client` is the IP address of the client; empty on a unix socket.
 
         Raises:
             LimitError: On entry, if the client already has as many open logs as its limit.

@@ -116,7 +116,7 @@ class ContainerEngine:
             return await self._request(docker, path, read_list, most=MAX_LIST)
 
     async def inspect_containers(self, label: str) -> list[ContainerState]:
-        """Return the states of all containers that have this label, with any value.
+        """Return the states of all containers that have a label of this name, with any value.
 
         Raises:
             NotFoundError: If a container is removed meanwhile.
@@ -177,6 +177,13 @@ class ContainerEngine:
 
         aiodocker's own method drops the channel of each frame, and treats a lost connection as the
         end of the log.
+
+        Args:
+            docker: The engine.
+            name: Name of the container, for errors.
+            container_id: Id of the container.
+            parameters: Query parameters of the engine's API.
+            silence: Seconds without data after which the log ends.
         """
         from aiohttp import SocketTimeoutError
 
@@ -226,6 +233,8 @@ class ContainerEngine:
 
     async def _read_body(self, response: "ClientResponse", most: int, name: str) -> bytes:
         """Return the body of a response that is not an error, reading at most `most` bytes.
+
+        `name` is the requested container, empty if the request is about none.
 
         Raises:
             NotFoundError: If the status is 404 and a container was requested.
@@ -306,7 +315,8 @@ async def _get(
 ) -> "ClientResponse":
     """Send a GET request and return the response without its body.
 
-    Bodies are not decompressed: a megabyte could become a gigabyte.
+    `path` is relative to the engine's URL, and `parameters` are the query. Bodies are not
+    decompressed: a megabyte could become a gigabyte.
     """
     return await docker.session.get(
         f"{docker.docker_host}/{path}",
@@ -320,7 +330,7 @@ async def _get(
 
 
 async def _close(opening: "asyncio.Task[ClientResponse | None]") -> None:
-    """Close a log, cancelling a pending request."""
+    """Close the log that the task `opening` opens, cancelling its pending request."""
     if not opening.done():
         opening.cancel()
         await asyncio.wait({opening})
@@ -337,7 +347,10 @@ def _timeout(total: float | None, silence: float | None = None) -> "ClientTimeou
 
 
 def _endpoint(address: str) -> tuple[str | None, str]:
-    """Return the path of the engine's unix socket (None for TCP), and the base URL."""
+    """Return the path of the engine's unix socket (None for TCP), and the base URL.
+
+    `address` is that of `ContainerEngine`; ConfigError for another one.
+    """
     try:
         parts = urlsplit(address)
         path, port = parts.path, parts.port

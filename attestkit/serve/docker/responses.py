@@ -122,12 +122,12 @@ def read_state(body: bytes) -> ContainerState:
 
 
 def read_states(body: bytes) -> list[ContainerState]:
-    """Return the states in the output of `nerdctl inspect`; FormatError if malformed."""
+    """Return the states in the JSON that `nerdctl inspect` prints; FormatError if malformed."""
     return _decode(body, list[ContainerState], MAX_LIST)
 
 
 def read_version(body: bytes) -> str:
-    """Return the API version of `GET /version`, such as `1.45`; FormatError if malformed."""
+    """Return the API version (`1.45`) in a response to `GET /version`; FormatError if malformed."""
     return _decode(body, _Version).api_version
 
 

@@ -38,21 +38,28 @@ class DirectApp(Protocol[Call]):
         """Return the method of a request target; None if its response may block.
 
         Args:
-            target: Request target.
+            target: Path and query of the request.
             content_type: Content type of the body; None without a body.
         """
 
     def blocks(self, call: Call) -> bool:
-        """Return whether the response would block at present."""
+        """Return whether the response of a method that `direct` returned would block at present."""
         ...
 
     def respond(
         self, found: Call, target: bytes, content_type: bytes, body: bytes | None
     ) -> tuple[int, bytes, Sequence[bytes], int, bytes]:
-        """Answer a request to a method that `direct` returned; `body` is None for GET.
+        """Answer a request to a method that `direct` returned.
+
+        Args:
+            found: The method, from `direct`.
+            target: Path and query of the request.
+            content_type: Value of Content-Type; empty without a body, or without that header.
+            body: Body of a POST; None for a GET.
 
         Returns:
-            The status, the header section, the body in pieces and its length, and the request id.
+            The HTTP status, the encoded header section, the body in pieces, its length in bytes,
+            and the request id.
         """
         ...
 
@@ -79,7 +86,10 @@ def security_headers(server: bytes) -> tuple[tuple[bytes, bytes], ...]:
 async def send_response(
     scope: Scope, send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
 ) -> None:
-    """Send a complete response with its Content-Length; omit the body in response to HEAD."""
+    """Send a complete response; omit the body in response to HEAD.
+
+    `headers` are pairs of a lower-case name and a value; Content-Length is added.
+    """
     headers = [*headers, (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     content = b"" if scope["method"] == "HEAD" else body

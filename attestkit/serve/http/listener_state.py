@@ -25,7 +25,10 @@ class Connection(Protocol):
     loop: asyncio.AbstractEventLoop
 
     def check(self, now: float) -> None:
-        """Close the connection, or fail its request, if it exceeds a time limit."""
+        """Close the connection, or fail its request, if it exceeds a time limit.
+
+        `now` is the time of the event loop in seconds.
+        """
 
     def next_turn(self) -> None:
         """Send the responses that were queued during this event loop iteration."""
@@ -45,7 +48,10 @@ class ListenerState(NamedTuple):
     def of(
         cls, name: str, limits: Limits, traffic: Traffic, access_log: AccessLog | None
     ) -> "ListenerState":
-        """Return a state with its own timeout checker and write queue."""
+        """Return the state of the listener `name`, with a new timeout checker and write queue.
+
+        Without `access_log` (None), its requests are not logged.
+        """
         return cls(name, limits, traffic, access_log, TimeoutChecker(limits), WriteQueue())
 
 
@@ -110,7 +116,7 @@ class TimeoutChecker:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Check these connections periodically, as long as there are any."""
+        """Check these connections periodically in the event loop, as long as there are any."""
         if self._timer is None:
             self._timer = loop.call_later(self._seconds, self._check, connections, loop)
 

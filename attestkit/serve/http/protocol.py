@@ -142,7 +142,7 @@ class HttpProtocol(HttpToolsProtocol):
         return self._is_app_idle() and not (self._in_message or self._out or self._rest)
 
     def check(self, now: float) -> None:
-        """Close the connection, or fail its request, if it exceeds a time limit."""
+        """Close the connection, or fail its request, if it exceeds a time limit at `now`."""
         unsent = self.transport.get_write_buffer_size()
         if unsent != self._unsent:
             self._unsent, self._since = unsent, now
@@ -233,7 +233,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.loop.call_soon(self._parse_waiting)
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser, unless the head exceeds its limit."""
+        """Feed `data` to the parser; answer 431 if the head exceeds its limit, 400 if malformed."""
         tail = self._tail
         if self._in_head or not self._in_message:
             size = len(data)
@@ -267,7 +267,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = self._in_message = self._has_received = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Store a header field; trailers are ignored."""
+        """Store the name and value of a header field; trailers are ignored."""
         if self._in_head:
             self.headers.append((name.lower(), value))
 
@@ -293,7 +293,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_asgi_request(fields)
 
     def _try_fast_path(self, fields: dict[bytes, bytes]) -> bool:
-        """Return whether the fast path can answer the request, and prepare for it."""
+        """Return whether the fast path can answer a request with `fields`; prepare for it."""
         verb = self.parser.get_method()
         content_type = fields.get(b"content-type", b"") if verb == b"POST" else None
         if (
@@ -380,7 +380,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._log_request(begin, self.url, verb, status, size, request_id)
 
     def _respond(self, status: int, headers: bytes, body: Sequence[bytes], size: int) -> None:
-        """Queue a complete response with a body of `size` bytes."""
+        """Queue a response: encoded `headers`, and a `body` in pieces of `size` bytes in all."""
         parts = [STATUS_LINE[status], headers]
         for name, value in self.server_state.default_headers:
             parts += (name, b": ", value, b"\r\n")

@@ -17,9 +17,10 @@ _ABSOLUTE: Final = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
 
 def with_named_host(target: bytes, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Add the host of a request target in absolute form to the headers (RFC 9112, 3.2.2).
+    """Return `headers`, with the host of a request target in absolute form as one more Host.
 
-    That host takes precedence over `Host`. Both are kept, so that a guard checks both.
+    That host takes precedence over `Host` (RFC 9112, 3.2.2). Both are kept, so that a guard checks
+    both.
     """
     found = _ABSOLUTE.match(target)
     return headers if found is None else [*headers, (b"host", found[1])]

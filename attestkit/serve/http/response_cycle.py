@@ -37,7 +37,10 @@ class RequestCycle(RequestResponseCycle):
     on_end: Callable[["RequestCycle"], None] | None = None
 
     async def answer(self, app: AnyApp, scope: Message, receive: object, send: object) -> None:
-        """Call the application; cancellation by the listener's shutdown is not a failure."""
+        """Call the application with the ASGI arguments.
+
+        Its cancellation by the listener's shutdown is not a failure.
+        """
         try:
             await app(scope, receive, send)
         except asyncio.CancelledError:
@@ -127,7 +130,7 @@ class RequestCycle(RequestResponseCycle):
             self.transport.writelines(pieces)
 
     def _head(self, start: Message) -> bytes:
-        """Return the status line and header section."""
+        """Return the status line and header section that the ASGI message `start` describes."""
         self.status = start["status"]
         parts = [STATUS_LINE[self.status]]
         for name, value in (*self.default_headers, *start.get("headers", ())):
@@ -177,12 +180,12 @@ class Response:
         self.is_closing: Callable[[], bool] = connection.transport.is_closing
 
     def write(self, data: bytes) -> None:
-        """Send bytes after the earlier responses."""
+        """Send `data` after the earlier responses."""
         self._connection.flush()
         self._transport.write(data)
 
     def writelines(self, pieces: Sequence[bytes]) -> None:
-        """Send pieces after the earlier responses."""
+        """Send `pieces` after the earlier responses."""
         self._connection.flush()
         self._transport.writelines(pieces)
 

@@ -90,7 +90,10 @@ async def drain(
 async def _close(
     listening: ListeningSocket, connect: Callable[[socket.socket], Awaitable[object]]
 ) -> None:
-    """Stop accepting, drain the backlog, wait for pending handshakes, and close."""
+    """Stop accepting, drain the backlog, wait for pending handshakes, and close.
+
+    `connect` creates a connection for an accepted socket.
+    """
     try:
         listening.refuse_new()
         await asyncio.gather(*map(connect, listening.accept_queued()))
@@ -262,7 +265,7 @@ class _Server(uvicorn.Server):
                 await asyncio.wait_for(self._stopped.wait(), 1.0)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listening socket and finish pending requests."""
+        """Close the listening socket and `sockets`, and finish pending requests."""
         sock = self._listener.socket
         listening = ListeningSocket(sock.dup(), ours=not self._listener.handed_over)
         for server in self.servers:

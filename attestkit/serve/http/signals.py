@@ -26,7 +26,8 @@ def until_signalled(
 ) -> Iterator[None]:
     """Context manager: call `stop` once, in the running event loop, at the first signal.
 
-    A second signal calls `at_once`, possibly in the middle of other code, and ends the process.
+    A second signal calls `at_once` (if not None), possibly in the middle of other code, and ends
+    the process.
 
     Outside the main thread, signals are not handled. On exit, the previous handlers are restored.
     """

@@ -175,9 +175,10 @@ class UnixListener:
 
 
 def _set_permissions(path: Path, mode: int, group_id: int) -> _FileId:
-    """Set group and mode of a new socket; return the numbers of its device and inode.
+    """Set group and mode of a new socket at `path`; return the numbers of its device and inode.
 
-    Uses one descriptor, because other writers of the folder could replace the path by a link.
+    The group stays if `group_id` is -1. Uses one descriptor, because other writers of the folder
+    could replace the path by a link.
     """
     fd = os.open(path, untrusted_files.o_path_flag() | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

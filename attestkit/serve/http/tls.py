@@ -34,7 +34,10 @@ _NO_ANSWER: Final = (OSError, asyncio.TimeoutError)  # of a handshake; ssl.SSLEr
 
 
 class TlsConfig(ListenerConfig):
-    """Configuration of a listener with TLS."""
+    """uvicorn's configuration of a listener with TLS.
+
+    `contexts` returns the TLS context of the next connection.
+    """
 
     def __init__(self, app: App, shared: ListenerState, contexts: TlsContexts) -> None:
         super().__init__(app, shared, TlsAcceptor)
@@ -118,7 +121,7 @@ class TlsAcceptor(asyncio.Protocol):
             self._http.data_received(b"".join(received))
 
     def data_received(self, data: bytes) -> None:
-        """Store what the client has sent right after its handshake, until HTTP reads it."""
+        """Store `data`, sent by the client right after its handshake, until HTTP reads it."""
         self._received.append(data)
 
     def eof_received(self) -> bool:
@@ -127,14 +130,14 @@ class TlsAcceptor(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
-        """Drop what was received."""
+        """Drop what was received; `exc` is ignored."""
         self._ended = True
         self._received.clear()
 
 
 @types.coroutine
 def _begin(work: Coroutine[Any, Any, T], then: Callable[[], object]) -> Generator[Any, Any, T]:
-    """Await `work`, and call `then` at its first wait.
+    """Return the result of `work`, and call `then` when it waits for the first time.
 
     `start_tls` has then scheduled that the TLS protocol reads. What is scheduled now follows
     immediately: the event loop reads no other bytes before.
@@ -151,7 +154,7 @@ def _begin(work: Coroutine[Any, Any, T], then: Callable[[], object]) -> Generato
 
 
 def _feed(plain: asyncio.Transport, data: bytes) -> None:
-    """Give bytes to the TLS protocol of a connection, as its transport does."""
+    """Give `data` to the TLS protocol of the connection `plain`, as its transport does."""
     protocol = cast("asyncio.BufferedProtocol", plain.get_protocol())
     while data and not plain.is_closing():
         buffer = memoryview(protocol.get_buffer(len(data)))

@@ -172,7 +172,7 @@ class RpcApp:
         may block or accepts only POST, or the service has checks of its own before the call.
 
         Args:
-            target: Request target.
+            target: Path and query of the request.
             content_type: Content type of the body; None without a body. A protobuf body blocks
                 until the library is loaded.
         """
@@ -195,10 +195,17 @@ class RpcApp:
     def respond(
         self, route: MethodRoute, target: bytes, content_type: bytes, body: bytes | None
     ) -> tuple[int, bytes, Sequence[bytes], int, bytes]:
-        """Answer a request to a method that `direct` returned; `body` is None for GET.
+        """Answer a request to a method that `direct` returned.
+
+        Args:
+            route: The method, from `direct`.
+            target: Path and query of the request.
+            content_type: Value of Content-Type; empty without a body, or without that header.
+            body: Body of a POST; None for a GET.
 
         Returns:
-            The status, the header section, the body in pieces and its length, and the request id.
+            The HTTP status, the encoded header section, the body in pieces, its length in bytes,
+            and the request id.
         """
         begin, request_id = perf_counter(), self.new_id()
         codec, payload = QUERY, target.partition(b"?")[2]
@@ -231,7 +238,10 @@ class RpcApp:
     async def _reply(
         self, scope: Scope, receive: Receive, request_id: bytes
     ) -> tuple[str, RpcResponse | ViewResponse]:
-        """Return the name of the route, for metrics, and the response."""
+        """Return the name of the route, for metrics, and the response; errors are responses too.
+
+        `request_id` is for the text of an unexpected error.
+        """
         name, codec = OTHER, QUERY
         verb, path, payload = scope["method"], scope["raw_path"], scope["query_string"]
         try:
@@ -277,7 +287,10 @@ class RpcApp:
         return RpcResponse(200, codec.content_type, codec.encode(found))
 
     async def _await(self, method: Method, codec: Codec, payload: bytes) -> RpcResponse:
-        """Await a method that is a coroutine function; return its encoded response (200)."""
+        """Await a method that is a coroutine function; return its encoded response (200).
+
+        `codec` decodes the request in `payload`, and encodes the response.
+        """
         found: Any = await cast("Awaitable[Any]", self._run(method, codec, payload))
         return RpcResponse(200, codec.content_type, codec.encode(found))
 
@@ -286,7 +299,7 @@ class RpcApp:
         return method.run(self.guest, request)
 
     def _find(self, verb: str, raw_path: bytes) -> MethodRoute | _ViewRoute:
-        """Return the route of a path.
+        """Return the route of a request by its HTTP method and its path, not decoded.
 
         Raises:
             NotFoundError: If the path is unknown.
@@ -313,14 +326,14 @@ class RpcApp:
         raise NotFoundError(f"No such path: {_short(path)}", reason="path")
 
     def _name(self, verb: str, raw_path: bytes) -> str | None:
-        """Return the name of the route of a path; None if the path is unknown."""
+        """Return the name of the route that `_find` returns; None if the path is unknown."""
         try:
             return self._find(verb, raw_path).name
         except NotFoundError:
             return None
 
     def _check(self, scope: Scope) -> tuple[bytes, int]:
-        """Run the guard; return the content type and the declared size of the body."""
+        """Run the guard; return Content-Type and Content-Length, or b"" and 0 without them."""
         if self.guard is not None:
             self.guard(scope)
         content_type, size = b"", 0
@@ -338,7 +351,7 @@ class RpcApp:
 
         Args:
             receive: ASGI receive function.
-            declared: Content-Length.
+            declared: Content-Length; 0 without one.
             most: Limit in bytes.
         """
         parts: list[bytes] = []
@@ -363,7 +376,10 @@ class RpcApp:
             self._held -= held
 
     async def _stream(self, stream: ViewResponse, verb: str, receive: Receive, send: Send) -> None:
-        """Send a stream at the client's speed, until it ends or the client disconnects."""
+        """Send the body of a view's response until it ends or the client disconnects.
+
+        It is read at the client's speed, and left out for the HTTP method (`verb`) HEAD.
+        """
         pieces = cast("Pieces", stream.body)
         if verb == "HEAD":
             await pieces.aclose()
@@ -426,6 +442,8 @@ def _failed(error: Exception, codec: Codec, request_id: bytes) -> RpcResponse:
 def _check_form(method: Method, scope: Scope, name: str) -> None:
     """Check a request to a method that is `post_only` or `json_only`.
 
+    `name` is the name of the method, for errors.
+
     Raises:
         UsageError: If the request is not POST, or the method is `json_only` and a Content-Type is
             not JSON.
@@ -441,7 +459,7 @@ def _check_form(method: Method, scope: Scope, name: str) -> None:
 
 
 async def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
-    """Return the codec of a POST, loading it in a thread."""
+    """Return the codec of a POST, as `_is_json` decides, loading that for protobuf in a thread."""
     if _is_json(content_type, query_string, body):
         return JSON
     await load(_PROTOBUF)
@@ -451,8 +469,9 @@ async def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Code
 def _is_json(content_type: bytes, query_string: bytes, body: bytes) -> bool:
     """Return whether the body of a POST, and so its response, is JSON.
 
-    A body that starts with a brace is JSON even with the content type of a form, because that is
-    what `curl -d '{...}'` sends.
+    That follows from Content-Type, from the query (`?json`), or from the start of the body: one
+    that starts with a brace is JSON even with the content type of a form, because that is what
+    `curl -d '{...}'` sends.
     """
     if content_type != _JSON and not (query_string and query_codec.asks_for_json(query_string)):
         media_type = _media_type(content_type)

@@ -92,7 +92,7 @@ def tcb_info(found: Mapping[str, bytes | None], log: EscapedText, app_compose: s
     It is not Intel's TCB info.
 
     Args:
-        found: Registers and hashes by name; not empty.
+        found: Registers and hashes by name; not empty. None becomes `null`.
         log: The events in the style INDENTED.
         app_compose: Text of app-compose.json.
     """

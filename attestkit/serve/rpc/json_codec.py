@@ -83,7 +83,11 @@ def decode(message: type[M], body: bytes) -> M:
 
 
 def _members(body: bytes) -> dict[str, msgspec.Raw]:
-    """Return the members of an object; no name may be repeated."""
+    """Return the members of the JSON object in `body` by name, not decoded yet.
+
+    Raises:
+        FormatError: If it is malformed or nested too deeply, or a name is repeated.
+    """
     if len(body) > MAX_DEPTH and not _is_bounded(body):  # shorter bodies cannot nest deeper
         check_depth(body)
     members = _parse_members(body)
@@ -179,7 +183,7 @@ def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[byt
 
 
 def encode_members(message: NamedTuple) -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield each member of a response: its name, its comma and key in JSON, its value in JSON."""
+    """Yield each member of a response: its name, `,"NAME":`, and its value in JSON."""
     for (name, start, write, omit), value in zip(_encoders(type(message)), message, strict=True):
         if value is not None or not omit:
             yield name, start, write(value)

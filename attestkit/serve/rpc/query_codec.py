@@ -41,7 +41,10 @@ def decode(message: type[M], query: bytes) -> M:
 
 
 def _collect(message: type[M], query: bytes) -> dict[str, dict[str, str]]:
-    """Return the texts of each known field, by index as `_index_of` returns it."""
+    """Return the texts of each known field in a raw query string, by field name.
+
+    Those of a field are by index as `_index_of` returns it.
+    """
     known = {field.name: field for field in fields_of(message)}
     found: dict[str, dict[str, str]] = {}
     # Invalid UTF-8 becomes lone surrogates, which no name of a field has.

@@ -22,11 +22,11 @@ class EscapedText(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> "EscapedText":
-        """Return a text of one piece."""
+        """Return `text` as a text of one piece."""
         return cls((text,), (escape(text),))
 
     def between(self, before: str, after: str) -> "EscapedText":
-        """Return this text between two others."""
+        """Return the text that consists of `before`, this text and `after`."""
         return EscapedText(
             (before, *self.pieces, after), (escape(before), *self.json, escape(after))
         )

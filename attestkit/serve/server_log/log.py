@@ -43,7 +43,10 @@ def ascii_line(text: str, max_length: int) -> str:
 
 
 def one_line_traceback(error: BaseException | None) -> str:
-    """Return an exception, and file and line of the last six calls in its traceback."""
+    """Return an exception, and file and line of the last six calls in its traceback.
+
+    Empty for None.
+    """
     if error is None:
         return ""
     trace = traceback.walk_tb(error.__traceback__)
@@ -115,7 +118,10 @@ def _shortened(value: object, share: int) -> object:
 
 
 def _record(level: int, text: str, **members: object) -> logging.LogRecord:
-    """Return a log record of the logger attestkit.serve; `members` are its `extra`."""
+    """Return a log record of the logger attestkit.serve.
+
+    `level` is a number as `logging.INFO`; `members` are its `extra`.
+    """
     name = {"name": "attestkit.serve", "levelno": level, "levelname": logging.getLevelName(level)}
     return logging.makeLogRecord({**name, "msg": text, **members})
 
@@ -176,7 +182,7 @@ class ServerLog:
         self.configure()
 
     def configure(self, form: str = "text", level: str = "info") -> None:
-        """Set the format, text or json, and the minimum level.
+        """Set the format, text or json, and the minimum level: a name of `logging` in lower case.
 
         Libraries log at `info` or above: their debug messages may contain request data.
         """
@@ -187,7 +193,10 @@ class ServerLog:
         logging.getLogger().setLevel(max(number, logging.INFO))
 
     def access_log(self, now: Callable[[], float]) -> AccessLog:
-        """Return the access log, in the same format and to the same sink."""
+        """Return the access log, in the same format and to the same sink.
+
+        `now` returns the Unix time.
+        """
         self._access = AccessLog(self._sink, json_form=self.format == "json", now=now)
         self._handler.before_error = self._access.flush
         return self._access
@@ -201,7 +210,7 @@ class ServerLog:
             self._sink.write(encoded, _PATIENCE)
 
     def report_error(self, text: str) -> None:
-        """Write the error that ends the server, waiting up to a second for a slow reader."""
+        """Write `text`, the error that ends the server; wait up to a second for a slow reader."""
         if self.format == "json":
             self._logger.critical("%s", text)
         else:

@@ -85,7 +85,10 @@ class StderrSink:
             done += count
 
     def _put(self, data: bytes, patience: float) -> bool:
-        """Return whether `data` was written, or is next to be written."""
+        """Return whether `data` was written, or is next to be written.
+
+        `patience` is the time in seconds to wait for a slow reader.
+        """
         try:
             if self._rest and not self._drain(patience):
                 return False

@@ -78,7 +78,9 @@ class ServiceManager:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> "ServiceManager":
-        """Return the service manager in the environment, and remove its variables.
+        """Return the service manager in the environment variables, and remove these.
+
+        Without them, its methods do nothing.
 
         Raises:
             UsageError: If `$WATCHDOG_USEC` or `$WATCHDOG_PID` is not a number.
@@ -151,7 +153,10 @@ class ServiceManager:
 
 
 async def _probe_any(addresses: Mapping[str, Path | str]) -> None:
-    """Probe the first listener that is on; if it has too many connections, the second one."""
+    """Probe the first listener that is on; if it has too many connections, the second one.
+
+    `addresses` has the path or URL of each listener by name.
+    """
     limited = [name for name in addresses if name.startswith(LIMITED_PREFIX)]
     names = [name for name in (*_PROBES, *limited, *_LATER_PROBES) if name in addresses]
     try:
@@ -164,7 +169,7 @@ async def _probe_any(addresses: Mapping[str, Path | str]) -> None:
 
 
 async def _probe(name: str, address: Path | str) -> None:
-    """Send a GET request to the listener at `address`, and check the status.
+    """Send a GET request to the listener `name` at `address` (path or URL); check the status.
 
     Raises:
         _ListenerFullError: If the listener has reached its limit of connections.
@@ -213,6 +218,12 @@ class ServiceEnvironment(NamedTuple):
     ) -> "ServiceEnvironment":
         """Take service manager and inherited sockets from the environment; remove their variables.
 
+        Args:
+            environ: Environment variables.
+            on: Names of the listeners that are on.
+            watchdog: Whether to serve the watchdog that the environment requests; otherwise that is
+                logged.
+
         Raises:
             UsageError: If a variable is invalid, or an inherited socket does not fit its listener.
         """
@@ -231,8 +242,9 @@ class ServiceEnvironment(NamedTuple):
     ) -> None:
         """Serve like `attestkit.serve.serve`; exit the process if requests had to be aborted.
 
-        Closing a hung device would block. An exit is safe: the sockets are removed, and the state
-        on disk survives a kill.
+        Without `attester` (None), only the verifier is served. `on_ready` is called before the
+        service manager is notified. Closing a hung device would block. An exit is safe: the sockets
+        are removed, and the state on disk survives a kill.
         """
 
         def ready(at: BoundAddresses) -> None:

@@ -37,7 +37,7 @@ def take_sockets(
     They become close-on-exec, and the variables are removed from `environ`.
 
     Args:
-        environ: The environment.
+        environ: Environment variables.
         listeners: Names of the listeners that are on.
         first: Number of the first descriptor.
 
@@ -66,13 +66,15 @@ def take_sockets(
 
 
 def _order(name: str) -> int:
-    """Return the rank of a listener: limited sockets last."""
+    """Return the rank of the listener `name` for sorting: limited sockets last."""
     known = (*_UNIX, *_TCP)
     return known.index(name) if name in known else len(known)
 
 
 def read_number(variable: str, text: str, limit: int, least: int = 0) -> int:
-    """Return the number in a variable of the environment, from `least` to below `limit`.
+    """Return the number `text` of an environment variable, from `least` to below `limit`.
+
+    `variable` is its name without `$`, for errors.
 
     Raises:
         UsageError: If `text` is not such a number.
@@ -121,7 +123,10 @@ def _add_socket(
 
 
 def _is_limited(label: str) -> bool:
-    """Return whether a descriptor has the name of a limited socket, not that of its unit."""
+    """Return whether a descriptor has the name of a limited socket, not that of its unit.
+
+    `label` is the descriptor's name: `dstack-NAME`, whose unit would be `dstack-NAME.socket`.
+    """
     return label.startswith(LIMITED_PREFIX) and not label.endswith(".socket")
 
 
