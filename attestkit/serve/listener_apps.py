@@ -37,7 +37,7 @@ _ASK_AGAIN: Final = (b"cache-control", b"no-cache")
 def make_views(
     guest: Guest, others: Mapping[str, View] = _NOTHING, linked: Collection[str] = ()
 ) -> dict[str, View]:
-    """Return the views by path: dashboard, static files, metrics, and `others`.
+    """Return the views by path: dashboard, static files, metrics, and `others` (by path).
 
     The dashboard links to these and to the paths in `linked`. `/metrics` requires `public_sysinfo`
     in the app's compose file.
@@ -147,7 +147,10 @@ def _qualify(service: Service, name: str) -> str:
 
 
 def _refused(name: str) -> Method:
-    """Return a method in place of one that a socket does not serve; its request is not decoded."""
+    """Return a method that refuses each request (403), without decoding it.
+
+    It stands for the method `name` on a socket that does not serve this one.
+    """
 
     def refuse(_: Guest, __: None) -> None:
         text = f"{name}: not allowed on this socket, which is limited to other methods"
@@ -188,7 +191,7 @@ def external_app(
 
 
 def _app_id_reader(guest: Guest) -> Callable[[], Awaitable[bytes]]:
-    """Return a function that returns the app id, and caches it."""
+    """Return a coroutine function that returns the app id, and caches it."""
     known = b""
 
     async def read() -> bytes:
@@ -202,7 +205,10 @@ def _app_id_reader(guest: Guest) -> Callable[[], Awaitable[bytes]]:
 
 
 def guest_api_app(guest: Guest, *, shutdown: bool = False) -> App:
-    """Return the application of the listener for the host: GuestApi at `/api/`, without pages."""
+    """Return the application of the listener for the host: GuestApi at `/api/`, without pages.
+
+    With `shutdown`, GuestApi.Shutdown powers off a machine that is not simulated.
+    """
     from attestkit.serve.services import guest_api  # lazy: most servers do not have it
 
     app = _rpc_app("guest_api", guest, [guest_api.make_service(shutdown=shutdown)])
@@ -249,7 +255,10 @@ def _app(
     headers: Sequence[Header] = (),
     views: Mapping[str, View] = _NOTHING,
 ) -> RpcApp:
-    """Return an application of these services, with views and the documents of its API."""
+    """Return an application of these services, with views and the documents of its API.
+
+    `listener` is the listener's name; `headers` are added to every response.
+    """
     title, curl = _CURL_TARGETS[listener]
     api = Api(
         f"The guest agent API on {title}",

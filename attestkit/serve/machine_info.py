@@ -37,7 +37,7 @@ class Machine(NamedTuple):
 
     @classmethod
     def read(cls, dmi: Path = Path("/sys/class/dmi/id")) -> "Machine":
-        """Return the vendor and product name in DMI; empty if unreadable."""
+        """Return the vendor and product name in the DMI folder; empty if unreadable."""
         return cls(_text(dmi / "sys_vendor").strip(), _text(dmi / "product_name").strip())
 
     @classmethod
@@ -46,7 +46,7 @@ class Machine(NamedTuple):
         return cls("attestkit simulator", "simulated, not a TEE")
 
     def boot_gpu_evidence(self) -> bytes | None:
-        """Return the file of GPU evidence collected at boot; None if missing or unreadable."""
+        """Return the content of the file `gpu_attestation`; None if missing or unreadable."""
         try:
             return read_file(self.gpu_attestation, folder=self.gpu_attestation.parent)
         except ConfigError as error:
@@ -114,7 +114,7 @@ class Figures(NamedTuple):
 
 
 def read_figures(data_disks: Iterable[str] = DATA_DISKS) -> Figures:
-    """Return the current system information, with the file systems at the mount points given.
+    """Return the current system information; `data_disks` are mount points of its file systems.
 
     Raises:
         BackendError: If a value cannot be read.
@@ -143,7 +143,10 @@ def read_figures(data_disks: Iterable[str] = DATA_DISKS) -> Figures:
 
 
 def has_nvidia_gpu(pci: Path = Path("/sys/bus/pci/devices")) -> bool | None:
-    """Return whether the PCI bus has a display controller of NVIDIA; None if it is unreadable."""
+    """Return whether the PCI bus has a display controller of NVIDIA; None if it is unreadable.
+
+    `pci` is the folder with a folder for each device.
+    """
     try:
         return any(
             (device / "vendor").read_text().strip() == "0x10de"
@@ -190,7 +193,7 @@ def _disks(psutil: "ModuleType", mount_points: frozenset[str]) -> tuple[Disk, ..
 
 
 def _shown(name: str) -> str:
-    """Return a file name as valid Unicode."""
+    """Return a file name as valid Unicode: undecodable bytes are replaced."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 

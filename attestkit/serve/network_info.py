@@ -74,7 +74,11 @@ def _dns_servers(lines: list[list[str]]) -> Iterator[str]:
 
 
 def _ipv4_gateways(lines: list[list[str]]) -> Iterator[str]:
-    """Yield the routers of the default routes: words are name, destination, router, flags."""
+    """Yield the addresses of the routers of the IPv4 default routes.
+
+    `lines` are the words of each line of /proc/net/route: name, destination, router, flags (in
+    hex).
+    """
     for words in lines[1:]:
         if len(words) > 3 and int(words[1], 16) == 0 and int(words[3], 16) & _GATEWAY:
             yield str(IPv4Address(struct.pack("=I", int(words[2], 16))))
@@ -88,7 +92,10 @@ def _ipv6_gateways(lines: list[list[str]]) -> Iterator[str]:
 
 
 def _ipv6_addresses(lines: list[list[str]]) -> Iterator[tuple[str, str, int]]:
-    """Yield interface name, address and prefix length of each IPv6 address."""
+    """Yield interface name, address and prefix length of each IPv6 address.
+
+    `lines` are the words of each line of /proc/net/if_inet6.
+    """
     for words in lines:
         if len(words) > 5:
             yield words[5], str(IPv6Address(int(words[0], 16))), int(words[2], 16)
@@ -107,7 +114,10 @@ def _interfaces(lines: list[list[str]], v6: list[tuple[str, str, int]]) -> Itera
 
 
 def _ipv4_address(name: str) -> Iterator[tuple[str, int]]:
-    """Yield the primary IPv4 address of an interface and its prefix length, if it has one."""
+    """Yield the primary IPv4 address of the interface `name` and its prefix length.
+
+    Yield nothing if it has none.
+    """
     request = struct.pack("16s24x", name.encode("ascii"))  # struct ifreq
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:

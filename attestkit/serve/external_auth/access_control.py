@@ -36,7 +36,7 @@ def verify_signature(token: bytes, keys: Sequence[bytes]) -> dict[str, Any]:
     """Return the claims of a token that one of the keys has signed.
 
     Args:
-        token: The token.
+        token: The token, a JWT in its compact form.
         keys: Ed25519 public keys, 32 bytes each.
 
     Raises:
@@ -97,7 +97,11 @@ def _check_header(header: Mapping[str, Any]) -> None:
 
 
 def _check_audience(found: object, audience: str) -> None:
-    """Check that `aud`, a text or a list of texts, contains the audience (RFC 7519, 4.1.3)."""
+    """Check that `found`, the claim `aud`, is `audience` or a list with it (RFC 7519, 4.1.3).
+
+    Raises:
+        TokenError: If it does not, or has another type.
+    """
     named: list[Any] = found if isinstance(found, list) else [found]
     if len(named) > _MOST_AUDIENCES or not all(isinstance(one, str) for one in named):
         raise _bad(f"the claim aud must be a text, or a list of up to {_MOST_AUDIENCES} texts")
@@ -106,7 +110,11 @@ def _check_audience(found: object, audience: str) -> None:
 
 
 def _time(claims: Mapping[str, Any], name: str) -> float | None:
-    """Return a NumericDate (RFC 7519, 2); None if it is missing."""
+    """Return the claim `name` in seconds since 1970 (RFC 7519, NumericDate); None if missing.
+
+    Raises:
+        TokenError: If it is not a number of seconds from 0 to 2**53.
+    """
     if name not in claims:
         return None
     value = claims[name]
@@ -203,8 +211,8 @@ class AccessControl:
     Args:
         auth: Keys and anonymous scopes.
         scopes: Scope of each route, by name.
-        app_id: Returns the app id, the audience of tokens; raises an AttestKitError if the
-            platform does not return it.
+        app_id: Coroutine function that returns the app id, the audience of tokens in hex; raises an
+            AttestKitError if the platform does not return it.
         now: Returns the Unix time.
 
     Raises:

@@ -61,7 +61,7 @@ def _read_key(value: str) -> bytes:
 
 
 def parse_public_key(data: bytes, where: str) -> bytes:
-    """Return the raw key, 32 bytes, in the content of a file: raw, 64 hex digits, or PEM.
+    """Return the raw key, 32 bytes, in `data`, a file's content: raw, 64 hex digits, or PEM.
 
     Raises:
         ConfigError: As `read_public_keys`; the text of the error begins with `where`.

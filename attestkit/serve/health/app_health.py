@@ -30,6 +30,8 @@ COMMAND: Final = ("nerdctl", "--namespace", "dstack")
 async def check_nerdctl(command: Sequence[str] = COMMAND) -> monitor.HealthVerdict:
     """Return the health verdict on all containers that nerdctl lists, running or not.
 
+    `command` is the start of its command lines: the program and global options.
+
     Raises:
         BackendError: If nerdctl is missing or fails, or its output is malformed or too large.
     """
@@ -52,7 +54,7 @@ async def _inspect(command: Sequence[str]) -> list[responses.ContainerState]:
 
 
 async def _output(program: str, *words: str) -> bytes:
-    """Return the output of a program, up to 4 MiB; kill it if the task is cancelled."""
+    """Return the stdout of a program, up to 4 MiB; kill it if the task is cancelled."""
     loop = asyncio.get_running_loop()
     try:
         transport, output = await loop.subprocess_exec(
@@ -94,7 +96,7 @@ class _Output(asyncio.SubprocessProtocol):
             self.ended.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Record that the program has ended, and that no more of its output will arrive."""
+        """Record that the program and its output have ended; `exc` is ignored."""
         del exc
         self.ended.set()
         self.gone.set()
@@ -154,7 +156,10 @@ def appraise_status(content: str, now: float) -> monitor.HealthVerdict:
 
 
 def _problem(content: str, now: int) -> str:
-    """Return why a status file does not state that the app is healthy; empty if it does."""
+    """Return why a status file does not state that the app is healthy; empty if it does.
+
+    `content` is the text of the file, and `now` the Unix time.
+    """
     if not content:
         return "health file is empty"
     lines = content.removesuffix("\n").split("\n")
@@ -177,7 +182,7 @@ def _cause(error: OSError | ValueError) -> str:
 
 
 def _read_in_thread(path: str) -> "Future[bytes]":
-    """Read the file in a daemon thread, for which the exit of the server does not wait."""
+    """Read the file `path` in a daemon thread, for which the exit of the server does not wait."""
     reading: Future[bytes] = Future()
     reading.set_running_or_notify_cancel()  # so that a cancelled check does not cancel it
 

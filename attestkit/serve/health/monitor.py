@@ -60,7 +60,10 @@ NOT_DETERMINED: Final = HealthVerdict(
 
 
 def unhealthy(name: str, status: str) -> HealthVerdict:
-    """Return an unhealthy verdict with one entry: a container or `<...>`, and its status."""
+    """Return an unhealthy verdict with one problem.
+
+    `name` is that of a container, or `<...>` for a check; `status` is the reason as text.
+    """
     return HealthVerdict(healthy=False, unhealthy=(HealthProblem(name, status),))
 
 

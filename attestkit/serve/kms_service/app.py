@@ -81,7 +81,7 @@ class KmsApp:
             await _close(tls[TRANSPORT], half, receive)
 
     async def _half_response(self, scope: Scope, receive: Receive) -> bytes:
-        """Return the head of a response, and half of its body."""
+        """Run the request; return the head of its response and half of the body, to be sent."""
         sent: list[MutableMapping[str, Any]] = []
 
         async def keep(message: MutableMapping[str, Any]) -> None:
@@ -131,7 +131,7 @@ async def _show_health(_: ReleaseEngine, __: ViewRequest) -> ViewResponse:
 
 
 async def _close(transport: asyncio.Transport, last: bytes, receive: Receive) -> None:
-    """Close a connection after these bytes, and wait for its end."""
+    """Send `last` on a connection, close it, and wait for the message that it has ended."""
     transport.write(last)
     transport.close()
     while (await receive())["type"] != "http.disconnect":

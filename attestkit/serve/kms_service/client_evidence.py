@@ -55,6 +55,8 @@ class EvidenceAccess:
     async def check(self, request: Scope, route: str | None) -> None:
         """Read the evidence of a request to a method, and set `current_client`.
 
+        `route` is the name of the method; for a view, or None (an unknown path), nothing is read.
+
         Raises:
             KmsRefusalError: If evidence is malformed, or its report data is not for the
                 certificate's key.

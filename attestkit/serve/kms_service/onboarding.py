@@ -117,7 +117,7 @@ def read_roots(data: bytes, root: bytes, rpc_key: P256Key) -> KmsRoots:
     """Decode the answer to GetKmsKey.
 
     Args:
-        data: JSON.
+        data: JSON text of the source's answer.
         root: SubjectPublicKeyInfo (DER) of the root CA in the source's answer to GetTempCaCert.
         rpc_key: TLS key of this KMS.
 

@@ -91,7 +91,10 @@ class ReleaseEngine(RequestQueue):
         return m.GetTempCaCertResponse(temp_ca, state.roots.temp_ca_key.pkcs8_pem, root)
 
     def get_env_key(self, app_id: bytes) -> m.PublicKeyResponse:
-        """Return the signed public key for an app's encrypted environment; requires no evidence."""
+        """Return the signed public key for the encrypted environment of an app.
+
+        `app_id` has 20 bytes. Requires no evidence.
+        """
         self._authorize_self()
         if len(app_id) != _APP_ID_SIZE:
             raise KmsRefusalError("app_id must be 20 bytes")
@@ -101,7 +104,9 @@ class ReleaseEngine(RequestQueue):
     def release_app_keys(self, api_version: int, vm_config: str) -> m.AppKeyResponse:
         """Release the keys of the app whose evidence the client has presented.
 
-        The arguments are the fields of `GetAppKeyRequest`.
+        Args:
+            api_version: Version of the request, 0 or 1.
+            vm_config: VM configuration of the request, JSON; empty: that of the evidence.
         """
         if api_version > _MAX_API_VERSION:
             raise KmsRefusalError(f"Unsupported API version: {api_version}")
@@ -125,7 +130,10 @@ class ReleaseEngine(RequestQueue):
         return self._spoil(answer, state, boot.app_id)
 
     def release_roots(self, vm_config: str) -> m.KmsKeyResponse:
-        """Release the root keys to another KMS, the TLS client, which has presented evidence."""
+        """Release the root keys to another KMS, the TLS client, which has presented evidence.
+
+        `vm_config` is the VM configuration of the request, JSON; empty: that of the evidence.
+        """
         self._authorize_self()
         with _logging_refusal("GetKmsKey"):
             guest, _ = self._authorize_client("kms", current_client.get(), vm_config)
@@ -137,9 +145,13 @@ class ReleaseEngine(RequestQueue):
     def sign_certificate(
         self, api_version: int, csr: bytes, signature: bytes, vm_config: str
     ) -> m.SignCertResponse:
-        """Sign a certificate of the app whose evidence is in the certificate request `csr`.
+        """Sign a certificate of the app whose evidence is in a certificate request.
 
-        The arguments are the fields of `SignCertRequest`.
+        Args:
+            api_version: Version of the certificate request, 1 or 2.
+            csr: Certificate request in SCALE.
+            signature: ECDSA signature over `csr` by the key to be certified, DER.
+            vm_config: VM configuration of the request, JSON; empty: that of the evidence.
         """
         self._authorize_self()
         state = current_state.get()
@@ -161,7 +173,10 @@ class ReleaseEngine(RequestQueue):
     def _authorize_request(
         self, request: CertRequest, evidence: Attestation, vm_config: str
     ) -> VerifiedGuest:
-        """Verify the evidence in a certificate request, and decide about its app."""
+        """Verify the evidence in a certificate request, and decide about its app.
+
+        `vm_config` is the VM configuration of the request, JSON; empty: that of the evidence.
+        """
         start = "Quote verification failed: "
         bound = ReportData.bind(ReportData.RATLS_CERT, request.pubkey)
         if not hmac.compare_digest(evidence.report_data, bound):
@@ -183,7 +198,7 @@ class ReleaseEngine(RequestQueue):
         Args:
             role: Role of the client: an app or another KMS.
             client: Evidence of the client; None, if it has presented none, is refused.
-            vm_config: VM configuration of the request; empty: that of the evidence.
+            vm_config: VM configuration of the request, JSON; empty: that of the evidence.
             prefix: Start of the text of a verification error.
             boottime: As for `authorize_guest`: use the registers up to `boot-mr-done`.
         """
@@ -249,7 +264,10 @@ class ReleaseEngine(RequestQueue):
         return None
 
     def _spoil(self, answer: m.AppKeyResponse, state: KmsState, app_id: bytes) -> m.AppKeyResponse:
-        """Return an answer of GetAppKey, changed by a fault if one is armed."""
+        """Return an answer of GetAppKey, changed by a fault if one is armed.
+
+        `state` and `app_id` are those from which the answer was derived.
+        """
         fault = self.faults.strike(kms_faults.KEYS)
         if fault is None:
             return answer
@@ -262,7 +280,7 @@ class ReleaseEngine(RequestQueue):
 
 
 def _leaf_profile(request: CertRequest, evidence: Attestation, app_id: bytes) -> LeafProfile:
-    """Return the content of the requested certificate.
+    """Return the content of the requested certificate; `app_id` is the verified id of the app.
 
     Raises:
         KmsRefusalError: If app info is requested, but `evidence.app_info` names another app or
@@ -295,7 +313,7 @@ def _other_app(app_id: bytes) -> bytes:
 
 
 def _log(method: str, app_id: bytes) -> None:
-    """Log that keys or a certificate were released."""
+    """Log that the method released keys or a certificate to the app."""
     _logger.info("simulated KMS: %s for app %s: released", method, app_id.hex())
 
 
@@ -303,7 +321,8 @@ def _log(method: str, app_id: bytes) -> None:
 def _logging_refusal(method: str, prefix: str = "") -> Iterator[None]:
     """Context manager: log an AttestKitError, and raise it as the result of `refusal`.
 
-    `prefix` is the start of its text. The VM configuration is not logged.
+    `method` is the name in the log, and `prefix` the start of the error's text. The VM
+    configuration is not logged.
     """
     try:
         yield

@@ -39,7 +39,7 @@ class NoContext:
         writes: bool = False,  # noqa: ARG002
         signs: bool = False,  # noqa: ARG002
     ) -> T:
-        """Run `work` at once: no method of the KMS uses a device."""
+        """Return the result of `work`, run at once: the other arguments have no effect in a KMS."""
         return work()
 
 
@@ -71,7 +71,13 @@ class RequestQueue(NoContext):
 def queued(
     answer: Callable[..., object], request: type[Any] | None = None, *, post_only: bool = False
 ) -> Method:
-    """Return a method that runs `answer(context, *fields of the request)` in a thread."""
+    """Return a method that runs `answer` in a thread.
+
+    Args:
+        answer: Called with the context and the fields of the request; returns the response.
+        request: Class of the request message; None: the method has no fields.
+        post_only: Whether the method refuses GET.
+    """
 
     def run(context: RequestQueue, arguments: tuple[Any, ...] | None) -> Awaitable[object]:
         return context.run(partial(answer, context, *(arguments or ())))

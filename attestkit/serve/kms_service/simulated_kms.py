@@ -77,7 +77,8 @@ class KeySource:
     def make_state(self, domain: str, now: int) -> KmsState:
         """Return the keys, created if there are none, with certificates for a domain.
 
-        `now` is the time in Unix seconds, on which the validity of the certificates depends.
+        `domain` is a DNS name or IP address; `now` is the time in Unix seconds, on which the
+        validity of the certificates depends.
         """
         if self.folder is not None:
             return self.folder.load_or_create(domain, now)
@@ -217,7 +218,10 @@ class SimulatedKms:
     def _start(
         self, keys: KeySource, thread: EventLoopThread, stack: ExitStack, *, onboarding: bool
     ) -> None:
-        """Serve HTTPS, or the setup if there are no keys, until the end of `stack`."""
+        """Serve HTTPS until the end of `stack`.
+
+        With `onboarding`, and if there are no keys, serve the setup over HTTP first.
+        """
         stack.callback(thread.run, self._server.stop)
         if onboarding and not keys.has_keys:
             thread.run(lambda: self._server.serve_onboarding(keys.folder))
@@ -239,7 +243,10 @@ class SimulatedKms:
         return self._server.has_keys.is_set()
 
     def wait_for_keys(self, seconds: float) -> bool:
-        """Wait until the setup is finished and HTTPS is served; return whether it is."""
+        """Wait until the setup is finished and HTTPS is served; return whether it is.
+
+        `seconds` is the time limit.
+        """
         return self._server.has_keys.wait(seconds)
 
     @property

@@ -42,9 +42,10 @@ class _Family(NamedTuple):
 
 
 def _make_families(table: str) -> dict[str, _Family]:
-    """Parse lines `attribute | name | text | old name | old text` to families by attribute.
+    """Return the families in the lines of a table, by attribute of Figures or Disk.
 
-    The old text is optional; by default it is the text without its full stop.
+    A line is `attribute | name | text | old name | old text`. The old text is optional; by default
+    it is the text without its full stop.
     """
     found = {}
     for line in table.strip().splitlines():
@@ -126,7 +127,10 @@ def _deprecated_families(figures: Figures) -> Iterator[str]:
 
 
 def _in_unit(attribute: str, source: Figures | Disk) -> float | str:
-    """Return an attribute in the unit of its new family: not in hundredths or percent."""
+    """Return the value of a (dotted) attribute in the unit of its new family.
+
+    A load is a text with two decimals, and not in hundredths; a percentage becomes a fraction.
+    """
     value: float = attrgetter(attribute)(source)
     if attribute.startswith("load."):
         return f"{value / 100:.2f}"
@@ -142,7 +146,7 @@ def _disk_labels(disk: Disk) -> dict[str, str]:
 
 
 def gpu_families(sample: GpuSample) -> Iterator[str]:
-    """Yield the families in the text format; a value that could not be read has no sample."""
+    """Yield the families of GPUs in the text format; an unknown value has no sample."""
     for name, text, value in (
         ("nvml_up", "Whether NVIDIA's driver could be read.", not sample.error),
         ("cc_ready", "Whether the GPUs accept work.", sample.ready),
@@ -175,7 +179,7 @@ _OF_GPU: Final = {
 
 
 def _gpu_values(gpu: "GpuTelemetry") -> dict[str, int | None]:
-    """Return the values of a GPU by family; None: it could not be read."""
+    """Return the values of a GPU by the name of their family; None: it could not be read."""
     values = (
         *(gpu.utilization or (None, None)),
         *(gpu.memory or (None, None, None)),
@@ -191,7 +195,10 @@ def _gpu_labels(gpu: "GpuTelemetry") -> dict[str, str]:
 def encode_family(
     name: str, text: str, samples: Iterable[tuple[Mapping[str, str], float | str]]
 ) -> str:
-    """Return a family of gauges in the text format; a sample has labels and a value."""
+    """Return a family of gauges in the text format.
+
+    `text` is its HELP text; each of the samples is a pair of labels (values by name) and a value.
+    """
     lines = [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
     for labels, value in samples:
         inside = ", ".join(f'{label}="{_escape(text)}"' for label, text in labels.items())

@@ -50,7 +50,7 @@ class Asset(NamedTuple):
 
 @cache
 def get_asset(name: str) -> Asset:
-    """Return a static file, one of ASSETS."""
+    """Return the static file `name`, a key of ASSETS."""
     from hashlib import sha256
     from importlib.resources import files
 
@@ -59,7 +59,7 @@ def get_asset(name: str) -> Asset:
 
 
 def asset_path(name: str) -> str:
-    """Return the cacheable URL of a static file."""
+    """Return the path of the static file `name`, with its digest, so that it may be cached."""
     return f"/assets/{name}?v={get_asset(name).digest}"
 
 
@@ -93,7 +93,7 @@ class Measurements(NamedTuple):
 
 
 def measurements(measured: AppMeasurements | None) -> Measurements:
-    """Return the measurements to show; None hides them."""
+    """Return the measurements to show: those in `measured`, or nothing for None."""
     if measured is None:
         return Measurements()
     events, text = measured.log.events, measured.tcb_info

@@ -122,7 +122,14 @@ class CertificateIssuer:
     def _request(
         self, args: m.GetTlsKeyArgs, key: P256Key | None, encoding: Encoding | None
     ) -> m.GetTlsKeyResponse:
-        """Return a key and the chain that the KMS signs, whose key and app the client checks."""
+        """Return a key and the chain that the KMS signs, whose key and app the client checks.
+
+        Args:
+            args: Contents of the certificate.
+            key: The key; None: a new one.
+            encoding: Encoding of the evidence in the request; None: that of Attest in the guest API
+                v0.
+        """
         from attestkit.kms.cert_request import CertRequest  # lazy: only with a KMS
 
         if args.not_before and args.not_after and args.not_before >= args.not_after:
@@ -174,7 +181,9 @@ class CertificateIssuer:
 
 
 def choose_validity(not_before: int | None, not_after: int | None, now: float) -> tuple[int, int]:
-    """Return start and end, in seconds since 1970; None and 0 mean 1975 and ten years from now.
+    """Return start and end of the validity in seconds since 1970.
+
+    `not_before` and `not_after` are such times; None and 0 mean 1975 and ten years from `now`.
 
     Raises:
         ConfigError: If the clock `now` is before 1970 and determines the end.

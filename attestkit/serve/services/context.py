@@ -98,7 +98,7 @@ class Guest:
         attester: Produces quotes and evidence.
         app_compose: The app's compose file.
         app_keys: The app's keys; None: key methods fail.
-        vm_config: Configuration of the VM, returned unchanged.
+        vm_config: Configuration of the VM, JSON text, returned unchanged.
         now: Returns the Unix time.
         random: Returns as many random bytes as its argument says.
         machine: Static information about the machine; None: read it, or "simulated".
@@ -217,7 +217,7 @@ class Guest:
         """Run `work` and return its result; in the device's thread if it may block.
 
         Args:
-            work: The work.
+            work: Function without arguments; its exception is raised here.
             writes: It writes to a disk, so it always runs in the device's thread.
             signs: It has a certificate signed, so it runs in a thread that may wait for a KMS.
         """
@@ -239,16 +239,21 @@ class Guest:
         return self._keys
 
     def quote(self, report_data: bytes, answer: M, /, **varying: bytes) -> PreparedResponse[M]:
-        """Return `answer` with a quote over 64 bytes; see `QuoteResponses.quote`."""
+        """Return `answer` with a quote over 64 bytes of report data, and its event log.
+
+        `answer` lacks both, and the fields in `varying`, whose values are specific to this request.
+        """
         return self._quotes.quote(report_data, answer, **varying)
 
     def quote_response(self, report_data: bytes) -> PreparedResponse[m.GetQuoteResponse]:
-        """Return the response of GetQuote for up to 64 bytes; UsageError if there are more."""
+        """Return the response of GetQuote for report data of up to 64 bytes, else a UsageError."""
         report_data = _pad(report_data)
         return self.quote(report_data, self._no_quote, report_data=report_data)
 
     def attest_v1(self, report_data: bytes) -> PreparedResponse[AttestResponse]:
-        """Return the response of Attest in the guest API v1 for 64 bytes, without GPU evidence.
+        """Return the response of Attest in the guest API v1, without GPU evidence.
+
+        `report_data` has 64 bytes.
 
         Raises:
             BackendError: If the platform produces no evidence.

@@ -116,7 +116,7 @@ class HostAccess:
     """
 
     async def check(self, request: Scope, route: str | None) -> None:
-        """Refuse Shutdown for every peer but the host.
+        """Refuse a request if `route` (a method) is Shutdown, and its peer is not the host.
 
         Raises:
             MethodRefusedError: If the request is for Shutdown, and its peer is not the host.

@@ -39,7 +39,7 @@ class EvidenceTemplate:
         size: Number of bytes after the prefix that differ between quotes.
         tail: The rest of the quote, the same in all quotes.
         log: The event log.
-        config: Configuration of the VM.
+        config: Configuration of the VM, JSON text.
     """
 
     def __init__(self, prefix: bytes, size: int, tail: bytes, log: WireLog, config: str) -> None:
@@ -58,7 +58,11 @@ class EvidenceTemplate:
         self._end = hexlify(zeros[report_data + _REPORT_DATA_SIZE :]) + _AFTER
 
     def render(self, varying: bytes, report_data: bytes) -> PreparedResponse[AttestResponse]:
-        """Return the response with the evidence of a quote, given its bytes that differ."""
+        """Return the response with the evidence of a quote.
+
+        `varying` are the `size` bytes of the quote that differ, and `report_data` its 64 bytes of
+        report data.
+        """
         pieces = [
             self._start,
             hexlify(_integers(varying)),
@@ -77,13 +81,13 @@ def _encode(platform: Tdx, log: WireLog, config: str, fill: int) -> bytes:
 
 
 def _first_difference(one: bytes, other: bytes, start: int = 0) -> int:
-    """Return the offset of the first byte, from `start` on, that differs; the sizes are equal."""
+    """Return the first offset, from `start` on, at which two inputs of equal size differ."""
     different = int.from_bytes(one[start:], "big") ^ int.from_bytes(other[start:], "big")
     return len(one) - (different.bit_length() + 7) // 8
 
 
 def _integers(data: bytes) -> bytes:
-    """Return the items of an array of integers in msgpack, which represents the bytes `data`."""
+    """Return `data` as the items of a msgpack array of integers, without the array's head."""
     return msgspec.msgpack.encode(list(data))[_ARRAY_HEAD if len(data) > _SHORT_ARRAY else 1 :]
 
 
@@ -101,7 +105,10 @@ _MAX_TEMPLATE_SIZE: Final = 1 << 16  # bytes and characters of all fields of a c
 
 
 class _QuoteCache:
-    """Parts of responses that new quotes share while registers and certificates are unchanged."""
+    """Parts of responses that new quotes share while registers and certificates are unchanged.
+
+    `rtmrs` are the registers, and `tail` is the end of the quotes, after the first signature.
+    """
 
     def __init__(self, rtmrs: Rtmrs, tail: bytes) -> None:
         self.rtmrs = rtmrs
@@ -148,7 +155,9 @@ class QuoteResponses:
         return template.render(_head(quote, cached), *varying.values())
 
     def attest(self, report_data: bytes) -> PreparedResponse[AttestResponse]:
-        """Return the response of Attest in the guest API v1 over 64 bytes, without GPU evidence.
+        """Return the response of Attest in the guest API v1, without GPU evidence.
+
+        `report_data` has 64 bytes.
 
         Raises:
             BackendError: If the platform returns no quote.
@@ -164,7 +173,10 @@ class QuoteResponses:
         return template.render(varying, report_data)
 
     def _make_quote(self, report_data: bytes, failure: str) -> tuple[Quote, EventLog, _QuoteCache]:
-        """Return a new quote, the log that replays to it, and the parts that it shares."""
+        """Return a new quote, the log that replays to it, and the parts that it shares.
+
+        `report_data` has 64 bytes; the text of a BackendError begins with `failure`.
+        """
         try:
             quote, log = self._attester.evidence_source.quote_and_log(report_data)
         except AttestKitError as error:

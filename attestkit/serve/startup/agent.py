@@ -32,7 +32,10 @@ _logger = logging.getLogger("attestkit.serve")
 def serve_agent(
     settings: Settings, verifier: "VerifierSettings | None", shared: ServerContext
 ) -> None:
-    """Serve an agent, and a verifier service beside it, until a signal arrives."""
+    """Serve an agent, and a verifier service beside it, until a signal arrives.
+
+    `verifier` has the settings of the verifier service; None: it is off.
+    """
     options = settings.options
     settings.addresses.check_limited()
     listeners = {name for name, _ in settings.addresses.listeners()}
@@ -83,9 +86,10 @@ def _open_tee(settings: Settings, stack: ExitStack) -> Attester:
 
 
 def _start_simulator(settings: Settings, seed: bytes | None) -> Attester:
-    """Open the simulator with its seed, its state and the app's files.
+    """Open the simulator with its seed (32 bytes), its state and the app's files.
 
-    A guest of a cloud keeps no state but the seed: each start of the server is a boot.
+    Without `seed` (None), it is that in the state folder. A guest of a cloud keeps no state but the
+    seed: each start of the server is a boot.
     """
     import attestkit
     from attestkit.backends.simulator import Simulator
@@ -140,8 +144,8 @@ def _load_seed(settings: Settings) -> bytes | None:
 def _boot_with_keys(attester: Attester, kms: KmsSettings, app_id: bytes | None) -> "KmsClient":
     """Boot the app with keys of a KMS; return the client by which the KMS signs certificates.
 
-    The client trusts only the root keys of the KMS that released the app's keys, and tries its URL
-    first.
+    `app_id` has 20 bytes; None: that of the compose hash. The client trusts only the root keys of
+    the KMS that released the app's keys, and tries its URL first.
     """
     from attestkit.kms.boot import boot_with_kms  # lazy: only with a KMS
     from attestkit.kms.client import KmsClient
@@ -193,7 +197,10 @@ def _describe_tee(settings: Settings, attester: Attester) -> list[str]:
 def _server_options(
     settings: Settings, shared: ServerContext, kms: "KmsClient | None"
 ) -> ServerOptions:
-    """Return the options of an agent without a verifier."""
+    """Return the options of an agent without a verifier.
+
+    `kms` is the client of the KMS that signs certificates, if any.
+    """
     given = settings.options
     options = ServerOptions(
         ident=given.ident,

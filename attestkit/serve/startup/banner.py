@@ -69,7 +69,10 @@ def announce(
 
 
 def _agent_commands(places: dict[str, str], attester: "Attester") -> list[str]:
-    """Return shell commands that request Info and evidence on dstack.sock; none if it is off."""
+    """Return shell commands that request Info and evidence on dstack.sock; none if it is off.
+
+    `places` has the paths and URLs of the listeners by name.
+    """
     if "dstack" not in places:
         return []
     path, method = quote(places["dstack"]), "GetQuote" if attester.has_quotes else "Attest"

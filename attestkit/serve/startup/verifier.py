@@ -14,7 +14,10 @@ from attestkit.serve.verifier_service.verifier_factory import load_ear_key, open
 
 
 def serve_verifier(settings: VerifierSettings, shared: ServerContext, *, watchdog: bool) -> None:
-    """Serve the verifier without an agent until a signal arrives."""
+    """Serve the verifier without an agent until a signal arrives.
+
+    `watchdog`: whether to send messages to the service manager's watchdog.
+    """
     stats = Stats()
     if shared.inherited is not None:
         from attestkit.serve.worker_pool.control_channel import ControlChannel  # lazy

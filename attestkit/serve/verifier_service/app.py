@@ -194,7 +194,7 @@ class VerifierApp:
         return answer
 
     def _respond(self, body: bytes, query: VerifyQuery, *, fetch: bool) -> _Response | None:
-        """Verify the evidence in a body; runs in a thread, and never raises.
+        """Verify the evidence in the body of a request; runs in a thread, and never raises.
 
         Returns None if collateral must be fetched, but fetch=False.
         """
@@ -249,7 +249,7 @@ class VerifierApp:
 
 
 def _verdict(outcome: Outcome) -> tuple[str, str]:
-    """Return the outcome and the step that decided it, for `Stats.verdicts`."""
+    """Return accepted, refused or failed, and the step that decided it, for `Stats.verdicts`."""
     if outcome.result is not None:
         return _ACCEPTED
     return "failed" if outcome.failed else "refused", STEPS[outcome.step]

@@ -14,7 +14,7 @@ _LARGEST: Final = 65_536  # bytes of a key file
 
 
 def encode_key_set(key: EarKey) -> bytes:
-    """Return the public key as a JWKS (RFC 7517, section 5)."""
+    """Return the public key as a JWKS (RFC 7517, section 5) in JSON."""
     import json  # lazy: only with a key
 
     return json.dumps({"keys": [key.public.to_jwk()]}, separators=(",", ":")).encode("ascii")

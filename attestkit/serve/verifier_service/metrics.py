@@ -100,7 +100,7 @@ class MetricsAggregator:
         self._last: dict[int, counters.Stats] = {}  # by slot
 
     def update(self, slot: int, data: bytes) -> None:
-        """Store the encoded counters of the current worker of a slot.
+        """Store `data`, the encoded counters (`encode_stats`) of the current worker of a slot.
 
         Raises:
             FormatError: If the message is malformed.

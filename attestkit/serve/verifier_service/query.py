@@ -43,7 +43,9 @@ class VerifyQuery(NamedTuple):
     def from_request(
         cls, query: bytes, headers: "Iterable[tuple[bytes, bytes]]" = ()
     ) -> "VerifyQuery":
-        """Parse the query and the Accept header.
+        """Parse a raw query string and the Accept header, which selects the format of an EAR.
+
+        `headers` are pairs of a lower-case name and a value.
 
         Raises:
             FormatError: If a parameter is unknown, invalid or given more than once, or two
@@ -78,7 +80,7 @@ _ANY: Final = VerifyQuery()
 
 
 def _parameters(query: bytes) -> dict[str, str]:
-    """Return the parameters of a query.
+    """Return the parameters of a raw query string.
 
     Raises:
         FormatError: If a parameter is repeated or unknown, or the query is over 1,024 bytes.

@@ -121,9 +121,10 @@ class VerificationRequest(NamedTuple):
 
 
 def _read_sole_attestation(body: bytes) -> bytes | None:
-    """Return the evidence in a body that has no other member; None for all other bodies.
+    """Return the evidence, decoded from hex, in a body without other members.
 
-    Between the quotation marks are hex digits only, so nothing else can be there.
+    None for all other bodies. Between the quotation marks are hex digits only, so nothing else can
+    be there.
     """
     for start in _SOLE_ATTESTATION:
         if body.startswith(start) and body.endswith(b'"}', len(start)):

@@ -278,7 +278,8 @@ def _names_guests(policy: "AppraisalPolicy") -> bool:
 def _require_naming_rule(policy: "AppraisalPolicy", platform: str) -> None:
     """Raise UnsupportedError if no rule of a policy names the guests that it accepts.
 
-    Without one, any guest would be valid, and clients take `is_valid` to mean a known guest.
+    `platform` is the name of the evidence's platform, for the error. Without such a rule, any guest
+    would be valid, and clients take `is_valid` to mean a known guest.
     """
     if _names_guests(policy):
         return
@@ -290,7 +291,7 @@ def _require_naming_rule(policy: "AppraisalPolicy", platform: str) -> None:
 
 
 def _describe_key_provider(text: bytes) -> Mapping[str, str] | None:
-    """Return name and id of the key provider from its JSON; None if missing or malformed."""
+    """Return name and id of the key provider in JSON `text`; None if missing or malformed."""
     parse = _key_provider if len(text) <= _LONGEST_REMEMBERED else _key_provider.__wrapped__
     return parse(text)
 

@@ -63,14 +63,20 @@ def load_ear_key(settings: "VerifierSettings") -> "EarKey | None":
 
 
 def _trust_anchor(data: bytes) -> bytes | SimulatedRoots | None:
-    """Return the root certificate in a file, or the roots of a simulated machine in its JSON."""
+    """Return the trust anchor in `data`, the content of a file.
+
+    It is a root certificate, DER or PEM, or JSON of SimulatedRoots.
+    """
     if data.lstrip().startswith(b"{"):
         return SimulatedRoots.from_json(data)
     return Authenticators(data).trust_anchor
 
 
 def _amd_certificates(data: bytes) -> tuple[bytes, ...]:
-    """Check that a file has certificates of AMD, all well-formed; return its content."""
+    """Return `(data,)`: the content of a file with AMD certificates, DER or PEM.
+
+    FormatError if it has none, or one is malformed.
+    """
     from attestkit.verifier.platforms.snp.chain import read_endorsements  # lazy: loads X.509
 
     if not read_endorsements([data]):
@@ -79,7 +85,7 @@ def _amd_certificates(data: bytes) -> tuple[bytes, ...]:
 
 
 def _amd_crls(data: bytes) -> tuple[bytes, ...]:
-    """Check that CRLs of AMD in a file are well-formed; return its content."""
+    """Return `(data,)`: the content of a file with CRLs of AMD, after checking their encoding."""
     from attestkit._crypto.x509.crl import read_amd_crls  # lazy: loads X.509
 
     read_amd_crls(data)
@@ -87,7 +93,10 @@ def _amd_crls(data: bytes) -> tuple[bytes, ...]:
 
 
 def _ak_certificates(data: bytes) -> tuple[bytes, ...]:
-    """Check that certificates and CRLs of TPM keys are well-formed; return the file's content."""
+    """Return `(data,)`: the content of a file with certificates and CRLs of TPM keys.
+
+    Their encoding is checked.
+    """
     from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: loads X.509
 
     AkChains(certificates=[data])
@@ -95,7 +104,7 @@ def _ak_certificates(data: bytes) -> tuple[bytes, ...]:
 
 
 def _ak_roots(data: bytes) -> tuple[bytes, ...]:
-    """Check that roots of TPM keys are well-formed; return the file's content."""
+    """Return `(data,)`: the content of a file with roots of TPM keys, whose encoding is checked."""
     from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: loads X.509
 
     AkChains(roots=[data])
@@ -128,7 +137,7 @@ _FILES: Final[Mapping[str, tuple[str, Callable[[bytes], Any]]]] = {
 
 
 def _read_option_file(options: "Options", field: str, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401
-    """Return the parsed content of an option's file; None if it is not given.
+    """Return the content, parsed by `parse`, of the file of the option `field`; None if not given.
 
     Raises:
         ConfigError: If the file cannot be read or parsed; the text names the option.

@@ -181,7 +181,7 @@ class WorkerPool:
             delay = min(2 * delay, _MAX_DELAY)
 
     async def _run_worker(self, slot: int) -> str:
-        """Run a worker until it exits; return how it ended."""
+        """Run a worker, number `slot`, until it exits; return how it ended, as text."""
         process, channel = self._running[slot] = _start(self.arguments, self._listening)
         try:
             await self._read_messages(slot, channel)
@@ -199,7 +199,7 @@ class WorkerPool:
         return f"(process {process.pid}) {outcome}"
 
     async def _read_messages(self, slot: int, channel: socket) -> None:
-        """Handle a worker's messages until it closes its control channel or hangs."""
+        """Handle messages of the worker `slot` until it closes its control channel or hangs."""
         while True:
             try:
                 message = await self._receive(channel)
@@ -279,7 +279,10 @@ class WorkerPool:
     # -- shutdown ----------------------------------------------------------------------------------
 
     async def _stop(self, slots: "Sequence[asyncio.Task[None]]") -> None:
-        """Refuse new connections, let workers finish their requests, and wait for them."""
+        """Refuse new connections, let workers finish their requests, and wait for them.
+
+        `slots` are the tasks of `_supervise_slot`, whose exceptions are raised.
+        """
         ours = "verifier" not in self._service.handed_over
         ListeningSocket(self._listening, ours).refuse_new()
         await asyncio.sleep(HANDSHAKE_SECONDS)  # let pending handshakes reach the queue
@@ -319,7 +322,8 @@ def _interpreter_flags() -> list[str]:
 def _start(arguments: Sequence[str], listening: socket) -> _Worker:
     """Start a worker with the listening socket and a control channel as its only descriptors.
 
-    It leads its own session: signals of a terminal reach only the supervisor.
+    `arguments` is its command line. It leads its own session: signals of a terminal reach only the
+    supervisor.
 
     Raises:
         OSError: If the process cannot be created.
