@@ -13,7 +13,13 @@ TAG_SIZE: Final = 16
 
 
 def aes_gcm_encrypt(key: bytes, iv: bytes, plaintext: bytes, associated: bytes = b"") -> bytes:
-    """Return the ciphertext followed by the tag of 16 bytes.
+    """Encrypt with AES-256-GCM; return the ciphertext followed by the tag of 16 bytes.
+
+    Args:
+        key: 32 bytes.
+        iv: 12 bytes, not used before with this key.
+        plaintext: Any bytes.
+        associated: Associated data: authenticated, not encrypted and not in the result.
 
     Raises:
         UsageError: If the key does not have 32 bytes, or the IV 12.
@@ -23,7 +29,7 @@ def aes_gcm_encrypt(key: bytes, iv: bytes, plaintext: bytes, associated: bytes =
 
 
 def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes, associated: bytes = b"") -> bytes:
-    """Return the plaintext of a ciphertext followed by its tag.
+    """Return the plaintext of a ciphertext followed by its tag; arguments as of `aes_gcm_encrypt`.
 
     Raises:
         VerificationError: If the tag is truncated or not valid, or the associated data differ.
@@ -37,13 +43,16 @@ def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes, associated: bytes 
 
 
 def chacha20_encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
-    """Return ciphertext and tag of ChaCha20-Poly1305; see `aes_gcm_encrypt`."""
+    """Encrypt with ChaCha20-Poly1305; return the ciphertext followed by the tag of 16 bytes.
+
+    The key has 32 bytes and the nonce 12, as for `aes_gcm_encrypt`; there are no associated data.
+    """
     _check_sizes("ChaCha20-Poly1305", key, nonce)
     return ChaCha20Poly1305(key).encrypt(nonce, plaintext, None)
 
 
 def chacha20_decrypt(key: bytes, nonce: bytes, ciphertext: bytes) -> bytes:
-    """Return the plaintext of ChaCha20-Poly1305; see `aes_gcm_decrypt`."""
+    """Return the plaintext of a result of `chacha20_encrypt`; raises as `aes_gcm_decrypt`."""
     _check_sizes("ChaCha20-Poly1305", key, nonce)
     try:
         return ChaCha20Poly1305(key).decrypt(nonce, ciphertext, None)

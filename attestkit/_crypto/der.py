@@ -26,12 +26,12 @@ _LONG: Final = {1: 0x80, 2: 1 << 8, 3: 1 << 16, 4: 1 << 24}
 
 
 def context(number: int) -> int:
-    """Return the tag of a constructed, context-specific element: a3 for 3 ("[3] EXPLICIT")."""
+    """Return the tag of a constructed, context-specific element with `number`: 0xA3 for 3."""
     return 0xA0 | number
 
 
 def encode_element(tag: int, content: bytes) -> bytes:
-    """Return the DER of an element, with its length in the shortest form."""
+    """Return the DER of an element: tag (one byte), length in the shortest form, and `content`."""
     size = len(content)
     if size < 0x80:
         return bytes([tag, size]) + content
@@ -53,6 +53,9 @@ class DerReader:
     """A cursor over DER elements.
 
     Methods raise FormatError if the next element is malformed, or has a tag other than `tag`.
+
+    Arguments named `tag` are the identifier octet that the element must have, such as 0x30 for a
+    SEQUENCE.
     """
 
     __slots__ = ("_data", "_end", "at")
@@ -67,7 +70,7 @@ class DerReader:
         return self._data[self.at] if self.at < self._end else None
 
     def content(self, tag: int) -> bytes:
-        """Read the next element and return its content."""
+        """Read the next element, which must have this tag; return its content."""
         start, end = self._element(tag)
         return self._data[start:end]
 
@@ -79,18 +82,18 @@ class DerReader:
         return self._data[at:end]
 
     def enter(self, tag: int) -> "DerReader":
-        """Read an element and return a reader for its content."""
+        """Read the next element, which must have this tag; return a reader for its content."""
         start, end = self._element(tag)
         return DerReader(self._data, start, end)
 
     def enter_only(self, tag: int) -> "DerReader":
-        """Read the only element left, and return a reader for its content."""
+        """Read the only element left, which must have this tag; return a reader for its content."""
         inner = self.enter(tag)
         self.finish()
         return inner
 
     def only(self, tag: int) -> bytes:
-        """Read the only element left, and return its content."""
+        """Read the only element left, which must have this tag; return its content."""
         content = self.content(tag)
         self.finish()
         return content
@@ -130,7 +133,7 @@ class DerReader:
             raise _bad("data follow the last element", self.at, "trailing_data")
 
     def _element(self, tag: int) -> tuple[int, int]:
-        """Skip the next element; return the offsets of start and end of its content."""
+        """Skip the next element, which must have this tag; return start and end of its content."""
         data, at, end = self._data, self.at, self._end
         start = at + 2
         if start > end or data[at] != tag:
@@ -144,7 +147,7 @@ class DerReader:
         return start, self.at
 
     def _long_length(self, width: int) -> tuple[int, int]:
-        """Return the length that the next `width` bytes encode, and the offset after them."""
+        """Return the length encoded in the next `width` bytes, and the offset after those bytes."""
         start = self.at + 2 + width
         size = int.from_bytes(self._data[self.at + 2 : start], "big")
         least = _LONG.get(width)

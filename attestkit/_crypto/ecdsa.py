@@ -188,7 +188,7 @@ class P256Key(Secret):
 
     @classmethod
     def from_pem(cls, text: str) -> "P256Key":
-        """Parse an unencrypted private key in PEM, PKCS#8 or SEC1.
+        """Parse `text`, an unencrypted private key in PEM: PKCS#8 or SEC1 ("EC PRIVATE KEY").
 
         Raises:
             FormatError: If the key is malformed, encrypted, or not a P-256 key.

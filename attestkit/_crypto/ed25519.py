@@ -42,7 +42,7 @@ class Ed25519Key(Secret):
 
     @classmethod
     def from_pem(cls, text: str) -> "Ed25519Key | None":
-        """Parse an unencrypted key in PEM (PKCS#8, RFC 8410); return None for other keys.
+        """Parse `text`, an unencrypted key in PEM (PKCS#8, RFC 8410); return None for other keys.
 
         Raises:
             FormatError: If the key has the header of an Ed25519 key, but not 32 bytes after it.
@@ -105,6 +105,11 @@ def ed25519_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
 
     Keys of small order are accepted, as by the dstack guest agent.
 
+    Args:
+        public_key: 32 bytes.
+        signature: R and S, 64 bytes.
+        data: The signed data, not hashed.
+
     Raises:
         UsageError: If the key is not a point of the curve, or an argument has another size.
     """
@@ -120,7 +125,7 @@ def ed25519_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
 
 
 def ed25519_verify_strict(public_key: bytes, signature: bytes, data: bytes) -> bool:
-    """Return whether a signature (64 bytes) over `data` is valid for a key of 32 bytes.
+    """Return whether a signature (64 bytes) over `data` is valid for `public_key`, 32 bytes.
 
     Unlike `ed25519_verify`, it returns False for keys of small order and for encodings that no
     signer creates. It rejects an invalid signature in a quarter of that function's time.
@@ -133,7 +138,7 @@ def ed25519_verify_strict(public_key: bytes, signature: bytes, data: bytes) -> b
 
 
 def ed25519_has_prime_order(public_key: bytes) -> bool:
-    """Return whether 32 bytes are the canonical encoding of a point of prime order.
+    """Return whether `public_key` (32 bytes) is the canonical encoding of a point of prime order.
 
     For a point of small order, signatures exist that are valid for many messages.
     """
@@ -152,7 +157,7 @@ def _openssl_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
 
 
 def _is_point(encoded: bytes) -> bool:
-    """Return whether 32 bytes are a point: x exists for their y (RFC 8032, 5.1.3)."""
+    """Return whether `encoded` (32 bytes) is a point: an x exists for its y (RFC 8032, 5.1.3)."""
     y = int.from_bytes(encoded, "little") & ((1 << 255) - 1)
     square = y * y % _FIELD
     x_square = (square - 1) * pow(_D * square + 1, -1, _FIELD) % _FIELD

@@ -66,6 +66,12 @@ def digest(name: str, data: bytes) -> bytes:
 def hkdf_sha256(ikm: bytes | bytearray, info: bytes, length: int, salt: bytes) -> bytes:
     """Return `length` bytes of HKDF with SHA-256 (RFC 5869).
 
+    Args:
+        ikm: Input keying material, the secret.
+        info: Bytes that separate this use of the secret from others; may be empty.
+        length: Size of the result in bytes.
+        salt: Salt of the first step; empty is the same as 32 zero bytes.
+
     Raises:
         UsageError: If `length` is not 0 to 8160.
     """
@@ -79,7 +85,12 @@ def hkdf_sha256(ikm: bytes | bytearray, info: bytes, length: int, salt: bytes) -
 
 
 def hkdf_expand_sha256(key: bytes, info: bytes, length: int) -> bytes:
-    """Return `length` bytes of the second step of HKDF (RFC 5869, 2.3).
+    """Return `length` bytes of HKDF-Expand with SHA-256, the second step of HKDF (RFC 5869, 2.3).
+
+    Args:
+        key: Pseudorandom key, the result of the first step.
+        info: Bytes that separate this use of the key from others; may be empty.
+        length: Size of the result in bytes.
 
     Raises:
         UsageError: If `length` is not 0 to 8160.

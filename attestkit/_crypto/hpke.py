@@ -71,7 +71,9 @@ class HpkeSender(Secret):
         return self._aead.encrypt(nonce, plaintext, associated or None)
 
     def export(self, context: bytes, length: int) -> bytes:
-        """Return a secret that the recipient derives, too (RFC 9180, 5.3).
+        """Return a secret of `length` bytes that the recipient can derive too (RFC 9180, 5.3).
+
+        `context` is the exporter context: bytes that separate this secret from others.
 
         Raises:
             UsageError: If `length` is not 0 to 8160.
@@ -86,7 +88,7 @@ class HpkeSender(Secret):
 
 
 def sequence_nonce(base: bytes, sequence: int) -> bytes:
-    """Return the nonce of a message: the base nonce XOR the message's number, big-endian."""
+    """Return the nonce of message number `sequence`: the base nonce XOR the number, big-endian."""
     return (int.from_bytes(base, "big") ^ sequence).to_bytes(len(base), "big")
 
 
@@ -164,11 +166,26 @@ def _schedule_keys(shared: bytes, keys: bytes, info: bytes) -> tuple[bytes, byte
 
 
 def _extract(suite: bytes, salt: bytes, label: bytes, secret: bytes) -> bytes:
-    """Return LabeledExtract of RFC 9180, section 4, 32 bytes."""
+    """Return LabeledExtract of RFC 9180, section 4, 32 bytes.
+
+    Args:
+        suite: Suite id, such as "HPKE" and the three algorithm numbers.
+        salt: Salt of HKDF-Extract; may be empty.
+        label: Label of the RFC, such as b"psk_id_hash".
+        secret: Input keying material.
+    """
     return hmac.digest(salt, _VERSION + suite + label + secret, "sha256")
 
 
 def _expand(suite: bytes, key: bytes, label: bytes, info: bytes, length: int) -> bytes:
-    """Return LabeledExpand of RFC 9180, section 4, `length` bytes."""
+    """Return LabeledExpand of RFC 9180, section 4, `length` bytes.
+
+    Args:
+        suite: Suite id, such as "HPKE" and the three algorithm numbers.
+        key: Pseudorandom key.
+        label: Label of the RFC, such as b"base_nonce".
+        info: Bytes after the label.
+        length: Size of the result in bytes.
+    """
     labelled = length.to_bytes(2, "big") + _VERSION + suite + label + info
     return hkdf_expand_sha256(key, labelled, length)

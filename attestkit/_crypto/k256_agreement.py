@@ -17,7 +17,7 @@ _FORM: Final = "65 bytes of uncompressed SEC1"
 
 
 def k256_shared_secret(secret: bytes, public_key: bytes) -> bytes:
-    """Return the x coordinate of the shared point, 32 bytes.
+    """Return the x coordinate, 32 bytes, of the point that two secp256k1 keys share (ECDH).
 
     Args:
         secret: Scalar, 32 bytes.
@@ -37,12 +37,12 @@ def k256_shared_secret(secret: bytes, public_key: bytes) -> bytes:
 
 
 def require_k256_point(public_key: bytes) -> None:
-    """Check a public key in uncompressed SEC1, 65 bytes; UsageError if it is not valid."""
+    """Check a secp256k1 public key in uncompressed SEC1, 65 bytes; UsageError if not valid."""
     read_k256_point(public_key, UNCOMPRESSED, _FORM)
 
 
 def ethereum_address(public_key: bytes) -> bytes:
-    """Return the Ethereum address, 20 bytes, of a secp256k1 key in any form of SEC1.
+    """Return the Ethereum address, 20 bytes, of a secp256k1 public key: SEC1 of 33 or 65 bytes.
 
     Raises:
         UsageError: If the key is not a point of the curve.
@@ -56,7 +56,7 @@ def ethereum_address(public_key: bytes) -> bytes:
 
 
 def require_k256_public_key(public_key: bytes) -> None:
-    """Check a public key in compressed SEC1, 33 bytes.
+    """Check a secp256k1 public key in compressed SEC1, 33 bytes.
 
     Raises:
         UsageError: If it is not the encoding of a point of the curve.
@@ -65,7 +65,7 @@ def require_k256_public_key(public_key: bytes) -> None:
 
 
 def k256_compressed(public_key: bytes) -> bytes:
-    """Return the compressed form, 33 bytes, of a SEC1 public key of 33 or 65 bytes.
+    """Return the compressed form, 33 bytes, of a secp256k1 public key in SEC1, 33 or 65 bytes.
 
     Raises:
         UsageError: If it is not the encoding of a point of the curve.

@@ -83,14 +83,19 @@ class RsaKeyPair(Secret):
         """SubjectPublicKeyInfo in DER."""
 
     def sign_pkcs1(self, digest: bytes, hash_name: str) -> bytes:
-        """Return the signature over a digest with PKCS #1 v1.5 padding (RFC 8017, 8.2.1)."""
+        """Return the signature over a digest with PKCS #1 v1.5 padding (RFC 8017, 8.2.1).
+
+        `hash_name` is the hash that made the digest: sha1, sha256, sha384 or sha512. The signature
+        is as long as the modulus.
+        """
         block = _DIGEST_INFO[hash_name] + digest
         return self._apply(b"\0\1" + b"\xff" * (self.size - len(block) - 3) + b"\0" + block)
 
     def sign_pss(self, digest: bytes, hash_name: str) -> bytes:
         """Return the signature over a digest with PSS (RFC 8017, 9.1.1).
 
-        MGF1 has the same hash. The salt is as long as the digest, and a function of it.
+        `hash_name` is the hash that made the digest, such as sha256; MGF1 uses it too. The salt is
+        as long as the digest, and a function of it.
         """
         salt = hmac.digest(self._salt_key, digest, hash_name)
         hashed = hashlib.new(hash_name, bytes(8) + digest + salt).digest()
@@ -162,13 +167,18 @@ class EcKeyPair(Secret):
         self.y: bytes = point.y.to_bytes(size, "big")
 
     def sign(self, digest: bytes, hash_name: str) -> tuple[bytes, bytes]:
-        """Return r and s of the signature over a digest, each as long as a coordinate."""
+        """Return r and s of the signature over a digest, big-endian, each as long as a coordinate.
+
+        `hash_name` is the hash that made the digest: sha1, sha256, sha384 or sha512.
+        """
         algorithm = ec.ECDSA(Prehashed(_HASHES[hash_name]()), deterministic_signing=True)
         r, s = decode_dss_signature(self._private.sign(digest, algorithm))
         return r.to_bytes(self.size, "big"), s.to_bytes(self.size, "big")
 
     def exchange(self, x: bytes, y: bytes) -> bytes:
-        """Return the x coordinate of the shared point with a public key.
+        """Return the x coordinate of the point shared with a public key, as long as a coordinate.
+
+        `x` and `y` are the coordinates of that public key on the same curve, big-endian.
 
         Raises:
             SignatureError: If the public key is not on the curve.
@@ -186,7 +196,7 @@ class EcKeyPair(Secret):
 
 
 def _mask(block: bytes, seed: bytes, hash_name: str) -> bytes:
-    """Return a block XORed with MGF1 of a seed (RFC 8017, B.2.1)."""
+    """Return `block` XORed with MGF1 of `seed` (RFC 8017, B.2.1), whose hash is `hash_name`."""
     width = hashlib.new(hash_name).digest_size
     rounds = range(-(-len(block) // width))
     mask = b"".join(hashlib.new(hash_name, seed + n.to_bytes(4, "big")).digest() for n in rounds)
@@ -194,10 +204,12 @@ def _mask(block: bytes, seed: bytes, hash_name: str) -> bytes:
 
 
 def _find_prime(wide: bytes, bits: int) -> int:
-    """Return the highest suitable prime of `bits` bits that is not above a number made of `wide`.
+    """Return a prime of `bits` bits, the highest suitable one not above a number made of `wide`.
 
     Its upper five bits are set, so that the product of all primes has the intended size. It is 3
     mod 4, which makes the primality test simple.
+
+    `wide` are derived random bytes, over 128 bits more than `bits`.
     """
     # `wide` has over 128 bits more than needed, so the bias is negligible.
     number = (1 << bits) - 1 - 4 * (int.from_bytes(wide, "big") % (1 << (bits - 7)))

@@ -53,7 +53,9 @@ class MlKemKey:
 
 
 def mlkem_encapsulate(public_key: bytes) -> tuple[bytes, bytes]:
-    """Return a random shared secret, 32 bytes, and its encapsulation for the holder of a key.
+    """Return a random shared secret, 32 bytes, and its encapsulation to `public_key`, 1088 bytes.
+
+    `public_key` is the recipient's encapsulation key of ML-KEM-768, 1184 bytes.
 
     Raises:
         UsageError: If the key does not have 1184 bytes, or is not a key of ML-KEM-768.

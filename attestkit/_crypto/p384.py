@@ -107,7 +107,7 @@ class P384PublicKey:
 
 @lru_cache(maxsize=256)
 def load_p384_key(spki: bytes) -> P384PublicKey:
-    """Return a public key for a SubjectPublicKeyInfo in DER, from a cache where possible.
+    """Return the key of `spki`, a SubjectPublicKeyInfo in DER, from a cache where possible.
 
     Raises:
         SignatureError: As the constructor of `P384PublicKey`.
@@ -130,5 +130,8 @@ def p384_verify(spki: bytes, signature: bytes, data: bytes) -> None:
 
 
 def p384_verify_der(spki: bytes, signature: bytes, data: bytes) -> None:
-    """Verify a signature in DER over the SHA-384 of `data`; see `p384_verify`."""
+    """Verify a signature over the SHA-384 of `data` that is in DER, as in X.509.
+
+    Other arguments and errors are those of `p384_verify`.
+    """
     P384PublicKey(spki).verify_der(signature, data)

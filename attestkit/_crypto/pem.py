@@ -20,7 +20,7 @@ CRL_LABEL: Final = "X509 CRL"
 
 
 def encode_pem(label: str, der: bytes) -> str:
-    """Return `der` in PEM with this label."""
+    """Return `der` in PEM with this label, such as `CERTIFICATE` (the words after BEGIN)."""
     body = binascii.b2a_base64(der, newline=False).decode()
     lines = [body[at : at + _LINE] for at in range(0, len(body), _LINE)]
     return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----\n"])

@@ -101,7 +101,7 @@ class PublicVerificationKey:
 
 @lru_cache(maxsize=256)
 def load_verification_key(spki: bytes) -> PublicVerificationKey:
-    """Return the key of a SubjectPublicKeyInfo in DER, cached: loading takes as long as verifying.
+    """Return the key of `spki`, a SubjectPublicKeyInfo in DER, from a cache where possible.
 
     Raises:
         SignatureError: As the constructor of `PublicVerificationKey`.
@@ -111,7 +111,10 @@ def load_verification_key(spki: bytes) -> PublicVerificationKey:
 
 @lru_cache(maxsize=64)
 def encode_rsa_spki(modulus: bytes, exponent: int) -> bytes:
-    """Return a public key as SubjectPublicKeyInfo in DER; the modulus is big-endian."""
+    """Return an RSA public key as SubjectPublicKeyInfo in DER.
+
+    `modulus` is big-endian, and `exponent` an integer such as 65537.
+    """
     signed = encode_integer(int.from_bytes(modulus, "big")) + encode_integer(exponent)
     point = encode_element(BIT_STRING, b"\0" + encode_element(SEQUENCE, signed))
     return encode_element(SEQUENCE, _RSA_ALGORITHM + point)
@@ -164,7 +167,7 @@ def rsa_pss_verify(spki: bytes, signature: bytes, data: bytes) -> None:
 
 @lru_cache(maxsize=32)
 def _load_authority(spki: bytes) -> RSAPublicKey:
-    """Return the RSA key of a CA, cached: there are few CAs, and loading takes about 20 us."""
+    """Return the RSA key in `spki`, that of a CA; cached, because loading takes about 20 us."""
     key = _parse(spki)
     if not isinstance(key, RSAPublicKey) or key.key_size < _LEAST_BITS:
         message = f"RSA-PSS: must be an RSA key of at least {_LEAST_BITS} bits"
@@ -173,7 +176,7 @@ def _load_authority(spki: bytes) -> RSAPublicKey:
 
 
 def _parse(spki: bytes) -> object:
-    """Return a SubjectPublicKeyInfo as key object of `cryptography`; None if it is malformed."""
+    """Return `spki` (SubjectPublicKeyInfo in DER) as `cryptography`'s key; None if malformed."""
     try:
         return load_der_public_key(spki)
     except (ValueError, TypeError, UnsupportedAlgorithm):

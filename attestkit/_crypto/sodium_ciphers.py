@@ -28,7 +28,13 @@ SEALED_BOX_OVERHEAD: Final = 48
 
 
 def xchacha20_encrypt(key: bytes, nonce: bytes, plaintext: bytes, associated: bytes = b"") -> bytes:
-    """Return the ciphertext followed by the tag of 16 bytes.
+    """Encrypt with XChaCha20-Poly1305; return the ciphertext followed by the tag of 16 bytes.
+
+    Args:
+        key: 32 bytes.
+        nonce: 24 bytes, not used before with this key.
+        plaintext: Any bytes.
+        associated: Associated data: authenticated, not encrypted and not in the result.
 
     Raises:
         UsageError: If the key does not have 32 bytes, or the nonce 24.
@@ -40,7 +46,7 @@ def xchacha20_encrypt(key: bytes, nonce: bytes, plaintext: bytes, associated: by
 def xchacha20_decrypt(
     key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes = b""
 ) -> bytes:
-    """Return the plaintext of a ciphertext followed by its tag.
+    """Return the plaintext of a ciphertext and its tag; arguments as of `xchacha20_encrypt`.
 
     Raises:
         VerificationError: If the tag is not valid, or truncated.
@@ -60,7 +66,7 @@ def _check_key(key: bytes, nonce: bytes) -> None:
 
 
 def box_encrypt(secret: bytes, public_key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
-    """Return the tag of 16 bytes followed by the ciphertext.
+    """Encrypt with `crypto_box` of NaCl; return the tag of 16 bytes followed by the ciphertext.
 
     Args:
         secret: X25519 secret key of the sender, 32 bytes.
@@ -79,7 +85,7 @@ def box_encrypt(secret: bytes, public_key: bytes, nonce: bytes, plaintext: bytes
 
 
 def box_decrypt(secret: bytes, public_key: bytes, nonce: bytes, ciphertext: bytes) -> bytes:
-    """Return the plaintext of a tag and ciphertext.
+    """Return the plaintext of a result of `box_encrypt`.
 
     Args:
         secret: X25519 secret key of the recipient, 32 bytes.

@@ -22,7 +22,7 @@ class Secret:
 
 
 def own_copy(secret: bytes | bytearray) -> bytes:
-    """Return a copy that is not shared with other code, so that it may be wiped."""
+    """Return a copy of `secret` that is not shared with other code, so that it may be wiped."""
     return bytes(memoryview(secret))  # bytes(secret) would return the same object
 
 
@@ -36,8 +36,9 @@ def wipe(
     """Overwrite a secret with zeros in memory.
 
     `bytes` are immutable by contract: wipe only objects that were created here, are not referenced
-    elsewhere and are not used again. CPython shares objects of length 0 and 1, which are not
-    wiped. On other interpreters, `bytes` may not be accessible.
+    elsewhere and are not used again. CPython shares objects of length 0 and 1, which are not wiped.
+    On other interpreters, `bytes` may not be accessible. `_set` and `_pointer` are bound early for
+    calls at interpreter exit; do not pass them.
     """
     if isinstance(secret, bytearray):
         secret[:] = bytes(len(secret))
@@ -48,6 +49,10 @@ def wipe(
 def wipe_field(
     owner: object, name: str, *, _wipe: Callable[[bytes | bytearray], None] = wipe
 ) -> None:
-    """Wipe a field of an object that may be partly initialised; ignore a missing field."""
+    """Wipe the secret in attribute `name` of `owner`, which may be partly initialised.
+
+    A missing attribute is ignored, and one that is None. `_wipe` is bound early for calls at
+    interpreter exit; do not pass it.
+    """
     if (secret := getattr(owner, name, None)) is not None:
         _wipe(secret)

@@ -93,7 +93,10 @@ def _text(own: Mapping[str, bytes], suffix: str) -> str:
 
 
 def _hardware_id(value: bytes) -> bytes:
-    """Return the hardware ID, which old certificates wrap in an OCTET STRING."""
+    """Return the hardware ID (64 or 8 bytes) in an extension's value.
+
+    Old certificates wrap the ID in an OCTET STRING.
+    """
     if len(value) - 2 in _HARDWARE_ID_SIZES:
         value = DerReader(value).only(OCTET_STRING)
     if len(value) not in _HARDWARE_ID_SIZES:

@@ -118,7 +118,7 @@ class Certificate:
         )
 
     def content(self, oid: str) -> bytes | None:
-        """Return the content of the OCTET STRING in extension `oid`, or None if it is missing.
+        """Return the content of the OCTET STRING inside extension `oid` (dotted); None without it.
 
         Raises:
             FormatError: If the extension does not contain exactly one OCTET STRING.
@@ -140,7 +140,9 @@ class Certificate:
 
 
 def read_extension_content(extensions: Mapping[str, bytes], oid: str) -> bytes | None:
-    """Return the content of the OCTET STRING in extension `oid`, or None if it is missing.
+    """Return the content of the OCTET STRING inside extension `oid`; None without the extension.
+
+    `extensions` are the contents of the extensions' own OCTET STRINGs, by dotted OID.
 
     Raises:
         FormatError: If the extension does not contain exactly one OCTET STRING.
@@ -156,7 +158,7 @@ def read_extension_content(extensions: Mapping[str, bytes], oid: str) -> bytes |
 
 
 def read_certificate(data: bytes | str) -> Certificate:
-    """Parse a certificate in DER or PEM; if the PEM has several certificates, the first one.
+    """Parse `data`, a certificate in DER or PEM; of several certificates in PEM, the first one.
 
     Raises:
         FormatError: If the certificate is malformed or exceeds 16 MiB, or an extension is
@@ -195,7 +197,7 @@ def reading_x509(what: str = "certificate") -> Iterator[None]:
 
 
 def certificate_pem(der: bytes) -> str:
-    """Return a certificate in PEM, with LF line ends."""
+    """Return a certificate given in DER as PEM, with LF line ends."""
     return encode_pem("CERTIFICATE", der)
 
 
@@ -217,8 +219,9 @@ def issue_leaf(
 ) -> bytes:
     """Issue a certificate for an application, as the dstack guest agent does; return its DER.
 
-    See the module docstring for the arguments. Each of `alt_names` becomes an IP address if it is
-    a valid one, else a DNS name. `ca_cert` is in PEM, or parsed. `authority_key_id` adds the
+    See the module docstring for the other arguments. `server_auth` and `client_auth` are the
+    extended key usages that the certificate gets. Each of `alt_names` becomes an IP address if it
+    is a valid one, else a DNS name. `ca_cert` is in PEM, or parsed. `authority_key_id` adds the
     extension that strict clients require, such as Python's from version 3.13, of an issuer made by
     `issue_ca`.
 
@@ -256,7 +259,9 @@ def issue_ca(
 ) -> bytes:
     """Issue a CA certificate, self-signed or signed by `issuer`; return its DER.
 
-    See the module docstring for the arguments. `path_length` is the path length constraint;
+    `subject` and `organisation` are at most 64 characters each; `not_before` and `not_after` are
+    seconds since 1970. `serial` None derives the serial number from the key; `extensions` are OIDs
+    (dotted) and contents of private extensions. `path_length` is the path length constraint;
     `issuer` is a CA certificate in PEM, and its key.
 
     Raises:

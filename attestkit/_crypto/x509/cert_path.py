@@ -102,7 +102,7 @@ def read_path_certificate(der: bytes, *, largest: int = _MAX_SIZE) -> PathCertif
     """Parse an X.509 version 3 certificate; its serial number may be zero.
 
     Args:
-        der: The certificate.
+        der: The certificate in DER.
         largest: Maximum size in bytes; more for certificates that contain evidence.
 
     Raises:
@@ -169,6 +169,12 @@ def check_issued(
     rules: PathRules = VENDOR_RULES,
 ) -> None:
     """Check issuer and signature of a certificate, not its validity, so callers may cache it.
+
+    Args:
+        named: The certificate, after its name for errors.
+        issuer: The certificate of its issuer, after its name for errors.
+        reason: Reason of the error if the check fails.
+        rules: The certificates' profile.
 
     Raises:
         SignatureError: With `reason`, if the certificate names another issuer, or its signature is
@@ -283,7 +289,7 @@ def _check_version(fields: DerReader) -> None:
 
 
 def read_time(reader: DerReader) -> datetime:
-    """Parse a time as specified in RFC 5280, 4.1.2.5: in UTC, with seconds.
+    """Read a UTCTime or GeneralizedTime as RFC 5280, 4.1.2.5, has it: in UTC, with seconds.
 
     Raises:
         FormatError: If it is malformed, or no such time exists, such as 30 February.
@@ -335,7 +341,7 @@ def read_extensions(wrapper: DerReader) -> tuple[dict[str, bytes], set[str]]:
 
 
 def _basic_constraints(value: bytes | None) -> tuple[bool, int | None]:
-    """Return cA and pathLenConstraint of the basic constraints; False and None without them."""
+    """Return cA and pathLenConstraint in `value`, basic constraints; False and None for None."""
     if value is None:
         return False, None
     reader = DerReader(value).enter_only(SEQUENCE)
@@ -348,7 +354,7 @@ def _basic_constraints(value: bytes | None) -> tuple[bool, int | None]:
 
 
 def _key_usage(value: bytes | None) -> frozenset[int] | None:
-    """Return the numbers of the set bits of a key usage extension; None without the extension.
+    """Return the numbers of the set bits in `value`, a key usage extension; None for None.
 
     Bit 0 is the highest bit of the first byte (RFC 5280, 4.2.1.3).
     """
@@ -364,7 +370,7 @@ def _key_usage(value: bytes | None) -> frozenset[int] | None:
 
 @lru_cache(maxsize=64)
 def read_usages(value: bytes) -> frozenset[str]:
-    """Return the OIDs of an extended key usage (RFC 5280, 4.2.1.12).
+    """Return the dotted OIDs in `value`, an extended key usage in DER (RFC 5280, 4.2.1.12).
 
     Raises:
         FormatError: If it is malformed, or has more than 16.

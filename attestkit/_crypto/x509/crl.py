@@ -61,7 +61,7 @@ class SignedCrl(NamedTuple):
 
 
 def read_signed_crl(der: bytes) -> SignedCrl:
-    """Parse signature and issuer of a CRL; `read_crl_content` checks the rest.
+    """Parse signature and issuer of a CRL in DER; `read_crl_content` checks the rest.
 
     Raises:
         FormatError: If these parts are malformed, or the version is not 2.
@@ -115,7 +115,7 @@ def read_crl_content(der: bytes, *, strict: bool = True) -> Crl:
     Verify its signature before, because parsing a long list takes long.
 
     Args:
-        der: The CRL.
+        der: The CRL in DER.
         strict: Whether its extensions must be CRL number and authority key identifier.
 
     Raises:
@@ -152,7 +152,7 @@ def read_crl(der: bytes, issuer: IntelCertificate, what: str) -> Crl:
     """Verify that `issuer` signed a CRL, and parse it.
 
     Args:
-        der: The CRL.
+        der: The CRL in DER.
         issuer: The CA whose CRL it must be.
         what: Name of the CRL, with which errors begin.
 
@@ -185,7 +185,7 @@ class AmdCrl(NamedTuple):
 
 
 def read_amd_crls(data: bytes) -> tuple[AmdCrl, ...]:
-    """Parse a CRL in DER, or one or more in PEM ("X509 CRL").
+    """Parse `data`: one CRL in DER, or one or more in PEM ("X509 CRL").
 
     Raises:
         FormatError: If a CRL is malformed or exceeds 262,144 bytes, or there are more than 32.

@@ -129,7 +129,7 @@ def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> Intel
     """Parse a certificate, and check that it conforms to Intel's profile.
 
     Args:
-        der: The certificate.
+        der: The certificate in DER.
         what: Name of the certificate, with which errors begin.
         names: Allowed common names; the other attributes of the subject must be Intel's.
 
@@ -217,7 +217,13 @@ def _public_key(what: str, spki: bytes) -> P256PublicKey:
 
 
 def _check_extensions(what: str, name: str, extensions: x509.Extensions) -> bytes | None:
-    """Check the extensions by the profile; return the value of the SGX extension, if any."""
+    """Check the extensions by Intel's profile; return the SGX extension's value, None without one.
+
+    Args:
+        what: Name of the certificate, with which errors begin.
+        name: Common name of its subject, by which the profile knows a CA.
+        extensions: All its extensions.
+    """
     found = {extension.oid: extension for extension in extensions}
     if missing := _REQUIRED - found.keys():
         raise _bad_constraint(what, f"extension missing: {min(map(_dotted, missing))}")
@@ -262,7 +268,7 @@ _ENCODED: Final = {encode_intel_name(name): name for name in _NAMES}
 
 
 def _common_name(encoded: bytes) -> str:
-    """Return the common name of one of Intel's names; empty for any other name.
+    """Return the common name in `encoded`, a Name in DER; empty if it is not one of Intel's names.
 
     The order of the attributes does not matter, nor whether they are UTF8String or PrintableString.
     """
@@ -275,7 +281,10 @@ def _common_name(encoded: bytes) -> str:
 
 
 def _attributes(encoded: bytes) -> dict[bytes, bytes]:
-    """Return the attributes of a Name by OID; empty if it is not built as Intel's names are."""
+    """Return the values in `encoded`, a Name in DER, by OID (content bytes).
+
+    The result is empty if the Name is not built as Intel's names are.
+    """
     values: dict[bytes, bytes] = {}
     names = DerReader(encoded).enter(SEQUENCE)
     while names.tag() is not None:
@@ -289,7 +298,7 @@ def _attributes(encoded: bytes) -> dict[bytes, bytes]:
 
 
 def _shown_name(encoded: bytes) -> str:
-    """Return an untrusted name for an error message: its common name, or its start in hex."""
+    """Return an untrusted Name (DER) for an error message: its common name, or its start in hex."""
     common_name = _attributes(encoded).get(_COMMON_NAME)
     if common_name is None:
         return encoded[:_SHOWN_BYTES].hex()

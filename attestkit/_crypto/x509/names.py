@@ -25,7 +25,7 @@ COMMON_NAME: Final = "2.5.4.3"
 
 
 def read_name(name: bytes) -> dict[str, str]:
-    """Return the attributes of a Name by dotted OID.
+    """Return the attributes of a Name in DER by dotted OID, such as 2.5.4.3 for the common name.
 
     Values of other types than UTF8String, PrintableString and IA5String are left out.
 
@@ -62,7 +62,7 @@ def _read_attribute(attribute: DerReader, found: dict[str, str]) -> None:
 
 
 def certificate_subject(certificate: bytes) -> bytes:
-    """Return the subject of a certificate: a Name in DER.
+    """Return the subject, a Name in DER, of a certificate in DER.
 
     Raises:
         FormatError: If the certificate is malformed.
@@ -71,7 +71,7 @@ def certificate_subject(certificate: bytes) -> bytes:
 
 
 def subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
-    """Return the bytes of subject and SubjectPublicKeyInfo in a TBSCertificate (RFC 5280, 4.1).
+    """Return subject (Name) and SubjectPublicKeyInfo of a TBSCertificate, all in DER.
 
     cryptography returns them re-encoded only, but evidence is bound to the original bytes.
     """
@@ -84,7 +84,7 @@ def subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
 
 
 def public_key_bits(spki: bytes) -> bytes:
-    """Return the public key in a SubjectPublicKeyInfo: the bytes of its BIT STRING.
+    """Return the public key in `spki`, a SubjectPublicKeyInfo in DER: the bytes of its BIT STRING.
 
     Raises:
         FormatError: If it is malformed.

@@ -47,6 +47,8 @@ def p384_rules(cached: int, *critical: str) -> PathRules:
 def check_trusted_root(named: NamedCertificate, root: NamedCertificate, rules: PathRules) -> None:
     """Check that a chain's root `named` is the trusted `root`, or a certificate of its key.
 
+    `rules` is the profile of the certificates, by which a signature of `named` is verified.
+
     Raises:
         SignatureError: If it is not (`untrusted_root`).
     """
@@ -64,7 +66,7 @@ def _verify(spki: bytes, signature: bytes, data: bytes) -> None:
 
 
 def require_p256_spki(spki: bytes) -> None:
-    """Check the encoding of a SubjectPublicKeyInfo, not that its point is on the curve.
+    """Check the encoding of `spki`, a SubjectPublicKeyInfo, not that its point is on the curve.
 
     Raises:
         SignatureError: If it is not that of a P-256 key with an uncompressed point.
@@ -74,7 +76,7 @@ def require_p256_spki(spki: bytes) -> None:
 
 
 def is_spki(data: bytes) -> bool:
-    """Return whether bytes are a SubjectPublicKeyInfo in DER, of any algorithm (RFC 5280, 4.1)."""
+    """Return whether `data` is a SubjectPublicKeyInfo in DER, of any algorithm (RFC 5280, 4.1)."""
     try:
         public_key_bits(data)
     except FormatError:

@@ -42,7 +42,7 @@ def split_chain(data: bytes, offset: int) -> tuple[bytes, ...]:
 
 
 def split_strict_chain(data: bytes) -> tuple[bytes, ...]:
-    """Return the certificates of a PEM chain in DER, at most 10, in their order.
+    """Return the DER of the certificates in `data`, a PEM chain: at most 10, in their order.
 
     This is the form of Intel's chains: lines of 64 characters, up to eight line ends between the
     certificates, and NUL bytes at the end of the text only.
@@ -120,7 +120,10 @@ def _der_certificates(data: bytes, offset: int) -> tuple[bytes, ...]:
 
 
 def _der_size(data: bytes, at: int, offset: int) -> int:
-    """Return the size of the DER SEQUENCE at `at`, including tag and length (X.690, 8.1.3)."""
+    """Return the size in bytes of the DER SEQUENCE at index `at`, with tag and length.
+
+    `offset` is its offset in the quote, for errors.
+    """
     head = data[at : at + 6]
     if len(head) < 2 or head[0] != 0x30:
         raise _bad_chain("certificate is not a DER SEQUENCE", offset, "syntax")

@@ -55,7 +55,7 @@ def read_sgx_extension(der: bytes) -> PckExtension:
 
 
 def parse_sgx_extension(value: bytes) -> PckExtension:
-    """Parse the value of an SGX extension.
+    """Parse the value of an SGX extension: the DER inside the extension's OCTET STRING.
 
     Raises:
         FormatError: If the value is malformed, has other than 5 or 7 entries, or one of its entries
@@ -118,7 +118,7 @@ def _elements(field: str, der: bytes) -> list[_Element]:
 
 
 def _whole(field: str, der: bytes) -> bytes:
-    """Return the content of `der`, which must be one SEQUENCE."""
+    """Return the content of `der`, which must be one SEQUENCE; `field` names it in errors."""
     elements = _elements(field, der)
     if len(elements) != 1 or elements[0].tag != SEQUENCE:
         raise _bad(field, "must be one SEQUENCE", "wrong_type")
@@ -126,7 +126,11 @@ def _whole(field: str, der: bytes) -> bytes:
 
 
 def _entries(field: str, der: bytes) -> dict[bytes, _Element]:
-    """Return the values of the entries in `der`, the content of a SEQUENCE, by OID suffix."""
+    """Return the values of the entries in `der`, the content of a SEQUENCE, by OID suffix.
+
+    The suffix is the end of an entry's OID after that of the SGX extension, in DER; `field` names
+    the SEQUENCE in errors.
+    """
     found: dict[bytes, _Element] = {}
     for pair in _elements(field, der):
         parts = _elements(field, pair.content) if pair.tag == SEQUENCE else []
@@ -174,7 +178,10 @@ def _integer(
 
 
 def _number(field: str, content: bytes) -> int:
-    """Return a non-negative integer, which must not have a redundant leading zero octet."""
+    """Return the non-negative INTEGER with this content, big-endian without redundant zero octet.
+
+    `field` names it in errors.
+    """
     if (
         not content
         or content[0] & 0x80

@@ -38,7 +38,10 @@ _MAX_SIZE: Final = 1024  # bytes of a URL
 
 
 def read_issuer_urls(certificate: PathCertificate) -> tuple[str, ...]:
-    """Return the URLs of the issuer's certificate, http or https, at most 4 (RFC 5280, 4.2.2.1).
+    """Return the URLs where the certificate of a certificate's issuer is published.
+
+    They are the caIssuers of the authority information access extension (RFC 5280, 4.2.2.1) that
+    begin with http or https; empty without the extension. Over 4 URLs are malformed.
 
     Raises:
         SignatureError: If the extension is malformed (`cert_malformed`).
@@ -48,7 +51,10 @@ def read_issuer_urls(certificate: PathCertificate) -> tuple[str, ...]:
 
 
 def read_crl_urls(certificate: PathCertificate) -> tuple[str, ...]:
-    """Return the URLs of the issuer's CRL, http or https, at most 4 (RFC 5280, 4.2.1.13).
+    """Return the URLs where the CRL for a certificate is published.
+
+    They are the CRL distribution points (RFC 5280, 4.2.1.13) that begin with http or https; empty
+    without the extension. Over 4 URLs are malformed.
 
     Raises:
         SignatureError: If the extension is malformed (`cert_malformed`).
@@ -121,7 +127,7 @@ ReadIssued = Callable[[SignedCrl, PathCertificate], Crl]
 
 
 class RevocationFacts(NamedTuple):
-    """Certificates of a path that were and were not checked; none is revoked."""
+    """Certificates of a path, none revoked: `checked` by a CRL, or `unknown` without one."""
 
     checked: tuple[NamedCertificate, ...]  # certificates with a CRL of their issuer
     unknown: tuple[NamedCertificate, ...]  # those that name a CRL, which is missing
@@ -139,7 +145,7 @@ def read_ak_crl(der: bytes) -> SignedCrl:
 
 
 def is_crl(der: bytes) -> bool:
-    """Return whether DER looks like a CRL rather than a certificate of version 3."""
+    """Return whether `der` looks like a CRL rather than a certificate of version 3."""
     try:
         return DerReader(der).enter(SEQUENCE).enter(SEQUENCE).tag() == INTEGER
     except FormatError:

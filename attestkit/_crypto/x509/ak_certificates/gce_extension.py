@@ -17,7 +17,7 @@ _SECURITY_FIELDS: Final = 6
 
 
 class GceInstance(NamedTuple):
-    """An instance of Google Compute Engine, as its certificate names it."""
+    """An instance of Google Compute Engine as a certificate names it: zone, project, id, name."""
 
     zone: str  # such as us-central1-a
     project_number: int  # 64 bits, unsigned

@@ -190,7 +190,7 @@ class _Search:
         *,
         is_root: bool,
     ) -> bool:
-        """Return whether `issuer` signed the last certificate of `path`."""
+        """Return whether `issuer`, a root if `is_root`, signed the last certificate of `path`."""
         self._signatures += 1
         if self._signatures > _MAX_SIGNATURES:
             message = f"AK certificate: over {_MAX_SIGNATURES} signatures; pass fewer certificates"

@@ -86,7 +86,10 @@ def write_ocsp_answer(
 
 
 def write_ocsp_error(problem: str) -> bytes:
-    """Return the DER of an answer without a status, such as 30030a0106 for "unauthorized".
+    """Return the DER of an OCSPResponse with an error status and no answer.
+
+    `problem` is the error's name: "malformed request", "internal error", "try later", "signature
+    required" or "unauthorized" (30030a0106).
 
     Raises:
         UsageError: If the error is not one of RFC 6960, section 4.2.1.

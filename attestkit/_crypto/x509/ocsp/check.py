@@ -45,7 +45,7 @@ _RULES: Final = p384_rules(256, _EXTENDED_KEY_USAGE, _NO_CHECK)
 
 
 class OcspStatus(NamedTuple):
-    """Status of a certificate, as a verified answer states it."""
+    """Status in a verified answer, with reason and time of a revocation, and answer's validity."""
 
     status: Literal["good", "hold", "revoked"]  # hold: revoked with the reason certificateHold
     reason: RevocationReason | None  # None if good
@@ -123,7 +123,10 @@ class KeptStatuses:
         max_age: timedelta | None = None,
         grace: timedelta = timedelta(),
     ) -> OcspStatus:
-        """Return the status of a certificate; see `check_ocsp`."""
+        """Return a certificate's status as `check_ocsp` by the given answers, or a kept one.
+
+        The other arguments are those of `check_ocsp`: `certificate` and `issuer` are in DER.
+        """
         key = certificate, issuer, max_age, grace
         kept = self._kept.get(key)
         if kept is not None and kept[1] <= now <= kept[2]:
@@ -155,7 +158,11 @@ def _accepted_period(answer: OcspAnswer, expected: _Expected) -> tuple[datetime,
 def _find_status(
     responses: Sequence[bytes], certificate: bytes, issuer: bytes, expected: _Expected
 ) -> tuple[OcspStatus, OcspAnswer | None]:
-    """Return the status of a certificate, and its answer; None if several are about it."""
+    """Return the status of a certificate, and the answer that states it.
+
+    The answer is None if several are about the certificate. `responses`, `certificate` and `issuer`
+    (its issuer's certificate) are in DER.
+    """
     subject, authority = read_kept_certificate(certificate), read_kept_certificate(issuer)
     found = _answers_about(responses, subject, authority)
     if len(found) == 1:
@@ -167,7 +174,7 @@ def _find_status(
 def _choose_status(
     found: Sequence[OcspAnswer], authority: PathCertificate, expected: _Expected
 ) -> OcspStatus:
-    """Return the status of several answers about a certificate."""
+    """Return the status of several answers about a certificate: "revoked", else the newest."""
     valid: list[OcspAnswer] = []
     problem: AttestKitError | None = None
     newest = sorted(found, key=lambda each: each.this_update, reverse=True)
@@ -188,7 +195,9 @@ def _choose_status(
 def _answers_about(
     responses: Sequence[bytes], subject: PathCertificate, authority: PathCertificate
 ) -> list[OcspAnswer]:
-    """Return the answers about a certificate, at least one.
+    """Return those of `responses` (DER) that are about the certificate `subject`, at least one.
+
+    `authority` is the certificate of its issuer.
 
     Raises:
         CollateralError: If there is none, or the responder returned an error instead.
@@ -238,7 +247,11 @@ def _check_answer(answer: OcspAnswer, authority: PathCertificate, expected: _Exp
 
 @lru_cache(maxsize=512)
 def _check_signed(response: bytes, issuer: bytes) -> None:
-    """Check the responder's certificate and the signature, which depend on no time."""
+    """Check responder's certificate and signature of `response`, which depend on no time.
+
+    `response` is an OCSPResponse and `issuer` the certificate of the checked certificate's issuer,
+    both in DER.
+    """
     answer, authority = read_ocsp_answer(response), read_kept_certificate(issuer)
     responder = answer.responder
     named, issued_by = ("OCSP responder", responder), ("the issuer of the certificate", authority)

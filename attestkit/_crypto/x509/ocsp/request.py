@@ -66,7 +66,7 @@ class OcspRequest(NamedTuple):
 def cert_id(
     certificate: PathCertificate, issuer: PathCertificate, hash_name: OcspHash = "sha384"
 ) -> CertId:
-    """Return the identifier of a certificate of an issuer.
+    """Return the identifier in OCSP messages of a certificate that `issuer` issued.
 
     Raises:
         UsageError: If the hash is not supported.
@@ -111,7 +111,7 @@ def write_ocsp_request(
 
 
 def read_ocsp_request(der: bytes) -> OcspRequest:
-    """Parse a request about one certificate, as a simulated responder receives it.
+    """Parse an OCSPRequest in DER about one certificate, as a simulated responder receives it.
 
     Raises:
         FormatError: If it is malformed, signed, over 4,096 bytes, asks about several certificates,
@@ -123,7 +123,7 @@ def read_ocsp_request(der: bytes) -> OcspRequest:
 def read_message(
     der: bytes, subject: str, most: int, read: Callable[[DerReader], _Message]
 ) -> _Message:
-    """Return the result of `read` for a message: one SEQUENCE, of at most `most` bytes.
+    """Return what `read` returns for the content of `der`: one SEQUENCE, of at most `most` bytes.
 
     Raises:
         FormatError: If it is malformed or too large; the error's text begins with `subject`.

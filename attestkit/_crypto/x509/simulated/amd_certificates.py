@@ -47,7 +47,7 @@ class AmdAuthority(NamedTuple):
 
     @property
     def issuer(self) -> Issuer:
-        """The CA with its whole name."""
+        """The CA with its whole name: common name, and the attributes that AMD's CAs share."""
         return Issuer(_name(self.name), self.key)
 
 
@@ -139,6 +139,9 @@ def _name(common_name: str) -> bytes:
 
 
 def _own_extension(suffix: str, value: bytes) -> bytes:
-    """Return one of AMD's extensions; `suffix` is the end of its OID, such as 3.1."""
+    """Return one of AMD's extensions in DER, not critical.
+
+    `suffix` is the end of its OID, such as 3.1; `value` is the DER inside its OCTET STRING.
+    """
     oid = der.encode_element(der.OID, _OWN_OID + bytes(map(int, suffix.split("."))))
     return der.encode_sequence(oid, der.encode_element(der.OCTET_STRING, value))

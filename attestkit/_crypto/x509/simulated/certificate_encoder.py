@@ -64,7 +64,7 @@ class Issuer(NamedTuple):
         return ECDSA_SHA384 if isinstance(self.key, P384Key) else RSA_PSS_SHA384
 
     def sign(self, data: bytes) -> bytes:
-        """Return the signature as certificates contain it."""
+        """Return the signature over `data` as X.509 has it: ECDSA's r and s in DER, RSA's raw."""
         if isinstance(self.key, RsaKey):
             return self.key.sign(data)
         if isinstance(self.key, P256Key):
@@ -79,7 +79,14 @@ class Issuer(NamedTuple):
         serial: int,
         window: tuple[datetime, datetime],
     ) -> bytes:
-        """Return the DER of a certificate; see `encode_certificate` for the arguments."""
+        """Return the DER of a version 3 certificate by this CA.
+
+        Args:
+            subject: Name and SubjectPublicKeyInfo, both in DER.
+            extensions: Extensions in DER, in this order.
+            serial: Serial number, at most 20 octets.
+            window: Validity period from 1950 on, with a resolution of seconds.
+        """
         return encode_certificate(
             self.name,
             subject,
@@ -97,7 +104,13 @@ class Issuer(NamedTuple):
         revoked: Iterable[int],
         extensions: tuple[bytes, ...],
     ) -> bytes:
-        """Return the DER of a version 2 CRL; see `encode_crl_fields` for the arguments."""
+        """Return the DER of a version 2 CRL by this CA.
+
+        Args:
+            window: thisUpdate, which is the revocation date of each entry too, and nextUpdate.
+            revoked: Serial numbers of the revoked certificates, in the order of the entries.
+            extensions: Extensions in DER.
+        """
         fields = encode_crl_fields(self.name, self.algorithm, window, revoked, extensions)
         return encode_signed(fields, self.algorithm, self.sign)
 
@@ -105,7 +118,13 @@ class Issuer(NamedTuple):
 def encode_signed(
     fields: tuple[bytes, ...], algorithm: bytes, sign: Callable[[bytes], bytes]
 ) -> bytes:
-    """Return a certificate or CRL: the signed fields, AlgorithmIdentifier and signature."""
+    """Return a certificate or CRL in DER: `fields` in a SEQUENCE, `algorithm`, and the signature.
+
+    Args:
+        fields: The signed fields in DER.
+        algorithm: AlgorithmIdentifier in DER.
+        sign: Returns the signature over the given bytes.
+    """
     signed = der.encode_sequence(*fields)
     return der.encode_sequence(
         signed, algorithm, der.encode_element(der.BIT_STRING, b"\0" + sign(signed))
@@ -164,7 +183,13 @@ def encode_time(moment: datetime) -> bytes:
 
 
 def encode_extension(number: int, value: bytes, *, critical: bool = False) -> bytes:
-    """Return an extension; `number` is the last arc of its OID, after 2.5.29."""
+    """Return an extension in DER.
+
+    Args:
+        number: Last arc of its OID, after 2.5.29.
+        value: DER inside the extension's OCTET STRING.
+        critical: Whether it is critical.
+    """
     oid = der.encode_element(der.OID, bytes([0x55, 0x1D, number]))
     return der.encode_sequence(
         oid, _TRUE if critical else b"", der.encode_element(der.OCTET_STRING, value)
@@ -172,21 +197,24 @@ def encode_extension(number: int, value: bytes, *, critical: bool = False) -> by
 
 
 def encode_basic_constraints(*, authority: bool, path_length: int | None = None) -> bytes:
-    """Return the critical basic constraints; `authority` is cA."""
+    """Return the basic constraints extension in DER, which is critical.
+
+    `authority` is cA. `path_length` is pathLenConstraint of a CA; None omits it.
+    """
     length = b"" if path_length is None else der.encode_integer(path_length)
     content = der.encode_sequence(_TRUE, length) if authority else der.encode_sequence()
     return encode_extension(BASIC_CONSTRAINTS, content, critical=True)
 
 
 def encode_distribution_point(url: str) -> bytes:
-    """Return the extension with one CRL distribution point."""
+    """Return the extension in DER with one CRL distribution point, an ASCII URL."""
     name = der.encode_element(0x86, url.encode("ascii"))  # uniformResourceIdentifier
     point = der.encode_element(der.context(0), der.encode_element(der.context(0), name))
     return encode_extension(DISTRIBUTION_POINTS, der.encode_sequence(der.encode_sequence(point)))
 
 
 def encode_key_usage(bits: bytes) -> bytes:
-    """Return the critical key usage extension.
+    """Return the key usage extension in DER, which is critical.
 
     Args:
         bits: Content of its BIT STRING: a byte with the number of unused bits at the end, then the
@@ -196,12 +224,12 @@ def encode_key_usage(bits: bytes) -> bytes:
 
 
 def encode_subject_key_id(spki: bytes) -> bytes:
-    """Return the extension with the key id of a SubjectPublicKeyInfo."""
+    """Return the extension in DER with the SHA-1 of `spki`'s key; see `key_id`."""
     return encode_extension(SUBJECT_KEY_ID, der.encode_element(der.OCTET_STRING, key_id(spki)))
 
 
 def encode_authority_key_id(key_id: bytes) -> bytes:
-    """Return the extension with the key id of the issuer."""
+    """Return the extension in DER with the issuer's key id, such as the result of `key_id`."""
     return encode_extension(AUTHORITY_KEY_ID, der.encode_sequence(der.encode_element(0x80, key_id)))
 
 
@@ -212,7 +240,7 @@ def encode_crl_fields(
     revoked: Iterable[int],
     extensions: tuple[bytes, ...],
 ) -> tuple[bytes, ...]:
-    """Return the signed fields of a CRL, version 2.
+    """Return the signed fields of a version 2 CRL in DER, without the SEQUENCE around them.
 
     Args:
         issuer: Name in DER.

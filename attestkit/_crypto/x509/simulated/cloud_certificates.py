@@ -37,9 +37,9 @@ class Extension(NamedTuple):
 
 
 def encode_name(**attributes: str) -> bytes:
-    """Return a Name with UTF-8 attributes, which have the order of the arguments.
+    """Return a Name in DER with UTF-8 attributes, in the order of the arguments.
 
-    Their names are CN, O, OU, C, L, ST and serialNumber.
+    The names of the arguments are CN, O, OU, C, L, ST and serialNumber.
     """
     encoded = [
         encode_attribute(_ATTRIBUTES[kind], UTF8_STRING, value)

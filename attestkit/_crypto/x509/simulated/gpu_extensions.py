@@ -29,14 +29,14 @@ _FWIDS: Final = 6  # number of the field of DiceTcbInfo with several FWIDs, whic
 
 
 def encode_ocsp_access(url: str) -> Extension:
-    """Return the extension with the address of the issuer's OCSP responder."""
+    """Return the authority information access extension with the ASCII URL of an OCSP responder."""
     address = der.encode_element(_URI, url.encode("ascii"))
     described = der.encode_sequence(der.encode_element(der.OID, _OCSP), address)
     return Extension(_AUTHORITY_INFORMATION, der.encode_sequence(described))
 
 
 def encode_device_name(text: str) -> Extension:
-    """Return the extension with a name of DMTF's form, `VENDOR:PRODUCT:SERIAL` (DSP0274)."""
+    """Return the alternative name of a device, `VENDOR:PRODUCT:SERIAL` in ASCII (DSP0274)."""
     value = der.encode_element(
         der.context(0), der.encode_element(der.UTF8_STRING, text.encode("ascii"))
     )
@@ -48,8 +48,8 @@ def encode_dice_fwid(device_key: bytes, fwid: bytes) -> Extension:
     """Return the DICE extension of a Hopper GPU or an LS10 switch.
 
     Args:
-        device_key: SubjectPublicKeyInfo of the device: that of the leaf's issuer.
-        fwid: SHA-384 of the firmware.
+        device_key: SubjectPublicKeyInfo in DER of the device, the leaf's issuer.
+        fwid: SHA-384 of the firmware, 48 bytes.
     """
     return Extension(
         _DICE_FWID, der.encode_sequence(der.encode_integer(1), device_key, _encode_fwid(fwid))
@@ -62,7 +62,7 @@ def encode_dice_tcb_info(vendor: str, model: str, fwid: bytes) -> Extension:
     Args:
         vendor: Name of the vendor.
         model: Chip and processor, such as `GB100 A01 GSP`.
-        fwid: SHA-384 of the firmware; a second FWID is zero.
+        fwid: SHA-384 of the firmware, 48 bytes; a second FWID is zero.
     """
     fields = (
         vendor.encode(),

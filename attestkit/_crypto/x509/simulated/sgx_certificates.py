@@ -43,7 +43,7 @@ class Authority(NamedTuple):
 
     @property
     def issuer(self) -> Issuer:
-        """The authority with all attributes of its name."""
+        """The authority with its whole name: common name and `INTEL_ATTRIBUTES`."""
         return Issuer(encode_intel_name(self.name), self.key)
 
 
@@ -174,7 +174,10 @@ def crl_window(der: bytes) -> Window:
 
 
 def _entry(suffix: bytes, value: bytes) -> bytes:
-    """Return an entry of the SGX extension; its OID is the OID of the extension and `suffix`."""
+    """Return an entry of the SGX extension in DER: a SEQUENCE of OID and `value`, which is DER.
+
+    Its OID is that of the SGX extension followed by `suffix`, arcs in DER.
+    """
     return _sequence(_tlv(OID, _SGX_OID + suffix), value)
 
 
