@@ -26,7 +26,13 @@ def check_size(subject: str, data: bytes, *sizes: int) -> None:
 
 
 def check_reserved(subject: str, data: bytes, ranges: Iterable[tuple[int, int]]) -> None:
-    """Raise FormatError if a byte in one of the ranges, given by start and end, is not zero."""
+    """Check that reserved bytes of `data` are zero; `subject` is the structure's name in errors.
+
+    Args:
+        subject: Name of the structure, with which the error begins.
+        data: The structure.
+        ranges: Offsets of reserved ranges: start, and end (exclusive).
+    """
     for start, end in ranges:
         if rest := data[start:end].lstrip(b"\0"):
             message = f"{subject}: reserved byte must be zero"
@@ -34,7 +40,7 @@ def check_reserved(subject: str, data: bytes, ranges: Iterable[tuple[int, int]])
 
 
 def fields_to_dict(structure: NamedTuple) -> dict[str, object]:
-    """Return the fields of a structure, except `raw`, as JSON values: bytes in hex."""
+    """Return the fields of a structure by name, except `raw`, as JSON values: bytes in hex."""
     return {
         name: value.hex() if isinstance(value, bytes) else value
         for name, value in structure._asdict().items()
@@ -67,11 +73,11 @@ class Cursor:
         return len(self.data) - self.at
 
     def error(self, problem: str, reason: FormatReason, offset: int) -> FormatError:
-        """Return the error for a value at `offset`."""
+        """Return a FormatError with text `problem` about the value at `offset` in the data."""
         return FormatError(f"{self.CODEC}: {problem}", reason=reason, offset=offset)
 
     def wrong_type(self, expected: str, offset: int) -> FormatError:
-        """Return the error for a value of another type."""
+        """Return the error for a value at `offset` that does not have the `expected` type."""
         return self.error(f"expected {expected}", "wrong_type", offset)
 
     def take(self, size: int) -> bytes:
@@ -92,12 +98,12 @@ class Cursor:
             raise self.error("text is not UTF-8", "encoding", start) from error
 
     def truncated(self, count: int, start: int) -> FormatError:
-        """Return the error for an array or map at `start` whose items cannot all be in the data."""
+        """Return the error for an array or map at `start` with more items (`count`) than data."""
         problem = f"truncated: {count} items, {self.remaining} bytes left"
         return self.error(problem, "truncated", start)
 
     def finish(self, subject: str) -> None:
-        """Raise FormatError unless all bytes were read."""
+        """Raise FormatError unless all bytes were read; `subject` names the data in the error."""
         if left := self.remaining:
             message = f"{subject}: {left} bytes after its end"
             raise FormatError(message, reason="trailing_data", offset=self.at)

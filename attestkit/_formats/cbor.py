@@ -24,11 +24,13 @@ Value: TypeAlias = bool | int | bytes | str | list["Value"] | dict["Value", "Val
 
 
 def read_value(data: bytes, *, tag: int | None = None) -> Value:
-    """Return the value that `data` encodes, with or without the tag number `tag`.
+    """Return the value that `data` encodes, one whole document.
 
     Limits: 65,536 values and string chunks, 4,096 entries per map, 16 levels. Floats, other tags,
     and map keys other than integers, strings of definite length, false, true and null are not
     supported.
+
+    `tag` is the number of a tag that may precede the value; None allows no tag.
 
     Raises:
         FormatError: If `data` is not well-formed, exceeds a limit, uses an unsupported type, has

@@ -15,7 +15,7 @@ _FROM_URL: Final = bytes.maketrans(b"-_", b"+/")
 
 
 def to_base64url(data: bytes) -> str:
-    """Return base64url without padding."""
+    """Return `data` in base64url without padding."""
     return b2a_base64(data, newline=False).translate(_TO_URL, b"=").decode("ascii")
 
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 
 def templates(package: str) -> Environment:
-    """Return the environment for the templates in the directory `templates` of a package."""
+    """Return the environment for the templates in directory `templates` of an imported package."""
     return Environment(
         loader=PackageLoader(package, "templates"),
         autoescape=True,
@@ -20,7 +20,10 @@ def templates(package: str) -> Environment:
 
 
 def style(package: str, name: str) -> Markup:
-    """Return a style sheet from the directory `templates`; the CSP of a page contains its hash."""
+    """Return the style sheet in file `name` of the directory `templates` of a package.
+
+    It is inserted into pages, whose Content-Security-Policy contains its hash.
+    """
     return filled(templates(package).get_template(name))
 
 

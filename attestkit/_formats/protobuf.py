@@ -108,7 +108,7 @@ class ProtobufReader(Cursor):
 
 
 def encode_varint(value: int) -> bytes:
-    """Encode an unsigned integer of at most 64 bits."""
+    """Encode `value`, an unsigned integer of at most 64 bits, as a varint."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -118,10 +118,10 @@ def encode_varint(value: int) -> bytes:
 
 
 def encode_bytes_field(number: int, value: bytes) -> bytes:
-    """Encode a field of type bytes, string or message."""
+    """Encode field `number` of type bytes, string or message, whose encoding is `value`."""
     return encode_varint(number << 3 | BYTES) + encode_varint(len(value)) + value
 
 
 def encode_number_field(number: int, value: int) -> bytes:
-    """Encode a field of an unsigned integer type."""
+    """Encode field `number` of an unsigned integer type: tag, and `value` as a varint."""
     return encode_varint(number << 3 | VARINT) + encode_varint(value)

@@ -107,7 +107,7 @@ def decode_at(text: str, at: int) -> tuple[object, int]:
 
 
 def byte_offset(text: str, at: int) -> int:
-    """Return the offset in UTF-8 of the character at an index; a lone surrogate has 3 bytes."""
+    """Return the offset in UTF-8 of the character `text[at]`; a lone surrogate has 3 bytes."""
     return len(text[:at].encode(errors="surrogatepass"))
 
 
@@ -184,7 +184,11 @@ def read(text: str | bytes, what: str = "") -> object:
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Return the members of a JSON document, which must be an object; see `read`."""
+    """Return the members of a JSON document, which must be an object.
+
+    `text` is the document, and `what` its name, with which errors begin. Errors are those of
+    `read`.
+    """
     found = read(text, what)
     if not isinstance(found, dict):
         raise FormatError(f"{what}: must be a JSON object", reason="wrong_type")
@@ -192,7 +196,7 @@ def read_object(text: str | bytes, what: str) -> dict[str, Any]:
 
 
 def from_hex(value: object, what: str, size: int | None = None) -> bytes:
-    """Return the bytes of a hex text without prefix or spaces; `size`: how many, if given.
+    """Return the bytes of a hex text without prefix or spaces, `size` many unless it is None.
 
     FormatError, which begins with `what`, for another value or size.
     """
@@ -248,14 +252,17 @@ def has_surrogate(text: str) -> bool:
 
 
 def hex_field(fields: Mapping[str, Any], name: str) -> bytes:
-    """Return the bytes of a hex field; empty if it is missing or null."""
+    """Return the bytes of the hex text in member `name`; empty if it is missing or null."""
     return from_hex(string(fields, name, ""), name)
 
 
 def number_field(
     fields: Mapping[str, Any], name: str, bits: int, default: int | None = None
 ) -> int:
-    """Return an integer field, 0 to 2**`bits` - 1; `default` if it is missing."""
+    """Return the integer in member `name`, 0 to 2**`bits` - 1; `default` if it is missing.
+
+    A missing member without `default` (None) is a FormatError.
+    """
     value = fields.get(name, default)
     if value is None:
         raise FormatError(f"{name}: missing", reason="missing")
@@ -307,14 +314,17 @@ def member_spans(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _skip(text: str, at: int) -> int:
-    """Return the index of the first character from `at` that is not white space."""
+    """Return the index of the first character, from index `at` on, that is no white space."""
     while at < len(text) and text[at] in _SPACE:
         at += 1
     return at
 
 
 def _expect(text: str, at: int, mark: str) -> int:
-    """Return the index after `mark`, which must be next, or follow white space."""
+    """Return the index after `mark`, one character that must come next from index `at` on.
+
+    White space before it is skipped.
+    """
     at = _skip(text, at)
     if text[at : at + 1] != mark:
         raise _bad(text, at, f"expected {mark}", "syntax" if at < len(text) else "truncated")

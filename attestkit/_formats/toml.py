@@ -38,7 +38,7 @@ _TOKENS: Final = re.compile(
 
 
 def decode(text: str | bytes) -> dict[str, Any]:
-    """Decode TOML of at most 1 MiB.
+    """Decode TOML of at most 1 MiB; return its top-level table.
 
     Raises:
         ConfigError: If the document is malformed or exceeds a limit. The text contains neither a
@@ -60,7 +60,7 @@ def decode(text: str | bytes) -> dict[str, Any]:
 
 
 def _check_nesting(text: str) -> None:
-    """Limit the recursion of the parser, and its time and memory for tables.
+    """Check nesting and number of tables in TOML, to limit the parser's recursion, time and memory.
 
     Raises:
         ConfigError: If brackets nest too deeply, a key has too many dots, or the file has too many

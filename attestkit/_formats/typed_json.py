@@ -55,7 +55,10 @@ def decode_typed(
 
 
 def _invalid(message: str, where: str) -> ConfigError:
-    """Return the ConfigError for an error message of msgspec; it begins with the key."""
+    """Return the ConfigError for an error `message` of msgspec; it begins with the invalid key.
+
+    `where` precedes the key, as in `decode_typed`.
+    """
     found = _WHERE.fullmatch(message)
     problem, path = (found[1], found[2] or "") if found else (message, "")
     keys = [where, _sanitize.key(path, _LONGEST)]

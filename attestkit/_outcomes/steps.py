@@ -143,7 +143,7 @@ StepCheck = Literal[
 
 
 class VerificationStep(NamedTuple):
-    """A step of a verification that did not reject the evidence."""
+    """A step of a verification that did not reject the evidence: check, outcome, and a sentence."""
 
     check: StepCheck
     outcome: StepOutcome
@@ -154,15 +154,15 @@ class VerificationStep(NamedTuple):
 
 
 def passed(check: StepCheck, text: str) -> VerificationStep:
-    """Return the step of a check that passed."""
+    """Return the step of a check that passed; `text` says in a sentence what was found."""
     return VerificationStep(check, "passed", text)
 
 
 def skipped(check: StepCheck, text: str) -> VerificationStep:
-    """Return the step of a check that was skipped."""
+    """Return the step of a check that was skipped; `text` says in a sentence why."""
     return VerificationStep(check, "skipped", text)
 
 
 def caution(check: StepCheck, text: str) -> VerificationStep:
-    """Return the step of a check that passed with a caution."""
+    """Return the step of a check that passed with a caution, which the sentence `text` states."""
     return VerificationStep(check, "caution", text)

@@ -66,7 +66,7 @@ def remove_abandoned(path: Path) -> None:
 
 
 def _make_locked(path: Path) -> tuple[int, str]:
-    """Make a locked temporary file; return its descriptor, which holds the lock, and its path."""
+    """Create a locked temporary file beside `path`; return its descriptor and its path."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -138,7 +138,14 @@ def save_document(
     *,
     mode: int,
 ) -> None:
-    """Write a file, replacing an existing one atomically; see `replace_file`.
+    """Write `content` to a file, replacing an existing one atomically; see `replace_file`.
+
+    Args:
+        path: Path of the file, in an existing folder.
+        content: New content of the file.
+        kind: Class of the error.
+        reason: Reason of the error.
+        mode: Permission bits of the new file.
 
     Raises:
         AttestKitError: One of `kind` with `reason`, if the file cannot be written.

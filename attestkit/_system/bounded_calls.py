@@ -20,7 +20,7 @@ class CallHangsError(TimeoutError):
 
 
 class BoundedCalls:
-    """Calls of one kind; at most `most` hanging ones are left behind. Thread-safe."""
+    """Calls of one kind; while `most` of them hang, further calls are refused. Thread-safe."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -32,7 +32,7 @@ class BoundedCalls:
 
         Args:
             name: Name of the thread.
-            seconds: Time limit.
+            seconds: Time limit of the call.
             function: The function.
             arguments: Its arguments.
 

@@ -64,7 +64,7 @@ class ExchangeError(Exception):
 
 
 class Response(NamedTuple):
-    """HTTP response."""
+    """HTTP response: status code, header fields by name (in any case), and body."""
 
     status: int
     headers: Mapping[str, str]  # names in any case; repeated fields are joined
@@ -72,7 +72,10 @@ class Response(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A request; the headers Host, Accept, Accept-Encoding, Connection and User-Agent are added."""
+    """A request; the headers Host, Accept, Accept-Encoding, Connection and User-Agent are added.
+
+    `host` is the value of the header Host, `target` the request target; `body` None sends none.
+    """
 
     method: str
     host: str  # value of the header Host
@@ -97,7 +100,7 @@ class Request(NamedTuple):
 
 
 class ResponseLimits(NamedTuple):
-    """Limits of a response in bytes, and of a whole exchange in seconds."""
+    """Limits of a response (`head` and `body` in bytes) and of a whole exchange (`seconds`)."""
 
     head: int  # before the body, including interim (1xx) responses; also of the chunk framing
     body: int
@@ -114,7 +117,7 @@ def exchange(
     the failed write, and is returned.
 
     Args:
-        connect: Returns a connected socket.
+        connect: Returns a connected socket; its argument returns the seconds that are left.
         request: The request.
         limits: Limits of the response and of time.
 
@@ -178,9 +181,10 @@ def connect_tcp(host: str, port: int, seconds: float, time_left: TimeLeft) -> "s
 
 
 def _resolve(host: str, port: int, time_left: TimeLeft) -> list[Any]:
-    """Return the addresses of a host as `socket.getaddrinfo` does, in the time that is left.
+    """Return the addresses of host and TCP port as `socket.getaddrinfo` does, in the time left.
 
-    A look-up that exceeds it goes on in its thread, until the system's resolver gives up.
+    `time_left` returns that time in seconds. A look-up that exceeds it continues in its thread,
+    until the system's resolver gives up.
     """
     import socket
 
@@ -196,7 +200,13 @@ def _resolve(host: str, port: int, time_left: TimeLeft) -> list[Any]:
 def start_tls(
     sock: "socket.socket", host: str, context: "ssl.SSLContext", time_left: TimeLeft
 ) -> "ssl.SSLSocket":
-    """Return a connected socket after the TLS handshake; it is closed if the handshake fails.
+    """Return the socket after a TLS handshake on `sock`, which is closed if that fails.
+
+    Args:
+        sock: The connected socket.
+        host: Name for SNI, which the certificate must have if `context` checks names.
+        context: TLS settings.
+        time_left: Returns the seconds that are left for the handshake.
 
     Raises:
         OSError: If the handshake fails.
@@ -214,7 +224,10 @@ class _TooLargeError(Exception):
 
 
 def _describe(error: Exception, seconds: float) -> ExchangeError:
-    """Return the ExchangeError for `error`, without parts of the response that it may contain."""
+    """Return the ExchangeError for `error`, without parts of the response that it may contain.
+
+    `seconds` is the time limit, for the text of a timeout.
+    """
     from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 
     if isinstance(error, _TooLargeError):
@@ -326,7 +339,7 @@ class _BoundedSocket(io.RawIOBase):
         self._sock.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """Return a buffered reader of the socket."""
+        """Return a buffered reader of the socket; `mode` must be "rb"."""
         assert mode == "rb"
         # The buffer is small, because bytes read ahead count against the limit of the head.
         return io.BufferedReader(self, buffer_size=_BUFFER)

@@ -65,12 +65,12 @@ def write_cache_file(path: Path, content: bytes, limits: Mapping[Pattern[str], i
 
 
 def add_checksum(content: bytes) -> bytes:
-    """Return content after a line with its SHA-256."""
+    """Return a line with the SHA-256 (hex) of `content`, followed by `content`."""
     return hashlib.sha256(content).hexdigest().encode("ascii") + b"\n" + content
 
 
 def remove_checksum(data: bytes) -> bytes:
-    """Return the content after the line with its SHA-256.
+    """Return the content in `data`, the result of `add_checksum`, without its first line.
 
     Raises:
         FormatError: If the line is not the SHA-256 of the rest.

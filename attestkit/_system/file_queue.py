@@ -59,7 +59,10 @@ class FileQueue:
             return open_regular(self._path, os.O_RDWR | os.O_CREAT)
 
     def _take_ticket(self, fd: int) -> int:
-        """Take the next ticket; return its byte, which is locked before the number is visible."""
+        """Take the next ticket; return the offset of its byte, locked before the number is visible.
+
+        `fd` is this thread's descriptor of the queue's file.
+        """
         _lock(fd, _COUNTER)
         number = (int.from_bytes(os.pread(fd, 8, 0), "little") + 1) % _NUMBERS
         os.pwrite(fd, number.to_bytes(8, "little"), 0)
@@ -87,7 +90,7 @@ class FileQueue:
                 self.close()
 
     def close(self) -> None:
-        """Close unused descriptors; `leave` closes the others."""
+        """Close descriptors of threads that are not in the queue; `leave` closes the others."""
         self._closed = True
         with contextlib.suppress(IndexError):
             while True:

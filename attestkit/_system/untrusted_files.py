@@ -86,7 +86,7 @@ def open_regular(path: AnyPath, flags: int, *, follow: bool = False) -> int:
 
 
 def _open(path: AnyPath, flags: int) -> tuple[int, bool]:
-    """Open a file; return its descriptor, and whether this call created it."""
+    """Open a file by flags of open(2); return its descriptor, and whether this call created it."""
     try:
         if flags & os.O_CREAT:
             with contextlib.suppress(FileExistsError):
@@ -118,7 +118,7 @@ def _check_owner(found: os.stat_result, path: AnyPath, *, created: bool) -> None
 
 
 def read_regular(path: AnyPath, most: int, *, follow: bool = False, wait: bool = True) -> bytes:
-    """Return at most `most` bytes of a regular file, in an object that the caller may wipe.
+    """Return up to `most` bytes from the start of a regular file, in an object that may be wiped.
 
     Pass `follow=True` for a path that the user gave: it may be a symbolic link, a named pipe (the
     call waits for its writer, unless `wait` is false: then it is refused), or an inherited
@@ -164,7 +164,10 @@ def _open_named(path: AnyPath) -> int:
 
 
 def _wait_for_writer(fd: int, path: AnyPath) -> None:
-    """Wait until a pipe has data or its writer has closed it; log a warning after a second."""
+    """Wait until the pipe `fd` has data or its writer has closed it; log a warning after a second.
+
+    `path` names the pipe in the warning.
+    """
     poll = select.poll()
     poll.register(fd, select.POLLIN)  # POLLHUP is always reported
     if not poll.poll(_PIPE_WARNING_AFTER):
@@ -217,7 +220,7 @@ def o_path_flag() -> int:
 
 
 def change_mode(fd: int, mode: int) -> None:
-    """Change the mode of the file of an O_PATH descriptor, which fchmod does not accept.
+    """Set permission bits of the file of an O_PATH descriptor, which fchmod does not accept.
 
     Raises:
         OSError: If the mode cannot be changed, or /proc is not mounted.
@@ -228,7 +231,7 @@ def change_mode(fd: int, mode: int) -> None:
 
 
 def change_group(fd: int, group: int) -> None:
-    """Change the group (its number) of the file of an O_PATH descriptor; see `change_mode`."""
+    """Set the group (numeric id) of the file of an O_PATH descriptor; errors as `change_mode`."""
     if os.fstat(fd).st_gid != group:
         with _require_proc(f"group {group}"):
             os.chown(f"/proc/self/fd/{fd}", -1, group)
@@ -236,7 +239,10 @@ def change_group(fd: int, group: int) -> None:
 
 @contextlib.contextmanager
 def _require_proc(what: str) -> Iterator[None]:
-    """Replace the FileNotFoundError of a missing /proc by an error with the remedy."""
+    """Context manager: replace the FileNotFoundError of a missing /proc by one with a remedy.
+
+    `what` is the change that needs /proc, such as "mode 600".
+    """
     try:
         yield
     except FileNotFoundError as error:  # not the file, whose descriptor is open
@@ -334,7 +340,10 @@ def _resolve(folders: list[int], name: str) -> str:
 
 
 def _link_target(name: str, folder: int) -> str | None:
-    """Return the target of a symbolic link in the open directory `folder`; None for other files."""
+    """Return the target of the symbolic link `name` in a directory; None if it is no link.
+
+    `folder` is a descriptor of the directory.
+    """
     try:
         return os.readlink(name, dir_fd=folder)
     except OSError as error:

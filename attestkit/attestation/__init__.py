@@ -65,8 +65,8 @@ class Attestation:
         Args:
             evidence: The decoded evidence.
             encoding: Encoding in which it was received; None for new evidence.
-            collateral: Collateral from the same CMW, not parsed.
-            gpu_evidence: Evidence of GPUs from the same CMW, not parsed.
+            collateral: Collateral (nine-field JSON) from the same CMW, not parsed; None without.
+            gpu_evidence: Evidence of GPUs (JSON) from the same CMW, not parsed; None without.
         """
         self._evidence = evidence
         self._collateral = collateral
@@ -113,7 +113,12 @@ class Attestation:
 
     @classmethod
     def from_quote_and_log(cls, quote: bytes, event_log: str, config: str = "") -> "Attestation":
-        """Build evidence from a raw TDX quote and the event log, a JSON array of a guest agent.
+        """Build evidence from a raw TDX quote and its event log.
+
+        Args:
+            quote: The quote, binary.
+            event_log: JSON array of events, as guest agents return it.
+            config: VM configuration, JSON text; empty if unknown.
 
         Raises:
             FormatError: If quote or event log is malformed.
@@ -135,7 +140,7 @@ class Attestation:
         Args:
             quote: The TD quote.
             event_log: Log that replays to the RTMRs of the quote, with the runtime events.
-            config: VM configuration, JSON text.
+            config: VM configuration, JSON text; empty if unknown.
             report_data: Report data, 64 bytes; None takes it from the quote.
             known: Wire form of this log or of its first events, to be reused.
 
@@ -291,7 +296,7 @@ class Attestation:
             raise FormatError(f"collateral: {error}", reason=reason) from error
 
     def with_collateral(self, collateral: "Collateral | None") -> "Attestation":
-        """Return a copy with other collateral beside the evidence, or without collateral.
+        """Return a copy with other collateral beside the evidence, or without (None).
 
         The encodings `cbor` and `json` include it. It is not part of the evidence: neither equality
         nor the appraisal depends on it.
@@ -320,7 +325,7 @@ class Attestation:
         return GpuEvidence.from_json(self._gpu)
 
     def with_gpu_evidence(self, gpu_evidence: "GpuEvidence | None") -> "Attestation":
-        """Return a copy with other evidence of GPUs, or without.
+        """Return a copy with other evidence of GPUs beside that of the CPU, or without (None).
 
         The encodings `cbor` and `json` include it.
         """
@@ -364,7 +369,7 @@ class Attestation:
                 provider empty, as at a guest's key request.
             key_time: Read the identity from the events before `boot-mr-done`, as a KMS does, whose
                 guests have no event `system-ready` yet.
-            device: Verified identity of the device, such as a PPID.
+            device: Verified identity of the device, such as a PPID; empty if not verified.
 
         Raises:
             FormatError: If quote, report, events or configuration are malformed.

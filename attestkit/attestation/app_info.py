@@ -50,7 +50,7 @@ class AppInfo(NamedTuple):
     init_script_hashes: tuple[bytes, ...] | None  # 32 bytes each, at most 5; None if unknown
 
     def to_dict(self) -> dict[str, object]:
-        """Return the JSON object of the guest agent API: hex text, keys in order."""
+        """Return the JSON object of the guest agent API: hex text by field name, in order."""
         hashes = self.init_script_hashes
         found: dict[str, Any] = {name: value.hex() for name, value in self._bytes().items()}
         found["init_script_hashes"] = None if hashes is None else [h.hex() for h in hashes]
@@ -58,7 +58,7 @@ class AppInfo(NamedTuple):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> "AppInfo":
-        """Parse the result of `to_dict`; `init_script_hashes` is optional.
+        """Parse `fields`, the result of `to_dict`; `init_script_hashes` is optional.
 
         Raises:
             FormatError: If a field is missing or not hex.
@@ -274,9 +274,10 @@ def _registers(
     os_image_hash: bytes,
     parsed: ParsedParts,
 ) -> tuple[bytes, bytes] | None:
-    """Return the data whose SHA-256 are mr_system and mr_aggregated.
+    """Return the two byte strings whose SHA-256 are mr_system and mr_aggregated.
 
-    None for platforms that measure no boot events of an app.
+    None for platforms that measure no boot events of an app. `events` are those in mr_aggregated;
+    `os_image_hash` has 32 bytes, or is empty if unknown.
     """
     platform, stack = evidence
     if isinstance(platform, parts.Tdx):
@@ -339,10 +340,12 @@ def _nitro_enclave(
     os_image_hash: bytes,
     device_id: bytes,
 ) -> AppInfo:
-    """Return the identity of an enclave, which is the identity of its image.
+    """Return the identity of a Nitro Enclave, which is the identity of its image.
 
     Enclaves have no runtime register and no boot sequence: the agent writes one unauthenticated
     event `app-id`, and applications cannot emit events. So `system-ready` is not required.
+
+    `os_image_hash` is the image's hash; `device_id` is the SHA-256 of the device's identity.
     """
     document = read_nitro_document(platform.nsm_quote, tpm=False)
     registers = sha256(document.pcr(0) + document.pcr(1) + document.pcr(2))

@@ -95,7 +95,7 @@ class RuntimeData(NamedTuple):
 
     @classmethod
     def parse(cls, text: bytes) -> "RuntimeData":
-        """Parse the JSON document; unknown members are ignored.
+        """Parse `text`, the JSON document of an HCL report; unknown members are ignored.
 
         Raises:
             FormatError: If it is malformed, a member occurs twice, or there is not exactly one
@@ -168,7 +168,7 @@ class HclReport(NamedTuple):
         return cls(2, report_type, hardware_report, runtime_data, RuntimeData.parse(runtime_data))
 
     def encode(self, size: int = 0) -> bytes:
-        """Return the report, zero-padded to at least `size` bytes."""
+        """Return the report as `parse` reads it, zero-padded to at least `size` bytes."""
         count = len(self.runtime_data)
         number = next(n for n, name in _TYPES.items() if name == self.report_type)
         return b"".join(
@@ -182,16 +182,16 @@ class HclReport(NamedTuple):
 
     @property
     def report_data(self) -> bytes:
-        """The report data that the hardware report must have: 64 bytes."""
+        """The report data of the hardware report: SHA-256 of the runtime data, and 32 zeros."""
         return sha256(self.runtime_data) + bytes(32)
 
     def binds(self, report_data: bytes) -> bool:
-        """Return whether `report_data` of a hardware report are those for this runtime data."""
+        """Return whether `report_data`, 64 bytes, are those that the hardware report must have."""
         return hmac.compare_digest(self.report_data, report_data)
 
 
 def is_hcl_report(data: bytes) -> bool:
-    """Return whether the content of an NV index begins like an HCL report."""
+    """Return whether `data`, the content of an NV index, begins like an HCL report ("HCLA")."""
     return data.startswith(_MAGIC)
 
 
@@ -200,7 +200,7 @@ def _bad(reason: FormatReason, problem: str, offset: int | None = None) -> Forma
 
 
 def _read_header(data: bytes) -> int:
-    """Check the header and the size of the whole report; return the version."""
+    """Check header and size of a whole report in `data`; return the report's version, 1 or 2."""
     if len(data) < _START:
         raise _bad("truncated", f"truncated: {len(data)} bytes", len(data))
     magic, version, size, request_type, status = _HEADER.unpack_from(data)
@@ -221,7 +221,7 @@ def _read_header(data: bytes) -> int:
 
 
 def _read_block(data: bytes) -> tuple[HclReportType, int]:
-    """Check the header of the runtime data; return the report's type and the size of the JSON."""
+    """Check the runtime data's header in a report; return the report's type and the JSON's size."""
     size, version, number, algorithm, count = _BLOCK.unpack_from(data, _HARDWARE.stop)
     at = _HARDWARE.stop
     if version != 1:
@@ -253,7 +253,7 @@ _kept_runtime_data = lru_cache(maxsize=16)(_parse_runtime_data)
 
 
 def _keys(fields: dict[str, Any]) -> tuple[RuntimeKey, RuntimeKey | None]:
-    """Return HCLAkPub and HCLEkPub."""
+    """Return HCLAkPub and HCLEkPub (None if missing) from the members of the runtime data."""
     listed = fields.get("keys")
     if not isinstance(listed, list):
         raise FormatError("keys: must be an array", reason="wrong_type")
@@ -284,7 +284,7 @@ def _key(item: dict[str, Any], kid: str) -> RuntimeKey:
 
 @lru_cache(maxsize=64)  # all reports of a VM have the same keys
 def _numbers(n: str, e: str, kid: str) -> tuple[bytes, int]:
-    """Return modulus and exponent of a JSON Web Key; `kid` names it in errors."""
+    """Return modulus (big-endian) and exponent of a JSON Web Key; `kid` names it in errors."""
     modulus = from_base64url(n, f"{kid}: n")
     exponent = from_base64url(e, f"{kid}: e")
     if not modulus or not exponent or not modulus[0] or not exponent[0]:
@@ -319,7 +319,7 @@ def _configuration(fields: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _claim(members: dict[str, Any], name: str, kind: type) -> str:
-    """Return the value of a member of `vm-configuration` as text."""
+    """Return member `name` of `vm-configuration` as text; its value must be of type `kind`."""
     value, where = members[name], f"vm-configuration: {name}"
     if type(value) is not kind:
         raise FormatError(f"{where}: must be {kind.__name__}", reason="wrong_type")

@@ -53,7 +53,7 @@ class Enclosed(NamedTuple):
 
 
 def decode(data: bytes) -> Decoded:
-    """Decode evidence in any encoding.
+    """Decode evidence in any `Encoding`.
 
     Raises:
         FormatError: If `data` is malformed, or in an unknown encoding.
@@ -109,7 +109,7 @@ ENCODE: Final[Mapping[Encoding, Callable[[Evidence, Enclosed], bytes]]] = {
 
 
 def _is_coco(data: bytes) -> bool:
-    """Return whether evidence is in JSON with the members of a TPM quote of CoCo's attesters."""
+    """Return whether `data` is JSON with the members of a TPM quote of CoCo's attesters."""
     return (
         data.lstrip(b" \t\r\n")[:1] == b"{"
         and all(word in data for word in _COCO_MEMBERS)
@@ -118,7 +118,7 @@ def _is_coco(data: bytes) -> bool:
 
 
 def _is_go_tpm_tools(data: bytes) -> bool:
-    """Return whether evidence begins as a protobuf message whose first field is a TPMT_PUBLIC.
+    """Return whether `data` begins as a protobuf message whose first field is a TPMT_PUBLIC.
 
     The field is number 1, of bytes; its size has one or two bytes. The public area begins with the
     type of the key, RSA or ECC. JSON may begin with the same byte, a line feed, but has no zeros.

@@ -22,7 +22,7 @@ _BANK: Final = "sha256"
 
 
 def read_uki_hash(document: Mapping[Value, Value]) -> bytes:
-    """Return the Authenticode hash of the UKI (32 bytes) in a measurement document.
+    """Return the Authenticode hash of the UKI (32 bytes) in an image's measurement document.
 
     Raises:
         FormatError: If the document has other fields or another version.
@@ -39,7 +39,9 @@ def read_uki_hash(document: Mapping[Value, Value]) -> bytes:
 
 
 def check_boot(tpm_quote: TpmQuote, uki_hash: bytes) -> None:
-    """Check firmware and UKI of a TD against the PCRs and the log of its TPM.
+    """Check firmware and UKI of a Google TD against PCRs and log of its TPM.
+
+    `uki_hash` is the expected Authenticode hash of the UKI, 32 bytes.
 
     Raises:
         VerificationError: If PCR 0 is of another firmware, or PCR 2 of another UKI (`os_image`).
@@ -65,7 +67,7 @@ def check_boot(tpm_quote: TpmQuote, uki_hash: bytes) -> None:
 
 
 def pcr_value(tpm_quote: TpmQuote, index: int) -> bytes:
-    """Return the value of a PCR in the SHA-256 bank; FormatError if it is not quoted."""
+    """Return the value of PCR `index`, SHA-256 bank, 32 bytes; FormatError if it is not quoted."""
     for number, bank, value in tpm_quote.pcr_values:
         if (number, bank) == (index, _BANK):
             return value

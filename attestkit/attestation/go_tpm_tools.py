@@ -35,7 +35,7 @@ _INSTANCE: Final = ("zone", "project_id", "project_number", "instance_name", "in
 
 
 class GoTpmToolsQuote(NamedTuple):
-    """A message `tpm.Quote`, with PCR values of one bank."""
+    """A message `tpm.Quote`: TPMS_ATTEST, TPMT_SIGNATURE, and the PCR values of one bank."""
 
     message: bytes  # TPMS_ATTEST
     signature: bytes  # TPMT_SIGNATURE
@@ -43,7 +43,7 @@ class GoTpmToolsQuote(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "GoTpmToolsQuote":
-        """Parse a message.
+        """Parse a message in protobuf.
 
         Raises:
             FormatError: If it is malformed, has an unknown field or a field twice, or its PCR bank
@@ -60,7 +60,7 @@ class GoTpmToolsQuote(NamedTuple):
         )
 
     def encode(self) -> bytes:
-        """Return the message; the PCR values must be of one bank."""
+        """Return the message in protobuf; the PCR values must be of one bank."""
         entries = b"".join(
             encode_bytes_field(2, encode_number_field(1, one.number) + encode_bytes_field(2, value))
             for one in self.pcr_values
@@ -82,7 +82,7 @@ class GceInstanceInfo(NamedTuple):
     instance_id: int = 0
 
     def encode(self) -> bytes:
-        """Return the message."""
+        """Return the message in protobuf."""
         values: tuple[str | int, ...] = tuple(self)
         return b"".join(
             encode_bytes_field(number, value.encode())
@@ -94,7 +94,7 @@ class GceInstanceInfo(NamedTuple):
 
 
 class GoTpmToolsMessage(NamedTuple):
-    """A message `attest.Attestation`."""
+    """A message `attest.Attestation`: key, quotes, logs, certificates, and evidence of a TEE."""
 
     ak_public: bytes = b""  # TPMT_PUBLIC
     quotes: tuple[GoTpmToolsQuote, ...] = ()
@@ -109,7 +109,7 @@ class GoTpmToolsMessage(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "GoTpmToolsMessage":
-        """Parse a message; structures of the TPM, logs and certificates are not parsed.
+        """Parse a message in protobuf; TPM structures, logs and certificates in it are not parsed.
 
         Raises:
             FormatError: If the message is malformed, a field occurs twice that may not, there are
@@ -146,7 +146,7 @@ class GoTpmToolsMessage(NamedTuple):
         )
 
     def encode(self) -> bytes:
-        """Return the message, without unknown fields."""
+        """Return the message in protobuf, without unknown fields."""
         tee = next((number for number, name in _TEES.items() if name == self.tee), 0)
         parts: list[tuple[int, bytes]] = [
             (1, self.ak_public),
@@ -253,7 +253,10 @@ def _unique(
 
 
 def _bytes(fields: dict[int, ProtobufField], number: int, what: str) -> bytes:
-    """Return a field of bytes; empty if it is missing, which protobuf does not distinguish."""
+    """Return field `number`, of type bytes; empty if missing, as protobuf does not distinguish it.
+
+    `what` names the field in errors.
+    """
     return fields[number].bytes_value(what) if number in fields else b""
 
 
@@ -266,7 +269,7 @@ def _repeated(fields: list[ProtobufField], number: int, name: str, limit: int) -
 
 
 def _read_pcrs(data: bytes) -> tuple[parts.PcrValue, ...]:
-    """Read a message `tpm.PCRs`: a bank, and a map from PCR index to value."""
+    """Read `data`, a message `tpm.PCRs`: a bank, and a map from PCR index to value."""
     fields = _read(data)
     single = _unique("tpm.PCRs", [one for one in fields if one.number != 2], (1,))
     entries = [one.bytes_value("tpm.PCRs: pcrs") for one in fields if one.number == 2]

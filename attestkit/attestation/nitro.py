@@ -54,7 +54,7 @@ class NitroDocument(NamedTuple):
     signature: bytes  # r and s, 48 bytes each
 
     def pcr(self, index: int) -> bytes:
-        """Return a PCR, 48 bytes.
+        """Return the value of PCR `index`, 48 bytes.
 
         Raises:
             FormatError: If the document does not contain it.
@@ -130,7 +130,10 @@ def read_nitro_document(data: bytes, *, tpm: bool | None = None) -> NitroDocumen
 
 
 def _find_kind(payload: dict[Value, Value], *, tpm: bool | None) -> _Kind:
-    """Return the kind of the document, by the key of its PCRs."""
+    """Return the kind of a document (enclave or NitroTPM) by the key of its PCRs.
+
+    `payload` is the decoded CBOR map; `tpm` requires a NitroTPM (True) or an enclave (False).
+    """
     found = [kind for kind in (_ENCLAVE, _TPM) if kind.registers in payload]
     if len(found) == 2:
         message = "Nitro document: pcrs and nitrotpm_pcrs: must not have both"
@@ -173,7 +176,10 @@ def _text(payload: dict[Value, Value], name: str) -> str:
 
 
 def _callers_field(payload: dict[Value, Value], name: str, kind: _Kind) -> bytes:
-    """Return a field that the document's requester chose; empty if it is null or missing."""
+    """Return field `name`, which the document's requester chose; empty if it is null or missing.
+
+    `payload` is the decoded CBOR map, and `kind` has the field's limit.
+    """
     if payload.get(name) is None:
         return b""
     value, limit = _typed(payload, name, b""), kind.limits[name]
@@ -183,7 +189,10 @@ def _callers_field(payload: dict[Value, Value], name: str, kind: _Kind) -> bytes
 
 
 def _typed(payload: dict[Value, Value], name: str, kind: _T) -> _T:
-    """Return the required field `name`, whose value must have the same type as `kind`."""
+    """Return the required field `name` of `payload`, a decoded CBOR map.
+
+    `kind` is any value of the type that the field must have.
+    """
     value = payload.get(name)
     if value is None:
         raise _problem(name, "missing", "missing")

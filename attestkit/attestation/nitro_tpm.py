@@ -37,7 +37,7 @@ class DocumentRequest(NamedTuple):
 
 
 def read_document(response: bytes) -> bytes:
-    """Return the document in a response, which may be followed by padding.
+    """Return the document (COSE_Sign1) in a response of the NitroTPM, which may have padding.
 
     Raises:
         FormatError: If the response is malformed.

@@ -64,7 +64,7 @@ class SnpCertificates(NamedTuple):
 
 
 def _entries(data: bytes) -> list[tuple[int, str, bytes]]:
-    """Return offset, GUID and content of each entry that is not empty."""
+    """Return offset in `data`, GUID and content of each table entry that is not empty."""
     end = 0
     entries: list[tuple[int, bytes, int, int]] = []
     while data:  # an empty table needs no zero entry
@@ -96,7 +96,10 @@ def _guid(data: bytes) -> str:
 
 
 def _der(content: bytes, name: str, at: int) -> bytes:
-    """Return a certificate in DER; data that do not begin with a SEQUENCE tag are PEM."""
+    """Return the DER of an entry's `content`, one certificate in DER or PEM.
+
+    `name` is the certificate in errors, and `at` the content's offset in the table.
+    """
     if content[0] == 0x30:
         return content
     try:

@@ -80,7 +80,7 @@ class AgentSource(evidence_source.EvidenceSource):
         return quote.rtmrs
 
     def emit_event(self, name: str, payload: bytes) -> Event:
-        """Emit an event through the agent, and return it as found in fresh evidence."""
+        """Emit an event (name and payload) through the agent; return it as in fresh evidence."""
         evidence_source.check_name(name)
         with self._device:
             self._check_usable()
@@ -112,7 +112,7 @@ class AgentSource(evidence_source.EvidenceSource):
         return evidence.event_log.runtime
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Raise UnsupportedError: the agent's guest measures its app at boot."""
+        """Raise UnsupportedError for any `app_id`: the agent's guest measures its app at boot."""
         del app_id
         raise UnsupportedError(
             "measure_app: not available with an agent, whose guest measures the app at boot",

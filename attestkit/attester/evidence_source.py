@@ -118,12 +118,15 @@ class EvidenceSource:
         raise UnsupportedError(self.no_registers, reason="no_registers")
 
     def emit_event(self, name: str, payload: bytes) -> Event:
-        """Extend RTMR3 by an event and append it to the log, atomically."""
+        """Extend RTMR3 by an event of this name and payload, and log it, atomically."""
         del name, payload
         raise UnsupportedError(self.no_registers, reason="no_registers")
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Measure the app as a dstack guest does at boot, unless that has been done."""
+        """Measure the app as a dstack guest at boot, unless that was done; return the events.
+
+        `app_id` has 20 bytes; None takes the first 20 bytes of the compose hash.
+        """
         del app_id
         raise UnsupportedError(self.no_registers, reason="no_registers")
 
@@ -222,7 +225,7 @@ def parse_response(problem: str, parse: Callable[..., T], *data: bytes) -> T:
 
 
 def check_report_data(found: bytes, requested: bytes, problem: str) -> None:
-    """Raise BackendError with `problem` if evidence is over other report data than requested."""
+    """Raise BackendError with text `problem` unless report data `found` are those `requested`."""
     if not hmac.compare_digest(found, requested):
         raise BackendError(problem, reason="wrong_report_data")
 
@@ -261,7 +264,7 @@ _SIGNED_RESERVE: Final = 1 << 18
 
 
 class EventRegister(NamedTuple):
-    """The register (48 bytes, SHA-384) that runtime events extend, and their journal."""
+    """The register (48 bytes, SHA-384) that runtime events extend: name, reader and journal."""
 
     name: str  # such as "RTMR3"
     read: Callable[[], bytes]  # returns its value, 48 bytes
@@ -269,7 +272,7 @@ class EventRegister(NamedTuple):
 
 
 class LoggedSize(NamedTuple):
-    """Size of the event log in evidence, before an event is added."""
+    """Size of the event log in evidence before an event is added: bytes, and number of events."""
 
     firmware: int  # bytes of the firmware's events
     events: int  # bytes of the runtime events
@@ -287,7 +290,7 @@ class JournalSource(EvidenceSource):
         self._journal: RuntimeLog | None = None
 
     def emit_event(self, name: str, payload: bytes) -> Event:
-        """Extend the register by an event and append it to the log, atomically."""
+        """Extend the register by an event with this name and payload, and log it, atomically."""
         self._require_register()
         check_name(name)
         with self._locked_journal() as journal:
@@ -299,7 +302,10 @@ class JournalSource(EvidenceSource):
             return event
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Measure the app as a dstack guest does at boot, unless that has been done."""
+        """Measure the app as a dstack guest at boot, unless that was done; return the events.
+
+        `app_id` has 20 bytes; None takes the first 20 bytes of the compose hash.
+        """
         from attestkit.dstack.boot_sequence import measure_app  # lazy: rarely needed
         from attestkit.dstack.host_shared_folder import HostShared
 

@@ -57,7 +57,7 @@ class SnpSource(EvidenceSource):
         return Attestation(Evidence(platform, Stack(report_data, (), config)))
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Raise UnsupportedError: on SEV-SNP the host measures the app at launch."""
+        """Raise UnsupportedError for any `app_id`: on SEV-SNP the host measures the app."""
         del app_id
         raise UnsupportedError(
             f"{NO_REGISTERS}; on SEV-SNP the host measures the app at launch", reason="no_registers"
@@ -65,7 +65,7 @@ class SnpSource(EvidenceSource):
 
 
 def parse_report(raw: bytes) -> SnpReport:
-    """Return the parsed report; BackendError if malformed."""
+    """Parse `raw`, an SEV-SNP report of 1184 bytes; BackendError if malformed."""
     if (size := len(raw)) != SIZE:
         reason: BackendReason = "truncated" if size < SIZE else "too_large"
         problem = f"the platform returned a report of {size} bytes, not {SIZE}"
@@ -74,7 +74,7 @@ def parse_report(raw: bytes) -> SnpReport:
 
 
 def check_host_data(report: SnpReport, document: str) -> None:
-    """Raise ReplayError unless the hash of `document` is the report's HOST_DATA."""
+    """Raise ReplayError unless the report's HOST_DATA is the hash of `document` (mr_config)."""
     if not hmac.compare_digest(report.host_data, expected := host_data(document)):
         raise ReplayError(
             f"HOST_DATA is {report.host_data.hex()}, but the hash of the host's mr_config document "
@@ -84,7 +84,7 @@ def check_host_data(report: SnpReport, document: str) -> None:
 
 
 def _launch_document(app: HostApp) -> str:
-    """Return the host's mr_config document; empty if it has none."""
+    """Return the host's mr_config document (JSON text); empty if it has none."""
     host: object = app.host
     if isinstance(host, LaunchRecord):
         return host.mr_config

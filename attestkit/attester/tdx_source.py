@@ -163,7 +163,7 @@ class TdSource(JournalSource):
         return self._log
 
     def _set_firmware_log(self, data: bytes) -> None:
-        """Parse a new firmware event log and reset the cache."""
+        """Parse `data`, a new firmware event log (empty for none), and reset the cache."""
         problem = "malformed firmware event log"
         self._firmware = parse_response(problem, EventLog.parse, data) if data else EventLog()
         events = parse_response(problem, lambda: self._firmware.events)

@@ -81,7 +81,7 @@ _NO_EVENTS: Final = b"\x80"  # an empty array in CBOR
 
 
 class CmwContent(NamedTuple):
-    """Content of a CMW with evidence."""
+    """Evidence in a CMW, its encoding, and enclosed collateral and GPU evidence, unparsed."""
 
     evidence: Evidence
     encoding: CmwEncoding
@@ -90,7 +90,7 @@ class CmwContent(NamedTuple):
 
 
 def is_cmw(data: bytes) -> bool:
-    """Return whether encoded evidence is a CMW, and not in an encoding of dstack.
+    """Return whether `data`, encoded evidence, is a CMW, and not in an encoding of dstack.
 
     Only JSON may begin with white space. A CBOR record (an array of 2 or 3 items) begins with the
     same byte as a msgpack map of 2 or 3 entries, so the second byte decides: it is below 0x80 in a
@@ -136,7 +136,7 @@ def encode_evidence(
 
 
 def decode_evidence(data: bytes) -> CmwContent:
-    """Decode a CMW that contains evidence.
+    """Decode `data`, a CMW in JSON or CBOR that contains evidence.
 
     Raises:
         FormatError: If the CMW or a part is malformed, or the parts belong to different platforms.
@@ -184,7 +184,7 @@ def _encode_part(part: object) -> bytes:
 
 
 def _read_plain_parts(data: bytes) -> dict[str, bytes] | None:
-    """Return the parts of a collection by label, if it is encoded as attestkit writes it.
+    """Return the parts by label of `data`, a collection in CBOR encoded as attestkit writes it.
 
     Return None for any other CMW, which the full reader then decodes, or rejects with an error.
     cbor2 is much faster than that reader.
@@ -283,7 +283,7 @@ def _build_evidence(parts: dict[str, bytes]) -> Evidence:
 
 
 def _wrong_labels(found: KeysView[str]) -> FormatError:
-    """Return the error for missing labels, or for those of several platforms."""
+    """Return the error for labels `found` that lack one, or are of several platforms."""
     key_labels = next((labels for labels in _PLATFORMS if found >= {*labels}), None)
     if key_labels is None:
         return FormatError("CMW collection: quote, report or document missing", reason="missing")
@@ -339,7 +339,7 @@ def _write_events(events: list[dict[str, Any]]) -> bytes:
 
 
 def _read_events(part: bytes) -> tuple[WireEvent, ...]:
-    """Decode the JSON array of an event log; as in wire version 1, preimages are not parsed."""
+    """Decode `part`, an event log as a JSON array; preimages stay text, as in wire version 1."""
     from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
 
     if (events := v1_structs.decode_json_log(part)) is not None:

@@ -13,7 +13,7 @@ from attestkit.errors import FormatError, UsageError
 
 
 def read_json(data: bytes) -> cmw.Cmw:
-    """Decode a CMW in JSON: a record or a collection.
+    """Decode `data`, a CMW in JSON: a record or a collection.
 
     Raises:
         FormatError: If the JSON is malformed or has duplicate keys, or the CMW is not valid or

@@ -65,7 +65,7 @@ class Indicator:
 
 
 class Record(NamedTuple):
-    """A message and its type."""
+    """A conceptual message (bytes), its media type or Content-Format, and indicator or None."""
 
     media_type: str | int  # media type (RFC 9110), or CoAP Content-Format, 0 to 65,535
     value: bytes
@@ -73,7 +73,7 @@ class Record(NamedTuple):
 
 
 class Collection(NamedTuple):
-    """Messages by label; JSON allows only text labels."""
+    """Records and collections by label (in JSON only text), and a type: URI, OID or None."""
 
     entries: Mapping[Label, Union[Record, "Collection"]]
     kind: str | None = None  # type of the collection, a URI or a dotted OID
@@ -91,7 +91,13 @@ class Budget:
         self._left = MAX_MESSAGES
 
     def spend(self, depth: int, *, collection: bool, where: str, offset: int | None = None) -> None:
-        """Count a message inside of `depth` collections; `where` is its place, for errors.
+        """Count a message that is inside of `depth` collections.
+
+        Args:
+            depth: Number of collections around the message.
+            collection: Whether the message is a collection itself.
+            where: Place of the message in the CMW, with which errors begin.
+            offset: Offset of the message in the data, for errors; None if unknown.
 
         Raises:
             FormatError: If the CMW has too many messages, or nests collections too deeply.
@@ -106,7 +112,7 @@ class Budget:
 
 
 def tag_number(number: int) -> int:
-    """Return the CBOR tag of a CoAP Content-Format (RFC 9277, 4.3 and Appendix B).
+    """Return the CBOR tag of the CoAP Content-Format `number` (RFC 9277, 4.3 and Appendix B).
 
     Raises:
         UsageError: If the Content-Format is not 0 to 65,024; others have no tag.
@@ -125,7 +131,7 @@ def content_format(tag: int) -> int | None:
 
 
 def read_cbor(data: bytes) -> Cmw:
-    """Decode a CMW in CBOR: a record, a tagged message or a collection.
+    """Decode `data`, a CMW in CBOR: a record, a tagged message or a collection.
 
     Raises:
         FormatError: If the CMW is malformed, exceeds a limit, or has trailing bytes.
@@ -149,7 +155,7 @@ def write_cbor(message: Cmw) -> bytes:
 
 
 def write_tag(number: int, value: bytes) -> bytes:
-    """Encode a tagged message of the CoAP Content-Format `number`.
+    """Encode `value` as a tagged message of the CoAP Content-Format `number`, in CBOR.
 
     Raises:
         UsageError: If the Content-Format has no tag.
@@ -172,7 +178,7 @@ def make_record(
         value: The message.
         ind: Indicator, see `Indicator`; None if the record has none.
         where: Place of the record in the CMW, with which error messages begin.
-        offset: Offset of the record, for errors.
+        offset: Offset of the record in the data, for errors; None if unknown.
 
     Raises:
         FormatError: If media type, Content-Format or indicator is not valid.
@@ -204,7 +210,7 @@ def make_collection(
         entries: Records and collections by label.
         kind: Type of the collection, a URI or OID; None if it has no type.
         where: Place of the collection in the CMW, with which error messages begin.
-        offset: Offset of the collection, for errors.
+        offset: Offset of the collection in the data, for errors; None if unknown.
 
     Raises:
         FormatError: If the number of entries is out of range, or the type is not a URI or OID.

@@ -20,7 +20,7 @@ MAX_SIZE: Final = 1 << 20
 
 
 def decode_evidence(data: bytes) -> Evidence:
-    """Decode evidence of an Azure guest (generation 0, 1 or 2) or of a generic TPM.
+    """Decode JSON with evidence of an Azure guest (generation 0, 1 or 2) or of a TPM alone.
 
     The report data are the qualifying data of the quote, zero-padded to 64 bytes.
 
@@ -39,7 +39,7 @@ def decode_evidence(data: bytes) -> Evidence:
 
 
 def encode_evidence(evidence: Evidence) -> bytes:
-    """Encode evidence, without logs and without certificates of AMD's CAs and the AK.
+    """Encode evidence in JSON, without logs and without certificates of AMD's CAs and the AK.
 
     The format has no members for these. Evidence of Azure has generation 2 if the paravisor's user
     data are the report data, else generation 1, which does not state that.

@@ -50,7 +50,7 @@ def read_quote(
 
     Args:
         value: The JSON value.
-        read: Decodes its byte strings.
+        read: Decodes its byte strings; arguments: JSON value, and its name in errors.
         bare_signature: Whether the signature is that of RSASSA with SHA-256 alone, not a
             TPMT_SIGNATURE.
         ak_public: `VtpmQuote.ak_public` of the result, which the JSON value does not contain.
@@ -74,7 +74,7 @@ def read_quote(
 
 
 def read_bincode_quote(data: bytes) -> VtpmQuote:
-    """Decode a quote as kinvolk's library stores it, in bincode.
+    """Decode `data`, a quote with 24 PCR values as kinvolk's library stores it, in bincode.
 
     Raises:
         FormatError: If it is malformed, or does not have 24 values of 32 bytes.
@@ -147,12 +147,12 @@ def bare_signature_of(quote: VtpmQuote) -> bytes:
 
 
 def bytes_of_hex(value: object, what: str) -> bytes:
-    """Decode a hex string; `what` names it in the error."""
+    """Decode a JSON value, a hex string; `what` names it in the error."""
     return from_hex(value, what)
 
 
 def bytes_of_array(value: object, what: str) -> bytes:
-    """Decode an array of numbers, 0 to 255; `what` names it in the error."""
+    """Decode a JSON value, an array of numbers 0 to 255; `what` names it in the error."""
     if value is None:
         raise FormatError(f"{what}: missing", reason="missing")
     if not isinstance(value, list) or not all(type(item) is int for item in value):
@@ -166,7 +166,7 @@ def bytes_of_array(value: object, what: str) -> bytes:
 
 
 def member(fields: dict[str, Any], name: str, read: ReadBytes) -> bytes:
-    """Decode the member `name` with `read`; it must not be empty."""
+    """Decode with `read` the member `name` of a JSON object's members; it must not be empty."""
     if not (found := read(fields.get(name), name)):
         raise FormatError(f"{name}: empty", reason="missing")
     return found
@@ -194,7 +194,7 @@ _SEQUENCE: Final = b"\x30"  # first byte of a SubjectPublicKeyInfo, never of a T
 
 
 def read_generic_tpm(fields: dict[str, Any]) -> Evidence:
-    """Return the evidence in a decoded document.
+    """Return the evidence of a TPM alone in the members of a JSON document.
 
     Raises:
         FormatError: If a member is missing or malformed.
@@ -205,12 +205,15 @@ def read_generic_tpm(fields: dict[str, Any]) -> Evidence:
 
 
 def _bytes(value: object, what: str) -> bytes:
-    """Decode a PCR value (`what` is "pcrs") from hex, any other member from standard base64."""
+    """Decode a PCR value (`what` is "pcrs") from hex, any other member from standard base64.
+
+    `value` is the JSON value, and `what` its name in errors.
+    """
     return from_hex(value, what, PCR_SIZE) if what == "pcrs" else from_base64(value, what)
 
 
 def build_generic_tpm(platform: Tpm) -> dict[str, Any]:
-    """Return the document of a TPM alone, for JSON.
+    """Return the members of the JSON document of a TPM alone.
 
     Raises:
         UsageError: If the quote is not of PCRs 0 to 23, or the key is malformed.
@@ -239,7 +242,7 @@ _BOUND: Final = 2  # generation in which the paravisor's user data are the repor
 
 
 def read_azure(fields: dict[str, Any]) -> Evidence:
-    """Return the evidence in a decoded document.
+    """Return the evidence of an Azure guest in the members of a JSON document.
 
     Raises:
         FormatError: If a member is missing or malformed, or the generation is unknown.
@@ -261,7 +264,10 @@ def read_azure(fields: dict[str, Any]) -> Evidence:
 
 
 def _read_first(fields: dict[str, Any]) -> Evidence:
-    """Return evidence of generation 0, whose members have other names on SEV-SNP than on TDX."""
+    """Return evidence of generation 0 from the members of its document.
+
+    They have other names on SEV-SNP than on TDX.
+    """
     if _is_tdx(fields):
         quote = read_quote(fields.get("tpm_quote"), bytes_of_array, bare_signature=True)
         report = member(fields, "hcl_report", bytes_of_array)
@@ -274,7 +280,7 @@ def _read_first(fields: dict[str, Any]) -> Evidence:
 
 
 def _is_tdx(fields: dict[str, Any]) -> bool:
-    """Return whether the evidence is of a TD, not of an SEV-SNP guest."""
+    """Return whether a document's members are of a TD (`td_quote`), not of SEV-SNP (`vcek`)."""
     kinds = [name for name in ("td_quote", "vcek") if name in fields]
     if len(kinds) != 1:
         problem = "both" if kinds else "neither"
@@ -291,7 +297,7 @@ def _check_bound(report: bytes, report_data: bytes) -> None:
 
 
 def build_azure(platform: AzureSnp | AzureTdx, report_data: bytes) -> dict[str, Any]:
-    """Return the document of generation 2, or 1 if the user data are not the report data.
+    """Return the document's members: generation 2, or 1 if the user data are not the report data.
 
     Raises:
         UsageError: If the format cannot represent the quote, the HCL report is malformed, or the
@@ -330,7 +336,11 @@ def _find_vcek(chain: tuple[bytes, ...]) -> bytes:
 
 
 def _certificates(blob: bytes) -> list[bytes]:
-    """Return certificates in DER: all of DER or PEM, or the VCEK in a host's certificate table."""
+    """Return the certificates in `blob` in DER.
+
+    It is one certificate in DER, certificates in PEM, or a host's certificate table, of which only
+    the VCEK is returned.
+    """
     if blob[:1] == b"\x30" or blob.lstrip().startswith(b"-----BEGIN"):
         return split_der_or_pem(blob, "certificate")
     found = SnpCertificates.parse(blob).vcek
@@ -338,7 +348,7 @@ def _certificates(blob: bytes) -> list[bytes]:
 
 
 def bytes_of_base64url(value: object, what: str) -> bytes:
-    """Decode base64url, padded or not."""
+    """Decode a JSON value in base64url, padded or not; `what` names it in the error."""
     if value is None:
         raise FormatError(f"{what}: missing", reason="missing")
     if not isinstance(value, str):
@@ -350,5 +360,5 @@ def bytes_of_base64url(value: object, what: str) -> bytes:
 
 
 def _to_base64url(data: bytes) -> str:
-    """Return padded base64url, as the reference attester writes it."""
+    """Return `data` in padded base64url, as the reference attester writes it."""
     return urlsafe_b64encode(data).decode("ascii")

@@ -15,7 +15,7 @@ _ROOTFS: Final = re.compile(rb"dstack\.rootfs_hash=[0-9a-fA-F]{64}")
 
 
 def has_rootfs_hash(cmdline: str) -> bool:
-    """Return whether the kernel finds the word `dstack.rootfs_hash=<64 hex digits>`.
+    """Return whether the kernel finds the word `dstack.rootfs_hash=<64 hex digits>` in `cmdline`.
 
     The kernel stops at a NUL, and separates words by ASCII whitespace.
     """

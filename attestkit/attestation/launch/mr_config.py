@@ -46,7 +46,7 @@ class MrConfig(NamedTuple):
 
     @classmethod
     def parse(cls, document: str | bytes) -> "MrConfig":
-        """Parse an mr_config document.
+        """Parse an mr_config document, a JSON object.
 
         The lengths of the ids, such as the app id, are not checked; see `check_lengths`.
 
@@ -123,12 +123,12 @@ def config_id_v2(
 
 
 def config_id_v3(document: str | bytes) -> bytes:
-    """Return the configuration id of version 3 (48 bytes) for a JSON document."""
+    """Return the configuration id of version 3 (48 bytes) for an mr_config document (JSON)."""
     return b"\3" + host_data(document) + bytes(15)
 
 
 def host_data(document: str | bytes) -> bytes:
-    """Return the HOST_DATA (32 bytes) of an SEV-SNP guest that was launched with `document`."""
+    """Return the HOST_DATA (32 bytes) of an SEV-SNP guest for a mr_config `document` (JSON)."""
     return sha256(_V3_TAG + _document_bytes(document))
 
 
@@ -143,7 +143,7 @@ def _document_bytes(document: str | bytes) -> bytes:
 
 
 def read_script_hashes(fields: Mapping[str, object]) -> tuple[bytes, ...] | None:
-    """Return `init_script_hashes`, at most 5 of 32 bytes, from hex; None if missing or null.
+    """Return `init_script_hashes` from JSON members in hex: up to 5 of 32 bytes; None without them.
 
     Raises:
         FormatError: If the field has another type, size or number of items.

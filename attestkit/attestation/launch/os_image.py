@@ -71,7 +71,9 @@ def verify_os_image(evidence: parts.Evidence, *, quote: Quote | None = None) -> 
 
 
 def read_measurement_version(vm_config: str) -> int:
-    """Return the version of the measurement document of a TD's image.
+    """Return the version, 3 or 4, of the measurement document of a TD's image.
+
+    `vm_config` is the VM configuration in the evidence, JSON text, which contains the document.
 
     Raises:
         AttestKitError: For the same reasons as in `verify_os_image`.
@@ -137,7 +139,7 @@ def _check_gcp(platform: parts.GcpTdx, config: VmConfig) -> bytes:
 
 
 def _check_nitro_tpm(platform: parts.NitroTpm, config: VmConfig) -> bytes:
-    """Check PCRs 4 (boot application), 7 (Secure Boot) and 12 (command line); return image hash."""
+    """Check PCRs 4 (boot application), 7 (Secure Boot), 12 (command line); return image hash."""
     measurement = config.find("aws_measurement")
     if measurement is None:
         message = "OS image: vm_config.aws_measurement is missing, and required on AWS NitroTPM"
@@ -193,7 +195,7 @@ def _read_tdx_launch(text: str) -> tuple[bytes, TdxLaunch]:
 
 
 def _named_tdx_launch(text: str) -> tuple[bytes, TdxLaunch]:
-    """Return the hash of the image in a VM configuration, and the measurements expected of it."""
+    """Return image hash and expected measurements of `text`, a VM configuration in JSON."""
     config = VmConfig.parse(text)
     return config.os_image_hash, _tdx_launch(config)
 
@@ -217,7 +219,13 @@ def _tdx_launch(config: VmConfig) -> TdxLaunch:
 
 
 def _document(kind: str, fields: object, os_image_hash: bytes) -> dict[Value, Value]:
-    """Verify the measurement document against the hash of the image, and decode it."""
+    """Verify a measurement document against the hash of the image; return its decoded CBOR map.
+
+    Args:
+        kind: Platform in the document's file name, `measurement.KIND.cbor`.
+        fields: JSON member with `checksum_file` and `measurement`, both in base64.
+        os_image_hash: Hash of the image, the SHA-256 of its list of checksums.
+    """
     name = f"measurement.{kind}.cbor"
     if not isinstance(fields, dict):
         raise FormatError(f"vm_config: {kind}_measurement: must be an object", reason="wrong_type")
@@ -238,7 +246,7 @@ def _document(kind: str, fields: object, os_image_hash: bytes) -> dict[Value, Va
 
 
 def _listed(checksums: bytes, name: str) -> bytes:
-    """Return the SHA-256 of file `name` in a list of checksums, which must list it once."""
+    """Return the SHA-256 of file `name` in `checksums`, sha256sum's text that lists it once."""
     try:
         lines = checksums.decode().split("\n")
     except UnicodeDecodeError as error:

@@ -22,7 +22,7 @@ _SIZE: Final = 4096  # bytes
 
 
 class Segment(NamedTuple):
-    """A segment register of a virtual CPU."""
+    """A segment register of a virtual CPU: selector, attributes, limit and base."""
 
     selector: int
     attributes: int
@@ -31,7 +31,7 @@ class Segment(NamedTuple):
 
 
 class CpuState(NamedTuple):
-    """The registers in which VMMs differ; the others have their values after reset."""
+    """Registers of a virtual CPU in which VMMs differ; others have their values after reset."""
 
     rip: int
     code: Segment  # CS
@@ -46,14 +46,19 @@ class CpuState(NamedTuple):
 
 
 def reset_state(eip: int, cpu_signature: int) -> CpuState:
-    """Return the state of a virtual CPU of QEMU that starts at `eip` in real mode."""
+    """Return the state of a virtual CPU of QEMU that starts in real mode.
+
+    Args:
+        eip: Physical address of the first instruction, 32 bits.
+        cpu_signature: EAX of CPUID function 1, which is in RDX after reset; see `cpu_signature`.
+    """
     return CpuState(
         rip=eip & 0xFFFF, code=Segment(0xF000, 0x9B, base=eip & 0xFFFF0000), rdx=cpu_signature
     )
 
 
 def build_vmsa(state: CpuState, guest_features: int) -> bytes:
-    """Return the save area: 4096 bytes.
+    """Return the save area (VMSA) of a virtual CPU: 4096 bytes.
 
     Args:
         state: Registers of the virtual CPU.
@@ -125,7 +130,7 @@ CPU_TYPES = ("EPYC", "EPYC-Rome", "EPYC-Milan", "EPYC-Genoa")
 
 
 class OvmfSection(NamedTuple):
-    """A section of OVMF metadata."""
+    """A section of OVMF metadata: guest physical address, size in bytes, and kind."""
 
     gpa: int  # guest physical address
     size: int  # bytes
@@ -138,7 +143,7 @@ class OvmfSection(NamedTuple):
 
 
 class SnpLaunch(NamedTuple):
-    """Launch parameters of an SEV-SNP guest."""
+    """Launch parameters of an SEV-SNP guest: virtual CPUs, their type in QEMU, and SEV_FEATURES."""
 
     vcpus: int  # 1 to 512
     vcpu_type: str  # CPU type of QEMU
@@ -158,7 +163,7 @@ class SnpImage(NamedTuple):
 
     @classmethod
     def read(cls, document: dict[Value, Value]) -> "SnpImage":
-        """Convert the decoded CBOR document.
+        """Convert the measurement document, decoded from CBOR.
 
         Raises:
             FormatError: If a field is missing or invalid, or the version is not 3.
@@ -182,7 +187,7 @@ class SnpImage(NamedTuple):
 
 
 def compute_measurement(image: SnpImage, launch: SnpLaunch) -> bytes:
-    """Return the launch measurement (48 bytes).
+    """Return the launch measurement (48 bytes) of an image with these launch parameters.
 
     Raises:
         FormatError: If a value is out of range.
@@ -204,7 +209,7 @@ def compute_measurement(image: SnpImage, launch: SnpLaunch) -> bytes:
 
 
 def canonical_cpu_type(name: str) -> str:
-    """Return the name in `CPU_TYPES` with the same measurement as a CPU type of QEMU.
+    """Return the name in `CPU_TYPES` whose measurement the CPU type `name` of QEMU shares.
 
     Raises:
         FormatError: If the type is unknown.
@@ -294,7 +299,11 @@ def kernel_hash_table(cmdline: bytes, initrd: bytes, kernel: bytes) -> bytes:
 
 
 def cpu_signature(family: int, model: int, stepping: int) -> int:
-    """Return EAX of CPUID function 1 (AMD64 Architecture Programmer's Manual, vol. 3, E.3.2)."""
+    """Return EAX of CPUID function 1 for a family, model and stepping of AMD.
+
+    The arguments are the whole numbers, base and extended parts combined (AMD64 Architecture
+    Programmer's Manual, vol. 3, E.3.2).
+    """
     base, extended = (15, family - 15) if family > 15 else (family, 0)
     return extended << 20 | (model >> 4 & 15) << 16 | base << 8 | (model & 15) << 4 | stepping
 

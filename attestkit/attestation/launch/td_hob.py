@@ -15,7 +15,7 @@ IMAGE_SECURITY: Final = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 
 
 class VariableName(NamedTuple):
-    """Identity of a UEFI variable."""
+    """Identity of a UEFI variable: the vendor's GUID and a name."""
 
     vendor: UUID
     name: str
@@ -32,7 +32,7 @@ SECURE_BOOT_KEYS: Final = (
 
 
 def variable_data(variable: VariableName, data: bytes = b"") -> bytes:
-    """Return UEFI_VARIABLE_DATA; a missing variable is measured with no data."""
+    """Return UEFI_VARIABLE_DATA of a variable with the content `data`; a missing one has none."""
     vendor, name = variable
     sizes = len(name).to_bytes(8, "little") + len(data).to_bytes(8, "little")
     return vendor.bytes_le + sizes + name.encode("utf-16-le") + data
@@ -85,7 +85,8 @@ def encode_td_hob(address: int, resources: Iterable[tuple[int, int, int]]) -> by
 
     Args:
         address: Where QEMU writes the list, in bytes.
-        resources: Type, start and end of each range, in the order of the list.
+        resources: Resource type, and start and end (exclusive) in bytes, of each range, in the
+            order of the list.
     """
     listed = b"".join([_resource(kind, start, end) for kind, start, end in resources])
     end = address + 56 + len(listed) + 8

@@ -88,7 +88,7 @@ class TdxImage(NamedTuple):
 
     @classmethod
     def read(cls, document: dict[Value, Value]) -> "TdxImage":
-        """Convert the decoded CBOR document of version 3 or 4; unknown members are ignored.
+        """Convert a document of version 3 or 4, decoded from CBOR; unknown members are ignored.
 
         Version 4 has the command line instead of its digest, and the member
         `kernel_header_normalized`.
@@ -123,7 +123,10 @@ class TdxImage(NamedTuple):
 
 
 class TdxLaunch(NamedTuple):
-    """Measurements of a TD that follow from its image and configuration; 48 bytes each."""
+    """Measurements of a TD that follow from image and configuration: MRTD, HOB, boot files.
+
+    Each is a digest of 48 bytes.
+    """
 
     mrtd: bytes
     hob: bytes
@@ -276,6 +279,9 @@ def _acpi_digests(events: Sequence[WireEvent]) -> _Three:
 def is_two_pass(vm_config: Mapping[str, Any]) -> bool:
     """Return whether the host added all pages of a section before it measured them.
 
+    `vm_config` are the members of the VM configuration: `qemu_single_pass_add_pages`, else
+    `qemu_version`.
+
     Raises:
         FormatError: If `qemu_single_pass_add_pages` is not a boolean, or `qemu_version` does not
             start with 8 or more.
@@ -311,7 +317,10 @@ def _digest(document: dict[Value, Value], name: str) -> bytes:
 
 
 def _load_options(image: dict[Value, Value]) -> bytes:
-    """Return the digest of the load options: the command line, and OVMF's ` initrd=initrd`."""
+    """Return the SHA-384 of the load options: the command line, and OVMF's ` initrd=initrd`.
+
+    `image` is its measurement document, decoded from CBOR, whose member `cmdline` is used.
+    """
     cmdline = image.get("cmdline")
     if not isinstance(cmdline, str):
         raise _error("wrong_type", "cmdline must be text")

@@ -45,13 +45,15 @@ class VmConfig(NamedTuple):
         return strict_json.hex_field(self.fields, "os_image_hash")
 
     def find(self, name: str) -> object:
-        """Return a member of the system configuration, else of the VM configuration, else None."""
+        """Return member `name` of the system configuration, else of the VM's, else None."""
         found = self.outer.get(name)
         return self.fields.get(name) if found is None else found
 
 
 def read_os_image_hash(text: str) -> bytes:
-    """Return `os_image_hash` of a configuration; see `VmConfig`.
+    """Return `os_image_hash` of a configuration, the JSON text that `VmConfig.parse` reads.
+
+    It is empty if the configuration has none.
 
     Raises:
         FormatError: As `VmConfig.parse`, and if the hash is not hex.
@@ -60,9 +62,9 @@ def read_os_image_hash(text: str) -> bytes:
 
 
 def choose_config(embedded: str, supplied: str) -> str:
-    """Return the VM configuration embedded in evidence; if it is empty, the one sent with it.
+    """Return the VM configuration `embedded` in evidence; if empty, the one `supplied` beside it.
 
-    Each may be inside a system configuration.
+    Both are JSON text, empty if missing; each may be inside a system configuration.
 
     Raises:
         FormatError: If they have different values, or are malformed.

@@ -18,7 +18,7 @@ _LARGEST: Final = 1 << 25  # bytes or characters, the limit of the client of a g
 
 
 def parse_response(response: str | bytes | Mapping[str, object]) -> dict[str, Any]:
-    """Return the fields of a response.
+    """Return the members of a response: of JSON text, or the object itself.
 
     Raises:
         FormatError: If it is not a JSON object, or over 32 MiB.
@@ -32,19 +32,19 @@ def parse_response(response: str | bytes | Mapping[str, object]) -> dict[str, An
 
 
 def decode_attestation(fields: dict[str, Any]) -> bytes | None:
-    """Return the bytes of `attestation`; None if it is missing or empty."""
+    """Return the bytes of a response's member `attestation` (hex); None if missing or empty."""
     if not (text := fields.get("attestation")):
         return None
     return strict_json.from_hex(text, "attestation")
 
 
 def vm_config_of(fields: dict[str, Any]) -> str:
-    """Return the VM configuration in a response; empty if it has none."""
+    """Return the VM configuration (JSON text) in a response's members; empty if it has none."""
     return strict_json.string(fields, "vm_config", "")
 
 
 def parse_quote_response(fields: dict[str, Any]) -> Evidence:
-    """Build evidence from a response to GetQuote, TdxQuote or RawQuote.
+    """Build evidence from the members of a response to GetQuote, TdxQuote or RawQuote.
 
     Raises:
         FormatError: If quote or log is missing or malformed, or the report data of the response, if
@@ -62,9 +62,10 @@ def parse_quote_response(fields: dict[str, Any]) -> Evidence:
 
 
 def parse_quote_and_log(quote: bytes, event_log: str, config: str = "") -> Evidence:
-    """Build evidence from a raw TDX quote and its event log, a JSON array.
+    """Build evidence from a raw TDX quote and its event log, JSON text of an array.
 
-    The runtime events are taken from the log, the report data from the quote.
+    The runtime events are taken from the log, the report data from the quote. `config` is the VM
+    configuration, JSON text; empty if unknown.
 
     Raises:
         FormatError: If quote or log is malformed.

@@ -41,7 +41,7 @@ class TpmEventDigest(NamedTuple):
 
 
 class TpmQuote(NamedTuple):
-    """A TPM quote that accompanies a TDX quote."""
+    """A TPM quote that accompanies a TDX quote, with PCR values, AK certificate and events."""
 
     message: bytes  # TPMS_ATTEST
     signature: bytes  # TPMT_SIGNATURE
@@ -177,7 +177,7 @@ def not_of_dstack(encoding: str, platform: Platform) -> UsageError:
 
 
 class Stack(NamedTuple):
-    """Claims of the software stack, not signed by the platform."""
+    """Claims of the software stack, not signed: report data, runtime events, VM configuration."""
 
     report_data: bytes  # 64 bytes
     runtime_events: tuple[RuntimeEvent, ...]

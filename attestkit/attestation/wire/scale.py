@@ -85,12 +85,12 @@ class ScaleReader(Cursor):
 
 
 def encode_u32(value: int) -> bytes:
-    """Encode an integer in 4 bytes, little-endian."""
+    """Encode `value` in 4 bytes, little-endian."""
     return _fixed(value, 4)
 
 
 def encode_compact(value: int) -> bytes:
-    """Encode an integer below 2**32 in its shortest compact form."""
+    """Encode `value`, below 2**32, in its shortest compact form."""
     if value < 1 << 6:
         return _fixed(value << 2, 1)
     if value < 1 << 14:
@@ -101,12 +101,12 @@ def encode_compact(value: int) -> bytes:
 
 
 def encode_blob(value: bytes) -> bytes:
-    """Encode bytes with their compact length."""
+    """Encode `value`, bytes, after their number as a compact integer."""
     return encode_compact(len(value)) + value
 
 
 def encode_text(value: str) -> bytes:
-    """Encode text as UTF-8 with its compact length."""
+    """Encode `value` as UTF-8, after the number of bytes as a compact integer."""
     return encode_blob(utf8(value, "SCALE", UsageError))
 
 

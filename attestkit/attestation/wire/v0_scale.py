@@ -30,7 +30,7 @@ def _vector(item: _Type) -> _Type:
 
 
 def _struct(make: Callable[..., object], *fields: _Type) -> _Type:
-    """Return the type of a named tuple whose first fields have the types `fields`.
+    """Return the type of a named tuple, made by `make`, whose first fields have the types `fields`.
 
     The other fields of the tuple get their defaults.
     """
@@ -110,7 +110,7 @@ _KINDS: Final = list(_PLATFORMS)
 
 
 def decode_evidence(data: bytes) -> Evidence:
-    """Decode evidence.
+    """Decode evidence in SCALE.
 
     Raises:
         FormatError: If `data` is malformed, or has trailing bytes.

@@ -19,7 +19,7 @@ _TAG = bytes.fromhex("d9d9f7")
 
 
 def decode_evidence(data: bytes) -> Evidence:
-    """Decode evidence.
+    """Decode evidence in CBOR.
 
     Raises:
         FormatError: If `data` is malformed, its version is not 1, or bytes follow the document.
@@ -44,7 +44,7 @@ def encode_evidence(evidence: Evidence) -> bytes:
 
 
 def encode_cbor(value: object) -> bytes:
-    """Encode maps, lists, text, integers and bytes in deterministic CBOR.
+    """Encode `value`, of maps, lists, text, integers and bytes, in deterministic CBOR.
 
     Raises:
         UsageError: If a text has unpaired surrogates.

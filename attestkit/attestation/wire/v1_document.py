@@ -65,7 +65,9 @@ def decode_document(reader: Reader) -> Evidence:
 
 
 def decode_part(reader: Reader, name: str) -> object:
-    """Decode a single field of a document, which must extend to the end of the reader's data.
+    """Decode the field `name` of a document from the reader's data, which must end with it.
+
+    A CMW collection has one record for each such field.
 
     Raises:
         FormatError: If the field is malformed, or has trailing bytes.

@@ -15,7 +15,7 @@ FIRST_BYTES = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
 
 
 def decode_evidence(data: bytes) -> Evidence:
-    """Decode evidence.
+    """Decode evidence in msgpack.
 
     Raises:
         FormatError: If `data` is malformed, its version is not 1, or bytes follow the document.

@@ -163,11 +163,11 @@ _JSON_ENCODER: Final = msgspec.json.Encoder()
 
 
 def decode_cbor(data: bytes, start: int) -> parts.Evidence | None:
-    """Decode evidence; return None if it needs the full reader.
+    """Decode evidence in CBOR; return None if it needs the full reader.
 
     Args:
         data: The document.
-        start: Offset of the value behind its tag.
+        start: Offset in `data` of the value behind its tag.
     """
     try:
         tree = read_canonical(data, start)
@@ -181,7 +181,7 @@ def decode_cbor(data: bytes, start: int) -> parts.Evidence | None:
 
 
 def decode_json_log(text: bytes) -> tuple[WireEvent, ...] | None:
-    """Decode an event log of a CMW, compact JSON; return None if it needs the full reader."""
+    """Decode `text`, the event log of a CMW in compact JSON; None if it needs the full reader."""
     try:
         found = _JSON_DECODER.decode(text)
         if _JSON_ENCODER.encode(found) != text:
@@ -200,13 +200,13 @@ def decode_json_log(text: bytes) -> tuple[WireEvent, ...] | None:
 
 
 def decode_runtime_events(data: bytes) -> tuple[parts.RuntimeEvent, ...] | None:
-    """Decode runtime events of a CMW, CBOR; return None if they need the full reader."""
+    """Decode `data`, the runtime events of a CMW in CBOR; None if they need the full reader."""
     found: list[_RuntimeEvent] | None = _convert(data, _RuntimeEvents)
     return None if found is None else _runtime_events(found)
 
 
 def decode_certificates(data: bytes) -> tuple[bytes, ...] | None:
-    """Decode certificates of a CMW, CBOR; return None if they need the full reader."""
+    """Decode `data`, certificates of a CMW in CBOR; None if they need the full reader."""
     return (_certificates if len(data) <= _LARGEST_KEPT else _certificates.__wrapped__)(data)
 
 
@@ -217,7 +217,7 @@ def _certificates(data: bytes) -> tuple[bytes, ...] | None:
 
 
 def decode_tpm_quote(data: bytes) -> parts.TpmQuote | None:
-    """Decode the quote of Google's TPM of a CMW, CBOR; None if it needs the full reader."""
+    """Decode `data`, a CMW's quote of Google's TPM in CBOR; None if it needs the full reader."""
     before, rest = _split_quote(data, 6)
     found: _CborTpmQuote | None = _convert(before, _CborTpmQuote)
     if found is None or (pcrs := _decode_pcrs(rest)) is None:
@@ -234,7 +234,7 @@ def decode_tpm_quote(data: bytes) -> parts.TpmQuote | None:
 
 
 def decode_vtpm_quote(data: bytes) -> parts.VtpmQuote | None:
-    """Decode a TPM's quote of a CMW, CBOR; return None if it needs the full reader."""
+    """Decode `data`, a CMW's quote of a TPM in CBOR; None if it needs the full reader."""
     before, rest = _split_quote(data, 7)
     found: _CborVtpmQuote | None = _convert(before, _CborVtpmQuote)
     if found is None or (pcrs := _decode_pcrs(rest)) is None:
@@ -252,7 +252,7 @@ def decode_vtpm_quote(data: bytes) -> parts.VtpmQuote | None:
 
 
 def _split_quote(data: bytes, count: int) -> tuple[bytes, bytes]:
-    """Split a map of `count` entries in two: the entries before its PCR values, and the others.
+    """Split `data`, a CBOR map of `count` entries, in two: before its PCR values, and the rest.
 
     In deterministic encoding, short keys come first, so all that differs in each quote precedes the
     PCR values. If the bytes of their key occur inside of an earlier entry, the first map is
@@ -280,7 +280,7 @@ def _pcrs(data: bytes) -> _Pcrs | None:
 
 
 def _convert(data: bytes, kind: object) -> Any:  # noqa: ANN401 - of type `kind`
-    """Decode a part in CBOR; return None if it needs the full reader."""
+    """Decode `data` in CBOR into a value of the type `kind`; None if it needs the full reader."""
     try:
         # Without `builtin_types`, text would be accepted for bytes, as base64.
         return msgspec.convert(read_canonical(data, 0), kind, builtin_types=(bytes,))
