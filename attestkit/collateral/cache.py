@@ -73,7 +73,10 @@ class _CacheEntry(NamedTuple):
     valid_until: datetime
 
     def is_usable(self, now: datetime, max_age: timedelta | None) -> bool:
-        """Return whether the entry is valid; an entry fetched after `now` is not (wrong clock)."""
+        """Return whether the entry is valid at `now`, and at most `max_age` old (None: any).
+
+        An entry fetched after `now` is not valid: the clock was wrong.
+        """
         if not (max(self.fetched_at, self.valid_from) <= now < self.valid_until):
             return False
         return max_age is None or now - self.fetched_at <= max_age
@@ -125,7 +128,7 @@ class CollateralCache:
     def get(self, key: Key, *, max_age: timedelta | None = None) -> Collateral | None:
         """Return the fetched collateral of `key`; None if it is missing, expired or too old.
 
-        The smaller of `max_age` and the cache's own maximum age applies.
+        The smaller of `max_age` (None for no limit) and the cache's own maximum age applies.
         """
         _check_age(max_age)
         ages = [age for age in (max_age, self._max_age) if age is not None]
@@ -169,7 +172,7 @@ class CollateralCache:
     def replace(
         self, key: Key, held: Collateral, collateral: Collateral, max_age: timedelta | None = None
     ) -> Collateral | None:
-        """Replace the collateral that `get` returned for `key`, keeping the time of its fetch.
+        """Replace an entry of the cache, keeping the time of its fetch.
 
         Args:
             key: Key of the entry.
@@ -280,7 +283,10 @@ class CollateralCache:
 
 
 def _lock(handle: int, deadline: float) -> None:
-    """Lock an open file; BlockingIOError if another process holds it until the deadline."""
+    """Lock an open file; BlockingIOError if another process holds it until the deadline.
+
+    `handle` is the file's descriptor, and `deadline` a time of `time.monotonic`.
+    """
     import fcntl  # lazy: not on Windows, where a cache in memory works
 
     while True:
@@ -295,7 +301,10 @@ def _lock(handle: int, deadline: float) -> None:
 
 
 def _read_salt(path: Path, deadline: float) -> bytes:
-    """Return the salt of a folder's lock names; if the file has none, lock it and write one."""
+    """Return the salt (16 bytes) in the file `path`; if it has none, lock the file and write one.
+
+    `deadline` is that of `_lock`.
+    """
     handle = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
         salt = os.pread(handle, _SALT_SIZE, 0)
@@ -332,7 +341,10 @@ def _encode(key: Key, entry: _CacheEntry) -> bytes:
 
 
 def _decode(key: Key, content: bytes) -> _CacheEntry:
-    """Decode a cache file; CollateralError, ValueError, KeyError or TypeError if invalid."""
+    """Decode the `content` of a cache file, which must be of this key.
+
+    CollateralError, ValueError, KeyError or TypeError if it is not valid.
+    """
     if len(content) > _FILE_LIMIT:
         raise CollateralError(f"cache file: over {_FILE_LIMIT} bytes", reason="malformed")
     values = json_object("the file", remove_checksum(content))

@@ -49,8 +49,8 @@ def merge_newest(verified: Collateral, fetched: Collateral) -> Collateral:
 
     Args:
         verified: Collateral of a successful verification.
-        fetched: Collateral that need not be authentic. A malformed part is not replaced: the
-            verifier will reject it.
+        fetched: Collateral that may be forged. A malformed part is not replaced: the verifier will
+            reject it.
     """
     newer = {
         name: getattr(verified, name)
@@ -82,10 +82,12 @@ def _is_newer(part: str, verified: Collateral, fetched: Collateral) -> bool:
 
 
 def _version(part: str, collateral: Collateral) -> tuple[int, datetime]:
-    """Return the version of TCB info or QE identity, or of a CRL: its thisUpdate.
+    """Return the version of field `part`: TCB info, QE identity or a CRL.
 
     `tcbEvaluationDataNumber` grows with each TCB recovery; Intel issues the same evaluation again
     with a new issue date.
+
+    It is a pair of `tcbEvaluationDataNumber` (0 for a CRL) and issue date (thisUpdate of a CRL).
     """
     value: str | bytes = getattr(collateral, part)
     number: object = 0
@@ -97,7 +99,7 @@ def _version(part: str, collateral: Collateral) -> tuple[int, datetime]:
 
 
 class CollateralLookup(NamedTuple):
-    """Result of a lookup: collateral for a quote, and its origin."""
+    """Result of a lookup: collateral for a quote, its cache key, whether it was in the cache."""
 
     collateral: Collateral
     key: Key  # of `shared` in the cache
@@ -133,9 +135,10 @@ class CollateralSource:
 
         Args:
             pccs_url: Base URL of the service, as for `Collateral.fetch`.
-            getter: Function that gets a URL; if None, an `HttpGetter` is used.
+            getter: Function that gets a URL and returns a `Response`; if None, an `HttpGetter` is
+                used.
             cache: Cache of responses; if None, responses are not cached.
-            max_age: Maximum age of cached responses.
+            max_age: Maximum age of cached responses; None uses them until their next update.
             timer: Monotonic clock in seconds, for the pause between repeated fetches.
 
         Raises:
@@ -264,12 +267,12 @@ class CollateralSource:
 
     @staticmethod
     def _replace_older_parts(key: Key, found: Collateral, cache: CollateralCache) -> Collateral:
-        """Return `found`; parts that are older than verified parts are replaced by the latter."""
+        """Return `found`; parts older than verified ones in `cache` are replaced by the latter."""
         last = cache.get_verified(_verified_key(key, found))
         return found if last is None else merge_newest(last, found)
 
     def _store_verified(self, key: Key, passed: Collateral) -> bool:
-        """Store verified collateral for rollback protection; return whether no part is outdated."""
+        """Store collateral for rollback protection; return whether no part of it is outdated."""
         if self._cache is None:
             return True
         verified_key = _verified_key(key, passed)
@@ -302,7 +305,8 @@ class CollateralSource:
         Args:
             key: Key of the collateral.
             held: Returns the cached collateral; None if there is none to use.
-            ask: Fetches the collateral, if `held` returns None; None if no fetch is due.
+            ask: Fetches the collateral, if `held` returns None; it returns None, which is then
+                returned, if no fetch is due.
         """
         mine = Future[Collateral | None]()
         with self._lock:

@@ -48,8 +48,8 @@ class HttpGetter:
     """Function object that gets an http or https URL; its method `post` posts to one.
 
     It does not follow redirects, send cookies or credentials, or use the proxies of the environment
-    (`HTTPS_PROXY`); if you need these, pass a function as `getter`. A body has at most 1 MiB,
-    a header section 128 KiB.
+    (`HTTPS_PROXY`); if you need these, pass a function of your own wherever a `getter` is accepted.
+    A body has at most 1 MiB, a header section 128 KiB.
 
     Args:
         timeout: Seconds for a whole exchange.

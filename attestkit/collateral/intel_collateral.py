@@ -107,6 +107,9 @@ def split_signed(response: bytes, name: str) -> tuple[str, bytes]:
 class Collateral:
     """Endorsements for the verification of a quote, each as Intel's PCS serves it.
 
+    CRLs are in DER, issuer chains in PEM, TCB info and QE identity the signed JSON; signatures are
+    r and s, 64 bytes.
+
     Raises:
         CollateralError: If a field has the wrong type, is empty or over 1 MiB, or a signature is
             not 64 bytes. The message names the field.
@@ -164,7 +167,7 @@ class Collateral:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Collateral":
-        """Read a file of the nine-field JSON.
+        """Read collateral from a file with the nine-field JSON.
 
         Raises:
             CollateralError: If the file cannot be read, or `from_json` rejects its content. The
@@ -173,7 +176,7 @@ class Collateral:
         return load_document(path, _JSON_LIMIT, cls.from_json, CollateralError)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the nine-field JSON, replacing the file atomically.
+        """Write the nine-field JSON to the file `path`, replacing it atomically.
 
         Raises:
             CollateralError: If the file cannot be written.
@@ -199,8 +202,8 @@ class Collateral:
                 optionally followed by `/`, `/sgx/certification/v4` or `/tdx/certification/v4`. With
                 plain http, a network attacker can read and withhold responses, and replay older
                 ones that are still valid; all of them are signed.
-            getter: Function that gets a URL; None is `http_getter.HttpGetter`, which ignores the
-                proxies of the environment.
+            getter: Function that gets a URL and returns a `Response`; None is
+                `http_getter.HttpGetter`, which ignores the proxies of the environment.
             cache: Cache that is looked up first and stores responses until their next update.
             max_age: Maximum age of cached responses.
 

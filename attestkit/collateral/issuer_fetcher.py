@@ -46,8 +46,9 @@ class IssuerFetcher:
         """Create a fetcher without sending a request.
 
         Args:
-            getter: Function that gets a URL; None is an `HttpGetter`.
-            hosts: Names of hosts; one that begins with a dot stands for its subdomains.
+            getter: Function that gets a URL and returns a `Response`; None is an `HttpGetter`.
+            hosts: Names of hosts to which requests may go; one that begins with a dot stands for
+                its subdomains.
             timer: Monotonic clock in seconds.
         """
         self._getter, self._timer = getter, timer
@@ -91,7 +92,10 @@ class IssuerFetcher:
         return body
 
     def mark_verified(self, url: str, body: bytes) -> None:
-        """Cache a verified answer for an hour, if it is the one in the cache (for a minute)."""
+        """Cache `body`, the verified answer of `url`, for an hour.
+
+        It must be the answer that is cached for a minute; otherwise nothing is done.
+        """
         if self._answers.find(url) == body:
             self._answers.discard(url)
             self._verified.put(url, body, _VERIFIED_AGE)
@@ -122,7 +126,7 @@ class IssuerSession:
         self._used: list[tuple[str, bytes]] = []
 
     def certificate(self, urls: tuple[str, ...]) -> bytes:
-        """Return the certificate at the first URL that has an answer; DER or PEM.
+        """Return the certificate at the first of `urls` that has an answer; DER or PEM.
 
         Raises:
             CollateralError: If no URL has an answer, or the limit of requests or time is reached.
@@ -130,7 +134,7 @@ class IssuerSession:
         return self._first(urls, _CERTIFICATE_LIMIT)
 
     def crl(self, urls: tuple[str, ...]) -> bytes:
-        """Return the CRL at the first URL that has an answer; otherwise as `certificate`."""
+        """Return the CRL at the first of `urls` that has an answer; else as `certificate`."""
         return self._first(urls, _CRL_LIMIT)
 
     def mark_verified(self) -> None:

@@ -94,7 +94,8 @@ def _read_platform(der: bytes) -> Platform:
 class PckCertQuery(NamedTuple):
     """Query for the PCK certificate of a platform whose PPID is encrypted in the quote.
 
-    Values are the bytes of the quote in hex, with two-byte numbers in little-endian order.
+    Its fields are QE id, encrypted PPID, CPUSVN, PCESVN and PCE id: bytes of the quote in hex, with
+    two-byte numbers in little-endian order.
     """
 
     qeid: str  # 16 bytes
@@ -202,11 +203,11 @@ class _PccsResponse(NamedTuple):
     response: Response
 
     def error(self, reason: CollateralReason, text: str) -> CollateralError:
-        """Return an error that names the URL."""
+        """Return a CollateralError with this reason, and text after the URL."""
         return CollateralError(f"{self.url}: {text}", reason=reason)
 
     def header(self, names: tuple[str, ...]) -> str:
-        """Return the value of the first header of `names` in the response."""
+        """Return the value of the header field of the response that comes first in `names`."""
         lowered = {name.lower(): value for name, value in self.response.headers.items()}
         for name in names:
             if (value := lowered.get(name.lower())) is not None:
@@ -215,7 +216,7 @@ class _PccsResponse(NamedTuple):
         raise self.error("malformed", problem)
 
     def chain(self, names: tuple[str, ...]) -> str:
-        """Return the PEM certificate chain in a header: the first of `names` in the response."""
+        """Return the PEM certificate chain in a header field: the first of `names` there is."""
         value = self.header(names)
         try:
             text = unquote(value, errors="strict")
@@ -248,7 +249,7 @@ class _PccsResponse(NamedTuple):
         return der
 
     def signed(self, name: str) -> tuple[str, bytes]:
-        """Return the signed JSON member `name`, as received, and its signature."""
+        """Return the signed JSON member `name`, as received, and its signature (64 bytes)."""
         try:
             text, signature = split_signed(self.response.body, name)
         except FormatError as error:
@@ -257,7 +258,7 @@ class _PccsResponse(NamedTuple):
         return text, signature
 
     def _dates(self, name: str, value: str | bytes) -> None:
-        """Check that the part `name` has dates, which the cache needs."""
+        """Check that `value`, the collateral's part `name`, has dates, which the cache needs."""
         try:
             part_window(name, value)
         except CollateralError as error:

@@ -28,11 +28,11 @@ def read_body(
     """Return the body of a successful response.
 
     Args:
-        response: The response.
+        response: Response of the service, of any status.
         name: Name of the request in errors, such as its URL.
         limit: Maximum size in bytes.
-        advice: Remedies by status.
-        detail: The service's text about its error, after a colon.
+        advice: Remedies for the error's text, by HTTP status.
+        detail: The service's text about its error, which begins with a colon; empty for none.
 
     Raises:
         CollateralError: If the status is not 200 (`fetch_failed`), or the body is `too_large`.

@@ -23,7 +23,7 @@ _SWITCH: Final = "LS10"
 
 
 class Chip(NamedTuple):
-    """A chip of NVIDIA."""
+    """A chip of NVIDIA: name, such as GH100, and architecture."""
 
     name: str  # GH100, GB100, LS10, as the product of a RIM
     architecture: Architecture
@@ -56,7 +56,7 @@ def chip_of(common_name: str) -> Chip | None:
 
 
 def find_architecture(stated: str) -> Architecture | None:
-    """Return the architecture that evidence states, in upper or lower case; None if unknown."""
+    """Return the architecture `stated` in evidence, in upper or lower case; None if unknown."""
     upper = stated.upper()
     return next((known for known in ARCHITECTURES if known == upper), None)
 
@@ -73,7 +73,10 @@ class DeviceLabel(NamedTuple):
     def error(
         self, problem: object, reason: GpuReason, *, by_policy: bool = False
     ) -> GpuEvidenceError:
-        """Return an error about this device; `by_policy` if a rule of the policy is violated."""
+        """Return an error with text `problem` about this device.
+
+        `by_policy` is whether a rule of the policy is violated.
+        """
         message = f"{self}: {problem}"
         return GpuEvidenceError(message, reason=reason, device=self.number, by_policy=by_policy)
 

@@ -29,7 +29,7 @@ class GpuModeWarning(UserWarning):
 
 
 class GpuCollection(NamedTuple):
-    """Evidence of the devices of this machine, and what their driver reports about them.
+    """Evidence of this machine's devices, and the driver's report: state, version, GPUs, warnings.
 
     Only `evidence` is signed by the devices.
     """
@@ -100,6 +100,8 @@ def collect_with_state(
 def read_state(*, time_limit: float = TIME_LIMIT) -> ConfComputeState:
     """Return the state of confidential computing of the GPUs, as their driver reports it.
 
+    `time_limit` is in seconds, for each call of the driver.
+
     Raises:
         BackendError: As for `collect`.
     """
@@ -108,7 +110,7 @@ def read_state(*, time_limit: float = TIME_LIMIT) -> ConfComputeState:
 
 
 def set_ready(*, ready: bool = True) -> None:
-    """Set whether the GPUs accept work; call it after their evidence was verified. Needs root.
+    """Set whether the GPUs accept work (`ready`), after their evidence was verified. Needs root.
 
     Raises:
         BackendUnavailableError: If this process lacks the permission; otherwise as for `collect`.
@@ -134,7 +136,7 @@ def _read_switches(nonce: bytes, time_limit: float) -> list[DeviceEvidence]:
 def _device(
     subject: str, architecture: Architecture, report: bytes, pem: bytes, nonce: bytes
 ) -> DeviceEvidence:
-    """Return the evidence of a device from the driver's output.
+    """Return the evidence of a device from the driver's output: report, and certificates in PEM.
 
     BackendError, which names `subject`, if the certificates are malformed or the report's nonce is
     not `nonce`.

@@ -70,7 +70,7 @@ def fetch_rim(identifier: str, getter: Getter, url: str = NVIDIA_RIM_URL) -> byt
     Args:
         identifier: Such as `NV_GPU_DRIVER_GH100_550.90.07`, from a report whose signature is
             verified.
-        getter: Function that gets a URL, such as `HttpGetter`.
+        getter: Function that gets a URL and returns a `Response`, such as an `HttpGetter`.
         url: Base URL of the service, for a mirror.
 
     Returns:
@@ -99,7 +99,7 @@ def fetch_rim(identifier: str, getter: Getter, url: str = NVIDIA_RIM_URL) -> byt
 
 
 def _read_answer(identifier: str, body: bytes) -> bytes:
-    """Return the RIM in an answer of the service.
+    """Return the RIM (XML) in `body`, the service's answer (JSON) for a RIM's identifier.
 
     FormatError if identifier, format, size or hash in the answer are not those of the RIM.
     """
@@ -137,7 +137,7 @@ def fetch_ocsp(
     Args:
         certificate: The certificate in DER.
         issuer: The certificate of the issuer in DER.
-        poster: Function that posts, such as `HttpGetter().post`.
+        poster: Function that posts a body with headers to a URL, such as `HttpGetter().post`.
         url: URL of the responder.
         hash_name: Hash that identifies the certificate.
         nonce: 1 to 128 bytes, which the answer must contain; None sends no nonce.
@@ -231,7 +231,10 @@ def fetch_parts(
     now: datetime,
     roots: GpuRoots | SimulatedRoots | None,
 ) -> tuple[dict[str, bytes], tuple[bytes, ...]]:
-    """Fetch RIMs and OCSP answers (see `GpuEndorsements.fetch`); return RIMs by id, and answers."""
+    """Fetch RIMs and OCSP answers; return RIMs (XML) by identifier, and answers in DER.
+
+    Arguments and errors are those of `GpuEndorsements.fetch`.
+    """
     services = services or GpuServices()
     poster, get_rim = services.open()[1], services.open_rim()
     root = GpuRoots.select(roots).device
@@ -261,9 +264,9 @@ def fetch_parts(
 def fetch_answers(
     evidence: GpuEvidence, nonce: bytes, services: GpuServices | None, *, allow_hold: bool
 ) -> tuple[tuple[bytes, ...], bytes]:
-    """Fetch and return the answers of NVIDIA's attestation service (NRAS), and its JWK set.
+    """Fetch the answers of NVIDIA's attestation service (NRAS); return them and its JWK set (JSON).
 
-    See `GpuEndorsements.fetch_tokens`.
+    Arguments and errors are those of `GpuEndorsements.fetch_tokens`.
     """
     services = services or GpuServices()
     getter, poster = services.open()

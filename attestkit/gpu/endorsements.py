@@ -45,12 +45,12 @@ class GpuEndorsements:
     """Endorsements of GPU evidence, not verified.
 
     Attributes:
-        rims: RIMs by their identifiers, at most 128 of at most 512 KiB each.
+        rims: RIMs (XML) by their identifiers, at most 128 of at most 512 KiB each.
         ocsp: OCSP answers in DER, at most 512 of at most 16 KiB each.
-        jwks: Keys of NVIDIA's attestation service, which were fetched over TLS; at most 256 KiB.
-            They have no signature, so their source could sign tokens.
-        nras: Answers of this service: detached EAT bundles, at most 16 of at most
-            1 MiB each.
+        jwks: Keys of NVIDIA's attestation service, a JWK set (JSON) that was fetched over TLS; at
+            most 256 KiB; None without. They have no signature, so their source could sign tokens.
+        nras: Answers of this service: detached EAT bundles (JSON), at most 16 of at most 1 MiB
+            each.
     """
 
     rims: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -88,7 +88,7 @@ class GpuEndorsements:
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "GpuEndorsements":
-        """Decode the JSON of `to_json`.
+        """Decode `data`, the JSON of `to_json`.
 
         Raises:
             CollateralError: If the JSON is malformed, over 32 MiB, not of this format and version,
@@ -110,7 +110,7 @@ class GpuEndorsements:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "GpuEndorsements":
-        """Read a file with the JSON of `to_json`.
+        """Read the file `path` with the JSON of `to_json`.
 
         Raises:
             CollateralError: If the file cannot be read, or `from_json` rejects its content. The
@@ -119,7 +119,7 @@ class GpuEndorsements:
         return load_document(path, MAX_JSON, cls.from_json, CollateralError)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON of `to_json`, replacing the file atomically.
+        """Write the JSON of `to_json` to the file `path`, replacing it atomically.
 
         Raises:
             CollateralError: If the file cannot be written.

@@ -71,7 +71,7 @@ class DeviceEvidence:
         return "".join(texts).encode("ascii")
 
     def to_object(self) -> dict[str, str]:
-        """Return the members of NVIDIA's JSON: arch, certificate, evidence and nonce."""
+        """Return the members of NVIDIA's JSON, all text: arch, certificate, evidence and nonce."""
         members = {
             "certificate": b64encode(self.chain_pem).decode("ascii"),
             "evidence": b64encode(self.report).decode("ascii"),
@@ -196,7 +196,10 @@ def _architecture(stated: Mapping[str, Any], what: str) -> Architecture | None:
 
 
 def _report(value: Mapping[str, Any], what: str) -> bytes:
-    """Return the report in the member `evidence`: base64, hex, or hex inside base64."""
+    """Return the report in the member `evidence` of `value`: base64, hex, or hex inside base64.
+
+    `what` is the device's name, with which errors begin.
+    """
     subject = f"{what}: evidence"
     text = value.get("evidence")
     _check_length(text, 2 * MAX_REPORT * 4 // 3 + 4, subject)
@@ -213,9 +216,10 @@ def _report(value: Mapping[str, Any], what: str) -> bytes:
 
 
 def _certificates(value: Mapping[str, Any], what: str) -> tuple[bytes, ...]:
-    """Return the chain (DER) in the member `certificate`: PEM in base64.
+    """Return the chain (DER) in the member `certificate` of `value`: PEM in base64.
 
-    NUL bytes and other text around the PEM blocks are ignored.
+    NUL bytes and other text around the PEM blocks are ignored. `what` is the device's name, with
+    which errors begin.
     """
     subject = f"{what}: certificate"
     text = value.get("certificate")
@@ -283,8 +287,10 @@ class GpuBinding:
 
     Readers of `attestkit.gpu.bindings` return it.
 
-    Pass it to `Verifier.verify` as `gpu`, without `nonce` and `report_data`. `committed` has other
-    values whose hash the report data contain, such as keys, by name.
+    Pass it to `Verifier.verify` as `gpu`, without `nonce` and `report_data`. `gpu_nonce` (32 bytes)
+    is the nonce that the GPUs' reports must have, and `report_data` (64 bytes) the report data that
+    the CPU's evidence must have. `committed` has other values whose hash the report data contain,
+    such as keys, by name.
 
     Raises:
         UsageError: If `gpu_nonce` or `report_data` has the wrong size, or `kind` is not `nonce` or

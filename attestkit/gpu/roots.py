@@ -13,7 +13,7 @@ from attestkit.simulated_roots import SimulatedRoots
 
 
 class GpuRoots(NamedTuple):
-    """The two trust anchors of GPU evidence, both certificates in DER."""
+    """The two trust anchors of GPU evidence, `device` and `rim`: certificates in DER."""
 
     device: bytes  # of the device chains
     rim: bytes  # of the signers of RIMs

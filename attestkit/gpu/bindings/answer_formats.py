@@ -34,7 +34,7 @@ _HASHES: Final = ("sha256", "sha384", "sha512")
 
 
 def read_answer(answer: bytes | str | Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return the members of an answer: JSON, or its object, which the caller has decoded.
+    """Return the members of an answer: of JSON text, or of an object that is decoded.
 
     JSON with duplicate keys is malformed; a caller that decodes it has to refuse them as well.
     `what` is the name of the answer, with which errors begin.
@@ -108,10 +108,15 @@ def read_vllm_proxy(answer: bytes | str | Mapping[str, Any], *, nonce: bytes) ->
 
 
 def vllm_proxy_report_data(address: bytes, nonce: bytes, fingerprint: bytes | None) -> bytes:
-    """Return the report data of the CPU: 32 bytes of address or hash, then the nonce.
+    """Return the CPU's report data, 64 bytes: 32 bytes of address or hash, then the nonce.
 
     The first part is the zero-padded address or, with the fingerprint of a TLS key, the SHA-256 of
     address and fingerprint.
+
+    Args:
+        address: The signing address, in bytes: an Ethereum address (20), or a key (32).
+        nonce: Nonce of the request, 32 bytes.
+        fingerprint: SHA-256 of the TLS key, 32 bytes; None without one.
     """
     if fingerprint is None:
         return address.ljust(HASH_SIZE, b"\0") + nonce
@@ -162,6 +167,9 @@ def read_chutes(
 
 def chutes_report_data(nonce: bytes, e2e_pubkey: str, spki_sha256: bytes) -> bytes:
     """Return the CPU's report data: SHA-256 of nonce (hex) and key (text), then `spki_sha256`.
+
+    `nonce` has 32 bytes, `e2e_pubkey` is the instance's key in base64, `spki_sha256` is the hash
+    (32 bytes) of its certificate's key.
 
     Raises:
         FormatError: If `e2e_pubkey` is not ASCII text of up to 8,192 characters.

@@ -33,7 +33,7 @@ _KEYS: Final = ("tls_key_fp", "hpke_key")
 
 
 class DeviceParts(NamedTuple):
-    """Evidence of devices in an answer of June 2026: JSON as received, and its SHA-256."""
+    """Members `gpu` and `nvswitch` of an answer of June 2026 as received, and SHA-256 of each."""
 
     gpu: bytes  # value of the member `gpu`; empty if missing
     nvswitch: bytes  # value of the member `nvswitch`; empty if missing
@@ -141,7 +141,7 @@ def _read_june(answer: bytes, members: dict[str, Any], nonce: bytes) -> GpuBindi
 
 
 def _hash_of(part: bytes, stated: dict[str, Any], name: str) -> bytes | None:
-    """Return the SHA-256 of a part as received, which must be the member `name` of `stated`.
+    """Return the SHA-256 of `part` as received, which must be the member `name` (hex) of `stated`.
 
     None if the part is empty.
     """
@@ -192,7 +192,7 @@ def _is_of_gpu(item: dict[str, Any]) -> bool:
 
 
 def _keys(material: bytes) -> dict[str, bytes]:
-    """Return `data` of each item in `crypto_material`, such as a key, by its `id`."""
+    """Return `data` of each item in `material`, the section `crypto_material`, by its `id`."""
     found: dict[str, bytes] = {}
     for item in _items(material):
         name = strict_json.string(item, "id", what=f"{_WHAT}: crypto_material")

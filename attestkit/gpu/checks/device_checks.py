@@ -63,7 +63,7 @@ class CheckedDevice(NamedTuple):
 
 
 def check_device(index: int, device: "DeviceEvidence", checks: DeviceChecks) -> CheckedDevice:
-    """Check format, certificates, keys, signature and nonce of a device.
+    """Check format, certificates, keys, signature and nonce of a device with this index.
 
     Raises:
         GpuEvidenceError: If a check fails.

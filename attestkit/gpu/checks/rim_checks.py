@@ -34,7 +34,10 @@ class MeasurementMismatch:
 
 @dataclass(frozen=True, slots=True)
 class MeasurementComparison:
-    """Result of comparing a device's measurements with its RIMs; tuples are sorted by index."""
+    """Comparison of a device's measurements with its RIMs: matching, skipped, and differing ones.
+
+    Tuples are sorted by index.
+    """
 
     golden: int  # number of active measurements of all manifests
     matched: tuple[int, ...]
@@ -100,7 +103,7 @@ def _is_one_of(reported: bytes, expected: tuple[bytes, ...]) -> bool:
 # Verified manifests are kept, so the same objects are compared with many devices.
 @lru_cache(maxsize=64)
 def _golden(rims: tuple[tuple[RimSource, Rim], ...]) -> tuple[_Expected, ...]:
-    """Return index, manifest and accepted values of each active measurement, sorted by index."""
+    """Return index, manifest and accepted values of each measurement active in `rims`, by index."""
     found: dict[int, tuple[RimSource, tuple[bytes, ...]]] = {}
     conflicts: list[int] = []
     for source, rim in rims:
@@ -119,7 +122,7 @@ def _golden(rims: tuple[tuple[RimSource, Rim], ...]) -> tuple[_Expected, ...]:
 
 
 class ComparedDevice(NamedTuple):
-    """Result of comparing a device's measurements, and the manifests and answers used for it."""
+    """A device's compared measurements, and the manifests and OCSP answers used for that."""
 
     comparison: MeasurementComparison
     rims: tuple[RimFacts, ...]

@@ -55,7 +55,7 @@ _RULES: Final = p384_rules(1024)
 
 
 class Dice(NamedTuple):
-    """Content of a DICE extension."""
+    """Content of a DICE extension: FWIDs (48 bytes each), and a key in DER, None on Blackwell."""
 
     fwids: tuple[bytes, ...]  # 48 bytes each, at least one
     key: bytes | None  # SubjectPublicKeyInfo in DER; None on Blackwell
@@ -204,7 +204,10 @@ class _VerifiedPath(NamedTuple):
 # Errors are not kept, so untrusted chains cannot fill the cache.
 @lru_cache(maxsize=128)
 def _verify_path(certificates: tuple[bytes, ...], root: bytes) -> _VerifiedPath:
-    """Verify a chain except whether its certificates are valid now; results are cached."""
+    """Verify a chain up to `root`, but not whether certificates are valid now; cache the result.
+
+    `certificates` are in DER, leaf first, and `root` is the trusted root in DER.
+    """
     anchor, chain = read_kept_certificate(root), _read_cached(certificates)
     below, last = chain.path, chain.path[-1]
     if last.issuer == last.subject:
@@ -223,7 +226,7 @@ def _verify_path(certificates: tuple[bytes, ...], root: bytes) -> _VerifiedPath:
 
 
 def parse_device_chain(certificates: tuple[bytes, ...]) -> DeviceChain:
-    """Parse a chain as `read_device_chain`, but without its cache."""
+    """Parse a chain (DER, leaf first) as `read_device_chain`, but without its cache."""
     count = len(certificates)
     if count < 2:
         problem = f"{count} certificates, must be at least 2: the leaf and those above it"
@@ -257,7 +260,7 @@ _read_cached = lru_cache(maxsize=128)(parse_device_chain)
 
 
 def _in_certificate(at: int, read: Callable[[], _T]) -> _T:
-    """Return the result of `read`; its FormatError is prefixed with the certificate's index."""
+    """Return the result of `read`; its FormatError begins with the certificate's index, `at`."""
     try:
         return read()
     except FormatError as error:

@@ -170,7 +170,7 @@ class _Fields(NamedTuple):
     offset: int
 
     def error(self, kind: int, problem: str, reason: FormatReason) -> FormatError:
-        """Return an error about the value of the field of type `kind`, with the value's offset."""
+        """Return an error about the value of the field of type `kind`, with text and offset."""
         at = self.offset
         for other, value in self.fields:
             at += _HEAD.size
@@ -213,7 +213,10 @@ class _Fields(NamedTuple):
         return None if value is None else int(_NUMBER.unpack(value)[0])
 
     def pdis(self, kind: int, part: bytes) -> list[bytes]:
-        """Split `part` of a field into device identifiers (PDI), without those of unused links."""
+        """Split `part` of field `kind` into device identifiers (PDI), 8 bytes each.
+
+        Those of unused links are left out.
+        """
         if len(part) % PDI_SIZE:
             problem = f"must be a multiple of {PDI_SIZE} bytes, not {len(part)}"
             raise self.error(kind, problem, "wrong_size")

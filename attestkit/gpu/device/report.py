@@ -103,7 +103,7 @@ class Report(NamedTuple):
         return _parse(data, strip_nul=strip_nul)
 
     def driver_rim_id(self, chip: Chip) -> str:
-        """Return the identifier of the driver's RIM.
+        """Return the identifier of the driver's RIM, such as `NV_GPU_DRIVER_GH100_550.90.07`.
 
         Args:
             chip: The chip of the device chain.
@@ -120,7 +120,7 @@ class Report(NamedTuple):
         return f"NV_GPU_DRIVER_{chip.name}_{self.driver_version}"
 
     def vbios_rim_id(self, chip: Chip) -> str:
-        """Return the identifier of the VBIOS's RIM."""
+        """Return the identifier of the VBIOS's RIM; `chip` is that of the device chain."""
         version = self.vbios_version.replace(".", "")
         if chip.kind == "switch":
             return f"NV_SWITCH_BIOS_5612_0002_890_{version}"
@@ -200,7 +200,10 @@ def _measurements(data: bytes, blocks: int) -> tuple[bytes, ...]:
 
 
 def _wrong_head(data: bytes, found: tuple[bytes, ...], heads: tuple[bytes, ...]) -> FormatError:
-    """Return the error about the first field that differs between `found` and `heads`."""
+    """Return the error about the first field that differs between `found` and `heads`.
+
+    These are the 7 fixed bytes of each block, as in the report `data` and as required.
+    """
     for block, (head, expected) in enumerate(zip(found, heads, strict=True)):
         if head == expected:
             continue
@@ -212,7 +215,7 @@ def _wrong_head(data: bytes, found: tuple[bytes, ...], heads: tuple[bytes, ...])
 
 
 def _wrong_field(data: bytes) -> FormatError:
-    """Return the error about the first fixed field of the report with a wrong value."""
+    """Return the error about the first fixed field of the report `data` with a wrong value."""
     for offset, expected, name in _FIXED:
         found = data[offset : offset + len(expected)]
         if found != expected:

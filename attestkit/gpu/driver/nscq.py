@@ -87,7 +87,7 @@ _Callback = Callable[[Any], object]
 
 @dataclass(frozen=True, slots=True)
 class SwitchReading:
-    """Values of one NVSwitch as its driver returns them, not verified."""
+    """Values of one NVSwitch as its driver returns them, not verified: report, PEM chain, mode."""
 
     uuid: bytes  # 16 bytes
     label: str
@@ -145,7 +145,7 @@ def read_switches(nonce: bytes, time_limit: float = TIME_LIMIT) -> tuple[SwitchR
 
 
 def _check_complete(labels: Iterable[str], *values: Container[str]) -> None:
-    """Raise BackendError unless the library returned each value of each switch."""
+    """Raise BackendError unless each label of a switch is in each of `values`, by label."""
     for label in labels:
         if not all(label in found for found in values):
             raise _malformed(f"switch {label}", "a value is missing")
@@ -191,11 +191,11 @@ class _Session(DriverSession):
         return labels
 
     def bytes_of(self, path: bytes) -> dict[str, int]:
-        """Return the property of each switch that `path` selects, a number, by its label."""
+        """Return the property (a number) of each switch that NSCQ's `path` selects, by label."""
         return self._by_label(path, _BYTE_CALLBACK, int)
 
     def blobs_of(self, path: bytes, callback: _Callback) -> dict[str, bytes]:
-        """Return certificates or report, as `path` selects, of each switch by its label."""
+        """Return certificates or report of each switch, as NSCQ's `path` selects, by label."""
         found: dict[str, bytes] = self._by_label(path, callback, _content)
         for label, data in found.items():
             if not data:
@@ -211,7 +211,7 @@ class _Session(DriverSession):
     def _observe(
         self, path: bytes, callback: _Callback, convert: Callable[[Any], T]
     ) -> list[tuple[bytes, T]]:
-        """Return UUID and value of each switch for a path; `convert` runs in the callback."""
+        """Return UUID and value of each switch for NSCQ's path; `convert` runs in the callback."""
         found: list[tuple[bytes, T]] = []
         codes: list[int] = []
 
@@ -247,7 +247,7 @@ class _Session(DriverSession):
 
 
 def _content(value: _Report | _Certificate) -> bytes:
-    """Return the used part of a buffer; b"" if the stated size exceeds the buffer.
+    """Return the used part of a buffer of NSCQ; b"" if the stated size exceeds the buffer.
 
     Callbacks cannot raise errors.
     """

@@ -115,6 +115,8 @@ class Nvml(DriverSession):
     Constructor and methods raise the subclass of BackendError for the code that the library
     returns, and BackendBusyError if a call exceeds the time limit.
 
+    `index` is the driver's number of a GPU, from 0 on.
+
     Args:
         time_limit: Seconds per call.
     """
@@ -174,7 +176,7 @@ class Nvml(DriverSession):
         return _named("multi-GPU mode", _MULTI_GPU_MODES, settings.multiGpuMode)
 
     def set_ready(self, *, ready: bool) -> None:
-        """Set whether the GPUs accept work; needs root."""
+        """Set whether the GPUs accept work, by `ready`; needs root."""
         self._call("GPU ready state", self._nvml.nvmlSystemSetConfComputeGpusReadyState, int(ready))
 
     def device_count(self) -> int:
@@ -200,7 +202,7 @@ class Nvml(DriverSession):
         )
 
     def certificates(self, index: int) -> bytes:
-        """Return the attestation certificates of a GPU: PEM, leaf first."""
+        """Return the attestation certificates of the GPU with this index: PEM, leaf first."""
         subject = f"GPU {index}: certificates"
         found = self._call(
             subject, self._nvml.nvmlDeviceGetConfComputeGpuCertificate, self._handle(index)
@@ -208,7 +210,7 @@ class Nvml(DriverSession):
         return _content(subject, found.attestationCertChain, found.attestationCertChainSize)
 
     def report(self, index: int, nonce: bytes) -> bytes:
-        """Return the attestation report of a GPU over a nonce of 32 bytes."""
+        """Return the attestation report of the GPU with this index over a nonce, 32 bytes."""
         subject = f"GPU {index}: report"
         found = self._call(
             subject,
@@ -219,34 +221,34 @@ class Nvml(DriverSession):
         return _content(subject, found.attestationReport, found.attestationReportSize)
 
     def uuid(self, index: int) -> str:
-        """Return the UUID of a GPU of any architecture: "GPU-00010203-…"."""
+        """Return the UUID of the GPU with this index, of any architecture: "GPU-00010203-…"."""
         return self._text(f"GPU {index}: UUID", self._nvml.nvmlDeviceGetUUID, self._handle(index))
 
     def pci_bus_id(self, index: int) -> str:
-        """Return the PCI address of a GPU: "00000000:0A:00.0"."""
+        """Return the PCI address of the GPU with this index: "00000000:0A:00.0"."""
         subject, handle = f"GPU {index}: PCI address", self._handle(index)
         return self._text(subject, lambda: self._nvml.nvmlDeviceGetPciInfo(handle).busId)
 
     def utilization(self, index: int) -> tuple[int, int]:
-        """Return the recent utilization of a GPU's processors and memory, each in percent."""
+        """Return recent use of processors and memory of the GPU with this index in percent."""
         subject, handle = f"GPU {index}: utilization", self._handle(index)
         found = self._call(subject, self._nvml.nvmlDeviceGetUtilizationRates, handle)
         return found.gpu, found.memory
 
     def memory(self, index: int) -> tuple[int, int, int]:
-        """Return total, used and free memory of a GPU in bytes."""
+        """Return total, used and free memory of the GPU with this index, in bytes."""
         subject, handle = f"GPU {index}: memory", self._handle(index)
         found = self._call(subject, self._nvml.nvmlDeviceGetMemoryInfo, handle)
         return found.total, found.used, found.free
 
     def temperature(self, index: int) -> int:
-        """Return the temperature of a GPU in degrees Celsius."""
+        """Return the temperature of the GPU with this index in degrees Celsius."""
         nvml, handle = self._nvml, self._handle(index)
         subject, sensor = f"GPU {index}: temperature", nvml.NVML_TEMPERATURE_GPU
         return int(self._call(subject, nvml.nvmlDeviceGetTemperature, handle, sensor))
 
     def power_usage(self, index: int) -> int:
-        """Return the power consumption of a GPU in milliwatts."""
+        """Return the power consumption of the GPU with this index in milliwatts."""
         subject, handle = f"GPU {index}: power", self._handle(index)
         return int(self._call(subject, self._nvml.nvmlDeviceGetPowerUsage, handle))
 
@@ -267,7 +269,10 @@ def _malformed(subject: str, problem: str) -> BackendError:
 
 
 def _content(subject: str, buffer: "ctypes.Array[ctypes.c_uint8]", size: int) -> bytes:
-    """Return the first `size` bytes of a buffer; BackendError if `size` is not 1 to its length."""
+    """Return the first `size` bytes of a buffer; BackendError if `size` is not 1 to its length.
+
+    `subject` names the value in the error.
+    """
     if not 0 < size <= len(buffer):
         raise _malformed(subject, f"size must be 1 to {len(buffer)}, not {size}")
     return bytes(buffer[:size])
@@ -340,7 +345,7 @@ def _read_telemetry(nvml: Nvml, index: int) -> GpuTelemetry:
 
 
 def _value_of(read: Callable[[int], T], index: int, errors: list[str]) -> T | None:
-    """Return the value of a GPU; on an error of the driver add its text to `errors`: return None.
+    """Return `read(index)`; on an error of the driver add its text to `errors` and return None.
 
     BackendBusyError is not caught: a driver that does not answer would delay each value.
     """

@@ -67,7 +67,7 @@ class RimClaims(NamedTuple):
 
 
 class DeviceRefusal(NamedTuple):
-    """Error of NVIDIA's service about a device, in place of claims; texts are the service's."""
+    """Error of NVIDIA's service about a device, in place of claims: number and service's texts."""
 
     code: int  # such as 4010: the nonce is not that of the evidence
     message: str
@@ -298,7 +298,7 @@ class _ClaimsReader:
         raise self.bad(self._prefix + name, f"must be a time in UTC: {shown(text)}", "wrong_value")
 
     def bad(self, name: str, problem: str, reason: FormatReason) -> FormatError:
-        """Return an error about the claim `name`."""
+        """Return an error about the claim `name`, with text `problem` after it."""
         return FormatError(f"{self._what}: {name}: {problem}", reason=reason)
 
 

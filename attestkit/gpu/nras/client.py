@@ -39,7 +39,7 @@ _ADVICE: Final = {
 
 
 def key_header(service_key: str) -> dict[str, str]:
-    """Return the header field that sends a service key.
+    """Return the header field, Authorization, that sends a service key.
 
     Raises:
         UsageError: If the key is not printable ASCII text.
@@ -54,7 +54,7 @@ def fetch_keys(getter: Getter, url: str = NVIDIA_NRAS_URL) -> bytes:
     """Fetch the keys of the service: a JWK set, which is parsed here; only TLS authenticates it.
 
     Args:
-        getter: Function that gets a URL, such as `HttpGetter`.
+        getter: Function that gets a URL and returns a `Response`, such as an `HttpGetter`.
         url: Base URL of the service; https, because nothing else authenticates the keys.
 
     Raises:
@@ -84,15 +84,15 @@ def request_tokens(
         devices: Evidence of 1 to 64 devices of one architecture.
         architecture: Architecture of all these devices.
         nonce: The nonce of all reports, 32 bytes.
-        poster: Function that posts, such as `HttpGetter().post`.
+        poster: Function that posts a body with headers to a URL, such as `HttpGetter().post`.
         url: Base URL of the service.
         version: Version of the service's interface.
         claims_version: Version of the claims; None leaves it to the service.
-        service_key: Key of a customer of NVIDIA.
+        service_key: Key of a customer of NVIDIA; None sends none.
         allow_hold: Whether the service accepts certificates on hold.
 
     Returns:
-        The detached EAT bundle.
+        The detached EAT bundle, JSON.
 
     Raises:
         UsageError: If an argument is not valid.
@@ -118,7 +118,11 @@ def encode_request(
     nonce: bytes,
     claims_version: ClaimsVersion | None,
 ) -> bytes:
-    """Return the JSON of a request to verify evidence of devices of one architecture."""
+    """Return the JSON of a request to verify evidence of devices of one architecture.
+
+    `nonce` has 32 bytes; `claims_version` is that of the requested claims, None leaves it to the
+    service.
+    """
     members: dict[str, Any] = {
         "nonce": nonce.hex(),
         "arch": architecture,
@@ -153,7 +157,10 @@ def _base(url: str) -> str:
 
 
 def _body(response: Response, where: str, most: int, read: Callable[[bytes], object]) -> bytes:
-    """Return the body of a successful response after parsing it with `read`."""
+    """Return the body of a successful response, up to `most` bytes, after parsing it with `read`.
+
+    `where` names the request in errors.
+    """
     name = f"NRAS {where}"
     detail = "" if response.status == 200 else _message(response.body)
     body = read_body(response, name, most, _ADVICE, detail)
@@ -165,7 +172,7 @@ def _body(response: Response, where: str, most: int, read: Callable[[bytes], obj
 
 
 def _message(body: bytes) -> str:
-    """Return ": " and the error message in a response, on one line; empty without one."""
+    """Return ": " and the error message in `body` (JSON) on one line; empty without one."""
     try:
         fields = strict_json.read_object(body[:65_536], "answer")
     except FormatError:

@@ -43,7 +43,7 @@ class DetachedEat(NamedTuple):
 
 
 def read_detached_eat(data: bytes | str) -> DetachedEat:
-    """Read a bundle: `[["JWT", overall], {"GPU-0": token, ...}]`.
+    """Read a bundle in JSON: `[["JWT", overall], {"GPU-0": token, ...}]`.
 
     Raises:
         FormatError: If the bundle is malformed or over 1 MiB, or has no device or more than 64, an
@@ -55,7 +55,7 @@ def read_detached_eat(data: bytes | str) -> DetachedEat:
 
 
 def read_bundle(value: object) -> DetachedEat:
-    """Read a bundle of decoded JSON; see `read_detached_eat`."""
+    """Read a bundle, `value`, decoded from JSON; errors are those of `read_detached_eat`."""
     if not isinstance(value, list) or len(value) != 2:
         raise _bad("must be an array of two items", "wrong_type")
     head, devices = value
@@ -109,7 +109,10 @@ def check_digests(
 
 
 def _digest(value: object, name: str, names: frozenset[str]) -> bytes:
-    """Return the hash in `value`, which must be `["DIGEST", [ALGORITHM, HEX]]`."""
+    """Return the hash (SHA-256) in `value`, which must be `["DIGEST", [ALGORITHM, HEX]]`.
+
+    `names` are the accepted names of the algorithm; `name` is the token's name in errors.
+    """
     match value:
         case ["DIGEST", [str(algorithm), str(text)]] if algorithm in names:
             if _DIGEST.fullmatch(text):

@@ -135,7 +135,7 @@ def read_nvattest_output(data: bytes) -> NvattestOutput:
 
 
 def _payload(token: bytes, name: str) -> dict[str, Any]:
-    """Return the claims of a token without signature."""
+    """Return the claims of an unsigned token; `name` is the token's name in errors."""
     jws = read_token(token, name)
     if jws.header != {"alg": "none"} or jws.signature:
         problem = f"{name}: must have alg none and no signature; verify signed tokens instead"
@@ -147,7 +147,10 @@ def _payload(token: bytes, name: str) -> dict[str, Any]:
 
 
 def _check_claims(value: object, payloads: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check that `value`, the output's list of claims, has those of the tokens in any order."""
+    """Check that `value`, the output's list of claims, has those of the tokens in any order.
+
+    `payloads` are the tokens' claims by name of the device.
+    """
     if not isinstance(value, list) or len(value) > MAX_DEVICES:
         raise _bad("claims: must be a list of devices", "wrong_type")
     ours = [

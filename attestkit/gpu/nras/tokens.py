@@ -50,7 +50,7 @@ _VERSIONS: Final = frozenset({"2.0", "3.0", "4.0"})  # of overall tokens
 
 
 def read_jwks(data: bytes | str) -> Mapping[str, P384PublicKey]:
-    """Return the P-384 keys of a JWK set by their identifiers (`kid`).
+    """Return the P-384 keys of a JWK set (JSON) by their identifiers (`kid`).
 
     Keys of other types are ignored (RFC 7517, section 5).
 
@@ -78,7 +78,7 @@ def read_jwks(data: bytes | str) -> Mapping[str, P384PublicKey]:
 
 
 def _read_set(data: bytes | str) -> list[dict[str, Any]]:
-    """Return the keys of a JWK set; FormatError if one is private."""
+    """Return the keys of a JWK set in JSON, each a JWK; FormatError if one is private."""
     keys = strict_json.read_object(data, _KEYS_SUBJECT).get("keys")
     if not isinstance(keys, list):
         reason: FormatReason = "missing" if keys is None else "wrong_type"
@@ -94,7 +94,7 @@ def _read_set(data: bytes | str) -> list[dict[str, Any]]:
 
 
 def _read_jwk(jwk: Mapping[str, Any], what: str) -> tuple[str, P384PublicKey]:
-    """Return identifier and key of a JWK."""
+    """Return identifier (`kid`) and key of a JWK; `what` names the JWK in errors."""
     key_id = strict_json.string(jwk, "kid", what=what)
     if not 0 < len(key_id) <= MAX_KEY_ID or not key_id.isprintable():
         message = f"{what}: kid: must be 1 to {MAX_KEY_ID} printable characters"
@@ -113,7 +113,10 @@ def _read_jwk(jwk: Mapping[str, Any], what: str) -> tuple[str, P384PublicKey]:
 
 
 def _check_certificates(value: object, spki: bytes, what: str) -> None:
-    """Check that the first certificate of `x5c` is that of the key (RFC 7517, 4.7)."""
+    """Check that the first certificate of `x5c` is that of the key (RFC 7517, 4.7).
+
+    `value` is the member `x5c`, `spki` the key in DER; `what` names the JWK in errors.
+    """
     what = f"{what}: x5c"
     if not isinstance(value, list):
         raise FormatError(f"{what}: must be an array", reason="wrong_type")
@@ -176,8 +179,8 @@ def verify_tokens(
     """Verify an answer of the service: signatures, issuer, times, nonces, hashes and result.
 
     Args:
-        answer: The detached EAT bundle.
-        jwks: The service's keys, which were fetched over TLS.
+        answer: The detached EAT bundle: JSON, or parsed.
+        jwks: The service's keys, a JWK set (JSON) that was fetched over TLS.
         nonce: The nonce of the request, 32 bytes.
         now: Time of the verification, aware.
         issuer: Required issuer of all tokens.
@@ -228,7 +231,7 @@ class _TokenVerifier:
         self._skew = skew
 
     def verify(self, token: bytes, name: str, device: int | None) -> tuple[dict[str, Any], str]:
-        """Verify a token; return its claims, and the identifier of its key.
+        """Verify a token; return its claims, and the identifier (`kid`) of its key.
 
         `name` and the index `device` (None for the overall token) are for errors.
         """
@@ -258,7 +261,10 @@ class _TokenVerifier:
 
 
 def _check_header(header: Mapping[str, Any], name: str, device: int | None) -> str:
-    """Check the header of a token; return the identifier (`kid`) of its key."""
+    """Check the header of a token; return the identifier (`kid`) of its key.
+
+    `name` and the index `device` (None for the overall token) are for errors.
+    """
     algorithm, key_id = header.get("alg"), header.get("kid")
     if algorithm != "ES384":
         stated = shown(algorithm) if isinstance(algorithm, str) else "missing"

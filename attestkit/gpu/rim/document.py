@@ -120,7 +120,7 @@ class _TreeBuilder:
         self._count = 0
 
     def read(self, data: bytes) -> XmlElement:
-        """Parse a document; see `read_document`."""
+        """Parse `data`, a document in UTF-8; return its root element, as `read_document`."""
         parser = self._parser
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
@@ -171,7 +171,7 @@ class _TreeBuilder:
         self._open[-1].children.append(text)
 
     def _scope(self, pairs: list[tuple[str, str]]) -> Mapping[str, str]:
-        """Return the namespaces by prefix in an element with the attributes `pairs`."""
+        """Return the namespaces by prefix in an element with attributes `pairs` (name, value)."""
         outer = self._open[-1].scope if self._open else {}
         declared = {name[6:]: value for name, value in pairs if _declares(name)}
         if not declared:
@@ -201,7 +201,10 @@ class _TreeBuilder:
         return tuple(found.values())
 
     def _resolve(self, name: str, scope: Mapping[str, str], default: str) -> tuple[str, str]:
-        """Return namespace and local part of a name; without a prefix the former is `default`."""
+        """Return namespace and local part of a name; without a prefix the former is `default`.
+
+        `scope` has the namespaces by prefix.
+        """
         match = _NAME.fullmatch(name)
         if match is None:
             raise self._error(f"unsupported name: {shown(name)}", "unsupported")

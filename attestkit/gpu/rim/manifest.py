@@ -40,7 +40,7 @@ _Check: TypeAlias = Literal["format", "chain", "signature", "identity", "ocsp"]
 
 
 class RimMeasurement(NamedTuple):
-    """Expected values of one measurement."""
+    """Expected values of one measurement (48 bytes each), and whether it is compared."""
 
     active: bool  # whether it is compared
     alternatives: tuple[bytes, ...]  # accepted values, 48 bytes each
@@ -90,7 +90,7 @@ class SignedManifest(NamedTuple):
 
 
 def read_signed_manifest(xml: bytes) -> SignedManifest:
-    """Parse a manifest with its signature; see `Rim.parse`."""
+    """Parse a manifest (XML in UTF-8) with its signature, not verified; errors as `Rim.parse`."""
     document = read_document(xml)
     signature = read_signature(document)
     for at, der in enumerate(signature.certificates):
@@ -103,7 +103,7 @@ def read_signed_manifest(xml: bytes) -> SignedManifest:
 
 
 def read_manifest(root: XmlElement, certificates: tuple[bytes, ...]) -> Rim:
-    """Return the content of a manifest; `certificates` are those of its signature.
+    """Return the content of a manifest; `certificates` (DER) are those of its signature.
 
     Raises:
         FormatError: If an element or attribute is missing, unknown, or has an invalid value.
@@ -183,7 +183,7 @@ def _read_resource(resource: XmlElement) -> tuple[int, RimMeasurement]:
 
 
 def _hashes(resource: XmlElement, count: int) -> tuple[bytes, ...]:
-    """Return the values of the attributes Hash0, Hash1, ..., of which there must be `count`."""
+    """Return the attributes Hash0, Hash1, ..., of which there must be `count`, from hex."""
     foreign = {(one.namespace, one.local): one.value for one in resource.attributes}
     foreign = {name: value for name, value in foreign.items() if name[0]}
     names = [(SHA384_HASH, f"Hash{number}") for number in range(count)]
@@ -202,7 +202,10 @@ def _number(element: XmlElement, name: str, least: int, most: int) -> int:
 
 
 def _text(element: XmlElement, name: str, namespace: str = "") -> str:
-    """Return the value of a required attribute: 1 to 128 printable ASCII characters."""
+    """Return the required attribute `name`: 1 to 128 printable ASCII characters.
+
+    `namespace` is the URI of its namespace; empty for an attribute without a prefix.
+    """
     for attribute in element.attributes:
         if (attribute.namespace, attribute.local) == (namespace, name):
             if not _TEXT.fullmatch(attribute.value):

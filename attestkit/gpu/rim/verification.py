@@ -96,7 +96,7 @@ def _named(path: Sequence[PathCertificate]) -> tuple[NamedCertificate, ...]:
 
 
 class VerifiedRim(NamedTuple):
-    """A manifest whose signature and certificate path are valid."""
+    """A manifest whose signature and certificate path are valid; its hash, signer and validity."""
 
     rim: Rim  # read from the bytes that are signed
     path: RimPath

@@ -44,7 +44,7 @@ def canonical_bytes(element: XmlElement, *, without: XmlElement | None = None) -
     Args:
         element: The root of a document, or the element that is signed. The latter is written with
             all namespaces in scope, declared by it or not (Canonical XML 1.1, section 2.4).
-        without: Element that is left out; the text around it is kept.
+        without: Element that is left out; the text around it is kept. None leaves nothing out.
     """
     return "".join(_write_element(element, {}, without)).encode()
 
@@ -52,7 +52,10 @@ def canonical_bytes(element: XmlElement, *, without: XmlElement | None = None) -
 def _write_element(
     element: XmlElement, outer: Mapping[str, str], without: XmlElement | None
 ) -> Iterator[str]:
-    """Yield parts of an element's canonical form; `outer` are the namespaces of its parent."""
+    """Yield parts of an element's canonical form; `outer` are the namespaces of its parent.
+
+    They are by prefix. `without` is an element that is left out, or None.
+    """
     yield f"<{element.name}"
     if element.scope is not outer:  # it declares a namespace, or is not below another element
         for prefix, uri in sorted(element.scope.items()):
@@ -198,7 +201,10 @@ def _read_certificates(key_info: XmlElement) -> tuple[bytes, ...]:
 
 
 def _read_base64(element: XmlElement, size: int | None = None) -> bytes:
-    """Return the bytes of an element's base64 text, which may have line breaks."""
+    """Return the bytes of an element's base64 text, `size` many unless it is None.
+
+    The text may have line breaks.
+    """
     if element.attributes or element.elements():
         raise _error(element, "must have only base64 text", "unknown_field")
     text = element.text().translate(_REMOVED)
