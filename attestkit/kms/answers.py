@@ -58,7 +58,7 @@ _SIZES: Final = (
 
 
 class BootstrapStatement(NamedTuple):
-    """Root keys of a KMS and its evidence over them, not verified."""
+    """Root keys of a KMS (DER, compressed SEC1) and its evidence over them, not verified."""
 
     ca_spki: bytes
     k256_public_key: bytes
@@ -71,7 +71,7 @@ class BootstrapStatement(NamedTuple):
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "BootstrapStatement":
-        """Create a statement from the members of bootstrap-info.json; unknown ones are ignored.
+        """Create a statement from the members of bootstrap-info.json (hex); ignore unknown ones.
 
         Raises:
             FormatError: If a member is missing or not hex, or a key has a wrong size.
@@ -96,7 +96,7 @@ class KmsMeta(NamedTuple):
 
     @classmethod
     def from_json(cls, data: bytes) -> "KmsMeta":
-        """Decode the answer to GetMeta.
+        """Decode `data`, the answer to GetMeta in JSON.
 
         Raises:
             FormatError: If it is malformed, too large, or a member is missing.
@@ -125,7 +125,7 @@ class ReceivedKeys(Secret):
     )
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        """Decode the members of the answer.
+        """Decode the members of the answer, of which bytes are in hex.
 
         Raises:
             FormatError: If a member is missing or malformed.
@@ -146,7 +146,7 @@ class ReceivedKeys(Secret):
 
     @classmethod
     def from_json(cls, data: bytes) -> "ReceivedKeys":
-        """Decode the answer to GetAppKey.
+        """Decode `data`, the answer to GetAppKey in JSON.
 
         Raises:
             FormatError: If it is malformed, too large, or a member is missing.
@@ -167,7 +167,7 @@ class ReceivedKeys(Secret):
 
 
 class SignedEnvKey(NamedTuple):
-    """The answer to GetAppEnvEncryptPubKey, not verified."""
+    """The answer to GetAppEnvEncryptPubKey, not verified: X25519 key, signatures, time."""
 
     public_key: bytes  # X25519
     signature: bytes  # without a time, so it can be replayed
@@ -176,7 +176,7 @@ class SignedEnvKey(NamedTuple):
 
     @classmethod
     def from_json(cls, data: bytes) -> "SignedEnvKey":
-        """Decode the answer to GetAppEnvEncryptPubKey.
+        """Decode `data`, the answer to GetAppEnvEncryptPubKey in JSON.
 
         Raises:
             FormatError: If it is malformed, too large, or a member is missing.
@@ -191,7 +191,7 @@ class SignedEnvKey(NamedTuple):
 
 
 def read_temporary_ca(data: bytes) -> tuple[str, str, str]:
-    """Decode the answer to GetTempCaCert: temporary CA for clients, and certificate of the root.
+    """Decode `data`, the JSON answer to GetTempCaCert: temporary CA for clients, and the root.
 
     Returns:
         Certificate and key of the temporary CA, which every client gets, and certificate of the
@@ -209,7 +209,7 @@ def read_temporary_ca(data: bytes) -> tuple[str, str, str]:
 
 
 def read_certificate_chain(data: bytes) -> tuple[str, ...]:
-    """Decode the answer to SignCert: certificates in PEM, not verified.
+    """Decode `data`, the JSON answer to SignCert: certificates in PEM, not verified.
 
     Raises:
         FormatError: If it is malformed, too large, or has no certificates or too many.
@@ -238,9 +238,10 @@ def read_only_certificate(pem: str) -> Certificate:
 
 
 def read_refusal(body: bytes) -> str:
-    """Return the text in an error answer of a KMS, on one line and cut; empty if it has none.
+    """Return the text in `body`, an error answer of a KMS (JSON or protobuf), on one line and cut.
 
-    Errors before the body of the request is read are in protobuf, whatever was requested.
+    It is empty if the answer has none. Errors before the body of the request is read are in
+    protobuf, whatever was requested.
     """
     text: object = ""
     try:
@@ -297,7 +298,11 @@ def _bootstrap(value: object) -> BootstrapStatement:
 
 
 class FetchedKeys(NamedTuple):
-    """Keys of a KMS that passed all checks."""
+    """Keys of a KMS that passed all checks.
+
+    `is_kept` is whether they are from the key file, so that no KMS was called. `not_proven` names
+    the root keys that no pin confirms: `kms_root`, `kms_k256_root`.
+    """
 
     app_keys: AppKeys
     os_image_hash: bytes  # payload of the event `os-image-hash`; 32 bytes or empty
@@ -324,7 +329,7 @@ def check_received_keys(
         app_id: Id of this app, 20 bytes.
         root: Certificate of the root CA in the answer to GetTempCaCert.
         roots: The pinned roots whose CA is that of this KMS; they differ in the secp256k1 key.
-        image_hash: Hash of the OS image in this VM's configuration; empty if it has none.
+        image_hash: Hash of the OS image in this VM's configuration, 32 bytes; empty if it has none.
 
     Raises:
         KmsError: If a length is wrong (reason `wrong_size`), the app's root key is not a scalar

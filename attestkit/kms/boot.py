@@ -71,7 +71,7 @@ def check_sealed_provider(evidence: Attestation, ca_spki: bytes, document: str =
     Args:
         evidence: Fresh evidence of this guest, whose log has `boot-mr-done`.
         ca_spki: SubjectPublicKeyInfo of the KMS's root CA in DER.
-        document: The mr_config document of the host; if empty, the one in the evidence.
+        document: The mr_config document of the host (JSON); if empty, the one in the evidence.
 
     Raises:
         KmsError: If the guest was launched for a different app or key provider, or this cannot be
@@ -113,7 +113,7 @@ def _check_pcr(evidence: Attestation, ca_spki: bytes) -> None:
 
 
 class KmsBoot(NamedTuple):
-    """An app that was booted with keys of a KMS, which are the `keys` of its Attester."""
+    """An app that was booted with keys of a KMS, the `keys` of its Attester; with boot events."""
 
     root: KmsRoot
     """Both root keys of the KMS that released the keys."""
@@ -284,7 +284,11 @@ def _load_kept(host: BootHost) -> AppKeys | None:
 
 
 def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> FetchedKeys | None:
-    """Return the keys of the key file; None unless they are of this app and the log's provider."""
+    """Return the keys of the key file; None unless of this app, the log's provider and a pin.
+
+    `rest` are the log's events after `boot-mr-done`; `pins` the roots that may have released the
+    keys.
+    """
     keys = _load_kept(boot.host)
     if keys is None:
         return None
@@ -308,7 +312,7 @@ def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> FetchedKeys
 
 
 def _root_of_kept(keys: AppKeys, app_id: bytes, pins: _Pins) -> KmsRoot | None:
-    """Return the root keys of the KMS that released `keys` for an app; None if not pinned."""
+    """Return the root keys of the KMS that released `keys` for an app id; None if not pinned."""
     sizes = len(keys.env_crypt_key), len(keys.disk_crypt_key), len(keys.k256_signature)
     if keys.key_provider != "kms" or sizes != (32, 32, 65):
         return None
@@ -355,7 +359,10 @@ def _finish(boot: _Boot, found: FetchedKeys) -> tuple[Event, ...]:
 
 
 def _check_log(boot: _Boot, events: tuple[Event, ...]) -> None:
-    """Check that the log, if it goes on after `boot-mr-done`, is that of a boot with these keys."""
+    """Check that the log, after `boot-mr-done` if it has more, is that of a boot with these keys.
+
+    `events` are the boot events with these keys.
+    """
     done = boot.source.runtime_events()
     for logged, expected in zip(done, events, strict=False):
         if logged == expected:

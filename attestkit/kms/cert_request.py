@@ -49,7 +49,7 @@ class CertRequest(NamedTuple):
     event_log: bytes = b""  # version 1: JSON
 
     def to_bytes(self) -> bytes:
-        """Encode version 2.
+        """Encode the request in version 2.
 
         Raises:
             UsageError: If there is no evidence, or a value cannot be encoded.
@@ -118,7 +118,7 @@ def sign_cert_request(request: CertRequest, key: P256Key) -> tuple[bytes, bytes]
 
 
 def decode_cert_request(data: bytes, version: int) -> CertRequest:
-    """Decode a request of version 1 or 2; its signature is not verified.
+    """Decode `data`, a request of this version, 1 or 2; its signature is not verified.
 
     Raises:
         FormatError: If `version` is neither, or the request is malformed, too large, or followed by
@@ -143,6 +143,11 @@ def verify_cert_request(data: bytes, signature: bytes, version: int) -> CertRequ
 
     The evidence in it is not verified, nor that it is over the key: see `ReportData.RATLS_CERT`.
     Texts of errors about key, signature and `confirm` are those of dstack's KMS.
+
+    Args:
+        data: The request in SCALE.
+        signature: ECDSA signature over the SHA-256 of `data`, in DER.
+        version: Version of the request, 1 or 2.
 
     Raises:
         FormatError: As `decode_cert_request`; or if `pubkey` is not a SubjectPublicKeyInfo, or

@@ -79,7 +79,7 @@ class KmsClient:
         roots: Roots of the trusted KMSs, from a source that is neither the host nor the KMS, or
             `SimulatedRoots`. The string "first-use" accepts any KMS, so host and network can choose
             one; a warning is logged.
-        attester: Attests this guest; only `get_app_keys` needs it.
+        attester: Attests this guest; only `get_app_keys` and `fetch_app_keys` need it.
         app_id: Expected id of this app, 20 bytes; None is that in the guest's own evidence.
         vm_config: Text of the member `vm_config` of the sys-config; if it is empty, the KMS uses
             the one in the evidence.
@@ -313,7 +313,11 @@ class KmsClient:
         arguments: Mapping[str, object],
         issued: Issued | None = None,
     ) -> "tuple[bytes, AttestationResult | None]":
-        """Call a method of a verified server; return its answer and its verified evidence."""
+        """Call a method of a verified server; return its answer's body and its verified evidence.
+
+        The evidence is None without a verifier. `arguments` are the JSON object that is sent;
+        `issued` is key and certificate of the client, None for an anonymous one.
+        """
         verified: list[AttestationResult] = []
 
         def check_server(certificate: bytes) -> None:
@@ -345,7 +349,10 @@ class KmsClient:
     def _check_chain(
         self, chain: Sequence[str], server: _Server, app_id: bytes, spki: bytes
     ) -> tuple[str, ...]:
-        """Check the answer to SignCert; return it without text around PEM."""
+        """Check `chain`, the answer to SignCert in PEM; return it without text around PEM.
+
+        The certificate must be of the app `app_id` (20 bytes) and the key `spki` (DER).
+        """
         try:
             found = verify_app_certificate(
                 chain, app_id=app_id, kms_roots=server.roots, now=self._now()

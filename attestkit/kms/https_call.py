@@ -50,7 +50,7 @@ SUBJECT: Final = "RA-TLS TEMP Cert"
 
 
 class TimeLimits(NamedTuple):
-    """Time limits of calls to a KMS, in seconds."""
+    """Time limits of calls to a KMS, in seconds: to connect, and of a whole call."""
 
     connect: float = 5.0  # of each address of the host
     call: float = 60.0  # of the whole call, name resolution included
@@ -185,7 +185,7 @@ def _reason(error: ExchangeError) -> "KmsReason":
 
 
 class ClientCa(NamedTuple):
-    """The temporary CA of a KMS, and its root CA; the certificates are not verified."""
+    """The temporary CA of a KMS with its key, and its root CA; certificates are not verified."""
 
     certificate: Certificate
     key: P256Key  # every client gets it
@@ -193,7 +193,7 @@ class ClientCa(NamedTuple):
 
     @classmethod
     def from_json(cls, data: bytes) -> "ClientCa":
-        """Decode the answer to GetTempCaCert, which a server that is not verified has sent.
+        """Decode `data`, the answer to GetTempCaCert in JSON, which an unverified server has sent.
 
         Text around certificates and key is dropped, because they are written to the key file.
 

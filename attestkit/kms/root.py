@@ -72,6 +72,8 @@ class KmsRoot:
     ) -> "KmsRoot":
         """Create a pin from the root CA's certificate, in DER or PEM, which must be trusted.
 
+        `k256_public_key` is the secp256k1 root key, 33 bytes; None leaves it open.
+
         Raises:
             FormatError: If the certificate is malformed.
             UsageError: If its key is not a P-256 key, or `k256_public_key` is not valid.
@@ -122,7 +124,7 @@ class KmsRoot:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "KmsRoot":
-        """Read a pin from a file with the JSON of `to_json`.
+        """Read a pin from the file `path` with the JSON of `to_json`.
 
         Raises:
             ConfigError: If the file cannot be read, or `from_json` rejects its content. The message
@@ -136,7 +138,7 @@ class KmsRoot:
             raise ConfigError(f"{path}: {error}; {remedy}", reason=error.reason) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON of `to_json` to a file, readable by all, replacing it atomically.
+        """Write the JSON of `to_json` to the file `path`, readable by all, replacing it atomically.
 
         Raises:
             ConfigError: If the file cannot be written.
@@ -144,7 +146,7 @@ class KmsRoot:
         save_document(path, self.to_json().encode(), ConfigError, mode=0o644)
 
     def is_of_ca(self, spki: bytes) -> bool:
-        """Return, in constant time, whether `spki` is the key of this root's CA."""
+        """Return, in constant time, whether `spki` (in DER) is the key of this root's CA."""
         return hmac.compare_digest(self.ca_spki, spki)
 
     def may_be_k256(self, public_key: bytes) -> bool:

@@ -98,7 +98,7 @@ def open_env(
     epochs: Epochs | tuple[int, int] | None = None,
     allowed: Collection[str] | None = None,
 ) -> dict[str, str]:
-    """Decrypt environment variables; return them in order, the last of duplicates.
+    """Decrypt environment variables; return values by name in order, the last of duplicates.
 
     Bytes that are not all ASCII are the raw legacy form; text is SealedEnv if it begins with `{`,
     and otherwise the legacy form in hex.
@@ -127,7 +127,7 @@ def open_env(
 
 
 class _Envelope(NamedTuple):
-    """Checked members of a SealedEnv."""
+    """Checked members of a SealedEnv: epochs, encapsulated key (32 bytes), and ciphertext."""
 
     epochs: Epochs
     encapsulated: bytes
@@ -149,7 +149,7 @@ def _decrypt(sealed: bytes | str, secret: bytes, expected: Epochs | None) -> byt
 
 
 def _text(sealed: bytes | str) -> str | None:
-    """Return text without white space around it; None for bytes that are not all ASCII.
+    """Return `sealed` as text without white space around it; None for bytes that are not all ASCII.
 
     The chance that raw bytes of the legacy form are all ASCII is 2**-60, or less.
     """
@@ -169,7 +169,10 @@ def _read_legacy(sealed: bytes | str) -> bytes:
 
 
 def _read_envelope(text: str, expected: Epochs | None) -> _Envelope:
-    """Return the members of an envelope; unknown members are ignored."""
+    """Return the members of `text`, an envelope in JSON; unknown members are ignored.
+
+    `expected` are the epochs that it must have; None accepts any.
+    """
     fields = read_object(text, _WHAT)
     version = _member(fields, "version")
     if type(version) is not int or version != _VERSION:
@@ -217,7 +220,7 @@ def _require_epochs(epochs: Epochs | tuple[int, int]) -> Epochs:
 
 
 def _check_variables(plaintext: bytes) -> None:
-    """Raise UsageError for variables that a guest would reject."""
+    """Raise UsageError for variables (JSON, not encrypted) that a guest would reject."""
     try:
         read_variables(plaintext, None)
     except FormatError as error:

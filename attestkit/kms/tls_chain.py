@@ -41,7 +41,7 @@ _MAX_SHOWN: Final = 600  # characters of an error
 
 
 class AppCertificate(NamedTuple):
-    """An app's certificate that a pinned KMS has issued."""
+    """An app's certificate that a pinned KMS has issued, and its verified app id and key."""
 
     app_id: bytes  # 20 bytes
     spki: bytes  # key of the certificate, SubjectPublicKeyInfo in DER
@@ -159,7 +159,10 @@ def _require_app(name: str, found: bytes, app_id: bytes) -> None:
 
 
 def _extension(name: str, certificate: PathCertificate, oid: str) -> bytes | None:
-    """Return the content of the OCTET STRING in an extension; None if it is missing."""
+    """Return the content of the OCTET STRING inside extension `oid` (dotted); None without it.
+
+    `name` is the certificate's, with which errors begin.
+    """
     try:
         return read_extension_content(certificate.extensions, oid)
     except FormatError as error:
@@ -174,7 +177,7 @@ class KmsCheck(NamedTuple):
     others: "tuple[tuple[str, KmsReason], ...]" = ()  # for errors with the first reason, the second
 
     def failed(self, problem: Exception | str) -> KmsError:
-        """Return the KmsError for an error or a text about a failed check."""
+        """Return the KmsError for `problem`, an error or a text about a failed check."""
         reason = dict(self.others).get(getattr(problem, "reason", ""), self.reason)
         start = f"{self.subject}: " if self.subject else ""
         return KmsError(f"{start}{one_line(str(problem), _MAX_SHOWN)}", reason=reason)

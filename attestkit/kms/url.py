@@ -21,7 +21,7 @@ _NOT_REACHED: Final = {"connection", "timeout"}
 
 
 class KmsUrl(NamedTuple):
-    """The parts of the base URL of a KMS."""
+    """The parts of the base URL of a KMS: the URL itself, host, port and path."""
 
     base: str  # as in `.appkeys.json`: ends with /prpc
     host: str  # without the brackets of an IPv6 address

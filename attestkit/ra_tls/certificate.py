@@ -102,7 +102,7 @@ def verify(
 
 
 def has_evidence(certificate: bytes) -> bool:
-    """Return whether a certificate has an extension with evidence; nothing is verified.
+    """Return whether a certificate in DER has an extension with evidence; nothing is verified.
 
     Raises:
         FormatError: If the certificate is malformed.
@@ -112,7 +112,7 @@ def has_evidence(certificate: bytes) -> bool:
 
 
 def check_certificate(certificate: bytes, result: "AttestationResult") -> "AttestationResult":
-    """Check a certificate as `verify` does, after its evidence was verified; accept any lifetime.
+    """Check a certificate (DER) as `verify` does after verifying evidence; accept any lifetime.
 
     The returned result is `result` with one more step, about the key and the age of the evidence.
 
@@ -140,7 +140,7 @@ def _check_certificate(
 
 
 def check_max_lifetime(value: object) -> None:
-    """Check the argument `max_lifetime`.
+    """Check `value`, an argument `max_lifetime`.
 
     Raises:
         UsageError: If it is not a positive timedelta or None.
@@ -175,9 +175,9 @@ def _check_identity(
 ) -> None:
     """Check app id and app info in the certificate's extensions against verified evidence.
 
-    They are compared with the values that an issuer reads from evidence without verifying it:
-    `device_id` of a TD is the hash of an empty identity, and `os_image_hash` is that of the VM
-    configuration.
+    `steps` are those of the verification, for the error. App id and app info are compared with the
+    values that an issuer reads from evidence without verifying it: `device_id` of a TD is the hash
+    of an empty identity, and `os_image_hash` is that of the VM configuration.
 
     Raises:
         FormatError: If the app info is malformed.
@@ -214,7 +214,7 @@ def _check_validity(
 def _lifetime_step(
     certificate: Certificate, most: timedelta | None, steps: tuple[VerificationStep, ...]
 ) -> VerificationStep:
-    """Return the step about key and age of the evidence.
+    """Return the step about key and age of the evidence; `most` None accepts any lifetime.
 
     Raises:
         VerificationError: If the certificate lives longer than `most`.

@@ -191,13 +191,16 @@ class AttestedObject(_Attested, ssl.SSLObject):
             self.do_handshake()
 
     def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
-        """Read, after the peer is verified."""
+        """Read up to `len` bytes, into `buffer` unless it is None, after the peer is verified.
+
+        The result is as of `ssl.SSLObject.read`: the bytes, or the number of them in `buffer`.
+        """
         self._ready()
         with _eof_errors():
             return super().read(len, buffer)
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Write, after the peer is verified."""
+        """Write `data` after the peer is verified; return the number of bytes written."""
         self._ready()
         return super().write(data)
 
@@ -246,7 +249,9 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
             raise OSError(errno.ENOTCONN, message)
 
     def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
-        """Read, after the peer is verified.
+        """Read up to `len` bytes, into `buffer` unless it is None, after the peer is verified.
+
+        The result is as of `ssl.SSLSocket.read`: the bytes, or the number of them in `buffer`.
 
         Raises:
             ConnectionResetError: If the server closed the connection abruptly before it sent data.
@@ -274,7 +279,7 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
             return b"" if buffer is None else 0
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Write, after the peer is verified."""
+        """Write `data` after the peer is verified; return the number of bytes written."""
         self._ready()
         with self._explain_reset(), _eof_errors():
             return super().write(data)
@@ -294,7 +299,10 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
             raise ConnectionResetError(errno.ECONNRESET, text) from error
 
     def send(self, data: "ReadableBuffer", flags: int = 0) -> int:
-        """Send, after the peer is verified."""
+        """Send `data` after the peer is verified; return the number of bytes sent.
+
+        `flags` must be 0, as in `ssl.SSLSocket.send`.
+        """
         self._ready()
         with self._explain_reset(), _eof_errors():
             return super().send(data, flags)

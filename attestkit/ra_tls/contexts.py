@@ -240,7 +240,8 @@ def server_context(
             app (the last certificate of GetTlsKey). OpenSSL needs CA certificates in order to
             request a certificate from the client. It verifies the client's chain with the system
             clock, and the extended key usage, if present.
-        max_lifetime: Longest accepted lifetime of a client's certificate; see `verify`.
+        max_lifetime: Longest accepted lifetime of a client's certificate; None accepts any. See
+            `verify`.
         any_app: Whether a policy that does not name both app and OS image is intended: any app on
             an accepted platform, with a certificate of `peer_ca`, can then be a client.
         now: Returns the time in seconds since 1970, for renewals.
@@ -290,7 +291,8 @@ def client_context(
             Renewed as for `server_context`.
         server_ca: CA certificates, the PEM text itself, such as that of the server's app; the
             server's certificate chain must lead to one of them. None does not verify the chain.
-        max_lifetime: Longest accepted lifetime of the server's certificate; see `verify`.
+        max_lifetime: Longest accepted lifetime of the server's certificate; None accepts any. See
+            `verify`.
         any_app: Whether a policy that does not name both app and OS image is intended: any app on
             an accepted platform can then be the server.
         now: Returns the time in seconds since 1970, for renewals.
@@ -310,7 +312,10 @@ def client_context(
 
 
 def _check_verifier(verifier: "Verifier", peer: str, *, any_app: bool) -> None:
-    """Raise UsageError unless a Verifier's policy names app and OS image, or `any_app` is set."""
+    """Raise UsageError unless a Verifier's policy names app and OS image, or `any_app` is set.
+
+    `peer` is the role in the error's text: "a client" or "the server".
+    """
     from attestkit.verifier.policy.app_pins import names_app  # lazy: the verifier has loaded it
 
     if not (hasattr(verifier, "verify") and hasattr(verifier, "policy")):
@@ -362,7 +367,10 @@ def load_authorities(context: ssl.SSLContext, authorities: str | bytes) -> None:
 def _verify_peers(
     context: ssl.SSLContext, verifier: "Verifier", max_lifetime: timedelta | None
 ) -> None:
-    """Make the context's connections verify their peers with `verifier`."""
+    """Make the context's connections verify their peers with `verifier`.
+
+    `max_lifetime` is the longest accepted lifetime of a peer's certificate; None accepts any.
+    """
 
     class Socket(AttestedSocket):
         _verifier, _max_lifetime = verifier, max_lifetime

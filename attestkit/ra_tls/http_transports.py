@@ -56,7 +56,7 @@ class AsyncHTTPTransport(httpx.AsyncHTTPTransport):
 
 
 def _options(context: object, limits: httpx.Limits | None) -> dict[str, Any]:
-    """Return the options of httpx's transport.
+    """Return the options of httpx's transport; `limits` None is httpx's default.
 
     Raises:
         UsageError: If `context` is not one of `client_context`, which alone verifies evidence.

@@ -61,7 +61,7 @@ Form = Literal["interoperable", "gramine"]
 
 
 class CertificateEvidence(NamedTuple):
-    """Evidence in a certificate, and the report data that it must have; not verified."""
+    """Evidence in a certificate, and the report data that it must have (64 bytes); not verified."""
 
     form: Form
     kind: Literal["quote", "snp"]
@@ -82,7 +82,7 @@ class _Content(NamedTuple):
 
 
 def has_interoperable_evidence(certificate: bytes | str) -> bool:
-    """Return whether a certificate has evidence in a format that this module knows.
+    """Return whether a certificate (DER or PEM) has evidence in a format that this module knows.
 
     Raises:
         FormatError: If the certificate is malformed.
@@ -150,7 +150,10 @@ def _read_claims(buffer: bytes) -> dict[str, object]:
 
 
 def _check_key(claims: Mapping[str, object], spki: bytes) -> None:
-    """Check that the claim `pubkey-hash` is the hash of the certificate's key."""
+    """Check that the claim `pubkey-hash` is the hash of the certificate's key, `spki` in DER.
+
+    The claim is bytes with a CBOR array of algorithm and hash.
+    """
     what = f"{_WHAT}: claim {_KEY_CLAIM}"
     claim = claims.get(_KEY_CLAIM)
     if claim is None:
@@ -212,7 +215,7 @@ def _walk(der: bytes) -> _Content:
 
 
 def _extensions(wrapper: DerReader) -> dict[str, bytes]:
-    """Return the contents of the extensions by dotted OID."""
+    """Read extensions; return the contents of their OCTET STRINGs by dotted OID."""
     found: dict[str, bytes] = {}
     entries = wrapper.enter(SEQUENCE)
     while entries.tag() is not None:

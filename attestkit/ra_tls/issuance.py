@@ -1,26 +1,5 @@
 """A private key and its certificate with evidence about the key: `Issued`, and `issue`.
 
-Arguments of `issue`:
-
-* `subject`: common name, at most 64 characters; may be empty. `alt_names`: DNS names and IP
-  addresses.
-* `key`: key pair of the certificate; None generates one from 32 `random` bytes.
-* `attest`: `Attester.attest`, or a function that returns evidence over 64 bytes of `report_data`.
-  It is always called, so that the platform attests the key of every certificate.
-* `ca_cert`, `ca_key`: the issuer's certificate in PEM, which becomes part of the chain, and its
-  key.
-* `usage_ra_tls`: include the evidence, shortened by `Attestation.stripped`. `encoding`: of the
-  evidence, "v1" as in IssueCert; None is that of `Attestation.to_bytes`, as in GetTlsKey.
-* `with_app_info`: include the app info, which is read from the evidence. `app_info_array`: as an
-  array of 8 or 9 values, as agents before dstack 0.6 wrote it; None is a map.
-* `server_auth`, `client_auth`: extended key usages.
-* `not_before`, `not_after`: seconds since 1970, at most 253402300799 (the end of 9999); None and 0
-  mean five minutes ago, and one hour from now. Peers reject a longer life than their
-  `max_lifetime`, by default a day (`MAX_LIFETIME` of `attestkit.ra_tls.certificate`). If neither is
-  given, the contexts of `server_context` and `client_context` renew the certificate, see
-  `Issued.renew`.
-* `now`: returns the time in seconds since 1970. `random`: returns a number of random bytes.
-
 `load_issued` loads key and certificates into an ssl context, without a file on disk.
 """
 
@@ -136,8 +115,34 @@ def issue(
 ) -> Issued:
     """Issue a certificate by a CA, as dstack's GetTlsKey and IssueCert do.
 
-    With `usage_ra_tls` it contains evidence about its key. The module's docstring describes the
-    arguments.
+    With `usage_ra_tls` it contains evidence about its key. The chain is this certificate and that
+    of the CA.
+
+    Args:
+        subject: Common name, at most 64 characters; may be empty.
+        alt_names: DNS names and IP addresses.
+        key: Key pair of the certificate; None generates one from 32 `random` bytes.
+        attest: `Attester.attest`, or a function that returns evidence over 64 bytes of
+            `report_data`. It is always called, so that the platform attests the key of every
+            certificate.
+        ca_cert: The issuer's certificate in PEM, which becomes part of the chain.
+        ca_key: The issuer's key.
+        usage_ra_tls: Whether to include the evidence, shortened by `Attestation.stripped`.
+        server_auth: Whether it has the extended key usage of TLS servers.
+        client_auth: Whether it has the extended key usage of TLS clients.
+        not_before: Seconds since 1970, at most 253402300799 (the end of 9999); None and 0 mean five
+            minutes ago.
+        not_after: As `not_before`; None and 0 mean one hour from now. Peers reject a longer life
+            than their `max_lifetime`, by default a day (`MAX_LIFETIME` of
+            `attestkit.ra_tls.certificate`). If neither date is given, the contexts of
+            `server_context` and `client_context` renew the certificate, see `Issued.renew`.
+        with_app_info: Whether to include the app info, which is read from the evidence.
+        encoding: Encoding of the evidence, "v1" as in IssueCert; None is that of
+            `Attestation.to_bytes`, as in GetTlsKey.
+        app_info_array: 8 or 9 writes the app info as an array of so many values, as agents before
+            dstack 0.6; None as a map.
+        now: Returns the time in seconds since 1970.
+        random: Returns a number of random bytes.
 
     Raises:
         UsageError: If a value cannot be encoded in a certificate, or `app_info_array` is not None,
@@ -185,7 +190,10 @@ def issue(
 
 
 def _validity(now: float, not_before: int | None, not_after: int | None) -> tuple[int, int]:
-    """Return start and end of a certificate's validity.
+    """Return start and end of a certificate's validity, in seconds since 1970.
+
+    Arguments are in seconds since 1970 too. None and 0 mean five minutes before `now` and an hour
+    after it.
 
     Raises:
         ConfigError: If the clock is before 1970 and determines the end.
@@ -202,7 +210,11 @@ def _extensions(
     encoding: Encoding | None,
     app_info_array: Literal[8, 9] | None,
 ) -> list[tuple[str, bytes]]:
-    """Return OIDs and contents of the dstack extensions, in the order of the certificate."""
+    """Return OIDs (dotted) and contents of the dstack extensions, in the certificate's order.
+
+    Without evidence or app info (None) the extension is left out. `encoding` and `app_info_array`
+    are as for `issue`.
+    """
     found = [(OID_CERT_USAGE, _USAGE)]
     if app_info is not None:
         found.insert(0, (OID_APP_INFO, app_info.to_msgpack(array=app_info_array)))
@@ -235,7 +247,7 @@ def load_issued(context: ssl.SSLContext, issued: object) -> None:
 
 @contextlib.contextmanager
 def _file_in_memory(content: bytes) -> Iterator[str]:
-    """Context manager: yield the path of a file in memory, as ssl loads keys from files only.
+    """Context manager: yield the path of a file in memory with `content`, for ssl to load a key.
 
     The key is not written to disk, and the file is removed on exit in any case.
     """

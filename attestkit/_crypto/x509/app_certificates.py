@@ -2,15 +2,6 @@
 
 Equal arguments give equal certificates: by default serial numbers are derived from the key, and
 signatures are deterministic (RFC 6979). The content of private extensions is opaque here.
-
-Arguments of `issue_leaf` and `issue_ca`:
-
-* `subject`, `organisation`: common name and organisation, at most 64 characters each; empty
-  attributes are omitted. The organisation precedes the common name.
-* `not_before`, `not_after`: seconds since 1970, in the years 1950 to 9999.
-* `serial`: serial number, positive and at most 20 bytes; by default derived from the key.
-* `extensions`: dotted OID and content of private extensions, not critical, in this order. The
-  content is wrapped in an OCTET STRING inside the OCTET STRING of the extension.
 """
 
 import hashlib
@@ -219,11 +210,24 @@ def issue_leaf(
 ) -> bytes:
     """Issue a certificate for an application, as the dstack guest agent does; return its DER.
 
-    See the module docstring for the other arguments. `server_auth` and `client_auth` are the
-    extended key usages that the certificate gets. Each of `alt_names` becomes an IP address if it
-    is a valid one, else a DNS name. `ca_cert` is in PEM, or parsed. `authority_key_id` adds the
-    extension that strict clients require, such as Python's from version 3.13, of an issuer made by
-    `issue_ca`.
+    The certificate is signed by `ca_key`.
+
+    Args:
+        public_key: Key of the certificate.
+        subject: Common name, at most 64 characters; empty for none.
+        organisation: Organisation, which precedes the common name; otherwise as `subject`.
+        alt_names: Each becomes an IP address if it is a valid one, else a DNS name.
+        server_auth: Whether it has the extended key usage of TLS servers.
+        client_auth: Whether it has the extended key usage of TLS clients.
+        not_before: Seconds since 1970, in the years 1950 to 9999.
+        not_after: As `not_before`; inclusive.
+        serial: Serial number, positive and at most 20 bytes; None derives it from the key.
+        extensions: Dotted OID and content of private extensions, not critical, in this order. The
+            content is wrapped in an OCTET STRING inside the OCTET STRING of the extension.
+        authority_key_id: Whether to add the extension that strict clients require, such as Python's
+            from version 3.13, of an issuer made by `issue_ca`.
+        ca_cert: Certificate of the issuer in PEM, or parsed.
+        ca_key: Key of the issuer.
 
     Raises:
         UsageError: If a value cannot be encoded, or `ca_key` does not belong to `ca_cert`.
@@ -259,10 +263,19 @@ def issue_ca(
 ) -> bytes:
     """Issue a CA certificate, self-signed or signed by `issuer`; return its DER.
 
-    `subject` and `organisation` are at most 64 characters each; `not_before` and `not_after` are
-    seconds since 1970. `serial` None derives the serial number from the key; `extensions` are OIDs
-    (dotted) and contents of private extensions. `path_length` is the path length constraint;
-    `issuer` is a CA certificate in PEM, and its key.
+    The certificate has the key identifier that `authority_key_id` of `issue_leaf` refers to.
+
+    Args:
+        key: Key pair of the CA.
+        path_length: Path length constraint.
+        issuer: Certificate of the issuing CA in PEM, and its key; None issues a self-signed
+            certificate.
+        subject: As for `issue_leaf`.
+        organisation: As for `issue_leaf`.
+        not_before: As for `issue_leaf`.
+        not_after: As for `issue_leaf`.
+        serial: As for `issue_leaf`; None derives it from the key.
+        extensions: As for `issue_leaf`.
 
     Raises:
         UsageError: If a value cannot be encoded, or the issuer's key does not belong to its

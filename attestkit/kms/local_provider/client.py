@@ -89,6 +89,8 @@ class TcpProvider:
     def __call__(self, quote: bytes) -> SealedKey:
         """Send this TD's quote; return the sealed seed of its keys, and the provider's quote.
 
+        `quote` is binary.
+
         Raises:
             KmsError: If there is no connection, no answer in time, or a malformed one.
         """
@@ -126,6 +128,8 @@ class HostApi:
 
     def __call__(self, quote: bytes) -> SealedKey:
         """Send this TD's quote; return the sealed seed of its keys, and the provider's quote.
+
+        `quote` is binary.
 
         Raises:
             KmsError: If there is no connection, no answer in time, or a malformed one; or if the
@@ -294,7 +298,7 @@ def fetch_local_keys(
         provider: `HostApi`, `TcpProvider`, or a function that returns the provider's answer.
         verifier: Verifier of the provider's SGX quote; its policy must accept the platform `sgx`,
             see `provider_policy`. It needs the collateral of SGX, or a PCCS.
-        mr_enclave: Expected MRENCLAVE of the provider, 32 bytes.
+        mr_enclave: Expected MRENCLAVE of the provider, 32 bytes; None accepts every enclave.
         now: Time of the verification, as for `Verifier.verify`.
         random: Returns a number of random bytes.
 
@@ -330,7 +334,10 @@ def fetch_local_keys(
 
 
 def _verify_provider(answer: SealedKey, verifier: Verifier, now: datetime | float | None) -> bytes:
-    """Verify the provider's quote over the sealed seed, and return its MRENCLAVE."""
+    """Verify the provider's quote over the sealed seed; return its MRENCLAVE, 32 bytes.
+
+    `now` is the time of the verification, as for `Verifier.verify`.
+    """
     try:
         quote = Quote.parse(answer.provider_quote)
     except FormatError as error:

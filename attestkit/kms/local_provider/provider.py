@@ -63,7 +63,7 @@ class SimulatedLocalProvider(Secret):
     Args:
         pki: Simulated Intel PKI of the machine; if it has the seed of a simulated TD, the provider
             is on the same machine as this TD.
-        platform_id: Identity of the machine in the PKI.
+        platform_id: Identity of the machine in the PKI, any text.
         enclave: Identity of the enclave; its report data are replaced.
         sealing_key: Sealing key of the enclave. None: derived from the seed of the PKI and the
             MRENCLAVE.
@@ -138,7 +138,7 @@ class SimulatedLocalProvider(Secret):
         return SealedKey(encrypted_key, self._quoting_enclave.quote(enclave))
 
     def _verify(self, quote: Quote) -> str:
-        """Verify a TD's quote, accept any TCB status, and return the status."""
+        """Verify a TD's quote, accept any TCB status, and return the status, such as `UpToDate`."""
         now = self._now()
         if self._verifier is not None:
             result = self._verifier.verify(quote.raw, report_data=None, now=now)

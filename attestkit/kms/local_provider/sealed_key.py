@@ -65,17 +65,20 @@ def td_measurements(quote: Quote) -> bytes:
 
 
 def td_report_data(public_key: bytes) -> bytes:
-    """Return the report data (64 bytes) of a TD that requests its seed: X25519 key, then zeros."""
+    """Return the report data of a TD that requests its seed: `public_key` (X25519), 32 zeros."""
     return public_key + _HALF
 
 
 def provider_report_data(encrypted_key: bytes) -> bytes:
-    """Return the report data (64 bytes) of the provider's quote: sealed seed's SHA-256, zeros."""
+    """Return the report data of the provider's quote: SHA-256 of the sealed seed, 32 zeros.
+
+    `encrypted_key` is that seed, as the provider's answer contains it.
+    """
     return sha256(encrypted_key) + _HALF
 
 
 def seal_seed(seed: bytes, report_data: bytes) -> bytes:
-    """Encrypt a seed to the X25519 key in the report data of a TD's quote; return 80 bytes.
+    """Encrypt a seed (32 bytes) to the X25519 key that begins a TD's report data; return 80 bytes.
 
     Raises:
         UsageError: If the key has low order.
@@ -84,7 +87,7 @@ def seal_seed(seed: bytes, report_data: bytes) -> bytes:
 
 
 def open_seed(secret: bytes, encrypted_key: bytes) -> bytes:
-    """Decrypt a sealed seed with the X25519 secret key of the TD; return 32 bytes.
+    """Decrypt `encrypted_key`, a sealed seed, with the TD's X25519 secret key; return 32 bytes.
 
     Raises:
         FormatError: If the sealed seed does not have 80 bytes.
@@ -97,7 +100,7 @@ def open_seed(secret: bytes, encrypted_key: bytes) -> bytes:
 
 
 class SealedKey(NamedTuple):
-    """Answer of a provider: the seed of a TD's keys, encrypted to the TD, and an SGX quote."""
+    """Answer of a provider: the seed of a TD's keys (sealed, 80 bytes), and an SGX quote."""
 
     encrypted_key: bytes  # 80 bytes, see `seal_seed`
     provider_quote: bytes  # SGX quote over the hash of `encrypted_key`
@@ -117,12 +120,12 @@ _RESPONSE: Final = msgspec.json.Decoder(_SealedKeyMessage)
 
 
 def encode_request(quote: bytes) -> bytes:
-    """Return the message with the quote of a TD, without its length."""
+    """Return the message (JSON) with the quote of a TD, without its length."""
     return _to_json({"quote": quote})
 
 
 def decode_request(message: bytes) -> bytes:
-    """Return the quote of a message, at most 1 MiB; unknown members are ignored.
+    """Return the quote in a message (JSON) of at most 1 MiB; unknown members are ignored.
 
     Raises:
         FormatError: If the message is malformed or too large.
@@ -131,12 +134,12 @@ def decode_request(message: bytes) -> bytes:
 
 
 def encode_response(answer: SealedKey) -> bytes:
-    """Return the message with the answer of a provider, without its length."""
+    """Return the message (JSON) with the answer of a provider, without its length."""
     return _to_json(answer._asdict())
 
 
 def decode_response(message: bytes) -> SealedKey:
-    """Return the answer of a provider; unknown members are ignored.
+    """Return the answer of a provider in a message (JSON); unknown members are ignored.
 
     Raises:
         FormatError: If the message is malformed or too large.
@@ -149,7 +152,7 @@ def decode_response(message: bytes) -> SealedKey:
 
 
 def read_size(head: bytes) -> int:
-    """Return the size of a message, 1 byte to 8 MiB, from the 4 bytes before it.
+    """Return the size of a message, 1 byte to 8 MiB, from the 4 bytes before it, big-endian.
 
     Raises:
         FormatError: If the length is out of range.
@@ -177,7 +180,9 @@ def receive_message(sock: socket.socket, deadline: float) -> bytes:
 
 
 def send_message(sock: socket.socket, message: bytes, deadline: float) -> None:
-    """Send a message with its length.
+    """Send a message after its length.
+
+    `deadline` is a time of `time.monotonic` for the whole message.
 
     Raises:
         OSError: If the connection fails; TimeoutError if the time is up.

@@ -51,7 +51,7 @@ class _Devices(
         return self.allow_any_device or not self.devices
 
     def allows(self, device_id: bytes) -> bool:
-        """Return whether a device is allowed."""
+        """Return whether the device with this id (SHA-256 of its identity) is allowed."""
         return self.allows_any() or _is_listed(device_id, self.devices)
 
 
@@ -84,7 +84,7 @@ class AuthSimpleConfig(
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "AuthSimpleConfig":
-        """Decode the JSON of a configuration file.
+        """Decode `data`, the JSON of a configuration file.
 
         Raises:
             ConfigError: If it is malformed, over 1 MiB or has over 4,096 apps, has an unknown key,
@@ -101,7 +101,7 @@ class AuthSimpleConfig(
         return found
 
     def find_app(self, app_id: bytes) -> AppRules | None:
-        """Return the rules about an app; None if it is not listed."""
+        """Return the rules about an app, by its id of 20 bytes; None if it is not listed."""
         wanted = app_id.hex()
         return next((one for name, one in self.apps.items() if _normalize(name) == wanted), None)
 
@@ -163,7 +163,7 @@ class AuthSimpleConfig(
         )
 
     def app_policy(self, app_id: bytes) -> AppraisalPolicy:
-        """Return the rules about an app as an appraisal policy.
+        """Return the rules about an app, by its id of 20 bytes, as an appraisal policy.
 
         Raises:
             ConfigError: If the app is not listed, a list of accepted values is empty, or a value is
@@ -274,7 +274,10 @@ class AuthSimpleFile(KmsAuthorization):
         return found
 
     def _warn(self, content: object, problem: str) -> None:
-        """Log a warning, once for each content of the file."""
+        """Log a warning with text `problem`, once for each content of the file.
+
+        `content` is any value that identifies the file's content.
+        """
         if content != self._warned:
             self._warned = content
             _logger.warning("auth-simple: %s: %s", self._path, problem)
@@ -285,7 +288,7 @@ def _normalize(text: str) -> str:
 
 
 def _is_listed(value: bytes, listed: Iterable[str]) -> bool:
-    """Return whether a value that is not empty is among texts in hex."""
+    """Return whether a value that is not empty is among `listed`, texts in hex."""
     wanted = value.hex()
     return bool(wanted) and any(_normalize(text) == wanted for text in listed)
 

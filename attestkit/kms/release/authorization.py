@@ -50,11 +50,18 @@ class BootInfo(NamedTuple):
     def of(
         cls, tee_variant: str, info: AppInfo, tcb_status: str, advisory_ids: tuple[str, ...]
     ) -> "BootInfo":
-        """Return the values of an app's identity, a platform such as `dstack-tdx`, and its TCB."""
+        """Return the values of a guest from its platform, app's identity and TCB.
+
+        Args:
+            tee_variant: Name of the platform, such as `dstack-tdx`.
+            info: Identity of the app.
+            tcb_status: The vendor's status, such as `UpToDate`; empty if the platform has none.
+            advisory_ids: Security advisories that apply to the platform, such as `INTEL-SA-00837`.
+        """
         return cls._make((tee_variant, *_measured(info), tcb_status, advisory_ids))
 
     def to_json(self) -> str:
-        """Return the body of a request to an authorization webhook: compact JSON, hex."""
+        """Return the body of a request to an authorization webhook: compact JSON, bytes in hex."""
         return json.dumps(self.to_dict(), separators=(",", ":"), ensure_ascii=False)
 
     def to_dict(self) -> dict[str, object]:
@@ -78,7 +85,7 @@ _measured: Final = attrgetter(*BootInfo._fields[1:-2])  # of an AppInfo, which h
 
 
 class VerifiedGuest(NamedTuple):
-    """A guest whose evidence was verified for a request to the KMS."""
+    """A guest whose evidence was verified for a request to the KMS: its values, app and result."""
 
     boot_info: BootInfo
     app_info: AppInfo  # content of a certificate's extension
@@ -112,7 +119,8 @@ def verify_guest(
         use_claimed_image: Use the hash of the OS image that the configuration names if the image
             cannot be verified. For simulation only: a policy with `refuse_simulated` excludes it.
         choose_policy: Returns the policy for an app; None for that of the verifier.
-        now: Time of the verification, as for `Verifier.verify`.
+        now: Time of the verification, as for `Verifier.verify`; None is that of the verifier's
+            clock.
 
     Raises:
         VerificationError: If the evidence is not valid, names no app (reason `identity`), or is not
@@ -160,7 +168,7 @@ def _read_claimed_hash(config: str) -> bytes:
 
 
 class Decision(NamedTuple):
-    """Whether a guest gets keys."""
+    """Whether a guest gets keys; the reason of a refusal, and the app id of its gateway (hex)."""
 
     is_allowed: bool
     reason: str = ""  # of a refusal
@@ -168,12 +176,12 @@ class Decision(NamedTuple):
 
     @classmethod
     def allow(cls, gateway_app_id: str = "") -> "Decision":
-        """Return the decision to release keys; `gateway_app_id` is of the app's gateway, if any."""
+        """Return the decision to release keys; `gateway_app_id` is empty without a gateway."""
         return cls(is_allowed=True, gateway_app_id=gateway_app_id)
 
     @classmethod
     def refuse(cls, reason: str) -> "Decision":
-        """Return the decision not to release keys."""
+        """Return the decision not to release keys, with this reason, which the guest receives."""
         return cls(is_allowed=False, reason=reason)
 
     def to_json(self) -> str:
@@ -350,12 +358,13 @@ def authorize_guest(
     is_self: bool = False,
     now: "datetime | float | None" = None,
 ) -> tuple[VerifiedGuest, Decision]:
-    """Verify the evidence of a guest by the policy for it, and decide whether it gets keys.
+    """Verify a guest's evidence by the policy for it; return it, and whether it gets keys.
 
     `authorization` chooses the policy and decides. `role` is what the guest requests: `app` for the
     keys of its app, `kms` for the roots. `ca_spki` is used for `app` only, because a second KMS has
-    a different key provider. `is_self`: the guest is this KMS itself, with the role `kms`; it may
-    run even if it does not release its roots. Other arguments are those of `verify_guest`.
+    a different key provider; it is the root CA's SubjectPublicKeyInfo in DER. `is_self`: the guest
+    is this KMS itself, with the role `kms`; it may run even if it does not release its roots. Other
+    arguments are those of `verify_guest`.
 
     Raises:
         AttestKitError: As `verify_guest` and `KmsAuthorization.decide`.

@@ -105,12 +105,12 @@ def issue_rpc(
 
     Args:
         roots: Keys of the KMS.
-        root_pem: Certificate of the root CA.
+        root_pem: Certificate of the root CA in PEM.
         domain: DNS name or IP address of the server: common name and alternative name.
         window: Validity period.
         usage: Content of the usage extension. Values other than `kms:rpc`, and None for no such
             extension, are to simulate faults.
-        evidence: Stripped evidence over the TLS key, or None.
+        evidence: Stripped evidence over the TLS key, encoded; None for no such extension.
 
     Raises:
         UsageError: If the domain is not a DNS name or an IP address.
@@ -132,7 +132,7 @@ def issue_rpc(
 
 
 def issue_app_ca(roots: KmsRoots, root_pem: str, app_id: bytes, window: ValidityPeriod) -> str:
-    """Issue the certificate of an app's CA by the root CA; return PEM.
+    """Issue the certificate of an app's CA by the root CA, `root_pem` in PEM; return PEM.
 
     Raises:
         UsageError: If the app id does not have 20 bytes.
@@ -153,13 +153,13 @@ def issue_app_ca(roots: KmsRoots, root_pem: str, app_id: bytes, window: Validity
 def sign_app_certificate(
     roots: KmsRoots, root_pem: str, app_id: bytes, leaf: LeafProfile, *, now: int
 ) -> tuple[str, str, str]:
-    """Sign the certificate of an app; return the chain: leaf, app CA, root.
+    """Sign the certificate of an app; return the chain in PEM: leaf, app CA, root.
 
     The caller has verified the request's signature and the evidence that names `app_id`.
 
     Args:
         roots: Keys of the KMS.
-        root_pem: Certificate of the root CA.
+        root_pem: Certificate of the root CA in PEM.
         app_id: Verified app id, 20 bytes.
         leaf: Names and usages as requested.
         now: Seconds since 1970.
@@ -202,7 +202,7 @@ def needs_renewal(pem: str, now: int) -> bool:
     """Return whether a CA certificate ends within 365 days, so that it is to be issued again.
 
     Args:
-        pem: The certificate.
+        pem: The certificate in PEM.
         now: Seconds since 1970.
 
     Raises:

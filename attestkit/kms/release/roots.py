@@ -243,7 +243,7 @@ class ReleasedKeys(Secret):
 
 
 class EnvPublicKey(NamedTuple):
-    """Public key for encrypted environments of an app, signed by the secp256k1 root key."""
+    """X25519 key for encrypted environments of an app, with signatures by the root key and time."""
 
     public_key: bytes  # X25519, 32 bytes
     signature: bytes  # 65 bytes; without a time, so it can be replayed
@@ -252,7 +252,7 @@ class EnvPublicKey(NamedTuple):
 
 
 def release_app_keys(roots: KmsRoots, app_id: bytes, instance_id: bytes) -> ReleasedKeys:
-    """Derive the keys of an instance of an app.
+    """Derive the keys that GetAppKey releases to an instance of an app.
 
     Args:
         roots: Keys of the KMS.
@@ -271,7 +271,7 @@ def release_app_keys(roots: KmsRoots, app_id: bytes, instance_id: bytes) -> Rele
 
 
 def derive_app_ca(roots: KmsRoots, app_id: bytes) -> P256Key:
-    """Derive the key of the app's CA, which the KMS does not release.
+    """Derive the key of an app's CA, which the KMS does not release, from the app id, 20 bytes.
 
     Raises:
         UsageError: If the app id does not have 20 bytes.
@@ -285,7 +285,7 @@ def derive_app_ca(roots: KmsRoots, app_id: bytes) -> P256Key:
 
 
 def derive_app_root(roots: KmsRoots, app_id: bytes) -> bytes:
-    """Derive the secp256k1 root key of an app, 32 bytes; the caller checks the app id."""
+    """Derive an app's secp256k1 root key, 32 bytes, from the app id, which the caller checks."""
     secret = roots.k256_secret
     try:
         return derive_bytes(secret, app_id, b"app-key")
@@ -321,7 +321,7 @@ def sign_env_public_key(roots: KmsRoots, app_id: bytes, timestamp: int) -> EnvPu
 
 
 def key_provider_info(ca_spki: bytes) -> bytes:
-    """Return the payload of the event `key-provider` for a KMS: compact JSON.
+    """Return the payload of the event `key-provider` for a KMS: compact JSON with name and id.
 
     Args:
         ca_spki: SubjectPublicKeyInfo of the root CA in DER, 91 bytes.
@@ -354,7 +354,7 @@ def _env_key(roots: KmsRoots, app_id: bytes) -> bytes:
 
 
 def _from_ca(roots: KmsRoots, *parts: bytes) -> bytes:
-    """Derive an X25519 secret from the root CA key, 32 bytes."""
+    """Derive an X25519 secret, 32 bytes, from the root CA key; `parts` are the context."""
     scalar = roots.ca_key.scalar
     try:
         return derive_x25519(scalar, *parts)

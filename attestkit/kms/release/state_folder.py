@@ -50,7 +50,7 @@ _PRIVATE: Final = frozenset((_ROOT_KEY, _TEMP_KEY, _RPC_KEY, _K256_KEY))
 
 
 class KmsState(NamedTuple):
-    """Keys and CA certificates of a KMS."""
+    """Keys and CA certificates (PEM) of a KMS, the server's domain, and its bootstrap statement."""
 
     roots: KmsRoots
     root_pem: str
@@ -286,7 +286,7 @@ class KmsStateFolder:
 
 
 def read_bootstrap_info(data: bytes) -> BootstrapStatement:
-    """Parse bootstrap-info.json; unknown members are ignored.
+    """Parse `data`, the JSON of bootstrap-info.json; unknown members are ignored.
 
     Raises:
         FormatError: If the JSON is malformed, a member is missing or not hex, or a key has a wrong

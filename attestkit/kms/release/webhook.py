@@ -81,7 +81,7 @@ class AuthWebhook(KmsAuthorization):
 
 
 def read_decision(fields: dict[str, Any]) -> Decision:
-    """Return the decision in the members of a server's answer; unknown members are ignored.
+    """Return the decision in `fields`, the members of a server's answer; ignore unknown ones.
 
     Raises:
         FormatError: If a member is missing, has a wrong type, or is over 1,024 characters.
@@ -94,7 +94,9 @@ def read_decision(fields: dict[str, Any]) -> Decision:
 
 
 def read_authority(fields: dict[str, Any]) -> AuthorityInfo:
-    """Return what an authorization server reports of itself; unknown members are ignored.
+    """Return what an authorization server reports of itself in the members of its answer.
+
+    Unknown members are ignored.
 
     Raises:
         FormatError: If a member is missing, has a wrong type, or is over 1,024 characters.
@@ -151,7 +153,7 @@ def _status(status: int) -> str:
 
 
 def _text(fields: dict[str, Any], name: str) -> str:
-    """Return a text of an answer, with unprintable characters escaped."""
+    """Return member `name` of an answer, a text, with unprintable characters escaped."""
     value = fields.get(name)
     if not isinstance(value, str):
         raise _field_error(name, fields, "text")
