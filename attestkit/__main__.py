@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _reads_key(words: list[str]) -> bool:
-    """Return whether the command with these arguments reads a private key of the user."""
+    """Return whether a command line, without the program, reads a private key of the user."""
     signs = any(word.partition("=")[0] == "--ear-key" for word in words)
     return words[:1] in (["env"], ["key"]) or signs
 

@@ -14,19 +14,22 @@ _T = TypeVar("_T")
 
 
 def wrong_type(argument: str, expected: str, value: object) -> UsageError:
-    """Return the error for an argument whose type is not `expected`."""
+    """Return the UsageError for the value of an argument whose type is not `expected`."""
     message = f"{argument}: must be {expected}, not {type(value).__name__}"
     return UsageError(message, reason="wrong_type")
 
 
 def unsupported_algorithm(name: object, known: Iterable[str]) -> UsageError:
-    """Return the error for a name of an algorithm that is not one of `known`."""
+    """Return the UsageError for a name of an algorithm that is not one of `known`."""
     message = f"algorithm: unsupported: {ascii(name)[:40]}; use {' or '.join(known)}"
     return UsageError(message, reason="unsupported_algorithm")
 
 
 def require_bytes(argument: str, value: object, size: int | None = None) -> None:
-    """Raise UsageError if an argument is not `bytes`, or does not have `size` bytes if given."""
+    """Raise UsageError if an argument's value is not `bytes`, or not `size` many; None: any number.
+
+    `argument` is its name, with which the error begins.
+    """
     if not isinstance(value, bytes):
         raise wrong_type(argument, "bytes", value)
     if size is not None:
@@ -34,14 +37,17 @@ def require_bytes(argument: str, value: object, size: int | None = None) -> None
 
 
 def require_size(argument: str, value: bytes, size: int) -> None:
-    """Raise UsageError if an argument does not have `size` bytes."""
+    """Raise UsageError if the value of an argument does not have `size` bytes.
+
+    `argument` is its name, with which the error begins.
+    """
     if len(value) != size:
         message = f"{argument}: must have {size} bytes, not {len(value)}"
         raise UsageError(message, reason="wrong_size")
 
 
 def require_time_zone(argument: str, moment: "datetime") -> None:
-    """Raise UsageError if a datetime has no time zone."""
+    """Raise UsageError if a datetime, the value of the named argument, has no time zone."""
     if moment.utcoffset() is None:
         message = f"{argument}: must have a time zone; pass a datetime with tzinfo, such as UTC"
         raise UsageError(message, reason="wrong_value")
@@ -122,7 +128,8 @@ def needs_extra(
 ) -> Iterator[None]:
     """Context manager: raise an ImportError as an error that names the `extra` to install.
 
-    The error text begins with `subject`, such as the feature that needs the extra.
+    The error text begins with `subject`, such as the feature that needs the extra of attestkit, one
+    of its optional groups of dependencies.
 
     Raises:
         UsageError: In place of the ImportError, or an error of the class `kind`.

@@ -26,7 +26,7 @@ def lazy_names(
     Define them only where type checkers do not see them, which would otherwise accept any name.
 
     Args:
-        package: Name of the package.
+        package: Full name of the package, such as `attestkit.gpu`.
         names: Public names by the submodule that defines them. The name of a submodule is
             relative to the package, unless it begins with `attestkit.`.
     """

@@ -159,15 +159,19 @@ class AsyncAttester(Generic[B_co]):
         )
 
     async def event_log(self) -> EventLog:
-        """Return the firmware event log followed by the runtime events."""
+        """Return the firmware event log followed by the runtime events; empty if there is none."""
         return await self._call(lambda attester: attester.event_log())
 
     async def emit_event(self, name: str, payload: bytes) -> Event:
-        """Extend RTMR3 by an event and append it to the log, atomically."""
+        """Extend RTMR3, or PCR 14 of a NitroTPM, by an event, and log and return it, atomically.
+
+        `name` is non-empty text other than the names of boot events, and `payload` any bytes; see
+        `Attester.emit_event`.
+        """
         return await self._call(lambda attester: attester.emit_event(name, payload))
 
     async def registers(self) -> Rtmrs:
-        """Return RTMR0 to RTMR3, 48 bytes each."""
+        """Return RTMR0 to RTMR3, 48 bytes each; UnsupportedError if the platform has none."""
         return await self._call(lambda attester: attester.registers())
 
     async def app_info(self) -> AppInfo:
@@ -188,7 +192,10 @@ class AsyncAttester(Generic[B_co]):
         return self._opened.backend
 
     def verifier(self, **options: "Unpack[VerifierOptions]") -> "Verifier":
-        """Return a verifier that trusts this simulated TEE, for tests."""
+        """Return a verifier that trusts this simulated TEE, for tests.
+
+        The options are arguments of `attestkit.Verifier`; see `Attester.verifier`.
+        """
         return self._opened.verifier(**options)
 
     @property
@@ -208,7 +215,7 @@ class AsyncAttester(Generic[B_co]):
 
     @property
     def vm_config(self) -> str:
-        """The configuration of the VM as JSON; empty if unknown."""
+        """The configuration of the VM as JSON text; empty if unknown."""
         return self._opened.vm_config
 
     @property
@@ -218,7 +225,7 @@ class AsyncAttester(Generic[B_co]):
 
     @property
     def keys(self) -> KeyDeriver:
-        """The app's keys; UnsupportedError without keys."""
+        """Source of the app's keys; UnsupportedError without keys."""
         return self._opened.keys
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

@@ -152,7 +152,7 @@ def quote_columns(
 
 
 def _packed(offsets: "Sequence[SupportsIndex] | memoryview") -> bytes:
-    """Return a copy of the offsets for the native core: integers of 64 bits."""
+    """Return a copy of the offsets for the native core: 64-bit integers in native byte order."""
     try:
         view = memoryview(cast("ReadableBuffer", offsets))
     except TypeError:

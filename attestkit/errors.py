@@ -137,7 +137,7 @@ def return_error(error: AttestKitError) -> AttestKitError:
 
 
 def _words(hint: object) -> frozenset[str]:
-    """Return the strings of a `Literal`, or of a union of them."""
+    """Return the strings of `hint`, a `Literal` or a union of them."""
     if get_origin(hint) is Literal:
         return frozenset(get_args(hint))
     return frozenset(word for part in get_args(hint) for word in _words(part))

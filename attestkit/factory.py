@@ -94,7 +94,7 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
 
 
 def _take_kms_options(options: dict[str, object]) -> dict[str, Any]:
-    """Remove the options of a KMS; return those that are given."""
+    """Remove the options of a KMS from `options`; return those that are given and not None."""
     found = {name: options.pop(name) for name in _KMS_OPTIONS if name in options}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -123,7 +123,10 @@ def _boot(
     kms_roots: "PinnedRoots" = None,
     kms_verifier: "Verifier | None" = None,
 ) -> None:
-    """Boot the app with keys from a KMS; close the attester if that fails."""
+    """Boot the app with keys from a KMS; close the attester if that fails.
+
+    `kms` has the KMS's URLs; the others are `roots` and `verifier` of `boot_with_kms`.
+    """
     from attestkit.kms.boot import boot_with_kms  # lazy: most programs have no KMS
 
     try:
@@ -135,7 +138,10 @@ def _boot(
 
 
 def make_backend(name: str | None, options: dict[str, object]) -> Backend:
-    """Return a new backend named `name`; None selects it as `open` does."""
+    """Return a new backend named `name`; None selects it as `open` does.
+
+    `options` are those of the backend's class, by name.
+    """
     name = name or backends.backend_from_environment()
     cls = backends.detect() if name is None else backends.load(name)
     # Detection has already probed it.
@@ -168,8 +174,9 @@ def aopen(backend: str | Backend | None) -> "AsyncAttester[Backend]": ...
 def aopen(backend: str | Backend | None = None, **options: object) -> "AsyncAttester[Backend]":
     """Open the TEE that this program runs in, for asyncio.
 
-    `tee = await aopen()` opens it; `async with aopen() as tee` also closes it. Arguments and errors
-    are those of `attestkit.open`. The TEE is opened when awaited or first used.
+    `tee = await aopen()` opens it; `async with aopen() as tee` also closes it. `backend` (a name,
+    an object, or None to select one), options and errors are those of `attestkit.open`. The TEE is
+    opened when awaited or first used.
     """
     from attestkit.aio import AsyncAttester  # late: it loads asyncio
 

@@ -154,7 +154,8 @@ class Certification(NamedTuple):
     """QE certification data: identification of the PCK certificate (Intel DCAP).
 
     Types: 1 PPID in plain text, 2 and 3 PPID encrypted with RSA-2048 or RSA-3072, 4 PCK leaf
-    certificate, 5 PCK certificate chain. The data are not signed, and not parsed here.
+    certificate, 5 PCK certificate chain. The data (of type 5 PEM) are not signed, and not parsed
+    here.
     """
 
     type: int  # 1 to 5
@@ -177,7 +178,7 @@ class SignedParts(NamedTuple):
 
 
 def _lazy(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
-    """Return a property that computes a field with `make` on first use, and caches it."""
+    """Return a getter for a property that computes a field with `make` once, and caches it."""
     name = make.__name__
 
     def get(self: "Quote") -> "_T":
@@ -254,7 +255,7 @@ class Quote(QuoteBase):
 
     @property
     def header(self) -> QuoteHeader:
-        """The header."""
+        """The header, parsed: version, key type, TEE type, vendor, user data, SVNs of version 3."""
         return QuoteHeader.parse(self._data[: _HEADER.size])
 
     @property
@@ -266,7 +267,7 @@ class Quote(QuoteBase):
 
     @property
     def signed_region(self) -> bytes:
-        """Header and body, covered by `signature`."""
+        """Header and body as bytes, covered by `signature`."""
         start, size = self._layout[:2]
         return self._data[: start + size]
 
@@ -299,7 +300,7 @@ class Quote(QuoteBase):
     @property
     @_lazy
     def certification(self) -> Certification:
-        """QE certification data."""
+        """QE certification data: type, 1 to 5, and bytes that identify the PCK certificate."""
         kind, start, end = self._layout[6:]
         return Certification(kind, self._data[start:end])
 
@@ -377,7 +378,7 @@ class Quote(QuoteBase):
 
 
 def signed_parts(quote: Quote) -> SignedParts:
-    """Return the signed parts of a quote; faster than reading its properties one by one."""
+    """Return the signed parts of a quote as bytes; faster than its properties one by one."""
     data, layout = quote._data, quote._layout  # noqa: SLF001 - of this module's class
     body, body_size, key, report, auth, auth_size, kind, chain, end = layout
     return SignedParts(
@@ -392,7 +393,7 @@ def signed_parts(quote: Quote) -> SignedParts:
 
 
 def quoting_enclave_svn(quote: Quote) -> bytes:
-    """Return ISV_SVN of the QE report, 2 bytes, without parsing the rest of it."""
+    """Return ISV_SVN of the QE report, 2 bytes (little-endian), without parsing the rest of it."""
     at = quote._layout[3] + _ISV_SVN  # noqa: SLF001 - of this module's class
     return quote._data[at : at + 2]  # noqa: SLF001
 

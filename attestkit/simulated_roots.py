@@ -57,7 +57,7 @@ class SimulatedRoots(NamedTuple):
 
     @classmethod
     def from_json(cls, data: bytes) -> "SimulatedRoots":
-        """Decode the JSON of `to_json`.
+        """Decode `data`, the JSON of `to_json`.
 
         Raises:
             FormatError: If the JSON is malformed or over 65,536 bytes, a key is unknown or missing,

@@ -54,7 +54,7 @@ TCB_COMPONENTS = {product: tuple(layout) for product, layout in _TCB.items()}
 
 
 class SnpTcb(NamedTuple):
-    """Security version numbers (SVNs) of a platform."""
+    """Security version numbers (SVNs) of a platform, 0 to 255 each; `fmc` is None before Turin."""
 
     boot_loader: int
     tee: int
@@ -203,7 +203,7 @@ class SnpReport(NamedTuple):
         """Return one of the four TCB versions of the report.
 
         Args:
-            which: current, reported, committed or launch.
+            which: `current`, `reported`, `committed` or `launch`.
             product: Product in the certificate of the signing key. It selects the layout if the
                 `product` of the report is None.
 
