@@ -29,7 +29,13 @@ def aes_gcm_encrypt(key: bytes, iv: bytes, plaintext: bytes, associated: bytes =
 
 
 def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes, associated: bytes = b"") -> bytes:
-    """Return the plaintext of a ciphertext followed by its tag; arguments as of `aes_gcm_encrypt`.
+    """Decrypt the result of `aes_gcm_encrypt`; return the plaintext.
+
+    Args:
+        key: 32 bytes.
+        iv: 12 bytes, as for the encryption.
+        ciphertext: Ciphertext followed by the tag of 16 bytes.
+        associated: Associated data of the encryption, which are authenticated.
 
     Raises:
         VerificationError: If the tag is truncated or not valid, or the associated data differ.
@@ -43,7 +49,7 @@ def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes, associated: bytes 
 
 
 def chacha20_encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
-    """Encrypt with ChaCha20-Poly1305; return the ciphertext followed by the tag of 16 bytes.
+    """Encrypt `plaintext` with ChaCha20-Poly1305; return ciphertext and the tag of 16 bytes.
 
     The key has 32 bytes and the nonce 12, as for `aes_gcm_encrypt`; there are no associated data.
     """
@@ -52,7 +58,10 @@ def chacha20_encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
 
 
 def chacha20_decrypt(key: bytes, nonce: bytes, ciphertext: bytes) -> bytes:
-    """Return the plaintext of a result of `chacha20_encrypt`; raises as `aes_gcm_decrypt`."""
+    """Return the plaintext of a ciphertext and its tag of 16 bytes (ChaCha20-Poly1305).
+
+    The key has 32 bytes and the nonce 12. Raises as `aes_gcm_decrypt`.
+    """
     _check_sizes("ChaCha20-Poly1305", key, nonce)
     try:
         return ChaCha20Poly1305(key).decrypt(nonce, ciphertext, None)

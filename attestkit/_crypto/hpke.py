@@ -114,7 +114,7 @@ def hpke_open(secret: bytes, encapsulated: bytes, info: bytes, ciphertext: bytes
     Args:
         secret: X25519 secret key of the recipient, 32 bytes.
         encapsulated: Encapsulated key, 32 bytes.
-        info: As for `hpke_seal`.
+        info: The bytes with which it was sealed.
         ciphertext: Ciphertext and tag.
 
     Raises:

@@ -98,7 +98,7 @@ class P384PublicKey:
         self.verify_der(encode_dss_signature(r, s), data)
 
     def verify_der(self, signature: bytes, data: bytes) -> None:
-        """Verify a signature in DER over the SHA-384 of `data`; see `verify`."""
+        """Verify a signature, r and s in DER, over the SHA-384 of `data`; raises as `verify`."""
         try:
             self._key.verify(signature, data, _VERIFICATION)
         except InvalidSignature as error:
@@ -130,8 +130,8 @@ def p384_verify(spki: bytes, signature: bytes, data: bytes) -> None:
 
 
 def p384_verify_der(spki: bytes, signature: bytes, data: bytes) -> None:
-    """Verify a signature over the SHA-384 of `data` that is in DER, as in X.509.
+    """Verify a signature, r and s in DER, over the SHA-384 of `data`.
 
-    Other arguments and errors are those of `p384_verify`.
+    `spki` is the public key, a SubjectPublicKeyInfo in DER. Raises as `p384_verify`.
     """
     P384PublicKey(spki).verify_der(signature, data)

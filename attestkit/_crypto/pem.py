@@ -27,7 +27,7 @@ def encode_pem(label: str, der: bytes) -> str:
 
 
 def split_pem(text: str, labels: Collection[str] = (CERTIFICATE_LABEL,)) -> list[bytes]:
-    """Return the DER of each block with one of the labels, in order; ignore all else.
+    """Return the DER of each PEM block in `text` with one of the labels; ignore all else.
 
     Raises:
         FormatError: If the text has no such block, or one is incomplete or not base64 in its
@@ -49,7 +49,7 @@ def split_der_or_pem(
     Args:
         data: A DER SEQUENCE, which is not parsed, or PEM.
         what: Name of the object, with which errors begin.
-        labels: As for `split_pem`.
+        labels: Labels of the PEM blocks that count, such as `CERTIFICATE`; others are ignored.
 
     Raises:
         FormatError: If it is neither, or as `split_pem`.

@@ -46,7 +46,13 @@ def xchacha20_encrypt(key: bytes, nonce: bytes, plaintext: bytes, associated: by
 def xchacha20_decrypt(
     key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes = b""
 ) -> bytes:
-    """Return the plaintext of a ciphertext and its tag; arguments as of `xchacha20_encrypt`.
+    """Decrypt the result of `xchacha20_encrypt`; return the plaintext.
+
+    Args:
+        key: 32 bytes.
+        nonce: 24 bytes, as for the encryption.
+        ciphertext: Ciphertext followed by the tag of 16 bytes.
+        associated: Associated data of the encryption, which are authenticated.
 
     Raises:
         VerificationError: If the tag is not valid, or truncated.

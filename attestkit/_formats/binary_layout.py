@@ -26,7 +26,7 @@ def check_size(subject: str, data: bytes, *sizes: int) -> None:
 
 
 def check_reserved(subject: str, data: bytes, ranges: Iterable[tuple[int, int]]) -> None:
-    """Check that reserved bytes of `data` are zero; `subject` is the structure's name in errors.
+    """Raise FormatError if a reserved byte of `data` is not zero.
 
     Args:
         subject: Name of the structure, with which the error begins.

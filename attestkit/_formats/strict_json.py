@@ -88,7 +88,7 @@ def config_reason(error: FormatError) -> ConfigReason:
 
 
 def decode_at(text: str, at: int) -> tuple[object, int]:
-    """Decode the JSON value that begins at a character; return it and the index after its end.
+    """Decode the JSON value that begins at index `at`; return it and the index after its end.
 
     Args:
         text: Text that `check_depth` accepted.

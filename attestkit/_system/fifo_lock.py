@@ -81,14 +81,14 @@ class FifoLock(RLock):
             raise
 
     def _wait(self, place: Lock) -> None:
-        """Sleep until `place` is the head."""
+        """Sleep until `place`, this thread's entry of the queue, is the head."""
         place.acquire()
         # The thread that makes `place` the head releases it afterwards, so this cannot miss it.
         while self._queue[0] is not place:
             place.acquire(timeout=_CHECK_INTERVAL)
 
     def _quit(self, place: Lock) -> None:
-        """Leave the queue from any position."""
+        """Remove `place`, this thread's entry, from any position of the queue."""
         try:
             with contextlib.suppress(ValueError):  # it has left already, or never entered
                 self._queue.remove(place)

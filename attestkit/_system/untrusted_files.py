@@ -220,7 +220,7 @@ def o_path_flag() -> int:
 
 
 def change_mode(fd: int, mode: int) -> None:
-    """Set permission bits of the file of an O_PATH descriptor, which fchmod does not accept.
+    """Set permission bits of the file of `fd`, an O_PATH descriptor, which fchmod does not accept.
 
     Raises:
         OSError: If the mode cannot be changed, or /proc is not mounted.
@@ -231,7 +231,7 @@ def change_mode(fd: int, mode: int) -> None:
 
 
 def change_group(fd: int, group: int) -> None:
-    """Set the group (numeric id) of the file of an O_PATH descriptor; errors as `change_mode`."""
+    """Set the group (numeric id) of the file of `fd`, an O_PATH descriptor; see `change_mode`."""
     if os.fstat(fd).st_gid != group:
         with _require_proc(f"group {group}"):
             os.chown(f"/proc/self/fd/{fd}", -1, group)

@@ -178,7 +178,7 @@ class CollateralCache:
             key: Key of the entry.
             held: Collateral that `get` returned.
             collateral: Collateral that replaces it.
-            max_age: As for `get`.
+            max_age: Maximum age since the fetch, besides the cache's own; None sets none.
 
         Returns:
             `collateral`; None if it is expired or too old, or another thread has replaced the

@@ -134,7 +134,8 @@ class CollateralSource:
         """Create a source without sending a request.
 
         Args:
-            pccs_url: Base URL of the service, as for `Collateral.fetch`.
+            pccs_url: Base URL of the service, http or https; of Intel's,
+                `https://api.trustedservices.intel.com`.
             getter: Function that gets a URL and returns a `Response`; if None, an `HttpGetter` is
                 used.
             cache: Cache of responses; if None, responses are not cached.
@@ -197,7 +198,7 @@ class CollateralSource:
 
         Args:
             doubted: Result of `find` with which the verification failed.
-            before: As for `find`.
+            before: Function that is called before a request; its exception cancels the fetch.
 
         Returns:
             Newer collateral. None if `doubted` was fetched just now or has been verified before, if

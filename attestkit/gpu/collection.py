@@ -72,8 +72,9 @@ def collect_with_state(
     DevTools mode is listed in `warnings` of the result, and issues no Python warning.
 
     Args:
-        nonce: As for `collect`.
-        switches: As for `collect`.
+        nonce: Exactly 32 bytes.
+        switches: Whether to add the evidence of all NVSwitches. None: only if the GPUs are in the
+            mode protected PCIe.
         time_limit: Seconds per call of the driver.
 
     Raises:

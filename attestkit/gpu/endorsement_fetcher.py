@@ -233,7 +233,13 @@ def fetch_parts(
 ) -> tuple[dict[str, bytes], tuple[bytes, ...]]:
     """Fetch RIMs and OCSP answers; return RIMs (XML) by identifier, and answers in DER.
 
-    Arguments and errors are those of `GpuEndorsements.fetch`.
+    Raises as `GpuEndorsements.fetch`.
+
+    Args:
+        evidence: Evidence of the devices.
+        services: Where to fetch from; None is NVIDIA's services.
+        now: Time of the verification of the device chains, aware.
+        roots: Trusted roots, or those of a simulated machine; None is NVIDIA's.
     """
     services = services or GpuServices()
     poster, get_rim = services.open()[1], services.open_rim()
@@ -266,7 +272,13 @@ def fetch_answers(
 ) -> tuple[tuple[bytes, ...], bytes]:
     """Fetch the answers of NVIDIA's attestation service (NRAS); return them and its JWK set (JSON).
 
-    Arguments and errors are those of `GpuEndorsements.fetch_tokens`.
+    Raises as `GpuEndorsements.fetch_tokens`.
+
+    Args:
+        evidence: Evidence of the devices.
+        nonce: The nonce of all reports, 32 bytes.
+        services: Service to send the evidence to; None is NVIDIA's.
+        allow_hold: Whether the service accepts certificates on hold.
     """
     services = services or GpuServices()
     getter, poster = services.open()

@@ -132,7 +132,9 @@ class GpuEvidence:
 
 
 def read_devices(value: object) -> tuple[DeviceEvidence, ...]:
-    """Read the devices of decoded JSON: a list, or an object with one (see the module).
+    """Read the devices of decoded JSON: a list, or an object with such a list.
+
+    Its member is `evidences`, `evidence_list` or `device_evidence_list`.
 
     Raises:
         FormatError: If the value is malformed, or has no device or more than 64.
@@ -269,7 +271,7 @@ def verify_device(
         label: Name of the device in errors.
         root: The trusted root in DER.
         now: An aware datetime.
-        strip_nul: As for `Report.parse`.
+        strip_nul: Whether to accept one NUL byte after the report's signature.
 
     Raises:
         GpuEvidenceError: If report or chain is malformed (`format`), or the chain is not valid

@@ -103,7 +103,8 @@ def call_kms(
         arguments: JSON object that is sent.
         context: `anonymous_context` or `rooted_context`.
         limits: Time limits of this call.
-        check_server: See `CheckServer`.
+        check_server: Gets the server's certificate (DER) before the request is sent, and raises an
+            error to reject it; None accepts it.
 
     Raises:
         KmsError: If the call fails or is refused (reason `connection`, `timeout`, `refused`,

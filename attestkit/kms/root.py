@@ -72,7 +72,7 @@ class KmsRoot:
     ) -> "KmsRoot":
         """Create a pin from the root CA's certificate, in DER or PEM, which must be trusted.
 
-        `k256_public_key` is the secp256k1 root key, 33 bytes; None leaves it open.
+        `k256_public_key` is the secp256k1 root key, 33 bytes; None accepts any.
 
         Raises:
             FormatError: If the certificate is malformed.

@@ -73,7 +73,7 @@ def verify(
     chain with a CA if you need them.
 
     Args:
-        certificate: As for `read`.
+        certificate: DER, or PEM whose first certificate is used.
         verifier: Verifies the evidence. Its clock is the default for `now`.
         now: Time of the verification: a datetime with a time zone, or seconds since 1970.
         max_lifetime: Longest accepted time between the certificate's two dates, and so, by these

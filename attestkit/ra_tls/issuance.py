@@ -33,7 +33,7 @@ _BACKDATED: Final = 300  # seconds, for peers whose clock is slow
 
 
 class Issued(NamedTuple):
-    """A private key and its certificate chain; pickles without `renew`."""
+    """A private key (PKCS#8 in PEM) and its certificate chain (PEM); pickles without `renew`."""
 
     key_pem: str  # PKCS#8
     certificate_chain: tuple[str, ...]  # PEM, the end-entity certificate first
@@ -192,8 +192,8 @@ def issue(
 def _validity(now: float, not_before: int | None, not_after: int | None) -> tuple[int, int]:
     """Return start and end of a certificate's validity, in seconds since 1970.
 
-    Arguments are in seconds since 1970 too. None and 0 mean five minutes before `now` and an hour
-    after it.
+    All arguments are in seconds since 1970 too. `not_before` None or 0 is five minutes before
+    `now`, and `not_after` None or 0 an hour after it.
 
     Raises:
         ConfigError: If the clock is before 1970 and determines the end.
@@ -212,8 +212,9 @@ def _extensions(
 ) -> list[tuple[str, bytes]]:
     """Return OIDs (dotted) and contents of the dstack extensions, in the certificate's order.
 
-    Without evidence or app info (None) the extension is left out. `encoding` and `app_info_array`
-    are as for `issue`.
+    Without evidence or app info (None) the extension is left out. `encoding` is that of the
+    evidence (None: the default of `Attestation.to_bytes`); `app_info_array` writes the app info as
+    an array of 8 or 9 values, None as a map.
     """
     found = [(OID_CERT_USAGE, _USAGE)]
     if app_info is not None:

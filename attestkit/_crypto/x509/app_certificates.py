@@ -263,19 +263,19 @@ def issue_ca(
 ) -> bytes:
     """Issue a CA certificate, self-signed or signed by `issuer`; return its DER.
 
-    The certificate has the key identifier that `authority_key_id` of `issue_leaf` refers to.
+    The certificate has a subject key identifier.
 
     Args:
         key: Key pair of the CA.
+        subject: Common name, at most 64 characters; empty for none.
+        organisation: Organisation, which precedes the common name; otherwise as `subject`.
         path_length: Path length constraint.
+        not_before: Seconds since 1970, in the years 1950 to 9999.
+        not_after: As `not_before`; inclusive.
+        serial: Serial number, positive and at most 20 bytes; None derives it from the key.
+        extensions: Dotted OID and content of private extensions, wrapped as by `issue_leaf`.
         issuer: Certificate of the issuing CA in PEM, and its key; None issues a self-signed
             certificate.
-        subject: As for `issue_leaf`.
-        organisation: As for `issue_leaf`.
-        not_before: As for `issue_leaf`.
-        not_after: As for `issue_leaf`.
-        serial: As for `issue_leaf`; None derives it from the key.
-        extensions: As for `issue_leaf`.
 
     Raises:
         UsageError: If a value cannot be encoded, or the issuer's key does not belong to its

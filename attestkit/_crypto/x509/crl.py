@@ -119,7 +119,8 @@ def read_crl_content(der: bytes, *, strict: bool = True) -> Crl:
         strict: Whether its extensions must be CRL number and authority key identifier.
 
     Raises:
-        FormatError: If it is malformed, or does not have the profile (see the module).
+        FormatError: If it is malformed, lacks nextUpdate, or has a critical extension, also of an
+            entry; or, if `strict`, other extensions.
     """
     with reading_x509("CRL"):
         crl = x509.load_der_x509_crl(der)

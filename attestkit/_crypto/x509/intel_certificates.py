@@ -106,7 +106,7 @@ class IntelCertificate:
 def check_issuer(
     name: bytes, signature: bytes, signed: bytes, issuer: IntelCertificate, what: str
 ) -> None:
-    """Check the issuer of a certificate; see `IntelCertificate.check_issued_by`.
+    """Check that `issuer` is named as a certificate's issuer, and that its key signed it.
 
     Args:
         name: Name of the certificate's issuer in DER.
@@ -298,7 +298,7 @@ def _attributes(encoded: bytes) -> dict[bytes, bytes]:
 
 
 def _shown_name(encoded: bytes) -> str:
-    """Return an untrusted Name (DER) for an error message: its common name, or its start in hex."""
+    """Return `encoded`, a Name in DER, for an error text: its common name, or its start in hex."""
     common_name = _attributes(encoded).get(_COMMON_NAME)
     if common_name is None:
         return encoded[:_SHOWN_BYTES].hex()

@@ -120,7 +120,7 @@ def _der_certificates(data: bytes, offset: int) -> tuple[bytes, ...]:
 
 
 def _der_size(data: bytes, at: int, offset: int) -> int:
-    """Return the size in bytes of the DER SEQUENCE at index `at`, with tag and length.
+    """Return the size in bytes of the DER SEQUENCE at `data[at]`, with tag and length.
 
     `offset` is its offset in the quote, for errors.
     """

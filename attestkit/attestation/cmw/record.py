@@ -176,7 +176,8 @@ def make_record(
     Args:
         media_type: Media type (text) or CoAP Content-Format (integer).
         value: The message.
-        ind: Indicator, see `Indicator`; None if the record has none.
+        ind: Indicator, bits that name the types of messages in `value`, such as 4 for evidence;
+            None if the record has none.
         where: Place of the record in the CMW, with which error messages begin.
         offset: Offset of the record in the data, for errors; None if unknown.
 

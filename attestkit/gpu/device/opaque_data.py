@@ -97,7 +97,7 @@ def encode_opaque_data(fields: Iterable[tuple[int, bytes]]) -> bytes:
 
 
 def split_opaque_data(data: bytes, offset: int = 0) -> OpaqueFields:
-    """Split opaque data into its fields.
+    """Split opaque data into its fields, each a type and a value, in their order.
 
     Args:
         data: The opaque data.

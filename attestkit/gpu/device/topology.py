@@ -21,7 +21,7 @@ _MODES: Final[dict[int, DeviceMode]] = {0: "single", 1: "multi", 2: "protected_p
 
 
 def device_mode(report: Report) -> DeviceMode | None:
-    """Return the mode of a device; None if the report does not state it."""
+    """Return the mode of a device: `single`, `multi` or `protected_pcie`; None if not stated."""
     if report.feature is None:
         return "protected_pcie" if report.protected_pcie else None
     found: DeviceMode | None = _MODES.get(report.feature)
@@ -29,7 +29,7 @@ def device_mode(report: Report) -> DeviceMode | None:
 
 
 def check_modes(reports: Sequence[Report]) -> DeviceMode | None:
-    """Check that a machine's GPUs are in one mode, and return it; None if no report states it.
+    """Check that a machine's GPUs are in one mode; return it, or None if no report states it.
 
     Old firmware has no feature flag (field 36), and Blackwell has no status of protected PCIe
     (field 21). Only stated modes are compared, except that if a GPU is in multi-GPU passthrough,

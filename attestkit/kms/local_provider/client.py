@@ -299,7 +299,8 @@ def fetch_local_keys(
         verifier: Verifier of the provider's SGX quote; its policy must accept the platform `sgx`,
             see `provider_policy`. It needs the collateral of SGX, or a PCCS.
         mr_enclave: Expected MRENCLAVE of the provider, 32 bytes; None accepts every enclave.
-        now: Time of the verification, as for `Verifier.verify`.
+        now: Time of the verification: an aware datetime, or seconds since 1970; None is the
+            verifier's clock.
         random: Returns a number of random bytes.
 
     Returns:
@@ -336,7 +337,7 @@ def fetch_local_keys(
 def _verify_provider(answer: SealedKey, verifier: Verifier, now: datetime | float | None) -> bytes:
     """Verify the provider's quote over the sealed seed; return its MRENCLAVE, 32 bytes.
 
-    `now` is the time of the verification, as for `Verifier.verify`.
+    `now` is an aware datetime or seconds since 1970; None is the verifier's clock.
     """
     try:
         quote = Quote.parse(answer.provider_quote)

@@ -119,8 +119,8 @@ def verify_guest(
         use_claimed_image: Use the hash of the OS image that the configuration names if the image
             cannot be verified. For simulation only: a policy with `refuse_simulated` excludes it.
         choose_policy: Returns the policy for an app; None for that of the verifier.
-        now: Time of the verification, as for `Verifier.verify`; None is that of the verifier's
-            clock.
+        now: Time of the verification: an aware datetime, or seconds since 1970; None is the
+            verifier's clock.
 
     Raises:
         VerificationError: If the evidence is not valid, names no app (reason `identity`), or is not
@@ -168,7 +168,7 @@ def _read_claimed_hash(config: str) -> bytes:
 
 
 class Decision(NamedTuple):
-    """Whether a guest gets keys; the reason of a refusal, and the app id of its gateway (hex)."""
+    """Whether a guest gets keys; the reason of a refusal, and the app id of its gateway."""
 
     is_allowed: bool
     reason: str = ""  # of a refusal
@@ -360,11 +360,24 @@ def authorize_guest(
 ) -> tuple[VerifiedGuest, Decision]:
     """Verify a guest's evidence by the policy for it; return it, and whether it gets keys.
 
-    `authorization` chooses the policy and decides. `role` is what the guest requests: `app` for the
-    keys of its app, `kms` for the roots. `ca_spki` is used for `app` only, because a second KMS has
-    a different key provider; it is the root CA's SubjectPublicKeyInfo in DER. `is_self`: the guest
-    is this KMS itself, with the role `kms`; it may run even if it does not release its roots. Other
-    arguments are those of `verify_guest`.
+    The returned decision is a refusal if the guest must not get keys; invalid evidence is an error.
+
+    Args:
+        verifier: Trust anchors, collateral and policy.
+        authorization: Chooses the policy, and decides.
+        role: What the guest requests: `app` for the keys of its app, `kms` for the roots.
+        attestation: The evidence.
+        report_data: Report data that the evidence must have, 64 bytes.
+        ca_spki: SubjectPublicKeyInfo of this KMS's root CA in DER, 91 bytes. It is used for `app`
+            only, because a second KMS has a different key provider.
+        vm_config: VM configuration in the request, JSON text; the evidence's if empty.
+        boottime: Use the registers up to `boot-mr-done`, and no key provider, as SignCert does.
+        use_claimed_image: Use the image hash that the configuration names if the image cannot be
+            verified. For simulation only.
+        is_self: Whether the guest is this KMS itself, with the role `kms`; it may run even if it
+            does not release its roots.
+        now: Time of the verification: an aware datetime, or seconds since 1970; None is the
+            verifier's clock.
 
     Raises:
         AttestKitError: As `verify_guest` and `KmsAuthorization.decide`.

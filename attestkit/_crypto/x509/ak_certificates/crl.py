@@ -41,7 +41,7 @@ def read_issuer_urls(certificate: PathCertificate) -> tuple[str, ...]:
     """Return the URLs where the certificate of a certificate's issuer is published.
 
     They are the caIssuers of the authority information access extension (RFC 5280, 4.2.2.1) that
-    begin with http or https; empty without the extension. Over 4 URLs are malformed.
+    begin with http or https; empty without the extension. More than 4 URLs count as malformed.
 
     Raises:
         SignatureError: If the extension is malformed (`cert_malformed`).
@@ -54,7 +54,7 @@ def read_crl_urls(certificate: PathCertificate) -> tuple[str, ...]:
     """Return the URLs where the CRL for a certificate is published.
 
     They are the CRL distribution points (RFC 5280, 4.2.1.13) that begin with http or https; empty
-    without the extension. Over 4 URLs are malformed.
+    without the extension. More than 4 URLs count as malformed.
 
     Raises:
         SignatureError: If the extension is malformed (`cert_malformed`).

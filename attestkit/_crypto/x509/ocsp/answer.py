@@ -82,7 +82,7 @@ class OcspAnswer(NamedTuple):
 
 @lru_cache(maxsize=512)
 def read_ocsp_answer(der: bytes) -> OcspAnswer:
-    """Parse an OCSPResponse in DER: successful, about one certificate, and with its responder's.
+    """Parse an OCSPResponse in DER that is successful and about one certificate.
 
     Raises:
         CollateralError: If the responder returned an error (`fetch_failed`).

@@ -125,7 +125,15 @@ class KeptStatuses:
     ) -> OcspStatus:
         """Return a certificate's status as `check_ocsp` by the given answers, or a kept one.
 
-        The other arguments are those of `check_ocsp`: `certificate` and `issuer` are in DER.
+        Raises as `check_ocsp`.
+
+        Args:
+            certificate: The certificate in DER.
+            issuer: The verified certificate of its issuer in DER.
+            now: Time of the verification, aware.
+            max_age: Maximum time since an answer's thisUpdate; None allows any until its
+                nextUpdate.
+            grace: How long after its nextUpdate an answer is accepted.
         """
         key = certificate, issuer, max_age, grace
         kept = self._kept.get(key)

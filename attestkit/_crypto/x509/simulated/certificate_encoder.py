@@ -168,7 +168,7 @@ def encode_certificate(
 
 
 def encode_time(moment: datetime) -> bytes:
-    """Return a time with seconds: UTCTime before 2050, GeneralizedTime from then on.
+    """Return a time with seconds in DER: UTCTime before 2050, GeneralizedTime from then on.
 
     Raises:
         UsageError: If it is before 1950.
