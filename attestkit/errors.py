@@ -100,6 +100,8 @@ class AttestKitError(Exception):
     false in a condition, so that `if outcome:` accepts results only. When it is raised, it becomes
     true, as every other error is.
 
+    `message` is the text for people, and `reason` a word for programs.
+
     Attributes:
         reason: Stable reason, one word of the closed list of the error's class.
     """

@@ -154,8 +154,8 @@ class Certification(NamedTuple):
     """QE certification data: identification of the PCK certificate (Intel DCAP).
 
     Types: 1 PPID in plain text, 2 and 3 PPID encrypted with RSA-2048 or RSA-3072, 4 PCK leaf
-    certificate, 5 PCK certificate chain. The data (of type 5 PEM) are not signed, and not parsed
-    here.
+    certificate, 5 PCK certificate chain. The data (of type 5 normally PEM) are not signed, and not
+    parsed here.
     """
 
     type: int  # 1 to 5

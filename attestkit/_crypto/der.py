@@ -50,7 +50,7 @@ def encode_integer(value: int) -> bytes:
 
 
 class DerReader:
-    """A cursor over DER elements.
+    """A cursor over DER elements in `data`, from offset `at` to `end`; None is the end of the data.
 
     Methods raise FormatError if the next element is malformed, or has a tag other than `tag`.
 

@@ -33,7 +33,7 @@ _VERIFICATION: Final = ec.ECDSA(SHA384())
 
 
 class P384Key(Secret):
-    """A P-384 key pair."""
+    """A P-384 key pair for simulated chips."""
 
     __slots__ = ("private", "spki")
 

@@ -49,7 +49,7 @@ def fields_to_dict(structure: NamedTuple) -> dict[str, object]:
 
 
 class Cursor:
-    """Cursor over `data`; every method reads one value and advances past it.
+    """Cursor over `data`, from offset `at` on; every method reads one value and advances past it.
 
     It is the base of the readers of CBOR, msgpack, SCALE, protobuf and structures of a TPM. All
     methods raise FormatError, with the offset of the invalid value.

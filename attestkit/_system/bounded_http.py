@@ -55,7 +55,8 @@ TimeLeft: TypeAlias = Callable[[], float]
 class ExchangeError(Exception):
     """An exchange failed. The text contains no part of the response; callers add the URL before it.
 
-    Its cause is the OSError, if there was one.
+    `kind` is the kind of failure, one of `ExchangeFailure`. Its cause is the OSError, if there was
+    one.
     """
 
     def __init__(self, kind: ExchangeFailure, text: str) -> None:

@@ -130,7 +130,7 @@ def platform_of(quote: Quote) -> Platform | PckCertQuery:
 
 
 class Service:
-    """Client of the PCCS or Intel's PCS with the base URL `base`."""
+    """Client of the PCCS or Intel's PCS with the base URL `base`, requested with `getter`."""
 
     def __init__(self, base: str, getter: Getter) -> None:
         self._base = base

@@ -306,7 +306,7 @@ def _rim_identifiers(report: Report, chain: DeviceChain) -> Iterator[str]:
 
 
 def _questions(chain: Sequence[bytes]) -> list[_Question]:
-    """Return the first three certificates of a chain, each with the issuer's certificate."""
+    """Return the first three certificates (DER) of a chain, each with the issuer's certificate."""
     return [_Question(*pair) for pair in pairwise(chain[: _ASKED + 1])]
 
 

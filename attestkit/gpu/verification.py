@@ -127,7 +127,7 @@ def verify(
         evidence: Evidence, or its JSON.
         nonce: The nonce that the verifier chose and all reports must have, 32 bytes.
         now: Time of the verification, an aware datetime; None is the current time.
-        endorsements: Reference manifests, OCSP answers and tokens.
+        endorsements: Reference manifests, OCSP answers and tokens; None has none of them.
         roots: Trust anchors, or those of a simulated machine; None are NVIDIA's.
         rules: Rules for the verification and the appraisal; None are the defaults.
 

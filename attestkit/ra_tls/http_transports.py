@@ -44,7 +44,11 @@ class HTTPTransport(httpx.HTTPTransport):
 
 
 class AsyncHTTPTransport(httpx.AsyncHTTPTransport):
-    """A transport for `httpx.AsyncClient`; see `HTTPTransport`."""
+    """A transport for `httpx.AsyncClient` that verifies a server's evidence before a request.
+
+    `context` is one of `client_context`, `limits` those of the connection pool, None httpx's
+    defaults. Errors are those of `HTTPTransport`.
+    """
 
     def __init__(self, context: ssl.SSLContext, *, limits: httpx.Limits | None = None) -> None:
         super().__init__(**_options(context, limits))

@@ -65,7 +65,7 @@ def read_dice(extensions: Mapping[str, bytes]) -> Dice:
     """Read the DICE extension of a leaf.
 
     Args:
-        extensions: Contents of extensions by dotted OID.
+        extensions: Contents of the extensions' OCTET STRINGs, by dotted OID.
 
     Raises:
         FormatError: If the leaf does not have exactly one of both extensions, or it is malformed.

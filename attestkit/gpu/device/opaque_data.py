@@ -134,7 +134,7 @@ def read_opaque_data(fields: OpaqueFields, kind: DeviceKind, offset: int = 0) ->
     """Read the fields that a verification uses.
 
     Args:
-        fields: As `split_opaque_data` returns them.
+        fields: Type and value of each field, as `split_opaque_data` returns them.
         kind: GPU or switch.
         offset: Offset of the opaque data in the report, for errors.
 

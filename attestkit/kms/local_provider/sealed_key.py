@@ -41,7 +41,7 @@ def derive_seed(sealing_key: bytes, measurements: bytes) -> bytes:
 
     Args:
         sealing_key: Sealing key of the provider's enclave; that of Gramine has 16 bytes.
-        measurements: See `td_measurements`.
+        measurements: MRTD and RTMR0 to RTMR3, 240 bytes, as by `td_measurements`.
     """
     joined = b"".join((sealing_key, measurements))
     try:

@@ -241,7 +241,10 @@ class DevAuthorization(KmsAuthorization):
     """Allow every app whose evidence is verified. For development only."""
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:  # noqa: ARG002 - allows all
-        """Allow every guest; with `releases_roots` False, no KMS gets the roots nevertheless."""
+        """Allow every guest; with `releases_roots` False, no KMS gets the roots nevertheless.
+
+        `role` is `app` for the keys of an app, `kms` for the roots; both arguments are ignored.
+        """
         return Decision.allow("any")
 
     def describe(self) -> AuthorityInfo:
@@ -272,6 +275,9 @@ class FunctionAuthorization(KmsAuthorization):
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
         """Call the function for the role; without one, refuse.
+
+        `role` is `app` for the keys of an app, `kms` for the roots; `boot_info` has verified values
+        of the guest, which the function gets.
 
         Raises:
             UsageError: If the function does not return a Decision.
@@ -324,7 +330,7 @@ class PolicyAuthorization(KmsAuthorization):
 
     @property
     def releases_roots(self) -> bool:
-        """Whether there is a policy for a KMS that requests the roots."""
+        """Whether there is a policy for a second KMS that requests the roots of this one."""
         return self._kms_policy is not None
 
     def choose_policy(self, role: Role, info: AppInfo) -> AppraisalPolicy | None:
@@ -332,7 +338,11 @@ class PolicyAuthorization(KmsAuthorization):
         return self._kms_policy if role == "kms" else self._policies.get(info.app_id)
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
-        """Allow a guest for which there is a policy, by which its evidence was appraised."""
+        """Allow a guest for which there is a policy, by which its evidence was appraised.
+
+        `role` is `app` for the keys of an app, `kms` for the roots; `boot_info` has verified values
+        of the guest.
+        """
         if role == "kms":
             return Decision.allow() if self.releases_roots else Decision.refuse(_NO_ROOTS)
         if boot_info.app_id not in self._policies:

@@ -204,7 +204,7 @@ class KmsRoots(Secret):
 
 
 class ReleasedKeys(Secret):
-    """The keys that GetAppKey releases; they are wiped when the object is destroyed.
+    """The keys that GetAppKey releases to an app's instance; wiped when the object is destroyed.
 
     Each access to a key returns a copy, which the caller may wipe.
     """

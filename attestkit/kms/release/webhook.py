@@ -66,7 +66,10 @@ class AuthWebhook(KmsAuthorization):
         return True
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
-        """Request from the server whether a guest gets keys; see `KmsAuthorization.decide`.
+        """Request from the server whether a guest gets keys.
+
+        `role` is `app` for the keys of its app, `kms` for the roots; `boot_info` has verified
+        values of the guest, which are sent.
 
         Raises:
             KmsError: If the server fails, or its answer is malformed.

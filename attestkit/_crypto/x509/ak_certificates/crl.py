@@ -212,7 +212,7 @@ def _signed_by(
         issuer: The issuer.
         crls: CRLs of any issuers, not verified.
         name: Name of the certificate that is checked, with which errors begin.
-        read: See `check_revocation`.
+        read: Function with the result of `read_issued_crl`, such as one with a cache.
 
     Raises:
         SignatureError: If CRLs have the issuer's name, none of them a valid signature, and

@@ -108,7 +108,7 @@ def check_ocsp(
 
 
 class KeptStatuses:
-    """A cache of `check_ocsp` for given answers; it keeps a status while its answer is valid."""
+    """A cache of `check_ocsp` for given answers (DER); it keeps a status while it is valid."""
 
     def __init__(self, responses: Sequence[bytes]) -> None:
         self._responses = tuple(responses)
