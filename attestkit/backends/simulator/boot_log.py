@@ -45,7 +45,7 @@ _FW_CFG_NAME: Final = 56  # bytes
 
 
 class Record(NamedTuple):
-    """A measurement of a TD's boot, whose digest extends a register."""
+    """A measurement of a TD's boot: `digest` extends RTMR `register`; `data` is the event data."""
 
     register: int  # 0 to 2
     event_type: int
@@ -75,7 +75,7 @@ def boot_records(image: Image) -> tuple[Record, ...]:
 
 
 def replay_records(records: tuple[Record, ...]) -> tuple[bytes, bytes, bytes]:
-    """Return RTMR0 to RTMR2 after `records`."""
+    """Return RTMR0 to RTMR2, 48 bytes each, after `records` have extended them from zeros."""
     values = [bytes(48)] * 3
     for record in records:
         values[record.register] = sha384(values[record.register] + record.digest)
@@ -97,7 +97,7 @@ def _in_order(events: tuple[ExpectedEvent, ...]) -> Iterator[ExpectedEvent]:
 
 
 def _event_data(firmware: TdxFirmware) -> Mapping[str, bytes]:
-    """Return the data of all events that a boot with this firmware may have, by name."""
+    """Return the data of all events that a boot with this firmware may have, by event name."""
     volume = find_section(firmware.sections, CFV)
     hob = find_section(firmware.sections, TD_HOB)
     data = {
@@ -127,12 +127,15 @@ def _event_data(firmware: TdxFirmware) -> Mapping[str, bytes]:
 
 
 def _boot_variable(name: str, value: bytes) -> bytes:
-    """Return the event data of a boot variable; the digest of the event covers the value only."""
+    """Return the event data of the EFI variable `name`; the event's digest covers `value` only."""
     return variable_data(VariableName(EFI_GLOBAL, name), value)
 
 
 def _loaded_image(name: str) -> bytes:
-    """Return EFI_IMAGE_LOAD_EVENT of a file that QEMU passes; location and size are constant."""
+    """Return EFI_IMAGE_LOAD_EVENT of the file that QEMU passes by `name`, such as "kernel".
+
+    Location and size of the image are constant.
+    """
     text = f"{name}\0".encode("utf-16-le")
     file = b"\x04\x04" + struct.pack("<H", 4 + len(text)) + text  # UEFI, 10.3.5.4
     path = b"\x04\x03" + struct.pack("<H", 20) + _KERNEL_LOADER.bytes_le + file + _END_OF_PATH
@@ -152,7 +155,14 @@ def encode_spec_id(index: int, banks: Sequence[str]) -> bytes:
 
 
 def encode_record(index: int, event_type: int, digests: Mapping[str, bytes], data: bytes) -> bytes:
-    """Return a record in the crypto-agile format: register, event type, digests by bank, data."""
+    """Return a record in the crypto-agile format.
+
+    Args:
+        index: Number of the PCR or, in a TD's log, of the RTMR plus 1.
+        event_type: Type of the event (EV_...).
+        digests: Digests by the bank's hash, such as "sha256".
+        data: Data of the event.
+    """
     tagged = [struct.pack("<H", HASH_IDS[bank]) + digest for bank, digest in digests.items()]
     head = struct.pack("<III", index, event_type, len(tagged)) + b"".join(tagged)
     return head + struct.pack("<I", len(data)) + data
@@ -167,7 +177,7 @@ def _length_prefixed(text: bytes) -> bytes:
 
 
 def _pointer(table: UUID, address: int) -> bytes:
-    """Return EFI_HANDOFF_TABLE_POINTERS with one table."""
+    """Return EFI_HANDOFF_TABLE_POINTERS with one table: its GUID and its address in memory."""
     return _u64(1) + table.bytes_le + _u64(address)
 
 
@@ -258,7 +268,10 @@ def uefi_records(
 
 
 def boot_application(content: bytes, pcr: int = 4) -> BootRecord:
-    """Return the record of a boot application; its data are `content`, not a device path."""
+    """Return the record of a boot application with these contents, measured into PCR `pcr`.
+
+    Its event data are `content`, too, not a device path.
+    """
     return measured(pcr, _APPLICATION, content)
 
 

@@ -27,8 +27,9 @@ def simulated_roots(
 
     Args:
         seed: 32 bytes.
-        platform: As for the simulator; None: that of the scenario, else "tdx".
-        scenario: A name, or a `Scenario`; some replace the platform's trust anchor.
+        platform: Name of the simulator's platform; None: that of the scenario, else "tdx".
+        scenario: A name, or a `Scenario`; some replace the platform's trust anchor. None: no
+            deviation from an up-to-date platform.
 
     Raises:
         UsageError: If an argument is invalid.
@@ -38,7 +39,7 @@ def simulated_roots(
 
 
 def roots_of(seed: bytes, scenario: Scenario) -> SimulatedRoots:
-    """Return every trust anchor of a seed in a scenario, as `simulated_roots` does."""
+    """Return every trust anchor of a seed (32 bytes) in a scenario, as `simulated_roots` does."""
     from attestkit.backends.simulator.gpu.gpu_pki import make_gpu_pki  # lazy: rarely needed
 
     nitro = _make_root(seed, make_nitro_root).der if scenario.platform == "aws-snp" else None
@@ -48,7 +49,10 @@ def roots_of(seed: bytes, scenario: Scenario) -> SimulatedRoots:
 
 
 def platform_root(seed: bytes, scenario: Scenario) -> CloudRoot:
-    """Return the root CA of a platform's processor, or of the cloud or TPM if none is simulated."""
+    """Return the root CA of a platform's processor, or of the cloud or TPM if none is simulated.
+
+    Its key is derived from `seed`, 32 bytes.
+    """
     name = scenario.platform
     if name.endswith("tdx"):
         pki = SimulatedPki(seed, config=scenario.pki)
@@ -60,7 +64,10 @@ def platform_root(seed: bytes, scenario: Scenario) -> CloudRoot:
 
 
 def platform_anchor(seed: bytes, scenario: Scenario) -> bytes:
-    """Return the root certificate (DER) that verifiers of a platform's evidence trust."""
+    """Return the root certificate (DER) that verifiers of a platform's evidence trust.
+
+    `seed` are the 32 bytes from which the platform's keys are derived.
+    """
     if scenario.platform.endswith("tdx"):
         return find_intel_root(seed, scenario)
     if scenario.platform.endswith("snp"):

@@ -52,10 +52,10 @@ def volume(kind: UUID, size: int, body: bytes, name: UUID | None = None) -> byte
     """Return a firmware volume; `body` is padded with erased flash.
 
     Args:
-        kind: Format of the contents.
-        size: Bytes.
+        kind: Format of the contents: NVRAM or FFS2.
+        size: Size of the volume in bytes.
         body: Contents.
-        name: Name of the volume, in an extended header.
+        name: Name of the volume, in an extended header; None: without that header.
     """
     extended = _HEADER if name else 0
     fields = (size, b"_FVH", 0x4FEFF, _HEADER, 0, extended, 0, 2)
@@ -71,14 +71,14 @@ def volume(kind: UUID, size: int, body: bytes, name: UUID | None = None) -> byte
 
 
 def ffs_file(guid: UUID, kind: int, body: bytes) -> bytes:
-    """Return a file of a firmware volume (FFS) with the file type `kind`, padded to 8 bytes."""
+    """Return a file of a firmware volume (FFS): type `kind`, content `body`, padded to 8 bytes."""
     size = (24 + len(body)).to_bytes(3, "little")
     data = guid.bytes_le + bytes(2) + bytes((kind, 0)) + size + b"\xf8" + body
     return data.ljust(-(-len(data) // 8) * 8, b"\xff")
 
 
 def section(kind: int, body: bytes) -> bytes:
-    """Return a section of a firmware file with the section type `kind`, padded to 4 bytes."""
+    """Return a section of a firmware file: type `kind`, content `body`, padded to 4 bytes."""
     data = (len(body) + 4).to_bytes(3, "little") + bytes((kind,)) + body
     return data.ljust(-(-len(data) // 4) * 4, b"\0")
 
@@ -96,7 +96,7 @@ def pack_lzma(plain: bytes) -> bytes:
 
 
 def lzma_section(plain: bytes) -> bytes:
-    """Return a section with LZMA data."""
+    """Return a section with `plain`, compressed by LZMA."""
     return guided_section(_LZMA, pack_lzma(plain))
 
 
@@ -104,8 +104,8 @@ def variable_volume(entries: bytes, size: int, store_end: int | None = None) -> 
     """Return a volume with a store of variables.
 
     Args:
-        entries: The variables.
-        size: Bytes of the volume.
+        entries: The variables, encoded.
+        size: Size of the volume in bytes.
         store_end: Offset of the end of the store; None: that of the volume.
     """
     store = (store_end or size) - _HEADER
@@ -114,7 +114,7 @@ def variable_volume(entries: bytes, size: int, store_end: int | None = None) -> 
 
 
 def guid_table(entries: Iterable[tuple[UUID, bytes]]) -> bytes:
-    """Return a GUID table, first entry first, with its footer."""
+    """Return a GUID table, as at the end of OVMF: entries of GUID and data, then the footer."""
     table = b"".join(
         [data + struct.pack("<H", len(data) + 18) + guid.bytes_le for guid, data in entries]
     )
@@ -152,7 +152,7 @@ def noise(seed: str, size: int) -> bytes:
 
 
 def sample_firmware(seed: str) -> bytes:
-    """Return a firmware image with the variables of a new OVMF, and code derived from the seed."""
+    """Return a firmware image with the variables of a new OVMF, and code derived from `seed`."""
     code = bytearray(_code(seed))
     sections = _tdx_sections()
     tdx = struct.pack("<4sIII", b"TDVF", 16 + 32 * len(sections), 1, len(sections))
@@ -181,7 +181,10 @@ def _variables() -> bytes:
 
 
 def _code(seed: str) -> bytes:
-    """Return the code of a firmware image: a volume with compressed drivers, then noise."""
+    """Return the code of a firmware image: a volume with compressed drivers, then noise.
+
+    Both follow from `seed`, any text.
+    """
     drivers = [
         ffs_file(guid, _DRIVER, section(_RAW, noise(f"{seed} {guid}", 64))) for guid in _DRIVERS
     ]
@@ -214,7 +217,7 @@ _OPTIONAL: Final = 240  # bytes of the optional header of PE32+ with 16 director
 
 
 def sample_kernel(seed: str) -> bytes:
-    """Return a bzImage of boot protocol 2.15 that is a PE image, with a section of noise."""
+    """Return a bzImage of boot protocol 2.15 that is a PE image, with noise derived from `seed`."""
     sections = ((b".setup", _HEADERS, _SETUP), (b".text", _HEADERS + _SETUP, _TEXT))
     table = b"".join(
         struct.pack("<8s4I16x", name, size, at, size, at) for name, at, size in sections
@@ -238,7 +241,10 @@ def sample_kernel(seed: str) -> bytes:
 
 
 def normalize_header(kernel: bytes, initrd_size: int, cmdline: str) -> bytes:
-    """Return a kernel with the header that QEMU writes for machines of 2816 MiB and more."""
+    """Return a kernel with the header that QEMU writes for machines of 2816 MiB and more.
+
+    The header has the initrd's address, which depends on its size in bytes, and `cmdline`'s.
+    """
     return patch_setup_header(
         kernel, memory_size=SPLIT_MEMORY, initrd_size=initrd_size, cmdline=cmdline
     )

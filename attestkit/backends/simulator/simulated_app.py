@@ -46,6 +46,9 @@ class SimulatedApp(GpuHost):
     def launch(self, app_id: bytes | None = None) -> Launch:
         """Return the values that the boot events measure, without keys.
 
+        Args:
+            app_id: 20 bytes, to check that it is the id of this app; None: it is not checked.
+
         Raises:
             UsageError: If `app_id` is not that of the simulated guest, or `vm_config` is malformed.
         """
@@ -81,7 +84,7 @@ class SimulatedApp(GpuHost):
             raise
 
     def keep_keys(self, keys: AppKeys) -> None:
-        """Write the key file, if there is a state folder.
+        """Write the key file with `keys`, if there is a state folder; otherwise do nothing.
 
         Raises:
             ConfigError: If the file cannot be written.
@@ -103,7 +106,7 @@ class SimulatedApp(GpuHost):
 
 
 def _os_image_hash(vm_config: str) -> bytes:
-    """Return the OS image hash in the VM configuration, or empty bytes."""
+    """Return the OS image hash, 32 bytes, in the VM configuration (JSON); empty without one."""
     try:
         return VmConfig.parse(vm_config).os_image_hash
     except FormatError as error:

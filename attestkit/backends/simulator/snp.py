@@ -49,7 +49,13 @@ class SnpSimulator(Simulator):
         return 0
 
     def _launch(self, app_id: bytes, vm_config: str | None, image: "BootSource | None") -> None:
-        """Set the values that are fixed at launch."""
+        """Set the values that are fixed at launch.
+
+        Args:
+            app_id: 20 bytes.
+            vm_config: VM configuration (JSON); None: one with a generated mr_config document.
+            image: Image to boot; None: the simulated one.
+        """
         booted = _choose_image(image, vm_config)
         self._measurement = booted.measurement
         self.mr_config = _find_document(vm_config) or self._make_document(app_id)
@@ -58,7 +64,7 @@ class SnpSimulator(Simulator):
         self._chip = issue_chip(self._seed, self._scenario)
 
     def crl(self, now: float | None = None) -> bytes:
-        """Return the revocation list (DER) of the simulated AMD at a Unix time; None: at present.
+        """Return the simulated AMD's CRL (DER) at the Unix time `now`; None: at present.
 
         attestkit's verifier uses it as one of its `amd_crls`; other verifiers request it at the
         address in the root certificate.
@@ -84,7 +90,7 @@ class SnpSimulator(Simulator):
         return json.dumps(fields, separators=(",", ":"))
 
     def collateral(self, now: float | None = None) -> NoReturn:
-        """Raise UnsupportedError: AMD's certificates come with each report."""
+        """Raise UnsupportedError, whatever `now` is: AMD's certificates come with each report."""
         del now
         raise UnsupportedError(_NO_INTEL, reason="feature")
 
@@ -129,7 +135,10 @@ class SnpSimulator(Simulator):
 
 
 def _choose_image(source: "BootSource | None", vm_config: str | None) -> os_image.SnpImage:
-    """Return the image of `source`; that of every simulated SEV-SNP guest if it is None."""
+    """Return the image of `source`; that of every simulated SEV-SNP guest if it is None.
+
+    `vm_config` (JSON) has the CPUs; None: one CPU.
+    """
     if source is None:
         return os_image.simulated_snp_image()
     from attestkit.backends.simulator.images.booted_image import (
@@ -140,7 +149,7 @@ def _choose_image(source: "BootSource | None", vm_config: str | None) -> os_imag
 
 
 def _find_document(vm_config: str | None) -> str:
-    """Return the mr_config document in the VM configuration, or an empty string."""
+    """Return the mr_config document (JSON) in the VM configuration (JSON), or an empty string."""
     try:
         found = VmConfig.parse(vm_config or "").find("mr_config")
     except FormatError as error:

@@ -32,7 +32,7 @@ _LARGEST: Final = 4096  # maximum size of a file in bytes; typical are 600
 
 
 class State(NamedTuple):
-    """State of a running TD, as stored in its state folder."""
+    """State of a running TD, as stored in its state folder; `rtmrs` are 4 of 48 bytes."""
 
     boot_id: str  # changes with every boot
     launch: str  # identity of the TD: hash of everything fixed at launch
@@ -68,7 +68,7 @@ class StateFolder:
             raise _io_error(self.path / STATE_LOCK, error) from error
 
     def seed(self, random: Callable[[int], bytes]) -> bytes:
-        """Return the seed, 32 bytes, created and stored at the first call.
+        """Return the seed, 32 bytes; the first call creates it by `random(32)`, and stores it.
 
         Raises:
             BackendError: If the file cannot be used, or is damaged.
@@ -121,7 +121,7 @@ class StateFolder:
             raise _io_error(self.path / REGISTERS, error) from error
 
     def _replace_file(self, name: str, data: bytes) -> None:
-        """Replace a file atomically and sync it."""
+        """Replace the file `name` of the folder by `data` atomically, and sync it."""
         new = self.path / f"{name}.new"
         try:
             fd = open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -152,7 +152,7 @@ class StateFolder:
 
 
 def read_seed(data: bytes) -> bytes:
-    """Parse the content of a seed file: 32 bytes, or 64 hex digits with an optional newline.
+    """Return the seed, 32 bytes, in the content of a seed file: raw, or 64 hex digits as text.
 
     Raises:
         UsageError: If it is neither.
@@ -279,7 +279,7 @@ class SoftTd:
         self._calls.extend_for_log(lambda: self.extend_unchecked(3, digest))
 
     def extend_unchecked(self, register: int, digest: bytes) -> None:
-        """Extend RTMR 0, 1, 2 or 3; neither argument is checked, and no fault is injected.
+        """Extend RTMR `register`, 0 to 3, by a digest; nothing is checked, no fault is injected.
 
         Raises:
             BackendError: If the folder cannot store the new value; the register is unchanged then.

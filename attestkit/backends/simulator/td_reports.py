@@ -22,7 +22,7 @@ _LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # not fixed 
 
 
 def issue_platform(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave]:
-    """Return the PKI and the quoting enclave of a platform."""
+    """Return the PKI of a seed (32 bytes) and the quoting enclave of the scenario's platform."""
     pki = SimulatedPki(seed, config=scenario.pki)
     platform_pki = pki if scenario.platform_pki is None else pki.other(scenario.platform_pki)
     enclave = QuotingEnclave(platform_pki, scenario.platform_id, config=scenario.quote)
@@ -30,7 +30,7 @@ def issue_platform(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, Quoti
 
 
 def find_intel_root(seed: bytes, scenario: Scenario) -> bytes:
-    """Return the trust anchor (DER) of a platform's quotes."""
+    """Return the trust anchor (DER) of quotes of the platform that `seed` and `scenario` make."""
     anchor = scenario.trust_anchor
     if isinstance(anchor, bytes):
         return anchor
@@ -85,6 +85,12 @@ OWN_APP_OF_KMS: Final = json.dumps({**_OWN, "key_provider": "kms"}, separators=(
 
 def instance_id(seed: bytes, app_id: bytes, compose: AppCompose, platform_id: str) -> bytes:
     """Return the instance id, 20 bytes; empty if the app-compose disables it.
+
+    Args:
+        seed: Seed of the machine, 32 bytes.
+        app_id: 20 bytes.
+        compose: The app-compose.
+        platform_id: `Scenario.platform_id`; "0" by default.
 
     As in a dstack guest: the first 20 bytes of SHA-256 over a secret and the app id. The secret is
     derived from seed and platform, not stored on the disk: each platform runs one instance.
@@ -162,7 +168,7 @@ class EmulatedTd:
         self.boot_id = str(UUID(bytes=self._random(16), version=4))
 
     def extend(self, register: int, digest: bytes) -> None:
-        """Extend a register, 0 to 3, by 48 bytes."""
+        """Extend RTMR `register`, 0 to 3, by a digest of 48 bytes; neither is checked."""
         self.rtmrs[register] = sha384(self.rtmrs[register] + digest).digest()
 
     def report(self, report_data: bytes) -> bytes:

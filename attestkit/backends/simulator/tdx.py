@@ -54,7 +54,8 @@ class Simulator(SimulatedApp):
             this TD's evidence; they remain in the process after `close`. None: random, and stored
             in `state_dir` if there is one.
         quote_version: 4 (TD 1.0 body) or 5 (TD 1.5 body). None: that of the scenario, else 4.
-        platform: "tdx" or "snp". None: that of the scenario, else "tdx".
+        platform: "tdx", "snp", or a cloud's, such as "azure-snp" (`platforms.PLATFORMS`). None:
+            that of the scenario, else "tdx".
         scenario: Properties of the platform and its endorsements, such as an old TCB level: a name
             (see `scenarios.registry`) or a `Scenario`. None: an up-to-date platform.
         faults: Faults to inject, such as "ebusy:3 slow:2s", a list of them, or a Faults; see
@@ -153,7 +154,13 @@ class Simulator(SimulatedApp):
     def _choose_app(
         self, app_compose: bytes | None, app_id: bytes | None, *, kms_boot: bool
     ) -> bytes:
-        """Parse the compose file of the app; return the app's id, by default that of the file."""
+        """Parse the app-compose.json, and return the app's id, 20 bytes.
+
+        Args:
+            app_compose: Content of the file; None: the default app.
+            app_id: The id; None: the one that follows from the file.
+            kms_boot: Whether the default app gets its keys from a KMS.
+        """
         own_app = td_reports.OWN_APP_OF_KMS if kms_boot else td_reports.OWN_APP
         self.app_compose: AppCompose = AppCompose.parse(
             own_app if app_compose is None else app_compose
@@ -197,7 +204,11 @@ class Simulator(SimulatedApp):
         return requested or required or 4
 
     def _choose_tpm(self, kind: str | None) -> None:
-        """Set the software of the TPM; UsageError if it is unknown, or the platform has no TPM."""
+        """Set the software of the TPM, "model" or "swtpm"; None: the default.
+
+        Raises:
+            UsageError: If `kind` is unknown, or given for a platform without a TPM.
+        """
         if kind is not None:
             text = f"tpm: does not apply to {self.platform}, which has no TPM; omit it"
             raise UsageError(text, reason="not_applicable")
@@ -215,6 +226,11 @@ class Simulator(SimulatedApp):
         """Issue the certificates of the platform, and boot the TD.
 
         The state folder must be locked, and the app's keys set, unless a KMS provides them later.
+
+        Args:
+            app_id: The app's id, 20 bytes, for subclasses; not used here.
+            vm_config: VM configuration (JSON); None: that of the image.
+            image: Image to boot; None: that of the scenario.
         """
         del app_id  # of platforms without boot events
         booted = self._image = self._choose_image(image, vm_config)
@@ -225,7 +241,10 @@ class Simulator(SimulatedApp):
         self._td = SoftTd(self._plan_boot(), self._folder, self._random, self._calls)
 
     def _choose_image(self, source: "BootSource | None", vm_config: str | None) -> Image:
-        """Return the image of `source`, or the scenario's simulated image if it is None."""
+        """Return the image of `source`, or the scenario's simulated image if it is None.
+
+        `vm_config` (JSON) selects the machine of a dstack image; None: the default machine.
+        """
         simulated = self._scenario.image
         if source is None:
             return simulated_image(simulated)
@@ -278,11 +297,14 @@ class Simulator(SimulatedApp):
         return self._now()
 
     def collateral(self, now: float | None = None) -> Collateral:
-        """Return the collateral of the simulated Intel PCS at a Unix time; None: at present."""
+        """Return the simulated Intel PCS's collateral at the Unix time `now`; None: at present."""
         return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
 
     def sgx_collateral(self, now: float | None = None) -> Collateral:
-        """Return the collateral for SGX quotes of the machine; UnsupportedError except on TDX."""
+        """Return the collateral for SGX quotes of the machine at the Unix time `now`.
+
+        `now` None: at present. Except on the platform "tdx", UnsupportedError is raised.
+        """
         if self.platform != "tdx":
             text = f"sgx_collateral: needs the platform tdx, not {self.platform}"
             raise UnsupportedError(text, reason="feature")
@@ -325,7 +347,7 @@ class Simulator(SimulatedApp):
         return self._enclave.quote(b"".join(body), version=self._quote_version)
 
     def read_event_log(self) -> bytes:
-        """Return the firmware event log: a CCEL area of 64 KiB."""
+        """Return the firmware event log, binary: a CCEL area of 64 KiB."""
         return self._event_log
 
     def read_rtmr(self, register: int) -> bytes:
@@ -379,7 +401,7 @@ class Simulator(SimulatedApp):
 
 
 def find_class(platform: str) -> type[Simulator]:
-    """Return the class of a platform, which is imported only now."""
+    """Return the class of a platform, a key of `PLATFORMS`; it is imported only now."""
     module, _, name = PLATFORMS[platform].class_path.partition(":")
     return cast("type[Simulator]", getattr(import_module(f"{_PACKAGE}.{module}"), name))
 

@@ -30,7 +30,7 @@ from attestkit.tpm.public_area import RSA_AK, RSA_EK, RSA_SRK
 
 
 class ParavisorConfig(NamedTuple):
-    """The VM configuration in the runtime data of Azure's paravisor."""
+    """Members of the VM configuration in the runtime data of Azure's paravisor."""
 
     vm_unique_id: str = "00000000-0000-4000-8000-000000000001"
     secure_boot: bool = True
@@ -42,7 +42,7 @@ class ParavisorConfig(NamedTuple):
 def make_runtime_data(
     ak: TpmtPublic, ek: TpmtPublic, config: ParavisorConfig, user_data: bytes
 ) -> bytes:
-    """Return the runtime data of an HCL report: JSON with both keys, configuration and user data.
+    """Return an HCL report's runtime data: JSON with both RSA keys, configuration and user data.
 
     Args:
         ak: Attestation key.
@@ -150,7 +150,7 @@ class _AzureVm(CloudSimulator):
         tpm.provision_index(AK_CERTIFICATE, padded, OWNER_READ)
 
     def _hcl_report(self) -> bytes:
-        """Return the HCL report with the user data that the guest has written."""
+        """Return the HCL report (binary) with the user data that the guest has written."""
         # Otherwise evidence is altered when it is collected.
         return self._make_report(altered=self.emulated).encode()
 
@@ -192,7 +192,10 @@ class _AzureVm(CloudSimulator):
     def _respond(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> ServiceResponse:
-        """Return the response of the metadata service, with armed faults injected."""
+        """Return the metadata service's response to a request, with armed faults injected.
+
+        The arguments are those of `SimulatedImds.handle`; names in `headers` are lower-case.
+        """
         if fault := self.faults.strike("imds"):
             if fault.name == "imds_slow":
                 self._clock.sleep(_SLOW_S)
@@ -262,7 +265,7 @@ class AzureTdxSimulator(_AzureVm):
         return self._enclave.qe_id, self._enclave.pck_der
 
     def collateral(self, now: float | None = None) -> Collateral:
-        """Return the collateral of the simulated Intel PCS at a Unix time; None: at present."""
+        """Return the simulated Intel PCS's collateral at the Unix time `now`; None: at present."""
         return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
 
     def _quote_td(self, td_report: bytes) -> bytes:

@@ -55,11 +55,14 @@ class CloudSimulator(VtpmGuest):
         return platform_root(self._seed, self._scenario)
 
     def _start(self, app_id: bytes) -> None:
-        """Start the simulated hardware and TPM; set `_vtpm`, and `_guest`, the cloud's backend."""
+        """Start the simulated hardware and TPM; set `_vtpm`, and `_guest`, the cloud's backend.
+
+        `app_id` are 20 bytes, for guests whose boot measures the app.
+        """
         raise NotImplementedError  # each cloud has its own
 
     def collateral(self, now: float | None = None) -> Collateral:
-        """Raise UnsupportedError: only evidence of TDX needs Intel's collateral."""
+        """Raise UnsupportedError, whatever `now` is: only TDX evidence needs Intel's collateral."""
         del now
         text = f"{self.platform}: no Intel collateral; its certificates come with the evidence"
         raise UnsupportedError(text, reason="feature")
@@ -88,7 +91,11 @@ class CloudSimulator(VtpmGuest):
         return collector.read_attestation_key()
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return the hardware's quote or report; UnsupportedError except on Google's platforms."""
+        """Return the hardware's raw quote or report over `report_data`, exactly 64 bytes.
+
+        Raises:
+            UnsupportedError: Except on Google's platforms.
+        """
         guest: Backend = self._guest
         return guest.get_quote(report_data)
 

@@ -81,8 +81,8 @@ class _GoogleVm(CloudSimulator):
     def _provision(self, contents: Iterable[Callable[[], bytes]]) -> None:
         """Define the NV indices of templates and certificates.
 
-        `contents` make the certificates. They are called when an index is first read; those of
-        swtpm immediately, because its slots for keys may be full later.
+        The functions `contents` make the certificates (DER). They are called when an index is first
+        read; those of swtpm immediately, because its slots for keys may be full later.
         """
         tpm = self.vtpm.tpm
         for index, template in _TEMPLATES.items():
@@ -145,7 +145,7 @@ class _GoogleVm(CloudSimulator):
         return found if cloud.bank == "sha256" else self._requote(found, cloud.bank)
 
     def _requote(self, found: GcpSnp | GcpTdx, bank: str) -> GcpSnp | GcpTdx:
-        """Return the evidence with a TPM quote of the PCR bank `bank` in place of its own."""
+        """Return the evidence with a TPM quote of another PCR bank; `bank` is its hash."""
         if isinstance(found, GcpTdx):
             made = self._quote_bank(found.quote, found.tpm_quote.pcr_values, bank)
             return found._replace(tpm_quote=found.tpm_quote._replace(**made))
@@ -169,7 +169,11 @@ class _GoogleVm(CloudSimulator):
         return {name: getattr(found, name) for name in names}
 
     def collateral(self, now: float | None = None) -> Collateral:
-        """Return the collateral of the simulated Intel PCS; UnsupportedError on SEV-SNP."""
+        """Return the simulated Intel PCS's collateral at the Unix time `now`; None: at present.
+
+        Raises:
+            UnsupportedError: On SEV-SNP.
+        """
         found: Collateral = self._hardware.collateral(now)
         return found
 
@@ -219,7 +223,10 @@ class GcpTdSimulator(_GoogleVm):
         return found
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
-        """Extend RTMR2 or RTMR3 by a digest of 48 bytes; nothing is logged or extended in a PCR."""
+        """Extend RTMR2 or RTMR3, `register` 2 or 3, by a digest of 48 bytes.
+
+        Nothing is logged, and no PCR is extended.
+        """
         self._guest.extend_rtmr(register, digest)
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:

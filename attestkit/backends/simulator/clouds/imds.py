@@ -65,7 +65,14 @@ class SimulatedImds:
     def handle(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
     ) -> ServiceResponse:
-        """Return the response to a request; `headers` has lower-case names."""
+        """Return the response to a request.
+
+        Args:
+            method: HTTP method.
+            target: Path and query.
+            headers: Header fields by lower-case name.
+            body: Body of the request: JSON for a TD quote, otherwise empty.
+        """
         path, _, query = target.partition("?")
         if headers.get("metadata", "").lower() != "true":
             return _error(400, "Bad request. Required metadata header not specified")
@@ -113,7 +120,10 @@ def faulty_response(fault: str) -> ServiceResponse:
 
 
 def _read_report(body: bytes) -> bytes | None:
-    """Return the TD report in a request; None if the request is malformed."""
+    """Return the TD report, 1024 bytes, in a request's body: JSON with `report` in base64url.
+
+    None if the body is malformed.
+    """
     try:
         fields = json.loads(body)
     except ValueError:
@@ -216,6 +226,6 @@ def _make_handler(respond: Respond) -> "type[BaseHTTPRequestHandler]":
         do_GET = do_POST = do_PUT = _respond  # noqa: N815 - names of the base class
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
-            """Log nothing."""
+            """Log nothing; the arguments are those of the base class."""
 
     return Handler

@@ -84,7 +84,10 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         return measured_vm_config("aws", {"version": 1, "boot_pcr_digest": digest})
 
     def _begin_journal(self, app_id: bytes | None) -> MemoryJournal:
-        """Measure the app, if there is one: its configuration in PCR 8, and the boot events."""
+        """Measure the app's configuration into PCR 8, and the boot events; return their journal.
+
+        `app_id` None: there is no app, so nothing is measured and the journal is empty.
+        """
         compose = self.app_compose
         access = RegisterAccess(self.read_event_pcr, self._extend, f"PCR {EVENT_PCR}")
         journal = MemoryJournal(access, version=compose.event_log_version)

@@ -106,7 +106,10 @@ class SimulatedVtpm:
         return TpmClient(InProcessTransport(self.tpm))
 
     def read_primary(self, hierarchy: int, template: TpmtPublic) -> TpmtPublic:
-        """Return the public area of a primary key; in the model it needs no transient slot."""
+        """Return the public area of the primary key of a template; the model loads no key for it.
+
+        `hierarchy` is a handle of `attestkit.tpm.handles`, such as ENDORSEMENT.
+        """
         if isinstance(self.tpm, TpmModel):
             return self.tpm.read_primary(hierarchy, template)
         client = self.connect()
@@ -134,7 +137,7 @@ class SimulatedClock:
         return time.monotonic() + self._waited
 
     def sleep(self, seconds: float) -> None:
-        """Advance the clock without waiting."""
+        """Advance the clock by `seconds` without waiting."""
         self._waited += seconds
 
 
@@ -142,7 +145,7 @@ class RealClock(SimulatedClock):
     """Monotonic seconds of this machine."""
 
     def sleep(self, seconds: float) -> None:
-        """Wait a number of seconds."""
+        """Wait for `seconds`."""
         time.sleep(seconds)
 
 
@@ -184,7 +187,7 @@ class VtpmGuest(Simulator):
         )
 
     def _tpm_fault(self, code: int) -> int:
-        """Return the response code of a fault that is armed for the command `code`, or 0.
+        """Return a TPM response code if a fault is armed for the command code `code`, otherwise 0.
 
         The fault `pcr_race` extends a PCR instead.
         """

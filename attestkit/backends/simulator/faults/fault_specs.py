@@ -168,7 +168,7 @@ _FAULT: Final = re.compile(
 
 
 class Fault(NamedTuple):
-    """A fault, and how often it is injected."""
+    """A fault, the operation that it affects, and how often it is injected."""
 
     name: str  # of the named fault, or OPERATION=ERRNO
     operation: str  # one of `OPERATIONS`, in which it is injected
@@ -184,7 +184,7 @@ class Fault(NamedTuple):
         """Parse a fault.
 
         Args:
-            text: The specification.
+            text: The specification, such as "ebusy:3@1", "slow:2s" or "write:rtmr3=EIO".
             named: Named faults, by default those of a simulated TEE.
             operations: Operations that may fail with an errno.
 
@@ -220,7 +220,10 @@ class Fault(NamedTuple):
 
 
 def named_faults(names: Collection[str] = tuple(NAMED)) -> tuple[str, ...]:
-    """Return help: a line for each named fault in `names`, and three for the general form."""
+    """Return help, a list of lines: one for each named fault in `names`, three for the others.
+
+    The others are system calls that fail, OPERATION=ERRNO.
+    """
     chosen = {name: NAMED[name] for name in names}
     width = max(
         [len("OPERATION=ERRNO"), *(len(name) + 3 for name in names if NAMED[name].argument)]
@@ -275,7 +278,7 @@ class Faults:
 
     @classmethod
     def of(cls, faults: "FaultsLike") -> "Self":
-        """Return the faults of an argument; an object of this class is returned unchanged.
+        """Return the faults that `faults` specifies; an object of this class is returned unchanged.
 
         Args:
             faults: A list of texts or faults, or a text with faults separated by blanks or commas.
@@ -322,7 +325,7 @@ class Faults:
         self._watchers.append(WeakMethod(validate))
 
     def arm(self, faults: "Fault | FaultsLike") -> None:
-        """Arm faults, after those already armed for the same operations.
+        """Arm faults, specified as for `of`, after those already armed for the same operations.
 
         Raises:
             UsageError: If a fault is unknown or does not apply; none is armed then.
@@ -346,7 +349,10 @@ class Faults:
             return tuple(fault for queue in self._queues.values() for fault in queue)
 
     def strike(self, operation: str) -> Fault | None:
-        """Return the fault to inject into this `operation`, or None; count it as injected."""
+        """Return the fault to inject into this `operation`, or None; count the operation.
+
+        `operation` is one of those that the specifications of faults name, such as "read:outblob".
+        """
         if operation not in self._queues:  # the usual case, without a lock
             return None
         with self._lock:

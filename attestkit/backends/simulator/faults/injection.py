@@ -86,12 +86,13 @@ class FaultInjector:
     # -- reports -------------------------------------------------------------------------------
 
     def report(self, report_data: bytes, make: _Make, extend: _Extend | None = None) -> bytes:
-        """Return the quote or report, as altered by faults.
+        """Return the raw quote or report, as altered by faults.
 
         Args:
             report_data: 64 bytes.
             make: Returns the quote or report over report data.
-            extend: Extends a register as another process would; None without registers.
+            extend: Extends a register (argument: its number) by a digest, as another process would;
+                None without registers.
 
         Raises:
             BackendError: The error of the real backend, with the fault's name.
@@ -166,12 +167,16 @@ class FaultInjector:
     # -- registers -----------------------------------------------------------------------------
 
     def read(self, register: int) -> None:
-        """Raise the BackendError of an armed fault of reading this register, if any."""
+        """Raise the BackendError of an armed fault of reading RTMR `register`, 0 to 3, if any."""
         if self.faults.any:
             self._access_register(register, "read")
 
     def extend(self, register: int, extend: Callable[[], None]) -> None:
         """Call `extend`, and raise the error of an armed fault, most of which prevent the call.
+
+        Args:
+            register: Number of the RTMR, 0 to 3, that `extend` extends.
+            extend: Extends it.
 
         Raises:
             BackendError: The error of the real backend, with the fault's name.
@@ -216,7 +221,11 @@ class TearingFolder(OsFolder):
         self._calls = calls
 
     def append(self, name: str, data: bytes) -> None:
-        """Append `data` to a file, or half of it if the fault is injected."""
+        """Append `data` to the file `name` of the folder, or half of it if the fault is injected.
+
+        Raises:
+            OSError: If the fault is injected, or the file cannot be written.
+        """
         fault = self._calls.torn() if name == LOG else None
         if fault is None:
             super().append(name, data)
@@ -226,7 +235,7 @@ class TearingFolder(OsFolder):
 
 
 def fault_names(platform: str | None = None) -> tuple[str, ...]:
-    """Return the names of the faults that apply to a simulated platform; None: to any."""
+    """Return the names of the faults that apply to a platform, such as "tdx"; None: to any."""
     subjects = {one for name in _SUBJECTS if platform in (None, name) for one in _SUBJECTS[name]}
     return tuple([name for name, fault in NAMED.items() if fault.subject in subjects])
 

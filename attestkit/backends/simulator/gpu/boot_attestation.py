@@ -60,7 +60,10 @@ def _names(devices: Sequence[DeviceEvidence]) -> list[str]:
 
 
 def _claims(device: DeviceEvidence) -> dict[str, Any]:
-    """Return the claims of nvattest's local verifier about a device; those of NRAS differ."""
+    """Return the claims of nvattest's local verifier about a device, by name.
+
+    Those of NRAS differ.
+    """
     report, chain = Report.parse(device.report), read_device_chain(device.certificates)
     found = nras_service.device_claims(report, chain, "3.0", matches=True)
     kind = "nvswitch" if report.kind == "switch" else "gpu"
@@ -81,6 +84,6 @@ def _claims(device: DeviceEvidence) -> dict[str, Any]:
 
 
 def _token(claims: dict[str, Any]) -> str:
-    """Return a compact JWT without a signature."""
+    """Return a compact JWT of `claims`, with issuer and times added, without a signature."""
     times = {"iss": _ISSUER, "iat": _ISSUED, "exp": _ISSUED + _LIFETIME}
     return nras_service.encode_token({"alg": "none"}, claims | times)

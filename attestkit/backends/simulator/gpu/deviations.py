@@ -17,7 +17,11 @@ OcspTarget: TypeAlias = Literal["brom", "rim_signer"]
 
 
 class OcspFault(NamedTuple):
-    """What a fault alters in the OCSP answers about one kind of certificate."""
+    """What a fault alters in the OCSP answers about one kind of certificate.
+
+    `shift` is added to the times, `about_other` and `by_leaf` exchange certificate and signer,
+    `altered` flips a bit after signing.
+    """
 
     target: OcspTarget  # kind of certificate
     status: Literal["good", "revoked", "unknown"] = "good"
@@ -68,17 +72,17 @@ class GpuFault(NamedTuple):
 
 
 def set_field(kind: int, value: bytes | None, content: ReportContent) -> ReportContent:
-    """Return `content` with the opaque field `kind` set to `value`, or removed if that is None."""
+    """Return `content` with the opaque field of the type `kind` set; removed if `value` is None."""
     return content.with_field(kind, value)
 
 
 def add_field(kind: int, value: bytes, content: ReportContent) -> ReportContent:
-    """Return `content` with an additional opaque field at the end."""
+    """Return `content` with an additional opaque field at the end: type `kind` with `value`."""
     return content.add_field(kind, value)
 
 
 def set_measurement(index: int, content: ReportContent) -> ReportContent:
-    """Set the measurement of a RIM index to a value that no RIM has."""
+    """Set the measurement `index`, as RIMs count from 0, to a value that no RIM has."""
     return content.measured(index, b"\xee" * 48)
 
 
@@ -130,12 +134,12 @@ def zero_r(report: bytes) -> bytes:
 
 
 def exchange_certificates(chain: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Exchange the second and the third certificate."""
+    """Exchange the second and the third certificate of a chain (DER, leaf first)."""
     return chain[0], chain[2], chain[1], *chain[3:]
 
 
 def activate(index: int, rim: RimContent) -> RimContent:
-    """Return the RIM with the measurement `index` active, and zeros as its golden value.
+    """Return the RIM with the measurement `index` active, and zeros as its reference value.
 
     IndexError if the RIM has no entry for `index`.
     """
@@ -174,5 +178,5 @@ def deactivate(rim: RimContent) -> RimContent:
 
 
 def edit(old: bytes, new: bytes, rim: bytes) -> bytes:
-    """Return a RIM file with the first occurrence of `old` replaced by `new`."""
+    """Return `rim`, a RIM file (XML), with the first occurrence of `old` replaced by `new`."""
     return rim.replace(old, new, 1)

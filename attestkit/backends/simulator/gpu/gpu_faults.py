@@ -293,7 +293,7 @@ GPU_SCENARIOS: Final[Cases] = {
 
 
 def find_gpu_fault(name: str) -> GpuFault:
-    """Return the fault of a name.
+    """Return the fault `name`, a key of `GPU_FAULTS` such as "nonce-other".
 
     Raises:
         UsageError: If the name is unknown; the text suggests similar names.

@@ -94,7 +94,7 @@ class GpuHost:
 
     @property
     def _gpu_attestation(self) -> bytes | None:
-        """The payload of the event about the GPU attestation at boot; None without GPUs."""
+        """The payload (JSON) of the event about the GPU attestation at boot; None without GPUs."""
         if self._gpus is None:
             return None
         from attestkit.backends.simulator.gpu.boot_attestation import boot_payload  # lazy
@@ -109,7 +109,7 @@ class GpuHost:
         """Add GPUs to the machine.
 
         Args:
-            seed: 32 bytes.
+            seed: 32 bytes, from which the GPUs' keys are derived.
             gpus: Their number or configuration; None: those that `fault` needs, else no GPU.
             fault: Name of the scenario's GPU fault, or None.
 
@@ -149,7 +149,7 @@ class SimulatedGpuServices:
         self._gpus, self._now = gpus, now
 
     def get(self, path: str) -> ServiceResponse | None:
-        """Return the response to a GET request; None if the path is not of these services."""
+        """Return the response to a GET of `path`, such as "/v1/rim/ids"; None without a route."""
         if path.startswith(_RIM):
             return self._rim(path.removeprefix(_RIM))
         if path == _JWKS:
@@ -157,7 +157,10 @@ class SimulatedGpuServices:
         return None
 
     def post(self, path: str, body: bytes) -> ServiceResponse | None:
-        """Return the response to a POST request; None if the path is not of these services."""
+        """Return the response to a POST of `body` to `path`; None without a route.
+
+        The body is an OCSP request (DER) or a request to NRAS (JSON).
+        """
         if path.rstrip("/") == _OCSP:
             status = self._gpus.ocsp.respond(body, self._moment())
             return content_response("application/ocsp-response", status)

@@ -127,12 +127,12 @@ class GpuPki:
         return self._derive(f"pdi/{label}", 8)
 
     def identity(self, model: DeviceModel) -> CloudRoot:
-        """Return the product identity CA of a model."""
+        """Return the product identity CA of a model: key and certificate, issued by the root."""
         common_name = f"Simulated {model.identity} Identity"
         return self._issue(f"identity/{model.identity}", common_name, self.device_root)
 
     def provisioner(self, model: DeviceModel) -> CloudRoot:
-        """Return the provisioner CA of a model."""
+        """Return the provisioner CA of a model: key and certificate, issued by `identity`."""
         common_name = f"Simulated {model.chip} Provisioner ICA {model.provisioner}"
         return self._issue(f"provisioner/{model.chip}", common_name, self.identity(model))
 
@@ -175,7 +175,7 @@ class GpuPki:
         return made
 
     def responder(self, issuer: CloudRoot, *, may_sign: bool = True) -> tuple[P384Key, bytes]:
-        """Return key and certificate of the OCSP responder of an issuer.
+        """Return key and certificate (DER) of the OCSP responder of an issuer.
 
         Args:
             issuer: Issues the certificate.
@@ -202,10 +202,11 @@ class GpuPki:
         """Return the CA of a label, issued once; without an issuer it is a root.
 
         Args:
-            label: Names it in the derivation.
-            common_name: Of the subject.
-            issuer: Its issuer.
-            serial: Serial number, also in the subject. Empty: derived from the label.
+            label: Names the CA in the derivation of its key.
+            common_name: Common name of its subject.
+            issuer: The CA that signs its certificate; None: itself.
+            serial: Its serial number, big-endian, which is also in the subject. Empty: derived from
+                the label.
         """
         name = _name(common_name, serial.hex().upper())
         if found := self._issued.get(place := (label, name, issuer.der if issuer else b"")):
@@ -226,7 +227,7 @@ class GpuPki:
 # Keys and certificates take most of the time of a machine, and machines of one seed share them.
 @lru_cache(maxsize=16)
 def make_gpu_pki(seed: bytes, prefix: str = "") -> GpuPki:
-    """Return the PKI of a seed; `prefix` is put before all labels, which gives another PKI."""
+    """Return the PKI of a seed, 32 bytes; `prefix` precedes all labels: each gives another PKI."""
     return GpuPki(lambda label, size: hkdf_sha256(seed, f"{prefix}{label}".encode(), size, SALT))
 
 
@@ -290,7 +291,7 @@ class SimulatedOcsp:
         self._served = {read_path_certificate(served.der).serial: served for served in certificates}
 
     def respond(self, request: bytes, now: datetime) -> bytes:
-        """Return the answer (DER) to a request (DER), with the request's nonce."""
+        """Return the answer (DER) to a request (DER) at the time `now`, with its nonce, if any."""
         try:
             asked = read_ocsp_request(request)
         except FormatError:
@@ -301,7 +302,7 @@ class SimulatedOcsp:
         return self._answer(served, asked.cert_id, now, asked.nonce)
 
     def answers(self, now: datetime) -> tuple[bytes, ...]:
-        """Return the current answers about all certificates, without nonces."""
+        """Return the answers (DER) about all certificates at the time `now`, without nonces."""
         return tuple(
             [self._answer(served, _identify(served), now, None) for served in self._served.values()]
         )

@@ -19,7 +19,7 @@ PROTECTED_SWITCHES: Final = 4
 
 
 class DeviceModel(NamedTuple):
-    """A model of a GPU or a switch."""
+    """A model of a GPU or an NVSwitch: names and versions in its certificates, reports and RIMs."""
 
     architecture: Architecture
     product: str  # of the RIMs
@@ -134,7 +134,7 @@ class ReportContent(NamedTuple):
     indexes: tuple[int, ...] | None = None  # of the blocks; None: from 1
 
     def measured(self, index: int, value: bytes) -> "ReportContent":
-        """Return the content with the measurement `value` at a RIM index."""
+        """Return the content with the measurement `value`, 48 bytes, at a RIM index (from 0)."""
         measurements = list(self.measurements)
         measurements[index] = value
         return self._replace(measurements=tuple(measurements))
@@ -145,7 +145,7 @@ class ReportContent(NamedTuple):
         return self._replace(opaque=tuple([(one, new) for one, new in opaque if new is not None]))
 
     def add_field(self, kind: int, value: bytes) -> "ReportContent":
-        """Return the content with one more opaque field at the end, of the type `kind`."""
+        """Return the content with one more opaque field at the end: type `kind` with `value`."""
         return self._replace(opaque=(*self.opaque, (kind, value)))
 
     def encode(self) -> bytes:
@@ -175,7 +175,7 @@ class ReportContent(NamedTuple):
         )
 
     def sign(self, key: P384Key) -> bytes:
-        """Return the report, signed by `key`."""
+        """Return the report: the signed bytes, then r and s of 48 bytes each, big-endian."""
         signed = self.encode()
         r, s = key.sign(signed)
         return signed + r.to_bytes(48, "big") + s.to_bytes(48, "big")

@@ -33,7 +33,7 @@ from attestkit.gpu.evidence import read_devices
 
 
 def compact_json(value: object) -> bytes:
-    """Return JSON without spaces, with members in the order of their names."""
+    """Return `value` as JSON without spaces, with members in the order of their names."""
     return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
 
@@ -42,7 +42,7 @@ def encode_token(
     claims: Mapping[str, Any],
     sign: Callable[[bytes], bytes] = lambda _: b"",
 ) -> str:
-    """Return a compact JWT, with an identifier (`jti`) that is a function of the claims.
+    """Return a compact JWT of `header` and `claims`; an identifier of the claims (`jti`) is added.
 
     `sign` returns the signature of encoded header and claims; by default it is empty.
     """
@@ -74,7 +74,7 @@ def overall_claims(
 
 
 def token_digests(tokens: Mapping[str, str]) -> dict[str, str]:
-    """Return the SHA-256 of each token in hex."""
+    """Return the SHA-256 of each token (JWT) in hex, by the same names as `tokens`."""
     return {name: sha256(token.encode()).hex() for name, token in tokens.items()}
 
 
@@ -96,7 +96,7 @@ _OTHER: Final = (4015, "EVIDENCE_INVALID", "The evidence is not valid")
 def device_claims(
     report: Report, chain: DeviceChain, version: str, *, matches: bool
 ) -> dict[str, Any]:
-    """Return NRAS's claims about a GPU or switch whose evidence is authentic.
+    """Return NRAS's claims, by name, about a GPU or switch whose evidence is authentic.
 
     Args:
         report: The report of the device.
@@ -182,7 +182,10 @@ class _Request(NamedTuple):
 
     @classmethod
     def read(cls, body: bytes, *, switches: bool) -> "_Request":
-        """Read a request (JSON) about switches or GPUs; FormatError if it is malformed."""
+        """Read the `body` of a request, JSON; FormatError if it is malformed.
+
+        `switches` is whether all devices must be switches; otherwise all must be GPUs.
+        """
         request: Any = read(body, _SUBJECT)
         devices = read_devices(request)
         if not isinstance(request, dict):
@@ -202,7 +205,7 @@ class SimulatedNras:
     """NRAS that appraises with attestkit's own verifier.
 
     Args:
-        derive: Returns secret bytes for a label.
+        derive: Returns secret bytes for a label and a size.
         appraise: Verifies evidence of a device.
         fault: What to alter in the tokens; None: nothing.
     """
@@ -217,12 +220,12 @@ class SimulatedNras:
         )
 
     def jwks(self, now: datetime) -> bytes:
-        """Return the key set (JSON): the keys of today and yesterday."""
+        """Return the key set (JWKS, JSON): the keys of the day of `now` and of the day before."""
         day = int(now.timestamp()) // _DAY
         return json.dumps({"keys": [self._jwk(one) for one in (day, day - 1)]}).encode()
 
     def attest(self, path: str, body: bytes, now: datetime) -> ServiceResponse:
-        """Return the response to a POST of JSON: tokens, or an error of status 400 or 404.
+        """Return the response to a POST of `body`, JSON: tokens, or an error of status 400 or 404.
 
         `path` is `/v2`, `/v3` or `/v4`, then `/attest/gpu` or `/attest/switch`.
         """
@@ -252,7 +255,14 @@ class SimulatedNras:
     def _bundle(
         self, claims: list[dict[str, Any]], request: "_Request", version: str, now: datetime
     ) -> list[object]:
-        """Return the signed tokens as a detached EAT bundle, altered by the fault, if any."""
+        """Return the signed tokens as a detached EAT bundle, altered by the fault, if any.
+
+        Args:
+            claims: Claims about each device of the request.
+            request: The request: nonce and kind of the devices.
+            version: Version that the overall token states.
+            now: Time at which the tokens are issued.
+        """
         nonce, kind = request.nonce.hex(), request.kind
         fault = self._fault
         if fault == "expired":

@@ -46,7 +46,7 @@ class RimResource(NamedTuple):
 
 
 class RimContent(NamedTuple):
-    """Content of a RIM (reference integrity manifest)."""
+    """Content of a RIM (reference integrity manifest): product, version and golden measurements."""
 
     product: str
     version: str  # of the driver or the VBIOS
@@ -61,7 +61,7 @@ class RimContent(NamedTuple):
 
 
 def sign_rim(content: RimContent, key: P384Key, certificates: Sequence[bytes]) -> bytes:
-    """Return a signed RIM.
+    """Return a signed RIM: an XML document.
 
     Args:
         content: Product, version and golden measurements.
@@ -125,5 +125,8 @@ def _signature(digest: str, key: P384Key, certificates: Sequence[bytes]) -> str:
 
 
 def _base64_lines(der: bytes) -> str:
-    """Return base64 in lines of 64 characters; NVIDIA's reader needs the line end of the last."""
+    """Return a certificate (DER) in base64, in lines of 64 characters, each with its line end.
+
+    NVIDIA's reader needs that of the last line, too.
+    """
     return encode_pem(CERTIFICATE_LABEL, der).split("-----")[2].lstrip("\n")

@@ -24,7 +24,10 @@ _POWER_USAGE: Final = 70_000
 
 
 class MachineFacts(NamedTuple):
-    """Facts about a machine in the reports of all its devices."""
+    """Facts about a machine in the reports of all its devices.
+
+    `gpu_pdis` and `switch_pdis` are the lasting identifiers of its devices, 8 bytes each.
+    """
 
     protected_pcie: bool = False
     feature: int | None = None  # 0 SPT, 1 MPT, 2 protected PCIe; None: the field is absent
@@ -68,13 +71,13 @@ class SimulatedDevice:
 
     @property
     def uuid(self) -> str:
-        """The UUID, as the driver reports it."""
+        """The UUID, as the driver reports it: "GPU-" or "SWX-" and the UUID's text."""
         value = uuid.UUID(bytes=self._derive(f"uuid/{self.device.pdi.hex()}", 16))
         return f"{'SWX' if self.is_switch else 'GPU'}-{value}"
 
     @property
     def pci_bus_id(self) -> str:
-        """The PCI address, as the driver reports it."""
+        """The PCI address, as the driver reports it, such as "00000000:19:00.0"."""
         return f"00000000:{0x19 + self.position:02X}:00.0"
 
     @property
@@ -103,7 +106,7 @@ class SimulatedDevice:
         )
 
     def report(self, nonce: bytes) -> bytes:
-        """Return a report over a nonce of 32 bytes."""
+        """Return a signed report over a nonce of 32 bytes."""
         return self.content(nonce).sign(self.device.key)
 
     @cached_property
@@ -157,5 +160,5 @@ class SimulatedDevice:
 
 
 def encode_chain(certificates: tuple[bytes, ...]) -> bytes:
-    """Return certificates as PEM text, as the driver returns them."""
+    """Return certificates, given in DER, as PEM text (ASCII), as the driver returns them."""
     return "".join([encode_pem(CERTIFICATE_LABEL, der) for der in certificates]).encode("ascii")

@@ -127,7 +127,7 @@ class SimulatedGpus:
 
     @cached_property
     def boot_output(self) -> bytes:
-        """The output of the GPU attestation at boot, made from devices without faults."""
+        """The output (JSON) of the GPU attestation at boot, made from devices without faults."""
         nonce = self.derive("boot-nonce", 32)
         found = [
             DeviceEvidence(
@@ -156,7 +156,7 @@ class SimulatedGpus:
         return gpu_pki.SimulatedOcsp(self._device_pki, self._served())
 
     def ocsp_answers(self, now: float) -> tuple[bytes, ...]:
-        """Return the current OCSP answers about all certificates at a Unix time."""
+        """Return the OCSP answers (DER) about all certificates, valid at the Unix time `now`."""
         hour = int(now) // 3600
         if self._answers[0] != hour:
             moment = datetime.fromtimestamp(hour * 3600, timezone.utc)
@@ -181,7 +181,10 @@ class SimulatedGpus:
         return GpuEndorsements(self.rims, self.ocsp_answers(now), keys, answers)
 
     def _request_tokens(self, nonce: bytes, now: datetime) -> Iterator[bytes]:
-        """Yield NRAS's response for the GPUs, and for the switches if there are any."""
+        """Yield NRAS's response (JSON) for the GPUs, and for the switches if there are any.
+
+        `nonce` are the 32 bytes that the evidence is over.
+        """
         devices = self.evidence(nonce).devices
         architectures: list[Architecture] = [device.model.architecture for device in self.devices]
         for architecture in dict.fromkeys(architectures):
@@ -314,7 +317,7 @@ class SimulatedGpus:
 
 
 def _pad_first(devices: list[DeviceEvidence], padding: int) -> GpuEvidence:
-    """Return evidence with NUL bytes after the first chain's PEM text."""
+    """Return evidence with `padding` NUL bytes after the PEM text of the first device's chain."""
     entries = [device.to_object() for device in devices]
     padded = devices[0].chain_pem + bytes(padding)
     entries[0]["certificate"] = b64encode(padded).decode("ascii")

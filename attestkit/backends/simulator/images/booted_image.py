@@ -95,7 +95,7 @@ def boot_snp_image(source: image_documents.BootSource, vm_config: str | None) ->
 
 
 def machine_fields(shape: MachineShape) -> dict[str, object]:
-    """Return the members of a VM configuration that describe a machine."""
+    """Return the members of a VM configuration (JSON) that describe a machine."""
     other = [
         name
         for name in _STATED_IF_OTHER

@@ -129,7 +129,7 @@ def encode_cbor(value: object) -> bytes:
 
 
 def checksum_list(files: Mapping[str, bytes]) -> bytes:
-    """Return the SHA-256 checksums of files as `sha256sum` writes them."""
+    """Return the SHA-256 checksums of `files`, contents by name, as `sha256sum` writes them."""
     return "".join(f"{sha256(content).hex()}  {name}\n" for name, content in files.items()).encode()
 
 
@@ -143,11 +143,11 @@ def tdx_vm_config(
     """Return the VM configuration of a TD (vm_config of the dstack guest agent API).
 
     Args:
-        os_image_hash: Hash of the image.
-        machine: Members that describe the machine.
+        os_image_hash: Hash of the image, 32 bytes; may be empty.
+        machine: Members that describe the machine, as of `machine_fields`.
         ovmf: Generation of the firmware, such as "pre202505".
-        measurement: List of checksums and measurement document ("lite" measurement). None: the
-            image itself is needed for verification ("legacy").
+        measurement: List of checksums, and measurement document in CBOR ("lite" measurement).
+            None: the image itself is needed for verification ("legacy").
     """
     fields = {
         "os_image_hash": os_image_hash.hex(),
@@ -178,12 +178,18 @@ def measured_vm_config(cloud: str, document: Mapping[str, object]) -> str:
 
 
 def sev_snp_measurement(launch: "SnpLaunch", checksums: bytes, document: bytes) -> str:
-    """Return the member `sev_snp_measurement` of the VM configuration of an SEV-SNP guest: JSON."""
+    """Return the member `sev_snp_measurement` of the VM configuration of an SEV-SNP guest: JSON.
+
+    Args:
+        launch: CPUs and features of the guest.
+        checksums: The image's list of checksums, as of `checksum_list`.
+        document: The image's measurement document, in CBOR.
+    """
     return encode_json({**launch._asdict(), **_encode_parts(checksums, document)})
 
 
 def encode_json(fields: Mapping[str, object]) -> str:
-    """Return compact JSON; members keep their order."""
+    """Return `fields` as compact JSON; members keep their order."""
     return json.dumps(fields, separators=(",", ":"))
 
 

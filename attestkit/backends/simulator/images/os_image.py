@@ -94,7 +94,7 @@ _DEFAULT: Final = ImageConfig()
 
 
 class Image(NamedTuple):
-    """An image and a machine, with the measurements of a TD that boots them."""
+    """An image and a machine, with the measurements of a TD that boots them (MRTD: 48 bytes)."""
 
     mrtd: bytes
     firmware: TdxFirmware
@@ -111,7 +111,7 @@ class Image(NamedTuple):
 
 
 def component_content(name: str) -> bytes:
-    """Return the literal string that stands for a component of the simulated images."""
+    """Return the bytes that stand for the component `name` of simulated images, as "kernel"."""
     return f"attestkit simulated {name}".encode()
 
 
@@ -154,7 +154,10 @@ def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
 
 
 def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedEvent, ...]:
-    """Return the events of a boot of the simulated image, whose components do not exist."""
+    """Return the events of a boot of the simulated image, whose components do not exist.
+
+    `memory_size` is the memory of the TD in bytes.
+    """
     loader, rsdp, tables = map(
         component_content, ("ACPI loader script", "ACPI RSDP", "ACPI tables")
     )
@@ -222,7 +225,7 @@ def simulated_snp_image() -> SnpImage:
 
 
 def snp_vm_config(mr_config: str, image: SnpImage | None = None) -> str:
-    """Return the VM configuration of an SEV-SNP guest with this mr_config document.
+    """Return the VM configuration of an SEV-SNP guest with this mr_config document (JSON text).
 
     It is JSON (vm_config of the dstack guest agent API). The default image is the simulated one.
     """

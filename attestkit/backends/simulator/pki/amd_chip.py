@@ -132,14 +132,14 @@ class SimulatedChip:
 
     @cached_property
     def ask_der(self) -> bytes:
-        """The certificate of the leaf's issuer: ASK, or ASVK for a VLEK."""
+        """The certificate (DER) of the leaf's issuer: ASK, or ASVK for a VLEK."""
         serial = self._product.serial + (0x101 if self._is_vlek else 1)
         kind = "vlek" if self._is_vlek else "vcek"
         return self._issue_authority(self._ask, serial=serial, kind=kind)
 
     @cached_property
     def leaf_der(self) -> bytes:
-        """The certificate of the key that signs reports: VCEK or VLEK."""
+        """The certificate (DER) of the key that signs reports: VCEK or VLEK."""
         config, product = self._config, self._product
         end = value_or(config.vcek_not_after, config.not_after)
         tcb = value_or(config.vcek_tcb, self._tcb)
@@ -229,12 +229,12 @@ _issue_authority: Final = lru_cache(maxsize=32)(issue_amd_authority)
 
 
 def issue_chip(seed: bytes, scenario: Scenario) -> SimulatedChip:
-    """Return the chip of a platform, which is a function of the seed and the scenario."""
+    """Return the chip of a platform, a function of the seed, 32 bytes, and the scenario."""
     return _make_chip(seed, scenario.platform_pki, scenario.snp)
 
 
 def find_amd_root(seed: bytes, scenario: Scenario) -> bytes:
-    """Return the trust anchor (DER) of a platform's reports."""
+    """Return the trust anchor (DER) of reports of the platform that `seed` and `scenario` make."""
     anchor = scenario.trust_anchor
     if isinstance(anchor, bytes):
         return anchor

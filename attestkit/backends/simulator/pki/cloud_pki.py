@@ -72,7 +72,7 @@ def window_until(now: float, duration: timedelta) -> Window:
 
 
 class CloudRoot(NamedTuple):
-    """A CA certificate with its subject and key, such as the root of a simulated cloud."""
+    """A CA, such as the root of a simulated cloud: subject and key, and its certificate (DER)."""
 
     authority: Issuer
     der: bytes
@@ -93,7 +93,8 @@ def issue_ca(
 ) -> CloudRoot:
     """Return the CA `subject`, certified by `issuer`.
 
-    The serial number is derived from `label`; `fields` replace defaults of its certificate.
+    The serial number is derived from `label`; `fields` replace defaults of its certificate:
+    arguments of `issue_cloud_authority`.
     """
     serial = serial_number(derive, label)
     fields = {"serial": serial, "validity": VALIDITY, "path_length": None, **fields}
@@ -101,7 +102,10 @@ def issue_ca(
 
 
 def make_root(derive: Derive, label: str, common_name: str, key: SigningKey) -> CloudRoot:
-    """Return a self-signed root, whose name marks it as simulated."""
+    """Return a self-signed root of `key`, whose name has `common_name` and a mark: simulated.
+
+    `label` names the root in the derivation of its serial number.
+    """
     subject = Issuer(encode_name(CN=common_name, O=SIMULATED_MARK), key)
     return issue_ca(subject, subject, derive, label)
 
@@ -123,7 +127,7 @@ def issue_azure_certificate(root: CloudRoot, spki: bytes, name: str, derive: Der
         root: Root certificate.
         spki: The key, SubjectPublicKeyInfo in DER.
         name: Common name of the subject.
-        derive: Returns secret bytes.
+        derive: Returns bytes for a label and a size, here for the serial number.
     """
     return issue_cloud_leaf(
         (encode_name(CN=name, O=SIMULATED_MARK), spki),
@@ -174,7 +178,7 @@ def issue_google_certificate(
     Args:
         issuer: The CA. Evidence has no certificate of an intermediate one.
         spki: The key, SubjectPublicKeyInfo in DER.
-        derive: Returns secret bytes.
+        derive: Returns bytes for a label and a size, here for the serial number.
         usages: Extended key usages, contents of OBJECT IDENTIFIERs; none for attestation keys.
     """
     instance = INSTANCE
@@ -231,7 +235,7 @@ class NitroCa:
 
         Args:
             root: Root certificate.
-            derive: Returns secret bytes.
+            derive: Returns secret bytes for a label and a size.
             now: Returns Unix time, of documents and of the certificates of instance and document.
         """
         self._derive, self._now, self._root = derive, now, root
@@ -254,7 +258,7 @@ class NitroCa:
         age: timedelta = timedelta(),
         certificate_age: timedelta = timedelta(),
     ) -> bytes:
-        """Return a signed NitroTPM document.
+        """Return a signed NitroTPM document: a COSE_Sign1 without tag.
 
         Args:
             module_id: `i-` and 17 hex digits, `-tpm` and 16 hex digits.
@@ -278,7 +282,10 @@ class NitroCa:
         )
 
     def _issue_leaf(self, module_id: str, issued: float) -> tuple[bytes, bytes]:
-        """Return certificates (DER) of the instance and of the document, issued at a Unix time."""
+        """Return certificates (DER) of the instance `module_id` and of its document.
+
+        They are issued at the Unix time `issued`.
+        """
         instance = self._authority("instance", module_id)
         validity = window_until(issued, _INSTANCE_LIFETIME)
         instance_der = self._issue_ca("instance", instance, self._zone, 0, validity)
@@ -291,7 +298,7 @@ class NitroCa:
         return instance_der, leaf_der
 
     def _sign(self, fields: dict[str, Any]) -> bytes:
-        """Return the fields as a COSE_Sign1, signed by the key of the document."""
+        """Return the fields of a document as a COSE_Sign1, signed by the key of the document."""
         import cbor2  # lazy: only needed here
 
         pairs = b"".join(cbor2.dumps(key) + cbor2.dumps(value) for key, value in fields.items())

@@ -60,7 +60,7 @@ _ATTRIBUTES_MASK: Final = "FBFFFFFFFFFFFFFF0000000000000000"
 class SimulatedPki:
     """Root, PCK CA and TCB signer of one seed, and the collateral that they sign.
 
-    Any number of platforms share them. All attributes that end in `_der` are certificates.
+    Any number of platforms share them. All attributes that end in `_der` are certificates in DER.
     """
 
     def __init__(self, seed: bytes, *, config: configs.PkiConfig | None = None) -> None:
@@ -93,7 +93,7 @@ class SimulatedPki:
         return derive(self._seed, label, length)
 
     def other(self, label: str) -> "SimulatedPki":
-        """Return a PKI with the same configuration, whose seed is derived with `label`."""
+        """Return another PKI of the same configuration, whose seed is derived with `label`."""
         return SimulatedPki(self.derive(f"seed/{label}", 32), config=self.config)
 
     def key(self, label: str) -> P256Key:
@@ -101,7 +101,7 @@ class SimulatedPki:
         return p256_key(self.derive, label)
 
     def resolve(self, key: P256Key | str | None, default: P256Key) -> P256Key:
-        """Return the key of a configuration: a key, the key of a label, or `default`."""
+        """Return a configured key: `key` itself, or that of the label `key`; None: `default`."""
         return self.key(key) if isinstance(key, str) else configs.value_or(key, default)
 
     def serial(self, label: str) -> int:
@@ -110,6 +110,9 @@ class SimulatedPki:
 
     def platform(self, platform_id: str = "0") -> "SimulatedPlatform":
         """Return a platform with a PCK certificate of this PKI.
+
+        Args:
+            platform_id: Any text; the platform's key and identifiers are derived from it.
 
         Raises:
             UsageError: If the id is empty, not ASCII, or contains a slash.
@@ -120,7 +123,10 @@ class SimulatedPki:
         return SimulatedPlatform(self, platform_id)
 
     def issue_pck(self, label: str, key: P256Key, sgx: bytes) -> bytes:
-        """Return the DER of the PCK certificate of `label` with the SGX extension `sgx`."""
+        """Return a PCK certificate (DER) of `key`, with the SGX extension `sgx` (DER).
+
+        `label` names it in the derivation of its serial number.
+        """
         config = self.config
         return issue_certificate(
             Authority("Intel SGX PCK Certificate", key),
@@ -191,7 +197,10 @@ class SimulatedPki:
 
 
 class SimulatedPlatform:
-    """A simulated Intel platform: its PCK certificate, attestation key and identifiers."""
+    """A simulated Intel platform: its PCK certificate, attestation key and identifiers.
+
+    `ppid`, `qe_id` and `instance_id` are 16 bytes each; `pck_chain` is PEM: leaf, CA, root.
+    """
 
     def __init__(self, pki: SimulatedPki, platform_id: str) -> None:
         scope = f"platform/{platform_id}"
@@ -258,7 +267,10 @@ def _next_update(end: int | timedelta | None, issue: int, default: int) -> int:
 
 
 def _apply_alterations(config: configs.CollateralConfig, part: str, text: str) -> str:
-    """Return `text`, the JSON of the collateral's `part`, with the configured alterations."""
+    """Return `text`, the JSON of the collateral's `part`, with the configured alterations.
+
+    `part` is "tcb_info" or "qe_identity".
+    """
     for name, old, new in config.altered:
         if name == part:
             text = text.replace(old, new, 1)
@@ -276,7 +288,10 @@ def _dates(
 def _tcb_info(
     config: configs.TcbInfoConfig, pki: configs.PkiConfig, issue: int, next_update: int
 ) -> dict[str, Any]:
-    """Return the TCB info for two Unix times, with members in the order of Intel's version 3."""
+    """Return the TCB info, with members in the order of Intel's version 3.
+
+    `issue` and `next_update` are Unix times that hold unless `config` has others.
+    """
     return {
         "id": config.id,
         "version": config.version,
@@ -329,7 +344,10 @@ def _platform_levels(config: configs.TcbInfoConfig, pki: configs.PkiConfig) -> l
 def _qe_identity(
     config: configs.QeIdentityConfig, pki: configs.PkiConfig, issue: int, next_update: int
 ) -> dict[str, Any]:
-    """Return the QE identity for two Unix times, with members in the order of Intel's version 2."""
+    """Return the QE identity, with members in the order of Intel's version 2.
+
+    `issue` and `next_update` are Unix times that hold unless `config` has others.
+    """
     levels = config.levels
     if levels is None:
         levels = (
@@ -372,7 +390,7 @@ def _components(
 
 
 def _to_json(body: dict[str, Any]) -> str:
-    """Return compact JSON, because some clients re-encode it before they verify the signature."""
+    """Return `body` as compact JSON: some clients re-encode it before they verify the signature."""
     return json.dumps(body, separators=(",", ":"))
 
 

@@ -158,14 +158,17 @@ def _is_valid_update(fields: Mapping[str, str]) -> bool:
 
 
 def _signed_body(name: str, body: str, signature: bytes) -> bytes:
-    """Return JSON with `body` unchanged as the member `name`, and its signature in hex."""
+    """Return JSON with `body`, itself JSON, unchanged as the member `name`; `signature` as hex."""
     return f'{{"{name}":{body},"signature":"{signature.hex()}"}}'.encode()
 
 
 def _ok(
     content_type: str, body: bytes, headers: Mapping[str, str] | None = None
 ) -> ServiceResponse:
-    """Return a response of status 200; header values are percent-encoded, space as %20."""
+    """Return a response of status 200 with `body`, its `content_type`, and further `headers`.
+
+    The values of `headers`, given as plain text, are percent-encoded, space as %20.
+    """
     response = content_response(content_type, body)
     encoded = [(name, percent_encode(value, safe="")) for name, value in (headers or {}).items()]
     return response._replace(headers=(*response.headers, _CACHING, *encoded))

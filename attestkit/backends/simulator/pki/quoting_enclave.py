@@ -91,7 +91,7 @@ class _Signer:
         self._tail = auth + bytes(padding)
 
     def sign(self, signed: bytes) -> bytes:
-        """Return a quote with the given header and body."""
+        """Return a quote: `signed`, which is header and body, its signature, and the rest."""
         return b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
 
 
@@ -145,7 +145,7 @@ class QuotingEnclave:
 
 
 def _quote_heads(config: QuoteConfig, platform: SimulatedPlatform) -> dict[tuple[int, int], bytes]:
-    """Return the part of a quote before its body, by version of the quote and size of the body."""
+    """Return the part of a quote before its body, by quote version and body size in bytes."""
     heads = {}
     for version, size in _BODY_TYPES:
         head = _HEADER.pack(
@@ -164,7 +164,7 @@ def _quote_heads(config: QuoteConfig, platform: SimulatedPlatform) -> dict[tuple
 
 
 def _apply_alterations(config: QuoteConfig, quote: bytes, body_at: int) -> bytes:
-    """Return a signed quote with the configured alterations; its body begins at `body_at`."""
+    """Return a signed quote with the configured alterations; its body is at byte `body_at`."""
     raw = bytearray(quote)
     for name in config.altered:
         raw[body_at + _OFFSETS[name]] ^= 1
@@ -200,7 +200,10 @@ def certified_qe_report(
 
 
 def _platform_certification(kind: int, pki: SimulatedPki, platform: SimulatedPlatform) -> bytes:
-    """Return the certification data of a type: the chain, or identifiers for a PCCS."""
+    """Return the certification data of the type `kind`.
+
+    Type 2 and 3 have identifiers for a PCCS, others the platform's chain (PEM, with a NUL byte).
+    """
     size = _ENCRYPTED_PPID.get(kind)
     if size is None:
         return platform.pck_chain.encode() + b"\0"
@@ -211,7 +214,7 @@ def _platform_certification(kind: int, pki: SimulatedPki, platform: SimulatedPla
 
 
 def _qe_report(config: QuoteConfig, pki: PkiConfig, bound: P256Key) -> bytes:
-    """Return the QE report, 384 bytes, that certifies the attestation key."""
+    """Return the QE report, 384 bytes, that certifies the attestation key `bound`."""
     binding = sha256(bound.public_point + config.qe_auth_data) + bytes(32)
     return ENCLAVE_REPORT.pack(
         value_or(config.qe_cpusvn, pki.cpusvn),

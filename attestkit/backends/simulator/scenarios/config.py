@@ -87,7 +87,7 @@ def _check_range(name: str, value: object, highest: int, lowest: int = 0) -> Non
 
 
 def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetime) -> None:
-    """Check the validity of certificates.
+    """Check the validity of certificates; raise UsageError if it is not one.
 
     Args:
         config: Configuration with `not_before` and `not_after`.
@@ -155,7 +155,7 @@ class PkiConfig(msgspec.Struct, frozen=True):
 
 
 class TcbLevel(NamedTuple):
-    """A TCB level of a TDX module or a quoting enclave."""
+    """A TCB level of a TDX module or a quoting enclave: its ISVSVN, date, status, advisory ids."""
 
     isvsvn: int
     date: str  # YYYY-MM-DDTHH:MM:SSZ

@@ -49,7 +49,7 @@ Cases = Mapping[str, NamedCase]
 
 
 def describe_cases(cases: Cases, width: int = 0) -> tuple[str, ...]:
-    """Return help: a line for each name, whose text begins in column `width` or later."""
+    """Return lines of help: each has a name, padded to `width` characters or more, and a text."""
     examples = {name: f"{name}:2s" if one.argument else name for name, one in cases.items()}
     width = max(width, *map(len, examples.values()))
     return tuple([f"{examples[name]:<{width}}  {one.text}" for name, one in cases.items()])

@@ -27,7 +27,10 @@ def _cloud(platform: str, outcome: str, text: str, **fields: Any) -> NamedCase:
 
 
 def _azure(platform: str, report: str) -> dict[str, NamedCase]:
-    """Return the scenarios that Azure's SNP and TDX VMs share; `report` names their report."""
+    """Return the scenarios that Azure's SNP and TDX VMs share, by name.
+
+    `report` is the name of their hardware report in the texts of help.
+    """
     return {
         f"{platform}-wrong-binding": _cloud(
             platform,
@@ -153,7 +156,10 @@ _SIMULATOR: Final = __name__.rsplit(".", 2)[0]
 
 
 def _find_table(module: str, name: str) -> Cases:
-    """Return the table `name` of a module, imported here: it is slow, or imports this module."""
+    """Return the table `name` of a module, given by its path in the package `simulator`.
+
+    It is imported only here, because it is slow, or imports this module.
+    """
     return cast("Cases", getattr(import_module(f"{_SIMULATOR}.{module}"), name))
 
 
@@ -205,7 +211,7 @@ def _on_platform(chosen: Scenario, platform: str | None) -> Scenario:
 
 
 def scenario(name: str) -> Scenario:
-    """Return the scenario of that name.
+    """Return the scenario `name`, such as "tcb-OutOfDate" or, with a GPU fault, "gpu-nonce-other".
 
     Raises:
         UsageError: If the name is unknown; the text suggests similar names.

@@ -29,7 +29,7 @@ class VirtualIndex:
         self._at: float | None = None
 
     def refresh(self, target: bytearray) -> None:
-        """Compute the content into `target`, unless that was done less than `interval` ago."""
+        """Overwrite `target` by the content, unless that was computed less than `interval` ago."""
         now = self._clock()
         if self._at is None or now - self._at >= self._interval:
             content = self._content()
@@ -61,6 +61,9 @@ class TpmHooks:
         self.fault: Callable[[int], int] | None = fault
 
     def refresh(self, index: int, offset: int, target: bytearray) -> None:
-        """Refresh the content of a virtual index that is read at offset 0."""
+        """Before a read at `offset` of NV index `index`, overwrite its content, `target`.
+
+        Only virtual indices that are read at offset 0 change.
+        """
         if offset == 0 and (virtual := self.virtual_indices.get(index)) is not None:
             virtual.refresh(target)

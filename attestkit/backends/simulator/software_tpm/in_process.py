@@ -10,7 +10,7 @@ class CommandExecutor(Protocol):
     """A TPM: the model, a swtpm process, or the proxy in front of swtpm."""
 
     def execute(self, command: bytes) -> bytes:
-        """Return the response to a command.
+        """Return the response to a command; both are complete TPM frames, header included.
 
         Raises:
             BackendError: If the TPM cannot be reached; a model never raises it.
@@ -33,7 +33,7 @@ class InProcessTransport:
         self._closed = False
 
     def exchange(self, command: bytes, seconds: float) -> bytes:
-        """Return the response to a command; `seconds` has no effect.
+        """Return the response to a command, both complete frames; `seconds` has no effect.
 
         Raises:
             UsageError: If the transport is closed.

@@ -41,7 +41,7 @@ class TpmDeviceFile:
         return self._pending is not None
 
     def write(self, data: bytes) -> int:
-        """Run a command; return the number of bytes taken, which is all.
+        """Run the command in `data`, a frame; return the number of bytes taken, which is all.
 
         Raises:
             OSError: E2BIG for more than 4096 bytes; EBUSY if a response is pending; EINVAL if the
@@ -64,7 +64,7 @@ class TpmDeviceFile:
         return len(data)
 
     def read(self, size: int) -> bytes:
-        """Return the response or its next piece; nothing if none is pending.
+        """Return the response or its next piece, at most `size` bytes; empty if none is pending.
 
         Raises:
             OSError: If the command failed in the kernel, such as EINVAL for an unknown virtual
@@ -190,7 +190,12 @@ class ResourceManager:
         return found
 
     def run(self, code: int, body: bytes) -> bytes:
-        """Send a command of the resource manager's own; return the response."""
+        """Send a command of the resource manager's own; return the response, a frame.
+
+        Args:
+            code: Command code.
+            body: What follows the header: handles and parameters.
+        """
         size = HEADER + len(body)
         head = NO_SESSIONS.to_bytes(2, "big") + size.to_bytes(4, "big") + code.to_bytes(4, "big")
         return self.tpm.execute(head + body)
@@ -262,7 +267,7 @@ class ManagedFile(TpmDeviceFile):
             self._manager.run(commands.FLUSH_CONTEXT, handle.to_bytes(4, "big"))
 
     def _map_handles(self, command: bytes, count: int) -> bytes:
-        """Return a command with the TPM's handles in place of virtual ones in its first `count`."""
+        """Return a command whose first `count` handles are the TPM's in place of virtual ones."""
         mapped = bytearray(command)
         for at in range(HEADER, min(HEADER + 4 * count, len(command) - 3), 4):
             handle = int.from_bytes(command[at : at + 4], "big")
@@ -284,7 +289,7 @@ class ManagedFile(TpmDeviceFile):
         return response
 
     def _add(self, handle: int) -> int:
-        """Record a new key or session; return the virtual handle."""
+        """Record a new key or session by the TPM's handle; return the handle for the opener."""
         if handle >> 24 in _SESSION_TYPES:
             if len(self._sessions) >= _SLOTS:
                 self._flush([handle])
@@ -301,7 +306,10 @@ class ManagedFile(TpmDeviceFile):
         raise OSError(ENOMEM, strerror(ENOMEM))
 
     def _map_list(self, response: bytes) -> bytes:
-        """Replace the opener's transient handles in a list by virtual ones; drop the others."""
+        """Replace the opener's transient handles in `response` by virtual ones; drop the others.
+
+        `response` is the frame of a response to GetCapability with a list of handles.
+        """
         handles = []
         for at in range(19, len(response) - 3, 4):
             handle = int.from_bytes(response[at : at + 4], "big")

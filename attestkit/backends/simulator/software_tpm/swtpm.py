@@ -48,7 +48,7 @@ class SwtpmProcess:
         folder: An existing directory; a second process with the same one is the same TPM.
         program: Name or path of swtpm.
         started: Whether TPM2_Startup is sent.
-        seconds: Time limit of a command.
+        seconds: Time limit of a command in seconds.
 
     Raises:
         BackendUnavailableError: If swtpm is not installed, or cannot be started.
@@ -90,7 +90,7 @@ class SwtpmProcess:
         self._transport = StreamTransport(ours, "swtpm")
 
     def execute(self, command: bytes) -> bytes:
-        """Return the response to a command.
+        """Return the response to a command, both complete frames.
 
         Raises:
             BackendError: If swtpm does not answer in time, or has ended.
@@ -163,7 +163,7 @@ class TpmProxy:
         self._lock = RLock()  # a hook may call `execute`
 
     def execute(self, command: bytes) -> bytes:
-        """Return the response to a command.
+        """Return the response to a command, both complete frames.
 
         Raises:
             BackendError: If swtpm cannot be reached.
@@ -187,11 +187,14 @@ class TpmProxy:
         auth: bytes = b"",
         name_alg: str = "sha256",
     ) -> None:
-        """Define an NV index of any size with its content; see `TpmModel.provision_index`."""
+        """Define an NV index of any size with its content.
+
+        The arguments, and the UsageError for invalid ones, are those of `TpmModel.provision_index`.
+        """
         self._model.provision_index(index, content, attributes, auth=auth, name_alg=name_alg)
 
     def provision_pcr(self, pcr: int, digests: dict[str, bytes]) -> None:
-        """Extend a PCR in each bank given, at locality 0.
+        """Extend PCR number `pcr` in each bank of `digests`, at locality 0.
 
         Raises:
             BackendError: If swtpm refuses it, or cannot be reached.
@@ -201,7 +204,7 @@ class TpmProxy:
         self._send_own(SESSIONS, commands.PCR_EXTEND, pcr.to_bytes(4, "big") + _PASSWORD + body)
 
     def read_pcr(self, bank: str, pcr: int) -> bytes:
-        """Return a PCR's value.
+        """Return the value of PCR number `pcr` in a bank, such as "sha256".
 
         Raises:
             BackendError: If swtpm cannot be reached, or does not have the PCR.
@@ -216,7 +219,16 @@ class TpmProxy:
         return value
 
     def _send_own(self, tag: int, code: int, body: bytes) -> bytes:
-        """Send a command of the proxy's own, again while swtpm is busy."""
+        """Send a command of the proxy's own, again while swtpm is busy; return the response.
+
+        Args:
+            tag: Tag of the frame (TPM_ST), for a command with or without authorizations.
+            code: Command code.
+            body: What follows the header.
+
+        Raises:
+            BackendError: If the command fails.
+        """
         size = 10 + len(body)
         frame = tag.to_bytes(2, "big") + size.to_bytes(4, "big") + code.to_bytes(4, "big") + body
         response = self._execute(frame)
@@ -289,20 +301,26 @@ def _parameters(command: bytes, handles: int) -> int:
 
 
 def _sized(data: bytes, at: int) -> tuple[bytes, int]:
-    """Return the content of the TPM2B at `at`, maybe truncated, and the offset of its end."""
+    """Return the content of the TPM2B at the offset `at` of `data`, and the offset of its end.
+
+    If the data end before, the content is truncated.
+    """
     end = at + 2 + int.from_bytes(data[at : at + 2], "big")
     return data[at + 2 : end], end
 
 
 def _find_definition(command: bytes) -> tuple[int, int]:
-    """Return index and size of NV_DefineSpace, or zeros."""
+    """Return handle and size in bytes of the index that an NV_DefineSpace command defines.
+
+    If the command is malformed, they are zeros.
+    """
     _, end = _sized(command, _parameters(command, 1))
     public, _ = _sized(command, end)
     return (_u32(public, 0), int.from_bytes(public[-2:], "big")) if len(public) >= 14 else (0, 0)
 
 
 def _is_storage_key(command: bytes) -> bool:
-    """Return whether CreatePrimary makes a storage key of the endorsement hierarchy, as an EK."""
+    """Return whether a CreatePrimary command makes a storage key of the endorsement hierarchy."""
     _, end = _sized(command, _parameters(command, 1))
     template, _ = _sized(command, end)
     storage = RESTRICTED | DECRYPT

@@ -27,7 +27,10 @@ _OTHER_USES: Final = 0xE6  # audit, and encryption of parameters
 
 
 class GivenAuthorization(NamedTuple):
-    """One entry of the authorization area of a command, as received."""
+    """One entry of the authorization area of a command, as received.
+
+    `handle` is of a session or TPM_RS_PW, `nonce` the caller's, `attributes` TPMA_SESSION.
+    """
 
     handle: int
     nonce: bytes
@@ -38,7 +41,10 @@ class GivenAuthorization(NamedTuple):
 
 
 class AuthorizedCommand(NamedTuple):
-    """The parts of a command that its authorizations are checked against."""
+    """The parts of a command that its authorizations are checked against.
+
+    `code` is the command code, `entities` are the objects of its handles.
+    """
 
     code: int
     entities: tuple[Entity, ...]
@@ -47,7 +53,11 @@ class AuthorizedCommand(NamedTuple):
 
 
 def read_authorizations(reader: CommandReader, state: TpmState) -> list[GivenAuthorization]:
-    """Read the authorization area, and leave the reader at the parameters."""
+    """Read the authorization area, and leave the reader at the parameters.
+
+    Raises:
+        TpmResponseError: If the area is malformed, or names a session that is not loaded.
+    """
     size = reader.u32()
     end = reader.at + size
     if size < _SMALLEST_AREA or end > len(reader.data):
@@ -93,6 +103,12 @@ def check_authorizations(
 ) -> list[GivenAuthorization]:
     """Check the passwords and HMACs of a command; TpmResponseError if one is wrong or missing.
 
+    Args:
+        state: The TPM, whose count of failures may change.
+        command: The command without its parameters.
+        given: Its authorizations, as received.
+        parameters: Its parameters, encoded, which the HMACs cover.
+
     Returns:
         The authorizations with the passwords of their entities, for `encode_response_area`.
     """
@@ -136,7 +152,10 @@ def _given(one: GivenAuthorization) -> bytes:
 def _expected(
     one: GivenAuthorization, auth: bytes, command: AuthorizedCommand, parameters: bytes
 ) -> bytes:
-    """Return the value that is required in `one`: password, or HMAC (Part 1, 19.6.5)."""
+    """Return the value that is required in `one`: password, or HMAC (Part 1, 19.6.5).
+
+    `auth` is the entity's password as it enters the HMAC, `parameters` those of the command.
+    """
     session = one.session
     if session is None:
         return auth
@@ -150,7 +169,14 @@ def _expected(
 def encode_response_area(
     state: TpmState, code: int, checked: list[GivenAuthorization], parameters: bytes
 ) -> bytes:
-    """Return the authorization area of a successful response; end sessions that do not continue."""
+    """Return the authorization area of a successful response; end sessions that do not continue.
+
+    Args:
+        state: The TPM, whose sessions get new nonces.
+        code: Code of the command.
+        checked: Result of `check_authorizations`.
+        parameters: Parameters of the response, encoded, which the HMACs cover.
+    """
     parts = []
     for one in checked:
         session = one.session

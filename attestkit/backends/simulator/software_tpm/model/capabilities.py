@@ -102,7 +102,10 @@ def _other_items(what: int) -> dict[int, bytes] | None:
 
 
 def _list_handles(state: TpmState, kind: int) -> dict[int, int] | None:
-    """Return the handles of a type by their sort key, type and index; None for an unknown type."""
+    """Return the handles of the type `kind` (the first byte) by their key in the response's order.
+
+    None for an unknown type.
+    """
     kinds: dict[int, Iterable[int]] = {
         0x00: range(PCR_COUNT),
         0x01: state.nv.indices,
@@ -119,7 +122,7 @@ def _list_handles(state: TpmState, kind: int) -> dict[int, int] | None:
 
 
 def _fixed_properties(state: TpmState) -> dict[int, int]:
-    """Return the properties (TPM_PT) of the group PT_FIXED; limits are those of libtpms."""
+    """Return the properties of the group PT_FIXED, by TPM_PT; limits are those of libtpms."""
     identity = state.identity
     vendor = identity.vendor.encode().ljust(16, b"\0")
     texts = [int.from_bytes(vendor[at : at + 4], "big") for at in range(0, 16, 4)]
@@ -137,7 +140,7 @@ def _fixed_properties(state: TpmState) -> dict[int, int]:
 
 
 def _variable_properties(state: TpmState) -> dict[int, int]:
-    """Return the properties (TPM_PT) of the group PT_VAR."""
+    """Return the properties of the group PT_VAR, by TPM_PT."""
     locked_out = state.locked_out
     transient, sessions = state.keys.transient, state.sessions
     active = len(sessions.loaded) + len(sessions.saved)

@@ -10,7 +10,10 @@ from attestkit.tpm.command_codes import VENDOR
 
 
 class CommandCall(NamedTuple):
-    """A command to run, whose handles and authorizations were checked."""
+    """A command to run, whose handles and authorizations were checked.
+
+    `state` is that of the TPM, `entities` are the objects that the command's handles name.
+    """
 
     state: TpmState
     entities: tuple[Entity, ...]
@@ -19,14 +22,20 @@ class CommandCall(NamedTuple):
 
 
 class CommandReply(NamedTuple):
-    """Result of a command that succeeded; failures are TpmResponseErrors."""
+    """Result of a command that succeeded: encoded parameters, and the new handle, if any.
+
+    Failures are TpmResponseErrors.
+    """
 
     parameters: bytes = b""
     handle: int | None = None
 
 
 class CommandDefinition(NamedTuple):
-    """A command that the simulated TPM implements, and how it is called."""
+    """A command that the simulated TPM implements: code, function that runs it, and handles.
+
+    `changes_nv` and `returns_handle` are for its attributes (TPMA_CC).
+    """
 
     code: int
     run: Callable[[CommandCall], CommandReply]

@@ -31,24 +31,30 @@ class TpmResponseError(Exception):
 
 
 def parameter_error(code: int, number: int) -> TpmResponseError:
-    """Return an error that names the parameter `number`, from 1; with 0 it names none."""
+    """Return an error with the response code `code` that names the parameter `number`, from 1.
+
+    With 0, and for codes that cannot name one, it names none.
+    """
     if not number or not code & codes.FORMAT_1:
         return TpmResponseError(code)
     return TpmResponseError(code | codes.PARAMETER | number << 8)
 
 
 def handle_error(code: int, number: int) -> TpmResponseError:
-    """Return an error that names the handle `number`, from 1."""
+    """Return an error with the response code `code` that names the handle `number`, from 1."""
     return TpmResponseError(code | number << 8)
 
 
 def session_error(code: int, number: int) -> TpmResponseError:
-    """Return an error that names the session `number`, from 1."""
+    """Return an error with the response code `code` that names the session `number`, from 1."""
     return TpmResponseError(code | codes.SESSION | number << 8)
 
 
 class CommandReader:
-    """Cursor over the parameters in `data`; errors have the number that `next` has counted to."""
+    """Cursor over the parameters in `data`, big-endian, from the byte `at`.
+
+    Errors are TpmResponseErrors with the parameter's number, to which `next` has counted.
+    """
 
     __slots__ = ("at", "data", "number")
 
@@ -58,12 +64,12 @@ class CommandReader:
         self.number: int = 0
 
     def next(self) -> "CommandReader":
-        """Begin the next parameter."""
+        """Count the next parameter, for its number in errors, and return this reader."""
         self.number += 1
         return self
 
     def error(self, code: int) -> TpmResponseError:
-        """Return the error of the current parameter."""
+        """Return an error with the response code `code` that names the current parameter."""
         return parameter_error(code, self.number)
 
     def take(self, size: int) -> bytes:
@@ -92,14 +98,14 @@ class CommandReader:
         return int.from_bytes(self.take(8), "big")
 
     def sized(self, largest: int) -> bytes:
-        """Read a TPM2B of at most `largest` bytes."""
+        """Read a TPM2B of at most `largest` bytes; return its content."""
         size = self.u16()
         if size > largest:
             raise self.error(codes.RC_SIZE)
         return self.take(size)
 
     def sized_structure(self, read: Callable[["CommandReader"], _T]) -> _T:
-        """Read a TPM2B with a structure, which must have exactly the size given."""
+        """Read a TPM2B by `read`, which must read exactly as many bytes as its size field says."""
         size = self.u16()
         start = self.at
         if not size:
@@ -110,7 +116,7 @@ class CommandReader:
         return found
 
     def hash_name(self) -> str:
-        """Read TPMI_ALG_HASH; return the name."""
+        """Read TPMI_ALG_HASH; return the hash's name, such as "sha256"."""
         name = HASH_NAMES.get(self.u16())
         if name is None:
             raise self.error(codes.RC_HASH)
@@ -129,7 +135,7 @@ class CommandReader:
         return bank, int.from_bytes(self.take(_BITMAP_SIZE), "little")
 
     def tagged_digests(self) -> list[tuple[str, bytes]]:
-        """Read TPML_DIGEST_VALUES: digests with their hashes."""
+        """Read TPML_DIGEST_VALUES: pairs of a hash's name and a digest."""
         if (count := self.u32()) > MAX_BANKS:
             raise self.error(codes.RC_SIZE)
         found = []
@@ -145,7 +151,7 @@ class CommandReader:
 
 
 def encode_pcr_selections(selections: list[Selection]) -> bytes:
-    """Return TPML_PCR_SELECTION, in which a bank may occur twice, as TPMs accept."""
+    """Return TPML_PCR_SELECTION of banks and bitmaps; a bank may occur twice, as TPMs accept."""
     return len(selections).to_bytes(4, "big") + b"".join(
         HASH_IDS[bank].to_bytes(2, "big")
         + bytes([_BITMAP_SIZE])

@@ -28,7 +28,7 @@ _ec_pair: Final = lru_cache(maxsize=64)(EcKeyPair)
 
 
 class PrimaryKey(NamedTuple):
-    """A primary key: its public area, and the seed of its key pair."""
+    """A primary key: its hierarchy's handle, public area, seed of the key pair, and password."""
 
     hierarchy: int
     public: TpmtPublic
@@ -59,12 +59,12 @@ class PrimaryKeys:
         self.null_seed: bytes = b""  # changes at each reset
 
     def reset(self, null_seed: bytes) -> None:
-        """Forget transient keys, and replace the seed of the null hierarchy."""
+        """Forget transient keys, and replace the seed of the null hierarchy, 32 bytes."""
         self.transient.clear()
         self.null_seed = null_seed
 
     def proof(self, hierarchy: int) -> bytes:
-        """Return the secret of a hierarchy for its tickets and contexts, 32 bytes."""
+        """Return the secret, 32 bytes, of a hierarchy, a handle, for its tickets and contexts."""
         return hkdf_sha256(self._hierarchy_seed(hierarchy), b"proof", 32, _SALT)
 
     def _hierarchy_seed(self, hierarchy: int) -> bytes:
@@ -86,7 +86,14 @@ class PrimaryKeys:
     def restore(
         self, hierarchy: int, template: TpmtPublic, origin: bytes, auth: bytes
     ) -> PrimaryKey:
-        """Return the key whose seed is derived from `origin`, with its public key filled in."""
+        """Return the key of a template whose seed is derived from `origin`.
+
+        Args:
+            hierarchy: Handle of the hierarchy, whose seed is the secret of the derivation.
+            template: Public area, in which the public key is filled in.
+            origin: Label of the derivation, as `PrimaryKey.origin`.
+            auth: The key's password.
+        """
         seed = hkdf_sha256(self._hierarchy_seed(hierarchy), origin, 32, _SALT)
         if template.type == "rsa":
             public = template._replace(modulus=_rsa_pair(seed).modulus)
@@ -117,7 +124,7 @@ class PrimaryKeys:
         return handle
 
     def mac(self, hierarchy: int, content: bytes) -> bytes:
-        """Return the HMAC-SHA-512 of a ticket or context with the secret of a hierarchy."""
+        """Return the HMAC-SHA-512 of `content`, a ticket or context, by a hierarchy's secret."""
         return hmac.digest(self.proof(hierarchy), content, "sha512")
 
 
@@ -142,7 +149,7 @@ class KeyTemplate(NamedTuple):
 
 
 def read_template(reader: command_reader.CommandReader) -> KeyTemplate:
-    """Read TPMT_PUBLIC of a template."""
+    """Read TPMT_PUBLIC of a template; TpmResponseError if it is malformed or not supported."""
     kind = public_area.TYPE_NAMES.get(reader.u16())
     if kind is None:
         raise reader.error(codes.RC_TYPE)

@@ -45,7 +45,7 @@ class Sessions:
         self.saved: dict[int, tuple[int, SimulatedSession]] = {}  # with the context's number
 
     def is_session(self, handle: int) -> bool:
-        """Return whether a handle is of the type of HMAC or policy sessions."""
+        """Return whether a handle can be of an HMAC or policy session, whether it exists or not."""
         return handle in self.handles or handle - FIRST_POLICY_SESSION in range(MOST_ACTIVE)
 
     def clear(self) -> None:
@@ -54,7 +54,7 @@ class Sessions:
         self.saved.clear()
 
     def start(self, session: SimulatedSession) -> int:
-        """Add a session; return its handle."""
+        """Add a session; return its handle. TpmResponseError if there are too many."""
         if len(self.loaded) >= MOST_LOADED:
             raise command_reader.TpmResponseError(RC_SESSION_MEMORY)
         for handle in self.handles:
@@ -64,11 +64,15 @@ class Sessions:
         raise command_reader.TpmResponseError(RC_SESSION_HANDLES)
 
     def save(self, handle: int, number: int) -> None:
-        """Unload a session; `number` is that of the context that contains it."""
+        """Unload the session `handle`; `number` is that of the context that it is saved in."""
         self.saved[handle] = number, self.loaded.pop(handle)
 
     def load(self, handle: int, number: int) -> None:
-        """Load a saved session again; TpmResponseError unless context `number` is its last one."""
+        """Load the saved session `handle` again, from the context `number`.
+
+        Raises:
+            TpmResponseError: If that is not the last context in which the session was saved.
+        """
         found = self.saved.get(handle)
         if found is None or found[0] != number:
             raise command_reader.parameter_error(RC_HANDLE, 1)
@@ -77,7 +81,11 @@ class Sessions:
         self.loaded[handle] = self.saved.pop(handle)[1]
 
     def flush(self, handle: int) -> None:
-        """End a session; its handle may have the type of HMAC or of policy sessions."""
+        """End a session; `handle` may have the type of HMAC or of policy sessions.
+
+        Raises:
+            TpmResponseError: If the session does not exist.
+        """
         handle = FIRST_HMAC_SESSION | handle & 0xFFFFFF
         if self.loaded.pop(handle, None) is None and self.saved.pop(handle, None) is None:
             raise command_reader.parameter_error(RC_HANDLE, 1)
@@ -102,14 +110,22 @@ class SessionStart(NamedTuple):
 
 
 def kdf_a(hash_name: str, key: bytes, label: bytes, context: bytes, bits: int) -> bytes:
-    """Return KDFa (Part 1, 11.4.10.2), `bits` / 8 bytes; `label` must end with a zero byte.
+    """Return KDFa (Part 1, 11.4.10.2), `bits` / 8 bytes, at most a digest of the hash `hash_name`.
 
-    `bits` must not exceed those of one digest.
+    Args:
+        hash_name: Hash of the HMAC, such as "sha256".
+        key: Key of the HMAC.
+        label: Label, which must end with a zero byte.
+        context: contextU and contextV, joined.
+        bits: Size of the result in bits.
     """
     content = command_reader.u32(1) + label + context + command_reader.u32(bits)
     return hmac.digest(key, content, hash_name)[: bits // 8]
 
 
 def kdf_e(hash_name: str, shared: bytes, context: bytes) -> bytes:
-    """Return KDFe (Part 1, 11.4.10.3) of a shared point for a salt, one digest."""
+    """Return KDFe (Part 1, 11.4.10.3) for a salt, one digest of the hash `hash_name`.
+
+    `shared` is the x coordinate of the shared point; `context` those of both public keys, joined.
+    """
     return compute_digest(hash_name, command_reader.u32(1) + shared + b"SECRET\0" + context)

@@ -47,7 +47,7 @@ _LARGEST_INDEX: Final = 8192  # NitroTPM's; libtpms has 2048
 
 
 def encode_error(code: int) -> bytes:
-    """Return the response of a command that failed."""
+    """Return the response, 10 bytes, of a command that failed with the response code `code`."""
     return struct.pack(">HII", NO_SESSIONS, 10, code)
 
 
@@ -101,7 +101,7 @@ class TpmModel:
         self._lock = RLock()  # a hook may call `execute`
 
     def execute(self, command: bytes) -> bytes:
-        """Return the response to a command; the only errors raised are those of hooks."""
+        """Return the response to a command, both complete frames; only hooks can raise errors."""
         with self._lock:
             try:
                 return self._run(command)
@@ -149,7 +149,7 @@ class TpmModel:
             self._state.nv.indices[index] = found
 
     def provision_pcr(self, pcr: int, digests: dict[str, bytes]) -> None:
-        """Extend a PCR in each bank given, as firmware does at any locality.
+        """Extend PCR number `pcr` in each bank of `digests`, as firmware does at any locality.
 
         Banks that are not allocated are left out, as by firmware.
 
@@ -165,7 +165,7 @@ class TpmModel:
                 self._state.pcrs.extend(pcr, bank, digest)
 
     def read_pcr(self, bank: str, pcr: int) -> bytes:
-        """Return a PCR's value.
+        """Return the value of PCR number `pcr` in a bank, such as "sha256".
 
         Raises:
             UsageError: If bank or PCR is unknown.
@@ -174,7 +174,10 @@ class TpmModel:
             return self._state.pcrs.get(bank, pcr)
 
     def read_primary(self, hierarchy: int, template: TpmtPublic) -> TpmtPublic:
-        """Return the public area of the primary key of a template, without loading the key."""
+        """Return the public area of the primary key of a template, without loading the key.
+
+        `hierarchy` is a handle of `attestkit.tpm.handles`, such as ENDORSEMENT.
+        """
         with self._lock:
             return self._state.keys.create(hierarchy, template, b"", b"").public
 
@@ -190,7 +193,10 @@ class TpmModel:
         return handle in self._state.keys.slots or handle in self._state.sessions.handles
 
     def _run(self, data: bytes) -> bytes:
-        """Run a command; checks are in the order of Part 4's ExecuteCommand."""
+        """Run the command in the frame `data`; return the response to it, if it succeeds.
+
+        Checks are in the order of Part 4's ExecuteCommand; TpmResponseError if one fails.
+        """
         reader = CommandReader(data)
         tag = reader.u16()
         if tag not in (NO_SESSIONS, SESSIONS):

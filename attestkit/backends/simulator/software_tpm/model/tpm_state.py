@@ -79,7 +79,7 @@ class PcrBanks:
         return values[pcr]
 
     def extend(self, pcr: int, bank: str, digest: bytes) -> None:
-        """Extend a PCR of a bank; an absent bank is ignored, as by a TPM."""
+        """Extend PCR number `pcr` of a bank by a digest; an absent bank is ignored, as by a TPM."""
         if values := self.values.get(bank):
             values[pcr] = compute_digest(bank, values[pcr] + digest)
             if pcr not in _NOT_COUNTED:
@@ -91,7 +91,7 @@ class PcrBanks:
             values[pcr] = bytes(hash_size(bank))
 
     def filter(self, selections: list[Selection]) -> list[Selection]:
-        """Return the selections without PCRs of absent banks."""
+        """Return the selections with empty bitmaps for absent banks."""
         return [(bank, bits if bank in self.values else 0) for bank, bits in selections]
 
     def read(self, selections: list[Selection], most: int) -> tuple[list[Selection], list[bytes]]:
@@ -117,7 +117,10 @@ _MOST_INDICES: Final = 256  # a bound of the model; a TPM has less space
 
 
 class NvIndex:
-    """An NV index of the simulated TPM, with its content."""
+    """An NV index of the simulated TPM, with its content, which is 0xFF at first.
+
+    `index` is its handle, `attributes` TPMA_NV, `policy` a digest or empty, `auth` the password.
+    """
 
     __slots__ = ("attributes", "auth", "content", "index", "name_alg", "policy")
 
@@ -143,7 +146,7 @@ class NvIndex:
         return u16(HASH_IDS[self.name_alg]) + compute_digest(self.name_alg, self.public)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write data that fits, and mark the index as written."""
+        """Write `data`, which must fit, at `offset` in bytes, and mark the index as written."""
         self.content[offset : offset + len(data)] = data
         self.attributes |= nv_attributes.WRITTEN
 
@@ -169,7 +172,7 @@ class NvStorage:
 
 
 def read_nv_public(reader: CommandReader, largest: int) -> NvIndex:
-    """Read TPMS_NV_PUBLIC of an index of at most `largest` bytes."""
+    """Read TPMS_NV_PUBLIC of an index of at most `largest` bytes; return a new, undefined index."""
     index = reader.u32()
     if not handles.FIRST_NV_INDEX <= index <= handles.LAST_NV_INDEX:
         raise reader.error(codes.RC_VALUE)
@@ -200,7 +203,7 @@ class TpmIdentity(NamedTuple):
 
 
 class Entity(NamedTuple):
-    """The object that a handle of a command names."""
+    """The object that a handle of a command names: its TPM name, password, and key or NV index."""
 
     handle: int
     name: bytes
@@ -287,7 +290,7 @@ class TpmState:
         return handle in self.keys.slots or self.sessions.is_session(handle)
 
     def is_impossible(self, handle: int) -> bool:
-        """Return whether a handle is outside of the transient or session handles of this TPM."""
+        """Return whether a handle is transient or a session's, but not in this TPM's ranges."""
         kind = handle >> 24
         if kind == handles.FIRST_TRANSIENT >> 24:
             return handle not in self.keys.slots
@@ -295,7 +298,11 @@ class TpmState:
         return kind in sessions and not self.sessions.is_session(handle)
 
     def find_entity(self, handle: int, number: int) -> Entity:
-        """Return the object that a handle names; `number` is its place in the command, from 1."""
+        """Return the object that a handle names; `number` is its place in the command, from 1.
+
+        Raises:
+            TpmResponseError: If it does not exist.
+        """
         if handle < PCR_COUNT or handle in handles.HIERARCHIES:
             return Entity(handle, u32(handle))
         if handles.FIRST_HMAC_SESSION <= handle < handles.FIRST_PERMANENT:

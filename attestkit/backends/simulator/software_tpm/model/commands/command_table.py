@@ -92,7 +92,7 @@ _COMMANDS: Final = (
 
 
 def build_command_table(hooks: TpmHooks) -> dict[int, CommandDefinition]:
-    """Return the commands by code, with a platform's vendor commands."""
+    """Return all commands but GetCapability by code, with a platform's vendor commands."""
     table = {command.code: command for command in _COMMANDS}
     for code in hooks.vendor_commands:
         run = partial(nv.run_vendor, code=code)

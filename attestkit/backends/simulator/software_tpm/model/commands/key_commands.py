@@ -88,7 +88,10 @@ def _read_sensitive(reader: CommandReader) -> tuple[bytes, bytes]:
 def _encode_creation(
     state: TpmState, key: PrimaryKey, pcrs: list[Selection], outside: bytes
 ) -> bytes:
-    """Return TPMS_CREATION_DATA of a primary key (Part 2, section 15.1)."""
+    """Return TPMS_CREATION_DATA of a primary key (Part 2, section 15.1).
+
+    `pcrs` are the selected PCRs, `outside` is the caller's outsideInfo.
+    """
     parent = encode_sized(u32(key.hierarchy))  # name, and qualified name
     parts = (
         encode_pcr_selections(state.pcrs.filter(pcrs)),
@@ -178,7 +181,10 @@ def _read_scheme(reader: CommandReader) -> tuple[str, str] | None:
 
 
 def _choose_scheme(key: PrimaryKey, wanted: tuple[str, str] | None) -> tuple[str, str]:
-    """Return the scheme and hash of a signature (Part 4, CryptSelectSignScheme)."""
+    """Return the scheme and hash of a signature by `key` (Part 4, CryptSelectSignScheme).
+
+    `wanted` is the scheme and hash of the command, such as ("ecdsa", "sha256"); None: the key's.
+    """
     own = (key.public.scheme, key.public.scheme_hash) if key.public.scheme else None
     chosen = wanted or own
     fits = ("ecdsa",) if key.public.type == "ecc" else ("rsassa", "rsapss")
@@ -190,7 +196,7 @@ def _choose_scheme(key: PrimaryKey, wanted: tuple[str, str] | None) -> tuple[str
 def _encode_attest(
     state: TpmState, key: PrimaryKey, extra: bytes, selections: list[Selection], hash_name: str
 ) -> bytes:
-    """Return TPMS_ATTEST of a quote.
+    """Return TPMS_ATTEST of a quote with the qualifying data `extra`; `hash_name` is of pcrDigest.
 
     Counters and version are obfuscated for keys of the owner and null hierarchies (Part 1, 36.7).
     """
@@ -273,7 +279,7 @@ def _read_symmetric(reader: CommandReader) -> None:
 
 
 def _decrypt_salt(state: TpmState, key: PrimaryKey | None, salt: bytes) -> bytes:
-    """Return the salt of a session (Part 1, B.10.2 and C.6.1); empty without a key."""
+    """Decrypt the salt of a session by `key` (Part 1, B.10.2 and C.6.1); empty without a key."""
     if key is None:
         if salt:
             raise parameter_error(codes.RC_VALUE, 2)
@@ -340,7 +346,10 @@ def run_context_save(call: CommandCall) -> CommandReply:
 
 
 def _context_mac(state: TpmState, head: bytes, content: bytes) -> bytes:
-    """Return the integrity value of a context, which is valid until the next reset."""
+    """Return the integrity value, 64 bytes, of a context: it is valid until the next reset.
+
+    `head` has the context's number, handle and hierarchy, `content` the encoded key, if any.
+    """
     hierarchy = int.from_bytes(head[12:16], "big")
     return state.keys.mac(hierarchy, b"context" + u32(state.reset_count) + head + content)
 

@@ -190,7 +190,7 @@ def run_nv_write(call: CommandCall) -> CommandReply:
 
 
 def run_vendor(call: CommandCall, code: int) -> CommandReply:
-    """Run a vendor command, whose request and answer are the content of an NV index.
+    """Run the vendor command `code`, whose request and answer are the content of an NV index.
 
     Bytes after the answer remain, as after any write.
     """
