@@ -120,7 +120,14 @@ def quote_by_ioctl(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bytes:
-    """Request a quote for a TD report, 1024 bytes, by the ioctl of a driver.
+    """Request a quote for a TD report, 1024 bytes, by the ioctl of a driver; return the raw quote.
+
+    Args:
+        device: The device.
+        generation: Generation of its driver.
+        report: The TD report.
+        clock: Returns monotonic seconds.
+        sleep: Sleeps for the given number of seconds.
 
     Raises:
         BackendUnavailableError: If the device is missing or not accessible, or its driver does not
@@ -211,7 +218,7 @@ class TdxIoctl(TdGuest):
             "D" or "D'", described in this module's docstring. None: use the QGS.
         qgs: The QGS to connect to: ("vsock", cid, port) or the path of a UNIX socket. None: over
             vsock to the host, at the port in /etc/tdx-attest.conf.
-        deadlines: The timeouts of the QGS.
+        deadlines: The timeouts of the QGS; None: 5 s to connect and 30 s for the response.
         calls: The system calls.
         clock: Returns monotonic seconds.
         sleep: Sleeps for the given number of seconds.
@@ -256,6 +263,11 @@ class TdxIoctl(TdGuest):
         qgs: Address | None = None,
     ) -> None:
         """Check the device and the configuration of the QGS, without connecting to the QGS.
+
+        Args:
+            paths: The kernel's paths; None: `backends.find_kernel_paths()`.
+            generation: As for the constructor.
+            qgs: As for the constructor.
 
         Raises:
             UsageError: As the constructor.

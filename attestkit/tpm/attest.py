@@ -51,7 +51,7 @@ class TpmsAttest(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "TpmsAttest":
-        """Parse a quote; no bytes may follow it.
+        """Parse `data`, an encoded TPMS_ATTEST; no bytes may follow it.
 
         Raises:
             FormatError: If the quote is malformed: `unrecognized` without the TPM's magic number,
@@ -125,7 +125,7 @@ class TpmtSignature(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "TpmtSignature":
-        """Parse a signature; no bytes may follow it.
+        """Parse `data`, an encoded TPMT_SIGNATURE; no bytes may follow it.
 
         Raises:
             FormatError: If the signature is malformed, or of another algorithm.
@@ -174,7 +174,10 @@ class TpmtSignature(NamedTuple):
         return encode_element(SEQUENCE, b"".join(numbers))
 
     def fits_curve(self, curve: str) -> bool:
-        """Return whether r and s are no longer than the numbers of `curve`, "p256" or "p384"."""
+        """Return whether r and s are no longer than the numbers of `curve`, "p256" or "p384".
+
+        False for an RSA signature.
+        """
         return self.algorithm == "ecdsa" and max(len(self.r), len(self.s)) <= CURVE_SIZES[curve]
 
 

@@ -68,7 +68,7 @@ def extend(bank: str, value: bytes, digests: Iterable[bytes]) -> bytes:
 
 
 def format_pcrs(found: Iterable[tuple[str, int]]) -> str:
-    """Return PCRs, given by bank and number, as text such as `sha256 PCRs 0-9, 14`."""
+    """Return PCRs as text such as `sha256 PCRs 0-9, 14`; `found` has pairs ("sha256", 14)."""
     return _format_sorted(tuple(sorted(found)))
 
 
@@ -81,7 +81,7 @@ def _format_sorted(found: tuple[tuple[str, int], ...]) -> str:
 
 
 def _ranges(indices: list[int]) -> str:
-    """Return ascending numbers as text with ranges, such as `0-9, 14`."""
+    """Return `indices`, ascending numbers, as text with ranges, such as `0-9, 14`."""
     ranges: list[list[int]] = []
     for index in indices:
         if ranges and index == ranges[-1][1] + 1:

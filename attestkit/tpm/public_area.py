@@ -68,7 +68,7 @@ class TpmtPublic(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "TpmtPublic":
-        """Parse a public area; no bytes may follow it.
+        """Parse `data`, an encoded TPMT_PUBLIC; no bytes may follow it.
 
         Raises:
             FormatError: If the public area is malformed, or has an unsupported algorithm.
@@ -221,7 +221,10 @@ def _read_symmetric(reader: TpmReader) -> int:
 
 
 def _read_scheme(reader: TpmReader, names: dict[int, str]) -> tuple[str, str]:
-    """Read a scheme; return its name and the name of its hash."""
+    """Read a scheme; return its name, such as "rsassa", and that of its hash, or empty strings.
+
+    `names` has the names of the supported schemes by their identifiers.
+    """
     start = reader.at
     if (number := reader.u16()) == alg.ALG_NULL:
         return "", ""

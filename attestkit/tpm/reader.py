@@ -34,7 +34,7 @@ class TpmReader(Cursor):
         self.subject: str = subject
 
     def error(self, problem: str, reason: FormatReason, offset: int) -> FormatError:
-        """Return the error for a value at `offset`."""
+        """Return the error for a value at the byte `offset`; `problem` says what is wrong."""
         return FormatError(f"{self.subject}: {problem}", reason=reason, offset=offset)
 
     def u8(self) -> int:
@@ -54,11 +54,14 @@ class TpmReader(Cursor):
         return int.from_bytes(self.take(8), "big")
 
     def unpack(self, layout: Struct) -> tuple[Any, ...]:
-        """Read the fields of a layout, which must be big-endian."""
+        """Read the fields of a layout, which must be big-endian; return their values."""
         return layout.unpack(self.take(layout.size))
 
     def sized(self, field: str, largest: int = _LARGEST_TPM2B) -> bytes:
-        """Read a 16-bit size and so many bytes, at most `largest`; errors name the `field`."""
+        """Read a TPM2B, a 16-bit size and so many bytes, and return the bytes.
+
+        At most `largest` bytes are accepted; errors name the `field`.
+        """
         start = self.at
         size = self.u16()
         if size > largest:
@@ -67,7 +70,7 @@ class TpmReader(Cursor):
         return self.take(size)
 
     def hash_name(self, field: str) -> str:
-        """Read the identifier of a hash; return its name."""
+        """Read a hash's identifier; return its name, such as "sha256". Errors name the `field`."""
         start = self.at
         name = HASH_NAMES.get(number := self.u16())
         if name is None:
@@ -93,7 +96,7 @@ def encode_sized(data: bytes) -> bytes:
 
 
 def encode_number(value: int, size: int) -> bytes:
-    """Return an unsigned integer in `size` bytes, big-endian.
+    """Return `value`, an unsigned integer, in `size` bytes, big-endian.
 
     Raises:
         UsageError: If it does not fit.

@@ -28,24 +28,30 @@ DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
 
 
 def failed(path: object, problem: str, reason: BackendReason) -> BackendError:
-    """Return the error of a device or file that returned an error or an invalid response."""
+    """Return the error "`path`: `problem`" of a device or file.
+
+    It returned an error or an invalid response.
+    """
     return BackendError(f"{path}: {problem}", reason=reason, path=str(path))
 
 
 def unavailable(
     path: object, problem: str, reason: BackendUnavailableReason
 ) -> BackendUnavailableError:
-    """Return the error of a device or file that is missing or not accessible."""
+    """Return the error "`path`: `problem`" of a device or file.
+
+    It is missing or not accessible.
+    """
     return BackendUnavailableError(f"{path}: {problem}", reason=reason, path=str(path))
 
 
 def busy(path: object, problem: str, reason: BackendBusyReason) -> BackendBusyError:
-    """Return the error of a device or file that another request uses."""
+    """Return the error "`path`: `problem`" of a device or file that another request uses."""
     return BackendBusyError(f"{path}: {problem}", reason=reason, path=str(path))
 
 
 def no_quote(path: object, problem: str, reason: QuoteUnavailableReason) -> QuoteUnavailableError:
-    """Return the error of a platform that returned no quote."""
+    """Return the error "`path`: `problem`" of a platform that returned no quote."""
     return QuoteUnavailableError(f"{path}: {problem}", reason=reason, path=str(path))
 
 
@@ -60,8 +66,9 @@ UNKNOWN: Final[Meaning] = (failed, "io_error", "undocumented error; see the kern
 
 
 def access_error(path: object, problem: str, error: OSError, remedy: str = "") -> BackendError:
-    """Return the error of a file that cannot be opened, read or written.
+    """Return the error "`path`: `problem`" of a file that cannot be opened, read or written.
 
+    The errno's symbol and text follow and, if permission is denied, the file's permissions.
     `remedy`, with its own separator ("; run as root"), is appended if permission is denied.
     """
     text = f"{problem} ({error_name(error)})"
@@ -97,7 +104,10 @@ def error_name(error: OSError) -> str:
 
 
 def permissions(path: str | os.PathLike[str]) -> str:
-    """Return mode, owner and group of a file, and the user and groups of this process."""
+    """Return text for an error: mode, owner, group of `path`; user and groups of this process.
+
+    If the file has no status, the text has the error of stat instead.
+    """
     groups = ",".join(map(str, sorted({os.getegid(), *os.getgroups()})))
     process = f"this process has uid {os.geteuid()}, groups {groups}"
     try:

@@ -76,7 +76,10 @@ def _read_copy(path: Path, calls: DeviceCalls) -> bytes:
 
 
 def _log_area(path: Path, limit: int, missing: str, calls: DeviceCalls) -> bytes:
-    """Return a log area, at most `limit` + 1 bytes; `missing` is the remedy if it is absent."""
+    """Return the file `path`, at most `limit` + 1 bytes of it.
+
+    `missing` is the remedy in the error if the file is absent.
+    """
     try:
         return read_file(path, limit, calls=calls)
     except OSError as error:
@@ -91,7 +94,12 @@ def _read_error(path: Path, error: OSError) -> BackendError:
 
 
 def _check_not_masked(table: Path, error: OSError) -> None:
-    """Raise if /sys/firmware is empty: a container masks it, and there may be a log."""
+    """Raise if /sys/firmware is empty: a container masks it, and there may be a log.
+
+    Args:
+        table: Path of the CCEL table, sys/firmware/acpi/tables/CCEL below a root.
+        error: The OSError of reading the table, which becomes the cause.
+    """
     if len(table.parents) < 3:
         return
     firmware = table.parents[2]
@@ -108,7 +116,10 @@ def _check_not_masked(table: Path, error: OSError) -> None:
 
 
 def _check_table(path: Path, table: bytes) -> int:
-    """Return the size of the log area in bytes; raise BackendError if the table is invalid."""
+    """Return the log area's size in bytes from `table`, the start of a CCEL table.
+
+    If the table is invalid, raise BackendError, which names `path`.
+    """
     if len(table) != _TABLE.size:
         found = _shown_size(table, _TABLE.size)
         raise _malformed(path, f"wrong size: {found} bytes, expected {_TABLE.size}")
@@ -144,7 +155,7 @@ _BOOT_ID_SIZE: Final = 37  # bytes, its newline included
 
 
 def read_boot_id(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> str:
-    """Return the boot id of the kernel, a UUID.
+    """Return the boot id of the kernel, a lower-case UUID, from the file `paths.boot_id`.
 
     Raises:
         BackendUnavailableError: If the file cannot be read.

@@ -34,7 +34,10 @@ CONTAINERS: Final = ("docker", "kubepods", "containerd", "libpod", "lxc", "crio"
 
 
 class PathStatus(NamedTuple):
-    """A file or directory that a backend needs, and whether this process can access it."""
+    """A file or directory that a backend needs, and whether this process can access it.
+
+    `mode` is octal; `owner` and `group` are names, or numbers that have no name.
+    """
 
     path: str
     need: str  # "open" (for reading and writing), "read", "write", "make" (create entries), "see"
@@ -69,7 +72,10 @@ class Mounts(NamedTuple):
 
 
 class Vsock(NamedTuple):
-    """Vsock, which the quoting service of the host needs."""
+    """Vsock, which the quoting service of the host needs.
+
+    `node` is /dev/vsock, `transports` are the names of its kernel modules that are loaded.
+    """
 
     socket: str | None  # symbol of the errno of creating an AF_VSOCK socket; None: it works
     node: PathStatus
@@ -77,7 +83,10 @@ class Vsock(NamedTuple):
 
 
 class Platform(NamedTuple):
-    """A cloud, or a TEE other than TDX and SEV-SNP: how it was detected, and its support here."""
+    """A cloud, or a TEE other than TDX and SEV-SNP.
+
+    `saw` is how it was detected, `advice` the backend to use: sentences for the user.
+    """
 
     name: str
     saw: str
@@ -122,7 +131,7 @@ def inspect_host(
     root: str | os.PathLike[str] = "/",
     cpuid: Cpuid = _native.cpuid,
 ) -> HostInspection:
-    """Inspect the kernel's `paths`, the files of the app, and the system below `root`.
+    """Inspect the kernel's `paths`, the app's files in `app_folder`, and the system below `root`.
 
     `cpuid` returns EAX, EBX, ECX and EDX of a leaf and subleaf, or None if it is not available.
     """
@@ -172,7 +181,11 @@ def _kernel(root: Path) -> KernelRelease:
 
 
 def inspect_path(path: Path, need: str) -> PathStatus:
-    """Inspect a file or directory, and test the access in `need`; see `PathStatus.need`."""
+    """Inspect a file or directory, and test the access that `need` names.
+
+    It is "open" (for reading and writing), "read", "write", "make" (create entries in a
+    directory), or "see", which tests nothing.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
@@ -274,7 +287,7 @@ def read_start(path: Path, size: int) -> bytes:
 
 
 def _read_text(path: Path, size: int = READ) -> str | None:
-    """Return the first `size` bytes of a file as text, or None if it cannot be read."""
+    """Return the first `size` bytes of a file as stripped text, or None if it cannot be read."""
     try:
         return read_start(path, size).decode("utf-8", errors="replace").strip()
     except (OSError, ValueError):
@@ -293,7 +306,10 @@ def _list_names(folder: Path) -> tuple[str, ...]:
 
 
 def inspect_cpu(cpuid: Cpuid) -> Cpu:
-    """Return the TEE and hypervisor that CPUID reports."""
+    """Return the TEE and hypervisor that CPUID reports.
+
+    `cpuid` returns EAX, EBX, ECX and EDX of a leaf and subleaf, or None if it is not available.
+    """
     if cpuid(0, 0) is None:
         return Cpu()
 
@@ -343,7 +359,7 @@ def _mount_lines(root: Path) -> list[str] | None:
 
 
 def _mounted(lines: list[str], path: str, kind: str) -> str:
-    """Return "read-write", "read-only" or "not mounted" for a file system that contains `path`.
+    """Return "read-write", "read-only" or "not mounted" for the file system that has `path`.
 
     `lines` are those of mountinfo (proc_pid_mountinfo(5)), `kind` is the type of the file system.
     """
@@ -409,7 +425,10 @@ def _vsock(root: Path) -> Vsock:
 def detect_platforms(
     root: str | os.PathLike[str] = "/", cpuid: Cpuid = _native.cpuid
 ) -> tuple[Platform, ...]:
-    """Detect clouds, and TEEs other than TDX and SEV-SNP, from files below `root` and CPUID."""
+    """Detect clouds, and TEEs other than TDX and SEV-SNP, from files below `root` and CPUID.
+
+    `cpuid` is as for `inspect_cpu`.
+    """
     base = Path(root)
     found = [*_azure(base, inspect_cpu(cpuid)), *_cloud(base)]
     if (base / "dev/nsm").exists():
@@ -426,7 +445,10 @@ def _other(name: str, saw: str) -> Platform:
 
 
 def _azure(root: Path, cpu: Cpu) -> list[Platform]:
-    """Detect Azure; behind its paravisor, a guest has no TDX or SNP device."""
+    """Return Azure if it is detected, otherwise an empty list.
+
+    Behind Azure's paravisor, a guest has no TDX or SNP device.
+    """
     behind = "the evidence comes from the paravisor's TPM; use the backend azure"
     if cpu.isolation in ("SNP", "TDX"):
         name = f"Azure {cpu.isolation} guest behind the paravisor"

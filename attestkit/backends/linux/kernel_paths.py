@@ -75,14 +75,14 @@ _REPAIRED: Final = {(6, 12): 80, (6, 18): 21, (6, 19): 11}
 
 
 class KernelRelease(NamedTuple):
-    """A kernel release (`uname -r`) and its number, (0, 0, 0) if it has none."""
+    """A kernel release (`uname -r`) and its number: major, minor, patch; (0, 0, 0) without one."""
 
     text: str
     number: tuple[int, int, int]
 
     @classmethod
     def parse(cls, text: str) -> "KernelRelease":
-        """Parse a release such as `6.12.94+deb13-amd64` or `7.1-rc3`."""
+        """Parse a release `text` such as `6.12.94+deb13-amd64` or `7.1-rc3`; any is accepted."""
         found = re.match(r"(\d{1,5})\.(\d{1,5})(?:\.(\d{1,5}))?", text)
         if found is None:
             return cls(text, (0, 0, 0))
@@ -125,7 +125,7 @@ _AZURE_ASSET_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
 
 
 def detect_cloud(folder: Path) -> Cloud | None:
-    """Return the cloud that the DMI table names: AWS, Google or Azure; None for any other.
+    """Return the cloud that the DMI table names: "aws", "google" or "azure"; None for any other.
 
     Args:
         folder: /sys/class/dmi/id (`KernelPaths.dmi`).

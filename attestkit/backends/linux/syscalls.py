@@ -33,17 +33,20 @@ _INTERRUPTIONS: Final = 100  # EINTRs that read_file ignores
 
 
 def ior(kind: str, number: int, size: int) -> int:
-    """Return `_IOR(kind, number, size)`: the kernel writes `size` bytes."""
+    """Return `_IOR(kind, number, size)`: the kernel writes `size` bytes. `kind` is a character."""
     return _command(2, kind, number, size)
 
 
 def iow(kind: str, number: int, size: int) -> int:
-    """Return `_IOW(kind, number, size)`: the kernel reads `size` bytes."""
+    """Return `_IOW(kind, number, size)`: the kernel reads `size` bytes. `kind` is a character."""
     return _command(1, kind, number, size)
 
 
 def iowr(kind: str, number: int, size: int) -> int:
-    """Return `_IOWR(kind, number, size)`: the kernel reads and writes `size` bytes."""
+    """Return `_IOWR(kind, number, size)`: the kernel reads and writes `size` bytes.
+
+    `kind` is a character.
+    """
     return _command(3, kind, number, size)
 
 
@@ -52,7 +55,7 @@ def _command(direction: int, kind: str, number: int, size: int) -> int:
 
 
 def size_of(command: int) -> int:
-    """Return the size in bytes of the argument that is encoded in an ioctl number."""
+    """Return the size in bytes of an ioctl's argument, as its number `command` encodes it."""
     return command >> 16 & 0x3FFF
 
 
@@ -60,7 +63,9 @@ def size_of(command: int) -> int:
 
 
 def open_file(path: str | os.PathLike[str], flags: int, folder: int | None = None) -> int:
-    """Open a file with O_CLOEXEC, relative to the descriptor `folder`; return its descriptor.
+    """Open a file with `flags` (O_RDONLY etc.) and O_CLOEXEC; return its descriptor.
+
+    A relative path is relative to the directory descriptor `folder`; None: the working directory.
 
     Raises:
         OSError: If the file cannot be opened.
@@ -69,7 +74,9 @@ def open_file(path: str | os.PathLike[str], flags: int, folder: int | None = Non
 
 
 def ioctl(fd: int, command: int, buffer: bytearray) -> int:
-    """Make one ioctl call with `buffer` as its argument; return its result.
+    """Call ioctl once on the descriptor `fd`, with the number `command`; return its result.
+
+    `buffer` is the argument, which the kernel may change.
 
     Raises:
         UsageError: If the number has no argument size, or `buffer` is not a bytearray of that size.
@@ -89,7 +96,7 @@ def ioctl(fd: int, command: int, buffer: bytearray) -> int:
 
 
 def read(fd: int, size: int) -> bytes:
-    """Make one read call for at most `size` bytes; empty at the end of the file.
+    """Call read once on the descriptor `fd` for at most `size` bytes; empty at the end of the file.
 
     Raises:
         UsageError: If `size` is negative or above 1 GiB.
@@ -103,7 +110,7 @@ def read(fd: int, size: int) -> bytes:
 
 
 def write(fd: int, data: bytes) -> int:
-    """Make one write call; return the number of bytes written.
+    """Call write once on the descriptor `fd`; return the number of bytes written, maybe not all.
 
     Raises:
         UsageError: If `data` is not bytes.
@@ -149,6 +156,12 @@ def read_file(
 
     A result of `limit` + 1 bytes means that the file is longer than `limit`.
     The size from fstat is ignored: files of the kernel report 0 or one page.
+
+    Args:
+        path: The file; if relative, relative to `folder`.
+        limit: Bytes.
+        folder: Descriptor of a directory; None: the working directory.
+        calls: The system calls.
 
     Raises:
         OSError: If the file cannot be opened or read.

@@ -60,7 +60,7 @@ _ABSENT: Final = ABSENT | {errno.ENXIO, errno.ENODEV}
 
 
 class Command(NamedTuple):
-    """An ioctl of the device, with its retries and errors."""
+    """An ioctl of the device: its number, and its errors by errno (`meanings`)."""
 
     name: str
     number: int
@@ -127,7 +127,7 @@ class TdxDevice:
         return unavailable(self.path, text, "missing")
 
     def get_report(self, report_data: bytes) -> bytes:
-        """Return a TD report over `report_data`, 1024 bytes; only this machine can verify its MAC.
+        """Return a TD report, 1024 bytes, over 64 bytes; only this machine can verify its MAC.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes.
@@ -143,7 +143,10 @@ class TdxDevice:
             return self.report(fd, report_data)
 
     def report(self, fd: int, report_data: bytes) -> bytes:
-        """Return a TD report as `get_report` does, by the open device `fd`; no size is checked."""
+        """Return a TD report over `report_data`, 64 bytes, as `get_report` does.
+
+        `fd` is the open device; the size is not checked.
+        """
         argument = report_data + bytes(REPORT_SIZE)
         request = self.command(fd, _GET_REPORT0, lambda: bytearray(argument))
         report = bytes(request[REPORT_DATA_SIZE:])

@@ -218,7 +218,10 @@ def parse_quote_response(message: bytes, path: object) -> bytes:
 
 
 def _read_header(message: bytes, path: object) -> tuple[int, int]:
-    """Return size and error code of a GET_QUOTE response; raise BackendError if malformed."""
+    """Return size in bytes and error code (0: success) of `message`, a GET_QUOTE response.
+
+    BackendError, which names the source `path`, if the header is malformed.
+    """
     if len(message) < _HEADER.size:
         raise malformed(path, f"{len(message)} bytes, expected at least {_HEADER.size}")
     major, _, kind, size, code = _HEADER.unpack_from(message)
@@ -232,12 +235,12 @@ def _read_header(message: bytes, path: object) -> tuple[int, int]:
 
 
 def malformed(path: object, problem: str) -> BackendError:
-    """Return the error for a malformed response from `path`."""
+    """Return the error for a malformed response from `path`; `problem` says what is wrong."""
     return failed(path, f"malformed response: {problem}", "malformed_response")
 
 
 def too_short(path: object, size: int) -> QuoteUnavailableError:
-    """Return the error for a quote of `size` bytes, fewer than `SHORTEST_QUOTE`."""
+    """Return the error for a quote of `size` bytes, fewer than `SHORTEST_QUOTE`, from `path`."""
     text = f"no quote: {size} bytes, the shortest quote has {SHORTEST_QUOTE}"
     return no_quote(path, text, "too_short" if size else "empty")
 
@@ -252,7 +255,9 @@ def frame(message: bytes) -> bytes:
 
 
 def parse_frame(head: bytes, path: object) -> int:
-    """Return the length of a message from its length prefix of four bytes.
+    """Return the length of a message in bytes from `head`, its length prefix of four bytes.
+
+    `path` is the source of the message, for errors.
 
     Raises:
         BackendError: If the length is not 16 bytes to 1 MiB.
@@ -281,7 +286,13 @@ def get_quote(
     deadlines: Deadlines | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> bytes:
-    """Request a quote for a TD report, 1024 bytes, from a QGS.
+    """Request a quote for a TD report, 1024 bytes, from a QGS; return the raw quote.
+
+    Args:
+        endpoint: Address of the QGS.
+        report: The TD report.
+        deadlines: Timeouts; None: the defaults of `Deadlines`.
+        clock: Returns monotonic seconds.
 
     Raises:
         UsageError: If `report` is not 1024 bytes.
@@ -380,7 +391,7 @@ class _Exchange:
         self.connection.settimeout(left)
 
     def _read(self, size: int, before: int) -> bytes:
-        """Read exactly `size` bytes, after `before` bytes of the response."""
+        """Read exactly `size` bytes; `before` is the number of bytes read already, for errors."""
         data = bytearray()
         while len(data) < size:
             self._limit()

@@ -102,7 +102,9 @@ class RtmrAccess:
         return _from_report(report, register)
 
     def read_fresh(self, register: int) -> bytes:
-        """Return a register from a new TD report; from its file if the device is not accessible.
+        """Return RTMR `register`, 0 to 3, from a new TD report: 48 bytes.
+
+        It is read from its file in sysfs if the device is not accessible.
 
         Raises:
             UsageError: If `register` is not 0 to 3.
@@ -159,7 +161,7 @@ class RtmrAccess:
         return value
 
     def _file_error(self, what: str, name: str, error: OSError) -> BackendError:
-        """Return the error for an RTMR file; `what` is the failed access: "read" or "extended"."""
+        """Return the error for the RTMR file `name`; `what` failed: "read" or "extended"."""
         path, text = self._folder / name, f"cannot be {what}"
         if error.errno in device_errors.DENIED:
             default = "root may extend" if what == "extended" else "every user may read"
@@ -206,7 +208,10 @@ class RtmrAccess:
             raise self._file_error("extended", name, error) from error
 
     def _extend_by_ioctl(self, fd: int, register: int, digest: bytes) -> None:
-        """Extend a register by EXTEND_RTMR or, if that returns ENOTTY, by EXTEND_RTMR_V3."""
+        """Extend a register by the ioctl EXTEND_RTMR or, if that returns ENOTTY, EXTEND_RTMR_V3.
+
+        `fd` is the open device, `register` 2 or 3, and `digest` has 48 bytes.
+        """
         for number in (EXTEND_RTMR, EXTEND_RTMR_V3):
             extend = self._extender(fd, number, register, digest)
             error = self._extend_once(register, digest, extend)
@@ -237,6 +242,11 @@ class RtmrAccess:
         """Call `extend`, and again after EINTR or EBUSY; return its last error, None on success.
 
         It is called again only if the register shows that the previous call had no effect.
+
+        Args:
+            register: Number of the register, to read it.
+            digest: Digest by which `extend` extends it, to recognise the new value.
+            extend: Makes the system call; raises OSError.
 
         Raises:
             BackendError: If the register shows that another process extended it meanwhile.
@@ -335,7 +345,7 @@ class TdGuest:
         self._rtmrs.extend(register, digest)
 
     def read_event_log(self) -> bytes:
-        """Return the boot log: the whole area with its padding; empty without a log.
+        """Return the boot log, binary: the whole CCEL area with its padding; empty without a log.
 
         Raises:
             BackendUnavailableError: If the log exists but is not accessible.

@@ -44,10 +44,10 @@ class TpmBackend(TpmGuest):
         device: The device node. None: `$TPM_DEVICE`, or else /dev/tpmrm0 or /dev/tpm0.
         ak_handle: The persistent handle, a number or text such as 0x81010002. None:
             `$AA_TPM_AK_HANDLE`, or else 0x81010002.
-        ak_certificate: Certificate of the key (DER), which is sent with the evidence.
+        ak_certificate: Certificate of the key (DER), which is sent with the evidence; None: none.
         bank: The quoted bank, all 24 PCRs of it: sha256, sha384 or sha512.
         logs: Whether evidence has the boot log and the IMA list, if this process can read them.
-        root: The directory to use in place of `/`.
+        root: The directory to use in place of `/`; None: `backends.find_kernel_paths()`.
         paths: The kernel's paths; overrides `root`.
         client: A TPM to use instead of a device; the backend owns it.
 
@@ -84,6 +84,9 @@ class TpmBackend(TpmGuest):
     @classmethod
     def probe(cls, paths: KernelPaths | None = None) -> None:
         """Open the TPM and read its version.
+
+        Args:
+            paths: The kernel's paths, with the TPM's nodes; None: the default paths.
 
         Raises:
             BackendUnavailableError: If the TPM is missing, not accessible, or a TPM 1.2.
@@ -175,7 +178,10 @@ class TpmBackend(TpmGuest):
 
 
 def _qualifying_data(report_data: bytes) -> bytes:
-    """Return the 32 bytes that represent report data in a quote."""
+    """Return the 32 bytes that represent 64 bytes of report data in a quote.
+
+    They are its SHA-256, or its first 32 bytes if the others are zeros.
+    """
     first, rest = report_data[:32], report_data[32:]
     return sha256(report_data) if any(rest) else first
 
@@ -183,7 +189,10 @@ def _qualifying_data(report_data: bytes) -> bytes:
 def _ak_handle(
     given: int | str | None, environment: Mapping[str, str] = os.environ
 ) -> tuple[int, bool]:
-    """Return the handle of the attestation key, and whether `given` or the environment set it."""
+    """Return the handle of the attestation key, and whether `given` or the environment set it.
+
+    `given` is a number or text such as "0x81010002"; None: that of the environment.
+    """
     subject, value = "ak_handle", given
     if value is None:
         subject, value = f"${HANDLE_VARIABLE}", environment.get(HANDLE_VARIABLE) or None

@@ -105,7 +105,7 @@ class TpmClient(NvCommands):
         raise self._endless("commands")
 
     def read_property(self, tag: int) -> int | None:
-        """Return the value of a property (TPM_PT) such as FAMILY; None if the TPM lacks it."""
+        """Return the value of the property `tag` (TPM_PT) such as FAMILY; None if it is missing."""
         _, data = self.get_capability(cc.CAP_PROPERTIES, tag, 1)
         return next((value for found, value in self._numbers(data, 2) if found == tag), None)
 
@@ -127,7 +127,9 @@ class TpmClient(NvCommands):
     # -- PCRs ----------------------------------------------------------------------------------
 
     def pcr_read(self, selections: tuple[PcrSelection, ...]) -> PcrValues:
-        """Return the values of PCRs by bank and number; those of absent banks are missing.
+        """Return the values of the selected PCRs by bank and number, such as `("sha256", 7)`.
+
+        PCRs of absent banks are missing.
 
         A response has at most 8 values, so others may change between them: compare the digest with
         that of a quote.
@@ -146,7 +148,11 @@ class TpmClient(NvCommands):
         return values
 
     def _pcr_read_some(self, selections: tuple[PcrSelection, ...]) -> PcrValues:
-        """Return the values in one response to PCR_Read; BackendError for PCRs not selected."""
+        """Return values as `pcr_read`, but only those in one response; empty for absent banks.
+
+        Raises:
+            BackendError: If the response has PCRs that are not selected, or is malformed.
+        """
         selected = {(one.bank, pcr) for one in selections for pcr in one.pcrs}
         response = self.execute(cc.PCR_READ, parameters=encode_selections(selections))
         reader = ParameterReader(response, "PCR_Read")
@@ -170,7 +176,7 @@ class TpmClient(NvCommands):
         return found
 
     def pcr_extend(self, pcr: int, digests: dict[str, bytes]) -> None:
-        """Extend a PCR by one digest in each of the named banks."""
+        """Extend PCR number `pcr` in each bank of `digests`, such as "sha256", by its digest."""
         parameters = encode_number(len(digests), 4) + b"".join(
             encode_number(HASH_IDS[bank], 2) + digest for bank, digest in digests.items()
         )
@@ -183,7 +189,7 @@ class TpmClient(NvCommands):
 
         Args:
             hierarchy: Handle of a hierarchy, such as 0x4000000B (endorsement).
-            template: TPMT_PUBLIC without a key.
+            template: TPMT_PUBLIC without a key, parsed or encoded.
         """
         area = template.encode() if isinstance(template, TpmtPublic) else template
         parameters = (
@@ -208,13 +214,16 @@ class TpmClient(NvCommands):
 
     @contextmanager
     def primary_key(self, hierarchy: int, template: bytes | TpmtPublic) -> Iterator[LoadedKey]:
-        """Context manager: make a primary key as `create_primary` does, and flush it on exit."""
+        """Context manager: make a primary key as `create_primary` does, and flush it on exit.
+
+        The arguments are those of `create_primary`; the key is yielded.
+        """
         key = self.create_primary(hierarchy, template)
         with self.flushed(key.handle):
             yield key
 
     def read_public(self, handle: int) -> LoadedKey:
-        """Return the public area and the names of a key."""
+        """Return the public area and the names of the key at `handle`, persistent or loaded."""
         reader = ParameterReader(self.execute(cc.READ_PUBLIC, (handle,)), "ReadPublic")
         with reading(self.path):
             raw = reader.sized("public area")
@@ -223,7 +232,7 @@ class TpmClient(NvCommands):
             return LoadedKey(handle, TpmtPublic.parse(raw), raw, *names)
 
     def find_key(self, handle: int) -> LoadedKey | None:
-        """Return the public area and the names of a key; None if it is absent."""
+        """Return the public area and the names of the key at `handle`; None if there is none."""
         try:
             return self.read_public(handle)
         except TpmError as error:
@@ -236,7 +245,7 @@ class TpmClient(NvCommands):
         self.execute(cc.EVICT_CONTROL, (OWNER, handle), encode_number(persistent, 4), [password()])
 
     def flush_context(self, handle: int) -> None:
-        """Unload a key or a session."""
+        """Unload the key or session with this handle."""
         self.execute(cc.FLUSH_CONTEXT, parameters=encode_number(handle, 4))
 
     @contextmanager

@@ -112,18 +112,18 @@ class TpmBusyError(BackendBusyError):
 
 
 def base_code(code: int) -> int:
-    """Return a code of format 1 without the number of its parameter, session or handle."""
+    """Return a response code without the number of its parameter, session or handle (format 1)."""
     return code & 0xBF if code & rc.FORMAT_1 and code < 0x1000 else code
 
 
 def is_absent(code: int) -> bool:
-    """Return whether a code means an absent handle or an NV index that was never written."""
+    """Return whether a response code means that a handle is absent or an NV index unwritten."""
     wrong_handle = base_code(code) == rc.RC_HANDLE and not code & (rc.PARAMETER | rc.SESSION)
     return wrong_handle or code == rc.RC_NV_UNINITIALIZED or code in _NOT_LOADED
 
 
 def describe(code: int) -> str:
-    """Return a code with its name and meaning, such as "0x18b, TPM_RC_HANDLE of handle 1: ..."."""
+    """Return a response code as text, such as "0x18b, TPM_RC_HANDLE of handle 1: ..."."""
     if code == rc.RC_RESMGR_COMMAND_CODE:
         return f"{code:#x}: the kernel's resource manager refused the command as unknown"
     if code >> 16:
@@ -161,8 +161,8 @@ class CommandChannel:
 
     Args:
         transport: Carries the frames of commands and responses; this object closes it.
-        seconds: Time limit of a command, including retries while the TPM is busy.
-        key_seconds: Time limit of CreatePrimary and SelfTest.
+        seconds: Time limit of a command in seconds, including retries while the TPM is busy.
+        key_seconds: Time limit of CreatePrimary and SelfTest in seconds.
         clock: Returns seconds of a monotonic clock.
         sleep: Sleeps for the given number of seconds.
     """
@@ -212,7 +212,7 @@ class CommandChannel:
             parameters: Its parameters, encoded.
             authorizations: One for each handle that needs one.
             returns_handle: Whether the response has a handle.
-            seconds: Time limit; None: that of the constructor.
+            seconds: Time limit in seconds; None: that of the constructor.
 
         Raises:
             TpmError: If the TPM answered with an error; `code` is the response code.
@@ -234,7 +234,13 @@ class CommandChannel:
         return response
 
     def _exchange(self, command: bytes, limit: float, *, returns_handle: bool) -> TpmResponse:
-        """Send a command, again while the TPM is busy; return the last response."""
+        """Send a command, again while the TPM is busy; return the last response.
+
+        Args:
+            command: Frame of the command.
+            limit: Time limit in seconds, with all retries.
+            returns_handle: Whether a successful response has a handle.
+        """
         deadline, wait = self._clock() + limit, _FIRST_WAIT
         response = self._parse(self.transport.exchange(command, limit), returns_handle)
         for _ in range(_MOST_RETRIES):

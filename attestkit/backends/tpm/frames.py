@@ -18,7 +18,10 @@ _MAX_AUTHORIZATIONS: Final = 3
 
 
 class Authorization(NamedTuple):
-    """One entry of the authorization area of a command: a password, or an HMAC of a session."""
+    """One entry of the authorization area of a command: a password, or an HMAC of a session.
+
+    `session` is a handle, `nonce` the caller's nonce, `attributes` TPMA_SESSION.
+    """
 
     session: int = PASSWORD_SESSION
     nonce: bytes = b""
@@ -40,7 +43,7 @@ class ResponseAuthorization(NamedTuple):
 
 
 class TpmCommand(NamedTuple):
-    """A command, as sent or as received by a simulated TPM."""
+    """A command, as sent or as received by a simulated TPM; its parameters are encoded."""
 
     code: int
     handles: tuple[int, ...] = ()
@@ -62,7 +65,7 @@ class TpmCommand(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes, handle_count: int) -> "TpmCommand":
-        """Parse a frame; `handle_count` is the number of handles of its command, 0 to 3.
+        """Parse the frame `data`; `handle_count` is the number of its command's handles, 0 to 3.
 
         Raises:
             FormatError: If the frame is malformed.
@@ -79,7 +82,7 @@ class TpmCommand(NamedTuple):
 
 
 class TpmResponse(NamedTuple):
-    """A response; an error has only a code."""
+    """A response; an error has only a code. The parameters are encoded."""
 
     code: int  # 0: success
     handle: int | None = None
@@ -150,7 +153,7 @@ def frame_size(header: bytes) -> int:
 
 
 def password(secret: bytes = b"") -> Authorization:
-    """Return the authorization by a password, which may be empty."""
+    """Return the authorization by the password `secret`, which may be empty."""
     return Authorization(secret=secret)
 
 

@@ -90,7 +90,17 @@ class HmacSession:
     def _check(
         self, command: SessionCommand, response: TpmResponse, secret: bytes, nonce: bytes
     ) -> None:
-        """Check the HMAC of a response, and store the TPM's new nonce."""
+        """Check the HMAC of a response, and store the TPM's new nonce.
+
+        Args:
+            command: The command.
+            response: Its response.
+            secret: Password of the command's first handle.
+            nonce: The caller's nonce in the command.
+
+        Raises:
+            BackendError: If the HMAC is missing or not valid.
+        """
         if len(response.authorizations) != 1:
             raise self._bad_response("a response without authorization")
         found = response.authorizations[0]
@@ -162,6 +172,12 @@ def hmac_session(
 
 def session_key(salt: bytes, nonce_tpm: bytes, nonce_caller: bytes, hash_name: str) -> bytes:
     """Return the key of a session, as long as a digest (KDFa: Part 1, 11.4.10 and 19.6.8).
+
+    Args:
+        salt: The decrypted salt.
+        nonce_tpm: First nonce of the TPM.
+        nonce_caller: First nonce of the caller.
+        hash_name: Hash of the session, such as "sha512".
 
     Raises:
         UsageError: If the hash is unknown.

@@ -16,7 +16,10 @@ LARGEST_NAME: Final = 66
 
 
 class NvPublic(NamedTuple):
-    """The public area of an NV index, and the name that the TPM computes of it."""
+    """The public area of an NV index, and the name that the TPM computes of it.
+
+    `name_alg` is the name of a hash, `policy` a digest or empty.
+    """
 
     handle: int  # of the index
     name_alg: str
@@ -44,7 +47,7 @@ class NvPublic(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes, name: bytes = b"") -> "NvPublic":
-        """Parse a TPMS_NV_PUBLIC; no bytes may follow it.
+        """Parse `data`, a TPMS_NV_PUBLIC without further bytes; `name` is stored unchecked.
 
         Raises:
             FormatError: If it is malformed.
@@ -60,7 +63,7 @@ class NvCommands(CommandChannel):
     """Commands on NV indices. Thread-safe."""
 
     def nv_read_public(self, index: int) -> NvPublic:
-        """Return the public area of an index.
+        """Return the public area of an NV index, given by its handle 0x01xxxxxx.
 
         Raises:
             TpmError: If the index is absent (`is_absent`).
@@ -78,7 +81,7 @@ class NvCommands(CommandChannel):
         return found
 
     def find_nv(self, index: int) -> NvPublic | None:
-        """Return the public area of an index; None if it is absent.
+        """Return the public area of an NV index, given by its handle; None if it is absent.
 
         Raises:
             BackendError: As for `execute`.
@@ -96,8 +99,8 @@ class NvCommands(CommandChannel):
         """Read `size` bytes of an index, in pieces of at most 1024.
 
         Args:
-            index: The index.
-            size: Bytes.
+            index: Handle of the index.
+            size: Number of bytes.
             offset: Position of the first byte.
             authority: Handle that authorizes: the owner, or the index itself.
             secret: Password of that handle.
@@ -123,7 +126,7 @@ class NvCommands(CommandChannel):
         return piece
 
     def read_nv_index(self, index: int) -> bytes | None:
-        """Return all bytes of an index; None if it is absent or was never written.
+        """Return all bytes of the NV index `index`; None if it is absent or was never written.
 
         It is read by the authorization of the owner, whose password must be empty, or else by that
         of the index itself.
@@ -164,8 +167,8 @@ class NvCommands(CommandChannel):
         """Define an index; the owner's password must be empty.
 
         Args:
-            index: The index.
-            size: Bytes.
+            index: Handle of the index, 0x01xxxxxx.
+            size: Its size in bytes.
             attributes: TPMA_NV.
             secret: Password of the index, not longer than a digest of `name_alg`.
             name_alg: Hash of its name.
@@ -187,7 +190,14 @@ class NvCommands(CommandChannel):
         authority: int = OWNER,
         secret: bytes = b"",
     ) -> None:
-        """Write bytes to an index, in pieces of at most 1024; arguments as of `nv_read`.
+        """Write bytes to an index, in pieces of at most 1024.
+
+        Args:
+            index: Handle of the index.
+            data: The bytes.
+            offset: Position of the first byte.
+            authority: Handle that authorizes: the owner, or the index itself.
+            secret: Password of that handle.
 
         Raises:
             TpmError: If the index is absent, too small, or does not permit this.

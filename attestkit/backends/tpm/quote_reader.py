@@ -40,13 +40,20 @@ def read_tpm_logs(paths: KernelPaths | None = None, *, calls: DeviceCalls = REAL
 
     A log that exists but is not readable or too long is left out with a warning to the logger
     `attestkit.backends`. A verifier decides whether PCRs without a log are acceptable.
+
+    Args:
+        paths: The kernel's paths; None: the default paths.
+        calls: The system calls.
     """
     paths = KernelPaths() if paths is None else paths
     return TpmLogs(_read_log(paths.tpm_boot_log, calls), read_ima_log(paths, calls=calls))
 
 
 def read_ima_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> bytes:
-    """Return the kernel's IMA list; empty, perhaps with a warning, as for `read_tpm_logs`."""
+    """Return the kernel's IMA list, binary; empty if it is absent, not readable, or too long.
+
+    A warning is logged as by `read_tpm_logs`.
+    """
     return _read_log(paths.ima_log, calls)
 
 
@@ -91,8 +98,8 @@ class CollectedQuote(NamedTuple):
     ) -> VtpmQuote:
         """Return the quote as a part of evidence.
 
-        `ak_public` is the attestation key as TPMT_PUBLIC, `ak_certificates` are those of the key
-        in DER.
+        `ak_public` is the attestation key as TPMT_PUBLIC, or empty; `ak_certificates` are its
+        certificate and those of CAs in DER, or empty.
         """
         return VtpmQuote(
             self.message,
@@ -154,7 +161,12 @@ def _always_extended(path: str) -> BackendError:
 def _check_quote(
     path: str, quote: TpmsAttest, data: bytes, selections: tuple[PcrSelection, ...]
 ) -> None:
-    """Check that a quote is over the requested data and PCRs."""
+    """Check that a quote is over the requested PCRs and `data`, the qualifying data.
+
+    Raises:
+        UnsupportedError: If a requested bank is not quoted, because it is not allocated.
+        BackendError: If the quote is over other data or PCRs; the text begins with `path`.
+    """
     if not hmac.compare_digest(quote.extra_data, data):
         text = f"{path}: the quote is over other qualifying data than requested"
         raise BackendError(text, reason="wrong_report_data", path=path)

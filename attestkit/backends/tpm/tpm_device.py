@@ -73,7 +73,12 @@ def open_tpm(
     *,
     calls: DeviceCalls = REAL_CALLS,
 ) -> TpmClient:
-    """Open the TPM of this machine; arguments as of `find_tpm_device`.
+    """Open the TPM of this machine; return a client, which the caller closes.
+
+    Args:
+        device: The node to use. None: `$TPM_DEVICE`, or else /dev/tpmrm0 or /dev/tpm0.
+        paths: The kernel's paths; None: the default paths.
+        calls: The system calls.
 
     Raises:
         BackendUnavailableError: If the node is missing (`missing`) or not accessible to this
@@ -117,7 +122,7 @@ def _open_node(node: Path, calls: DeviceCalls) -> int:
 
 
 def _is_seekable(fd: int) -> bool:
-    """Return whether a descriptor has a position, which devices and emulated ones do not have."""
+    """Return whether the descriptor `fd` has a position; device nodes, even emulated, have none."""
     try:
         os.lseek(fd, 0, os.SEEK_CUR)
     except OSError:
@@ -172,7 +177,7 @@ class TpmGuest:
         self._paths = paths
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Raise UnsupportedError: the evidence has several parts."""
+        """Raise UnsupportedError, whatever `report_data` is: the evidence has several parts."""
         del report_data
         message = f"{self.name}: the evidence has several parts; use attest()"
         raise UnsupportedError(message, reason="no_quote")

@@ -65,7 +65,7 @@ class TpmTransport(Protocol):
 
         Args:
             command: The whole frame.
-            seconds: Time limit.
+            seconds: Time limit in seconds.
 
         Raises:
             BackendUnavailableError: If the TPM is no longer available.
@@ -146,7 +146,10 @@ class DeviceTransport:
         return self._fd
 
     def exchange(self, command: bytes, seconds: float) -> bytes:
-        """Send a command and return the response, as `TpmTransport.exchange`."""
+        """Send the frame `command` and return the response, at most `seconds` later.
+
+        Errors are those of `TpmTransport.exchange`.
+        """
         self._check_process()
         with self._lock:
             fd = self._descriptor()
@@ -160,7 +163,7 @@ class DeviceTransport:
                 raise
 
     def _write(self, fd: int, command: bytes) -> None:
-        """Write a command; the node does not block, so the response may not be there yet."""
+        """Write a command to `fd`; it does not block, so the response may not be there yet."""
         written = self._call("command not sent", lambda: self._calls.write(fd, command))
         if written != len(command):
             text = f"{written} of {len(command)} bytes of a command were written; retry"
@@ -181,7 +184,11 @@ class DeviceTransport:
         return check_response(self.path, response)
 
     def _call(self, problem: str, call: Callable[[], T]) -> T:
-        """Make a system call, again after EINTR; translate its errors."""
+        """Return the result of the system call `call`; call again after EINTR.
+
+        Raises:
+            BackendError: If it fails; the text begins with `problem`.
+        """
         for _ in range(_INTERRUPTIONS):
             try:
                 return call()
@@ -233,7 +240,10 @@ class StreamTransport:
         self._clock = clock
 
     def exchange(self, command: bytes, seconds: float) -> bytes:
-        """Send a command and return the response, as `TpmTransport.exchange`."""
+        """Send the frame `command` and return the response, at most `seconds` later.
+
+        Errors are those of `TpmTransport.exchange`.
+        """
         with self.lock:
             connection = self._connection
             if connection is None:
@@ -275,7 +285,7 @@ class StreamTransport:
         connection.settimeout(left)
 
     def _receive(self, connection: socket.socket, size: int, deadline: float) -> bytes:
-        """Receive exactly `size` bytes."""
+        """Receive exactly `size` bytes; TimeoutError after `deadline`, in seconds of the clock."""
         pieces = b""
         while len(pieces) < size:
             self._set_timeout(connection, deadline)
@@ -295,7 +305,7 @@ class StreamTransport:
 
 
 def check_response(path: str, response: bytes) -> bytes:
-    """Return a response whose size is that in its header.
+    """Return `response` unchanged if its size is that in its header; `path` names the TPM.
 
     Raises:
         BackendError: If the sizes differ, or are not 10 to 4096 bytes.
@@ -313,13 +323,16 @@ def _frame_size(path: str, header: bytes) -> int:
 
 
 def malformed(path: str, error: FormatError) -> BackendError:
-    """Return the error of a malformed response."""
+    """Return the error of a malformed response of the TPM `path`, with the text of `error`."""
     return failed(path, str(error), "malformed_response")
 
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Context manager: raise BackendError if code that reads a response raises FormatError."""
+    """Context manager: raise BackendError, which names the TPM `path`, for a FormatError.
+
+    The code in it reads a response.
+    """
     try:
         yield
     except FormatError as error:

@@ -149,7 +149,10 @@ def translate_error(
 
 
 def folder_missing_error(error: OSError, folder: str, *, mounted: bool) -> AttestKitError:
-    """Return the error for a missing report directory; `mounted`: configfs is mounted."""
+    """Return the error for a missing report directory, `folder`; `mounted`: configfs is mounted.
+
+    `error` is the OSError of using the directory.
+    """
     if mounted:
         text = (
             "kernel module not loaded; modprobe tsm_report (Linux 6.7 to 6.15: tsm), then "
@@ -161,7 +164,10 @@ def folder_missing_error(error: OSError, folder: str, *, mounted: bool) -> Attes
 
 
 def entry_missing_error(error: OSError, path: str) -> AttestKitError | None:
-    """Return the error for a configured entry that does not exist; None for other errnos."""
+    """Return the error for a configured entry, at `path`, that does not exist.
+
+    None if `error` has another errno.
+    """
     if error.errno not in _NOT_THERE:
         return None
     text = "no such report entry; create it, or correct or unset DCAP_TDX_QUOTE_CONFIGFS_PATH"
@@ -182,11 +188,11 @@ class OsFiles:
     """File operations on the report directory; failures are OSErrors. Tests replace them."""
 
     def make(self, path: str) -> None:
-        """Create a directory."""
+        """Create the directory `path`."""
         os.mkdir(path)  # noqa: PTH102 - called for every quote; Path is slower than mkdir
 
     def write(self, path: str, data: bytes) -> None:
-        """Write `data`, at least one byte, to an existing file."""
+        """Write `data`, at least one byte, to the existing file `path`."""
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             while data:
@@ -198,7 +204,7 @@ class OsFiles:
             os.close(fd)
 
     def read(self, path: str, limit: int) -> bytes:
-        """Return at most the first `limit` + 1 bytes of a file.
+        """Return at most the first `limit` + 1 bytes of the file `path`.
 
         A result of `limit` + 1 bytes means that the file is longer than `limit`.
         """
@@ -214,7 +220,7 @@ class OsFiles:
             os.close(fd)
 
     def list(self, path: str) -> list[DirectoryEntry]:
-        """List a directory."""
+        """Return the entries of the directory `path`, in no order."""
         found = []
         with os.scandir(path) as entries:
             for entry in entries:
@@ -226,7 +232,7 @@ class OsFiles:
         return found
 
     def remove(self, path: str) -> None:
-        """Remove an entry directory; the kernel removes the files in it."""
+        """Remove the entry directory `path`; the kernel removes the files in it."""
         os.rmdir(path)  # noqa: PTH106 - as `make`
 
 
@@ -242,7 +248,7 @@ def _alive(pid: int) -> bool:
 
 
 def _try_lock(path: str) -> Callable[[], None] | None:
-    """Lock a file by flock, as Intel's library does; return the unlock function.
+    """Lock the file `path` by flock, as Intel's library does; return the unlock function.
 
     Return None, without waiting, if another process has locked the file.
     """

@@ -191,7 +191,7 @@ class TsmClient:
         raise busy(f"{path}/generation", text, "device")
 
     def _attempt(self, path: str, request: TsmRequest, backoff: "_Backoff") -> TsmResponse | int:
-        """Write the request and read the response once; return the response.
+        """Write the request to the entry `path` and read the response once; return the response.
 
         If `generation` shows writes of other processes meanwhile, return their number instead; it
         is negative if the kernel ignored a write.
@@ -210,7 +210,7 @@ class TsmClient:
         return self._generation(path) - expected or response
 
     def _read_response(self, path: str, request: TsmRequest, backoff: "_Backoff") -> TsmResponse:
-        """Read the blobs of a request; raise the OSError of the kernel."""
+        """Read the blobs that a request needs from the entry `path`; raise the kernel's OSError."""
         report = self._read_blob(f"{path}/outblob", backoff)
         certificates = manifest = b""
         if request.certificates:
@@ -220,7 +220,10 @@ class TsmClient:
         return TsmResponse(report, certificates, manifest)
 
     def _read_blob(self, path: str, backoff: "_Backoff") -> bytes:
-        """Read a blob; retry after EINTR once, and after EBUSY. A retry is a new request."""
+        """Read the file `path`; retry after EINTR once, and after EBUSY. A retry is a new request.
+
+        `backoff` limits the time of the retries of all blobs of a request.
+        """
         interrupted = False
         while True:
             try:
@@ -239,14 +242,20 @@ class TsmClient:
             return b""
 
     def _extra_writes(self, path: str, expected: int) -> int:
-        """Return how far the generation exceeds `expected` by others' writes; 0 if unreadable."""
+        """Return how far the generation of the entry `path` exceeds `expected`; 0 if unreadable.
+
+        The excess is the number of writes by other processes.
+        """
         try:
             return self._generation(path) - expected
         except AttestKitError:
             return 0
 
     def _raise_report_error(self, error: OSError, path: str, request: TsmRequest) -> NoReturn:
-        """Raise the error of a failed report; on SNP, some errors prevent further requests."""
+        """Raise the error for `error`, the OSError of reading the report of the entry `path`.
+
+        On SNP, some errors prevent further requests.
+        """
         blob = error.filename or f"{path}/outblob"
         translated = self._translate_error(Step.REPORT, error, blob)
         if self._platform == "snp":
@@ -264,7 +273,12 @@ class TsmClient:
     # -- options -------------------------------------------------------------------------------
 
     def _check_options(self, path: str, request: TsmRequest) -> None:
-        """Check that the entry has a file for each option, and the minimum of `privlevel`."""
+        """Check that the entry `path` has a file for each option, and the minimum of `privlevel`.
+
+        Raises:
+            UnsupportedError: If the kernel lacks an option.
+            UsageError: If `privlevel` is below the minimum of this guest.
+        """
         if not request.options:
             return
         try:
@@ -359,7 +373,7 @@ class TsmClient:
             return False
 
     def _remove(self, path: str, *, quiet: bool) -> None:
-        """Remove an entry; if that fails, retry later, and raise the error unless `quiet`."""
+        """Remove the entry `path`; if that fails, retry later, and raise unless `quiet`."""
         try:
             self._files.remove(path)
         except FileNotFoundError:

@@ -16,7 +16,13 @@ ReportOptions = tuple[tuple[str, bytes], ...]
 def report_options(
     privlevel: object, provider: object, guid: object, version: object
 ) -> ReportOptions:
-    """Return the options of a request from the four options of `ConfigfsTsm`; None omits one.
+    """Return the options of a request from those of `ConfigfsTsm`; None omits one.
+
+    Args:
+        privlevel: VMPL of the report, 0 to 3.
+        provider: "svsm".
+        guid: GUID of a service, as text.
+        version: Manifest version, 32 bits.
 
     Raises:
         UsageError: If an option is invalid, or `service_...` is given without a provider.
