@@ -56,12 +56,12 @@ _LONGEST_CAUSE: Final = 200  # characters of an import error in a message
 
 
 def backend_from_environment() -> str | None:
-    """Return `$ATTESTKIT_BACKEND`, or None if it is unset or empty."""
+    """Return the name of a backend in `$ATTESTKIT_BACKEND`; None if it is unset or empty."""
     return os.environ.get("ATTESTKIT_BACKEND") or None
 
 
 def recording_from_environment() -> Path | None:
-    """Return the path in `$ATTESTKIT_RECORDING`, or None if it is unset or empty."""
+    """Return the file to replay, `$ATTESTKIT_RECORDING`; None if it is unset or empty."""
     return Path(text) if (text := os.environ.get("ATTESTKIT_RECORDING")) else None
 
 
@@ -312,12 +312,18 @@ def check_hardware_signs(root: str | os.PathLike[str] = "/") -> tuple[HardwareSi
 
 
 def detect_hardware(root: str | os.PathLike[str] = "/") -> tuple[str, ...]:
-    """Return the names of the indications of a TEE that are present, such as `/dev/tdx_guest`."""
+    """Return the names of the indications of a TEE that are present, such as `/dev/tdx_guest`.
+
+    `root` is as for `check_hardware_signs`; so `/` also examines CPUID and the TPM.
+    """
     return tuple(sign.what for sign in check_hardware_signs(root) if sign.positive)
 
 
 def _cpu_flags(root: Path) -> HardwareSign:
-    """Look in /proc/cpuinfo for `tdx_guest`, or `sev_snp` with `hypervisor`, which hosts lack."""
+    """Look in proc/cpuinfo below `root` for the flag of a guest.
+
+    It is `tdx_guest`, or `sev_snp` together with `hypervisor`, which hosts lack.
+    """
     try:
         with (root / "proc/cpuinfo").open("rb") as file:
             text = file.read(CPUINFO_READ).decode("utf-8", errors="replace")

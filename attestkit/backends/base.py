@@ -73,9 +73,9 @@ class Backend(Protocol):
     def read_event_log(self) -> bytes:
         """Return the event log as `EventLog.parse` accepts it; empty without a log.
 
-        The log is the boot log of the firmware: the whole area with its padding. The log of a
-        GuestAgent also has the runtime events. Without a boot log, quotes work, but `attest` fails
-        unless all registers are zero, because the log must replay to the registers.
+        The log is the boot log of the firmware, binary: the whole area with its padding. That of a
+        GuestAgent is JSON, and also has the runtime events. Without a boot log, quotes work, but
+        `attest` fails unless all registers are zero, because the log must replay to the registers.
         """
         ...
 
@@ -92,7 +92,7 @@ class RegisterExtender(Protocol):
         ...
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
-        """Extend RTMR2 or RTMR3 by a digest of 48 bytes."""
+        """Extend RTMR2 or RTMR3, `register` 2 or 3, by a digest of 48 bytes."""
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
         """Return the log of runtime events; every call returns the same object.
@@ -164,7 +164,7 @@ class EventPcr(Protocol):
         ...
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the log of runtime events, as `RegisterExtender.open_journal` does."""
+        """Return the log of runtime events; `version` is as in `RegisterExtender.open_journal`."""
         ...
 
 
@@ -184,14 +184,14 @@ class GuestAgent(Protocol):
         ...
 
     def emit_event(self, name: str, payload: bytes) -> None:
-        """Emit a runtime event, which extends RTMR3.
+        """Log a runtime event of a name and a payload (raw bytes), and extend RTMR3 by it.
 
         Raises:
             AttestKitError: As for `Attester.emit_event`.
         """
 
     def read_app_compose(self) -> bytes:
-        """Return the app-compose file; raise UnsupportedError if the agent does not send it."""
+        """Return app-compose.json as deployed; UnsupportedError if the agent does not send it."""
         ...
 
     @property

@@ -37,8 +37,9 @@ class ConfigfsTsm:
         privlevel: SNP: the VMPL of the report, 0 to 3. None: the default of the kernel, 0.
         service_provider: SNP with an SVSM: "svsm", for a report about its services.
         service_guid: With `service_provider`: GUID of one service, as text; None: all services.
-        service_manifest_version: With `service_provider`: the manifest version, 32 bits.
-        system: File operations, clock and random bytes; for tests.
+        service_manifest_version: With `service_provider`: the manifest version, 32 bits; None: the
+            default of the kernel.
+        system: File operations, clock and random bytes, for tests; None: those of this machine.
 
     Raises:
         UsageError: If an option is invalid or does not apply to this TEE.
@@ -88,6 +89,10 @@ class ConfigfsTsm:
         """Create a report entry, read the TEE driver's name from its file `provider`, remove it.
 
         This waits, up to 30 s, while the kernel works on a request of another process.
+
+        Args:
+            paths: The kernel's paths; None: `backends.find_kernel_paths()`.
+            system: As for the constructor.
 
         Raises:
             BackendUnavailableError: If the backend cannot be used on this machine.
@@ -144,7 +149,10 @@ class ConfigfsTsm:
         return self._request(report_data).report
 
     def _request(self, report_data: object) -> TsmResponse:
-        """Request a report over 64 bytes and return the response; subclasses check its size."""
+        """Request a report over `report_data`, checked to be 64 bytes; return the response.
+
+        The size of the report is checked by subclasses.
+        """
         if not isinstance(report_data, bytes) or len(report_data) != 64:
             given = len(report_data) if type(report_data) is bytes else type(report_data).__name__
             raise UsageError(f"report_data: must be 64 bytes, not {given}", reason="wrong_size")
@@ -170,7 +178,7 @@ class ConfigfsTdx(TdGuest, ConfigfsTsm):
         super().__init__(self._paths)
 
     def _request(self, report_data: object) -> TsmResponse:
-        """Request a quote over 64 bytes and return the response; check the quote's least size."""
+        """Request a quote over `report_data`, 64 bytes, and check that it is not too short."""
         response = super()._request(report_data)
         if (size := len(response.report)) < _SHORTEST_QUOTE:
             # Before Linux 7.1 an empty outblob is the only sign that the host failed. The kernel
@@ -211,7 +219,9 @@ class ConfigfsSnp(ConfigfsTsm):
         return SnpEvidence(response.report, response.certificates)
 
     def get_service_report(self, report_data: bytes) -> TsmResponse:
-        """Return the report, the certificates and, with a `service_provider`, the SVSM's manifest.
+        """Return a report over `report_data`, exactly 64 bytes, and the host's certificates.
+
+        If the backend has a `service_provider`, the response also has the SVSM's manifest.
 
         Raises:
             AttestKitError: As `get_quote`.
@@ -219,7 +229,7 @@ class ConfigfsSnp(ConfigfsTsm):
         return self._request(report_data)
 
     def _request(self, report_data: object) -> TsmResponse:
-        """Request a report over 64 bytes and return the response; check the report's size."""
+        """Request a report over `report_data`, 64 bytes, and check the report's size."""
         response = super()._request(report_data)
         check_report_size(response.report, _tsm_path(self._paths))
         return response

@@ -154,7 +154,10 @@ def _define_index(client: TpmClient, secret: bytes) -> int:
 
 
 def _explained(path: str, error: TpmError) -> BackendError:
-    """Return the error to raise: `error`, or `missing_command` if it means a missing command."""
+    """Return the error to raise: `error`, or `missing_command` if it means a missing command.
+
+    `path` is the TPM's device node.
+    """
     return missing_command(path, error.code) if error.is_unknown_command else error
 
 
@@ -217,6 +220,9 @@ class NitroTpmBackend(TpmGuest):
     def probe(cls, paths: KernelPaths | None = None) -> None:
         """Check that the TPM lists the vendor command for attestation documents.
 
+        Args:
+            paths: The kernel's paths, with the TPM's nodes; None: `backends.find_kernel_paths()`.
+
         Raises:
             BackendUnavailableError: If the backend cannot be used on this machine.
             BackendError: If the TPM returned another error.
@@ -232,6 +238,9 @@ class NitroTpmBackend(TpmGuest):
         """Probe as `probe` does, but only if the DMI table names EC2.
 
         Otherwise the TPM is not opened.
+
+        Args:
+            paths: The kernel's paths; None: `backends.find_kernel_paths()`.
 
         Raises:
             AttestKitError: As `probe`.
@@ -269,7 +278,9 @@ class NitroTpmBackend(TpmGuest):
         nonce: bytes | None = None,
         public_key: bytes | None = None,
     ) -> bytes:
-        """Return an attestation document (COSE_Sign1) with these fields; None omits a field.
+        """Return an attestation document (COSE_Sign1) with the fields given; None omits a field.
+
+        AWS defines `user_data`, `nonce` and `public_key`; the content of each is up to the caller.
 
         Raises:
             UsageError: If a field is longer than 1,024 bytes, or the backend is closed.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ReceivedRequest:
-    """A request that reached the app."""
+    """A request that reached the app; `path` has no query, `query` no question mark."""
 
     method: str  # "WEBSOCKET" of a WebSocket
     path: str
@@ -124,7 +124,7 @@ class DocumentFaults:
 
 
 def rename_key(body: bytes, spki_sha256: bytes) -> bytes:
-    """Return the JSON of a document whose statement names a TLS key that its evidence does not.
+    """Return a copy of a document (JSON) whose statement names another TLS key than its evidence.
 
     Args:
         body: JSON of a genuine document.
@@ -179,9 +179,9 @@ class AttestedServer:
         app: ASGI application; None: one that returns the body of each request, and the messages of
             a WebSocket.
         ra_tls: Whether the server is attested by an RA-TLS certificate instead of a document.
-        name: Name of the server in its document.
+        name: Name of the server in its document; None: none.
         tee: Simulated TEE of the server, which the caller closes; None: a new one.
-        resources: As for `SimulatedTee`.
+        resources: Folders, environment variables and server thread; None: new ones.
         options: Options of `SimulatedTee`, such as `scenario="tcb-OutOfDate"`; not with `tee`.
 
     Attributes:
@@ -272,7 +272,7 @@ class AttestedServer:
 
     @property
     def spki_sha256(self) -> bytes:
-        """The SHA-256 of the key of new connections (SubjectPublicKeyInfo)."""
+        """The SHA-256, 32 bytes, of the key of new connections (SubjectPublicKeyInfo in DER)."""
         return self._spki_sha256
 
     # -- what happens to it --------------------------------------------------------------------
@@ -325,7 +325,7 @@ class AttestedServer:
         self._faults.closes = True
 
     def change_document(self, change: Callable[[bytes], bytes]) -> None:
-        """Change the body of each document by `change` before it is sent."""
+        """Replace the body of each document, JSON, by the result of `change` before it is sent."""
         self._require_document("change_document")
         self._faults.change = change
 
@@ -347,7 +347,7 @@ class AttestedServer:
         return self._ca.issue_ra_tls(self.tee) if self._ra_tls else self._ca.issue()
 
     def _use(self, issued: Issued, *, listed: bool) -> None:
-        """Use key and certificate for new connections; list them in the document first."""
+        """Use key and certificate for new connections; if `listed`, the document names them."""
         leaf = issued.certificate_chain[0]
         spki = read_certificate(leaf).spki_der
         if listed:

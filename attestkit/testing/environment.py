@@ -26,7 +26,10 @@ _variables: Final[dict[str, _Settings]] = {}
 
 
 def setenv(owner: object, name: str, value: str) -> None:
-    """Set an environment variable until `restore(owner)`; of several owners' the last counts."""
+    """Set the environment variable `name` to `value` until `restore(owner)`.
+
+    Any object can be an owner. Of the values that several owners set, the last counts.
+    """
     with _lock:
         now = os.environ.get(name)
         settings = _variables.setdefault(name, _Settings(now, {}))

@@ -56,7 +56,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 class _Session(NamedTuple):
-    """Resources shared by the TEEs of a test session."""
+    """Resources shared by the TEEs of a test session: a function for folders, and an event loop."""
 
     make_folder: Callable[[], Path]
     loop: "ServerLoop"
@@ -199,7 +199,7 @@ def tee_session(
 
 
 def _setenv_for_test(config: pytest.Config, name: str, value: str) -> None:
-    """Set a variable until the end of the running test; without one do nothing.
+    """Set the environment variable `name` to `value` until the end of the running test, if any.
 
     The test's own `monkeypatch` is used, because two of them would have to be undone in order.
     """

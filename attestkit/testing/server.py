@@ -28,7 +28,7 @@ class ServerLoop:
         self._thread: EventLoopThread | None = None
 
     def thread(self) -> "EventLoopThread":
-        """Return the thread of the loop."""
+        """Return the thread of the loop, started by the first call."""
         from attestkit.serve.event_loop_thread import EventLoopThread  # lazy: loads the server
 
         with self._lock:

@@ -64,9 +64,10 @@ class SimulatedTee:
     Args:
         scenario: Name of a state of the platform or its endorsements, such as "tcb-OutOfDate";
             None: an up-to-date platform.
-        faults: Faults to inject, by name and count, such as "ebusy:3".
+        faults: Faults to inject, by name and count, such as "ebusy:3"; None: none.
         quote_version: 4 or 5; None: that of the scenario, else 4.
-        platform: "tdx" or "snp"; None: that of the scenario, else "tdx".
+        platform: "tdx", "snp", or a cloud's, such as "azure-snp"; None: that of the scenario, else
+            "tdx".
         gpus: Number of GPUs, or their configuration; None: those that the scenario needs.
         seed: 32 bytes from which all keys are derived. None: the public `SEED`.
         state_dir: A folder with the TEE's registers and events, which remains after `close`; None:
@@ -161,7 +162,9 @@ class SimulatedTee:
         return self._attester.get_quote(report_data)
 
     def raw_quote(self, report_data: bytes = b"") -> bytes:
-        """Return the unchecked quote or SNP report of the backend.
+        """Return the unchecked quote or SNP report of the backend over `report_data`.
+
+        It has 0 to 64 bytes, and is zero-padded to 64.
 
         Raises:
             UsageError: If `report_data` has more than 64 bytes, or the TEE is closed.
@@ -179,14 +182,21 @@ class SimulatedTee:
     ) -> "Attestation":
         """Return evidence that is bound to exactly one of a nonce and report data.
 
-        With `gpu` it encloses evidence of the GPUs, to which the report data commit.
+        Errors are those of `Attester.attest`.
 
-        See `Attester.attest`, also for errors.
+        Args:
+            nonce: The verifier's nonce, 8 to 64 bytes, which is hashed into the report data.
+            report_data: 64 bytes or, with `pad`, fewer.
+            pad: Whether shorter report data are zero-padded.
+            gpu: Whether to enclose evidence of the GPUs, to which the report data commit.
         """
         return self._attester.attest(nonce=nonce, report_data=report_data, pad=pad, gpu=gpu)
 
     def emit(self, name: str, payload: bytes = b"") -> "Event":
-        """Extend RTMR3 by an event and log it; see `Attester.emit_event`."""
+        """Extend RTMR3 by the event `name`, with a payload of raw bytes, and log it.
+
+        Limits and errors are those of `Attester.emit_event`.
+        """
         return self._attester.emit_event(name, payload)
 
     def event_log(self) -> "EventLog":
@@ -260,12 +270,15 @@ class SimulatedTee:
         report_data: "bytes | EllipsisType | None" = ...,
         **options: "Unpack[VerifierOptions]",
     ) -> "AttestationResult":
-        """Verify evidence with a new `verifier`; see `Verifier.verify`, also for errors.
+        """Verify evidence with a new `verifier`; pass either `nonce` or `report_data`.
+
+        Errors are those of `Verifier.verify`.
 
         Args:
             evidence: Evidence in any encoding, a raw quote or report, or a parsed object.
-            nonce: The expected nonce.
-            report_data: The expected report data; None accepts any.
+            nonce: The nonce that the attester was sent, 8 to 64 bytes.
+            report_data: The expected report data, up to 64 bytes, zero-padded; None, which must be
+                passed explicitly, accepts any.
             options: As for `verifier`.
         """
         verifier = self.verifier(**options)

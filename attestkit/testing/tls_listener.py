@@ -36,7 +36,7 @@ def new_key() -> P256Key:
 
 
 class LoopbackCa:
-    """A new CA, whose certificates are for localhost and valid for 23 hours."""
+    """A new CA, whose certificates are for localhost and valid for 23 hours; `pem` is its own."""
 
     def __init__(self) -> None:
         now = int(current_time())
@@ -68,7 +68,7 @@ class LoopbackCa:
         return Issued(key.pkcs8_pem, (certificate_pem(leaf), self.pem))
 
     def issue_ra_tls(self, tee: "SimulatedTee", about: P256Key | None = None) -> Issued:
-        """Issue an RA-TLS certificate for a new key.
+        """Issue an RA-TLS certificate, with evidence, for a new key; return both.
 
         Args:
             tee: The TEE that makes the evidence.
@@ -160,7 +160,7 @@ class _UvicornServer:
         self._received = received
 
     async def start(self, listening: socket.socket, context: ssl.SSLContext) -> None:
-        """Start the application, then accept connections."""
+        """Start the application, then accept connections by TLS on the socket `listening`."""
         await self._lifespan.startup()
         if self._lifespan.should_exit:
             raise UsageError("app: its startup failed; see uvicorn's log", reason="wrong_value")
@@ -204,7 +204,7 @@ def _recording(base: Any) -> Any:  # noqa: ANN401 - uvicorn chooses the class
         log: bytearray
 
         def data_received(self, data: bytes) -> None:
-            """Record some bytes, at most 1 MiB of a connection."""
+            """Record decrypted bytes, at most 1 MiB of a connection, then process them."""
             self.log.extend(data[: max(0, _MAX_RECORDED - len(self.log))])
             super().data_received(data)
 

@@ -72,7 +72,7 @@ class Paravisor:
 
     @property
     def path(self) -> str:
-        """The TPM's name in errors."""
+        """The TPM's device node, or another name of it, for errors."""
         return self._client.path
 
     def read_report(self) -> tuple[bytes, HclReport]:
@@ -122,7 +122,7 @@ class Paravisor:
         raise failed(self.path, text, "wrong_report_data")
 
     def _write_user_data(self, user_data: bytes) -> None:
-        """Write the user data to their NV index, defined first unless it exists with 64 bytes."""
+        """Write 64 bytes of user data to their NV index; define it first if it lacks that size."""
         with self._client.lock:
             found = self._client.find_nv(USER_DATA)
             if found is not None and found.size != USER_DATA_SIZE:
@@ -148,7 +148,7 @@ class Paravisor:
             raise failed(self.path, text, "platform_changed")
 
     def read_certificates(self) -> tuple[bytes, ...]:
-        """Return the attestation key's certificate (DER), alone; empty if absent or malformed.
+        """Return a tuple of the attestation key's certificate (DER); empty without a valid one.
 
         Raises:
             BackendError: If the TPM fails.
@@ -222,6 +222,9 @@ class AzureBackend(TpmGuest):
     def probe(cls, paths: KernelPaths | None = None) -> None:
         """Look for an HCL report of SEV-SNP or TDX in the TPM; nothing is sent to IMDS.
 
+        Args:
+            paths: The kernel's paths, with the TPM's nodes; None: `backends.find_kernel_paths()`.
+
         Raises:
             BackendUnavailableError: If the TPM is missing or not accessible, or has no such report.
             BackendError: If the TPM fails.
@@ -237,6 +240,9 @@ class AzureBackend(TpmGuest):
 
         Otherwise the TPM is not opened. A TPM that fails is reported as unavailable, so that
         detection tries the next backend.
+
+        Args:
+            paths: The kernel's paths; None: `backends.find_kernel_paths()`.
 
         Raises:
             BackendUnavailableError: If this is not a VM of Azure, or `probe` raises a BackendError.
@@ -274,7 +280,7 @@ class AzureBackend(TpmGuest):
         return self._add_hardware(raw, report, self._quote(report_data))
 
     def _quote(self, report_data: bytes) -> CollectedQuote:
-        """Return the TPM's quote over report data.
+        """Return the TPM's quote over `report_data`, 64 bytes.
 
         If the TPM refuses 64 bytes, the first 32 are used, and the others must be zero.
         """

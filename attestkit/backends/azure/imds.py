@@ -50,7 +50,7 @@ _REASONS: Final[Mapping[bounded_http.ExchangeFailure, BackendReason]] = {
 
 
 class ImdsRequest(NamedTuple):
-    """An HTTP request, and the time limit of its response in seconds."""
+    """An HTTP request (`body` None: without one), and the limit of its duration in seconds."""
 
     method: str
     target: str

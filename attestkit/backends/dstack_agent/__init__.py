@@ -88,7 +88,8 @@ class DstackAgent:
     def _why_simulated(self, random: Callable[[int], bytes]) -> str:
         """Return why the agent counts as simulated, for example because it returns no quote.
 
-        Empty if a quote is signed by Intel hardware.
+        Empty if a quote over data from `random` (argument: number of bytes) is signed by Intel
+        hardware.
         """
         try:
             return _why_simulated(self._client, random)
@@ -102,7 +103,7 @@ class DstackAgent:
         """Return the newest API that an agent has: "v1" (`dstack.guest.v1`) or the older "v0".
 
         Args:
-            endpoint: As in the constructor.
+            endpoint: URL or path of the agent's socket; None: as in the constructor.
 
         Raises:
             BackendUnavailableError: If the agent is missing or not accessible.
@@ -115,7 +116,7 @@ class DstackAgent:
         """Check that an agent responds, simulated or not.
 
         Args:
-            endpoint: As in the constructor.
+            endpoint: URL or path of the agent's socket; None: as in the constructor.
 
         Raises:
             BackendUnavailableError: If the agent is missing or not accessible.
@@ -195,7 +196,7 @@ class DstackAgent:
         return _request_evidence(self._client, report_data).text
 
     def read_event_log(self) -> bytes:
-        """Return the event log of the agent's evidence: JSON, boot and runtime events.
+        """Return the event log of the agent's evidence: a JSON array of boot and runtime events.
 
         Agents may omit the payloads of the firmware's events. Empty on a platform without a log.
 
@@ -271,7 +272,10 @@ def _quote_arguments(report_data: object) -> dict[str, str]:
 
 
 def _request_evidence(client: AgentClient, report_data: object) -> AgentResponse:
-    """Call Attest of the API v1, or GetQuote where the agent or its socket lacks Attest."""
+    """Request evidence over `report_data`, which must be 64 bytes; return the agent's response.
+
+    The method is Attest of the API v1, or GetQuote where the agent or its socket lacks Attest.
+    """
     arguments = _quote_arguments(report_data)
     if client.find_api() == "v1":
         try:
@@ -282,14 +286,14 @@ def _request_evidence(client: AgentClient, report_data: object) -> AgentResponse
 
 
 def _decode_evidence(response: str) -> Attestation | None:
-    """Return the evidence in a response to Attest; None without evidence."""
+    """Return the evidence in the response to Attest, a JSON text; None without evidence."""
     with _reading("attestation"):
         data = _bytes(strict_json.read_object(response, "body"), "attestation")
         return Attestation.from_bytes(data) if data else None
 
 
 def _attested_quote(response: str) -> bytes:
-    """Return the TDX quote in the response to Attest; empty on a platform without TDX quotes."""
+    """Return the raw TDX quote in the response to Attest, a JSON text; empty without one."""
     evidence = _decode_evidence(response)
     with _reading("attestation"):
         quote = None if evidence is None else evidence.quote
@@ -322,6 +326,10 @@ def _check_agent(client: AgentClient) -> None:
 def _why_simulated(client: AgentClient, random: Callable[[int], bytes]) -> str:
     """Return why the agent counts as simulated; empty if its quote is signed by Intel hardware.
 
+    Args:
+        client: Client of the agent.
+        random: Returns random report data of the given size in bytes.
+
     Raises:
         BackendUnavailableError: If it has no evidence, so it is not an agent, or is not accessible.
         BackendError: As `AgentClient.post`.
@@ -341,8 +349,9 @@ def _why_simulated(client: AgentClient, random: Callable[[int], bytes]) -> str:
 
 
 def _check_origin(response: AgentResponse, report_data: bytes) -> None:
-    """Raise an AttestKitError unless the quote is fresh and its signature chains to Intel.
+    """Raise an AttestKitError unless the quote in `response` is over `report_data` and Intel's.
 
+    Intel's: its signature chains to Intel's root certificate.
     Checking the root certificate alone is not enough: simulators return captured quotes of hardware
     with replaced report data.
     """

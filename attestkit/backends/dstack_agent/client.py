@@ -79,7 +79,7 @@ _CONNECT_ERRORS: Final[tuple[tuple[type[OSError], BackendUnavailableReason, str]
 
 
 class AgentResponse(NamedTuple):
-    """A response of an agent with status 200."""
+    """Body and Server header of an agent's response, whose status is 200."""
 
     text: str  # the body
     server: str  # the header field Server; empty without one
@@ -116,7 +116,7 @@ class AgentClient:
         self._mount = ""  # of methods of v0
 
     def find_api(self) -> AgentApi:
-        """Return the agent's newest API, "v1" (`dstack.guest.v1`) or "v0"; it is requested once.
+        """Return the agent's newest API, "v1" (`dstack.guest.v1`) or "v0"; only once by a request.
 
         Raises:
             BackendUnavailableError: If the agent has v1 without Version or refuses it, so it is not
@@ -159,6 +159,10 @@ class AgentClient:
     def call(self, method: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Call a method such as "GetQuote" or "v1/Attest"; return its response, a JSON object.
 
+        Args:
+            method: Name of the method; methods of the API v1 begin with "v1/".
+            arguments: Members of the JSON object to send; None: none.
+
         Raises:
             AttestKitError: As for `post`; also BackendError if the response is not a JSON object.
         """
@@ -171,7 +175,9 @@ class AgentClient:
         raise self._call_error("malformed_response", method, f"malformed response: {problem}")
 
     def post(self, method: str, arguments: Mapping[str, object] | None = None) -> AgentResponse:
-        """Call a method and return its response as text, with only its nesting depth checked.
+        """Call a method as `call` does, but return the response's text, JSON that is not parsed.
+
+        Only UTF-8 and nesting depth are checked.
 
         Raises:
             UsageError: If the agent rejects the arguments, they have more than 10 MiB, or the
@@ -222,7 +228,7 @@ class AgentClient:
     # -- HTTP ----------------------------------------------------------------------------------
 
     def _exchange_method(self, method: str, body: bytes) -> tuple[int, str, bytes]:
-        """Send a request to a method; return status, header field Server, and body.
+        """POST `body`, JSON, to a method; return status, header field Server, and body.
 
         If the agent serves no API at `/`, methods of v0 are requested below `/v0`.
         """
@@ -258,7 +264,7 @@ class AgentClient:
         return found.status, found.headers.get("server", ""), found.body
 
     def _call_error(self, reason: BackendReason, method: str, text: str) -> BackendError:
-        """Return the error of a call whose request was sent; `text` describes the failure.
+        """Return the error of a call of `method` that was sent; `text` describes the failure.
 
         EmitEvent may have extended RTMR3 although the call failed. Its error therefore has the
         reason `outcome_unknown`, and names the event log as the place to check.
@@ -300,7 +306,7 @@ class AgentClient:
         )
 
     def _connect_error(self, error: Exception) -> Exception:
-        """Return the error for a connection that failed."""
+        """Return the AttestKitError for an exception raised while connecting."""
         text = getattr(error, "strerror", None) or str(error)
         if isinstance(error, UnicodeError) or text == "AF_UNIX path too long":
             text = f"{self._name}: invalid endpoint: {one_line(text, _LONGEST_TEXT)}"
@@ -324,7 +330,7 @@ class AgentClient:
     def _status_error(
         self, method: str, status: int, message: str, *, arguments: bool
     ) -> AttestKitError:
-        """Return the error for a status other than 200.
+        """Return the error for a response to `method` with an HTTP status other than 200.
 
         `message` is the error message of the agent. `arguments` is whether the call had arguments:
         without them, a status of 400 is not the caller's error.
@@ -375,7 +381,7 @@ def _check_arguments(endpoint: object, timeout: object) -> None:
 
 
 def _read_error(data: bytes) -> object:
-    """Return the member `error` of a JSON object; None if it is missing."""
+    """Return the member `error` of a JSON object; None if it is missing, or `data` is malformed."""
     try:
         strict_json.check_depth(data)
         return json.loads(data)["error"]
@@ -384,13 +390,16 @@ def _read_error(data: bytes) -> object:
 
 
 def _error_text(data: bytes) -> str | None:
-    """Return the error message of an API; None for other bodies, such as a page."""
+    """Return the message in `data`, an API's error in JSON; None for other bodies, as of a page."""
     found = _read_error(data[:_LONGEST_BODY])
     return found if isinstance(found, str) else None
 
 
 def _message(data: bytes) -> str:
-    """Return the error message in the body of a response, as one short line; may be empty."""
+    """Return the error message in `data`, a response's body, as one short line; may be empty.
+
+    It is the message in JSON of the API or of the HTTP framework, otherwise the body itself.
+    """
     head = data[:_LONGEST_BODY]
     found = _read_error(head)
     if isinstance(found, dict):  # from the HTTP framework (Rocket) of the agent

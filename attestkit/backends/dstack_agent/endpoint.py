@@ -20,7 +20,10 @@ class Address(NamedTuple):
 
 
 def describe_wrong_file(path: str) -> str:
-    """Return the error text for a directory or file instead of a socket; otherwise empty."""
+    """Return the error text if `path` is a directory or a regular file instead of a socket.
+
+    Otherwise, also for the empty path of a URL, the text is empty.
+    """
     try:
         mode = Path(path).stat().st_mode if path else 0
     except (OSError, ValueError):
@@ -37,7 +40,7 @@ def describe_wrong_file(path: str) -> str:
 
 
 def parse_endpoint(endpoint: str) -> Address:
-    """Return the address of an endpoint.
+    """Return the address of an endpoint: a URL `http(s)://HOST[:PORT][/PATH]`, or a path.
 
     Raises:
         UsageError: If the URL is invalid. Paths are not checked.

@@ -111,7 +111,10 @@ def require_template(client: TpmClient) -> list[tuple[str, bytes, int]]:
 
 
 def _read_certificate(path: str, stored: bytes) -> tuple[bytes, bytes]:
-    """Return the certificate (DER) in the content of an NV index, and its key (SPKI in DER)."""
+    """Return the certificate (DER) at the start of `stored`, and its key (SPKI in DER).
+
+    `stored` is the content of an NV index, `path` names the TPM in errors.
+    """
     try:
         certificate = DerReader(stored).whole(SEQUENCE)  # by its length: it may end with zeros
         spki = PublicVerificationKey(read_path_certificate(certificate).spki).spki
@@ -183,6 +186,9 @@ class GcpBackend:
     def probe(cls, paths: KernelPaths | None = None) -> None:
         """Check that configfs-tsm and the TPM's log are usable, and that the TPM is Google's.
 
+        Args:
+            paths: The kernel's paths; None: `backends.find_kernel_paths()`.
+
         Raises:
             BackendUnavailableError: If the backend cannot be used on this machine.
             BackendError: If a device fails.
@@ -202,6 +208,9 @@ class GcpBackend:
         It also succeeds where no evidence is possible, because the hardware's device, the log or
         the certificate is missing: the machine is a guest of Google nevertheless.
 
+        Args:
+            paths: The kernel's paths; None: `backends.find_kernel_paths()`.
+
         Raises:
             BackendUnavailableError: If the TPM is missing or not accessible, or is not Google's.
             BackendError: If the TPM fails.
@@ -216,6 +225,9 @@ class GcpBackend:
         """Check that the DMI table names Google; if it does, probe as `probe` does.
 
         If it does not, the TPM is not opened.
+
+        Args:
+            paths: The kernel's paths; None: `backends.find_kernel_paths()`.
 
         Raises:
             BackendUnavailableError: If the DMI table names no cloud, or another one.
@@ -242,7 +254,10 @@ class GcpBackend:
         return self._hardware.read_event_log()
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return the TDX quote or SNP report alone, as the backend of the hardware does."""
+        """Return only the TDX quote or SNP report over `report_data`, exactly 64 bytes.
+
+        Errors are those of the backend of the hardware.
+        """
         return self._hardware.get_quote(report_data)
 
     def _quote(
@@ -263,7 +278,7 @@ class GcpBackend:
             return found.to_vtpm_quote(key.raw, (own.certificate,))
 
     def _read_boot_log(self) -> bytes:
-        """Return the firmware's TPM event log, without which verifiers refuse the PCRs."""
+        """Return the firmware's TPM event log, binary; without it verifiers refuse the PCRs."""
         return read_firmware_log(self._paths)
 
     def close(self) -> None:
@@ -306,14 +321,18 @@ class GcpTdGuest(GcpBackend):
         return self._extender.read_rtmr(register)
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
-        """Extend RTMR2 or RTMR3 by a digest of 48 bytes; nothing is logged or extended in a PCR."""
+        """Extend RTMR2 or RTMR3, `register` 2 or 3, by a digest of 48 bytes.
+
+        Nothing is logged, and no PCR is extended.
+        """
         self._extender.extend_rtmr(register, digest)
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
         """Return the log of runtime events; every call returns the same object.
 
         Args:
-            version: As for `RegisterExtender.open_journal`.
+            version: How digests of events are computed, 1 or 2; None: as
+                `RegisterExtender.open_journal`.
 
         Raises:
             AttestKitError: As for the backend of the hardware.
@@ -330,7 +349,7 @@ class GcpTdGuest(GcpBackend):
 
     @cached_property
     def _pcr_start(self) -> bytes:
-        """Value of PCR 14 before the first runtime event: shim extends it at boot."""
+        """Value of PCR 14, 32 bytes, before the first runtime event: shim extends it at boot."""
         log: tuple[parts.TpmEventDigest, ...] = read_digests(self._paths, self._read_boot_log())
         return extend(BANK, bytes(32), [e.digest for e in log if e.pcr_index == EVENT_PCR])
 

@@ -31,7 +31,11 @@ BANK: Final = "sha256"
 
 
 def read_firmware_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> bytes:
-    """Return the firmware's TPM event log; without it, verifiers refuse the PCRs.
+    """Return the firmware's TPM event log, binary; without it, verifiers refuse the PCRs.
+
+    Args:
+        paths: The kernel's paths; `tpm_boot_log` is read.
+        calls: The system calls.
 
     Raises:
         BackendUnavailableError: If it is missing or not readable by this process.
@@ -146,11 +150,11 @@ class PcrJournal:
                 ) from error
 
     def close(self) -> None:
-        """Close open files."""
+        """Close the log of RTMR 3."""
         self._journal.close()
 
     def _catch_up(self, events: tuple[Event, ...]) -> bytes:
-        """Return the value of PCR 14 after `events`; extend it first if the last event is missing.
+        """Return the value of PCR 14 after `events`; extend it first if it lacks the last of them.
 
         Raises:
             JournalError: If PCR 14 has neither the value after `events` nor that before the last.

@@ -119,7 +119,12 @@ class Recording(RecordedCalls):
         return cast("bytes", self._call("get_quote", report_data))
 
     def read_event_log(self) -> bytes:
-        """Return the event log; BackendError if the call was not recorded."""
+        """Return the recorded backend's event log, byte for byte.
+
+        Raises:
+            BackendError: If the call was not recorded.
+            AttestKitError: If the recorded backend fails; a replay raises the recorded error.
+        """
         return cast("bytes", self._call("read_event_log"))
 
     def close(self) -> None:

@@ -88,7 +88,10 @@ LOCK: Final = "lock_journal"
 
 
 class CodecState:
-    """The runtime events of the last result in the file, to which the next result refers."""
+    """The runtime events of the last result in the file, to which the next result refers.
+
+    `events` are those encoded last, by a recorder; `history` those decoded last, by a replay.
+    """
 
     def __init__(self) -> None:
         self.events: tuple[Event, ...] = ()  # encoded last
@@ -236,7 +239,7 @@ CALLS: Final = {
 
 
 def error_to_json(error: AttestKitError) -> dict[str, object]:
-    """Return an error as JSON: its class, its text and its attributes.
+    """Return an error as JSON: `error` (its class), `text`, `reason`; if set, `offset`, `path`.
 
     Raises:
         FormatError: If the error's reason is not one of those of its class.
@@ -254,6 +257,9 @@ def error_to_json(error: AttestKitError) -> dict[str, object]:
 
 def error_from_json(found: Mapping[str, Any]) -> Callable[[], AttestKitError]:
     """Return a function that creates a new instance of a recorded error at each call.
+
+    Args:
+        found: Members as `error_to_json` makes them; others are ignored.
 
     Raises:
         FormatError: If class, text, reason or an attribute is not valid.
@@ -287,7 +293,7 @@ def _check_reason(kind: type[AttestKitError], reason: object) -> None:
 
 
 def key_of(name: str, arguments: Mapping[str, Scalar]) -> Key:
-    """Return a hashable key of a call: its name and its arguments."""
+    """Return a hashable key of a call: its name, and its arguments as JSON (bytes are hex)."""
     return name, json.dumps(arguments, sort_keys=True)
 
 

@@ -148,6 +148,8 @@ class RecordedCalls:
     def _call(self, name: str, *values: object) -> object:
         """Check the arguments of the method `name`, a key of `CALLS`; record or replay the call.
 
+        `values` are all arguments, in the order of the method's parameters.
+
         Raises:
             UsageError: If an argument is invalid.
             BackendError: If the call was not recorded.
@@ -316,7 +318,10 @@ def _of_host(name: str) -> property:
 
 
 class Ability(NamedTuple):
-    """A protocol of backends, and the methods with which a recording implements it."""
+    """A protocol of backends: how to detect it, and the members that give it to a recording.
+
+    `members` has methods and properties by name.
+    """
 
     detect: Callable[[base.Backend], bool]
     members: Mapping[str, object]

@@ -44,11 +44,11 @@ class Recorder:
     def call(
         self, name: str, arguments: Mapping[str, call_codec.Scalar], invoke: Callable[[], T]
     ) -> T:
-        """Return the backend's result, or raise its error.
+        """Call the backend, and record and return its result, or record and raise its error.
 
         Args:
             name: The method, a key of `CALLS`.
-            arguments: Its arguments as they are recorded.
+            arguments: Its arguments as they are recorded, bytes as hex.
             invoke: Calls the backend.
         """
         with self._lock:
@@ -175,6 +175,11 @@ class Replayer:
         self, name: str, arguments: Mapping[str, call_codec.Scalar], invoke: Callable[[], T]
     ) -> T:
         """Return the recorded result, or raise the recorded error.
+
+        Args:
+            name: The method, a key of `CALLS`.
+            arguments: Its arguments as they are recorded, bytes as hex.
+            invoke: Not called; it is a parameter because `Recorder.call` has it.
 
         Raises:
             BackendError: If the call was not recorded here; the text lists the recorded calls.

@@ -61,7 +61,7 @@ class RecordingWriter:
             raise UsageError(text, reason="cannot_write") from error
 
     def header(self, fields: Mapping[str, object]) -> None:
-        """Write the header, which is the first line.
+        """Write the header, which is the first line: format, version, and `fields`.
 
         Raises:
             OSError: As for `write`.
@@ -75,6 +75,11 @@ class RecordingWriter:
 
         If an earlier line contains the same long answer, the number of that line is written instead
         of the answer.
+
+        Args:
+            call: Fields as `call_to_json` returns them.
+            codec: Codec that encoded the answer.
+            answer: The encoded answer, a JSON value.
 
         Raises:
             OSError: As for `write`.
@@ -135,7 +140,7 @@ def _encode_line(value: object) -> bytes:
 
 
 class RecordedCall(NamedTuple):
-    """A call and its result; `change`: the call changes the state of the TEE."""
+    """A call (`key`: name and arguments) and its result, `answer`; `change`: it changes the TEE."""
 
     key: call_codec.Key
     change: bool
@@ -165,7 +170,7 @@ def read_recording(path: Path) -> RecordingFile:
 
 
 def parse_recording(data: bytes) -> RecordingFile:
-    """Parse the content of a recording.
+    """Parse `data`, the content of a recording: JSON lines.
 
     Raises:
         FormatError: If it is malformed, or has more than a million calls; the text has the number
@@ -324,5 +329,8 @@ def result_from_json(
 
 
 def call_to_json(name: str, arguments: Mapping[str, call_codec.Scalar]) -> dict[str, object]:
-    """Return the fields that identify a call in a line of the recording."""
+    """Return the fields that identify a call in a line of the recording: `name` and arguments.
+
+    `name` is a key of `CALLS`; in the arguments bytes are hex already.
+    """
     return {"change" if call_codec.CALLS[name].changes_state else "ask": name, **arguments}
