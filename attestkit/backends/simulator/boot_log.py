@@ -54,7 +54,7 @@ class Record(NamedTuple):
 
 
 def boot_log(image: Image) -> bytes:
-    """Return the log area, 64 KiB, of a TD that booted `image`."""
+    """Return the log area, 64 KiB, of a TD that booted `image`: TCG records, then 0xFF bytes."""
     encoded = [
         encode_record(one.register + 1, one.event_type, {"sha384": one.digest}, one.data)
         for one in boot_records(image)

@@ -14,7 +14,7 @@ class SimulatedPlatform(NamedTuple):
 
     @property
     def hardware(self) -> str:
-        """Platform of the hardware's files in the guest: snp for sev_guest, otherwise tdx."""
+        """Platform of the hardware's files in the guest: "snp" for sev_guest, otherwise "tdx"."""
         return "snp" if self.provider == "sev_guest" else "tdx"
 
 

@@ -147,7 +147,7 @@ _DRIVER, _IMAGE, _RAW, _VOLUME_IMAGE = 7, 0x0B, 0x19, 0x17  # types of files and
 
 
 def noise(seed: str, size: int) -> bytes:
-    """Return `size` bytes without a pattern, the same for each seed."""
+    """Return `size` bytes without a pattern, a function of `seed`, which is any text."""
     return shake_128(f"attestkit sample {seed}".encode()).digest(size)
 
 
@@ -258,7 +258,7 @@ _NAMES: Final = {"bios": "ovmf.fd", "kernel": "bzImage", "initrd": "initramfs.cp
 def sample_image_files(
     seed: str = "image", *, document_version: Literal[3, 4] | None = 4
 ) -> dict[str, bytes]:
-    """Return the files of a made-up dstack image by name, the same for each seed.
+    """Return the contents of the files of a made-up dstack image, by name.
 
     Args:
         seed: Any text, from which firmware, kernel, initrd and root file system follow.

@@ -86,14 +86,14 @@ OWN_APP_OF_KMS: Final = json.dumps({**_OWN, "key_provider": "kms"}, separators=(
 def instance_id(seed: bytes, app_id: bytes, compose: AppCompose, platform_id: str) -> bytes:
     """Return the instance id, 20 bytes; empty if the app-compose disables it.
 
+    As in a dstack guest: the first 20 bytes of SHA-256 over a secret and the app id. The secret is
+    derived from seed and platform, not stored on the disk: each platform runs one instance.
+
     Args:
         seed: Seed of the machine, 32 bytes.
         app_id: 20 bytes.
         compose: The app-compose.
-        platform_id: `Scenario.platform_id`; "0" by default.
-
-    As in a dstack guest: the first 20 bytes of SHA-256 over a secret and the app id. The secret is
-    derived from seed and platform, not stored on the disk: each platform runs one instance.
+        platform_id: `Scenario.platform_id`, such as "0".
     """
     if compose.no_instance_id:
         return b""

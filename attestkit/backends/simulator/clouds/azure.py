@@ -155,7 +155,10 @@ class _AzureVm(CloudSimulator):
         return self._make_report(altered=self.emulated).encode()
 
     def _make_report(self, *, altered: bool) -> HclReport:
-        """Return the HCL report; `altered`: as `foreign_ak` and `bound` of the scenario require."""
+        """Return the HCL report: correct, or if `altered` as the scenario requires.
+
+        The scenario alters it by `foreign_ak` and `bound`.
+        """
         cloud = self._scenario.cloud
         is_foreign = altered and cloud.foreign_ak
         ak = self._ak._replace(modulus=_FOREIGN) if is_foreign else self._ak

@@ -153,12 +153,12 @@ class _GoogleVm(CloudSimulator):
         return found._replace(vtpm_quote=found.vtpm_quote._replace(**made))
 
     def _quote_bank(self, signed: bytes, like: tuple[PcrValue, ...], bank: str) -> dict[str, Any]:
-        """Return the changed fields of a VtpmQuote: a quote of `bank` in place of another quote.
+        """Return `message`, `signature` and `pcr_values`, by name, of a new quote of a bank.
 
         Args:
             signed: The hardware's evidence, whose SHA-256 is quoted.
             like: PCR values of the other quote; the same PCRs are quoted.
-            bank: Hash of the bank.
+            bank: Hash of the bank, such as "sha384".
         """
         client = self.vtpm.connect()
         with client.primary_key(ENDORSEMENT, ECC_AK) as key:

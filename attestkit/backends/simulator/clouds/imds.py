@@ -108,9 +108,10 @@ class SimulatedImds:
 
 
 def faulty_response(fault: str) -> ServiceResponse:
-    """Return the response of a service with a fault: imds_unavailable, _redirect, _huge or _slow.
+    """Return the response of a service with the fault `fault`.
 
-    That of `imds_slow` is long, so that a client notices between two reads that its time is up.
+    It is "imds_unavailable", "imds_redirect", "imds_huge" or "imds_slow", whose response is long,
+    so that a client notices between two reads that its time is up.
     """
     if fault == "imds_unavailable":
         return _error(503, "Service unavailable")

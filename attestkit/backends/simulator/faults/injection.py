@@ -149,7 +149,8 @@ class FaultInjector:
     def _backend_error(self, fault: Fault, step: str, number: int) -> BackendError:
         """Return the error of the real backend if its operation `step` fails with errno `number`.
 
-        Its text begins with the fault, in place of a path.
+        `step` is the name of a `configfs_files.Step`. The text begins with the fault, in place of
+        a path.
         """
         from attestkit.backends.tsm import configfs_files  # lazy: only needed for errors
 

@@ -37,7 +37,7 @@ def boot_output(devices: Sequence[DeviceEvidence]) -> bytes:
 
 
 def boot_payload(output: bytes, devices: int) -> bytes:
-    """Return the payload (JSON) of the event that measures `output`; `devices`: their number."""
+    """Return the payload (JSON) of the event that measures `output` about a number of `devices`."""
     payload = {
         "version": 2,
         "provider": "nvidia",

@@ -79,7 +79,7 @@ class GpuConfig(msgspec.Struct, frozen=True):
         return self.chosen_architecture == "HOPPER" and self.chosen_count == PROTECTED_GPUS
 
     def with_fault(self, fault: str) -> "GpuConfig":
-        """Return the configuration with a fault.
+        """Return the configuration with a fault, a key of `GPU_FAULTS` such as "nonce-other".
 
         Raises:
             UsageError: If the fault is unknown.

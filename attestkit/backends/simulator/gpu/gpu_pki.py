@@ -101,6 +101,7 @@ class GpuPki:
             label: Names the device in the derivation of its keys and its lasting identifier (PDI).
             model: Its model.
             device_key: Label of another device, whose key the DICE extension has (Hopper, LS10).
+                None: this device's own key.
         """
         if found := self._devices.get((label, model, device_key)):
             return found
@@ -153,10 +154,10 @@ class GpuPki:
         return self._issue(f"rim-l3/{model.product}", common_name, self.rim_ca(model))
 
     def rim_signer(self, model: DeviceModel, *, expired: bool = False) -> SignerCredentials:
-        """Return the key of the RIM signer of a product, and its certificates, leaf first.
+        """Return the key of the RIM signer of a product, and its certificates (DER), leaf first.
 
         Args:
-            model: Names the product.
+            model: Model of the product.
             expired: Whether the signer's certificate ended in 2024.
         """
         label = f"rim-signer/{model.product}"
@@ -268,7 +269,7 @@ _HOUR: Final = timedelta(hours=1)
 
 
 class ServedCertificate(NamedTuple):
-    """A certificate of which the OCSP responder knows the status."""
+    """A certificate (DER) with a status at the OCSP responder: good, if `fault` is None."""
 
     der: bytes
     issuer: CloudRoot

@@ -29,12 +29,12 @@ DEFAULT_SHAPE: Final = MachineShape(cpu_count=2, memory_size=2 << 30, qemu_versi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootFiles:
-    """Files that QEMU boots in a simulated guest, and the machine.
+    """Contents of files that QEMU boots in a simulated guest, and the machine.
 
     Attributes:
         firmware: Image of OVMF, with its variables.
         kernel: Linux kernel.
-        initrd: Initrd, if any.
+        initrd: Initrd; None: none.
         cmdline: Command line of the kernel.
         shape: The machine of a TD.
         acpi: Its ACPI tables. None: those that ship with attestkit; for machines without them, the
@@ -140,7 +140,7 @@ def tdx_vm_config(
     ovmf: str = OVMF_VARIANT,
     measurement: tuple[bytes, bytes] | None = None,
 ) -> str:
-    """Return the VM configuration of a TD (vm_config of the dstack guest agent API).
+    """Return the VM configuration of a TD: JSON, vm_config of the dstack guest agent API.
 
     Args:
         os_image_hash: Hash of the image, 32 bytes; may be empty.
@@ -163,11 +163,11 @@ def tdx_vm_config(
 
 
 def measured_vm_config(cloud: str, document: Mapping[str, object]) -> str:
-    """Return the VM configuration of a cloud's guest with the measurement document of its image.
+    """Return the VM configuration (JSON) of a cloud's guest with its image's measurement document.
 
     Args:
         cloud: `gcp` or `aws`.
-        document: Content of the document.
+        document: Content of the document, before CBOR encoding.
     """
     encoded = encode_cbor(document)
     checksums = checksum_list({f"measurement.{cloud}.cbor": encoded})

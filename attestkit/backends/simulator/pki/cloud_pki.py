@@ -102,7 +102,7 @@ def issue_ca(
 
 
 def make_root(derive: Derive, label: str, common_name: str, key: SigningKey) -> CloudRoot:
-    """Return a self-signed root of `key`, whose name has `common_name` and a mark: simulated.
+    """Return a self-signed root of `key`, whose name is `common_name`, marked as simulated.
 
     `label` names the root in the derivation of its serial number.
     """

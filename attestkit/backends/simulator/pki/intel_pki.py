@@ -112,7 +112,7 @@ class SimulatedPki:
         """Return a platform with a PCK certificate of this PKI.
 
         Args:
-            platform_id: Any text; the platform's key and identifiers are derived from it.
+            platform_id: Text from which the platform's keys and identifiers are derived.
 
         Raises:
             UsageError: If the id is empty, not ASCII, or contains a slash.

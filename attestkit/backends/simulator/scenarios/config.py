@@ -87,7 +87,7 @@ def _check_range(name: str, value: object, highest: int, lowest: int = 0) -> Non
 
 
 def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetime) -> None:
-    """Check the validity of certificates; raise UsageError if it is not one.
+    """Raise UsageError if a time of certificates is no aware datetime, or out of range or order.
 
     Args:
         config: Configuration with `not_before` and `not_after`.
@@ -108,7 +108,10 @@ def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetim
 
 
 def _check_update(name: str, moment: object) -> None:
-    """Raise UsageError if `moment`, the field `name` of collateral, is an invalid Unix time."""
+    """Raise UsageError if `moment`, the field `name` of collateral, is an invalid Unix time.
+
+    None is valid, and for the field "next_update" also a timedelta.
+    """
     if moment is not None and not (name == "next_update" and isinstance(moment, timedelta)):
         _check_range(name, moment, _LAST_SECOND, _FIRST_SECOND)
 

@@ -102,7 +102,7 @@ def _other_items(what: int) -> dict[int, bytes] | None:
 
 
 def _list_handles(state: TpmState, kind: int) -> dict[int, int] | None:
-    """Return the handles of the type `kind` (the first byte) by their key in the response's order.
+    """Return the handles of the type `kind`, their first byte, by their sort key: type and index.
 
     None for an unknown type.
     """

@@ -123,7 +123,7 @@ class CommandReader:
         return name
 
     def selections(self) -> list[Selection]:
-        """Read TPML_PCR_SELECTION."""
+        """Read TPML_PCR_SELECTION: pairs of a bank's hash and a bitmap, PCR p as bit 1 << p."""
         if (count := self.u32()) > MAX_BANKS:
             raise self.error(codes.RC_SIZE)
         return [self._selection() for _ in range(count)]

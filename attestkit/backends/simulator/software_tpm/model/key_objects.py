@@ -64,7 +64,7 @@ class PrimaryKeys:
         self.null_seed = null_seed
 
     def proof(self, hierarchy: int) -> bytes:
-        """Return the secret, 32 bytes, of a hierarchy, a handle, for its tickets and contexts."""
+        """Return the secret, 32 bytes, for tickets and contexts of a hierarchy, by its handle."""
         return hkdf_sha256(self._hierarchy_seed(hierarchy), b"proof", 32, _SALT)
 
     def _hierarchy_seed(self, hierarchy: int) -> bytes:

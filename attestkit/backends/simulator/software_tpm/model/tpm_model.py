@@ -60,8 +60,9 @@ class TpmModel:
         startup_locality: Locality of TPM2_Startup (0 or 3), or 4 for an H-CRTM: PCR 0 starts with
             it.
         started: Whether firmware has sent TPM2_Startup already.
-        identity: Manufacturer, vendor and firmware version that the TPM reports.
-        hooks: Behaviour that a platform adds.
+        identity: Manufacturer, vendor and firmware version that the TPM reports; None: the
+            defaults of `TpmIdentity`.
+        hooks: Behaviour that a platform adds; None: none.
         largest_index: Largest size in bytes of an NV index that a command may define.
         handle_offset: Added to the handles of transient keys and sessions, so that two TPMs can
             look like one.

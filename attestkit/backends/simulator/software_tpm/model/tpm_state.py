@@ -69,7 +69,7 @@ class PcrBanks:
         self.updates = PCR_COUNT - len(_NOT_COUNTED)
 
     def get(self, bank: str, pcr: int) -> bytes:
-        """Return the value of a PCR; UsageError if bank or PCR is unknown."""
+        """Return the value of PCR number `pcr` in `bank`; UsageError if one of them is unknown."""
         values = self.values.get(bank)
         if values is None:
             message = f"PCR bank: must be one of {', '.join(self.values)}, not {bank!r}"
@@ -155,7 +155,7 @@ class NvStorage:
     """NV indices by their handles.
 
     Args:
-        largest: Largest size of an index that a command may define.
+        largest: Largest size in bytes of an index that a command may define.
     """
 
     def __init__(self, largest: int) -> None:
@@ -223,7 +223,7 @@ class TpmState:
         identity: Manufacturer, vendor and firmware version that the TPM reports.
         clock: Returns seconds, monotonic.
         random: Returns a number of random bytes.
-        largest_index: Largest size of an NV index that a command may define.
+        largest_index: Largest size in bytes of an NV index that a command may define.
         handle_offset: Added to the handles of transient keys and sessions.
     """
 
