@@ -117,7 +117,7 @@ class SnpReporter(Protocol):
     """An SEV-SNP guest: it has reports instead of quotes, and no RTMRs."""
 
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
-        """Return a report over `report_data`, exactly 64 bytes.
+        """Return a report over `report_data`, exactly 64 bytes, and the host's certificates.
 
         Raises:
             AttestKitError: As for `Backend.get_quote`.

@@ -87,7 +87,8 @@ def _run_command(
 ) -> None:
     """Run the vendor command: the hypervisor replaces the request in an NV index by its response.
 
-    `secret` is the password of the index, `key` the endorsement key that salts the session.
+    `index` is the handle of the index, `secret` its password, `key` the endorsement key that salts
+    the session, `random` returns random bytes.
     """
     # Writing changes the name of the index, which enters the HMAC.
     name = client.nv_read_public(index).name

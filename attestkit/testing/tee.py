@@ -164,7 +164,7 @@ class SimulatedTee:
     def raw_quote(self, report_data: bytes = b"") -> bytes:
         """Return the unchecked quote or SNP report of the backend over `report_data`.
 
-        It has 0 to 64 bytes, and is zero-padded to 64.
+        Report data of 0 to 64 bytes are zero-padded to 64.
 
         Raises:
             UsageError: If `report_data` has more than 64 bytes, or the TEE is closed.

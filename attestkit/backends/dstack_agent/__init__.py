@@ -349,9 +349,9 @@ def _why_simulated(client: AgentClient, random: Callable[[int], bytes]) -> str:
 
 
 def _check_origin(response: AgentResponse, report_data: bytes) -> None:
-    """Raise an AttestKitError unless the quote in `response` is over `report_data` and Intel's.
+    """Raise an AttestKitError unless the quote in `response` is fresh and of Intel hardware.
 
-    Intel's: its signature chains to Intel's root certificate.
+    Fresh: it is over `report_data`. Of Intel hardware: its signatures chain to Intel's root.
     Checking the root certificate alone is not enough: simulators return captured quotes of hardware
     with replaced report data.
     """

@@ -116,7 +116,7 @@ class AgentClient:
         self._mount = ""  # of methods of v0
 
     def find_api(self) -> AgentApi:
-        """Return the agent's newest API, "v1" (`dstack.guest.v1`) or "v0"; only once by a request.
+        """Return the agent's newest API, "v1" (`dstack.guest.v1`) or "v0"; it is then remembered.
 
         Raises:
             BackendUnavailableError: If the agent has v1 without Version or refuses it, so it is not

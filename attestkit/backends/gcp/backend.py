@@ -331,8 +331,8 @@ class GcpTdGuest(GcpBackend):
         """Return the log of runtime events; every call returns the same object.
 
         Args:
-            version: How digests of events are computed, 1 or 2; None: as
-                `RegisterExtender.open_journal`.
+            version: How event digests are computed, 1 or 2 (see `runtime_preimage`). None: as
+                those of this boot's events, or 1 if there are none. Only the first call uses it.
 
         Raises:
             AttestKitError: As for the backend of the hardware.

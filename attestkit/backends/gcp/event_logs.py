@@ -58,7 +58,7 @@ def read_firmware_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) ->
 
 
 def read_digests(paths: KernelPaths, log: bytes) -> tuple[TpmEventDigest, ...]:
-    """Return PCR and SHA-256 digest of each record of `log` that extends a PCR.
+    """Return PCR and SHA-256 digest of each record of `log`, a TPM event log, that extends a PCR.
 
     `paths` is used in errors only.
 
@@ -111,7 +111,7 @@ class PcrJournal:
         return self._journal.path
 
     def locked(self) -> AbstractContextManager[None]:
-        """Return a context manager that holds the log's lock; see `RuntimeLog`."""
+        """Return a context manager that holds the log's lock; re-entrant within a thread."""
         return self._journal.locked()
 
     def events(self) -> tuple[Event, ...]:

@@ -28,9 +28,9 @@ DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
 
 
 def failed(path: object, problem: str, reason: BackendReason) -> BackendError:
-    """Return the error "`path`: `problem`" of a device or file.
+    """Return the error for a device or file that returned an error or an invalid response.
 
-    It returned an error or an invalid response.
+    Its text is "`path`: `problem`", and `reason` a stable word for programs.
     """
     return BackendError(f"{path}: {problem}", reason=reason, path=str(path))
 
@@ -38,20 +38,26 @@ def failed(path: object, problem: str, reason: BackendReason) -> BackendError:
 def unavailable(
     path: object, problem: str, reason: BackendUnavailableReason
 ) -> BackendUnavailableError:
-    """Return the error "`path`: `problem`" of a device or file.
+    """Return the error for a device or file that is missing or not accessible.
 
-    It is missing or not accessible.
+    Its text is "`path`: `problem`", and `reason` a stable word for programs.
     """
     return BackendUnavailableError(f"{path}: {problem}", reason=reason, path=str(path))
 
 
 def busy(path: object, problem: str, reason: BackendBusyReason) -> BackendBusyError:
-    """Return the error "`path`: `problem`" of a device or file that another request uses."""
+    """Return the error for a device or file that another request uses.
+
+    Its text is "`path`: `problem`", and `reason` a stable word for programs.
+    """
     return BackendBusyError(f"{path}: {problem}", reason=reason, path=str(path))
 
 
 def no_quote(path: object, problem: str, reason: QuoteUnavailableReason) -> QuoteUnavailableError:
-    """Return the error "`path`: `problem`" of a platform that returned no quote."""
+    """Return the error for a platform that returned no quote; `path` is its device or file.
+
+    Its text is "`path`: `problem`", and `reason` a stable word for programs.
+    """
     return QuoteUnavailableError(f"{path}: {problem}", reason=reason, path=str(path))
 
 
@@ -66,10 +72,10 @@ UNKNOWN: Final[Meaning] = (failed, "io_error", "undocumented error; see the kern
 
 
 def access_error(path: object, problem: str, error: OSError, remedy: str = "") -> BackendError:
-    """Return the error "`path`: `problem`" of a file that cannot be opened, read or written.
+    """Return the error for a file that cannot be opened, read or written.
 
-    The errno's symbol and text follow and, if permission is denied, the file's permissions.
-    `remedy`, with its own separator ("; run as root"), is appended if permission is denied.
+    Its text is "`path`: `problem`" and the errno of `error`; if permission is denied, also the
+    file's permissions and `remedy`, which has its own separator ("; run as root").
     """
     text = f"{problem} ({error_name(error)})"
     if error.errno in DENIED | {errno.EROFS}:

@@ -82,7 +82,7 @@ class KernelRelease(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "KernelRelease":
-        """Parse a release `text` such as `6.12.94+deb13-amd64` or `7.1-rc3`; any is accepted."""
+        """Parse a release such as `6.12.94+deb13-amd64` or `7.1-rc3`; any text is accepted."""
         found = re.match(r"(\d{1,5})\.(\d{1,5})(?:\.(\d{1,5}))?", text)
         if found is None:
             return cls(text, (0, 0, 0))

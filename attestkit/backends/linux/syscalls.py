@@ -33,19 +33,25 @@ _INTERRUPTIONS: Final = 100  # EINTRs that read_file ignores
 
 
 def ior(kind: str, number: int, size: int) -> int:
-    """Return `_IOR(kind, number, size)`: the kernel writes `size` bytes. `kind` is a character."""
+    """Return the ioctl number `_IOR(kind, number, size)`: the kernel writes `size` bytes.
+
+    `kind` is the letter of the driver.
+    """
     return _command(2, kind, number, size)
 
 
 def iow(kind: str, number: int, size: int) -> int:
-    """Return `_IOW(kind, number, size)`: the kernel reads `size` bytes. `kind` is a character."""
+    """Return the ioctl number `_IOW(kind, number, size)`: the kernel reads `size` bytes.
+
+    `kind` is the letter of the driver.
+    """
     return _command(1, kind, number, size)
 
 
 def iowr(kind: str, number: int, size: int) -> int:
-    """Return `_IOWR(kind, number, size)`: the kernel reads and writes `size` bytes.
+    """Return the ioctl number `_IOWR(kind, number, size)`: the kernel reads and writes the bytes.
 
-    `kind` is a character.
+    `kind` is the letter of the driver.
     """
     return _command(3, kind, number, size)
 

@@ -102,7 +102,7 @@ def _outcome(read: Callable[[], str]) -> dict[str, object]:
 
 
 def host_from_json(header: Mapping[str, Any]) -> RecordedHost | None:
-    """Return the description of the app in a header, or None if the header has none.
+    """Return the description of the app in a recording's header, or None if it has none.
 
     Raises:
         FormatError: If the description of the app is malformed.

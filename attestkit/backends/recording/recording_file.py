@@ -195,7 +195,7 @@ T = TypeVar("T")
 
 
 def header_field(header: Mapping[str, Any], key: str, kind: type[T]) -> T:
-    """Return the field `key` of a header; FormatError if its type is not `kind`."""
+    """Return the field `key` of a recording's header; FormatError if its type is not `kind`."""
     if not isinstance(found := header.get(key), kind):
         problem = f"must be {kind.__name__}, not {type(found).__name__}"
         raise FormatError(f"{key} of the header: {problem}", reason="wrong_type")

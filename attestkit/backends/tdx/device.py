@@ -127,7 +127,9 @@ class TdxDevice:
         return unavailable(self.path, text, "missing")
 
     def get_report(self, report_data: bytes) -> bytes:
-        """Return a TD report, 1024 bytes, over 64 bytes; only this machine can verify its MAC.
+        """Return a TD report, 1024 bytes, over `report_data`, exactly 64 bytes.
+
+        Only this machine can verify its MAC.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes.

@@ -39,7 +39,7 @@ def find_tpm_device(
         device: The node to use. None: `$TPM_DEVICE`, or else /dev/tpmrm0 or /dev/tpm0, the first
             that exists.
         paths: The kernel's paths; None: the default paths.
-        environment: The variables.
+        environment: Environment variables by name.
 
     Raises:
         BackendUnavailableError: If neither `device` nor the variable is set, and no node exists.
@@ -172,7 +172,7 @@ class TpmGuest:
     blocking = True
 
     def __init__(self, client: TpmClient, paths: KernelPaths) -> None:
-        """Take ownership of a TPM."""
+        """Take ownership of the TPM behind `client`; `paths` are those of the kernel."""
         self._client = client
         self._paths = paths
 

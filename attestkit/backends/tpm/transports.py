@@ -329,9 +329,9 @@ def malformed(path: str, error: FormatError) -> BackendError:
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Context manager: raise BackendError, which names the TPM `path`, for a FormatError.
+    """Context manager: raise BackendError, which names the TPM `path`, if code raises FormatError.
 
-    The code in it reads a response.
+    The code in its `with` block reads a response.
     """
     try:
         yield

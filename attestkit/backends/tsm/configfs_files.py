@@ -134,7 +134,7 @@ def translate_error(
         error: The OSError of that operation.
         path: The file or entry.
         platform: "tdx", "snp", or "" if it is not known yet.
-        permissions: Describes mode and owner of a path, and this process.
+        permissions: Returns a text with mode and owner of a path, and the user of this process.
     """
     number = error.errno or 0
     if step is Step.OPTION and number == errno.EINVAL:

@@ -338,7 +338,7 @@ class TsmClient:
     # -- entries -------------------------------------------------------------------------------
 
     def _in_fresh_entry(self, use: Callable[[str], _Result]) -> _Result:
-        """Call `use` with the path of a new entry, and remove the entry in any case."""
+        """Return the result of `use`, called with the path of a new entry; remove the entry."""
         failure = OSError(errno.EEXIST, "taken")
         for _ in range(_NAMES):
             name = f"attestkit-{self._system.pid()}-{self._system.random(16).hex()}"
