@@ -179,7 +179,7 @@ class AttestedServer:
         app: ASGI application; None: one that returns the body of each request, and the messages of
             a WebSocket.
         ra_tls: Whether the server is attested by an RA-TLS certificate instead of a document.
-        name: Name of the server in its document; None: none.
+        name: Name of the server in its document; None: no name.
         tee: Simulated TEE of the server, which the caller closes; None: a new one.
         resources: Folders, environment variables and server thread; None: new ones.
         options: Options of `SimulatedTee`, such as `scenario="tcb-OutOfDate"`; not with `tee`.

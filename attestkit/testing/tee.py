@@ -64,7 +64,7 @@ class SimulatedTee:
     Args:
         scenario: Name of a state of the platform or its endorsements, such as "tcb-OutOfDate";
             None: an up-to-date platform.
-        faults: Faults to inject, by name and count, such as "ebusy:3"; None: none.
+        faults: Faults to inject, by name and count, such as "ebusy:3"; None: no faults.
         quote_version: 4 or 5; None: that of the scenario, else 4.
         platform: "tdx", "snp", or a cloud's, such as "azure-snp"; None: that of the scenario, else
             "tdx".

@@ -34,7 +34,7 @@ class TpmReader(Cursor):
         self.subject: str = subject
 
     def error(self, problem: str, reason: FormatReason, offset: int) -> FormatError:
-        """Return the error for a value at the byte `offset`; `problem` says what is wrong."""
+        """Return the error for a value at the byte `offset`; `problem` describes the fault."""
         return FormatError(f"{self.subject}: {problem}", reason=reason, offset=offset)
 
     def u8(self) -> int:

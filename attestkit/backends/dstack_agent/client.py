@@ -161,7 +161,7 @@ class AgentClient:
 
         Args:
             method: Name of the method; methods of the API v1 begin with "v1/".
-            arguments: Members of the JSON object to send; None: none.
+            arguments: Members of the JSON object to send; None: an empty object.
 
         Raises:
             AttestKitError: As for `post`; also BackendError if the response is not a JSON object.

@@ -235,7 +235,7 @@ def _read_header(message: bytes, path: object) -> tuple[int, int]:
 
 
 def malformed(path: object, problem: str) -> BackendError:
-    """Return the error for a malformed response from `path`; `problem` says what is wrong."""
+    """Return the error for a malformed response from `path`; `problem` describes the fault."""
     return failed(path, f"malformed response: {problem}", "malformed_response")
 
 

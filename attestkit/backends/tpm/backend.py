@@ -44,7 +44,7 @@ class TpmBackend(TpmGuest):
         device: The device node. None: `$TPM_DEVICE`, or else /dev/tpmrm0 or /dev/tpm0.
         ak_handle: The persistent handle, a number or text such as 0x81010002. None:
             `$AA_TPM_AK_HANDLE`, or else 0x81010002.
-        ak_certificate: Certificate of the key (DER), which is sent with the evidence; None: none.
+        ak_certificate: Certificate of the key (DER), sent with the evidence; None: no certificate.
         bank: The quoted bank, all 24 PCRs of it: sha256, sha384 or sha512.
         logs: Whether evidence has the boot log and the IMA list, if this process can read them.
         root: The directory to use in place of `/`; None: `backends.find_kernel_paths()`.

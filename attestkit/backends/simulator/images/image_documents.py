@@ -34,7 +34,7 @@ class BootFiles:
     Attributes:
         firmware: Image of OVMF, with its variables.
         kernel: Linux kernel.
-        initrd: Initrd; None: none.
+        initrd: Initrd; None: no initrd.
         cmdline: Command line of the kernel.
         shape: The machine of a TD.
         acpi: Its ACPI tables. None: those that ship with attestkit; for machines without them, the

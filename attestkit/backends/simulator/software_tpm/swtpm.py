@@ -139,7 +139,7 @@ class TpmProxy:
     Args:
         tpm: The TPM behind the proxy, such as `SwtpmProcess`.
         seed: Seed of the model's keys, 32 bytes.
-        hooks: Behaviour that a platform adds; None: none.
+        hooks: Behaviour that a platform adds; None: no additions.
         sleep: Waits a number of seconds while swtpm is busy, in `read_pcr` and `provision_pcr`.
         random: Returns a number of random bytes, for nonces of the model.
     """

@@ -62,7 +62,7 @@ class TpmModel:
         started: Whether firmware has sent TPM2_Startup already.
         identity: Manufacturer, vendor and firmware version that the TPM reports; None: the
             defaults of `TpmIdentity`.
-        hooks: Behaviour that a platform adds; None: none.
+        hooks: Behaviour that a platform adds; None: no additions.
         largest_index: Largest size in bytes of an NV index that a command may define.
         handle_offset: Added to the handles of transient keys and sessions, so that two TPMs can
             look like one.
