@@ -188,7 +188,8 @@ class SimulatedTee:
             nonce: The verifier's nonce, 8 to 64 bytes, which is hashed into the report data.
             report_data: 64 bytes or, with `pad`, fewer.
             pad: Whether shorter report data are zero-padded.
-            gpu: Whether to enclose evidence of the GPUs, to which the report data commit.
+            gpu: Whether to enclose evidence of the GPUs, to which the report data commit. It needs
+                a nonce.
         """
         return self._attester.attest(nonce=nonce, report_data=report_data, pad=pad, gpu=gpu)
 

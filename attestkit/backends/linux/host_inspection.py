@@ -85,7 +85,7 @@ class Vsock(NamedTuple):
 class Platform(NamedTuple):
     """A cloud, or a TEE other than TDX and SEV-SNP.
 
-    `saw` is how it was detected, `advice` the backend to use: sentences for the user.
+    `saw` is how it was detected, `advice` which backend to use, if any: texts for the user.
     """
 
     name: str
