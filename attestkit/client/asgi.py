@@ -39,9 +39,10 @@ class Attested(DocumentEndpoint[AsgiApp]):
         tls: Path of the server's certificate in PEM, which is read again when it changes; or a list
             of paths, keys (SubjectPublicKeyInfo in DER) and SHA-256 hashes of keys. List a new key
             before the server uses it.
-        name: Name of the server for people, which the answer states; it is not verified.
+        name: Name of the server for people, which the answer states; it is not verified. None: no
+            name.
         hpke: X25519 public key of the server, 32 bytes, that the evidence names as well; clients
-            find it in `Proof.keys`.
+            find it in `Proof.keys`. None: no such key.
         signing: Public keys, at most 16, that verify the server's signatures; as `hpke`.
 
     Raises:

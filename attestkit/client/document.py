@@ -93,7 +93,11 @@ class AttestedDocument(NamedTuple):
 
 
 def statement_report_data(encoded: bytes) -> bytes:
-    """Return the 64 bytes of report data that evidence for an encoded statement must contain."""
+    """Return the 64 bytes of report data that evidence for a statement must contain.
+
+    Args:
+        encoded: The statement, as `encode_statement` returns it.
+    """
     return ReportData.bind(_TAG, encoded)
 
 
@@ -113,9 +117,10 @@ def encode_statement(
     Args:
         tls: SHA-256 of the SubjectPublicKeyInfo of each TLS key: 1 to 16 different ones.
         nonce: Nonce of the client, 32 bytes.
-        hpke: X25519 public key, 32 bytes.
+        hpke: X25519 public key of the server, 32 bytes; None leaves it out.
         signing: At most 16 keys that verify the server's signatures.
-        name: Name of the server: 1 to 256 characters, none of them a control character.
+        name: Name of the server: 1 to 256 characters, none of them a control character; None leaves
+            it out.
 
     Raises:
         UsageError: If an argument is not valid.
@@ -141,7 +146,7 @@ def encode_document(statement: bytes, evidence: bytes, certificates: Sequence[by
     """Return the JSON body of the answer to `GET /.well-known/attestkit?nonce=N`.
 
     Args:
-        statement: As `encode_statement` returns it.
+        statement: The JSON that `encode_statement` returns.
         evidence: Evidence over `statement_report_data(statement)`, as by `Attestation.to_bytes`.
         certificates: SEV-SNP only: certificates in DER of the key that signed the report (VCEK or
             VLEK), of its issuer, and the root.
@@ -232,7 +237,14 @@ def _read_statement(encoded: bytes) -> Statement:
 
 
 def _check_version(fields: Mapping[str, object]) -> None:
-    """Check that the member `version` is 1, or missing, which a later check refuses."""
+    """Check that the member `version` of a document is 1; a missing one is accepted here.
+
+    Args:
+        fields: Members of the document.
+
+    Raises:
+        FormatError: If `version` is not an integer, or not 1.
+    """
     version = fields.get("version", _VERSION)  # if missing, `AnswerObject.check` refuses it
     if type(version) is not int:
         raise FormatError("document: version: must be an integer", reason="wrong_type")
@@ -266,7 +278,16 @@ def _name(fields: AnswerObject) -> str:
 
 
 def _bytes_of(value: object, what: str, most: int) -> bytes:
-    """Decode canonical base64 of 1 to `most` bytes."""
+    """Decode canonical base64 of 1 to `most` bytes.
+
+    Args:
+        value: The base64 text, or what a member has in its place.
+        what: Name of the member, with which errors begin.
+        most: Maximum number of decoded bytes.
+
+    Raises:
+        FormatError: If `value` is not such a text.
+    """
     if isinstance(value, str) and len(value) > (most + 2) // 3 * 4:
         raise FormatError(f"{what}: over {most} bytes", reason="too_large")
     found = strict_json.from_base64(value, what)

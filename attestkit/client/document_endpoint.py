@@ -61,7 +61,8 @@ class TlsKeys:
     was replaced stays listed until that certificate expires, because the server may still use it.
 
     Args:
-        tls: See `TlsSource`.
+        tls: Path of a PEM file; or a list of such paths, keys (SubjectPublicKeyInfo in DER) and
+            SHA-256 hashes of keys (32 bytes).
         clock: Returns the time in seconds since 1970.
 
     Raises:
@@ -114,7 +115,10 @@ class _PemFile:
             raise FormatError(message, reason=error.reason) from error
 
     def refresh(self, now: float) -> None:
-        """Read the file again if it has changed; if that fails, its last keys remain."""
+        """Read the file again if it has changed; if that fails, its last keys remain.
+
+        Keys of replaced certificates that have expired at `now`, seconds since 1970, are dropped.
+        """
         try:
             stamp = _stamp(self._path)
             if stamp != self._stamp:
@@ -139,7 +143,7 @@ def _sources(tls: object) -> Iterable[AnyPath | bytes]:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """Return device, inode, size and modification time (ns) of a file, to detect a replacement."""
+    """Return device, inode, size and modification time (ns) of the file `path`, to detect edits."""
     found = Path(path).stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -155,8 +159,12 @@ def _read_file(path: str) -> dict[bytes, float]:
 def read_pem_keys(data: bytes) -> dict[bytes, float]:
     """Return the keys in a PEM file: that of the first certificate, and all blocks `PUBLIC KEY`.
 
-    The result maps SHA-256 hashes of SubjectPublicKeyInfo to the end of the certificate's validity
-    in seconds since 1970, or to 0 for a public key. A private key in the file is not decoded.
+    Args:
+        data: Content of the file. A private key in it is not decoded.
+
+    Returns:
+        End of the certificate's validity in seconds since 1970, or 0 for a public key, by the
+        SHA-256 of the key's SubjectPublicKeyInfo.
 
     Raises:
         FormatError: If the file has neither a certificate nor a public key, or one is malformed.
@@ -172,7 +180,11 @@ def read_pem_keys(data: bytes) -> dict[bytes, float]:
 
 
 def _key_hash(value: bytes) -> bytes:
-    """Return the SHA-256 of a SubjectPublicKeyInfo in DER; 32 bytes are returned as that hash."""
+    """Return the SHA-256 of `value`, a SubjectPublicKeyInfo in DER; or `value`, if it is 32 bytes.
+
+    Raises:
+        UsageError: If `value` is neither.
+    """
     if len(value) == _HASH_SIZE:
         return value
     try:
@@ -183,7 +195,11 @@ def _key_hash(value: bytes) -> bytes:
 
 
 def _spki_hash(spki: bytes) -> bytes:
-    """Return the SHA-256 of a SubjectPublicKeyInfo (RFC 5280, 4.1); FormatError if malformed."""
+    """Return the SHA-256 of `spki`, a SubjectPublicKeyInfo in DER (RFC 5280, 4.1).
+
+    Raises:
+        FormatError: If `spki` is malformed.
+    """
     outer = DerReader(spki)
     fields = outer.enter(SEQUENCE)
     outer.finish()
@@ -221,9 +237,10 @@ class DocumentEndpoint(Generic[App]):
     Args:
         app: The application that gets all other requests.
         tee: The TEE that makes evidence; the caller keeps it open.
-        tls: Certificates or keys of the server, see `TlsKeys`.
-        name: Name of the server for people, in the statement.
-        hpke: X25519 public key of the server in the statement, 32 bytes.
+        tls: Certificates or keys of the server, as for `TlsKeys`: a path, or a list of paths, keys
+            and hashes.
+        name: Name of the server for people, in the statement; None: no name.
+        hpke: X25519 public key of the server in the statement, 32 bytes; None: no such key.
         signing: Public keys in the statement that verify the server's signatures.
 
     Raises:
@@ -277,7 +294,10 @@ class DocumentEndpoint(Generic[App]):
         return future
 
     def _answer_blocking(self, method: str, query: bytes) -> Reply:
-        """Answer a request for evidence, which is made in the calling thread; see `_answer`."""
+        """Return the Reply to a request for evidence, which is made in the calling thread.
+
+        Arguments are those of `_answer`: the method, and the query string without "?".
+        """
         nonce = self._admit(method, query)
         if isinstance(nonce, Reply):
             return nonce
@@ -286,7 +306,15 @@ class DocumentEndpoint(Generic[App]):
         return future.result()
 
     def _admit(self, method: str, query: bytes) -> Reply | bytes:
-        """Return the nonce of an admitted request, or the reply that rejects it (405, 400, 503)."""
+        """Return the nonce of an admitted request, 32 bytes, or the Reply that rejects it.
+
+        The status is 405 unless the method is GET, 400 unless the query has one `nonce` of 64
+        lower-case hex digits, and 503 if too many requests wait.
+
+        Args:
+            method: Method of the request.
+            query: Its query string, percent-encoded, without "?".
+        """
         if method != "GET":
             return _error(405, "use GET", ("allow", "GET"))
         given = [part for part in query.split(b"&") if part.partition(b"=")[0] == b"nonce"]
@@ -298,7 +326,12 @@ class DocumentEndpoint(Generic[App]):
         return bytes.fromhex(found[1].decode())
 
     def _work(self, future: "Future[Reply]", nonce: bytes) -> None:
-        """Complete `future` with the document for a nonce, unless it was cancelled in the queue."""
+        """Complete `future` with the document for a nonce, unless it was cancelled in the queue.
+
+        Args:
+            future: Future of the Reply.
+            nonce: Nonce of the client, 32 bytes.
+        """
         try:
             with self._at_once:
                 if future.set_running_or_notify_cancel():

@@ -91,14 +91,14 @@ def connect(
 
     Args:
         url: Base URL of the server, `https://`.
-        policy: What is accepted: the path of a policy's file, an AppraisalPolicy, or a Verifier;
-            or a mapping of these by role of the machine, such as "gateway" and "model" ("*" for all
+        policy: What is accepted: the path of a policy's file, an AppraisalPolicy, or a Verifier; or
+            a mapping of these by role of the machine, such as "gateway" and "model" ("*" for all
             others). It must name app and OS image. The word "hardware-only" accepts any program on
             sound hardware; "first-use" accepts the programs of the first connection, and stores
             them in the file `pins`.
         service: Protocol by which the server shows evidence: one of `service_names()`, a `Service`,
             or "auto" to detect it.
-        model: Name of the AI model, for services that have several.
+        model: Name of the AI model, for services that have several; None names none.
         encrypt: Whether requests are also encrypted, inside of TLS, to a key that the evidence
             names.
         require: Requirements beside the policy; the defaults are the safe ones.
@@ -108,7 +108,8 @@ def connect(
             that need an API key for it. They are sent before the server is verified.
         pins: Path of the file in which `policy="first-use"` stores the accepted programs.
         server_ca: CA certificates of the server, the PEM text itself; None are those of the system.
-        proxy: URL of an HTTP proxy for tunnels (CONNECT); those of the environment are not used.
+        proxy: URL of an HTTP proxy for tunnels (CONNECT); None: direct connections, because proxies
+            of the environment are not used.
         max_age: Time after which the server is verified again.
         timeout: Limit in seconds for a connection, and for an answer with evidence.
         on_proof: Called with a Proof after each successful verification, and with a
@@ -157,7 +158,7 @@ def connect(
 
 
 async def aconnect(url: str, **options: object) -> "Endpoint":
-    """Call `connect` with these arguments in a thread, without blocking the event loop."""
+    """Call `connect(url, **options)` in a thread, without blocking the event loop."""
     given: dict[str, Any] = options
     return await asyncio.to_thread(connect, url, **given)
 
@@ -230,7 +231,8 @@ class Endpoint(EndpointClients):
 
         Args:
             answer: Response of httpx, httpx2 or requests, object of `openai`, or its id.
-            headers: Headers of the request for the signature, such as Authorization.
+            headers: Headers of the request for the signature, such as Authorization; None adds
+                none.
 
         Raises:
             ServiceError: If a valid signature of exactly these bytes is missing.

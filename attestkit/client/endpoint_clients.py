@@ -46,7 +46,7 @@ class EndpointClients(ABC):
 
     @abstractmethod
     def prove(self) -> Proof:
-        """Verify the server's attestation again, and return the proof; see `Endpoint.prove`."""
+        """Verify the server's attestation again, on a new connection, and return the proof."""
 
     @abstractmethod
     def _fetch(self, question: Question) -> bytes:
@@ -72,7 +72,10 @@ class EndpointClients(ABC):
     def async_client(
         self, *, http: "LibraryName | None" = None, **options: object
     ) -> "httpx.AsyncClient":
-        """Return an AsyncClient as `client` does, for asyncio."""
+        """Return an AsyncClient of httpx2 or httpx, for asyncio.
+
+        Arguments and errors are those of `client`: the library, and options of the client.
+        """
         made: httpx.AsyncClient = self._make("AsyncClient", self.async_transport, http, options)
         return made
 
@@ -95,7 +98,7 @@ class EndpointClients(ABC):
         Do not pass `mounts` or `proxy` to the client, which replace the transport.
 
         Args:
-            http: As for `client`.
+            http: `httpx` or `httpx2`; None: httpx2 if it is installed.
             limits: `Limits` of the library; None: 100 connections, of which 20 may be idle.
         """
         classes = http_transports(choose_library(http))
@@ -105,7 +108,10 @@ class EndpointClients(ABC):
     def async_transport(
         self, *, http: "LibraryName | None" = None, limits: object = None
     ) -> "httpx.AsyncBaseTransport":
-        """Return a transport for an `AsyncClient` that the caller creates; see `transport`."""
+        """Return a transport for an httpx (or httpx2) `AsyncClient` that the caller creates.
+
+        Arguments are those of `transport`: the library, and limits of connections.
+        """
         classes = http_transports(choose_library(http))
         made: httpx.AsyncBaseTransport = classes.asynchronous(**self._transport_options(limits))  # type: ignore[assignment] # as above
         return made
@@ -172,7 +178,11 @@ class EndpointClients(ABC):
         return made
 
     def async_openai(self, **options: object) -> "AsyncOpenAI":
-        """Return an `openai.AsyncOpenAI` as `openai` does."""
+        """Return an `openai.AsyncOpenAI` as `openai` does.
+
+        Args:
+            options: Options of the class, such as `api_key`.
+        """
         made: AsyncOpenAI = self._open_openai(options, asynchronous=True)
         return made
 
@@ -181,7 +191,15 @@ class EndpointClients(ABC):
         return pinned_context(self._prover, self._dialing.server_ca, webpki=webpki)
 
     def _open_openai(self, options: dict[str, Any], *, asynchronous: bool) -> Any:  # noqa: ANN401 - of a package that need not be there
-        """Return an `OpenAI` or `AsyncOpenAI`; it follows redirects to the same server only."""
+        """Return an `OpenAI` or `AsyncOpenAI`; it follows redirects to the same server only.
+
+        Args:
+            options: Keyword arguments of that class, such as `api_key`.
+            asynchronous: Whether to return an `AsyncOpenAI`.
+
+        Raises:
+            UsageError: If openai is not installed, or `options` have `base_url` or `http_client`.
+        """
         openai = _load_openai()
         if given := [name for name in _OWN if name in options]:
             message = f"{given[0]}: must be left out, because the endpoint sets it"
@@ -196,7 +214,12 @@ class EndpointClients(ABC):
         return made(base_url=self.url, http_client=client, **options)
 
     def _options(self, context: ssl.SSLContext, **more: object) -> dict[str, Any]:
-        """Return the arguments common to the transports of all HTTP libraries, and `more`."""
+        """Return the arguments common to the transports of all HTTP libraries, and `more`.
+
+        Args:
+            context: SSLContext of the transport's connections.
+            more: Further arguments, by name.
+        """
         return {
             "prover": self._prover,
             "context": context,
@@ -261,7 +284,11 @@ class EndpointClients(ABC):
         )
 
     def _renew(self, binding: Binding) -> None:
-        """Fetch single-use nonces or similar, if the next encrypted request needs new ones."""
+        """Fetch single-use nonces or similar, if the next encrypted request needs new ones.
+
+        Args:
+            binding: Key to which the request is encrypted.
+        """
         service: Any = self._appraiser.service
         if (renewal := getattr(service, "renewal", None)) is None:
             return

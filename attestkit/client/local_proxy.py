@@ -119,7 +119,7 @@ class LocalProxy:
             raise ConfigError(message, reason="in_use") from error
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        """Handle the events of uvicorn (ASGI 3)."""
+        """Forward HTTP requests, refuse WebSockets, and handle startup and shutdown (ASGI 3)."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
@@ -168,7 +168,7 @@ class LocalProxy:
 
 
 def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return the headers without the hop-by-hop ones (RFC 9110, 7.6.1)."""
+    """Return names and values of headers without the hop-by-hop ones (RFC 9110, 7.6.1)."""
     fields = [(name.lower(), value) for name, value in headers]
     named = {
         one.strip().lower()
@@ -180,7 +180,12 @@ def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, byt
 
 
 async def _pass_on(answer: Any, send: _Send) -> None:  # noqa: ANN401 - as above
-    """Forward an answer piece by piece; omit its end if the connection to the server is lost."""
+    """Forward an answer piece by piece; omit its end if the connection to the server is lost.
+
+    Args:
+        answer: Response of httpx or httpx2, whose body is not yet read.
+        send: Function of ASGI that takes the events of the response.
+    """
     headers = _end_to_end(answer.headers.raw)
     await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
     try:
@@ -193,7 +198,12 @@ async def _pass_on(answer: Any, send: _Send) -> None:  # noqa: ANN401 - as above
 
 
 async def _until_disconnect(work: Coroutine[Any, Any, None], receive: _Receive) -> None:
-    """Run a coroutine, and cancel it if the client disconnects."""
+    """Run `work`, and cancel it if the client disconnects.
+
+    Args:
+        work: Coroutine that sends the answer.
+        receive: Function of ASGI that returns the client's next event.
+    """
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(_disconnect(receive))
     try:
@@ -213,6 +223,9 @@ def _refusal(scope: _Scope) -> str | None:
     """Return why a request is refused; None if it is accepted.
 
     Refused are a different Host, a target that is not a path, and requests of web pages.
+
+    Args:
+        scope: ASGI scope of the request.
     """
     headers = dict(scope["headers"])
     host, port = scope["server"]

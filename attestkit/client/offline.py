@@ -46,8 +46,9 @@ def verify_proof(
 
     Args:
         bundle: The saved proof.
-        policy: As for `connect`, without "first-use". A Verifier with `pccs_url` fetches collateral
-            that the bundle lacks.
+        policy: What is accepted: a policy, Verifier or path of a policy's file, a mapping of these
+            by role of the machine, or "hardware-only". A Verifier with `pccs_url` fetches
+            collateral that the bundle lacks.
         service: The service that was used, if it is none of `service_names()`; None: the one that
             the bundle names.
         require: Requirements beside the policy.

@@ -43,10 +43,14 @@ class AnswerObject(dict[str, Any]):
         return self.get(name) is not None
 
     def check(self, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
-        """Check that all required members are there, and no unknown ones.
+        """Check that an object has all required members, and no unknown ones.
+
+        Args:
+            required: Names of members that must exist.
+            optional: Names of members that may exist.
 
         Raises:
-            FormatError: If one is missing (reason `missing`) or unknown (`unknown_field`).
+            FormatError: If a member is missing (reason `missing`) or unknown (`unknown_field`).
         """
         for name in required:
             if name not in self:
@@ -57,11 +61,11 @@ class AnswerObject(dict[str, Any]):
                 raise FormatError(message, reason="unknown_field")
 
     def object(self, name: str) -> "AnswerObject":
-        """Return a member that is an object."""
+        """Return the member `name`, which must be an object."""
         return AnswerObject(self._typed(name, dict, "an object"), f"{self.what}: {name}")
 
     def array(self, name: str, most: int, least: int = 0) -> list[Any]:
-        """Return a member that is a list of `least` to `most` items.
+        """Return the member `name`, which must be a list of `least` to `most` items.
 
         Raises:
             FormatError: If it has more (reason `too_many`), or fewer (`missing`).
@@ -74,7 +78,11 @@ class AnswerObject(dict[str, Any]):
         return value
 
     def objects(self, name: str, most: int, least: int = 0) -> "list[AnswerObject]":
-        """Return a member that is a list of objects; see `array`."""
+        """Return the member `name`, which must be a list of `least` to `most` objects.
+
+        Raises:
+            FormatError: As for `array`.
+        """
         found = []
         for at, item in enumerate(self.array(name, most, least)):
             if not isinstance(item, dict):
@@ -83,16 +91,16 @@ class AnswerObject(dict[str, Any]):
         return found
 
     def text(self, name: str) -> str:
-        """Return a member that is text."""
+        """Return the member `name`, which must be text."""
         value: str = self._typed(name, str, "text")
         return value
 
     def optional_text(self, name: str) -> str | None:
-        """Return a member that is text, null or missing."""
+        """Return the member `name`, which must be text; None if it is null or missing."""
         return self.text(name) if self.has(name) else None
 
     def constant(self, name: str, *values: str) -> str:
-        """Return a member that is one of the texts `values`.
+        """Return the member `name`, which must be one of the texts `values`.
 
         Raises:
             FormatError: If it is none of them (reason `unsupported`).
@@ -104,7 +112,11 @@ class AnswerObject(dict[str, Any]):
         return value
 
     def hex(self, name: str, size: int | None = None) -> bytes:
-        """Return a member in lowercase hex, of exactly `size` bytes if given, else at least one.
+        """Return the bytes of the member `name`, which must be lowercase hex.
+
+        Args:
+            name: Name of the member.
+            size: Required number of bytes; None: at least one.
 
         Raises:
             FormatError: If it is not lowercase hex (reason `encoding`), or has a wrong size.
@@ -115,9 +127,11 @@ class AnswerObject(dict[str, Any]):
         return strict_json.from_hex(text, f"{self.what}: {name}", size)
 
     def prefixed_hex(self, name: str, *sizes: int) -> bytes:
-        """Return a member in hex, with or without 0x; `sizes` are the allowed numbers of bytes.
+        """Return the bytes of the member `name`, which must be hex, with or without 0x.
 
-        Without sizes any number is allowed.
+        Args:
+            name: Name of the member.
+            sizes: Allowed numbers of bytes; if there are none, any number is allowed.
         """
         if not self.has(name):
             raise self.error(name, "missing", "missing")
@@ -128,14 +142,20 @@ class AnswerObject(dict[str, Any]):
         return found
 
     def base64(self, name: str) -> bytes:
-        """Return a member in canonical base64, which is not empty."""
+        """Return the bytes of the member `name`, which must be canonical base64 and not empty."""
         found = strict_json.from_base64(self.text(name), f"{self.what}: {name}")
         if not found:
             raise self.error(name, "must not be empty", "wrong_size")
         return found
 
     def error(self, name: str, problem: str, reason: "FormatReason") -> FormatError:
-        """Return a FormatError about the member `name`, whose text ends with `problem`."""
+        """Return a FormatError about a member, for the caller to raise.
+
+        Args:
+            name: Name of the member.
+            problem: End of the error's text.
+            reason: Reason of the error.
+        """
         return FormatError(f"{self.what}: {name}: {problem}", reason=reason)
 
     def _typed(self, name: str, kind: type, expected: str) -> Any:  # noqa: ANN401 - of the kind

@@ -120,6 +120,10 @@ def _check_gpu(claims: Claims, service: str) -> None:
 
     Evidence of GPUs is bound to the nonce alone. A relay of the answers of several machines could
     therefore leave it out of one, and send requests to that one.
+
+    Args:
+        claims: Claims of an answer.
+        service: Name of the service, for the text of errors.
     """
     own = [machine for machine in claims.machines if not machine.is_further]
     behind = [machine for machine in own if machine.role not in _GATEWAYS]
@@ -185,8 +189,8 @@ class Appraiser:
             seen: TLS peer of the connection that carries requests; None if evidence was requested
                 on a separate connection.
             now: Time of the verification, with a time zone.
-            collateral: That of each machine, in the order of the claims; None or a missing item is
-                that of the Verifier.
+            collateral: That of each machine, in the order of the claims; for None or a missing item
+                the Verifier uses its own.
 
         Raises:
             FormatError: If an answer or certificate is malformed.
@@ -274,10 +278,15 @@ class Appraiser:
     def _end(
         self, claims: Claims, machines: tuple[VerifiedMachine, ...], now: datetime
     ) -> datetime:
-        """Return the end of a proof: the earliest of `max_age`, the keys' end and collateral's.
+        """Return when a proof ends: `max_age` after `now`, or earlier with its keys or collateral.
+
+        Args:
+            claims: Claims with the end of the service's keys, if it states one.
+            machines: The verified machines, with the dates of their collateral.
+            now: Time of the verification, with a time zone.
 
         Raises:
-            VerificationError: If it has passed (reason `document_expired`).
+            VerificationError: If the end has passed (reason `document_expired`).
         """
         ends = [now + self.max_age]
         ends += [] if claims.valid_until is None else [claims.valid_until]
@@ -342,8 +351,12 @@ def _check_observed(bindings: Sequence[Binding], seen: ObservedPeer | None) -> N
 
     Services check it too, but those of callers might forget it.
 
+    Args:
+        bindings: Keys that the evidence names.
+        seen: TLS peer of the connection; None: nothing is checked.
+
     Raises:
-        ServiceError: If it names only different keys (reason `other_key`).
+        ServiceError: If the evidence names only different keys (reason `other_key`).
     """
     tls = [one for one in bindings if one.kind in TLS_KINDS]
     if seen is None or not tls:

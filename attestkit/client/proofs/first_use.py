@@ -103,11 +103,21 @@ class FirstUse:
     def _verify(
         self, role: str, verify: Callable[..., VerifiedMachine], kept: Mapping[str, str]
     ) -> VerifiedMachine:
-        """Verify one machine by its role's policy in `kept` (TOML texts by name).
+        """Verify one machine by the stored policy of its role, and return the result.
 
-        If `kept` is empty, this is the first use, and any program is accepted. The service, or an
-        attacker in its place, chooses the names of roles. A machine with a new role must therefore
-        run a program that was accepted at the first use.
+        The service, or an attacker in its place, chooses the names of roles. A machine with a new
+        role must therefore run a program that was accepted at the first use.
+
+        Args:
+            role: Role of the machine.
+            verify: Function that verifies its evidence; its argument is a `policy`, or None to
+                accept any program.
+            kept: Stored policies of this server and service, TOML texts by name; empty at the first
+                use, which accepts any program.
+
+        Raises:
+            ServiceError: If the program is another one than at the first use (reason `identity`).
+            AttestKitError: As `verify`.
         """
         name = self._name(role)
         if not kept:
@@ -135,9 +145,18 @@ class FirstUse:
         raise ServiceError(message, reason="identity") from failed
 
     def _remember(self, machines: Sequence[VerifiedMachine], known: Mapping[str, str]) -> bool:
-        """Store policies of new machines.
+        """Store policies of new machines in the file, unless its policies have changed meanwhile.
 
-        Return False, and store none, if the policies in the file are not `known` any more.
+        Args:
+            machines: Verified machines; those of a role in `known` are not new.
+            known: Policies of this server and service, by which the machines were verified: TOML
+                texts by name.
+
+        Returns:
+            False, and nothing is stored, if the file's policies are no longer `known`; else True.
+
+        Raises:
+            ServiceError: If evidence does not identify the program (reason `no_app`).
         """
         new = {
             name: AppraisalPolicy.from_evidence(machine.result)
@@ -173,7 +192,11 @@ class FirstUse:
             os.close(handle)
 
     def _own(self, kept: Mapping[str, str]) -> dict[str, str]:
-        """Return those policies of the file that are of this object's server and service."""
+        """Return those policies that are of this object's server and service.
+
+        Args:
+            kept: All policies of the file: TOML texts by name (`ORIGIN SERVICE ROLE`).
+        """
         return {name: text for name, text in kept.items() if name.startswith(self._name(""))}
 
     def _name(self, role: str) -> str:
@@ -196,8 +219,11 @@ class FirstUse:
 def read_pins(content: bytes) -> dict[str, str]:
     """Return the policies in a file of pins: TOML texts by name, `ORIGIN SERVICE ROLE`.
 
+    Args:
+        content: Content of the file, JSON.
+
     Raises:
-        FormatError: If the file's content is malformed.
+        FormatError: If the content is malformed.
     """
     if len(content) > MAX_FILE:
         raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes; remove some", reason="too_large")

@@ -94,7 +94,7 @@ class ProofBundle:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "ProofBundle":
-        """Decode the JSON of a bundle.
+        """Decode `text`, the JSON of a bundle, as `to_json` returns it.
 
         Raises:
             FormatError: If the bundle is malformed, over 64 MiB or not of version 1.
@@ -127,7 +127,7 @@ class ProofBundle:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ProofBundle":
-        """Read a bundle from a file of `save`.
+        """Read a bundle from the file `path`, which `save` wrote.
 
         Raises:
             UsageError: If the file cannot be read.
@@ -137,7 +137,7 @@ class ProofBundle:
         return load_document(path, MAX_FILE, cls.from_json, UsageError, "cannot_read")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON to a file with mode 0600, replacing an existing one atomically.
+        """Write the JSON to the file `path` with mode 0600, replacing an existing one atomically.
 
         Raises:
             UsageError: If the file cannot be written.
@@ -249,7 +249,10 @@ class Proof:
 
     @property
     def keys(self) -> Mapping[str, bytes]:
-        """Public keys of the service that its evidence names, by purpose: "signing-ed25519" ..."""
+        """Keys of the service that its evidence names, by purpose such as "signing-ed25519".
+
+        Raw public keys; of ECDSA signing keys, Ethereum addresses of 20 bytes.
+        """
         return self.claims.keys
 
     @property

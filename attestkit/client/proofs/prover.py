@@ -57,12 +57,13 @@ class Prover:
 
     Args:
         appraiser: Verifies what the service answers.
-        fetch: Sends a request for evidence on a new connection, for services whose
-            `Service.where` is "apart".
+        fetch: Sends a request for evidence on a new connection, for services whose `Service.where`
+            is "apart".
         seconds: Time limit for one request and its answer.
         now: Returns the current time, with a time zone.
         monotonic: Returns the seconds of a monotonic clock.
-        on_proof: See `OnProof`.
+        on_proof: Called with a Proof after a successful verification, with the error after a failed
+            one; None: not called.
     """
 
     def __init__(
@@ -112,7 +113,10 @@ class Prover:
 
     @property
     def generation(self) -> int:
-        """A number that changes when a proof has ended; see `ConnectionProver`."""
+        """A number that changes when a proof has ended.
+
+        Connections that were opened when it had a different value carry no new request.
+        """
         if self._monotonic() < self._next_end:
             return self._generation
         with self._lock:
@@ -120,13 +124,22 @@ class Prover:
             return self._generation
 
     def accepts(self, spki_sha256: bytes) -> bool:
-        """Return whether accepted evidence names a TLS key now; see `ConnectionProver`."""
+        """Return whether accepted evidence names a TLS key now; no request is sent.
+
+        Args:
+            spki_sha256: SHA-256 of the key's SubjectPublicKeyInfo, 32 bytes.
+        """
         with self._lock:
             self._drop_ended()
             return spki_sha256 in self._accepted or _ANY_KEY in self._accepted
 
     def check_open(self) -> None:
-        """Check that a connection may be opened; see `ConnectionProver`."""
+        """Check that a connection may be opened.
+
+        Raises:
+            UsageError: If `close` was called.
+            PeerRefusedError: If the server was refused several times in a row shortly before.
+        """
         with self._lock:
             if self._closed:
                 raise UsageError("endpoint: is closed; connect again", reason="closed")
@@ -162,7 +175,7 @@ class Prover:
         self._running = None
 
     def steps(self, peer: ObservedPeer | None, *, afresh: bool = False) -> Steps:
-        """Return the steps that verify the server of a connection; see `ConnectionProver`.
+        """Return the steps that verify the server of a connection, after its TLS handshake.
 
         Args:
             peer: Peer of the connection; None if evidence is requested on a separate one.
@@ -190,7 +203,12 @@ class Prover:
         return (yield from self._prove(peer, done))
 
     def _prove(self, peer: ObservedPeer | None, done: "Future[None]") -> Steps:
-        """Verify the server while other connections wait for `done`, which is always completed."""
+        """Yield the steps that verify the server; return whether the connection stays open.
+
+        Args:
+            peer: Peer of the connection; None if evidence is requested on a separate one.
+            done: Future that other connections wait for; it is always completed at the end.
+        """
         try:
             proof, reusable = yield from self._try(peer)
         except (UsageError, ConfigError):
@@ -208,9 +226,12 @@ class Prover:
         return reusable
 
     def _try(self, peer: ObservedPeer | None) -> Generator[Step, Any, tuple[Proof, bool]]:
-        """Return a new proof, and whether the connection stays open.
+        """Yield the steps of a new proof; return it, and whether the connection stays open.
 
         If `forget` was called meanwhile, the proof is discarded, and made once more.
+
+        Args:
+            peer: Peer of the connection; None if evidence is requested on a separate one.
         """
         while True:
             forgets = self._forgets
@@ -222,7 +243,15 @@ class Prover:
                 raise ReconnectError(message)
 
     def _make(self, peer: ObservedPeer | None) -> Generator[Step, Any, tuple[Proof, float, bool]]:
-        """Return a new proof, its time by the monotonic clock, and whether the connection stays."""
+        """Yield the steps of a new proof, without accepting its keys.
+
+        Args:
+            peer: Peer of the connection; None if evidence is requested on a separate one.
+
+        Returns:
+            The proof; the start of its verification, in seconds of the monotonic clock; whether the
+            connection stays open.
+        """
         appraiser = self._appraiser
         service, nonce = appraiser.service, secrets.token_bytes(NONCE_SIZE)
         questions = service.questions(nonce, appraiser.model)
@@ -239,7 +268,11 @@ class Prover:
     def _ask(
         self, questions: tuple[Question, ...]
     ) -> Generator[Step, Any, tuple[tuple[bytes, ...], bool]]:
-        """Send the requests on the connection; return the answers, and whether it stays open."""
+        """Send `questions` on the connection, one after the other.
+
+        Returns:
+            The bodies of the answers, in order, and whether the connection stays open.
+        """
         answers: list[bytes] = []
         reusable = True
         origin = self._appraiser.origin
@@ -299,7 +332,11 @@ class Prover:
         return True
 
     def _is_accepted(self, peer: ObservedPeer | None) -> bool:
-        """Return whether a peer's key is accepted now; the caller holds the lock."""
+        """Return whether a peer's key is accepted now; the caller holds the lock.
+
+        Args:
+            peer: Peer of a connection; None: whether any key is accepted.
+        """
         if _ANY_KEY in self._accepted:
             return True
         if peer is None:
@@ -323,7 +360,12 @@ class Prover:
         return _refused(f"verification failed ({type(error).__name__})", "internal")
 
     def _finish(self, done: "Future[None]", refusal: PeerRefusedError | None = None) -> None:
-        """Complete `done`: waiting connections continue, or get the refusal. Idempotent."""
+        """Complete `done`, for which other connections wait; a second call has no effect.
+
+        Args:
+            done: The future.
+            refusal: Error that those connections get; None: they continue.
+        """
         with self._lock:
             if self._running is None or self._running[1] is not done:
                 return

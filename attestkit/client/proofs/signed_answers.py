@@ -53,7 +53,12 @@ class SigningService(Protocol):
     """A service that signs its answers, or issues signed receipts of them."""
 
     def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
-        """Return the request for the signature of an answer."""
+        """Return the request for the signature of an answer.
+
+        Args:
+            answer: Identifier and hashes of the answer.
+            model: Name of the AI model; None if the caller named none.
+        """
         ...
 
     def check_signature(
@@ -157,7 +162,7 @@ class SignedAnswers:
         """Fetch and check the signature of an answer; return its signer, `model` or `gateway`.
 
         Args:
-            answer: As for `find`.
+            answer: A response of httpx, httpx2 or requests, an object of `openai`, or its id.
             proof: Proof with the service's keys.
             get: Sends a request to the attested server, and returns the response.
             sleep: Waits for a number of seconds, before a request is repeated.

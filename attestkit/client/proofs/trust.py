@@ -54,7 +54,8 @@ class Trust:
     """The Verifiers of a service's machines, one for each role such as "gateway" or "model".
 
     Args:
-        policy: See `Policy`.
+        policy: Policy, Verifier or path of a policy's file; or a mapping of these by role, "*" for
+            all others; or the word "hardware-only" or "first-use".
         options: Arguments of the Verifiers; without `collateral` and `pccs_url` collateral comes
             from Intel's service.
         clock: Returns the current time, with a time zone.
@@ -127,8 +128,8 @@ class Trust:
             machine: Role, evidence and expected report data of a machine.
             now: Time of the verification, with a time zone.
             gpu: Whether the evidence of its GPUs is verified.
-            collateral: Collateral in place of the Verifier's.
-            policy: Policy in place of that of the role.
+            collateral: Collateral in place of the Verifier's; None: the Verifier's.
+            policy: Policy in place of that of the role; None: that of the role.
 
         Raises:
             AttestKitError: As `Verifier.verify`; UsageError if no policy is for the role.
