@@ -63,14 +63,25 @@ class AciConstraint(OpenAnswer):
         self._digest, self._changed = keyset_digest, changed
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Return the request; if it is a POST of a prompt, with `provider.aci_verified` added."""
+        """Return the request; if it is a POST of a prompt, with `provider.aci_verified` added.
+
+        Args:
+            method: Method of the request, such as "POST".
+            target: Its path and query.
+            headers: Its headers, names and values.
+            body: Its whole body; empty if it has none.
+        """
         path = target.partition("?")[0]
         if method.upper() == "POST" and path.endswith(_PROMPTS):
             body = require_verified(body)
         return SealedRequest(method, target, headers, body, self, is_sealed=False)
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Return the headers unchanged; call `changed` if they have a different keyset digest."""
+        """Return the headers of an answer unchanged.
+
+        If they have a keyset digest other than `keyset_digest`, `changed` is called. `status` is
+        not used.
+        """
         del status
         named = [value.strip() for name, value in headers if name.lower() == _HEADER]
         if self._digest is not None and any(one != self._digest for one in named):
@@ -79,9 +90,11 @@ class AciConstraint(OpenAnswer):
 
 
 def require_verified(body: bytes) -> bytes:
-    """Return a JSON object with `provider.aci_verified` set to true.
+    """Return a request's JSON object with `provider.aci_verified` set to true.
 
-    A body that has this member already, or is not such an object, is returned as it is.
+    Args:
+        body: Body of the request. If it has that member already, or is not a JSON object, it is
+            returned as it is.
     """
     try:
         members = strict_json.read_object(body, "request")
@@ -126,11 +139,21 @@ class AciAssociatedData:
     """Associated data (AEAD) of ACI: purpose, algorithm, model, field, nonce, time as JSON."""
 
     def of_request(self, context: RequestContext, path: Path) -> bytes:
-        """Return the associated data of the field at `path` of a request."""
+        """Return the associated data of a field of a request.
+
+        Args:
+            context: Model, nonce, time and algorithm of the request.
+            path: Member names and list positions that lead to the field.
+        """
         return _encoded(_bound(context, _REQUEST, path))
 
     def of_answer(self, context: RequestContext, answer: Mapping[str, Any], path: Path) -> bytes:
         """Return the associated data of a field of an answer, or of an event of its stream.
+
+        Args:
+            context: Model, nonce, time and algorithm of the request.
+            answer: The decoded answer or event.
+            path: Member names and list positions that lead to the field.
 
         Raises:
             ServiceError: If the answer's `id` is not text, or a choice's `index` is not an integer
@@ -243,7 +266,17 @@ class AciSealing:
         self._note = note
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Encrypt a request; see `Sealing.seal`."""
+        """Encrypt a request; one without body is sent unencrypted.
+
+        Args:
+            method: Method of the request, such as "POST".
+            target: Its path and query.
+            headers: Its headers, names and values.
+            body: Its whole body; empty if it has none.
+
+        Raises:
+            ServiceError: As for `Sealing.seal`.
+        """
         if body:
             body = _restored(body)
         sealed = self._fields.seal(method, target, headers, body)
@@ -275,7 +308,11 @@ class AciOpener:
         return found
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes of the body, and return what can be decrypted, possibly nothing."""
+        """Return what the next bytes of the answer's body decrypt to; it may be empty.
+
+        Args:
+            data: The next bytes of the body, cut anywhere.
+        """
         if self.read_at_once and len(self._problem) <= MAX_PROBLEM:
             self._problem += data
         return self._fields.feed(data)
@@ -294,10 +331,16 @@ class AciOpener:
 
 
 def _restored(body: bytes) -> bytes:
-    """Return the request as the server restores it: compact JSON with `provider.aci_verified`.
+    """Return a request's body as the server restores it: compact JSON with `provider.aci_verified`.
 
     The server would decode a `content` whose text is a JSON array, so it is sent as a list of one
     text part.
+
+    Args:
+        body: JSON object of the request, with a member `model`.
+
+    Raises:
+        ServiceError: If `body` is malformed, or lacks the model (reason `sealing`).
     """
     with sealing_errors():
         members = strict_json.read_object(require_verified(body), "request")

@@ -59,6 +59,12 @@ class EhbpSealing:
         A request without body cannot be encrypted, and nor is its answer. It is sent unchanged,
         unless its URL has a query, which could contain a secret.
 
+        Args:
+            method: Method of the request, such as "POST".
+            target: Its path and query.
+            headers: Its headers, names and values.
+            body: Its whole body; empty if it has none.
+
         Raises:
             ServiceError: If the request has a query and no body, or the key is not valid.
         """
@@ -87,7 +93,11 @@ class EhbpSealing:
 
 class _AnswerWithoutRequestBody(protocol.UnsealedAnswer):
     def start(self, status: int, headers: protocol.Headers) -> protocol.Headers:
-        """Return the headers; raise ServiceError if they have a nonce of an encrypted answer."""
+        """Return the headers of the answer to a request without body, whatever the `status`.
+
+        Raises:
+            ServiceError: If `headers` state that the answer is encrypted (reason `sealing`).
+        """
         if any(name.lower() == _NONCE_HEADER for name, _ in headers):
             raise _refusal("the answer to a request without body must not be encrypted")
         return super().start(status, headers)
@@ -139,7 +149,12 @@ class EhbpOpener:
         return headers
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes of the body, and return what can be decrypted, possibly nothing.
+        """Return what the next bytes of the answer's body decrypt to; it may be empty.
+
+        An answer that is not encrypted is returned unchanged.
+
+        Args:
+            data: The next bytes of the body, cut anywhere.
 
         Raises:
             ServiceError: If a chunk is malformed or was changed, or is over 64 MiB.
@@ -217,7 +232,7 @@ class _Chunks:
             raise _refusal("the answer ended inside of a chunk")
 
     def _end_of_chunk(self, at: int) -> int | None:
-        """Return the offset of the end of the chunk at `at`; None while it is incomplete."""
+        """Return the offset of the end of the chunk at offset `at`; None while it is incomplete."""
         if len(self._data) < at + _LENGTH:
             return None
         size = int.from_bytes(self._data[at : at + _LENGTH], "big")
@@ -236,7 +251,7 @@ class _Chunks:
 
 
 def derive_answer_keys(secret: bytes, encapsulated: bytes, nonce: bytes) -> tuple[bytes, bytes]:
-    """Return key and first nonce of an answer, 32 and 12 bytes.
+    """Return the AES-256-GCM key and the first nonce of an answer, 32 and 12 bytes.
 
     Args:
         secret: 32 bytes exported by the HPKE context of the request.

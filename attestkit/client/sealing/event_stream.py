@@ -36,7 +36,10 @@ class EventSplitter:
         self._size = 0  # bytes of both
 
     def feed(self, data: bytes) -> list[StreamEvent]:
-        """Take some bytes, and return the events that they complete.
+        """Return the events that the next bytes of the stream complete.
+
+        Args:
+            data: The next bytes, cut anywhere; those of an incomplete event are kept.
 
         Raises:
             ServiceError: If an event is over 16 MiB, or not UTF-8 (reason `sealing`).
@@ -76,7 +79,10 @@ class EventSplitter:
 
 
 def _decode(lines: list[bytes]) -> StreamEvent | None:
-    """Return the event that consists of `lines`; None for comments and unknown fields only."""
+    """Return the event that consists of `lines`, without their line ends.
+
+    None if they are only comments and unknown fields.
+    """
     try:
         texts = [line.decode() for line in lines]
     except UnicodeDecodeError as error:
@@ -122,7 +128,7 @@ class EventStreamEnd:
         return self._is_last(bytes(self._line))
 
     def feed(self, data: bytes) -> None:
-        """Take some bytes of the stream, cut anywhere."""
+        """Take `data`, the next bytes of the stream, cut anywhere."""
         *lines, rest = data.replace(b"\r", b"").split(b"\n")
         for part in lines:
             self._keep(part)
@@ -137,7 +143,7 @@ class EventStreamEnd:
         self._line += part[: _LONGEST - len(self._line)]
 
     def _is_last(self, line: bytes) -> bool:
-        """Return whether the current event is a final one, now that this line is part of it."""
+        """Return whether the current event is a final one, now that `line` is part of it."""
         if not line or line.startswith(b":"):
             return self._last
         name, _, value = line.partition(b":")

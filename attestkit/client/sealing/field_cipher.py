@@ -60,7 +60,12 @@ class ClientKey(Secret):
     __slots__ = ("public_key", "secret")
 
     def __init__(self, public_key: bytes, secret: bytes) -> None:
-        """Store the public key as published, and the X25519 or secp256k1 scalar, 32 bytes."""
+        """Store the key pair.
+
+        Args:
+            public_key: The public key in the form that the protocol sends.
+            secret: The X25519 or secp256k1 scalar, 32 bytes.
+        """
         self.public_key: bytes = public_key
         self.secret: bytes = secret
 
@@ -77,7 +82,13 @@ class FieldCipher:
     __slots__ = ("_aead", "_curve", "_info", "_nonce_size", "key_size", "overhead")
 
     def __init__(self, curve: Curve, aead: Aead, info: bytes = b"") -> None:
-        """Choose the algorithms; `info` is the context string of HKDF, which `box` does not use."""
+        """Choose the algorithms.
+
+        Args:
+            curve: Curve of the public keys.
+            aead: Cipher.
+            info: Context string of HKDF; the cipher `box` does not use it.
+        """
         self._curve: Curve = curve
         self._aead: Aead = aead
         self._info: bytes = info
@@ -97,7 +108,10 @@ class FieldCipher:
         return ClientKey(k256_public_key(seed, compressed=False), seed)
 
     def check_key(self, public_key: bytes) -> None:
-        """Check that a public key is one of the curve, in the form that `Curve` defines.
+        """Check that a public key is one of the curve.
+
+        Args:
+            public_key: 32 bytes of Ed25519 or X25519, or 65 of secp256k1 (uncompressed SEC1).
 
         Raises:
             ServiceError: If it is not a valid key of the curve (reason `sealing`).
@@ -114,9 +128,10 @@ class FieldCipher:
         """Return a text encrypted to a public key: ephemeral key, nonce, ciphertext and tag.
 
         Args:
-            public_key: Key of the curve, in the form that `Curve` defines.
+            public_key: Key of the curve: 32 bytes of Ed25519 or X25519, or 65 of secp256k1
+                (uncompressed SEC1).
             plaintext: The text in UTF-8.
-            associated: Associated data, which `box` does not use.
+            associated: Associated data; the cipher `box` does not use them.
 
         Raises:
             ServiceError: If the key is not valid (reason `sealing`).
@@ -142,11 +157,16 @@ class FieldCipher:
             wipe(ephemeral)
 
     def open(self, key: ClientKey, sealed: bytes, associated: bytes = b"") -> bytes:
-        """Return the plaintext of `sealed`, a text that was encrypted to a key.
+        """Return the plaintext of a text that was encrypted to a key.
+
+        Args:
+            key: Key pair of the request whose answer has the text.
+            sealed: Ephemeral public key, nonce, ciphertext and tag.
+            associated: Associated data of the encryption.
 
         Raises:
-            ServiceError: If it is truncated, was changed, or was encrypted to a different key or
-                with different associated data (reason `sealing`).
+            ServiceError: If `sealed` is truncated, was changed, or was encrypted to a different key
+                or with different associated data (reason `sealing`).
         """
         if len(sealed) < self.overhead:
             message = f"encrypted text: must be {self.overhead} bytes or more, not {len(sealed)}"

@@ -66,7 +66,12 @@ def _texts(*names: str) -> dict[str, FieldKind]:
 
 
 def in_answers(*names: str) -> dict[str, FieldKind]:
-    """Map the patterns of text fields in answers (`message`, and `delta` of streams) to "text"."""
+    """Return the kind "text" for members of an answer's messages, by pattern.
+
+    Args:
+        names: Names of members of `choices[].message`, or in streams `choices[].delta`, such as
+            "content".
+    """
     return _texts(*(f"choices[].{part}.{name}" for part in ("message", "delta") for name in names))
 
 
@@ -177,6 +182,10 @@ class PhalaAssociatedData:
     def of_request(self, context: RequestContext, path: Path) -> bytes:
         """Return the associated data of the content of a message, or of a part of it.
 
+        Args:
+            context: Model, nonce, time and algorithm of the request.
+            path: Member names and list positions that lead to the field.
+
         Raises:
             ServiceError: If `path` is not such a field, or the model's name has a "|" (reason
                 `sealing`).
@@ -192,6 +201,11 @@ class PhalaAssociatedData:
 
     def of_answer(self, context: RequestContext, answer: Mapping[str, Any], path: Path) -> bytes:
         """Return the associated data of a field of a choice.
+
+        Args:
+            context: Model, nonce, time and algorithm of the request.
+            answer: The decoded answer, or event of its stream.
+            path: Member names and list positions that lead to the field.
 
         Raises:
             ServiceError: If `path` is not such a field, or model or id of the answer is not text or
@@ -234,7 +248,7 @@ def make_headers(
     """Return a function that returns the headers which describe an encrypted request.
 
     Args:
-        fixed: Headers with the same value in each request.
+        fixed: Headers with the same value in each request: names and values.
         prefix: Prefix of the names of the headers about algorithm and keys.
         algorithm: Whether the header `Signing-Algo` names the algorithm.
         bound: Whether headers state nonce and time of the request, which associated data contain.

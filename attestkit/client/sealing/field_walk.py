@@ -99,7 +99,11 @@ class RequestWalk(_Walk):
         self._seal_empty: bool = seal_empty
 
     def seal(self, document: Mapping[str, Any], seal: SealText) -> dict[str, Any]:
-        """Return the JSON object of a request with its fields encrypted by `seal`.
+        """Return the JSON object of a request with its fields encrypted.
+
+        Args:
+            document: The decoded request.
+            seal: Function of a field's path and text that returns the encrypted text.
 
         Raises:
             ServiceError: If a field with text is unknown, has a type that the protocol does not
@@ -147,12 +151,21 @@ class AnswerWalk(_Walk):
     """Decrypts the fields of answers, and refuses text that is not encrypted."""
 
     def __init__(self, table: FieldTable, allowed: frozenset[str]) -> None:
-        """Store the table of known fields; `allowed` are patterns of fields that may be open."""
+        """Store the table of known fields and its exceptions.
+
+        Args:
+            table: Known fields of the answer.
+            allowed: Patterns of fields that may be unencrypted, with all fields beneath them.
+        """
         self._table: FieldTable = table
         self._allowed: frozenset[str] = allowed
 
     def open(self, document: Mapping[str, Any], open_text: SealText) -> dict[str, Any]:
-        """Return the JSON object of an answer with its fields decrypted by `open_text`.
+        """Return the JSON object of an answer with its fields decrypted.
+
+        Args:
+            document: The decoded answer, or event of a stream.
+            open_text: Function of a field's path and encrypted text that returns the plaintext.
 
         Raises:
             ServiceError: If a field cannot be decrypted, or text is not encrypted (reason
@@ -190,7 +203,7 @@ class AnswerWalk(_Walk):
 
 
 def is_word(value: str) -> bool:
-    """Return whether text is a name or id: 1 to 256 letters, digits and characters `._:/@+-`."""
+    """Return whether `value` is a name or id: 1 to 256 letters, digits and characters `._:/@+-`."""
     return _TOKEN.fullmatch(value) is not None
 
 

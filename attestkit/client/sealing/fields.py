@@ -65,11 +65,22 @@ class AssociatedData(Protocol):
     """Associated data (AEAD), which bind an encrypted text to its request and to its field."""
 
     def of_request(self, context: RequestContext, path: Path) -> bytes:
-        """Return the associated data of the field of a request at `path`."""
+        """Return the associated data of a field of a request.
+
+        Args:
+            context: Model, nonce, time and algorithm of the request.
+            path: Member names and list positions that lead to the field.
+        """
         ...
 
     def of_answer(self, context: RequestContext, answer: Mapping[str, Any], path: Path) -> bytes:
-        """Return the associated data of the field at `path` of an answer, or event of a stream."""
+        """Return the associated data of a field of an answer, or of an event of a stream.
+
+        Args:
+            context: Model, nonce, time and algorithm of the request.
+            answer: The decoded answer or event.
+            path: Member names and list positions that lead to the field.
+        """
         ...
 
 
@@ -139,6 +150,12 @@ class FieldSealing:
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
         """Encrypt the fields of a request; one without body is unchanged, and so is its answer.
+
+        Args:
+            method: Method of the request, such as "POST".
+            target: Its path and query.
+            headers: Its headers, names and values.
+            body: Its whole body; empty if it has none.
 
         Raises:
             ServiceError: If it is not JSON for a known endpoint, does not name the model, or has
@@ -238,7 +255,14 @@ class FieldOpener:
         return [(name, value) for name, value in headers if name.lower() not in _DROPPED]
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes of the body, and return what can be decrypted, possibly nothing."""
+        """Return what the next bytes of the answer's body decrypt to; it may be empty.
+
+        JSON is decrypted as a whole by `finish`, a stream event by event. An answer that is not
+        encrypted is returned unchanged.
+
+        Args:
+            data: The next bytes of the body, cut anywhere.
+        """
         if not self.authenticated:
             return data
         if self._splitter is not None:
@@ -299,7 +323,14 @@ class FieldOpener:
 
 
 def _check_query(target: str) -> None:
-    """Check that a query has only names and numbers (`is_word`), because it is not encrypted."""
+    """Check that a query has only names and numbers (`is_word`), because it is not encrypted.
+
+    Args:
+        target: Path and query of the request.
+
+    Raises:
+        ServiceError: If the query has other text (reason `sealing`).
+    """
     query = target.partition("?")[2]
     pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
     if "#" in target or not all(not text or is_word(text) for pair in pairs for text in pair):

@@ -71,7 +71,18 @@ class KemSealing:
         self._take_nonce = take_nonce
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Encrypt a request, which becomes `POST /e2e/invoke`; see `Sealing.seal`."""
+        """Encrypt a request, which becomes `POST /e2e/invoke`.
+
+        Args:
+            method: Method of the request, such as "POST".
+            target: Its path and query.
+            headers: Its headers, names and values.
+            body: Its whole body; empty if it has none.
+
+        Raises:
+            ServiceError: If parts of the request cannot be encrypted, or no nonce is left (reason
+                `sealing`).
+        """
         members = _check_request(method, target, headers, body)
         streamed = members.get("stream") is True
         with sealing_errors():
@@ -97,7 +108,17 @@ class KemSealing:
 
 
 def _check_request(method: str, target: str, headers: Headers, body: bytes) -> dict[str, Any]:
-    """Return the members of a request; raise ServiceError if parts of it cannot be encrypted."""
+    """Check that all of a request can be encrypted; return the members of its JSON body.
+
+    Args:
+        method: Method, which must be POST.
+        target: Path; it must not have a query.
+        headers: Names and values; the body must not be compressed.
+        body: Whole body.
+
+    Raises:
+        ServiceError: If a part cannot be encrypted (reason `sealing`).
+    """
     if method.upper() != "POST" or "?" in target:
         problem = "must be POST without a query: nothing else can be encrypted"
         raise ServiceError(f"request: {problem}", reason="sealing")
@@ -115,7 +136,7 @@ def _check_request(method: str, target: str, headers: Headers, body: bytes) -> d
 def _with_response_key(body: bytes, key: bytes, *, is_first: bool) -> bytes:
     """Return the JSON object `body` with the base64 of `key` appended as `e2e_response_pk`.
 
-    `is_first`: the object has no other members. Its other bytes are unchanged.
+    `is_first` says that the object has no other members. The other bytes of `body` are unchanged.
     """
     member = f'"{_RESPONSE_KEY}":"{b64encode(key).decode()}"'
     text = body.rstrip(b" \t\r\n")[:-1]
@@ -138,7 +159,13 @@ class KemOpener:
         """Whether the answer is encrypted; an error of the service is not."""
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Check the headers of the answer; one with an error status is passed on unencrypted."""
+        """Check the headers of the answer, and return the headers for the caller.
+
+        An answer with a status other than 2xx is not encrypted, and is returned as received.
+
+        Raises:
+            ServiceError: If an encrypted answer is compressed, too (reason `sealing`).
+        """
         self.authenticated = 200 <= status < 300
         if not self.authenticated:
             return headers
@@ -152,7 +179,18 @@ class KemOpener:
         return [*kept, ("Content-Type", kind)]
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes of the body; return decrypted bytes of a stream, else none."""
+        """Return what the next bytes of the answer's body decrypt to; it may be empty.
+
+        A stream is decrypted line by line, any other answer as a whole by `finish`. An answer with
+        an error status is returned unchanged.
+
+        Args:
+            data: The next bytes of the body, cut anywhere.
+
+        Raises:
+            ServiceError: If a line cannot be decrypted, or the body is too large (reason
+                `sealing`).
+        """
         if not self.authenticated:
             return data
         self._size += len(data)
@@ -223,7 +261,11 @@ class KemOpener:
         return piece
 
     def _watch(self, piece: bytes) -> None:
-        """Look for the end marks of the API, which may be split between two pieces."""
+        """Note whether the stream has an end mark of the API: `[DONE]` or a `finish_reason`.
+
+        Args:
+            piece: The next decrypted bytes; a mark may be split between two pieces.
+        """
         window = self._tail + piece
         self._done_inside = self._done_inside or any(mark in window for mark in _DONE)
         self._ended = self._ended or self._done_inside or any(mark in window for mark in _REASON)
@@ -249,7 +291,15 @@ def _decoded(event: dict[str, Any], name: str) -> bytes:
 
 
 def _decrypt(key: bytes, sealed: bytes) -> bytes:
-    """Return the plaintext of `sealed`: a nonce of 12 bytes, and ChaCha20-Poly1305 ciphertext."""
+    """Return the plaintext of a part of an answer.
+
+    Args:
+        key: Key of ChaCha20-Poly1305, 32 bytes.
+        sealed: Nonce, 12 bytes, and ciphertext with its tag.
+
+    Raises:
+        ServiceError: If it cannot be decrypted (reason `sealing`).
+    """
     with sealing_errors(_ANSWER):
         return chacha20_decrypt(key, sealed[:IV_SIZE], sealed[IV_SIZE:])
 

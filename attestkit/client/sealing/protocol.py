@@ -45,15 +45,24 @@ class Opener(Protocol):
     """
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Check status and headers of the answer, and return the headers for the caller."""
+        """Check status and headers of the answer, and return the headers for the caller.
+
+        Args:
+            status: Status of the answer, such as 200.
+            headers: Its headers, names and values.
+        """
         ...
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes of the body, and return what can be decrypted, possibly nothing."""
+        """Return what the next bytes of the answer's body decrypt to; it may be empty.
+
+        Args:
+            data: The next bytes of the body, cut anywhere.
+        """
         ...
 
     def finish(self) -> bytes:
-        """Return the remaining bytes at the end of the body; refuse one that ends too early."""
+        """Return the last decrypted bytes of the body; refuse a body that ends too early."""
         ...
 
 
@@ -87,7 +96,11 @@ def sealing_errors(subject: str = "") -> Iterator[None]:
 
 
 def read_problem(body: bytes) -> Mapping[str, Any]:
-    """Return the members of an error body; empty if it is over 64 KiB or not a JSON object."""
+    """Return the members of the JSON object in an error's body.
+
+    Args:
+        body: Body of the answer; if it is over 64 KiB or not a JSON object, the result is empty.
+    """
     if len(body) > MAX_PROBLEM:
         return {}
     try:
@@ -97,7 +110,7 @@ def read_problem(body: bytes) -> Mapping[str, Any]:
 
 
 def key_problem(protocol: str) -> SealingKeyError:
-    """Return the error that the server does not have the key; `protocol` begins its text."""
+    """Return the error that the server does not have the key; its text begins with `protocol`."""
     message = (
         f"{protocol}: the server does not have the key to which the request was encrypted, as an "
         "unauthenticated answer states; call prove(), and send the request again if it may be "
@@ -112,7 +125,7 @@ class OpenAnswer:
     authenticated: bool = True
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Return `headers` unchanged."""
+        """Return `headers` of the answer unchanged, whatever the `status`."""
         del status
         return headers
 
@@ -135,7 +148,13 @@ class Sealing(Protocol):
     """Encrypts requests to a key that the server's accepted evidence names."""
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Encrypt a request, given with its path and query (`target`) and whole body.
+        """Encrypt a request; return it as it is sent, with the Opener of its answer.
+
+        Args:
+            method: Method of the request, such as "POST".
+            target: Its path and query.
+            headers: Its headers, names and values.
+            body: Its whole body; empty if it has none.
 
         Raises:
             ServiceError: If it has content that cannot be encrypted (reason `sealing`).
