@@ -37,9 +37,11 @@ def bound(
     Args:
         path: Path and query of the request; `{nonce}` stands for the nonce, 64 hex digits. Without
             it the evidence shows possession of the key only.
-        evidence: See `ReadEvidence`. If it raises an error, the server is refused.
-        report_data: See `ReadReportData`. It has to use the observed key, never one that the body
-            names, and the nonce, if there is one.
+        evidence: Function that returns the evidence in the body of the answer, an Attestation or
+            its bytes. If it raises an error, the server is refused.
+        report_data: Function of the observed TLS peer, the nonce (32 bytes) and the body that
+            returns the 64 bytes of report data. It has to use the observed key, never one that the
+            body names, and the nonce, if there is one.
         name: Name of the service.
 
     Raises:
@@ -62,17 +64,34 @@ class BoundService:
         self._path, self._evidence, self._report_data = path, evidence, report_data
 
     def recognizes(self, host: str) -> bool:
-        """Return False: only a caller that passes the service uses it."""
+        """Return False, whatever `host` is: only a caller that passes the service uses it."""
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the request for `path` of `bound`, with the nonce in it."""
+        """Return the request for `path` of `bound`, with the nonce in hex in it.
+
+        Args:
+            nonce: Nonce of the client, 32 bytes.
+            model: Not used.
+        """
         return (Question(self._path.replace(_NONCE, nonce.hex())),)
 
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims that the caller's functions find; see `Service.read`."""
+        """Return the claims that the caller's functions find; the evidence is verified later.
+
+        Args:
+            answers: Body of the only answer.
+            nonce: Nonce that was sent, 32 bytes.
+            seen: TLS peer of the connection; None is an error.
+            model: Not used.
+
+        Raises:
+            FormatError: If a function of the caller fails.
+            ServiceError: If `seen` is None (reason `no_channel`).
+            UsageError: If the report data are not 64 bytes.
+        """
         if seen is None:
             message = f"{self.name}: needs the TLS certificate of the server to check its evidence"
             raise ServiceError(message, reason="no_channel")

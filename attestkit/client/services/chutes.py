@@ -62,7 +62,11 @@ class NoncePool:
         self._nonces, self._ends = list(nonces), ends
 
     def has_left(self, now: float) -> bool:
-        """Return whether a nonce can be taken."""
+        """Return whether a nonce is left, and the pool has not expired.
+
+        Args:
+            now: Time, by the clock that determined the end of the pool.
+        """
         return now < self._ends and bool(self._nonces)
 
     def take(self, now: float) -> str:
@@ -85,7 +89,8 @@ class ChutesService:
     """Chutes: evidence comes over a separate connection; requests are encrypted to an instance.
 
     Args:
-        api_key: Key of the user, without "Bearer", which the service requires for evidence.
+        api_key: Key of the user, without "Bearer", which the service requires for evidence; None
+            sends none.
         chutes: Ids of chutes by name of model; instead of a name, a model may be given as the
             chute's id.
         now: Clock of the nonces, in seconds.
@@ -114,6 +119,10 @@ class ChutesService:
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         """Return the requests: evidence, which takes long, then keys and nonces, which expire.
 
+        Args:
+            nonce: Nonce of the client, 32 bytes.
+            model: The chute, by name or UUID.
+
         Raises:
             UsageError: If `model` is neither a UUID nor a name in `chutes`.
         """
@@ -123,6 +132,9 @@ class ChutesService:
 
     def pool_question(self, model: str | None) -> Question:
         """Return the request for the keys and new nonces of a chute's instances.
+
+        Args:
+            model: The chute, by name or UUID.
 
         Raises:
             UsageError: If `model` is neither a UUID nor a name in `chutes`.
@@ -134,7 +146,10 @@ class ChutesService:
         return Question(target, () if key is None else (("Authorization", f"Bearer {key}"),))
 
     def chute_id(self, model: str | None) -> str:
-        """Return the UUID of the chute that is named or given by `model`.
+        """Return the UUID of a chute.
+
+        Args:
+            model: Its name in `chutes`, or the UUID itself; None is an error.
 
         Raises:
             UsageError: If it is missing, or neither a UUID nor a name in `chutes`.
@@ -150,10 +165,20 @@ class ChutesService:
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of evidence and instances; see `Service.read`.
+        """Return the claims of evidence and instances; the evidence is verified later.
 
-        An instance that has a key and no evidence, or the reverse, is left out. The TLS key of the
-        API is not bound to any evidence.
+        An instance that has a key and no evidence, or the reverse, is left out. The nonces of the
+        others are stored.
+
+        Args:
+            answers: Bodies of two answers: evidence, then keys and nonces of the instances.
+            nonce: Nonce that was sent, 32 bytes.
+            seen: Not used: the TLS key of the API is not bound to any evidence.
+            model: Not used.
+
+        Raises:
+            FormatError: If an answer is malformed.
+            ServiceError: If no instance has both evidence and a key (reason `no_attestation`).
         """
         keys, pools = self._read_instances(answers[1])
         entries = _read_entries(read_answer_object(answers[0], "Chutes evidence"), "evidence")
@@ -199,7 +224,9 @@ class ChutesService:
         return self.pool_question(model)
 
     def renew(self, answer: bytes) -> None:
-        """Store the nonces in the answer to the request of `renewal`, for instances of known key.
+        """Store the nonces in `answer`, the JSON that the request of `renewal` returned.
+
+        Instances whose key is not known are left out.
 
         Raises:
             FormatError: If the answer is malformed.
@@ -212,6 +239,11 @@ class ChutesService:
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> KemSealing:
         """Return the Sealing that encrypts requests to the instance with the key of `binding`.
+
+        Args:
+            claims: Not used.
+            binding: Key of an instance, of kind "kem".
+            model: The chute, by name or UUID.
 
         Raises:
             UsageError: If `model` is neither a UUID nor a name in `chutes`.
@@ -262,7 +294,14 @@ def _read_key(entry: AnswerObject) -> _Key:
 
 
 def _machine(instance: str, entry: AnswerObject, nonce: bytes, key: _Key) -> Machine:
-    """Return the machine of an instance, with the report data that bind nonce and key."""
+    """Return the machine of an instance, with the report data that bind nonce and key.
+
+    Args:
+        instance: UUID of the instance.
+        entry: Its evidence in the answer.
+        nonce: Nonce that was sent, 32 bytes.
+        key: Key of the instance, from the other answer.
+    """
     quote = entry.base64("quote")
     half = sha256(read_path_certificate(entry.base64("certificate")).spki)
     if not entry.get("gpu_evidence"):

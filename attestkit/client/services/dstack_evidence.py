@@ -27,9 +27,10 @@ def read_dstack_evidence(
     """Return the evidence: a TDX quote with its event log, or the quote alone without a log.
 
     Args:
-        quote: The TDX quote.
-        event_log: A list of events, the JSON text of one, or None.
-        vm_config: dstack's VM configuration: JSON text, an object, or None.
+        quote: The raw TDX quote.
+        event_log: A list of events, its JSON text, or None if the answer has none.
+        vm_config: dstack's VM configuration: JSON text, its decoded object, or None if the answer
+            has none.
         what: Name of the answer, with which errors begin.
 
     Raises:
@@ -56,13 +57,13 @@ def check_app_compose(evidence: Attestation | bytes, app_compose: object, what: 
     accepted, and nothing is known about it.
 
     Args:
-        evidence: As `read_dstack_evidence` returns it.
-        app_compose: Text of the document, or None.
+        evidence: TDX quote with its event log, or the raw quote alone.
+        app_compose: Text of the document, or None if the answer has none.
         what: Name of the answer, with which errors begin.
 
     Raises:
-        FormatError: If the app compose is not text, or differs from the measured one
-            (reason `inconsistent`), or the quote is malformed.
+        FormatError: If the app compose is not text, or differs from the measured one (reason
+            `inconsistent`), or the quote is malformed.
     """
     if app_compose is None:
         return
@@ -85,7 +86,9 @@ def check_app_compose(evidence: Attestation | bytes, app_compose: object, what: 
 def app_id_of(evidence: Attestation | bytes, what: str) -> bytes | None:
     """Return the app id in the event log; None without one. Authentic once the log is verified.
 
-    `what` is the name of the answer, with which errors begin.
+    Args:
+        evidence: TDX quote with its event log, or the raw quote alone, which has no log.
+        what: Name of the answer, with which errors begin.
 
     Raises:
         FormatError: If the log has several app ids, or is malformed.
@@ -99,7 +102,7 @@ def boot_event(evidence: Attestation | bytes, name: str, what: str) -> bytes | N
     Later events are the app's, which could imitate those of the boot.
 
     Args:
-        evidence: As `read_dstack_evidence` returns it; a quote alone has no events.
+        evidence: TDX quote with its event log, or the raw quote alone, which has no events.
         name: Name of the event, such as `app-id`.
         what: Name of the answer, with which errors begin.
 

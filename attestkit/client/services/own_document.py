@@ -20,11 +20,15 @@ class OwnDocument:
     where: ClassVar[Where] = "wire"
 
     def recognizes(self, host: str) -> bool:
-        """Return False: any host may be such a server."""
+        """Return False, whatever `host` is: any host may be such a server."""
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         """Return the request for evidence, `GET /.well-known/attestkit?nonce=N`.
+
+        Args:
+            nonce: Nonce of the client, 32 bytes.
+            model: Must be None: such a server has no models to choose from.
 
         Raises:
             UsageError: If a model is named.
@@ -38,7 +42,14 @@ class OwnDocument:
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of the answer, a document; see `Service.read`.
+        """Return the claims of the answer, a document; its evidence is verified later.
+
+        Args:
+            answers: Body of the only answer.
+            nonce: Nonce that was sent, 32 bytes.
+            seen: TLS peer of the connection, whose key must be one of those in the document; None:
+                the key is not compared.
+            model: Not used.
 
         Raises:
             FormatError: If document or evidence is malformed.
@@ -61,7 +72,16 @@ class OwnDocument:
 
 
 def _bindings(tls: tuple[bytes, ...], seen: ObservedPeer | None) -> tuple[Binding, ...]:
-    """Return the TLS keys of the server, that of the connection first; it must be one of them."""
+    """Return bindings to the TLS keys of the server, that of the connection first.
+
+    Args:
+        tls: SHA-256 of the SubjectPublicKeyInfo of each key.
+        seen: TLS peer of the connection, whose key must be one of them; None: the order is that of
+            `tls`.
+
+    Raises:
+        ServiceError: If the key of the connection is not one of them (reason `other_key`).
+    """
     if seen is not None:
         observed = seen.spki_sha256
         if not any(hmac.compare_digest(key, observed) for key in tls):

@@ -25,17 +25,26 @@ class RaTls:
     where: Where = "handshake"
 
     def recognizes(self, host: str) -> bool:
-        """Return False: it is detected by its certificate, not by its host name."""
+        """Return False, whatever `host` is: the service is detected by the certificate."""
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return no request: the evidence is in the certificate."""
+        """Return no request, because the evidence is in the certificate.
+
+        `nonce` and `model` are not used.
+        """
         return ()
 
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of the certificate.
+        """Return the claims of the certificate; its evidence is verified later.
+
+        Args:
+            answers: Not used: there are none.
+            nonce: Not used: the evidence is older than it.
+            seen: TLS peer of the connection, with the certificate; None is an error.
+            model: Not used.
 
         Raises:
             FormatError: If certificate or evidence are malformed.
@@ -90,7 +99,13 @@ class OtherRaTls(RaTls):
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of the certificate; see `Service.read`.
+        """Return the claims of the certificate; its evidence is verified later.
+
+        Args:
+            answers: Not used: there are none.
+            nonce: Not used: the evidence is older than it.
+            seen: TLS peer of the connection, with the certificate; None is an error.
+            model: Not used.
 
         Raises:
             FormatError: If certificate, evidence or claims are malformed.

@@ -57,17 +57,31 @@ class SecretVmService:
         return host.lower().endswith(_DOMAIN)
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the requests for CPU evidence and, if required, that of GPUs."""
+        """Return the requests for CPU evidence and, if required, that of GPUs.
+
+        Neither contains `nonce` or `model`.
+        """
         targets = ("/cpu", "/gpu") if self._gpu else ("/cpu",)
         return tuple(Question(target, origin=self._origin) for target in targets)
 
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of the answers; see `Service.read`.
+        """Return the claims of the answers; the evidence is verified later.
 
-        Report data are the hash of a TLS key and the nonce of the GPU evidence. With `seen`, the
-        key must be that of the connection; without it, connections are compared later.
+        Report data are the hash of a TLS key and the nonce of the GPU evidence.
+
+        Args:
+            answers: Bodies of the answers: CPU evidence and, if required, GPU evidence.
+            nonce: Not used: the service takes none.
+            seen: TLS peer of the connection, whose key must be the attested one; None: connections
+                are compared later.
+            model: Not used.
+
+        Raises:
+            FormatError: If an answer is malformed.
+            ServiceError: If the evidence is not about the key of the connection (reason
+                `other_key`), or not bound to the GPUs (`no_gpu`).
         """
         evidence, report_data = _read_cpu(answers[0])
         key = report_data[:_HASH]
@@ -82,10 +96,14 @@ class SecretVmService:
 
 
 def _kinds(key: bytes, seen: ObservedPeer | None) -> tuple[BindingKind, ...]:
-    """Return whether `key` hashes SPKI (newer images) or certificate; both without a peer.
+    """Return the kinds of binding to a TLS key: by its SPKI (newer images) or by its certificate.
+
+    Args:
+        key: SHA-256 in the report data, 32 bytes: of SubjectPublicKeyInfo or certificate.
+        seen: TLS peer of the connection; None: which of them is not known, and both are returned.
 
     Raises:
-        ServiceError: If it is the hash of neither (reason `other_key`).
+        ServiceError: If `key` is the hash of neither (reason `other_key`).
     """
     if seen is None:
         return ("tls-spki", "tls-certificate")
@@ -98,7 +116,17 @@ def _kinds(key: bytes, seen: ObservedPeer | None) -> tuple[BindingKind, ...]:
 
 
 def _read_cpu(answer: bytes) -> tuple[bytes, bytes]:
-    """Decode a TDX quote in hex or an SNP report in base64; return it and its report data."""
+    """Decode a TDX quote in hex or an SEV-SNP report in base64.
+
+    Args:
+        answer: The text, with white space at its ends.
+
+    Returns:
+        Raw quote or report, and its report data (64 bytes).
+
+    Raises:
+        FormatError: If the answer is malformed.
+    """
     if len(answer) > MAX_CPU_ANSWER:
         raise FormatError(f"{_CPU}: {len(answer)} bytes, over {MAX_CPU_ANSWER}", reason="too_large")
     try:
@@ -119,7 +147,17 @@ def _read_cpu(answer: bytes) -> tuple[bytes, bytes]:
 
 
 def _read_gpu(answer: bytes, report_data: bytes) -> GpuBinding:
-    """Return the evidence of GPUs, whose nonce must be the one in the CPU's report data."""
+    """Return the evidence of GPUs, whose nonce must be the one in the CPU's report data.
+
+    Args:
+        answer: JSON of the GPU evidence.
+        report_data: Report data of the CPU's evidence: hash of a TLS key, then the nonce, 32 bytes
+            each.
+
+    Raises:
+        ServiceError: If the report data have no nonce (reason `no_gpu`).
+        FormatError: If the answer is malformed, or has a different nonce.
+    """
     stated = read_answer_object(answer, _GPU).hex("nonce", _HASH)
     nonce = report_data[_HASH:]
     if not any(nonce):

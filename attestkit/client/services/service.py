@@ -131,11 +131,15 @@ class Service(Protocol):
 
     @property
     def where(self) -> Where:
-        """How the service sends its evidence; see `Where`."""
+        """How the service sends its evidence: `wire`, `apart` or `handshake`.
+
+        `wire` is on the connection that carries requests, `apart` on a separate one, `handshake` in
+        the TLS certificate.
+        """
         ...
 
     def recognizes(self, host: str) -> bool:
-        """Return whether a host name is known as this service's; no request is sent."""
+        """Return whether the host name `host` is known as this service's; no request is sent."""
         ...
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
@@ -162,7 +166,7 @@ class Service(Protocol):
             answers: Bodies, in the order of the questions.
             nonce: Nonce that was sent, 32 bytes.
             seen: TLS peer of the connection; None if `where` is "apart".
-            model: As in `questions`.
+            model: Name of the AI model; None if the caller named none.
 
         Raises:
             FormatError: If an answer is malformed.

@@ -68,15 +68,29 @@ class AciService:
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the request for the report; `model` is not used: one report is for all models."""
+        """Return the request for the report, which has `nonce` (32 bytes) in hex.
+
+        `model` is not used: one report is for all models.
+        """
         return (Question(f"/v1/aci/attestation?nonce={nonce.hex()}"),)
 
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of a report; see `Service.read`.
+        """Return the claims of a report; its evidence is verified later.
 
         Digest and statement are computed from the keyset; those in the report are only compared.
+
+        Args:
+            answers: Body of the only answer.
+            nonce: Nonce that was sent, 32 bytes.
+            seen: TLS peer of the connection, whose key must be in the keyset, if that has TLS keys;
+                None: the key is not compared.
+            model: Not used.
+
+        Raises:
+            FormatError: If the report is malformed.
+            ServiceError: If the report is not for this nonce and TLS key, or names no key.
         """
         report = read_answer_object(answers[0], _WHAT)
         report.constant("api_version", API_VERSION)
@@ -109,7 +123,13 @@ class AciService:
         )
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> AciSealing:
-        """Return the Sealing that encrypts requests to the key of `binding`."""
+        """Return the Sealing that encrypts requests to the key of `binding`.
+
+        Args:
+            claims: Not used.
+            binding: Key of kind "fields", X25519 or secp256k1.
+            model: The only model that requests may name; None for any.
+        """
         return AciSealing(binding.key, model=model, note=self._restored.put)
 
     def amending(self, claims: Claims | None, changed: Callable[[], object]) -> AciConstraint:
@@ -124,7 +144,12 @@ class AciService:
         return AciConstraint(digest, changed)
 
     def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
-        """Return the request for the receipt of an answer; it needs the API key of the request."""
+        """Return the request for the receipt of an answer; it needs the API key of the request.
+
+        Args:
+            answer: Identifier and hashes of the answer.
+            model: Not used.
+        """
         return Question(f"/v1/aci/receipts/{quote(answer.identifier, safe='')}")
 
     def check_signature(
@@ -134,6 +159,12 @@ class AciService:
 
         The receipt of a gateway must state that the serving machine was verified. Errors are those
         of `check_receipt`.
+
+        Args:
+            document: The receipt, JSON.
+            answer: Identifier and hashes of the answer and its request.
+            claims: Claims with the keys of the service, whose evidence was accepted.
+            model: The AI model that must have answered; None for any.
         """
         keys = {
             name.removeprefix(RECEIPT_KEY): key
@@ -190,7 +221,18 @@ def _check_restated(
 
 
 def _read_evidence(attestation: AnswerObject, evidence: AnswerObject) -> Attestation | bytes:
-    """Return the evidence, which must be of a dstack guest: ACI defines no other format."""
+    """Return the evidence, which must be of a dstack guest: ACI defines no other format.
+
+    Args:
+        attestation: Member `attestation` of the report.
+        evidence: Member `evidence` of that.
+
+    Returns:
+        TDX quote with event log, or the raw quote alone if there is no log.
+
+    Raises:
+        FormatError: If a member is malformed, or the app-compose document is not the measured one.
+    """
     attestation.constant("tee_type", "tdx")
     raw = evidence.hex("quote")
     found = read_dstack_evidence(raw, evidence.get("event_log"), evidence.get("vm_config"), _WHAT)
@@ -199,7 +241,13 @@ def _read_evidence(attestation: AnswerObject, evidence: AnswerObject) -> Attesta
 
 
 def _capabilities(report: AnswerObject) -> tuple[list[object], Literal["direct", "gateway"]]:
-    """Return the supported versions of field encryption, and "direct" or "gateway"."""
+    """Return the supported versions of field encryption, and the kind of the service.
+
+    The kind is "direct" if the service itself runs the model, else "gateway".
+
+    Args:
+        report: The report, which states both.
+    """
     capabilities = report.object("service_capabilities")
     versions = capabilities.array("supported_e2ee_versions", _MAX_VERSIONS)
     # Any other value counts as an aggregator.
@@ -210,13 +258,16 @@ def _capabilities(report: AnswerObject) -> tuple[list[object], Literal["direct",
 def _tls_bindings(
     keyset: aci_keyset.Keyset, seen: ObservedPeer | None, is_of: str
 ) -> tuple[Binding, ...]:
-    """Return the binding to the observed TLS key; without a peer, to all TLS keys of the keyset.
+    """Return the binding to the observed TLS key; empty if the keyset has no TLS keys.
 
-    Empty if the keyset has no TLS keys. `is_of` is the owner of the keys, as in `Binding`.
+    Args:
+        keyset: The keyset of the service.
+        seen: TLS peer of the connection; None: the result has all TLS keys of the keyset.
+        is_of: Owner of the keys, as in `Binding`.
 
     Raises:
-        ServiceError: If the keyset has TLS keys, but not the observed one for its host
-            (reason `other_key`).
+        ServiceError: If the keyset has TLS keys, but not the observed one for its host (reason
+            `other_key`).
     """
     if seen is None:
         return tuple(Binding("tls-spki", key.spki_sha256, is_of) for key in keyset.tls_keys)

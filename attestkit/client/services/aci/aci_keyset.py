@@ -57,7 +57,11 @@ class Keyset(NamedTuple):
     tls_keys: tuple[TlsKey, ...]
 
     def report_data(self, nonce: bytes) -> bytes:
-        """Return the 64 bytes of report data that evidence for the keyset and a nonce must have."""
+        """Return the 64 bytes of report data that evidence for the keyset and a nonce must have.
+
+        Args:
+            nonce: Nonce of the client, 32 bytes.
+        """
         statement = canonical_json(
             {"keyset_digest": self.digest_text, "nonce": nonce.hex(), "purpose": _STATEMENT}
         )
@@ -71,6 +75,9 @@ class Keyset(NamedTuple):
 
 def read_keyset(members: AnswerObject) -> Keyset:
     """Decode the keyset of an answer.
+
+    Args:
+        members: Member `workload_keyset` of the answer.
 
     Raises:
         FormatError: If it is malformed, has unknown members, a key id twice, or over 64 keys of a
@@ -107,7 +114,7 @@ def _receipt_keys(members: AnswerObject) -> dict[str, bytes]:
 
 
 def _e2ee_keys(members: AnswerObject) -> dict[str, bytes]:
-    """Return the first encryption key of each algorithm in a keyset."""
+    """Return the first encryption key of each algorithm in a keyset, by the algorithm's name."""
     found: dict[str, bytes] = {}
     for entry in members.objects("e2ee_public_keys", MAX_KEYS):
         suite = entry.text("algo")
@@ -157,11 +164,11 @@ def check_custody(
     Args:
         evidence: Member `evidence` of the answer, with `key_custody`.
         keyset: The keyset of the answer.
-        app_id: App id in the event log, 20 bytes.
+        app_id: App id in the event log, 20 bytes; None, if the log has none, is an error.
         kms_roots: Root keys that the user trusts, 33 bytes each.
 
     Raises:
-        FormatError: If `key_custody` is missing or malformed.
+        FormatError: If `key_custody` or the app id is missing or malformed.
         ServiceError: If it is for a key that is not in the keyset, or the chain does not lead to a
             trusted root (reason `signature`).
     """
@@ -201,7 +208,15 @@ def _check_chain(
 
 
 def _link(link: object) -> bytes:
-    """Return r, s and recovery id (0 to 3), 65 bytes, from hex; Ethereum's ids begin at 27."""
+    """Return one signature of a chain, 65 bytes: r, s and the recovery id (0 to 3).
+
+    Args:
+        link: The signature in hex, with or without 0x; its recovery id may begin at 27, as in
+            Ethereum.
+
+    Raises:
+        FormatError: If `link` is not such a text.
+    """
     text = link.removeprefix("0x") if isinstance(link, str) else link
     found = strict_json.from_hex(text, f"{_CUSTODY}: signature_chain", 65)
     if found[64] >= _RECOVERY_BASE:
@@ -246,7 +261,11 @@ class Receipt(NamedTuple):
 
 
 def check_receipt(document: bytes, expected: ExpectedAnswer) -> Receipt:
-    """Check the receipt of an answer.
+    """Check the receipt of an answer, and return its content.
+
+    Args:
+        document: The receipt, JSON as received.
+        expected: Keys, hashes, identifier and model that the receipt must have.
 
     Raises:
         FormatError: If the receipt is malformed.
@@ -277,7 +296,15 @@ def check_receipt(document: bytes, expected: ExpectedAnswer) -> Receipt:
 
 
 def _check_signature(members: AnswerObject, keys: Mapping[str, bytes]) -> None:
-    """Check a receipt's Ed25519 signature over its other members, in canonical JSON."""
+    """Check a receipt's Ed25519 signature over its other members, in canonical JSON.
+
+    Args:
+        members: The receipt.
+        keys: Ed25519 keys of the keyset, 32 bytes each, by key id.
+
+    Raises:
+        ServiceError: If the signature is not valid by one of `keys` (reason `signature`).
+    """
     signature = members.hex("signature", 64)
     key_id = members.text("key_id")
     if (key := keys.get(key_id)) is None:
@@ -295,7 +322,19 @@ def _events(members: AnswerObject) -> list[AnswerObject]:
 
 
 def _check_hashes(events: list[AnswerObject], expected: ExpectedAnswer) -> bytes:
-    """Compare a receipt's hashes of request and answer with the expected; return the request's."""
+    """Compare a receipt's hashes of request and answer with the expected ones.
+
+    Args:
+        events: Events of the receipt, which have the hashes.
+        expected: Hashes of the request as it was sent or restored, and of the answer.
+
+    Returns:
+        SHA-256 of the request's body as the service received it, 32 bytes.
+
+    Raises:
+        FormatError: If a hash is missing, or occurs twice.
+        ServiceError: If a hash differs (reason `signature`).
+    """
     found = []
     for kind, hashed, what in (
         (_RECEIVED, expected.request_sha256, "request"),
@@ -314,6 +353,14 @@ def _verified_session(events: list[AnswerObject], *, required: bool) -> str | No
     """Return the session id in a receipt's last verification: that of the machine that served.
 
     Earlier verifications may have failed: they are of machines that the gateway tried first.
+
+    Args:
+        events: Events of the receipt.
+        required: Whether a receipt without a verification is an error; otherwise the result is
+            None.
+
+    Raises:
+        ServiceError: If the verification is missing, or failed (reason `signature`).
     """
     checks = [event for event in events if event["type"] == _VERIFIED]
     if not checks:

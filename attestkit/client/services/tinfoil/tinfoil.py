@@ -46,6 +46,11 @@ class _SealedToEnclave:
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> EhbpSealing:
         """Return the Sealing that encrypts requests to the enclave's key, that of `binding`.
 
+        Args:
+            claims: Not used.
+            binding: Key of kind "hpke": X25519, 32 bytes.
+            model: Not used.
+
         Raises:
             ServiceError: If `binding` is not of kind `hpke`.
         """
@@ -74,14 +79,26 @@ class Tinfoil(_SealedToEnclave):
         return any(host == domain or host.endswith(f".{domain}") for domain in _DOMAINS)
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the request for the document; documents of v2 do not contain the nonce."""
+        """Return the request for the document; documents of v2 do not contain the nonce.
+
+        Args:
+            nonce: Nonce of the client, 32 bytes.
+            model: Not used.
+        """
         require_size("nonce", nonce, NONCE_SIZE)
         return (Question(f"{_TARGET}?nonce={nonce.hex()}"),)
 
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of a document; see `Service.read`.
+        """Return the claims of a document; its evidence is verified later.
+
+        Args:
+            answers: Body of the only answer.
+            nonce: Nonce that was sent, 32 bytes.
+            seen: TLS peer of the connection, whose key must be the one in the document; None: the
+                key is not compared.
+            model: Not used.
 
         Raises:
             FormatError: If the document is malformed, or its parts contradict each other.
@@ -113,17 +130,27 @@ class TinfoilBundle(_SealedToEnclave):
         self.domain: str = domain
 
     def recognizes(self, host: str) -> bool:
-        """Return False: a document from the enclave itself is preferred."""
+        """Return False, whatever `host` is: a document from the enclave itself is preferred."""
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the request for the bundle of the router."""
+        """Return the request for the bundle of the router.
+
+        `nonce` and `model` are not used.
+        """
         return (Question("/attestation", origin=_BUNDLES),)
 
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of a bundle; see `Service.read`.
+        """Return the claims of a bundle; its evidence is verified later.
+
+        Args:
+            answers: Body of the only answer.
+            nonce: Not used: bundles contain none.
+            seen: TLS peer of the connection, whose key must be the one in the bundle; None: the key
+                is not compared.
+            model: Not used.
 
         Raises:
             FormatError: If the bundle is malformed, or document and certificate contradict each
@@ -150,8 +177,11 @@ class BundleContent(NamedTuple):
 def read_tinfoil_bundle(answer: bytes) -> BundleContent:
     """Decode a bundle of atc.tinfoil.sh, and compare its document and certificate.
 
-    The certificate's DNS names spell the HPKE key and the hash of the document, so that they are
-    in public logs of certificates, too.
+    The certificate's DNS names spell the HPKE key and the hash of the document, so that they are in
+    public logs of certificates, too.
+
+    Args:
+        answer: The bundle, JSON as received.
 
     Raises:
         FormatError: If the bundle is malformed, or the certificate does not have its domain, TLS
@@ -230,7 +260,7 @@ def _canonical(host: str) -> str:
 
 
 def _names_of(certificate: bytes) -> tuple[str, ...]:
-    """Return the DNS names of a peer's certificate; none if it cannot be read.
+    """Return the DNS names of a peer's certificate (DER); none if it cannot be read.
 
     They identify the router of Tinfoil also under a host name that is not its usual one.
     """

@@ -59,7 +59,7 @@ class DocumentKeys(NamedTuple):
 
 
 def read_section(section: bytes, name: str) -> list[AnswerObject]:
-    """Return the items of a decoded section, whose ids are unique.
+    """Return the items of a section of a document; their ids are unique.
 
     Args:
         section: JSON, exactly as it is hashed.
@@ -76,7 +76,7 @@ def read_section(section: bytes, name: str) -> list[AnswerObject]:
 
 
 def read_keys(section: bytes) -> DocumentKeys:
-    """Return the keys of the decoded section `crypto_material`.
+    """Return the keys in `section`, the JSON of `crypto_material`, exactly as it is hashed.
 
     Raises:
         FormatError: If it is malformed, or the TLS or HPKE key has a wrong format or size.
@@ -122,7 +122,17 @@ def read_collateral(members: AnswerObject) -> tuple[bytes, ...]:
 def _unique_items(
     members: AnswerObject, name: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> list[AnswerObject]:
-    """Return the objects of a list, with exact members and unique ids."""
+    """Return the objects of a list, with exact members and unique ids.
+
+    Args:
+        members: Object that has the list.
+        name: Name of the list in it.
+        required: Names of members that each object must have.
+        optional: Names of members that it may have; others are refused.
+
+    Raises:
+        FormatError: If the list or an object is malformed, or an `id` is empty or occurs twice.
+    """
     items = members.objects(name, MAX_ITEMS)
     seen: set[str] = set()
     for item in items:
@@ -240,7 +250,16 @@ def _read_june(answer: bytes, members: AnswerObject, nonce: bytes) -> TinfoilDoc
 
 
 def _check_signature(answer: bytes, certificate: Certificate, signature: bytes) -> None:
-    """Check `signature`, over `answer` with an empty text as the member "signature"."""
+    """Check the ECDSA signature (SHA-256) in a document.
+
+    Args:
+        answer: The document as received; it is signed with an empty text as the member "signature".
+        certificate: Certificate of the key.
+        signature: r and s in DER.
+
+    Raises:
+        ServiceError: If the signature is not valid (reason `signature`).
+    """
     text = answer.decode().rstrip("\n")
     start, end = member_spans(text)["signature"]
     signed = f'{text[:start]}""{text[end:]}'.encode()
@@ -278,7 +297,16 @@ def _read_august(answer: bytes, members: AnswerObject, nonce: bytes) -> TinfoilD
 
 
 def _read_challenge(members: AnswerObject, nonce: bytes) -> bytes:
-    """Return the stated report data, 64 bytes, after a check of algorithm and nonce."""
+    """Return the report data that a document states, 64 bytes.
+
+    Args:
+        members: Members of the document.
+        nonce: Nonce that was sent, 32 bytes; the stated one must equal it.
+
+    Raises:
+        FormatError: If the challenge is malformed, or has an unknown algorithm.
+        ServiceError: If the stated nonce differs (reason `nonce_echo`).
+    """
     challenge = members.object("challenge")
     challenge.check(("nonce", "report_data", "report_data_algorithm"))
     challenge.constant("report_data_algorithm", REPORT_DATA_ALGORITHM)
@@ -312,7 +340,15 @@ def _check_echo(echo: bytes, nonce: bytes) -> None:
 
 
 def _report_data_of(evidence: bytes, platform: str) -> bytes:
-    """Return the report data of evidence, which must be of the stated platform."""
+    """Return the report data of evidence, 64 bytes.
+
+    Args:
+        evidence: SEV-SNP report or TDX quote.
+        platform: Stated platform: `sev-snp`, or else it must be a quote of TDX.
+
+    Raises:
+        FormatError: If the evidence is malformed, or of a different platform.
+    """
     if platform == "sev-snp":
         return SnpReport.parse(evidence).report_data
     quote = Quote.parse(evidence)

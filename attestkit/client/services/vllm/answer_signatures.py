@@ -87,7 +87,16 @@ def check_answer_signature(
 
 
 def _check_text(text: str, answer: AnswerRecord, model: str | None) -> None:
-    """Check the signed text, `[model:]request hash:answer hash`; the model may have colons."""
+    """Check the signed text, `[model:]request hash:answer hash`, with hashes in hex.
+
+    Args:
+        text: The signed text; the model's name in it may have colons.
+        answer: The expected hashes.
+        model: The expected name, if the text has one; None for any.
+
+    Raises:
+        ServiceError: If a hash or the name differs (reason `signature`).
+    """
     *front, request, response = ["", *text.rsplit(":", 2)][-3:]
     for what, stated, expected in (
         ("request", request, answer.request_sha256),
@@ -110,7 +119,16 @@ def _signer(members: AnswerObject) -> Signer:
 
 
 def _keys(claims: Claims, signer: Signer, algorithm: str) -> list[bytes]:
-    """Return attested keys of a signer: Ethereum addresses (20 bytes), or Ed25519 keys (32)."""
+    """Return attested keys of a signer: Ethereum addresses (20 bytes), or Ed25519 keys (32).
+
+    Args:
+        claims: Claims with the keys by purpose.
+        signer: `model` or `gateway`.
+        algorithm: `ecdsa`, of Ethereum addresses, or `ed25519`.
+
+    Raises:
+        ServiceError: If the claims have no such key (reason `signature`).
+    """
     name = f"signing-{algorithm}" if signer == "model" else f"{signer}-signing-{algorithm}"
     found = [key for purpose, key in claims.keys.items() if purpose.split("[")[0] == name]
     if not found:
@@ -119,7 +137,17 @@ def _keys(claims: Claims, signer: Signer, algorithm: str) -> list[bytes]:
 
 
 def _check_ecdsa(signed: bytes, signature: bytes, keys: list[bytes], signer: Signer) -> None:
-    """Check an Ethereum signature (EIP-191: r, s and v, 65 bytes) by one of these addresses."""
+    """Check an Ethereum signature (EIP-191) by an attested key.
+
+    Args:
+        signed: The signed text in UTF-8.
+        signature: r, s and v, 65 bytes.
+        keys: Ethereum addresses, 20 bytes each, one of which must be the signer's.
+        signer: Owner of the keys, for the text of errors.
+
+    Raises:
+        ServiceError: If the signature is not by one of the addresses (reason `signature`).
+    """
     version = signature[64] - 27 if signature[64] >= 27 else signature[64]
     digest = keccak256(_PREFIX + str(len(signed)).encode() + signed)
     try:

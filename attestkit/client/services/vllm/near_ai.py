@@ -132,6 +132,10 @@ class NearAiCloud(_NearAi):
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         """Return the request for the reports of the gateway and of a model.
 
+        Args:
+            nonce: Nonce of the client, 32 bytes.
+            model: Name of the AI model; None is an error.
+
         Raises:
             UsageError: If no model is named, or its name is not valid.
         """
@@ -140,7 +144,14 @@ class NearAiCloud(_NearAi):
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of the gateway and the models.
+        """Return the claims of the gateway and the models; evidence is verified later.
+
+        Args:
+            answers: Body of the only answer.
+            nonce: Nonce that was sent, 32 bytes.
+            seen: TLS peer of the connection, whose key must be in the gateway's report; None: the
+                key is not compared.
+            model: Name of the AI model, which its reports must state if they state one.
 
         Raises:
             FormatError: If a report is malformed.
@@ -197,6 +208,10 @@ class NearAiDirect(_NearAi):
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         """Return the request for the report; the host has one model, so its name is optional.
 
+        Args:
+            nonce: Nonce of the client, 32 bytes.
+            model: Name of the AI model; None names none.
+
         Raises:
             UsageError: If the name of the model is not valid.
         """
@@ -205,7 +220,14 @@ class NearAiDirect(_NearAi):
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of the model and its replicas.
+        """Return the claims of the model and its replicas; evidence is verified later.
+
+        Args:
+            answers: Body of the only answer.
+            nonce: Nonce that was sent, 32 bytes.
+            seen: TLS peer of the connection, whose key must be in a report; None: the key is not
+                compared.
+            model: Name of the AI model, which reports must state if they state one; None for any.
 
         Raises:
             FormatError: If a report is malformed.
@@ -241,7 +263,13 @@ class _Parts:
         self.keys: dict[str, bytes] = {}
 
     def add(self, members: AnswerObject, report: VllmReport, nonce: bytes) -> None:
-        """Add compose manager and OHTTP key beside one report; `members` has them, if any."""
+        """Add compose manager and OHTTP key beside one report, if there are any.
+
+        Args:
+            members: Object of the answer that may have them.
+            report: The report of the same object.
+            nonce: Nonce of the request, 32 bytes.
+        """
         manager = read_compose_manager(members, report, nonce)
         if manager is not None:
             self.machines.append(manager.machine)

@@ -62,7 +62,10 @@ class ReportService:
 
     @property
     def where(self) -> Where:
-        """`wire`; `apart` for a relay, whose TLS key is not in the evidence. See `Where`."""
+        """How evidence is sent: `wire`, on the connection that carries requests.
+
+        `apart` for a relay, whose TLS key is not in the evidence.
+        """
         return "apart" if self.relay else "wire"
 
     def sealing(
@@ -73,6 +76,12 @@ class ReportService:
         allow_open: frozenset[str] = frozenset(),
     ) -> FieldSealing:
         """Return the Sealing that encrypts fields of requests to the key of `binding`, the model's.
+
+        Args:
+            claims: Not used.
+            binding: Key of kind "fields": Ed25519, 32 bytes, or secp256k1, 65 bytes.
+            model: The only model that requests may name; None for any.
+            allow_open: Patterns of fields, such as `user`, that may be unencrypted.
 
         Raises:
             ServiceError: If the service has no encryption protocol for such a key (reason
@@ -86,6 +95,10 @@ class ReportService:
 
     def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
         """Return the request for the signature of an answer.
+
+        Args:
+            answer: Identifier and hashes of the answer.
+            model: Name of the AI model; None names none.
 
         Raises:
             ServiceError: If the answer has no valid identifier (reason `signature`).
@@ -138,7 +151,11 @@ class VllmProxy(ReportService):
         return bool(host) and host.lower() == self.host
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
-        """Return the request for the report; a relay has many models, so it needs `model`.
+        """Return the request for the report; a relay has many models, so it needs a name.
+
+        Args:
+            nonce: Nonce of the client, 32 bytes.
+            model: Name of the AI model; None is an error for a relay.
 
         Raises:
             UsageError: If a relay gets no model, or the name of the model is not valid.
@@ -153,7 +170,14 @@ class VllmProxy(ReportService):
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of a report, whatever the model's name: relays rename models.
+        """Return the claims of a report; its evidence is verified later.
+
+        Args:
+            answers: Body of the only answer.
+            nonce: Nonce that was sent, 32 bytes.
+            seen: TLS peer of the connection, whose key must be in the report, unless the service is
+                a relay; None: the key is not compared.
+            model: Not used: relays rename models.
 
         Raises:
             FormatError: If the report is malformed.
@@ -235,7 +259,7 @@ def check_model(model: str | None, service: str) -> str:
 
 
 def check_nonce(nonce: bytes) -> bytes:
-    """Return a nonce; UsageError unless it is 32 bytes."""
+    """Return `nonce`; UsageError unless it is 32 bytes."""
     require_bytes("nonce", nonce)
     require_size("nonce", nonce, NONCE_SIZE)
     return nonce

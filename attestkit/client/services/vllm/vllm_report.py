@@ -93,6 +93,10 @@ def check_nonce_echo(members: AnswerObject, nonce: bytes) -> None:
 
     The stated nonce proves nothing, unlike that in the report data; a different one is refused.
 
+    Args:
+        members: Members of the answer.
+        nonce: Nonce of the request, 32 bytes.
+
     Raises:
         FormatError: If it is not hex.
         ServiceError: If it differs (reason `nonce_echo`).
@@ -121,9 +125,10 @@ def report_bindings(report: VllmReport, is_of: str) -> list[Binding]:
 
 
 def signing_keys(reports: list[VllmReport]) -> dict[str, bytes]:
-    """Return the signing keys by purpose: `signing-ed25519`, of further ones `signing-ed25519[1]`.
+    """Return the signing keys of reports by purpose: `signing-ed25519`, `signing-ed25519[1]` ...
 
-    The value is that of `signing_address`: an Ethereum address (20 bytes), or an Ed25519 key.
+    Each value is the `signing_address` of a report: an Ethereum address (20 bytes), or an Ed25519
+    key.
     """
     found: dict[str, bytes] = {}
     for report in reports:
@@ -189,8 +194,12 @@ def _public_key(members: AnswerObject, algorithm: SigningAlgorithm, address: byt
 def _evidence(members: AnswerObject, quote: bytes) -> Attestation | bytes:
     """Return quote and event log, after checking that the app-compose document is the measured one.
 
+    Args:
+        members: Members of the report.
+        quote: The raw TDX quote.
+
     Raises:
-        FormatError: If it is not, or a part is malformed.
+        FormatError: If the document is not the measured one, or a part is malformed.
     """
     info, tcb_info = _information(members)
     config = members["vm_config"] if members.has("vm_config") else info.get("vm_config")
@@ -286,6 +295,11 @@ def read_compose_manager(
 
 def _actions_hash(actions: list[Any], signed: bytes, found: AnswerObject) -> bytes:
     """Return `signed` if it is the SHA-256 of the actions in JSON, members sorted or not.
+
+    Args:
+        actions: Actions that the evidence lists, decoded.
+        signed: Hash in the report data of the quote, 32 bytes.
+        found: Evidence of the compose manager, which errors name.
 
     Raises:
         FormatError: If it is not (reason `inconsistent`).
