@@ -43,8 +43,8 @@ def pinned_context(
 
     Args:
         prover: Verifier of the server, which also has the keys that are accepted now.
-        server_ca: As for `tls_context`.
-        webpki: As for `tls_context`.
+        server_ca: CA certificates in PEM; None: those of the system.
+        webpki: Whether the server's name and certificate chain are verified, too; off for RA-TLS.
 
     Raises:
         FormatError: If `server_ca` is not PEM.
@@ -78,8 +78,11 @@ class _Proven:
     def _check(self, connection: Any) -> None:
         """Check after the handshake the host name, and that accepted evidence names the key.
 
+        Args:
+            connection: SSLSocket or SSLObject, or the `_ssl._SSLSocket` inside of it.
+
         Raises:
-            PeerRefusedError: If one is not; later reads and writes raise it again.
+            PeerRefusedError: If one is not accepted; later reads and writes raise it again.
             ReconnectError: If the server closes the connection after its evidence: connect again.
         """
         opened = period(self._prover)
@@ -118,14 +121,22 @@ class _Proven:
             raise PeerRefusedError(message, reason="other_key")
 
     def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
-        """Read as the ssl module does, once the peer is accepted."""
+        """Read from the connection, as the ssl module does, once the peer is accepted.
+
+        Args:
+            len: Maximum number of bytes.
+            buffer: Buffer that gets the bytes; None: they are returned.
+
+        Returns:
+            The bytes, or with a buffer their number.
+        """
         data = super().read(len, buffer)  # type: ignore[misc] # of the other base
         if self._period is not None:
             self._period.after_read()
         return data
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Write as the ssl module does, once the peer is accepted.
+        """Write `data` as the ssl module does, once the peer is accepted; return how many bytes.
 
         Raises:
             ReconnectError: If `data` begins a request of HTTP/1.1, and the proof has ended.
@@ -144,7 +155,7 @@ class PinnedObject(_Proven, AttestedObject):
     """TLS for asyncio (SSLObject) that accepts only keys named by evidence accepted before."""
 
     def _check(self, connection: Any) -> None:
-        """Check the peer after the handshake.
+        """Check the peer after the handshake, as `_Proven._check` does with `connection`.
 
         Raises:
             PeerRefusedError: If the peer is not accepted, or the check fails: an `ssl.SSLError`,
@@ -170,6 +181,14 @@ class ProvenSocket(_Proven, AttestedSocket):
         self.settimeout(timeout)
 
     def send(self, data: "ReadableBuffer", flags: int = 0) -> int:
-        """Send as the ssl module does, once the peer is accepted; ReconnectError as `write`."""
+        """Send as the ssl module does, once the peer is accepted; return the number of bytes.
+
+        Args:
+            data: The bytes; some of them may remain unsent.
+            flags: Must be 0, as in the ssl module.
+
+        Raises:
+            ReconnectError: As for `write`.
+        """
         self._before_write(data)
         return super().send(data, flags)

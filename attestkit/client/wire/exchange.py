@@ -53,7 +53,7 @@ class IdentifierScan:
         self._start, self._tail = b"", b""
 
     def feed(self, data: bytes) -> None:
-        """Search the next bytes of the answer's body, which may be cut anywhere."""
+        """Search `data`, the next bytes of the answer's body, which may be cut anywhere."""
         if len(self._start) < 4:
             self._start += data[: 4 - len(self._start)]
             self.hides |= self._start.startswith(_UTF16_OR_32) or b"\0" in self._start
@@ -114,11 +114,11 @@ class WireRecord:
         return self.response_sha256 is not None
 
     def sent(self, data: bytes) -> None:
-        """Hash bytes of the request's body, as they are sent."""
+        """Hash `data`, the next bytes of the request's body, as they are sent."""
         self._request.update(data)
 
     def received(self, data: bytes) -> None:
-        """Hash and search bytes of the answer's body, as they are received."""
+        """Hash and search `data`, the next bytes of the answer's body, as they are received."""
         self._response.update(data)
         self.identifiers.feed(data)
         if len(self._beginning) < MAX_BEGINNING:
@@ -163,6 +163,10 @@ class Exchange:
     def start(self, status: int, headers: "Headers") -> "Headers":
         """Record status and headers of the answer, and return the headers for the caller.
 
+        Args:
+            status: Status, such as 200.
+            headers: Names and values.
+
         Raises:
             ServiceError: If they are not those of an answer that can be decrypted (reason
                 `sealing`).
@@ -176,9 +180,9 @@ class Exchange:
         return [(name, value) for name, value in opened if name.lower() != "content-length"]
 
     def feed(self, data: bytes) -> bytes:
-        """Record the next bytes of the answer's body, and return those for the caller.
+        """Record `data`, the next bytes of the answer's body, and return those for the caller.
 
-        They are decrypted if the request was encrypted, and may be none until more are received.
+        These are decrypted if the request was encrypted, and may be none until more are received.
 
         Raises:
             ServiceError: If they cannot be decrypted, or `read_at_once` is set and the body is over
@@ -231,8 +235,9 @@ class ProvenRequests:
         renew_sealing: Called if the server answers that it lacks the key to which a request was
             encrypted. Verifies the server again, and returns whether the request is encrypted and
             sent once more.
-        on_answer: See `OnAnswer`.
-        headers: Headers that are added to requests without them.
+        on_answer: Called with a WireRecord once an answer was read to its end, or closed before;
+            None: answers are not recorded.
+        headers: Names and values of headers that are added to requests without them.
     """
 
     def __init__(
@@ -257,7 +262,18 @@ class ProvenRequests:
     def _seal(
         self, sealing: "Sealing", method: str, target: str, headers: "Headers", body: bytes
     ) -> "SealedRequest":
-        """Encrypt or amend a request; set Content-Length and `Accept-Encoding: identity`."""
+        """Encrypt or amend a request; set Content-Length and `Accept-Encoding: identity`.
+
+        Args:
+            sealing: What encrypts or amends it.
+            method: Method of the request.
+            target: Its path and query.
+            headers: Its headers, names and values.
+            body: Its whole body.
+
+        Raises:
+            ServiceError: If the request cannot be encrypted (reason `sealing`).
+        """
         plain = [(name, value) for name, value in headers if name.lower() not in _FRAMING]
         sealed = sealing.seal(method, target, _identity_encoding(plain), body)
         if any(name.lower() == "transfer-encoding" for name, _ in sealed.headers):

@@ -111,7 +111,7 @@ def choose_library(name: LibraryName | None) -> LibraryName:
 
 
 def client_options(url: str, transport: object, options: dict[str, Any]) -> dict[str, Any]:
-    """Return `options` for an httpx Client with a transport, and `url` as its default base URL.
+    """Return `options` for an httpx Client, with `transport` and the default base URL `url`.
 
     Raises:
         UsageError: If an option would bypass the transport's connections, such as `proxy`.
@@ -156,7 +156,7 @@ class PoolOptions:
         return self._proxy is not None
 
     def make(self, *, asynchronous: bool) -> Any:
-        """Return a new pool of httpcore for blocking I/O, or for asyncio."""
+        """Return a new pool of httpcore: for asyncio if `asynchronous`, else for blocking I/O."""
         prefix = "Async" if asynchronous else ""
         kind = AsyncProvingBackend if asynchronous else ProvingBackend
         httpcore, proxy = self.library.httpcore, self._proxy

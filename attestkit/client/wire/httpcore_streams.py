@@ -56,7 +56,7 @@ class ProvenOrigin:
             self.prover.check_open()
 
     def observe(self, stream: Any) -> ObservedPeer:
-        """Return certificate and key of a TLS stream's peer.
+        """Return certificate and key of the peer of `stream`, a stream of httpcore over TLS.
 
         Raises:
             PeerRefusedError: If the peer sent no certificate, or resumed a session.
@@ -87,7 +87,8 @@ def observe(connection: Any, prover: ConnectionProver) -> ObservedPeer:
     """Return certificate and key of a TLS connection's peer.
 
     Args:
-        connection: As for `observe_peer`.
+        connection: SSLSocket or SSLObject after the handshake, or the `_ssl._SSLSocket` inside of
+            it.
         prover: Verifier of the server, which has its host and port.
 
     Raises:
@@ -120,7 +121,13 @@ class _Delegating:
             raise ConnectionError(message)
 
     async def _start_tls(self, calls: Calls, context: ssl.SSLContext, *arguments: Any) -> Any:
-        """Start TLS as `ProvenStream.start_tls` does; return the new stream."""
+        """Start TLS as `ProvenStream.start_tls` does; return the new stream.
+
+        Args:
+            calls: Blocking or awaited I/O, as that of the stream.
+            context: SSLContext of the endpoint, or of a proxy.
+            arguments: Server name and timeout in seconds.
+        """
         origin, kind = self._origin, type(self)
         if context is not origin.context:  # TLS to a proxy, which gets CONNECT
             return kind(await calls.call(self._inner.start_tls, context, *arguments), origin)
@@ -147,14 +154,27 @@ class ProvenStream(_Delegating):
     """A blocking stream of httpcore whose `start_tls` verifies the server's attestation."""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read up to `max_bytes`."""
+        """Read up to `max_bytes`, as soon as there are some; none at the end of the stream.
+
+        Args:
+            max_bytes: Maximum number of bytes.
+            timeout: Limit in seconds for one wait; None: no limit.
+        """
         data: bytes = self._inner.read(max_bytes, timeout)
         if self._proven is not None:
             self._proven.in_request = False
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write all bytes; ReconnectError if they begin a request after the proof has ended."""
+        """Write all bytes.
+
+        Args:
+            buffer: The bytes.
+            timeout: Limit in seconds for one wait; None: no limit.
+
+        Raises:
+            ReconnectError: If they begin a request after the proof has ended.
+        """
         self._before_write(buffer)
         self._inner.write(buffer, timeout)
 
@@ -168,7 +188,15 @@ class ProvenStream(_Delegating):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> "ProvenStream":
-        """Start TLS; unless the context is for TLS to a proxy, verify the server's attestation.
+        """Start TLS, and return the stream over TLS, on which the server was verified.
+
+        With the SSLContext for TLS to a proxy, nothing is verified.
+
+        Args:
+            ssl_context: Context of the endpoint, or of a proxy.
+            server_hostname: Name of the proxy for its TLS; for the server, its own name is used
+                instead.
+            timeout: Limit in seconds for the handshake; None: no limit.
 
         Raises:
             ConnectionRefusal: If the server is refused; it carries the error.
@@ -182,14 +210,27 @@ class AsyncProvenStream(_Delegating):
     """A stream of httpcore on asyncio whose `start_tls` verifies the server's attestation."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read up to `max_bytes`."""
+        """Read up to `max_bytes`, as soon as there are some; none at the end of the stream.
+
+        Args:
+            max_bytes: Maximum number of bytes.
+            timeout: Limit in seconds for one wait; None: no limit.
+        """
         data: bytes = await self._inner.read(max_bytes, timeout)
         if self._proven is not None:
             self._proven.in_request = False
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write all bytes; ReconnectError if they begin a request after the proof has ended."""
+        """Write all bytes.
+
+        Args:
+            buffer: The bytes.
+            timeout: Limit in seconds for one wait; None: no limit.
+
+        Raises:
+            ReconnectError: If they begin a request after the proof has ended.
+        """
         self._before_write(buffer)
         await self._inner.write(buffer, timeout)
 
@@ -203,7 +244,7 @@ class AsyncProvenStream(_Delegating):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> "AsyncProvenStream":
-        """Start TLS as `ProvenStream.start_tls` does."""
+        """Start TLS as `ProvenStream.start_tls` does, whose arguments it has."""
         stream: AsyncProvenStream = await self._start_tls(
             AWAITED, ssl_context, server_hostname, timeout
         )
@@ -236,7 +277,7 @@ class ProvingBackend:
         return ProvenStream(self._inner.connect_tcp(*arguments, **options), self._origin)
 
     def sleep(self, seconds: float) -> None:
-        """Sleep between attempts to connect."""
+        """Sleep for `seconds` between attempts to connect."""
         self._inner.sleep(seconds)
 
 
@@ -253,5 +294,5 @@ class AsyncProvingBackend:
         return AsyncProvenStream(stream, self._origin)
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep between attempts to connect."""
+        """Sleep for `seconds` between attempts to connect."""
         await self._inner.sleep(seconds)

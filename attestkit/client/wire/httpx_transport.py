@@ -48,7 +48,8 @@ class ProvenTransport(ProvenRequests):
     Args:
         prover: Verifier of the server.
         context: Context of `tls_context`, for this transport alone.
-        proxy: URL of a proxy of CONNECT or SOCKS 5, or Proxy of the library.
+        proxy: URL of a proxy of CONNECT or SOCKS 5, or Proxy of the library; None: direct
+            connections.
         limits: Limits of the library; None: its defaults.
         options: Options of `ProvenRequests`.
 
@@ -82,6 +83,9 @@ class ProvenTransport(ProvenRequests):
 
     async def _handle(self, request: Any) -> Any:
         """Send a request over a connection on which the server was verified; return the response.
+
+        Args:
+            request: Request of httpx or httpx2; the response is of the same library.
 
         Raises:
             UsageError: If the URL is not `https://`.
@@ -187,7 +191,11 @@ class ProvenTransport(ProvenRequests):
         return rest
 
     async def _retire(self, lease: PoolLease[Any]) -> None:
-        """Release the pool of a failed request; with a proxy it is not used for further ones."""
+        """Release the pool of a failed request; with a proxy it is not used for further ones.
+
+        Args:
+            lease: The pool that was acquired for the request.
+        """
         # The tunnel of a failed connection is never removed from httpcore's pool.
         await self.close_all(self.pools.release(lease, retire=self._options.proxied))
 
@@ -247,7 +255,7 @@ class BlockingTransport(ProvenTransport):
     calls: ClassVar[steps.Calls] = steps.BLOCKING
 
     def handle_request(self, request: Any) -> Any:
-        """Send a request to the attested server, and return the response; see `_handle`."""
+        """Send a Request of the HTTP library to the attested server, and return its Response."""
         return steps.finish(self._handle(request))
 
     def close(self) -> None:

@@ -24,7 +24,11 @@ class ObservedPeer(NamedTuple):
         return sha256(self.spki)
 
     def has_key(self, spki_sha256: bytes) -> bool:
-        """Return whether the peer's key has this SHA-256, in constant time."""
+        """Return whether the peer's key has a hash, compared in constant time.
+
+        Args:
+            spki_sha256: SHA-256 of a SubjectPublicKeyInfo, 32 bytes.
+        """
         return hmac.compare_digest(self.spki_sha256, spki_sha256)
 
 

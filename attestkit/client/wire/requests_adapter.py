@@ -75,6 +75,14 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
     ) -> requests.Response:
         """Send a request over a connection on which the server was verified; return the response.
 
+        Args:
+            request: The request, whose URL must be at the endpoint's server.
+            stream: Whether the body is left to be read by the caller.
+            timeout: Limit in seconds, or pair of limits to connect and to read; None: no limit.
+            verify: Not used: the SSLContext verifies the server.
+            cert: Must be None: client certificates are refused.
+            proxies: Proxies by scheme; not used if the adapter has a proxy of its own.
+
         Raises:
             UsageError: If the URL is not `https://`, or `cert` is given.
             ServiceError: If the URL is not at the endpoint's server, or the request cannot be
@@ -226,7 +234,12 @@ class _PeriodAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = self._classes
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        """Make the pools of connections through a proxy."""
+        """Make the pools of connections through a proxy, and return their manager.
+
+        Args:
+            proxy: URL of the proxy.
+            options: Arguments of the manager of urllib3.
+        """
         manager = super().proxy_manager_for(proxy, **options)
         manager.pool_classes_by_scheme = self._classes
         return manager
@@ -234,7 +247,11 @@ class _PeriodAdapter(HTTPAdapter):
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, verify: Any, cert: Any = None
     ) -> tuple[Any, Any]:
-        """Return host, port and TLS context of the attested server, whatever the request says."""
+        """Return host and TLS parameters of the attested server, whatever the arguments are.
+
+        Returns:
+            Two dictionaries of urllib3: scheme, host and port; SSLContext and how it verifies.
+        """
         del request, verify, cert
         host = {"scheme": "https", "host": self._prover.host, "port": self._prover.port}
         tls = {"ssl_context": self._context, "cert_reqs": self._context.verify_mode}
@@ -243,9 +260,9 @@ class _PeriodAdapter(HTTPAdapter):
         return host, tls
 
     def get_connection(self, url: str | bytes, proxies: Any = None) -> Any:
-        """Raise UsageError: only releases of requests before 2.32.2 call this.
+        """Raise UsageError, whatever the arguments are: the installed requests is too old.
 
-        They cannot set host and context of a connection.
+        Only releases before 2.32.2 call this. They cannot set host and context of a connection.
         """
         del url, proxies
         message = "requests: too old; pip install 'requests>=2.32.2'"
@@ -260,7 +277,7 @@ class _PeriodAdapter(HTTPAdapter):
         super().close()
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Leave the verification to the context."""
+        """Do nothing with these arguments: the SSLContext of the connection verifies the server."""
 
 
 class _ProvenConnection(HTTPSConnection):

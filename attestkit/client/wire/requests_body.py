@@ -28,7 +28,12 @@ def with_whole_body(request: PreparedRequest) -> PreparedRequest:
 
 
 def record_body(body: Any, record: WireRecord) -> Any:
-    """Return a body that adds its bytes to `record`: an iterable does so while it is sent."""
+    """Return a body that adds its bytes to `record`: text and bytes at once, others while sent.
+
+    Args:
+        body: Text, bytes, a file or an iterable; None returns None.
+        record: Record of the request.
+    """
     if body is None:
         return None
     if isinstance(body, str | bytes):
@@ -86,7 +91,12 @@ class RecordedResponse(HTTPResponse):
     def stream(
         self, amt: int | None = _PIECE, decode_content: bool | None = None
     ) -> Generator[bytes, None, None]:
-        """Yield pieces as they come, of `amt` bytes at most."""
+        """Yield the body in pieces, as they are received.
+
+        Args:
+            amt: Maximum number of bytes of a piece; None: no maximum.
+            decode_content: Whether Content-Encoding is decoded; None: as the response is set.
+        """
         while data := self.read1(amt, decode_content):
             yield data
 
@@ -104,7 +114,7 @@ class _AnswerReader:
     closed: bool = field(default=False, init=False)
 
     def read(self, size: int | None = None) -> bytes:
-        """Read up to `size` bytes, or all."""
+        """Read up to `size` bytes, as soon as there are some; all for None or a negative size."""
         if size is None or size < 0:
             while not self._finished:
                 self._receive()

@@ -37,20 +37,24 @@ class Calls(NamedTuple):
     close_name: str
 
     def send(self, pool: object, request: object) -> Awaitable[Any]:
-        """Send a request on a connection of a pool; return the answer."""
+        """Send `request` on a connection of `pool`; return an awaitable of the answer."""
         return self.call(getattr(pool, self.send_name), request)
 
     def read(self, message: object) -> Awaitable[Any]:
-        """Read the whole body of a request or answer."""
+        """Read the whole body of `message`, a request or answer of an HTTP library."""
         return self.call(getattr(message, self.read_name))
 
     def close(self, one: object) -> Awaitable[Any]:
-        """Close a pool, an answer or a connection."""
+        """Close `one`: a pool, an answer or a connection."""
         return self.call(getattr(one, self.close_name))
 
 
 def finish(work: Coroutine[Any, Any, _R]) -> _R:
-    """Run a coroutine, all calls of which block, without an event loop; return its result."""
+    """Run a coroutine without an event loop, and return its result.
+
+    Args:
+        work: The coroutine; all of its calls block, so that it is never suspended.
+    """
     try:
         work.send(None)
     except StopIteration as end:
@@ -61,7 +65,7 @@ def finish(work: Coroutine[Any, Any, _R]) -> _R:
 
 
 async def in_thread(work: Callable[[], _R]) -> _R:
-    """Call a function in a thread of its own, and return its result.
+    """Call `work` in a thread of its own, and return its result.
 
     The threads of the loop's executor are not used: all of them may be waiting for the result of
     this function. If the task is cancelled, the function continues and its result is dropped.
@@ -107,7 +111,12 @@ async def _wait_on_loop(future: "Future[Any]", seconds: float) -> Any:
 
 
 async def _until_done(future: "Future[Any]", seconds: float | None) -> None:
-    """Wait until a future is completed, or the time is up; unlike wrap_future, never cancel it."""
+    """Wait until a future is completed, or the time is up; unlike wrap_future, never cancel it.
+
+    Args:
+        future: The future, which another thread completes.
+        seconds: Time limit; None: no limit.
+    """
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
@@ -235,7 +244,7 @@ class Channel(Protocol):
     """
 
     def send(self, data: bytes, seconds: float, /) -> Any:
-        """Send all of the bytes; TimeoutError if one wait takes over `seconds`."""
+        """Send all of `data`; TimeoutError if one wait takes over `seconds`."""
         ...
 
     def receive(self, limit: int, seconds: float, /) -> Any:
@@ -275,8 +284,8 @@ async def drive_steps(
     """Verify a server as `drive` does, with blocking or awaited I/O.
 
     Args:
-        steps: As for `drive`.
-        channel: As for `drive`.
+        steps: Generator of `ConnectionProver.steps`.
+        channel: The connection; None for steps that neither send nor receive.
         calls: `BLOCKING` or `AWAITED`, as the methods of the channel are.
         os_errors: Returns a context manager that raises the channel's errors as OSError.
     """

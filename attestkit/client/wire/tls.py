@@ -84,7 +84,7 @@ class SocketChannel:
         self._connection = connection
 
     def send(self, data: bytes, seconds: float) -> None:
-        """Send all of the bytes; TimeoutError if one wait takes over `seconds`."""
+        """Send all of `data`; TimeoutError if one wait takes over `seconds`."""
         self._connection.settimeout(max(seconds, _SHORTEST))
         view = memoryview(data)
         while view:
@@ -160,6 +160,12 @@ def _open_tunnel(
 ) -> None:
     """Request a tunnel (CONNECT) from a proxy, and read its answer, in the time that is left.
 
+    Args:
+        tunnel: Connection to the proxy.
+        target: Host and port of the server, as in `host:443`.
+        headers: Further headers of the request, by name.
+        time_left: Returns the seconds that are left.
+
     Raises:
         OSError: If the proxy refuses, or its answer has no end within 64 KiB; TimeoutError if the
             time is up.
@@ -181,7 +187,14 @@ def _open_tunnel(
 
 
 def _proxy_address(proxy: str) -> tuple[str, int, dict[str, str]]:
-    """Return host and port of a proxy, and the headers with its user and password, if any."""
+    """Return host and port of a proxy, and headers with its user and password, if any.
+
+    Args:
+        proxy: URL of the proxy, such as `http://user:password@host:3128`.
+
+    Raises:
+        UsageError: If the URL is not valid.
+    """
     message = "proxy: must be http://HOST:PORT"
     try:
         parts = urlsplit(proxy)
