@@ -221,6 +221,10 @@ def _skipped(reason: str) -> VerificationStep:
 def has_document(config_id: bytes, config: str) -> bool:
     """Return whether a VM configuration has the document that a version 3 MR_CONFIG_ID hashes.
 
+    Args:
+        config_id: MR_CONFIG_ID, 48 bytes; the result is False if it is not of version 3.
+        config: VM configuration in the evidence, JSON text.
+
     Raises:
         FormatError: If the configuration is malformed.
     """
@@ -236,6 +240,10 @@ def require_sealed_configuration(claims: Claims, info: "AppInfo | None") -> None
     Evidence that names no app, such as a bare quote, cannot be compared: it is rejected only if
     MR_CONFIG_ID is zero or of version 2. On Azure and Google Cloud zero is accepted, because the
     owner of a VM cannot set MR_CONFIG_ID there.
+
+    Args:
+        claims: Authenticated fields of the evidence; without `mr_config_id` nothing is checked.
+        info: Identity of the app from the event log; None if the evidence names no app.
 
     Raises:
         PolicyError: If MR_CONFIG_ID is zero; if it has version 2, and is not the hash of values in
@@ -270,7 +278,12 @@ def require_sealed_configuration(claims: Claims, info: "AppInfo | None") -> None
 
 
 def _is_version_2(config_id: bytes, info: "AppInfo") -> bool:
-    """Return whether MR_CONFIG_ID is the hash of the app and key provider in the event log."""
+    """Return whether MR_CONFIG_ID is the hash of the app and key provider in the event log.
+
+    Args:
+        config_id: MR_CONFIG_ID of version 2, 48 bytes.
+        info: Identity of the app from the event log.
+    """
     name, provider_id = _key_provider(info.key_provider_info)
     kinds = [kind for kind, (_, logged) in KEY_PROVIDERS.items() if logged == name]
     logged_id = unhex(provider_id)

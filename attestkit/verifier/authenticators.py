@@ -69,7 +69,8 @@ class Authenticators:
         Args:
             trust_anchor: Certificate in DER or PEM, or the roots of a simulated machine; None uses
                 the vendors' roots.
-            snp_certificates: VCEK, VLEK, ASK or ASVK certificates.
+            snp_certificates: VCEK, VLEK, ASK or ASVK certificates: DER, PEM, or the certificate
+                table of a host's kernel.
             ak_settings: Certificates of TPM keys.
             amd_crls: CRLs of AMD's roots, DER or PEM.
 
@@ -96,12 +97,19 @@ class Authenticators:
         """Return authenticators that use CRLs and certificates of an evidence bundle, too.
 
         They fetch nothing, and share the caches of this object. The bundle's CRLs are used only for
-        issuers without a CRL in the arguments.
+        issuers without a CRL in the arguments of this object.
+
+        Args:
+            amd_crls: CRLs of AMD's roots in the bundle, DER or PEM.
+            ak_certificates: Its certificates of CAs and CRLs for TPM keys, DER or PEM.
         """
         return _BundleAuthenticators(self, amd_crls, ak_certificates)
 
     def fetched_ak_certificates(self) -> tuple[bytes, ...]:
-        """Return certificates and CRLs of TPM keys fetched and verified in the last hour."""
+        """Return certificates and CRLs of TPM keys fetched and verified in the last hour.
+
+        Each is DER or PEM.
+        """
         return self.ak_chains.fetched() if self.ak_settings.fetch else ()
 
     def authenticate(
@@ -120,10 +128,11 @@ class Authenticators:
 
         Args:
             parsed: The evidence.
-            collateral: Collateral of an SGX or TDX quote.
+            collateral: Collateral of an SGX or TDX quote; None for other evidence.
             now: Time of the verification, with a time zone.
             fetch: Whether requests for certificates of TPM keys may be sent.
-            trusted_aks: Keys of TPMs that the policy trusts; see `AkTrust`.
+            trusted_aks: Keys of TPMs that the policy trusts: the SHA-256 of their
+                SubjectPublicKeyInfo, or that itself in DER.
 
         Raises:
             VerificationError: If a signature or certificate chain is not valid.
@@ -153,7 +162,7 @@ class Authenticators:
             parsed: The evidence.
             hardware: Authentic content of the evidence's TDX quote or SEV-SNP report.
             now: Time of the verification, with a time zone.
-            fetch: As for `authenticate`.
+            fetch: Whether requests for certificates of TPM keys may be sent.
 
         Raises:
             VerificationError: If a signature or certificate chain is not valid.
@@ -174,6 +183,11 @@ class Authenticators:
         self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime
     ) -> Authenticated:
         """Verify an SGX or TDX quote, SEV-SNP report or Nitro document; return its content.
+
+        Args:
+            parsed: The evidence.
+            collateral: Collateral of an SGX or TDX quote; None for other evidence.
+            now: Time of the verification, with a time zone.
 
         Raises:
             CollateralError: If there is a quote, but no `collateral` (`missing`).
@@ -196,7 +210,18 @@ class Authenticators:
         now: datetime,
         before_fetch: Callable[[], object],
     ) -> Authenticated:
-        """Verify the quotes of a TPM without hardware evidence."""
+        """Verify the quotes of a TPM without hardware evidence; return their content.
+
+        Args:
+            attestation: Evidence of platform `tpm` or `go-tpm-tools`.
+            trusted_aks: Keys of TPMs that the policy trusts: SHA-256 of their SubjectPublicKeyInfo,
+                or that itself in DER.
+            now: Time of the verification, with a time zone.
+            before_fetch: Function that is called before each request for a certificate.
+
+        Raises:
+            AttestKitError: If the evidence is not authentic.
+        """
         # lazy: only for these platforms
         from attestkit.verifier.platforms.tpm import authenticate_go_tpm_tools, authenticate_tpm
         from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust
@@ -217,14 +242,25 @@ class Authenticators:
         return authenticate_tpm(platform, stack.report_data, trust)
 
     def _require_root_of_aws(self) -> None:
-        """Check that AWS's root is among `ak_roots`, if there are any."""
+        """Check that AWS's root is among `ak_roots`, if there are any.
+
+        Raises:
+            SignatureError: If it is not (`untrusted_root`).
+        """
         roots = self.ak_chains.others
         if roots and all(root.spki != self._aws.root_key for _, root in roots):
             message = f"NitroTPM document: AWS's root is not among ak_roots; {ANOTHER_ROOT}"
             raise SignatureError(message, reason="untrusted_root")
 
     def precheck(self, quote: Quote, pck_certificate_chain: str | None, now: datetime) -> None:
-        """Run the checks of a quote that need no collateral; see `Dcap.precheck`."""
+        """Run the checks of a quote that need no collateral; errors are those of `Dcap.precheck`.
+
+        Args:
+            quote: Quote of a TD or an SGX enclave.
+            pck_certificate_chain: PCK certificate chain in PEM for a quote that contains none, or
+                None.
+            now: Time of the verification, with a time zone.
+        """
         self._intel.precheck(quote, pck_certificate_chain, int(now.timestamp()))
 
     def genuine(self, parsed: ParsedEvidence) -> bool:

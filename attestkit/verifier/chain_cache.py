@@ -40,8 +40,15 @@ class ChainCache:
     ) -> None:
         """Check that an issuer signed a certificate, unless the cache has the signature.
 
-        Arguments and errors are those of `check_issued` of `cert_path`. If `store` is false,
-        because the issuer is not trusted yet, a valid signature is not stored.
+        Args:
+            named: The certificate, with its name for errors.
+            issuer: Certificate of the issuer, with its name for errors.
+            reason: Reason of the error.
+            rules: Rules for paths, which list the allowed signature algorithms.
+            store: Whether a valid signature is stored; False if the issuer is not trusted yet.
+
+        Raises:
+            SignatureError: If the certificate names another issuer, or its signature is not valid.
         """
 
         def check() -> bool:
@@ -51,12 +58,16 @@ class ChainCache:
         self._issued.get((named[1].der, issuer[1].der), check, store=store)
 
     def keep_path(self, path: Sequence[NamedCertificate]) -> None:
-        """Store the signatures of a valid path to a trusted root, which `check_issued` verified."""
+        """Store the signatures of a valid path, which `check_issued` verified.
+
+        Args:
+            path: Certificates with their names: leaf first, a trusted root last.
+        """
         for (_, certificate), (_, issuer) in pairwise(path):
             self._issued.get((certificate.der, issuer.der), lambda: True)
 
 
 @lru_cache(maxsize=32)
 def root_key(root: bytes) -> bytes:
-    """Return the key of a vendor's root certificate: SubjectPublicKeyInfo in DER, cached."""
+    """Return the key of a vendor's root certificate (DER): SubjectPublicKeyInfo in DER, cached."""
     return read_path_certificate(root).spki

@@ -53,7 +53,11 @@ class ValueMapping(Mapping[str, Any]):
 
 @cache
 def values_of(kind: type[Any]) -> Callable[[object], tuple[Any, ...]]:
-    """Return a function that maps an object of a dataclass to the tuple of its field values."""
+    """Return a function that maps an object of a dataclass to the tuple of its field values.
+
+    Args:
+        kind: The dataclass.
+    """
     return attrgetter(*(one.name for one in fields(kind)))
 
 
@@ -212,7 +216,12 @@ class VtpmFacts(ValueMapping):
     details: tuple[tuple[str, str], ...] = ()
 
     def pcr(self, bank: str, index: int) -> bytes | None:
-        """Return the value of a PCR; None if it is not quoted."""
+        """Return the value of a PCR; None if it is not quoted.
+
+        Args:
+            bank: Name of its bank, such as "sha256".
+            index: Its number.
+        """
         return next((value for *name, value in self.pcrs if name == [bank, index]), None)
 
     def registers(self) -> tuple[tuple[str, bytes], ...]:

@@ -203,9 +203,17 @@ class Examination:
         report_data: bytes | EllipsisType | None = ...,
         policy: AppraisalPolicy | None = None,
     ) -> AttestationResult:
-        """Appraise the claims by the policy, and return the result; see `Verifier.verify`.
+        """Appraise the claims by the policy, and return the result.
 
-        `policy` is used instead of the verifier's: for example, one for the app in the evidence.
+        Args:
+            nonce: The nonce that the attester was sent, 8 to 64 bytes; pass it or `report_data`.
+            report_data: Expected report data, up to 64 bytes, zero-padded. None, which must be
+                passed explicitly, accepts any.
+            policy: Policy instead of the verifier's, such as one for the app in the evidence; None:
+                the verifier's.
+
+        Raises:
+            AttestKitError: As for `Verifier.verify`.
         """
 
         def appraise() -> AttestationResult:
@@ -329,7 +337,15 @@ class Examination:
 def _restore_report_data(
     platform: Platform | None, found: Authenticated, expected: ExpectedReportData
 ) -> Authenticated:
-    """Replace qualifying data of a TPM's quote by the report data of which they are the hash."""
+    """Replace qualifying data of a TPM's quote by the report data of which they are the hash.
+
+    Other content is returned unchanged.
+
+    Args:
+        platform: The platform's part of the evidence; None for a bare quote.
+        found: Authenticated content of the evidence.
+        expected: Report data that the caller expects.
+    """
     if expected.value is None or not isinstance(platform, (Tpm, GoTpmTools)):
         return found
     from attestkit.verifier.platforms.tpm import restore_report_data  # lazy: only for this platform

@@ -120,7 +120,13 @@ class GpuCandidate(NamedTuple):
 def expected_report_data(
     nonce: bytes | None, report_data: bytes | EllipsisType | None, gpu: "GpuInput"
 ) -> ExpectedReportData:
-    """Return the report data that arguments of `Verifier.verify` expect; a GpuBinding has its own.
+    """Return the report data that arguments of `Verifier.verify` expect.
+
+    Args:
+        nonce: Nonce, 8 to 64 bytes, or None.
+        report_data: Report data, up to 64 bytes; None accepts any; `...` means that it was not
+            given.
+        gpu: Evidence of GPUs, None or False; a GpuBinding has the report data and the nonce, too.
 
     Raises:
         UsageError: If arguments are missing or exclude each other.
@@ -228,7 +234,18 @@ class GpuJoin:
     def _find_binding(
         self, chosen: GpuCandidate, nonce: bytes | None, events: Sequence[Event], rules: GpuRules
     ) -> "tuple[GpuBindingKind, bytes]":
-        """Return the kind of the binding to the CPU, and the nonce that GPU reports must have."""
+        """Return the kind of the binding to the CPU, and the nonce that GPU reports must have.
+
+        Args:
+            chosen: The candidate whose report data the CPU's evidence has.
+            nonce: Nonce of the verifier; None if it expects report data without a nonce.
+            events: Measured runtime events, which may have a hash of the GPU evidence.
+            rules: Rules of the policy about GPUs.
+
+        Raises:
+            GpuEvidenceError: If the only binding is one that `rules` do not accept.
+            UsageError: If the nonce is needed, and is None.
+        """
         assert self.evidence is not None
         if (binding := self._binding) is not None:
             return binding.kind, binding.gpu_nonce
@@ -303,7 +320,7 @@ def _verify_boot_output(
 
 
 def _gpu_event(events: Sequence[Event]) -> dict[str, Any]:
-    """Return the payload of dstack's event about GPUs; empty unless there is exactly one.
+    """Return the decoded payload of dstack's event about GPUs; empty unless there is exactly one.
 
     Only events before the end of the boot count, because the app can emit later ones.
     """
@@ -320,7 +337,17 @@ def _gpu_event(events: Sequence[Event]) -> dict[str, Any]:
 def _with_binding(
     found: "GpuResult", kind: "GpuBindingKind", events: Sequence[Event], rules: GpuRules
 ) -> "GpuResult":
-    """Check binding and ready state by the rules; return the result with the binding."""
+    """Check binding and ready state by the rules; return the result with the binding.
+
+    Args:
+        found: Result for the GPUs.
+        kind: Their binding to the CPU.
+        events: Measured runtime events, which state whether the GPUs are ready.
+        rules: Rules of the policy about GPUs.
+
+    Raises:
+        GpuEvidenceError: If a rule is not met.
+    """
     _check_binding(kind, rules)
     _check_ready_state(events, rules)
     return replace(found, binding=kind, steps=(*found.steps, _STEPS[kind]))

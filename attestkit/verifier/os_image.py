@@ -168,7 +168,12 @@ def _describe_missing(image_hash: bytes) -> str:
 
 
 def _find_no_image(attestation: Attestation, quote: Quote | None) -> str:
-    """Return why evidence has no verifiable OS image; empty if it may have one."""
+    """Return why evidence has no verifiable OS image; empty if it may have one.
+
+    Args:
+        attestation: The evidence.
+        quote: TD quote of the evidence; None on a platform without quotes.
+    """
     platform = attestation.evidence.platform
     if (reason := _NO_IMAGE.get(type(platform))) is not None:
         return reason

@@ -191,12 +191,12 @@ class Verifier:
             report_data: Expected report data, up to 64 bytes, zero-padded; the result is not
                 `fresh`, because report data may be a constant, and with empty report data it is
                 bound to nothing. None, which must be passed explicitly, accepts any.
-            now: Time of the verification: an aware datetime, or seconds since 1970.
-            collateral: Collateral for this evidence, instead of the verifier's.
+            now: Time of the verification: an aware datetime, or seconds since 1970; None: now.
+            collateral: Collateral for this evidence; None: the verifier's.
             gpu: Evidence of the machine's GPUs, as JSON or parsed; None uses that enclosed in the
                 evidence, if any, and False does not verify it. A `GpuBinding` has the report data,
-                too, and replaces `nonce` and `report_data`. JSON may also be the output of
-                nvattest that a dstack guest measured at boot.
+                too, and replaces `nonce` and `report_data`. JSON may also be the output of nvattest
+                that a dstack guest measured at boot.
 
         Raises:
             FormatError: If the evidence is malformed.
@@ -320,7 +320,7 @@ class Verifier:
         return found.with_gpu_endorsements(bundle.gpu_endorsements)
 
     def with_gpu_endorsements(self, endorsements: "GpuEndorsements | None") -> "Verifier":
-        """Return a verifier with these endorsements of GPUs; itself if it has endorsements.
+        """Return a verifier with these endorsements of GPUs; itself for None, or if it has some.
 
         The endorsements may be untrusted: their keys of NVIDIA's attestation service are not used.
         Both verifiers share their caches.
@@ -355,8 +355,9 @@ class Verifier:
     ) -> "Examination":
         """Parse evidence, and return an Examination, whose methods verify it step by step.
 
-        Call them in the order in which `Examination` defines them; `verify` does the same. If
-        `fetch` is false, a step that needs a request raises FetchNeededError.
+        Call them in the order in which `Examination` defines them; `verify` does the same, and
+        describes the arguments. If `fetch` is false, a step that needs a request raises
+        FetchNeededError.
         """
         check_collateral(collateral)
 

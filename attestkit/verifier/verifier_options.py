@@ -79,7 +79,7 @@ def open_policy(policy: AppraisalPolicy | _Path | None) -> AppraisalPolicy:
 
 
 def check_collateral(given: object) -> None:
-    """Raise UsageError if an argument is neither collateral nor None."""
+    """Raise UsageError if `given`, an argument `collateral`, is neither a Collateral nor None."""
     if given is not None and not isinstance(given, Collateral):
         raise wrong_type("collateral", "a Collateral", given)
 

@@ -47,6 +47,20 @@ def verify(
     gpu: "GpuInput" = None,
     **options: "Unpack[VerifierOptions]",
 ) -> AttestationResult:
-    """Verify evidence; see `Verifier` and `Verifier.verify` for arguments and errors."""
+    """Verify evidence, and return the result. Pass either `nonce` or `report_data`.
+
+    Args:
+        evidence: Evidence of at most 10 MiB, in any form of `Evidence`.
+        nonce: The nonce that the attester was sent, 8 to 64 bytes.
+        report_data: Expected report data, up to 64 bytes, zero-padded. None, which must be passed
+            explicitly, accepts any.
+        now: Time of the verification: an aware datetime, or seconds since 1970; None: now.
+        gpu: Evidence of the machine's GPUs, see `Verifier.verify`; None uses that enclosed in the
+            evidence, if any.
+        options: Arguments of `Verifier`, such as `policy` or `collateral`.
+
+    Raises:
+        AttestKitError: As for `Verifier` and `Verifier.verify`.
+    """
     verifier = Verifier(**options)
     return verifier.verify(evidence, nonce=nonce, report_data=report_data, now=now, gpu=gpu)

@@ -58,7 +58,18 @@ def verify_all(
     progress: Callable[[int, int], None] | None,
     now: datetime,
 ) -> list[Outcome]:
-    """Return the outcome of each item, in order; see `Verifier.verify_many`."""
+    """Return the outcome of each item, in order: a result or an error.
+
+    Args:
+        verifier: Verifies the items.
+        items: The evidence, with its arguments of `Verifier.verify`.
+        executor: Executor that runs the tasks; None verifies in this thread.
+        progress: Called with the number of completed items and the total; None: not called.
+        now: Time of the verification, with a time zone.
+
+    Raises:
+        UsageError: As for `Verifier.verify_stream`.
+    """
     found: dict[int, Outcome] = {}
     each = verify_each(verifier, items, executor, WINDOW, now, ordered=False)
     with contextlib.closing(each) as outcomes:
@@ -78,7 +89,19 @@ def verify_each(
     *,
     ordered: bool,
 ) -> _Outcomes:
-    """Yield each outcome with the index of its item; see `Verifier.verify_stream`."""
+    """Yield the index of each item and its outcome: a result or an error.
+
+    Args:
+        verifier: Verifies the items.
+        items: The evidence, with its arguments of `Verifier.verify`.
+        executor: Executor that runs the tasks; None verifies in this thread.
+        window: Maximum number of items in flight.
+        now: Time of the verification, with a time zone.
+        ordered: Whether the outcomes are in the order of the items, not of completion.
+
+    Raises:
+        UsageError: As for `Verifier.verify_stream`.
+    """
     given: object = window
     if not isinstance(given, int) or not 1 <= window <= MOST_IN_FLIGHT:
         message = f"window: must be an integer from 1 to {MOST_IN_FLIGHT}, not {window!r}"
@@ -102,7 +125,12 @@ def exit_with_parent() -> None:
 def _initialize_worker(
     initializer: Callable[..., object] | None, arguments: tuple[object, ...]
 ) -> None:
-    """Initialise a worker process of a replacement pool with the initializer of the first pool."""
+    """Initialise a worker process of a replacement pool as the first pool would.
+
+    Args:
+        initializer: Initializer of the first pool; None if it has none.
+        arguments: Positional arguments of the initializer.
+    """
     exit_with_parent()
     if initializer is not None and initializer is not exit_with_parent:
         initializer(*arguments)
@@ -146,7 +174,12 @@ def _verify_in_workers(
 
 
 def _chunk(executor: Executor, window: int) -> int:
-    """Return the number of items per task."""
+    """Return the number of items per task, which grows with `window` for each worker.
+
+    Args:
+        executor: The executor, whose number of workers counts if it is known.
+        window: Maximum number of items in flight.
+    """
     workers = getattr(executor, "_max_workers", None)  # not of every executor
     share = window // (_TASKS * workers) if isinstance(workers, int) and workers > 0 else 0
     return min(window, max(_CHUNK, min(_LARGE_CHUNK, share)))
@@ -161,7 +194,11 @@ class _OutcomeBuffer:
         self._waiting: dict[int, Outcome] = {}
 
     def add(self, found: Iterable[tuple[int, Outcome]]) -> Iterator[tuple[int, Outcome]]:
-        """Add outcomes by index; yield all, or with `ordered` those that are next in order."""
+        """Add outcomes; yield all, or with `ordered` those that are next in order.
+
+        Args:
+            found: Indices of items, and their outcomes; the result has the same pairs.
+        """
         self._waiting.update(found)
         while self._waiting:
             index = self.yielded if self._ordered else next(iter(self._waiting))
@@ -221,7 +258,10 @@ class _Workers:
         future.add_done_callback(self._done.put)
 
     def _submit(self, task: BatchTask) -> _Done:
-        """Submit a task; if the executor fails, replace it and return a failed task."""
+        """Submit a task, and return its Future.
+
+        If the executor fails, it is replaced, and the Future has that error.
+        """
         try:
             future = self._executor.submit(run_task, task)
         except Exception as error:
@@ -246,7 +286,11 @@ class _Workers:
             self._start_failure.__traceback__ = None
 
     def _pool(self, workers: int) -> Executor:
-        """Return a replacement executor of the same kind as the caller's."""
+        """Return a replacement executor of the same kind as the caller's.
+
+        Args:
+            workers: Its number of threads or processes.
+        """
         if isinstance(self._first, ThreadPoolExecutor):
             return ThreadPoolExecutor(workers)
         # Lazy: rarely needed.
@@ -265,7 +309,7 @@ class _Workers:
     def finished(self, *, wait: bool, at_most: float | None = None) -> list[tuple[int, Outcome]]:
         """Return completed outcomes with their indices; with `wait`, block for those of one task.
 
-        The wait ends after `at_most` seconds, or when `wake` is called.
+        The wait ends after `at_most` seconds, if given, or when `wake` is called.
         """
         found: list[tuple[int, Outcome]] = []
         with contextlib.suppress(Empty):
@@ -329,7 +373,11 @@ class _Workers:
             raise
 
     def _begin_pool(self, workers: int) -> Executor:
-        """Return a working replacement pool; raise the cause if its processes do not start."""
+        """Return a working replacement pool; raise the cause if its processes do not start.
+
+        Args:
+            workers: Its number of threads or processes.
+        """
         if self._start_failure is not None:
             raise self._start_failure
         failure: Exception = BrokenExecutor(f"no process began within {_LONGEST_BEGIN:g} seconds")
@@ -388,7 +436,15 @@ def _check_that_main_runs() -> None:
 
 
 def _check_outcomes(answer: object, items: list[VerificationItem]) -> list[Outcome]:
-    """Return the result of a task; UsageError unless it is one outcome for each item."""
+    """Return the result of a task, after a check.
+
+    Args:
+        answer: What the executor returned.
+        items: Items of the task.
+
+    Raises:
+        UsageError: If `answer` is not a list of one result or error for each item.
+    """
     found: list[object] = answer if isinstance(answer, list) else []
     outcomes = [each for each in found if isinstance(each, AttestationResult | AttestKitError)]
     if not len(outcomes) == len(found) == len(items):  # a None would be taken for a success

@@ -55,7 +55,12 @@ class VerificationItem:
 
 
 def _restore_item(kind: type[VerificationItem], values: tuple[object, ...]) -> VerificationItem:
-    """Restore a pickled item of class `kind`: VerificationItem, or a subclass with more fields."""
+    """Restore a pickled item.
+
+    Args:
+        kind: Class of the item: VerificationItem, or a subclass with more fields.
+        values: Values of its fields, in their order.
+    """
     item = object.__new__(kind)
     for one, value in zip(fields(kind), values, strict=True):
         object.__setattr__(item, one.name, value)
@@ -80,7 +85,11 @@ class VerifierProtocol(Protocol):
         collateral: Collateral | None = None,
         gpu: "GpuInput" = None,
     ) -> AttestationResult:
-        """Verify one item; see `Verifier.verify`."""
+        """Verify one item, and return its result.
+
+        Arguments and errors are those of `Verifier.verify`: a nonce of 8 to 64 bytes or report data
+        of up to 64 bytes; time; collateral; evidence of GPUs.
+        """
         ...
 
 
@@ -114,7 +123,10 @@ class SharedVerifier:
 
 @lru_cache(maxsize=4)
 def _unpickle(pickled: bytes) -> SharedVerifier:
-    """Return the unpickled verifier, cached so that tasks share its caches."""
+    """Return the verifier in `pickled`, the bytes of pickle.
+
+    The result is cached, so that tasks share its caches.
+    """
     return SharedVerifier(pickle.loads(pickled))  # noqa: S301 - from the process that owns the executor
 
 
@@ -145,7 +157,10 @@ def run_step(
 
 
 def is_internal_failure(error: BaseException) -> bool:
-    """Return whether an exception rejects an item, and is not an interrupt or an exit."""
+    """Return whether an exception is a failure of the verification, which rejects the item.
+
+    False for an interrupt or an exit.
+    """
     # A panic in Rust code is raised as a BaseException.
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
@@ -205,7 +220,7 @@ def verify_one(verifier: VerifierProtocol, item: object, now: datetime) -> Outco
 
 
 def returned(outcome: Outcome) -> Outcome:
-    """Return an outcome for the caller of a batch; an error is false in a condition."""
+    """Return an outcome for the caller of a batch: an error is made false in conditions."""
     return outcome if isinstance(outcome, AttestationResult) else return_error(outcome)
 
 
@@ -285,7 +300,11 @@ class ItemReader:
     def _end(
         self, _kind: object, error: BaseException | None, _trace: TracebackType | None
     ) -> bool:
-        """Store the exception that ended the thread, and suppress it."""
+        """Store the exception that ended the thread; return True to suppress it.
+
+        Args:
+            error: The exception; None if the thread ended normally.
+        """
         with self._changed:
             self._ended, self._error = True, None if self._stopped else error
         self._came()

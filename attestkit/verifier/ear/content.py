@@ -90,7 +90,15 @@ class _TokenClaims(msgspec.Struct):
 
 
 def _check_result(result: dict[str, Any], platform: str) -> bool:
-    """Check the claim `attestkit.result`; return whether the evidence is simulated."""
+    """Return whether the evidence is simulated, as the claim `attestkit.result` says.
+
+    Args:
+        result: The claim, which must be representable in JSON.
+        platform: Name of the submodule, which the claim must have as its platform.
+
+    Raises:
+        FormatError: If the claim is malformed, or names a different platform.
+    """
     try:
         json.dumps(result, allow_nan=False)
     except (TypeError, ValueError) as error:  # bytes in COSE
@@ -216,7 +224,7 @@ def _read_binding(
 
 
 def _invalid(problem: str) -> FormatError:
-    """Return the FormatError for an error message of msgspec."""
+    """Return the FormatError for `problem`, an error message of msgspec."""
     reason: FormatReason = "wrong_value"
     if "missing required field" in problem:
         reason = "missing"
@@ -241,7 +249,17 @@ def _check_profile(claims: dict[str, Any]) -> None:
 
 
 def _status(appraisal: _Appraisal, form: TokenFormat, *, simulated: bool, fresh: bool) -> Tier:
-    """Return the status in an appraisal; FormatError unless it is that of the other claims."""
+    """Return the status in an appraisal, after comparing it with the other claims.
+
+    Args:
+        appraisal: The platform's submodule.
+        form: Encoding of the EAR: a status is text in a JWT, a number in COSE.
+        simulated: Whether the evidence is simulated.
+        fresh: Whether the EAR has a nonce.
+
+    Raises:
+        FormatError: If the status is not valid, or not that of the other claims.
+    """
     value = appraisal.status
     tiers: dict[object, Tier] = {str(tier) if form == "jwt" else int(tier): tier for tier in Tier}
     if type(value) not in {int, str} or value not in tiers:

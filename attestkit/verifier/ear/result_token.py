@@ -214,7 +214,19 @@ def verify_ear(
 def _expected_report_data(
     nonce: bytes | None, report_data: bytes | None, *, any_freshness: bool
 ) -> bytes | None:
-    """Check that exactly one argument is given; return zero-padded report data, if given."""
+    """Check that exactly one argument is given; return zero-padded report data, if given.
+
+    Args:
+        nonce: Expected nonce, 8 to 64 bytes, or None.
+        report_data: Expected report data, at most 64 bytes, or None.
+        any_freshness: Whether any nonce and report data are accepted.
+
+    Returns:
+        64 bytes; None without `report_data`.
+
+    Raises:
+        UsageError: If none or several are given, or one is not valid.
+    """
     given = (nonce is not None) + (report_data is not None) + bool(any_freshness)
     if given != 1:
         raise UsageError(
@@ -274,7 +286,18 @@ def _issue_time(result: AttestationResult, now: datetime | None, lifetime: timed
 def _check(
     name: str, value: object, kind: type[bytes | str], least: int = 0, most: int = sys.maxsize
 ) -> None:
-    """Check that an argument is None, or of `kind` and of `least` to `most` bytes or characters."""
+    """Check that an argument is None, or has the right type and size.
+
+    Args:
+        name: Name of the argument in errors.
+        value: The argument.
+        kind: Type that it must have.
+        least: Minimum number of bytes or characters.
+        most: Maximum number of them.
+
+    Raises:
+        UsageError: If type or size are wrong.
+    """
     if value is None:
         return
     if not isinstance(value, kind):

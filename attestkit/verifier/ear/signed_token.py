@@ -318,7 +318,12 @@ def _envelope(protected: bytes, payload: bytes, signature: bytes) -> bytes:
 
 
 def _signed_region(protected: bytes, payload: bytes) -> bytes:
-    """Return the Sig_structure (RFC 9052, 4.4), with empty external data."""
+    """Return the bytes that a COSE signature covers: the Sig_structure (RFC 9052, 4.4) in CBOR.
+
+    Args:
+        protected: The protected header as encoded in the token.
+        payload: The payload.
+    """
     import cbor2
 
     return cbor2.dumps(["Signature1", protected, b"", payload])
@@ -342,7 +347,7 @@ def _check_headers(header: dict[Any, Any], expected: dict[Any, Any], needed: obj
 
 
 def _same(value: object, expected: object) -> bool:
-    """Return whether values and their types are equal; the types count because True == 1."""
+    """Return whether `value` and `expected` and their types are equal: True and 1 differ."""
     if isinstance(value, bytes) and isinstance(expected, bytes):
         return hmac.compare_digest(value, expected)
     return type(value) is type(expected) and value == expected

@@ -131,7 +131,11 @@ class Tier(IntEnum):
     def overall(cls, vector: Mapping[str, int], *, simulated: bool, fresh: bool) -> "Tier":
         """Return the status of an appraisal: the worst tier of its vector, or a worse one.
 
-        Simulated evidence is contraindicated; evidence that may be old has at least a warning.
+        Args:
+            vector: Trustworthiness claims by name, -128 to 127.
+            simulated: Whether the evidence is simulated: the status is then CONTRAINDICATED.
+            fresh: Whether the evidence is bound to a nonce; otherwise the status is WARNING or
+                worse.
         """
         worst = cls.CONTRAINDICATED if simulated else cls.worst(vector)
         return worst if fresh else max(worst, cls.WARNING)
@@ -173,7 +177,12 @@ def _hardware(status: TcbStatus) -> int:
 
 
 def claims_by_name(claims: Mapping[Any, Any], labels: Mapping[str, int]) -> dict[str, Any]:
-    """Return claims by name in place of CBOR label; drop those that `labels` lacks."""
+    """Return claims by name in place of CBOR label; drop those that `labels` lacks.
+
+    Args:
+        claims: Claims by label.
+        labels: Labels by name.
+    """
     names: dict[int | str, str] = {number: name for name, number in labels.items()}
     names[RESULT] = RESULT
     # The type is compared, because True == 1.
@@ -197,7 +206,15 @@ class _Signed(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def gpu_submodules(result: "GpuResult | None", *, fresh: bool) -> dict[str, dict[str, Any]]:
-    """Return an EAR's submodules about the devices of a result by name, such as `nvidia-gpu-0`."""
+    """Return an EAR's submodules about the devices of a result by name, such as `nvidia-gpu-0`.
+
+    Each is a mapping of `ear.status` to a Tier, and of `ear.trustworthiness-vector` to claims by
+    name.
+
+    Args:
+        result: Result for the GPUs; None: there are no submodules.
+        fresh: Whether the evidence is bound to a nonce.
+    """
     if result is None:
         return {}
     found: dict[str, dict[str, Any]] = {}

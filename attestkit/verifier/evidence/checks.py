@@ -134,7 +134,7 @@ class ExpectedReportData(NamedTuple):
 
 
 def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
-    """Compare the report data in the evidence with the signed report data.
+    """Compare the report data stated in the evidence with `signed`, those that are signed.
 
     Raises:
         VerificationError: If report data differ, or are not the hash of the evidence's payload.
@@ -191,7 +191,15 @@ def replay_event_log(
 
 
 def _check_same_events(listed: tuple[Event, ...], measured: tuple[Event, ...]) -> None:
-    """Check that the evidence's list of runtime events, which names the app, matches the log."""
+    """Check that the evidence's list of runtime events, which names the app, matches the log.
+
+    Args:
+        listed: Runtime events of that list.
+        measured: Runtime events of the replayed log.
+
+    Raises:
+        ReplayError: If names or payloads differ.
+    """
     # Digests are not compared: a log shortened for a certificate has none.
     if listed is not measured and _contents(listed) != _contents(measured):
         message = "evidence: runtime_events must be those of the event log"
@@ -205,12 +213,14 @@ def _contents(events: tuple[Event, ...]) -> list[tuple[str, bytes, int]]:
 def app_info(
     parsed: ParsedEvidence, device: bytes, image_hash: bytes
 ) -> "tuple[AppInfo | None, tuple[VerificationStep, ...]]":
-    """Return the identity of the app; unauthenticated fields are empty.
+    """Return the identity of the app, and the steps; None if the evidence names no app.
+
+    Fields of the identity that are not authenticated are empty.
 
     Args:
         parsed: Evidence whose event log replays.
-        device: Device identifier, authenticated.
-        image_hash: Hash of the OS image, verified; empty if not verifiable.
+        device: Authenticated device identifier, such as the PPID of Intel; may be empty.
+        image_hash: Verified `os_image_hash`, 32 bytes; empty if not verifiable.
 
     Raises:
         ReplayError: If HOST_DATA or a PCR contradicts the rest of the evidence.
@@ -246,12 +256,12 @@ def app_info(
 def key_time_app_info(
     parsed: ParsedEvidence, device: bytes, image_hash: bytes, request: KeyRequest
 ) -> "tuple[AppInfo, tuple[VerificationStep, ...]]":
-    """Return the identity of an app that requests keys from a KMS.
+    """Return the identity of an app that requests keys from a KMS, and the steps.
 
     Args:
         parsed: Evidence whose event log replays.
-        device: Device identifier, authenticated.
-        image_hash: Hash of the OS image, verified; empty if not verifiable.
+        device: Authenticated device identifier, such as the PPID of Intel; may be empty.
+        image_hash: Verified `os_image_hash`, 32 bytes; empty if not verifiable.
         request: The request for keys.
 
     Raises:
@@ -295,7 +305,13 @@ def _no_identity(reason: str) -> VerificationError:
 
 
 def _enclave_identity(info: "AppInfo", image_hash: bytes) -> "AppInfo":
-    """Return the identity of an enclave: only its image is measured, not the agent's events."""
+    """Return the identity of an enclave, of which only the image is measured.
+
+    Args:
+        info: Identity from the events of the agent, which are not measured.
+        image_hash: Verified hash of the image, 32 bytes, which becomes the compose hash; may be
+            empty.
+    """
     return info._replace(
         app_id=b"",
         compose_hash=image_hash,
@@ -313,7 +329,11 @@ _NAMELESS: Final = {
 
 
 def _nameless(attestation: Attestation | None) -> str:
-    """Return why evidence of this kind does not name its app; empty if it can name one."""
+    """Return why evidence of this kind does not name its app; empty if it can name one.
+
+    Args:
+        attestation: The evidence; None: a bare quote.
+    """
     if attestation is None:
         return "a bare quote does not name its app"
     platform = attestation.evidence.platform
@@ -402,7 +422,13 @@ def join_hardware(
 
 
 def _with_key(expected: ExpectedReportData, nonce: bytes, spki: bytes) -> bytes:
-    """Return the report data over the TPM's key, the nonce, and the GPU evidence if expected."""
+    """Return the report data over the TPM's key, the nonce, and the GPU evidence if expected.
+
+    Args:
+        expected: Report data without the TPM's key.
+        nonce: Nonce of the verifier, 8 to 64 bytes.
+        spki: The TPM's key as SubjectPublicKeyInfo in DER.
+    """
     if expected.commits_to_gpus and expected.value is not None:
         return ReportData.for_gpu_and_ak(expected.value, spki)
     return ReportData.for_nonce_and_ak(nonce, spki)

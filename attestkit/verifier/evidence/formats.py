@@ -116,7 +116,7 @@ class EvidenceBundle:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "EvidenceBundle":
-        """Decode the JSON of a bundle.
+        """Decode `text`, the JSON of a bundle, as `to_json` returns it.
 
         Raises:
             FormatError: If the text is over 32 MiB, not a JSON object, not of version 1, or a
@@ -164,7 +164,7 @@ class EvidenceBundle:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "EvidenceBundle":
-        """Read a bundle from a JSON file.
+        """Read a bundle from the JSON file `path`, which `save` wrote.
 
         Raises:
             UsageError: If the file cannot be read.
@@ -173,7 +173,7 @@ class EvidenceBundle:
         return load_document(path, _FILE_LIMIT, cls.from_json, UsageError, "cannot_read")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON to a file with mode 0600, replacing an existing one atomically.
+        """Write the JSON to the file `path` with mode 0600, replacing an existing one atomically.
 
         Raises:
             UsageError: If the file cannot be written.
@@ -287,7 +287,7 @@ _READERS: Final[dict[str, Callable[[Any, str], Any]]] = {
 
 
 def parse_evidence(evidence: object) -> ParsedEvidence:
-    """Parse evidence; bytes are recognised by content.
+    """Parse evidence in any form of `Evidence`: a parsed object, or bytes, recognised by content.
 
     Raises:
         FormatError: If the evidence is malformed, or bytes in an unknown form.
@@ -333,7 +333,14 @@ def _parse_bytes(data: bytes) -> ParsedEvidence:
 
 
 def _unhex(data: bytes) -> bytes | None:
-    """Decode hex text with or without 0x; None if it is not hex, or encodes hex text again."""
+    """Decode hex text, with or without 0x and white space around it.
+
+    Args:
+        data: The text in ASCII.
+
+    Returns:
+        The bytes; None if `data` is not hex, or if the bytes are hex text themselves.
+    """
     digits = data.strip()
     found = unhex(digits[2:] if digits[:2] in {b"0x", b"0X"} else digits)
     return found if found and found[0] not in _HEX_DIGITS else None
@@ -374,6 +381,9 @@ def attest_snp_report(report: SnpReport, certificates: bytes = b"") -> Attestati
 
 def attest_nitro_document(data: bytes) -> Attestation:
     """Return evidence of a bare AWS Nitro document, whose report data are its user data.
+
+    Args:
+        data: The document, COSE_Sign1.
 
     Raises:
         FormatError: If the document is malformed.

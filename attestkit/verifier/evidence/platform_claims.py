@@ -110,7 +110,12 @@ def collect_claims(
 
 
 def verified_launch(parsed: ParsedEvidence, image_hash: bytes) -> Fields:
-    """Return the launch parameters of an SEV-SNP guest; empty unless its OS image is verified."""
+    """Return names and values of the launch parameters of an SEV-SNP guest.
+
+    Args:
+        parsed: The evidence.
+        image_hash: Verified `os_image_hash`; if it is empty, so is the result.
+    """
     attestation = parsed.attestation
     if attestation is None or not isinstance(attestation.evidence.platform, SevSnp):
         return ()
@@ -194,10 +199,13 @@ def report_claims(report: SnpReport) -> tuple[Fields, Fields]:
 
 
 def _launched(config: str) -> Fields:
-    """Return the launch parameters in a VM configuration that the launch measurement confirms.
+    """Return the launch parameters in a VM configuration, which the launch measurement confirms.
 
     `sev_features` has 8 bytes, `vcpus` 4. `vcpu_type` is QEMU's name of a CPU in ASCII; CPU types
     with the same measurement have one name.
+
+    Args:
+        config: The VM configuration, JSON text.
 
     Raises:
         FormatError: If the configuration is malformed.

@@ -52,7 +52,7 @@ def check_tdx_image(
     body: TdQuoteBody,
     events: Sequence[WireEvent],
 ) -> ImageProof:
-    """Check that MRTD and RTMR0 to RTMR2 are those of an image.
+    """Check that MRTD and RTMR0 to RTMR2 are those of an image; return what they confirm.
 
     Args:
         image: Digests of the image that the evidence names.
@@ -114,7 +114,22 @@ def _check_rtmr0(
     quoted: bytes,
     events: Sequence[WireEvent],
 ) -> tuple[bool, ImageProof]:
-    """Check RTMR0; return whether the second EV_SEPARATOR is in it, and the facts it confirms."""
+    """Check that RTMR0 is that of an image.
+
+    Args:
+        image: Digests of the image.
+        vm_config: `fields` of the `VmConfig` in the evidence.
+        memory_size: Memory of the VM in bytes.
+        quoted: RTMR0 of the quote, 48 bytes.
+        events: Event log, from which digests of the host's tables are taken.
+
+    Returns:
+        Whether the second EV_SEPARATOR is in RTMR0, and the facts that RTMR0 confirms.
+
+    Raises:
+        VerificationError: If RTMR0 differs.
+        UnsupportedError: If a digest that RTMR0 needs is not known.
+    """
     tables, logged = recompute_tables(vm_config), _logged(events, 0)
     boots = [
         _FirmwareBoot(second, image.firmware_events(memory_size, second_separator=second))
@@ -141,7 +156,7 @@ def _match_log(
     logged: Sequence[bytes],
     acpi: AcpiDigests | None,
 ) -> _FirmwareBoot:
-    """Return the boot whose events replay to `quoted`, the RTMR0 of the quote.
+    """Return the one of `boots` whose events replay to `quoted`, the RTMR0 of the quote.
 
     The events of ACPI tables have the digests `acpi`; others of tables of the host have those of
     `logged`, the digests of RTMR0 in the log, at the same position.
@@ -171,9 +186,16 @@ def _match_log(
 def _fill(
     expected: Sequence[ExpectedEvent], logged: Sequence[bytes], acpi: AcpiDigests | None
 ) -> list[ExpectedEvent] | None:
-    """Fill in the digests of the host's tables; return None if one is not known.
+    """Return the expected events with the digests of the host's tables filled in.
 
-    Those of the ACPI tables are `acpi`; others are taken from the log, at the same position.
+    Args:
+        expected: Events of RTMR0; those that measure the host's tables have no digest.
+        logged: Digests of RTMR0 in the log, 48 bytes each, from which tables other than ACPI's are
+            taken, at the same position.
+        acpi: Digests of the ACPI tables; None if they are not known.
+
+    Returns:
+        The events; None if a digest is not known.
     """
     known: dict[str, bytes] = dict(zip(ACPI_LABELS, acpi or (), strict=acpi is not None))
     filled = []
@@ -214,13 +236,22 @@ def _acpi_digests(events: Sequence[WireEvent]) -> AcpiDigests | None:
 
 
 def _qemu_release(vm_config: Mapping[str, Any]) -> QemuRelease:
-    """Return the release of QEMU, which the kernel's digest depends on."""
+    """Return the release of QEMU, which the kernel's digest depends on.
+
+    Args:
+        vm_config: `fields` of a `VmConfig`, with `qemu_version`.
+    """
     stated = {"cpu_count": 1, "memory_size": 1 << 30, "qemu_version": vm_config.get("qemu_version")}
     return MachineShape.from_vm_config(stated).qemu_release
 
 
 def _first_difference(expected: Sequence[ExpectedEvent], logged: Sequence[bytes]) -> str:
-    """Return a text on the first difference between the events of an image and those in a log."""
+    """Return a text on the first difference between the events of an image and those in a log.
+
+    Args:
+        expected: Events of a boot of the image.
+        logged: Digests in the log, 48 bytes each; empty if the log is shortened.
+    """
     if not logged:
         return "the event log is shortened, so what differs is not known"
     for event, digest in zip(expected, logged, strict=False):

@@ -98,7 +98,7 @@ class MeasuredImage:
 
     @property
     def mrtds(self) -> Mrtds:
-        """MRTD for each order in which the host may add and measure pages; see `PageOrder`.
+        """MRTD, 48 bytes, for each order in which the host may add and measure pages (`PageOrder`).
 
         Raises:
             FormatError: If firmware or kernel of the image are not those of a TD, or the firmware
@@ -125,7 +125,8 @@ class MeasuredImage:
 
         Args:
             memory_size: Memory of the VM in bytes.
-            second_separator: One of `second_separators`.
+            second_separator: Whether the firmware's second EV_SEPARATOR is in RTMR0; one of
+                `second_separators`.
 
         Raises:
             FormatError: As for `mrtds`, and if the memory is too small for the firmware.
@@ -148,7 +149,7 @@ class MeasuredImage:
         Args:
             memory_size: Memory of the VM in bytes.
             qemu: Release of QEMU.
-            second_separator: As for `firmware_events`.
+            second_separator: Whether the firmware's second EV_SEPARATOR is in RTMR0.
 
         Raises:
             FormatError: As for `mrtds`, and if the memory is too small for the initrd.
@@ -252,6 +253,9 @@ class ImageStore:
     def find_facts(self, os_image_hash: bytes) -> ImageFacts | None:
         """Return the metadata of an image; None if the store does not have it.
 
+        Args:
+            os_image_hash: Hash of the image, 32 bytes.
+
         Raises:
             ConfigError: If the image is altered, incomplete or malformed, or cannot be read. The
                 text names the file.
@@ -261,6 +265,9 @@ class ImageStore:
 
     def find(self, os_image_hash: bytes) -> MeasuredImage | None:
         """Return the digests of an image; None if the store does not have it.
+
+        Args:
+            os_image_hash: Hash of the image, 32 bytes.
 
         Raises:
             ConfigError: As for `find_facts`.
@@ -282,7 +289,17 @@ class ImageStore:
             return self._read(os_image_hash, source)
 
     def _read(self, os_image_hash: bytes, source: ImageSource) -> DstackImage:
-        """Read an image; repeat the error of a recent failure, because any evidence may name it."""
+        """Read an image; for 10 seconds after a failure, raise the same error again.
+
+        The reason is that any evidence may name a damaged image.
+
+        Args:
+            os_image_hash: Hash that the image must have, 32 bytes.
+            source: The image, or the path of its folder or archive.
+
+        Raises:
+            ConfigError: As for `find_facts`.
+        """
         if (found := self._damaged.find(os_image_hash)) is not None:
             text, reason = found
             raise ConfigError(text, reason=reason)
@@ -356,7 +373,15 @@ def _read_single(folder: Path) -> dict[bytes, ImageSource]:
 
 
 def _read_image(os_image_hash: bytes, source: ImageSource) -> DstackImage:
-    """Read an image; an error is one of the verifier's configuration, not of the evidence."""
+    """Read an image, whose files must be intact.
+
+    Args:
+        os_image_hash: Hash that the image must have, 32 bytes.
+        source: The image, or the path of its folder or archive.
+
+    Raises:
+        ConfigError: If the image cannot be used, or has a different hash.
+    """
     name = f"images: {os_image_hash.hex()}"
     try:
         image = source if isinstance(source, DstackImage) else read_dstack_image(source)
@@ -369,7 +394,12 @@ def _read_image(os_image_hash: bytes, source: ImageSource) -> DstackImage:
 
 
 def _damaged(name: str, error: AttestKitError) -> ConfigError:
-    """Return the error for an image that cannot be used; its text has no path of this machine."""
+    """Return the ConfigError for an image that cannot be used, without a path of this machine.
+
+    Args:
+        name: Name of the image, with which the text begins.
+        error: Error of reading the image.
+    """
     if isinstance(error, FormatError):
         return ConfigError(f"{name}: {error}", reason="wrong_value")
     cause = error.__cause__
