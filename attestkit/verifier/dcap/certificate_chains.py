@@ -147,7 +147,10 @@ class CertificateChains:
     ) -> IntelCertificate:
         """Return the root of a chain, which must be the anchor or a certificate of the same key.
 
-        `chain` is the name of the chain in errors.
+        Args:
+            der: The root certificate in the chain.
+            chain: Name of the chain in errors.
+            malformed: Reason of the error if the certificate is malformed.
         """
         if der == self.anchor.der:
             return self.anchor
@@ -210,7 +213,10 @@ def _read(der: bytes, what: str, names: Sequence[str], malformed: DcapReason) ->
 
 
 def _read_pck(der: bytes, issuer: IntelCertificate) -> tuple[IntelCertificate, PckExtension]:
-    """Verify that `issuer` signed a PCK certificate; return it and its SGX extension.
+    """Verify that the PCK certificate `der` (DER) is signed by `issuer`.
+
+    Returns:
+        The certificate, and its SGX extension.
 
     Raises:
         FormatError: If the certificate or its extension is malformed, or the extension is missing.
@@ -232,7 +238,15 @@ def _read_pck(der: bytes, issuer: IntelCertificate) -> tuple[IntelCertificate, P
 
 
 def _pck_certificate(der: bytes, fields: PckCertificateFields) -> IntelCertificate:
-    """Return the certificate of these fields, without signed part, signature and extension."""
+    """Return a PCK certificate object, without signed part, signature and extension.
+
+    Args:
+        der: The certificate.
+        fields: Its decoded fields.
+
+    Raises:
+        SignatureError: If its public key is not on P-256.
+    """
     try:
         key = P256PublicKey(fields.point[1:])
     except SignatureError as error:

@@ -82,7 +82,8 @@ class Dcap:
             quote: Quote of a TD or an SGX enclave.
             collateral: Collateral for the quote's platform.
             now: Time of the verification, Unix seconds.
-            behind_paravisor: Whether a paravisor runs in the TD; see `check_attributes`.
+            behind_paravisor: Whether a paravisor runs in the TD, so that SEPT_VE_DISABLE is not
+                required.
 
         Raises:
             VerificationError: If the quote is not valid, with a reason of `dcap.reasons`:
@@ -119,9 +120,9 @@ class Dcap:
 
         Args:
             quote: Quote of a TD or an SGX enclave.
-            pck_certificate_chain: PCK certificate chain for a quote that contains none. If both
-                are missing, only the quote's signature is verified.
-            now: As for `authenticate`.
+            pck_certificate_chain: PCK certificate chain in PEM for a quote that contains none. If
+                both are missing, only the quote's signature is verified.
+            now: Time of the verification, Unix seconds.
 
         Raises:
             AttestKitError: As for `authenticate`, which rejects a quote that is rejected here with
@@ -230,7 +231,11 @@ def _check_time(now: int) -> None:
 def _select_chain(
     certification: Certification, pck_certificate_chain: str | None
 ) -> tuple[bytes, DcapReason]:
-    """Return the PCK certificate chain of a quote, and the reason to use if it is malformed.
+    """Return the PCK certificate chain of a quote in PEM, and the reason to use if it is malformed.
+
+    Args:
+        certification: Type and content of the quote's certification data.
+        pck_certificate_chain: Chain in PEM, which is used if the quote has none; None without one.
 
     Raises:
         CollateralError: If neither quote nor collateral has the chain.
@@ -318,7 +323,13 @@ def _steps(
 def _components(
     platform: PckPlatform, verified: VerifiedCollateral, svns: bytes
 ) -> tuple[tuple[str, int], ...]:
-    """Return names and SVNs: of PCESVN, and of each component that a TCB level requires above 0."""
+    """Return names and SVNs: of PCESVN, and of each component that a TCB level requires above 0.
+
+    Args:
+        platform: Platform, whose PCK certificate has the SVNs of SGX.
+        verified: Collateral with the TCB levels.
+        svns: TEE_TCB_SVN of a TD, 16 bytes; empty for SGX.
+    """
     extension, info = platform.extension, verified.tcb_info
     return (
         *[(_SGX_NAMES[n], extension.components[n]) for n in info.sgx_needed],
@@ -342,7 +353,13 @@ def _platform_facts(extension: PckExtension) -> IntelPlatform:
 def _collateral_facts(
     platform: PckPlatform, verified: VerifiedCollateral, root_key_id: bytes
 ) -> CollateralFacts:
-    """Return CRL numbers, and dates over all verified parts of collateral and PCK chain."""
+    """Return CRL numbers, and dates over all verified parts of collateral and PCK chain.
+
+    Args:
+        platform: Platform with the PCK chain.
+        verified: The collateral.
+        root_key_id: SHA-384 of the trust anchor's key, 48 bytes.
+    """
     certificates = (platform.leaf, platform.authority)
     starts = [certificate.start for certificate in certificates]
     last_seconds = [certificate.end - 1 for certificate in certificates]

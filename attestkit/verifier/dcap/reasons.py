@@ -50,11 +50,15 @@ FRESH: Final = "fetch fresh collateral"
 
 
 def refuse(reason: DcapReason, message: str) -> AttestKitError:
-    """Return the exception for `reason`, for the caller to raise.
+    """Return the exception for a reason, for the caller to raise.
 
     It is a CollateralExpiredError for collateral that is not valid at the time, a CollateralError
     for malformed or missing collateral, a FormatError for `quote_format`, a VerificationError for a
     platform that is not acceptable, and a SignatureError otherwise.
+
+    Args:
+        reason: Reason of the rejection.
+        message: Text of the error.
     """
     return _KINDS[reason](message, reason=reason)
 

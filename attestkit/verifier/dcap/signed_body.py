@@ -133,7 +133,15 @@ def _check_type(
 
 
 def seconds(kind: BodyKind, date: str) -> int:
-    """Return a `Date` in Unix seconds; CollateralError if it does not exist (30 February)."""
+    """Return a date in Unix seconds.
+
+    Args:
+        kind: Kind of the body, for errors.
+        date: Date as Intel writes it, such as 2026-01-31T12:00:00Z.
+
+    Raises:
+        CollateralError: If the date does not exist, such as 30 February.
+    """
     try:
         moment = datetime.fromisoformat(f"{date[:-1]}+00:00")
     except ValueError as error:

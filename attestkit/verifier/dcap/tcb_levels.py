@@ -82,7 +82,13 @@ def explain_below_all(info: TcbInfo, platform: PckExtension, svns: bytes) -> str
 
 
 def below_svn_levels(levels: tuple[SvnLevel, ...], svn: int, part: str) -> str:
-    """Return the text for a TDX module or a quoting enclave that is below all of its levels."""
+    """Return the text for a TDX module or a quoting enclave that is below all of its levels.
+
+    Args:
+        levels: Its levels, highest first.
+        svn: Its SVN (ISVSVN).
+        part: Its name in the text.
+    """
     newest = _OutdatedComponent(part, svn, levels[0].isvsvn, levels[0].date)
     return f"a component is below all of its TCB levels: {newest}; update it"
 
@@ -136,7 +142,14 @@ def explain_status(
 def _first_below(
     level: PlatformLevel, info: TcbInfo, platform: PckExtension, svns: bytes
 ) -> _OutdatedComponent | None:
-    """Return the first component of the platform that is below a level; None if none is."""
+    """Return the first component of the platform that is below a level; None if none is.
+
+    Args:
+        level: TCB level.
+        info: TCB info, which describes the components.
+        platform: Content of the PCK certificate.
+        svns: The 16 SVNs of a TD; empty for SGX.
+    """
     for name, svn, needed, component in _compared(level, info, platform, svns):
         if svn < needed:
             label = "" if component is None else component.label
@@ -147,7 +160,16 @@ def _first_below(
 def _compared(
     level: PlatformLevel, info: TcbInfo, platform: PckExtension, svns: bytes
 ) -> Iterator[tuple[str, int, int, Component | None]]:
-    """Yield name, SVN, needed SVN and description of each component, in the order of comparison."""
+    """Yield name, SVN, needed SVN and description of each component, in the order of comparison.
+
+    The description is None for PCESVN.
+
+    Args:
+        level: TCB level.
+        info: TCB info, which describes the components.
+        platform: Content of the PCK certificate.
+        svns: The 16 SVNs of a TD; empty for SGX.
+    """
     for n, svn in enumerate(platform.components):
         yield f"SGX component {n + 1}", svn, level.sgx[n], info.sgx_components[n]
     yield "PCESVN", platform.pcesvn, level.pcesvn, None

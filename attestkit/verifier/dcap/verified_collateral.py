@@ -100,6 +100,10 @@ class VerifiedCollateral:
     def check_platform(self, platform: PckPlatform, tee_type: int) -> None:
         """Check that the collateral is for this platform, and revokes none of its certificates.
 
+        Args:
+            platform: Platform with its PCK certificate chain.
+            tee_type: TEE type in the quote's header: 0 for SGX, 0x81 for TDX.
+
         Raises:
             VerificationError: If TCB info or QE identity is not for this TEE
                 (`tcb_info_wrong_type`, `qe_identity_wrong_type`), or TCB info not for the

@@ -165,6 +165,15 @@ class AzureAuthenticator:
         A certificate is optional, because the hardware report certifies the key. If its issuers are
         missing or it is not valid now, it is reported as not verified. A certificate for a key
         other than the HCL report's, or with an invalid signature, is an error.
+
+        Args:
+            evidence: The TPM's part of the evidence, with the certificates.
+            verified: The quote, verified by the key of the HCL report.
+            now: Time of the verification, with a time zone.
+            before_fetch: Function that is called before each request for a certificate.
+
+        Returns:
+            The step, and the certificate's name; empty without a verified certificate.
         """
         if not evidence.ak_certificates:
             text = "the evidence has no AK certificate; the hardware report certifies the key"
@@ -197,7 +206,18 @@ class AzureAuthenticator:
 def _check_binding(
     report: HclReport, platform: AzureSnp | AzureTdx, hardware: Authenticated, quote: Quote | None
 ) -> VerificationStep:
-    """Check that the hardware report is over the runtime data; a TD's must also match its quote."""
+    """Check that the hardware report is over the runtime data; a TD's must also match its quote.
+
+    Args:
+        report: The HCL report, with hardware report and runtime data.
+        platform: Azure's part of the evidence.
+        hardware: Verified content of the SEV-SNP report or TD quote.
+        quote: The TD quote, if it is parsed already; None: that of `platform`, if there is one.
+
+    Raises:
+        VerificationError: If they do not match (`hcl_binding`).
+        ReplayError: If an RTMR is not zero (`rtmr_mismatch`).
+    """
     if isinstance(platform, AzureTdx):
         body = td_body(platform.td_quote if quote is None else quote)
         _check_td_report(TdReport.parse(report.hardware_report), body, hardware.steps)
@@ -252,9 +272,16 @@ def _verify_quote(report: HclReport, evidence: VtpmQuote) -> VerifiedQuote:
 def _verify_tpm(
     report: HclReport, evidence: VtpmQuote, steps: list[VerificationStep], *, is_stated: bool
 ) -> tuple[VerifiedQuote, bytes]:
-    """Verify quote and user data; return the quote and its report data, and append the steps.
+    """Verify the TPM's quote and the user data of the HCL report.
 
-    `is_stated` is that of `_check_user_data`.
+    Args:
+        report: The HCL report, with the TPM's key and the user data.
+        evidence: The TPM's part of the evidence.
+        steps: List to which the steps are appended.
+        is_stated: Whether user data, if there are some, must be the report data.
+
+    Returns:
+        The verified quote, and its report data, 64 bytes.
     """
     verified = _verify_quote(report, evidence)
     steps += [_key_step(report), *verified.steps]
@@ -291,7 +318,7 @@ def _report_data(verified: VerifiedQuote) -> bytes:
 
 
 def _check_user_data(report: HclReport, report_data: bytes, *, is_stated: bool) -> VerificationStep:
-    """Compare user data of the HCL report with the report data that the TPM signed.
+    """Compare user data of the HCL report with `report_data`, the 64 bytes that the TPM signed.
 
     A difference is an error if `is_stated`: the format then requires user data of this request.
     Otherwise, and without user data, the step is skipped: the hardware report may be older than the

@@ -105,7 +105,12 @@ class GcpAuthenticator:
     ) -> Authenticated:
         """Verify the TPM's quote beside a TDX quote, with the logs of its PCRs.
 
-        `stack` has the runtime events and the VM configuration.
+        Args:
+            platform: TDX quote and TPM quote.
+            stack: The runtime events and the VM configuration.
+            hardware: Authentic content of the TDX quote.
+            now: Time of the verification, with a time zone.
+            before_fetch: Function that is called before each request for a certificate.
         """
         tpm_quote = platform.tpm_quote
         _check_form(tpm_quote)
@@ -129,7 +134,14 @@ class GcpAuthenticator:
         now: datetime,
         before_fetch: Callable[[], object],
     ) -> Authenticated:
-        """Verify the TPM's quote beside an SEV-SNP report; the TPM's logs are not replayed."""
+        """Verify the TPM's quote beside an SEV-SNP report; the TPM's logs are not replayed.
+
+        Args:
+            platform: SEV-SNP report and TPM quote.
+            hardware: Authentic content of the report.
+            now: Time of the verification, with a time zone.
+            before_fetch: Function that is called before each request for a certificate.
+        """
         evidence = platform.vtpm_quote
         if not evidence.ak_certificates:
             message = "AK certificate: missing; add Google's certificate of the TPM's key"

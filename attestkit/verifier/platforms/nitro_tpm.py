@@ -84,7 +84,12 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
 
 
 def _facts(document: NitroDocument, replayed: tuple[tuple[str, int], ...]) -> VtpmFacts:
-    """Return the facts of a document: its PCRs, and no attestation key, because it has none."""
+    """Return the facts of a document: its PCRs, and no attestation key, because it has none.
+
+    Args:
+        document: The verified document.
+        replayed: Bank and index of the PCRs that runtime events replay to.
+    """
     return VtpmFacts(
         attestation_key=b"",
         key_trust="certificate",
@@ -214,7 +219,17 @@ def _verify_quote(
 
 
 def _find_key(public: bytes, document: NitroDocument) -> AttestationKey:
-    """Return the key of a quote, which must be the `public_key` of the document."""
+    """Return the key of a quote, which must be the `public_key` of the document.
+
+    Args:
+        public: Key stated beside the quote: TPMT_PUBLIC, SubjectPublicKeyInfo or point; empty if
+            none is.
+        document: The verified document.
+
+    Raises:
+        FormatError: If the document has no key, or a key is malformed.
+        SignatureError: If the keys differ (`ak_mismatch`).
+    """
     if not document.public_key:
         message = "NitroTPM document: public_key missing; it must be the quote's key"
         raise FormatError(message, reason="missing")
@@ -229,7 +244,11 @@ def _find_key(public: bytes, document: NitroDocument) -> AttestationKey:
 
 
 def _public_area(key: bytes) -> bytes:
-    """Return a key: a bare point of P-256 or P-384 as SubjectPublicKeyInfo, others unchanged."""
+    """Return a bare point of P-256 or P-384 as SubjectPublicKeyInfo (DER), other keys unchanged.
+
+    Args:
+        key: TPMT_PUBLIC, SubjectPublicKeyInfo, or an uncompressed point.
+    """
     head = _SPKI_HEADS.get(len(key))
     if head is None or key[0] != _UNCOMPRESSED:
         return key

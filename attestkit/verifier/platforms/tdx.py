@@ -31,10 +31,19 @@ def authenticate_quote(
     *,
     behind_paravisor: bool = False,
 ) -> Authenticated:
-    """Verify a quote with its collateral, and return its signed content; see `Dcap.authenticate`.
+    """Verify a quote with its collateral, and return its signed content.
+
+    Args:
+        dcap: Authenticator of quotes.
+        quote: Quote of a TD or an SGX enclave.
+        collateral: Collateral for the quote's platform; None is an error.
+        now: Time of the verification, with a time zone.
+        behind_paravisor: Whether a paravisor runs in the TD, so that SEPT_VE_DISABLE is not
+            required.
 
     Raises:
         CollateralError: If `collateral` is None (`missing`).
+        AttestKitError: As for `Dcap.authenticate`.
     """
     if collateral is None:
         raise CollateralError(

@@ -196,7 +196,15 @@ def _merged_pcrs(quotes: Sequence[VerifiedQuote]) -> Pcrs:
 def _instance(
     message: GoTpmToolsMessage, certified: CertifiedKey
 ) -> tuple[Details, tuple[VerificationStep, ...]]:
-    """Compare a message's claims about its VM with the AK certificate; see `instance_facts`."""
+    """Return details and step of the VM that the AK certificate names, as `instance_facts`.
+
+    Args:
+        message: The message, whose claims about the VM must be those of the certificate.
+        certified: What certifies the key.
+
+    Raises:
+        VerificationError: If the claims differ (`instance_info`).
+    """
     if message.instance is not None:
         if message.ak_certificate:
             _check_claims(message.instance, message.ak_certificate)
@@ -207,7 +215,17 @@ def _instance(
 
 
 def _check_claims(claimed: GceInstanceInfo, ak_certificate: bytes) -> None:
-    """Compare claims about a VM with those in the key's certificate (DER), verified or not."""
+    """Compare claims about a VM with those in the key's certificate, verified or not.
+
+    Args:
+        claimed: Claims of the message: project, zone and instance.
+        ak_certificate: Certificate of the key, DER.
+
+    Raises:
+        VerificationError: If the certificate names no instance or a different one
+            (`instance_info`).
+        SignatureError: If the certificate is malformed.
+    """
     named = read_gce_instance(read_evidence_certificate("AK certificate", ak_certificate))
     if named is None:
         raise VerificationError(

@@ -232,7 +232,14 @@ class Snp:
 
 
 def _evidence_certificates(cert_chain: Sequence[bytes]) -> tuple[Endorsement, ...]:
-    """Decode the certificates in the evidence, which are not authenticated."""
+    """Decode the certificates in the evidence, which are not authenticated.
+
+    Args:
+        cert_chain: Items of DER, PEM, or the certificate table of a host's kernel.
+
+    Raises:
+        SignatureError: If one is malformed, or there are too many.
+    """
     try:
         return read_endorsements(cert_chain, limit=_MAX_CERTIFICATES)
     except FormatError as error:
@@ -263,7 +270,15 @@ def _signed_steps(
 
 
 def _check_policy(report: SnpReport, steps: tuple[VerificationStep, ...]) -> None:
-    """Raise PolicyError for a guest policy that exposes the guest, or that the platform breaks."""
+    """Check the guest policy: it must not expose the guest, and the platform must meet it.
+
+    Args:
+        report: The report, whose signature is valid.
+        steps: Steps that passed before; an error has them.
+
+    Raises:
+        PolicyError: With one of the reasons of `Snp.authenticate`, such as debug or smt.
+    """
     policy, platform = report.policy, report.platform_info
     # Whether the rule is broken, its reason and text.
     rules: tuple[tuple[object, PolicyReason, str], ...] = (
@@ -303,7 +318,16 @@ def _check_policy(report: SnpReport, steps: tuple[VerificationStep, ...]) -> Non
 def _check_host_data(
     report: SnpReport, mr_config: str, steps: tuple[VerificationStep, ...]
 ) -> VerificationStep:
-    """Check that HOST_DATA is the hash of the mr_config document; skipped if that is empty."""
+    """Check that HOST_DATA is the hash of the mr_config document.
+
+    Args:
+        report: The report, whose signature is valid.
+        mr_config: The document, JSON text; if it is empty, the step is skipped.
+        steps: Steps that passed before; an error has them.
+
+    Raises:
+        ReplayError: If the hash differs (`host_data_mismatch`).
+    """
     if not mr_config:
         text = "HOST_DATA was not compared: the evidence has no configuration document"
         return skipped("host_data", text)
@@ -330,13 +354,21 @@ def _status_step(report: SnpReport) -> VerificationStep:
 
 
 def _certified(signer: Signer) -> tuple[tuple[str, bytes], ...]:
-    """Return the attributes for the claims that the signing key's certificate states."""
+    """Return the claims' attributes, names and values, that the signing key's certificate states.
+
+    They are `vlek_provider`, the provider's name in ASCII; nothing for a VCEK.
+    """
     provider = signer.key.provider
     return (("vlek_provider", provider.encode("ascii")),) if provider else ()
 
 
 def _components(tcb: bytes, product: str) -> tuple[tuple[str, int], ...]:
-    """Return name and SVN of each component that a TCB version has on this product."""
+    """Return name and SVN of each component that a TCB version has on a product.
+
+    Args:
+        tcb: TCB version of the report, 8 bytes.
+        product: Milan, Genoa, Turin or Venice.
+    """
     levels = SnpTcb.parse(tcb, product)._asdict()
     return tuple((name, n) for name, n in levels.items() if n is not None)
 

@@ -87,7 +87,11 @@ class Signer(NamedTuple):
 def read_endorsements(
     blobs: Iterable[bytes], *, limit: int | None = None
 ) -> tuple[Endorsement, ...]:
-    """Decode certificates: each item is DER, PEM, or the certificate table of a host's kernel.
+    """Decode certificates, which are not verified.
+
+    Args:
+        blobs: Each is DER, PEM, or the certificate table of a host's kernel.
+        limit: Maximum number of certificates; None: no limit.
 
     Raises:
         FormatError: If an item has none of these formats, a certificate is malformed, or there are
@@ -113,7 +117,8 @@ def find_signer(
         endorsements: Certificates in any order; the first matching one is used.
         trust_anchor: Trusted root; None is AMD's for the report's product.
         now: Time of the verification, with a time zone.
-        check_issued: As for `check_path`.
+        check_issued: Function that verifies the signature of one certificate, such as from a cache;
+            None: the default of `check_path`.
 
     Raises:
         CollateralError: If a certificate is missing; the message gives its name and AMD's URL.
@@ -193,7 +198,17 @@ def _select_leaf(
 def _select_authority(
     leaf: PathCertificate, key: AmdExtension, product: str, endorsements: Sequence[Endorsement]
 ) -> PathCertificate:
-    """Return the certificate of the leaf's issuer; CollateralError if it is missing."""
+    """Return the certificate of the leaf's issuer, which is not verified.
+
+    Args:
+        leaf: Certificate of the report's signing key.
+        key: Content of its extensions.
+        product: Product in the URL of the error: Milan, Genoa, Turin or Venice.
+        endorsements: Certificates in any order.
+
+    Raises:
+        CollateralError: If the certificate is missing; the message has AMD's URL.
+    """
     for certificate, of_key in endorsements:
         if of_key is None and certificate.subject == leaf.issuer:
             return certificate
@@ -207,7 +222,14 @@ def _select_authority(
 def _check_path(
     path: Sequence[NamedCertificate], now: datetime, check_issued: CheckIssued | None
 ) -> None:
-    """Verify a path with `check_path`; add a remedy to the error for an untrusted root."""
+    """Verify a certificate path with `check_path`; add a remedy to the error for an untrusted root.
+
+    Args:
+        path: Certificates with their names, leaf first, root last.
+        now: Time of the verification, with a time zone.
+        check_issued: Function that verifies one signature, such as from a cache; None:
+            `check_issued` of `cert_path`.
+    """
     try:
         check_path(path, now, check=check_issued)
     except SignatureError as error:
@@ -219,7 +241,16 @@ def _check_path(
 
 
 def _check_authority(authority: PathCertificate, kind: str, product: str) -> None:
-    """Check by its common name that an issuer is AMD's CA for this kind of key and product."""
+    """Check by its common name that an issuer is AMD's CA for this kind of key and product.
+
+    Args:
+        authority: Certificate of the issuer.
+        kind: VCEK or VLEK.
+        product: Milan, Genoa, Turin or Venice.
+
+    Raises:
+        SignatureError: If the name is a different one (`cert_wrong_authority`) or malformed.
+    """
     wanted = (f"{_COMMON_NAME[kind]}{product}".encode(),)
     try:
         names = _common_names(authority.subject)
@@ -301,7 +332,12 @@ def _find_mismatch(report: SnpReport, key: AmdExtension) -> Mismatch | None:
 
 
 def _leaf_remedy(report: SnpReport, product: str | None = None) -> str:
-    """Return the remedy for a missing certificate of the report's key."""
+    """Return the remedy for a missing certificate of the report's key: where to get it.
+
+    Args:
+        report: The report.
+        product: Product of the chip; None: that of the report, or a guess if it states none.
+    """
     if report.signing_key == "VLEK":
         return "get the VLEK certificate from the host, in the certificate table of the report"
     if not any(report.chip_id):

@@ -90,7 +90,14 @@ class _Issuers(NamedTuple):
 
     @classmethod
     def read(cls, blobs: Iterable[bytes]) -> "_Issuers":
-        """Parse DER or PEM; FormatError if a certificate or CRL is malformed."""
+        """Parse certificates and CRLs.
+
+        Args:
+            blobs: Each is DER, or PEM with one or more.
+
+        Raises:
+            FormatError: If a certificate or CRL is malformed.
+        """
         found = [der for blob in blobs for der in _split(blob)]
         return cls(
             tuple([read_path_certificate(der) for der in found if not is_crl(der)]),
@@ -140,6 +147,9 @@ class AkChains:
 
         The bundle's CRLs are used only for issuers without a CRL in the arguments. CRLs that this
         object has fetched can revoke a certificate too. The caches are shared with this object.
+
+        Args:
+            certificates: Certificates of CAs, and CRLs, of the bundle: DER or PEM.
 
         Raises:
             FormatError: If a certificate or CRL is malformed.
@@ -232,6 +242,14 @@ class AkChains:
 
         The key of the cache has the set of certificates valid at `now`, because the result of a
         search depends on it.
+
+        Args:
+            key: Certificate of the attestation key.
+            known: Certificates of CAs; fetched ones are added.
+            roots: Trusted certificates, with their names.
+            now: Time of the verification, with a time zone.
+            usages: Accepted extended key usages, dotted OIDs.
+            session: Fetches missing certificates; None fetches nothing.
         """
         every = (key, *known, *[root for _, root in roots])
         valid = tuple([one.valid_from <= now <= one.valid_until for one in every])
@@ -343,7 +361,19 @@ def _revocation_step(
 def _find(
     search: Callable[[], AkPath], known: list[PathCertificate], session: "IssuerSession | None"
 ) -> AkPath:
-    """Return the path that `search` finds; fetch missing issuers into `known`, and search again."""
+    """Return the path that `search` finds; fetch missing issuers, and search again.
+
+    Args:
+        search: Returns the path from the certificates in `known`, or raises an error for a missing
+            issuer.
+        known: Certificates of CAs, to which fetched ones are added.
+        session: Fetches certificates; None fetches nothing.
+
+    Raises:
+        IssuerMissingError: If an issuer is missing and cannot be fetched.
+        CollateralError: If a fetched certificate is malformed.
+        SignatureError: If the path is not valid or too long.
+    """
     for _ in range(MAX_PATH):
         try:
             return search()
@@ -370,7 +400,15 @@ def read_gce_instance(leaf: PathCertificate) -> GceInstance | None:
 
 
 def read_evidence_certificate(what: str, der: bytes) -> PathCertificate:
-    """Parse a certificate of the evidence; SignatureError that names it `what` if malformed."""
+    """Parse a certificate of the evidence.
+
+    Args:
+        what: Its name in errors.
+        der: The certificate in DER.
+
+    Raises:
+        SignatureError: If it is malformed.
+    """
     try:
         return _parsed(der) if len(der) <= _LARGEST_KEPT else read_path_certificate(der)
     except FormatError as error:
@@ -379,14 +417,23 @@ def read_evidence_certificate(what: str, der: bytes) -> PathCertificate:
 
 @lru_cache(maxsize=64)
 def _parsed(der: bytes) -> PathCertificate:
-    """Return a parsed certificate, cached: a verification reads the same one several times."""
+    """Return the parsed certificate `der` (DER).
+
+    The result is cached, because a verification reads the same certificate several times.
+    """
     return read_path_certificate(der)
 
 
 def _fetched(body: bytes, what: str, read: Callable[[bytes], _Read]) -> _Read:
-    """Parse a fetched certificate or CRL with `read`; CollateralError if it is malformed.
+    """Parse a fetched certificate or CRL.
 
-    `what` is its name in errors.
+    Args:
+        body: Its DER or PEM.
+        what: Its name in errors, "certificate" or "CRL".
+        read: Function that parses its DER.
+
+    Raises:
+        CollateralError: If it is malformed, or there are several.
     """
     try:
         [der] = _split(body)
@@ -411,5 +458,12 @@ def _read_roots(blobs: Iterable[bytes]) -> list[PathCertificate]:
 
 
 def _split(blob: bytes) -> list[bytes]:
-    """Return the DER of a certificate or CRL, or of each block of PEM."""
+    """Return the DER of certificates and CRLs.
+
+    Args:
+        blob: DER of one of them, or PEM with one or more.
+
+    Raises:
+        FormatError: If it is neither.
+    """
     return split_der_or_pem(blob, "certificate or CRL", _LABELS)

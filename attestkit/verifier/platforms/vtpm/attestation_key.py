@@ -53,7 +53,12 @@ class AttestationKey(NamedTuple):
     def verify_quote(
         self, quote: "QuoteParts", wanted: Sequence[PcrSelection] = ()
     ) -> VerifiedQuote:
-        """Verify the signature of a quote by this key, and its PCRs; see `verify_tpm_quote`."""
+        """Verify the signature of a quote by this key, and its PCRs; errors as `verify_tpm_quote`.
+
+        Args:
+            quote: Message, signature and PCR values.
+            wanted: Banks and PCRs that the quote must select at least.
+        """
         return verify_tpm_quote(
             quote.message,
             quote.signature,
@@ -177,7 +182,10 @@ def is_listed(spki: bytes, trusted_aks: Iterable[bytes]) -> bool:
 
 
 def form_steps(key: AttestationKey) -> tuple[VerificationStep, ...]:
-    """Return a caution if the key's attributes are unknown: it may not be a restricted key."""
+    """Return a caution if the key's attributes are unknown: it may not be a restricted key.
+
+    If they are known, the result is empty.
+    """
     if key.is_restricted:
         return ()
     text = "the evidence lacks the key's public area, so its attributes were not checked"
@@ -185,7 +193,11 @@ def form_steps(key: AttestationKey) -> tuple[VerificationStep, ...]:
 
 
 def gce_details(gce: GceInstance | None) -> tuple[tuple[str, str], ...]:
-    """Return the Google VM's names and numbers as `VtpmFacts.details`; empty for None."""
+    """Return the names and numbers of a Google VM as `VtpmFacts.details`: names and values.
+
+    Args:
+        gce: The VM; None: the result is empty.
+    """
     if gce is None:
         return ()
     found = [
@@ -203,7 +215,11 @@ def gce_details(gce: GceInstance | None) -> tuple[tuple[str, str], ...]:
 
 
 def instance_step(gce: GceInstance | None) -> VerificationStep:
-    """Return the step `instance` about the Google VM that a certificate names; skipped for None."""
+    """Return the step `instance` about the Google VM that a certificate names.
+
+    Args:
+        gce: The VM; None, if the certificate names none: the step is skipped.
+    """
     if gce is None:
         return skipped("instance", "the AK certificate names no instance of Google Compute Engine")
     names = (gce.instance_name, gce.zone, gce.project_id)

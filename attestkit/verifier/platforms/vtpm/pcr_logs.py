@@ -75,7 +75,17 @@ def replay_pcr_logs(
 def with_replayed_logs(
     vtpm: VtpmFacts, boot_log: bytes, ima_log: bytes, extended_later: tuple[int, ...] = ()
 ) -> tuple[VtpmFacts, tuple[VerificationStep, ...]]:
-    """Return the facts of a TPM with the PCRs that its logs replay to; see `replay_pcr_logs`."""
+    """Return the facts of a TPM with the PCRs that its logs replay to, and the steps.
+
+    Args:
+        vtpm: Facts of the quote.
+        boot_log: Log of the firmware, `binary_bios_measurements`; may be empty.
+        ima_log: Log of IMA, `binary_runtime_measurements`; may be empty.
+        extended_later: Indices of PCRs that may differ, because the platform extends them further.
+
+    Raises:
+        AttestKitError: As for `replay_pcr_logs`.
+    """
     is_small = len(boot_log) + len(ima_log) <= _LARGEST_KEPT
     replay = _kept_replay if is_small else replay_pcr_logs
     replayed, steps = replay(vtpm.pcrs, boot_log, ima_log, extended_later=extended_later)
@@ -106,7 +116,14 @@ def unexplained_steps(
 
 
 def further_step(bank: str, index: int, value: bytes, replayed: bytes) -> VerificationStep:
-    """Return a skipped step for a PCR that was extended after its records in the firmware's log."""
+    """Return a skipped step for a PCR that was extended after its records in the firmware's log.
+
+    Args:
+        bank: Bank of the PCR, such as sha256.
+        index: Its number.
+        value: Its quoted value.
+        replayed: Value that the records replay to.
+    """
     return skipped(
         "pcr_log",
         f"{bank} PCR {index} is {value.hex()}, but its records in the firmware's log replay to "
@@ -119,9 +136,14 @@ def _replay_boot_log(
 ) -> tuple[set[tuple[str, int]], dict[tuple[str, int], bytes], VerificationStep]:
     """Replay a firmware log against the quoted PCRs.
 
+    Args:
+        values: Quoted values by bank and index.
+        data: The log, `binary_bios_measurements`; may be empty.
+        later: Indices of PCRs that may differ, because the platform extends them further.
+
     Returns:
-        The PCRs that it replays to; the replayed values of PCRs that were extended further; the
-        step.
+        Bank and index of the PCRs that it replays to; the replayed values of PCRs that were
+        extended further; the step.
 
     Raises:
         ReplayError: If the log must explain a PCR, and does not.
@@ -152,9 +174,16 @@ def _replay_boot_log(
 
 
 def _check_without_records(bank: str, index: int, value: bytes, locality: int) -> None:
-    """Raise ReplayError if a firmware PCR without a record in the log is extended.
+    """Check that a firmware PCR without a record in the log was not extended.
 
-    `locality` is that of the TPM's start, on which the initial value of PCR 0 depends.
+    Args:
+        bank: Bank of the PCR, such as sha256.
+        index: Its number; only those of the firmware are checked.
+        value: Its quoted value.
+        locality: Locality of the TPM's start, on which the initial value of PCR 0 depends.
+
+    Raises:
+        ReplayError: If the PCR has a value other than its initial one.
     """
     expected = start_value(index, len(value), locality)
     if index in FIRMWARE_PCRS and not hmac.compare_digest(value, expected):
@@ -225,7 +254,14 @@ def _replay_ima_log(values: Values, log: ImaLog) -> tuple[set[tuple[str, int]], 
 def _ima_step(
     values: Values, log: ImaLog, replayed: set[tuple[str, int]], match: ImaMatch
 ) -> VerificationStep:
-    """Return the step of an IMA log that replays: a caution if records need attention."""
+    """Return the step of an IMA log that replays: a caution if records need attention.
+
+    Args:
+        values: Quoted values by bank and index.
+        log: The log.
+        replayed: Bank and index of the PCRs that it replays to.
+        match: Numbers of records within the quote, and after it.
+    """
     text = f"{match.records} records of the IMA log replay to {format_pcrs(replayed)}"
     notes = []
     if match.following:

@@ -53,7 +53,13 @@ class VerifiedQuote(NamedTuple):
         joins: tuple[Join, ...] = (),
         details: tuple[tuple[str, str], ...] = (),
     ) -> VtpmFacts:
-        """Return the facts of this quote for the claims, before the replay of logs."""
+        """Return the facts of this quote for the claims, before the replay of logs.
+
+        Args:
+            key_trust: What certifies the key.
+            joins: Directions in which hardware evidence and TPM are joined.
+            details: Further names and values, such as of the cloud instance.
+        """
         return VtpmFacts(
             attestation_key=self.key.spki,
             key_trust=key_trust,
@@ -111,7 +117,17 @@ def verify_tpm_quote(
 def _check_algorithm(
     signed: TpmtSignature, key: PublicVerificationKey, scheme: tuple[str, str] | None
 ) -> None:
-    """Check that algorithm and hash of a signature fit the key, and that the hash is not SHA-1."""
+    """Check that algorithm and hash of a signature fit the key, and that the hash is not SHA-1.
+
+    Args:
+        signed: The signature.
+        key: The attestation key.
+        scheme: Algorithm and hash of the key, such as ("rsassa", "sha256"); None accepts the
+            algorithm of its kind with any hash that is allowed.
+
+    Raises:
+        SignatureError: If they do not fit.
+    """
     stated = signed.algorithm, signed.hash_name
     fitting = scheme or ("rsassa" if key.kind == "rsa" else "ecdsa", signed.hash_name)
     if stated != fitting or signed.hash_name not in SIGNATURE_HASHES:
@@ -142,7 +158,15 @@ def _check_signature(signed: TpmtSignature, key: PublicVerificationKey, message:
 
 @lru_cache(maxsize=64)
 def _check_wanted(selections: tuple[PcrSelection, ...], wanted: tuple[PcrSelection, ...]) -> None:
-    """Check that a quote selects PCRs, and at least the wanted ones of each bank."""
+    """Check that a quote selects PCRs, and at least the wanted ones of each bank.
+
+    Args:
+        selections: Banks and PCRs that the quote selects.
+        wanted: Banks and PCRs that it must select.
+
+    Raises:
+        VerificationError: If one is not selected (`pcr_selection`).
+    """
     selected = {one.bank: frozenset(one.pcrs) for one in selections}
     if not any(selected.values()):
         raise _refused("must select PCRs; request one over PCRs", "pcr_selection")
