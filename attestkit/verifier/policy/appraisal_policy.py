@@ -180,7 +180,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "AppraisalPolicy":
-        """Read a TOML file of at most 1 MiB; see `from_toml`.
+        """Read the TOML file `path`, of at most 1 MiB; `from_toml` describes its keys.
 
         Raises:
             ConfigError: If the file cannot be read, is a named pipe or a device, or `from_toml`
@@ -192,7 +192,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
 
     @classmethod
     def from_toml(cls, text: str | bytes, source: str = "policy") -> "AppraisalPolicy":
-        """Decode TOML with the names of the rules as keys, and bytes in hex.
+        """Decode `text`, TOML with the names of the rules as keys, and bytes in hex.
 
         Either `preset` ("strict", "default" or "development") or `accepted_statuses` is required;
         other keys replace rules of the preset.
@@ -266,7 +266,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         return cls.default().replace(**rules)
 
     def replace(self, **rules: object) -> "AppraisalPolicy":
-        """Return a policy with these rules replaced.
+        """Return a policy with these rules, values by name, in place of its own.
 
         Raises:
             UsageError: As for the constructor.
@@ -317,7 +317,13 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     def _further_rules(
         self, claims: Claims, authenticated: Authenticated, app_info: AppInfo | None
     ) -> list[Iterable[VerificationStep | None]]:
-        """Return iterators over the steps of each group of rules, except groups without rules."""
+        """Return iterators over the steps of each group of rules, except groups without rules.
+
+        Args:
+            claims: Authenticated fields of the evidence.
+            authenticated: Vendor-signed content of the evidence.
+            app_info: Authenticated identity of the app; None if the evidence names no app.
+        """
         found: list[Iterable[VerificationStep | None]] = []
         if self._has_td_rules:
             found.append(self._appraise_td(claims, authenticated))

@@ -52,7 +52,17 @@ def appraise_os_image(claims: Claims, wanted: Collection[bytes]) -> Verification
 
 
 def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | None) -> bytes:
-    """Return `field` of the app's identity for the rule `name`; PolicyError if unmeasured."""
+    """Return a field of the app's identity, which the evidence must measure.
+
+    Args:
+        name: Rule about the field, for errors.
+        field: Name of the field in AppInfo.
+        claims: Claims of the evidence.
+        info: Authenticated identity of the app; None if the evidence names no app.
+
+    Raises:
+        PolicyError: If the field is empty or not measured.
+    """
     value: bytes = b"" if info is None else getattr(info, field)
     measured = claims.platform not in EVENT_PLATFORMS or measures_events(claims)
     if value and measured and claims.platform in _MEASURED_ON.get(field, _MEASURED_ON[""]):
@@ -75,7 +85,14 @@ def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | Non
 def appraise_summary(
     name: Summary, claims: Claims, info: AppInfo | None, wanted: Collection[bytes] | None
 ) -> VerificationStep | None:
-    """Return the step for mr_aggregated or mr_system; None if `wanted`, the rule, is None.
+    """Return the step for mr_aggregated or mr_system; None if the rule is not set.
+
+    Args:
+        name: The rule.
+        claims: Claims of the evidence.
+        info: Authenticated identity of the app, which has the value; None if the evidence names no
+            app.
+        wanted: Accepted values, 32 bytes each; None if the rule is not set.
 
     Raises:
         PolicyError: If the value is not one of `wanted`, or the evidence does not authenticate it.
@@ -101,7 +118,17 @@ def appraise_summary(
 
 
 def appraise_device(claims: Claims, device: bytes, wanted: Collection[bytes]) -> VerificationStep:
-    """Return the verification step for the device; PolicyError if it is not one of `wanted`."""
+    """Return the verification step for the device.
+
+    Args:
+        claims: Claims of the evidence.
+        device: Authenticated device identifier, such as the PPID; not used for SEV-SNP, whose chip
+            id is in the claims.
+        wanted: Accepted SHA-256 hashes of device identifiers, 32 bytes each.
+
+    Raises:
+        PolicyError: If the device is not one of `wanted`.
+    """
     named = claims.get("chip_id") if claims.platform in SNP_PLATFORMS else device
     if claims.platform == NITRO or not named or not any(named):
         raise PolicyError(

@@ -25,7 +25,8 @@ def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
     """Return the rule `pcrs` as pairs, sorted: bank and index, and a frozenset of values.
 
     Args:
-        given: A mapping from bank and index to a value or values; or pairs of these.
+        given: A mapping from bank and index, such as "sha256:7", to a value or values; or pairs of
+            these.
 
     Raises:
         UsageError: If a name or a value is not valid, or a name occurs twice.

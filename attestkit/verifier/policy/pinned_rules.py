@@ -42,7 +42,7 @@ _PINNED_EVENTS: Final = ("init-script-hash", "gpu-policy-hash", "storage-fs")
 
 
 def pinned_rules(result: AttestationResult) -> dict[str, Any]:
-    """Return the rules of `AppraisalPolicy.from_evidence`, except the accepted TCB statuses."""
+    """Return the rules of `AppraisalPolicy.from_evidence` by name, except `accepted_statuses`."""
     claims, info = result.claims, result.app_info
     return {
         "platforms": (AZURE.get(claims.platform, claims.platform),),
@@ -61,7 +61,11 @@ def pinned_rules(result: AttestationResult) -> dict[str, Any]:
 
 
 def _pinned_gpus(result: "GpuResult | None") -> dict[str, Any]:
-    """Return the rules for a machine with the same GPUs, or newer drivers and the same VBIOS."""
+    """Return the rule `gpu` for machines with the same GPUs, or newer drivers and the same VBIOS.
+
+    Args:
+        result: Result for the GPUs; None: there is no rule.
+    """
     if result is None:
         return {}
     gpus = result.gpus

@@ -92,7 +92,10 @@ def is_signed_by_vlek(claims: Claims) -> bool:
 
 
 def launch_measurement(claims: Claims) -> tuple[str, bytes | None]:
-    """Return the name and value of the register that measures what the host launched."""
+    """Return the name and value of the register that measures what the host launched.
+
+    They are MRTD of a TD, else MEASUREMENT; the value is None if the claims have none.
+    """
     if is_td(claims):
         return "MRTD", claims.get("mrtd")
     return "MEASUREMENT", claims.get("measurement")

@@ -181,7 +181,12 @@ def _first_of(platforms: frozenset[str]) -> str:
 
 
 def _why_missing(name: str, claims: Claims) -> str:
-    """Return why evidence has no such register, and the remedy."""
+    """Return why evidence has no register, and the remedy, for an error.
+
+    Args:
+        name: Name of the register.
+        claims: Claims of the evidence.
+    """
     platform = claims.platform
     if platform in HCL_PLATFORMS and claims.get(name) is not None:
         return f"it is zero on {platform}, where the guest measures into a TPM; pin pcrs instead"
@@ -225,14 +230,24 @@ def require_common_platform(
 
 
 def has_pinned_tables(claims: Claims, pinned: _Pinned) -> bool:
-    """Return whether the ACPI tables are pinned, known to be QEMU's, or not under host control."""
+    """Return whether the ACPI tables are pinned, known to be QEMU's, or not under host control.
+
+    Args:
+        claims: Claims of the evidence.
+        pinned: Reference values of the policy by register.
+    """
     if claims.platform in _TDS:
         return claims.acpi_tables_verified or claims.get("rtmr0") in pinned.get("rtmr0", ())
     return claims.platform == "dstack-nitro-enclave"
 
 
 def tables_caution(claims: Claims, pinned: _Pinned) -> VerificationStep | None:
-    """Return a caution if the image is verified or pinned, but its ACPI tables are not."""
+    """Return a caution if the image is verified or pinned, but its ACPI tables are not; else None.
+
+    Args:
+        claims: Claims of the evidence.
+        pinned: Reference values of the policy by register.
+    """
     named = bool(claims.os_image_hash)
     if claims.platform in _TDS and (named or pinned.keys() >= _REST_OF_IMAGE):
         return None if claims.acpi_tables_verified or "rtmr0" in pinned else _TD_TABLES_CAUTION

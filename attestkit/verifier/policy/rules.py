@@ -134,10 +134,17 @@ def _truncated_hex(value: bytes) -> str:
 def require_match(
     reason: PolicyReason, name: str, have: bytes, wanted: Iterable[bytes], remedy: str
 ) -> None:
-    """Check that `have`, the value of the evidence called `name` in errors, is one of `wanted`.
+    """Check that a value of the evidence is one of the accepted ones.
+
+    Args:
+        reason: Reason of the error.
+        name: Name of the value in errors.
+        have: The value.
+        wanted: The accepted values.
+        remedy: End of the error's message.
 
     Raises:
-        PolicyError: If `have` is not one; `remedy` ends the message.
+        PolicyError: If `have` is not one of `wanted`.
     """
     if not matches_any(have, wanted):
         message = f"{name}: {format_values([have])}, must be {format_values(wanted)}; {remedy}"
@@ -147,13 +154,29 @@ def require_match(
 def accept_match(
     rule: str, subject: str, have: bytes, wanted: Iterable[bytes], remedy: str
 ) -> VerificationStep:
-    """Check a value as `require_match`, with the reason `rule`; return the step of that name."""
+    """Check that a value of the evidence is one of the accepted ones; return the step.
+
+    Args:
+        rule: Name of the rule, which step and error have.
+        subject: Name of the value in texts.
+        have: The value.
+        wanted: The accepted values.
+        remedy: End of the error's message.
+
+    Raises:
+        PolicyError: If `have` is not one of `wanted`.
+    """
     require_match(cast("PolicyReason", rule), subject, have, wanted, remedy)
     return passed(cast("StepCheck", rule), f"{subject} {have.hex()} is accepted")
 
 
 def accepted_values(name: str, values: object, size: int) -> frozenset[bytes] | None:
     """Return the accepted values of a rule as a frozenset; None accepts any.
+
+    Args:
+        name: Name of the rule in errors.
+        values: A collection of `bytes`; None returns None.
+        size: Required size of each value in bytes.
 
     Raises:
         UsageError: If a value is not `bytes` of `size`, or the collection is empty.
@@ -218,7 +241,12 @@ class BitMask:
         return cls(must_be_set=bits, must_be_clear=rules & ~bits)
 
     def find_wrong(self, name: str, have: bytes) -> list[str]:
-        """Return phrases on wrong bits of field `name` for an error; empty if all are right."""
+        """Return phrases on wrong bits of a field for an error; empty if all are right.
+
+        Args:
+            name: Name of the field, a key of `BIT_NAMES`.
+            have: Value of the field in the evidence, 8 bytes.
+        """
         bits = int.from_bytes(have, "little")
         wrong = (
             ("must be set", self.must_be_set & ~bits),
@@ -252,7 +280,7 @@ class BitMask:
 
 
 def bit_names(field: str, bits: int) -> str:
-    """Return the names of the bits of a field of `BIT_NAMES`; unnamed bits as `bit 5`."""
+    """Return the names of `bits`, set in a field of `BIT_NAMES`; unnamed bits as `bit 5`."""
     found = []
     for name, mask in BIT_NAMES.get(field, {}).items():
         if bits & mask:
@@ -283,7 +311,11 @@ class KeyProvider:
 
     @staticmethod
     def appraise(wanted: Collection["KeyProvider"], info: bytes) -> VerificationStep:
-        """Return the verification step for `AppInfo.key_provider_info`.
+        """Return the verification step for the key provider of an app.
+
+        Args:
+            wanted: Accepted key providers.
+            info: `AppInfo.key_provider_info`, JSON.
 
         Raises:
             PolicyError: If `info` is malformed, or its key provider matches none of `wanted`.

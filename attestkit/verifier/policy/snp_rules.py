@@ -221,7 +221,17 @@ def _cpu_types(name: str, given: object) -> frozenset[str]:
 
 
 def _version(parts: int, example: str, name: str, text: object) -> str:
-    """Return a version such as `example` in normal form: `parts` decimal numbers up to 255."""
+    """Return a version in normal form: decimal numbers up to 255, separated by dots.
+
+    Args:
+        parts: How many numbers it has.
+        example: A valid version, for errors.
+        name: Name of the rule in errors.
+        text: The version as given.
+
+    Raises:
+        UsageError: If `text` is not such a version.
+    """
     found = _VERSION.fullmatch(text) if isinstance(text, str) else None
     numbers = [] if found is None else [int(number) for number in found.groups("0")]
     if found is None or max(numbers) > 0xFF or (parts == 2 and found[3]):
@@ -264,7 +274,18 @@ def _claim(claims: Mapping[str, Any], name: str, reason: PolicyReason) -> bytes:
 
 
 def _launched(claims: Claims, rule: Literal["sev_features", "vcpus", "vcpu_type"]) -> bytes:
-    """Return the launch parameter of a rule; PolicyError unless a verified image confirms it."""
+    """Return the launch parameter of a rule, which a verified image must confirm.
+
+    It is little-endian, 8 bytes for sev_features and 4 for vcpus, or the name of the CPU type in
+    ASCII.
+
+    Args:
+        claims: Claims of the evidence.
+        rule: The rule, which has the name of the parameter.
+
+    Raises:
+        PolicyError: If the OS image is not verified.
+    """
     found: bytes | None = claims.get(rule)
     if found is None:
         raise PolicyError(

@@ -116,7 +116,14 @@ class TcbRules:
     def _appraise_tcb(
         self, authenticated: Authenticated, platform: str, now: datetime, explain: Explain
     ) -> Iterator[VerificationStep | None]:
-        """Yield the verification steps; PolicyError names the first rule that is not met."""
+        """Yield the verification steps; PolicyError names the first rule that is not met.
+
+        Args:
+            authenticated: Vendor-signed content of the evidence.
+            platform: Name of the platform, as in the claims.
+            now: Time of the verification, with a time zone.
+            explain: Returns a sentence on an outdated component, for an error.
+        """
         yield self._check_status(authenticated, platform, now, explain)
         yield self._check_advisories(authenticated.advisory_ids, platform)
         yield self._check_evaluation_number(authenticated)
@@ -275,7 +282,14 @@ def _require_svns(
 def _status_error(
     problem: str, explain: Explain, remedy: str, reason: PolicyReason = "tcb_status"
 ) -> PolicyError:
-    """Return the error for a TCB status, with the explanation, if any, before the remedy."""
+    """Return the PolicyError for a TCB status.
+
+    Args:
+        problem: Beginning of the text.
+        explain: Returns a sentence on the outdated component, which follows; it may be empty.
+        remedy: End of the text.
+        reason: Reason of the error.
+    """
     explanation = explain().rstrip(".; ")
     return PolicyError("; ".join(filter(None, (problem, explanation, remedy))), reason=reason)
 
@@ -285,7 +299,15 @@ def _days(period: timedelta) -> str:
 
 
 def _advisories(name: str, given: object) -> frozenset[str]:
-    """Return the advisory ids of rule `name`, in upper case; UsageError if not valid."""
+    """Return advisory ids as a frozenset, in upper case.
+
+    Args:
+        name: Name of the rule in errors.
+        given: A collection of ids such as INTEL-SA-00837.
+
+    Raises:
+        UsageError: If an id is not valid.
+    """
     found = normalize_members(name, given, str)
     for one in found:
         if not one.isascii() or not one.isprintable() or " " in one or not one:
@@ -295,7 +317,14 @@ def _advisories(name: str, given: object) -> frozenset[str]:
 
 
 def _svns(given: object) -> tuple[tuple[str, int], ...]:
-    """Return the pairs of `minimum_svns`, ordered by component name; UsageError if not valid."""
+    """Return the rule `minimum_svns` as pairs of component and SVN, ordered by component.
+
+    Args:
+        given: Pairs of a component's name and its minimum SVN, in any collection.
+
+    Raises:
+        UsageError: If a pair is not valid, or a component occurs twice.
+    """
     found: dict[str, int] = {}
     for pair in normalize_members("minimum_svns", given, tuple):
         if len(pair) != 2:
@@ -319,7 +348,11 @@ def _check_period(name: str, period: object) -> None:
 
 
 def _normalize_minimum_tcb(given: object) -> _NormalizedTcb:
-    """Return the rule as pairs ordered by product; names of products may be in any case.
+    """Return the rule `minimum_tcb` as pairs of product and minimum SVNs, ordered by product.
+
+    Args:
+        given: Minimum SVNs by component, for each product: a mapping, or pairs. Names of products
+            may be in any case.
 
     Raises:
         UsageError: If a product or component is unknown, or an SVN is not in 0 to 255.
@@ -375,7 +408,15 @@ def _components(product: str, given: object) -> tuple[tuple[str, int], ...]:
 
 
 def _pairs(name: str, given: object) -> list[tuple[str, object]]:
-    """Return the items of a mapping or a collection of pairs; the first of each pair is text."""
+    """Return the items of a mapping, or the pairs of a collection; the first of a pair is text.
+
+    Args:
+        name: Name of the rule in errors.
+        given: The mapping or collection.
+
+    Raises:
+        UsageError: If it is neither, or an item is not such a pair.
+    """
     pairs = list(given.items()) if isinstance(given, Mapping) else given
     if not isinstance(pairs, list):
         pairs = list(normalize_members(name, pairs, tuple))

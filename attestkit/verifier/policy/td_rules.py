@@ -132,7 +132,17 @@ class TdRules:
 
 
 def _require_bits(rule: str, field: str, mask: BitMask, claims: Claims) -> None:
-    """Raise PolicyError if the field is not 8 bytes, or has bits that the mask does not allow."""
+    """Check the bits of a field.
+
+    Args:
+        rule: Name of the rule, for the remedy in errors.
+        field: Name of the field, a key of the claims.
+        mask: Bits that must be set or clear.
+        claims: Claims of the evidence.
+
+    Raises:
+        PolicyError: If the field is not 8 bytes, or has wrong bits.
+    """
     have = claims.get(field) or b""
     found = mask.find_wrong(field, have)
     if len(have) != 8 or found:

@@ -297,7 +297,14 @@ class VtpmRules:
 
 
 def _key_digests(given: object) -> frozenset[bytes] | None:
-    """Return the SHA-256 digests of `trusted_aks`, which lists digests (32 bytes) or DER keys."""
+    """Return the keys of the rule `trusted_aks` as SHA-256 digests; None if the rule is not set.
+
+    Args:
+        given: A collection of digests (32 bytes) and keys (SubjectPublicKeyInfo in DER); or None.
+
+    Raises:
+        UsageError: If a value is neither, or there are none.
+    """
     if given is None:
         return None
     found = normalize_members("trusted_aks", given, bytes)
@@ -315,7 +322,16 @@ def _key_digests(given: object) -> frozenset[bytes] | None:
 
 
 def _texts(name: str, given: object, *, empty: bool) -> frozenset[str]:
-    """Return accepted texts; UsageError if one is empty, or if there are none unless `empty`."""
+    """Return the accepted texts of a rule as a frozenset.
+
+    Args:
+        name: Name of the rule in errors.
+        given: A collection of texts.
+        empty: Whether the collection may be empty.
+
+    Raises:
+        UsageError: If a text is empty, or there are none although `empty` is false.
+    """
     found = normalize_members(name, given, str)
     if not empty:
         require_members(name, found)

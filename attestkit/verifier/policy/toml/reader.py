@@ -83,7 +83,15 @@ def config_errors(prefix: str) -> Iterator[None]:
 
 
 def _preset(table: Mapping[str, Any], keys: Iterable[str]) -> str | None:
-    """Return the preset of a file, or None; ConfigError for an unknown or a missing key."""
+    """Return the name of a file's preset; None if it has `accepted_statuses` instead.
+
+    Args:
+        table: Top level of the TOML.
+        keys: Names of the rules.
+
+    Raises:
+        ConfigError: If a key is unknown, the preset is unknown, or both are missing.
+    """
     _check_keys("", table, ("preset", *keys))
     if "preset" not in table:
         if "accepted_statuses" not in table:
@@ -253,9 +261,16 @@ def _mask(key: str, value: object) -> BitMask:
 
 
 def _bits(field: str, name: str, value: object) -> int:
-    """Return the bits in a list of bit names of `field`, or in 8 bytes in hex.
+    """Return bits as an integer.
 
-    An integer is refused, because its byte order would be ambiguous.
+    Args:
+        field: Name of the field, a key of `BIT_NAMES`.
+        name: `must_be_set` or `must_be_clear`, for errors.
+        value: A list of bit names, or 8 bytes in hex, as in the evidence. An integer is refused,
+            because its byte order would be ambiguous.
+
+    Raises:
+        ConfigError: If `value` is neither.
     """
     key, known = f"{field}.{name}", BIT_NAMES[field]
     if isinstance(value, list):
@@ -273,7 +288,16 @@ def _bits(field: str, name: str, value: object) -> int:
 
 
 def _records(kind: type[_R], key: str, value: object) -> list[_R]:
-    """Decode a table or a list of tables to objects of class `kind`; bytes are in hex."""
+    """Decode rules that are tables, such as required events.
+
+    Args:
+        kind: Class of the rules.
+        key: Key in the file, for errors.
+        value: A table, or a list of tables; bytes in them are hex.
+
+    Raises:
+        ConfigError: If a table is not valid.
+    """
     known = {field.name: field for field in fields(kind)}
     found = []
     for one in _as_list(value):
@@ -310,7 +334,16 @@ def _gpu(key: str, value: object) -> GpuRules:
 
 
 def _create(key: str, kind: Callable[..., _T], given: dict[str, Any]) -> _T:
-    """Create a rule of class `kind`; the message of an error begins with the key."""
+    """Return an object of a rule's class.
+
+    Args:
+        key: Key in the file, with which errors begin.
+        kind: The class.
+        given: Its arguments, decoded.
+
+    Raises:
+        ConfigError: If the class does not accept them.
+    """
     try:
         return kind(**given)
     except UsageError as error:

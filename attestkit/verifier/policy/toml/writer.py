@@ -25,7 +25,11 @@ _HEADER: Final = """\
 
 
 def write_rules(rules: Mapping[str, Any]) -> str:
-    """Return the TOML of a policy's rules, given by name; see `AppraisalPolicy.to_toml`."""
+    """Return the TOML of a policy's rules, with a comment on each.
+
+    Args:
+        rules: Values of the rules by name.
+    """
     lines = [_HEADER]
     for name, comment in _COMMENTS.items():
         value = rules[name]
@@ -133,7 +137,7 @@ def _item(value: bytes | str | int, number: Callable[[int], str]) -> str:
 
 
 def _text(value: str) -> str:
-    """Return a TOML basic string, also for a quoted key."""
+    """Return `value` as a TOML basic string with quotes; a key may be quoted so, too."""
     escaped = "".join(
         f"\\u{ord(one):04x}" if one < " " or one == "\x7f" else one
         for one in value.replace("\\", "\\\\").replace('"', '\\"')
