@@ -90,10 +90,12 @@ def read_variables(plaintext: bytes, allowed: Collection[str] | None) -> dict[st
 
     Args:
         plaintext: JSON text.
-        allowed: As for `decrypt_env_vars`; None accepts all names.
+        allowed: Names that the application accepts; other variables are ignored, unchecked. None
+            accepts all names.
 
     Raises:
-        FormatError: As for `decrypt_env_vars`.
+        FormatError: If the text is malformed, a name is not an identifier, or a limit of
+            `decrypt_env_vars` is exceeded.
     """
     names = None if allowed is None else frozenset(allowed)
     found: dict[str, str] = {}

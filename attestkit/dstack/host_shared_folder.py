@@ -180,7 +180,8 @@ class HostShared:
             app_id: 20 bytes. None: the first 20 bytes of the compose hash.
 
         Raises:
-            AttestKitError: As for `launch`, and ConfigError if the key file is invalid.
+            AttestKitError: If the app-compose is missing, a file (also that of the keys) cannot be
+                read or is invalid, or `app_id` is not 20 bytes.
         """
         keys = None if self._find(APP_KEYS) is None else self.app_keys
         return boot_events(self.launch(app_id)._replace(app_keys=keys))

@@ -152,7 +152,7 @@ class AppKeys(Secret):
 
         Raises:
             ConfigError: If the file cannot be written, or would exceed the 1 MiB that `load` reads.
-            UsageError: As `to_json`.
+            UsageError: If the AppKeys are closed, or a text has an unpaired surrogate.
         """
         content = self.to_json().encode()
         try:

@@ -40,7 +40,7 @@ def derive_v1_bytes(root: bytes | bytearray, domain: str, algorithm: str) -> byt
     `derive_bytes` makes these keys independent of all keys of API v0.
 
     Raises:
-        UsageError: As `encode_v1_names`.
+        UsageError: If `encode_v1_names` rejects domain or algorithm.
     """
     info = length_prefixed(_V1_TAG, *encode_v1_names(domain, algorithm))
     return hkdf_sha256(root, info, 32, _V1_SALT)

@@ -32,7 +32,8 @@ def v0_claim(public_key: bytes, purpose: str) -> bytes:
 def v1_claim(public_key: bytes, domain: str, algorithm: str) -> bytes:
     """Return the claim of GetKey of `dstack.guest.v1`: a tag, algorithm, domain and public key.
 
-    Each is behind its length. `public_key` is as for `v0_claim`; `domain` is the name of the key.
+    Each is behind its length. `public_key` is compressed secp256k1 (33 bytes) or Ed25519 (32
+    bytes); `domain` is the name of the key.
 
     Raises:
         UsageError: If `encode_v1_names` rejects domain or algorithm.

@@ -93,7 +93,9 @@ class LocalKeys:
         self._app_keys = app_keys
 
     def derive(self, path: str, algorithm: str) -> DerivedKey:
-        """Return the key of `path` for one algorithm; see `separated_path`.
+        """Return the key of `path` for one algorithm; algorithms do not share key material.
+
+        It is derived from the path with the algorithm as a prefix, see `separated_path`.
 
         Args:
             path: Name of the key: any text, may be empty.

@@ -131,7 +131,8 @@ _MAX_UINT64: Final = 2**64 - 1
 class Parameters(NamedTuple):
     """Parameters in the query of `/logs/<container>`.
 
-    `tail` is a number of lines, or `all`. `text`, `bare` and `ansi` are as for `LogFormatter`.
+    `tail` is a number of lines, or `all`. `text` selects text in place of base64, `bare` messages
+    without JSON around them, and `ansi` keeps escape sequences.
     """
 
     since: int = 0  # Unix time; 0 is unbounded

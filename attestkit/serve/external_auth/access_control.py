@@ -216,7 +216,7 @@ class AccessControl:
         now: Returns the Unix time.
 
     Raises:
-        UsageError: As `check_auth`.
+        UsageError: If a key in `auth` is missing or not valid, or a scope is unknown.
     """
 
     auth: ExternalAuth

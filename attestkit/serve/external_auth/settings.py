@@ -64,7 +64,8 @@ def parse_public_key(data: bytes, where: str) -> bytes:
     """Return the raw key, 32 bytes, in `data`, a file's content: raw, 64 hex digits, or PEM.
 
     Raises:
-        ConfigError: As `read_public_keys`; the text of the error begins with `where`.
+        ConfigError: If it is malformed, over the size limit, or not a point of prime order; the
+            text begins with `where`.
     """
     if len(data) > _LARGEST:
         raise ConfigError(f"{where}: must be at most {_LARGEST} bytes", reason="too_large")
