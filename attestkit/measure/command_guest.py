@@ -34,7 +34,7 @@ def tdx_command(
         qemu: QEMU's program to run, which should be of the release line of the host's QEMU.
         qemu_version: Version of the host's QEMU; empty if it is that of `qemu`.
         processor_id: EAX and EDX of CPUID leaf 1 of the host, for firmware that measures the SMBIOS
-            table.
+            table. None: the digest of that table is unknown.
 
     Raises:
         FormatError: If an input is malformed or exceeds a limit.
@@ -67,7 +67,10 @@ def tdx_command(
 
 
 def _fw_cfg(machine: acpi.QemuMachine, *, direct: bool) -> FwCfgItems:
-    """Return the items of a machine that was read without `-kernel`, which `direct` adds."""
+    """Return the fw_cfg items of a machine that was read without `-kernel`.
+
+    If `direct`, the boot order is that of a machine with `-kernel`.
+    """
     # QEMU puts the loader of -kernel before all devices.
     first = DIRECT_BOOT_ORDER if direct else b""
     items = FwCfgItems(*(getattr(machine, name) for name in FwCfgItems._fields))
@@ -75,9 +78,10 @@ def _fw_cfg(machine: acpi.QemuMachine, *, direct: bool) -> FwCfgItems:
 
 
 def command_files(command: str | Sequence[str]) -> dict[str, str]:
-    """Return the values of -kernel, -initrd, -append and -shim of a QEMU command line.
+    """Return the values of -kernel, -initrd, -append and -shim of a QEMU command line, by name.
 
-    Their names are `kernel`, `initrd`, `cmdline` and `shim`; absent options are left out.
+    The command line is text or words. The names are `kernel`, `initrd`, `cmdline` and `shim`;
+    absent options are left out.
 
     Raises:
         UsageError: As for `clean_command`.

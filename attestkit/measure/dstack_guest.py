@@ -56,13 +56,14 @@ def dstack_image(
 
     Args:
         image: Folder or archive of the image, or what `read_dstack_image` returned.
-        vm_config: VM configuration.
-        qemu: QEMU's program, which makes the ACPI tables.
+        vm_config: VM configuration: its JSON text, its members, or a machine's shape.
+        qemu: QEMU's program, which makes the ACPI tables. None: no program is run.
         acpi: ACPI tables, or a folder with the three files.
-        smbios: SMBIOS table of QEMU, for firmware that measures it.
+        smbios: SMBIOS table of QEMU, for firmware that measures it. None: see `processor_id`.
         processor_id: EAX and EDX of CPUID leaf 1 of the host. With it, a `qemu` of the host's
-            release of QEMU makes the SMBIOS table too.
-        cache: Cache of tables that `qemu` made.
+            release of QEMU makes the SMBIOS table too. Without it and `smbios`, the digest of the
+            table is unknown.
+        cache: Cache of tables that `qemu` made. None: they are not stored.
 
     Raises:
         FormatError: If image, configuration, a table or QEMU's data are malformed, or over a limit.
@@ -91,7 +92,14 @@ def dstack_image(
 def measure_shape(
     firmware: bytes, boot: TdxBoot, shape: MachineShape, sources: TableSources
 ) -> ExpectedMeasurements:
-    """Return the expected measurements of a TD on a machine of dstack; see `dstack_image`."""
+    """Return the expected measurements of a TD on a machine of dstack; see `dstack_image`.
+
+    Args:
+        firmware: Image of OVMF.
+        boot: Kernel, initrd and command line.
+        shape: Shape of the machine.
+        sources: Sources of its ACPI and SMBIOS tables.
+    """
     smbios = sources.smbios
     if smbios is None:
         smbios = _smbios(shape, sources.qemu, sources.processor_id)
@@ -109,9 +117,10 @@ def _shape(config: VmConfiguration) -> MachineShape:
 def _smbios(
     shape: MachineShape, qemu: QemuProgram | None, processor_id: tuple[int, int] | None
 ) -> bytes | None:
-    """Return the SMBIOS table of `qemu`; None without `qemu` or `processor_id`.
+    """Return the SMBIOS table that the program `qemu` makes for the machine.
 
-    None too if `qemu` is not of the same release as the host's QEMU.
+    None without `qemu` or `processor_id` (EAX and EDX of CPUID leaf 1 of the host), or if `qemu` is
+    not of the same release as the host's QEMU.
     """
     if processor_id is None or qemu is None:
         return None

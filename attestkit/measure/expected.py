@@ -46,7 +46,14 @@ _MEANINGS: Final = {
 
 
 class PinnedValue(NamedTuple):
-    """A reference value: its name, the accepted values (none if unknown), and its basis."""
+    """A reference value of a policy.
+
+    Attributes:
+        name: Name in the policy, such as `mrtd`.
+        values: The accepted values, 32 or 48 bytes each; empty if unknown.
+        basis: What confirms the value; see `Basis`.
+        comment: Line that the policy has above the value; may be empty.
+    """
 
     name: str
     values: tuple[bytes, ...]
@@ -55,7 +62,10 @@ class PinnedValue(NamedTuple):
 
 
 def describe_gap(word: str) -> str:
-    """Return the text that explains an item of `ExpectedMeasurements.not_proven`."""
+    """Return the text that explains `word`, an item of `ExpectedMeasurements.not_proven`.
+
+    An unknown word raises KeyError.
+    """
     return _MEANINGS[word]
 
 
@@ -120,7 +130,7 @@ class ExpectedEvent(NamedTuple):
     Attributes:
         register: 0 to 3, of RTMR0 to RTMR3.
         name: Short name, such as `td-hob` or `acpi-tables`.
-        event_type: TCG event type.
+        event_type: TCG event type, such as 4 (EV_SEPARATOR).
         digest: SHA-384, 48 bytes; None if it has to be taken from the event log.
         basis: What confirms the rule by which the event is computed.
     """
@@ -133,7 +143,10 @@ class ExpectedEvent(NamedTuple):
 
 
 def replay(events: Iterable[ExpectedEvent], register: int) -> bytes | None:
-    """Return the value of a register after its events; None if one of them has no digest."""
+    """Return the value of register 0 to 3 after its events, 48 bytes.
+
+    Events of other registers are skipped. None if one of its events has no digest.
+    """
     digests = [event.digest for event in events if event.register == register]
     known = [digest for digest in digests if digest is not None]
     if len(known) < len(digests):
@@ -178,16 +191,17 @@ class ExpectedMeasurements:
         platform: `tdx` or `snp`.
         events: Events of RTMR0 to RTMR2, in order within each register; none on SEV-SNP.
         other_events: Lists of events that are possible instead of `events`.
-        mrtds: MRTD for each order of pages.
+        mrtds: MRTD for each order of pages; None on SEV-SNP.
         page_order: Whether QEMU adds and measures each page of the firmware in turn
             (`single_pass`), or adds all before it measures them (`two_pass`): as the VM
             configuration states, else as the version of QEMU does.
         page_order_known: Whether the VM configuration states the page order.
         single_events: Events of a boot by GRUB that its registers may have at any position.
-        incomplete: Registers of which not all events are known.
-        launch_digest: MEASUREMENT of an SEV-SNP guest, 48 bytes.
+        incomplete: Numbers of the RTMRs of which not all events are known.
+        launch_digest: MEASUREMENT of an SEV-SNP guest, 48 bytes; None on TDX.
         launch_basis: What confirms the rules of the launch digest; see `Basis`.
-        os_image_hash: SHA-256 of the list of checksums of a dstack image, 32 bytes.
+        os_image_hash: SHA-256 of the list of checksums of a dstack image, 32 bytes; None without
+            an image.
         not_proven: Stable words for gaps in the values or their basis; see `describe_gap`.
         inputs: SHA-256 of each input file, by name, such as `firmware`.
         settings: Versions, machine and command line that the values are for, by name.
@@ -215,7 +229,10 @@ class ExpectedMeasurements:
 
     @property
     def rtmrs(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """RTMR0 to RTMR2; None if a digest is missing, or `other_events` give different values."""
+        """RTMR0 to RTMR2, 48 bytes each.
+
+        One is None if a digest is missing, or `other_events` give another value.
+        """
         zero, one, two = (self._register(number) for number in TDX_REGISTERS)
         return zero, one, two
 
@@ -276,7 +293,7 @@ class ExpectedMeasurements:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Return all values, ready for JSON: bytes are hex."""
+        """Return all members and registers by name, ready for JSON: bytes are hex."""
         names = {"measurement": "launch_digest"}
         values = {
             name: {
@@ -323,7 +340,7 @@ class ExpectedMeasurements:
         return values[0] if len(values) == 1 else None
 
     def _possible(self, number: int) -> tuple[bytes, ...]:
-        """Return the possible values of a register; () if one of them is unknown."""
+        """Return the possible values of RTMR `number`, 48 bytes each; () if any is unknown."""
         if self.platform == "snp" or number in self.incomplete:
             return ()
         values = [replay(events, number) for events in (self.events, *self.other_events)]
@@ -336,7 +353,7 @@ class ExpectedMeasurements:
 
 
 def events_of(log: EventLog, register: int) -> list[Event]:
-    """Return the events of a log that extend a register."""
+    """Return the events of a log that extend a register, numbered 0 to 3 as the RTMRs."""
     return [
         event
         for event in log.events
@@ -345,7 +362,7 @@ def events_of(log: EventLog, register: int) -> list[Event]:
 
 
 def comparable_type(event: ExpectedEvent | Event) -> int:
-    """Return the type of an event; HANDOFF_TABLES2 counts as HANDOFF_TABLES.
+    """Return the TCG event type of an event; HANDOFF_TABLES2 counts as HANDOFF_TABLES.
 
     Releases of edk2 differ in which of both the SMBIOS table has.
     """
@@ -368,7 +385,10 @@ def _by_register(events: Iterable[ExpectedEvent]) -> list[list[ExpectedEvent]]:
 
 
 def _common(events: BootEvents, logged: Sequence[Sequence[Event]]) -> int:
-    """Return the number of events that equal the log's at the same index, minus the others."""
+    """Return the number of events that equal the log's at the same index, minus the others.
+
+    `logged` has the events of each register, that of RTMR0 first.
+    """
     score = 0
     for expected, found in zip(_by_register(events), logged, strict=True):
         score -= abs(len(expected) - len(found))
@@ -379,7 +399,10 @@ def _common(events: BootEvents, logged: Sequence[Sequence[Event]]) -> int:
 
 
 def _fill(events: BootEvents, logged: Sequence[Sequence[Event]]) -> BootEvents:
-    """Return the events; a missing digest is that of the log's event at the same index."""
+    """Return the events; a missing digest is that of the log's event at the same index.
+
+    `logged` has the events of each register, that of RTMR0 first.
+    """
     filled: list[ExpectedEvent] = []
     for expected, found in zip(_by_register(events), logged, strict=True):
         for place, event in enumerate(expected):

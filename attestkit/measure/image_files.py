@@ -40,7 +40,13 @@ _HARMLESS_PREFIXES: Final = ("LIBARCHIVE.", "SCHILY.")
 
 
 class TarMember(NamedTuple):
-    """A regular file in an archive."""
+    """A regular file in an archive.
+
+    Attributes:
+        name: Path with `/`, as in the archive.
+        size: Size in bytes.
+        chunks: The content in pieces; it is skipped if it is not read before the next member.
+    """
 
     name: str  # path with `/`, as in the archive
     size: int
@@ -51,7 +57,8 @@ class TarArchive:
     """Members of an archive in order.
 
     Args:
-        read: Returns the next bytes of the archive, uncompressed.
+        read: Returns the next bytes of the archive, uncompressed: at most the given number, b"" at
+            the end.
         limit: Maximum size of the archive in bytes, uncompressed.
     """
 
@@ -112,7 +119,7 @@ class TarArchive:
             raise _error("too_large", f"over {self._limit} bytes", self._at)
 
     def _take(self, size: int) -> bytes:
-        """Read exactly `size` bytes."""
+        """Read exactly `size` bytes; FormatError if the archive is truncated or over its limit."""
         self._check_limit(size)
         parts, left = [], size
         while left:
@@ -126,7 +133,10 @@ class TarArchive:
 
 
 def _checked_size(header: bytes, at: int) -> int:
-    """Verify the checksum of a header, and return the size of its content."""
+    """Verify the checksum of a header, 512 bytes, and return the size of its content in bytes.
+
+    `at` is the header's offset in the archive, for errors.
+    """
     blank = header[:148] + b" " * 8 + header[156:]
     if _octal(header[148:156], at) != sum(blank):
         raise _error("inconsistent", "a header's checksum is wrong", at)
@@ -147,7 +157,13 @@ def _header_name(header: bytes) -> bytes:
 
 
 def _extended_name(kind: bytes, content: bytes, at: int) -> bytes | None:
-    """Return the next member's name in an extended header; None if that has no name."""
+    """Return the next member's name in an extended header; None if that has no name.
+
+    Args:
+        kind: Type flag of the header: `x` or `g` of pax, or `L` of GNU.
+        content: Content of the extended header.
+        at: Its offset in the archive, for errors.
+    """
     if kind == _GNU_NAME:
         return content.partition(b"\0")[0]
     name, start = None, 0
@@ -185,7 +201,7 @@ _MOST_FOLDERS: Final = 4  # of an archive, with a file that is looked for
 
 
 class ImageFile(NamedTuple):
-    """A file of an image."""
+    """A file of an image: its SHA-256, and its content (None if it was only hashed)."""
 
     digest: bytes  # SHA-256
     content: bytes | None  # None if it was only hashed
@@ -198,15 +214,15 @@ class FolderSource:
         self._folder = folder
 
     def read_small(self, names: tuple[str, ...], limit: int) -> dict[str, bytes]:
-        """Return those of the files that exist, each of at most `limit` bytes.
+        """Return the contents of those of the files `names` that exist, by name.
 
         Raises:
-            FormatError: If a file is too large or unreadable.
+            FormatError: If a file has over `limit` bytes or is unreadable.
         """
         return contents(self.read_files(dict.fromkeys(names, limit)))
 
     def read_files(self, limits: Mapping[str, int | None]) -> dict[str, ImageFile]:
-        """Hash files, and return those that exist.
+        """Hash files, and return those that exist, by name.
 
         Args:
             limits: Maximum size in bytes by name, for a file whose content is returned too; None
@@ -239,12 +255,11 @@ class ArchiveSource:
     """Files in a .tar.gz archive, all in one folder at its top, or all in no folder.
 
     The folder is that with the first of the names that `read_small` gets; a file of that name in
-    a second folder is an error.
+    a second folder is an error. The methods raise FormatError as those of `FolderSource`, and if
+    the archive is damaged.
 
     Args:
-        file: The archive; seekable.
-
-    The methods raise FormatError as those of `FolderSource`, and if the archive is damaged.
+        file: The archive, open in binary mode; seekable.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -253,7 +268,11 @@ class ArchiveSource:
         self._first = ""  # first of the names
 
     def read_small(self, names: tuple[str, ...], limit: int) -> dict[str, bytes]:
-        """Return those of the files that exist; see `FolderSource`."""
+        """Return the contents of those of the files `names` that exist, by name.
+
+        The first of the names determines the folder of the image. A file of over `limit` bytes is
+        an error.
+        """
         self._first = names[0]
         found: dict[str, dict[str, bytes]] = {}  # by folder
         for folder, name, member in self._members():
@@ -274,7 +293,10 @@ class ArchiveSource:
         return {}
 
     def read_files(self, limits: Mapping[str, int | None]) -> dict[str, ImageFile]:
-        """Hash files; see `FolderSource`."""
+        """Hash files, and return those that exist; `limits` as for `FolderSource.read_files`.
+
+        The folder is that which an earlier `read_small` has found.
+        """
         found: dict[str, ImageFile] = {}
         for folder, name, member in self._members():
             if folder != self._folder and name == self._first:
@@ -288,7 +310,7 @@ class ArchiveSource:
         return found
 
     def _members(self) -> Iterator[tuple[str, str, TarMember]]:
-        """Yield folder, name and member of the files that are in no folder or in a top folder."""
+        """Yield folder ("" for none), name and member of files in no folder or a top folder."""
         self._file.seek(0)
         if self._file.read(2) != b"\x1f\x8b":
             raise FormatError("archive: must be gzip", reason="unrecognized", offset=0)
@@ -305,7 +327,7 @@ ImageSource = FolderSource | ArchiveSource
 
 
 def open_source(path: AnyPath) -> tuple[ImageSource, BinaryIO | None]:
-    """Return the source of a folder or archive, and the open archive (None for a folder).
+    """Return the source of a folder or .tar.gz archive, and the open archive (None for a folder).
 
     The caller closes the archive.
 
@@ -323,7 +345,7 @@ def open_source(path: AnyPath) -> tuple[ImageSource, BinaryIO | None]:
 
 
 def contents(files: Mapping[str, ImageFile]) -> dict[str, bytes]:
-    """Return the contents by name, without files that were only hashed."""
+    """Return the contents of files by name, without files that were only hashed."""
     return {name: file.content for name, file in files.items() if file.content is not None}
 
 

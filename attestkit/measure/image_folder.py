@@ -39,7 +39,22 @@ _DOCUMENT: Final = re.compile(r"measurement\.[a-z0-9_-]{1,32}\.cbor")
 
 
 class DstackImage(NamedTuple):
-    """Contents of an image; each file was checked against the list of checksums."""
+    """Contents of an image; each file was checked against the list of checksums.
+
+    Attributes:
+        os_image_hash: SHA-256 of `checksums`, 32 bytes.
+        checksums: Content of `sha256sum.txt`.
+        version: Release of dstack, such as 0.6.0; None if the image does not state it.
+        is_dev: Whether it is a development image.
+        cmdline: Command line of the kernel.
+        kernel: Linux kernel.
+        initrd: Initrd of the kernel.
+        firmware: Image of OVMF for TDX.
+        firmware_snp: Image of OVMF for SEV-SNP; None if it is not another one.
+        ovmf_variant: Name of the firmware's variant, such as `pre202505`.
+        kernel_header_normalized: Whether the kernel is measured without QEMU's changes.
+        documents: Measurement documents (CBOR), by file name.
+    """
 
     os_image_hash: bytes  # 32 bytes
     checksums: bytes  # sha256sum.txt
@@ -74,7 +89,7 @@ def read_dstack_image(path: AnyPath) -> DstackImage:
 
 
 def parse_checksums(text: bytes) -> dict[str, bytes]:
-    """Return the SHA-256 checksums in a list as `sha256sum` writes it, by file name.
+    """Return the SHA-256 checksums, 32 bytes each, in the content of `sha256sum.txt`, by file name.
 
     Raises:
         FormatError: If a line is malformed, a name occurs twice or is not a plain file name, or
@@ -152,7 +167,13 @@ def _check_listed(name: str, digest: bytes, checksums: Mapping[str, bytes]) -> N
 
 
 def _file_names(metadata: Mapping[str, Any], checksums: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the file names of kernel, initrd and firmware, by their key in `metadata.json`."""
+    """Return the file names of kernel, initrd and firmware, by their key in `metadata.json`.
+
+    `metadata` is that file's object, `checksums` has the SHA-256 of each listed file by name.
+
+    Raises:
+        FormatError: If a required key is missing, or a file is not listed.
+    """
     names = {key: name for key in _LIMITS if (name := _text(metadata, key))}
     for key in _REQUIRED:
         if key not in names:
@@ -166,7 +187,13 @@ def _file_names(metadata: Mapping[str, Any], checksums: Mapping[str, bytes]) -> 
 def _checked_files(
     source: ImageSource, names: Mapping[str, str], checksums: Mapping[str, bytes]
 ) -> dict[str, ImageFile]:
-    """Read all files in `checksums`; FormatError if one is missing or its SHA-256 differs."""
+    """Read all files in `checksums` (SHA-256 by file name), and return them by name.
+
+    `names` has the file names of kernel, initrd and firmware, whose contents are returned too.
+
+    Raises:
+        FormatError: If a file is missing, too large, or its SHA-256 differs.
+    """
     limits: dict[str, int | None] = {
         name: _SMALL_FILE if _DOCUMENT.fullmatch(name) else None for name in checksums
     }

@@ -145,7 +145,7 @@ class MachineShape:
 
     @property
     def memory(self) -> tuple[MemoryRange, ...]:
-        """Start and end of each range of RAM."""
+        """Start and end (the address after it) of each range of RAM, guest physical."""
         return memory_ranges(self.memory_size)
 
     @property
@@ -155,7 +155,7 @@ class MachineShape:
 
     @property
     def slots(self) -> int:
-        """Number of devices on PCI bus 0, with a root port for each GPU and NVSwitch."""
+        """Number of devices on PCI bus 0, where each GPU and NVSwitch has a root port."""
         devices = self.root_disk + self.num_verity_volumes + self.num_nics + OTHER_DEVICES
         return devices + self.num_gpus + self.num_nvswitches
 

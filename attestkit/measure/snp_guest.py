@@ -47,10 +47,10 @@ def snp(
         vmm: VMM of the guest: `qemu`, `ec2` (Amazon EC2) or `gce` (Google Compute Engine).
         kernel: Kernel whose hash QEMU gives the firmware (`kernel-hashes=on`); without it the
             kernel is not measured.
-        initrd: Initrd of the kernel.
-        cmdline: Command line of the kernel.
-        svsm: Image of COCONUT-SVSM; not with `kernel`, and only with the default `vmm` and
-            `guest_features`.
+        initrd: Initrd of the kernel; None: no initrd.
+        cmdline: Command line of the kernel; None: an empty one.
+        svsm: Image of COCONUT-SVSM; None without it. Not with `kernel`, and only with the default
+            `vmm` and `guest_features`.
         variables_size: Bytes between the images of COCONUT-SVSM and the firmware.
 
     Raises:
@@ -81,13 +81,19 @@ def snp(
 
 
 def _input_digests(files: Mapping[str, bytes], hashes: KernelHashes | None) -> dict[str, bytes]:
-    """Return the SHA-256 of each file by name; `hashes` has those of kernel and initrd."""
+    """Return the SHA-256 of each of the files, contents by name.
+
+    Those of kernel and initrd are taken from `hashes`, if it is not None.
+    """
     known = {} if hashes is None else hashes._asdict()
     return {name: known.get(name) or sha256(data) for name, data in files.items()}
 
 
 def _settings(machine: SnpMachine, cpu_type: str | None, cmdline: str | None) -> dict[str, str]:
-    """Return the settings that the digest is computed for, as text by name."""
+    """Return the settings that the digest is computed for, as text by name.
+
+    Without `cpu_type`, that of QEMU, the CPU's signature is shown; without `cmdline` there is none.
+    """
     found = {"vmm": machine.vmm, "vcpus": str(machine.vcpus)}
     if machine.vmm == "qemu":
         found["cpu"] = cpu_type or f"{machine.cpu_signature:#x}"

@@ -33,7 +33,21 @@ GivenTables: TypeAlias = AcpiBlobs | FoundTables
 
 
 class TdxMachine(NamedTuple):
-    """The machine as the VMM sets it up: memory, and items and tables for the firmware."""
+    """The machine as the VMM sets it up: memory, and items and tables for the firmware.
+
+    Attributes:
+        memory: Start and end of each range of RAM.
+        memory_size: Size of the RAM in bytes.
+        qemu: Major and minor version of QEMU.
+        page_order: Order in which the VMM adds and measures the firmware's pages.
+        page_order_known: Whether the VM configuration states that order.
+        acpi: ACPI tables; None if unknown.
+        smbios: SMBIOS table of QEMU, or as firmware publishes or measures it; None if unknown.
+        fw_cfg: Items that recent firmware measures; None: those of the kind of boot.
+        qemu_version: Version of QEMU as text; empty if unknown.
+        cpu_count: Number of vCPUs; None if unknown.
+        boot_order_known: Whether the boot order in `fw_cfg` is that of the machine.
+    """
 
     memory: tuple[MemoryRange, ...]
     memory_size: int  # bytes
@@ -56,7 +70,14 @@ class TdxMachine(NamedTuple):
         smbios: bytes | None = None,
         fw_cfg: FwCfgItems | None = None,
     ) -> "TdxMachine":
-        """Return the machine of a shape, with tables and fw_cfg items of its VMM."""
+        """Return the machine of a shape, with tables and fw_cfg items of its VMM.
+
+        Args:
+            shape: Shape of the machine.
+            acpi: ACPI tables; None if unknown.
+            smbios: SMBIOS table of QEMU; None if unknown.
+            fw_cfg: Items that recent firmware measures; None: those of the kind of boot.
+        """
         return cls(
             memory=shape.memory,
             memory_size=shape.memory_size,
@@ -72,7 +93,20 @@ class TdxMachine(NamedTuple):
 
 
 class TdxBoot(NamedTuple):
-    """Boot files: a kernel or a unified kernel image, with `-kernel` or from a disk."""
+    """Boot files: a kernel or a unified kernel image, with `-kernel` or from a disk.
+
+    Attributes:
+        kernel: Linux kernel; None with `uki`.
+        initrd: Initrd of the kernel; None without one.
+        cmdline: Command line of the kernel.
+        kernel_header_normalized: Whether the firmware restores the header that QEMU changed.
+        shim: Shim of QEMU's `-shim`; None without one.
+        uki: Unified kernel image; None with `kernel`.
+        disk: Partition table of the disk that is booted; None for a boot by `-kernel`.
+        boot_loaders: Images that are loaded from the disk before kernel or UKI.
+        options: EFI_LOAD_OPTION of each bootable device; None if unknown.
+        option_order: Numbers of the boot options in their order; None: ascending.
+    """
 
     kernel: bytes | None = None
     initrd: bytes | None = None
@@ -86,7 +120,7 @@ class TdxBoot(NamedTuple):
     option_order: tuple[int, ...] | None = None
 
     def input_digests(self) -> dict[str, bytes]:
-        """Return the SHA-256 of each file, by name."""
+        """Return the SHA-256 of each file, by name such as `kernel`."""
         files = {"kernel": self.kernel, "initrd": self.initrd, "shim": self.shim, "uki": self.uki}
         files |= {image.name: image.data for image in self.boot_loaders}
         return {name: sha256(data) for name, data in files.items() if data is not None}
@@ -129,6 +163,8 @@ class TdxBoot(NamedTuple):
 def given_tables(acpi: GivenTables | None) -> FoundTables | None:
     """Return ACPI tables with their origin, which for a caller's three files is `folder`.
 
+    None is returned as it is.
+
     Raises:
         FormatError: If the three files are malformed.
     """
@@ -138,7 +174,7 @@ def given_tables(acpi: GivenTables | None) -> FoundTables | None:
 
 
 def choose_shape(shape: MachineShape | None, machine: Mapping[str, object]) -> MachineShape:
-    """Return `shape` if given, else a shape with the fields in `machine`.
+    """Return `shape` if given, else a shape with the fields in `machine`, values by name.
 
     Raises:
         UsageError: If both are given, or a field is unknown, missing or out of range.
@@ -196,17 +232,18 @@ def tdx(
     Args:
         firmware: Image of OVMF, with its variables.
         kernel: Linux kernel.
-        initrd: Initrd of the kernel.
-        cmdline: Command line of the kernel.
-        shim: Shim of QEMU's `-shim`.
+        initrd: Initrd of the kernel; None: no initrd.
+        cmdline: Command line of the kernel; None: an empty one.
+        shim: Shim of QEMU's `-shim`; None: no shim.
         uki: Unified kernel image.
-        disk: Start of the disk with its GUID partition table; 1 MiB is enough.
+        disk: Start of the disk with its GUID partition table; 1 MiB is enough. None: a boot by
+            `-kernel`.
         boot_loaders: Images that the firmware loads from the disk, in order, before `kernel` or
             `uki`.
         boot_options: EFI_LOAD_OPTION of each bootable device, as the firmware makes them. Without
             them those of a boot from a disk are taken from the log.
         boot_order: Numbers of the boot options in their order; the firmware's own have the lowest
-            numbers, those of `boot_options` follow.
+            numbers, those of `boot_options` follow. None: ascending.
         shape: Shape of the machine; or its fields as further arguments.
         acpi: ACPI tables: of `attestkit.measure.acpi.find_tables`, or the three files. Without
             them their events have no digest.
@@ -247,6 +284,12 @@ def measure_tdx(
     image: bytes, boot: TdxBoot, machine: TdxMachine, *, separator_in_rtmr1: bool | None = None
 ) -> ExpectedMeasurements:
     """Return the expected measurements of a TD; see `tdx`.
+
+    Args:
+        image: Image of OVMF.
+        boot: Boot files.
+        machine: The machine as the VMM sets it up.
+        separator_in_rtmr1: As for `tdx`.
 
     Raises:
         FormatError: If an input is malformed or exceeds a limit.
@@ -290,7 +333,10 @@ def _settings(boot: TdxBoot, machine: TdxMachine) -> dict[str, str]:
 def _boot_lists(
     firmware: TdxFirmware, boot: TdxBoot, machine: TdxMachine, *, separator: bool
 ) -> Iterator[BootEvents]:
-    """Yield possible lists of events; `separator`: the second separator is in RTMR1, not RTMR0."""
+    """Yield possible lists of events, each of RTMR0 to RTMR2.
+
+    `separator` is whether the firmware's second separator is in RTMR1, not RTMR0.
+    """
     rtmr0 = _rtmr0(firmware, boot, machine, separator=separator)
     layout = firmware.layout
     traits = linux_kernel.FirmwareTraits(layout.named_blobs, layout.initrd_first, separator)
@@ -362,7 +408,10 @@ def _published_smbios(firmware: TdxFirmware, machine: TdxMachine) -> bytes | Non
 
 
 def _passed_cmdline(boot: TdxBoot, traits: linux_kernel.FirmwareTraits) -> str:
-    """Return the command line that the firmware, or a disk's boot loader, passes to a UKI."""
+    """Return the command line that a unified kernel image gets from outside; it may be empty.
+
+    It is passed by the firmware, or by a disk's boot loader.
+    """
     if boot.disk is not None:
         return boot.cmdline
     options = direct_boot_options(boot.cmdline, has_initrd=False, initrd_first=traits.initrd_first)

@@ -46,7 +46,7 @@ class QemuVersion(NamedTuple):
 
     @property
     def release(self) -> tuple[int, int]:
-        """Major and minor version; of a development version, those of the next release."""
+        """Major and minor version, such as (9, 2); of a development version, the next release's."""
         if self.micro < _DEVELOPMENT:
             return self.major, self.minor
         if self.minor >= _LAST_MINOR:
@@ -61,7 +61,10 @@ class QemuVersion(NamedTuple):
 
 
 class QemuBuild(NamedTuple):
-    """A QEMU program; builds of one version may differ by patches, and in the tables they make."""
+    """A QEMU program: its version, and a digest that changes with the file (see `read_build`).
+
+    Builds of one version may differ by patches, and in the tables they make.
+    """
 
     version: QemuVersion
     digest: bytes | None  # SHA-256 of its file and of what it prints; None if it is unreadable
@@ -96,7 +99,7 @@ class AcpiInputs(NamedTuple):
 
 
 def host_version(machine: MachineShape) -> QemuVersion | None:
-    """Return the version of the host's QEMU; None if `machine.qemu_version` is empty."""
+    """Return the version of the host's QEMU, parsed from `machine.qemu_version`; None if empty."""
     return QemuVersion.parse(machine.qemu_version) if machine.qemu_version else None
 
 
@@ -104,7 +107,7 @@ def acpi_inputs(machine: MachineShape) -> AcpiInputs:
     """Return the properties on which the ACPI tables of a dstack VM depend.
 
     Raises:
-        UsageError: If `host_share_mode` is unknown, because it may change the tables.
+        UsageError: If `machine.host_share_mode` is unknown, because it may change the tables.
     """
     if machine.host_share_mode not in _SHARE_MODES:
         message = f"host_share_mode: must be 9p, vvfat or vhd, not {shown(machine.host_share_mode)}"

@@ -33,7 +33,7 @@ _MAX_LIST: Final = 256  # tables
 
 
 class AcpiTable(NamedTuple):
-    """Position of a table in `etc/acpi/tables`."""
+    """A table in `etc/acpi/tables`: signature, such as `DSDT`; offset and length in bytes."""
 
     signature: str
     offset: int
@@ -41,18 +41,24 @@ class AcpiTable(NamedTuple):
 
 
 class AcpiTables(NamedTuple):
-    """The three files with their padding, as QEMU returns them; see `check_tables`."""
+    """Contents of the three files, with their padding, as QEMU returns them; see `check_tables`.
+
+    Attributes:
+        loader: `etc/table-loader`, the loader script.
+        rsdp: `etc/acpi/rsdp`.
+        tables: `etc/acpi/tables`.
+    """
 
     loader: bytes
     rsdp: bytes
     tables: bytes
 
     def digests(self) -> tuple[bytes, bytes, bytes]:
-        """Return the SHA-384 of loader script, RSDP and tables, in the order of measurement."""
+        """Return the SHA-384, 48 bytes, of loader script, RSDP, tables, in the measured order."""
         return sha384(self.loader), sha384(self.rsdp), sha384(self.tables)
 
     def list_tables(self) -> list[AcpiTable]:
-        """Return the tables in `tables`, in order.
+        """Return the position of each table in the member `tables`, in order.
 
         Raises:
             FormatError: If a table does not lie within the file, or there are over 256.
@@ -161,9 +167,14 @@ _FACP_POINTERS: Final = ((36, 4), (40, 4), (140, 8))  # to FACS and DSDT
 
 
 def resize_table(files: AcpiTables, table: AcpiTable, content: bytes) -> AcpiTables:
-    """Return the files with `content` instead of a table, and with corrected offsets after it.
+    """Return the files with `content` in place of `table`, and with corrected offsets after it.
 
     The sizes of the files stay the same: the padding shrinks or grows.
+
+    Args:
+        files: The three files.
+        table: A table of `files.list_tables()`.
+        content: The new table with its header, of any length.
 
     Raises:
         FormatError: If the padding is too small, or the loader script is malformed or writes
@@ -183,7 +194,10 @@ def resize_table(files: AcpiTables, table: AcpiTable, content: bytes) -> AcpiTab
 
 
 def build_loader(tables: Sequence[AcpiTable]) -> bytes:
-    """Return the loader script that QEMU makes for these tables: FACS, DSDT, FACP, then others."""
+    """Return the loader script that QEMU makes for these tables: FACS, DSDT, FACP, then others.
+
+    `tables` are in the order of `etc/acpi/tables`.
+    """
     places = {table.signature: table for table in tables}
     rsdt = places["RSDT"]
     commands = [
@@ -215,7 +229,10 @@ def _checksum(name: str, start: int, result: int, length: int) -> bytes:
 
 
 class _MovedFiles:
-    """Files to correct: all of `tables` from offset `start` on has moved by `growth` bytes."""
+    """The three files while a table is resized; its methods correct offsets.
+
+    All of `tables` from offset `start` on has moved by `growth` bytes.
+    """
 
     def __init__(
         self, loader: bytearray, rsdp: bytearray, tables: bytearray, start: int, growth: int
@@ -245,7 +262,10 @@ class _MovedFiles:
         return bytes(self.loader[offset : offset + _FILE_NAME]).rstrip(b"\0").decode("latin-1")
 
     def _move_pointer(self, command: int) -> None:
-        """Correct the pointer of an ADD_POINTER command at offset `command` of the script."""
+        """Correct the pointer that an ADD_POINTER command of the loader script names.
+
+        `command` is the offset of the command in the script, in bytes.
+        """
         place, aim = self._name(command + 4), self._name(command + 4 + _FILE_NAME)
         field = command + 4 + 2 * _FILE_NAME
         (offset,) = struct.unpack_from("<I", self.loader, field)
@@ -268,7 +288,10 @@ class _MovedFiles:
         content[offset : offset + size] = value.to_bytes(size, "little")
 
     def _move_checksum(self, field: int) -> None:
-        """Correct an ADD_CHECKSUM command; `field` is the offset of its numbers in the script."""
+        """Correct the offsets in an ADD_CHECKSUM command of the loader script.
+
+        `field` is the offset of these numbers in the script, in bytes.
+        """
         result, start, length = struct.unpack_from("<III", self.loader, field)
         if start < self._start <= start + length:
             length += self._growth

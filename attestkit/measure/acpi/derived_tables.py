@@ -52,9 +52,9 @@ def to_edge_triggered(files: AcpiTables) -> AcpiTables:
 
 
 def _override_all(madt: bytes, offset: int) -> bytes:
-    """Return a MADT with 16 edge-triggered interrupt source overrides instead of its own.
+    """Return `madt`, a whole table, with 16 edge-triggered interrupt source overrides for its own.
 
-    `offset` is that of the MADT in `etc/acpi/tables`, which errors need.
+    `offset` is that of the MADT in `etc/acpi/tables`, in bytes; it is only for errors.
     """
     entries: list[bytes] = []
     place = None
@@ -102,10 +102,11 @@ _LOOPS: Final = re.compile(rb"(\x14|\xa2)")
 
 
 def can_derive(line: str, inputs: AcpiInputs) -> bool:
-    """Return whether a machine's tables of QEMU's release line `line` can be derived.
+    """Return whether a machine's tables of QEMU's release line `line` can be derived from others.
 
-    They can for properties as those of that line's measured machines: for 8.2 ACPI hotplug and no
-    root port, for 9.2 no ACPI hotplug; for both at most 255 vCPUs.
+    They can if its properties are like those of the machines of that line whose tables ship with
+    attestkit: for 8.2 ACPI hotplug and no root port, for 9.2 no ACPI hotplug; for both at most 255
+    vCPUs.
     """
     if inputs.cpu_count > _MAX_VCPUS:
         return False
@@ -120,10 +121,10 @@ def derive_tables(line: str, inputs: AcpiInputs, base: AcpiTables) -> AcpiTables
     Args:
         line: `8.2` or `9.2`; see `can_derive`.
         inputs: Properties of the machine.
-        base: Its tables on `BASE_LINE`, with or without a PIC.
+        base: The machine's tables of QEMU 10.0, with or without a PIC.
 
     Raises:
-        FormatError: If `base` is not what QEMU of `BASE_LINE` makes for a machine with `inputs`.
+        FormatError: If `base` is not what QEMU 10.0 makes for a machine with `inputs`.
     """
     check_tables(base)
     found = {table.signature: table for table in base.list_tables()}
@@ -142,7 +143,7 @@ def derive_tables(line: str, inputs: AcpiInputs, base: AcpiTables) -> AcpiTables
 
 
 def _scan_method(line: str, cpu_count: int) -> bytes:
-    """Return the AML method CSCN of a line; it contains the number of vCPUs."""
+    """Return the AML method CSCN of release line `line`, which contains `cpu_count`."""
     head, tail = _scan_method_parts(line)
     method = head + _BYTE_CONSTANT + bytes([cpu_count]) + tail
     return method if cpu_count > 1 else _splice(method, len(head), len(head) + 2, _ONE, _LOOPS)
@@ -150,9 +151,10 @@ def _scan_method(line: str, cpu_count: int) -> bytes:
 
 @lru_cache(2)
 def _scan_method_parts(line: str) -> tuple[bytes, bytes]:
-    """Return the AML of CSCN of a line, before and after the number of vCPUs.
+    """Return the AML of the method CSCN of release line `line`, split at the number of vCPUs.
 
-    The methods of a line's measured machines differ in this number only.
+    The parts are the bytes before and after that number. The methods in the line's shipped tables
+    differ in this number only.
     """
     methods = {
         _BYTE_CONSTANT + bytes([entry.inputs.cpu_count]): _find_method(_dsdt(entry.files), b"CSCN")
@@ -188,7 +190,11 @@ def _find_method(dsdt: bytes, name: bytes) -> bytes:
 
 
 def _method_span(dsdt: bytes, name: bytes) -> tuple[int, int]:
-    """Return start and end of the only definition of a method; FormatError if there is not one."""
+    """Return the offsets of start and end of the method `name`, 4 ASCII characters, in a DSDT.
+
+    Raises:
+        FormatError: If the DSDT does not have exactly one definition of the method.
+    """
     spans = []
     for hit in re.finditer(re.escape(name), dsdt):
         for width in range(1, 5):
@@ -206,16 +212,21 @@ def _method_span(dsdt: bytes, name: bytes) -> tuple[int, int]:
 
 
 def _replace_method(dsdt: bytes, name: bytes, method: bytes) -> bytes:
-    """Replace the method `name`, and correct the lengths of the scopes and devices around it."""
+    """Return `dsdt` with the AML `method` in place of the method `name`.
+
+    The lengths of the scopes and devices around it are corrected, but not that in the table's
+    header.
+    """
     return _splice(dsdt, *_method_span(dsdt, name), method, _SCOPES)
 
 
 def _splice(
     code: bytes, start: int, end: int, content: bytes, packages: "re.Pattern[bytes]"
 ) -> bytes:
-    """Replace bytes `start` to `end` of AML, and correct the lengths of the packages around them.
+    """Return AML with `content` for its bytes `start` to `end`; packages around them are corrected.
 
-    `packages` matches the opcode of a package; its first group ends before the length.
+    `packages` matches the opcode of a package; its first group ends before the length. The lengths
+    of all packages around the bytes are adjusted.
     """
     around = []
     for hit in packages.finditer(code, 0, start):
@@ -232,7 +243,10 @@ def _splice(
 
 
 def _package_length(dsdt: bytes, at: int) -> tuple[int, int]:
-    """Return the value and the size of a PkgLength (ACPI 20.2.4); the value includes the size."""
+    """Return the value of the PkgLength at offset `at` (ACPI 20.2.4), and its size, 1 to 4 bytes.
+
+    The value counts the bytes of the package from `at` on, so it includes that size.
+    """
     lead = dsdt[at]
     more = lead >> 6
     if not more:
@@ -241,7 +255,7 @@ def _package_length(dsdt: bytes, at: int) -> tuple[int, int]:
 
 
 def _encode_length(content: int) -> bytes:
-    """Return the shortest PkgLength of a package with `content` bytes after it, as QEMU does."""
+    """Return the shortest PkgLength of a package that has `content` bytes after the PkgLength."""
     if content + 1 < 1 << 6:
         return bytes([content + 1])
     for more in (1, 2, 3):

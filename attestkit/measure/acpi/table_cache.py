@@ -50,7 +50,7 @@ _MAX_DIGITS: Final = 20
 
 
 class TableKey(NamedTuple):
-    """Inputs of the tables of a QEMU command: the machine, and registers that OVMF programs."""
+    """Inputs of the tables of a QEMU command: the machine, and the registers that OVMF programs."""
 
     inputs: AcpiInputs
     setup: ChipsetSetup = DEFAULT_SETUP
@@ -61,7 +61,13 @@ class TableKey(NamedTuple):
 
 
 class TableEntry(NamedTuple):
-    """Tables with level-triggered interrupts, the QEMU that made them, and their machine."""
+    """Tables of a machine, with level-triggered interrupts.
+
+    Attributes:
+        qemu_version: Version of the QEMU that made them.
+        key: The machine, and registers of the chipset: `TableKey.numbers`.
+        files: The tables.
+    """
 
     qemu_version: QemuVersion
     key: tuple[int, ...]  # `TableKey.numbers`
@@ -69,7 +75,7 @@ class TableEntry(NamedTuple):
 
     @property
     def inputs(self) -> AcpiInputs:
-        """The `AcpiInputs` in `key`; the values of `ChipsetSetup` behind them are left out."""
+        """The machine's `AcpiInputs`, decoded from `key`."""
         cpus, low, endpoints, ports, hotplug_off, window, pic, *_ = self.key
         return AcpiInputs(
             cpus,
@@ -83,7 +89,10 @@ class TableEntry(NamedTuple):
 
 
 def encode_entry(entry: TableEntry) -> bytes:
-    """Return an entry in the encoding that the module describes, without compression."""
+    """Return an entry as a line of text followed by the tables, without compression.
+
+    The line has QEMU's version, the numbers of the machine, and the sizes of the tables.
+    """
     loader, tables = entry.files.loader.rstrip(b"\0"), entry.files.tables.rstrip(b"\0")
     sizes = (*map(len, entry.files), len(loader), len(tables))
     words = [*_NAME, str(entry.qemu_version), *map(str, (*entry.key, *sizes))]
@@ -91,7 +100,7 @@ def encode_entry(entry: TableEntry) -> bytes:
 
 
 def decode_entry(content: bytes) -> TableEntry:
-    """Decode one entry.
+    """Decode `content`, one entry as `encode_entry` returns it.
 
     Raises:
         FormatError: If the entry is malformed or truncated, other bytes follow it, or a size
@@ -111,7 +120,7 @@ def decode_entry(content: bytes) -> TableEntry:
 
 
 def entry_spans(content: bytes) -> Iterator[tuple[tuple[int, ...], slice]]:
-    """Yield `TableEntry.key` and position of each entry in `content`, which consists of entries.
+    """Yield `TableEntry.key` and the slice of each entry in `content`, a sequence of entries.
 
     Raises:
         FormatError: As for `decode_entry`.
@@ -161,7 +170,10 @@ _MAX_CONTENT: Final = 1 << 24  # bytes of a line's entries
 
 
 def packaged_tables(line: str, key: TableKey) -> TableEntry | None:
-    """Return a machine's tables of a QEMU release line that ship with attestkit, or None."""
+    """Return the tables of the machine `key` that ship with attestkit, of a QEMU release line.
+
+    `line` is such as `9.2`. None if there are none for this line or machine.
+    """
     if line not in PACKAGED_LINES:
         return None
     content, places = _load_line(line)
@@ -170,7 +182,7 @@ def packaged_tables(line: str, key: TableKey) -> TableEntry | None:
 
 
 def packaged_entries(line: str) -> Iterator[TableEntry]:
-    """Yield all shipped tables of a QEMU release line, one of `PACKAGED_LINES`."""
+    """Yield all tables that ship with attestkit of a QEMU release line in `PACKAGED_LINES`."""
     content, places = _load_line(line)
     return (decode_entry(content[place]) for place in places.values())
 
@@ -192,9 +204,10 @@ _logger = logging.getLogger("attestkit.measure")
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path | None:
-    """Return the user's folder for cached tables; None without a home directory.
+    """Return the user's folder for cached tables; None if it is unknown.
 
-    It is `attestkit/acpi` in `$XDG_CACHE_HOME`, else in `~/.cache`.
+    It is `attestkit/acpi` in `$XDG_CACHE_HOME`, else in `.cache` of `$HOME`, if that is an absolute
+    path. `environment` has the environment variables by name.
     """
     base, home = environment.get("XDG_CACHE_HOME", ""), environment.get("HOME", "")
     if Path(base).is_absolute():  # as the XDG Base Directory Specification requires
@@ -223,7 +236,7 @@ class TableCache:
         self._limit = limit
 
     def get(self, build: QemuBuild, key: TableKey) -> TableEntry | None:
-        """Return the tables of a machine that this QEMU program made; None if not stored."""
+        """Return the tables that this QEMU program made for a machine; None if not stored."""
         if build.digest is None:
             return None
         line, numbers = build.version.line, key.numbers()
@@ -231,7 +244,7 @@ class TableCache:
         return entry if entry is not None and entry.qemu_version == build.version else None
 
     def find(self, line: str, key: TableKey) -> TableEntry | None:
-        """Return the tables of a machine that any QEMU of the release line `line` made.
+        """Return the tables of a machine that any QEMU of the release line `line` (`9.2`) made.
 
         None if the cache has none, or if QEMU programs of that line made different tables.
         """
@@ -248,9 +261,10 @@ class TableCache:
         return entries[0] if len({entry.files for entry in entries}) == 1 else None
 
     def put(self, build: QemuBuild, entry: TableEntry) -> None:
-        """Store tables that a QEMU program made; do nothing if its digest is unknown.
+        """Store tables that the QEMU program `build` made.
 
-        If the folder cannot be written, log a warning to `attestkit.measure`.
+        Do nothing if its digest is unknown. If the folder cannot be written, log a warning to
+        `attestkit.measure`.
         """
         if build.digest is None:
             return
@@ -270,7 +284,11 @@ def _machine_digest(line: str, numbers: tuple[int, ...]) -> str:
 
 
 def _read_entry(path: Path, line: str, numbers: tuple[int, ...]) -> TableEntry | None:
-    """Return the entry of a file; None if it is missing, invalid or not of this machine."""
+    """Return the entry of a cache file.
+
+    None if it is missing or invalid, its QEMU is not of the release line `line`, or `numbers`
+    (`TableKey.numbers`) are not those of its machine.
+    """
     try:
         entry = decode_cache_file(read_regular(path, _MAX_FILE + 1))
     except (OSError, FormatError):
@@ -279,12 +297,12 @@ def _read_entry(path: Path, line: str, numbers: tuple[int, ...]) -> TableEntry |
 
 
 def encode_cache_file(entry: TableEntry) -> bytes:
-    """Return the content of the cache file of an entry."""
+    """Return the content of an entry's cache file: its SHA-256, and the entry in zlib."""
     return add_checksum(zlib.compress(encode_entry(entry), 9))
 
 
 def decode_cache_file(content: bytes) -> TableEntry:
-    """Decode a cache file.
+    """Return the entry in the content of a cache file, see `encode_cache_file`.
 
     Raises:
         FormatError: If the file is over 1 MiB, its checksum differs, or it is not one entry.

@@ -60,9 +60,9 @@ def find_tables(
 
     Args:
         machine: Shape of the VM, with the version of the host's QEMU.
-        qemu: QEMU's program.
-        folder: Folder with the three files, which are returned as they are.
-        cache: Cache of tables that `qemu` made.
+        qemu: QEMU's program, a path or a name. None: no program is run.
+        folder: Folder with the three files, which are returned as they are. None: other sources.
+        cache: Cache of tables that `qemu` made. None: none are stored.
         setup: Chipset registers that the firmware programs before it reads the tables.
         edge_triggered: Whether the interrupts are edge-triggered. None decides by the version: TDs
             of QEMU before 9.2 had them so.
@@ -116,11 +116,11 @@ def describe_tables(
 
     Args:
         files: Tables as the QEMU made them.
-        origin: Where they come from.
+        origin: Where they come from, such as `qemu`; see `FoundTables`.
         made_with: Version of that QEMU.
-        wanted: Version of the host's QEMU, if known.
-        setup: As for `find_tables`.
-        edge_triggered: As for `find_tables`.
+        wanted: Version of the host's QEMU; None if unknown, so that the tables are not `exact`.
+        setup: Chipset registers that the firmware programs before it reads the tables.
+        edge_triggered: Whether the interrupts are edge-triggered. None decides by the version.
 
     Raises:
         FormatError: If the tables are malformed.
@@ -139,7 +139,14 @@ def describe_tables(
 
 
 class _Run(NamedTuple):
-    """A QEMU program that may be run, its time limit, and the cache of its tables."""
+    """A QEMU program that may be run.
+
+    Attributes:
+        qemu: Path of the program, or a name to search for in PATH.
+        build: Its version and digest.
+        cache: Cache of its tables; None: they are not stored.
+        seconds: Time limit of a run.
+    """
 
     qemu: str
     build: QemuBuild
@@ -152,7 +159,7 @@ class _Run(NamedTuple):
         return self.build.version.line
 
     def make(self, key: TableKey) -> tuple[TableOrigin, TableEntry]:
-        """Return this QEMU's tables of a machine, from the cache if it has them."""
+        """Return this QEMU's tables of a machine and their origin, `cache` or `qemu`."""
         known = None if self.cache is None else self.cache.get(self.build, key)
         if known is not None:
             return "cache", known
@@ -171,7 +178,12 @@ def _find_entry(
     run: _Run | None,
     cache: TableCache | None,
 ) -> tuple[TableOrigin, TableEntry] | None:
-    """Return tables of the host's release line (of `wanted`), else derived ones, else `run`'s."""
+    """Return tables of the release line of `wanted`, the host's QEMU, and their origin.
+
+    Stored tables come first, from `cache` or the package, then derived ones. If there are none, or
+    `wanted` is None or of `run`'s release line, `run` makes the tables, those of its own release
+    line. None if `run` is None, too.
+    """
     if wanted is not None and (run is None or run.line != wanted.line):
         found = _stored(wanted.line, key, cache) or _derive(wanted.line, key, run, cache)
         if found is not None:
@@ -192,7 +204,11 @@ def _stored(
 def _derive(
     line: str, key: TableKey, run: _Run | None, cache: TableCache | None
 ) -> tuple[TableOrigin, TableEntry] | None:
-    """Return tables of an older release line, derived from `BASE_LINE`'s; None without these."""
+    """Return tables of release line `line`, derived from those of QEMU 10.0, and `derived`.
+
+    Those of 10.0 are from `cache` or the package, else made by `run`. None without them, or if the
+    machine's tables of `line` cannot be derived.
+    """
     if not derived_tables.can_derive(line, key.inputs):
         return None
     base_key = key._replace(inputs=key.inputs._replace(pic=False))  # as those of the package

@@ -49,7 +49,10 @@ _OF_FIELD: Final[dict[str, tuple[CauseName, str]]] = {
 
 
 def find_acpi_cause(guest: ComparedGuest) -> Cause:
-    """Return why the ACPI tables differ; takes up to 2 s."""
+    """Return why the ACPI tables of the logged boot differ from the expected ones.
+
+    It takes up to 2 s. `guest` has both boots.
+    """
     logged, expected = guest.logged_acpi, guest.expected_acpi
     if logged is None or expected is None:
         return _unknown("the log does not have the events of all tables")
@@ -70,7 +73,10 @@ def find_acpi_cause(guest: ComparedGuest) -> Cause:
 def _compare_machines(
     expected: tuple[PackagedMachine, ...], logged: tuple[PackagedMachine, ...]
 ) -> Cause:
-    """Return the fewest differences between machines that have the expected and logged tables."""
+    """Return the differences between machines that have the expected and the logged tables.
+
+    Of all pairs of machines, the one with the fewest differences counts.
+    """
     pairs = [_differing(want, found) for want in expected for found in logged]
     return _joined([_cause_of(name, found, wanted) for name, found, wanted in min(pairs, key=len)])
 
@@ -98,7 +104,11 @@ def _differing(
 
 
 def _compare_shapes(expected: TableShape, logged: TableShape) -> Cause:
-    """Return why the tables' lengths differ, which the loader scripts' digests have confirmed."""
+    """Return why the lengths of the tables differ.
+
+    `expected` and `logged` have the numbers that determine the lengths; the loader scripts' digests
+    have confirmed them.
+    """
     found = []
     if logged.cpu_count != expected.cpu_count:
         found.append(_cause_of("cpu_count", logged.cpu_count, expected.cpu_count))
@@ -133,7 +143,10 @@ def _of_slots(growth: int) -> Cause | None:
 
 
 def _from_lengths(expected: AcpiShape, logged: AcpiShape) -> Cause:
-    """Return the likely cause from the offsets of the RSDT alone, as lengths are not known."""
+    """Return the likely cause from the offsets of the RSDT alone.
+
+    The offset is the length of the tables before it. The lengths of single tables are not known.
+    """
     if logged.rsdt is None or expected.rsdt is None:
         return _unknown("the RSDP is not of QEMU")
     growth = logged.rsdt - expected.rsdt
@@ -156,7 +169,10 @@ def _count(number: int, things: str) -> str:
 
 
 def _find_variation(guest: ComparedGuest, digest: bytes) -> Cause | None:
-    """Return the cause whose single change of the expected tables gives the digest."""
+    """Return the cause whose single change of the expected tables gives the digest, or None.
+
+    `digest` is the SHA-384 of `etc/acpi/tables` in the log.
+    """
     files = guest.inputs.acpi or _packaged_files(guest)
     if files is None:
         return None
@@ -167,7 +183,7 @@ def _find_variation(guest: ComparedGuest, digest: bytes) -> Cause | None:
 
 
 def _packaged_files(guest: ComparedGuest) -> AcpiTables | None:
-    """Return the expected tables if they ship with attestkit, else None."""
+    """Return the expected tables if tables of that machine ship with attestkit, else None."""
     machines = guest.expected_acpi.machines if guest.expected_acpi else ()
     for machine in machines:
         if machine.edge_triggered:
@@ -179,7 +195,10 @@ def _packaged_files(guest: ComparedGuest) -> AcpiTables | None:
 
 
 def _variations(files: AcpiTables) -> Iterator[tuple[Cause, bytes]]:
-    """Yield about 3,000 causes, each with the tables in which that property is changed."""
+    """Yield about 3,000 causes, each with `etc/acpi/tables` of a machine to which it applies.
+
+    The tables are those of `files` with one change.
+    """
     places = {table.signature: table for table in files.list_tables()}
     if (madt := places.get("APIC")) is not None and madt.length > _MADT_FLAGS:
         flipped = bytearray(files.tables)
@@ -199,7 +218,10 @@ def _variations(files: AcpiTables) -> Iterator[tuple[Cause, bytes]]:
 
 
 def _low_memory_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cause, bytes]]:
-    """Yield causes, and tables whose PCI hole starts after other sizes of RAM below 4 GiB."""
+    """Yield causes, and tables whose PCI hole starts after other sizes of RAM below 4 GiB.
+
+    `tables` is the content of `etc/acpi/tables`, `dsdt` the position of the DSDT in it.
+    """
     at = tables.find(_PCI_HOLE, dsdt.offset, dsdt.offset + dsdt.length) + len(_PCI_HOLE)
     if at < len(_PCI_HOLE) or at + 16 > dsdt.offset + dsdt.length:
         return
@@ -213,7 +235,10 @@ def _low_memory_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cau
 
 
 def _window_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cause, bytes]]:
-    """Yield causes, and tables with other windows for 64-bit PCI memory."""
+    """Yield causes, and tables with other windows for 64-bit PCI memory.
+
+    `tables` is the content of `etc/acpi/tables`, `dsdt` the position of the DSDT in it.
+    """
     at = tables.find(_WINDOW, dsdt.offset, dsdt.offset + dsdt.length) + len(_WINDOW)
     if at < len(_WINDOW) or at + 32 > dsdt.offset + dsdt.length:
         return

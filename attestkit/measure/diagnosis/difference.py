@@ -91,8 +91,8 @@ class Cause(NamedTuple):
         text: One sentence.
         proven: Whether a recomputation with this cause gives the digest in the evidence. Otherwise
             the text says what usually causes such a difference.
-        value: The guest's value of the property, if it was found, such as bytes of memory, number
-            of vCPUs, or release line of QEMU.
+        value: The guest's value of the property, such as bytes of memory, number of vCPUs, or
+            release line of QEMU; None if it was not found.
     """
 
     name: CauseName
@@ -102,7 +102,7 @@ class Cause(NamedTuple):
 
     @classmethod
     def found(cls, name: CauseName, text: str, value: int | str | None = None) -> "Cause":
-        """Return a cause with `proven` set: a recomputation gave the digest in the evidence."""
+        """Return a cause with `proven` set; `text` is one sentence, `value` the guest's value."""
         return cls(name, text, proven=True, value=value)
 
 
@@ -138,7 +138,7 @@ class Difference:
         return f"{self.register}{at}{name}: {self.kind}; {how}{self.cause.text}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the members as values for JSON; digests are hex."""
+        """Return the members by name as values for JSON; digests are hex, `cause` is an object."""
         return asdict(self) | {
             "expected": None if self.expected is None else self.expected.hex(),
             "actual": None if self.actual is None else self.actual.hex(),
@@ -153,7 +153,15 @@ def value_difference(
     cause: Cause,
     kind: DifferenceKind = "value",
 ) -> Difference:
-    """Return the difference of a value as a whole, not of one of its events."""
+    """Return the difference of a value as a whole, not of one of its events.
+
+    Args:
+        register: Name of the value: `mrtd`, `rtmr0` to `rtmr3`, or `launch_digest`.
+        expected: Expected value; None if unknown.
+        actual: Value in the evidence; None if unknown.
+        cause: Cause of the difference.
+        kind: How the evidence differs.
+    """
     return Difference(register, None, None, kind, expected, actual, None, cause)
 
 
@@ -161,7 +169,10 @@ EventDifference = Literal["changed", "cut", "extra", "missing"]
 
 
 class FirstDifference(NamedTuple):
-    """The first position at which events differ, and both events; None after a sequence's end."""
+    """The first position, from 0, at which the events of a register differ, and both events.
+
+    An event is None after the end of its sequence.
+    """
 
     position: int
     kind: EventDifference
@@ -196,9 +207,10 @@ def _is_same(expected: ExpectedEvent, logged: Event) -> bool:
 def _kind(
     expected: Sequence[ExpectedEvent], logged: Sequence[Event], position: int
 ) -> EventDifference:
-    """Return whether the event at a position is extra, missing or changed, from later events.
+    """Return whether the event at a position is extra, missing or changed in the log.
 
-    Events are compared by type and digest: BootOrder and an item of fw_cfg may have one digest.
+    This is decided from later events, which are compared by type and digest: BootOrder and an item
+    of fw_cfg may have one digest.
     """
     later_expected = {_identity(event) for event in expected[position + 1 :]}
     later_logged = {_identity(event) for event in logged[position + 1 :]}

@@ -35,7 +35,14 @@ _INITRD_TEXTS: Final = {
 
 
 class _KernelForm(NamedTuple):
-    """A setup header that a measured kernel may have, as QEMU fills it in or unchanged."""
+    """A setup header that a measured kernel may have, as QEMU fills it in or unchanged.
+
+    Attributes:
+        cause: The cause if the kernel was measured with this header.
+        memory_size: Bytes of memory in the changed header; None: an unchanged header.
+        initrd_size: Bytes of the initrd in it; None without an initrd.
+        cmdline: Command line that determines the header.
+    """
 
     cause: Cause
     memory_size: int | None = None  # bytes, in the changed header; None for the kernel as it is
@@ -44,7 +51,13 @@ class _KernelForm(NamedTuple):
 
 
 class _OptionForm(NamedTuple):
-    """An encoding of load options: where `initrd=initrd` is, whether a NUL ends them, a shim."""
+    """An encoding of load options.
+
+    Attributes:
+        initrd: Place of `initrd=initrd`: `first`, `last` or `none`.
+        terminated: Whether a NUL ends them.
+        shim: Whether they are those of a boot by a shim.
+    """
 
     initrd: str  # first, last, none
     terminated: bool
@@ -62,9 +75,10 @@ _OPTION_FORMS: Final = [
 
 
 def find_kernel_cause(guest: ComparedGuest, event: Event) -> Cause:
-    """Return why the kernel's hash differs, from hashes of the kernel with other setup headers.
+    """Return why the hash of the logged kernel differs from the expected one.
 
-    It hashes 768 MiB in total at most, but tries four headers at least; this takes 2 s.
+    Hashes of the expected kernel with other setup headers are tried: 768 MiB in total at most, but
+    four headers at least; this takes 2 s. `event` is the logged event of the kernel.
     """
     kernel = guest.inputs.kernel
     if kernel is None:
@@ -80,7 +94,10 @@ def find_kernel_cause(guest: ComparedGuest, event: Event) -> Cause:
 
 
 def find_load_option_cause(guest: ComparedGuest, event: Event) -> Cause:
-    """Return why the load options differ: their encoding, or the command line."""
+    """Return why the logged load options differ from the expected ones.
+
+    The cause is their encoding, or the command line. `event` is their logged event.
+    """
     if guest.inputs.kernel is None:
         return Cause("cmdline", "another command line, or another release of the firmware")
     cmdline = guest.inputs.cmdline
@@ -97,7 +114,7 @@ def find_load_option_cause(guest: ComparedGuest, event: Event) -> Cause:
 
 
 def _kernel_forms(guest: ComparedGuest) -> Iterator[_KernelForm]:
-    """Yield the setup headers to try, the more likely ones first."""
+    """Yield the setup headers to try, the more likely ones first; `guest` has the kernel."""
     text = "the kernel is measured as it is: QEMU 10.1 or later, or 10.0 with edk2 from 202502"
     yield _KernelForm(Cause.found("kernel_unpatched", text))
     expected, logged = guest.expected_memory, guest.logged_memory
@@ -117,7 +134,7 @@ def _kernel_forms(guest: ComparedGuest) -> Iterator[_KernelForm]:
 def _patched_forms(
     name: CauseName, memory_size: int, guest: ComparedGuest
 ) -> Iterator[_KernelForm]:
-    """Yield the kernel with the setup header that QEMU fills in for a memory size.
+    """Yield the kernel with the setup header that QEMU fills in for `memory_size` bytes of RAM.
 
     It is the kernel of `guest`: with its initrd, reported as the cause `name`, then without.
     """
@@ -133,7 +150,10 @@ def _patched_forms(
 
 
 def _video_forms(memory_size: int, guest: ComparedGuest) -> Iterator[_KernelForm]:
-    """Yield setup headers as QEMU fills them in for other video modes."""
+    """Yield setup headers as QEMU fills them in for other video modes (`vga=`).
+
+    `memory_size` is the RAM of the machine in bytes.
+    """
     cmdline = guest.inputs.cmdline
     size = None if guest.inputs.initrd is None else len(guest.inputs.initrd)
     plain = _VIDEO.sub("", cmdline)
@@ -159,7 +179,10 @@ def _digest_of(kernel: bytes, form: _KernelForm) -> bytes | None:
 
 
 def _form_cause(form: _OptionForm, usual: _OptionForm | None) -> Cause:
-    """Return how the encoding `form` differs from the expected one, `usual`; None if unknown."""
+    """Return how the encoding `form` differs from the expected one, `usual`.
+
+    If `usual` is None, the expected one is unknown.
+    """
     if usual is None or form.initrd != usual.initrd:
         return Cause.found("initrd_option", _INITRD_TEXTS[form.initrd], form.initrd)
     if form.terminated != usual.terminated:
@@ -171,7 +194,7 @@ def _form_cause(form: _OptionForm, usual: _OptionForm | None) -> Cause:
 
 
 def _other_cmdlines(cmdline: str) -> Iterator[tuple[Cause, str]]:
-    """Yield command lines that differ in white space, or lack one word."""
+    """Yield causes, and variants of `cmdline` that differ in white space or lack one word."""
     for text, changed in (
         ("the guest's command line ends with a line break", f"{cmdline}\n"),
         ("the guest's command line ends with a space", f"{cmdline} "),
@@ -235,7 +258,7 @@ _UNPAIRED: Final[dict[str, tuple[CauseName, str]]] = {
 
 
 def find_cause(guest: ComparedGuest, difference: FirstDifference) -> Cause:
-    """Return the cause of a register's first difference; searches take 3 s at most."""
+    """Return the cause of `difference`, a register's first one; searches take 3 s at most."""
     expected, logged = difference.expected, difference.logged
     if _is_first_separator(guest, difference):
         return _UNKNOWN
@@ -249,7 +272,7 @@ def find_cause(guest: ComparedGuest, difference: FirstDifference) -> Cause:
 
 
 def _absence_cause(guest: ComparedGuest, difference: FirstDifference) -> Cause:
-    """Return why the log lacks an event."""
+    """Return why the log lacks the expected event in `difference`."""
     event = difference.expected
     cause = _UNKNOWN if event is None else _unpaired_cause(guest, event.name, event.event_type)
     if difference.kind == "cut" and cause.name == "unknown":
@@ -284,7 +307,10 @@ def _changed_cause(guest: ComparedGuest, name: str, logged: Event) -> Cause:
 
 
 def _find_search(name: str) -> Search | None:
-    """Return the function that finds the cause of a changed event."""
+    """Return the function that finds why the event `name` of `ExpectedEvent` has changed.
+
+    None if its cause is not searched for.
+    """
     if name.startswith("fw_cfg "):
         return rtmr0_causes.find_fw_cfg_cause
     if _BOOT_OPTION.fullmatch(name):
@@ -299,7 +325,13 @@ def _other_type_cause(guest: ComparedGuest, name: str, logged: Event) -> Cause:
 
 
 def _unpaired_cause(guest: ComparedGuest, name: str, event_type: int) -> Cause:
-    """Return why only one side has an event of this name."""
+    """Return why only one side, log or expected events, has an event of this name.
+
+    Args:
+        guest: The expected boot and the logged one.
+        name: Name of the event, such as `gpt`; see `ExpectedEvent`.
+        event_type: TCG event type of the event; 0 if unknown.
+    """
     if name == "fw_cfg bootorder" and guest.expected_digest("fw_cfg BootMenu") is None:
         name = "fw_cfg BootMenu"  # the expected firmware measures neither
     if (known := _UNPAIRED.get(name)) is not None:

@@ -36,12 +36,12 @@ class TdRegisters(Protocol):
 
     @property
     def rtmrs(self) -> Rtmrs:
-        """RTMR0 to RTMR3."""
+        """RTMR0 to RTMR3, 48 bytes each."""
         ...
 
 
 class LoggedBoot(NamedTuple):
-    """A quote of a TD and its event log."""
+    """A quote of a TD (or an object with its registers) and its event log."""
 
     quote: TdRegisters
     event_log: EventLog
@@ -55,7 +55,8 @@ def explain(
 ) -> Difference | None:
     """Return the first difference between expected measurements and evidence; None if they agree.
 
-    See `find_differences`.
+    Arguments as for `find_differences`: more causes are found with `inputs`, from which `expected`
+    was computed.
 
     Raises:
         FormatError: If quote, report, log or an input is malformed.
@@ -72,14 +73,14 @@ def find_differences(
 ) -> tuple[Difference, ...]:
     """Return the first difference of MRTD and of each register, with its cause; takes up to 8 s.
 
-    If the log does not replay to the registers in the quote, this is the only difference.
-    Expected events without a digest are not compared, nor are the registers that
-    `uncompared_registers` returns.
+    The result is empty if all agree. If the log does not replay to the registers in the quote, this
+    is the only difference. Expected events without a digest are not compared, nor are the registers
+    that `uncompared_registers` returns.
 
     Args:
         expected: What the guest should have measured.
         evidence: Quote and event log of a TD, or the evidence of an SEV-SNP guest.
-        inputs: What `expected` was computed from. More causes are found with them.
+        inputs: What `expected` was computed from, so that more causes are found. None: unknown.
 
     Raises:
         FormatError: If quote, report, log or an input is malformed.
@@ -142,7 +143,10 @@ def _compare_mrtd(expected: ExpectedMeasurements, mrtd: bytes) -> tuple[Differen
 def _compare_registers(
     expected: ExpectedMeasurements, rtmrs: Rtmrs, log: EventLog, inputs: GuestInputs
 ) -> tuple[Difference, ...]:
-    """Return which values of RTMR0 to RTMR2 differ, for a log that explains none of them."""
+    """Return the differences of RTMR0 to RTMR2, for a log that has events of RTMR3 only.
+
+    `rtmrs` are RTMR0 to RTMR3 in the quote.
+    """
     text = "the log is shortened and does not have the events, so that the cause is unknown"
     cause = Cause("log_without_events", text)
     accepted = _accepted_registers(expected, log)
@@ -160,16 +164,17 @@ def _compare_registers(
 def _accepted_registers(
     expected: ExpectedMeasurements, log: EventLog
 ) -> dict[str, tuple[bytes, ...]]:
-    """Return the accepted values of `mrtd`, `rtmr0`, `rtmr1` and `rtmr2`; () for unknown ones.
+    """Return the accepted values of `mrtd`, `rtmr0`, `rtmr1` and `rtmr2` by name, 48 bytes each.
 
-    If RTMR0 is unknown, its values are those with the digests of ACPI tables in the log.
+    A value that is unknown has an empty tuple. If RTMR0 is unknown, its values are those with the
+    digests of ACPI tables in the log.
     """
     accepted = expected.reference_values()
     return accepted | {"rtmr0": accepted["rtmr0"] or _with_logged_tables(expected, log)}
 
 
 def _with_logged_tables(expected: ExpectedMeasurements, log: EventLog) -> tuple[bytes, ...]:
-    """Return the values of RTMR0 with the ACPI digests of the log.
+    """Return the values of RTMR0, 48 bytes each, with the ACPI digests of the log.
 
     No values if the log lacks these digests, or those of other expected events are unknown.
     """
@@ -188,7 +193,17 @@ def _with_logged_tables(expected: ExpectedMeasurements, log: EventLog) -> tuple[
 def _compare_acpi(
     expected: ExpectedMeasurements, value: bytes, log: EventLog, inputs: GuestInputs
 ) -> Difference | None:
-    """Return the difference of the ACPI tables; None if RTMR0 differs in other events too."""
+    """Return the difference of the ACPI tables, if RTMR0 differs in their three events only.
+
+    Args:
+        expected: What the guest should have measured.
+        value: RTMR0 in the quote, 48 bytes.
+        log: Event log of the guest.
+        inputs: What `expected` was computed from.
+
+    Returns:
+        None if other events differ too, or the log lacks the digests of the tables.
+    """
     digests = acpi_digests(log.events)
     if digests is None:
         return None
@@ -249,7 +264,10 @@ def _compare_events(
 
 
 def _agreement(events: Sequence[ExpectedEvent], logged: Sequence[Sequence[Event]]) -> int:
-    """Return the number of events before the first difference, summed over all registers."""
+    """Return the number of events before the first difference, summed over all registers.
+
+    `logged` has the events of each register, that of RTMR0 first.
+    """
     total = 0
     for number in _REGISTERS:
         wanted = _of_register(events, number)
@@ -263,7 +281,10 @@ def _of_register(events: Sequence[ExpectedEvent], number: int) -> list[ExpectedE
 
 
 def _check_log(rtmrs: Rtmrs, log: EventLog) -> Difference | None:
-    """Return how the log contradicts the registers of the quote; None if it replays to them."""
+    """Return how the log contradicts the quote's registers; None if it replays to them.
+
+    `rtmrs` are RTMR0 to RTMR3 in the quote. A shortened log is compared with RTMR3 only.
+    """
     replayed = log.replay()
     for number in log.explained_registers():
         if replayed[number] != rtmrs[number]:
@@ -283,8 +304,9 @@ def _check_log(rtmrs: Rtmrs, log: EventLog) -> Difference | None:
 def _events_after(log: EventLog, register: int, value: bytes) -> int | None:
     """Return how many of the log's last events of a register are not in the quote.
 
-    `value` is the register in the quote; None if the events before never give it. A register of
-    zeros, before all events, counts for RTMR3 only: firmware measures others before any quote.
+    `register` is 0 to 3, `value` is the register in the quote, 48 bytes; None if the events before
+    never give it. A register of zeros, before all events, counts for RTMR3 only: firmware measures
+    others before any quote.
     """
     events = events_of(log, register)
     current = bytes(48)

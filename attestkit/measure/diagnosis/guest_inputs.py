@@ -30,7 +30,7 @@ class GuestInputs:
         cmdline: Command line of the kernel.
         shape: Shape of the machine.
         acpi: ACPI tables.
-        smbios: SMBIOS table of QEMU.
+        smbios: SMBIOS table that QEMU gives the firmware.
     """
 
     firmware: bytes | None = None
@@ -48,7 +48,13 @@ class ComparedGuest:
     def __init__(
         self, expected: Iterable[ExpectedEvent], rtmr0: Sequence[Event], inputs: GuestInputs
     ) -> None:
-        """Create it from all expected events and the logged events of RTMR0."""
+        """Store the events of both boots.
+
+        Args:
+            expected: All expected events.
+            rtmr0: Logged events of RTMR0.
+            inputs: What the expected events were computed from.
+        """
         self.expected: BootEvents = tuple(expected)
         self.rtmr0 = rtmr0
         self.inputs = inputs
@@ -78,7 +84,10 @@ class ComparedGuest:
 
     @cached_property
     def logged_memory(self) -> guest_shape.FoundMemory | None:
-        """Memory of the logged machine, for the expected firmware or else known builds of OVMF."""
+        """Memory of the logged machine, found from its TD HOB; None if no size gives the TD HOB.
+
+        It is that of the expected firmware's sections, else that of a known build of OVMF.
+        """
         digest = next((event.digest for event in self.rtmr0), b"")  # the TD HOB is the first
         if digest == self.expected_digest("td-hob"):
             return self.expected_memory
@@ -99,7 +108,10 @@ class ComparedGuest:
         return None if digests is None else guest_shape.find_acpi_shape(digests)
 
     def expected_digest(self, name: str) -> bytes | None:
-        """Return the digest of the first expected event of a name."""
+        """Return the digest, 48 bytes, of the first expected event with this name.
+
+        None without such an event, or if its digest is unknown.
+        """
         return next((event.digest for event in self.expected if event.name == name), None)
 
 

@@ -58,7 +58,13 @@ class TableShape(NamedTuple):
 
 
 class PackagedMachine(NamedTuple):
-    """A machine whose ACPI tables ship with attestkit, and the tables' release line of QEMU."""
+    """A machine whose ACPI tables ship with attestkit.
+
+    Attributes:
+        line: Release line of QEMU of the tables, such as `9.2`.
+        inputs: Properties of the machine.
+        edge_triggered: Whether the tables have edge-triggered interrupts.
+    """
 
     line: str
     inputs: AcpiInputs
@@ -66,10 +72,10 @@ class PackagedMachine(NamedTuple):
 
 
 def find_rsdt(rsdp_digest: bytes) -> int | None:
-    """Return the offset of the RSDT in the tables, from the RSDP's digest; takes 0.2 s.
+    """Return the offset of the RSDT in `etc/acpi/tables`, in bytes; takes 0.2 s.
 
-    The offset is the length of all tables before the RSDT, which is the last. None if the RSDP is
-    not QEMU's.
+    It is found from the SHA-384 of the RSDP, and is the length of all tables before the RSDT, which
+    is the last. None if the RSDP is not QEMU's.
     """
     for offset in range(_MAX_RSDT):
         if sha384(_RSDP_HEAD + offset.to_bytes(4, "little")) == rsdp_digest:
@@ -78,10 +84,10 @@ def find_rsdt(rsdp_digest: bytes) -> int | None:
 
 
 def find_table_shape(loader_digest: bytes, rsdt: int) -> TableShape | None:
-    """Return the numbers that determine the tables' lengths, from the loader script's digest.
+    """Return the numbers that determine the tables' lengths, from the loader script's SHA-384.
 
-    `rsdt` is the offset of the RSDT in the tables. None if the machine is not a q35 of up to
-    255 vCPUs without NUMA, TPM, NVDIMM and IOMMU.
+    `rsdt` is the offset of the RSDT in `etc/acpi/tables`, in bytes. None if the machine is not a
+    q35 of up to 255 vCPUs without NUMA, TPM, NVDIMM and IOMMU.
     """
     for shape in _possible_shapes(rsdt):
         if sha384(build_loader(_tables_of(shape))) == loader_digest:
@@ -90,7 +96,10 @@ def find_table_shape(loader_digest: bytes, rsdt: int) -> TableShape | None:
 
 
 def find_packaged_machines(digests: tuple[bytes, bytes, bytes]) -> list[PackagedMachine]:
-    """Return the machines whose shipped tables have these digests: loader script, RSDP, tables."""
+    """Return the machines whose shipped tables have these digests; empty if there are none.
+
+    They are the SHA-384 of loader script, RSDP and tables.
+    """
     return [
         PackagedMachine(line, entry.inputs, edge)
         for line in PACKAGED_LINES
@@ -195,7 +204,10 @@ def find_guest_shape(
 
 
 def find_acpi_shape(digests: tuple[bytes, bytes, bytes]) -> AcpiShape:
-    """Return a machine's properties from the digests of loader, RSDP and tables; takes 0.3 s."""
+    """Return a machine's properties, found from the digests of its ACPI tables; takes 0.3 s.
+
+    They are the SHA-384 of loader script, RSDP and tables.
+    """
     rsdt = find_rsdt(digests[1])
     tables = None if rsdt is None else find_table_shape(digests[0], rsdt)
     return AcpiShape(digests, rsdt, tables, tuple(find_packaged_machines(digests)))
@@ -246,10 +258,10 @@ def _listed(sections: Iterable[TdvfSection]) -> list[tuple[int, int, int]]:
 
 
 def _find_size(digest: bytes, sections: Sequence[TdvfSection]) -> int | None:
-    """Return the size of the memory whose TD HOB has this digest; None if no tried size does.
+    """Return the bytes of memory whose TD HOB has this SHA-384; None if no tried size has it.
 
-    TD HOBs with equally many ranges of memory differ only in their last 8 bytes, the length of the
-    last range.
+    `sections` are those of the firmware. TD HOBs with equally many ranges of memory differ only in
+    their last 8 bytes, the length of the last range.
     """
     used = [end for _, start, size in _listed(sections) if (end := start + size) < SPLIT_MEMORY]
     smallest = (max(used, default=0) // _MIB + 1) * _MIB
@@ -283,6 +295,8 @@ found from digests of the log, so that events which depend on it are as expected
 def read_machine_shape(evidence: Attestation) -> tuple[MachineShape, ShapeSource]:
     """Return the shape in the VM configuration of evidence, else the one that its log reveals.
 
+    With it comes where it is from: `vm_config` or `search`.
+
     Raises:
         FormatError: If the configuration is malformed or unsupported, or if it is missing and the
             log does not reveal memory and vCPUs.
@@ -298,10 +312,10 @@ def read_machine_shape(evidence: Attestation) -> tuple[MachineShape, ShapeSource
 
 
 def to_machine_shape(found: GuestShape) -> MachineShape | None:
-    """Return a shape with the same tables; None if memory or number of vCPUs is unknown.
+    """Return a machine's shape that has the same tables as `found`.
 
-    Tables show the number of devices, not their kinds: the shape has a network card for each
-    device of PCI bus 0, and a GPU for each root port.
+    None if memory or number of vCPUs is unknown. Tables show the number of devices, not their
+    kinds: the shape has a network card for each device of PCI bus 0, and a GPU for each root port.
     """
     if found.memory is None or found.acpi is None:
         return None

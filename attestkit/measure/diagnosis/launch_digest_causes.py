@@ -39,7 +39,7 @@ class SnpInputs:
 
 
 class _Variant(NamedTuple):
-    """Inputs to try, and the cause if they give the digest in the report."""
+    """Inputs to try (`machine`, `kernel`), and the cause if they give the digest in the report."""
 
     name: CauseName
     text: str
@@ -49,7 +49,14 @@ class _Variant(NamedTuple):
 
 
 def find_launch_cause(inputs: SnpInputs | None, digest: bytes) -> Cause:
-    """Return why the launch digest differs; tries up to 512 vCPUs with each variant, in 2 s."""
+    """Return why the launch digest in a report differs from the expected one.
+
+    Up to 512 vCPUs are tried with each variant of the inputs, in 2 s.
+
+    Args:
+        inputs: Inputs of the expected digest; None: unknown, then the cause is not proven.
+        digest: Launch digest in the report, 48 bytes.
+    """
     text = "firmware, vCPUs, CPU type, guest features, or hashes of the kernel"
     if inputs is None:
         return Cause("launch_inputs", text)
@@ -88,7 +95,10 @@ def _variants(inputs: SnpInputs) -> Iterator[_Variant]:
 
 
 def _find_vcpus(firmware: bytes, variant: _Variant, digest: bytes) -> int | None:
-    """Return the number of vCPUs, 1 to 512, with which a variant gives the digest; else None."""
+    """Return the number of vCPUs, 1 to 512, with which a variant gives the digest; else None.
+
+    `firmware` is the image of OVMF, `digest` the launch digest in the report.
+    """
     machine = variant.machine
     try:
         current = compute_launch_digest(firmware, machine._replace(vcpus=1), variant.kernel)

@@ -45,7 +45,10 @@ _FW_CFG_BY_DIGEST: Final = {
 
 
 class LoggedVariable(NamedTuple):
-    """A UEFI variable in the data of an event; untrusted unless the event's digest covers it."""
+    """A UEFI variable in the data of an event: vendor GUID, name and value.
+
+    It is untrusted unless the event's digest covers it.
+    """
 
     vendor: UUID
     name: str
@@ -69,7 +72,10 @@ def read_variable(event: Event) -> LoggedVariable | None:
 
 
 def name_event(event: Event) -> str:
-    """Return the name of the expected event with this digest or data, else that of the type."""
+    """Return the name that `ExpectedEvent` has for a logged event, found from its digest or data.
+
+    If these are not known, it is the name of the event type.
+    """
     if (known := _BY_DIGEST.get(event.digest)) is not None:
         return known
     if event.name:  # of an ACPI table
@@ -85,7 +91,10 @@ def name_event(event: Event) -> str:
 
 
 def _name_item(event: Event) -> str:
-    """Return `fw_cfg NAME`, with the name from digest or data; else the name of the type."""
+    """Return `fw_cfg NAME` for an event of a fw_cfg item, with the name from its digest or data.
+
+    If these are not known, it is the name of the event type.
+    """
     item = _FW_CFG_BY_DIGEST.get(event.digest)
     if item is None and event.payload.startswith(_FW_CFG):
         item = key(event.payload[len(_FW_CFG) :].partition(b"\0")[0].decode("latin-1"))
@@ -93,7 +102,7 @@ def _name_item(event: Event) -> str:
 
 
 def acpi_digests(events: Sequence[Event]) -> tuple[bytes, bytes, bytes] | None:
-    """Return the digests of loader script, RSDP and tables in a log; None without all three.
+    """Return the SHA-384 of loader script, RSDP and tables in a log; None without all three.
 
     If the log has no data of events, these are the three after the first separator of RTMR0.
     """

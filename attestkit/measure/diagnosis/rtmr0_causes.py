@@ -53,7 +53,10 @@ _SHOWN_PATH: Final = 128  # hex digits
 
 
 def find_td_hob_cause(guest: ComparedGuest) -> Cause:
-    """Return why the TD HOB differs: memory, or where the firmware has temporary memory."""
+    """Return why the TD HOB of the logged boot differs from the expected one.
+
+    The cause is the memory, or where the firmware has temporary memory.
+    """
     expected, found = guest.expected_memory, guest.logged_memory
     if found is None:
         return Cause("memory_size", "memory size, max-ram-below-4g, or another firmware build")
@@ -71,7 +74,10 @@ def find_td_hob_cause(guest: ComparedGuest) -> Cause:
 
 
 def find_cfv_cause(guest: ComparedGuest, event: Event) -> Cause:
-    """Return why the volume of UEFI variables (CFV) of the firmware differs."""
+    """Return why the volume of UEFI variables (CFV) differs from that of the expected firmware.
+
+    `event` is the logged event of the volume.
+    """
     build = _BLANK_VOLUMES.get(event.digest)
     if build is not None:
         text = f"the variables of the guest's firmware are blank, of a build of {build}"
@@ -83,7 +89,10 @@ def find_cfv_cause(guest: ComparedGuest, event: Event) -> Cause:
 
 
 def find_variable_cause(guest: ComparedGuest, event: Event, name: str) -> Cause:
-    """Return why SecureBoot or a variable with keys differs."""
+    """Return why the UEFI variable `name` differs from the expected one.
+
+    It is `SecureBoot`, or a variable with keys such as `PK`. `event` is its logged event.
+    """
     variable = _VARIABLES[name]
     if variable == SECURE_BOOT:
         for state, text in _STATES.items():
@@ -99,7 +108,13 @@ def find_variable_cause(guest: ComparedGuest, event: Event, name: str) -> Cause:
 
 
 def find_fw_cfg_cause(guest: ComparedGuest, event: Event, name: str) -> Cause:
-    """Return why an item of fw_cfg differs."""
+    """Return why an item of fw_cfg differs from the expected one.
+
+    Args:
+        guest: The expected boot and the logged one.
+        event: The logged event of the item.
+        name: Name of the expected event, `fw_cfg ITEM`.
+    """
     if name == "fw_cfg BootMenu":
         for value in (b"\0\0", b"\1\0"):
             if sha384(value) == event.digest:
@@ -119,7 +134,10 @@ def find_fw_cfg_cause(guest: ComparedGuest, event: Event, name: str) -> Cause:
 
 
 def find_smbios_cause(guest: ComparedGuest, event: Event) -> Cause:
-    """Return why the SMBIOS table differs; tries 48 processor ids and 21 machine names."""
+    """Return why the SMBIOS table differs from the expected one.
+
+    48 processor ids and 21 machine names are tried. `event` is the logged event of the table.
+    """
     text = "CPU model, machine type, memory size, -smbios, or version strings of the firmware"
     table = guest.inputs.smbios
     if table is None:
@@ -133,7 +151,10 @@ def find_smbios_cause(guest: ComparedGuest, event: Event) -> Cause:
 
 
 def find_boot_option_cause(_guest: ComparedGuest, event: Event, name: str) -> Cause:
-    """Return why BootOrder or a boot option differs; with the logged value if that is certain."""
+    """Return why the variable `name`, `BootOrder` or `Boot####`, differs from the expected one.
+
+    `event` is the logged event. If its digest covers its data, the cause contains the logged value.
+    """
     variable = read_variable(event)
     if variable is None or sha384(variable.data) != event.digest:
         return Cause("boot_options", "boot options of the firmware or of devices")

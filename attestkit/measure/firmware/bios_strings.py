@@ -24,14 +24,16 @@ _DATE: Final = re.compile(r"\d\d/\d\d/\d{4}")
 
 
 class BiosStrings(NamedTuple):
-    """Vendor, version and date that a firmware was built with."""
+    """Vendor, version and date that a firmware was built with; a string may be empty."""
 
     vendor: str = "EDK II"
     version: str = ""
     date: str = ""
 
     def published(self) -> list[bytes]:
-        """Return the strings of the SMBIOS table; OVMF's defaults replace those under 3 characters.
+        """Return vendor, version and date as in the SMBIOS table, in ASCII.
+
+        OVMF's defaults replace strings under 3 characters.
 
         Raises:
             UsageError: If a string is over 64 characters, not ASCII, or contains NUL.
@@ -66,7 +68,7 @@ def find_bios_strings(driver: bytes) -> BiosStrings | None:
 
 
 def _read_program(driver: bytes) -> bytes:
-    """Return the content of the first PE32 section; empty without one."""
+    """Return the content of the first PE32 section in a file of FFS; b"" without one."""
     at = 0
     while at + 4 <= len(driver):
         size = int.from_bytes(driver[at : at + 3], "little")
@@ -79,6 +81,6 @@ def _read_program(driver: bytes) -> bytes:
 
 
 def _read_texts(region: bytes) -> list[str]:
-    """Return the UTF-16 texts of at least 3 characters in a part of the program."""
+    """Return the UTF-16 texts of at least 3 characters in `region`, bytes of the program."""
     padded = region.replace(_NOP, bytes(len(_NOP)))
     return [match[0].decode("utf-16-le").rstrip("\0") for match in _TEXT.finditer(padded)]

@@ -41,7 +41,13 @@ _OUTPUT: Final = 256 << 10
 
 
 class FirmwareContents(NamedTuple):
-    """Files and strings of a firmware's code, without the volume that TDs do not load."""
+    """Files and strings of a firmware's code, without the volume that TDs do not load.
+
+    Attributes:
+        files: By the name (GUID) of each file the name of its volume; None if that has no name.
+        strings: Those of the searched byte strings that occur.
+        driver: Data of the wanted file; None if it is missing, repeated or over 256 KiB.
+    """
 
     files: dict[UUID, UUID | None]  # name of a file: name of its volume, which is optional
     strings: frozenset[bytes]  # those of the searched ones that occur
@@ -58,7 +64,7 @@ def read_contents(
     Args:
         image: Firmware.
         strings: Byte strings to search for in the image and in its unpacked data.
-        driver: Name (GUID) of a file whose content is wanted.
+        driver: Name (GUID) of a file whose content is wanted; None: of no file.
 
     Raises:
         FormatError: If a volume, file or section is malformed, or exceeds a limit: 64 MiB unpacked,
@@ -78,7 +84,7 @@ def read_contents(
 
 
 def _volume_size(image: bytes, at: int) -> int:
-    """Return the size of the complete volume at an offset, else 0."""
+    """Return the size of the volume at offset `at` of the image; 0 if no complete one is there."""
     if image[at + 40 : at + 44] != b"_FVH" or at + _VOLUME.size > len(image):
         return 0
     _, size, _, head, _, _ = _VOLUME.unpack_from(image, at)
@@ -108,7 +114,10 @@ class _StringSearch:
 
 
 class _Stream:
-    """Data that is read once, in order: a volume of the image, or unpacked LZMA data."""
+    """Data that is read once, in order: a volume of the image, or unpacked LZMA data.
+
+    Positions are offsets in this data, in bytes; `at` is the current one.
+    """
 
     def __init__(
         self,
@@ -142,7 +151,7 @@ class _Stream:
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
     def skip_to(self, position: int, *, searched: bool = True) -> None:
-        """Advance to a position; `searched` is whether strings in the skipped bytes count."""
+        """Advance to a position; strings in the skipped bytes count only if `searched`."""
         while self.at < position:
             part = self._next(position - self.at)
             if self._search and searched:
@@ -160,7 +169,10 @@ class _Stream:
         return bytes(copy)
 
     def error(self, problem: str, reason: FormatReason, at: int | None = None) -> FormatError:
-        """Return the error for a structure at position `at` of the stream, by default its own."""
+        """Return an error with the text `problem`, whose offset is one of the image.
+
+        `at` is the position of the malformed structure; None: the current one.
+        """
         at = self.at if at is None else at
         if self._search:
             problem += f", at byte {at} of the data unpacked from the LZMA section"
@@ -181,7 +193,11 @@ class _Stream:
 
 
 class _Reader:
-    """Reads volumes, files and sections, and counts them against the limits."""
+    """Reads volumes, files and sections, and counts them against the limits.
+
+    In its methods `end` is a position in the stream, and `depth` is the number of volumes and LZMA
+    data around this place, from 1.
+    """
 
     def __init__(self, strings: Collection[bytes], driver: UUID | None) -> None:
         self.files: dict[UUID, UUID | None] = {}
@@ -193,7 +209,10 @@ class _Reader:
         self._sections = 0
 
     def read_volume(self, stream: _Stream, end: int, depth: int) -> None:
-        """Read the volume at the stream's position, which ends at `end` at the latest."""
+        """Read the volume at the stream's position, which ends at `end` at the latest.
+
+        `end` is a position in the stream, `depth` the nesting of volumes and LZMA data, from 1.
+        """
         start = stream.at
         kind, size, first, name = _read_volume_header(stream, end)
         end = start + size
@@ -219,7 +238,12 @@ class _Reader:
     ) -> int:
         """Read a file whose header `head` is read already; return the position of its end.
 
-        `place` has the position of the file's start, and that of the volume's end.
+        Args:
+            stream: Data of the volume, behind the header.
+            head: Header of the file, 24 bytes.
+            place: Positions of the file's start and of the volume's end.
+            volume: Name of the volume; None if it has none.
+            depth: Nesting of volumes and LZMA data, from 1.
         """
         start, end = place
         guid, kind, attributes, small = _FILE.unpack(head)
@@ -249,7 +273,10 @@ class _Reader:
         return start + size
 
     def _read_sections(self, stream: _Stream, end: int, depth: int) -> None:
-        """Read the sections from the stream's position to `end`."""
+        """Read the sections from the stream's position to the position `end`.
+
+        `depth` is the nesting of volumes and LZMA data, from 1.
+        """
         first = stream.at
         while stream.at + 4 <= end:
             start = stream.at
@@ -268,7 +295,11 @@ class _Reader:
     def _read_section(self, stream: _Stream, kind: int, place: tuple[int, int], depth: int) -> None:
         """Read a section that may contain others; ignore other kinds.
 
-        `place` has the positions of its start, which is that of its header, and of its end.
+        Args:
+            stream: Data of the section, behind its header.
+            kind: Type of the section.
+            place: Positions of its start, which is that of its header, and of its end.
+            depth: Nesting of volumes and LZMA data, from 1.
         """
         start, end = place
         if kind not in {_COMPRESSED, _GUIDED, _VOLUME_IMAGE}:
@@ -294,7 +325,10 @@ class _Reader:
             self._read_sections(stream, end, depth + 1)
 
     def _read_lzma(self, stream: _Stream, end: int, depth: int) -> None:
-        """Read the sections in LZMA data, which has a header of 13 bytes."""
+        """Read the sections in LZMA data from the stream's position to the position `end`.
+
+        The data have a header of 13 bytes. `depth` is the nesting of volumes and LZMA data, from 1.
+        """
         start, offset = stream.at, stream.image_offset
         if start + 13 > end:
             raise stream.error("LZMA data: truncated", "truncated")
@@ -311,7 +345,11 @@ class _Reader:
 
 
 def _read_volume_header(stream: _Stream, end: int) -> tuple[bytes, int, int, UUID | None]:
-    """Return GUID of the file system, size, offset of the first file, and name (None without)."""
+    """Return file system (a GUID's 16 bytes), size, offset of the first file, and name of a volume.
+
+    The volume is at the stream's position, and must end at the position `end` at the latest. The
+    offset is relative to its start; the name is None if it has none.
+    """
     start = stream.at
     if start + _VOLUME.size > end:
         raise stream.error("volume: header truncated", "truncated")
@@ -334,6 +372,9 @@ def _unpack(
     packed: memoryview, error: Callable[[str, FormatReason], FormatError]
 ) -> Iterator[bytes | memoryview]:
     """Yield the unpacked data in pieces of at most 256 KiB, as many bytes as the header states.
+
+    `packed` is the LZMA data with its header of 13 bytes; `error` makes an error from a text and a
+    reason.
 
     The decoder allocates a dictionary of the size in the header, 16 MiB for OVMF of 4 MiB, more
     than the data need. A smaller one is tried first; if the data refer to bytes before it, the
@@ -359,7 +400,11 @@ def _unpack(
 def _decompress(
     packed: memoryview, dictionary: int, error: Callable[[str, FormatReason], FormatError]
 ) -> Iterator[bytes]:
-    """Yield the unpacked data; `dictionary` bytes replace the dictionary size in the header."""
+    """Yield the unpacked data of `packed`, LZMA data with its header of 13 bytes.
+
+    `dictionary` bytes replace the dictionary size in the header; `error` makes an error from a text
+    and a reason.
+    """
     head = packed[:1].tobytes() + struct.pack("<I", dictionary) + packed[5:13].tobytes()
     left = int.from_bytes(packed[5:13], "little")
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_ALONE)

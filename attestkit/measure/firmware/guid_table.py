@@ -28,7 +28,9 @@ _TAIL: Final = 18  # bytes: size and GUID of an entry
 
 
 def read_guid_table(image: bytes) -> MappingProxyType[UUID, bytes]:
-    """Return the data of each entry by its GUID; of equal GUIDs, the one nearest to the end.
+    """Return the data of each entry of the image's GUID table, by its GUID.
+
+    Of entries with the same GUID, the one nearest to the image's end is returned.
 
     Raises:
         FormatError: If the image has no GUID table or over 64 MiB, or the table is malformed.
@@ -48,9 +50,10 @@ def read_guid_table(image: bytes) -> MappingProxyType[UUID, bytes]:
 
 
 def read_end_offset(image: bytes, entry: bytes, what: str) -> int:
-    """Return the offset of metadata in the image, from an entry of 4 bytes; `what` names it.
+    """Return the offset of metadata in the image, from `entry`, the data of a GUID table's entry.
 
-    The entry contains the distance of the metadata from the image's end.
+    These are 4 bytes: the distance of the metadata from the image's end. `what` names the metadata
+    in errors.
 
     Raises:
         FormatError: If the entry does not have 4 bytes, or the offset is outside of the image.
@@ -66,7 +69,10 @@ def read_end_offset(image: bytes, entry: bytes, what: str) -> int:
 
 
 def _read_entries(image: bytes, start: int, end: int) -> dict[UUID, bytes]:
-    """Return the entries between two offsets of the image, the last one first."""
+    """Return the data of the table's entries by GUID, the last entry first.
+
+    The entries are between the offsets `start` and `end` of the image.
+    """
     entries: dict[UUID, bytes] = {}
     while end > start:
         tail = end - _TAIL

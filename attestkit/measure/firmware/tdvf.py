@@ -41,7 +41,16 @@ _NAMES: Final = ("BFV", "CFV", "TD HOB", "TEMP_MEM")
 
 
 class TdvfSection(NamedTuple):
-    """A section of the metadata; offsets, addresses and sizes in bytes."""
+    """A section of the metadata; offsets, addresses and sizes in bytes.
+
+    Attributes:
+        data_offset: Offset of its data in the image.
+        data_size: Size of its data in the image; 0 without data.
+        address: Guest physical address.
+        size: Size in memory.
+        kind: `BFV`, `CFV`, `TD_HOB` or `TEMP_MEM`.
+        attributes: `MR_EXTEND`, or 0.
+    """
 
     data_offset: int  # in the image
     data_size: int
@@ -58,6 +67,8 @@ class TdvfSection(NamedTuple):
 
 def read_tdvf_sections(image: bytes) -> tuple[TdvfSection, ...]:
     """Return the sections of a complete firmware image, in the order in which a VMM adds them.
+
+    They are in the TDX metadata of the image.
 
     Raises:
         FormatError: If the image has no TDX metadata, they are malformed, or the image is only the
@@ -79,7 +90,7 @@ def read_tdvf_sections(image: bytes) -> tuple[TdvfSection, ...]:
 
 
 def find_section(sections: Iterable[TdvfSection], kind: int) -> TdvfSection:
-    """Return the only section of a kind, such as `TD_HOB`.
+    """Return the only section whose type is `kind`, such as `TD_HOB`.
 
     Raises:
         FormatError: If the section is missing, or repeated.
@@ -97,7 +108,7 @@ def section_data(image: bytes, section: TdvfSection) -> bytes:
 
 
 def _read_count(image: bytes, at: int) -> int:
-    """Return the number of sections of the descriptor at an offset."""
+    """Check the head of the descriptor at offset `at`, and return its number of sections."""
     if at + _HEAD.size > len(image):
         raise _error("header truncated", "truncated", len(image))
     signature, length, version, count = _HEAD.unpack_from(image, at)
@@ -117,7 +128,10 @@ def _read_count(image: bytes, at: int) -> int:
 
 
 def _check_section(section: TdvfSection, image_size: int, at: int) -> None:
-    """Check a section; `at` is its offset in the image."""
+    """Raise FormatError unless a section is valid for an image of `image_size` bytes.
+
+    `at` is the offset of its entry in the image, for errors.
+    """
     if section.kind > TEMP_MEM:
         raise _error(f"section of unsupported type {section.kind}", "unsupported", at + 24)
     what = f"section {_NAMES[section.kind]}"
@@ -137,7 +151,10 @@ def _check_section(section: TdvfSection, image_size: int, at: int) -> None:
 
 
 def _check_all(image: bytes, sections: list[TdvfSection], at: int) -> None:
-    """Check the sections together; the descriptor is at offset `at`."""
+    """Raise FormatError unless the sections fit together and fit the whole firmware image.
+
+    `at` is the offset of the descriptor in the image, for errors.
+    """
     if sum(section.size for section in sections) > _MAX_PAGES * PAGE:
         raise _error(f"sections of over {_MAX_PAGES} pages of memory", "too_many", at)
     code, variables, _ = [find_section(sections, kind) for kind in (BFV, CFV, TD_HOB)]
@@ -173,7 +190,7 @@ _BATCH: Final = 16  # pages whose records are hashed at once
 
 
 class Mrtds(NamedTuple):
-    """MRTD for each order of pages, 48 bytes each."""
+    """MRTD, 48 bytes, for each order in which a VMM adds and measures pages; see `PageOrder`."""
 
     single_pass: bytes
     two_pass: bytes
@@ -218,7 +235,10 @@ def compute_mrtds(image: bytes, sections: Sequence[TdvfSection]) -> Mrtds:
 
 
 def _extension_records(image: bytes, section: TdvfSection) -> Iterator[bytes]:
-    """Yield the records of each page's contents: 16 of 384 bytes; memory without data is zero."""
+    """Yield for each page of a section the records of its contents: 16 of 384 bytes.
+
+    `image` has the section's data; memory without data is zero.
+    """
     zeros = (bytes(_CHUNK),) * (PAGE // _CHUNK)
     addresses = tuple(range(0, PAGE, _CHUNK))
     for page in range(0, section.size, PAGE):

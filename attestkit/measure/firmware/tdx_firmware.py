@@ -37,7 +37,21 @@ _INITRD_FIRST: Final = b"initrd=initrd \0"
 
 
 class BootLayout(NamedTuple):
-    """Features of a firmware that determine the events of a boot."""
+    """Features of a firmware that determine the events of a boot.
+
+    Attributes:
+        measures: Whether the firmware extends RTMRs at all (TdTcg2Dxe).
+        fw_cfg: Whether it measures items of fw_cfg (from 202505).
+        acpi: Whether it measures QEMU's ACPI tables (from 202302).
+        smbios: Whether it measures the SMBIOS table (from 202505).
+        boot_options: Boot options of the firmware itself.
+        named_blobs: Whether it takes the kernel from etc/boot/kernel if QEMU offers it (from
+            202502).
+        initrd_first: Whether load options begin with `initrd=initrd ` (from 202508).
+        secure_boot: Whether it was built with secure boot: the variable SecureBoot has a value.
+        ui_volume: Name of the volume with the firmware's own boot options; None without one.
+        bios_strings: Strings that it adds to the SMBIOS table; None if they cannot be read.
+    """
 
     measures: bool  # extends RTMRs at all (TdTcg2Dxe)
     fw_cfg: bool  # measures items of fw_cfg (from 202505)
@@ -90,9 +104,10 @@ _MAX_VARIABLES: Final = 4096
 
 
 def read_variables(volume: bytes) -> MappingProxyType[VariableName, bytes]:
-    """Return the UEFI variables of a CFV volume; of several with the same name, the last.
+    """Return the values of the UEFI variables in `volume`, the data of the CFV section, by name.
 
-    Offsets in errors are relative to the volume.
+    Of several with the same name, the last one counts. Offsets in errors are relative to the
+    volume.
 
     Raises:
         FormatError: If the volume has no store of authenticated variables, or the store is
@@ -114,7 +129,11 @@ def read_variables(volume: bytes) -> MappingProxyType[VariableName, bytes]:
 
 
 def _read_entries(volume: bytes, at: int, end: int) -> dict[VariableName, bytes]:
-    """Return the variables between two offsets of the volume."""
+    """Return the values of the variables between the offsets `at` and `end`, by name.
+
+    Raises:
+        FormatError: If a variable is truncated, its name is not UTF-16, or there are over 4,096.
+    """
     found: dict[VariableName, bytes] = {}
     count = 0
     while at + _VARIABLE.size <= end:
@@ -146,7 +165,14 @@ def _error(problem: str, reason: FormatReason, offset: int) -> FormatError:
 
 
 class TdxFirmware(NamedTuple):
-    """What registers depend on in a firmware image for TDX; `compute_mrtds` needs the image too."""
+    """What registers depend on in a firmware image for TDX; `compute_mrtds` needs the image too.
+
+    Attributes:
+        sections: Sections of the TDX metadata.
+        cfv_digest: SHA-384 of the volume of variables, 48 bytes.
+        variables: UEFI variables in the image, such as the keys of secure boot; values by name.
+        layout: Features that determine the events of a boot.
+    """
 
     sections: tuple[tdvf.TdvfSection, ...]
     cfv_digest: bytes  # SHA-384 of the volume of variables

@@ -23,7 +23,7 @@ _SMALLEST_ENTRY: Final = 128  # bytes
 
 
 class GptTable(NamedTuple):
-    """Header and used entries of a partition table."""
+    """A GUID partition table: its header (92 bytes), and the entries whose type is not zero."""
 
     header: bytes  # 92 bytes
     entries: tuple[bytes, ...]  # those whose type is not zero
@@ -81,14 +81,20 @@ _MOST_IMAGES: Final = 64
 
 
 class BootImage(NamedTuple):
-    """A PE image that is loaded from the disk."""
+    """A PE image (`data`) that is loaded from the disk; `name` is for the event, such as `shim`."""
 
     name: str  # for the event, such as `shim` or `kernel`
     data: bytes
 
 
 class GrubBoot(NamedTuple):
-    """Files and command line of a GRUB menu entry."""
+    """Files of a GRUB menu entry.
+
+    Attributes:
+        kernel: Linux kernel.
+        initrds: Initrds in their order.
+        cmdline: Command line, with the path of the kernel, as GRUB passes it.
+    """
 
     kernel: bytes
     initrds: tuple[bytes, ...] = ()
@@ -163,6 +169,6 @@ def _image_events(images: Iterable[BootImage]) -> list[ExpectedEvent]:
 
 
 def _joined(initrds: Iterable[bytes]) -> bytes:
-    """Return the initrds as GRUB loads them: each is padded to a multiple of 4 bytes."""
+    """Return the initrds as GRUB loads them: each is zero-padded to a multiple of 4 bytes."""
     *padded, last = initrds
     return b"".join(initrd.ljust(-(-len(initrd) // 4) * 4, b"\0") for initrd in padded) + last

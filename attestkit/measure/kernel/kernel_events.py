@@ -36,7 +36,11 @@ def direct_boot_options(
 
 
 def options_text(cmdline: str, initrd: str, *, shim: bool) -> str:
-    """Return the load options as text, with `initrd=initrd` `first`, `last` or absent (`none`)."""
+    """Return the load options of a kernel with the command line `cmdline`, as text.
+
+    `initrd` is the place of `initrd=initrd` in it: `first`, `last`, or `none`. With `shim`, the
+    options begin with `kernel `.
+    """
     before = "kernel " * shim + "initrd=initrd " * (initrd == "first")
     return before + cmdline + " initrd=initrd" * (initrd == "last")
 
@@ -47,7 +51,7 @@ def encode_options(text: str, *, terminated: bool = True) -> bytes:
 
 
 def check_cmdline(cmdline: str) -> None:
-    """Check that a command line has one representation in firmware, boot loader and kernel.
+    """Check that `cmdline` has one representation in firmware, boot loader and kernel.
 
     Raises:
         UsageError: If the command line is not ASCII, contains a NUL or is too long.
@@ -60,12 +64,26 @@ def check_cmdline(cmdline: str) -> None:
 
 
 def event_of(register: int, name: str, event_type: int, data: bytes, basis: Basis) -> ExpectedEvent:
-    """Return the event whose digest is the SHA-384 of `data`."""
+    """Return the event whose digest is the SHA-384 of `data`.
+
+    Args:
+        register: Number of the RTMR, 0 to 3.
+        name: Name of the event, such as `initrd`.
+        event_type: TCG event type.
+        data: Data that the digest covers.
+        basis: What confirms the rule by which the data are computed.
+    """
     return ExpectedEvent(register, name, event_type, sha384(data), basis)
 
 
 def image_event(name: str, digest: bytes, basis: Basis) -> ExpectedEvent:
-    """Return the event of RTMR1 for a loaded PE image with this Authenticode hash."""
+    """Return the event of RTMR1 for a loaded PE image.
+
+    Args:
+        name: Name of the event, such as `kernel`.
+        digest: Authenticode hash of the image, 48 bytes.
+        basis: What confirms the hash.
+    """
     return ExpectedEvent(1, name, BOOT_APPLICATION, digest, basis)
 
 
@@ -99,8 +117,8 @@ def kernel_stub_events(
     """Return the events of RTMR2 that the EFI stub of Linux adds.
 
     Args:
-        options: The load options; empty ones are not measured.
-        initrd: The initrd that the stub loads; optional.
+        options: The load options in UTF-16LE; empty ones are not measured.
+        initrd: The initrd that the stub loads; None or empty: none.
         basis: What confirms the load options.
     """
     events = []

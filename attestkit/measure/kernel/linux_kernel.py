@@ -87,7 +87,7 @@ def measured_kernel_digest(
     initrd_size: int | None,
     cmdline: str,
 ) -> bytes:
-    """Return the Authenticode hash (SHA-384) of a kernel given with `-kernel`.
+    """Return the Authenticode hash (SHA-384, 48 bytes) of a kernel given with `-kernel`.
 
     Args:
         kernel: The bzImage.
@@ -120,7 +120,10 @@ def _check_header(kernel: bytes) -> None:
 
 
 def _addresses(header: bytearray, cmdline_size: int) -> tuple[int, int]:
-    """Return the addresses of the real-mode part and of the command line."""
+    """Return the guest physical addresses of the kernel's real-mode part and of its command line.
+
+    `header` is the setup header, `cmdline_size` the size of the command line in bytes.
+    """
     if header[0x211] & _LOADED_HIGH:
         return 0x10000, 0x20000
     return 0x90000, 0x9A000 - ((cmdline_size + 16) & ~15)
@@ -144,7 +147,13 @@ def _initrd_address(header: bytearray, memory_size: int, initrd_size: int) -> in
 
 
 def _video_mode(cmdline: str) -> int | None:
-    """Return the video mode of the first `vga=`, which may be inside a word; None without it."""
+    """Return the number of the video mode in `cmdline`, a kernel's command line.
+
+    The first `vga=` counts, which may be inside a word; None without it.
+
+    Raises:
+        UsageError: If its value is not a number or name of a mode.
+    """
     _, found, value = cmdline.partition("vga=")
     if not found:
         return None
@@ -167,7 +176,10 @@ def _error(reason: FormatReason, problem: str, offset: int) -> FormatError:
 
 
 class DirectBoot(NamedTuple):
-    """Values of QEMU's `-kernel`, `-initrd`, `-append` and `-shim`."""
+    """Contents of QEMU's `-kernel`, `-initrd` and `-shim`, and the text of `-append`.
+
+    Initrd and shim are None if they are absent.
+    """
 
     kernel: bytes
     initrd: bytes | None = None
@@ -176,7 +188,13 @@ class DirectBoot(NamedTuple):
 
 
 class FirmwareTraits(NamedTuple):
-    """Features of the firmware on which the events of a kernel boot depend; see `BootLayout`."""
+    """Features of the firmware on which the events of a kernel boot depend; see `BootLayout`.
+
+    Attributes:
+        named_blobs: Whether it takes the unchanged kernel if QEMU offers it (edk2 from 202502).
+        initrd_first: Whether `initrd=initrd` is before the command line (edk2 from 202508).
+        boot_separator: Whether its second separator is in RTMR1 (edk2 from 202411), not in RTMR0.
+    """
 
     named_blobs: bool  # takes the unchanged kernel if QEMU offers it (edk2 from 202502)
     initrd_first: bool  # `initrd=initrd` before the command line (edk2 from 202508)

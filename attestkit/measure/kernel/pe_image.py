@@ -31,7 +31,15 @@ _MOST_PADDING: Final = 16 << 20  # bytes of a section in memory without raw data
 
 
 class PeSection(NamedTuple):
-    """A section header. Sizes and offsets are in bytes."""
+    """A section header. Sizes are in bytes.
+
+    Attributes:
+        name: Name, such as `.text`.
+        memory_size: Size in memory; 0: that of the raw data.
+        memory_at: Address in memory, relative to the loaded image.
+        raw_size: Size of the data in the file.
+        raw_at: Offset of the data in the file.
+    """
 
     name: str
     memory_size: int  # 0: that of the raw data
@@ -41,7 +49,16 @@ class PeSection(NamedTuple):
 
 
 class PeImage(NamedTuple):
-    """A PE32 or PE32+ image."""
+    """A PE32 or PE32+ image. Offsets are in `data`; offsets and sizes are in bytes.
+
+    Attributes:
+        data: The whole file.
+        checksum_at: Offset of the checksum in the optional header.
+        security_at: Offset of the directory entry of the certificate table; None without the entry.
+        certificates_size: Size of the certificate table, which is at the end; 0 without one.
+        headers_size: Size of all headers, from the start of the file.
+        sections: Section headers, in the order of the file.
+    """
 
     data: bytes
     checksum_at: int
@@ -52,7 +69,7 @@ class PeImage(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "PeImage":
-        """Read the headers.
+        """Read the headers of a whole image file.
 
         Raises:
             FormatError: If the image is malformed or truncated.
@@ -87,7 +104,7 @@ class PeImage(NamedTuple):
         return image
 
     def authenticode(self, algorithm: HashName = "sha384") -> bytes:
-        """Return the Authenticode hash as edk2 computes it.
+        """Return the Authenticode hash as edk2 computes it; 48 bytes with SHA-384.
 
         It covers the headers without checksum and certificate table entry, the sections in the
         order of their data, and the bytes behind them up to the certificate table.
@@ -125,7 +142,7 @@ class PeImage(NamedTuple):
 
     @property
     def _hashed_size(self) -> int:
-        """Sum of the sizes of headers and sections, without gaps between them."""
+        """Sum of the sizes of headers and sections in bytes, without gaps between them."""
         return self.headers_size + sum(section.raw_size for section in self.sections)
 
     def _check_total(self) -> None:
@@ -135,7 +152,7 @@ class PeImage(NamedTuple):
 
 
 def authenticode_digest(image: bytes, algorithm: HashName = "sha384") -> bytes:
-    """Return the Authenticode hash of a PE image as edk2 computes it.
+    """Return the Authenticode hash of a PE image, a whole file, as edk2 computes it.
 
     Raises:
         FormatError: If the image is not a valid PE image.
@@ -144,7 +161,10 @@ def authenticode_digest(image: bytes, algorithm: HashName = "sha384") -> bytes:
 
 
 def _optional_header(data: bytes, at: int, size: int) -> tuple[int, int, int]:
-    """Return the size of the headers, the offset of the data directories and their number."""
+    """Return the size of all headers, and offset and number of the data directories.
+
+    The optional header is at offset `at` of the image, and has `size` bytes.
+    """
     _require(data, at, size, "optional header")
     if size < 2:
         raise _error("wrong_size", f"optional header of {size} bytes, under 2", at)

@@ -30,7 +30,10 @@ _FILE_MODE: Final = 0o100444
 
 
 def pack_extra_file(name: str, content: bytes) -> bytes:
-    """Return a cpio archive ("newc") with the folder `.extra` and one file in it."""
+    """Return a cpio archive ("newc") with the folder `.extra`, and one file in it.
+
+    `name` is the file's name in that folder, `content` its content.
+    """
     return (
         _entry(1, _FOLDER_MODE, _FOLDER, b"")
         + _entry(2, _FILE_MODE, f"{_FOLDER}/{name}", content)
@@ -46,7 +49,10 @@ def join_initrds(initrds: Sequence[bytes]) -> bytes:
 
 
 def _entry(inode: int, mode: int, name: str, content: bytes) -> bytes:
-    """Return a cpio entry: header, name and content; owner root, one link, time 0."""
+    """Return a cpio entry: header, `name` and `content`; owner root, one link, time 0.
+
+    `inode` is its number, and `mode` its type and permissions as of stat(2).
+    """
     encoded = name.encode() + b"\0"
     fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
     head = b"070701" + b"".join(b"%08x" % field for field in fields)
@@ -95,7 +101,7 @@ class UnifiedKernelImage(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "UnifiedKernelImage":
-        """Read an image.
+        """Read an image, the whole PE file.
 
         Raises:
             FormatError: If the image is not a PE image, has no section `.linux`, or depends on the
@@ -184,7 +190,8 @@ class UnifiedKernelImage(NamedTuple):
 
         Args:
             passed_cmdline: Command line that the boot loader, or QEMU's `-kernel`, passes to the
-                stub. It replaces that of the image, but not under secure boot: leave it empty then.
+                stub; empty: none. It replaces that of the image, but not under secure boot: leave
+                it empty then.
 
         Raises:
             FormatError: If the image's command line is not UTF-8.
@@ -216,7 +223,7 @@ class UnifiedKernelImage(NamedTuple):
 
 
 def _clean(cmdline: str) -> str:
-    """Return a command line with spaces for control characters, and without spaces at its ends."""
+    """Return `cmdline` with spaces for control characters, and without spaces at its ends."""
     return "".join(
         " " if letter <= " " or letter == "\x7f" else letter for letter in cmdline
     ).strip(" ")

@@ -28,8 +28,8 @@ def encode_load_option(
     Args:
         attributes: LOAD_OPTION_... flags, 32 bits.
         description: At most 256 characters of the Basic Multilingual Plane.
-        device_path: With its end node, at most 65,535 bytes.
-        data: Optional data.
+        device_path: Binary device path with its end node, at most 65,535 bytes.
+        data: Optional data at the end.
 
     Raises:
         UsageError: If a value is too large.
@@ -47,7 +47,7 @@ def encode_load_option(
 
 
 def firmware_boot_options(layout: BootLayout) -> tuple[bytes, ...]:
-    """Return the boot options of the firmware itself, Boot0000 first.
+    """Return the EFI_LOAD_OPTION of each boot option of the firmware itself, Boot0000 first.
 
     Raises:
         FormatError: If the volume with UiApp, the application of these options, has no name.
@@ -71,6 +71,8 @@ def firmware_boot_options(layout: BootLayout) -> tuple[bytes, ...]:
 
 def virtio_disk_option(device: int, function: int = 0) -> bytes:
     """Return the EFI_LOAD_OPTION that OVMF makes for a virtio disk on PCI bus 0.
+
+    `device` and `function` are the disk's numbers on the bus.
 
     Raises:
         UsageError: If `device` is not 0 to 31, or `function` not 0 to 7.
@@ -99,7 +101,14 @@ _MOST: Final = 1 << 16  # bytes
 
 
 class BootOption(NamedTuple):
-    """A boot option: the content of a variable Boot####."""
+    """A boot option: the content of a variable Boot####.
+
+    Attributes:
+        attributes: LOAD_OPTION_... flags, 32 bits.
+        description: Name of the option in a menu.
+        device_path: Binary device path, with its end node.
+        data: Optional data, such as load options; may be empty.
+    """
 
     attributes: int
     description: str

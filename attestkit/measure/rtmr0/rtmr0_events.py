@@ -25,7 +25,8 @@ def build_td_hob(sections: Sequence[TdvfSection], memory: Iterable[td_hob.Memory
 
     Args:
         sections: Sections of the firmware; TD_HOB and TEMP_MEM are listed as accepted memory.
-        memory: Ranges of RAM, from `memory_ranges` or QEMU's e820 table.
+        memory: Ranges of RAM in guest physical addresses, from `memory_ranges` or QEMU's e820
+            table.
 
     Raises:
         FormatError: If there is not exactly one section for the TD HOB.
@@ -65,7 +66,16 @@ _MEASURED: Final = (
 
 
 class FwCfgItems(NamedTuple):
-    """Contents of the fw_cfg items that recent firmware measures; empty for an absent item."""
+    """Contents of the fw_cfg items that recent firmware measures; empty for an absent item.
+
+    Attributes:
+        extra_pci_roots: `etc/extra-pci-roots`.
+        boot_menu: Item 0x0E, 2 bytes, which is always present; zero unless `-boot menu=on`.
+        boot_menu_wait: `etc/boot-menu-wait`.
+        reserved_memory_end: `etc/reserved-memory-end`.
+        pci_mmio64_mb: `opt/ovmf/X-PciMmio64Mb`.
+        boot_order: `bootorder`.
+    """
 
     extra_pci_roots: bytes = b""
     boot_menu: bytes = bytes(2)  # of key 0x0E; always present, and zero unless `-boot menu=on`
@@ -127,10 +137,10 @@ def expected_rtmr0(
         firmware: The firmware.
         memory: Ranges of RAM: `MachineShape.memory`, or from QEMU's e820 table.
         fw_cfg: Items that recent firmware measures; `FwCfgItems.direct_boot()` with `-kernel`.
-        acpi: QEMU's tables. Without them their three events have no digest.
+        acpi: QEMU's loader script, RSDP and tables. Without them their three events have no digest.
         smbios: SMBIOS table that the firmware publishes. Without it that event has no digest.
         found_options: EFI_LOAD_OPTION of each bootable device; they follow the firmware's own.
-        boot_order: Numbers of the boot options, by default ascending.
+        boot_order: Numbers of the boot options; None: ascending.
         second_separator: Whether RTMR0 has a separator after the boot options, as edk2 did until
             202408; `BootLayout.separator_in_rtmr1` excludes it for recent firmware.
 
@@ -164,7 +174,12 @@ def expected_rtmr0(
 
 
 def _check_firmware(firmware: TdxFirmware, *, second_separator: bool) -> None:
-    """Raise an error for a firmware whose events are unknown; see `expected_rtmr0`."""
+    """Raise an error for a firmware whose events are unknown.
+
+    Raises:
+        FormatError: If it does not measure into RTMRs, or contains boot options.
+        UsageError: If `second_separator` (in RTMR0) is true, but the firmware has it in RTMR1.
+    """
     if not firmware.layout.measures:
         message = "firmware: must contain TdTcg2Dxe, which measures into RTMRs; use an OVMF with it"
         raise FormatError(message, reason="unsupported")
@@ -211,7 +226,15 @@ def _secure_boot_events(firmware: TdxFirmware) -> Iterator[ExpectedEvent]:
 def _boot_option_events(
     options: Sequence[bytes], boot_order: Sequence[int] | None
 ) -> Iterator[ExpectedEvent]:
-    """Yield the events of BootOrder and the boot options in it; none without boot options."""
+    """Yield the events of BootOrder and of the boot options in it; none without boot options.
+
+    Args:
+        options: EFI_LOAD_OPTION of each boot option; its index is the number.
+        boot_order: Numbers of the options in their order; None: ascending.
+
+    Raises:
+        UsageError: If a number has no boot option.
+    """
     order = range(len(options)) if boot_order is None else boot_order
     if any(not 0 <= number < len(options) for number in order):
         message = f"boot_order: must be numbers of boot options, 0 to {len(options) - 1}"

@@ -52,7 +52,7 @@ class _Structure(NamedTuple):
 
 
 def publish_smbios(table: bytes, firmware: BiosStrings | None = None) -> bytes:
-    """Return the table that OVMF publishes.
+    """Return the SMBIOS table that OVMF publishes for QEMU's table.
 
     Args:
         table: File `etc/smbios/smbios-tables` of QEMU.
@@ -75,7 +75,7 @@ def publish_smbios(table: bytes, firmware: BiosStrings | None = None) -> bytes:
 
 
 def needs_bios_strings(table: bytes) -> bool:
-    """Return whether a table has no BIOS information, so that the firmware adds its own.
+    """Return whether QEMU's SMBIOS table lacks BIOS information, so that the firmware adds its own.
 
     Raises:
         FormatError: If the table is malformed, or over 1 MiB.

@@ -107,7 +107,14 @@ _PageInfo = tuple[int, int, bytes]  # type, guest physical address, measured con
 
 
 class SnpMachine(NamedTuple):
-    """Properties of the machine that the launch digest covers; the VMM chooses them."""
+    """Properties of the machine that the launch digest covers; the VMM chooses them.
+
+    Attributes:
+        vcpus: Number of virtual CPUs, 1 to 4096.
+        cpu_signature: EAX of CPUID function 1; see `find_cpu_signature`.
+        guest_features: SEV_FEATURES, 64 bits; 0x21 with debug swap.
+        vmm: `qemu`, `ec2` (Amazon EC2) or `gce` (Google Compute Engine).
+    """
 
     vcpus: int  # 1 to 4096
     cpu_signature: int  # EAX of CPUID function 1; see `find_cpu_signature`
@@ -116,7 +123,7 @@ class SnpMachine(NamedTuple):
 
 
 class KernelHashes(NamedTuple):
-    """SHA-256 of kernel, initrd and command line, as QEMU gives them to the firmware."""
+    """SHA-256 (32 bytes) of kernel, initrd and command line, as QEMU gives them to the firmware."""
 
     kernel: bytes
     initrd: bytes
@@ -128,7 +135,7 @@ class KernelHashes(NamedTuple):
 
 
 class KernelFiles(NamedTuple):
-    """Kernel, initrd and command line whose hashes QEMU gives the firmware."""
+    """Kernel, initrd (b"" for none) and command line whose hashes QEMU gives the firmware."""
 
     kernel: bytes
     initrd: bytes = b""
@@ -188,7 +195,7 @@ def compute_launch_digest(
 def svsm_launch_digest(
     firmware: bytes, svsm: bytes, machine: SnpMachine, *, variables_size: int
 ) -> bytes:
-    """Return the launch digest of a guest of QEMU with COCONUT-SVSM.
+    """Return the launch digest, 48 bytes, of a guest of QEMU with COCONUT-SVSM.
 
     Args:
         firmware: Image of OVMF.
@@ -218,7 +225,10 @@ def svsm_launch_digest(
 
 
 def launch_digest_basis(vmm: Vmm, *, hashes: bool, svsm: bool = False) -> Basis:
-    """Return `hardware` for QEMU with kernel hashes and without SVSM, else `independent`."""
+    """Return what confirms a launch digest, by the kind of guest.
+
+    It is `hardware` for QEMU with kernel hashes and without SVSM, else `independent`.
+    """
     return "hardware" if vmm == "qemu" and hashes and not svsm else "independent"
 
 
@@ -227,7 +237,9 @@ def _metadata_pages(
 ) -> Iterator[_PageInfo]:
     """Yield type, address and measured contents of each page of all sections, in the VMM's order.
 
-    EC2 adds CPUID pages last. `hashes` is the page with kernel hashes; optional.
+    The type is that of a PAGE_INFO, the address guest physical, and the contents are a SHA-384 or
+    48 zeros. EC2 adds CPUID pages last. `hashes` is the page with kernel hashes, 4096 bytes, or
+    None.
     """
     sections = list(metadata.sections)
     if vmm == "ec2":
@@ -268,7 +280,11 @@ def _hashes_page(metadata: sev_metadata.SevMetadata, hashes: KernelHashes) -> by
 
 
 def _start_addresses(metadata: sev_metadata.SevMetadata, vcpus: int) -> Iterator[tuple[int, int]]:
-    """Yield each start address, and the number of virtual CPUs that start there."""
+    """Yield each start address (EIP), and how many of the `vcpus` virtual CPUs start there.
+
+    Raises:
+        FormatError: If there are several virtual CPUs, but `metadata` has no address for them.
+    """
     yield RESET_VECTOR, 1
     if vcpus > 1:
         if metadata.reset_eip is None:

@@ -26,7 +26,14 @@ _PAGE: Final = 4096
 
 
 class SevMetadata(NamedTuple):
-    """Metadata of a firmware image for the VMM of an SEV-SNP guest."""
+    """Metadata of a firmware image for the VMM of an SEV-SNP guest.
+
+    Attributes:
+        sections: Ranges of pages that the VMM prepares.
+        reset_eip: EIP of all virtual CPUs but the first; None without it.
+        hashes_table_gpa: Guest physical address of the table of kernel hashes; None without one.
+        svsm_entry: Entry point as an offset in an image of COCONUT-SVSM; None in other images.
+    """
 
     sections: tuple[OvmfSection, ...]
     reset_eip: int | None  # EIP of all virtual CPUs but the first
@@ -82,9 +89,9 @@ def _read_sections(image: bytes, at: int) -> tuple[OvmfSection, ...]:
 
 
 def _first_number(table: Mapping[UUID, bytes], guid: UUID, what: str) -> int | None:
-    """Return the first 32 bits of the entry of a GUID; None if it is missing or 0.
+    """Return the first 32 bits of the entry `guid` of a GUID table; None if it is missing or 0.
 
-    `what` names the entry in errors.
+    `table` has the data of each entry by its GUID; `what` names the entry in errors.
     """
     entry = table.get(guid)
     if entry is None:

@@ -40,7 +40,7 @@ class ChipsetSetup(NamedTuple):
 
     @property
     def window_start(self) -> int:
-        """Start of the 64-bit PCI window."""
+        """Start of the 64-bit PCI window, a guest physical address."""
         return (1 << self.physical_bits) - (1 << self.physical_bits - 3)
 
 
@@ -74,7 +74,10 @@ def check_setup(setup: ChipsetSetup) -> None:
 
 
 def _place_window(qemu: StoppedQemu, start: int) -> None:
-    """Set a 64-bit BAR of an endpoint to `start`, which QEMU then reports as the window's start."""
+    """Set a 64-bit BAR of an endpoint to the address `start`.
+
+    QEMU then reports this address as the start of the 64-bit PCI window.
+    """
     for device in range(_LPC_BRIDGE):
         if _read(qemu, device, _ID) in _NO_DEVICE or _read(qemu, device, _HEADER_TYPE) >> 16 & 0x7F:
             continue  # empty, or a bridge

@@ -24,11 +24,11 @@ HOTPLUG_OFF: Final = "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"
 def dstack_command(
     machine: MachineShape, program: str | PathLike[str] = DEFAULT_PROGRAM
 ) -> list[str]:
-    """Return the command line for a dstack VM, without accelerator.
+    """Return the command line, as words, for a dstack VM, without accelerator.
 
     Args:
         machine: Shape of the VM.
-        program: QEMU's program.
+        program: QEMU's program, a path or a name to search for in PATH.
 
     Raises:
         UsageError: As for `acpi_inputs`.
@@ -39,7 +39,13 @@ def dstack_command(
 def inputs_command(
     inputs: AcpiInputs, program: str | PathLike[str] = DEFAULT_PROGRAM, *, memory_size: int
 ) -> list[str]:
-    """Return the command line of a machine with these inputs and `memory_size` bytes of RAM."""
+    """Return the command line, as words, of a machine with these inputs, without accelerator.
+
+    Args:
+        inputs: Number of vCPUs, devices and other properties of the machine.
+        program: QEMU's program, a path or a name to search for in PATH.
+        memory_size: Bytes of RAM.
+    """
     size = f"{memory_size // 1024}K"
     pic = "on" if inputs.pic else "off"
     command = [fspath(program), "-nodefaults", "-cpu", CPU, "-smp", str(inputs.cpu_count)]

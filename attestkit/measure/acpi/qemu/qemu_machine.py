@@ -45,16 +45,16 @@ class FwCfgFile(NamedTuple):
 
 
 class FwCfg:
-    """The fw_cfg device of a stopped QEMU: items by key, files by name."""
+    """The fw_cfg device of a stopped QEMU, which has items by number (key), and files by name."""
 
     def __init__(self, qemu: qtest.StoppedQemu) -> None:
         self._qemu = qemu
 
     def read_item(self, key: int, size: int, most: int = MAX_ITEM) -> bytes:
-        """Return the first `size` bytes of an item.
+        """Return the first `size` bytes of the item with the number `key`, 16 bits.
 
         Raises:
-            FormatError: If `size` exceeds `most`.
+            FormatError: If `size` exceeds `most`, both in bytes.
             BackendError: If QEMU reports an error.
         """
         if size > most:
@@ -74,7 +74,7 @@ class FwCfg:
         return bytes(data)
 
     def read_directory(self) -> dict[str, FwCfgFile]:
-        """Return key and size of each fw_cfg file, by its name.
+        """Return the number of the item (key) and the size in bytes of each fw_cfg file, by name.
 
         Raises:
             FormatError: As for `parse_directory`.
@@ -83,13 +83,18 @@ class FwCfg:
         return parse_directory(self.read_item(_DIRECTORY, 4 + _ENTRY.size * count))
 
     def read_file(self, directory: Mapping[str, FwCfgFile], name: str) -> bytes:
-        """Return the content of a file; no bytes if `directory` does not list it."""
+        """Return the content of the file `name`, such as `etc/e820`.
+
+        b"" if `directory`, a result of `read_directory`, does not list it.
+        """
         found = directory.get(name)
         return b"" if found is None else self.read_item(found.key, found.size)
 
 
 def parse_directory(content: bytes) -> dict[str, FwCfgFile]:
-    """Parse the fw_cfg directory: a count, and 64 bytes for each file.
+    """Return key and size of each file by its name, from the content of item 0x19, the directory.
+
+    It has a count of 4 bytes, and 64 bytes for each file.
 
     Raises:
         FormatError: If the directory is truncated, has over 1024 files, or a name is not ASCII or
@@ -123,7 +128,9 @@ def _count_files(directory: bytes) -> int:
 
 
 def parse_e820(content: bytes) -> list[tuple[int, int]]:
-    """Return start and end of the RAM ranges of `etc/e820`, in its order.
+    """Return the RAM ranges in the content of `etc/e820`, in its order, without other ranges.
+
+    A range is a pair of guest physical addresses: its first byte, and the byte after its last.
 
     Raises:
         FormatError: If the size is not a multiple of 20, there are over 128 entries, or a range
@@ -156,15 +163,15 @@ class QemuMachine(NamedTuple):
     """Firmware configuration of a machine. A file that QEMU does not have is empty.
 
     Attributes:
-        ranges: Start and end of each RAM range, of `etc/e820`.
+        ranges: Start and end (the address after it) of each RAM range, of `etc/e820`.
         acpi: ACPI tables, as the firmware reads them.
-        boot_menu: Item 0x0E, 2 bytes.
-        boot_menu_wait: `etc/boot-menu-wait`.
-        boot_order: `bootorder`.
-        extra_pci_roots: `etc/extra-pci-roots`.
-        reserved_memory_end: `etc/reserved-memory-end`.
-        pci_mmio64_mb: `opt/ovmf/X-PciMmio64Mb`.
-        smbios_tables: `etc/smbios/smbios-tables`.
+        boot_menu: Content of item 0x0E, 2 bytes.
+        boot_menu_wait: Content of `etc/boot-menu-wait`.
+        boot_order: Content of `bootorder`.
+        extra_pci_roots: Content of `etc/extra-pci-roots`.
+        reserved_memory_end: Content of `etc/reserved-memory-end`.
+        pci_mmio64_mb: Content of `opt/ovmf/X-PciMmio64Mb`.
+        smbios_tables: Content of `etc/smbios/smbios-tables`.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -189,7 +196,7 @@ def read_machine(
     Args:
         command: Program and options of the machine, such as `dstack_command` returns.
         setup: Chipset registers that the firmware programs before it reads the tables.
-        seconds: Time limit.
+        seconds: Time limit from the start to the end.
 
     Raises:
         ConfigError: If QEMU is missing, cannot be executed, or refuses the options.
@@ -219,7 +226,9 @@ def read_machine(
 
 
 def read_acpi_tables(device: FwCfg, directory: dict[str, FwCfgFile]) -> acpi_tables.AcpiTables:
-    """Return the three ACPI files, which must be the first files that are read after the start.
+    """Read the three ACPI files, which must be the first files that are read after QEMU's start.
+
+    `directory` is the result of `device.read_directory()`.
 
     Raises:
         FormatError: If a file is missing or malformed.
@@ -235,6 +244,8 @@ def read_acpi_tables(device: FwCfg, directory: dict[str, FwCfgFile]) -> acpi_tab
 def read_version(program: str) -> QemuVersion:
     """Return the version that a QEMU program prints.
 
+    `program` is its path, or a name to search for in PATH.
+
     Raises:
         ConfigError: If the program is missing, cannot be executed, or is not QEMU.
         BackendError: If the program does not end within 10 s.
@@ -243,10 +254,11 @@ def read_version(program: str) -> QemuVersion:
 
 
 def read_build(program: str) -> QemuBuild:
-    """Return version and digest of a QEMU program; no digest if its file cannot be read.
+    """Return version and digest of a QEMU program; the digest is None if its file cannot be read.
 
-    The digest covers the file and the version that it prints, such as
-    `10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)`, because the file may be a script that starts QEMU.
+    `program` is its path, or a name to search for in PATH. The digest, a SHA-256, covers the file
+    and the version that it prints, such as `10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)`, because the
+    file may be a script that starts QEMU.
 
     Raises:
         ConfigError: As for `read_version`.

@@ -25,7 +25,7 @@ Properties = dict[str, str]
 
 
 def split_command(text: str) -> list[str]:
-    """Return the words of a command line in shell syntax, or separated by NULs.
+    """Return the words of a command line: text in shell syntax, or words separated by NULs.
 
     The latter is the form of `/proc/PID/cmdline`. Nothing is executed or expanded. Backslashes at
     line ends continue the line.
@@ -49,7 +49,7 @@ def split_command(text: str) -> list[str]:
 
 
 def check_words(words: list[str]) -> list[str]:
-    """Return `words` if they are valid.
+    """Return `words`, those of a command line, if their number and size are within the limits.
 
     Raises:
         UsageError: If there are over 4096 words or 65,536 characters, or a NUL character.
@@ -70,14 +70,15 @@ def _join_lines(text: str) -> str:
 
 
 def parse_properties(option: str, text: str, first: str) -> Properties:
-    """Parse `value,name=value,...`, or a JSON object.
+    """Return the properties, names with values as text, in an option's argument, `text`.
 
-    In the former, two commas stand for one, and a first part without `=` is the value of the
-    property `first`. A later part without `=` is a property with the value `on`. `option`, such as
-    `-device`, is the subject of errors.
+    It is `value,name=value,...` or a JSON object. In the former, two commas stand for one, and a
+    first part without `=` is the value of the property `first`. A later part without `=` is a
+    property with the value `on`. In JSON, booleans become `on` and `off`, and lists and objects are
+    left out. `option`, such as `-device`, is the subject of errors.
 
     Raises:
-        UsageError: If a property occurs twice, or the JSON is not an object of plain values.
+        UsageError: If a property occurs twice, or the JSON is malformed or not an object.
     """
     if text.startswith("{"):
         return _parse_json(option, text)
@@ -90,7 +91,7 @@ def parse_properties(option: str, text: str, first: str) -> Properties:
 
 
 def list_properties(text: str, first: str) -> list[tuple[str, str]]:
-    """Return name and value of each property of `value,name=value,...`, repeated ones too.
+    """Return name and value of each property in `text`, `value,name=value,...`, repeated ones too.
 
     `first` is the name of a value without a name at the start.
     """
@@ -119,18 +120,24 @@ def _parse_json(option: str, text: str) -> Properties:
 
 
 def format_properties(values: Mapping[str, str], first: str) -> str:
-    """Return properties as QEMU parses them; `first` is written without its name."""
+    """Return properties, values by name, as `value,name=value,...`, which QEMU parses.
+
+    The property `first` is put at the start without its name; "" names none.
+    """
     rest = [f"{name}={value}" for name, value in values.items() if name != first]
     return ",".join([values[first], *rest] if first in values else rest)
 
 
 def select(values: Mapping[str, str], names: Iterable[str]) -> Properties:
-    """Return the properties with these names, in the order of `names`."""
+    """Return those of the properties `values` that `names` contains, in the order of `names`."""
     return {name: values[name] for name in names if name in values}
 
 
 def check_safe(option: str, values: Mapping[str, str]) -> None:
-    """Raise UsageError if a name or value has other characters than letters, digits, `._:/+-`."""
+    """Raise UsageError if a name or value has other characters than letters, digits, `._:/+-`.
+
+    `option`, such as `-device`, is the subject of the error.
+    """
     for text in (*values, *values.values()):
         if not _SAFE.fullmatch(text):
             message = f"{option}: {shown(text)}: must have only letters, digits and ._:/+-"
@@ -138,7 +145,9 @@ def check_safe(option: str, values: Mapping[str, str]) -> None:
 
 
 def parse_size(option: str, text: str, unit: int) -> int:
-    """Return a size in bytes; a number without suffix counts `unit` bytes each.
+    """Return the size in `text` in bytes; a number without suffix counts `unit` bytes each.
+
+    `option`, such as `-m`, is the subject of errors.
 
     Raises:
         UsageError: If the text is not a number with an optional suffix B, K, M, G or T.
@@ -190,8 +199,8 @@ def stand_in_options(found: Properties, number: int) -> list[str]:
     """Return the options of a device's stand-in; none for a device that is not on the PCI bus.
 
     Args:
-        found: Properties of the device, with `driver`.
-        number: Unique number, for the names of what the stand-in needs.
+        found: Properties of the device by name, as `parse_properties` returns them, with `driver`.
+        number: Unique number of the stand-in: ids of its disk or network have it as a suffix.
 
     Raises:
         UsageError: If the device's effect on the tables is unknown, or a value has other characters
@@ -206,12 +215,21 @@ def stand_in_options(found: Properties, number: int) -> list[str]:
 
 
 def has_unknown_boot_order(found: Properties) -> bool:
-    """Return whether a device has a boot index that its stand-in does not have."""
+    """Return whether a device with the properties `found` has a boot index, its stand-in none."""
     return "bootindex" in found and found.get("driver") not in _BOOTABLE_DISKS | _BOOTABLE_NETWORKS
 
 
 def _replace(driver: str, found: Properties, name: str) -> tuple[list[str], Properties]:
-    """Return options of a stand-in's backend with the id `name`, and the stand-in's properties."""
+    """Return options of the backend that a stand-in needs, and the stand-in's properties by name.
+
+    Args:
+        driver: QEMU's name of the device, such as `virtio-blk-pci`.
+        found: All properties of the device.
+        name: Id of the backend.
+
+    Raises:
+        UsageError: If the device's effect on the tables is unknown.
+    """
     kept = _KEPT.get(driver)
     if kept is not None:
         same = select(found, ("driver", *kept))

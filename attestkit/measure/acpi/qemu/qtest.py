@@ -82,11 +82,11 @@ class StoppedQemu:
         self._errors.close()
 
     def port_write(self, port: int, value: int) -> None:
-        """Write 32 bits to a port."""
+        """Write the number `value`, 32 bits, to an I/O port of the machine."""
         self._request(f"outl {port:#x} {value:#x}")
 
     def port_read(self, port: int) -> int:
-        """Return 32 bits of a port."""
+        """Return the number, 32 bits, that is read from an I/O port of the machine."""
         return _hex_number(self._request(f"inl {port:#x}"))
 
     def write_memory(self, address: int, data: bytes) -> None:
@@ -94,7 +94,7 @@ class StoppedQemu:
         self._request(f"write {address:#x} {len(data):#x} 0x{data.hex()}")
 
     def read_memory(self, address: int, size: int) -> bytes:
-        """Return bytes of the guest's memory at a physical address, at most 512 KiB."""
+        """Return `size` bytes, at most 512 KiB, of the guest's memory at a physical address."""
         answer = self._request(f"read {address:#x} {size:#x}")
         try:
             data = bytes.fromhex(answer.removeprefix("0x"))
@@ -105,7 +105,7 @@ class StoppedQemu:
         return data
 
     def _request(self, command: str) -> str:
-        """Send a command and return what follows OK.
+        """Send a command of the qtest protocol, without newline, and return what follows OK.
 
         Raises:
             ConfigError: If QEMU has exited; the message has its error output.
@@ -165,9 +165,15 @@ def find_program(program: str) -> str:
 def start_program(
     program: str, options: Sequence[str], *, stdin: int, stderr: int
 ) -> "subprocess.Popen[bytes]":
-    """Start QEMU with a pipe from its standard output; `stdin` and `stderr` are those of Popen.
+    """Start QEMU with a pipe from its standard output.
 
     On Linux QEMU is killed when the thread that starts it ends.
+
+    Args:
+        program: Path of the program, or a name to search for in PATH.
+        options: Arguments of the program.
+        stdin: Standard input, as for Popen: a descriptor, or PIPE or DEVNULL of subprocess.
+        stderr: Standard error, likewise.
 
     Raises:
         ConfigError: If `program` is missing or cannot be executed.
@@ -188,9 +194,9 @@ def start_program(
 
 
 def wait_for_output(process: "subprocess.Popen[bytes]", deadline: float) -> bytes | None:
-    """Return the next bytes of a program's output, b"" at its end; None at `deadline`.
+    """Return the next bytes of a process's standard output, b"" at its end; None at `deadline`.
 
-    The deadline is a time of `time.monotonic`.
+    The deadline is a time of `time.monotonic`, in seconds.
     """
     assert process.stdout is not None
     poll = select.poll()

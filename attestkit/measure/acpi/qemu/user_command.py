@@ -72,10 +72,10 @@ class UserCommand(NamedTuple):
     Attributes:
         command: Program and options, for `read_machine`.
         memory_size: Bytes of memory.
-        kernel: Value of -kernel, which is not in `command`; None without it.
-        initrd: Value of -initrd, likewise.
-        cmdline: Value of -append, likewise.
-        shim: Value of -shim, likewise.
+        kernel: Value of -kernel, a path, which is not in `command`; None without the option.
+        initrd: Value of -initrd, a path; None without it.
+        cmdline: Value of -append, the kernel's command line; None without it.
+        shim: Value of -shim, a path; None without it.
         boot_order_known: Whether the boot order that QEMU reports is that of the user's machine.
             False if a device other than a virtio disk or network interface has a boot index.
     """
@@ -100,9 +100,10 @@ def clean_command(
     QEMU 9.0 on no PIC.
 
     Args:
-        text: Command line, as text or as words; the program at its start is optional.
+        text: Command line, as text for `split_command` or as words; the program at its start is
+            optional.
         version: Version of the host's QEMU.
-        program: QEMU's program in the result.
+        program: QEMU's program in the result, a path or a name.
 
     Raises:
         UsageError: If an option, device or value is unknown or has an unknown effect on the tables;
@@ -118,7 +119,13 @@ def clean_command(
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each option, with one dash, and its argument."""
+    """Yield each option in a command line without its program, with one dash, and its argument.
+
+    The argument of an option that has none is "".
+
+    Raises:
+        UsageError: If a word is not an option, or the argument of the last one is missing.
+    """
     flags = _IGNORED_FLAGS | {"-nodefaults", "-usb"}
     rest = iter(words)
     for word in rest:
@@ -137,7 +144,11 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 class _Cleaner:
-    """Collects the options on which the tables depend; a method `add_...` for each kind."""
+    """Collects the options on which the tables depend; a method `add_...` for each kind.
+
+    Such a method gets the option with one dash, such as `-machine`, and its argument as it is in
+    the command line. It raises UsageError if the argument is not supported.
+    """
 
     def __init__(self) -> None:
         self._options: list[str] = []
@@ -153,7 +164,11 @@ class _Cleaner:
         self._files: dict[str, str] = {}
 
     def add(self, option: str, value: str) -> None:
-        """Add an option; UsageError if it is not supported."""
+        """Add `option`, such as `-machine`, with its argument `value` ("" if it has none).
+
+        Raises:
+            UsageError: If the option or the argument is not supported.
+        """
         if option in _IGNORED_FLAGS or option in _IGNORED:
             return
         if option == "-nodefaults":
@@ -173,15 +188,25 @@ class _Cleaner:
             handler(self, option, value)
 
     def add_machine(self, option: str, value: str) -> None:
-        """Add properties of the machine; later ones replace earlier ones."""
+        """Add the properties of -machine in `value`, the argument of `option`.
+
+        Later options replace properties of earlier ones.
+        """
         self._machine |= parse_properties(option, value, "type")
 
     def add_memory(self, option: str, value: str) -> None:
-        """Add properties of -m, such as the memory size; later ones replace earlier ones."""
+        """Add the properties of -m, such as the memory size, in `value`, the argument of `option`.
+
+        Later options replace properties of earlier ones.
+        """
         self._memory |= parse_properties(option, value, "size")
 
     def add_cpu(self, option: str, value: str) -> None:
-        """Choose the CPU model, which is in the SMBIOS table; drop features and host models."""
+        """Choose the CPU model in `value`, the argument of `option` (-cpu); drop its features.
+
+        The model is in the SMBIOS table. The models `host`, `max` and `base` are ignored: the
+        default model stays.
+        """
         model = parse_properties(option, value, "model").get("model", "")
         if model in {"host", "max", "base"}:
             return
@@ -189,7 +214,13 @@ class _Cleaner:
         self._cpu = f"{model},phys-bits=52"
 
     def add_object(self, option: str, value: str) -> None:
-        """Add a memory backend as RAM without a file; drop other objects, of the host's devices."""
+        """Add the memory backend in `value`, the argument of `option` (-object), as plain RAM.
+
+        A file of it is not opened, and objects of other types are dropped.
+
+        Raises:
+            UsageError: If a memory backend has no id or size.
+        """
         found = parse_properties(option, value, "qom-type")
         if found.get("qom-type", "").startswith("memory-backend-"):
             if "id" not in found or "size" not in found:
@@ -200,13 +231,23 @@ class _Cleaner:
             self._backends.append(backend)
 
     def add_device(self, option: str, value: str) -> None:
-        """Add a device, or its stand-in."""
+        """Add the device in `value`, the argument of `option` (-device), or its stand-in.
+
+        Raises:
+            UsageError: As for `stand_in_options`.
+        """
         found = parse_properties(option, value, "driver")
         self._unknown_boot_order |= has_unknown_boot_order(found)
         self._devices += stand_in_options(found, len(self._devices))
 
     def add_drive(self, option: str, value: str) -> None:
-        """Add the device that a drive implies; most have none on the PCI bus."""
+        """Add a stand-in for the device that `option` (-drive) implies, whose argument is `value`.
+
+        With if=virtio that is a PCI device; other values of `if` have none.
+
+        Raises:
+            UsageError: If the value of `if` is not supported.
+        """
         interface = parse_properties(option, value, "file").get("if", "ide")
         if interface == "virtio":
             self._devices += ["-device", STAND_IN]
@@ -215,40 +256,57 @@ class _Cleaner:
             raise UsageError(message, reason="wrong_value")
 
     def add_shared_folder(self, _: str, __: str) -> None:
-        """Add a stand-in for the device of -virtfs."""
+        """Add a stand-in for the device of -virtfs, whatever the option's argument."""
         self._devices += ["-device", STAND_IN]
 
     def add_network(self, option: str, value: str) -> None:
-        """Add a stand-in for the network interface of -nic or -net nic."""
+        """Add a stand-in for the network interface of -nic or `-net nic`.
+
+        `option` is -nic or -net, `value` its argument. Other arguments of -net add nothing.
+        """
         kind = parse_properties(option, value, "kind").get("kind", "")
         if kind != "none" and (option == "-nic" or kind == "nic"):
             self._on_board += ["-device", STAND_IN]
 
     def add_serial(self, _: str, value: str) -> None:
-        """Count a serial port, unless the value is `none`."""
+        """Count a serial port, unless `value`, the argument of -serial, is `none`."""
         self._serial_ports += value != "none"
 
     def add_parallel(self, option: str, value: str) -> None:
-        """Raise UsageError for a parallel port, which changes the tables."""
+        """Raise UsageError unless `value`, the argument of `option` (-parallel), is `none`.
+
+        A parallel port changes the tables.
+        """
         if value != "none":
             raise UsageError(f"{option}: must be none, not {shown(value)}", reason="wrong_value")
 
     def add_global(self, option: str, value: str) -> None:
-        """Add a default of a device's property, but none that names a file for QEMU to open."""
+        """Add the default of a device's property in `value`, the argument of `option` (-global).
+
+        Raises:
+            UsageError: If it names a file for QEMU to open.
+        """
         check_safe(option, parse_properties(option, value, "value"))
         if _FILE_VALUE.search(value):
             raise UsageError(f"{option}: must not name a file", reason="wrong_value")
         self._options += [option, value]
 
     def add_boot(self, option: str, value: str) -> None:
-        """Add the properties of -boot that are in fw_cfg, but not its splash picture, a file."""
+        """Add those properties in `value`, the argument of `option` (-boot), that are in fw_cfg.
+
+        The splash picture, a file, is dropped.
+        """
         kept = select(parse_properties(option, value, "order"), _BOOT_KEPT)
         check_safe(option, kept)
         if kept:
             self._options += [option, format_properties(kept, "")]
 
     def add_smbios(self, option: str, value: str) -> None:
-        """Add SMBIOS strings; raise UsageError if the option names a file."""
+        """Add the SMBIOS strings in `value`, the argument of `option` (-smbios).
+
+        Raises:
+            UsageError: If it names a file for QEMU to open.
+        """
         names = {name for name, _ in list_properties(value, "type")}
         # QEMU parses a comma in a name as the end of it.
         if names & {"file", "path"} or any("," in name for name in names):
@@ -256,18 +314,25 @@ class _Cleaner:
         self._options += [option, value]
 
     def add_fw_cfg(self, option: str, value: str) -> None:
-        """Add the size of the 64-bit PCI window; drop other items, which no measurement covers."""
+        """Add the item in `value`, the argument of `option` (-fw_cfg), if it is a PCI window.
+
+        This is the size of the 64-bit PCI window; other items are dropped: no measurement covers
+        them.
+        """
         found = parse_properties(option, value, "name")
         if found.get("name") == _WINDOW_SIZE and "string" in found:
             check_safe(option, found)
             self._options += [option, f"name={_WINDOW_SIZE},string={found['string']}"]
 
     def finish(self, version: QemuVersion, program: str) -> UserCommand:
-        """Return the cleaned command line; UsageError without -nodefaults, -m or a q35 machine.
+        """Return the cleaned command line.
 
         Args:
             version: Version of the host's QEMU.
             program: QEMU's program in the result.
+
+        Raises:
+            UsageError: If -nodefaults or -m is missing, or the machine is not q35 or not supported.
         """
         if not self._nodefaults:
             message = "QEMU command line: must have -nodefaults; default devices are not supported"
