@@ -79,7 +79,7 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a command, or None if the name is unknown."""
+        """Import and return the command `cmd_name`, such as `verify-key`; None if it is unknown."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
@@ -94,7 +94,7 @@ class _Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
-        """Return matching commands and options, without importing the commands."""
+        """Return the commands and options that begin with `incomplete`, importing no command."""
         from click.shell_completion import CompletionItem
 
         items = COMMANDS.items()
@@ -102,7 +102,11 @@ class _Commands(click.Group):
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the options before the command; --help may write to a closed pipe."""
+        """Parse the options before the command; --help may write to a closed pipe.
+
+        Returns:
+            The words that remain for click.
+        """
         try:
             return super().parse_args(ctx, args)
         except BrokenPipeError:
@@ -110,7 +114,11 @@ class _Commands(click.Group):
             raise click.exceptions.Exit(0) from None
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command and flush its output before click handles exceptions."""
+        """Run the command and flush its output before click handles exceptions.
+
+        Returns:
+            What the command returns, its exit code; after a closed pipe the stored one.
+        """
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -150,7 +158,10 @@ def command_tree(ctx: click.Context, *, version: bool) -> int:
 
 
 def run_command(words: list[str]) -> int:
-    """Run one command and return its exit code; errors are one line on stderr."""
+    """Run one command and return its exit code; errors are one line on stderr.
+
+    `words` are the arguments of the program, without its own name.
+    """
     _reopen_closed_streams()
     if "_ATTESTKIT_COMPLETE" in os.environ:  # click completes words instead of running a command
         import_module("attestkit.cli.commands.completion")

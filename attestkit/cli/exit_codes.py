@@ -45,7 +45,10 @@ _EXIT_CODE_KEY: Final = "attestkit.exit_code"
 
 
 def exit_code(error: errors.AttestKitError) -> int:
-    """Return an exit code: 1 usage, 2 rejected, 3 network or device, 4 policy, 5 unreadable."""
+    """Return the exit code of an error.
+
+    It is 1 for usage, 2 rejected, 3 network or device, 4 policy, 5 unreadable.
+    """
     if isinstance(error, errors.GpuEvidenceError) and error.by_policy:
         return POLICY
     if isinstance(error, errors.KmsError) and error.is_rejection:
@@ -60,18 +63,24 @@ def exit_code(error: errors.AttestKitError) -> int:
 
 
 def most_severe_code(codes: Iterable[int]) -> int:
-    """Return the first of the codes in the order rejected, policy, network, unreadable, usage."""
+    """Return the most severe of some exit codes; 0 if all are 0 or there is none.
+
+    The order is rejected, policy, network, unreadable, usage.
+    """
     found = set(codes)
     return next((code for code in _MOST_SEVERE_FIRST if code in found), 0)
 
 
 def one_line(text: str) -> str:
-    """Collapse white space and escape control characters, so that input cannot drive a terminal."""
+    """Return `text` with white space collapsed and control characters escaped.
+
+    So untrusted text cannot control a terminal.
+    """
     return printable(" ".join(text.split()))
 
 
 def print_error(text: str) -> None:
-    """Print an error message as one line on stderr."""
+    """Print the error message `text` as one line on stderr, after `attestkit: `."""
     write_stderr(f"attestkit: {one_line(text)}\n")
 
 
@@ -86,7 +95,7 @@ def warnings_on_stderr() -> Iterator[None]:
 
 
 def write_stderr(text: str) -> None:
-    """Write to stderr; ignore failures, which affect neither the output nor the exit code."""
+    """Write `text` to stderr; a failure is ignored, and does not change the exit code."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -98,14 +107,14 @@ def set_exit_code(code: int) -> int:
     """Store the exit code of the running command, which also holds if stdout is a closed pipe.
 
     Returns:
-        The exit code.
+        The same exit code.
     """
     click.get_current_context().meta[_EXIT_CODE_KEY] = code
     return code
 
 
 def chosen_exit_code(context: click.Context) -> int:
-    """Return the exit code that the command stored, or 0."""
+    """Return the exit code that the running command has stored with `set_exit_code`, or 0."""
     code: int = context.meta.get(_EXIT_CODE_KEY, 0)
     return code
 

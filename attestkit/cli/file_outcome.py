@@ -40,7 +40,30 @@ NAMED: Final = VerificationStep(
 
 
 class FileOutcome(NamedTuple):
-    """The outcome for one file: either a result or an error."""
+    """The outcome for one file: either a result or an error.
+
+    Attributes:
+        path: The file.
+        at: Verification time, aware.
+        policy: Name of the preset, or of the file of the policy.
+        content: Format and value of the file; None: unreadable.
+        evidence: The verified evidence; None: not found.
+        result: Result of accepted evidence; None with an error.
+        error: Error; None with a result.
+        code: Exit code for this file.
+        collateral: Collateral of Intel that was used; None: none.
+        report_data: Report data that the caller expects, also those of a nonce; None: any.
+        bound_to_key: Whether the evidence is bound to the key of the certificate around it.
+        own_instant: Whether `at` is from the bundle.
+        own_collateral: Whether the collateral is from the bundle.
+        bundle_report_data: Report data that the bundle names, if the caller expects none.
+        certificates: AMD certificates of options.
+        crls: AMD's CRLs: of options, else of the bundle.
+        ak_certificates: Certificates and CRLs of TPM keys: of options and bundle, and fetched ones.
+        gpu_evidence: Evidence of GPUs: of options, else of the bundle; bytes are the output of
+            `nvattest attest` at boot.
+        gpu_endorsements: Endorsements of GPUs: of options, else of the bundle, else fetched.
+    """
 
     path: Path
     at: datetime  # verification time, aware
@@ -112,7 +135,10 @@ class FileOutcome(NamedTuple):
         return f"{self.path}: {self.problem}"
 
     def bundle(self) -> "EvidenceBundle":
-        """Return an evidence bundle, for later verification without network access."""
+        """Return an evidence bundle, for later verification without network access.
+
+        It has the evidence, the verification time, and the endorsements that were used.
+        """
         from attestkit.verifier.evidence.formats import EvidenceBundle  # lazy: rarely needed
 
         evidence = self.evidence
@@ -143,7 +169,7 @@ class FileOutcome(NamedTuple):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values ready for JSON."""
+        """Return file, verdict, exit code and the result or error as plain values for JSON."""
         fields = {
             "file": str(self.path),
             "kind": None if self.content is None else self.content.kind,
@@ -162,7 +188,11 @@ class FileOutcome(NamedTuple):
 
 
 def error_fields(error: AttestKitError) -> dict[str, Any]:
-    """Return the fields of an error, ready for JSON."""
+    """Return an error, ready for JSON.
+
+    The members are `fresh` (false), `bound_to` (None), `error` (text), `error_type` (class),
+    `reason` and `steps` (the verification steps before it).
+    """
     return {
         "fresh": False,
         "bound_to": None,
@@ -180,7 +210,10 @@ def _plain_steps(steps: tuple[VerificationStep, ...]) -> list[dict[str, str]]:
 def _with_certificates(
     evidence: Attestation | Quote, certificates: tuple[bytes, ...]
 ) -> Attestation | Quote:
-    """Add certificates to SEV-SNP evidence without them; return other evidence unchanged."""
+    """Add certificates, as options give them, to SEV-SNP evidence without any.
+
+    Other evidence is returned unchanged.
+    """
     if isinstance(evidence, Quote) or not certificates:
         return evidence
     platform, stack = evidence.evidence

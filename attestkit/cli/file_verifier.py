@@ -36,7 +36,7 @@ def _now() -> datetime:
 
 
 class FileVerifier:
-    """Verifier of files with the same options and time; shared inputs are read once."""
+    """Verifier of files with the same options and time; files of options are read once."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class FileVerifier:
             options: Options of the command.
             any_freshness: Accept evidence without a nonce or report data in `options`. An RA-TLS
                 certificate needs none: its evidence must be bound to its key.
-            clock: Returns the verification time, unless `options` has one.
+            clock: Returns the verification time, aware, unless `options` has one.
         """
         self.options = options
         self._any_freshness = any_freshness
@@ -127,9 +127,13 @@ class FileVerifier:
         )
 
     def _find_collateral(self, quote: Quote, bundled: Collateral | None) -> Collateral:
-        """Return the collateral of the options or of a bundle, or fetch it.
+        """Return the collateral of the options, else `bundled`, else fetch it for the quote.
 
-        Options have precedence over the bundle, and the bundle over $PCCS_URL.
+        An option that names the PCCS takes precedence over `bundled`, the collateral of a bundle;
+        None: the file has none.
+
+        Raises:
+            CollateralError: If there is none and no PCCS to request it from, or the request fails.
         """
         options = self.options
         if options.collateral is not None:
@@ -150,7 +154,11 @@ class FileVerifier:
         return Collateral.fetch(quote, options.pccs_url, cache=self._cache)
 
     def _fetch_for_gpus(self, out: FileOutcome, evidence: Attestation | Quote) -> FileOutcome:
-        """Fetch endorsements of GPUs if options allow it, and no option or bundle has any."""
+        """Return `out` with endorsements of GPUs, fetched if options allow it.
+
+        They are not fetched if an option or a bundle has them, or there are no GPUs. `evidence` is
+        that of the CPU, which may enclose the GPUs' evidence.
+        """
         if not self.options.fetch_gpu_endorsements or out.gpu_endorsements is not None:
             return out
         enclosed = evidence.gpu_evidence if isinstance(evidence, Attestation) else None
@@ -163,7 +171,13 @@ class FileVerifier:
     def _verify_content(
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> "AttestationResult":
-        """Verify evidence, and compare its report data with that of its bundle."""
+        """Verify evidence, and compare its report data with that of its bundle.
+
+        Args:
+            out: Time, collateral and other inputs of the verification.
+            content: The file, which may be a bundle or a certificate with the evidence.
+            evidence: The evidence in it.
+        """
         from attestkit.verifier.evidence.formats import BUNDLE_TIME  # lazy: loads the verifier
         from attestkit.verifier.result import add_step
 
@@ -229,7 +243,10 @@ def check_applicable(options: VerificationOptions, content: FileContent) -> None
 
 
 def _with_gpus_of_bundle(out: FileOutcome, bundle: "EvidenceBundle") -> FileOutcome:
-    """Add a bundle's evidence and endorsements of GPUs to an outcome, unless options name files."""
+    """Return `out` with the bundle's evidence and endorsements of GPUs.
+
+    Those that options give are kept.
+    """
     if out.gpu_evidence is None and bundle.gpu_evidence is not None:
         out = out._replace(gpu_evidence=parse_gpu_evidence(bundle.gpu_evidence))
     if out.gpu_endorsements is None:
@@ -238,9 +255,9 @@ def _with_gpus_of_bundle(out: FileOutcome, bundle: "EvidenceBundle") -> FileOutc
 
 
 def _reject_usage_errors(step: Callable[[], _T]) -> _T:
-    """Run a step that does not depend on options; raise its UsageError as VerificationError.
+    """Call `step` and return its result; raise its UsageError as VerificationError.
 
-    Only the evidence can be the cause of such a UsageError.
+    The step must not depend on options, so that only the evidence can be the cause of the error.
     """
     try:
         return step()
@@ -249,9 +266,10 @@ def _reject_usage_errors(step: Callable[[], _T]) -> _T:
 
 
 def check_bundle_report_data(result: "AttestationResult", report_data: bytes) -> None:
-    """Raise PolicyError if the report data of evidence differs from that of its bundle.
+    """Raise PolicyError if the report data of a result differs from that of its bundle.
 
-    Equality does not show freshness, since the bundle's creator chose both.
+    `report_data` is that of the bundle, up to 64 bytes. Equality does not show freshness, since the
+    bundle's creator chose both.
     """
     signed, expected = result.claims.report_data, ReportData.pad(report_data)
     if not hmac.compare_digest(signed.ljust(len(expected), b"\0"), expected):
@@ -275,7 +293,10 @@ def _internal_error(error: Exception) -> errors.VerificationError:
 
 
 def evidence_exit_code(error: errors.AttestKitError) -> int:
-    """Return the exit code for evidence that is not accepted."""
+    """Return the exit code for evidence that is not accepted; see `exit_codes.exit_code`.
+
+    Evidence of an unsupported platform counts as rejected.
+    """
     # Evidence of an unsupported platform is rejected.
     return REJECTED if isinstance(error, errors.UnsupportedError) else exit_code(error)
 

@@ -72,7 +72,7 @@ def replay_file(
 
 
 def _extract_log(found: FileContent) -> tuple[EventLog, Rtmrs | None]:
-    """Return the log of a file, and the registers of the quote in the file, if any."""
+    """Return the log of a file, and RTMR0 to RTMR3 of its quote; None without a quote."""
     if isinstance(found.value, EventLog):
         return found.value, None
     if found.holds_evidence:
@@ -83,14 +83,18 @@ def _extract_log(found: FileContent) -> tuple[EventLog, Rtmrs | None]:
 
 
 def _read_quoted(path: Path) -> Rtmrs:
-    """Return the registers in the file of `--against`."""
+    """Return RTMR0 to RTMR3 in the file of `--against`."""
     found = identify_file(path, "--against")
     with name_file_in_errors(path, "--against"):
         return _registers(extract_evidence(found) if found.holds_evidence else found.value)
 
 
 def _registers(holder: object) -> Rtmrs:
-    """Return the RTMRs of evidence, a quote or a TD report."""
+    """Return RTMR0 to RTMR3 of `holder`: evidence, a quote or a TD report.
+
+    Raises:
+        FormatError: If it is another object, or not of a TD.
+    """
     if isinstance(holder, Attestation):
         holder = holder.quote
     if isinstance(holder, TdReport):
@@ -107,7 +111,7 @@ def _find_error(
 
     Args:
         log: The event log.
-        quoted: Registers in the quote; None: no comparison.
+        quoted: RTMR0 to RTMR3 in the quote; None: no comparison.
         numbers: Registers to compare, 0 to 3.
     """
     try:
@@ -123,9 +127,10 @@ def _find_error(
 def _compare(
     log: EventLog, quoted: Rtmrs | None, numbers: tuple[int, ...]
 ) -> dict[str, dict[str, Any]]:
-    """Return number of events, replayed and quoted value (hex) of each register, ready for JSON.
+    """Return `events` (number), `replayed`, `quoted` (hex) and `agrees` of each register, by name.
 
-    `agrees` is whether these values are equal; None if the register is not compared.
+    `quoted` has RTMR0 to RTMR3 of the quote, or is None. `agrees` is whether both values are equal;
+    None if the register is not in `numbers`, 0 to 3.
     """
     counts = Counter(event.register for event in log.events if event.event_type != NO_ACTION)
     found = {}
@@ -155,7 +160,10 @@ def _show(path: Path, log: EventLog, registers: dict[str, dict[str, Any]]) -> No
 
 
 def _replay_tpm(path: Path, log: TpmEventLog | ImaLog, *, as_json: bool) -> int:
-    """Show the PCRs of each bank, or the reason why the bank cannot be replayed."""
+    """Show the PCRs of each bank, or the reason why the bank cannot be replayed; return 0.
+
+    `path` is the file of the log. With `as_json`, a JSON object is printed.
+    """
     if isinstance(log, ImaLog):
         banks = {bank: ima_replay(log, bank) for bank in HASH_SIZES}
     else:

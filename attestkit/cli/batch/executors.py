@@ -22,7 +22,8 @@ def open_executor(processes: int, scheduler: str | None) -> Iterator[Executor | 
     Args:
         processes: Number of local worker processes. With 0, the executor is None, and the evidence
             is verified in this process.
-        scheduler: Address of a dask scheduler, which takes precedence over `processes`.
+        scheduler: Address of a dask scheduler, `tcp://HOST:PORT`, which takes precedence over
+            `processes`; None: no dask.
 
     Raises:
         UsageError: If dask is not installed, or the address is invalid.

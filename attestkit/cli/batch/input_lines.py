@@ -32,7 +32,14 @@ _PRINTABLE: Final = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\r\n\xef")  # a
 
 
 class EntryDefaults(NamedTuple):
-    """Values of options for every entry; a line may replace the nonce or report data."""
+    """Values of options for every entry; a line may replace the nonce or report data.
+
+    Attributes:
+        nonce: Expected nonce; None: not given.
+        report_data: Expected report data; None with a nonce, or if not given.
+        own_collateral: Whether the collateral of a bundle is used.
+        at: Verification time, aware; None: not given.
+    """
 
     nonce: bytes | None
     report_data: bytes | None  # None with a nonce
@@ -41,7 +48,20 @@ class EntryDefaults(NamedTuple):
 
 
 class BatchEntry(NamedTuple):
-    """Evidence of one file or line, with its options; or the error of reading it."""
+    """Evidence of one file or line, with its options; or the error of reading it.
+
+    Attributes:
+        number: Number of the line or file, from 1.
+        id: File name, or `id` of the line, or its number.
+        evidence: Parsed evidence, or its raw bytes, which a worker parses; empty with `error`.
+        nonce: Expected nonce; None: any.
+        report_data: Expected report data; None with a nonce, or for any.
+        collateral: Collateral for this entry alone; None: that of the verifier.
+        gpu: Evidence of GPUs that a bundle has beside the CPU's, raw; None without it.
+        bundle_report_data: Report data that a bundle names, if nothing else is expected.
+        own_instant: Whether the time of the options is that of a bundle.
+        error: Error of reading the evidence; None if it was read.
+    """
 
     number: int  # of the line or file, from 1
     id: str | int
@@ -56,7 +76,10 @@ class BatchEntry(NamedTuple):
 
 
 def read_folder(folder: Path, names: list[str], defaults: EntryDefaults) -> Iterator[BatchEntry]:
-    """Yield an entry for each of the files `names` in `folder`; its id is the file name."""
+    """Yield an entry for each of the files `names` in `folder`; its id is the file name.
+
+    A file that cannot be read or parsed yields an entry with an error.
+    """
     for number, name in enumerate(names, 1):
         entry = _new_entry(number, name, defaults)
         try:
@@ -76,7 +99,7 @@ def _from_file(entry: BatchEntry, path: Path, defaults: EntryDefaults) -> BatchE
 
 
 def read_lines(file: BinaryIO, path: Path, defaults: EntryDefaults) -> Iterator[BatchEntry]:
-    """Yield an entry for each non-blank line of `path`, which is open as `file`.
+    """Yield an entry for each non-blank line, a JSON object, of `path`, which is open as `file`.
 
     An invalid line yields an entry with an error.
 
@@ -93,7 +116,7 @@ def read_lines(file: BinaryIO, path: Path, defaults: EntryDefaults) -> Iterator[
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """Yield lines, and None for a line that is too long."""
+    """Yield lines with their newline, and None for one of over `LONGEST_LINE` bytes."""
     while line := file.readline(LONGEST_LINE + 1):
         if len(line) <= LONGEST_LINE or line.endswith(b"\n"):
             yield line
@@ -159,7 +182,13 @@ def _read(entry: BatchEntry, fields: dict[str, Any], defaults: EntryDefaults) ->
 
 
 def _with_expectation(entry: BatchEntry, fields: dict[str, Any]) -> BatchEntry:
-    """Return an entry with the nonce or report data of its line, if the line has one."""
+    """Return an entry with the nonce or report data of its line, if the line has one.
+
+    `fields` are the members of the line's JSON object; both values are in hex.
+
+    Raises:
+        FormatError: If a value is malformed or null, or both are given.
+    """
     if entry.nonce is None and entry.report_data is None:
         for name in ("nonce", "report_data"):
             if name in fields and fields[name] is None:  # as tools write a missing value
@@ -211,7 +240,11 @@ def _decoded(text: str) -> bytes:
 
 @lru_cache(maxsize=64)
 def _collateral(path: str) -> Collateral:
-    """Read a collateral file that a line names; cached, because lines share files."""
+    """Read the collateral file (JSON) at a path in a line; cached, because lines share files.
+
+    Raises:
+        CollateralError: If it is not a regular file, cannot be read or is malformed.
+    """
     try:
         with name_path_in_errors(Path(one_line(path[:256]))):
             # It must be a regular file, not stdin or a pipe: a pipe could block forever.
@@ -222,7 +255,13 @@ def _collateral(path: str) -> Collateral:
 
 
 def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> BatchEntry:
-    """Return an entry with the evidence from the content of a file or line, in any format."""
+    """Return an entry with the evidence in `data`: the content of a file, or `evidence` of a line.
+
+    It may have any format. Of a bundle, collateral and report data are used as `defaults` allow.
+
+    Raises:
+        FormatError: If the data are malformed, or an RA-TLS certificate.
+    """
     if data[:1] and data[0] not in _PRINTABLE and data[:2] != b"\x30\x82":
         return entry._replace(evidence=data)  # parsed by the verifier, in a worker
     found = identify(data)
@@ -250,7 +289,8 @@ def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> B
 def _refused(entry: BatchEntry, error: AttestKitError, where: str = "") -> BatchEntry:
     """Return `entry` with `error` in place of its evidence.
 
-    A FormatError or UsageError becomes a FormatError whose text begins with `where`.
+    A FormatError or UsageError becomes a FormatError whose text begins with `where`, such as
+    `line 7: `.
     """
     if isinstance(error, FormatError | UsageError):
         reason = error.reason if isinstance(error, FormatError) else "wrong_value"

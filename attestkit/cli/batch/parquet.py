@@ -21,7 +21,8 @@ _TEXT: Final = ("id", "verdict", "reason", "error", "error_type", "platform", "t
 def open_table(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Context manager: yield a function that adds a result; the table is at `path` after exit.
 
-    Without `path`, the function does nothing. On an error, no table is written.
+    A result has the members of a line of JSON, by name. Without `path`, the function does nothing.
+    On an error, no table is written.
 
     Raises:
         UsageError: If the file cannot be written, or pyarrow is not installed.

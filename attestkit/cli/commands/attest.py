@@ -99,7 +99,11 @@ def _check_gpu(encoding: "Encoding | None", request: EvidenceRequest, *, gpu: bo
 
 
 def _write_gpu_trust(backend: "Backend", roots: Path | None, endorsements: Path | None) -> None:
-    """Write roots and endorsements of simulated GPUs, for tests of verifiers."""
+    """Write roots (PEM) and endorsements (JSON) of simulated GPUs, for tests of verifiers.
+
+    Raises:
+        UsageError: If a path is given, but the backend does not simulate GPUs.
+    """
     if roots is None and endorsements is None:
         return
     from attestkit.backends.base import simulates_gpus  # lazy: few runs need it

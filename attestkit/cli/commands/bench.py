@@ -23,7 +23,7 @@ AT: Final = 1790000000  # verification time, seconds since 1970
 
 
 class Case(NamedTuple):
-    """One benchmark case: its identifier in JSON, its description, and the timed call."""
+    """One benchmark case: its identifier in JSON (`row`), its description, and the timed call."""
 
     row: str
     what: str
@@ -62,7 +62,11 @@ def bench(*, seconds: float, as_json: bool) -> None:
 
 
 def host_facts() -> dict[str, Any]:
-    """Return versions, processor, system and native core by their names in the JSON output."""
+    """Return facts about this machine by their names in the JSON output.
+
+    They are `attestkit` (version), `cpu` (model), `cores`, `system`, `python` (version), `core`
+    (compiled or not) and `kernels` (vector instructions that the core uses).
+    """
     from attestkit import _native  # lazy, like the imports below: --help does not need them
     from attestkit._native._threads import cpus
     from attestkit._package import own_version
@@ -120,7 +124,7 @@ def _cases() -> Iterator[Case]:
 
 
 def _measure(call: Callable[[], object], seconds: float) -> list[float]:
-    """Return the processor seconds of a call, one value for each round; rounds last `seconds`.
+    """Return the processor seconds of one call, a value for each round, for about `seconds`.
 
     A round has several calls, and there is a minimum number of rounds. The garbage collector is
     disabled.

@@ -25,7 +25,7 @@ class _WholeWords(ShellComplete):
     """Completion of --option=VALUE as a whole word, which zsh and fish replace."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
-        """Return the completions of a word."""
+        """Return the completions of the word `incomplete`; `args` are the words before it."""
         found = super().get_completions(args, incomplete)
         option, equals, _ = incomplete.partition("=")
         if equals and option.startswith("-"):
@@ -36,12 +36,12 @@ class _WholeWords(ShellComplete):
 
 @add_completion_class
 class _Zsh(_WholeWords, ZshComplete):
-    """Zsh completion."""
+    """Zsh completion, with --option=VALUE as a whole word."""
 
 
 @add_completion_class
 class _Fish(_WholeWords, FishComplete):
-    """Fish completion."""
+    """Fish completion, with --option=VALUE as a whole word."""
 
 
 @click.command(cls=Command, example=_EXAMPLES, codes="01")

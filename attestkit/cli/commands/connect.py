@@ -108,7 +108,10 @@ def _saved_proof(path: Path, at: str | None, connection: ConnectionOptions) -> "
 
 
 def _show(proof: "Proof", *, as_json: bool, is_free: bool = True) -> None:
-    """Print a proof, unless a bundle was written to stdout (`is_free` is False), and warnings."""
+    """Print a proof, as JSON or text, and warnings about it.
+
+    If `is_free` is False, stdout has a bundle, and only warnings are printed, on stderr.
+    """
     if is_free and as_json:
         console.as_json(proof.to_dict())
     elif is_free:

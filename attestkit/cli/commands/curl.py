@@ -100,7 +100,7 @@ def curl(
 
 
 def _origin(url: str) -> str:
-    """Return the part of a URL before its path; `connect` checks it."""
+    """Return the part of a URL before its path, as `https://host:8443`; `connect` checks it."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{re.split('[/?#]', rest, maxsplit=1)[0]}"
 
@@ -145,7 +145,10 @@ def _write_body(output: Path | None, head: bytes, pieces: Iterable[bytes]) -> No
 
 
 def _write_terminal() -> Callable[[bytes], None]:
-    """Return a function that writes UTF-8 to a terminal, without control characters."""
+    """Return a function that writes UTF-8 to stdout, a terminal, without control characters.
+
+    The function is called with the next bytes of the text.
+    """
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def write(data: bytes) -> None:

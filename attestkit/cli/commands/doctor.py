@@ -77,11 +77,11 @@ def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]
     * `advice`: remedies, a list of texts in order of urgency.
 
     Args:
-        root: Folder to inspect in place of `/`.
-        quote: Request quotes, as `examine` does.
+        root: Folder to inspect in place of `/`; None: `/`, with paths of the environment.
+        quote: Request a quote from each usable backend, as `examine` does.
 
     Raises:
-        UsageError: If an environment variable is invalid.
+        UsageError: If `root` is not a readable folder, or an environment variable is invalid.
     """
     found, package, advice = _diagnose(root, quote=quote)
     return {**package, **_as_json(found), "advice": advice}
@@ -97,7 +97,12 @@ def _diagnose(root: Path | None, *, quote: bool) -> tuple["Diagnosis", dict[str,
 
 
 def _package() -> dict[str, Any]:
-    """Return the versions of attestkit, Python, the native core and the extras."""
+    """Return what is installed, by name.
+
+    These are the versions `attestkit` and `python`, the architecture `machine`, `core` with `runs`,
+    `reason` and `level` of the native core, and `extras`, by extra the versions by package (or
+    None).
+    """
     return {
         "attestkit": _version("attestkit"),
         "python": platform.python_version(),
@@ -137,7 +142,7 @@ def _as_json(found: "Diagnosis") -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    """Convert named tuples to objects, and tuples to lists."""
+    """Convert named tuples in a value to objects (dicts), and other tuples to lists."""
     if isinstance(value, tuple):
         as_dict = getattr(value, "_asdict", None)
         return [_plain(item) for item in value] if as_dict is None else _plain(as_dict())
@@ -147,7 +152,10 @@ def _plain(value: object) -> object:
 
 
 def _package_advice(package: dict[str, Any]) -> list[str]:
-    """Return advice about missing packages, one sentence or two for each."""
+    """Return advice about missing packages, one sentence or two for each.
+
+    `package` is the result of `_package`.
+    """
     advice = []
     if package["core"]["runs"] == "python":
         advice.append(

@@ -109,7 +109,19 @@ def _verify(
     policy_id: str | None,
     now: datetime,
 ) -> "Ear":
-    """Return the EAR if one of the keys verifies it."""
+    """Return the EAR if one of the keys verifies it.
+
+    Args:
+        token: The EAR, JWT or COSE_Sign1.
+        keys: Public keys of trusted verifiers.
+        expected: Nonce or report data that the EAR must have; with neither any is accepted.
+        policy_id: Policy that the EAR must name; None: any.
+        now: Verification time, aware.
+
+    Raises:
+        SignatureError: If no key verifies it.
+        VerificationError: If it is expired, or an expected value differs.
+    """
     from attestkit.verifier.ear.result_token import verify_ear
 
     if not token.startswith(b"\xd2"):  # not COSE_Sign1: a text file may end with a newline

@@ -51,7 +51,10 @@ def _epochs_option(text: str) -> Callable[[Any], Any]:
 
 
 class _Recipient(NamedTuple):
-    """Options for an app's public key: the key, or a KMS's signed response and how to check it."""
+    """Options for an app's public key: the key, or a KMS's signed response and how to check it.
+
+    Keys and the app id are the hex of the command line; None or empty if not given.
+    """
 
     public_key: str | None
     signed_key: Path | None
@@ -109,7 +112,14 @@ def seal(
 
 
 def _find_public_key(recipient: _Recipient) -> bytes:
-    """Return the app's public key from the options, after verifying a KMS's signature over it."""
+    """Return the app's X25519 key, 32 bytes, from the options.
+
+    A KMS's signature over it is verified if the options name a signed response.
+
+    Raises:
+        UsageError: If options are missing or exclude each other, or a value is not hex.
+        VerificationError: If no trusted KMS signed the key.
+    """
     signed = recipient.app_id is not None and bool(recipient.kms_root_keys)
     given = recipient.app_id is not None or bool(recipient.kms_root_keys)
     if (recipient.public_key is None) == (recipient.signed_key is None):
@@ -130,8 +140,14 @@ def _find_public_key(recipient: _Recipient) -> bytes:
 def _verify_key(file: Path, app_id: bytes, roots: list[bytes]) -> bytes:
     """Return the X25519 key (32 bytes) in a KMS's response that a trusted KMS signed for the app.
 
-    `file` has the JSON of the response, and `roots` are compressed secp256k1 keys of trusted KMSs.
-    The signature must not be older than 5 minutes.
+    Args:
+        file: File with the JSON of the response.
+        app_id: Id of the app, 20 bytes.
+        roots: Root keys of trusted KMSs, compressed secp256k1 keys of 33 bytes.
+
+    Raises:
+        VerificationError: If the signature is of another key, or older than 5 minutes.
+        FormatError: If the response is malformed.
     """
     from attestkit._formats.strict_json import from_hex, read_object
     from attestkit.dstack.env_encryption import verify_env_encrypt_public_key
@@ -200,7 +216,13 @@ def open_(
 
 
 def _read_secret(path: Path) -> bytes:
-    """Return the X25519 secret key in a file, 32 bytes; errors do not contain it."""
+    """Return the X25519 secret key in a file, 32 bytes; errors do not contain it.
+
+    The file has the key in hex, or is the JSON of an app's keys (`.appkeys.json`).
+
+    Raises:
+        FormatError: If the file contains no such key.
+    """
     from attestkit._crypto.zeroize import wipe
     from attestkit._native import unhex
 
@@ -226,7 +248,7 @@ MAX_FILE: Final = 16 << 20
 
 
 def read_variables(data: bytes, name: str) -> list[tuple[str, str]]:
-    """Return names and values in order.
+    """Return names and values of environment variables, in the order of a file.
 
     A file that begins with `{` is a JSON object of strings. In lines, a value is all that follows
     the first `=`, also quotes and spaces; empty lines and lines that begin with `#` are skipped.

@@ -77,7 +77,14 @@ def key(
 
 
 def _show(derived: "DerivedKey", output: Path | None, *, public: bool, written: bool) -> None:
-    """Print the public key and, unless `public` or written to -o, the secret key."""
+    """Print the public key and the secret key, both in hex.
+
+    Args:
+        derived: The derived key.
+        output: File of -o for the secret key, which is then not printed; None: no file.
+        public: Print the public key alone.
+        written: Whether the file was written, and not stdout; otherwise nothing more is printed.
+    """
     public_key = derived.public_key.hex()
     if public:
         click.echo(public_key)

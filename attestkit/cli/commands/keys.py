@@ -81,7 +81,11 @@ def fetch(*, urls: tuple[str, ...], roots: tuple[str, ...], out: Output, device:
 
 
 def _public_fields(fetched: "FetchedKeys") -> dict[str, object]:
-    """Return the fetched values that are not secret, by the names of --json."""
+    """Return the fetched values that are not secret, by the names of --json; bytes are hex.
+
+    They are the KMS's URL and keys, the app's root public key and its signature, the gateway's app
+    id, the hash of the KMS's OS image, and what is not proven.
+    """
     app_keys, root = fetched.app_keys, fetched.root
     k256 = root.k256_public_key
     return {

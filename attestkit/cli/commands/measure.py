@@ -45,7 +45,13 @@ _RARE: Final = (
 
 
 class _Measured(NamedTuple):
-    """Expected values, and the inputs from which they were computed."""
+    """Expected values, and the inputs from which they were computed.
+
+    Attributes:
+        expected: The expected values.
+        inputs: Inputs for the search of causes; None with COCONUT-SVSM.
+        shape_source: Part of the evidence that states the machine's shape; None: options do.
+    """
 
     expected: "ExpectedMeasurements"
     inputs: "GuestInputs | SnpInputs | None"
@@ -53,7 +59,13 @@ class _Measured(NamedTuple):
 
 
 class TableOptions(NamedTuple):
-    """Sources of the ACPI tables and the SMBIOS table."""
+    """Sources of the ACPI tables and the SMBIOS table.
+
+    Attributes:
+        qemu: Program of QEMU that makes them; None: no program is run.
+        acpi: Folder with the ACPI tables; None: no folder.
+        smbios: File with the SMBIOS table; None: unknown.
+    """
 
     qemu: Path | None
     acpi: Path | None
@@ -69,7 +81,7 @@ class TableOptions(NamedTuple):
             processor_id: EAX and EDX of CPUID leaf 1 on the host; None: unknown.
 
         Returns:
-            The tables and their sources, and the ACPI files alone; None if no source has them.
+            All tables with their sources, and the ACPI tables alone (None if no source has them).
         """
         from attestkit.measure.acpi import find_tables
         from attestkit.measure.dstack_guest import TableSources
@@ -232,7 +244,7 @@ def _find_shape(
 ) -> "tuple[MachineShape, str | None]":
     """Return the machine's shape, and the name of the part of the evidence that states it.
 
-    The name is None if options state the shape.
+    The name is None if options state the shape. `against` is the path of the evidence, for errors.
     """
     counts = {"cpu_count", "memory_size"}
     given = machine.vm_config is not None or counts <= machine.fields.keys()
@@ -248,7 +260,13 @@ def _find_shape(
 def _measure_command(
     boot: guest.BootFiles, machine: guest.MachineOptions, qemu: Path | None
 ) -> "_Measured":
-    """Measure the machine of a QEMU command line, with its boot files unless options name some."""
+    """Measure the machine of a QEMU command line, with its boot files unless options name some.
+
+    `qemu` is the path of QEMU's program, which is run.
+
+    Raises:
+        UsageError: If `qemu` is None, or options exclude each other.
+    """
     from attestkit.measure.command_guest import command_files, tdx_command
     from attestkit.measure.diagnosis.guest_inputs import GuestInputs
 
@@ -295,7 +313,7 @@ def _boot(files: "BootData", cmdline: str | None) -> "TdxBoot":
 
 
 def _cache() -> "TableCache | None":
-    """Return the user's cache of tables; None without a home directory."""
+    """Return the user's cache of ACPI tables; None without a home directory."""
     from attestkit.measure.acpi import TableCache, cache_folder
 
     folder = cache_folder(os.environ)
@@ -303,7 +321,14 @@ def _cache() -> "TableCache | None":
 
 
 def _read_log(path: Path) -> "EventLog":
-    """Return the event log in a file; a log in evidence must replay to its quote's registers."""
+    """Return the event log of a TD in a file, which is a log or evidence with one.
+
+    A log in evidence must replay to its quote's registers.
+
+    Raises:
+        FormatError: If the file contains no such log.
+        VerificationError: If the log does not replay.
+    """
     from attestkit.attestation import Attestation
     from attestkit.cli.input.detect_format import identify_file
     from attestkit.event_log import EventLog
@@ -320,7 +345,7 @@ def _read_log(path: Path) -> "EventLog":
 
 
 def _read_evidence(path: Path) -> "Attestation":
-    """Return the evidence of a file."""
+    """Return the evidence in a file; FormatError if it is in another format."""
     from attestkit.attestation import Attestation
     from attestkit.cli.input.detect_format import identify_file
 
@@ -333,7 +358,15 @@ def _read_evidence(path: Path) -> "Attestation":
 def _compare(
     measured: "_Measured", path: Path, evidence: "Attestation", form: str, output: Path | None
 ) -> int:
-    """Print how evidence differs from expected values; return 2 if it does, else 0."""
+    """Print how evidence differs from expected values; return 2 if it does, else 0.
+
+    Args:
+        measured: The expected values.
+        path: Path of the evidence, for the output.
+        evidence: The evidence.
+        form: `json`; other values print a table.
+        output: File for JSON; None: stdout.
+    """
     from attestkit.cli.output.differences import describe_comparison, show_differences
     from attestkit.measure.diagnosis.evidence_comparison import (
         find_differences,

@@ -49,7 +49,7 @@ def policy(
 
 
 def _warn(outcome: "FileOutcome") -> None:
-    """Warn of limitations of the evidence, such as a missing freshness check."""
+    """Print limitations of verified evidence to stderr, such as a missing freshness check."""
     if outcome.result is not None and outcome.result.simulated:
         text = "the evidence is simulated; use the policy for tests only"
         print_error(f"{outcome.path}: {text}")

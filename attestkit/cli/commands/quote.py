@@ -30,7 +30,7 @@ def quote(*, unchecked: bool, request: EvidenceRequest) -> None:
 
 
 def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[str, bytes]:
-    """Request a quote or report.
+    """Request a quote or report over `report_data`, 64 bytes.
 
     With `unchecked`, the bytes are not parsed, and may be malformed.
 

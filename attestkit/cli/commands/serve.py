@@ -14,7 +14,7 @@ class _Serve(Command):
     """A command whose options are parsed by the server."""
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
-        """Complete an option of the server, else a file."""
+        """Return the server's options that begin with `incomplete`; for other words, a file."""
         del ctx
         from click.shell_completion import CompletionItem
 

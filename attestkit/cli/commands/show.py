@@ -19,9 +19,10 @@ CUT_OFF: Final = "Long values are truncated on a terminal; use a pipe or --json 
 
 
 def _print(title: str, values: dict[str, Any], *, first: bool = True) -> None:
-    """Print plain values, then each table or nested object under its own title.
+    """Print the members of the object `values` under `title`, then each table or nested object.
 
-    An empty line precedes the title, unless it is the first on the page.
+    The latter have their own titles. An empty line precedes a title, unless it is the first on the
+    page.
     """
     nested = {name: v for name, v in values.items() if isinstance(v, dict | list) and v}
     plain = {n: v for n, v in values.items() if n not in nested and v not in (None, "", [], {})}

@@ -28,7 +28,15 @@ _SAVE, _KEYS = "--save-ear", "--save-ear-keys"
 
 
 class Signing(NamedTuple):
-    """The signing key, format and output files of an EAR."""
+    """The signing key, format and output files of an EAR.
+
+    Attributes:
+        path: File for the EAR.
+        keys: File for the public key; None: it is not written.
+        key: Private key.
+        form: `jwt` or `cose`.
+        inputs: Files that were read; outputs must not overwrite them.
+    """
 
     path: Path  # for the EAR
     keys: Path | None  # for the public key
@@ -38,11 +46,11 @@ class Signing(NamedTuple):
 
     @property
     def outputs(self) -> Iterable[tuple[str, Path | None]]:
-        """The output files, each with its option."""
+        """The output files, each with its option, such as `--save-ear`; None if not given."""
         return ((_SAVE, self.path), (_KEYS, self.keys))
 
     def sign(self, result: "AttestationResult") -> bytes:
-        """Return a result as a signed EAR.
+        """Return a result as a signed EAR in the chosen format.
 
         Raises:
             UsageError: If the EAR is longer than 262,144 bytes.
@@ -52,7 +60,7 @@ class Signing(NamedTuple):
         return sign_ear(result, self.key, form=self.form)
 
     def write(self, token: bytes) -> None:
-        """Write the public key, then the EAR, which cannot be verified without it.
+        """Write the public key as a JWK set, if its file is given, then `token`, the EAR.
 
         Raises:
             UsageError: If a file cannot be written.
@@ -174,7 +182,10 @@ def verify(
 
 
 def _save(outcome: "FileOutcome", save_bundle: Path | None, signing: Signing | None) -> None:
-    """Write the bundle and the EAR of one accepted file; sign before the first write."""
+    """Write the bundle and the EAR of one accepted file; sign before the first write.
+
+    `save_bundle` is the file for the bundle; None: no bundle. `signing` None: no EAR.
+    """
     token = None
     if signing is not None and outcome.result is not None:
         token = signing.sign(outcome.result)
@@ -253,7 +264,7 @@ def _show_one(outcome: "FileOutcome") -> None:
 
 
 def _facts(outcome: "FileOutcome", result: "AttestationResult") -> dict[str, object]:
-    """Return the shown facts of an accepted result by name; None for missing ones."""
+    """Return the facts of an accepted result that are shown, by title; None for missing ones."""
     from attestkit.quote import Quote  # loaded, as there is a result
 
     claims = result.claims
@@ -276,7 +287,10 @@ def _facts(outcome: "FileOutcome", result: "AttestationResult") -> dict[str, obj
 
 
 def _tpm_facts(result: "AttestationResult") -> dict[str, object]:
-    """Return how hardware and TPM are bound to each other, and what is not proven; by title."""
+    """Return how hardware and TPM are bound to each other, and what is not proven; by title.
+
+    Empty for evidence without a TPM.
+    """
     if (tpm := result.claims.vtpm) is None:
         return {}
     return {
@@ -288,7 +302,7 @@ def _tpm_facts(result: "AttestationResult") -> dict[str, object]:
 
 
 def _gpu_facts(result: "AttestationResult") -> dict[str, object]:
-    """Return the GPUs, and how their evidence is bound to the CPU's; empty without GPUs."""
+    """Return the GPUs, and how their evidence is bound to the CPU's, by title; empty without."""
     if (gpu := result.gpu) is None:
         return {}
     kinds = Counter(

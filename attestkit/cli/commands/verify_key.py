@@ -15,7 +15,13 @@ from attestkit.errors import FormatError, UsageError
 class _Expected(NamedTuple):
     """The values that the caller expects; None for those not given.
 
-    `kms_roots` and `app_root` are compressed secp256k1 public keys.
+    Attributes:
+        app_id: Id of the app, 20 bytes.
+        kms_roots: Root keys of trusted KMSs, compressed secp256k1 keys.
+        app_root: Root key of the app, a compressed secp256k1 key.
+        purpose: Purpose of a v0 key.
+        domain: Domain of a v1 key.
+        algorithm: Algorithm of a v1 key, `secp256k1` or `ed25519`.
     """
 
     app_id: bytes | None
@@ -110,7 +116,9 @@ def verify_key(*, file: Path, expected: _Expected, as_json: bool) -> None:
 
 
 def parse_key(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    """Return the public key and the signatures of its chain, decoded from hex, in a key's JSON.
+    """Return the public key and the signatures of its chain, decoded from hex.
+
+    `data` is the JSON of a key, with `public_key` and `signature_chain`.
 
     Raises:
         FormatError: If the JSON is malformed, or lacks the public key or the chain.

@@ -158,7 +158,13 @@ def _check_parquet(path: Path | None, source: Path, options: VerificationOptions
 def _open_input(
     source: Path, options: VerificationOptions
 ) -> "Iterator[tuple[Iterator[BatchEntry], int | None]]":
-    """Context manager: open the input; yield its entries and, for a directory, their number."""
+    """Context manager: open the input; yield its entries, and the number of entries.
+
+    The number is None for lines of a file; for a directory it is that of its files.
+
+    Raises:
+        FormatError: If the input cannot be read, or is a directory without files.
+    """
     from attestkit.cli.batch.input_lines import (  # lazy: loads the verifier
         EntryDefaults,
         read_folder,
@@ -205,7 +211,17 @@ def _verify_entries(
     window: int,
     at: datetime,
 ) -> "Generator[tuple[BatchEntry, AttestationResult | AttestKitError], None, None]":
-    """Yield a result or an error for each entry; an error of reading INPUT is raised at the end."""
+    """Yield each entry, without its evidence, with its result or error, in order.
+
+    An error of reading INPUT is raised at the end.
+
+    Args:
+        verifier: Verifier with the options of the command.
+        entries: Evidence to verify.
+        executor: Runs the verification; None: this process does.
+        window: Maximum number of entries that are read ahead of the results.
+        at: Verification time, aware.
+    """
     from attestkit.verifier.batch.task import VerificationItem
 
     pending: dict[int, BatchEntry] = {}
@@ -237,7 +253,10 @@ def _verify_entries(
 def _compare_with_bundle(
     entry: "BatchEntry", outcome: "AttestationResult | AttestKitError"
 ) -> "AttestationResult | AttestKitError":
-    """Return the outcome; PolicyError if its report data are not those in the entry's bundle."""
+    """Return the outcome, or a PolicyError if the report data are not those of the entry's bundle.
+
+    If the bundle names none, the outcome is returned unchanged.
+    """
     from attestkit.cli.file_verifier import check_bundle_report_data
 
     if entry.bundle_report_data is None or isinstance(outcome, AttestKitError):

@@ -31,7 +31,13 @@ REGISTER_SIZE: Final = 48  # bytes
 
 
 class BootLog(NamedTuple):
-    """The boot log of the firmware."""
+    """The boot log of the firmware.
+
+    Attributes:
+        size: Bytes of the log area with its padding; 0: missing.
+        events: Number of events.
+        error: Reason why it is unreadable; None if it was read.
+    """
 
     size: int = 0  # bytes of the log area with its padding; 0: missing
     events: int = 0
@@ -39,14 +45,26 @@ class BootLog(NamedTuple):
 
 
 class QuotingService(NamedTuple):
-    """The host's quoting service (QGS) in /etc/tdx-attest.conf."""
+    """The host's quoting service (QGS) in /etc/tdx-attest.conf.
+
+    Attributes:
+        port: Its vsock port; None: not configured.
+        error: Reason why the file is unreadable; None if it was read.
+    """
 
     port: int | None = None  # vsock port; None: not configured
     error: str | None = None
 
 
 class QuoteTrial(NamedTuple):
-    """The result of one quote request."""
+    """The result of one quote request.
+
+    Attributes:
+        backend: Name of the backend.
+        seconds: Time that it took.
+        size: Bytes of the quote; 0 without one.
+        error: Reason of the failure; None: well formed, with the requested report data.
+    """
 
     backend: str
     seconds: float
@@ -55,7 +73,20 @@ class QuoteTrial(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """Everything that was found and tried."""
+    """Everything that was found and tried.
+
+    Attributes:
+        host: Files, kernel and CPU of the machine.
+        signs: Signs of a TEE.
+        backends: By name the reason why a backend cannot run; None: it can.
+        by_name_only: By name the reason why detection skips a usable backend.
+        named_agent: Endpoint of the guest agent that the environment names; None: none.
+        agent_api: Newest API of a usable agent, `v1` or `v0`; None: no agent, or unknown.
+        service: The host's quoting service.
+        boot_log: Boot log of the firmware.
+        runtime_log: State of the runtime log.
+        quotes: Quote requests; None: not requested.
+    """
 
     host: HostInspection
     signs: tuple[backends.HardwareSign, ...]
@@ -82,12 +113,12 @@ class Diagnosis(NamedTuple):
 
     @property
     def paravisor(self) -> str | None:
-        """The TEE of the paravisor that this machine runs behind, "SNP" or "TDX"; else None."""
+        """The TEE of a machine that runs behind a paravisor, "SNP" or "TDX"; None of others."""
         isolation = self.host.cpu.isolation
         return isolation if isolation in {"SNP", "TDX"} else None
 
     def works(self, name: str) -> bool:
-        """Return whether a backend can run here."""
+        """Return whether the backend `name` can run here; False for an unknown name."""
         return self.backends.get(name, "no such backend") is None
 
     @property
@@ -143,9 +174,9 @@ def _check_folder(root: str | os.PathLike[str]) -> None:
 
 
 def _by_name_only(found: dict[str, str | None]) -> dict[str, str]:
-    """Return the usable backends that detection skips, each with the reason.
+    """Return the usable backends that detection skips, by name with the reason.
 
-    `found` has for each backend the reason why it cannot run, or None.
+    `found` has for each backend the reason why it cannot run, None if it can.
     """
     skipped = {}
     for name in backends.AUTO_ORDER:
@@ -202,10 +233,9 @@ def _open_backend(name: str, paths: KernelPaths) -> Backend:
 
 
 def _read_event_register(paths: KernelPaths, found: dict[str, str | None]) -> bytes | None:
-    """Return RTMR3 or PCR 14, read through the first backend that can, else RTMR3 from sysfs.
+    """Return RTMR3 or PCR 14 (48 bytes), read through the first backend that can, else from sysfs.
 
-    Return None if none of these can be read. `found` has the error of each backend's probe, None if
-    it is usable.
+    None if it cannot be read. `found` has by backend the error of its probe, None if it is usable.
     """
     for name in backends.HARDWARE:
         if found.get(name, "") is not None:
@@ -235,7 +265,11 @@ def try_quotes(
 ) -> tuple[QuoteTrial, ...]:
     """Request a quote from each usable backend in turn, except the simulator.
 
-    `found` has for each backend the reason why it cannot run; None: it is usable.
+    Args:
+        paths: Paths of the kernel's interfaces.
+        found: By backend the reason why it cannot run; None: it is usable.
+        clock: Returns a monotonic time in seconds.
+        random: Returns a number of random bytes, for the report data.
     """
     return tuple(
         _try_quote(name, paths, clock, random(64))
@@ -269,7 +303,7 @@ def _try_quote(
 
 
 def _size_of(part: object) -> int:
-    """Return the total length of all byte strings in evidence, which is a tree of tuples."""
+    """Return the total length in bytes of all byte strings in `part`, a tree of tuples."""
     if isinstance(part, bytes):
         return len(part)
     return sum(map(_size_of, part)) if isinstance(part, tuple) else 0

@@ -50,10 +50,10 @@ def _solve(
     """Yield the first remedy of a problem whose conditions hold; nothing if it does not occur.
 
     Args:
-        problem: Row of remedies.toml.
+        problem: Row of remedies.toml: `when`, `remedies`, and optionally `path` and `effect`.
         found: The diagnosis.
         conditions: Names of the conditions that hold.
-        values: Values of the placeholders in remedies.
+        values: Values of the placeholders in remedies, by name.
     """
     start = ""
     if path := problem.get("path"):
@@ -78,7 +78,7 @@ def _hold(names: str, conditions: set[str]) -> bool:
 
 
 def _describe(status: PathStatus) -> str:
-    """Return a path and its error, with the permissions if they are its cause."""
+    """Return a path and its error as text, with the permissions if they are its cause."""
     error = status.error or ""
     text = f"{status.path}: {ERRNO_TEXTS.get(error, 'refused by the kernel')} ({error})"
     if error not in FORBIDDEN:
@@ -205,7 +205,14 @@ LEGEND: Final = "[ok] works   [!!] problem   [--] absent"
 
 
 def show_page(found: Diagnosis, package: dict[str, Any], advice: Sequence[str]) -> None:
-    """Print the diagnosis, the installed packages and the remedies."""
+    """Print the diagnosis, the installed packages and the remedies.
+
+    Args:
+        found: The diagnosis.
+        package: Installed versions: `attestkit`, `python`, `machine`, `core` and `extras`, as in
+            the JSON of `doctor`.
+        advice: Remedies, most urgent first.
+    """
     root = found.host.root
     console.lines(["attestkit doctor", LEGEND, *([] if root == "/" else [f"root {root}"])])
     console.checks("Machine", _machine(found))
@@ -243,7 +250,10 @@ def _machine(found: Diagnosis) -> Iterator[Check]:
 
 
 def _check_path(status: PathStatus, *, needed: bool = True, more: str = "") -> Check:
-    """Return the line about a path, with `more` at its end; `needed`: a missing one is an error."""
+    """Return the line about a path, with `more` at its end.
+
+    A missing path is a problem if `needed`, otherwise absent.
+    """
     if status.exists:
         text = f"{status.path}: {status.kind}, {status.mode} {status.owner}:{status.group}"
     else:

@@ -27,12 +27,22 @@ _REBOOT: Final = (
 
 @cache
 def read_table() -> dict[str, Any]:
-    """Return the content of remedies.toml."""
+    """Return the content of remedies.toml: rows `problem`, and texts `runtime_log` by state."""
     return toml.decode((files("attestkit.cli.doctor") / "remedies.toml").read_bytes())
 
 
 class RuntimeLogState(NamedTuple):
-    """The state of the runtime log, with its description and remedy."""
+    """The state of the runtime log, with its description and remedy.
+
+    Attributes:
+        state: `empty`, `agrees`, `pending`, `earlier-boot`, `unknown` (no register), or a problem:
+            `unreadable`, `damaged`, `torn`, `other-boot`, `behind`, `foreign`.
+        says: Description of the state, one sentence.
+        advice: Remedy; None: no remedy needed.
+        events: Number of events in the complete lines.
+        register: Value of RTMR3 or PCR 14 in hex; None: unreadable.
+        replay: Replay of the complete lines in hex; None: no log was read.
+    """
 
     # "empty", "agrees", "pending", "earlier-boot", "unknown" (no register), or a problem:
     # "unreadable", "damaged", "torn", "other-boot", "behind", "foreign"
@@ -50,7 +60,15 @@ class RuntimeLogState(NamedTuple):
 
 
 class _Log(NamedTuple):
-    """Content of a readable runtime log, and the register that its events extend."""
+    """Content of a readable runtime log, and the register that its events extend.
+
+    Attributes:
+        events: Events of the complete lines.
+        torn: Whether the last line is incomplete.
+        pending: Line of an event that was being emitted; None without one.
+        foreign_boot: Whether the log is of another boot.
+        register: Value of the register, 48 bytes; None: unreadable.
+    """
 
     events: tuple[Event, ...]  # of the complete lines
     torn: bool  # the last line is incomplete
@@ -74,7 +92,7 @@ class _Log(NamedTuple):
 
     @property
     def extended_events(self) -> int | None:
-        """The number n if the first n events, but not all, replay to the register; else None."""
+        """The number n if only the first n events, not all, replay to the register; else None."""
         value = ZERO
         for count, event in enumerate(self.events):
             if value == self.register:
@@ -162,7 +180,14 @@ def _read(path: Path) -> bytes | None:
 
 
 def _state(key: str, *, folder: Path, register: str, **values: object) -> RuntimeLogState:
-    """Return the state with the texts of row `key` in remedies.toml, which contain `values`."""
+    """Return the state with the texts of row `key` in remedies.toml.
+
+    Args:
+        key: State, with `/` and a variant if there are several, such as `pending/dropped`.
+        folder: Folder of the log.
+        register: Name of the register, for the texts.
+        **values: Other values in the texts, by name.
+    """
     row = read_table()["runtime_log"][key]
     paths = {"folder": folder, "log": folder / LOG, "pending": folder / PENDING}
     reboot = _REBOOT.format(register=register)
@@ -174,7 +199,10 @@ def _state(key: str, *, folder: Path, register: str, **values: object) -> Runtim
 
 
 def _classify(log: _Log) -> str:
-    """Compare register and log; return the key of the state's row in remedies.toml."""
+    """Compare register and log; return the key of the state's row in remedies.toml.
+
+    It is the state, with `/` and a variant if there are several, such as `pending/dropped`.
+    """
     if log.register is None:
         return "unknown"
     if log.foreign_boot:

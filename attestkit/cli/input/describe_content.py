@@ -30,7 +30,7 @@ def _registers(values: tuple[bytes, ...]) -> dict[str, str]:
 
 
 def _quote(quote: Quote) -> dict[str, Any]:
-    """Return the fields of a quote, with the certificates of its certification data."""
+    """Return the fields of a quote by name, with the certificates of its certification data."""
     fields = quote.to_dict()
     certification: dict[str, Any] = quote.certification._asdict()
     certification["data"] = quote.certification.data.hex()
@@ -137,7 +137,7 @@ def _collateral(collateral: Collateral) -> dict[str, Any]:
 
 
 def _summary(text: str) -> dict[str, Any]:
-    """Return the members of a JSON object, with the length of each list in its place.
+    """Return the members of the JSON object `text`, with the length of each list in its place.
 
     Nested objects are left out. For other text, the only member is `error`.
     """
@@ -197,7 +197,10 @@ DESCRIBE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
 
 
 def _gpu(name: str) -> Callable[[Any], dict[str, Any]]:
-    """Return the function of `gpu_text` with this name; its first call imports the module."""
+    """Return a function that calls the function `name` of `gpu_text`.
+
+    The module is imported by the first call.
+    """
 
     def describe_gpu(value: object) -> dict[str, Any]:
         from attestkit.cli.output import gpu_text  # lazy: only for files of GPUs

@@ -35,7 +35,13 @@ COLLATERAL_KEYS: Final = frozenset({"tcb_info", "qe_identity"})
 
 
 class FileContent(NamedTuple):
-    """The format of a file in words, its parsed value, and its bytes."""
+    """The format of a file in words, its parsed value, and its bytes.
+
+    Attributes:
+        kind: Format, such as `quote` or `evidence bundle`.
+        value: A Quote, Attestation, EventLog or other object of that format.
+        raw: Bytes of the file; hex is decoded.
+    """
 
     kind: str
     value: object  # Quote, Attestation, EventLog and so on
@@ -55,6 +61,8 @@ class FileContent(NamedTuple):
 def identify_file(path: Path, option: str = "") -> FileContent:
     """Read a file, then detect its format and parse it.
 
+    `option`, such as `--log`, named the file; empty for an argument.
+
     Raises:
         FormatError: As `read_file` and `identify`; the text names the file and the option.
         VerificationError: As `identify`.
@@ -66,10 +74,11 @@ def identify_file(path: Path, option: str = "") -> FileContent:
 
 
 def identify(data: bytes) -> FileContent:
-    """Detect the format of data, raw, hex or JSON, and parse it.
+    """Detect the format of `data`, the content of a file, and parse it.
 
-    Known formats are quotes, reports, event logs, evidence, evidence bundles, collateral, backend
-    recordings, certificates with or without evidence, and evidence and endorsements of GPUs.
+    It may be raw, hex or JSON. Known formats are quotes, reports, event logs, evidence, evidence
+    bundles, collateral, backend recordings, certificates with or without evidence, and evidence and
+    endorsements of GPUs.
 
     Raises:
         FormatError: If the format is unknown, or the data is malformed.
@@ -93,7 +102,7 @@ def identify(data: bytes) -> FileContent:
 
 
 def _unhex(data: bytes) -> bytes | None:
-    """Decode hex text; return None for other data."""
+    """Decode hex, with or without `0x`, in ASCII; return None for other data."""
     digits = data.strip()
     if digits[:2] in {b"0x", b"0X"}:
         digits = digits[2:]
@@ -103,7 +112,7 @@ def _unhex(data: bytes) -> bytes | None:
 def _json(data: bytes) -> FileContent:
     """Parse JSON: an object (recognised by its keys), an event array, a runtime log or a recording.
 
-    Text of another format is parsed as an event log, for the error.
+    `data` is in UTF-8. Text of another format is parsed as an event log, for the error.
     """
     if RECORDING in (head := data.lstrip().split(b"\n", 1)[0]) and _heads_recording(head):
         # Lazy: loads the recording backend.
@@ -128,7 +137,7 @@ def _json(data: bytes) -> FileContent:
 
 
 def _is_cmw(value: object) -> bool:
-    """Return whether a JSON value is a CMW: a record (an array) or a collection of records."""
+    """Return whether decoded JSON is a CMW: a record (an array), or a collection of records."""
     if isinstance(value, list):
         return len(value) in {2, 3} and isinstance(value[1], str)
     if not isinstance(value, dict):
@@ -137,7 +146,7 @@ def _is_cmw(value: object) -> bool:
 
 
 def _is_coco(value: object) -> bool:
-    """Return whether a JSON value is evidence of Confidential Containers, with a TPM's quote."""
+    """Return whether decoded JSON is evidence of Confidential Containers with a TPM's quote."""
     if not isinstance(value, dict):
         return False
     quotes = [value.get(name) for name in ("tpm_quote", "quote")]
@@ -186,7 +195,7 @@ def _gpu_evidence(data: bytes) -> FileContent:
 
 
 def _of_gpus(data: bytes) -> FileContent:
-    """Parse a report of a GPU or switch, or a reference manifest in XML."""
+    """Parse the raw SPDM report of a GPU or switch, or a reference manifest (RIM) in XML."""
     # Lazy: only for files of GPUs.
     from attestkit.gpu.device.report import Report
     from attestkit.gpu.rim.manifest import Rim
@@ -226,9 +235,9 @@ def _binary(data: bytes) -> FileContent:
 
 
 def _bare_evidence(data: bytes) -> FileContent | None:
-    """Parse an attestation document of AWS Nitro, an IMA log, or an SEV-SNP report; else None.
+    """Parse raw bytes: an attestation document of AWS Nitro, an IMA log, or an SEV-SNP report.
 
-    Certificates may follow the report.
+    Certificates may follow the report. None for other data.
     """
     if is_nitro_document(data):
         # Lazy: loads the verifier.

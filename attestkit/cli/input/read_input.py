@@ -27,6 +27,8 @@ _STDIN_READ: Final = "attestkit.stdin_read"  # key in the context of the running
 def name_file_in_errors(path: Path, option: str = "") -> Iterator[None]:
     """Context manager: add a file's name, and its option, to errors about the file's content.
 
+    `option`, such as `--log`, may be empty.
+
     Raises:
         FormatError: In place of a FormatError without the name, and of a UsageError about a value
             in the file.
@@ -82,7 +84,9 @@ def name_path_in_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_interruptible(path: Path) -> Iterator[BinaryIO]:
-    """Context manager: open a file for another thread; on exit, a blocked read ends as at EOF.
+    """Context manager: open a binary file, or stdin (`-`), for reading by another thread.
+
+    On exit, a blocked read ends as at EOF.
 
     Raises:
         FormatError: If the file cannot be opened; the text names it.
@@ -102,7 +106,7 @@ def open_interruptible(path: Path) -> Iterator[BinaryIO]:
 
 
 class _InterruptibleReader(io.RawIOBase):
-    """A raw stream of a descriptor, whose blocked read another thread can end."""
+    """A raw stream of a file descriptor, whose blocked read another thread can end."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -118,7 +122,7 @@ class _InterruptibleReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Wait for bytes and return their number; 0 at EOF or after `stop`."""
+        """Wait for bytes, put them into `buffer`, return their number; 0 at EOF or after `stop`."""
         with self._read_lock:
             if self._stopped or any(found == self._wake_reader for found, _ in self._poll.poll()):
                 return 0
@@ -139,7 +143,9 @@ class _InterruptibleReader(io.RawIOBase):
 
 
 def read_file(path: Path, most: int | None = None) -> bytes:
-    """Return the content of a file of at most `most` bytes, by default 32 MiB.
+    """Return the content of a file, or of stdin (`-`).
+
+    It may have at most `most` bytes; None: 32 MiB.
 
     Raises:
         FormatError: As `open_input`, or if the file is longer.

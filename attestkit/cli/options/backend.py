@@ -41,7 +41,9 @@ _FALSE: Final = {"false", "no", "off", "0"}
 
 
 def convert_options(cls: "type[Backend]", given: dict[str, str]) -> dict[str, object]:
-    """Return backend options, converted to the types of the backend's signature.
+    """Return backend options by name, converted to the types of the backend's signature.
+
+    `given` has the texts of the command line by name. Bytes are in hex, or `@FILE` with raw bytes.
 
     Raises:
         UsageError: If an option is unknown, or its value is invalid.
@@ -59,7 +61,7 @@ def convert_options(cls: "type[Backend]", given: dict[str, str]) -> dict[str, ob
 
 
 def option_types(cls: "type[Backend]") -> dict[str, tuple[object, ...]]:
-    """Return the backend options that can be given as text, each with its possible types."""
+    """Return the names of backend options that can be given as text, with their possible types."""
     from inspect import Parameter, signature  # lazy: slow to import
 
     try:
@@ -89,7 +91,10 @@ class _Names(dict[str, object]):
 
 
 def _kinds(annotation: object) -> tuple[object, ...]:
-    """Return the types of an annotation (several for a union) to which text can be converted."""
+    """Return the types of an annotation, several for a union, to which text can be converted.
+
+    Empty if there are none.
+    """
     members: tuple[object, ...] = (annotation,)
     if get_origin(annotation) in {Union, types.UnionType}:
         members = get_args(annotation)
@@ -104,7 +109,14 @@ def _literals(annotation: object) -> dict[str, object]:
 
 
 def _value(name: str, text: str, kinds: tuple[object, ...]) -> object:
-    """Convert the text of option `name` to the first of the types `kinds` that accepts it."""
+    """Return the text of option `name`, converted to the first type that accepts it.
+
+    `kinds` are the types, of which one may be a Literal.
+
+    Raises:
+        UsageError: If no type accepts it.
+        ConfigError: If a file `@FILE` cannot be read.
+    """
     failures = []
     for kind in kinds:
         literals = _literals(kind)
@@ -168,7 +180,7 @@ _SIMULATOR_VALUES: Final[dict[str, Callable[[], Iterable[str]]]] = {
 def _complete_option(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> "list[CompletionItem]":
-    """Complete NAME= of a backend option, then NAME=VALUE if its values are known."""
+    """Complete `incomplete`: NAME= of a backend option, then NAME=VALUE if its values are known."""
     from attestkit import backends  # lazy: --help needs no backend
 
     backend = ctx.params.get("backend") or backends.backend_from_environment() or "simulator"
@@ -185,7 +197,13 @@ def _complete_option(
 
 
 class Device(NamedTuple):
-    """The backend that a command uses, with its options."""
+    """The backend that a command uses, with its options.
+
+    Attributes:
+        backend: Name of the backend; None: from $ATTESTKIT_BACKEND, else detected.
+        given: Texts of the backend's options by name.
+        record: File to which responses are recorded; None: no recording.
+    """
 
     backend: str | None  # None: from $ATTESTKIT_BACKEND, else detected
     given: dict[str, str]  # text of the backend's options by name

@@ -35,7 +35,29 @@ _VALUE: Final = re.compile(r"[\t -~]*")
 
 
 class ConnectionOptions(NamedTuple):
-    """Values of the options of `connect` and `curl`, as given."""
+    """Values of the options of `connect` and `curl`, as given; None for optional ones not given.
+
+    Attributes:
+        policies: Policies: a file or word, or ROLE=FILE for each role.
+        service: Kind of service, such as `near-ai`; `auto`: found.
+        model: Name of the model, for services that have several.
+        encrypt: Whether requests are sealed to a key of the evidence.
+        evidence_headers: Headers of the request for evidence, as for `read_headers`.
+        allow_open: Fields of requests that are not sealed with `encrypt`.
+        freshness: Required proof of freshness: `nonce`, `key possession` or `none`.
+        channel: Required end of TLS: `model`, `gateway` or `any`.
+        gpu: Whether evidence of GPUs is required.
+        pins: File of the policy `first-use`.
+        server_ca: File of CA certificates in PEM; None: the system's.
+        proxy: URL of an HTTP proxy.
+        max_age: Seconds after which the server is verified again.
+        timeout: Seconds for a connection.
+        collateral: File of Intel's collateral.
+        pccs: URL of the PCCS.
+        offline: Whether no collateral is fetched.
+        certificates: Files of AMD's certificates.
+        trust_anchor: File of the root in place of the vendors'.
+    """
 
     policies: tuple[str, ...]  # a file or word, or ROLE=FILE of each role
     service: str
@@ -65,7 +87,7 @@ class ConnectionOptions(NamedTuple):
         return (*(path for path in files if path is not None), *policies)
 
     def connect(self, url: str) -> "Endpoint":
-        """Verify a server's evidence with these options, and return the server for requests.
+        """Verify the evidence of the server at `url` with these options, and return the server.
 
         Raises:
             AttestKitError: As `attestkit.connect`.
@@ -91,7 +113,7 @@ class ConnectionOptions(NamedTuple):
 
         Args:
             bundle: The proof.
-            now: Time of the verification; None is that of the bundle.
+            now: Time of the verification, aware; None is that of the bundle.
 
         Raises:
             AttestKitError: As `attestkit.client.verify_proof`.
@@ -112,7 +134,7 @@ class ConnectionOptions(NamedTuple):
         """Check that no option of a connection is given with a saved proof.
 
         Args:
-            given: Values of the command's own options of connections, by name.
+            given: Values of the command's own options of connections, by option such as `--serve`.
 
         Raises:
             UsageError: If one of `given`, --pins, --server-ca, --proxy or --pccs is not None.
@@ -128,7 +150,10 @@ class ConnectionOptions(NamedTuple):
         return Require(self.freshness, self.channel, self.gpu)  # type: ignore[arg-type] # by click
 
     def _policy_files(self) -> dict[str, str]:
-        """Return policies by role, each as a path or a word; the role "" is for all."""
+        """Return the policies by role, each as a path or a word; the role "" is for all servers.
+
+        Words are `hardware-only` and `first-use`.
+        """
         only = self.policies[0]
         if len(self.policies) == 1 and ("=" not in only or Path(only).is_file()):
             return {"": only}
@@ -174,6 +199,8 @@ class ConnectionOptions(NamedTuple):
 def http_errors(endpoint: "Endpoint") -> Iterator[None]:
     """Context manager: raise errors of the HTTP library as errors of attestkit.
 
+    `endpoint` is the server, which errors name.
+
     Raises:
         UsageError: If a request cannot be sent as it is.
         ServiceError: If the connection failed.
@@ -199,7 +226,7 @@ def http_errors(endpoint: "Endpoint") -> Iterator[None]:
 def read_headers(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
     """Return names and values of headers given as `NAME: VALUE`, or as `@FILE` with such lines.
 
-    Errors name `option`.
+    Errors name `option`, such as `-H`.
 
     Raises:
         UsageError: If a header is malformed, or a file cannot be read; the text omits the value.
@@ -234,7 +261,7 @@ def read_at_file(
         option: Name of the option, for errors.
         name: Name of the file, for errors.
         most: Maximum size in bytes.
-        opened: Opens the file.
+        opened: Opens the file in binary mode.
 
     Raises:
         UsageError: If the file cannot be read, or has over `most` bytes.
@@ -260,7 +287,11 @@ def warn_of_weak_policy(proof: "Proof") -> None:
 
 
 def _authorities(data: bytes) -> bytes:
-    """Check CA certificates in PEM, and return them unchanged."""
+    """Check `data`, CA certificates in PEM, and return it unchanged.
+
+    Raises:
+        FormatError: If it is over 1 MiB, or not valid.
+    """
     from attestkit.client.wire.tls import tls_context  # lazy: loads X.509
 
     if len(data) > _MAX_CA:

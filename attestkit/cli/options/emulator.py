@@ -21,7 +21,8 @@ class MountServer:
 
     Args:
         setup: Properties of the machine.
-        options: The other arguments of `fuse_mount.serve` that are options of the command.
+        options: The other arguments of `fuse_mount.serve` that are options of the command: `seed`,
+            `faults`, `state_dir` and `qgs`.
     """
 
     def __init__(self, setup: "Setup", **options: Any) -> None:
@@ -38,7 +39,10 @@ class MountServer:
         return self._setup.has_gpus
 
     def __call__(self, folder: str, **more: Any) -> None:
-        """Mount the emulated files on a folder until a signal ends it; see `fuse_mount.serve`."""
+        """Mount the emulated files on a folder until a signal ends it.
+
+        `more` are further arguments of `fuse_mount.serve`.
+        """
         from attestkit.emulator.fuse_mount import serve  # lazy: only these commands need it
 
         serve(folder, setup=self._setup, **self._options, **more)
@@ -113,7 +117,10 @@ With --list-faults or --list-scenarios the command does not run.
 
 
 def _print_names(kind: str, lines: Sequence[str]) -> NoReturn:
-    """Print names with their descriptions, and end the command."""
+    """Print `lines`, each a name and its description, and end the command.
+
+    `kind`, such as `faults`, is the member of the object that is printed with --json.
+    """
     context = click.get_current_context()
     if context.params.get("as_json"):
         pairs = (line.split(maxsplit=1) for line in lines)
@@ -124,7 +131,10 @@ def _print_names(kind: str, lines: Sequence[str]) -> NoReturn:
 
 
 def _setup(given: dict[str, Any]) -> "Setup":
-    """Return the configuration of the emulated machine from `given`, options by name."""
+    """Return the configuration of the emulated machine.
+
+    `given` has the values of the options by parameter name; keys that are read are removed.
+    """
     from attestkit.backends.simulator.platforms import PLATFORMS
     from attestkit.backends.simulator.scenarios.registry import chosen_scenario
     from attestkit.emulator.machine import Setup

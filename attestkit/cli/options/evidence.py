@@ -21,7 +21,15 @@ _COLLATERAL: Final = "--save-collateral"
 
 
 class EvidenceRequest(NamedTuple):
-    """Report data, backend and outputs of a quote or of evidence."""
+    """Report data, backend and outputs of a quote or of evidence.
+
+    Attributes:
+        report_data: Report data of the request.
+        out: File of -o, and whether JSON is printed.
+        device: The backend.
+        save_trust_anchor: File for the simulator's trust anchor; None: not written.
+        save_collateral: File for the simulator's collateral; None: not written.
+    """
 
     report_data: ReportDataInput
     out: Output
@@ -53,7 +61,14 @@ class EvidenceRequest(NamedTuple):
             self._write_trust(attester.backend)
 
     def _write_trust(self, backend: "Backend") -> None:
-        """Write the simulator's trust anchor and collateral, for tests of verifiers."""
+        """Write the simulator's trust anchor and collateral to the files that options name.
+
+        The anchor is PEM, or JSON for a file `*.json`; the collateral is JSON. They are for tests
+        of verifiers.
+
+        Raises:
+            UsageError: If a file is named and the backend is not the simulator.
+        """
         if self.save_trust_anchor is None and self.save_collateral is None:
             return
         from attestkit.backends.base import SimulatedBackend  # lazy: not for --help

@@ -23,7 +23,17 @@ _SIZES: Final = ("memory_size", "pci_hole64_size")
 
 
 class BootData(NamedTuple):
-    """Contents of the boot files of a guest."""
+    """Contents of the boot files of a guest; None for files that are not given.
+
+    Attributes:
+        firmware: Image of OVMF.
+        kernel: Linux kernel.
+        initrd: Initrd of the kernel.
+        shim: Shim of QEMU's `-shim`.
+        uki: Unified kernel image.
+        disk: First 4 MiB of the raw disk image.
+        boot_loaders: Names and contents of images that are loaded before.
+    """
 
     firmware: bytes
     kernel: bytes | None
@@ -35,7 +45,7 @@ class BootData(NamedTuple):
 
 
 class BootFiles(NamedTuple):
-    """Values of the options that name the boot files of a guest."""
+    """Values of the options that name the boot files of a guest; None for those not given."""
 
     image: Path | None
     firmware: Path | None
@@ -61,7 +71,7 @@ class BootFiles(NamedTuple):
         return self
 
     def read(self) -> BootData:
-        """Read the boot files that are given in place of --image.
+        """Read the boot files that are given in place of --image; of a disk, the first 4 MiB.
 
         Raises:
             FormatError: If a file cannot be read, or is too large.
@@ -92,7 +102,7 @@ def _read_head(path: Path) -> bytes:
 
 
 def _loader_name(path: Path) -> str:
-    """Return "shim" for a shim, which also measures variables; else the file name."""
+    """Return the name of a boot loader's event: `shim` for a shim's file, else the file name."""
     return "shim" if path.name.lower().startswith("shim") else path.name
 
 
@@ -119,7 +129,14 @@ boot_options: Final = option.group(
 
 
 class MachineOptions(NamedTuple):
-    """Values of options about the machine of a TD; `processor_id`: EAX and EDX of CPUID leaf 1."""
+    """Values of options about the machine of a TD.
+
+    Attributes:
+        vm_config: File with the VM configuration; None: not given.
+        fields: Fields of `MachineShape` that options give, by name.
+        qemu_args: File with QEMU's command line; None: not given.
+        processor_id: EAX and EDX of CPUID leaf 1; None: not given.
+    """
 
     vm_config: Path | None
     fields: dict[str, Any]  # of `MachineShape`, as given
@@ -160,10 +177,10 @@ class MachineOptions(NamedTuple):
         return MachineShape(**self.fields)
 
     def command(self) -> str | None:
-        """Return QEMU's command line in the file of --qemu-args; None without the option.
+        """Return QEMU's command line, as it is in the file of --qemu-args; None without the option.
 
         Raises:
-            FormatError: If the file cannot be read, or is not text.
+            FormatError: If the file cannot be read, or is not UTF-8.
         """
         return None if self.qemu_args is None else _read_text(self.qemu_args)
 
@@ -232,7 +249,7 @@ machine_options: Final = option.group(
 
 
 def _number(text: str) -> int:
-    """Return a number, decimal or with 0x."""
+    """Return the number in `text`, decimal or with 0x; an error names the option."""
     try:
         return int(text, 0)
     except ValueError:
@@ -240,10 +257,16 @@ def _number(text: str) -> int:
 
 
 class SnpOptions(NamedTuple):
-    """Values of the options about an SEV-SNP guest.
+    """Values of the options about an SEV-SNP guest; None for those not given.
 
-    `cpu_signature` is EAX of CPUID leaf 1, `guest_features` is SEV_FEATURES, and `vars_size` is the
-    size of the UEFI variables below the firmware in bytes.
+    Attributes:
+        snp: Whether an SEV-SNP guest is measured, not a TD.
+        cpu_type: CPU type of QEMU, such as `EPYC-v4`.
+        cpu_signature: EAX of CPUID leaf 1.
+        guest_features: SEV_FEATURES.
+        vmm: `qemu`, `ec2` or `gce`.
+        svsm: Image of COCONUT-SVSM.
+        vars_size: Size in bytes of the UEFI variables below the firmware.
     """
 
     snp: bool
@@ -277,6 +300,13 @@ class SnpOptions(NamedTuple):
         """Return the launch digest that a guest with these boot files has, and its inputs.
 
         The inputs explain differences; they are None with COCONUT-SVSM.
+
+        Args:
+            cpu_count: Number of virtual CPUs.
+            firmware: Image of OVMF.
+            kernel: Linux kernel; None: the VMM measures no kernel.
+            initrd: Initrd of the kernel; None: no initrd.
+            cmdline: Command line of the kernel; None: an empty one.
 
         Raises:
             FormatError: If a file is malformed.

@@ -36,7 +36,10 @@ class _Path(_Base):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
-        """Return the path, or fail if it is empty."""
+        """Return `value`, the text of the command line, as a path; fail if it is empty.
+
+        The other arguments are those of click, for errors.
+        """
         if value == "":
             self.fail("the path is empty", param, ctx)
         return super().convert(cast("str", value), param, ctx)
@@ -48,7 +51,10 @@ class FiniteRange(click.FloatRange):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Return the number, or fail if it is not in the range."""
+        """Return `value`, the text of the command line, as a number; fail outside of the range.
+
+        The other arguments are those of click, for errors.
+        """
         found = float(super().convert(cast("float", value), param, ctx))
         if not math.isfinite(found):
             self.fail(f"{found} is not in the range {self._describe_range()}.", param, ctx)
@@ -63,9 +69,9 @@ class Command(click.Command):
     """A command whose help has options in sections, an example, and the exit codes.
 
     Args:
-        name: Name of the command.
+        name: Name of the command; None: click takes it from the function.
         example: Words of a call, without `attestkit`; or a paragraph of click, kept as it is.
-        codes: The exit codes, each a digit.
+        codes: The exit codes, each a digit, such as `0125`.
         meanings: What codes mean, where the command says more than `exit_codes.MEANINGS`.
         rare: Options that only --help-all lists, which the command then has.
         settings: As for `click.Command`.
@@ -127,7 +133,7 @@ class Group(click.Group):
 def value(
     name: str, metavar: str, text: str, *, many: bool = False, parameter: str = "", **settings: Any
 ) -> _Option:
-    """Return an option that takes a value.
+    """Return an option that takes a value, as a decorator for commands.
 
     Args:
         name: Name of the option, such as `--crl`.
@@ -145,12 +151,25 @@ def value(
 
 
 def file(name: str, text: str, *, metavar: str = "FILE", **settings: Any) -> _Option:
-    """Return an option whose value is a path; arguments as for `value`."""
+    """Return an option whose value is a path, as a decorator for commands.
+
+    Args:
+        name: Name of the option, such as `--crl`.
+        text: Description in --help.
+        metavar: Placeholder of the value in --help.
+        settings: Other arguments of `value`.
+    """
     return value(name, metavar, text, type=PATH, **settings)
 
 
 def flag(*names: str, text: str, **settings: Any) -> _Option:
-    """Return an option without a value; `settings` are other arguments of `click.option`."""
+    """Return an option without a value, as a decorator.
+
+    Args:
+        names: Name of the option, such as `--json`, and optionally that of the parameter.
+        text: Description in --help.
+        settings: Other arguments of `click.option`.
+    """
     return click.option(*names, is_flag=True, help=text, **settings)
 
 
@@ -162,17 +181,23 @@ def _show_all(ctx: click.Context, _: click.Parameter, given: bool) -> None:  # n
 
 
 def output(text: str, *, required: bool = False) -> _Option:
-    """Return the option -o, with its help text."""
+    """Return the option -o as a decorator; `text` is its description in --help.
+
+    If it is not `required`, the command gets None without it.
+    """
     return click.option("-o", "--output", type=PATH, required=required, help=text)
 
 
 def at(text: str) -> _Option:
-    """Return the option --at, with its help text."""
+    """Return the option --at as a decorator; `text` is its description in --help."""
     return value("--at", "TIME", text)
 
 
 def read_instant(text: str, *words: str) -> datetime:
-    """Return the aware time of `--at`; the error text also lists `words` as valid values.
+    """Return the time in `text`, the value of `--at`, as an aware datetime.
+
+    It is ISO 8601 (UTC without a zone), or seconds since 1970. The error also lists `words` as
+    valid values.
 
     Raises:
         UsageError: If `text` is not a time, or not in the years 1970 to 9998.
@@ -201,7 +226,8 @@ def read_hex(name: str, text: str, hint: str = "") -> bytes:
     """Decode hex, with or without `0x`.
 
     Raises:
-        UsageError: If the text is not hex; the error has `name` and `hint`, and not the text.
+        UsageError: If the text is not hex; the error has `name`, that of the option, and `hint`, a
+            remedy, and not the text.
     """
     try:
         return bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
@@ -211,7 +237,7 @@ def read_hex(name: str, text: str, hint: str = "") -> bytes:
 
 
 def read_text(name: str, text: str) -> bytes:
-    """Encode text as UTF-8; raise UsageError if that is not possible."""
+    """Encode `text` as UTF-8; raise UsageError about the option `name` if that is not possible."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -219,7 +245,7 @@ def read_text(name: str, text: str) -> bytes:
 
 
 def section(title: str, *options: _Option) -> tuple[_Option, ...]:
-    """Return the options, which --help then lists under this title."""
+    """Return the options, which --help then lists under the heading `title`."""
 
     def add_title(option: _Option) -> _Option:
         def decorate(command: Callable[..., object]) -> object:

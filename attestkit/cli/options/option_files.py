@@ -25,7 +25,7 @@ _Read = TypeVar("_Read")
 def read_option_files(
     option: str, paths: Iterable[Path], parse: Callable[[bytes], _Read]
 ) -> tuple[_Read, ...]:
-    """Read and parse the files of an option.
+    """Read the files of an option such as `--crl`, and return what `parse` makes of each content.
 
     Raises:
         ConfigError: If a file cannot be read or is malformed; the text names option and file.
@@ -46,12 +46,16 @@ def read_option_files(
 def read_option_file(
     option: str, path: Path | None, parse: Callable[[bytes], _Read]
 ) -> _Read | None:
-    """Read and parse the file of an option as `read_option_files`; return None without a path."""
+    """Return what `parse` makes of the content of an option's file; None if `path` is None.
+
+    Raises:
+        ConfigError: As for `read_option_files`.
+    """
     return None if path is None else read_option_files(option, [path], parse)[0]
 
 
 def parse_collateral(data: bytes) -> "Collateral":
-    """Return the collateral in JSON, or the one that is enclosed in evidence (a CMW).
+    """Return the collateral in `data`: JSON, or evidence that encloses collateral (a CMW).
 
     Raises:
         CollateralError: If the data is neither.
@@ -69,7 +73,9 @@ def parse_collateral(data: bytes) -> "Collateral":
 
 
 def parse_anchor(data: bytes) -> "bytes | SimulatedRoots | None":
-    """Return a root certificate (DER or PEM) in DER, or the roots of a simulated machine (JSON).
+    """Return the trust anchor in `data`: a root certificate, or the roots of a simulated machine.
+
+    The certificate is DER or PEM and returned in DER, the roots are JSON.
 
     Raises:
         FormatError: If the JSON of the roots is malformed.
@@ -85,7 +91,7 @@ def parse_anchor(data: bytes) -> "bytes | SimulatedRoots | None":
 
 
 def parse_certificate(data: bytes) -> bytes:
-    """Check AMD certificates, and return them unchanged.
+    """Check `data`, AMD certificates in DER or PEM or as a certificate table; return it unchanged.
 
     Raises:
         FormatError: If a certificate is malformed, or there is none.
@@ -110,7 +116,7 @@ def parse_crls(data: bytes) -> bytes:
 
 
 def parse_ak_certificate(data: bytes) -> bytes:
-    """Check certificates and CRLs of TPM keys, and return them unchanged.
+    """Check `data`, certificates and CRLs of TPM keys in DER or PEM, and return it unchanged.
 
     Raises:
         UsageError: If a certificate or CRL is malformed.
@@ -140,7 +146,7 @@ def open_images(folder: Path) -> "ImageStore":
 
 
 def parse_gpu_evidence(data: bytes) -> "GpuEvidence | bytes":
-    """Return GPU evidence; the output of `nvattest attest` at boot is returned unchanged.
+    """Return the GPU evidence in JSON; output of `nvattest attest` at boot is returned unchanged.
 
     Raises:
         FormatError: If the data is neither.
@@ -151,7 +157,7 @@ def parse_gpu_evidence(data: bytes) -> "GpuEvidence | bytes":
 
 
 def parse_gpu_endorsements(data: bytes) -> "GpuEndorsements":
-    """Return endorsements of GPUs (manifests, OCSP answers, keys of NVIDIA's service) from JSON.
+    """Return the endorsements of GPUs in JSON: manifests, OCSP answers, keys of NVIDIA's service.
 
     Raises:
         CollateralError: If the JSON is malformed.
@@ -162,7 +168,7 @@ def parse_gpu_endorsements(data: bytes) -> "GpuEndorsements":
 
 
 def parse_gpu_roots(data: bytes) -> "GpuRoots":
-    """Return the roots in PEM: that of devices, then that of reference manifests.
+    """Return the root certificates in PEM: that of devices, then that of reference manifests.
 
     Raises:
         FormatError: If the data are not two certificates in PEM.
@@ -182,7 +188,12 @@ def write_gpu_roots(roots: "GpuRoots") -> str:
 def choose_gpu_services(
     rim_url: str | None, ocsp_url: str | None, *, fetch: bool
 ) -> "GpuServices | None":
-    """Return the services at the URLs of the options; None for NVIDIA's.
+    """Return the services at the URLs of the options; None if no URL is given: NVIDIA's.
+
+    Args:
+        rim_url: URL of the service of reference manifests; None: NVIDIA's.
+        ocsp_url: URL of the OCSP responder; None: NVIDIA's.
+        fetch: Whether endorsements are fetched at all.
 
     Raises:
         UsageError: If a URL is given but nothing is fetched, or it is not an http or https URL.
@@ -212,7 +223,11 @@ def fetch_gpu_endorsements(
 ) -> "GpuEndorsements | None":
     """Return endorsements for GPU evidence, fetched from `services`; None without evidence.
 
-    The services are NVIDIA's if `services` is None.
+    Args:
+        evidence: The evidence; None: no GPUs.
+        roots: Roots of the devices and of their manifests; None: NVIDIA's.
+        now: Verification time, aware.
+        services: The services; None: NVIDIA's.
 
     Raises:
         GpuEvidenceError: If a report or its certificates are not valid.

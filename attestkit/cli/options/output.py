@@ -15,7 +15,7 @@ from attestkit.cli.output.write_output import (
 
 
 class Output(NamedTuple):
-    """Output of a command: file of its content, and whether it prints JSON."""
+    """Output of a command: the file of -o (None: stdout), and whether it prints JSON."""
 
     output: Path | None  # None: stdout
     as_json: bool
@@ -28,7 +28,7 @@ class Output(NamedTuple):
     def check(self, inputs: Iterable[Path], others: Iterable[tuple[str, Path | None]] = ()) -> None:
         """Check that the file of -o is neither an input nor another output.
 
-        `others` are the other outputs, each with its option.
+        `others` are the other outputs, each with its option; None: not given.
 
         Raises:
             UsageError: If it is one of them, or -o and --json both write to stdout.
@@ -39,13 +39,13 @@ class Output(NamedTuple):
     def write(
         self, content: str | bytes, fields: Mapping[str, object], text: str, *, mode: int = 0o644
     ) -> None:
-        """Write the content to the file; else print it, unless JSON is printed.
+        """Write the content to the file of -o; else print it, unless JSON is printed.
 
         Args:
-            content: The content.
+            content: The content; text is written as UTF-8.
             fields: The object of --json.
             text: Description of the content, printed after the file's name when it is written.
-            mode: Mode of the file.
+            mode: Permissions of the file.
 
         Raises:
             UsageError: If the file cannot be written.
@@ -60,5 +60,8 @@ class Output(NamedTuple):
 
 
 def output_options(text: str) -> Callable[[Any], Any]:
-    """Return the options -o (with this help text) and --json, as the parameter `out`."""
+    """Return the options -o and --json, which a command gets as its parameter `out`.
+
+    `text` is the description of -o in --help.
+    """
     return option.group("out", (option.output(text), option.json), Output)

@@ -21,7 +21,13 @@ _HEX_TEXT: Final = re.compile(r"(?:0x)?(?:[0-9a-fA-F]{2}){16,}")
 
 
 class ReportDataInput(NamedTuple):
-    """Report data to request evidence with, from the options."""
+    """Report data to request evidence with, from the options.
+
+    Attributes:
+        value: Report data, 64 bytes.
+        inputs: Files that were read.
+        nonce: Value of --nonce; None without it.
+    """
 
     value: bytes  # 64 bytes
     inputs: tuple[Path, ...]  # files that were read
@@ -36,7 +42,11 @@ class ExpectedData(NamedTuple):
 
 
 class ReportDataOptions(NamedTuple):
-    """Values of the options, as given."""
+    """Values of the options, as given; None for those not given.
+
+    `nonce` and `report_data` are hex, `text` is text, `of_file` a file with raw bytes. With
+    `sha512` the report data are the SHA-512 of one of them.
+    """
 
     nonce: str | None
     report_data: str | None
@@ -95,7 +105,10 @@ def _read_padded(given: ReportDataOptions) -> ReportDataInput:
 
 
 def _choices(title: str, nonce: str, raw: str) -> tuple[Callable[[Any], Any], ...]:
-    """Return the options of `ReportDataOptions`; `nonce` and `raw` are texts in --help."""
+    """Return the options of `ReportDataOptions`, under `title` in --help.
+
+    `nonce` and `raw` are the descriptions of --nonce and --report-data.
+    """
     return option.section(
         title,
         option.value("--nonce", "HEX", nonce),
@@ -122,7 +135,11 @@ any_freshness_option: Final = option.section(
 
 
 def require_expected(*, expected: bool, any_freshness: bool) -> None:
-    """Raise UsageError unless a nonce or report data is expected, or --any-freshness is given."""
+    """Raise UsageError if neither argument is true.
+
+    `expected` is whether a nonce or report data is expected, `any_freshness` whether
+    --any-freshness is given.
+    """
     if not expected and not any_freshness:
         raise UsageError(
             "freshness: no nonce to compare; give --nonce HEX, or --any-freshness to accept what "

@@ -18,7 +18,8 @@ Complete: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[Comp
 def complete_words(list_words: Callable[[], Iterable[str]], otherwise: str = "") -> Complete:
     """Return a function that completes one of the words that `list_words` returns.
 
-    If no word matches, the shell completes a path of the type `otherwise`: `file` or `dir`.
+    If no word matches, the shell completes a path of the type `otherwise`: `file` or `dir`; "":
+    none.
     """
 
     def complete(
@@ -35,7 +36,10 @@ def complete_words(list_words: Callable[[], Iterable[str]], otherwise: str = "")
 
 
 def words_of(module: str, name: str) -> Callable[[], Iterable[str]]:
-    """Return a function that lists the words in `name` of a module, which may be a function."""
+    """Return a function that lists the words in the member `name` of `attestkit.MODULE`.
+
+    The member is a collection of words, or a function that returns one.
+    """
 
     def find_words() -> Iterable[str]:
         found: Any = getattr(import_module(f"attestkit.{module}"), name)

@@ -28,7 +28,32 @@ DEFAULT: Final = "default"
 
 
 class VerificationOptions(NamedTuple):
-    """Values of the verification options."""
+    """Values of the verification options; None or empty for those not given.
+
+    Attributes:
+        collateral: Collateral of Intel.
+        pccs_url: URL of the PCCS.
+        pccs_named: Whether the option names it, not the environment.
+        certificates: Certificates of AMD: DER, PEM or certificate table; untrusted.
+        trust_anchor: Root in DER, or the roots of a simulated machine; None: the vendors'.
+        nonce: Expected nonce.
+        report_data: Expected report data; None with a nonce.
+        policy: Appraisal policy.
+        policy_name: Name of a preset, or the policy's file.
+        at: Verification time, aware; None: now, or the time of a bundle.
+        own_instant: Whether a bundle is verified at the time that it names.
+        inputs: Files that options name; outputs must not overwrite them.
+        images: Folder of OS images.
+        crls: CRLs of AMD, DER or PEM.
+        ak_roots: Roots of TPM keys, DER or PEM.
+        ak_certificates: Certificates and CRLs of TPM keys, DER or PEM; untrusted.
+        fetch_ak_certificates: Whether missing ones are fetched.
+        gpu_evidence: Evidence of GPUs; bytes are the output of `nvattest attest` at boot.
+        gpu_endorsements: Endorsements of GPUs.
+        gpu_roots: Roots of GPUs and of their manifests; None: NVIDIA's.
+        fetch_gpu_endorsements: Whether missing endorsements of GPUs are fetched.
+        gpu_services: Services that they are fetched from; None: NVIDIA's.
+    """
 
     collateral: "Collateral | None"
     pccs_url: str | None
@@ -56,7 +81,12 @@ class VerificationOptions(NamedTuple):
     def verifier(
         self, collateral: "Collateral | None" = None, pccs_url: str | None = None
     ) -> "Verifier":
-        """Return a verifier with trust anchor, policy and certificates of the options."""
+        """Return a verifier with trust anchor, policy and certificates of the options.
+
+        Args:
+            collateral: Collateral of Intel for all evidence; None: given for each.
+            pccs_url: URL of the PCCS from which missing collateral is fetched; None: not fetched.
+        """
         from attestkit.verifier.verifier import Verifier  # lazy: loads the verifier
 
         return Verifier(
@@ -87,7 +117,7 @@ class VerificationOptions(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """Values of the options, as click passes them."""
+    """Values of the options, as click passes them; None for those not given."""
 
     collateral: Path | None
     pccs: str | None
@@ -158,9 +188,9 @@ def _read_options(given: _Given) -> VerificationOptions:
 
 
 def _choose_pccs(pccs: str | None, collateral: Path | None) -> tuple[str | None, bool]:
-    """Return the URL of the PCCS, and whether the option names it.
+    """Return the URL of the PCCS (None without one), and whether the option names it.
 
-    --collateral overrides $PCCS_URL.
+    `pccs` is the value of --pccs or $PCCS_URL. --collateral overrides $PCCS_URL.
 
     Raises:
         UsageError: If both options are given.

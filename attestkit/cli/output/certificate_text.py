@@ -25,7 +25,17 @@ _ENCODINGS: Final = {0x0C: "utf-8", 0x1E: "utf-16-be"}
 
 
 class CertificateText(NamedTuple):
-    """The fields of a certificate."""
+    """The fields of a certificate.
+
+    Attributes:
+        subject: Attributes of the subject and their values, in order.
+        issuer: Attributes of the issuer and their values, in order.
+        serial_number: Serial number in hex.
+        valid_from: Start of the validity, aware.
+        valid_until: End of the validity, aware, inclusive.
+        key_id: SHA-256 of the SubjectPublicKeyInfo in hex.
+        extensions: Values (DER) by dotted OID.
+    """
 
     subject: tuple[tuple[str, str], ...]  # attribute and value, in order
     issuer: tuple[tuple[str, str], ...]
@@ -41,7 +51,7 @@ class CertificateText(NamedTuple):
         return dict(self.subject).get("CN") or name_text(self.subject)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values ready for JSON, without the extensions."""
+        """Return the members except `extensions` by name, ready for JSON."""
         return {
             "subject": name_text(self.subject),
             "issuer": name_text(self.issuer),
@@ -53,7 +63,7 @@ class CertificateText(NamedTuple):
 
 
 def describe_certificate(der: bytes) -> dict[str, Any]:
-    """Return the fields of a certificate as plain values.
+    """Return the fields of a certificate in DER, as in `CertificateText.to_dict`.
 
     For a PCK certificate, `sgx_extension` has the values of Intel's extension. For a malformed
     certificate, the only member is `error`.
@@ -76,7 +86,7 @@ def name_text(name: tuple[tuple[str, str], ...]) -> str:
 
 
 def read_certificate_text(der: bytes) -> CertificateText:
-    """Parse an X.509 v3 certificate of at most 16,384 bytes.
+    """Parse an X.509 v3 certificate in DER, of at most 16,384 bytes.
 
     Raises:
         FormatError: If the certificate is malformed.
@@ -100,7 +110,10 @@ def _serial_number(signed: bytes) -> str:
 
 
 def _name(der: bytes) -> tuple[tuple[str, str], ...]:
-    """Return type and value of the attributes of a Name (RFC 5280, 4.1.2.4), in order."""
+    """Return type and value of the attributes of a Name in DER (RFC 5280, 4.1.2.4), in order.
+
+    A type is a short name such as `CN`, or the dotted OID.
+    """
     found = []
     outer = DerReader(der).enter(SEQUENCE)
     while outer.tag() is not None:

@@ -21,7 +21,10 @@ TITLE: Final = "bold cyan"
 
 
 class Check(NamedTuple):
-    """One line of a diagnosis or comparison."""
+    """One line of a diagnosis or comparison: mark, name and text.
+
+    The mark is `ok`, `!!` (problem), `--` (absent), or two blanks (neutral).
+    """
 
     mark: str  # ok, !! (problem), -- (absent), or two blanks (neutral)
     name: str
@@ -29,7 +32,7 @@ class Check(NamedTuple):
 
 
 def as_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object, indented, ASCII only; bytes are hex, times ISO 8601."""
+    """Print `value` as a JSON object, indented, ASCII only; bytes are hex, times ISO 8601."""
     sys.stdout.write(json.dumps(value, indent=2, default=_to_text) + "\n")
     sys.stdout.flush()  # as click.echo does
 
@@ -39,7 +42,7 @@ def _to_text(value: bytes | datetime) -> str:
 
 
 def fields(title: str | None, values: Mapping[str, object], *, brief: bool = False) -> None:
-    """Print a title and a table of names and values, without values that are None.
+    """Print a title (unless None) and a table of names and values, without values that are None.
 
     With `brief`, very long values are truncated on a terminal.
     """
@@ -54,14 +57,17 @@ def fields(title: str | None, values: Mapping[str, object], *, brief: bool = Fal
 def rows(
     columns: Sequence[str], records: Iterable[Sequence[object]], *, brief: bool = False
 ) -> None:
-    """Print a table with a header; with `brief`, long hex is truncated on a terminal."""
+    """Print a table with the titles `columns`; `records` are its rows of cells.
+
+    With `brief`, long hex is truncated on a terminal.
+    """
     brief = brief and sys.stdout.isatty()
     cells = [[str(value) for value in record] for record in records]
     _table(([_truncate_hex(cell) for cell in each] if brief else each for each in cells), columns)
 
 
 def lines(texts: Iterable[str], *, hang: int = 0) -> None:
-    """Print texts, one per line; on a terminal, wrapped parts are indented by `hang` blanks."""
+    """Print each text as a line; on a terminal, wrapped parts are indented by `hang` blanks."""
     for text in texts:
         _line(text, hang=hang)
 
@@ -83,12 +89,12 @@ def steps(title: str, sentences: Iterable[str]) -> None:
 
 
 def verdict(text: str, *, good: bool) -> None:
-    """Print a verdict with a mark that does not depend on colour."""
+    """Print `text` in one line after a mark: `[ok]` if `good`, else `[!!]`."""
     _line(f"[{'ok' if good else '!!'}] {text}", "bold", wrap=False)
 
 
 def warning(text: str) -> None:
-    """Print a warning."""
+    """Print `text` to stdout, after the mark `[!!]`."""
     _line(f"[!!] {text}", "bold yellow")
 
 
@@ -120,7 +126,7 @@ def _truncate(text: str) -> str:
 
 
 def _truncate_hex(cell: str) -> str:
-    """Truncate long hex; return other text unchanged."""
+    """Truncate `cell` if it is long hex; return other text unchanged."""
     hexadecimal = len(cell) > CELL + 2 and not cell.strip("0123456789abcdef")
     return f"{cell[:CELL]}.." if hexadecimal else cell
 

@@ -24,6 +24,8 @@ def describe_comparison(
 ) -> dict[str, Any]:
     """Return the comparison with the evidence of a file, ready for JSON.
 
+    The members are `evidence` (the path), `shape`, `differences` and `not_compared`.
+
     Args:
         path: The file.
         differences: Values of the evidence that are not as expected.
@@ -45,7 +47,15 @@ def show_differences(
     uncompared: "Sequence[str]",
     shape_source: str | None,
 ) -> None:
-    """Print a verdict, and each difference with its cause; arguments as `describe_comparison`."""
+    """Print a verdict, each difference with its cause, and what is not proven.
+
+    Args:
+        expected: The expected values.
+        path: File of the evidence.
+        differences: Values of the evidence that are not as expected.
+        uncompared: Names of the registers that were not compared.
+        shape_source: Part of the evidence that names the machine's shape; None: options do.
+    """
     from attestkit.measure.expected import describe_gap
 
     text = "differs from the expected measurements" if differences else "as expected"

@@ -20,7 +20,7 @@ _OF_REPORT: Final = ("driver_version", "vbios_version", "nonce", "protected_pcie
 
 
 def describe_gpu_report(report: Report) -> dict[str, Any]:
-    """Return the fields of a report."""
+    """Return the fields of a GPU's or switch's report by name, ready for JSON; bytes are hex."""
     return {
         "device": report.kind,
         "nonce": report.nonce.hex(),
@@ -47,14 +47,14 @@ def _text(value: str | None) -> str | None:
 
 
 def describe_gpu_evidence(evidence: "GpuEvidence") -> dict[str, Any]:
-    """Return the devices of evidence, each as `describe_device`."""
+    """Return an object whose `devices` are those of the evidence, each as `describe_device`."""
     return {"devices": list(map(describe_device, evidence.devices))}
 
 
 def describe_device(device: "DeviceEvidence") -> dict[str, Any]:
-    """Return the fields of a device's certificates and report.
+    """Return the fields of a device's certificates and report by name, ready for JSON.
 
-    Fields of a malformed part are None, and `error` has the reason.
+    Fields of a malformed part are None, and `error` has the reason; it is None without an error.
     """
     found: dict[str, Any] = {"arch": device.architecture, **dict.fromkeys(_OF_CHAIN)}
     errors = []
@@ -74,7 +74,10 @@ def describe_device(device: "DeviceEvidence") -> dict[str, Any]:
 
 
 def describe_rim(rim: Rim) -> dict[str, Any]:
-    """Return the fields of a manifest, and its active measurements."""
+    """Return the fields of a manifest by name, with its active measurements and certificates.
+
+    A measurement has `index`, `name`, and the number of its accepted values, `alternatives`.
+    """
     from attestkit.cli.output.certificate_text import describe_certificate  # lazy: loads X.509
 
     return {
@@ -93,7 +96,11 @@ def describe_rim(rim: Rim) -> dict[str, Any]:
 
 
 def describe_gpu_endorsements(endorsements: "GpuEndorsements") -> dict[str, Any]:
-    """Return the manifests, the number of OCSP answers, and whether there are keys of a service."""
+    """Return what the endorsements contain, ready for JSON.
+
+    The members are `rims` (identifier, version and product of each manifest), `ocsp_answers` (their
+    number), and `has_nras_keys` (keys of NVIDIA's service).
+    """
     rims = []
     for identifier, data in endorsements.rims.items():
         try:

@@ -27,7 +27,11 @@ def _colour_mark(text: str) -> Text:
 
 
 def print_line(text: str, style: str, *, wrap: bool, hang: int) -> None:
-    """Print a line; with `wrap`, at the width of the terminal, and indented by `hang` blanks."""
+    """Print a line of text in a style of rich, such as `bold`; empty: plain.
+
+    With `wrap`, it is wrapped at the width of the terminal, and its parts are indented by `hang`
+    blanks.
+    """
     console, line = _console(), _colour_mark(text)
     if wrap and hang:
         parts = line[hang:].wrap(console, max(console.width - hang, 1))
@@ -39,7 +43,7 @@ def print_table(records: Sequence[Sequence[str]], header: Sequence[str], gap: in
     """Print records in columns.
 
     Args:
-        records: Rows of cells.
+        records: Rows of cells, at least one.
         header: Titles of the columns. If empty, no title row is printed, and the first column,
             which contains names, is bold.
         gap: Number of blanks between columns.
@@ -58,7 +62,11 @@ def print_table(records: Sequence[Sequence[str]], header: Sequence[str], gap: in
 
 @contextmanager
 def show_progress(label: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Context manager: show a progress bar on stderr, and remove it on exit."""
+    """Context manager: show a progress bar on stderr, and remove it on exit.
+
+    Yields a function to be called after each item. `label` is beside the bar; `total` is the number
+    of items, None if unknown.
+    """
     counted = () if total is None else (MofNCompleteColumn(), TimeRemainingColumn())
     columns = (TextColumn("{task.description}"), BarColumn(), *counted)
     with (

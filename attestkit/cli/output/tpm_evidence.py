@@ -28,7 +28,17 @@ from attestkit.tpm.pcrs import EVENT_PCR, extend, start_value
 
 
 class TpmParts(NamedTuple):
-    """Parts of evidence that belong to a TPM."""
+    """Parts of evidence that belong to a TPM.
+
+    Attributes:
+        quotes: TPMS_ATTEST and TPMT_SIGNATURE of each quote.
+        pcr_values: Values of PCRs.
+        attestation_key: TPMT_PUBLIC or DER; empty if a certificate or report has it.
+        certificates: Certificates in DER, that of the key first.
+        logs: Logs of firmware and IMA.
+        digests: Events of a log in the form of dstack, then runtime events; empty with other logs.
+        measures_events: Whether runtime events extend PCR 14.
+    """
 
     quotes: tuple[tuple[bytes, bytes], ...] = ()  # TPMS_ATTEST and TPMT_SIGNATURE
     pcr_values: tuple[PcrValue, ...] = ()
@@ -83,8 +93,9 @@ def read_tpm_parts(evidence: Evidence) -> TpmParts | None:
 def describe_tpm(evidence: Attestation) -> dict[str, Any] | None:
     """Return the TPM's part of evidence, ready for JSON; None on a platform without a TPM.
 
-    The only member is `error` if the evidence of the TPM is malformed as a whole. A malformed quote
-    or certificate has the member `error` instead of its own.
+    The members are `attestation_key` (hex), `quotes`, `pcrs`, `log_error`, `certificates` and
+    `paravisor`. The only member is `error` if the evidence of the TPM is malformed as a whole. A
+    malformed quote or certificate has the member `error` instead of its own.
     """
     platform = evidence.evidence.platform
     try:
@@ -116,7 +127,10 @@ def describe_tpm(evidence: Attestation) -> dict[str, Any] | None:
 
 
 def explain_pcrs(parts: TpmParts) -> tuple[frozenset[tuple[str, int]], str | None]:
-    """Return the PCRs (bank and index) that the logs replay to, and the error of the replay."""
+    """Return the PCRs, such as ("sha256", 4), that the logs replay to, and the error of the replay.
+
+    The error is None if the replay succeeded or there are no logs.
+    """
     if parts.digests or parts.measures_events:
         return _replay_digests(parts), None
     boot_log, ima_log, later = parts.logs
@@ -165,7 +179,10 @@ def _describe_quote(message: bytes, signature: bytes) -> dict[str, Any]:
 
 
 def _describe_document(evidence: Attestation) -> dict[str, Any]:
-    """Return the PCRs in a NitroTPM's attestation document, which has no TPM quote and no key."""
+    """Return the PCRs in a NitroTPM's attestation document, with the members of `describe_tpm`.
+
+    The document has no TPM quote and no key.
+    """
     from attestkit.cli.output.certificate_text import describe_certificate  # lazy: slow to import
 
     document = evidence.nitro_document
@@ -189,7 +206,11 @@ def _describe_document(evidence: Attestation) -> dict[str, Any]:
 
 
 def _describe_paravisor(platform: Platform) -> dict[str, Any] | None:
-    """Return the VM's properties in the HCL report of a paravisor; None without one."""
+    """Return the VM's properties in the HCL report of a paravisor; None without a paravisor.
+
+    The members are `report_type`, `attestation_key`, `user_data` (both hex) and `configuration`; or
+    `error` alone.
+    """
     if not isinstance(platform, (AzureSnp, AzureTdx)):
         return None
     from attestkit.attestation.azure import HclReport  # lazy: only for Azure
@@ -208,7 +229,7 @@ def _describe_paravisor(platform: Platform) -> dict[str, Any] | None:
 
 
 def tpm_replay(log: TpmEventLog, bank: str) -> dict[str, str]:
-    """Return the replayed PCRs of a bank in hex, or an `error`."""
+    """Return the replayed PCRs of a bank such as `sha256` in hex, by `pcr0` etc.; or an `error`."""
     try:
         return {f"pcr{pcr}": value.hex() for pcr, value in log.replay(bank).items()}
     except AttestKitError as error:  # unsupported algorithm, or events without this bank's digest
@@ -216,5 +237,8 @@ def tpm_replay(log: TpmEventLog, bank: str) -> dict[str, str]:
 
 
 def ima_replay(log: ImaLog, bank: str) -> dict[str, str]:
-    """Return the PCRs, in hex, that all records of an IMA log lead to in a bank."""
+    """Return the PCRs that all records of an IMA log lead to in a bank such as `sha256`.
+
+    They are in hex, by name such as `pcr10`.
+    """
     return {f"pcr{pcr}": log.replay(bank, pcr).hex() for pcr in log.pcrs}

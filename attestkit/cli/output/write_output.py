@@ -14,25 +14,27 @@ _STDOUT = ("-", "/dev/stdout")
 
 
 def is_stdout(path: Path) -> bool:
-    """Return whether a path means stdout."""
+    """Return whether a path, such as `-` or `/dev/stdout`, means stdout."""
     return str(path) in _STDOUT
 
 
 def require_file(option: str, path: Path | None) -> None:
-    """Raise UsageError if `path` is stdout, which is reserved for the results; name `option`."""
+    """Raise UsageError about `option` if `path` is stdout, which is reserved for the results."""
     if path is not None and is_stdout(path):
         text = f"{option} {path}: stdout is used for the results; name a file"
         raise UsageError(text, reason="conflict")
 
 
 def refuse_stdout(output: Path | None, *, as_json: bool) -> None:
-    """Raise UsageError if both `-o` and `--json` would write to stdout."""
+    """Raise UsageError if both `-o` (its file is `output`) and `--json` would write to stdout."""
     if as_json and output is not None and is_stdout(output):
         raise UsageError(f"-o {output} and --json: both write to stdout", reason="conflict")
 
 
 def check_output(option: str, path: Path | None, inputs: Iterable[Path]) -> None:
     """Check that an output is not an input, which it would overwrite.
+
+    `path` is the output that `option` names; None or stdout is accepted.
 
     Raises:
         UsageError: If the output is the same file as one of `inputs`; the text names `option`.
@@ -52,7 +54,7 @@ def check_outputs(
     """Check that outputs, each with its option, are not inputs and are different files.
 
     Args:
-        outputs: Outputs with their options.
+        outputs: Outputs with their options; None: not given.
         inputs: Files that are read.
         writable: Check that the outputs can be written, too, as `_check_writable`.
 
@@ -125,7 +127,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def print_bytes(data: bytes) -> None:
-    """Write bytes to stdout: raw into a pipe or file, as a line of hex on a terminal."""
+    """Write `data` to stdout: raw into a pipe or file, as a line of hex on a terminal."""
     if sys.stdout.isatty():
         sys.stdout.write(f"{data.hex()}\n")
         return
@@ -134,7 +136,7 @@ def print_bytes(data: bytes) -> None:
 
 
 def print_content(content: str | bytes) -> None:
-    """Write text to stdout, or bytes as `print_bytes`."""
+    """Write text to stdout as it is, or bytes as `print_bytes`."""
     if isinstance(content, bytes):
         print_bytes(content)
     else:
@@ -143,6 +145,8 @@ def print_content(content: str | bytes) -> None:
 
 def write_output(option: str, path: Path, content: str | bytes, *, mode: int = 0o644) -> bool:
     """Write UTF-8 text or bytes: replace a file atomically, or write to a pipe or device.
+
+    `mode` is the permissions of a file.
 
     Returns:
         False if the content was written to stdout; the command must then print nothing else there.

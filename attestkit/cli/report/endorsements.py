@@ -35,7 +35,7 @@ State: TypeAlias = tuple[str, str]  # CSS class and text
 
 
 def format_minute(moment: datetime) -> str:
-    """Format a time to the minute, in UTC."""
+    """Format a time, which must be in UTC, as `2026-01-31 23:59`."""
     return moment.strftime("%Y-%m-%d %H:%M")
 
 
@@ -46,7 +46,11 @@ def _state(start: datetime, end: datetime, at: datetime) -> State:
 
 
 def presented_chain(evidence: Attestation | Quote) -> tuple[bytes, ...]:
-    """Return the unverified certificates in evidence: the PCK chain (DER), or those of AMD."""
+    """Return the unverified certificates in evidence: the PCK chain in DER, or those of AMD.
+
+    The latter are DER, or other data of the evidence that are not PEM. Empty without certificates,
+    or if the PCK chain is unreadable.
+    """
     try:
         quote = evidence if isinstance(evidence, Quote) else evidence.quote
         if quote is not None:
@@ -69,7 +73,10 @@ def presented_chain(evidence: Attestation | Quote) -> tuple[bytes, ...]:
 def describe_chain(
     certificates: Sequence[bytes], at: datetime
 ) -> list[tuple[str, State, dict[str, str]]]:
-    """Return title, state and fields of DER certificates in their order; skip unreadable ones."""
+    """Return title, state and fields of certificates in DER, in their order; skip unreadable ones.
+
+    The state is a CSS class and text, at the verification time `at`; fields are texts by title.
+    """
     described = []
     for der in certificates[:MOST]:
         try:
@@ -90,7 +97,10 @@ def describe_chain(
 
 
 def describe_parts(collateral: Collateral, at: datetime) -> list[tuple[str, str, str, State]]:
-    """Return name, start and end (as text), and state of each part of collateral."""
+    """Return name, start and end (as text), and state of each part of collateral.
+
+    The state is a CSS class and text, at the verification time `at`.
+    """
     found = []
     for field, name in _PARTS.items():
         try:
@@ -118,7 +128,17 @@ Svn: TypeAlias = tuple[int, bool]
 
 
 class TcbLevelRow(NamedTuple):
-    """A TCB level, or the platform itself, in the table of TCB levels."""
+    """A TCB level, or the platform itself, in the table of TCB levels.
+
+    Attributes:
+        css: CSS class: `own`: the platform; `mine`: its level, with `ok` if up to date; else empty.
+        date: Date of the level; empty for the platform.
+        status: TCB status, such as `UpToDate`.
+        components: SVNs, one list for each column of the table, each with whether the platform's
+            is lower.
+        pce: PCE SVN, likewise.
+        advisories: Ids of Intel's advisories.
+    """
 
     css: str  # own: the platform; mine: its level, with ok if up to date
     date: str
@@ -129,7 +149,10 @@ class TcbLevelRow(NamedTuple):
 
 
 class TcbTable(NamedTuple):
-    """The row of the platform, if its SVNs are readable, followed by Intel's TCB levels."""
+    """The row of the platform, if its SVNs are readable, followed by Intel's TCB levels.
+
+    `note` is the text above the table; `columns` are the titles of lists of SVNs.
+    """
 
     note: str
     columns: tuple[str, ...] = ()
@@ -137,14 +160,14 @@ class TcbTable(NamedTuple):
 
 
 class _Platform(NamedTuple):
-    """The SVNs of a platform: one list per column, and the PCE SVN."""
+    """The SVNs of a platform: for each column of the table a byte per SVN, and the PCE SVN."""
 
     components: tuple[bytes, ...]
     pce: int
 
 
 def tcb_table(collateral: Collateral, evidence: Attestation | Quote) -> TcbTable | None:
-    """Return the levels of the collateral's TCB info; None for evidence without a quote."""
+    """Return the table of TCB levels in the collateral's TCB info; None without a quote."""
     from attestkit.verifier.dcap.tcb_info import read_tcb_info  # lazy: loads msgspec
 
     quote = evidence if isinstance(evidence, Quote) else evidence.quote
@@ -174,7 +197,10 @@ def tcb_table(collateral: Collateral, evidence: Attestation | Quote) -> TcbTable
 
 
 def _platform(quote: Quote, collateral: Collateral, *, tdx: bool) -> _Platform | None:
-    """Return the SVNs of the PCK certificate and the quote, or None if unreadable."""
+    """Return the SVNs of the PCK certificate and the quote, or None if unreadable.
+
+    With `tdx`, there is a second column: TEE_TCB_SVN of the TD.
+    """
     from attestkit._crypto.x509.pem_chain import split_chain  # lazy: loads X.509
     from attestkit._crypto.x509.sgx_extension import read_sgx_extension
 

@@ -26,7 +26,15 @@ _TITLES: Final = {
 
 
 class Cell(NamedTuple):
-    """A square in the picture of measurements; position in units of the SVG."""
+    """A square in the picture of measurements.
+
+    Attributes:
+        number: Index of the measurement in the report and in the manifests.
+        x: Left edge, in units of the SVG.
+        y: Upper edge.
+        css: CSS class of the state.
+        title: Text of the state.
+    """
 
     number: int  # index in the report and in the manifests
     x: int
@@ -36,7 +44,10 @@ class Cell(NamedTuple):
 
 
 class MeasurementStrip(NamedTuple):
-    """The measurements of a device, in rows of cells."""
+    """The measurements of a device, in rows of cells, with the size of the SVG in its units.
+
+    `legend` has CSS class and text of each state that occurs.
+    """
 
     cells: tuple[Cell, ...]
     width: int
@@ -54,8 +65,12 @@ def build_strip(
 ) -> MeasurementStrip:
     """Return the picture of `count` measurements.
 
-    `matched`, `skipped` and `mismatches` are indexes of measurements. If `compared` is False, no
-    measurement was compared.
+    Args:
+        count: Number of measurements in the report.
+        matched: Indexes of those that equal the reference manifest.
+        skipped: Indexes of those that were not compared.
+        mismatches: Indexes of those that differ.
+        compared: False if no measurement was compared.
     """
     titles = _TITLES if compared else {**_TITLES, "unused": "not compared"}
     states = {**dict.fromkeys(matched, "matched"), **dict.fromkeys(skipped, "skipped")}
@@ -72,14 +87,17 @@ def build_strip(
 
 
 class Node(NamedTuple):
-    """A device in the picture of connections."""
+    """A device in the picture of connections: its label, and its x in units of the SVG."""
 
     x: int
     label: str
 
 
 class ConnectionPicture(NamedTuple):
-    """GPUs above, switches below, and a line for each connection."""
+    """GPUs above, switches below, and a line for each connection.
+
+    `width` is in units of the SVG; `connected` is whether each GPU is connected with each switch.
+    """
 
     gpus: tuple[Node, ...]
     switches: tuple[Node, ...]
@@ -90,7 +108,10 @@ class ConnectionPicture(NamedTuple):
 def draw_connections(
     gpus: Collection[int], switches: Collection[int], *, connected: bool
 ) -> ConnectionPicture:
-    """Return the picture of the connections of devices, named by their position in evidence."""
+    """Return the picture of the connections of devices, named by their index in the evidence.
+
+    `connected` is whether each GPU is connected with each switch.
+    """
     width = max(len(gpus), len(switches)) * _STEP
     return ConnectionPicture(
         _row(gpus, "GPU", width), _row(switches, "switch", width), width, connected
@@ -146,7 +167,20 @@ _ALWAYS_UNPROVEN: Final = (
 
 
 class GpuCard(NamedTuple):
-    """Content of the report about one GPU or switch."""
+    """Content of the report about one GPU or switch.
+
+    Attributes:
+        title: Title, such as `GPU 0`.
+        css: CSS class of the state.
+        state: Text of the state.
+        binding: CSS class, short text and text: how the GPU is bound to the CPU's evidence.
+        facts: Texts by title.
+        strip: Picture of the measurements; None without any.
+        chain: Title, state and fields of each certificate.
+        rims: Identifier, version, product, signer and end of validity of each manifest.
+        ocsp: Certificate, CSS class, status, start and end of each OCSP answer.
+        error: Reason why the evidence is malformed; empty without an error.
+    """
 
     title: str
     css: str  # of the state
@@ -161,7 +195,17 @@ class GpuCard(NamedTuple):
 
 
 class GpuSection(NamedTuple):
-    """Content of the section on GPUs."""
+    """Content of the section on GPUs.
+
+    Attributes:
+        note: Text above the devices.
+        facts: Texts by title.
+        cards: The devices.
+        connections: Picture of connections; None without switches.
+        connections_note: Text below it; may be empty.
+        not_proven: Texts about what is not proven.
+        open: Whether the cards are unfolded.
+    """
 
     note: str
     facts: dict[str, str]
@@ -185,9 +229,9 @@ def build_gpu_section(outcome: "FileOutcome") -> GpuSection | None:
 
 
 def _evidence(outcome: "FileOutcome") -> "GpuEvidence | None":
-    """Return the GPU evidence of the options, or that enclosed in the CPU's evidence.
+    """Return the GPU evidence of the options, or that enclosed in the CPU's evidence; else None.
 
-    Output of nvattest of the boot has no reports or certificates to show.
+    Output of `nvattest attest` at boot has no reports or certificates to show.
     """
     given = outcome.gpu_evidence
     if given is not None or not isinstance(outcome.evidence, Attestation):

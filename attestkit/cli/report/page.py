@@ -123,13 +123,13 @@ def _template() -> "Template":
 
 
 def _printable(value: object) -> object:
-    """Escape control characters in a value of the template; Markup is the template's own."""
+    """Escape control characters in text of the template, and truncate it; Markup is unchanged."""
     own = hasattr(value, "__html__")
     return printable(value, LONGEST) if isinstance(value, str) and not own else value
 
 
 def _sections(outcome: FileOutcome, evidence: Attestation | Quote) -> dict[str, object]:
-    """Return the content of the sections by name."""
+    """Return the content of the sections by name; None or empty for those without content."""
     result, collateral = outcome.result, outcome.collateral
     claims = _claims(evidence, result)
     of_tpm = () if claims.vtpm is None else claims.vtpm.registers()
@@ -156,7 +156,7 @@ def _has_log(evidence: Attestation | Quote | None) -> bool:
 
 
 def _claims(evidence: Attestation | Quote, result: "AttestationResult | None") -> "Claims":
-    """Return verified claims, or the unverified ones of rejected evidence."""
+    """Return the claims of a verified result; without it (None), the evidence's unverified ones."""
     from attestkit.verifier.evidence.checks import ParsedEvidence
     from attestkit.verifier.evidence.platform_claims import collect_claims
     from attestkit.verifier.os_image import VerifiedImage
@@ -260,7 +260,7 @@ def _identity(info: "AppInfo | None") -> dict[str, str]:
 
 
 def _config(evidence: Attestation | Quote) -> list[str]:
-    """Return the lines of the configuration, indented if it is JSON, and truncated."""
+    """Return the lines of the configuration in evidence, indented if it is JSON, and truncated."""
     if isinstance(evidence, Quote) or not evidence.config:
         return []
     text = evidence.config

@@ -25,7 +25,20 @@ OPEN: Final = 24  # maximum number of events of an unfolded timeline
 
 
 class RegisterTimeline(NamedTuple):
-    """One register with its value and events."""
+    """One register with its value and events.
+
+    Attributes:
+        name: Name, such as `RTMR0`.
+        value: Value in hex.
+        css: CSS class of the state.
+        state: Text of the state, such as `log agrees`.
+        summary: Number of events, as text.
+        replayed: Replayed value in hex if it differs from `value`; else empty.
+        events: Shown events, with their index in the whole log.
+        gap_after: Number of events before the omitted ones; 0: none are omitted.
+        gap: Text about the omitted events.
+        open: Whether the events are unfolded.
+    """
 
     name: str
     value: str
@@ -42,7 +55,7 @@ class RegisterTimeline(NamedTuple):
 def build_timelines(
     evidence: Attestation | Quote, registers: Sequence[tuple[str, bytes]]
 ) -> tuple[RegisterTimeline, ...]:
-    """Return each of `registers`, pairs of name and value, with its events in the evidence."""
+    """Return each of `registers`, pairs of name (such as `rtmr0`) and value, with its events."""
     plain = tuple(
         RegisterTimeline(name.upper(), value.hex(), "", "", "") for name, value in registers
     )
@@ -138,7 +151,7 @@ _UNVERIFIED_NOTE: Final = "These values are those of the evidence; no signature 
 
 
 class PcrRow(NamedTuple):
-    """A PCR in the table."""
+    """A PCR in the table: name (`sha256:4`), value in hex, CSS class and text of its state."""
 
     name: str  # bank and index
     value: str
@@ -147,7 +160,14 @@ class PcrRow(NamedTuple):
 
 
 class TpmSection(NamedTuple):
-    """Content of the section on a TPM."""
+    """Content of the section on a TPM.
+
+    Attributes:
+        note: Text above the section.
+        facts: Texts by title.
+        pcrs: Rows of the table of PCRs.
+        not_proven: Texts of steps that were skipped, or have a caution.
+    """
 
     note: str
     facts: dict[str, str]
@@ -158,7 +178,10 @@ class TpmSection(NamedTuple):
 def build_tpm_section(
     evidence: Attestation | Quote, result: "AttestationResult | None"
 ) -> TpmSection | None:
-    """Return the report's section on the TPM; None for evidence without a TPM."""
+    """Return the report's section on the TPM; None for evidence without a TPM.
+
+    If `result` is None, the evidence was rejected, and its unverified values are shown.
+    """
     if result is not None:
         return None if result.claims.vtpm is None else _verified_tpm(result, result.claims.vtpm)
     if isinstance(evidence, Quote):
