@@ -45,15 +45,15 @@ class OpenTpm(OpenFile):
         self._file = file
 
     def read(self, size: int, _offset: int) -> bytes:
-        """Return the response; nothing if none is pending."""
+        """Return at most `size` bytes of the response; b"" if none is pending."""
         return self._file.read(size)
 
     def write(self, data: bytes, _offset: int) -> int:
-        """Run the command in `data`; return its size."""
+        """Run the TPM command in `data`; return its size in bytes."""
         return self._file.write(data)
 
     def poll(self) -> int:
-        """Return the poll events: readable if a response is pending, otherwise writable."""
+        """Return POLL bits: readable if a response is pending, otherwise writable."""
         if self._file.readable:
             return select.POLLIN | select.POLLRDNORM
         return select.POLLOUT | select.POLLWRNORM
@@ -64,7 +64,10 @@ class OpenTpm(OpenFile):
 
 
 def add_tpm(tree: Tree, vtpm: SimulatedVtpm, release: EmulatedKernel, faults: Faults) -> None:
-    """Add device nodes, boot log and sysfs files of a TPM, as the kernel `release` has them."""
+    """Add device nodes, boot log and sysfs files of a TPM to `tree`, as in Linux `release`.
+
+    `faults` are the armed faults; these files have no label, so none applies to them.
+    """
     manager = resource_manager.ResourceManager(vtpm.tpm)
     raw = resource_manager.RawNode(vtpm.tpm, manager.lock)
     tree.add("/dev/tpmrm0", _device(manager.open, faults))
@@ -85,7 +88,7 @@ def _device(opened: Callable[[], resource_manager.TpmDeviceFile], faults: Faults
 
 
 def _show_pcr(vtpm: SimulatedVtpm, bank: str, pcr: int) -> bytes:
-    """Return a PCR as in sysfs: upper-case hexadecimal digits and a newline."""
+    """Return PCR `pcr` of a bank, such as `sha256`, as in sysfs: hex in capitals, and a newline."""
     return f"{vtpm.tpm.read_pcr(bank, pcr).hex().upper()}\n".encode()
 
 
@@ -96,7 +99,7 @@ class CloudFiles:
         scenario: A scenario of one of `CLOUDS`.
         seed: 32 bytes, the seed of the hardware's certificates too.
         faults: The armed faults.
-        now: Returns Unix time.
+        now: Returns Unix time in seconds.
         random: Returns a number of random bytes.
         metadata_address: IPv4 address and port at which the metadata service listens, if the cloud
             has one; port 0: a free one.
@@ -137,7 +140,7 @@ class CloudFiles:
         return self.platform.endswith("-tdx")
 
     def add_files(self, tree: Tree, release: EmulatedKernel) -> None:
-        """Add the cloud's files to the tree of the machine, as the kernel `release` has them."""
+        """Add the cloud's files to the tree of the machine, as they are in Linux `release`."""
         faults = self._faults
         for name, text in CLOUDS[self.platform].dmi.items():
             tree.add(f"/sys/class/dmi/id/{name}", constant_file("", faults, f"{text}\n".encode()))

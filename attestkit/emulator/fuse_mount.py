@@ -75,10 +75,10 @@ def serve(
 
     Args:
         folder: An empty folder.
-        setup: Properties of the machine.
+        setup: Properties of the machine. None: those of `Setup()`.
         seed: 32 bytes from which all keys are derived. None: random, and stored in `state_dir` if
             there is one.
-        faults: Faults to inject.
+        faults: Faults to inject. None: none.
         state_dir: A folder that preserves the seed and the content of `/run/log/dstack`, used by
             one process at a time. None: temporary.
         qgs: Address at which a quote generation service listens: the path of a Unix socket, which
@@ -90,7 +90,7 @@ def serve(
         gpu_driver: An empty folder into which the stub driver of simulated GPUs is compiled. None:
             temporary.
         ready: Called after the mount; if it returns False, the mount ends immediately.
-        now: Returns Unix time, for collateral and certificates.
+        now: Returns Unix time in seconds, for collateral and certificates.
         random: Returns a number of random bytes.
 
     Raises:
@@ -143,7 +143,7 @@ def _quote_service(place: str, machine: Machine, faults: Faults) -> QuoteService
 
 @contextlib.contextmanager
 def _block_signals() -> Iterator[frozenset[int]]:
-    """Context manager: block and yield those of the signals `_ENDING` that are not ignored.
+    """Context manager: block SIGTERM, SIGINT and SIGHUP, unless ignored, and yield their numbers.
 
     During the mount, `_Unmounter` waits for them. A signal before the mount, or a second signal
     after it, thus cannot interrupt the cleanup.
@@ -161,7 +161,7 @@ def _block_signals() -> Iterator[frozenset[int]]:
 
 
 def _check_empty_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return the absolute path; UsageError unless it is an empty folder."""
+    """Return the absolute path of a folder; UsageError unless it is an empty folder."""
     place = Path(folder)
     try:
         if any(place.iterdir()):
@@ -205,7 +205,8 @@ def _lock_state(
 ) -> tuple[bytes, str]:
     """Lock the state folder until `stack` is closed; return the seed and the runtime log's folder.
 
-    A seed that is given is returned unchanged; otherwise it is that in the folder.
+    A seed that is given (32 bytes) is returned unchanged; otherwise it is that in the folder, where
+    it is created with `random` if it is missing.
     """
     if is_in_covering_tmpfs(Path(state_dir)):
         text = f"state_dir: {state_dir} would be deleted at the end; {_PASSING}"
@@ -299,7 +300,18 @@ def _mount(
     ready: Callable[[], bool | None],
     ending: Collection[int],
 ) -> None:
-    """Process requests until one of the signals `ending`, or an unmount."""
+    """Mount the machine on `place`, and process requests until a signal or an unmount.
+
+    Args:
+        fuse: The module mfusepy.
+        place: An empty folder.
+        machine: The machine.
+        ready: Called after the mount; if it returns False, the mount ends immediately.
+        ending: Numbers of the signals that end the mount; the caller has blocked them.
+
+    Raises:
+        BackendError: If the mount fails.
+    """
     with contextlib.closing(_CapturedStderr()) as stderr, contextlib.ExitStack() as stack:
         end = _Unmounter(fuse, place, ending)
 

@@ -18,7 +18,15 @@ _WRITE, _READ = 1, 2  # directions in an ioctl number (_IOC_WRITE, _IOC_READ)
 
 
 class FileInfo(Protocol):
-    """Fields of libfuse's `struct fuse_file_info`: handle `fh` of an open file, and its options."""
+    """Fields of libfuse's `struct fuse_file_info`.
+
+    Attributes:
+        fh: Handle of the open file.
+        flags: Flags of open(2).
+        direct_io: 1: the kernel does not cache the content.
+        nonseekable: 1: the file cannot be read or written at an offset.
+        noflush: 1: close(2) makes no request.
+    """
 
     fh: int  # the file handle
     flags: int  # of open(2)
@@ -29,6 +37,9 @@ class FileInfo(Protocol):
 
 class FuseOperations:
     """FUSE operations, named as mfusepy expects; an OSError becomes the errno of the response.
+
+    A path is absolute in the mount, such as `/dev/tdx_guest`. For an open file it is None: then
+    `info` has its handle. Operations without a result return 0.
 
     Args:
         machine: The machine with the files.
@@ -60,16 +71,22 @@ class FuseOperations:
         self._uid, self._gid = os.getuid(), os.getgid()
 
     def init_with_config(self, _connection: object, _config: object) -> None:
-        """Signal the waiting thread that the kernel has mounted the file system."""
+        """Report that the kernel has mounted the file system, by the constructor's `ready`.
+
+        The arguments are ignored.
+        """
         self._ready()
 
     def getattr(self, path: str | None, info: FileInfo | None = None) -> dict[str, int]:
-        """Return the attributes of a file."""
+        """Return the attributes of a file or folder by name, such as `st_mode`.
+
+        If `path` is None, it is the open one whose handle is in `info`.
+        """
         node = self._tree.find(path) if path is not None else self._node_of(_handle(info))
         return self._attributes(node)
 
     def _node_of(self, number: int) -> kernel_files.Node:
-        """Return the node of a handle."""
+        """Return the node of an open file or folder with the handle `number`."""
         if number in self._folders:
             return self._tree.find(self._folders[number])
         return self._files[number][0]
@@ -89,34 +106,34 @@ class FuseOperations:
         }
 
     def readlink(self, path: str) -> str:
-        """Return the target of a link."""
+        """Return the target of the link at `path`."""
         node = self._tree.find(path)
         assert isinstance(node, kernel_files.Link)
         return node.target
 
     def opendir(self, path: str) -> int:
-        """Open a folder."""
+        """Open the folder at `path`, an absolute path in the mount, and return its handle."""
         self._tree.list(path)
         self._number += 1
         self._folders[self._number] = path
         return self._number
 
     def readdir(self, _path: str | None, number: int) -> list[str]:
-        """Return the names in an open folder."""
+        """Return the names in an open folder, whose handle is `number`; the path is ignored."""
         return [".", "..", *self._tree.list(self._folders[number])]
 
     def releasedir(self, _path: str | None, number: int) -> int:
-        """Close a folder."""
+        """Close the open folder whose handle is `number`; the path is ignored."""
         del self._folders[number]
         return 0
 
     def mkdir(self, path: str, _mode: int) -> int:
-        """Create a report entry."""
+        """Create the folder `path`, which must be a report entry; its mode is ignored."""
         self._tree.make(path)
         return 0
 
     def rmdir(self, path: str) -> int:
-        """Remove a report entry."""
+        """Remove the folder `path`, which must be a report entry."""
         self._tree.remove(path)
         return 0
 
@@ -135,7 +152,10 @@ class FuseOperations:
     link: Callable[..., int] = _refuse
 
     def open(self, path: str, info: FileInfo) -> int:
-        """Open a file, without caching by the kernel."""
+        """Open the file at `path` with the flags in `info`, without caching by the kernel.
+
+        The handle and the options are set in `info`.
+        """
         file = self._tree.file(path)
         opened = file.open(info.flags)
         if info.flags & os.O_TRUNC:
@@ -151,19 +171,25 @@ class FuseOperations:
         return 0
 
     def truncate(self, path: str | None, _length: int, info: FileInfo | None = None) -> int:
-        """Call the file's `truncate`, which by default does nothing, as in configfs and sysfs."""
+        """Call the file's `truncate`, which by default does nothing, as in configfs and sysfs.
+
+        The length is ignored. If `path` is None, the file is the open one in `info`.
+        """
         file = self._tree.file(path) if path is not None else self._files[_handle(info)][0]
         file.truncate()
         return 0
 
     def read(self, _path: str | None, size: int, offset: int, info: FileInfo) -> bytes:
-        """Read from an open file."""
+        """Return at most `size` bytes at `offset` of the open file in `info`."""
         data = self._files[info.fh][1].read(size, offset)
         self._wake(info.fh)
         return data
 
     def write(self, _path: str | None, data: bytes, offset: int, info: FileInfo) -> int:
-        """Write to an open file. These files ignore O_APPEND, which FUSE would apply."""
+        """Write `data` at `offset` of the open file in `info`; return the number of bytes written.
+
+        These files ignore O_APPEND, which FUSE would apply to the offset.
+        """
         number = info.fh
         opened = self._files[number][1]
         if number not in self._appended:
@@ -175,12 +201,12 @@ class FuseOperations:
         return count
 
     def flush(self, _path: str | None, info: FileInfo) -> int:
-        """Flush an open file; close(2) waits for this."""
+        """Flush the open file in `info` at a close(2), which waits for this."""
         self._files[info.fh][1].flush()
         return 0
 
     def release(self, _path: str | None, info: FileInfo) -> int:
-        """Release an open file; the last close(2) may have returned already."""
+        """Release the open file in `info`; the last close(2) may have returned already."""
         self._appended.pop(info.fh, None)
         opened = self._files.pop(info.fh)[1]
         self._wake(info.fh)
@@ -191,7 +217,11 @@ class FuseOperations:
     def poll(
         self, _path: str | None, info: FileInfo, handle: int | None, events: "ctypes.Array[Any]"
     ) -> int:
-        """Return the events that are ready, and keep the handle of a waiting program."""
+        """Set `events[0]` to the POLL bits of the open file in `info` that are ready.
+
+        `handle` is that of a program that waits in poll(2), which is stored; 0 or None: no program
+        waits.
+        """
         events[0] = (
             self._files[info.fh][1].poll() if info.fh in self._files else kernel_files.ALWAYS_READY
         )
@@ -201,7 +231,7 @@ class FuseOperations:
         return 0
 
     def _wake(self, number: int) -> None:
-        """Notify the kernel that a program's poll(2) of an open file has to be evaluated again."""
+        """Make the kernel evaluate a program's poll(2) of the open file `number` again."""
         if handle := self._waiting.pop(number, None):
             self._notify(handle)
 
@@ -214,7 +244,16 @@ class FuseOperations:
         _flags: int,
         data: int | None,
     ) -> int:
-        """Execute an ioctl. FUSE copies data in and out according to the command number."""
+        """Execute an ioctl of an open file.
+
+        Args:
+            command: Request number; it contains size and direction of the data.
+            argument: Third argument of ioctl(2), usually an address in the caller's memory; None:
+                0.
+            info: The open file.
+            data: Address of libfuse's buffer, from and to which FUSE copies the data; None: no
+                data.
+        """
         if info.fh not in self._files:  # a folder
             raise kernel_files.os_error(ENOTTY)
         size, direction = command >> 16 & 0x3FFF, command >> 30
@@ -228,7 +267,7 @@ class FuseOperations:
 
 
 def _handle(info: FileInfo | None) -> int:
-    """Return the handle of an open file, which libfuse passes instead of a path."""
+    """Return the handle of the open file `info`, which libfuse passes instead of a path."""
     assert info is not None
     return info.fh
 
@@ -240,9 +279,15 @@ def wait_unless_signalled(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Sleep for `seconds`; return False as soon as `thread` or its process has a pending signal.
+    """Sleep for `seconds`; return False as soon as a thread or its process has a pending signal.
 
     FUSE reports signals too, but only to a program that reads requests at the same time.
+
+    Args:
+        seconds: Time to sleep.
+        thread: Id of the thread.
+        clock: A monotonic clock in seconds.
+        sleep: Sleeps for a number of seconds.
     """
     end = clock() + seconds
     while (left := end - clock()) > 0:

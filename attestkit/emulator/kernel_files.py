@@ -18,12 +18,19 @@ ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | selec
 
 
 def os_error(number: int) -> OSError:
-    """Return the OSError of an errno."""
+    """Return the OSError of the errno `number`, with the system's text."""
     return OSError(number, os.strerror(number))
 
 
 class Ioctl(NamedTuple):
-    """An ioctl(2) call of a program."""
+    """An ioctl(2) call of a program.
+
+    Attributes:
+        command: Request number.
+        argument: Third argument, usually an address.
+        given: Data at that address, if the command number has _IOC_WRITE; else empty.
+        memory: Memory of the caller.
+    """
 
     command: int  # request number
     argument: int  # usually an address
@@ -38,15 +45,18 @@ class OpenFile:
     flushes = False  # whether `flush` has an effect
 
     def read(self, _size: int, _offset: int) -> bytes:
-        """Return up to `size` bytes from `offset`."""
+        """Return up to `size` bytes from `offset`; raises EIO by default."""
         raise os_error(EIO)
 
     def write(self, _data: bytes, _offset: int) -> int:
-        """Write bytes; return their number."""
+        """Write the bytes at an offset; return their number; raises EIO by default."""
         raise os_error(EIO)
 
     def ioctl(self, _call: Ioctl) -> bytes:
-        """Execute a command; return the data to copy back if its number has _IOC_READ."""
+        """Execute a command; return the data to copy back if its number has _IOC_READ.
+
+        Raises ENOTTY by default.
+        """
         raise os_error(ENOTTY)
 
     def flush(self) -> None:
@@ -85,17 +95,26 @@ class Folder(Node):
         self.names: dict[str, Node] = {}
 
     def make(self, _name: str) -> "Folder":
-        """Create a folder in this one."""
+        """Create and return a folder with this name in this one; raises EPERM by default."""
         raise os_error(EPERM)
 
     def remove(self, _name: str) -> None:
-        """Remove a folder in this one."""
+        """Remove the folder with this name from this one; raises EPERM by default."""
         raise os_error(EPERM)
 
 
 @dataclass(eq=False, repr=False)
 class File(Node):
-    """A file of an emulated kernel; armed faults can make its operations fail."""
+    """A file of an emulated kernel; armed faults can make its operations fail.
+
+    Attributes:
+        label: Name of the file in fault specifications; empty: no faults.
+        faults: The armed faults.
+        opened: Returns a new open file description.
+        mode: Permissions.
+        size: st_size.
+        truncate: Called for O_TRUNC.
+    """
 
     label: str  # in fault specifications
     faults: Faults
@@ -105,7 +124,10 @@ class File(Node):
     truncate: Callable[[], None] = lambda: None  # for O_TRUNC
 
     def open(self, flags: int) -> OpenFile:
-        """Open the file. The mode applies to root too, as in configfs and sysfs."""
+        """Open the file with the flags of a system call; raises EACCES if the mode forbids it.
+
+        The mode applies to root too, as in configfs and sysfs.
+        """
         self.faults.check(f"open:{self.label}")
         access = flags & os.O_ACCMODE
         if access != os.O_RDONLY and not self.mode & 0o222:
@@ -125,7 +147,7 @@ class Snapshot(OpenFile):
         self._content: bytes | None = None
 
     def read(self, size: int, offset: int) -> bytes:
-        """Return a part of the content."""
+        """Return at most `size` bytes of the content at `offset`."""
         if self._content is None:
             self._faults.check(self._operation)
             self._content = self._make()
@@ -139,7 +161,7 @@ class WriteOnly(OpenFile):
         self._store = store
 
     def write(self, data: bytes, _offset: int) -> int:
-        """Store bytes; return their number."""
+        """Store `data`, whatever the offset; return the number of bytes."""
         self._store(data)
         return len(data)
 
@@ -149,24 +171,36 @@ def text_file(
 ) -> File:
     """Return a read-only file whose content is computed at the first read after an open.
 
-    `label` is the file's name in fault specifications, such as `read:LABEL=EIO`.
+    Args:
+        label: Name of the file in fault specifications, such as `read:LABEL=EIO`; may be empty.
+        faults: The armed faults.
+        content: Returns the content.
+        mode: Permissions.
+        size: st_size, which need not be the size of the content.
     """
     return File(label, faults, lambda file: Snapshot(file, content), mode=mode, size=size)
 
 
 def constant_file(label: str, faults: Faults, data: bytes, *, mode: int = 0o444) -> File:
-    """Return a read-only file with the content `data`; `label` as for `text_file`."""
+    """Return a read-only file with the content `data`.
+
+    Args:
+        label: Name of the file in fault specifications; may be empty.
+        faults: The armed faults.
+        data: Content; its size is st_size.
+        mode: Permissions.
+    """
     return text_file(label, faults, lambda: data, mode=mode, size=len(data))
 
 
 class Tree:
-    """All files by path, such as `/sys/kernel/config`."""
+    """All files by absolute path, such as `/sys/kernel/config`. Errors are OSErrors."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {"/": Folder()}
 
     def add(self, path: str, node: Node) -> None:
-        """Add a node and missing parent folders."""
+        """Add a node at `path`, and missing parent folders."""
         parent, _, name = path.rpartition("/")
         parent = parent or "/"
         if parent not in self._nodes:
@@ -193,11 +227,11 @@ class Tree:
         return node
 
     def list(self, path: str) -> list[str]:
-        """Return the names in a folder."""
+        """Return the names in the folder at `path`; raises ENOENT or ENOTDIR."""
         return list(self._folder(path).names)
 
     def make(self, path: str) -> None:
-        """Create a folder, if its parent allows it."""
+        """Create the folder `path`, if its parent allows it; raises EEXIST."""
         if path in self._nodes:
             raise os_error(EEXIST)
         parent, _, name = path.rpartition("/")
@@ -205,7 +239,7 @@ class Tree:
         self.add(path, folder)
 
     def remove(self, path: str) -> None:
-        """Remove a folder with its files, if its parent allows it."""
+        """Remove the folder `path` with its files, if its parent allows it."""
         node = self.find(path)
         if not isinstance(node, Folder):
             raise os_error(ENOTDIR)
@@ -214,7 +248,7 @@ class Tree:
         self.drop(path)
 
     def drop(self, path: str) -> None:
-        """Remove a folder with its files unconditionally."""
+        """Remove the folder `path` with its files unconditionally."""
         parent, _, name = path.rpartition("/")
         folder = self._folder(path)
         del self._folder(parent or "/").names[name]
@@ -250,7 +284,7 @@ class BinaryWriter(OpenFile):
         self._written = False  # since the last commit
 
     def write(self, data: bytes, offset: int) -> int:
-        """Buffer bytes; raises EFBIG beyond the limit."""
+        """Buffer `data` for the content at `offset`; raises EFBIG beyond the limit."""
         self._faults.check(self._operation)
         self._written = True
         if offset + len(data) > self._limit:

@@ -23,7 +23,7 @@ class EmulatedKernel(KernelRelease):
 
     @classmethod
     def parse(cls, text: str) -> "EmulatedKernel":
-        """Parse `6.12` or `6.12.80`; UsageError otherwise."""
+        """Parse `text`, such as `6.12` or `6.12.80`; UsageError otherwise."""
         match = _TEXT.fullmatch(text)
         if match is None:
             text = f"kernel release: must be like 6.12 or 6.12.80, not {shown(text)}"
@@ -37,7 +37,7 @@ class EmulatedKernel(KernelRelease):
 
     @property
     def quote_buffer(self) -> int:
-        """Size of the buffer shared with the host, with its header of 24 bytes."""
+        """Bytes of the buffer shared with the host for quotes, with its header of 24 bytes."""
         return 128 << 10 if self.number >= (7, 0) else 8 << 10
 
 
@@ -51,12 +51,20 @@ MS_SLAVE: Final = 1 << 19
 
 
 def unshare(namespaces: int) -> None:
-    """Move this process into new namespaces; raises OSError."""
+    """Move this process into new namespaces, given as CLONE_ flags; raises OSError."""
     _call_libc("unshare", ctypes.c_int(namespaces))
 
 
 def mount(source: str, target: str, *, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """Mount a file system of type `kind`, or with MS_BIND the file `source`; raises OSError."""
+    """Mount a file system on the path `target`; raises OSError.
+
+    Args:
+        source: Device or name; with MS_BIND the file or folder to show.
+        target: File or folder to mount on.
+        kind: Type of the file system, such as `tmpfs`; empty: none.
+        flags: MS_ flags.
+        options: Options of the file system, such as `mode=755`; empty: none.
+    """
     _call_libc(
         "mount",
         os.fsencode(source),

@@ -46,6 +46,20 @@ _HEALTHY: Final = Scenario()
 class Setup:
     """Properties of an emulated machine.
 
+    Attributes:
+        provider: The loaded driver: `tdx_guest`, `sev_guest`, or `none` (a TDX guest without one).
+        kernel: The emulated release of Linux.
+        driver: Ioctls of /dev/tdx_guest, a key of `tdx_driver.DRIVERS`.
+        quote_version: 4, or 5 (TDX 1.5).
+        scenario: Platform, and content of its evidence.
+        mr_config_id: MRCONFIGID of a TDX guest, 48 bytes.
+        host_data: HOST_DATA of an SEV-SNP guest, 32 bytes.
+        vmpl: VMPL of an SEV-SNP guest's kernel, 0 to 3; above 0 there is an SVSM.
+        certificates: Whether the host of an SEV-SNP guest has certificates.
+        qgs_port: Port in /etc/tdx-attest.conf; None: no such file.
+        runtime_log: Target of the link /run/log/dstack; None: no link.
+        gpus: Simulated GPUs, or their number; None: those that the scenario needs.
+
     Raises:
         UsageError: If a value is invalid, or two values contradict each other.
     """
@@ -65,7 +79,10 @@ class Setup:
 
     @property
     def hardware(self) -> Scenario:
-        """The scenario of the hardware; for a guest of a cloud, that of the hardware below it."""
+        """The scenario of the hardware.
+
+        For a guest of a cloud, it is that of the hardware below the guest.
+        """
         scenario, snp = self.scenario, self.scenario.snp
         if scenario.platform not in CLOUDS:
             return scenario
@@ -136,7 +153,7 @@ class Machine(GpuHost):
         setup: Properties of the machine.
         seed: 32 bytes from which the simulated PKIs of Intel and AMD are derived.
         faults: The armed faults.
-        now: Returns Unix time, for the collateral.
+        now: Returns Unix time in seconds, for the collateral.
         clock: A monotonic clock in seconds, for delays.
         wait: Sleeps for a number of seconds; returns False if the caller has a pending signal.
         random: Returns a number of random bytes.
@@ -205,7 +222,13 @@ class Machine(GpuHost):
     def _boot_cloud(
         self, seed: bytes, random: Callable[[int], bytes], metadata_address: tuple[str, int]
     ) -> "CloudFiles":
-        """Boot the cloud's guest, and add its files."""
+        """Boot the cloud's guest, and add its files.
+
+        Args:
+            seed: 32 bytes from which the simulated keys are derived.
+            random: Returns a number of random bytes.
+            metadata_address: IPv4 address and port of the metadata service; port 0: a free one.
+        """
         # Lazy: most machines have no cloud, and it takes a third of their start to import.
         from attestkit.emulator.cloud_guest import CloudFiles
 
@@ -236,7 +259,7 @@ class Machine(GpuHost):
         add_gpu_files(self.tree, self, self._faults, folder)
 
     def unix_time(self) -> float:
-        """Return the Unix time of the machine."""
+        """Return the Unix time of the machine in seconds."""
         return self._now()
 
     def _add_common(self) -> None:
@@ -288,7 +311,10 @@ class Machine(GpuHost):
             self.tree.add(f"{_ACPI}/data/CCEL", log)
 
     def _add_driver(self, wait: Callable[[float], bool]) -> Provider | None:
-        """Add the files of the platform's driver; return the provider of reports, if any."""
+        """Add the files of the platform's driver; return the provider of reports, or None.
+
+        `wait` sleeps for a number of seconds; it returns False if the caller has a pending signal.
+        """
         setup, faults = self._setup, self._faults
         if setup.provider == "tdx_guest":
             self._add_tdx()
@@ -394,7 +420,10 @@ class _OpenFaults(kernel_files.Snapshot):
 
 
 def trigger_file(faults: Faults, action: Callable[[], None]) -> kernel_files.File:
-    """Return a file that calls `action` at every write, whatever is written."""
+    """Return a write-only file that calls `action` at every write, whatever is written.
+
+    `faults` are the armed faults; this file has no label, so none applies to it.
+    """
     return kernel_files.File(
         "", faults, lambda _: kernel_files.WriteOnly(lambda _data: action()), mode=0o200
     )

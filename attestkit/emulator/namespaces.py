@@ -51,12 +51,12 @@ def enter() -> bool:
 
 
 def current() -> Path:
-    """Return the name of this process's mount namespace, as in `/proc/PID/ns/mnt`."""
+    """Return the name of this process's mount namespace, such as `mnt:[4026531841]`."""
     return Path("/proc/self/ns/mnt").readlink()
 
 
 def _enter_as_root() -> bool:
-    """Create a mount namespace; return False without permission."""
+    """Move this process into a new mount namespace; return False without permission."""
     try:
         linux_calls.unshare(linux_calls.NEW_MOUNTS)
     except PermissionError:
@@ -66,6 +66,10 @@ def _enter_as_root() -> bool:
 
 def leave_root(user: int, group: int) -> None:
     """Drop root by a nested user namespace, in which the process has its original ids.
+
+    Args:
+        user: Original user id.
+        group: Original group id.
 
     Raises:
         BackendUnavailableError: If the user namespace cannot be created.
@@ -78,7 +82,14 @@ def leave_root(user: int, group: int) -> None:
 
 
 def _map_ids(user: int, group: int, outer_user: int, outer_group: int) -> None:
-    """Map the ids of this process in its new user namespace; no other mapping is allowed."""
+    """Map the ids of this process in its new user namespace; no other mapping is allowed.
+
+    Args:
+        user: User id in the new namespace.
+        group: Group id in the new namespace.
+        outer_user: User id in the parent namespace.
+        outer_group: Group id in the parent namespace.
+    """
     own = Path("/proc/self")
     (own / "setgroups").write_text("deny", encoding="ascii")
     (own / "uid_map").write_text(f"{user} {outer_user} 1", encoding="ascii")
@@ -90,7 +101,10 @@ def _forbidden(error: OSError) -> BackendUnavailableError:
 
 
 def _explain_failure(error: OSError) -> str:
-    """Return the reason why user namespaces are forbidden, and the remedy."""
+    """Return as text why a user namespace cannot be created, and the remedy.
+
+    `error` is that of the system call.
+    """
     what = "user namespace: cannot be created"
     if error.errno == ENOSPC:
         return f"{what}; raise the limit, sysctl -w user.max_user_namespaces=15000, or run as root"
@@ -110,7 +124,7 @@ def _explain_failure(error: OSError) -> str:
 
 
 def _sysctl(name: str) -> str:
-    """Return the value of a sysctl; empty if it does not exist."""
+    """Return the value of the sysctl `name`, such as `kernel.osrelease`; empty if it is missing."""
     try:
         return Path("/proc/sys", *name.split(".")).read_text(encoding="ascii").strip()
     except OSError:
@@ -118,7 +132,7 @@ def _sysctl(name: str) -> str:
 
 
 def is_in_covering_tmpfs(path: Path) -> bool:
-    """Return whether `path`, or its nearest existing parent, is in a tmpfs of this module.
+    """Return whether `path`, or its nearest existing parent, is in a tmpfs of `NamespaceMounts`.
 
     It would be visible only in the namespace, and deleted with it.
     """
@@ -152,7 +166,7 @@ class NamespaceMounts:
         self._covered: dict[Path, os.stat_result] = {}  # status of the covered folders
 
     def show(self, source: Path, path: Path) -> None:
-        """Bind-mount `source` at `path`."""
+        """Bind-mount the file or folder `source` at `path`."""
         folder = source.is_dir()
         if _file_type(path) != ("folder" if folder else "file"):
             self._make_room(path.parent)
@@ -164,7 +178,7 @@ class NamespaceMounts:
         self._shown.add(path)
 
     def link(self, target: str, path: Path) -> None:
-        """Create a symbolic link at `path`."""
+        """Create a symbolic link to `target` at `path`."""
         self._make_room(path.parent)
         path.symlink_to(target)
 
@@ -174,7 +188,7 @@ class NamespaceMounts:
             self._make_room(path.parent)
 
     def folder(self, path: Path, mode: int = 0o755) -> None:
-        """Create a folder at `path`."""
+        """Create a folder at `path` with the permissions `mode`."""
         self._make_room(path.parent)
         path.mkdir()
         path.chmod(mode)  # whatever the umask
@@ -219,7 +233,7 @@ class NamespaceMounts:
 
 
 def _file_type(path: Path) -> str:
-    """Return the type of a file; empty if it is not visible."""
+    """Return the type of a file: `folder`, `link` or `file`; empty if it is not visible."""
     try:
         mode = path.lstat().st_mode
     except OSError:
@@ -228,7 +242,10 @@ def _file_type(path: Path) -> str:
 
 
 def _copy_entry(source: Path, path: Path) -> None:
-    """Copy an entry of a covered folder into the covering one, unless it is inaccessible."""
+    """Show the file, folder or link `source` of a covered folder at `path`, in the covering one.
+
+    An inaccessible entry is left out.
+    """
     with contextlib.suppress(FileNotFoundError, PermissionError):
         kind = _file_type(source)
         if kind == "link":
@@ -253,6 +270,8 @@ _ALIAS: Final = b"lo:0"  # the interface with a second address
 def enter_own_network(address: str) -> None:
     """Move this process into a new network namespace, in which loopback has `address`, too.
 
+    `address` is an IPv4 address as text.
+
     Raises:
         BackendUnavailableError: If the namespace cannot be created or configured.
     """
@@ -276,7 +295,7 @@ def _configure(address: str) -> None:
 
 
 def _address_request(address: str) -> bytes:
-    """Return `struct ifreq` with a `struct sockaddr_in`, 40 bytes."""
+    """Return `struct ifreq` (40 bytes) with an IPv4 address as `struct sockaddr_in`."""
     return struct.pack("16sH2x4s16x", _ALIAS, socket.AF_INET, socket.inet_aton(address))
 
 

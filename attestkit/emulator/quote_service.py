@@ -29,7 +29,7 @@ def open_listener(address: str | tuple[int, int], name: str, service: str) -> so
     Args:
         address: Path of a Unix socket, or CID and port of vsock. A socket at that path is replaced,
             since a killed service may have left it; any other file there is an error.
-        name: The address for errors.
+        name: The address as text, for errors.
         service: Name of the service for errors.
 
     Raises:
@@ -93,12 +93,12 @@ class SocketService:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """Process one request, then disconnect."""
+        """Process one request of the connection `client`, then disconnect."""
         with client, contextlib.suppress(OSError, FormatError):
             client.sendall(self._respond(client))
 
     def _respond(self, client: socket.socket) -> bytes:
-        """Receive a request, and return the response.
+        """Receive a request from the connection `client`, and return the response.
 
         Raises:
             FormatError: If the request is malformed; the client is disconnected then.
@@ -107,7 +107,7 @@ class SocketService:
 
 
 def receive(client: socket.socket, size: int) -> bytes:
-    """Receive exactly `size` bytes.
+    """Receive exactly `size` bytes from the connection `client`.
 
     Raises:
         FormatError: If the client sends fewer.
@@ -138,7 +138,9 @@ _KEY_ID: Final = bytes.fromhex("e86c046e8cc44d958173fc43c1fa4f3f")
 
 
 def answer_request(quoter: ReportQuoter, request: bytes) -> bytes:
-    """Return the response to a GET_QUOTE_REQ, both with their length prefix.
+    """Return the response to `request`, a GET_QUOTE_REQ; both have a length prefix of 4 bytes.
+
+    An invalid request gets a response with an error code.
 
     Raises:
         FormatError: If the frame is malformed; the service disconnects then.
@@ -169,11 +171,11 @@ def _process_request(quoter: ReportQuoter, message: bytes) -> bytes:
 
 
 def _process_quote(quoter: ReportQuoter, report: bytes, ids: bytes, minor: int) -> bytes:
-    """Return the response with a quote, or with an error code.
+    """Return the response, without length prefix, with a quote or with an error code.
 
     Args:
         quoter: The quoting enclave.
-        report: TD report of the request.
+        report: TD report of the request, 1024 bytes.
         ids: Ids of the attestation keys that the client accepts, 16 bytes each; empty: any key.
         minor: Minor version of the protocol for the response.
     """
@@ -194,7 +196,7 @@ def _error_response(minor: int, code: int) -> bytes:
 
 
 def listen(place: str) -> socket.socket:
-    """Return a listening socket: `vsock:PORT` on any CID, otherwise the path of a Unix socket.
+    """Return a socket that listens at `place`: `vsock:PORT` on any CID, or a Unix socket's path.
 
     Raises:
         UsageError: If the port is not 1 to 2^32 - 2, or the path is empty or too long.
@@ -218,7 +220,7 @@ class QuoteService(SocketService):
     Args:
         listener: A stream socket of any family, see `listen`.
         quoter: The quoting enclave.
-        faults: The armed faults; only those of the QGS apply.
+        faults: The armed faults; only those of the QGS apply. None: no faults.
     """
 
     def __init__(

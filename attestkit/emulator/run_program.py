@@ -68,7 +68,10 @@ class _Serve(Protocol):
         metadata_address: tuple[str, int] = ...,
         gpu_driver: str | None = ...,
     ) -> None:
-        """Mount an emulated machine on a folder until SIGTERM; see `fuse_mount.serve`."""
+        """Mount an emulated machine on a folder until SIGTERM.
+
+        The arguments are those of `fuse_mount.serve`.
+        """
 
 
 def run(
@@ -88,8 +91,8 @@ def run(
         words: The program, not empty, and its arguments.
         serve: Mounts the machine, as `fuse_mount.serve` does.
         complain: Called with a line of text if the program cannot be started.
-        metadata_service: Whether the machine has one at 169.254.169.254: the program then has a
-            network of its own, with the loopback interface only.
+        metadata_service: Whether the machine has a metadata service, at 169.254.169.254: the
+            program then has a network of its own, with the loopback interface only.
         gpus: Whether the machine has simulated GPUs: the program then loads NVIDIA's libraries from
             a folder that is first in its `LD_LIBRARY_PATH`.
 
@@ -211,11 +214,11 @@ class _Emulator:
 
 
 def _run_emulator(serve: _Serve, result: int, watched: int, parent: int) -> NoReturn:
-    """Run the emulator until the parent ends.
+    """Run the emulator until the parent process ends, then exit.
 
     Args:
         serve: Mounts the machine.
-        result: Descriptor to which "ready" or an error is written.
+        result: Descriptor to which a line is written: "ready", or an error.
         watched: Read end of a pipe, of which only the parent has the write end.
         parent: Process id of the parent.
     """
@@ -260,9 +263,9 @@ def _close_files(*kept: int) -> None:
 
 
 def _wait_for_parent(watched: int, parent: int) -> None:
-    """Wait until the parent closes its end of the pipe `watched`, or ends; then end all processes.
+    """Wait until the parent closes its end of a pipe, or ends; then end all processes.
 
-    This process is the last of them.
+    `watched` is the read end of the pipe, `parent` the process id. This process ends last.
     """
     while os.read(watched, 1):
         pass
@@ -271,7 +274,10 @@ def _wait_for_parent(watched: int, parent: int) -> None:
 
 
 def _end_processes(*kept: int) -> None:
-    """Terminate this mount namespace's processes except `kept`; kill them after a grace period."""
+    """Terminate this mount namespace's processes; kill them after a grace period.
+
+    `kept` are ids of processes that are spared.
+    """
     end = time.monotonic() + _GRACE
     terminated: set[int] = set()
     while left := set(_processes()).difference(kept):
@@ -293,7 +299,16 @@ def _processes() -> Iterator[int]:
 
 
 def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], None]) -> int:
-    """Run the program and return its exit code; BackendError if the emulator ends before it."""
+    """Run the program and return its exit code, or 128+n after signal n.
+
+    Args:
+        words: The program and its arguments.
+        emulator: The emulator, which must outlive the program.
+        complain: Called with a line of text if the program cannot be started.
+
+    Raises:
+        BackendError: If the emulator ends before the program.
+    """
     watched = (*_PASSED, signal.SIGCHLD)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise the exit code is lost
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
@@ -329,7 +344,10 @@ def _is_hangup(number: int) -> bool:
 
 
 def _start_failure(word: str, error: OSError) -> tuple[int, str]:
-    """Return the exit code for a program that was not started, and the reason."""
+    """Return the exit code for the program `word`, which was not started, and the reason.
+
+    The code is 127 if it does not exist, else 126; `error` is that of the start.
+    """
     folders = [""] if "/" in word else os.get_exec_path()
     if not any(path_exists(Path(folder, word)) for folder in folders):
         return _NOT_FOUND, "no such program"

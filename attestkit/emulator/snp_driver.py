@@ -24,7 +24,17 @@ _VTPM_MANIFEST: Final = b"attestkit simulated vTPM, its manifest"
 
 @dataclass(eq=False, repr=False)
 class SnpProvider(Provider):
-    """Provider of configfs-tsm in an SEV-SNP guest."""
+    """Provider of configfs-tsm in an SEV-SNP guest.
+
+    Attributes:
+        chip: The simulated processor, which signs reports.
+        vmpl: VMPL of the guest's kernel; above 0 there is an SVSM at VMPL 0.
+        host_data: HOST_DATA, 32 bytes, set by the host at launch.
+        services: Whether the kernel supports requests to services of the SVSM.
+        certificates: Whether the host has certificates.
+        faults: The armed faults.
+        wait: Sleeps for a number of seconds.
+    """
 
     chip: SimulatedChip
     _: KW_ONLY
@@ -46,7 +56,7 @@ class SnpProvider(Provider):
             self.extras += ("service_manifest_version",)
 
     def report(self, request: Request) -> Blobs:
-        """Return report and certificates over an inblob of 64 bytes."""
+        """Return report and certificates over an inblob of 64 bytes; raises OSError."""
         if len(request.inblob) != 64:
             raise os_error(EINVAL)
         if request.service_provider not in (None, "svsm"):
@@ -74,7 +84,7 @@ class SnpProvider(Provider):
         return Blobs(outblob, certificates, manifest)
 
     def _manifest(self, request: Request) -> bytes:
-        """Return the manifest of all services of the SVSM, or of the requested one."""
+        """Return the manifest of the requested service of the SVSM, or of all; raises EINVAL."""
         if request.service_guid == bytes(16):
             return _VTPM + _VTPM_MANIFEST
         if request.service_guid != _VTPM or request.service_manifest_version:
@@ -82,7 +92,7 @@ class SnpProvider(Provider):
         return _VTPM_MANIFEST
 
     def failed(self, number: int) -> None:
-        """Wipe the key to the secure processor if a request failed with EIO or ETIMEDOUT.
+        """Wipe the key to the secure processor if `number`, an errno, is EIO or ETIMEDOUT.
 
         The driver does so because an initialisation vector might be reused otherwise. All further
         reports fail until a reboot.

@@ -43,7 +43,14 @@ DRIVERS: Final[dict[str, dict[int, str]]] = {
 
 @dataclass(eq=False, repr=False)
 class Host:
-    """The host's side of a quote request: its quoting enclave, and the injected delays."""
+    """The host's side of a quote request: its quoting enclave, and the injected delays.
+
+    Attributes:
+        quoter: The quoting enclave.
+        faults: The armed faults.
+        wait: Sleeps for a number of seconds; returns False if the caller has a pending signal.
+        clock: A monotonic clock in seconds.
+    """
 
     quoter: ReportQuoter
     faults: Faults
@@ -87,7 +94,7 @@ class TdxProvider(Provider):
     faults: Faults
 
     def report(self, request: Request) -> Blobs:
-        """Return the quote over an inblob of 64 bytes."""
+        """Return the quote over an inblob of 64 bytes; raises OSError."""
         self.host.check_idle()
         if len(request.inblob) != 64:
             raise os_error(EINVAL)
@@ -122,7 +129,7 @@ class TdxProvider(Provider):
 
 
 def inject_foreign_extend(td: EmulatedTd, faults: Faults) -> None:
-    """Extend RTMR3 as another process would, if that fault is armed."""
+    """Extend RTMR3 by a fixed digest, as another process would, if that fault is armed."""
     if faults.strike("foreign"):
         td.extend(3, b"\x5a" * 48)
 
@@ -133,7 +140,7 @@ class Registers:
     Args:
         td: The TD.
         faults: The armed faults.
-        runtime_log: The folder of its runtime log, or None.
+        runtime_log: The folder of its runtime log, for the fault `torn_journal`; None: no log.
     """
 
     def __init__(self, td: EmulatedTd, faults: Faults, runtime_log: str | None) -> None:
@@ -142,7 +149,7 @@ class Registers:
         self._log = None if runtime_log is None else Path(runtime_log)
 
     def extend(self, register: int, digest: bytes) -> None:
-        """Extend a register by a digest of 48 bytes, or inject the armed fault."""
+        """Extend RTMR `register` (0 to 3) by a digest of 48 bytes, or inject the armed fault."""
         fault = self._faults.strike("extend")
         if fault is None and register == 3:
             fault = self._faults.strike("tear")
@@ -164,7 +171,7 @@ class Registers:
 
 
 def tdx_device(registers: Registers, host: Host, driver: str, faults: Faults) -> File:
-    """Return `/dev/tdx_guest` of a driver, a key of DRIVERS."""
+    """Return `/dev/tdx_guest` with the ioctls of `driver`, a key of DRIVERS such as `mainline`."""
     return File(
         "tdx_guest",
         faults,
@@ -216,7 +223,7 @@ class _OpenDevice(OpenFile):
 
         Args:
             call: The ioctl.
-            given: Its argument: address and length of the buffer.
+            given: Its argument: address and length of the buffer, 8 bytes each.
             framed: Whether request and response are QGS messages with a length prefix, as opposed
                 to a plain TD report and a plain quote.
         """
@@ -239,7 +246,10 @@ class _OpenDevice(OpenFile):
         call.memory.write(address, header + reply)
 
     def _quote(self, request: bytes, *, framed: bool) -> tuple[int, bytes]:
-        """Return status and response; old drivers report failures in the status only."""
+        """Return GetQuote's status and the response; old drivers report failures by status only.
+
+        `request` and the response are QGS messages if `framed`, else a TD report and a quote.
+        """
         effect = self.faults.effect("report")
         if effect == "quote_fails":
             return _ERROR, b""
@@ -290,7 +300,7 @@ class _OpenRegister(OpenFile):
         return value[offset : offset + size]
 
     def write(self, data: bytes, offset: int) -> int:
-        """Extend by 48 bytes at offset 0; sysfs truncates writes to the file's size."""
+        """Extend by `data`, 48 bytes at offset 0; sysfs truncates writes to the file's size."""
         if offset >= 48:
             raise os_error(EFBIG)
         data = data[: 48 - offset]

@@ -22,7 +22,11 @@ _OTHER: Final = {"tdx_guest": "sev_guest", "sev_guest": "tdx_guest"}
 
 @dataclass(slots=True)
 class Request:
-    """The attributes written to a report entry; they are named like its files."""
+    """The attributes written to a report entry; they are named like its files.
+
+    `inblob` is the report data; `privlevel` is the VMPL; `service_guid` has 16 bytes, as UUID's
+    `bytes_le`, zeros for all services.
+    """
 
     inblob: bytes = b""
     privlevel: int = 0
@@ -32,7 +36,10 @@ class Request:
 
 
 class Blobs(NamedTuple):
-    """A report (outblob) with the other blobs of the response, which may be empty."""
+    """A report (outblob) with the other blobs of the response, which may be empty.
+
+    `auxblob` has the certificates, `manifestblob` the manifest of an SVSM's services.
+    """
 
     outblob: bytes
     auxblob: bytes = b""
@@ -47,11 +54,11 @@ class Provider:
     privlevel_floor = 0  # the lowest privlevel that can be requested
 
     def report(self, request: Request) -> Blobs:
-        """Return a report, or raise the driver's OSError."""
+        """Return a report on the attributes in `request`, or raise the driver's OSError."""
         raise NotImplementedError  # each driver has its own
 
     def failed(self, number: int) -> None:
-        """Handle the errno of a failed read of a report."""
+        """Handle the errno `number` of a failed read of a report; by default do nothing."""
 
     def reboot(self) -> None:
         """Reset the driver at a reboot, but not at a kexec."""
@@ -61,7 +68,7 @@ class TsmReports(kernel_files.Folder):
     """`/sys/kernel/config/tsm/report`.
 
     Args:
-        provider: The loaded driver, or None.
+        provider: The loaded driver; None: no driver.
         outblob_limit: Maximum size of an outblob in bytes.
         faults: The armed faults.
     """
@@ -73,19 +80,19 @@ class TsmReports(kernel_files.Folder):
         self.faults = faults
 
     def make(self, _name: str) -> kernel_files.Folder:
-        """Create an entry; raises ENXIO without a provider."""
+        """Create and return an entry; its name has no effect. Raises ENXIO without a provider."""
         self.faults.check("mkdir")
         if self.faults.strike("unload"):
             self.provider = None
         return _Entry(self, self.driver())
 
     def remove(self, name: str) -> None:
-        """Remove an entry, even if its files are open."""
+        """Remove the entry `name`, even if its files are open."""
         self.faults.check("rmdir")
         self.mark_removed(name)
 
     def mark_removed(self, name: str) -> None:
-        """Make open files of an entry fail with ENOENT."""
+        """Make open files of the entry `name` fail with ENOENT."""
         entry = self.names[name]
         assert isinstance(entry, _Entry)
         entry.removed = True
@@ -133,7 +140,7 @@ class _Entry(kernel_files.Folder):
                 self.names[name] = kernel_files.File(name, faults, partial(_BlobReader, self))
 
     def if_present(self, show: Callable[[], bytes]) -> Callable[[], bytes]:
-        """Wrap `show` with a check that the entry still exists."""
+        """Return a function that returns `show()`; it raises ENOENT after the entry is removed."""
 
         def checked() -> bytes:
             if self.removed:
@@ -149,7 +156,7 @@ class _Entry(kernel_files.Folder):
         return name.encode() + b"\n"
 
     def commit(self, inblob: bytes) -> None:
-        """Store the content of inblob."""
+        """Store the content of the file inblob, up to 64 bytes, for the next report."""
         self._advance()
         self._request.inblob = inblob
         if self.reports.faults.strike("commit"):  # another process writes to the entry
@@ -159,7 +166,10 @@ class _Entry(kernel_files.Folder):
         self._generation += 1
 
     def blob(self, name: str) -> bytes:
-        """Return outblob, auxblob or manifestblob of a report on the current attributes."""
+        """Return the blob `name` of a report on the current attributes, requested if they changed.
+
+        It is `outblob`, `auxblob` or `manifestblob`.
+        """
         if self.removed:
             raise kernel_files.os_error(ENOENT)
         if not self._request.inblob:
@@ -203,7 +213,7 @@ class _Entry(kernel_files.Folder):
 
 
 def _kstrtouint(data: bytes) -> int:
-    """Parse a number as the kernel's kstrtouint: C prefixes, and at most one newline."""
+    """Parse a number in ASCII as the kernel's kstrtouint: C prefixes, and at most one newline."""
     text = data.split(b"\0")[0].removesuffix(b"\n").removeprefix(b"+")
     base, digits = 10, text
     if text[:2].lower() == b"0x":

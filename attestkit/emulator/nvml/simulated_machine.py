@@ -96,11 +96,11 @@ class SimulatedStubMachine:
         self.switches: tuple[StubDevice, ...] = tuple(map(self._describe, self._switches))
 
     def gpu_report(self, index: int, nonce: bytes) -> bytes:
-        """Return the report of a GPU over a nonce of 32 bytes."""
+        """Return the SPDM report of the GPU `index` (from 0) over a nonce of 32 bytes."""
         return self._simulated.report(self._gpus[index], nonce)
 
     def switch_report(self, index: int, nonce: bytes) -> bytes:
-        """Return the report of a switch over a nonce of 32 bytes."""
+        """Return the SPDM report of the switch `index` (from 0) over a nonce of 32 bytes."""
         return self._simulated.report(self._switches[index], nonce)
 
     def _describe(self, device: "SimulatedDevice") -> StubDevice:
@@ -123,7 +123,10 @@ class SimulatedStubMachine:
 def _with_fault(
     simulated: "SimulatedGpus",
 ) -> tuple[tuple["SimulatedDevice", ...], tuple["SimulatedDevice", ...]]:
-    """Return GPUs and switches, after a fault of the whole machine is applied, if any."""
+    """Return GPUs and switches, after a fault of the whole machine is applied, if any.
+
+    With such a fault, a switch is missing, or a GPU occurs twice.
+    """
     gpus, switches = simulated.gpus, simulated.switches
     fault = simulated.config.deviation.machine
     if fault == "switch-missing":
@@ -163,7 +166,7 @@ def start_stub_driver(simulated: "SimulatedGpus", folder: Path, *, is_snp: bool)
     Args:
         simulated: The devices.
         folder: An empty folder for the libraries and the server's socket.
-        is_snp: Whether the CPU is of AMD.
+        is_snp: Whether the CPU is of AMD; else it is of Intel.
 
     Raises:
         BackendUnavailableError: If there is no C compiler.

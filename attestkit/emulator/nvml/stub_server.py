@@ -69,7 +69,21 @@ _FIRST_OF_SWITCHES: Final = StubCall.SWITCH_SESSION
 
 @dataclass(frozen=True, slots=True)
 class StubDevice:
-    """A GPU or a switch as its driver describes it."""
+    """A GPU or a switch as its driver describes it.
+
+    Attributes:
+        architecture: NVML's number of a GPU (9 Hopper, 10 Blackwell), NSCQ's of a switch (2 LS10).
+        certificates: Chain in PEM, leaf first, at most 0x1400 bytes.
+        uuid: 16 bytes.
+        pdi: Per-device identifier, 8 bytes.
+        vbios_version: Such as `96.00.9f.00.01`.
+        name: Name of the product.
+        pci_bus_id: Such as `00000000:0A:00.0`.
+        utilization: Of processors and of memory, in percent.
+        memory: Total, used and free bytes.
+        temperature: Degrees Celsius.
+        power_usage: Milliwatts.
+    """
 
     architecture: (
         int  # NVML's number of a GPU (9 Hopper, 10 Blackwell), NSCQ's of a switch (2 LS10)
@@ -101,24 +115,33 @@ class StubMachine(Protocol):
 
     @property
     def switches(self) -> Sequence[StubDevice]:
-        """The switches."""
+        """The switches, in the order of their indexes."""
         ...
 
     def gpu_report(self, index: int, nonce: bytes) -> bytes:
-        """Return the report of a GPU over a nonce of 32 bytes."""
+        """Return the SPDM report of the GPU `index` (from 0) over a nonce of 32 bytes."""
         ...
 
     def switch_report(self, index: int, nonce: bytes) -> bytes:
-        """Return the report of a switch over a nonce of 32 bytes."""
+        """Return the SPDM report of the switch `index` (from 0) over a nonce of 32 bytes."""
         ...
 
 
 @dataclass(slots=True)
 class StubState:
-    """State of the emulated driver, which tests change.
+    """State of the emulated driver, which tests change; numbers are those of NVML.
 
-    `codes` has an error code to return for a call, `delays` a number of seconds to wait before the
-    answer.
+    Attributes:
+        cpu: Capability of the CPU: 0 none, 1 SEV, 2 TDX, 3 SEV-SNP, 4 SEV-SNP with vTOM.
+        gpus: Capability of the GPUs.
+        environment: 0 unavailable, 1 simulation, 2 production.
+        feature: Confidential computing: 0 off, 1 on.
+        dev_tools: 1: memory is not protected.
+        multi_gpu: 0 none, 1 protected PCIe, 2 NVLE.
+        ready: 1: GPUs accept work.
+        pcie_mode: Mode of switches.
+        codes: Error code to return, by call.
+        delays: Seconds to wait before the response, by call.
     """
 
     cpu: int = 2  # capability of the CPU: 0 none, 1 SEV, 2 TDX, 3 SEV-SNP, 4 SEV-SNP with vTOM
@@ -147,7 +170,7 @@ class StubServer(SocketService):
     Args:
         folder: Folder of the stub library, in which the socket is created.
         machine: The simulated devices; its methods are called by one thread at a time.
-        state: Delays and error codes of calls; None has neither.
+        state: State of the driver, with delays and error codes of calls; None: `StubState()`.
 
     Raises:
         BackendError: If the socket cannot be created.
@@ -168,7 +191,10 @@ class StubServer(SocketService):
         return self._answer(number, index, receive(client, size))
 
     def _answer(self, number: int, index: int, data: bytes) -> bytes:
-        """Return the response to the call `number` (`StubCall`) on device `index`."""
+        """Return the response to the call `number` (`StubCall`) on device `index` (from 0).
+
+        `data` is the input of the call, such as a nonce. An unknown call gets an error code.
+        """
         try:
             call = StubCall(number)
         except ValueError:
