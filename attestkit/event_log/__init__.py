@@ -198,7 +198,7 @@ class EventLog:
 
     @classmethod
     def _from_array(cls, data: bytes | str) -> "EventLog":
-        """Parse a JSON array of agent events or, if its members say so, of CEL records."""
+        """Parse a JSON array, as text or UTF-8, of agent events or of CEL records."""
         try:
             return cls.from_json(data)
         except FormatError as error:
@@ -247,7 +247,7 @@ class EventLog:
 
     @classmethod
     def _from_any_wire(cls, wire_events: tuple[WireEvent, ...]) -> "EventLog":
-        """Create a log from events that may be invalid, of digest version 2, or of wrong digest."""
+        """Create a log from events that may be invalid, of version 2, or of wrong digest."""
         events: list[Event] = []
         v2_error: str | None = None
         warnings: list[str] = []

@@ -79,6 +79,8 @@ class _DuplicateMember(NamedTuple):
 def parse(text: str | bytes) -> list[WireEvent]:
     """Parse the array; registers, types and digests are not checked here.
 
+    Bytes must be UTF-8.
+
     Raises:
         FormatError: If the text is not UTF-8 or not JSON (offset in bytes of the UTF-8 form), or
             an event is not an object with the keys above (the message gives its index).
@@ -136,7 +138,7 @@ def _event(item: object, index: int) -> WireEvent:
 
 
 def number_member(members: dict[str, Any], key: str) -> int:
-    """Return an integer member; FormatError if it is missing or of another type."""
+    """Return the integer `members[key]`; FormatError if it is missing or of another type."""
     value = members.get(key)
     if type(value) is not int:  # bool is an int to isinstance
         raise member_error(members, key, "an integer")
@@ -144,7 +146,7 @@ def number_member(members: dict[str, Any], key: str) -> int:
 
 
 def hex_member(members: dict[str, Any], key: str) -> bytes:
-    """Return the bytes of a hex member; FormatError if it is missing, not text, or not hex."""
+    """Return the bytes of the hex in `members[key]`; FormatError if it is missing or not hex."""
     text = members.get(key)
     if not isinstance(text, str):
         raise member_error(members, key, "a string of hex digits")
@@ -162,14 +164,17 @@ def _text(members: dict[str, Any], key: str) -> str:
 
 
 def member_error(members: dict[str, Any], key: str, expected: str) -> FormatError:
-    """Return the error for a member that is missing, or is not `expected`."""
+    """Return the error for `members[key]`, which is missing or is not `expected`.
+
+    `expected` is what the member must be, in words, such as `a string`.
+    """
     return FormatError(
         f"{key} must be {expected}", reason="wrong_type" if key in members else "missing"
     )
 
 
 def dump(events: Iterable[Event], *, preimages: bool) -> str:
-    """Return the events as the agent writes them: compact, with the keys in its order.
+    """Return the events as the agent writes them: compact JSON, with the keys in its order.
 
     With `preimages`, runtime events of version 2 have their preimages.
     """

@@ -44,11 +44,11 @@ class Event(NamedTuple):
     register: int
     """Number of the RTMR, 0 to 3."""
     event_type: int
-    """32 bits; see `type_name`."""
+    """TCG event type, 32 bits; see `type_name`."""
     digest: bytes
     """48 bytes, or empty for a runtime event of a log shortened for a certificate."""
     name: str
-    """Name of a runtime event or of an ACPI table event; otherwise empty."""
+    """Name of a runtime event or of an ACPI table event; otherwise ""."""
     payload: bytes
     """Event data."""
     version: int = 1
@@ -70,7 +70,7 @@ class Event(NamedTuple):
         return self.payload == ACPI_DATA and self.event_type == ACPI_CONFIG and self.register == 0
 
     def preimage(self) -> bytes:
-        """Return the bytes whose SHA-384 is a runtime event's digest.
+        """Return the bytes whose SHA-384 is a runtime event's digest; see `runtime_preimage`.
 
         Raises:
             UsageError: If this is not a runtime event.
@@ -117,7 +117,7 @@ def runtime_preimage(name: str, payload: bytes, version: int) -> bytes:
     """Return the bytes that the digest of a runtime event covers (dstack guest agent).
 
     Version 1 joins type (4 bytes, little-endian), name and payload with colons. Version 2 is the
-    canonical JSON (RFC 8785) of all three, which is unambiguous.
+    canonical JSON (RFC 8785) of all three, with the payload in hex, which is unambiguous.
 
     Raises:
         UsageError: If the name has a lone surrogate, or the version is unknown.
@@ -131,7 +131,9 @@ def runtime_preimage(name: str, payload: bytes, version: int) -> bytes:
 
 
 def runtime_digest(name: str, payload: bytes, version: int = 1) -> bytes:
-    """Return the digest with which a runtime event extends RTMR3, 48 bytes.
+    """Return the SHA-384, 48 bytes, with which a runtime event extends RTMR3.
+
+    It is that of `runtime_preimage`, for the same name, payload and version (1 or 2).
 
     Raises:
         UsageError: If the name has a lone surrogate, or the version is unknown.
@@ -141,6 +143,8 @@ def runtime_digest(name: str, payload: bytes, version: int = 1) -> bytes:
 
 def event_from_wire(wire: WireEvent, index: int) -> Event:
     """Check a received event and return it as an Event; recompute the digest of a runtime event.
+
+    `index` is that of the event in the log, from 0.
 
     Raises:
         FormatError: If register, type, version, name or digest are not valid; the message gives
@@ -175,7 +179,11 @@ _VARIABLE_NAME: Final = 32  # offset of the name, after GUID and the two lengths
 class Payload(NamedTuple):
     """The start of an event's data, as printable text.
 
-    `note` is the size of the data in words if `text` is cut or hex, else empty.
+    Attributes:
+        text: The start, as text or hex, with `...` if it is cut.
+        size: Size of the whole data in bytes.
+        note: Size of the data in words if `text` is cut or hex; else empty.
+        is_hex: Whether `text` is hex, because the data are not text.
     """
 
     text: str
@@ -197,7 +205,10 @@ def preview(payload: bytes) -> Payload:
 
 
 def _text(payload: bytes) -> str | None:
-    """Return a payload as text if all of it is printable UTF-8, or UTF-16 with ASCII only."""
+    """Return a payload as text; None unless all of it is printable.
+
+    It is UTF-8, or UTF-16 with ASCII characters only.
+    """
     if len(payload) > 8 * MAX_PREVIEW:
         return None
     head = payload.rstrip(b"\0")

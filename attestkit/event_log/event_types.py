@@ -85,7 +85,7 @@ _NUMBERS = {name: number for number, name in _LOWER_NAMES.items()} | _OTHER_NAME
 
 
 def type_name(event_type: int) -> str:
-    """Return the name of an event type, or its number in hex if it has no name."""
+    """Return the name of an event type, such as `EV_SEPARATOR`; its number in hex without one."""
     return _NAMES.get(event_type) or f"0x{event_type:08x}"
 
 
@@ -95,5 +95,5 @@ def tcg_name(event_type: int) -> str | None:
 
 
 def number_by_name(name: str) -> int | None:
-    """Return the event type with a TCG name, in upper or lower case; None if unknown."""
+    """Return the event type with the TCG name `name`, in upper or lower case; None if unknown."""
     return _NUMBERS.get(name.lower()) if name.isascii() else None

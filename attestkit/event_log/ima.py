@@ -30,7 +30,14 @@ _OLD_NAME: Final = 256  # bytes to which `ima` pads a file name in its hash
 
 
 class ImaRecord(NamedTuple):
-    """One record of an IMA log."""
+    """One record of an IMA log.
+
+    Attributes:
+        pcr: Number of the PCR, 0 to 23.
+        digest: Template digest in the bank of the file; zeros mark a violation.
+        template: Name of the template, such as `ima-ng`.
+        data: Template data as in the file.
+    """
 
     pcr: int  # 0 to 23
     digest: bytes  # template digest in the bank of the file; zeros mark a violation
@@ -43,7 +50,7 @@ class ImaRecord(NamedTuple):
         return not any(self.digest)
 
     def template_digest(self, bank: str) -> bytes:
-        """Return the digest that extends a bank: 0xFF bytes for a violation.
+        """Return the digest that extends a bank, such as `sha256`: 0xFF bytes for a violation.
 
         Raises:
             UsageError: If the bank is unknown.
@@ -53,7 +60,10 @@ class ImaRecord(NamedTuple):
 
 
 class ImaMatch(NamedTuple):
-    """Numbers of records in the shortest prefix that replays to a PCR value, and after it."""
+    """Numbers of records in the shortest prefix that replays to a PCR value, and after it.
+
+    Records of other PCRs are not counted.
+    """
 
     records: int  # of this PCR, in the prefix
     following: int  # of this PCR, after the prefix
@@ -63,12 +73,12 @@ class ImaLog(NamedTuple):
     """An IMA log (`binary_runtime_measurements` of Linux, of any bank)."""
 
     bank: str
-    """Bank of the digests in the file."""
+    """Bank of the digests in the file, such as `sha1`."""
     records: tuple[ImaRecord, ...]
 
     @classmethod
     def parse(cls, data: bytes) -> "ImaLog":
-        """Parse a log; the size of its digests is recognised.
+        """Parse a log in binary; the size of its digests, and so the bank, is recognised.
 
         Raises:
             FormatError: If the log is malformed, a digest is not that of the template data, or the
@@ -144,10 +154,10 @@ class ImaLog(NamedTuple):
         follow.
 
         Args:
-            bank: As for `replay`.
+            bank: sha1, sha256, sha384 or sha512.
             value: The quoted value of the PCR.
-            pcr: As for `replay`.
-            start: As for `replay`.
+            pcr: Number of the PCR.
+            start: Value before the first record; empty for zeros.
 
         Returns:
             None if no prefix replays to the value.
@@ -179,7 +189,10 @@ def begins_with_ima_record(data: bytes) -> bool:
 
 
 def _detect_bank(data: bytes) -> tuple[str, int]:
-    """Return the bank whose digest size makes the first record well-formed, and that size."""
+    """Return the bank whose digest size makes the first record well-formed, and that size.
+
+    `data` is the log from its first byte. The size is in bytes.
+    """
     for bank, size in HASH_SIZES.items():
         at = 4 + size
         length = int.from_bytes(data[at : at + 4], "little")
@@ -195,7 +208,7 @@ def _detect_bank(data: bytes) -> tuple[str, int]:
 
 
 def _read_record(reader: "_ImaReader", size: int) -> ImaRecord:
-    """Read a record; `size` is that of its digest in bytes."""
+    """Read the next record; `size` is that of its digest in bytes."""
     start = reader.at
     pcr = reader.number()
     if pcr >= PCR_COUNT:
@@ -227,7 +240,7 @@ class _ImaReader(Cursor):
     CODEC = "IMA log"
 
     def number(self) -> int:
-        """Read a number of 4 bytes."""
+        """Read the next number, 4 bytes, little-endian."""
         return int.from_bytes(self.take(4), "little")
 
 
@@ -240,7 +253,7 @@ def _measured(record: ImaRecord) -> bytes:
 
 
 def _fields(record: ImaRecord) -> list[bytes]:
-    """Return the fields of the template data; empty unless they fill it."""
+    """Return the fields of the template data; empty if the data are not whole fields."""
     if record.template == _OLD_TEMPLATE:
         return [record.data[:_OLD_DIGEST], record.data[_OLD_DIGEST + 4 :]]
     fields, at = [], 0

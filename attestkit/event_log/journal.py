@@ -231,7 +231,7 @@ class Journal:
 
     @property
     def version(self) -> int:
-        """Digest version of this boot's events: of the first event, else the configured one."""
+        """Digest version, 1 or 2, of this boot's events; without events the configured one."""
         try:
             return self._stored_version() or self._configured_version or 1
         except OSError as error:
@@ -264,7 +264,7 @@ class Journal:
             raise self._log.damaged_tail()
 
     def _archive(self, boot: str) -> None:
-        """Rename the log of the earlier boot `boot`; a crash in between does no harm."""
+        """Rename the log of the boot with the boot ID `boot`; a crash in between does no harm."""
         label = "".join(c for c in boot if c.isalnum() or c == "-")[:36] or "unknown"
         for name in (LOG, PENDING):
             if self._folder.stamp(name) is not None:
@@ -274,7 +274,10 @@ class Journal:
         self._log.reset()
 
     def _resolve_pending(self, pending: bytes) -> None:
-        """Append the pending event if the register includes it, else drop it."""
+        """Append the event in the content of the pending file, or drop the event.
+
+        It is appended if the register includes it, and dropped if it does not.
+        """
         line, event = _interpret_pending(pending)
         register = self._register.read()
         if not line.startswith(self._log.tail):
@@ -290,7 +293,7 @@ class Journal:
     # -- writing -------------------------------------------------------------------------------
 
     def _replace_file(self, name: str, data: bytes) -> None:
-        """Create or replace a file atomically and durably."""
+        """Create or replace the file `name` of the folder with `data`, atomically and durably."""
         self._folder.write(f"{name}.new", data)
         self._folder.sync(f"{name}.new")
         self._folder.rename(f"{name}.new", name)
@@ -331,7 +334,10 @@ class Journal:
                 raise JournalError(message, reason=reason) from error
 
     def _prepare(self, event: Event) -> None:
-        """Check everything that could fail later, then write boot ID and version if missing."""
+        """Check everything that could fail later, then write boot ID and version if missing.
+
+        The event must have the digest version of this boot's events.
+        """
         if not self._has_lock:
             self._folder.make()
             self._has_lock = self._folder.lock()
@@ -362,7 +368,7 @@ class Journal:
             self._replace_file(VERSION, b"%d" % event.version)
 
     def _write_pending(self, line: bytes) -> None:
-        """Write the pending file durably."""
+        """Write the pending file with `line`, the event of `runtime_line`, durably."""
         try:
             self._folder.write(PENDING, line)
             self._folder.sync(PENDING)
@@ -372,7 +378,12 @@ class Journal:
             raise
 
     def _extend(self, event: Event) -> None:
-        """Extend the register, and read it to determine whether it was extended."""
+        """Extend the register by the event, and read it to determine whether it was extended.
+
+        Raises:
+            BackendError: If it was not.
+            JournalError: If the register cannot be read, or has another value.
+        """
         try:
             self._register.extend(event.digest)
         except Exception as failure:
@@ -385,6 +396,9 @@ class Journal:
 
     def _is_extended(self, event: Event, failure: Exception | None) -> bool:
         """Return whether the register was extended by the event; if not, drop the pending event.
+
+        `failure` is the error of the extend, which becomes the cause of errors here; None: it
+        succeeded.
 
         Raises:
             JournalError: If the register cannot be read, or has another value.
@@ -408,7 +422,7 @@ class Journal:
     def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
         """Start the log of a new boot with `events`, by which the register is already extended.
 
-        The log of an earlier boot is archived.
+        The log of an earlier boot is archived. `boot_id` is as for `Journal`.
         """
         with self._lock:
             try:
@@ -437,7 +451,10 @@ def _failure(action: str, error: OSError, reason: JournalReason) -> JournalError
 
 
 def _interpret_pending(pending: bytes) -> tuple[bytes, Event | None]:
-    """Return the line and its event; None for the event if the line is incomplete."""
+    """Return the content of the pending file unchanged, and the event in its line.
+
+    The event is None if the line is incomplete or malformed.
+    """
     if pending.endswith(b"\n"):
         try:
             (event,) = parse_runtime_lines(pending)

@@ -32,7 +32,7 @@ _MAX_NAMES: Final = 1024  # entries of the folder that are searched for a second
 
 
 class Stamp(NamedTuple):
-    """Identity and state of a file, to detect changes."""
+    """Identity and state of a file, to detect changes; times are in nanoseconds of Unix time."""
 
     inode: int
     size: int  # bytes
@@ -43,7 +43,8 @@ class Stamp(NamedTuple):
 class OsFolder:
     """A folder in the file system; its lock is `flock` on a file, which other programs use too.
 
-    Two threads must not call `lock` of the same OsFolder at the same time.
+    Methods get the names of files in the folder, and raise OSError. Two threads must not call
+    `lock` of the same OsFolder at the same time.
     """
 
     def __init__(self, path: str | os.PathLike[str], lock_name: str) -> None:
@@ -56,7 +57,7 @@ class OsFolder:
         return f"{self._path}/{name}"
 
     def path_of(self, name: str) -> str:
-        """Return the path of a file, for errors."""
+        """Return the path of the file `name`, for errors."""
         return self._name(name)
 
     def enter_queue(self) -> None:
@@ -101,7 +102,7 @@ class OsFolder:
         make_folder(self._path)
 
     def stamp(self, name: str) -> Stamp | None:
-        """Return inode, size and times of a file, or None if it is missing."""
+        """Return inode, size and times of the file `name`, or None if it is missing."""
         try:
             found = os.lstat(self._name(name))
         except FileNotFoundError:
@@ -109,7 +110,7 @@ class OsFolder:
         return Stamp(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a file, or None if it is missing; OSError if over 16 MiB."""
+        """Return the content of the file `name`; None if it is missing; OSError if over 16 MiB."""
         path = self._name(name)
         try:
             data = read_regular(path, MAX_FILE_SIZE + 1)
@@ -122,12 +123,15 @@ class OsFolder:
         return data
 
     def check(self, name: str) -> None:
-        """Raise OSError if `append` would reject the file; a missing file is accepted."""
+        """Raise OSError if `append` would reject the file `name`; a missing file is accepted."""
         with contextlib.suppress(FileNotFoundError):
             os.close(self._open(name, os.O_WRONLY | os.O_APPEND))
 
     def _open(self, name: str, flags: int) -> int:
-        """Open a file for writing; refuse one with a second hard link, which the error names."""
+        """Open the file `name` for writing with flags of open(2), and return its descriptor.
+
+        A file with a second hard link is refused; the error names that link.
+        """
         path = self._name(name)
         try:
             return open_regular(path, flags)
@@ -151,11 +155,11 @@ class OsFolder:
         return "its other name (find / -xdev -samefile FILE)"
 
     def write(self, name: str, data: bytes) -> None:
-        """Create or truncate a file, mode 0600, and write `data`."""
+        """Create or truncate the file `name`, mode 0600, and write `data`."""
         self._put(name, data, os.O_TRUNC)
 
     def append(self, name: str, data: bytes) -> None:
-        """Append `data` to a file; create it, mode 0600, if it is missing."""
+        """Append `data` to the file `name`; create it, mode 0600, if it is missing."""
         self._put(name, data, os.O_APPEND)
 
     def _put(self, name: str, data: bytes, flag: int) -> None:
@@ -164,12 +168,12 @@ class OsFolder:
                 data = data[os.write(fd, data) :]
 
     def cut(self, name: str, size: int) -> None:
-        """Truncate a file to `size` bytes."""
+        """Truncate the file `name` to `size` bytes."""
         with _closing(self._open(name, os.O_WRONLY), self._name(name)) as fd:
             os.ftruncate(fd, size)
 
     def sync(self, name: str) -> None:
-        """Wait until the content of a file is on disk."""
+        """Wait until the content of the file `name` is on disk."""
         with _closing(self._open(name, os.O_RDWR), self._name(name)) as fd:
             os.fsync(fd)
 
@@ -180,11 +184,11 @@ class OsFolder:
             os.fsync(fd)
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a file atomically, replacing a file with the new name."""
+        """Rename the file `old` to `new` atomically, replacing a file with that name."""
         Path(self._name(old)).replace(self._name(new))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it exists."""
+        """Remove the file `name`, if it exists."""
         Path(self._name(name)).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -200,7 +204,7 @@ class OsFolder:
 
 @contextlib.contextmanager
 def _closing(fd: int, path: str) -> Iterator[int]:
-    """Return a file descriptor, and close it after the block; errors of calls get the path."""
+    """Context manager: yield descriptor `fd`, and close it on exit; OSErrors get `path`."""
     try:
         yield fd
     except OSError as error:
@@ -210,18 +214,28 @@ def _closing(fd: int, path: str) -> Iterator[int]:
 
 
 def _with_path(error: OSError, path: str) -> OSError:
-    """Return the error of a call on a file descriptor with the path of the file."""
+    """Return an OSError with errno and text of `error`, and the path of the file."""
     return OSError(error.errno, error.strerror, path)
 
 
 def damaged(path: str, problem: str, reason: JournalReason = "damaged") -> JournalError:
-    """Return the error for a damaged file of the log, with its remedy."""
+    """Return the error for a damaged file of the log, with its remedy.
+
+    Args:
+        path: Path of the file.
+        problem: What is wrong with it.
+        reason: Reason of the error.
+    """
     text = f"runtime log {path}: damaged: {problem}; restore the file, or reboot"
     return JournalError(text, reason=reason)
 
 
 class LogFile:
-    """The log file as last read or written. The caller holds the lock of the folder."""
+    """The log file as last read or written. The caller holds the lock of the folder.
+
+    `events` and `replay` (48 bytes) are those of the complete lines, `tail` is an incomplete last
+    line, and `stamp` the state of the file (None: missing).
+    """
 
     def __init__(self, folder: OsFolder) -> None:
         self.folder = folder

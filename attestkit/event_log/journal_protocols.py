@@ -17,6 +17,11 @@ class RegisterAccess(NamedTuple):
     """Functions that read and extend a register of SHA-384 in hardware, without a cache.
 
     It is RTMR3 of a TD, or a PCR of a TPM's SHA-384 bank.
+
+    Attributes:
+        read: Returns the value, 48 bytes.
+        extend: Extends the register by a digest of 48 bytes.
+        name: Name of the register, for errors.
     """
 
     read: Callable[[], bytes]
@@ -89,7 +94,14 @@ def mismatch_remedy(path: str = "") -> str:
 def mismatch_error(
     register: bytes, replay: bytes, path: str = "", name: str = "RTMR3"
 ) -> JournalError:
-    """Return the error for a log whose replay does not match the register `name`."""
+    """Return the error for a log whose replay does not match the register `name`.
+
+    Args:
+        register: Value of the register, 48 bytes.
+        replay: Replay of the log, 48 bytes.
+        path: Path of a log on disk; empty for a log in memory.
+        name: Name of the register, for the text.
+    """
     return JournalError(
         f"runtime log{f' {path}' if path else ''}: does not match {name}: the register is "
         f"{register.hex()}, the log replays to {replay.hex()}; {mismatch_remedy(path)}",
@@ -148,13 +160,20 @@ class MemoryJournal:
                 self._commit(replay, events)
 
     def _commit(self, replay: bytes, events: tuple[Event, ...]) -> bool:
-        """Set the log to `events` if the register has the value `replay`; return whether it has."""
+        """Set the log to `events` if the register has the value `replay`, 48 bytes.
+
+        Returns:
+            Whether it has.
+        """
         if done := self._register.read() == replay:
             self._replay, self._events = replay, events
         return done
 
     def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
-        """Start a new boot with `events`, by which the register is already extended."""
+        """Start a new boot with `events`, by which the register is already extended.
+
+        `boot_id` is ignored: only logs on disk need it.
+        """
         del boot_id  # needed by logs on disk only
         with self._turns:
             self._events = tuple(events)

@@ -42,7 +42,14 @@ _IMA_STARTS = tuple(bytes([byte]) for byte in b" 0123456789")
 
 
 class CcelSource(NamedTuple):
-    """A CCEL parsed by the native core: log area, packed records, and end of the records."""
+    """A CCEL parsed by the native core.
+
+    Attributes:
+        area: The whole log area.
+        rows: Positions of the records in it, packed as `LOG_RECORD`.
+        end: Offset of the end of the last record.
+        registers: Numbers of the extended registers, one byte per extending record.
+    """
 
     area: bytes
     rows: bytes
@@ -82,7 +89,10 @@ class CcelSource(NamedTuple):
 
 
 def identify_other_log(data: bytes) -> str | None:
-    """Return a description of a log that is not a CCEL, from its first bytes; None if unknown."""
+    """Return a description of `data`, a log that is not a CCEL, from its first bytes.
+
+    None if it is unknown.
+    """
     is_table = data.startswith(b"CCEL") and int.from_bytes(data[4:8], "little") == len(data)
     is_ima = data[:1] in _IMA_STARTS and b" ima" in data[:160]
     encoding = cel.detect_encoding(data)
@@ -122,7 +132,7 @@ class TpmEvent(NamedTuple):
         return type_name(self.event_type)
 
     def digest(self, bank: str) -> bytes:
-        """Return the digest of one bank.
+        """Return the digest of one bank, such as `sha256`.
 
         Raises:
             UsageError: If the record has no digest of that bank.
@@ -145,7 +155,7 @@ class TpmEventLog(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "TpmEventLog":
-        """Parse a log in the crypto-agile or the SHA-1 format, without padding.
+        """Parse a binary log in the crypto-agile or the SHA-1 format, without padding.
 
         Raises:
             FormatError: If the log is malformed, or exceeds 16 MiB, 65,536 records, or 1 MiB of
@@ -167,7 +177,7 @@ class TpmEventLog(NamedTuple):
         return cls(names, tuple(events), startup_locality=locality or 0)
 
     def replay(self, bank: str = "sha256") -> dict[int, bytes]:
-        """Return the value of each PCR that the log extends, in one bank.
+        """Return the value of each PCR that the log extends, by its number, in one bank.
 
         The operating system may have extended PCRs further.
 

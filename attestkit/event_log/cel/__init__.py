@@ -52,7 +52,10 @@ _RUNTIME_V1: Final = b"\x01\x00\x00\x08:"
 
 
 def detect_encoding(data: bytes) -> str | None:
-    """Return the encoding of a CEL ("tlv", "cbor", "json") by its first bytes; None if not one."""
+    """Return the encoding of a CEL by the first bytes of `data`; None if it is not a CEL.
+
+    The encoding is "tlv", "cbor" or "json".
+    """
     if _JSON_START.match(data):
         return "json"
     if _CBOR_START.match(data):
@@ -64,7 +67,7 @@ def detect_encoding(data: bytes) -> str | None:
 
 
 def read(data: bytes | str) -> tuple[list[WireEvent], tuple[str, ...]]:
-    """Parse a CEL, whose encoding is detected by its first byte.
+    """Parse a CEL, whose encoding is detected by its first byte; text is JSON.
 
     Management records, and informative records of index 0, are skipped: they do not extend.
 
@@ -154,7 +157,7 @@ class _RecordNumbers:
         self._timestamps += TIMESTAMP in record.management and any(record.digests.values())
 
     def warnings(self) -> tuple[str, ...]:
-        """Return warnings: about the first gap in each register, and timestamps with digests."""
+        """Return warnings as texts: the first gap in each register, and timestamps with digests."""
         found = [] if self._through else list(self._gaps.values())
         if self._timestamps:
             found.append(f"{self._timestamps} timestamps have digests, which are not replayed")
@@ -162,7 +165,11 @@ class _RecordNumbers:
 
 
 def _event(record: CelRecord) -> WireEvent | None:
-    """Return the event of a record, or None if the record does not extend a register."""
+    """Return the event of a record, or None if the record does not extend a register.
+
+    Raises:
+        FormatError: If the record is not valid for a TD, or a runtime event has no preimage.
+    """
     if record.management:
         if STATE_CHANGE in record.management and record.digests:
             message = "a state transition must not have digests in a log of a TD"
@@ -188,6 +195,9 @@ def _runtime(preimage: bytes) -> tuple[str, bytes, int]:
     """Return name, payload and version of the runtime event with this preimage.
 
     In version 1, the name ends at the first colon after the type: names have none.
+
+    Raises:
+        FormatError: If the bytes are not the preimage of a runtime event.
     """
     if preimage.startswith(_RUNTIME_V1):
         name, colon, payload = preimage[len(_RUNTIME_V1) :].partition(b":")
@@ -225,7 +235,9 @@ def _runtime_v2(preimage: bytes) -> tuple[str, bytes, int] | None:
 
 
 def write(events: Iterable[Event], encoding: str) -> bytes:
-    """Encode a CEL whose records are numbered from 0 in each register.
+    """Encode a CEL, in the encoding `tlv`, `cbor` or `json`.
+
+    Records are numbered from 0 in each register.
 
     Raises:
         UsageError: If the encoding is unknown, the log would exceed the limits of `read`, or the

@@ -17,7 +17,7 @@ _FIRST_MAP: Final = 0xA0  # the lowest initial byte of a map
 
 
 def read(data: bytes) -> Iterator[CelRecord]:
-    """Parse the records and yield them.
+    """Parse the records of a whole log in CBOR and yield them.
 
     Raises:
         FormatError: If a record is malformed, or bytes follow the array.
@@ -76,7 +76,7 @@ def _digests(reader: CborReader) -> dict[int, bytes]:
 
 
 def _event(reader: CborReader) -> tuple[int, bytes]:
-    """Parse content of type pcclient_std: event type and event data."""
+    """Parse content of type pcclient_std at the reader's position: event type and event data."""
     _map(reader, 2, "event")
     _key(reader, 0)
     start = reader.at
@@ -89,7 +89,7 @@ def _event(reader: CborReader) -> tuple[int, bytes]:
 
 
 def _management(reader: CborReader) -> frozenset[int]:
-    """Parse content of type cel, one management statement; return its type."""
+    """Parse content of type cel at the reader's position, one statement; return its type."""
     start = reader.at
     is_map, count = reader.header()
     if not is_map or count not in {1, 2}:
@@ -127,7 +127,11 @@ def _map(reader: CborReader, entries: int, subject: str) -> None:
 
 
 def _key(reader: CborReader, expected: int, if_nv: FormatError | None = None) -> None:
-    """Parse a key, which must be `expected`; raise `if_nv` for the key of an NV index."""
+    """Parse a key of a map, which must be `expected`.
+
+    Raises:
+        FormatError: If it is another key; `if_nv`, if given, for the key of an NV index.
+    """
     start = reader.at
     key = reader.integer()
     if if_nv is not None and key == _NV_INDEX:
@@ -137,7 +141,7 @@ def _key(reader: CborReader, expected: int, if_nv: FormatError | None = None) ->
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
-    """Encode records of events as an array."""
+    """Encode records of events as an array in CBOR."""
     import cbor2  # lazy: loaded for this encoding only
 
     log = [

@@ -29,7 +29,7 @@ _ALGORITHM_NAMES: Final = {number: name for name, number in cel.ALGORITHMS.items
 
 
 def read(text: str) -> Iterator[CelRecord]:
-    """Parse the records and yield them.
+    """Parse the records of a whole log in JSON and yield them.
 
     Raises:
         FormatError: If a record, or the text between or after records, is malformed; `offset`
@@ -79,13 +79,19 @@ class _Cursor:
         return self.at == len(self.text)
 
     def error(self, position: int, message: str, reason: FormatReason = "syntax") -> FormatError:
-        """Return an error at this place of the text, in the record with the index `position`."""
+        """Return an error at this place of the text, in the record with the index `position`.
+
+        `message` is its text without the position.
+        """
         error = FormatError(message, reason=reason)
         return cel.record_error(error, position, byte_offset(self.text, self.at))
 
 
 def _array(cursor: _Cursor) -> Iterator[int]:
-    """Yield the start of each value of an array; the caller moves the cursor past the value."""
+    """Yield the start of each value of an array; the caller moves the cursor past the value.
+
+    A start is an index in the text.
+    """
     if not cursor.skip("["):
         raise cursor.error(0, "expected an array of records or a sequence of records")
     position = 0
@@ -101,7 +107,10 @@ def _array(cursor: _Cursor) -> Iterator[int]:
 
 
 def _sequence(cursor: _Cursor) -> Iterator[int]:
-    """Yield the start of each value of a sequence; the caller moves the cursor past the value."""
+    """Yield the start of each value of a sequence; the caller moves the cursor past the value.
+
+    A start is an index in the text.
+    """
     position = 0
     while True:
         marked = cursor.skip(RECORD_MARK)
@@ -145,7 +154,7 @@ def _record(value: object) -> CelRecord:
 
 
 def _management(content: object) -> frozenset[int]:
-    """Parse content of type cel, one statement or an array of them; return their types."""
+    """Parse decoded content of type cel, a statement or an array of them; return their types."""
     found: set[int] = set()
     for statement in content if isinstance(content, list) else [content]:
         members = _members(statement, "management")
@@ -168,7 +177,11 @@ def _management(content: object) -> frozenset[int]:
 
 
 def _members(value: object, subject: str, keys: set[str] | None = None) -> dict[str, Any]:
-    """Return an object; FormatError if it is not one, or its members are not exactly `keys`."""
+    """Return `value` if it is an object; `subject` is its name in errors.
+
+    Raises:
+        FormatError: If it is not an object, or has other members than `keys`; None: any.
+    """
     if not isinstance(value, dict):
         raise FormatError(f"{subject} must be an object", reason="wrong_type")
     if keys is not None and value.keys() != keys:
@@ -187,7 +200,17 @@ def _list(members: dict[str, Any], key: str) -> list[Any]:
 def _number(
     members: dict[str, Any], key: str, names: dict[str, int] | None = None, subject: str = ""
 ) -> int:
-    """Return a member that is an integer of 64 bits, or a name in `names`, as a number."""
+    """Return `members[key]`: an integer of 64 bits, or a name in `names`, as a number.
+
+    Args:
+        members: Members of an object.
+        key: Name of the member.
+        names: Numbers by name; None: names are not accepted.
+        subject: What a name names, for errors.
+
+    Raises:
+        FormatError: If the member is missing, of another type, too large or an unknown name.
+    """
     value = members.get(key)
     if isinstance(value, str) and names is not None:
         reason: FormatReason = "unsupported_algorithm" if names is cel.ALGORITHMS else "wrong_value"
@@ -199,7 +222,7 @@ def _number(
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
-    """Encode records of events as an array, without white space."""
+    """Encode records of events as an array in JSON, without white space, in UTF-8."""
     return f"[{','.join([_encode_record(record) for record in records])}]".encode()
 
 

@@ -68,21 +68,26 @@ class CelRecord(NamedTuple):
     digests: dict[int, bytes]
     """Digests by algorithm ID."""
     event_type: int
-    """0 for a management record."""
+    """TCG event type; 0 for a management record."""
     data: bytes
     management: frozenset[int] = frozenset()
     """Types of the statements of a management record; empty for an event."""
     offset: int = 0
-    """Offset of the record in the log."""
+    """Offset of the record in the log, in bytes."""
 
 
 def bad(problem: str, reason: FormatReason, offset: int | None = None) -> FormatError:
-    """Return the error for a malformed part of a record."""
+    """Return a FormatError with the text `problem`, for a malformed part of a record.
+
+    `offset` is that of the part in the log, in bytes; None: unknown.
+    """
     return FormatError(problem, reason=reason, offset=offset)
 
 
 def add_digest(digests: dict[int, bytes], algorithm: int, digest: bytes, at: int | None) -> None:
-    """Add a digest of a record.
+    """Add a digest of a record to `digests`, which has them by the TCG's number of the algorithm.
+
+    `at` is the offset of the digest in the log, for errors; None: unknown.
 
     Raises:
         FormatError: If the algorithm is unknown or occurs twice, or the digest has another size.
@@ -99,14 +104,23 @@ def add_digest(digests: dict[int, bytes], algorithm: int, digest: bytes, at: int
 
 
 def check_event_type(number: int, at: int | None) -> int:
-    """Return the event type `number`, or raise FormatError if it exceeds 32 bits."""
+    """Return the event type `number`, or raise FormatError if it exceeds 32 bits.
+
+    `at` is its offset in the log, for the error; None: unknown.
+    """
     if number > 0xFFFFFFFF:
         raise bad("event type must fit in 32 bits", "event_type", at)
     return number
 
 
 def event_type_named(name: str, at: int | None) -> int:
-    """Return the number of an event type by its TCG name, in upper or lower case."""
+    """Return the number of an event type by its TCG name, in upper or lower case.
+
+    `at` is the offset of the name in the log, for the error; None: unknown.
+
+    Raises:
+        FormatError: If the name is unknown.
+    """
     number = number_by_name(name)
     if number is None:
         raise bad(f"unknown event type {shown(name)}", "event_type", at)
@@ -114,20 +128,29 @@ def event_type_named(name: str, at: int | None) -> int:
 
 
 def check_management_type(number: int, at: int | None) -> int:
-    """Return the management type `number`, or raise FormatError if it is unknown."""
+    """Return the management type `number`, or raise FormatError if it is unknown.
+
+    `at` is its offset in the log, for the error; None: unknown.
+    """
     if number not in MANAGEMENT_TYPES.values():
         raise bad(f"unknown management record type {shown(number)}", "wrong_value", at)
     return number
 
 
 def check_state(number: int, at: int | None) -> None:
-    """Raise FormatError if a state transition is unknown."""
+    """Raise FormatError if `number` is not a known state transition; see `STATE_NAMES`.
+
+    `at` is its offset in the log, for the error; None: unknown.
+    """
     if number not in STATE_NAMES.values():
         raise bad(f"unknown state transition {shown(number)}", "wrong_value", at)
 
 
 def content_error(content_type: int, at: int | None) -> FormatError:
-    """Return the error for content that is not of a TD's log, or of an unknown type."""
+    """Return the error for the number of a content type that is unknown or not of a TD's log.
+
+    `at` is its offset in the log; None: unknown.
+    """
     name = _OTHER_CONTENT.get(content_type)
     if name is None:
         message = f"unknown content type {shown(content_type)}"
@@ -143,7 +166,14 @@ def number_of(
     at: int | None,
     reason: FormatReason = "wrong_value",
 ) -> int:
-    """Return the number of a name in `names`, in upper or lower case; `subject` is for errors.
+    """Return the number of `name` in `names`, in upper or lower case.
+
+    Args:
+        name: The name in the log.
+        names: Numbers by name in lower case.
+        subject: What the name names, for the error.
+        at: Offset of the name in the log, for the error; None: unknown.
+        reason: Reason of the error.
 
     Raises:
         FormatError: If the name is unknown.
@@ -160,7 +190,7 @@ def record_error(error: FormatError, position: int, start: int) -> FormatError:
     Args:
         error: The error in the record.
         position: Position of the record in the log, from 0.
-        start: Offset of the record, for an error without an offset.
+        start: Offset of the record in bytes, for an error without an offset.
     """
     offset = start if error.offset is None else error.offset
     message = f"CEL record {position}: {error.message}"

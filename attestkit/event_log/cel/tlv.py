@@ -34,7 +34,7 @@ def starts_with_record(data: bytes) -> bool:
 
 
 def read(data: bytes) -> Iterator[CelRecord]:
-    """Parse the records and yield them.
+    """Parse the records of a whole log in TLV and yield them.
 
     Raises:
         FormatError: If a record is malformed.
@@ -51,7 +51,11 @@ def read(data: bytes) -> Iterator[CelRecord]:
 
 
 def _record(data: bytes, at: int) -> tuple[CelRecord, int]:
-    """Parse the record at the offset `at`; return it and the offset of its end."""
+    """Parse the record at the offset `at` of `data`, the log.
+
+    Returns:
+        The record, and the offset of its end.
+    """
     end = len(data)
     number, at = _integer(data, at, end, _NUMBER)
     kind, _, _ = _element(data, at, end)
@@ -78,7 +82,11 @@ def _record(data: bytes, at: int) -> tuple[CelRecord, int]:
 
 
 def _event(data: bytes, at: int, end: int) -> tuple[int, bytes]:
-    """Parse content of type pcclient_std up to `end`: event type and event data."""
+    """Parse content of type pcclient_std between the offsets `at` and `end` of `data`, the log.
+
+    Returns:
+        Event type and event data.
+    """
     start = at
     event_type, at = _integer(data, at, end, 0)
     cel.check_event_type(event_type, start)
@@ -91,7 +99,11 @@ def _event(data: bytes, at: int, end: int) -> tuple[int, bytes]:
 
 
 def _management(data: bytes, at: int, end: int) -> frozenset[int]:
-    """Parse content of type cel up to `end`, and return the types of its statements."""
+    """Parse content of type cel between the offsets `at` and `end` of `data`, the log.
+
+    Returns:
+        The types of its statements.
+    """
     found: set[int] = set()
     while not found or at < end:
         start = at
@@ -116,7 +128,13 @@ def _management(data: bytes, at: int, end: int) -> frozenset[int]:
 
 
 def _integer(data: bytes, at: int, end: int, expected: int) -> tuple[int, int]:
-    """Parse an element of type `expected`; return its integer and the offset of its end."""
+    """Parse the element at the offset `at` of `data`, whose type must be `expected`.
+
+    The element must end at the offset `end` at the latest.
+
+    Returns:
+        Its integer, and the offset of its end.
+    """
     kind, start, stop = _element(data, at, end)
     if kind != expected:
         raise cel.bad(f"expected type {expected}, found type {kind}", "missing", at)
@@ -130,7 +148,10 @@ def _value(data: bytes, start: int, stop: int) -> int:
 
 
 def _element(data: bytes, at: int, end: int) -> tuple[int, int, int]:
-    """Return the type of the element at the offset `at`, and start and end of its value."""
+    """Return the type of the element at the offset `at` of `data`, and the offsets of its value.
+
+    These are start and end of the value; the latter must not exceed the offset `end`.
+    """
     start = at + _HEAD
     if start > end:
         raise cel.bad(f"{_HEAD} bytes expected, {end - at} left", "truncated", at)
@@ -141,7 +162,7 @@ def _element(data: bytes, at: int, end: int) -> tuple[int, int, int]:
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
-    """Encode records of events as a sequence."""
+    """Encode records of events as a sequence in TLV."""
     return b"".join([_encode_record(record) for record in records])
 
 
