@@ -314,7 +314,7 @@ def check_hardware_signs(root: str | os.PathLike[str] = "/") -> tuple[HardwareSi
 def detect_hardware(root: str | os.PathLike[str] = "/") -> tuple[str, ...]:
     """Return the names of the indications of a TEE that are present, such as `/dev/tdx_guest`.
 
-    `root` is as for `check_hardware_signs`; so `/` also examines CPUID and the TPM.
+    They are looked up in files below `root` and, if that is `/`, in CPUID and the TPM.
     """
     return tuple(sign.what for sign in check_hardware_signs(root) if sign.positive)
 

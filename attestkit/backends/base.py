@@ -164,7 +164,12 @@ class EventPcr(Protocol):
         ...
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the log of runtime events; `version` is as in `RegisterExtender.open_journal`."""
+        """Return the log of runtime events; every call returns the same object.
+
+        Args:
+            version: How event digests are computed, 1 or 2 (see `runtime_preimage`). None: as
+                those of this boot's events, or 1 if there are none. Only the first call uses it.
+        """
         ...
 
 

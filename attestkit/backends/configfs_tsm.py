@@ -92,7 +92,7 @@ class ConfigfsTsm:
 
         Args:
             paths: The kernel's paths; None: `backends.find_kernel_paths()`.
-            system: As for the constructor.
+            system: File operations, clock and random bytes; None: those of this machine.
 
         Raises:
             BackendUnavailableError: If the backend cannot be used on this machine.

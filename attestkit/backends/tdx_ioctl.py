@@ -266,8 +266,10 @@ class TdxIoctl(TdGuest):
 
         Args:
             paths: The kernel's paths; None: `backends.find_kernel_paths()`.
-            generation: As for the constructor.
-            qgs: As for the constructor.
+            generation: Generation of an out-of-tree driver, "C", "C'", "D" or "D'", whose ioctl
+                returns quotes. None: the QGS is used.
+            qgs: The QGS: ("vsock", cid, port) or the path of a UNIX socket. None: over vsock to the
+                host, at the port in /etc/tdx-attest.conf.
 
         Raises:
             UsageError: As the constructor.

@@ -280,7 +280,7 @@ class SimulatedTee:
             nonce: The nonce that the attester was sent, 8 to 64 bytes.
             report_data: The expected report data, up to 64 bytes, zero-padded; None, which must be
                 passed explicitly, accepts any.
-            options: As for `verifier`.
+            options: Arguments of `attestkit.Verifier`, such as `policy`.
         """
         verifier = self.verifier(**options)
         return verifier.verify(evidence, nonce=nonce, report_data=report_data)

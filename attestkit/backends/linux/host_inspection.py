@@ -427,7 +427,7 @@ def detect_platforms(
 ) -> tuple[Platform, ...]:
     """Detect clouds, and TEEs other than TDX and SEV-SNP, from files below `root` and CPUID.
 
-    `cpuid` is as for `inspect_cpu`.
+    `cpuid` returns EAX, EBX, ECX and EDX of a leaf and subleaf, or None if it is not available.
     """
     base = Path(root)
     found = [*_azure(base, inspect_cpu(cpuid)), *_cloud(base)]

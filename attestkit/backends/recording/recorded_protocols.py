@@ -204,7 +204,8 @@ _CHECKS: Final[dict[str, Callable[[object], None]]] = {
 def _open_journal(self: RecordedCalls, version: int | None = None) -> RuntimeLog:
     """Return the log of runtime events; every call returns the same object.
 
-    `version` is as for `RegisterExtender.open_journal`; only the first call uses it.
+    `version` is how event digests are computed, 1 or 2; None: as the backend chooses. Only the
+    first call uses it.
     """
     with self._opening:
         if self._journal is None:

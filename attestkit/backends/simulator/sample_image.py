@@ -298,7 +298,11 @@ def write_sample_image(
 ) -> Path:
     """Write a made-up dstack image to a folder, created if missing, and return its path.
 
-    The arguments are those of `sample_image_files`.
+    Args:
+        folder: Path of the folder, whose parent must exist.
+        seed: Any text, from which the contents of the files follow.
+        document_version: Version of its measurement documents. None: without them, as in dstack
+            0.5.
 
     Raises:
         UsageError: As for `sample_image_files`, or if the folder cannot be written.

@@ -152,7 +152,7 @@ class StateFolder:
 
 
 def read_seed(data: bytes) -> bytes:
-    """Return the seed, 32 bytes, in the content of a seed file: raw, or 64 hex digits as text.
+    """Return the seed, 32 bytes, in `data`, the content of a seed file: raw, or 64 hex digits.
 
     Raises:
         UsageError: If it is neither.

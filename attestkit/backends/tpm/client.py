@@ -216,7 +216,11 @@ class TpmClient(NvCommands):
     def primary_key(self, hierarchy: int, template: bytes | TpmtPublic) -> Iterator[LoadedKey]:
         """Context manager: make a primary key as `create_primary` does, and flush it on exit.
 
-        The arguments are those of `create_primary`; the key is yielded.
+        The loaded key is yielded. A template always gives the same key.
+
+        Args:
+            hierarchy: Handle of a hierarchy, such as 0x4000000B (endorsement).
+            template: TPMT_PUBLIC without a key, parsed or encoded.
         """
         key = self.create_primary(hierarchy, template)
         with self.flushed(key.handle):

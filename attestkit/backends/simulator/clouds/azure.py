@@ -197,7 +197,7 @@ class _AzureVm(CloudSimulator):
     ) -> ServiceResponse:
         """Return the metadata service's response to a request, with armed faults injected.
 
-        The arguments are those of `SimulatedImds.handle`; names in `headers` are lower-case.
+        `target` is path and query; `headers` has lower-case names; `body` is JSON or empty.
         """
         if fault := self.faults.strike("imds"):
             if fault.name == "imds_slow":

@@ -325,7 +325,11 @@ class Faults:
         self._watchers.append(WeakMethod(validate))
 
     def arm(self, faults: "Fault | FaultsLike") -> None:
-        """Arm faults, specified as for `of`, after those already armed for the same operations.
+        """Arm faults, after those already armed for the same operations.
+
+        Args:
+            faults: A fault, a list of texts or faults, or a text such as "ebusy:3 slow:2s", with
+                faults separated by blanks or commas. None: no faults.
 
         Raises:
             UsageError: If a fault is unknown or does not apply; none is armed then.

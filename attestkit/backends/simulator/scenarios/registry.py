@@ -29,7 +29,8 @@ def _cloud(platform: str, outcome: str, text: str, **fields: Any) -> NamedCase:
 def _azure(platform: str, report: str) -> dict[str, NamedCase]:
     """Return the scenarios that Azure's SNP and TDX VMs share, by name.
 
-    `report` is the name of their hardware report in the texts of help.
+    `platform` is "azure-snp" or "azure-tdx", with which the names begin; `report` is the name of
+    the hardware report in the texts of help.
     """
     return {
         f"{platform}-wrong-binding": _cloud(

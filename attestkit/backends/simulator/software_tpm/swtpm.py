@@ -189,7 +189,15 @@ class TpmProxy:
     ) -> None:
         """Define an NV index of any size with its content.
 
-        The arguments, and the UsageError for invalid ones, are those of `TpmModel.provision_index`.
+        Args:
+            index: NV index, 0x01xxxxxx; an existing one is replaced.
+            content: Its content.
+            attributes: TPMA_NV; "written" is added.
+            auth: Its password.
+            name_alg: Hash of its name.
+
+        Raises:
+            UsageError: As `TpmModel.provision_index`.
         """
         self._model.provision_index(index, content, attributes, auth=auth, name_alg=name_alg)
 
