@@ -1,5 +1,6 @@
 """Entry point of the command line, `attestkit` and `python -m attestkit`."""
 
+import gc
 import sys
 
 from attestkit._system.process_hardening import hide_memory, hide_seed
@@ -19,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         return serve(words[1:], own_process=own_process)
     if own_process:
+        gc.set_threshold(20_000)  # a tenth of the start of a command was garbage collection
         hide_seed()
     if own_process and _reads_key(words):
         try:

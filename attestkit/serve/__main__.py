@@ -1,6 +1,7 @@
 """Command `python -m attestkit.serve`, the same as `attestkit serve`."""
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -38,6 +39,7 @@ def main(
     """
     own_process = own_process or arguments is None or inherited is not None
     if own_process:
+        gc.disable()  # until the server is ready: a fifth of its start, and hardly anything to free
         process_hardening.hide_seed()
     process_hardening.open_standard_streams()
     log = ServerLog()

@@ -21,6 +21,7 @@ ATTEMPTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda one: f"{one.surface}: {one.name}")
 def test_attempt_is_refused(attempt: Attempt, request: pytest.FixtureRequest) -> None:
     """An attempt raises the error that it should, or holds its own bound."""

@@ -64,6 +64,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @needs_core
 @pytest.mark.parametrize("name", NAMES)
 def test_parser_lines_grow_linearly(name: str) -> None:

@@ -95,6 +95,7 @@ ATTACKS: Final[dict[str, tuple[Callable[[AttestedServer, Endpoint], None], tuple
 }
 
 
+@pytest.mark.slow
 @every_library
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_after_a_proof(attested_server: Make, library: str, name: str) -> None:
@@ -280,6 +281,7 @@ def test_no_server_ca_is_no_way_around(attested_server: Make) -> None:
 # -- rotation under load ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_library
 def test_rotation_under_load(attested_server: Make, library: str) -> None:
     """New keys while 4 clients send: no request is lost, and each key is proven once."""

@@ -154,6 +154,7 @@ async def drive(
     return answers
 
 
+@pytest.mark.slow
 def test_five_seconds(attested_server: Make) -> None:
     """300 requests, 4 new keys of each, and none is lost or reaches an unproven key."""
     run(attested_server, 5, FEW)

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +75,7 @@ FRAMES = (
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # shared machines are slow
 @given(texts, st.sampled_from(FRAMES))
 def test_split_signed_keeps_body_verbatim(body: str, frame: str) -> None:

@@ -36,6 +36,7 @@ class RemoveGuards:
         return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_subject_is_correct_in_explored_schedules(name: str) -> None:
     """A subject is correct in the first schedules."""
@@ -43,6 +44,7 @@ def test_subject_is_correct_in_explored_schedules(name: str) -> None:
     assert explore(scenario, World(*modules), fine=fine, most=FEW).schedules == FEW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_subject_without_guard_fails(name: str) -> None:
     """Without its guards a subject fails in some schedule."""

@@ -32,6 +32,7 @@ CHECKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verify", "key"), CHECKS)
 @settings(deadline=None)  # shared machines are slow
 @given(

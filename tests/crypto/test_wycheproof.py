@@ -291,6 +291,7 @@ def outcome_of(case: Case, group: Vector, test: Vector) -> str:
     return f"{test['result']}, {'accepted' if taken else 'refused'}"
 
 
+@pytest.mark.slow
 @every_case("case", CASES, ids=[case.file + case.use for case in CASES])
 def test_wycheproof_vectors_have_expected_outcome(case: Case) -> None:
     """Every vector is accepted or rejected as required, or by `rule` where it is acceptable."""

@@ -144,6 +144,7 @@ def _with_marks() -> Iterator[object]:
             yield pytest.param(page, marks=marks, id=page)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be had")
 @pytest.mark.parametrize("page", list(_with_marks()))
 def test_blocks_run(page: str, tmp_path: Path) -> None:

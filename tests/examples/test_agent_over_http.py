@@ -66,6 +66,7 @@ def create_admission(
     return {"nonce": nonce, "public_key": public.hex(), "evidence": evidence.hex()}
 
 
+@pytest.mark.slow
 def test_agent_over_http_readme_commands_succeed(tmp_path: Path) -> None:
     """The agent is admitted and answered, and reported as simulated."""
     with Reader("agent_over_http", tmp_path) as reader:

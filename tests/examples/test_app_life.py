@@ -32,6 +32,7 @@ def program(reader: Reader) -> ModuleType:
     return reader.load("app_life")
 
 
+@pytest.mark.slow
 def test_app_life_prints_what_the_readme_shows(reader: Reader) -> None:
     """Each step of the README happens, and keys are released to allowed builds only."""
     [done] = reader.run_all()

@@ -38,6 +38,7 @@ def test_pytest_app_readme_commands_succeed(reader: Reader) -> None:
     assert "skipped" not in done.printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "replacement", "failing_test"),
     [

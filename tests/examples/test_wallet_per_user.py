@@ -15,9 +15,10 @@ from attestkit.keys import separated_path
 from tests.examples.reader import Done, Reader
 
 # find_spec, for the example's dependency need not be imported here.
-pytestmark = pytest.mark.skipif(
-    find_spec("eth_account") is None, reason="the example needs eth-account"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("eth_account") is None, reason="the example needs eth-account"),
+]
 
 NONCE = "5a" * 32
 OPTIONS = "--backend simulator --seed-file sim/seed"

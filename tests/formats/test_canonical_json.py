@@ -74,6 +74,7 @@ def test_value_without_canonical_form(value: object, reason: str) -> None:
         canonical_json(value, "keyset")
 
 
+@pytest.mark.slow
 @given(_VALUES)
 def test_canonical_form_is_stable(value: Any) -> None:
     """The form decodes to the same value, which has the same form in any order of members."""

@@ -30,6 +30,7 @@ def changed(name: str, count: int) -> list[bytes]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_cores_agree(name: str) -> None:
     """Both cores return the same for thousands of inputs, of which they accept and refuse many."""

@@ -62,6 +62,7 @@ def test_seeds_keep_the_contract(target: ParserTarget) -> None:
     assert any(contract(target).answer(seed)[0] for seed in seeds)
 
 
+@pytest.mark.slow
 @every_target
 def test_broken_seeds_keep_the_contract(target: ParserTarget) -> None:
     """Truncated and changed seeds satisfy the contract, and some are refused."""
@@ -166,6 +167,7 @@ def takes_untrusted_input(function: ast.FunctionDef | ast.AsyncFunctionDef) -> b
     return any(SENT.search(ast.unparse(annotation)) for annotation in annotations)
 
 
+@pytest.mark.slow
 def test_every_module_that_reads_has_a_target() -> None:
     """A module that reads input has a target, or a stated reason for its absence."""
     reading = reading_modules()
@@ -175,6 +177,7 @@ def test_every_module_that_reads_has_a_target() -> None:
     assert all(LEFT_OUT.values())
 
 
+@pytest.mark.slow
 @every_case("name", sorted({*READERS.values(), *MORE_READERS}))
 def test_target_reaches_its_modules(name: str) -> None:
     """The target's seeds run functions of each of its modules."""

@@ -26,6 +26,7 @@ def rig() -> Iterator[Rig]:
     rig.close()
 
 
+@pytest.mark.slow
 def test_every_kept_input_and_every_seed_holds(rig: Rig) -> None:
     """Committed findings get the documented response, and so does each path of each listener."""
     corpus = [path.read_bytes() for path in sorted(CORPUS.iterdir())]

@@ -161,6 +161,7 @@ async def run_over_time(
     return ref(body), ref(request)
 
 
+@pytest.mark.slow
 def test_run_job_that_waits_is_released_at_deadline(loop: asyncio.AbstractEventLoop) -> None:
     """While all threads are stuck, a job whose time is over leaves nothing behind."""
 

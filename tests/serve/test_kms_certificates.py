@@ -157,6 +157,7 @@ def test_keys_without_url_issue_no_certificates(
         assert call(path, "Info", {}).json()["app_cert"] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("root", "code", "text"),
     [("other", 2, "not a pinned one"), (None, 1, "--kms-root"), ("missing", 1, "No such file")],
@@ -184,6 +185,7 @@ def test_server_with_a_wrong_pin_ends(
     assert not (tmp_path / "run" / ".appkeys.json").exists()
 
 
+@pytest.mark.slow
 def test_server_boots_with_a_kms(kms: SimulatedKms, tmp_path: Path) -> None:
     """`--kms-url` and `--kms-root` boot the app, also at the next start without the KMS."""
     root = tmp_path / "root.json"

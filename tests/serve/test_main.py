@@ -88,6 +88,7 @@ def test_seed_determines_keys_and_root(dev_server: Server, folder: Path) -> None
             assert call(each.dstack, "GetKey", KEY).json()["key"] == key
 
 
+@pytest.mark.slow
 def test_generated_seed_is_stored(dev_server: Server, folder: Path) -> None:
     """Without --seed a seed is generated and stored in the state folder."""
     keys = [call(dev_server.dstack, "GetKey", KEY).json()["key"]]
@@ -97,6 +98,7 @@ def test_generated_seed_is_stored(dev_server: Server, folder: Path) -> None:
     assert keys[0] != keys[1] == keys[2]
 
 
+@pytest.mark.slow
 def test_events_survive_kill_but_not_reset(folder: Path) -> None:
     """Registers and events survive SIGKILL; --reset simulates a reboot: boot events only."""
     with running_server(folder=folder) as server:

@@ -66,6 +66,7 @@ SERVERS: Final = {
 """Servers that need a package, by the package."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", SERVERS)
 def test_server_without_its_packages_names_the_extra(package: str) -> None:
     """The error at the start of a server has the stable reason, and names what to install."""
@@ -84,6 +85,7 @@ def test_server_without_its_packages_names_the_extra(package: str) -> None:
         assert "pip install 'attestkit[serve]'" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "options"),
     [

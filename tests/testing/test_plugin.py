@@ -140,6 +140,7 @@ def test_failing_test_leaves_no_resources(runs: Runs) -> None:
     result.assert_outcomes(passed=2, failed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement", ["raise KeyboardInterrupt", *slow(("pytest.exit('enough')",))]
 )
@@ -206,6 +207,7 @@ def test_xdist_workers_have_separate_servers(runs: Runs) -> None:
     result.assert_outcomes(passed=8)
 
 
+@pytest.mark.slow
 def test_installed_plugin_has_no_rewritten_asserts_elsewhere(runs: Runs, tmp_path: Path) -> None:
     """Pytest marks the whole distribution, but only the plugin is rewritten."""
     installed = tmp_path / "attestkit-0.dist-info"

@@ -1,5 +1,6 @@
 """Announcement of a server: the banner with commands to try, and the ready line."""
 
+import gc
 import logging
 import os
 from collections.abc import Sequence
@@ -48,6 +49,9 @@ def announce(
         attester: Attester of the agent; None: no agent is served.
         verifier: Settings of the verifier service; None: it is not served.
     """
+    if not gc.isenabled():  # since the start of the process
+        gc.freeze()  # what was loaded remains until the end
+        gc.enable()
     if shared.inherited is not None:
         return
     places = {name: str(at) for name, at in ready.addresses.items()}

@@ -223,6 +223,7 @@ def test_interrupted_boot_is_repeated(
     assert any(b'"one"' in path.read_bytes() for path in tmp_path.glob(f"{LOG}.*"))
 
 
+@pytest.mark.slow
 def test_killed_processes_leave_consistent_state(tmp_path: Path) -> None:
     """After SIGKILL at random moments each acknowledged event is logged once."""
     done = subprocess.run(

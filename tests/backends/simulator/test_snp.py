@@ -123,6 +123,7 @@ def test_subclass_stays_on_its_platform() -> None:
 # -- evidence ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_case("name", SNP)
 @every_case("policy", POLICIES, ids=["strict", "default", "development"])
 def test_snp_scenario_has_documented_outcome(name: str, policy: AppraisalPolicy) -> None:

@@ -230,6 +230,7 @@ faults = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     st.lists(faults, max_size=4),

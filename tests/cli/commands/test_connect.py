@@ -147,6 +147,7 @@ def test_lost_connection_is_code_3(reset: bool, tmp_path: Path, capsys: Capture)
         server.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -351,6 +352,7 @@ def test_bundle_on_stdout_replaces_the_proof(
     assert ProofBundle.from_json(out).host == "127.0.0.1"
 
 
+@pytest.mark.slow
 def test_terminal_of_80_columns_indents_wrapped_values(
     attested_server: Make, tmp_path: Path
 ) -> None:

@@ -186,6 +186,7 @@ def _long_log(events: int) -> EventLog:
     return intel.log_of([*intel.BOOT, *[("e", b"x" * 40)] * events])
 
 
+@pytest.mark.slow
 def test_report_long_log_is_shortened(files: Files) -> None:
     """Of a long log, only the first and last events are shown."""
     log = _long_log(65_000)

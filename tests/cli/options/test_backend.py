@@ -184,6 +184,7 @@ def test_quote_does_not_overwrite_inputs(tmp_path: Path, capsys: Capture) -> Non
 # -- evidence and events --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["v0", "v1", "cbor", "json"])
 def test_attest_encoding_round_trips(encoding: Encoding) -> None:
     """Evidence in each encoding parses and is re-encoded identically."""

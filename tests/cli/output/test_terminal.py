@@ -39,6 +39,7 @@ def on_terminal(words: list[str], **variables: str) -> str:
     return text
 
 
+@pytest.mark.slow
 @every_command
 def test_no_color_on_terminal_has_no_colours(name: str, files: Files) -> None:
     """$NO_COLOR removes colours, bold and dim from results, errors and the progress bar."""
@@ -47,12 +48,14 @@ def test_no_color_on_terminal_has_no_colours(name: str, files: Files) -> None:
     assert not COLOUR.findall(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["verify", "doctor"])
 def test_terminal_has_colours(name: str, files: Files) -> None:
     """Without the variable a terminal gets colours, also if it is empty."""
     assert COLOUR.search(on_terminal(COMMANDS[name](files), NO_COLOR=""))
 
 
+@pytest.mark.slow
 @every_command
 def test_pipe_has_no_control_sequences(name: str, files: Files) -> None:
     """A pipe gets neither colours nor a progress bar, whatever $TERM and $FORCE_COLOR are."""

@@ -170,6 +170,7 @@ for at in range(20):
 """
 
 
+@pytest.mark.slow
 def test_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
     """Several processes that write the file at once all find their pins in it."""
     pins = tmp_path / "pins.json"

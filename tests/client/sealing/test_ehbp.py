@@ -189,6 +189,7 @@ def test_services_seal_to_their_binding(server: EhbpServer) -> None:
 # -- answers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=5), st.data())
 def test_answer_is_opened_however_it_is_cut(pieces: list[bytes], choice: st.DataObject) -> None:
     """Chunks are opened as they come, cut anywhere; empty ones are allowed."""

@@ -88,6 +88,7 @@ def connect(server: AttestedServer, **options: Any) -> Endpoint:
     return attestkit.connect(server.url, policy=server.policy, server_ca=server.ca, **options)
 
 
+@pytest.mark.slow
 @every_client
 @pytest.mark.parametrize("ra_tls", [False, True])
 def test_endpoint_clients_follow_rotation_and_refuse_swapped_key(

@@ -67,6 +67,7 @@ def sealed_echo(secured: ssl.SSLSocket, head: bytes, body: bytes) -> None:
     secured.sendall(http_answer(masked(content) + END, "X-Sealed: yes", "X-Other: 1"))
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("size", [0, 1, 7, 100_000])

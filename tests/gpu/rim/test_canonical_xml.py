@@ -44,6 +44,7 @@ def check_document(xml: bytes) -> None:
     assert canonical_document(xml) == canonical(root)
 
 
+@pytest.mark.slow
 @samples.needs_shared
 @every_case("name", samples.SIGNED)
 def test_canonical_bytes_of_samples_are_those_of_libxml2(name: str) -> None:

@@ -65,6 +65,7 @@ def xmlsec_accepts(xml: bytes, certificate: bytes) -> bool:
     return True
 
 
+@pytest.mark.slow
 @samples.needs_shared
 @every_case("name", samples.SIGNED)
 def test_result_for_samples_is_that_of_libxmlsec(name: str) -> None:
@@ -91,6 +92,7 @@ def test_signed_bytes_are_returned() -> None:
     assert xmlsec_accepts(GOOD, signer().certificates[0])
 
 
+@pytest.mark.slow
 def test_every_changed_byte_of_the_document_is_refused() -> None:
     """Each byte of what is signed, and of SignedInfo and the value, is malformed or not valid."""
     by = chain(SIGNER, AUTHORITIES[-1])

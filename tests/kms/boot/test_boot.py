@@ -146,6 +146,7 @@ def test_complete_boot_of_another_kms_is_refused(kms: SimulatedKms, tmp_path: Pa
         assert state(tee, tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", range(1, len(EVENTS)))
 def test_boot_continues_where_it_stopped(kms: SimulatedKms, tmp_path: Path, count: int) -> None:
     """A log that is a prefix of the boot events is completed."""
@@ -219,6 +220,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_leaves_log_register_and_file(fault: str, tmp_path: Path) -> None:
     """After each fault of a KMS the log ends at `boot-mr-done`, and there is no key file."""

@@ -42,6 +42,7 @@ def assert_boots_again(kms: SimulatedKms, folder: Path, steps: Sequence[int]) ->
     return found
 
 
+@pytest.mark.slow
 def test_boot_killed_at_some_steps_can_be_repeated(tmp_path: Path) -> None:
     """Every 47th step: the next boot completes the log, and has the keys of a boot at once."""
     with kms_of(SEED) as kms:

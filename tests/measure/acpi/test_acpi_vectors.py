@@ -166,6 +166,7 @@ def kernel_name(row: dict[str, Any]) -> str:
     return f"{Path(row['kernel']).name} {row['memory'] >> 30} GiB {row['cmdline']}"
 
 
+@pytest.mark.slow
 @needs_qemu
 @needs_shared
 @pytest.mark.parametrize(

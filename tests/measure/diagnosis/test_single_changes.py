@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import pytest
+
 from attestkit.measure import tdx
 from attestkit.measure.acpi import to_edge_triggered
 from attestkit.measure.diagnosis.difference import CauseName, DifferenceKind
@@ -168,6 +170,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @every_case("change", CHANGES, ids=lambda change: change.name)
 def test_change_is_named(change: Change) -> None:
     """The first differing event of the register and the cause are those of the change."""

@@ -89,6 +89,7 @@ def test_contents_are_searched() -> None:
         assert read(lzma_section(section(RAW, bytes(before) + TEXT))).strings == {TEXT}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [4, 7, 9, 15])
 def test_contents_of_lzma_data_that_refers_far_back(distance: int) -> None:
     """Data is unpacked with a dictionary that suffices, up to the size in its header."""
@@ -214,6 +215,7 @@ def test_contents_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None
         read(section(RAW, b"x") * 4)
 
 
+@pytest.mark.slow
 def test_contents_are_limited_in_unpacked_size() -> None:
     """LZMA data unpacks to at most 64 MiB in all, whatever its header says."""
     head = pack_lzma(b"")[:5]

@@ -31,7 +31,7 @@ from tests.rigs.documented_errors.cases import (
 )
 from tests.rigs.emulator import REPORTS, Emulator, requires_fuse
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse]
 
 MACHINES: Final[dict[str, dict[str, object]]] = {
     "old": {"kernel_release": "6.12.79"},

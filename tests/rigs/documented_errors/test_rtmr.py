@@ -31,7 +31,7 @@ from tests.rigs.documented_errors.cases import (
 from tests.rigs.emulator import Emulator, requires_fuse
 from tests.rigs.kernel_files.file_calls import MEASUREMENTS
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse]
 
 MACHINES: Final[dict[str, dict[str, object]]] = {
     "files": {"kernel_release": "7.1"},

@@ -34,7 +34,7 @@ from tests.rigs.documented_errors.cases import (
 )
 from tests.rigs.emulator import Emulator, requires_fuse
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse]
 
 MACHINES: Final[dict[str, dict[str, object]]] = {
     "mainline": {"kernel_release": "6.12", "qgs": True},  # without register files

@@ -22,6 +22,7 @@ def compare(answers: dict[str, Answers], recorded: dict[str, Answers]) -> None:
     compare_responses(answers, recorded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", RECORDED)
 def test_emulator_tdx_responses_equal_the_record(release: str) -> None:
     """Entries, inblob, outblob, device, and registers if the kernel has them."""
@@ -31,6 +32,7 @@ def test_emulator_tdx_responses_equal_the_record(release: str) -> None:
         assert machine.errors.read_text() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", RECORDED)
 def test_emulator_snp_responses_equal_the_record(release: str) -> None:
     """The options of configfs-tsm on an SEV-SNP guest with an SVSM."""

@@ -24,6 +24,7 @@ def _missing() -> str:
     return missing_for_fuse() or last_error_line([*UNSHARE, "sh", "-c", ": < /dev/fuse"])
 
 
+@pytest.mark.slow
 @pytest.mark.rig
 @pytest.mark.skipif(bool(_missing()), reason=_missing() or "available")
 def test_emulator_works_in_user_namespace(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ SCRIPT = """if True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.rig
 @requires_run
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from attestkit.testing import BackendContract
 from tests.rigs.emulator import requires_fuse
 from tests.rigs.suite.guests import Guest
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse]
 
 REPORT_DATA = bytes(range(64))
 

@@ -60,6 +60,7 @@ def _validator(make_document: Any, name: str) -> Draft202012Validator:
     return Draft202012Validator(schema)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listener", ["tappd", "http", *slow(("dstack",), ("dev_http",))])
 def test_document_is_valid_openapi(clients: dict[str, Client], listener: str) -> None:
     """The document is valid OpenAPI 3.1, including references and unique operation ids."""

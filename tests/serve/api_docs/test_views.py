@@ -121,6 +121,7 @@ def test_descriptions_are_escaped() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CURL is None, reason="curl is not installed")
 @pytest.mark.parametrize("listener", ["dstack", "tappd", "http", "dev_http"])
 def test_commands_on_page_work(dev_server: Server, listener: str) -> None:

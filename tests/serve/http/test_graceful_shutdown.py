@@ -365,6 +365,7 @@ def test_duplicate_signal_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignored", [False, True])
 def test_sighup_stops_gracefully(folder: Path, ignored: bool) -> None:
     """SIGHUP stops the server, unless it was ignored at startup, as by nohup."""

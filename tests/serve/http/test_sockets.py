@@ -140,6 +140,7 @@ def test_long_socket_path_is_refused(folder: Path) -> None:
 # -- shutdown -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_stops_gracefully(folder: Path, number: int) -> None:
     """The exit code is 0, the sockets are removed, and nothing is logged.

@@ -61,6 +61,7 @@ def test_policy_of_an_app(tmp_path: Path) -> None:
     assert open_for(tmp_path, kms=ADDRESS, kms_policy=(str(path),)).keys() == {"kms"}
 
 
+@pytest.mark.slow
 def test_setup_of_the_command(tmp_path: Path) -> None:
     """With --kms-onboarding the roots are written at the end of the setup, before HTTPS."""
     path = tmp_path / "kms-root.json"

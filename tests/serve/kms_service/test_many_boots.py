@@ -49,6 +49,7 @@ def kms() -> Iterator[SimulatedKms]:
         yield found
 
 
+@pytest.mark.slow
 def test_200_boots_are_served(kms: SimulatedKms) -> None:
     """Each of 200 simultaneous boots gets the keys of the app, over a connection of its own."""
     client = guest(kms)

@@ -138,6 +138,7 @@ def spellings(name: str) -> Iterator[str]:
                 yield f"{mount}{prefix}{written}"
 
 
+@pytest.mark.slow
 @every_case(
     "name",
     sorted(
@@ -157,6 +158,7 @@ def test_internal_methods_are_not_on_external_listener(
             assert response.status == 404, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(GUARDED))
 def test_guarded_methods_need_json_post_on_development_listener(
     clients: dict[str, Client], guest: Guest, name: str

@@ -98,6 +98,7 @@ def run_javascript_client(url: str, quote: bytes, root: bytes) -> str:
     return str(json.loads(done.stdout)["status"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "suffix"),
     [

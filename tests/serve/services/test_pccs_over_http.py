@@ -176,6 +176,7 @@ def test_other_cpusvn_is_refused() -> None:
     )
 
 
+@pytest.mark.slow
 @every_case("name", _TDX_SCENARIOS)
 def test_scenario_collateral_is_served(name: str) -> None:
     """dcap-qvl fetches the scenario's collateral and has the same result without HTTP."""

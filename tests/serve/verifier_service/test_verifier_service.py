@@ -203,6 +203,7 @@ def test_verify_policy_file_is_applied(agent: Server, collateral: Path, tmp_path
     assert open_verifier(_settings(verifier_policy="strict")).policy == AppraisalPolicy.strict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "policy", "warns"),
     [

@@ -54,6 +54,7 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.slow
 def test_supervisor_lifecycle(tmp_path: Path, manager: FakeServiceManager) -> None:
     """READY=1 is sent once all workers are ready; a killed worker is replaced; all stop."""
     environ = environment(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="30000000")

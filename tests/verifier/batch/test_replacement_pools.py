@@ -168,6 +168,7 @@ class InitializedVerifier(Verifier):
         return super().verify(evidence, **options)
 
 
+@pytest.mark.slow
 def test_replacement_processes_run_initializer(tmp_path: Path) -> None:
     """Processes that retry a task, and those that continue, run the pool's initializer."""
     evidence = [VerificationItem(RAW, report_data=NONCE)] * 20

@@ -39,6 +39,7 @@ def test_forge_without_alteration_is_accepted_by_both(form: tuple[int, int]) -> 
     assert not found.unexplained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_random_evidence_has_no_unexplained_disagreement(kind: str) -> None:
     """Random evidence has the same outcome in both verifiers, but for the allowed classes."""

@@ -46,6 +46,7 @@ def times(collateral: Collateral) -> tuple[int, int, int]:
     return start, (start + end) // 2, end - 1
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("moments", [(1,), *slow(((0, 1, 2),))])
 def test_real_pairs_have_same_outcome_as_dcap_qvl(moments: tuple[int, ...]) -> None:

@@ -139,6 +139,7 @@ def test_message_of_google_verifies_under_its_old_root() -> None:
     assert message.instance is None
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("name", ["rsa-owner", "ecc384-owner"])
 def test_message_changed_in_any_byte_of_a_quote_is_refused(name: str) -> None:

@@ -38,6 +38,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Attester[Simulator]]:
         yield tee
 
 
+@pytest.mark.slow
 @every_case("name", CLOUDS)
 def test_scenario_has_named_outcome(name: str) -> None:
     """A verifier whose policy names the platform has the outcome of the table."""

@@ -178,6 +178,7 @@ def test_config_is_checked(config: dict[str, Any], reason: str) -> None:
     assert caught.value.reason == reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_machines_of_all_platforms_have_gpus(platform: str) -> None:
     """`gpus` and scenarios of GPUs apply to every platform; without them there is no GPU."""

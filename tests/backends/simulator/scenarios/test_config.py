@@ -104,6 +104,7 @@ def test_scenario_equals_vector(case: dict[str, Any]) -> None:
         assert outcome == OTHER_CLASS.get(case["id"], expect["reason"])
 
 
+@pytest.mark.slow
 @every_case("name", TDX)
 @every_case("now", [NOW, NOW // 86400 * 86400, 1_900_000_001, FIRST, LAST])
 def test_scenario_has_documented_outcome(name: str, now: int) -> None:
@@ -250,6 +251,7 @@ def verify_outcome(name: str, policy: AppraisalPolicy) -> str:
     return str(result.tcb.status)
 
 
+@pytest.mark.slow
 @every_case("name", TDX)
 def test_policies_accept_by_tcb_status(name: str) -> None:
     """Strict accepts UpToDate, default current statuses, development each status."""
@@ -265,6 +267,7 @@ def test_policies_accept_by_tcb_status(name: str) -> None:
     assert default == (outcome if outcome in (*current, CURRENT_BOTH) else "tcb_status")
 
 
+@pytest.mark.slow
 def test_attester_rejects_invalid_evidence_of_scenarios() -> None:
     """These five give raw quotes only; all other scenarios give evidence."""
     refused = set()

@@ -304,6 +304,7 @@ def test_every_cut_of_a_report_is_refused() -> None:
         )
 
 
+@pytest.mark.slow
 def test_every_cut_of_the_quote_and_the_log_is_refused() -> None:
     """Neither a part of the quote nor a part of the log is read."""
     answer = report(gpus=False)
