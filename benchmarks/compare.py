@@ -14,7 +14,15 @@ from typing import Any, Final
 
 from benchmarks.cases import OURS
 from benchmarks.results import Result, differs, load
-from benchmarks.targets import LIMITS, TARGETS, Target, Verdict, targets_on, verdict
+from benchmarks.targets import (
+    LIMITS,
+    TARGETS,
+    Target,
+    Verdict,
+    reason_of,
+    targets_on,
+    verdict,
+)
 from benchmarks.timing import digits, time_text
 from tests.long_runs.records import BENCHMARKS
 
@@ -62,6 +70,7 @@ def table(facts: Mapping[str, Any], results: Results) -> str:
         "prototype",
         "target",
         "verdict",
+        "why a peer is ahead, or the target missed",
     ]
     body = [_row(results[row], targets.get(row), verdicts.get(row)) for row in rows]
     lines = [
@@ -161,7 +170,18 @@ def _row(result: Result, target: Target | None, said: Verdict | None) -> list[st
         ours = f"**{_exact(result.figure)} {target.unit}**" + (f" ({ours})" if peers else "")
     limit = f"{digits(LIMITS[result.row])}" if result.row in LIMITS else ""
     what = result.what + (f" ({result.note})" if result.note else "")
-    return [what, ours, peers, limit, _wanted(target) if target else "", said or ""]
+    wanted, why = _wanted(target) if target else "", _why(result, said)
+    return [what, ours, peers, limit, wanted, said or "", why]
+
+
+def _why(result: Result, said: Verdict | None) -> str:
+    """Return why a peer is ahead or the target missed; empty if neither is so.
+
+    Those that do less or other work, so that no comparison is meant, are named "attestkit, ...".
+    """
+    peers = [ratio for name, ratio in result.ratios.items() if not name.startswith(OURS)]
+    behind = said == "missed" or any(float(_exact(ratio)) < 1 for ratio in peers)
+    return (reason_of(result.row) or "not known") if behind else ""
 
 
 def _value(result: Result, value: float) -> str:

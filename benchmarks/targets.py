@@ -7,7 +7,7 @@ no bound: some rows are quicker.
 
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["LIMITS", "TARGETS", "Target", "Verdict", "targets_on", "verdict"]
+__all__ = ["LIMITS", "TARGETS", "Target", "Verdict", "reason_of", "targets_on", "verdict"]
 
 Verdict = Literal["missed", "met", "stretch met"]
 
@@ -177,6 +177,50 @@ def targets_on(kernels: str) -> dict[str, Target]:
         elif row not in AVX2 or kernels == "avx2":
             found[row] = target
     return found
+
+
+# By the start of a row's name; the longest that fits counts.
+REASONS: Final[dict[str, str]] = {
+    "replay-": "bound by the vector units: without AVX-512 four lanes gain little",
+    "batch-": "bound by the vector units: without AVX-512 four lanes gain little",
+    "columns": "the signature data and the key binding of each quote are checked, too",
+    "json-": "bound by SHA-384, which is slower without AVX-512",
+    "ccel-replay": "bound by SHA-384, which is slower without AVX-512",
+    "key-": "the same call, with arguments checked and copies of the key erased",
+    "quoting-": "the signature is nearly all of it",
+    "read-cbor": "cbor2 makes objects; here encoding, limits and the evidence are checked, too",
+    "read-cmw": "cbor2 makes objects; here encoding, limits and the evidence are checked, too",
+    "write-cmw": "cbor2 writes objects; here they are made of evidence first",
+    "gpu-": "the peer checks signatures only: no measurement, manifest, chain or revocation",
+    "snp-": "the peer checks signatures only: no chain, TCB or policy",
+    "vtpm-verify": "the peer checks signatures only: no log, PCR, chain or policy",
+    "vtpm-attest": "the peer uses its keys only; here a TPM's structures and a log are made",
+    "dcap-nothing": "chains, revocation lists and JSON documents are read in Python, there in Rust",
+    "verify-": "the peer verifies the quote only: no log, image, identity or policy",
+    "measure-snp": "SHA-256 of the files is nearly all of it",
+    "client-request": "a proven connection looks for a change of the server's key per request",
+    "kms-get": "the peer makes both handshakes only: no evidence, and no key is derived or sealed",
+    "GetQuote": "the peer signs only; here a report and a quote are made, and requests are limited",
+    "Info": "the peer sends constant bytes; here registers are read, and requests are limited",
+    "v1/Attest": "the peer signs only; here evidence is made, and requests are limited",
+    "v1/Info": "the peer sends constant bytes; here registers are read, and requests are limited",
+    "GetKey": "the same cryptography; here requests are checked and limited",
+    "v1/GetKey": "the same cryptography; here requests are checked and limited",
+    "Sign": "the same cryptography; here requests are checked and limited",
+    "post-verify": "the peer has no limits, and no threads",
+    "start": "imports; the target is of a machine on which a bare interpreter starts in 11 ms",
+    "ready": "imports; the target is of a machine on which a bare interpreter starts in 11 ms",
+    "tee-": "imports; the target is of a machine on which a bare interpreter starts in 11 ms",
+    "mrtd": "SHA-384 alone, on one core; the target is of a machine of 3.7 GHz",
+}
+"""Why a peer is ahead, or a target missed: on some machine, if not on that of the last run."""
+
+
+def reason_of(row: str) -> str:
+    """Return the reason why a row may be behind; empty if none is known."""
+    return REASONS.get(
+        max((one for one in REASONS if row.startswith(one)), key=len, default=""), ""
+    )
 
 
 # The peer's time over the limit's, both on that machine.
