@@ -34,6 +34,11 @@ SET_ANEW: Final = 60.0
 SLOW: Final = re.compile(r"mark\.slow|slow\(|thorough\(")
 """What the text of each file with slow tests contains."""
 
+WHOLLY_SLOW: Final = re.compile(
+    r"^pytestmark = (?:pytest\.mark\.slow\b|\[[^]]*pytest\.mark\.slow\b)", re.MULTILINE
+)
+"""What the text of a file contains that has no other tests."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Enable interrupts, and keep Hypothesis from failing on a busy machine.
@@ -57,10 +62,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files without slow tests where only these run: each process collects faster."""
-    if config.getoption("markexpr") != "slow" or not collection_path.match("test_*.py"):
+    """Leave out files whose tests would all be deselected: each process collects faster."""
+    marks = config.getoption("markexpr")
+    if marks not in {"slow", "not slow"} or not collection_path.match("test_*.py"):
         return None
-    return None if SLOW.search(collection_path.read_text(encoding="utf-8")) else True
+    text = collection_path.read_text(encoding="utf-8")
+    unwanted = not SLOW.search(text) if marks == "slow" else WHOLLY_SLOW.search(text)
+    return True if unwanted else None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,6 +8,8 @@ import pytest
 
 from tests.attacks.attempts import Attempt, succeeds
 
+pytestmark = pytest.mark.slow
+
 _FOLDER = Path(__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(_FOLDER).with_suffix("").parts) for path in _FOLDER.rglob("on_*.py")
@@ -21,7 +23,6 @@ ATTEMPTS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda one: f"{one.surface}: {one.name}")
 def test_attempt_is_refused(attempt: Attempt, request: pytest.FixtureRequest) -> None:
     """An attempt raises the error that it should, or holds its own bound."""
