@@ -108,7 +108,7 @@ def step_for(file: Path) -> int:
     It is a power of two, so that many files have the same one and share a run.
     """
     size = file.stat().st_size
-    return 1 if size <= WHOLE else 1 << (size // min(WHOLE, 300)).bit_length() - 1
+    return 1 if size <= WHOLE else 1 << (size // min(WHOLE, 100)).bit_length() - 1
 
 
 @pytest.mark.parametrize("target", list(samples()))

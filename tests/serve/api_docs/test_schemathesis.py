@@ -1,7 +1,7 @@
 """Schemathesis checks every operation against the OpenAPI document.
 
 It sends examples, boundary values and random values, valid and invalid, in JSON, query and
-protobuf. schemathesis.toml lists the disabled checks with reasons. There are 60 random requests for
+protobuf. schemathesis.toml lists the disabled checks with reasons. There are 30 random requests for
 each operation, and 200 by `make schemathesis`.
 """
 
@@ -22,7 +22,7 @@ from tests.serve.server import Server, environment, run_program, running_server
 
 PROGRAM: Final = shutil.which("st", path=str(Path(sys.executable).parent))
 CONFIG: Final = Path(__file__).with_name("schemathesis.toml")
-EXAMPLES: Final = int(os.environ.get("ATTESTKIT_EXAMPLES", "60"))
+EXAMPLES: Final = int(os.environ.get("ATTESTKIT_EXAMPLES", "30"))
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="schemathesis is not installed")
 
 
