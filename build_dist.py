@@ -2,19 +2,22 @@
 
     dist/attestkit-VERSION.tar.gz                                  the sources
     dist/attestkit-VERSION-cp310-abi3-manylinux...whl              with the compiled core
+    dist/cross/attestkit-VERSION-cp310-abi3-...whl                 the same for other machines
     dist/pure/attestkit-VERSION-py3-none-any.whl                   in plain Python, for all others
 
-The last is in a folder of its own, because pip takes no two wheels of one version and so
-`pip install dist/*.whl` would fail. Both wheels are made from the unpacked sources, as whoever
-downloads those would make them.
+The last two are in folders of their own, because pip takes no two wheels of one version and so
+`pip install dist/*.whl` would fail. All wheels are made from the unpacked sources, as whoever
+downloads those would make them: this machine's by its C compiler, those for the other processor
+and for musl by zig.
 
 The same commit gives the same bytes, with the same compiler and the same Python, wherever, by whom
 and whenever it is done: only what is committed gets in, every time is the commit's, and of the
 environment only the compiler's name (CC) and the search path are handed on.
 
-The results are checked: auditwheel refuses a core that needs a newer C library than the wheel's
-name states, abi3audit one that uses more of Python than its stable ABI, check-wheel-contents a
-wheel with missing, additional or changed files, and twine metadata that an index would refuse.
+The results are checked: auditwheel refuses a core that needs other libraries than the wheel's name
+states, or newer ones, abi3audit one that uses more of Python than its stable ABI,
+check-wheel-contents a wheel with missing, additional or changed files, and twine metadata that an
+index would refuse.
 """
 
 import argparse
@@ -25,11 +28,21 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent
 GLIBC = "2_17"  # the oldest that the C library's symbols in the core allow auditwheel to name
+MUSL = "1_2"
+NATIVE = f"manylinux_{GLIBC}_{platform.machine()}"
+TARGETS = {  # what zig calls them
+    f"manylinux_{GLIBC}_x86_64": "x86_64-linux-gnu.2.17",
+    f"manylinux_{GLIBC}_aarch64": "aarch64-linux-gnu.2.17",
+    f"musllinux_{MUSL}_x86_64": "x86_64-linux-musl",
+    f"musllinux_{MUSL}_aarch64": "aarch64-linux-musl",
+}
 HANDED_ON = ("PATH", "HOME", "TMPDIR")
 
 
@@ -93,12 +106,13 @@ def make(into: Path) -> str:
         run("tar", "-xf", packed, "--strip=1", folder=sources, environment=environment)
         build("wheel", sources, linux, environment)
         [wheel] = linux.glob("*.whl")
-        tag = f"manylinux_{GLIBC}_{platform.machine()}"
-        tool("auditwheel", "repair", "--plat", tag, "-w", into, wheel, environment=environment)
+        tool("auditwheel", "repair", "--plat", NATIVE, "-w", into, wheel, environment=environment)
+        for tag in sorted(TARGETS.keys() - {NATIVE}):
+            cross_build(tag, sources, into / "cross", environment, Path(work, "zig"))
         pure = {**environment, "ATTESTKIT_PURE_PYTHON": "1"}
         build("wheel", sources, into / "pure", pure)
-    [wheel] = into.glob("*.whl")
-    tool("abi3audit", "--strict", wheel, environment=environment)
+    compiled = sorted([*into.glob("*.whl"), *into.glob("cross/*.whl")])
+    tool("abi3audit", "--strict", *compiled, environment=environment)
     tool("check_wheel_contents", *into.rglob("*.whl"), environment=environment)
     tool("twine", "check", "--strict", *files_in(into), environment=environment)
     return commit
@@ -110,6 +124,80 @@ def build(target: str, tree: Path, into: Path, environment: dict[str, str]) -> N
     run(sys.executable, *words, folder=tree, environment=environment)
 
 
+def cross_build(
+    tag: str, sources: Path, into: Path, environment: dict[str, str], work: Path
+) -> None:
+    """Make the wheel for another machine or C library with zig.
+
+    auditwheel takes no `--plat` but those of the machine it runs on. "auto" reads the library: its
+    processor, the libraries it needs, and for glibc the versions of its symbols; musl has none.
+
+    Args:
+        tag: Of the wheel, as in TARGETS.
+        sources: The unpacked sources.
+        into: The folder for the wheel.
+        environment: That of every program.
+        work: A folder for headers, and for what zig keeps between two calls.
+    """
+    linux = work / tag
+    variables = cross_variables(tag, environment, work)
+    build("wheel", sources, linux, {**environment, **variables})
+    [wheel] = linux.glob("*.whl")
+    tool("auditwheel", "repair", "--plat", "auto", "-w", into, wheel, environment=environment)
+    names = [file.name for file in into.iterdir()]
+    if not any(name.endswith(f"{tag}.whl") for name in names):
+        raise SystemExit(f"make dist: auditwheel names no wheel {tag}, but {names}")
+
+
+def cross_variables(tag: str, environment: dict[str, str], work: Path) -> dict[str, str]:
+    """Return the variables that let setuptools compile with zig.
+
+    This Python's flags are not among them, as some are for this processor. Its headers are: those
+    of the stable ABI are the same on every Linux whose `long` has 64 bits.
+    """
+    machine = tag.split("_", maxsplit=3)[3]
+    headers, cache = work / "include", str(work / "cache")
+    # The core calls nothing of zig's own libraries, which would take a minute to compile.
+    compiler = [str(zig()), "cc", "-target", TARGETS[tag], "-fno-sanitize=all", "-rtlib=none"]
+    caches = {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+    linker = [*compiler, "-shared"]
+    if tag.startswith("musl"):
+        # In zig it is libc.so, as which auditwheel would find this machine's, if not musl's.
+        name = f"libc.musl-{machine}.so.1"
+        linker += ["-nostdlib", "-Wl,--no-as-needed"]
+        words = (*linker, f"-Wl,-soname,{name}", "-x", "c", os.devnull, "-o", str(work / name))
+        run(*words, environment={**environment, **caches})
+        linker.append(str(work / name))
+    copy_headers(headers)
+    return {
+        "_PYTHON_HOST_PLATFORM": f"linux-{machine}",  # sysconfig's, so the wheel's until the repair
+        "CC": shlex.join([*compiler, f"-I{headers}"]),
+        "CFLAGS": "-DNDEBUG -fwrapv -O2",
+        "LDSHARED": shlex.join(linker),
+        **caches,
+    }
+
+
+def zig() -> Path:
+    """Return the program of the package ziglang."""
+    found = find_spec("ziglang")
+    if found is None or found.origin is None:
+        raise SystemExit("make dist: the package ziglang is not installed")
+    return Path(found.origin).with_name("zig")
+
+
+def copy_headers(into: Path) -> None:
+    """Copy this Python's headers, with this machine's pyconfig.h for every other.
+
+    Debian's pyconfig.h only includes that of the machine that is compiled for.
+    """
+    include = Path(sysconfig.get_path("include"))
+    shutil.copytree(include, into, dirs_exist_ok=True)
+    debian = include.parent / str(sysconfig.get_config_var("MULTIARCH")) / include.name
+    if debian.is_dir():
+        shutil.copy(debian / "pyconfig.h", into)
+
+
 def tool(name: str, *words: str | Path, environment: dict[str, str]) -> None:
     """Run one of those that look at what was made."""
     run(sys.executable, "-m", name, *words, environment=environment)
@@ -117,7 +205,8 @@ def tool(name: str, *words: str | Path, environment: dict[str, str]) -> None:
 
 def files_in(folder: Path) -> list[Path]:
     """Return the files that were made, in one order."""
-    return sorted([*folder.glob("attestkit-*"), *folder.glob("pure/attestkit-*")])
+    places = ("", "cross/", "pure/")
+    return sorted(file for place in places for file in folder.glob(f"{place}attestkit-*"))
 
 
 def main() -> None:
@@ -130,9 +219,10 @@ def main() -> None:
         commit = make(made)
         for old in files_in(to):
             old.unlink()
-        (to / "pure").mkdir(parents=True, exist_ok=True)
         for file in files_in(made):
-            shutil.copyfile(file, to / file.relative_to(made))
+            place = to / file.relative_to(made)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
     print(f"# commit {commit}")
     for file in files_in(to):
         digest = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,6 +22,11 @@ class Dist(NamedTuple):
     wheel: Path
     pure: Path
     sdist: Path
+    cross: dict[str, Path]  # the wheels for other machines, by the last platform in their names
+
+    def files(self) -> list[Path]:
+        """Return all of them."""
+        return [self.wheel, self.pure, self.sdist, *self.cross.values()]
 
 
 def git(repository: Path, *words: str, **environment: str) -> str:
@@ -64,7 +70,9 @@ def make_dist(repository: Path, to: Path, **environment: str) -> str:
 def files_of(repository: Path, to: Path) -> Dist:
     """Return the built files."""
     [wheel], [pure], [sdist] = to.glob("*.whl"), to.glob("pure/*.whl"), to.glob("*.tar.gz")
-    return Dist(repository, wheel, pure, sdist)
+    cross = sorted(to.glob("cross/*.whl"))
+    platforms = [re.split(r"[-.]", file.stem)[-1] for file in cross]
+    return Dist(repository, wheel, pure, sdist, dict(zip(platforms, cross, strict=True)))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import sys
@@ -15,11 +16,16 @@ from tests.docs.blocks import ROOT
 from tests.packaging.conftest import Dist, files_of, git, make_dist, tracked
 from tests.packaging.environments import (
     base_python,
+    fetch,
     new_environment,
     pip_install,
     run,
     without_network,
 )
+from tests.rigs.aarch64.sysroot import EMULATOR
+from tests.rigs.aarch64.sysroot import fetch as fetch_root
+from tests.rigs.aarch64.sysroot import python as aarch64_python
+from tests.rigs.apt import MissingError
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +45,15 @@ IN_WHEELS = {
     ".toml",
     ".xz",
 }
+# What the core calls of the C library. Other functions would be those of a compiler's own library.
+LIBC = {"bcmp", "free", "malloc", "memchr", "memcmp", "memcpy", "memmove", "memset", "strlen"}
+LIBC |= {"__stack_chk_fail", "__stack_chk_guard"}
+SAY_VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
+CHECK = """
+import platform, installed
+installed.check_package("compiled")
+print(platform.machine())
+"""
 NOT_IN_SDIST = {".pre-commit-config.yaml"}  # for development only
 
 
@@ -53,9 +68,9 @@ def names_in(wheel: Path) -> set[str]:
         return {name for name in archive.namelist() if not name.endswith("/")}
 
 
-def core_of(dist: Dist, folder: Path) -> Path:
-    """Extract the compiled core of the wheel and return its path."""
-    with zipfile.ZipFile(dist.wheel) as archive:
+def core_of(wheel: Path, folder: Path) -> Path:
+    """Extract the compiled core of a wheel and return its path."""
+    with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(CORE, folder))
 
 
@@ -89,13 +104,13 @@ def test_build_is_reproducible(dist: Dist, tmp_path: Path) -> None:
     finally:
         os.umask(before)
     again = files_of(other, tmp_path / "out")
-    for one, two in zip(dist[1:], again[1:], strict=True):
+    for one, two in zip(dist.files(), again.files(), strict=True):
         assert one.name == two.name
         assert digest_of(one) == digest_of(two)
     assert not list(temporary.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["wheel", "pure"])
+@pytest.mark.parametrize("kind", ["wheel", "pure", "cross"])
 def test_wheel_contains_package_only(kind: str, dist: Dist) -> None:
     """A wheel has every file of the package but the core's C, licence and SBOM, and no test."""
     package = {name for name in tracked() if name.startswith("attestkit/")}
@@ -106,19 +121,18 @@ def test_wheel_contains_package_only(kind: str, dist: Dist) -> None:
     about += ["licenses/LICENSE", "licenses/NOTICE"]
     expected = package | {f"{NAME}.dist-info/{name}" for name in about}
     expected.add(f"{NAME}.dist-info/sboms/attestkit.cdx.json")
-    if kind == "wheel":
+    if kind != "pure":
         expected.add(CORE)
-    found = names_in(getattr(dist, kind))
-    assert found == expected
-    assert {"attestkit/py.typed", "attestkit/_native/_lib.pyi"} <= found
-    assert any(name.startswith("attestkit/serve/pages/templates/") for name in found)
+    wheels = {"wheel": [dist.wheel], "pure": [dist.pure], "cross": list(dist.cross.values())}[kind]
+    for wheel in wheels:
+        found = names_in(wheel)
+        assert found == expected
+        assert {"attestkit/py.typed", "attestkit/_native/_lib.pyi"} <= found
+        assert any(name.startswith("attestkit/serve/pages/templates/") for name in found)
 
 
 def test_core_contains_no_local_paths(dist: Dist, tmp_path: Path) -> None:
-    """The core contains no folder's name, and no debug information, which would have some."""
-    core = core_of(dist, tmp_path)
-    assert ".debug_info" not in readelf("-S", core)
-    data = core.read_bytes()
+    """No core contains a folder's name, or debug information, which would have some."""
     places = (
         ROOT,
         dist.repository,
@@ -126,8 +140,56 @@ def test_core_contains_no_local_paths(dist: Dist, tmp_path: Path) -> None:
         Path(tmp_path.anchor, "tmp"),
         base_python().parent,
     )
-    assert [place for place in places if f"{place}/".encode() in data] == []
-    assert b"/usr/include" not in data
+    for wheel in (dist.wheel, *dist.cross.values()):
+        core = core_of(wheel, tmp_path / wheel.stem)
+        assert ".debug_info" not in readelf("-S", core)
+        data = core.read_bytes()
+        assert [place for place in places if f"{place}/".encode() in data] == []
+        assert b"/usr/include" not in data
+
+
+def needs(core: Path) -> tuple[str, set[str], set[str]]:
+    """Return a core's machine, and the libraries and functions other than Python's it needs."""
+    [machine] = re.findall(r"Machine: +(.+)", readelf("-h", core))
+    libraries = re.findall(r"\(NEEDED\) .*\[(.+)\]", readelf("-d", core))
+    symbols = re.findall(r" UND (\w\S*)", readelf("--dyn-syms", core))
+    return machine, set(libraries), {name for name in symbols if not name.startswith(("Py", "_Py"))}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="they are made on x86-64")
+def test_cross_built_cores_need_only_their_c_library(dist: Dist, tmp_path: Path) -> None:
+    """Each is for its machine and C library, and glibc's functions are those of 2.17."""
+    found = {tag: needs(core_of(dist.cross[tag], tmp_path / tag)) for tag in dist.cross}
+    assert {tag: (machine, libraries) for tag, (machine, libraries, _) in found.items()} == {
+        "manylinux_2_17_aarch64": ("AArch64", {"libc.so.6", "ld-linux-aarch64.so.1"}),
+        "musllinux_1_2_aarch64": ("AArch64", {"libc.musl-aarch64.so.1"}),
+        "musllinux_1_2_x86_64": ("Advanced Micro Devices X86-64", {"libc.musl-x86_64.so.1"}),
+    }
+    for tag, (_, _, symbols) in found.items():
+        version = "@GLIBC_2.17" if tag.startswith("many") else ""
+        assert {re.sub(r" \(\d+\)$", "", name) for name in symbols} <= {
+            f"{name}{version}" for name in LIBC
+        }
+
+
+def test_aarch64_wheel_runs(dist: Dist, tmp_path: Path) -> None:
+    """The wheel for aarch64 installs, and that machine's Python, emulated, loads its core."""
+    if platform.machine() != "x86_64" or shutil.which(EMULATOR) is None:
+        pytest.skip(f"it is made on x86-64, and runs in {EMULATOR}")
+    try:
+        root = fetch_root()
+    except MissingError as reason:
+        pytest.skip(str(reason))
+    python = aarch64_python(root)
+    version = run(*python, "-c", SAY_VERSION, folder=tmp_path).strip()
+    site = tmp_path / "site-packages"
+    words: list[str | Path] = ["--only-binary", ":all:", "--python-version", version]
+    for glibc in ("_2_17", "2014", "_2_28"):  # the last two are those of dependencies
+        words += ["--platform", f"manylinux{glibc}_aarch64"]
+    words += ["--target", site, dist.cross["manylinux_2_17_aarch64"]]
+    fetch(sys.executable, "-m", "pip", "install", "--quiet", *words, folder=tmp_path)
+    path = f"{site}:{ROOT / 'tests/packaging'}"
+    assert run(*python, "-c", CHECK, folder=tmp_path, PYTHONPATH=path) == "aarch64\n"
 
 
 def test_sdist_contains_committed_files(dist: Dist) -> None:
