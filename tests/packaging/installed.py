@@ -4,7 +4,7 @@
 
 CORE is the expected core, `compiled` or `python`; the extras are those that were installed,
 and each missing one must be named in an error. It needs only the package and an
-empty folder; cibuildwheel runs it, too.
+empty folder.
 """
 
 import socket
