@@ -16,6 +16,8 @@ LONGEST: Final = (
     "tests/rigs/test_aarch64.py",
     "tests/rigs/kernel/test_kernel.py",
     "tests/packaging/test_dist.py::test_sdist_passes_its_tests",
+    "tests/packaging/test_dist.py::test_build_is_reproducible",
+    "tests/packaging/test_dist.py::test_aarch64_wheel_runs",
     "tests/rigs/go_verifiers/test_go_sev_guest.py::test_go_sev_guest_agrees",
     "tests/packaging/test_sample_project.py::test_sample_project_passes_without_network",
     "tests/packaging/test_compilers.py::test_core_of_another_compiler",
