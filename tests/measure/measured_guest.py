@@ -60,7 +60,7 @@ def write_files(folder: Path, nonce: bytes) -> None:
         image = write_folder(folder / name, image_files(initrd))
         expected = dstack_image(image, VM_CONFIG)
         (folder / f"{name}.evidence").write_bytes(evidence_of(expected, nonce).to_bytes())
-    (folder / "vm.json").write_text(json.dumps(VM_CONFIG))
+    (folder / "vm.json").write_text(json.dumps(VM_CONFIG) + "\n")
     (folder / "root.der").write_bytes(intel.PKI.root_der)
     intel.PKI.collateral(time.time()).save(folder / "collateral.json")
 
