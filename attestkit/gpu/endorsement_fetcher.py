@@ -106,16 +106,17 @@ def _read_answer(identifier: str, body: bytes) -> bytes:
     fields: dict[str, Any] = read_object(body, "answer")
     named = string(fields, "id")
     if named != identifier:
-        raise FormatError(f"id: must be {identifier}: {shown(named)}", reason="inconsistent")
+        raise FormatError(f"id: must be {identifier!r}, not {shown(named)}", reason="inconsistent")
     kind = string(fields, "rim_format", "TCG")
     if kind != "TCG":
-        raise FormatError(f"rim_format: must be TCG: {shown(kind)}", reason="unsupported")
+        raise FormatError(f"rim_format: must be 'TCG', not {shown(kind)}", reason="unsupported")
     rim = from_base64(fields.get("rim"), "rim")
     if len(rim) > MAX_SIZE:
         raise FormatError(f"rim: {len(rim)} bytes, at most {MAX_SIZE}", reason="too_large")
     digest = from_hex(fields.get("sha256"), "sha256", _SHA256_SIZE)
     if not hmac.compare_digest(sha256(rim), digest):
-        raise FormatError("sha256: must be that of the RIM", reason="inconsistent")
+        text = f"sha256: must be that of the RIM, {sha256(rim).hex()}, not {digest.hex()}"
+        raise FormatError(text, reason="inconsistent")
     return rim
 
 

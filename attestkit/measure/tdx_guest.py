@@ -153,7 +153,7 @@ class TdxBoot(NamedTuple):
         if self.uki is not None and self.initrd is not None:
             raise UsageError("initrd: a unified kernel image contains its own", reason="conflict")
         if self.uki is not None and self.disk is None and self.shim is not None:
-            raise UsageError("shim, uki: give only one without disk", reason="conflict")
+            raise UsageError("shim, uki: give only one of them, or also disk", reason="conflict")
         if self.disk is not None and self.shim is not None:
             raise UsageError("shim: give it in boot_loaders with a disk", reason="conflict")
         if self.disk is None and self.boot_loaders:

@@ -40,9 +40,9 @@ class _UnsupportedVersionError(Exception):
 
 
 class _Field(NamedTuple):
-    read: Callable[[Reader], Any]
-    default: Any = None
-    optional: bool = False
+    read: Callable[[Reader], Any]  # reads and returns the value at the cursor
+    default: Any = None  # value if the field is missing
+    optional: bool = False  # whether it may be missing
 
 
 def decode_document(reader: Reader) -> Evidence:
@@ -224,7 +224,8 @@ def _array(item: Callable[[Reader], T]) -> Callable[[Reader], tuple[T, ...]]:
         start = reader.at
         count = reader.count()
         if count > MAX_ITEMS:
-            raise FormatError(f"{count} items > {MAX_ITEMS}", reason="too_many", offset=start)
+            message = f"array of {count} items, at most {MAX_ITEMS}"
+            raise FormatError(message, reason="too_many", offset=start)
         return tuple([item(reader) for _ in range(count)])
 
     return read_items
@@ -234,7 +235,7 @@ def _u32(reader: Reader) -> int:
     at = reader.at
     value = reader.integer()
     if value > _U32:
-        raise FormatError(f"{value}: must be below 2**32", reason="wrong_value", offset=at)
+        raise FormatError(f"integer: must be below 2**32: {value}", reason="wrong_value", offset=at)
     return value
 
 

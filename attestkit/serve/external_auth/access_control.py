@@ -200,7 +200,8 @@ def assign_scopes(routes: Collection[str], documents: Collection[str]) -> dict[s
     """
     scopes = {**dict.fromkeys(documents, "info"), **_SCOPE_OF}
     if missing := sorted(set(routes) - scopes.keys()):
-        raise RuntimeError(f"external listener: no scope for the route {missing[0]}")
+        text = f"external listener: no scope for the route {missing[0]}"
+        raise RuntimeError(f"{text}; this is a bug of attestkit, report it")
     return {route: scopes[route] for route in routes}
 
 

@@ -314,8 +314,8 @@ def _key_digests(given: object) -> frozenset[bytes] | None:
     for one in found:
         if len(one) != _DIGEST and not (len(one) > _DIGEST and one[:1] == b"\x30"):
             raise UsageError(
-                "trusted_aks: each value must be a SHA-256 (32 bytes), or a SubjectPublicKeyInfo "
-                "in DER",
+                "trusted_aks: each value must be an attestation key (SubjectPublicKeyInfo in DER) "
+                f"or its SHA-256 (32 bytes), not {len(one)} bytes: {shown(one.hex())}",
                 reason="wrong_size",
             )
     return frozenset(one if len(one) == _DIGEST else sha256(one) for one in found)

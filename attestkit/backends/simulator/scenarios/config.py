@@ -410,4 +410,8 @@ class Scenario(msgspec.Struct, frozen=True):
             raise UsageError(text, reason="wrong_value")
         anchor: object = self.trust_anchor
         if anchor is not None and not isinstance(anchor, (bytes, str)):
-            raise UsageError("trust_anchor: must be DER or a label", reason="wrong_type")
+            text = (
+                "trust_anchor: must be a root certificate in DER (bytes) or the label of a "
+                f"simulated PKI (str, any text), not {type(anchor).__name__}"
+            )
+            raise UsageError(text, reason="wrong_type")
