@@ -185,10 +185,10 @@ def read_app_info(
         identity = _key_time_identity(all_events)
     else:
         identity = _boot_identity(all_events, boottime=boottime)
-    registers = _registers(evidence, identity, events, os_image_hash, parsed)
-    if registers is None:
+    preimages = _register_preimages(evidence, identity, events, os_image_hash, parsed)
+    if preimages is None:
         return _identity(())
-    system, aggregated = registers
+    system, aggregated = preimages
     return AppInfo(
         identity.app_id,
         identity.compose_hash,
@@ -267,7 +267,7 @@ def _replay_sha256(events: Sequence[RuntimeEvent]) -> bytes:
     return extend("sha256", bytes(32), [sha256(runtime_preimage(*event)) for event in events])
 
 
-def _registers(
+def _register_preimages(
     evidence: Evidence,
     identity: AppInfo,
     events: Sequence[RuntimeEvent],
@@ -276,8 +276,15 @@ def _registers(
 ) -> tuple[bytes, bytes] | None:
     """Return the two byte strings whose SHA-256 are mr_system and mr_aggregated.
 
-    None for platforms that measure no boot events of an app. `events` are those in mr_aggregated;
-    `os_image_hash` has 32 bytes, or is empty if unknown.
+    Args:
+        evidence: The evidence, with the launch measurements.
+        identity: Identity from the boot events; its key provider is part of mr_system.
+        events: The runtime events that mr_aggregated covers.
+        os_image_hash: 32 bytes, or empty if unknown.
+        parsed: Parts of the evidence that were parsed before.
+
+    Returns:
+        Both byte strings; None for platforms that measure no boot events of an app.
     """
     platform, stack = evidence
     if isinstance(platform, parts.Tdx):

@@ -170,9 +170,26 @@ class _GpuPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Requirements of an application on the machine; they need `manifest_version` "3" or higher."""
+    """Requirements of an application on the machine; they need `manifest_version` "3" or higher.
 
-    os_version: str | None = None  # a semver requirement
+    The guest checks them at boot, and does not start the app unless all are met. A field that is
+    None requires nothing.
+
+    Attributes:
+        os_version: Range of versions of the OS image in semver, such as `>=0.6`.
+        platforms: The machine must be one of these; an empty tuple refuses all.
+        tdx_measure_acpi_tables: On TDX, whether the image's hash must be verified with the ACPI
+            tables (True, the legacy scheme) or without them (False, the lite scheme).
+        launch_token_hash: Hash of the token that the operator passes at launch, in hex, as the
+            function `launch_token_hash` returns it.
+        gpu_policy: JSON object, as written, with the requirements on GPUs; the schema is
+            `_GpuPolicy`.
+        health_check: Whether the guest agent reports the health of the app.
+        health_status_file: Absolute path of a file with the health; None: the health is that of
+            the runner's containers.
+    """
+
+    os_version: str | None = None
     platforms: (
         tuple[
             Literal[
@@ -187,10 +204,10 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         | None
     ) = None
     tdx_measure_acpi_tables: bool | None = None
-    launch_token_hash: str | None = None  # hex
+    launch_token_hash: str | None = None
     gpu_policy: msgspec.Raw = msgspec.Raw(b"{}")
-    health_check: bool = False  # whether the guest agent reports the health of the app
-    health_status_file: str | None = None  # absolute path; None: the runner's containers
+    health_check: bool = False
+    health_status_file: str | None = None
 
 
 class _DockerConfig(msgspec.Struct, frozen=True):

@@ -60,7 +60,15 @@ _PROVIDERS: Final[Mapping[str, tuple[ProviderName, str]]] = {
 
 
 def read_app_keys(make: Callable[..., _Keys], text: str | bytes, name: str = "") -> _Keys:
-    """Parse the text of a key file, and return `make(**fields)`; `name` is the file for errors.
+    """Parse the text of a key file, and return the keys that `make` creates from its fields.
+
+    Args:
+        make: Called with the fields of `AppKeys` as keyword arguments: `k256_key`,
+            `k256_signature`, `env_crypt_key` and `disk_crypt_key` (bytes), `gateway_app_id`,
+            `ca_cert`, `key_provider` and `key_provider_id` (text), `ca_key` (None for a KMS) and
+            `kms_provider` (None for others). Its UsageError becomes a ConfigError.
+        text: Text of the file; bytes are UTF-8.
+        name: Name of the file, with which errors begin; may be empty.
 
     Raises:
         ConfigError: If the text is invalid or over 1 MiB. The message names the file and the JSON
@@ -119,7 +127,7 @@ class _Reader:
         self._fields = self._object("", value)
 
     def read(self, make: Callable[..., _Keys]) -> _Keys:
-        """Decode the members, and return `make(**fields)`."""
+        """Decode the members, and return `make(**fields)`; `read_app_keys` lists the fields."""
         provider_key, details = self._provider()
         provider, id_field = _PROVIDERS[provider_key]
         where = f"key_provider.{provider_key}"

@@ -93,9 +93,12 @@ def _text(own: Mapping[str, bytes], suffix: str) -> str:
 
 
 def _hardware_id(value: bytes) -> bytes:
-    """Return the hardware ID (64 or 8 bytes) in an extension's value.
+    """Return the hardware ID, the CHIP_ID of reports: 64 bytes, from Turin on 8.
 
-    Old certificates wrap the ID in an OCTET STRING.
+    `value` is the extension's: the ID itself, or in old certificates an OCTET STRING with the ID.
+
+    Raises:
+        FormatError: If the ID has another size.
     """
     if len(value) - 2 in _HARDWARE_ID_SIZES:
         value = DerReader(value).only(OCTET_STRING)

@@ -280,7 +280,11 @@ def _read_first(fields: dict[str, Any]) -> Evidence:
 
 
 def _is_tdx(fields: dict[str, Any]) -> bool:
-    """Return whether a document's members are of a TD (`td_quote`), not of SEV-SNP (`vcek`)."""
+    """Return whether a document is of a TD: it has `td_quote`; one of SEV-SNP has `vcek`.
+
+    Raises:
+        FormatError: If it has both members or neither.
+    """
     kinds = [name for name in ("td_quote", "vcek") if name in fields]
     if len(kinds) != 1:
         problem = "both" if kinds else "neither"

@@ -135,9 +135,12 @@ class SnpSimulator(Simulator):
 
 
 def _choose_image(source: "BootSource | None", vm_config: str | None) -> os_image.SnpImage:
-    """Return the image of `source`; that of every simulated SEV-SNP guest if it is None.
+    """Return the OS image that the guest boots, whose launch digest its reports have.
 
-    `vm_config` (JSON) has the CPUs; None: one CPU.
+    Args:
+        source: Boot files to measure; None: the built-in image of simulated SEV-SNP guests.
+        vm_config: VM configuration (JSON), from which the number of CPUs is read if there are boot
+            files; None: one CPU.
     """
     if source is None:
         return os_image.simulated_snp_image()

@@ -87,7 +87,7 @@ def seal(
     *,
     file: Path,
     recipient: _Recipient,
-    epochs: tuple[int, int] | None,
+    epochs: tuple[int, int] | None,  # root epoch, app epoch; None: the legacy form
     out: Output,
 ) -> None:
     """Seal environment variables to an app.
@@ -188,7 +188,7 @@ def open_(
     *,
     file: Path,
     secret_key: Path,
-    epochs: tuple[int, int] | None,
+    epochs: tuple[int, int] | None,  # root epoch, app epoch
     allow: tuple[str, ...],
     out: Output,
 ) -> None:

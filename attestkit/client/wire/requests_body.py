@@ -13,7 +13,12 @@ _PIECE: Final = 1 << 16
 
 
 def read_body(body: Any) -> bytes:
-    """Return the whole body of a request: from text, bytes, a file or an iterable."""
+    """Return the whole body of a request as bytes; empty for None, as of a GET.
+
+    `body` is what requests accepts: bytes, text (sent as UTF-8), a file or an iterable. A file, in
+    text or binary mode, is read from its position to its end. Items of an iterable are text or
+    bytes-like objects.
+    """
     return b"".join(_pieces(body))
 
 
@@ -61,18 +66,22 @@ def _pieces(body: Any) -> Iterator[bytes]:
 
 
 class RecordedResponse(HTTPResponse):
-    """A response of urllib3 that reads, records and decrypts an inner response.
+    """A response of urllib3 with the content that the caller of requests gets.
+
+    It wraps the response that urllib3 received. Each piece of that response's body, as TLS
+    delivered it, is recorded first, and then decrypted if the request was encrypted to a key of
+    the service; else the caller gets it unchanged.
 
     Attributes:
         record: Record of the exchange; complete once the answer was read to its end.
     """
 
     def __init__(self, answer: Any, exchange: Exchange, *hooks: Callable[[], None]) -> None:
-        """Read `answer`, the inner response.
+        """Record status and headers of `answer`; its body is read when the caller reads.
 
         Args:
             answer: Response of urllib3 as received.
-            exchange: Records and decrypts its bytes.
+            exchange: Records the bytes of its body, and decrypts them if they are encrypted.
             hooks: Called once each: at the end of the answer, and when its connection is free.
         """
         headers = exchange.start(answer.status, list(answer.headers.items()))
@@ -103,7 +112,11 @@ class RecordedResponse(HTTPResponse):
 
 @dataclass(eq=False, repr=False)
 class _AnswerReader:
-    """The body of an answer as a file, without decoding."""
+    """Body of the response `_answer` as a file, recorded and decrypted by `_exchange`.
+
+    Content-Encoding is not decoded. `_ended` is called at the end of the body, `_release` when the
+    connection is free; `_ready` has bytes for the caller that were not yet read.
+    """
 
     _answer: Any
     _exchange: Exchange

@@ -255,10 +255,18 @@ def _socket(options: Options, field: str, default: Path) -> Path | None:
 
 
 def _check_unlimited(options: Options, field: str, path: Path) -> Path:
-    """Return `path`, the value of the option `field`, which must not have a list of methods.
+    """Return `path`, the socket that the option `field` names; refuse `=` in its file name.
 
-    With a list that is not recognized, the socket would serve every method, so `=` in the file name
-    is refused.
+    Only `--socket` accepts PATH=METHODS, which limits a socket to some methods. Here such a value
+    would be a file name, and the socket would serve all methods.
+
+    Args:
+        options: All options; the error names the option, or its key in the configuration file.
+        field: Field of `options` that has the value.
+        path: Path of the socket.
+
+    Raises:
+        UsageError: If the file name has `=`; if the value is from a file, it is a ConfigError.
     """
     if "=" in path.name:
         raise options.wrong_value(

@@ -286,11 +286,14 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         """Appraise claims; return steps for the rules that were met, and cautions.
 
         Args:
-            claims: Authenticated fields of the evidence.
-            authenticated: Vendor-signed content of the evidence.
+            claims: Fields of the evidence, as the result reports them: registers, versions, and
+                facts of the TPM.
+            authenticated: What the vendor's certificates and collateral add to these: TCB status,
+                advisories, certificate chain, device id.
             app_info: Authenticated identity of the app; None if the evidence names no app.
             now: Time of the verification, with a time zone.
-            explain: Function that returns a sentence on an outdated component, for an error.
+            explain: Called without arguments if the TCB status is not accepted; returns a sentence
+                on the outdated component for the error, or an empty string.
             simulated: Whether the root is not the vendor's; None if unknown.
 
         Raises:

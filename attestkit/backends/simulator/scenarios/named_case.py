@@ -14,29 +14,30 @@ NO_STATUS: Final = "accepted"
 
 
 class NamedCase(NamedTuple):
-    """A scenario, which is chosen when a machine is made, or a fault, which is armed later."""
+    """A scenario, which is chosen when a machine is made, or a fault, which is armed later.
+
+    Its name is the key in the registry, such as `ebusy`. `scenario` is set for scenarios only;
+    `operation`, `number` and `argument` are set for faults only.
+
+    Attributes:
+        subject: Of a scenario: its platform, or `gpu`. Of a fault: `tee`, `tdx`, `qgs`, `tpm`,
+            `tpm_quote`, `imds` or `kms`.
+        outcome: Of a scenario: the TCB status if a strict verifier accepts it, else the reason of
+            its error. Of a fault: what the call returns or raises; of a KMS what its client does.
+        text: One line of help.
+        scenario: Configuration of the machine; None for a fault.
+        operation: Name of the operation that a fault affects, such as `quote`.
+        number: Errno with which that operation fails; 0 if it fails in another way.
+        argument: What follows the fault's name after a colon, as in `slow:2s`; empty if nothing.
+    """
 
     subject: str
-    """Of a scenario: its platform, or `gpu`. Of a fault: `tee`, `tdx`, `qgs`, `tpm`, `tpm_quote`,
-    `imds` or `kms`."""
-
     outcome: str
-    """Of a scenario: the TCB status if a strict verifier accepts it, else the reason of its error.
-    Of a fault: what the call returns or raises; of a KMS what its client does."""
-
     text: str
-    """One line of help."""
-
     scenario: "Scenario | None" = None
-
     operation: str = ""
-    """Operation that a fault affects."""
-
     number: int = 0
-    """Of a fault: errno of the failed operation."""
-
     argument: Literal["", "seconds"] = ""
-    """Of a fault: kind of the argument after its name."""
 
     @property
     def kind(self) -> Literal["scenario", "fault"]:

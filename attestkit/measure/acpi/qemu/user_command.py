@@ -164,7 +164,11 @@ class _Cleaner:
         self._files: dict[str, str] = {}
 
     def add(self, option: str, value: str) -> None:
-        """Add `option`, such as `-machine`, with its argument `value` ("" if it has none).
+        """Add the effect of an option on the tables; options without an effect are dropped.
+
+        Args:
+            option: The option with one dash, such as `-machine`.
+            value: Its argument; empty if it has none.
 
         Raises:
             UsageError: If the option or the argument is not supported.
