@@ -44,8 +44,8 @@ class _Walk(NamedTuple):
     """A log that is being parsed: its bytes and its format."""
 
     data: bytes
-    ccel: bool
-    banks: dict[int, int]
+    ccel: bool  # whether it is a CCEL of a TD; else it is a TPM event log
+    banks: dict[int, int]  # size of the digest by algorithm id, from the Spec ID header
 
     def need(self, at: int, size: int) -> int:
         """Return the offset after `size` bytes at `at`; raise FormatError if they are missing."""

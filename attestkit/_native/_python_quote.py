@@ -203,7 +203,12 @@ class QuoteBase:
         self._data, self._made, self._body = data, None, None
 
     def find_body(self, body: type[tuple[Any, ...]], make: "Callable[[Any], Any]") -> object:
-        """Return the body, which is created on first use."""
+        """Return the body, which is created on first use.
+
+        Args:
+            body: Class of the body of a TD, a named tuple with the fields of TDX 1.5.
+            make: Called with this quote if it is of an enclave; returns its body.
+        """
         if self._body is None:
             made = self._make_td_body(body) if self.tee_type == _TDX else make(self)
             object.__setattr__(self, "_body", made)  # a Quote is immutable

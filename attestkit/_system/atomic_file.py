@@ -108,8 +108,10 @@ def load_document(
         path: Path of a regular file, or of an inherited descriptor such as `/dev/stdin`. Named
             pipes and devices are refused: they may block or have no end.
         limit: Maximum size in bytes. Of a larger file, `limit` + 1 bytes are read.
-        decode: Returns the document of the content; must refuse content over the limit.
-        kind: Class of the error for a file that cannot be read.
+        decode: Called with the content; returns the document. It must refuse content over the
+            limit.
+        kind: Class of the error for a file that cannot be read; called with the text and the
+            keyword argument `reason`.
         reason: Reason of that error.
 
     Raises:
@@ -143,7 +145,7 @@ def save_document(
     Args:
         path: Path of the file, in an existing folder.
         content: New content of the file.
-        kind: Class of the error.
+        kind: Class of the error; called with the text and the keyword argument `reason`.
         reason: Reason of the error.
         mode: Permission bits of the new file.
 

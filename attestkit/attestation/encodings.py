@@ -40,9 +40,9 @@ class Decoded(NamedTuple):
     """Decoded evidence and its encoding, and other parts of a CMW, not parsed."""
 
     evidence: Evidence
-    encoding: Encoding
-    collateral: bytes | None = None
-    gpu_evidence: bytes | None = None
+    encoding: Encoding  # in which the evidence was received
+    collateral: bytes | None = None  # JSON; None if the CMW has none
+    gpu_evidence: bytes | None = None  # JSON; None if the CMW has none
 
 
 class Enclosed(NamedTuple):

@@ -75,11 +75,11 @@ class GoTpmToolsQuote(NamedTuple):
 class GceInstanceInfo(NamedTuple):
     """A message `attest.GCEInstanceInfo`: claims about a VM of Google, not verified."""
 
-    zone: str = ""
-    project_id: str = ""
-    project_number: int = 0
-    instance_name: str = ""
-    instance_id: int = 0
+    zone: str = ""  # such as us-central1-a
+    project_id: str = ""  # name of the project, chosen by its owner
+    project_number: int = 0  # number of the same project, assigned by Google
+    instance_name: str = ""  # name of the VM, unique in project and zone
+    instance_id: int = 0  # number of the VM, assigned by Google
 
     def encode(self) -> bytes:
         """Return the message in protobuf."""

@@ -217,7 +217,16 @@ def app_info(evidence: Attestation) -> AppInfo:
 
 
 def parse_response(problem: str, parse: Callable[..., T], *data: bytes) -> T:
-    """Return `parse(*data)`; raise BackendError, beginning with `problem`, if it rejects `data`."""
+    """Return `parse(*data)`, the parsed response of a platform.
+
+    Args:
+        problem: Beginning of the text of the error.
+        parse: Parser; called with `data` as positional arguments.
+        data: Parts of the response.
+
+    Raises:
+        BackendError: If `parse` raises FormatError, ConfigError or UsageError.
+    """
     try:
         return parse(*data)
     except (FormatError, ConfigError, UsageError) as error:

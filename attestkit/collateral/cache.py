@@ -69,8 +69,8 @@ def _now() -> datetime:
 class _CacheEntry(NamedTuple):
     collateral: Collateral
     fetched_at: datetime
-    valid_from: datetime
-    valid_until: datetime
+    valid_from: datetime  # latest start of the validity of its parts
+    valid_until: datetime  # earliest end, exclusive
 
     def is_usable(self, now: datetime, max_age: timedelta | None) -> bool:
         """Return whether the entry is valid at `now`, and at most `max_age` old (None: any).

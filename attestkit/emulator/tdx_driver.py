@@ -182,10 +182,10 @@ def tdx_device(registers: Registers, host: Host, driver: str, faults: Faults) ->
 
 @dataclass(eq=False, repr=False)
 class _OpenDevice(OpenFile):
-    registers: Registers
-    host: Host
-    commands: dict[int, str]
-    faults: Faults
+    registers: Registers  # of the TD
+    host: Host  # quoting service and its state
+    commands: dict[int, str]  # names of the supported ioctl requests
+    faults: Faults  # armed faults
 
     def read(self, _size: int, _offset: int) -> bytes:
         raise os_error(EINVAL)  # the driver does not implement read

@@ -211,7 +211,12 @@ class AttestedKey:
     """A new TLS key and evidence over it, for the certificates of one release of keys."""
 
     def __init__(self, attest: AttestFunction, random: Callable[[int], bytes] = os.urandom) -> None:
-        """Generate a key and attest it; raises the errors of `attest`."""
+        """Generate a key and attest it; raises the errors of `attest`.
+
+        Args:
+            attest: Called with the keyword argument `report_data`; returns the evidence.
+            random: Called with a number of bytes; returns as many random bytes.
+        """
         self._key = derive_p256(random(32))
         bound = ReportData.bind(ReportData.RATLS_CERT, self._key.spki_der)
         self.evidence: Attestation = attest(report_data=bound)

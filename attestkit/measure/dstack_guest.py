@@ -33,11 +33,11 @@ TableSource: TypeAlias = AcpiBlobs | FoundTables | str | os.PathLike[str]
 class TableSources(NamedTuple):
     """Sources of ACPI and SMBIOS tables; the fields are arguments of `dstack_image`."""
 
-    qemu: QemuProgram | None = None
-    acpi: TableSource | None = None
-    smbios: bytes | None = None
-    processor_id: tuple[int, int] | None = None
-    cache: TableCache | None = None
+    qemu: QemuProgram | None = None  # program that generates the tables
+    acpi: TableSource | None = None  # the ACPI tables themselves, or another source of them
+    smbios: bytes | None = None  # the SMBIOS tables
+    processor_id: tuple[int, int] | None = None  # EAX and EDX of CPUID leaf 1, in SMBIOS tables
+    cache: TableCache | None = None  # of generated tables
 
 
 def dstack_image(

@@ -23,10 +23,10 @@ class InterfaceState(NamedTuple):
     """A network interface: its addresses with their prefix lengths, and its counters."""
 
     name: str
-    addresses: tuple[tuple[str, int], ...]
-    rx_bytes: int
-    tx_bytes: int
-    rx_errors: int
+    addresses: tuple[tuple[str, int], ...]  # address and prefix length
+    rx_bytes: int  # received since boot
+    tx_bytes: int  # sent since boot
+    rx_errors: int  # packets
     tx_errors: int
 
 

@@ -105,9 +105,9 @@ class GpuTrust(NamedTuple):
 class GpuSettings(NamedTuple):
     """Trust anchors, rules and time of a verification of GPU evidence."""
 
-    trust: GpuTrust
-    rules: GpuRules
-    now: datetime
+    trust: GpuTrust  # roots, and endorsements or how to fetch them
+    rules: GpuRules  # of the policy
+    now: datetime  # time of the verification, with a time zone
 
 
 class GpuCandidate(NamedTuple):

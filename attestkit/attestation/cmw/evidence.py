@@ -311,7 +311,12 @@ def _read_cbor(label: str, part: bytes) -> object:
 
 
 def _with_label(label: str, read: Callable[[], T]) -> T:
-    """Decode a part; errors begin with its label, and their offset is relative to the part."""
+    """Return `read()`, which decodes the part of a collection with the label `label`.
+
+    Raises:
+        FormatError: That of `read`, with the label before its text; its offset is relative to the
+            part.
+    """
     try:
         return read()
     except FormatError as error:

@@ -24,10 +24,10 @@ _SIZE: Final = 4096  # bytes
 class Segment(NamedTuple):
     """A segment register of a virtual CPU: selector, attributes, limit and base."""
 
-    selector: int
-    attributes: int
-    limit: int = 0xFFFF
-    base: int = 0
+    selector: int  # 16 bits
+    attributes: int  # 12 bits, as in the VMSA
+    limit: int = 0xFFFF  # last offset
+    base: int = 0  # linear address
 
 
 class CpuState(NamedTuple):

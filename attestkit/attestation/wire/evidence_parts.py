@@ -61,9 +61,9 @@ class Tdx(NamedTuple):
 class GcpTdx(NamedTuple):
     """Evidence of Intel TDX on Google Cloud, with a TPM."""
 
-    quote: bytes
-    event_log: tuple[WireEvent, ...]
-    tpm_quote: TpmQuote
+    quote: bytes  # TDX quote
+    event_log: tuple[WireEvent, ...]  # of the RTMRs
+    tpm_quote: TpmQuote  # quote of the vTPM, which has the PCRs with the runtime events
 
 
 class NitroEnclave(NamedTuple):

@@ -357,11 +357,11 @@ _CONNECT_MEANINGS: Final[Mapping[int, Meaning]] = {
 class _Exchange:
     """One request and its response, with timeouts."""
 
-    connection: socket.socket
-    endpoint: Endpoint
-    deadlines: Deadlines
-    clock: Callable[[], float]
-    _until: float = field(default=0.0, init=False)
+    connection: socket.socket  # not yet connected
+    endpoint: Endpoint  # of the quoting service
+    deadlines: Deadlines  # time limits of the steps, in seconds
+    clock: Callable[[], float]  # monotonic, in seconds
+    _until: float = field(default=0.0, init=False)  # end of the current step, by `clock`
 
     def run(self, request: bytes) -> bytes:
         """Connect, send the request, and return the response without its length prefix."""

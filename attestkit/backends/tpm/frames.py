@@ -37,18 +37,18 @@ class Authorization(NamedTuple):
 class ResponseAuthorization(NamedTuple):
     """One entry of the authorization area of a response; for a password all fields are empty."""
 
-    nonce: bytes
-    attributes: int
-    hmac: bytes
+    nonce: bytes  # new nonce of the TPM (nonceTPM)
+    attributes: int  # TPMA_SESSION, 8 bits
+    hmac: bytes  # HMAC over the response's parameters
 
 
 class TpmCommand(NamedTuple):
     """A command, as sent or as received by a simulated TPM; its parameters are encoded."""
 
-    code: int
-    handles: tuple[int, ...] = ()
+    code: int  # TPM_CC
+    handles: tuple[int, ...] = ()  # 32 bits each
     parameters: bytes = b""
-    authorizations: tuple[Authorization, ...] = ()
+    authorizations: tuple[Authorization, ...] = ()  # one for each handle that needs it
 
     def encode(self) -> bytes:
         """Return the frame.

@@ -40,9 +40,9 @@ class SessionCommand(NamedTuple):
 class SessionSecrets(NamedTuple):
     """Secrets and handle of a new session."""
 
-    handle: int
-    key: bytes
-    nonce_tpm: bytes
+    handle: int  # of the session, from TPM2_StartAuthSession
+    key: bytes  # session key, for the HMACs
+    nonce_tpm: bytes  # the TPM's latest nonce
 
 
 class HmacSession:

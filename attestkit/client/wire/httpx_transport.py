@@ -210,9 +210,9 @@ class _Body:
     """Common base of the bodies of answers."""
 
     _transport: ProvenTransport
-    _answer: Any
-    _lease: PoolLease[Any] | None
-    _exchange: Exchange | None
+    _answer: Any  # response of httpcore
+    _lease: PoolLease[Any] | None  # its connection in use; None once it was given back
+    _exchange: Exchange | None  # None: bytes are passed on without a record
 
     async def _close(self) -> None:
         """Close the answer, and let the connection be used again if it was read to its end."""

@@ -165,9 +165,9 @@ def read_opaque_data(fields: OpaqueFields, kind: DeviceKind, offset: int = 0) ->
 
 
 class _Fields(NamedTuple):
-    fields: OpaqueFields
-    values: Mapping[int, bytes]
-    offset: int
+    fields: OpaqueFields  # pairs of type and value, in their order
+    values: Mapping[int, bytes]  # value by type
+    offset: int  # of the first field in the report
 
     def error(self, kind: int, problem: str, reason: FormatReason) -> FormatError:
         """Return an error about the value of the field of type `kind`, with text and offset."""

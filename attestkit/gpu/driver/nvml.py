@@ -57,10 +57,10 @@ class ConfComputeState:
 class GpuDescription:
     """A GPU as its driver describes it; it is not evidence."""
 
-    index: int
+    index: int  # of the driver, from 0
     architecture: Architecture
-    uuid: str
-    vbios_version: str
+    uuid: str  # begins with GPU-
+    vbios_version: str  # such as 96.00.9F.00.01
 
 
 _FAILED: Final = partial(BackendError, reason="gpu_error", path=_LIBRARY)

@@ -84,9 +84,9 @@ class Rim:
 class SignedManifest(NamedTuple):
     """A parsed manifest with its signature, not verified."""
 
-    document: XmlElement
+    document: XmlElement  # root element, which the signature covers
     signature: XmlSignature
-    rim: Rim
+    rim: Rim  # content of the document
 
 
 def read_signed_manifest(xml: bytes) -> SignedManifest:

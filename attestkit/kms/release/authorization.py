@@ -197,11 +197,11 @@ class Decision(NamedTuple):
 class AuthorityInfo(NamedTuple):
     """What GetMeta of a KMS reports of its authorization; None where it has no such value."""
 
-    is_dev: bool = False
-    gateway_app_id: str | None = None
-    kms_contract_address: str | None = None
-    chain_id: int | None = None
-    app_auth_implementation: str | None = None
+    is_dev: bool = False  # whether it is a development KMS, which accepts every app
+    gateway_app_id: str | None = None  # app id of the gateway, as the configuration writes it
+    kms_contract_address: str | None = None  # contract that decides, on the chain `chain_id`
+    chain_id: int | None = None  # id of an EVM chain
+    app_auth_implementation: str | None = None  # address of the contract that apps' contracts use
 
 
 class KmsAuthorization(ABC):

@@ -124,7 +124,7 @@ def list_paths(services: Sequence[Service]) -> frozenset[str]:
 
 
 def _cached(make: Callable[[], ViewResponse]) -> View:
-    """Return a view that generates its response once, in a thread."""
+    """Return a view whose response `make()` generates, once, in a thread, at the first request."""
     response: ViewResponse | None = None
 
     async def show(_guest: Guest, _request: ViewRequest) -> ViewResponse:

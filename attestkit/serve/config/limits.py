@@ -27,8 +27,8 @@ class LimitError(AttestKitError):
 
 
 class _Range(NamedTuple):
-    kind: Kind
-    least: str
+    kind: Kind  # unit of the values
+    least: str  # as an option's value
     most: str
 
 

@@ -37,12 +37,12 @@ class Connection(Protocol):
 class ListenerState(NamedTuple):
     """State that the connections of one listener share."""
 
-    name: str
+    name: str  # of the listener, as in log and metrics
     limits: Limits
-    traffic: Traffic
-    access_log: AccessLog | None
-    timeouts: "TimeoutChecker"
-    write_queue: "WriteQueue"
+    traffic: Traffic  # counters of connections and requests
+    access_log: AccessLog | None  # None: requests are not logged
+    timeouts: "TimeoutChecker"  # closes connections that exceed a time limit
+    write_queue: "WriteQueue"  # responses to be written together
 
     @classmethod
     def of(

@@ -74,7 +74,8 @@ def queued(
     """Return a method that runs `answer` in a thread.
 
     Args:
-        answer: Called with the context and the fields of the request; returns the response.
+        answer: Called with the context (the RequestQueue) and the fields of the request, in their
+            order, as positional arguments; returns the response.
         request: Class of the request message; None: the method has no fields.
         post_only: Whether the method refuses GET.
     """

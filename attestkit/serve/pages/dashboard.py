@@ -161,9 +161,9 @@ _KEPT_SECONDS: Final = 1.0  # for which the list of containers is cached
 class _ContainerTable(NamedTuple):
     """Containers to show, or the reason why they are unknown."""
 
-    total: int = 0
+    total: int = 0  # of all containers, which may be more than are listed
     listed: Sequence[Container] = ()
-    problem: str = ""
+    problem: str = ""  # why they are unknown; empty if they are known
 
 
 class Dashboard:

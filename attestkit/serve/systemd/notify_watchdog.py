@@ -208,9 +208,9 @@ async def _connect(address: Path | str) -> tuple[asyncio.StreamReader, asyncio.S
 class ServiceEnvironment(NamedTuple):
     """Service manager (or supervisor), inherited sockets and watchdog of this process."""
 
-    manager: ServiceManager
-    handed_over: dict[str, socket.socket]
-    watchdog: bool
+    manager: ServiceManager  # receives state and watchdog messages
+    handed_over: dict[str, socket.socket]  # inherited sockets by name of the listener
+    watchdog: bool  # whether watchdog messages are sent
 
     @classmethod
     def from_environ(

@@ -43,9 +43,9 @@ _TDX_NAMES: Final = tuple(f"TDX {n}" for n in range(1, 17))
 class _Evaluation(NamedTuple):
     """TCB of a platform by its collateral, QE report and SVNs; does not depend on the time."""
 
-    advisory_ids: tuple[str, ...]
-    tcb: Tcb
-    steps: tuple[VerificationStep, ...]
+    advisory_ids: tuple[str, ...]  # Intel's advisories for the levels of platform and QE
+    tcb: Tcb  # status and dates of these levels
+    steps: tuple[VerificationStep, ...]  # the checks that were passed, and cautions
 
 
 class Dcap:

@@ -32,11 +32,11 @@ from attestkit.tpm.public_area import RSA_AK, RSA_EK, RSA_SRK
 class ParavisorConfig(NamedTuple):
     """Members of the VM configuration in the runtime data of Azure's paravisor."""
 
-    vm_unique_id: str = "00000000-0000-4000-8000-000000000001"
+    vm_unique_id: str = "00000000-0000-4000-8000-000000000001"  # UUID of the VM
     secure_boot: bool = True
-    console_enabled: bool = False
-    tpm_enabled: bool = True
-    tpm_persisted: bool = True
+    console_enabled: bool = False  # whether the VM has a serial console
+    tpm_enabled: bool = True  # whether the VM has a TPM
+    tpm_persisted: bool = True  # whether the TPM's state outlasts a stop of the VM
 
 
 def make_runtime_data(

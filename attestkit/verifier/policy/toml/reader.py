@@ -338,8 +338,8 @@ def _create(key: str, kind: Callable[..., _T], given: dict[str, Any]) -> _T:
 
     Args:
         key: Key in the file, with which errors begin.
-        kind: The class.
-        given: Its arguments, decoded.
+        kind: The class; called with `given` as keyword arguments.
+        given: Decoded values by name of the argument.
 
     Raises:
         ConfigError: If the class does not accept them.
