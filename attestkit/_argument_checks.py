@@ -105,7 +105,8 @@ def check_text(name: str, value: object) -> str:
         UsageError: If `value` is not a string, is empty, or has an unpaired surrogate.
     """
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{name}: must be a non-empty string", reason="wrong_type")
+        message = f"{name}: must be a non-empty string, not {ascii(value)[:40]}"
+        raise UsageError(message, reason="wrong_type")
     utf8(value, name, UsageError)
     return value
 

@@ -81,7 +81,8 @@ def read_compact_jws(token: bytes, most: int, what: str) -> CompactJws:
         raise FormatError(f"{what}: {len(token)} bytes, at most {most}", reason="too_large")
     parts = token.split(b".", 3)
     if len(parts) != 3 or not token.isascii():
-        raise FormatError(f"{what}: must be a JWS of three parts", reason="unrecognized")
+        message = f"{what}: must be a JWS of 3 parts in ASCII, not {len(parts)}"
+        raise FormatError(message, reason="unrecognized")
     head, body, tail = [part.decode("ascii") for part in parts]
     if not body:
         raise FormatError(f"{what}: payload missing (detached)", reason="missing")

@@ -23,6 +23,15 @@ from attestkit.errors import FormatError
 
 MAX_DEPTH: Final = 200  # levels; the deepest real document has nine
 
+_TYPE_NAMES: Final[Mapping[type, str]] = {  # in the words of RFC 8259
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a fraction",
+}
 _CONFIG_REASONS: Final[Mapping[FormatReason, ConfigReason]] = {
     "duplicate": "duplicate",
     "encoding": "encoding",
@@ -183,6 +192,15 @@ def read(text: str | bytes, what: str = "") -> object:
     return found
 
 
+def wrong_json_type(subject: str, expected: str, value: object) -> FormatError:
+    """Return the FormatError for a decoded value whose type is not `expected`, such as a string.
+
+    `subject` names the value, and the text begins with it.
+    """
+    found = _TYPE_NAMES.get(type(value), type(value).__name__)
+    return FormatError(f"{subject}: must be {expected}, not {found}", reason="wrong_type")
+
+
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
     """Return the members of a JSON document, which must be an object.
 
@@ -191,7 +209,7 @@ def read_object(text: str | bytes, what: str) -> dict[str, Any]:
     """
     found = read(text, what)
     if not isinstance(found, dict):
-        raise FormatError(f"{what}: must be a JSON object", reason="wrong_type")
+        raise wrong_json_type(what, "a JSON object", found)
     return found
 
 
@@ -267,7 +285,7 @@ def number_field(
     if value is None:
         raise FormatError(f"{name}: missing", reason="missing")
     if not isinstance(value, int) or isinstance(value, bool):
-        raise FormatError(f"{name}: must be an integer", reason="wrong_type")
+        raise wrong_json_type(name, "an integer", value)
     if not 0 <= value < 1 << bits:
         raise FormatError(f"{name}: must be 0 to 2**{bits} - 1", reason="wrong_value")
     return value
@@ -277,7 +295,7 @@ def _text(value: object, what: str) -> str:
     if value is None:
         raise FormatError(f"{what}: missing", reason="missing")
     if not isinstance(value, str):
-        raise FormatError(f"{what}: must be a string", reason="wrong_type")
+        raise wrong_json_type(what, "a string", value)
     return value
 
 

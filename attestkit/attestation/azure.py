@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import encode_rsa_spki
+from attestkit._formats import strict_json
 from attestkit._formats.binary_layout import check_reserved
 from attestkit._formats.compact_jws import from_base64url
 from attestkit._formats.strict_json import from_hex, number_field, read_object, string
@@ -256,7 +257,7 @@ def _keys(fields: dict[str, Any]) -> tuple[RuntimeKey, RuntimeKey | None]:
     """Return HCLAkPub and HCLEkPub (None if missing) from the members of the runtime data."""
     listed = fields.get("keys")
     if not isinstance(listed, list):
-        raise FormatError("keys: must be an array", reason="wrong_type")
+        raise strict_json.wrong_json_type("keys", "an array", listed)
     if len(listed) > _MAX_KEYS:
         raise FormatError(f"keys: at most {_MAX_KEYS}", reason="too_many")
     found: dict[str, RuntimeKey] = {}
@@ -310,7 +311,7 @@ def _operations(item: dict[str, Any], kid: str) -> tuple[str, ...]:
 def _configuration(fields: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     members = fields.get("vm-configuration", {})
     if not isinstance(members, dict):
-        raise FormatError("vm-configuration: must be an object", reason="wrong_type")
+        raise strict_json.wrong_json_type("vm-configuration", "an object", members)
     found = []
     for member, name, kind in _CONFIGURATION:
         if member in members:

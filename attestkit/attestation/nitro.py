@@ -7,6 +7,7 @@ of AWS's descriptions of the two documents.
 from typing import Final, NamedTuple, TypeVar
 
 from attestkit._formats.cbor import Value, read_value
+from attestkit._formats.strict_json import wrong_json_type
 from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
@@ -108,7 +109,7 @@ def read_nitro_document(data: bytes, *, tpm: bool | None = None) -> NitroDocumen
         raise FormatError("Nitro document: not a COSE_Sign1 structure", reason="unrecognized")
     payload = read_value(inside)
     if not isinstance(payload, dict):
-        raise FormatError("Nitro document: payload: must be a map", reason="wrong_type")
+        raise wrong_json_type("Nitro document: payload", "a map", payload)
     kind = _find_kind(payload, tpm=tpm)
     if _text(payload, "digest") != "SHA384":
         raise _problem("digest", "must be SHA384", "unsupported_algorithm")
@@ -153,7 +154,7 @@ def _pcrs(found: Value) -> dict[int, bytes]:
     registers: dict[int, bytes] = {}
     for index, value in found.items():
         if isinstance(index, bool) or not isinstance(index, int):
-            raise FormatError("Nitro document: PCR index: must be an integer", reason="wrong_type")
+            raise wrong_json_type("Nitro document: PCR index", "an integer", index)
         if not 0 <= index < _REGISTERS:
             raise _problem("PCR index", f"must be 0 to {_REGISTERS - 1}", "wrong_value")
         if not isinstance(value, bytes) or len(value) != _REGISTER_SIZE:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from attestkit._argument_checks import require_bytes, require_size, wrong_type
 from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
+from attestkit._sanitize import shown
 from attestkit.attestation import MAX_SIZE as MAX_EVIDENCE
 from attestkit.client.strict_answer import AnswerObject
 from attestkit.errors import FormatError, ServiceError, UsageError
@@ -247,9 +248,10 @@ def _check_version(fields: Mapping[str, object]) -> None:
     """
     version = fields.get("version", _VERSION)  # if missing, `AnswerObject.check` refuses it
     if type(version) is not int:
-        raise FormatError("document: version: must be an integer", reason="wrong_type")
+        raise strict_json.wrong_json_type("document: version", "an integer", version)
     if version != _VERSION:
-        raise FormatError(f"document: version: must be {_VERSION}", reason="unsupported_version")
+        message = f"document: version: must be {_VERSION}, not {shown(version)}"
+        raise FormatError(message, reason="unsupported_version")
 
 
 def _tls_key(value: object) -> bytes:

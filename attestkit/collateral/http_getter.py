@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
+from attestkit._sanitize import shown
 from attestkit._system.bounded_http import (
     ExchangeError,
     ExchangeFailure,
@@ -129,7 +130,8 @@ def _split_url(url: str) -> SplitResult:
         text = f"{url}: must have a host and no user name"
         raise CollateralError(text, reason="fetch_failed")
     if parts.scheme not in {"http", "https"}:
-        raise CollateralError(f"{url}: scheme must be http or https", reason="fetch_failed")
+        message = f"{url}: scheme must be http or https, not {shown(parts.scheme)}"
+        raise CollateralError(message, reason="fetch_failed")
     return parts
 
 

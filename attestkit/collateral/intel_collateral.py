@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from attestkit._formats.strict_json import from_hex, read_object
+from attestkit._formats.strict_json import from_hex, read_object, wrong_json_type
 from attestkit._system.atomic_file import load_document, save_document
 from attestkit.errors import CollateralError, FormatError
 
@@ -97,7 +97,7 @@ def split_signed(response: bytes, name: str) -> tuple[str, bytes]:
     if name not in members:
         raise FormatError(f"{name}: missing", reason="missing")
     if not isinstance(members[name], dict):
-        raise FormatError(f"{name}: must be a JSON object", reason="wrong_type")
+        raise wrong_json_type(name, "a JSON object", members[name])
     signature = from_hex(members.get("signature"), "signature", _SIGNATURE)
     verbatim = msgspec.json.decode(response, type=dict[str, msgspec.Raw])
     return bytes(verbatim[name]).decode(), signature

@@ -88,7 +88,8 @@ def _read_platform(der: bytes) -> Platform:
     for ca in ("Platform", "Processor"):
         if f"CN=Intel SGX PCK {ca} CA" in issuer:
             return Platform(fmspc, ca.lower())
-    raise FormatError("PCK certificate: issuer must be a PCK CA of Intel", reason="wrong_value")
+    message = f"PCK certificate: issuer must be a PCK CA of Intel, not {ascii(issuer)[:160]}"
+    raise FormatError(message, reason="wrong_value")
 
 
 class PckCertQuery(NamedTuple):

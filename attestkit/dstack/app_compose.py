@@ -162,11 +162,11 @@ class VerityVolume(msgspec.Struct, frozen=True):
 class _GpuPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Schema of `gpu_policy`, for validation only: its hash covers the JSON as written."""
 
-    attest_gpu: bool = True
-    rego: str | None = None
-    allow_devtools: bool = False
-    allow_debug: bool = False
-    allow_insecure_boot: bool = False
+    attest_gpu: bool = True  # whether the guest verifies its GPUs at boot
+    rego: str | None = None  # policy in Rego about the claims of the GPUs
+    allow_devtools: bool = False  # whether the confidential mode `devtools` is accepted
+    allow_debug: bool = False  # whether GPUs in debug mode are accepted
+    allow_insecure_boot: bool = False  # whether GPUs without secure boot are accepted
 
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -301,7 +301,8 @@ class AppCompose:
         _check_requirements(found.requirements, version)
         _check_lists(found)
         if unhex(found.key_provider_id) is None:
-            raise ConfigError("key_provider_id: must be hex, or empty", reason="encoding")
+            message = f"key_provider_id: must be hex, or empty, not {shown(found.key_provider_id)}"
+            raise ConfigError(message, reason="encoding")
         if found.event_log_version not in {1, 2}:
             message = f"event_log_version: must be 1 or 2, not {shown(found.event_log_version)}"
             raise ConfigError(message, reason="wrong_value")
@@ -382,9 +383,11 @@ def _check_lists(found: _File) -> None:
     for index, volume in enumerate(found.verity_volumes):
         where = f"verity_volumes[{index}]"
         if not _HEX32.fullmatch(volume.verity_root):
-            raise ConfigError(f"{where}.verity_root: must be 64 hex digits", reason="wrong_value")
+            message = f"{where}.verity_root: must be 64 hex digits, not {shown(volume.verity_root)}"
+            raise ConfigError(message, reason="wrong_value")
         if not volume.target.startswith("/"):
-            raise ConfigError(f"{where}.target: must be an absolute path", reason="wrong_value")
+            message = f"{where}.target: must be an absolute path, not {shown(volume.target)}"
+            raise ConfigError(message, reason="wrong_value")
         target = PurePosixPath(volume.target)  # /data/ and /data are equal
         if target in targets:
             raise ConfigError(f"{where}.target: must be unique", reason="duplicate")

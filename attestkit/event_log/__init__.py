@@ -318,7 +318,8 @@ class EventLog:
             UsageError: If `registers` is empty, or not numbers from 0 to 3.
         """
         if not registers or not all(register in (0, 1, 2, 3) for register in registers):
-            raise UsageError("registers: must be numbers from 0 to 3", reason="out_of_range")
+            message = f"registers: must be numbers from 0 to 3, not {ascii(registers)[:40]}"
+            raise UsageError(message, reason="out_of_range")
         self.check_events()
         replayed, quoted = self.replay(), quote.rtmrs
         differing = [register for register in registers if replayed[register] != quoted[register]]

@@ -10,7 +10,7 @@ from json import JSONDecodeError, JSONDecoder, loads
 from typing import Any, NamedTuple, NoReturn
 
 from attestkit._argument_checks import utf8, wrong_type
-from attestkit._formats.strict_json import byte_offset, check_depth
+from attestkit._formats.strict_json import byte_offset, check_depth, wrong_json_type
 from attestkit._native import AGENT_ROW, unhex
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
@@ -31,7 +31,9 @@ class AgentJsonSource(NamedTuple):
     """An agent's event log as JSON text, and the positions of its events in the text."""
 
     text: bytes | str
+    """The whole JSON text."""
     rows: bytes
+    """One row of `AGENT_ROW` for each event: its numbers, and the offsets of its texts."""
     digests: bytes
     """Digests of the events that extend a register, in order, 48 bytes each."""
     regular: bool
@@ -107,7 +109,7 @@ def parse(text: str | bytes) -> list[WireEvent]:
     except ValueError as error:  # a number of thousands of digits, or NaN
         raise FormatError(f"event log: not JSON: {error}", reason="syntax") from error
     if not isinstance(items, list):
-        raise FormatError("event log: must be a JSON array", reason="wrong_type")
+        raise wrong_json_type("event log", "a JSON array", items)
     if len(items) > MAX_EVENTS:
         raise FormatError("event log: more than 65,536 events", reason="too_many_records")
     return [_event(item, index) for index, item in enumerate(items)]

@@ -179,7 +179,8 @@ def parse_runtime_lines(data: bytes) -> tuple[Event, ...]:
 def _line_event(line: bytes, index: int) -> Event:
     members = decode_strictly(line)
     if not isinstance(members, dict):
-        raise FormatError("must be a JSON object", reason="wrong_type")
+        message = f"must be a JSON object, not {type(members).__name__}"
+        raise FormatError(message, reason="wrong_type")
     name, payload = members.get("event"), members.get("payload")
     version = members.get("version", 1)
     if not isinstance(name, str) or not isinstance(payload, str) or type(version) is not int:

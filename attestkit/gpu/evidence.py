@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from attestkit._argument_checks import require_size, utf8, wrong_type
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem, split_pem
-from attestkit._formats.strict_json import from_base64, from_hex, read, string
+from attestkit._formats.strict_json import from_base64, from_hex, read, string, wrong_json_type
 from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
@@ -174,7 +174,7 @@ def read_device(value: object, index: int = 0, shared: Mapping[str, Any] = {}) -
     """
     what = f"{_SUBJECT}: device {index}"
     if not isinstance(value, dict):
-        raise FormatError(f"{what}: must be a JSON object", reason="wrong_type")
+        raise wrong_json_type(what, "a JSON object", value)
     stated = {"arch": shared.get("arch"), "nonce": shared.get("nonce")}
     stated |= {name: value[name] for name in stated if value.get(name) is not None}
     nonce = stated["nonce"]
@@ -312,4 +312,5 @@ class GpuBinding:
         require_size("gpu_nonce", self.gpu_nonce, 32)
         require_size("report_data", self.report_data, 64)
         if self.kind not in ("nonce", "report_data"):
-            raise UsageError("kind: must be nonce or report_data", reason="wrong_value")
+            message = f"kind: must be nonce or report_data, not {ascii(self.kind)[:40]}"
+            raise UsageError(message, reason="wrong_value")

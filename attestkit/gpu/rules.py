@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from attestkit._argument_checks import check_number, normalize_members, require_members
+from attestkit._argument_checks import check_number, normalize_members, require_members, wrong_type
 from attestkit._outcomes.steps import VerificationStep, passed
 from attestkit._sanitize import shown
 from attestkit.errors import GpuEvidenceError, UsageError
@@ -100,7 +100,7 @@ class GpuRules:
     def __post_init__(self) -> None:
         for name in _FLAGS:
             if type(getattr(self, name)) is not bool:
-                raise UsageError(f"{name}: must be true or false", reason="wrong_type")
+                raise wrong_type(name, "true or false", getattr(self, name))
         for name in _TEXTS:
             self._set(name, _texts(name, getattr(self, name)))
         self._check_numbers()
@@ -267,7 +267,7 @@ def _texts(name: str, values: object) -> frozenset[str] | None:
 
 def _check_period(name: str, value: object) -> None:
     if not isinstance(value, timedelta | None):
-        raise UsageError(f"{name}: must be a timedelta", reason="wrong_type")
+        raise wrong_type(name, "a timedelta", value)
     if value is not None and value < timedelta():
         raise UsageError(f"{name}: must not be negative", reason="out_of_range")
 

@@ -20,6 +20,7 @@ from attestkit._formats.strict_json import (
     has_surrogate,
     number_field,
     string,
+    wrong_json_type,
 )
 from attestkit._sanitize import one_line
 from attestkit.errors import FormatError, KmsError, SignatureError, UsageError
@@ -259,7 +260,7 @@ def _read_object(data: bytes) -> dict[str, Any]:
         raise FormatError(f"answer: {len(data)} bytes, over {MAX_ANSWER}", reason="too_large")
     found = decode_strictly(data, known_keys=_NAMES)
     if not isinstance(found, dict):
-        raise FormatError("answer: must be a JSON object", reason="wrong_type")
+        raise wrong_json_type("answer", "a JSON object", found)
     return found
 
 
@@ -293,7 +294,7 @@ def _optional(
 
 def _bootstrap(value: object) -> BootstrapStatement:
     if not isinstance(value, dict):
-        raise FormatError("bootstrap_info: must be an object or null", reason="wrong_type")
+        raise wrong_json_type("bootstrap_info", "an object or null", value)
     return BootstrapStatement.of(value)
 
 

@@ -234,7 +234,7 @@ def _encode_time(argument: str, value: int | None) -> bytes:
     if value is None:
         return b"\0"
     if not 0 <= value < 1 << 8 * _U64:
-        raise UsageError(f"{argument}: must be 0 to 2**64 - 1", reason="out_of_range")
+        raise UsageError(f"{argument}: must be 0 to 2**64 - 1, not {value}", reason="out_of_range")
     return b"\1" + value.to_bytes(_U64, "little")
 
 

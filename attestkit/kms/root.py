@@ -98,7 +98,8 @@ class KmsRoot:
         except FormatError as error:
             raise ConfigError(f"KMS root: {error}", reason=config_reason(error)) from error
         if not isinstance(fields, dict):
-            raise ConfigError("KMS root: must be a JSON object", reason="wrong_type")
+            message = f"KMS root: must be a JSON object, not {type(fields).__name__}"
+            raise ConfigError(message, reason="wrong_type")
         for name in fields:
             if name not in {_CA, _K256}:
                 message = f"KMS root: {shown_key(name)}: unknown key"

@@ -19,6 +19,7 @@ from attestkit._crypto.zeroize import wipe
 from attestkit._formats.strict_json import from_base64, read_object
 from attestkit._native import unhex
 from attestkit._outcomes.reasons import FormatReason, UsageReason
+from attestkit._sanitize import shown
 from attestkit.dstack.env_encryption import open_sealed, read_variables, seal, write_variables
 from attestkit.errors import FormatError, UsageError
 
@@ -176,7 +177,8 @@ def _read_envelope(text: str, expected: Epochs | None) -> _Envelope:
     fields = read_object(text, _WHAT)
     version = _member(fields, "version")
     if type(version) is not int or version != _VERSION:
-        raise FormatError(f"{_WHAT}: version: must be 1", reason="unsupported_version")
+        message = f"{_WHAT}: version: must be 1, not {shown(str(version))}"
+        raise FormatError(message, reason="unsupported_version")
     epochs = Epochs(_read_epoch(fields, "root_epoch"), _read_epoch(fields, "app_epoch"))
     if expected is not None and epochs != expected:
         message = (
@@ -186,10 +188,12 @@ def _read_envelope(text: str, expected: Epochs | None) -> _Envelope:
         raise FormatError(message, reason="wrong_value")
     encapsulated = from_base64(_member(fields, "enc"), f"{_WHAT}: enc")
     if len(encapsulated) != ENCAPSULATED_SIZE:
-        raise FormatError(f"{_WHAT}: enc: must be 32 bytes", reason="wrong_size")
+        message = f"{_WHAT}: enc: must be 32 bytes, not {len(encapsulated)}"
+        raise FormatError(message, reason="wrong_size")
     ciphertext = from_base64(_member(fields, "ciphertext"), f"{_WHAT}: ciphertext")
     if len(ciphertext) < HPKE_TAG_SIZE:
-        raise FormatError(f"{_WHAT}: ciphertext: must have 16 bytes or more", reason="truncated")
+        message = f"{_WHAT}: ciphertext: must have 16 bytes or more, not {len(ciphertext)}"
+        raise FormatError(message, reason="truncated")
     return _Envelope(epochs, encapsulated, ciphertext)
 
 

@@ -159,7 +159,8 @@ def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> Intel
         start = _seconds(certificate.not_valid_before_utc)
         end = _seconds(certificate.not_valid_after_utc) + 1
     if certificate.version is not x509.Version.v3:
-        raise FormatError("X.509 version must be 3", reason="unsupported_version")
+        message = f"X.509 version: must be v3, not {certificate.version.name}"
+        raise FormatError(message, reason="unsupported_version")
     name = _common_name(subject)
     _check_name(what, name, subject, names)
     _check_signature_form(what, (algorithm, inner_algorithm), unused_bits)

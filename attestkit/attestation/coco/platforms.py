@@ -13,6 +13,7 @@ from typing import Any, Final
 from attestkit._crypto.pem import split_der_or_pem, split_pem
 from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._formats import strict_json
 from attestkit._formats.binary_layout import Cursor
 from attestkit._formats.compact_jws import from_base64url
 from attestkit._formats.strict_json import from_base64, from_hex, number_field, string
@@ -59,7 +60,7 @@ def read_quote(
         FormatError: If a member is missing or malformed.
     """
     if not isinstance(value, dict):
-        raise FormatError("quote: must be an object", reason="wrong_type")
+        raise strict_json.wrong_json_type("quote", "an object", value)
     signature, message = (
         read(value.get("signature"), "signature"),
         read(value.get("message"), "message"),
@@ -356,7 +357,7 @@ def bytes_of_base64url(value: object, what: str) -> bytes:
     if value is None:
         raise FormatError(f"{what}: missing", reason="missing")
     if not isinstance(value, str):
-        raise FormatError(f"{what}: must be a string", reason="wrong_type")
+        raise strict_json.wrong_json_type(what, "a string", value)
     bare = value.rstrip("=")
     if len(value) - len(bare) not in {0, -len(bare) % 4}:
         raise FormatError(f"{what}: wrong padding", reason="encoding")

@@ -241,7 +241,7 @@ def _document(kind: str, fields: object, os_image_hash: bytes) -> dict[Value, Va
         raise VerificationError(f"{name}: its hash is not in checksum_file", reason="os_image")
     document = read_value(measurement)
     if not isinstance(document, dict):
-        raise FormatError(f"{name}: must be a CBOR map", reason="wrong_type")
+        raise strict_json.wrong_json_type(name, "a CBOR map", document)
     return document
 
 

@@ -30,9 +30,12 @@ def _vector(item: _Type) -> _Type:
 
 
 def _struct(make: Callable[..., object], *fields: _Type) -> _Type:
-    """Return the type of a named tuple, made by `make`, whose first fields have the types `fields`.
+    """Return the type of a named tuple.
 
-    The other fields of the tuple get their defaults.
+    Args:
+        make: Class of the tuple, or a function; called with the decoded values of `fields` as
+            positional arguments, so further fields of the tuple get their defaults.
+        fields: Types of the first fields of the tuple, in their order.
     """
     return _Type(
         lambda reader: make(*[field.read(reader) for field in fields]),
@@ -146,7 +149,8 @@ def encode_evidence(evidence: Evidence) -> bytes:
         message = "non-V1 runtime events cannot be represented by the legacy schema"
         raise UsageError(message, reason="not_applicable")
     if len(stack.report_data) != 64:
-        raise UsageError("stack.report_data: must be 64 bytes", reason="wrong_size")
+        message = f"stack.report_data: must be 64 bytes, not {len(stack.report_data)}"
+        raise UsageError(message, reason="wrong_size")
     kind = type(evidence.platform)
     return b"".join(
         [

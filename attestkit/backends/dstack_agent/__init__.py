@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.ecdsa import p256_verify
 from attestkit._crypto.x509.vendor_roots import pck_key
 from attestkit._formats import strict_json
@@ -227,7 +228,7 @@ class DstackAgent:
         """
         utf8("an event name", name)
         if not isinstance(payload, bytes):
-            raise UsageError("payload: must be bytes", reason="wrong_type")
+            raise wrong_type("payload", "bytes", payload)
         self._client.post("EmitEvent", {"event": name, "payload": payload.hex()})
 
     # -- the app -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from attestkit import backends
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import PublicVerificationKey
@@ -387,7 +388,7 @@ def _kind(hardware: Backend) -> type[GcpBackend]:
         return GcpTdGuest
     if isinstance(hardware, SnpReporter):
         return GcpSnpGuest
-    raise UsageError("hardware: must be a backend of a TDX or SEV-SNP guest", reason="wrong_type")
+    raise wrong_type("hardware", "a backend of a TDX or SEV-SNP guest", hardware)
 
 
 def _check_report_data(

@@ -140,7 +140,16 @@ def address_of(pages: mmap) -> int:
 
 
 class DeviceCalls(NamedTuple):
-    """The system calls of a backend; tests replace them."""
+    """The system calls of a backend; tests replace them. They raise OSError.
+
+    Attributes:
+        open_file: Called with path, flags of open(2), and the descriptor of a folder to which the
+            path is relative, or None; returns the descriptor.
+        ioctl: Called with descriptor, request number and buffer, which the kernel reads and
+            writes; returns the result of the call.
+        read: Called with descriptor and maximum number of bytes; returns the bytes.
+        write: Called with descriptor and bytes; returns how many were written.
+    """
 
     open_file: Callable[[str | os.PathLike[str], int, int | None], int] = open_file
     ioctl: Callable[[int, int, bytearray], int] = ioctl

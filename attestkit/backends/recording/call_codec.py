@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from attestkit import errors
-from attestkit._formats.strict_json import from_hex, string
+from attestkit._formats.strict_json import from_hex, string, wrong_json_type
 from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, Platform, Stack
@@ -134,12 +134,13 @@ class RecordedResult(NamedTuple):
 
 def _decode_null(found: object, _: CodecState) -> None:
     if found is not None:
-        raise FormatError("answer: must be null", reason="wrong_type")
+        raise wrong_json_type("answer", "null", found)
 
 
 def _decode_version(found: object, _: CodecState) -> int:
     if type(found) is not int or found not in (1, 2):
-        raise FormatError("answer: version must be 1 or 2", reason="wrong_value")
+        message = f"answer: version must be 1 or 2, not {shown(str(found))}"
+        raise FormatError(message, reason="wrong_value")
     return found
 
 
@@ -163,7 +164,7 @@ def _members(found: object, what: str, *names: str) -> list[Any]:
     `what` names the object in the error.
     """
     if not isinstance(found, dict):
-        raise FormatError(f"{what}: must be an object", reason="wrong_type")
+        raise wrong_json_type(what, "an object", found)
     if found.keys() != set(names):
         text = f"{what}: must have exactly the members {', '.join(names)}"
         unknown = found.keys() > set(names)

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar, cast
 
 from attestkit import backends
+from attestkit._argument_checks import wrong_type
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.backends import base
 from attestkit.backends.recording import call_codec
@@ -261,7 +262,7 @@ class RecordedLog:
     def emit(self, event: Event) -> None:
         """Extend RTMR3 by the event and append it to the log, atomically."""
         if not isinstance(event, Event):
-            raise UsageError("event: must be an Event; use runtime_event", reason="wrong_type")
+            raise wrong_type("event", "an Event, such as of runtime_event", event)
         with self.locked():
             self._handler.call(
                 "journal_emit", call_codec.event_to_json(event), lambda: self._log.emit(event)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from attestkit._crypto.hashes import sha256
-from attestkit._formats.strict_json import decode_strictly
+from attestkit._formats.strict_json import decode_strictly, wrong_json_type
 from attestkit._sanitize import shown
 from attestkit._system.untrusted_files import open_regular
 from attestkit.backends.linux.device_errors import unavailable
@@ -225,7 +225,7 @@ def _decode_line(line: bytes, *, last: bool) -> dict[str, Any] | None:
             return None
         raise
     if not isinstance(found, dict):
-        raise FormatError("must be a JSON object", reason="wrong_type")
+        raise FormatError(f"must be a JSON object, not {type(found).__name__}", reason="wrong_type")
     return found
 
 
@@ -256,7 +256,7 @@ class _Parser:
             raise FormatError("no line may follow that of `end`", reason="trailing_data")
         if line.keys() == {"end"}:
             if type(line["end"]) is not int:
-                raise FormatError("end: must be the number of calls", reason="wrong_type")
+                raise wrong_json_type("end", "the number of calls", line["end"])
             if line["end"] != len(self.entries):
                 text = f"end: {shown(line['end'])} calls, but the file has {len(self.entries)}"
                 raise FormatError(text, reason="wrong_size")
@@ -294,7 +294,7 @@ class _Parser:
                 self._answers[len(self.entries) + 2] = codec, answer.value  # the header is line 1
             return answer
         if type(line["as"]) is not int:
-            raise FormatError("as: must be a line number", reason="wrong_type")
+            raise wrong_json_type("as", "a line number", line["as"])
         if line.keys() & _ANSWERS != {"as"}:
             raise FormatError("as: cannot be combined with answer or error", reason="inconsistent")
         known, value = self._answers.get(line["as"], (None, None))

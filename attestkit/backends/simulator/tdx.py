@@ -11,6 +11,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._system.clock import current_time
 from attestkit.attestation.launch.mr_config import config_id_v1
@@ -410,8 +411,8 @@ def _check_types(seed: object, vm_config: object, app_keys: object, state_dir: o
     if seed is not None:
         check_bytes("seed", seed, 32)
     if vm_config is not None and not isinstance(vm_config, str):
-        raise UsageError("vm_config: must be a str of JSON", reason="wrong_type")
+        raise wrong_type("vm_config", "a str of JSON", vm_config)
     if app_keys is not None and not isinstance(app_keys, AppKeys):
-        raise UsageError("app_keys: must be AppKeys; use AppKeys.load", reason="wrong_type")
+        raise wrong_type("app_keys", "AppKeys, such as of AppKeys.load", app_keys)
     if state_dir is not None and not isinstance(state_dir, (str, os.PathLike)):
-        raise UsageError("state_dir: must be a str or a PathLike", reason="wrong_type")
+        raise wrong_type("state_dir", "a str or a PathLike", state_dir)

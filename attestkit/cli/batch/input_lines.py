@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
 
-from attestkit._formats.strict_json import decode_strictly
+from attestkit._formats.strict_json import decode_strictly, wrong_json_type
 from attestkit._native import unhex
 from attestkit._system.untrusted_files import read_regular
 from attestkit.attestation import Attestation
@@ -139,13 +139,13 @@ def _entry(number: int, line: bytes, defaults: EntryDefaults) -> BatchEntry:
 def _object(line: bytes) -> dict[str, Any]:
     fields = decode_strictly(line)
     if not isinstance(fields, dict):
-        raise FormatError("must be a JSON object", reason="wrong_type")
+        message = f"must be a JSON object, not {type(fields).__name__}"
+        raise FormatError(message, reason="wrong_type")
     # A misspelt `report_data` must not disable its check.
     if unknown := sorted(fields.keys() - _MEMBERS):
         known = ", ".join(sorted(_MEMBERS))
-        raise FormatError(
-            f"unknown field {unknown[0][:64]!a}; known fields: {known}", reason="unknown_field"
-        )
+        message = f"unknown field {unknown[0][:64]!a}; known fields: {known}"
+        raise FormatError(message, reason="unknown_field")
     return fields
 
 
@@ -159,10 +159,8 @@ def _id(fields: dict[str, Any], number: int) -> str | int:
         return given
     if isinstance(given, int) and not isinstance(given, bool) and abs(given) < 1 << 53:
         return given
-    raise FormatError(
-        f"id: must be a string of at most {_LONGEST_ID} characters, or an integer",
-        reason="wrong_type",
-    )
+    message = f"id: must be a string of at most {_LONGEST_ID} characters, or an integer"
+    raise FormatError(message, reason="wrong_type")
 
 
 def _read(entry: BatchEntry, fields: dict[str, Any], defaults: EntryDefaults) -> BatchEntry:
@@ -172,7 +170,7 @@ def _read(entry: BatchEntry, fields: dict[str, Any], defaults: EntryDefaults) ->
         raise FormatError("evidence and response: exactly one is required", reason="missing")
     if evidence is None:
         if not isinstance(response, str | dict):
-            raise FormatError("response: must be an object or a string", reason="wrong_type")
+            raise wrong_json_type("response", "an object or a string", response)
         entry = entry._replace(evidence=Attestation.from_agent_response(response))
     else:
         entry = _with_evidence(entry, _decoded(evidence), defaults)
@@ -192,9 +190,8 @@ def _with_expectation(entry: BatchEntry, fields: dict[str, Any]) -> BatchEntry:
     if entry.nonce is None and entry.report_data is None:
         for name in ("nonce", "report_data"):
             if name in fields and fields[name] is None:  # as tools write a missing value
-                raise FormatError(
-                    f"{name}: must not be null; omit it to accept any", reason="wrong_type"
-                )
+                message = f"{name}: must not be null; omit it to accept any"
+                raise FormatError(message, reason="wrong_type")
     nonce, report_data = _bytes(fields, "nonce", 8), _bytes(fields, "report_data", 1)
     if nonce is None and report_data is None:
         return entry
@@ -218,7 +215,7 @@ def _text(fields: dict[str, Any], name: str) -> str | None:
     value = fields.get(name)
     if value is None or isinstance(value, str):
         return value
-    raise FormatError(f"{name}: must be a string", reason="wrong_type")
+    raise wrong_json_type(name, "a string", value)
 
 
 def _unhex(text: str) -> bytes | None:
@@ -266,10 +263,8 @@ def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> B
         return entry._replace(evidence=data)  # parsed by the verifier, in a worker
     found = identify(data)
     if found.in_certificate:
-        raise FormatError(
-            "RA-TLS certificate: not supported by verify-many; use attestkit verify",
-            reason="unsupported",
-        )
+        message = "RA-TLS certificate: not supported by verify-many; use attestkit verify"
+        raise FormatError(message, reason="unsupported")
     if found.kind == "evidence bundle":
         bundle = cast("EvidenceBundle", found.value)
         collateral = bundle.collateral if defaults.own_collateral else None

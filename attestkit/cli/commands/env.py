@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from attestkit._formats.strict_json import read_object
+from attestkit._formats.strict_json import read_object, wrong_json_type
+from attestkit._sanitize import shown
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options import option
 from attestkit.cli.options.option import PATH, Group, read_hex
@@ -40,9 +41,11 @@ def _read_epochs(
         return None
     root, colon, app = text.partition(":")
     if not colon or not all(one.isascii() and one.isdecimal() for one in (root, app)):
-        raise UsageError("--epochs: must be ROOT:APP, two numbers", reason="wrong_value")
+        message = f"--epochs: must be ROOT:APP, two numbers, not {shown(text)}"
+        raise UsageError(message, reason="wrong_value")
     if max(len(root), len(app)) > 10:  # digits of 2**32
-        raise UsageError("--epochs: each must be below 4294967296", reason="out_of_range")
+        message = f"--epochs: each must be below 4294967296: {shown(text)}"
+        raise UsageError(message, reason="out_of_range")
     return int(root), int(app)
 
 
@@ -157,7 +160,7 @@ def _verify_key(file: Path, app_id: bytes, roots: list[bytes]) -> bytes:
     signature = from_hex(fields.get("signature_v1"), f"{file}: signature_v1", 65)
     timestamp = fields.get("timestamp")
     if type(timestamp) is not int:
-        raise FormatError(f"{file}: timestamp: must be an integer", reason="wrong_type")
+        raise wrong_json_type(f"{file}: timestamp", "an integer", timestamp)
     signer = verify_env_encrypt_public_key(
         public_key,
         signature,

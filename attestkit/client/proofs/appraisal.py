@@ -12,6 +12,7 @@ from inspect import signature
 from itertools import zip_longest
 from typing import Any, Final, Literal
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._sanitize import shown
 from attestkit.client.origin import Origin
@@ -70,7 +71,7 @@ class Require:
                 raise UsageError(message, reason="wrong_value")
         for name in ("gpu", "response_signatures"):
             if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name}: must be a bool", reason="wrong_type")
+                raise wrong_type(name, "a bool", getattr(self, name))
 
     def check(self, claims: Claims, bindings: Sequence[Binding], service: str) -> None:
         """Check that the claims of an answer meet the requirements; evidence is verified later.

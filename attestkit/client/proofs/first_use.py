@@ -110,8 +110,8 @@ class FirstUse:
 
         Args:
             role: Role of the machine.
-            verify: Function that verifies its evidence; its argument is a `policy`, or None to
-                accept any program.
+            verify: Function that verifies its evidence; called with the keyword argument `policy`,
+                which is None to accept any program.
             kept: Stored policies of this server and service, TOML texts by name; empty at the first
                 use, which accepts any program.
 
@@ -231,7 +231,8 @@ def read_pins(content: bytes) -> dict[str, str]:
     pins: Any = values.get("pins")
     version = values.get("version")
     if type(version) is not int or version != _VERSION:
-        raise FormatError(f"{_WHAT}: version must be {_VERSION}", reason="unsupported_version")
+        message = f"{_WHAT}: version must be {_VERSION}, not {shown(str(version))}"
+        raise FormatError(message, reason="unsupported_version")
     if values.keys() != {"version", "pins"}:
         raise FormatError(f"{_WHAT}: must have only version and pins", reason="unknown_field")
     if not isinstance(pins, dict) or not all(isinstance(one, str) for one in pins.values()):

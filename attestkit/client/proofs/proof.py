@@ -186,7 +186,7 @@ def _collateral(value: object) -> Collateral | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise FormatError(f"{_WHAT}: collateral: must be an object", reason="wrong_type")
+        raise strict_json.wrong_json_type(f"{_WHAT}: collateral", "an object", value)
     return Collateral.from_json(json.dumps(value))
 
 

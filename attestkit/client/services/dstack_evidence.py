@@ -68,7 +68,7 @@ def check_app_compose(evidence: Attestation | bytes, app_compose: object, what: 
     if app_compose is None:
         return
     if not isinstance(app_compose, str):
-        raise FormatError(f"{what}: app_compose: must be text", reason="wrong_type")
+        raise strict_json.wrong_json_type(f"{what}: app_compose", "text", app_compose)
     if strict_json.has_surrogate(app_compose):
         message = f"{what}: app_compose: unpaired surrogate in text"
         raise FormatError(message, reason="encoding")
@@ -138,7 +138,7 @@ def object_of_text(value: object, what: str) -> Mapping[str, Any]:
     if isinstance(value, str):
         return strict_json.read_object(value, what)
     if not isinstance(value, dict):
-        raise FormatError(f"{what}: must be an object, or its JSON text", reason="wrong_type")
+        raise strict_json.wrong_json_type(what, "an object, or its JSON text", value)
     return value
 
 

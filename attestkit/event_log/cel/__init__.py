@@ -244,7 +244,8 @@ def write(events: Iterable[Event], encoding: str) -> bytes:
             name of an event of version 1 has a colon, which makes the event data ambiguous.
     """
     if encoding not in tuple(ENCODINGS):  # `encoding` may be of an unhashable type
-        raise UsageError("CEL encoding: must be tlv, cbor or json", reason="wrong_value")
+        message = f"CEL encoding: must be tlv, cbor or json, not {ascii(encoding)[:40]}"
+        raise UsageError(message, reason="wrong_value")
     records: list[CelRecord] = []
     numbers = [0, 0, 0, 0]
     for position, event in enumerate(events):

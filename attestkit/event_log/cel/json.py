@@ -183,7 +183,8 @@ def _members(value: object, subject: str, keys: set[str] | None = None) -> dict[
         FormatError: If it is not an object, or has other members than `keys`; None: any.
     """
     if not isinstance(value, dict):
-        raise FormatError(f"{subject} must be an object", reason="wrong_type")
+        message = f"{subject} must be an object, not {type(value).__name__}"
+        raise FormatError(message, reason="wrong_type")
     if keys is not None and value.keys() != keys:
         message = f"{subject} must have the members {' and '.join(sorted(keys))}, and no others"
         raise FormatError(message, reason="unknown_field" if value.keys() > keys else "missing")
@@ -217,7 +218,7 @@ def _number(
         return cel.number_of(value, names, subject, None, reason)
     number = number_member(members, key)
     if not 0 <= number <= cel.MOST_NUMBER:
-        raise FormatError(f"{key} must be 0 to 2^64-1", reason="wrong_value")
+        raise FormatError(f"{key} must be 0 to 2^64-1, not {shown(number)}", reason="wrong_value")
     return number
 
 

@@ -148,7 +148,7 @@ def read_chutes(
     members = read_answer(entry, _CHUTES)
     devices = members.get("gpu_evidence")
     if not isinstance(devices, list):
-        raise FormatError(f"{_CHUTES}: gpu_evidence: must be a list", reason="wrong_type")
+        raise strict_json.wrong_json_type(f"{_CHUTES}: gpu_evidence", "a list", devices)
     if spki_sha256 is None:
         der = strict_json.from_base64(members.get("certificate"), f"{_CHUTES}: certificate")
         spki_sha256 = sha256(read_path_certificate(der).spki)

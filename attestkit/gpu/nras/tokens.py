@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
-from attestkit._argument_checks import require_size
+from attestkit._argument_checks import require_size, wrong_type
 from attestkit._crypto.p384 import P384_SPKI_HEAD, P384PublicKey
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._formats import strict_json
@@ -19,7 +19,7 @@ from attestkit._formats.strict_json import from_hex
 from attestkit._outcomes.reasons import FormatReason
 from attestkit._outcomes.steps import GpuReason
 from attestkit._sanitize import shown
-from attestkit.errors import FormatError, GpuEvidenceError, SignatureError, UsageError
+from attestkit.errors import FormatError, GpuEvidenceError, SignatureError
 from attestkit.gpu.nras.claims import DeviceClaims, read_claims
 from attestkit.gpu.nras.detached_eat import (
     DetachedEat,
@@ -61,7 +61,7 @@ def read_jwks(data: bytes | str) -> Mapping[str, P384PublicKey]:
         UsageError: If `data` is neither `bytes` nor `str`.
     """
     if not isinstance(data, (bytes, str)):
-        raise UsageError(f"{_KEYS_SUBJECT}: must be bytes or str", reason="wrong_type")
+        raise wrong_type(_KEYS_SUBJECT, "bytes or str", data)
     if len(data) > MAX_JWKS:
         raise _bad_keys(f"over {MAX_JWKS} bytes", "too_large")
     found: dict[str, P384PublicKey] = {}
@@ -119,7 +119,7 @@ def _check_certificates(value: object, spki: bytes, what: str) -> None:
     """
     what = f"{what}: x5c"
     if not isinstance(value, list):
-        raise FormatError(f"{what}: must be an array", reason="wrong_type")
+        raise strict_json.wrong_json_type(what, "an array", value)
     if not 0 < len(value) <= _MAX_CERTIFICATES:
         message = f"{what}: {len(value)} certificates, must be 1 to {_MAX_CERTIFICATES}"
         raise FormatError(message, reason="wrong_size")

@@ -57,12 +57,14 @@ class VerifyQuery(NamedTuple):
         form: str | None = None
         output_format = found.get("format", "json")
         if output_format not in {"json", "ear"}:
-            raise FormatError("format: must be json or ear", reason="wrong_value")
+            message = f"format: must be json or ear, not {shown(output_format)}"
+            raise FormatError(message, reason="wrong_value")
         if output_format == "ear":
             accepted = b",".join(value for name, value in headers if name == b"accept").lower()
             form = found.get("encoding", "cose" if _prefers_cwt(accepted) else "jwt")
             if form not in {"jwt", "cose"}:
-                raise FormatError("encoding: must be jwt or cose", reason="wrong_value")
+                message = f"encoding: must be jwt or cose, not {shown(form)}"
+                raise FormatError(message, reason="wrong_value")
         elif "encoding" in found:
             raise FormatError("encoding: requires format=ear", reason="inconsistent")
         nonce, report_data = _nonce(found.get("nonce")), _report_data(found.get("report_data"))

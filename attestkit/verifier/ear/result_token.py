@@ -116,7 +116,8 @@ def sign_ear(
         _compare_evidence(result, raw_evidence)
     _check("policy_id", policy_id, str, 1, LONGEST_POLICY_ID)
     if lifetime % _SECOND or not _SECOND <= lifetime <= _LONGEST:
-        raise UsageError("lifetime: must be 1 to 86400 whole seconds", reason="out_of_range")
+        message = f"lifetime: must be 1 to 86400 whole seconds, not {lifetime}"
+        raise UsageError(message, reason="out_of_range")
     issued = _issue_time(result, now, lifetime)
     claims: dict[str, Any] = {
         "eat_profile": PROFILE,
@@ -304,9 +305,8 @@ def _check(
         raise wrong_type(name, kind.__name__, value)
     if not least <= len(value) <= most:
         unit = "bytes" if kind is bytes else "characters"
-        raise UsageError(
-            f"{name}: must be {least} to {most} {unit}, not {len(value)}", reason="wrong_size"
-        )
+        message = f"{name}: must be {least} to {most} {unit}, not {len(value)}"
+        raise UsageError(message, reason="wrong_size")
 
 
 def _appraisal_claims(result: AttestationResult, policy_id: str | None) -> dict[str, Any]:

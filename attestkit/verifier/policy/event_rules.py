@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal, TypeAlias
 
-from attestkit._argument_checks import check_text, normalize_members
+from attestkit._argument_checks import check_text, normalize_members, wrong_type
 from attestkit._outcomes.steps import VerificationStep, passed
 from attestkit.errors import PolicyError, UsageError
 from attestkit.event_log.event import DIGEST_SIZE, Event
@@ -44,17 +44,20 @@ class RequiredEvent:
     def __post_init__(self) -> None:
         check_text("name", self.name)
         if self.payload is not None and type(self.payload) is not bytes:
-            raise UsageError("payload: must be bytes", reason="wrong_type")
+            raise wrong_type("payload", "bytes", self.payload)
         if self.digest is not None:
             accepted_values("digest", (self.digest,), DIGEST_SIZE)
             if self.payload is not None:
-                raise UsageError(
-                    "digest: cannot be combined with payload; pass one of them", reason="conflict"
-                )
+                message = "digest: cannot be combined with payload; pass one of them"
+                raise UsageError(message, reason="conflict")
         if self.during not in (*_PERIODS, None):
-            raise UsageError('during: must be "boot" or "app"', reason="wrong_value")
+            message = f'during: must be "boot" or "app", not {ascii(self.during)[:40]}'
+            raise UsageError(message, reason="wrong_value")
         if self.occurrence not in _OCCURRENCES:
-            raise UsageError('occurrence: must be "every", "last" or "any"', reason="wrong_value")
+            raise UsageError(
+                f'occurrence: must be "every", "last" or "any", not {ascii(self.occurrence)[:40]}',
+                reason="wrong_value",
+            )
         if self.name in RESERVED_NAMES:
             if self.during == "app":
                 message = f"during: {self.name!r} is a boot event and cannot occur later; use boot"
@@ -105,16 +108,13 @@ class EventRules:
                     reason="wrong_type",
                 )
             if len(found) != len(given):
-                raise UsageError(
-                    "required_events: events must be unique to have an order; list each once",
-                    reason="conflict",
-                )
+                message = "required_events: events must be unique to have an order; list each once"
+                raise UsageError(message, reason="conflict")
             found = tuple(given)
         object.__setattr__(self, "required_events", found)
         if self.only_required_events not in (*_PERIODS, "all", None):
-            raise UsageError(
-                'only_required_events: must be "boot", "app" or "all"', reason="wrong_value"
-            )
+            message = 'only_required_events: must be "boot", "app" or "all"'
+            raise UsageError(message, reason="wrong_value")
 
     def _appraise_events(self, claims: Claims) -> Iterator[VerificationStep]:
         """Yield the verification steps, if a rule is set; PolicyError names the event."""

@@ -140,10 +140,8 @@ class TcbRules:
             text = "there is no TCB status on this platform"
             return skipped("tcb_status", text)
         if status is None:
-            raise PolicyError(
-                f"TCB status: missing in {platform} evidence; use a policy for {platform}",
-                reason="tcb_status",
-            )
+            message = f"TCB status: missing in {platform} evidence; use a policy for {platform}"
+            raise PolicyError(message, reason="tcb_status")
         if status in self.accepted_statuses:
             return _ACCEPTED[status]
         if status in _OUT_OF_DATE and self._has_grace:
@@ -342,9 +340,11 @@ def _check_period(name: str, period: object) -> None:
     if period is None:
         return
     if not isinstance(period, timedelta) or period.microseconds:
-        raise UsageError(f"{name}: must be a timedelta of whole seconds", reason="wrong_type")
+        message = f"{name}: must be a timedelta of whole seconds, not {period!r}"
+        raise UsageError(message, reason="wrong_type")
     if not timedelta() <= period <= _LONGEST:
-        raise UsageError(f"{name}: must be 0 to {_LONGEST.days} days", reason="out_of_range")
+        message = f"{name}: must be 0 to {_LONGEST.days} days, not {period}"
+        raise UsageError(message, reason="out_of_range")
 
 
 def _normalize_minimum_tcb(given: object) -> _NormalizedTcb:

@@ -92,7 +92,7 @@ def test_v0_with_trailing_bytes_fails_naming_their_number() -> None:
         (
             Evidence(KINDS[0].platform, STACK._replace(report_data=bytes(63))),
             "wrong_size",
-            "stack.report_data: must be 64 bytes",
+            "stack.report_data: must be 64 bytes, not 63",
         ),
     ],
 )

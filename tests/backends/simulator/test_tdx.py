@@ -97,7 +97,11 @@ def test_seed_determines_keys_and_quotes() -> None:
         ({"vm_config": '{"os_image_hash":"x"}'}, "wrong_value", "vm_config: "),
         ({"app_compose": "{}"}, "wrong_type", ""),
         ({"vm_config": b"{}"}, "wrong_type", "vm_config: "),
-        ({"app_keys": "appkeys.json"}, "wrong_type", "app_keys: must be AppKeys; use AppKeys.load"),
+        (
+            {"app_keys": "appkeys.json"},
+            "wrong_type",
+            "app_keys: must be AppKeys, such as of AppKeys.load",
+        ),
         ({"state_dir": 5}, "wrong_type", "state_dir: "),
         ({"no_such_option": 1}, "unknown_name", "no_such_option"),
     ],

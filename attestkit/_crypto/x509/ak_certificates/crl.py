@@ -141,7 +141,11 @@ def read_ak_crl(der: bytes) -> SignedCrl:
     """
     if len(der) > CRL_LIMIT:
         raise FormatError(f"CRL: {len(der)} bytes, at most {CRL_LIMIT}", reason="too_large")
-    return read_signed_crl(der)
+    try:
+        return read_signed_crl(der)
+    except FormatError as error:
+        message = f"malformed CRL: {error.message}"
+        raise FormatError(message, offset=error.offset, reason=error.reason) from error
 
 
 def is_crl(der: bytes) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias
 from weakref import WeakMethod
 
+from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import near, shown
 from attestkit.backends.simulator.scenarios.named_case import Cases, NamedCase, describe_cases
 from attestkit.errors import UsageError
@@ -305,7 +306,7 @@ class Faults:
             return fault
         if isinstance(fault, str):
             return Fault.parse(fault, cls.named, cls.operations)
-        raise UsageError("fault: must be a str, such as 'ebusy:3', or a Fault", reason="wrong_type")
+        raise wrong_type("fault", "a str, such as 'ebusy:3', or a Fault", fault)
 
     @property
     def any(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import msgspec
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256
 from attestkit.backends.base import check_bytes
@@ -100,7 +101,8 @@ def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetim
             continue
         # A datetime is aware if it has an offset; a tzinfo alone is not sufficient.
         if not isinstance(moment, datetime) or moment.utcoffset() is None:
-            raise UsageError(f"{name}: must be a datetime with a time zone", reason="wrong_type")
+            message = f"{name}: must be a datetime with a time zone, not {ascii(moment)[:80]}"
+            raise UsageError(message, reason="wrong_type")
         if not _FIRST <= moment <= last:
             raise UsageError(f"{name}: not in 1950 to {last.year}: {moment}", reason="out_of_range")
         if moment < config.not_before:
@@ -152,9 +154,10 @@ class PkiConfig(msgspec.Struct, frozen=True):
         _check_validity(self, "pck_not_after", _LAST_UTC_TIME)
         url: object = self.crl_base_url
         if not isinstance(url, str):
-            raise UsageError("crl_base_url: must be a str", reason="wrong_type")
+            raise wrong_type("crl_base_url", "a str", url)
         if not url.isascii() or not url.isprintable():
-            raise UsageError("crl_base_url: must be printable ASCII", reason="encoding")
+            message = f"crl_base_url: must be printable ASCII, not {ascii(url)[:80]}"
+            raise UsageError(message, reason="encoding")
 
 
 class TcbLevel(NamedTuple):
@@ -309,7 +312,7 @@ class QuoteConfig(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         _check_sizes(self)
         if not isinstance(self.qe_auth_data, bytes):
-            raise UsageError("qe_auth_data: must be bytes", reason="wrong_type")
+            raise wrong_type("qe_auth_data", "bytes", self.qe_auth_data)
         _check_range("size of qe_auth_data", len(self.qe_auth_data), 0xFFFF)
         _check_range("padding", self.padding, 1 << 20)
         _check_range("cut", self.cut, 1 << 12)
@@ -410,8 +413,5 @@ class Scenario(msgspec.Struct, frozen=True):
             raise UsageError(text, reason="wrong_value")
         anchor: object = self.trust_anchor
         if anchor is not None and not isinstance(anchor, (bytes, str)):
-            text = (
-                "trust_anchor: must be a root certificate in DER (bytes) or the label of a "
-                f"simulated PKI (str, any text), not {type(anchor).__name__}"
-            )
-            raise UsageError(text, reason="wrong_type")
+            expected = "a root certificate (bytes, in DER) or the label of a simulated PKI (str)"
+            raise wrong_type("trust_anchor", expected, anchor)

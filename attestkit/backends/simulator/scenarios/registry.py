@@ -9,6 +9,7 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Any, Final, cast
 
+from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import near, shown
 from attestkit.backends.simulator.scenarios.config import CloudConfig, Scenario
 from attestkit.backends.simulator.scenarios.named_case import (
@@ -197,7 +198,7 @@ def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
     if isinstance(chosen, str):
         chosen = _on_platform(scenario(chosen), platform)
     if not isinstance(chosen, Scenario):
-        raise UsageError("scenario: must be a str or a Scenario", reason="wrong_type")
+        raise wrong_type("scenario", "a str or a Scenario", chosen)
     if platform not in (None, chosen.platform):
         text = f"scenario: is for the platform {chosen.platform}, not {platform}; omit platform"
         raise UsageError(text, reason="conflict")

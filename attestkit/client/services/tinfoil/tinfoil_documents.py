@@ -353,5 +353,6 @@ def _report_data_of(evidence: bytes, platform: str) -> bytes:
         return SnpReport.parse(evidence).report_data
     quote = Quote.parse(evidence)
     if quote.tee_type != _TDX:
-        raise FormatError(f"{_WHAT}: the quote must be of TDX", reason="inconsistent")
+        message = f"{_WHAT}: the quote must be of TDX, not of TEE type {quote.tee_type:#x}"
+        raise FormatError(message, reason="inconsistent")
     return quote.report_data
