@@ -6,7 +6,7 @@ Evidence of a key that neither certifies is refused.
 import hmac
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import load_verification_key
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from attestkit.attestation.go_tpm_tools import GoTpmToolsQuote
     from attestkit.attestation.wire.evidence_parts import TpmQuote, VtpmQuote
 
-    QuoteParts = GoTpmToolsQuote | TpmQuote | VtpmQuote  # a quote in any form of evidence
+    # A quote in any form of evidence.
+    QuoteParts: TypeAlias = "GoTpmToolsQuote | TpmQuote | VtpmQuote"
 
 _LONGEST_NAME: Final = 128  # characters of a name in a step
 _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC begins with 0
