@@ -15,6 +15,7 @@ from attestkit.verifier import AppraisalPolicy
 NONCE = b"challenge of a verifier"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "platform", ["tdx", "snp", "azure-tdx", "azure-snp", "gcp-tdx", "gcp-snp", "aws-nitro-tpm"]
 )

@@ -36,6 +36,7 @@ def test_check_events_finds_broken_promises(
         ledger.check_events(names)
 
 
+@pytest.mark.slow
 def test_trial_result_reports_lost_events() -> None:
     """Events lost in any log are in the result, even if later logs have them."""
     with running_server() as server:

@@ -81,6 +81,7 @@ SIGNING_KEYS = st.builds(
 NAMES = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=MAX_NAME)
 
 
+@pytest.mark.slow
 @given(
     tls=st.lists(KEYS, min_size=1, max_size=MAX_KEYS, unique=True),
     nonce=KEYS,

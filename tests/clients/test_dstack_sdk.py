@@ -16,6 +16,8 @@ from tests.serve.server import Server, running_server
 from tests.thorough import slow
 from tests.vectors import SHARED, load, needs_shared
 
+pytestmark = pytest.mark.slow
+
 sdk = pytest.importorskip("dstack_sdk")
 
 RELEASE: Final = tuple(map(int, version("dstack-sdk").split(".")))
@@ -241,6 +243,7 @@ async def test_get_tls_key(dstack: AwaitableClient) -> None:
     assert plain.key != answer.key
 
 
+@pytest.mark.slow
 @newer
 @pytest.mark.parametrize("algorithm", ["ed25519", "secp256k1", "secp256k1_prehashed"])
 @scenario

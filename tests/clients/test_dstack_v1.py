@@ -13,6 +13,8 @@ from tests.clients.dstack_v1 import ENDPOINT, NO_ALGORITHM, DstackClient, Status
 from tests.serve.client import get
 from tests.serve.server import PATIENCE, Server, running_server
 
+pytestmark = pytest.mark.slow
+
 _DSTACK = "1.3.6.1.4.1.62397.1."
 
 

@@ -17,6 +17,8 @@ from tests.backends.simulator.simulated_cases import CASES, VECTORS
 from tests.clients.js_dcap_qvl import encode_case, node_program, verify_with_javascript
 from tests.vectors import needs_shared
 
+pytestmark = pytest.mark.slow
+
 NOW: Final = 1790000000
 SEED: Final = bytes.fromhex("6b" * 32)
 LAYOUTS: Final = ((4, False), (5, False), (5, True))  # version, TD 1.5
@@ -84,6 +86,7 @@ def test_flipped_bit_is_refused(node: str) -> None:
     assert all("error" in verdict for verdict in verdicts), verdicts
 
 
+@pytest.mark.slow
 @needs_shared
 def test_cases_match_vectors(node: str) -> None:
     """Each of the 42 cases has the vectors' outcome and error text."""

@@ -16,6 +16,8 @@ from tests.serve.server import Server, environment, running_server
 from tests.thorough import slow
 from tests.vectors import HAVE_SHARED, SHARED, load, needs_shared
 
+pytestmark = pytest.mark.slow
+
 OLD_RELEASE = "ATTESTKIT_OLD_CLIENT" in os.environ
 """Whether methods and options may be missing; a test of a missing method skips."""
 APP_KEYS = SHARED / "data/dstack/simulator/appkeys.json"

@@ -11,6 +11,8 @@ from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit.kms.sealed_env import Epochs, open_env, seal_env
 from tests.clients.js_sealing import call_javascript, sealing_node
 
+pytestmark = pytest.mark.slow
+
 SECRET: Final = bytes(range(1, 33))
 PUBLIC: Final = x25519_public_key(SECRET)
 VARIABLES: Final = [("TOKEN", "s3cret"), ("EMPTY", ""), ("TEXT", 'é🚀\n"')]

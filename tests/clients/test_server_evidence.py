@@ -13,6 +13,8 @@ from tests.clients.js_dcap_qvl import encode_case, node_program, verify_with_jav
 from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
 from tests.serve.server import SEED, Server, running_server
 
+pytestmark = pytest.mark.slow
+
 PKI: Final = SimulatedPki(bytes.fromhex(SEED))
 NONCE: Final = bytes(range(64))
 METHODS: Final = ("Attest", "GetQuote")

@@ -8,6 +8,7 @@ from tests.docs.blocks import read_blocks
 from tests.docs.session import BlockError, run_blocks, why_not
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be had")
 @pytest.mark.parametrize(
     ("language", "text", "why"),

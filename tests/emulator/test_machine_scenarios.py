@@ -93,6 +93,7 @@ def test_td_boots_image_of_scenario(image: ImageConfig) -> None:
     assert Quote.parse(request_report(made)).rtmrs[:3] == log.replay()[:3] == registers
 
 
+@pytest.mark.slow
 @every_case("name", SNP)
 def test_snp_scenario_equals_the_simulator(name: str) -> None:
     """Certificates, root and launch data are those of the simulated guest."""

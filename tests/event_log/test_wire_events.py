@@ -161,6 +161,7 @@ def test_any_events_are_read_equally(wire: tuple[WireEvent, ...]) -> None:
     read(wire)
 
 
+@pytest.mark.slow
 @compiled
 def test_references_are_balanced() -> None:
     """Neither logs that are made nor those that are left keep a reference."""

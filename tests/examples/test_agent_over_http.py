@@ -18,6 +18,8 @@ import attestkit
 from attestkit import Attester, ReportData
 from tests.examples.reader import Reader
 
+pytestmark = pytest.mark.slow
+
 TAG = "example-agent-session"
 APP = "283cd85fbe589b86802a5f04dbf23f761864e6de"  # the simulator's own
 

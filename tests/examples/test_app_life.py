@@ -16,6 +16,8 @@ from attestkit.kms import SimulatedKms
 from tests.examples.reader import Reader
 from tests.raising import raises
 
+pytestmark = pytest.mark.slow
+
 LOG: Final = "simulated KMS: "  # start of the lines on stderr
 
 

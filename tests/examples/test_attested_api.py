@@ -13,7 +13,10 @@ import pytest
 from attestkit.testing import AttestedServer
 from tests.examples.reader import Done, Reader
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="the README uses openssl")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="the README uses openssl"),
+]
 
 Make = Callable[..., AttestedServer]
 SECRET: Final = "a secret of four words"

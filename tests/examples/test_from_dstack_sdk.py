@@ -8,6 +8,8 @@ import pytest
 import attestkit
 from tests.examples.reader import Done, Reader
 
+pytestmark = pytest.mark.slow
+
 dstack_sdk = pytest.importorskip("dstack_sdk", reason="the example needs dstack-sdk")
 
 

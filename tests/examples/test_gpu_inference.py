@@ -23,10 +23,13 @@ from tests.examples.reader import TIMEOUT, Done, Reader
 from tests.untyped import untyped
 
 # find_spec, for the example's dependencies need not be imported here.
-pytestmark = pytest.mark.skipif(
-    find_spec("fastapi") is None or find_spec("uvicorn") is None,
-    reason="the example needs fastapi and uvicorn",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("fastapi") is None or find_spec("uvicorn") is None,
+        reason="the example needs fastapi and uvicorn",
+    ),
+]
 
 APP: Final = "283cd85fbe589b86802a5f04dbf23f761864e6de"  # the simulator's own
 OTHER_APP: Final = b'{"manifest_version":2,"name":"another","runner":"bash"}'

@@ -8,6 +8,8 @@ import pytest
 
 from tests.examples.reader import Reader
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openai", reason="the example needs openai")
 
 

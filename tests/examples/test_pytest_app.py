@@ -8,6 +8,8 @@ import pytest
 from tests.examples.reader import Done, Reader
 from tests.thorough import slow
 
+pytestmark = pytest.mark.slow
+
 # Only attestkit's plugin is loaded, so that other installed plugins do not matter.
 PLUGINS = {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",

@@ -52,6 +52,7 @@ def contract(target: ParserTarget) -> Contract[object]:
     return target.run
 
 
+@pytest.mark.slow
 @every_target
 def test_seeds_keep_the_contract(target: ParserTarget) -> None:
     """All seeds satisfy the contract, some are accepted, and none exceeds the fuzzer's size."""

@@ -145,6 +145,7 @@ def test_real_machine_without_manifests_is_not_refused() -> None:
 # -- simulated machines ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_case("name", FAULTS)
 def test_fault_is_refused_by_its_check(name: str) -> None:
     """Each fault of the simulator is refused by the check that it names, or accepted."""

@@ -59,6 +59,7 @@ def looked_up(profile: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
         )
 
 
+@pytest.mark.slow
 @needs_seccomp
 @pytest.mark.parametrize(
     "profile", [docker_profile, pytest.param(unit_profile, marks=needs_systemd)]

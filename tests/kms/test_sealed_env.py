@@ -105,6 +105,7 @@ def test_sealed_variables_open(epochs: tuple[int, int] | None) -> None:
         open_env(first, SECRET[::-1])
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,20}", fullmatch=True),

@@ -109,6 +109,7 @@ every_use = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @both_sides
 @every_use
 def test_first_use_of_connection_with_invalid_peer_fails(

@@ -1,5 +1,7 @@
 """Large libraries are imported in threads, so that the event loop is not blocked."""
 
+import pytest
+
 from tests.serve.server import run_python
 
 # Request pages and a method in protobuf; record which thread imports each library.
@@ -36,6 +38,7 @@ print(*sorted(name for name, by_loop in found if not by_loop))
 """
 
 
+@pytest.mark.slow
 def test_event_loop_imports_no_large_library() -> None:
     """Pages, metrics, documents and protobuf import their libraries in threads."""
     done = run_python(PROGRAM)

@@ -118,6 +118,7 @@ def test_events_survive_kill_but_not_reset(folder: Path) -> None:
 # -- input files ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_shared
 def test_upstream_simulator_files() -> None:
     """Keys, app and machine of the three files are used."""

@@ -137,6 +137,7 @@ CASES: list[tuple[Callable[[], Any], dict[str, object], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "members", "test"), CASES)
 def test_contract_detects_violation(
     make: Callable[[], Any], members: dict[str, object], test: str

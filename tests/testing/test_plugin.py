@@ -17,6 +17,7 @@ pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["prepend", *slow(("importlib",))])
 def test_each_fixture_returns_a_tee(runs: Runs, mode: str) -> None:
     """A TEE for a test, with the same evidence in each run, one for the session, and a factory."""
@@ -55,6 +56,7 @@ def test_each_fixture_returns_a_tee(runs: Runs, mode: str) -> None:
     result.assert_outcomes(passed=6)
 
 
+@pytest.mark.slow
 def test_plugin_loads_modules_lazily(runs: Runs) -> None:
     """A run without a TEE loads the plugin only, and a TEE starts no server or thread early."""
     result = runs(
@@ -134,6 +136,7 @@ UNTIDY = """
 """
 
 
+@pytest.mark.slow
 def test_failing_test_leaves_no_resources(runs: Runs) -> None:
     """Open connections do not delay the end of a test."""
     result = runs(UNTIDY.replace("END", "pytest.fail()"))
@@ -151,6 +154,7 @@ def test_interrupted_run_leaves_no_resources(runs: Runs, statement: str) -> None
     assert "Traceback" not in result.stderr.str()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["x" * 100, *slow(("base",))])
 def test_sockets_are_private_and_removed(runs: Runs, tmp_path: Path, base: str) -> None:
     """Sockets have mode 0600 and a path of at most 107 bytes, in the run's directory if short."""

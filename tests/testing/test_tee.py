@@ -263,6 +263,7 @@ assert not folder.exists()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["tee.close(); sys.exit()", *slow(("sys.exit()",))])
 def test_forked_child_does_not_close_the_tee(end: str, tmp_path: Path) -> None:
     """A child that exits leaves sockets, directory and server."""

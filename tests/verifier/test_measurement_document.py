@@ -118,6 +118,7 @@ def test_patched_kernel_matches_vectors() -> None:
             assert authenticode(patched).hex() == row["authenticode_sha384"]
 
 
+@pytest.mark.slow
 @needs_shared
 @every_case("memory", MEMORY)
 @every_case("machine", MACHINES, ids=str)

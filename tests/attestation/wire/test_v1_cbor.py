@@ -102,6 +102,7 @@ def test_v1_cbor_with_deep_nesting_is_skipped_or_fails(nest: bytes) -> None:
         read_value(deep)
 
 
+@pytest.mark.slow
 def test_v1_cbor_limits_unknown_values() -> None:
     """At most 1,048,576 unknown values are skipped."""
     deep = b"\x81" * 1_100_000 + b"\0"

@@ -175,6 +175,7 @@ def test_v1_with_duplicate_key_fails() -> None:
         v1_msgpack.decode_evidence(doubled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nest", [b"\x91", b"\x81\xa1x", b"\xdd\0\0\0\1"])
 def test_v1_with_deep_nesting_in_skipped_value_is_linear(nest: bytes) -> None:
     """A value nested deeply is skipped, or rejected if incomplete, without recursion."""
@@ -184,6 +185,7 @@ def test_v1_with_deep_nesting_in_skipped_value_is_linear(nest: bytes) -> None:
         assert is_rejected(v1_msgpack.decode_evidence, data) == (tail == b"")
 
 
+@pytest.mark.slow
 def test_v1_limits_unknown_values() -> None:
     """At most 1,048,576 unknown values are skipped; overlong byte arrays are rejected."""
     deep = b"\x91" * 1_100_000 + b"\xc0"
@@ -299,6 +301,7 @@ def test_v1_unusual_encoding_equals_general_reader(common: bytes, variant: bytes
     assert read_result(data) == read_result_step_by_step(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nest", [b"\x91", *slow((b"\x81\xa1x",), (b"\xdd\0\0\0\1",))])
 def test_v1_with_deep_nesting_fails_under_any_recursion_limit(nest: bytes) -> None:
     """A value nested deeply is rejected at any place and recursion limit."""

@@ -290,6 +290,7 @@ SHAPES: dict[str, Callable[[int], list[tuple[int, list[Event]]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_history_memory_is_proportional_to_file_size(tmp_path: Path, shape: str) -> None:
     """Each response is a complete history, and a small file may have many."""

@@ -356,6 +356,7 @@ def make_snp() -> Simulator:
     return Simulator(platform="snp", seed=SEED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [make_td, lambda _: FakeAgent(), lambda _: FakeSnp(), lambda _: make_snp()],

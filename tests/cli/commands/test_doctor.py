@@ -46,6 +46,7 @@ def test_advise_on_working_machine_is_empty(
     assert advise(found) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 def test_advise_names_each_problem_with_its_remedy(tmp_path: Path, broken: Broken) -> None:
     """One sentence has the path, the error and the remedy of each problem."""

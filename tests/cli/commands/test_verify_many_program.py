@@ -34,6 +34,7 @@ def read_line(output: IO[bytes] | None) -> bytes:
     return output.readline()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), *slow((signal.SIGTERM, -signal.SIGTERM), (None, 5))],

@@ -60,6 +60,7 @@ def test_doctor_on_older_kernel_reads_register_from_report() -> None:
     assert "/measurements: not found (ENOENT)" in advice(found)
 
 
+@pytest.mark.slow
 def test_doctor_on_snp_guest_gets_report() -> None:
     """On SEV-SNP a report is requested, and registers and boot log are ignored."""
     with emulator(provider="sev_guest") as machine:

@@ -140,6 +140,7 @@ def test_error_omits_misplaced_seed(words: tuple[str, ...], capsys: Capture) -> 
 # -- outputs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quote_writes_bytes_to_pipe_and_hex_to_terminal() -> None:
     """A pipe gets raw bytes, a terminal hex."""
     raw = program.run("quote", *SIMULATED, "--text", "x", errors=None)

@@ -153,6 +153,7 @@ def test_save_bundle_refuses_stdout(path: str, files: Files) -> None:
     assert Path("/dev/stdout").is_symlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["report", "policy"])
 def test_output_equal_to_stdin_is_refused(name: str, files: Files) -> None:
     """An output that is the file behind stdin is refused."""

@@ -56,6 +56,7 @@ def test_real_bundle_survives_a_file(tmp_path: Path) -> None:
     assert bundle.seen.spki_sha256 == saved_proof().proof.bindings[0].key
 
 
+@pytest.mark.slow
 @given(
     st.builds(
         ProofBundle,

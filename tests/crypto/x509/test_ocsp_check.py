@@ -119,6 +119,7 @@ def test_check_ocsp_real_answer_is_good_for_its_certificate_alone(
                 check_ocsp(answers, certificates[place], certificates[place + 1], start + HOUR)
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("path", [*VECTORS][:1])
 def test_check_ocsp_any_changed_byte_of_real_answer_is_refused(path: str) -> None:

@@ -129,6 +129,7 @@ def test_sanitized_stub_with_its_own_server_is_clean(program: Path) -> None:
         server.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_sanitized_stub_with_malformed_answers_is_clean(program: Path, seed: int) -> None:
     """Wrong codes and sizes, and fewer or more bytes than stated, are errors of the call."""

@@ -101,6 +101,7 @@ def test_stub_server_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> N
     assert caught.value.reason == "io_error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "compiler",
     ["gcc", "clang", *slow(("gcc-12",), ("gcc-14",), ("clang-14",), ("clang-19",))],

@@ -28,6 +28,7 @@ from tests.runner.cases import every_case
 WRITTEN = {encoding: FULL.to_cel(encoding) for encoding in ENCODINGS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_from_cel_of_truncated_log_fails_naming_offset(encoding: str) -> None:
     """A truncated log is rejected within its bounds; in TLV a prefix of whole records is a log."""

@@ -154,6 +154,7 @@ def test_element_has_names_namespaces_and_text() -> None:
     assert root.offset == 56
 
 
+@pytest.mark.slow
 def test_every_prefix_is_rejected() -> None:
     """A document that ends early is rejected, wherever it ends."""
     xml = sign(manifest([resource(0, HASHES[0])]), chain(SIGNER, AUTHORITIES[-1]))

@@ -52,6 +52,7 @@ SECOND = timedelta(seconds=1)
 GOOD = sign(manifest())
 
 
+@pytest.mark.slow
 @samples.needs_shared
 @every_case("name", samples.EXPECTED["rims"])
 def test_verdict_on_sample(name: str) -> None:

@@ -122,6 +122,7 @@ def test_packaged_tables_equal_those_of_qemu(row: dict[str, Any]) -> None:
     assert [list(table) for table in entry.files.list_tables()] == row["tables"]
 
 
+@pytest.mark.slow
 @needs_qemu
 @needs_shared
 @pytest.mark.parametrize("row", [*QEMU_TABLES, *GUESTS], ids=name_of)
@@ -145,6 +146,7 @@ def test_read_machine_equals_row(row: dict[str, Any]) -> None:
     assert [list(pair) for pair in found.ranges] == row["ranges"]
 
 
+@pytest.mark.slow
 @needs_qemu
 @needs_shared
 @pytest.mark.parametrize("row", [*PUBLISHED, *GUESTS, *QEMU_TABLES], ids=name_of)

@@ -226,6 +226,7 @@ def test_growth_of_the_dsdt_is_only_likely(growth: int, name: str) -> None:
     assert (cause.name, cause.proven, cause.value) == (name, False, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("growth", "name"),
     [
@@ -247,6 +248,7 @@ def test_growth_of_unknown_tables_is_only_likely(growth: int, name: str) -> None
     assert (cause.name, cause.proven, cause.value) == (name, False, None)
 
 
+@pytest.mark.slow
 def test_tables_of_another_vmm_are_named() -> None:
     """Without QEMU's RSDP nothing can be searched."""
     cause = changed("acpi-rsdp", sha384(b"other"))

@@ -209,6 +209,7 @@ def test_evidence_of_another_platform_is_named() -> None:
     assert (found.register, found.cause.name) == ("launch_digest", "other_platform")
 
 
+@pytest.mark.slow
 def test_attestation_is_compared() -> None:
     """An `Attestation` of a simulated TD differs in all values; one of SEV-SNP is named."""
     with attestkit.open("simulator") as tee:

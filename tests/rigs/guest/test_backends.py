@@ -17,7 +17,7 @@ from tests.rigs.kernel_paths import requires_namespace
 from tests.rigs.ordinary_user import NOBODY, requires_nobody, run_python_as_nobody
 from tests.rigs.suite.guests import OUTER_NAMESPACE, mount_namespace
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.slow, pytest.mark.rig, requires_fuse]
 
 SUITE = "tests/rigs/suite"
 # Without unused plugins; pyproject.toml has an option of asyncio's.
@@ -113,6 +113,7 @@ for attempt in (
 """
 
 
+@pytest.mark.slow
 @requires_nobody
 def test_ordinary_user_inaccessible_paths_are_reported() -> None:
     """Even owner and mode of files in root's mount cannot be read, as the errors state."""

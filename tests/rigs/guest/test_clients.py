@@ -23,7 +23,7 @@ from tests.rigs.kernel_paths import requires_namespace
 from tests.serve.server import Server
 from tests.vectors import HAVE_SHARED
 
-pytestmark = [pytest.mark.rig, requires_fuse, requires_namespace]
+pytestmark = [pytest.mark.slow, pytest.mark.rig, requires_fuse, requires_namespace]
 
 BOOT = ("system-preparing", "app-id", "compose-hash", "instance-id", "boot-mr-done")
 HELLO = b"hello".ljust(64, b"\0")

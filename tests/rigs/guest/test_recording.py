@@ -21,6 +21,8 @@ from tests.rigs.emulator import Emulator, emulator, requires_fuse
 from tests.serve.server import running_server
 from tests.untyped import untyped
 
+pytestmark = pytest.mark.slow
+
 Use: TypeAlias = Callable[[Attester], object]
 
 CALLS: tuple[Use, ...] = (
@@ -109,6 +111,7 @@ def test_recording_repeats_errors(tmp_path: Path) -> None:
     assert {0, 2, 4} <= set(failed), first
 
 
+@pytest.mark.slow
 def test_recording_of_agent_is_identical(tmp_path: Path) -> None:
     """The server has ended before the replay."""
     path = tmp_path / "a.jsonl"

@@ -21,7 +21,7 @@ from tests.rigs.kernel_files.file_calls import (
     write_once,
 )
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.slow, pytest.mark.rig, requires_fuse]
 
 
 def read_with_one_call(path: Path) -> str:

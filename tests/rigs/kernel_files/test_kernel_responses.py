@@ -11,7 +11,7 @@ from tests.rigs.kernel_files.kernel_responses import (
     tdx_answers,
 )
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.slow, pytest.mark.rig, requires_fuse]
 
 
 def compare(answers: dict[str, Answers], recorded: dict[str, Answers]) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.rigs.emulator import PATIENCE, environment, missing_for_fuse
 from tests.rigs.unshare import last_error_line
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 # Entries, registers, both types of ioctl, and an old driver that uses pointers.

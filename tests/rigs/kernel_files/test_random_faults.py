@@ -14,7 +14,7 @@ from attestkit.errors import AttestKitError
 from attestkit.event_log.journal import LOCK, replay_from
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.slow, pytest.mark.rig, requires_fuse]
 
 REQUESTS = 10_000
 DESCRIPTORS = Path("/proc/self/fd")

@@ -18,6 +18,8 @@ import pytest
 
 from tests.rigs.apt import cache_folder
 
+pytestmark = pytest.mark.slow
+
 VERSION: Final = "3.57.0"
 URL: Final = (
     "https://files.pythonhosted.org/packages/90/b2/97780581dab39384d1de4bc15f1f6cbaff26ce965a46c23a1"

@@ -9,6 +9,8 @@ import pytest
 from tests.rigs.emulator import PATIENCE, environment
 from tests.rigs.run.attestkit_run import requires_run
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """if True:
     import sys
     from pathlib import Path

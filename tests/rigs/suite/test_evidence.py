@@ -14,7 +14,7 @@ from tests.raising import raises
 from tests.rigs.emulator import requires_fuse
 from tests.rigs.suite.guests import OUTER_NAMESPACE, TDX, Guest
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.slow, pytest.mark.rig, requires_fuse]
 
 NONCE = bytes(range(1, 65))
 AGENT = "dstack_agent"  # may run on the machine of the tests

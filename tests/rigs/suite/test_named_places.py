@@ -17,6 +17,7 @@ from tests.rigs.emulator import requires_fuse
 from tests.rigs.suite.guests import Guest
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.rig,
     requires_fuse,
     pytest.mark.parametrize("running", ["configfs-6.18"], indirect=True),

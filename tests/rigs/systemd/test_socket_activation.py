@@ -20,6 +20,7 @@ from tests.serve.systemd.notify import FakeServiceManager
 ACTIVATE = shutil.which("systemd-socket-activate")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.rig,
     pytest.mark.skipif(
         ACTIVATE is None, reason="no systemd-socket-activate: it comes with systemd"
@@ -82,6 +83,7 @@ def read_ready_line(process: "subprocess.Popen[str]") -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
+@pytest.mark.slow
 def test_activation_with_all_sockets(folder: Path) -> None:
     """The first request is answered on the inherited socket; the ready line has all three."""
     listen = {
@@ -129,6 +131,7 @@ def test_activation_rejects_keys_on_tcp(folder: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_activation_reports_readiness_and_watchdog(folder: Path) -> None:
     """The service manager gets READY=1 and WATCHDOG=1."""
     with contextlib.closing(FakeServiceManager(folder / "notify")) as manager:

@@ -199,6 +199,7 @@ def test_certificate_has_evidence_that_verifies(
 SERVED: Final = ["azure-tdx", *slow(*[(name,) for name in CLOUDS if name != "azure-tdx"])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", SERVED)
 def test_server_process_serves_guest_of_cloud(platform: str) -> None:
     """`attestkit serve --platform` serves evidence that its trust anchor verifies."""

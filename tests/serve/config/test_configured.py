@@ -77,6 +77,7 @@ def test_serve_upstream_example_works_unchanged(folder: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_serve_json_configuration_command_line_precedes(folder: Path) -> None:
     """A JSON configuration is applied; the command line precedes it."""
     profiles = decode(adapt_upstream_example(folder))
@@ -100,6 +101,7 @@ def test_serve_json_configuration_command_line_precedes(folder: Path) -> None:
     assert not (folder / "other.sock").exists()
 
 
+@pytest.mark.slow
 def test_serve_boot_file_sets_disks_and_limits(folder: Path) -> None:
     """/dstack/agent.json sets the disks in /metrics and the limits."""
     path = folder / "agent.json"
@@ -120,6 +122,7 @@ def test_serve_boot_file_sets_disks_and_limits(folder: Path) -> None:
         assert "too large" in answer.json()["error"]
 
 
+@pytest.mark.slow
 def test_serve_json_log_format_applies_to_every_line(folder: Path) -> None:
     """Every stderr line is a JSON object, from the first to the fatal error."""
     (folder / "x.toml").write_text(
@@ -174,6 +177,7 @@ def test_serve_ca_certificate_of_other_key_is_refused(folder: Path) -> None:
     assert KEYS.k256_key.hex() not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stderr", ["full", "gone"])
 def test_serve_blocked_or_closed_stderr_keeps_serving(folder: Path, stderr: str) -> None:
     """The server works with a closed stdout and a full or closed stderr."""

@@ -120,6 +120,7 @@ def test_load_external_auth_without_listener_is_refused(folder: Path) -> None:
     assert "--auth-key" in refusal(*agent, folder=folder, code=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("http", ["unix:external.sock", *slow(("127.0.0.1:0",))])
 def test_server_requires_tokens(folder: Path, http: str) -> None:
     """A server requires tokens and bounds headers; its watchdog needs no token."""

@@ -330,6 +330,7 @@ def test_hanging_device_does_not_delay_shutdown(folder: Path) -> None:
     assert not (folder / "dstack.sock").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_second_signal_terminates_immediately(folder: Path, number: signal.Signals) -> None:
     """The process is terminated by the signal, after its sockets are removed."""

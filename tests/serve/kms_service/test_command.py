@@ -23,6 +23,7 @@ from tests.serve.server import SEED, running_server
 ADDRESS = "127.0.0.1:0"
 
 
+@pytest.mark.slow
 def test_guest_gets_keys_of_the_command(tmp_path: Path) -> None:
     """A guest with the same seed gets its keys with the root that the server has written."""
     options = ("--json", "--seed", SEED, "--kms", ADDRESS, "--kms-fault", "kms_refuses")

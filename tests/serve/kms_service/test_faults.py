@@ -54,6 +54,7 @@ def attested(kms_factory: MakeKms, tee: SimulatedTee) -> SimulatedKms:
     return kms_factory(attester=tee.attester)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", REASONS)
 def test_client_takes_no_keys(fault: str, attested: SimulatedKms, tee: SimulatedTee) -> None:
     """The client reports each fault; without the fault it gets the keys."""

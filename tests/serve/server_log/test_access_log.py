@@ -115,6 +115,7 @@ def damaged(path: bytes) -> "example":
     return example(path=path, client='"\n\x1b\udc80', verb='G"\n')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("json_form", [False, True])
 @given(path=st.binary(max_size=600), client=st.text(max_size=80), verb=st.text(max_size=80))
 @damaged(b'/x" 200 0 0.000000 -\r\n127.0.0.1 forged')

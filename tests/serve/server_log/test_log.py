@@ -243,6 +243,7 @@ def test_close_restores_logging() -> None:
     os.close(writer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_format", [TextFormatter, JsonFormatter])
 @given(text=TEXT, extra=st.dictionaries(TEXT, TEXT | st.floats() | st.none()))
 def test_any_record_is_one_line(

@@ -232,6 +232,7 @@ def test_verifier_without_policy_warns(
 # -- collateral ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verify_collateral_from_pccs_is_cached() -> None:
     """A verifier fetches collateral from an agent's PCCS and caches it."""
     with running_server("--pccs-http", "127.0.0.1:0") as agent:

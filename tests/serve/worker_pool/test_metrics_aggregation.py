@@ -40,6 +40,7 @@ def _latency(**values: Any) -> dict[str, object]:
     return {"traffic": {"v": {"latencies": {"a": values}}}}
 
 
+@pytest.mark.slow
 @given(stats_strategy(), st.data())
 def test_decode_stats_round_trip(stats: Stats, data: st.DataObject) -> None:
     """Decoding an encoded message returns the same metrics; a truncated one is refused."""

@@ -116,6 +116,7 @@ def test_stream_rejected_items_are_released(step: Callable[["Future[Any]"], obje
     assert len(outcomes) == 600
 
 
+@pytest.mark.slow
 def test_batch_start_timeout_ends_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that does not start in time is ended; the cause names the timeout."""
     with ProcessPoolExecutor(1, SPAWN, hang_after_first_process, (tmp_path,)) as pool:

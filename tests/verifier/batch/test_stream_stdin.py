@@ -78,6 +78,7 @@ def get_response(process: "subprocess.Popen[bytes]", line: bytes) -> bytes:
     return found.result(TIMEOUT)
 
 
+@pytest.mark.slow
 def test_stream_over_stdin_yields_each_outcome_before_next_line(tmp_path: Path) -> None:
     """Each line has its response before the next is read, even if a worker died."""
     start = "if __name__ == '__main__':\n    main()\n"

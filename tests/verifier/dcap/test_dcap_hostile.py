@@ -88,6 +88,7 @@ def test_collateral_any_field_raises_only_attestkit_errors(field: str, data: st.
     check_errors(quote, replace_collateral(**{field: value}))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @pytest.mark.parametrize("body", ["tcb_info", "qe_identity"])
 @given(data=st.data())

@@ -43,6 +43,7 @@ def accepted(given: Given) -> AttestationResult:
     return verifier_for(given).verify(given.evidence, nonce=NONCE, gpu=given.gpu)
 
 
+@pytest.mark.slow
 @each_attack
 def test_attack_is_refused_by_verifier(name: str) -> None:
     """`Verifier.verify` raises the error of the check that the attack fails."""
@@ -87,6 +88,7 @@ def run_program(given: Given, trusted: list[str], folder: Path) -> list[str]:
 
 
 # The file of an option is the user's, with keys that it trusts; those of a request are not used.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "tokens of the attacker"])
 def test_attack_is_refused_by_program(
     name: str, trusted: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -119,6 +121,7 @@ def run_service(given: Given) -> Outcome:
     return run_verification(verifier, request, lambda _: "0123", query=VerifyQuery(nonce=NONCE))
 
 
+@pytest.mark.slow
 @each_attack
 def test_attack_is_refused_by_service(name: str) -> None:
     """POST /verify refuses with the same text; missing endorsements are a failure instead."""

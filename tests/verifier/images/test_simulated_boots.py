@@ -73,6 +73,7 @@ def test_evidence_is_valid_with_the_image(tmp_path: Path, generation: Literal[3,
     assert not without.claims.acpi_tables_verified
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("generation", "name"),
     [(generation, name) for generation in GENERATIONS for name in NAMES[generation]],

@@ -324,6 +324,7 @@ def test_azure_generation_1_may_have_user_data_of_another_request() -> None:
 # -- every byte ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_nth_byte
 @both
 def test_azure_hcl_report_with_changed_byte_is_rejected(make: MAKE, every: int) -> None:

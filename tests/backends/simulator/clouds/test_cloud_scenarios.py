@@ -103,6 +103,7 @@ def test_pinned_paravisor_makes_it_azure() -> None:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["azure-snp", "gcp-tdx", "gcp-snp", "aws-nitro-tpm"])
 def test_policy_pinned_from_one_vm_accepts_another(platform: str) -> None:
     """A policy from the evidence of a VM accepts another VM of the same platform and image."""

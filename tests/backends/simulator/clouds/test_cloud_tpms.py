@@ -56,6 +56,7 @@ def connected(tee: Attester[Simulator]) -> Iterator[TpmClient]:
         client.close()
 
 
+@pytest.mark.slow
 @needs_swtpm
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_evidence_over_swtpm_is_verified(platform: str) -> None:

@@ -39,6 +39,7 @@ def verified(gpus: SimulatedGpus) -> GpuResult:
     return verify(evidence, nonce=NONCE, now=MOMENT, endorsements=endorsements, roots=gpus.roots)
 
 
+@pytest.mark.slow
 @every_case("name", REFUSED)
 def test_fault_is_refused_by_the_named_check(name: str) -> None:
     """A strict verifier refuses the evidence with the reason of the fault."""

@@ -74,6 +74,7 @@ def check(document: object, service: VllmProxy | NearAiCloud = PROXY) -> str:
     return service.check_signature(json.dumps(document).encode(), ANSWER, CLAIMS, "org/m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
 @pytest.mark.parametrize("text", [HASHES, f"org/m:{HASHES}"], ids=["two parts", "three parts"])
 def test_signature_by_an_attested_key_is_accepted(algorithm: str, text: str) -> None:

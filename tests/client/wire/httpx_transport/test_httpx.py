@@ -231,6 +231,7 @@ def test_httpx_proves_once_for_many_threads(library: str) -> None:
         assert prover.proofs == server.questions == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["httpx", "httpx2"])
 @pytest.mark.parametrize("connections", [1, 100])
 def test_httpx_refuses_for_many_threads(library: str, connections: int) -> None:

@@ -102,6 +102,7 @@ def test_revocation_reaches_all_threads() -> None:
             assert found == ["", "cert_revoked", "", "cert_revoked"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_fork_while_threads_verify() -> None:
     """A child forked while threads verify has working engines with the parent's answers."""

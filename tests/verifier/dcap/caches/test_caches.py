@@ -221,6 +221,7 @@ def test_chains_have_same_outcome_warm_and_cold() -> None:
     assert accepted == {"mixed", "blank line", "CRLF"}
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("seed", [0, *slow((1,), (2,))])
 def test_warm_engines_agree_with_vectors(seed: int) -> None:

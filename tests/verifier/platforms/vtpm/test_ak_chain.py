@@ -294,6 +294,7 @@ def changes(crl: bytes) -> Iterator[bytes]:
         yield crl[:at] + bytes([crl[at] ^ 1 << at % 8]) + crl[at + 1 :]
 
 
+@pytest.mark.slow
 def test_each_changed_byte_of_a_fetched_crl_is_refused() -> None:
     """A list is signed as a whole; one with another name is not of the issuer."""
     server = Server()
