@@ -36,7 +36,9 @@ def write_picture(path: Path, facts: Mapping[str, Any], results: Mapping[str, Re
     for height, row in enumerate(reversed(rows)):
         _draw(axes, height, results[row], names)
     axes.set_yticks(range(len(rows)), [_label(results[row]) for row in reversed(rows)])
+    axes.set_ylim(-1, len(rows))
     axes.set_xscale("log")
+    axes.tick_params(labeltop=True)  # the picture is higher than a screen
     axes.set_xlabel("microseconds; further left is quicker")
     figure.suptitle(f"{facts['cpu']}, {facts['kernels']}, Python {facts['python']}", color=INK)
     save_svg(path, figure, axes)

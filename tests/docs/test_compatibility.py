@@ -16,7 +16,6 @@ _HOW: Final = ("served", "simulated", "verified", "refused", "left out", "client
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason=f"{PAGE} is not here")
 
 
-@pytest.mark.slow
 def test_every_line_has_tests_that_exist() -> None:
     """Each line names tests that show whether a feature is served, verified, or left out."""
     section = PAGE.read_text().partition("\n## dstack 0.5 and 0.6\n")[2].partition("\n## ")[0]

@@ -81,7 +81,6 @@ def _citations() -> Iterator[tuple[str, str, bool]]:
                 yield path.relative_to(ROOT).as_posix(), up + page, found
 
 
-@pytest.mark.slow
 def test_cited_pages_are_in_the_repository() -> None:
     """A reader of a docstring, comment or page can open every page that it names."""
     cited = list(_citations())

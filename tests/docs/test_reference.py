@@ -5,8 +5,6 @@ import re
 from importlib import import_module
 from typing import Final
 
-import pytest
-
 import attestkit
 from tests.docs.blocks import ROOT
 from tests.docs.public_api import LISTING, REFERENCE, documented_modules, list_interface
@@ -69,7 +67,6 @@ def test_index_has_every_name() -> None:
         assert getattr(import_module(f"attestkit.{page}"), name) is getattr(attestkit, name)
 
 
-@pytest.mark.slow
 def test_listing_is_the_public_interface() -> None:
     """A change of a public name or signature shows in docs/reference/public-api.txt."""
     listed = LISTING.read_text(encoding="utf-8")

@@ -11,7 +11,6 @@ from tests.processes import run_program
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason=f"{PAGE} is not here")
 
 
-@pytest.mark.slow
 def test_every_promise_has_tests_that_exist() -> None:
     """A test that was renamed or moved away leaves a promise that nothing holds."""
     for promise in promises():

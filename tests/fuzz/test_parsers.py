@@ -52,7 +52,6 @@ def contract(target: ParserTarget) -> Contract[object]:
     return target.run
 
 
-@pytest.mark.slow
 @every_target
 def test_seeds_keep_the_contract(target: ParserTarget) -> None:
     """All seeds satisfy the contract, some are accepted, and none exceeds the fuzzer's size."""
@@ -63,7 +62,6 @@ def test_seeds_keep_the_contract(target: ParserTarget) -> None:
     assert any(contract(target).answer(seed)[0] for seed in seeds)
 
 
-@pytest.mark.slow
 @every_target
 def test_broken_seeds_keep_the_contract(target: ParserTarget) -> None:
     """Truncated and changed seeds satisfy the contract, and some are refused."""
@@ -168,7 +166,6 @@ def takes_untrusted_input(function: ast.FunctionDef | ast.AsyncFunctionDef) -> b
     return any(SENT.search(ast.unparse(annotation)) for annotation in annotations)
 
 
-@pytest.mark.slow
 def test_every_module_that_reads_has_a_target() -> None:
     """A module that reads input has a target, or a stated reason for its absence."""
     reading = reading_modules()
@@ -178,7 +175,6 @@ def test_every_module_that_reads_has_a_target() -> None:
     assert all(LEFT_OUT.values())
 
 
-@pytest.mark.slow
 @every_case("name", sorted({*READERS.values(), *MORE_READERS}))
 def test_target_reaches_its_modules(name: str) -> None:
     """The target's seeds run functions of each of its modules."""

@@ -168,7 +168,6 @@ def find_forbidden(text: str) -> set[str]:
     return {kind for name in used for kind in _kinds(name)} | used & {STAR}
 
 
-@pytest.mark.slow
 def test_sources_use_no_forbidden_names() -> None:
     """The sources use exactly the exceptions listed above."""
     package = ROOT / "attestkit"

@@ -280,7 +280,6 @@ def package_comparisons() -> frozenset[tuple[str, str]]:
     )
 
 
-@pytest.mark.slow
 def test_package_compares_secrets_in_constant_time() -> None:
     """Every comparison is in constant time, or listed as public; the list has no others."""
     assert package_comparisons() == PUBLIC
