@@ -337,7 +337,10 @@ class JournalSource(EvidenceSource):
             return journal.events()
 
     def continue_boot(self, events: tuple[Event, ...]) -> None:
-        """Emit those of `events`, the first ones of this boot, that the log lacks."""
+        """Extend the register by those of `events` that the log lacks, and log them.
+
+        The log must begin with the first of them, in their order; errors as in `BootSource`.
+        """
         from attestkit.dstack.boot_sequence import continue_boot  # lazy: rarely needed
 
         register = self._require_register()

@@ -214,10 +214,15 @@ def _check_validity(
 def _lifetime_step(
     certificate: Certificate, most: timedelta | None, steps: tuple[VerificationStep, ...]
 ) -> VerificationStep:
-    """Return the step about key and age of the evidence; `most` None accepts any lifetime.
+    """Return the step about key and age of the evidence.
+
+    Args:
+        certificate: The certificate; its lifetime is from notBefore to notAfter.
+        most: Maximum lifetime. None: any; the step is a caution.
+        steps: The steps so far, for the error.
 
     Raises:
-        VerificationError: If the certificate lives longer than `most`.
+        VerificationError: If the lifetime exceeds `most`.
     """
     bound = "the evidence is bound to the certificate's key, whose possession a handshake shows"
     if most is None:

@@ -279,7 +279,10 @@ class GcpBackend:
             return found.to_vtpm_quote(key.raw, (own.certificate,))
 
     def _read_boot_log(self) -> bytes:
-        """Return the firmware's TPM event log, binary; without it verifiers refuse the PCRs."""
+        """Return the firmware's TPM event log, binary; BackendError or a subclass without one.
+
+        Verifiers need it for the PCRs.
+        """
         return read_firmware_log(self._paths)
 
     def close(self) -> None:

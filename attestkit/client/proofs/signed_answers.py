@@ -195,7 +195,10 @@ class SignedAnswers:
 
 
 def _hides(record: WireRecord) -> bool:
-    """Return whether an HTTP client may find ids in an answer that the search did not find."""
+    """Return whether an HTTP client may find an id of the answer that was not found in its bytes.
+
+    It may if the answer has a Content-Encoding, or an id that is not written plainly.
+    """
     encodings = {text.lower() for name, text in record.headers if name.lower() == _ENCODING}
     return record.identifiers.hides or not encodings <= {"identity"}
 

@@ -255,7 +255,8 @@ class ChutesService:
         with self._lock:
             pool = self._pools.find(key)
         if pool is None:
-            raise ServiceError("instance: has no nonces; prove the server again", reason="sealing")
+            text = "no nonces are left for a proven instance; call `prove` for new ones"
+            raise ServiceError(f"Chutes: {text}", reason="sealing")
         return pool.take(self._now())
 
     def _read_instances(self, answer: bytes) -> tuple[dict[str, _Key], dict[str, NoncePool]]:

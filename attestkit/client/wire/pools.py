@@ -68,7 +68,14 @@ _all: Final["weakref.WeakSet[PoolSet[object]]"] = weakref.WeakSet()
 
 
 class PoolLease(Generic[P]):
-    """A pool, and the number of requests that use it."""
+    """A pool, and the number of requests that use it.
+
+    Attributes:
+        pool: The pool.
+        opened: Result of `period` when it was made; it is replaced when that has changed.
+        users: Number of requests that use it.
+        retired: Whether another pool has replaced it; it is closed when `users` is 0.
+    """
 
     __slots__ = ("opened", "pool", "retired", "users")
 

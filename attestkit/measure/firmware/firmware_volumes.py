@@ -103,7 +103,10 @@ class _StringSearch:
         self._tail = b""
 
     def feed(self, piece: bytes | memoryview) -> None:
-        """Search the next piece, and add the strings in it to `found`."""
+        """Search the next piece: add the strings that end in it to `found`.
+
+        A string may begin in an earlier piece.
+        """
         data = b"".join((self._tail, piece)) if self._tail else bytes(piece)
         self.found.update([text for text in self._strings - self.found if text in data])
         self._tail = data[-self._overlap :] if self._overlap else b""

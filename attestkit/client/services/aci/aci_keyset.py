@@ -243,7 +243,7 @@ class ExpectedAnswer(NamedTuple):
 
     keys: Mapping[str, bytes]  # Ed25519 keys of the attested keyset by key id
     keyset_digest: bytes  # 32 bytes
-    request_sha256: bytes  # of the body that was sent; if it was sealed, of the restored one
+    request_sha256: bytes  # of the body that was sent; if it was sealed, as the service opens it
     response_sha256: bytes  # of the bytes on the wire
     identifier: str  # receipt id or `id` of the answer, as it was looked up
     model: str | None  # None for any

@@ -95,8 +95,8 @@ def read_keys(section: bytes) -> DocumentKeys:
 def read_collateral(members: AnswerObject) -> tuple[bytes, ...]:
     """Return the certificates of SEV-SNP in a document's collateral in DER, VCEK first.
 
-    Collateral is not covered by the report data; each certificate is verified by its issuer.
-    Entries of other formats are not used.
+    `members` are those of the document; without certificates of SEV-SNP the result is empty. The
+    report data do not cover collateral, and the certificates are not verified here.
 
     Raises:
         FormatError: If the collateral is malformed.
