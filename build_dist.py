@@ -6,9 +6,8 @@
     dist/pure/attestkit-VERSION-py3-none-any.whl                   in plain Python, for all others
 
 The last two are in folders of their own, because pip takes no two wheels of one version and so
-`pip install dist/*.whl` would fail. All wheels are made from the unpacked sources, as whoever
-downloads those would make them: this machine's by its C compiler, those for the other processor
-and for musl by zig.
+`pip install dist/*.whl` would fail. All wheels are made from the unpacked sources, as after a
+download: this machine's by its C compiler, those for the other processor and for musl by zig.
 
 The same commit gives the same bytes, with the same compiler and the same Python, wherever, by whom
 and whenever it is done: only what is committed gets in, every time is the commit's, and of the
