@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from attestkit._sanitize import shown
 from attestkit.errors import AttestKitError, FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def check_number(name: str, number: object, largest: int, least: int = 0) -> int
         UsageError: If `number` is not an integer from `least` to `largest`.
     """
     if type(number) is not int or not least <= number <= largest:
-        message = f"{name}: must be an integer from {least} to {largest}, not {ascii(number)[:40]}"
+        message = f"{name}: must be an integer from {least} to {largest}, not {shown(number)}"
         raise UsageError(message, reason="out_of_range")
     return number
 
@@ -105,7 +106,7 @@ def check_text(name: str, value: object) -> str:
         UsageError: If `value` is not a string, is empty, or has an unpaired surrogate.
     """
     if not isinstance(value, str) or not value:
-        message = f"{name}: must be a non-empty string, not {ascii(value)[:40]}"
+        message = f"{name}: must be a non-empty string, not {shown(value)}"
         raise UsageError(message, reason="wrong_type")
     utf8(value, name, UsageError)
     return value

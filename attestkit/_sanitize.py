@@ -14,15 +14,18 @@ _SECRET: Final = re.compile(r"[0-9A-Fa-f]{32,}")  # a seed, or most of one that 
 _LARGE: Final = 10**20  # more than 64 bits
 
 
-def shown(value: str | int, most: int = _MOST) -> str:
+def shown(value: object, most: int = _MOST) -> str:
     """Return text in quotes with unprintable characters escaped, or the digits of an integer.
 
     Args:
-        value: Untrusted text or integer. An integer of more than 64 bits is not written out.
+        value: Untrusted value. An integer of more than 64 bits is not written out, which Python
+            refuses above 4,300 digits; of a value of another type, the type's name is returned.
         most: Maximum number of characters of a text; the rest is cut.
     """
     if isinstance(value, str):
         return repr(value) if len(value) <= most else f"{value[:most]!r}..."
+    if not isinstance(value, int):
+        return type(value).__name__
     return str(value) if -_LARGE < value < _LARGE else "a number of over 64 bits"
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
@@ -17,6 +18,7 @@ from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.serve.container_logs.view import FrameSplitter
+from attestkit.verifier.policy.event_rules import RequiredEvent
 from tests.runner.cases import every_case
 
 HOSTILE = "\x1b[31m\n\x85\u202e"
@@ -48,6 +50,18 @@ def test_numbers_over_64_bits_are_not_shown() -> None:
     assert _sanitize.shown(-1) == "-1"
     assert _sanitize.shown((1 << 64) - 1) == "18446744073709551615"
     assert _sanitize.shown(HUGE) == _sanitize.shown(-HUGE) == "a number of over 64 bits"
+
+
+def test_values_that_are_no_text_or_integer_are_shown_by_type() -> None:
+    """A value of another type, which may be long or a secret, is not shown itself."""
+    assert _sanitize.shown(b"secret") == "bytes"
+    assert _sanitize.shown([HUGE]) == "list"
+
+
+def test_huge_argument_is_a_usage_error() -> None:
+    """Python does not write out so many digits; the error does not need them."""
+    with pytest.raises(UsageError):
+        RequiredEvent(name=cast("str", HUGE**2))
 
 
 def make_compose(**changes: object) -> bytes:

@@ -318,7 +318,7 @@ class EventLog:
             UsageError: If `registers` is empty, or not numbers from 0 to 3.
         """
         if not registers or not all(register in (0, 1, 2, 3) for register in registers):
-            message = f"registers: must be numbers from 0 to 3, not {ascii(registers)[:40]}"
+            message = "registers: must be one or more numbers from 0 to 3"
             raise UsageError(message, reason="out_of_range")
         self.check_events()
         replayed, quoted = self.replay(), quote.rtmrs

@@ -312,5 +312,5 @@ class GpuBinding:
         require_size("gpu_nonce", self.gpu_nonce, 32)
         require_size("report_data", self.report_data, 64)
         if self.kind not in ("nonce", "report_data"):
-            message = f"kind: must be nonce or report_data, not {ascii(self.kind)[:40]}"
+            message = f"kind: must be nonce or report_data, not {shown(self.kind)}"
             raise UsageError(message, reason="wrong_value")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256Key, p256_verify_der
 from attestkit._crypto.x509.path_rules import is_spki, require_p256_spki
+from attestkit._sanitize import shown
 from attestkit.attestation import MAX_SIZE, Attestation
 from attestkit.attestation.wire import scale
 from attestkit.attestation.wire.scale import ScaleReader
@@ -234,7 +235,8 @@ def _encode_time(argument: str, value: int | None) -> bytes:
     if value is None:
         return b"\0"
     if not 0 <= value < 1 << 8 * _U64:
-        raise UsageError(f"{argument}: must be 0 to 2**64 - 1, not {value}", reason="out_of_range")
+        message = f"{argument}: must be 0 to 2**64 - 1, not {shown(value)}"
+        raise UsageError(message, reason="out_of_range")
     return b"\1" + value.to_bytes(_U64, "little")
 
 

@@ -177,7 +177,7 @@ def _read_envelope(text: str, expected: Epochs | None) -> _Envelope:
     fields = read_object(text, _WHAT)
     version = _member(fields, "version")
     if type(version) is not int or version != _VERSION:
-        message = f"{_WHAT}: version: must be 1, not {shown(str(version))}"
+        message = f"{_WHAT}: version: must be 1, not {shown(version)}"
         raise FormatError(message, reason="unsupported_version")
     epochs = Epochs(_read_epoch(fields, "root_epoch"), _read_epoch(fields, "app_epoch"))
     if expected is not None and epochs != expected:

@@ -45,7 +45,7 @@ IN_WHEELS = {
     ".toml",
     ".xz",
 }
-# What the core calls of the C library. Other functions would be those of a compiler's own library.
+# Functions of the C library that the core calls. Others would be of a compiler's own library.
 LIBC = {"bcmp", "free", "malloc", "memchr", "memcmp", "memcpy", "memmove", "memset", "strlen"}
 LIBC |= {"__stack_chk_fail", "__stack_chk_guard"}
 SAY_VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"

@@ -1,18 +1,24 @@
 """The server program: output, state, input files and refusals."""
 
 import contextlib
+import gc
 import json
 import re
 import shlex
 import signal
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 import attestkit
 from attestkit import Quote
 from attestkit.backends.simulator import Simulator
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.endpoints import BoundAddresses
+from attestkit.serve.server_log.log import ServerLog
+from attestkit.serve.startup.banner import ServerContext, announce
 from tests.cli import schemas
 from tests.serve.client import call, read_runtime_events
 from tests.serve.server import SEED, Server, refusal, running_server
@@ -196,3 +202,16 @@ def test_app_keys_require_explicit_simulator(folder: Path) -> None:
     """With app keys and without hardware, --backend simulator must be given."""
     line = refusal("--dir", str(folder), "--app-keys", "x", folder=folder, code=1)
     assert "--backend simulator" in line
+
+
+def test_announcement_enables_garbage_collection() -> None:
+    """It is off during the start of a process; a worker, which announces nothing, enables it."""
+    worker = ServerContext(ServerLog(), Limits(), None, inherited=(0, 0))
+    gc.disable()
+    try:
+        with mock.patch("gc.freeze") as freeze:  # later tests look for garbage
+            announce(worker, BoundAddresses({}), [])
+        assert gc.isenabled()
+        freeze.assert_called_once_with()
+    finally:
+        gc.enable()

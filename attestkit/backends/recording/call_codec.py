@@ -139,7 +139,7 @@ def _decode_null(found: object, _: CodecState) -> None:
 
 def _decode_version(found: object, _: CodecState) -> int:
     if type(found) is not int or found not in (1, 2):
-        message = f"answer: version must be 1 or 2, not {shown(str(found))}"
+        message = f"answer: version must be 1 or 2, not {shown(found)}"
         raise FormatError(message, reason="wrong_value")
     return found
 

@@ -231,7 +231,7 @@ def read_pins(content: bytes) -> dict[str, str]:
     pins: Any = values.get("pins")
     version = values.get("version")
     if type(version) is not int or version != _VERSION:
-        message = f"{_WHAT}: version must be {_VERSION}, not {shown(str(version))}"
+        message = f"{_WHAT}: version must be {_VERSION}, not {shown(version)}"
         raise FormatError(message, reason="unsupported_version")
     if values.keys() != {"version", "pins"}:
         raise FormatError(f"{_WHAT}: must have only version and pins", reason="unknown_field")

@@ -244,7 +244,7 @@ def write(events: Iterable[Event], encoding: str) -> bytes:
             name of an event of version 1 has a colon, which makes the event data ambiguous.
     """
     if encoding not in tuple(ENCODINGS):  # `encoding` may be of an unhashable type
-        message = f"CEL encoding: must be tlv, cbor or json, not {ascii(encoding)[:40]}"
+        message = f"CEL encoding: must be tlv, cbor or json, not {shown(encoding)}"
         raise UsageError(message, reason="wrong_value")
     records: list[CelRecord] = []
     numbers = [0, 0, 0, 0]

@@ -180,9 +180,9 @@ def _find_entry(
 ) -> tuple[TableOrigin, TableEntry] | None:
     """Return tables of the release line of `wanted`, the host's QEMU, and their origin.
 
-    Stored tables come first, from `cache` or the package, then derived ones. If there are none, or
-    `wanted` is None or of `run`'s release line, `run` makes the tables, those of its own release
-    line. None if `run` is None, too.
+    Stored tables come first, from `cache` or the package, then derived ones. Without these, without
+    `wanted`, and for `run`'s own release line, `run` makes the tables; without `run` the result is
+    None.
     """
     if wanted is not None and (run is None or run.line != wanted.line):
         found = _stored(wanted.line, key, cache) or _derive(wanted.line, key, run, cache)

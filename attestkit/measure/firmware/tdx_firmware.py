@@ -165,7 +165,9 @@ def _error(problem: str, reason: FormatReason, offset: int) -> FormatError:
 
 
 class TdxFirmware(NamedTuple):
-    """What registers depend on in a firmware image for TDX; `compute_mrtds` needs the image too.
+    """Properties of a TDX firmware image that registers depend on.
+
+    `compute_mrtds` needs the image, too.
 
     Attributes:
         sections: Sections of the TDX metadata.

@@ -23,6 +23,7 @@ from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.compact_jws import to_base64url
 from attestkit._package import own_version
+from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.quote import Quote
@@ -110,7 +111,7 @@ def sign_ear(
             none (`missing`), or the EAR is over 262,144 bytes.
     """
     if form not in ("jwt", "cose"):  # a tuple: `form` may not be hashable
-        raise UsageError(f"form: must be jwt or cose, not {ascii(form)[:40]}", reason="wrong_value")
+        raise UsageError(f"form: must be jwt or cose, not {shown(form)}", reason="wrong_value")
     _check("raw_evidence", raw_evidence, bytes)
     if raw_evidence is not None:
         _compare_evidence(result, raw_evidence)

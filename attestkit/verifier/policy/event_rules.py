@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 from attestkit._argument_checks import check_text, normalize_members, wrong_type
 from attestkit._outcomes.steps import VerificationStep, passed
+from attestkit._sanitize import shown
 from attestkit.errors import PolicyError, UsageError
 from attestkit.event_log.event import DIGEST_SIZE, Event
 from attestkit.event_log.runtime_events import RESERVED_NAMES
@@ -51,11 +52,11 @@ class RequiredEvent:
                 message = "digest: cannot be combined with payload; pass one of them"
                 raise UsageError(message, reason="conflict")
         if self.during not in (*_PERIODS, None):
-            message = f'during: must be "boot" or "app", not {ascii(self.during)[:40]}'
+            message = f'during: must be "boot" or "app", not {shown(self.during)}'
             raise UsageError(message, reason="wrong_value")
         if self.occurrence not in _OCCURRENCES:
             raise UsageError(
-                f'occurrence: must be "every", "last" or "any", not {ascii(self.occurrence)[:40]}',
+                f'occurrence: must be "every", "last" or "any", not {shown(self.occurrence)}',
                 reason="wrong_value",
             )
         if self.name in RESERVED_NAMES:

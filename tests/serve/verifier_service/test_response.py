@@ -194,8 +194,7 @@ def test_verify_response_escapes_as_json_does(name: str) -> None:
     """The response has the bytes that Python's `json` writes: ASCII, whatever a name contains."""
     provider = json.dumps({"name": name, "id": ""}).encode()
     info = create_evidence().app_info._replace(key_provider_info=provider)
-    outcome = verify(FakeVerifier(app_info=info))
-    found = outcome.to_json()
+    found = verify(FakeVerifier(app_info=info)).to_json()
     assert json.loads(found)["details"]["key_provider"] == {"name": name, "id": ""}
     assert found == json.dumps(json.loads(found), separators=(",", ":")).encode()
 
