@@ -17,6 +17,7 @@ from threading import Timer
 from typing import Final, NamedTuple
 
 from tests.docs.blocks import ROOT, SHELLS, Block
+from tests.rigs.apt import cache_folder
 from tests.rigs.unshare import last_error_line, unshare_command
 
 PATIENCE: Final = 300  # seconds for a whole page on a loaded machine
@@ -163,6 +164,7 @@ def _environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{kept.get('PATH', '/usr/bin:/bin')}"
     return {
         **kept,
+        "GOCACHE": str(cache_folder() / "go"),  # with the packages that other tests compiled
         "HOME": "/tmp/home",
         "NO_COLOR": "1",
         "PATH": path,

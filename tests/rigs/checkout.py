@@ -65,7 +65,7 @@ def run_tests(
     done = subprocess.run(
         [*command, f"--junitxml={report}", "-q", *_PLUGINS],
         cwd=checkout,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=seconds,

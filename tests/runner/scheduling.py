@@ -21,12 +21,12 @@ LONGEST: Final = (
     "tests/rigs/go_verifiers/test_go_sev_guest.py::test_go_sev_guest_agrees",
     "tests/packaging/test_sample_project.py::test_sample_project_passes_without_network",
     "tests/packaging/test_compilers.py::test_core_of_another_compiler",
+    "tests/docs/test_site.py",
     "tests/rigs/run/test_programs.py::test_run_as_ordinary_user",
     "tests/serve/api_docs/test_schemathesis.py",
     "tests/rigs/test_fresh_clone.py",
     "tests/rigs/measured_boot/test_measured_boot.py",
     "tests/kms/boot/test_killed_boot.py::test_boot_killed_at_each_step_can_be_repeated",
-    "tests/client/test_mutual_rotation.py::test_twenty_seconds",
 )
 """Tests, and files of tests, that take over twenty seconds each, the longest first."""
 

@@ -53,7 +53,7 @@ def stop_under_load(repetitions: int) -> Counter[str]:
     return counts
 
 
-@pytest.mark.parametrize("repetitions", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repetitions", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_shutdown_under_load_loses_no_request(repetitions: int) -> None:
     """Every request on an accepted connection is answered, on unix sockets and TCP."""
     counts = stop_under_load(repetitions)
