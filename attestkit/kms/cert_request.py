@@ -3,6 +3,7 @@
 The evidence in a request has report data for its public key; the private key signs the request.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256Key, p256_verify_der
@@ -57,10 +58,7 @@ class CertRequest(NamedTuple):
         """
         if self.evidence is None:
             raise UsageError("certificate request: must have evidence", reason="missing")
-        if len(self.subject_alt_names) > MAX_ALT_NAMES:
-            count = len(self.subject_alt_names)
-            message = f"subject_alt_names: must be at most {MAX_ALT_NAMES}, not {count}"
-            raise UsageError(message, reason="too_many")
+        check_alt_names(self.subject_alt_names)
         org_name = b"\0" if self.org_name is None else b"\1" + scale.encode_text(self.org_name)
         flags = (self.usage_server_auth, self.usage_client_auth, self.ext_quote, self.ext_app_info)
         encoded = b"".join(
@@ -96,6 +94,13 @@ class CertRequest(NamedTuple):
             problem, reason = _problem(error)
             message = f"Failed to upgrade csr v1 to v2: {problem}"
             raise FormatError(message, reason=reason) from error
+
+
+def check_alt_names(names: Sequence[str]) -> None:
+    """Raise UsageError if a request cannot have so many subject alternative names."""
+    if len(names) > MAX_ALT_NAMES:
+        message = f"subject_alt_names: must be at most {MAX_ALT_NAMES}, not {len(names)}"
+        raise UsageError(message, reason="too_many")
 
 
 def sign_cert_request(request: CertRequest, key: P256Key) -> tuple[bytes, bytes]:

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf, read_certificate
+from attestkit._crypto.x509.app_certificates import (
+    certificate_pem,
+    check_leaf_fields,
+    issue_leaf,
+    read_certificate,
+)
 from attestkit._formats.strict_json import string
 from attestkit._system.clock import current_time
 from attestkit.attestation import AppInfo, Attestation, Encoding
@@ -28,7 +33,6 @@ _KEY_PEM: Final = re.compile(r"-----BEGIN ([A-Z]+ )?PRIVATE KEY-----")
 _MAX_CHAIN: Final = 16  # certificates in an agent's response, which has two or three
 _USAGE: Final = b"app:custom"
 _LIFETIME: Final = 3600  # seconds from now
-_LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59Z, the last time in X.509
 _BACKDATED: Final = 300  # seconds, for peers whose clock is slow
 
 
@@ -150,22 +154,17 @@ def issue(
         FormatError: If `ca_cert` or the evidence is malformed.
         ConfigError: If `not_after` is not given, and the clock `now()` is before 1970.
     """
-    # Each is unset if it is zero, which clients send for "no limit".
-    if not_before and not_after and not_before >= not_after:
-        raise UsageError("not_before must be earlier than not_after", reason="conflict")
-    for name, seconds in (("not_before", not_before), ("not_after", not_after)):
-        if seconds and seconds > _LAST_SECOND:  # before the platform is used
-            message = f"{name}: {seconds}, must be at most {_LAST_SECOND} (the end of 9999)"
-            raise UsageError(message, reason="out_of_range")
-
     if app_info_array not in (None, 8, 9):
         message = f"app_info_array: must be 8 or 9 values, not {app_info_array!r}"
         raise UsageError(message, reason="wrong_value")
 
     def make() -> Issued:
+        begin, end = _validity(now(), not_before, not_after)
+        check_leaf_fields(  # before the platform is used
+            subject=subject, alt_names=alt_names, not_before=begin, not_after=end
+        )
         pair = key or derive_p256(random(32))
         evidence = attest(report_data=ReportData.bind(ReportData.RATLS_CERT, pair.spki_der))
-        begin, end = _validity(now(), not_before, not_after)
         leaf = issue_leaf(
             public_key=pair,
             subject=subject,

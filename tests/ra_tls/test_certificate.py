@@ -236,6 +236,20 @@ def test_issue_with_time_outside_x509_is_usage_error(name: str) -> None:
     assert last.not_valid_after_utc.timestamp() == 253_402_300_799
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"subject": "x" * 65}, "too_large"), ({"alt_names": ["a", "b\xfccher"]}, "encoding")],
+)
+def test_issue_with_name_outside_x509_is_usage_error(fields: dict[str, Any], reason: str) -> None:
+    """A name that X.509 cannot express fails before the platform is used."""
+
+    def fail_to_attest(**_: bytes) -> Attestation:
+        raise AssertionError
+
+    with raises(UsageError, reason):
+        issue_test(**fields, attest=fail_to_attest)
+
+
 @needs_shared
 @pytest.mark.parametrize("encoding", [None, "v0", "v1"])
 @pytest.mark.parametrize(("array", "first"), [(None, 0x89), (9, 0x99), (8, 0x98)])

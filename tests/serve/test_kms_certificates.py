@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from attestkit import ra_tls
+from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.keys import AppKeys
@@ -20,6 +21,7 @@ from attestkit.serve.app_factory import ServerOptions
 from attestkit.serve.background_server import BackgroundServer
 from attestkit.serve.endpoints import ListenAddresses
 from tests.kms.boot.booting import SEED, guest, kms_of
+from tests.runner.cases import every_case
 from tests.serve.client import call
 
 
@@ -92,11 +94,60 @@ def test_failure_is_a_500_of_this_method_only(
         assert call(path, "GetQuote", {"report_data": "ab"}).status == 200
 
 
-def test_invalid_validity_is_a_400(booted: Attester[Simulator], tmp_path: Path) -> None:
-    """It is checked before the KMS is asked."""
+class UnusedKms:
+    """A client of a KMS that only counts the certificates that it should have requested."""
+
+    requests = 0
+
+    def sign_certificate(self, *_: object) -> None:
+        """Count a request, and fail."""
+        self.requests += 1
+        raise AssertionError
+
+
+@every_case(
+    "wrong",
+    [
+        {"subject": "x" * 65},
+        {"alt_names": ["a.example", "b\xfccher.example"]},
+        {"alt_names": ["a.example"] * 257},
+        {"not_before": 200_000_000, "not_after": 100_000_000},
+        {"not_before": 100_000_000, "not_after": 100_000_000},
+        {"not_after": 100_000_000},  # before 1975, the start
+        {"not_after": 253_402_300_800},
+        {"not_before": 253_402_300_800},
+        {"not_before": 253_402_300_799},  # after the end, which is ten years from now
+        {"not_after": 2**64 - 1},
+    ],
+    ids=repr,
+)
+def test_values_that_x509_cannot_express_are_a_400(
+    booted: Attester[Simulator],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: dict[str, object],
+) -> None:
+    """They are refused before evidence is made and before the KMS is asked, as without a KMS."""
+    kms, quoted = UnusedKms(), list[bytes]()
+    with serving(booted, tmp_path, kms=kms) as path:
+        monkeypatch.setattr(booted.backend, "get_quote", quoted.append)
+        methods = [(path, "GetTlsKey"), (path, "v1/IssueCert")]
+        if not any("not_" in name for name in wrong):
+            methods.append((str(tmp_path / "tappd.sock"), "prpc/Tappd.DeriveKey"))
+        for socket, method in methods:
+            answer = call(socket, method, {"subject": "x", "path": "a", **wrong})
+            assert (answer.status, [*answer.json()]) == (400, ["error"])
+    assert (kms.requests, quoted) == (0, [])
+
+
+def test_kms_signs_a_certificate_until_the_end_of_9999(
+    booted: Attester[Simulator], tmp_path: Path
+) -> None:
+    """The last second of X.509 and a name of 64 characters are not refused."""
     with serving(booted, tmp_path) as path:
-        times = {"not_before": 200_000_000, "not_after": 100_000_000}
-        assert call(path, "GetTlsKey", {"subject": "x", **times}).status == 400
+        message = {"subject": "x" * 64, "not_after": 253_402_300_799}
+        [leaf, *_] = call(path, "GetTlsKey", message).json()["certificate_chain"]
+    assert read_certificate(leaf).valid_until.timestamp() == 253_402_300_799
 
 
 def test_slow_kms_does_not_delay_other_requests(

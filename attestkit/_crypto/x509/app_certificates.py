@@ -23,10 +23,12 @@ from attestkit._crypto.der import OCTET_STRING, DerReader, encode_element
 from attestkit._crypto.ecdsa import P256Key, P256PublicKey
 from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509.names import subject_and_key
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 
 _LARGEST: Final = 16 << 20  # bytes or characters; evidence in a certificate has up to 10 MiB
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_WRONG_ORDER: Final = "not_before must be earlier than not_after"
 NO_OTHER_USAGE: Final = dict.fromkeys(
     (
         "content_commitment",
@@ -192,6 +194,25 @@ def certificate_pem(der: bytes) -> str:
     return encode_pem("CERTIFICATE", der)
 
 
+def check_leaf_fields(
+    *, subject: str, alt_names: Sequence[str], not_before: int, not_after: int
+) -> None:
+    """Check what a requester chooses for a certificate, before work is done for it.
+
+    Arguments are those of `issue_leaf`.
+
+    Raises:
+        UsageError: If `issue_leaf` cannot encode a value, or `not_before` is not earlier than
+            `not_after`.
+    """
+    with _writing():
+        if _moment("not_before", not_before) >= _moment("not_after", not_after):
+            raise UsageError(_WRONG_ORDER, reason="conflict")
+        _name(subject)
+        for name in alt_names:
+            _alt_name(name)
+
+
 def issue_leaf(
     *,
     public_key: P256Key | P256PublicKey,
@@ -311,7 +332,7 @@ def _builder(
 ) -> x509.CertificateBuilder:
     first, last = _moment("not_before", not_before), _moment("not_after", not_after)
     if first > last:
-        raise UsageError("not_before must be earlier than not_after", reason="conflict")
+        raise UsageError(_WRONG_ORDER, reason="conflict")
     serial = bytearray(hashlib.sha256(b"\x04" + key.spki_der[-64:]).digest()[:20])
     serial[0] &= 0x7F  # RFC 5280, 4.1.2.2: positive, and at most 20 bytes
     return (
@@ -328,7 +349,8 @@ def _key_id(key: P256Key) -> bytes:
 
 
 def _moment(argument: str, seconds: int) -> datetime:
-    message = f"{argument}: must be a time from 1950 to 9999, not {seconds} seconds since 1970"
+    span = "must be a time from 1950 to 9999 in seconds since 1970"
+    message = f"{argument}: {span}, not {shown(seconds)}"
     try:
         moment = _EPOCH + timedelta(seconds=seconds)
     except OverflowError as error:

@@ -30,7 +30,6 @@ APP_CA_SUBJECT: Final = "Dstack App CA"
 ORGANISATION: Final = "Dstack"
 
 _RENEW_BEFORE: Final = 365 * 86_400  # seconds
-_LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59Z, the last time in X.509
 _MAX_DOMAIN: Final = 253  # characters
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
@@ -170,10 +169,6 @@ def sign_app_certificate(
     """
     window = default_window(roots, now)
     app_ca = issue_app_ca(roots, root_pem, app_id, window)
-    not_after = leaf.not_after or window.not_after
-    if not_after > _LAST_SECOND:
-        message = f"not_after: must be at most {_LAST_SECOND}, not {not_after}"
-        raise UsageError(message, reason="out_of_range")
     extensions = [
         (OID_APP_ID, app_id),
         (OID_APP_INFO, leaf.app_info),
@@ -190,7 +185,7 @@ def sign_app_certificate(
         server_auth=leaf.server_auth,
         client_auth=leaf.client_auth,
         not_before=leaf.not_before or window.not_before,
-        not_after=not_after,
+        not_after=leaf.not_after or window.not_after,
         extensions=[(oid, content) for oid, content in extensions if content is not None],
         ca_cert=app_ca,
         ca_key=derive_app_ca(roots, app_id),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.agent_validity import TEN_YEARS, YEAR_1975
+from attestkit._crypto.x509.app_certificates import check_leaf_fields
 from attestkit.attestation import Attestation, Encoding
 from attestkit.errors import ConfigError, FormatError, KmsError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys
@@ -85,6 +86,9 @@ class CertificateIssuer:
         if len(args.alt_names) > _MAX_ALT_NAMES:  # each takes time, in which others wait
             raise UsageError(f"alt_names: must be at most {_MAX_ALT_NAMES}", reason="too_many")
         if self.is_remote:
+            check_leaf_fields(  # as ra_tls.issue does
+                subject=args.subject, alt_names=args.alt_names, not_before=begin, not_after=end
+            )
             return self._request(args, key, encoding)
         ca_cert, ca_key = self._own_ca()
 
@@ -130,10 +134,9 @@ class CertificateIssuer:
             encoding: Encoding of the evidence in the request; None: that of Attest in the guest API
                 v0.
         """
-        from attestkit.kms.cert_request import CertRequest  # lazy: only with a KMS
+        from attestkit.kms.cert_request import CertRequest, check_alt_names  # lazy: only with a KMS
 
-        if args.not_before and args.not_after and args.not_before >= args.not_after:
-            raise UsageError("not_before must be earlier than not_after", reason="conflict")
+        check_alt_names(args.alt_names)
         client, pair = self._client(), key or derive_p256(self.random(32))
         bound = ReportData.bind(ReportData.RATLS_CERT, pair.spki_der)
         evidence = self.attest(bound, encoding).stripped()

@@ -17,6 +17,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import (
     Certificate,
     certificate_pem,
+    check_leaf_fields,
     issue_ca,
     issue_leaf,
     read_certificate,
@@ -201,11 +202,20 @@ def test_issue_leaf_under_malformed_ca_fails(pem: str) -> None:
 def test_issue_leaf_of_arbitrary_request_reads_back_or_fails(
     subject: str, names: list[str], first: int, last: int
 ) -> None:
-    """Any request gives a certificate that is read back, or a UsageError."""
+    """Any request gives a certificate that is read back, or a UsageError, as checked before."""
+    fields: dict[str, Any] = {"subject": subject, "alt_names": names}
+    fields |= {"not_before": first, "not_after": last}
+    is_valid = True
     try:
-        der = issue_test_leaf(subject=subject, alt_names=names, not_before=first, not_after=last)
+        check_leaf_fields(**fields)
     except UsageError:
+        is_valid = False
+    try:
+        der = issue_test_leaf(**fields)
+    except UsageError:
+        assert not is_valid
         return
+    assert is_valid or first == last  # an empty period is refused, if a requester chooses it
     found = read_certificate(der)
     assert len(found.alt_names) == len(names)
 
