@@ -350,7 +350,7 @@ def _verifier_app(
         verifier,
         executor,
         fetcher,
-        max_body=(options.limits or Limits()).verifier_body,
+        limits=options.limits or Limits(),
         traffic=stats.of("verifier"),
         verdicts=stats.verdicts,
         ear_key=options.ear_key,

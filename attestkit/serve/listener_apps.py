@@ -245,7 +245,7 @@ def collateral_app(guest: Guest) -> App:
     if pccs is None and gpus is None:
         text = "--pccs-http: requires a simulated TD, or a simulated guest with GPUs"
         raise UsageError(text, reason="not_applicable")
-    return PccsApp(pccs, _headers(guest), guest.stats.of("pccs"), gpus)
+    return PccsApp(pccs, _headers(guest), guest.stats.of("pccs"), gpus, guest.limits)
 
 
 def _app(

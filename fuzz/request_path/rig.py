@@ -39,6 +39,7 @@ from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
 from attestkit.serve.http.protocol import HttpProtocol
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services.context import Guest
+from attestkit.serve.services.pccs import PccsApp
 from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.verifier import Verifier
@@ -329,9 +330,7 @@ class Rig:
             clock=lambda: datetime.fromtimestamp(_NOW, timezone.utc),
         )
         inline = InlineThreads()
-        judge = VerifierApp(
-            verifier, inline, inline, max_body=_LIMITS.verifier_body, random=self._random
-        )
+        judge = VerifierApp(verifier, inline, inline, limits=_LIMITS, random=self._random)
         dstack = listener_apps.dstack_app(guest)
         if os.environ.get(PLANTED):
             _plant(dstack)
@@ -388,7 +387,8 @@ class Rig:
         protocol = wire.protocol
         left = [repr(task) for task in self.loop.tasks if not task.done()]
         app = self.apps[plan.listener]
-        held = isinstance(app, RpcApp) and (app._held or app._endless)
+        counts = isinstance(app, RpcApp | VerifierApp | PccsApp) and app._bodies.held
+        held = counts or (isinstance(app, RpcApp) and app._endless)
         problems = {
             "the connection is never ended": not wire.is_over,
             "tasks are left over": left,

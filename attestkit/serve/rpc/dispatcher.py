@@ -21,16 +21,22 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.external_auth.access_errors import AccessError
 from attestkit.serve.http.asgi import Access, Guard, Receive, Scope, Send, encode_error
+from attestkit.serve.http.request_body import (
+    UNCOUNTED,
+    BodyReader,
+    DisconnectedError,
+    TooLargeError,
+    TooManyBodiesError,
+)
 from attestkit.serve.http.views import ENDLESS, Header, Pieces, View, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import is_loaded, load
 from attestkit.serve.rpc import json_codec, query_codec
 from attestkit.serve.rpc.service import Method, MethodRoute, Service
-from attestkit.serve.rpc.statuses import TooLargeError, TooManyBodiesError, status_of, text_of
+from attestkit.serve.rpc.statuses import status_of, text_of
 
 T = TypeVar("T")
 _VERBS = frozenset({"GET", "HEAD", "POST"})
 _FORMS = frozenset({b"", b"application/x-www-form-urlencoded", b"text/plain"})
-_SMALL = 64 * 1024  # bytes of a body that are always read
 _LONGEST_NAME = 128  # characters of a name or path in an error message
 _CLOSE = ((b"connection", b"close"),)
 _logger = logging.getLogger("attestkit.serve")
@@ -100,10 +106,6 @@ class _ViewRoute(NamedTuple):
     rest: str  # path segment after the view's mount point
 
 
-class _DisconnectedError(Exception):
-    """The client disconnected before its request was complete."""
-
-
 @dataclass(eq=False)
 class RpcApp:
     """ASGI application of one listener: its services, and its views."""
@@ -118,8 +120,6 @@ class RpcApp:
     limits: Limits = field(default_factory=Limits)
     traffic: Traffic = field(default_factory=Traffic)  # counters of the requests
     run_id: str = "0"  # prefix of request ids; a counter follows
-    # Bytes of bodies being received, over `_SMALL` each.
-    _held: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         mounts = [(mount, service) for service in self.services for mount in service.mounts]
@@ -128,6 +128,7 @@ class RpcApp:
         self.new_id: Callable[[], bytes] = ids.__next__
         self._heads: dict[tuple[int, bytes], bytes] = {}
         self._endless: set[asyncio.Future[None]] = set()
+        self._bodies = BodyReader(self.limits.bodies)
         self._routes: dict[bytes, MethodRoute] = {
             f"{mount}{prefix}{name}".encode("ascii"): service.route(name)
             for mount, service in reversed(self._mounts)  # the longest mount point takes precedence
@@ -147,7 +148,7 @@ class RpcApp:
         begin, request_id = perf_counter(), self.new_id()
         try:
             name, reply = await self._reply(scope, receive, request_id)
-        except _DisconnectedError:
+        except DisconnectedError:
             return
         status = reply.status if isinstance(reply, RpcResponse) else 200
         self.traffic.done(name, status, perf_counter() - begin)
@@ -252,15 +253,15 @@ class RpcApp:
                 await self.access.check(scope, self._name(verb, path))
             if verb == "POST":
                 # For an unknown path, read enough of the body to select the encoding of the error.
-                most = self.limits.body if path in self._routes else _SMALL
-                body = await self._read(receive, size, most)
+                most = self.limits.body if path in self._routes else UNCOUNTED
+                body = await self._bodies.read(receive, size, most)
                 codec, payload = await _choose(content_type, payload, body), body
             route = self._find(verb, path)
             name = route.name
             if isinstance(route, MethodRoute):
                 _check_form(route.method, scope, name)
             return name, await self._answer(route, codec, payload, scope)
-        except _DisconnectedError:
+        except DisconnectedError:
             raise
         except Exception as error:  # noqa: BLE001 - logged in _failed()
             return name, _failed(error, codec, request_id)
@@ -345,35 +346,6 @@ class RpcApp:
         if size > self.limits.body and scope["method"] != "POST":  # POST: once the codec is known
             raise TooLargeError
         return content_type, size
-
-    async def _read(self, receive: Receive, declared: int, most: int) -> bytes:
-        """Return the body of a request, within the limits.
-
-        Args:
-            receive: ASGI receive function.
-            declared: Content-Length; 0 without one.
-            most: Limit in bytes.
-        """
-        parts: list[bytes] = []
-        size = held = 0
-        try:
-            while max(size, declared) <= most:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _DisconnectedError
-                part: bytes = message.get("body", b"")
-                size += len(part)
-                if not message.get("more_body", False) and size <= most:
-                    return b"".join((*parts, part)) if parts else part
-                parts.append(part)
-                more = max(0, size - _SMALL) - held
-                held += more
-                self._held += more
-                if self._held > self.limits.bodies:
-                    raise TooManyBodiesError
-            raise TooLargeError
-        finally:
-            self._held -= held
 
     async def _stream(self, stream: ViewResponse, verb: str, receive: Receive, send: Send) -> None:
         """Send the body of a view's response until it ends or the client disconnects.

@@ -9,20 +9,7 @@ from attestkit.errors import (
 )
 from attestkit.serve.config.limits import LimitError
 from attestkit.serve.external_auth.access_errors import ScopeError, TokenError
-
-
-class TooLargeError(UsageError):
-    """The body exceeds the limit (413); the rest is not read, so the connection is closed."""
-
-    def __init__(self) -> None:
-        super().__init__("failed to read data: payload too large", reason="too_large")
-
-
-class TooManyBodiesError(LimitError):
-    """All bodies together exceed the limit (503); the rest is not read."""
-
-    def __init__(self) -> None:
-        super().__init__("request body: too many large requests; retry later", reason="bodies")
+from attestkit.serve.http.request_body import TooLargeError
 
 
 class NotImplementedHereError(UnsupportedError):

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.service_response import ServiceResponse
+from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
+from attestkit.serve.http.request_body import (
+    BodyReader,
+    DisconnectedError,
+    TooLargeError,
+    TooManyBodiesError,
+)
 from attestkit.serve.http.views import Header
 
 if TYPE_CHECKING:
@@ -21,7 +28,9 @@ _MAX_BODY: Final = 1 << 20  # bytes of a request: those to NRAS have evidence of
 _PLAIN: Final = ("Content-Type", "text/plain")
 _NOT_ALLOWED: Final = ServiceResponse(405, (_PLAIN, ("Allow", "GET")), b"Only GET is served.")
 _NOT_FOUND: Final = ServiceResponse(404, (_PLAIN,), b"Not found.")
-_TOO_LARGE: Final = ServiceResponse(413, (_PLAIN,), b"Request too large.")
+_UNREAD: Final = (_PLAIN, ("connection", "close"))  # of requests whose body is not read to its end
+_TOO_LARGE: Final = ServiceResponse(413, _UNREAD, b"Request too large.")
+_BUSY: Final = ServiceResponse(503, _UNREAD, b"Too many large requests.")
 _FAILED: Final = ServiceResponse(500, (_PLAIN,), b"Internal error.")
 _Response = TypeVar("_Response", ServiceResponse, ServiceResponse | None)
 _logger = logging.getLogger("attestkit.serve")
@@ -52,18 +61,26 @@ class PccsApp:
         headers: Sent with every response, including the listener's own errors.
         traffic: Counters of the requests.
         gpus: Produces the responses about GPUs; None: there are none.
+        limits: Limits of the listener.
     """
 
     pccs: SimulatedPccs | None
     headers: Sequence[Header] = ()
     traffic: Traffic = field(default_factory=Traffic)
     gpus: "SimulatedGpuServices | None" = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self._bodies = BodyReader(self.limits.bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
         begin = perf_counter()
         if scope["method"] == "POST" and self.gpus is not None:
-            answer = await self._answer_post(self.gpus, scope, receive)
+            try:
+                answer = await self._answer_post(self.gpus, scope, receive)
+            except DisconnectedError:
+                return
         else:
             answer = _call(lambda: self._answer_get(scope))
         self.traffic.done("pccs", answer.status, perf_counter() - begin)
@@ -81,25 +98,16 @@ class PccsApp:
     async def _answer_post(
         self, gpus: "SimulatedGpuServices", scope: Scope, receive: Receive
     ) -> ServiceResponse:
-        body = await _read(receive)
-        if body is None:
+        try:
+            body = await self._bodies.read(receive, 0, _MAX_BODY)
+        except TooLargeError:
             return _TOO_LARGE
+        except TooManyBodiesError:
+            return _BUSY
         path = scope["raw_path"].decode("latin-1")
         # NRAS verifies evidence, which takes a while.
         answer = await asyncio.to_thread(_call, lambda: gpus.post(path, body))
         return answer or _NOT_ALLOWED
-
-
-async def _read(receive: Receive) -> bytes | None:
-    """Return the body of a request; None if it is too large."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > _MAX_BODY:
-            return None
-        if not message.get("more_body", False):
-            return bytes(body)
 
 
 def _call(respond: Callable[[], _Response]) -> "_Response | ServiceResponse":

@@ -10,7 +10,7 @@ passes, a signed attestation result (EAR). A refusal is never signed. The eviden
 | 400 | malformed body or parameter; an EAR is requested without a configured key |
 | 413 | the body exceeds the limit `verifier_body` |
 | 422 | a field has the wrong type; the EAR would exceed 256 KiB |
-| 503 | too many verifications are queued, or this one took too long |
+| 503 | too many verifications are queued, or large bodies received; or this one took too long |
 
 Verifications run in threads, so that other listeners stay responsive. A verification that must
 fetch collateral from a PCCS, which may be slow, starts again in a separate queue with its own
@@ -31,6 +31,12 @@ from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.http import asgi
+from attestkit.serve.http.request_body import (
+    BodyReader,
+    DisconnectedError,
+    TooLargeError,
+    TooManyBodiesError,
+)
 from attestkit.serve.http.views import Header
 from attestkit.serve.job_queue import JobQueue, JobRefusedError, JobThreads
 from attestkit.serve.verifier_service.query import MEDIA_TYPES, VerifyQuery
@@ -42,9 +48,6 @@ if TYPE_CHECKING:
     from attestkit.verifier.ear.signed_token import EarKey, TokenFormat
     from attestkit.verifier.result import AttestationResult
     from attestkit.verifier.verifier import Verifier
-
-MAX_BODY: Final = Limits().verifier_body
-"""Default limit of a request body in bytes."""
 
 WORKERS: Final = 4
 """Threads that verify."""
@@ -95,7 +98,7 @@ class VerifierApp:
     seconds: float = SECONDS  # time limit of a verification
     limit: int = LIMIT  # of running and queued verifications
     fetches: int = FETCHES  # limit of running and queued verifications that fetch collateral
-    max_body: int = MAX_BODY  # bytes of a request body
+    limits: Limits = field(default_factory=Limits)
     random: Callable[[int], bytes] = os.urandom  # for request ids
     traffic: Traffic = field(default_factory=Traffic)  # counters of the requests
     verdicts: "Counter[tuple[str, str]]" = field(default_factory=Counter)  # see `Stats`
@@ -105,6 +108,7 @@ class VerifierApp:
     """Sent with every response, including the listener's own errors."""
 
     def __post_init__(self) -> None:
+        self._bodies = BodyReader(self.limits.bodies)
         full = "too many verifications are waiting; retry later"
         self._queue = JobQueue(self.executor, self.limit, full)
         full = "too many verifications wait for collateral to be fetched; retry later"
@@ -167,22 +171,16 @@ class VerifierApp:
 
     async def _body(self, scope: asgi.Scope, receive: asgi.Receive) -> bytes | _Response | None:
         """Return the body of a request, or an error response; None if the client disconnected."""
-        for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > self.max_body:
-                return _too_large(self.max_body)
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            part: bytes = message.get("body", b"")
-            size += len(part)
-            if size > self.max_body:
-                return _too_large(self.max_body)
-            parts.append(part)
-            more = message.get("more_body", False)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        most, headers = self.limits.verifier_body, dict(scope["headers"])
+        try:
+            return await self._bodies.read(receive, int(headers.get(b"content-length", 0)), most)
+        except DisconnectedError:
+            return None
+        # The rest of such a body is not read, so the connection is closed.
+        except TooLargeError:
+            return _error(413, f"request body: over {most} bytes", _CLOSE)
+        except TooManyBodiesError as error:
+            return _busy(str(error), _CLOSE)
 
     async def _schedule(self, body: bytes, query: VerifyQuery) -> _Response:
         work = partial(self._respond, body, query)
@@ -259,10 +257,5 @@ def _error(status: int, text: str, headers: Sequence[Header] = ()) -> _Response:
     return _Response(status, asgi.encode_error(text), headers)
 
 
-def _too_large(limit: int) -> _Response:
-    # The rest of the body is not read, so the connection is closed.
-    return _error(413, f"request body: over {limit} bytes", _CLOSE)
-
-
-def _busy(text: str) -> _Response:
-    return _error(503, text, [(b"retry-after", b"10")])
+def _busy(text: str, headers: Sequence[Header] = ()) -> _Response:
+    return _error(503, text, [(b"retry-after", b"10"), *headers])

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,8 @@ SLACK = 24  # MiB for buffers and the allocator
 @pytest.fixture
 def server() -> Iterator[Server]:
     """Return a server with a low limit for bodies and default timeouts."""
-    with running_server("--limit", f"bodies={HELD}MiB") as server:
+    options = ("--limit", f"bodies={HELD}MiB", "--limit", f"verifier_body={BODY // MIB}MiB")
+    with running_server(*options, "--verifier", "127.0.0.1:0") as server:
         call(server.dstack, "Info")
         yield server
         server.check_log()
@@ -33,11 +34,11 @@ def read_peak_memory(server: Server) -> int:
     return int(line.split()[1]) // 1024
 
 
-def send_incomplete_request(client: socket.socket) -> bytes:
+def send_incomplete_request(client: socket.socket, target: bytes) -> bytes:
     """Send a large request without its last byte; return the response, if any."""
     client.sendall(
-        b"POST /Version HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n" % BODY
+        b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % (target, BODY)
     )
     try:
         client.sendall(bytes(BODY - 1))
@@ -49,22 +50,28 @@ def send_incomplete_request(client: socket.socket) -> bytes:
         return client.recv(4096)
 
 
-def test_incomplete_large_bodies_are_limited(server: Server) -> None:
+@pytest.mark.parametrize(
+    ("listener", "target", "small", "status"),
+    [("dstack", "/Version?json", "/Version", 200), ("verifier", "/verify", "/health", 400)],
+)
+def test_incomplete_large_bodies_are_limited(
+    server: Server, listener: str, target: str, small: str, status: int
+) -> None:
     """Bodies over the limit are refused with 503; small requests are served."""
-    before = read_peak_memory(server)
+    endpoint, before = server.ready[listener], read_peak_memory(server)
     with ExitStack() as stack:
-        clients = [stack.enter_context(connect(server.dstack)) for _ in range(SENDERS)]
-        answers = [send_incomplete_request(client) for client in clients]
+        clients = [stack.enter_context(connect(endpoint)) for _ in range(SENDERS)]
+        answers = [send_incomplete_request(client, target.encode()) for client in clients]
         refused = [answer for answer in answers if answer]
         assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in refused)
         assert all(b"too many large requests" in answer for answer in refused)
         assert SENDERS - HELD * MIB // BODY - 1 <= len(refused) < SENDERS
-        assert call(server.dstack, "Version").status == 200
+        with closing(Connection(endpoint)) as connection:
+            assert connection.send_request("GET", small).status == 200
         assert read_peak_memory(server) - before < HELD + SLACK
-    connection = Connection(server.dstack)
-    whole = connection.send_request("POST", "/Version?json", bytes(BODY))
-    connection.close()
-    assert whole.status == 200  # the memory of the other bodies has been released
+    with closing(Connection(endpoint)) as connection:
+        whole = connection.send_request("POST", target, bytes(BODY))
+    assert whole.status == status  # the memory of the other bodies has been released
 
 
 def test_unread_responses_are_limited(server: Server) -> None:

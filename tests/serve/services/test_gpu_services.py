@@ -27,6 +27,7 @@ from attestkit.gpu import (
     Report,
     verify,
 )
+from attestkit.serve.config.limits import Limits
 from attestkit.serve.services.context import Guest
 from attestkit.testing import SimulatedTee
 from tests.emulator.nvml.stub_programs import requires_binding, requires_compiler, running
@@ -177,6 +178,17 @@ def test_other_posts_are_refused(pccs: Client, guest_client: GuestClient) -> Non
     assert pccs.get("/sgx/certification/v4/rootcacrl").status == 200
     assert guest_client("collateral").request("POST", "/ocsp", b"").status == 405
     assert guest_client("collateral").get("/v1/rim/ids").status == 404
+
+
+def test_large_posts_are_limited_together(guest: Guest, guest_client: GuestClient) -> None:
+    """A body over what all bodies together may have is refused, and not counted any more."""
+    guest.limits = Limits(bodies=100_000)
+    client = guest_client("collateral", guest)
+    for _ in range(2):
+        response = client.request("POST", "/v3/attest/gpu", [bytes(200_000), b"x"])
+        assert (response.status, response.headers["connection"]) == (503, "close")
+        assert client.request("POST", "/v3/attest/gpu", [bytes(160_000), b"x"]).status == 400
+    assert client.disconnect("/v3/attest/gpu") == []
 
 
 def test_services_of_snp_guest(make_guest: MakeGuest, guest_client: GuestClient) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError
+from attestkit.serve.config.limits import Limits
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.verifier_service.app import MAX_BODY, VerifierApp
+from attestkit.serve.verifier_service.app import VerifierApp
 from tests.serve.asgi import Client, Response
 from tests.serve.verifier_service.judges import (
     FakeVerifier,
@@ -21,6 +22,7 @@ from tests.serve.verifier_service.judges import (
 if TYPE_CHECKING:
     from attestkit.verifier.verifier import Verifier
 
+MAX_BODY = Limits().verifier_body
 MakeClient: TypeAlias = Callable[..., Client]
 GOOD = {"attestation": create_evidence().to_bytes().hex()}
 
@@ -147,6 +149,89 @@ def test_verify_body_over_limit_is_413(client: Client) -> None:
     response = client.request("POST", "/verify", [b"." * 65536] * 100)
     check_error(response, 413)
     assert client.read == MAX_BODY + 65536
+
+
+class Upload:
+    """A request to /verify whose body is sent piece by piece."""
+
+    def __init__(self, client: Client) -> None:
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._messages: list[Any] = []
+        scope = {"type": "http", "method": "POST", "raw_path": b"/verify", "query_string": b""}
+        call = client.app({**scope, "headers": []}, self._receive, self._send)
+        self._task = asyncio.ensure_future(cast("Any", call))
+
+    async def _receive(self) -> dict[str, Any]:
+        piece = await self._pieces.get()
+        if piece is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": piece, "more_body": piece != b""}
+
+    async def _send(self, message: Any) -> None:
+        self._messages.append(message)
+
+    async def send(self, *pieces: bytes | None) -> None:
+        """Send pieces until they are read: an empty one ends the body, None disconnects."""
+        for piece in pieces:
+            self._pieces.put_nowait(piece)
+        for _ in range(20):  # reading takes a few turns of the event loop
+            await asyncio.sleep(0)
+
+    def is_pending(self) -> bool:
+        """Return whether the rest of the body is awaited."""
+        return not self._task.done()
+
+    async def finish(self) -> tuple[int, dict[bytes, bytes]] | None:
+        """Return status and headers of the response; None if there is none."""
+        await self._task
+        if not self._messages:
+            return None
+        start = self._messages[0]
+        return start["status"], dict(start["headers"])
+
+
+def test_slow_uploads_are_limited_together(make_client: MakeClient) -> None:
+    """Above the limit of all bodies an upload is refused; its end or a disconnect makes room.
+
+    The first 64 KiB of each do not count, so small requests are always served.
+    """
+    client = make_client(limits=Limits(bodies=300_000))
+    piece = b" " * (65_536 + 90_000)
+
+    async def scenario() -> None:
+        uploads = [Upload(client) for _ in range(3)]
+        for upload in uploads:
+            await upload.send(piece)
+        for _ in range(2):
+            refused = Upload(client)
+            await refused.send(piece)
+            found = await refused.finish()
+            assert found is not None
+            status, headers = found
+            assert (status, headers[b"retry-after"]) == (503, b"10")
+            assert headers[b"connection"] == b"close"  # the rest is not read
+        assert await post_status(client) == 200
+        assert all(upload.is_pending() for upload in uploads)
+        await uploads[0].send(json.dumps(GOOD).encode(), b"")
+        await uploads[1].send(None)
+        assert await uploads[1].finish() is None
+        found = await uploads[0].finish()
+        assert found is not None
+        assert found[0] == 200
+        others = [Upload(client) for _ in range(3)]
+        for upload in others:
+            await upload.send(piece)
+        assert [upload.is_pending() for upload in others] == [True, True, False]
+        for upload in (uploads[2], *others):
+            await upload.send(None)
+            await upload.finish()
+        large = Upload(client)
+        await large.send(b" " * (65_536 + 250_000), json.dumps(GOOD).encode(), b"")
+        found = await large.finish()
+        assert found is not None
+        assert found[0] == 200
+
+    client.loop.run_until_complete(scenario())
 
 
 def test_verify_chunked_body_is_joined(client: Client) -> None:
