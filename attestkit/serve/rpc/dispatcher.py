@@ -251,12 +251,20 @@ class RpcApp:
                 codec = await _choose(content_type, payload, b"{")  # until the body is known
             if self.access is not None:  # before the body is read
                 await self.access.check(scope, self._name(verb, path))
+            try:
+                route = self._find(verb, path)
+            except NotFoundError as missing:
+                if verb != "POST":
+                    raise
+                try:  # to read enough of the body to select the encoding of the error
+                    start = await self._bodies.read(receive, size, UNCOUNTED)
+                except TooLargeError:
+                    return name, _failed(missing, codec, request_id)._replace(headers=_CLOSE)
+                codec = await _choose(content_type, payload, start)
+                raise
             if verb == "POST":
-                # For an unknown path, read enough of the body to select the encoding of the error.
-                most = self.limits.body if path in self._routes else UNCOUNTED
-                body = await self._bodies.read(receive, size, most)
+                body = await self._bodies.read(receive, size, self.limits.body)
                 codec, payload = await _choose(content_type, payload, body), body
-            route = self._find(verb, path)
             name = route.name
             if isinstance(route, MethodRoute):
                 _check_form(route.method, scope, name)

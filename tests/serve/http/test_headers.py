@@ -99,6 +99,7 @@ def test_responses_of_methods_have_headers(server: Server, listener: str) -> Non
         (encode_request(MISTAKE[listener], version="1.0"), 400, JSON),
         (encode_request("/prpc/Nothing"), 404, JSON),
         (encode_request("/prpc/Nothing", binary, nothing, verb="POST"), 404, BINARY),
+        (encode_request("/prpc/Nothing", "Content-Length: 70000", verb="POST"), 404, JSON),
         (encode_request("/no/such/path"), 404, JSON),
         (encode_request(target, verb="DELETE"), 404, JSON),
         (encode_request(target, "Content-Length: 5000", verb="POST"), 413, JSON),

@@ -250,6 +250,44 @@ def test_large_body_is_413(clients: dict[str, Client], listener: str, path: str)
     assert b"payload too large" in binary.body
 
 
+@every_case(
+    ("listener", "path"),
+    [
+        *(("internal", path) for path in ("/Nope", "/v0/Nope", "/v1/Nope")),
+        *(("external", path) for path in ("/prpc/Nope", "/prpc/v1/Nope", "/prpc/Worker.Nope")),
+        *(("tappd", path) for path in ("/Nope", "/prpc/Nope", "/prpc/Tappd.Nope")),
+    ],
+)
+def test_unknown_method_with_large_body_is_404(
+    clients: dict[str, Client], listener: str, path: str
+) -> None:
+    """A client learns that the method is missing, also with a body that is not read to its end."""
+    for size in (70_000, 11 * 1024 * 1024):
+        for body in (bytes(size), [bytes(size)]):
+            headers = {"content-type": JSON_TYPE}
+            response = clients[listener].request("POST", path, body, headers)
+            assert (response.status, response.error()) == (404, "Service not found: Nope")
+            assert response.headers["connection"] == "close"
+
+
+@every_case(
+    ("listener", "path"),
+    [
+        *(("internal", path) for path in ("/GetQuote", "/%47etQuote", "/v0/%47etQuote")),
+        ("internal", "/v1/%41ttest"),
+        *(("tappd", f"/prpc/{before}TdxQuote") for before in ("", "Tappd.", "Tappd.Tappd.")),
+        ("external", "/prpc/Worker.Worker.Version"),
+    ],
+)
+def test_method_of_any_spelling_accepts_large_body(
+    clients: dict[str, Client], listener: str, path: str
+) -> None:
+    """A request of 100 kB is served, however its path is written."""
+    body = b'{"report_data":"ab"}'.ljust(100_000)
+    response = clients[listener].request("POST", path, body, {"content-type": JSON_TYPE})
+    assert response.status == 200
+
+
 @pytest.mark.parametrize("path", ["/{}", "/v0/{}", "/v1/{}", "/prpc/{}", "/x/{}"])
 def test_error_text_is_bounded(dstack: Client, path: str) -> None:
     """A long name is not returned whole."""

@@ -293,6 +293,50 @@ def test_chunked_body_over_limit_is_refused(client: Client) -> None:
     assert response.headers["connection"] == "close"
 
 
+@every_case(
+    ("path", "error"),
+    [
+        ("/Nope", "Service not found: Nope"),
+        ("/%4Eope", "Service not found: Nope"),
+        ("/prpc/Old.Nope", "Service not found: Nope"),
+        ("/prpc/Ping", "Service not found: Ping"),
+        ("/a/b", "No such path: /a/b"),
+        ("/prpc/", "No such path: /prpc/"),
+    ],
+)
+def test_unknown_path_with_large_body_is_404(client: Client, path: str, error: str) -> None:
+    """The body is not read to its end, so the connection is closed; a small one is read."""
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield bytes(1 << 14)
+
+    for body, read in ((bytes(70_000), 0), (endless(), 5 << 14), (bytes(Limits().body + 1), 0)):
+        response = client.request("POST", path, body, {"content-type": JSON_TYPE})
+        assert (response.status, response.error()) == (404, error)
+        assert (response.headers["connection"], client.read) == ("close", read)
+    binary = client.request("POST", path, bytes(70_000), BINARY)
+    assert (binary.status, binary.headers["content-type"]) == (404, BINARY_TYPE)
+    assert binary.headers["connection"] == "close"
+    assert binary.body[2:] == error.encode()
+    for content_type, sent in ((JSON_TYPE, bytes(1 << 16)), (FORM, b"{" + bytes((1 << 16) - 1))):
+        response = client.request("POST", path, sent, {"content-type": content_type})
+        assert (response.status, response.error()) == (404, error)
+        assert "connection" not in response.headers
+        assert client.read == 1 << 16
+
+
+@every_case("path", ["/Echo", "/%45cho", "/prpc/Old.Note", "/prpc/Old.Old.Note", "/prpc/%4eote"])
+def test_any_spelling_of_a_method_has_the_same_limit(client: Client, path: str) -> None:
+    """The limit of a body is that of the method, however its path is written."""
+    padded = json.dumps({"report_data": "ab", "path": "x"}).encode().ljust(100_000)
+    for body in (padded, [padded[:9], padded[9:]]):
+        assert client.request("POST", path, body, {"content-type": JSON_TYPE}).status == 200
+    for large in (bytes(Limits().body + 1), [bytes(1 << 20)] * 11):
+        response = client.request("POST", path, large, {"content-type": JSON_TYPE})
+        assert (response.status, response.headers["connection"]) == (413, "close")
+
+
 def test_client_disconnect_sends_nothing(client: Client, calls: list[_Call]) -> None:
     """An incomplete request calls nothing and sends nothing."""
     assert (client.disconnect("/Note"), calls) == ([], [])
