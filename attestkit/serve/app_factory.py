@@ -41,8 +41,6 @@ class ServerOptions(NamedTuple):
             when the server ends.
         app_compose: The app's compose file; default: the attester's.
         app_keys: The app's keys; default: the attester's. Without keys, key methods fail.
-        vm_config: JSON text about the virtual machine, which the API returns unchanged; default:
-            the attester's.
         verifier: Verifies the evidence that clients send to `addresses.verifier`, and applies its
             policy; required with that listener.
         ident: Value of the `Server` header, printable ASCII; default: attestkit's name. If the TEE
@@ -64,7 +62,6 @@ class ServerOptions(NamedTuple):
     handed_over: "Mapping[str, socket]" = MappingProxyType({})
     app_compose: "AppCompose | None" = None
     app_keys: "AppKeys | None" = None
-    vm_config: str | None = None
     verifier: "Verifier | None" = None
     ident: str | None = None
     data_disks: Sequence[str] = DATA_DISKS
@@ -188,7 +185,6 @@ def _guest(attester: "Attester", options: ServerOptions, stats: Stats, limits: L
         attester,
         app_compose=app_compose,
         app_keys=app_keys,
-        vm_config=attester.vm_config if options.vm_config is None else options.vm_config,
         now=time.time,  # noqa: TID251 - the clock is injected here
         random=os.urandom,
         release=None if ident is None else Release(ident=_mark_simulator(ident, attester)),

@@ -89,7 +89,6 @@ def page() -> str:
             tee,
             app_compose=simulator.app_compose,
             app_keys=simulator.app_keys,
-            vm_config=tee.vm_config,
             now=lambda: NOW,
             random=bytes,
         )

@@ -306,7 +306,6 @@ class Rig:
             tee,
             app_compose=tee.app_compose,
             app_keys=keys,
-            vm_config=tee.vm_config,
             now=lambda: _NOW,
             random=self._random,
             limits=_LIMITS,

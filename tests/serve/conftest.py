@@ -72,7 +72,6 @@ def make_guest() -> Iterator[MakeGuest]:
             values: dict[str, Any] = {
                 "app_compose": tee.app_compose,
                 "app_keys": simulator.app_keys,
-                "vm_config": tee.vm_config,
                 "now": lambda: NOW,
                 "random": lambda size: bytes(range(1, size + 1)),
             }

@@ -65,7 +65,6 @@ def without_keys(guest: Guest) -> Guest:
         guest.attester,
         app_compose=guest.app_compose,
         app_keys=None,
-        vm_config="{}",
         now=guest.now,
         random=guest.random,
     )

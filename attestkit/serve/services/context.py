@@ -98,7 +98,6 @@ class Guest:
         attester: Produces quotes and evidence.
         app_compose: The app's compose file.
         app_keys: The app's keys; None: key methods fail.
-        vm_config: Configuration of the VM, JSON text, returned unchanged.
         now: Returns the Unix time.
         random: Returns as many random bytes as its argument says.
         machine: Static information about the machine; None: read it, or "simulated".
@@ -118,7 +117,6 @@ class Guest:
         *,
         app_compose: AppCompose,
         app_keys: AppKeys | None,
-        vm_config: str,
         now: Callable[[], float],
         random: Callable[[int], bytes],
         machine: Machine | None = None,
@@ -133,7 +131,7 @@ class Guest:
         self.attester = attester
         self.app_compose = app_compose
         self.app_keys = app_keys
-        self.vm_config = vm_config
+        self.vm_config: str = attester.vm_config
         self.now = now
         self.random = random
         simulated = attester.simulated
@@ -150,7 +148,7 @@ class Guest:
         self.run_id: str = random(4).hex()
         self._executor: Executor | None = None
         self._writes = 0  # pending calls that wait for a disk
-        self._no_quote = m.GetQuoteResponse(vm_config=vm_config)
+        self._no_quote = m.GetQuoteResponse(vm_config=self.vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self.issuer: CertificateIssuer = self._make_issuer(kms)
         self._signing: SigningQueue | None = None

@@ -31,7 +31,6 @@ def guest_of(**compose: Any) -> Guest:
         tee,
         app_compose=tee.app_compose,
         app_keys=simulator.app_keys,
-        vm_config=tee.vm_config,
         now=lambda: NOW,
         random=lambda size: bytes(range(1, size + 1)),
     )

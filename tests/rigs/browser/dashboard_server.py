@@ -64,7 +64,6 @@ def _make(attester: Attester) -> Guest:
         attester,
         app_compose=attester.app_compose,
         app_keys=simulator.app_keys,
-        vm_config=attester.vm_config,
         now=time.time,
         random=os.urandom,
     )

@@ -72,7 +72,6 @@ def make(shared: Path, clock: ManualClock) -> Iterator[MakeServer]:
                 tee,
                 app_compose=tee.app_compose,
                 app_keys=KEYS,
-                vm_config=tee.vm_config,
                 now=clock,
                 random=lambda size: bytes(range(1, size + 1)),
             )

@@ -1,6 +1,7 @@
 """Attest of v1: evidence of both kinds of platform, templates, and GPU evidence of the boot."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -13,6 +14,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.event_log import EventLog, Rtmrs
 from attestkit.quote import Quote
+from attestkit.serve.app_factory import ServerOptions
 from attestkit.serve.counters import Stats
 from attestkit.serve.machine_info import Machine
 from attestkit.serve.rpc import json_codec, protobuf_codec
@@ -92,6 +94,20 @@ def test_attest_in_protobuf_equals_json(dstack: Client) -> None:
     found = dstack.post("/v1/Attest", {"report_data": b"nonce".hex()}).json()["attestation"]
     evidence = bytes.fromhex(found)
     assert protobuf_codec.decode(AttestResponse, binary) == AttestResponse(evidence)
+
+
+def test_vm_config_is_that_of_the_attester(
+    make_guest: MakeGuest, guest_client: GuestClient
+) -> None:
+    """GetQuote, Info and Attest return the same configuration, and no option replaces it."""
+    config = '{"cpu_count": 3}'
+    client = guest_client("dstack", make_guest(partial(Simulator, vm_config=config)))
+    for path in ("/GetQuote", "/Info", "/v1/Info"):
+        assert client.post(path, {"report_data": "ab"}).json()["vm_config"] == config
+    for path in ("/Attest", "/v1/Attest"):
+        evidence = client.post(path, {"report_data": "ab"}).json()["attestation"]
+        assert Attestation.from_bytes(bytes.fromhex(evidence)).config == config
+    assert "vm_config" not in ServerOptions._fields
 
 
 class _PaddedQuote(NamedTuple):
