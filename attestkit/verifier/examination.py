@@ -350,7 +350,8 @@ def _restore_report_data(
         return found
     from attestkit.verifier.platforms.tpm import restore_report_data  # lazy: only for this platform
 
-    is_hash = expected.bound_to == "nonce"
+    # Report data of a GpuBinding contain the nonce, in one half; they are not a hash of it.
+    is_hash = expected.nonce is not None
     restored = restore_report_data(found.report_data, expected.value, is_hash=is_hash)
     return found._replace(report_data=restored)
 

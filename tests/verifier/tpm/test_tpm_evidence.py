@@ -20,8 +20,12 @@ from attestkit.errors import (
     SignatureError,
     VerificationError,
 )
+from attestkit.gpu.endorsements import GpuEndorsements
+from attestkit.gpu.evidence import GpuBinding
+from attestkit.gpu.rules import GpuRules
 from attestkit.tpm.pcrs import LOGGED_PCRS
 from attestkit.verifier import AppraisalPolicy, AttestationResult, TcbStatus, Verifier
+from tests.gpu import simulated_machine
 from tests.raising import raises
 from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
@@ -169,6 +173,23 @@ def test_verifier_binds_a_tpm_to_a_nonce() -> None:
     other = Attestation(Evidence(Tpm(vtpm_quote(sha256(bytes(64)))), stack))
     with raises(VerificationError, "report_data_mismatch"):
         Verifier(policy=policy(SPKI)).verify(other, nonce=b"a nonce!", now=NOW)
+
+
+def test_half_of_report_data_with_gpus_binds_no_nonce() -> None:
+    """Report data that contain a nonce beside an address are quoted as a hash, or in full."""
+    nonce, machine = b"\x0b" * 32, simulated_machine.machine(1)
+    report_data = b"an address".ljust(32, b"\0") + nonce
+    gpus = GpuBinding("other", "nonce", machine.evidence(nonce), nonce, nonce, report_data)
+    endorsements = GpuEndorsements(dict(machine.rims), machine.ocsp_answers(NOW.timestamp()))
+    rules = policy(SPKI).replace(gpu=GpuRules())
+    verifier = Verifier(policy=rules, gpu_roots=machine.roots, gpu_endorsements=endorsements)
+    for extra in (report_data[:32], sha256(report_data[:32]), report_data[32:]):
+        stack = Stack(extra.ljust(64, b"\0"), (), "")
+        with raises(PolicyError, "report_data"):
+            verifier.verify(Attestation(Evidence(Tpm(vtpm_quote(extra)), stack)), gpu=gpus, now=NOW)
+    for extra in (sha256(report_data), report_data):
+        evidence = Attestation(Evidence(Tpm(vtpm_quote(extra)), Stack(report_data, (), "")))
+        assert verifier.verify(evidence, gpu=gpus, now=NOW).fresh
 
 
 def test_verifier_replays_the_logs_of_a_tpm() -> None:
