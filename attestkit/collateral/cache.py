@@ -41,7 +41,12 @@ from attestkit._system.cache_folder import (
     write_cache_file,
 )
 from attestkit._system.untrusted_files import open_regular, read_regular
-from attestkit.collateral.intel_collateral import Collateral, issue_time, json_object
+from attestkit.collateral.intel_collateral import (
+    Collateral,
+    issue_time,
+    json_object,
+    merge_newest,
+)
 from attestkit.errors import CollateralError, UsageError
 
 __all__ = ["CollateralCache", "Key"]
@@ -147,16 +152,19 @@ class CollateralCache:
         return entry.collateral
 
     def get_verified(self, key: Key) -> Collateral | None:
-        """Return the last verified collateral of `key`, even if expired; None if missing.
+        """Return the newest verified parts of `key`, even if expired; None if there are none.
 
-        Collateral that was stored or issued after the current time (wrong clock) is ignored.
+        They are those of the folder and of the memory, which are newer if the folder could not be
+        written. Collateral that was stored or issued after the current time (wrong clock) is
+        ignored.
         """
-        entry = self._read(key, ".kept")
-        if entry is None:
-            entry = self._verified.find(key)
-        if entry is None or self._clock() < max(entry.fetched_at, issue_time(entry.collateral)):
-            return None
-        return entry.collateral
+        now = self._clock()
+        newest: Collateral | None = None
+        for entry in (self._read(key, ".kept"), self._verified.find(key)):
+            if entry is not None and max(entry.fetched_at, issue_time(entry.collateral)) <= now:
+                found = entry.collateral
+                newest = found if newest is None else merge_newest(newest, found)
+        return newest
 
     def put(self, key: Key, collateral: Collateral) -> None:
         """Store `collateral`, which has just been fetched.

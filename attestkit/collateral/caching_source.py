@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from threading import Lock
 from time import monotonic
 from typing import Final, NamedTuple, TypeAlias
@@ -32,7 +32,7 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit._system.bounded_cache import BoundedCache
 from attestkit.collateral.cache import CollateralCache, Key
-from attestkit.collateral.intel_collateral import SIGNED_PARTS, Collateral, json_object, part_window
+from attestkit.collateral.intel_collateral import Collateral, merge_newest
 from attestkit.collateral.pccs_client import PckCertQuery, Platform, Service, base_url, platform_of
 from attestkit.collateral.responses import Getter
 from attestkit.errors import AttestKitError, CollateralError, UsageError
@@ -42,23 +42,6 @@ _PAUSE: Final = 60.0  # seconds between two repeated fetches for one platform
 _REMEMBERED: Final = 256  # entries of each cache
 _STORE_SECONDS: Final = 1.0  # wait for another process that stores verified collateral
 _logger = logging.getLogger("attestkit.collateral")
-
-
-def merge_newest(verified: Collateral, fetched: Collateral) -> Collateral:
-    """Return `fetched`; parts that are older than those in `verified` are replaced by the latter.
-
-    Args:
-        verified: Collateral of a successful verification.
-        fetched: Collateral that may be forged. A malformed part is not replaced: the verifier will
-            reject it.
-    """
-    newer = {
-        name: getattr(verified, name)
-        for names in SIGNED_PARTS
-        if _is_newer(names[0], verified, fetched)
-        for name in names
-    }
-    return replace(fetched, **newer) if newer else fetched
 
 
 def root_key_id(collateral: Collateral) -> str | None:
@@ -72,30 +55,6 @@ def root_key_id(collateral: Collateral) -> str | None:
         return sha256(read_certificate(chain[-1]).spki_der).hex()
     except AttestKitError:
         return None
-
-
-def _is_newer(part: str, verified: Collateral, fetched: Collateral) -> bool:
-    try:
-        return _version(part, verified) > _version(part, fetched)
-    except CollateralError:
-        return False
-
-
-def _version(part: str, collateral: Collateral) -> tuple[int, datetime]:
-    """Return the version of field `part`: TCB info, QE identity or a CRL.
-
-    `tcbEvaluationDataNumber` grows with each TCB recovery; Intel issues the same evaluation again
-    with a new issue date.
-
-    It is a pair of `tcbEvaluationDataNumber` (0 for a CRL) and issue date (thisUpdate of a CRL).
-    """
-    value: str | bytes = getattr(collateral, part)
-    number: object = 0
-    if isinstance(value, str):
-        number = json_object(part, value).get("tcbEvaluationDataNumber")
-    if not isinstance(number, int):
-        raise CollateralError(f"{part}: must have tcbEvaluationDataNumber", reason="malformed")
-    return number, part_window(part, value).start
 
 
 class CollateralLookup(NamedTuple):

@@ -6,7 +6,7 @@ checked by the verifier. Its JSON has the nine fields that DCAP verification lib
 
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -289,6 +289,47 @@ def issue_time(collateral: Collateral) -> datetime:
         CollateralError: If a part has no dates.
     """
     return max(part_window(name, getattr(collateral, name)).start for name, *_ in SIGNED_PARTS)
+
+
+def merge_newest(verified: Collateral, fetched: Collateral) -> Collateral:
+    """Return `fetched`; parts that are older than those in `verified` are replaced by the latter.
+
+    Args:
+        verified: Collateral of a successful verification.
+        fetched: Collateral that may be forged. A malformed part is not replaced: the verifier will
+            reject it.
+    """
+    newer = {
+        name: getattr(verified, name)
+        for names in SIGNED_PARTS
+        if _is_newer(names[0], verified, fetched)
+        for name in names
+    }
+    return replace(fetched, **newer) if newer else fetched
+
+
+def _is_newer(part: str, verified: Collateral, fetched: Collateral) -> bool:
+    try:
+        return _version(part, verified) > _version(part, fetched)
+    except CollateralError:
+        return False
+
+
+def _version(part: str, collateral: Collateral) -> tuple[int, datetime]:
+    """Return the version of field `part`: TCB info, QE identity or a CRL.
+
+    `tcbEvaluationDataNumber` grows with each TCB recovery; Intel issues the same evaluation again
+    with a new issue date.
+
+    It is a pair of `tcbEvaluationDataNumber` (0 for a CRL) and issue date (thisUpdate of a CRL).
+    """
+    value: str | bytes = getattr(collateral, part)
+    number: object = 0
+    if isinstance(value, str):
+        number = json_object(part, value).get("tcbEvaluationDataNumber")
+    if not isinstance(number, int):
+        raise CollateralError(f"{part}: must have tcbEvaluationDataNumber", reason="malformed")
+    return number, part_window(part, value).start
 
 
 # Parts with a version, each followed by the fields that belong to it.

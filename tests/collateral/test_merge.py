@@ -1,5 +1,6 @@
 """Tests of merging collateral: an older part never replaces a verified newer one."""
 
+import errno
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,9 +24,9 @@ from attestkit.collateral.cache import CollateralCache
 from attestkit.collateral.caching_source import (
     CollateralLookup,
     CollateralSource,
-    merge_newest,
     root_key_id,
 )
+from attestkit.collateral.intel_collateral import merge_newest
 from attestkit.collateral.pccs_client import Platform
 from attestkit.collateral.responses import Response
 from tests.collateral.services import BASE, NOW, PKI, QUOTE, SERVED, Service, respond
@@ -303,6 +304,26 @@ def test_verified_collateral_from_future_is_replaced(shared: SharedFolder) -> No
     shared.served = OLD
     source = shared.process()
     assert source.refetch(source.find(QUOTE)) is None
+
+
+def full_disk(*_: object) -> None:
+    """Raise the error of writing to a full disk."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_verified_collateral_that_cannot_be_written_is_kept(
+    shared: SharedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in memory only is not hidden by the older collateral in the folder."""
+    shared.served = create_collateral(17, age=25 * DAY)
+    source = shared.process()
+    found = find_and_mark_verified(source)
+    monkeypatch.setattr("attestkit.collateral.cache.write_cache_file", full_disk)
+    for served in (NEW, OLD, OLD):
+        shared.served = served
+        fetched = source._fetch(found.key, "tdx", Platform("507757000000", "platform"))
+        assert fetched == NEW
+        source.mark_verified(found._replace(shared=fetched, collateral=fetched))
 
 
 def test_verified_files_are_bounded(tmp_path: Path) -> None:
