@@ -48,7 +48,9 @@ def require_size(argument: str, value: bytes, size: int) -> None:
 
 
 def require_time_zone(argument: str, moment: "datetime") -> None:
-    """Raise UsageError if a datetime, the value of the named argument, has no time zone."""
+    """Raise UsageError if the value of the named argument is no datetime with a time zone."""
+    if not hasattr(moment, "utcoffset"):
+        raise wrong_type(argument, "a datetime", moment)
     if moment.utcoffset() is None:
         message = f"{argument}: must have a time zone; pass a datetime with tzinfo, such as UTC"
         raise UsageError(message, reason="wrong_value")

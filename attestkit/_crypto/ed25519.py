@@ -128,8 +128,11 @@ def ed25519_verify_strict(public_key: bytes, signature: bytes, data: bytes) -> b
     """Return whether a signature (64 bytes) over `data` is valid for `public_key`, 32 bytes.
 
     Unlike `ed25519_verify`, it returns False for keys of small order and for encodings that no
-    signer creates. It rejects an invalid signature in a quarter of that function's time.
+    signer creates, also those of another size. It rejects an invalid signature in a quarter of that
+    function's time.
     """
+    if len(signature) != 64:  # the rest would be taken from the data
+        return False
     try:
         crypto_sign_open(signature + data, public_key)
     except BadSignatureError:

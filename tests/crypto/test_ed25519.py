@@ -46,6 +46,17 @@ def test_ed25519_verify_of_malformed_input_fails() -> None:
         ed25519.ed25519_verify(no_point, signature, b"")
 
 
+def test_ed25519_verify_strict_checks_the_size() -> None:
+    """Bytes of the data cannot complete a signature."""
+    key = Ed25519Key(SEED)
+    signature = key.sign(b"data")
+    assert ed25519.ed25519_verify_strict(key.public_key, signature, b"data")
+    for size in (0, 63):
+        rest = signature[size:] + b"data"
+        assert not ed25519.ed25519_verify_strict(key.public_key, signature[:size], rest)
+    assert not ed25519.ed25519_verify_strict(key.public_key, signature + b"d", b"ata")
+
+
 def test_ed25519_verify_rejects_keys_off_the_curve() -> None:
     """Of y from 0 to 200, exactly those without x on the curve are rejected."""
     d = -121665 * pow(121666, FIELD - 2, FIELD) % FIELD

@@ -116,6 +116,7 @@ def sign_ear(
     if raw_evidence is not None:
         _compare_evidence(result, raw_evidence)
     _check("policy_id", policy_id, str, 1, LONGEST_POLICY_ID)
+    _check_duration("lifetime", lifetime)
     if lifetime % _SECOND or not _SECOND <= lifetime <= _LONGEST:
         message = f"lifetime: must be 1 to 86400 whole seconds, not {lifetime}"
         raise UsageError(message, reason="out_of_range")
@@ -193,6 +194,7 @@ def verify_ear(
     expected = _expected_report_data(nonce, report_data, any_freshness=any_freshness)
     if report_data_is_fresh and report_data is None:
         raise UsageError("report_data_is_fresh: needs report_data; pass it", reason="conflict")
+    _check_duration("leeway", leeway)
     if not timedelta(0) <= leeway <= _MOST_LEEWAY:
         raise UsageError(f"leeway: must be 0 to 300 seconds: {leeway}", reason="out_of_range")
     require_time_zone("now", now)
@@ -343,6 +345,11 @@ def _for_cbor(claims: Mapping[str, Any]) -> dict[Any, Any]:
         nested = isinstance(value, dict) and name != RESULT
         found[LABELS.get(name, name)] = _for_cbor(value) if nested else value
     return found
+
+
+def _check_duration(name: str, value: object) -> None:
+    if not isinstance(value, timedelta):
+        raise wrong_type(name, "a timedelta", value)
 
 
 def _check_time(ear: Ear, now: datetime, leeway: timedelta) -> None:

@@ -429,6 +429,7 @@ def test_verify_ear_invalid_argument_raises_usage_error() -> None:
     wrong: list[dict[str, Any]] = [{"nonce": b""}, {"nonce": bytes(65)}, {"now": naive}]
     wrong += [{"nonce": "a client's nonce"}, {"nonce": 8}]
     wrong += [{"leeway": timedelta(seconds=seconds)} for seconds in (-1, 301)]
+    wrong += [{"leeway": untyped(30)}, {"now": untyped(0)}]
     for options in wrong:
         with pytest.raises(UsageError):
             read(create_ear(), **options)
