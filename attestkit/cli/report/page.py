@@ -91,7 +91,12 @@ def render_page(outcome: FileOutcome) -> str:
     css = style("attestkit.cli.report", "report.css")
     css_hash = b64encode(sha256(css.encode()).digest()).decode()
     evidence = outcome.evidence
-    sections = {} if evidence is None else _sections(outcome, evidence)
+    try:
+        sections = {} if evidence is None else _sections(outcome, evidence)
+    except AttestKitError:
+        if outcome.result is not None:
+            raise
+        sections = {}  # the verification names the part that cannot be read
     page = {
         "headline": _HEADLINES.get(outcome.code, "Rejected"),
         "file": outcome.path.name,

@@ -19,7 +19,7 @@ from attestkit.event_log.event import preview
 from tests.cli import evidence_files
 from tests.cli.evidence_files import HOSTILE, NONCE_HEX, Files
 from tests.vectors import SHARED, needs_shared
-from tests.verifier.platforms import intel
+from tests.verifier.platforms import amd, intel
 
 Capture = pytest.CaptureFixture[str]
 DCAP = SHARED / "data/quotes/dcap-qvl"
@@ -170,6 +170,15 @@ def test_report_unreadable_input_has_verdict_only(content: bytes, files: Files) 
     page = report(files, str(files.put("nonsense", content)), *files.trusted, code=5)
     assert "Unreadable" in page.text
     assert page.ids == {"verdict", "steps"}
+
+
+def test_report_malformed_snp_report_has_verdict_only(files: Files) -> None:
+    """A report of an unknown version is rejected with a page that says so."""
+    report_of_chip = amd.report()
+    raw = amd.launched_evidence().to_bytes().replace(report_of_chip[:4], b"\x63\0\0\0", 1)
+    page = report(files, str(files.put("unknown", raw)), *files.trusted, code=5)
+    assert page.ids == {"verdict", "steps"}
+    assert "version" in page.text
 
 
 def test_report_escapes_hostile_text(files: Files) -> None:
