@@ -128,6 +128,7 @@ _HEAD: Final = _HEADER.size + _SIZES.size
 _LENGTH: Final = struct.Struct(">I")
 _GET_QUOTE_REQ, _GET_QUOTE_RESP = 0, 1
 _UNEXPECTED: Final = 0x12001
+_TD_REPORT: Final = 0x81  # type of the report, its first byte
 _INVALID_VERSION: Final = 0x12004
 _INVALID_TYPE: Final = 0x12005
 _INVALID_SIZE: Final = 0x12006
@@ -232,7 +233,7 @@ class QuoteService(SocketService):
 
     def _respond(self, client: socket.socket) -> bytes:
         head = receive(client, _LENGTH.size)
-        if head == b"\x81\0\0\0":  # above the limit of frames: a bare report
+        if head[0] == _TD_REPORT:  # above the limit of frames: a bare report
             reply = self._quoter.quote(head + receive(client, _REPORT_SIZE - len(head)))
         else:
             (length,) = _LENGTH.unpack(head)

@@ -251,16 +251,18 @@ class _OpenDevice(OpenFile):
         `request` and the response are QGS messages if `framed`, else a TD report and a quote.
         """
         effect = self.faults.effect("report")
-        if effect == "quote_fails":
+        if effect in {"quote_fails", "oversized_outblob"}:
             return _ERROR, b""
         if effect == "empty_outblob":
             return 0, b""
         try:
             if framed:
-                return 0, answer_request(self.host.quoter, request)
-            return 0, self.host.quoter.quote(request)
+                response = answer_request(self.host.quoter, request)
+            else:
+                response = self.host.quoter.quote(request)
         except AttestKitError:
             return _ERROR, b""
+        return 0, response[:_SHORT] if effect == "short_outblob" else response
 
 
 def measurement_files(registers: Registers, faults: Faults) -> Folder:

@@ -97,6 +97,13 @@ def test_bare_report_returns_bare_quote(socket_path: str) -> None:
     assert Quote.parse(exchange(socket_path, REPORT)).report_data == NONCE
 
 
+def test_bare_report_of_td_15_returns_bare_quote(socket_path: str) -> None:
+    """The first bytes of a report are type, subtype and version, which is 1 for TD 1.5."""
+    report = make_td(extended=True).report(NONCE)
+    assert report[:4] == b"\x81\0\1\0"
+    assert Quote.parse(exchange(socket_path, report)).report_data == NONCE
+
+
 def error_response(code: int, minor: int = 1) -> bytes:
     """Return the response with an error code."""
     return struct.pack(">I", 24) + struct.pack("<HHIIIII", 1, minor, 1, 24, code, 0, 0)

@@ -85,9 +85,16 @@ QUOTE: Final = (
     Case((), "ioctl:GET_QUOTE=EFAULT", *IO_ERROR, DEVICE),
     Case((), "quote_fails", *NO_QUOTE, DEVICE),
     Case((), "empty_outblob", QuoteUnavailableError, "empty", DEVICE),
+    Case((), "oversized_outblob", *NO_QUOTE, DEVICE),
 )
+SHORT: Final = {
+    "C": Case((), "short_outblob", BackendError, "malformed_response", DEVICE),
+    "D": Case((), "short_outblob", QuoteUnavailableError, "too_short", DEVICE),
+}
 QUOTES: Final = tuple(
-    case._replace(on=(name,), options={"generation": name}) for name in "CD" for case in QUOTE
+    case._replace(on=(name,), options={"generation": name})
+    for name in "CD"
+    for case in (*QUOTE, SHORT[name])
 )
 
 
