@@ -15,7 +15,7 @@ _LARGE: Final = 10**20  # more than 64 bits
 
 
 def shown(value: object, most: int = _MOST) -> str:
-    """Return text in quotes with unprintable characters escaped, or the digits of an integer.
+    """Return text in quotes with unprintable characters escaped, or the digits of a number.
 
     Args:
         value: Untrusted value. An integer of more than 64 bits is not written out, which Python
@@ -24,6 +24,8 @@ def shown(value: object, most: int = _MOST) -> str:
     """
     if isinstance(value, str):
         return repr(value) if len(value) <= most else f"{value[:most]!r}..."
+    if isinstance(value, float):
+        return repr(value)
     if not isinstance(value, int):
         return type(value).__name__
     return str(value) if -_LARGE < value < _LARGE else "a number of over 64 bits"

@@ -178,7 +178,7 @@ class _Value(NamedTuple):
         """Return the value, which must be the number of a TCP port."""
         port = self.value
         if type(port) is not int or not 0 <= port < 1 << 16:
-            raise self.error(f"must be a port number, 0 to 65535, not {ascii(port)[:64]}")
+            raise self.error(f"must be a port number, 0 to 65535, not {_sanitize.shown(port)}")
         return port
 
     def unix_path(self) -> str | None:
@@ -401,7 +401,7 @@ def _read_option(option: str, found: _Value) -> object:
             raise found.error("empty; give a public key", "missing")
         return tuple(item.text(lines=option == "auth_key") for item in values)
     if option in _NUMBERS and type(found.value) is int:
-        found = found._replace(value=str(found.value))
+        found = found._replace(value=_sanitize.shown(found.value))
     if option in options.CHOICES:
         return found.choice({choice: choice for choice in options.CHOICES[option]})
     return found.text()

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 
+from attestkit._sanitize import shown
 from attestkit.errors import AttestKitError, ReasonOf, UsageError
 
 Kind: TypeAlias = Literal["size", "count", "time"]
@@ -128,7 +129,7 @@ def read_limit(name: str, value: object) -> float:
 
 
 def _short(value: object) -> str:
-    return ascii(value[:64]) if isinstance(value, str) else str(value)[:64]
+    return ascii(value[:64]) if isinstance(value, str) else shown(value)
 
 
 def _names() -> str:
