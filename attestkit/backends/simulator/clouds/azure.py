@@ -236,7 +236,7 @@ class AzureSnpSimulator(_AzureVm):
     def _certification(self) -> tuple[str, str, str]:
         chip = self._chip
         chain = encode_pem("CERTIFICATE", chip.ask_der) + encode_pem("CERTIFICATE", chip.ark_der)
-        return encode_pem("CERTIFICATE", chip.leaf_der), chip.tcb.hex(), chain
+        return encode_pem("CERTIFICATE", chip.leaf_der), chip.tcb[::-1].hex().upper(), chain
 
 
 class AzureTdxSimulator(_AzureVm):
