@@ -19,6 +19,7 @@ from attestkit.cli.options.connection import (
     TOKEN,
     ConnectionOptions,
     connection_options,
+    header_files,
     http_errors,
     read_at_file,
     read_headers,
@@ -75,7 +76,7 @@ def curl(
     if the server is refused. Redirects are not followed.
     """
     body_file = Path(data[1:]) if data is not None and data[:1] == "@" and data != "@-" else None
-    inputs = (*connection.inputs, *([body_file] if body_file else []))
+    inputs = (*connection.inputs, *header_files(headers), *([body_file] if body_file else []))
     check_outputs((("-o", output),), inputs, writable=True)
     fields = read_headers("-H", headers)
     if not any(name.lower() == "accept-encoding" for name, _ in fields):

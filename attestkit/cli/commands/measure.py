@@ -183,9 +183,12 @@ def _measure_snp(
         cmdline = image.cmdline.strip()
         found, inputs = snp.measure(cpu_count, firmware, image.kernel, image.initrd, cmdline)
         return _Measured(replace(found, os_image_hash=image.os_image_hash), inputs)
-    if boot.uki is not None or boot.disk is not None or boot.shim is not None:
-        message = "--uki, --disk, --shim: not in the launch digest of an SNP guest; omit them"
-        raise UsageError(message, reason="not_applicable")
+    if boot.boot_loaders or any(given is not None for given in (boot.uki, boot.disk, boot.shim)):
+        raise UsageError(
+            "--uki, --disk, --shim, --boot-loader: not in the launch digest of an SNP guest; omit "
+            "them",
+            reason="not_applicable",
+        )
     files = boot.read()
     given = (cpu_count, files.firmware, files.kernel, files.initrd, boot.cmdline)
     return _Measured(*snp.measure(*given))

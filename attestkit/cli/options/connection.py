@@ -84,7 +84,8 @@ class ConnectionOptions(NamedTuple):
         """Files that options name; outputs must not overwrite them."""
         files = (self.collateral, self.server_ca, self.trust_anchor, self.pins, *self.certificates)
         policies = (Path(name) for name in self._policy_files().values() if name not in _WORDS)
-        return (*(path for path in files if path is not None), *policies)
+        given = (path for path in files if path is not None)
+        return (*given, *policies, *header_files(self.evidence_headers))
 
     def connect(self, url: str) -> "Endpoint":
         """Verify the evidence of the server at `url` with these options, and return the server.
@@ -221,6 +222,11 @@ def http_errors(endpoint: "Endpoint") -> Iterator[None]:
         text = one_line(str(error) or type(error).__name__, 100)
         message = f"{endpoint.origin}: the connection failed: {text}"
         raise ServiceError(message, reason="connection") from error
+
+
+def header_files(texts: Iterable[str]) -> list[Path]:
+    """Return the files among headers given as `NAME: VALUE` or `@FILE`."""
+    return [Path(text[1:]) for text in texts if text.startswith("@")]
 
 
 def read_headers(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:

@@ -216,6 +216,8 @@ def test_server_that_closes_after_its_document(
         ("-d", "@"),
         ("-o", "no/folder"),
         ("-d", "@body", "-o", "body"),
+        ("-H", "@body", "-o", "body"),
+        ("--evidence-header", "@body", "-o", "body"),
     ],
 )
 def test_wrong_request_is_code_1(

@@ -20,6 +20,7 @@ from tests.runner.cases import every_case
 pytestmark = pytest.mark.usefixtures("folder")
 
 Capture = pytest.CaptureFixture[str]
+SNP = ("--snp", "--firmware", "sev.fd", "--cpu-count", "2", "--cpu-type", "EPYC-v4")
 SHAPE = ("--cpu-count", "2", "--memory-size", "2G", "--qemu-version", "10.0.13")
 QEMU = "/usr/bin/qemu-system-x86_64"
 QEMU_ARGS = (
@@ -172,6 +173,8 @@ def test_log_gives_missing_digests(folder: Path, capsys: Capture) -> None:
         (("--image", "image", "--processor-id", "1", *SHAPE), 1),
         (("--image", "image", "--processor-id", "806f8,g", *SHAPE), 1),
         (("--snp", "--firmware", "sev.fd", "--cpu-type", "EPYC-v4"), 1),
+        ((*SNP, "--boot-loader", "shim.efi"), 1),
+        ((*SNP, "--uki", "uki.efi"), 1),
         (("--snp", "--firmware", "sev.fd", "--cpu-count", "x"), 1),
         (("--snp", "--firmware", "sev.fd", "--cpu-count", "2", "--guest-features", "x"), 1),
         (("--snp", "--image", "image", *SHAPE), 1),
