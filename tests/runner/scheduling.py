@@ -21,7 +21,6 @@ LONGEST: Final = (
     "tests/rigs/go_verifiers/test_go_sev_guest.py::test_go_sev_guest_agrees",
     "tests/packaging/test_sample_project.py::test_sample_project_passes_without_network",
     "tests/packaging/test_compilers.py::test_core_of_another_compiler",
-    "tests/docs/test_site.py",
     "tests/rigs/run/test_programs.py::test_run_as_ordinary_user",
     "tests/serve/api_docs/test_schemathesis.py",
     "tests/rigs/test_fresh_clone.py",
