@@ -57,7 +57,8 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
 
     Args:
         backend: The name of a backend, or a backend object. None: the backend in
-            `$ATTESTKIT_BACKEND`, else the first one that works here, but never the simulator.
+            `$ATTESTKIT_BACKEND`, else the first one that works here, but never the simulator,
+            unless `$DSTACK_SIMULATOR_ENDPOINT` names a simulated agent.
         options: `kms`, `kms_roots` and `kms_verifier`, and options of the backend. `kms` has the
             URLs of a KMS, a string or a list of them, from which the keys of the app are requested
             while it is booted; see `attestkit.kms.boot_with_kms`. `kms_roots` has the `KmsRoot` of
