@@ -12,6 +12,8 @@ from cryptography import x509
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import K256Key
+from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.app_certificates import certificate_pem
 from attestkit._system.clock import current_time
 from attestkit.errors import ConfigError, KmsError, UsageError
 from attestkit.kms import KmsClient, KmsRoot
@@ -304,6 +306,19 @@ def test_urls_are_tried_in_order_and_all_failures_reported() -> None:
     assert [one.url for one in failures] == [f"{closed}/prpc", f"{first.url}/prpc"]
     assert str(failures[0]).endswith("Connection refused; check the URL, and that the KMS runs")
     assert all(one.url in str(caught.value) for one in failures)
+
+
+def test_next_url_is_used_if_a_temporary_ca_has_the_year_zero() -> None:
+    """A date that Python cannot express is a malformed answer, as any other."""
+    late = issue_temp_ca(ROOTS, ValidityPeriod(2_524_608_000, 2_524_608_001))
+    der = split_pem(late)[0].replace(b"20500101000000Z", b"00000101000000Z")
+    broken = sound(ROOTS, GetTempCaCert=temp_ca_of(ROOTS, temp_ca_cert=certificate_pem(der)))
+    with running(ROOTS, broken) as first, running(ROOTS, sound(ROOTS)) as second:
+        found = client_of(first, urls=[first.url, second.url]).fetch_app_keys()
+        assert found.url == f"{second.url}/prpc"
+        with raises(KmsError, "malformed"):
+            client_of(first).fetch_app_keys()
+    assert [one.method for one in first.requests] == ["GetTempCaCert"] * 2
 
 
 def test_other_app_id_than_in_the_evidence_is_refused() -> None:

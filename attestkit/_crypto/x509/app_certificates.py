@@ -52,7 +52,10 @@ _CA_USAGE: Final = x509.KeyUsage(
 class Certificate:
     """An X.509 certificate, parsed by `read_certificate`, not verified."""
 
-    __slots__ = ("_certificate", "der", "extensions", "spki_der", "subject_der")
+    __slots__ = (
+        *("_certificate", "der", "extensions", "spki_der", "subject_der"),
+        *("valid_from", "valid_until"),
+    )
 
     def __init__(self, certificate: x509.Certificate) -> None:
         self._certificate = certificate
@@ -60,6 +63,9 @@ class Certificate:
         self.subject_der: bytes
         self.spki_der: bytes
         self.subject_der, self.spki_der = subject_and_key(certificate.tbs_certificate_bytes)
+        # notBefore and notAfter, in UTC and inclusive. Decoded here, because X.509 has a year 0.
+        self.valid_from: datetime = certificate.not_valid_before_utc
+        self.valid_until: datetime = certificate.not_valid_after_utc
         # Contents of the extensions' OCTET STRINGs, by dotted OID.
         self.extensions: Mapping[str, bytes] = MappingProxyType(_extension_values(certificate))
 
@@ -84,16 +90,6 @@ class Certificate:
     def serial_number(self) -> int:
         """The serial number."""
         return self._certificate.serial_number
-
-    @property
-    def valid_from(self) -> datetime:
-        """notBefore, in UTC."""
-        return self._certificate.not_valid_before_utc
-
-    @property
-    def valid_until(self) -> datetime:
-        """notAfter, in UTC, inclusive."""
-        return self._certificate.not_valid_after_utc
 
     @property
     def alt_names(self) -> tuple[str, ...]:
@@ -154,8 +150,8 @@ def read_certificate(data: bytes | str) -> Certificate:
     """Parse `data`, a certificate in DER or PEM; of several certificates in PEM, the first one.
 
     Raises:
-        FormatError: If the certificate is malformed or exceeds 16 MiB, or an extension is
-            malformed or occurs twice.
+        FormatError: If the certificate is malformed or exceeds 16 MiB, a date has the year 0, or an
+            extension is malformed or occurs twice.
     """
     if len(data) > _LARGEST:
         raise FormatError(f"certificate: {len(data)} bytes, over {_LARGEST}", reason="too_large")

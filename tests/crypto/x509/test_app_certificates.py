@@ -269,6 +269,15 @@ def test_extension_content_if_malformed_fails(value: bytes) -> None:
         certificate.content(f"{ARC}.8")
 
 
+@pytest.mark.parametrize("date", [b"20500101000000Z", b"20500101000001Z"])
+def test_read_certificate_with_year_zero_fails(date: bytes) -> None:
+    """X.509 can express the year 0 in either date, Python cannot."""
+    der = issue_test_leaf(not_before=YEAR_2050, not_after=YEAR_2050 + 1)
+    assert der.count(date) == 1
+    with raises(FormatError, "syntax"):
+        read_certificate(der.replace(date, b"0000" + date[4:]))
+
+
 def test_read_certificate_of_other_curve_returns_its_key() -> None:
     """The key of another curve is returned unchanged."""
     private = ec.derive_private_key(7, ec.SECP384R1())
