@@ -8,6 +8,7 @@ text. If a server is refused, the error is therefore both a PeerRefusedError and
 import ssl
 from abc import ABC, abstractmethod
 from functools import cache, partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import import_package
@@ -263,7 +264,9 @@ class EndpointClients(ABC):
                 self._renew(binding)
                 make: Any = getattr(self._appraiser.service, "sealing", None)
                 allowed = self._appraiser.allow_open
-                options = {"allow_open": allowed} if allowed else {}
+                options: dict[str, Any] = {"allow_open": allowed} if allowed else {}
+                if "changed" in signature(make).parameters:
+                    options["changed"] = self._prover.forget
                 sealing: Sealing = make(proof.claims, binding, self._appraiser.model, **options)
                 return sealing
         raise ServiceError("endpoint: the evidence has no key to encrypt to", reason="sealing")

@@ -239,6 +239,9 @@ ACI_SECP256K1: Final = _protocol(
 )
 
 
+_ANY_KEYSET: Final = AciConstraint()
+
+
 class AciSealing:
     """Encrypts the texts of requests to a key of an ACI service, and adds `provider.aci_verified`.
 
@@ -248,6 +251,7 @@ class AciSealing:
         note: Called with two SHA-256 hashes: of the encrypted body, and of the body as the service
             decrypts it, which is the one in receipts.
         now: Clock of the timestamps, in Unix seconds; None for the system's.
+        constraint: Compares the keyset digest of answers.
 
     Raises:
         ServiceError: If the key is not valid (reason `sealing`).
@@ -260,10 +264,11 @@ class AciSealing:
         model: str | None = None,
         note: Callable[[bytes, bytes], object] = lambda _sealed, _restored: None,
         now: Callable[[], float] | None = None,
+        constraint: AciConstraint = _ANY_KEYSET,
     ) -> None:
         protocol = ACI_X25519 if len(key) == 32 else ACI_SECP256K1
         self._fields = FieldSealing(protocol, key, model=model, now=now)
-        self._note = note
+        self._note, self._constraint = note, constraint
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
         """Encrypt a request; one without body is sent unencrypted.
@@ -282,7 +287,7 @@ class AciSealing:
         sealed = self._fields.seal(method, target, headers, body)
         if body:
             self._note(sha256(sealed.body), sha256(body))
-        return sealed._replace(opener=AciOpener(sealed.opener))
+        return sealed._replace(opener=AciOpener(sealed.opener, self._constraint))
 
 
 class AciOpener:
@@ -294,17 +299,25 @@ class AciOpener:
             caller gets the answer.
     """
 
-    def __init__(self, fields: Opener) -> None:
-        self._fields = fields
+    def __init__(self, fields: Opener, constraint: AciConstraint = _ANY_KEYSET) -> None:
+        self._fields, self._constraint = fields, constraint
+        self._headers: Headers = []
         self._problem = bytearray()
         self.authenticated: bool = True
         self.read_at_once: bool = False
 
     def start(self, status: int, headers: Headers) -> Headers:
-        """Check status and headers of the answer, and return the headers for the caller."""
+        """Check status and headers of the answer, and return the headers for the caller.
+
+        The constraint compares the keyset digest in them; after the status 400, `finish` does so.
+        """
+        self.read_at_once = status == _BAD_REQUEST
+        if self.read_at_once:
+            self._headers = headers
+        else:
+            self._constraint.start(status, headers)
         found = self._fields.start(status, headers)
         self.authenticated = bool(getattr(self._fields, "authenticated", True))
-        self.read_at_once = status == _BAD_REQUEST
         return found
 
     def feed(self, data: bytes) -> bytes:
@@ -326,7 +339,8 @@ class AciOpener:
         """
         error = read_problem(bytes(self._problem)).get("error") if self.read_at_once else None
         if isinstance(error, dict) and error.get("type") == _KEY_PROBLEM:
-            raise key_problem("ACI")
+            raise key_problem("ACI")  # for which the server is verified again in any case
+        self._constraint.start(_BAD_REQUEST, self._headers)
         return self._fields.finish()
 
 

@@ -115,9 +115,10 @@ class Service(Protocol):
     A service may have further members:
 
     * `sealing(claims, binding, model)` returns the `Sealing` that encrypts requests to the key of
-      `binding`, for `encrypt=True`.
+      `binding`, for `encrypt=True`. It may have the keyword parameter `changed`, as of `amending`.
     * `amending(claims, changed)` returns a `Sealing` that adds members to requests, and encrypts
-      nothing, for `encrypt=False`. The service calls `changed` if it has new keys.
+      nothing, for `encrypt=False`. It calls `changed` if an answer shows that the server has other
+      keys now.
     * `renewal(binding, model)` returns the request for what the next encrypted request needs, such
       as nonces, or None; `renew(answer)` stores its answer.
     * `signature_question` and `check_signature` are those of `SigningService`.

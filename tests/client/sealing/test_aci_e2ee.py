@@ -3,6 +3,7 @@
 import json
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from copy import copy
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from attestkit._crypto.k256_agreement import k256_shared_secret
 from attestkit.client.sealing.aci_e2ee import (
     ACI_X25519,
     AciAssociatedData,
+    AciConstraint,
     AciOpener,
     AciSealing,
 )
@@ -317,6 +319,28 @@ def test_other_errors_are_handed_on(status: int, body: bytes) -> None:
     opener.start(status, JSON)
     assert opener.read_at_once is (status == 400)
     assert opener.feed(body) + opener.finish() == body
+
+
+@pytest.mark.parametrize(
+    ("status", "problem", "calls"),
+    [
+        (200, b"", 1),
+        (503, b"{}", 1),
+        (400, b'{"error":{"type":"e2ee_replay_detected"}}', 1),
+        (400, b'{"error":{"type":"e2ee_model_key_mismatch"}}', 0),
+    ],
+)
+def test_answer_that_names_another_keyset(status: int, problem: bytes, calls: int) -> None:
+    """It ends the proof, except where the error of an unknown key does so."""
+    changes: list[int] = []
+    constraint = AciConstraint("sha256:aa", lambda: changes.append(1))
+    for digest, expected in (("aa", 0), ("bb", calls)):
+        opener = seal(Server("x25519"), chat("a"), constraint=constraint).opener
+        opener.start(status, [*JSON, ("X-ACI-Keyset-Digest", f"sha256:{digest}")])
+        opener.feed(problem)
+        with suppress(ServiceError):
+            opener.finish()
+        assert len(changes) == expected
 
 
 def test_published_associated_data() -> None:

@@ -122,15 +122,25 @@ class AciService:
             keys={KEYSET_DIGEST: keyset.digest, **receipt_keys},
         )
 
-    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> AciSealing:
+    def sealing(
+        self,
+        claims: Claims,
+        binding: Binding,
+        model: str | None,
+        *,
+        changed: Callable[[], object] = lambda: None,
+    ) -> AciSealing:
         """Return the Sealing that encrypts requests to the key of `binding`.
 
         Args:
-            claims: Not used.
+            claims: Claims of the newest proof.
             binding: Key of kind "fields", X25519 or secp256k1.
             model: The only model that requests may name; None for any.
+            changed: As for `amending`.
         """
-        return AciSealing(binding.key, model=model, note=self._restored.put)
+        constraint = self.amending(claims, changed)
+        note = self._restored.put
+        return AciSealing(binding.key, model=model, note=note, constraint=constraint)
 
     def amending(self, claims: Claims | None, changed: Callable[[], object]) -> AciConstraint:
         """Return the Sealing that adds `provider.aci_verified` to requests, and encrypts nothing.

@@ -56,7 +56,8 @@ class Gateway:
             [key] = self.keys["e2ee_public_keys"]
             if request.headers["x-model-pub-key"] != key["public_key"]:
                 problem = b'{"error":{"type":"e2ee_model_key_mismatch"}}'
-                return Answer(problem, {"Content-Type": "application/json"}, 400)
+                headers = {"Content-Type": "application/json", "X-ACI-Keyset-Digest": digest}
+                return Answer(problem, headers, 400)
             received = self.restored(request)
         made = aci_answers.receipt(received, RESPONSE, workload_keyset_digest=digest)
         self.receipts["rcpt-1"] = made
@@ -131,18 +132,25 @@ def test_changed_key_of_encryption_is_proven_and_sealed_to(gateway: Gateway) -> 
     assert paths[1:4] == [PROMPT, REPORT, PROMPT]
 
 
-def test_changed_keyset_is_proven_before_the_next_request(gateway: Gateway) -> None:
-    """An answer that names another keyset ends the proof; the next request waits for a new one."""
+@pytest.mark.parametrize("encrypt", [False, True])
+def test_changed_keyset_is_proven_before_the_next_request(gateway: Gateway, encrypt: bool) -> None:
+    """An answer that names another keyset ends the proof, also if it has the key sealed to.
+
+    The next request waits for a new proof.
+    """
     url = gateway.app.url + PROMPT
-    with connect(gateway) as endpoint, endpoint.client() as client:
-        client.post(url, json={"model": "m"})
+    prompt = {"model": "m", "messages": [{"role": "user", "content": "secret"}]}
+    with connect(gateway, encrypt=encrypt) as endpoint, endpoint.client() as client:
+        client.post(url, json=prompt)
         proofs = gateway.app.paths.count(REPORT)
         gateway.keys = gateway.keyset(not_after=2_000_000_001)
-        client.post(url, json={"model": "m"})
+        client.post(url, json=prompt)
         assert gateway.app.paths.count(REPORT) == proofs
-        response = client.post(url, json={"model": "m"})
+        response = client.post(url, json=prompt)
         assert gateway.app.paths[-2:] == [REPORT, PROMPT]
         endpoint.verify(response)
+        client.post(url, json=prompt)
+        assert gateway.app.paths.count(REPORT) == proofs + 1
 
 
 def test_gateway_ends_the_channel(gateway: Gateway) -> None:
