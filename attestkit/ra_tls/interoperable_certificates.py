@@ -162,7 +162,7 @@ def _check_key(claims: Mapping[str, object], spki: bytes) -> None:
     if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], bytes):
         message = f"{what}: must be bytes with a CBOR array of algorithm and hash"
         raise FormatError(message, reason="wrong_type")
-    algorithm = None if isinstance(entry[0], bool) else _HASHES.get(entry[0])
+    algorithm = _HASHES.get(entry[0]) if type(entry[0]) is int else None
     if algorithm is None:
         message = f"{what}: algorithm must be 1, 7 or 8 (SHA-256, SHA-384, SHA-512)"
         raise FormatError(message, reason="unsupported_algorithm")

@@ -241,6 +241,8 @@ def test_claim_about_another_key_is_refused() -> None:
         (cbor2.dumps({"pubkey-hash": cbor2.dumps([1, "x"])}), "wrong_type"),
         (cbor2.dumps({"pubkey-hash": key_claim(2)}), "unsupported_algorithm"),
         (cbor2.dumps({"pubkey-hash": cbor2.dumps([True, b"x"])}), "unsupported_algorithm"),
+        (cbor2.dumps({"pubkey-hash": cbor2.dumps([[], b"x"])}), "unsupported_algorithm"),
+        (cbor2.dumps({"pubkey-hash": cbor2.dumps([{}, b"x"])}), "unsupported_algorithm"),
         (cbor2.dumps({"pubkey-hash": key_claim(7)}), "report_data"),
         (claims(nonce="text"), "wrong_type"),
         (claims() + b"\0", "trailing_data"),

@@ -46,7 +46,7 @@ CLOCK_SKEW: Final = timedelta(minutes=1)
 _SUBJECT: Final = "NRAS"
 _OVERALL: Final = "overall token"
 _NONCE_SIZE: Final = 32
-_VERSIONS: Final = frozenset({"2.0", "3.0", "4.0"})  # of overall tokens
+_VERSIONS: Final = ("2.0", "3.0", "4.0")  # of overall tokens
 
 
 def read_jwks(data: bytes | str) -> Mapping[str, P384PublicKey]:

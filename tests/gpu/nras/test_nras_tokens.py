@@ -400,7 +400,8 @@ def test_verify_tokens_with_rim_on_hold() -> None:
 
 def test_verify_tokens_with_other_version_raises_format_error() -> None:
     """Versions of tokens that are not known are refused."""
-    for version in ("5.0", "3", None, 3.0):
+    versions: list[Any] = ["5.0", "3", None, 3.0, [], {}]
+    for version in versions:
         with raises(FormatError, "unsupported_version"):
             verify(answer(**{"x-nvidia-ver": version}))
     assert verify(answer(**{"x-nvidia-ver": "4.0"})).version == "4.0"
