@@ -123,15 +123,14 @@ class Prover:
             self._drop_ended()
             return self._generation
 
-    def accepts(self, spki_sha256: bytes) -> bool:
-        """Return whether accepted evidence names a TLS key now; no request is sent.
+    def accepts(self, peer: ObservedPeer) -> bool:
+        """Return whether accepted evidence names a peer's key or certificate now.
 
-        Args:
-            spki_sha256: SHA-256 of the key's SubjectPublicKeyInfo, 32 bytes.
+        No request is sent.
         """
         with self._lock:
             self._drop_ended()
-            return spki_sha256 in self._accepted or _ANY_KEY in self._accepted
+            return self._is_accepted(peer)
 
     def check_open(self) -> None:
         """Check that a connection may be opened.

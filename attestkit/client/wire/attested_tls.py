@@ -113,7 +113,7 @@ class _Proven:
 
     def _prove(self, peer: ObservedPeer) -> None:
         """Check that evidence accepted before names the peer's key; else PeerRefusedError."""
-        if not self._prover.accepts(peer.spki_sha256):
+        if not self._prover.accepts(peer):
             message = (
                 f"{peer.host}:{peer.port}: no evidence accepted before names its key "
                 f"{peer.spki_sha256.hex()[:16]}...; `await endpoint.aprove()`, and connect again"

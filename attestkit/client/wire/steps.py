@@ -220,11 +220,10 @@ class ConnectionProver(Protocol):
         """
         ...
 
-    def accepts(self, spki_sha256: bytes) -> bool:
-        """Return whether accepted evidence names a TLS key now; no request is sent.
+    def accepts(self, peer: ObservedPeer) -> bool:
+        """Return whether accepted evidence names the peer's key or certificate now.
 
-        Args:
-            spki_sha256: SHA-256 of the key's SubjectPublicKeyInfo, 32 bytes.
+        No request is sent.
         """
         ...
 

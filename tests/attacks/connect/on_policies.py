@@ -236,7 +236,7 @@ def _proven() -> Rig:
     """Return a prover that has proven the key `a`."""
     rig = Rig()
     drive(rig.prover.steps(peer_of(b"a")), Channel())
-    assert rig.prover.accepts(peer_of(b"a").spki_sha256)
+    assert rig.prover.accepts(peer_of(b"a"))
     return rig
 
 
@@ -246,7 +246,7 @@ def clock_that_is_set_back_prolongs_no_proof() -> None:
     rig = _proven()
     rig.clock.now = lambda: datetime(2000, 1, 1, tzinfo=timezone.utc)  # type: ignore[method-assign]
     rig.clock.seconds += 3600
-    assert not rig.prover.accepts(peer_of(b"a").spki_sha256)
+    assert not rig.prover.accepts(peer_of(b"a"))
     assert rig.prover.newest is None
 
 
@@ -255,18 +255,19 @@ def proof_at_the_instant_of_its_end() -> None:
     """It is over then, and was valid before."""
     rig = _proven()
     rig.clock.seconds += 3599.999
-    assert rig.prover.accepts(peer_of(b"a").spki_sha256)
+    assert rig.prover.accepts(peer_of(b"a"))
     rig.clock.seconds += 0.001
-    assert not rig.prover.accepts(peer_of(b"a").spki_sha256)
+    assert not rig.prover.accepts(peer_of(b"a"))
 
 
 @attacks.attempt("relay")
 def certificate_whose_hash_is_a_proven_key() -> None:
-    """The hash of a certificate is not that of a key, nor half of it."""
+    """A key or certificate that has the hash of a proven key, or part of it, is not that key."""
     rig = _proven()
-    key = peer_of(b"a").spki_sha256
-    for one in (peer_of(b"b").spki_sha256, key[:16], key + b"\0", b"", key.hex().encode()):
-        assert not rig.prover.accepts(one)
+    digest = peer_of(b"a").spki_sha256
+    for one in (b"b", digest, digest[:16], digest + b"\0", b"", digest.hex().encode()):
+        assert not rig.prover.accepts(peer_of(one))
+        assert not rig.prover.accepts(peer_of(b"b")._replace(certificate=one))
 
 
 @attacks.attempt("relay", PeerRefusedError, "other_key")
@@ -305,7 +306,7 @@ def proofs_of_keys_without_end() -> None:
     rig = _proven()
     for number in range(MAX_KEYS + 20):
         drive(rig.prover.steps(peer_of(b"%d" % number)), Channel())
-    assert not rig.prover.accepts(peer_of(b"a").spki_sha256)
-    assert rig.prover.accepts(peer_of(b"%d" % (MAX_KEYS + 19)).spki_sha256)
-    accepted = [rig.prover.accepts(peer_of(b"%d" % n).spki_sha256) for n in range(MAX_KEYS + 20)]
+    assert not rig.prover.accepts(peer_of(b"a"))
+    assert rig.prover.accepts(peer_of(b"%d" % (MAX_KEYS + 19)))
+    accepted = [rig.prover.accepts(peer_of(b"%d" % n)) for n in range(MAX_KEYS + 20)]
     assert sum(accepted) == MAX_KEYS

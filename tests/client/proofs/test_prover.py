@@ -40,12 +40,12 @@ from tests.client.proofs.stub_proofs import (
 def test_key_is_asked_once() -> None:
     """The first connection is asked with a new nonce; later ones with its key are not."""
     rig = Rig()
-    assert not rig.prover.accepts(A.spki_sha256)
+    assert not rig.prover.accepts(A)
     assert rig.prover.newest is None
     channel = prove(rig, A)
     [nonce] = rig.appraiser.nonces
     assert bytes(channel.sent).startswith(b"GET /evidence?nonce=" + nonce.hex().encode() + b" HTTP")
-    assert rig.prover.accepts(A.spki_sha256)
+    assert rig.prover.accepts(A)
     assert rig.prover.newest is rig.events[0]
     assert prove(rig, A).sent == b""
     prove(rig, B)
@@ -61,7 +61,7 @@ def test_proof_afresh_is_asked_anyway() -> None:
     drive(rig.prover.steps(A, afresh=True), Channel())
     assert len(rig.appraiser.nonces) == 2
     rig.clock.seconds += HOUR * 3 / 4
-    assert rig.prover.accepts(A.spki_sha256)
+    assert rig.prover.accepts(A)
 
 
 def test_server_that_closes_after_its_answer() -> None:
@@ -86,7 +86,9 @@ def test_certificate_may_be_bound_in_place_of_the_key() -> None:
     rig.appraiser.judge = lambda _: proof_of(digest, at=rig.clock.now(), kind="tls-certificate")
     prove(rig, A)
     assert prove(rig, A).sent == b""
+    assert rig.prover.accepts(A)
     renewed = A._replace(certificate=b"renewed")
+    assert not rig.prover.accepts(renewed)
     assert refused(rig, renewed).reason == "other_key"
 
 
@@ -123,7 +125,7 @@ def test_proof_that_began_before_forget_on_a_connection_that_ends() -> None:
         channel.gate.set()
         with pytest.raises(ReconnectError):
             proving.result(TIMEOUT)
-    assert not rig.prover.accepts(A.spki_sha256)
+    assert not rig.prover.accepts(A)
     assert rig.events == []
 
 
@@ -159,9 +161,9 @@ def test_sealed_requests_take_any_key() -> None:
     rig.appraiser.judge = lambda _: proof_of(b"k", at=rig.clock.now(), kind="hpke")
     prove(rig, A)
     assert prove(rig, B).sent == b""
-    assert rig.prover.accepts(bytes(32))
+    assert rig.prover.accepts(peer_of(bytes(32)))
     rig.clock.seconds += HOUR
-    assert not rig.prover.accepts(bytes(32))
+    assert not rig.prover.accepts(peer_of(bytes(32)))
 
 
 # -- many at a time --------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ def test_cancelled_task_lets_others_prove() -> None:
 
     asyncio.run(main())
     assert second.sent
-    assert rig.prover.accepts(A.spki_sha256)
+    assert rig.prover.accepts(A)
     assert len(rig.events) == 1  # a cancellation is no refusal
 
 
@@ -247,9 +249,9 @@ def test_proof_may_end_at_any_step(at: int) -> None:
     steps = rig.prover.steps(A)
     advance(steps, at)
     steps.close()
-    assert rig.prover.accepts(A.spki_sha256) == (at == 3)
+    assert rig.prover.accepts(A) == (at == 3)
     prove(rig, A)
-    assert rig.prover.accepts(A.spki_sha256)
+    assert rig.prover.accepts(A)
 
 
 def test_waiting_ends() -> None:

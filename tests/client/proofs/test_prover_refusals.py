@@ -44,7 +44,7 @@ def test_refusal_has_reason_and_cause() -> None:
     assert error.reason == "report_data"
     assert isinstance(error.__cause__, VerificationError)
     assert rig.events == [error]
-    assert not rig.prover.accepts(A.spki_sha256)
+    assert not rig.prover.accepts(A)
 
 
 def test_unexpected_errors_refuse() -> None:
@@ -172,11 +172,11 @@ def test_proof_ends() -> None:
     prove(rig, A)
     before = rig.prover.generation
     rig.clock.seconds += HOUR - 1
-    assert rig.prover.accepts(A.spki_sha256)
+    assert rig.prover.accepts(A)
     assert rig.prover.generation == before
     rig.clock.seconds += 1
     assert rig.prover.generation != before
-    assert not rig.prover.accepts(A.spki_sha256)
+    assert not rig.prover.accepts(A)
     assert rig.prover.newest is None
     assert prove(rig, A).sent
 
@@ -190,8 +190,8 @@ def test_each_key_has_its_end() -> None:
     before = rig.prover.generation
     rig.clock.seconds += HOUR / 2
     assert rig.prover.generation == before + 1
-    assert not rig.prover.accepts(A.spki_sha256)
-    assert rig.prover.accepts(B.spki_sha256)
+    assert not rig.prover.accepts(A)
+    assert rig.prover.accepts(B)
     rig.clock.seconds += HOUR / 2
     assert rig.prover.generation == before + 2
 
@@ -207,8 +207,8 @@ def test_newest_proof_may_end_first() -> None:
     prove(rig, B)
     rig.clock.seconds += 60
     assert rig.prover.newest is None
-    assert rig.prover.accepts(A.spki_sha256)
-    assert not rig.prover.accepts(B.spki_sha256)
+    assert rig.prover.accepts(A)
+    assert not rig.prover.accepts(B)
 
 
 def test_time_of_verification_counts() -> None:
@@ -223,9 +223,9 @@ def test_time_of_verification_counts() -> None:
     rig.appraiser.judge = slow
     prove(rig, A)
     rig.clock.seconds += HOUR - 601
-    assert rig.prover.accepts(A.spki_sha256)
+    assert rig.prover.accepts(A)
     rig.clock.seconds += 1
-    assert not rig.prover.accepts(A.spki_sha256)
+    assert not rig.prover.accepts(A)
 
 
 def test_keys_are_bounded() -> None:
@@ -236,20 +236,21 @@ def test_keys_are_bounded() -> None:
     before = rig.prover.generation
     prove(rig, A)
     assert rig.prover.generation != before
-    assert not rig.prover.accepts(peer_of(b"0").spki_sha256)
-    assert rig.prover.accepts(peer_of(b"1").spki_sha256)
-    assert rig.prover.accepts(A.spki_sha256)
+    assert not rig.prover.accepts(peer_of(b"0"))
+    assert rig.prover.accepts(peer_of(b"1"))
+    assert rig.prover.accepts(A)
 
 
 def test_observed_key_is_kept_of_many() -> None:
     """Of a proof of more keys than are kept, that of the connection is."""
     rig = Rig()
-    keys = [A.spki_sha256, *(peer_of(b"%d" % number).spki_sha256 for number in range(MAX_KEYS))]
+    peers = [A, *(peer_of(b"%d" % number) for number in range(MAX_KEYS))]
+    keys = [peer.spki_sha256 for peer in peers]
     rig.appraiser.judge = lambda _: proof_of(*keys, at=rig.clock.now())
     prove(rig, A)
-    assert rig.prover.accepts(A.spki_sha256)
-    assert rig.prover.accepts(keys[1])
-    assert not rig.prover.accepts(keys[-1])
+    assert rig.prover.accepts(A)
+    assert rig.prover.accepts(peers[1])
+    assert not rig.prover.accepts(peers[-1])
 
 
 def test_forgotten_proofs() -> None:
@@ -283,7 +284,7 @@ def test_closed_while_a_proof_is_made() -> None:
         with pytest.raises(UsageError) as caught:
             steps.send(None)
         assert caught.value.reason == "closed"
-    assert not rig.prover.accepts(A.spki_sha256)
+    assert not rig.prover.accepts(A)
     assert rig.events == []
 
 
@@ -299,9 +300,9 @@ def test_forked_process_does_not_wait_for_its_parent() -> None:
         if child == 0:  # no pytest in here
             status = 1
             try:
-                kept = rig.prover.accepts(A.spki_sha256)
+                kept = rig.prover.accepts(A)
                 prove(rig, B)
-                status = 0 if kept and rig.prover.accepts(B.spki_sha256) else 2
+                status = 0 if kept and rig.prover.accepts(B) else 2
             finally:
                 os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -319,7 +320,7 @@ def test_observer_that_fails_undoes_nothing(caplog: pytest.LogCaptureFixture) ->
         prove(rig, A)
         rig.appraiser.judge = refuse
         assert refused(rig, B).reason == "report_data"
-    assert rig.prover.accepts(A.spki_sha256)
+    assert rig.prover.accepts(A)
     messages = [record.getMessage() for record in caplog.records]
     assert messages.count("on_proof failed") == 2
     assert "https://server.example: proven (stub; tls-spki)" in messages

@@ -1,7 +1,10 @@
 """Services of the caller's own, such as an app that publishes what dstack's guest agent attests."""
 
+import asyncio
 import json
+import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import fastapi
@@ -10,7 +13,10 @@ import pytest
 
 import attestkit
 from attestkit import Attestation, ReportData, Require
+from attestkit._crypto.hashes import sha256
 from attestkit.client import ObservedPeer, bound
+from attestkit.client.services.bound import BoundService
+from attestkit.client.services.service import Binding, Claims
 from attestkit.errors import FormatError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.testing import AttestedServer
@@ -36,12 +42,20 @@ def server(attested_server: Make) -> AttestedServer:
     """Provide a dstack app with the document of its own."""
     api = fastapi.FastAPI()
 
-    @api.get("/evidence")
-    def evidence(nonce: str) -> Any:
-        report_data = ReportData.bind("my-app", made.spki_sha256 + bytes.fromhex(nonce))
+    def attest(digest: bytes, nonce: str) -> Any:
+        report_data = ReportData.bind("my-app", digest + bytes.fromhex(nonce))
         transport = httpx.HTTPTransport(uds=made.tee.socket)
         with httpx.Client(transport=transport, base_url="http://dstack") as agent:
             return agent.post("/v1/Attest", json={"report_data": report_data.hex()}).json()
+
+    @api.get("/evidence")
+    def evidence(nonce: str) -> Any:
+        return attest(made.spki_sha256, nonce)
+
+    @api.get("/certificate")
+    def certificate(nonce: str) -> Any:
+        pem = ssl.get_server_certificate(("127.0.0.1", made.port))
+        return attest(sha256(ssl.PEM_cert_to_DER_cert(pem)), nonce)
 
     made = attested_server(api)
     return made
@@ -84,6 +98,41 @@ def test_without_a_nonce_the_key_alone_is_shown(server: AttestedServer) -> None:
         connect(server, constant)
     with connect(server, constant, require=Require(freshness="key possession")) as endpoint:
         assert endpoint.proof.freshness == "key possession"
+
+
+class OfCertificate(BoundService):
+    """A service whose evidence names the certificate of the connection in place of its key."""
+
+    def read(
+        self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
+    ) -> Claims:
+        """Return the claims of `BoundService` with another binding."""
+        claims = super().read(answers, nonce, seen, model)
+        assert seen is not None
+        binding = Binding("tls-certificate", sha256(seen.certificate), "server")
+        return replace(claims, bindings=(binding,))
+
+
+def test_event_loops_accept_a_certificate_in_the_evidence(server: AttestedServer) -> None:
+    """A connection of asyncio is for the certificate that the evidence names, and no other one."""
+
+    def report_data(seen: ObservedPeer, nonce: bytes, _body: bytes) -> bytes:
+        return ReportData.bind("my-app", sha256(seen.certificate) + nonce)
+
+    async def request(context: ssl.SSLContext) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+        writer.write(b"GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+        line = await reader.readline()
+        writer.close()
+        return line
+
+    path = "/certificate?nonce={nonce}"
+    own = OfCertificate("mine", path, Attestation.from_agent_response, report_data)
+    with connect(server, own) as endpoint:
+        assert asyncio.run(request(endpoint.ssl_context)).startswith(b"HTTP/1.1 404")
+        server.rotate()
+        with raises(PeerRefusedError, "other_key"):
+            asyncio.run(request(endpoint.ssl_context))
 
 
 def test_arguments() -> None:

@@ -47,9 +47,9 @@ class SimpleProver:
         if self.closed is not None:
             raise self.closed
 
-    def accepts(self, spki_sha256: bytes) -> bool:
+    def accepts(self, peer: ObservedPeer) -> bool:
         """Return whether a key is proven."""
-        return spki_sha256 in self.accepted
+        return peer.spki_sha256 in self.accepted
 
     def forget(self) -> None:
         """End all proofs."""
