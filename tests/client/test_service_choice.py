@@ -5,6 +5,9 @@ from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+import attestkit
 from attestkit.client.origin import Origin
 from attestkit.client.service_choice import Dialing, choose_service, open_service, service_names
 from attestkit.client.services.bound import bound
@@ -71,8 +74,29 @@ def test_proxy(attested_server: Make) -> None:
     forbidden = b"HTTP/1.1 403 Forbidden\r\n\r\n"
     with proxying(answer=forbidden) as proxy, raises(ServiceError, "connection"):
         choose_service("auto", dialing(server, proxy=proxy.url))
-    with raises(UsageError, "wrong_value"):
-        choose_service("auto", dialing(server, proxy="socks5://127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("proxy", "reason"),
+    [
+        ("socks5://127.0.0.1", "wrong_value"),
+        ("http://", "wrong_value"),
+        ("http://a..b:3128", "wrong_value"),
+        (f"http://{'a' * 70}:3128", "wrong_value"),
+        ("http://a\0b", "wrong_value"),
+        ("http://a:70000", "wrong_value"),
+        ("http://\ud800@a", "wrong_value"),
+        (5, "wrong_type"),
+        (b"http://a", "wrong_type"),
+    ],
+)
+@pytest.mark.parametrize("service", ["auto", "attestkit"])
+def test_malformed_proxy(service: str, proxy: Any, reason: str) -> None:
+    """The URL of a proxy has the scheme http and a valid host; no connection is opened."""
+    with raises(UsageError, reason):
+        attestkit.connect(
+            "https://127.0.0.1:1", policy="hardware-only", service=service, proxy=proxy
+        )
 
 
 def test_proxy_with_a_password(attested_server: Make) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from attestkit._argument_checks import wrong_type
+from attestkit._formats.host_names import is_host
 from attestkit._sanitize import one_line
 from attestkit._system.bounded_http import TimeLeft, connect_tcp, host_header
 from attestkit.errors import ServiceError, UsageError
@@ -195,15 +196,18 @@ def _proxy_address(proxy: str) -> tuple[str, int, dict[str, str]]:
     Raises:
         UsageError: If the URL is not valid.
     """
+    if not isinstance(proxy, str):
+        raise wrong_type("proxy", "text", proxy)
     message = "proxy: must be http://HOST:PORT"
     try:
         parts = urlsplit(proxy)
-        host, port = parts.hostname, parts.port or 80
+        host, port = parts.hostname or "", parts.port or 80
+        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
     except ValueError as error:
         raise UsageError(message, reason="wrong_value") from error
-    if parts.scheme != "http" or not host:
+    netloc = parts.netloc.rpartition("@")[2]
+    if parts.scheme != "http" or not is_host(netloc, host.removesuffix(".")):
         raise UsageError(message, reason="wrong_value")
     if parts.username is None:
         return host, port, {}
-    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return host, port, {"Proxy-Authorization": f"Basic {b64encode(user.encode()).decode()}"}
+    return host, port, {"Proxy-Authorization": f"Basic {b64encode(user).decode()}"}
