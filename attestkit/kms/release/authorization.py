@@ -384,8 +384,9 @@ def authorize_guest(
         boottime: Use the registers up to `boot-mr-done`, and no key provider, as SignCert does.
         use_claimed_image: Use the image hash that the configuration names if the image cannot be
             verified. For simulation only.
-        is_self: Whether the guest is this KMS itself, with the role `kms`; it may run even if it
-            does not release its roots.
+        is_self: Whether the guest is this KMS itself, with the role `kms`: `authorization` then
+            decides even if it releases no roots. PolicyAuthorization without `kms_policy` and
+            FunctionAuthorization without `decide_kms` always refuse.
         now: Time of the verification: an aware datetime, or seconds since 1970; None is the
             verifier's clock.
 
