@@ -79,7 +79,7 @@ def compose_hash_deterministic(
     if normalize:
         if fields.get("runner") == "bash":
             fields.pop("docker_compose_file", None)
-        elif fields.get("runner") in {"docker-compose", "nerdctl-compose"}:
+        elif fields.get("runner") in ("docker-compose", "nerdctl-compose"):  # may not be hashable
             fields.pop("bash_script", None)
         if not fields.get("pre_launch_script"):
             fields.pop("pre_launch_script", None)

@@ -47,6 +47,9 @@ def test_deterministic_hash_of_nan_and_other_scripts() -> None:
         normalized
     )
     assert compose_hash_deterministic(both) != compose_hash_deterministic(normalized)
+    for runner in ([], {}):
+        odd = {**both, "runner": runner}
+        assert compose_hash_deterministic(odd, normalize=True) == compose_hash_deterministic(odd)
 
 
 def test_deterministic_hash_of_unserialisable_value_is_usage_error() -> None:
