@@ -1,6 +1,5 @@
 """The shape of a virtual machine: the settings of QEMU on which measurements depend."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import UnionType
@@ -9,6 +8,7 @@ from typing import Any, Final
 from attestkit._argument_checks import wrong_type
 from attestkit._formats import strict_json
 from attestkit._outcomes.reasons import FormatReason, UsageReason
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.attestation.launch.td_hob import MemoryRange, memory_below_4g, memory_ranges
 from attestkit.attestation.launch.tdx import is_two_pass
 from attestkit.errors import FormatError, UsageError
@@ -23,8 +23,7 @@ _MIN_MEMORY: Final = 1 << 20
 _MAX_MEMORY: Final = 1 << 45  # bytes; the 64-bit PCI window starts at 56 TiB
 _MAX_HOLE: Final = 1 << 51
 _SLOTS: Final = 30  # of PCI bus 0, without host bridge and LPC
-_VERSION: Final = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.\d{1,3})?", re.ASCII)
-_DEFAULT_VERSION: Final = (9, 1)  # as the reference verifier assumes
+_DEFAULT_VERSION: Final = QemuVersion(9, 1)  # as the reference verifier assumes
 
 # Reasons of the constructor's errors, and those for a number of a vm_config.
 _IN_CONFIG: Final[dict[str, FormatReason]] = {
@@ -96,9 +95,11 @@ class MachineShape:
         if len(self.host_share_mode) > 32:
             problem = f"{len(self.host_share_mode)} characters, at most 32"
             raise _error("host_share_mode", problem, "too_large")
-        if self.qemu_version and not _VERSION.fullmatch(self.qemu_version):
-            raise _error("qemu_version", "must be numbers such as 9.2.1", "wrong_value")
-        if self.qemu_release < (8, 0):
+        try:
+            version = self._version
+        except FormatError as error:
+            raise _error("qemu_version", error.message, "wrong_value") from error
+        if version.major < 8:
             raise _error("qemu_version", "must be 8.0 or later for TDX", "not_applicable")
         if self.swtpm:
             raise _error("swtpm", "machines with a TPM are not supported", "not_applicable")
@@ -132,9 +133,12 @@ class MachineShape:
 
     @property
     def qemu_release(self) -> tuple[int, int]:
-        """Major and minor version of QEMU; 9.1 if it is unknown."""
-        found = _VERSION.fullmatch(self.qemu_version)
-        return (int(found[1]), int(found[2])) if found else _DEFAULT_VERSION
+        """Release of QEMU, such as (9, 2), also of its development versions; 9.1 if unknown."""
+        return self._version.release
+
+    @property
+    def _version(self) -> QemuVersion:
+        return QemuVersion.parse(self.qemu_version) if self.qemu_version else _DEFAULT_VERSION
 
     @property
     def page_order(self) -> PageOrder:

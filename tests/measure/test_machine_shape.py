@@ -62,6 +62,13 @@ def test_shape_of_full_configuration_has_its_values() -> None:
         ("9.0.0", None, (9, 0), "single_pass"),
         ("10.0.13", True, (10, 0), "two_pass"),
         ("", None, (9, 1), "single_pass"),
+        # Development versions are of the next release; dstack infers the order from the number.
+        ("8.2.91", None, (9, 0), "two_pass"),
+        ("9.1.50", None, (9, 2), "single_pass"),
+        ("9.2.50", None, (10, 0), "single_pass"),
+        ("10.0.50", None, (10, 1), "single_pass"),
+        ("10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)", None, (10, 0), "single_pass"),
+        ("8.2.2+tdx", None, (8, 2), "two_pass"),
     ],
 )
 def test_shape_order_of_pages_follows_from_the_version_of_qemu(
@@ -115,6 +122,7 @@ def test_shape_has_the_ranges_of_memory(
         ({"qemu_version": "9.2.1 -device x"}, "wrong_value", "wrong_value"),
         ({"qemu_version": "٩.2"}, "wrong_value", "wrong_value"),
         ({"qemu_version": "7.2.0"}, "not_applicable", "unsupported"),
+        ({"qemu_version": "7.2.50"}, "not_applicable", "unsupported"),
         ({"host_share_mode": "9" * 33}, "too_large", "too_large"),
         ({"swtpm": True}, "not_applicable", "unsupported"),
         ({"hugepages": True, "num_gpus": 1}, "not_applicable", "unsupported"),

@@ -17,6 +17,7 @@ from attestkit._formats.cbor import Value
 from attestkit._outcomes.reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.attestation.launch import kernel_cmdline
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.attestation.launch.td_hob import (
     ACCEPTED,
     HIGH_START,
@@ -283,8 +284,8 @@ def is_two_pass(vm_config: Mapping[str, Any]) -> bool:
     `qemu_version`.
 
     Raises:
-        FormatError: If `qemu_single_pass_add_pages` is not a boolean, or `qemu_version` does not
-            start with 8 or more.
+        FormatError: If `qemu_single_pass_add_pages` is not a boolean, or `qemu_version` is not a
+            version number from 8.0 on.
     """
     stated = vm_config.get("qemu_single_pass_add_pages")
     if isinstance(stated, bool):
@@ -292,14 +293,20 @@ def is_two_pass(vm_config: Mapping[str, Any]) -> bool:
     if stated is not None:
         message = "vm_config: qemu_single_pass_add_pages: must be a boolean"
         raise FormatError(message, reason="wrong_type")
-    version = vm_config.get("qemu_version")
-    if version is None:
+    if vm_config.get("qemu_version") is None:
         return False
-    major = str(version).split(".")[0]
-    if not major.isascii() or not major.isdigit() or len(major) > 3 or int(major) < 8:
+    text = strict_json.string(vm_config, "qemu_version", what="vm_config")
+    try:
+        major = QemuVersion.parse(text).major
+    except FormatError as error:
+        message = f"vm_config: qemu_version: {error.message}"
+        raise FormatError(message, reason="unsupported") from error
+    if major < 8:
         message = "vm_config: qemu_version: must be 8 or later, because earlier ones have no TDX"
         raise FormatError(message, reason="unsupported")
-    return int(major) == 8
+    # The order is that of the host's kernel: dstack infers it from the number as it is, also from
+    # that of a development version.
+    return major == 8
 
 
 def _map(document: dict[Value, Value], name: str) -> dict[Value, Value]:

@@ -3,7 +3,7 @@
 A real QEMU makes them, stopped and without KVM; tables of common machines ship with attestkit.
 """
 
-from attestkit.measure.acpi.acpi_inputs import QemuVersion
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.measure.acpi.acpi_tables import AcpiTables, read_table_folder
 from attestkit.measure.acpi.derived_tables import to_edge_triggered
 from attestkit.measure.acpi.qemu.chipset import ChipsetSetup

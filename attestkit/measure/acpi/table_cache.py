@@ -29,8 +29,9 @@ from attestkit._system.cache_folder import (
     write_cache_file,
 )
 from attestkit._system.untrusted_files import read_regular
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.acpi.acpi_inputs import AcpiInputs, QemuBuild, QemuVersion
+from attestkit.measure.acpi.acpi_inputs import AcpiInputs, QemuBuild
 from attestkit.measure.acpi.acpi_tables import (
     MAX_LOADER,
     MAX_RSDP,

@@ -3,9 +3,10 @@
 import os
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import UsageError
 from attestkit.measure.acpi import derived_tables
-from attestkit.measure.acpi.acpi_inputs import QemuBuild, QemuVersion, acpi_inputs, host_version
+from attestkit.measure.acpi.acpi_inputs import QemuBuild, acpi_inputs, host_version
 from attestkit.measure.acpi.acpi_tables import AcpiTables, read_table_folder
 from attestkit.measure.acpi.qemu.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
@@ -17,7 +18,9 @@ from attestkit.measure.machine_shape import MachineShape
 
 TableOrigin: TypeAlias = Literal["folder", "qemu", "cache", "package", "derived"]
 
-_LEVEL_FROM: Final = (9, 2)  # TDX branches of QEMU before it have edge-triggered interrupts
+# TDX branches of QEMU before it have edge-triggered interrupts. The number counts as it is: Intel's
+# branch of 9.1 is version 9.1.50.
+_LEVEL_FROM: Final = (9, 2)
 _BASES: Final[dict[str, Basis]] = {"8.2": "hardware", "9.2": "hardware", "10.0": "published"}
 
 

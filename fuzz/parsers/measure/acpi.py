@@ -4,8 +4,8 @@ import hashlib
 import zlib
 from typing import Final
 
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from attestkit.measure.acpi.acpi_tables import check_tables
 from attestkit.measure.acpi.derived_tables import to_edge_triggered
 from attestkit.measure.acpi.qemu.qemu_machine import FwCfgFile, parse_directory, parse_e820

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.measure import MachineShape
 from attestkit.measure.acpi import TableCache
-from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables, read_table_folder
 from attestkit.measure.acpi.qemu.user_command import clean_command
 from tests.attacks.attempts import Surfaces

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from attestkit.measure.acpi.acpi_inputs import QemuVersion
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM
 from attestkit.measure.acpi.qemu.qemu_machine import FwCfg, read_version
 from attestkit.measure.acpi.qemu.qtest import StoppedQemu

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from attestkit.measure.acpi.acpi_inputs import AcpiInputs, QemuVersion, acpi_inputs
+from attestkit.attestation.launch.qemu_version import QemuVersion
+from attestkit.measure.acpi.acpi_inputs import AcpiInputs, acpi_inputs
 from attestkit.measure.acpi.acpi_tables import AcpiTables
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine, read_version

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.measure.acpi import (
     AcpiTables,
     clean_command,
@@ -17,7 +18,7 @@ from attestkit.measure.acpi import (
     read_machine,
     to_edge_triggered,
 )
-from attestkit.measure.acpi.acpi_inputs import QemuVersion, acpi_inputs
+from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.table_cache import TableKey, packaged_tables
 from tests.measure.acpi.machines import (
     installed_version,

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit._formats.toml import decode
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import FormatError
 from attestkit.measure.acpi import table_cache
-from attestkit.measure.acpi.acpi_inputs import QemuVersion, acpi_inputs
+from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.table_cache import (

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from attestkit._crypto.hashes import sha384
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.measure.acpi import to_edge_triggered
-from attestkit.measure.acpi.acpi_inputs import QemuVersion, acpi_inputs
+from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.acpi_tables import build_loader
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu.user_command import clean_command

@@ -215,6 +215,31 @@ def test_memory_size_and_qemu_decide_on_kernel(images: Path, memory: int, qemu: 
     refused(evidence_of(expected, {**config, "memory_size": memory + GIB}), images, "td-hob")
 
 
+@pytest.mark.parametrize(
+    ("stated", "release"),
+    [
+        ("10.0.50", "10.1.0"),
+        ("9.2.50", "10.0.0"),
+        ("10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)", "10.0.13"),
+    ],
+)
+def test_kernel_of_development_version_is_that_of_its_release(
+    tmp_path: Path, stated: str, release: str
+) -> None:
+    """The kernel of a development version of QEMU is that of the next release.
+
+    From 10.0 on firmware with `etc/boot/` loads the unchanged kernel, from 10.1 on all firmware.
+    """
+    named_blobs = [b"etc/boot/"] if stated == "9.2.50" else []
+    files = boot_files(firmware=tdvf_image(texts=[b"ACPI DATA", b" initrd=initrd", *named_blobs]))
+    folder = store(tmp_path / "images", files)
+    config = config_of(files, qemu_version=release, memory_size=5 * GIB // 2)
+    expected = replace(expected_of(folder, config, acpi=OTHER_TABLES), other_events=())
+    # No tables are known for this number of vCPUs.
+    evidence = evidence_of(expected, {**config, "qemu_version": stated, "cpu_count": 201})
+    assert verify(evidence, tmp_path / "images").claims.os_image_hash.hex() == image_hash(files)
+
+
 @pytest.mark.parametrize("normalized", [False, True])
 def test_normalized_kernel_is_measured_as_it_is(tmp_path: Path, *, normalized: bool) -> None:
     """A kernel with a normalized header is measured as it is under every QEMU, another is not."""

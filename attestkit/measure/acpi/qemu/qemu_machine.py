@@ -13,9 +13,10 @@ from typing import Final, NamedTuple
 
 from attestkit._sanitize import key as shown_key
 from attestkit._sanitize import shown
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import BackendError, ConfigError, FormatError
 from attestkit.measure.acpi import acpi_tables
-from attestkit.measure.acpi.acpi_inputs import QemuBuild, QemuVersion
+from attestkit.measure.acpi.acpi_inputs import QemuBuild
 from attestkit.measure.acpi.qemu import chipset, qtest
 
 BOOT_MENU: Final = 0x0E

@@ -11,8 +11,8 @@ from os import PathLike, fspath
 from typing import Final, NamedTuple
 
 from attestkit._sanitize import shown
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from attestkit.measure.acpi.qemu.qemu_command import CPU, DEFAULT_PROGRAM, STAND_IN
 from attestkit.measure.acpi.qemu.qemu_options import (
     Properties,

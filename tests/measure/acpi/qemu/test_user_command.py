@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from attestkit.measure.acpi.qemu.qemu_command import CPU, dstack_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu.qemu_options import (

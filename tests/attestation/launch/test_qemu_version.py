@@ -1,9 +1,9 @@
-"""Tests of QemuVersion: numbers, and release lines."""
+"""Tests of QemuVersion: numbers, releases, and release lines."""
 
 import pytest
 
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import FormatError
-from attestkit.measure.acpi.acpi_inputs import QemuVersion
 from tests.raising import raises
 from tests.runner.cases import every_case
 
@@ -22,6 +22,9 @@ from tests.runner.cases import every_case
         ("10.1.0", (10, 1, 0), "10.1"),
         ("10.2.1", (10, 2, 1), "10.0"),
         ("10.1.92-rc2", (10, 1, 92), "10.0"),
+        ("10.1.92 (v10.2.0-rc2-dirty)", (10, 1, 92), "10.0"),
+        ("8.2.2+tdx", (8, 2, 2), "8.2"),
+        ("9.2.1-foo", (9, 2, 1), "9.2"),
         ("11.1.3", (11, 1, 3), "11.1"),
     ],
 )
@@ -38,9 +41,14 @@ def test_str_is_parsed_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "v8.2", "8", "8.", "8.2.2.1", "1234.0", "a.b", "8.2.", "-8.2"]
+    "text",
+    [
+        *("", "v8.2", "8", "8.", "8.2.2.1", "1234.0", "a.b", "8.2.", "-8.2"),
+        *("٩.2", "9.2.1\n", "9.2.1 ", "9.2.1 -device x", "9.2.1-", "9.2.1-a/b", "9.2.1 ()"),
+        *("9.2.1 (a\nb)", f"9.2.1-{'a' * 65}", f"9.2.1 ({'a' * 257})"),
+    ],
 )
 def test_parse_rejects_other_text(text: str) -> None:
-    """A version has two or three numbers of at most three digits."""
+    """A version has two or three numbers of at most three digits, and no other text than these."""
     with raises(FormatError, "syntax"):
         QemuVersion.parse(text)
