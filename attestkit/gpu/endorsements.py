@@ -178,7 +178,8 @@ class GpuEndorsements:
 
         Raises:
             FormatError: If a device chain is malformed.
-            UsageError: If the nonce does not have 32 bytes, or the URL is not an https URL.
+            UsageError: If the nonce does not have 32 bytes, or the URL is neither https nor http of
+                this machine (127.0.0.1, ::1).
             CollateralError: If the service cannot be reached, or returns an error or an invalid
                 answer.
         """

@@ -7,8 +7,9 @@ TLS. They are valid for two days: store them with the answer.
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, get_args
+from urllib.parse import urlsplit
 
-from attestkit._argument_checks import require_size
+from attestkit._argument_checks import require_size, wrong_type
 from attestkit._formats import strict_json
 from attestkit._outcomes.reasons import UsageReason
 from attestkit._sanitize import one_line
@@ -30,6 +31,8 @@ NrasVersion = Literal[2, 3, 4]
 
 _JWKS_PATH: Final = "/.well-known/jwks.json"
 _NONCE_SIZE: Final = 32
+_THIS_MACHINE: Final = ("127.0.0.1", "::1")
+_NOT_IN_URL: Final = frozenset(" @?#\\")  # user, query, fragment, and what parsers read differently
 _MAX_ADVICE: Final = 200  # characters of the service's text in an error
 _ADVICE: Final = {
     400: "check that the nonce is that of the evidence",
@@ -151,8 +154,23 @@ def _check_arguments(
 
 
 def _base(url: str) -> str:
-    if not url.startswith(("https://", "http://127.0.0.1:", "http://[::1]:", "http://localhost:")):
-        raise _misused("the URL must begin with https://", "wrong_value")
+    """Return the base URL without a final slash; errors do not show it, as it may have a password.
+
+    Raises:
+        UsageError: If the URL is neither https nor http of this machine, or has a user.
+    """
+    if not isinstance(url, str):
+        raise wrong_type("NRAS: URL", "str", url)
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # an invalid port raises ValueError
+    except ValueError as error:
+        raise _misused("not a valid URL", "wrong_value") from error
+    is_plain = url.isascii() and url.isprintable() and _NOT_IN_URL.isdisjoint(url)
+    is_local = parts.scheme == "http" and host in _THIS_MACHINE
+    if not is_plain or not host or not (parts.scheme == "https" or is_local):
+        problem = "the URL must be https, or http of 127.0.0.1 or ::1, with a host and without user"
+        raise _misused(f"{problem}, query and fragment", "wrong_value")
     return url.rstrip("/")
 
 

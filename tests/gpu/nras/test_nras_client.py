@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -78,6 +78,29 @@ def test_request_tokens_options() -> None:
     assert service.headers["X-NVIDIA-OCSP-ALLOW-CERT-HOLD"] == "true"
 
 
+WRONG_URLS: Final = (
+    "http://127.0.0.1:x@evil.example/",
+    "http://127.0.0.1:80@evil.example/",
+    "http://[::1]:80@evil.example/",
+    "http://localhost:8000",
+    "http://127.0.0.1.evil.example:80",
+    "http://127.0.0.1:port",
+    "http://127.0.0.2:80",
+    "http://[::1",
+    "http://[::2]:80",
+    "https://user:password@nras.example",
+    "https://nras.example\\@evil.example",
+    "https://nras.example/?a",
+    "https://nras.example#a",
+    "https://nras.example\n.evil.example",
+    "https://nras.éxample",
+    "https://",
+    "https:///v3",
+    "nras.example",
+    "",
+)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -89,6 +112,9 @@ def test_request_tokens_options() -> None:
         ({"claims_version": "1.0"}, "wrong_value"),
         ({"url": "http://nras.attestation.nvidia.com"}, "wrong_value"),
         ({"url": "file:///etc/passwd"}, "wrong_value"),
+        *(({"url": url}, "wrong_value") for url in WRONG_URLS),
+        ({"url": b"https://nras.example"}, "wrong_type"),
+        ({"url": None}, "wrong_type"),
         ({"service_key": "a\r\nb: c"}, "encoding"),
         ({"service_key": ""}, "encoding"),
     ],
@@ -130,9 +156,12 @@ def test_fetch_keys() -> None:
     service = Service(jwks())
     assert fetch_keys(service.get) == jwks()
     assert service.url == f"{NVIDIA_NRAS_URL}/.well-known/jwks.json"
-    assert fetch_keys(service.get, "http://127.0.0.1:8080") == jwks()
-    with raises(UsageError, "wrong_value"):
-        fetch_keys(service.get, "http://nras.example")
+    for url in ("http://127.0.0.1:8080", "http://[::1]:8080/", "HTTPS://nras.example/mirror/"):
+        assert fetch_keys(service.get, url) == jwks()
+        assert service.url == f"{url.rstrip('/')}/.well-known/jwks.json"
+    for url in ("http://nras.example", "http://127.0.0.1:x@evil.example/"):
+        with raises(UsageError, "wrong_value"):
+            fetch_keys(service.get, url)
 
 
 @pytest.mark.parametrize(
