@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from attestkit._argument_checks import require_bytes
+from attestkit._argument_checks import require_bytes, utf8, wrong_type
 from attestkit._crypto.hashes import digest, sha256
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.evidence import DeviceEvidence, GpuBinding, GpuEvidence
@@ -41,9 +42,12 @@ def read_answer(answer: bytes | str | Mapping[str, Any], what: str) -> dict[str,
 
     Raises:
         FormatError: If the answer is malformed, not an object, or over 16 MiB.
+        UsageError: If `answer` has another type.
     """
     if isinstance(answer, Mapping):
         return dict(answer)
+    if not isinstance(answer, (bytes, str)):
+        raise wrong_type(what, "bytes, str or a mapping", answer)
     if len(answer) > MAX_ANSWER:
         message = f"{what}: {len(answer)} bytes, at most {MAX_ANSWER}"
         raise FormatError(message, reason="too_large")
@@ -84,7 +88,7 @@ def read_vllm_proxy(answer: bytes | str | Mapping[str, Any], *, nonce: bytes) ->
 
     Raises:
         FormatError: If the answer is malformed, or has no evidence of GPUs.
-        UsageError: If the nonce is not 32 bytes.
+        UsageError: If an argument has the wrong type, or the nonce is not 32 bytes.
     """
     check_nonce_size(nonce)
     members = read_answer(answer, _VLLM_PROXY)
@@ -173,7 +177,10 @@ def chutes_report_data(nonce: bytes, e2e_pubkey: str, spki_sha256: bytes) -> byt
 
     Raises:
         FormatError: If `e2e_pubkey` is not ASCII text of up to 8,192 characters.
+        UsageError: If `e2e_pubkey` is not a string.
     """
+    if not isinstance(e2e_pubkey, str):
+        raise wrong_type("e2e_pubkey", "str", e2e_pubkey)
     if len(e2e_pubkey) > _MAX_KEY or not e2e_pubkey.isascii():
         raise FormatError(f"{_CHUTES}: e2e_pubkey: must be base64", reason="encoding")
     return sha256((nonce.hex() + e2e_pubkey).encode("ascii")) + spki_sha256
@@ -198,10 +205,16 @@ def read_coco(
 
     Raises:
         FormatError: If the evidence is malformed.
-        UsageError: If the hash is unknown, or the key has a value that is not supported.
+        UsageError: If an argument has the wrong type, the hash is unknown, the nonce is not valid
+            text, or the key has a value that is not supported.
     """
+    for name, value in (("additional_evidence", additional_evidence), ("nonce", nonce)):
+        if not isinstance(value, str):
+            raise wrong_type(name, "str", value)
+    if not isinstance(tee_pubkey, Mapping):
+        raise wrong_type("tee_pubkey", "a mapping", tee_pubkey)
     if algorithm not in _HASHES:
-        message = f"algorithm: must be one of {', '.join(_HASHES)}, not {algorithm[:64]!r}"
+        message = f"algorithm: must be one of {', '.join(_HASHES)}, not {shown(algorithm)}"
         raise UsageError(message, reason="unsupported_algorithm")
     members = read_answer(additional_evidence, _COCO)
     devices = strict_json.string(members, "nvidia", what=_COCO)
@@ -212,7 +225,7 @@ def read_coco(
         system="coco",
         kind="report_data",
         evidence=GpuEvidence(tuple(map(_without_padding, found.devices)), found.raw),
-        nonce=nonce.encode(),
+        nonce=utf8(nonce, "nonce", UsageError),
         gpu_nonce=digest(algorithm, _canonical(challenge))[:HASH_SIZE],
         report_data=digest(algorithm, _canonical(whole)).ljust(_REPORT_DATA, b"\0"),
         committed={"tee_pubkey": _canonical(dict(tee_pubkey))},

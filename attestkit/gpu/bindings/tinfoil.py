@@ -8,7 +8,7 @@ as received.
 import json
 from typing import Any, Final, NamedTuple
 
-from attestkit._argument_checks import utf8
+from attestkit._argument_checks import require_bytes, utf8
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.strict_json import member_spans
@@ -52,8 +52,9 @@ def read_tinfoil(answer: bytes, *, nonce: bytes) -> GpuBinding:
     Raises:
         FormatError: If the answer is malformed, has no evidence of GPUs, or states a hash that is
             not that of the evidence in it.
-        UsageError: If the nonce is not 32 bytes.
+        UsageError: If the answer is not `bytes`, or the nonce is not 32 bytes.
     """
+    require_bytes(_WHAT, answer)
     check_nonce_size(nonce)
     members = read_answer(answer, _WHAT)
     if "challenge" in members:

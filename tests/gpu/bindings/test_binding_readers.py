@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import pytest
 
@@ -19,12 +20,10 @@ from attestkit.gpu.bindings.answer_formats import chutes_report_data, vllm_proxy
 from attestkit.gpu.bindings.tinfoil import tinfoil_report_data
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.evidence import DeviceEvidence, GpuBinding, GpuEvidence
+from tests.raising import raises
 from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import HAVE_SHARED, data, needs_shared
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 OBSERVED: Final[list[dict[str, Any]]] = (
     json.loads(data("gpu/bindings/observed.json")) if HAVE_SHARED else []
@@ -271,6 +270,77 @@ def test_malformed_answer_is_format_error(answer: bytes) -> None:
     for read in readers:
         with pytest.raises(FormatError):
             read()
+
+
+READERS: Final[dict[str, Callable[[Any], GpuBinding]]] = {
+    "vllm_proxy": lambda answer: read_vllm_proxy(answer, nonce=bytes(32)),
+    "tinfoil": lambda answer: read_tinfoil(answer, nonce=bytes(32)),
+    "chutes": lambda answer: read_chutes(answer, nonce=bytes(32), e2e_pubkey="a"),
+    "secretvm": lambda answer: read_secretvm(answer, nonce=bytes(32), tls_sha256=bytes(32)),
+    "coco": lambda answer: read_coco(answer, nonce="n", tee_pubkey={}),
+}
+"""Readers of answers, with good other arguments."""
+
+
+@every_case("name", READERS)
+@every_case("answer", [5, None, [], bytearray(b"{}")], ids=repr)
+def test_answer_of_wrong_type_is_usage_error(name: str, answer: object) -> None:
+    """An answer is bytes, text or an object, as the reader's annotation has it."""
+    with raises(UsageError, "wrong_type"):
+        READERS[name](answer)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["tinfoil-v3", "tinfoil-v3-june-2026"])
+def test_tinfoil_answer_as_text_is_usage_error(name: str) -> None:
+    """The report data have hashes of the answer's bytes, so both formats are read as bytes."""
+    sample = provider(name)
+    answer = sample.get("body_text") or json.dumps(sample["body"])
+    nonce = bytes.fromhex(sample["gpu_nonce"])
+    assert read_tinfoil(answer.encode(), nonce=nonce).nonce == nonce
+    for wrong in (answer, json.loads(answer)):
+        with raises(UsageError, "wrong_type"):
+            read_tinfoil(untyped(wrong), nonce=nonce)
+
+
+@needs_shared
+def test_vllm_proxy_answer_is_the_same_as_bytes_text_and_object() -> None:
+    """Bytes, text and object give one result."""
+    sample = provider("vllm-proxy")
+    nonce = bytes.fromhex(sample["gpu_nonce"])
+    text = json.dumps(sample["body"])
+    found = [read_vllm_proxy(one, nonce=nonce) for one in (text, text.encode(), sample["body"])]
+    assert found == [found[0]] * 3
+
+
+@every_case(
+    ("changes", "reason"),
+    [
+        ({"additional_evidence": b"{}"}, "wrong_type"),
+        ({"additional_evidence": {}}, "wrong_type"),
+        ({"nonce": b"n"}, "wrong_type"),
+        ({"nonce": "\ud800"}, "encoding"),
+        ({"tee_pubkey": "key"}, "wrong_type"),
+        ({"tee_pubkey": None}, "wrong_type"),
+        ({"algorithm": 384}, "unsupported_algorithm"),
+        ({"algorithm": "md5"}, "unsupported_algorithm"),
+    ],
+)
+def test_coco_argument_of_wrong_type_is_usage_error(changes: dict[str, Any], reason: str) -> None:
+    """Evidence and nonce are text, as they were sent, and the key is an object."""
+    device = DeviceEvidence("HOPPER", bytes(60), (b"\x30\x03\x02\x01\x01",)).to_object()
+    text = json.dumps({"nvidia": json.dumps({"device_evidence_list": [device]})})
+    good: dict[str, Any] = {"additional_evidence": text, "nonce": "n", "tee_pubkey": {}}
+    assert read_coco(**good).nonce == b"n"
+    with raises(UsageError, reason):
+        read_coco(**good | changes)
+
+
+@pytest.mark.parametrize("key", [b"a", None, 5])
+def test_chutes_key_of_wrong_type_is_usage_error(key: object) -> None:
+    """The instance's key is text."""
+    with raises(UsageError, "wrong_type"):
+        chutes_report_data(bytes(32), untyped(key), bytes(32))
 
 
 @needs_shared
