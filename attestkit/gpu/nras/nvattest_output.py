@@ -8,7 +8,7 @@ measured guest about itself, as of boot.
 
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from attestkit._outcomes.reasons import FormatReason
 from attestkit._outcomes.steps import GpuReason, caution, skipped
 from attestkit._sanitize import one_line
 from attestkit.errors import FormatError, GpuEvidenceError
-from attestkit.gpu.architectures import chip_of
+from attestkit.gpu.architectures import DeviceLabel, chip_of
 from attestkit.gpu.nras.claims import DeviceClaims, read_claims
 from attestkit.gpu.nras.detached_eat import (
     LOCAL_DIGESTS,
@@ -191,7 +191,7 @@ def appraise_boot_result(
         GpuEvidenceError: If nvattest or the rules do not accept a device, or the rules do not
             accept such results: `binding`; `modes` if they forbid multi-GPU passthrough, or
             `nras_result` if they need tokens of NVIDIA's service, as the output has neither modes
-            nor such tokens.
+            nor such tokens. `topology` if a device is there twice, or states no `ueid`.
     """
     if not rules.allow_boot_result:
         raise _refused("without signatures", "binding", "gpu.allow_boot_result must be true")
@@ -204,6 +204,7 @@ def appraise_boot_result(
         message = "GPU evidence: the measured event must state the number of devices"
         raise GpuEvidenceError(message, reason="device_count")
     output.check(devices=count)
+    _check_distinct(output.devices)
     devices = tuple(_device(at, claims) for at, claims in enumerate(output.devices))
     return GpuResult(
         devices=devices,
@@ -213,6 +214,16 @@ def appraise_boot_result(
         verified_at=now,
         evidence_sha256=output.sha256,
     )
+
+
+def _check_distinct(devices: Sequence[DeviceClaims]) -> None:
+    labels = [DeviceLabel(claims.kind, at) for at, claims in enumerate(devices)]
+    seen: dict[str, DeviceLabel] = {}
+    for label, claims in zip(labels, devices, strict=True):
+        if not claims.ueid:
+            raise label.error("nvattest's claims must state its ueid", "topology")
+        if seen.setdefault(claims.ueid, label) != label:
+            raise label.error(f"is the same device as {seen[claims.ueid]}", "topology")
 
 
 def _refused(lack: str, reason: GpuReason, rule: str) -> GpuEvidenceError:

@@ -2,15 +2,21 @@
 
 import hashlib
 import json
+from datetime import datetime, timezone
 from typing import Any
+
+import pytest
 
 from attestkit.errors import FormatError, GpuEvidenceError
 from attestkit.gpu.nras.nvattest_output import (
     LOCAL_ISSUER,
     MAX_OUTPUT,
     NvattestOutput,
+    appraise_boot_result,
     read_nvattest_output,
 )
+from attestkit.gpu.result import GpuResult
+from attestkit.gpu.rules import GpuRules
 from tests.gpu.nras.nras_tokens import HEADER, NONCE, b64, device_claims, sign
 from tests.raising import raises
 from tests.runner.cases import every_case
@@ -116,6 +122,36 @@ def test_nvattest_output_check_refuses_results() -> None:
         read(overall={"x-nvidia-overall-att-result": False}).check()
     with raises(GpuEvidenceError, "nras_result", device=1):
         read(device_claims(), device_claims() | {"secboot": False}).check()
+
+
+def appraise(output: NvattestOutput, **rules: Any) -> GpuResult:
+    """Appraise output whose measured event states its number of devices."""
+    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    event = {"devices": len(output.devices)}
+    return appraise_boot_result(output, event, GpuRules(allow_boot_result=True, **rules), now)
+
+
+def test_boot_result_with_a_device_twice_is_refused() -> None:
+    """Each device has its own `ueid`; one device is not two GPUs, whatever a rule counts."""
+    one, other = (device_claims() | {"ueid": ueid} for ueid in ("1", "2"))
+    assert [device.ueid for device in appraise(read(one, other), count=2).devices] == ["1", "2"]
+    for claims in ([one, one], [one, other, one]):
+        with raises(GpuEvidenceError, "topology", device=len(claims) - 1):
+            appraise(read(*claims), count=len(claims))
+
+
+@pytest.mark.parametrize("ueid", [None, ""])
+def test_boot_result_with_a_device_without_ueid_is_refused(ueid: str | None) -> None:
+    """Devices without `ueid` could be one device."""
+    with raises(GpuEvidenceError, "topology", device=1):
+        appraise(read(device_claims(), device_claims() | {"ueid": ueid}))
+
+
+@needs_shared
+def test_boot_result_of_a_real_machine_states_its_device() -> None:
+    """The real output has a `ueid`, and is accepted."""
+    [device] = appraise(read_nvattest_output(data(f"gpu/{PATH}")), count=1).devices
+    assert device.ueid.isdecimal()
 
 
 def test_read_nvattest_output_of_failed_program_is_refused() -> None:
