@@ -314,7 +314,12 @@ class Verifier:
 
         The new verifier shares the caches of this one, and fetches no certificates or CRLs of TPM
         keys.
+
+        Raises:
+            UsageError: If `bundle` is not an EvidenceBundle.
         """
+        if not isinstance(bundle, EvidenceBundle):
+            raise wrong_type("bundle", "an EvidenceBundle", bundle)
         authenticators = self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates)
         found = self._with(_authenticators=authenticators, _bundle=bundle)
         return found.with_gpu_endorsements(bundle.gpu_endorsements)
@@ -393,7 +398,7 @@ class Verifier:
         A result is true in a condition, and a returned error is false.
 
         Args:
-            items: Evidence with its expected report data, and optionally its collateral.
+            items: Evidence with its expected report data, and optionally its collateral or bundle.
             executor: Executor of `concurrent.futures`, or dask's `Client.get_executor()`; None
                 verifies in this thread. Processes scale; threads less, because the GIL is held
                 during most of a verification. Items of a dead worker are verified again in a

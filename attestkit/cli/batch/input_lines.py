@@ -4,6 +4,7 @@ import base64
 import binascii
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -58,6 +59,7 @@ class BatchEntry(NamedTuple):
         report_data: Expected report data; None with a nonce, or for any.
         collateral: Collateral for this entry alone; None: that of the verifier.
         gpu: Evidence of GPUs that a bundle has beside the CPU's, raw; None without it.
+        bundle: Bundle with the evidence, without its collateral; None: the evidence is in none.
         bundle_report_data: Report data that a bundle names, if nothing else is expected.
         own_instant: Whether the time of the options is that of a bundle.
         error: Error of reading the evidence; None if it was read.
@@ -70,6 +72,7 @@ class BatchEntry(NamedTuple):
     report_data: bytes | None = None  # None with a nonce
     collateral: Collateral | None = None
     gpu: bytes | None = None  # evidence of GPUs beside that of a bundle
+    bundle: "EvidenceBundle | None" = None  # without its collateral
     bundle_report_data: bytes | None = None  # of a bundle, if nothing else is expected
     own_instant: bool = False  # whether the time of the options is that of a bundle
     error: AttestKitError | None = None
@@ -254,7 +257,8 @@ def _collateral(path: str) -> Collateral:
 def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> BatchEntry:
     """Return an entry with the evidence in `data`: the content of a file, or `evidence` of a line.
 
-    It may have any format. Of a bundle, collateral and report data are used as `defaults` allow.
+    It may have any format. Of a bundle, collateral and report data are used as `defaults` allow,
+    and its certificates, CRLs and endorsements of GPUs in any case.
 
     Raises:
         FormatError: If the data are malformed, or an RA-TLS certificate.
@@ -273,6 +277,7 @@ def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> B
             evidence=bundle.evidence,
             collateral=collateral,
             gpu=bundle.gpu_evidence,
+            bundle=replace(bundle, collateral=None),  # which may be that of the options
             own_instant=own_instant,
         )
         if entry.nonce is None and entry.report_data is None:
@@ -290,4 +295,4 @@ def _refused(entry: BatchEntry, error: AttestKitError, where: str = "") -> Batch
     if isinstance(error, FormatError | UsageError):
         reason = error.reason if isinstance(error, FormatError) else "wrong_value"
         error = FormatError(f"{where}{error}", reason=reason)
-    return entry._replace(evidence=b"", collateral=None, gpu=None, error=error)
+    return entry._replace(evidence=b"", collateral=None, gpu=None, bundle=None, error=error)

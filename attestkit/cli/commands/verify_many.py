@@ -230,13 +230,16 @@ def _verify_entries(
     def items() -> "Iterator[VerificationItem]":
         try:
             for index, entry in enumerate(entries):
-                pending[index] = entry._replace(evidence=b"", collateral=None, gpu=None)
+                pending[index] = entry._replace(
+                    evidence=b"", collateral=None, gpu=None, bundle=None
+                )
                 yield VerificationItem(
                     entry.evidence,
                     nonce=entry.nonce,
                     report_data=entry.report_data if entry.nonce is None else ...,
                     collateral=entry.collateral,
                     gpu=entry.gpu,
+                    bundle=entry.bundle,
                 )
         except AttestKitError as error:
             input_errors.append(error)

@@ -25,6 +25,7 @@ from attestkit.errors import AttestKitError, UsageError, VerificationError, retu
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.verifier.claims import values_of
+from attestkit.verifier.evidence.formats import EvidenceBundle
 from attestkit.verifier.result import AttestationResult, without_evidence
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ _GRACE: Final = 0.1  # seconds that `close` waits for the iterator
 class VerificationItem:
     """One piece of evidence in a batch, with arguments of `Verifier.verify`.
 
-    Pass either `nonce` or `report_data`; neither with a `GpuBinding`.
+    Pass either `nonce` or `report_data`; neither with a `GpuBinding`. Of `bundle` only
+    certificates, CRLs and endorsements of GPUs are used, as by `Verifier.for_bundle`, and no
+    certificates or CRLs of TPM keys are fetched: pass its evidence and collateral as well.
     """
 
     evidence: bytes | Attestation | Quote | SnpReport
@@ -47,6 +50,7 @@ class VerificationItem:
     report_data: bytes | EllipsisType | None = ...
     collateral: Collateral | None = None
     gpu: "GpuInput" = None
+    bundle: EvidenceBundle | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         # Half the time of the state of a frozen dataclass.
@@ -73,7 +77,7 @@ Outcome = AttestationResult | AttestKitError
 
 
 class VerifierProtocol(Protocol):
-    """The method of `Verifier` that a batch needs."""
+    """The methods of `Verifier` that a batch needs."""
 
     def verify(
         self,
@@ -90,6 +94,10 @@ class VerifierProtocol(Protocol):
         Arguments and errors are those of `Verifier.verify`: a nonce of 8 to 64 bytes or report data
         of up to 64 bytes; time; collateral; evidence of GPUs.
         """
+        ...
+
+    def for_bundle(self, bundle: EvidenceBundle) -> "VerifierProtocol":
+        """Return a verifier that uses certificates, CRLs and endorsements of a bundle."""
         ...
 
 
@@ -200,21 +208,22 @@ def verify_one(verifier: VerifierProtocol, item: object, now: datetime) -> Outco
     """Verify one item of any type; return its result or error."""
     if not isinstance(item, VerificationItem):
         return wrong_type("item", "a VerificationItem", item)
-    try:
-        return run_step(
-            "verification",
-            (),
-            lambda: without_evidence(
-                verifier.verify(
-                    item.evidence,
-                    nonce=item.nonce,
-                    report_data=item.report_data,
-                    now=now,
-                    collateral=item.collateral,
-                    gpu=item.gpu,
-                )
-            ),
+
+    def verify() -> AttestationResult:
+        used = verifier if item.bundle is None else verifier.for_bundle(item.bundle)
+        return without_evidence(
+            used.verify(
+                item.evidence,
+                nonce=item.nonce,
+                report_data=item.report_data,
+                now=now,
+                collateral=item.collateral,
+                gpu=item.gpu,
+            )
         )
+
+    try:
+        return run_step("verification", (), verify)
     except AttestKitError as error:
         return error
 
@@ -385,7 +394,10 @@ class ItemReader:
 
 
 def size_of(item: object) -> int:
-    """Return the size of an item's evidence and collateral in bytes; the item may have any type."""
+    """Return the bytes of an item's evidence, collateral, and what its bundle adds to these.
+
+    The item may have any type.
+    """
     size = 0
     rest: list[object] = [item]
     while rest:  # nested tuples, whose depth and number the decoders limit
@@ -393,7 +405,11 @@ def size_of(item: object) -> int:
         if isinstance(part, bytes | str):
             size += len(part)
         elif isinstance(part, VerificationItem):
-            rest += part.evidence, part.collateral
+            rest += part.evidence, part.collateral, part.gpu, part.bundle
+        elif isinstance(part, EvidenceBundle):
+            rest += part.amd_crls, part.ak_certificates
+            if (given := part.gpu_endorsements) is not None:
+                rest += tuple(given.rims.values()), given.ocsp, given.nras, given.jwks
         elif isinstance(part, tuple):
             rest.extend(part)
         elif isinstance(part, Attestation):

@@ -8,6 +8,8 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit._crypto.pem import encode_pem
+from attestkit.collateral.http_getter import HttpGetter
+from attestkit.collateral.responses import Response
 from attestkit.errors import ConfigError, SignatureError
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import decide_verifier
@@ -44,6 +46,24 @@ def verify(files: dict[str, str], name: str, *options: str) -> int:
     data = simulated.REPORT_DATA.hex()
     known = ("--trust-anchor", files["anchor"], "--at", AT, "--report-data", data)
     return main(["verify", files[name], *known, *options])
+
+
+def verify_both(path: Path, capsys: Capture, *options: str) -> tuple[int, str | None]:
+    """Verify a file by both commands; return exit code and reason, which must be the same."""
+    folder = path.parent / "fleet"
+    folder.mkdir(exist_ok=True)
+    (folder / "file").write_bytes(path.read_bytes())
+    capsys.readouterr()
+    one = main(["verify", str(path), *options, "--json"])
+    [found] = json.loads(capsys.readouterr().out)["results"]
+    many = main(["verify-many", str(folder), *options, "--workers", "0"])
+    line = json.loads(capsys.readouterr().out)
+    assert (many, line.get("reason")) == (one, found.get("reason"))
+    if one == 0:
+        assert [step["outcome"] for step in line["steps"]] == [
+            step["outcome"] for step in found["steps"]
+        ]
+    return one, found.get("reason")
 
 
 def test_list_of_option_is_checked(files: dict[str, str], capsys: Capture) -> None:
@@ -92,9 +112,45 @@ def test_bundle_has_certificates_of_a_tpm_key(tmp_path: Path, capsys: Capture) -
 
 def test_lists_of_bundle_are_checked(files: dict[str, str], capsys: Capture) -> None:
     """A bundle with a list of the ASK is rejected; the option's list replaces the bundle's."""
-    assert verify(files, "bundle", "--json") == 2
-    assert json.loads(capsys.readouterr().out)["results"][0]["reason"] == "cert_revoked"
-    assert verify(files, "bundle", "--crl", files["clean"]) == 0
+    data = simulated.REPORT_DATA.hex()
+    known = ("--trust-anchor", files["anchor"], "--at", AT, "--report-data", data)
+    path = Path(files["bundle"])
+    assert verify_both(path, capsys, *known) == (2, "cert_revoked")
+    assert verify_both(path, capsys, *known, "--crl", files["clean"]) == (0, None)
+    path.write_bytes(simulated.bundle(simulated.crl()).to_json().encode())
+    assert verify_both(path, capsys, *known) == (0, None)
+    assert verify_both(path, capsys, *known, "--crl", files["revoked"]) == (2, "cert_revoked")
+
+
+def test_certificates_of_bundle_are_used_and_none_is_fetched(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Certificates and CRLs that only a bundle has are used by both commands, without requests."""
+    server = keys.Server()
+
+    def get(_: HttpGetter, url: str) -> Response:
+        return server(url)
+
+    monkeypatch.setattr(HttpGetter, "__call__", get)
+    root, policy, path = tmp_path / "root", tmp_path / "policy.toml", tmp_path / "file"
+    root.write_bytes(keys.ROOT.built.der)
+    policy.write_text('preset = "default"\nplatforms = ["tpm"]\n')
+    known = ["--trust-anchor", str(root), "--policy", str(policy)]
+    known += ["--at", keys.NOW.isoformat(), "--report-data", EXTRA.hex()]
+    issuer, revoking = keys.ISSUER.built.der, keys.ISSUER.crl(keys.LEAF.serial)
+    for certificates, expected in (
+        ((issuer, *keys.CLEAN), (0, None)),
+        ((issuer,), (0, None)),
+        ((issuer, revoking), (2, "cert_revoked")),
+        ((), (3, "missing")),
+    ):
+        path.write_bytes(keys.bundle(*certificates).to_json().encode())
+        assert verify_both(path, capsys, *known) == expected
+        assert verify_both(path, capsys, *known, "--fetch-ak-certificates") == expected
+    assert not server.requested
+    path.write_bytes(keys.evidence())
+    assert verify_both(path, capsys, *known, "--fetch-ak-certificates") == (0, None)
+    assert server.requested
 
 
 def test_malformed_list_is_a_configuration_error(files: dict[str, str], capsys: Capture) -> None:

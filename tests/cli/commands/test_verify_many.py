@@ -98,6 +98,20 @@ def test_verify_many_compares_report_data_of_bundle(files: Files, capsys: Captur
     assert found["reason"] == "report_data"
 
 
+def test_verify_many_collateral_of_option_replaces_that_of_bundle(
+    files: Files, capsys: Capture
+) -> None:
+    """The bundle's collateral is used, unless an option or the line gives other."""
+    bundle = json.loads(files.bundle.read_bytes())
+    bundle["collateral"]["tcb_info_signature"] = "11" * 64
+    line = {"evidence": json.dumps(bundle).encode().hex()}
+    [found] = run(capsys, put(files, line), *files.anchored, code=2)
+    assert found["reason"] == "tcb_info_bad_signature"
+    run(capsys, put(files, line), *files.trusted, code=0)
+    line["collateral"] = str(files.collateral)
+    run(capsys, put(files, line), *files.anchored, code=0)
+
+
 def test_verify_many_time_of_bundle_is_a_caution(files: Files, capsys: Capture) -> None:
     """A time that a bundle names is its creator's choice, also if --at repeats it."""
     line = {"evidence": files.bundle.read_bytes().hex()}

@@ -21,7 +21,8 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, UsageError
-from attestkit.verifier import AttestationResult, VerificationItem, Verifier
+from attestkit.gpu.endorsements import GpuEndorsements
+from attestkit.verifier import AttestationResult, EvidenceBundle, VerificationItem, Verifier
 from attestkit.verifier.batch import scheduler
 from attestkit.verifier.batch import task as batch_task
 from attestkit.verifier.batch.task import BatchTask, Outcome, SharedVerifier
@@ -285,6 +286,18 @@ def test_batch_bounds_bytes_of_objects(kind: str, monkeypatch: pytest.MonkeyPatc
     found = Verifier(trust_anchor=PKI.root_der).verify_many([item] * 20, executor, now=NOW)
     assert len(found) == 20
     assert executor.submitted == 10
+
+
+def test_batch_counts_bytes_that_a_bundle_adds() -> None:
+    """Certificates, CRLs, evidence and endorsements of GPUs count; evidence of the CPU once."""
+    endorsements = GpuEndorsements({"rim": bytes(1000)}, (bytes(2000),), bytes(4000), (b"{}",))
+    bundle = EvidenceBundle(
+        bytes(10), None, NOW, NONCE, (bytes(100),), (bytes(200),), bytes(400), endorsements
+    )
+    item = VerificationItem(
+        bundle.evidence, report_data=None, gpu=bundle.gpu_evidence, bundle=bundle
+    )
+    assert batch_task.size_of(item) == 7712
 
 
 @pytest.mark.parametrize("window", [0, -1, 1_000_001, 2.5, None])

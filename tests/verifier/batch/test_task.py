@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 
 from attestkit.collateral.cache import CollateralCache
-from attestkit.errors import AttestKitError, FormatError, PolicyError
-from attestkit.verifier import AttestationResult, VerificationItem, Verifier
+from attestkit.errors import AttestKitError, FormatError, PolicyError, UsageError
+from attestkit.verifier import AttestationResult, EvidenceBundle, VerificationItem, Verifier
+from tests.untyped import untyped
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE, NOW, PKI, RecordingGetter, fixed_clock
+from tests.verifier.platforms.snp import test_revocation as amd_lists
+from tests.verifier.platforms.vtpm.made_tpm import EXTRA
+from tests.verifier.tpm import test_ak_collateral as keys
 
 RAW = intel.evidence().to_bytes()
 
@@ -80,6 +84,58 @@ def test_verify_many_collateral_of_item(executor: Executor | None) -> None:
         "CollateralError",
         "good",
     ]
+
+
+def describe_bundles(
+    verifier: Verifier, executor: Executor | None, given: list[EvidenceBundle]
+) -> list[str]:
+    """Verify bundles of one time; return "accepted" or the reason of each."""
+    items = [
+        VerificationItem(one.evidence, report_data=one.report_data, bundle=one) for one in given
+    ]
+    found = verifier.verify_many(items, executor, now=given[0].at)
+    return [each.reason if isinstance(each, AttestKitError) else "accepted" for each in found]
+
+
+def test_verify_many_certificates_and_lists_of_bundle(executor: Executor | None) -> None:
+    """Those of a bundle are used for its item only, and a bundle causes no request."""
+    verifier = keys.verifier(keys.Server(), clock=fixed_clock)
+    issuer, revoking = keys.ISSUER.built.der, keys.ISSUER.crl(keys.LEAF.serial)
+    kinds = {
+        "accepted": keys.bundle(issuer, *keys.CLEAN),
+        "cert_revoked": keys.bundle(issuer, revoking),
+        "missing": keys.bundle(),  # its certificates would be fetched for evidence without bundle
+    }
+    names = [*kinds] * 20
+    assert describe_bundles(verifier, executor, [kinds[name] for name in names]) == names
+    plain = VerificationItem(keys.evidence(), report_data=EXTRA)
+    assert all(verifier.verify_many([plain], executor, now=keys.NOW))
+
+
+def test_verify_many_lists_of_amd_in_bundle(executor: Executor | None) -> None:
+    """A CRL of a bundle revokes its item only."""
+    clean, revoked = amd_lists.bundle(), amd_lists.bundle(amd_lists.crl(amd_lists.ASK))
+    found = describe_bundles(amd_lists.verifier(), executor, [clean, revoked, clean])
+    assert found == ["accepted", "cert_revoked", "accepted"]
+
+
+def test_verify_many_bundle_must_be_one(executor: Executor | None) -> None:
+    """An object of another type in place of a bundle rejects its item."""
+    item = VerificationItem(RAW, report_data=NONCE, bundle=untyped({}))
+    [found] = create_verifier().verify_many([item], executor, now=NOW)
+    assert isinstance(found, UsageError)
+    assert found.reason == "wrong_type"
+
+
+def test_pickled_item_has_evidence_of_its_bundle_once() -> None:
+    """What an item and its bundle share is sent to a worker once."""
+    shared = EvidenceBundle(bytes(10_000), None, NOW, gpu_evidence=b"\1" * 10_000)
+    item = VerificationItem(
+        shared.evidence, report_data=NONCE, gpu=shared.gpu_evidence, bundle=shared
+    )
+    pickled = pickle.dumps(item)
+    assert len(pickled) < 21_000
+    assert pickle.loads(pickled) == item
 
 
 @pytest.mark.parametrize("cached_in", ["memory", "folder"])

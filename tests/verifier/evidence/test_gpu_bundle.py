@@ -1,6 +1,7 @@
 """Evidence bundles with evidence and endorsements of GPUs."""
 
 import json
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,13 @@ import pytest
 
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.gpu.rules import GpuRules
-from attestkit.verifier import AppraisalPolicy, EvidenceBundle, Verifier
+from attestkit.verifier import (
+    AppraisalPolicy,
+    AttestationResult,
+    EvidenceBundle,
+    VerificationItem,
+    Verifier,
+)
 from tests.untyped import untyped
 from tests.verifier.gpu import test_gpu_join as samples
 from tests.verifier.platforms import intel
@@ -40,6 +47,13 @@ def test_bundle_has_endorsements_of_gpus() -> None:
     assert result.gpu.binding == "report_data"
     again = verifier(collateral=intel.collateral()).for_bundle(found)
     assert again.verify(found.evidence, nonce=samples.CHALLENGE).gpu == result.gpu
+    item = VerificationItem(
+        found.evidence, nonce=samples.CHALLENGE, collateral=found.collateral, bundle=found
+    )
+    for given in (item, pickle.loads(pickle.dumps(item))):
+        [batched] = verifier().verify_many([given])
+        assert isinstance(batched, AttestationResult)
+        assert batched.gpu == result.gpu
 
 
 def test_bundle_may_have_gpu_evidence_beside() -> None:
