@@ -47,7 +47,8 @@ def test_deterministic_hash_of_nan_and_other_scripts() -> None:
         normalized
     )
     assert compose_hash_deterministic(both) != compose_hash_deterministic(normalized)
-    for runner in ([], {}):
+    odd_runners: tuple[Any, ...] = ([], {})
+    for runner in odd_runners:
         odd = {**both, "runner": runner}
         assert compose_hash_deterministic(odd, normalize=True) == compose_hash_deterministic(odd)
 
