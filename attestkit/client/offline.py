@@ -42,7 +42,8 @@ def verify_proof(
     """Verify a saved proof again, without network access, and return it.
 
     Evidence and collateral are signed, the file itself is not: that the nonce was fresh and the
-    certificate was observed in a handshake is an unverified statement of the file.
+    certificate was observed in a handshake is an unverified statement of the file. Keys of NVIDIA's
+    attestation service in it are not used.
 
     Args:
         bundle: The saved proof.
@@ -54,13 +55,14 @@ def verify_proof(
         require: Requirements beside the policy.
         now: Time of the verification, with a time zone; None: the current time.
         use_bundle_time: Verify at `bundle.at`: what has expired or was revoked since is accepted.
-        verifier: Arguments of `Verifier`, such as `trust_anchor`. The collateral is the bundle's.
+        verifier: Arguments of `Verifier`, such as `trust_anchor`. The collateral is the bundle's,
+            and without `gpu_endorsements` so are the endorsements of GPUs.
 
     Raises:
         ServiceError: If a requirement is not met, or the evidence does not name the TLS key of the
             certificate in the bundle.
         VerificationError: If evidence is not valid, not accepted, or has expired.
-        CollateralError: If the bundle lacks collateral of its evidence.
+        CollateralError: If the bundle lacks collateral or endorsements of its evidence.
         FormatError: If an answer or a certificate in the bundle is malformed.
         UsageError: If an argument is not valid, or the service is unknown.
     """
@@ -87,10 +89,22 @@ def verify_proof(
         max_age=_MAX_AGE,
         not_proven=(_SAVED, *([_ITS_TIME] if use_bundle_time else [])),
     )
-    proof = appraiser.appraise(bundle.answers, bundle.nonce, bundle.seen, at, bundle.collateral)
-    if len(proof.machines) != len(bundle.collateral):
-        message = f"proof bundle: collateral: must be {len(proof.machines)} items, one per machine"
-        raise FormatError(message, reason="inconsistent")
+    proof = appraiser.appraise(
+        bundle.answers,
+        bundle.nonce,
+        bundle.seen,
+        at,
+        bundle.collateral,
+        gpu_endorsements=bundle.gpu_endorsements,
+    )
+    count = len(proof.machines)
+    for name, items in (
+        ("collateral", bundle.collateral),
+        ("gpu_endorsements", bundle.gpu_endorsements or bundle.collateral),  # optional
+    ):
+        if len(items) != count:
+            message = f"proof bundle: {name}: must be {count} items, one per machine"
+            raise FormatError(message, reason="inconsistent")
     return proof
 
 

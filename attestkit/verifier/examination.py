@@ -44,6 +44,7 @@ from attestkit.verifier.result import AttestationResult, create_result
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.collateral.caching_source import CollateralSource
+    from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.result import GpuResult
     from attestkit.verifier.gpu_join import GpuInput
     from attestkit.verifier.images.image_store import ImageStore
@@ -97,6 +98,11 @@ class Examination:
     def steps(self) -> tuple[VerificationStep, ...]:
         """Steps that passed so far, and steps that were skipped."""
         return tuple(self._steps)
+
+    @property
+    def gpu_endorsements(self) -> "GpuEndorsements | None":
+        """Endorsements with which evidence of GPUs is verified; None without."""
+        return self._settings.gpu_trust.endorsements
 
     def authenticate(self) -> Authenticated:
         """Verify signatures, certificates and TCB; return the content that they cover."""

@@ -3,6 +3,8 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -11,9 +13,12 @@ import pytest
 
 import attestkit
 from attestkit import Require
+from attestkit.__main__ import main
 from attestkit.backends.simulator.gpu.gpu_host import SimulatedGpuServices
+from attestkit.client import Proof, ProofBundle, verify_proof
 from attestkit.client.services.service import Machine
-from attestkit.gpu import GpuEndorsements
+from attestkit.errors import CollateralError, FormatError
+from attestkit.gpu import GpuEndorsements, GpuRules
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier import AppraisalPolicy
@@ -22,12 +27,14 @@ from tests.client.services.vllm.simulated_reports import report, td, verified
 from tests.gpu.simulated_machine import machine as gpu_machine
 from tests.gpu.test_fetch_over_http import Server
 from tests.raising import raises
+from tests.untyped import untyped
 from tests.verifier.platforms import intel
 
 pytest.importorskip("uvicorn")
 
 GPUS = gpu_machine(2)
 ROOTS = SimulatedRoots(intel.PKI.root_der, gpu=GPUS.roots)
+REQUIRED = Require(gpu=True)
 
 
 @pytest.fixture
@@ -44,10 +51,15 @@ def app(tmp_path: Path) -> Iterator[ServedApp]:
         yield found
 
 
+def policy(**rules: Any) -> AppraisalPolicy:
+    """Return a policy that names the app, with rules for GPUs."""
+    named = AppraisalPolicy.from_evidence(verified(Machine("model", td(bytes(64)), bytes(64))))
+    return named.replace(gpu=GpuRules(**rules))
+
+
 def connect(app: ServedApp, **options: Any) -> attestkit.Endpoint:
     """Return an endpoint of the service."""
-    policy = AppraisalPolicy.from_evidence(verified(Machine("model", td(bytes(64)), bytes(64))))
-    settings: dict[str, Any] = {"policy": policy, "service": "vllm-proxy", "server_ca": app.ca}
+    settings: dict[str, Any] = {"policy": policy(), "service": "vllm-proxy", "server_ca": app.ca}
     settings |= {"now": lambda: intel.NOW, "trust_anchor": ROOTS}
     if "getter" not in options:
         settings["collateral"] = intel.collateral()
@@ -59,10 +71,23 @@ def endorsements() -> GpuEndorsements:
     return GpuEndorsements(dict(GPUS.rims), GPUS.ocsp_answers(intel.NOW.timestamp()))
 
 
+@contextmanager
+def running_services() -> Iterator[Server]:
+    """Run services of endorsements for the GPUs."""
+    with Server(GPUS) as server:
+        server.services = SimulatedGpuServices(GPUS, intel.NOW.timestamp)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_gpus_are_verified_if_required(app: ServedApp) -> None:
     """The result has the devices, and the text their number."""
-    required = Require(gpu=True)
-    with connect(app, require=required, gpu_endorsements=endorsements()) as endpoint:
+    with connect(app, require=REQUIRED, gpu_endorsements=endorsements()) as endpoint:
         gpu = endpoint.proof.result.gpu
         assert gpu is not None
         assert len(gpu.devices) == 2
@@ -94,27 +119,107 @@ def test_missing_and_relayed_gpus_are_refused(app: ServedApp) -> None:
     for answer, reason in ((without, "no_gpu"), (relayed, "nonce")):
         app.answer = answer
         with raises(PeerRefusedError, reason):
-            connect(app, require=Require(gpu=True), gpu_endorsements=endorsements())
+            connect(app, require=REQUIRED, gpu_endorsements=endorsements())
 
 
 def test_endorsements_are_fetched(app: ServedApp) -> None:
     """Without endorsements and collateral at hand, both come from their services."""
-    with Server(GPUS) as server:
-        server.services = SimulatedGpuServices(GPUS, intel.NOW.timestamp)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            with connect(
-                app,
-                require=Require(gpu=True),
-                gpu_services=server.gpu_services(),
-                getter=intel.pccs(),
-                pccs_url="http://pccs",
-            ) as endpoint:
-                fetched = endpoint.proof.machines[0].gpu_endorsements
-                assert fetched is not None
-                assert fetched.rims.keys() == GPUS.rims.keys()
-                assert server.paths
-        finally:
-            server.shutdown()
-            thread.join()
+    with (
+        running_services() as server,
+        connect(
+            app,
+            require=REQUIRED,
+            gpu_services=server.gpu_services(),
+            getter=intel.pccs(),
+            pccs_url="http://pccs",
+        ) as endpoint,
+    ):
+        proof = endpoint.proof
+        fetched = proof.machines[0].gpu_endorsements
+        assert fetched is not None
+        assert fetched.rims.keys() == GPUS.rims.keys()
+        assert server.paths
+    bundle = ProofBundle.from_json(proof.bundle.to_json())
+    assert bundle.gpu_endorsements == (fetched,)
+    assert verify(bundle).result.gpu == proof.result.gpu
+
+
+# -- saved proofs ---------------------------------------------------------------------------------
+
+
+def saved(app: ServedApp) -> ProofBundle:
+    """Return a bundle with verified GPUs, as it is read from a file."""
+    with connect(app, require=REQUIRED, gpu_endorsements=endorsements()) as endpoint:
+        return ProofBundle.from_json(endpoint.proof.bundle.to_json())
+
+
+def verify(bundle: ProofBundle, **options: Any) -> Proof:
+    """Verify a bundle again, and its GPUs."""
+    given = {"policy": policy(), "now": intel.NOW, "trust_anchor": ROOTS, **options}
+    return verify_proof(bundle, require=REQUIRED, **untyped(given))
+
+
+def test_saved_proof_has_endorsements_of_gpus(app: ServedApp) -> None:
+    """Those that were used are in the file, so that the GPUs are verified again without network."""
+    bundle = saved(app)
+    assert bundle.gpu_endorsements == (endorsements(),)
+    again = verify(bundle)
+    assert again.result.gpu is not None
+    assert len(again.result.gpu.devices) == 2
+    assert again.bundle.gpu_endorsements == bundle.gpu_endorsements
+
+
+def test_saved_proof_without_gpus_has_no_endorsements(app: ServedApp) -> None:
+    """Files without the member are read as before; their GPUs cannot be verified."""
+    with connect(app) as endpoint:
+        text = endpoint.proof.bundle.to_json()
+    assert "gpu_endorsements" not in json.loads(text)
+    bundle = ProofBundle.from_json(text)
+    assert bundle.gpu_endorsements == ()
+    with raises(CollateralError, "missing"):
+        verify(bundle)
+    assert verify(bundle, gpu_endorsements=endorsements()).result.gpu is not None
+
+
+def test_own_endorsements_replace_those_of_a_saved_proof(app: ServedApp) -> None:
+    """What the caller passes is used alone."""
+    bundle = saved(app)
+    with raises(CollateralError, "missing"):
+        verify(bundle, gpu_endorsements=GpuEndorsements(dict(GPUS.rims)))
+    empty = replace(bundle, gpu_endorsements=(GpuEndorsements(),))
+    with raises(CollateralError, "missing"):
+        verify(empty)
+    assert verify(empty, gpu_endorsements=endorsements()).result.gpu is not None
+
+
+def test_saved_proof_has_endorsements_for_each_machine(app: ServedApp) -> None:
+    """Their number is that of the machines."""
+    bundle = saved(app)
+    with raises(FormatError, "inconsistent", part="gpu_endorsements"):
+        verify(replace(bundle, gpu_endorsements=bundle.gpu_endorsements * 2))
+
+
+def test_keys_of_nras_in_a_saved_proof_are_not_used(app: ServedApp) -> None:
+    """Nothing signs the keys of NVIDIA's service, so they are the caller's; tokens are signed."""
+    bundle = saved(app)
+    complete = GPUS.endorsements(intel.NOW.timestamp(), bundle.nonce)
+    given = ProofBundle.from_json(replace(bundle, gpu_endorsements=(complete,)).to_json())
+    assert given.gpu_endorsements == (complete,)
+    tokens = policy(nras="instead")
+    with raises(CollateralError, "missing"):
+        verify(given, policy=tokens)
+    keys = GpuEndorsements(jwks=complete.jwks)
+    assert verify(given, policy=tokens, gpu_endorsements=keys).result.gpu is not None
+
+
+def test_command_line_verifies_gpus_of_a_saved_proof(
+    app: ServedApp, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`connect --bundle FILE --gpu` needs no further endorsements."""
+    saved(app).save(tmp_path / "proof.json")
+    (tmp_path / "policy.toml").write_text(policy().to_toml())
+    (tmp_path / "roots.json").write_bytes(ROOTS.to_json())
+    words = [f"--policy={tmp_path / 'policy.toml'}", f"--trust-anchor={tmp_path / 'roots.json'}"]
+    words += [f"--bundle={tmp_path / 'proof.json'}", "--at=bundle", "--gpu"]
+    assert main(["connect", *words]) == 0
+    assert "2 verified" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from inspect import signature
 from itertools import zip_longest
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
@@ -30,6 +30,9 @@ from attestkit.client.services.service import (
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.collateral import Collateral
 from attestkit.errors import FormatError, ServiceError, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from attestkit.gpu import GpuEndorsements
 
 ChannelEnd = Literal["model", "gateway", "any"]
 """Where the connection or encryption that the evidence protects must end; see `Require.channel`."""
@@ -181,6 +184,8 @@ class Appraiser:
         seen: ObservedPeer | None,
         now: datetime,
         collateral: Sequence[Collateral | None] = (),
+        *,
+        gpu_endorsements: "Sequence[GpuEndorsements | None]" = (),
     ) -> Proof:
         """Verify the evidence of a server, and return the result.
 
@@ -192,6 +197,8 @@ class Appraiser:
             now: Time of the verification, with a time zone.
             collateral: That of each machine, in the order of the claims; for None or a missing item
                 the Verifier uses its own.
+            gpu_endorsements: Those of each machine's GPUs, which may be untrusted, in the same
+                order; for None or a missing item the Verifier's or fetched ones are used.
 
         Raises:
             FormatError: If an answer or certificate is malformed.
@@ -208,7 +215,9 @@ class Appraiser:
         bindings = self._enforced(claims)
         _check_observed(bindings, seen)
         self.require.check(claims, bindings, self.service.name)
-        machines = self._verify(claims.machines, now, collateral[: len(claims.machines)])
+        count = len(claims.machines)
+        given = collateral[:count], gpu_endorsements[:count]
+        machines = self._verify(claims.machines, now, given)
         return self._proof(claims, bindings, machines, (answers, nonce, seen), now)
 
     def _enforced(self, claims: Claims) -> tuple[Binding, ...]:
@@ -227,12 +236,21 @@ class Appraiser:
         return tuple(found)
 
     def _verify(
-        self, machines: Sequence[Machine], now: datetime, collateral: Sequence[Collateral | None]
+        self,
+        machines: Sequence[Machine],
+        now: datetime,
+        given: "tuple[Sequence[Collateral | None], Sequence[GpuEndorsements | None]]",
     ) -> tuple[VerifiedMachine, ...]:
         verifications = []
-        for machine, own in zip_longest(machines, collateral):
-            gpu = self.require.gpu and machine.gpu is not None
-            verify = partial(self.trust.verify, machine, now, gpu=gpu, collateral=own)
+        for machine, collateral, endorsements in zip_longest(machines, *given):
+            verify = partial(
+                self.trust.verify,
+                machine,
+                now,
+                gpu=self.require.gpu and machine.gpu is not None,
+                collateral=collateral,
+                gpu_endorsements=endorsements,
+            )
             verifications.append((machine.role, verify))
         if self.first_use is not None:
             return self.first_use.verify(verifications)
@@ -248,6 +266,7 @@ class Appraiser:
     ) -> Proof:
         answers, nonce, seen = asked
         until = self._end(claims, machines, now)
+        endorsements = tuple(machine.gpu_endorsements for machine in machines)
         bundle = ProofBundle(
             service=self.service.name,
             host=self.origin.host,
@@ -259,6 +278,7 @@ class Appraiser:
             sealed=self.encrypt,
             at=now,
             collateral=tuple(machine.collateral for machine in machines),
+            gpu_endorsements=endorsements if any(endorsements) else (),
         )
         return Proof(
             origin=self.origin.url,

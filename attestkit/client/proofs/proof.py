@@ -1,16 +1,18 @@
 """`Proof`: the result of verifying a server: which properties were verified, and which were not.
 
 `ProofBundle` is everything that a proof was made from, so that it can be verified again, offline.
-Its file is JSON. Nothing in it is secret: evidence, collateral, and a certificate.
+Its file is JSON. Nothing in it is secret: evidence, collateral, and a certificate. A member
+`gpu_endorsements`, if there is one, has for each machine the object of `GpuEndorsements.to_json`,
+or null.
 """
 
 import json
 import os
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import require_size, require_time_zone
 from attestkit._formats import strict_json
@@ -31,6 +33,9 @@ from attestkit.collateral import Collateral
 from attestkit.errors import FormatError, UsageError
 from attestkit.verifier import AttestationResult
 
+if TYPE_CHECKING:
+    from attestkit.gpu import GpuEndorsements
+
 _WHAT: Final = "proof bundle"
 _VERSION: Final = 1
 MAX_FILE: Final = 64 << 20
@@ -45,7 +50,7 @@ MAX_CERTIFICATE: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ProofBundle:
-    """All that a proof was made from: answers with evidence, nonce, certificate, collateral."""
+    """All that a proof was made from: answers with evidence, nonce, certificate, endorsements."""
 
     service: str  # its name
     host: str
@@ -57,6 +62,10 @@ class ProofBundle:
     sealed: bool  # whether requests were sealed (`encrypt=True`)
     at: datetime  # of the verification, aware
     collateral: tuple[Collateral | None, ...] = field(repr=False)  # of each machine
+    # Of each machine's GPUs, not verified; empty if there are none.
+    gpu_endorsements: "tuple[GpuEndorsements | None, ...]" = field(
+        default=(), repr=False, hash=False
+    )
 
     def __post_init__(self) -> None:
         require_size("nonce", self.nonce, NONCE_SIZE)
@@ -90,6 +99,10 @@ class ProofBundle:
                 None if one is None else json.loads(one.to_json()) for one in self.collateral
             ],
         }
+        if self.gpu_endorsements:
+            values["gpu_endorsements"] = [
+                None if one is None else json.loads(one.to_json()) for one in self.gpu_endorsements
+            ]
         return json.dumps(values, indent=1) + "\n"
 
     @classmethod
@@ -98,7 +111,7 @@ class ProofBundle:
 
         Raises:
             FormatError: If the bundle is malformed, over 64 MiB or not of version 1.
-            CollateralError: If collateral in the bundle is malformed.
+            CollateralError: If collateral or endorsements in the bundle are malformed.
         """
         if len(text) > MAX_FILE:
             raise FormatError(f"{_WHAT}: {len(text)} bytes, over {MAX_FILE}", reason="too_large")
@@ -106,7 +119,8 @@ class ProofBundle:
         if values.get("version") != _VERSION or isinstance(values["version"], bool):
             message = f"{_WHAT}: version must be {_VERSION}"
             raise FormatError(message, reason="unsupported_version")
-        values.check(_NAMES)
+        values.check(_NAMES, _OPTIONAL)
+        values.setdefault("gpu_endorsements", [])
         certificate = values["certificate"]
         return cls(
             service=_read_text(values, "service", 100),
@@ -123,6 +137,9 @@ class ProofBundle:
             sealed=_flag(values),
             at=_moment(values["at"]),
             collateral=tuple(map(_collateral, values.array("collateral", MAX_MACHINES))),
+            gpu_endorsements=tuple(
+                map(_gpu_endorsements, values.array("gpu_endorsements", MAX_MACHINES))
+            ),
         )
 
     @classmethod
@@ -146,7 +163,8 @@ class ProofBundle:
         save_document(path, content, UsageError, "cannot_write", mode=0o600)
 
 
-_NAMES: Final = ("version", *(one.name for one in fields(ProofBundle)))
+_OPTIONAL: Final = ("gpu_endorsements",)  # left out if empty, as in files of older versions
+_NAMES: Final = ("version", *(one.name for one in fields(ProofBundle) if one.default is MISSING))
 
 
 def _base64(data: bytes) -> str:
@@ -183,11 +201,21 @@ def _bytes(name: str, value: object, most: int) -> bytes:
 
 
 def _collateral(value: object) -> Collateral | None:
+    return None if value is None else Collateral.from_json(_document("collateral", value))
+
+
+def _gpu_endorsements(value: object) -> "GpuEndorsements | None":
     if value is None:
         return None
+    from attestkit.gpu import GpuEndorsements  # lazy: of GPUs only
+
+    return GpuEndorsements.from_json(_document("gpu_endorsements", value))
+
+
+def _document(name: str, value: object) -> str:
     if not isinstance(value, dict):
-        raise strict_json.wrong_json_type(f"{_WHAT}: collateral", "an object", value)
-    return Collateral.from_json(json.dumps(value))
+        raise strict_json.wrong_json_type(f"{_WHAT}: {name}", "an object", value)
+    return json.dumps(value)
 
 
 def _moment(value: object) -> datetime:

@@ -47,7 +47,7 @@ class VerifiedMachine(NamedTuple):
     role: str
     result: AttestationResult
     collateral: "Collateral | None"  # that was used for an Intel quote
-    gpu_endorsements: "GpuEndorsements | None" = None  # that were fetched for its GPUs
+    gpu_endorsements: "GpuEndorsements | None" = None  # that were used for its GPUs
 
 
 class Trust:
@@ -120,6 +120,7 @@ class Trust:
         *,
         gpu: bool,
         collateral: "Collateral | None" = None,
+        gpu_endorsements: "GpuEndorsements | None" = None,
         policy: AppraisalPolicy | None = None,
     ) -> VerifiedMachine:
         """Verify the evidence of a machine, and that it has the report data of its claims.
@@ -129,6 +130,8 @@ class Trust:
             now: Time of the verification, with a time zone.
             gpu: Whether the evidence of its GPUs is verified.
             collateral: Collateral in place of the Verifier's; None: the Verifier's.
+            gpu_endorsements: Endorsements of its GPUs, which may be untrusted, if the Verifier has
+                none; None: fetched ones.
             policy: Policy in place of that of the role; None: that of the role.
 
         Raises:
@@ -140,8 +143,9 @@ class Trust:
         if binding is not None and binding.report_data != machine.report_data:
             message = f"{machine.role}: GPU evidence must be for the report data of the CPU's"
             raise ServiceError(message, reason="other_key")
-        endorsements = None if binding is None else self._fetch_endorsements(binding, now)
-        examination = verifier.with_gpu_endorsements(endorsements).examine(
+        if binding is not None and gpu_endorsements is None:
+            gpu_endorsements = self._fetch_endorsements(binding, now)
+        examination = verifier.with_gpu_endorsements(gpu_endorsements).examine(
             evidence,
             now=now,
             collateral=collateral,
@@ -151,7 +155,8 @@ class Trust:
         result = examination.complete(expected_report_data(None, report_data, binding))
         if machine.certificate is not None:
             result = check_certificate(machine.certificate, result)
-        return VerifiedMachine(machine.role, result, examination.collateral, endorsements)
+        used = None if result.gpu is None else examination.gpu_endorsements
+        return VerifiedMachine(machine.role, result, examination.collateral, used)
 
     def _fetch_endorsements(self, binding: "GpuBinding", now: datetime) -> "GpuEndorsements | None":
         """Fetch endorsements for GPUs; None if the caller gave some, or fetching is not allowed.

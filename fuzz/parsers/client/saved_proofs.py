@@ -27,6 +27,7 @@ _BUNDLE: Final = {
     "at": "2026-11-01T00:00:00+00:00",
     "collateral": [None],
 }
+_ENDORSEMENTS: Final = {"format": "attestkit GPU endorsements", "version": 1, "ocsp": ["MAA="]}
 _OK: Final = b"HTTP/1.1 200 OK\r\n"
 _ANSWERS: Final = (
     _OK + b"Content-Length: 4\r\n\r\nbody",
@@ -79,7 +80,8 @@ def _pins(pins: dict[str, str]) -> bytes:
 
 def _bundle_samples() -> list[bytes]:
     other = {**_BUNDLE, "model": "m", "certificate": None, "at": "2026-11-01T02:00:00.5+02:00"}
-    return [json.dumps(one).encode() for one in (_BUNDLE, other)]
+    endorsed = {**_BUNDLE, "gpu_endorsements": [None, _ENDORSEMENTS]}
+    return [json.dumps(one).encode() for one in (_BUNDLE, other, endorsed)]
 
 
 def _pin_samples() -> list[bytes]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from attestkit.client.proofs.proof import MAX_ANSWERS, MAX_FILE, ProofBundle
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
+from attestkit.gpu import GpuEndorsements
 from tests.client.proofs.saved_proofs import saved_proof
 from tests.raising import raises
 from tests.runner.cases import every_case
@@ -70,6 +71,10 @@ def test_real_bundle_survives_a_file(tmp_path: Path) -> None:
         sealed=st.booleans(),
         at=st.datetimes(timezones=st.just(timezone.utc)),
         collateral=st.lists(st.none(), max_size=3).map(tuple),
+        gpu_endorsements=st.lists(
+            st.none() | st.builds(GpuEndorsements, ocsp=st.tuples(st.binary(min_size=1))),
+            max_size=3,
+        ).map(tuple),
     )
 )
 def test_bundles_survive(bundle: ProofBundle) -> None:
@@ -129,6 +134,9 @@ def test_changed_bytes_are_read_or_refused(at: int, change: int) -> None:
         ({"collateral": None}, "wrong_type"),
         ({"collateral": [[]]}, "wrong_type"),
         ({"collateral": [None] * 65}, "too_many"),
+        ({"gpu_endorsements": None}, "wrong_type"),
+        ({"gpu_endorsements": [[]]}, "wrong_type"),
+        ({"gpu_endorsements": [None] * 65}, "too_many"),
     ],
 )
 def test_malformed_members(values: dict[str, object], reason: str) -> None:
@@ -142,6 +150,8 @@ def test_malformed_collateral() -> None:
     """It is refused as collateral is."""
     with pytest.raises(CollateralError):
         ProofBundle.from_json(changed(collateral=[{}]))
+    with raises(CollateralError, "malformed"):
+        ProofBundle.from_json(changed(gpu_endorsements=[{}]))
 
 
 def test_other_json_is_refused() -> None:
