@@ -115,8 +115,8 @@ def connect(
         on_proof: Called with a Proof after each successful verification, and with a
             PeerRefusedError after each failed one.
         now: Returns the current time, with a time zone, for verifications.
-        gpu_services: Services from which `Require(gpu=True)` fetches endorsements of GPUs; None:
-            those of NVIDIA.
+        gpu_services: Services from which `Require(gpu=True)` fetches endorsements of GPUs, unless
+            `gpu_endorsements` is passed; None: those of NVIDIA, or none if `collateral` is passed.
         verifier: Arguments of `Verifier`, such as `trust_anchor` or `collateral`. Without
             `collateral` and `pccs_url`, collateral of TDX comes from Intel's service.
 

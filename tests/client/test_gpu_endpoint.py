@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import parse_qs
 import pytest
 
 import attestkit
+import attestkit.gpu
 from attestkit import Require
 from attestkit.__main__ import main
 from attestkit.backends.simulator.gpu.gpu_host import SimulatedGpuServices
@@ -66,16 +68,23 @@ def connect(app: ServedApp, **options: Any) -> attestkit.Endpoint:
     return attestkit.connect(app.url, **settings, **options)
 
 
+def command_options(folder: Path) -> list[str]:
+    """Write policy and roots to files; return the options of the command line for them."""
+    (folder / "policy.toml").write_text(policy().to_toml())
+    (folder / "roots.json").write_bytes(ROOTS.to_json())
+    return [f"--policy={folder / 'policy.toml'}", f"--trust-anchor={folder / 'roots.json'}"]
+
+
 def endorsements() -> GpuEndorsements:
     """Return the manifests and OCSP answers of the GPUs."""
     return GpuEndorsements(dict(GPUS.rims), GPUS.ocsp_answers(intel.NOW.timestamp()))
 
 
 @contextmanager
-def running_services() -> Iterator[Server]:
+def running_services(now: Callable[[], float] = intel.NOW.timestamp) -> Iterator[Server]:
     """Run services of endorsements for the GPUs."""
     with Server(GPUS) as server:
-        server.services = SimulatedGpuServices(GPUS, intel.NOW.timestamp)
+        server.services = SimulatedGpuServices(GPUS, now)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -142,6 +151,39 @@ def test_endorsements_are_fetched(app: ServedApp) -> None:
     bundle = ProofBundle.from_json(proof.bundle.to_json())
     assert bundle.gpu_endorsements == (fetched,)
     assert verify(bundle).result.gpu == proof.result.gpu
+
+
+def test_endorsements_are_fetched_beside_given_collateral(app: ServedApp) -> None:
+    """Collateral is the CPU's: named services are used beside it, others are not."""
+    with running_services() as server:
+        services = server.gpu_services()
+        with connect(app, require=REQUIRED, gpu_services=services) as endpoint:
+            assert endpoint.proof.result.gpu is not None
+        server.paths.clear()
+        with connect(
+            app, require=REQUIRED, gpu_services=services, gpu_endorsements=endorsements()
+        ) as endpoint:
+            assert endpoint.proof.result.gpu is not None
+        with raises(PeerRefusedError, "missing"):
+            connect(app, require=REQUIRED)
+        assert server.paths == []
+
+
+def test_command_line_fetches_endorsements_beside_given_collateral(
+    app: ServedApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`connect --gpu --collateral FILE` uses services of GPUs, unless --offline excludes it."""
+    words = [app.url, "--service=vllm-proxy", "--gpu", *command_options(tmp_path)]
+    (tmp_path / "ca.pem").write_text(app.ca)
+    intel.PKI.collateral(time.time()).save(tmp_path / "collateral.json")
+    words += [f"--server-ca={tmp_path / 'ca.pem'}", f"--collateral={tmp_path / 'collateral.json'}"]
+    with running_services(time.time) as server:
+        monkeypatch.setattr(attestkit.gpu, "GpuServices", server.gpu_services)
+        assert main(["connect", *words]) == 0
+        assert server.paths
+        server.paths.clear()
+        assert main(["connect", *words, "--offline"]) == 3
+        assert server.paths == []
 
 
 # -- saved proofs ---------------------------------------------------------------------------------
@@ -217,9 +259,6 @@ def test_command_line_verifies_gpus_of_a_saved_proof(
 ) -> None:
     """`connect --bundle FILE --gpu` needs no further endorsements."""
     saved(app).save(tmp_path / "proof.json")
-    (tmp_path / "policy.toml").write_text(policy().to_toml())
-    (tmp_path / "roots.json").write_bytes(ROOTS.to_json())
-    words = [f"--policy={tmp_path / 'policy.toml'}", f"--trust-anchor={tmp_path / 'roots.json'}"]
-    words += [f"--bundle={tmp_path / 'proof.json'}", "--at=bundle", "--gpu"]
-    assert main(["connect", *words]) == 0
+    words = [f"--bundle={tmp_path / 'proof.json'}", "--at=bundle", "--gpu"]
+    assert main(["connect", *words, *command_options(tmp_path)]) == 0
     assert "2 verified" in capsys.readouterr().out

@@ -106,6 +106,10 @@ class ConnectionOptions(NamedTuple):
         }
         for name in ("service", "model", "encrypt", "allow_open", "pins", "proxy", "timeout"):
             options[name] = getattr(self, name)
+        if self.gpu and not self.offline:
+            from attestkit.gpu import GpuServices  # lazy: of GPUs only
+
+            options["gpu_services"] = GpuServices()  # also with --collateral, which is Intel's
         with console.progress(f"proving {shown(url)}"):
             return connect(url, **options)
 

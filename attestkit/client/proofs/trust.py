@@ -59,8 +59,9 @@ class Trust:
         options: Arguments of the Verifiers; without `collateral` and `pccs_url` collateral comes
             from Intel's service.
         clock: Returns the current time, with a time zone.
-        gpu_services: Services of endorsements for GPUs; None: those of NVIDIA. They are used if
-            GPUs are verified, and the options have neither `gpu_endorsements` nor `collateral`.
+        gpu_services: Services of endorsements for GPUs. They are used if GPUs are verified, and the
+            options have no `gpu_endorsements`. None: those of NVIDIA, or none if the options have
+            `collateral`.
         fetches: Whether collateral and endorsements may be fetched.
 
     Raises:
@@ -164,8 +165,9 @@ class Trust:
         Raises:
             AttestKitError: As `GpuEndorsements.fetch`.
         """
-        own = self._own_verifiers or not self._fetches
-        if own or not {"collateral", "gpu_endorsements"}.isdisjoint(self._options):
+        own = self._own_verifiers or "gpu_endorsements" in self._options
+        is_offline = self._gpu_services is None and "collateral" in self._options
+        if own or is_offline or not self._fetches:
             return None
         from attestkit.gpu.endorsements import GpuEndorsements  # lazy: of GPUs only
 
