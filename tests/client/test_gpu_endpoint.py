@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -65,7 +66,7 @@ def connect(app: ServedApp, **options: Any) -> attestkit.Endpoint:
     settings |= {"now": lambda: intel.NOW, "trust_anchor": ROOTS}
     if "getter" not in options:
         settings["collateral"] = intel.collateral()
-    return attestkit.connect(app.url, **settings, **options)
+    return attestkit.connect(app.url, **settings | options)
 
 
 def command_options(folder: Path) -> list[str]:
@@ -102,6 +103,23 @@ def test_gpus_are_verified_if_required(app: ServedApp) -> None:
         assert len(gpu.devices) == 2
         assert gpu.binding == "nonce"
         assert "2 verified" in str(endpoint.proof)
+
+
+def test_proof_ends_with_the_endorsements_of_gpus(app: ServedApp) -> None:
+    """OCSP answers that end within `max_age` end the proof; those in their grace period do not."""
+    given: dict[str, Any] = {"require": REQUIRED, "gpu_endorsements": endorsements()}
+    with connect(app, **given, max_age=timedelta(days=7)) as endpoint:
+        gpu = endpoint.proof.result.gpu
+        assert gpu is not None
+        ends = min(answer.next_update for device in gpu.devices for answer in device.ocsp)
+        assert endpoint.proof.valid_until == ends > intel.NOW
+    now = ends - timedelta(minutes=10)
+    with connect(app, **given, now=lambda: now) as endpoint:
+        assert endpoint.proof.valid_until == ends
+    later = ends + timedelta(minutes=20)
+    lenient = policy(ocsp_grace=timedelta(hours=2))
+    with connect(app, **given, policy=lenient, now=lambda: later) as endpoint:
+        assert endpoint.proof.valid_until == later + timedelta(hours=1)
 
 
 def test_gpus_that_are_not_verified_are_told(app: ServedApp) -> None:

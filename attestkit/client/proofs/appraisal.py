@@ -4,7 +4,7 @@
 """
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -30,6 +30,7 @@ from attestkit.client.services.service import (
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.collateral import Collateral
 from attestkit.errors import FormatError, ServiceError, UsageError, VerificationError
+from attestkit.verifier import AttestationResult
 
 if TYPE_CHECKING:
     from attestkit.gpu import GpuEndorsements
@@ -299,11 +300,11 @@ class Appraiser:
     def _end(
         self, claims: Claims, machines: tuple[VerifiedMachine, ...], now: datetime
     ) -> datetime:
-        """Return when a proof ends: `max_age` after `now`, or earlier with its keys or collateral.
+        """Return when a proof ends: `max_age` after `now`, or earlier with keys or endorsements.
 
         Args:
             claims: Claims with the end of the service's keys, if it states one.
-            machines: The verified machines, with the dates of their collateral.
+            machines: The verified machines, with the dates of their endorsements.
             now: Time of the verification, with a time zone.
 
         Raises:
@@ -316,6 +317,7 @@ class Appraiser:
             for machine in machines
             if (facts := machine.result.tcb.collateral) is not None
         ]
+        ends += [end for machine in machines for end in _ends_of_gpus(machine.result) if end > now]
         until = min(ends)
         if until <= now:
             message = f"{self.service.name}: keys or collateral expired {until:%Y-%m-%dT%H:%M:%SZ}"
@@ -343,6 +345,13 @@ class Appraiser:
             return ()
         limits: tuple[str, ...] = getattr(make(claims, sealed[0], self.model), "not_proven", ())
         return limits
+
+
+def _ends_of_gpus(result: AttestationResult) -> Iterator[datetime]:
+    """Yield when endorsements of GPUs end; a grace period can accept one that has ended."""
+    for device in () if result.gpu is None else result.gpu.devices:
+        yield from [answer.next_update for answer in device.ocsp]
+        yield from [rim.valid_until for rim in device.rims]
 
 
 def _check_values(answers: Sequence[bytes]) -> None:
