@@ -38,7 +38,7 @@ class BodyReader:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self.held = 0  # bytes that count towards the limit
+        self.held: int = 0  # bytes that count towards the limit
 
     async def read(self, receive: Receive, declared: int, most: int) -> bytes:
         """Return the body of a request.
