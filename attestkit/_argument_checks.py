@@ -48,7 +48,7 @@ def require_size(argument: str, value: bytes, size: int) -> None:
 
 
 def require_time_zone(argument: str, moment: "datetime") -> None:
-    """Raise UsageError if the value of the named argument is no datetime with a time zone."""
+    """Raise UsageError unless the value of the named argument is a datetime with a time zone."""
     if not hasattr(moment, "utcoffset"):
         raise wrong_type(argument, "a datetime", moment)
     if moment.utcoffset() is None:

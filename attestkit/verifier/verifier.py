@@ -300,20 +300,15 @@ class Verifier:
             gpu=bundle.gpu_evidence,
         )
         if found.parsed.quote is not None and bundle.collateral is None:
-            raise CollateralError(
-                "evidence bundle: must have collateral for its SGX or TDX quote; create the bundle "
-                "with collateral",
-                reason="missing",
-            )
+            text = "evidence bundle: must have collateral for its SGX or TDX quote; add some"
+            raise CollateralError(text, reason="missing")
         return found
 
     def for_bundle(self, bundle: EvidenceBundle) -> "Verifier":
         """Return a verifier that uses certificates and CRLs of a bundle, as `verify_bundle` does.
 
-        Endorsements of GPUs are those of the bundle if the verifier has none.
-
-        The new verifier shares the caches of this one, and fetches no certificates or CRLs of TPM
-        keys.
+        Its endorsements of GPUs are used if the verifier has none. The new verifier shares the
+        caches of this one, and fetches no certificates or CRLs of TPM keys.
 
         Raises:
             UsageError: If `bundle` is not an EvidenceBundle.

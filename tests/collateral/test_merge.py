@@ -314,7 +314,7 @@ def full_disk(*_: object) -> None:
 def test_verified_collateral_that_cannot_be_written_is_kept(
     shared: SharedFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in memory only is not hidden by the older collateral in the folder."""
+    """Older collateral in the folder does not hide newer collateral in memory."""
     shared.served = create_collateral(17, age=25 * DAY)
     source = shared.process()
     found = find_and_mark_verified(source)

@@ -39,7 +39,7 @@ def found(compiler: str) -> str:
 
 
 def compilers() -> list[str]:
-    """Return the names of all compilers, and of the default one if it is none of the others."""
+    """Return the names of all compilers; gcc is left out if another name is the same program."""
     paths = {os.path.realpath(path) for path in map(shutil.which, OTHERS) if path}
     default = shutil.which("gcc")
     return [*OTHERS] if default and os.path.realpath(default) in paths else ["gcc", *OTHERS]

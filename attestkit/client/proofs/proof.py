@@ -50,7 +50,7 @@ MAX_CERTIFICATE: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ProofBundle:
-    """All that a proof was made from: answers with evidence, nonce, certificate, endorsements."""
+    """Content of a proof: answers with evidence, nonce, certificate, collateral, endorsements."""
 
     service: str  # its name
     host: str
