@@ -1,6 +1,7 @@
 """The simulated metadata service of Azure, requested by curl."""
 
 import json
+import re
 import shutil
 import socket
 import struct
@@ -11,6 +12,8 @@ from contextlib import ExitStack, closing
 
 import pytest
 
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.clouds.azure import AzureSnpSimulator
 from attestkit.backends.simulator.clouds.imds import (
     CERTIFICATION_PATH,
     LOCATION_PATH,
@@ -79,6 +82,16 @@ def test_certificates_of_snp_vm_are_returned() -> None:
         "0" * 16,
         "chain",
     )
+
+
+def test_tcb_of_snp_vm_begins_with_the_microcode() -> None:
+    """The number has the boot loader in its lowest byte, as in recorded answers."""
+    simulator = Simulator(platform="azure-snp")
+    assert isinstance(simulator, AzureSnpSimulator)
+    response = simulator._make_imds().handle("GET", CERTIFICATION_PATH, METADATA)
+    found = json.loads(response.body)["tcbm"]
+    assert re.fullmatch("[0-9A-F]{16}", found)
+    assert int(found, 16) == int.from_bytes(simulator._chip.tcb, "little")
 
 
 @pytest.mark.parametrize(
