@@ -152,7 +152,7 @@ class CollateralCache:
         return entry.collateral
 
     def get_verified(self, key: Key) -> Collateral | None:
-        """Return the newest verified parts of `key`, even if expired; None if there are none.
+        """Return the newest verified parts of `key`, even if expired; None without any.
 
         They are those of the folder and of the memory, which are newer if the folder could not be
         written. Collateral that was stored or issued after the current time (wrong clock) is

@@ -242,7 +242,7 @@ def test_saved_proof_without_gpus_has_no_endorsements(app: ServedApp) -> None:
 
 
 def test_own_endorsements_replace_those_of_a_saved_proof(app: ServedApp) -> None:
-    """What the caller passes is used alone."""
+    """Endorsements of the caller are used alone."""
     bundle = saved(app)
     with raises(CollateralError, "missing"):
         verify(bundle, gpu_endorsements=GpuEndorsements(dict(GPUS.rims)))

@@ -62,7 +62,7 @@ class ProofBundle:
     sealed: bool  # whether requests were sealed (`encrypt=True`)
     at: datetime  # of the verification, aware
     collateral: tuple[Collateral | None, ...] = field(repr=False)  # of each machine
-    # Of each machine's GPUs, not verified; empty if there are none.
+    # Unverified endorsements of each machine's GPUs; empty without GPUs.
     gpu_endorsements: "tuple[GpuEndorsements | None, ...]" = field(
         default=(), repr=False, hash=False
     )

@@ -313,7 +313,7 @@ class Config(NamedTuple):
 def split_sockets(values: Sequence[str]) -> tuple[_Text, tuple[str, ...] | None]:
     """Return the path of dstack.sock and the limited sockets among the values of --socket.
 
-    The last path counts. A limited socket has `=` in its file name. What the values lack is None.
+    The last path counts. A limited socket has `=` in its file name. Both default to None.
     """
     limited = tuple(value for value in values if "=" in value.rpartition("/")[2])
     paths = [value for value in values if value not in limited]

@@ -182,7 +182,7 @@ class Upload:
         return not self._task.done()
 
     async def finish(self) -> tuple[int, dict[bytes, bytes]] | None:
-        """Return status and headers of the response; None if there is none."""
+        """Return status and headers of the response; None without a response."""
         await self._task
         if not self._messages:
             return None

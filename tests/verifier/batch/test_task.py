@@ -128,7 +128,7 @@ def test_verify_many_bundle_must_be_one(executor: Executor | None) -> None:
 
 
 def test_pickled_item_has_evidence_of_its_bundle_once() -> None:
-    """What an item and its bundle share is sent to a worker once."""
+    """Content that an item shares with its bundle is sent to a worker once."""
     shared = EvidenceBundle(bytes(10_000), None, NOW, gpu_evidence=b"\1" * 10_000)
     item = VerificationItem(
         shared.evidence, report_data=NONCE, gpu=shared.gpu_evidence, bundle=shared
