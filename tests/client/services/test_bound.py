@@ -1,6 +1,7 @@
 """Services of the caller's own, such as an app that publishes what dstack's guest agent attests."""
 
 import asyncio
+import contextlib
 import json
 import ssl
 from collections.abc import Callable
@@ -124,6 +125,8 @@ def test_event_loops_accept_a_certificate_in_the_evidence(server: AttestedServer
         writer.write(b"GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
         line = await reader.readline()
         writer.close()
+        with contextlib.suppress(OSError):  # if the server closed it first
+            await writer.wait_closed()
         return line
 
     path = "/certificate?nonce={nonce}"
