@@ -119,7 +119,8 @@ MOST_LEVELS: Final = (
 _NOTE: Final = (
     "Intel's TCB levels for this FMSPC, highest first. A platform is at the first level where all "
     "of its security version numbers (SVNs) are at least those of the level; lower ones are "
-    "underlined. The TDX module and the quoting enclave have separate levels."
+    "underlined. The TDX module and the quoting enclave have separate levels; if the second TDX "
+    "component is not 0, the first two are those of the module, and are not compared here."
 )
 
 
@@ -224,7 +225,10 @@ def _row(level: "PlatformLevel", own: _Platform | None, *, tdx: bool) -> TcbLeve
     required = [level.sgx, level.tdx] if tdx else [level.sgx]
     columns = []
     for index, svns in enumerate(required):
-        columns.append(_column(svns, None if own is None else own.components[index]))
+        found = None if own is None else own.components[index]
+        # The first two components of a TDX module with a version are compared with its own levels.
+        start = 2 if index and found and found[1] else 0
+        columns.append(_column(svns, found, start))
     pce = (level.pcesvn, own is not None and own.pce < level.pcesvn)
     return TcbLevelRow(
         "",
@@ -236,8 +240,10 @@ def _row(level: "PlatformLevel", own: _Platform | None, *, tdx: bool) -> TcbLeve
     )
 
 
-def _column(required: Sequence[int], own: bytes | None) -> tuple[Svn, ...]:
-    return tuple((svn, own is not None and own[n] < svn) for n, svn in enumerate(required))
+def _column(required: Sequence[int], own: bytes | None, start: int = 0) -> tuple[Svn, ...]:
+    return tuple(
+        (svn, own is not None and n >= start and own[n] < svn) for n, svn in enumerate(required)
+    )
 
 
 def _reached(row: TcbLevelRow) -> bool:

@@ -13,12 +13,15 @@ import pytest
 from attestkit.__main__ import main
 from attestkit._sanitize import printable
 from attestkit.attestation import Attestation
+from attestkit.cli.report.endorsements import tcb_table
 from attestkit.cli.report.registers import FIRST, LAST
 from attestkit.event_log import EventLog
 from attestkit.event_log.event import preview
+from attestkit.quote import Quote
 from tests.cli import evidence_files
 from tests.cli.evidence_files import HOSTILE, NONCE_HEX, Files
 from tests.vectors import SHARED, needs_shared
+from tests.verifier.dcap.dcap_samples import COLLATERAL, create_td_quote
 from tests.verifier.platforms import amd, intel
 
 Capture = pytest.CaptureFixture[str]
@@ -258,6 +261,22 @@ def test_report_marks_tcb_level_of_platform(files: Files) -> None:
         rows = re.findall(r'<tr class="mine ok"><td class="date">([^<]*)', text)
         assert rows == (["2024-03-13"] if code == 0 else [])
         assert ('<span class="short">5</span>' in text) == (code == 2)
+
+
+@pytest.mark.parametrize(
+    ("svns", "reached", "short"),
+    [((4, 1, 3), 0, []), ((4, 1, 2), 1, [2]), ((4, 0, 3), 1, [0])],
+)
+def test_tcb_table_compares_module_with_its_own_levels(
+    svns: tuple[int, ...], reached: int, short: list[int]
+) -> None:
+    """A TDX module with a version has its own levels, instead of the first two components."""
+    raw = create_td_quote(tee_tcb_svn=bytes(svns).ljust(16, b"\0"))
+    table = tcb_table(COLLATERAL, Quote.parse(raw))
+    assert table is not None
+    levels = table.levels[1:]
+    assert [row.css.startswith("mine") for row in levels].index(True) == reached
+    assert [n for n, (_, lower) in enumerate(levels[0].components[1]) if lower] == short
 
 
 @needs_shared
