@@ -204,9 +204,9 @@ def read_instant(text: str, *words: str) -> datetime:
     """
     try:
         if text.replace(".", "", 1).isdecimal() and text.isascii():
-            return datetime.fromtimestamp(float(text), timezone.utc)
-        # datetime of Python 3.10 does not accept Z.
-        moment = datetime.fromisoformat(text.upper().replace("Z", "+00:00"))
+            moment = datetime.fromtimestamp(float(text), timezone.utc)
+        else:  # datetime of Python 3.10 does not accept Z
+            moment = datetime.fromisoformat(text.upper().replace("Z", "+00:00"))
     except (ValueError, OverflowError, OSError) as error:
         others = "".join(f", or {word}" for word in words)
         raise UsageError(

@@ -78,7 +78,9 @@ def test_verify_unreadable_folder_is_named_once(files: Files, capsys: Capture) -
         assert capsys.readouterr().err.count(str(folder)) == 1
 
 
-@pytest.mark.parametrize("at", ["1960-01-01", "0001-01-01", "9999-12-31", "-5", "1e9"])
+@pytest.mark.parametrize(
+    "at", ["1960-01-01", "0001-01-01", "9999-12-31", "253370764800", "-5", "1e9"]
+)
 def test_at_rejects_invalid_time(at: str, files: Files, capsys: Capture) -> None:
     """An invalid --at is a usage error."""
     err = refusal(capsys, "verify", str(files.evidence), *files.trusted, f"--at={at}")
