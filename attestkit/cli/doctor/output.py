@@ -128,6 +128,7 @@ def _conditions(found: Diagnosis) -> set[str]:
         "azure": found.works("azure"),
         "ec2": any(platform.name == "AWS EC2" for platform in host.platforms),
         "nitro_tpm": found.works("nitro_tpm"),
+        "runtime_events": (found.tee == "TDX" or found.works("nitro_tpm")) and not found.agent,
         "google": any(platform.name == "Google Cloud" for platform in host.platforms),
         "gcp": found.works("gcp"),
         "agent": found.agent,

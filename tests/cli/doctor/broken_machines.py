@@ -40,6 +40,7 @@ AZURE_VM = {
     "dev/tpmrm0": "",
     "dstack/.host-shared/.appkeys.json": "{}",
 }
+NITRO_TPM = {"dev/tpmrm0": "", "proc/sys/kernel/random/boot_id": "1\n"}
 CONTAINER = {".dockerenv": ""}
 NOT_MOUNTED = "\n".join(line for line in MOUNTS.splitlines() if "config" not in line)
 BACKENDS = {"configfs_tsm": None, "tdx_ioctl": "no quote interface", "dstack_agent": "no agent"}
@@ -272,6 +273,25 @@ BROKEN = {
         platforms=(Platform("AWS EC2", "DMI", supported=True, advice=""),),
         backends={**ALL_UNAVAILABLE, "nitro_tpm": "no TPM: register the AMI with NitroTPM"},
         files={"proc/sys/kernel/osrelease": "6.12.1\n"},
+    ),
+    "damaged runtime log of a NitroTPM": Broken(
+        ("/run/log/dstack/runtime_events.log", "line 1", "reboot the guest"),
+        add={"run/log/dstack/runtime_events.log": "nonsense\n"},
+        files=NITRO_TPM,
+        backends={**ALL_UNAVAILABLE, "nitro_tpm": None},
+    ),
+    "NitroTPM without a boot id": Broken(
+        ("/proc/sys/kernel/random/boot_id", "(ENOENT)", "mount -t proc"),
+        remove=("proc/sys/kernel/random",),
+        files=NITRO_TPM,
+        backends={**ALL_UNAVAILABLE, "nitro_tpm": None},
+    ),
+    "NitroTPM without the right to the runtime log": Broken(
+        ("/run/log/dstack", "(EACCES)", "emit_event", "as root"),
+        add={"run/log/dstack/": ""},
+        errors={"runtime_log": "EACCES"},
+        files=NITRO_TPM,
+        backends={**ALL_UNAVAILABLE, "nitro_tpm": None},
     ),
     "AWS Nitro": Broken(
         ("AWS Nitro enclave", "/dev/nsm", "not supported yet"), add={"dev/nsm": ""}
