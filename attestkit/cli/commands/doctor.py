@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from attestkit.cli.doctor.examine import Diagnosis
 
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
-    "serve": ("uvicorn", "httptools", "uvloop"),
+    "serve": (
+        *("uvicorn", "httptools", "uvloop", "jinja2", "prometheus-client", "psutil"),
+        *("aiodocker", "wcwidth", "protobuf"),
+    ),
     "cli": ("click", "rich", "jinja2"),
     "fuse": ("mfusepy",),
     "fleet": ("dask", "distributed", "pyarrow"),
+    "gpu": ("nvidia-ml-py",),
+    "client": ("httpx", "h11"),
 }
 
 # Members of the JSON, with the names that they have in HostInspection and Diagnosis.

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from attestkit import backends
 from attestkit.__main__ import main
+from attestkit._formats import toml
 from attestkit.attestation.wire.evidence_parts import GcpSnp
 from attestkit.backends.linux.host_inspection import PathStatus
 from attestkit.backends.linux.kernel_paths import FEATURES
 from attestkit.backends.simulator import Simulator
-from attestkit.cli.commands.doctor import findings
+from attestkit.cli.commands.doctor import EXTRAS, findings
 from attestkit.cli.doctor.examine import QuoteTrial, try_quotes
 from attestkit.cli.doctor.output import advise
 from attestkit.cli.output import terminal
@@ -33,6 +34,7 @@ from tests.cli.doctor.broken_machines import (
     Broken,
     examine_machine,
 )
+from tests.docs.blocks import ROOT
 from tests.tpm.collector import FakeCollector
 
 
@@ -212,6 +214,17 @@ def test_doctor_text_names_pure_python_core() -> None:
     captured = program.run("doctor", env=environment).stdout
     assert "plain Python: ATTESTKIT_PURE_PYTHON=1" in captured
     assert "install a C compiler" in captured
+
+
+def test_doctor_knows_packages_of_each_extra() -> None:
+    """The extras and their packages are those of pyproject.toml."""
+    project = toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
+    extras = project["optional-dependencies"]
+    named = {
+        extra: tuple(re.split("[<>=;]", package)[0] for package in extras[extra])
+        for extra in extras.keys() - {"all", "dev"}
+    }
+    assert named == EXTRAS
 
 
 def test_doctor_marks_missing_tdx_interfaces_as_problem(
