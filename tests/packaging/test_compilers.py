@@ -20,7 +20,7 @@ pytest.importorskip("cffi")
 import build_cffi
 from fuzz.core.drivers import CLANGS, NATIVE, asks_python, clang
 from tests.processes import run_program
-from tests.rigs.checkout import copy_checkout, core_tests, run_tests
+from tests.rigs.checkout import ROOT, copy_checkout, core_tests, run_tests
 
 MOST = os.environ.get("ATTESTKIT_EXAMPLES")  # of each property; set by `make compilers`
 OTHERS = ("gcc-12", "gcc-14", "clang-14", "clang-19", "aarch64-linux-gnu-gcc")
@@ -61,6 +61,21 @@ def test_no_compiler_warns(compiler: str, tmp_path: Path, subtests: pytest.Subte
             assert not done.returncode, done.stderr
 
 
+def test_sanitize_fails_without_compiled_core(tmp_path: Path) -> None:
+    """`make sanitize` fails if the sanitized core is not in use, since its tests would skip."""
+    found("make")
+    found("gcc")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" != -c ] || exec {sys.executable} "$@"\necho "ran $*"\n')
+    python.chmod(0o755)
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
+    command = ("make", "-o", ".venv/.dev", "sanitize", f"BIN={tmp_path}")
+    done = run_program(*command, cwd=ROOT, env={**inherited, "ATTESTKIT_PURE_PYTHON": "1"})
+    assert "ran build_cffi.py" in done.stdout
+    assert "ran -m pytest" not in done.stdout
+    assert done.returncode != 0
+
+
 @pytest.mark.slow
 def test_core_of_another_compiler(tmp_path: Path) -> None:
     """The core built by clang passes its tests at every level that this CPU supports."""
@@ -72,6 +87,9 @@ def test_core_of_another_compiler(tmp_path: Path) -> None:
     environment = {**os.environ, "CC": compiler, "ATTESTKIT_STRICT_BUILD": "1"}
     environment.pop("ATTESTKIT_SANITIZE", None)
     subprocess.run([sys.executable, "build_cffi.py"], cwd=checkout, env=environment, check=True)
+    command = [sys.executable, "-c", "from attestkit import _native as n; print(n.CORE)"]
+    said = subprocess.check_output(command, cwd=checkout, env=environment, text=True)
+    assert said == "compiled\n"
     tests = core_tests() if MOST else ["-m", "not slow", "tests/native"]
     command = [sys.executable, "-m", "pytest", "-p", "no:benchmark", *tests]
     outcome = run_tests(command, checkout, seconds=600, examples=int(MOST or 20))
