@@ -137,7 +137,7 @@ def plain_python(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 @nox.parametrize("extra", ["none", *EXTRAS, "all"])
 def extras(session: nox.Session, extra: str) -> None:
-    """Check the features of an extra, and that errors name the missing extras."""
+    """Check the features of an extra, and that errors name missing ones."""
     some = {"none": [], "all": EXTRAS}.get(extra, [extra])
     install(session, wheel(",".join(some)))
     session.run("uv", "pip", "check", external=True)

@@ -2,9 +2,9 @@
 
     python installed.py CORE [EXTRA...]
 
-CORE is the expected core, `compiled` or `python`; the extras are those that were installed,
-and each missing one must be named in an error. It needs only the package and an
-empty folder.
+CORE is the expected core, `compiled` or `python`; the extras are those that were installed. A
+missing `cli` (without `serve` and `fleet`), and on Linux a missing `serve` or `fuse`, must be named
+in an error. It needs only the package and an empty folder.
 """
 
 import socket

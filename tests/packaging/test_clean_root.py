@@ -18,7 +18,7 @@ from tests.packaging.environments import fetch, interpreter, new_environment
 
 INSTALL = read_blocks((ROOT / "docs/install.md").read_text())
 START = read_blocks((ROOT / "docs/start.md").read_text())
-EXTRAS = "serve cli fuse fleet gpu"
+EXTRAS = "serve cli fuse fleet gpu client"
 ALSO = "hatchling cffi setuptools"
 WHEEL = "pip install --no-index --find-links wheels 'attestkit"
 
