@@ -45,9 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _reads_key(words: list[str]) -> bool:
-    """Return whether a command line, without the program, reads a private key of the user."""
+    """Return whether a command line, without the program, reads private keys of user or app."""
     signs = any(word.partition("=")[0] == "--ear-key" for word in words)
-    return words[:1] in (["env"], ["key"]) or signs
+    return words[:1] in (["env"], ["key"], ["keys"]) or signs
 
 
 if __name__ == "__main__":

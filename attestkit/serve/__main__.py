@@ -113,7 +113,10 @@ def _serve(options: "Options", shared: "ServerContext", *, own_process: bool) ->
 
     verifier = decide_verifier(options, os.environ)
     _raise_file_limit(shared.limits, len(LISTENERS) + len(options.limited_sockets or ()))
+    signs = verifier is not None and verifier.options.ear_key is not None
     if verifier is not None and verifier.alone:
+        if own_process:
+            _hide_memory(required=signs)
         from attestkit.serve.startup.verifier import serve_verifier
 
         serve_verifier(verifier, shared, watchdog=options.watchdog)
@@ -123,22 +126,23 @@ def _serve(options: "Options", shared: "ServerContext", *, own_process: bool) ->
 
     settings = decide_settings(options, os.environ, detect_hardware)
     if own_process:
-        _hide_memory(simulated=settings.simulated)
+        _hide_memory(required=signs or not settings.simulated)
     from attestkit.serve.startup.agent import serve_agent
 
     serve_agent(settings, verifier, shared)
 
 
-def _hide_memory(*, simulated: bool) -> None:
+def _hide_memory(*, required: bool) -> None:
     """Protect this process's memory from other processes, before it has keys.
 
-    If that fails, raise ConfigError; if the backend is `simulated`, log a warning instead.
+    If that fails, raise ConfigError if it is `required`; else log a warning. It is not required if
+    all keys are simulated.
     """
     try:
         process_hardening.hide_memory()
     except OSError as error:
         text = f"process memory: cannot be protected from other processes: {error}"
-        if not simulated:
+        if required:
             raise ConfigError(text, reason="permissions") from error
         _logger.warning("%s", text)
 

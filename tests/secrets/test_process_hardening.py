@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,22 @@ from attestkit.errors import ConfigError
 from attestkit.serve import __main__ as serve_program
 from tests.raising import raises, raises_os_error
 from tests.serve.client import call
-from tests.serve.server import PATIENCE, SEED, environment, running_server
+from tests.serve.server import (
+    PATIENCE,
+    SEED,
+    command,
+    environment,
+    ready_server,
+    run_python,
+    running_server,
+)
+from tests.serve.verifier_service.verifying_load import list_child_processes
 
 OTHER_USER = 65534
 PTRACE_SEIZE = 0x4206  # attaches without stopping
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 HIDDEN_FILES = ("mem", "environ", "maps", "auxv", "io")
+HIDDEN = dict.fromkeys(HIDDEN_FILES, "refused")
 
 requires_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 to_a_file = pytest.mark.skipif(
@@ -159,25 +170,28 @@ def unprivileged() -> Iterator[tuple[Path, tuple[str, ...]]]:
         yield Path(folder), prefix
 
 
+def try_to_open(prefix: Sequence[str], pid: int) -> dict[str, str]:
+    """Return which of HIDDEN_FILES a process of `prefix`'s user can read."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", OPEN_FILES, str(pid)],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    return dict(line.split() for line in done.stdout.splitlines())
+
+
 def test_server_memory_is_hidden_before_first_secret(
     unprivileged: tuple[Path, tuple[str, ...]],
 ) -> None:
     """From before the first secret no process of the same user can read the server's memory."""
     folder, prefix = unprivileged
+    inspect = partial(try_to_open, prefix)
     pipe = folder / "seed"
     os.mkfifo(pipe)
     pipe.chmod(0o644)
     found = []
-
-    def inspect(pid: int) -> dict[str, str]:
-        done = subprocess.run(
-            [*prefix, sys.executable, "-c", OPEN_FILES, str(pid)],
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=PATIENCE,
-            check=True,
-        )
-        return dict(line.split() for line in done.stdout.splitlines())
 
     def write_seed() -> None:
         with pipe.open("wb") as file:  # waits until the server opens it
@@ -194,7 +208,47 @@ def test_server_memory_is_hidden_before_first_secret(
                 found.append(inspect(server.process.pid))
         finally:  # unblocks the thread if the server did not start
             os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
-    assert found == [dict.fromkeys(HIDDEN_FILES, "refused")] * 2
+    assert found == [HIDDEN] * 2
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "1")], ids=["one", "workers"])
+def test_memory_of_verifier_with_ear_key_is_hidden(
+    unprivileged: tuple[Path, tuple[str, ...]], workers: tuple[str, ...]
+) -> None:
+    """A verifier without an agent protects the key that signs its results, in each worker."""
+    folder, prefix = unprivileged
+    nested = "import subprocess as s, sys; s.run([sys.executable, '-c', ''], check=True)"
+    tried = [*prefix, sys.executable, "-c", nested]
+    if workers and subprocess.run(tried, stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("programs of another user cannot start this Python")
+    key = folder / "ear.key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(0o600)
+    if prefix:
+        os.chown(key, OTHER_USER, OTHER_USER)
+    words = command("--backend", "none", "--verifier", "127.0.0.1:0", "--ear-key", str(key))
+    with ready_server([*prefix, *words, *workers], folder, environment()) as server:
+        pids = [server.process.pid, *list_child_processes(server.process.pid)]
+        found = [try_to_open(prefix, pid) for pid in pids]
+        server.stop()
+    assert found == [HIDDEN] * (2 if workers else 1)
+
+
+@pytest.mark.parametrize("backend", ["none", "simulator"])
+def test_ear_key_without_hidden_memory_is_not_read(backend: str) -> None:
+    """If memory cannot be hidden, a server exits before it reads a key that signs results."""
+    program = f"""if True:
+        from attestkit._system import process_hardening
+        from attestkit.serve.__main__ import main
+        def fail():
+            raise OSError(1, "prctl(PR_SET_DUMPABLE): Operation not permitted")
+        process_hardening.hide_memory = fail
+        verifier = ["--verifier", "127.0.0.1:0", "--ear-key", "missing"]
+        raise SystemExit(main(["--backend", "{backend}", *verifier], own_process=True))
+    """
+    done = run_python(program)
+    assert done.returncode == 1
+    assert "process memory: " in done.stderr
 
 
 def test_main_with_arguments_keeps_process_dumpable() -> None:
@@ -248,8 +302,8 @@ def test_hide_memory_without_effect_fails(monkeypatch: pytest.MonkeyPatch) -> No
 def test_server_on_hardware_without_hidden_memory_fails(caplog: pytest.LogCaptureFixture) -> None:
     """If memory cannot be hidden, the server on hardware exits; on a simulator it warns."""
     with raises(ConfigError, "permissions"):
-        serve_program._hide_memory(simulated=False)
-    serve_program._hide_memory(simulated=True)
+        serve_program._hide_memory(required=True)
+    serve_program._hide_memory(required=False)
     assert "cannot be protected from other processes" in caplog.text
 
 
