@@ -20,6 +20,7 @@ from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,
     GcpSnp,
+    GcpTdx,
     GoTpmTools,
     NitroEnclave,
     NitroTpm,
@@ -235,8 +236,7 @@ def app_info(
     if isinstance(platform, SevSnp):
         MrConfig.parse(platform.mr_config).check_lengths()
     info = attestation.read_app_info(device=device)
-    if info.os_image_hash != image_hash:
-        info = info._replace(os_image_hash=image_hash)
+    info = _with_image(info, platform, image_hash)
     if isinstance(platform, NitroEnclave):
         text = "an enclave's image is its only identity: its app id was left out"
         return _enclave_identity(info, image_hash), _without_app(text)
@@ -251,6 +251,17 @@ def app_info(
     else:
         steps = _without_app("the evidence names no app: it has no boot events up to system-ready")
     return info, steps if sealed is None else (*steps, sealed)
+
+
+def _with_image(info: "AppInfo", platform: Platform, image_hash: bytes) -> "AppInfo":
+    """Return an identity with the verified hash of its OS image, or without one if it is empty.
+
+    At Google mr_system is a hash of the image's hash, and is empty without a verified one.
+    """
+    info = info._replace(os_image_hash=image_hash)
+    if isinstance(platform, GcpTdx) and not image_hash:
+        return info._replace(mr_system=b"")
+    return info
 
 
 def key_time_app_info(
@@ -284,7 +295,7 @@ def key_time_app_info(
     else:
         check_key_time_events(attestation.runtime_events)
     info = attestation.read_app_info(boottime=request.boottime, key_time=True, device=device)
-    info = info._replace(os_image_hash=image_hash)
+    info = _with_image(info, platform, image_hash)
     check_sizes(info)
     if not info.app_id:
         raise _no_identity("the evidence names no app; request it from a guest that has booted one")

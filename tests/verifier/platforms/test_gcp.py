@@ -1,5 +1,6 @@
 """Verification of Google's TPM quotes: composed evidence of every stop, and altered evidence."""
 
+import json
 from typing import Any
 
 import pytest
@@ -32,6 +33,12 @@ from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.tpm import TpmtSignature
 from attestkit.tpm.pcrs import extend
 from attestkit.verifier import Verifier
+from attestkit.verifier.evidence.checks import (
+    KeyRequest,
+    ParsedEvidence,
+    app_info,
+    key_time_app_info,
+)
 from attestkit.verifier.platforms.gcp import GcpAuthenticator, _replay_events, _replay_log
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from tests.vectors import data, needs_shared
@@ -296,6 +303,20 @@ def test_the_image_is_that_of_its_measurement_document() -> None:
     other[2] = bytes(32)
     events = tuple(TpmEventDigest(2, digest) for digest in other)
     assert "UKI hash mismatch" in check(event_log=events, pcr_values=with_replay(quote, other))
+
+
+@pytest.mark.parametrize("claimed", ["", "genuine", "aa" * 32])
+def test_mr_system_without_a_verified_image_is_empty(claimed: str) -> None:
+    """It is a hash of the image's hash, which the configuration alone only claims."""
+    evidence = composed().evidence
+    claimed = FACTS["os_image_hash"] if claimed == "genuine" else claimed
+    stack = evidence.stack._replace(config=json.dumps({"os_image_hash": claimed}))
+    parsed = ParsedEvidence.of(Attestation(evidence._replace(stack=stack)))
+    key_time = key_time_app_info(parsed, b"", b"", KeyRequest(None))
+    for found, _ in (app_info(parsed, b"", b""), key_time):
+        assert found is not None
+        assert (found.os_image_hash, found.mr_system) == (b"", b"")
+        assert found.mr_aggregated.hex() == FACTS["mr_aggregated"]
 
 
 def with_replay(quote: TpmQuote, digests: list[bytes]) -> tuple[PcrValue, ...]:
