@@ -170,7 +170,7 @@ class TcbRules:
         """Return the step for an outdated TCB within the grace periods; PolicyError outside them.
 
         The period of the quoting enclave applies if its own status is OutOfDate or unknown. That of
-        the platform always applies, because platform and TDX module have one status.
+        the platform always applies, because the result has no status of the platform alone.
         """
         self._check_configuration(status, explain)
         tcb = authenticated.tcb

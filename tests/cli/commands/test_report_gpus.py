@@ -97,7 +97,9 @@ def test_report_marks_measurements_that_were_not_compared_or_differ(tmp_path: Pa
     assert cells(text, "skipped") == 1
     assert "<title>35: not compared: video decoder 0 is off</title>" in text
     folder = make(tmp_path, "scenario=gpu-measurement-25")
-    (folder / "policy.toml").write_text("preset = 'default'\n[gpu]\naccepted_mismatches = [25]\n")
+    (folder / "policy.toml").write_text(
+        "preset = 'default'\n[gpu]\nrequired = true\naccepted_mismatches = [25]\n"
+    )
     page, text = report(folder, "--policy", f"{folder / 'policy.toml'}")
     assert cells(text, "differs") == 1
     assert "32 measurements match, 1 differ" in page.text

@@ -330,7 +330,11 @@ def _gpu(key: str, value: object) -> GpuRules:
         if one == []:
             raise ConfigError(f"{key}.{name}: must not be empty", reason="missing")
         given[name] = readers[name](f"{key}.{name}", one)
-    return _create(key, GpuRules, given)
+    rules = _create(key, GpuRules, given)
+    if not rules.needs_gpus and "required" not in given:
+        text = "no rule requires GPUs; add required = true, or required = false if none are needed"
+        raise ConfigError(f"{key}: {text}", reason="missing")
+    return rules
 
 
 def _create(key: str, kind: Callable[..., _T], given: dict[str, Any]) -> _T:

@@ -92,6 +92,8 @@ def _mask(comment: str, name: str, mask: BitMask | None) -> list[str]:
 def _gpu(rules: GpuRules) -> list[str]:
     """Return the table of the rules for GPUs, without those that have their defaults."""
     lines = ["# GPUs beside the CPU.", "[gpu]"] if rules.named else []
+    if rules.named and not rules.needs_gpus:
+        lines += ["required = false"]
     for name, value in rules.named.items():
         lines += [*_comment(_GPU_COMMENTS[name]), f"{name} = {_value(value)}"]
     return [*lines, ""] if lines else []

@@ -300,6 +300,8 @@ INVALID_RULES: list[tuple[str, str, str]] = [  # beside a preset
     ('minimum_pce_svn = "1"', "wrong_type", "minimum_pce_svn"),
     ("gpu = 1", "wrong_type", "gpu"),
     ("gpu = {}", "missing", "gpu"),
+    ("gpu = {binding = 'nonce'}", "missing", "gpu"),
+    ("gpu = {allow_hold = true}", "missing", "gpu"),
     ("gpu = {chip = 'GH100'}", "unknown_key", "gpu.chip"),
     ("gpu = {chips = []}", "missing", "gpu.chips"),
     ("gpu = {chips = ['']}", "wrong_type", "gpu.chips"),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import PolicyError
+from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.event_rules import RequiredEvent
@@ -222,4 +223,10 @@ def test_to_toml_odd_text_round_trip(name: str, payload: bytes) -> None:
             RequiredEvent(name=name, digest=bytes(48), during="boot"),
         ),
     )
+    assert AppraisalPolicy.from_toml(policy.to_toml()) == policy
+
+
+def test_rules_for_gpus_that_are_not_required_say_so() -> None:
+    """A policy whose rules accept evidence without GPUs is written so that it can be read."""
+    policy = replace(AppraisalPolicy.default(), gpu=GpuRules(allow_hold=True))
     assert AppraisalPolicy.from_toml(policy.to_toml()) == policy
