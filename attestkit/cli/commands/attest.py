@@ -9,7 +9,7 @@ from attestkit.cli.exit_codes import warnings_on_stderr
 from attestkit.cli.options import option
 from attestkit.cli.options.evidence import EvidenceRequest, request_options
 from attestkit.cli.options.option import Command
-from attestkit.cli.output.write_output import check_outputs, require_file, write_output
+from attestkit.cli.output.write_output import write_output
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,10 +62,7 @@ def attest(
     """
     _check_gpu(encoding, request, gpu=gpu)
     outputs = ((_ROOTS, save_gpu_roots), (_ENDORSEMENTS, save_gpu_endorsements))
-    for name, path in outputs:
-        require_file(name, path)
-    check_outputs((("-o", request.out.output), *outputs), request.report_data.inputs)
-    with request.open() as attester:
+    with request.open(outputs) as attester:
         nonce = request.report_data.nonce
         if nonce is not None:  # so that the report data can name the key of a TPM
             with warnings_on_stderr():  # such as GPUs whose memory is not protected

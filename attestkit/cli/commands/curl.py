@@ -94,10 +94,10 @@ def curl(
             http_errors(endpoint),
             client.stream(chosen, url, content=body, headers=fields) as answer,
         ):
+            code = set_exit_code(_HTTP_ERROR if fail and answer.status_code >= 400 else 0)
             head = _head(answer.status_code, answer.headers.multi_items()) if include else b""
             _write_body(output, head, answer.iter_raw())
-            status: int = answer.status_code
-    return set_exit_code(_HTTP_ERROR if fail and status >= 400 else 0)
+    return code
 
 
 def _origin(url: str) -> str:

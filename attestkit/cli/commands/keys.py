@@ -10,7 +10,7 @@ from attestkit.cli.options.backend import Device, device_options
 from attestkit.cli.options.option import Group
 from attestkit.cli.options.output import Output, output_options
 from attestkit.cli.output import console
-from attestkit.cli.output.write_output import is_stdout
+from attestkit.cli.output.write_output import is_device, is_stdout, write_output
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,10 @@ def fetch(*, urls: tuple[str, ...], roots: tuple[str, ...], out: Output, device:
         fields = {"backend": attester.backend.name, "simulated": attester.simulated}
     with fetched.app_keys as found:
         if output is not None:
-            found.save(output)
+            if is_device(output):  # such as a pipe to a program that encrypts
+                write_output("-o", output, found.to_json())
+            else:
+                found.save(output)
         public = _public_fields(fetched)
     if out.as_json:
         console.as_json({**public, **fields, "output": out.name})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
-from attestkit.cli.exit_codes import REJECTED
+from attestkit.cli.exit_codes import REJECTED, set_exit_code
 from attestkit.cli.input.read_input import name_file_in_errors, read_file
 from attestkit.cli.options import guest, option
 from attestkit.cli.options.option import Command
@@ -380,7 +380,7 @@ def _compare(
     with name_file_in_errors(path, "--against"):
         found = find_differences(expected, evidence, inputs=measured.inputs)
     rest = uncompared_registers(expected, evidence)
-    code = REJECTED if found else 0
+    code = set_exit_code(REJECTED if found else 0)
     if form == "json":
         comparison = describe_comparison(path, found, rest, measured.shape_source)
         _write_text(json.dumps(expected.to_dict() | {"against": comparison}, indent=2), output)

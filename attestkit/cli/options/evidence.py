@@ -1,7 +1,7 @@
 """Options and output of `quote` and `attest`."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -38,9 +38,10 @@ class EvidenceRequest(NamedTuple):
     save_collateral: Path | None
 
     @contextlib.contextmanager
-    def open(self) -> "Iterator[Attester]":
+    def open(self, outputs: Iterable[tuple[str, Path | None]] = ()) -> "Iterator[Attester]":
         """Context manager: check the output files, open the backend, and close it on exit.
 
+        `outputs` are the command's other output files: option, and path if given.
         On exit without an error, the files of --save-trust-anchor and --save-collateral are
         written.
 
@@ -51,7 +52,11 @@ class EvidenceRequest(NamedTuple):
             UnsupportedError: If the platform has no collateral, such as SEV-SNP.
             AttestKitError: If `Device.open` fails.
         """
-        trust = ((_ANCHOR, self.save_trust_anchor), (_COLLATERAL, self.save_collateral))
+        trust = (
+            (_ANCHOR, self.save_trust_anchor),
+            (_COLLATERAL, self.save_collateral),
+            *outputs,
+        )
         for name, path in trust:
             require_file(name, path)
         inputs = (*self.report_data.inputs, *self.device.inputs)

@@ -65,7 +65,7 @@ def check_outputs(
     before: list[tuple[str, Path]] = []
     for option, path in outputs:
         check_output(option, path, inputs)
-        if path is None or is_stdout(path) or _is_device(path):
+        if path is None or is_stdout(path) or is_device(path):
             continue
         for other_option, other in before:
             if _is_same(path, other) or _resolved(path) == _resolved(other):
@@ -98,7 +98,7 @@ def _not_written(option: str, path: Path, reason: str) -> UsageError:
     return UsageError(f"{option} {path}: cannot write: {reason}", reason="cannot_write")
 
 
-def _is_device(path: Path) -> bool:
+def is_device(path: Path) -> bool:
     """Return whether a path exists and is not a file; False on errors."""
     return path_exists(path) and not path.is_file()
 
@@ -159,7 +159,7 @@ def write_output(option: str, path: Path, content: str | bytes, *, mode: int = 0
         return False
     data = content.encode() if isinstance(content, str) else content
     try:
-        if _is_device(path):  # must not be replaced by a file
+        if is_device(path):  # must not be replaced by a file
             with path.open("wb") as file:
                 file.write(data)
         else:

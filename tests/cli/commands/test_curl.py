@@ -12,6 +12,7 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.testing import AttestedServer
+from tests.cli import program
 from tests.cli.attested import options, trust
 
 Capture = pytest.CaptureFixture[str]
@@ -108,6 +109,9 @@ def test_include_and_fail(attested_server: Make, tmp_path: Path, capfd: Capture)
     assert out.endswith("\r\n\r\ntext")
     assert run(capfd, f"{server.url}/418", *words, "-f", code=22)[0] == "text"
     assert run(capfd, f"{server.url}/200", *words, "-f")[0] == "text"
+    with program.closed_pipe() as writer:
+        done = program.run("curl", f"{server.url}/418", *words, "-f", stdout=writer)
+    assert (done.returncode, "Traceback" in done.stderr) == (22, False)
 
 
 def test_redirect_is_not_followed(attested_server: Make, tmp_path: Path, capfd: Capture) -> None:

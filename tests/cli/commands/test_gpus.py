@@ -194,6 +194,21 @@ def test_attest_refuses_wrong_options(words: list[str]) -> None:
     assert main(["attest", "--backend", "simulator", "--option", "gpus=1", *words]) == 1
 
 
+@pytest.mark.parametrize("option", ["--save-gpu-roots", "--save-gpu-endorsements"])
+def test_attest_overwrites_no_input_and_no_other_output(option: str, tmp_path: Path) -> None:
+    """The file of an option is neither the seed of the simulator nor that of another option."""
+    seed, one = tmp_path / "seed", tmp_path / "one"
+    seed.write_bytes(bytes(32))
+    words = ["attest", "--backend", "simulator", "--option", "gpus=1", "--nonce", NONCE, "--gpu"]
+    words += ["-o", f"{tmp_path / 'evidence'}", "--option", f"seed=@{seed}"]
+    assert main([*words, option, f"{seed}"]) == 1
+    assert seed.read_bytes() == bytes(32)
+    for other in ("--save-trust-anchor", "--save-collateral", "--record"):
+        assert main([*words, option, f"{one}", other, f"{one}"]) == 1
+        assert not one.exists()
+    assert main([*words, option, f"{one}"]) == 0
+
+
 @pytest.mark.parametrize("content", ["", "-----BEGIN CERTIFICATE-----", "{}", "\x80"])
 @pytest.mark.parametrize("option", ["--gpu-roots", "--gpu-endorsements", "--gpu-evidence"])
 def test_malformed_file_of_an_option_is_named(

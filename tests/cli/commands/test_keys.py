@@ -1,6 +1,7 @@
 """`attestkit keys fetch` writes keys of a pinned KMS to a private file, and prints no secret."""
 
 import json
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,17 @@ def test_keys_are_written_to_a_private_file(
     with AppKeys.load(output) as keys:
         assert keys.root_public_key.hex() == found["root_public_key"]
         assert keys.key_provider_id == kms.root.provider_id
+
+
+def test_keys_are_written_to_a_pipe(kms: SimulatedKms, root: str, tmp_path: Path) -> None:
+    """A pipe, as of a program that encrypts the keys, receives them, and is not replaced."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # the keys fit into the pipe
+    with os.fdopen(reader, "rb") as file:
+        assert fetch(kms, root, "-o", str(pipe)) == 0
+        assert pipe.is_fifo()
+        assert "disk_crypt_key" in json.load(file)
 
 
 def test_first_use_is_listed_as_not_proven(kms: SimulatedKms, capsys: Capture) -> None:

@@ -11,7 +11,7 @@ from attestkit.__main__ import main
 from attestkit.attestation import Attestation
 from attestkit.event_log import EventLog
 from attestkit.measure import dstack_image, find_differences, snp
-from tests.cli import schemas
+from tests.cli import program, schemas
 from tests.measure.image_samples import write_folder
 from tests.measure.kernel.samples import linux_kernel
 from tests.measure.measured_guest import VM_CONFIG, evidence_of, image_files
@@ -103,6 +103,15 @@ def test_difference_is_named(folder: Path, capsys: Capture) -> None:
     expected = dstack_image(folder / "image", VM_CONFIG)
     evidence = Attestation.from_bytes((folder / "other").read_bytes())
     assert [one.to_dict() for one in find_differences(expected, evidence)] == [found]
+
+
+def test_closed_pipe_does_not_hide_a_difference() -> None:
+    """The exit code is that of the comparison if nobody reads the output."""
+    for name, code in (("same", 0), ("other", 2)):
+        for form in ((), ("--json",)):
+            with program.closed_pipe() as writer:
+                done = program.run("measure", *FULL, "--against", name, *form, stdout=writer)
+            assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_machine_of_the_evidence_is_named(capsys: Capture) -> None:
