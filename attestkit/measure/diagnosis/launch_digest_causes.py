@@ -20,7 +20,8 @@ from attestkit.measure.sev_snp.sev_metadata import read_sev_metadata
 
 _MOST_VCPUS: Final = 512
 _FEATURES: Final = (0x1, 0x21)  # without and with debug swap
-_SIGNATURES: Final = {cpu_signature(*identity): name for name, identity in IDENTITIES.items()}
+# The first name of a signature is that without a version.
+_SIGNATURES: Final = {cpu_signature(*IDENTITIES[name]): name for name in reversed(IDENTITIES)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,15 @@ from attestkit.measure.sev_snp import sev_metadata
 Vmm = Literal["qemu", "ec2", "gce"]
 """QEMU, Amazon EC2, Google Compute Engine."""
 
-IDENTITIES: Final = CPU_IDENTITIES | {"epyc-turin": (26, 0, 0)}
+IDENTITIES: Final = CPU_IDENTITIES | {
+    "epyc-v5": (23, 1, 2),
+    "epyc-rome-v4": (23, 49, 0),
+    "epyc-rome-v5": (23, 49, 0),
+    "epyc-milan-v3": (25, 1, 1),
+    "epyc-genoa-v2": (25, 17, 0),
+    "epyc-turin": (26, 0, 0),
+    "epyc-turin-v1": (26, 0, 0),
+}
 """Family, model and stepping by CPU type of QEMU, in lower case."""
 
 _CLOUD_RDX: Final = 0x600  # EC2 and GCE set no CPU signature

@@ -42,6 +42,7 @@ def digest(**changes: Any) -> bytes:
         ({"vcpus": 512}, "cpu_count", 512),
         ({"guest_features": 0x21}, "guest_features", 0x21),
         ({"cpu_signature": find_cpu_signature("EPYC-Turin")}, "cpu_type", "epyc-turin"),
+        ({"cpu_signature": find_cpu_signature("EPYC-Rome-v5")}, "cpu_type", "epyc-rome"),
         ({"kernel": None}, "kernel_hashes", 0),
         ({"vmm": "ec2"}, "vmm", "ec2"),
         ({"vmm": "gce"}, "vmm", "gce"),

@@ -32,7 +32,10 @@ def test_vmsa_vectors_are_complete() -> None:
 @pytest.mark.parametrize(
     ("cpu_type", "signature"),
     [("EPYC", 0x800F12), ("epyc-rome", 0x830F10), (" EPYC-Milan-v2 ", 0xA00F11),
-     ("EPYC-Genoa", 0xA10F10), ("EPYC-Turin", 0xB00F00)],
+     ("EPYC-Genoa", 0xA10F10), ("EPYC-Turin", 0xB00F00),
+     # QEMU 8.2 (Rome v4) and 10.1
+     ("EPYC-v5", 0x800F12), ("EPYC-Rome-v4", 0x830F10), ("EPYC-Rome-v5", 0x830F10),
+     ("EPYC-Milan-v3", 0xA00F11), ("EPYC-Genoa-v2", 0xA10F10), ("EPYC-Turin-v1", 0xB00F00)],
 )  # fmt: skip
 def test_find_cpu_signature(cpu_type: str, signature: int) -> None:
     """A type of QEMU has family, model and stepping, whatever the case of its name."""
