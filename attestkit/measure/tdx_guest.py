@@ -353,8 +353,8 @@ def _boot_lists(
         yield (*rtmr0, *disk_boot.disk_boot_events(boot.disk, images, separator=separator))
         return
     direct = linux_kernel.DirectBoot(kernel, boot.initrd, boot.cmdline, boot.shim)
-    # From 10.1 on QEMU leaves the kernel as it is.
-    qemu = max((10, 1), machine.qemu) if boot.kernel_header_normalized else machine.qemu
+    # From 10.2 on QEMU leaves the kernel as it is.
+    qemu = max((10, 2), machine.qemu) if boot.kernel_header_normalized else machine.qemu
     found = linux_kernel.direct_boot_events(
         direct, traits, qemu=qemu, memory_size=machine.memory_size
     )

@@ -41,7 +41,7 @@ MACHINES: Final = (
     Machine("9.2.1", has_etc_boot=True, patches=True),
     Machine("10.0.2", has_etc_boot=False, patches=True),
     Machine("10.0.2", has_etc_boot=True, patches=False),
-    Machine("10.1.0", has_etc_boot=False, patches=False),
+    Machine("10.1.0", has_etc_boot=False, patches=True),
     Machine("10.1.0", has_etc_boot=True, patches=False),
     Machine("10.2.1", has_etc_boot=False, patches=False),
     Machine("10.2.1", has_etc_boot=True, patches=False),
@@ -159,7 +159,7 @@ def test_kernel_header_decides_on_which_machines_evidence_verifies(
 def test_machines_follow_the_table(machine: Machine) -> None:
     """Each row of the table is tried with and without etc/boot/ in the firmware."""
     major, minor = (int(part) for part in machine.qemu.split(".")[:2])
-    older, newer = (major, minor) < (10, 0), (major, minor) >= (10, 1)
+    older, newer = (major, minor) < (10, 0), (major, minor) >= (10, 2)
     assert machine.patches == (older or not (newer or machine.has_etc_boot))
     same = [one for one in MACHINES if one.qemu == machine.qemu]
     assert {one.has_etc_boot for one in same} == {False, True}

@@ -82,7 +82,7 @@ def find_kernel_cause(guest: ComparedGuest, event: Event) -> Cause:
     """
     kernel = guest.inputs.kernel
     if kernel is None:
-        text = "another kernel, or its header as QEMU before 10.0 changes it: memory, initrd size"
+        text = "another kernel, or its header as QEMU before 10.2 changes it: memory, initrd size"
         return Cause("kernel", text)
     expected = guest.expected_digest("kernel")
     most = max(4, _MOST_HASHED // max(1, len(kernel)))
@@ -115,7 +115,7 @@ def find_load_option_cause(guest: ComparedGuest, event: Event) -> Cause:
 
 def _kernel_forms(guest: ComparedGuest) -> Iterator[_KernelForm]:
     """Yield the setup headers to try, the more likely ones first; `guest` has the kernel."""
-    text = "the kernel is measured as it is: QEMU 10.1 or later, or 10.0 with edk2 from 202502"
+    text = "the kernel is measured as it is: QEMU 10.2 or later, or from 10.0 with edk2 from 202502"
     yield _KernelForm(Cause.found("kernel_unpatched", text))
     expected, logged = guest.expected_memory, guest.logged_memory
     own = expected.size if expected else None
@@ -141,7 +141,7 @@ def _patched_forms(
     low, cmdline = memory_below_4g(memory_size), guest.inputs.cmdline
     text = f"the kernel's header is that of a guest with {low:#x} bytes of RAM below 4 GiB"
     if name == "kernel_patched":
-        text = f"QEMU changed the kernel's header, as before 10.0, for {low:#x} bytes below 4 GiB"
+        text = f"QEMU changed the kernel's header, as before 10.2, for {low:#x} bytes below 4 GiB"
     size = None if guest.inputs.initrd is None else len(guest.inputs.initrd)
     yield _KernelForm(Cause.found(name, text, low), memory_size, size, cmdline)
     if size is not None:

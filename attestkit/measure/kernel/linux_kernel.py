@@ -34,18 +34,18 @@ def loads_patched_kernel(qemu: QemuRelease, *, named_blobs: bool) -> bool:
     """Return whether the firmware of a TD loads the kernel with QEMU's setup header.
 
     Args:
-        qemu: Major and minor version. QEMU before 10.1 changes the header for TDs too; from 10.0 on
+        qemu: Major and minor version. QEMU before 10.2 changes the header for TDs too; from 10.0 on
             it also offers the unchanged kernel.
         named_blobs: Whether the firmware takes the unchanged kernel if there is one (edk2 from
             202502; the image contains `etc/boot/`).
     """
-    return qemu < (10, 0) or (qemu < (10, 1) and not named_blobs)
+    return qemu < (10, 0) or (qemu < (10, 2) and not named_blobs)
 
 
 def patch_setup_header(
     kernel: bytes, *, memory_size: int, initrd_size: int | None, cmdline: str
 ) -> bytes:
-    """Return the kernel with the setup header as QEMU before 10.1 fills it in.
+    """Return the kernel with the setup header as QEMU before 10.2 fills it in for TDs.
 
     A file without a setup header, such as a unified kernel image, is returned as it is.
 
@@ -238,7 +238,7 @@ def _images(
         initrd_size=None if boot.initrd is None else len(boot.initrd),
         cmdline=boot.cmdline,
     )
-    # That QEMU from 10.1 on leaves the kernel alone for older firmware too is known from source.
+    # That QEMU from 10.2 on leaves the kernel alone for older firmware too is known from source.
     confirmed = patched or firmware.named_blobs
     kernel = kernel_events.image_event("kernel", digest, "independent" if confirmed else "source")
     if boot.shim is None:

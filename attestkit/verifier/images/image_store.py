@@ -39,7 +39,7 @@ from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems, expected_rtmr0
 if TYPE_CHECKING:
     from attestkit._outcomes.reasons import ConfigReason, FormatReason
 
-_NEVER_PATCHED: Final = (10, 1)  # a release of QEMU that leaves the kernel of every TD alone
+_NEVER_PATCHED: Final = (10, 2)  # a release of QEMU that leaves the kernel of every TD alone
 _MOST_KERNELS: Final = 4096  # sizes of low memory whose kernel digest is remembered
 ImageSource: TypeAlias = AnyPath | DstackImage
 Images: TypeAlias = AnyPath | Mapping[str, ImageSource]

@@ -83,11 +83,11 @@ def test_fixed_events_and_order_are_those_of_hardware() -> None:
 
 
 def test_kernel_event_follows_qemu_and_firmware() -> None:
-    """The kernel of old firmware is patched until QEMU 10.0, that of new firmware until 9.2."""
+    """The kernel of old firmware is patched until QEMU 10.1, that of new firmware until 9.2."""
     unchanged = authenticode_digest(BOOT.kernel)
     for firmware, qemu, patched in (
-        (OLD, (10, 0), True),
-        (OLD, (10, 1), False),
+        (OLD, (10, 1), True),
+        (OLD, (10, 2), False),
         (NEW, (9, 2), True),
         (NEW, (10, 0), False),
     ):
@@ -101,7 +101,8 @@ def test_basis_names_what_is_known_from_source_alone() -> None:
     cases: tuple[tuple[DirectBoot, FirmwareTraits, tuple[int, int], set[str]], ...] = (
         (BOOT, NEW, (10, 2), set()),
         (BOOT, OLD, (9, 2), set()),
-        (BOOT, OLD, (10, 1), {"kernel"}),
+        (BOOT, OLD, (10, 1), set()),
+        (BOOT, OLD, (10, 2), {"kernel"}),
         (BOOT._replace(initrd=None), NEW, (10, 2), {"load-options"}),
     )
     for boot, firmware, qemu, names in cases:

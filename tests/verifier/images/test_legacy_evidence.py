@@ -204,7 +204,7 @@ def test_shortened_log_with_unknown_tables_is_left_out(images: Path) -> None:
 
 
 @pytest.mark.parametrize("memory", [2 * GIB, 5 * GIB // 2, 3 * GIB, 64 * GIB])
-@pytest.mark.parametrize("qemu", ["8.2.2", "9.2.1", "10.0.2", "10.1.0"])
+@pytest.mark.parametrize("qemu", ["8.2.2", "9.2.1", "10.0.2", "10.1.0", "10.2.0"])
 def test_memory_size_and_qemu_decide_on_kernel(images: Path, memory: int, qemu: str) -> None:
     """The kernel's header is that of the memory size and QEMU; another memory size is refused."""
     config = config_of(FILES, memory_size=memory, qemu_version=qemu)
@@ -218,7 +218,7 @@ def test_memory_size_and_qemu_decide_on_kernel(images: Path, memory: int, qemu: 
 @pytest.mark.parametrize(
     ("stated", "release"),
     [
-        ("10.0.50", "10.1.0"),
+        ("10.1.50", "10.2.0"),
         ("9.2.50", "10.0.0"),
         ("10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)", "10.0.13"),
     ],
@@ -228,7 +228,7 @@ def test_kernel_of_development_version_is_that_of_its_release(
 ) -> None:
     """The kernel of a development version of QEMU is that of the next release.
 
-    From 10.0 on firmware with `etc/boot/` loads the unchanged kernel, from 10.1 on all firmware.
+    From 10.0 on firmware with `etc/boot/` loads the unchanged kernel, from 10.2 on all firmware.
     """
     named_blobs = [b"etc/boot/"] if stated == "9.2.50" else []
     files = boot_files(firmware=tdvf_image(texts=[b"ACPI DATA", b" initrd=initrd", *named_blobs]))
