@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit._sanitize import near, shown
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.attestation.launch.td_hob import MemoryRange
 from attestkit.errors import UsageError
 from attestkit.event_log.event import ACPI_LABELS
@@ -341,8 +342,10 @@ def _boot_lists(
     layout = firmware.layout
     traits = linux_kernel.FirmwareTraits(layout.named_blobs, layout.initrd_first, separator)
     if boot.uki is not None:
-        image = UnifiedKernelImage.parse(boot.uki)
+        image = UnifiedKernelImage.parse(_loaded(boot.uki, boot, machine))
         rtmr1 = image.rtmr1_events(boot.disk, separator=separator, boot_loaders=boot.boot_loaders)
+        if boot.disk is None and machine.qemu < (10, 0):
+            rtmr1 = _from_source("uki", rtmr1)
         by_shim = shim_variable_events() if boot.has_shim else []
         for rtmr2 in image.rtmr2_events(_passed_cmdline(boot, traits)):
             yield (*rtmr0, *rtmr1, *by_shim, *rtmr2)
@@ -352,6 +355,7 @@ def _boot_lists(
         images = [*boot.boot_loaders, disk_boot.BootImage("kernel", kernel)]
         yield (*rtmr0, *disk_boot.disk_boot_events(boot.disk, images, separator=separator))
         return
+    kernel = _loaded(kernel, boot, machine)
     direct = linux_kernel.DirectBoot(kernel, boot.initrd, boot.cmdline, boot.shim)
     # From 10.2 on QEMU leaves the kernel as it is.
     qemu = max((10, 2), machine.qemu) if boot.kernel_header_normalized else machine.qemu
@@ -359,9 +363,22 @@ def _boot_lists(
         direct, traits, qemu=qemu, memory_size=machine.memory_size
     )
     if not machine.qemu_version and not boot.kernel_header_normalized:
-        # The kernel's digest is that for an assumed release.
-        found = [one._replace(basis="source") if one.name == "kernel" else one for one in found]
+        found = _from_source("kernel", found)  # the digest is that for an assumed release
     yield (*rtmr0, *sorted(found, key=lambda event: event.register))
+
+
+def _loaded(file: bytes, boot: TdxBoot, machine: TdxMachine) -> bytes:
+    """Return `file`, a kernel or UKI, as the firmware gets it; see `patch_other_file`."""
+    if boot.disk is not None:
+        return file
+    text = machine.qemu_version
+    qemu = QemuVersion.parse(text) if text else QemuVersion(*machine.qemu)
+    return linux_kernel.patch_other_file(file, qemu=qemu, cmdline=boot.cmdline)
+
+
+def _from_source(name: str, events: list[ExpectedEvent]) -> list[ExpectedEvent]:
+    """Return events in which the basis of those named `name` is `source`."""
+    return [one._replace(basis="source") if one.name == name else one for one in events]
 
 
 def _rtmr0(

@@ -11,6 +11,7 @@ from attestkit.measure.acpi import find_tables
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware.bios_strings import BiosStrings
 from attestkit.measure.kernel.disk_boot import BootImage
+from attestkit.measure.kernel.pe_image import authenticode_digest
 from attestkit.measure.rtmr0.boot_options import virtio_disk_option
 from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
@@ -136,6 +137,25 @@ def test_uki_has_both_forms_until_a_log_decides() -> None:
         filled = found.with_log_digests(log_of(logged))
         assert filled.events == events
         assert filled.rtmrs == logged.rtmrs
+
+
+@pytest.mark.parametrize(
+    ("version", "changed"), [("", True), ("9.2.0", True), ("9.2.1", False), ("10.0.13", False)]
+)
+def test_uki_of_direct_boot_is_measured_as_qemu_passes_it_on(version: str, changed: bool) -> None:
+    """Older QEMU writes into it, which nothing but source code confirms; not so on a disk."""
+    shape = MachineShape(cpu_count=2, memory_size=2 << 30, qemu_version=version)
+    loaded = UKI[:0x20] + b"\x3f\xa3\xf0\x9f" + UKI[0x24:] if changed else UKI
+    events = measure(uki=UKI, shape=shape, cmdline="quiet").events
+    [event] = [event for event in events if event.name == "uki"]
+    assert event.digest == authenticode_digest(loaded)
+    assert event.basis == ("independent" if version == "10.0.13" else "source")
+    on_disk = measure(uki=UKI, shape=shape, disk=gpt_disk(), boot_options=[]).events
+    [event] = [event for event in on_disk if event.name == "uki"]
+    assert (event.digest, event.basis) == (authenticode_digest(UKI), "independent")
+    kernel = measure(kernel=UKI, shape=shape, cmdline="quiet").events
+    [event] = [event for event in kernel if event.name == "kernel"]
+    assert event.digest == authenticode_digest(loaded)
 
 
 def test_disk_boot_by_grub_has_no_rtmr2() -> None:

@@ -10,6 +10,7 @@ import struct
 from typing import Final, NamedTuple
 
 from attestkit._outcomes.reasons import FormatReason
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected import Basis, ExpectedEvent
@@ -26,6 +27,9 @@ _ABOVE_4G: Final = 2  # bit of xloadflags: XLF_CAN_BE_LOADED_ABOVE_4G
 _LOADED_HIGH: Final = 1  # bit of loadflags
 _CAN_USE_HEAP: Final = 0x80  # bit of loadflags
 _QEMU_LOADER: Final = 0xB0  # type_of_loader
+_OLD_MAGIC: Final = 0xA33F  # announces a command line to kernels before protocol 2.02
+# First versions of the lines of QEMU that leave a file without a setup header as it is.
+_LEAVES_OTHERS: Final = {(8, 2): (8, 2, 9), (9, 1): (9, 1, 3), (9, 2): (9, 2, 1)}
 _VIDEO_MODES: Final = {"normal": 0xFFFF, "ext": 0xFFFE, "ask": 0xFFFD}  # compared as prefixes
 _NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]{1,8}|0[0-7]{0,11}|[1-9][0-9]{0,9})(?: |\Z)")
 
@@ -47,7 +51,7 @@ def patch_setup_header(
 ) -> bytes:
     """Return the kernel with the setup header as QEMU before 10.2 fills it in for TDs.
 
-    A file without a setup header, such as a unified kernel image, is returned as it is.
+    A file without a setup header is returned as it is; see `patch_other_file`.
 
     Args:
         kernel: The bzImage.
@@ -61,7 +65,7 @@ def patch_setup_header(
             has an invalid `vga=`.
     """
     kernel_events.check_cmdline(cmdline)
-    if kernel[0x202:0x206] != b"HdrS":
+    if not _has_header(kernel):
         return kernel
     _check_header(kernel)
     header = bytearray(kernel[:_SMALLEST])
@@ -77,6 +81,34 @@ def patch_setup_header(
     struct.pack_into("<H", header, 0x224, heap_end)
     struct.pack_into("<I", header, 0x228, cmdline_at & 0xFFFFFFFF)
     return bytes(header) + kernel[_SMALLEST:]
+
+
+def patch_other_file(image: bytes, *, qemu: QemuVersion, cmdline: str) -> bytes:
+    """Return a file without a setup header, such as a unified kernel image, as QEMU changes it.
+
+    QEMU before 10.0 changes it for TDs, except 8.2.9, 9.1.3, 9.2.1 and later versions of these
+    lines. A file with a setup header is returned as it is; see `patch_setup_header`.
+
+    Args:
+        image: The file.
+        qemu: Version of QEMU.
+        cmdline: The command line.
+
+    Raises:
+        FormatError: If the file is shorter than the setup code that QEMU reads.
+        UsageError: If the command line is not ASCII or has an invalid `vga=`.
+    """
+    version = max(qemu, (*qemu.release, 0))  # of a development version, the next release
+    if _has_header(image) or version >= _LEAVES_OTHERS.get(qemu.release, (10, 0, 0)):
+        return image
+    kernel_events.check_cmdline(cmdline)
+    _check_header(image)
+    header = bytearray(image[:_SMALLEST])
+    real_mode_at, cmdline_at = _low_addresses(len(cmdline))
+    struct.pack_into("<HH", header, 0x20, _OLD_MAGIC, (cmdline_at - real_mode_at) & 0xFFFF)
+    if (mode := _video_mode(cmdline)) is not None:
+        struct.pack_into("<H", header, 0x1FA, mode)
+    return bytes(header) + image[_SMALLEST:]
 
 
 def measured_kernel_digest(
@@ -107,11 +139,15 @@ def measured_kernel_digest(
     return authenticode_digest(kernel)
 
 
+def _has_header(kernel: bytes) -> bool:
+    return kernel[0x202:0x206] == b"HdrS"
+
+
 def _check_header(kernel: bytes) -> None:
     if len(kernel) < _SMALLEST:
         raise _error("truncated", "truncated", len(kernel))
     (protocol,) = struct.unpack_from("<H", kernel, 0x206)
-    if protocol < _OLDEST:
+    if protocol < _OLDEST and _has_header(kernel):
         problem = f"boot protocol {protocol >> 8}.{protocol & 0xFF:02}: must be 2.02 or later"
         raise _error("unsupported_version", problem, 0x206)
     setup_size = (kernel[0x1F1] or 4) * 512 + 512
@@ -126,6 +162,10 @@ def _addresses(header: bytearray, cmdline_size: int) -> tuple[int, int]:
     """
     if header[0x211] & _LOADED_HIGH:
         return 0x10000, 0x20000
+    return _low_addresses(cmdline_size)
+
+
+def _low_addresses(cmdline_size: int) -> tuple[int, int]:
     return 0x90000, 0x9A000 - ((cmdline_size + 16) & ~15)
 
 
@@ -238,8 +278,9 @@ def _images(
         initrd_size=None if boot.initrd is None else len(boot.initrd),
         cmdline=boot.cmdline,
     )
-    # That QEMU from 10.2 on leaves the kernel alone for older firmware too is known from source.
-    confirmed = patched or firmware.named_blobs
+    # Known from source: QEMU from 10.2 on leaves the kernel alone for older firmware too, and what
+    # QEMU does with a file without a setup header.
+    confirmed = _has_header(boot.kernel) if patched else firmware.named_blobs
     kernel = kernel_events.image_event("kernel", digest, "independent" if confirmed else "source")
     if boot.shim is None:
         return [kernel]

@@ -160,7 +160,8 @@ class UnifiedKernelImage(NamedTuple):
         """Return the events of RTMR1 of a boot of this image.
 
         Args:
-            table: Partition table of the disk with the image; None for QEMU's `-kernel`.
+            table: Partition table of the disk with the image; None for QEMU's `-kernel`, where this
+                is the image as QEMU passes it on (`linux_kernel.patch_other_file`).
             separator: Whether the firmware measures its second separator into RTMR1 (edk2 from
                 202411), not into RTMR0.
             boot_loaders: Images that are loaded before this one, from the disk.

@@ -97,12 +97,17 @@ def test_kernel_event_follows_qemu_and_firmware() -> None:
 
 
 def test_basis_names_what_is_known_from_source_alone() -> None:
-    """Without initrd, and for old firmware on new QEMU, no other program confirms the digest."""
+    """Other programs confirm neither all load options nor all kernels.
+
+    They do not confirm the load options of a boot without an initrd, a kernel that old firmware
+    loads on new QEMU, or the changes of a file without a setup header.
+    """
     cases: tuple[tuple[DirectBoot, FirmwareTraits, tuple[int, int], set[str]], ...] = (
         (BOOT, NEW, (10, 2), set()),
         (BOOT, OLD, (9, 2), set()),
         (BOOT, OLD, (10, 1), set()),
         (BOOT, OLD, (10, 2), {"kernel"}),
+        (BOOT._replace(kernel=pe_image([(".text", b"code")])), OLD, (9, 2), {"kernel"}),
         (BOOT._replace(initrd=None), NEW, (10, 2), {"load-options"}),
     )
     for boot, firmware, qemu, names in cases:

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.kernel.linux_kernel import (
     loads_patched_kernel,
     measured_kernel_digest,
+    patch_other_file,
     patch_setup_header,
 )
 from attestkit.measure.kernel.pe_image import authenticode_digest
@@ -24,6 +26,7 @@ from tests.vectors import HAVE_SHARED
 ROWS: list[dict[str, Any]] = VECTORS.get("patched_kernel", [])
 PACKAGED = [row for row in ROWS if row["kernel"].startswith("package ")]
 GIB = 1 << 30
+OTHER = pe_image([(".text", bytes(4096))])
 
 
 def patch(kernel: bytes, **changed: Any) -> bytes:
@@ -194,10 +197,62 @@ def test_patch_refuses_kernel(kernel: bytes, reason: str) -> None:
     assert caught.value.offset is not None
 
 
-def test_patch_leaves_other_images_alone() -> None:
-    """A PE image without a setup header is returned unchanged."""
-    image = pe_image([(".text", b"code")])
-    assert patch(image) == image
+def test_files_with_and_without_setup_header_are_changed_by_one_function_each() -> None:
+    """Each function returns the other's files as they are."""
+    assert patch(OTHER) == OTHER
+    kernel = linux_kernel()
+    assert patch_other_file(kernel, qemu=QemuVersion(8, 2), cmdline="quiet") == kernel
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "changes"),
+    [
+        ("", {0x20: 0xA33F, 0x22: 0x9FF0}),
+        ("x" * 15, {0x20: 0xA33F, 0x22: 0x9FF0}),
+        ("x" * 16, {0x20: 0xA33F, 0x22: 0x9FE0}),
+        ("x" * 0xA000, {0x20: 0xA33F, 0x22: 0xFFF0}),
+        ("quiet vga=ask", {0x20: 0xA33F, 0x22: 0x9FF0, 0x1FA: 0xFFFD}),
+    ],
+)
+def test_other_file_has_the_fields_of_the_oldest_protocol(
+    cmdline: str, changes: dict[int, int]
+) -> None:
+    """A magic number, the offset of the command line, and the video mode."""
+    expected = bytearray(OTHER)
+    for at, value in changes.items():
+        struct.pack_into("<H", expected, at, value)
+    assert patch_other_file(OTHER, qemu=QemuVersion(8, 2, 2), cmdline=cmdline) == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "changed"),
+    [
+        ("8.0.0", True), ("8.1.90", True), ("8.2.8", True), ("8.2.9", False), ("9.0.4", True),
+        ("9.0.50", True), ("9.1.2", True), ("9.1.3", False), ("9.1.50", True), ("9.2.0", True),
+        ("9.2.1", False), ("9.2.50", False), ("10.0.0", False), ("10.1.0", False),
+        ("11.1.3", False),
+    ],
+)  # fmt: skip
+def test_other_file_is_changed_until_the_version_of_each_line(version: str, changed: bool) -> None:
+    """Stable releases have the correction; development versions are those of the next release."""
+    found = patch_other_file(OTHER, qemu=QemuVersion.parse(version), cmdline="")
+    assert (found != OTHER) is changed
+
+
+@every_case(
+    ("image", "cmdline", "reason"),
+    [
+        (OTHER[:0x237], "", "truncated"),
+        (OTHER[:2559], "", "inconsistent"),  # four sectors of setup code, and the boot sector
+        (OTHER, "vga=", "wrong_value"),
+        (OTHER, "\xe9", "encoding"),
+    ],
+)
+def test_other_file_is_refused(image: bytes, cmdline: str, reason: str) -> None:
+    """A file or command line with which QEMU would not start is refused."""
+    with pytest.raises((FormatError, UsageError)) as caught:
+        patch_other_file(image, qemu=QemuVersion(8, 2, 2), cmdline=cmdline)
+    assert caught.value.reason == reason
 
 
 @given(st.binary(max_size=80), st.integers(-1, 1 << 45), st.text(max_size=20))

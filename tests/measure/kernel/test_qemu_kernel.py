@@ -1,4 +1,4 @@
-"""The patched setup header, against the bytes that an installed QEMU passes to its firmware."""
+"""Patched kernels and other files, against the bytes that an installed QEMU passes on."""
 
 from pathlib import Path
 from random import Random
@@ -7,9 +7,9 @@ import pytest
 
 from attestkit.measure.acpi import read_version
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM as QEMU
-from attestkit.measure.kernel.linux_kernel import patch_setup_header
+from attestkit.measure.kernel.linux_kernel import patch_other_file, patch_setup_header
 from tests.measure.acpi.machines import needs_qemu, read_kernel
-from tests.measure.kernel.samples import linux_kernel, noise
+from tests.measure.kernel.samples import linux_kernel, noise, pe_image
 
 MIB = 1 << 20
 
@@ -46,3 +46,14 @@ def test_patched_header_is_that_of_qemu(tmp_path: Path) -> None:
             cmdline=cmdline,
         )
         assert read_kernel(command) == expected, (number, command)
+
+
+@needs_qemu
+@pytest.mark.parametrize("cmdline", ["quiet", "x" * 16, "vga=ask"])
+def test_other_file_is_that_of_qemu(tmp_path: Path, cmdline: str) -> None:
+    """A file without a setup header is changed by the versions of QEMU that the function names."""
+    (tmp_path / "image").write_bytes(image := pe_image([(".text", noise("text", 4096))]))
+    command = [QEMU, "-nodefaults", "-machine", "q35", "-append", cmdline]
+    command += ["-kernel", str(tmp_path / "image")]
+    expected = patch_other_file(image, qemu=read_version(QEMU), cmdline=cmdline)
+    assert read_kernel(command) == expected
