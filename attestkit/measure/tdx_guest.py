@@ -359,9 +359,9 @@ def _boot_lists(
     direct = linux_kernel.DirectBoot(kernel, boot.initrd, boot.cmdline, boot.shim)
     # From 10.2 on QEMU leaves the kernel as it is.
     qemu = max((10, 2), machine.qemu) if boot.kernel_header_normalized else machine.qemu
-    found = linux_kernel.direct_boot_events(
-        direct, traits, qemu=qemu, memory_size=machine.memory_size
-    )
+    # Only the memory below 4 GiB is in the header; max-ram-below-4g changes it.
+    low = min(machine.memory).end
+    found = linux_kernel.direct_boot_events(direct, traits, qemu=qemu, memory_size=low)
     if not machine.qemu_version and not boot.kernel_header_normalized:
         found = _from_source("kernel", found)  # the digest is that for an assumed release
     yield (*rtmr0, *sorted(found, key=lambda event: event.register))

@@ -1,20 +1,24 @@
 """Expected measurements of TDs by kind of boot, and which arguments exclude each other."""
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from attestkit.attestation.launch.td_hob import MemoryRange
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure import ExpectedMeasurements, MachineShape, snp, tdx
 from attestkit.measure.acpi import find_tables
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware.bios_strings import BiosStrings
 from attestkit.measure.kernel.disk_boot import BootImage
+from attestkit.measure.kernel.linux_kernel import patch_setup_header
 from attestkit.measure.kernel.pe_image import authenticode_digest
 from attestkit.measure.rtmr0.boot_options import virtio_disk_option
 from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
+from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, measure_tdx
 from tests.bounds.counting import peak
 from tests.measure.firmware_images import (
     SMBIOS_MEASUREMENT,
@@ -156,6 +160,18 @@ def test_uki_of_direct_boot_is_measured_as_qemu_passes_it_on(version: str, chang
     kernel = measure(kernel=UKI, shape=shape, cmdline="quiet").events
     [event] = [event for event in kernel if event.name == "kernel"]
     assert event.digest == authenticode_digest(loaded)
+
+
+def test_header_of_kernel_has_the_low_memory_of_the_machine() -> None:
+    """QEMU's max-ram-below-4g changes the address of the initrd."""
+    shape = replace(SHAPE, memory_size=4 << 30, qemu_version="9.2.1")
+    boot = TdxBoot(kernel=linux_kernel(), initrd=b"an initrd")
+    ranges = MemoryRange(0, 1 << 30), MemoryRange(4 << 30, 7 << 30)
+    machine = TdxMachine.of_shape(shape)._replace(memory=ranges)
+    found = measure_tdx(FIRMWARE, boot, machine).events
+    [event] = [event for event in found if event.name == "kernel"]
+    patched = patch_setup_header(linux_kernel(), memory_size=1 << 30, initrd_size=9, cmdline="")
+    assert event.digest == authenticode_digest(patched)
 
 
 def test_disk_boot_by_grub_has_no_rtmr2() -> None:

@@ -49,6 +49,20 @@ def test_patched_header_is_that_of_qemu(tmp_path: Path) -> None:
 
 
 @needs_qemu
+def test_low_memory_in_header_is_that_of_max_ram_below_4g(tmp_path: Path) -> None:
+    """QEMU places the initrd below the end of the memory below 4 GiB."""
+    (tmp_path / "kernel").write_bytes(kernel := linux_kernel())
+    (tmp_path / "initrd").write_bytes(bytes(5000))
+    command = [QEMU, "-nodefaults", "-m", "4096M", "-object"]
+    command += ["memory-backend-ram,id=mem0,size=4096M,reserve=off"]
+    command += ["-machine", "q35,memory-backend=mem0,max-ram-below-4g=1G"]
+    command += ["-kernel", str(tmp_path / "kernel"), "-initrd", str(tmp_path / "initrd")]
+    assert read_kernel(command) == patch_setup_header(
+        kernel, memory_size=1 << 30, initrd_size=5000, cmdline=""
+    )
+
+
+@needs_qemu
 @pytest.mark.parametrize("cmdline", ["quiet", "x" * 16, "vga=ask"])
 def test_other_file_is_that_of_qemu(tmp_path: Path, cmdline: str) -> None:
     """A file without a setup header is changed by the versions of QEMU that the function names."""
