@@ -16,8 +16,8 @@ from attestkit.gpu.driver.nvml import NONCE_SIZE, TIME_LIMIT, ConfComputeState, 
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 
 _CC_OFF: Final = (
-    "confidential computing of the GPUs: off; enable it on the host (nvtrust, gpu_admin_tools "
-    "--set-cc-mode=on)"
+    "confidential computing of the GPUs: off; enable it on the host (gpu-admin-tools: "
+    "nvidia_gpu_tools.py --set-cc-mode=on)"
 )
 _DEV_TOOLS: Final = (
     "GPUs in DevTools mode: their memory is not protected; set the mode on in production"

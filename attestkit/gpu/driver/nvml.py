@@ -34,7 +34,7 @@ _ENVIRONMENTS: Final = ("unavailable", "simulation", "production")
 _ARCHITECTURES: Final[Mapping[int, Architecture]] = {9: "HOPPER", 10: "BLACKWELL"}
 _DRIVER: Final = "install NVIDIA's driver, 550 or later"
 _RESET: Final = "reset the GPU or reboot"
-_CC_ON: Final = "enable it on the host (nvtrust, gpu_admin_tools --set-cc-mode=on)"
+_CC_ON: Final = "enable it on the host (gpu-admin-tools: nvidia_gpu_tools.py --set-cc-mode=on)"
 _SUCCESS: Final = 0
 _OLD_DRIVER: Final = frozenset({3, 13, 25})  # has no settings of several GPUs
 TELEMETRY_TIME_LIMIT: Final = 5.0  # seconds per call
