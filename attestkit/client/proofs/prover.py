@@ -321,13 +321,13 @@ class Prover:
                 self._generation += 1  # its connections have no end any more
             self._newest = proof, until
             self._next_end = min(self._accepted.values())
-            self._refusals = 0
             if peer is not None and not self._is_accepted(peer):
                 message = (
                     f"{peer.host}: the TLS key of the connection is {peer.spki_sha256.hex()}, and "
                     "the evidence names only other keys"
                 )
                 raise ServiceError(message, reason="other_key")
+            self._refusals = 0
         return True
 
     def _is_accepted(self, peer: ObservedPeer | None) -> bool:

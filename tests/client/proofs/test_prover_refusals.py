@@ -11,6 +11,7 @@ import pytest
 
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.proofs.prover import MAX_KEYS, PAUSE_SECONDS, REFUSALS
+from attestkit.client.services.service import Question
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.steps import Run, Wait, drive, drive_async
 from attestkit.errors import ConfigError, UsageError, VerificationError
@@ -29,6 +30,7 @@ from tests.client.proofs.stub_proofs import (
     TIMEOUT,
     Channel,
     Rig,
+    StubService,
     peer_of,
     proof_of,
 )
@@ -134,6 +136,22 @@ def test_server_is_refused_at_once_after_three() -> None:
     with pytest.raises(PeerRefusedError):
         rig.prover.check_open()
     assert len(rig.events) == REFUSALS
+
+
+def test_other_key_than_that_of_evidence_from_apart_is_a_refusal() -> None:
+    """Evidence that is accepted and names another key does not end the row."""
+    rig = Rig(StubService("apart"))
+    asked: list[Question] = []
+
+    def fetch(question: Question) -> bytes:
+        asked.append(question)
+        return b"ok"
+
+    rig.fetch = fetch
+    rig.appraiser.judge = lambda _: proof_of(A.spki_sha256, at=rig.clock.now())
+    reasons = [refused(rig, B).reason for _ in range(2 * REFUSALS)]
+    assert reasons == ["other_key"] * REFUSALS + ["refused_recently"] * REFUSALS
+    assert len(asked) == REFUSALS
 
 
 def test_one_is_tried_after_the_pause() -> None:

@@ -15,6 +15,7 @@ from attestkit import AppraisalPolicy, Require
 from attestkit._crypto.aead import chacha20_decrypt, chacha20_encrypt
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.mlkem import mlkem_encapsulate
+from attestkit.client.proofs.prover import REFUSALS
 from attestkit.client.services.chutes import ChutesService
 from attestkit.client.services.secretvm import SecretVmService
 from attestkit.ra_tls import PeerRefusedError
@@ -74,6 +75,18 @@ def test_secretvm_with_another_key_gets_no_request(apps: list[ServedApp]) -> Non
             client.get(f"{apps[0].url}/v1/models")
         assert refused.value.reason == "other_key"
     assert not apps[0].requests
+
+
+def test_secretvm_with_another_key_is_refused_at_once_after_three(apps: list[ServedApp]) -> None:
+    """Its attestation port is not contacted for each request."""
+    with secretvm(apps, bytes(32)) as endpoint, endpoint.client() as client:
+        reasons = []
+        for _ in range(REFUSALS + 2):
+            with pytest.raises(PeerRefusedError) as refused:
+                client.get(f"{apps[0].url}/v1/models")
+            reasons.append(refused.value.reason)
+    assert reasons == ["other_key"] * REFUSALS + ["refused_recently"] * 2
+    assert len(apps[1].requests) == 1 + REFUSALS
 
 
 # -- Chutes ----------------------------------------------------------------------------------------
