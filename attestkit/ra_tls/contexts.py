@@ -113,11 +113,12 @@ class RenewingContext(ssl.SSLContext):
     copies the certificate. Both happen under one lock here. A handshake uses the copy of its
     connection, and needs no lock.
 
-    The first connection that is created after half of the certificate's life starts the renewal in
-    a thread, and waits for it at most `PATIENCE` seconds. Other threads meanwhile use the old
-    certificate while it is valid. If the renewal fails or takes longer, the old certificate stays
-    in use, also after its end, when peers reject it with the reason `cert_expired`; failures are
-    logged as warnings, and repeated every `RETRY` seconds. Existing connections are not affected.
+    The first connection that is created after half of the certificate's life, or before its begin
+    because the clock was set back, starts the renewal in a thread, and waits for it at most
+    `PATIENCE` seconds. Other threads meanwhile use the old certificate while it is valid. If the
+    renewal fails or takes longer, the old certificate stays in use, also after its end, when peers
+    reject it with the reason `cert_expired`; failures are logged as warnings, and repeated every
+    `RETRY` seconds. Existing connections are not affected.
 
     A certificate that lives longer than a day, as those of a dstack agent do by default, counts as
     one of a day from the moment at which it was loaded.
@@ -133,7 +134,8 @@ class RenewingContext(ssl.SSLContext):
         self._now = now
         self._lock = threading.Lock()  # while the context is changed, or a connection is created
         self._thread: threading.Thread | None = None  # dead after a fork, as all other threads
-        self._due, self._end = _dates(issued, now())
+        self._begin, self._due, self._end = _dates(issued, now())
+        self._tried = float("-inf")  # when the last renewal ended
         self._issued = issued
 
     # SSLSocket and SSLObject create the TLS connection with these, also for a later `connect`.
@@ -152,16 +154,21 @@ class RenewingContext(ssl.SSLContext):
         if self._issued is None:
             yield
             return
-        if self._now() >= self._due:
+        if self._is_due(self._now()):
             self._renew_now()
         with self._lock:
             yield
+
+    def _is_due(self, now: float) -> bool:
+        if self._tried <= now < self._tried + RETRY:  # false after the clock was set back
+            return False
+        return not self._begin <= now < self._due
 
     def _renew_now(self) -> None:
         with self._lock:
             thread, now = self._thread, self._now()
             running = thread is not None and thread.is_alive()
-            if now < self._due or (running and now <= self._end):
+            if not self._is_due(now) or (running and self._begin <= now <= self._end):
                 return
             if not running:
                 thread = self._start()
@@ -187,15 +194,16 @@ class RenewingContext(ssl.SSLContext):
             renewed = self._issued.renew()
             # Apart, because a failure would leave the context half changed.
             load_issued(ssl.SSLContext(self.protocol), renewed)
-            due, end = _dates(renewed, self._now())
+            dates = _dates(renewed, self._now())
             with self._lock:
                 load_issued(self, renewed)
-                self._due, self._end = max(due, self._now() + RETRY), end
+                self._begin, self._due, self._end = dates
+                self._tried = self._now()
         except Exception as error:  # noqa: BLE001 - the old certificate stays in use
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        self._due = self._now() + RETRY
+        self._tried = self._now()
         left = int(self._end - self._now())
         known = isinstance(error, AttestKitError)
         text = str(error) if known else type(error).__name__  # which may contain a secret
@@ -205,14 +213,14 @@ class RenewingContext(ssl.SSLContext):
         )
 
 
-def _dates(issued: Issued, now: float) -> tuple[float, float]:
-    """Return when to renew a certificate loaded at `now`, and when it ends: seconds since 1970."""
+def _dates(issued: Issued, now: float) -> tuple[float, float, float]:
+    """Return begin, renewal and end of a certificate loaded at `now`: seconds since 1970."""
     certificate = read_certificate(issued.certificate_chain[0])
     begin, end = certificate.valid_from.timestamp(), certificate.valid_until.timestamp()
     longest = MAX_LIFETIME.total_seconds()
     if end - begin > longest:
-        return (now + min(end, now + longest)) / 2, end
-    return (begin + end) / 2, end
+        return max(begin, now), (now + min(end, now + longest)) / 2, end
+    return begin, (begin + end) / 2, end
 
 
 _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION

@@ -226,6 +226,26 @@ def test_renewal_leaves_no_descriptor_and_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("agent", [False, True])
+def test_certificate_of_a_clock_that_was_ahead_is_replaced(
+    clock: Clock, source: Source, agent: bool
+) -> None:
+    """Peers refuse it until it begins, or count its life from a day that has not come."""
+    if agent:
+        source.dates = {"not_before": 157_766_400, "not_after": int(clock.at + 3650 * 24 * HOUR)}
+    clock.at += 24 * HOUR
+    server = serve(source)
+    ahead = presented(server)
+    clock.at -= 24 * HOUR
+    found = presented(server)
+    assert found.der != ahead.der
+    assert found.valid_from <= clock.date() < found.valid_until
+    assert presented(server).der == found.der
+    clock.at += (11 if agent else 0.4) * HOUR
+    assert presented(server).der == found.der
+    assert source.renewals == 1
+
+
 # -- failures -------------------------------------------------------------------------------------
 
 
@@ -255,6 +275,34 @@ def test_failed_renewal_keeps_certificate_and_is_repeated(
     assert presented(server).der == old.der
     clock.at += 1
     assert presented(server).der != old.der
+
+
+def test_failed_renewal_is_repeated_after_the_clock_was_set_back(
+    clock: Clock, source: Source
+) -> None:
+    """The time of the last attempt, which has not come yet, does not delay the next one."""
+    server = serve(source)
+    old = presented(server)
+    source.error = BackendError("the device is busy", reason="io_error")
+    clock.at += 24 * HOUR
+    assert presented(server).der == old.der
+    source.error = None
+    clock.at -= 24 * HOUR - 31 * MINUTE
+    assert presented(server).der != old.der
+    assert source.renewals == 2
+
+
+def test_source_whose_clock_is_ahead_is_limited(clock: Clock) -> None:
+    """Its certificates begin later; they are renewed once a minute, not for each connection."""
+    ahead = Clock()
+    ahead.at += HOUR
+    source = Source(ahead)
+    server = ra_tls.server_context(issued=source.issue(), now=clock)
+    for renewals in (1, 2):
+        for _ in range(5):
+            presented(server)
+        assert source.renewals == renewals
+        clock.at += contexts.RETRY
 
 
 @pytest.mark.parametrize(
