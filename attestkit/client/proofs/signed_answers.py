@@ -2,8 +2,8 @@
 
 Transports record the hashes, which are of the bytes on the wire. The identifier of an answer only
 finds its signature, which is refused unless it is for this request and answer. An identifier alone,
-or an object of a client, names an answer only if no other answer has it: otherwise a forged answer
-could have the identifier of a genuine one.
+or an object of a client, names an answer only if no other has it, later or among the 1,000 before:
+otherwise a forged answer could have the identifier of a genuine one.
 """
 
 import re
@@ -29,7 +29,10 @@ MAX_SIGNATURE: Final = 1 << 20
 """Maximum size of a signature or receipt in bytes."""
 
 MAX_SEEN: Final = 65_536
-"""Identifiers that are kept to detect one that several answers have."""
+"""Identifiers that are kept to detect one that several answers have.
+
+If `MAX_ANSWERS` successive answers have more of them, no identifier names an answer any more.
+"""
 
 TRIES: Final = 5
 """Requests for one signature, which exists only a moment after the answer."""
@@ -97,8 +100,9 @@ class SignedAnswers:
         self._service, self._model = service, model
         self._lock = threading.Lock()
         self._records: BoundedCache[str, AnswerRecord] = BoundedCache(MAX_ANSWERS)
-        # Whether several answers have an identifier.
-        self._seen: BoundedCache[str, bool] = BoundedCache(MAX_SEEN)
+        # Whether several answers have an identifier, and the number of the last; oldest first.
+        self._seen: dict[str, tuple[bool, int]] = {}
+        self._count = 0  # of all answers
         self._hidden = False  # whether an answer may have any identifier
 
     def note(self, record: WireRecord) -> None:
@@ -108,12 +112,20 @@ class SignedAnswers:
         names |= {text for name, text in record.headers if name.lower() == _RECEIPT}
         with self._lock:
             self._hidden = self._hidden or _hides(record)
-            # Looked up before any is stored, which may remove others.
-            again = {name for name in names if self._seen.find(name) is not None}
+            self._count += 1
             for name in names:
-                self._seen.put(name, name in again)
+                again = self._seen.pop(name, None) is not None  # so that it moves to the end
+                self._seen[name] = again, self._count
             if found is not None:
                 self._records.put(found.identifier, found)
+            while len(self._seen) > MAX_SEEN:
+                self._forget(next(iter(self._seen)))
+
+    def _forget(self, name: str) -> None:
+        """Remove an identifier, with its answer; the caller holds the lock."""
+        _, number = self._seen.pop(name)
+        self._records.discard(name)
+        self._hidden = self._hidden or self._count - number < MAX_ANSWERS
 
     def find(self, answer: object) -> AnswerRecord:
         """Return the hashes of an answer.
@@ -139,7 +151,7 @@ class SignedAnswers:
             raise wrong_type("answer", "a response, an object with an id, or an id", answer)
         with self._lock:
             known = self._records.find(identifier)
-            is_unique = not self._hidden and not self._seen.find(identifier)
+            is_unique = not self._hidden and not self._seen.get(identifier, (True, 0))[0]
         if known is None:
             message = f"answer {shown(identifier)}: not a recent answer to this endpoint's clients"
             raise UsageError(message, reason="unknown_name")

@@ -132,6 +132,67 @@ def test_repeated_id_beside_new_ones(others: int, monkeypatch: pytest.MonkeyPatc
         answers.find("a-1")
 
 
+@pytest.mark.parametrize("genuine_first", [True, False])
+@pytest.mark.parametrize("read", [True, False])
+def test_ids_between_a_genuine_answer_and_a_forged_one(
+    answers: SignedAnswers, read: bool, genuine_first: bool
+) -> None:
+    """Answers with as many ids as are kept, whole or not, do not hide that two have one id."""
+    many = b"".join(b'{"id":"%%d-%d"}' % number for number in range(MAX_IDENTIFIERS))
+    between = []
+    for number in range(MAX_SEEN // MAX_IDENTIFIERS + 1):
+        filler = WireRecord()
+        filler.received(many.replace(b"%d", b"%d" % number))
+        if read:
+            filler.ended()
+        assert not filler.identifiers.hides
+        between.append(filler)
+    ends = [record(b"question", GENUINE), record(b"forged", FORGED[1])]
+    first, last = ends if genuine_first else reversed(ends)
+    for one in (first, *between, last):
+        answers.note(one)
+    error, reason = (UsageError, "unknown_name") if genuine_first else (ServiceError, "signature")
+    with raises(error, reason):
+        answers.find("a-1")
+
+
+def test_many_answers_with_few_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids are forgotten with their answers, and those of the last answers name them."""
+    monkeypatch.setattr(signed_answers, "MAX_SEEN", 40)
+    monkeypatch.setattr(signed_answers, "MAX_ANSWERS", 10)
+    service: Any = Signing()
+    answers = SignedAnswers(service, "m")
+    models = b"".join(b'{"id":"model-%d"}' % number for number in range(10))
+    for number in range(100):
+        answers.note(record(b"", b'{"id": "a-%d", "calls": [{"id": "b-%d"}]}' % (number, number)))
+        unread = WireRecord()
+        unread.received(models)
+        answers.note(unread)
+        assert answers.find(f"a-{number}").identifier == f"a-{number}"
+        assert len(answers._seen) <= 40
+    answers.note(record(b"", b'{"id": "other", "id": "a-95"}'))
+    with raises(ServiceError, "signature"):
+        answers.find("a-95")
+    assert answers.find("a-99").identifier == "a-99"
+
+
+def test_id_that_was_forgotten_names_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that are not read to their end do not leave an older one alone with its id."""
+    monkeypatch.setattr(signed_answers, "MAX_SEEN", 40)
+    monkeypatch.setattr(signed_answers, "MAX_ANSWERS", 10)
+    service: Any = Signing()
+    answers = SignedAnswers(service, "m")
+    answers.note(record(b"question", GENUINE))
+    for number in range(100):
+        unread = WireRecord()
+        unread.received(b'{"id": "b-%d"}' % number)
+        answers.note(unread)
+    answers.note(record(b"forged", FORGED[1]))
+    with raises(UsageError, "unknown_name"):
+        answers.find("a-1")
+    assert answers.find("other").identifier == "other"
+
+
 @given(st.text(st.characters(codec="ascii"), max_size=30), st.integers(1, 40))
 def test_honest_answers_hide_nothing(text: str, step: int) -> None:
     """Output of JSON encoders is not taken for a hidden id, whatever the content."""
