@@ -11,6 +11,7 @@ not pass `mounts` or `proxy` to the client, which replace the transport.
 """
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
@@ -111,9 +112,9 @@ class ProvenTransport(ProvenRequests):
         outgoing = self._outgoing(request, sealing, body)
         for _ in range(MAX_CONNECTIONS):
             lease, idle = self.pools.acquire()
-            if idle:
-                await self.close_all(idle)
             try:
+                if idle:
+                    await self.close_all(idle)
                 with self.library.mapped_errors:
                     answer = await calls.send(lease.pool, self._core_request(request, outgoing))
             except steps.ReconnectError:  # nothing of the request was sent
@@ -200,9 +201,10 @@ class ProvenTransport(ProvenRequests):
         await self.close_all(self.pools.release(lease, retire=self._options.proxied))
 
     async def close_all(self, pools: Iterable[Any]) -> None:
-        """Close pools."""
-        for pool in pools:
-            await self.calls.close(pool)
+        """Close pools, all of them also if the task is cancelled or one raises an error."""
+        async with contextlib.AsyncExitStack() as stack:
+            for pool in pools:
+                stack.push_async_callback(self.calls.close, pool)
 
 
 @dataclass(eq=False, repr=False)

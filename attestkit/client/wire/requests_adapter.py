@@ -107,8 +107,10 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
     ) -> requests.Response:
         outgoing, exchange = self._outgoing(request)
         for _ in range(MAX_CONNECTIONS):
-            lease = self._acquire()
+            lease, idle = self._pools.acquire()
             try:
+                for pool in idle:
+                    pool.close()
                 response = lease.pool.send(outgoing, **options)
             except BaseException as error:
                 self._release(lease)
@@ -178,12 +180,6 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
         response.request = request
         response.connection = self  # type: ignore[assignment] # digest authentication uses `send`
         return response
-
-    def _acquire(self) -> PoolLease["_PeriodAdapter"]:
-        lease, idle = self._pools.acquire()
-        for pool in idle:
-            pool.close()
-        return lease
 
     def _release(self, lease: PoolLease["_PeriodAdapter"]) -> None:
         for pool in self._pools.release(lease):

@@ -192,6 +192,37 @@ def test_sealed_bodies_leave_no_connection_after_an_error() -> None:
 
 
 @every_kind
+def test_requests_leave_no_use_of_a_pool_if_an_older_one_fails_to_close(kind: str) -> None:
+    """A request that fails while it closes the pool of an ended proof releases its own pool."""
+    with serving() as server:
+        prover = SimpleProver(server)
+        with caller_of(kind, prover) as caller:
+            caller.get(server.url + "/first")
+            if kind == "requests":
+                pools = caller.session.get_adapter(server.url)._pools
+            else:
+                pools = caller.transport.pools
+            pool, name = pools._current.pool, "aclose" if "async" in kind else "close"
+            close = getattr(pool, name)
+
+            def fail() -> Any:
+                close()
+                raise RuntimeError
+
+            async def fail_async() -> None:
+                await close()
+                raise RuntimeError
+
+            setattr(pool, name, fail_async if "async" in kind else fail)
+            prover.forget()
+            with pytest.raises(RuntimeError):
+                caller.get(server.url + "/second")
+            assert pools._current.users == 0
+            caller.get(server.url + "/third")
+        assert server.requests == [b"/first", b"/third"]
+
+
+@every_kind
 def test_sealed_bodies_mark_errors_that_are_not_sealed(kind: str) -> None:
     """An error of a gateway is handed out, and marked as not authenticated."""
 

@@ -122,6 +122,72 @@ def test_cancelled_while_another_connection_proves(library: str, first: bool) ->
 
 
 @every_library
+def test_cancelled_while_the_pool_of_an_ended_proof_is_closed(library: str) -> None:
+    """The request's own pool is released, so that it is closed after the next end of a proof."""
+    with serving() as server:
+        prover = SimpleProver(server)
+
+        async def program() -> None:
+            async with client_of(library, prover) as client:
+                await client.post(server.url + "/0")
+                pools = client._transport.pools
+                pool, closing = pools._current.pool, asyncio.Event()
+                close = pool.aclose
+
+                async def hang() -> None:
+                    closing.set()
+                    try:
+                        await asyncio.sleep(TIMEOUT)
+                    finally:
+                        await close()
+
+                pool.aclose = hang
+                prover.forget()
+                task = asyncio.ensure_future(client.post(server.url + "/1"))
+                await asyncio.wait_for(closing.wait(), TIMEOUT)
+                await cancel(task)
+                assert pools._current.users == 0
+                for target in ("/2", "/3"):
+                    assert (await client.post(server.url + target)).status_code == 200
+                    prover.forget()
+                assert pools._retired == []
+
+        asyncio.run(program())
+        assert server.requests == [b"/0", b"/2", b"/3"]
+
+
+@every_library
+def test_cancelled_while_several_pools_are_closed(library: str) -> None:
+    """The others are closed all the same."""
+    entered, closed = threading.Event(), list[str]()
+
+    class Pool:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def aclose(self) -> None:
+            if self.name == "hangs":
+                entered.set()
+                await asyncio.sleep(TIMEOUT)
+            closed.append(self.name)
+
+    with contextlib.closing(WireServer()) as server:
+        kind: Any = library
+        transport: Any = http_transports(kind).asynchronous(
+            SimpleProver(server), tls_context(authority().pem)
+        )
+
+        async def program() -> None:
+            pools = [Pool(name) for name in ("first", "hangs", "last")]
+            task = asyncio.ensure_future(transport.close_all(pools))
+            await until(entered.is_set)
+            await cancel(task)
+
+        asyncio.run(program())
+    assert sorted(closed) == ["first", "last"]
+
+
+@every_library
 def test_cancelled_by_a_scope_of_anyio(library: str) -> None:
     """Scopes that cancel each await let the connection be closed all the same."""
     with serving(hang=True) as server:
