@@ -261,7 +261,7 @@ class EndpointClients(ABC):
         proof = self._prover.newest or self.prove()
         for binding in proof.bindings:
             if binding.kind in SEALED_KINDS:
-                self._renew(binding)
+                self._renew(proof, binding)
                 make: Any = getattr(self._appraiser.service, "sealing", None)
                 allowed = self._appraiser.allow_open
                 options: dict[str, Any] = {"allow_open": allowed} if allowed else {}
@@ -286,17 +286,18 @@ class EndpointClients(ABC):
             for proof in proofs
         )
 
-    def _renew(self, binding: Binding) -> None:
+    def _renew(self, proof: Proof, binding: Binding) -> None:
         """Fetch single-use nonces or similar, if the next encrypted request needs new ones.
 
         Args:
+            proof: Proof of the server.
             binding: Key to which the request is encrypted.
         """
         service: Any = self._appraiser.service
         if (renewal := getattr(service, "renewal", None)) is None:
             return
-        if (question := renewal(binding, self._appraiser.model)) is not None:
-            service.renew(self._fetch(question))
+        if (question := renewal(proof.claims, binding, self._appraiser.model)) is not None:
+            service.renew(proof.claims, self._fetch(question))
 
 
 _OWN: Final = ("base_url", "http_client")

@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from threading import Lock
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
@@ -12,7 +12,6 @@ from attestkit._crypto.mlkem import PUBLIC_SIZE
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
-from attestkit._system.bounded_cache import BoundedCache
 from attestkit.client.sealing.kem import KemSealing
 from attestkit.client.services.service import (
     MAX_MACHINES,
@@ -32,9 +31,6 @@ ORIGIN: Final = "https://api.chutes.ai"
 
 MAX_NONCES: Final = 256
 """Maximum number of nonces for requests to one instance."""
-
-MAX_POOLS: Final = 256
-"""Maximum number of instances whose nonces are kept; the oldest are forgotten."""
 
 _ID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NONCE: Final = re.compile("[A-Za-z0-9_-]{1,128}")
@@ -85,6 +81,19 @@ class NoncePool:
         raise ServiceError(message, reason="sealing")
 
 
+@dataclass(frozen=True, slots=True)
+class _ChutesClaims(Claims):
+    """Claims with the nonces for requests, which only the endpoint with this proof takes."""
+
+    # By key of the instance; replaced as a whole when nonces are renewed.
+    pools: dict[bytes, NoncePool] = field(default_factory=dict, repr=False, compare=False)
+
+
+def _pools_of(claims: Claims) -> dict[bytes, NoncePool]:
+    assert isinstance(claims, _ChutesClaims)
+    return claims.pools
+
+
 class ChutesService:
     """Chutes: evidence comes over a separate connection; requests are encrypted to an instance.
 
@@ -109,8 +118,6 @@ class ChutesService:
         self._api_key = api_key
         self._chutes = dict(chutes or {})
         self._now = now
-        self._pools: BoundedCache[bytes, NoncePool] = BoundedCache(MAX_POOLS)
-        self._lock = Lock()  # a pool that is replaced is missing for a moment
 
     def recognizes(self, host: str) -> bool:
         """Return whether a host is the service's API."""
@@ -168,7 +175,7 @@ class ChutesService:
         """Return the claims of evidence and instances; the evidence is verified later.
 
         An instance that has a key and no evidence, or the reverse, is left out. The nonces of the
-        others are stored.
+        others are in the claims.
 
         Args:
             answers: Bodies of two answers: evidence, then keys and nonces of the instances.
@@ -190,24 +197,23 @@ class ChutesService:
         if not machines:
             message = f"{self.name}: an instance must have both evidence and a key; none has"
             raise ServiceError(message, reason="no_attestation")
-        with self._lock:
-            for one in bindings:
-                self._pools.put(one.key, pools[one.is_of])
         keyed = () if self._api_key is None else (_KEYED,)
-        return Claims(
+        return _ChutesClaims(
             machines=tuple(machines),
             bindings=tuple(bindings),
             freshness="nonce",
             code="operator",
             not_proven=(*_NOT_PROVEN, *keyed),
+            pools={one.key: pools[one.is_of] for one in bindings},
         )
 
-    def renewal(self, binding: Binding, model: str | None) -> Question | None:
+    def renewal(self, claims: Claims, binding: Binding, model: str | None) -> Question | None:
         """Return the request for new single-use nonces, if an instance has no valid one left.
 
         Each encrypted request takes a nonce of the instance to which it is encrypted.
 
         Args:
+            claims: Claims of the proof, with the nonces.
             binding: Key of the instance.
             model: The chute, by name or UUID: the answer has new nonces for all of its instances.
 
@@ -217,44 +223,43 @@ class ChutesService:
         Raises:
             UsageError: If `model` is neither a UUID nor a name in `chutes`.
         """
-        with self._lock:
-            pool = self._pools.find(binding.key)
+        pool = _pools_of(claims).get(binding.key)
         if pool is not None and pool.has_left(self._now()):
             return None
         return self.pool_question(model)
 
-    def renew(self, answer: bytes) -> None:
-        """Store the nonces in `answer`, the JSON that the request of `renewal` returned.
+    def renew(self, claims: Claims, answer: bytes) -> None:
+        """Replace the nonces in `claims` by those of an answer to the request of `renewal`.
 
-        Instances whose key is not known are left out.
+        Instances whose key is not in the claims are left out.
+
+        Args:
+            claims: Claims of the proof.
+            answer: Body of the answer.
 
         Raises:
             FormatError: If the answer is malformed.
         """
         keys, pools = self._read_instances(answer)
-        with self._lock:
-            for instance, key in keys.items():
-                if self._pools.find(key.raw) is not None:
-                    self._pools.put(key.raw, pools[instance])
+        known = _pools_of(claims)
+        known |= {key.raw: pools[name] for name, key in keys.items() if key.raw in known}
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> KemSealing:
         """Return the Sealing that encrypts requests to the instance with the key of `binding`.
 
         Args:
-            claims: Not used.
+            claims: Claims of the proof, with the nonces.
             binding: Key of an instance, of kind "kem".
             model: The chute, by name or UUID.
 
         Raises:
             UsageError: If `model` is neither a UUID nor a name in `chutes`.
         """
-        key, instance = binding.key, binding.is_of
-        return KemSealing(key, self.chute_id(model), instance, lambda: self._take_nonce(key))
+        key, instance, pools = binding.key, binding.is_of, _pools_of(claims)
+        return KemSealing(key, self.chute_id(model), instance, lambda: self._take_nonce(pools, key))
 
-    def _take_nonce(self, key: bytes) -> str:
-        with self._lock:
-            pool = self._pools.find(key)
-        if pool is None:
+    def _take_nonce(self, pools: Mapping[bytes, NoncePool], key: bytes) -> str:
+        if (pool := pools.get(key)) is None:
             text = "no nonces are left for a proven instance; call `prove` for new ones"
             raise ServiceError(f"Chutes: {text}", reason="sealing")
         return pool.take(self._now())

@@ -119,8 +119,8 @@ class Service(Protocol):
     * `amending(claims, changed)` returns a `Sealing` that adds members to requests, and encrypts
       nothing, for `encrypt=False`. It calls `changed` if an answer shows that the server has other
       keys now.
-    * `renewal(binding, model)` returns the request for what the next encrypted request needs, such
-      as nonces, or None; `renew(answer)` stores its answer.
+    * `renewal(claims, binding, model)` returns the request for what the next encrypted request
+      needs, such as nonces, or None; `renew(claims, answer)` stores its answer in the claims.
     * `signature_question` and `check_signature` are those of `SigningService`.
     * `request_headers` are pairs of name and value that the clients add to every request.
     """

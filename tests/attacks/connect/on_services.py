@@ -285,9 +285,9 @@ def nonces_of_an_instance_that_never_end() -> None:
     listed = json.loads(chutes_answers.instances(_FIRST)) | {"nonce_expires_in": 1 << 31}
     answers = (_entry(), json.dumps(listed).encode())
     claims = service.read(answers, chutes_answers.NONCE, None, chutes_answers.CHUTE)
-    assert service.renewal(claims.bindings[0], chutes_answers.CHUTE) is None
+    assert service.renewal(claims, claims.bindings[0], chutes_answers.CHUTE) is None
     clock[0] = 3601
-    assert service.renewal(claims.bindings[0], chutes_answers.CHUTE) is not None
+    assert service.renewal(claims, claims.bindings[0], chutes_answers.CHUTE) is not None
 
 
 # -- SecretVM --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from attestkit import AppraisalPolicy, Require
 from attestkit._crypto.aead import chacha20_decrypt, chacha20_encrypt
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.mlkem import mlkem_encapsulate
+from attestkit.client import verify_proof
 from attestkit.client.proofs.prover import REFUSALS
 from attestkit.client.services.chutes import ChutesService
 from attestkit.client.services.secretvm import SecretVmService
@@ -98,6 +99,7 @@ class Chutes:
     def __init__(self, app: ServedApp) -> None:
         self.app, self.instance = app, chutes_answers.INSTANCES[0]
         self.nonces = 2
+        self.pools = 0
         self.used: list[str] = []
         app.answer = self.answer
 
@@ -108,8 +110,8 @@ class Chutes:
             nonce = bytes.fromhex(parse_qs(request.query)["nonce"][0])
             return Answer(chutes_answers.evidence(chutes_answers.entry(self.instance, nonce)))
         if request.path.startswith("/e2e/instances/"):
-            number = len(self.used)
-            nonces = [f"n{number}-{at}" for at in range(self.nonces)]
+            self.pools += 1
+            nonces = [f"n{self.pools}-{at}" for at in range(self.nonces)]
             return Answer(chutes_answers.instances(self.instance, nonces=nonces))
         assert request.path == "/e2e/invoke"
         self.used.append(request.headers["x-e2e-nonce"])
@@ -153,6 +155,29 @@ def test_chutes_requests_are_sealed_to_a_proven_instance(apps: list[ServedApp]) 
     sent = b"".join(one.body for one in api.app.requests)
     assert b"secret" not in sent
     assert b64encode(b"secret")[:8] not in sent
+
+
+def test_chutes_nonces_are_not_taken_from_a_saved_proof(apps: list[ServedApp]) -> None:
+    """Verifying a proof again makes none of its nonces usable again."""
+    api, service = Chutes(apps[0]), ChutesService("key")
+    headers = {"Authorization": "Bearer key"}
+    with chutes(api, service=service) as endpoint, endpoint.client(headers=headers) as client:
+        bundle, policy = endpoint.proof.bundle, pinned(chutes_answers.machine())
+        for _ in range(3):
+            client.post(f"{api.app.url}/v1/completions", json={"prompt": "secret"})
+            verify_proof(bundle, policy=policy, service=service)
+    assert api.used == ["n1-0", "n1-1", "n2-0"]
+
+
+def test_chutes_nonces_are_of_one_endpoint(apps: list[ServedApp]) -> None:
+    """Endpoints with one service take no nonces that were issued to another."""
+    api, service = Chutes(apps[0]), ChutesService("key")
+    headers = {"Authorization": "Bearer key"}
+    with chutes(api, service=service) as first, chutes(api, service=service) as second:
+        for endpoint in (first, second, first):
+            with endpoint.client(headers=headers) as client:
+                client.post(f"{api.app.url}/v1/completions", json={"prompt": "secret"})
+    assert api.used == ["n1-0", "n2-0", "n1-1"]
 
 
 def test_chutes_without_encryption_has_no_channel(apps: list[ServedApp]) -> None:

@@ -204,19 +204,35 @@ def test_each_nonce_is_used_once_and_for_some_time() -> None:
     answers = evidence(entry(INSTANCES[0])), instances(INSTANCES[0])
     claims = read(*answers, service)
     seal = _sealing(service, claims)
-    assert service.renewal(claims.bindings[0], CHUTE) is None
+    assert service.renewal(claims, claims.bindings[0], CHUTE) is None
     assert [seal(), seal(), seal()] == ["n0", "n1", "n2"]
-    assert service.renewal(claims.bindings[0], CHUTE) == service.pool_question(CHUTE)
+    assert service.renewal(claims, claims.bindings[0], CHUTE) == service.pool_question(CHUTE)
     with raises(ServiceError, "sealing"):
         seal()
-    service.renew(instances(*INSTANCES))
+    service.renew(claims, instances(*INSTANCES))
     assert seal() == "n0"
     now[0] += 60
     with raises(ServiceError, "sealing"):
         seal()
-    service.renew(instances(INSTANCES[1]))  # of an instance that was not proven
+    service.renew(claims, instances(INSTANCES[1]))  # of an instance that was not proven
     with raises(ServiceError, "sealing"):
         seal()
+
+
+def test_nonces_are_of_their_claims() -> None:
+    """Reading the same answers again makes no used nonce usable again."""
+    service = ChutesService()
+    answers = evidence(entry(INSTANCES[0])), instances(INSTANCES[0])
+    claims = read(*answers, service)
+    seal = _sealing(service, claims)
+    assert [seal(), seal()] == ["n0", "n1"]
+    other = read(*answers, service)
+    assert other == claims
+    assert seal() == "n2"
+    service.renew(other, instances(INSTANCES[0]))
+    with raises(ServiceError, "sealing"):
+        seal()
+    assert _sealing(service, other)() == "n0"
 
 
 def test_nonces_of_another_key_are_not_taken() -> None:
@@ -224,7 +240,7 @@ def test_nonces_of_another_key_are_not_taken() -> None:
     service = ChutesService()
     first, second = INSTANCES
     claims = read(evidence(entry(first)), instances(first, nonces=[]), service)
-    service.renew(instances(first, e2e_pubkey=chutes_answers.key_text(second)))
+    service.renew(claims, instances(first, e2e_pubkey=chutes_answers.key_text(second)))
     with raises(ServiceError, "sealing"):
         _sealing(service, claims)()
     unproven = claims.bindings[0]._replace(key=key_of(second).public_key)
