@@ -266,16 +266,7 @@ class Endpoint(EndpointClients):
             PeerRefusedError: If the evidence is not accepted; see `connect`.
             ServiceError: If the connection fails.
         """
-        self._prover.check_open()
-        if self._appraiser.service.where == "apart":
-            drive(self._prover.steps(None, afresh=True))
-            return self.proof
-        with self._open(self._dialing) as connection:
-            origin = self._dialing.origin
-            peer = observe_peer(connection, origin.host, origin.port)
-            with _lost_is_service_error(origin):
-                drive(self._prover.steps(peer, afresh=True), SocketChannel(connection))
-        return self.proof
+        return self._prove(afresh=True)
 
     async def aprove(self) -> Proof:
         """Verify the server again as `prove` does, without blocking the event loop."""
@@ -308,6 +299,20 @@ class Endpoint(EndpointClients):
                 f"{one_line(error.verify_message, 100)}; pass server_ca= with the CA of the server"
             )
             raise ServiceError(message, reason="connection") from error
+
+    def _prove(self, *, afresh: bool) -> Proof:
+        prover, origin, made = self._prover, self._dialing.origin, list[Proof]()
+        while not made:  # again if it was forgotten meanwhile, and the server closed the connection
+            prover.check_open()
+            if self._appraiser.service.where == "apart":
+                drive(prover.steps(None, afresh=afresh, made=made))
+                continue
+            with self._open(self._dialing) as connection:
+                peer = observe_peer(connection, origin.host, origin.port)
+                steps = prover.steps(peer, afresh=afresh, made=made)
+                with _lost_is_service_error(origin):
+                    drive(steps, SocketChannel(connection))
+        return made[0]
 
     def _fetch(self, question: Question) -> bytes:
         """Return the body of an answer with evidence, requested on a new connection.

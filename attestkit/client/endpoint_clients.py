@@ -9,7 +9,7 @@ import ssl
 from abc import ABC, abstractmethod
 from functools import cache, partial
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._argument_checks import import_package
 from attestkit.client.proofs.appraisal import SEALED_KINDS, TLS_KINDS, Appraiser
@@ -32,8 +32,26 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
     from requests.adapters import BaseAdapter
 
-    from attestkit.client.sealing.protocol import Sealing
+    from attestkit.client.sealing.protocol import Headers, SealedRequest, Sealing
     from attestkit.client.wire.http_libraries import LibraryName
+
+
+class ProvenSealing(NamedTuple):
+    """A Sealing of a service, and the proof with the key to which it encrypts."""
+
+    sealing: "Sealing"
+    proof: Proof
+
+    def seal(self, method: str, target: str, headers: "Headers", body: bytes) -> "SealedRequest":
+        """Encrypt a request as `Sealing.seal` does; return it as it is sent.
+
+        Args:
+            method: Method of the request, such as "POST".
+            target: Its path and query.
+            headers: Its headers, names and values.
+            body: Its whole body; empty if it has none.
+        """
+        return self.sealing.seal(method, target, headers, body)
 
 
 class EndpointClients(ABC):
@@ -46,8 +64,12 @@ class EndpointClients(ABC):
     _answers: SignedAnswers | None  # None if the service need not sign
 
     @abstractmethod
-    def prove(self) -> Proof:
-        """Verify the server's attestation again, on a new connection, and return the proof."""
+    def _prove(self, *, afresh: bool) -> Proof:
+        """Verify the server's attestation on a new connection, and return the proof.
+
+        Args:
+            afresh: Whether to do so even if a proof is valid now, or is just being made.
+        """
 
     @abstractmethod
     def _fetch(self, question: Question) -> bytes:
@@ -225,7 +247,7 @@ class EndpointClients(ABC):
             "prover": self._prover,
             "context": context,
             "sealing": self._changes_requests(),
-            "renew_sealing": self._renew_sealing,
+            "renew_sealing": self._renew_sealing if self._appraiser.encrypt else None,
             "on_answer": None if self._answers is None else self._answers.note,
             "headers": list(getattr(self._appraiser.service, "request_headers", ())),
             "proxy": self._dialing.proxy,
@@ -250,15 +272,15 @@ class EndpointClients(ABC):
         service: Any = self._appraiser.service
         proof = self._prover.newest
         claims = None if proof is None else proof.claims
-        amending: Sealing = service.amending(claims, self._prover.forget)
+        amending: Sealing = service.amending(claims, partial(self._prover.forget, proof))
         return amending
 
-    def _sealing(self) -> "Sealing":
+    def _sealing(self) -> ProvenSealing:
         """Return the Sealing that encrypts a request to the key in the newest proof.
 
-        If no proof is valid, the server is verified first.
+        If no proof is valid, the server is verified first: once for all requests that wait for it.
         """
-        proof = self._prover.newest or self.prove()
+        proof = self._prover.newest or self._prove(afresh=False)
         for binding in proof.bindings:
             if binding.kind in SEALED_KINDS:
                 self._renew(proof, binding)
@@ -266,25 +288,29 @@ class EndpointClients(ABC):
                 allowed = self._appraiser.allow_open
                 options: dict[str, Any] = {"allow_open": allowed} if allowed else {}
                 if "changed" in signature(make).parameters:
-                    options["changed"] = self._prover.forget
+                    options["changed"] = partial(self._prover.forget, proof)
                 sealing: Sealing = make(proof.claims, binding, self._appraiser.model, **options)
-                return sealing
+                return ProvenSealing(sealing, proof)
         raise ServiceError("endpoint: the evidence has no key to encrypt to", reason="sealing")
 
-    def _renew_sealing(self) -> bool:
+    def _renew_sealing(self, refused: ProvenSealing) -> ProvenSealing | None:
         """Verify the server again, after it answered that it lacks the key of an encrypted request.
 
-        Return whether the request may be sent once more: only if the evidence, before and now,
-        names a TLS key too. Otherwise an attacker in between may have forged that answer, after the
-        application has received the request.
+        Return the Sealing to send the request once more; None if it may not be: it may only if the
+        evidence, before and now, names a TLS key too. Otherwise an attacker in between may have
+        forged that answer, after the application has received the request.
+
+        Args:
+            refused: What encrypted the request. If another request has led to a new proof since,
+                that one is used.
         """
-        proofs = [self._prover.newest]
-        self._prover.forget()
-        proofs.append(self.prove())
-        return all(
-            proof is not None and any(one.kind in TLS_KINDS for one in proof.bindings)
-            for proof in proofs
+        self._prover.forget(refused.proof)
+        renewed = self._sealing()
+        named = (
+            any(one.kind in TLS_KINDS for one in proof.bindings)
+            for proof in (refused.proof, renewed.proof)
         )
+        return renewed if all(named) else None
 
     def _renew(self, proof: Proof, binding: Binding) -> None:
         """Fetch single-use nonces or similar, if the next encrypted request needs new ones.

@@ -107,9 +107,12 @@ class Prover:
     def newest(self) -> Proof | None:
         """Result of the newest verification; None if none is valid now."""
         with self._lock:
-            if self._newest is None or self._newest[1] <= self._monotonic():
-                return None
-            return self._newest[0]
+            return self._valid()
+
+    def _valid(self) -> Proof | None:
+        if self._newest is None or self._newest[1] <= self._monotonic():
+            return None
+        return self._newest[0]
 
     @property
     def generation(self) -> int:
@@ -157,10 +160,15 @@ class Prover:
             self._closed = True
             self._forget()
 
-    def forget(self) -> None:
-        """End all proofs, so that the server is verified again before the next request."""
+    def forget(self, proof: Proof | None = None) -> None:
+        """End all proofs, so that the server is verified again before the next request.
+
+        Args:
+            proof: They end only if this is the newest one; None: in any case.
+        """
         with self._lock:
-            self._forget()
+            if proof is None or (self._newest is not None and self._newest[0] is proof):
+                self._forget()
 
     def _forget(self) -> None:
         self._accepted.clear()
@@ -173,19 +181,27 @@ class Prover:
         self._lock = threading.Lock()
         self._running = None
 
-    def steps(self, peer: ObservedPeer | None, *, afresh: bool = False) -> Steps:
+    def steps(
+        self,
+        peer: ObservedPeer | None,
+        *,
+        afresh: bool = False,
+        made: list[Proof] | None = None,
+    ) -> Steps:
         """Return the steps that verify the server of a connection, after its TLS handshake.
 
         Args:
             peer: Peer of the connection; None if evidence is requested on a separate one.
             afresh: Whether the server is verified again even if its key is accepted now.
+            made: List to which a proof is added: without `afresh` the newest one if it is valid,
+                whatever the key of the peer is. None: no proof is needed if that key is accepted.
         """
         key = None if peer is None else peer.spki_sha256
         while True:
             self.check_open()
             with self._lock:
                 self._drop_ended()
-                if not afresh and self._is_accepted(peer):
+                if not afresh and self._suffices(peer, made):
                     self._refusals = 0
                     return True
                 if (running := self._running) is None:
@@ -199,17 +215,33 @@ class Prover:
             except PeerRefusedError as error:
                 if running[0] == key:  # one of its own, because frames are kept with an error
                     raise _refused(error.verify_message, error.reason) from error
-        return (yield from self._prove(peer, done))
+        return (yield from self._prove(peer, done, [] if made is None else made))
 
-    def _prove(self, peer: ObservedPeer | None, done: "Future[None]") -> Steps:
+    def _suffices(self, peer: ObservedPeer | None, made: list[Proof] | None) -> bool:
+        """Return whether no new proof is needed; the caller holds the lock.
+
+        Args:
+            peer: Peer of the connection; None if evidence is requested on a separate one.
+            made: List to which the newest proof is added, if it is valid; see `steps`.
+        """
+        if made is None:
+            return self._is_accepted(peer)
+        if (proof := self._valid()) is None:
+            return False
+        made.append(proof)
+        return True
+
+    def _prove(self, peer: ObservedPeer | None, done: "Future[None]", made: list[Proof]) -> Steps:
         """Yield the steps that verify the server; return whether the connection stays open.
 
         Args:
             peer: Peer of the connection; None if evidence is requested on a separate one.
             done: Future that other connections wait for; it is always completed at the end.
+            made: List to which the proof is added.
         """
         try:
             proof, reusable = yield from self._try(peer)
+            made.append(proof)
         except (UsageError, ConfigError):
             raise  # of the caller, not of the server
         except Exception as error:  # any other refuses the server

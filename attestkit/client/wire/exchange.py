@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._sanitize import one_line
 from attestkit.client.wire.steps import ConnectionProver
@@ -232,9 +232,9 @@ class ProvenRequests:
         prover: Verifier of the server.
         sealing: Returns a Sealing, which encrypts or amends the next request, or None to leave it
             unchanged.
-        renew_sealing: Called if the server answers that it lacks the key to which a request was
-            encrypted. Verifies the server again, and returns whether the request is encrypted and
-            sent once more.
+        renew_sealing: Called with the Sealing of a request if the server answers that it lacks the
+            key to which it was encrypted. Verifies the server again, and returns the Sealing to
+            send the request once more, or None not to.
         on_answer: Called with a WireRecord once an answer was read to its end, or closed before;
             None: answers are not recorded.
         headers: Names and values of headers that are added to requests without them.
@@ -245,7 +245,7 @@ class ProvenRequests:
         prover: ConnectionProver,
         *,
         sealing: "Callable[[], Sealing | None] | None" = None,
-        renew_sealing: Callable[[], bool] | None = None,
+        renew_sealing: "Callable[[Any], Sealing | None] | None" = None,
         on_answer: OnAnswer | None = None,
         headers: "Headers | None" = None,
     ) -> None:

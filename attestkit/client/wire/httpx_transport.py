@@ -97,17 +97,20 @@ class ProvenTransport(ProvenRequests):
         url = request.url
         if (url.raw_scheme, url.raw_host, url.port) != self._own_url:  # as most are written
             self._check_origin(url.scheme, url.raw_host.decode("ascii"), url.port)
-        try:
-            return await self._send(request)
-        except SealingKeyError:
-            if self._renew_sealing is None or not await self.calls.run(self._renew_sealing):
-                raise
-        return await self._send(request)
-
-    async def _send(self, request: Any) -> Any:
-        calls = self.calls
         # It may prove the server first.
-        sealing = None if self._sealing is None else await calls.run(self._sealing)
+        sealing = None if self._sealing is None else await self.calls.run(self._sealing)
+        try:
+            return await self._send(request, sealing)
+        except SealingKeyError:
+            if self._renew_sealing is None:
+                raise
+            renewed = await self.calls.run(partial(self._renew_sealing, sealing))
+            if renewed is None:
+                raise
+        return await self._send(request, renewed)
+
+    async def _send(self, request: Any, sealing: "Sealing | None") -> Any:
+        calls = self.calls
         body = None if sealing is None else await calls.read(request)
         outgoing = self._outgoing(request, sealing, body)
         for _ in range(MAX_CONNECTIONS):

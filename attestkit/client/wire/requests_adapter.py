@@ -22,7 +22,7 @@ from attestkit.client.wire.steps import ConnectionProver, ReconnectError
 from attestkit.errors import AttestKitError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.client.sealing.protocol import Headers
+    from attestkit.client.sealing.protocol import Headers, Sealing
 
 _DEPTH: Final = 8  # of errors inside of errors
 
@@ -95,17 +95,23 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
         options["proxies"] = dict(proxies or {}) if self._proxies is None else self._proxies
         if self._sealing is not None:
             request = requests_body.with_whole_body(request)
+        sealing = None if self._sealing is None else self._sealing()
         try:
-            return self._send(request, options)
+            return self._send(request, sealing, options)
         except SealingKeyError:
-            if self._renew_sealing is None or not self._renew_sealing():
+            if self._renew_sealing is None:
                 raise
-        return self._send(request, options)
+            if (renewed := self._renew_sealing(sealing)) is None:
+                raise
+        return self._send(request, renewed, options)
 
     def _send(
-        self, request: requests.PreparedRequest, options: dict[str, Any]
+        self,
+        request: requests.PreparedRequest,
+        sealing: "Sealing | None",
+        options: dict[str, Any],
     ) -> requests.Response:
-        outgoing, exchange = self._outgoing(request)
+        outgoing, exchange = self._outgoing(request, sealing)
         for _ in range(MAX_CONNECTIONS):
             lease, idle = self._pools.acquire()
             try:
@@ -131,13 +137,12 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
             raise UsageError(message, reason="not_applicable")
 
     def _outgoing(
-        self, request: requests.PreparedRequest
+        self, request: requests.PreparedRequest, sealing: "Sealing | None"
     ) -> tuple[requests.PreparedRequest, Exchange]:
         """Return the request as it is sent, encrypted if required, and what records its answer."""
         outgoing = request.copy()
         for name, value in self._headers:
             outgoing.headers.setdefault(name, value)
-        sealing = None if self._sealing is None else self._sealing()
         headers: Headers = [(_text(name), _text(value)) for name, value in outgoing.headers.items()]
         if sealing is None:
             exchange = Exchange()

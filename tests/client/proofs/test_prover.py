@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 
@@ -129,6 +130,23 @@ def test_proof_that_began_before_forget_on_a_connection_that_ends() -> None:
     assert rig.events == []
 
 
+def test_forget_of_one_proof_leaves_a_newer_one() -> None:
+    """A request that was sent under an older proof does not end what was proven since."""
+    rig = Rig()
+    prove(rig, A)
+    first = rig.prover.newest
+    drive(rig.prover.steps(A, afresh=True), Channel())
+    second, before = rig.prover.newest, rig.prover.generation
+    rig.prover.forget(first)
+    assert rig.prover.newest is second
+    assert rig.prover.generation == before
+    for _ in range(2):
+        rig.prover.forget(second)
+        assert rig.prover.newest is None
+        assert not rig.prover.accepts(A)
+        assert rig.prover.generation == before + 1
+
+
 # -- services that are proven apart ----------------------------------------------------------------
 
 
@@ -202,6 +220,35 @@ def test_proofs_of_several_keys_are_made_in_turn() -> None:
     with ThreadPoolExecutor(32) as threads:
         list(threads.map(lambda peer: prove(rig, peer), peers))
     assert (most, len(rig.appraiser.nonces)) == (1, 8)
+
+
+def test_proof_is_shared_with_those_that_need_any() -> None:
+    """What needs the newest proof waits for the one that is made, whatever key it is about."""
+    rig = Rig()
+    found: list[Proof] = []
+    leader, waiter = rig.prover.steps(A), rig.prover.steps(B, made=found)
+    next(leader)
+    assert isinstance(next(waiter), Wait)
+    drive(leader, Channel())
+    with pytest.raises(StopIteration):
+        waiter.send(None)
+    assert found == rig.events == [rig.prover.newest]
+
+
+def test_proof_is_made_if_only_an_older_one_is_valid() -> None:
+    """An accepted key is no proof: the newest one has to be valid."""
+    rig = Rig()
+    prove(rig, A)
+    rig.appraiser.judge = lambda peer: proof_of(
+        (peer or A).spki_sha256, at=rig.clock.now(), age=timedelta(minutes=1)
+    )
+    prove(rig, B)
+    rig.clock.seconds += 60
+    assert rig.prover.accepts(A)
+    found: list[Proof] = []
+    drive(rig.prover.steps(A, made=found), Channel())
+    assert found == [rig.prover.newest]
+    assert len(rig.appraiser.nonces) == 3
 
 
 def test_tasks_share_one_proof() -> None:

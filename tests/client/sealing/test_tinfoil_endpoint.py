@@ -1,7 +1,9 @@
 """An endpoint for an enclave of Tinfoil, over TLS on loopback: attested first, sealed then."""
 
+import asyncio
 import ssl
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ import pytest
 
 import attestkit
 from attestkit import AppraisalPolicy, Require
+from attestkit.errors import UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.testing import SimulatedTee
 from attestkit.testing.tls_listener import ADDRESS, LoopbackCa, TlsListener
 from tests.client.sealing.ehbp_server import KEY_PROBLEM, EhbpServer
 from tests.client.services.tinfoil.tinfoil_maker import Enclave
+from tests.raising import raises
 
 pytest.importorskip("uvicorn")
 
@@ -29,6 +33,11 @@ class App:
         self.use(EhbpServer())
         self.generation = "august"
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.together = 0  # requests that must have come before one is answered
+        self.documents = 0
+        self.delay = 0.0  # seconds before a document is sent
+        self.document_headers: list[tuple[str, str]] = []
+        self.on_document: Callable[[], object] = lambda: None
 
     def use(self, middleware: EhbpServer) -> None:
         """Use another key of HPKE."""
@@ -41,8 +50,12 @@ class App:
             return
         if scope["path"] == "/.well-known/tinfoil-attestation":
             [nonce] = parse_qs(scope["query_string"].decode())["nonce"]
+            self.documents += 1
+            self.on_document()
+            await asyncio.sleep(self.delay)
             self.enclave.nonce = bytes.fromhex(nonce)
-            await self._send(send, 200, [], getattr(self.enclave, self.generation)())
+            document = getattr(self.enclave, self.generation)()
+            await self._send(send, 200, self.document_headers, document)
             return
         body, more = b"", True
         while more:
@@ -50,6 +63,8 @@ class App:
             body, more = body + message["body"], message["more_body"]
         headers = {name.decode().title(): value.decode() for name, value in scope["headers"]}
         self.requests.append((scope["path"], headers, body))
+        while len(self.requests) < self.together:  # noqa: ASYNC110 - of other tasks
+            await asyncio.sleep(0.005)
         try:
             plain, answer = self.middleware.open(headers, body)
         except Exception:  # noqa: BLE001 - of whatever kind pyhpke raises
@@ -159,3 +174,84 @@ def test_request_is_sealed_anew_when_the_enclave_has_another_key(
     assert len(app.requests) == 2
     assert app.requests[0][2] != app.requests[1][2]
     assert [proof.bindings[1].key for proof in proofs][-1] == app.enclave.hpke
+
+
+COUNT = 6
+every_way = pytest.mark.parametrize("way", ["threads", "requests", "tasks"])
+
+
+def send_together(endpoint: Any, way: str) -> list[bytes]:
+    """Send several requests at once, and return the answers."""
+    url, bodies = f"{endpoint.url}/v1/echo", [b"%d" % number for number in range(COUNT)]
+    if way == "tasks":
+
+        async def program() -> list[bytes]:
+            async with endpoint.async_client() as client:
+                sent = [client.post(url, content=body) for body in bodies]
+                return [answer.content for answer in await asyncio.gather(*sent)]
+
+        return asyncio.run(program())
+    client = endpoint.requests_session() if way == "requests" else endpoint.client()
+    name = "data" if way == "requests" else "content"
+    with client, ThreadPoolExecutor(COUNT) as threads:
+        sent = [threads.submit(client.post, url, **{name: body}) for body in bodies]
+        return [one.result().content for one in sent]
+
+
+@every_way
+def test_requests_at_once_are_sealed_anew_under_one_proof(
+    served: tuple[App, str, str], way: str
+) -> None:
+    """All that the enclave refused after its restart are sent again, under one new proof."""
+    app, _, _ = served
+    proofs: list[Any] = []
+    with connect(served, encrypt=True, on_proof=proofs.append) as endpoint:
+        app.use(EhbpServer(b"seed of another pair of 32 bytes"))
+        app.together = COUNT
+        assert send_together(endpoint, way) == [b"%d" % number for number in range(COUNT)]
+    assert len(app.requests) == 2 * COUNT
+    assert app.documents == len(proofs) == 2
+
+
+@every_way
+def test_requests_at_once_wait_for_one_proof(served: tuple[App, str, str], way: str) -> None:
+    """After the end of a proof one new proof is made, for all requests that need its key."""
+    app, _, _ = served
+    with connect(served, encrypt=True) as endpoint:
+        endpoint.forget()
+        app.delay = 0.3
+        assert send_together(endpoint, way) == [b"%d" % number for number in range(COUNT)]
+    assert app.documents == 2
+
+
+def test_proof_that_is_forgotten_at_once_is_returned(served: tuple[App, str, str]) -> None:
+    """`prove` returns the proof that it made, whatever other threads do with it."""
+    endpoints: list[Any] = []
+
+    def forget(_: object) -> None:
+        for one in endpoints:
+            one.forget()
+
+    with connect(served, on_proof=forget) as endpoint:
+        first = endpoint.proof
+        endpoints.append(endpoint)
+        assert endpoint.prove() is not first
+        with raises(UsageError, "not_ready"):
+            _ = endpoint.proof
+
+
+def test_proof_that_is_forgotten_with_its_connection_is_made_again(
+    served: tuple[App, str, str],
+) -> None:
+    """If the server closes the connection, too, `prove` opens another one."""
+    app, _, _ = served
+    with connect(served) as endpoint:
+
+        def forget_once() -> None:
+            app.on_document = lambda: None
+            endpoint.forget()
+
+        app.on_document = forget_once
+        app.document_headers = [("Connection", "close")]
+        assert endpoint.prove() is endpoint.proof
+    assert app.documents == 3

@@ -301,7 +301,8 @@ def test_sealed_answers_that_are_closed_early_have_no_hash(kind: str) -> None:
 def test_sealed_bodies_are_sealed_anew_once(kind: str, answers: str) -> None:
     """A server without the key gets the request once more, if the caller's renewal allows it."""
     planned = iter(answers.split(", "))
-    renewals: list[int] = []
+    sealings: list[ForgetfulSealing] = []
+    renewals: list[object] = []
 
     def answer(secured: ssl.SSLSocket, head: bytes, body: bytes) -> None:
         if next(planned) == "lost":
@@ -309,13 +310,17 @@ def test_sealed_bodies_are_sealed_anew_once(kind: str, answers: str) -> None:
         else:
             sealed_echo(secured, head, body)
 
-    def renew() -> bool:
-        renewals.append(1)
-        return "no renewal" not in answers
+    def seal() -> ForgetfulSealing:
+        sealings.append(ForgetfulSealing())
+        return sealings[-1]
+
+    def renew(refused: object) -> ForgetfulSealing | None:
+        renewals.append(refused)
+        return None if "no renewal" in answers else seal()
 
     with serving(answer=answer) as server:
         prover = SimpleProver(server)
-        options: dict[str, Any] = {"sealing": ForgetfulSealing}
+        options: dict[str, Any] = {"sealing": seal}
         if answers != "lost":
             options["renew_sealing"] = renew
         with caller_of(kind, prover, **options) as caller:
@@ -331,7 +336,8 @@ def test_sealed_bodies_are_sealed_anew_once(kind: str, answers: str) -> None:
                 with pytest.raises(SealingKeyError):
                     caller.post(server.url, content=body)
         assert len(server.requests) == (2 if answers in {"lost, ok", "lost, lost"} else 1)
-        assert len(renewals) == (0 if answers in {"ok", "lost"} else 1)
+        assert renewals == ([] if answers in {"ok", "lost"} else sealings[:1])
+        assert [len(one.seen) for one in sealings] == [1] * len(server.requests)
 
 
 @every_kind

@@ -12,7 +12,7 @@ import attestkit
 from attestkit import Require
 from attestkit.client.sealing.aci_e2ee import AciConstraint
 from attestkit.client.sealing.protocol import SealedRequest
-from attestkit.errors import ServiceError
+from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.sealing.test_aci_e2ee import Server
 from tests.client.services.aci import aci_answers
@@ -151,6 +151,24 @@ def test_changed_keyset_is_proven_before_the_next_request(gateway: Gateway, encr
         endpoint.verify(response)
         client.post(url, json=prompt)
         assert gateway.app.paths.count(REPORT) == proofs + 1
+
+
+@pytest.mark.parametrize("encrypt", [False, True])
+def test_late_answer_does_not_end_a_newer_proof(gateway: Gateway, encrypt: bool) -> None:
+    """Of several answers under an ended proof, only the first has the server proven again."""
+    prompt = {"model": "m", "messages": [{"role": "user", "content": "secret"}]}
+    with connect(gateway, encrypt=encrypt) as endpoint:
+        made = [endpoint._changes_requests()() for _ in range(2)]
+        kind = ("Content-Type", "application/json")
+        openers = [one.seal("POST", PROMPT, [kind], encoded(prompt)).opener for one in made]
+        gateway.keys = gateway.keyset(not_after=2_000_000_001)
+        headers = [("X-ACI-Keyset-Digest", aci_answers.digest_of(gateway.keys)), kind]
+        openers[0].start(200, headers)
+        with raises(UsageError, "not_ready"):
+            _ = endpoint.proof
+        proof = endpoint.prove()
+        openers[1].start(200, headers)
+        assert endpoint.proof is proof
 
 
 def test_gateway_ends_the_channel(gateway: Gateway) -> None:
