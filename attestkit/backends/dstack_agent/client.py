@@ -1,7 +1,8 @@
 """Client of the dstack guest agent API over HTTP/1.1, by a UNIX socket or a URL.
 
 The agent is not trusted: responses have a size limit and a timeout, failures are AttestKitErrors,
-and errors never contain the body of a response, which may be a key.
+and errors contain nothing of a response, which may be a key, but the error message of one with an
+error status.
 
 Each call opens a connection, which costs about 0.1 ms. So the client has no connection to share
 between threads or across a fork, and works after a restart of the agent. It remembers the agent's
@@ -147,7 +148,7 @@ class AgentClient:
         if status == 404 or (status == 400 and mounted):
             return "v0"
         if status != 200:
-            raise self._status_error(method, status, _message(data), arguments=False)
+            raise self._status_error(method, status, _message(status, data), arguments=False)
         try:
             strict_json.string(strict_json.read_object(data, "body"), "version")
         except FormatError as error:
@@ -202,7 +203,8 @@ class AgentClient:
             raise UsageError(text, reason="too_large")
         status, server, data = self._exchange_method(method, body)
         if status != 200:
-            raise self._status_error(method, status, _message(data), arguments=bool(arguments))
+            message = _message(status, data)
+            raise self._status_error(method, status, message, arguments=bool(arguments))
         try:
             strict_json.check_depth(data)
             return AgentResponse(data.decode(), server)
@@ -395,14 +397,15 @@ def _error_text(data: bytes) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _message(data: bytes) -> str:
-    """Return the error message in `data`, a response's body, as one short line; may be empty.
+def _message(status: int, data: bytes) -> str:
+    """Return the error message in `data`, the body of a response, as one short line; may be empty.
 
-    It is the message in JSON of the API or of the HTTP framework, otherwise the body itself.
+    It is the message in JSON of the API or of the HTTP framework, of an error status. All else in
+    the response may be a key.
     """
-    head = data[:_LONGEST_BODY]
-    found = _read_error(head)
+    if status < 400:
+        return ""
+    found = _read_error(data[:_LONGEST_BODY])
     if isinstance(found, dict):  # from the HTTP framework (Rocket) of the agent
         found = found.get("description")
-    text = found if isinstance(found, str) else head.decode(errors="replace")
-    return one_line(text, _LONGEST_TEXT)
+    return one_line(found, _LONGEST_TEXT) if isinstance(found, str) else ""

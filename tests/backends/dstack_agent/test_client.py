@@ -126,7 +126,7 @@ _SIMULATOR: Final = "runtime event emission is unavailable in simulator mode: x"
         (502, "bad", "EmitEvent", (BackendError, "outcome_unknown"), "bad (status 502)"),
         (500, b"", "GetKey", _AGENT_ERROR, "status 500"),
         (503, "full", "GetQuote", _OVERLOADED, "full"),
-        (429, b"slower", "GetKey", _OVERLOADED, "slower"),
+        (429, b"slower", "GetKey", _OVERLOADED, "status 429"),
         (302, b"", "GetKey", _AGENT_ERROR, "status 302"),
         (103, b"", "GetKey", _AGENT_ERROR, "status 103"),
         (401, "who are you", "GetKey", _AGENT_ERROR, "who are you (status 401)"),

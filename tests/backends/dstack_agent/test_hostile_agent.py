@@ -1,6 +1,7 @@
 """Responses of a malicious agent: limits on time, size and memory."""
 
 import contextlib
+import itertools
 import json
 import socket
 import sys
@@ -8,6 +9,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import pytest
 from hypothesis import given
@@ -61,6 +63,33 @@ def test_malformed_response_is_rejected(answer: bytes, reason: str) -> None:
     error = request_error(answer)
     assert type(error) is BackendError
     assert error.reason == reason
+
+
+_BODIES_WITH_SECRET: Final[tuple[object, ...]] = (
+    SECRET.encode(),
+    b'{"error":"%s"' % SECRET.encode(),
+    {"key": SECRET},
+    {"key": SECRET, "error": "exhausted"},
+    {"error": {"key": SECRET}},
+    {"error": {"key": SECRET, "description": "exhausted"}},
+    {"error": [SECRET]},
+    {"description": SECRET},
+    [SECRET],
+    SECRET,
+)
+
+
+@every_case(
+    ("method", "status", "body"),
+    [
+        *itertools.product(("GetKey", "v1/GetKey"), (400, 403, 500, 503), _BODIES_WITH_SECRET),
+        *itertools.product(("GetKey", "EmitEvent"), (201, 302), ({"error": SECRET}, SECRET)),
+    ],
+)
+def test_error_status_shows_its_message_only(method: str, status: int, body: object) -> None:
+    """Beside any status the body may be a key: only the member for the error's message is shown."""
+    error = request_error(response(body, status), method)
+    assert ("exhausted" in str(error)) == ("exhausted" in repr(body))
 
 
 def test_deeply_nested_json_is_rejected_at_any_recursion_limit() -> None:
