@@ -194,6 +194,60 @@ def test_modules_are_imported_by_constant_names() -> None:
     assert found == {"client/wire/http_libraries.py": "import_package(one, message)"}
 
 
+CONNECTS = frozenset(
+    {
+        *("connect_ex", "create_connection", "create_unix_connection", "open_connection", "sendto"),
+        *("open_unix_connection", "sock_connect", "urlopen", "HTTPConnection", "HTTPSConnection"),
+        *("TCPConnector", "UnixConnector", "connect_tcp", "call_kms", "HttpGetter"),
+        "AuthWebhook",
+    }
+)
+NO_SERVER = ("cli", "client", "emulator", "testing")
+CONNECTING = {  # docs/security/hardening.md has the addresses and conditions
+    "_system/bounded_http.py": "of the callers below",
+    "backends/azure/imds.py": "the metadata service",
+    "backends/dstack_agent/client.py": "no server: the backend of clients of an agent",
+    "backends/tdx/qgs.py": "the quote generation service",
+    "collateral/caching_source.py": "the PCCS",
+    "collateral/http_getter.py": "of the callers in this list",
+    "collateral/issuer_fetcher.py": "hosts of Google",
+    "gpu/endorsement_fetcher.py": "no server: endorsements of GPUs",
+    "kms/client.py": "the KMS",
+    "kms/https_call.py": "of the callers in this list",
+    "kms/local_provider/client.py": "no server: keys from a local provider",
+    "kms/release/webhook.py": "the webhook of the simulated KMS",
+    "serve/docker/engine.py": "the container engine",
+    "serve/http/sockets.py": "whether another server listens on a socket of this one",
+    "serve/kms_service/onboarding.py": "the KMS in Onboard",
+    "serve/kms_service/simulated_kms.py": "the webhook",
+    "serve/systemd/notify_watchdog.py": "the service manager, and listeners of this server",
+}
+
+
+def may_connect(text: str) -> bool:
+    """Return whether a source calls a function that opens a connection, or creates a client."""
+    if not any(f"{name}(" in text for name in (*CONNECTS, "connect")):
+        return "bounded_http.exchange(" in text
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            if name in CONNECTS or (name == "connect" and node.args):
+                return True
+    return "bounded_http.exchange(" in text
+
+
+def test_modules_that_connect_are_listed() -> None:
+    """A server opens no connection in any other module."""
+    package = ROOT / "attestkit"
+    sources = {str(path.relative_to(package)): path for path in package.rglob("*.py")}
+    found = {
+        name
+        for name, path in sources.items()
+        if not name.startswith(NO_SERVER) and may_connect(path.read_text())
+    }
+    assert found == set(CONNECTING)
+
+
 @every_case(
     ("text", "name"),
     [
