@@ -62,6 +62,13 @@ def test_ready_line_as_json(folder: Path) -> None:
         assert call(message["places"]["dstack"], "Version").status == 200
 
 
+def test_simulator_is_announced_at_every_start(folder: Path) -> None:
+    """The banner says that it is a simulator, also at a second start and in a log for programs."""
+    for options in (("--json",), ("--log-format", "json", "--socket-mode", "600")):
+        with running_server(*options, folder=folder) as server:
+            assert "attestkit serves a TEE, SIMULATED: its quotes prove nothing" in server.log()
+
+
 def test_banner_commands_work(dev_server: Server) -> None:
     """The banner names the simulation, the export line, and two working commands."""
     lines = dev_server.log().splitlines()

@@ -1,10 +1,10 @@
 """Tests of the Verifier: results, rejections and the steps passed so far."""
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta, timezone
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, get_args
 
 import pytest
@@ -24,6 +24,8 @@ from attestkit.errors import (
     UsageError,
     VerificationError,
 )
+from attestkit.event_log.event import WireEvent
+from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE
 from attestkit.quote import Quote
 from attestkit.verifier import (
     AppraisalPolicy,
@@ -266,6 +268,53 @@ def test_verify_missing_or_repeated_event_raises_replay_error(index: int) -> Non
         assert error.reason == "rtmr_mismatch"
         assert f"RTMR{register}" in str(error)
         assert error.steps
+
+
+GENUINE_LOG = untyped(GENUINE.evidence.platform).event_log
+
+
+def replace_log(events: Sequence[WireEvent]) -> bytes:
+    """Return the evidence with another event log, and a list of the runtime events in it."""
+    runtime = [one for one in events if one.event_type == RUNTIME_EVENT_TYPE]
+    evidence = replace_platform(lambda p: p._replace(event_log=tuple(events))).evidence
+    stated = tuple([RuntimeEvent(one.event, one.event_payload) for one in runtime])
+    return Attestation(
+        evidence._replace(stack=evidence.stack._replace(runtime_events=stated))
+    ).to_bytes()
+
+
+@every_case("register", range(4))
+def test_verify_moved_event_raises_replay_error(register: int) -> None:
+    """Two events of one register in the other order are rejected."""
+    assert replace_log(GENUINE_LOG) == RAW
+    places = [at for at, event in enumerate(GENUINE_LOG) if event.imr == register]
+    for first, second in pairwise(places):
+        events = list(GENUINE_LOG)
+        events[first], events[second] = events[second], events[first]
+        if events[first].digest == events[second].digest:
+            continue
+        error = get_error(replace_log(events))
+        assert isinstance(error, ReplayError)
+        assert error.reason == "rtmr_mismatch"
+        assert f"RTMR{register}" in str(error)
+    assert len({GENUINE_LOG[at].digest for at in places}) > 1
+
+
+@every_case("index", [at for at, one in enumerate(GENUINE_LOG) if one.imr == 3])
+def test_verify_changed_runtime_event_raises_replay_error(index: int) -> None:
+    """Another name or payload is rejected, also beside the digest of the genuine event."""
+    event = GENUINE_LOG[index]
+    for changed in (
+        event._replace(event=f"{event.event}-2"),
+        event._replace(event_payload=event.event_payload + b"2"),
+    ):
+        for digest in (event.digest, b""):
+            events = list(GENUINE_LOG)
+            events[index] = changed._replace(digest=digest)
+            error = get_error(replace_log(events))
+            assert isinstance(error, ReplayError)
+            assert error.reason == "rtmr_mismatch"
+            assert "RTMR3" in str(error)
 
 
 def test_verify_runtime_events_must_match_log() -> None:

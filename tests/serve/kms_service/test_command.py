@@ -17,10 +17,13 @@ from attestkit.serve.config.options import Options
 from attestkit.serve.kms_service.kms_factory import serve_kms
 from attestkit.verifier import AppraisalPolicy
 from tests.serve.client import Connection
-from tests.serve.kms_service.kms_clients import SECONDS
+from tests.serve.http.attacks import TARGETS
+from tests.serve.kms_service.kms_clients import SECONDS, ServedKms, anonymous
 from tests.serve.server import SEED, running_server
+from tests.untyped import untyped
 
 ADDRESS = "127.0.0.1:0"
+_JSON = "application/json"
 
 
 @pytest.mark.slow
@@ -53,6 +56,36 @@ def open_for(tmp_path: Path, environ: dict[str, str] | None = None, **options: A
 def test_kms_is_off_by_default(tmp_path: Path) -> None:
     """Without options there is none."""
     assert open_for(tmp_path) == {}
+
+
+def test_kms_has_no_key_of_the_app_of_its_server(tmp_path: Path) -> None:
+    """Its TCP listener releases keys of the KMS's own roots, and none that is behind a socket."""
+    given = Options(seed=SEED, dir=str(tmp_path), backend="simulator", kms=ADDRESS)
+    settings, limits, seed = decide_settings(given, {}, list), Limits(), bytes.fromhex(SEED)
+    with (
+        attestkit.open("simulator", seed=seed) as tee,
+        serve_kms(settings, tee, seed, limits, {}) as (addresses, _),
+    ):
+        own = untyped(tee.backend).app_keys
+        secrets = [own.ca_key.pkcs8_pem, own.k256_key.hex(), own.disk_crypt_key.hex()]
+        secrets += [tee.keys.derive_compat(path).key.hex() for path in ("a", "")]
+        secrets.append(tee.keys.derive_v1("a", "ed25519").key.hex())
+        root = KmsRoot.load(tmp_path / "kms-root.json")
+        kms = KmsClient(addresses["kms"], roots=[root], attester=tee, verifier=tee.verifier())
+        answers = [kms.get_app_keys().to_json().encode()]
+        client = anonymous(ServedKms(addresses["kms"], kms.get_meta().ca_cert))
+        for method in ("GetMeta", "GetTempCaCert", "GetAppEnvEncryptPubKey"):
+            found = client.call(method, {"app_id": tee.app_info.app_id.hex()})
+            assert found.status == 200
+            answers.append(found.body)
+        for target in TARGETS:
+            for verb, body in (("GET", None), ("POST", b'{"path":"a","domain":"a"}')):
+                found = client.send(verb, target.decode(), body, {"Content-Type": _JSON})
+                assert found.status in {400, 404, 405}, (verb, target)
+                answers.append(found.body)
+    for secret in secrets:
+        shown = json.dumps(secret).encode()[1:-1]
+        assert not any(shown in answer or secret.encode() in answer for answer in answers)
 
 
 def test_policy_of_an_app(tmp_path: Path) -> None:

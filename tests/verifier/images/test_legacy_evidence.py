@@ -17,7 +17,9 @@ from attestkit.errors import (
     PolicyError,
     VerificationError,
 )
+from attestkit.measure import read_dstack_image
 from attestkit.verifier import AppraisalPolicy, AttestationResult
+from attestkit.verifier.images import image_store
 from attestkit.verifier.images.image_store import ImageStore
 from attestkit.verifier.os_image import check_os_image
 from tests.measure.firmware_images import SMBIOS_MEASUREMENT, TD_TCG2, UI_APP, tdvf_image
@@ -213,6 +215,32 @@ def test_memory_size_and_qemu_decide_on_kernel(images: Path, memory: int, qemu: 
     evidence = evidence_of(expected, config)
     assert verify(evidence, images).claims.os_image_hash == HASH
     refused(evidence_of(expected, {**config, "memory_size": memory + GIB}), images, "td-hob")
+
+
+def test_image_is_read_again_for_confirmed_memory_size_only(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory size that RTMR0 does not confirm causes no reading, another one causes one."""
+    reads = []
+
+    def read(source: Any) -> Any:
+        reads.append(source)
+        return read_dstack_image(source)
+
+    monkeypatch.setattr(image_store, "read_dstack_image", read)
+    memory = 5 * GIB // 2
+    config = config_of(FILES, memory_size=memory, qemu_version="8.2.2")
+    expected = expected_of(images / HASH.hex(), config, acpi=OTHER_TABLES)
+    config["cpu_count"] = 201  # no tables are known
+    verifier = intel.verifier(images=images)
+    for stated in range(memory + (1 << 20), memory + (4 << 20), 1 << 20):
+        evidence = evidence_of(expected, {**config, "memory_size": stated})
+        with raises(VerificationError, "os_image"):
+            verifier.verify(evidence, report_data=intel.NONCE)
+    assert len(reads) == 1
+    for _ in range(2):
+        verifier.verify(evidence_of(expected, config), report_data=intel.NONCE)
+    assert len(reads) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,24 @@
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from attestkit._crypto.x509.ak_certificates.path import IssuerMissingError
 from attestkit._crypto.x509.cert_path import PathCertificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, Stack, Tpm
+from attestkit.collateral.issuer_fetcher import MAX_REQUESTS
 from attestkit.collateral.responses import Response
 from attestkit.errors import (
+    CollateralError,
     CollateralExpiredError,
     FormatError,
     PolicyError,
@@ -240,6 +244,61 @@ def test_the_member_of_a_bundle_is_bounded() -> None:
             EvidenceBundle.from_json(json.dumps(fields | {"ak_certificates": value}))
     with pytest.raises(FormatError, match="ak_certificates"):
         EvidenceBundle.from_json(json.dumps(fields | {"ak_certificates": ["?"]}))
+
+
+# -- requests of an attacker -----------------------------------------------------------------------
+
+
+def forged_evidence(urls: Callable[[int], Sequence[str]]) -> tuple[bytes, list[PathCertificate]]:
+    """Return evidence with a key that a CA of an attacker certifies, and the certificates of CAs.
+
+    Each certificate names `urls` of its issuer's, which has the given number; that of the key is 0.
+    """
+
+    def named(number: int) -> tuple[tuple[str, bytes, bool]]:
+        found = x509.AuthorityInformationAccess(
+            [
+                x509.AccessDescription(
+                    AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier(url)
+                )
+                for url in urls(number)
+            ]
+        )
+        return (("1.3.6.1.5.5.7.1.1", found.public_bytes(), False),)
+
+    issuers = [Authority("attacker's root")]
+    for number in range(5, 0, -1):
+        issuers.insert(0, Authority(f"attacker's CA {number}", issuers[0], more=named(number)))
+    leaf = issuers[0].issue(name_of("machine"), _key(SPKI), leaf=True, usages=(), more=named(0))
+    platform = Tpm(vtpm_quote()._replace(ak_certificates=(leaf.der,)))
+    raw = Attestation(Evidence(platform, Stack(EXTRA.ljust(64, b"\0"), (), ""))).to_bytes()
+    return raw, [one.built for one in issuers]
+
+
+def test_forged_tpm_key_causes_16_requests_to_google_at_most() -> None:
+    """The certificates of an attacker name what is requested: a bounded number, at Google only."""
+    chosen, server = "http://bucket-{}.storage.googleapis.com/{}", Server()
+    forged, issuers = forged_evidence(lambda at: [chosen.format(at, one) for one in "abcd"])
+    server.pages = {chosen.format(at, "d"): one.der for at, one in enumerate(issuers)}
+    requested = server.requested
+
+    def answer(url: str) -> Response:
+        if url not in server.pages:
+            requested.append(url)
+            return Response(404, {}, b"")
+        return server(url)
+
+    with raises(CollateralError, "fetch_failed"):
+        verifier(answer).verify(forged, report_data=EXTRA)
+    assert requested == [chosen.format(at, one) for at in range(4) for one in "abcd"]
+    assert len(requested) == MAX_REQUESTS == 16
+    elsewhere = ("http://attacker.example/ca", "http://169.254.169.254/", "http://127.0.0.1/")
+    forged, _ = forged_evidence(lambda _: elsewhere)
+    with raises(CollateralError, "fetch_failed"):
+        verifier(answer).verify(forged, report_data=EXTRA)
+    with raises(IssuerMissingError, "missing"):
+        verifier(answer, fetch_ak_certificates=False).verify(forged, report_data=EXTRA)
+    assert len(requested) == MAX_REQUESTS
 
 
 # -- fetched CRLs ----------------------------------------------------------------------------------
