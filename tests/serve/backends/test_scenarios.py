@@ -73,7 +73,7 @@ def test_malformed_quote_is_not_returned(name: str) -> None:
     ],
 )
 def test_snp_scenario_determines_result(options: tuple[str, ...], refusal: str) -> None:
-    """A strict verifier accepts or rejects the evidence; a TDX quote is refused."""
+    """A verifier accepts or rejects the evidence as named; a TDX quote is refused."""
     with running_server(*options) as server:
         answer = call(server.dstack, "Attest", {"report_data": REPORT_DATA.hex()})
         evidence = bytes.fromhex(answer.json()["attestation"])

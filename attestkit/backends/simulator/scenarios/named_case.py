@@ -22,8 +22,9 @@ class NamedCase(NamedTuple):
     Attributes:
         subject: Of a scenario: its platform, or `gpu`. Of a fault: `tee`, `tdx`, `qgs`, `tpm`,
             `tpm_quote`, `imds` or `kms`.
-        outcome: Of a scenario: the TCB status if a strict verifier accepts it, else the reason of
-            its error. Of a fault: what the call returns or raises; of a KMS what its client does.
+        outcome: Of a scenario: the TCB status with which a verifier accepts the evidence, if its
+            policy accepts that status, else the reason of its error. Of a fault: what the call
+            returns or raises; of a KMS what its client does.
         text: One line of help.
         scenario: Configuration of the machine; None for a fault.
         operation: Name of the operation that a fault affects, such as `quote`.

@@ -1,8 +1,8 @@
 """Scenarios of TDs and SEV-SNP guests: altered evidence, collateral, certificates and TCB levels.
 
-For each of them a strict verifier has the named outcome, if the simulator's clock is within the
-validity of its certificates, 2020 to 2049 (UTC); `snp-vcek-expired` from February 2020. Most names
-are those of the simulated PKI's published test vectors.
+A verifier has the named outcome for each, if the simulator's clock is within the validity of its
+certificates, 2020 to 2049 (UTC); `snp-vcek-expired` from February 2020. Most names are those of the
+simulated PKI's published test vectors.
 """
 
 from datetime import datetime, timedelta, timezone

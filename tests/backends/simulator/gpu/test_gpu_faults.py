@@ -1,4 +1,4 @@
-"""Faults of simulated GPUs: a strict verifier names the check that fails first."""
+"""Faults of simulated GPUs: the verification names the check that fails first."""
 
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -34,7 +34,7 @@ def machine(**config: Any) -> SimulatedGpus:
 
 
 def verified(gpus: SimulatedGpus) -> GpuResult:
-    """Return the result of a strict verifier."""
+    """Return the result of the verification by default rules."""
     evidence, endorsements = gpus.evidence(NONCE), gpus.endorsements(NOW)
     return verify(evidence, nonce=NONCE, now=MOMENT, endorsements=endorsements, roots=gpus.roots)
 
@@ -42,7 +42,7 @@ def verified(gpus: SimulatedGpus) -> GpuResult:
 @pytest.mark.slow
 @every_case("name", REFUSED)
 def test_fault_is_refused_by_the_named_check(name: str) -> None:
-    """A strict verifier refuses the evidence with the reason of the fault."""
+    """The verification refuses the evidence with the reason of the fault."""
     with pytest.raises((GpuEvidenceError, FormatError)) as caught:
         verified(machine(fault=name))
     assert caught.value.reason == GPU_FAULTS[name].check
@@ -71,7 +71,7 @@ def test_fault_of_others_is_accepted(name: str) -> None:
     [({"count": 1}, 1), ({"count": 8}, 12), ({"count": 2, "architecture": "BLACKWELL"}, 2)],
 )
 def test_machine_without_fault_is_accepted(config: dict[str, Any], devices: int) -> None:
-    """A strict verifier accepts each kind of machine, as simulated."""
+    """The verification accepts each kind of machine, as simulated."""
     result = verified(machine(**config))
     assert (len(result.devices), result.simulated) == (devices, True)
 
