@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 _MAX_BODY: Final = 1 << 20  # bytes of a request: those to NRAS have evidence of several GPUs
 _PLAIN: Final = ("Content-Type", "text/plain")
-_NOT_ALLOWED: Final = ServiceResponse(405, (_PLAIN, ("Allow", "GET")), b"Only GET is served.")
+_ONLY_GET: Final = ServiceResponse(405, (_PLAIN, ("Allow", "GET")), b"This path serves only GET.")
+_GET_OR_POST: Final = ServiceResponse(
+    405, (_PLAIN, ("Allow", "GET, POST")), b"Only GET and POST are served."
+)
 _NOT_FOUND: Final = ServiceResponse(404, (_PLAIN,), b"Not found.")
 _UNREAD: Final = (_PLAIN, ("connection", "close"))  # of requests whose body is not read to its end
 _TOO_LARGE: Final = ServiceResponse(413, _UNREAD, b"Request too large.")
@@ -54,7 +57,7 @@ def make_gpu_services(simulator: Simulator) -> "SimulatedGpuServices | None":
 
 @dataclass(eq=False)
 class PccsApp:
-    """ASGI application of a PCCS: GET and HEAD only, but POST for the services of GPUs.
+    """ASGI application of a PCCS, which serves only GET, and of services of GPUs, also with POST.
 
     Args:
         pccs: Produces the responses about Intel platforms; None: there are none.
@@ -89,7 +92,7 @@ class PccsApp:
 
     def _answer_get(self, scope: Scope) -> ServiceResponse:
         if scope["method"] != "GET":
-            return _NOT_ALLOWED
+            return _ONLY_GET if self.gpus is None else _GET_OR_POST
         path, query = (scope[name].decode("latin-1") for name in ("raw_path", "query_string"))
         if self.gpus is not None and (found := self.gpus.get(path)) is not None:
             return found
@@ -107,7 +110,7 @@ class PccsApp:
         path = scope["raw_path"].decode("latin-1")
         # NRAS verifies evidence, which takes a while.
         answer = await asyncio.to_thread(_call, lambda: gpus.post(path, body))
-        return answer or _NOT_ALLOWED
+        return answer or _ONLY_GET
 
 
 def _call(respond: Callable[[], _Response]) -> "_Response | ServiceResponse":

@@ -172,7 +172,11 @@ def test_ocsp_responder_answers_posts(pccs: Client, simulator: Simulator) -> Non
 
 def test_other_posts_are_refused(pccs: Client, guest_client: GuestClient) -> None:
     """Other paths and large bodies are refused, and without GPUs every POST."""
-    assert pccs.request("POST", "/sgx/certification/v4/pckcrl", b"{}").status == 405
+    response = pccs.request("POST", "/sgx/certification/v4/pckcrl", b"{}")
+    assert (response.status, response.headers["Allow"]) == (405, "GET")
+    for path in ("/sgx/certification/v4/pckcrl", "/ocsp"):
+        response = pccs.request("PUT", path, b"{}")
+        assert (response.status, response.headers["Allow"]) == (405, "GET, POST")
     assert pccs.request("POST", "/ocsp", bytes(1 << 20) + b"x").status == 413
     assert pccs.request("POST", "/v3/attest/gpu", b"{").status == 400
     assert pccs.get("/sgx/certification/v4/rootcacrl").status == 200
