@@ -48,12 +48,11 @@ class KmsApp:
 
     def __init__(self, engine: ReleaseEngine, limits: Limits, traffic: Traffic) -> None:
         self._engine = engine
-        self._access = EvidenceAccess(engine.run)
         self._traffic = traffic
         self._rpc = make_rpc_app("kms", engine, SERVICE, limits, traffic)
         self._rpc.views = {"/health": View(_show_health), "/metrics": View(self._show_metrics)}
         self._rpc.headers = (*HEADERS, _VERSION)
-        self._rpc.access = self._access
+        self._rpc.access = EvidenceAccess(engine.run)
         self.headers: Sequence[Header] = self._rpc.headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,14 +94,13 @@ class KmsApp:
 
     async def _show_metrics(self, _: ReleaseEngine, __: ViewRequest) -> ViewResponse:
         """Return the counters of the methods that need evidence."""
-        refused = sum(self._access.refused[name] for name in ATTESTED_METHODS)
         counted = [
             (status, number)
             for (name, status), number in self._traffic.requests.items()
             if name in ATTESTED_METHODS
         ]
-        requests = sum(number for _, number in counted) + refused
-        failures = sum(number for status, number in counted if status >= _FAILED) + refused
+        requests = sum(number for _, number in counted)
+        failures = sum(number for status, number in counted if status >= _FAILED)
         lines = [
             f"# HELP {name} {text}\n# TYPE {name} counter\n{name} {number}\n"
             for (name, text), number in zip(_FAMILIES, (requests, failures), strict=True)

@@ -1,6 +1,5 @@
 """Evidence in the certificate of a client of the KMS."""
 
-from collections import Counter
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
@@ -12,7 +11,7 @@ from attestkit.errors import AttestKitError, VerificationError
 from attestkit.report_data import ReportData
 from attestkit.serve.http.asgi import Scope
 from attestkit.serve.http.tls import client_certificate
-from attestkit.serve.kms_service.errors import KmsBusyError, KmsRefusalError
+from attestkit.serve.kms_service.errors import KmsRefusalError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,7 +48,6 @@ class EvidenceAccess:
     """
 
     def __init__(self, run: RunReading) -> None:
-        self.refused: Counter[str] = Counter()  # requests by route
         self._run = run
 
     async def check(self, request: Scope, route: str | None) -> None:
@@ -64,11 +62,7 @@ class EvidenceAccess:
         """
         if route is None or route.startswith("/"):  # not a method
             return
-        try:
-            current_client.set(await self._read(request))
-        except (KmsBusyError, KmsRefusalError):
-            self.refused[route] += 1
-            raise
+        current_client.set(await self._read(request))
 
     async def _read(self, request: Scope) -> ClientEvidence | None:
         """Return the evidence of a connection; it is read at the connection's first request."""

@@ -243,14 +243,16 @@ class RpcApp:
 
         `request_id` is for the text of an unexpected error.
         """
-        name, codec = OTHER, QUERY
+        codec = QUERY
         verb, path, payload = scope["method"], scope["raw_path"], scope["query_string"]
+        known = self._name(verb, path)
+        name = known or OTHER
         try:
             content_type, size = self._check(scope)
             if verb == "POST":
                 codec = await _choose(content_type, payload, b"{")  # until the body is known
             if self.access is not None:  # before the body is read
-                await self.access.check(scope, self._name(verb, path))
+                await self.access.check(scope, known)
             try:
                 route = self._find(verb, path)
             except NotFoundError as missing:
@@ -265,7 +267,6 @@ class RpcApp:
             if verb == "POST":
                 body = await self._bodies.read(receive, size, self.limits.body)
                 codec, payload = await _choose(content_type, payload, body), body
-            name = route.name
             if isinstance(route, MethodRoute):
                 _check_form(route.method, scope, name)
             return name, await self._answer(route, codec, payload, scope)

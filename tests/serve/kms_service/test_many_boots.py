@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 import socket
 import ssl
 import threading
@@ -219,6 +220,15 @@ def test_random_evidence_is_refused(size: int, kms: SimulatedKms) -> None:
     assert answer.status == 400
     text = "Failed to decode attestation from cert extension: "
     assert answer.json()["error"].startswith(text)
+
+
+def test_refused_evidence_is_counted_once(kms: SimulatedKms) -> None:
+    """Evidence that is refused before the call is one request to its method, and one failure."""
+    client = with_certificate(kms, b"\x5a")
+    for number in (1, 2):
+        assert client.call("GetAppKey").status == 400
+        text = anonymous(kms).send("GET", "/metrics").body.decode()
+        assert re.findall(r"^dstack_kms_\w+ (\d+)$", text, re.MULTILINE) == [str(number)] * 2
 
 
 # -- what is logged --------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ import asyncio
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +15,9 @@ import pytest
 from attestkit import errors
 from attestkit.errors import UsageError
 from attestkit.serve.config.limits import Limits
+from attestkit.serve.counters import OTHER, Traffic
+from attestkit.serve.external_auth.access_errors import ScopeError, TokenError
+from attestkit.serve.http.request_body import BodyReader
 from attestkit.serve.http.views import View, ViewRequest, ViewResponse
 from attestkit.serve.rpc import protobuf_codec
 from attestkit.serve.rpc.dispatcher import RpcApp
@@ -371,6 +376,34 @@ def test_guard_precedes_routing(client: Client, calls: list[_Call]) -> None:
         response = client.get(path, x_evil="1")
         assert (response.status, response.error()) == (400, "refused")
     assert calls == []
+
+
+@every_case("path", ["/Echo", "/%45cho", "/Nope"])
+def test_refused_request_is_counted_by_method(client: Client, path: str) -> None:
+    """A request that is refused before the call is counted by its method; others as `other`."""
+
+    async def refuse(request: Any, route: str | None) -> None:
+        if (b"x-anonymous", b"1") in request["headers"]:
+            raise TokenError(f"no token for {route}", reason="no_token")
+        if (b"x-narrow", b"1") in request["headers"]:
+            raise ScopeError("info")
+
+    app = untyped(client.app)
+    app.access = SimpleNamespace(check=refuse)
+    requests: tuple[tuple[dict[str, str], bytes | list[bytes]], ...] = (
+        ({"x-evil": "1"}, b"{}"),
+        ({"x-anonymous": "1"}, b"{}"),
+        ({"x-narrow": "1"}, b"{}"),
+        ({}, bytes(Limits().body + 1)),
+        ({}, [bytes(1 << 20)] * 2),
+    )
+    app._bodies, app.traffic = BodyReader(1 << 20), Traffic()
+    found = [client.request("POST", path, body, headers) for headers, body in requests]
+    is_known = path != "/Nope"
+    statuses = [400, 401, 403, *([413, 503] if is_known else [404, 404])]
+    assert [response.status for response in found] == statuses
+    name = "Echo" if is_known else OTHER
+    assert app.traffic.requests == Counter((name, status) for status in statuses)
 
 
 def test_page_is_served_for_get_and_head(client: Client) -> None:
