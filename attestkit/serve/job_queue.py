@@ -92,15 +92,15 @@ class JobThreads:
         with self._lock:
             self._relieve()
 
-    def shutdown(self, seconds: float = SHUTDOWN_SECONDS) -> None:
-        """Begin no more jobs, and wait up to `seconds` for those that run."""
+    def shutdown(self, seconds: float | None = SHUTDOWN_SECONDS) -> None:
+        """Begin no more jobs, and wait up to `seconds` for those that run; None: until they end."""
         with self._lock:
             self._closed = True
             while self._idle:
                 self._wake()
-        end = monotonic() + seconds
+        end = None if seconds is None else monotonic() + seconds
         for thread in self._threads:
-            thread.join(max(0.0, end - monotonic()))
+            thread.join(None if end is None else max(0.0, end - monotonic()))
 
     def _relieve(self) -> None:
         last = max(self._busy.values(), default=_NEVER)
@@ -169,32 +169,40 @@ class JobQueue:
     """Queue with a limit of running and waiting jobs; to be used in the event loop.
 
     A job counts until its thread is done, even after its deadline. If no thread has begun the job
-    by its deadline, the job is removed and never run.
+    by its deadline, or when the caller is cancelled, the job is removed and never run.
     """
 
-    def __init__(self, threads: JobThreads, limit: int, full: str) -> None:
+    def __init__(
+        self, threads: JobThreads, limit: int, full: str, *, hold_seconds: float = _HOLD_SECONDS
+    ) -> None:
         """Create an empty queue.
 
         Args:
             threads: Threads that run the jobs; not shut down by the queue.
             limit: Largest number of jobs, running and waiting together.
             full: Text of the error for a job over the limit.
+            hold_seconds: Time for which a result may wait for the next.
         """
         self._threads, self._free, self._full = threads, limit, full
-        self._limit = limit
+        self._limit, self._hold_seconds = limit, hold_seconds
         self._done: deque[tuple[asyncio.Future[Any], object]] = deque()  # with their results
         self._is_notified = False  # the event loop will call _deliver()
         self._held_since = _NEVER
         self._deadlines: dict[asyncio.Future[Any], float] = {}  # a timer for each would cost more
         self._checked_by: asyncio.AbstractEventLoop | None = None  # the event loop, while busy
 
-    async def run(self, work: Callable[[], T], deadline: float) -> T:
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job runs or waits, even if its caller was cancelled."""
+        return self._free < self._limit
+
+    async def run(self, work: Callable[[], T], deadline: float | None = None) -> T:
         """Return the result of `work`, run in a thread.
 
         Args:
             work: The job; its exception is raised here.
             deadline: Time until which the result is awaited, by the clock of the event loop
-                (`loop.time()`); checked every 10 ms.
+                (`loop.time()`); checked every 10 ms. None: without a limit.
 
         Raises:
             JobRefusedError: If the queue is full, or its threads are shut down or cannot start.
@@ -210,14 +218,15 @@ class JobQueue:
         if self._checked_by is not loop:
             self._checked_by = loop
             loop.call_later(RELIEF_SECONDS, self._check, loop)
-        self._deadlines[future] = deadline
+        if deadline is not None:
+            self._deadlines[future] = deadline
         try:
             result = await future
         except asyncio.CancelledError:
             self._leave(job)
             raise
         finally:
-            del self._deadlines[future]
+            self._deadlines.pop(future, None)
         if result is _TIME_OVER:
             self._leave(job)
         if isinstance(result, _Failure):
@@ -234,7 +243,7 @@ class JobQueue:
                 if deadline <= now:
                     _set_result(future, _TIME_OVER)
         finally:
-            if self._free < self._limit:
+            if self.is_busy:
                 loop.call_later(RELIEF_SECONDS, self._check, loop)
             else:
                 self._checked_by = None
@@ -271,7 +280,7 @@ class JobQueue:
         now = monotonic()
         if self._held_since == _NEVER:
             self._held_since = now
-        return now - self._held_since < _HOLD_SECONDS
+        return now - self._held_since < self._hold_seconds
 
     def _deliver(self) -> None:
         """Set the results of all jobs that are done."""

@@ -13,9 +13,9 @@ Kind: TypeAlias = Literal["size", "count", "time"]
 LimitReason = Literal[
     "bodies",  # request bodies being received
     "streams",  # open log streams of one client
-    "waiting",  # requests that wait for a thread of the simulated KMS
+    "waiting",  # requests that wait for the device, or for a thread of the simulated KMS
 ]
-"""Exhausted quota: bytes of request bodies, open log streams, or waiting requests to a KMS."""
+"""Exhausted quota: bytes of request bodies, open log streams, or waiting requests."""
 
 
 class LimitError(AttestKitError):

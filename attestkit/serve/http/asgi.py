@@ -29,7 +29,7 @@ class DirectApp(Protocol[Call]):
     """An ASGI application with a second, synchronous interface for responses that do not block."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request (ASGI)."""
+        """Answer a request (ASGI); cancelled when the connection is lost."""
 
     new_id: Callable[[], bytes]
     """Function that returns the id of the next request."""

@@ -107,6 +107,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._traffic.connections -= 1
         for cycle in self._pending_cycles():
             cycle.leave()
+            if self._app is not None:  # a DirectApp, see there
+                cycle.cancel()
         self.pipeline.clear()
         super().connection_lost(exc)
         self._response = self._call = self._body = None

@@ -35,18 +35,27 @@ class RequestCycle(RequestResponseCycle):
     size: int = 0  # bytes of the body
     request_id: bytes = b""
     on_end: Callable[["RequestCycle"], None] | None = None
+    _task: "asyncio.Task[None] | None" = None  # of the application
 
     async def answer(self, app: AnyApp, scope: Message, receive: object, send: object) -> None:
         """Call the application with the ASGI arguments.
 
-        Its cancellation by the listener's shutdown is not a failure.
+        Its cancellation, because the client is gone or the listener shuts down, is not a failure.
         """
+        if self.disconnected:
+            return
+        self._task = asyncio.current_task()
         try:
             await app(scope, receive, send)
         except asyncio.CancelledError:
             if not self.transport.is_closing():
-                raise  # not by drain, which closes the transport first
+                raise  # by neither of them: the transport is closed first
             self.leave()
+
+    def cancel(self) -> None:
+        """Cancel the application, if it has begun."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def send(self, message: Message) -> None:
         """Send an ASGI message."""

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -29,7 +28,7 @@ _LATE: Final = "simulated KMS: not finished within 60 s; retry later"
 class NoContext:
     """`MethodContext` without a device: `on_device` runs work at once."""
 
-    executor: Executor | None = None
+    device_blocks = False
     signs_remotely = False
 
     async def on_device(

@@ -8,7 +8,6 @@ methods that do not block, which needs neither a task nor ASGI messages.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cache, partial
 from itertools import count
@@ -73,8 +72,9 @@ class MethodContext(Protocol):
     """Interface of the context that methods get, such as `Guest`, for the dispatcher."""
 
     @property
-    def executor(self) -> Executor | None:
-        """The worker thread of the device; None while the device does not block."""
+    def device_blocks(self) -> bool:
+        """Whether calls of the device wait in its queue."""
+        ...
 
     @property
     def signs_remotely(self) -> bool:
@@ -191,7 +191,7 @@ class RpcApp:
         method = call.method
         if method.writes or method.waits or (method.signs and self.guest.signs_remotely):
             return True
-        return method.device and self.guest.executor is not None
+        return method.device and self.guest.device_blocks
 
     def respond(
         self, route: MethodRoute, target: bytes, content_type: bytes, body: bytes | None

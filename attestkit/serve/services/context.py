@@ -1,9 +1,7 @@
 """Context of the service methods: the attester, the app's keys, and the server's identity."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from attestkit.attestation import Attestation, Encoding
@@ -30,6 +28,7 @@ from attestkit.serve.rpc.response_template import EscapedText, ResponseTemplate
 from attestkit.serve.rpc.statuses import NotImplementedHereError
 from attestkit.serve.services.backend_errors import backend_error
 from attestkit.serve.services.certificate_issuer import NO_KEYS, CertificateIssuer
+from attestkit.serve.services.device_queue import DeviceQueue
 from attestkit.serve.services.quote_responses import QuoteResponses
 from attestkit.serve.services.signing_queue import SigningQueue
 
@@ -146,8 +145,7 @@ class Guest:
         self.containers: ContainerEngine = ContainerEngine(docker)
         self.health_monitor: HealthMonitor | None = make_monitor(app_compose, self.containers, now)
         self.run_id: str = random(4).hex()
-        self._executor: Executor | None = None
-        self._writes = 0  # pending calls that wait for a disk
+        self._device: DeviceQueue | None = None
         self._no_quote = m.GetQuoteResponse(vm_config=self.vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self.issuer: CertificateIssuer = self._make_issuer(kms)
@@ -177,22 +175,17 @@ class Guest:
         """Wait for the device's thread; the attester stays open."""
         if self._signing is not None:
             self._signing.close()
-        if self._executor is not None:
-            self._executor.shutdown()
+        if self._device is not None:
+            self._device.close()
 
     @property
-    def executor(self) -> Executor | None:
-        """Thread of the device; None while the device does not block.
+    def device_blocks(self) -> bool:
+        """Whether calls of the device wait in its queue.
 
         A simulator blocks while a slow fault is armed, and while an event is written to its disk,
         because other calls have to wait then.
         """
-        if not (self.attester.blocking or self._writes):
-            return None
-        if self._executor is None:
-            # One thread, because a device serves one caller at a time.
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")
-        return self._executor
+        return self.attester.blocking or (self._device is not None and self._device.is_writing)
 
     @property
     def health(self) -> HealthVerdict:
@@ -204,6 +197,14 @@ class Guest:
         """Whether certificates are signed by a KMS, over the network."""
         return self.issuer.is_remote
 
+    def _device_queue(self) -> DeviceQueue:
+        if self._device is None:
+            # A connection has at most one request here. Those of closed connections are removed,
+            # except one that runs; the metrics may have another.
+            listeners = max(1, len(self.stats.traffic))
+            self._device = DeviceQueue(listeners * self.limits.connections + 2)
+        return self._device
+
     def _signing_queue(self) -> SigningQueue:
         if self._signing is None:
             self._signing = SigningQueue()
@@ -214,20 +215,21 @@ class Guest:
     ) -> T:
         """Run `work` and return its result; in the device's thread if it may block.
 
+        Cancellation drops it, unless it has begun: then it is finished.
+
         Args:
             work: Function without arguments; its exception is raised here.
             writes: It writes to a disk, so it always runs in the device's thread.
             signs: It has a certificate signed, so it runs in a thread that may wait for a KMS.
+
+        Raises:
+            LimitError: If too many requests wait for the device.
         """
         if signs and self.signs_remotely:
             return await self._signing_queue().run(work)
-        self._writes += writes
-        try:
-            if (executor := self.executor) is None:
-                return work()
-            return await asyncio.get_running_loop().run_in_executor(executor, work)
-        finally:
-            self._writes -= writes
+        if not (writes or self.device_blocks):
+            return work()
+        return await self._device_queue().run(work, writes=writes)
 
     @property
     def keys(self) -> LocalKeys:

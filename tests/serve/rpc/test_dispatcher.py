@@ -6,7 +6,6 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.services.context import Guest
+from attestkit.serve.services.device_queue import DeviceQueue
 from tests.runner.cases import every_case
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.untyped import untyped
@@ -32,9 +32,14 @@ from tests.untyped import untyped
 class _Guest:
     """The part of Guest that the dispatcher uses."""
 
-    executor: ThreadPoolExecutor | None = None
-    _writes = 0
+    device_blocks = False
     on_device = Guest.on_device
+
+    def __init__(self) -> None:
+        self.queue = DeviceQueue(1)
+
+    def _device_queue(self) -> DeviceQueue:
+        return self.queue
 
 
 class _Call(NamedTuple):
@@ -420,12 +425,13 @@ def test_blocking_device_methods_run_in_thread(
     client: Client, guest: _Guest, calls: list[_Call]
 ) -> None:
     """Only device methods of a blocking backend run in its thread."""
-    with ThreadPoolExecutor(1) as guest.executor:
-        client.post("/Note", {"path": "inline"})
-        client.post("/Device", {"path": "thread"})
-        client.post("/Device", {"path": "thread"})
-        assert json.loads(client.post("/Device", {"path": 1}).body)["error"]
-    guest.executor = None
+    guest.device_blocks = True
+    client.post("/Note", {"path": "inline"})
+    client.post("/Device", {"path": "thread"})
+    client.post("/Device", {"path": "thread"})
+    assert json.loads(client.post("/Device", {"path": 1}).body)["error"]
+    guest.queue.close()
+    guest.device_blocks = False
     client.post("/Device", {"path": "inline"})
     here = threading.get_ident()
     assert {call.path for call in calls if call.thread == here} == {"inline"}

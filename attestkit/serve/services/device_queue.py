@@ -1,0 +1,47 @@
+"""The thread of the device, and the queue of the requests that wait for it."""
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from attestkit.serve.config.limits import LimitError
+from attestkit.serve.job_queue import JobQueue, JobRefusedError, JobThreads
+
+T = TypeVar("T")
+
+_FULL: Final = "device: too many requests are waiting; retry later"
+
+
+class DeviceQueue:
+    """Requests in the order of their arrival; to be used in one event loop.
+
+    A request that is cancelled is removed, unless the thread has begun it: then it is finished.
+
+    Args:
+        limit: Limit of running and waiting requests, of those that write to a disk and of the
+            others each.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._threads = JobThreads(1, "attestkit-device")  # a device serves one caller at a time
+        self._writes = JobQueue(self._threads, limit, _FULL, hold_seconds=0.0)
+        self._others = JobQueue(self._threads, limit, _FULL, hold_seconds=0.0)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a request that writes to a disk runs or waits."""
+        return self._writes.is_busy
+
+    async def run(self, work: Callable[[], T], *, writes: bool = False) -> T:
+        """Return the result of `work`, run in the thread; it writes to a disk if `writes`.
+
+        Raises:
+            LimitError: If too many requests wait, or after `close`.
+        """
+        try:
+            return await (self._writes if writes else self._others).run(work)
+        except JobRefusedError as error:
+            raise LimitError(str(error), reason="waiting") from error
+
+    def close(self) -> None:
+        """Begin no more requests, and wait for the one that runs."""
+        self._threads.shutdown(None)
