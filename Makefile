@@ -127,9 +127,9 @@ growth: $(VENV)/.dev
 docs: $(DOCS)/.made
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/python -m mkdocs $(or $(ARGS),build)
 
-# The C core again, with ASan and UBSan, over every test that feeds it; then the plain build back.
 SANITIZED = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(BIN)/python
+# The C core again, with ASan and UBSan, over every test that feeds it; then the plain build back.
 sanitize: $(VENV)/.dev
 	ATTESTKIT_SANITIZE=1 $(BIN)/python build_cffi.py
 	$(SANITIZED) -c 'from attestkit import _native as n; assert n.CORE == "compiled", n.CORE_REASON' && \

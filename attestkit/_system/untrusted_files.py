@@ -37,7 +37,7 @@ _PIPE_WARNING_AFTER: Final = 1000  # milliseconds
 # Do not block on a pipe, and do not acquire a controlling terminal.
 _SAFE_FLAGS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # Descriptors inherited from the parent process, as a shell passes them for `<(...)`.
-_INHERITED: Final = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
+INHERITED: Final = ("/dev/fd/", "/proc/self/fd/", "/dev/std")
 
 
 def path_exists(path: Path) -> bool:
@@ -127,7 +127,7 @@ def read_regular(path: AnyPath, most: int, *, follow: bool = False, wait: bool =
     Raises:
         OSError: As for `open_regular`.
     """
-    if follow and os.fspath(path).startswith(_INHERITED):
+    if follow and os.fspath(path).startswith(INHERITED):
         with Path(path).open("rb") as file:
             return file.read(most)
     wait = wait and follow

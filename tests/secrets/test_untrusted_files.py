@@ -343,7 +343,7 @@ def test_server_replaces_only_its_own_dead_socket(
 def test_replaced_output_file_is_not_written_through(
     shared: Path, victim: Path, special: str
 ) -> None:
-    """Trust anchor, cached collateral and `-o` files are replaced, not written through."""
+    """Trust anchor and cached collateral are replaced, not written through."""
     MAKE[special](shared / "anchor", victim)
     with without_blocking():
         replace_file(shared / "anchor", b"new", mode=0o600)

@@ -3,11 +3,12 @@
 import contextlib
 import errno
 import os
+import stat
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from attestkit._system.untrusted_files import path_exists
+from attestkit._system.untrusted_files import INHERITED, path_exists
 from attestkit.errors import UsageError
 
 _STDOUT = ("-", "/dev/stdout")
@@ -143,6 +144,22 @@ def print_content(content: str | bytes) -> None:
         sys.stdout.write(content)
 
 
+def _write_to_device(path: Path, data: bytes) -> None:
+    """Write to a pipe or device, unless it is another user's, who could read a secret from it.
+
+    A descriptor that this process inherited, as of a shell's `>(...)`, may be of any user.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    with os.fdopen(fd, "wb") as file:
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode):  # replaced since
+            raise OSError(errno.EINVAL, "not a pipe or device")
+        inherited = str(path).startswith(INHERITED)
+        if found.st_uid not in {os.geteuid(), 0} and not inherited:
+            raise OSError(errno.EPERM, f"owned by user {found.st_uid}")
+        file.write(data)
+
+
 def write_output(option: str, path: Path, content: str | bytes, *, mode: int = 0o644) -> bool:
     """Write UTF-8 text or bytes: replace a file atomically, or write to a pipe or device.
 
@@ -160,8 +177,7 @@ def write_output(option: str, path: Path, content: str | bytes, *, mode: int = 0
     data = content.encode() if isinstance(content, str) else content
     try:
         if is_device(path):  # must not be replaced by a file
-            with path.open("wb") as file:
-                file.write(data)
+            _write_to_device(path, data)
         else:
             from attestkit._system.atomic_file import replace_file  # lazy: few runs write files
 

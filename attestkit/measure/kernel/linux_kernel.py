@@ -179,9 +179,10 @@ def _initrd_address(header: bytearray, memory_size: int, initrd_size: int) -> in
         (highest,) = struct.unpack_from("<I", header, 0x22C)
     else:
         highest = 0x37FFFFFF
-    highest = min(highest, memory_below_4g(memory_size) - _ACPI_DATA_SIZE - 1)
+    low = memory_below_4g(memory_size)
+    highest = min(highest, low - _ACPI_DATA_SIZE - 1)
     if not 0 <= initrd_size < highest:
-        message = f"initrd: {initrd_size} bytes do not fit into {memory_size} bytes of memory"
+        message = f"initrd: {initrd_size} bytes do not fit into {low} bytes of memory below 4 GiB"
         raise UsageError(message, reason="out_of_range")
     return (highest - initrd_size) & ~4095
 
@@ -250,7 +251,7 @@ def direct_boot_events(
         boot: Kernel, initrd, command line, shim.
         firmware: Features of the firmware.
         qemu: Major and minor version of QEMU.
-        memory_size: Memory of the machine in bytes.
+        memory_size: Memory of the machine in bytes; that below 4 GiB has the same effect.
 
     Raises:
         FormatError: If kernel or shim are not valid images.

@@ -2,14 +2,18 @@
 
 import itertools
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from attestkit.__main__ import main
 from tests.cli.evidence_files import Files
-from tests.cli.program import run
+from tests.cli.program import SIMULATED, run
+from tests.serve.server import environment
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = {
@@ -162,3 +166,34 @@ def test_output_equal_to_stdin_is_refused(name: str, files: Files) -> None:
     with files.evidence.open("rb") as stdin:
         assert run(*words, stdin=stdin).returncode == 1
     assert files.evidence.read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a pipe of another user")
+@pytest.mark.parametrize("link", [False, True], ids=["pipe", "link to a pipe"])
+def test_pipe_of_another_user_gets_no_key(tmp_path: Path, *, link: bool) -> None:
+    """Whoever can create a pipe at the place of an output file cannot read a key from it."""
+    pipe, output = tmp_path / "pipe", tmp_path / "key"
+    os.mkfifo(pipe)
+    os.chown(pipe, 65534, 65534)
+    pipe.chmod(0o666)
+    if link:
+        output.symlink_to(pipe)
+    else:
+        output = pipe
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert main(["key", *SIMULATED, "-o", str(output), "a/path"]) == 1
+        assert os.read(reader, 100) == b""
+        os.chown(pipe, 0, 0)
+        assert main(["key", *SIMULATED, "-o", str(output), "a/path"]) == 0
+        assert len(os.read(reader, 100)) > 60
+    finally:
+        os.close(reader)
+
+
+def test_output_to_a_process_of_the_shell(tmp_path: Path) -> None:
+    """A descriptor that the shell made for `>(...)` is written to."""
+    words = " ".join(["-m", "attestkit", "key", *SIMULATED, "-o", ">(cat > read)", "a/path"])
+    text = f"{shlex.quote(sys.executable)} {words} && wait $!"
+    subprocess.run(["bash", "-c", text], cwd=tmp_path, env=environment(), check=True)
+    assert len((tmp_path / "read").read_text()) > 60
