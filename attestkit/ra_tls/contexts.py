@@ -214,13 +214,16 @@ class RenewingContext(ssl.SSLContext):
 
 
 def _dates(issued: Issued, now: float) -> tuple[float, float, float]:
-    """Return begin, renewal and end of a certificate loaded at `now`: seconds since 1970."""
+    """Return begin, renewal and end of a certificate loaded at `now`: seconds since 1970.
+
+    The begin is not later than `now`: if the issuer's clock is ahead, a renewal would not help.
+    """
     certificate = read_certificate(issued.certificate_chain[0])
     begin, end = certificate.valid_from.timestamp(), certificate.valid_until.timestamp()
     longest = MAX_LIFETIME.total_seconds()
     if end - begin > longest:
-        return max(begin, now), (now + min(end, now + longest)) / 2, end
-    return begin, (begin + end) / 2, end
+        return now, (now + min(end, now + longest)) / 2, end
+    return min(begin, now), (begin + end) / 2, end
 
 
 _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
