@@ -41,7 +41,7 @@ class IdentifierScan:
     """Search for identifiers (JSON members `id`) in one answer while it is received.
 
     Attributes:
-        found: The identifiers.
+        found: The identifiers, at most `MAX_IDENTIFIERS`.
         hides: Whether the answer may have identifiers that the search does not find.
     """
 
@@ -59,8 +59,11 @@ class IdentifierScan:
             self.hides |= self._start.startswith(_UTF16_OR_32) or b"\0" in self._start
         window = self._tail + data
         for match in _FOUND.finditer(window):
-            self.found.add(match[1].decode("utf-8", "replace"))
-        self.hides |= _HIDDEN.search(window) is not None or len(self.found) > MAX_IDENTIFIERS
+            identifier = match[1].decode("utf-8", "replace")
+            if len(self.found) < MAX_IDENTIFIERS:
+                self.found.add(identifier)
+            self.hides |= identifier not in self.found
+        self.hides |= _HIDDEN.search(window) is not None
         self._tail = window[-_WINDOW:]
 
 

@@ -107,6 +107,8 @@ def test_many_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     scan = IdentifierScan()
     scan.feed(b"".join(b'{"id":"%d"}' % number for number in range(MAX_IDENTIFIERS + 1)))
     assert scan.hides
+    scan.feed(b'{"id":"of the next bytes"}')
+    assert len(scan.found) == MAX_IDENTIFIERS
     assert MAX_SEEN >= MAX_IDENTIFIERS
     monkeypatch.setattr(signed_answers, "MAX_SEEN", 2)
     service: Any = Signing()
