@@ -301,6 +301,17 @@ class Endpoint(EndpointClients):
             raise ServiceError(message, reason="connection") from error
 
     def _prove(self, *, afresh: bool) -> Proof:
+        if afresh:
+            return self._make_proof(afresh=True)
+        first = self._prover.first
+        is_held = first.acquire(timeout=2 * self._dialing.seconds)  # in vain: not one after another
+        try:
+            return self._prover.newest or self._make_proof(afresh=False)
+        finally:
+            if is_held:
+                first.release()
+
+    def _make_proof(self, *, afresh: bool) -> Proof:
         prover, origin, made = self._prover, self._dialing.origin, list[Proof]()
         while not made:  # again if it was forgotten meanwhile, and the server closed the connection
             prover.check_open()

@@ -272,8 +272,22 @@ class EndpointClients(ABC):
         service: Any = self._appraiser.service
         proof = self._prover.newest
         claims = None if proof is None else proof.claims
-        amending: Sealing = service.amending(claims, partial(self._prover.forget, proof))
+        amending: Sealing = service.amending(claims, self._forget_keys(proof))
         return amending
+
+    def _forget_keys(self, proof: Proof | None) -> "Callable[[], object]":
+        """Return a function that ends all proofs if the newest one names the same keys as `proof`.
+
+        Those of TLS are not compared: a newer proof may be of a connection with another one. None:
+        they end in any case.
+        """
+        if proof is None:
+            return self._prover.forget
+
+        def has_same_keys(newest: Proof) -> bool:
+            return newest.keys == proof.keys and _sealed_keys(newest) == _sealed_keys(proof)
+
+        return partial(self._prover.forget, has_same_keys)
 
     def _sealing(self) -> ProvenSealing:
         """Return the Sealing that encrypts a request to the key in the newest proof.
@@ -288,7 +302,7 @@ class EndpointClients(ABC):
                 allowed = self._appraiser.allow_open
                 options: dict[str, Any] = {"allow_open": allowed} if allowed else {}
                 if "changed" in signature(make).parameters:
-                    options["changed"] = partial(self._prover.forget, proof)
+                    options["changed"] = self._forget_keys(proof)
                 sealing: Sealing = make(proof.claims, binding, self._appraiser.model, **options)
                 return ProvenSealing(sealing, proof)
         raise ServiceError("endpoint: the evidence has no key to encrypt to", reason="sealing")
@@ -301,10 +315,11 @@ class EndpointClients(ABC):
         forged that answer, after the application has received the request.
 
         Args:
-            refused: What encrypted the request. If another request has led to a new proof since,
-                that one is used.
+            refused: What encrypted the request. If another request has led to a proof with another
+                key since, that one is used.
         """
-        self._prover.forget(refused.proof)
+        lacking = _sealed_keys(refused.proof)
+        self._prover.forget(lambda newest: _sealed_keys(newest) == lacking)
         renewed = self._sealing()
         named = (
             any(one.kind in TLS_KINDS for one in proof.bindings)
@@ -324,6 +339,11 @@ class EndpointClients(ABC):
             return
         if (question := renewal(proof.claims, binding, self._appraiser.model)) is not None:
             service.renew(proof.claims, self._fetch(question))
+
+
+def _sealed_keys(proof: Proof) -> list[bytes]:
+    """Return the key in a proof to which requests are encrypted; nothing without one."""
+    return [one.key for one in proof.bindings if one.kind in SEALED_KINDS]
 
 
 _OWN: Final = ("base_url", "http_client")

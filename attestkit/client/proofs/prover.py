@@ -64,6 +64,9 @@ class Prover:
         monotonic: Returns the seconds of a monotonic clock.
         on_proof: Called with a Proof after a successful verification, with the error after a failed
             one; None: not called.
+
+    Attributes:
+        first: Lock of those that need any proof: one opens a connection, and the others wait.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Prover:
         self._appraiser, self._fetch = appraiser, fetch
         self._seconds, self._now, self._monotonic = seconds, now, monotonic
         self._on_proof = on_proof
+        self.first = threading.RLock()
         self._lock = threading.Lock()  # of all attributes below
         # End on the monotonic clock, by SHA-256 of a key or certificate; oldest first.
         self._accepted: dict[bytes, float] = {}
@@ -160,14 +164,15 @@ class Prover:
             self._closed = True
             self._forget()
 
-    def forget(self, proof: Proof | None = None) -> None:
+    def forget(self, only_if: Callable[[Proof], bool] | None = None) -> None:
         """End all proofs, so that the server is verified again before the next request.
 
         Args:
-            proof: They end only if this is the newest one; None: in any case.
+            only_if: They end only if this returns True for the newest one; it must not call methods
+                of this object. None: in any case.
         """
         with self._lock:
-            if proof is None or (self._newest is not None and self._newest[0] is proof):
+            if only_if is None or (self._newest is not None and only_if(self._newest[0])):
                 self._forget()
 
     def _forget(self) -> None:
@@ -177,8 +182,8 @@ class Prover:
         self._generation += 1
 
     def forget_parent(self) -> None:
-        """In a forked process, drop the lock and the verification that the parent continues."""
-        self._lock = threading.Lock()
+        """In a forked process, drop the locks and the verification that the parent continues."""
+        self.first, self._lock = threading.RLock(), threading.Lock()
         self._running = None
 
     def steps(
@@ -201,7 +206,7 @@ class Prover:
             self.check_open()
             with self._lock:
                 self._drop_ended()
-                if not afresh and self._suffices(peer, made):
+                if not afresh and self._use_accepted(peer, made):
                     self._refusals = 0
                     return True
                 if (running := self._running) is None:
@@ -217,8 +222,10 @@ class Prover:
                     raise _refused(error.verify_message, error.reason) from error
         return (yield from self._prove(peer, done, [] if made is None else made))
 
-    def _suffices(self, peer: ObservedPeer | None, made: list[Proof] | None) -> bool:
-        """Return whether no new proof is needed; the caller holds the lock.
+    def _use_accepted(self, peer: ObservedPeer | None, made: list[Proof] | None) -> bool:
+        """Add the newest proof to `made`, or check the key of `peer`; the caller holds the lock.
+
+        Return False if a new proof is needed.
 
         Args:
             peer: Peer of the connection; None if evidence is requested on a separate one.

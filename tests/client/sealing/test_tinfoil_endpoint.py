@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 import attestkit
 from attestkit import AppraisalPolicy, Require
+from attestkit.client.endpoint import Endpoint
 from attestkit.errors import UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.serve.event_loop_thread import EventLoopThread
@@ -213,14 +215,65 @@ def test_requests_at_once_are_sealed_anew_under_one_proof(
     assert app.documents == len(proofs) == 2
 
 
+def test_newer_proof_of_the_same_key_ends_with_it(served: tuple[App, str, str]) -> None:
+    """A proof that was made since, before the restart, names the key that the enclave lacks now."""
+    app, url, _ = served
+    with connect(served, encrypt=True) as endpoint, endpoint.client() as client:
+        app.together = 2
+        with ThreadPoolExecutor(1) as threads:
+            sent = threads.submit(client.post, f"{url}/v1/echo", content=b"secret")
+            try:
+                while not app.requests:
+                    assert not sent.done()
+                    time.sleep(0.005)
+                endpoint.prove()
+                app.use(EhbpServer(b"seed of another pair of 32 bytes"))
+            finally:
+                app.together = 0
+            assert sent.result().content == b"secret"
+    assert (len(app.requests), app.documents) == (2, 3)
+
+
 @every_way
-def test_requests_at_once_wait_for_one_proof(served: tuple[App, str, str], way: str) -> None:
-    """After the end of a proof one new proof is made, for all requests that need its key."""
+def test_requests_at_once_wait_for_one_proof(
+    served: tuple[App, str, str], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the end of a proof one is made, on one connection, for all that need its key."""
     app, _, _ = served
+    opened: list[Any] = []
+    unchanged = Endpoint._open
+
+    def counting(endpoint: Endpoint, dialing: Any) -> ssl.SSLSocket:
+        opened.append(dialing)
+        return unchanged(endpoint, dialing)
+
     with connect(served, encrypt=True) as endpoint:
         endpoint.forget()
         app.delay = 0.3
+        monkeypatch.setattr(Endpoint, "_open", counting)
         assert send_together(endpoint, way) == [b"%d" % number for number in range(COUNT)]
+    assert app.documents == 2
+    assert len(opened) == 1
+
+
+def test_requests_wait_a_limited_time_for_a_connection(served: tuple[App, str, str]) -> None:
+    """If the one that opens a connection takes too long, the others open their own."""
+
+    class Held:
+        """A lock that another thread holds; it has no `release`."""
+
+        def acquire(self, timeout: float) -> bool:
+            """Return False after the time."""
+            waited.append(timeout)
+            return False
+
+    app, url, _ = served
+    waited: list[float] = []
+    with connect(served, encrypt=True, timeout=5) as endpoint, endpoint.client() as client:
+        endpoint.forget()
+        endpoint._prover.first = Held()
+        assert client.post(f"{url}/v1/echo", content=b"secret").content == b"secret"
+    assert waited == [10]
     assert app.documents == 2
 
 

@@ -153,14 +153,19 @@ def test_changed_keyset_is_proven_before_the_next_request(gateway: Gateway, encr
         assert gateway.app.paths.count(REPORT) == proofs + 1
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("encrypt", [False, True])
-def test_late_answer_does_not_end_a_newer_proof(gateway: Gateway, encrypt: bool) -> None:
-    """Of several answers under an ended proof, only the first has the server proven again."""
+def test_late_answer_ends_no_proof_of_newer_keys(
+    gateway: Gateway, encrypt: bool, again: bool
+) -> None:
+    """Of several answers under ended proofs, only the first has the server proven again."""
     prompt = {"model": "m", "messages": [{"role": "user", "content": "secret"}]}
     with connect(gateway, encrypt=encrypt) as endpoint:
         made = [endpoint._changes_requests()() for _ in range(2)]
         kind = ("Content-Type", "application/json")
         openers = [one.seal("POST", PROMPT, [kind], encoded(prompt)).opener for one in made]
+        if again:
+            endpoint.prove()  # of the same keyset
         gateway.keys = gateway.keyset(not_after=2_000_000_001)
         headers = [("X-ACI-Keyset-Digest", aci_answers.digest_of(gateway.keys)), kind]
         openers[0].start(200, headers)
