@@ -36,7 +36,7 @@ LEVELS = (0, 0x7, EVERY_FEATURE)  # portable; SHA-NI, BMI2 and AVX2; all of this
 # By tool, which is the name of a fixture.
 TOOLS = {"memcheck": (EVERY_FEATURE,), "sanitized": LEVELS}
 # The cost of cutting at each length is quadratic.
-PLACES = 40  # at which a file is cut at least, unless at every length
+PLACES = 20  # at which a file is cut at least, unless at every length
 WHOLE = 6000 if "ATTESTKIT_EVERY_CUT" in os.environ else PLACES  # bytes: cut at every length
 MEMCHECK = ("valgrind", "--quiet", "--error-exitcode=9", "--exit-on-first-error=yes")
 

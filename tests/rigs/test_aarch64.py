@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.rig, pytest.mark.slow]
 
 SECONDS = 1800  # beside other emulated machines
 MOST = os.environ.get("ATTESTKIT_EXAMPLES")  # of each property; set by `make aarch64`
-EXAMPLES = int(MOST or 5)  # the emulated Python has a twelfth of the speed
+EXAMPLES = int(MOST or 3)  # the emulated Python has a twelfth of the speed
 DIRECTLY = ("tests/native",)  # these call the core, and not through readers
 # They take minutes there; other tests feed the same parsers truncated and random input.
 LEFT_OUT = ("every_byte_edit", "every_flipped_bit", "every_changed_element")
