@@ -136,7 +136,7 @@ def _hide_memory(*, required: bool) -> None:
     """Protect this process's memory from other processes, before it has keys.
 
     If that fails, raise ConfigError if it is `required`; else log a warning. It is not required if
-    there are no keys, or all of them are simulated.
+    the process reads no key, or only simulated ones.
     """
     try:
         process_hardening.hide_memory()

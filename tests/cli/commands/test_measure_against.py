@@ -106,7 +106,7 @@ def test_difference_is_named(folder: Path, capsys: Capture) -> None:
 
 
 def test_closed_pipe_does_not_hide_a_difference() -> None:
-    """The exit code is that of the comparison if nobody reads the output."""
+    """A closed pipe at stdout does not change the exit code of the comparison."""
     for name, code in (("same", 0), ("other", 2)):
         for form in ((), ("--json",)):
             with program.closed_pipe() as writer:

@@ -171,7 +171,7 @@ def test_output_equal_to_stdin_is_refused(name: str, files: Files) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a pipe of another user")
 @pytest.mark.parametrize("link", [False, True], ids=["pipe", "link to a pipe"])
 def test_pipe_of_another_user_gets_no_key(tmp_path: Path, *, link: bool) -> None:
-    """Whoever can create a pipe at the place of an output file cannot read a key from it."""
+    """A key is not written into another user's pipe, nor through a link to one."""
     pipe, output = tmp_path / "pipe", tmp_path / "key"
     os.mkfifo(pipe)
     os.chown(pipe, 65534, 65534)

@@ -223,7 +223,7 @@ def test_proofs_of_several_keys_are_made_in_turn() -> None:
 
 
 def test_proof_is_shared_with_those_that_need_any() -> None:
-    """What needs the newest proof waits for the one that is made, whatever key it is about."""
+    """A caller that needs the newest proof waits for the one that is being made, of any key."""
     rig = Rig()
     found: list[Proof] = []
     leader, waiter = rig.prover.steps(A), rig.prover.steps(B, made=found)
@@ -236,7 +236,7 @@ def test_proof_is_shared_with_those_that_need_any() -> None:
 
 
 def test_proof_is_made_if_only_an_older_one_is_valid() -> None:
-    """An accepted key is no proof: the newest one has to be valid."""
+    """Without a valid newest proof one is made, also if the key of the peer is accepted."""
     rig = Rig()
     prove(rig, A)
     rig.appraiser.judge = lambda peer: proof_of(

@@ -204,7 +204,7 @@ def send_together(endpoint: Any, way: str) -> list[bytes]:
 def test_requests_at_once_are_sealed_anew_under_one_proof(
     served: tuple[App, str, str], way: str
 ) -> None:
-    """All that the enclave refused after its restart are sent again, under one new proof."""
+    """Requests that the enclave refused after its restart are sent again under one new proof."""
     app, _, _ = served
     proofs: list[Any] = []
     with connect(served, encrypt=True, on_proof=proofs.append) as endpoint:
