@@ -45,4 +45,6 @@ def test_threads_and_processes_get_their_own_quotes(td: SimulatedTd) -> None:
     assert sorted(served) == list(range(THREADS))
     assert [process.exitcode for process in processes] == [0] * PROCESSES
     assert list_entries() == []
-    assert td.get("quote_calls") == EACH * (THREADS + PROCESSES)
+    # A read that ends with EINTR or EBUSY is repeated, as on a busy machine; that is another call.
+    repeated = td.get("quote_calls") - EACH * (THREADS + PROCESSES)
+    assert 0 <= repeated <= THREADS + PROCESSES
