@@ -39,6 +39,7 @@ from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
 from attestkit.serve.http.protocol import HttpProtocol
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services.context import Guest
+from attestkit.serve.services.device_queue import DeviceQueue
 from attestkit.serve.services.pccs import PccsApp
 from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
@@ -311,6 +312,7 @@ class Rig:
             limits=_LIMITS,
         )
         guest.containers = _Engine()
+        guest._device = DeviceQueue(_LIMITS.connections, InlineThreads())
         return guest
 
     def _random(self, size: int) -> bytes:

@@ -82,7 +82,7 @@ class Prover:
         self._appraiser, self._fetch = appraiser, fetch
         self._seconds, self._now, self._monotonic = seconds, now, monotonic
         self._on_proof = on_proof
-        self.first = threading.RLock()
+        self.first: threading.RLock = threading.RLock()
         self._lock = threading.Lock()  # of all attributes below
         # End on the monotonic clock, by SHA-256 of a key or certificate; oldest first.
         self._accepted: dict[bytes, float] = {}

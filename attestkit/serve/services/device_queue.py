@@ -19,10 +19,11 @@ class DeviceQueue:
     Args:
         limit: Limit of running and waiting requests, of those that write to a disk and of the
             others each.
+        threads: Runs them; None: a thread, because a device serves one caller at a time.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._threads = JobThreads(1, "attestkit-device")  # a device serves one caller at a time
+    def __init__(self, limit: int, threads: JobThreads | None = None) -> None:
+        self._threads = JobThreads(1, "attestkit-device") if threads is None else threads
         self._writes = JobQueue(self._threads, limit, _FULL, hold_seconds=0.0)
         self._others = JobQueue(self._threads, limit, _FULL, hold_seconds=0.0)
 
