@@ -345,7 +345,7 @@ def _boot_lists(
         image = UnifiedKernelImage.parse(_loaded(boot.uki, boot, machine))
         rtmr1 = image.rtmr1_events(boot.disk, separator=separator, boot_loaders=boot.boot_loaders)
         if boot.disk is None and machine.qemu < (10, 0):
-            rtmr1 = _from_source("uki", rtmr1)
+            rtmr1 = _with_source_basis("uki", rtmr1)
         by_shim = shim_variable_events() if boot.has_shim else []
         for rtmr2 in image.rtmr2_events(_passed_cmdline(boot, traits)):
             yield (*rtmr0, *rtmr1, *by_shim, *rtmr2)
@@ -363,7 +363,7 @@ def _boot_lists(
     low = min(machine.memory).end
     found = linux_kernel.direct_boot_events(direct, traits, qemu=qemu, memory_size=low)
     if not machine.qemu_version and not boot.kernel_header_normalized:
-        found = _from_source("kernel", found)  # the digest is that for an assumed release
+        found = _with_source_basis("kernel", found)  # the digest is that for an assumed release
     yield (*rtmr0, *sorted(found, key=lambda event: event.register))
 
 
@@ -376,7 +376,7 @@ def _loaded(file: bytes, boot: TdxBoot, machine: TdxMachine) -> bytes:
     return linux_kernel.patch_other_file(file, qemu=qemu, cmdline=boot.cmdline)
 
 
-def _from_source(name: str, events: list[ExpectedEvent]) -> list[ExpectedEvent]:
+def _with_source_basis(name: str, events: list[ExpectedEvent]) -> list[ExpectedEvent]:
     """Return events in which the basis of those named `name` is `source`."""
     return [one._replace(basis="source") if one.name == name else one for one in events]
 

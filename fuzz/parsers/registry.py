@@ -320,6 +320,7 @@ _OWNER: Final = "a short text from whoever starts the program"
 LEFT_OUT: Final[dict[str, str]] = {
     "cli.commands.curl": "opens a client of the server that the command names",
     "cli.options.connection": _OWNER,
+    "cli.options.evidence": "opens a backend, after a check of the paths that options name",
     "client.endpoint_clients": "opens clients of HTTP libraries",
     "client.sealing.protocol": "reads errors for the targets ehbp_answer and aci_sealed",
     "client.services.bound": "passes an answer to functions of the caller",
