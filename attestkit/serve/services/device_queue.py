@@ -23,7 +23,7 @@ class DeviceQueue:
     """
 
     def __init__(self, limit: int, threads: JobThreads | None = None) -> None:
-        self._threads = JobThreads(1, "attestkit-device") if threads is None else threads
+        self._threads = JobThreads(1, "attestkit-serve-device") if threads is None else threads
         self._writes = JobQueue(self._threads, limit, _FULL, hold_seconds=0.0)
         self._others = JobQueue(self._threads, limit, _FULL, hold_seconds=0.0)
 
