@@ -106,9 +106,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Notify pending requests of the disconnect and break reference cycles."""
         self._traffic.connections -= 1
         for cycle in self._pending_cycles():
-            cycle.leave()
-            if self._app is not None:  # a DirectApp, see there
-                cycle.cancel()
+            cycle.leave(cancel=self._app is not None)  # a DirectApp, see there
         self.pipeline.clear()
         super().connection_lost(exc)
         self._response = self._call = self._body = None

@@ -52,11 +52,6 @@ class RequestCycle(RequestResponseCycle):
                 raise  # by neither of them: the transport is closed first
             self.leave()
 
-    def cancel(self) -> None:
-        """Cancel the application, if it has begun."""
-        if self._task is not None:
-            self._task.cancel()
-
     async def send(self, message: Message) -> None:
         """Send an ASGI message."""
         if self.flow.write_paused and not self.disconnected:
@@ -97,8 +92,10 @@ class RequestCycle(RequestResponseCycle):
             self.leave()
             self.transport.close()
 
-    def leave(self) -> None:
-        """Record that the client has disconnected."""
+    def leave(self, *, cancel: bool = False) -> None:
+        """Record that the client has disconnected; if `cancel`, cancel the application, too."""
+        if cancel and self._task is not None:
+            self._task.cancel()
         self.disconnected: bool = True
         self.message_event.set()
         self.end()

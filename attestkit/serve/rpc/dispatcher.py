@@ -245,7 +245,8 @@ class RpcApp:
         """
         codec = QUERY
         verb, path, payload = scope["method"], scope["raw_path"], scope["query_string"]
-        known = self._name(verb, path)
+        route = self._find(verb, path)
+        known = None if isinstance(route, NotFoundError) else route.name
         name = known or OTHER
         try:
             content_type, size = self._check(scope)
@@ -253,17 +254,14 @@ class RpcApp:
                 codec = await _choose(content_type, payload, b"{")  # until the body is known
             if self.access is not None:  # before the body is read
                 await self.access.check(scope, known)
-            try:
-                route = self._find(verb, path)
-            except NotFoundError as missing:
-                if verb != "POST":
-                    raise
-                try:  # to read enough of the body to select the encoding of the error
-                    start = await self._bodies.read(receive, size, UNCOUNTED)
-                except TooLargeError:
-                    return name, _failed(missing, codec, request_id)._replace(headers=_CLOSE)
-                codec = await _choose(content_type, payload, start)
-                raise
+            if isinstance(route, NotFoundError):
+                if verb == "POST":
+                    try:  # to read enough of the body to select the encoding of the error
+                        start = await self._bodies.read(receive, size, UNCOUNTED)
+                    except TooLargeError:
+                        return name, _failed(route, codec, request_id)._replace(headers=_CLOSE)
+                    codec = await _choose(content_type, payload, start)
+                return name, _failed(route, codec, request_id)
             if verb == "POST":
                 body = await self._bodies.read(receive, size, self.limits.body)
                 codec, payload = await _choose(content_type, payload, body), body
@@ -308,14 +306,13 @@ class RpcApp:
         request = None if method.request is None else codec.decode(method.request, payload)
         return method.run(self.guest, request)
 
-    def _find(self, verb: str, raw_path: bytes) -> MethodRoute | _ViewRoute:
+    def _find(self, verb: str, raw_path: bytes) -> MethodRoute | _ViewRoute | NotFoundError:
         """Return the route of a request by its HTTP method and its path, not decoded.
 
-        Raises:
-            NotFoundError: If the path is unknown.
+        If there is none, return the error, which the caller raises.
         """
         if verb not in _VERBS:
-            raise NotFoundError(f"No such path for {_short(verb)}", reason="path")
+            return NotFoundError(f"No such path for {_short(verb)}", reason="path")
         if (call := self._routes.get(raw_path)) is not None:
             return call
         path = raw_path.decode("ascii", "replace")
@@ -332,15 +329,8 @@ class RpcApp:
                 name = name.removeprefix(service.prefix)
             if name in service.methods:
                 return service.route(name)
-            raise NotFoundError(f"Service not found: {_short(name)}", reason="method")
-        raise NotFoundError(f"No such path: {_short(path)}", reason="path")
-
-    def _name(self, verb: str, raw_path: bytes) -> str | None:
-        """Return the name of the route that `_find` returns; None if the path is unknown."""
-        try:
-            return self._find(verb, raw_path).name
-        except NotFoundError:
-            return None
+            return NotFoundError(f"Service not found: {_short(name)}", reason="method")
+        return NotFoundError(f"No such path: {_short(path)}", reason="path")
 
     def _check(self, scope: Scope) -> tuple[bytes, int]:
         """Run the guard; return Content-Type and Content-Length, or b"" and 0 without them."""
