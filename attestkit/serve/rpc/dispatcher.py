@@ -309,7 +309,7 @@ class RpcApp:
     def _find(self, verb: str, raw_path: bytes) -> MethodRoute | _ViewRoute | NotFoundError:
         """Return the route of a request by its HTTP method and its path, not decoded.
 
-        If there is none, return the error, which the caller raises.
+        For an unknown path, return the error to respond with.
         """
         if verb not in _VERBS:
             return NotFoundError(f"No such path for {_short(verb)}", reason="path")
