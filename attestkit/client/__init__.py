@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attestkit.client.offline import verify_proof
     from attestkit.client.proofs.appraisal import Require
     from attestkit.client.proofs.proof import Proof, ProofBundle
-    from attestkit.client.proofs.prover import OnProof
+    from attestkit.client.proofs.server_verifier import OnProof
     from attestkit.client.service_choice import service_names
     from attestkit.client.services.aci.aci import AciService
     from attestkit.client.services.bound import bound
@@ -62,7 +62,7 @@ if not TYPE_CHECKING:
             "offline": ["verify_proof"],
             "proofs.appraisal": ["Require"],
             "proofs.proof": ["Proof", "ProofBundle"],
-            "proofs.prover": ["OnProof"],
+            "proofs.server_verifier": ["OnProof"],
             "services.aci.aci": ["AciService"],
             "services.bound": ["bound"],
             "services.chutes": ["ChutesService"],

@@ -26,7 +26,7 @@ from attestkit.client.origin import Origin, origin_of_question
 from attestkit.client.proofs.appraisal import REQUIRE_ALL, Appraiser, Require
 from attestkit.client.proofs.first_use import FirstUse
 from attestkit.client.proofs.proof import Proof
-from attestkit.client.proofs.prover import OnProof, Prover
+from attestkit.client.proofs.server_verifier import OnProof, ServerVerifier
 from attestkit.client.proofs.signed_answers import MAX_SIGNATURE, SignatureReply, SignedAnswers
 from attestkit.client.proofs.trust import FIRST_USE, Policy, Trust
 from attestkit.client.service_choice import AUTO, Dialing, choose_service
@@ -184,7 +184,7 @@ class Endpoint(EndpointClients):
         self._answers: SignedAnswers | None = None
         if appraiser.require.response_signatures:
             self._answers = SignedAnswers(appraiser.service, appraiser.model)
-        self._prover = Prover(
+        self._server_verifier = ServerVerifier(
             appraiser,
             self._fetch,
             seconds=dialing.seconds,
@@ -201,7 +201,7 @@ class Endpoint(EndpointClients):
             UsageError: If none is valid now (reason `not_ready`), because `max_age` has passed, or
                 `forget` or `close` was called.
         """
-        proof = self._prover.newest
+        proof = self._server_verifier.newest
         if proof is None:
             message = "endpoint: its proof has ended; call prove() to verify the server again"
             raise UsageError(message, reason="not_ready")
@@ -274,11 +274,11 @@ class Endpoint(EndpointClients):
 
     def forget(self) -> None:
         """End all proofs: the server is verified again before the next request."""
-        self._prover.forget()
+        self._server_verifier.forget()
 
     def close(self) -> None:
         """End all proofs; the clients of this endpoint refuse to send from now on."""
-        self._prover.close()
+        self._server_verifier.close()
 
     def __enter__(self) -> "Self":
         return self
@@ -287,7 +287,7 @@ class Endpoint(EndpointClients):
         self.close()
 
     def __repr__(self) -> str:
-        state = "proven" if self._prover.newest is not None else "not proven"
+        state = "proven" if self._server_verifier.newest is not None else "not proven"
         return f"<Endpoint {self._dialing.origin.url}, {self._appraiser.service.name}, {state}>"
 
     def _open(self, dialing: Dialing) -> ssl.SSLSocket:
@@ -303,24 +303,24 @@ class Endpoint(EndpointClients):
     def _prove(self, *, afresh: bool) -> Proof:
         if afresh:
             return self._make_proof(afresh=True)
-        first = self._prover.first
+        first = self._server_verifier.first
         is_held = first.acquire(timeout=2 * self._dialing.seconds)  # in vain: not one after another
         try:
-            return self._prover.newest or self._make_proof(afresh=False)
+            return self._server_verifier.newest or self._make_proof(afresh=False)
         finally:
             if is_held:
                 first.release()
 
     def _make_proof(self, *, afresh: bool) -> Proof:
-        prover, origin, made = self._prover, self._dialing.origin, list[Proof]()
+        server_verifier, origin, made = self._server_verifier, self._dialing.origin, list[Proof]()
         while not made:  # again if it was forgotten meanwhile, and the server closed the connection
-            prover.check_open()
+            server_verifier.check_open()
             if self._appraiser.service.where == "apart":
-                drive(prover.steps(None, afresh=afresh, made=made))
+                drive(server_verifier.steps(None, afresh=afresh, made=made))
                 continue
             with self._open(self._dialing) as connection:
                 peer = observe_peer(connection, origin.host, origin.port)
-                steps = prover.steps(peer, afresh=afresh, made=made)
+                steps = server_verifier.steps(peer, afresh=afresh, made=made)
                 with _lost_is_service_error(origin):
                     drive(steps, SocketChannel(connection))
         return made[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from attestkit._argument_checks import import_package
 from attestkit.client.proofs.appraisal import SEALED_KINDS, TLS_KINDS, Appraiser
 from attestkit.client.proofs.proof import Proof
-from attestkit.client.proofs.prover import Prover
+from attestkit.client.proofs.server_verifier import ServerVerifier
 from attestkit.client.proofs.signed_answers import SignedAnswers
 from attestkit.client.service_choice import Dialing
 from attestkit.client.services.service import Binding, Question
@@ -60,7 +60,7 @@ class EndpointClients(ABC):
     url: str
     _appraiser: Appraiser
     _dialing: Dialing
-    _prover: Prover
+    _server_verifier: ServerVerifier
     _answers: SignedAnswers | None  # None if the service need not sign
 
     @abstractmethod
@@ -211,7 +211,7 @@ class EndpointClients(ABC):
 
     def _pinned_context(self) -> ssl.SSLContext:
         webpki = self._appraiser.service.where != "handshake"
-        return pinned_context(self._prover, self._dialing.server_ca, webpki=webpki)
+        return pinned_context(self._server_verifier, self._dialing.server_ca, webpki=webpki)
 
     def _open_openai(self, options: dict[str, Any], *, asynchronous: bool) -> Any:  # noqa: ANN401 - of a package that need not be there
         """Return an `OpenAI` or `AsyncOpenAI`; it follows redirects to the same server only.
@@ -244,7 +244,7 @@ class EndpointClients(ABC):
             more: Further arguments, by name.
         """
         return {
-            "prover": self._prover,
+            "server_verifier": self._server_verifier,
             "context": context,
             "sealing": self._changes_requests(),
             "renew_sealing": self._renew_sealing if self._appraiser.encrypt else None,
@@ -270,7 +270,7 @@ class EndpointClients(ABC):
     def _amending(self) -> "Sealing":
         """Return the service's Sealing that adds members to requests, and encrypts nothing."""
         service: Any = self._appraiser.service
-        proof = self._prover.newest
+        proof = self._server_verifier.newest
         claims = None if proof is None else proof.claims
         amending: Sealing = service.amending(claims, self._forget_keys(proof))
         return amending
@@ -282,19 +282,19 @@ class EndpointClients(ABC):
         they end in any case.
         """
         if proof is None:
-            return self._prover.forget
+            return self._server_verifier.forget
 
         def has_same_keys(newest: Proof) -> bool:
             return newest.keys == proof.keys and _sealed_keys(newest) == _sealed_keys(proof)
 
-        return partial(self._prover.forget, has_same_keys)
+        return partial(self._server_verifier.forget, has_same_keys)
 
     def _sealing(self) -> ProvenSealing:
         """Return the Sealing that encrypts a request to the key in the newest proof.
 
         If no proof is valid, the server is verified first: once for all requests that wait for it.
         """
-        proof = self._prover.newest or self._prove(afresh=False)
+        proof = self._server_verifier.newest or self._prove(afresh=False)
         for binding in proof.bindings:
             if binding.kind in SEALED_KINDS:
                 self._renew(proof, binding)
@@ -319,7 +319,7 @@ class EndpointClients(ABC):
                 key since, that one is used.
         """
         lacking = _sealed_keys(refused.proof)
-        self._prover.forget(lambda newest: _sealed_keys(newest) == lacking)
+        self._server_verifier.forget(lambda newest: _sealed_keys(newest) == lacking)
         renewed = self._sealing()
         named = (
             any(one.kind in TLS_KINDS for one in proof.bindings)

@@ -140,7 +140,7 @@ DATA_PATHS: Final[dict[str, DataPath]] = {
             ),
             Step(
                 "one proof at a time",
-                "attestkit.client.proofs.prover:Prover",
+                "attestkit.client.proofs.server_verifier:ServerVerifier",
                 "nonce, on this connection",
                 colours=OURS,
             ),

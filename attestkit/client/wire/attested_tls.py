@@ -21,7 +21,7 @@ from attestkit._sanitize import one_line
 from attestkit.client.wire.httpcore_streams import observe
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.pools import ProofPeriod, period
-from attestkit.client.wire.steps import ConnectionProver, drive
+from attestkit.client.wire.steps import ConnectionVerifier, drive
 from attestkit.client.wire.tls import SocketChannel, tls_context
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.ra_tls.connection import AttestedObject, AttestedSocket, PeerRefusedError
@@ -34,7 +34,10 @@ _PROVEN: Final = object()
 
 
 def pinned_context(
-    prover: ConnectionProver, server_ca: str | bytes | None = None, *, webpki: bool = True
+    server_verifier: ConnectionVerifier,
+    server_ca: str | bytes | None = None,
+    *,
+    webpki: bool = True,
 ) -> ssl.SSLContext:
     """Return a client's context whose connections exchange data with an attested server only.
 
@@ -42,7 +45,7 @@ def pinned_context(
     connection of an event loop is refused unless evidence that was accepted before names the key.
 
     Args:
-        prover: Verifier of the server, which also has the keys that are accepted now.
+        server_verifier: Verifier of the server, which also has the keys that are accepted now.
         server_ca: CA certificates in PEM; None: those of the system.
         webpki: Whether the server's name and certificate chain are verified, too; off for RA-TLS.
 
@@ -51,10 +54,10 @@ def pinned_context(
     """
 
     class Socket(ProvenSocket):
-        _prover = prover
+        _server_verifier = server_verifier
 
     class Object(PinnedObject):
-        _prover = prover
+        _server_verifier = server_verifier
 
     context = tls_context(server_ca, webpki=webpki)
     context.sslsocket_class, context.sslobject_class = Socket, Object
@@ -64,7 +67,7 @@ def pinned_context(
 class _Proven:
     """Common base of PinnedObject and ProvenSocket: verifies the server after the handshake."""
 
-    _prover: ConnectionProver  # of the context
+    _server_verifier: ConnectionVerifier  # of the context
     _result: Any = None  # of AttestedObject and AttestedSocket; not None once they are proven
     _refused: tuple[str, str] | None = None  # of both: text and reason
     _period: ProofPeriod | None = None
@@ -85,16 +88,16 @@ class _Proven:
             PeerRefusedError: If one is not accepted; later reads and writes raise it again.
             ReconnectError: If the server closes the connection after its evidence: connect again.
         """
-        opened = period(self._prover)
+        opened = period(self._server_verifier)
         try:
-            self._prover.check_open()
+            self._server_verifier.check_open()
             self._check_name(connection)
-            self._prove(observe(connection, self._prover))
+            self._prove(observe(connection, self._server_verifier))
         except PeerRefusedError as error:
             self._refused = error.verify_message, error.reason
             _logger.info("TLS peer refused: %r", error.verify_message)
             raise
-        self._period = ProofPeriod(self._prover, opened)
+        self._period = ProofPeriod(self._server_verifier, opened)
         self._result = _PROVEN
 
     def _check_name(self, connection: Any) -> None:
@@ -103,7 +106,7 @@ class _Proven:
         Raises:
             PeerRefusedError: If it is not the host of the endpoint (reason `other_origin`).
         """
-        name, own = connection.server_hostname, self._prover.host
+        name, own = connection.server_hostname, self._server_verifier.host
         if name is not None and name.lower() != own.lower():  # None without WebPKI only
             message = (
                 f"connection to {one_line(name, 100)}: the endpoint is for {own} only; use another "
@@ -113,7 +116,7 @@ class _Proven:
 
     def _prove(self, peer: ObservedPeer) -> None:
         """Check that evidence accepted before names the peer's key; else PeerRefusedError."""
-        if not self._prover.accepts(peer):
+        if not self._server_verifier.accepts(peer):
             message = (
                 f"{peer.host}:{peer.port}: no evidence accepted before names its key "
                 f"{peer.spki_sha256.hex()[:16]}...; `await endpoint.aprove()`, and connect again"
@@ -177,7 +180,7 @@ class ProvenSocket(_Proven, AttestedSocket):
             super()._prove(peer)
             return
         timeout = self.gettimeout()
-        drive(self._prover.steps(peer), SocketChannel(self))
+        drive(self._server_verifier.steps(peer), SocketChannel(self))
         self.settimeout(timeout)
 
     def send(self, data: "ReadableBuffer", flags: int = 0) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._sanitize import one_line
-from attestkit.client.wire.steps import ConnectionProver
+from attestkit.client.wire.steps import ConnectionVerifier
 from attestkit.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class ProvenRequests:
     """Common base of HTTP transports and adapters that send to one attested server only.
 
     Args:
-        prover: Verifier of the server.
+        server_verifier: Verifier of the server.
         sealing: Returns a Sealing, which encrypts or amends the next request, or None to leave it
             unchanged.
         renew_sealing: Called with the Sealing of a request if the server answers that it lacks the
@@ -245,7 +245,7 @@ class ProvenRequests:
 
     def __init__(
         self,
-        prover: ConnectionProver,
+        server_verifier: ConnectionVerifier,
         *,
         sealing: "Callable[[], Sealing | None] | None" = None,
         renew_sealing: "Callable[[Any], Sealing | None] | None" = None,
@@ -253,7 +253,7 @@ class ProvenRequests:
         headers: "Headers | None" = None,
     ) -> None:
         super().__init__()
-        self._prover, self._headers = prover, headers or []
+        self._server_verifier, self._headers = server_verifier, headers or []
         self._sealing, self._renew_sealing = sealing, renew_sealing
         self._on_answer = on_answer
 
@@ -307,7 +307,7 @@ class ProvenRequests:
             message = f"URL: scheme must be https, not {one_line(scheme, 20)}"
             raise UsageError(message, reason="plain_http")
         port = 443 if port is None else port
-        own, own_port = self._prover.host, self._prover.port
+        own, own_port = self._server_verifier.host, self._server_verifier.port
         if (host.lower(), port) != (own.lower(), own_port):
             message = (
                 f"request to https://{one_line(host, 100)}:{port}: the endpoint is for "
@@ -317,7 +317,7 @@ class ProvenRequests:
 
     def _no_connection(self) -> ServiceError:
         """Return the error for a server that closes each connection after its evidence."""
-        host, port = self._prover.host, self._prover.port
+        host, port = self._server_verifier.host, self._server_verifier.port
         message = (
             f"{host}:{port}: the server closed {MAX_CONNECTIONS} connections in a row, each "
             "after its evidence"

@@ -20,7 +20,7 @@ from attestkit.errors import AttestKitError, UsageError
 if TYPE_CHECKING:
     import ssl
 
-    from attestkit.client.wire.steps import ConnectionProver
+    from attestkit.client.wire.steps import ConnectionVerifier
 
 LibraryName = Literal["httpx", "httpx2"]
 
@@ -128,7 +128,7 @@ class PoolOptions:
     def __init__(
         self,
         library: HttpLibrary,
-        prover: "ConnectionProver",
+        server_verifier: "ConnectionVerifier",
         context: "ssl.SSLContext",
         proxy: Any,
         limits: Any,
@@ -148,7 +148,9 @@ class PoolOptions:
         self._limits = httpx.Limits(max_connections=100, max_keepalive_connections=20)
         if limits is not None:
             self._limits = limits
-        self._origin = ProvenOrigin(prover, context, library.httpcore, proxied=self.proxied)
+        self._origin = ProvenOrigin(
+            server_verifier, context, library.httpcore, proxied=self.proxied
+        )
 
     @property
     def proxied(self) -> bool:

@@ -16,7 +16,7 @@ from attestkit.client.wire.steps import (
     AWAITED,
     BLOCKING,
     Calls,
-    ConnectionProver,
+    ConnectionVerifier,
     drive_steps,
     finish,
 )
@@ -39,21 +39,26 @@ class ProvenOrigin:
     """The only server to which a backend opens streams, and what verifies it."""
 
     def __init__(
-        self, prover: ConnectionProver, context: ssl.SSLContext, httpcore: Module, *, proxied: bool
+        self,
+        server_verifier: ConnectionVerifier,
+        context: ssl.SSLContext,
+        httpcore: Module,
+        *,
+        proxied: bool,
     ) -> None:
-        self.prover: ConnectionProver = prover
+        self.server_verifier: ConnectionVerifier = server_verifier
         self.context: ssl.SSLContext = context
         self.proxied: bool = proxied
         self._httpcore = httpcore
 
     def check_open(self) -> None:
-        """Check that a connection may be opened; see `ConnectionProver.check_open`.
+        """Check that a connection may be opened; see `ConnectionVerifier.check_open`.
 
         Raises:
             ConnectionRefusal: If it may not.
         """
         with carry_errors():
-            self.prover.check_open()
+            self.server_verifier.check_open()
 
     def observe(self, stream: Any) -> ObservedPeer:
         """Return certificate and key of the peer of `stream`, a stream of httpcore over TLS.
@@ -61,7 +66,7 @@ class ProvenOrigin:
         Raises:
             PeerRefusedError: If the peer sent no certificate, or resumed a session.
         """
-        return observe(stream.get_extra_info("ssl_object"), self.prover)
+        return observe(stream.get_extra_info("ssl_object"), self.server_verifier)
 
     @contextmanager
     def os_errors(self) -> Iterator[None]:
@@ -83,19 +88,19 @@ def carry_errors() -> Iterator[None]:
         raise ConnectionRefusal(error) from error
 
 
-def observe(connection: Any, prover: ConnectionProver) -> ObservedPeer:
+def observe(connection: Any, server_verifier: ConnectionVerifier) -> ObservedPeer:
     """Return certificate and key of a TLS connection's peer.
 
     Args:
         connection: SSLSocket or SSLObject after the handshake, or the `_ssl._SSLSocket` inside of
             it.
-        prover: Verifier of the server, which has its host and port.
+        server_verifier: Verifier of the server, which has its host and port.
 
     Raises:
         PeerRefusedError: If the peer sent no certificate, a malformed one, or resumed a session.
     """
     try:
-        return observe_peer(connection, prover.host, prover.port)
+        return observe_peer(connection, server_verifier.host, server_verifier.port)
     except AttestKitError as error:
         raise PeerRefusedError(str(error), reason=error.reason) from error
 
@@ -131,20 +136,22 @@ class _Delegating:
         origin, kind = self._origin, type(self)
         if context is not origin.context:  # TLS to a proxy, which gets CONNECT
             return kind(await calls.call(self._inner.start_tls, context, *arguments), origin)
-        opened = period(origin.prover)
+        opened = period(origin.server_verifier)
         secured = self._inner  # which httpcore leaves open, if the handshake is cancelled
         try:
             # The name is the server's, whatever the extension `sni_hostname` of a request says.
             _, timeout = arguments
-            secured = await calls.call(self._inner.start_tls, context, origin.prover.host, timeout)
+            secured = await calls.call(
+                self._inner.start_tls, context, origin.server_verifier.host, timeout
+            )
             with carry_errors():
-                steps = origin.prover.steps(origin.observe(secured))
+                steps = origin.server_verifier.steps(origin.observe(secured))
                 channel = _StreamChannel(secured.write, secured.read)
                 await drive_steps(steps, channel, calls, origin.os_errors)
         except BaseException:
             await self._abort(secured)
             raise
-        return kind(secured, origin, ProofPeriod(origin.prover, opened))
+        return kind(secured, origin, ProofPeriod(origin.server_verifier, opened))
 
     async def _abort(self, stream: Any) -> None:
         stream.close()

@@ -2,7 +2,7 @@
 
 ```python
 transports = http_transports("httpx2")
-with httpx2.Client(transport=transports.blocking(prover, tls_context())) as client:
+with httpx2.Client(transport=transports.blocking(server_verifier, tls_context())) as client:
     client.get("https://app.example.com/")
 ```
 
@@ -47,7 +47,7 @@ class ProvenTransport(ProvenRequests):
     """Common base of the transports, which send requests to one attested server only.
 
     Args:
-        prover: Verifier of the server.
+        server_verifier: Verifier of the server.
         context: Context of `tls_context`, for this transport alone.
         proxy: URL of a proxy of CONNECT or SOCKS 5, or Proxy of the library; None: direct
             connections.
@@ -64,21 +64,21 @@ class ProvenTransport(ProvenRequests):
 
     def __init__(
         self,
-        prover: steps.ConnectionProver,
+        server_verifier: steps.ConnectionVerifier,
         context: ssl.SSLContext,
         *,
         proxy: Any = None,
         limits: Any = None,
         **options: Any,
     ) -> None:
-        super().__init__(prover, **options)
+        super().__init__(server_verifier, **options)
         require_plain_context(context)
-        self._options = pools = PoolOptions(self.library, prover, context, proxy, limits)
+        self._options = pools = PoolOptions(self.library, server_verifier, context, proxy, limits)
         make = partial(pools.make, asynchronous=self.calls is steps.AWAITED)
-        self.pools: PoolSet[Any] = PoolSet(prover, make)
+        self.pools: PoolSet[Any] = PoolSet(server_verifier, make)
         self._added = _encoded(self._headers)
-        self._host = prover.host.encode("ascii")
-        port = None if prover.port == HTTPS_PORT else prover.port
+        self._host = server_verifier.host.encode("ascii")
+        port = None if server_verifier.port == HTTPS_PORT else server_verifier.port
         self._own_url = b"https", self._host, port
         self._last_url: Any = None  # most clients repeat a target
 
@@ -164,11 +164,13 @@ class ProvenTransport(ProvenRequests):
         content = request.stream if body is None else self._content(body)
         if exchange is not None:
             content = self._recorded(content, exchange)
-        httpcore, prover = self.library.httpcore, self._prover
-        # Host and port of the prover, which are those of the request's URL.
+        httpcore, server_verifier = self.library.httpcore, self._server_verifier
+        # Host and port of the server verifier, which are those of the request's URL.
         url = self._last_url
-        if url is None or (url.target, url.port) != (target, prover.port):
-            url = httpcore.URL(scheme=b"https", host=self._host, port=prover.port, target=target)
+        if url is None or (url.target, url.port) != (target, server_verifier.port):
+            url = httpcore.URL(
+                scheme=b"https", host=self._host, port=server_verifier.port, target=target
+            )
             self._last_url = url
         return httpcore.Request(
             method, url, headers=headers, content=content, extensions=extensions

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from attestkit.client.wire.steps import ConnectionProver, ReconnectError
+from attestkit.client.wire.steps import ConnectionVerifier, ReconnectError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [^ \r\n]+ HTTP/1\.[01]\r\n")
 
 
-def period(prover: ConnectionProver) -> tuple[int, int]:
-    """Return the identifier of the current period: generation of the prover, and process id.
+def period(server_verifier: ConnectionVerifier) -> tuple[int, int]:
+    """Return the identifier of the current period: generation of the verifier, and process id.
 
     A forked process has copies of the connections, which only the parent process may use.
     """
-    return prover.generation, os.getpid()
+    return server_verifier.generation, os.getpid()
 
 
 class ProofPeriod:
@@ -36,11 +36,11 @@ class ProofPeriod:
         in_request: Whether the next write continues a request.
     """
 
-    __slots__ = ("_opened", "_prover", "in_request")
+    __slots__ = ("_opened", "_server_verifier", "in_request")
 
-    def __init__(self, prover: ConnectionProver, opened: tuple[int, int]) -> None:
+    def __init__(self, server_verifier: ConnectionVerifier, opened: tuple[int, int]) -> None:
         """Store the period `opened`: the result of `period` before the server was verified."""
-        self._prover, self._opened = prover, opened
+        self._server_verifier, self._opened = server_verifier, opened
         self.in_request: bool = False
 
     def before_write(self, data: "ReadableBuffer") -> None:
@@ -52,7 +52,7 @@ class ProofPeriod:
         """
         if self.in_request:
             return
-        if period(self._prover) != self._opened and _REQUEST_LINE.match(data):
+        if period(self._server_verifier) != self._opened and _REQUEST_LINE.match(data):
             message = "connection: its proof has ended; connect again"
             raise ReconnectError(message)
         self.in_request = True
@@ -89,8 +89,8 @@ class PoolLease(Generic[P]):
 class PoolSet(Generic[P]):
     """The pools of one transport; thread-safe. Methods return pools that the caller closes."""
 
-    def __init__(self, prover: ConnectionProver, make: Callable[[], P]) -> None:
-        self._prover, self._make = prover, make
+    def __init__(self, server_verifier: ConnectionVerifier, make: Callable[[], P]) -> None:
+        self._server_verifier, self._make = server_verifier, make
         self._lock = threading.Lock()
         self._current: PoolLease[P] | None = None
         self._retired: list[PoolLease[P]] = []
@@ -99,7 +99,7 @@ class PoolSet(Generic[P]):
 
     def acquire(self) -> tuple[PoolLease[P], list[P]]:
         """Return the pool for a new request, to be passed to `release`, and the pools to close."""
-        now = period(self._prover)
+        now = period(self._server_verifier)
         with self._lock:
             idle = []
             if self._current is not None and self._current.opened != now:

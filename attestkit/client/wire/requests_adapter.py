@@ -18,7 +18,7 @@ from attestkit.client.wire import requests_body
 from attestkit.client.wire.attested_tls import ProvenSocket
 from attestkit.client.wire.exchange import MAX_CONNECTIONS, Exchange, ProvenRequests
 from attestkit.client.wire.pools import PoolLease, PoolSet
-from attestkit.client.wire.steps import ConnectionProver, ReconnectError
+from attestkit.client.wire.steps import ConnectionVerifier, ReconnectError
 from attestkit.errors import AttestKitError, UsageError
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
     redirects to other servers are sent by that session's other adapters.
 
     Args:
-        prover: Verifier of the server.
-        context: Context of `pinned_context` for the same prover.
+        server_verifier: Verifier of the server.
+        context: Context of `pinned_context` for the same server_verifier.
         proxy: URL of a proxy; None: that of the session. Its tunnels end at the attested server.
         connections: Maximum number of idle connections that are kept.
         options: Options of `ProvenRequests`.
@@ -47,17 +47,19 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
 
     def __init__(
         self,
-        prover: ConnectionProver,
+        server_verifier: ConnectionVerifier,
         context: ssl.SSLContext,
         *,
         proxy: str | None = None,
         connections: int = 10,
         **options: Any,
     ) -> None:
-        super().__init__(prover, **options)
+        super().__init__(server_verifier, **options)
         _require_proving_context(context)
         self._proxies = None if proxy is None else {"https": proxy}
-        self._pools = PoolSet(prover, lambda: _PeriodAdapter(prover, context, connections))
+        self._pools = PoolSet(
+            server_verifier, lambda: _PeriodAdapter(server_verifier, context, connections)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Raise TypeError, because proofs are valid in one process only."""
@@ -152,7 +154,9 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
             body, method = requests_body.read_body(request.body), request.method or "GET"
             sealed = self._seal(sealing, method, request.path_url, headers, body)
             exchange = Exchange(sealed)
-            authority = host_header(self._prover.host, self._prover.port).removesuffix(":443")
+            authority = host_header(
+                self._server_verifier.host, self._server_verifier.port
+            ).removesuffix(":443")
             outgoing.method = sealed.method
             outgoing.url = f"https://{authority}{sealed.target}"
             outgoing.headers = CaseInsensitiveDict(sealed.headers)
@@ -197,20 +201,20 @@ class AttestedAdapter(ProvenRequests, BaseAdapter):
 
 
 def requests_session(
-    prover: ConnectionProver, context: ssl.SSLContext, **options: Any
+    server_verifier: ConnectionVerifier, context: ssl.SSLContext, **options: Any
 ) -> requests.Session:
     """Return a session for one server, which ignores the environment and refuses other servers.
 
     Args:
-        prover: Verifier of the server.
-        context: Context of `pinned_context` for the same prover.
+        server_verifier: Verifier of the server.
+        context: Context of `pinned_context` for the same server_verifier.
         options: Further arguments of `AttestedAdapter`.
     """
     session = requests.Session()
     session.trust_env = False
     session.close()  # the adapters that are replaced
     session.adapters.clear()
-    adapter = AttestedAdapter(prover, context, **options)
+    adapter = AttestedAdapter(server_verifier, context, **options)
     for prefix in ("https://", "http://"):  # the adapter itself refuses other servers
         session.mount(prefix, adapter)
     return session
@@ -219,11 +223,13 @@ def requests_session(
 class _PeriodAdapter(HTTPAdapter):
     """The connections to one server that were opened under one proof; see `pools`."""
 
-    def __init__(self, prover: ConnectionProver, context: ssl.SSLContext, connections: int) -> None:
-        self._prover, self._context = prover, context
+    def __init__(
+        self, server_verifier: ConnectionVerifier, context: ssl.SSLContext, connections: int
+    ) -> None:
+        self._server_verifier, self._context = server_verifier, context
 
         class Connection(_ProvenConnection):
-            _prover = prover
+            _server_verifier = server_verifier
 
         members = {"ConnectionCls": Connection}
         self._classes = {"https": type("Pool", (HTTPSConnectionPool,), members)}
@@ -254,7 +260,11 @@ class _PeriodAdapter(HTTPAdapter):
             Two dictionaries of urllib3: scheme, host and port; SSLContext and how it verifies.
         """
         del request, verify, cert
-        host = {"scheme": "https", "host": self._prover.host, "port": self._prover.port}
+        host = {
+            "scheme": "https",
+            "host": self._server_verifier.host,
+            "port": self._server_verifier.port,
+        }
         tls = {"ssl_context": self._context, "cert_reqs": self._context.verify_mode}
         if not self._context.check_hostname:
             tls["assert_hostname"] = False
@@ -284,11 +294,11 @@ class _PeriodAdapter(HTTPAdapter):
 class _ProvenConnection(HTTPSConnection):
     """A connection of urllib3 whose SSLContext verifies the server's attestation."""
 
-    _prover: ConnectionProver  # of the subclass
+    _server_verifier: ConnectionVerifier  # of the subclass
 
     def connect(self) -> None:
         """Connect, to the server or through a proxy."""
-        self._prover.check_open()
+        self._server_verifier.check_open()
         super().connect()
         self.is_verified = True  # by the proof; else urllib3 warns without WebPKI
 

@@ -183,7 +183,7 @@ It is False if the server closes the connection after its evidence.
 """
 
 
-class ConnectionProver(Protocol):
+class ConnectionVerifier(Protocol):
     """Verifier of the connections to one server, with the keys accepted now; thread-safe."""
 
     @property
@@ -257,7 +257,7 @@ def drive(steps: Steps, channel: Channel | None = None) -> None:
     At any exception the caller has to close the connection.
 
     Args:
-        steps: Generator of `ConnectionProver.steps`: it yields bytes to send, numbers of bytes to
+        steps: Generator of `ConnectionVerifier.steps`: it yields bytes to send, numbers of bytes to
             receive, and functions to call, and ends once the server's evidence is accepted.
         channel: The connection; None for steps that neither send nor receive.
 
@@ -283,7 +283,7 @@ async def drive_steps(
     """Verify a server as `drive` does, with blocking or awaited I/O.
 
     Args:
-        steps: Generator of `ConnectionProver.steps`.
+        steps: Generator of `ConnectionVerifier.steps`.
         channel: The connection; None for steps that neither send nor receive.
         calls: `BLOCKING` or `AWAITED`, as the methods of the channel are.
         os_errors: Returns a context manager that raises the channel's errors as OSError.

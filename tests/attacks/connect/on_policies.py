@@ -1,4 +1,4 @@
-"""Attempts on what connect accepts: policies, requirements, pins of first use, and the prover."""
+"""Attempts on what connect accepts: policies, requirements, pins of first use, and the verifier."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from typing import Any, Final
 from attestkit.client.proofs.appraisal import Require
 from attestkit.client.proofs.first_use import FirstUse
 from attestkit.client.proofs.proof import Proof
-from attestkit.client.proofs.prover import MAX_KEYS, REFUSALS
+from attestkit.client.proofs.server_verifier import MAX_KEYS, REFUSALS
 from attestkit.client.proofs.trust import Trust
 from attestkit.client.services.service import Binding, Claims, Machine
 from attestkit.client.wire.steps import drive
@@ -229,14 +229,14 @@ def program_that_changes_behind_a_kept_name(tmp_path: Path) -> None:
         assert pins.read_bytes() == before
 
 
-# -- the prover ------------------------------------------------------------------------------------
+# -- the server verifier -------------------------------------------------------------------------
 
 
 def _proven() -> Rig:
-    """Return a prover that has proven the key `a`."""
+    """Return a server verifier that has proven the key `a`."""
     rig = Rig()
-    drive(rig.prover.steps(peer_of(b"a")), Channel())
-    assert rig.prover.accepts(peer_of(b"a"))
+    drive(rig.server_verifier.steps(peer_of(b"a")), Channel())
+    assert rig.server_verifier.accepts(peer_of(b"a"))
     return rig
 
 
@@ -246,8 +246,8 @@ def clock_that_is_set_back_prolongs_no_proof() -> None:
     rig = _proven()
     rig.clock.now = lambda: datetime(2000, 1, 1, tzinfo=timezone.utc)  # type: ignore[method-assign]
     rig.clock.seconds += 3600
-    assert not rig.prover.accepts(peer_of(b"a"))
-    assert rig.prover.newest is None
+    assert not rig.server_verifier.accepts(peer_of(b"a"))
+    assert rig.server_verifier.newest is None
 
 
 @attacks.attempt("replay")
@@ -255,9 +255,9 @@ def proof_at_the_instant_of_its_end() -> None:
     """It is over then, and was valid before."""
     rig = _proven()
     rig.clock.seconds += 3599.999
-    assert rig.prover.accepts(peer_of(b"a"))
+    assert rig.server_verifier.accepts(peer_of(b"a"))
     rig.clock.seconds += 0.001
-    assert not rig.prover.accepts(peer_of(b"a"))
+    assert not rig.server_verifier.accepts(peer_of(b"a"))
 
 
 @attacks.attempt("relay")
@@ -266,8 +266,8 @@ def certificate_whose_hash_is_a_proven_key() -> None:
     rig = _proven()
     digest = peer_of(b"a").spki_sha256
     for one in (b"b", digest, digest[:16], digest + b"\0", b"", digest.hex().encode()):
-        assert not rig.prover.accepts(peer_of(one))
-        assert not rig.prover.accepts(peer_of(b"b")._replace(certificate=one))
+        assert not rig.server_verifier.accepts(peer_of(one))
+        assert not rig.server_verifier.accepts(peer_of(b"b")._replace(certificate=one))
 
 
 @attacks.attempt("relay", PeerRefusedError, "other_key")
@@ -275,14 +275,14 @@ def evidence_about_another_key_than_that_of_the_connection() -> None:
     """The service of a plugin forgets to compare."""
     rig = _proven()
     rig.appraiser.judge = lambda _: proof_of(peer_of(b"a").spki_sha256, at=rig.clock.now())
-    drive(rig.prover.steps(peer_of(b"b")), Channel())
+    drive(rig.server_verifier.steps(peer_of(b"b")), Channel())
 
 
 @attacks.attempt("exhaust", PeerRefusedError, "refused_recently")
 def hostile_network_makes_the_client_hammer_a_service() -> None:
     """After three refusals no question is asked for a while."""
     rig = _proven()
-    rig.prover.forget()
+    rig.server_verifier.forget()
 
     def refuse(_: object) -> Proof:
         raise ServiceError("not this one", reason="other_key")
@@ -292,7 +292,7 @@ def hostile_network_makes_the_client_hammer_a_service() -> None:
     error: AttestKitError | None = None
     for number, channel in enumerate(channels):
         try:
-            drive(rig.prover.steps(peer_of(b"%d" % number)), channel)
+            drive(rig.server_verifier.steps(peer_of(b"%d" % number)), channel)
         except PeerRefusedError as found:
             error = found
     assert sum(bool(channel.sent) for channel in channels) == REFUSALS
@@ -305,8 +305,8 @@ def proofs_of_keys_without_end() -> None:
     """A server with a new key for each connection fills no memory."""
     rig = _proven()
     for number in range(MAX_KEYS + 20):
-        drive(rig.prover.steps(peer_of(b"%d" % number)), Channel())
-    assert not rig.prover.accepts(peer_of(b"a"))
-    assert rig.prover.accepts(peer_of(b"%d" % (MAX_KEYS + 19)))
-    accepted = [rig.prover.accepts(peer_of(b"%d" % n)) for n in range(MAX_KEYS + 20)]
+        drive(rig.server_verifier.steps(peer_of(b"%d" % number)), Channel())
+    assert not rig.server_verifier.accepts(peer_of(b"a"))
+    assert rig.server_verifier.accepts(peer_of(b"%d" % (MAX_KEYS + 19)))
+    accepted = [rig.server_verifier.accepts(peer_of(b"%d" % n)) for n in range(MAX_KEYS + 20)]
     assert sum(accepted) == MAX_KEYS

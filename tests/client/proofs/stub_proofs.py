@@ -1,4 +1,4 @@
-"""A prover whose evidence is accepted by the test: clock, peers, and a channel that answers."""
+"""A server verifier whose evidence the test accepts: clock, peers, and a channel that answers."""
 
 import threading
 from datetime import datetime, timedelta, timezone
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit.client.origin import Origin
 from attestkit.client.proofs.proof import Proof
-from attestkit.client.proofs.prover import OnProof, Prover
+from attestkit.client.proofs.server_verifier import OnProof, ServerVerifier
 from attestkit.client.services.service import Binding, BindingKind, Question, Where
 from attestkit.client.wire.observed_peer import ObservedPeer
 from tests.untyped import untyped
@@ -107,7 +107,7 @@ class StubAppraiser:
 
 
 class Rig:
-    """A prover with its parts.
+    """A server verifier with its parts.
 
     Attributes:
         events: What `on_proof` was called with.
@@ -119,7 +119,7 @@ class Rig:
         self.appraiser = StubAppraiser(self.clock, service)
         self.fetch: Callable[[Question], bytes] = lambda _: b"ok"
         on_proof: OnProof = options.pop("on_proof", self.events.append)
-        self.prover = Prover(
+        self.server_verifier = ServerVerifier(
             untyped(self.appraiser),
             lambda question: self.fetch(question),  # noqa: PLW0108 - a test may replace it
             seconds=SECONDS,

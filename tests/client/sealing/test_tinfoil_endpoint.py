@@ -271,7 +271,7 @@ def test_requests_wait_a_limited_time_for_a_connection(served: tuple[App, str, s
     waited: list[float] = []
     with connect(served, encrypt=True, timeout=5) as endpoint, endpoint.client() as client:
         endpoint.forget()
-        endpoint._prover.first = Held()
+        endpoint._server_verifier.first = Held()
         assert client.post(f"{url}/v1/echo", content=b"secret").content == b"secret"
     assert waited == [10]
     assert app.documents == 2

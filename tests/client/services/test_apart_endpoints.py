@@ -16,7 +16,7 @@ from attestkit._crypto.aead import chacha20_decrypt, chacha20_encrypt
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.mlkem import mlkem_encapsulate
 from attestkit.client import verify_proof
-from attestkit.client.proofs.prover import REFUSALS
+from attestkit.client.proofs.server_verifier import REFUSALS
 from attestkit.client.services.chutes import ChutesService
 from attestkit.client.services.secretvm import SecretVmService
 from attestkit.ra_tls import PeerRefusedError

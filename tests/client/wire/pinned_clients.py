@@ -12,8 +12,8 @@ import uvloop
 from attestkit.client.wire.attested_tls import pinned_context
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority, identity
-from tests.client.wire.provers import SimpleProver
 from tests.client.wire.servers import TIMEOUT, WireServer
+from tests.client.wire.simple_verifier import SimpleServerVerifier
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 every_loop = pytest.mark.parametrize("loop", list(LOOPS))
@@ -34,21 +34,21 @@ def run(loop: str, program: Coroutine[Any, Any, None]) -> None:
     assert errors == []
 
 
-def context_of(prover: SimpleProver) -> ssl.SSLContext:
-    """Return the context for the server of a prover."""
-    return pinned_context(prover, authority().pem)
+def context_of(server_verifier: SimpleServerVerifier) -> ssl.SSLContext:
+    """Return the context for the server of a verifier."""
+    return pinned_context(server_verifier, authority().pem)
 
 
-def proven(server: WireServer, name: str = "a") -> SimpleProver:
-    """Return a prover that has proven a key before."""
-    prover = SimpleProver(server, name)
-    prover.accepted.add(identity(name).spki_sha256)
-    return prover
+def proven(server: WireServer, name: str = "a") -> SimpleServerVerifier:
+    """Return a server verifier that has proven a key before."""
+    server_verifier = SimpleServerVerifier(server, name)
+    server_verifier.accepted.add(identity(name).spki_sha256)
+    return server_verifier
 
 
-def session_of(prover: SimpleProver, **options: Any) -> aiohttp.ClientSession:
-    """Return a session of aiohttp for the server of a prover."""
-    connector = aiohttp.TCPConnector(ssl=context_of(prover))
+def session_of(server_verifier: SimpleServerVerifier, **options: Any) -> aiohttp.ClientSession:
+    """Return a session of aiohttp for the server of a verifier."""
+    connector = aiohttp.TCPConnector(ssl=context_of(server_verifier))
     timeout = aiohttp.ClientTimeout(total=TIMEOUT)
     return aiohttp.ClientSession(connector=connector, timeout=timeout, **options)
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.client.wire.authority import identity
 from tests.client.wire.pinned_clients import every_loop, proven, refused, run, session_of
-from tests.client.wire.provers import SimpleProver
 from tests.client.wire.servers import TIMEOUT, http_answer, proxying, serving
+from tests.client.wire.simple_verifier import SimpleServerVerifier
 
 
 @every_loop
@@ -35,10 +35,10 @@ def test_aiohttp_uses_proven_key(loop: str) -> None:
 def test_aiohttp_refuses_unproven_key(loop: str, name: str) -> None:
     """A key that was not proven is refused, be it the server's own or a relay's; the text helps."""
     with serving(name) as server:
-        prover = SimpleProver(server) if name == "a" else proven(server)
+        server_verifier = SimpleServerVerifier(server) if name == "a" else proven(server)
 
         async def program() -> None:
-            async with session_of(prover) as session:
+            async with session_of(server_verifier) as session:
                 error = await refused(lambda: session.post(server.url, data=b"secret"))
                 assert error.reason == "other_key"
                 assert "await endpoint.aprove()" in str(error)
@@ -56,15 +56,15 @@ def test_aiohttp_goes_on_after_rotation_once_proven(loop: str) -> None:
         raise ConnectionError
 
     with serving(answer=answer) as server:
-        prover = proven(server)
+        server_verifier = proven(server)
 
         async def program() -> None:
-            async with session_of(prover) as session:
+            async with session_of(server_verifier) as session:
                 async with session.post(server.url + "/first") as response:
                     await response.read()
                 server.use("b")
                 await refused(lambda: session.post(server.url + "/second", data=b"secret"))
-                prover.accepted.add(identity("b").spki_sha256)
+                server_verifier.accepted.add(identity("b").spki_sha256)
                 async with session.post(server.url + "/third") as response:
                     await response.read()
 
@@ -78,17 +78,17 @@ def test_aiohttp_goes_on_after_rotation_once_proven(loop: str) -> None:
 def test_aiohttp_sends_nothing_on_idle_connection_when_proof_ends(loop: str, method: str) -> None:
     """A kept connection of an ended proof carries no new request."""
     with serving() as server:
-        prover = proven(server)
+        server_verifier = proven(server)
 
         async def program() -> None:
-            async with session_of(prover) as session:
+            async with session_of(server_verifier) as session:
                 async with session.request(method, server.url + "/first") as answer:
                     await answer.read()
-                prover.forget()
+                server_verifier.forget()
                 with pytest.raises(aiohttp.ClientError):
                     async with session.request(method, server.url + "/second", data=b"secret"):
                         pass
-                prover.accepted.add(identity("a").spki_sha256)
+                server_verifier.accepted.add(identity("a").spki_sha256)
                 async with session.request(method, server.url + "/third") as answer:
                     await answer.read()
 
@@ -110,16 +110,16 @@ def test_aiohttp_finishes_both_bodies_when_proof_ends(loop: str) -> None:
         secured.sendall(b"3\r\ntwo\r\n0\r\n\r\n")
 
     with serving(answer=answer) as server:
-        prover = proven(server)
+        server_verifier = proven(server)
 
         async def body() -> Any:
             yield b"GET /is/a/body HTTP/1.1\r\n"
-            prover.forget()
+            server_verifier.forget()
             yield b"GET /is/a/body HTTP/1.1\r\n"
 
         async def program() -> None:
             async with (
-                session_of(prover) as session,
+                session_of(server_verifier) as session,
                 session.post(server.url, data=body()) as response,
             ):
                 assert await response.content.readany() == b"one"
@@ -134,18 +134,21 @@ def test_aiohttp_tunnels_through_proxies(monkeypatch: pytest.MonkeyPatch) -> Non
     """Through tunnels the keys are compared as without them; a hostile proxy gets nothing."""
     with serving() as server, serving("relay") as relay:
         with proxying() as honest, proxying(to=relay.port) as hostile:
-            prover = proven(server)
+            server_verifier = proven(server)
 
             async def program() -> None:
-                async with session_of(prover) as session:
+                async with session_of(server_verifier) as session:
                     async with session.post(server.url + "/x", proxy=honest.url) as answer:
                         assert answer.status == 200
                     call = lambda: session.post(server.url, data=b"secret", proxy=hostile.url)  # noqa: E731
                     assert (await refused(call)).reason == "other_key"
                 monkeypatch.setenv("HTTPS_PROXY", hostile.url)
-                async with session_of(prover) as session, session.post(server.url) as answer:
+                async with (
+                    session_of(server_verifier) as session,
+                    session.post(server.url) as answer,
+                ):
                     assert answer.status == 200, "the environment is not heeded by default"
-                async with session_of(prover, trust_env=True) as session:
+                async with session_of(server_verifier, trust_env=True) as session:
                     await refused(lambda: session.post(server.url, data=b"secret"))
 
             run("asyncio", program())

@@ -1,4 +1,4 @@
-"""Each client of an endpoint, with servers and provers as users have them."""
+"""Each client of an endpoint, with servers and verifiers as users have them."""
 
 import asyncio
 from collections.abc import Callable

@@ -26,8 +26,8 @@ from tests.client.wire.pinned_clients import (
     proven,
     run,
 )
-from tests.client.wire.provers import NeverRemembers, SimpleProver
 from tests.client.wire.servers import TIMEOUT, WireServer, serving
+from tests.client.wire.simple_verifier import NeverRemembers, SimpleServerVerifier
 from tests.raising import raises
 
 
@@ -55,14 +55,16 @@ def speak_websocket(secured: ssl.SSLSocket, head: bytes, _body: bytes) -> None:
 def test_websockets_talk_to_proven_key(loop: str) -> None:
     """A WebSocket to a proven key works, and stays open when the proof ends."""
     with serving(answer=speak_websocket) as server:
-        prover = proven(server)
+        server_verifier = proven(server)
 
         async def program() -> None:
             url = server.url.replace("https", "wss")
-            async with websockets.connect(url, ssl=context_of(prover), proxy=None) as socket_:
+            async with websockets.connect(
+                url, ssl=context_of(server_verifier), proxy=None
+            ) as socket_:
                 await socket_.send("one")
                 assert await socket_.recv() == "one"
-                prover.forget()
+                server_verifier.forget()
                 await socket_.send("two")
                 assert await socket_.recv() == "two"
 
@@ -75,12 +77,12 @@ def test_websockets_talk_to_proven_key(loop: str) -> None:
 def test_websockets_refuse_unproven_key(loop: str, name: str) -> None:
     """The handshake of the WebSocket is not sent to a key that is not proven."""
     with serving(name, answer=speak_websocket) as server:
-        prover = SimpleProver(server) if name == "a" else proven(server)
+        server_verifier = SimpleServerVerifier(server) if name == "a" else proven(server)
 
         async def program() -> None:
             url = server.url.replace("https", "wss")
             with raises(PeerRefusedError, "other_key"):
-                await websockets.connect(url, ssl=context_of(prover), proxy=None)
+                await websockets.connect(url, ssl=context_of(server_verifier), proxy=None)
 
         run(loop, program())
         assert server.received == b""
@@ -89,16 +91,18 @@ def test_websockets_refuse_unproven_key(loop: str, name: str) -> None:
 def test_websockets_sync_proves_by_itself() -> None:
     """A client that blocks needs no proof before: its socket asks the question."""
     with serving(answer=speak_websocket) as server:
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
         url = server.url.replace("https", "wss")
-        with websockets.sync.client.connect(url, ssl=context_of(prover), proxy=None) as socket_:
+        with websockets.sync.client.connect(
+            url, ssl=context_of(server_verifier), proxy=None
+        ) as socket_:
             socket_.send("one")
             assert socket_.recv(TIMEOUT) == "one"
-        assert prover.proofs == server.questions == 1
-        prover.forget()
+        assert server_verifier.proofs == server.questions == 1
+        server_verifier.forget()
         server.use("relay")
         with raises(PeerRefusedError, "other_key"):
-            websockets.sync.client.connect(url, ssl=context_of(prover), proxy=None)
+            websockets.sync.client.connect(url, ssl=context_of(server_verifier), proxy=None)
         assert b"one" not in server.connections[1].received
         assert server.connections[1].received == b""
 
@@ -107,16 +111,16 @@ def test_websockets_sync_proves_by_itself() -> None:
 def test_asyncio_streams_compare_keys(loop: str) -> None:
     """Streams of asyncio work with a proven key, and are refused with another."""
     with serving() as server:
-        prover = proven(server)
+        server_verifier = proven(server)
 
         async def program() -> None:
-            context = context_of(prover)
+            context = context_of(server_verifier)
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
             writer.write(b"GET /x HTTP/1.1\r\n\r\n")
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
             writer.close()
             await writer.wait_closed()
-            prover.forget()
+            server_verifier.forget()
             with raises(PeerRefusedError, "other_key"):
                 await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
 
@@ -135,12 +139,14 @@ def test_asyncio_streams_compare_keys(loop: str) -> None:
 def test_asyncio_learns_that_the_endpoint_is_closed(loop: str, closed: Any) -> None:
     """An event loop gets an error of TLS, and does not wait for the end of the handshake."""
     with serving() as server:
-        prover = proven(server)
-        prover.closed = closed
+        server_verifier = proven(server)
+        server_verifier.closed = closed
 
         async def program() -> None:
             with raises(PeerRefusedError, closed.reason):
-                await asyncio.open_connection("127.0.0.1", server.port, ssl=context_of(prover))
+                await asyncio.open_connection(
+                    "127.0.0.1", server.port, ssl=context_of(server_verifier)
+                )
 
         run(loop, program())
         assert server.received == b""
@@ -154,8 +160,8 @@ def http_client(server: WireServer, context: ssl.SSLContext) -> http.client.HTTP
 def test_http_client_proves_by_itself() -> None:
     """The standard library's client is proven inside its handshake, and keeps its timeout."""
     with serving() as server:
-        prover = SimpleProver(server)
-        connection = http_client(server, context_of(prover))
+        server_verifier = SimpleServerVerifier(server)
+        connection = http_client(server, context_of(server_verifier))
         connection.request("POST", "/x", body=b"body")
         assert connection.getresponse().status == 200
         assert connection.sock.gettimeout() == TIMEOUT
@@ -166,12 +172,12 @@ def test_http_client_proves_by_itself() -> None:
 def test_http_client_reports_end_of_the_proof() -> None:
     """A kept connection sends no request after the proof's end, but the body of one under way."""
     with serving() as server:
-        prover = SimpleProver(server)
-        connection = http_client(server, context_of(prover))
+        server_verifier = SimpleServerVerifier(server)
+        connection = http_client(server, context_of(server_verifier))
         connection.putrequest("POST", "/x")
         connection.putheader("Content-Length", "52")
         connection.endheaders()
-        prover.forget()
+        server_verifier.forget()
         connection.send(b"GET /is/a/body HTTP/1.1\r\n" * 2 + b"..")
         answer = connection.getresponse()
         assert answer.status == 200
@@ -186,7 +192,7 @@ def test_http_client_reports_end_of_the_proof() -> None:
 def test_http_client_reports_closed_document() -> None:
     """A server that closes after its document: the next connection works."""
     with serving(close_after_document=1) as server:
-        context = context_of(SimpleProver(server))
+        context = context_of(SimpleServerVerifier(server))
         with pytest.raises(ReconnectError):
             http_client(server, context).request("GET", "/x")
         connection = http_client(server, context)
@@ -221,10 +227,10 @@ def test_sockets_refuse_resumed_session() -> None:
 def test_sockets_that_do_not_block_are_pinned(is_proven: bool) -> None:
     """A socket that does not block cannot ask, so its key must be proven before."""
     with serving() as server:
-        prover = proven(server) if is_proven else SimpleProver(server)
+        server_verifier = proven(server) if is_proven else SimpleServerVerifier(server)
         plain = connected(server)
         plain.setblocking(False)
-        with context_of(prover).wrap_socket(
+        with context_of(server_verifier).wrap_socket(
             plain, server_hostname="127.0.0.1", do_handshake_on_connect=False
         ) as secured:
             if is_proven:
@@ -287,8 +293,8 @@ def test_sockets_refuse_older_tls() -> None:
 def test_sockets_prove_once_for_many_threads() -> None:
     """32 handshakes at once share one proof; those of a relay are all refused."""
     with serving() as server, serving("relay") as relay, ThreadPoolExecutor(32) as threads:
-        prover = SimpleProver(server)
-        context = context_of(prover)
+        server_verifier = SimpleServerVerifier(server)
+        context = context_of(server_verifier)
         barrier = threading.Barrier(32)
 
         def call(number: int) -> str:
@@ -304,17 +310,17 @@ def test_sockets_prove_once_for_many_threads() -> None:
 
         results = list(threads.map(call, range(32)))
         assert results == ["other_key", "200"] * 16
-        assert server.questions == prover.proofs == 1
+        assert server.questions == server_verifier.proofs == 1
         assert relay.received == b""
 
 
 def test_sockets_of_one_proof_are_never_kept_without_one() -> None:
     """Without a lasting proof, each connection is proven separately."""
     with serving() as server:
-        prover = SimpleProver(server)
-        prover.accepted = NeverRemembers()
+        server_verifier = SimpleServerVerifier(server)
+        server_verifier.accepted = NeverRemembers()
         for _ in range(2):
-            connection = http_client(server, context_of(prover))
+            connection = http_client(server, context_of(server_verifier))
             connection.request("GET", "/x")
             assert connection.getresponse().status == 200
             connection.close()

@@ -15,32 +15,32 @@ from tests.client.wire.servers import TIMEOUT
 
 
 class Counter:
-    """A prover with a generation and nothing else."""
+    """A server verifier with a generation and nothing else."""
 
     def __init__(self) -> None:
         self.generation = 0
 
 
 def pool_set() -> tuple[Any, PoolSet[int]]:
-    """Return a prover, and pools that are numbers."""
-    prover: Any = Counter()
+    """Return a server verifier, and pools that are numbers."""
+    server_verifier: Any = Counter()
     numbers = iter(range(1000))
-    return prover, PoolSet(prover, lambda: next(numbers))
+    return server_verifier, PoolSet(server_verifier, lambda: next(numbers))
 
 
 def test_pools_change_with_the_generation() -> None:
     """An idle pool is handed out to be closed, a busy one once its last request has ended."""
-    prover, pools = pool_set()
+    server_verifier, pools = pool_set()
     first, closing = pools.acquire()
     assert (first.pool, closing) == (0, [])
     assert pools.acquire() == (first, [])
-    prover.generation += 1
+    server_verifier.generation += 1
     second, closing = pools.acquire()
     assert (second.pool, closing) == (1, [])
     assert pools.release(first) == []
     assert pools.release(first) == [0]
     assert pools.release(second) == []
-    prover.generation += 1
+    server_verifier.generation += 1
     assert pools.acquire()[1] == [1]
 
 
@@ -58,9 +58,9 @@ def test_pools_that_failed_are_used_no_more() -> None:
 
 def test_pools_are_all_closed_at_the_end() -> None:
     """All pools are handed out once, also those that are in use."""
-    prover, pools = pool_set()
+    server_verifier, pools = pool_set()
     first, _ = pools.acquire()
-    prover.generation += 1
+    server_verifier.generation += 1
     second, _ = pools.acquire()
     assert pools.drain() == [0, 1]
     assert pools.drain() == []
@@ -71,7 +71,7 @@ def test_pools_are_all_closed_at_the_end() -> None:
 @given(st.lists(st.sampled_from(["acquire", "release", "retire", "end", "drain"]), max_size=40))
 def test_pools_are_closed_exactly_once(actions: list[str]) -> None:
     """In any order of events, no pool is closed twice, and none is left at the end."""
-    prover, pools = pool_set()
+    server_verifier, pools = pool_set()
     held, closed, made = [], [], set()
     for action in actions:
         if action == "acquire":
@@ -79,12 +79,12 @@ def test_pools_are_closed_exactly_once(actions: list[str]) -> None:
             held.append(lease)
             made.add(lease.pool)
             closed += closing
-            assert lease.opened == period(prover)
+            assert lease.opened == period(server_verifier)
             assert lease.pool not in closed
         elif action in {"release", "retire"} and held:
             closed += pools.release(held.pop(0), retire=action == "retire")
         elif action == "end":
-            prover.generation += 1
+            server_verifier.generation += 1
         elif action == "drain":
             closed += pools.drain()
     for lease in held:
@@ -100,12 +100,12 @@ def test_pools_are_closed_exactly_once(actions: list[str]) -> None:
 )
 def test_period_knows_each_request_line(method: str, target: str, version: str) -> None:
     """After the end of the period, whatever begins a request of HTTP/1.1 is held back."""
-    prover: Any = Counter()
+    server_verifier: Any = Counter()
     line = f"{method} {target} HTTP/1.{version}\r\n".encode()
-    opened = ProofPeriod(prover, period(prover))
+    opened = ProofPeriod(server_verifier, period(server_verifier))
     opened.before_write(line)
     opened.after_read()
-    prover.generation += 1
+    server_verifier.generation += 1
     for data in (line, bytearray(line + b"Host: x\r\n\r\nbody"), memoryview(line)):
         with pytest.raises(ReconnectError):
             opened.before_write(data)
@@ -128,8 +128,8 @@ def in_child(work: Callable[[], bool]) -> bool:
 
 def test_period_ends_in_forked_processes() -> None:
     """A connection that was opened before a fork carries no request of the child."""
-    prover: Any = Counter()
-    opened = ProofPeriod(prover, period(prover))
+    server_verifier: Any = Counter()
+    opened = ProofPeriod(server_verifier, period(server_verifier))
 
     def work() -> bool:
         with pytest.raises(ReconnectError):

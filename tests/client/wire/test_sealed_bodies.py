@@ -18,9 +18,9 @@ from attestkit.errors import ServiceError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority
 from tests.client.wire.httpx_transport.httpx_clients import KINDS, calling, every_client
-from tests.client.wire.provers import SimpleProver
 from tests.client.wire.sealings import END, ForgetfulSealing, ToySealing, masked
 from tests.client.wire.servers import TIMEOUT, http_answer, serving
+from tests.client.wire.simple_verifier import SimpleServerVerifier
 from tests.raising import raises
 
 
@@ -40,14 +40,14 @@ class RequestsCaller:
 
 
 @contextlib.contextmanager
-def caller_of(kind: str, prover: SimpleProver, **options: Any) -> Iterator[Any]:
+def caller_of(kind: str, server_verifier: SimpleServerVerifier, **options: Any) -> Iterator[Any]:
     """Run with a client of a kind, requests among them."""
     if kind != "requests":
-        with calling(kind, prover, **options) as caller:
+        with calling(kind, server_verifier, **options) as caller:
             yield caller
         return
-    context = pinned_context(prover, authority().pem)
-    with requests_session(prover, context, **options) as session:
+    context = pinned_context(server_verifier, authority().pem)
+    with requests_session(server_verifier, context, **options) as session:
         yield RequestsCaller(session)
 
 
@@ -76,8 +76,8 @@ def test_sealed_bodies_travel_sealed(kind: str, chunked: bool, size: int) -> Non
     body = b"secret. "[:size] * max(size // 8, 1)
     sealing = ToySealing(chunked=chunked)
     with serving(answer=sealed_echo) as server:
-        prover = SimpleProver(server)
-        with caller_of(kind, prover, sealing=lambda: sealing) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with caller_of(kind, server_verifier, sealing=lambda: sealing) as caller:
             answer = caller.post(server.url + "/x?y=1", content=body, headers={"X-Mine": "2"})
             assert answer.content == body + b" back"
             assert answer.headers["x-other"] == "1"
@@ -107,8 +107,8 @@ def test_sealed_bodies_travel_sealed(kind: str, chunked: bool, size: int) -> Non
 def test_sealed_bodies_are_read_whole(kind: str) -> None:
     """A body that is made piece by piece is sealed as one."""
     with serving(answer=sealed_echo) as server:
-        prover = SimpleProver(server)
-        with caller_of(kind, prover, sealing=ToySealing) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with caller_of(kind, server_verifier, sealing=ToySealing) as caller:
 
             async def pieces() -> Any:
                 yield b"one "
@@ -122,8 +122,11 @@ def test_sealed_bodies_are_read_whole(kind: str) -> None:
 def test_sealed_bodies_that_cannot_be_sealed_are_not_sent(kind: str) -> None:
     """A request that the sealing refuses opens no connection."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with caller_of(kind, prover, sealing=ToySealing) as caller, raises(ServiceError, "sealing"):
+        server_verifier = SimpleServerVerifier(server)
+        with (
+            caller_of(kind, server_verifier, sealing=ToySealing) as caller,
+            raises(ServiceError, "sealing"),
+        ):
             caller.get(server.url + "/secret")
         assert server.connections == []
 
@@ -132,9 +135,12 @@ def test_sealed_bodies_that_cannot_be_sealed_are_not_sent(kind: str) -> None:
 def test_sealed_bodies_are_not_sent_to_unproven_server(kind: str) -> None:
     """Sealing does not replace the proof of the connection."""
     with serving("relay") as server:
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
         options = {"sealing": ToySealing}
-        with caller_of(kind, prover, **options) as caller, raises(PeerRefusedError, "other_key"):
+        with (
+            caller_of(kind, server_verifier, **options) as caller,
+            raises(PeerRefusedError, "other_key"),
+        ):
             caller.post(server.url, content=b"secret")
         assert server.received == b""
 
@@ -147,8 +153,8 @@ def test_sealed_bodies_refuse_plain_answer(kind: str) -> None:
         secured.sendall(http_answer(b"forged"))
 
     with serving(answer=answer) as server:
-        prover = SimpleProver(server)
-        with caller_of(kind, prover, sealing=ToySealing) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with caller_of(kind, server_verifier, sealing=ToySealing) as caller:
             for _ in range(2):
                 with raises(ServiceError, "sealing"):
                     caller.post(server.url, content=b"secret")
@@ -163,9 +169,9 @@ def test_sealed_bodies_refuse_truncated_answer(kind: str) -> None:
         secured.sendall(http_answer(masked(b"whole?"), "X-Sealed: yes"))
 
     with serving(answer=answer) as server:
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
         with (
-            caller_of(kind, prover, sealing=ToySealing) as caller,
+            caller_of(kind, server_verifier, sealing=ToySealing) as caller,
             raises(ServiceError, "sealing", part="too early"),
         ):
             caller.post(server.url, content=b"secret")
@@ -178,13 +184,13 @@ def test_sealed_bodies_leave_no_connection_after_an_error() -> None:
         secured.sendall(http_answer(masked(b"whole?"), "X-Sealed: yes"))
 
     with serving(answer=answer) as server:
-        prover = SimpleProver(server)
-        with caller_of("requests", prover, sealing=ToySealing) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with caller_of("requests", server_verifier, sealing=ToySealing) as caller:
             adapter = caller.session.get_adapter(server.url)
             with pytest.raises(ServiceError) as caught:
                 caller.post(server.url, content=b"secret")
             assert adapter._pools._current.users == 0
-            prover.forget()
+            server_verifier.forget()
             with raises(ServiceError, "sealing"):
                 caller.post(server.url, content=b"secret")
             assert server.connections[0].ended.wait(TIMEOUT)
@@ -195,8 +201,8 @@ def test_sealed_bodies_leave_no_connection_after_an_error() -> None:
 def test_requests_leave_no_use_of_a_pool_if_an_older_one_fails_to_close(kind: str) -> None:
     """A request that fails while it closes the pool of an ended proof releases its own pool."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with caller_of(kind, prover) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with caller_of(kind, server_verifier) as caller:
             caller.get(server.url + "/first")
             if kind == "requests":
                 pools = caller.session.get_adapter(server.url)._pools
@@ -214,7 +220,7 @@ def test_requests_leave_no_use_of_a_pool_if_an_older_one_fails_to_close(kind: st
                 raise RuntimeError
 
             setattr(pool, name, fail_async if "async" in kind else fail)
-            prover.forget()
+            server_verifier.forget()
             with pytest.raises(RuntimeError):
                 caller.get(server.url + "/second")
             assert pools._current.users == 0
@@ -230,8 +236,8 @@ def test_sealed_bodies_mark_errors_that_are_not_sealed(kind: str) -> None:
         secured.sendall(http_answer(b"overloaded", status="503 Service Unavailable"))
 
     with serving(answer=answer) as server:
-        prover = SimpleProver(server)
-        with caller_of(kind, prover, sealing=ToySealing) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with caller_of(kind, server_verifier, sealing=ToySealing) as caller:
             found = caller.post(server.url, content=b"secret")
             assert (found.status_code, found.content) == (503, b"overloaded")
             assert record_of(found).authenticated is False
@@ -241,8 +247,8 @@ def test_sealed_bodies_mark_errors_that_are_not_sealed(kind: str) -> None:
 def test_sealed_bodies_are_optional(kind: str) -> None:
     """Without anything to seal, requests travel unchanged."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with caller_of(kind, prover, sealing=lambda: None) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with caller_of(kind, server_verifier, sealing=lambda: None) as caller:
             answer = caller.post(server.url + "/x", content=b"open")
             assert answer.json()["body"] == "open"
             record = record_of(answer)
@@ -256,8 +262,8 @@ def test_sealed_answers_are_reported_once_they_ended(kind: str) -> None:
     """The observer is called with each answer that was read whole; no body is encoded."""
     records: list[WireRecord] = []
     with serving() as server:
-        prover = SimpleProver(server)
-        with caller_of(kind, prover, on_answer=records.append) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with caller_of(kind, server_verifier, on_answer=records.append) as caller:
             answer = caller.post(server.url + "/x", content=b"body")
             assert records == [record_of(answer)]
         assert records[0].response_sha256 == hashlib.sha256(answer.content).digest()
@@ -275,8 +281,8 @@ def test_sealed_answers_are_opened_as_they_come(kind: str) -> None:
         )
 
     with serving(answer=answer) as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover, sealing=ToySealing) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with calling(kind, server_verifier, sealing=ToySealing) as caller:
             response = caller.open(server.url, "POST", content=b"x")
             assert list(caller.pieces(response)) == [b"ab", b"cd", b"e"]
             caller.close_response(response)
@@ -287,8 +293,8 @@ def test_sealed_answers_that_are_closed_early_have_no_hash(kind: str) -> None:
     """An answer that was not read to its end has no hash; it is reported once, without one."""
     records: list[WireRecord] = []
     with serving() as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover, on_answer=records.append) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with calling(kind, server_verifier, on_answer=records.append) as caller:
             response = caller.open(server.url, "POST", content=b"x")
             caller.close_response(response)
             assert record_of(response).response_sha256 is None
@@ -319,11 +325,11 @@ def test_sealed_bodies_are_sealed_anew_once(kind: str, answers: str) -> None:
         return None if "no renewal" in answers else seal()
 
     with serving(answer=answer) as server:
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
         options: dict[str, Any] = {"sealing": seal}
         if answers != "lost":
             options["renew_sealing"] = renew
-        with caller_of(kind, prover, **options) as caller:
+        with caller_of(kind, server_verifier, **options) as caller:
 
             async def pieces() -> Any:
                 yield b"bo"
@@ -349,8 +355,8 @@ def test_sealed_bodies_bound_what_is_read_at_once(kind: str) -> None:
         secured.sendall(http_answer(body, status="422 Unprocessable Content"))
 
     with serving(answer=answer) as server:
-        prover = SimpleProver(server)
-        with caller_of(kind, prover, sealing=ForgetfulSealing) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with caller_of(kind, server_verifier, sealing=ForgetfulSealing) as caller:
             with raises(ServiceError, "sealing", part="422"):
                 caller.post(server.url, content=b"body")
             with raises(ServiceError, "sealing", part="422"):

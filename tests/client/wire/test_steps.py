@@ -126,7 +126,7 @@ def test_driver_reports_connection_that_is_of_no_use(perform: Drive, result: Any
 
     def steps() -> Steps:
         yield Run(lambda: None)
-        return result  # type: ignore[no-any-return] # what another prover may do
+        return result  # type: ignore[no-any-return] # what another server verifier may do
 
     with pytest.raises(ReconnectError):
         perform(steps())

@@ -11,8 +11,8 @@ from attestkit.client.wire.attested_tls import pinned_context
 from attestkit.client.wire.tls import tls_context
 from attestkit.errors import FormatError
 from tests.client.wire.authority import authority
-from tests.client.wire.provers import SimpleProver
 from tests.client.wire.servers import serving
+from tests.client.wire.simple_verifier import SimpleServerVerifier
 from tests.raising import raises
 
 
@@ -70,7 +70,7 @@ def test_context_of_the_system_is_that_of_openssl(
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     with serving() as server:
-        context = pinned_context(SimpleProver(server))
+        context = pinned_context(SimpleServerVerifier(server))
         assert [one["subject"] for one in context.get_ca_certs()] == [
             ((("commonName", "CA of the tests"),),)
         ]

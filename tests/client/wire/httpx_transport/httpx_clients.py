@@ -20,7 +20,9 @@ every_client = pytest.mark.parametrize("kind", KINDS)
 class Caller:
     """A client whose methods block, of whichever kind it is."""
 
-    def __init__(self, kind: str, prover: Any, *, client: dict[str, Any], **options: Any) -> None:
+    def __init__(
+        self, kind: str, server_verifier: Any, *, client: dict[str, Any], **options: Any
+    ) -> None:
         name, _, asynchronous = kind.partition(" ")
         self.library = import_module(name)
         transports: Any = http_transports(name)
@@ -29,10 +31,10 @@ class Caller:
         self.loop: asyncio.AbstractEventLoop | None = None
         if asynchronous:
             self.loop = asyncio.new_event_loop()
-            transport = transports.asynchronous(prover, context, **options)
+            transport = transports.asynchronous(server_verifier, context, **options)
             self.client = self.library.AsyncClient(transport=transport, **client)
         else:
-            transport = transports.blocking(prover, context, **options)
+            transport = transports.blocking(server_verifier, context, **options)
             self.client = self.library.Client(transport=transport, **client)
         self.transport = transport
 
@@ -98,10 +100,10 @@ class Pieces:
 
 @contextlib.contextmanager
 def calling(
-    kind: str, prover: Any, *, client: dict[str, Any] | None = None, **options: Any
+    kind: str, server_verifier: Any, *, client: dict[str, Any] | None = None, **options: Any
 ) -> Iterator[Caller]:
     """Run with a client of a kind; `options` are the transport's."""
-    caller = Caller(kind, prover, client=client or {}, **options)
+    caller = Caller(kind, server_verifier, client=client or {}, **options)
     try:
         yield caller
     finally:

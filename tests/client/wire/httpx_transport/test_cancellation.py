@@ -14,17 +14,19 @@ from attestkit.client.wire.httpx_transport import http_transports
 from attestkit.client.wire.tls import tls_context
 from attestkit.errors import UsageError
 from tests.client.wire.authority import authority
-from tests.client.wire.provers import SimpleProver
 from tests.client.wire.servers import TIMEOUT, WireServer, proxying, serving
+from tests.client.wire.simple_verifier import SimpleServerVerifier
 from tests.raising import raises
 
 every_library = pytest.mark.parametrize("library", ["httpx", "httpx2"])
 
 
-def client_of(library: str, prover: SimpleProver, **options: Any) -> Any:
-    """Return an AsyncClient for the server of a prover."""
+def client_of(library: str, server_verifier: SimpleServerVerifier, **options: Any) -> Any:
+    """Return an AsyncClient for the server of a verifier."""
     kind: Any = library
-    transport = http_transports(kind).asynchronous(prover, tls_context(authority().pem), **options)
+    transport = http_transports(kind).asynchronous(
+        server_verifier, tls_context(authority().pem), **options
+    )
     return import_module(library).AsyncClient(transport=transport, timeout=TIMEOUT)
 
 
@@ -50,7 +52,9 @@ def test_cancelled_while_the_answer_is_awaited(library: str, proxied: bool) -> N
         options = {"proxy": proxy.url} if proxied else {}
 
         async def program() -> None:
-            async with client_of(library, SimpleProver(server), limits=limits, **options) as client:
+            async with client_of(
+                library, SimpleServerVerifier(server), limits=limits, **options
+            ) as client:
                 task = asyncio.ensure_future(client.post(server.url, content=b"secret"))
                 await until(lambda: server.questions)
                 await cancel(task)
@@ -74,11 +78,11 @@ def test_cancelled_while_the_evidence_is_verified(library: str) -> None:
         assert release.wait(TIMEOUT)
 
     with serving() as server:
-        prover = SimpleProver(server)
-        prover.work = work
+        server_verifier = SimpleServerVerifier(server)
+        server_verifier.work = work
 
         async def program() -> None:
-            async with client_of(library, prover) as client:
+            async with client_of(library, server_verifier) as client:
                 task = asyncio.ensure_future(client.post(server.url, content=b"secret"))
                 await until(entered.is_set)
                 await cancel(task)
@@ -101,11 +105,11 @@ def test_cancelled_while_another_connection_proves(library: str, first: bool) ->
         assert release.wait(TIMEOUT)
 
     with serving() as server:
-        prover = SimpleProver(server)
-        prover.work = work
+        server_verifier = SimpleServerVerifier(server)
+        server_verifier.work = work
 
         async def program() -> None:
-            async with client_of(library, prover) as client:
+            async with client_of(library, server_verifier) as client:
                 proving = asyncio.ensure_future(client.post(server.url + "/0"))
                 await until(entered.is_set)
                 waiting = asyncio.ensure_future(client.post(server.url + "/1"))
@@ -125,10 +129,10 @@ def test_cancelled_while_another_connection_proves(library: str, first: bool) ->
 def test_cancelled_while_the_pool_of_an_ended_proof_is_closed(library: str) -> None:
     """The request's own pool is released, so that it is closed after the next end of a proof."""
     with serving() as server:
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
 
         async def program() -> None:
-            async with client_of(library, prover) as client:
+            async with client_of(library, server_verifier) as client:
                 await client.post(server.url + "/0")
                 pools = client._transport.pools
                 pool, closing = pools._current.pool, asyncio.Event()
@@ -142,14 +146,14 @@ def test_cancelled_while_the_pool_of_an_ended_proof_is_closed(library: str) -> N
                         await close()
 
                 pool.aclose = hang
-                prover.forget()
+                server_verifier.forget()
                 task = asyncio.ensure_future(client.post(server.url + "/1"))
                 await asyncio.wait_for(closing.wait(), TIMEOUT)
                 await cancel(task)
                 assert pools._current.users == 0
                 for target in ("/2", "/3"):
                     assert (await client.post(server.url + target)).status_code == 200
-                    prover.forget()
+                    server_verifier.forget()
                 assert pools._retired == []
 
         asyncio.run(program())
@@ -174,7 +178,7 @@ def test_cancelled_while_several_pools_are_closed(library: str) -> None:
     with contextlib.closing(WireServer()) as server:
         kind: Any = library
         transport: Any = http_transports(kind).asynchronous(
-            SimpleProver(server), tls_context(authority().pem)
+            SimpleServerVerifier(server), tls_context(authority().pem)
         )
 
         async def program() -> None:
@@ -193,7 +197,7 @@ def test_cancelled_by_a_scope_of_anyio(library: str) -> None:
     with serving(hang=True) as server:
 
         async def program() -> None:
-            async with client_of(library, SimpleProver(server)) as client:
+            async with client_of(library, SimpleServerVerifier(server)) as client:
                 with anyio.move_on_after(0.1) as scope:
                     await client.post(server.url, content=b"secret")
                 assert scope.cancelled_caught
@@ -220,7 +224,7 @@ def test_cancelled_while_an_answer_is_read(library: str) -> None:
     with serving(answer=answer) as server:
 
         async def program() -> None:
-            async with client_of(library, SimpleProver(server)) as client:
+            async with client_of(library, SimpleServerVerifier(server)) as client:
                 task = asyncio.ensure_future(client.get(server.url + "/slow"))
                 await until(started.is_set)
                 await cancel(task)
@@ -234,10 +238,10 @@ def test_cancelled_while_an_answer_is_read(library: str) -> None:
 def test_many_tasks_share_one_proof(library: str) -> None:
     """Of 32 requests of one loop every other is cancelled: one proof, and the others are sent."""
     with serving() as server:
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
 
         async def program() -> None:
-            async with client_of(library, prover) as client:
+            async with client_of(library, server_verifier) as client:
                 tasks = [
                     asyncio.ensure_future(client.post(f"{server.url}/{number}"))
                     for number in range(32)
@@ -250,7 +254,7 @@ def test_many_tasks_share_one_proof(library: str) -> None:
 
         asyncio.run(program())
         assert {f"/{number}".encode() for number in range(0, 32, 2)} <= set(server.requests)
-        assert prover.proofs == 1
+        assert server_verifier.proofs == 1
 
 
 @every_library
@@ -260,7 +264,7 @@ def test_loops_other_than_asyncio_are_refused(library: str) -> None:
     with contextlib.closing(server):
         kind: Any = library
         transport = http_transports(kind).asynchronous(
-            SimpleProver(server), tls_context(authority().pem)
+            SimpleServerVerifier(server), tls_context(authority().pem)
         )
         request = import_module(library).Request("GET", server.url)
         call = transport.handle_async_request(request)

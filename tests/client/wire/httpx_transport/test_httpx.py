@@ -17,13 +17,13 @@ from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority, identity
 from tests.client.wire.httpx_transport.httpx_clients import calling, every_client, iter_of
-from tests.client.wire.provers import SimpleProver
 from tests.client.wire.servers import (
     TIMEOUT,
     WireServerLike,
     http_answer,
     serving,
 )
+from tests.client.wire.simple_verifier import SimpleServerVerifier
 from tests.raising import raises
 from tests.runner.cases import every_case
 
@@ -32,24 +32,24 @@ from tests.runner.cases import every_case
 def test_httpx_proves_once_and_then_sends(kind: str) -> None:
     """The first request is sent after the proof; later ones need neither proof nor connection."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with calling(kind, server_verifier) as caller:
             for target in ("/one", "/two?x=1"):
                 answer = caller.post(server.url + target, content=b"body")
                 assert answer.json()["target"] == target
                 assert answer.json()["body"] == "body"
-        assert prover.proofs == server.questions == len(server.connections) == 1
+        assert server_verifier.proofs == server.questions == len(server.connections) == 1
 
 
 @every_client
 def test_httpx_refuses_relay_with_its_own_key(kind: str) -> None:
     """A server with another's document under its own key gets the question alone."""
     with serving("relay") as server:
-        prover = SimpleProver(server, "a")
+        server_verifier = SimpleServerVerifier(server, "a")
         server.claimed = identity("a").spki_sha256
         options = {"verify": False, "trust_env": True}  # of the client, and without effect
         with (
-            calling(kind, prover, client=options) as caller,
+            calling(kind, server_verifier, client=options) as caller,
             raises(PeerRefusedError, "other_key") as caught,
         ):
             caller.post(server.url, content=b"secret")
@@ -62,8 +62,8 @@ def test_httpx_refuses_relay_with_its_own_key(kind: str) -> None:
 def test_httpx_refuses_swapped_key_on_later_connections(kind: str) -> None:
     """A key that changes between two connections is proven afresh, and refused."""
     with serving(answer=then_close) as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with calling(kind, server_verifier) as caller:
             caller.get(server.url + "/first")
             server.use("swapped")
             with raises(PeerRefusedError, "other_key"):
@@ -82,8 +82,8 @@ def then_close(secured: ssl.SSLSocket, _head: bytes, _body: bytes) -> None:
 def test_httpx_proves_rotated_key(kind: str) -> None:
     """A new key whose document is genuine is proven, and then used without a repetition."""
     with serving(answer=then_close) as server:
-        prover = SimpleProver(server, "a", "b")
-        with calling(kind, prover) as caller:
+        server_verifier = SimpleServerVerifier(server, "a", "b")
+        with calling(kind, server_verifier) as caller:
             caller.get(server.url + "/first")
             server.use("b")
             caller.get(server.url + "/second")
@@ -96,10 +96,10 @@ def test_httpx_proves_rotated_key(kind: str) -> None:
 def test_httpx_leaves_idle_connection_when_proof_ends(kind: str) -> None:
     """A kept connection of an ended proof gets no request; the next one is proven afresh."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with calling(kind, server_verifier) as caller:
             caller.get(server.url + "/first")
-            prover.forget()
+            server_verifier.forget()
             caller.get(server.url + "/second")
             assert [one.requests for one in server.connections] == [[b"/first"], [b"/second"]]
             assert server.connections[0].ended.wait(TIMEOUT), "the old pool is closed"
@@ -110,11 +110,11 @@ def test_httpx_leaves_idle_connection_when_proof_ends(kind: str) -> None:
 def test_httpx_refuses_server_that_fails_a_later_proof(kind: str) -> None:
     """After the end of a proof, the same key that is not genuine any more gets nothing."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with calling(kind, server_verifier) as caller:
             caller.get(server.url + "/first")
-            prover.forget()
-            prover.genuine.clear()
+            server_verifier.forget()
+            server_verifier.genuine.clear()
             with raises(PeerRefusedError, "other_key"):
                 caller.get(server.url + "/second")
         assert server.requests == [b"/first"]
@@ -134,12 +134,12 @@ def test_httpx_finishes_stream_when_proof_ends(kind: str) -> None:
             secured.sendall(http_answer(b"{}"))
 
     with serving(answer=answer) as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with calling(kind, server_verifier) as caller:
             response = caller.open(server.url + "/stream")
             pieces = caller.pieces(response)
             assert next(pieces) == b"one"
-            prover.forget()
+            server_verifier.forget()
             caller.get(server.url + "/other")
             release.set()
             assert list(pieces) == [b"two"]
@@ -153,11 +153,11 @@ def test_httpx_finishes_stream_when_proof_ends(kind: str) -> None:
 def test_httpx_checks_the_proof_when_the_request_is_written(kind: str) -> None:
     """A proof that ends after the pool was chosen stops the request, which is sent elsewhere."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with calling(kind, server_verifier) as caller:
             caller.get(server.url + "/first")
             acquire = caller.transport.pools.acquire
-            ends = iter([prover.forget])
+            ends = iter([server_verifier.forget])
 
             def late() -> Any:
                 chosen = acquire()
@@ -191,7 +191,10 @@ def test_httpx_refuses_redirect_to_another_origin(
 
     with serving(answer=answer) as server:
         options = {"follow_redirects": True}
-        with calling(kind, SimpleProver(server), client=options) as caller, raises(error, reason):
+        with (
+            calling(kind, SimpleServerVerifier(server), client=options) as caller,
+            raises(error, reason),
+        ):
             caller.post(server.url, content=b"secret")
         assert len(server.connections) == 1
 
@@ -208,7 +211,7 @@ def test_httpx_follows_redirect_within_the_origin(kind: str) -> None:
 
     with serving(answer=answer) as server:
         options = {"follow_redirects": True}
-        with calling(kind, SimpleProver(server), client=options) as caller:
+        with calling(kind, SimpleServerVerifier(server), client=options) as caller:
             assert caller.get(server.url + "/old").text == "/new"
         assert len(server.connections) == 1
 
@@ -217,9 +220,9 @@ def test_httpx_follows_redirect_within_the_origin(kind: str) -> None:
 def test_httpx_proves_once_for_many_threads(library: str) -> None:
     """32 requests at once share one proof, and none is sent before it."""
     with serving() as server:
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
         barrier = threading.Barrier(32)
-        with calling(library, prover) as caller, ThreadPoolExecutor(32) as threads:
+        with calling(library, server_verifier) as caller, ThreadPoolExecutor(32) as threads:
 
             def call(number: int) -> str:
                 barrier.wait(TIMEOUT)
@@ -228,7 +231,7 @@ def test_httpx_proves_once_for_many_threads(library: str) -> None:
 
             targets = set(threads.map(call, range(32)))
         assert targets == {f"/{number}" for number in range(32)}
-        assert prover.proofs == server.questions == 1
+        assert server_verifier.proofs == server.questions == 1
 
 
 @pytest.mark.slow
@@ -237,9 +240,12 @@ def test_httpx_proves_once_for_many_threads(library: str) -> None:
 def test_httpx_refuses_for_many_threads(library: str, connections: int) -> None:
     """32 requests at once to a relay: each is refused, also those that wait for a connection."""
     with serving("relay") as server:
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
         limits = pytest.importorskip(library).Limits(max_connections=connections)
-        with calling(library, prover, limits=limits) as caller, ThreadPoolExecutor(32) as threads:
+        with (
+            calling(library, server_verifier, limits=limits) as caller,
+            ThreadPoolExecutor(32) as threads,
+        ):
 
             def call(_: int) -> str:
                 with pytest.raises(PeerRefusedError) as caught:
@@ -254,8 +260,8 @@ def test_httpx_refuses_for_many_threads(library: str, connections: int) -> None:
 def test_httpx_forked_process_opens_connections_of_its_own(library: str) -> None:
     """After a fork, parent and child do not share a connection; a key stays proven in both."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with calling(library, prover) as caller:
+        server_verifier = SimpleServerVerifier(server)
+        with calling(library, server_verifier) as caller:
             caller.get(server.url + "/before")
             child = os.fork()
             if child == 0:  # no exception may leave the child
@@ -285,21 +291,21 @@ def test_httpx_transports_are_of_the_library() -> None:
 
 def test_httpx_transport_refuses_context_that_proves_by_itself() -> None:
     """A context with sockets of another kind is refused, and so is a proxy that is not a URL."""
-    prover = SimpleProver(WireServerLike())
+    server_verifier = SimpleServerVerifier(WireServerLike())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.sslsocket_class = type("Socket", (ssl.SSLSocket,), {})
     kind = http_transports("httpx").blocking
     with raises(UsageError, "wrong_type", part="tls_context"):
-        kind(prover, context)
+        kind(server_verifier, context)
     with raises(UsageError, "wrong_value", start="proxy:"):
-        kind(prover, tls_context(authority().pem), proxy="gopher://x")
+        kind(server_verifier, tls_context(authority().pem), proxy="gopher://x")
 
 
 def test_httpx_stream_sends_nothing_before_tls() -> None:
     """A stream without proxy writes nothing at all before the server is proven."""
     httpcore: Any = pytest.importorskip("httpcore")
     with serving() as server:
-        origin = ProvenOrigin(SimpleProver(server), tls_context(), httpcore, proxied=False)
+        origin = ProvenOrigin(SimpleServerVerifier(server), tls_context(), httpcore, proxied=False)
         stream = ProvingBackend(origin, httpcore).connect_tcp("127.0.0.1", server.port)
         with contextlib.closing(stream), pytest.raises(ConnectionError, match="not verified"):
             stream.write(b"GET / HTTP/1.1\r\n\r\n")
@@ -307,7 +313,7 @@ def test_httpx_stream_sends_nothing_before_tls() -> None:
 
 def test_httpx_echo_is_whole() -> None:
     """The tests' server reports what it received."""
-    with serving() as server, calling("httpx", SimpleProver(server)) as caller:
+    with serving() as server, calling("httpx", SimpleServerVerifier(server)) as caller:
         answer = caller.post(server.url + "/p", content=b"abc")
         assert json.loads(answer.content)["body"] == "abc"
         assert server.received.endswith(b"\r\n\r\nabc") or b"abc" in server.received

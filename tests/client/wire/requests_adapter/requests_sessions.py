@@ -9,16 +9,16 @@ import requests
 from attestkit.client.wire.attested_tls import pinned_context
 from attestkit.client.wire.requests_adapter import requests_session
 from tests.client.wire.authority import authority
-from tests.client.wire.provers import SimpleProver
 from tests.client.wire.servers import TIMEOUT
+from tests.client.wire.simple_verifier import SimpleServerVerifier
 
 
 @contextlib.contextmanager
-def session_of(prover: SimpleProver, **options: Any) -> Iterator[requests.Session]:
-    """Run with a session for the server of a prover."""
+def session_of(server_verifier: SimpleServerVerifier, **options: Any) -> Iterator[requests.Session]:
+    """Run with a session for the server of a verifier."""
     webpki = options.pop("webpki", True)
-    context = pinned_context(prover, authority().pem if webpki else None, webpki=webpki)
-    with requests_session(prover, context, **options) as session:
+    context = pinned_context(server_verifier, authority().pem if webpki else None, webpki=webpki)
+    with requests_session(server_verifier, context, **options) as session:
         yield session
 
 

@@ -19,28 +19,31 @@ from attestkit.client.wire.tls import tls_context
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority, identity
-from tests.client.wire.provers import NeverRemembers, SimpleProver
 from tests.client.wire.requests_adapter.requests_sessions import post, session_of
 from tests.client.wire.servers import TIMEOUT, http_answer, serving
+from tests.client.wire.simple_verifier import NeverRemembers, SimpleServerVerifier
 from tests.raising import raises
 
 
 def test_requests_proves_once_and_then_sends() -> None:
     """The first request is sent after the proof; later ones need neither proof nor connection."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with session_of(prover) as session:
+        server_verifier = SimpleServerVerifier(server)
+        with session_of(server_verifier) as session:
             for target in ("/one", "/two?x=1"):
                 answer = post(session, server.url + target).json()
                 assert (answer["target"], answer["body"]) == (target, "secret")
-        assert prover.proofs == server.questions == len(server.connections) == 1
+        assert server_verifier.proofs == server.questions == len(server.connections) == 1
 
 
 def test_requests_refuses_relay_with_its_own_key() -> None:
     """The refusal is raised itself, with its cause, and not inside of an error of requests."""
     with serving("relay", claimed=identity("a").spki_sha256) as server:
-        prover = SimpleProver(server)
-        with session_of(prover) as session, raises(PeerRefusedError, "other_key") as caught:
+        server_verifier = SimpleServerVerifier(server)
+        with (
+            session_of(server_verifier) as session,
+            raises(PeerRefusedError, "other_key") as caught,
+        ):
             post(session, server.url)
         assert isinstance(caught.value.__cause__, ServiceError)
         assert server.questions == 1
@@ -50,7 +53,7 @@ def test_requests_refuses_relay_with_its_own_key() -> None:
 def test_requests_refuses_swapped_key_on_later_connections() -> None:
     """A key that changes between two connections is proven afresh, and refused."""
     with serving(answer=then_close) as server:
-        with session_of(SimpleProver(server)) as session:
+        with session_of(SimpleServerVerifier(server)) as session:
             post(session, server.url + "/first")
             server.use("swapped")
             with raises(PeerRefusedError, "other_key"):
@@ -68,7 +71,7 @@ def then_close(secured: ssl.SSLSocket, _head: bytes, _body: bytes) -> None:
 def test_requests_proves_rotated_key() -> None:
     """A new key whose document is genuine is proven, and then used without a repetition."""
     with serving(answer=then_close) as server:
-        with session_of(SimpleProver(server, "a", "b")) as session:
+        with session_of(SimpleServerVerifier(server, "a", "b")) as session:
             post(session, server.url + "/first")
             server.use("b")
             post(session, server.url + "/second")
@@ -80,10 +83,10 @@ def test_requests_proves_rotated_key() -> None:
 def test_requests_leaves_idle_connection_when_proof_ends() -> None:
     """A kept connection of an ended proof gets no request; the next one is proven afresh."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with session_of(prover) as session:
+        server_verifier = SimpleServerVerifier(server)
+        with session_of(server_verifier) as session:
             post(session, server.url + "/first")
-            prover.forget()
+            server_verifier.forget()
             post(session, server.url + "/second")
             assert [one.requests for one in server.connections] == [[b"/first"], [b"/second"]]
             assert server.connections[0].ended.wait(TIMEOUT), "the old pool is closed"
@@ -93,12 +96,12 @@ def test_requests_leaves_idle_connection_when_proof_ends() -> None:
 def test_requests_checks_the_proof_when_the_request_is_written() -> None:
     """A proof that ends after the pool was chosen stops the request, which is sent elsewhere."""
     with serving() as server:
-        prover = SimpleProver(server)
-        with session_of(prover) as session:
+        server_verifier = SimpleServerVerifier(server)
+        with session_of(server_verifier) as session:
             post(session, server.url + "/first")
             adapter: Any = session.get_adapter(server.url)
             acquire = adapter._pools.acquire
-            ends = iter([prover.forget])
+            ends = iter([server_verifier.forget])
 
             def late() -> Any:
                 chosen = acquire()
@@ -124,12 +127,12 @@ def test_requests_finishes_stream_when_proof_ends() -> None:
             secured.sendall(http_answer(b"{}"))
 
     with serving(answer=answer) as server:
-        prover = SimpleProver(server)
-        with session_of(prover) as session:
+        server_verifier = SimpleServerVerifier(server)
+        with session_of(server_verifier) as session:
             with session.get(server.url + "/stream", stream=True) as response:
                 pieces = response.iter_content(512)
                 assert next(pieces) == b"one", "a piece is there before the next one comes"
-                prover.forget()
+                server_verifier.forget()
                 session.get(server.url + "/other")
                 release.set()
                 assert list(pieces) == [b"two"]
@@ -158,14 +161,14 @@ def test_requests_refuses_redirect_to_another_origin(
         secured.sendall(http_answer(b"", f"Location: {location}", status="307 Temporary Redirect"))
 
     with serving(answer=answer) as server:
-        with session_of(SimpleProver(server)) as session, raises(error, reason):
+        with session_of(SimpleServerVerifier(server)) as session, raises(error, reason):
             post(session, server.url)
         assert len(server.connections) == 1
 
 
 def test_requests_refuses_ports_that_begin_like_its_own() -> None:
     """Requests chooses adapters by prefix; a longer port is of another server."""
-    with serving() as server, session_of(SimpleProver(server)) as session:
+    with serving() as server, session_of(SimpleServerVerifier(server)) as session:
         adapter = session.get_adapter(server.url)
         session.mount(server.url, adapter)
         with raises(ServiceError, "other_origin"):
@@ -178,7 +181,7 @@ def test_requests_refuses_ports_that_begin_like_its_own() -> None:
 def test_requests_opens_another_connection_after_closed_document() -> None:
     """A server that closes after its document gets the request on the next connection, once."""
     with serving(close_after_document=1) as server:
-        with session_of(SimpleProver(server)) as session:
+        with session_of(SimpleServerVerifier(server)) as session:
             answer = session.post(server.url + "/x", data=iter([b"ab", b"cd"]))
             assert answer.json()["body"] == "abcd"
         assert server.requests == [b"/x"]
@@ -189,9 +192,9 @@ def test_requests_opens_another_connection_after_closed_document() -> None:
 def test_requests_gives_up_when_no_connection_is_kept() -> None:
     """A server that always closes after its document is refused after a few connections."""
     with serving(close_after_document=100) as server:
-        prover = SimpleProver(server)
-        prover.accepted = NeverRemembers()
-        with session_of(prover) as session, raises(ServiceError, "connection"):
+        server_verifier = SimpleServerVerifier(server)
+        server_verifier.accepted = NeverRemembers()
+        with session_of(server_verifier) as session, raises(ServiceError, "connection"):
             post(session, server.url)
         assert len(server.connections) == MAX_CONNECTIONS
         assert server.received == b""
@@ -200,8 +203,8 @@ def test_requests_gives_up_when_no_connection_is_kept() -> None:
 def test_requests_gives_up_on_hanging_server() -> None:
     """A server that does not answer the question is refused in time."""
     with serving(hang=True) as server:
-        prover = SimpleProver(server, seconds=0.2)
-        with session_of(prover) as session, raises(PeerRefusedError, "timeout"):
+        server_verifier = SimpleServerVerifier(server, seconds=0.2)
+        with session_of(server_verifier) as session, raises(PeerRefusedError, "timeout"):
             post(session, server.url)
         assert server.received == b""
         assert server.connections[0].ended.wait(TIMEOUT), "the connection is closed"
@@ -212,7 +215,7 @@ def test_requests_refuses_bytes_beside_the_document(part: str) -> None:
     """Bytes before the question or after the document are not an answer to a request."""
     with serving() as server:
         setattr(server, part, http_answer(b"forged"))
-        with session_of(SimpleProver(server)) as session, pytest.raises(PeerRefusedError):
+        with session_of(SimpleServerVerifier(server)) as session, pytest.raises(PeerRefusedError):
             post(session, server.url)
         assert server.received == b""
 
@@ -220,9 +223,9 @@ def test_requests_refuses_bytes_beside_the_document(part: str) -> None:
 def test_requests_asks_nobody_when_closed() -> None:
     """A closed endpoint, or one that was refused lately, opens no connection."""
     with serving() as server:
-        prover = SimpleProver(server)
-        prover.closed = UsageError("endpoint: closed", reason="closed")
-        with session_of(prover) as session, raises(UsageError, "closed"):
+        server_verifier = SimpleServerVerifier(server)
+        server_verifier.closed = UsageError("endpoint: closed", reason="closed")
+        with session_of(server_verifier) as session, raises(UsageError, "closed"):
             post(session, server.url)
         assert server.connections == []
 
@@ -237,7 +240,7 @@ def test_requests_raises_its_own_errors_of_io() -> None:
             secured.sendall(http_answer(b"x" * 9)[:-1])
         raise ConnectionError
 
-    with serving(answer=cut) as server, session_of(SimpleProver(server)) as session:
+    with serving(answer=cut) as server, session_of(SimpleServerVerifier(server)) as session:
         try:
             refuse()
         except PeerRefusedError:
@@ -273,7 +276,7 @@ def test_requests_bodies_arrive_whole(streamed: bool) -> None:
             secured.sendall(http_answer(packed, "Content-Encoding: gzip"))
 
     with serving(answer=answer) as server:
-        with session_of(SimpleProver(server), on_answer=records.append) as session:
+        with session_of(SimpleServerVerifier(server), on_answer=records.append) as session:
             forms: list[Any] = ["some body", b"some body", io.BytesIO(b"some body")]
             forms += [io.StringIO("some body"), iter([b"some ", b"body"]), iter(["some ", "body"])]
             for form in forms:
@@ -299,7 +302,7 @@ def test_requests_head_and_empty_answers_end() -> None:
 
     records: list[Any] = []
     with serving(answer=answer) as server:
-        with session_of(SimpleProver(server), on_answer=records.append) as session:
+        with session_of(SimpleServerVerifier(server), on_answer=records.append) as session:
             assert session.head(server.url).content == b""
             assert session.delete(server.url).content == b""
         assert [one.response_sha256 for one in records] == [hashlib.sha256().digest()] * 2
@@ -309,9 +312,9 @@ def test_requests_head_and_empty_answers_end() -> None:
 def test_requests_proves_once_for_many_threads() -> None:
     """32 requests at once share one proof, and none is sent before it."""
     with serving() as server:
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
         barrier = threading.Barrier(32)
-        with session_of(prover) as session, ThreadPoolExecutor(32) as threads:
+        with session_of(server_verifier) as session, ThreadPoolExecutor(32) as threads:
 
             def call(number: int) -> str:
                 barrier.wait(TIMEOUT)
@@ -320,13 +323,13 @@ def test_requests_proves_once_for_many_threads() -> None:
 
             targets = set(threads.map(call, range(32)))
         assert targets == {f"/{number}" for number in range(32)}
-        assert prover.proofs == server.questions == 1
+        assert server_verifier.proofs == server.questions == 1
 
 
 def test_requests_forked_process_opens_connections_of_its_own() -> None:
     """After a fork, parent and child do not share a connection; a key stays proven in both."""
     with serving() as server:
-        with session_of(SimpleProver(server)) as session:
+        with session_of(SimpleServerVerifier(server)) as session:
             session.get(server.url + "/before")
             child = os.fork()
             if child == 0:  # no exception may leave the child
@@ -355,7 +358,7 @@ def test_requests_digest_authentication_stays_on_the_adapter() -> None:
             challenge = 'WWW-Authenticate: Digest realm="r", nonce="n", qop="auth"'
             secured.sendall(http_answer(b"", challenge, status="401 Unauthorized"))
 
-    with serving(answer=answer) as server, session_of(SimpleProver(server)) as session:
+    with serving(answer=answer) as server, session_of(SimpleServerVerifier(server)) as session:
         auth = requests.auth.HTTPDigestAuth("user", "password")
         answered = session.get(server.url, auth=auth)
         assert answered.text == "welcome"
@@ -370,17 +373,17 @@ def test_requests_keeps_cookies() -> None:
         cookie = b"1" if b"Cookie: seen=1" in head else b"none"
         secured.sendall(http_answer(cookie, "Set-Cookie: seen=1; Secure; Path=/"))
 
-    with serving(answer=answer) as server, session_of(SimpleProver(server)) as session:
+    with serving(answer=answer) as server, session_of(SimpleServerVerifier(server)) as session:
         assert [session.get(server.url).text for _ in range(2)] == ["none", "1"]
 
 
 def test_requests_adapter_refuses_wrong_arguments() -> None:
     """A context that proves nothing, a client certificate, and pickling are refused."""
     with serving() as server:
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
         with raises(UsageError, "wrong_type", part="pinned_context"):
-            AttestedAdapter(prover, tls_context(authority().pem))
-        with session_of(prover) as session:
+            AttestedAdapter(server_verifier, tls_context(authority().pem))
+        with session_of(server_verifier) as session:
             with raises(UsageError, "not_applicable", start="cert:"):
                 session.get(server.url, cert="client.pem")
             with pytest.raises(TypeError, match="cannot be pickled"):

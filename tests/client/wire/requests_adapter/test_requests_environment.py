@@ -10,9 +10,9 @@ from attestkit.client.wire.attested_tls import pinned_context
 from attestkit.client.wire.requests_adapter import AttestedAdapter, requests_session
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority
-from tests.client.wire.provers import SimpleProver
 from tests.client.wire.requests_adapter.requests_sessions import post, session_of
 from tests.client.wire.servers import proxying, serving
+from tests.client.wire.simple_verifier import SimpleServerVerifier
 from tests.raising import raises
 
 
@@ -23,7 +23,7 @@ def test_requests_ignores_proxies_of_the_environment(
     """A hostile proxy of the environment is not asked."""
     with serving() as server, serving("relay") as relay, proxying(to=relay.port) as proxy:
         monkeypatch.setenv(variable, proxy.url)
-        with session_of(SimpleProver(server)) as session:
+        with session_of(SimpleServerVerifier(server)) as session:
             post(session, server.url)
         assert proxy.targets == []
         assert relay.received == b""
@@ -35,10 +35,11 @@ def test_requests_proves_server_behind_proxy_of_ones_own_session(
     """In a session that heeds the environment, a hostile proxy gets CONNECT and the question."""
     with serving() as server, serving("relay") as relay, proxying(to=relay.port) as proxy:
         monkeypatch.setenv("ALL_PROXY", proxy.url)
-        prover = SimpleProver(server)
+        server_verifier = SimpleServerVerifier(server)
         with requests.Session() as session:
             session.mount(
-                server.url, AttestedAdapter(prover, pinned_context(prover, authority().pem))
+                server.url,
+                AttestedAdapter(server_verifier, pinned_context(server_verifier, authority().pem)),
             )
             with raises(PeerRefusedError, "other_key"):
                 post(session, server.url)
@@ -50,15 +51,15 @@ def test_requests_proves_server_behind_proxy_of_ones_own_session(
 def test_requests_tunnels_through_explicit_proxy(by: str) -> None:
     """Through a proxy of CONNECT, the server is proven as without one."""
     with serving() as server, proxying() as proxy:
-        prover = SimpleProver(server)
-        with session_of(prover, proxy=proxy.url if by == "adapter" else None) as session:
+        server_verifier = SimpleServerVerifier(server)
+        with session_of(server_verifier, proxy=proxy.url if by == "adapter" else None) as session:
             if by == "session":
                 session.proxies = {"https": proxy.url}
             for target in ("/one", "/two"):
                 assert post(session, server.url + target).json()["target"] == target
         assert len(proxy.targets) == 1
         assert proxy.targets[0].startswith(f"CONNECT 127.0.0.1:{server.port} ".encode())
-        assert server.questions == prover.proofs == 1
+        assert server.questions == server_verifier.proofs == 1
 
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
@@ -71,12 +72,14 @@ def test_requests_verifies_as_the_context_does(
     bundle.write_text(authority().pem)
     monkeypatch.setenv(variable, str(bundle))
     with serving() as server:
-        prover = SimpleProver(server)
-        context = pinned_context(prover)  # the system's CAs, of which that of the tests is none
-        session = requests.Session() if own_session else requests_session(prover, context)
+        server_verifier = SimpleServerVerifier(server)
+        context = pinned_context(
+            server_verifier
+        )  # the system's CAs, of which that of the tests is none
+        session = requests.Session() if own_session else requests_session(server_verifier, context)
         with session:
             if own_session:
-                session.mount(server.url, AttestedAdapter(prover, context))
+                session.mount(server.url, AttestedAdapter(server_verifier, context))
             for verify in (True, False, str(bundle)):
                 with pytest.raises(requests.exceptions.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
                     post(session, server.url, verify=verify)
@@ -93,7 +96,7 @@ def test_requests_verifies_as_the_context_does(
 def test_requests_refuses_relay_whatever_verify_says(verify: bool) -> None:
     """verify=False switches no proof off."""
     with serving("relay") as server:
-        with session_of(SimpleProver(server)) as session:
+        with session_of(SimpleServerVerifier(server)) as session:
             session.verify = verify
             with raises(PeerRefusedError, "other_key"):
                 post(session, server.url, verify=verify)
@@ -102,7 +105,7 @@ def test_requests_refuses_relay_whatever_verify_says(verify: bool) -> None:
 
 def test_requests_without_webpki_warns_of_nothing() -> None:
     """With a self-issued certificate the proof alone counts, and urllib3 does not warn."""
-    with serving() as server, session_of(SimpleProver(server), webpki=False) as session:
+    with serving() as server, session_of(SimpleServerVerifier(server), webpki=False) as session:
         assert post(session, server.url).status_code == 200
         server.use("relay")
         session.close()

@@ -1,4 +1,4 @@
-"""The prover: refusals, also in a row, how long a proof counts, closing, forks, observers."""
+"""The server verifier: refusals, also in a row, end of a proof, closing, forks, observers."""
 
 import asyncio
 import logging
@@ -10,13 +10,21 @@ from datetime import timedelta
 import pytest
 
 from attestkit.client.proofs.proof import Proof
-from attestkit.client.proofs.prover import MAX_KEYS, PAUSE_SECONDS, REFUSALS
+from attestkit.client.proofs.server_verifier import MAX_KEYS, PAUSE_SECONDS, REFUSALS
 from attestkit.client.services.service import Question
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.steps import Run, Wait, drive, drive_async
 from attestkit.errors import ConfigError, UsageError, VerificationError
 from attestkit.ra_tls import PeerRefusedError
-from tests.client.proofs.prover_calls import (
+from tests.client.proofs.stub_proofs import (
+    TIMEOUT,
+    Channel,
+    Rig,
+    StubService,
+    peer_of,
+    proof_of,
+)
+from tests.client.proofs.verifier_calls import (
     HOUR,
     A,
     AsyncChannel,
@@ -25,14 +33,6 @@ from tests.client.proofs.prover_calls import (
     prove,
     refuse,
     refused,
-)
-from tests.client.proofs.stub_proofs import (
-    TIMEOUT,
-    Channel,
-    Rig,
-    StubService,
-    peer_of,
-    proof_of,
 )
 
 # -- what refuses, and what does not ---------------------------------------------------------------
@@ -46,7 +46,7 @@ def test_refusal_has_reason_and_cause() -> None:
     assert error.reason == "report_data"
     assert isinstance(error.__cause__, VerificationError)
     assert rig.events == [error]
-    assert not rig.prover.accepts(A)
+    assert not rig.server_verifier.accepts(A)
 
 
 def test_unexpected_errors_refuse() -> None:
@@ -66,7 +66,7 @@ def test_unexpected_errors_refuse() -> None:
 def test_no_answer_in_time_refuses() -> None:
     """An error of time from the channel is a refusal, which counts."""
     rig = Rig()
-    steps = rig.prover.steps(A)
+    steps = rig.server_verifier.steps(A)
     advance(steps, 1)
     steps.throw(TimeoutError())
     with pytest.raises(PeerRefusedError) as caught:
@@ -79,7 +79,7 @@ def test_lost_connection_is_no_refusal() -> None:
     """It may be tried again, however often it is lost; those who wait go on."""
     rig = Rig()
     for _ in range(REFUSALS + 1):
-        steps, waiter = rig.prover.steps(A), rig.prover.steps(A)
+        steps, waiter = rig.server_verifier.steps(A), rig.server_verifier.steps(A)
         advance(steps, 1)
         wait = next(waiter)
         assert isinstance(wait, Wait)
@@ -134,7 +134,7 @@ def test_server_is_refused_at_once_after_three() -> None:
     assert "30 s" in str(error)
     assert channel.sent == b""
     with pytest.raises(PeerRefusedError):
-        rig.prover.check_open()
+        rig.server_verifier.check_open()
     assert len(rig.events) == REFUSALS
 
 
@@ -188,14 +188,14 @@ def test_proof_ends() -> None:
     """At its end the key is unknown, the generation another, and the next connection asked."""
     rig = Rig()
     prove(rig, A)
-    before = rig.prover.generation
+    before = rig.server_verifier.generation
     rig.clock.seconds += HOUR - 1
-    assert rig.prover.accepts(A)
-    assert rig.prover.generation == before
+    assert rig.server_verifier.accepts(A)
+    assert rig.server_verifier.generation == before
     rig.clock.seconds += 1
-    assert rig.prover.generation != before
-    assert not rig.prover.accepts(A)
-    assert rig.prover.newest is None
+    assert rig.server_verifier.generation != before
+    assert not rig.server_verifier.accepts(A)
+    assert rig.server_verifier.newest is None
     assert prove(rig, A).sent
 
 
@@ -205,13 +205,13 @@ def test_each_key_has_its_end() -> None:
     prove(rig, A)
     rig.clock.seconds += HOUR / 2
     prove(rig, B)
-    before = rig.prover.generation
+    before = rig.server_verifier.generation
     rig.clock.seconds += HOUR / 2
-    assert rig.prover.generation == before + 1
-    assert not rig.prover.accepts(A)
-    assert rig.prover.accepts(B)
+    assert rig.server_verifier.generation == before + 1
+    assert not rig.server_verifier.accepts(A)
+    assert rig.server_verifier.accepts(B)
     rig.clock.seconds += HOUR / 2
-    assert rig.prover.generation == before + 2
+    assert rig.server_verifier.generation == before + 2
 
 
 def test_newest_proof_may_end_first() -> None:
@@ -224,9 +224,9 @@ def test_newest_proof_may_end_first() -> None:
     )
     prove(rig, B)
     rig.clock.seconds += 60
-    assert rig.prover.newest is None
-    assert rig.prover.accepts(A)
-    assert not rig.prover.accepts(B)
+    assert rig.server_verifier.newest is None
+    assert rig.server_verifier.accepts(A)
+    assert not rig.server_verifier.accepts(B)
 
 
 def test_time_of_verification_counts() -> None:
@@ -241,9 +241,9 @@ def test_time_of_verification_counts() -> None:
     rig.appraiser.judge = slow
     prove(rig, A)
     rig.clock.seconds += HOUR - 601
-    assert rig.prover.accepts(A)
+    assert rig.server_verifier.accepts(A)
     rig.clock.seconds += 1
-    assert not rig.prover.accepts(A)
+    assert not rig.server_verifier.accepts(A)
 
 
 def test_keys_are_bounded() -> None:
@@ -251,12 +251,12 @@ def test_keys_are_bounded() -> None:
     rig = Rig()
     for number in range(MAX_KEYS):
         prove(rig, peer_of(b"%d" % number))
-    before = rig.prover.generation
+    before = rig.server_verifier.generation
     prove(rig, A)
-    assert rig.prover.generation != before
-    assert not rig.prover.accepts(peer_of(b"0"))
-    assert rig.prover.accepts(peer_of(b"1"))
-    assert rig.prover.accepts(A)
+    assert rig.server_verifier.generation != before
+    assert not rig.server_verifier.accepts(peer_of(b"0"))
+    assert rig.server_verifier.accepts(peer_of(b"1"))
+    assert rig.server_verifier.accepts(A)
 
 
 def test_observed_key_is_kept_of_many() -> None:
@@ -266,19 +266,19 @@ def test_observed_key_is_kept_of_many() -> None:
     keys = [peer.spki_sha256 for peer in peers]
     rig.appraiser.judge = lambda _: proof_of(*keys, at=rig.clock.now())
     prove(rig, A)
-    assert rig.prover.accepts(A)
-    assert rig.prover.accepts(peers[1])
-    assert not rig.prover.accepts(peers[-1])
+    assert rig.server_verifier.accepts(A)
+    assert rig.server_verifier.accepts(peers[1])
+    assert not rig.server_verifier.accepts(peers[-1])
 
 
 def test_forgotten_proofs() -> None:
     """`forget` ends all: the generation changes, and the next connection is asked."""
     rig = Rig()
     prove(rig, A)
-    before = rig.prover.generation
-    rig.prover.forget()
-    assert rig.prover.generation != before
-    assert rig.prover.newest is None
+    before = rig.server_verifier.generation
+    rig.server_verifier.forget()
+    assert rig.server_verifier.generation != before
+    assert rig.server_verifier.newest is None
     assert prove(rig, A).sent
 
 
@@ -288,21 +288,21 @@ def test_forgotten_proofs() -> None:
 def test_closed_while_a_proof_is_made() -> None:
     """Its result is not accepted, and no waiting connection goes on."""
     rig = Rig()
-    leader, waiter = rig.prover.steps(A), rig.prover.steps(A)
+    leader, waiter = rig.server_verifier.steps(A), rig.server_verifier.steps(A)
     run = advance(leader, 2)
     wait = next(waiter)
-    rig.prover.close()
+    rig.server_verifier.close()
     assert isinstance(run, Run)
     with pytest.raises(UsageError) as caught:
         leader.send(run.work())
     assert caught.value.reason == "closed"
     assert isinstance(wait, Wait)
     assert wait.future.result(TIMEOUT) is None
-    for steps in (waiter, rig.prover.steps(A)):
+    for steps in (waiter, rig.server_verifier.steps(A)):
         with pytest.raises(UsageError) as caught:
             steps.send(None)
         assert caught.value.reason == "closed"
-    assert not rig.prover.accepts(A)
+    assert not rig.server_verifier.accepts(A)
     assert rig.events == []
 
 
@@ -311,16 +311,16 @@ def test_forked_process_does_not_wait_for_its_parent() -> None:
     """Proofs survive a fork; the parent's lock and its unfinished proof do not block the child."""
     rig = Rig()
     prove(rig, A)
-    leader = rig.prover.steps(B)
+    leader = rig.server_verifier.steps(B)
     next(leader)
-    with rig.prover._lock:
+    with rig.server_verifier._lock:
         child = os.fork()
         if child == 0:  # no pytest in here
             status = 1
             try:
-                kept = rig.prover.accepts(A)
+                kept = rig.server_verifier.accepts(A)
                 prove(rig, B)
-                status = 0 if kept and rig.prover.accepts(B) else 2
+                status = 0 if kept and rig.server_verifier.accepts(B) else 2
             finally:
                 os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -338,20 +338,20 @@ def test_observer_that_fails_undoes_nothing(caplog: pytest.LogCaptureFixture) ->
         prove(rig, A)
         rig.appraiser.judge = refuse
         assert refused(rig, B).reason == "report_data"
-    assert rig.prover.accepts(A)
+    assert rig.server_verifier.accepts(A)
     messages = [record.getMessage() for record in caplog.records]
     assert messages.count("on_proof failed") == 2
     assert "https://server.example: proven (stub; tls-spki)" in messages
 
 
 def test_observer_may_prove() -> None:
-    """It is called once the proof counts, so that it may use the prover itself."""
+    """It is called once the proof counts, so that it may use the server verifier itself."""
     proofs: list[object] = []
 
     def again(event: object) -> None:
         proofs.append(event)
         if len(proofs) == 1:
-            drive(rig.prover.steps(A, afresh=True), Channel())
+            drive(rig.server_verifier.steps(A, afresh=True), Channel())
 
     rig = Rig(on_proof=again)
     prove(rig, A)
@@ -366,7 +366,7 @@ def test_observer_is_called_in_a_thread(judge: Callable[..., Proof] | None) -> N
     rig.appraiser.judge = judge or rig.appraiser.accept
 
     async def main() -> None:
-        await drive_async(rig.prover.steps(A), AsyncChannel())
+        await drive_async(rig.server_verifier.steps(A), AsyncChannel())
 
     if judge is None:
         asyncio.run(main())
@@ -377,10 +377,10 @@ def test_observer_is_called_in_a_thread(judge: Callable[..., Proof] | None) -> N
     assert seen[0] != threading.get_ident()
 
 
-def test_prover_names_its_server() -> None:
+def test_server_verifier_names_its_server() -> None:
     """Host and port are those of the origin."""
     rig = Rig()
-    assert (rig.prover.host, rig.prover.port) == ("server.example", 443)
+    assert (rig.server_verifier.host, rig.server_verifier.port) == ("server.example", 443)
 
 
 def test_headers_for_the_evidence() -> None:

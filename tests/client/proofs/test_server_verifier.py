@@ -1,4 +1,4 @@
-"""The prover: one proof at a time, services that are proven apart, and what waits."""
+"""The server verifier: one proof at a time, services that are proven apart, and what waits."""
 
 import asyncio
 import threading
@@ -14,16 +14,6 @@ from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.steps import ReconnectError, Send, Wait, drive, drive_async
 from attestkit.errors import VerificationError
 from attestkit.ra_tls import PeerRefusedError
-from tests.client.proofs.prover_calls import (
-    HOUR,
-    A,
-    AsyncChannel,
-    B,
-    advance,
-    prove,
-    refuse,
-    refused,
-)
 from tests.client.proofs.stub_proofs import (
     CLOSING,
     SECONDS,
@@ -34,6 +24,16 @@ from tests.client.proofs.stub_proofs import (
     peer_of,
     proof_of,
 )
+from tests.client.proofs.verifier_calls import (
+    HOUR,
+    A,
+    AsyncChannel,
+    B,
+    advance,
+    prove,
+    refuse,
+    refused,
+)
 
 # -- one proof -------------------------------------------------------------------------------------
 
@@ -41,13 +41,13 @@ from tests.client.proofs.stub_proofs import (
 def test_key_is_asked_once() -> None:
     """The first connection is asked with a new nonce; later ones with its key are not."""
     rig = Rig()
-    assert not rig.prover.accepts(A)
-    assert rig.prover.newest is None
+    assert not rig.server_verifier.accepts(A)
+    assert rig.server_verifier.newest is None
     channel = prove(rig, A)
     [nonce] = rig.appraiser.nonces
     assert bytes(channel.sent).startswith(b"GET /evidence?nonce=" + nonce.hex().encode() + b" HTTP")
-    assert rig.prover.accepts(A)
-    assert rig.prover.newest is rig.events[0]
+    assert rig.server_verifier.accepts(A)
+    assert rig.server_verifier.newest is rig.events[0]
     assert prove(rig, A).sent == b""
     prove(rig, B)
     assert len(set(rig.appraiser.nonces)) == 2
@@ -59,10 +59,10 @@ def test_proof_afresh_is_asked_anyway() -> None:
     rig = Rig()
     prove(rig, A)
     rig.clock.seconds += HOUR / 2
-    drive(rig.prover.steps(A, afresh=True), Channel())
+    drive(rig.server_verifier.steps(A, afresh=True), Channel())
     assert len(rig.appraiser.nonces) == 2
     rig.clock.seconds += HOUR * 3 / 4
-    assert rig.prover.accepts(A)
+    assert rig.server_verifier.accepts(A)
 
 
 def test_server_that_closes_after_its_answer() -> None:
@@ -87,9 +87,9 @@ def test_certificate_may_be_bound_in_place_of_the_key() -> None:
     rig.appraiser.judge = lambda _: proof_of(digest, at=rig.clock.now(), kind="tls-certificate")
     prove(rig, A)
     assert prove(rig, A).sent == b""
-    assert rig.prover.accepts(A)
+    assert rig.server_verifier.accepts(A)
     renewed = A._replace(certificate=b"renewed")
-    assert not rig.prover.accepts(renewed)
+    assert not rig.server_verifier.accepts(renewed)
     assert refused(rig, renewed).reason == "other_key"
 
 
@@ -107,7 +107,7 @@ def test_proof_that_began_before_forget_does_not_count() -> None:
     with ThreadPoolExecutor(1) as threads:
         proving = threads.submit(prove, rig, A, channel)
         assert channel.asked.wait(TIMEOUT)
-        rig.prover.forget()
+        rig.server_verifier.forget()
         channel.gate.set()
         proving.result(TIMEOUT)
     assert channel.sent.count(b"GET ") == 2
@@ -122,11 +122,11 @@ def test_proof_that_began_before_forget_on_a_connection_that_ends() -> None:
     with ThreadPoolExecutor(1) as threads:
         proving = threads.submit(prove, rig, A, channel)
         assert channel.asked.wait(TIMEOUT)
-        rig.prover.forget()
+        rig.server_verifier.forget()
         channel.gate.set()
         with pytest.raises(ReconnectError):
             proving.result(TIMEOUT)
-    assert not rig.prover.accepts(A)
+    assert not rig.server_verifier.accepts(A)
     assert rig.events == []
 
 
@@ -134,17 +134,17 @@ def test_forget_of_one_proof_leaves_a_newer_one() -> None:
     """A request that was sent under an older proof does not end what was proven since."""
     rig = Rig()
     prove(rig, B)
-    first = rig.prover.newest
+    first = rig.server_verifier.newest
     prove(rig, A)
-    second, before = rig.prover.newest, rig.prover.generation
-    rig.prover.forget(lambda newest: newest == first)
-    assert rig.prover.newest is second
-    assert rig.prover.generation == before
+    second, before = rig.server_verifier.newest, rig.server_verifier.generation
+    rig.server_verifier.forget(lambda newest: newest == first)
+    assert rig.server_verifier.newest is second
+    assert rig.server_verifier.generation == before
     for _ in range(2):
-        rig.prover.forget(lambda newest: newest == second)
-        assert rig.prover.newest is None
-        assert not rig.prover.accepts(A)
-        assert rig.prover.generation == before + 1
+        rig.server_verifier.forget(lambda newest: newest == second)
+        assert rig.server_verifier.newest is None
+        assert not rig.server_verifier.accepts(A)
+        assert rig.server_verifier.generation == before + 1
 
 
 # -- services that are proven apart ----------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_service_apart() -> None:
     assert prove(rig, A).sent == b""
     assert len(asked) == 2
     assert refused(rig, B).reason == "other_key"
-    drive(rig.prover.steps(None, afresh=True), Channel())
+    drive(rig.server_verifier.steps(None, afresh=True), Channel())
     assert len(asked) == 6
 
 
@@ -179,9 +179,9 @@ def test_sealed_requests_take_any_key() -> None:
     rig.appraiser.judge = lambda _: proof_of(b"k", at=rig.clock.now(), kind="hpke")
     prove(rig, A)
     assert prove(rig, B).sent == b""
-    assert rig.prover.accepts(peer_of(bytes(32)))
+    assert rig.server_verifier.accepts(peer_of(bytes(32)))
     rig.clock.seconds += HOUR
-    assert not rig.prover.accepts(peer_of(bytes(32)))
+    assert not rig.server_verifier.accepts(peer_of(bytes(32)))
 
 
 # -- many at a time --------------------------------------------------------------------------------
@@ -226,13 +226,13 @@ def test_proof_is_shared_with_those_that_need_any() -> None:
     """A caller that needs the newest proof waits for the one that is being made, of any key."""
     rig = Rig()
     found: list[Proof] = []
-    leader, waiter = rig.prover.steps(A), rig.prover.steps(B, made=found)
+    leader, waiter = rig.server_verifier.steps(A), rig.server_verifier.steps(B, made=found)
     next(leader)
     assert isinstance(next(waiter), Wait)
     drive(leader, Channel())
     with pytest.raises(StopIteration):
         waiter.send(None)
-    assert found == rig.events == [rig.prover.newest]
+    assert found == rig.events == [rig.server_verifier.newest]
 
 
 def test_proof_is_made_if_only_an_older_one_is_valid() -> None:
@@ -244,10 +244,10 @@ def test_proof_is_made_if_only_an_older_one_is_valid() -> None:
     )
     prove(rig, B)
     rig.clock.seconds += 60
-    assert rig.prover.accepts(A)
+    assert rig.server_verifier.accepts(A)
     found: list[Proof] = []
-    drive(rig.prover.steps(A, made=found), Channel())
-    assert found == [rig.prover.newest]
+    drive(rig.server_verifier.steps(A, made=found), Channel())
+    assert found == [rig.server_verifier.newest]
     assert len(rig.appraiser.nonces) == 3
 
 
@@ -256,10 +256,13 @@ def test_tasks_share_one_proof() -> None:
     rig, leader = Rig(), AsyncChannel(held=True)
 
     async def main() -> None:
-        first = asyncio.ensure_future(drive_async(rig.prover.steps(A), leader))
+        first = asyncio.ensure_future(drive_async(rig.server_verifier.steps(A), leader))
         await leader.asked.wait()
         channels = [AsyncChannel() for _ in range(50)]
-        others = [asyncio.ensure_future(drive_async(rig.prover.steps(A), one)) for one in channels]
+        others = [
+            asyncio.ensure_future(drive_async(rig.server_verifier.steps(A), one))
+            for one in channels
+        ]
         await asyncio.sleep(0)
         leader.gate.set()
         await asyncio.wait_for(asyncio.gather(first, *others), TIMEOUT)
@@ -274,9 +277,9 @@ def test_cancelled_task_lets_others_prove() -> None:
     rig, leader, second = Rig(), AsyncChannel(held=True), AsyncChannel()
 
     async def main() -> None:
-        first = asyncio.ensure_future(drive_async(rig.prover.steps(A), leader))
+        first = asyncio.ensure_future(drive_async(rig.server_verifier.steps(A), leader))
         await leader.asked.wait()
-        other = asyncio.ensure_future(drive_async(rig.prover.steps(A), second))
+        other = asyncio.ensure_future(drive_async(rig.server_verifier.steps(A), second))
         await asyncio.sleep(0)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -285,7 +288,7 @@ def test_cancelled_task_lets_others_prove() -> None:
 
     asyncio.run(main())
     assert second.sent
-    assert rig.prover.accepts(A)
+    assert rig.server_verifier.accepts(A)
     assert len(rig.events) == 1  # a cancellation is no refusal
 
 
@@ -293,18 +296,18 @@ def test_cancelled_task_lets_others_prove() -> None:
 def test_proof_may_end_at_any_step(at: int) -> None:
     """A driver that stops after any step blocks no other, and accepts nothing before the end."""
     rig = Rig()
-    steps = rig.prover.steps(A)
+    steps = rig.server_verifier.steps(A)
     advance(steps, at)
     steps.close()
-    assert rig.prover.accepts(A) == (at == 3)
+    assert rig.server_verifier.accepts(A) == (at == 3)
     prove(rig, A)
-    assert rig.prover.accepts(A)
+    assert rig.server_verifier.accepts(A)
 
 
 def test_waiting_ends() -> None:
     """Waiting for another proof is limited in time, and does not count as a refusal."""
     rig = Rig()
-    leader, waiter = rig.prover.steps(A), rig.prover.steps(B)
+    leader, waiter = rig.server_verifier.steps(A), rig.server_verifier.steps(B)
     next(leader)
     step = next(waiter)
     assert isinstance(step, Wait)
@@ -320,7 +323,7 @@ def test_waiters_share_a_refusal_of_their_key() -> None:
     """One with the same key is refused as well without asking; one with another asks itself."""
     rig = Rig()
     rig.appraiser.judge = lambda peer: refuse(peer) if peer == A else rig.appraiser.accept(peer)
-    leader, same, other = (rig.prover.steps(peer) for peer in (A, A, B))
+    leader, same, other = (rig.server_verifier.steps(peer) for peer in (A, A, B))
     advance(leader, 2)
     waits = [next(same), next(other)]
     with pytest.raises(VerificationError) as caught:

@@ -1,4 +1,4 @@
-"""Calls of a prover, for its tests."""
+"""Calls of a server verifier, for its tests."""
 
 import asyncio
 from typing import Any
@@ -30,7 +30,7 @@ def refuse(peer: ObservedPeer | None) -> Proof:
 def prove(rig: Rig, peer: ObservedPeer | None, channel: Channel | None = None) -> Channel:
     """Prove a connection."""
     channel = channel or Channel()
-    drive(rig.prover.steps(peer), channel)
+    drive(rig.server_verifier.steps(peer), channel)
     return channel
 
 

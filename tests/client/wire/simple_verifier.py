@@ -1,4 +1,4 @@
-"""A prover whose documents name a key: what a Verifier would find out is a set of genuine keys."""
+"""A server verifier whose documents name a key; its genuine keys take the place of a Verifier."""
 
 import json
 import secrets
@@ -23,8 +23,8 @@ class NeverRemembers(set[bytes]):
         """Forget it at once."""
 
 
-class SimpleProver:
-    """A prover of one server, with one proof per key at a time.
+class SimpleServerVerifier:
+    """Verifier of one server, with one proof per key at a time.
 
     Attributes:
         genuine: Keys whose documents are genuine, SHA-256 of the SPKI.

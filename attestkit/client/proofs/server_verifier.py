@@ -1,4 +1,4 @@
-"""`Prover`: verifies the connections to one server, and keeps the accepted keys; no I/O of its own.
+"""`ServerVerifier`: verifies connections to one server and keeps the accepted keys, without I/O.
 
 One proof is made at a time, however many connections are opened: the others wait for it, and use it
 if they have the same key. After several refusals in a row the server is refused at once for a
@@ -38,7 +38,7 @@ PAUSE_SECONDS: Final = 30.0
 
 _ANY_KEY: Final = b""  # requests are encrypted, so the TLS key does not matter
 _NEVER: Final = float("inf")
-_all: Final["weakref.WeakSet[Prover]"] = weakref.WeakSet()
+_all: Final["weakref.WeakSet[ServerVerifier]"] = weakref.WeakSet()
 _logger = logging.getLogger("attestkit.client")
 
 OnProof = Callable[[Proof | PeerRefusedError], object]
@@ -48,10 +48,10 @@ Fetch = Callable[[Question], bytes]
 """Function that sends a request for evidence on a new connection, and returns the answer's body."""
 
 
-class Prover:
+class ServerVerifier:
     """Verifies one server, and keeps the keys that are accepted now; thread-safe.
 
-    Implements `ConnectionProver`.
+    Implements `ConnectionVerifier`.
 
     A proof ends at its `valid_until`, which `max_age` of the appraiser limits.
 
@@ -441,8 +441,8 @@ def _refused(text: str, reason: str) -> PeerRefusedError:
 
 
 def _after_fork() -> None:
-    for prover in list(_all):
-        prover.forget_parent()
+    for server_verifier in list(_all):
+        server_verifier.forget_parent()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
