@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 from attestkit import backends
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend
+from attestkit.backends.environment import backend_from_environment
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _booted(name: str | None, kms: dict[str, Any], options: dict[str, object]) -
     if kms and "kms" not in kms:
         message = f"{min(kms)}: requires kms; pass the URL of the KMS"
         raise UsageError(message, reason="missing")
-    name = name or backends.backend_from_environment()
+    name = name or backend_from_environment()
     if kms and name == "simulator":
         options["kms_boot"] = True
     return name
@@ -143,7 +144,7 @@ def make_backend(name: str | None, options: dict[str, object]) -> Backend:
 
     `options` are those of the backend's class, by name.
     """
-    name = name or backends.backend_from_environment()
+    name = name or backend_from_environment()
     cls = backends.detect() if name is None else backends.load(name)
     # Detection has already probed it.
     return cls() if name is None and not options else backends.create(cls, options)
@@ -191,5 +192,5 @@ def aopen(backend: str | Backend | None = None, **options: object) -> "AsyncAtte
 
 def _blocks(name: str | None) -> bool:
     """Return whether the backend that `open(name)` opens may block."""
-    name = name or backends.backend_from_environment()
+    name = name or backend_from_environment()
     return name is None or backends.load(name).blocking

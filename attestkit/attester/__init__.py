@@ -8,7 +8,6 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Generic, NoReturn, final
 
-from attestkit import backends
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attester.evidence_source import (
@@ -31,6 +30,7 @@ from attestkit.backends.base import (
     hosts_app,
     simulates_gpus,
 )
+from attestkit.backends.environment import find_host_shared_folder
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
@@ -105,7 +105,7 @@ class Attester(Generic[B_co]):
             return None
         from attestkit.dstack.host_shared_folder import HostShared  # lazy: only needed on hardware
 
-        self._shared = HostShared(backends.find_host_shared_folder())
+        self._shared = HostShared(find_host_shared_folder())
         return self._shared
 
     def _make_source(self) -> EvidenceSource:

@@ -7,8 +7,8 @@ of the reports, `KernelPaths.tsm_report`.
 import os
 from typing import TYPE_CHECKING, Final
 
-from attestkit import backends
 from attestkit.backends.base import SnpEvidence
+from attestkit.backends.environment import find_kernel_paths
 from attestkit.backends.linux.device_errors import no_quote, unavailable
 from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tdx.rtmr import TdGuest
@@ -71,7 +71,7 @@ class ConfigfsTsm:
         options = report_options(
             privlevel, service_provider, service_guid, service_manifest_version
         )
-        paths = backends.find_kernel_paths(root) if paths is None else paths
+        paths = find_kernel_paths(root) if paths is None else paths
         tsm = _client(paths, system)
         kind = cls._identify(tsm, paths)
         if options and kind is ConfigfsTdx:
@@ -99,7 +99,7 @@ class ConfigfsTsm:
             BackendError: If the kernel returned another error.
             UsageError: If an environment variable is invalid.
         """
-        paths = backends.find_kernel_paths() if paths is None else paths
+        paths = find_kernel_paths() if paths is None else paths
         cls._identify(_client(paths, system), paths)
 
     @classmethod
@@ -129,7 +129,7 @@ class ConfigfsTsm:
         try:
             cls.probe()
         except BackendUnavailableError as error:
-            if backends.find_kernel_paths().tsm_entry is None:
+            if find_kernel_paths().tsm_entry is None:
                 raise
             text = f"$DCAP_TDX_QUOTE_CONFIGFS_PATH: {error}"
             raise UsageError(text, reason="wrong_value") from error

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from attestkit import backends
 from attestkit.attestation.nitro import read_nitro_document
 from attestkit.attestation.nitro_tpm import BUFFER_SIZE, DocumentRequest, read_document
 from attestkit.attestation.wire.evidence_parts import NitroTpm
 from attestkit.backends.base import check_bytes
+from attestkit.backends.environment import find_kernel_paths
 from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.linux.guest_logs import GuestJournal
 from attestkit.backends.linux.kernel_paths import KernelPaths, require_cloud
@@ -212,7 +212,7 @@ class NitroTpmBackend(TpmGuest):
         paths: KernelPaths | None = None,
         client: TpmClient | None = None,
     ) -> None:
-        paths = backends.find_kernel_paths(root) if paths is None else paths
+        paths = find_kernel_paths(root) if paths is None else paths
         super().__init__(open_tpm(device, paths) if client is None else client, paths)
         register = RegisterAccess(self.read_event_pcr, self._extend_event_pcr, f"PCR {EVENT_PCR}")
         self._runtime_log = GuestJournal(paths, register)
@@ -229,7 +229,7 @@ class NitroTpmBackend(TpmGuest):
             BackendError: If the TPM returned another error.
             UsageError: If an environment variable is not an absolute path.
         """
-        paths = backends.find_kernel_paths() if paths is None else paths
+        paths = find_kernel_paths() if paths is None else paths
         with open_tpm(None, paths) as client:
             if not has_document_command(client):
                 raise missing_command(client.path)
@@ -246,7 +246,7 @@ class NitroTpmBackend(TpmGuest):
         Raises:
             AttestKitError: As `probe`.
         """
-        paths = backends.find_kernel_paths() if paths is None else paths
+        paths = find_kernel_paths() if paths is None else paths
         require_cloud(paths.dmi, "aws")
         cls.probe(paths)
 

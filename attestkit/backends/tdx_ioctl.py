@@ -28,7 +28,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
-from attestkit.backends import find_kernel_paths
+from attestkit.backends.environment import find_kernel_paths
 from attestkit.backends.linux.device_errors import Meaning, busy, failed, no_quote, unavailable
 from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, address_of, ior, iowr

@@ -37,6 +37,7 @@ from attestkit.kms.answers import (
     read_only_certificate,
 )
 from attestkit.kms.cert_request import CertRequest, sign_cert_request
+from attestkit.kms.failover import malformed_answer, try_each_url
 from attestkit.kms.https_call import (
     AttestedKey,
     ClientCa,
@@ -47,7 +48,7 @@ from attestkit.kms.https_call import (
 )
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.tls_chain import APP_CHAIN, check_usage, verify_app_certificate, verify_evidence
-from attestkit.kms.url import KmsUrl, malformed_answer, parse_kms_url, try_each_url
+from attestkit.kms.url import KmsUrl, parse_kms_url
 from attestkit.ra_tls.issuance import Issued
 
 if TYPE_CHECKING:

@@ -1,23 +1,19 @@
-"""URLs of a KMS, which are tried in order."""
+"""URLs of a KMS."""
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from attestkit._argument_checks import wrong_type
 from attestkit._formats.host_names import is_host
-from attestkit._sanitize import one_line, shown
-from attestkit.errors import ConfigError, FormatError, KmsError
+from attestkit._sanitize import shown
+from attestkit.errors import ConfigError
 
 MAX_URL: Final = 2048
 """Maximum number of characters of a URL."""
 _PRINTABLE: Final = re.compile(r"[!-~]+")
 _HTTPS_PORT: Final = 443
 _PRPC: Final = "/prpc"
-_T = TypeVar("_T")
-_MAX_SHOWN: Final = 300  # characters of an error
-_NOT_REACHED: Final = {"connection", "timeout"}
 
 
 class KmsUrl(NamedTuple):
@@ -74,48 +70,3 @@ def parse_kms_url(url: str) -> KmsUrl:
 
 def _bad(subject: str, problem: str) -> ConfigError:
     return ConfigError(f"{subject}: {problem}", reason="wrong_value")
-
-
-def try_each_url(urls: Sequence[KmsUrl], method: str, call: Callable[[KmsUrl], _T]) -> _T:
-    """Call each URL in order, until one succeeds; return its result.
-
-    Args:
-        urls: One URL or more.
-        method: Name of the method, for errors.
-        call: Calls it; a KmsError or FormatError leads to the next URL.
-
-    Raises:
-        KmsError: The error of the only URL, or one with the errors of all.
-    """
-    failures: list[KmsError] = []
-    for url in urls:
-        try:
-            return call(url)
-        except KmsError as error:
-            failures.append(_of_url(error, url))
-        except FormatError as error:
-            failures.append(malformed_answer(error, url, method))
-    if len(failures) == 1:
-        raise failures[0]
-    # A refusal or another identity explains more than an unreachable server.
-    chosen = next((one for one in failures if one.reason not in _NOT_REACHED), failures[0])
-    listed = "; ".join(one_line(str(one), _MAX_SHOWN) for one in failures)
-    message = f"{method}: all {len(failures)} URLs failed: {listed}"
-    raise KmsError(message, reason=chosen.reason, failures=tuple(failures)) from chosen
-
-
-def _of_url(error: KmsError, url: KmsUrl) -> KmsError:
-    """Return a KmsError that names the URL: `error` itself if it does so."""
-    if error.url:
-        return error
-    found = KmsError(f"KMS {url.base}: {error}", reason=error.reason, url=url.base)
-    found.__cause__ = error.__cause__
-    return found
-
-
-def malformed_answer(error: FormatError, url: KmsUrl, method: str) -> KmsError:
-    """Return the KmsError for a malformed answer to a method; its cause is `error`."""
-    message = f"KMS {url.base}: malformed answer for {method}: {one_line(str(error), _MAX_SHOWN)}"
-    found = KmsError(message, reason="malformed", url=url.base)
-    found.__cause__ = error
-    return found

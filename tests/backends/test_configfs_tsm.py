@@ -342,7 +342,7 @@ def test_probe_for_detection_without_tsm_is_unavailable(monkeypatch: pytest.Monk
     """Detection then tries the next backend."""
     monkeypatch.delenv("DCAP_TDX_QUOTE_CONFIGFS_PATH", raising=False)
     missing = PATHS._replace(tsm_report=Path("/nonexistent/tsm/report"))
-    monkeypatch.setattr(backends, "find_kernel_paths", lambda: missing)
+    monkeypatch.setattr("attestkit.backends.configfs_tsm.find_kernel_paths", lambda: missing)
     with raises(BackendUnavailableError, "missing", path="/nonexistent/tsm/report"):
         ConfigfsTsm.probe_for_detection()
 

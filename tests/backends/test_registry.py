@@ -8,6 +8,7 @@ import pytest
 
 from attestkit import _native, backends
 from attestkit.__main__ import main
+from attestkit.backends import detection, hardware_signs, registry
 from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
@@ -29,7 +30,7 @@ def install(
     monkeypatch: pytest.MonkeyPatch, *names: str, value: str = f"{__name__}:Plugin"
 ) -> None:
     """Install entry points for these backends."""
-    found = [metadata.EntryPoint(name, value, backends.GROUP) for name in names]
+    found = [metadata.EntryPoint(name, value, registry.GROUP) for name in names]
     monkeypatch.setattr(metadata, "entry_points", lambda group: found if group else [])
 
 
@@ -151,7 +152,8 @@ class ExplicitOnlyBackend:
 def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, type]:
     """Return the classes that the built-in names load: initially none is available."""
     classes: dict[str, type] = dict.fromkeys(backends.BUILTIN, Plugin)
-    monkeypatch.setattr(backends, "load", classes.__getitem__)
+    for module in (detection, hardware_signs):
+        monkeypatch.setattr(module, "load", classes.__getitem__)
     return classes
 
 
@@ -206,7 +208,7 @@ def test_detect_does_not_skip_malformed_backend(found: dict[str, type]) -> None:
 
 def test_probe_all_passes_paths_to_hardware_backends(found: dict[str, type]) -> None:
     """Only the backends in HARDWARE receive the paths."""
-    assert set(backends.HARDWARE) - {"tpm"} <= set(backends.AUTO_ORDER)
+    assert set(registry.HARDWARE) - {"tpm"} <= set(backends.AUTO_ORDER)
     paths = KernelPaths.below("/somewhere")
     found.update({name: probed() for name in backends.BUILTIN})
     assert set(backends.probe_all(paths).values()) == {None}
@@ -352,10 +354,10 @@ def test_detect_error_with_hardware_signs_mentions_doctor(
     """With signs of a TEE but no usable backend, the error recommends `attestkit doctor`."""
     del found
     sign = backends.HardwareSign("/dev/tdx_guest", positive=True, saw="present")
-    monkeypatch.setattr(backends, "check_hardware_signs", lambda: (sign,))
+    monkeypatch.setattr(detection, "check_hardware_signs", lambda: (sign,))
     with raises(BackendUnavailableError, "no_backend", part="attestkit doctor"):
         backends.detect()
-    monkeypatch.setattr(backends, "check_hardware_signs", lambda: (sign._replace(positive=False),))
+    monkeypatch.setattr(detection, "check_hardware_signs", lambda: (sign._replace(positive=False),))
     with raises(BackendUnavailableError, "no_backend") as caught:
         backends.detect()
     assert "attestkit doctor" not in str(caught.value)

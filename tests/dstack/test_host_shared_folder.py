@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends import find_host_shared_folder
 from attestkit.backends.base import AppHost
+from attestkit.backends.environment import find_host_shared_folder
 from attestkit.dstack import host_shared_folder
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.host_shared_folder import HostShared

@@ -51,7 +51,7 @@ _CORE = "a second module of the compiled core, which is already loaded"
 EXCEPTIONS = {
     "_package.py importlib.import_module": _FROM_TABLE,
     "_package.py sys.modules": "the package whose names are imported on first use",
-    "backends/__init__.py importlib.import_module": _FROM_TABLE,
+    "backends/registry.py importlib.import_module": _FROM_TABLE,
     "backends/simulator/tdx.py importlib.import_module": _FROM_TABLE,
     "backends/simulator/scenarios/registry.py importlib.import_module": _FROM_TABLE,
     "cli/__init__.py importlib.import_module": _FROM_TABLE,

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from attestkit import backends
 from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit.attestation.azure import HclReport, is_hcl_report
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
 from attestkit.backends.azure.imds import IMDS_ADDRESS, ImdsClient
 from attestkit.backends.base import check_bytes
+from attestkit.backends.environment import find_kernel_paths
 from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.linux.kernel_paths import KernelPaths, require_cloud
 from attestkit.backends.tpm.client import TpmClient
@@ -211,7 +211,7 @@ class AzureBackend(TpmGuest):
         client: TpmClient | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        paths = backends.find_kernel_paths(root) if paths is None else paths
+        paths = find_kernel_paths(root) if paths is None else paths
         super().__init__(open_tpm(device, paths) if client is None else client, paths)
         self._paravisor = Paravisor(self._client, sleep=sleep)
         self._imds = ImdsClient(IMDS_ADDRESS, sleep=sleep) if imds is None else imds
@@ -230,7 +230,7 @@ class AzureBackend(TpmGuest):
             BackendError: If the TPM fails.
             UsageError: If `$TPM_DEVICE` is not an absolute path.
         """
-        paths = backends.find_kernel_paths() if paths is None else paths
+        paths = find_kernel_paths() if paths is None else paths
         with open_tpm(None, paths) as client:
             Paravisor(client).read_report()
 
@@ -248,7 +248,7 @@ class AzureBackend(TpmGuest):
             BackendUnavailableError: If this is not a VM of Azure, or `probe` raises a BackendError.
             UsageError: If an environment variable is not an absolute path.
         """
-        paths = backends.find_kernel_paths() if paths is None else paths
+        paths = find_kernel_paths() if paths is None else paths
         require_cloud(paths.dmi, "azure")
         try:
             cls.probe(paths)

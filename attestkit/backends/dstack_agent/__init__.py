@@ -19,8 +19,8 @@ from attestkit._crypto.ecdsa import p256_verify
 from attestkit._crypto.x509.vendor_roots import pck_key
 from attestkit._formats import strict_json
 from attestkit.attestation import Attestation
-from attestkit.backends import find_agent_endpoint
 from attestkit.backends.dstack_agent.client import TIMEOUT, AgentClient, AgentResponse
+from attestkit.backends.environment import find_agent_endpoint
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from attestkit import backends
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit._crypto.hashes import sha256
@@ -20,6 +19,7 @@ from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.backends.base import Backend, RegisterExtender, SnpReporter, check_bytes
 from attestkit.backends.configfs_tsm import ConfigfsTsm
+from attestkit.backends.environment import find_kernel_paths
 from attestkit.backends.gcp.event_logs import (
     BANK,
     PcrAccess,
@@ -167,7 +167,7 @@ class GcpBackend:
         client: TpmClient | None = None,
     ) -> "Self":
         """Return a GcpTdGuest or a GcpSnpGuest, according to the hardware's backend."""
-        paths = backends.find_kernel_paths(root) if paths is None else paths
+        paths = find_kernel_paths(root) if paths is None else paths
         own = cast("Backend", ConfigfsTsm(paths=paths)) if hardware is None else hardware
         kind = _kind(own)
         if not issubclass(kind, cls):
@@ -195,7 +195,7 @@ class GcpBackend:
             BackendError: If a device fails.
             UsageError: If an environment variable is invalid.
         """
-        paths = backends.find_kernel_paths() if paths is None else paths
+        paths = find_kernel_paths() if paths is None else paths
         node = find_tpm_device(None, paths)  # quick, and missing on most machines
         ConfigfsTsm.probe(paths)
         read_firmware_log(paths)
@@ -217,7 +217,7 @@ class GcpBackend:
             BackendError: If the TPM fails.
             UsageError: If an environment variable is invalid.
         """
-        paths = backends.find_kernel_paths() if paths is None else paths
+        paths = find_kernel_paths() if paths is None else paths
         with open_tpm(None, paths) as client:
             require_template(client)
 
@@ -234,7 +234,7 @@ class GcpBackend:
             BackendUnavailableError: If the DMI table names no cloud, or another one.
             AttestKitError: As `probe`.
         """
-        paths = backends.find_kernel_paths() if paths is None else paths
+        paths = find_kernel_paths() if paths is None else paths
         require_cloud(paths.dmi, "google")
         cls.probe(paths)
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from attestkit import backends
 from attestkit._formats.strict_json import from_hex
 from attestkit._package import own_version
 from attestkit._system.clock import current_time
 from attestkit.backends.base import Backend, LaunchRecord
+from attestkit.backends.environment import recording_from_environment
 from attestkit.backends.recording import recording_file
 from attestkit.backends.recording.recorded_protocols import (
     ABILITIES,
@@ -30,6 +30,7 @@ from attestkit.backends.recording.recorded_protocols import (
     host_to_json,
 )
 from attestkit.backends.recording.recorder import Recorder, Replayer
+from attestkit.backends.registry import create, load
 from attestkit.errors import BackendUnavailableError, FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ R = TypeVar("R", bound=Recording)
 
 def _recording_path(path: str | os.PathLike[str] | None) -> Path:
     if path is None:
-        path = backends.recording_from_environment()
+        path = recording_from_environment()
     if path is None:
         text = 'recording: no path; use open("recording", path=FILE) or $ATTESTKIT_RECORDING'
         raise BackendUnavailableError(text, reason="not_configured")
@@ -237,7 +238,7 @@ def _copy_document(made: R, host: object) -> R:
 
 def _make_backend(of: str | Backend, options: dict[str, object]) -> Backend:
     if isinstance(of, str):
-        return backends.create(backends.load(of), options)
+        return create(load(of), options)
     if isinstance(of, type) or not isinstance(of, Backend):
         text = f"of: must be a name or a backend (attestkit.backends.base.Backend), not {of!r}"
         raise UsageError(text, reason="wrong_type")

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, closing
 from threading import Lock
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar, cast
 
-from attestkit import backends
 from attestkit._argument_checks import wrong_type
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.backends import base
+from attestkit.backends.environment import find_host_shared_folder
 from attestkit.backends.recording import call_codec
 from attestkit.backends.recording.recorder import Recorder, Replayer
 from attestkit.backends.recording.recording_file import result_from_json
@@ -81,7 +81,7 @@ def host_to_json(backend: base.Backend) -> dict[str, object]:
         return {}
     from attestkit.dstack.host_shared_folder import HostShared  # lazy: only needed on hardware
 
-    with closing(HostShared(backends.find_host_shared_folder())) as shared:
+    with closing(HostShared(find_host_shared_folder())) as shared:
         return {"host": _app_to_json(shared)}
 
 

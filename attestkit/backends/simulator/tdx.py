@@ -178,7 +178,7 @@ class Simulator(SimulatedApp):
         platform = chosen_scenario(options.get("scenario"), requested).platform
         return object.__new__(find_class(platform))
 
-    # `backends.make` checks options against the signature, which `inspect` finds here.
+    # `backends.create` checks options against the signature, which `inspect` finds here.
     cast("Any", __new__).__wrapped__ = __init__
 
     def _own_scenario(self, chosen: str | Scenario | None, platform: str | None) -> Scenario:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from attestkit import backends
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.backends.base import check_bytes
+from attestkit.backends.environment import find_kernel_paths
 from attestkit.backends.linux.device_errors import unavailable
 from attestkit.backends.linux.kernel_paths import KernelPaths
 from attestkit.backends.tpm.client import FAMILY, LoadedKey, TpmClient
@@ -77,7 +77,7 @@ class TpmBackend(TpmGuest):
         self._handle, self._is_chosen = _ak_handle(ak_handle)
         self._certificates = () if ak_certificate is None else (ak_certificate,)
         self._selections = (PcrSelection(bank, EVERY_PCR),)
-        paths = backends.find_kernel_paths(root) if paths is None else paths
+        paths = find_kernel_paths(root) if paths is None else paths
         self._read_logs = partial(read_tpm_logs, paths) if logs else TpmLogs
         super().__init__(open_tpm(device, paths) if client is None else client, paths)
 

@@ -16,9 +16,11 @@ from attestkit.backends.base import (
     SnpReporter,
 )
 from attestkit.backends.dstack_agent import DstackAgent
+from attestkit.backends.environment import find_host_shared_folder
 from attestkit.backends.linux.guest_logs import read_boot_log
 from attestkit.backends.linux.host_inspection import HostInspection, inspect_host
 from attestkit.backends.linux.kernel_paths import KernelPaths
+from attestkit.backends.registry import HARDWARE
 from attestkit.backends.tdx.qgs import read_configured_port
 from attestkit.cli.doctor.runtime_log import RuntimeLogState, examine_runtime_log
 from attestkit.errors import AttestKitError, UsageError
@@ -141,7 +143,7 @@ def examine(root: str | os.PathLike[str] | None, *, quote: bool = False) -> Diag
         _check_folder(root)
     paths = backends.find_kernel_paths(root)
     base = "/" if root is None else root
-    app_folder = backends.find_host_shared_folder() if root is None else Path(root, APP_FOLDER)
+    app_folder = find_host_shared_folder() if root is None else Path(root, APP_FOLDER)
     host = inspect_host(paths, app_folder, root=base)
     found = backends.probe_all(None if root is None else paths)
     return Diagnosis(
@@ -180,7 +182,7 @@ def _by_name_only(found: dict[str, str | None]) -> dict[str, str]:
     """
     skipped = {}
     for name in backends.AUTO_ORDER:
-        if name not in backends.HARDWARE and found.get(name, "") is None:
+        if name not in HARDWARE and found.get(name, "") is None:
             try:
                 getattr(backends.load(name), "probe_for_detection", lambda: None)()
             except AttestKitError as error:
@@ -229,7 +231,7 @@ def _boot_log(paths: KernelPaths) -> BootLog:
 
 def _open_backend(name: str, paths: KernelPaths) -> Backend:
     cls: Callable[..., Backend] = backends.load(name)
-    return cls(**({"paths": paths} if name in backends.HARDWARE else {}))
+    return cls(**({"paths": paths} if name in HARDWARE else {}))
 
 
 def _read_event_register(paths: KernelPaths, found: dict[str, str | None]) -> bytes | None:
@@ -237,7 +239,7 @@ def _read_event_register(paths: KernelPaths, found: dict[str, str | None]) -> by
 
     None if it cannot be read. `found` has by backend the error of its probe, None if it is usable.
     """
-    for name in backends.HARDWARE:
+    for name in HARDWARE:
         if found.get(name, "") is not None:
             continue
         try:

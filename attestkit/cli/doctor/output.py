@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from attestkit import backends
 from attestkit.backends.linux.host_inspection import PathStatus
 from attestkit.backends.linux.kernel_paths import FEATURES
+from attestkit.backends.registry import HARDWARE
 from attestkit.cli.doctor.examine import Diagnosis
 from attestkit.cli.doctor.runtime_log import read_table
 from attestkit.cli.output import console
@@ -138,7 +138,7 @@ def _conditions(found: Diagnosis) -> set[str]:
         "dstack_agent": found.works("dstack_agent"),
         "quotes": found.works("configfs_tsm") or found.works("tdx_ioctl"),
         "any_backend": any(found.works(name) for name in found.backends if name != "simulator"),
-        "only_tpm": [name for name in backends.HARDWARE if found.works(name)] == ["tpm"],
+        "only_tpm": [name for name in HARDWARE if found.works(name)] == ["tpm"],
         "report": host.report.error is None,
         "device": host.tdx_guest.error is None,
         "registers": host.measurements.error is None,

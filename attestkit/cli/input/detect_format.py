@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from attestkit._formats.hex_text import decode_hex_text
 from attestkit._formats.strict_json import check_depth, decode_strictly
-from attestkit._native import unhex
 from attestkit.attestation import Attestation
 from attestkit.attestation.cmw.evidence import MEDIA_TYPES
 from attestkit.attestation.cmw.record import KIND
@@ -86,8 +86,7 @@ def identify(data: bytes) -> FileContent:
     """
     if not data:
         raise FormatError("the file is empty", offset=0, reason="missing")
-    raw = _unhex(data)
-    if raw is not None:
+    if (raw := decode_hex_text(data)) is not None:
         return identify(raw)
     text = data.lstrip()
     if text[:1] == b"\x1e":  # JSON text sequence (RFC 7464)
@@ -99,14 +98,6 @@ def identify(data: bytes) -> FileContent:
     if text.startswith(b"-----BEGIN CERTIFICATE-----") or data[:2] == b"\x30\x82":
         return _certificate(data)._replace(raw=data)
     return _binary(data)._replace(raw=data)
-
-
-def _unhex(data: bytes) -> bytes | None:
-    """Decode hex, with or without `0x`, in ASCII; return None for other data."""
-    digits = data.strip()
-    if digits[:2] in {b"0x", b"0X"}:
-        digits = digits[2:]
-    return unhex(digits) if digits else None
 
 
 def _json(data: bytes) -> FileContent:

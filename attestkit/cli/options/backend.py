@@ -181,9 +181,11 @@ def _complete_option(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> "list[CompletionItem]":
     """Complete `incomplete`: NAME= of a backend option, then NAME=VALUE if its values are known."""
-    from attestkit import backends  # lazy: --help needs no backend
+    # Lazy: --help needs no backend.
+    from attestkit import backends
+    from attestkit.backends.environment import backend_from_environment
 
-    backend = ctx.params.get("backend") or backends.backend_from_environment() or "simulator"
+    backend = ctx.params.get("backend") or backend_from_environment() or "simulator"
     try:
         known = option_types(backends.load(backend))
     except AttestKitError:
@@ -224,11 +226,12 @@ class Device(NamedTuple):
             BackendUnavailableError: If the backend, or every backend, is unavailable.
             BackendError: If the backend fails.
         """
-        import attestkit  # lazy, like the import below: --help needs no backend
+        import attestkit  # lazy, like the imports below: --help needs no backend
         from attestkit import backends
+        from attestkit.backends.environment import backend_from_environment
 
         check_output("--record", self.record, self.inputs)
-        name = self.backend or backends.backend_from_environment()
+        name = self.backend or backend_from_environment()
         try:
             cls = backends.detect() if name is None else backends.load(name)
         except BackendUnavailableError as error:

@@ -18,7 +18,7 @@ from typing import Final
 from attestkit.errors import FormatError
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs
 from attestkit.measure.acpi.acpi_tables import TABLES_NAME, AcpiTables, check_tables, resize_table
-from attestkit.measure.acpi.table_cache import packaged_entries
+from attestkit.measure.acpi.packaged_tables import packaged_entries
 
 # Extended interrupt descriptor (ACPI 6.4.3.6) of 1 or 3 level-triggered interrupts.
 _LEVEL_TRIGGERED: Final = re.compile(rb"\x89(?:\x06\x00\x09(?=\x01)|\x0e\x00\x09(?=\x03))")

@@ -8,11 +8,13 @@ from attestkit.errors import UsageError
 from attestkit.measure.acpi import derived_tables
 from attestkit.measure.acpi.acpi_inputs import QemuBuild, acpi_inputs, host_version
 from attestkit.measure.acpi.acpi_tables import AcpiTables, read_table_folder
+from attestkit.measure.acpi.packaged_tables import packaged_tables
 from attestkit.measure.acpi.qemu.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_build, read_machine
 from attestkit.measure.acpi.qemu.qtest import DEFAULT_SECONDS
-from attestkit.measure.acpi.table_cache import TableCache, TableEntry, TableKey, packaged_tables
+from attestkit.measure.acpi.table_cache import TableCache
+from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from attestkit.measure.expected import Basis
 from attestkit.measure.machine_shape import MachineShape
 

@@ -7,7 +7,7 @@ from typing import Final
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.td_hob import SPLIT_MEMORY
 from attestkit.measure.acpi.acpi_tables import AcpiTable, AcpiTables
-from attestkit.measure.acpi.table_cache import packaged_entries
+from attestkit.measure.acpi.packaged_tables import packaged_entries
 from attestkit.measure.diagnosis.difference import Cause, CauseName
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest
 from attestkit.measure.diagnosis.guest_shape import AcpiShape, PackagedMachine, TableShape

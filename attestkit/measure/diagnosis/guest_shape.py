@@ -21,7 +21,7 @@ from attestkit.event_log.event_types import HANDOFF_TABLES2
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs
 from attestkit.measure.acpi.acpi_tables import AcpiTable, AcpiTables, build_loader
 from attestkit.measure.acpi.derived_tables import to_edge_triggered
-from attestkit.measure.acpi.table_cache import PACKAGED_LINES, packaged_entries
+from attestkit.measure.acpi.packaged_tables import PACKAGED_LINES, packaged_entries
 from attestkit.measure.diagnosis.logged_event import acpi_digests
 from attestkit.measure.expected import events_of
 from attestkit.measure.firmware.tdvf import TD_HOB, TEMP_MEM, TdvfSection

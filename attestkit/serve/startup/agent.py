@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attestkit import backends
 from attestkit.attester import Attester
 from attestkit.backends.base import RecordedBackend, hosts_app
+from attestkit.backends.environment import find_host_shared_folder
 from attestkit.dstack.host_shared_folder import HostShared, read_app_compose, read_sys_config
 from attestkit.factory import make_backend
 from attestkit.keys import AppKeys
@@ -81,7 +82,7 @@ def _open_tee(settings: Settings, stack: ExitStack) -> Attester:
         backend = make_backend(settings.backend, {})
     if hosts_app(backend) and not any(settings.files):
         return Attester(backend)
-    host = HostShared(backends.find_host_shared_folder(), **settings.files._asdict())
+    host = HostShared(find_host_shared_folder(), **settings.files._asdict())
     return Attester(backend, stack.enter_context(closing(host)))
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._formats import strict_json
-from attestkit._native import unhex
+from attestkit._formats.hex_text import decode_hex_text
 from attestkit._outcomes.steps import caution
 from attestkit._sanitize import shown
 from attestkit._system.atomic_file import load_document, save_document
@@ -314,7 +314,8 @@ def _parse_bytes(data: bytes) -> ParsedEvidence:
         return ParsedEvidence(None, Quote.parse(data))
     if is_nitro_document(data):
         return ParsedEvidence.of(attest_nitro_document(data))
-    if data[:1] and data[0] in _HEX_DIGITS and (found := _unhex(data)) is not None:
+    found = decode_hex_text(data) if data[:1] and data[0] in _HEX_DIGITS else None
+    if found and found[0] not in _HEX_DIGITS:  # otherwise hex text itself
         return _parse_bytes(found)
     if data.startswith(_CERTIFICATES):
         message = "evidence: must not be a certificate; verify that with ra_tls.verify"
@@ -330,20 +331,6 @@ def _parse_bytes(data: bytes) -> ParsedEvidence:
             message = "evidence: a bundle; pass EvidenceBundle.from_json to Verifier.verify_bundle"
             raise FormatError(message, reason="unsupported") from error
         raise
-
-
-def _unhex(data: bytes) -> bytes | None:
-    """Decode hex text, with or without 0x and white space around it.
-
-    Args:
-        data: The text in ASCII.
-
-    Returns:
-        The bytes; None if `data` is not hex, or if the bytes are hex text themselves.
-    """
-    digits = data.strip()
-    found = unhex(digits[2:] if digits[:2] in {b"0x", b"0X"} else digits)
-    return found if found and found[0] not in _HEX_DIGITS else None
 
 
 def begins_with_snp_report(data: bytes) -> bool:

@@ -8,16 +8,11 @@ from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.acpi.acpi_tables import check_tables
 from attestkit.measure.acpi.derived_tables import to_edge_triggered
+from attestkit.measure.acpi.packaged_tables import packaged_entries
 from attestkit.measure.acpi.qemu.qemu_machine import FwCfgFile, parse_directory, parse_e820
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
-from attestkit.measure.acpi.table_cache import (
-    TableEntry,
-    decode_cache_file,
-    decode_entry,
-    encode_cache_file,
-    encode_entry,
-    packaged_entries,
-)
+from attestkit.measure.acpi.table_cache import decode_cache_file, encode_cache_file
+from attestkit.measure.acpi.table_entry import TableEntry, decode_entry, encode_entry
 from fuzz.parsers.contract import ParserTarget, check, check_same, obeys, short, tried
 
 _SIZE: Final = 16_384  # bytes of an entry

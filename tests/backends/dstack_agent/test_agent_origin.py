@@ -4,6 +4,7 @@ import pytest
 
 import attestkit
 from attestkit import Quote, backends
+from attestkit.backends import detection
 from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.linux import kernel_paths as paths
 from attestkit.backends.simulator import Simulator
@@ -144,7 +145,7 @@ def test_unavailable_agent_is_an_error() -> None:
 @pytest.fixture
 def only_agents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limit detection to agents."""
-    monkeypatch.setattr(backends, "AUTO_ORDER", ("dstack_agent",))
+    monkeypatch.setattr(detection, "AUTO_ORDER", ("dstack_agent",))
 
 
 @pytest.mark.usefixtures("only_agents")

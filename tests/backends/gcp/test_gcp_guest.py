@@ -331,7 +331,7 @@ def test_detection_needs_a_machine_of_google(
 ) -> None:
     """The TPM of another machine is not opened by detection."""
     paths = KernelPaths.below(tmp_path)
-    monkeypatch.setattr("attestkit.backends.find_kernel_paths", lambda: paths)
+    monkeypatch.setattr("attestkit.backends.gcp.backend.find_kernel_paths", lambda: paths)
     assert reason_of(GcpBackend.probe_for_detection, BackendUnavailableError) == "wrong_platform"
     paths.dmi.mkdir(parents=True)
     (paths.dmi / "product_name").write_text("Google Compute Engine\n")
@@ -348,7 +348,7 @@ def test_template_alone_is_a_sign_of_hardware(
     (paths.dmi / "product_name").write_text("Google Compute Engine\n")
     cloud = host_inspection.Platform("Google Cloud", "DMI", supported=True, advice="")
     monkeypatch.setattr(host_inspection, "detect_platforms", lambda *_: (cloud,))
-    monkeypatch.setattr(backends, "find_kernel_paths", lambda: paths)
+    monkeypatch.setattr("attestkit.backends.gcp.backend.find_kernel_paths", lambda: paths)
     monkeypatch.setattr("attestkit.backends.gcp.backend.open_tpm", lambda *_: software_tpm)
     monkeypatch.setattr(software_tpm, "close", lambda: None)
     assert not backends.check_hardware_signs()[-1].positive

@@ -13,6 +13,7 @@ from attestkit import backends
 from attestkit.__main__ import main
 from attestkit._formats import toml
 from attestkit.attestation.wire.evidence_parts import GcpSnp
+from attestkit.backends import detection
 from attestkit.backends.linux.host_inspection import PathStatus
 from attestkit.backends.linux.kernel_paths import FEATURES
 from attestkit.backends.simulator import Simulator
@@ -300,9 +301,10 @@ def test_findings_reports_agent_usable_by_name_only(
             raise BackendUnavailableError("it is simulated", reason="missing")
 
     real = backends.load
-    monkeypatch.setattr(
-        backends, "load", lambda name: Agent if name == "dstack_agent" else real(name)
-    )
+    for module in (backends, detection):
+        monkeypatch.setattr(
+            module, "load", lambda name: Agent if name == "dstack_agent" else real(name)
+        )
     monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", "/nowhere.sock")
     found = findings(tmp_path)
     assert found["backends"]["dstack_agent"] is None

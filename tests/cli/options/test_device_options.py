@@ -12,6 +12,7 @@ import pytest
 
 from attestkit import backends
 from attestkit.__main__ import main
+from attestkit.backends import detection
 from attestkit.cli.options.backend import option_types
 from attestkit.errors import UsageError
 from tests.cli.program import SIMULATED, WARNING
@@ -25,7 +26,7 @@ def test_device_commands_without_tee_name_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Without a TEE, the exit code is 3 and the line names the simulator, which is not used."""
-    monkeypatch.setattr(backends, "AUTO_ORDER", ())
+    monkeypatch.setattr(detection, "AUTO_ORDER", ())
     monkeypatch.delenv("ATTESTKIT_BACKEND", raising=False)
     for words in (["quote"], ["attest"], ["emit", "x"], ["key", "x"]):
         assert main(words) == 3

@@ -25,7 +25,7 @@ from attestkit.measure.acpi.acpi_inputs import AcpiInputs, acpi_inputs
 from attestkit.measure.acpi.acpi_tables import AcpiTables
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine, read_version
-from attestkit.measure.acpi.table_cache import TableEntry, TableKey, encode_entry
+from attestkit.measure.acpi.table_entry import TableEntry, TableKey, encode_entry
 from tests.measure.acpi.machines import machine
 from tests.vectors import load
 

@@ -19,7 +19,8 @@ from attestkit.measure.acpi import (
     to_edge_triggered,
 )
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
-from attestkit.measure.acpi.table_cache import TableKey, packaged_tables
+from attestkit.measure.acpi.packaged_tables import packaged_tables
+from attestkit.measure.acpi.table_entry import TableKey
 from tests.measure.acpi.machines import (
     installed_version,
     machine,

@@ -12,14 +12,10 @@ from attestkit.measure.acpi import find_tables, to_edge_triggered
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs
 from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables
 from attestkit.measure.acpi.derived_tables import BASE_LINE, can_derive, derive_tables
+from attestkit.measure.acpi.packaged_tables import packaged_entries, packaged_tables
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM, inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
-from attestkit.measure.acpi.table_cache import (
-    TableEntry,
-    TableKey,
-    packaged_entries,
-    packaged_tables,
-)
+from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from tests.measure.acpi.machines import installed_version, needs_qemu, shape_of
 from tests.raising import raises
 from tests.vectors import data, needs_shared

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError
 from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables
 from attestkit.measure.acpi.derived_tables import to_edge_triggered
-from attestkit.measure.acpi.table_cache import packaged_entries
+from attestkit.measure.acpi.packaged_tables import packaged_entries
 from tests.raising import raises
 
 ENTRIES = [entry.files for entry in packaged_entries("8.2")]

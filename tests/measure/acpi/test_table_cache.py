@@ -10,14 +10,9 @@ import pytest
 
 from attestkit.errors import ConfigError, UsageError
 from attestkit.measure.acpi.acpi_inputs import QemuBuild
-from attestkit.measure.acpi.table_cache import (
-    TableCache,
-    TableEntry,
-    TableKey,
-    cache_folder,
-    encode_entry,
-    packaged_entries,
-)
+from attestkit.measure.acpi.packaged_tables import packaged_entries
+from attestkit.measure.acpi.table_cache import TableCache, cache_folder
+from attestkit.measure.acpi.table_entry import TableEntry, TableKey, encode_entry
 from tests.raising import raises
 
 ENTRY, OTHER, _ = packaged_entries("8.2")

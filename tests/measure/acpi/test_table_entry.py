@@ -12,19 +12,17 @@ from hypothesis import strategies as st
 from attestkit._formats.toml import decode
 from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import FormatError
-from attestkit.measure.acpi import table_cache
+from attestkit.measure.acpi import packaged_tables as packaged
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
+from attestkit.measure.acpi.packaged_tables import PACKAGED_LINES, packaged_entries, packaged_tables
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
-from attestkit.measure.acpi.table_cache import (
-    PACKAGED_LINES,
+from attestkit.measure.acpi.table_entry import (
     TableEntry,
     TableKey,
     decode_entry,
     encode_entry,
     entry_spans,
-    packaged_entries,
-    packaged_tables,
 )
 from tests.bounds.counting import peak
 from tests.measure.acpi.machines import installed_version, needs_qemu, shape_of
@@ -134,7 +132,7 @@ def test_packaged_files_are_those_of_their_sources() -> None:
 @pytest.mark.parametrize("line", PACKAGED_LINES)
 def test_packaged_tables_are_unpacked_in_little_memory(line: str) -> None:
     """A line is unpacked with a dictionary of 8 MiB."""
-    assert peak(lambda: table_cache._load_line.__wrapped__(line)) < 32 << 20
+    assert peak(lambda: packaged._load_line.__wrapped__(line)) < 32 << 20
 
 
 def test_packaged_tables_of_other_line_or_machine_are_none() -> None:

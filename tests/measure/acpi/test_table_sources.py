@@ -18,9 +18,10 @@ from attestkit.measure.acpi import (
 )
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.acpi_tables import AcpiTables
+from attestkit.measure.acpi.packaged_tables import packaged_tables
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM
 from attestkit.measure.acpi.qemu.qemu_machine import read_build
-from attestkit.measure.acpi.table_cache import TableEntry, TableKey, packaged_tables
+from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from attestkit.measure.machine_shape import MachineShape
 from tests.measure.acpi.machines import installed_version, needs_qemu, shape_of
 from tests.measure.acpi.qemu.fake_qemu import write_program

@@ -9,7 +9,7 @@ from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.measure import ExpectedMeasurements, MachineShape, tdx
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.acpi_tables import AcpiTables, build_loader
-from attestkit.measure.acpi.table_cache import packaged_entries
+from attestkit.measure.acpi.packaged_tables import packaged_entries
 from attestkit.measure.diagnosis.evidence_comparison import LoggedBoot
 from attestkit.measure.diagnosis.guest_inputs import GuestInputs
 from tests.measure.firmware_images import (

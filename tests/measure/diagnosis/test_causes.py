@@ -18,9 +18,9 @@ from attestkit.attestation.launch.td_hob import (
 )
 from attestkit.event_log import Event, EventLog
 from attestkit.measure import ExpectedMeasurements, tdx
+from attestkit.measure.acpi.packaged_tables import packaged_entries
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu.user_command import clean_command
-from attestkit.measure.acpi.table_cache import packaged_entries
 from attestkit.measure.diagnosis.acpi_causes import (
     _compare_shapes,
     _explain_growth,

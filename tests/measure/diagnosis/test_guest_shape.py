@@ -9,9 +9,9 @@ from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.measure.acpi import to_edge_triggered
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.acpi_tables import build_loader
+from attestkit.measure.acpi.packaged_tables import PACKAGED_LINES, packaged_entries
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu.user_command import clean_command
-from attestkit.measure.acpi.table_cache import PACKAGED_LINES, packaged_entries
 from attestkit.measure.diagnosis.guest_shape import (
     PackagedMachine,
     TableShape,

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import pytest
 
-from attestkit import backends
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend
 from attestkit.backends.configfs_tsm import ConfigfsTsm
@@ -184,4 +183,4 @@ class _DefaultPaths:
 
 def use_paths_below(root: Path, patch: pytest.MonkeyPatch) -> None:
     """Make a directory the default location of the kernel's files."""
-    patch.setattr(backends, "KernelPaths", _DefaultPaths(root))
+    patch.setattr("attestkit.backends.environment.KernelPaths", _DefaultPaths(root))

@@ -8,6 +8,7 @@ import pytest
 import attestkit
 from attestkit import Attestation, backends
 from attestkit.backends.linux.kernel_paths import KernelPaths
+from attestkit.backends.registry import HARDWARE
 from attestkit.errors import BackendUnavailableError
 from tests.clients import python_dcap_qvl as dcap
 from tests.raising import raises
@@ -66,7 +67,7 @@ def test_detect_selects_the_guests_backend(guest: Guest) -> None:
         assert str(guest.paths.tdx_attest_conf) in text
         assert "generation (of an out-of-tree driver)" in text
     seen = backends.probe_all(None if not guest.elsewhere else guest.paths)
-    able = [name for name in backends.HARDWARE if seen[name] is None]
+    able = [name for name in HARDWARE if seen[name] is None]
     assert able == ([guest.kind.cls.name] if guest.kind.found else [])
     if not guest.elsewhere and guest.kind.found and not guest.options:
         with attestkit.open() as tee:  # the default call of a program
