@@ -50,7 +50,10 @@ class AppInfo(NamedTuple):
     init_script_hashes: tuple[bytes, ...] | None  # 32 bytes each, at most 5; None if unknown
 
     def to_dict(self) -> dict[str, object]:
-        """Return the JSON object of the guest agent API: hex text by field name, in order."""
+        """Return the JSON object of the guest agent API: hex by field name, in order of the fields.
+
+        `init_script_hashes` is an array of hex, or None.
+        """
         hashes = self.init_script_hashes
         found: dict[str, Any] = {name: value.hex() for name, value in self._bytes().items()}
         found["init_script_hashes"] = None if hashes is None else [h.hex() for h in hashes]

@@ -180,7 +180,9 @@ def decode_evidence(data: bytes) -> parts.Evidence:
         raise FormatError("attest.Attestation: quotes: missing", reason="missing")
     extra = TpmsAttest.parse(message.quotes[0].message).extra_data
     if len(extra) > _REPORT_DATA:
-        problem = f"attest.Attestation: {len(extra)} bytes of qualifying data, over {_REPORT_DATA}"
+        problem = (
+            f"attest.Attestation: {len(extra)} bytes of qualifying data, at most {_REPORT_DATA}"
+        )
         raise FormatError(problem, reason="too_large")
     return parts.Evidence(
         parts.GoTpmTools(data), parts.Stack(extra.ljust(_REPORT_DATA, b"\0"), (), "")

@@ -94,7 +94,7 @@ def read_nitro_document(data: bytes, *, tpm: bool | None = None) -> NitroDocumen
             exceeds a limit.
     """
     if len(data) > _MAX_SIZE:
-        message = f"Nitro document: {len(data)} bytes, more than {_MAX_SIZE}"
+        message = f"Nitro document: {len(data)} bytes, at most {_MAX_SIZE}"
         raise FormatError(message, reason="too_large")
     envelope = read_value(data, tag=_COSE_SIGN1)
     if not isinstance(envelope, list) or len(envelope) != 4:
@@ -185,7 +185,7 @@ def _callers_field(payload: dict[Value, Value], name: str, kind: _Kind) -> bytes
         return b""
     value, limit = _typed(payload, name, b""), kind.limits[name]
     if len(value) > limit:
-        raise _problem(name, f"{len(value)} bytes, more than {limit}", "too_large")
+        raise _problem(name, f"{len(value)} bytes, at most {limit}", "too_large")
     return value
 
 

@@ -29,7 +29,7 @@ class DocumentRequest(NamedTuple):
         """
         for name, value in self._asdict().items():
             if value is not None and len(value) > _LARGEST_FIELD:
-                message = f"{name}: {len(value)} bytes, more than {_LARGEST_FIELD}"
+                message = f"{name}: {len(value)} bytes, at most {_LARGEST_FIELD}"
                 raise UsageError(message, reason="too_large")
         import cbor2  # lazy: only needed for evidence
 

@@ -57,11 +57,13 @@ class SnpSource(EvidenceSource):
         return Attestation(Evidence(platform, Stack(report_data, (), config)))
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Raise UnsupportedError for any `app_id`: on SEV-SNP the host measures the app."""
+        """Raise UnsupportedError for any `app_id`: on SEV-SNP HOST_DATA identify the app."""
         del app_id
-        raise UnsupportedError(
-            f"{NO_REGISTERS}; on SEV-SNP the host measures the app at launch", reason="no_registers"
+        message = (
+            f"{NO_REGISTERS}; on SEV-SNP the app is identified by HOST_DATA, which the host sets "
+            "at launch"
         )
+        raise UnsupportedError(message, reason="no_registers")
 
 
 def parse_report(raw: bytes) -> SnpReport:

@@ -55,7 +55,7 @@ def exit_code(error: errors.AttestKitError) -> int:
         return REJECTED
     if isinstance(error, errors.ServiceError):
         return NETWORK if error.reason in _NO_CONNECTION else REJECTED
-    if isinstance(error, OSError):  # PeerRefusedError, whose cause tells
+    if isinstance(error, OSError):  # PeerRefusedError: its cause determines the code
         if isinstance(cause := error.__cause__, errors.AttestKitError):
             return exit_code(cause)
         return NETWORK if error.reason in _NO_CONNECTION else REJECTED

@@ -326,7 +326,7 @@ def extract_evidence(content: FileContent) -> Attestation | Quote:
         inner = identify(_bundle(content).evidence)
         if inner.kind not in {"evidence", "quote"}:
             raise errors.FormatError(
-                f"evidence bundle: must contain evidence, not the format: {inner.kind}",
+                f"evidence bundle: evidence: must be a quote or other evidence, not: {inner.kind}",
                 reason="unrecognized",
             )
         return extract_evidence(inner)

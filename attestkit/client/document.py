@@ -202,7 +202,7 @@ def read_document(body: bytes, nonce: bytes) -> AttestedDocument:
     """
     require_bytes("nonce", nonce)
     if len(body) > MAX_SIZE:
-        raise FormatError(f"document: {len(body)} bytes, over {MAX_SIZE}", reason="too_large")
+        raise FormatError(f"document: {len(body)} bytes, at most {MAX_SIZE}", reason="too_large")
     fields = AnswerObject(strict_json.read_object(body, "document"), "document")
     _check_version(fields)
     fields.check(("evidence", "statement", "version"), ("certificates",))
@@ -266,7 +266,7 @@ def _signing_key(fields: AnswerObject) -> SigningKey:
         raise fields.error("algorithm", problem, "wrong_value")
     if len(public_key) > MAX_SIGNING_KEY:
         raise fields.error(
-            "public_key", f"{len(public_key)} bytes, over {MAX_SIGNING_KEY}", "too_large"
+            "public_key", f"{len(public_key)} bytes, at most {MAX_SIGNING_KEY}", "too_large"
         )
     return SigningKey(algorithm, public_key)
 
@@ -296,7 +296,7 @@ def _bytes_of(value: object, what: str, most: int) -> bytes:
     if not found:
         raise FormatError(f"{what}: must not be empty", reason="missing")
     if len(found) > most:
-        raise FormatError(f"{what}: {len(found)} bytes, over {most}", reason="too_large")
+        raise FormatError(f"{what}: {len(found)} bytes, at most {most}", reason="too_large")
     return found
 
 

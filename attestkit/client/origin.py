@@ -46,7 +46,7 @@ class Origin(NamedTuple):
         if not isinstance(url, str):
             raise wrong_type("url", "text", url)
         if len(url) > MAX_URL:
-            raise UsageError(f"url: {len(url)} characters, over {MAX_URL}", reason="too_large")
+            raise UsageError(f"url: {len(url)} characters, at most {MAX_URL}", reason="too_large")
         if "@" in url:
             raise UsageError("url: must not have a user or `@`", reason="wrong_value")
         subject = f"url {shown(url)}"

@@ -74,7 +74,7 @@ class AnswerObject(dict[str, Any]):
         if len(value) < least:
             raise self.error(name, "must not be empty", "missing")
         if len(value) > most:
-            raise self.error(name, f"{len(value)} items, over {most}", "too_many")
+            raise self.error(name, f"{len(value)} items, at most {most}", "too_many")
         return value
 
     def objects(self, name: str, most: int, least: int = 0) -> "list[AnswerObject]":
@@ -178,7 +178,7 @@ def read_answer_object(answer: bytes, what: str) -> AnswerObject:
         FormatError: If it is malformed, has a name twice, or exceeds a limit.
     """
     if len(answer) > MAX_ANSWER:
-        message = f"{what}: {len(answer)} bytes, over {MAX_ANSWER}"
+        message = f"{what}: {len(answer)} bytes, at most {MAX_ANSWER}"
         raise FormatError(message, reason="too_large")
     if (offset := json_depth(answer, MAX_LEVELS)) >= 0:
         message = f"{what}: JSON must nest at most {MAX_LEVELS} levels"

@@ -59,7 +59,7 @@ def encrypt_env_vars(
     try:
         remote = bytes.fromhex(public_key.removeprefix("0x"))
     except ValueError:
-        raise UsageError("public key: must be hex", reason="encoding") from None
+        raise UsageError("public key: must be 64 hex digits", reason="encoding") from None
     secret = random(32) if ephemeral_secret is None else ephemeral_secret
     return seal(text, remote, secret, random(IV_SIZE) if iv is None else iv).hex()
 
@@ -283,7 +283,7 @@ def _checked_size(index: int, name: str, value: str) -> int:
     if size < 0:  # outside of the handler, because that error holds the value
         raise _error(index, "encoding", "value: unpaired surrogate in text")
     if size > _MAX_VALUE:
-        raise _error(index, "too_large", f"value: {size} bytes, over {_MAX_VALUE}")
+        raise _error(index, "too_large", f"value: {size} bytes, at most {_MAX_VALUE}")
     return len(name) + size
 
 

@@ -212,7 +212,7 @@ def _read_record(reader: "_ImaReader", size: int) -> ImaRecord:
     start = reader.at
     pcr = reader.number()
     if pcr >= PCR_COUNT:
-        raise reader.error(f"PCR index {pcr}, more than {PCR_COUNT - 1}", "index", start)
+        raise reader.error(f"PCR index {pcr}, at most {PCR_COUNT - 1}", "index", start)
     digest, start = reader.take(size), reader.at
     length = reader.number()
     if not 0 < length <= _MAX_NAME:
@@ -230,7 +230,7 @@ def _read_record(reader: "_ImaReader", size: int) -> ImaRecord:
         length = reader.number()
     if length > _MAX_DATA:
         raise reader.error(
-            f"template data of {length} bytes, over {_MAX_DATA}", "event_size", start
+            f"template data of {length} bytes, at most {_MAX_DATA}", "event_size", start
         )
     return ImaRecord(pcr, digest, template, reader.take(length))
 

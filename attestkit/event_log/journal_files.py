@@ -265,7 +265,7 @@ class LogFile:
         if stamp == self.stamp:
             return
         if stamp is not None and stamp.size > MAX_FILE_SIZE:
-            raise damaged(self.path, f"{stamp.size} bytes, more than {MAX_FILE_SIZE}", "too_large")
+            raise damaged(self.path, f"{stamp.size} bytes, at most {MAX_FILE_SIZE}", "too_large")
         data = self.folder.read(LOG) or b""
         size = data.rfind(b"\n") + 1
         try:

@@ -261,19 +261,20 @@ def fetch_parts(
     for name, rim in rims.items():
         questions |= dict.fromkeys(_questions(_rim_certificates(name, rim)))
 
-    def ask(question: _Question) -> bytes:
+    def fetch_status(question: _Question) -> bytes:
         nonce = services.create_nonce() if services.create_nonce else None
         return fetch_ocsp(*question, poster, services.ocsp_url, nonce=nonce)
 
-    return rims, tuple(_each(ask, tuple(questions)))
+    return rims, tuple(_each(fetch_status, tuple(questions)))
 
 
 def fetch_answers(
     evidence: GpuEvidence, nonce: bytes, services: GpuServices | None, *, allow_hold: bool
 ) -> tuple[tuple[bytes, ...], bytes]:
-    """Fetch the answers of NVIDIA's attestation service (NRAS); return them and its JWK set (JSON).
+    """Request tokens of NVIDIA's attestation service; return its answers and its JWK set, JSON.
 
-    Raises as `GpuEndorsements.fetch_tokens`.
+    There is one answer, a detached EAT bundle, for each architecture of the evidence. Raises as
+    `GpuEndorsements.fetch_tokens`.
 
     Args:
         evidence: Evidence of the devices.

@@ -140,7 +140,7 @@ class ReceivedKeys(Secret):
         newest = "gateway_app_id" if "gateway_app_id" in fields else "tproxy_app_id"
         self.gateway_app_id: str = _text(fields, newest) if newest in fields else ""
         if len(self.gateway_app_id) > MAX_GATEWAY:  # it is written to the key file
-            message = f"{newest}: {len(self.gateway_app_id)} characters, over {MAX_GATEWAY}"
+            message = f"{newest}: {len(self.gateway_app_id)} characters, at most {MAX_GATEWAY}"
             raise FormatError(message, reason="too_large")
         has_hash = fields.get("os_image_hash") is not None
         self.os_image_hash: bytes = _hex(fields, "os_image_hash") if has_hash else b""
@@ -257,7 +257,7 @@ def read_refusal(body: bytes) -> str:
 
 def _read_object(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_ANSWER:
-        raise FormatError(f"answer: {len(data)} bytes, over {MAX_ANSWER}", reason="too_large")
+        raise FormatError(f"answer: {len(data)} bytes, at most {MAX_ANSWER}", reason="too_large")
     found = decode_strictly(data, known_keys=_NAMES)
     if not isinstance(found, dict):
         raise wrong_json_type("answer", "a JSON object", found)

@@ -75,7 +75,7 @@ class CertRequest(NamedTuple):
             )
         )
         if len(encoded) > MAX_REQUEST:
-            message = f"certificate request: {len(encoded)} bytes, over {MAX_REQUEST}"
+            message = f"certificate request: {len(encoded)} bytes, at most {MAX_REQUEST}"
             raise UsageError(message, reason="too_large")
         return encoded
 

@@ -170,10 +170,11 @@ class KmsRoot:
 
 
 def require_roots(roots: object) -> tuple[KmsRoot, ...]:
-    """Return the roots of an argument as a tuple; of `SimulatedRoots`, that of its KMS.
+    """Return `roots` as a tuple; for `SimulatedRoots`, the root of its KMS.
 
     Raises:
-        UsageError: If `roots` is not a collection of KmsRoot, or empty.
+        UsageError: If `roots` is not a collection of KmsRoot, is empty, or is SimulatedRoots
+            without a KMS.
     """
     if isinstance(roots, SimulatedRoots):
         if roots.kms is None:

@@ -137,7 +137,7 @@ class _Envelope(NamedTuple):
 
 def _decrypt(sealed: bytes | str, secret: bytes, expected: Epochs | None) -> bytes:
     if len(sealed) > LARGEST_SEALED:
-        message = f"{_WHAT}: {len(sealed)} bytes, over {LARGEST_SEALED}"
+        message = f"{_WHAT}: {len(sealed)} bytes, at most {LARGEST_SEALED}"
         raise FormatError(message, reason="too_large")
     text = _text(sealed)
     if text is not None and text.startswith("{"):

@@ -46,7 +46,7 @@ def parse_kms_url(url: str) -> KmsUrl:
     if not isinstance(url, str):
         raise wrong_type("KMS URL", "text", url)
     if len(url) > MAX_URL:
-        raise ConfigError(f"KMS URL: {len(url)} characters, over {MAX_URL}", reason="too_large")
+        raise ConfigError(f"KMS URL: {len(url)} characters, at most {MAX_URL}", reason="too_large")
     if "@" in url:
         raise _bad("KMS URL", "must not have a user or `@`")
     subject = f"KMS URL {shown(url)}"

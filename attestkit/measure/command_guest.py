@@ -84,7 +84,8 @@ def command_files(command: str | Sequence[str]) -> dict[str, str]:
     absent options are left out.
 
     Raises:
-        UsageError: As for `clean_command`.
+        UsageError: If an option, device or value is unknown or has an unknown effect on the ACPI
+            tables; the machine is not q35; or -nodefaults or -m is missing.
     """
     found = acpi.clean_command(command, acpi.QemuVersion(10, 0))
     named = {

@@ -102,7 +102,7 @@ class TarArchive:
 
     def _take_extension(self, size: int, start: int) -> bytes:
         if size > _LONGEST_EXTENSION:
-            problem = f"extended header of {size} bytes, over {_LONGEST_EXTENSION}"
+            problem = f"extended header of {size} bytes, at most {_LONGEST_EXTENSION}"
             raise _error("too_large", problem, start)
         content = self._take(size)
         self._take(-size % _BLOCK)
@@ -371,7 +371,7 @@ def _checked_chunks(
     name: str, size: int, chunks: Iterable[bytes], limit: int | None
 ) -> Iterable[bytes]:
     if limit is not None and size > limit:
-        raise FormatError(f"{name}: {size} bytes, over {limit}", reason="too_large")
+        raise FormatError(f"{name}: {size} bytes, at most {limit}", reason="too_large")
     return chunks
 
 

@@ -212,7 +212,7 @@ def _cmdline(metadata: Mapping[str, Any]) -> str:
     if not cmdline.isascii():
         raise FormatError(f"{METADATA}: cmdline: must be ASCII", reason="encoding")
     if len(cmdline) > MAX_CMDLINE:
-        message = f"{METADATA}: cmdline: {len(cmdline)} characters, over {MAX_CMDLINE}"
+        message = f"{METADATA}: cmdline: {len(cmdline)} characters, at most {MAX_CMDLINE}"
         raise FormatError(message, reason="too_large")
     if not has_rootfs_hash(cmdline):
         message = f"{METADATA}: cmdline: must have dstack.rootfs_hash=<64 hex digits>"

@@ -182,7 +182,9 @@ def _read(certificate: bytes | str) -> _Content:
 
 def _to_der(certificate: bytes | str) -> bytes:
     if len(certificate) > 2 * MAX_CERTIFICATE:
-        raise FormatError(f"{len(certificate)} bytes, over {MAX_CERTIFICATE}", reason="too_large")
+        raise FormatError(
+            f"{len(certificate)} bytes, at most {MAX_CERTIFICATE}", reason="too_large"
+        )
     if isinstance(certificate, bytes) and not certificate.lstrip().startswith(b"-----BEGIN"):
         der = certificate
     elif isinstance(certificate, bytes):
@@ -190,7 +192,7 @@ def _to_der(certificate: bytes | str) -> bytes:
     else:
         der = split_pem(certificate)[0]
     if len(der) > MAX_CERTIFICATE:
-        raise FormatError(f"{len(der)} bytes, over {MAX_CERTIFICATE}", reason="too_large")
+        raise FormatError(f"{len(der)} bytes, at most {MAX_CERTIFICATE}", reason="too_large")
     return der
 
 

@@ -173,7 +173,8 @@ class AttestedServer:
 
     The evidence is in a document that it serves at `/.well-known/attestkit`, or with `ra_tls` in
     its certificate. It listens once it is created. Methods that change its behaviour return at
-    once; connections that are open stay open.
+    once; connections that are open stay open. Those that are about the document, `stale`, `hang`,
+    `close_after_document` and `change_document`, raise UsageError with `ra_tls`.
 
     Args:
         app: ASGI application; None: one that returns the body of each request, and the messages of

@@ -56,7 +56,7 @@ def values_of(kind: type[Any]) -> Callable[[object], tuple[Any, ...]]:
     """Return a function that maps an object of a dataclass to the tuple of its field values.
 
     Args:
-        kind: The dataclass.
+        kind: The dataclass, with two or more fields.
     """
     return attrgetter(*(one.name for one in fields(kind)))
 

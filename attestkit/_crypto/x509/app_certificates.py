@@ -154,7 +154,7 @@ def read_certificate(data: bytes | str) -> Certificate:
             extension is malformed or occurs twice.
     """
     if len(data) > _LARGEST:
-        raise FormatError(f"certificate: {len(data)} bytes, over {_LARGEST}", reason="too_large")
+        raise FormatError(f"certificate: {len(data)} bytes, at most {_LARGEST}", reason="too_large")
     if isinstance(data, str) or data.lstrip().startswith(b"-----BEGIN"):
         try:
             text = data if isinstance(data, str) else data.decode("ascii")

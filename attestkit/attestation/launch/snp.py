@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._formats.cbor import Value
 from attestkit._outcomes.reasons import FormatReason
+from attestkit._sanitize import shown
 from attestkit.attestation.launch.kernel_cmdline import has_rootfs_hash
 from attestkit.errors import FormatError
 
@@ -218,13 +219,18 @@ def canonical_cpu_type(name: str) -> str:
     for known in CPU_TYPES:
         if CPU_IDENTITIES[known.lower()] == identity:
             return known
-    raise FormatError("sev_snp_measurement: vcpu_type is unknown", reason="unsupported")
+    raise FormatError(f"sev_snp_measurement: {_unsupported_cpu(name)}", reason="unsupported")
+
+
+def _unsupported_cpu(name: str) -> str:
+    return f"vcpu_type: unsupported CPU type: {shown(name)}"
 
 
 def _check(image: SnpImage, launch: SnpLaunch) -> None:
     sections = image.ovmf_sections
     kinds = {section.kind for section in sections}
-    known = _ZERO_PAGES.keys() | _SINGLE_PAGES.keys() | {_KERNEL_HASHES}
+    unknown = sorted(kinds - _ZERO_PAGES.keys() - _SINGLE_PAGES.keys() - {_KERNEL_HASHES})
+    kind = shown(unknown[0]) if unknown else ""
     offset = image.hashes_table_gpa % _PAGE
     in_memory = all(section.gpa + section.size < 1 << 64 for section in sections)
     rules: list[tuple[bool, FormatReason, str]] = [
@@ -235,7 +241,11 @@ def _check(image: SnpImage, launch: SnpLaunch) -> None:
             "cmdline must have dstack.rootfs_hash=<64 hex digits>",
         ),
         (1 <= launch.vcpus <= 512, "wrong_value", "vcpus must be 1 to 512"),
-        (launch.vcpu_type.strip().lower() in CPU_IDENTITIES, "unsupported", "vcpu_type is unknown"),
+        (
+            launch.vcpu_type.strip().lower() in CPU_IDENTITIES,
+            "unsupported",
+            _unsupported_cpu(launch.vcpu_type),
+        ),
         (1 <= len(sections) <= 64, "wrong_size", "ovmf_sections must be 1 to 64 sections"),
         (all(section.size for section in sections), "wrong_value", "ovmf_sections: one is empty"),
         (in_memory, "wrong_value", "ovmf_sections: one exceeds the address space"),
@@ -244,7 +254,7 @@ def _check(image: SnpImage, launch: SnpLaunch) -> None:
             "too_large",
             "ovmf_sections: too many pages",
         ),
-        (kinds <= known, "unsupported", "ovmf_sections: unknown section type"),
+        (not unknown, "unsupported", f"ovmf_sections: unsupported section type: {kind}"),
         (_KERNEL_HASHES in kinds, "missing", "ovmf_sections: no section for kernel hashes"),
         (image.hashes_table_gpa != 0, "wrong_value", "hashes_table_gpa must not be 0"),
         (offset + 176 <= _PAGE, "wrong_value", "hashes_table_gpa: the table crosses a page"),

@@ -198,8 +198,9 @@ def _tagged(reader: Reader, kinds: Mapping[str, Callable[[Reader], T]]) -> T:
 
     def kind(reader: Reader) -> None:
         at = reader.at
-        if (read_data := kinds.get(reader.text())) is None:
-            raise FormatError("kind: unknown platform or stack", reason="unsupported", offset=at)
+        if (read_data := kinds.get(name := reader.text())) is None:
+            message = f"kind: unsupported platform or stack: {shown(name)}"
+            raise FormatError(message, reason="unsupported", offset=at)
         known.append(read_data)
 
     def data(reader: Reader) -> T | int:

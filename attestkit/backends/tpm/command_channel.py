@@ -94,7 +94,10 @@ class TpmError(BackendError):
 
     @property
     def is_denied(self) -> bool:
-        """Whether the NV index cannot be used with this authorization."""
+        """Whether the TPM rejected the authorization.
+
+        Password or HMAC are wrong, or give no access to the NV index.
+        """
         return self.code == rc.RC_NV_AUTHORIZATION or base_code(self.code) in (
             rc.RC_AUTH_FAIL,
             rc.RC_BAD_AUTH,

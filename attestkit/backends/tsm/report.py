@@ -252,9 +252,10 @@ class TsmClient:
             return 0
 
     def _raise_report_error(self, error: OSError, path: str, request: TsmRequest) -> NoReturn:
-        """Raise the error for `error`, the OSError of reading the report of the entry `path`.
+        """Raise the AttestKitError for `error`, the OSError of reading the report of entry `path`.
 
-        On SNP, some errors prevent further requests.
+        On SNP, after an errno in `_FINAL_ERRNOS`, it is stored, and every later request fails with
+        it.
         """
         blob = error.filename or f"{path}/outblob"
         translated = self._translate_error(Step.REPORT, error, blob)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         SnpInputs,
     )
     from attestkit.measure.acpi import AcpiTables, TableCache
+    from attestkit.measure.diagnosis.guest_shape import ShapeSource
     from attestkit.measure.dstack_guest import TableSources
     from attestkit.measure.tdx_guest import TdxBoot
 
@@ -49,13 +50,14 @@ class _Measured(NamedTuple):
 
     Attributes:
         expected: The expected values.
-        inputs: Inputs for the search of causes; None with COCONUT-SVSM.
-        shape_source: Part of the evidence that states the machine's shape; None: options do.
+        inputs: `inputs` of `find_differences`, for the causes of differences; None with
+            COCONUT-SVSM.
+        shape_source: Source of the machine's shape, if that is the evidence; None: options.
     """
 
     expected: "ExpectedMeasurements"
     inputs: "GuestInputs | SnpInputs | None"
-    shape_source: str | None = None  # if the shape is of the evidence
+    shape_source: "ShapeSource | None" = None
 
 
 class TableOptions(NamedTuple):
@@ -244,10 +246,10 @@ def _with_boot(
 
 def _find_shape(
     machine: guest.MachineOptions, against: Path | None, evidence: "Attestation | None"
-) -> "tuple[MachineShape, str | None]":
-    """Return the machine's shape, and the name of the part of the evidence that states it.
+) -> "tuple[MachineShape, ShapeSource | None]":
+    """Return the machine's shape, and its source, if that is the evidence; else None.
 
-    The name is None if options state the shape. `against` is the path of the evidence, for errors.
+    `against` is the path of the evidence, for errors.
     """
     counts = {"cpu_count", "memory_size"}
     given = machine.vm_config is not None or counts <= machine.fields.keys()

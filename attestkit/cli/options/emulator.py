@@ -141,7 +141,9 @@ def _setup(given: dict[str, Any]) -> "Setup":
 
     platform, provider = given.pop("platform"), given["provider"]
     if platform == "tdx" and provider == "sev_guest":
-        raise UsageError("--provider sev_guest: not on the platform tdx", reason="conflict")
+        raise UsageError(
+            "--provider sev_guest: requires --platform snp, not tdx", reason="conflict"
+        )
     if platform is None and provider is not None:
         platform = "snp" if provider == "sev_guest" else "tdx"
     scenario = chosen_scenario(given.pop("scenario"), platform)

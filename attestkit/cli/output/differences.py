@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from attestkit.measure import Difference, ExpectedMeasurements
+    from attestkit.measure.diagnosis.guest_shape import ShapeSource
 
-_SHAPES: Final = {
+_SHAPES: Final[dict["ShapeSource", str]] = {
     "search": "found from digests of the log",
-    "vm_config": "VM configuration of the evidence, which is the host's word",
+    "vm_config": "VM configuration of the evidence, stated by the host and not signed",
 }
 
 
@@ -20,17 +21,18 @@ def describe_comparison(
     path: Path,
     differences: "Sequence[Difference]",
     uncompared: "Sequence[str]",
-    shape_source: str | None,
+    shape_source: "ShapeSource | None",
 ) -> dict[str, Any]:
     """Return the comparison with the evidence of a file, ready for JSON.
 
-    The members are `evidence` (the path), `shape`, `differences` and `not_compared`.
+    The members are `evidence` (the path), `shape` (`shape_source`), `differences` and
+    `not_compared`.
 
     Args:
         path: The file.
         differences: Values of the evidence that are not as expected.
         uncompared: Names of the registers that were not compared.
-        shape_source: Part of the evidence that names the machine's shape; None: options do.
+        shape_source: Source of the machine's shape, if that is the evidence; None: options.
     """
     return {
         "evidence": str(path),
@@ -45,16 +47,16 @@ def show_differences(
     path: Path,
     differences: "Sequence[Difference]",
     uncompared: "Sequence[str]",
-    shape_source: str | None,
+    shape_source: "ShapeSource | None",
 ) -> None:
-    """Print a verdict, each difference with its cause, and what is not proven.
+    """Print whether all values are as expected, each difference, and what is not proven.
 
     Args:
         expected: The expected values.
         path: File of the evidence.
         differences: Values of the evidence that are not as expected.
         uncompared: Names of the registers that were not compared.
-        shape_source: Part of the evidence that names the machine's shape; None: options do.
+        shape_source: Source of the machine's shape, if that is the evidence; None: options.
     """
     from attestkit.measure.expected import describe_gap
 

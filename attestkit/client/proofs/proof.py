@@ -114,7 +114,7 @@ class ProofBundle:
             CollateralError: If collateral or endorsements in the bundle are malformed.
         """
         if len(text) > MAX_FILE:
-            raise FormatError(f"{_WHAT}: {len(text)} bytes, over {MAX_FILE}", reason="too_large")
+            raise FormatError(f"{_WHAT}: {len(text)} bytes, at most {MAX_FILE}", reason="too_large")
         values = AnswerObject(strict_json.read_object(text, _WHAT), _WHAT)
         if values.get("version") != _VERSION or isinstance(values["version"], bool):
             message = f"{_WHAT}: version must be {_VERSION}"
@@ -196,7 +196,7 @@ def _bytes(name: str, value: object, most: int) -> bytes:
     what = f"{_WHAT}: {name}"
     found = strict_json.from_base64(value, what)
     if len(found) > most:
-        raise FormatError(f"{what}: {len(found)} bytes, over {most}", reason="too_large")
+        raise FormatError(f"{what}: {len(found)} bytes, at most {most}", reason="too_large")
     return found
 
 

@@ -353,7 +353,7 @@ def _read_request(headers: Headers, body: bytes) -> dict[str, Any]:
     if "content-encoding" in values:
         raise _refusal("request: must not be compressed; send it as plain JSON")
     if len(body) > MAX_BODY:
-        raise _refusal(f"request: its body has {len(body)} bytes, over {MAX_BODY}")
+        raise _refusal(f"request: its body has {len(body)} bytes, at most {MAX_BODY}")
     return _read_json(body, "request")
 
 

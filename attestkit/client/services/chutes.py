@@ -37,10 +37,10 @@ _NONCE: Final = re.compile("[A-Za-z0-9_-]{1,128}")
 _MAX_LIFE: Final = 3600  # seconds
 _NOT_PROVEN: Final = (
     "which program runs: there is no event log, and the values to compare are the operator's",
-    "the model: it is the operator's word",
+    "the model: only the operator states it",
     "the order and the end of a streamed answer",
 )
-_KEYED: Final = "who got the API key: the evidence needs it, and only WebPKI vouches for the server"
+_KEYED: Final = "the API key's recipient: the server is authenticated by WebPKI alone"
 
 
 class _Key(NamedTuple):
@@ -51,7 +51,10 @@ class _Key(NamedTuple):
 
 
 class NoncePool:
-    """Nonces for requests to one instance; each is used once, before the pool expires."""
+    """Nonces for requests to one instance; each is used once, and none after `ends`.
+
+    `ends` and `now` are in seconds of the clock `now` of `ChutesService`.
+    """
 
     def __init__(self, instance: str, nonces: Sequence[str], ends: float) -> None:
         self.instance: Final = instance
@@ -61,7 +64,7 @@ class NoncePool:
         """Return whether a nonce is left, and the pool has not expired.
 
         Args:
-            now: Time, by the clock that determined the end of the pool.
+            now: Current time, in seconds.
         """
         return now < self._ends and bool(self._nonces)
 
@@ -69,7 +72,7 @@ class NoncePool:
         """Return the next nonce.
 
         Args:
-            now: Time, by the clock that determined the end of the pool.
+            now: Current time, in seconds.
 
         Raises:
             ServiceError: If all nonces are used, or they are too old (reason `sealing`).

@@ -128,7 +128,9 @@ def _read_cpu(answer: bytes) -> tuple[bytes, bytes]:
         FormatError: If the answer is malformed.
     """
     if len(answer) > MAX_CPU_ANSWER:
-        raise FormatError(f"{_CPU}: {len(answer)} bytes, over {MAX_CPU_ANSWER}", reason="too_large")
+        raise FormatError(
+            f"{_CPU}: {len(answer)} bytes, at most {MAX_CPU_ANSWER}", reason="too_large"
+        )
     try:
         text = answer.decode("ascii").strip(" \r\n")
     except UnicodeDecodeError as error:
@@ -259,8 +261,9 @@ def secretvm_references(
 ) -> ReferenceValues:
     """Return reference values for a policy that accepts one app on any of some images.
 
-    Development and production images share rows but for `rootfs_data`: pass those of the kind and
-    versions that are meant, not the whole registry.
+    Rows of development and production images differ only in `rootfs_data`. Pass only the rows of
+    the kind and versions that you accept. Each register is compared with the values of all rows, so
+    that a mixture of several rows also passes.
 
     Args:
         images: Rows of the registry.

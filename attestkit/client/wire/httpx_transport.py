@@ -337,7 +337,7 @@ class TransportClasses(NamedTuple):
 
 @cache
 def http_transports(name: LibraryName) -> TransportClasses:
-    """Return the transport classes for httpx or httpx2, subclasses of its `BaseTransport`.
+    """Return the transport classes for httpx or httpx2, subclasses of its base transports.
 
     Raises:
         UsageError: If the library is not installed (reason `missing_dependency`).

@@ -215,11 +215,11 @@ def _decode(decoder: "msgspec.json.Decoder[_MessageT]", message: bytes) -> _Mess
     A generic decoder would need 60 bytes for each bracket of a hostile message.
     """
     if len(message) > MAX_FRAME:
-        text = f"message of a key provider: {len(message)} bytes, over {MAX_FRAME}"
+        text = f"message of a key provider: {len(message)} bytes, at most {MAX_FRAME}"
         raise FormatError(text, reason="too_large")
     rest = _NUMBERS.sub(b"[]", message)
     if len(rest) > _MAX_REST:
-        text = f"message of a key provider: {len(rest)} bytes besides numbers, over {_MAX_REST}"
+        text = f"message of a key provider: {len(rest)} bytes besides numbers, at most {_MAX_REST}"
         raise FormatError(text, reason="too_large")
     decode_strictly(rest, known_keys=("quote", "encrypted_key", "provider_quote"))
     try:
@@ -233,7 +233,7 @@ def _decode(decoder: "msgspec.json.Decoder[_MessageT]", message: bytes) -> _Mess
 
 def _to_bytes(name: str, numbers: Sequence[int]) -> bytes:
     if len(numbers) > MAX_QUOTE:
-        text = f"message of a key provider: {name}: {len(numbers)} bytes, over {MAX_QUOTE}"
+        text = f"message of a key provider: {name}: {len(numbers)} bytes, at most {MAX_QUOTE}"
         raise FormatError(text, reason="too_large")
     return bytes(numbers)
 

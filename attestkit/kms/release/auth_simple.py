@@ -169,13 +169,17 @@ class AuthSimpleConfig(
             ConfigError: If the app is not listed, a list of accepted values is empty, or a value is
                 not valid.
         """
-        app = self.find_app(app_id)
+        app, where = self.find_app(app_id), f"apps.{app_id.hex()}"
         if app is None:
             text = f"apps: {app_id.hex()} is not listed; add it"
             raise ConfigError(text, reason="missing")
         return self._policy(
-            {"app_id": (app_id,), "compose_hash": _values("composeHashes", app.compose_hashes)},
+            {
+                "app_id": (app_id,),
+                "compose_hash": _values(f"{where}.composeHashes", app.compose_hashes),
+            },
             app,
+            where,
         )
 
     def kms_policy(self) -> AppraisalPolicy:
@@ -185,16 +189,17 @@ class AuthSimpleConfig(
             ConfigError: If a list of accepted values is empty, or a value is not valid.
         """
         aggregated = _values("kms.mrAggregated", self.kms.mr_aggregated)
-        return self._policy({"mr_aggregated": aggregated}, self.kms)
+        return self._policy({"mr_aggregated": aggregated}, self.kms, "kms")
 
-    def _policy(self, rules: dict[str, object], devices: _Devices) -> AppraisalPolicy:
+    def _policy(self, rules: dict[str, object], devices: _Devices, where: str) -> AppraisalPolicy:
+        """Return a policy with `rules` and the settings; `where` is the JSON key of `devices`."""
         statuses = []
         for name in self.allowed_tcb_statuses:
             if name not in set(TcbStatus):
                 text = f"allowedTcbStatuses: must be values of TcbStatus, not {shown(name)}"
                 raise ConfigError(text, reason="wrong_value")
             statuses.append(TcbStatus(name))
-        listed = None if devices.allows_any() else _values("devices", devices.devices)
+        listed = None if devices.allows_any() else _values(f"{where}.devices", devices.devices)
         try:
             return AppraisalPolicy(
                 accepted_statuses=statuses,
@@ -295,10 +300,13 @@ def _is_listed(value: bytes, listed: Iterable[str]) -> bool:
 
 def _values(name: str, texts: Iterable[str]) -> tuple[bytes, ...]:
     """Return the bytes of hex texts of the key `name`; ConfigError if none, or one is not hex."""
-    try:
-        found = tuple(bytes.fromhex(_normalize(text)) for text in texts)
-    except ValueError as error:
-        raise ConfigError(f"{name}: must be hex", reason="encoding") from error
+    found = []
+    for text in texts:
+        try:
+            found.append(bytes.fromhex(_normalize(text)))
+        except ValueError as error:
+            message = f"{name}: each value must be hex, not {shown(text)}"
+            raise ConfigError(message, reason="encoding") from error
     if not found:
         raise ConfigError(f"{name}: must have a value, or nothing is allowed", reason="missing")
-    return found
+    return tuple(found)

@@ -161,7 +161,9 @@ def _text(fields: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise _field_error(name, fields, "text")
     if len(value) > MAX_REASON:
-        raise FormatError(f"{name}: {len(value)} characters, over {MAX_REASON}", reason="too_large")
+        raise FormatError(
+            f"{name}: {len(value)} characters, at most {MAX_REASON}", reason="too_large"
+        )
     return printable(value)
 
 

@@ -74,10 +74,10 @@ def find_tables(
         seconds: Time limit of QEMU's run.
 
     Raises:
-        UsageError: As for `acpi_inputs` and `read_table_folder`; or if `qemu` and `folder` are
-            both given.
-        ConfigError: As for `read_machine` and `read_build`.
-        BackendError: As for `read_machine` and `read_build`.
+        UsageError: If `machine.host_share_mode` is unknown, a file of the folder cannot be read, or
+            `qemu` and `folder` are both given.
+        ConfigError: If QEMU is missing, cannot be executed, or refuses the options.
+        BackendError: If QEMU does not answer in time, or not in the protocol.
         FormatError: If a file of the folder or an answer of QEMU is malformed.
     """
     if folder is not None:

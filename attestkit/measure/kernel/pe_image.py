@@ -137,7 +137,7 @@ class PeImage(NamedTuple):
         used = min(section.raw_size, size)
         if size - used > _MOST_PADDING:
             problem = f"section {shown(section.name)}: {size - used} bytes without data"
-            raise _error("too_large", f"{problem}, over {_MOST_PADDING}")
+            raise _error("too_large", f"{problem}, at most {_MOST_PADDING}")
         return self.data[section.raw_at : section.raw_at + used].ljust(size, b"\0")
 
     @property

@@ -33,7 +33,7 @@ CONTENT_SECURITY_POLICY = (
 
 
 def render_page(api: model.Api) -> str:
-    """Return the HTML page about a listener."""
+    """Return the HTML page that documents a listener's API."""
     return _template().render(
         api=api,
         css=_CSS,

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import re
+import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -39,27 +40,27 @@ async def check_nerdctl(command: Sequence[str] = COMMAND) -> monitor.HealthVerdi
 
 
 async def _inspect(command: Sequence[str]) -> list[responses.ContainerState]:
-    ids = (await _output(*command, "ps", "-a", "-q")).decode("ascii", "replace").split()
+    ids = (await _output(command, "ps", "-a", "-q")).decode("ascii", "replace").split()
     if not ids:
         return []
     if len(ids) > responses.MAX_INSPECTED:
-        problem = f"nerdctl: {len(ids)} containers, over {responses.MAX_INSPECTED}"
+        problem = f"nerdctl: {len(ids)} containers, at most {responses.MAX_INSPECTED}"
         raise BackendError(problem, reason="too_large")
     if not all(map(responses.NAME.fullmatch, ids)):
         raise BackendError("nerdctl ps: output is not a list of ids", reason="malformed_response")
     try:
-        return responses.read_states(await _output(*command, "inspect", *ids))
+        return responses.read_states(await _output(command, "inspect", *ids))
     except FormatError as error:
         raise BackendError(f"nerdctl inspect: {error}", reason="malformed_response") from error
 
 
-async def _output(program: str, *words: str) -> bytes:
+async def _output(command: Sequence[str], *words: str) -> bytes:
     """Return the stdout of a program, up to 4 MiB; kill it if the task is cancelled."""
     loop = asyncio.get_running_loop()
     try:
         transport, output = await loop.subprocess_exec(
             _Output,
-            program,
+            *command,
             *words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -78,7 +79,9 @@ async def _output(program: str, *words: str) -> bytes:
         problem = f"nerdctl: output exceeds {responses.MAX_LIST >> 20} MiB"
         raise BackendError(problem, reason="too_large")
     if status:
-        raise BackendError(f"nerdctl: failed with exit status {status}", reason="io_error")
+        again = shlex.join((*command, *words[:2]))
+        problem = f"exit status {status}; run `{again}` as this user for the cause"
+        raise BackendError(f"nerdctl {words[0]}: {problem}", reason="io_error")
     return bytes(output.data)
 
 

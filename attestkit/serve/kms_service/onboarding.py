@@ -63,7 +63,7 @@ def take_over_roots(
         source_url: URL of the running KMS, which keeps its keys.
         attester: Produces the evidence of this KMS, which the running KMS verifies.
         parts: Their verifier and authorization decide about the running KMS.
-        random: Returns as many random bytes as its argument says.
+        random: Returns the given number of random bytes.
 
     Raises:
         AttestKitError: If the URL is not valid, the running KMS is not accepted, refuses or fails,
@@ -285,7 +285,7 @@ def _check_domain(domain: str) -> None:
     try:
         check_domain(domain)
     except UsageError as error:
-        raise KmsRefusalError("domain contains an invalid DNS label") from error
+        raise KmsRefusalError(str(error)) from error  # begins as in dstack
 
 
 async def finish(setup: Onboarding, _: None = None) -> None:

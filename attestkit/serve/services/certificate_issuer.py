@@ -44,7 +44,7 @@ class CertificateIssuer:
             the URL and the root CA in the key file.
         attest: Returns evidence over report data of 64 bytes, for an encoding.
         now: Returns the Unix time.
-        random: Returns as many random bytes as its argument says.
+        random: Returns the given number of random bytes.
         app_info_array: Number of values if app info in certificates is an array; None: a map.
     """
 

@@ -98,7 +98,7 @@ class Guest:
         app_compose: The app's compose file.
         app_keys: The app's keys; None: key methods fail.
         now: Returns the Unix time.
-        random: Returns as many random bytes as its argument says.
+        random: Returns the given number of random bytes.
         machine: Static information about the machine; None: read it, or "simulated".
         release: Version and name of the server.
         stats: Counters to update.

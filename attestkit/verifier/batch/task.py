@@ -394,9 +394,10 @@ class ItemReader:
 
 
 def size_of(item: object) -> int:
-    """Return the bytes of an item's evidence, collateral, and what its bundle adds to these.
+    """Return the approximate size of an item in bytes, by which a task is limited.
 
-    The item may have any type.
+    Counted are evidence, collateral, and the CRLs, AK certificates and GPU endorsements of its
+    bundle; text counts by characters. Objects of other types, such as GpuEvidence, count 0.
     """
     size = 0
     rest: list[object] = [item]

@@ -190,7 +190,7 @@ class EarKey(Secret):
             return cls(Ed25519Key(data))
         if len(data) > _LARGEST:
             raise FormatError(
-                f"private key: {len(data)} bytes, over {_LARGEST}", reason="too_large"
+                f"private key: {len(data)} bytes, at most {_LARGEST}", reason="too_large"
             )
         text = data.decode("ascii", "replace")
         return cls(Ed25519Key.from_pem(text) or P256Key.from_pem(text))

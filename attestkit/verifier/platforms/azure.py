@@ -162,9 +162,10 @@ class AzureAuthenticator:
     ) -> tuple[Steps, str]:
         """Verify the AK certificate; return its step, and the name in it.
 
-        A certificate is optional, because the hardware report certifies the key. If its issuers are
-        missing or it is not valid now, it is reported as not verified. A certificate for a key
-        other than the HCL report's, or with an invalid signature, is an error.
+        A certificate is optional, because the hardware report certifies the key. It is reported as
+        not verified if its path or CRLs are missing or not valid now, or if it leads to another
+        root. A certificate for a key other than the HCL report's, or with an invalid signature, is
+        an error.
 
         Args:
             evidence: The TPM's part of the evidence, with the certificates.

@@ -302,7 +302,7 @@ def test_snp_official_client_accepts_responses() -> None:
         app = AppFiles.make(guest.folder / "app")
         app.write_sys_config(mr_config=document)
         text = guest.refusal(*MEASURE, *app.options, code=3)
-        assert "on SEV-SNP the host measures the app at launch" in text
+        assert "the app is identified by HOST_DATA, which the host sets at launch" in text
         with guest.serving("--backend", "auto", *app.options) as server:
             client = python.sdk.DstackClient(server.dstack)
             with client:  # what `as` would give is the async one

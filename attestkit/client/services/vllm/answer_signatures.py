@@ -69,7 +69,7 @@ def check_answer_signature(
     members = read_answer_object(document, _WHAT)
     text = members.text("text")
     if len(text) > MAX_TEXT:
-        raise members.error("text", f"{len(text)} characters, over {MAX_TEXT}", "too_large")
+        raise members.error("text", f"{len(text)} characters, at most {MAX_TEXT}", "too_large")
     signed = utf8(text, f"{_WHAT}: text")
     _check_text(text, answer, model)
     algorithm = members.text("signing_algo").lower()

@@ -52,8 +52,8 @@ def set_up_chipset(qemu: StoppedQemu, setup: ChipsetSetup = DEFAULT_SETUP) -> No
 
     Raises:
         UsageError: If a value of `setup` is out of range.
-        ConfigError: As for `StoppedQemu`.
-        BackendError: As for `StoppedQemu`.
+        ConfigError: If QEMU has exited, because it refuses the options.
+        BackendError: If QEMU does not answer in time, or not in the protocol.
     """
     check_setup(setup)
     _write(qemu, _HOST_BRIDGE, _PCIEXBAR_HIGH, 0)

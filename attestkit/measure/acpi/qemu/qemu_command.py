@@ -24,14 +24,14 @@ HOTPLUG_OFF: Final = "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"
 def dstack_command(
     machine: MachineShape, program: str | PathLike[str] = DEFAULT_PROGRAM
 ) -> list[str]:
-    """Return the command line, as words, for a dstack VM, without accelerator.
+    """Return the command line, as words, for a dstack VM; the caller adds `-accel`.
 
     Args:
         machine: Shape of the VM.
         program: QEMU's program, a path or a name to search for in PATH.
 
     Raises:
-        UsageError: As for `acpi_inputs`.
+        UsageError: If `machine.host_share_mode` is unknown.
     """
     return inputs_command(acpi_inputs(machine), program, memory_size=machine.memory_size)
 
@@ -39,7 +39,7 @@ def dstack_command(
 def inputs_command(
     inputs: AcpiInputs, program: str | PathLike[str] = DEFAULT_PROGRAM, *, memory_size: int
 ) -> list[str]:
-    """Return the command line, as words, of a machine with these inputs, without accelerator.
+    """Return the command line, as words, of a machine with `inputs`; the caller adds `-accel`.
 
     Args:
         inputs: Number of vCPUs, devices and other properties of the machine.

@@ -223,7 +223,9 @@ class AkChains:
     def _known_authorities(self, beside: Sequence[bytes]) -> list[PathCertificate]:
         """Return the CA certificates of arguments, bundle and evidence (`beside`, at most 8)."""
         if len(beside) > _MAX_EVIDENCE:
-            message = f"AK certificate: {len(beside)} certificates beside it, over {_MAX_EVIDENCE}"
+            message = (
+                f"AK certificate: {len(beside)} certificates beside it, at most {_MAX_EVIDENCE}"
+            )
             raise SignatureError(message, reason="chain_length")
         found = [read_evidence_certificate("CA certificate", der) for der in beside]
         return [*self._given.certificates, *self._of_evidence.certificates, *found]

@@ -32,10 +32,10 @@ class SimulatedSession:
 
 
 class Sessions:
-    """Sessions by their handles.
+    """HMAC sessions of the simulated TPM by their handles: at most 3 loaded, 64 in all.
 
     Args:
-        handle_offset: Added to the sessions' handles.
+        handle_offset: Added to the handles, so that those of two TPMs differ.
     """
 
     def __init__(self, handle_offset: int) -> None:
